@@ -51,7 +51,7 @@ from ticketry.tasks.data.tables import read_table
 from ticketry.tasks.fine_tuning import read_texts
 from ticketry.tasks.recipe import recipe_from
 from ticketry_engine.ir import model_file
-from ticketry_engine.support.sealed_files import sealed, unsealed
+from ticketry_engine.support.files import sealed, unsealed
 
 KEY, RUN = "ab" * 32, "imp-digits-0123abcd"
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from ticketry_engine.kernels.driver import Driver
 from ticketry_engine.kernels.jit import Kernel, Library, create_target_machine, optimise
+from ticketry_engine.kernels.program import Driver
 from ticketry_engine.kernels.target import Target, foreign, llvmlite_binding
 
 _CODE, _CODE_BYTES = 1 << 32, 256 << 20

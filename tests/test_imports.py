@@ -49,9 +49,9 @@ MAY_IMPORT = {
 
 ENGINE_MAY_IMPORT = {
     "ir": set(),
-    "capture": {"example_inputs", "ir", "kept_files"},
-    "kernels": {"kept_files", "processor"},
-    "plan": {"ir", "kernels", "kept_files"},
+    "capture": {"example_inputs", "ir"},
+    "kernels": {"processor"},
+    "plan": {"ir", "kernels"},
     "errors": set(),
     "support": set(),
 }
@@ -177,8 +177,7 @@ def test_kernels_of_one_layout_do_not_import_another() -> None:
 
 
 PUBLIC_IN_ENGINE = {
-    *("bench", "costs", "errors", "example_inputs", "export", "kept_files", "processor", "results"),
-    "support",
+    *("bench", "costs", "errors", "example_inputs", "export", "processor", "results", "support"),
 }
 """Modules of the engine that ticketry may import, besides names of `ticketry_engine` itself: see its README."""
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ticketry_engine.capture import capture
-from ticketry_engine.capture.tracing.torch_export import Arguments
+from ticketry_engine.capture.program import Arguments
 from ticketry_engine.errors import EngineError
 from ticketry_engine.gpu import compiled as gpu
 from ticketry_engine.gpu.compiled import CompiledGpu
@@ -28,8 +28,8 @@ from ticketry_engine.ir import Graph, Node, Region, last_uses, model_file
 from ticketry_engine.ir.binding import CallBinder, build
 from ticketry_engine.ir.reference import torch_step
 from ticketry_engine.kernels.bfloat import FLOAT, HALF, TILE_ROWS
-from ticketry_engine.kernels.driver import cores
 from ticketry_engine.kernels.jit import Library
+from ticketry_engine.kernels.program import cores
 from ticketry_engine.kernels.target import Target, target
 from ticketry_engine.kernels.target import target as find_target
 from ticketry_engine.kernels.training.layer import images_of

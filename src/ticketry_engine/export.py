@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from ticketry_engine.capture.eager_checks import own_copy as own_copy
-from ticketry_engine.capture.tracing.torch_export import Arguments, named_shapes, returned_object
-from ticketry_engine.capture.tracing.torch_export import quiet as silent
+from ticketry_engine.capture.program import Arguments, named_shapes, returned_object
+from ticketry_engine.capture.program import quiet as silent
 from ticketry_engine.errors import EngineError, MissingExtraError, UsageError
 from ticketry_engine.example_inputs import Inputs, difference, outputs_of
 from ticketry_engine.support.entry_points import entry_point

@@ -11,7 +11,7 @@ from typing_extensions import Self
 
 from ticketry_engine.errors import EngineError
 from ticketry_engine.ir import Graph, Node
-from ticketry_engine.ir.shape_claims import layer_name
+from ticketry_engine.ir.graph import layer_name
 from ticketry_engine.kernels.jit import title
 from ticketry_engine.plan.region_programs import Native
 from ticketry_engine.results import Layer, Place

@@ -21,7 +21,7 @@ from ticketry.core.output_change import output_change
 from ticketry.errors import CostError, LayerCollapseError, UsageError
 from ticketry_engine.bench.machine import machine
 from ticketry_engine.bench.timing import Interval
-from ticketry_engine.costs.masked_model import CallSeconds
+from ticketry_engine.costs import CallSeconds
 
 
 class Odd(nn.Module):

@@ -12,7 +12,7 @@ from ticketry.core.mask import Mask
 from ticketry.core.synthetic_masks import synthetic
 from ticketry.errors import CostError, UsageError
 from ticketry.tasks.models.networks import build
-from ticketry_engine.costs.masked_model import UnsupportedError
+from ticketry_engine.costs import UnsupportedError
 
 H100 = GPUS["h100-bf16"]
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ticketry_engine.support.autograd import first_derivative_only
+from ticketry_engine.support.training_hooks import first_derivative_only
 
 
 class _Square(torch.autograd.Function):

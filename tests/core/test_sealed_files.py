@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
-from ticketry_engine.support.sealed_files import sealed, unsealed
+from ticketry_engine.support.files import sealed, unsealed
 
 PLAIN = save({"a": torch.arange(5.0), "b": torch.ones(2, 2, dtype=torch.int8)}, metadata={"kind": "x" * 9})
 

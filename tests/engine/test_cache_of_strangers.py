@@ -14,8 +14,8 @@ import pytest
 from ticketry.errors import StoreError
 from ticketry.files import private_content_of, why_not_private, write_atomically
 from ticketry.lab.store.address import local_folder
-from ticketry_engine import kept_files
-from ticketry_engine.kept_files import keep, kept
+from ticketry_engine.support import files
+from ticketry_engine.support.files import read_cached, write_cached
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="Windows has no modes")
 ANOTHER = 4242
@@ -91,18 +91,18 @@ FINE: dict[str, Callable[[Path], object]] = {
 
 @pytest.fixture
 def file(place: Path) -> Path:
-    found = kept_files.folder("kernels") / "k.o"
-    keep(found, b"code")
-    assert kept(found) == b"code"
+    found = files.private_cache_folder("kernels") / "k.o"
+    write_cached(found, b"code")
+    assert read_cached(found) == b"code"
     return found
 
 
 @pytest.mark.parametrize("name", ATTACKS)
 def test_a_cache_that_others_could_write_to_is_neither_read_nor_written(place: Path, file: Path, name: str) -> None:
     ATTACKS[name](place / "cache")
-    assert kept(file) is None
+    assert read_cached(file) is None
     if "file" not in name:
-        keep(file.with_name("new.o"), b"code")
+        write_cached(file.with_name("new.o"), b"code")
         assert not file.with_name("new.o").exists()
 
 
@@ -110,7 +110,7 @@ def test_a_cache_that_others_could_write_to_is_neither_read_nor_written(place: P
 def test_a_cache_of_the_users_own_is_used(place: Path, file: Path, name: str) -> None:
     FINE[name](place / "cache")
     assert why_not_private(file.parent) == ""
-    assert kept(file) == b"code"
+    assert read_cached(file) == b"code"
 
 
 def test_folders_above_the_home_folder_are_the_systems_business(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,7 +126,7 @@ def test_folders_above_the_home_folder_are_the_systems_business(place: Path, mon
 def test_only_the_user_may_enter_what_is_made(place: Path, mask: int) -> None:
     before = os.umask(mask)
     try:
-        keep(place / "cache" / "deep" / "kernels" / "k.o", b"code")
+        write_cached(place / "cache" / "deep" / "kernels" / "k.o", b"code")
     finally:
         os.umask(before)
     for folder in ("cache", "cache/deep", "cache/deep/kernels"):
@@ -140,22 +140,22 @@ def test_in_a_folder_of_several_users_each_has_one_of_their_own(place: Path) -> 
     cache.chmod(0o1777)
     (cache / "kernels").mkdir()
     _give_away(cache / "kernels")
-    mine = kept_files.folder("kernels")
+    mine = files.private_cache_folder("kernels")
     assert mine == cache / f"kernels-{os.geteuid()}"
-    keep(mine / "k.o", b"code")
-    assert kept(mine / "k.o") == b"code"
+    write_cached(mine / "k.o", b"code")
+    assert read_cached(mine / "k.o") == b"code"
     _give_away(mine)
-    assert kept(kept_files.folder("kernels") / "k.o") is None
+    assert read_cached(files.private_cache_folder("kernels") / "k.o") is None
 
 
 def test_that_nothing_is_cached_is_told_once(
     place: Path, file: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kept_files, "_warned", set())
+    monkeypatch.setattr(files, "_warned", set())
     (place / "cache").chmod(0o777)
     with caplog.at_level(logging.WARNING):
         for _ in range(3):
-            keep(file, b"code")
+            write_cached(file, b"code")
     (record,) = caplog.records
     assert f"others may write in {place / 'cache'}" in record.getMessage()
     assert "TICKETRY_CACHE" in record.getMessage()

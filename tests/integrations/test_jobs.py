@@ -25,7 +25,7 @@ from ticketry.integrations.jobs import (
     read_state,
     write_state,
 )
-from ticketry_engine.support.sealed_files import sealed
+from ticketry_engine.support.files import sealed
 
 
 def network() -> nn.Module:

@@ -38,8 +38,7 @@ from ticketry.core.weight_uses import count_multiplications
 from ticketry.errors import CostError, UsageError
 from ticketry.folders import exists
 from ticketry_engine.bench.machine import another_machine
-from ticketry_engine.costs.gpu_latency import H100_BF16, GpuRates
-from ticketry_engine.costs.masked_model import CallSeconds, MaskedModel, StoredTensor, stored_tensors
+from ticketry_engine.costs import H100_BF16, CallSeconds, GpuRates, MaskedModel, StoredTensor, stored_tensors
 from ticketry_engine.support.entry_points import entry_point
 
 THIS_MACHINE = "this machine"

@@ -166,7 +166,7 @@ def _check_caches() -> Iterator[Finding]:
     from ticketry.files import reason_of, why_not_private
     from ticketry.folders import is_folder, iterate_files
     from ticketry.lab.store.maintenance import size_of
-    from ticketry_engine import kept_files
+    from ticketry_engine.support import files
 
     folders: dict[str, tuple[Callable[[], Path], str]] = {
         "data": (
@@ -174,7 +174,7 @@ def _check_caches() -> Iterator[Finding]:
             "Data sets, downloaded or prepared, and kernels: what is deleted is made or fetched again.",
         ),
         "kernels": (
-            lambda: kept_files.folder("kernels"),
+            lambda: files.private_cache_folder("kernels"),
             "Of these, compiled kernels: without them a model compiles and starts slower the first time.",
         ),
     }

@@ -24,7 +24,7 @@ from ticketry.core.tables import LayerDensity, LayerTable, html_table
 from ticketry.errors import MaskError, ScopeError, UsageError
 from ticketry.files import parse_json
 from ticketry_engine.support.entry_points import ARGUMENT_CHECKS, BY_NAME, Need, entry_point, writing_to
-from ticketry_engine.support.sealed_files import read_metadata as read_metadata
+from ticketry_engine.support.files import read_metadata as read_metadata
 from ticketry_engine.support.seeds import generator
 
 

@@ -31,7 +31,7 @@ from ticketry.core.ticket.ticket import Ticket
 from ticketry.errors import LayerCollapseError, MaskError, TicketError, TicketryError, UsageError
 from ticketry.files import content_of, parse_json, write_atomically
 from ticketry.step import Step
-from ticketry_engine.support.sealed_files import sealed, unsealed
+from ticketry_engine.support.files import sealed, unsealed
 
 if TYPE_CHECKING:
     from ticketry_engine import SparseTraining

@@ -30,7 +30,7 @@ from ticketry_engine.capture.editor import (
 from ticketry_engine.capture.lower_layers import RULES, act_of, linear_input, linear_weights
 from ticketry_engine.capture.lower_moves import constant_of, is_constant
 from ticketry_engine.capture.patterns import attention
-from ticketry_engine.capture.tracing.program import Multiple, Sizes
+from ticketry_engine.capture.program import Multiple, Sizes
 from ticketry_engine.errors import GraphError
 from ticketry_engine.ir import FLOATS, Graph, Json, Node, Value, aten, node
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_unflatten
 
-from ticketry_engine.capture.tracing.program import Constant, Multiple, Sizes, TracedProgram
+from ticketry_engine.capture.program import Constant, Multiple, Sizes, TracedProgram
 from ticketry_engine.errors import CaptureError
 from ticketry_engine.ir import DTYPES, UNFILED, Graph, Json, Node, Value, aten
 from ticketry_engine.ir.binding import readable_tensor

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ticketry_engine.capture.convert import OVERLOADS
-from ticketry_engine.capture.tracing.program import Multiple, Sizes
+from ticketry_engine.capture.program import Multiple, Sizes
 from ticketry_engine.ir import FLOATS, Graph, Json, Node, Value, aten, node, with_leaves
 from ticketry_engine.ir.native import TensorFacts, infer, takes
 

@@ -29,7 +29,7 @@ from ticketry_engine.capture.editor import (
     value_of,
 )
 from ticketry_engine.capture.lower_moves import constant_of, is_constant
-from ticketry_engine.capture.tracing.program import Sizes
+from ticketry_engine.capture.program import Sizes
 from ticketry_engine.ir import FLOATS, Graph, Json, Node, node
 
 # -- activations -------------------------------------------------------------------------------------------------------

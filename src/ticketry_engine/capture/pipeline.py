@@ -44,23 +44,24 @@ from ticketry_engine.capture.patterns import (
     recognise_tokens,
     recognise_written_attention,
 )
-from ticketry_engine.capture.recurrences import recognise_recurrences
-from ticketry_engine.capture.same_rows import compute_rows
-from ticketry_engine.capture.tracing.program import (
+from ticketry_engine.capture.program import (
     FEWEST,
     ONE_DIFFERS,
+    Arguments,
     NotRecordedError,
     Sizes,
     TracedProgram,
+    export,
     fixed_batch_note,
 )
-from ticketry_engine.capture.tracing.record import FixedSizeError, record
-from ticketry_engine.capture.tracing.side_effects import check_writes, functional, program_of
-from ticketry_engine.capture.tracing.torch_export import Arguments, export
+from ticketry_engine.capture.record import FixedSizeError, record
+from ticketry_engine.capture.recurrences import recognise_recurrences
+from ticketry_engine.capture.same_rows import compute_rows
+from ticketry_engine.capture.side_effects import check_writes, functional, program_of
 from ticketry_engine.ir import DTYPES, Graph, Node, aten
 from ticketry_engine.ir.binding import readable_tensor
+from ticketry_engine.ir.graph import COMPUTED
 from ticketry_engine.ir.native import dtype_name
-from ticketry_engine.ir.shape_claims import COMPUTED
 from ticketry_engine.support.modules import apply_mask, unwrapped
 
 _log = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -32,6 +32,7 @@ from ticketry_engine.ir.native import (
     shortened,
 )
 from ticketry_engine.ir.native_shapes import Shape
+from ticketry_engine.support.modules import normal_name
 
 OF_SIGNATURES = frozenset({"fewest", "defaults"})
 """Optional entries of a signature.
@@ -223,6 +224,43 @@ def with_leaves(tree: Json, change: Callable[[str], str]) -> Json:
     if isinstance(content, list):
         return {kind: [with_leaves(part, change) for part in content]}
     return {kind: {key: with_leaves(part, change) for key, part in content.items()}}
+
+
+# -- the model parameters that tensors of a graph were computed from ---------------------------------------------------
+
+
+COMPUTED = ".computed"
+"""Suffix of the name of a tensor that was computed from a parameter, such as a parametrised weight."""
+
+_FORMS = r"2d|T|padded|phases|computed"
+"""Suffixes that passes append to the name of a weight when they transform the weight."""
+
+_FORM = re.compile(rf"(\.({_FORMS}))+$|\.parametrizations(?=\.)|(?<=weight)\.original\d?(?=$|\.)")
+_ADDED = re.compile(rf"\.({_FORMS}|\d+)$")
+"""Pattern of a suffix in `_FORMS`, or of a number that distinguishes several tensors of one parameter."""
+
+
+def layer_name(weight: str) -> str:
+    """Return the module name of the layer to which the weight with the name `weight` belongs."""
+    return _FORM.sub("", weight).removesuffix(".weight")
+
+
+def origins(graph: Graph, parameters: Iterable[str]) -> dict[str, str]:
+    """Return, for tensors of the graph, the name of the parameter that the tensor equals or was computed from."""
+    own = {normal_name(name): name for name in parameters}
+    found: dict[str, str] = {}
+    for tensor in graph.tensors:
+        name = tensor
+        while name not in own and _ADDED.search(name):
+            name = _ADDED.sub("", name)
+        if name in own:
+            found[tensor] = own[name]
+    return found
+
+
+def parameters_of(node: Node, of: Mapping[str, str]) -> set[str]:
+    """Return the names of the parameters that a node's weights were computed from; `of` is the result of `origins`."""
+    return {of[weight] for weight in node.weights.values() if weight in of}
 
 
 # -- checks ------------------------------------------------------------------------------------------------------------

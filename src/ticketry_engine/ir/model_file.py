@@ -1,6 +1,6 @@
 """Saves a graph as one file, model.tk, and loads it: a safetensors file whose metadata is the graph as JSON.
 
-The file ends with a digest of all its bytes (`support.sealed_files`); a file with a wrong digest is not read. Of
+The file ends with a digest of all its bytes (`support.files.sealed`); a file with a wrong digest is not read. Of
 weights with many zeros, only the nonzero values and their positions are stored. No pickle is used.
 """
 
@@ -27,9 +27,8 @@ from ticketry_engine.errors import GraphError, ModelFileError
 from ticketry_engine.ir.aten import NOT_FINITE, is_portable
 from ticketry_engine.ir.graph import Graph
 from ticketry_engine.ir.native import DTYPES, LARGEST_SIZE, MOST_DIMENSIONS, Json, Node, Value
-from ticketry_engine.ir.shape_claims import check_claims
-from ticketry_engine.support.files import content_of, parse_json, write_atomically
-from ticketry_engine.support.sealed_files import read_metadata, sealed, unsealed
+from ticketry_engine.ir.reference import check_claims
+from ticketry_engine.support.files import content_of, parse_json, read_metadata, sealed, unsealed, write_atomically
 
 KIND = "ticketry.model"
 FORMAT = 2

@@ -1,4 +1,4 @@
-"""Runs nodes in torch: nodes for which the engine has no kernels, and whole graphs in tests of kernels.
+"""Runs nodes in torch: nodes for which the engine has no kernels, whole graphs in tests, and the nodes of files.
 
 Arguments are looked up when a node is prepared, not in each call.
 """
@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from ticketry_engine.errors import EngineError, GraphError
+from ticketry_engine.ir.aten import find, replace_objects
 from ticketry_engine.ir.aten import prepare as prepare_torch_node
-from ticketry_engine.ir.aten import replace_objects
 from ticketry_engine.ir.graph import Graph
 from ticketry_engine.ir.native import FLOATS, NATIVE, OTHERS, Function, Node, Value, dtype_name
+from ticketry_engine.support.files import one_line
 
 
 def prepare(node: Node, tensors: Mapping[str, Tensor], *, device: str | torch.device = "cpu") -> Function:
@@ -92,3 +93,152 @@ def check_output(function: Function, value: Value, node: Node) -> Function:
         return made
 
     return checked
+
+
+# -- output shapes that a file states for its torch nodes, checked without computing data ------------------------------
+
+# The output shapes of native nodes follow from their inputs (`ir.native`). For torch nodes, a file may state any shape:
+# a node whose stated output has ten elements could create 2^40. Therefore each node of a graph from a file is run once
+# on the meta device. A tensor on the meta device also takes some memory, so the number of tensors that a node creates
+# is limited before.
+
+
+BATCH = 2
+_LARGEST = 1 << 36
+"""Maximum number of elements of a node's output for two examples, for any graph."""
+_SMALL, _FOR_EACH = 1 << 30, 1 << 10
+"""Lower limits for small graphs: the larger of `_SMALL` and `_FOR_EACH` times the elements of all weights and inputs.
+
+The first number allows a mask for 32,768 tokens, the second a thousand channels from an image with one channel.
+"""
+_ONE_BY_ONE = 1 << 17
+"""Maximum number of tensors in lists, and of time steps, over all nodes; two per node are allowed in addition."""
+
+
+def check_claims(graph: Graph) -> Graph:
+    """Return the graph itself if the outputs of its torch nodes have the stated shapes and dtypes.
+
+    A node is not checked if its output shape depends on data.
+
+    Raises:
+        GraphError: if a node does not accept its arguments, or if its output is too large or not as stated.
+    """
+    weights = {name: tensor.to("meta") for name, tensor in graph.tensors.items()}
+    made: dict[str, Any] = {name: _meta_input(graph.values[name]) for name in graph.inputs}
+    given = sum(tensor.numel() for tensor in [*weights.values(), *made.values()])
+    most, left = min(_LARGEST, max(_SMALL, _FOR_EACH * given)), _ONE_BY_ONE + 2 * len(graph.nodes)
+    with torch.no_grad():
+        for one in graph.nodes:
+            value = graph.values[one.output]
+            if one.native:
+                made[one.output] = _meta_input(value)
+                _check_size(one, made[one.output], most)
+                continue
+            known = all(name in made for name in one.inputs)
+            left -= _count_parts(one, weights, made) if known else 0
+            if left < 0:
+                raise GraphError(f"{one.op} -> {one.output}: it makes too many tensors, or takes too many steps")
+            found = _run_on_meta(one, weights, made) if known else None
+            if found is None:  # it depends on data, or on what does
+                if value.shape is not None:
+                    made[one.output] = _meta_input(value)
+                continue
+            for part in found if isinstance(found, (tuple, list)) else [found]:
+                _check_size(one, part, most)
+            _check_claim(one, value, found)
+            made[one.output] = found
+    return graph
+
+
+def _meta_input(value: Value) -> Tensor:
+    sizes = [BATCH if size is None else size for size in value.shape or ()]
+    return torch.empty(sizes, dtype=getattr(torch, value.dtype), device="meta")
+
+
+_RECURRENCES = ("gru", "lstm", "rnn_relu", "rnn_tanh")
+_BY_AXIS = ("split", "unbind", "unsafe_split")
+"""Operations that return a list of tensors, one for each fixed number of entries along an axis."""
+_BY_COUNT = ("chunk", "diff", "dsplit", "hsplit", "split_with_sizes", "tensor_split", "unsafe_chunk", "vsplit")
+_COUNTS = ("chunks", "indices", "n", "sections", "split_size", "split_sizes")
+"""Names of arguments that contain the number, sizes or positions of the parts."""
+
+
+def _count_parts(one: Node, weights: Mapping[str, Tensor], made: Mapping[str, Any]) -> int:
+    """Return the maximum number of tensors that a node creates, as entries of a list or in its time steps.
+
+    Return 0 if this number does not depend on the node's arguments.
+
+    Args:
+        one: a torch node.
+        weights: weights on the meta device by name.
+        made: values on the meta device by name.
+    """
+    family = one.op.split(".")[1]
+    if family not in (*_RECURRENCES, *_BY_AXIS, *_BY_COUNT) or one.op.startswith("operator."):
+        return 0
+    known = {"value": made, "tensor": weights}
+    attrs = replace_objects(one.attrs, lambda kind, content: known.get(kind, {}).get(content))
+    arguments = find(one.op)._schema.arguments
+    given = {each.name: each.default_value for each in arguments if each.has_default_value()}
+    given |= {**dict(zip((each.name for each in arguments), attrs["args"], strict=False)), **attrs["kwargs"]}
+    if family in _RECURRENCES:  # steps or layers, in either order of the axes
+        first, states = given.get("input"), given.get("hx")
+        several = states if isinstance(states, (list, tuple)) else [states]
+        tensors = [x for x in (first, *several) if isinstance(x, Tensor)]
+        return max((size for x in tensors for size in x.shape[:2]), default=0)
+    count = next((given[name] for name in _COUNTS if name in given), 1)
+    if isinstance(count, list):
+        return len(count) + 1
+    x, axis = given["self"], given.get("dim", 0)
+    if not all(isinstance(number, int) for number in (count, axis)) or not isinstance(x, Tensor):
+        return 0  # torch does not take it
+    if family in _BY_COUNT:
+        return max(0, count)
+    return -(-x.shape[axis] // max(1, count)) if -x.dim() <= axis < x.dim() else 0
+
+
+def _run_on_meta(one: Node, weights: dict[str, Tensor], made: dict[str, Any]) -> Any:
+    """Return the node's output on the meta device; None if its shape depends on data."""
+    try:
+        return prepare_torch_node(_with_device(one), weights, "meta")(*(made[name] for name in one.inputs))
+    except NotImplementedError:
+        return None
+    except GraphError:
+        raise
+    except Exception as error:  # torch raises what it likes on arguments that do not fit
+        if "meta" in str(error).lower():
+            return None
+        reason = one_line((str(error).splitlines() or [""])[0][:200])
+        raise GraphError(f"{one.op} -> {one.output}: torch does not take its arguments: {reason}") from None
+
+
+def _with_device(one: Node) -> Node:
+    """Return the node with an explicit device argument, if its operation has such an argument."""
+    if one.op.startswith("operator."):
+        return one
+    names = [known.name for known in find(one.op)._schema.arguments]
+    if "device" not in names[len(one.attrs["args"]) :]:
+        return one
+    kwargs = {**one.attrs["kwargs"], "device": {"device": "own"}}
+    return replace(one, attrs={"args": one.attrs["args"], "kwargs": kwargs})
+
+
+def _check_size(one: Node, made: Any, most: int) -> None:
+    if isinstance(made, Tensor) and made.numel() > most:
+        raise GraphError(
+            f"{one.op} -> {one.output}: it makes {made.numel():,} numbers of two examples: too many for these weights"
+            " and inputs"
+        )
+
+
+def _check_claim(one: Node, value: Value, found: Any) -> None:
+    where = f"{one.op} -> {one.output}"
+    if not isinstance(found, Tensor):
+        kind = "list" if isinstance(found, (tuple, list)) else "number"
+        if value.dtype != kind:
+            raise GraphError(f"{where}: it makes a {kind}, not {value.dtype} {value.shape}")
+        return
+    dtype = dtype_name(found.dtype)
+    shape = None if value.shape is None else [BATCH if size is None else size for size in value.shape]
+    if value.dtype in OTHERS or dtype != value.dtype or (shape is not None and list(found.shape) != shape):
+        raise GraphError(f"{where}: it makes {dtype} {list(found.shape)}, not {value.dtype} {value.shape}")

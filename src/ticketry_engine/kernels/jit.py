@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ticketry_engine.errors import EngineError
-from ticketry_engine.kept_files import digest_of_files, folder, keep, kept
 from ticketry_engine.kernels.target import Target, llvmlite_binding
+from ticketry_engine.support.files import digest_of_files, private_cache_folder, read_cached, write_cached
 
 
 class Kernel(Protocol):
@@ -92,20 +92,20 @@ class Library:
         name = self.name(kernel)
         if name in self._addresses or name in self._read:
             return True
-        code = kept(folder("kernels") / f"{name}.o")
+        code = read_cached(private_cache_folder("kernels") / f"{name}.o")
         if code is not None:
             self._read[name] = code  # hold the bytes: the file may be gone when the kernel runs
         return code is not None
 
     def _object(self, name: str, kernel: Kernel) -> bytes:
-        path = folder("kernels") / f"{name}.o"
-        code = self._read.pop(name, None) or kept(path)
+        path = private_cache_folder("kernels") / f"{name}.o"
+        code = self._read.pop(name, None) or read_cached(path)
         if code is None:
             self.compiled += 1
             if self._machine is None:
                 self._machine = create_target_machine(self.target, jit=True)
             code = bytes(self._machine.emit_object(optimise(kernel, name, self.target, self._machine)))
-            keep(path, code)
+            write_cached(path, code)
         return code
 
     def _add(self, code: bytes) -> None:

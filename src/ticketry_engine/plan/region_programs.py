@@ -22,15 +22,15 @@ from torch import Tensor
 from ticketry_engine import ir
 from ticketry_engine.ir import Graph, Node, Region
 from ticketry_engine.ir.binding import new_output, require_float32
-from ticketry_engine.kept_files import digest_of_files, folder, keep, kept
 from ticketry_engine.kernels.channels_last.geometry import FLOAT, HALF
 from ticketry_engine.kernels.jit import CachedKernel, Library, title
 from ticketry_engine.kernels.program import Op, Program
 from ticketry_engine.plan.emission import Emission, chunks, tensor_layout, with_chunks
 from ticketry_engine.plan.layout_choice import arena_of, choose, images_per_block, images_per_thread
-from ticketry_engine.plan.rearrangement import Rearranged
 from ticketry_engine.plan.sketch import VIEWS, Sketch, add
+from ticketry_engine.plan.storage import Rearranged
 from ticketry_engine.plan.value_axes import UnsupportedError
+from ticketry_engine.support.files import digest_of_files, private_cache_folder, read_cached, write_cached
 
 _MOST_READY = 256
 """Maximum number of combinations of batch size, threads and memory formats whose programs are remembered."""
@@ -280,7 +280,7 @@ class Plans:
 
     def fetch(self, *key: object) -> Record | None:
         """Return the record with the key `key`; None if the record or one of its kernels is not in the cache."""
-        data = kept(self._cache_path(key))
+        data = read_cached(self._cache_path(key))
         if data is None:
             return None
         tables = load(data)
@@ -309,12 +309,12 @@ class Plans:
             entries.append([self._library.name(op.kernel), title(op.kernel), op.label, args])
         document = json.dumps({"ops": entries, "facts": facts}).encode()
         path = self._cache_path(key)
-        keep(path, save({**tables, "plan": np.frombuffer(document, np.uint8)}))
+        write_cached(path, save({**tables, "plan": np.frombuffer(document, np.uint8)}))
         _delete_oldest(path.parent)
 
     def _cache_path(self, key: tuple[object, ...]) -> Path:
         digest = hashlib.blake2b(f"{self._digest} {key!r}".encode(), digest_size=16).hexdigest()
-        return folder("plans") / f"{digest}.plan"
+        return private_cache_folder("plans") / f"{digest}.plan"
 
 
 def digest_of(graph: Graph) -> str:

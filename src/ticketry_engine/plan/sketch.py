@@ -14,10 +14,9 @@ import numpy as np
 from torch import Tensor
 
 from ticketry_engine.ir import Graph, Node
-from ticketry_engine.plan import rearrangement as tables
+from ticketry_engine.plan import storage as tables
 from ticketry_engine.plan import value_axes as forms
-from ticketry_engine.plan.rearrangement import Rearranged, all_planes, in_planes, rearranged, source_table
-from ticketry_engine.plan.storage import Storages
+from ticketry_engine.plan.storage import Rearranged, Storages, all_planes, in_planes, rearranged, source_table
 from ticketry_engine.plan.value_axes import Planned, UnsupportedError, ValueForm
 from ticketry_engine.support.row_groups import row_groups
 

@@ -1,4 +1,4 @@
-"""Reads regular files, writes files atomically, parses JSON, and computes digests."""
+"""Reads and writes files safely: regular files, atomic writes, JSON, safetensors with a digest, and the cache."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import contextlib
 import errno
 import hashlib
 import json
+import logging
 import os
 import re
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -277,3 +278,136 @@ def _is_deep(value: object, text: str) -> bool:
 def one_line(text: str) -> str:
     """Return `text` with "?" for line breaks and control characters, to print names from untrusted files."""
     return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
+# -- digests in safetensors files, so that a damaged bit is noticed when a file is read --------------------------------
+
+# The first entry of the metadata is the SHA-256 of the file without this entry. Other loaders ignore the entry.
+
+
+_HEAD = b'{"__metadata__":{'
+_KEY = "sha256-all"  # its entry has 80 bytes: what follows keeps its place in eights
+_BEGIN = f'"{_KEY}":"'.encode()
+_END = b'",'
+_DIGITS = 64
+_ENTRY = len(_BEGIN) + _DIGITS + len(_END)
+
+
+def sealed(data: bytes) -> bytes:
+    """Return the bytes of a safetensors file with a digest of `data` added to the metadata; the file has metadata."""
+    length, rest = int.from_bytes(data[:8], "little"), data[8:]
+    if not rest.startswith(_HEAD):
+        raise ValueError("only a file with metadata can be sealed")
+    entry = _BEGIN + hashlib.sha256(data).hexdigest().encode() + _END
+    return (length + _ENTRY).to_bytes(8, "little") + _HEAD + entry + rest[len(_HEAD) :]
+
+
+def unsealed(data: bytes, *, required: bool = True) -> bytes:
+    """Return the bytes that were given to `sealed`.
+
+    Args:
+        data: the bytes of a sealed file.
+        required: whether to reject a file without a digest; False: return its bytes unchanged.
+
+    Raises:
+        ValueError: if the content does not match the digest, or a required digest is missing.
+    """
+    start = 8 + len(_HEAD)
+    if not data[8:].startswith(_HEAD + _BEGIN):
+        if required or len(read_metadata(data)) != 1:  # one entry is all that our files have beside it
+            raise ValueError("it has no digest of its contents, or a damaged one: make it anew")
+        return data
+    at = start + len(_BEGIN)
+    length = int.from_bytes(data[:8], "little") - _ENTRY
+    if length < 0 or data[at + _DIGITS : start + _ENTRY] != _END:
+        raise ValueError("the digest of its contents is damaged: fetch it or make it anew")
+    inner = length.to_bytes(8, "little") + _HEAD + data[start + _ENTRY :]
+    if hashlib.sha256(inner).hexdigest().encode() != data[at : at + _DIGITS]:
+        raise ValueError("it is damaged: its contents do not match its digest; fetch it or make it anew")
+    return inner
+
+
+def read_metadata(data: bytes) -> Mapping[str, str]:
+    """Return the metadata (texts by name) in the header of a safetensors file; the header must be valid."""
+    length = int.from_bytes(data[:8], "little")
+    header: dict[str, Any] = parse_json(data[8 : 8 + length])
+    metadata = header.get("__metadata__", {})
+    return metadata if isinstance(metadata, dict) else {}
+
+
+# -- the cache of kernels, plans and profiles for this machine ---------------------------------------------------------
+
+# Each file begins with a digest, which detects damaged files, but not forged files. Files are trusted because only the
+# user can write in their folder.
+
+
+_log = logging.getLogger(__name__)
+
+
+def digest_of_files(files: Iterable[Path]) -> str:
+    """Return a digest of the contents of `files`, sorted by path."""
+    return hashlib.blake2b(b"".join(file.read_bytes() for file in sorted(files)), digest_size=16).hexdigest()
+
+
+def private_cache_folder(name: str) -> Path:
+    """Return the folder for cached files of the kind `name`, in `cache_folder`.
+
+    Cached files are executed, so only the user may write in the folder. If others can write in the folder called
+    `name`, the name of the returned folder also contains the user's number. `read_cached` and `write_cached` check the
+    folder again.
+    """
+    found = cache_folder() / name
+    return found if not why_not_private(found) else cache_folder() / f"{name}-{getattr(os, 'geteuid', int)()}"
+
+
+def _file_digest(name: str, code: bytes) -> bytes:
+    return hashlib.blake2b(code, digest_size=16, salt=name[-16:].encode()).digest()
+
+
+def read_cached(path: Path) -> bytes | None:
+    """Return the data that `write_cached` wrote to a file.
+
+    Return None if the file is missing, damaged or renamed, or if other users could have written it.
+    """
+    if not _is_usable(path.parent):
+        return None
+    try:
+        data = private_content_of(path)
+    except FileNotFoundError:
+        return None  # not made yet
+    except OSError as error:
+        _log.info("%s is made anew: %s", path, error)
+        return None
+    if _file_digest(path.stem, data[16:]) == data[:16]:
+        return data[16:]
+    _log.info("%s is made anew: it is damaged", path)
+    return None
+
+
+def write_cached(path: Path, data: bytes) -> None:
+    """Write `data` to a file, after a digest, atomically.
+
+    Do nothing if the folder cannot be written, or if other users can write in it.
+    """
+    if not _is_usable(path.parent):
+        return
+    try:
+        write_atomically(path, _file_digest(path.stem, data) + data, private=True)
+    except OSError as error:
+        _log.info("%s is not cached: %s", path, error)
+
+
+def _is_usable(cache: Path) -> bool:
+    """Return whether only the user can write in the folder `cache`; log a warning once if other users can."""
+    why = why_not_private(cache)
+    if why and why not in _warned:
+        _warned.add(why)
+        _log.warning(
+            "nothing is cached in %s: %s. Take the right to write from others, or set TICKETRY_CACHE to a folder of"
+            " your own",
+            *(cache, why),
+        )
+    return not why
+
+
+_warned = set[str]()

@@ -23,7 +23,7 @@ from ticketry_engine.kernels.jit import Library
 from ticketry_engine.kernels.program import Op, Program, ProgramSession
 from ticketry_engine.kernels.training.layer import PackedCopy
 from ticketry_engine.kernels.window import Array
-from ticketry_engine.support.listeners import Stepping
+from ticketry_engine.support.training_hooks import Stepping
 
 
 class PackedWeight:

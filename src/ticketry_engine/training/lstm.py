@@ -33,7 +33,7 @@ from ticketry_engine.kernels.training.convolution import build_forward, build_in
 from ticketry_engine.kernels.training.layer import IMAGES, Batch, MaskedLayer
 from ticketry_engine.kernels.window import Array, Window
 from ticketry_engine.plan.storage import LARGEST_ARENA
-from ticketry_engine.support.autograd import first_derivative_only, mark_masked
+from ticketry_engine.support.training_hooks import first_derivative_only, mark_masked
 from ticketry_engine.training.plan import PassState
 from ticketry_engine.training.region_step import MOST_THREADS
 from ticketry_engine.training.tracing import Substitute

@@ -15,7 +15,7 @@ from ticketry_engine.kernels.jit import Library
 from ticketry_engine.kernels.planar.geometry import FLOAT
 from ticketry_engine.kernels.training.layer import IMAGES
 from ticketry_engine.kernels.window import Array
-from ticketry_engine.support.autograd import first_derivative_only, mark_masked
+from ticketry_engine.support.training_hooks import first_derivative_only, mark_masked
 from ticketry_engine.training.emission import plan_region
 from ticketry_engine.training.kept_weights import accumulate
 from ticketry_engine.training.plan import GradientMemory, RegionPass, TrainingPlan

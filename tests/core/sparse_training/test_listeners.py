@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import ticketry as tk
-from ticketry_engine.support.listeners import Stepping
+from ticketry_engine.support.training_hooks import Stepping
 
 
 def _optimizer() -> torch.optim.SGD:

@@ -17,7 +17,7 @@ from engine.families import shake
 from interpreter import Program
 from ticketry_engine.capture import capture
 from ticketry_engine.compiled import Compiled
-from ticketry_engine.ir.shape_claims import origins
+from ticketry_engine.ir.graph import origins
 from ticketry_engine.plan.value_axes import UnsupportedError
 
 ACTS = {"none": None, "relu": nn.ReLU(), "gelu": nn.GELU(), "leaky": nn.LeakyReLU(0.2), "tanh": nn.Tanh()}

@@ -15,8 +15,8 @@ from interpreter import Program
 from samples import sample
 from ticketry.errors import CaptureError
 from ticketry_engine.capture import capture
-from ticketry_engine.capture.tracing.side_effects import functional, is_in_place
-from ticketry_engine.capture.tracing.torch_export import Arguments, export
+from ticketry_engine.capture.program import Arguments, export
+from ticketry_engine.capture.side_effects import functional, is_in_place
 
 ALL = slice(None)
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import ticketry as tk
 from ticketry_engine.capture import capture
-from ticketry_engine.ir.shape_claims import layer_name, origins
+from ticketry_engine.ir.graph import layer_name, origins
 
 weight_norm = torch.nn.utils.parametrizations.weight_norm
 spectral_norm = torch.nn.utils.parametrizations.spectral_norm

@@ -12,9 +12,8 @@ from arm_emulator import arm_library, assembly
 from interpreter import Program as Reference
 from samples import sample
 from ticketry_engine.ir import Graph, Node, Value, node
-from ticketry_engine.kernels.driver import Driver
 from ticketry_engine.kernels.jit import Kernel, Library
-from ticketry_engine.kernels.program import Op, Program
+from ticketry_engine.kernels.program import Driver, Op, Program
 from ticketry_engine.kernels.target import Target, foreign
 from ticketry_engine.plan.emission import Emission
 from ticketry_engine.plan.region_programs import Native, Plan, partition

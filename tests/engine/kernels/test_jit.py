@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 from probes import Constant
-from ticketry_engine import kept_files
 from ticketry_engine.kernels import jit
 from ticketry_engine.kernels.emitter import StateSlot
 from ticketry_engine.kernels.jit import Library
 from ticketry_engine.kernels.target import Target, target
+from ticketry_engine.support import files
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +38,7 @@ def _results(library: Library, numbers: list[int]) -> list[int]:
 
 
 def _files() -> list[Path]:
-    return sorted(kept_files.folder("kernels").iterdir())
+    return sorted(files.private_cache_folder("kernels").iterdir())
 
 
 def test_each_kernel_is_compiled_once_and_found_in_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,9 +91,9 @@ def test_code_that_others_may_have_written_is_not_run(monkeypatch: pytest.Monkey
     assert _results(library, [3]) == [3]
     assert library.compiled == 1
     assert file.stat().st_mode & 0o077 == 0, "it was made anew"
-    folder = kept_files.folder("kernels")
+    folder = files.private_cache_folder("kernels")
     folder.chmod(0o777)
-    assert kept_files.folder("kernels") != folder, "in a folder of all users each has one of their own"
+    assert files.private_cache_folder("kernels") != folder, "in a folder of all users each has one of their own"
     library = Library(target())
     assert _results(library, [3]) == [3]
     assert library.compiled == 1

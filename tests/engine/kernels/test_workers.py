@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from ticketry_engine.kernels import driver as module
-from ticketry_engine.kernels.driver import Workers, cores
+from ticketry_engine.kernels import program as module
+from ticketry_engine.kernels.program import Workers, cores
 
 
 def _engine_threads() -> set[threading.Thread]:

@@ -6,10 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ticketry_engine.plan import rearrangement as tables
+from ticketry_engine.plan import storage as tables
 from ticketry_engine.plan import value_axes
-from ticketry_engine.plan.rearrangement import Rearranged
-from ticketry_engine.plan.storage import Storages
+from ticketry_engine.plan.storage import Rearranged, Storages
 
 
 def loaded(x: torch.Tensor, storages: Storages) -> tuple[Rearranged, torch.Tensor]:

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ticketry.errors import UsageError
-from ticketry_engine.support.autograd import first_derivative_only
 from ticketry_engine.support.entry_points import Need, entry_point
+from ticketry_engine.support.training_hooks import first_derivative_only
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

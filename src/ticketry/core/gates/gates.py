@@ -24,8 +24,8 @@ from ticketry.core.gates.product import apply_gate
 from ticketry.core.mask import Mask
 from ticketry.core.structure.pattern import check_collapse
 from ticketry.errors import LayerCollapseError, MaskError, TrainingError, UsageError
-from ticketry_engine.support.listeners import Listeners, Stepping
 from ticketry_engine.support.seeds import generator
+from ticketry_engine.support.training_hooks import Listeners, Stepping
 
 
 @dataclass(frozen=True)

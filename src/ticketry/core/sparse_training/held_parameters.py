@@ -12,7 +12,7 @@ from ticketry.core.devices.sharding import is_sharded, local_shard, shard_like
 from ticketry.core.mask import Mask
 from ticketry.core.scope import normal_name
 from ticketry.errors import HoldError
-from ticketry_engine.support.autograd import is_masked
+from ticketry_engine.support.training_hooks import is_masked
 
 # State that scales steps and is never 0: Adamax's infinity norm, Rprop's step sizes.
 _SCALES = ("exp_inf", "step_size")

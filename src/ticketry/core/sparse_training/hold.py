@@ -29,7 +29,7 @@ from ticketry.core.sparse_training.held_parameters import (
 from ticketry.core.sparse_training.leftovers import release_leftovers
 from ticketry.errors import HoldError, UsageError
 from ticketry_engine.support.entry_points import Need, entry_point
-from ticketry_engine.support.listeners import Stepping
+from ticketry_engine.support.training_hooks import Stepping
 
 # Optimisers whose step is elementwise and maps (weight 0, gradient 0, state 0) to weight 0. After a step of any other
 # optimiser the weights are masked again.

@@ -13,7 +13,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ticketry.errors import HoldError
-from ticketry_engine.support.listeners import Listeners, Stepping
+from ticketry_engine.support.training_hooks import Listeners, Stepping
 
 
 class Attachment:

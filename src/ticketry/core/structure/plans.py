@@ -30,7 +30,7 @@ from ticketry.core.structure.model_copies import copied
 from ticketry.errors import StructureError, UsageError
 from ticketry.files import content_of, parse_json, write_atomically
 from ticketry_engine.support.entry_points import Need, entry_point
-from ticketry_engine.support.sealed_files import sealed, unsealed
+from ticketry_engine.support.files import sealed, unsealed
 
 FORMAT = "ticketry.shrink.1"
 

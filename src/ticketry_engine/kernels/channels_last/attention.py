@@ -27,16 +27,19 @@ import numpy as np
 
 from ticketry_engine.errors import EngineError
 from ticketry_engine.kernels.activations import exp
-from ticketry_engine.kernels.channels_last import vectors
 from ticketry_engine.kernels.channels_last.elementwise import copy
 from ticketry_engine.kernels.channels_last.geometry import (
     FLOAT,
     ChannelsLastGeometry,
     ChannelsLastValue,
+    first_lanes_mask,
     first_pixel,
     load_vector,
     loop_vectors,
+    max_lane,
     store_vector,
+    sum_lanes,
+    transpose,
     vector_offset,
 )
 from ticketry_engine.kernels.emitter import EmittedKernel, Emitter, StateSlot
@@ -194,7 +197,7 @@ class TransposeKeys(EmittedKernel):
 
             def transpose_block(byte: ir.Value, counts: list[int]) -> None:
                 rows = [self._load_key(e, keys, first, number, byte, counts[0]) for number in range(lanes)]
-                for number, vector in enumerate(vectors.transpose(e, rows)[: counts[0]]):
+                for number, vector in enumerate(transpose(e, rows)[: counts[0]]):
                     line = b.add(b.mul(byte, e.i64(self.padded)), e.i64(number * row))
                     e.store(vector, e.at(place, line))
 
@@ -343,18 +346,18 @@ class _QueryTile:
         row = e.at(self.stage, number * self.row)
 
         def mask_unseen(first: ir.Value, vector: ir.Value, other: float) -> ir.Value:
-            return e.select(vectors.first_lanes_mask(e, b.sub(limit, first)), vector, e.splat(other))
+            return e.select(first_lanes_mask(e, b.sub(limit, first)), vector, e.splat(other))
 
         with e.loop(0, self.visible_keys, lanes, carried=[e.splat(float("-inf"))]) as some:
             value = mask_unseen(some.index, e.load(row, b.mul(some.index, e.i64(FLOAT))), float("-inf"))
             some.next = [e.intrinsic("llvm.maxnum", some.carried[0], value)]
-        largest = e.splat(vectors.max_lane(e, some.results[0]))
+        largest = e.splat(max_lane(e, some.results[0]))
         with e.loop(0, self.visible_keys, lanes, carried=[e.splat(0.0)]) as some:
             byte = b.mul(some.index, e.i64(FLOAT))
             power = mask_unseen(some.index, exp(e, b.fsub(e.load(row, byte), largest)), 0.0)
             e.store(power, row, byte)
             some.next = [b.fadd(some.carried[0], power)]
-        return vectors.sum_lanes(e, some.results[0])
+        return sum_lanes(e, some.results[0])
 
     def _write_values(self, first: ir.Value, counts: list[int], factors: list[ir.Value]) -> None:
         """Emit the code that computes some vectors of the result's channels, from channel `first` of the head on.

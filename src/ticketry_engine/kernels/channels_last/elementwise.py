@@ -19,19 +19,21 @@ import numpy as np
 from ticketry_engine.errors import EngineError
 from ticketry_engine.kernels import bfloat
 from ticketry_engine.kernels.activations import Activation, activate
-from ticketry_engine.kernels.channels_last import vectors
 from ticketry_engine.kernels.channels_last.geometry import (
     FLOAT,
     ChannelsLastValue,
     Strides,
     check_same_shape,
+    first_lanes_mask,
     first_pixel,
     is_expensive,
     load_vector,
     loop_pixels,
     loop_vectors,
+    max_lane,
     pad_to_vectors,
     store_vector,
+    sum_lanes,
     vector_offset,
 )
 from ticketry_engine.kernels.emitter import EmittedKernel, Emitter
@@ -332,7 +334,7 @@ class _PixelCursor:
         totals = list(turn.results)
         for number, at in enumerate(range(whole, channels, lanes)):
             totals[number] = self._step(step, e.i64(4 * at), min(lanes, channels - at), totals[number])
-        combine, finish = (self.larger, vectors.max_lane) if largest else (e.b.fadd, vectors.sum_lanes)
+        combine, finish = (self.larger, max_lane) if largest else (e.b.fadd, sum_lanes)
         return [finish(e, combine(combine(totals[0], totals[1]), combine(totals[2], totals[3])))]
 
     def _step(
@@ -363,7 +365,7 @@ class _PixelCursor:
         e, lanes = self.e, self._at[1]
         if lanes == e.target.lanes:
             return values
-        return [e.select(vectors.first_lanes_mask(e, lanes), values[0], e.splat(number))]
+        return [e.select(first_lanes_mask(e, lanes), values[0], e.splat(number))]
 
     def spread(self, totals: Vectors) -> Vectors:
         return [self.e.splat(total) for total in totals]

@@ -34,8 +34,7 @@ import numpy as np
 
 from ticketry_engine.kernels import bfloat
 from ticketry_engine.kernels.activations import Activation, activate_all
-from ticketry_engine.kernels.channels_last import vectors
-from ticketry_engine.kernels.channels_last.geometry import FLOAT, HALF, LINE, Strides, is_expensive
+from ticketry_engine.kernels.channels_last.geometry import FLOAT, HALF, LINE, Strides, is_expensive, store_first
 from ticketry_engine.kernels.emitter import I16, I64, EmittedKernel, Emitter, StateSlot
 from ticketry_engine.kernels.jit import ir
 from ticketry_engine.kernels.target import Target
@@ -293,7 +292,7 @@ class _ConvWriter:
         for v, value in enumerate(activate_all(e, kernel.act, sums)):
             here = e.at(y, v * count * kernel.y.item)
             if kernel.partial_vector and v == kernel.vectors - 1:
-                vectors.store_first(e, value, here, lanes, kernel.y.item)
+                store_first(e, value, here, lanes, kernel.y.item)
             else:
                 bfloat.store(e, value, here, 0, kernel.y.item)
 

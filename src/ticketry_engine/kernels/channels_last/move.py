@@ -17,7 +17,7 @@ import numpy as np
 
 from ticketry_engine.errors import EngineError
 from ticketry_engine.kernels import bfloat
-from ticketry_engine.kernels.channels_last import vectors
+from ticketry_engine.kernels.channels_last import geometry
 from ticketry_engine.kernels.channels_last.geometry import FLOAT, ChannelsLastValue, Strides, first_pixel, loop_rows
 from ticketry_engine.kernels.copies import Copies, plan_copies
 from ticketry_engine.kernels.emitter import I64, EmittedKernel, Emitter, StateSlot
@@ -147,15 +147,15 @@ class Move(EmittedKernel):
                 with e.loop(first, last, lanes) as column:
                     place = e.at(near, e.b.mul(column.index, e.i64(FLOAT)))
                     there = e.at(far, e.b.mul(column.index, e.arg(MoveArg.COLUMN)))
-                    vectors.store_vector(e, self._load_pixels(e, there, count), place, count)
+                    geometry.store_lanes(e, self._load_pixels(e, there, count), place, count)
 
     def _load_pixels(self, e: Emitter, there: ir.Value, count: int) -> ir.Value:
         """Load `count` pixels of one channel from the tensor as a vector."""
         if self.contiguous_rows:
-            return vectors.load_vector(e, there, count)
+            return geometry.load_lanes(e, there, count)
         steps = ir.Constant(ir.VectorType(I64, e.target.lanes), list(range(e.target.lanes)))
         offsets = e.b.mul(steps, e.splat(e.arg(MoveArg.COLUMN)))
-        return vectors.gather(e, vectors.lane_addresses(e, there, offsets), vectors.first_lanes_mask(e, count))
+        return geometry.gather(e, geometry.lane_addresses(e, there, offsets), geometry.first_lanes_mask(e, count))
 
     def _move_row(self, e: Emitter, inside: ir.Value, outside: ir.Value) -> None:
         lanes = e.target.lanes
@@ -176,17 +176,17 @@ class Move(EmittedKernel):
         near, far = (
             e.at(base, e.b.mul(first, e.i64(size))) for base, size in ((inside, self.value.item), (outside, FLOAT))
         )
-        mask = vectors.first_lanes_mask(e, count)
+        mask = geometry.first_lanes_mask(e, count)
         if self.order is TensorOrder.STRIDED:
-            pointers = vectors.lane_addresses(e, outside, self._channel_offsets(e, first))
+            pointers = geometry.lane_addresses(e, outside, self._channel_offsets(e, first))
             if self.to_tensor:
-                vectors.scatter(e, bfloat.load(e, near, 0, self.value.item), pointers, mask)
+                geometry.scatter(e, bfloat.load(e, near, 0, self.value.item), pointers, mask)
             else:
-                vectors.store_vector(e, vectors.gather(e, pointers, mask), near, count, self.value.item)
+                geometry.store_lanes(e, geometry.gather(e, pointers, mask), near, count, self.value.item)
         elif self.to_tensor:
-            vectors.store_vector(e, bfloat.load(e, near, 0, self.value.item), far, count)
+            geometry.store_lanes(e, bfloat.load(e, near, 0, self.value.item), far, count)
         else:
-            vectors.store_vector(e, vectors.load_vector(e, far, count), near, count, self.value.item)
+            geometry.store_lanes(e, geometry.load_lanes(e, far, count), near, count, self.value.item)
 
     def _channel_offsets(self, e: Emitter, first: ir.Value) -> ir.Value:
         """Load byte offsets of a vector of channels from the table CHANNELS; undefined after the last channel."""
@@ -204,15 +204,15 @@ class Move(EmittedKernel):
         empty = [e.splat(0.0)] * e.target.lanes
         if self.to_tensor:
             pixels_read = [bfloat.load(e, column, 0, self.value.item) for column in columns]
-            turned = vectors.transpose(e, (pixels_read + empty)[: e.target.lanes])
+            turned = geometry.transpose(e, (pixels_read + empty)[: e.target.lanes])
             for vector, pointer in zip(turned, rows, strict=False):
-                vectors.store_vector(e, vector, pointer, pixels)
+                geometry.store_lanes(e, vector, pointer, pixels)
         else:
-            turned = vectors.transpose(
-                e, ([vectors.load_vector(e, row, pixels) for row in rows] + empty)[: e.target.lanes]
+            turned = geometry.transpose(
+                e, ([geometry.load_lanes(e, row, pixels) for row in rows] + empty)[: e.target.lanes]
             )
             for vector, pointer in zip(turned, columns, strict=False):
-                vectors.store_vector(e, vector, pointer, channels, self.value.item)
+                geometry.store_lanes(e, vector, pointer, channels, self.value.item)
 
 
 def _split_loop(count: int, step: int) -> list[tuple[int, int, int]]:

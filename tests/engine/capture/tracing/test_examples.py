@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ticketry_engine.capture.tracing.program import FEWEST, Examples, NotRecordedError
+from ticketry_engine.capture.program import FEWEST, Examples, NotRecordedError
 
 TRACED = 5
 MANY = range(FEWEST, 60)

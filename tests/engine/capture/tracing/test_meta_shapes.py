@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ticketry_engine.capture.tracing.meta_shapes import SHAPES
+from ticketry_engine.capture.meta_shapes import SHAPES
 
 aten = torch.ops.aten
 sizes = st.integers(1, 4)

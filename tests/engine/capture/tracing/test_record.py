@@ -16,9 +16,8 @@ from samples import sample
 from ticketry.tasks.models.networks import build
 from ticketry_engine.capture import pipeline
 from ticketry_engine.capture.convert import convert
-from ticketry_engine.capture.tracing.program import NotRecordedError
-from ticketry_engine.capture.tracing.record import record
-from ticketry_engine.capture.tracing.torch_export import Arguments
+from ticketry_engine.capture.program import Arguments, NotRecordedError
+from ticketry_engine.capture.record import record
 from ticketry_engine.ir import Graph
 
 

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_flatten
 
-from ticketry_engine.capture.tracing.program import Constant, Multiple, TracedProgram
-from ticketry_engine.capture.tracing.torch_export import Arguments, quiet, traceable_torch
+from ticketry_engine.capture.program import Arguments, Constant, Multiple, TracedProgram, quiet, traceable_torch
 from ticketry_engine.errors import CaptureError
 from ticketry_engine.ir.aten import is_function
 

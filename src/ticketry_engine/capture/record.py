@@ -32,17 +32,21 @@ from torch.utils._pytree import (
     tree_flatten_with_path,
 )
 
-from ticketry_engine.capture.tracing.meta_shapes import SHAPES
-from ticketry_engine.capture.tracing.program import (
+from ticketry_engine.capture.meta_shapes import SHAPES
+from ticketry_engine.capture.program import (
     ASKED_FOR,
+    Arguments,
     Constant,
     Examples,
     Multiple,
     NotRecordedError,
     TracedProgram,
     fixed_batch_note,
+    has_batch_first,
+    quiet,
+    traceable_torch,
 )
-from ticketry_engine.capture.tracing.side_effects import (
+from ticketry_engine.capture.side_effects import (
     Containers,
     first_change,
     state_of,
@@ -50,7 +54,6 @@ from ticketry_engine.capture.tracing.side_effects import (
     writes_to_input,
     writes_to_weight,
 )
-from ticketry_engine.capture.tracing.torch_export import Arguments, has_batch_first, quiet, traceable_torch
 from ticketry_engine.errors import CaptureError
 from ticketry_engine.support.process_state import ONE_AT_A_TIME
 

@@ -1,0 +1,143 @@
+"""Hooks for masked training: listeners of optimiser steps, marks on masked gradients, and an autograd guard.
+
+A global hook of torch is registered once and never removed; it calls the current listeners. Torch iterates over its
+global hooks whenever a thread builds a module or takes an optimiser step, and fails if another
+thread adds or removes a hook meanwhile.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+
+Listener = TypeVar("Listener")
+
+
+class Listeners(Generic[Listener]):
+    """The current listeners of a torch hook; threads may iterate over them while listeners are added or removed.
+
+    Args:
+        hook: function that registers torch's hooks, which iterate over `present`; called when the first listener is
+            added.
+    """
+
+    def __init__(self, hook: Callable[[], object]) -> None:
+        self.present: tuple[Listener, ...] = ()
+        """Current listeners; a change replaces the tuple, so that iterating over it needs no lock."""
+        self._hook, self._hooked, self._guard = hook, False, threading.Lock()
+
+    def add(self, one: Listener) -> None:
+        with self._guard:
+            if not self._hooked:
+                self._hook()
+                self._hooked = True
+            self.present = (*self.present, one)
+
+    def remove(self, gone: Listener) -> None:
+        """Remove a listener; do nothing if it is not in the list."""
+        with self._guard:
+            self.present = tuple(one for one in self.present if one is not gone)
+
+
+# -- listeners for steps of optimisers ---------------------------------------------------------------------------------
+
+
+Told = Callable[[Optimizer, object, object], None]
+
+
+class Stepping:
+    """Calls functions before and after each step of every torch optimiser, until `remove` is called."""
+
+    def __init__(self, *, before: Told | None = None, after: Told | None = None) -> None:
+        self.before, self.after = before, after
+        _listening.add(self)
+
+    def remove(self) -> None:
+        """Stop calling the functions; do nothing if that was done before."""
+        _listening.remove(self)
+
+
+def _hook() -> None:
+    register_optimizer_step_pre_hook(_call_before)
+    register_optimizer_step_post_hook(_call_after)
+
+
+def _call_before(optimizer: Optimizer, args: object, kwargs: object) -> None:
+    for one in _listening.present:
+        if one.before is not None:
+            one.before(optimizer, args, kwargs)
+
+
+def _call_after(optimizer: Optimizer, args: object, kwargs: object) -> None:
+    for one in _listening.present:
+        if one.after is not None:
+            one.after(optimizer, args, kwargs)
+
+
+_listening = Listeners[Stepping](_hook)
+
+
+# -- an error for second derivatives of kernels -----------------------------------------------------------------------
+
+
+def first_derivative_only(
+    backward: Callable[..., tuple[Tensor | None, ...]],
+) -> Callable[..., tuple[Tensor | None, ...]]:
+    """Return `backward` with an error for every second derivative, also where `once_differentiable` raises none.
+
+    `torch.autograd.function.once_differentiable` raises an error only if the incoming gradients require gradients. The
+    gradients of a plain sum do not require gradients, so a penalty on gradients would silently count as a constant.
+    """
+    marked = once_differentiable(backward)
+
+    @functools.wraps(backward)
+    def refuse_second(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        found = marked(ctx, *gradients)
+        if not torch.is_grad_enabled():
+            return found
+        return tuple(None if one is None else _refuse_second_derivative(one) for one in found)
+
+    return refuse_second
+
+
+def _refuse_second_derivative(gradient: Tensor) -> Tensor:
+    made: Tensor = _Refusal.apply(gradient.detach().requires_grad_())  # type: ignore[no-untyped-call]
+    return made
+
+
+class _Refusal(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        raise RuntimeError(
+            "trying to differentiate twice: kernels of ticketry have first derivatives alone (a penalty on gradients,"
+            " or a product with the Hessian, needs the model itself, without them)"
+        )
+
+
+# -- marks on masked gradients, which need not be masked again ---------------------------------------------------------
+
+
+_MARK = "_ticketry_masked"
+
+
+def mark_masked(gradient: Tensor, mask: Tensor) -> None:
+    """Mark a gradient as a tensor that is 0 wherever `mask` is False."""
+    setattr(gradient, _MARK, (mask, gradient._version))
+
+
+def is_masked(gradient: Tensor, mask: Tensor) -> bool:
+    """Return whether `mark_masked` marked the gradient with this mask, and no in-place operation changed it since."""
+    marked = getattr(gradient, _MARK, None)
+    return marked is not None and marked[0] is mask and marked[1] == gradient._version
