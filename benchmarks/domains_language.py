@@ -27,8 +27,8 @@ from peers import as_script, unpacked
 
 import ticketry as tk
 from ticketry.tasks import catalogue
+from ticketry.tasks.catalogue import EXPERIMENTS
 from ticketry.tasks.language.task import Language
-from ticketry.tasks.presets import EXPERIMENTS
 
 PRESET, SEEDS, WITHIN = "ptb-lstm-short", 3, 1.03
 QUICK = 5_000

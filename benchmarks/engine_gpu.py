@@ -162,7 +162,7 @@ def build(name: str, shape: Sequence[int]) -> nn.Module:
     torch.manual_seed(0)
     if name == "transformer":
         return Transformer(shape[2]).eval().requires_grad_(False)
-    from ticketry.tasks.models.networks import build as build_network
+    from ticketry.tasks.models import build as build_network
 
     return build_network(name, shape=tuple(shape[1:]), classes=1000).eval().requires_grad_(False)
 

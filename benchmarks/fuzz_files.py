@@ -42,7 +42,7 @@ from ticketry.cli.search import read_arguments
 from ticketry.core.structure.plans import ShrinkPlan
 from ticketry.core.ticket.folder import sealed_manifest
 from ticketry.errors import TicketryError
-from ticketry.evidence.ticket_under_test import build_task
+from ticketry.evidence.rivals import build_task
 from ticketry.experiments.stored_runs import find_damaged_files
 from ticketry.lab.store.bundle import MAGIC
 from ticketry.lab.store.files import read_sealed, sealed_bytes

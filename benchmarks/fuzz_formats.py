@@ -33,7 +33,7 @@ from ticketry.core.mask import Mask, to_bytes
 from ticketry.core.structure.plans import ShrinkPlan
 from ticketry.core.ticket.folder import sealed_manifest
 from ticketry.errors import TicketryError
-from ticketry.evidence.ticket_under_test import build_task
+from ticketry.evidence.rivals import build_task
 from ticketry.experiments.run_file import check_trust, read_run_file
 from ticketry.experiments.stored_runs import find_damaged_files
 from ticketry.integrations import jobs as job_file

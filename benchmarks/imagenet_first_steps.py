@@ -114,7 +114,7 @@ def first_steps(root: str, batch: int, steps: int) -> dict[str, Any]:
     from ticketry.lab.training.precision import choose_arithmetic
     from ticketry.lab.training.supervised import course_of
     from ticketry.tasks import catalogue
-    from ticketry.tasks.presets import experiment
+    from ticketry.tasks.catalogue import experiment
     from ticketry.tasks.recipe import recipe_from
 
     tables = experiment("resnet-50-imagenet")
@@ -153,7 +153,7 @@ def steps_of_ranks(root: str, batch: int, steps: int, norms: str) -> dict[str, A
     from ticketry.lab.training.execute import execute
     from ticketry.lab.training.job import Watch
     from ticketry.tasks import catalogue
-    from ticketry.tasks.presets import experiment
+    from ticketry.tasks.catalogue import experiment
     from ticketry.tasks.recipe import recipe_from
 
     class Looking(Watch):

@@ -153,7 +153,7 @@ class Parts:
         from ticketry.lab.training import loop
         from ticketry.lab.training.loop import Loop
         from ticketry.lab.training.segment import Segment
-        from ticketry.tasks.images.task import ImageClassification
+        from ticketry.tasks.images import ImageClassification
 
         self._wrap(Loop, "train_until", "training steps")
         self._wrap(Loop, "__init__", "setting up and reading out a network")

@@ -11,7 +11,7 @@ from ticketry.budgets.model_costs import GPUS, Estimator
 from ticketry.core.mask import Mask
 from ticketry.core.synthetic_masks import synthetic
 from ticketry.errors import CostError, UsageError
-from ticketry.tasks.models.networks import build
+from ticketry.tasks.models import build
 from ticketry_engine.costs import UnsupportedError
 
 H100 = GPUS["h100-bf16"]

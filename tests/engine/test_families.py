@@ -16,7 +16,7 @@ from interpreter import Program
 from tasks.models.library_support import import_or_skip
 from ticketry.core.mask import Mask
 from ticketry.core.scope import scope
-from ticketry.tasks.models.networks import build, names
+from ticketry.tasks.models import build, names
 from ticketry_engine.capture import capture
 from ticketry_engine.compiled import Compiled
 from ticketry_engine.ir import Graph

@@ -16,8 +16,14 @@ from torch.nn import functional as F
 
 from ticketry import search
 from ticketry.errors import UsageError
-from ticketry.evidence.connectivity import barrier, instability, interpolate_states, metric_to_error
-from ticketry.evidence.stability import stability, train_two_data_orders
+from ticketry.evidence.connectivity import (
+    barrier,
+    instability,
+    interpolate_states,
+    metric_to_error,
+    stability,
+    train_two_data_orders,
+)
 from ticketry.lab.lab import Lab
 from ticketry.lab.search_result import Found, Seeds
 from ticketry.lab.training.data_loading import DataOrder

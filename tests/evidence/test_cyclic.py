@@ -11,10 +11,10 @@ import torch
 import ticketry as tk
 from ticketry.core.mask import Mask
 from ticketry.errors import UsageError
+from ticketry.evidence.connectivity import stability
 from ticketry.evidence.control import LONGER_CONTROLS
 from ticketry.evidence.controls import control_mask, count_cycles, train_any_control, train_control
 from ticketry.evidence.settings import StabilitySettings
-from ticketry.evidence.stability import stability
 from ticketry.experiments.request import SearchRequest
 from ticketry.experiments.search import execute
 from ticketry.lab.lab import Lab

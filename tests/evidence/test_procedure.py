@@ -11,9 +11,8 @@ import pytest
 import ticketry as tk
 from ticketry.core.structure.controls import random_mask
 from ticketry.evidence.controls import control_mask
-from ticketry.evidence.rivals import Procedure, ProcedureRivals, Rivals
+from ticketry.evidence.rivals import Procedure, ProcedureRivals, Rivals, load_tested_ticket
 from ticketry.evidence.settings import VerifySettings
-from ticketry.evidence.ticket_under_test import load_tested_ticket
 from ticketry.evidence.verification import Verification, verify_procedure
 from ticketry.lab.search_result import Seeds
 from ticketry.lab.training.segment import Result, Start

@@ -17,8 +17,8 @@ from ticketry import search
 from ticketry.core.mask import Mask
 from ticketry.core.scope import Scope
 from ticketry.errors import MaskError, UsageError
+from ticketry.evidence.connectivity import distance, stability, train_two_data_orders
 from ticketry.evidence.controls import control_mask
-from ticketry.evidence.stability import distance, stability, train_two_data_orders
 from ticketry.lab.lab import Lab
 from ticketry.lab.search_result import Found, Seeds
 from ticketry.lab.training.segment import Start
@@ -221,7 +221,7 @@ def test_what_has_no_stability_is_refused_before_training(searched):
 def test_public_names_stay_what_they_are_whatever_is_imported_first():
     code = (
         "import sys, ticketry.evidence as e; assert not {'torch', 'scipy'} & sys.modules.keys()\n"
-        "import ticketry.evidence.stability, ticketry.evidence.connectivity, ticketry.evidence.controls\n"
+        "import ticketry.evidence.connectivity, ticketry.evidence.connectivity, ticketry.evidence.controls\n"
         "assert all(callable(getattr(e, n)) for n in dir(e) if n != 'CONTROLS'), e.stability\n"
         "assert set(e.CONTROLS) >= {'random_reinit', 'shuffled', 'random_prune'} and not hasattr(e, 'nonsense')"
     )

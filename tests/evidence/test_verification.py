@@ -17,9 +17,8 @@ from ticketry.core.ticket.ticket import Ticket
 from ticketry.errors import TicketError, TrustError, UsageError
 from ticketry.evidence import rivals as rivals_module
 from ticketry.evidence.controls import control_mask, scale_recipe
-from ticketry.evidence.rivals import TrainedNetwork, flops_share
+from ticketry.evidence.rivals import TrainedNetwork, build_task, flops_share, load_tested_ticket
 from ticketry.evidence.settings import VerifySettings
-from ticketry.evidence.ticket_under_test import build_task, load_tested_ticket
 from ticketry.evidence.verification import Verification, verify
 from ticketry.experiments.request import SearchRequest
 from ticketry.experiments.search import execute

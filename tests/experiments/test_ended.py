@@ -24,7 +24,7 @@ from ticketry.lab.search_result import Found, Seeds
 from ticketry.lab.store.paths import Paths
 from ticketry.records.run import RunRecord, read_run
 from ticketry.search import Method, method
-from ticketry.search.gating import masks
+from ticketry.search.gating import gating
 from ticketry.search.iterative import Settings
 
 ITERATIVE = method("iterative")
@@ -90,14 +90,14 @@ def test_a_density_that_cannot_be_takes_no_other_ticket_away(tmp_path: Path) -> 
 
 
 def test_tickets_of_earlier_rounds_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    own, calls = masks.mask_of_open_gates, itertools.count()
+    own, calls = gating.mask_of_open_gates, itertools.count()
 
     def empty_at_the_third(*args: Any, **named: Any) -> str:
         if next(calls) == 2:
             raise LayerCollapseError("no gate of 'fc1.weight' is on", "choose a larger init")
         return own(*args, **named)
 
-    monkeypatch.setattr(masks, "mask_of_open_gates", empty_at_the_third)
+    monkeypatch.setattr(gating, "mask_of_open_gates", empty_at_the_third)
     with pytest.raises(LayerCollapseError, match="no gate"):
         tk.run("continuous", rounds=4, rewind="10%", replicates=1, store=tmp_path, **QUICK)
     assert [one.level for one in stored(tmp_path).points if one.role == "ticket"] == [1, 2]

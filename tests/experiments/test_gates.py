@@ -11,7 +11,7 @@ import ticketry as tk
 from cli.calling import call
 from ticketry.cli.screen.results import _pruned_gate_lines
 from ticketry.errors import UsageError
-from ticketry.evidence.stability import stability
+from ticketry.evidence.connectivity import stability
 from ticketry.experiments.request import SearchRequest
 from ticketry.experiments.search import execute
 from ticketry.lab.search_result import Seeds

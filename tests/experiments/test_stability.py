@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 
 from ticketry.errors import UsageError
-from ticketry.evidence.connectivity import instability
+from ticketry.evidence.connectivity import instability, stability
 from ticketry.evidence.settings import StabilitySettings as Settings
-from ticketry.evidence.stability import stability
 from ticketry.experiments.request import SearchRequest
 from ticketry.experiments.stability import execute_stability
 from ticketry.lab.lab import Lab

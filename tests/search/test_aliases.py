@@ -14,8 +14,7 @@ from ticketry.cli import main
 from ticketry.errors import UsageError
 from ticketry.report.tables.results import Results
 from ticketry.report.tables.rows import point_rows
-from ticketry.search import ALIASES, METHODS, method
-from ticketry.search.common.aliases import listed_name
+from ticketry.search import ALIASES, METHODS, listed_name, method
 
 PAPERS = {
     "imp": "iterative",

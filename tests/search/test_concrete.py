@@ -13,8 +13,8 @@ import ticketry as tk
 from lab_fixtures import Lines
 from ticketry.core.structure.pattern import count_retained
 from ticketry.errors import LayerCollapseError, TaskError
+from ticketry.evidence.connectivity import stability
 from ticketry.evidence.controls import train_control
-from ticketry.evidence.stability import stability
 from ticketry.experiments.request import SearchRequest
 from ticketry.experiments.search import execute
 from ticketry.lab.lab import Lab

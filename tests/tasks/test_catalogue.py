@@ -98,7 +98,7 @@ def test_imports_are_late() -> None:
     code = """
 import sys
 from ticketry.tasks import catalogue
-from ticketry.tasks.presets import experiment
+from ticketry.tasks.catalogue import experiment
 print([catalogue.describe(name) for name in catalogue.names()])
 experiment("lenet")
 assert "torch" not in sys.modules

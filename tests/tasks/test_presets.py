@@ -14,10 +14,9 @@ from ticketry.lab.training.optimizer import learning_rate
 from ticketry.search import continuous, method
 from ticketry.search.iterative import Settings
 from ticketry.step import Step
-from ticketry.tasks import models
+from ticketry.tasks import images, models
+from ticketry.tasks.catalogue import CS_PRESETS, EXPERIMENTS, IMP_PRESETS, LANGUAGE_PRESETS, experiment
 from ticketry.tasks.facts import DATA_SETS
-from ticketry.tasks.images import folder
-from ticketry.tasks.presets import CS_PRESETS, EXPERIMENTS, IMP_PRESETS, LANGUAGE_PRESETS, experiment
 from ticketry.tasks.recipe import Recipe, recipe_from
 from ticketry.tasks.task import Spec
 
@@ -142,7 +141,7 @@ def test_presets_are_looked_up_by_name() -> None:
     with pytest.raises(UsageError, match=r"no preset 'resnet20': did you mean resnet-20.*choose one of lenet"):
         experiment("resnet20")
     assert list(EXPERIMENTS) == [*IMP_PRESETS, *CS_PRESETS, *LANGUAGE_PRESETS]
-    assert IMP_PRESETS["resnet-50"].recipe == folder.recipe_of("resnet-50-imagenet", 224)
+    assert IMP_PRESETS["resnet-50"].recipe == images.recipe_of("resnet-50-imagenet", 224)
     experiment("vgg-19-short")["settings"]["densities"].append(0.01)
     experiment("vgg-19-short")["recipe"]["milestones"].clear()
     assert experiment("vgg-19-short")["settings"]["densities"] == [0.5, 0.2, 0.1, 0.05]

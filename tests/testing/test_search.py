@@ -16,8 +16,7 @@ from ticketry.lab.lab import Lab
 from ticketry.lab.retrain import retraining
 from ticketry.lab.search_result import Found, search_cost
 from ticketry.search import Method
-from ticketry.testing import check_search
-from ticketry.testing.search import _check_searched, _Trial
+from ticketry.testing import _check_searched, _Trial, check_search
 
 SHORT = PointsTask().recipe.changed(length="12it")
 

@@ -189,17 +189,17 @@ def _check_caches() -> Iterator[Finding]:
 
 
 def _check_data_sets(folder: Path | None) -> Iterator[Finding]:
-    from ticketry.tasks.data import published_images, tables
+    from ticketry.tasks.data import image_files, tables
     from ticketry.tasks.data.locate import find_files, places
     from ticketry.tasks.language import corpus
 
     collections = {
-        "mnist": published_images.MNIST.collection(),
-        "fashion-mnist": published_images.FASHION_MNIST.collection(),
-        "cifar10": published_images.CIFAR10.collection(),
-        "cifar100": published_images.CIFAR100.collection(),
-        "tiny-imagenet": published_images.WHOLE.collection(),
-        "tiny-imagenet-20": published_images.TWENTY.collection(),
+        "mnist": image_files.MNIST.collection(),
+        "fashion-mnist": image_files.FASHION_MNIST.collection(),
+        "cifar10": image_files.CIFAR10.collection(),
+        "cifar100": image_files.CIFAR100.collection(),
+        "tiny-imagenet": image_files.WHOLE.collection(),
+        "tiny-imagenet-20": image_files.TWENTY.collection(),
         **{name: corpus.collection(name) for name in ("ptb", "wikitext-2")},
         **{f"uci-{name}": published.collection() for name, published in tables.PUBLISHED.items()},
     }

@@ -244,7 +244,7 @@ def first_paragraph(found: object) -> str:
 
 
 def _list_presets(_: Path) -> list[dict[str, Any]]:
-    from ticketry.tasks.presets import EXPERIMENTS
+    from ticketry.tasks.catalogue import EXPERIMENTS
 
     return [{"name": name, "title": preset.title, "source": preset.source} for name, preset in EXPERIMENTS.items()]
 

@@ -21,8 +21,8 @@ from ticketry.experiments.options import LabOptions, SearchOptions
 from ticketry.experiments.run_file import check_trust, decode_search_options, read_run_file, upgrade_stored_settings
 from ticketry.records.schema import as_json
 from ticketry.search import ALIASES, Method, check_named_settings, method, methods
+from ticketry.tasks.catalogue import experiment
 from ticketry.tasks.facts import DATA_SETS
-from ticketry.tasks.presets import experiment
 from ticketry.tasks.recipe import Recipe, recipe_from
 
 if TYPE_CHECKING:

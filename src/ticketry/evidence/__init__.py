@@ -8,13 +8,12 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-# Bound now, over the modules of the same names: imported later, those modules would take the functions' places here.
-from ticketry.evidence.stability import distance, stability
+# Bound now, over the module of the same name: imported later, that module would take the function's place here.
 from ticketry.evidence.verdict import holm, verdict
 
 if TYPE_CHECKING:
     from ticketry.evidence.comparison import compare
-    from ticketry.evidence.connectivity import barrier, instability
+    from ticketry.evidence.connectivity import barrier, distance, instability, stability
     from ticketry.evidence.control import CONTROLS, Control
     from ticketry.evidence.controls import train_control
     from ticketry.evidence.rivals import Procedure
@@ -28,7 +27,9 @@ _PUBLIC = {
     "VerifySettings": "ticketry.evidence.settings",
     "barrier": "ticketry.evidence.connectivity",
     "compare": "ticketry.evidence.comparison",
+    "distance": "ticketry.evidence.connectivity",
     "instability": "ticketry.evidence.connectivity",
+    "stability": "ticketry.evidence.connectivity",
     "train_control": "ticketry.evidence.controls",
     "verify": "ticketry.evidence.verification",
     "verify_procedure": "ticketry.evidence.verification",

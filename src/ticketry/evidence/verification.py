@@ -18,9 +18,8 @@ from typing import Any
 from ticketry.core.ticket.ticket import Ticket
 from ticketry.evidence.comparison import Comparison, check_budgets, compare
 from ticketry.evidence.level_verdicts import default_margin, metric_resolution, to_judgement_fields
-from ticketry.evidence.rivals import Procedure, ProcedureRivals, Reference, Rivals, TrainedNetwork
+from ticketry.evidence.rivals import Procedure, ProcedureRivals, Reference, Rivals, TrainedNetwork, load_tested_ticket
 from ticketry.evidence.settings import VerifySettings
-from ticketry.evidence.ticket_under_test import load_tested_ticket
 from ticketry.evidence.verdict import Verdict, decide_after, verdict
 from ticketry.lab.lab import Lab
 from ticketry.lab.training.segment import Result
@@ -100,15 +99,15 @@ def verify(
 
     Args:
         lab: lab that trains the networks.
-        ticket: a ticket of a search, see `evidence.ticket_under_test`.
+        ticket: a ticket of a search, see `evidence.rivals.load_tested_ticket`.
         settings: controls, claim, margin, confidence and plan; by default those of `VerifySettings`. The control
             ``small_dense`` is omitted, with a note, if the task defines no narrower network.
         task: required only if the ticket's task cannot be built from its name.
         on_interim: called with the verdict of each interim analysis.
 
     Raises:
-        TicketError, UsageError: if the ticket cannot be tested, see `evidence.ticket_under_test`; `UsageError` also if
-            a setting is out of range or networks have different numbers of steps.
+        TicketError, UsageError: if the ticket cannot be tested, see `rivals.load_tested_ticket`; `UsageError` also if a
+            setting is out of range or networks have different numbers of steps.
         TrainingError: if a loss is no longer a number.
 
     Examples:

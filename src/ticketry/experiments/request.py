@@ -23,12 +23,10 @@ from ticketry.lab.store.store import digest_of
 from ticketry.records.network import LATENCY_MATCHED, is_matched_dense
 from ticketry.records.run import RunRecord
 from ticketry.records.settings import FORMAT_1_DEFAULTS
-from ticketry.search import METHODS, Method, Training
-from ticketry.search.common.aliases import listed_name
+from ticketry.search import METHODS, Method, Training, listed_name
 from ticketry.search.common.method import source_digests
 from ticketry.search.common.plan import ticket_trainings
-from ticketry.search.common.settings import budget_of
-from ticketry.search.common.structure_option import parsed_structure_of
+from ticketry.search.common.settings import budget_of, parsed_structure_of
 from ticketry.tasks import catalogue
 from ticketry.tasks.recipe import Recipe, recipe_from
 from ticketry.tasks.task import Task

@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING, Any
 from msgspec import convert
 
 from ticketry.errors import UsageError
-from ticketry.evidence.connectivity import barrier
+from ticketry.evidence.connectivity import Distance, Stability, barrier, train_two_data_orders
+from ticketry.evidence.connectivity import stability as distances_of
 from ticketry.evidence.settings import StabilitySettings
-from ticketry.evidence.stability import Distance, Stability, train_two_data_orders
-from ticketry.evidence.stability import stability as distances_of
 from ticketry.experiments.decoding import decode_settings
 from ticketry.experiments.options import USUAL_CONTROLS, LabOptions, open_lab
 from ticketry.experiments.record_files import to_frame, write_record

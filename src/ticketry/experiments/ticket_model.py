@@ -18,7 +18,7 @@ from ticketry.core.ticket.ticket import Ticket
 from ticketry.engine.adapters import compile
 from ticketry.engine.export import Exported, export
 from ticketry.errors import EngineError, TicketError, UsageError
-from ticketry.evidence.ticket_under_test import build_task, read_task_description
+from ticketry.evidence.rivals import build_task, read_task_description
 from ticketry.experiments.options import ModelOptions
 from ticketry.tasks import catalogue
 from ticketry.tasks.task import Task

@@ -18,15 +18,17 @@ from ticketry.core.ticket.ticket import Ticket
 from ticketry.errors import TicketError, UsageError
 from ticketry.evidence.control import LONGER_CONTROLS, RIVALS
 from ticketry.evidence.level_verdicts import default_margin, metric_resolution
-from ticketry.evidence.rivals import Procedure, ProcedureRivals, Rivals
-from ticketry.evidence.settings import VerifySettings
-from ticketry.evidence.ticket_under_test import (
+from ticketry.evidence.rivals import (
+    Procedure,
+    ProcedureRivals,
+    Rivals,
     build_task,
     check_task,
     import_variants,
     name_in_errors,
     trains_after_pruning_only,
 )
+from ticketry.evidence.settings import VerifySettings
 from ticketry.evidence.verdict import Verdict
 from ticketry.evidence.verification import verify as verified
 from ticketry.evidence.verification import verify_procedure

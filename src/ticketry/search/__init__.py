@@ -12,21 +12,21 @@ No module here imports torch when it is imported, so that ``ticketry --help`` an
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import fields
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields, make_dataclass
 from pkgutil import iter_modules
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 from ticketry.errors import UsageError
 from ticketry.lab.search_result import Found, Seeds
 from ticketry.registry import Registry
-from ticketry.search.common.aliases import ALIASES, with_alias_defaults
 from ticketry.search.common.method import Method
 from ticketry.search.common.plan import Training
-from ticketry.search.common.settings import COUNTED
+from ticketry.search.common.settings import COUNTED, NONE
 
 if TYPE_CHECKING:
     from ticketry.search.acdc import Settings as _AcdcSettings
+    from ticketry.search.common.method import Method
     from ticketry.search.concrete import Settings as _ConcreteSettings
     from ticketry.search.continuous import Settings as _ContinuousSettings
     from ticketry.search.decorators import Settings as _DecoratorsSettings
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from ticketry.search.oneshot import Settings as _OneshotSettings
     from ticketry.search.regularised import Settings as _RegularisedSettings
     from ticketry.search.stochastic import Settings as _StochasticSettings
+
 
 __all__ = [
     "ALIASES",
@@ -61,6 +62,95 @@ __all__ = [
     "regularised",
     "stochastic",
 ]
+
+
+@dataclass(frozen=True)
+class Alias:
+    """A paper's name, such as ``snip``, that stands for a search method with certain settings."""
+
+    method: str
+    """Name of the search method in ticketry, such as ``early``."""
+    stands_for: str
+    """The paper's full name of the method, with a citation; for lists."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Settings whose defaults the alias changes; all other settings keep the method's defaults."""
+
+    def matches(self, settings: object) -> bool:
+        """Return whether `settings` have every value that this alias sets."""
+
+        def has_value(value: object, wanted: object, name: str) -> bool:
+            return value == wanted or (name == "structure" and str(value).startswith(f"{wanted}:"))  # channels:16
+
+        return all(has_value(getattr(settings, name, None), wanted, name) for name, wanted in self.settings.items())
+
+    @property
+    def words(self) -> str:
+        """The command-line words that the alias abbreviates: the method's name and its options."""
+        flags = [f"--{name.replace('_', '-')} {value}" for name, value in self.settings.items() if value != NONE]
+        return " ".join([self.method, *flags])
+
+
+_AT_INITIALISATION = {"when": "0", "iterations": 1, "structure": NONE}
+
+ALIASES: Mapping[str, Alias] = {
+    "imp": Alias("iterative", "IMP: iterative magnitude pruning with rewinding (Frankle et al. 2019)"),
+    "lth": Alias("iterative", "The lottery ticket hypothesis: IMP to step 0 (Frankle & Carbin 2019)", {"rewind": "0"}),
+    "omp": Alias("oneshot", "OMP: one-shot magnitude pruning (Han et al. 2015)"),
+    "gmp": Alias("gradual", "GMP: gradual magnitude pruning (Zhu & Gupta 2017)"),
+    "rigl": Alias("dynamic", "RigL (Evci et al. 2020)", {"grow": "gradient"}),
+    "set": Alias("dynamic", "SET: sparse evolutionary training (Mocanu et al. 2018)", {"grow": "random"}),
+    "cs": Alias("continuous", "CS: Continuous Sparsification (Savarese et al. 2020)"),
+    "snip": Alias("early", "SNIP (Lee et al. 2019)", {**_AT_INITIALISATION, "score": "snip"}),
+    "snap": Alias(
+        "early",
+        "SNAP: SNIP of whole channels (Verdenius et al. 2020)",
+        {**_AT_INITIALISATION, "score": "snip", "structure": "channels"},
+    ),
+    "grasp": Alias("early", "GraSP (Wang et al. 2020)", {**_AT_INITIALISATION, "score": "grasp"}),
+    "synflow": Alias(
+        "early",
+        "SynFlow, in 100 steps (Tanaka et al. 2020)",
+        {**_AT_INITIALISATION, "score": "synflow", "iterations": 100, "schedule": "exponential"},
+    ),
+    "crop": Alias("early", "CroP (Rachwan et al. 2022)", {**_AT_INITIALISATION, "score": "crop"}),
+    "cropit": Alias(
+        "early",
+        "CroPit: CroP in 7 steps (Rachwan et al. 2022)",
+        {**_AT_INITIALISATION, "score": "crop", "iterations": 7},
+    ),
+    "earlycrop": Alias("early", "EarlyCroP (Rachwan et al. 2022)", {"when": "detect", "score": "crop"}),
+    "earlybird": Alias(
+        "early",
+        "Early-Bird tickets (You et al. 2020)",
+        {"when": "detect", "detector": "masks", "score": "slimming", "structure": "channels"},
+    ),
+    "random": Alias("early", "Random pruning at initialisation", {**_AT_INITIALISATION, "score": "random"}),
+}
+
+
+def with_alias_defaults(found: Method[Any], name: str) -> Method[Any]:
+    """Return a copy of a method whose default settings are those of the alias `name`."""
+    from dataclasses import replace
+
+    alias = ALIASES[name]
+    kind = _with_defaults(found.Settings, alias.settings) if alias.settings else found.Settings
+    return replace(found, alias=name, title=f"{alias.stands_for}: {alias.words}", Settings=kind)
+
+
+def listed_name(method: str, alias: str, settings: object) -> str:
+    """Return a search's name for lists and figures: `alias` if `settings` still match it, else `method`."""
+    return alias if alias and ALIASES[alias].method == method and ALIASES[alias].matches(settings) else method
+
+
+def _with_defaults(kind: type[Any], values: Mapping[str, Any]) -> type[Any]:
+    """Return a subclass of the settings class `kind` whose fields named in `values` have these defaults."""
+    hints = get_type_hints(kind, include_extras=True)
+    if missing := values.keys() - hints.keys():
+        raise UsageError(f"{kind.__module__} has no setting {', '.join(sorted(missing))}")
+    own = [(name, hints[name], field(default=value)) for name, value in values.items()]
+    space = {"__doc__": kind.__doc__, "__module__": kind.__module__}
+    return make_dataclass(kind.__name__, own, bases=(kind,), frozen=True, kw_only=True, namespace=space)
+
 
 METHODS: Registry[Method[Any]] = Registry(
     "search method",
@@ -100,7 +190,7 @@ def methods() -> dict[str, Method[Any]]:
 def method(name: str) -> Method[Any]:
     """Return the method with this name or alias, built-in or a user's own; raise `UsageError` if it is unknown.
 
-    An alias, such as ``imp``, is a paper's name for a method with certain default settings, see `common.aliases`.
+    An alias, such as ``imp``, is a paper's name for a method with certain default settings, see `ALIASES`.
 
     Args:
         name: name such as ``iterative``. A user's own method is named ``mine`` (for ``mine.py`` in the current

@@ -20,10 +20,9 @@ from typing import ClassVar
 
 from ticketry.core.sparse_training.schedule import phases_within
 from ticketry.lab.search_result import GRADUAL, Found
-from ticketry.search.common.equal_cost import stretch_to_flops
 from ticketry.search.common.method import About, Replicate, as_search
 from ticketry.search.common.plan import Schedule, Training
-from ticketry.search.common.pruning import check_score_setting, prunable_scope, prune
+from ticketry.search.common.pruning import check_score_setting, prunable_scope, prune, stretch_to_flops
 from ticketry.search.common.settings import ScoreSettings
 
 ABOUT = About(

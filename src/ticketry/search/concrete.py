@@ -29,10 +29,9 @@ from typing import TYPE_CHECKING, Literal
 from ticketry.core.structure.pattern import count_retained
 from ticketry.errors import LayerCollapseError, UsageError
 from ticketry.lab.search_result import REWINDING, Found, Retrain, retrain_after
-from ticketry.search.common.equal_cost import compress_to_steps, ticket_training_steps
 from ticketry.search.common.method import About, Replicate, as_search
 from ticketry.search.common.plan import Schedule, Training, ticket_training_span
-from ticketry.search.common.pruning import prunable_scope
+from ticketry.search.common.pruning import compress_to_steps, prunable_scope, ticket_training_steps
 from ticketry.search.common.settings import PruningSettings
 from ticketry.search.gating import Objective
 from ticketry.step import Step
@@ -114,8 +113,7 @@ def plan(settings: Settings) -> list[Training]:
 @as_search
 def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
     """Search one replicate: yield the dense network, then the ticket of each density, the densest first."""
-    from ticketry.search.gating.gating import require_classification
-    from ticketry.search.gating.masks import mask_of_largest_gates, mask_within_budget
+    from ticketry.search.gating.gating import mask_of_largest_gates, mask_within_budget, require_classification
 
     lab, scope = replicate.lab, prunable_scope(replicate, settings)
     full, retrain = replicate.dense_training, settings.effective_retrain
@@ -159,8 +157,7 @@ def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
 def make_gating(replicate: Replicate, scope: Scope, settings: Settings, share: float) -> Gating:
     """Describe the gates that choose the mask of one ticket; `share` is its density, or its share of the dense cost."""
     from ticketry.core.gates import BinaryConcrete
-    from ticketry.search.gating.gating import Gating
-    from ticketry.search.gating.masks import gate_prices, gate_targets
+    from ticketry.search.gating.gating import Gating, gate_prices, gate_targets
     from ticketry_engine.support.seeds import mix
 
     target, density = gate_targets(replicate, settings, scope, share)

@@ -30,12 +30,10 @@ from ticketry.budgets.units import Base
 from ticketry.core.structure.pattern import check_layer_minimum_option
 from ticketry.errors import UsageError
 from ticketry.lab.search_result import Found
-from ticketry.search.common.equal_cost import stretch_to_flops
 from ticketry.search.common.method import About, Replicate, as_search
 from ticketry.search.common.plan import Schedule, Training
-from ticketry.search.common.pruning import prunable_scope, require_norm_scales
-from ticketry.search.common.settings import PruningSettings
-from ticketry.search.common.structure_option import ParsedStructure
+from ticketry.search.common.pruning import prunable_scope, require_norm_scales, stretch_to_flops
+from ticketry.search.common.settings import ParsedStructure, PruningSettings
 from ticketry.step import Step
 
 if TYPE_CHECKING:

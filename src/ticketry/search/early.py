@@ -23,8 +23,7 @@ from ticketry.records.network import Moment
 from ticketry.search.common.method import About, Replicate, as_search
 from ticketry.search.common.plan import Training
 from ticketry.search.common.pruning import check_score_setting, prunable_scope, prune, prune_once
-from ticketry.search.common.settings import ScoreSettings
-from ticketry.search.common.structure_option import Family
+from ticketry.search.common.settings import Family, ScoreSettings
 from ticketry.step import Step
 
 if TYPE_CHECKING:

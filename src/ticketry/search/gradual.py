@@ -21,12 +21,10 @@ from typing import ClassVar
 
 from ticketry.core.sparse_training.schedule import cuts_within
 from ticketry.lab.search_result import Found
-from ticketry.search.common.equal_cost import stretch_to_flops
 from ticketry.search.common.method import About, Replicate, as_search
 from ticketry.search.common.plan import Schedule, Training
-from ticketry.search.common.pruning import check_score_setting, prunable_scope, prune
-from ticketry.search.common.settings import ScoreSettings
-from ticketry.search.common.structure_option import Family
+from ticketry.search.common.pruning import check_score_setting, prunable_scope, prune, stretch_to_flops
+from ticketry.search.common.settings import Family, ScoreSettings
 
 ABOUT = About(
     paper="Zhu & Gupta 2017",

@@ -25,12 +25,18 @@ from ticketry.choices import format_value
 from ticketry.core.structure.pattern import check_density
 from ticketry.errors import UsageError
 from ticketry.lab.search_result import REWINDING, Found, Retrain, check_rates, retrain_after
-from ticketry.search.common.equal_cost import compress_to_steps, dense_for_comparison, ticket_training_steps
 from ticketry.search.common.method import About, Replicate, as_search
 from ticketry.search.common.plan import Training, ticket_training_span
-from ticketry.search.common.pruning import check_score_setting, prunable_scope, prune, structured_mask
-from ticketry.search.common.settings import ScoreSettings, Shares, requested_densities
-from ticketry.search.common.structure_option import Family
+from ticketry.search.common.pruning import (
+    check_score_setting,
+    compress_to_steps,
+    dense_for_comparison,
+    prunable_scope,
+    prune,
+    structured_mask,
+    ticket_training_steps,
+)
+from ticketry.search.common.settings import Family, ScoreSettings, Shares, requested_densities
 from ticketry.step import Step
 
 if TYPE_CHECKING:

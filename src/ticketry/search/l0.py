@@ -31,8 +31,7 @@ from ticketry.lab.search_result import Found
 from ticketry.search.common.method import About, Replicate, as_search
 from ticketry.search.common.plan import Training
 from ticketry.search.common.pruning import parse_pruning_step, prunable_scope, train_after_pruning
-from ticketry.search.common.settings import PruningSettings
-from ticketry.search.common.structure_option import Family
+from ticketry.search.common.settings import Family, PruningSettings
 
 if TYPE_CHECKING:
     from ticketry.core.scope import Scope
@@ -98,7 +97,7 @@ def plan(settings: Settings) -> list[Training]:
 def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
     """Search one replicate: yield the dense network, then the ticket of each density, the densest first."""
     from ticketry.core.gates.channel_gates import find_readers
-    from ticketry.search.gating.masks import weights_times_hard_gates
+    from ticketry.search.gating.gating import weights_times_hard_gates
 
     lab, task, whole, scope = (
         replicate.lab,
@@ -127,8 +126,7 @@ def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
 def make_gating(replicate: Replicate, scope: Scope, settings: Settings) -> Gating:
     """Describe the gates whose trained values choose the masks of all tickets of a replicate."""
     from ticketry.core.gates import HardConcrete
-    from ticketry.search.gating.gating import Gating
-    from ticketry.search.gating.masks import gate_prices
+    from ticketry.search.gating.gating import Gating, gate_prices
     from ticketry_engine.support.seeds import mix
 
     return Gating(
@@ -145,7 +143,7 @@ def make_gating(replicate: Replicate, scope: Scope, settings: Settings) -> Gatin
 
 
 def _prune_by_gates(lab: Lab, gated: Result, density: float, settings: Settings) -> str:
-    from ticketry.search.gating.masks import mask_of_largest_channel_gates, mask_of_largest_gates, mask_within_budget
+    from ticketry.search.gating.gating import mask_of_largest_channel_gates, mask_of_largest_gates, mask_within_budget
 
     if settings.budget:
         return mask_within_budget(lab, gated, settings, density, settings.collapse)

@@ -40,8 +40,7 @@ from ticketry.search.common.pruning import (
     require_norm_scales,
     train_after_pruning,
 )
-from ticketry.search.common.settings import ScoreSettings
-from ticketry.search.common.structure_option import NONE, Family, ParsedStructure
+from ticketry.search.common.settings import NONE, Family, ParsedStructure, ScoreSettings
 
 if TYPE_CHECKING:
     from ticketry.core.scope import Scope

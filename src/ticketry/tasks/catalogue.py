@@ -1,19 +1,37 @@
-"""Look up tasks by name: built-in tasks, tasks of installed packages, and user-defined tasks as module:object."""
+"""Look up tasks by name, and published experiments (the option --preset); no torch needed.
+
+A task is built in, from an installed package, or user-defined as module:object.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from ticketry.errors import PluginError, TaskError
+from ticketry.choices import did_you_mean
+from ticketry.errors import PluginError, TaskError, UsageError
 from ticketry.registry import BUILT_IN, Registry, resolve
 from ticketry.tasks import facts as texts
-from ticketry.tasks.facts import DATA_SETS, ENVIRONMENTS, MODEL, UCI
+from ticketry.tasks.facts import (
+    CONV6,
+    DATA_SETS,
+    ENVIRONMENTS,
+    GPT,
+    IMAGENET,
+    LENET,
+    LSTM,
+    MODEL,
+    POINTER,
+    RESIDUAL,
+    UCI,
+)
 from ticketry.tasks.file_requests import check_request
+from ticketry.tasks.recipe import Recipe
 
 if TYPE_CHECKING:
     from ticketry.tasks.task import Spec, Task
+
 
 _LINES = {
     "imagefolder": (
@@ -48,12 +66,12 @@ TASKS: Registry[Any] = Registry(
     "task",
     "ticketry.tasks",
     {
-        **dict.fromkeys(DATA_SETS.built_in, "ticketry.tasks.images.task:create_task"),
-        "imagefolder": "ticketry.tasks.images.folder:create_folder_task",
-        "imageshards": "ticketry.tasks.images.folder:create_shards_task",
+        **dict.fromkeys(DATA_SETS.built_in, "ticketry.tasks.images:create_task"),
+        "imagefolder": "ticketry.tasks.images:create_folder_task",
+        "imageshards": "ticketry.tasks.images:create_shards_task",
         **dict.fromkeys(texts.MODELS, "ticketry.tasks.language.task:create_task"),
         **dict.fromkeys((*UCI, "table:FILE"), "ticketry.tasks.regression:create_task"),
-        **dict.fromkeys((*ENVIRONMENTS, "gym:ENVIRONMENT"), "ticketry.tasks.reinforcement.task:create_task"),
+        **dict.fromkeys((*ENVIRONMENTS, "gym:ENVIRONMENT"), "ticketry.tasks.reinforcement:create_task"),
         "hf:FOLDER": "ticketry.tasks.fine_tuning:create_task",
     },
     error=TaskError,
@@ -158,8 +176,7 @@ def create_task_from_file(file: str, spec: Spec, *, trust: bool = False) -> Task
 
 def _create(spec: Spec, *, annotated: bool = False) -> Task:
     # Importing torch takes a second, and `names` and `describe` do not need it.
-    from ticketry.tasks import user_task
-    from ticketry.tasks.images import task as images
+    from ticketry.tasks import images, user_task
 
     if _is_data_set(spec.name):
         return images.create_task(spec)
@@ -204,3 +221,275 @@ def _add_options(task: Task, options: Mapping[str, str], why: str) -> Task:
     if task.spec is None:
         raise TaskError(f"the task {task.name} {why}: get it by its name, from ticketry.task")
     return create_task(replace(task.spec, options=tuple(sorted({**dict(task.spec.options), **options}.items()))))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """A published experiment: a search with its task, network, recipe and settings."""
+
+    title: str
+    source: str
+    """The paper or code that the settings are from."""
+    method: str
+    """Name of the search method, see `ticketry list methods`."""
+    task: str
+    model: str
+    recipe: Recipe
+    settings: Mapping[str, Any]
+    """Options of the method that differ from its defaults."""
+    options: Mapping[str, str] = field(default_factory=dict)
+    """Options of the task."""
+
+    def tables(self) -> dict[str, Any]:
+        """Return the search in the form of a run file: its tables, as new dictionaries."""
+        return {
+            "method": self.method,
+            "task": self.task,
+            "model": self.model,
+            "options": dict(self.options),
+            "settings": _tuples_to_lists(self.settings),
+            "recipe": _tuples_to_lists(asdict(self.recipe)),
+        }
+
+
+def _tuples_to_lists(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: list(value) if isinstance(value, list | tuple) else value for name, value in values.items()}
+
+
+@dataclass(frozen=True)
+class _Network:
+    """A network of Frankle et al. 2019, figure 2, with the recipe of the paper."""
+
+    title: str
+    task: str
+    model: str
+    recipe: Recipe
+    until: dict[str, float]
+    """When the search ends: the number of levels or the final density, from figure 3 of the paper."""
+
+
+_LENET = _Network(
+    "LeNet-300-100 on MNIST", "mnist", "lenet-300-100", LENET.changed(length="50000it", batch=60), {"levels": 10}
+)
+_RESNET = _Network(
+    "ResNet-20 on CIFAR-10",
+    "cifar10",
+    "resnet-20",
+    RESIDUAL.changed(length="30000it", batch=128, milestones=("20000it", "25000it")),
+    {"levels": 8},
+)
+_VGG = _Network(
+    "VGG-19 on CIFAR-10",
+    "cifar10",
+    "vgg-19",
+    RESIDUAL.changed(length="112000it", batch=64, milestones=("56000it", "84000it")),
+    {"levels": 17},
+)
+_IMAGENET = _Network(
+    "ResNet-50 on ImageNet",
+    "imagefolder",
+    "resnet-50-imagenet",
+    IMAGENET.changed(augment=("resized_crop", "flip")),  # as the task imagefolder trains it by default
+    {"density": 0.2},
+)
+
+
+def _paper_search(
+    network: _Network, what: str, rewind: str, *, figures: str = "figures 2 and 3", **changes: Any
+) -> Experiment:
+    return Experiment(
+        title=f"{network.title}, {what}",
+        source=f"Frankle et al. 2019 (arXiv 1903.01611 v3), {figures}",
+        method="iterative",
+        task=network.task,
+        model=network.model,
+        recipe=network.recipe.changed(**changes),
+        settings={"rate": 0.2, "rewind": rewind, **network.until},
+    )
+
+
+def _search_at_saturation(network: _Network, step: int) -> Experiment:
+    """Return the search that rewinds to `step`; in the paper, rewinding to later steps gains nothing."""
+    figures = f"figures 2 and 3, sections 3 and 4 (saturates at iteration {step})"
+    return _paper_search(network, f"learning rate 0.1, rewound to iteration {step}", f"{step}it", figures=figures)
+
+
+def _short_search(network: _Network, width: float, **changes: Any) -> Experiment:
+    after = "batch, learning rate and the shares of training at which it drops"
+    return Experiment(
+        title=f"{network.title}, shortened: narrower, 10,000 images, a few epochs",
+        source=f"our own choice after {network.model}: {after}",
+        method="iterative",
+        task=network.task,
+        model=f"{network.model}@{width}",
+        options={"train": "10000"},
+        recipe=network.recipe.changed(**changes),
+        settings={"rewind": "50it", "densities": [0.5, 0.2, 0.1, 0.05]},
+    )
+
+
+_LOW = "learning rate 0.01, rewound to step 0"
+
+IMP_PRESETS = {
+    "lenet": _paper_search(_LENET, "rewound to step 0", "0"),
+    "resnet-20": _search_at_saturation(_RESNET, 500),
+    "resnet-20-low": _paper_search(_RESNET, _LOW, "0", lr=0.01),
+    "resnet-20-warmup": _paper_search(
+        _RESNET, "20,000 iterations of warm-up to 0.03, rewound to step 0", "0", lr=0.03, warmup="20000it"
+    ),
+    "vgg-19": _search_at_saturation(_VGG, 100),
+    "vgg-19-low": _paper_search(_VGG, _LOW, "0", lr=0.01),
+    "vgg-19-warmup": _paper_search(
+        _VGG, "10,000 iterations of warm-up to 0.1, rewound to step 0", "0", warmup="10000it"
+    ),
+    "resnet-50": _paper_search(
+        _IMAGENET,
+        "rewound to epoch 6, down to 20 % of the weights",
+        "6ep",
+        figures="figure 2, and the iterative search on ImageNet",
+    ),
+    "resnet-50-imagenet": _paper_search(
+        replace(_IMAGENET, title="ResNet-50 on ImageNet in shards", task="imageshards"),
+        "rewound to epoch 6, down to 20 % of the weights",
+        "6ep",
+        figures="figure 2, and the iterative search on ImageNet",
+    ),
+    "resnet-20-short": _short_search(_RESNET, 0.5, length="9ep", milestones=("6ep", "7.5ep")),
+    "vgg-19-short": _short_search(_VGG, 0.25, length="8ep", milestones=("4ep", "6ep")),
+}
+"""Experiments of iterative magnitude pruning, by preset name."""
+
+
+_CODE = RESIDUAL.changed(length="85ep", batch=128, nesterov=True, milestones=("56ep", "71ep"))
+
+_OFFICIAL = "the official code of Savarese et al. 2020 (arXiv 1912.04427)"
+
+
+def _gated_search(
+    title: str, source: str, model: str, recipe: Recipe, *, task: str = "cifar10", **settings: Any
+) -> Experiment:
+    options = settings.pop("options", {})
+    return Experiment(
+        title=f"Continuous Sparsification, {title}",
+        source=source,
+        method="continuous",
+        task=task,
+        model=model,
+        recipe=recipe,
+        settings=settings,
+        options=options,
+    )
+
+
+_GATES: dict[str, Any] = {
+    "rounds": 3,
+    "rewind": "2ep",
+    "retrain": "restart",
+    "temperature": "epoch",
+    "gate_nesterov": True,
+}
+
+CS_PRESETS = {
+    "cs-resnet-20": _gated_search(
+        "ResNet-20 on CIFAR-10, three rounds", _OFFICIAL, "resnet-20", _CODE, spare_output=True, **_GATES
+    ),
+    "cs-vgg-16": _gated_search(
+        "VGG-16 on CIFAR-10, three rounds",
+        f"the training that {_OFFICIAL} has for ResNet-20",
+        "vgg-16",
+        _CODE,
+        spare_output=True,
+        **_GATES,
+    ),
+    "cs-conv-6": _gated_search(
+        "Conv-6 on CIFAR-10, three rounds",
+        f"Conv-6 and its training as in Frankle and Carbin 2019 (figure 2), its gates as in {_OFFICIAL}",
+        "conv-6",
+        CONV6,
+        **_GATES,
+    ),
+    "cs-resnet-50": _gated_search(
+        "ResNet-50 on ImageNet, one round, to prune",
+        f"our own choice: the usual training of 90 epochs, with the gates of {_OFFICIAL}; the paper's own is not known"
+        " to us",
+        "resnet-50-imagenet",
+        IMAGENET.changed(augment=("resized_crop", "flip")),
+        task="imagefolder",
+        **{**_GATES, "rounds": 1, "rewind": "end", "retrain": "none"},
+        spare_output=True,
+    ),
+    "cs-resnet-20-short": _gated_search(
+        "ResNet-20 on CIFAR-10, shortened: narrower, 10,000 images, a few epochs",
+        "our own choice after cs-resnet-20: the shares of training at which the learning rate drops; gates learn"
+        " faster, because a short training leaves them little time to move",
+        "resnet-20@0.5",
+        _CODE.changed(length="6ep", batch=64, milestones=("4ep", "5ep")),
+        options={"train": "10000"},
+        spare_output=True,
+        gate_lr=1.0,
+        **{**_GATES, "rewind": "50it", "temperature": "step"},
+    ),
+}
+"""Experiments of Continuous Sparsification, by preset name."""
+
+
+_DENSITIES = [0.5, 0.3, 0.1, 0.05]
+_REWIND = "3%"
+_SOURCE = "our own choice: models and recipes as docs/domains.md lists them"
+
+
+def _text_search(
+    title: str, task: str, model: str, recipe: Recipe, options: Mapping[str, str] | None = None
+) -> Experiment:
+    return Experiment(
+        title=title,
+        source=_SOURCE,
+        method="iterative",
+        task=task,
+        model=model,
+        recipe=recipe,
+        settings={"rewind": _REWIND, "densities": _DENSITIES},
+        options=options or {},
+    )
+
+
+def _short_text_search(title: str, task: str, model: str, recipe: Recipe, tokens: int) -> Experiment:
+    long_title = f"{title}, shortened: narrower, {tokens:,} tokens, {recipe.length.removesuffix('ep')} epochs"
+    return _text_search(long_title, task, model, recipe, {"train": str(tokens)})
+
+
+LANGUAGE_PRESETS = {
+    "ptb-lstm": _text_search("LSTM on Penn Treebank", "ptb", "lstm-tied", LSTM),
+    "ptb-pointer-lstm": _text_search("Pointer sentinel LSTM on Penn Treebank", "ptb", "pointer-lstm", POINTER),
+    "wikitext-2-gpt": _text_search("GPT on WikiText-2", "wikitext-2", "gpt", GPT),
+    "ptb-lstm-short": _short_text_search(
+        "LSTM on Penn Treebank", "ptb", "lstm-tied@0.5", LSTM.changed(length="8ep"), 200_000
+    ),
+    "ptb-pointer-lstm-short": _short_text_search(
+        "Pointer sentinel LSTM on Penn Treebank",
+        "ptb",
+        "pointer-lstm@0.5",
+        LSTM.changed(length="8ep"),  # 4 epochs of 100,000 tokens: 469 on the validation text, by Adam 623
+        200_000,
+    ),
+    "wikitext-2-gpt-short": _short_text_search(
+        "GPT on WikiText-2", "wikitext-2", "gpt@0.5", GPT.changed(length="4ep", batch=16, lr=2e-3), 200_000
+    ),
+}
+"""Experiments on language models, by preset name."""
+
+
+EXPERIMENTS = IMP_PRESETS | CS_PRESETS | LANGUAGE_PRESETS
+
+
+def experiment(name: str) -> dict[str, Any]:
+    """Return the tables of a preset: method, task, model, options, settings and recipe.
+
+    Raises:
+        UsageError: for an unknown preset.
+    """
+    if name not in EXPERIMENTS:
+        raise UsageError(
+            f"there is no preset {name!r}: {did_you_mean(name, EXPERIMENTS)}choose one of {', '.join(EXPERIMENTS)}"
+        )
+    return EXPERIMENTS[name].tables()

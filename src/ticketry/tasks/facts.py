@@ -141,7 +141,7 @@ DIGITS_DATA = ImageData(
     largest=16.0,
     model="lenet-300-100",
     recipe=DIGITS,
-    read="ticketry.tasks.data.published_images:read_digits",
+    read="ticketry.tasks.data.image_files:read_digits",
 )
 
 MNIST = ImageData(
@@ -153,7 +153,7 @@ MNIST = ImageData(
     std=(0.3081,),
     model="lenet-300-100",
     recipe=LENET,
-    read="ticketry.tasks.data.published_images:MNIST.read",
+    read="ticketry.tasks.data.image_files:MNIST.read",
 )
 
 FASHION_MNIST = replace(
@@ -161,7 +161,7 @@ FASHION_MNIST = replace(
     title="Fashion-MNIST, pictures of clothes",
     mean=(0.2860,),
     std=(0.3530,),
-    read="ticketry.tasks.data.published_images:FASHION_MNIST.read",
+    read="ticketry.tasks.data.image_files:FASHION_MNIST.read",
 )
 
 CIFAR10 = ImageData(
@@ -174,7 +174,7 @@ CIFAR10 = ImageData(
     model="resnet-20",
     recipe=RESIDUAL,
     augmented=True,
-    read="ticketry.tasks.data.published_images:CIFAR10.read",
+    read="ticketry.tasks.data.image_files:CIFAR10.read",
 )
 
 CIFAR100 = replace(
@@ -183,7 +183,7 @@ CIFAR100 = replace(
     classes=100,
     mean=(0.5071, 0.4865, 0.4409),
     std=(0.2673, 0.2564, 0.2762),
-    read="ticketry.tasks.data.published_images:CIFAR100.read",
+    read="ticketry.tasks.data.image_files:CIFAR100.read",
 )
 
 TINY_IMAGENET = ImageData(
@@ -196,7 +196,7 @@ TINY_IMAGENET = ImageData(
     model="resnet-18",
     recipe=RESIDUAL,
     augmented=True,
-    read="ticketry.tasks.data.published_images:WHOLE.read",
+    read="ticketry.tasks.data.image_files:WHOLE.read",
 )
 
 TINY_IMAGENET_20 = replace(
@@ -204,7 +204,7 @@ TINY_IMAGENET_20 = replace(
     title="The first 20 classes of Tiny ImageNet",
     classes=20,
     examples=(9_000, 1_000, 1_000),
-    read="ticketry.tasks.data.published_images:TWENTY.read",
+    read="ticketry.tasks.data.image_files:TWENTY.read",
 )
 
 DATA_SETS: Registry[ImageData] = Registry(

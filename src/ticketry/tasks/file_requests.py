@@ -1,4 +1,4 @@
-"""Check requests for tasks that come from files, such as tickets of other people.
+"""Parse the options of requests for tasks, and check requests that come from files, such as tickets of others.
 
 A file may request built-in tasks and networks, with numbers and words as options. These import no module of the user,
 open no path, and download only published data sets with a known digest. Any other request must come from the user: on
@@ -8,14 +8,21 @@ the command line, in Python, or by trusting the file.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from dataclasses import fields
+from collections.abc import Iterable, Sequence
+from dataclasses import fields, replace
+from fractions import Fraction
 from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ticketry.errors import TrustError
+from ticketry.choices import list_choices
+from ticketry.errors import TaskError, TrustError
 from ticketry.tasks import facts as tables
 from ticketry.tasks.facts import DATA_SETS, ENVIRONMENTS, PUBLISHED, Learning
 from ticketry.tasks.network_name import LANGUAGE_MODELS, NETWORKS
+
+if TYPE_CHECKING:
+    from ticketry.tasks.task import Spec
 
 ALLOWED_OPTIONS = {
     **dict.fromkeys(DATA_SETS.built_in, ("train", "size")),
@@ -96,3 +103,64 @@ def refusal(what: str, name: object, of: str, instead: str = "") -> TrustError:
 def quote(value: object) -> str:
     """Return a value from a file as short text on one line, without control characters."""
     return repr(value) if len(repr(value)) <= 100 else f"{value!r:.97}..."
+
+
+_DIGITS = 18
+"""Largest number of digits that a whole number may have."""
+
+
+class Options:
+    """Parses the options of a request; an invalid value raises `TaskError`, which names the valid values."""
+
+    def __init__(self, spec: Spec, known: Sequence[str]) -> None:
+        self._task, self.given = spec.name, dict(spec.options)
+        if unknown := sorted(set(self.given) - set(known)):
+            raise TaskError(
+                f"the task {spec.name} has no option {unknown[0]}: it has {list_choices(unknown[0], known)}"
+            )
+
+    def text(self, option: str, default: str = "") -> str:
+        """Return the text of an option, or `default` if it is not given."""
+        return self.given.get(option, default)
+
+    def names(self, option: str, default: str = "") -> tuple[str, ...]:
+        """Return the names in an option, which are separated by commas."""
+        return tuple(part.strip() for part in self.text(option, default).split(",") if part.strip())
+
+    def path(self, option: str) -> Path | None:
+        """Return the path in an option as an absolute path; None if the option is not given."""
+        return Path(self.given[option]).expanduser().absolute() if self.given.get(option) else None
+
+    def with_paths(self, spec: Spec, *options: str) -> Spec:
+        """Return a copy of the request `spec` in which the paths in these options are absolute."""
+        found = tuple((name, str(self.path(name)) if name in options and text else text) for name, text in spec.options)
+        return replace(spec, options=found)
+
+    def whole(self, option: str, default: int, *, least: int | None = 0, what: str = "whole number") -> int:
+        """Return the whole number in an option, at least `least`; None means at least 0, unmentioned in messages."""
+        text = self.text(option, str(default))
+        if not text.isdecimal() or len(text) > _DIGITS or int(text) < (least or 0):
+            bound = "" if least is None else f", at least {least}"
+            raise self.value_error(option, f"a {what}{bound}")
+        return int(text)
+
+    def share(self, option: str, default: str = "0.1", *, what: str = "share") -> Fraction:
+        """Return the share in an option, a number above 0 and below 1."""
+        try:
+            share = Fraction(self.text(option, default))
+        except (ValueError, ZeroDivisionError):
+            share = Fraction(0)
+        if not 0 < share < 1:
+            raise self.value_error(option, f"a {what} such as {default}, between 0 and 1")
+        return share
+
+    def truth(self, option: str, default: bool) -> bool:
+        """Return the truth value in an option, which is given as true or false."""
+        text = self.text(option, str(default)).lower()
+        if text not in ("true", "false"):
+            raise self.value_error(option, "true or false")
+        return text == "true"
+
+    def value_error(self, option: str, wanted: str) -> TaskError:
+        """Return the error for an option with an invalid value; `wanted` describes the valid values."""
+        return TaskError(f"the option {option} of {self._task} is {wanted}, not {self.given[option]!r}")

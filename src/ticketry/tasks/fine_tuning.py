@@ -25,8 +25,8 @@ from ticketry.files import file_digest, parse_json, reason_of
 from ticketry.folders import is_file, list_matching
 from ticketry.tasks.data.locate import read_text
 from ticketry.tasks.data.splits import count_share_of_each, hold_out, take_fewer
+from ticketry.tasks.file_requests import Options
 from ticketry.tasks.language.corpus import PARTS
-from ticketry.tasks.options import Options
 from ticketry.tasks.recipe import Recipe
 from ticketry.tasks.task import Classification, Spec, Split, Splits
 

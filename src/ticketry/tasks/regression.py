@@ -25,8 +25,8 @@ from ticketry.tasks.data.locate import places
 from ticketry.tasks.data.splits import hold_out
 from ticketry.tasks.data.tables import Missing, Table, index_of, read_table
 from ticketry.tasks.facts import EACH, MODEL, OPTIONS, RECIPE, TABLE, UCI
+from ticketry.tasks.file_requests import Options
 from ticketry.tasks.network_name import NetworkName
-from ticketry.tasks.options import Options
 from ticketry.tasks.recipe import Recipe
 from ticketry.tasks.task import Spec, Split, Splits, Task
 

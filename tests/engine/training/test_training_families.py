@@ -16,7 +16,7 @@ from engine.families import FAMILIES, TIMM, TORCHVISION, image, torchvision_size
 from engine.test_families import doubled, other_batch, random_mask
 from samples import sample
 from tasks.models.library_support import import_or_skip, mend_torchvision
-from ticketry.tasks.models.networks import build
+from ticketry.tasks.models import build
 from ticketry_engine.training.sparse_training import SparseTraining
 
 BATCH = 6

@@ -28,7 +28,7 @@ from ticketry.lab.training.job import Watch
 from ticketry.lab.training.precision import Arithmetic
 from ticketry.lab.training.supervised import Supervised
 from ticketry.tasks import catalogue
-from ticketry.tasks.images.folder import FolderClassification
+from ticketry.tasks.images import FolderClassification
 from ticketry.tasks.recipe import Recipe
 from ticketry.tasks.task import Split, Splits, Task
 from ticketry_engine.support.seeds import mix
@@ -175,7 +175,7 @@ def test_the_global_random_state_is_left_alone(folder: Make) -> None:
 
 def test_in_order_gives_each_example_once_in_order(folder: Make, monkeypatch) -> None:
     monkeypatch.setattr(data_loading, "EVALUATED", 4)
-    monkeypatch.setattr("ticketry.tasks.images.folder._EVALUATED_PIXELS", 4 * 16 * 16)
+    monkeypatch.setattr("ticketry.tasks.images._EVALUATED_PIXELS", 4 * 16 * 16)
     split = folder(workers=2).load().test
     memory = in_memory(split)
     for each in (split, memory):

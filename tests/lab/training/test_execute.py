@@ -18,7 +18,7 @@ from ticketry.lab.training.execute import execute, is_done
 from ticketry.lab.training.job import Watch
 from ticketry.lab.training.segment import Segment, Start
 from ticketry.lab.training.state import rebuild_model
-from ticketry.tasks.images.task import ImageClassification
+from ticketry.tasks.images import ImageClassification
 from ticketry.tasks.recipe import Recipe
 from ticketry.tasks.task import Split, Splits
 from watches import StopAt

@@ -19,8 +19,8 @@ from ticketry.lab.search_result import Seeds
 from ticketry.lab.training.optimizer import learning_rate
 from ticketry.lab.training.segment import Segment
 from ticketry.records.schema import as_json
-from ticketry.search.common.equal_cost import compress_to_steps
 from ticketry.search.common.method import Replicate
+from ticketry.search.common.pruning import compress_to_steps
 from ticketry.tasks.recipe import Recipe
 
 TOTAL = 60

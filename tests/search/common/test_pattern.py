@@ -16,8 +16,7 @@ from ticketry.core.structure.pattern import Pattern
 from ticketry.errors import TicketryError
 from ticketry.experiments.request import SearchRequest
 from ticketry.search import method as method_called
-from ticketry.search.gating.gating import Gating
-from ticketry.search.gating.masks import load_gates
+from ticketry.search.gating.gating import Gating, load_gates
 from ticketry.search.regularised import _OF_BLOCKS
 
 SHORT = tk.task("digits").recipe.changed(length="24it")

@@ -127,7 +127,7 @@ def test_a_budget_below_the_floor_is_refused_before_training(tmp_path: Path) -> 
 @pytest.mark.slow
 def test_s0_is_found_by_the_costs_of_the_hard_gates(tmp_path: Path) -> None:
     """The gates themselves end within 10 % of the budget; the cut spends what is left."""
-    from ticketry.search.gating.masks import mask_of_open_gates
+    from ticketry.search.gating.gating import mask_of_open_gates
 
     with tk.Lab(tmp_path) as lab:
         dense, *tickets = found_by(lab, "continuous", flops=0.3, rounds=2, init=0.0)

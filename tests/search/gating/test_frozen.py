@@ -20,8 +20,7 @@ from ticketry.lab.training.execute import execute
 from ticketry.lab.training.job import Watch
 from ticketry.lab.training.segment import Segment, Start
 from ticketry.lab.training.variant import variant_from
-from ticketry.search.gating.gating import Gating
-from ticketry.search.gating.masks import mask_of_largest_gates
+from ticketry.search.gating.gating import Gating, mask_of_largest_gates
 from ticketry.tasks.recipe import Recipe
 from ticketry_engine.support.seeds import generator
 

@@ -16,8 +16,7 @@ from ticketry.errors import LayerCollapseError
 from ticketry.lab.search_result import budget
 from ticketry.search import continuous, stochastic
 from ticketry.search.gating import search as rounds
-from ticketry.search.gating.gating import Gating
-from ticketry.search.gating.masks import load_gates, weights_times_hard_gates
+from ticketry.search.gating.gating import Gating, load_gates, weights_times_hard_gates
 
 CONTINUOUS, STOCHASTIC = tk.search.continuous, tk.search.stochastic
 TOTAL = 80

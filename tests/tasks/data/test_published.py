@@ -13,7 +13,7 @@ import torch
 
 from ticketry.errors import DataError, TaskError
 from ticketry.tasks import data
-from ticketry.tasks.data import published_images as mnist
+from ticketry.tasks.data import image_files as mnist
 from ticketry.tasks.facts import DATA_SETS
 from ticketry.tasks.task import Split, Splits
 

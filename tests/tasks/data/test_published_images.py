@@ -20,9 +20,8 @@ import pytest
 from PIL import Image
 
 from ticketry.errors import DataError
-from ticketry.tasks.data import published_images
-from ticketry.tasks.data.locate import Place, read_verified
-from ticketry.tasks.data.published_images import (
+from ticketry.tasks.data import image_files
+from ticketry.tasks.data.image_files import (
     CIFAR10,
     CIFAR100,
     FASHION_MNIST,
@@ -35,6 +34,7 @@ from ticketry.tasks.data.published_images import (
     parse_idx,
     unpickle,
 )
+from ticketry.tasks.data.locate import Place, read_verified
 from ticketry.tasks.task import Splits
 
 # -- CIFAR ------------------------------------------------------------------------------------------------------------
@@ -123,7 +123,7 @@ class Bomb:
 def test_nothing_is_unpickled_before_its_digest_is_checked(
     tmp_path: Path, small: Small, write: Writer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(published_images, "_Batch", pickle.Unpickler)  # one that would let the bomb go off
+    monkeypatch.setattr(image_files, "_Batch", pickle.Unpickler)  # one that would let the bomb go off
     name, md5 = list(small.published.batches.items())[-1]
     small.contents[name] = pickle.dumps(Bomb(tmp_path / "boom"))
     write(tmp_path, small)
@@ -195,7 +195,7 @@ SMALL = MnistFiles(
 
 @pytest.fixture(params=["plain", "gz"])
 def where(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Place, ...]:
-    monkeypatch.setattr(published_images, "MNIST_VALIDATION_PER_CLASS", 1)
+    monkeypatch.setattr(image_files, "MNIST_VALIDATION_PER_CLASS", 1)
     folder = tmp_path / "Small" / "raw"
     folder.mkdir(parents=True)
     for name, content in FILES.items():
@@ -325,7 +325,7 @@ def few(published: TinyImageNetFiles, root: Path) -> TinyImageNetFiles:
 
 @pytest.fixture
 def one_for_validation(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(published_images, "TINY_VALIDATION_PER_CLASS", 1)
+    monkeypatch.setattr(image_files, "TINY_VALIDATION_PER_CLASS", 1)
 
 
 def facts(splits: Splits) -> list[list[tuple[int, int]]]:

@@ -10,13 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ticketry.tasks.images import task
+from ticketry.tasks import images
 
 Change = Callable[[Tensor, torch.Generator], Tensor]
 shapes = st.tuples(st.integers(1, 6), st.integers(1, 3), st.integers(1, 12), st.integers(1, 12))
 
 
-def images(shape: tuple[int, ...], seed: int = 0) -> Tensor:
+def random_images(shape: tuple[int, ...], seed: int = 0) -> Tensor:
     return torch.randint(1, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
 
 
@@ -41,11 +41,11 @@ def slow_crop(batch: Tensor, generator: torch.Generator) -> Tensor:
     return out
 
 
-@pytest.mark.parametrize(("change", "slow"), [(task.flip, slow_flip), (task.crop, slow_crop)])
+@pytest.mark.parametrize(("change", "slow"), [(images.flip, slow_flip), (images.crop, slow_crop)])
 @given(shape=shapes, seed=st.integers(0, 2**31))
 @settings(deadline=None)
 def test_augmentations_equal_a_loop(change: Change, slow: Change, shape: tuple[int, ...], seed: int) -> None:
-    batch = images(shape, seed)
+    batch = random_images(shape, seed)
     before, state = batch.clone(), torch.get_rng_state()
     one, other = (torch.Generator().manual_seed(seed) for _ in range(2))
     found = change(batch, one)
@@ -56,9 +56,9 @@ def test_augmentations_equal_a_loop(change: Change, slow: Change, shape: tuple[i
 
 
 def test_flip_is_a_fair_coin() -> None:
-    batch = images((4000, 1, 1, 2))
+    batch = random_images((4000, 1, 1, 2))
     batch[..., 0], batch[..., 1] = 0, 1
-    share = task.flip(batch, torch.Generator().manual_seed(0))[..., 0].float().mean()
+    share = images.flip(batch, torch.Generator().manual_seed(0))[..., 0].float().mean()
     assert abs(share - 0.5) < 4 * 0.5 / 4000**0.5
 
 
@@ -66,7 +66,7 @@ def test_crop_draws_every_shift_alike() -> None:
     count = 81 * 200
     batch = torch.zeros(count, 1, 9, 9, dtype=torch.uint8)
     batch[:, :, 4, 4] = 1  # the centre stays inside whatever the shift
-    moved = task.crop(batch, torch.Generator().manual_seed(0)).view(count, 81)
+    moved = images.crop(batch, torch.Generator().manual_seed(0)).view(count, 81)
     assert torch.equal(moved.sum(1), torch.ones(count, dtype=torch.int64))
     seen = torch.bincount(moved.argmax(1), minlength=81).double()
     chi_squared = float(((seen - 200) ** 2 / 200).sum())

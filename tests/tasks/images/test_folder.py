@@ -15,7 +15,7 @@ from PIL import Image
 from ticketry.errors import TaskError
 from ticketry.tasks import catalogue
 from ticketry.tasks.facts import IMAGENET, RESIDUAL
-from ticketry.tasks.images.folder import FolderClassification
+from ticketry.tasks.images import FolderClassification
 
 COUNTS = {"cat": 12, "ant": 25, "bee": 5}
 
@@ -101,11 +101,11 @@ def test_the_key_depends_on_content_and_options(root: Path, tmp_path: Path) -> N
 
 
 def test_the_folder_is_scanned_once_and_late(root: Path, monkeypatch) -> None:
-    from ticketry.tasks.images import folder
+    from ticketry.tasks import images
 
     calls: list[Path] = []
-    scan = folder.scan
-    monkeypatch.setattr(folder, "scan", lambda path: calls.append(path) or scan(path))
+    scan = images.scan
+    monkeypatch.setattr(images, "scan", lambda path: calls.append(path) or scan(path))
     found = task(root)
     assert calls == []
     for _ in range(3):

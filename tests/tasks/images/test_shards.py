@@ -35,7 +35,7 @@ from ticketry.lab.training.ranks.batch_parts import Draws
 from ticketry.lab.training.supervised import course_of
 from ticketry.tasks import catalogue
 from ticketry.tasks.data.shards import describe, write_shards
-from ticketry.tasks.images.folder import ShardClassification
+from ticketry.tasks.images import ShardClassification
 from ticketry.tasks.task import PartOfBatch
 
 COUNTS = {"cat": 12, "ant": 25, "bee": 5}

@@ -13,8 +13,7 @@ import torch
 from ticketry.errors import TaskError
 from ticketry.tasks import catalogue, models, recipe
 from ticketry.tasks.facts import DATA_SETS, IMAGENET, LENET, RESIDUAL
-from ticketry.tasks.images.folder import FolderReader
-from ticketry.tasks.images.task import _AUGMENTATIONS
+from ticketry.tasks.images import _AUGMENTATIONS, FolderReader
 
 
 @pytest.mark.parametrize("name", DATA_SETS.built_in)

@@ -19,10 +19,10 @@ from ticketry.core.ticket.ticket import Ticket
 from ticketry.errors import DataError, TaskError, TicketError
 from ticketry.experiments.ticket_model import load_ticket_model
 from ticketry.tasks import catalogue
+from ticketry.tasks.catalogue import LANGUAGE_PRESETS, experiment
 from ticketry.tasks.facts import PUBLISHED
 from ticketry.tasks.language.task import Language
 from ticketry.tasks.models import language
-from ticketry.tasks.presets import LANGUAGE_PRESETS, experiment
 from ticketry.tasks.recipe import recipe_from
 
 ROOT = Path(__file__).parents[3]

@@ -12,7 +12,6 @@ import torch
 
 from ticketry.errors import MissingExtraError, TaskError
 from ticketry.tasks import models
-from ticketry.tasks.models import other_libraries
 
 TIMM = """
 from types import SimpleNamespace
@@ -96,8 +95,8 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install
 
 
 def _forget() -> None:
-    other_libraries._classifier_names.cache_clear()
-    other_libraries._try_without_data.cache_clear()
+    models._classifier_names.cache_clear()
+    models._try_without_data.cache_clear()
 
 
 def test_timm_builds_an_untrained_network(install: Installed) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from ticketry.errors import MissingExtraError, TaskError, TrainingError
-from ticketry.tasks.reinforcement.environments import LONGEST, Environments, create_environment, limit_of, sizes_of
+from ticketry.tasks.reinforcement import LONGEST, Environments, create_environment, limit_of, sizes_of
 from ticketry_engine.support.seeds import mix
 
 gymnasium = pytest.importorskip("gymnasium", reason="gymnasium is not installed: pip install 'ticketry[control]'")

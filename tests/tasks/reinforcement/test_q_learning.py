@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ticketry.lab.training.precision import Arithmetic
 from ticketry.tasks import models
 from ticketry.tasks.facts import Learning
-from ticketry.tasks.reinforcement.q_learning import Learner, Memory
+from ticketry.tasks.reinforcement import Learner, Memory
 
 QUICK = Learning(copies=4, memory=64, warmup=16, period=5, explore_for=0.5)
 

@@ -16,8 +16,7 @@ from ticketry.errors import MissingExtraError, TaskError, TrainingError
 from ticketry.lab.training.precision import Arithmetic
 from ticketry.tasks import catalogue
 from ticketry.tasks.facts import ENVIRONMENTS, EPISODES
-from ticketry.tasks.reinforcement.environments import Environments
-from ticketry.tasks.reinforcement.task import Acting
+from ticketry.tasks.reinforcement import Acting, Environments
 from ticketry_engine.support.seeds import mix
 
 gymnasium = pytest.importorskip("gymnasium", reason="gymnasium is not installed: pip install 'ticketry[control]'")
@@ -71,7 +70,7 @@ def test_networks_for_images_and_a_missing_gymnasium_are_refused(monkeypatch: py
 
     with pytest.raises(TaskError, match="timm:resnet18 takes images, and cartpole shows numbers"):
         catalogue.get("cartpole", model="timm:resnet18")
-    monkeypatch.setattr("ticketry.tasks.reinforcement.task.metadata.version", absent)
+    monkeypatch.setattr("ticketry.tasks.reinforcement.metadata.version", absent)
     with pytest.raises(MissingExtraError, match=r"pip install 'ticketry\[control\]'"):
         catalogue.get("cartpole").key()
 
@@ -134,7 +133,7 @@ def test_the_source_of_a_custom_environment_is_in_the_key(tmp_path: Path, monkey
 @pytest.mark.parametrize("repeat", [1, 3])
 def test_metrics_are_those_of_episodes_one_by_one(repeat: int, monkeypatch: pytest.MonkeyPatch) -> None:
     model, episodes = Balancing(), 3
-    monkeypatch.setattr("ticketry.tasks.reinforcement.task.EPISODES", episodes)
+    monkeypatch.setattr("ticketry.tasks.reinforcement.EPISODES", episodes)
     with torch.no_grad():
         found = course(repeat=repeat).evaluate(model, "test", Arithmetic())
         returns = []
@@ -163,7 +162,7 @@ def test_splits_have_different_episodes(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_metrics_that_are_not_finite_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ticketry.tasks.reinforcement.task.EPISODES", 2)
+    monkeypatch.setattr("ticketry.tasks.reinforcement.EPISODES", 2)
     model = Balancing()
     model.one.data.fill_(torch.nan)
     with torch.no_grad(), pytest.raises(TrainingError, match="expects in CartPole-v1 are not finite: its training div"):

@@ -31,7 +31,7 @@ from ticketry.errors import UsageError
 from ticketry.lab.store.store import Store
 from ticketry.lab.training.optimizer import Trainable
 from ticketry.lab.training.state import TrainingState
-from ticketry.registry.sources import add_reached_modules
+from ticketry.registry import add_reached_modules
 from ticketry.tasks.recipe import Recipe
 from ticketry.tasks.task import Course, Session, Task
 

@@ -219,7 +219,7 @@ class Method(Generic[S]):
     about: About = field(default_factory=About)
     """Description for ``ticketry list methods``."""
     alias: str = ""
-    """The alias by which the method was requested, see `common.aliases`; else empty."""
+    """The alias by which the method was requested, see `search.ALIASES`; else empty."""
     module: str = ""
     """Name of the module that defines the method; empty if no module does."""
 

@@ -15,7 +15,7 @@ the nearest try is used. If this is the last round, the ticket's mask is pruned 
 record says so.
 
 Under a budget (`--flops`, `--time`, `--bytes`) the share of its costs that hard gates leave replaces the density; the
-last ticket then spends the budget, see `search.gating.masks`.
+last ticket then spends the budget, see `search.gating.gating.budget_mask`.
 
 This departs from the paper, where one s0 holds in all rounds.
 """
@@ -35,12 +35,10 @@ from ticketry.choices import format_value
 from ticketry.core.structure.pattern import UNSTRUCTURED
 from ticketry.errors import UsageError
 from ticketry.lab.search_result import REWINDING, Found, Retrain, check_rates, retrain_after
-from ticketry.search.common.equal_cost import compress_to_steps, ticket_training_steps
 from ticketry.search.common.method import Replicate, as_search
 from ticketry.search.common.plan import Training, ticket_training_span
-from ticketry.search.common.pruning import prunable_scope
-from ticketry.search.common.settings import PruningSettings, Shares, requested_densities
-from ticketry.search.common.structure_option import Family
+from ticketry.search.common.pruning import compress_to_steps, prunable_scope, ticket_training_steps
+from ticketry.search.common.settings import Family, PruningSettings, Shares, requested_densities
 from ticketry.search.gating import LearningRates, Reset
 from ticketry.tasks.recipe import Optimizer
 
@@ -231,7 +229,7 @@ def _search_one_density(replicate: Replicate, settings: GateSettings) -> Iterato
 
 
 def _train_ticket(rounds: Rounds, level: int, chain: list[Result], searched: list[Result], dense: Found) -> Found:
-    from ticketry.search.gating.masks import (
+    from ticketry.search.gating.gating import (
         mask_of_largest_gates,
         mask_of_open_gates,
         mask_within_budget,
@@ -278,8 +276,7 @@ class Rounds:
     """Train the rounds of one replicate: weights and gates together, starting from the previous round's gates."""
 
     def __init__(self, replicate: Replicate, settings: GateSettings) -> None:
-        from ticketry.search.gating.gating import Gating
-        from ticketry.search.gating.masks import gate_prices
+        from ticketry.search.gating.gating import Gating, gate_prices
 
         self.replicate, self.lab, self.settings = replicate, replicate.lab, settings
         self.step = replicate.dense_training.at(settings.rewind, "rewind")
@@ -315,7 +312,7 @@ class Rounds:
     def remaining_share(self, result: Result) -> float:
         """Return the share of weights with open gates after a round; under a budget their share of the dense cost."""
         if self.settings.budget:
-            from ticketry.search.gating.masks import budget_share_left
+            from ticketry.search.gating.gating import budget_share_left
 
             return budget_share_left(self.lab, result, self.settings.budget.terms)
         return float(result.record["gating"]["density"])
@@ -464,7 +461,7 @@ def _gate_values(lab: Lab, result: Result) -> torch.Tensor:
 
     gating = get_gating(result.segment)
     if gating.pattern != UNSTRUCTURED:  # one logit for each weight, because densities count weights
-        from ticketry.search.gating.masks import load_gates
+        from ticketry.search.gating.gating import load_gates
 
         return torch.cat([s.flatten() for s in load_gates(lab, result).by_weight().values()])
     tensors = lab.store.get_tensors(result.variants[gating.name])

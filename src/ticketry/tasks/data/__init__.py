@@ -1,7 +1,7 @@
 """Image data sets by name: found on disk or downloaded, verified, split by a fixed rule and cached.
 
-`published_images` reads the published files, `splits` splits them and caches the splits as one memory-mapped file.
-Folders of images that are read on demand are in `image_files`.
+`image_files` reads the published files, and folders of images on demand; `splits` splits data sets and caches the
+splits as one memory-mapped file.
 """
 
 from __future__ import annotations

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from ticketry.errors import TaskError
 from ticketry.records.metric import Metric
 from ticketry.tasks import facts
+from ticketry.tasks.file_requests import Options
 from ticketry.tasks.language import corpus as corpora
 from ticketry.tasks.language.corpus import Bytes, Content, Corpus, Part, Tokenizer, Vocabulary, read
 from ticketry.tasks.models import language as models
 from ticketry.tasks.models.language import LanguageModel, State, cross_entropy
-from ticketry.tasks.options import Options
 from ticketry.tasks.recipe import Recipe
 from ticketry.tasks.task import Arithmetic, Course, PartOfBatch, Ranks, Session, Spec, Task, place_of_part
 from ticketry_engine.support.seeds import generator

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from ticketry.errors import TaskError
 from ticketry.registry import digest_source
-from ticketry.tasks.models.networks import widest
+from ticketry.tasks.models import widest
 from ticketry.tasks.network_name import LANGUAGE_MODELS, NetworkName, unknown_network_error
 
 State = dict[str, Tensor]

@@ -17,7 +17,7 @@ from ticketry.core.score import ScoreInputs
 from ticketry.core.structure.channel_scores import channel_scores
 from ticketry.core.structure.layout import find_roles
 from ticketry.errors import LayerCollapseError, MaskError, ScoreError, StructureError, UsageError
-from ticketry.tasks.models import networks
+from ticketry.tasks import models as networks
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from small_networks import Chain, Mlp, build, settled

@@ -20,7 +20,7 @@ from ticketry.core.score import ScoreInputs
 from ticketry.core.structure.channel_choice import ChannelChoice
 from ticketry.core.structure.refill_masks import score_for_refill
 from ticketry.errors import LayerCollapseError
-from ticketry.tasks.models import networks
+from ticketry.tasks import models as networks
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from refilled import (

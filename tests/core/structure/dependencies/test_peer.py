@@ -21,7 +21,7 @@ from torch.nn.modules.conv import _ConvNd
 import ticketry as tk
 from samples import sample
 from ticketry.core.structure.layout import Roles, find_roles
-from ticketry.tasks.models import networks
+from ticketry.tasks import models as networks
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import public_models

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 import ticketry as tk
 from samples import sample
 from ticketry.errors import LayerCollapseError, MaskError, StructureError
-from ticketry.tasks.models import networks
+from ticketry.tasks import models as networks
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from small_networks import NETWORKS, Grouped, Mlp, build, images, settled

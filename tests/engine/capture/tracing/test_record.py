@@ -13,7 +13,7 @@ import ticketry as tk
 from engine.a_recurrent import Recurrent
 from interpreter import Program as Interpreted
 from samples import sample
-from ticketry.tasks.models.networks import build
+from ticketry.tasks.models import build
 from ticketry_engine.capture import pipeline
 from ticketry_engine.capture.convert import convert
 from ticketry_engine.capture.program import Arguments, NotRecordedError

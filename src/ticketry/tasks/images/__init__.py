@@ -1,1 +1,0 @@
-"""Image classification: data sets in memory (`task`), and folders and shards that are read on demand (`folder`)."""
