@@ -9,8 +9,6 @@ INSTALL := $(BIN)/python -m pip install --quiet --no-compile -c constraints.txt
 # Real data sets, for tests that read them: given, or beside the checkout if they are there.
 TICKETRY_DATA ?= $(wildcard $(abspath ../shared/data))
 export TICKETRY_DATA
-# Tests start hundreds of processes: each would compile what it imports again if Python may not write that down.
-export PYTHONDONTWRITEBYTECODE =
 # Two tests at once, one thread each: torch's threads collapse when they share cores. A file stays with one process, so
 # that what its fixtures train is trained once; tests/conftest.py puts the longest files first.
 TWO := -n 2 --dist loadfile --no-loadscope-reorder
