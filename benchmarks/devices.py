@@ -40,7 +40,7 @@ from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
 import ticketry as tk
-from ticketry.core.devices.sharding import local_shard, shard_like
+from ticketry.core.sharding import local_shard, shard_like
 from ticketry.lab.store.store import Store
 from ticketry.lab.training.execute import execute
 from ticketry.lab.training.job import Watch

@@ -20,18 +20,23 @@ from other_users import as_user, close, hand_over, place_of_users
 from samples import sample
 from ticketry.core.ticket.folder import write_folder
 from ticketry.errors import OutsideError
-from ticketry.files import content_of, file_digest, flush, join_inside, replacing, write_atomically
-from ticketry.folders import (
+from ticketry.files import (
+    content_of,
     delete_tree,
     delete_tree_if_possible,
     exists,
+    file_digest,
+    flush,
     is_file,
     is_folder,
     iterate_below,
     iterate_files,
     iterate_folders,
+    join_inside,
     list_entries,
     list_matching,
+    replacing,
+    write_atomically,
 )
 from ticketry.lab.store import parts
 from ticketry.lab.store.paths import Paths

@@ -17,14 +17,13 @@ REPOSITORY = Path(__file__).parents[1]
 SOURCES = Path(ticketry.__file__).parents[1]
 ROOTS = {"ticketry": Path(ticketry.__file__).parent, "ticketry_engine": Path(ticketry_engine.__file__).parent}
 
-SHARED = {"choices", "errors", "files", "folders", "registry", "step", "version"}
+SHARED = {"choices", "errors", "files", "registry", "step", "version"}
 """Modules of ticketry that every package may import."""
 PACKAGES = {"core", "budgets", "records", "tasks", "lab", "search", "evidence", "report", "engine"}
 
 MAY_IMPORT = {
     "errors": set(),
     "files": {"errors"},
-    "folders": set(),
     "version": set(),
     "registry": {"errors", "choices"},
     "choices": {"errors"},

@@ -1,8 +1,19 @@
-"""Check that paths from untrusted files stay inside a folder; also the file functions of `ticketry_engine`."""
+"""List and delete folders, keep paths from untrusted files inside a folder; also the file functions of the engine.
+
+If a folder cannot be read, these functions raise `OSError`, while `pathlib` returns False or an empty list. So code
+that deletes or moves files must use these functions. They do not recurse: an untrusted folder may be nested very deep.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
+import secrets
+import shutil
+import stat
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from ticketry.errors import OutsideError
@@ -73,3 +84,180 @@ def require_inside(root: Path, path: Path) -> Path:
     if os.path.commonpath([real, os.path.realpath(path)]) != real:
         raise OutsideError(f"{path} is a link to outside of {root} and is not followed")
     return path
+
+
+_MISSING = (FileNotFoundError, NotADirectoryError)
+
+
+def exists(path: Path) -> bool:
+    """Return whether a file or folder exists, following links; raise `OSError` if access is denied."""
+    return _stat_mode(path) is not None
+
+
+def is_file(path: Path) -> bool:
+    """Return whether a path is a regular file, following links; raise `OSError` if access is denied."""
+    mode = _stat_mode(path)
+    return mode is not None and stat.S_ISREG(mode)
+
+
+def is_folder(path: Path) -> bool:
+    """Return whether a path is a folder, following links; raise `OSError` if access is denied."""
+    mode = _stat_mode(path)
+    return mode is not None and stat.S_ISDIR(mode)
+
+
+def _stat_mode(path: Path) -> int | None:
+    """Return the mode bits of a file or folder; None if it does not exist."""
+    try:
+        return os.stat(path).st_mode
+    except _MISSING:
+        return None
+
+
+def list_entries(folder: Path) -> list[os.DirEntry[str]]:
+    """Return the entries of a folder, sorted by name; an empty list if the folder does not exist.
+
+    Raises:
+        OSError: if the folder cannot be read, or is a link to a missing folder.
+    """
+    try:
+        with os.scandir(folder) as found:
+            return sorted(found, key=lambda entry: entry.name)
+    except _MISSING:
+        if os.path.islink(folder) and not os.path.lexists(os.path.realpath(folder)):
+            raise OSError(errno.ENOLINK, "it is a link to a place that is missing", str(folder)) from None
+        return []
+
+
+def list_matching(folder: Path, pattern: str) -> list[Path]:
+    """Return the paths in a folder that match a pattern such as ``*/*.json``, sorted. Links to folders are followed.
+
+    Raises:
+        OSError: if one of the folders cannot be read.
+    """
+    *folders, last = pattern.split("/")
+    places = [folder]
+    for part in folders:
+        places = [
+            place / entry.name
+            for place in places
+            for entry in list_entries(place)
+            if fnmatchcase(entry.name, part) and _is_folder(entry)
+        ]
+    return [place / entry.name for place in places for entry in list_entries(place) if fnmatchcase(entry.name, last)]
+
+
+def iterate_below(folder: Path) -> Iterator[Path]:
+    """Yield all files and folders below a folder, each folder before its contents. Links are yielded but not followed.
+
+    Raises:
+        OSError: if a folder cannot be read.
+    """
+    for path, _ in _walk(folder):
+        yield path
+
+
+def iterate_files(folder: Path) -> Iterator[Path]:
+    """Yield the regular files below a folder, but no links; raise the same errors as `iterate_below`."""
+    for path, entry in _walk(folder):
+        if entry.is_file(follow_symlinks=False):
+            yield path
+
+
+def iterate_folders(folder: Path) -> Iterator[Path]:
+    """Yield the folders below a folder, each before its sub-folders; raise the same errors as `iterate_below`."""
+    for path, entry in _walk(folder):
+        if entry.is_dir(follow_symlinks=False):
+            yield path
+
+
+def _walk(folder: Path) -> Iterator[tuple[Path, os.DirEntry[str]]]:
+    waiting = [(folder / entry.name, entry) for entry in reversed(list_entries(folder))]
+    while waiting:
+        path, entry = waiting.pop()
+        yield path, entry
+        if entry.is_dir(follow_symlinks=False):
+            waiting += [(path / inner.name, inner) for inner in reversed(list_entries(path))]
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    return entry.is_dir()  # False if it was deleted meanwhile
+
+
+# -- deleting ----------------------------------------------------------------------------------------------------------
+
+
+def delete_tree(folder: Path) -> None:
+    """Delete a folder and its contents, however deeply nested. Links in it are deleted, not followed.
+
+    Raises:
+        OSError: if the folder is missing, is a link, or cannot be deleted.
+    """
+    _delete(folder, lenient=False)
+
+
+def delete_tree_if_possible(folder: Path) -> None:
+    """Delete as much of a folder as the system allows; do nothing if it does not exist."""
+    with contextlib.suppress(OSError):
+        _delete(folder, lenient=True)
+
+
+def _delete(folder: Path, *, lenient: bool) -> None:
+    if os.rename not in os.supports_dir_fd or os.scandir not in os.supports_fd:  # Windows
+        shutil.rmtree(folder, ignore_errors=lenient)
+        return
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        _empty_folder(handle, contextlib.suppress(OSError) if lenient else contextlib.nullcontext())
+    finally:
+        os.close(handle)
+    os.rmdir(folder)
+
+
+def _empty_folder(root: int, attempt: contextlib.AbstractContextManager[None]) -> None:
+    """Delete the contents of an open folder, after moving deeper folders up into it so that paths stay short.
+
+    `root` is the folder's file descriptor; `attempt` is the context of each deletion, which may ignore errors.
+    """
+    waiting = _unlink_files(root, attempt)
+    while waiting:
+        with attempt:
+            name = waiting.pop()
+            handle = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=root)
+            try:
+                for inner in _unlink_files(handle, attempt):
+                    with attempt:
+                        waiting += _rmdir_or_move_up(inner, handle, root)
+            finally:
+                os.close(handle)
+            os.rmdir(name, dir_fd=root)
+
+
+def _rmdir_or_move_up(name: str, parent: int, root: int) -> list[str]:
+    """Delete the folder `name` in `parent` if it is empty; else move it to `root` and return its new name."""
+    try:
+        os.rmdir(name, dir_fd=parent)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        moved = f".{secrets.token_hex(8)}.tmp"
+        os.rename(name, moved, src_dir_fd=parent, dst_dir_fd=root)
+        return [moved]
+    return []
+
+
+def _unlink_files(handle: int, attempt: contextlib.AbstractContextManager[None]) -> list[str]:
+    """Delete the files and links in an open folder, and return the names of the remaining folders.
+
+    `handle` is the folder's file descriptor; `attempt` is the context of each deletion, which may ignore errors.
+    """
+    with os.scandir(handle) as found:
+        listed = list(found)
+    folders = []
+    for entry in listed:
+        if entry.is_dir(follow_symlinks=False):
+            folders.append(entry.name)
+        else:
+            with attempt, contextlib.suppress(FileNotFoundError):
+                os.unlink(entry.name, dir_fd=handle)
+    return folders

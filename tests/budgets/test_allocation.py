@@ -15,8 +15,8 @@ from ticketry.budgets.allocation import affordable, allocate_cost, allocate_mult
 from ticketry.budgets.cost_model import Curve
 from ticketry.budgets.layer_choice import allocate_worth
 from ticketry.core.mask import Mask
+from ticketry.core.model_calls import count_multiplications
 from ticketry.core.output_change import output_change
-from ticketry.core.weight_uses import count_multiplications
 from ticketry.errors import LayerCollapseError, MaskError, UsageError
 
 

@@ -15,8 +15,7 @@ from torch import nn
 
 import ticketry as tk
 from ticketry.budgets.cost_model import CostModel, Curve, LayerCost
-from ticketry.core.allocate import allocate
-from ticketry.core.layer_minimum import check_layer_minimum
+from ticketry.core.allocate import allocate, check_layer_minimum
 from ticketry.core.structure.channel_masks import check_channel_density
 from ticketry.core.structure.pattern import Pattern
 from ticketry.errors import LayerCollapseError, UsageError

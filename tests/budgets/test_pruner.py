@@ -16,9 +16,9 @@ from ticketry.budgets.allocation import allocate_cost, check_floor
 from ticketry.budgets.cost_model import CostModel, Curve, LayerCost, mask_cost
 from ticketry.budgets.pruner import allocate_budget, budget_pruner, random_mask_of_equal_cost
 from ticketry.core.mask import Mask
+from ticketry.core.model_calls import count_multiplications, countable_parameters
 from ticketry.core.prune import densities
 from ticketry.core.score import ScoreInputs
-from ticketry.core.weight_uses import count_multiplications, countable_parameters
 from ticketry.errors import LayerCollapseError, UsageError
 
 SHAPES = {"a": (6, 3, 3, 3), "b": (8, 6), "c": (4, 8)}

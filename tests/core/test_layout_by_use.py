@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import ticketry as tk
-from ticketry.core.weight_uses import find_factor_uses
+from ticketry.core.model_calls import find_factor_uses
 from ticketry.errors import StructureError, TicketryError
 
 X = torch.randn(5, 16)

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 import ticketry as tk
-from ticketry.core.weight_uses import count_multiplications, multiplications_per_weight
+from ticketry.core.model_calls import count_multiplications, multiplications_per_weight
 
 
 class Sliced(nn.Module):

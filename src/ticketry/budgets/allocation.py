@@ -20,8 +20,7 @@ from torch import Tensor
 
 from ticketry.budgets.cost_model import CostModel, Curve
 from ticketry.budgets.units import Unit, format_cost, format_cost_above
-from ticketry.core.allocate import mask_of_largest
-from ticketry.core.layer_minimum import check_mask_covers_tensors, count_candidates
+from ticketry.core.allocate import check_mask_covers_tensors, count_candidates, mask_of_largest
 from ticketry.core.mask import Mask
 from ticketry.core.structure.pattern import parse_share
 from ticketry.errors import LayerCollapseError, MaskError, UsageError

@@ -31,12 +31,12 @@ from ticketry.budgets.timing import (
 from ticketry.budgets.units import Unit, check_base
 from ticketry.choices import describe_name_difference
 from ticketry.core.mask import Mask
+from ticketry.core.model_calls import count_multiplications
 from ticketry.core.scope import Scope
 from ticketry.core.scope import scope as scope_of
 from ticketry.core.structure.layout import layouts_or_rows
-from ticketry.core.weight_uses import count_multiplications
 from ticketry.errors import CostError, UsageError
-from ticketry.folders import exists
+from ticketry.files import exists
 from ticketry_engine.bench.machine import another_machine
 from ticketry_engine.costs import H100_BF16, CallSeconds, GpuRates, MaskedModel, StoredTensor, stored_tensors
 from ticketry_engine.support.entry_points import entry_point

@@ -13,12 +13,12 @@ from ticketry.budgets.allocation import check_floor_of_costs, check_not_all_kept
 from ticketry.budgets.cost_model import CostModel
 from ticketry.budgets.granularity import BY_MEASUREMENT, FINEST, NONE, sums_block_scores
 from ticketry.budgets.units import ENGINE, Unit, check_base, parse_share_or_amount
-from ticketry.core.layer_minimum import count_candidates
+from ticketry.core.allocate import count_candidates
 from ticketry.core.mask import Mask, require_mask
 from ticketry.core.output_change import output_change
 from ticketry.core.scope import Scope
 from ticketry.core.score import Score, ScoreInputs, get
-from ticketry.core.score.kfac import kfac
+from ticketry.core.score.gradient_scores import kfac
 from ticketry.core.score.measurement import has_mask_option, score_pruned_model
 from ticketry.core.score.weight_scores import magnitude
 from ticketry.core.structure.pattern import check_layer_minimum_option

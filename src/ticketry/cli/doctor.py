@@ -163,8 +163,7 @@ def _installed_version(package: str) -> str:
 
 def _check_caches() -> Iterator[Finding]:
     from ticketry.files import cache_folder as data
-    from ticketry.files import reason_of, why_not_private
-    from ticketry.folders import is_folder, iterate_files
+    from ticketry.files import is_folder, iterate_files, reason_of, why_not_private
     from ticketry.lab.store.maintenance import size_of
     from ticketry_engine.support import files
 

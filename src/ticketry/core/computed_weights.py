@@ -25,7 +25,7 @@ from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from ticketry.core.devices.sharding import is_sharded
+from ticketry.core.sharding import is_sharded
 from ticketry.errors import MaskError, ScopeError
 from ticketry_engine.support.seeds import generator
 

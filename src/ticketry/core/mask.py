@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from ticketry.choices import describe_name_difference, require_name
 from ticketry.core.computed_weights import check_computed_removed
-from ticketry.core.devices.sharding import local_shard, reshard, shard_like
 from ticketry.core.scope import Scope, matching_parameters, normal_name
+from ticketry.core.sharding import local_shard, reshard, shard_like
 from ticketry.core.tables import LayerDensity, LayerTable, html_table
 from ticketry.errors import MaskError, ScopeError, UsageError
 from ticketry.files import parse_json

@@ -32,7 +32,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from ticketry.core.example_call import call_in_evaluation, without_parameter_gradients
+from ticketry.core.model_calls import call_in_evaluation, without_parameter_gradients
 from ticketry.core.scope import Scope
 from ticketry.errors import UsageError
 from ticketry_engine.support.entry_points import CHANGES, entry_point

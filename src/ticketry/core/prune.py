@@ -16,19 +16,18 @@ from ticketry.budgets.layer_choice import allocate_worth
 from ticketry.budgets.request import Request, default_structure, default_structure_of_latency, score_finder
 from ticketry.budgets.units import EAGER, ENGINE
 from ticketry.choices import check_choice
-from ticketry.core.allocate import allocate, allocate_sharded_magnitudes
+from ticketry.core.allocate import allocate, allocate_sharded_magnitudes, check_layer_minimum
 from ticketry.core.computed_weights import computed_weights
-from ticketry.core.devices.sharding import is_sharded, reshard
-from ticketry.core.layer_minimum import check_layer_minimum
 from ticketry.core.mask import Mask
+from ticketry.core.model_calls import count_multiplications
 from ticketry.core.scope import Scope, scope_of_shapes
 from ticketry.core.scope import scope as scope_of
 from ticketry.core.score import Loss, Score, ScoreInputs, get
 from ticketry.core.score.measurement import cache_batches, has_mask_option, score_pruned_model
 from ticketry.core.score.weight_scores import magnitude
+from ticketry.core.sharding import is_sharded, reshard
 from ticketry.core.structure.layout import layouts
 from ticketry.core.structure.pattern import Pattern, check_collapse, check_density, check_layer_minimum_option
-from ticketry.core.weight_uses import count_multiplications
 from ticketry.errors import LayerCollapseError, UsageError
 from ticketry_engine.support.entry_points import Need, entry_point
 

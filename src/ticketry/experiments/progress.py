@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any
 from msgspec.json import encode
 
 from ticketry.experiments.request import SearchRequest
-from ticketry.files import write_atomically
-from ticketry.folders import delete_tree_if_possible
+from ticketry.files import delete_tree_if_possible, write_atomically
 from ticketry.lab.lab import Lab
 from ticketry.lab.loggers.logger import Logged
 from ticketry.lab.runners.events import Activity, Event

@@ -13,7 +13,7 @@ from msgspec import Struct
 
 from ticketry.choices import did_you_mean
 from ticketry.errors import MissingExtraError, StoreError, TicketError
-from ticketry.folders import is_file
+from ticketry.files import is_file
 from ticketry.lab.costs.ledger import Ledger
 from ticketry.lab.environment import describe_machine
 from ticketry.lab.lab import Lab

@@ -13,8 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ticketry.errors import StoreError
-from ticketry.files import file_digest, flush, parse_json, replacing
-from ticketry.folders import delete_tree, iterate_below, iterate_folders
+from ticketry.files import delete_tree, file_digest, flush, iterate_below, iterate_folders, parse_json, replacing
 from ticketry.lab.store.address import canonical_url, display_address, is_url, shared_url
 from ticketry.lab.store.files import (
     explain_os_errors,

@@ -12,8 +12,7 @@ from typing import Any, Literal
 from ticketry.choices import list_choices
 from ticketry.core.ticket.ticket import Ticket
 from ticketry.errors import StoreError, TicketError
-from ticketry.files import content_of
-from ticketry.folders import delete_tree, iterate_files, list_entries
+from ticketry.files import content_of, delete_tree, iterate_files, list_entries
 from ticketry.lab.store.address import display_address
 from ticketry.lab.store.files import InaccessibleError, explain_os_errors, has_canonical_bytes, path_exists, read_sealed
 from ticketry.lab.store.maintenance import Usage, collect_garbage, describe_activity

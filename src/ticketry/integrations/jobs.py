@@ -18,14 +18,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ticketry.choices import check_choice
-from ticketry.core.devices.sharding import local_shard, reshard, shard_groups, shard_like, sum_over_groups
 from ticketry.core.gates import Gates, Moment, attach
-from ticketry.core.gates.attach import GateOptions
-from ticketry.core.gates.block_gates import BlockGates
+from ticketry.core.gates.attach import BlockGates, GateOptions
 from ticketry.core.mask import Mask, read_metadata
+from ticketry.core.sharding import local_shard, reshard, shard_groups, shard_like, sum_over_groups
 from ticketry.core.sparse_training.gradual import Gradual, GradualOptions, PruneOptions, gradual
-from ticketry.core.sparse_training.hold import Hold, hold
-from ticketry.core.sparse_training.leftovers import Attachment, release_leftovers
+from ticketry.core.sparse_training.hold import Attachment, Hold, hold, release_leftovers
 from ticketry.core.structure.pattern import check_density
 from ticketry.core.ticket.ticket import Ticket
 from ticketry.errors import LayerCollapseError, MaskError, TicketError, TicketryError, UsageError

@@ -18,10 +18,10 @@ from ticketry.budgets.granularity import NONE, in_blocks
 from ticketry.budgets.layer_choice import WORTH
 from ticketry.budgets.pruner import budget_pruner
 from ticketry.core.mask import Mask
+from ticketry.core.model_calls import count_multiplications, countable_parameters
 from ticketry.core.scope import Scope, scope_of_shapes
 from ticketry.core.scope import scope as scope_of
 from ticketry.core.score import ScoreInputs, source_of
-from ticketry.core.weight_uses import count_multiplications, countable_parameters
 from ticketry.errors import CostError, UsageError
 from ticketry.lab.costs.ledger import SeenExamples
 from ticketry.lab.lab import Lab

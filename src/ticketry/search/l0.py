@@ -96,7 +96,7 @@ def plan(settings: Settings) -> list[Training]:
 @as_search
 def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
     """Search one replicate: yield the dense network, then the ticket of each density, the densest first."""
-    from ticketry.core.gates.channel_gates import find_readers
+    from ticketry.core.gates.attach import find_readers
     from ticketry.search.gating.gating import weights_times_hard_gates
 
     lab, task, whole, scope = (

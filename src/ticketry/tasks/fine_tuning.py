@@ -21,8 +21,7 @@ from torch import Tensor, nn
 
 from ticketry.choices import did_you_mean
 from ticketry.errors import DataError, MissingExtraError, TaskError
-from ticketry.files import file_digest, parse_json, reason_of
-from ticketry.folders import is_file, list_matching
+from ticketry.files import file_digest, is_file, list_matching, parse_json, reason_of
 from ticketry.tasks.data.locate import read_text
 from ticketry.tasks.data.splits import count_share_of_each, hold_out, take_fewer
 from ticketry.tasks.file_requests import Options

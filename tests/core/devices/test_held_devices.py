@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import ticketry as tk
 from gloo_processes import assert_told, errors_of, run_ranks
-from ticketry.core.devices.norms import SynchronisedBatchNorm, synchronise_norms
+from ticketry.core.devices import SynchronisedBatchNorm, synchronise_norms
 from ticketry.core.sparse_training.gradual import Gradual
 from ticketry.errors import HoldError, MaskError, TicketError, UsageError
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ticketry.core.devices.norms import SynchronisedBatchNorm, synchronise_norms
+from ticketry.core.devices import SynchronisedBatchNorm, synchronise_norms
 from ticketry.errors import UsageError
 
 

@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import ticketry as tk
 from gloo_processes import run_ranks
-from ticketry.core.devices.norms import synchronise_norms
+from ticketry.core.devices import synchronise_norms
 
 FIRST_ORDER = ("snip", "taylor", "fisher", "kfac")
 SECOND_ORDER = ("crop", "grasp")

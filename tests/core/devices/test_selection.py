@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from ticketry.core import sharding as selection
 from ticketry.core.allocate import allocate, allocate_sharded_magnitudes
-from ticketry.core.devices import selection
 from ticketry.core.mask import Mask
 
 TINY = 2.0**-149

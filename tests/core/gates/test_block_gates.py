@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 import ticketry as tk
 from ticketry.core import gates
 from ticketry.core.gates import product
-from ticketry.core.gates.block_gates import BlockGates
+from ticketry.core.gates.attach import BlockGates
 from ticketry.core.gates.product import block_product
 from ticketry.core.structure.layout import Layout, layouts
 from ticketry.core.structure.pattern import Pattern

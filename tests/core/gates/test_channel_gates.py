@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import ticketry as tk
-from ticketry.core.gates.channel_gates import ChannelGates, attach_channels
+from ticketry.core.gates.attach import ChannelGates, attach_channels
 from ticketry.core.structure.channel_masks import prune_channels_by_scores
 from ticketry.core.structure.removal_trial import tried_structure
 from ticketry.errors import MaskError, StructureError, UsageError

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import ticketry as tk
-from ticketry.core.sparse_training.leftovers import Attachment
+from ticketry.core.sparse_training.hold import Attachment
 from ticketry.errors import HoldError
 
 

@@ -9,9 +9,8 @@ Kinds of gates: `Continuous` (Savarese et al. 2020), `Stochastic` (its baseline 
 """
 
 from ticketry.core.gates.attach import attach
-from ticketry.core.gates.balance import Balance
 from ticketry.core.gates.charges import Charges
-from ticketry.core.gates.gates import Gates, Histogram
+from ticketry.core.gates.gates import Balance, Gates, Histogram
 from ticketry.core.gates.kinds import (
     KINDS,
     BinaryConcrete,

@@ -1,23 +1,30 @@
-"""Attach gates to the weights of a model."""
+"""Attach gates to a model: to single weights, to blocks of weights, or to whole channels."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TypedDict
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from ticketry.core.allocate import allocate_for_gates
 from ticketry.core.computed_weights import check_computed_removed
-from ticketry.core.devices.sharding import is_sharded
-from ticketry.core.gates.block_gates import BlockGates
-from ticketry.core.gates.charges import Charges
-from ticketry.core.gates.gates import Gates
+from ticketry.core.gates.charges import Charges, charge_penalty
+from ticketry.core.gates.gates import GateFunction, Gates, create_logits
 from ticketry.core.gates.kinds import Kind, make_kind
 from ticketry.core.gates.parameter_swap import find_gated_parameters
+from ticketry.core.gates.product import apply_gate, block_product, weighted_sum
 from ticketry.core.mask import Mask
-from ticketry.core.scope import Scope
+from ticketry.core.scope import Scope, named_parameters
 from ticketry.core.scope import scope as scope_of
-from ticketry.core.sparse_training.leftovers import release_leftovers
+from ticketry.core.sharding import is_sharded
+from ticketry.core.sparse_training.hold import release_leftovers
+from ticketry.core.structure.channel_choice import removable_group_positions
+from ticketry.core.structure.coupling import ChannelGroup, Member, Structure
+from ticketry.core.structure.layout import layouts
 from ticketry.core.structure.pattern import Pattern
 from ticketry.errors import MaskError, ScopeError, UsageError
 from ticketry_engine.support.entry_points import CHANGES, entry_point
@@ -167,3 +174,322 @@ def _retain_freed_memory() -> None:
     # glibc returns large freed blocks to the system, and getting them back costs a millisecond per step of a LeNet,
     # until a block of up to 32 MiB has been freed. This one is never touched, so it costs nothing.
     torch.empty(31 << 20, dtype=torch.uint8)
+
+
+class BlockGates(Gates):
+    """Gates on blocks of weights, created by `attach` with a pattern.
+
+    Each block has one logit s. The logits of a weight are a tensor of shape `Blocks.shape`, named like the weight.
+    `kept`, densities, masks and the penalty count weights; `histogram` and `ties` count gates.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        parameters: Mapping[str, nn.Parameter],
+        pattern: Pattern,
+        kind: Kind,
+        init: float,
+        within: Mask | None,
+        seed: int,
+    ) -> None:
+        self.pattern = pattern
+        self._layouts = layouts(model, parameters)
+        self._blocks = [
+            pattern.check_blocks("gates").blocks(tuple(parameter.shape), self._layouts[name])
+            for name, parameter in parameters.items()
+        ]
+        kept = None
+        if within is not None:
+            flags = zip(parameters, self._blocks, strict=True)
+            kept = Mask({name: blocks.retained_blocks(within[name], name) for name, blocks in flags})
+        super().__init__(model, parameters, kind, init, kept, seed)
+        self._sizes = [
+            torch.empty_like(s, requires_grad=False).copy_(blocks.sizes)
+            for s, blocks in zip(self._logits, self._blocks, strict=True)
+        ]
+
+    @property
+    def weights(self) -> int:
+        return sum(int(blocks.sizes.sum()) for blocks in self._blocks)
+
+    def penalty(self, coefficient: float) -> Tensor:
+        """Return the penalty: `coefficient` times the sum, over all weights, of how far their gates are open.
+
+        Add this scalar to the loss. A block's gate counts once for each weight that it multiplies, so the penalty is as
+        large as with one gate per weight. For random gates the sum is the expected number of retained weights (Louizos,
+        Welling & Kingma 2018, arXiv 1712.01312, section 2: groups that share a gate).
+        """
+        opened = zip(self._compute_openness(), self._sizes, strict=True)
+        return charge_penalty([(value * sizes).sum() for value, sizes in opened], self.charges, coefficient)
+
+    def kept(self) -> dict[str, int]:
+        at = self.kind.threshold
+        found = {}
+        for number, (name, logits) in enumerate(self.named_parameters()):
+            on, kept = logits.detach() > at, self._kept[number]
+            found[name] = int(self._sizes[number][on if kept is None else on & (kept != 0)].double().sum())
+        return found
+
+    def density(self) -> float:
+        return sum(self.kept().values()) / self.weights
+
+    @torch.no_grad()
+    def soft_density(self) -> float:
+        opened = zip(self._compute_openness(), self._sizes, strict=True)
+        return sum(float((value.double() * sizes).sum()) for value, sizes in opened) / self.weights
+
+    def harden(self, *, collapse: str = "raise") -> Mask:
+        """Return the mask of the gates that are on, in whole blocks; see `Gates.harden`.
+
+        With ``collapse="keep"``, a parameter without open gates retains the block with the largest s.
+        """
+        return Mask(self._expand_to_weights(super().harden(collapse=collapse)))
+
+    def allocate(self, density: float, *, collapse: str = "raise") -> Mask:
+        """Return the mask of the blocks with the largest s, as close to `density` as whole blocks permit."""
+        more = {"pattern": self.pattern, "layouts": self._layouts, "within": self._initial_mask()}
+        return allocate_for_gates(self.by_weight(), density, collapse=collapse, **more)
+
+    def by_weight(self) -> dict[str, Tensor]:
+        return self._expand_to_weights(super().by_weight())
+
+    def __repr__(self) -> str:
+        gates = super().__repr__().removeprefix("Gates(")
+        return f"BlockGates({self.pattern}, {gates.replace(' weights,', ' blocks,')}"
+
+    # -- inside ----------------------------------------------------------------------------------------------------
+
+    def _create_logits(self, parameters: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:
+        made = {}
+        for (name, parameter), blocks in zip(parameters.items(), self._blocks, strict=True):
+            like = parameter.detach().new_empty(blocks.shape)
+            for dimensions, kept in ((4, torch.channels_last), (5, torch.channels_last_3d)):
+                if parameter.dim() == like.dim() == dimensions and parameter.is_contiguous(memory_format=kept):
+                    like = like.contiguous(memory_format=kept)  # so that products traverse both in memory order
+            made[name] = create_logits(nn.Parameter(like, requires_grad=False), self.init)
+        return made
+
+    def _apply_gate_function(
+        self, numbers: Sequence[int], weights: Sequence[Tensor], act: GateFunction
+    ) -> list[Tensor]:
+        return self._apply_block_gates(
+            numbers, weights, [act(self._logits[number], self._moment) for number in numbers]
+        )
+
+    def _apply_training_gates(
+        self, numbers: Sequence[int], weights: Sequence[Tensor], everything: bool
+    ) -> list[Tensor]:
+        gates = [self.kind.gate(self._logits[number], self._moment, self._draw_uniform(number)) for number in numbers]
+        return self._apply_block_gates(numbers, weights, gates)
+
+    def _apply_block_gates(
+        self, numbers: Sequence[int], weights: Sequence[Tensor], gates: Sequence[Tensor]
+    ) -> list[Tensor]:
+        products = []
+        for number, weight, gate in zip(numbers, weights, gates, strict=True):
+            kept = self._kept[number]
+            products.append(block_product(weight, gate if kept is None else gate * kept, self._blocks[number]))
+        return products
+
+    def _initial_mask(self) -> Mask | None:
+        blocks = super()._initial_mask()
+        return None if blocks is None else Mask(self._expand_to_weights(blocks))
+
+    def _expand_to_weights(self, of_blocks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return tensors in the shapes of the weights, in which each weight has the value of its block."""
+        pairs = zip(of_blocks.items(), self._blocks, strict=True)
+        return {name: blocks.expand_to_weights(values) for (name, values), blocks in pairs}
+
+
+@entry_point(CHANGES)
+def attach_channels(
+    model: nn.Module, structure: Structure, scope: Scope, *, init: float = 0.0, kind: str | Kind, seed: int = 0
+) -> ChannelGates:
+    """Multiply each channel by a trainable gate at the layers that read it, until `Gates.detach`.
+
+    Coupled channels, which can only be removed together, form one channel c of a group and share one gate z_c. Every
+    layer that reads the channel sees its value, after norm and nonlinearity, times z_c; so no norm cancels the gate.
+    This is implemented by scaling the weights with which the layer reads the channel; the model's modules do not
+    change. A depthwise convolution is not scaled; the layers after it are. (Louizos, Welling & Kingma 2018, arXiv
+    1712.01312, section 4, gate single neurons and filters in this way.)
+
+    Args:
+        model: on the device where it trains, see `attach`.
+        structure: channel structure of the model.
+        scope: a channel gets a gate if it can be removed and is computed by layers in scope only. The layers that read
+            it need not be in scope.
+        init: initial value of every s.
+        kind, seed: see `attach`.
+
+    Raises:
+        StructureError: if there are no channels that can be removed.
+        UsageError: if no layer with a known weight reads the channels of a group, or a weight has gates already.
+    """
+    check_init(init)
+    readers = find_readers(model, structure, scope)
+    read = {member.name for members in readers.values() for member in members}
+    parameters = {name: parameter for name, parameter in named_parameters(model).items() if name in read}
+    check_attachable(model, parameters)
+    return ChannelGates(model, parameters, readers, make_kind(kind), init, seed)
+
+
+def find_readers(model: nn.Module, structure: Structure, scope: Scope) -> dict[str, list[Member]]:
+    """Return, by the name of each removable channel group, the weight dimensions that read the group's channels.
+
+    Dimensions that also compute channels, such as those of a depthwise convolution, are left out. Raises the same
+    errors as `attach_channels`.
+    """
+    parts = structure.roles
+    groups = _name_uniquely([structure.groups[position] for position in removable_group_positions(structure, scope)])
+    places = parts.inputs - parts.outputs
+    readers = {name: group.within(places) for name, group in groups.items()}
+    for name, members in readers.items():
+        if not members:
+            raise UsageError(
+                f"no layer whose weights are known reads the channels of {name}, so that a gate has nothing to"
+                f" multiply: leave it out (--spare {name})"
+            )
+    return readers
+
+
+@dataclass(frozen=True)
+class _ChannelIndices:
+    """Where the channels of a group are in a weight: indices along one dimension."""
+
+    group: int
+    dim: int
+    index: Tensor
+    """int64 [channels, indices per channel]: the indices of each channel along dimension `dim`."""
+
+
+class ChannelGates(Gates):
+    """Gates on channels, created by `attach_channels`.
+
+    Each channel has one logit s. The logits of a group are a tensor [channels], named like the group. `kept`, `ties`,
+    densities and histograms count channels; the penalty and `weights` count weights.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        parameters: Mapping[str, nn.Parameter],
+        readers: Mapping[str, Sequence[Member]],
+        kind: Kind,
+        init: float,
+        seed: int,
+    ) -> None:
+        """Create gates; `readers` maps each group's name to the dimensions of `parameters` that read its channels."""
+        self._readers = readers
+        parts: dict[str, list[_ChannelIndices]] = {name: [] for name in parameters}
+        for group, members in enumerate(readers.values()):
+            for member in members:
+                index = torch.tensor(member.indices, device=parameters[member.name].device)
+                parts[member.name].append(_ChannelIndices(group, member.dim, index))
+        self._channel_indices = list(parts.values())
+        self._weights_per_channel = [
+            sum(_count_weights_per_channel(m, parameters[m.name]) for m in members) for members in readers.values()
+        ]
+        super().__init__(model, parameters, kind, init, None, seed)
+
+    def penalty(self, coefficient: float) -> Tensor:
+        """Return the penalty: `coefficient` times the number of weights behind open gates.
+
+        Each gate counts as far as it is open, times the number of weights that it multiplies. For hard-concrete gates
+        this is the expected number of weights that are not multiplied by 0 (Louizos, Welling & Kingma 2018, section 2:
+        groups that share a gate). The weights that compute a channel are not counted, only those that read it.
+        """
+        opened = zip(self._compute_openness(), self._weights_per_channel, strict=True)
+        return weighted_sum([value.sum() * weights for value, weights in opened], coefficient)
+
+    @property
+    def weights(self) -> int:
+        return sum(weights * len(s) for weights, s in zip(self._weights_per_channel, self._logits, strict=True))
+
+    def harden(self, *, collapse: str = "raise") -> Mask:
+        """Raise `UsageError`; use `channel_masks.prune_channels_by_scores` to turn channel gates into a mask."""
+        return self.allocate(1.0)
+
+    def by_weight(self) -> dict[str, Tensor]:
+        """Raise `UsageError`: a weight may be multiplied by the gates of several channels."""
+        raise UsageError("gates on channels multiply what layers read: a weight has that of its input, and of no other")
+
+    def allocate(self, density: float, *, collapse: str = "raise") -> Mask:
+        """Raise `UsageError`; use `channel_masks.prune_channels_by_scores` to turn channel gates into a mask."""
+        raise UsageError(
+            "gates on channels rank channels, and become a mask at a density:"
+            " structure.channel_masks.prune_channels_by_scores(model, structure, [s of each group], density)"
+        )
+
+    def __repr__(self) -> str:
+        return f"ChannelGates({self.kind.name}, {len(self._names)} groups, {self._gate_count:,} channels)"
+
+    # -- inside ----------------------------------------------------------------------------------------------------
+
+    def _create_logits(self, parameters: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:
+        made = {}
+        for name, members in self._readers.items():
+            like = parameters[members[0].name]
+            channels = nn.Parameter(like.new_empty(len(members[0].indices)), requires_grad=False)
+            made[name] = create_logits(channels, self.init)
+        return made
+
+    def _apply_gate_function(
+        self, numbers: Sequence[int], weights: Sequence[Tensor], act: GateFunction
+    ) -> list[Tensor]:
+        return self._apply_channel_gates(numbers, weights, lambda group: act(self._logits[group], self._moment))
+
+    def _apply_training_gates(
+        self, numbers: Sequence[int], weights: Sequence[Tensor], everything: bool
+    ) -> list[Tensor]:
+        def gate(group: int) -> Tensor:
+            return self.kind.gate(self._logits[group], self._moment, self._draw_uniform(group))
+
+        return self._apply_channel_gates(numbers, weights, gate)
+
+    def _apply_channel_gates(
+        self, numbers: Sequence[int], weights: Sequence[Tensor], gate: Callable[[int], Tensor]
+    ) -> list[Tensor]:
+        gates = {part.group: Tensor() for number in numbers for part in self._channel_indices[number]}
+        for group in gates:
+            gates[group] = gate(group)  # once per group, although it multiplies several weights
+        products = []
+        for number, weight in zip(numbers, weights, strict=True):
+            factors = [_broadcast_gates(weight, part, gates[part.group]) for part in self._channel_indices[number]]
+            products.append(apply_gate(weight, math.prod(factors[1:], start=factors[0]), None))
+        return products
+
+    def _check_devices(self, numbers: Sequence[int], weights: Sequence[Tensor]) -> None:
+        for number, weight in zip(numbers, weights, strict=True):
+            places = {part.index.device for part in self._channel_indices[number]}
+            places |= {self._logits[part.group].device for part in self._channel_indices[number]}
+            if places != {weight.device}:
+                raise UsageError(
+                    f"a weight that has gates on its channels is on {weight.device}, and they are on"
+                    f" {', '.join(sorted(map(str, places)))}: attach gates after the model is where it trains, on one"
+                    " device"
+                )
+
+
+def _broadcast_gates(weight: Tensor, part: _ChannelIndices, gate: Tensor) -> Tensor:
+    """Return a factor for `weight`, to be broadcast: the gates of a group at the channels of the group, 1 elsewhere."""
+    # Indices are unique, so that neither this nor its gradient depends on an order of summation.
+    spread = gate.new_ones(weight.shape[part.dim]).index_put((part.index,), gate[:, None].expand(part.index.shape))
+    return spread.view([-1 if dim == part.dim else 1 for dim in range(weight.dim())])
+
+
+def _count_weights_per_channel(member: Member, parameter: Tensor) -> int:
+    """Return how many weights of `parameter` read a channel; `member` is the dimension that reads it."""
+    return parameter.numel() // parameter.shape[member.dim] * len(member.indices[0])
+
+
+def _name_uniquely(groups: Sequence[ChannelGroup]) -> dict[str, ChannelGroup]:
+    """Return groups by name; append a number to the name if several groups have the same one."""
+    named: dict[str, ChannelGroup] = {}
+    for group in groups:
+        name, number = group.name, 1
+        while name in named:
+            number += 1
+            name = f"{group.name} ({number})"
+        named[name] = group
+    return named

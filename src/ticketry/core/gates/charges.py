@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -123,16 +122,12 @@ def share_above_floor(prices: Prices, sizes: Mapping[str, int], share: float) ->
     return _round_for_keys(left / (full - empty))
 
 
-class _HasCharges(Protocol):
-    charges: Charges | None
-
-
-def charge_penalty(opened: Sequence[Tensor], gates: _HasCharges, coefficient: float) -> Tensor:
-    """Return `coefficient` times the cost of the open gates, a scalar; without `gates.charges`, each gate costs 1.
+def charge_penalty(opened: Sequence[Tensor], charges: Charges | None, coefficient: float) -> Tensor:
+    """Return `coefficient` times the cost of the open gates, a scalar; without `charges`, each gate costs 1.
 
     `opened` contains, for each parameter, the number of its open gates.
     """
-    return weighted_sum(opened if gates.charges is None else gates.charges.of(opened), coefficient)
+    return weighted_sum(opened if charges is None else charges.of(opened), coefficient)
 
 
 def _compute_charge(opened: Tensor, curve: Curve, size: int) -> Tensor:

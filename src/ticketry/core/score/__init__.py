@@ -27,12 +27,12 @@ from ticketry.core.score.gradient_scores import (
     fisher,
     grasp,
     grasp200,
+    kfac,
     of_gradient_flow,
     of_gradients,
     snip,
     taylor,
 )
-from ticketry.core.score.kfac import kfac
 from ticketry.core.score.protocol import About, Loss, Score, ScoreInputs, described
 from ticketry.core.score.registry import (
     CONTROLS,
@@ -45,8 +45,7 @@ from ticketry.core.score.registry import (
     source_of,
     split_control,
 )
-from ticketry.core.score.synflow import synflow
-from ticketry.core.score.weight_scores import magnitude, random
+from ticketry.core.score.weight_scores import magnitude, random, synflow
 
 __all__ = [
     "CONTROLS",

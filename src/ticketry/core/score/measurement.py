@@ -16,11 +16,11 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from ticketry.choices import check_choice
 from ticketry.core.computed_weights import check_computed_removed
-from ticketry.core.devices.sharding import process_groups
-from ticketry.core.example_call import compilation_disabled
 from ticketry.core.mask import Mask
+from ticketry.core.model_calls import compilation_disabled
 from ticketry.core.scope import Scope
 from ticketry.core.score.protocol import Loss, Score, ScoreInputs, evaluate_score
+from ticketry.core.sharding import process_groups
 from ticketry.errors import MaskError, ScoreError, UsageError
 from ticketry_engine.support.entry_points import Need, as_normal_tensors, callers_defaults, check_model
 from ticketry_engine.support.process_state import private_random_state

@@ -20,11 +20,11 @@ _BUILT_IN = {
     "fisher": "gradient_scores",
     "grasp": "gradient_scores",
     "grasp200": "gradient_scores",
-    "kfac": "kfac",
+    "kfac": "gradient_scores",
     "magnitude": "weight_scores",
     "random": "weight_scores",
     "snip": "gradient_scores",
-    "synflow": "synflow",
+    "synflow": "weight_scores",
     "taylor": "gradient_scores",
 }
 """The module that contains the function of each built-in score."""

@@ -12,15 +12,14 @@ from torch.optim import Optimizer
 from typing_extensions import Unpack
 
 from ticketry.choices import describe_name_difference
-from ticketry.core.layer_minimum import check_layer_minimum
+from ticketry.core.allocate import check_layer_minimum
 from ticketry.core.mask import Mask
 from ticketry.core.prune import prune, while_pruning_to
 from ticketry.core.scope import Scope
 from ticketry.core.scope import scope as scope_of
 from ticketry.core.score import Score, get
 from ticketry.core.score.protocol import describe_score, get_facts
-from ticketry.core.sparse_training.hold import Hold, hold
-from ticketry.core.sparse_training.leftovers import release_leftovers
+from ticketry.core.sparse_training.hold import Hold, hold, release_leftovers
 from ticketry.core.sparse_training.schedule import cuts_within
 from ticketry.core.structure.layout import layouts
 from ticketry.core.structure.pattern import (

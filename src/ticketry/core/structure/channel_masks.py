@@ -13,6 +13,7 @@ from ticketry.budgets.granularity import CHANNELS
 from ticketry.budgets.request import Request, score_finder
 from ticketry.budgets.units import EAGER, ENGINE
 from ticketry.core.mask import Mask
+from ticketry.core.model_calls import countable_parameters, multiplications_per_weight
 from ticketry.core.prune import densities, while_pruning_to
 from ticketry.core.scope import Patterns, Scope, to_name_tuple
 from ticketry.core.scope import scope as scope_of
@@ -30,7 +31,6 @@ from ticketry.core.structure.coupling import ChannelGroup, Structure
 from ticketry.core.structure.model_copies import Inputs
 from ticketry.core.structure.pattern import check_density
 from ticketry.core.structure.removal_trial import tried_structure
-from ticketry.core.weight_uses import countable_parameters, multiplications_per_weight
 from ticketry.errors import MaskError, UsageError
 from ticketry_engine.support.entry_points import entry_point
 

@@ -18,6 +18,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 from ticketry.choices import did_you_mean, format_names
 from ticketry.core.computed_weights import computed_weights, computed_weights_in, effective_weights
 from ticketry.core.mask import Mask
+from ticketry.core.model_calls import FactorUse, find_factor_uses
 from ticketry.core.scope import (
     EMBEDDINGS,
     MOST_NAMES,
@@ -30,7 +31,6 @@ from ticketry.core.scope import (
     normal_name,
     unwrapped,
 )
-from ticketry.core.weight_uses import FactorUse, find_factor_uses
 from ticketry.errors import MaskError, ScopeError, StructureError, UsageError
 from ticketry_engine.support.entry_points import Need, entry_point
 from ticketry_engine.support.row_groups import Indices as Indices

@@ -22,11 +22,10 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from ticketry.core.devices.sharding import gather_shards, is_sharded
+from ticketry.core.sharding import gather_shards, is_sharded
 from ticketry.core.ticket.state_dicts import state_to_bytes
 from ticketry.errors import TicketError
-from ticketry.files import flush, parse_json, reason_of
-from ticketry.folders import delete_tree_if_possible, exists, is_file
+from ticketry.files import delete_tree_if_possible, exists, flush, is_file, parse_json, reason_of
 
 _DEEPEST = 32
 _LONGEST_INTEGER = 10**300  # beyond it Python's JSON writer may refuse what its reader accepted

@@ -13,7 +13,9 @@ from safetensors.torch import save as safetensors_save
 from torch import Tensor, nn
 
 from ticketry.choices import did_you_mean, format_names, require_name
-from ticketry.core.devices.sharding import (
+from ticketry.core.mask import Mask
+from ticketry.core.scope import normal_name
+from ticketry.core.sharding import (
     distribute_like,
     is_sharded,
     local_shard,
@@ -21,8 +23,6 @@ from ticketry.core.devices.sharding import (
     shard_like,
     sum_over_groups,
 )
-from ticketry.core.mask import Mask
-from ticketry.core.scope import normal_name
 from ticketry.errors import TicketError
 
 _MOST_DIMENSIONS = 32

@@ -10,12 +10,22 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ticketry.core.devices.sharding import reshard
 from ticketry.core.mask import Mask, from_bytes, require_mask, to_bytes
+from ticketry.core.sharding import reshard
 from ticketry.core.tables import html_table
 from ticketry.core.ticket import folder as files
 from ticketry.core.ticket.folder import any_sharded, to_json_values, write_folder_from_all_ranks
-from ticketry.core.ticket.hub import CARD, CONFIG, FIGURE, download, export_config, upload
+from ticketry.core.ticket.hub import (
+    CARD,
+    CONFIG,
+    FIGURE,
+    describe,
+    download,
+    export_config,
+    list_facts,
+    model_card,
+    upload,
+)
 from ticketry.core.ticket.state_dicts import (
     copy_state,
     load_state,
@@ -27,7 +37,6 @@ from ticketry.core.ticket.state_dicts import (
     state_to_bytes,
     warn_of_same_weights,
 )
-from ticketry.core.ticket.text import describe, list_facts, model_card
 from ticketry.errors import MaskError, TicketError, UsageError
 from ticketry_engine.support.entry_points import Need, entry_point, writing_to
 

@@ -23,8 +23,7 @@ from signal import SIGTERM, raise_signal
 from typing import Any
 
 from ticketry.errors import RunnerError, UsageError, needs
-from ticketry.files import write_atomically
-from ticketry.folders import delete_tree_if_possible
+from ticketry.files import delete_tree_if_possible, write_atomically
 from ticketry.lab.runners.events import OnEvent
 from ticketry.lab.runners.executor_runner import ExecutorRunner, Pool
 from ticketry.lab.runners.place import RESOURCES, Needs, Place, default_workers

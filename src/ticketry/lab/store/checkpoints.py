@@ -18,8 +18,7 @@ import msgspec
 from msgspec import Meta
 
 from ticketry.errors import StoreError
-from ticketry.files import content_of
-from ticketry.folders import delete_tree_if_possible
+from ticketry.files import content_of, delete_tree_if_possible
 from ticketry.lab.store import parts
 from ticketry.lab.store.files import path_exists, write_atomically
 from ticketry.lab.store.objects import Objects, patience

@@ -13,8 +13,7 @@ from typing import Any
 
 from ticketry import files
 from ticketry.errors import StoreError
-from ticketry.files import parse_json
-from ticketry.folders import exists
+from ticketry.files import exists, parse_json
 
 LARGEST_JSON = 1 << 30
 """Maximum bytes of a JSON file that is read."""

@@ -12,8 +12,20 @@ from pathlib import Path
 from typing import TypeVar
 
 from ticketry.errors import StoreError
-from ticketry.files import beside, content_of, flush, join_inside, make_folder, reason_of, replacing, write_atomically
-from ticketry.folders import exists, is_folder, iterate_files, list_entries
+from ticketry.files import (
+    beside,
+    content_of,
+    exists,
+    flush,
+    is_folder,
+    iterate_files,
+    join_inside,
+    list_entries,
+    make_folder,
+    reason_of,
+    replacing,
+    write_atomically,
+)
 from ticketry.lab.store.files import LARGEST_JSON, explain_os_errors
 from ticketry.lab.store.objects import Listed, PassingError, repeat
 

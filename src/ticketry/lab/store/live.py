@@ -15,8 +15,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ticketry.errors import StoreError
-from ticketry.files import parse_json
-from ticketry.folders import delete_tree_if_possible
+from ticketry.files import delete_tree_if_possible, parse_json
 from ticketry.lab.store.address import local_folder, shared_url
 from ticketry.lab.store.folder import Folder
 from ticketry.lab.store.objects import Objects, patience

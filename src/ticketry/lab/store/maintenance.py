@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ticketry.errors import StoreError
-from ticketry.files import file_digest, require_inside
-from ticketry.folders import delete_tree, iterate_files, list_entries
+from ticketry.files import delete_tree, file_digest, iterate_files, list_entries, require_inside
 from ticketry.lab.store import parts
 from ticketry.lab.store.address import display_address
 from ticketry.lab.store.checkpoints import parse_checkpoint_name

@@ -12,8 +12,7 @@ from pathlib import Path
 
 import filelock
 
-from ticketry.files import require_inside
-from ticketry.folders import exists, is_file, list_entries
+from ticketry.files import exists, is_file, list_entries, require_inside
 from ticketry.lab.store.files import explain_os_errors
 from ticketry.lab.store.paths import Paths
 

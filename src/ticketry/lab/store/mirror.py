@@ -17,8 +17,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
 from ticketry.errors import DamagedBlobError, StoreError
-from ticketry.files import content_of, make_folder, parse_json, write_atomically
-from ticketry.folders import is_file, iterate_files, list_matching
+from ticketry.files import content_of, is_file, iterate_files, list_matching, make_folder, parse_json, write_atomically
 from ticketry.lab.store import lease
 from ticketry.lab.store.address import mirror_name
 from ticketry.lab.store.checkpoints import Uploads, fetch_newest

@@ -15,8 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from ticketry.errors import StoreError
-from ticketry.files import file_digest, flush
-from ticketry.folders import delete_tree, delete_tree_if_possible, exists
+from ticketry.files import delete_tree, delete_tree_if_possible, exists, file_digest, flush
 from ticketry.lab.store.files import InaccessibleError, explain_os_errors, read_sealed, write_sealed
 from ticketry.lab.store.paths import Paths
 

@@ -8,8 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from ticketry.files import join_inside, require_inside
-from ticketry.folders import exists, iterate_below, list_matching
+from ticketry.files import exists, iterate_below, join_inside, list_matching, require_inside
 from ticketry.lab.store.files import explain_os_errors, path_exists
 
 

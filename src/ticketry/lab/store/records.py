@@ -17,8 +17,15 @@ from typing import Any
 import filelock
 
 from ticketry.errors import StoreError
-from ticketry.files import content_of, join_inside, make_folder, parse_json, write_atomically
-from ticketry.folders import iterate_files, iterate_folders
+from ticketry.files import (
+    content_of,
+    iterate_files,
+    iterate_folders,
+    join_inside,
+    make_folder,
+    parse_json,
+    write_atomically,
+)
 from ticketry.lab.store.files import explain_os_errors, parse_canonical_record, path_exists, sealed_bytes
 from ticketry.lab.store.marks import is_mark
 from ticketry.lab.store.objects import Listed, Objects

@@ -20,8 +20,7 @@ from torch import Tensor
 
 from ticketry.core.mask import Mask, from_bytes, to_bytes
 from ticketry.errors import DamagedBlobError, MaskError, StoreError, UsageError
-from ticketry.files import content_of
-from ticketry.folders import exists
+from ticketry.files import content_of, exists
 from ticketry.lab.store import parts
 from ticketry.lab.store.address import local_folder, shared_url
 from ticketry.lab.store.files import (

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ticketry.core.devices.sharding import is_sharded, local_shard, shard_like
+from ticketry.core.sharding import is_sharded, local_shard, shard_like
 from ticketry.step import Step
 from ticketry.tasks.recipe import Recipe
 

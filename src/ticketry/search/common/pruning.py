@@ -55,7 +55,7 @@ def prunable_scope(replicate: Replicate, settings: PruningSettings) -> Scope:
 
 def _check_layers(replicate: Replicate, scope: Scope, settings: PruningSettings, least: int) -> None:
     """Raise `UsageError` if `half_rate` names an unpruned layer, or layers cannot retain `least` weights."""
-    from ticketry.core.layer_minimum import check_layer_minimum
+    from ticketry.core.allocate import check_layer_minimum
     from ticketry.core.scope import match_names
     from ticketry.core.structure.layout import layouts
 
@@ -87,7 +87,7 @@ def _check_channels(replicate: Replicate, scope: Scope, settings: PruningSetting
 def _check_budget(replicate: Replicate, scope: Scope, settings: PruningSettings, least: int) -> None:
     """Raise `UsageError` if the smallest allowed mask costs more than the budget, or a layer has no known cost."""
     from ticketry.budgets.allocation import check_floor, check_floor_of_costs
-    from ticketry.core.layer_minimum import count_candidates
+    from ticketry.core.allocate import count_candidates
     from ticketry.lab.budget_masks import macs_per_weight, store_costs
     from ticketry.lab.measured_time import check_new_costs
 

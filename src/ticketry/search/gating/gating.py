@@ -15,8 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ticketry.budgets.cost_model import Curve
 from ticketry.choices import check_choices
 from ticketry.core.gates import Balance, Charges, Gates, Kind, attach, by_epoch, by_step
-from ticketry.core.gates.attach import LARGEST_INIT
-from ticketry.core.gates.channel_gates import attach_channels
+from ticketry.core.gates.attach import LARGEST_INIT, attach_channels
 from ticketry.core.gates.kinds import KINDS, BinaryConcrete, make_kind
 from ticketry.core.mask import Mask
 from ticketry.core.scope import Scope, named_parameters
@@ -103,7 +102,7 @@ class Gating(Variant):
     temperature: float = BinaryConcrete.temperature
     """Temperature of the random draws, for kinds of gates that have one; by default the kind's own."""
     structured: bool = False
-    """Whether each coupled channel has one gate instead of each weight, see `core.gates.channel_gates`."""
+    """Whether each coupled channel has one gate instead of each weight, see `core.gates.attach.attach_channels`."""
     pattern: str = UNSTRUCTURED
     """Pattern of the blocks of weights that share a gate, see `core.structure.pattern`."""
     prices: tuple[tuple[tuple[float, ...], tuple[float, ...]], ...] = ()

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ticketry.errors import DataError, MissingExtraError, needs
-from ticketry.folders import iterate_below
+from ticketry.files import iterate_below
 from ticketry.tasks.data.locate import (
     DAMAGED,
     Collection,

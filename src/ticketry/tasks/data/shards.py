@@ -20,8 +20,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ticketry.errors import DataError, MissingExtraError, TaskError
-from ticketry.files import cache_folder, content_of, file_digest, join_inside, reason_of, replacing, write_atomically
-from ticketry.folders import iterate_below
+from ticketry.files import (
+    cache_folder,
+    content_of,
+    file_digest,
+    iterate_below,
+    join_inside,
+    reason_of,
+    replacing,
+    write_atomically,
+)
 from ticketry.tasks.data.image_files import SUFFIXES, Listing, read_images, scan
 from ticketry_engine.support.seeds import generator
 

@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 
 from ticketry.errors import DataError, MissingExtraError, TaskError
-from ticketry.files import reason_of
-from ticketry.folders import is_file, iterate_below
+from ticketry.files import is_file, iterate_below, reason_of
 from ticketry.tasks.data.locate import Collection, Layout, Place, obtain, places, read_text, read_verified
 from ticketry.tasks.facts import PUBLISHED
 

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from ticketry.core.devices.sharding import reshard
 from ticketry.core.scope import normal_name
+from ticketry.core.sharding import reshard
 from ticketry.errors import StoreError
 from ticketry.lab.store import parts
 from ticketry.lab.store.store import Store

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import ticketry as tk
-from ticketry.core.example_call import call_in_evaluation
+from ticketry.core.model_calls import call_in_evaluation
 from ticketry.lab.training.precision import Arithmetic
 from ticketry.lab.training.state import initial_state
 from ticketry_engine.support.process_state import Turns, default_dtype, private_random_state
