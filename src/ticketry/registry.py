@@ -203,12 +203,7 @@ class Registry(Generic[T]):
         return error
 
     def _check_kind_and_build(self, name: str, found: Any) -> T:
-        """Return what `make` returns for the object `found`; raise `UsageError` if it lacks a needed attribute.
-
-        Args:
-            name: name of the object.
-            found: the object.
-        """
+        """Return what `make` returns for the object `found`; raise `UsageError` if it lacks a needed attribute."""
         missing = [part for part in self._needs if not hasattr(found, part)]
         if missing:
             raise UsageError(f"it has no {missing[0]}, and a {self.kind} has {' and '.join(self._needs)}")
@@ -390,11 +385,7 @@ def digest_source(target: str, *objects: object) -> str:
     The digest covers the module, the modules that define the object and `objects`, and all modules that these reach.
 
     Args:
-        target: the name ``module:object``.
         objects: further objects whose defining modules are included.
-
-    Raises:
-        UsageError: if a module cannot be imported or has no source file.
     """
     return _digest_modules({target.partition(":")[0]} | _defining_modules(load(target), *objects))
 
@@ -412,11 +403,7 @@ def digest_defining_source(*objects: object) -> str:
 
 
 def find_reached_modules(target: str) -> set[str]:
-    """Return the names of the modules that define ``module:object``, and of all modules that these reach.
-
-    Raises:
-        UsageError: if the module cannot be imported.
-    """
+    """Return the names of the modules that define ``module:object``, and of all modules that these reach."""
     modules = {target.partition(":")[0]} | _defining_modules(load(target))
     return modules | _find_reached(modules).keys()
 

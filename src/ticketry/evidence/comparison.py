@@ -232,7 +232,6 @@ def one_sided_p_values(mean: Any, spread: Any, n: Any, null: Any) -> tuple[Any, 
         mean: observed mean. All arguments may be numbers or NumPy arrays, which are broadcast.
         spread: standard deviation, above 0.
         n: number of differences, at least 2.
-        null: the mean that the hypotheses compare with.
     """
     statistic, stdtr = (mean - null) / (spread / n**0.5), scipy_special().stdtr
     return stdtr(n - 1, -statistic), stdtr(n - 1, statistic)
@@ -249,7 +248,6 @@ def seeds_needed(
     Args:
         distance: assumed distance of the true mean from the null hypothesis, in the direction of the claim.
         spread: SD of the differences, above 0; it may be 0 if there is an SD floor.
-        alpha: level of the test.
         power: wanted power, computed by the noncentral t distribution; with an SD floor and up to `SIMULATED` seeds
             also by simulation.
         least_spread: SD floor of the guarded tests; None for a plain t test.
@@ -289,11 +287,7 @@ def seeds_needed(
 
 
 def check_budgets(steps: Mapping[str, Sequence[int]]) -> None:
-    """Raise `UsageError` unless, for every seed, all networks were trained for the same number of steps.
-
-    Args:
-        steps: network -> training steps with each seed.
-    """
+    """Raise `UsageError` unless, for every seed, all networks were trained for the same number of steps."""
     budgets = {name: sorted(set(counts)) for name, counts in steps.items()}
     if len({count for counts in budgets.values() for count in counts}) > 1:
         listed = "; ".join(f"{name}: {', '.join(map(str, counts))} steps" for name, counts in budgets.items())

@@ -222,9 +222,6 @@ def train_two_data_orders(
     The first result is `found`, or the control if one is named (`evidence.train_control`). The second training has the
     same initial weights and steps; its data order has the seed ``mix(seeds.order, "second order")``. Both trainings of
     a dense network continue from the rewind step with the optimiser's state (Frankle et al. 2020, section 2).
-
-    Raises:
-        UsageError: if the control is unknown, or the seeds are not those of the search.
     """
     from ticketry.lab.store.references import second_order_seed
 

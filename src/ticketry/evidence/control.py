@@ -289,12 +289,7 @@ def network_in_role(role: str) -> str:
 
 
 def check_controls(names: tuple[str, ...]) -> tuple[str, ...]:
-    """Check the names of controls and return them unchanged.
-
-    Raises:
-        UsageError: if a control is unknown.
-        PluginError: if a control's plugin cannot be imported.
-    """
+    """Return the names of controls unchanged; raise `UsageError` if one is unknown."""
     for name in names:
         if is_matched_dense(name):
             _check_dense_rival(name)

@@ -84,16 +84,9 @@ def narrowest_dense_of_cost(lab: Lab, task: Task, role: str, mask: Mask, terms: 
     a user would choose instead of the ticket.
 
     Args:
-        task: the ticket's task.
         role: a name of `records.network.MATCHED_DENSE`. A colon and a network may follow (``dense_of_flops:vgg-11``);
             by default it is the task's network.
-        mask: the ticket's mask.
         terms: `Budget.terms` of the ticket, which identify the measured latencies.
-
-    Raises:
-        UsageError: if the network has no other widths, even the widest one costs less than the ticket, or latency is to
-            be matched but the ticket has no latency budget.
-        CostError: if the ticket's latencies were measured on another machine.
     """
     own = str(task.key().get("model", ""))
     base = NetworkName.parse(network_in_role(role) or own)
@@ -196,12 +189,7 @@ def store_control_mask(lab: Lab, task: Task, control: str, ticket: str, seeds: S
     Args:
         ticket: digest of the ticket's mask.
         form: structure of both masks.
-        control: name of the control.
         seeds: seeds of the replicate; `seeds.mask` determines the draw.
-
-    Raises:
-        UsageError: if the control is unknown, does not support the structure, or draws a mask that does not fit the
-            ticket's.
     """
     chosen = CONTROLS.get(control)
     described: dict[str, Any] = {"control": chosen.drawn_as or control, "of": ticket, "seed": seeds.mask}
@@ -219,11 +207,7 @@ def store_control_mask(lab: Lab, task: Task, control: str, ticket: str, seeds: S
 
 
 def control_mask(control: str, mask: Mask, seeds: Seeds) -> Mask:
-    """Draw a control's mask of single weights for a ticket's mask; the result depends only on the arguments.
-
-    Raises:
-        UsageError: if the control is unknown, or draws a mask that does not fit the ticket's.
-    """
+    """Draw a control's mask of single weights for a ticket's mask; the result depends only on the arguments."""
     return _draw_mask(control, mask, seeds, Drawing(0))
 
 
@@ -257,11 +241,6 @@ def control_start(lab: Lab, control: str, state: str, ticket: str, seeds: Seeds)
     Args:
         state: digest of the stored weights and buffers with which the ticket's training starts.
         ticket: digest of the ticket's stored mask.
-        control: name of the control.
-        seeds: seeds of the replicate.
-
-    Raises:
-        UsageError: if the control returns other names, shapes or dtypes than the network has.
     """
     before = lab.store.get_tensors(state)
     seed = mix(seeds.mask, control, ticket)

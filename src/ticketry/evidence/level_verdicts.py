@@ -54,10 +54,6 @@ def add_verdicts(record: RunRecord, examples: int | None) -> RunRecord:
     """Return a run's record with a verdict for each level, or with the reason why there are no verdicts.
 
     If some replicates failed, verdicts cover only levels that every replicate reached, to avoid survivorship bias.
-
-    Args:
-        record: the run's record.
-        examples: number of test examples; None if unknown.
     """
     bounded = bool(upgrade_settings(record.settings).get("equal_cost"))
     try:
@@ -120,17 +116,11 @@ def judge_levels(
     """Return a verdict for each level of a run, densest first, corrected for the number of levels.
 
     Args:
-        points: the trained networks with their metrics, from a run's record.
-        metric: the judged metric.
         examples: number of test examples; None if an older record lacks it.
         claim: what is claimed; by default "wins" for levels with controls and "matches" for others.
         margin: how much worse than dense still counts as equally good; by default `default_margin`.
         confidence: 1 - the probability of a false verdict.
         roles_with_other_steps: roles whose networks may have another number of steps than the tickets.
-
-    Raises:
-        UsageError: if networks of one level were trained for different numbers of steps (except
-            `roles_with_other_steps` and `LONGER_CONTROLS`), a value is not a number, or a level lacks a replicate.
     """
     table = {(point.level, point.role, point.replicate): point for point in points}
     replicates = sorted({point.replicate for point in points})

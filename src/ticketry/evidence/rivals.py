@@ -232,11 +232,7 @@ class Rivals:
     """Roles whose networks may have another number of steps than the ticket; always empty here."""
 
     def __init__(self, subject: TestedTicket, settings: VerifySettings) -> None:
-        """Check the names of the controls.
-
-        Raises:
-            UsageError: see `check_rivals`.
-        """
+        """Check the names of the controls."""
         controls = settings.rivals((*RIVALS, MATCHED_DENSE[0]) if subject.form.aim else RIVALS)
         check_rivals(controls)
         self.subject, self.lab, self.task = subject, subject.lab, subject.task
@@ -353,11 +349,7 @@ class ProcedureRivals:
     """
 
     def __init__(self, procedure: Procedure, settings: VerifySettings) -> None:
-        """Check the names of the controls.
-
-        Raises:
-            UsageError: see `check_rivals`.
-        """
+        """Check the names of the controls."""
         check_rivals(settings.rivals(()), (*RIVALS, *STATIC_MASKS))
         self.subject, self.lab = procedure, procedure.lab
         self.left_out: dict[str, str] = {}
@@ -506,11 +498,7 @@ def name_in_errors(ticket: Ticket) -> str:
 
 
 def read_task_description(ticket: Ticket) -> TicketTask | None:
-    """Read the description of a ticket's task; return None if the ticket has no such description.
-
-    Raises:
-        TicketError: if the description is invalid.
-    """
+    """Read the description of a ticket's task; return None if the ticket has no such description."""
     return read_ticket_info(TaskInfo, ticket.info, name_in_errors(ticket)).task
 
 
@@ -521,10 +509,6 @@ def build_task(ticket: Ticket, *, request: TaskRequest | None = None, trust: boo
         request: description to use instead of the ticket's own.
         trust: whether the user trusts everything that the ticket names, see `tasks.file_requests`. If False, the shapes
             of a large network are checked before memory is allocated.
-
-    Raises:
-        TrustError: if the ticket names something that needs the user's trust.
-        TicketError: if the description is missing or invalid, or the ticket's weights are of another network.
     """
     of, asked = name_in_errors(ticket), read_task_description(ticket)
     if asked is None:
@@ -575,12 +559,7 @@ def restore_variants(lab: Lab, info: RetrainingInfo, mask: Mask, of: str) -> tup
 
     Args:
         info: entries of the ticket about its training.
-        mask: the ticket's mask.
         of: name of the ticket in errors.
-
-    Raises:
-        TrustError: if the module of a custom variant is not imported.
-        TicketError: if a variant cannot be restored, or needs data that this store lacks.
     """
     digest, holding = lab.store.put_mask(mask), Shrunk if info.segment.shrunk else HeldMask
     made = [_restore_variant(each, of) for each in info.segment.variants]
@@ -600,11 +579,7 @@ def restore_variants(lab: Lab, info: RetrainingInfo, mask: Mask, of: str) -> tup
 
 
 def import_variants(ticket: Ticket) -> None:
-    """Import the modules of custom variants that a ticket names; call this only if the user trusts the ticket.
-
-    Raises:
-        UsageError: if a module cannot be imported.
-    """
+    """Import the modules of custom variants that a ticket names; call this only if the user trusts the ticket."""
     for each in read_ticket_info(RetrainingInfo, ticket.info, name_in_errors(ticket)).segment.variants:
         if "place" in each:
             import_from_here()
@@ -674,7 +649,6 @@ def load_tested_ticket(lab: Lab, ticket: Ticket, task: Task | None = None) -> Te
     """Prepare a ticket for testing, and check that it fits its task.
 
     Args:
-        lab: lab that will train.
         ticket: a ticket that was rewound (retrain ``continue`` or ``restart``) or pruned before any training.
         task: the task; required only if it cannot be built from its name.
 

@@ -88,7 +88,6 @@ def guarded_p_values(differences: Any, null: float, least_spread: float) -> tupl
 
     Args:
         differences: array of shape (..., n), with n seeds.
-        null: the mean that the hypotheses compare with.
         least_spread: SD floor, above 0, in the unit of the differences.
 
     Returns:
@@ -272,7 +271,6 @@ def pool_sd(levels: Sequence[Sequence[float]], margin: float) -> PooledSD:
 
     Args:
         levels: for each level, the differences of its replicates.
-        margin: margin of the verdict, in the unit of the differences.
     """
     import numpy as np
 

@@ -177,13 +177,7 @@ def level_verdict(
     parents: Sequence[Hashable] | None = None,
     **rules: Any,
 ) -> Verdict:
-    """Judge one level of a search like `verdict`, but by the tests of `significance` that pool the SD over levels.
-
-    Args:
-        ticket, dense, controls, steps, parents: as for `verdict`.
-        pooled: network -> pooled SD over the levels of the search.
-        rules: further arguments of `verdict`.
-    """
+    """Judge one level of a search like `verdict`, but by the tests of `significance` that pool the SD over levels."""
     check_budgets(steps or {})
     chosen = _Rules(least_spread=next(iter(pooled.values())).floor, pooled=pooled, **rules)
     return _add_reasons(_analyse(chosen, ticket, {DENSE: dense, **controls}, parents), None)
@@ -204,14 +198,10 @@ def decide_after(
     Seeds are in the order of their training. Answers are final: seeds after the decision are ignored.
 
     Args:
-        interim: plan of the interim analyses.
         stop: if False, all seeds are analysed. This is needed for verdicts that are corrected together
             (`holm_verdicts`), because a decision may not hold after the correction. Each p-value is then the smallest
             over all analyses, after division by the analysis's share of alpha (union bound).
         rules: further arguments of `verdict`.
-
-    Raises:
-        UsageError: as for `verdict`.
     """
     chosen = _Rules(interim=interim, **rules)
     n, others = len(ticket), {DENSE: dense, **(controls or {})}
@@ -273,7 +263,6 @@ def holm_verdicts(
     longer hold become undecided.
 
     Args:
-        verdicts: the verdicts to correct.
         plans: each verdict's plan of interim analyses or None, for estimates of how many more seeds are needed.
         family: number of hypotheses to correct for, if it is larger than the number of verdicts.
     """
@@ -440,7 +429,6 @@ def _add_answers(
     """Return the verdict with answers and outcome set according to its p-values.
 
     Args:
-        interim: plan of interim analyses, if any.
         p_of_all: p-value of the whole claim, if corrected for several verdicts; by default the largest p-value of its
             parts.
         verdicts: number of verdicts that are corrected together.

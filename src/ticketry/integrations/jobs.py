@@ -592,9 +592,6 @@ class GatesJob(Job):
         Args:
             total: number of steps of the training that wrote the checkpoint.
             done: number of steps of that training before the checkpoint.
-
-        Raises:
-            MaskError: if this training is shorter than that of the checkpoint.
         """
         if not done or total == self._total:
             return self._total
@@ -664,11 +661,7 @@ def write_state(path: Path, state: dict[str, Any]) -> None:
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """Return the state that `write_state` wrote to a file; what was a tuple is a list.
-
-    Raises:
-        TicketryError: if the file is missing or cannot be read.
-    """
+    """Return the state that `write_state` wrote to a file; what was a tuple is a list."""
     try:
         data = unsealed(content_of(path))
         tensors, described = load(data), parse_json(read_metadata(data)[_ENTRY])

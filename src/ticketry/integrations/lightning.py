@@ -233,8 +233,6 @@ def _count_steps_with_accumulation_schedule(trainer: Trainer, scheduler: Any, st
     Lightning's own estimate ignores such changes.
 
     Args:
-        trainer: the trainer.
-        scheduler: a `GradientAccumulationScheduler`.
         steps: Lightning's estimate, which is returned if the number of batches or epochs is unknown.
     """
     batches, epochs = trainer.num_training_batches, trainer.max_epochs

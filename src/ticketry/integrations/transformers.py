@@ -109,11 +109,7 @@ class _JobCallback(CallbackBase, TrainerCallback):
         return f"ticketry-{self.job.name}{of}.safetensors"
 
     def _read_checkpoint_state(self, args: TrainingArguments, state: TrainerState) -> dict[str, Any]:
-        """Return the job's state in the checkpoint from which training resumes.
-
-        Raises:
-            MaskError: if the state and the weights are of different steps.
-        """
+        """Return the job's state in the checkpoint from which training resumes."""
         folder = Path(self._resume_from or _find_resumed_checkpoint(state) or self._checkpoint_folder(args, state))
         found = read_state(folder / self._file)
         step = found.pop(_STEP, state.global_step)  # older files do not have it

@@ -216,10 +216,6 @@ def check_named_settings(chosen: Method[Any], names: Iterable[str]) -> None:
 
     Examples are a cost budget for a method that has none, and ``levels`` together with ``density``, which overrides
     levels (`Settings.instead_of`).
-
-    Args:
-        chosen: the method.
-        names: names of the settings that the user gave.
     """
     given = set(names)
     for name, others in getattr(chosen.Settings, "instead_of", {}).items():

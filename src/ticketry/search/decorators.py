@@ -246,9 +246,6 @@ def prune_least_important(
     A channel that passes several norms, such as one on a residual shortcut, has the sum of the importances.
 
     Args:
-        result: result of the tick that measured the importance.
-        scope: parameters that may be pruned.
-        density: density of the mask.
         within: digest of the mask that the tick was trained with; channels that it removes stay removed.
         keep_at_least: minimum number of channels in each coupled group.
     """

@@ -173,9 +173,6 @@ def _recipe_of_equal_flops(lab: Lab, segment: Segment, settings: Settings) -> Re
     """Return the segment's recipe, prolonged to the FLOPs of a dense training if `equal_cost` is ``flops``.
 
     The FLOPs include those of changes of the mask, as in RigL 5x (Evci et al. 2020).
-
-    Args:
-        segment: the sparse training by the recipe, with its mask.
     """
     if settings.equal_cost != "flops":
         return segment.recipe
@@ -210,7 +207,6 @@ def update_dynamic_mask(
             `core.sparse_training.mask_dynamics.drop_and_grow`.
         grow: which weights are grown: those with the largest |gradient| on the segment's first batch (``gradient``), or
             ``random`` ones.
-        seed: seed of random growth.
     """
     import torch
 
@@ -247,9 +243,6 @@ def first_batch_gradient(lab: Lab, segment: Segment) -> dict[str, Tensor]:
     The gradient depends only on the segment's start, mask, order seed and first step, including augmentation and
     dropout, so masks derived from it can be cached by the segment's key. It is computed in this process, even if the
     lab trains elsewhere, and is not stored.
-
-    Raises:
-        TrainingError: if the gradient is not finite.
     """
     from ticketry.lab.training.job import start_state
     from ticketry.lab.training.loop import Loop

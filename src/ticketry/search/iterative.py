@@ -145,11 +145,7 @@ class Settings(ScoreSettings):
 
 
 def _level_densities(settings: Settings) -> tuple[float, ...]:
-    """Return the density of each level from 1 on, or its share of the dense cost, see `Settings.targets`.
-
-    Raises:
-        UsageError: if more than one of densities, density and sparsity is given, or densities do not fall.
-    """
+    """Return the density of each level from 1 on, or its share of the dense cost, see `Settings.targets`."""
     shares = settings.budget.shares if settings.budget else ()
     if len(shares) > 1:
         return shares

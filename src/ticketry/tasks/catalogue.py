@@ -91,11 +91,7 @@ def find_origin(name: str) -> str:
 
 
 def describe(name: str) -> str:
-    """Return a one-line description of a task; for a broken task of an installed package, why it cannot be used.
-
-    Raises:
-        TaskError: for an unknown name.
-    """
+    """Return a one-line description of a task; for a broken task of an installed package, why it cannot be used."""
     if name in _LINES:
         return _LINES[name]
     try:
@@ -137,22 +133,14 @@ def get(name: str, *, model: str | None = None, options: Mapping[str, object] | 
 
 
 def resolve_task(task: str | Task) -> Task:
-    """Return the task for a name or a task object; an object without a key gets a key from its class and options.
-
-    Raises:
-        TaskError: as `get`; or if the object cannot be created again from a name and options, see `user_task.recreate`.
-    """
+    """Return the task for a name or a task object; an object without a key gets a key from its class and options."""
     from ticketry.tasks.user_task import recreate
 
     return get(task) if isinstance(task, str) else recreate(task, get)
 
 
 def create_task(spec: Spec) -> Task:
-    """Create the task that `spec`, a request of the user, names; the task's attribute `spec` is the request.
-
-    Raises:
-        TaskError, PluginError: as `get`.
-    """
+    """Create the task that `spec`, a request of the user, names; the task's attribute `spec` is the request."""
     return _create(spec)
 
 
@@ -160,14 +148,8 @@ def create_task_from_file(file: str, spec: Spec, *, trust: bool = False) -> Task
     """Create the task of `spec`, a request that was read from a file; `file_requests` says which are allowed.
 
     Args:
-        file: name of the file in error messages.
-        spec: the request.
         trust: whether the user trusts the names in the file. Even then, a function that a name refers to is called only
             if the function's annotation says that it returns a task.
-
-    Raises:
-        TrustError: for a request that is not allowed.
-        TaskError, PluginError: as `get`.
     """
     if not trust:
         check_request(spec.name, spec.model, spec.options, of=file)
@@ -198,20 +180,12 @@ def _is_data_set(name: str) -> bool:
 
 
 def of_replicate(task: Task, number: int) -> Task:
-    """Return the task for replicate `number` of a search: `task`, or a copy with the options of `Task.of_replicate`.
-
-    Raises:
-        TaskError: if the task has fewer replicates, or if replicates differ and the task was not created by name.
-    """
+    """Return the task for replicate `number` of a search: `task`, or a copy with the options of `Task.of_replicate`."""
     return _add_options(task, task.of_replicate(number), "differs between replicates")
 
 
 def untrained(task: Task) -> Task:
-    """Return the task with randomly initialised networks: `task`, or a copy with the options of `Task.untrained`.
-
-    Raises:
-        TaskError: if the networks of `task` are pre-trained and the task was not created by name.
-    """
+    """Return the task with randomly initialised networks: `task`, or a copy with the options of `Task.untrained`."""
     return _add_options(task, task.untrained(), "begins with trained weights")
 
 
@@ -483,11 +457,7 @@ EXPERIMENTS = IMP_PRESETS | CS_PRESETS | LANGUAGE_PRESETS
 
 
 def experiment(name: str) -> dict[str, Any]:
-    """Return the tables of a preset: method, task, model, options, settings and recipe.
-
-    Raises:
-        UsageError: for an unknown preset.
-    """
+    """Return the tables of a preset: method, task, model, options, settings and recipe."""
     if name not in EXPERIMENTS:
         raise UsageError(
             f"there is no preset {name!r}: {did_you_mean(name, EXPERIMENTS)}choose one of {', '.join(EXPERIMENTS)}"

@@ -292,11 +292,7 @@ def _seeded(seed: int) -> Iterator[None]:
 
 
 def _check_data_set(data: Data, part: str) -> Source:
-    """Return the data set `data`, with its collate function if `data` is a loader; `part` names the split.
-
-    Raises:
-        TaskError: for a data set that cannot be read by index, or a loader with a custom sampler.
-    """
+    """Return the data set `data`, with its collate function if `data` is a loader; `part` names the split."""
     collate: Callable[[list[Any]], Any] = default_collate
     if isinstance(data, DataLoader):
         if not isinstance(data.sampler, (RandomSampler, SequentialSampler)):

@@ -99,9 +99,6 @@ class ImageData:
 
         Networks of other libraries and packages, and custom networks, get the recipe of ResNets; for large images, they
         get the recipe of ResNet-50 on ImageNet.
-
-        Raises:
-            TaskError: for an unknown network.
         """
         name = NetworkName.parse(model)
         if name.base == self.model and not name.library:
@@ -403,11 +400,7 @@ class Learning:
             raise TaskError(f"the option loss is huber or squared, not {self.loss!r}")
 
     def changed(self, options: Mapping[str, str]) -> Learning:
-        """Return a copy in which the fields named in `options` have these values, given as text.
-
-        Raises:
-            TaskError: for an unknown field or an invalid value.
-        """
+        """Return a copy in which the fields named in `options` have these values, given as text."""
         known = {field.name: field.type for field in fields(self)}
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         for name, text in options.items():

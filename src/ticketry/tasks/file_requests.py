@@ -44,17 +44,7 @@ _VALUE = re.compile(r"[A-Za-z0-9.+-]{0,32}")
 
 
 def check_request(task: str, model: str | None, options: Iterable[tuple[str, str]], *, of: str) -> None:
-    """Raise an error unless a file may make this request.
-
-    Args:
-        task: name of the task, see `tasks.task.Spec`.
-        model: name of the network, or None.
-        options: names and values of options.
-        of: name of the file in the error message.
-
-    Raises:
-        TrustError: if the request is not allowed; the message says how a user can allow it.
-    """
+    """Raise `TrustError`, which says how a user can allow the request, unless the file named `of` may make it."""
     if task not in ALLOWED_OPTIONS:
         raise refusal("task", task, of, "name it yourself with --task, or, ")
     if model is not None:
@@ -66,11 +56,7 @@ def check_request(task: str, model: str | None, options: Iterable[tuple[str, str
 
 
 def check_network(name: str, *, of: str) -> None:
-    """Raise an error unless the network that a file names is built in (at any width); `of` is the file's name.
-
-    Raises:
-        TrustError: as `check_request`.
-    """
+    """Raise `TrustError` unless the network that the file named `of` requests is built in (at any width)."""
     base, at, width = name.partition("@")
     known = base in NETWORKS.built_in or base in LANGUAGE_MODELS.built_in or _is_perceptron(base)
     if not known or (at and not _WIDTH.fullmatch(width)):

@@ -47,11 +47,7 @@ class Labelled:
 
 
 def find_text_files(path: Path) -> dict[str, Path]:
-    """Return the files of the splits ``train``, ``validation`` and ``test`` in a folder, or a single file as ``all``.
-
-    Raises:
-        DataError: if a file is missing or has an unknown suffix.
-    """
+    """Return the files of the splits ``train``, ``validation`` and ``test`` in a folder, or one file as ``all``."""
     if path.is_file():
         if path.suffix not in SUFFIXES:
             raise DataError(f"{path} is none of {', '.join(SUFFIXES)}: its texts and labels cannot be told apart")
@@ -75,12 +71,8 @@ def read_texts(path: Path, columns: Sequence[str], target: str) -> Labelled:
     """Read the labelled texts of a file.
 
     Args:
-        path: path of the file.
         columns: name of the column with the texts, or names of the two columns with pairs of texts.
         target: name of the column with the labels; numbers and truth values become text.
-
-    Raises:
-        DataError: if the file cannot be read, or a row lacks a value; the message names file, line and column.
     """
     texts, labels = [], []
     for line, row in _read_rows(path):
@@ -201,11 +193,7 @@ class Pretrained:
         random state.
 
         Args:
-            classes: number of classes.
             pretrained: whether to load the stored weights; if not, all weights are drawn.
-
-        Raises:
-            TaskError: if the folder has no sequence classifier, or lacks weights below the classification head.
         """
         auto, padding = _import_transformers(self.path).AutoModelForSequenceClassification, self.padding
         with self._report_errors("a sequence classifier"):
@@ -232,11 +220,7 @@ class Pretrained:
 
     @property
     def padding(self) -> int:
-        """The number of the padding token.
-
-        Raises:
-            TaskError: if the tokenizer has no padding token.
-        """
+        """The number of the padding token."""
         padding = self._tokenizer.pad_token_id
         if padding is None:
             raise TaskError(
@@ -254,10 +238,6 @@ class Pretrained:
 
         If the texts are pairs and the tokenizer marks the two texts, the shape is [n, 2, t], with tokens, and for each
         token the number of its text.
-
-        Raises:
-            DataError: if the network does not know a token.
-            TaskError: if the folder has no tokenizer, or the tokenizer has no padding token.
         """
         _ = self.padding  # raises a TaskError if it is missing
         with self._report_errors("a tokenizer"):
@@ -530,11 +510,7 @@ def _split_texts(
 
 
 def create_task(spec: Spec) -> FineTuning:
-    """Create the task for the request `spec`, hf:FOLDER with options; this reads no texts.
-
-    Raises:
-        TaskError: for a folder without a network, an unknown option, or an invalid value.
-    """
+    """Create the task for the request `spec`, hf:FOLDER with options; this reads no texts."""
     options = Options(spec, OPTIONS)
     if spec.model:
         raise TaskError(f"{spec.name} is a network itself: leave --model {spec.model} away")

@@ -166,11 +166,7 @@ def _scale_and_offset(
 
 
 def create_task(spec: Spec) -> ImageClassification:
-    """Create the task for the request `spec`, whose name is a data set of `facts.DATA_SETS`.
-
-    Raises:
-        TaskError: for an unknown option or network, an invalid value, or images that are too small for the network.
-    """
+    """Create the task for the request `spec`, whose name is a data set of `facts.DATA_SETS`."""
     data, options = DATA_SETS.get(spec.name), Options(spec, ("train", "size"))
     factor = _parse_factor(data, options)
     channels, height, width = data.shape
@@ -321,11 +317,7 @@ class FolderClassification(Images):
 
 
 def create_folder_task(spec: Spec) -> FolderClassification:
-    """Create the task imagefolder with the options in the request `spec`.
-
-    Raises:
-        TaskError: for an unknown option or network, an invalid value, or images that are too small for the network.
-    """
+    """Create the task imagefolder with the options in the request `spec`."""
     options = Options(spec, OPTIONS)
     return FolderClassification(**parse_folder_options(spec, options), spec=options.with_paths(spec, "path"))
 
@@ -432,11 +424,7 @@ class ShardClassification(FolderClassification):
 
 
 def create_shards_task(spec: Spec) -> ShardClassification:
-    """Create the task imageshards with the options in the request `spec`.
-
-    Raises:
-        TaskError: see `create_folder_task`; also for an invalid URL.
-    """
+    """Create the task imageshards with the options in the request `spec`."""
     options = Options(spec, (*OPTIONS, "window"))
     address = options.text("path")
     if address:

@@ -87,12 +87,7 @@ class NetworkName:
 
     @classmethod
     def parse(cls, text: str) -> NetworkName:
-        """Parse a name in any of its forms, without checking that the network exists.
-
-        Raises:
-            TaskError: if the word before the colon is neither in `LIBRARIES` nor a module, or if the width is not in
-                (0, 4].
-        """
+        """Parse a name in any of its forms, without checking that the network exists."""
         library, colon, rest = text.partition(":")
         if not colon or (library not in LIBRARIES and _is_module(library)):
             base, at, width = text.partition("@")

@@ -135,11 +135,7 @@ _BOUNDS = {
 
 
 def recipe_from(values: dict[str, Any]) -> Recipe:
-    """Return the recipe with these values from JSON or TOML, where tuples are lists.
-
-    Raises:
-        UsageError: for an unknown setting, or a value of a wrong type or out of range.
-    """
+    """Return the recipe with these values from JSON or TOML, where tuples are lists."""
     known = {field.name for field in fields(Recipe)}
     unknown = sorted(set(values) - known)
     if unknown:

@@ -43,11 +43,7 @@ class Regression(Task):
     metric = Metric("rmse", "", higher_is_better=False)
 
     def loss(self, outputs: Tensor, targets: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
-        """Return the mean squared error in units of the variance of the training targets.
-
-        Raises:
-            TaskError: for label smoothing, which needs classes.
-        """
+        """Return the mean squared error in units of the variance of the training targets."""
         if label_smoothing:
             raise TaskError(f"the task {self.name} has no classes to smooth over: set recipe.label_smoothing to 0")
         return F.mse_loss(outputs, targets[:, :1])
@@ -96,13 +92,6 @@ def standardised(
     Args:
         inputs: [rows, features] the columns to predict from.
         target: [rows] the column to predict.
-        train: indices of the training rows.
-        validation: indices of the validation rows.
-        test: indices of the test rows.
-        what: name of the table in error messages.
-
-    Raises:
-        TaskError: if the target is constant over the training rows.
     """
     first = inputs[train[0]]
     # Compared exactly: by rounding, the standard deviation of equal numbers need not be 0.
@@ -295,11 +284,7 @@ def _fill_missing(
 
 
 def create_task(spec: Spec) -> TableRegression:
-    """Create the task for the request `spec`, a name of `facts.UCI` or table:FILE; this reads no table.
-
-    Raises:
-        TaskError: for an unknown option or network, an invalid value, or a custom table without a target.
-    """
+    """Create the task for the request `spec`, a name of `facts.UCI` or table:FILE; this reads no table."""
     own = spec.name.startswith(TABLE)
     options = Options(spec, (*OPTIONS, "target", "test", "drop", "categories", "missing") if own else OPTIONS)
     network = spec.model or MODEL

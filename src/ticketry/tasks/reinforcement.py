@@ -58,13 +58,7 @@ class Environments:
         """Start the first episode of each copy.
 
         Args:
-            name: name of the environment in Gymnasium.
-            copies: number of copies.
-            seed: seed of all episodes.
             repeat: number of environment steps for which an action is repeated; the rewards of these steps are summed.
-
-        Raises:
-            MissingExtraError, TaskError: see `create_environment`.
         """
         worlds = [create_environment(name) for _ in range(copies)]
         self.name, self.seed, self.repeat = name, seed, repeat
@@ -91,9 +85,6 @@ class Environments:
             Rewards [copies]; the observations after the action [copies, numbers]; and whether a terminal state, not the
             time limit, ended the episode [copies]. If an episode ended, `seen` has the first observation of the next
             episode, not the last observation returned here.
-
-        Raises:
-            TrainingError: if a reward or an observation is not finite.
         """
         rewards, ended = np.empty(len(actions), np.float32), np.zeros(len(actions), np.bool_)
         after, finite = np.empty_like(self.seen), True
@@ -146,11 +137,7 @@ class Environments:
         }
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Restore the copies from `state`, as the method `state` returned it, by repeating the actions.
-
-        Raises:
-            TrainingError: if the environment is not deterministic.
-        """
+        """Restore the copies from `state`, as the method `state` returned it, by repeating the actions."""
         self._episodes = state["episodes"].tolist()
         self._actions = [[action for action in taken if action >= 0] for taken in state["actions"].tolist()]
         for copy, taken in enumerate(self._actions):
@@ -193,13 +180,7 @@ class _Repeated:
 
 
 def create_environment(name: str) -> gymnasium.Env[Any, Any]:
-    """Create an environment of Gymnasium with numeric observations (Box) and discrete actions.
-
-    Raises:
-        MissingExtraError: if Gymnasium or another package of the extra is not installed.
-        TaskError: if the environment does not exist, needs another package, or has other kinds of observations or
-            actions.
-    """
+    """Create an environment of Gymnasium with numeric observations (Box) and discrete actions."""
     try:
         import gymnasium
     except ImportError as error:
@@ -369,11 +350,8 @@ class Learner(Session):
         """Create a training run.
 
         Args:
-            environment: name of the environment in Gymnasium.
             sizes: how many numbers an observation has, and how many actions there are.
-            batch: number of transitions of an update.
             total: number of updates of the whole training, over which the share of random actions falls.
-            seed: seed of all episodes.
             acts: whether the network acts; if not, it learns only from the initial random transitions.
         """
         self._environment, self._seed, self._arithmetic = environment, seed, arithmetic
@@ -526,7 +504,6 @@ class Acting(Course):
         """Create the course.
 
         Args:
-            environment: name of the environment in Gymnasium.
             sizes: how many numbers an observation has, and how many actions there are.
             acts: see `Learner`.
         """
@@ -557,9 +534,6 @@ class Acting(Course):
         """Return the mean summed reward and the mean length of `EPISODES` episodes; every action is the best-rated.
 
         Each split has its own episodes, with fixed seeds.
-
-        Raises:
-            TrainingError: if a return or an action value is not finite.
         """
 
         def best(seen: Numbers) -> list[int]:
@@ -687,9 +661,6 @@ def create_task(spec: Spec) -> Reinforcement:
     """Create the task for the request `spec`: a name of `facts.ENVIRONMENTS` or gym:ENVIRONMENT.
 
     This creates no environment.
-
-    Raises:
-        TaskError: for an unknown option or network, or an invalid value.
     """
     facts = ENVIRONMENTS.get(spec.name, OTHER)
     environment = facts.environment or spec.name.removeprefix(GYM)

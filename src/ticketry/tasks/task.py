@@ -317,7 +317,6 @@ class Course:
         """Return a new training run; to resume an earlier run at any step, call `load_state` of the result.
 
         Args:
-            recipe: training settings.
             seed: seed of the order of the data and of everything else that is random.
             arithmetic: device and number format.
         """

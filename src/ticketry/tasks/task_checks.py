@@ -21,12 +21,7 @@ T = TypeVar("T")
 
 
 def build_model(task: Task) -> nn.Module:
-    """Return a new model of the task.
-
-    Raises:
-        TaskError: if `Task.build` does not return a module, or if the module has no parameters, has uninitialised lazy
-            parameters, or has a state dict with anything except tensors.
-    """
+    """Return a new model of the task."""
     model = task.build()
     if not isinstance(model, nn.Module):
         raise TaskError(f"{_method_name(task, 'build')} gave {_describe(model)}: return a torch.nn.Module")
@@ -48,12 +43,7 @@ def _explain_untrainable(model: nn.Module) -> str:
 
 
 def load_splits(task: Task, data: Path | None) -> Splits:
-    """Return the splits of the task.
-
-    Raises:
-        TaskError: if `Task.load` does not return `Splits` of tensors, or if inputs and targets of a split differ in
-            number.
-    """
+    """Return the splits of the task."""
     splits = task.load(data)
     if not isinstance(splits, Splits):
         raise TaskError(
@@ -82,11 +72,7 @@ def load_splits(task: Task, data: Path | None) -> Splits:
 
 
 def check_sizes(task: Task, sizes: Mapping[str, int]) -> dict[str, int]:
-    """Return `sizes`, the number of examples in each split of the task, after a check.
-
-    Raises:
-        TaskError: if a split is missing or empty.
-    """
+    """Return `sizes`, the number of examples in each split of the task, after a check."""
     for split in _SPLITS:
         if not sizes.get(split):
             raise TaskError(f"the task {task.name!r} has no examples in its {split} split")
@@ -94,11 +80,7 @@ def check_sizes(task: Task, sizes: Mapping[str, int]) -> dict[str, int]:
 
 
 def prepare_inputs(task: Task, inputs: Tensor) -> Tensor:
-    """Return the result of `Task.prepare`: the inputs of the model for the stored `inputs`.
-
-    Raises:
-        TaskError: if `Task.prepare` fails or returns no tensor.
-    """
+    """Return the result of `Task.prepare`: the inputs of the model for the stored `inputs`."""
     found = _call_method(task, "prepare", task.prepare, inputs)
     if not isinstance(found, Tensor):
         raise TaskError(f"{_method_name(task, 'prepare')} gave {_describe(found)}: return a tensor")
@@ -106,11 +88,7 @@ def prepare_inputs(task: Task, inputs: Tensor) -> Tensor:
 
 
 def compute_outputs(task: Task, model: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
-    """Return the outputs of the model for prepared inputs.
-
-    Raises:
-        TaskError: if the model fails or returns no tensor.
-    """
+    """Return the outputs of the model for prepared inputs."""
     found = _call_method(task, "", model, inputs)
     if not isinstance(found, Tensor):
         raise TaskError(
@@ -121,11 +99,7 @@ def compute_outputs(task: Task, model: Callable[[Tensor], Tensor], inputs: Tenso
 
 
 def compute_loss(task: Task, outputs: Tensor, targets: Tensor, **options: float) -> Tensor:
-    """Return the loss of a batch.
-
-    Raises:
-        TaskError: if `Task.loss` fails.
-    """
+    """Return the loss of a batch."""
     return _call_method(task, "loss", task.loss, outputs, targets, **options)
 
 
@@ -148,11 +122,7 @@ def _failure(task: Task, method: str, error: Exception, *tensors: Tensor) -> Tas
 
 
 def check_loss(task: Task, loss: Any) -> Tensor:
-    """Return the loss of a training step after checking that it can be differentiated.
-
-    Raises:
-        TaskError: if the loss is not a tensor with a single number, or has no gradient.
-    """
+    """Return the loss of a training step after checking that it can be differentiated."""
     if isinstance(loss, Tensor) and loss.numel() == 1 and loss.requires_grad:
         return loss
     wanted = "a loss is one number, computed from the model's outputs by torch"
@@ -170,11 +140,7 @@ def check_loss(task: Task, loss: Any) -> Tensor:
 
 
 def measure_sums(task: Task, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
-    """Return the result of `Task.measure` for a batch.
-
-    Raises:
-        TaskError: if the method fails, or does not return a mapping from names to tensors with a single number.
-    """
+    """Return the result of `Task.measure` for a batch."""
     sums = _call_method(task, "measure", task.measure, outputs, targets)
     if not isinstance(sums, Mapping):
         raise TaskError(
@@ -190,11 +156,7 @@ def measure_sums(task: Task, outputs: Tensor, targets: Tensor) -> dict[str, Tens
 
 
 def check_metrics(task: Task, metrics: Any) -> dict[str, float]:
-    """Return the metrics of a split as floats.
-
-    Raises:
-        TaskError: if `metrics` is not a mapping from names to numbers, or lacks the metric of the task.
-    """
+    """Return the metrics of a split as floats; the metric of the task must be among them."""
     subject = f"the metrics of the task {task.name!r} (summary, or its course's evaluate)"
     if not isinstance(metrics, Mapping):
         raise TaskError(f"{subject} are {_describe(metrics)}: return a dict of numbers by name")
@@ -212,11 +174,9 @@ def check_metrics(task: Task, metrics: Any) -> dict[str, float]:
 
 
 def check_comparable(task: Task, metrics: Mapping[str, float], split: str) -> None:
-    """Raise an error unless a trained network can be compared with others by the metric of the task.
+    """Raise `TaskError` unless the metric of the task is finite and small enough for records.
 
-    Raises:
-        TaskError: if the metric of the task is not finite, or is too large for records. Other metrics may be so; they
-            are stored as null.
+    Other metrics may be neither; they are stored as null.
     """
     value = metrics[task.metric.name]
     if math.isfinite(value) and abs(value) > LARGEST:

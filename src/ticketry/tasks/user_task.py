@@ -35,14 +35,8 @@ def load(spec: Spec, registry: Registry[Any], *, annotated: bool = False) -> Tas
     The key of the task contains a digest of the source code of the object, see `registry.digest_source`.
 
     Args:
-        spec: the request for the task.
-        registry: the tasks of installed packages.
         annotated: whether to call a function only if its annotation says that it returns a task; True for names that
             come from files.
-
-    Raises:
-        PluginError: if the module of the package cannot be imported or lacks the object.
-        TaskError: if a module of the user cannot be imported, or if the object is not a task and does not return one.
     """
     found = registry.get(spec.name)
     _check_makes_tasks(found, spec.name, annotated=annotated)
@@ -217,13 +211,6 @@ def recreate(task: object, get: Callable[..., Task]) -> Task:
 
     The copy is created by the name of the class, with the constructor arguments as options. All attributes of the copy
     must equal the attributes of `task`.
-
-    Args:
-        task: the task object.
-        get: the function `catalogue.get`.
-
-    Raises:
-        TaskError: if `task` is not a task, or no name and options create an equal one.
     """
     if not isinstance(task, Task):
         raise TaskError(_explain_not_a_task(task))

@@ -49,12 +49,7 @@ class Replicate:
         return self.from_initialisation()
 
     def from_initialisation(self, mask: str | None = None, variants: Sequence[Variant] = ()) -> Segment:
-        """Describe a training from the initialisation to the end of the recipe, optionally under a mask.
-
-        Args:
-            mask: digest of a mask.
-            variants: variants of training, such as a penalty.
-        """
+        """Describe a training from the initialisation to the end of the recipe, optionally under a mask."""
         return self._make_segment(self.seeds.initialisation, mask=mask, variants=variants)
 
     def train_dense(self, *keep: int, retrain: str = GRADUAL) -> Found:
@@ -63,7 +58,6 @@ class Replicate:
         Args:
             keep: steps, in rising order, at which the network's state is stored; the last state becomes
                 `Found.rewound`.
-            retrain: how the tickets of this search are trained, see `lab.retrain`.
         """
         dense = self.lab.train(self.dense_training, keep=keep, label="dense")
         return Found(0, None, self.lab.at(dense, keep[-1]), dense, retrain, dense)
@@ -72,8 +66,6 @@ class Replicate:
         """Describe a training that continues from the weights of a result at step `first`, by default to the end.
 
         Args:
-            weights: result whose weights are continued.
-            first: step of the schedule at which the training begins.
             optimizer: result whose optimiser state is continued; None starts a new optimiser.
             more: arguments of `Lab.segment`, such as a mask.
         """
@@ -97,8 +89,6 @@ class Replicate:
         """Describe the training of a ticket after pruning.
 
         Args:
-            mask: digest of the ticket's mask.
-            retrain: how the ticket is trained, see `lab.retrain`.
             rewound: the network at the rewind step.
             trained: the trained network that was pruned.
             shrunk: whether pruned channels are removed from the network.
@@ -130,10 +120,6 @@ class Replicate:
 
         If a search fails, the others still run to their ends. All networks found are yielded before the error is
         raised.
-
-        Raises:
-            LayerCollapseError, TrainingError: the error of the first search that failed.
-            NotStoredError: if the lab may not train, and a search needs a training that is not stored.
         """
         errors: list[tuple[int, TicketryError]] = []
 
@@ -462,9 +448,6 @@ def source_digests(method: Method[Any], settings: Any) -> dict[str, str]:
     """Return digests of the user's own source files that a search uses, by role: method, score, kind (of gates).
 
     Built-in code is omitted. So are methods defined at a prompt or in a notebook, because they have no file.
-
-    Raises:
-        UsageError: if a module has no source file.
     """
     defined = (sys.modules.get(method.module), method.search, method.Settings)
     found = {

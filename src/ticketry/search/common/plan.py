@@ -92,12 +92,7 @@ def ticket_trainings(plan: Iterable[Training]) -> list[Training]:
 
 
 def ticket_training_span(retrain: str, rewind: str) -> dict[str, Any]:
-    """Return where a ticket's training begins and ends, as keywords of `Training`; defaults are omitted.
-
-    Args:
-        retrain: how the ticket is trained, see `lab.retrain`.
-        rewind: point of the schedule to which the ticket is rewound.
-    """
+    """Return where a ticket's training begins and ends, as keywords of `Training`; defaults are omitted."""
     if retrain == "none":
         return {"last": "0"}
     whole = retrain == "restart" or (retrain == "finetune" and Step.parse(rewind) == Step.parse("end"))

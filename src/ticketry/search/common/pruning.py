@@ -108,12 +108,7 @@ def _check_budget(replicate: Replicate, scope: Scope, settings: PruningSettings,
 
 
 def require_norm_scales(replicate: Replicate, scope: Scope) -> None:
-    """Check that a norm layer with a scale follows every prunable channel.
-
-    Raises:
-        UsageError: if a layer's channels pass no norm with a scale; the message names the first such layer.
-        StructureError: if the network has no prunable channels.
-    """
+    """Raise `UsageError`, naming the layer, unless a norm with a scale follows every prunable channel."""
     from ticketry.core.structure.channel_choice import removable_group_positions
 
     lab, task = replicate.lab, replicate.task
@@ -134,12 +129,7 @@ CHANNEL_WISE_SCORES = {"crop": "crop_gates", "snip": "snap"}
 
 
 def check_score_setting(settings: ScoreSettings) -> None:
-    """Check, before anything is trained, that the score suits the other settings.
-
-    Raises:
-        UsageError: if the score is unknown, ranks channels although single weights are pruned, or may be negative under
-            a cost budget; or if the structure of tickets names an unknown score.
-    """
+    """Raise `UsageError`, before anything is trained, if the score is unknown or does not suit the other settings."""
     from ticketry.core.score import about, get, names, split_control
     from ticketry.core.structure import apply
     from ticketry.core.structure.channel_scores import CHANNEL_SCORES, check_channel_score
@@ -196,8 +186,6 @@ def prune(
     """Choose a mask by the score of the settings, store the mask, and return the mask's digest (cached).
 
     Args:
-        trained: network whose weights are ranked.
-        scope: parameters that may be pruned.
         density: density of the mask, or its share of the dense cost if the settings have a budget.
         within: digest of an earlier mask; weights that it removes stay removed.
         more: further arguments of `Lab.prune`. By default a score that needs examples gets a `Sample` of the training
@@ -239,8 +227,6 @@ def choose_mask(
     """Choose a mask of a given density or cost, store the mask, and return the mask's digest (cached).
 
     Args:
-        weights: network whose weights are ranked.
-        scope: parameters that may be pruned.
         share: density of the mask, or its share of the dense cost if `terms` are given.
         terms: `Budget.terms` of a cost budget; empty without a budget.
         chosen: further arguments of `Lab.prune`, or with `terms` of `lab.budget_masks.budget_mask`.
@@ -258,9 +244,7 @@ def structured_mask(
 ) -> tuple[str, Structured | None]:
     """Apply the ticket structure of the settings to a search's mask; return (digest of the new mask, description).
 
-    Args:
-        weights: network whose weights chose `mask`.
-        mask: digest of the search's mask, returned with None if the settings have no such structure.
+    If the settings have no such structure, return `mask` and None.
     """
     from ticketry.lab.structured_masks import structured_mask
 
@@ -277,8 +261,6 @@ def parse_pruning_step(whole: Segment, until: str, what: str, them: str) -> int:
     """Parse the step at which a training is pruned; raise `UsageError` if it is the first or last step.
 
     Args:
-        whole: the whole training.
-        until: the step as text, such as 50%.
         what: for the message, what happens before that step, such as "gates are trained".
         them: for the message, the pronoun of the noun in `what`, such as "them".
     """
@@ -304,12 +286,7 @@ def prune_once(
 
     Args:
         steps: density -> the step at which the network is pruned to that density; the densest first.
-        scope: parameters that may be pruned.
         moments: density -> the measurements by which its pruning step was detected; None if steps were fixed.
-        how: further arguments of `Lab.prune`.
-
-    Raises:
-        UsageError: if a pruning step is the end of training, so that nothing would be trained afterwards.
     """
     if (last := replicate.dense_training.total) in steps.values():
         raise UsageError(f"cut at step {last} of {last} nothing is left to train: cut earlier")
@@ -341,9 +318,6 @@ def train_after_pruning(
     """Continue training under a mask, from a state with its optimiser to the end of the schedule.
 
     Args:
-        dense: the dense network to compare with, of the same schedule and data order.
-        mask: digest of the mask.
-        level: level of the ticket.
         density: target of the ticket, for the label.
         state: result to continue from.
         searched: training that chose the mask; by default `state`. Give it if the weights of `state` were changed after
@@ -368,16 +342,7 @@ AnySettings = TypeVar("AnySettings", bound="PruningSettings")
 
 
 def ticket_training_steps(retrain: str, step: int, total: int) -> int:
-    """Return the number of steps for which a ticket is trained after it was pruned and rewound.
-
-    Args:
-        retrain: how the ticket is trained, see `lab.retrain`.
-        step: the rewind step.
-        total: number of steps of the schedule.
-
-    Raises:
-        UsageError: for a rewind step at the end of the schedule, after which nothing would be trained.
-    """
+    """Return the number of steps for which a ticket is trained after it was pruned and rewound to `step`."""
     if step == total and retrain in ("continue", "rewind_lr"):
         raise UsageError(
             f"rewound to step {step} of {total} nothing is left to train: choose an earlier step, or rewind end, after"
@@ -403,8 +368,6 @@ def compress_to_steps(
             ticket takes in all.
         points: names of the settings that are steps of the schedule, such as ``rewind``; they are scaled with the
             schedule.
-        replicate: replicate whose recipe is shortened.
-        settings: settings of the search.
     """
     whole = replicate.dense_training
     total, steps = whole.total, steps_needed(whole, settings)  # raises for a rewind step at the end
@@ -446,10 +409,6 @@ def stretch_to_flops(lab: Lab, rest: Segment, before: list[Result], equal_cost: 
     Args:
         rest: the last training, from the last pruning step to the end of the schedule, with the final mask.
         before: all trainings before `rest`.
-        equal_cost: the setting of this name.
-
-    Raises:
-        UsageError: if the network's FLOPs cannot be counted, or none are left.
     """
     if equal_cost != "flops":
         return rest

@@ -368,9 +368,6 @@ def convert_fields(settings: Any) -> None:
     - If a field's default is a tuple, a single value (``0.2``, ``"fc3"``) or a list is converted to a tuple.
     - Shares are converted to numbers: ``"20%"`` to 0.2, and, if several are allowed, ``"50%,20%"`` to (0.5, 0.2).
     - If a field's default is None, a single share is stored as a number, and several shares as a tuple.
-
-    Raises:
-        UsageError: if a value that must be a share is not one.
     """
     for one in fields(settings):
         name, value, several = one.name, getattr(settings, one.name), isinstance(one.default, tuple)
@@ -399,11 +396,7 @@ def _parse_share(name: str, value: Any) -> float:
 
 
 def requested_densities(density: Shares, sparsity: Shares) -> tuple[float, ...]:
-    """Return the densities requested by `density` or `sparsity`, the densest first; empty if neither is given.
-
-    Raises:
-        UsageError: if both are given, or a density is outside (0, 1] or given twice.
-    """
+    """Return the densities requested by `density` or `sparsity`, the densest first; empty if neither is given."""
     retained, removed = _to_tuple(density), _to_tuple(sparsity)
     if retained and removed:
         raise UsageError("give either density (fraction kept) or sparsity (fraction removed), and only one of them")
@@ -428,12 +421,7 @@ def read_costs(profile: str) -> CostModel:
 
 
 def _budget_share(costs: CostModel, requested: float | str, base: str) -> float:
-    """Convert a requested budget, such as 5ms or 0.5, to a share of the dense network's cost in `costs`.
-
-    Raises:
-        UsageError: if the budget exceeds the dense cost.
-        CostError: if the file of costs lacks the latency of `base`.
-    """
+    """Convert a requested budget, such as 5ms or 0.5, to a share of the dense network's cost in `costs`."""
     if costs.unit != "seconds":
         amount = costs.budget(requested)
         if amount > costs.dense:
@@ -533,12 +521,8 @@ class ParsedStructure:
         """Parse a value of the setting ``structure``.
 
         Args:
-            text: the value, such as ``rows:4``.
             offered: families of structures that the method offers.
             latency: whether there is a latency budget.
-
-        Raises:
-            UsageError: if the value is unknown, or the method does not offer it.
         """
         families = tuple(offered)
         head, *options = text.split(",")

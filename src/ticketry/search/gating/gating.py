@@ -465,11 +465,7 @@ def require_classification(lab: Lab, task: Task) -> None:
 
 
 def mask_of_open_gates(lab: Lab, result: Result) -> str:
-    """Store the mask that retains the weights whose gates have s > 0, and return the mask's digest (cached).
-
-    Raises:
-        LayerCollapseError: if a parameter has no open gate; the message says since which step.
-    """
+    """Store the mask that retains the weights whose gates have s > 0, and return the mask's digest (cached)."""
 
     def compute_mask() -> Mask:
         try:
@@ -486,13 +482,7 @@ def mask_of_largest_gates(lab: Lab, result: Result, density: float, collapse: st
     Weights with equal s are retained in the order of their positions.
 
     Args:
-        result: result of the training with gates.
-        density: density of the mask.
         collapse: what happens if a parameter would lose all weights: ``raise`` an error, or ``keep`` one weight.
-
-    Raises:
-        LayerCollapseError: if a parameter would lose all weights and `collapse` is ``raise``; the message names these
-            parameters.
     """
 
     def compute_mask() -> Mask:
@@ -518,9 +508,6 @@ def mask_of_largest_channel_gates(
     Args:
         keep_at_least, multiple: minimum number of channels of each group, and the number that each group which loses
             channels retains a multiple of.
-
-    Raises:
-        LayerCollapseError: if the density cannot be reached.
     """
     task, gating = result.segment.task, get_gating(result.segment)
 
@@ -588,11 +575,7 @@ def _describe_empty_since(result: Result) -> str:
 
 
 def gate_prices(replicate: Replicate, settings: PruningSettings, scope: Scope) -> dict[str, Any]:
-    """Return the argument `prices` of `Gating` as {name: value}; empty if all gates have the same penalty.
-
-    Raises:
-        UsageError: for a budget below the cost of any mask.
-    """
+    """Return the argument `prices` of `Gating` as {name: value}; empty if all gates have the same penalty."""
     if not settings.budget:
         return {}
     gate_targets(replicate, settings, scope, min(settings.budget.shares))
@@ -607,9 +590,6 @@ def gate_targets(replicate: Replicate, settings: PruningSettings, scope: Scope, 
     """Return (target to which gates are steered, initial expected density of every layer).
 
     Without a budget both are the density `share`. With a budget the target is a share of the gates' total cost.
-
-    Raises:
-        UsageError: for a budget below the cost of any mask.
     """
     from ticketry.core.gates.charges import share_above_floor
     from ticketry.lab.budget_masks import load_prices
@@ -623,12 +603,7 @@ def gate_targets(replicate: Replicate, settings: PruningSettings, scope: Scope, 
 
 
 def budget_share_left(lab: Lab, result: Result, terms: str) -> float:
-    """Return the cost of the network with gates rounded to on or off, as a share of the dense cost.
-
-    Args:
-        result: result of the training with gates.
-        terms: `Budget.terms` of the budget.
-    """
+    """Return the cost of the network with gates rounded to on or off, as a share of the dense cost."""
     from ticketry.lab.budget_masks import remaining_share
 
     return remaining_share(lab, result.segment.task, load_gates(lab, result).kept(), terms)
@@ -637,12 +612,7 @@ def budget_share_left(lab: Lab, result: Result, terms: str) -> float:
 def mask_within_budget(
     lab: Lab, result: Result, settings: PruningSettings, share: float, collapse: str = "raise"
 ) -> str:
-    """Store the mask of the weights with the largest s that meets a cost budget; return the mask's digest (cached).
-
-    Raises:
-        LayerCollapseError: if a parameter would lose all weights and `collapse` is ``raise``; the message names these
-            parameters.
-    """
+    """Store the mask of the weights with the largest s that meets a cost budget; return the mask's digest (cached)."""
     from ticketry.budgets.pruner import allocate_budget
     from ticketry.lab.budget_masks import load_prices, prune_to_share
 

@@ -292,11 +292,6 @@ class Rounds:
         """Train the round that follows the rounds in `chain`, which may be empty.
 
         Each round has a new optimiser and its own data order.
-
-        Args:
-            init: s0, the initial value of gates.
-            penalty: coefficient of the sum of all gates in the loss.
-            chain: results of the rounds before.
         """
         number = len(chain) + 1
         gates = self._make_gating(init, penalty, number, chain[-1].variants[self._gating.name] if chain else None)

@@ -81,11 +81,7 @@ class Tick(Variant):
 
     @classmethod
     def for_model(cls, model: nn.Module, **values: float) -> Tick:
-        """Return a tick with gates on all norms of a model that have a scale; `values` are further fields.
-
-        Raises:
-            ScopeError: if the model has no such norm.
-        """
+        """Return a tick with gates on all norms of a model that have a scale; `values` are further fields."""
         names = {id(parameter): name for name, parameter in named_parameters(model).items()}
         norms: list[tuple[str, str]] = []
         head: tuple[str, ...] = ()

@@ -31,10 +31,6 @@ def load(name: str, data: Path | None = None, *, train: int = 0, factor: int = 1
     Args:
         train: number of training examples, equally many of each class (see `splits.take_fewer`); 0 takes all.
         factor: factor by which height and width are reduced, by averaging squares of pixels.
-
-    Raises:
-        TaskError: for an unknown name, or an impossible number of training examples.
-        DataError: if the files are missing and cannot be downloaded, or differ from their published digest.
     """
     DATA_SETS.find_target(name)
     return _load(name, places(data), train, factor)

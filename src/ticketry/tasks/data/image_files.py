@@ -67,11 +67,7 @@ class ImageRequest:
     """Position, in the whole batch, of the first of these images, if a batch is split over processes."""
 
     def __call__(self) -> Tensor:
-        """Read the images.
-
-        Raises:
-            DataError: for the first file that is not a complete image.
-        """
+        """Read the images; raise `DataError` for the first file that is not a complete image."""
         return read_images(
             ((path, path) for path in self.paths), len(self.paths), self.size, self.resize, self.seed, self.first
         )
@@ -89,9 +85,6 @@ def read_images(
 
     Args:
         files: for each image, the path or content of its file, and a name for error messages.
-
-    Raises:
-        DataError: for the first file that is not a complete image.
     """
     batch = np.empty((count, 3, size, size), np.uint8)
     for position, (file, name) in enumerate(files):
@@ -106,11 +99,7 @@ def read_images(
 
 
 def decode_image(file: str | bytes, name: str) -> Image:
-    """Decode an image file, given by its path or content, to RGB without an alpha channel.
-
-    Raises:
-        DataError: if the file is not a complete image with 8 or 16 bits per channel.
-    """
+    """Decode an image file, given by its path or content, to RGB without an alpha channel."""
     needs("PIL", "lab", "reading images")
     from PIL import Image
 
@@ -222,10 +211,6 @@ def scan(root: Path) -> ImageFolder:
 
     Classes are numbered in the order of their folder names in train. Files are listed but not read. This takes about
     10 s for ImageNet on a local disk.
-
-    Raises:
-        DataError: if a folder is missing or cannot be read, if a class has no images or has no folder in train, or if
-            there are fewer than two classes.
     """
     found = hashlib.sha256()
     try:
@@ -305,10 +290,6 @@ def parse_idx(content: bytes, *, dimensions: int, what: str) -> NDArray[np.uint8
 
     Args:
         dimensions: required number of dimensions.
-        what: name of the file in error messages.
-
-    Raises:
-        DataError: if it is not an idx file of bytes with these dimensions, or its length does not match its header.
     """
     header = 4 + 4 * dimensions
     magic = bytes((0, 0, _UINT8, dimensions))
@@ -402,11 +383,7 @@ DIGITS_VALIDATION, DIGITS_TEST = 20, 40
 
 
 def read_digits(_: tuple[Place, ...]) -> Splits:
-    """Read the digits of scikit-learn: of each class, 40 are for testing, 20 for validation, the rest for training.
-
-    Raises:
-        MissingExtraError: if scikit-learn is not installed.
-    """
+    """Read the digits of scikit-learn: of each class, 40 are for testing, 20 for validation, the rest for training."""
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
@@ -547,9 +524,6 @@ class TinyImageNetFiles:
         """Read the splits: the published validation set is for testing; validation has 50 training images per class.
 
         Classes are numbered in the order of their WordNet ids.
-
-        Raises:
-            DataError: if the files are missing, damaged or incomplete.
         """
         source = obtain(self.collection(), where)[0]
         if source.name == self.archive:

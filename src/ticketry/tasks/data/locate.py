@@ -38,11 +38,7 @@ class Origin:
 
 
 def fetch(origin: Origin, folder: Path) -> None:
-    """Download one file to `folder / origin.path`.
-
-    Raises:
-        DataError: if $TICKETRY_OFFLINE is set, the download or writing fails, or the digest differs.
-    """
+    """Download one file to `folder / origin.path`; raise `DataError` if this fails or $TICKETRY_OFFLINE is set."""
     if os.environ.get("TICKETRY_OFFLINE"):
         raise DataError(f"not tried, because $TICKETRY_OFFLINE is set ({origin.url})")
     needs("pooch", "lab", f"downloading {origin.url}")
@@ -113,11 +109,7 @@ class Collection:
 
 
 def places(data: Path | None = None) -> tuple[Place, ...]:
-    """Return the folders to search, in order: `data` and $TICKETRY_DATA, as far as given, and the cache folder.
-
-    Raises:
-        DataError: if `data` does not exist.
-    """
+    """Return the folders to search, in order: `data` and $TICKETRY_DATA, as far as given, and the cache folder."""
     found = []
     if data is not None:
         if not data.expanduser().is_dir():
@@ -139,11 +131,7 @@ def find_files(collection: Collection, where: tuple[Place, ...]) -> tuple[Path, 
 
 
 def obtain(collection: Collection, where: tuple[Place, ...]) -> tuple[Path, ...]:
-    """Return the files of the data set in the first place that has all files; else download into the last place.
-
-    Raises:
-        DataError: if no place has all files, and the data set cannot be downloaded.
-    """
+    """Return the files of the data set in the first place that has all files; else download into the last place."""
     if found := find_files(collection, where):
         return found
     cache = where[-1].folder
@@ -181,11 +169,7 @@ def unpack(path: Path, content: bytes) -> bytes:
 
 
 def read_verified(path: Path, md5: str) -> bytes:
-    """Return the content of a file, decompressed if its name ends in .gz or .xz, after a check of its digest `md5`.
-
-    Raises:
-        DataError: if the file cannot be read or decompressed, or has another digest.
-    """
+    """Return the content of a file, decompressed if its name ends in .gz or .xz, after a check of its digest `md5`."""
     try:
         packed = path.read_bytes()
     except OSError as error:
@@ -219,11 +203,7 @@ def iterate_members(path: Path) -> Iterator[tuple[PurePosixPath, Callable[[], by
 
 
 def read_text(path: Path) -> bytes:
-    """Return the text of a UTF-8 file, decompressed if its name ends in .gz or .xz.
-
-    Raises:
-        DataError: if the file cannot be read, is empty or is not valid UTF-8.
-    """
+    """Return the text of a UTF-8 file, decompressed if its name ends in .gz or .xz."""
     try:
         content = unpack(path, path.read_bytes())
     except DAMAGED as error:

@@ -56,10 +56,6 @@ class Source:
             name: path of the file, relative to the source; from a manifest.
             sha256: digest of the file (hex); empty for the manifest, whose digest is not known.
             size: size in bytes. A cached file is checked by its size only, a downloaded file by its digest.
-
-        Raises:
-            DataError: if the file is missing, cannot be downloaded, or has another digest or size.
-            OutsideError: for a name that leads out of the source.
         """
         # Cached under the digest, so that a replaced shard is downloaded again.
         path = join_inside(Path(self.folder), *([sha256] if self.url and sha256 else name.split("/")))
@@ -130,11 +126,7 @@ def _open_store(url: str) -> Any:
 
 
 def parse_address(address: str) -> Source:
-    """Parse the address of shards, a folder or a URL.
-
-    Raises:
-        TaskError: for a URL with an unknown scheme or with credentials, which the message does not repeat.
-    """
+    """Parse the address of shards, a folder or a URL."""
     scheme, found, rest = address.partition("://")
     if not found:
         return Source(folder=str(Path(address).expanduser().absolute()))
@@ -237,11 +229,7 @@ class ShardImageRequest:
     first: int = 0
 
     def __call__(self) -> Tensor:
-        """Read the images; shards at a URL are downloaded first.
-
-        Raises:
-            DataError: for a shard that cannot be read, and for the first file that is not an image.
-        """
+        """Read the images; shards at a URL are downloaded first."""
         return read_images(self._iterate_contents(), len(self.images), self.size, self.resize, self.seed, self.first)
 
     def _iterate_contents(self) -> Iterator[tuple[bytes, str]]:
@@ -271,12 +259,7 @@ class ShardSet:
 
 
 def open_shards(source: Source) -> ShardSet:
-    """Return the data set at `source`, as its manifest lists it; a folder without a manifest is scanned.
-
-    Raises:
-        DataError: if there are no shards, if an image has no class, if a class has fewer than two training images, or
-            if the manifest is damaged.
-    """
+    """Return the data set at `source`, as its manifest lists it; a folder without a manifest is scanned."""
     if source.url or (Path(source.folder) / MANIFEST).is_file():
         manifest, index = _read_manifest(source)
     else:
@@ -353,9 +336,6 @@ def scan_shards(folder: Path, *, digests: bool = False) -> tuple[Manifest, Index
 
     Args:
         digests: whether to compute the digests of the shards, which reads all of them.
-
-    Raises:
-        DataError: if there are no shards, or one is not a WebDataset shard of images with classes.
     """
     if not folder.is_dir():
         raise DataError(f"there is no folder {folder}")
@@ -396,9 +376,6 @@ def iterate_images(path: Path) -> Iterator[tuple[int, int, int]]:
 
     The image and the class of an example are files with the same name and different suffixes, one after the other, as
     WebDataset requires. Other files are skipped.
-
-    Raises:
-        DataError: for an image without a class, a class that is not a number, or a file that is not a tar file.
     """
     key, image, label = "", None, None
     try:

@@ -31,7 +31,6 @@ def hold_out(labels: NDArray[Any], *per_class: int | NDArray[np.int64], seed: in
     Args:
         labels: [n] class of each example.
         per_class: for each set, the number of examples per class; or an array with a number for each class.
-        seed: seed of the choice.
     """
     numbers = np.random.PCG64(seed).random_raw(len(labels))
     _, classes, sizes = np.unique(labels, return_inverse=True, return_counts=True)
@@ -72,11 +71,7 @@ def split_published(
 
 
 def take_fewer(split: Split, count: int) -> Split:
-    """Return a copy of `count` examples of a split, equally many of each class, chosen by `hold_out`.
-
-    Raises:
-        TaskError: if `count` is not a multiple of the number of classes, or if a class has too few examples.
-    """
+    """Return a copy of `count` examples of a split, equally many of each class, chosen by `hold_out`."""
     labels = split.targets.numpy()
     members = np.bincount(labels)
     each, rest = divmod(count, len(members))

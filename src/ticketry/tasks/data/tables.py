@@ -69,18 +69,12 @@ def read_table(
     column of 0 and 1 for each word; a missing word counts as the word ``""``.
 
     Args:
-        path: path of the file.
-        drop: names of the columns to leave out.
         categories: names of further columns to treat as words, although the words look like numbers or there are more
             than `MOST_WORDS` of them.
         missing: what to do if a value is missing: ``refuse`` raises an error, ``drop`` leaves the row out, ``median``
             gives NaN, which the caller replaces by a median.
         target: name of the column to predict, which must have numbers; rows without a target are left out, unless
             `missing` is ``refuse``.
-
-    Raises:
-        DataError: if the file cannot be read, has no rows or rows of different lengths, or has an invalid value. The
-            message names the first such line and column.
     """
     content = _read_content(path)
     try:
@@ -124,11 +118,7 @@ def read_table(
 
 
 def index_of(columns: Sequence[str], name: str, path: Path) -> int:
-    """Return the index of the column `name`; `path` is the table's path in messages.
-
-    Raises:
-        DataError: if there is no such column.
-    """
+    """Return the index of the column `name`; `path` is the table's path in messages."""
     if name not in columns:
         raise DataError(f"{path} has no column {name!r}: {did_you_mean(name, columns)}it has {', '.join(columns)}")
     return list(columns).index(name)
@@ -328,11 +318,7 @@ class SplitTable:
 
 
 def read(published: Published, split: int, where: tuple[Place, ...]) -> SplitTable:
-    """Read a published table with its split number `split`.
-
-    Raises:
-        DataError: if the files of the table are missing or differ from their published digest.
-    """
+    """Read a published table with its split number `split`."""
     found = obtain(published.collection(), where)
     if found[0].name == _ARCHIVE:
         file, source = _archive_reader(found[0], published.folder), f"{found[0]}, {published.folder}"

@@ -41,12 +41,8 @@ def read(path: Path, *, validation: Fraction, test: Fraction) -> Content:
     paths. The text of such a folder or of a single file is split here, with validation and test text at the end.
 
     Args:
-        path: the file or folder.
         validation: share of the text that is for validation, if the text is split here.
         test: share of the text that is for testing, if the text is split here.
-
-    Raises:
-        DataError: if there is no text, or a file cannot be read or is not text.
     """
     if not path.exists():
         raise DataError(f"{path}: there is no such text: name a file, or a folder of text files, as --task text:PATH")
@@ -106,15 +102,7 @@ class Vocabulary(Protocol):
         """Number of different tokens."""
 
     def encode(self, content: bytes, where: str) -> Tensor:
-        """Return the token numbers of a text, [n], in a small integer type.
-
-        Args:
-            content: the text, as bytes of UTF-8.
-            where: name of the text in error messages.
-
-        Raises:
-            DataError: if a part of the text has no token.
-        """
+        """Return the token numbers of a text, [n], in a small integer type."""
 
     def describe(self) -> dict[str, object]:
         """Return values that identify the vocabulary in keys of stored results."""
@@ -314,9 +302,6 @@ def load_published(name: str, data: Path | None) -> Corpus:
     """Load the published text `name` from the folder `data`, $TICKETRY_DATA or the cache folder.
 
     Each process loads a text once.
-
-    Raises:
-        DataError: if the files of the text are missing or differ from their published digest.
     """
     return _load_published(name, places(data))
 
@@ -349,11 +334,7 @@ def digest(text: Content) -> str:
 
 
 def take_fewer(corpus: Corpus, tokens: int) -> Corpus:
-    """Return the corpus with only the first `tokens` tokens of its training text.
-
-    Raises:
-        TaskError: if the training text has fewer tokens.
-    """
+    """Return the corpus with only the first `tokens` tokens of its training text."""
     available = len(corpus.train.tokens)
     if tokens > available:
         raise TaskError(f"the option train is {tokens} tokens, and the training text has {available}")

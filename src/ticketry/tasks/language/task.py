@@ -357,11 +357,7 @@ class PiecesPart(_Part, Pieces):
 
 
 def steps_per_epoch(tokens: int, batch: int, time: int, *, carries: bool) -> int:
-    """Return the number of training steps that read a text of `tokens` tokens once.
-
-    Raises:
-        TaskError: if the text is too short for a single step.
-    """
+    """Return the number of training steps that read a text of `tokens` tokens once."""
     steps = (Rows if carries else Pieces).per_epoch(tokens, batch, time)
     if not steps:
         raise TaskError(
@@ -494,11 +490,7 @@ def _load_custom_corpus(own: CustomText) -> Corpus:
 
 
 def create_task(spec: Spec) -> Language:
-    """Create the task for the request `spec`: ptb, wikitext-2 or text:PATH, with options.
-
-    Raises:
-        TaskError: for an unknown option or network, or an invalid value.
-    """
+    """Create the task for the request `spec`: ptb, wikitext-2 or text:PATH, with options."""
     kind, _, path = spec.name.partition(":")
     options = Options(spec, (*_COMMON_OPTIONS, *(_CUSTOM_TEXT_OPTIONS if kind == facts.TEXT else ())))
     model = spec.model or facts.MODELS[kind]

@@ -44,10 +44,6 @@ def build(name: str, *, shape: tuple[int, int, int], classes: int) -> nn.Module:
     """Return a new network for inputs of `shape`, with weights drawn from torch's global random state.
 
     The network maps float32 [n, *shape], where `shape` is (channels, height, width), to logits [n, classes].
-
-    Raises:
-        TaskError: for an unknown network, a width that is not in (0, 4], or a shape that the network does not take.
-        MissingExtraError: if the library that defines the network is not installed.
     """
     check(name, shape=shape)
     parsed = NetworkName.parse(name)
@@ -99,10 +95,6 @@ def identity(name: str) -> dict[str, str]:
 
     The entry `model` is the canonical name. A network of timm or torchvision also has `library`, such as "timm 1.0.31",
     because the version decides what the name means. A custom network also has `source`, the digest of its source code.
-
-    Raises:
-        TaskError: for a name of unknown form, or a library that cannot be imported.
-        MissingExtraError: if the library is not installed.
     """
     parsed = NetworkName.parse(name)
     model = {"model": str(parsed)}
@@ -116,29 +108,16 @@ WIDTH_STEPS = 64
 
 
 def parameters(name: str, *, shape: tuple[int, int, int], classes: int) -> int:
-    """Return the number of parameters of the network, without allocating it or drawing random numbers.
-
-    Raises:
-        TaskError, MissingExtraError: as `models.build`.
-    """
+    """Return the number of parameters of the network, without allocating it or drawing random numbers."""
     return _count_parameters(NetworkName.parse(name), shape, classes)
 
 
 def narrower(name: str, *, shape: tuple[int, int, int], classes: int, parameters: int) -> str | None:
     """Return the name of the widest network with at most `parameters` parameters: `name` or a narrower variant.
 
-    Args:
-        name: name of a network of this package, at any width.
-        shape: channels, height and width of the inputs.
-        classes: number of classes.
-        parameters: the largest number of parameters allowed.
-
     Returns:
         `name` itself if the network is small enough; otherwise NAME@W, where W is a multiple of 1/64; or None if even
         the narrowest variant is too large.
-
-    Raises:
-        TaskError: as `models.build`; and for another library's network, whose width cannot be chosen.
     """
     parsed = NetworkName.parse(name)
     if parsed.library:
@@ -158,13 +137,7 @@ def rival(name: str, *, shape: tuple[int, int, int], classes: int, parameters: i
 
 
 def widest(name: NetworkName, count: Callable[[NetworkName], int], parameters: int) -> str | None:
-    """Return the name of the widest network with at most `parameters` parameters, as `narrower` does.
-
-    Args:
-        name: parsed name of the network.
-        count: function that returns the number of parameters of a named network.
-        parameters: the largest number of parameters allowed.
-    """
+    """Return the name of the widest network with at most `parameters` parameters, as `narrower` does."""
 
     def fits(width: Fraction) -> bool:
         return count(NetworkName(name.base, width)) <= parameters
@@ -246,11 +219,7 @@ def _create_without_memory(name: NetworkName, shape: Shape, classes: int) -> nn.
 
 @lru_cache(maxsize=256)
 def _try_without_data(name: NetworkName, shape: Shape) -> None:
-    """Build the network on the meta device and apply it to two images.
-
-    Raises:
-        TaskError: if the network cannot be built or applied, or if its outputs are not logits.
-    """
+    """Apply the network to two images on the meta device; raise `TaskError` if this fails or gives no logits."""
     try:
         with private_random_state([]):
             model = _create_without_memory(name, shape, _TRIAL_CLASSES).to("meta")

@@ -29,11 +29,7 @@ class Network:
 
     @classmethod
     def from_entry(cls, name: str, found: object) -> Network:
-        """Return a registry entry as a `Network`; the entry `found` may also be a function of shape and classes.
-
-        Raises:
-            UsageError: if the entry is neither a `Network` nor a class or function with these arguments.
-        """
+        """Return a registry entry as a `Network`; the entry `found` may also be a function of shape and classes."""
         if isinstance(found, Network):
             return found
         try:

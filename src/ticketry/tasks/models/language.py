@@ -358,13 +358,8 @@ def build(name: str, *, vocabulary: int, context: int, dropout: float) -> Langua
     """Return a new language model, with weights drawn from torch's global random state.
 
     Args:
-        name: name of the model.
-        vocabulary: number of different tokens.
         context: largest number of tokens of a segment that a model without a state reads.
         dropout: share of the activations that are set to 0 in training.
-
-    Raises:
-        TaskError: for an unknown network, or a width that is not in (0, 4].
     """
     parsed = check(name)
     made: LanguageModel = _model_class(parsed)(vocabulary, context=context, dropout=dropout, scale=parsed.scaled)
