@@ -64,16 +64,10 @@ class MaskedModel:
     def __init__(
         self, model: nn.Module, example_inputs: Any, parameters: Iterable[str], *, upsampling: bool = True
     ) -> None:
-        """Capture a model.
+        """Capture a model on the CPU.
 
-        Args:
-            model: the model, on the CPU.
-            example_inputs: a tensor, a tuple of arguments, or a dict of arguments by name.
-            parameters: names of the parameters to which time is assigned.
-            upsampling: whether transposed convolutions and interpolations run in sparse kernels, as in `capture`.
-
-        Raises:
-            EngineError: if the model cannot be captured.
+        `example_inputs` is a tensor, a tuple of arguments, or a dict of arguments by name. `parameters` are the names
+        of the parameters to which time is assigned. `upsampling` is that of `capture`.
         """
         self.model, self.names = model, tuple(parameters)
         self._example_inputs, self._upsampling = example_inputs, upsampling
@@ -114,13 +108,8 @@ class MaskedModel:
     def profile(self, compiled: Compiled, rounds: int, whole: float) -> CallSeconds:
         """Return the seconds of each layer, as medians on one thread, scaled so that their sum is `whole`.
 
-        Without scaling, the times would be too long, because a call that is not timed layer by layer reads no clock and
-        uses caches better.
-
-        Args:
-            compiled: the result of `compile`.
-            rounds: number of calls that are timed layer by layer.
-            whole: seconds of a call that is not timed layer by layer.
+        `whole` is the time of a call in seconds. Without scaling, the times would be too long, because a call that is
+        not timed layer by layer reads no clock and uses caches better.
         """
         samples: dict[str, list[float]] = {}
         rows: dict[str, tuple[str, str]] = {}
@@ -199,10 +188,6 @@ def stored_tensors(
     """Return (bytes of a model file that no mask saves, tensors of the file that store each parameter, by name).
 
     A parameter has several tensors if several norms are folded into it, and none if the file does not store its values.
-
-    Args:
-        network: the captured model.
-        parameters: the model's parameters by name.
     """
     graph = network.graph
     forms: dict[str, list[str]] = {name: [] for name in parameters}
@@ -291,13 +276,8 @@ class GpuRates:
 
         An operation other than a convolution or linear layer takes the time to read its inputs and write its output.
 
-        Args:
-            network: the captured model.
-            keep: mask by parameter name; None: nothing is pruned.
-            layout: None or `PLANAR`, which have no effect on a GPU.
-
-        Raises:
-            UnsupportedError: if `layout` is `CHANNELS_LAST`, because the planner for GPUs chooses layouts itself.
+        `keep` is a mask by parameter name; None: nothing is pruned. Raise `UnsupportedError` if `layout` is
+        `CHANNELS_LAST`, because the planner for GPUs chooses layouts itself.
         """
         if layout == CHANNELS_LAST:
             raise UnsupportedError("a GPU's plan chooses its layouts by itself")

@@ -21,11 +21,7 @@ def as_arguments(inputs: Tensor | Sequence[Any]) -> tuple[Any, ...]:
 
 
 def batch_of(inputs: Inputs) -> int:
-    """Return the number of examples: size 0 of the first input tensor that has an axis.
-
-    Raises:
-        UsageError: if no input tensor has an axis.
-    """
+    """Return the number of examples: size 0 of the first input tensor with an axis; raise `UsageError` without one."""
     for leaf in tree_flatten(dict(inputs) if isinstance(inputs, Mapping) else inputs)[0]:
         if isinstance(leaf, Tensor) and leaf.dim():
             return leaf.shape[0]

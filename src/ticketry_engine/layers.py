@@ -26,11 +26,8 @@ def describe(
 ) -> list[Layer]:
     """Return a row for each node of a graph, and a row each for loading and storing values of regions.
 
-    Args:
-        graph: the graph of the compiled model.
-        reasons: output of a torch node -> the reason why the node runs in torch.
-        natives: the compiled regions.
-        seconds: layer label -> seconds; {} if layers were not timed.
+    `reasons` are, by output of a torch node, the reason why the node runs in torch. `natives` are the compiled regions.
+    `seconds` are the seconds by layer label; {} if layers were not timed.
     """
     kernels: dict[str, dict[str, None]] = {}
     why = dict(reasons)
@@ -57,13 +54,8 @@ def describe(
 def layer_of(graph: Graph, node: Node, where: Place, kernel: str, seconds: Mapping[str, float], why: str = "") -> Layer:
     """Return the row of a node.
 
-    Args:
-        graph: the graph of the compiled model.
-        node: the node.
-        where: "engine" or "torch".
-        kernel: names of the kernels that run the node.
-        seconds: layer label -> seconds; {} if layers were not timed.
-        why: the reason why the node runs in torch, or in float32.
+    `kernel` has the names of the kernels that run the node, `seconds` are those of `describe`, and `why` is the reason
+    why the node runs in torch, or in float32.
     """
     name, facts = _weights_of(graph, node)
     density, kept, rows = facts or (None, None, "")

@@ -328,8 +328,7 @@ class ViewChain:
 def chain_to(editor: Editor, name: str) -> ViewChain:
     """Return the chain of views that ends in the value `name` and starts at the nearest value with the batch at axis 0.
 
-    Raises:
-        NoMatchError: if no such chain exists, or an example of the first value has too many elements.
+    Raise `NoMatchError` if no such chain exists, or if an example of its first value has too many elements.
     """
     steps: list[Node] = []
     while not is_canonical(editor, name) or not steps:
@@ -362,8 +361,7 @@ def is_canonical(editor: Editor, name: str) -> bool:
 def number(editor: Editor, name: str, batch: int) -> int:
     """Return the value of the size expression `name` for `batch` examples.
 
-    Raises:
-        GraphError: if the expression depends on anything but sizes.
+    Raise `GraphError` if the expression depends on anything but sizes.
     """
     one = editor.makers.get(name)
     if one is not None and one.op == "aten.sym_size.int":
@@ -380,11 +378,8 @@ def number(editor: Editor, name: str, batch: int) -> int:
 def example_map(chain: ViewChain, layout: Callable[[Tensor, int], Tensor]) -> Tensor:
     """Return the source index of each element of one example.
 
-    Args:
-        layout: function from the viewed value and the number of examples to that value with the batch at axis 0.
-
-    Raises:
-        NoMatchError: if an element of an example comes from another example.
+    `layout` is a function from the viewed value and the number of examples to that value with the batch at axis 0.
+    Raise `NoMatchError` if an element of an example comes from another example.
     """
     found: Tensor | None = None
     for batch in _BATCHES:
@@ -405,11 +400,8 @@ def example_map(chain: ViewChain, layout: Callable[[Tensor, int], Tensor]) -> Te
 def native_views(editor: Editor, source: str, where: Tensor, output: str) -> list[Node] | str:
     """Return native nodes that arrange the source's elements by the index table `where` as the value `output` [N, ...].
 
-    Returns:
-        Nodes, the last of which computes `output`; or the name `source` if nothing moves.
-
-    Raises:
-        NoMatchError: if reshapes, slices and a transpose cannot express the arrangement.
+    The last node computes `output`. If nothing moves, return the name `source`. Raise `NoMatchError` if reshapes,
+    slices and a transpose cannot express the arrangement.
     """
     shape = editor.shape(source) or ()
     total = prod(int(size or 0) for size in shape[1:])
@@ -450,10 +442,8 @@ def _nested_strides(line: list[int]) -> list[tuple[int, int]]:
 def _source_axes(parts: list[tuple[int, int]], first: int, total: int) -> list[tuple[int, int | None]]:
     """Return the axes of the source value, outermost first, as pairs (size, index).
 
-    The index is the only one that is read along the axis, or None if all are read.
-
-    Raises:
-        NoMatchError: if the source cannot be divided into such axes.
+    The index is the only one that is read along the axis, or None if all are read. Raise `NoMatchError` if the source
+    cannot be divided into such axes.
     """
     cuts: list[tuple[int, int | None]] = []
     reach = 1

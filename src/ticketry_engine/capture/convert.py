@@ -52,9 +52,7 @@ class _Leaf:
 def convert(program: TracedProgram, model: nn.Module) -> tuple[Graph, dict[str, Sizes]]:
     """Return a traced program as a graph of torch nodes, and the sizes of all tensors by value name.
 
-    Raises:
-        CaptureError: if the program contains something that a graph cannot express: control flow that depends on
-            tensors, an unknown operation on sizes, or an argument that is not a tensor, a number or a text.
+    Raise `CaptureError` if a graph cannot express the program, for example control flow that depends on tensors.
     """
     reader = _GraphBuilder(program)
     nodes = [made for one in program.graph.nodes if one.op == "call_function" for made in reader.node(one)]

@@ -59,9 +59,7 @@ def copy_to_call(model: nn.Module) -> nn.Module:
 def holds_for_one(graph: Graph, model: nn.Module, given: Arguments) -> bool:
     """Return whether a graph of torch operations and the model compute the same for the first example alone.
 
-    Args:
-        model: the captured model, on the CPU, in evaluation mode.
-        given: the example inputs; the result is True if they have no data.
+    `model` is on the CPU, in evaluation mode. Return True if the example inputs `given` have no data.
     """
     if not given.examples or not _can_run(model, given):
         return True
@@ -77,15 +75,8 @@ def holds_for_one(graph: Graph, model: nn.Module, given: Arguments) -> bool:
 def check_calls(model: nn.Module, given: Arguments) -> list[str]:
     """Raise an error if a model changes its inputs, or if its outputs depend on earlier calls.
 
-    Args:
-        model: a model that was never called, on the CPU, in evaluation mode.
-        given: the example inputs; inputs without data are not checked.
-
-    Returns:
-        Notes for the user that name the Python attribute which each call of the model changes.
-
-    Raises:
-        CaptureError: if the model changes an input, or its outputs depend on earlier calls.
+    `model` was never called, is on the CPU and in evaluation mode. Inputs without data are not checked. Return notes
+    for the user that name the Python attribute which each call of the model changes.
     """
     if not _can_run(model, given):
         return []
@@ -100,8 +91,7 @@ def check_calls(model: nn.Module, given: Arguments) -> list[str]:
 def _check_state(model: nn.Module, given: Arguments) -> str | None:
     """Call a copy of the model twice; return the path of the Python attribute that the second call changes, or None.
 
-    Raises:
-        CaptureError: if a call changes an input or a buffer, or increments a counter.
+    Raise `CaptureError` if a call changes an input or a buffer, or increments a counter.
     """
     called = copy_to_call(model)
     try:

@@ -94,9 +94,8 @@ class Editor:
     def floats(self, one: Node, *args: Json, axes: int | None = None) -> list[str]:
         """Return the names of the values that `args`, arguments of the node `one`, refer to.
 
-        Raises:
-            NoMatchError: if an argument refers to no value; if the values and the node's output do not share one
-                floating-point data type; or if a value does not have `axes` axes (None: at least one axis).
+        Raise `NoMatchError` if an argument refers to no value; if the values and the node's output do not share one
+        floating-point data type; or if a value does not have `axes` axes (None: at least one axis).
         """
         names = [value_of(arg) for arg in args]
         found = [name for name in names if name is not None]

@@ -84,8 +84,7 @@ def linear_input(found: Found) -> Json:
 def linear_weights(editor: Editor, one: Node, found: Found) -> dict[str, str]:
     """Return the names of weight and bias of an equivalent linear layer: {"weight": ..., "bias": ...}.
 
-    Raises:
-        NoMatchError: if these arguments are no weights of the model, or do not have the shapes of a linear layer.
+    Raise `NoMatchError` if these arguments are no weights of the model, or do not have the shapes of a linear layer.
     """
     if base(one) == "linear":
         named = weights_of(editor, found)
@@ -175,8 +174,7 @@ def masked_attention(
 ) -> Node:
     """Return an attention node with the mask `mask` (None: no mask).
 
-    Raises:
-        NoMatchError: if the mask differs between examples, or masks all keys of a query.
+    Raise `NoMatchError` if the mask differs between examples, or masks all keys of a query.
     """
     bias = None if mask is None else _attention_bias(editor, mask, inputs)
     if bias is not None and not causal:
@@ -363,9 +361,8 @@ def _resize_weights(
 ) -> Tensor:
     """Return the weights of neighbouring pixels along `axis`, [scale, 2 reach + 1], measured by calling `resize`.
 
-    Raises:
-        NoMatchError: if the weights depend on the position in the image (`align_corners`, or a given scale factor that
-            differs from the ratio of the sizes), or if the image is too small to measure them.
+    Raise `NoMatchError` if the weights depend on the position in the image (`align_corners`, or a given scale factor
+    that differs from the ratio of the sizes), or if the image is too small to measure them.
     """
     size = sizes[axis]
     require_match(size > 2 * reach)

@@ -505,10 +505,8 @@ def lower_constants(graph: Graph) -> Graph:
 def constant_of(editor: Editor, arg: Json, like: str) -> Tensor:
     """Return an argument as a constant that can be added to one example of the value `like`.
 
-    The constant has the axes of `like` without the batch; each axis has the size of that in `like`, or 1.
-
-    Raises:
-        NoMatchError: if the argument differs between examples, or has another data type or larger sizes than `like`.
+    The constant has the axes of `like` without the batch; each axis has the size of that in `like`, or 1. Raise
+    `NoMatchError` if the argument differs between examples, or has another data type or larger sizes.
     """
     shape = editor.shape(like)
     if not shape or len(shape) < 2:

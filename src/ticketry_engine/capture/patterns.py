@@ -189,8 +189,7 @@ _WITH_ACT = ("conv2d", "linear", "add", "mul", "affine")
 def _fusable_layer(editor: Editor, name: str | None) -> Node:
     """Return the layer that computes the value `name`; the layer has no residual or activation yet.
 
-    Raises:
-        NoMatchError: if there is no such layer, or several nodes read the value.
+    Raise `NoMatchError` if there is no such layer, or if several nodes read the value.
     """
     layer = None if name is None else editor.computed_for_one_reader(name)
     if layer is None or layer.op not in ("conv2d", "linear"):
@@ -596,11 +595,8 @@ def attention(
 ) -> Node:
     """Return an attention node; return a window attention node if the inputs (q, k, v) have five axes.
 
-    Args:
-        bias: what is added to the attention scores; each of its axes has the size of that axis of the scores, or 1.
-
-    Raises:
-        NoMatchError: if the bias masks all keys of a query, or contains NaN or +inf.
+    `bias` is added to the attention scores; each of its axes has the size of that axis of the scores, or 1. Raise
+    `NoMatchError` if the bias masks all keys of a query, or contains NaN or +inf.
     """
     *several, queries, _ = editor.shape(inputs[0]) or ()
     keys = (editor.shape(inputs[1]) or ())[-2]

@@ -289,8 +289,7 @@ class TorchExport:
 def export(model: nn.Module, arguments: Arguments, *, dynamic_batch: bool) -> TorchExport:
     """Export a model with torch.export; if `dynamic_batch`, for any number of examples if possible.
 
-    Raises:
-        CaptureError: if torch.export cannot export the model.
+    Raise `CaptureError` if torch.export cannot export the model.
     """
     if not dynamic_batch:
         return TorchExport(_export(model, arguments, None), ASKED_FOR)

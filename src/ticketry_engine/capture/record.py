@@ -67,16 +67,13 @@ The last number is larger than the bounds at which models slice the batch (`x[:1
 def record(model: nn.Module, arguments: Arguments, *, dynamic_batch: bool) -> TracedProgram:
     """Return the operations of a model in evaluation mode, the same that torch.export would return.
 
-    Args:
-        model: the model, on the CPU; a copy without data is called, and the model is not changed.
-        arguments: arguments of the calls; only shapes and dtypes of tensors matter.
-        dynamic_batch: whether the result must be valid for any number of examples from two on; False: only for the
-            number in `arguments`.
+    `model` is on the CPU, and is not changed: a copy without data is called. Of the tensors in `arguments`, only shapes
+    and dtypes matter. If `dynamic_batch`, the result is valid for any number of examples from two on, else only for the
+    number in `arguments`.
 
-    Raises:
-        CaptureError: if the model writes to an input, a parameter or a buffer.
-        FixedSizeError: if the model's operations are not valid for other sizes of axis 0.
-        NotRecordedError: if it is uncertain whether the result is valid, or if the model does not run.
+    Raise `CaptureError` if the model writes to an input, a parameter or a buffer; `FixedSizeError` if its operations
+    are not valid for other sizes of axis 0; and `NotRecordedError` if the validity is uncertain, or if the model does
+    not run.
     """
     examples = arguments.examples
     if dynamic_batch and examples is None:
@@ -167,13 +164,7 @@ class _MetaCopy:
     def check(self, tape: Tape, inputs: Sequence[str]) -> None:
         """Raise an error if a call changed weights, inputs or attributes of the model.
 
-        Args:
-            tape: the record of the call.
-            inputs: names of the call's input tensors, in the order of the tape.
-
-        Raises:
-            CaptureError: if the call wrote to a weight or an input.
-            NotRecordedError: if the call changed another attribute of the model.
+        `tape` is the record of the call, and `inputs` are the names of its input tensors, in the order of the tape.
         """
         names = [name for name, _, _ in self.weights]
         if tape.written:
@@ -459,8 +450,7 @@ class Tape:
     def add(self, tensor: Tensor) -> Ref:
         """Add a tensor and return its `Ref`; a tensor that an operation changed in place gets a new `Ref`.
 
-        Raises:
-            NotRecordedError: if the operation changed the tensor's shape.
+        Raise `NotRecordedError` if the operation changed the tensor's shape.
         """
         before = self._place.get(id(tensor))
         if before is not None and self.shapes[before.index] != tuple(tensor.shape):
@@ -492,11 +482,7 @@ class Tape:
             self._adopted.append(tensor)
 
     def find(self, tensor: Tensor) -> Ref:
-        """Return the `Ref` of a tensor.
-
-        Raises:
-            NotRecordedError: if the tensor was not recorded.
-        """
+        """Return the `Ref` of a tensor; raise `NotRecordedError` if the tensor was not recorded."""
         try:
             return self._place[id(tensor)]
         except KeyError:
@@ -614,10 +600,8 @@ def _run_on_meta(op: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[
 class SizeQueries(TorchFunctionMode):
     """Torch mode that answers what the model's code asks about tensors: device cpu, and sizes valid for any batch.
 
-    Args:
-        tape: the recorded tensors.
-        sizes: function from a `Ref` to the sizes of its tensor, `Examples` where they depend on the batch; None: the
-            code sees the actual sizes.
+    `sizes` is a function from a `Ref` to the sizes of its tensor, `Examples` where they depend on the batch. If it is
+    None, the code sees the actual sizes.
     """
 
     def __init__(self, tape: Tape, sizes: Callable[[Ref], Sequence[int]] | None = None) -> None:
@@ -685,10 +669,8 @@ class LinearSize(NamedTuple):
 def matches_call(said: Any, found: Any, examples: int) -> bool:
     """Return whether recorded operations, arguments or containers agree with a further call.
 
-    Args:
-        said: what was recorded, with `LinearSize` for integers that depend on the number of examples.
-        found: what was recorded in the further call.
-        examples: number of examples of the further call.
+    `said` was recorded, and has a `LinearSize` for each integer that depends on the number of examples. `found` was
+    recorded in the further call, with `examples` examples.
     """
     if isinstance(said, LinearSize):
         return bool(said.at(examples) == found)

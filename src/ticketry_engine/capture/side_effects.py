@@ -86,8 +86,7 @@ def state_of(model: nn.Module) -> State:
 def first_change(before: State, after: State, *, counters: bool = False) -> str | None:
     """Return the path of the first object that differs between two states of a model; None if none differs.
 
-    Args:
-        counters: whether to report only changed numbers and texts, and added or removed objects.
+    If `counters`, report only changed numbers and texts, and added or removed objects.
     """
     for path in after if before.keys() == after.keys() else (*after, *before):
         if path not in before or path not in after:
@@ -215,10 +214,8 @@ def _memory_families(graph: fx.Graph) -> dict[fx.Node, set[fx.Node]]:
 def _is_read_through_alias(one: fx.Node, family: set[fx.Node], order: dict[fx.Node, int]) -> bool:
     """Return whether a later node reads what `one` writes through a tensor other than the written argument.
 
-    Args:
-        one: an in-place operation.
-        family: nodes that may share memory with the written argument.
-        order: position of each node in the graph.
+    `one` is an in-place operation, `family` contains the nodes that may share memory with the written argument, and
+    `order` is the position of each node in the graph.
     """
     others = [member for member in family if member is not _written_argument(one) and order[member] < order[one]]
     return any(
@@ -273,11 +270,7 @@ def _replace_in_place(graph: fx.Graph, one: fx.Node) -> None:
 
 
 def functional(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
-    """Return the exported program with functional operations in place of those that write to their arguments.
-
-    Raises:
-        CaptureError: if torch.export cannot replace such an operation.
-    """
+    """Return the exported program with functional operations in place of operations that write to their arguments."""
     if without_writes(program.graph):
         return program
     try:
@@ -302,11 +295,7 @@ def check_writes(program: torch.export.ExportedProgram) -> None:
 
 
 def program_of(exported: torch.export.ExportedProgram, notes: Sequence[str]) -> TracedProgram:
-    """Return an exported program as a `TracedProgram`.
-
-    Raises:
-        CaptureError: if the program uses an object that a graph cannot contain, or runs a block under autocast.
-    """
+    """Return an exported program as a `TracedProgram`; raise `CaptureError` if a graph cannot contain its objects."""
     inline(exported)
     signature, spec = exported.graph_signature, exported.call_spec
     kinds = torch.export.graph_signature.InputKind
@@ -388,8 +377,7 @@ _ARGUMENTS_BEFORE = {"wrap_with_set_grad_enabled": 1, "wrap_with_autocast": 4}
 def inline(program: torch.export.ExportedProgram) -> None:
     """Move the operations of each block under torch.no_grad or torch.autocast to the main graph of the program.
 
-    Raises:
-        CaptureError: if a block runs under an enabled autocast, because torch then chooses data types at run time.
+    Raise `CaptureError` if a block runs under an enabled autocast, because torch then chooses data types at run time.
     """
     module, graph = program.graph_module, program.graph
     for one in list(graph.nodes):

@@ -96,9 +96,8 @@ OPERATORS: Mapping[str, tuple[int, Callable[..., Any]]] = {
 def find(op: str, *, trusted: bool = False) -> Any:
     """Return the torch function of the operation `op`; raise `GraphError` if the operation is not allowed.
 
-    Args:
-        trusted: whether the graph was captured in this process; then any operation is allowed that does not write to
-            its arguments.
+    If `trusted`, the graph was captured in this process, and any operation is allowed that does not write to its
+    arguments.
     """
     kind, _, rest = op.partition(".")
     if kind == "operator" and rest in OPERATORS:
@@ -181,13 +180,8 @@ _DEEPEST = 8
 def _iterate_references(value: Json, where: str, depth: int = 0) -> Iterator[tuple[str, str]]:
     """Yield ("value", name) or ("tensor", name) for each reference in a JSON argument.
 
-    Args:
-        value: the argument.
-        where: text that begins error messages.
-        depth: number of lists that contain the argument.
-
-    Raises:
-        GraphError: if the argument is invalid.
+    Raise `GraphError`, with a message that begins with `where`, if the argument is invalid. `depth` is the number of
+    lists that contain the argument.
     """
     if value is None or isinstance(value, (bool, str)):
         return
@@ -230,10 +224,7 @@ _CONTENTS: Mapping[str, Any] = {
 def prepare(node: Node, tensors: Mapping[str, Tensor], device: str | torch.device) -> Callable[..., Any]:
     """Return a function from the node's inputs, in order, to its output; `check` must have accepted the node.
 
-    Args:
-        node: a torch node.
-        tensors: weights of the graph by name.
-        device: the device that ``{"device": "own"}`` stands for.
+    `tensors` are the weights of the graph by name, and `device` is the device that ``{"device": "own"}`` stands for.
     """
     function = find(node.op, trusted=True)
     if node.op in _OF_PLAIN_MEMORY or node.op.partition(".")[0] not in ("aten", "operator"):

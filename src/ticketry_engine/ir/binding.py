@@ -104,10 +104,8 @@ class CallBinder:
     def bind(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
         """Return the tensors for `Graph.inputs`, in order, from a call's positional and keyword arguments.
 
-        Raises:
-            EngineError: if arguments are missing or too many; if arguments differ in kind, shape or dtype from the
-                captured ones; if batch sizes differ or are too small; if a tensor is not readable; or if
-                torch.jit.trace is tracing the call.
+        Raise `EngineError` if arguments are missing or too many, if they differ in kind, shape or dtype from the
+        captured ones, if batch sizes differ or are too small, or if torch.jit.trace is tracing the call.
         """
         if torch._C._get_tracing_state() is not None:
             raise EngineError("torch.jit.trace cannot see what a compiled model does: trace the model itself")
@@ -138,11 +136,7 @@ class CallBinder:
         return inputs
 
     def bind_examples(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
-        """Return the tensors for `Graph.inputs`; a single tuple, list or dict may contain all arguments.
-
-        Raises:
-            EngineError: for the same reasons as `bind`.
-        """
+        """Return the tensors for `Graph.inputs`; a single tuple, list or dict may contain all arguments."""
         given = args[0] if len(args) == 1 and not kwargs else None
         if isinstance(given, (tuple, list, Mapping)) and not self._is_first_argument(given):
             return self.bind((), given) if isinstance(given, Mapping) else self.bind(tuple(given), {})
@@ -268,13 +262,7 @@ def readable_tensor(value: object, name: str, keys: frozenset[int] = _ON_CPU) ->
 
     For a subclass of Tensor, the memory of the tensor is read, and methods that the subclass overrides are ignored.
 
-    Args:
-        value: the object to check.
-        name: the object's name in error messages.
-        keys: accepted dispatch keys, from `keys_of_dense_tensors`.
-
-    Raises:
-        EngineError: if the value is not a dense tensor on the device that `keys` belong to.
+    `name` names the object in error messages. `keys` are the accepted dispatch keys, from `keys_of_dense_tensors`.
     """
     if type(value) not in _TYPES or _dispatch_keys(value) not in keys:
         value = _resolve(value, name, keys)
@@ -284,11 +272,7 @@ def readable_tensor(value: object, name: str, keys: frozenset[int] = _ON_CPU) ->
 
 
 def require_float32(value: object, shape: Sequence[int], name: str) -> Tensor:
-    """Return the result of `readable_tensor` for `value`, a float32 tensor of the shape `shape`.
-
-    Raises:
-        EngineError: if the value has another dtype or shape, or is not readable.
-    """
+    """Return `readable_tensor(value, name)`; raise `EngineError` unless `value` is float32 of the shape `shape`."""
     tensor = readable_tensor(value, name)
     if tensor.dtype is not torch.float32 or tensor.shape != shape:
         raise EngineError(f"{name} is {tensor.dtype} {list(tensor.shape)}, but the kernels take float32 {list(shape)}")
@@ -298,8 +282,7 @@ def require_float32(value: object, shape: Sequence[int], name: str) -> Tensor:
 def new_output(shape: Sequence[int]) -> Tensor:
     """Return a new float32 tensor on the CPU that kernels can write to; torch's default dtype and device are ignored.
 
-    Raises:
-        EngineError: if a torch mode is active whose new tensors have no memory, such as FakeTensorMode.
+    Raise `EngineError` if a torch mode is active whose new tensors have no memory, such as FakeTensorMode.
     """
     made = torch.empty(shape, dtype=torch.float32, device="cpu")
     if type(made) is not Tensor or _dispatch_keys(made) not in _ON_CPU:

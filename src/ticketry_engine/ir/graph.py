@@ -104,12 +104,9 @@ class Graph:
     def validate(self, *, trusted: bool = False) -> Graph:
         """Return the graph itself if the graph is consistent, else raise an error.
 
-        The output shapes of torch nodes are not checked here. They are checked when the node runs, before a native node
-        reads the output.
-
-        Args:
-            trusted: whether the graph was built in this process; then operations are allowed that a file may not
-                contain.
+        The output shapes of torch nodes are not checked here, but when the node runs, before a native node reads the
+        output. If `trusted`, the graph was built in this process, and operations are allowed that a file may not
+        contain.
 
         Raises:
             GraphError: if an operation is unknown; if a name is used before its definition, or defined twice; if a
@@ -163,9 +160,7 @@ class Region:
 def last_uses(steps: Sequence[tuple[Sequence[str], Sequence[str]]], kept: Iterable[str]) -> list[tuple[str, ...]]:
     """Return, for each step, the values that can be freed after the step.
 
-    Args:
-        steps: (names of the values that the step reads, names of the values that it makes) for each step.
-        kept: names of values that are never freed.
+    A step is (names of the values that it reads, names of the values that it makes). Values in `kept` are never freed.
     """
     last = {name: number for number, (reads, _) in enumerate(steps) for name in reads}
     free = set().union(*(set(reads) | set(makes) for reads, makes in steps)) - set(kept)

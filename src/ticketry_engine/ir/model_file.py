@@ -48,14 +48,8 @@ _NOT_OURS = (
 def save(graph: Graph, path: str | Path, meta: Mapping[str, Json] | None = None) -> Path:
     """Write a graph to a file, atomically through a temporary file, and return the path.
 
-    Args:
-        graph: the graph.
-        path: path of the file; its directory must exist.
-        meta: JSON to store beside the graph, such as the ticket that it was compiled from.
-
-    Raises:
-        ModelFileError: if the file cannot be written, or if the model has custom operations, which would need the
-            model's source code when the file is loaded.
+    The folder of `path` must exist. `meta` is JSON to store beside the graph. Raise `ModelFileError` if the file cannot
+    be written, or if the model has custom operations, which would need the model's source code when the file is loaded.
     """
     target = Path(path)
     data = sealed(dumps(graph, meta))
@@ -72,8 +66,7 @@ def save(graph: Graph, path: str | Path, meta: Mapping[str, Json] | None = None)
 def load(path: str | Path) -> tuple[Graph, dict[str, Json], str]:
     """Load a file written by `save`, and return (graph, metadata that was saved with it, digest of the file's bytes).
 
-    Raises:
-        ModelFileError: if the file is missing, damaged or inconsistent.
+    Raise `ModelFileError` if the file is missing, damaged or inconsistent.
     """
     if not os.path.isfile(path):  # also refuses pipes and devices
         raise ModelFileError(f"there is no model file {path}")
@@ -268,9 +261,7 @@ PLACES = "places"
 def head_bytes(name: str, total: int) -> int:
     """Return the maximum number of bytes by which packing a weight enlarges the file's JSON header.
 
-    Args:
-        name: the weight's name.
-        total: `weight_bytes` of the graph, which bounds the number of digits in the header.
+    `total` is `weight_bytes` of the graph, which bounds the number of digits in the header.
     """
     entry = {f"kept:{name}": {"dtype": "F32", "shape": [total], "data_offsets": [total, total]}}
     return len(json.dumps(entry, separators=(",", ":"))) + len(rf",\"packed\":\"{PLACES}\"") + 2 + _ROUNDED - 1
@@ -286,14 +277,7 @@ _ROUNDED = 8
 
 
 def stored_as(name: str, tensor: Tensor, stored: dict[str, Tensor], total: int) -> Json:
-    """Add the tensors that store a weight to `stored`, and return the weight's entry for the table of weights.
-
-    Args:
-        name: the weight's name.
-        tensor: the weight.
-        stored: tensors of the file by name.
-        total: `weight_bytes` of the graph.
-    """
+    """Add the tensors that store a weight to `stored`, and return the weight's entry for the table of weights."""
     flat = tensor.detach().cpu().contiguous().flatten()
     facts: dict[str, Json] = {"dtype": str(tensor.dtype).removeprefix("torch."), "shape": list(tensor.shape)}
     kept = flat != 0
@@ -466,8 +450,7 @@ def pack_places(flags: NDArray[np.bool_]) -> Bytes:
 def unpack_places(data: Bytes, count: int, total: int) -> NDArray[np.bool_]:
     """Return the `total` flags that `pack_places` packed, of which `count` are set.
 
-    Raises:
-        ValueError: if the bytes are not the code of `count` increasing positions below `total`.
+    Raise `ValueError` if the bytes are not the code of `count` increasing positions below `total`.
     """
     if not 0 <= count <= total or len(data) != packed_number_bytes(count, total):
         raise ValueError("the number of bytes does not match its positions")

@@ -151,13 +151,7 @@ _Weights: TypeAlias = "Mapping[str, Tensor]"
 
 
 def _with_residual_and_activation(compute: Function, attrs: Attrs, inputs: int) -> Function:
-    """Return a function that calls `compute`, then adds the residual and applies the activation in place.
-
-    Args:
-        compute: function of the first input.
-        attrs: attributes of the node, with "act".
-        inputs: number of inputs; 2 if there is a residual.
-    """
+    """Return a function that calls `compute`, then adds the residual and applies the activation in place."""
     act = activation(attrs["act"], fresh=True)
     if inputs == 2:
         if act is None:

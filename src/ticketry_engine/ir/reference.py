@@ -39,9 +39,7 @@ class Cast:
 
     The main dtype is that of most weight elements.
 
-    Args:
-        graph: the graph.
-        precision: name of the new dtype; None: nothing is converted.
+    The main dtype is that of most weight elements. If `precision` is None, nothing is converted.
     """
 
     def __init__(self, graph: Graph, precision: str | None) -> None:
@@ -118,10 +116,8 @@ _ONE_BY_ONE = 1 << 17
 def check_claims(graph: Graph) -> Graph:
     """Return the graph itself if the outputs of its torch nodes have the stated shapes and dtypes.
 
-    A node is not checked if its output shape depends on data.
-
-    Raises:
-        GraphError: if a node does not accept its arguments, or if its output is too large or not as stated.
+    A node is not checked if its output shape depends on data. Raise `GraphError` if a node does not accept its
+    arguments, or if its output is too large or not as stated.
     """
     weights = {name: tensor.to("meta") for name, tensor in graph.tensors.items()}
     made: dict[str, Any] = {name: _meta_input(graph.values[name]) for name in graph.inputs}
@@ -166,12 +162,8 @@ _COUNTS = ("chunks", "indices", "n", "sections", "split_size", "split_sizes")
 def _count_parts(one: Node, weights: Mapping[str, Tensor], made: Mapping[str, Any]) -> int:
     """Return the maximum number of tensors that a node creates, as entries of a list or in its time steps.
 
-    Return 0 if this number does not depend on the node's arguments.
-
-    Args:
-        one: a torch node.
-        weights: weights on the meta device by name.
-        made: values on the meta device by name.
+    Return 0 if this number does not depend on the node's arguments. `weights` and `made` (values) are on the meta
+    device.
     """
     family = one.op.split(".")[1]
     if family not in (*_RECURRENCES, *_BY_AXIS, *_BY_COUNT) or one.op.startswith("operator."):

@@ -58,8 +58,7 @@ error 5e-8."""
 def activation(act: str | Mapping[str, float] | tuple[str, float] | None) -> Activation:
     """Return `act`, a name or ``{"leaky_relu": slope}``, in the form that kernels store.
 
-    Raises:
-        EngineError: if the activation is unknown.
+    Raise `EngineError` if the activation is unknown.
     """
     if act is None or (isinstance(act, str) and act in _PLAIN):
         return act
@@ -127,11 +126,7 @@ def _split_vectors(e: Emitter, wide: Any, count: int) -> list[Any]:
 
 
 def slope(e: Emitter, act: str, vector: Any) -> Any:
-    """Return the derivative of an activation at each value of a vector.
-
-    Raises:
-        EngineError: if no kernel has this derivative.
-    """
+    """Return the derivative of an activation at each value of a vector."""
     if act not in SLOPES:
         raise EngineError(f"no derivative of {act!r} in kernels: choose from {', '.join(SLOPES)}")
     return e.b.call(_call_function(e, f"{act}.slope", SLOPES[act], vector.type), [vector])

@@ -58,12 +58,9 @@ class CopyPlan:
 def plan_copies(destinations: Array, places: Array, of: Array, size: int) -> Iterator[tuple[int, CopyPlan]]:
     """Yield (number of a source, or -1 for zeros; plan of the copies from that source).
 
-    Args:
-        destinations: int64 [outer, inner], the byte of each element's destination: the sum of an offset of its row and
-            an offset of its column.
-        places: the byte of each element in its source, of the same shape.
-        of: the number of each element's source, of the same shape; -1 for an element to be set to zero.
-        size: bytes per element.
+    `destinations` and `places` are int64 [outer, inner]: the byte of each element's destination, the sum of an offset
+    of its row and an offset of its column, and the byte of the element in its source. `of` has the number of each
+    element's source, or -1 for an element to be set to zero. An element has `size` bytes.
     """
     for number in np.unique(of).tolist():
         mine = of == number
@@ -86,11 +83,7 @@ def plan_copies(destinations: Array, places: Array, of: Array, size: int) -> Ite
 def _group_into_runs(to: Array, source: Array, size: int, zeros: bool) -> Iterator[tuple[Array, int]]:
     """Yield (runs [runs, 2], their length in elements), where a run is consecutive in destination and in source.
 
-    Args:
-        to: destination byte of each element.
-        source: source byte of each element.
-        size: bytes per element.
-        zeros: whether zeros are written, so that only the destination matters.
+    `to` and `source` are the bytes of each element of `size` bytes. If `zeros`, only the destination matters.
     """
     breaks = np.diff(to) != size
     if not zeros:

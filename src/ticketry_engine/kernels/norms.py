@@ -43,19 +43,15 @@ class ChannelCursor(Protocol):
     def reduce(self, step: Step, start: float = 0.0, sums: int = 1, *, largest: bool = False) -> Vectors:
         """Emit a loop of `step` over all channels of x, and return the final totals.
 
-        Args:
-            step: function that adds the values of some channels to the totals.
-            start: first value of each total.
-            sums: number of totals per position.
-            largest: whether totals are maxima instead of sums.
+        The function `step` adds the values of some channels to the totals, which begin as `start`; there are `sums`
+        totals per position. If `largest`, totals are maxima instead of sums.
         """
 
     def write(self, step: LastStep, *, weights: int = 0) -> None:
         """Emit a loop of `step` over all channels, and store what it returns in y.
 
-        Args:
-            step: function of the values of x and of `weights` weights; without weights, it gets the values of y.
-            weights: number of weights per channel.
+        The function `step` gets the values of x and `weights` weights per channel; without weights, it gets the values
+        of y.
         """
 
     def store(self, values: Vectors) -> None:

@@ -163,8 +163,7 @@ class Program:
 
         The tables of `ops` become views of that memory, so that no table is stored twice.
 
-        Args:
-            addresses: address of each operation's kernel.
+        The tables of `ops` become views of that memory, so that no table is stored twice.
         """
         # Tables shared by several operations are stored once.
         tables = {id(arg): arg for op in self.ops for arg in op.args if isinstance(arg, np.ndarray)}
@@ -202,11 +201,8 @@ class Program:
     def run(self, batch: int, external: Sequence[int], threads: int = 1, holding: object = None) -> None:
         """Run all operations on a batch.
 
-        Args:
-            batch: number of images.
-            external: addresses of the input and output tensors, in the order of their numbers.
-            threads: number of threads that share the work.
-            holding: object that owns the tensors; it is kept alive until no thread uses them, even after an interrupt.
+        `external` are the addresses of the input and output tensors, in the order of their numbers. `holding` is an
+        object that owns the tensors; it is kept alive until no thread uses them, even after an interrupt.
         """
         if len(external) > _SLOTS - StateSlot.EXTERNAL:
             raise EngineError(
@@ -234,13 +230,7 @@ class Program:
     def profile(
         self, batch: int, external: Sequence[int], clock: Callable[[], float] = time.perf_counter
     ) -> list[float]:
-        """Run the batch on one thread, and return the seconds that each operation took, without the time for measuring.
-
-        Args:
-            batch: number of images.
-            external: addresses of the input and output tensors.
-            clock: function that returns the current time in seconds.
-        """
+        """Run the batch on one thread, and return the seconds of each operation, without the time for measuring."""
         workspace = self._take_workspace(1)
         state = workspace.states[0]
         state[StateSlot.EXTERNAL : StateSlot.EXTERNAL + len(external)] = external
@@ -316,13 +306,9 @@ class ProgramSession:
     ) -> None:
         """Run the operations ``first`` to ``last - 1`` on one block of images.
 
-        Args:
-            first: number of the first operation.
-            last: number after the last operation.
-            external: addresses of the input and output tensors; if empty, those of the call before remain valid.
-            images: number of images; None for all images of a block.
-            shared: whether all threads share each operation, which is faster only if operations take longer than it
-                takes to wake up a thread.
+        If `external` (addresses of the input and output tensors) is empty, the addresses of the call before remain
+        valid. `images` None stands for all images of a block. If `shared`, all threads share each operation, which is
+        faster only if operations take longer than it takes to wake up a thread.
         """
         states = self._workspace.states if shared else self._workspace.states[:1]
         for state in states if external else ():
@@ -609,13 +595,9 @@ class Workers:
     def run(self, jobs: Sequence[Job], holding: object = None) -> None:
         """Run the first job on the calling thread and each other job on a worker; return when all jobs have finished.
 
-        Args:
-            jobs: functions with their arguments, at most one job more than there are workers. All jobs start or none.
-            holding: objects that the jobs use; they are kept alive until the last job ends.
-
-        Raises:
-            BaseException: the first error of a job or a signal handler, raised after all jobs have ended. Do not use
-                these workers again afterwards.
+        There is at most one job more than there are workers. All jobs start or none. Raise the first error of a job or
+        a signal handler after all jobs have ended; do not use these workers again afterwards. The objects in `holding`
+        are kept alive until the last job ends.
         """
         queues = self._queues[: len(jobs) - 1]
         if len(queues) < len(jobs) - 1:

@@ -76,10 +76,7 @@ def target(name: str = "host") -> Target:
     """Return the target called `name`: this machine (``"host"``), or a target whose code this machine can run.
 
     ``"avx512"``, ``"avx2"`` and ``"generic"`` (four lanes, SSE4.2) are levels of x86-64; ``"aarch64"`` is 64-bit Arm
-    with NEON.
-
-    Raises:
-        EngineError: if the name is unknown, this machine cannot run that target's code, or it runs no kernels at all.
+    with NEON. Raise `EngineError` if this machine cannot run code of this target.
     """
     host = _host()
     if name in ("host", host.name):
@@ -92,11 +89,7 @@ def target(name: str = "host") -> Target:
 
 
 def foreign(name: str) -> Target:
-    """Return the target called `name` for cross-compilation, even if this machine cannot run its code.
-
-    Raises:
-        EngineError: if the name is unknown.
-    """
+    """Return the target called `name` for cross-compilation, even if this machine cannot run its code."""
     if name not in _FOREIGN:
         raise EngineError(f"no target {name!r} for kernels: choose from {', '.join(_FOREIGN)}")
     return _FOREIGN[name]
@@ -132,11 +125,7 @@ def _host() -> Target:
 
 
 def llvmlite_binding() -> Any:
-    """Import and return the module ``llvmlite.binding``.
-
-    Raises:
-        MissingExtraError: if llvmlite is not installed.
-    """
+    """Import and return the module ``llvmlite.binding``; raise `MissingExtraError` if llvmlite is not installed."""
     try:
         import llvmlite.binding
     except ImportError as error:

@@ -230,12 +230,8 @@ def _channel_orders(sketch: Sketch) -> dict[int, Order]:
 class PlanesArena:
     """Places of a region's planes (channels) in memory in the planar layout.
 
-    Args:
-        storages: the storages of the region.
-        images: number of images of a block.
-        lanes: number of lanes of a vector.
-        halos: whether zeros surround the planes that convolutions read; otherwise convolutions copy (unfold) their
-            input. False has an effect only if the images of a block do not fill a vector.
+    If `halos`, zeros surround the planes that convolutions read; otherwise convolutions copy (unfold) their input.
+    False has an effect only if the images of a block do not fill a vector.
     """
 
     layout: ModuleType = planar
@@ -311,10 +307,7 @@ _MOST = 256
 def pair_channels(sketch: Sketch, orders: Mapping[int, Array], lanes: int) -> dict[int, Array]:
     """Return orders of channels in which channels that layers retain together are paired.
 
-    Args:
-        sketch: the region.
-        orders: order of channels by root storage of a residual stream; pairs are formed within its runs of rows.
-        lanes: number of lanes of a vector.
+    `orders` are the orders of channels by root storage of a residual stream; pairs are formed within its runs of rows.
     """
     storages = sketch.storages
     pinned = {storages.orders.find(one) for one in storages.pinned}
@@ -385,8 +378,7 @@ def _pair_within_groups(kept: Array, labels: list[Array]) -> Array:
 def order_by_best_pairs(together: Array) -> Array:
     """Return an order of elements in which the elements at positions 2c and 2c + 1 have much in common.
 
-    Args:
-        together: symmetric matrix [n, n] of how much two elements have in common.
+    `together` is the symmetric matrix [n, n] of how much two elements have in common.
     """
     count = len(together)
     rows, columns = np.triu_indices(count, 1)

@@ -264,13 +264,7 @@ class Record:
 
 
 class Plans:
-    """Cached programs and layout choices of a region, in files.
-
-    Args:
-        graph_digest: digest of the graph.
-        region: the region.
-        library: the library that has the compiled kernels.
-    """
+    """Cached programs and layout choices of a region, in files."""
 
     def __init__(self, graph_digest: str, region: Region, library: Library) -> None:
         outputs = [node.output for node in region.nodes]
@@ -412,11 +406,6 @@ def _moves_read_by_torch(graph: Graph, nodes: Sequence[Node], sketch: Sketch) ->
     """Return the values of a region that only rearrange elements and that only torch reads.
 
     Torch should rearrange them itself, because its views take no time.
-
-    Args:
-        graph: the whole graph.
-        nodes: the nodes of the region.
-        sketch: the region as tasks.
     """
     readers: dict[str, list[str]] = {}
     inside = {node.output for node in nodes}

@@ -107,11 +107,8 @@ class Sketch:
     def add_task(self, node: Node, inputs: Sequence[ValueForm], like: Like, kind: str = "") -> ValueForm:
         """Add a task with a new output value and return this value.
 
-        Args:
-            node: the node of the task.
-            inputs: input values.
-            like: (labels, sizes of the channel axes, pixels) of the output.
-            kind: kind of the task; by default the operation of the node.
+        `like` is (labels, sizes of the channel axes, pixels) of the output, and `kind` defaults to the operation of the
+        node.
         """
         labels, channels, pixels = like
         storage = self.storages.add(prod(channels), pixels, len(self.tasks))
@@ -134,8 +131,7 @@ class Sketch:
     ) -> ValueForm:
         """Return `value` as planes with the given labels and pixels; add a copy if necessary.
 
-        Raises:
-            UnsupportedError: if the value cannot be stored in this way.
+        Raise `UnsupportedError` if the value cannot be stored in this way.
         """
         if isinstance(value, ValueForm) and value.labels == labels and pixels in (None, value.pixels):
             return value
@@ -248,13 +244,8 @@ def _add_product(
 ) -> ValueForm:
     """Add a convolution or linear layer with its residual, if it has one.
 
-    Args:
-        sketch: the region.
-        node: the node of the layer.
-        x: the input.
-        residual: empty, or the value that is added to the output.
-        like: (labels, sizes of the channel axes, pixels) of the output.
-        same_rows: whether input and output need equal distances between rows.
+    `residual` is empty, or the value that is added to the output. `like` is (labels, sizes of the channel axes, pixels)
+    of the output. If `same_rows`, input and output need equal distances between rows.
     """
     labels, _, pixels = like
     for other in residual:
@@ -357,9 +348,8 @@ def _add_rotary(sketch: Sketch, node: Node, inputs: list[ValueForm]) -> ValueFor
 def _over_channels_rule(axis: Callable[[Node], int], otherwise: str) -> Rule:
     """Return a rule for an operation over one axis, which must be the only channel axis.
 
-    Args:
-        axis: function from a node to the index of the axis, without the batch.
-        otherwise: the reason in the error if the axis is not the only channel axis.
+    The function `axis` returns the index of a node's axis, without the batch, and `otherwise` is the reason in the
+    error if it is not the only channel axis.
     """
 
     def rule(sketch: Sketch, node: Node, inputs: list[ValueForm]) -> ValueForm:
@@ -479,8 +469,7 @@ Value = ValueForm | Rearranged
 def add(sketch: Sketch, node: Node) -> None:
     """Add a node to the sketch, with copies of its inputs if necessary.
 
-    Raises:
-        UnsupportedError: if no layout can run the node; copies that nothing reads may then have been added.
+    Raise `UnsupportedError` if no layout can run the node; copies that nothing reads may then have been added.
     """
     if node.op not in RULES and node.op not in _VIEWS:
         raise UnsupportedError(f"no kernel for {node.op}")

@@ -110,12 +110,9 @@ class Storages:
     def allow_overwriting(self, y: ValueForm, x: ValueForm, others: Iterable[ValueForm], *, once: bool) -> None:
         """Allow y to overwrite x: the operation that computes y reads each element of x right before writing it in y.
 
-        Args:
-            y: the output.
-            x: an input of the same sizes.
-            others: further inputs, which must not share memory with y.
-            once: whether each element of y is written only once in every layout. In the channels-last layout, the last
-                tile of a convolution writes elements again.
+        x is an input of the same sizes, and the further inputs `others` must not share memory with y. If `once`, each
+        element of y is written only once in every layout. In the channels-last layout, the last tile of a convolution
+        writes elements again.
         """
         whole = len(x.storages) == 1 and x.channels == self.all[x.storages[0]].channels == y.channels
         elsewhere = all(x.storages[0] not in other.storages for other in others)
@@ -310,11 +307,7 @@ class Rearranged:
 
 
 def rearranged(value: ValueForm | Rearranged, storages: Storages) -> Rearranged:
-    """Return a value as a table of the sources of its elements.
-
-    Raises:
-        UnsupportedError: if the value has too many elements.
-    """
+    """Return a value as a table of its elements' sources; raise `UnsupportedError` if it has too many elements."""
     if isinstance(value, Rearranged):
         return value
     positions = prod(value.pixels)

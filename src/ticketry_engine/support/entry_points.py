@@ -58,9 +58,8 @@ BY_NAME = Need(values=False, python=False, floats=False)
 def entry_point(need: Need = READS, *, autocast: bool = False) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Return a decorator for public functions that checks common arguments and normalises torch's state.
 
-    Args:
-        need: requirements on the function's arguments `model` and `small`, which are models.
-        autocast: whether the caller's autocast stays on; True for functions that time the caller's training step.
+    `need` are the requirements on the function's arguments `model` and `small`, which are models. If `autocast`, the
+    caller's autocast stays on, for functions that time the caller's training step.
     """
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:

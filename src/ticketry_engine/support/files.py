@@ -30,12 +30,7 @@ def cache_folder() -> Path:
 def content_of(path: Path, *, most: int | None = None) -> bytes:
     """Return the content of a regular file; reject pipes and devices, which might never end.
 
-    Args:
-        path: path of the file.
-        most: maximum size of the file in bytes; None: any size.
-
-    Raises:
-        OSError: if the file does not exist, is no regular file, is too large, or cannot be read.
+    Raise `OSError` if the file does not exist, is no regular file, has more than `most` bytes, or cannot be read.
     """
     with regular(path) as file:
         if most is not None and os.fstat(file.fileno()).st_size > most:
@@ -47,10 +42,8 @@ def private_content_of(path: Path) -> bytes:
     """Return the content of a regular file that only the user can write, such as executable code.
 
     The check applies to the open file, so that nobody can replace the file between check and reading. The caller must
-    check the folder with `why_not_private`.
-
-    Raises:
-        OSError: for the reasons of `content_of`; if the file is a link; or if another user owns or can write the file.
+    check the folder with `why_not_private`. Raise `OSError` for the reasons of `content_of`; if the file is a link; or
+    if another user owns or can write the file.
     """
     with regular(path, follow_links=False) as file:
         if not _is_private(os.fstat(file.fileno())):
@@ -114,9 +107,8 @@ def _is_private(about: os.stat_result) -> bool:
 def regular(path: Path, *, follow_links: bool = True) -> BinaryIO:
     """Open a regular file for reading, and return it; reject pipes and devices, which might never end.
 
-    Raises:
-        OSError: if the file does not exist, is no regular file, or cannot be read; or if it is a link, unless
-            `follow_links`.
+    Raise `OSError` if the file does not exist, is no regular file, or cannot be read; or if it is a link, unless
+    `follow_links`.
     """
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     descriptor = os.open(path, flags | (0 if follow_links else getattr(os, "O_NOFOLLOW", 0)))
@@ -148,15 +140,9 @@ def replacing(target: Path, *, durable: bool = False, parents: bool = True, priv
     raises an error, the old file stays and the temporary file is deleted. If the process is killed, a file named
     ``.*.tmp`` may remain. Permissions follow the umask of the process.
 
-    Args:
-        target: the file to replace.
-        durable: whether to flush the new content to disk before the replacement, so that the old or the new file exists
-            after a power cut.
-        parents: whether to create missing parent folders.
-        private: whether only the user may read the file and enter the created folders.
-
-    Raises:
-        OSError: if the file cannot be written.
+    If `durable`, flush the new content to disk before the replacement, so that the old or the new file exists after a
+    power cut. If `parents`, create missing parent folders. If `private`, only the user may read the file and enter the
+    created folders. Raise `OSError` if the file cannot be written.
     """
     if parents:
         make_folder(target.parent, private=private)
@@ -230,12 +216,8 @@ _GIANT = re.compile(rf"\d{{{_MOST_DIGITS + 1}}}")
 def parse_json(text: str | bytes | bytearray, **hooks: Any) -> Any:
     """Return the value that a JSON text describes.
 
-    Args:
-        text: the JSON text, or its bytes in UTF-8.
-        hooks: further arguments of `json.loads`, such as ``parse_constant``.
-
-    Raises:
-        ValueError: if the text is no JSON, is nested deeper than 100 values, or has an integer of over 300 digits.
+    `hooks` are further arguments of `json.loads`, such as ``parse_constant``. Raise `ValueError` if the text is no
+    JSON, is nested deeper than 100 values, or has an integer of over 300 digits.
 
     Examples:
         >>> from ticketry_engine.support.files import parse_json
@@ -305,12 +287,8 @@ def sealed(data: bytes) -> bytes:
 def unsealed(data: bytes, *, required: bool = True) -> bytes:
     """Return the bytes that were given to `sealed`.
 
-    Args:
-        data: the bytes of a sealed file.
-        required: whether to reject a file without a digest; False: return its bytes unchanged.
-
-    Raises:
-        ValueError: if the content does not match the digest, or a required digest is missing.
+    Raise `ValueError` if the content does not match the digest, or if the digest is missing. If not `required`, return
+    the bytes of a file without a digest unchanged.
     """
     start = 8 + len(_HEAD)
     if not data[8:].startswith(_HEAD + _BEGIN):

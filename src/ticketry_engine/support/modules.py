@@ -14,11 +14,7 @@ from ticketry_engine.errors import MaskError, UsageError
 
 
 def require_model(model: object) -> None:
-    """Raise `UsageError` unless the argument `model` is a module.
-
-    Raises:
-        UsageError: if `model` is anything else, such as a state dict from a checkpoint; the message says what to do.
-    """
+    """Raise `UsageError`, whose message says what to do, unless the argument `model` is a module."""
     if isinstance(model, nn.Module):
         return
     if isinstance(model, Mapping):
@@ -54,12 +50,8 @@ def unwrapped(model: nn.Module) -> nn.Module:
 def masked_parameters(model: nn.Module, keep: Mapping[str, Tensor]) -> dict[str, nn.Parameter]:
     """Return the parameters that a mask covers, by the mask's names.
 
-    Args:
-        model: the model.
-        keep: parameter name -> bool tensor, True = retained. The names may omit prefixes that wrappers add.
-
-    Raises:
-        MaskError: if the model does not have a parameter of the mask, or has it with another shape.
+    `keep` is by parameter name, True = retained; its names may omit prefixes that wrappers add. Raise `MaskError` if
+    the model does not have a parameter of the mask, or has it with another shape.
     """
     own = {normal_name(name): parameter for name, parameter in model.named_parameters(remove_duplicate=False)}
     for name, kept in keep.items():
@@ -76,11 +68,7 @@ def masked_parameters(model: nn.Module, keep: Mapping[str, Tensor]) -> dict[str,
 
 @torch.no_grad()
 def apply_mask(model: nn.Module, keep: Mapping[str, Tensor]) -> None:
-    """Set the pruned weights of a model to exactly 0, in place.
-
-    Raises:
-        MaskError: if the model does not have a parameter of the mask, or has it with another shape.
-    """
+    """Set the pruned weights of a model to 0, in place; raise `MaskError` if the mask does not fit the model."""
     for name, parameter in masked_parameters(model, keep).items():
         parameter.masked_fill_(~keep[name].to(parameter.device), 0)
 
@@ -91,10 +79,8 @@ def apply_mask(model: nn.Module, keep: Mapping[str, Tensor]) -> None:
 def copied(model: nn.Module, tensors: Mapping[int, Tensor], shared: Mapping[int, nn.Module] | None = None) -> nn.Module:
     """Return a deep copy of a model in which some tensors are replaced.
 
-    Args:
-        model: the model.
-        tensors: `id` of a parameter or buffer of the model -> the tensor that replaces it in the copy.
-        shared: `id` of a submodule -> the module that the copy uses in its place, without copying it.
+    `tensors` is, by `id` of a parameter or buffer of the model, the tensor that replaces it in the copy. `shared` is,
+    by `id` of a submodule, the module that the copy uses in its place, without copying it.
     """
     memo: dict[int, Any] = dict(shared or {})
     for tensor in parameters_and_buffers(model):

@@ -58,8 +58,7 @@ A thread that holds the lock must not wait for the lock of a lab.
 def private_random_state(devices: Iterable[torch.device | int] | None = None) -> Iterator[None]:
     """Run a `with` block in which only this thread uses torch's generators, and restore their states afterwards.
 
-    Args:
-        devices: GPUs whose generators are restored, besides that of the CPU; None: all GPUs.
+    `devices` are the GPUs whose generators are restored, besides that of the CPU; None: all GPUs.
     """
     with ONE_AT_A_TIME, torch.random.fork_rng(devices):
         yield

@@ -24,9 +24,8 @@ Listener = TypeVar("Listener")
 class Listeners(Generic[Listener]):
     """The current listeners of a torch hook; threads may iterate over them while listeners are added or removed.
 
-    Args:
-        hook: function that registers torch's hooks, which iterate over `present`; called when the first listener is
-            added.
+    The function `hook` registers torch's hooks, which iterate over `present`; it is called when the first listener is
+    added.
     """
 
     def __init__(self, hook: Callable[[], object]) -> None:

@@ -86,16 +86,10 @@ def attention(
         q, k, v: values without a halo, in which a head is a run of channels. k and v have the same tokens. They may
             have fewer heads than q; each of these is then shared by the same number of heads of q.
         y: the result; it must not overlap the inputs.
-        heads: number of heads of q.
-        scale: factor of the scores.
         causal: whether a token attends only to itself and earlier tokens.
-        spec: the processor, the scratch memory for transposed keys, and the shared bias tables.
         bias: table that is added to the scores, if any.
         windows: whether each row of pixels is a window whose tokens attend only to each other. Values may then have a
             halo.
-
-    Raises:
-        EngineError: if shapes do not match, there are more than `MOST_KEYS` keys, or there is no scratch memory.
     """
     queries, keys, channels = _count_tokens(q, windows), _count_tokens(k, windows), q.channels
     rows = q.geometry.height if windows else 1
@@ -158,10 +152,7 @@ Steps = tuple[int, int, int]
 def _window_offset(e: Emitter, number: ir.Value, windows: int, steps: Steps) -> ir.Value:
     """Return the bytes from a value's first pixel to the first token of window `number`.
 
-    Args:
-        number: number of the window, where the windows of all images are numbered consecutively.
-        windows: windows per image.
-        steps: bytes between tokens, windows and images of the value.
+    The windows of all images are numbered consecutively; an image has `windows` of them.
     """
     if windows == 1:
         return e.b.mul(number, e.i64(steps[2]))
@@ -362,10 +353,7 @@ class _QueryTile:
     def _write_values(self, first: ir.Value, counts: list[int], factors: list[ir.Value]) -> None:
         """Emit the code that computes some vectors of the result's channels, from channel `first` of the head on.
 
-        Args:
-            first: the first channel.
-            counts: number of channels in each vector.
-            factors: for each query, 1 / sum of its exponentials.
+        `counts` has the number of channels of each vector, and `factors` 1 / (sum of the exponentials) for each query.
         """
         e, b, kernel = self.e, self.e.b, self.kernel
         byte = b.mul(first, e.i64(FLOAT))

@@ -54,17 +54,7 @@ def conv(
     """Return the operations of ``y = act(convolution(x) + bias + residual)``.
 
     If x is bfloat16, weights are rounded to bfloat16 and products are added in float32. Depthwise convolutions keep
-    float32 weights.
-
-    Args:
-        x: the input, whose halo is at least as wide as the padding.
-        y: the output; it must not overlap the input or the residual.
-        layer: weights, bias, window and activation.
-        residual: a value of the output's shape that is added, if any.
-        spec: the processor and the number of images per block.
-
-    Raises:
-        EngineError: if shapes do not match, or x is bfloat16 and the target cannot multiply bfloat16.
+    float32 weights. The halo of x is at least as wide as the padding, and y must not overlap x or the residual.
     """
     shape = ConvShape(x, y, residual, layer.window)
     weights, parts = _plan_parts(shape, layer, spec.images, spec.target)
@@ -82,11 +72,7 @@ def cost(x: ChannelsLastValue, y: ChannelsLastValue, layer: Convolution, spec: B
 
 
 def _plan_parts(shape: ConvShape, layer: Convolution, images: int, target: Target) -> tuple[Array, list[ConvPart]]:
-    """Return the weights [rows, columns] (bfloat16: [rows, columns, 2]), and the parts of the layer with their blocks.
-
-    Raises:
-        EngineError: if shapes do not match, or x is bfloat16 and the target cannot multiply bfloat16.
-    """
+    """Return the weights [rows, columns] (bfloat16: [rows, columns, 2]), and the layer's parts with their blocks."""
     weight, groups = layer.weight, layer.groups
     shape.check(len(weight), weight.shape[1] * groups)
     if shape.pairs and not target.bf16:
@@ -280,9 +266,8 @@ def _run_tables(
     A run is a range of a block's columns that a class of tiles computes. The columns of all blocks are numbered
     consecutively.
 
-    Args:
-        spans: for each tile class, the runs of taps that touch the image (`Tiling.spans`).
-        channels: columns per tap.
+    `spans` are, for each tile class, the runs of taps that touch the image (`Tiling.spans`); a tap has `channels`
+    columns.
     """
     starts = np.cumsum([0, *(len(block.columns) for block in blocks)])
     longest = max(len(each) for each in spans)
@@ -335,9 +320,7 @@ def group_rows(support: Array, lanes: int) -> list[Array]:
 
     The work of a group is its number of vectors times its number of columns.
 
-    Args:
-        support: bool [rows, columns], which columns each row retains.
-        lanes: rows per vector.
+    `support` [rows, columns] is True where a row retains a column. A vector holds `lanes` rows.
     """
     new = (support[1:] != support[:-1]).any(axis=1)
     bounds = [0, *(np.flatnonzero(new) + 1).tolist(), len(support)]
@@ -362,11 +345,8 @@ def join_groups(support: Array, groups: Sequence[Array], lanes: int, cost: dict[
 
     Rows with few pruned weights are thus computed as in the dense layer, and take no more time than there.
 
-    Args:
-        support: bool [rows, columns], which columns each row retains.
-        groups: the rows of each group, from `group_rows`.
-        lanes: rows per vector.
-        cost: by number of vectors in a block, the cost of one column of such a block.
+    `cost` is, by number of vectors in a block, the cost of one column of such a block; the other arguments are those of
+    `group_rows`.
     """
     splits = _cheapest_splits(-(-len(support) // lanes), cost)
     prices = [sum(cost[size] for size in split) for split in splits]
@@ -387,11 +367,7 @@ def join_groups(support: Array, groups: Sequence[Array], lanes: int, cost: dict[
 def split_into_blocks(support: Array, groups: Sequence[Array], lanes: int, cost: dict[int, float]) -> list[RowBlock]:
     """Split groups of rows into blocks, with the least cost.
 
-    Args:
-        support: bool [rows, columns], which columns each row retains.
-        groups: the rows of each group.
-        lanes: rows per vector.
-        cost: by number of vectors in a block, the cost of one column of such a block.
+    The arguments are those of `join_groups`.
     """
     best = _cheapest_splits(max((-(-len(group) // lanes) for group in groups), default=0), cost)
     blocks = []

@@ -52,15 +52,7 @@ def elementwise(
 ) -> list[Op]:
     """Return the operations of ``y = act(x + other)`` (kind "add") or ``y = act(x * other)`` ("mul").
 
-    Args:
-        kind: "add" or "mul".
-        x: the first operand.
-        other: the second operand. Its height, width and channels are equal to those of x, or 1 to be broadcast.
-        y: the result; it may be x.
-        act: activation of the result.
-
-    Raises:
-        EngineError: if the shapes do not match and cannot be broadcast.
+    The height, width and channels of `other` are equal to those of x, or 1 to be broadcast; y may be x.
     """
     check_same_shape(x, y)
     mine, its = x.geometry, other.geometry
@@ -173,18 +165,8 @@ def rotary(
 ) -> list[Op]:
     """Return the operations of rotary embeddings, ``y = x * cos + partner(x) * sin``, for each head.
 
-    In a head, the partner of channel i is channel i + half for i < half, channel i - half for half <= i < 2 * half, and
-    channel i itself otherwise.
-
-    Args:
-        x: the input. Its channels are several heads, each with as many channels as cos and sin.
-        cos: factors of x.
-        sin: factors of the partners.
-        y: the result; it must not overlap the inputs.
-        half: distance of partners in channels.
-
-    Raises:
-        EngineError: if x does not consist of such heads, or ``2 * half`` exceeds the channels of a head.
+    A head has as many channels as cos and sin. In a head, the partner of channel i is channel i + half for i < half,
+    channel i - half for half <= i < 2 * half, and channel i itself otherwise. y must not overlap the other values.
     """
     check_same_shape(x, y)
     check_same_shape(cos, sin)

@@ -134,11 +134,7 @@ class ChannelsLastValue:
         return ChannelsLastValue(self.geometry, self.offset, self.first + first, channels)
 
     def take(self, channels: Sequence[int] | Array) -> ChannelsLastValue:
-        """Return a view of the given channels, which must be consecutive.
-
-        Raises:
-            ValueError: if the channels are not consecutive.
-        """
+        """Return a view of the given channels, which must be consecutive."""
         if list(channels) != list(range(int(channels[0]), int(channels[0]) + len(channels))):
             raise ValueError("channels of a channels-last value have to be consecutive")
         return self.part(int(channels[0]), len(channels))
@@ -187,11 +183,7 @@ class Strides:
 
 
 def pad_to_vectors(values: Array, channels: int) -> Array:
-    """Return the values of all channels as float32, padded with zeros to whole vectors of the widest registers.
-
-    Raises:
-        EngineError: if the number of values is not the number of channels.
-    """
+    """Return the values of all channels as float32, padded with zeros to whole vectors of the widest registers."""
     values = np.asarray(values, dtype=np.float32).reshape(-1)
     if len(values) != channels:
         raise EngineError(f"{len(values)} values for {channels} channels")
@@ -220,9 +212,7 @@ def loop_rows(
 ) -> Iterator[tuple[ir.Value, ir.Value, list[ir.Value]]]:
     """Loop over this thread's share of all rows; yield the image, the row, and a pointer to the row in each value.
 
-    Args:
-        height: rows of an image.
-        strides: for each value, the number of the kernel argument that holds its `first_pixel`, and its strides.
+    `strides` has, for each value, the number of the kernel argument that holds its `first_pixel`, and its strides.
     """
     b = e.b
     low, high = e.thread_share(b.mul(e.state(StateSlot.IMAGES), e.i64(height)))
@@ -238,13 +228,7 @@ def loop_rows(
 def loop_pixels(
     e: Emitter, height: int, width: int, strides: Sequence[tuple[int, Strides]]
 ) -> Iterator[tuple[ir.Value, ir.Value, list[ir.Value]]]:
-    """Loop over all pixels of this thread's share of rows; yield row, column, and a pointer to the pixel in each value.
-
-    Args:
-        height: rows of an image.
-        width: pixels of a row.
-        strides: as for `loop_rows`.
-    """
+    """Loop over the pixels of this thread's share of rows; yield row, column, and each value's pointer to the pixel."""
     with loop_rows(e, height, strides) as (_, row, starts), e.loop(0, width) as turn:
         pairs = zip(starts, strides, strict=True)
         places = [e.at(start, e.b.mul(turn.index, e.i64(steps.pixel))) for start, (_, steps) in pairs]
@@ -254,11 +238,9 @@ def loop_pixels(
 def loop_vectors(e: Emitter, channels: int, most: int, body: Callable[[ir.Value, list[int]], None]) -> None:
     """Emit a loop over the channels of a pixel, `most` vectors at a time.
 
-    Args:
-        channels: number of channels.
-        most: vectors per iteration; after the loop, `body` is called once more for the remaining vectors, if any.
-        body: function (byte, counts) that emits an iteration. `byte` is the place of its first vector in a pixel,
-            counted as if values were float32. `counts` has the number of channels in each of its vectors.
+    The function `body` (byte, counts) emits an iteration. `byte` is the place of its first vector in a pixel, counted
+    as if values were float32, and `counts` has the number of channels in each of its vectors. After the loop, `body` is
+    called once more for the remaining vectors, if any.
     """
     lanes = e.target.lanes
     full = channels // (most * lanes) * most * lanes

@@ -131,9 +131,7 @@ class _ConvWriter:
     def write_tiles(self, first_image: ir.Value, blocks: ir.Value) -> None:
         """Emit the loops over this thread's share of tiles and groups.
 
-        Args:
-            first_image: number of the first image.
-            blocks: number of images to compute, divided by the images of a tile.
+        `blocks` is the number of images to compute, divided by the images of a tile.
         """
         e, kernel = self.e, self.kernel
         count = e.b.mul(blocks, self.per_image)

@@ -53,25 +53,14 @@ class MoveArg(enum.IntEnum):
 def load(number: int, strides: Sequence[int], y: ChannelsLastValue) -> list[Op]:
     """Return the operations that copy a float32 tensor into a value.
 
-    Args:
-        number: index of the tensor among the tensors given to `Program.run`.
-        strides: the tensor's strides in elements: image, channel, row, column.
-        y: the value.
+    `number` is the index of the tensor among the tensors given to `Program.run`. `strides` are the tensor's strides in
+    elements: image, channel, row, column.
     """
     return [_build_move(number, strides, y, to_tensor=False)]
 
 
 def store(number: int, strides: Sequence[int], x: ChannelsLastValue) -> list[Op]:
-    """Return the operations that copy a value into a float32 tensor.
-
-    Args:
-        number: index of the tensor among the tensors given to `Program.run`.
-        strides: the tensor's strides in elements: image, channel, row, column.
-        x: the value.
-
-    Raises:
-        EngineError: if the value has one plane for each channel.
-    """
+    """Return the operations that copy a value into a float32 tensor; `number` and `strides` are those of `load`."""
     if x.geometry.channel_stride:
         raise EngineError("a value with one plane for each channel can only be read by convolutions")
     return [_build_move(number, strides, x, to_tensor=True)]
@@ -233,9 +222,8 @@ def _split_loop(count: int, step: int) -> list[tuple[int, int, int]]:
 def gather(sources: Sequence[ChannelsLastValue], y: ChannelsLastValue, where: tuple[Array, Array]) -> list[Op]:
     """Return the operations that fill y with elements of `sources` and with zeros.
 
-    Args:
-        where: two arrays [channels of y, positions of y], positions row by row. The first has the index of the source,
-            or -1 for a zero. The second has the element of that source: channel * positions + position.
+    `where` has two arrays [channels of y, positions of y], positions row by row: the index of the source, or -1 for a
+    zero; and the element of that source, channel * positions + position.
     """
     source_index, element = where
     g = y.geometry

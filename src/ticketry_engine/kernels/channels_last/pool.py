@@ -44,8 +44,7 @@ def max_pool(x: ChannelsLastValue, y: ChannelsLastValue, window: Window) -> list
 def avg_pool(x: ChannelsLastValue, y: ChannelsLastValue, window: Window, count_include_pad: bool = True) -> list[Op]:
     """Return the operations of average pooling; there are as many windows as pixels of y.
 
-    Args:
-        count_include_pad: whether padding counts as zeros (True) or is left out of the mean.
+    Padding counts as zeros if `count_include_pad`; otherwise it is left out of the mean.
     """
     tables = _window_ranges(x, y, window)
     counts = [table[:, 1] - table[:, 0] for table in tables]
@@ -70,11 +69,7 @@ def _height_and_width(value: ChannelsLastValue) -> Pair:
 
 
 def _window_ranges(x: ChannelsLastValue, y: ChannelsLastValue, window: Window) -> list[Array]:
-    """Return an array [outputs, 2] for rows and for columns: first input that each window reads, and the window's end.
-
-    Raises:
-        EngineError: if a window begins after the last input.
-    """
+    """Return an array [outputs, 2] for rows and for columns: the first input that each window reads, and its end."""
     tables = []
     for axis, outputs in zip(window.axes(x.geometry), _height_and_width(y), strict=True):
         first = axis.first_inputs(outputs)

@@ -63,15 +63,9 @@ def attention(
         q, k, v: values with heads * features channels, whose positions are tokens. k and v may have other tokens than
             q. They may also have fewer heads than q; each of these is shared by several heads of q.
         y: the result; it must not overlap q, k or v.
-        heads: number of heads of q.
-        scale: factor of the scores.
         causal: whether a query attends only to keys up to its own position.
-        spec: holds the bias tables that several operations share (`BlockSpec.tables`).
         bias: table that is added to the scores, if any.
         windows: whether each row of pixels is a window whose tokens attend only to each other.
-
-    Raises:
-        EngineError: if the channels do not divide into heads, or a halo lies between tokens without `windows`.
     """
     depth, values = q.channels // heads, y.channels // heads
     key_heads = k.channels // max(depth, 1)

@@ -46,10 +46,8 @@ def can_use(x: Geometry, y: Geometry, target: Target) -> bool:
 def estimate_cycles(columns: int, kinds: dict[int, list[list[Array]]], kept: Array, target: Target) -> float:
     """Estimate the cycles that `Collect` and `Dots` take.
 
-    Args:
-        columns: number of columns.
-        kinds: rows with equal columns, as returned by `conv.row_kinds`.
-        kept: bool [rows, columns], which weights are retained.
+    `kinds` are rows with equal columns, as returned by `conv.row_kinds`; `kept` [rows, columns] is True for retained
+    weights.
     """
     total = 2.0 * columns
     for rows, groups in kinds.items():
@@ -153,7 +151,6 @@ def build_ops(
         kinds: rows with equal columns, as returned by `conv.row_kinds`.
         rows: for each row the bytes of its planes of y and of the residual, and its bias.
         scratch: arena byte of the scratch memory for packed inputs.
-        act: activation of the result.
     """
     weight, columns = matrix
     used = (weight.reshape(*columns.shape[:1], -1, columns.shape[1]) != 0).any(axis=1)
@@ -184,12 +181,8 @@ class _Tables:
         self._weights: list[Array] = [np.zeros((rows, lanes_), np.float32)]
 
     def add(self, columns: Array, weights: Array, words: list[int]) -> None:
-        """Add a group of rows.
-
-        Args:
-            columns: index of each column's packed input.
-            weights: [rows, columns].
-            words: bytes of planes and biases of the rows, from `_pack_words`.
+        """Add a group of rows: index of each column's packed input, weights [rows, columns], and `_pack_words` of the
+        rows.
         """
         begin, count = len(self._columns), -(-len(columns) // self._lanes)
         filled = np.full(count * self._lanes, self._zero)

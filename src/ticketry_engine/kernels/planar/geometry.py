@@ -151,15 +151,9 @@ def cut_tiles(
 ) -> list[Tiles]:
     """Return tiles of at most four shapes that cover each pixel of y once.
 
-    Args:
-        residual: planes of a value that is added to the output, if there is one.
-        stride: rows and columns of x between two pixels of y.
-        lanes: float32 values per vector.
-        most: greatest number of vectors per tile.
-        taps: height or width of the window, whichever is larger; larger windows get squarer tiles.
-
-    Raises:
-        ValueError: if the same vectors cannot cover the positions of x, y and the residual.
+    A tile has at most `most` vectors of `lanes` lanes. `taps` is the height or width of the window, whichever is
+    larger; larger windows get squarer tiles. Raise `ValueError` if the same vectors cannot cover the positions of x, y
+    and the residual.
     """
     residual = y if residual is None else residual
     if (residual.images, residual.height, residual.width) != (y.images, y.height, y.width) or x.images != y.images:
@@ -218,13 +212,8 @@ def _best_rectangle(
 ) -> tuple[int, int]:
     """Return the size of a tile, in rows and in vectors per row, with the least time for loads of weights and inputs.
 
-    Args:
-        height: rows of y.
-        columns: vectors in a row of y.
-        most: greatest number of vectors per tile.
-        positions: positions per vector.
-        stride: the window's stride.
-        taps: height or width of the window.
+    y has `height` rows, each with `columns` vectors of `positions` positions. A tile has at most `most` vectors, and
+    the window `taps` rows or columns.
     """
     best, least = (1, 1), math.inf
     for rows in range(1, min(height, most) + 1):
@@ -409,10 +398,7 @@ def sum_positions(e: Emitter, value: ir.Value, images: int) -> ir.Value:
 def pick_positions(e: Emitter, vectors: Sequence[ir.Value], images: int, phase: int = 0) -> ir.Value:
     """Return a vector with every n-th position of n consecutive vectors, starting with position `phase`.
 
-    Args:
-        vectors: the n vectors.
-        images: lanes per position.
-        phase: first position to pick.
+    `images` is the number of lanes per position.
     """
     width = e.target.lanes
     position, lane = np.divmod(np.arange(width), images)
@@ -430,14 +416,10 @@ def pick_positions(e: Emitter, vectors: Sequence[ir.Value], images: int, phase: 
 def find_contiguous_runs(
     geometries: Sequence[Geometry], halos: bool = False
 ) -> tuple[int, int, tuple[tuple[int, int], ...]]:
-    """Return how planes of equal height and width can be processed as runs of consecutive floats.
+    """Return how planes of equal height, width and number of images can be processed as runs of consecutive floats.
 
-    Args:
-        geometries: planes with the same height, width and number of images.
-        halos: whether runs may contain the halo between rows, so that a plane can be a single run.
-
-    Returns:
-        The number of runs, the floats per run, and for each geometry (byte of the first run, bytes between two runs).
+    The result has the number of runs, the floats per run, and for each geometry (byte of the first run, bytes between
+    two runs). If `halos`, runs may contain the halo between rows, so that a plane can be a single run.
     """
     first = geometries[0]
     places = tuple((g.pixel_position(0, 0) * g.step, g.row * g.step) for g in geometries)

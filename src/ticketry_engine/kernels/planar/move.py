@@ -31,12 +31,10 @@ def load(number: int, strides: Sequence[int], y: Planes, item: int = FLOAT) -> l
 
     In a block with fewer images than the planes hold, the last image is repeated.
 
-    Args:
-        number: index of the tensor among the tensors given to `Program.run`.
-        strides: the tensor's strides in elements: image, channel, row, column.
-        y: the destination, with the tensor's height, width and channels.
-        item: bytes per value of the planes: `FLOAT`, or `bfloat.HALF` for bfloat16. With bfloat16 a position holds
-            twice as many images, and vectors must have 16 lanes.
+    In a block with fewer images than the planes hold, the last image is repeated. `number` is the index of the tensor
+    among the tensors given to `Program.run`. `strides` are the tensor's strides in elements: image, channel, row,
+    column. `item` is the bytes per value of the planes: `FLOAT`, or `bfloat.HALF` for bfloat16. With bfloat16 a
+    position holds twice as many images, and vectors must have 16 lanes.
     """
     return [_build_move(number, strides, y, item, out=False)]
 
@@ -137,7 +135,6 @@ def _move_transposed(
         mask: lanes of these rows to copy; None for all lanes.
         turned: function that transposes vectors.
         out: whether to write the tensor; False to write the planes.
-        item: bytes per value in planes.
     """
     if not out:
         vectors = turned(e, [lanes.load(e, row, 0, mask) for row in far])
@@ -300,9 +297,8 @@ class Elements(EmittedKernel):
 def gather(sources: Sequence[Planes], y: Planes, where: tuple[Array, Array]) -> list[Op]:
     """Return the operations that fill y with elements of `sources` and zeros.
 
-    Args:
-        where: two arrays [channels of y, pixels of y]. The first has the index of the source, or -1 for a zero. The
-            second has the element of that source: channel * pixels + pixel.
+    `where` has two arrays [channels of y, pixels of y]: the index of the source, or -1 for a zero; and the element of
+    that source, channel * pixels + pixel.
     """
     of, element = where
     goals, found = _element_offsets(y).reshape(of.shape), np.zeros(of.shape, np.int64)

@@ -41,8 +41,7 @@ def max_pool(x: Planes, y: Planes, window: Window) -> list[Op]:
 def avg_pool(x: Planes, y: Planes, window: Window, count_include_pad: bool = True) -> list[Op]:
     """Return the operations of average pooling; there are as many windows as pixels of y.
 
-    Args:
-        count_include_pad: whether padding counts as zeros; False to leave it out of the mean.
+    Padding counts as zeros if `count_include_pad`; otherwise it is left out of the mean.
     """
     pool = _Pool("mean", x, y, window)
     counts = [pool.taps_inside(axis)[:, 1] for axis in (0, 1)]
@@ -83,12 +82,7 @@ class _Pool:
         return np.stack([begin + first * step, np.maximum(last - first, 0)], 1).astype(np.int64)
 
     def op(self, share_rows: Array, share_columns: Array) -> Op:
-        """Return the pooling operation; a mean is a sum times a factor of its row and a factor of its column.
-
-        Args:
-            share_rows: factor of each row of y.
-            share_columns: factor of each column of y.
-        """
+        """Return the pooling operation; a mean is a sum times a factor of its row and a factor of its column."""
         g, h, dilation = self.x.geometry, self.y.geometry, self.window.dilation
         rows, columns = self.taps_inside(0), self.taps_inside(1)
         rows[:, 0] = (rows[:, 0] * g.row + g.pixel_position(0, 0)) * g.step

@@ -55,12 +55,7 @@ _UNDER_WAY = 8
 
 
 def count_partial_sums(rows: int, vectors: int) -> int:
-    """Return into how many partial sums each sum of a small tile is split, so that additions do not wait for others.
-
-    Args:
-        rows: rows that are summed together.
-        vectors: vectors of the tile.
-    """
+    """Return into how many partial sums each sum of a small tile is split, so that additions do not wait for others."""
     return -(-_UNDER_WAY // (rows * vectors))
 
 

@@ -262,10 +262,7 @@ _Run = tuple[int, int, int]
 def _vector_runs(y: Geometry, follow: bool, each: int, most: int) -> Iterator[list[_Run]]:
     """Yield the vectors of each tile.
 
-    Args:
-        follow: whether a vector may continue into the next row.
-        each: positions per vector.
-        most: greatest number of vectors per tile.
+    If `follow`, a vector of `each` positions may continue into the next row. A tile has at most `most` vectors.
     """
     if follow:
         last = (y.height - 1) * y.row + y.width
@@ -338,11 +335,8 @@ def _in_range(place: Array, extent: int) -> Array:
 def _lane_masks(there: Array, stride: int, images: int, target: Target) -> Array:
     """Return the bits of the lanes that are used in each vector that is read.
 
-    Args:
-        there: bool [..., positions], which positions of a vector are used.
-        stride: number of vectors that are read for one vector; their positions in between are unused.
-        images: lanes per position.
-        target: the processor.
+    `there` [..., positions] is True for the positions of a vector that are used. `stride` vectors are read for one
+    vector; their positions in between are unused.
     """
     spread = np.zeros((*there.shape[:-1], there.shape[-1] * stride), dtype=bool)
     spread[..., ::stride] = there
@@ -362,14 +356,8 @@ def build_op(
 ) -> Op:
     """Return the operation that computes a layer.
 
-    Args:
-        tiles: tiles of a plane, from `make_tiles`.
-        columns: four arrays with an entry for each retained weight, row by row: row, byte of the plane plus shift of
-            the tap, tap, weight.
-        rows: for each row the bytes of its planes of y and of the residual, and its bias.
-        images: images per position.
-        act: activation of the result.
-        target: the processor.
+    `columns` are four arrays with an entry for each retained weight, row by row: row, byte of the plane plus shift of
+    the tap, tap, weight. `rows` are, for each row, the bytes of its planes of y and of the residual, and its bias.
     """
     row, begins, tap, weights = columns
     y, residual, bias = rows
@@ -412,13 +400,7 @@ def estimate_cycles(
 ) -> float:
     """Estimate the cycles of the kernel: arithmetic, overhead per tile and row, and repeated reads of planes.
 
-    Args:
-        tiles: tiles of a plane, from `make_tiles`.
-        kept: bool [rows, inputs of a conv group, taps], which weights are retained.
-        plane: bytes of one plane.
-        planes: number of planes of x.
-        stride: horizontal stride.
-        target: the processor.
+    `kept` [rows, inputs of a conv group, taps] is True for retained weights; x has `planes` planes of `plane` bytes.
     """
     beside = 1 if target.lanes == 16 else 3  # without mask registers
     entries, rows, total = int(kept.sum()), len(kept), 0.0

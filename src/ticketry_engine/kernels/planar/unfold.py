@@ -195,10 +195,7 @@ class Unfolding:
     def _build_gather_op(self, sources: dict[int, Planes], offset: int, channels: Array) -> Op:
         """Return the operation that makes the copies of some channels from pieces (`Gather`).
 
-        Args:
-            sources: by phase, the planes to read.
-            offset: arena byte where the copies begin.
-            channels: bool [channels], the channels to copy.
+        `sources` are, by phase, the planes to read, and `channels` [channels] is True for the channels to copy.
         """
         places, all_pieces, all_bits, done = [], [], [], 0
         made = [self._piece_tables(copy, next(iter(sources.values())).geometry) for copy in self.copies]
@@ -244,11 +241,7 @@ _NOWHERE = -(1 << 40)
 
 
 def plan_unfolding(x: Geometry, y: Geometry, window: Window, used: Array, target: Target) -> Unfolding:
-    """Return the copies that a layer needs.
-
-    Args:
-        used: bool [channels, taps], whether any weight reads the channel at the tap.
-    """
+    """Return the copies that a layer needs; `used` [channels, taps] is True where a weight reads a channel at a tap."""
     each = target.lanes // y.images
     whole = y.width % each == 0
     families: dict[tuple[int, int, int, int], list[Pair]] = {}
@@ -275,9 +268,7 @@ def plan_unfolding(x: Geometry, y: Geometry, window: Window, used: Array, target
 def _copy_key(window: Window, tap: Pair, y: Geometry, each: int, whole: bool) -> tuple[int, int, int, int]:
     """Return a key that is equal for taps that can share a copy, because their reads in the copy stay aligned.
 
-    Args:
-        each: positions per vector.
-        whole: whether a row of y consists of whole vectors.
+    A vector holds `each` positions; `whole` tells whether a row of y consists of whole vectors.
     """
     row, column = (window.input(0, tap[axis], axis) for axis in (0, 1))
     shift, phase = divmod(column, window.stride[1])
