@@ -77,10 +77,7 @@ class MaskedModel:
         self.batch = batch_of(tuple(tree_flatten((self.args, self.kwargs))[0]))
 
     def masked_graph(self, keep: Mapping[str, Tensor] | None) -> Graph:
-        """Return the graph with the weights under the mask `keep` (None: no mask).
-
-        The model is captured again only if a masked parameter is not in the graph with its own name and shape.
-        """
+        """Return the graph with masked weights; capture again if a masked parameter is not in the graph as it is."""
         if keep is None:
             return self.graph
         tensors = self.graph.tensors
@@ -93,9 +90,8 @@ class MaskedModel:
     def compile(
         self, keep: Mapping[str, Tensor] | None, *, threads: int, precision: str, layout: str | None = None
     ) -> Compiled:
-        """Return the model compiled under the mask `keep`; `layout` None is the layout that is estimated to be faster.
-
-        `threads` and `precision` are those of `ticketry_engine.compile`.
+        """Return the compiled masked model, as `ticketry_engine.compile`; `layout` None is the layout estimated to be
+        faster.
         """
         made = Compiled(self.masked_graph(keep), threads=threads, precision=precision, layout=layout)
         made.clock = time.thread_time  # profiles run on one thread
@@ -108,8 +104,7 @@ class MaskedModel:
     def profile(self, compiled: Compiled, rounds: int, whole: float) -> CallSeconds:
         """Return the seconds of each layer, as medians on one thread, scaled so that their sum is `whole`.
 
-        `whole` is the time of a call in seconds. Without scaling, the times would be too long, because a call that is
-        not timed layer by layer reads no clock and uses caches better.
+        `whole` is the seconds of a call that is not timed layer by layer, which reads no clock and uses caches better.
         """
         samples: dict[str, list[float]] = {}
         rows: dict[str, tuple[str, str]] = {}
@@ -162,10 +157,7 @@ _SEAL_BYTES = 80
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor of a model file that stores a parameter's weights; some layers are stored with additional zeros.
-
-    `numbers` is the number of elements, and `number_bytes` the bytes of an element.
-    """
+    """A tensor of a model file that stores a parameter's weights; some layers are stored with additional zeros."""
 
     numbers: int
     number_bytes: int

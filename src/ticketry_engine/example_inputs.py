@@ -97,8 +97,5 @@ def difference(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
 
 
 def _as_real_numbers(tensor: Tensor) -> Tensor:
-    """Return a complex tensor as real and imaginary parts, and any other tensor unchanged.
-
-    Without this, `double` would drop the imaginary parts.
-    """
+    """Return a complex tensor as real and imaginary parts, and any other tensor unchanged."""
     return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor

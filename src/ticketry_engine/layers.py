@@ -26,8 +26,7 @@ def describe(
 ) -> list[Layer]:
     """Return a row for each node of a graph, and a row each for loading and storing values of regions.
 
-    `reasons` are, by output of a torch node, the reason why the node runs in torch. `natives` are the compiled regions.
-    `seconds` are the seconds by layer label; {} if layers were not timed.
+    `reasons` are by output of a torch node; `seconds` are by layer label, {} if layers were not timed.
     """
     kernels: dict[str, dict[str, None]] = {}
     why = dict(reasons)
@@ -52,11 +51,7 @@ def describe(
 
 
 def layer_of(graph: Graph, node: Node, where: Place, kernel: str, seconds: Mapping[str, float], why: str = "") -> Layer:
-    """Return the row of a node.
-
-    `kernel` has the names of the kernels that run the node, `seconds` are those of `describe`, and `why` is the reason
-    why the node runs in torch, or in float32.
-    """
+    """Return the row of a node; `why` is the reason why the node runs in torch, or in float32."""
     name, facts = _weights_of(graph, node)
     density, kept, rows = facts or (None, None, "")
     spent, share = _seconds_and_share(node.output, seconds)
@@ -70,10 +65,7 @@ def _seconds_and_share(name: str, seconds: Mapping[str, float]) -> tuple[float |
 
 
 def _weights_of(graph: Graph, node: Node) -> tuple[str, tuple[float, int, str] | None]:
-    """Return (layer name, (density, number of retained weights, rows per group)) of a convolution or linear layer.
-
-    Return ("", None) for any other node.
-    """
+    """Return (layer name, (density, retained weights, rows per group)) of a layer; ("", None) for any other node."""
     name = node.weights.get("weight")
     if name is None or node.op not in ("conv2d", "linear"):
         return "", None

@@ -31,10 +31,7 @@ def processor() -> tuple[str, set[str]]:
 
 
 def kind() -> str:
-    """Return a text that identifies the kind of processor: vendor, family, model, stepping and relevant features.
-
-    A processor's name does not identify it, because cloud machines give names such as "AMD EPYC" to all generations.
-    """
+    """Return a text that identifies the kind of processor; names such as "AMD EPYC" do not."""
     return kind_of(_first_processor_facts())
 
 
@@ -76,10 +73,7 @@ def last_cache() -> int:
 
 
 def cache_sizes() -> tuple[int, int, int]:
-    """Return the sizes of core 0's L1 data cache, L2 cache and last-level cache, in bytes.
-
-    A common size replaces a size that the system does not report.
-    """
+    """Return the bytes of core 0's L1 data, L2 and last-level cache, with common sizes for unknown ones."""
     found = dict(zip((1, 2), _USUAL_FIRST, strict=True))
     for one in _CACHES.glob("index*") if _CACHES.is_dir() else ():
         try:

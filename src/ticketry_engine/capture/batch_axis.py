@@ -80,10 +80,7 @@ Made = Callable[[list[str]], Node]
 
 
 def _apply_batch_first(editor: Editor, one: Node, inputs: Sequence[str | None], make: Made) -> list[Node]:
-    """Return nodes that move the batch of `inputs` to axis 0, apply the operation of `make`, and undo the move.
-
-    The operation treats each row separately. All inputs have the same shape, except for the last axis.
-    """
+    """Return nodes that move the batch of `inputs` to axis 0, apply the row-wise operation of `make`, and move it back."""
     sizes = [editor.sizes.get(name or "") for name in inputs]
     first = sizes[0]
     if first is None or any(other is None or other[:-1] != first[:-1] for other in sizes):
@@ -196,10 +193,7 @@ def _window_attention(editor: Editor, one: Node, found: Found) -> list[Node]:
 
 
 def _split_windows(editor: Editor, names: list[str]) -> tuple[list[Node], list[str]]:
-    """Return nodes that view values [N * W, h, ...] as [N, W, h, ...], and the names of the viewed values.
-
-    All windows of an example must be consecutive along axis 0.
-    """
+    """Return nodes that view values [N * W, h, ...] as [N, W, h, ...] (W windows per example), and the viewed values."""
     sizes = [editor.sizes.get(name, ()) for name in names]
     several = sizes[0][0] if sizes[0] else None
     require_match(all(len(size) == 4 and size[:2] == sizes[0][:2] for size in sizes))
@@ -231,10 +225,7 @@ _ROW_BY_ROW: Mapping[str, Callable[[Editor, Node, Found], list[Node]]] = {
 
 
 def _batch_layouts(sizes: Sizes) -> list[_Layout]:
-    """Return ways to move the batch to axis 0, the most likely way first.
-
-    The list is empty if no axis or several axes depend on the batch.
-    """
+    """Return ways to move the batch to axis 0, the most likely way first; [] unless exactly one axis depends on it."""
     where = [axis for axis, size in enumerate(sizes) if not isinstance(size, int)]
     if len(where) != 1 or where[0] == len(sizes) - 1:
         return []
@@ -326,10 +317,7 @@ class ViewChain:
 
 
 def chain_to(editor: Editor, name: str) -> ViewChain:
-    """Return the chain of views that ends in the value `name` and starts at the nearest value with the batch at axis 0.
-
-    Raise `NoMatchError` if no such chain exists, or if an example of its first value has too many elements.
-    """
+    """Return the chain of views from the nearest value with the batch at axis 0 to the value `name`."""
     steps: list[Node] = []
     while not is_canonical(editor, name) or not steps:
         maker = editor.made_by(name, *VIEWS)
@@ -359,10 +347,7 @@ def is_canonical(editor: Editor, name: str) -> bool:
 
 
 def number(editor: Editor, name: str, batch: int) -> int:
-    """Return the value of the size expression `name` for `batch` examples.
-
-    Raise `GraphError` if the expression depends on anything but sizes.
-    """
+    """Return the value of the size expression `name` for `batch` examples; raise `GraphError` if it is no size."""
     one = editor.makers.get(name)
     if one is not None and one.op == "aten.sym_size.int":
         sizes = editor.size(value_of(one.attrs["args"][0]) or "")
@@ -440,11 +425,7 @@ def _nested_strides(line: list[int]) -> list[tuple[int, int]]:
 
 
 def _source_axes(parts: list[tuple[int, int]], first: int, total: int) -> list[tuple[int, int | None]]:
-    """Return the axes of the source value, outermost first, as pairs (size, index).
-
-    The index is the only one that is read along the axis, or None if all are read. Raise `NoMatchError` if the source
-    cannot be divided into such axes.
-    """
+    """Return the axes of the source value, outermost first, as (size, the only index that is read, or None for all)."""
     cuts: list[tuple[int, int | None]] = []
     reach = 1
     skipped = 0

@@ -50,10 +50,7 @@ class _Leaf:
 
 
 def convert(program: TracedProgram, model: nn.Module) -> tuple[Graph, dict[str, Sizes]]:
-    """Return a traced program as a graph of torch nodes, and the sizes of all tensors by value name.
-
-    Raise `CaptureError` if a graph cannot express the program, for example control flow that depends on tensors.
-    """
+    """Return a traced program as a graph of torch nodes, and the sizes of all tensors by value name."""
     reader = _GraphBuilder(program)
     nodes = [made for one in program.graph.nodes if one.op == "call_function" for made in reader.node(one)]
     outputs = reader.outputs(nodes)

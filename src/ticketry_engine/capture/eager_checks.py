@@ -57,10 +57,7 @@ def copy_to_call(model: nn.Module) -> nn.Module:
 
 
 def holds_for_one(graph: Graph, model: nn.Module, given: Arguments) -> bool:
-    """Return whether a graph of torch operations and the model compute the same for the first example alone.
-
-    `model` is on the CPU, in evaluation mode. Return True if the example inputs `given` have no data.
-    """
+    """Return whether graph and model compute the same for the first example alone; True for inputs without data."""
     if not given.examples or not _can_run(model, given):
         return True
     one = given.map(lambda tensor: tensor[:1] if has_batch_first(tensor, given.examples) else tensor)
@@ -73,10 +70,9 @@ def holds_for_one(graph: Graph, model: nn.Module, given: Arguments) -> bool:
 
 
 def check_calls(model: nn.Module, given: Arguments) -> list[str]:
-    """Raise an error if a model changes its inputs, or if its outputs depend on earlier calls.
+    """Raise an error if the never called `model` changes its inputs, or if its outputs depend on earlier calls.
 
-    `model` was never called, is on the CPU and in evaluation mode. Inputs without data are not checked. Return notes
-    for the user that name the Python attribute which each call of the model changes.
+    Inputs without data are not checked. Return notes that name the Python attribute which each call changes.
     """
     if not _can_run(model, given):
         return []
@@ -89,10 +85,7 @@ def check_calls(model: nn.Module, given: Arguments) -> list[str]:
 
 
 def _check_state(model: nn.Module, given: Arguments) -> str | None:
-    """Call a copy of the model twice; return the path of the Python attribute that the second call changes, or None.
-
-    Raise `CaptureError` if a call changes an input or a buffer, or increments a counter.
-    """
+    """Call a copy of the model twice; return the path of the Python attribute that the second call changes, or None."""
     called = copy_to_call(model)
     try:
         _call_and_check_inputs(called, given)

@@ -150,9 +150,7 @@ class Editor:
     def made_by(self, name: str | None, *ops: str, act: Json = None) -> Node:
         """Return the node that computes the value `name`, with an operation in `ops` and the activation `act`.
 
-        Raise `NoMatchError` if the node has another operation or activation.
-
-        The operation of a torch node is the name that `base` returns.
+        Raise `NoMatchError` if the node has another operation (for a torch node, its `base`) or activation.
         """
         maker = self.makers.get(name or "")
         if maker is None or (maker.op if maker.native else base(maker)) not in ops or maker.attrs.get("act") != act:

@@ -82,10 +82,7 @@ def linear_input(found: Found) -> Json:
 
 
 def linear_weights(editor: Editor, one: Node, found: Found) -> dict[str, str]:
-    """Return the names of weight and bias of an equivalent linear layer: {"weight": ..., "bias": ...}.
-
-    Raise `NoMatchError` if these arguments are no weights of the model, or do not have the shapes of a linear layer.
-    """
+    """Return weight and bias of an equivalent linear layer, by role; raise `NoMatchError` if they are no weights."""
     if base(one) == "linear":
         named = weights_of(editor, found)
     else:
@@ -172,10 +169,7 @@ def _lower_attention(editor: Editor, one: Node, found: Found) -> list[Node]:
 def masked_attention(
     editor: Editor, inputs: tuple[str, str, str], output: str, mask: Json, scale: Json, causal: bool = False
 ) -> Node:
-    """Return an attention node with the mask `mask` (None: no mask).
-
-    Raise `NoMatchError` if the mask differs between examples, or masks all keys of a query.
-    """
+    """Return an attention node; raise `NoMatchError` if the mask differs between examples, or hides all keys."""
     bias = None if mask is None else _attention_bias(editor, mask, inputs)
     if bias is not None and not causal:
         # A mask that hides what follows is no matter of numbers.
@@ -361,8 +355,7 @@ def _resize_weights(
 ) -> Tensor:
     """Return the weights of neighbouring pixels along `axis`, [scale, 2 reach + 1], measured by calling `resize`.
 
-    Raise `NoMatchError` if the weights depend on the position in the image (`align_corners`, or a given scale factor
-    that differs from the ratio of the sizes), or if the image is too small to measure them.
+    Raise `NoMatchError` if the weights depend on the position in the image, or if the image is too small.
     """
     size = sizes[axis]
     require_match(size > 2 * reach)
@@ -489,20 +482,14 @@ _FOLDED = ("affine", "act")
 
 
 def lower_transposed(graph: Graph) -> Graph:
-    """Return the graph with transposed convolutions over one or two axes lowered.
-
-    A following norm or activation is folded into the convolution.
-    """
+    """Return the graph with transposed convolutions lowered; a following norm or activation is folded into them."""
     readers = {name: one.op for one in graph.nodes for name in one.inputs}
     return rewrite(graph, partial(_lower_transposed, readers, {}))
 
 
 @dataclass(frozen=True)
 class _Axis:
-    """One axis of a transposed convolution that is computed as one convolution per output phase.
-
-    The phase of an output pixel is its position modulo the stride.
-    """
+    """One axis of a transposed convolution; the phase of an output pixel is its position modulo the stride."""
 
     size: int
     """Input size in pixels."""

@@ -164,10 +164,7 @@ def _lower_nearest_resize(editor: Editor, one: Node, found: Found) -> list[Node]
 
 
 def _repeats_pixels(editor: Editor, one: Node, sizes: tuple[int, ...], made: tuple[int, ...]) -> bool:
-    """Return whether torch repeats every pixel equally often, tested by upsampling images of row and column numbers.
-
-    A given scale factor or a rounded quotient may select other pixels.
-    """
+    """Return whether torch repeats every pixel equally often, tested by upsampling images of row and column numbers."""
     interpolate = aten.prepare(one, editor.tensors, "cpu")
     for axis, (size, wanted) in enumerate(zip(sizes, made, strict=True)):
         numbers = torch.arange(size, dtype=getattr(torch, editor.values[one.output].dtype))
@@ -495,18 +492,15 @@ _NAMES = ("add", "sub", "mul", "div", "neg", "rsub", "addcmul")
 
 
 def lower_constants(graph: Graph) -> Graph:
-    """Return the graph with sums and products with constants lowered to native nodes.
-
-    Passes that recognise formulas of several torch nodes must run before this pass.
-    """
+    """Return the graph with sums and products with constants lowered; passes that match formulas must run before."""
     return rewrite(graph, _lower_constant)
 
 
 def constant_of(editor: Editor, arg: Json, like: str) -> Tensor:
     """Return an argument as a constant that can be added to one example of the value `like`.
 
-    The constant has the axes of `like` without the batch; each axis has the size of that in `like`, or 1. Raise
-    `NoMatchError` if the argument differs between examples, or has another data type or larger sizes.
+    The constant has the axes of `like` without the batch, each of the size in `like` or 1. Raise `NoMatchError` if the
+    argument differs between examples, or does not fit `like`.
     """
     shape = editor.shape(like)
     if not shape or len(shape) < 2:
@@ -590,8 +584,8 @@ def _node_with_constant(editor: Editor, op: str, x: str, constant: Tensor, outpu
 def with_plain_zeros(graph: Graph, captured: Graph) -> Graph:
     """Return the graph with -0.0 replaced by 0.0 in weights that passes computed and that only native nodes read.
 
-    A pass that multiplies a pruned weight by a negative factor produces -0.0, and a tensor that contains -0.0 takes one
-    bit more per weight in a file. Native nodes ignore the sign of a zero; torch operations such as a quotient may not.
+    A pass that multiplies a pruned weight by a negative factor produces -0.0, which takes one more bit per weight of a
+    file. Native nodes ignore the sign of a zero.
     """
     in_torch = {name for one in graph.nodes if not one.native for name in one.weights.values()}
     made = {

@@ -187,10 +187,7 @@ _WITH_ACT = ("conv2d", "linear", "add", "mul", "affine")
 
 
 def _fusable_layer(editor: Editor, name: str | None) -> Node:
-    """Return the layer that computes the value `name`; the layer has no residual or activation yet.
-
-    Raise `NoMatchError` if there is no such layer, or if several nodes read the value.
-    """
+    """Return the layer without residual or activation that computes the value `name`, for a single reader."""
     layer = None if name is None else editor.computed_for_one_reader(name)
     if layer is None or layer.op not in ("conv2d", "linear"):
         raise NoMatchError
@@ -202,10 +199,7 @@ def _fusable_layer(editor: Editor, name: str | None) -> Node:
 
 
 def fuse(graph: Graph) -> Graph:
-    """Return the graph with residual sums and activations fused into the preceding layers.
-
-    A layer stays unchanged if several nodes read its output.
-    """
+    """Return the graph with residual sums and activations fused into preceding layers whose output one node reads."""
     return rewrite(rewrite(graph, _fuse_residual), _fuse_activation)
 
 
@@ -234,10 +228,7 @@ def _fuse_activation(editor: Editor, one: Node) -> list[Node]:
 
 
 def fold_norms(graph: Graph) -> Graph:
-    """Return the graph with `affine` nodes, which scale and shift channels, folded into the preceding layers.
-
-    A layer stays unchanged if several nodes read its output.
-    """
+    """Return the graph with `affine` nodes (scale, shift) folded into layers whose output only one node reads."""
     return rewrite(graph, _fold_norm)
 
 
@@ -279,10 +270,7 @@ def _fold_scale(editor: Editor, one: Node) -> list[Node]:
 
 
 def _rescale_layer(editor: Editor, layer: Node, output: str, scale: Tensor, shift: Tensor, act: Json) -> Node:
-    """Return the layer with weights that scale and shift its output channels; weights that are zero stay zero.
-
-    The new weights are computed in float64 and rounded once.
-    """
+    """Return the layer with scaled and shifted output channels, computed in float64; zero weights stay zero."""
     name = layer.weights["weight"]
     weight = editor.tensors[name]
     folded = (weight.double() * scale.view(-1, *[1] * (weight.dim() - 1))).to(weight.dtype)
@@ -299,11 +287,7 @@ def _rescale_layer(editor: Editor, layer: Node, output: str, scale: Tensor, shif
 
 
 def fold_pads(graph: Graph) -> Graph:
-    """Return the graph with zero padding folded into convolutions.
-
-    Uneven padding, as in networks converted from TensorFlow, becomes even by extending the kernel with zeros on the
-    side with less padding.
-    """
+    """Return the graph with zero padding folded into convolutions; zeros in the kernel make uneven padding even."""
     return rewrite(graph, _fold_pad)
 
 
@@ -360,10 +344,7 @@ def _recognise_rms_norm(editor: Editor, one: Node) -> list[Node]:
 
 
 def _match_inverse_root(editor: Editor, name: str | None, root: str) -> tuple[str, float]:
-    """Return (x, eps) if the value `name` is root(mean(x^2) + eps), where `root` is "sqrt" or "rsqrt".
-
-    The mean is over the last axis.
-    """
+    """Return (x, eps) if the value `name` is root(mean(x^2) + eps) over the last axis; `root` is "sqrt" or "rsqrt"."""
     total = _torch_arguments(editor.made_by(value_of(_torch_arguments(_match_root(editor, name, root))["self"]), "add"))
     eps = number_of(total["other"], editor.tensors)
     mean = _torch_arguments(editor.made_by(value_of(total["self"]), "mean"))
@@ -520,10 +501,7 @@ _TOKEN_PRODUCTS = ("matmul", "bmm")
 
 
 def recognise_normalize(graph: Graph, sizes: Mapping[str, Sizes]) -> Graph:
-    """Return the graph with L2 normalisation over the last axis (`torch.nn.functional.normalize`) by an RMS norm.
-
-    The results differ only for vectors of about torch's minimum length, 1e-12, by a factor of at most sqrt(2).
-    """
+    """Return the graph with L2 normalisation over the last axis replaced by RMS norms."""
     return rewrite(graph, _recognise_normalize, sizes)
 
 
@@ -556,8 +534,7 @@ def _recognise_normalize(editor: Editor, one: Node) -> list[Node]:
 def recognise_written_attention(graph: Graph) -> Graph:
     """Return the graph with softmax(f(q k^T)) v replaced by attention nodes.
 
-    Here f multiplies by constants and adds constants that are the same for every example. Apply `lower_constants`
-    before this pass.
+    Here f multiplies by and adds constants, the same for every example. `lower_constants` must run before this pass.
     """
     return rewrite(graph, _recognise_masked_attention)
 
@@ -595,8 +572,8 @@ def attention(
 ) -> Node:
     """Return an attention node; return a window attention node if the inputs (q, k, v) have five axes.
 
-    `bias` is added to the attention scores; each of its axes has the size of that axis of the scores, or 1. Raise
-    `NoMatchError` if the bias masks all keys of a query, or contains NaN or +inf.
+    `bias` is added to the scores; each of its axes has the size of that axis of the scores, or 1. Raise `NoMatchError`
+    if it masks all keys of a query, or contains NaN or +inf.
     """
     *several, queries, _ = editor.shape(inputs[0]) or ()
     keys = (editor.shape(inputs[1]) or ())[-2]

@@ -83,10 +83,7 @@ FEWEST = 2
 
 
 class NotRecordedError(BaseException):
-    """Error with the reason why a call cannot be recorded.
-
-    The class derives from `BaseException`, so that a model that catches `Exception` does not catch this error.
-    """
+    """Error with the reason why a call cannot be recorded; no `Exception`, which a model might catch."""
 
 
 class Examples(int):
@@ -287,10 +284,7 @@ class TorchExport:
 
 
 def export(model: nn.Module, arguments: Arguments, *, dynamic_batch: bool) -> TorchExport:
-    """Export a model with torch.export; if `dynamic_batch`, for any number of examples if possible.
-
-    Raise `CaptureError` if torch.export cannot export the model.
-    """
+    """Export a model with torch.export; if `dynamic_batch`, for any number of examples if possible."""
     if not dynamic_batch:
         return TorchExport(_export(model, arguments, None), ASKED_FOR)
     examples = arguments.examples
@@ -367,10 +361,7 @@ def has_batch_first(leaf: Any, examples: int | None) -> bool:
 
 
 def named_shapes(model: nn.Module, args: Any, kwargs: Any, batch: int) -> Any:
-    """Return `dynamic_shapes` in the form that torch.export expects.
-
-    The result is a tuple if all arguments are positional, else a dict by argument name.
-    """
+    """Return `dynamic_shapes` as torch.export expects them: a tuple for positional arguments, else a dict."""
     args, kwargs = dynamic_shapes((args, kwargs), batch)
     signature = inspect.signature(model.forward)
     if not kwargs and all(one.kind is not one.VAR_POSITIONAL for one in signature.parameters.values()):

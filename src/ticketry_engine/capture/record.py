@@ -162,10 +162,7 @@ class _MetaCopy:
         self._state = state_of(self.model)
 
     def check(self, tape: Tape, inputs: Sequence[str]) -> None:
-        """Raise an error if a call changed weights, inputs or attributes of the model.
-
-        `tape` is the record of the call, and `inputs` are the names of its input tensors, in the order of the tape.
-        """
+        """Raise an error if a call changed weights, attributes or inputs; `inputs` are names of input tensors."""
         names = [name for name, _, _ in self.weights]
         if tape.written:
             first = min(tape.written)
@@ -270,10 +267,7 @@ def _merge(several: Sequence[Any]) -> Any:
 
 
 def _linear_size(numbers: Sequence[int]) -> LinearSize | None:
-    """Return an integer as a linear function of the number of examples; None if the function is not linear.
-
-    `numbers` are the values of the integer in the calls with the numbers of examples `_EXAMPLES`.
-    """
+    """Return an integer, given for each of `_EXAMPLES`, as a linear function of the number of examples, or None."""
     step, left = divmod(numbers[1] - numbers[0], _EXAMPLES[1] - _EXAMPLES[0])
     line = LinearSize(step, numbers[0] - step * _EXAMPLES[0])
     fits = not left and all(line.at(examples) == number for examples, number in zip(_EXAMPLES, numbers, strict=False))
@@ -448,10 +442,7 @@ class Tape:
             self._memory[_memory_id(tensor)] = index
 
     def add(self, tensor: Tensor) -> Ref:
-        """Add a tensor and return its `Ref`; a tensor that an operation changed in place gets a new `Ref`.
-
-        Raise `NotRecordedError` if the operation changed the tensor's shape.
-        """
+        """Add a tensor and return its `Ref`; a tensor that an operation changed in place gets a new `Ref`."""
         before = self._place.get(id(tensor))
         if before is not None and self.shapes[before.index] != tuple(tensor.shape):
             raise NotRecordedError("a tensor whose shape is changed in place")
@@ -467,10 +458,7 @@ class Tape:
             self.written.add(index)
 
     def adopt(self, tensor: Tensor) -> None:
-        """Give `tensor` the `Ref` of the last operation's result, if the last operation had no inputs.
-
-        For such operations, Python receives another tensor object than the one recorded.
-        """
+        """Give `tensor` the `Ref` of the last operation without inputs, whose result is another object in Python."""
         if id(tensor) in self._place or not self.steps:
             return
         last = self.steps[-1]
@@ -539,8 +527,7 @@ def _holds_ref(given: Any) -> bool:
 class Recorder(ProxyTorchDispatchMode):
     """Torch mode that runs every operation on the meta device and records the operation on a tape.
 
-    The base class is torch's tracer, because torch shows only this class operations that are not yet decomposed. The
-    methods of the base class are not used.
+    The base class is torch's tracer, because torch shows only to this class operations that are not yet decomposed.
     """
 
     def __init__(self, tape: Tape) -> None:
@@ -667,11 +654,7 @@ class LinearSize(NamedTuple):
 
 
 def matches_call(said: Any, found: Any, examples: int) -> bool:
-    """Return whether recorded operations, arguments or containers agree with a further call.
-
-    `said` was recorded, and has a `LinearSize` for each integer that depends on the number of examples. `found` was
-    recorded in the further call, with `examples` examples.
-    """
+    """Return whether what was recorded (`said`, with `LinearSize`) agrees with a call of `examples` (`found`)."""
     if isinstance(said, LinearSize):
         return bool(said.at(examples) == found)
     if isinstance(said, RecordedOp):

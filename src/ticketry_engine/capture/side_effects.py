@@ -84,10 +84,7 @@ def state_of(model: nn.Module) -> State:
 
 
 def first_change(before: State, after: State, *, counters: bool = False) -> str | None:
-    """Return the path of the first object that differs between two states of a model; None if none differs.
-
-    If `counters`, report only changed numbers and texts, and added or removed objects.
-    """
+    """Return the path of the first object that differs between two states; if `counters`, of a number or text."""
     for path in after if before.keys() == after.keys() else (*after, *before):
         if path not in before or path not in after:
             return _path_text(path)
@@ -161,10 +158,8 @@ _DROPOUTS = frozenset({"dropout", "feature_dropout", "alpha_dropout"})
 
 
 def without_writes(graph: fx.Graph) -> bool:
-    """Replace in-place operations of the graph by functional ones, and return True.
-
-    Return False, and replace none, if an operation has no functional form, or if a later operation reads the written
-    memory through another tensor.
+    """Replace in-place operations of the graph by functional ones; return False, and replace none, if one has no such
+    form.
     """
     for one in graph.nodes:
         if _aten_name(one) in _DROPOUTS and one.args[2] is False:
@@ -212,11 +207,7 @@ def _memory_families(graph: fx.Graph) -> dict[fx.Node, set[fx.Node]]:
 
 
 def _is_read_through_alias(one: fx.Node, family: set[fx.Node], order: dict[fx.Node, int]) -> bool:
-    """Return whether a later node reads what `one` writes through a tensor other than the written argument.
-
-    `one` is an in-place operation, `family` contains the nodes that may share memory with the written argument, and
-    `order` is the position of each node in the graph.
-    """
+    """Return whether a later node reads what `one` writes through another member of `family`, which shares memory."""
     others = [member for member in family if member is not _written_argument(one) and order[member] < order[one]]
     return any(
         member.op == "placeholder" or any(order[user] > order[one] for user in member.users) for member in others
@@ -375,10 +366,7 @@ _ARGUMENTS_BEFORE = {"wrap_with_set_grad_enabled": 1, "wrap_with_autocast": 4}
 
 
 def inline(program: torch.export.ExportedProgram) -> None:
-    """Move the operations of each block under torch.no_grad or torch.autocast to the main graph of the program.
-
-    Raise `CaptureError` if a block runs under an enabled autocast, because torch then chooses data types at run time.
-    """
+    """Move the operations of each block under torch.no_grad or torch.autocast to the main graph of the program."""
     module, graph = program.graph_module, program.graph
     for one in list(graph.nodes):
         kind = getattr(one.target, "_name", getattr(one.target, "__name__", ""))

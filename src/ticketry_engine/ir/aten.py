@@ -53,10 +53,7 @@ def _require_numbers(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _bounded_power(base: Any, exponent: Any) -> Any:
-    """Return ``base ** exponent``; raise `GraphError` if the result exceeds the range of floats.
-
-    The check comes first, because exact powers of large integers from a file could take very long.
-    """
+    """Return ``base ** exponent``; before, raise `GraphError` if the result exceeds the range of floats."""
     try:
         near = math.pow(base, exponent)
     except (OverflowError, ValueError) as error:
@@ -94,11 +91,7 @@ OPERATORS: Mapping[str, tuple[int, Callable[..., Any]]] = {
 
 
 def find(op: str, *, trusted: bool = False) -> Any:
-    """Return the torch function of the operation `op`; raise `GraphError` if the operation is not allowed.
-
-    If `trusted`, the graph was captured in this process, and any operation is allowed that does not write to its
-    arguments.
-    """
+    """Return the torch function of an operation; raise `GraphError` if it is not allowed (`trusted`: in this process)."""
     kind, _, rest = op.partition(".")
     if kind == "operator" and rest in OPERATORS:
         return OPERATORS[rest][1]
@@ -178,11 +171,7 @@ _DEEPEST = 8
 
 
 def _iterate_references(value: Json, where: str, depth: int = 0) -> Iterator[tuple[str, str]]:
-    """Yield ("value", name) or ("tensor", name) for each reference in a JSON argument.
-
-    Raise `GraphError`, with a message that begins with `where`, if the argument is invalid. `depth` is the number of
-    lists that contain the argument.
-    """
+    """Yield ("value", name) or ("tensor", name) for each reference in a JSON argument that is `depth` lists deep."""
     if value is None or isinstance(value, (bool, str)):
         return
     if isinstance(value, (int, float)):
@@ -280,8 +269,7 @@ _OF_PLAIN_MEMORY = frozenset(
 def _on_plain_memory(function: Callable[..., Any]) -> Callable[..., Any]:
     """Return a function that makes every tensor argument contiguous, and then calls `function`.
 
-    A tensor may have another memory layout than in the original model, or be a view of a larger tensor. Custom
-    operations may also depend on the memory layout.
+    A tensor may be a view of a larger tensor, or have another memory layout than in the original model.
     """
 
     def plain(value: Any) -> Any:

@@ -243,10 +243,7 @@ def _dispatch_keys(tensor: Any) -> int:
 
 @functools.cache
 def keys_of_dense_tensors(device: str) -> frozenset[int]:
-    """Return the dispatch keys of ordinary dense tensors on a device type, inside and outside inference mode.
-
-    A lock is held while torch's modes are disabled, because the stack of modes belongs to the whole process.
-    """
+    """Return the dispatch keys of ordinary dense tensors on a device type, inside and outside inference mode."""
     found = []
     for inference in (False, True):
         with ONE_AT_A_TIME, torch.inference_mode(inference), _disable_current_modes():
@@ -260,9 +257,8 @@ _ON_CPU = keys_of_dense_tensors("cpu")
 def readable_tensor(value: object, name: str, keys: frozenset[int] = _ON_CPU) -> Tensor:
     """Return `value`, or a copy if `value` is a negated or conjugated view, as a tensor that kernels can read.
 
-    For a subclass of Tensor, the memory of the tensor is read, and methods that the subclass overrides are ignored.
-
-    `name` names the object in error messages. `keys` are the accepted dispatch keys, from `keys_of_dense_tensors`.
+    For a subclass of Tensor, methods that it overrides are ignored. `name` names the object in error messages. `keys`
+    are the accepted dispatch keys, from `keys_of_dense_tensors`.
     """
     if type(value) not in _TYPES or _dispatch_keys(value) not in keys:
         value = _resolve(value, name, keys)

@@ -158,10 +158,7 @@ class Region:
 
 
 def last_uses(steps: Sequence[tuple[Sequence[str], Sequence[str]]], kept: Iterable[str]) -> list[tuple[str, ...]]:
-    """Return, for each step, the values that can be freed after the step.
-
-    A step is (names of the values that it reads, names of the values that it makes). Values in `kept` are never freed.
-    """
+    """Return the values that can be freed after each step (values that it reads, values that it makes)."""
     last = {name: number for number, (reads, _) in enumerate(steps) for name in reads}
     free = set().union(*(set(reads) | set(makes) for reads, makes in steps)) - set(kept)
     return [
@@ -278,10 +275,7 @@ def _check_name(name: object) -> None:
 
 
 def _check_printable(names: Iterable[str]) -> None:
-    """Raise `GraphError` if a name has characters that cannot be printed.
-
-    Tables and error messages show names, which may come from an untrusted file.
-    """
+    """Raise `GraphError` if a name, which tables and messages show, has characters that cannot be printed."""
     for name in names:
         if not name.isprintable():
             raise GraphError(

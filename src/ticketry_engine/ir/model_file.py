@@ -64,10 +64,7 @@ def save(graph: Graph, path: str | Path, meta: Mapping[str, Json] | None = None)
 
 
 def load(path: str | Path) -> tuple[Graph, dict[str, Json], str]:
-    """Load a file written by `save`, and return (graph, metadata that was saved with it, digest of the file's bytes).
-
-    Raise `ModelFileError` if the file is missing, damaged or inconsistent.
-    """
+    """Load a file of `save`, and return (graph, metadata that was saved with it, digest of the file's bytes)."""
     if not os.path.isfile(path):  # also refuses pipes and devices
         raise ModelFileError(f"there is no model file {path}")
     try:
@@ -82,10 +79,7 @@ def load(path: str | Path) -> tuple[Graph, dict[str, Json], str]:
 
 
 def dumps(graph: Graph, meta: Mapping[str, Json] | None = None) -> bytes:
-    """Return the bytes of a graph's file without the digest; raise `ModelFileError` for custom operations, as `save`.
-
-    Equal graphs give equal bytes.
-    """
+    """Return the bytes of a graph's file without the digest, equal for equal graphs; raise errors as `save`."""
     own = [one.op for one in graph.nodes if not one.native and not is_portable(one.op)]
     if own:
         whose = "operations that no file may hold" if own[0].startswith("aten.") else "operations of its own"
@@ -151,10 +145,7 @@ def to_json(graph: Graph) -> Json:
 
 
 def from_json(document: Json, tensors: dict[str, Tensor]) -> Graph:
-    """Return the graph that `to_json` wrote as `document`, with the weights `tensors`; do not validate the graph.
-
-    Raise `ModelFileError` for JSON that `to_json` cannot have written.
-    """
+    """Return the graph that `to_json` wrote, not validated; raise `ModelFileError` for any other JSON."""
     keys = {"inputs", "outputs", "nodes", "values", "signature", "notes"}
     require(isinstance(document, dict) and set(document) == keys, f"its graph has not the parts {sorted(keys)}")
     require(_is_text_list(document["inputs"]) and _is_text_list(document["notes"]), "its inputs or notes are no texts")
@@ -304,10 +295,7 @@ def _pack_flags(flags: Tensor) -> Tensor:
 
 
 def read_weights(table: Json, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the weights by name from a file's table of weights and its stored tensors.
-
-    Raise `ModelFileError` if the table does not match the stored tensors.
-    """
+    """Return the weights by name; raise `ModelFileError` if the table and the stored tensors disagree."""
     require(isinstance(table, dict), "its table of weights is no object")
     made: dict[str, Tensor] = {}
     wanted: set[str] = set()
@@ -448,10 +436,7 @@ def pack_places(flags: NDArray[np.bool_]) -> Bytes:
 
 
 def unpack_places(data: Bytes, count: int, total: int) -> NDArray[np.bool_]:
-    """Return the `total` flags that `pack_places` packed, of which `count` are set.
-
-    Raise `ValueError` if the bytes are not the code of `count` increasing positions below `total`.
-    """
+    """Return the flags that `pack_places` packed; raise `ValueError` unless `count` of `total` flags are set."""
     if not 0 <= count <= total or len(data) != packed_number_bytes(count, total):
         raise ValueError("the number of bytes does not match its positions")
     low = _low_bit_count(count, total)
@@ -481,8 +466,5 @@ def _code_length(count: int, total: int, low: int) -> int:
 
 
 def _high_bits(count: int, total: int, low: int) -> int:
-    """Return the number of bits that encode the higher parts of `count` positions among `total` elements.
-
-    The bits are a one for each position, and as many zeros as the highest possible higher part.
-    """
+    """Return the number of bits of the higher parts: a one per position, and zeros up to the highest part."""
     return count + (max(total - 1, 0) >> low)

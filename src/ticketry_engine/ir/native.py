@@ -298,10 +298,7 @@ def _compute_reshape(attrs: Attrs, *_: Any) -> Function:
 
 
 def activation(act: str | dict[str, float] | None, *, fresh: bool = False) -> Function | None:
-    """Return the torch function of an activation; None for the identity.
-
-    If `fresh`, the function may change its argument in place.
-    """
+    """Return the torch function of an activation, which may change its argument if `fresh`; None for the identity."""
     if act is None:
         return None
     if isinstance(act, dict):

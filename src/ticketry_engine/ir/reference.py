@@ -35,12 +35,7 @@ def torch_step(graph: Graph, node: Node) -> Function:
 
 
 class Cast:
-    """Converts tensors, values and nodes of a graph from its main floating-point dtype to another dtype.
-
-    The main dtype is that of most weight elements.
-
-    The main dtype is that of most weight elements. If `precision` is None, nothing is converted.
-    """
+    """Converts tensors, values and nodes of a graph from the dtype of most weight elements to `precision`, if given."""
 
     def __init__(self, graph: Graph, precision: str | None) -> None:
         if precision is not None and precision not in FLOATS:
@@ -69,10 +64,7 @@ class Cast:
 
 
 def check_output(function: Function, value: Value, node: Node) -> Function:
-    """Return a function that calls `function`; it raises `GraphError` if the output does not fit `value`.
-
-    The output must have the dtype and shape of `value`. `node` is named in the message.
-    """
+    """Return `function` with a check that raises `GraphError` unless the output has the dtype and shape of `value`."""
     if value.dtype in OTHERS:
         return function
     dtype = getattr(torch, value.dtype)
@@ -160,10 +152,8 @@ _COUNTS = ("chunks", "indices", "n", "sections", "split_size", "split_sizes")
 
 
 def _count_parts(one: Node, weights: Mapping[str, Tensor], made: Mapping[str, Any]) -> int:
-    """Return the maximum number of tensors that a node creates, as entries of a list or in its time steps.
-
-    Return 0 if this number does not depend on the node's arguments. `weights` and `made` (values) are on the meta
-    device.
+    """Return the maximum number of tensors that a node creates as entries of a list or in time steps; 0 if of fixed
+    number.
     """
     family = one.op.split(".")[1]
     if family not in (*_RECURRENCES, *_BY_AXIS, *_BY_COUNT) or one.op.startswith("operator."):

@@ -56,10 +56,7 @@ error 5e-8."""
 
 
 def activation(act: str | Mapping[str, float] | tuple[str, float] | None) -> Activation:
-    """Return `act`, a name or ``{"leaky_relu": slope}``, in the form that kernels store.
-
-    Raise `EngineError` if the activation is unknown.
-    """
+    """Return `act`, a name or ``{"leaky_relu": slope}``, in the form that kernels store."""
     if act is None or (isinstance(act, str) and act in _PLAIN):
         return act
     if isinstance(act, Mapping) and len(act) == 1:
@@ -88,10 +85,7 @@ def activate(e: Emitter, act: str | Mapping[str, float] | tuple[str, float] | No
 def activate_all(
     e: Emitter, act: str | Mapping[str, float] | tuple[str, float] | None, vectors: Sequence[Any]
 ) -> list[Any]:
-    """Return the activation `act` of each of several vectors of the target's width.
-
-    Activations with an exponential process a few vectors at once, so that these share the loads of constants.
-    """
+    """Return the activation of each of several vectors; long ones process some at once, to share constants."""
     act = activation(act)
     if act not in _WITH_EXPONENTIAL:
         return [activate(e, act, vector) for vector in vectors]

@@ -115,10 +115,7 @@ def splat_pair(e: Emitter, pointer: ir.Value, byte: ir.Value | int) -> ir.Value:
 
 
 def multiply_pairs(e: Emitter, a: ir.Value, x: ir.Value, y: ir.Value) -> ir.Value:
-    """Return ``a[0] * x[0] + a[1] * x[1] + y`` in each lane; a and x are bfloat16 pairs, y and the result float32.
-
-    The sum is rounded each time a product is added; denormal numbers count as zero.
-    """
+    """Return ``a[0] * x[0] + a[1] * x[1] + y`` in each lane; a and x are bfloat16 pairs, y and the result float32."""
     return e.call(f"llvm.x86.avx512bf16.dpbf16ps.{32 * e.target.lanes}", e.vector, [y, a, x])
 
 
@@ -130,8 +127,7 @@ def load_pairs(e: Emitter, pointer: ir.Value, byte: ir.Value | int, align: int =
 def interleave_pairs(e: Emitter, one: ir.Value, other: ir.Value) -> list[ir.Value]:
     """Return the pairs (one[i], other[i]) of two bfloat16 vectors, as two vectors of pairs.
 
-    The first result holds the pairs of the first half of each 128-bit piece, the second result those of the second
-    half, which takes one instruction per result. `split_to_float32` uses the same order.
+    To take one instruction each, the results hold the first and the second halves of each 128-bit piece.
     """
     width = 2 * e.target.lanes
     words = ir.VectorType(I16, width)
@@ -218,10 +214,7 @@ def store_tile(e: Emitter, tile: int, pointer: Any) -> None:
 
 
 def multiply_tiles(e: Emitter, sums: int, left: int, right: int) -> None:
-    """Emit ``sums += left @ right`` for three tile registers: float32 sums of bfloat16 products.
-
-    Denormal numbers count as zero.
-    """
+    """Emit ``sums += left @ right`` for three tile registers: float32 sums of bfloat16 products."""
     e.call("llvm.x86.tdpbf16ps", ir.VoidType(), [_tile_number(sums), _tile_number(left), _tile_number(right)])
 
 

@@ -26,10 +26,7 @@ PTR = ir.PointerType()
 
 
 def same(kind: ir.Type, value: Any) -> ir.Constant:
-    """Return the constant `value` of type `kind`; if `kind` is a vector type, every lane holds `value`.
-
-    Constants are cached: without a cache, they took half the time of writing a kernel.
-    """
+    """Return the (cached) constant `value` of type `kind`; if `kind` is a vector type, every lane holds `value`."""
     return _cached_constant(kind, value, repr(value))
 
 
@@ -192,10 +189,7 @@ class Emitter:
         return self.b.call(self.module.globals[name], values)
 
     def hide_from_optimiser(self, value: ir.Value) -> ir.Value:
-        """Return `value` as the result of empty inline assembly, so that the optimiser neither moves nor rewrites it.
-
-        A vector wider than the target's registers is returned unchanged, because LLVM would abort the process.
-        """
+        """Return `value` as the result of empty inline assembly, which the optimiser neither moves nor rewrites."""
         register = _REGISTERS.get(self.target.triple.split("-")[0])
         if register is None or (isinstance(value.type, ir.VectorType) and value.type.count > self.target.lanes):
             return value

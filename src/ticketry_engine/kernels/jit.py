@@ -23,8 +23,7 @@ from ticketry_engine.support.files import digest_of_files, private_cache_folder,
 class Kernel(Protocol):
     """A kernel description: a frozen dataclass of plain values; kernels with equal ``repr`` have the same machine code.
 
-    If the class attribute ``finished`` is true, LLVM runs only clean-up passes and no loop optimisations, because the
-    kernel's loops are already in final form. Compilation then takes half the time.
+    If the class attribute ``finished`` is true, LLVM runs only clean-up passes, because the loops are in final form.
     """
 
     def emit(self, name: str, target: Target) -> str:

@@ -162,8 +162,6 @@ class Program:
         """Copy all tables, the list of operations and their arguments into one memory, as native code reads them.
 
         The tables of `ops` become views of that memory, so that no table is stored twice.
-
-        The tables of `ops` become views of that memory, so that no table is stored twice.
         """
         # Tables shared by several operations are stored once.
         tables = {id(arg): arg for op in self.ops for arg in op.args if isinstance(arg, np.ndarray)}
@@ -252,17 +250,11 @@ class Program:
         return clock() - begin
 
     def session(self, threads: int = 1) -> ProgramSession:
-        """Return a `ProgramSession`, which runs ranges of operations and keeps the working memory between calls.
-
-        More than one thread requires a program with ``split="parts"``, because the threads share each operation.
-        """
+        """Return a `ProgramSession`; more than one thread requires a program with ``split="parts"``."""
         return ProgramSession(self, self._take_workspace(threads))
 
     def _take_workspace(self, threads: int) -> _Workspace:
-        """Return an unused workspace for `threads` threads, or create one; each concurrent call gets its own.
-
-        A forked process creates its own workspaces, because worker threads do not survive a fork.
-        """
+        """Return an unused workspace, or a new one; not of a forked process, whose threads do not survive."""
         with self._lock:
             free = self._free.get((os.getpid(), threads))
             if free:

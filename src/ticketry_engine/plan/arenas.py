@@ -130,10 +130,7 @@ class PixelsArena:
         return flat if _WORTH_APART * flat.image <= found.image else found
 
     def _memory_owner(self, wide: _Wide, first: Sequence[int]) -> _Wide:
-        """Return the wide value whose memory `wide` uses: `wide` itself, or the value that it overwrites.
-
-        `first` is the result of `Storages.places`. Only values of one storage each can share memory.
-        """
+        """Return the value whose memory `wide` uses: itself, or a value of one storage that it overwrites."""
         if len(wide.members) > 1:
             return wide
         found, _ = self._in[first[wide.members[0]]]
@@ -174,10 +171,7 @@ def _wide_values(sketch: Sketch, lanes: int) -> list[_Wide]:
 
 
 def _append_runs(sequences: dict[int, list[int]], storages: Storages, runs: Sequence[Run], lanes: int) -> None:
-    """Record in `sequences` that the storages of `runs` must lie next to each other, in this order.
-
-    Raise `UnsupportedError` if that contradicts an earlier sequence, or if channels would not begin at a vector.
-    """
+    """Record that the storages of `runs` must lie next to each other; raise `UnsupportedError` if they cannot."""
     whole = [storage for storage, low, high in runs if (low, high) == (0, storages.all[storage].channels)]
     if len(whole) != len(runs) or len(set(whole)) != len(whole):
         raise UnsupportedError("parts of values side by side")
@@ -193,10 +187,7 @@ def _append_runs(sequences: dict[int, list[int]], storages: Storages, runs: Sequ
 
 
 def _inputs_with_separate_channels(sketch: Sketch) -> set[int]:
-    """Return the inputs of a region, as storages, that only ungrouped layers read.
-
-    The channels of such an input may be stored separately.
-    """
+    """Return the inputs of a region that only ungrouped layers read, whose channels may be stored separately."""
     found = {int(task.output.flat[0, 0]) for task in sketch.tasks if task.kind == "load"}
     for task in sketch.tasks:
         whole = task.kind == "conv2d" and task.node.attrs.get("groups", 1) == 1
@@ -270,9 +261,8 @@ class PlanesArena:
 def _plane_geometries(storages: Storages, images: int, lanes: int, wanted: bool) -> list[planar.Geometry]:
     """Return the geometry of each storage's planes.
 
-    The halo (zeros around a plane) is the largest that a reader needs. Planes have equal distances between rows where
-    an operation requires that. Planes whose rows do not fill a vector have no halo, because a halo would leave lanes
-    unused.
+    The halo (zeros around a plane) is the largest that a reader needs; 0 if rows do not fill a vector, because a halo
+    would leave lanes unused.
     """
     few = images < lanes
     none = [storage.pixels[1] * images < lanes or (few and not wanted) for storage in storages.all]
@@ -305,10 +295,7 @@ _MOST = 256
 
 
 def pair_channels(sketch: Sketch, orders: Mapping[int, Array], lanes: int) -> dict[int, Array]:
-    """Return orders of channels in which channels that layers retain together are paired.
-
-    `orders` are the orders of channels by root storage of a residual stream; pairs are formed within its runs of rows.
-    """
+    """Return orders of channels, within those of `orders`, in which channels that layers retain together are paired."""
     storages = sketch.storages
     pinned = {storages.orders.find(one) for one in storages.pinned}
     readers: dict[int, list[Array]] = {}
@@ -332,10 +319,7 @@ def pair_channels(sketch: Sketch, orders: Mapping[int, Array], lanes: int) -> di
 
 
 def _weighted_support(sketch: Sketch, task: RegionTask, lanes: int) -> Array:
-    """Return which input channels each group of rows retains, as float32 [channels, groups * taps].
-
-    Entries of retained channels are the square root of the group's work, other entries are 0.
-    """
+    """Return float32 [channels, groups * taps]: the root of a group's work where it retains a channel, else 0."""
     weight = sketch.weight(task.node)
     groups = [group for group in row_groups(weight) if group.width]
     channels = task.inputs[0].channels
@@ -357,10 +341,7 @@ def _row_groups_of(sketch: Sketch, task: RegionTask) -> Array:
 
 
 def _pair_within_groups(kept: Array, labels: list[Array]) -> Array:
-    """Return an order of the rows of `kept` that puts similar rows next to each other, in pairs.
-
-    `labels` are arrays with a label for each row. A row stays within its run of rows with equal labels.
-    """
+    """Return an order of rows with similar ones next to each other, within runs of rows with equal labels."""
     count = len(kept)
     new = np.zeros(count, bool)
     for each in labels:
@@ -376,10 +357,7 @@ def _pair_within_groups(kept: Array, labels: list[Array]) -> Array:
 
 
 def order_by_best_pairs(together: Array) -> Array:
-    """Return an order of elements in which the elements at positions 2c and 2c + 1 have much in common.
-
-    `together` is the symmetric matrix [n, n] of how much two elements have in common.
-    """
+    """Return an order in which elements 2c and 2c + 1 have much in common, as the matrix `together` [n, n] says."""
     count = len(together)
     rows, columns = np.triu_indices(count, 1)
     free = np.ones(count, bool)

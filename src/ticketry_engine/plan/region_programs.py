@@ -329,10 +329,7 @@ def digest_of(graph: Graph) -> str:
 
 @functools.cache
 def _sources_digest() -> str:
-    """Return a digest of the source files of the planner and of the graph.
-
-    Programs planned by other versions of these files are not used. Cached kernels have a digest of their own.
-    """
+    """Return a digest of the sources of planner and graph; programs of other versions are not used."""
     here = Path(__file__).parent
     return digest_of_files([*here.glob("*.py"), *Path(ir.__file__).parent.glob("*.py")])
 
@@ -403,10 +400,7 @@ def partition(graph: Graph) -> Partition:
 
 
 def _moves_read_by_torch(graph: Graph, nodes: Sequence[Node], sketch: Sketch) -> set[str]:
-    """Return the values of a region that only rearrange elements and that only torch reads.
-
-    Torch should rearrange them itself, because its views take no time.
-    """
+    """Return the values of a region that only rearrange elements for torch, whose own views take no time."""
     readers: dict[str, list[str]] = {}
     inside = {node.output for node in nodes}
     for node in graph.nodes:

@@ -78,10 +78,7 @@ class Sketch:
         self.tasks.append(RegionTask("store", "store", (form,), form, Node("store", (name,), ""), number))
 
     def constant(self, node: Node, role: str, like: ValueForm, channels: Sequence[int]) -> ValueForm:
-        """Return the weight `role` of a node as a value with the labels and pixels of the value `like`.
-
-        `channels` are the sizes of the channel axes; channels are never reordered.
-        """
+        """Return the weight `role` as a value with labels and pixels of `like`; its channels are never reordered."""
         key = (node.weights[role], f"{like.labels} {list(channels)}", like.pixels)
         if key not in self._constants:
             held = Node("constant", (), node.weights[role], {}, {"constant": node.weights[role]})
@@ -105,11 +102,7 @@ class Sketch:
         return [(task, task.node) for task in self.tasks if task.kind in ("conv2d", "linear")]
 
     def add_task(self, node: Node, inputs: Sequence[ValueForm], like: Like, kind: str = "") -> ValueForm:
-        """Add a task with a new output value and return this value.
-
-        `like` is (labels, sizes of the channel axes, pixels) of the output, and `kind` defaults to the operation of the
-        node.
-        """
+        """Add a task, and return its output value like (labels, sizes of the channel axes, pixels)."""
         labels, channels, pixels = like
         storage = self.storages.add(prod(channels), pixels, len(self.tasks))
         output = forms.new_value(labels, channels, pixels, storage)
@@ -129,10 +122,7 @@ class Sketch:
     def as_planes(
         self, node: Node, value: ValueForm | Rearranged, labels: str, pixels: tuple[int, int] | None = None
     ) -> ValueForm:
-        """Return `value` as planes with the given labels and pixels; add a copy if necessary.
-
-        Raise `UnsupportedError` if the value cannot be stored in this way.
-        """
+        """Return `value` as planes with the given labels and pixels, copied if necessary, or raise an error."""
         if isinstance(value, ValueForm) and value.labels == labels and pixels in (None, value.pixels):
             return value
         table = rearranged(value, self.storages)
@@ -170,10 +160,7 @@ class Sketch:
         return made
 
     def record_read(self, form: ValueForm, halo: int = 0, halo_of_few: int | None = None) -> None:
-        """Record that the next task reads a value and needs `halo` zeros around each image.
-
-        `halo_of_few` is the halo that the task needs if images do not fill a vector; it defaults to `halo`.
-        """
+        """Record that the next task reads a value with `halo` zeros, `halo_of_few` if images fill no vector."""
         self.storages.read(form, len(self.tasks), halo, halo_of_few)
 
 
@@ -215,10 +202,7 @@ def _output_pixels(sketch: Sketch, node: Node) -> tuple[int, int]:
 
 
 def _required_halo(node: Node, axis: int, kernel: Sequence[int], x: Sequence[int], y: Sequence[int]) -> int:
-    """Return by how many pixels the windows of a convolution or pooling exceed the input along `axis`.
-
-    `kernel`, `x` and `y` are the sizes of the kernel, the input and the output.
-    """
+    """Return by how many pixels windows exceed the input along `axis`; `kernel`, `x` and `y` are sizes."""
     stride, padding = node.attrs["stride"][axis], node.attrs["padding"][axis]
     dilation = node.attrs.get("dilation", (1, 1))[axis]
     behind = (y[axis] - 1) * stride + (kernel[axis] - 1) * dilation - padding - (x[axis] - 1)
@@ -242,11 +226,7 @@ def _add_product(
     like: Like,
     same_rows: bool,
 ) -> ValueForm:
-    """Add a convolution or linear layer with its residual, if it has one.
-
-    `residual` is empty, or the value that is added to the output. `like` is (labels, sizes of the channel axes, pixels)
-    of the output. If `same_rows`, input and output need equal distances between rows.
-    """
+    """Add a convolution or linear layer; if `same_rows`, input and output need equal distances between rows."""
     labels, _, pixels = like
     for other in residual:
         if (other.labels, other.pixels) != (labels, pixels) and not (other.pixels == pixels == (1, 1)):
@@ -346,11 +326,7 @@ def _add_rotary(sketch: Sketch, node: Node, inputs: list[ValueForm]) -> ValueFor
 
 
 def _over_channels_rule(axis: Callable[[Node], int], otherwise: str) -> Rule:
-    """Return a rule for an operation over one axis, which must be the only channel axis.
-
-    The function `axis` returns the index of a node's axis, without the batch, and `otherwise` is the reason in the
-    error if it is not the only channel axis.
-    """
+    """Return a rule for an operation over the only channel axis; `otherwise` is the error for any other axis."""
 
     def rule(sketch: Sketch, node: Node, inputs: list[ValueForm]) -> ValueForm:
         if not _is_channels(inputs[0], axis(node)):
@@ -467,10 +443,7 @@ Value = ValueForm | Rearranged
 
 
 def add(sketch: Sketch, node: Node) -> None:
-    """Add a node to the sketch, with copies of its inputs if necessary.
-
-    Raise `UnsupportedError` if no layout can run the node; copies that nothing reads may then have been added.
-    """
+    """Add a node, on copies of its inputs if necessary; raise `UnsupportedError` if no layout can run it."""
     if node.op not in RULES and node.op not in _VIEWS:
         raise UnsupportedError(f"no kernel for {node.op}")
     values = [sketch.forms[name] for name in node.inputs]
@@ -501,10 +474,7 @@ def _rearranging_view(made: Callable[[Node, Rearranged], Rearranged]) -> _View:
 
 
 def _concatenate(sketch: Sketch, node: Node, values: Sequence[Value], error: UnsupportedError) -> Value:
-    """Return the concatenation of values, as planes if possible.
-
-    The result is a table of sources if the axis is no channel axis, or if a later operation moves the elements again.
-    """
+    """Return the concatenation of values: planes if possible and not moved again, else a table of sources."""
     if like := next((value for value in values if isinstance(value, ValueForm)), None):
         axis, labels = node.attrs["axis"], like.labels
         if labels[axis - 1 : axis] == "c" and not _is_moved_again(sketch, node.output):

@@ -75,10 +75,7 @@ class Storages:
         return len(self.all) - 1
 
     def read(self, form: ValueForm, when: int, halo: int = 0, halo_of_few: int | None = None) -> None:
-        """Record that operation `when` reads a value and needs `halo` zeros around each plane.
-
-        `halo_of_few` is the number of zeros if images do not fill a vector; it defaults to `halo`.
-        """
+        """Record that operation `when` reads planes with `halo` zeros, `halo_of_few` if images fill no vector."""
         for number in form.storages:
             storage = self.all[number]
             storage.dies = max(storage.dies, when)
@@ -110,9 +107,8 @@ class Storages:
     def allow_overwriting(self, y: ValueForm, x: ValueForm, others: Iterable[ValueForm], *, once: bool) -> None:
         """Allow y to overwrite x: the operation that computes y reads each element of x right before writing it in y.
 
-        x is an input of the same sizes, and the further inputs `others` must not share memory with y. If `once`, each
-        element of y is written only once in every layout. In the channels-last layout, the last tile of a convolution
-        writes elements again.
+        `others` are further inputs, which must not share memory with y. If `once`, every layout writes each element
+        only once; the last tile of a channels-last convolution writes elements again.
         """
         whole = len(x.storages) == 1 and x.channels == self.all[x.storages[0]].channels == y.channels
         elsewhere = all(x.storages[0] not in other.storages for other in others)
@@ -122,9 +118,8 @@ class Storages:
                 self.once.add(y.storages[0])
 
     def places(self, *, once: bool = False) -> list[int]:
-        """Return, for each storage, the number of the storage in whose memory it lies: itself, or one it overwrites.
-
-        If `once`, only storages in `Storages.once` overwrite another storage.
+        """Return the storage in whose memory each storage lies: itself, or one it overwrites (only `Storages.once` if
+        `once`).
         """
         found: list[int] = []
         for number, storage in enumerate(self.all):
@@ -264,9 +259,8 @@ class LayoutSlots(Generic[G]):
         return buffer.begin
 
     def lay_out(self, bytes_of: Callable[[G], int]) -> tuple[dict[G, int], int]:
-        """Return (first byte of each layout's memory, total bytes) if the memories of the layouts follow each other.
-
-        `bytes_of` returns the bytes of a slot of a layout.
+        """Return (first byte of each layout's memory, total bytes) for memories one after another with slots of
+        `bytes_of`.
         """
         starts, end = {}, 0
         for layout, memory in self._memories.items():
@@ -329,10 +323,7 @@ def rearranged(value: ValueForm | Rearranged, storages: Storages) -> Rearranged:
 
 
 def in_planes(value: Rearranged, labels: str, storages: Storages) -> ValueForm | None:
-    """Return a rearranged value as a list of whole planes of its sources; None if the value cuts or changes planes.
-
-    `labels` has a letter per axis: "c" for channels, "p" for pixels.
-    """
+    """Return a value as whole planes of its sources, or None; `labels` has "c" (channels) or "p" (pixels) per axis."""
     where = _elements_by_channel(value.where, labels)
     positions = where.shape[-1]
     ends = np.cumsum([storages.all[one].channels * prod(storages.all[one].pixels) for one in value.sources])
@@ -361,10 +352,7 @@ def _elements_by_channel(where: Planned, labels: str) -> Planned:
 
 
 def source_table(value: Rearranged, labels: str) -> tuple[Planned, list[int], tuple[int, int]]:
-    """Return (table of sources [channels, pixels], sizes of the channel axes, height and width of a plane).
-
-    `labels` has a letter per axis, "c" for channels and "p" for pixels, and at most two "p".
-    """
+    """Return (sources [channels, pixels], sizes of channel axes, (height, width)); `labels` as in `in_planes`."""
     places = [size for size, label in zip(value.axes, labels, strict=True) if label == "p"]
     channels = [size for size, label in zip(value.axes, labels, strict=True) if label == "c"]
     if len(places) > 2 or len(labels) != len(value.axes):

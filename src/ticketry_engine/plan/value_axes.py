@@ -89,10 +89,7 @@ def transposed(form: ValueForm, axes: Sequence[int]) -> ValueForm:
 
 
 def reshaped(form: ValueForm, shape: Sequence[int | None]) -> ValueForm:
-    """Return the value reshaped to `shape`, which includes the batch.
-
-    Raise `UnsupportedError` if a new axis would mix channels and pixels, or if pixel axes would change.
-    """
+    """Return the value in a new shape (with batch) that mixes no channels and pixels, or raise `UnsupportedError`."""
     if form.labels == "f":
         raise UnsupportedError("a new shape of a flattened value")
     old, new = list(form.axes), [int(size or 0) for size in shape[1:]]

@@ -212,10 +212,7 @@ def _set_defaults(wanted: _Defaults, now: _Defaults) -> Iterator[None]:
 
 
 def as_normal_tensors(values: Any) -> Any:
-    """Return the containers `values` with a copy in place of each tensor that was created in inference mode.
-
-    Gradients cannot use tensors that were created in inference mode.
-    """
+    """Return containers with a copy in place of each tensor created in inference mode, which gradients cannot use."""
     leaves = tree_leaves(list(values.values()) if isinstance(values, Mapping) else values)
     if not any(isinstance(leaf, Tensor) and leaf.is_inference() for leaf in leaves):
         return values
@@ -226,10 +223,7 @@ def as_normal_tensors(values: Any) -> Any:
 
 @contextmanager
 def writing_to(tensor: Tensor) -> Iterator[None]:
-    """Run a `with` block that changes `tensor` in place, without gradients.
-
-    If `tensor` was created in inference mode, the block runs in inference mode, which is necessary to change it.
-    """
+    """Run a `with` block that changes `tensor` in place, in inference mode if `tensor` was created in it."""
     with torch.inference_mode() if tensor.is_inference() else torch.no_grad():
         yield
 

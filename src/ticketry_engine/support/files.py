@@ -343,10 +343,7 @@ def _file_digest(name: str, code: bytes) -> bytes:
 
 
 def read_cached(path: Path) -> bytes | None:
-    """Return the data that `write_cached` wrote to a file.
-
-    Return None if the file is missing, damaged or renamed, or if other users could have written it.
-    """
+    """Return the data that `write_cached` wrote; None if the file is missing, damaged, or writable by others."""
     if not _is_usable(path.parent):
         return None
     try:
@@ -363,10 +360,7 @@ def read_cached(path: Path) -> bytes | None:
 
 
 def write_cached(path: Path, data: bytes) -> None:
-    """Write `data` to a file, after a digest, atomically.
-
-    Do nothing if the folder cannot be written, or if other users can write in it.
-    """
+    """Write `data` after a digest, atomically; do nothing if the folder is not writable, or others can write in it."""
     if not _is_usable(path.parent):
         return
     try:

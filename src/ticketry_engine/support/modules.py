@@ -97,10 +97,7 @@ def copied(model: nn.Module, tensors: Mapping[int, Tensor], shared: Mapping[int,
 
 
 def _copy_module(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
-    """Return a deep copy of a module, for plain modules several times as fast as `copy.deepcopy`.
-
-    `memo` is the memo of `copy.deepcopy`: `id` of an object -> its copy.
-    """
+    """Return a deep copy of a module, for plain modules several times as fast as `copy.deepcopy`."""
     if id(module) in memo:
         return memo[id(module)]  # type: ignore[no-any-return]
     if not _copies_by_dict(type(module)):

@@ -92,8 +92,8 @@ def first_derivative_only(
 ) -> Callable[..., tuple[Tensor | None, ...]]:
     """Return `backward` with an error for every second derivative, also where `once_differentiable` raises none.
 
-    `torch.autograd.function.once_differentiable` raises an error only if the incoming gradients require gradients. The
-    gradients of a plain sum do not require gradients, so a penalty on gradients would silently count as a constant.
+    `once_differentiable` raises an error only if the incoming gradients require gradients, which those of a plain sum
+    do not, so that a penalty on gradients would silently count as a constant.
     """
     marked = once_differentiable(backward)
 

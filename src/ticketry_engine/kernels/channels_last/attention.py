@@ -150,10 +150,7 @@ Steps = tuple[int, int, int]
 
 
 def _window_offset(e: Emitter, number: ir.Value, windows: int, steps: Steps) -> ir.Value:
-    """Return the bytes from a value's first pixel to the first token of window `number`.
-
-    The windows of all images are numbered consecutively; an image has `windows` of them.
-    """
+    """Return the bytes from a value's first pixel to the first token of a window, numbered through all images."""
     if windows == 1:
         return e.b.mul(number, e.i64(steps[2]))
     image, window = e.b.udiv(number, e.i64(windows)), e.b.urem(number, e.i64(windows))
@@ -325,10 +322,7 @@ class _QueryTile:
         return e.at(e.table(AttentionArg.BIAS), b.mul(row, e.i64(self.row)))
 
     def _exponentiate(self, number: int) -> ir.Value:
-        """Emit the code that turns the scores of query `number` into exponentials, and return the sum of these.
-
-        An exponential is exp(score - largest score), or zero for a key that the query does not attend to.
-        """
+        """Replace the scores of query `number` by exp(score - largest), 0 for hidden keys; return the sum."""
         e, b, lanes = self.e, self.e.b, self.e.target.lanes
         limit = e.i64(self.kernel.keys)
         if self.kernel.causal:

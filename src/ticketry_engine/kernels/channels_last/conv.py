@@ -133,9 +133,8 @@ class ConvShape:
 
     @property
     def pairs(self) -> bool:
-        """Whether the input is bfloat16, so that a column is a pair of neighbouring channels at a tap.
-
-        If the number of channels is odd, the second weight of the last pair is zero.
+        """Whether the input is bfloat16, so that a column is a pair of neighbouring channels at a tap, the last one
+        padded.
         """
         return self.x.geometry.item == HALF
 
@@ -165,9 +164,8 @@ class ConvShape:
             raise EngineError("a residual has to have the shape of the output")
 
     def column_offsets(self, columns: int) -> Array:
-        """Return, for each column, how many 4-byte words its input lies after the input of tap 0 and channel 0.
-
-        The result is an array [taps * columns], where `columns` is the number of columns per tap.
+        """Return, for each of taps * `columns` columns, the 4-byte words from the input of tap 0 and channel 0 to its
+        input.
         """
         geometry = self.x.geometry
         (height, width), (down, right) = self.window.size, self.window.dilation
@@ -295,10 +293,7 @@ class RowBlock:
 
 
 def flatten_by_tap(weight: Array, groups: int) -> Array:
-    """Return the weight [O, I / groups, kh, kw] of a convolution as float32 [rows, taps * input channels].
-
-    The channels of a tap are neighbouring columns. A grouped convolution becomes an ungrouped convolution with zeros.
-    """
+    """Return a weight [O, I / groups, kh, kw] as [rows, taps * input channels]; groups become zeros."""
     outputs, inputs, height, width = weight.shape
     flat = weight.transpose(0, 2, 3, 1).reshape(outputs, height * width, inputs)
     if groups > 1:
@@ -365,10 +360,7 @@ def join_groups(support: Array, groups: Sequence[Array], lanes: int, cost: dict[
 
 
 def split_into_blocks(support: Array, groups: Sequence[Array], lanes: int, cost: dict[int, float]) -> list[RowBlock]:
-    """Split groups of rows into blocks, with the least cost.
-
-    The arguments are those of `join_groups`.
-    """
+    """Split groups of rows into blocks, with the least cost; the arguments are those of `join_groups`."""
     best = _cheapest_splits(max((-(-len(group) // lanes) for group in groups), default=0), cost)
     blocks = []
     for group in groups:

@@ -42,11 +42,7 @@ SLACK = 64
 
 @dataclass(frozen=True)
 class ChannelsLastGeometry:
-    """Shape and strides of a value; a sequence of tokens is an image of one row, a vector an image of one pixel.
-
-    Values of equal geometry may use the same memory in turn, because kernels never write to the zeros of halo and
-    padding.
-    """
+    """Shape and strides of a value; a sequence of tokens is an image of one row, a vector an image of one pixel."""
 
     height: int
     width: int
@@ -71,8 +67,8 @@ class ChannelsLastGeometry:
     def build(cls, height: int, width: int, channels: int, halo: int = 0, item: int = FLOAT) -> ChannelsLastGeometry:
         """Return the geometry of a value with innermost channels.
 
-        Pixels and images are odd numbers of cache lines apart, because distances that are powers of two would map all
-        pixels to a small part of the L1 cache.
+        Pixels and images are odd numbers of cache lines apart: powers of two would map all to a small part of the L1
+        cache.
         """
         pixel = _round_to_odd_lines(item * channels)
         return cls(
@@ -210,10 +206,7 @@ def first_pixel(value: ChannelsLastValue) -> int:
 def loop_rows(
     e: Emitter, height: int, strides: Sequence[tuple[int, Strides]]
 ) -> Iterator[tuple[ir.Value, ir.Value, list[ir.Value]]]:
-    """Loop over this thread's share of all rows; yield the image, the row, and a pointer to the row in each value.
-
-    `strides` has, for each value, the number of the kernel argument that holds its `first_pixel`, and its strides.
-    """
+    """Loop over this thread's share of rows; yield image, row, and a pointer to the row per (argument, strides)."""
     b = e.b
     low, high = e.thread_share(b.mul(e.state(StateSlot.IMAGES), e.i64(height)))
     bases = [e.arena_pointer(e.arg(arg)) for arg, _ in strides]

@@ -129,10 +129,7 @@ class _ConvWriter:
             self.stage = e.scratch(tile.pixels * kernel.vectors)
 
     def write_tiles(self, first_image: ir.Value, blocks: ir.Value) -> None:
-        """Emit the loops over this thread's share of tiles and groups.
-
-        `blocks` is the number of images to compute, divided by the images of a tile.
-        """
+        """Emit the loops over this thread's share of tiles and groups; a block has as many images as a tile."""
         e, kernel = self.e, self.kernel
         count = e.b.mul(blocks, self.per_image)
         low_group, high_group, low, high = self._divide_work(e.arg(ConvArg.GROUPS), count)
@@ -156,10 +153,7 @@ class _ConvWriter:
                     self._write_group(group.index, kind, x, y, residual)
 
     def _divide_work(self, groups: ir.Value, tiles: ir.Value) -> list[ir.Value]:
-        """Return this thread's share: first group, end of groups, first tile, end of tiles.
-
-        Threads divide the groups among them if there are more groups than tiles, and otherwise the tiles.
-        """
+        """Return this thread's share, of groups if there are more than tiles, else of tiles: both as first and end."""
         e = self.e
         some_groups, some_tiles = e.thread_share(groups), e.thread_share(tiles)
         by_groups = e.b.icmp_signed(">", groups, tiles)
@@ -188,10 +182,7 @@ class _ConvWriter:
         self._store_tile(self._add_accumulators(run.results), place, y, residual)
 
     def _accumulate_columns(self, first: ir.Value, last: ir.Value, sums: list[ir.Value], x: ir.Value) -> list[ir.Value]:
-        """Emit the loop over the columns of a run, and return the new sums.
-
-        Each iteration adds one column to each set of accumulators; columns that are left are added to the first set.
-        """
+        """Emit the loop over the columns of a run, one per set of accumulators and turn; return the new sums."""
         e, count = self.e, self.accumulators
         stop = last if count == 1 else e.b.sub(last, e.i64(count - 1))
         with e.loop(first, stop, count, carried=sums) as column:
@@ -326,10 +317,7 @@ class Tile:
 
 @functools.lru_cache(maxsize=4096)
 def _count_tiles(axis: Axis, length: int) -> tuple[int, int, float]:
-    """Return (number of tiles of `length` along an axis, sum of their live taps, share of tiles with all taps live).
-
-    A tap is live in a tile if it reads any input there.
-    """
+    """Return (tiles of `length` along an axis, sum of their live taps, which read any input, share with all live)."""
     alive = axis.live_taps(length)
     return len(alive), int(alive.sum()), float(alive.all(axis=1).mean())
 
@@ -355,10 +343,7 @@ class ConvAxes:
         return _count_tiles(self.rows, tile.rows)[0] * _count_tiles(self.columns, tile.columns)[0] / tile.images
 
     def runs_per_tile(self, tile: Tile) -> float:
-        """Return the mean number of runs of live taps per tile.
-
-        A tile has one run if all columns of the window are live, and else one for each live row of the window.
-        """
+        """Return the mean number of runs of live taps per tile: one if all columns are live, else one per live row."""
         tiles, taps, _ = _count_tiles(self.rows, tile.rows)
         whole = _count_tiles(self.columns, tile.columns)[2]
         return whole + (1 - whole) * taps / tiles

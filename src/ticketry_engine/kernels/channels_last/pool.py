@@ -42,10 +42,7 @@ def max_pool(x: ChannelsLastValue, y: ChannelsLastValue, window: Window) -> list
 
 
 def avg_pool(x: ChannelsLastValue, y: ChannelsLastValue, window: Window, count_include_pad: bool = True) -> list[Op]:
-    """Return the operations of average pooling; there are as many windows as pixels of y.
-
-    Padding counts as zeros if `count_include_pad`; otherwise it is left out of the mean.
-    """
+    """Return the operations of average pooling over as many windows as y has pixels; padding may count as zeros."""
     tables = _window_ranges(x, y, window)
     counts = [table[:, 1] - table[:, 0] for table in tables]
     if count_include_pad:

@@ -89,8 +89,7 @@ def attention(
 def _bias_table(bias: Bias, spec: BlockSpec) -> tuple[Array | int, ...]:
     """Return the bias as the kernel reads it: a table [tables, keys, queries] and three distances in bytes.
 
-    The distances lead from one head, one key and one window to the next. The table is padded after the last query, and
-    -inf is replaced by `_HIDDEN`.
+    The distances lead from one head, one key and one window to the next.
     """
     if bias.name not in spec.tables:
         turned = np.maximum(bias.values, np.float32(_HIDDEN)).swapaxes(1, 2)
@@ -231,9 +230,8 @@ class _AttentionWriter:
         return found
 
     def _mask_scores(self, scores: Sequence[ir.Value], first: ir.Value, key: ir.Value, new: ir.Value) -> list[ir.Value]:
-        """Return the scores, with -inf for keys before `new` and, if attention is causal, for keys after the query.
-
-        The last block starts earlier than `new`, so that it is full; keys before `new` belong to the block before.
+        """Return the scores, with -inf for keys of the block before (before `new`) and, if causal, for keys after the
+        query.
         """
         e, b, found = self.e, self.e.b, []
         none = e.splat(float("-inf"))

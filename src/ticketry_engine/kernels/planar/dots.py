@@ -44,11 +44,7 @@ def can_use(x: Geometry, y: Geometry, target: Target) -> bool:
 
 
 def estimate_cycles(columns: int, kinds: dict[int, list[list[Array]]], kept: Array, target: Target) -> float:
-    """Estimate the cycles that `Collect` and `Dots` take.
-
-    `kinds` are rows with equal columns, as returned by `conv.row_kinds`; `kept` [rows, columns] is True for retained
-    weights.
-    """
+    """Estimate the cycles that `Collect` and `Dots` take; `kinds` are rows with equal columns (`conv.row_kinds`)."""
     total = 2.0 * columns
     for rows, groups in kinds.items():
         for sets in groups:

@@ -124,10 +124,8 @@ class Elementwise(EmittedKernel):
                 self._write_run(e, floats, rows, combine)
 
     def _combine(self, e: Emitter, entry: ir.Value, factors: int) -> Callable[..., ir.Value]:
-        """Return a function that emits the result for a vector of each source.
-
-        `entry` is the byte of the channel's entry in tables with 8 bytes per channel, and `factors` the argument with
-        the table of scales and shifts.
+        """Return a function that emits the result for a vector of each source; `factors` is the argument with scale and
+        shift.
         """
         b = e.b
         if self.kind == "affine":

@@ -350,10 +350,7 @@ def clear_lanes(e: Emitter, value: ir.Value, mask: ir.Value) -> ir.Value:
 
 
 def interleave(e: Emitter, rows: Sequence[ir.Value]) -> list[ir.Value]:
-    """Return lane 0 of all rows, then lane 1 of all rows, and so on: as many vectors as there are rows.
-
-    The number of rows is a power of two; if it is the number of lanes, the result is the transpose.
-    """
+    """Return lane 0 of all rows, then lane 1 of all rows, and so on; for as many rows as lanes, the transpose."""
     if len(rows) == 1:
         return list(rows)
     lanes, found = rows[0].type.count, []
@@ -396,10 +393,7 @@ def sum_positions(e: Emitter, value: ir.Value, images: int) -> ir.Value:
 
 
 def pick_positions(e: Emitter, vectors: Sequence[ir.Value], images: int, phase: int = 0) -> ir.Value:
-    """Return a vector with every n-th position of n consecutive vectors, starting with position `phase`.
-
-    `images` is the number of lanes per position.
-    """
+    """Return a vector with every n-th position (`images` lanes) of n consecutive vectors, from position `phase` on."""
     width = e.target.lanes
     position, lane = np.divmod(np.arange(width), images)
     wanted = [int(place) for place in (position * len(vectors) + phase) * images + lane]

@@ -29,8 +29,6 @@ from ticketry_engine.kernels.window import Array
 def load(number: int, strides: Sequence[int], y: Planes, item: int = FLOAT) -> list[Op]:
     """Return the operations that copy a float32 tensor into planes.
 
-    In a block with fewer images than the planes hold, the last image is repeated.
-
     In a block with fewer images than the planes hold, the last image is repeated. `number` is the index of the tensor
     among the tensors given to `Program.run`. `strides` are the tensor's strides in elements: image, channel, row,
     column. `item` is the bytes per value of the planes: `FLOAT`, or `bfloat.HALF` for bfloat16. With bfloat16 a
@@ -200,10 +198,7 @@ class MovedRows(EmittedKernel):
             _move_transposed(e, near, rows[part : part + together], mask, ways[self.out], self.out, self.item)
 
     def _place(self, index: int, part: int, width: int) -> tuple[int, int]:
-        """Return the byte of vector `index` of a chunk in the plane, and how many of its lanes belong to the row.
-
-        `part` is the number of the first image, and `width` the lanes of a vector.
-        """
+        """Return the byte of vector `index` of a chunk for images from `part` on, and its lanes in the row."""
         if self.images >= width:
             return self.item * (index * self.images + part), width if index < self.width else 0
         return FLOAT * index * width, self.width * self.images - index * width

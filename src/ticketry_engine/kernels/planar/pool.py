@@ -39,10 +39,7 @@ def max_pool(x: Planes, y: Planes, window: Window) -> list[Op]:
 
 
 def avg_pool(x: Planes, y: Planes, window: Window, count_include_pad: bool = True) -> list[Op]:
-    """Return the operations of average pooling; there are as many windows as pixels of y.
-
-    Padding counts as zeros if `count_include_pad`; otherwise it is left out of the mean.
-    """
+    """Return the operations of average pooling over as many windows as y has pixels; padding may count as zeros."""
     pool = _Pool("mean", x, y, window)
     counts = [pool.taps_inside(axis)[:, 1] for axis in (0, 1)]
     if count_include_pad:

@@ -196,10 +196,7 @@ class _SumsBody:
         return loop.results[:count]
 
     def _sum_in_sets(self, x: Any, columns: Any, begin: Any, end: Any) -> tuple[Any, list[Any]]:
-        """Emit a loop over several columns at a time, with `sets` partial sums for each sum.
-
-        Return the first column that the loop leaves over, and the sums so far.
-        """
+        """Emit a loop over several columns at a time, with `sets` partial sums; return (first column left, sums)."""
         e, b, spec = self.e, self.e.b, self.spec
         count, several = spec.rows * self.vectors, max(self.sets, 4)
         turns = b.udiv(b.sub(end, begin), e.i64(several))
@@ -282,10 +279,7 @@ class _SumsBody:
     # Bases of the sums, and the end of a segment
 
     def _initial_sums(self, segment: Any, head: Any, outputs: list[Any], tile: _Tile) -> list[Any]:
-        """Return the vectors to which the segment's sums are added: bias and residual, or the earlier segments' sums.
-
-        Their loads are emitted after the sums, so that no sum waits for a slower cache.
-        """
+        """Return the vectors to which the segment's sums are added: bias and residual, or sums of earlier segments."""
         if not self.spec.blocked:
             return self._load_bias_and_residual(segment, tile)
         e, b = self.e, self.e.b

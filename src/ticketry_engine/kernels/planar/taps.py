@@ -226,8 +226,7 @@ def make_tiles(
 ) -> list[MaskedTiles]:
     """Return tiles that cover each pixel of y once.
 
-    If x, y and the residual have rows of equal length and the stride is 1, a vector may continue into the next row;
-    otherwise each row is divided into vectors separately.
+    If all rows have equal length and the stride is 1, a vector may continue into the next row.
     """
     beside = y if residual is None else residual
     each, follow = target.lanes // y.images, _rows_continue(x, y, beside, window)
@@ -260,10 +259,7 @@ _Run = tuple[int, int, int]
 
 
 def _vector_runs(y: Geometry, follow: bool, each: int, most: int) -> Iterator[list[_Run]]:
-    """Yield the vectors of each tile.
-
-    If `follow`, a vector of `each` positions may continue into the next row. A tile has at most `most` vectors.
-    """
+    """Yield the vectors of `each` positions of each tile (at most `most`); if `follow`, across ends of rows."""
     if follow:
         last = (y.height - 1) * y.row + y.width
         for first, size in split(-(-last // each), most):
@@ -333,11 +329,7 @@ def _in_range(place: Array, extent: int) -> Array:
 
 
 def _lane_masks(there: Array, stride: int, images: int, target: Target) -> Array:
-    """Return the bits of the lanes that are used in each vector that is read.
-
-    `there` [..., positions] is True for the positions of a vector that are used. `stride` vectors are read for one
-    vector; their positions in between are unused.
-    """
+    """Return the bits of the lanes that are used in each of the `stride` vectors that are read for one vector."""
     spread = np.zeros((*there.shape[:-1], there.shape[-1] * stride), dtype=bool)
     spread[..., ::stride] = there
     all_lanes = np.repeat(spread, images, axis=-1).reshape(*there.shape[:-1], stride, target.lanes)

@@ -131,10 +131,7 @@ class Unfolding:
         return Planes(self.geometry, offset + self.copy_bytes * np.arange(int(self.used.sum())))
 
     def columns(self, offset: int) -> Array:
-        """Return an array [channels, taps]: the byte where the convolution's column begins; 0 if no weight reads it.
-
-        `offset` is the arena byte where the copies begin.
-        """
+        """Return an array [channels, taps]: the byte where the convolution's column begins; 0 if no weight reads it."""
         starts = self._copy_offsets(offset)
         columns = np.zeros((self.used.shape[1], len(self.window.taps)), dtype=np.int64)
         for number, tap in enumerate(self.window.taps):
@@ -193,10 +190,7 @@ class Unfolding:
         return Op(kernel, (places, count, *numbers, bits.astype(mask_type(self.target))))
 
     def _build_gather_op(self, sources: dict[int, Planes], offset: int, channels: Array) -> Op:
-        """Return the operation that makes the copies of some channels from pieces (`Gather`).
-
-        `sources` are, by phase, the planes to read, and `channels` [channels] is True for the channels to copy.
-        """
+        """Return the operation that copies some channels of `sources` (planes by phase) from pieces (`Gather`)."""
         places, all_pieces, all_bits, done = [], [], [], 0
         made = [self._piece_tables(copy, next(iter(sources.values())).geometry) for copy in self.copies]
         most = max(pieces.shape[1] for pieces, _ in made)
@@ -266,10 +260,7 @@ def plan_unfolding(x: Geometry, y: Geometry, window: Window, used: Array, target
 
 
 def _copy_key(window: Window, tap: Pair, y: Geometry, each: int, whole: bool) -> tuple[int, int, int, int]:
-    """Return a key that is equal for taps that can share a copy, because their reads in the copy stay aligned.
-
-    A vector holds `each` positions; `whole` tells whether a row of y consists of whole vectors.
-    """
+    """Return a key that is equal for taps that can share a copy, because their reads in the copy stay aligned."""
     row, column = (window.input(0, tap[axis], axis) for axis in (0, 1))
     shift, phase = divmod(column, window.stride[1])
     shift = shift % each if whole else shift
