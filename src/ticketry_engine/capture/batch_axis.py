@@ -80,7 +80,7 @@ Made = Callable[[list[str]], Node]
 
 
 def _apply_batch_first(editor: Editor, one: Node, inputs: Sequence[str | None], make: Made) -> list[Node]:
-    """Return nodes that move the batch of `inputs` to axis 0, apply the row-wise operation of `make`, and move it back."""
+    """Return nodes that move the batch of `inputs` to axis 0, apply the row-wise operation `make`, and move it back."""
     sizes = [editor.sizes.get(name or "") for name in inputs]
     first = sizes[0]
     if first is None or any(other is None or other[:-1] != first[:-1] for other in sizes):
@@ -193,7 +193,7 @@ def _window_attention(editor: Editor, one: Node, found: Found) -> list[Node]:
 
 
 def _split_windows(editor: Editor, names: list[str]) -> tuple[list[Node], list[str]]:
-    """Return nodes that view values [N * W, h, ...] as [N, W, h, ...] (W windows per example), and the viewed values."""
+    """Return nodes that view values [N * W, h, ...], W windows per example, as [N, W, h, ...], and their names."""
     sizes = [editor.sizes.get(name, ()) for name in names]
     several = sizes[0][0] if sizes[0] else None
     require_match(all(len(size) == 4 and size[:2] == sizes[0][:2] for size in sizes))
