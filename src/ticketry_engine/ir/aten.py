@@ -91,7 +91,7 @@ OPERATORS: Mapping[str, tuple[int, Callable[..., Any]]] = {
 
 
 def find(op: str, *, trusted: bool = False) -> Any:
-    """Return the torch function of an operation; raise `GraphError` if it is not allowed (`trusted`: not from a file)."""
+    """Return the torch function of an operation; raise `GraphError` if it is not allowed (`trusted`: any function)."""
     kind, _, rest = op.partition(".")
     if kind == "operator" and rest in OPERATORS:
         return OPERATORS[rest][1]
