@@ -143,7 +143,7 @@ def finished(command: Sequence[str], environment: Mapping[str, str] | None = Non
 
 def machine() -> dict[str, Any]:
     """Return processor, threads and versions of this measurement."""
-    from ticketry.lab.environment import processor_name
+    from ticketry.lab.process import processor_name
     from ticketry.version import __version__
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()

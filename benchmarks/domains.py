@@ -16,10 +16,9 @@ from lab_loop import lab_samples
 from torch import Tensor, nn
 
 import ticketry as tk
-from ticketry.lab.process_guard import keep_freed_memory
-from ticketry.lab.training.optimizer import make_optimizer
+from ticketry.lab.process import keep_freed_memory
 from ticketry.lab.training.precision import Arithmetic
-from ticketry.lab.training.state import initial_state, rebuild_model
+from ticketry.lab.training.state import initial_state, make_optimizer, rebuild_model
 from ticketry.tasks.language.task import Language
 from ticketry.tasks.task import Course
 

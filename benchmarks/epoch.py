@@ -19,10 +19,9 @@ from lab_loop import start_loop
 from torch import Tensor, nn
 
 import ticketry as tk
-from ticketry.lab.training.optimizer import make_optimizer
 from ticketry.lab.training.precision import choose_arithmetic
 from ticketry.lab.training.segment import Segment, Start
-from ticketry.lab.training.state import initial_state, rebuild_model
+from ticketry.lab.training.state import initial_state, make_optimizer, rebuild_model
 from ticketry.lab.training.supervised import Supervised
 
 TARGET = 1.05

@@ -110,8 +110,8 @@ def first_steps(root: str, batch: int, steps: int) -> dict[str, Any]:
     """Seconds of each step, to read and to train, and the peak of memory in bytes."""
     import torch
 
-    from ticketry.lab.training.optimizer import make_optimizer
     from ticketry.lab.training.precision import choose_arithmetic
+    from ticketry.lab.training.state import make_optimizer
     from ticketry.lab.training.supervised import course_of
     from ticketry.tasks import catalogue
     from ticketry.tasks.catalogue import experiment

@@ -54,7 +54,7 @@ def place(on: str, folder: Path) -> Iterator[Place]:
 def preload_workers() -> Callable[[], None]:
     """Workers of ``processes`` are forks of a server that has all imported; what a command has to do to use it."""
     forkserver.set_forkserver_preload(
-        ["__main__", "ticketry.lab.runners.processes", "sklearn.datasets", "counted_task"]
+        ["__main__", "ticketry.lab.runners.executor_runner", "sklearn.datasets", "counted_task"]
     )
     forkserver.ensure_running()
     server: Any = forkserver._forkserver  # type: ignore[attr-defined]

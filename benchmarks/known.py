@@ -25,7 +25,7 @@ from ticketry.evidence.verification import verify
 from ticketry.experiments.request import SearchRequest
 from ticketry.experiments.search import execute
 from ticketry.lab.lab import Lab
-from ticketry.lab.runners.place import default_workers
+from ticketry.lab.runners.runner import default_workers
 from ticketry.lab.search_result import Seeds
 from ticketry.search import method
 

@@ -30,9 +30,8 @@ from torch import Tensor, nn
 from torch.nn.utils import prune as torch_prune
 
 import ticketry as tk
-from ticketry.lab.training.optimizer import make_optimizer
 from ticketry.lab.training.precision import Arithmetic, choose_arithmetic
-from ticketry.lab.training.state import initial_state, rebuild_model
+from ticketry.lab.training.state import initial_state, make_optimizer, rebuild_model
 from ticketry.lab.training.supervised import Supervised
 
 DENSITY = 0.2

@@ -38,7 +38,7 @@ from ticketry.files import (
     replacing,
     write_atomically,
 )
-from ticketry.lab.store import parts
+from ticketry.lab.store import checkpoints
 from ticketry.lab.store.paths import Paths
 from ticketry.lab.store.store import Store
 from ticketry.tasks.data.image_files import scan
@@ -343,8 +343,8 @@ def test_a_store_that_is_too_deep_for_the_system(tmp_path: Path, capsys: pytest.
 def test_a_deep_folder_in_place_of_a_ticket_a_state_or_images(tmp_path: Path) -> None:
     paths = Paths(tmp_path)
     make_deep(paths.partial_folder("ab" * 32, 3), 1100)
-    assert not parts.is_whole(paths.partial_folder("ab" * 32, 3))
-    parts.delete_folders(paths, "ab" * 32, 3)
+    assert not checkpoints.has_all_shards(paths.partial_folder("ab" * 32, 3))
+    checkpoints.delete_shard_folders(paths, "ab" * 32, 3)
     assert not paths.partial_folder("ab" * 32, 3).exists()
     for part in ("train", "val"):
         for name in ("cat", "dog"):

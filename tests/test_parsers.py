@@ -16,9 +16,9 @@ from ticketry.core.ticket.ticket import Ticket
 from ticketry.errors import RunnerError, StoreError, TicketryError
 from ticketry.experiments.run_file import read_run_file, read_toml
 from ticketry.files import parse_json
-from ticketry.lab.runners.request import Request, parse_answer
+from ticketry.lab.runners.worker import Request, parse_answer
 from ticketry.lab.store.files import read_json, read_sealed
-from ticketry.lab.store.lease import read_holder
+from ticketry.lab.store.locks import read_holder
 from ticketry.lab.store.store import Store
 from ticketry.records.schema import AtLeastOne, NotNegative, Part, read
 from ticketry.tasks.data.shards import MANIFEST, Source, open_shards

@@ -21,8 +21,8 @@ from samples import sample
 from strangers import Attack, Watch, changed_json, watch
 from ticketry.errors import StoreError
 from ticketry.experiments.record_files import read_earlier_record
+from ticketry.lab.store.locks import is_running, mark_running
 from ticketry.lab.store.maintenance import check, collect_garbage, describe_activity
-from ticketry.lab.store.marks import is_running, mark_running
 from ticketry.lab.store.store import Store
 from ticketry.records.run import RunRecord
 

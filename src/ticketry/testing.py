@@ -26,7 +26,7 @@ from ticketry.core.scope import scope as scope_of
 from ticketry.core.score import Loss, Score, get
 from ticketry.core.structure.pattern import count_retained
 from ticketry.lab.lab import Lab
-from ticketry.lab.runners.events import Event
+from ticketry.lab.runners.runner import Event
 from ticketry.lab.search_result import HOW_TRAINED, REWINDING, Found, Seeds
 from ticketry.lab.training.loop import Loop
 from ticketry.lab.training.variant import explain_mask_dependence

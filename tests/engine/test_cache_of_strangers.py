@@ -13,7 +13,7 @@ import pytest
 
 from ticketry.errors import StoreError
 from ticketry.files import private_content_of, why_not_private, write_atomically
-from ticketry.lab.store.address import local_folder
+from ticketry.lab.store.paths import local_folder
 from ticketry_engine.support import files
 from ticketry_engine.support.files import read_cached, write_cached
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import ticketry as tk
-from ticketry.lab.environment import describe_machine
+from ticketry.lab.process import describe_machine
 from ticketry_engine.bench.machine import another_machine, machine
 from ticketry_engine.processor import facts_of, kind_of, missing
 

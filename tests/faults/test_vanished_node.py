@@ -16,7 +16,7 @@ import pytest
 
 from lab.runners import elsewhere
 from ticketry.lab.lab import Lab
-from ticketry.lab.runners.events import Event
+from ticketry.lab.runners.runner import Event
 from ticketry.lab.store.maintenance import check
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]

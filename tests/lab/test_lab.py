@@ -23,7 +23,7 @@ from ticketry.errors import (
 )
 from ticketry.lab import lab as lab_module
 from ticketry.lab.lab import Lab
-from ticketry.lab.runners.events import Activity
+from ticketry.lab.runners.runner import Activity
 from ticketry.lab.store.store import Store
 from ticketry.lab.training import job as job_module
 from ticketry.tasks.task import Split, Splits

@@ -12,7 +12,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="glibc and /proc
 COUNT = """
 import resource
 import numpy as np
-from ticketry.lab.process_guard import keep_freed_memory
+from ticketry.lab.process import keep_freed_memory
 def step():
     large = [np.ones(9_000_000, np.float32) for _ in range(3)]  # 34 MiB each: glibc alone keeps at most 32
     return sum(float(array[-1]) for array in large)
@@ -42,7 +42,7 @@ def test_pages_are_filled_once() -> None:
 HOLES = """
 import sys
 import torch
-from ticketry.lab.process_guard import give_back_freed_memory
+from ticketry.lab.process import give_back_freed_memory
 if sys.argv[1] == "give" and not give_back_freed_memory():
     sys.exit()
 def resident():

@@ -12,8 +12,8 @@ from ticketry.core.prune import prune
 from ticketry.errors import UsageError
 from ticketry.lab.lab import Lab
 from ticketry.lab.retrain import retraining
-from ticketry.lab.training.optimizer import learning_rate
 from ticketry.lab.training.segment import Segment, Start
+from ticketry.lab.training.state import learning_rate
 
 T = 24
 POINTS = PointsTask()

@@ -9,8 +9,8 @@ import threading
 
 import pytest
 
-from ticketry.lab import signals
-from ticketry.lab.signals import SIGNALS, Stopped, defer_signals, handle_signals, raise_if_stopped, stop_signal
+from ticketry.lab import process
+from ticketry.lab.process import SIGNALS, Stopped, defer_signals, handle_signals, raise_if_stopped, stop_signal
 
 pytestmark = [
     pytest.mark.skipif(sys.platform == "win32", reason="Windows has other signals"),
@@ -77,9 +77,9 @@ def test_other_threads_leave_signals_alone() -> None:
 
 AGAIN = """
 import os, signal, time
-from ticketry.lab import signals
-signals._ONE_REQUEST = 0.0
-with signals.handle_signals(command={command}), signals.defer_signals():
+from ticketry.lab import process
+process._ONE_REQUEST = 0.0
+with process.handle_signals(command={command}), process.defer_signals():
     signal.raise_signal(signal.SIGTERM)
     time.sleep(0.01)
     {then}
@@ -103,7 +103,7 @@ def test_how_a_process_ends(command: bool, then: str, code: int) -> None:
 
 def test_processes_begin_with_signals_block_signals() -> None:
     look = "import signal; print(sorted(signal.pthread_sigmask(signal.SIG_BLOCK, [])))"
-    with signals.block_signals():
+    with process.block_signals():
         held = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=True).stdout
     free = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=True).stdout
     assert all(f"<Signals.{number.name}" in held and number.name not in free for number in SIGNALS)

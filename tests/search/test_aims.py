@@ -17,7 +17,7 @@ from ticketry.errors import LayerCollapseError, UsageError
 from ticketry.evidence.control import Drawing
 from ticketry.experiments.decoding import decode_settings
 from ticketry.experiments.request import build_request
-from ticketry.lab.budget_masks import dense_macs, macs_by_layer, remaining_macs
+from ticketry.lab.masks import dense_macs, macs_by_layer, remaining_macs
 from ticketry.lab.search_result import Seeds
 from ticketry.search.common.method import Replicate
 from ticketry.search.common.pruning import prunable_scope, prune

@@ -15,7 +15,7 @@ from search.known_costs import costs, slowly, task
 from ticketry.errors import LayerCollapseError, UsageError
 from ticketry.experiments.decoding import decode_settings
 from ticketry.experiments.request import build_request
-from ticketry.lab.scoring_sample import Sample
+from ticketry.lab.costs.ledger import Sample
 from ticketry.report.subject import labels_of
 from ticketry.report.tables.results import Results
 

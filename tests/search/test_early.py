@@ -11,7 +11,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 import ticketry as tk
-from ticketry.lab.scoring_sample import Sample
+from ticketry.lab.costs.ledger import Sample
 from ticketry.search.early import Settings
 from ticketry.tasks.task import Split, Splits
 from ticketry_engine.support.seeds import mix

@@ -13,8 +13,8 @@ import ticketry as tk
 from search.known_costs import COMMON, costs, slowly, task
 from ticketry.errors import CostError, UsageError
 from ticketry.evidence.controls import narrowest_dense_of_cost
-from ticketry.lab import measured_time
-from ticketry.lab.budget_masks import dense_macs
+from ticketry.lab import masks
+from ticketry.lab.masks import dense_macs
 from ticketry_engine.bench.machine import machine as machine_here
 from ticketry_engine.bench.timing import Interval
 
@@ -45,8 +45,8 @@ class Scripted:
 def machine(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     """How much slower masks are here than the costs say."""
     known = {"slower": 1.25}
-    monkeypatch.setattr(measured_time, "_build_meter", lambda lab, of, costs: Scripted(lab, of, known["slower"]))
-    monkeypatch.setattr(measured_time, "check_measurable_here", lambda costs: None)
+    monkeypatch.setattr(masks, "_build_meter", lambda lab, of, costs: Scripted(lab, of, known["slower"]))
+    monkeypatch.setattr(masks, "check_measurable_here", lambda costs: None)
     return known
 
 

@@ -12,7 +12,7 @@ import torch
 import ticketry as tk
 from ticketry.core.structure import groups, shrink_plan
 from ticketry.errors import UsageError
-from ticketry.lab.costs.phases import phases_of
+from ticketry.lab.costs.ledger import phases_of
 from ticketry.lab.search_result import Found, Seeds, budget, search_cost
 from ticketry.search import method as method_called
 

@@ -10,7 +10,7 @@ import pytest
 
 from ticketry.errors import UsageError
 from ticketry.experiments.run_file import format_run_file, read_run_file
-from ticketry.lab.training.optimizer import learning_rate
+from ticketry.lab.training.state import learning_rate
 from ticketry.search import continuous, method
 from ticketry.search.iterative import Settings
 from ticketry.step import Step

@@ -11,7 +11,7 @@ import pytest
 
 import ticketry as tk
 from lab_fixtures import PointsTask
-from ticketry.lab.costs.phases import phases_of
+from ticketry.lab.costs.ledger import phases_of
 from ticketry.lab.lab import Lab
 from ticketry.lab.retrain import retraining
 from ticketry.lab.search_result import Found, search_cost

@@ -20,7 +20,7 @@ from typing import TextIO
 from ticketry.choices import list_choices
 from ticketry.errors import InterruptedTrainingError, TicketryError
 from ticketry.files import reason_of
-from ticketry.lab.signals import handle_signals, print_error_line, signal_name
+from ticketry.lab.process import handle_signals, print_error_line, signal_name
 from ticketry.version import __version__
 
 NAMING = frozenset(("verify", "stability", "structure", "compile", "export", "bench", "cost", "reproduce", "speedup"))

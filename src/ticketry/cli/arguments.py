@@ -188,7 +188,7 @@ def _local_path(word: str) -> str:
     """Fetch the folder that a URL of a shared store names, and return its local path; return other words unchanged."""
     if "://" not in word:
         return word
-    from ticketry.lab.store.address import SCHEMES, split_address
+    from ticketry.lab.store.paths import SCHEMES, split_address
 
     if word.partition("://")[0].lower() not in SCHEMES or not (parts := split_address(word)):
         return word

@@ -16,8 +16,8 @@ import tyro
 from ticketry.cli.arguments import parse
 from ticketry.cli.store import format_megabytes
 from ticketry.errors import StoreError
-from ticketry.lab.store.address import display_address as shown_place
-from ticketry.lab.store.address import shared_url
+from ticketry.lab.store.paths import display_address as shown_place
+from ticketry.lab.store.paths import shared_url
 from ticketry.registry import BUILT_IN, Registry
 
 if TYPE_CHECKING:
@@ -369,7 +369,7 @@ _LISTS: dict[str, Callable[[Path], list[dict[str, Any]]]] = {
     "gates": _list_registry("ticketry.core.gates", "KINDS"),
     "controls": _list_controls,
     "runners": _list_registry("ticketry.lab.runners.runner", "RUNNERS"),
-    "loggers": _list_registry("ticketry.lab.loggers.logger", "LOGGERS"),
+    "loggers": _list_registry("ticketry.lab.loggers.dashboards", "LOGGERS"),
     "presets": _list_presets,
     "runs": _list_runs,
     "tickets": _list_tickets,

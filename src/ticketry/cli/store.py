@@ -13,7 +13,7 @@ import tyro
 
 from ticketry.cli.arguments import OutputOptions, parse
 from ticketry.errors import StoreError, UsageError
-from ticketry.lab.store.address import display_address, shared_url
+from ticketry.lab.store.paths import display_address, shared_url
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

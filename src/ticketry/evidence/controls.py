@@ -25,9 +25,8 @@ from ticketry.evidence.control import (
     network_in_role,
     steps_before_control,
 )
-from ticketry.lab.budget_masks import dense_macs, load_prices, remaining_macs
 from ticketry.lab.lab import Lab
-from ticketry.lab.measured_time import measure_dense_latency, measure_masked_latency
+from ticketry.lab.masks import dense_macs, load_prices, measure_dense_latency, measure_masked_latency, remaining_macs
 from ticketry.lab.retrain import retraining
 from ticketry.lab.search_result import FROM_REWOUND, GRADUAL, REWINDING, Found, Seeds, budget, search_cost
 from ticketry.lab.training.segment import Result, Segment, Start

@@ -43,10 +43,10 @@ from ticketry.evidence.controls import (
     train_with_scaled_recipe,
 )
 from ticketry.evidence.settings import VerifySettings
-from ticketry.lab.budget_masks import load_prices
+from ticketry.lab.costs.ledger import phases_of
 from ticketry.lab.costs.meters.flops import FlopsByWeight, forward_flops, removed_shares
-from ticketry.lab.costs.phases import phases_of
 from ticketry.lab.lab import Lab
+from ticketry.lab.masks import load_prices
 from ticketry.lab.search_result import GRADUAL, REWINDING, Found, Seeds, budget
 from ticketry.lab.store.store import digest_of
 from ticketry.lab.training.segment import Result, Start
@@ -124,7 +124,7 @@ class RepeatedSearch:
     ticket: Found
     mask: Mask
     cost: int
-    """Number of training steps of all trainings that the ticket needed, see `lab.costs.phases`."""
+    """Number of training steps of all trainings that the ticket needed, see `lab.costs.ledger`."""
 
     @property
     def budget(self) -> int:

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ticketry.lab.store.address import local_folder
+from ticketry.lab.store.packing import Unpacked
 from ticketry.lab.store.packing import pack as pack_store
+from ticketry.lab.store.packing import unpack as unpack_store
+from ticketry.lab.store.paths import local_folder
 from ticketry.lab.store.store import open_store
-from ticketry.lab.store.unpacking import Unpacked
-from ticketry.lab.store.unpacking import unpack as unpack_store
 from ticketry.records.campaign import read_campaign_record
 from ticketry.records.evidence import read_evidence
 from ticketry.records.run import read_run

@@ -18,7 +18,7 @@ import msgspec
 from ticketry.choices import check_choice, did_you_mean, format_value
 from ticketry.core.structure.pattern import SHARES, parse_share_option
 from ticketry.errors import UsageError
-from ticketry.lab.store.address import local_folder
+from ticketry.lab.store.paths import local_folder
 
 
 def decode_settings(given: Mapping[str, Any], *kinds: type[Any], what: str) -> tuple[Any, ...]:

@@ -16,7 +16,7 @@ from ticketry.errors import UsageError, needs
 if TYPE_CHECKING:
     from ticketry.core.ticket.ticket import Ticket
     from ticketry.lab.lab import Lab
-    from ticketry.lab.runners.events import OnEvent
+    from ticketry.lab.runners.runner import OnEvent
     from ticketry.lab.search_result import Seeds
     from ticketry.tasks.task import Task
 
@@ -231,9 +231,9 @@ def open_lab(options: LabOptions, task: Task | None, on_event: OnEvent | None = 
     import torch
 
     from ticketry.lab.lab import Lab
-    from ticketry.lab.process_guard import keep_freed_memory
-    from ticketry.lab.runners.place import default_workers
-    from ticketry.lab.store.marks import mark_in_use
+    from ticketry.lab.process import keep_freed_memory
+    from ticketry.lab.runners.runner import default_workers
+    from ticketry.lab.store.locks import mark_in_use
     from ticketry.lab.training.segment import check_task
 
     at_once = options.devices * options.threads if options.devices > 1 else 1

@@ -16,8 +16,8 @@ from msgspec.json import encode
 from ticketry.experiments.request import SearchRequest
 from ticketry.files import delete_tree_if_possible, write_atomically
 from ticketry.lab.lab import Lab
-from ticketry.lab.loggers.logger import Logged
-from ticketry.lab.runners.events import Activity, Event
+from ticketry.lab.loggers.dashboards import Logged
+from ticketry.lab.runners.runner import Activity, Event
 from ticketry.lab.search_result import Found
 from ticketry.lab.training.segment import Result
 from ticketry.records.evidence import VerifyRecord

@@ -15,8 +15,8 @@ from ticketry.choices import did_you_mean
 from ticketry.errors import MissingExtraError, StoreError, TicketError
 from ticketry.files import is_file
 from ticketry.lab.costs.ledger import Ledger
-from ticketry.lab.environment import describe_machine
 from ticketry.lab.lab import Lab
+from ticketry.lab.process import describe_machine
 from ticketry.lab.store.files import InaccessibleError, explain_os_errors, path_exists, read_sealed, write_sealed
 from ticketry.lab.store.paths import Paths
 from ticketry.lab.training.precision import DENSE, SYNCHRONISED, Arithmetic, non_default_choices

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from ticketry.evidence.verdict import Verdict
     from ticketry.experiments.bench import Say
     from ticketry.experiments.run_record import OnPoint
-    from ticketry.lab.runners.events import OnEvent
+    from ticketry.lab.runners.runner import OnEvent
 
 
 @dataclass(repr=False)

@@ -18,7 +18,7 @@ from ticketry.evidence.control import CONTROLS
 from ticketry.experiments.decoding import check_names, decode_settings, decode_value
 from ticketry.experiments.options import SearchOptions
 from ticketry.files import content_of, reason_of, require_inside
-from ticketry.lab.store.address import is_url
+from ticketry.lab.store.paths import is_url
 from ticketry.records.network import is_matched_dense
 from ticketry.records.settings import FORMAT_1, upgrade_settings
 from ticketry.registry import is_offered

@@ -29,10 +29,9 @@ from ticketry.experiments.request import (
 from ticketry.experiments.run_record import OnPoint
 from ticketry.experiments.search import execute
 from ticketry.lab.lab import Lab
-from ticketry.lab.runners.events import OnEvent
+from ticketry.lab.runners.runner import OnEvent
 from ticketry.lab.search_result import REWINDING, Found, Seeds
-from ticketry.lab.store.address import display_address
-from ticketry.lab.store.paths import Paths
+from ticketry.lab.store.paths import Paths, display_address
 from ticketry.lab.store.store import digest_of
 from ticketry.records.display import build_html_table
 from ticketry.records.evidence import Curve, Distances, LayerDistances, Rewind, StabilityRecord, StabilityRow

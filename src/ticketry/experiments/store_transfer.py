@@ -14,7 +14,6 @@ from typing import Any
 
 from ticketry.errors import StoreError
 from ticketry.files import delete_tree, file_digest, flush, iterate_below, iterate_folders, parse_json, replacing
-from ticketry.lab.store.address import canonical_url, display_address, is_url, shared_url
 from ticketry.lab.store.files import (
     explain_os_errors,
     parse_canonical_record,
@@ -25,12 +24,11 @@ from ticketry.lab.store.files import (
     write_json,
     write_sealed,
 )
-from ticketry.lab.store.folder import SharedFolder
+from ticketry.lab.store.locks import is_mark, mark_in_use
 from ticketry.lab.store.maintenance import describe_activity
-from ticketry.lab.store.marks import is_mark, mark_in_use
-from ticketry.lab.store.objects import Listed, Objects
-from ticketry.lab.store.paths import Paths
-from ticketry.lab.store.records import replace_folder_in_paths
+from ticketry.lab.store.mirror import replace_folder_in_paths
+from ticketry.lab.store.objects import Listed, Objects, SharedFolder
+from ticketry.lab.store.paths import Paths, canonical_url, display_address, is_url, shared_url
 from ticketry.lab.store.store import FORMAT, Store, open_remote, open_store
 
 _ORDER = ("blobs", "memo", "results", "runs", "evidence", "campaigns")

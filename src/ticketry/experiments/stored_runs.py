@@ -13,10 +13,10 @@ from ticketry.choices import list_choices
 from ticketry.core.ticket.ticket import Ticket
 from ticketry.errors import StoreError, TicketError
 from ticketry.files import content_of, delete_tree, iterate_files, list_entries
-from ticketry.lab.store.address import display_address
 from ticketry.lab.store.files import InaccessibleError, explain_os_errors, has_canonical_bytes, path_exists, read_sealed
+from ticketry.lab.store.locks import is_running
 from ticketry.lab.store.maintenance import Usage, collect_garbage, describe_activity
-from ticketry.lab.store.marks import is_running
+from ticketry.lab.store.paths import display_address
 from ticketry.lab.store.store import Store, open_store
 from ticketry.records.campaign import read_campaign_record
 from ticketry.records.evidence import read_evidence

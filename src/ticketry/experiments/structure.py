@@ -18,7 +18,7 @@ from ticketry.experiments.options import ModelOptions, StructureOptions, ticket_
 from ticketry.experiments.record_files import normalise_record
 from ticketry.experiments.run_record import structure_record
 from ticketry.experiments.ticket_model import TicketModel, load_source
-from ticketry.lab.scoring_sample import Sample
+from ticketry.lab.costs.ledger import Sample
 from ticketry.lab.training.supervised import course_of
 from ticketry.records.schema import as_json
 from ticketry.records.structure import Structure, StructureRecord

@@ -45,11 +45,10 @@ from ticketry.experiments.record_files import (
 from ticketry.experiments.request import SearchRequest, resolve_task
 from ticketry.experiments.run_file import check_trust, upgrade_stored_settings
 from ticketry.lab.lab import Lab
-from ticketry.lab.runners.events import OnEvent
+from ticketry.lab.runners.runner import OnEvent
 from ticketry.lab.search_result import Seeds
-from ticketry.lab.store.address import display_address, shared_url
 from ticketry.lab.store.files import path_exists, read_sealed
-from ticketry.lab.store.paths import ticket_folder
+from ticketry.lab.store.paths import display_address, shared_url, ticket_folder
 from ticketry.lab.store.store import digest_of, existing_store, open_store
 from ticketry.records.evidence import VerifyRecord
 from ticketry.records.network import TICKET, Cost, Point

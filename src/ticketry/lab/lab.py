@@ -23,14 +23,11 @@ from ticketry.core.sparse_training.mask_dynamics import relative_distance
 from ticketry.core.structure.channel_masks import channels
 from ticketry.core.structure.coupling import Structure
 from ticketry.errors import InterruptedTrainingError, TaskError, UsageError
-from ticketry.lab.costs.ledger import Ledger, MaskCost, MaskCosts, SeenExamples
-from ticketry.lab.loggers.dashboards import Dashboards
-from ticketry.lab.loggers.logger import Logger
+from ticketry.lab.costs.ledger import Ledger, MaskCost, MaskCosts, Sample, SeenExamples
+from ticketry.lab.loggers.dashboards import Dashboards, Logger
+from ticketry.lab.process import handle_signals, stop_signal
 from ticketry.lab.runners.choice import choose_runner
-from ticketry.lab.runners.events import Event, OnEvent
-from ticketry.lab.runners.runner import NoTraining, Order, Runner, raise_first_error
-from ticketry.lab.scoring_sample import Sample
-from ticketry.lab.signals import handle_signals, stop_signal
+from ticketry.lab.runners.runner import Event, NoTraining, OnEvent, Order, Runner, raise_first_error
 from ticketry.lab.store.store import NUMERICS, digest_of, open_store
 from ticketry.lab.training.execute import WeightRetrainer, is_done
 from ticketry.lab.training.job import Work

@@ -76,7 +76,7 @@ def measure_costs(
     """
     from ticketry.budgets import model_costs
     from ticketry.budgets.granularity import granularities_to_measure
-    from ticketry.lab.measured_time import fill_zero_parameters
+    from ticketry.lab.masks import fill_zero_parameters
     from ticketry.lab.training.supervised import course_of
     from ticketry_engine.example_inputs import batch_of
 

@@ -119,7 +119,7 @@ def plan(settings: Settings) -> list[Training]:
 @as_search
 def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
     """Search one replicate: yield the dense network, then the ticket of each density, the densest first."""
-    from ticketry.lab.scoring_sample import Sample
+    from ticketry.lab.costs.ledger import Sample
 
     check_score_setting(settings)
     whole = replicate.dense_training

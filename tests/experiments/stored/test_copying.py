@@ -13,8 +13,8 @@ from ticketry.errors import StoreError
 from ticketry.experiments.store_transfer import copy_store
 from ticketry.lab.store import store as store_module
 from ticketry.lab.store.files import read_sealed, write_sealed
-from ticketry.lab.store.folder import SharedFolder
 from ticketry.lab.store.maintenance import collect_garbage
+from ticketry.lab.store.objects import SharedFolder
 from ticketry.lab.store.store import existing_store, open_store
 
 KEY = "ab" * 32

@@ -15,8 +15,8 @@ from ticketry.errors import StoreError
 from ticketry.experiments import store_transfer as moving
 from ticketry.experiments.store_transfer import move_store
 from ticketry.lab.store.files import read_sealed, write_sealed
+from ticketry.lab.store.locks import mark_running
 from ticketry.lab.store.maintenance import check
-from ticketry.lab.store.marks import mark_running
 from ticketry.lab.store.store import Store
 
 KEY = "ab" * 32

@@ -15,7 +15,7 @@ from ticketry.core.mask import Mask
 from ticketry.core.prune import prune
 from ticketry.core.score import names
 from ticketry.lab.costs import step_cost as costs
-from ticketry.lab.costs.phases import phases_of
+from ticketry.lab.costs.ledger import phases_of
 from ticketry.lab.costs.step_cost import Costs, scoring_flops, step_flops, step_memory
 from ticketry.lab.lab import Lab
 from ticketry.lab.search_result import Found

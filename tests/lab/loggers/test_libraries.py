@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import ticketry as tk
-from ticketry.lab.loggers.logger import LOGGERS, Logged, Logger
+from ticketry.lab.loggers.dashboards import LOGGERS, Logged, Logger
 from ticketry.tasks.task import Task
 
 WHOLE = Logged("search-1", "search-1", "search", {"method": "iterative", "settings": {"rate": 0.2}})

@@ -18,7 +18,7 @@ import pytest
 
 from ticketry.errors import InterruptedTrainingError
 from ticketry.lab.lab import Lab
-from ticketry.lab.runners.events import Event
+from ticketry.lab.runners.runner import Event
 from ticketry.lab.store.maintenance import check
 from ticketry.search import method
 from ticketry.tasks import catalogue

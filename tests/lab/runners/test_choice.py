@@ -12,7 +12,7 @@ from ticketry.errors import MissingExtraError, TicketryError, UsageError
 from ticketry.experiments.options import LabOptions
 from ticketry.lab.runners import slurm_jobs
 from ticketry.lab.runners.choice import choose_runner
-from ticketry.lab.runners.place import Place, default_workers
+from ticketry.lab.runners.runner import Place, default_workers
 
 
 def test_words() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ticketry.lab.runners import events
-from ticketry.lab.runners.events import Activity, Event
+from ticketry.lab.runners.runner import Activity, Event
 
 
 def test_training_begins_with_the_first_step_and_not_with_the_order(monkeypatch: pytest.MonkeyPatch) -> None:

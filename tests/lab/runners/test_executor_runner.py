@@ -16,10 +16,9 @@ import pytest
 from ticketry.errors import InterruptedTrainingError, RunnerError, TaskError, TrainingError
 from ticketry.lab.lab import Lab
 from ticketry.lab.runners import executor_runner, worker
-from ticketry.lab.runners.events import Event
 from ticketry.lab.runners.executor_runner import LOSSES, ExecutorRunner, Pool
-from ticketry.lab.runners.place import Needs, Place
-from ticketry.lab.runners.request import Request
+from ticketry.lab.runners.runner import Event, Needs, Place
+from ticketry.lab.runners.worker import Request
 
 pytestmark = pytest.mark.timeout(240)
 

@@ -15,7 +15,7 @@ import pytest
 
 from lab.runners import elsewhere
 from ticketry.lab.lab import Lab
-from ticketry.lab.runners.events import Event
+from ticketry.lab.runners.runner import Event
 
 pytestmark = pytest.mark.timeout(500)
 

@@ -12,7 +12,7 @@ import pytest
 
 from ticketry.errors import InterruptedTrainingError, TaskError, TrainingError
 from ticketry.lab.lab import Lab
-from ticketry.lab.runners.events import Event
+from ticketry.lab.runners.runner import Event
 from ticketry.lab.store.maintenance import check
 from ticketry.tasks import catalogue
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ticketry.errors import UsageError
-from ticketry.lab.store.address import (
+from ticketry.lab.store.paths import (
     canonical_url,
     display_address,
     local_folder,

@@ -11,8 +11,7 @@ import pytest
 
 from buckets import Faults, environment, free_port, made_bucket
 from ticketry.errors import StoreError
-from ticketry.lab.store.bucket import Bucket
-from ticketry.lab.store.objects import patience
+from ticketry.lab.store.objects import Bucket, patience
 from ticketry.lab.store.store import open_store
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from ticketry.lab.store import parts
+from ticketry.lab.store import checkpoints
 from ticketry.lab.store.maintenance import collect_garbage
 from ticketry.lab.store.store import Store
 
@@ -21,10 +21,10 @@ Machine = Callable[[str], Store]
 
 def made(store: Store, step: int) -> Path:
     """The folder of a state of two files."""
-    folder = parts.create_folder(store.paths, KEY, step)
+    folder = checkpoints.create_shard_folder(store.paths, KEY, step)
     for rank in range(2):
         (folder / f"part-{rank}.safetensors").write_bytes(bytes([rank, step]) * 1000)
-    parts.finish_folder(folder, store.paths, KEY, step, parts.compute_digests(folder, 0, 1))
+    checkpoints.finish_shard_folder(folder, store.paths, KEY, step, checkpoints.digest_shards(folder, 0, 1))
     return store.paths.partial_folder(KEY, step)
 
 
@@ -59,7 +59,7 @@ def test_a_state_in_parts_is_gone_on_with_elsewhere(machine: Machine) -> None:
         assert two.stored_steps(KEY) == []
         assert two.last_stored_step(KEY, 100) == 6
         assert two.newest_checkpoint(KEY, 100) is None
-        found = parts.newest_folder(two.paths, KEY, 100)
+        found = checkpoints.newest_shard_folder(two.paths, KEY, 100)
         assert found is not None
         assert found[0] == 6
         assert content(found[1]) == last
@@ -69,7 +69,7 @@ def test_a_state_in_parts_is_gone_on_with_elsewhere(machine: Machine) -> None:
     three = machine("three")
     with three.lock(KEY):
         three.newest_checkpoint(KEY, 100)
-        assert parts.newest_folder(three.paths, KEY, 100) is None
+        assert checkpoints.newest_shard_folder(three.paths, KEY, 100) is None
     for store in (one, two, three):
         assert not list(store.paths.partial.rglob("*.tmp"))
 
@@ -82,7 +82,7 @@ def test_a_damaged_state_is_none(
     with one.lock(KEY):
         written(one, 6)
     names = objects(one)
-    (listed,) = [name for name in names if name.endswith(parts.LIST)]
+    (listed,) = [name for name in names if name.endswith(checkpoints.SHARD_LIST)]
     (first, _) = sorted(set(names) - {listed})
     remote = one.mirror.remote
     if what == "file":
@@ -97,10 +97,10 @@ def test_a_damaged_state_is_none(
     two = machine("two")
     if what == "forged":  # with a digest that is right
         folder = listed.rpartition("/")[0]
-        remote.put(f"{folder[:-70]}{hashlib.sha256(forged).hexdigest()}.parts/{parts.LIST}", forged)
+        remote.put(f"{folder[:-70]}{hashlib.sha256(forged).hexdigest()}.parts/{checkpoints.SHARD_LIST}", forged)
     with two.lock(KEY):
         assert two.newest_checkpoint(KEY, 100) is None
-        assert parts.newest_folder(two.paths, KEY, 100) is None
+        assert checkpoints.newest_shard_folder(two.paths, KEY, 100) is None
     assert ("is damaged: it is ignored" in caplog.text) == (what in ("list", "forged"))
     assert (two.paths.root / "store.json").exists()
 
@@ -129,7 +129,7 @@ def test_a_state_that_is_replaced_while_it_is_uploaded_is_whole(
     def late(self: Any, name: str, data: bytes) -> bool:
         if name.startswith("partial/") and not dropped:
             dropped.append(name)
-            parts.delete_folders(one.paths, KEY, 6)
+            checkpoints.delete_shard_folders(one.paths, KEY, 6)
         return create(self, name, data)
 
     with one.lock(KEY):
@@ -142,7 +142,7 @@ def test_a_state_that_is_replaced_while_it_is_uploaded_is_whole(
     two = machine("two")
     with two.lock(KEY):
         two.newest_checkpoint(KEY, 100)
-        found = parts.newest_folder(two.paths, KEY, 100)
+        found = checkpoints.newest_shard_folder(two.paths, KEY, 100)
     assert found is not None
     assert content(found[1]) == expected
 

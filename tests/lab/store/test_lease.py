@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from ticketry.lab.store.lease import Holder, Lease, LeaseSettings, busy_trajectory, lease_name, newest_lease
+from ticketry.lab.store.locks import Holder, Lease, LeaseSettings, busy_trajectory, lease_name, newest_lease
 from ticketry.lab.store.store import open_remote
 
 KEY = "ab" * 32
@@ -80,7 +80,7 @@ def test_a_lease_is_renewed_for_longer_than_its_length(address: str) -> None:
 
 _HOLDER = """
 import sys, time
-from ticketry.lab.store.lease import Lease, LeaseSettings
+from ticketry.lab.store.locks import Lease, LeaseSettings
 from ticketry.lab.store.store import open_remote
 Lease(open_remote(sys.argv[1]), sys.argv[2], LeaseSettings("of the killed", float(sys.argv[3]))).take()
 print("taken", flush=True)

@@ -16,8 +16,8 @@ from ticketry.files import file_digest
 from ticketry.lab.lab import Lab
 from ticketry.lab.retrain import retraining
 from ticketry.lab.store import maintenance
+from ticketry.lab.store.locks import mark_running
 from ticketry.lab.store.maintenance import GRACE_SECONDS, check, collect_garbage
-from ticketry.lab.store.marks import mark_running
 from ticketry.lab.training.segment import Result
 
 REWIND = 6

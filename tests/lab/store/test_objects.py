@@ -9,9 +9,8 @@ import pytest
 
 from ticketry.errors import OutsideError, StoreError
 from ticketry.lab.store import objects
-from ticketry.lab.store.folder import Folder, SharedFolder
 from ticketry.lab.store.mirror import Mirror
-from ticketry.lab.store.objects import Objects
+from ticketry.lab.store.objects import Folder, Objects, SharedFolder
 from ticketry.lab.store.store import local_folder, open_remote
 
 KINDS = ["folder", "file", "s3", pytest.param("az", marks=pytest.mark.slow), "mirror"]

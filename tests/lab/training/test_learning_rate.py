@@ -13,7 +13,7 @@ from torch.optim import SGD, Optimizer
 from torch.optim import lr_scheduler as schedulers
 from torch.optim.lr_scheduler import LRScheduler
 
-from ticketry.lab.training.optimizer import learning_rate
+from ticketry.lab.training.state import learning_rate
 from ticketry.tasks.recipe import Recipe, Schedule
 
 TOTAL, PER_EPOCH, PEAK = 60, 10, 0.4

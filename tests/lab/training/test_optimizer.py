@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import ticketry as tk
-from ticketry.lab.training.optimizer import load_optimizer, make_optimizer, optimizer_tensors
+from ticketry.lab.training.state import load_optimizer, make_optimizer, optimizer_tensors
 
 
 class Turned(nn.Module):

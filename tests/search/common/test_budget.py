@@ -16,8 +16,8 @@ from ticketry.experiments.request import SearchRequest
 from ticketry.experiments.search import execute
 from ticketry.lab.lab import Lab
 from ticketry.lab.search_result import Seeds
-from ticketry.lab.training.optimizer import learning_rate
 from ticketry.lab.training.segment import Segment
+from ticketry.lab.training.state import learning_rate
 from ticketry.records.schema import as_json
 from ticketry.search.common.method import Replicate
 from ticketry.search.common.pruning import compress_to_steps

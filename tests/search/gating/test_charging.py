@@ -16,8 +16,8 @@ from search.test_measured_time import Scripted
 from ticketry.core.gates import Charges
 from ticketry.errors import LayerCollapseError, UsageError
 from ticketry.experiments.decoding import decode_settings
-from ticketry.lab import measured_time
-from ticketry.lab.budget_masks import dense_macs, macs_by_layer, remaining_macs
+from ticketry.lab import masks
+from ticketry.lab.masks import dense_macs, macs_by_layer, remaining_macs
 from ticketry.search.gating.gating import Gating, get_gating
 
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -142,8 +142,8 @@ def test_s0_is_found_by_the_costs_of_the_hard_gates(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_time_of_gates_is_met_by_measurement(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(measured_time, "_build_meter", lambda lab, of, costs: Scripted(lab, of, 1.25))
-    monkeypatch.setattr(measured_time, "check_measurable_here", lambda costs: None)
+    monkeypatch.setattr(masks, "_build_meter", lambda lab, of, costs: Scripted(lab, of, 1.25))
+    monkeypatch.setattr(masks, "check_measurable_here", lambda costs: None)
     file = costs().save(tmp_path / "costs.json")
     common: dict[str, Any] = {"replicates": 1, "recipe": {"length": LENGTH}, "store": tmp_path / "store"}
     asked = {

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from ticketry.experiments.request import SearchRequest
 from ticketry.experiments.search import preliminary_record
-from ticketry.lab.runners.events import Activity, Event
+from ticketry.lab.runners.runner import Activity, Event
 from ticketry.records.network import Point
 from ticketry.records.progress import estimate_time_left
 from ticketry.report import summary_table

@@ -32,10 +32,9 @@ from ticketry.experiments.reproduce.second_orders import SecondOrders, has_order
 from ticketry.experiments.search import execute
 from ticketry.experiments.stability import execute_stability
 from ticketry.lab.lab import Lab
-from ticketry.lab.runners.events import OnEvent
-from ticketry.lab.store.address import display_address
+from ticketry.lab.runners.runner import OnEvent
 from ticketry.lab.store.files import explain_os_errors, write_atomically, write_sealed
-from ticketry.lab.store.paths import Paths
+from ticketry.lab.store.paths import Paths, display_address
 from ticketry.records.campaign import (
     CampaignRecord,
     CampaignRun,

@@ -21,9 +21,9 @@ from ticketry.evidence.significance import scipy_special
 from ticketry.experiments.options import LabOptions, open_lab
 from ticketry.experiments.reproduce.blocks import finished_blocks
 from ticketry.experiments.reproduce.campaign_file import Campaign
-from ticketry.lab.environment import describe_machine
 from ticketry.lab.lab import Lab
-from ticketry.lab.runners.events import OnEvent
+from ticketry.lab.process import describe_machine
+from ticketry.lab.runners.runner import OnEvent
 from ticketry.lab.store.files import write_atomically
 from ticketry.lab.store.store import Store, open_store
 from ticketry.lab.training.kernels import name_local_kernels

@@ -18,7 +18,7 @@ from ticketry.experiments.reproduce.campaign_file import Campaign
 from ticketry.experiments.request import SearchRequest
 from ticketry.lab.lab import Lab
 from ticketry.lab.runners.choice import IN_PROCESS, PROCESSES
-from ticketry.lab.runners.events import Event
+from ticketry.lab.runners.runner import Event
 from ticketry.lab.search_result import Found
 from ticketry.lab.store.references import second_order_seed
 from ticketry.lab.store.store import open_store

@@ -16,7 +16,7 @@ from typing import Any
 
 from ticketry.errors import needs
 from ticketry.files import join_inside
-from ticketry.lab.loggers.logger import Logged, flatten_names
+from ticketry.lab.loggers.dashboards import Logged, flatten_names
 
 _MLFLOW_ID = "ticketry.id"
 _MLFLOW_BATCH = 100

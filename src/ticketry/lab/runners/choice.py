@@ -9,10 +9,8 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 
 from ticketry.errors import UsageError
-from ticketry.lab.runners.events import OnEvent
 from ticketry.lab.runners.executor_runner import ExecutorRunner, Pool
-from ticketry.lab.runners.place import Place, default_workers, takes_details
-from ticketry.lab.runners.runner import RUNNERS, MakeRunner, Runner
+from ticketry.lab.runners.runner import RUNNERS, MakeRunner, OnEvent, Place, Runner, default_workers, takes_details
 
 MANY = 1000
 """Number of segments that may be sent to workers on other machines at once; a scheduler there decides when to train."""

@@ -24,9 +24,8 @@ from typing import Any
 
 from ticketry.errors import RunnerError, UsageError, needs
 from ticketry.files import delete_tree_if_possible, write_atomically
-from ticketry.lab.runners.events import OnEvent
 from ticketry.lab.runners.executor_runner import ExecutorRunner, Pool
-from ticketry.lab.runners.place import RESOURCES, Needs, Place, default_workers
+from ticketry.lab.runners.runner import RESOURCES, Needs, OnEvent, Place, default_workers
 from ticketry.lab.runners.worker import execute
 
 LOCAL = "local"

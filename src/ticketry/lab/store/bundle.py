@@ -27,8 +27,7 @@ from numpy.typing import NDArray
 
 from ticketry.errors import StoreError
 from ticketry.files import regular, replacing
-from ticketry.lab.store.files import explain_os_errors
-from ticketry.lab.store.schemas import Digest
+from ticketry.lab.store.files import Digest, explain_os_errors
 
 MAGIC = b"ticketry.bundle.2\n"
 _FORMATS = {b"ticketry.bundle.1\n": 1, MAGIC: 2}

@@ -1,16 +1,25 @@
-"""Upload and fetch checkpoints of unfinished segments, which other machines resume from a shared store.
+"""Store checkpoints of unfinished segments: sharded ones in folders, and in shared stores those of all machines.
 
-A checkpoint is one object; a sharded checkpoint has one object for each file, and one for the list of files. The list
-is uploaded last and fetched first, and the names of the objects contain the list's digest. A thread uploads the newest
-checkpoint, so that training never waits.
+A sharded checkpoint is a folder with one or more files from each process that trains a network. The folder is written
+under a temporary name, and renamed when all files are on the disk. It contains a list of the files' digests, which has
+a digest of its own, so that an incomplete or damaged folder is recognised and ignored.
+
+In a shared store a checkpoint is one object; a sharded checkpoint has one object for each file, and one for the list of
+files. The list is uploaded last and fetched first, and the names of the objects contain the list's digest. A thread
+uploads the newest checkpoint, so that training never waits.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
+import os
+import shutil
+import stat
+import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Annotated, NamedTuple
 
@@ -18,11 +27,128 @@ import msgspec
 from msgspec import Meta
 
 from ticketry.errors import StoreError
-from ticketry.files import content_of, delete_tree_if_possible
-from ticketry.lab.store import parts
-from ticketry.lab.store.files import path_exists, write_atomically
+from ticketry.files import content_of, delete_tree, delete_tree_if_possible, exists, file_digest, flush
+from ticketry.lab.store.files import (
+    InaccessibleError,
+    explain_os_errors,
+    path_exists,
+    read_sealed,
+    write_atomically,
+    write_sealed,
+)
 from ticketry.lab.store.objects import Objects, patience
 from ticketry.lab.store.paths import Paths, partial_name
+
+# -- folders of sharded checkpoints ------------------------------------------------------------------------------------
+
+
+SHARD_LIST = "parts.json"
+"""Name of the file that lists the SHA-256 of all other files in the folder."""
+
+
+def create_shard_folder(paths: Paths, trajectory: str, step: int) -> Path:
+    """Create a folder with a temporary name for a sharded checkpoint; `StoreError` if that fails."""
+    with explain_os_errors(paths.partial, "write"):
+        paths.partial.mkdir(parents=True, exist_ok=True)
+        target = paths.partial_folder(trajectory, step)
+        return Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
+
+
+def digest_shards(folder: Path, rank: int, world: int) -> dict[str, str]:
+    """Return the SHA-256, by file name, of every `world`-th file in a folder, beginning with file number `rank`."""
+    with explain_os_errors(folder, "read"):
+        return {path.name: file_digest(path) for path in sorted(folder.iterdir())[rank::world]}
+
+
+def finish_shard_folder(folder: Path, paths: Paths, trajectory: str, step: int, digests: Mapping[str, str]) -> None:
+    """Write the list of digests into a folder, give the folder its final name, and delete older checkpoints.
+
+    Args:
+        folder: the folder with its temporary name, which contains all other files.
+        paths: the store.
+        trajectory, step: key of the training, and the step of the checkpoint.
+        digests: SHA-256 of each file, by name.
+    """
+    write_sealed(folder / SHARD_LIST, {"files": dict(digests)})
+    target = paths.partial_folder(trajectory, step)
+    with explain_os_errors(target, "write"):
+        flush(folder)
+        if exists(target):  # damaged, else training would not have come to this step again
+            delete_tree(target)
+        os.chmod(folder, stat.S_IMODE(target.parent.stat().st_mode))
+        os.rename(folder, target)
+        flush(target.parent)
+    delete_shard_folders(paths, trajectory, step - 1)
+
+
+def _link_shard_folder(folder: Path) -> Path:
+    """Return a new folder with hard links to the files in `folder`; the files stay available if `folder` is deleted.
+
+    Raises:
+        FileNotFoundError: if `folder` was deleted because of a newer checkpoint.
+    """
+    place = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
+    try:
+        for path in sorted(folder.iterdir()):
+            try:
+                os.link(path, place / path.name)
+            except FileNotFoundError:
+                raise
+            except OSError:  # file systems without links
+                shutil.copyfile(path, place / path.name)
+    except BaseException:
+        delete_tree_if_possible(place)
+        raise
+    return place
+
+
+def newest_shard_folder(paths: Paths, trajectory: str, last: int) -> tuple[int, Path] | None:
+    """Return step and folder of the newest undamaged sharded checkpoint up to step `last`; None if there is none."""
+    for step, folder in sorted(_folders(paths, trajectory), reverse=True):
+        with contextlib.suppress(InaccessibleError):  # an older one gives the same bits
+            if step <= last and has_all_shards(folder):
+                return step, folder
+    return None
+
+
+def has_all_shards(folder: Path) -> bool:
+    """Return whether a folder has exactly the files in its list, with the digests in the list.
+
+    Raises:
+        InaccessibleError: if a file cannot be read.
+    """
+    try:
+        listed = read_sealed(folder / SHARD_LIST)
+        files = (listed or {}).get("files")
+        if not isinstance(files, dict) or not files:
+            return False
+        with explain_os_errors(folder, "read"):
+            return {path.name for path in folder.iterdir()} == {*files, SHARD_LIST} and all(
+                file_digest(folder / name) == digest for name, digest in files.items()
+            )
+    except InaccessibleError:
+        raise
+    except StoreError:
+        return False
+
+
+def delete_shard_folders(paths: Paths, trajectory: str, last: int) -> None:
+    """Delete the sharded checkpoints, up to step `last`, of the training with the key `trajectory`."""
+    for step, folder in list(_folders(paths, trajectory)):
+        if step <= last:
+            with contextlib.suppress(OSError):
+                delete_tree(folder)
+
+
+def _folders(paths: Paths, trajectory: str) -> Iterator[tuple[int, Path]]:
+    for folder in paths.partial_folders(trajectory):
+        step = folder.stem.rpartition("-")[2]
+        if step.isdecimal():
+            yield int(step), folder
+
+
+# -- checkpoints in a shared store -------------------------------------------------------------------------------------
+
 
 _LAST_SECONDS = 15.0
 """Seconds that a stopped training waits for its last upload; schedulers allow about 30."""
@@ -80,13 +206,13 @@ def upload(remote: Objects, trajectory: str, step: int, path: Path) -> None:
         digest = path.stem.rpartition("-")[2]
         remote.create_if_absent(Checkpoint(trajectory, step, digest, False).name, content_of(path))
         return
-    linked = parts.link_folder(path)
+    linked = _link_shard_folder(path)
     try:
-        listed = content_of(linked / parts.LIST)
+        listed = content_of(linked / SHARD_LIST)
         name = Checkpoint(trajectory, step, hashlib.sha256(listed).hexdigest(), True).name
         for file in _parse_file_list(listed):
             remote.create_if_absent(f"{name}/{file}", content_of(linked / file))
-        remote.create_if_absent(f"{name}/{parts.LIST}", listed)
+        remote.create_if_absent(f"{name}/{SHARD_LIST}", listed)
     finally:
         delete_tree_if_possible(linked)
 
@@ -114,19 +240,19 @@ def _fetch_parts(remote: Objects, paths: Paths, checkpoint: Checkpoint) -> bool:
     trajectory, step = checkpoint.trajectory, checkpoint.step
     if path_exists(paths.partial_folder(trajectory, step)):
         return True
-    listed = remote.get(f"{checkpoint.name}/{parts.LIST}")
+    listed = remote.get(f"{checkpoint.name}/{SHARD_LIST}")
     if listed is None or hashlib.sha256(listed).hexdigest() != checkpoint.digest:
         _log.warning("the checkpoint at %s/%s is damaged: it is ignored", remote.address, checkpoint.name)
         return False
     if not (files := _parse_file_list(listed)):
         return False
-    folder = parts.create_folder(paths, trajectory, step)
+    folder = create_shard_folder(paths, trajectory, step)
     try:
         for file in files:
             if (data := remote.get(f"{checkpoint.name}/{file}")) is None:
                 return False
             write_atomically(folder / file, data)
-        parts.finish_folder(folder, paths, trajectory, step, files)
+        finish_shard_folder(folder, paths, trajectory, step, files)
     finally:
         delete_tree_if_possible(folder)
     return True
@@ -193,7 +319,7 @@ class Uploads:
             return
         found = [name for one, name in list_checkpoints(self._remote, self._trajectory) if one.step <= last]
         # Each list first: without it the other parts are ignored.
-        self._remote.delete(sorted(found, key=lambda name: not name.endswith(f"/{parts.LIST}")))
+        self._remote.delete(sorted(found, key=lambda name: not name.endswith(f"/{SHARD_LIST}")))
 
     def _upload_queued(self) -> None:
         while True:

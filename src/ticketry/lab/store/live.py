@@ -16,9 +16,8 @@ from typing import Any
 
 from ticketry.errors import StoreError
 from ticketry.files import delete_tree_if_possible, parse_json
-from ticketry.lab.store.address import local_folder, shared_url
-from ticketry.lab.store.folder import Folder
-from ticketry.lab.store.objects import Objects, patience
+from ticketry.lab.store.objects import Folder, Objects, patience
+from ticketry.lab.store.paths import local_folder, shared_url
 
 _DRIVER, _STOP = "driver", "stop"
 _PATIENCE_SECONDS = 10.0

@@ -14,9 +14,7 @@ from typing import Any
 
 from ticketry.errors import StoreError
 from ticketry.files import delete_tree, file_digest, iterate_files, list_entries, require_inside
-from ticketry.lab.store import parts
-from ticketry.lab.store.address import display_address
-from ticketry.lab.store.checkpoints import parse_checkpoint_name
+from ticketry.lab.store.checkpoints import has_all_shards, parse_checkpoint_name
 from ticketry.lab.store.files import (
     InaccessibleError,
     explain_os_errors,
@@ -26,8 +24,8 @@ from ticketry.lab.store.files import (
     read_sealed,
     write_json,
 )
-from ticketry.lab.store.marks import is_locked, is_running
-from ticketry.lab.store.paths import Paths
+from ticketry.lab.store.locks import is_locked, is_running
+from ticketry.lab.store.paths import Paths, display_address
 from ticketry.lab.store.references import Results, referenced_digests, result_keys_in
 from ticketry.lab.store.store import DESCRIBED, Store, read_format
 
@@ -111,7 +109,7 @@ def check(store: Store, *, repair: bool = False, more: Iterable[Path] = ()) -> H
     health.damaged += unreadable
     health.missing = [path for path, blobs in needed.items() if not blobs <= good and path_exists(path)]
     health.damaged += [path for path in paths.partial_files() if _is_damaged(path, path.stem.rpartition("-")[2])]
-    health.damaged += [folder for folder in paths.partial_folders() if not parts.is_whole(folder)]
+    health.damaged += [folder for folder in paths.partial_folders() if not has_all_shards(folder)]
     health.damaged += more
     health.leftover = list(paths.leftovers())
     if repair:

@@ -1,17 +1,43 @@
-"""Define the interface to a store's objects (files in a folder or a bucket), and repeat requests that fail."""
+"""Read and write a store's objects by name: files in a folder, or objects in a bucket; repeat requests that fail.
+
+Buckets (Amazon S3 and compatible services, Google Cloud Storage, Azure) are accessed through obstore, which finds the
+provider's credentials (environment, instance role, web identity). Addresses contain no credentials; error messages
+contain none either, because the query part of a request's URL is left out.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import random
+import re
+import tempfile
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
-from ticketry.errors import StoreError
-from ticketry.lab.signals import stop_signal
+from ticketry.errors import MissingExtraError, StoreError
+from ticketry.files import (
+    beside,
+    content_of,
+    exists,
+    flush,
+    is_folder,
+    iterate_files,
+    join_inside,
+    list_entries,
+    make_folder,
+    reason_of,
+    replacing,
+    write_atomically,
+)
+from ticketry.lab.process import stop_signal
+from ticketry.lab.store.files import LARGEST_JSON, explain_os_errors
 
 T = TypeVar("T")
 
@@ -113,3 +139,354 @@ def repeat(what: str, attempt: Callable[[int], T]) -> T:
                     " this machine; the same command continues from there, and publishes it, later"
                 ) from error
             time.sleep(pause)
+
+
+# -- folders -----------------------------------------------------------------------------------------------------------
+
+
+_PASSING = (errno.ESTALE, errno.EIO, errno.ETIMEDOUT, errno.EBUSY, errno.ENETDOWN, errno.EHOSTDOWN)
+"""Errors of a network file system while its server is unavailable or a file is being replaced."""
+_MISSING = (FileNotFoundError, NotADirectoryError)
+
+
+class Folder:
+    """Stores objects as files in a folder; the methods are described in `Objects`.
+
+    They raise `OutsideError` for a name or link that leads out of the folder.
+
+    Args:
+        place: the folder, which may be missing.
+    """
+
+    def __init__(self, place: Path) -> None:
+        self.root = place
+        self.address = str(place)
+
+    def get(self, name: str, *, fresh: bool = False) -> bytes | None:
+        path = self.path(name)
+
+        def read(_: int) -> bytes | None:
+            try:
+                return content_of(path, most=None if name.startswith(("blobs/", "partial/")) else LARGEST_JSON)
+            except _MISSING:
+                if path.is_symlink():
+                    raise
+                return None
+
+        return self._do("read", path, read)
+
+    def put(self, name: str, data: bytes) -> str:
+        path = self.path(name)
+        self._do("write", path, lambda _: write_atomically(path, data, durable=not name.startswith("live/")))
+        return ""
+
+    def create_if_absent(self, name: str, data: bytes) -> bool:
+        path = self.path(name)
+
+        def create(tries: int) -> bool:
+            if exists(path):
+                with contextlib.suppress(OSError):  # another user's
+                    os.utime(path)
+                return False if tries == 0 else content_of(path) == data
+            return self._create(path, data)
+
+        return self._do("write", path, create)
+
+    def _create(self, path: Path, data: bytes) -> bool:
+        write_atomically(path, data, durable=True)  # the caller holds a local lock, or the name stands for the content
+        return True
+
+    def adopt_file(self, name: str, file: Path) -> None:
+        """Turn a finished file into the object `name` by renaming it; an existing object stays and is marked as used.
+
+        Args:
+            name: name of the object.
+            file: the file, which must be on the same file system as the folder.
+        """
+        path = self.path(name)
+        with explain_os_errors(path, "write"):
+            if exists(path):
+                os.utime(path)
+                return
+            with replacing(path, durable=True) as place:
+                os.replace(file, place)
+
+    def list(self, prefix: str = "") -> Iterator[Listed]:
+        at = prefix.rpartition("/")[0]
+        start = self.path(at) if at else self.root
+        yield from self._do("read", start, lambda _: tuple(self._walk(start, prefix)))
+
+    def delete(self, names: Iterable[str]) -> None:
+        for path in map(self.path, names):
+            self._do("delete", path, lambda _: path.unlink(missing_ok=True))  # noqa: B023
+
+    def now(self) -> float:
+        return time.time()
+
+    def path(self, name: str) -> Path:
+        """Return the path of the file that stores the object `name`."""
+        return join_inside(self.root, *name.split("/"))
+
+    def _do(self, verb: str, path: Path, action: Callable[[int], T]) -> T:
+        """Call `action(0)`, and turn an `OSError` into a `StoreError`.
+
+        Args:
+            verb: what is attempted, for error messages: read, write or delete.
+            path: the file.
+            action: reads or writes the file; its argument is the number of earlier tries.
+        """
+        with explain_os_errors(path, verb):
+            return action(0)
+
+    def _walk(self, start: Path, prefix: str) -> Iterator[Listed]:
+        for entry in list_entries(start):
+            name = Path(entry.path).relative_to(self.root).as_posix()
+            if not name.startswith(prefix):
+                continue
+            inner = entry.is_dir(follow_symlinks=False)
+            for path in iterate_files(Path(entry.path)) if inner else [Path(entry.path)]:
+                if path.name.endswith(".tmp") or path.name == "lock" or path.is_symlink():
+                    continue
+                with contextlib.suppress(FileNotFoundError):
+                    about = path.stat()
+                    version = f"{about.st_size}-{about.st_mtime_ns}"
+                    yield Listed(path.relative_to(self.root).as_posix(), about.st_size, version, about.st_mtime)
+
+
+class SharedFolder(Folder):
+    """Stores objects as files in a folder of a network file system; `now` returns the time of the file server.
+
+    An object is created by making a hard link to a temporary file. This is atomic on every server, and fails if the
+    name exists (see the Linux manual, open(2), on O_EXCL and NFS).
+
+    Args:
+        address: ``file:///path/to/folder``.
+
+    Raises:
+        StoreError: if the parent folder is missing.
+    """
+
+    def __init__(self, address: str) -> None:
+        super().__init__(Path(address.removeprefix("file://")))
+        self.address = address
+        with explain_os_errors(self.root, "look for"):
+            if not exists(self.root) and not is_folder(self.root.parent):
+                raise StoreError(f"{address}: there is no folder {self.root.parent}: is it mounted on this machine?")
+
+    def now(self) -> float:
+        def write(_: int) -> float:
+            self.root.mkdir(parents=True, exist_ok=True)
+            handle, name = tempfile.mkstemp(prefix=".clock.", suffix=".tmp", dir=self.root)
+            try:
+                os.write(handle, b"0")
+                return os.fstat(handle).st_mtime
+            finally:
+                os.close(handle)
+                os.unlink(name)
+
+        return self._do("write", self.root, write)
+
+    def _do(self, verb: str, path: Path, action: Callable[[int], T]) -> T:
+        what = f"cannot {verb} {path}"
+
+        def attempt(tries: int) -> T:
+            try:
+                return action(tries)
+            except OSError as error:
+                if error.errno in _PASSING:
+                    raise PassingError(error.strerror) from error
+                raise StoreError(f"{what}: {reason_of(error)}") from error
+
+        return repeat(what, attempt)
+
+    def _create(self, path: Path, data: bytes) -> bool:
+        """Create a file by a hard link; return False if the name exists."""
+        make_folder(path.parent)
+        temporary = beside(path)
+        try:
+            temporary.write_bytes(data)
+            flush(temporary)
+            try:
+                os.link(temporary, path)
+            except FileExistsError:
+                return False
+            except OSError:
+                if os.stat(temporary).st_nlink != 2:  # else only the answer was lost
+                    raise
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                temporary.unlink()
+        flush(path.parent)
+        return True
+
+
+# -- buckets -----------------------------------------------------------------------------------------------------------
+
+
+_SMALL, _SMALL_SECONDS = 4 << 20, 20
+"""Maximum bytes of a small request, and the time limit for small requests in seconds."""
+_LARGE_SECONDS = 600
+_NO_BUCKET = ("NoSuchBucket", "ContainerNotFound", "bucket does not exist", "BucketNotFound")
+_PASSING_CODES = (408, 409, 425, 429)
+"""HTTP statuses after which a request is repeated; S3 answers 409 to simultaneous conditional writes of one object."""
+
+
+class Bucket:
+    """Stores objects below a prefix of a bucket; the methods are described in `Objects`.
+
+    Raises:
+        MissingExtraError: if obstore is not installed.
+        StoreError: if the address is invalid, or the settings in environment variables are.
+    """
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self._obstore = _import_obstore()
+        self._small, self._large = (self._open_client(seconds) for seconds in (_SMALL_SECONDS, _LARGE_SECONDS))
+        self._ahead: float | None = None
+        """Provider's time in seconds since 1970 minus ``time.monotonic()``; None if not measured yet."""
+
+    def _open_client(self, seconds: float) -> Any:
+        plain = any(
+            os.environ.get(f"{provider}_ALLOW_HTTP", "").lower() in ("true", "1")
+            for provider in ("AWS", "AZURE", "GOOGLE")
+        )
+        try:
+            return self._obstore.store.from_url(
+                self.address,
+                retry_config={"max_retries": 0},
+                client_options={"timeout": f"{seconds}s", "connect_timeout": "5s", "allow_http": plain},
+            )
+        except Exception as error:
+            raise StoreError(f"{self.address} cannot be opened: {_message_without_secrets(error)}") from None
+
+    def get(self, name: str, *, fresh: bool = False) -> bytes | None:
+        def attempt(_: int) -> bytes | None:
+            try:
+                found = self._obstore.get(self._large, name)
+                data = bytes(found.bytes())
+            except FileNotFoundError as error:
+                self._check_bucket(error)
+                return None
+            if len(data) != found.meta["size"]:
+                raise PassingError("the answer ended early")
+            return data
+
+        return self._request("read", name, attempt)
+
+    def put(self, name: str, data: bytes) -> str:
+        return self._request("write", name, lambda _: self._write(name, data, "overwrite"))
+
+    def create_if_absent(self, name: str, data: bytes) -> bool:
+        def attempt(tries: int) -> bool:
+            try:
+                self._write(name, data, "create")
+            except (self._obstore.exceptions.AlreadyExistsError, self._obstore.exceptions.PreconditionError):
+                return tries > 0 and self.get(name) == data  # an earlier try whose answer was lost
+            return True
+
+        return self._request("write", name, attempt)
+
+    def _write(self, name: str, data: bytes, mode: str) -> str:
+        client = self._small if len(data) <= _SMALL else self._large
+        try:
+            return _version(self._obstore.put(client, name, data, mode=mode, use_multipart=False))
+        except FileNotFoundError as error:
+            self._check_bucket(error)
+            raise StoreError(f"cannot write {self.address}/{name}: {_message_without_secrets(error)}") from None
+
+    def list(self, prefix: str = "") -> Iterator[Listed]:
+        folder = prefix.rpartition("/")[0]
+
+        def attempt(_: int) -> list[Listed]:
+            return [
+                Listed(one["path"], one["size"], _version(one), one["last_modified"].timestamp())
+                for page in self._obstore.list(self._small, f"{folder}/" if folder else None)
+                for one in page
+                if one["path"].startswith(prefix)
+            ]
+
+        yield from self._request("list", prefix, attempt)
+
+    def delete(self, names: Iterable[str]) -> None:
+        for name in names:
+            self._request("delete", name, lambda _: self._delete(name))  # noqa: B023
+
+    def _delete(self, name: str) -> None:
+        try:
+            self._obstore.delete(self._small, name)
+        except FileNotFoundError as error:
+            self._check_bucket(error)
+
+    def now(self) -> float:
+        if self._ahead is None:
+            name = f".clock/{uuid.uuid4().hex}"
+            self.put(name, b"")
+            meta = self._request("read", name, lambda _: self._obstore.head(self._small, name))
+            self._ahead = meta["last_modified"].timestamp() - time.monotonic()
+            self.delete([name])
+        return time.monotonic() + self._ahead
+
+    # -- errors ------------------------------------------------------------------------------------------------------
+
+    def _request(self, verb: str, name: str, action: Callable[[int], T]) -> T:
+        """Send a request, and repeat it after errors that may pass.
+
+        Args:
+            verb: what is attempted, for error messages: read, write, list or delete.
+            name: name of the object.
+            action: sends the request; its argument is the number of earlier tries.
+        """
+        known = self._obstore.exceptions
+
+        def attempt(tries: int) -> T:
+            try:
+                return action(tries)
+            except (known.PermissionDeniedError, known.UnauthenticatedError) as error:
+                raise StoreError(
+                    f"{self.address}: no permission to {verb} there. Credentials are looked for where the provider's"
+                    f" own tools look (environment, instance role), see docs/cluster.md."
+                    f" ({_message_without_secrets(error)})"
+                ) from None
+            except known.BaseError as error:
+                self._check_bucket(error)
+                code = _status_code(error)
+                if code is not None and code < 500 and code not in _PASSING_CODES:
+                    raise StoreError(
+                        f"cannot {verb} {self.address}/{name}: {_message_without_secrets(error)}"
+                    ) from None
+                raise PassingError(_message_without_secrets(error)) from None
+
+        return repeat(f"cannot {verb} {self.address}/{name}", attempt)
+
+    def _check_bucket(self, error: BaseException) -> None:
+        if any(text in str(error) for text in _NO_BUCKET):
+            bucket = self.address.split("/")[2]
+            raise StoreError(f"{self.address}: there is no bucket {bucket}: create it, or correct its name") from None
+
+
+def _import_obstore() -> Any:
+    try:
+        import obstore
+        import obstore.exceptions
+        import obstore.store
+    except ImportError:
+        raise MissingExtraError("obstore", "cloud", "a store in a bucket") from None
+    return obstore
+
+
+def _version(meta: Any) -> str:
+    """Return the ETag in an object's metadata, followed by the version number if the provider has one."""
+    return f"{meta.get('e_tag') or ''} {meta.get('version') or ''}"
+
+
+def _status_code(error: BaseException) -> int | None:
+    found = re.search(r"status code: (\d{3})", str(error))
+    return int(found[1]) if found else None
+
+
+def _message_without_secrets(error: BaseException) -> str:
+    """Return the error as one short line without URLs or anything else that may be secret."""
+    text = str(error).partition("\n")[0]
+    text = re.sub(r"\?[^\s\"'<>)]*", "", re.sub(r"<\?xml.*", "", text))
+    return " ".join(text.split())[:300]

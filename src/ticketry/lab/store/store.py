@@ -21,10 +21,12 @@ from torch import Tensor
 from ticketry.core.mask import Mask, from_bytes, to_bytes
 from ticketry.errors import DamagedBlobError, MaskError, StoreError, UsageError
 from ticketry.files import content_of, exists
-from ticketry.lab.store import parts
-from ticketry.lab.store.address import local_folder, shared_url
+from ticketry.lab.store.checkpoints import delete_shard_folders
 from ticketry.lab.store.files import (
+    MEMOS,
     REPAIR,
+    Trained,
+    describe_mismatch,
     explain_os_errors,
     parse_sealed,
     path_exists,
@@ -33,10 +35,8 @@ from ticketry.lab.store.files import (
     write_json,
 )
 from ticketry.lab.store.files import digest_of as digest_of
-from ticketry.lab.store.folder import Folder, SharedFolder
-from ticketry.lab.store.objects import Objects
-from ticketry.lab.store.paths import Paths, blob_name, memo_name, result_name, results_name
-from ticketry.lab.store.schemas import MEMOS, Trained, describe_mismatch
+from ticketry.lab.store.objects import Folder, Objects, SharedFolder
+from ticketry.lab.store.paths import Paths, blob_name, local_folder, memo_name, result_name, results_name, shared_url
 
 if TYPE_CHECKING:  # imported with the first shared store
     from ticketry.lab.store.mirror import Mirror
@@ -303,7 +303,7 @@ class Store:
             if path != but and _step_of(path) <= last:
                 with contextlib.suppress(OSError):
                     path.unlink()
-        parts.delete_folders(self.paths, trajectory, last)
+        delete_shard_folders(self.paths, trajectory, last)
 
     # -- remembered values -------------------------------------------------------------------------------------------
 
@@ -461,7 +461,7 @@ def open_remote(url: str) -> Objects:
     """Return access to the objects at a URL, which must have the form that `canonical_url` returns."""
     if url.startswith("file://"):
         return SharedFolder(url)
-    from ticketry.lab.store.bucket import Bucket
+    from ticketry.lab.store.objects import Bucket
 
     return Bucket(url)
 

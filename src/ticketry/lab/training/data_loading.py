@@ -18,8 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ticketry.errors import RunnerError, TicketryError
-from ticketry.lab.process_guard import end_with_parent
-from ticketry.lab.signals import block_signals, ignore_signals_as_reader
+from ticketry.lab.process import block_signals, end_with_parent, ignore_signals_as_reader
 from ticketry.tasks.task import Reader, Sharded, Split, place_of_part
 from ticketry_engine.support.seeds import generator, mix
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ticketry.errors import StoreError
-from ticketry.lab.signals import stop_signal
+from ticketry.lab.process import stop_signal
 from ticketry.lab.store.store import Store, digest_of, open_store
 from ticketry.lab.training.job import Job, Watch, Work
 from ticketry.lab.training.loop import Loop

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ticketry.core.scope import normal_name
 from ticketry.core.ticket.folder import iterate_file_bytes
-from ticketry.errors import InterruptedTrainingError
-from ticketry.lab.environment import describe_machine
-from ticketry.lab.signals import Stopped, defer_signals, raise_if_stopped, stop_signal
-from ticketry.lab.store import parts
+from ticketry.errors import InterruptedTrainingError, StoreError
+from ticketry.lab.process import Stopped, defer_signals, describe_machine, raise_if_stopped, stop_signal
+from ticketry.lab.store.checkpoints import create_shard_folder, digest_shards, finish_shard_folder, newest_shard_folder
 from ticketry.lab.store.store import Store, tensors_to_bytes
 from ticketry.lab.training.loop import Loop, round_metric
 from ticketry.lab.training.ranks.group import Group
@@ -25,6 +27,7 @@ from ticketry.lab.training.state import (
     TrainingState,
     add_prefix,
     initial_state,
+    load_optimizer,
     pack_state,
     select_prefix,
     unpack_state,
@@ -37,6 +40,8 @@ _WORKING = 0.02
 """Least CPU time of a training process as a share of wall time; a lower share means that the process was suspended."""
 _CURVE_POINTS = 100
 _TICK_SECONDS = 0.2
+_FILE_BYTES = 64 << 20
+"""Approximate bytes of tensors, in all ranks together, that are written into files with the same number."""
 
 
 @dataclass
@@ -156,16 +161,14 @@ class Job:
         state = self.resumable_state()
         if self.group is None:
             return Loop(self.store, self.course, self.segment, state)
-        found = self.group.first(parts.newest_folder(self.store.paths, self.trajectory, self.missing[0]))
+        found = self.group.first(newest_shard_folder(self.store.paths, self.trajectory, self.missing[0]))
         newer = found is not None and found[0] > state.step
         if newer:  # its weights replace these
             state = TrainingState(found[0], state.model, {}, torch.zeros(0))
         self.group.require_same("a stored state", state.step)
         loop = Loop(self.store, self.course, self.segment, state, self.group)
         if newer:
-            from ticketry.lab.training.ranks import sharded
-
-            self._earlier_seconds = sharded.load_state(found[1], loop)
+            self._earlier_seconds = load_sharded_state(found[1], loop)
         return loop
 
     def resumable_state(self) -> TrainingState:
@@ -203,9 +206,7 @@ class Job:
         if self.group is None or not self.group.in_parts:
             self.store.put_checkpoint(self.trajectory, state.step, tensors)
             return
-        from ticketry.lab.training.ranks import sharded
-
-        sharded.save_state(self.group, self.store, self.trajectory, state.step, tensors)
+        save_sharded_state(self.group, self.store, self.trajectory, state.step, tensors)
 
     def store_result(self, loop: Loop) -> None:
         """Store the loop's state as the first missing result; if a signal asks to stop, store a checkpoint instead."""
@@ -402,3 +403,95 @@ def _loss_curve(losses: Tensor, first: int) -> list[tuple[int, float]]:
     return [
         (first + min((i + 1) * size, len(losses)), round_metric(float(part.mean()))) for i, part in enumerate(means)
     ]
+
+
+# -- sharded checkpoints -----------------------------------------------------------------------------------------------
+#
+# They are written by `torch.distributed.checkpoint` as safetensors files, at least one for each rank.
+
+
+def save_sharded_state(group: Group, store: Store, trajectory: str, step: int, tensors: Mapping[str, Tensor]) -> None:
+    """Store a checkpoint; all ranks call this together.
+
+    Args:
+        group: the ranks.
+        store: the store.
+        trajectory, step: key of the training, and the step of the checkpoint.
+        tensors: tensors of the state by name, of which this rank writes its shards.
+
+    Raises:
+        StoreError: in all ranks, if a rank cannot write its part.
+    """
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+
+    folder = Path(group.first(str(create_shard_folder(store.paths, trajectory, step)) if group.rank == 0 else None))
+    flat = {name: value.reshape(1) if value.dim() == 0 else value for name, value in tensors.items()}
+    # A file is held in memory while it is written, so the state is split into several files.
+    files = dict(zip(flat, itertools.accumulate(value.nbytes for value in flat.values()), strict=True))
+    numbered = {name: 1 + so_far // _FILE_BYTES for name, so_far in files.items()}
+    numbers = {number: place for place, number in enumerate(sorted(set(numbered.values())), 1)}
+    by = HuggingFaceStorageWriter(
+        path=str(folder),
+        fqn_to_index_mapping={name: numbers[number] for name, number in numbered.items()},
+        save_distributed=True,
+    )
+    _run_checkpoint(folder, "save", flat, by)
+    found: dict[str, str] = {}
+    for each in group.gather(digest_shards(folder, group.rank, group.world)):
+        found |= each
+    if group.rank == 0:
+        finish_shard_folder(folder, store.paths, trajectory, step, found)
+        store.upload_checkpoint(trajectory, step, store.paths.partial_folder(trajectory, step))
+
+
+def load_sharded_state(folder: Path, loop: Loop) -> float:
+    """Load this rank's part of the checkpoint in `folder` into a training loop.
+
+    Returns:
+        The seconds that training up to the checkpoint took.
+    """
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+    model = {f"model/{normal_name(name)}": value for name, value in loop.model.state_dict().items()}
+    parameters = {f"optimizer/{name}": parameter for name, parameter in loop.model.named_parameters()}
+    target: dict[str, Tensor] = {}
+    for name, about in HuggingFaceStorageReader(path=str(folder)).read_metadata().state_dict_metadata.items():
+        assert isinstance(about, TensorStorageMetadata)
+        dtype = about.properties.dtype
+        like = model.get(name, parameters.get(name.rpartition("/")[0]))
+        if like is not None and like.shape == about.size:
+            target[name] = torch.empty_like(like, dtype=dtype, requires_grad=False)
+        else:
+            target[name] = torch.empty(about.size, dtype=dtype)
+    _run_checkpoint(folder, "load", target, HuggingFaceStorageReader(path=str(folder)))
+    with torch.no_grad():
+        for name, value in model.items():
+            value.copy_(target[name].reshape(value.shape) if value.dim() == 0 else target[name])
+    state = {name.partition("/")[2]: value for name, value in target.items() if name.startswith("optimizer/")}
+    load_optimizer(loop.optimizer, loop.model, {name: _restore_scalar(name, value) for name, value in state.items()})
+    loop.resume(select_prefix(target, "session/"), target["losses"])
+    return float(target["seconds"])
+
+
+def _restore_scalar(name: str, value: Tensor) -> Tensor:
+    """Return a step count without the dimension that `save_sharded_state` has added; return other tensors unchanged."""
+    return value.reshape(()) if name.endswith("/step") else value
+
+
+def _run_checkpoint(folder: Path, what: str, tensors: dict[str, Tensor], by: Any) -> None:
+    from torch.distributed.checkpoint.api import CheckpointException
+    from torch.distributed.checkpoint.state_dict_loader import load
+    from torch.distributed.checkpoint.state_dict_saver import save
+
+    try:
+        if what == "save":
+            save(tensors, storage_writer=by)
+        else:
+            load(tensors, storage_reader=by)
+    except CheckpointException as error:  # a BaseException, which no other handler catches
+        rank, (why, _) = next(iter(error.failures.items()))
+        raise StoreError(
+            f"rank {rank} cannot {what} its part of a state in {folder}: {why}. The same command goes on from the state"
+            " before"
+        ) from error

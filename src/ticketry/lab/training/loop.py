@@ -15,15 +15,24 @@ from torch.optim import Optimizer
 from ticketry.core.scope import named_parameters, normal_name
 from ticketry.errors import TaskError, TrainingError
 from ticketry.lab.costs.meters.flops import FlopsByWeight, flops_by_weight
-from ticketry.lab.costs.meters.memory import peak_bytes
+from ticketry.lab.costs.meters.step import peak_bytes
 from ticketry.lab.store.store import Store
 from ticketry.lab.training.kernels import prepare_sparse_kernels
-from ticketry.lab.training.optimizer import Trainable, learning_rate, load_optimizer, make_optimizer, optimizer_tensors
 from ticketry.lab.training.precision import DENSE
 from ticketry.lab.training.ranks.group import Group
 from ticketry.lab.training.replays import Replays, can_replay_steps
 from ticketry.lab.training.segment import Segment, replace_non_finite
-from ticketry.lab.training.state import TrainingState, copy_state, rebuild_model, unsaved_buffers
+from ticketry.lab.training.state import (
+    Trainable,
+    TrainingState,
+    copy_state,
+    learning_rate,
+    load_optimizer,
+    make_optimizer,
+    optimizer_tensors,
+    rebuild_model,
+    unsaved_buffers,
+)
 from ticketry.lab.training.supervised import evaluate
 from ticketry.lab.training.variant import Effect, Metrics
 from ticketry.tasks import task_checks

@@ -29,8 +29,7 @@ from torch.optim import Optimizer
 from ticketry.core.mask import Mask
 from ticketry.errors import UsageError
 from ticketry.lab.store.store import Store
-from ticketry.lab.training.optimizer import Trainable
-from ticketry.lab.training.state import TrainingState
+from ticketry.lab.training.state import Trainable, TrainingState
 from ticketry.registry import add_reached_modules
 from ticketry.tasks.recipe import Recipe
 from ticketry.tasks.task import Course, Session, Task

@@ -88,8 +88,7 @@ def _check_budget(replicate: Replicate, scope: Scope, settings: PruningSettings,
     """Raise `UsageError` if the smallest allowed mask costs more than the budget, or a layer has no known cost."""
     from ticketry.budgets.allocation import check_floor, check_floor_of_costs
     from ticketry.core.allocate import count_candidates
-    from ticketry.lab.budget_masks import macs_per_weight, store_costs
-    from ticketry.lab.measured_time import check_new_costs
+    from ticketry.lab.masks import check_new_costs, macs_per_weight, store_costs
 
     budget = settings.budget
     assert budget is not None
@@ -191,7 +190,7 @@ def prune(
         more: further arguments of `Lab.prune`. By default a score that needs examples gets a `Sample` of the training
             split.
     """
-    from ticketry.lab.scoring_sample import Sample
+    from ticketry.lab.costs.ledger import Sample
 
     seeds, shape, score = replicate.seeds, settings.parsed_structure, settings.replacing_score or settings.score
     needed = _data_needed(score)
@@ -229,9 +228,9 @@ def choose_mask(
     Args:
         share: density of the mask, or its share of the dense cost if `terms` are given.
         terms: `Budget.terms` of a cost budget; empty without a budget.
-        chosen: further arguments of `Lab.prune`, or with `terms` of `lab.budget_masks.budget_mask`.
+        chosen: further arguments of `Lab.prune`, or with `terms` of `lab.masks.budget_mask`.
     """
-    from ticketry.lab.budget_masks import budget_mask
+    from ticketry.lab.masks import budget_mask
 
     lab, task, seed = replicate.lab, replicate.task, replicate.seeds.mask
     if not terms:
@@ -246,7 +245,7 @@ def structured_mask(
 
     If the settings have no such structure, return `mask` and None.
     """
-    from ticketry.lab.structured_masks import structured_mask
+    from ticketry.lab.masks import structured_mask
 
     if (by := settings.parsed_structure.tickets) is None:
         return mask, None
@@ -412,7 +411,7 @@ def stretch_to_flops(lab: Lab, rest: Segment, before: list[Result], equal_cost: 
     """
     if equal_cost != "flops":
         return rest
-    from ticketry.lab.costs.phases import phases_before
+    from ticketry.lab.costs.ledger import phases_before
     from ticketry.lab.costs.step_cost import Costs, step_flops
 
     assert rest.mask is not None

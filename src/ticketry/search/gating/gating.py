@@ -26,9 +26,16 @@ from ticketry.errors import LayerCollapseError, ScopeError, TaskError, TrainingE
 from ticketry.lab.lab import Lab
 from ticketry.lab.store.store import digest_of
 from ticketry.lab.training.loop import set_learning_rate
-from ticketry.lab.training.optimizer import learning_rate, load_optimizer, make_optimizer, optimizer_tensors
 from ticketry.lab.training.segment import Result, Segment
-from ticketry.lab.training.state import copy_state, rebuild_model, select_prefix
+from ticketry.lab.training.state import (
+    copy_state,
+    learning_rate,
+    load_optimizer,
+    make_optimizer,
+    optimizer_tensors,
+    rebuild_model,
+    select_prefix,
+)
 from ticketry.lab.training.variant import Effect, InTraining, Metrics, Surroundings, Variant
 from ticketry.lab.training.variants import Penalty, trace_task_structure
 from ticketry.search.common.settings import PruningSettings
@@ -592,7 +599,7 @@ def gate_targets(replicate: Replicate, settings: PruningSettings, scope: Scope, 
     Without a budget both are the density `share`. With a budget the target is a share of the gates' total cost.
     """
     from ticketry.core.gates.charges import share_above_floor
-    from ticketry.lab.budget_masks import load_prices
+    from ticketry.lab.masks import load_prices
 
     if not settings.budget:
         return share, share
@@ -604,7 +611,7 @@ def gate_targets(replicate: Replicate, settings: PruningSettings, scope: Scope, 
 
 def budget_share_left(lab: Lab, result: Result, terms: str) -> float:
     """Return the cost of the network with gates rounded to on or off, as a share of the dense cost."""
-    from ticketry.lab.budget_masks import remaining_share
+    from ticketry.lab.masks import remaining_share
 
     return remaining_share(lab, result.segment.task, load_gates(lab, result).kept(), terms)
 
@@ -614,7 +621,7 @@ def mask_within_budget(
 ) -> str:
     """Store the mask of the weights with the largest s that meets a cost budget; return the mask's digest (cached)."""
     from ticketry.budgets.pruner import allocate_budget
-    from ticketry.lab.budget_masks import load_prices, prune_to_share
+    from ticketry.lab.masks import load_prices, prune_to_share
 
     terms, task, least = settings.budget_terms, result.segment.task, int(collapse == "keep")
 
@@ -636,6 +643,6 @@ def mask_within_budget(
 
 def _gate_charges(replicate: Replicate, settings: PruningSettings, scope: Scope) -> Charges:
     from ticketry.core.gates import Charges
-    from ticketry.lab.budget_masks import load_prices
+    from ticketry.lab.masks import load_prices
 
     return Charges.by(load_prices(replicate.lab, replicate.task, scope, settings.budget_terms), scope.sizes)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from ticketry.core.scope import NORMS, named_parameters
 from ticketry.errors import ScopeError, UsageError
-from ticketry.lab.training.optimizer import Trainable
+from ticketry.lab.training.state import Trainable
 from ticketry.lab.training.variant import Effect, InTraining, Surroundings, Variant
 from ticketry.tasks.recipe import Recipe
 

@@ -10,8 +10,7 @@
 from __future__ import annotations
 
 from ticketry.lab.costs.meters.flops import FlopsByWeight, StepFlops, flops_by_weight, step_flops
-from ticketry.lab.costs.meters.memory import allocated_at_peak, resident_at_peak
-from ticketry.lab.costs.meters.step import StepCost, measure_step
+from ticketry.lab.costs.meters.step import StepCost, allocated_at_peak, measure_step, resident_at_peak
 from ticketry.lab.costs.meters.training import NOT_MEASURED, Cost, Meter
 
 __all__ = [

@@ -6,6 +6,7 @@ import datetime
 import hashlib
 import os
 import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ticketry.core.devices import synchronise_norms
+from ticketry.core.devices import reshard, synchronise_norms
+from ticketry.core.scope import normal_name
 from ticketry.errors import TrainingError
 from ticketry.lab.training.precision import SYNCHRONISED, Arithmetic
 from ticketry.lab.training.ranks.batch_parts import Draws
@@ -23,6 +25,8 @@ from ticketry.tasks.task import PartOfBatch
 
 _PATIENCE = datetime.timedelta(minutes=30)
 """Maximum time that a rank waits for another rank; if a rank is lost, the parent process ends all ranks earlier."""
+_SMALLEST = 1 / 1024
+"""Least share of the network's parameters that a block must have to be gathered on its own."""
 _GPU_LOOKS = 16
 """Number of steps on a GPU between two checks whether to store a state, because a check makes the GPU wait."""
 
@@ -164,3 +168,56 @@ class Group:
             raw = parameter.detach().to("cpu").contiguous().flatten()
             found.update(raw.view(torch.uint8).numpy().tobytes() if raw.numel() else b"")
         self.require_same("weights", found.hexdigest())
+
+
+class ShardedGroup(Group):
+    """Connects one rank, which has a part of every parameter, with the other ranks that train the network."""
+
+    in_parts = True
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """Shard the model's parameters among the ranks, and return the model."""
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+
+        mesh = init_device_mesh(self._device, (self.world,))
+        for block in find_blocks(model):
+            fully_shard(block, mesh=mesh)
+        fully_shard(model, mesh=mesh)
+        return model
+
+    def state_of(self, model: nn.Module) -> dict[str, Tensor]:
+        """Return this rank's shards of weights and buffers, by name, without copying them."""
+        reshard(model)
+        return {normal_name(name): value.detach() for name, value in model.state_dict().items()}
+
+    def require_same_weights(self, model: nn.Module) -> None:
+        """Do nothing, because ranks hold different parts of the weights."""
+
+
+def find_blocks(model: nn.Module) -> Iterator[nn.Module]:
+    """Yield the blocks of a network whose parameters are gathered one block at a time, inner blocks first.
+
+    Blocks are the items of each `Sequential` and `ModuleList`. Other submodules are not used as blocks, since a model
+    may read their weights without calling them. Small blocks, and blocks that share parameters with others, are left
+    out.
+    """
+    uses: dict[Tensor, int] = {}
+    for _, parameter in model.named_parameters(remove_duplicate=False):
+        uses[parameter] = uses.get(parameter, 0) + 1
+    least = _SMALLEST * sum(parameter.numel() for parameter in uses)
+    found: dict[nn.Module, None] = {}
+    for module in model.modules():
+        if isinstance(module, (nn.Sequential, nn.ModuleList)):
+            for child in module.children():
+                if not isinstance(child, (nn.ModuleList, nn.ModuleDict)) and _is_separate(child, uses, least):
+                    found[child] = None
+    yield from reversed(found)
+
+
+def _is_separate(block: nn.Module, uses: Mapping[Tensor, int], least: float) -> bool:
+    own: dict[Tensor, int] = {}
+    for _, parameter in block.named_parameters(remove_duplicate=False):
+        own[parameter] = own.get(parameter, 0) + 1
+    size = sum(parameter.numel() for parameter in own)
+    return size > 0 and size >= least and all(uses[parameter] == count for parameter, count in own.items())

@@ -1,17 +1,23 @@
-"""Compute masks that meet a cost budget, and the cost of each weight of a task's network; store and reuse the results.
+"""Compute masks for a budget, for a measured latency or with a structure; store and reuse the results.
 
-A mask depends only on the weights, their scores, their prices and the budget. By default a price is a number of MACs
-(multiply-accumulates); MACs are counted and not timed, so the same budget gives the same mask on every machine.
+Masks for estimated costs depend only on weights, scores, prices and the budget, so they are the same on every machine.
+Seconds differ from run to run. So the key of a measured latency contains no seconds, but the mask or network that was
+timed, and the cost model, which says which machine, batch size, threads and precision are timed.
 """
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from math import prod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from ticketry.budgets.cost_model import CostModel, Prices
 from ticketry.budgets.granularity import NONE, in_blocks
@@ -22,14 +28,27 @@ from ticketry.core.model_calls import count_multiplications, countable_parameter
 from ticketry.core.scope import Scope, scope_of_shapes
 from ticketry.core.scope import scope as scope_of
 from ticketry.core.score import ScoreInputs, source_of
+from ticketry.core.structure import coverage, together
+from ticketry.core.structure.apply import apply_structuring, channel_score_needs_data
+from ticketry.core.structure.structuring import Structuring
 from ticketry.errors import CostError, UsageError
-from ticketry.lab.costs.ledger import SeenExamples
+from ticketry.lab.costs.ledger import Sample, SeenExamples
 from ticketry.lab.lab import Lab
-from ticketry.lab.measured_time import prune_to_latency
-from ticketry.lab.scoring_sample import Sample
-from ticketry.lab.store.store import digest_of
+from ticketry.lab.search_result import Seeds, Structured
+from ticketry.lab.store.store import NUMERICS, digest_of
 from ticketry.lab.training.segment import Result, Segment
+from ticketry.lab.training.state import rebuild_model
+from ticketry.lab.training.variants import FOLLOWED
+from ticketry.records.network import RelativeLatency
 from ticketry.tasks.task import Task
+from ticketry_engine.support.seeds import generator
+
+if TYPE_CHECKING:
+    from ticketry.budgets.timing import Meter
+    from ticketry_engine.bench.timing import Interval
+
+
+# -- budgets -----------------------------------------------------------------------------------------------------------
 
 
 def macs_by_layer(lab: Lab, task: Task) -> dict[str, tuple[int, int]]:
@@ -222,3 +241,171 @@ def budget_mask(
     described |= {"sample": asdict(sample), "task": dict(task.key())}
     seen = SeenExamples.from_settings(sample.limit_to(task), lab.sizes(task)["train"], settings)
     return lab.load_or_compute_mask(described, compute_mask, seen=seen, ready=lambda: lab.course(task))
+
+
+# -- measured latency --------------------------------------------------------------------------------------------------
+
+
+_TIMING = threading.Lock()
+"""Lock that allows only one thread at a time to measure: the repetitions of a search run as threads of one process."""
+
+_ROUNDS = 11
+"""Number of timed rounds, as in `tk.cost.meet`."""
+
+
+def check_measurable_here(costs: CostModel) -> None:
+    """Raise `CostError` if `costs` are not in seconds, are of another machine, or of more threads than cores here."""
+    from ticketry_engine.bench.machine import another_machine
+
+    if costs.unit != "seconds":
+        raise CostError(f"a latency is measured with costs in seconds, not in {costs.unit}")
+    if other := another_machine(costs.about):
+        raise CostError(
+            f"the costs are of another machine ({other}): nothing can be timed for them here, leave out measured"
+            " and dense_of_time, or search there"
+        )
+    threads, cores = int(costs.about.get("threads", 1)), os.cpu_count() or 1
+    if threads > cores:
+        raise CostError(
+            f"the costs are of {threads} threads, and this machine has {cores} processors: measure costs again with"
+            f" threads={cores} or fewer (tk.cost.model), or leave out measured and dense_of_time"
+        )
+
+
+def check_new_costs(lab: Lab, costs: CostModel) -> None:
+    """Call `check_measurable_here` if the store does not contain these costs yet.
+
+    Once costs are in the store, results measured with them can be read on any machine.
+    """
+    if lab.store.memo("costs", costs.digest) is None:
+        check_measurable_here(costs)
+
+
+def measure_masked_latency(lab: Lab, task: Task, mask: Mask, costs: CostModel) -> RelativeLatency:
+    """Return the latency of the masked network as a share of the dense network's latency.
+
+    The network is timed again: timings that were made to choose the mask are not used.
+    """
+    described = {"task": dict(task.key()), "mask": mask.digest, "costs": costs.digest}
+    return _load_or_measure(lab, described, lambda: _build_meter(lab, task, costs).share_anew(mask, _ROUNDS))
+
+
+def measure_dense_latency(lab: Lab, rival: Task, task: Task, costs: CostModel) -> RelativeLatency:
+    """Return the latency of the dense network of `rival` as a share of the latency of the dense network of `task`."""
+    described = {"task": dict(task.key()), "network": dict(rival.key()), "costs": costs.digest}
+
+    def measure() -> Interval:
+        meter, other = _build_meter(lab, task, costs), _build_meter(lab, rival, costs)
+        return meter.share(other.compiled(), _ROUNDS)
+
+    return _load_or_measure(lab, described, measure)
+
+
+def prune_to_latency(lab: Lab, task: Task, costs: CostModel, share: float, prune: Callable[[float], Mask]) -> Mask:
+    """Prune to several densities, time each mask, and return the mask whose latency is nearest to the aim `share`.
+
+    Args:
+        lab, task: the store and the network.
+        costs: cost model that estimates the latency of the first mask.
+        share: latency to aim at, as a share of the dense network's latency.
+        prune: returns the mask for an estimated latency, given as a share of the dense network's latency.
+    """
+    from ticketry.budgets.approach import meet_share
+
+    with _TIMING:
+        return meet_share(
+            _build_meter(lab, task, costs), costs, share, lambda budget: prune(min(1.0, budget / costs.dense))
+        ).mask
+
+
+def _load_or_measure(lab: Lab, described: dict[str, Any], measure: Callable[[], Interval]) -> RelativeLatency:
+    def record() -> dict[str, Any]:
+        with _TIMING:
+            found = measure()
+        return {"share": found.median, "low": found.low, "high": found.high}
+
+    return RelativeLatency(**lab.store.load_or_compute("times", digest_of(described), record))
+
+
+def _build_meter(lab: Lab, task: Task, costs: CostModel) -> Meter:
+    from ticketry.budgets.timing import Meter
+    from ticketry_engine.example_inputs import batch_of
+
+    check_measurable_here(costs)
+    batch = int(costs.about.get("batch", 1))
+    inputs = lab.course(task).inputs(batch)
+    if (examples := batch_of(inputs)) < batch:
+        raise CostError(f"the costs are of batches of {batch}, and {task.name} has {examples} training examples")
+    model = fill_zero_parameters(lab.model(task))
+    threads, precision = int(costs.about.get("threads", 1)), str(costs.about.get("precision", "fp32"))
+    return Meter(model, inputs, threads, precision, scope_of(model))
+
+
+def fill_zero_parameters(model: nn.Module) -> nn.Module:
+    """Fill parameters that contain a zero with small random values, so that no kernel skips them; return the model.
+
+    The model is switched to evaluation mode.
+    """
+    with torch.no_grad():
+        for index, parameter in enumerate(model.parameters()):
+            if not bool(parameter.all()):
+                parameter.copy_(torch.empty(parameter.shape).uniform_(0.01, 0.1, generator=generator(0, "time", index)))
+    return model.eval()
+
+
+# -- structured masks --------------------------------------------------------------------------------------------------
+
+
+def structured_mask(lab: Lab, task: Task, found: Result, mask: str, by: Structuring, seeds: Seeds) -> str:
+    """Derive a structured mask from a stored mask, store it, and return its digest; a later call only looks it up.
+
+    Args:
+        lab, task: the store and the network.
+        found: the result with the weights from which `mask` was computed.
+        mask: digest of the unstructured mask.
+        by: the structure.
+        seeds: the seed `seeds.mask` is used for random choices.
+    """
+    sample = Sample(seed=seeds.mask) if channel_score_needs_data(by) else None
+
+    def compute_mask() -> Mask:
+        course, model, seen = lab.course(task), lab.model(task, found), dict[str, Any]()
+        inputs = course.inputs(FOLLOWED)
+        if sample is not None:
+            model = model.to(lab.arithmetic(task).device)
+            inputs = tree_map_only(Tensor, lambda one: one.to(lab.arithmetic(task).device), inputs)
+            seen = {"batches": sample.draw(course, model), "loss": course.loss}
+        known = lab.structure(task) if by.whole_channels else None
+        return apply_structuring(by, model, lab.store.get_mask(mask), inputs, seed=seeds.mask, structure=known, **seen)
+
+    described = {
+        "structure": by.describe(),
+        "state": found.model,
+        "of": mask,
+        "task": dict(task.key()),
+        "seed": seeds.mask,
+        **({"sample": asdict(sample)} if sample else {}),
+    }
+    seen = SeenExamples.from_settings(sample, lab.sizes(task)["train"], {"score": by.score}) if sample else None
+    return lab.load_or_compute_mask(described, compute_mask, seen=seen, ready=lambda: lab.course(task))
+
+
+def layer_fits(lab: Lab, task: Task, how: Structured, mask: str) -> list[dict[str, Any]]:
+    """Return, per layer, how much of the unstructured mask is retained by the structured mask derived from it.
+
+    Args:
+        lab, task: the store and the network.
+        how: names the unstructured mask and the weights.
+        mask: digest of the structured mask.
+
+    Returns:
+        For each layer the fields of `structure.LayerFit`, as JSON values; the last entry is for all layers together.
+    """
+    key = digest_of({"numerics": NUMERICS, "coverage": mask, "of": how.of, "state": how.weights})
+
+    def measure() -> dict[str, Any]:
+        model = rebuild_model(task, lab.store.get_tensors(how.weights))
+        found = coverage(model, lab.store.get_mask(how.of), lab.store.get_mask(mask), null=how.by.has_null)
+        return {"layers": [one.as_json() for one in (*found.values(), together(found))]}
+
+    return list(lab.store.load_or_compute("coverage", key, measure)["layers"])
