@@ -15,8 +15,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ticketry.core.devices import reshard, synchronise_norms
+from ticketry.core.devices import synchronise_norms
 from ticketry.core.scope import normal_name
+from ticketry.core.sharding import reshard
 from ticketry.errors import TrainingError
 from ticketry.lab.training.precision import SYNCHRONISED, Arithmetic
 from ticketry.lab.training.ranks.batch_parts import Draws
