@@ -33,7 +33,7 @@ from ticketry.core.output_change import output_change
 from ticketry.errors import TicketryError, UsageError
 from ticketry.files import write_atomically
 from ticketry.tasks import models
-from ticketry_engine.bench.machine import machine
+from ticketry_engine.bench.timing import machine
 
 BUDGETS = (0.7, 0.5, 0.3, 0.2, 0.1)
 

@@ -22,7 +22,7 @@ from contextlib import contextmanager
 import torch
 
 import ticketry as tk
-from ticketry_engine.bench.machine import machine
+from ticketry_engine.bench.timing import machine
 
 
 @contextmanager

@@ -306,7 +306,7 @@ def layers(fast: Any, x: Tensor) -> str:
 
 def calibrate(dtype: torch.dtype, rounds: int) -> list[dict[str, Any]]:
     """Measured constants of `ticketry_engine.gpu.plan.Rates`, each from a layer that it decides."""
-    from ticketry_engine.gpu import ops
+    from ticketry_engine.gpu import program as ops
     from ticketry_engine.gpu.plan import RATES, TILES
     from ticketry_engine.gpu.tables import pack
 
@@ -366,7 +366,7 @@ def calibrate(dtype: torch.dtype, rounds: int) -> list[dict[str, Any]]:
 
 
 def group_call(x: Tensor, held: Any, outputs: int) -> Call:
-    from ticketry_engine.gpu import ops
+    from ticketry_engine.gpu import program as ops
 
     packed = (held.tiles, held.rows, held.places, outputs)
     window = ([3, 3], [1, 1], [1, 1], [1, 1])

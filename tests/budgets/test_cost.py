@@ -19,8 +19,7 @@ from ticketry.budgets.layer_choice import LayerChoice
 from ticketry.budgets.timing import Meter, RandomMasks, ScoredMasks, build_costs
 from ticketry.core.output_change import output_change
 from ticketry.errors import CostError, LayerCollapseError, UsageError
-from ticketry_engine.bench.machine import machine
-from ticketry_engine.bench.timing import Interval
+from ticketry_engine.bench.timing import Interval, machine
 from ticketry_engine.costs import CallSeconds
 
 

@@ -10,7 +10,7 @@ import torch
 
 import ticketry as tk
 from ticketry.lab.process import describe_machine
-from ticketry_engine.bench.machine import another_machine, machine
+from ticketry_engine.bench.timing import another_machine, machine
 from ticketry_engine.processor import facts_of, kind_of, missing
 
 ZEN_3 = """processor\t: 0

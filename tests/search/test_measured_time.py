@@ -15,8 +15,8 @@ from ticketry.errors import CostError, UsageError
 from ticketry.evidence.controls import narrowest_dense_of_cost
 from ticketry.lab import masks
 from ticketry.lab.masks import dense_macs
-from ticketry_engine.bench.machine import machine as machine_here
 from ticketry_engine.bench.timing import Interval
+from ticketry_engine.bench.timing import machine as machine_here
 
 
 class Scripted:

@@ -37,7 +37,7 @@ from ticketry.core.scope import scope as scope_of
 from ticketry.core.structure.layout import layouts_or_rows
 from ticketry.errors import CostError, UsageError
 from ticketry.files import exists
-from ticketry_engine.bench.machine import another_machine
+from ticketry_engine.bench.timing import another_machine
 from ticketry_engine.costs import H100_BF16, CallSeconds, GpuRates, MaskedModel, StoredTensor, stored_tensors
 from ticketry_engine.support.entry_points import entry_point
 

@@ -28,8 +28,7 @@ from ticketry.core.synthetic_masks import synthetic
 from ticketry.errors import EngineError
 from ticketry_engine import Compiled
 from ticketry_engine.bench.dense_engines import UnavailableError, rivals
-from ticketry_engine.bench.machine import machine
-from ticketry_engine.bench.timing import Case, Interval, median_interval, settle, warm_up
+from ticketry_engine.bench.timing import Case, Interval, machine, median_interval, settle, warm_up
 from ticketry_engine.costs import CHANNELS_LAST, PLANAR, CallSeconds, MaskedModel, UnsupportedError
 from ticketry_engine.support.modules import copied
 from ticketry_engine.support.process_state import torch_threads

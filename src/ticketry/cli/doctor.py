@@ -93,14 +93,14 @@ def main(words: Sequence[str]) -> int:
 
 
 def _describe_environment() -> dict[str, Any]:
-    from ticketry_engine.bench.machine import machine
+    from ticketry_engine.bench.timing import machine
 
     found = machine()
     return {**found["versions"], "python": found["python"], "system": found["system"]}
 
 
 def _check_machine() -> Iterator[Finding]:
-    from ticketry_engine.bench.machine import machine
+    from ticketry_engine.bench.timing import machine
     from ticketry_engine.processor import computes_in_bf16
 
     found = machine()

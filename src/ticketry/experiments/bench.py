@@ -32,8 +32,7 @@ from ticketry.records.speed import BenchRecord, CurveRecord, SpeedRecord, Timed
 from ticketry_engine import Compiled, load
 from ticketry_engine.bench.compare import compare, time_layers
 from ticketry_engine.bench.dense_engines import Call, Contender, ShrunkModel, Sparse, rivals
-from ticketry_engine.bench.machine import check_cores, choose_cores
-from ticketry_engine.bench.timing import Case, Timing
+from ticketry_engine.bench.timing import Case, Timing, check_cores, choose_cores
 from ticketry_engine.errors import EngineError
 from ticketry_engine.example_inputs import at_batch
 from ticketry_engine.results import CurvePoint, TimeCurve

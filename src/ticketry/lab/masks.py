@@ -255,7 +255,7 @@ _ROUNDS = 11
 
 def check_measurable_here(costs: CostModel) -> None:
     """Raise `CostError` if `costs` are not in seconds, are of another machine, or of more threads than cores here."""
-    from ticketry_engine.bench.machine import another_machine
+    from ticketry_engine.bench.timing import another_machine
 
     if costs.unit != "seconds":
         raise CostError(f"a latency is measured with costs in seconds, not in {costs.unit}")

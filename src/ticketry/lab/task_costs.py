@@ -124,7 +124,7 @@ def find_or_measure_costs(
 
 def _costs_file_name(task: Task, options: CostOptions) -> str:
     from ticketry.lab.store.store import digest_of
-    from ticketry_engine.bench.machine import PROCESSOR, machine
+    from ticketry_engine.bench.timing import PROCESSOR, machine
 
     requested = {name: value for name, value in vars(options).items() if name != "base" or options.is_base_timed}
     described: dict[str, Any] = {"task": dict(task.key()), "options": requested}

@@ -14,8 +14,18 @@ from msgspec import structs
 from torch import Tensor, nn
 
 from ticketry_engine.bench.dense_engines import Call, Contender, UnavailableError
-from ticketry_engine.bench.machine import can_pin, choose_cores, machine, pin_for_block
-from ticketry_engine.bench.timing import Case, Samples, Timing, median_interval, quartiles, take
+from ticketry_engine.bench.timing import (
+    Case,
+    Samples,
+    Timing,
+    can_pin,
+    choose_cores,
+    machine,
+    median_interval,
+    pin_for_block,
+    quartiles,
+    take,
+)
 from ticketry_engine.compiled import Compiled, compile
 from ticketry_engine.errors import EngineError
 from ticketry_engine.example_inputs import difference

@@ -1,4 +1,4 @@
-"""The Triton kernels, called only through `ops`. Importing this module imports Triton.
+"""The Triton kernels, called only through the operations in `program`. Importing this module imports Triton.
 
     group_product   out[row, pixel] = act(sum of weight[row, k] * x[place[k], pixel] over columns k + bias + residual)
     layer_norm      mean and variance over the features of each token

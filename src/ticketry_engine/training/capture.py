@@ -21,7 +21,7 @@ from ticketry_engine.ir import node as native_node
 from ticketry_engine.kernels.bfloat import FLOAT, HALF
 from ticketry_engine.kernels.training.layer import images_of
 from ticketry_engine.kernels.window import Array
-from ticketry_engine.training.region import LAYERS, TrainingRegion, fuse_norms, layer_name
+from ticketry_engine.training.plan import LAYERS, TrainingRegion, fuse_norms, layer_name
 
 LIMIT = 0.5
 """Density above which a layer runs in torch, or in kernels with all its weights."""

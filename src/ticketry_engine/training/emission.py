@@ -41,10 +41,12 @@ from ticketry_engine.kernels.training.convolution import (
 )
 from ticketry_engine.kernels.training.layer import Batch, MaskedLayer, operation_blocks
 from ticketry_engine.kernels.window import Array
-from ticketry_engine.training.plan import Gradients, RegionPass, TrainingPlan
-from ticketry_engine.training.region import (
+from ticketry_engine.training.plan import (
     LAYERS,
+    Gradients,
     PlaneShape,
+    RegionPass,
+    TrainingPlan,
     TrainingRegion,
     compute_lifetimes,
     layer_name,

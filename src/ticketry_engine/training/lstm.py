@@ -36,8 +36,7 @@ from ticketry_engine.plan.storage import LARGEST_ARENA
 from ticketry_engine.support.training_hooks import first_derivative_only, mark_masked
 from ticketry_engine.training.plan import PassState
 from ticketry_engine.training.region_step import MOST_THREADS
-from ticketry_engine.training.tracing import Substitute
-from ticketry_engine.training.units import NOT_COMPILED, TrainingContext
+from ticketry_engine.training.units import NOT_COMPILED, Substitute, TrainingContext
 
 INPUTS, STATES = "weight_ih_l0", "weight_hh_l0"
 """Names of the weights for inputs and for states in the first layer of an `nn.LSTM`."""

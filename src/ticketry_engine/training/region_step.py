@@ -18,8 +18,7 @@ from ticketry_engine.kernels.window import Array
 from ticketry_engine.support.training_hooks import first_derivative_only, mark_masked
 from ticketry_engine.training.emission import plan_region
 from ticketry_engine.training.kept_weights import accumulate
-from ticketry_engine.training.plan import GradientMemory, RegionPass, TrainingPlan
-from ticketry_engine.training.region import PlaneShape, TrainingRegion
+from ticketry_engine.training.plan import GradientMemory, PlaneShape, RegionPass, TrainingPlan, TrainingRegion
 
 TOKENS = 16
 """Number of tokens per row of a block, if there are enough tokens."""

@@ -26,8 +26,16 @@ from ticketry_engine.support.process_state import private_random_state
 from ticketry_engine.training.capture import kind_of
 from ticketry_engine.training.kept_weights import PackedWeights
 from ticketry_engine.training.lstm import LstmUnit, lstm_units, masks_of_lstms
-from ticketry_engine.training.tracing import LAYERS, copy_without_hooks
-from ticketry_engine.training.units import NOT_COMPILED, TrainingContext, Unit, build_units, is_within, replace_forwards
+from ticketry_engine.training.units import (
+    LAYERS,
+    NOT_COMPILED,
+    TrainingContext,
+    Unit,
+    build_units,
+    copy_without_hooks,
+    is_within,
+    replace_forwards,
+)
 
 VERSION = 6
 """Version of the kernels' arithmetic, part of `Machine`: raised whenever the same step would compute other bits."""

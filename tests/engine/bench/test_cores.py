@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from ticketry.errors import UsageError
-from ticketry_engine.bench import machine
+from ticketry_engine.bench import timing as machine
 
 pinning = pytest.mark.skipif(not machine.can_pin(), reason="this system cannot keep threads on cores")
 

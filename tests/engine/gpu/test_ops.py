@@ -11,7 +11,8 @@ from group_wise import grouped
 pytest.importorskip("triton", reason="Triton is not installed: pip install 'ticketry[gpu]'")
 
 from ticketry.errors import EngineError
-from ticketry_engine.gpu import ops, plan
+from ticketry_engine.gpu import plan
+from ticketry_engine.gpu import program as ops
 from ticketry_engine.gpu.program import kernel_activation
 from ticketry_engine.gpu.tables import is_inner, pack
 from ticketry_engine.ir.native import activation

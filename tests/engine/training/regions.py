@@ -8,7 +8,7 @@ from torch import nn
 
 from ticketry_engine.ir import Node, node
 from ticketry_engine.training.capture import weight_shape
-from ticketry_engine.training.region import TrainingRegion
+from ticketry_engine.training.plan import TrainingRegion
 
 
 def layer(x: str, y: str, name: str, module: nn.Conv2d | nn.Linear) -> Node:

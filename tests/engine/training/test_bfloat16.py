@@ -22,8 +22,8 @@ from samples import sample
 from ticketry.errors import EngineError, UsageError
 from ticketry_engine.kernels.target import target
 from ticketry_engine.kernels.training import convolution
+from ticketry_engine.kernels.training.amx import build_spread_tables
 from ticketry_engine.kernels.training.layer import Batch
-from ticketry_engine.kernels.training.tile_spread import build_tables
 from ticketry_engine.training.region_step import RegionStep
 
 pytest.importorskip("llvmlite")
@@ -428,7 +428,7 @@ def test_blocks_have_each_weight_once() -> None:
     kept = by_sixteen(rng, (32, 20, 2), 0.9)
     places = np.where(kept, 1 + np.arange(kept.size).reshape(kept.shape), 0)
     sets = [np.arange(16), np.arange(16, 32)]
-    made = build_tables(places[None], 100 * np.arange(32), np.array([0, 64]), sets)
+    made = build_spread_tables(places[None], 100 * np.arange(32), np.array([0, 64]), sets)
     assert sorted(made.weights[made.weights > 0].tolist()) == sorted(places[places > 0].tolist())
     for number, (of, shift, count, first, fresh, half) in enumerate(made.blocks.tolist()):
         block = made.weights.reshape(-1, 16, 16)[number]

@@ -14,7 +14,7 @@ from engine.training.regions import act, layer, layer_norm, region
 from engine.training.test_region_step import Residual, library
 from ticketry.errors import EngineError
 from ticketry_engine.kernels.target import target
-from ticketry_engine.training.region import LAYERS, TrainingRegion, layer_name
+from ticketry_engine.training.plan import LAYERS, TrainingRegion, layer_name
 from ticketry_engine.training.region_step import RegionStep
 from ticketry_engine.training.sparse_training import VERSION
 

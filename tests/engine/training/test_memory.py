@@ -22,8 +22,7 @@ from ticketry.tasks.models.image_models import Block, ResNet
 from ticketry_engine.kernels.program import Program
 from ticketry_engine.kernels.training.layer import Batch, build_border_ops
 from ticketry_engine.plan.storage import Buffer, BufferAllocator
-from ticketry_engine.training.plan import TrainingPlan
-from ticketry_engine.training.region import LAYERS, compute_lifetimes, values_read_in_backward
+from ticketry_engine.training.plan import LAYERS, TrainingPlan, compute_lifetimes, values_read_in_backward
 
 SIZES = {"a": 64, "b": 128, "c": 192, "d": 448}
 """Layout -> bytes."""

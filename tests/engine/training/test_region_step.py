@@ -23,7 +23,7 @@ from ticketry.errors import EngineError
 from ticketry_engine.ir import node
 from ticketry_engine.kernels.jit import Library
 from ticketry_engine.kernels.target import target
-from ticketry_engine.training.region import TrainingRegion
+from ticketry_engine.training.plan import TrainingRegion
 from ticketry_engine.training.region_step import RegionStep
 
 

@@ -5,7 +5,7 @@
     weight gradient   dW = dy x^T at retained weights only    convolution.build_weight_gradient
 
 In float32, the products are computed by the kernels `planar.row_sums` and `products`; in bfloat16 by `products`; on
-processors with AMX by the modules `tile_*`.
+processors with AMX by `amx`.
 
 A value (input, output or gradient of a layer, for a whole batch) has one plane per channel and block of `layer.IMAGES`
 images; in bfloat16, a block has twice as many images. All layers of a network use this layout. As in `kernels.planar`,

@@ -15,10 +15,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-import ticketry_engine.kernels.bfloat as bfloat
-from ticketry_engine.kernels.bfloat import HALF
+from ticketry_engine.kernels.bfloat import HALF, TILE_ROW_BYTES, TILE_ROWS
 from ticketry_engine.kernels.planar.conv import (
     Matrix,
+    ReadBounds,
     SumTables,
     check_reads,
     pack_shared_rows,
@@ -30,7 +30,7 @@ from ticketry_engine.kernels.planar.geometry import FLOAT, LINE, Tiles
 from ticketry_engine.kernels.planar.row_sums import FLAG_BITS, RowSums, count_partial_sums
 from ticketry_engine.kernels.program import Op
 from ticketry_engine.kernels.target import Target
-from ticketry_engine.kernels.training import tile_products, tile_spread, tile_sums
+from ticketry_engine.kernels.training import amx
 from ticketry_engine.kernels.training.layer import (
     IMAGES,
     Batch,
@@ -45,9 +45,6 @@ from ticketry_engine.kernels.training.layer import (
     threads_take_blocks,
 )
 from ticketry_engine.kernels.training.products import PAIR, TOGETHER, PairSums, Products, Totals, Zero, pad_segments
-from ticketry_engine.kernels.training.tile_products import Added, TileProducts
-from ticketry_engine.kernels.training.tile_spread import TileSpread
-from ticketry_engine.kernels.training.tile_sums import TileSums
 from ticketry_engine.kernels.window import Array, Pair, Window
 from ticketry_engine.support.row_groups import row_groups
 
@@ -191,7 +188,7 @@ def build_product_tables(x: Batch, dy: Batch, layer: MaskedLayer, target: Target
     sets = find_tile_row_sets(matrix.weight, layer.groups, x, target)
     rows = most = 0
     if sets:
-        made, width = tile_products.build_tables(matrix, sets), bfloat.TILE_ROW_BYTES
+        made, width = amx.build_product_tables(matrix, sets), TILE_ROW_BYTES
     else:
         groups = _find_equal_column_sets(matrix, PRODUCTS if target.registers >= 32 else FEW_PRODUCTS)
         rows, most = (len(groups[0][0]), LONG) if groups else (1, _tile_vectors(target, size))
@@ -254,7 +251,7 @@ def build_weight_gradient(
         ops.append(Op(spec, tuple(args)))
     begin = [Op(Zero(), (scratch + width * owner, vectors)) for owner in range(several)]
     end = [
-        Op((Added if sets else Totals)(several), (scratch, turns, 0, width)),
+        Op(Totals(several, together), (scratch, turns, 0, width)),
         build_scatter(made.weights - 1, layer.kept.size, alone=layer.alone),
     ]
     return WeightGradient(begin, ops, end, turns * lanes)
@@ -315,7 +312,7 @@ def _build_tables(matrix: Matrix, cut: Sequence[Tiles], near: int, chunks: int =
     )
 
 
-def _check_reads(made: SumTables, x: Batch, cut: Sequence[Tiles], target: Target) -> None:
+def _check_reads(made: ReadBounds, x: Batch, cut: Sequence[Tiles], target: Target) -> None:
     """Check that no tile of `cut` reads outside the planes of `x`."""
     for t in cut:
         check_reads(made, x.planes, t.places, (min(t.shape.x), max(t.shape.x) + target.lanes * FLOAT))
@@ -337,7 +334,7 @@ def _build_sums(matrix: Matrix, sides: Sequence[TileSide], size: Pair, target: T
     groups = [] if sets else _find_row_sets(matrix, target)
     rows = len(groups[0][0]) if groups else 1
     if sets:
-        most = tile_sums.POSITIONS
+        most = amx.SUM_POSITIONS
     elif half:
         most = PAIR_VECTORS[rows]
     else:
@@ -426,9 +423,6 @@ def _split_into_chunks(made: SumTables, width: int, threads: int) -> tuple[Array
 
 # -- layers in bfloat16 on AMX tiles: whether a layer's mask allows them, and their operations -------------------------
 
-#     sixteen rows with equal columns   ->   forward: tile_sums,  input gradient: tile_spread,  weight gradient:
-#                                            tile_products
-
 
 def find_tile_row_sets(weight: Array, groups: int, value: Batch, target: Target) -> list[Array]:
     """Return sets of sixteen rows with equal (possibly no) columns, for AMX tiles; empty if tiles cannot be used.
@@ -440,17 +434,17 @@ def find_tile_row_sets(weight: Array, groups: int, value: Batch, target: Target)
         groups: number of convolution groups.
         value: the value that the rows read.
     """
-    if not target.tiles or value.item != HALF or len(weight) % (groups * bfloat.TILE_ROWS):
+    if not target.tiles or value.item != HALF or len(weight) % (groups * TILE_ROWS):
         return []
     kept = np.packbits(weight != 0, axis=1)
-    if bfloat.TILE_ROWS * len({row.tobytes() for row in kept}) > len(kept):
+    if TILE_ROWS * len({row.tobytes() for row in kept}) > len(kept):
         return []
     found, per = [], len(weight) // groups
     for group in range(groups):
         for same in row_groups(weight[group * per : (group + 1) * per]):
-            if len(same.rows) % bfloat.TILE_ROWS:
+            if len(same.rows) % TILE_ROWS:
                 return []
-            found += list(same.rows.reshape(-1, bfloat.TILE_ROWS) + group * per)
+            found += list(same.rows.reshape(-1, TILE_ROWS) + group * per)
     return found
 
 
@@ -462,17 +456,17 @@ def build_tile_sums(
     The product is a forward pass, or an input gradient whose rows also share their columns.
     """
     x = sides[0].value
-    made = tile_sums.build_tables(matrix, sets, chunks)
+    made = amx.build_sum_tables(matrix, sets, chunks)
     index, ops = made.weights - 1, []
     weights = np.zeros(len(index), dtype=np.uint16)
     for part in operation_blocks(x.blocks, size):
-        cut = build_tiles(sides, size, target.lanes, tile_sums.POSITIONS, part)
-        args: list[int | Array] = [made.segments, made.columns, weights, made.chunks, len(made.chunks), tile_sums.TILES]
+        cut = build_tiles(sides, size, target.lanes, amx.SUM_POSITIONS, part)
+        _check_reads(made, x, cut, target)
+        args: list[int | Array] = [made.segments, made.columns, weights, made.chunks, len(made.chunks)]
+        args.append(amx.SUM_CONFIGURATION)
         for t in cut:
-            check_reads(made, x.planes, t.places, (min(t.shape.x), max(t.shape.x) + bfloat.TILE_ROW_BYTES))
             args += [t.places, len(t.places)]
-        spec = TileSums(tuple(t.shape for t in cut), matrix.residual is not None)
-        ops.append(Op(spec, tuple(args)))
+        ops.append(Op(amx.TileSums(tuple(t.shape for t in cut), matrix.residual is not None), tuple(args)))
     return GatheredOps(ops, index)
 
 
@@ -487,19 +481,18 @@ def build_tile_spread(
         sides: tiles of the output's gradient, of the input's gradient, and optionally of a value to add.
     """
     dy, dx = (side.value for side in sides[:2])
-    made = tile_spread.build_tables(places, dy.channel_bytes, shifts, sets)
+    made = amx.build_spread_tables(places, dy.channel_bytes, shifts, sets)
     index, ops = made.weights - 1, []
     weights = np.zeros(max(1, len(index)), dtype=np.uint16)
     beside = sides[2].value.geometry.bytes if len(sides) > 2 else 0
     for part in operation_blocks(dy.blocks, size):
-        cut = build_tiles(sides, size, target.lanes, tile_spread.positions_per_tile(dx.channels), part)
+        cut = build_tiles(sides, size, target.lanes, amx.spread_positions(dx.channels), part)
+        _check_reads(made, dy, cut, target)
         args: list[int | Array] = [made.sets, made.blocks, weights, made.inputs]
-        args += [len(made.blocks), dx.geometry.bytes, beside, tile_spread.TILES]
+        args += [len(made.blocks), dx.geometry.bytes, beside, amx.SPREAD_CONFIGURATION]
         for t in cut:
-            check_reads(made, dy.planes, t.places, (min(t.shape.x), max(t.shape.x) + bfloat.TILE_ROW_BYTES))
             args += [t.places, len(t.places)]
-        spec = TileSpread(tuple(t.shape for t in cut), dx.channels, len(sides) > 2)
-        ops.append(Op(spec, tuple(args)))
+        ops.append(Op(amx.TileSpread(tuple(t.shape for t in cut), dx.channels, len(sides) > 2), tuple(args)))
     return GatheredOps(ops, index)
 
 
@@ -514,9 +507,9 @@ def build_tile_products(
     part: range,
 ) -> Op:
     """Return the operation on AMX tiles that adds the products of the blocks in `part` to the sums at byte `sums`."""
-    args: list[int | Array] = [made.segments, made.columns, sums, chunks, len(chunks), tile_products.TILES]
-    cut = build_tiles(sides, size, target.lanes, tile_products.POSITIONS, part)
+    args: list[int | Array] = [made.segments, made.columns, sums, chunks, len(chunks), amx.PRODUCT_CONFIGURATION]
+    cut = build_tiles(sides, size, target.lanes, amx.PRODUCT_POSITIONS, part)
+    _check_reads(made, x, cut, target)
     for t in cut:
-        check_reads(made, x.planes, t.places, (min(t.shape.x), max(t.shape.x) + bfloat.TILE_ROW_BYTES))
-        args += [t.places, len(t.places), tile_products.build_offset_table(t.shape), len(t.shape.x)]
-    return Op(TileProducts(len(cut)), tuple(args))
+        args += [t.places, len(t.places), amx.build_offset_table(t.shape), len(t.shape.x)]
+    return Op(amx.TileProducts(len(cut)), tuple(args))

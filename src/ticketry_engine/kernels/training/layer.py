@@ -19,10 +19,8 @@ import numpy as np
 import ticketry_engine.kernels.bfloat as bfloat
 from ticketry_engine.kernels.emitter import EmittedKernel, Emitter
 from ticketry_engine.kernels.planar.geometry import FLOAT, Bare, Geometry, Planes, Shape, Tiles, split
-from ticketry_engine.kernels.planar.row_sums import RowSums
+from ticketry_engine.kernels.planar.row_sums import SegmentKernel
 from ticketry_engine.kernels.program import Op
-from ticketry_engine.kernels.training.products import PairSums
-from ticketry_engine.kernels.training.tile_sums import TileSums
 from ticketry_engine.kernels.window import Array, Pair, Window
 
 IMAGES = 16
@@ -293,7 +291,7 @@ class GatheredOps:
         The biases, which are the last words of each segment, have the same order.
         """
         spec, segments = self.ops[0].kernel, self.ops[0].args[0]
-        assert isinstance(spec, (RowSums, PairSums, TileSums))
+        assert isinstance(spec, SegmentKernel)
         assert isinstance(segments, np.ndarray)
         return np.asarray(segments[:, spec.head : spec.head + spec.rows], dtype=np.int64)
 

@@ -183,25 +183,22 @@ class Totals(EmittedKernel):
 
     Args:
         several: number of threads that have separate sums; their sums are added first.
+        together: number of columns that share a vector of sums.
     """
 
-    several: int = 1
+    several: int
+    together: int
 
     def write(self, e: Emitter) -> None:
-        b, width = e.b, FLOAT * e.target.lanes
-        several = e.target.lanes // TOGETHER
+        b, width, vectors = e.b, FLOAT * e.target.lanes, e.target.lanes // self.together
         place, out = e.arena_pointer(e.arg(0)), e.tensor_pointer(e.arg(2))
         with e.loop(*e.thread_share(e.arg(1))) as turn:
-            here = e.at(place, b.mul(turn.index, e.i64(width * several)))
-            sums = [e.load(here, width * number) for number in range(several)]
+            here = e.at(place, b.mul(turn.index, e.i64(width * vectors)))
+            sums = [e.load(here, width * number) for number in range(vectors)]
             for thread in range(1, self.several):
                 more = e.at(here, b.mul(e.i64(thread), e.arg(3)))
                 sums = [b.fadd(one, e.load(more, width * number)) for number, one in enumerate(sums)]
-            e.store(
-                fold_lanes(e, sums),
-                out,
-                b.mul(turn.index, e.i64(width)),
-            )
+            e.store(fold_lanes(e, sums), out, b.mul(turn.index, e.i64(width)))
 
 
 def fold_lanes(e: Emitter, vectors: Sequence[Any]) -> Any:
