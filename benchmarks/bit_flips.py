@@ -33,7 +33,7 @@ from flips import FILES, flip, make_store, nothing_is_wrong, trials
 from ticketry.cli import main
 from ticketry.core.structure.plans import ShrinkPlan
 from ticketry.errors import TicketryError
-from ticketry.experiments.stored_runs import find_damaged_files
+from ticketry.experiments.stores import find_damaged_files
 from ticketry.lab.store.maintenance import check
 from ticketry.lab.store.store import Store
 

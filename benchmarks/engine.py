@@ -38,7 +38,7 @@ from ticketry.core.mask import Mask
 from ticketry.core.synthetic_masks import Pattern
 from ticketry.experiments.bench import DensitySweep, time_densities
 from ticketry.records.schema import as_json
-from ticketry.records.speed import EngineTime, Timed
+from ticketry.records.ticket import EngineTime, Timed
 from ticketry_engine.bench.compare import compare, saved_against
 from ticketry_engine.bench.dense_engines import Call, Contender, ShrunkModel, Sparse, names, rivals
 from ticketry_engine.bench.timing import Case, Timing

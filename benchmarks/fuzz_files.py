@@ -43,7 +43,7 @@ from ticketry.core.structure.plans import ShrinkPlan
 from ticketry.core.ticket.folder import sealed_manifest
 from ticketry.errors import TicketryError
 from ticketry.evidence.rivals import build_task
-from ticketry.experiments.stored_runs import find_damaged_files
+from ticketry.experiments.stores import find_damaged_files
 from ticketry.lab.store.bundle import MAGIC
 from ticketry.lab.store.files import read_sealed, sealed_bytes
 from ticketry.lab.store.maintenance import check, collect_garbage

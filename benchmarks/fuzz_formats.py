@@ -35,7 +35,7 @@ from ticketry.core.ticket.folder import sealed_manifest
 from ticketry.errors import TicketryError
 from ticketry.evidence.rivals import build_task
 from ticketry.experiments.run_file import check_trust, read_run_file
-from ticketry.experiments.stored_runs import find_damaged_files
+from ticketry.experiments.stores import find_damaged_files
 from ticketry.integrations import jobs as job_file
 from ticketry.lab.store.files import read_sealed
 from ticketry.lab.store.maintenance import check

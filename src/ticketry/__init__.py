@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from ticketry.experiments.bench import bench
     from ticketry.experiments.run import run
     from ticketry.experiments.stability import stability
-    from ticketry.experiments.structure import restructure
+    from ticketry.experiments.ticket_model import restructure
     from ticketry.experiments.verify import verify
     from ticketry.lab.costs import meters
     from ticketry.lab.lab import Lab
@@ -69,7 +69,7 @@ _PUBLIC = {
     "hold": "ticketry.core.sparse_training.hold:hold",
     "meters": "ticketry.lab.costs.meters",
     "prune": "ticketry.core.prune:prune",
-    "restructure": "ticketry.experiments.structure:restructure",
+    "restructure": "ticketry.experiments.ticket_model:restructure",
     "run": "ticketry.experiments.run:run",
     "schedule": "ticketry.core.sparse_training.schedule",
     "scope": "ticketry.core.scope:scope",

@@ -9,7 +9,7 @@ import pytest
 from msgspec.structs import replace
 
 from cli.calling import call
-from ticketry.cli.screen.results import suggest_verification
+from ticketry.cli.results import suggest_verification
 from ticketry.lab.store.files import read_sealed
 from ticketry.records.run import read_run
 

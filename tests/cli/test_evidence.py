@@ -13,7 +13,7 @@ from msgspec import convert
 import ticketry as tk
 from cli.calling import call, printed
 from made_records import verify_record
-from ticketry.cli.screen.results import summarise_verification
+from ticketry.cli.results import summarise_verification
 from ticketry.records.evidence import VerifyRecord
 from ticketry.records.schema import as_json
 from ticketry.report.wording import MINUS

@@ -9,8 +9,8 @@ import pytest
 
 @pytest.fixture(autouse=True, scope="module")
 def no_figures() -> Iterator[None]:
+    from ticketry.report import page
     from ticketry.report.figures import Drawing
-    from ticketry.report.html import page
 
     blank = '<svg viewBox="0 0 1 1"></svg>'
     with pytest.MonkeyPatch.context() as patch:

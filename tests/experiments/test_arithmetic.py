@@ -14,7 +14,7 @@ import torch
 
 import ticketry as tk
 from ticketry.cli import main
-from ticketry.cli.screen.results import _repeat_command
+from ticketry.cli.results import _repeat_command
 from ticketry.experiments.options import LabOptions, open_lab
 from ticketry.experiments.reproduce.blocks import Block, FinishedBlocks
 from ticketry.experiments.reproduce.campaign_file import read_campaign

@@ -9,7 +9,7 @@ import pytest
 
 import ticketry as tk
 from cli.calling import call
-from ticketry.cli.screen.results import _pruned_gate_lines
+from ticketry.cli.results import _pruned_gate_lines
 from ticketry.errors import UsageError
 from ticketry.evidence.connectivity import stability
 from ticketry.experiments.request import SearchRequest

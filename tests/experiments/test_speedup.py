@@ -12,10 +12,9 @@ from torch import nn
 
 import ticketry as tk
 from cli.calling import call
-from ticketry.budgets import latency
 from ticketry.errors import LayerCollapseError, UsageError
-from ticketry.experiments import speedup
-from ticketry.experiments.speedup import SpeedupOptions, load_model, speedups, task_speedups
+from ticketry.experiments import bench as speedup
+from ticketry.experiments.bench import SpeedupOptions, load_model, speedups, task_speedups
 from ticketry_engine.bench import dense_engines
 
 BUILD = """
@@ -42,7 +41,7 @@ def network() -> nn.Sequential:
 def fewer_engines(monkeypatch: pytest.MonkeyPatch) -> None:
     """Eager alone is timed: others are tested where they are prepared."""
     known = dense_engines.rivals
-    monkeypatch.setattr(dense_engines, "rivals", lambda names: known(["eager"]))
+    monkeypatch.setattr(speedup, "rivals", lambda names: known(["eager"]))
 
 
 @pytest.fixture
@@ -58,7 +57,7 @@ def met(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
             mask = tk.prune(model, 0.5, distribution="uniform")
         return type("Met", (), {"mask": mask, "pruned": True})()
 
-    monkeypatch.setattr(latency, "meet", meet)
+    monkeypatch.setattr(speedup, "meet", meet)
     return asked
 
 
@@ -85,14 +84,14 @@ def test_all_steps_are_timed_and_compared(met: list[dict[str, Any]]) -> None:
 
 
 def test_a_step_without_a_mask_says_why(met: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    known = latency.meet
+    known = speedup.meet
 
     def meet(*arguments: Any, **options: Any) -> Any:
         if options["structure"] == "channels":
             raise LayerCollapseError("no channels can go")
         return known(*arguments, **options)
 
-    monkeypatch.setattr(latency, "meet", meet)
+    monkeypatch.setattr(speedup, "meet", meet)
     (found,) = speedups(network(), torch.randn(2, 3, 12, 12), OPTIONS)
     rows = {row.name: row for row in found.rows}
     assert rows[speedup.CHANNELS_STEP].seconds is None

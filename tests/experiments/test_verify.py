@@ -14,7 +14,7 @@ from msgspec.structs import replace
 import ticketry as tk
 from cli.calling import call
 from norms_task import NormsTask
-from ticketry.cli.screen.results import summarise_verification
+from ticketry.cli.results import summarise_verification
 from ticketry.errors import TicketError
 from ticketry.evidence.settings import VerifySettings as Settings
 from ticketry.experiments.record_files import find_run_folder

@@ -121,7 +121,7 @@ class Child:
             for name, number in (("out", 1), ("err", 2)):
                 os.dup2(os.open(self.logs / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
             from ticketry.cli import main
-            from ticketry.report.html import page
+            from ticketry.report import page
 
             (self.logs / "began").touch()
             if words[0] != "report":  # three quarters of a tiny command's time, and none of its results

@@ -20,10 +20,9 @@ from ticketry.records.network import LayerDensity as Layer
 from ticketry.records.network import Moment
 from ticketry.records.run import read_run
 from ticketry.records.schema import as_json, read
-from ticketry.records.speed import SpeedRecord
-from ticketry.records.structure import StructureRecord
+from ticketry.records.ticket import SpeedRecord, StructureRecord
 from ticketry.report import evidence_of
-from ticketry.report.html.page import render
+from ticketry.report.page import render
 from ticketry.report.subject import subject_of
 
 

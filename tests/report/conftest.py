@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from made_records import *  # noqa: F403
+from ticketry.report import page as page_module
 from ticketry.report.figures import Drawing
-from ticketry.report.html import page as page_module
 from ticketry.report.subject import subject_of
 
 _DOT = Drawing(*2 * ('<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 1 1"></svg>',))

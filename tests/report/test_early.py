@@ -20,12 +20,12 @@ from ticketry.records.network import Moment
 from ticketry.records.run import read_run
 from ticketry.report import export
 from ticketry.report.figures import METRIC_BY_SPENT, MOMENT, comparison_figures, draw_figures, run_figures
-from ticketry.report.html.page import PagePart, template_macro
+from ticketry.report.page import PagePart, template_macro
 from ticketry.report.subject import subject_of
 from ticketry.report.tables.costs import training_cost_points
+from ticketry.report.tables.networks import density_matches
 from ticketry.report.tables.results import Results
 from ticketry.report.tables.rows import detector_rows
-from ticketry.report.tables.same_density import density_matches
 
 _RUNS = json.loads((Path(__file__).parent / "data" / "early_runs.json").read_text())
 """Three runs on digits with two replicates at densities 0.3 and 0.1: EarlyCroP, gradual pruning, SNIP at step 0. Steps,

@@ -10,8 +10,7 @@ from xml.etree import ElementTree
 import numpy
 import pytest
 
-from ticketry.report import export
-from ticketry.report.figures import svg
+from ticketry.report import export, exporting
 
 
 def _read(path):
@@ -25,7 +24,7 @@ def exported(tmp_path_factory, full_record, make_verify, make_stability, make_be
     folder = tmp_path_factory.mktemp("export") / "new"
     with pytest.MonkeyPatch.context() as patch:
         for name in ("to_png", "to_pdf"):
-            patch.setattr(svg, name, first_of(getattr(svg, name)))
+            patch.setattr(exporting, name, first_of(getattr(exporting, name)))
         files = export(full_record, folder, [make_verify(), make_stability(), make_bench(), make_bench(curves=True)])
     return folder, files
 

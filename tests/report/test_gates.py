@@ -9,7 +9,7 @@ import pytest
 
 from made_records import search_record, with_rounds
 from ticketry.records.run import read_run
-from ticketry.report.html.page import render
+from ticketry.report.page import render
 from ticketry.report.subject import subject_of
 from ticketry.report.tables.costs import ticket_cost_points
 from ticketry.report.tables.masks import round_chains

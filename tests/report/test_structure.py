@@ -14,10 +14,10 @@ from scipy import stats
 from made_records import benches_of, plain_record, structured_record
 from ticketry.records.evidence import read_evidence
 from ticketry.records.run import read_run
-from ticketry.records.speed import SpeedRecord
+from ticketry.records.ticket import SpeedRecord
 from ticketry.report import export
 from ticketry.report.figures.costs import metric_by_latency
-from ticketry.report.html.page import render
+from ticketry.report.page import render
 from ticketry.report.subject import subject_of
 from ticketry.report.tables.results import Results
 from ticketry.report.tables.speed import (

@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from ticketry.lab.store.files import read_sealed, write_sealed
-from ticketry.records.progress import FILE, ActiveSegment, Progress, ProgressPoint
+from ticketry.records.run import PROGRESS_FILE, ActiveSegment, Progress, ProgressPoint
 from ticketry.report.watching import MOST_DONE, Watch, write_state
 
 
@@ -32,7 +32,7 @@ def progress(**changed: Any) -> Progress:
 
 def write(folder: Path, told: Progress) -> Path:
     """Its file, as a search writes it."""
-    (path := folder / "live" / told.run / FILE).parent.mkdir(parents=True, exist_ok=True)
+    (path := folder / "live" / told.run / PROGRESS_FILE).parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(msgspec.json.encode(told))
     return path
 
@@ -40,7 +40,7 @@ def write(folder: Path, told: Progress) -> Path:
 @pytest.fixture
 def watch(tmp_path: Path) -> Watch:
     return Watch(
-        lambda: tmp_path.glob(f"live/*/{FILE}"),
+        lambda: tmp_path.glob(f"live/*/{PROGRESS_FILE}"),
         lambda: tmp_path.glob("runs/*/run.json"),
         lambda: tmp_path.glob("campaigns/*.json"),
         read_sealed,

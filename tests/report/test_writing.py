@@ -15,8 +15,8 @@ from ticketry.report.writing import is_undamaged, write_campaign_page
 
 @pytest.fixture(autouse=True)
 def quickly_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("page.render", "page.render_campaign"):
-        monkeypatch.setattr(f"ticketry.report.html.{name}", lambda record: "<html>drawn</html>\n")
+    for name in ("render", "render_campaign"):
+        monkeypatch.setattr(f"ticketry.report.page.{name}", lambda record: "<html>drawn</html>\n")
 
 
 def forged(page: bytes) -> bytes:

@@ -263,7 +263,7 @@ def _store_exists(store: Path) -> bool:
 def _list_runs(store: Path) -> list[dict[str, Any]]:
     if not _store_exists(store):
         return []
-    from ticketry.experiments.stored_runs import stored_runs
+    from ticketry.experiments.stores import stored_runs
 
     by_name = {record.name: record for record in read_run_records(store)}
     rows = []

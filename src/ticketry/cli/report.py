@@ -83,20 +83,20 @@ def _watch(store: Path, page: Path | None) -> int:
     from ticketry.files import write_atomically
     from ticketry.lab.store.files import read_sealed
     from ticketry.lab.store.store import open_store
-    from ticketry.records.progress import EVERY, FILE
-    from ticketry.report.html.page import render_watch
+    from ticketry.records.run import PROGRESS_FILE, PROGRESS_SECONDS
+    from ticketry.report.page import render_watch
     from ticketry.report.watching import Watch, write_state
 
     paths = open_store(store).paths  # of a shared store: of its mirror, for what this machine does
     page = page or paths.root / "watch.html"
     script = page.with_suffix(".js")
-    looking = Watch(lambda: paths.live_files(FILE), paths.run_records, paths.campaign_records, read_sealed)
+    looking = Watch(lambda: paths.live_files(PROGRESS_FILE), paths.run_records, paths.campaign_records, read_sealed)
     try:
         write_state(script, looking.current_state())
         write_atomically(page, render_watch(f"Searches in {paths.root.resolve().name}", script.name).encode())
-        print(f"watch  {page}\nrenewed every {EVERY:g} s until Ctrl-C; open it in a browser", flush=True)
+        print(f"watch  {page}\nrenewed every {PROGRESS_SECONDS:g} s until Ctrl-C; open it in a browser", flush=True)
         while True:
-            time.sleep(EVERY)
+            time.sleep(PROGRESS_SECONDS)
             write_state(script, looking.current_state())
     except KeyboardInterrupt:
         return 0
@@ -178,7 +178,7 @@ def _write_report(arguments: _Arguments, runs: list[RunRecord]) -> dict[str, Any
 
 def _verdict_lines(run: RunRecord, paths: Paths) -> list[str]:
     """Return the verdicts of a run as lines; if a level is undecided, with a command for a deciding verification."""
-    from ticketry.cli.screen.results import suggestion_lines
+    from ticketry.cli.results import suggestion_lines
     from ticketry.evidence.level_verdicts import recompute_verdicts
     from ticketry.report import verdict_lines
 

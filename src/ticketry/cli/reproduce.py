@@ -106,7 +106,7 @@ def _as_json(outcome: Outcome) -> dict[str, Any]:
 
 def _check_rows(arguments: Any, chosen: Mapping[str, Any]) -> int:
     """Train finished rows of campaigns again, and print the comparison; return 1 if a result differs too much."""
-    from ticketry.cli.screen.progress import Progress
+    from ticketry.cli.progress import Progress
     from ticketry.experiments.reproduce.checking import ROWS, check
     from ticketry.report.wording import align_columns
 
@@ -137,7 +137,7 @@ def _read_campaigns(arguments: Any) -> list[Campaign]:
 
 
 def _run_campaigns(arguments: Any, chosen: Mapping[str, Any], command: str) -> list[Outcome]:
-    from ticketry.cli.screen.progress import Progress
+    from ticketry.cli.progress import Progress
     from ticketry.experiments.reproduce.campaign import reproduce
 
     end, found = time.monotonic() + parse_budget_seconds(arguments.budget), []  # all of them have it together

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import tyro
 
 from ticketry.cli.arguments import HELP_ALL, OutputOptions, option_names, parse, show_status, split_list
-from ticketry.cli.screen.results import make_interim_printer, print_evidence, print_run
+from ticketry.cli.results import make_interim_printer, print_evidence, print_run
 from ticketry.errors import TicketryError, UsageError, needs
 from ticketry.experiments.decoding import decode_settings
 from ticketry.experiments.options import LabOptions, SearchOptions
@@ -175,7 +175,7 @@ def _default_recipe(options: SearchOptions, tables: Mapping[str, Any]) -> Recipe
 
 
 def _run_search(chosen: Method, arguments: Any, command: str) -> int:
-    from ticketry.cli.screen.progress import SearchProgress
+    from ticketry.cli.progress import SearchProgress
     from ticketry.experiments.request import with_measured_costs
     from ticketry.experiments.run import run_search
 
@@ -213,7 +213,7 @@ def _run_search(chosen: Method, arguments: Any, command: str) -> int:
 
 
 def _verify_run(run: Run) -> None:
-    from ticketry.cli.screen.progress import Progress
+    from ticketry.cli.progress import Progress
 
     with Progress(f"verifying {run.name}") as progress:
         run.verify(on_event=progress.on_event, on_interim=make_interim_printer(progress))

@@ -135,7 +135,7 @@ def require_store(folder: Path) -> Path:
 
 
 def _check_store(arguments: _Check) -> int:
-    from ticketry.experiments.stored_runs import find_damaged_files
+    from ticketry.experiments.stores import find_damaged_files
     from ticketry.lab.store.maintenance import check, repair_format
     from ticketry.lab.store.store import open_store
 
@@ -192,7 +192,7 @@ def _collect_garbage(arguments: _Collect) -> int:
 
 
 def _print_usage(arguments: _Usage) -> int:
-    from ticketry.experiments.stored_runs import disk_usage, stored_runs
+    from ticketry.experiments.stores import disk_usage, stored_runs
     from ticketry.report.wording import align_columns
 
     folder = require_store(arguments.store)
@@ -211,7 +211,7 @@ def _print_usage(arguments: _Usage) -> int:
 
 
 def _move_store(arguments: _Move) -> int:
-    from ticketry.experiments.store_transfer import move_store
+    from ticketry.experiments.stores import move_store
 
     target = move_store(arguments.store, arguments.to)
     print(json.dumps({"store": str(target)}) if arguments.json else f"moved to {target}: name it with --store")
@@ -219,7 +219,7 @@ def _move_store(arguments: _Move) -> int:
 
 
 def _copy_store(arguments: _Copy) -> int:
-    from ticketry.experiments.store_transfer import copy_store
+    from ticketry.experiments.stores import copy_store
 
     done = copy_store(arguments.origin, arguments.target)
     if arguments.json:
@@ -314,7 +314,7 @@ class _Remove(OutputOptions):
 def remove(words: Sequence[str]) -> int:
     """Run `ticketry rm`: ask, delete a run, and return the exit code."""
     arguments: _Remove = parse(_Remove, words, prog="ticketry rm", description=_REMOVE)
-    from ticketry.experiments.stored_runs import remove_run
+    from ticketry.experiments.stores import remove_run
 
     store = require_store(arguments.store)
     found = remove_run(store, arguments.run, dry_run=True)

@@ -49,9 +49,9 @@ from ticketry.evidence.significance import (
     PooledSD,
     replicates_needed,
 )
-from ticketry.records.display import describe_answers, format_number
+from ticketry.records.metric import format_number
 from ticketry.records.network import DENSE
-from ticketry.records.verdict import Answer, Claim, Difference, LevelVerdict, Outcome, VerdictAnswers
+from ticketry.records.verdict import Answer, Claim, Difference, LevelVerdict, Outcome, VerdictAnswers, describe_answers
 
 
 def decide_answer(p_yes: float, p_no: float, alpha: float) -> Answer:

@@ -9,6 +9,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from ticketry.budgets.units import Base
 from ticketry.choices import check_options, check_storable_numbers
 from ticketry.core.structure.structuring import Structuring
 from ticketry.errors import UsageError, needs
@@ -178,6 +179,31 @@ class BenchOptions:
             raise UsageError(f"batch must be 1 or more, got {min(self.batch, default=0)}")
         if self.cores and len(self.cores) != self.threads:
             raise UsageError(f"cores must be as many as threads ({self.threads}), got {len(self.cores)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpeedupOptions:
+    """Options of the speed comparison."""
+
+    batch: tuple[int, ...] = (1, 16)
+    """Batch sizes; each has its own table."""
+    time: str = "50%"
+    """Latency budget of steps 2 and 3: a share of the latency of --base, or an amount such as 5ms."""
+    base: Base = "engine"
+    """What a fraction in --time is relative to: engine (step 1), eager, torch.compile, onnxruntime or openvino."""
+    threads: int = 1
+    """Threads of every engine."""
+    rounds: int = 7
+    """Number of timings of each engine; engines are timed in turns."""
+    clock: Literal["wall", "cpu"] = "wall"
+    """wall, or cpu: processor time of this process, for a machine with other load."""
+
+    def __post_init__(self) -> None:
+        if not self.batch or min(self.batch) < 1:
+            raise UsageError(f"batch must be 1 or more, got {min(self.batch, default=0)}")
+        for name in ("threads", "rounds"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} must be 1 or more, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,15 +21,14 @@ from ticketry.experiments.options import USUAL_CONTROLS, BenchOptions, LabOption
 from ticketry.experiments.record_files import to_frame
 from ticketry.experiments.request import SearchRequest, build_request, resolve_method, with_measured_costs
 from ticketry.lab.search_result import Seeds
-from ticketry.records.display import Cell, build_html_table
 from ticketry.records.evidence import VerifyRecord
+from ticketry.records.metric import Cell, build_html_table
 from ticketry.records.network import DENSE, TICKET, Point
 from ticketry.records.network import share_of as ratio_of
 from ticketry.records.run import RunRecord
 from ticketry.records.schema import as_json
 from ticketry.records.settings import upgrade_settings
-from ticketry.records.speed import BenchRecord
-from ticketry.records.structure import Structure
+from ticketry.records.ticket import BenchRecord, Structure
 from ticketry.records.verdict import LevelVerdict
 from ticketry.report import relative_costs, verdict_line, write_report
 from ticketry.search import Method, check_named_settings

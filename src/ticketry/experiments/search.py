@@ -14,7 +14,6 @@ from ticketry.errors import TicketryError
 from ticketry.evidence.control import LONGER_CONTROLS, explain_undefined_control
 from ticketry.evidence.controls import train_any_control
 from ticketry.evidence.level_verdicts import add_verdicts, recompute_verdicts
-from ticketry.experiments.progress import ProgressFile
 from ticketry.experiments.record_files import (
     describe_environment,
     describe_task,
@@ -24,15 +23,16 @@ from ticketry.experiments.record_files import (
 )
 from ticketry.experiments.request import SearchRequest
 from ticketry.experiments.run_file import format_run_file
-from ticketry.experiments.run_record import OnPoint, PointCollector, update_record
-from ticketry.lab.costs.ledger import Ledger, control_phases
-from ticketry.lab.costs.meters.training import Energies, open_energy_meter
+from ticketry.experiments.run_record import OnPoint, PointCollector, ProgressFile, update_record
+from ticketry.lab.budget_masks import macs_by_layer
+from ticketry.lab.costs.energy import Energies, open_energy_meter
+from ticketry.lab.costs.ledger import Ledger
+from ticketry.lab.costs.phases import control_phases
 from ticketry.lab.lab import Lab
-from ticketry.lab.masks import macs_by_layer
 from ticketry.lab.search_result import Found
+from ticketry.lab.store.address import display_address
 from ticketry.lab.store.files import path_exists, write_atomically, write_sealed
-from ticketry.lab.store.locks import mark_running
-from ticketry.lab.store.paths import display_address
+from ticketry.lab.store.marks import mark_running
 from ticketry.records.network import TICKET, Point, is_matched_dense
 from ticketry.records.run import FORMAT, OmittedControlAtLevel, RunRecord, ScheduleSteps
 from ticketry.records.schema import as_json
@@ -61,7 +61,7 @@ def execute(
         command: the command line that repeats the run, for the record.
         on_point: called with the record's row of each trained network, from several threads.
         on_found: called with (replicate, found) for the dense network and each ticket, from several threads.
-        energy: ``meter``, or ``estimate`` for a machine without a meter, see `lab.costs.meters`.
+        energy: ``meter``, or ``estimate`` for a machine without a meter, see `lab.costs.energy`.
         on_ended: called at the end with the error of each failed replicate; by default the error is raised.
 
     Raises:

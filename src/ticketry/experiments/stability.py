@@ -33,8 +33,8 @@ from ticketry.lab.runners.runner import OnEvent
 from ticketry.lab.search_result import REWINDING, Found, Seeds
 from ticketry.lab.store.paths import Paths, display_address
 from ticketry.lab.store.store import digest_of
-from ticketry.records.display import build_html_table
 from ticketry.records.evidence import Curve, Distances, LayerDistances, Rewind, StabilityRecord, StabilityRow
+from ticketry.records.metric import build_html_table
 from ticketry.records.network import DENSE, TICKET, Cost
 from ticketry.records.run import RunRecord
 from ticketry.report import write_report

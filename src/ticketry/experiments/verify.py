@@ -34,7 +34,6 @@ from ticketry.evidence.verification import verify as verified
 from ticketry.evidence.verification import verify_procedure
 from ticketry.experiments.decoding import decode_settings
 from ticketry.experiments.options import LabOptions, open_lab, ticket_path
-from ticketry.experiments.progress import log_verification
 from ticketry.experiments.record_files import (
     describe_environment,
     describe_task,
@@ -44,6 +43,7 @@ from ticketry.experiments.record_files import (
 )
 from ticketry.experiments.request import SearchRequest, resolve_task
 from ticketry.experiments.run_file import check_trust, upgrade_stored_settings
+from ticketry.experiments.run_record import log_verification
 from ticketry.lab.lab import Lab
 from ticketry.lab.runners.runner import OnEvent
 from ticketry.lab.search_result import Seeds

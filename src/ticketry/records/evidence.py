@@ -21,7 +21,7 @@ from ticketry.records.schema import (
     read,
     reject,
 )
-from ticketry.records.speed import BenchRecord, CurveRecord, SpeedRecord
+from ticketry.records.ticket import BenchRecord, CurveRecord, SpeedRecord
 from ticketry.records.verdict import Experiment, Judgement, MeanDifference, OmittedControl, Task
 
 FORMAT: Final = 1

@@ -23,7 +23,7 @@ from ticketry.records.schema import (
     nan_if_invalid,
     reject,
 )
-from ticketry.records.structure import Structure
+from ticketry.records.ticket import Structure
 
 DENSE, TICKET = "dense", "ticket"
 """Roles of networks; every other role is the name of a control."""

@@ -1,15 +1,50 @@
-"""The entries of a ticket about how it was found and trained, and the base of records about one ticket."""
+"""Records about one ticket: its entries in ticket.json, the structure of its mask, and its timings."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_type_hints
 
-from msgspec import Meta, Struct, field
+from msgspec import UNSET, Meta, Struct, UnsetType, defstruct, field
+from msgspec.structs import force_setattr
 
+from ticketry.core.structure.structuring import LayerFit as LayerFit
+from ticketry.core.structure.structuring import Structuring
 from ticketry.errors import StoreError, TicketError
-from ticketry.records.schema import AtLeastOne, Count, Density, Part, read, reject
+from ticketry.records.schema import (
+    AtLeastOne,
+    Count,
+    Density,
+    NearShare,
+    NotNegative,
+    Number,
+    Part,
+    clip_to_unit,
+    read,
+    reject,
+)
 from ticketry.records.settings import pattern_of_structure
+from ticketry_engine.results import (
+    CurvePoint as CurvePoint,
+)
+from ticketry_engine.results import (
+    EngineTime as EngineTime,
+)
+from ticketry_engine.results import (
+    Layer as Layer,
+)
+from ticketry_engine.results import (
+    Saved as Saved,
+)
+from ticketry_engine.results import (
+    SpeedLayer as SpeedLayer,
+)
+from ticketry_engine.results import (
+    TimeCurve as TimeCurve,
+)
+from ticketry_engine.results import (
+    Timed as Timed,
+)
 
 _Seed = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 
@@ -178,3 +213,142 @@ def read_ticket_info(kind: type[T], info: Mapping[str, Any], of: str) -> T:
             ) from None
         problem = str(error).removeprefix(f"{of}: ").rstrip(". ")
         raise TicketError(f"{of}: in ticket.json, info.{problem}: the ticket is damaged or forged") from None
+
+
+_MOST_PIXELS = 1 << 20
+
+
+class LayerPicture(Part, frozen=True):
+    """Picture of a layer's mask before and after structuring; rows are sorted by their group after structuring."""
+
+    name: str
+    rows: AtLeastOne
+    """Number of rows of the layer's weight; the picture may show fewer."""
+    columns: AtLeastOne
+    """Number of columns of the layer's weight; the picture may show fewer."""
+    every: AtLeastOne
+    """Step between the rows that the picture shows: one of every `every` rows."""
+    shape: tuple[int, int]
+    """Height and width of the picture in pixels."""
+    groups: tuple[int, ...]
+    """Number of picture rows in each group, from the top."""
+    before: bytes
+    """Mask before structuring: bits packed in C order, highest bit first, 1 = retained."""
+    after: bytes
+    """Mask after structuring, in the same format as `before`."""
+
+    def __post_init__(self) -> None:
+        height, width = self.shape
+        if min(self.shape) < 1 or height * width > _MOST_PIXELS:
+            reject("shape", "is not that of a picture")
+        if sum(self.groups) != height or min(self.groups) < 1:
+            reject("groups", "do not add up to the picture's rows")
+        for name in ("before", "after"):
+            if len(bits := getattr(self, name)) != -(-height * width // 8):
+                reject(name, f"is {len(bits)} bytes long, which does not fit the shape")
+
+
+if TYPE_CHECKING:
+    _Options = Part
+else:  # the options of `core.structure.structuring.Structuring`; options that do not apply to the kind are omitted
+    _Options = defstruct(
+        "_Options",
+        [
+            (option, declared | UnsetType, UNSET)
+            for option, declared in get_type_hints(Structuring).items()
+            if option != "kind"
+        ],
+        bases=(Part,),
+        frozen=True,
+        kw_only=True,
+        omit_defaults=True,
+    )
+
+
+class Structure(_Options, frozen=True, kw_only=True, omit_defaults=True):
+    """The structure of one ticket's mask: kind, options, and how well the new mask fits the original mask."""
+
+    kind: str
+    name: str = ""
+    """Kind with its main options for display, such as ``regroup, 16 rows``."""
+    before: NearShare = field(name="density_before")
+    """Density of the mask before structuring."""
+    layers: tuple[LayerFit, ...] = ()
+    """Fit of each layer, then of all layers together; empty if not measured."""
+    pictures: tuple[LayerPicture, ...] = ()
+
+    def __post_init__(self) -> None:
+        force_setattr(self, "before", clip_to_unit(self.before))
+        force_setattr(self, "name", self.name or self.kind)
+
+
+class StructureRecord(TicketRecord, frozen=True, kw_only=True, tag_field="kind", tag="structure"):
+    """The record of structuring a ticket; `ticket` is the folder of the original ticket."""
+
+    path: str
+    """Folder of the structured ticket."""
+    seconds: NotNegative
+    structure: Structure
+
+
+class SpeedRecord(TicketRecord, frozen=True, kw_only=True):
+    """Base of timing records, which names the ticket and how it was timed."""
+
+    name: str
+    run: str = ""
+    """Run that saved the ticket; empty for a ticket from elsewhere."""
+    precision: str = ""
+    threads: Count | None = None
+    tuned: bool = False
+    """Whether the engine timed several execution plans for each batch size and used the fastest."""
+    date: str = ""
+
+    @property
+    def comparisons(self) -> tuple[Timed, ...]:
+        """Latencies of the ticket and of dense engines, with one entry for each batch size; empty if not timed."""
+        return ()
+
+    @property
+    def layers(self) -> tuple[SpeedLayer, ...]:
+        """Layers of the compiled model with their times; empty if not timed."""
+        return ()
+
+    @property
+    def curves(self) -> tuple[TimeCurve, ...]:
+        """Curves of latency against density, one for each batch size; empty if not timed."""
+        return ()
+
+
+class BenchRecord(SpeedRecord, frozen=True, kw_only=True, tag_field="kind", tag="bench"):
+    """The record of the latency and size of a ticket, compared with dense engines."""
+
+    structure: str = ""
+    """Structure of the mask: channel-wise, unstructured or group-wise."""
+    compile_seconds: Number | None = None
+    weight_bytes: Count | None = None
+    """Size in bytes of the packed weights and index tables of the sparse kernels."""
+    table_batches: tuple[Count, ...] = ()
+    """Batch sizes for which index tables were built."""
+    dense_bytes: AtLeastOne | None = None
+    """Size in bytes of the dense model's parameters."""
+    comparisons: tuple[Timed, ...]
+    layers_batch: AtLeastOne | None = None
+    """Batch size at which `layers` were timed."""
+    layers: tuple[SpeedLayer, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.comparisons:
+            reject("comparisons", "is empty")
+
+
+class CurveRecord(SpeedRecord, frozen=True, kw_only=True, tag_field="kind", tag="bench-curve"):
+    """The record of the latency of a ticket's network under synthetic masks of several densities."""
+
+    pattern: str = ""
+    """Pattern of the synthetic masks."""
+    seed: int = 0
+    curves: tuple[TimeCurve, ...]
+
+    def __post_init__(self) -> None:
+        if not self.curves:
+            reject("curves", "is empty")

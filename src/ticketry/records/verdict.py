@@ -7,8 +7,7 @@ from typing import Annotated, Any, Generic, Literal, TypeVar, get_args
 
 from msgspec import Meta, field
 
-from ticketry.records.display import Cell, build_html_table, describe_answers
-from ticketry.records.metric import Metric
+from ticketry.records.metric import Cell, Metric, build_html_table
 from ticketry.records.schema import Count, Density, Number, Part, Role, reject
 
 About = Literal["ticket", "procedure"]
@@ -23,6 +22,23 @@ _Answer = Annotated[Answer, Meta(extra={"problem": f"not one of {', '.join(get_a
 
 _NO_INTERVAL = "is not two numbers, the lower one first"
 _Interval = Annotated[tuple[Number, Number], Meta(extra={"problem": _NO_INTERVAL})]
+
+
+def describe_answers(as_good: str | None, better: str | None, not_beaten: Sequence[str], controls: bool = True) -> str:
+    """Return a sentence with both answers of a verdict; empty if the record has no answers.
+
+    Args:
+        as_good: answer to "as good as dense": yes, no or undecided.
+        better: answer to "better than every control".
+        not_beaten: names, for display, of the controls that the ticket was not shown to beat.
+        controls: whether the verdict has controls.
+    """
+    if as_good is None:
+        return ""
+    if not controls or better is None:
+        return f"as good as dense: {as_good}"
+    text = f"as good as dense: {as_good}; better than every control: {better}"
+    return f"{text} (not shown to beat {', '.join(not_beaten)})" if not_beaten and better != "yes" else text
 
 
 class Task(Part, frozen=True):

@@ -14,7 +14,7 @@ from msgspec import structs
 from ticketry.errors import UsageError
 from ticketry.records.evidence import KINDS, EvidenceValues, StabilityRecord, VerifyRecord, read_evidence
 from ticketry.records.run import RunValues
-from ticketry.records.speed import SpeedRecord
+from ticketry.records.ticket import SpeedRecord
 from ticketry.records.verdict import Task
 from ticketry.report.tables.results import Results, results_of
 from ticketry.report.wording import NONE, printable, shorten_middle

@@ -18,13 +18,12 @@ import msgspec
 from ticketry.errors import StoreError
 from ticketry.files import content_of, write_atomically
 from ticketry.records.campaign import read_campaign_record
-from ticketry.records.progress import EVERY, Progress, ProgressPoint
-from ticketry.records.run import read_run
+from ticketry.records.run import PROGRESS_SECONDS, Progress, ProgressPoint, read_run
 from ticketry.report.tables.results import summarise
 
 MOST_DONE = 12
 """Number of finished runs that the page shows: the newest runs."""
-_DEAD = 5 * EVERY
+_DEAD = 5 * PROGRESS_SECONDS
 """Seconds without an update after which a process counts as killed; a running process writes every two seconds."""
 _LARGEST = 1 << 24
 
@@ -63,7 +62,7 @@ class Watch:
         campaigns.sort(key=_modified_at, reverse=True)
         return {
             "at": now,
-            "every": EVERY,
+            "every": PROGRESS_SECONDS,
             "runs": alive
             + [one for one in self._read_valid(newest, self._read, _finished_values) if one["name"] not in names],
             "campaigns": list(self._read_valid(campaigns, self._read, _campaign_values)),

@@ -10,8 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ticketry.records.display import format_number
-from ticketry.records.metric import Metric
+from ticketry.records.metric import Metric, format_number
 from ticketry.records.verdict import Task
 from ticketry.report.tables.results import Results, Split, Summary
 

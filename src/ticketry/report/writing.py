@@ -38,7 +38,7 @@ def write_report(
         StoreError: if a record is malformed, or the file cannot be written.
     """
     subject = subject_of(records, list(evidence))
-    from ticketry.report.html.page import render  # imports matplotlib, which is slow
+    from ticketry.report.page import render  # imports matplotlib, which is slow
 
     return write_page(path, render(subject))
 
@@ -49,7 +49,7 @@ def write_campaign_page(record: CampaignRecord, path: Path) -> Path:
     Raises:
         StoreError: if the page cannot be written.
     """
-    from ticketry.report.html.page import render_campaign  # imports matplotlib, which is slow
+    from ticketry.report.page import render_campaign  # imports matplotlib, which is slow
 
     return write_page(path, render_campaign(record))
 

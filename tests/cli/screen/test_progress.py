@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from ticketry.cli.screen.progress import Progress
-from ticketry.lab.runners.runner import Event
+from ticketry.cli.progress import Progress
+from ticketry.lab.runners.events import Event
 
 
 @pytest.mark.parametrize(("term", "drawn"), [("xterm-256color", True), ("dumb", False), ("unknown", False)])

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import ticketry as tk
 from ticketry.errors import EngineError
 from ticketry.records.schema import as_json
-from ticketry.records.speed import EngineTime
+from ticketry.records.ticket import EngineTime
 from ticketry_engine.bench import compare as module
 from ticketry_engine.bench.compare import compare, saved_against, time_layers, unpruned
 from ticketry_engine.bench.dense_engines import Call, Sparse, UnavailableError, rivals

@@ -14,9 +14,18 @@ import ticketry as tk
 from made_records import search_record
 from ticketry.cli import main
 from ticketry.errors import StoreError
-from ticketry.experiments.reproduce.blocks import Block, blocks_of, finished_blocks
+from ticketry.experiments.reproduce.blocks import (
+    Block,
+    Pace,
+    TimeEstimator,
+    Work,
+    blocks_of,
+    dense_segment,
+    finished_blocks,
+    measure_pace,
+    planned_work,
+)
 from ticketry.experiments.reproduce.campaign_file import Campaign, read_campaign
-from ticketry.experiments.reproduce.forecast import Pace, TimeEstimator, Work, dense_segment, measure_pace, planned_work
 from ticketry.lab.store.files import write_sealed
 from ticketry.lab.store.paths import Paths
 from ticketry_engine.support.seeds import mix

@@ -10,7 +10,7 @@ import pytest
 
 import ticketry as tk
 from ticketry.errors import NotStoredError
-from ticketry.experiments.reproduce.forecast import Work, dense_segment, planned_work, stored_work
+from ticketry.experiments.reproduce.blocks import Work, dense_segment, planned_work, stored_work
 
 ASKED: dict[str, Any] = {"recipe": {"length": "10it"}, "replicates": 1, "workers": 0, "device": "cpu"}
 

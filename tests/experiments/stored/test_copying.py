@@ -10,7 +10,7 @@ import torch
 
 import ticketry as tk
 from ticketry.errors import StoreError
-from ticketry.experiments.store_transfer import copy_store
+from ticketry.experiments.stores import copy_store
 from ticketry.lab.store import store as store_module
 from ticketry.lab.store.files import read_sealed, write_sealed
 from ticketry.lab.store.maintenance import collect_garbage

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from ticketry.errors import StoreError
-from ticketry.experiments import store_transfer as moving
-from ticketry.experiments.store_transfer import move_store
+from ticketry.experiments import stores as moving
+from ticketry.experiments.stores import move_store
 from ticketry.lab.store.files import read_sealed, write_sealed
 from ticketry.lab.store.locks import mark_running
 from ticketry.lab.store.maintenance import check

@@ -19,10 +19,9 @@ from cli.calling import call
 from ticketry.errors import StoreError
 from ticketry.experiments.options import LabOptions, open_lab
 from ticketry.experiments.run import Run
-from ticketry.experiments.store_transfer import copy_store, move_store
-from ticketry.experiments.stored_runs import disk_usage, remove_run, stored_runs
-from ticketry.lab.store.locks import is_running, mark_running
+from ticketry.experiments.stores import copy_store, disk_usage, move_store, remove_run, stored_runs
 from ticketry.lab.store.maintenance import Usage, check
+from ticketry.lab.store.marks import is_running, mark_running
 from ticketry.lab.store.store import Store
 
 
@@ -149,7 +148,7 @@ def test_a_run_that_is_carried_out_is_told_and_left_alone(store: Path) -> None:
 MARKED = """
 import sys, time
 from pathlib import Path
-from ticketry.lab.store.locks import mark_running
+from ticketry.lab.store.marks import mark_running
 with mark_running(Path(sys.argv[1])):
     print("marked", flush=True)
     sys.stdin.readline()

@@ -8,19 +8,19 @@ import msgspec
 import pytest
 
 import ticketry as tk
-from ticketry.experiments import progress as telling
-from ticketry.records.progress import FILE, Progress
+from ticketry.experiments import run_record as telling
+from ticketry.records.run import PROGRESS_FILE, Progress
 
 
 @pytest.mark.slow
 def test_a_search_tells_how_far_it_is_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Written every hundredth of a second; the last is nearly the record, and then there is no file."""
-    monkeypatch.setattr(telling, "EVERY", 0.01)
+    monkeypatch.setattr(telling, "PROGRESS_SECONDS", 0.01)
     seen: list[Progress] = []
     write = telling.write_atomically
 
     def written(path: Path, data: bytes) -> None:
-        assert path == tmp_path / "live" / path.parent.name / FILE
+        assert path == tmp_path / "live" / path.parent.name / PROGRESS_FILE
         write(path, data)
         seen.append(msgspec.json.decode(path.read_bytes(), type=Progress))
 
@@ -41,7 +41,7 @@ def test_a_search_tells_how_far_it_is_and_leaves_nothing(tmp_path: Path, monkeyp
 
 
 def test_a_place_that_cannot_be_written_stops_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(telling, "EVERY", 0.01)
+    monkeypatch.setattr(telling, "PROGRESS_SECONDS", 0.01)
     asked = {"recipe": {"length": "20it"}, "replicates": 1, "workers": 0, "device": "cpu"}
     with tk.Lab(tmp_path, device="cpu") as lab:
         (lab.store.paths.root / "live").write_text("no folder")

@@ -16,7 +16,7 @@ from ticketry.report import figure_svgs
 from ticketry.report.figures import METRIC_BY_DENSITY
 from ticketry.report.figures.layout import Scale, density_axis, figure_with_panels, finish_layout, log_axis, round_ticks
 from ticketry.report.figures.metric_by_density import full_limits, limits_near_dense
-from ticketry.report.html.page import PagePart, template_macro
+from ticketry.report.page import PagePart, template_macro
 from ticketry.report.tables.results import Results, Summary
 
 _AXES = Figure().subplots()

@@ -33,12 +33,11 @@ from ticketry.report.figures import (
     stability_figures,
     verify_figures,
 )
-from ticketry.report.figures.layout import add_legend, empty_figure, fitting_labels, move_apart
+from ticketry.report.figures.layout import add_legend, empty_figure, fitting_labels, move_apart, to_inline_element
 from ticketry.report.figures.masks import short_names
 from ticketry.report.figures.metric_by_density import full_limits, limits_near_dense
 from ticketry.report.figures.style import COLOURS, run_look
 from ticketry.report.figures.style import figure_style as drawing_style
-from ticketry.report.figures.svg import to_inline_element
 from ticketry.report.subject import subject_of
 from ticketry.report.tables.costs import search_cost_points
 from ticketry.report.tables.masks import mask_pixels, mean_retained_share, pictures

@@ -11,9 +11,9 @@ import pytest
 
 from browsers import NEEDS_BROWSER, launched, listened_to
 from report.made_campaign import claim, record
+from ticketry.report import page as page_module
 from ticketry.report import write_report
 from ticketry.report.figures.style import COLOURS
-from ticketry.report.html import page as page_module
 
 pytestmark = NEEDS_BROWSER
 

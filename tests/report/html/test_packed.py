@@ -12,9 +12,9 @@ import zlib
 import pytest
 
 from browsers import NEEDS_BROWSER, launched, listened_to
+from ticketry.report import page as page_module
 from ticketry.report import write_report
-from ticketry.report.html import page as page_module
-from ticketry.report.html.page import render
+from ticketry.report.page import render
 from ticketry.report.subject import subject_of
 
 

@@ -17,12 +17,12 @@ from ticketry.errors import StoreError
 from ticketry.experiments.run import run
 from ticketry.records.evidence import read_evidence
 from ticketry.records.run import read_run
+from ticketry.report import page as page_module
 from ticketry.report import write_report
 from ticketry.report.figures import stability_figures, verify_figures
+from ticketry.report.figures.layout import to_svg
 from ticketry.report.figures.style import COLOURS, figure_style
-from ticketry.report.figures.svg import to_svg
-from ticketry.report.html import page as page_module
-from ticketry.report.html.page import PagePart, template_macro, to_prose
+from ticketry.report.page import PagePart, template_macro, to_prose
 from ticketry.report.subject import subject_of
 from ticketry.report.tables.results import Results
 

@@ -8,9 +8,9 @@ import pytest
 
 from made_records import bench_record
 from ticketry.records.evidence import read_evidence
-from ticketry.records.speed import SpeedRecord
+from ticketry.records.ticket import SpeedRecord
 from ticketry.report.figures import TIME_BY_ENGINE, Drawing
-from ticketry.report.html.page import PagePart, template_macro
+from ticketry.report.page import PagePart, template_macro
 
 _DOT = Drawing(*2 * ('<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 1 1"></svg>',))
 

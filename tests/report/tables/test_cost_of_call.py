@@ -13,7 +13,7 @@ from made_records import search_record
 from ticketry.records.network import RelativeLatency
 from ticketry.records.run import read_run
 from ticketry.report import summary_lines, summary_table
-from ticketry.report.html.page import render
+from ticketry.report.page import render
 from ticketry.report.subject import subject_of
 from ticketry.report.tables.frontier import (
     MULTIPLICATIONS,

@@ -13,7 +13,7 @@ from msgspec import structs
 from made_records import search_record
 from ticketry.records.network import RelativeLatency
 from ticketry.records.run import read_run
-from ticketry.report.html.page import render
+from ticketry.report.page import render
 from ticketry.report.subject import subject_of
 from ticketry.report.tables.frontier import MULTIPLICATIONS, TIME, lowest_cost_ratio, lowest_matching_cost
 from ticketry.report.tables.results import Results

@@ -9,7 +9,7 @@ from functools import partial
 from ticketry.errors import MissingExtraError
 from ticketry.records.evidence import StabilityRecord, VerifyRecord
 from ticketry.records.run import RunValues
-from ticketry.records.speed import SpeedRecord
+from ticketry.records.ticket import SpeedRecord
 from ticketry.report.subject import Series, Subject, series_of
 from ticketry.report.tables.costs import search_cost_points, ticket_cost_points, training_cost_points
 from ticketry.report.tables.evidence import stability_quantities
@@ -23,7 +23,6 @@ try:
 except ImportError as error:
     raise MissingExtraError("matplotlib", "lab", "drawing figures") from error
 
-from ticketry.report.figures import svg
 from ticketry.report.figures.costs import (
     metric_by_call_cost,
     metric_by_latency,
@@ -39,6 +38,7 @@ from ticketry.report.figures.evidence import (
     time_by_density,
     time_by_engine,
 )
+from ticketry.report.figures.layout import to_png, to_svg
 from ticketry.report.figures.masks import (
     density_by_layer,
     density_over_training,
@@ -83,7 +83,7 @@ class Drawing:
 def draw_figures(makers: Mapping[str, Maker]) -> dict[str, Drawing]:
     """Draw figures as SVG documents in both widths."""
     with figure_style():
-        return {name: Drawing(*(svg.to_svg(make(narrow)) for narrow in (False, True))) for name, make in makers.items()}
+        return {name: Drawing(*(to_svg(make(narrow)) for narrow in (False, True))) for name, make in makers.items()}
 
 
 def _makers_with_data(*figures: tuple[str, object, Callable[..., Figure]]) -> dict[str, Maker]:
@@ -173,7 +173,7 @@ def figure_svgs(record: RunValues) -> dict[str, str]:
     """
     makers = run_figures(results_of(record))
     with figure_style():
-        return {name: svg.to_svg(make(False), name.replace("-", " ")) for name, make in makers.items()}
+        return {name: to_svg(make(False), name.replace("-", " ")) for name, make in makers.items()}
 
 
 def figure_png(record: RunValues, name: str) -> bytes | None:
@@ -182,4 +182,4 @@ def figure_png(record: RunValues, name: str) -> bytes | None:
     if make is None:
         return None
     with figure_style():
-        return svg.to_png(make(False))
+        return to_png(make(False))

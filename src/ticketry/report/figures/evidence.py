@@ -16,7 +16,7 @@ from ticketry.errors import StoreError
 from ticketry.records.campaign import Claim
 from ticketry.records.evidence import EvidenceValues, StabilityRecord, StabilityRow, VerifyRecord, read_evidence
 from ticketry.records.network import DENSE, TICKET
-from ticketry.records.speed import CurveRecord, EngineTime, SpeedRecord, TimeCurve, Timed
+from ticketry.records.ticket import CurveRecord, EngineTime, SpeedRecord, TimeCurve, Timed
 from ticketry.records.verdict import Difference
 from ticketry.report.campaigns import style_of
 from ticketry.report.figures.layout import (
@@ -28,10 +28,10 @@ from ticketry.report.figures.layout import (
     log_axis,
     number_label,
     set_shared_x_label,
+    to_svg,
     write_note,
 )
 from ticketry.report.figures.style import COLOURS, TINY, figure_style, role_colour, role_look
-from ticketry.report.figures.svg import to_svg
 from ticketry.report.tables.evidence import (
     NOISE,
     Quantity,

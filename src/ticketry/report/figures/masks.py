@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from ticketry.records.network import Moment
-from ticketry.records.structure import LayerPicture
+from ticketry.records.ticket import LayerPicture
 from ticketry.report.figures.layout import (
     add_legend,
     figure_with_panels,

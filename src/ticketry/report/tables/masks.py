@@ -12,7 +12,7 @@ import numpy
 
 from ticketry.records.network import DISTANCE, TICKET, FirstLayer, Moment, Point
 from ticketry.records.run import Round
-from ticketry.records.structure import LayerFit, Structure
+from ticketry.records.ticket import LayerFit, Structure
 from ticketry.report.tables.results import Group, LayerProfile, Results
 from ticketry.report.wording import MINUS, NONE
 

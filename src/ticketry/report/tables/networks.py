@@ -1,16 +1,19 @@
-"""Prepare the table of all trained networks; for very many networks, means by method, role and level."""
+"""Tables of trained networks: all of a run, means of very many, and tickets of several runs at one density."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from ticketry.records.network import Point
+from ticketry.records.metric import Metric
+from ticketry.records.network import TICKET, Point
 from ticketry.records.verdict import Task
 from ticketry.report.subject import Subject
-from ticketry.report.tables.results import Results, Summary, summarise
-from ticketry.report.wording import NONE, Style, percent, printable, role_name
+from ticketry.report.tables.costs import ENERGY, cost_relative_to_dense
+from ticketry.report.tables.results import Group, Results, Summary, summarise
+from ticketry.report.wording import NONE, Style, json_text, percent, printable, role_name
 
 NETWORK_COLUMNS = {
     "replicate": "number",
@@ -91,3 +94,122 @@ def summarised_networks(subject: Subject) -> Iterator[MethodSummary]:
             )
             density = statistics.fmean(point.density for point in points)
             yield MethodSummary(task, method, role, level, density, len(members), len(points), summaries)
+
+
+TOLERANCE = 0.05
+"""Largest relative deviation of a ticket's density from the requested density."""
+_MEASURED_BY = ("device", "processor", "precision", "threads_per_segment", "devices", "workers", "kernels")
+"""Keys of a record's environment that influence seconds, memory and energy."""
+_DEFAULTS = {"kernels": "dense", "devices": 1}
+"""Values of these keys for older records, which lack them."""
+
+
+@dataclass(frozen=True)
+class DensityMatch:
+    """A requested density, and the tickets of the runs that reached this density."""
+
+    density: float
+    """The density that some run requested, as a share of the prunable weights."""
+    members: tuple[tuple[int, Group], ...]
+    """(index of the run, its tickets) for each run that reached the density."""
+    nearest: tuple[tuple[int, float], ...]
+    """(index of the run, its nearest density) for each other run that has tickets."""
+
+    def style(self, metric: Metric) -> Style:
+        """Return the number format for the metric of all matched runs."""
+        return Style.for_summaries([group.metric() for _, group in self.members], metric.unit)
+
+
+def density_matches(runs: Sequence[Results]) -> list[DensityMatch]:
+    """Return a match for each requested density that two or more runs reached, the densest first."""
+    return [
+        match for density in _all_requested_densities(runs) if len((match := _match_density(runs, density)).members) > 1
+    ]
+
+
+def unmatched_densities(runs: Sequence[Results]) -> list[float]:
+    """Return the requested densities that fewer than two runs reached."""
+    return [density for density in _all_requested_densities(runs) if len(_match_density(runs, density).members) < 2]
+
+
+def _match_density(runs: Sequence[Results], density: float) -> DensityMatch:
+    members, others = [], []
+    for place, results in enumerate(runs):
+        near = min(results.groups_of_role(TICKET), key=lambda group: abs(group.density - density), default=None)
+        if near is None:
+            continue
+        if abs(near.density - density) <= TOLERANCE * density:
+            members.append((place, near))
+        else:
+            others.append((place, near.density))
+    return DensityMatch(density, tuple(members), tuple(others))
+
+
+def _all_requested_densities(runs: Sequence[Results]) -> list[float]:
+    """Return the densities that any run requested, in descending order, without near duplicates."""
+    distinct: list[float] = []
+    for density in sorted({one for results in runs for one in requested_densities(results)}, reverse=True):
+        if not distinct or abs(density - distinct[-1]) > TOLERANCE * distinct[-1]:
+            distinct.append(density)
+    return distinct
+
+
+def requested_densities(results: Results) -> list[float]:
+    """Return the densities that a run requested; if its method chose densities, the densities that it reached."""
+    settings = results.run.settings
+    given, removed = (
+        _shares_among_values(settings.get("density")),
+        [1 - share for share in _shares_among_values(settings.get("sparsity"))],
+    )
+    if given or removed:
+        return given or removed
+    if settings.get("density") is not None:  # empty: the default
+        return [group.density for group in results.groups_of_role(TICKET)]
+    return []
+
+
+def has_energy(found: Sequence[DensityMatch], runs: Sequence[Results]) -> bool:
+    return any(cost_relative_to_dense(runs[i], group, ENERGY) for match in found for i, group in match.members)
+
+
+def schedule_differences(match: DensityMatch, labels: Sequence[str], runs: Sequence[Results]) -> list[str]:
+    """Return texts on differences in the training of matched runs, such as ``lr: 0.1 (one), 0.05 (other)``."""
+    members = [runs[i].run for i, _ in match.members]
+    recipes = [run.recipe for run in members]
+    keys = [key for key in recipes[0] if all(key in recipe for recipe in recipes)]
+    values: list[tuple[str, Sequence[Any]]] = [(key, [recipe[key] for recipe in recipes]) for key in keys]
+    values.append(("steps of the schedule", [run.steps.total for run in members]))
+    values.append(("training steps in the weights", [_largest_budget(group) for _, group in match.members]))
+    return _describe_differences(match, labels, values)
+
+
+def condition_differences(match: DensityMatch, labels: Sequence[str], runs: Sequence[Results]) -> list[str]:
+    """Return texts on differences in machine, processor, precision, threads and other settings of matched runs."""
+    environments = [runs[i].run.environment for i, _ in match.members]
+    values = [
+        (key.replace("_", " "), [one.get(key, _DEFAULTS.get(key)) for one in environments]) for key in _MEASURED_BY
+    ]
+    return _describe_differences(match, labels, values)
+
+
+def _describe_differences(
+    match: DensityMatch, labels: Sequence[str], values: Sequence[tuple[str, Sequence[Any]]]
+) -> list[str]:
+    texts = []
+    for name, each in values:
+        found: dict[str, list[str]] = {}
+        for (i, _), item in zip(match.members, each, strict=True):
+            found.setdefault("not recorded" if item is None else json_text(item), []).append(labels[i])
+        if len(found) > 1:
+            texts.append(f"{name}: " + ", ".join(f"{item} ({'; '.join(those)})" for item, those in found.items()))
+    return texts
+
+
+def _largest_budget(group: Group) -> int | None:
+    budgets = {point.budget for point in group.points.values()}
+    return max((one for one in budgets if one is not None), default=None) if None not in budgets else None
+
+
+def _shares_among_values(item: Any) -> list[float]:
+    found = item if isinstance(item, list | tuple) else [item]
+    return [float(x) for x in found if isinstance(x, int | float) and not isinstance(x, bool) and 0 < x < 1]

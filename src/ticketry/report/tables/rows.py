@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from ticketry.records.evidence import StabilityRecord, VerifyRecord
 from ticketry.records.network import PHASES, TICKET
-from ticketry.records.speed import SpeedRecord
+from ticketry.records.ticket import SpeedRecord
 from ticketry.report.subject import Subject, rewind_text
 from ticketry.report.tables.costs import (
     ENERGY,
@@ -20,8 +20,8 @@ from ticketry.report.tables.costs import (
     training_cost_points,
 )
 from ticketry.report.tables.evidence import verify_differences
+from ticketry.report.tables.networks import density_matches
 from ticketry.report.tables.results import Results, layer_profiles
-from ticketry.report.tables.same_density import density_matches
 from ticketry.report.tables.speed import ComparisonsBySetup, LatencyPanel
 
 Cell = str | int | float | None

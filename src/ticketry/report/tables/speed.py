@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from ticketry.records.metric import Metric
 from ticketry.records.network import TICKET, Point
 from ticketry.records.settings import upgrade_settings
-from ticketry.records.speed import BenchRecord, EngineTime, Saved, SpeedRecord, Timed
+from ticketry.records.ticket import BenchRecord, EngineTime, Saved, SpeedRecord, Timed
 from ticketry.report.subject import Series, Subject, labels_of
 from ticketry.report.tables.results import Group, Results, Summary, summarise
 from ticketry.report.wording import MINUS, NONE, Style, percent, printable

@@ -19,7 +19,7 @@ from ticketry.experiments.request import SearchRequest
 from ticketry.experiments.search import preliminary_record
 from ticketry.lab.runners.runner import Activity, Event
 from ticketry.records.network import Point
-from ticketry.records.progress import estimate_time_left
+from ticketry.records.run import estimate_time_left
 from ticketry.report import summary_table
 
 if TYPE_CHECKING:

@@ -1,7 +1,4 @@
-"""Render HTML pages from templates: a page is one file with a small script, and loads nothing.
-
-The templates' environment cleans and escapes every text, so that nothing in a record can become markup.
-"""
+"""Render HTML pages from templates: a page is one file with a small script, and loads nothing."""
 
 from __future__ import annotations
 
@@ -28,6 +25,7 @@ from ticketry.records.verdict import Task
 from ticketry.report import campaigns, figures, wording
 from ticketry.report.figures import Drawing, draw_figures
 from ticketry.report.figures.evidence import claims_figure
+from ticketry.report.figures.layout import to_inline_element
 from ticketry.report.figures.style import COLOURS, run_colour
 from ticketry.report.subject import Subject, rewind_text
 from ticketry.report.tables import (
@@ -39,7 +37,6 @@ from ticketry.report.tables import (
     observation,
     results,
     rows,
-    same_density,
     speed,
 )
 from ticketry.report.wording import printable
@@ -77,7 +74,7 @@ class PagePart:
         """Return a figure for the templates: its id, number, SVG in both widths, and a link to its data as CSV."""
         one, drawing = self.id(name), drawings[name]
         wide, narrow = (
-            Markup(figures.svg.to_inline_element(svg, f"{one}-{width}", f"{one}-caption"))
+            Markup(to_inline_element(svg, f"{one}-{width}", f"{one}-caption"))
             for svg, width in ((drawing.wide, "wide"), (drawing.narrow, "narrow"))
         )
         csv = quote(rows.csv_text(data), safe=" ,;:/?@-_.!~*'()+=")
@@ -171,7 +168,7 @@ def _comparison_head(subject: Subject) -> dict[str, object]:
 
 
 def _read_asset(name: str) -> str:
-    return files("ticketry.report.html").joinpath(name).read_text(encoding="utf-8")
+    return (files("ticketry.report") / "html" / name).read_text(encoding="utf-8")
 
 
 def _style_sheet() -> str:
@@ -209,13 +206,13 @@ def _script_hash(script: str) -> str:
 def _environment() -> Environment:
     """Return the Jinja environment of the templates, with functions that compute tables, and filters that format."""
     made = Environment(
-        loader=PackageLoader("ticketry.report.html"),
+        loader=PackageLoader("ticketry.report", "html/templates"),
         extensions=["jinja2.ext.do"],
         autoescape=True,
         undefined=StrictUndefined,
         finalize=lambda item: printable(item) if isinstance(item, str) and not isinstance(item, Markup) else item,
     )
-    tables = (results, observation, costs, evidence, frontier, masks, networks, rows, same_density, speed)
+    tables = (results, observation, costs, evidence, frontier, masks, networks, rows, speed)
     for module in (wording, *tables):
         made.globals |= {name: item for name, item in vars(module).items() if not name.startswith("_")}
     made.globals |= {name: item for name, item in vars(figures).items() if name.isupper()}
