@@ -31,8 +31,7 @@ from ticketry.experiments.decoding import decode_settings
 from ticketry.experiments.options import BenchOptions, ModelOptions, SpeedupOptions, ticket_path
 from ticketry.experiments.record_files import current_time, normalise_record, run_name_of
 from ticketry.experiments.ticket_model import EXAMPLES, TicketModel, compile_source, load_source
-from ticketry.files import file_digest
-from ticketry.files import list_matching
+from ticketry.files import file_digest, list_matching
 from ticketry.lab.lab import Lab
 from ticketry.lab.retrain import retraining
 from ticketry.lab.store.files import explain_os_errors, path_exists, write_sealed

@@ -23,8 +23,7 @@ from ticketry.core.scope import named_parameters
 from ticketry.core.structure.structuring import Structuring
 from ticketry.core.ticket.ticket import Ticket
 from ticketry.experiments.request import SearchRequest
-from ticketry.files import write_atomically
-from ticketry.files import delete_tree_if_possible
+from ticketry.files import delete_tree_if_possible, write_atomically
 from ticketry.lab.budget_masks import is_met_by_timing, load_prices, segment_macs
 from ticketry.lab.costs.ledger import Ledger
 from ticketry.lab.costs.phases import Phases, phases_of

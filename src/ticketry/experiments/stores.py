@@ -17,8 +17,18 @@ from typing import Any, Literal
 from ticketry.choices import list_choices
 from ticketry.core.ticket.ticket import Ticket
 from ticketry.errors import StoreError, TicketError
-from ticketry.files import content_of, file_digest, flush, parse_json, replacing
-from ticketry.files import delete_tree, iterate_below, iterate_files, iterate_folders, list_entries
+from ticketry.files import (
+    content_of,
+    delete_tree,
+    file_digest,
+    flush,
+    iterate_below,
+    iterate_files,
+    iterate_folders,
+    list_entries,
+    parse_json,
+    replacing,
+)
 from ticketry.lab.store.address import canonical_url, display_address, is_url, shared_url
 from ticketry.lab.store.files import (
     InaccessibleError,
