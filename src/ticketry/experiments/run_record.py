@@ -24,19 +24,24 @@ from ticketry.core.structure.structuring import Structuring
 from ticketry.core.ticket.ticket import Ticket
 from ticketry.experiments.request import SearchRequest
 from ticketry.files import delete_tree_if_possible, write_atomically
-from ticketry.lab.budget_masks import is_met_by_timing, load_prices, segment_macs
-from ticketry.lab.costs.ledger import Ledger
-from ticketry.lab.costs.phases import Phases, phases_of
+from ticketry.lab.costs.ledger import Ledger, Phases, phases_of
 from ticketry.lab.costs.step_cost import Costs
-from ticketry.lab.environment import describe_machine
 from ticketry.lab.lab import Lab
-from ticketry.lab.loggers.logger import Logged
-from ticketry.lab.measured_time import check_new_costs, measure_dense_latency, measure_masked_latency
-from ticketry.lab.runners.events import Activity, Event
+from ticketry.lab.loggers.dashboards import Logged
+from ticketry.lab.masks import (
+    check_new_costs,
+    is_met_by_timing,
+    layer_fits,
+    load_prices,
+    measure_dense_latency,
+    measure_masked_latency,
+    segment_macs,
+)
+from ticketry.lab.process import describe_machine
+from ticketry.lab.runners.runner import Activity, Event
 from ticketry.lab.search_result import DYNAMIC, Found
 from ticketry.lab.search_result import budget as steps_in_weights
 from ticketry.lab.store.paths import ticket_folder
-from ticketry.lab.structured_masks import layer_fits
 from ticketry.lab.training.segment import Result
 from ticketry.records.evidence import VerifyRecord
 from ticketry.records.network import LATENCY_MATCHED, Cost, FirstLayer, Point, RelativeLatency, is_matched_dense

@@ -24,15 +24,14 @@ from ticketry.experiments.record_files import (
 from ticketry.experiments.request import SearchRequest
 from ticketry.experiments.run_file import format_run_file
 from ticketry.experiments.run_record import OnPoint, PointCollector, ProgressFile, update_record
-from ticketry.lab.budget_masks import macs_by_layer
-from ticketry.lab.costs.energy import Energies, open_energy_meter
-from ticketry.lab.costs.ledger import Ledger
-from ticketry.lab.costs.phases import control_phases
+from ticketry.lab.costs.ledger import Ledger, control_phases
+from ticketry.lab.costs.meters.training import Energies, open_energy_meter
 from ticketry.lab.lab import Lab
+from ticketry.lab.masks import macs_by_layer
 from ticketry.lab.search_result import Found
-from ticketry.lab.store.address import display_address
 from ticketry.lab.store.files import path_exists, write_atomically, write_sealed
-from ticketry.lab.store.marks import mark_running
+from ticketry.lab.store.locks import mark_running
+from ticketry.lab.store.paths import display_address
 from ticketry.records.network import TICKET, Point, is_matched_dense
 from ticketry.records.run import FORMAT, OmittedControlAtLevel, RunRecord, ScheduleSteps
 from ticketry.records.schema import as_json

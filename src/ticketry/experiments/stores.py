@@ -29,7 +29,6 @@ from ticketry.files import (
     parse_json,
     replacing,
 )
-from ticketry.lab.store.address import canonical_url, display_address, is_url, shared_url
 from ticketry.lab.store.files import (
     InaccessibleError,
     explain_os_errors,
@@ -42,12 +41,11 @@ from ticketry.lab.store.files import (
     write_json,
     write_sealed,
 )
-from ticketry.lab.store.folder import SharedFolder
+from ticketry.lab.store.locks import is_mark, is_running, mark_in_use
 from ticketry.lab.store.maintenance import Usage, collect_garbage, describe_activity
-from ticketry.lab.store.marks import is_mark, is_running, mark_in_use
-from ticketry.lab.store.objects import Listed, Objects
-from ticketry.lab.store.paths import Paths
-from ticketry.lab.store.records import replace_folder_in_paths
+from ticketry.lab.store.mirror import replace_folder_in_paths
+from ticketry.lab.store.objects import Listed, Objects, SharedFolder
+from ticketry.lab.store.paths import Paths, canonical_url, display_address, is_url, shared_url
 from ticketry.lab.store.store import FORMAT, Store, open_remote, open_store
 from ticketry.records.campaign import read_campaign_record
 from ticketry.records.evidence import read_evidence

@@ -26,7 +26,7 @@ from ticketry.experiments.decoding import decode_settings
 from ticketry.experiments.options import ModelOptions, StructureOptions, ticket_path
 from ticketry.experiments.record_files import normalise_record
 from ticketry.experiments.run_record import structure_record
-from ticketry.lab.scoring_sample import Sample
+from ticketry.lab.costs.ledger import Sample
 from ticketry.lab.training.supervised import course_of
 from ticketry.records.schema import as_json
 from ticketry.records.ticket import Structure, StructureRecord

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ticketry.cli.progress import Progress
-from ticketry.lab.runners.events import Event
+from ticketry.lab.runners.runner import Event
 
 
 @pytest.mark.parametrize(("term", "drawn"), [("xterm-256color", True), ("dumb", False), ("unknown", False)])

@@ -20,8 +20,8 @@ from ticketry.errors import StoreError
 from ticketry.experiments.options import LabOptions, open_lab
 from ticketry.experiments.run import Run
 from ticketry.experiments.stores import copy_store, disk_usage, move_store, remove_run, stored_runs
+from ticketry.lab.store.locks import is_running, mark_running
 from ticketry.lab.store.maintenance import Usage, check
-from ticketry.lab.store.marks import is_running, mark_running
 from ticketry.lab.store.store import Store
 
 

@@ -22,7 +22,7 @@ from ticketry.experiments.request import SearchRequest
 from ticketry.experiments.stability import record_name
 from ticketry.lab.lab import Lab
 from ticketry.lab.runners.choice import IN_PROCESS, PROCESSES
-from ticketry.lab.runners.events import Event
+from ticketry.lab.runners.runner import Event
 from ticketry.lab.search_result import Found
 from ticketry.lab.store.files import path_exists
 from ticketry.lab.store.paths import Paths

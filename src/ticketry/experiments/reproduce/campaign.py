@@ -33,10 +33,9 @@ from ticketry.experiments.reproduce.claims import Decision, decide, method_table
 from ticketry.experiments.search import execute
 from ticketry.experiments.stability import execute_stability
 from ticketry.lab.lab import Lab
-from ticketry.lab.runners.events import OnEvent
-from ticketry.lab.store.address import display_address
+from ticketry.lab.runners.runner import OnEvent
 from ticketry.lab.store.files import explain_os_errors, write_atomically, write_sealed
-from ticketry.lab.store.paths import Paths
+from ticketry.lab.store.paths import Paths, display_address
 from ticketry.lab.store.references import find_second_order_result, second_order_seed
 from ticketry.lab.store.store import digest_of
 from ticketry.lab.training.precision import non_default_choices
