@@ -127,7 +127,7 @@ READERS: dict[str, Callable[[Path, bytes], Any]] = {
     "a ticket": _ticket,
     "costs": _in_a_file(CostModel.load, "costs.json"),
     "a manifest of shards": _shards,
-    "a request": lambda folder, data: Request.read(data.decode()),
+    "a request": lambda folder, data: Request.parse(data.decode()),
     "an answer": lambda folder, data: parse_answer(data.decode()),
 }
 
@@ -190,6 +190,6 @@ def test_numbers_in_messages_about_records() -> None:
 
 def test_other_odd_files(tmp_path: Path) -> None:
     with pytest.raises(RunnerError, match="got a request of another program"):
-        Request.read("[" * 100_000)
+        Request.parse("[" * 100_000)
     with pytest.raises(TicketryError, match="cannot be read: Is a directory"):
         read_run_file(tmp_path)

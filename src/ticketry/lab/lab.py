@@ -78,7 +78,7 @@ class Lab:
             this process, or in local processes if `workers` is above 0.
         executor: an executor, another way to give it as `runner`.
         loggers: dashboards to which trainings are reported: names of `lab.loggers`, loggers of other packages,
-            module:object, or logger objects. If a logger raises an error, a warning appears once and training goes on.
+            module:object, or logger objects. If a logger fails, a warning appears once and training continues.
 
     `threads`, `devices`, `parallel`, `norms` and `kernels` are part of the key under which a result is stored.
 

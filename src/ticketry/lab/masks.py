@@ -52,10 +52,7 @@ if TYPE_CHECKING:
 
 
 def macs_by_layer(lab: Lab, task: Task) -> dict[str, tuple[int, int]]:
-    """Return for each linear and convolution layer the MACs per weight element and the number of elements.
-
-    MACs are counted for one example. The result is stored, so a later report on the task needs no training data.
-    """
+    """Return for each linear and convolution layer the MACs per weight and example, and the number of weights."""
 
     def count() -> dict[str, Any]:
         model = lab.model(task)
@@ -71,16 +68,7 @@ def macs_by_layer(lab: Lab, task: Task) -> dict[str, tuple[int, int]]:
 
 
 def store_costs(lab: Lab, task: Task, costs: CostModel, names: Iterable[str]) -> None:
-    """Store the cost model `costs` under its digest, for later calls of `load_prices`.
-
-    Args:
-        lab, task: the store and the network.
-        costs: the cost model.
-        names: parameters that `costs` must include with their current sizes.
-
-    Raises:
-        CostError: if `costs` lacks one of the parameters, or has another size for it.
-    """
+    """Store a cost model under its digest; `CostError` if a parameter in `names` is missing or has another size."""
     model = lab.model(task)
     sizes = {name: value.numel() for name, value in scope_of(model).parameters(model).items()}
     for name in names:
@@ -90,16 +78,7 @@ def store_costs(lab: Lab, task: Task, costs: CostModel, names: Iterable[str]) ->
 
 
 def load_prices(lab: Lab, task: Task, names: Iterable[str], terms: str) -> Prices:
-    """Return the MACs of each weight or, if `terms` contain the digest of a cost model, that model from the store.
-
-    Args:
-        lab, task: the store and the network.
-        names: parameters whose MACs are returned.
-        terms: the quantity that the budget limits, see `Budget.terms`.
-
-    Raises:
-        CostError: if the cost model is not in the store.
-    """
+    """Return the stored cost model that `terms` (see `Budget.terms`) names; without one, the MACs of each weight."""
     _, by_costs, digest = terms.partition(":")
     if not by_costs:
         return macs_per_weight(lab, task, names)
@@ -122,10 +101,7 @@ def prune_to_share(
     """Return the mask that meets a budget, by estimated costs or by timing.
 
     Args:
-        lab, task: the store and the network.
-        prices: prices of the weights.
         terms: the quantity that the budget limits, and whether masks are timed, see `Budget.terms`.
-        share: the budget, as a share of the dense network's costs.
         prune: returns the mask for a share of the estimated costs. Without timing it is called once, with `share`.
             With timing it is called with several shares, until the measured latency is near `share`.
     """
@@ -139,7 +115,6 @@ def remaining_share(lab: Lab, task: Task, kept: Mapping[str, int], terms: str) -
     """Return the cost of a pruned network as a share of the dense network's cost.
 
     Args:
-        lab, task: the store and the network.
         kept: number of retained weights of each parameter.
         terms: the quantity that counts as cost, see `Budget.terms`.
     """
@@ -153,11 +128,7 @@ def remaining_share(lab: Lab, task: Task, kept: Mapping[str, int], terms: str) -
 
 
 def macs_per_weight(lab: Lab, task: Task, names: Iterable[str]) -> dict[str, int]:
-    """Return, for each parameter in `names`, the MACs per weight element and example.
-
-    Raises:
-        UsageError: for a parameter that is not the weight of a linear or convolution layer.
-    """
+    """Return, for each parameter in `names`, the MACs per weight element and example."""
     known, requested = macs_by_layer(lab, task), list(names)
     if unknown := [name for name in requested if name not in known]:
         raise UsageError(
@@ -202,14 +173,10 @@ def budget_mask(
     """Compute the mask that meets a budget, store it, and return its digest; a later call only looks the digest up.
 
     Args:
-        lab, task: the store and the network.
-        result: its weights are scored.
-        scope: parameters to prune.
         terms: the quantity that the budget limits, see `Budget.terms`.
         share: the budget, as a share of the dense network's costs.
         within: digest of a mask; only weights that it retains can be chosen.
         sample: the batches on which the score is computed; None for scores without data.
-        seed: seed of random choices.
         settings: further arguments of `budgets.pruner.budget_pruner`.
     """
 
@@ -273,19 +240,13 @@ def check_measurable_here(costs: CostModel) -> None:
 
 
 def check_new_costs(lab: Lab, costs: CostModel) -> None:
-    """Call `check_measurable_here` if the store does not contain these costs yet.
-
-    Once costs are in the store, results measured with them can be read on any machine.
-    """
+    """Call `check_measurable_here` for new costs; results with stored costs can be read on any machine."""
     if lab.store.memo("costs", costs.digest) is None:
         check_measurable_here(costs)
 
 
 def measure_masked_latency(lab: Lab, task: Task, mask: Mask, costs: CostModel) -> RelativeLatency:
-    """Return the latency of the masked network as a share of the dense network's latency.
-
-    The network is timed again: timings that were made to choose the mask are not used.
-    """
+    """Return the latency of the masked network, timed again, as a share of the dense network's latency."""
     described = {"task": dict(task.key()), "mask": mask.digest, "costs": costs.digest}
     return _load_or_measure(lab, described, lambda: _build_meter(lab, task, costs).share_anew(mask, _ROUNDS))
 
@@ -305,8 +266,6 @@ def prune_to_latency(lab: Lab, task: Task, costs: CostModel, share: float, prune
     """Prune to several densities, time each mask, and return the mask whose latency is nearest to the aim `share`.
 
     Args:
-        lab, task: the store and the network.
-        costs: cost model that estimates the latency of the first mask.
         share: latency to aim at, as a share of the dense network's latency.
         prune: returns the mask for an estimated latency, given as a share of the dense network's latency.
     """
@@ -342,10 +301,7 @@ def _build_meter(lab: Lab, task: Task, costs: CostModel) -> Meter:
 
 
 def fill_zero_parameters(model: nn.Module) -> nn.Module:
-    """Fill parameters that contain a zero with small random values, so that no kernel skips them; return the model.
-
-    The model is switched to evaluation mode.
-    """
+    """Fill parameters that contain a zero with small random values, so that no kernel skips them; return the model."""
     with torch.no_grad():
         for index, parameter in enumerate(model.parameters()):
             if not bool(parameter.all()):
@@ -357,15 +313,7 @@ def fill_zero_parameters(model: nn.Module) -> nn.Module:
 
 
 def structured_mask(lab: Lab, task: Task, found: Result, mask: str, by: Structuring, seeds: Seeds) -> str:
-    """Derive a structured mask from a stored mask, store it, and return its digest; a later call only looks it up.
-
-    Args:
-        lab, task: the store and the network.
-        found: the result with the weights from which `mask` was computed.
-        mask: digest of the unstructured mask.
-        by: the structure.
-        seeds: the seed `seeds.mask` is used for random choices.
-    """
+    """Derive a structured mask from a mask and the weights `found`, store it, and return its digest."""
     sample = Sample(seed=seeds.mask) if channel_score_needs_data(by) else None
 
     def compute_mask() -> Mask:
@@ -391,16 +339,7 @@ def structured_mask(lab: Lab, task: Task, found: Result, mask: str, by: Structur
 
 
 def layer_fits(lab: Lab, task: Task, how: Structured, mask: str) -> list[dict[str, Any]]:
-    """Return, per layer, how much of the unstructured mask is retained by the structured mask derived from it.
-
-    Args:
-        lab, task: the store and the network.
-        how: names the unstructured mask and the weights.
-        mask: digest of the structured mask.
-
-    Returns:
-        For each layer the fields of `structure.LayerFit`, as JSON values; the last entry is for all layers together.
-    """
+    """Return, per layer and in total, how much of the unstructured mask a structured mask retains (`LayerFit`)."""
     key = digest_of({"numerics": NUMERICS, "coverage": mask, "of": how.of, "state": how.weights})
 
     def measure() -> dict[str, Any]:

@@ -207,10 +207,7 @@ def unblock_signals(*numbers: int) -> None:
 
 
 def ignore_signals_as_reader() -> None:
-    """Ignore signals in a data-loading process, since the training process handles them.
-
-    After SIGTERM the data-loading process ends 10 seconds later.
-    """
+    """Ignore signals in a data-loading process, which the training process handles; end 10 seconds after SIGTERM."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     if hasattr(signal, "alarm"):

@@ -42,15 +42,10 @@ def retraining(
       changes during training (Evci et al. 2020, static). Only searches with changing masks use this value.
 
     Args:
-        lab, task, recipe: what is trained, and how.
-        retrain: one of the values above.
         mask: the ticket's mask; None if one of `variants` enforces the mask.
         rewound: the state at step k.
         trained: the state with the final weights.
-        order_seed: seed of the order of the data, of augmentation and of dropout.
-        shrunk: whether the channels that the mask removes are taken out of the network during training.
         entered: the step k, if it is not the last step of `rewound`.
-        variants: further changes to the training.
     """
     step = rewound.segment.last if entered is None else entered
     end = recipe.steps(lab.per_epoch(task, recipe))

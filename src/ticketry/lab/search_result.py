@@ -41,11 +41,7 @@ def check_retrain(retrain: str) -> str:
 
 
 def retrain_after(rewind: str, retrain: str) -> str:
-    """Return `retrain`; if it is empty, return the default, which is finetune for ``rewind="end"`` and else continue.
-
-    Raises:
-        UsageError: if `retrain` is unknown, or if no steps would be left to train.
-    """
+    """Return `retrain`; if it is empty, return the default: finetune for ``rewind="end"``, otherwise continue."""
     at_end = Step.parse(rewind) == Step.parse("end")
     if at_end and retrain in ("continue", "rewind_lr"):
         raise UsageError(f"with rewind end nothing is left to {retrain}: use finetune, restart or none")
@@ -168,10 +164,7 @@ class Found:
 
 
 def search_cost(found: Found) -> int:
-    """Return the number of training steps of the whole search for `found`, including the training of `found` itself.
-
-    Without `Found.searched` these are the dense network's steps plus, for each level, the steps of one ticket.
-    """
+    """Return the number of training steps of the whole search for `found`, including the training of `found` itself."""
     own = found.result.segment.steps
     if found.mask is None:
         return own

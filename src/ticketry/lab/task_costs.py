@@ -62,18 +62,7 @@ class CostOptions:
 def measure_costs(
     task: Task, options: CostOptions, *, data: Path | None = None, say: Callable[[str], None] = lambda _: None
 ) -> CostModel:
-    """Measure the costs of the weights of a task's network, when it is called with the first training examples.
-
-    Args:
-        task: the task.
-        options: what to measure.
-        data: folder in which data sets are looked for first.
-        say: called with a text that describes the current activity.
-
-    Raises:
-        CostError: if the target has another precision, or the task has fewer examples than `options.batch`.
-        EngineError: if the network cannot be captured as a graph.
-    """
+    """Measure the costs of the weights of a task's network, when it is called with the first training examples."""
     from ticketry.budgets import model_costs
     from ticketry.budgets.granularity import granularities_to_measure
     from ticketry.lab.masks import fill_zero_parameters
@@ -104,15 +93,7 @@ def find_or_measure_costs(
     data: Path | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> Path:
-    """Return the file in the store with the costs that `options` describe; if it is missing, measure and write it.
-
-    Args:
-        task: the task.
-        options: what to measure. Costs in seconds have one file for each type of processor.
-        store: folder of the store.
-        data: folder in which data sets are looked for first.
-        say: called with a text that describes the current activity.
-    """
+    """Return the file in the store with the costs that `options` describe; measure and write it if it is missing."""
     from ticketry.lab.store.store import open_store
 
     file = open_store(store).paths.costs(_costs_file_name(task, options))

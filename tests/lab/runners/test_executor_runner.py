@@ -149,7 +149,7 @@ def test_a_worker_that_would_give_other_bits_is_an_error(away, digits, what, val
     segment = lab.segment(digits, start=0, last=3)
 
     def submit_for_another_driver(request: str, needs: Needs) -> Future[str]:
-        read = Request.read(request)
+        read = Request.parse(request)
         return submit(replace(read, made_with={**read.made_with, what: value}).text(), needs)
 
     pool.submit = submit_for_another_driver
@@ -173,7 +173,7 @@ def test_requests(away, digits, tmp_path, monkeypatch):
     pool = Threads()
     lab = away(pool)
     assert lab.train(lab.segment(digits, start=0, last=3)).metrics
-    request = Request.read(pool.requests[0])
+    request = Request.parse(pool.requests[0])
     assert request.text() == pool.requests[0]
     assert request.key.endswith("@3")
     assert request.spec.name == "digits"

@@ -100,13 +100,7 @@ class SeenExamples:
 
     @classmethod
     def from_settings(cls, sample: Sample, available: int, settings: Mapping[str, Any]) -> SeenExamples:
-        """Return the numbers of examples that `Lab.prune` uses.
-
-        Args:
-            sample: number and size of the batches.
-            available: number of training examples.
-            settings: arguments of `core.prune`, of which ``score`` and ``iterations`` matter.
-        """
+        """Return the numbers of examples that `Lab.prune` uses with these `settings` (score, iterations)."""
         score = settings.get("score", "magnitude")
         first, examples = min(sample.size, available), min(sample.count * sample.size, available)
         name = score if isinstance(score, str) else ""
@@ -180,7 +174,6 @@ def phases_of(found: Found, before: Iterable[Found] = ()) -> Phases:
     """Return the phases of the network `found`.
 
     Args:
-        found: the dense network or a ticket of a search.
         before: networks that the same search with the same seeds found earlier. If `found.searched` is empty, as in
             iterative pruning, their trainings are the search phase.
     """
@@ -191,12 +184,7 @@ def phases_of(found: Found, before: Iterable[Found] = ()) -> Phases:
 
 
 def phases_before(trainings: Sequence[Result], mask: str) -> Phases:
-    """Return the phases of a search that ends with the mask `mask`, before the masked network is trained.
-
-    Args:
-        trainings: all trainings of the search, in order.
-        mask: digest of the mask.
-    """
+    """Return the phases of a search that ends with the mask `mask`, before the masked network is trained."""
     before = _split_phases(trainings, None)
     return replace(before, masks=tuple(dict.fromkeys([*before.masks, mask])))
 
@@ -211,9 +199,6 @@ def control_phases(
 
     Args:
         searched: whether the control uses the result of the search, such as the ticket's mask.
-        found: the ticket.
-        ticket: phases of the ticket.
-        trained: trainings of the control itself.
         fresh: the dense training that gave the control's initial weights; None if it is one of the search's trainings.
     """
     from_final = found.retrain not in FROM_REWOUND

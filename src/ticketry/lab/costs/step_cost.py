@@ -40,9 +40,6 @@ def step_flops(lab: Lab, segment: Segment) -> tuple[float, float]:
 
     FLOPs are counted on two examples and scaled to the batch, once for all masks of a network. For a task with a
     user-defined way of training they are counted on a whole batch.
-
-    Raises:
-        TicketryError: if the task's data cannot be loaded.
     """
     examples = min(segment.recipe.batch, lab.sizes(segment.task)["train"])
     whole = {} if _is_proportional(segment.task) else {"batch": examples}
@@ -72,9 +69,6 @@ def step_memory(lab: Lab, segment: Segment) -> int:
 
     Measurements are stored and reused: one for the dense network of a task and recipe, one for all masks, one for each
     other change to the training, and one for each mask if the removed channels are taken out of the network.
-
-    Raises:
-        TicketryError: if the task's data cannot be loaded.
     """
     recipe = {name: value for name, value in asdict(segment.recipe).items() if name not in _PACE}
     described = {
@@ -97,8 +91,6 @@ def scoring_flops(lab: Lab, task: Task, score: str, first: int, others: int = 0)
     use only the first batch. A score of channels costs as much as the score of weights on which it is based.
 
     Args:
-        lab, task: the store and the network.
-        score: name of the score.
         first: number of examples in the first batch.
         others: number of examples in all other batches.
     """
@@ -137,10 +129,7 @@ class Costs:
         """Texts that name the costs that could not be measured, and the reasons."""
 
     def cost_entry(self, phases: Phases) -> dict[str, dict[str, Any]]:
-        """Return the entry ``cost`` of a network's record: steps, FLOPs, seconds and memory bytes of its `phases`.
-
-        Memory is None for a search without training steps, which only computes scores.
-        """
+        """Return the entry ``cost`` of a network's record: steps, FLOPs, seconds and memory bytes of its `phases`."""
         parts = {"dense": phases.dense, "search": phases.search, "sparse": phases.sparse}
         found = {name: self._sum_trainings(part) for name, part in parts.items()}
         search, masks = found["search"], [self._lab.mask_costs.get(mask) for mask in phases.masks]
@@ -204,12 +193,7 @@ class Costs:
             return self._known[key]
 
     def _try_to_measure(self, what: str, measure: Callable[[], Any]) -> Any:
-        """Return the result of `measure`; if that raises an error, log it once, add it to `failures`, and return None.
-
-        Args:
-            what: what is measured, for the log.
-            measure: the measurement.
-        """
+        """Return the result of `measure`; after an error, log it, add it to `failures`, and return None."""
         try:
             return measure()
         except Exception as error:  # also of a user's own model, which may not take two examples
@@ -227,7 +211,6 @@ def dense_gradient_flops(dense: float, flops: float) -> float:
     dense) / 3 (Evci et al. 2020, appendix H).
 
     Args:
-        dense: FLOPs of a step of the dense network.
         flops: FLOPs of a step of the sparse network.
     """
     return (2 * flops + dense) / 3
@@ -274,10 +257,7 @@ def _build_loop(lab: Lab, segment: Segment, examples: int) -> Loop:
 
 
 def _dense_arithmetic(segment: Segment) -> Arithmetic:
-    """Return the arithmetic of `segment` with dense kernels and in one process, for measurements.
-
-    torch cannot count the FLOPs of sparse kernels. One process does the work of all processes of the segment.
-    """
+    """Return the arithmetic of `segment` with dense kernels, whose FLOPs torch can count, and in one process."""
     return replace(segment.arithmetic, kernels=DENSE, ranks=1, norms="", parallel="")
 
 

@@ -135,11 +135,6 @@ class Dashboards:
 
     Args:
         loggers: loggers, names in `LOGGERS`, or texts module:object; the name ``none`` is ignored.
-        store: the store's folder.
-
-    Raises:
-        MissingExtraError: if the library of a logger is not installed.
-        UsageError: for an unknown name, or an object that is not a logger.
     """
 
     def __init__(self, loggers: Sequence[str | Logger], store: Path) -> None:
@@ -172,12 +167,9 @@ class Dashboards:
         """Report the losses and the final metrics of a finished training; do nothing if the group has it already.
 
         Args:
-            result: the result of the training.
             name: name of the training; the key is added if another training of the group has this name.
             kind: what is trained, see `Logged.kind`.
             group: name of the group; by default the attribute `group`.
-            config: settings to report in addition to the description of the training.
-            values: numbers to report in addition to the metrics.
             artifacts: files or folders to report, each with its kind.
         """
         group = group or self.group
@@ -202,12 +194,9 @@ class Dashboards:
 
     @contextlib.contextmanager
     def reporting(self, name: str, kind: str, config: Mapping[str, Any], *, by_label: bool) -> Iterator[Logged]:
-        """Within a ``with`` block, report a search or verification; trainings in the block belong to its group.
+        """Within a ``with`` block, report a search or verification.
 
-        Args:
-            name, kind, config: see `Logged`.
-            by_label: whether the lab reports each training under its label. If False, the block must report trainings
-                by `report_training`.
+        Trainings in the block belong to its group. If not `by_label`, the block must report them by `report_training`.
         """
         run, before = Logged(name, name, kind, config), self.group
         self.group = name if by_label else ""

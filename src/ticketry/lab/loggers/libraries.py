@@ -148,10 +148,7 @@ class Wandb:
 
 
 class MLflow:
-    """Logs to the MLflow experiment MLFLOW_EXPERIMENT_NAME (by default ticketry) at the address MLFLOW_TRACKING_URI.
-
-    Metrics of a run are sent when the run ends.
-    """
+    """Logs to the MLflow experiment MLFLOW_EXPERIMENT_NAME (by default ticketry) at MLFLOW_TRACKING_URI."""
 
     def __init__(self, store: Path) -> None:
         needs("mlflow", "mlflow", "logging to mlflow")
@@ -203,10 +200,7 @@ class MLflow:
         self._experiment = known.experiment_id if known else self._client.create_experiment(name)
 
     def _create(self, run: Logged) -> str:
-        """Create a run in MLflow, log the run's settings, and return MLflow's id of the run.
-
-        A training is nested in the run of its search, if MLflow has that run.
-        """
+        """Create a run in MLflow, nested in the run of its search, log the settings, and return MLflow's id."""
         from mlflow.entities import Param
 
         tags = {_MLFLOW_ID: run.id, "ticketry.group": run.group, "ticketry.kind": run.kind}

@@ -37,10 +37,6 @@ def choose_runner(runner: str | Executor, workers: int) -> Choice:
         runner: NAME or NAME:DETAILS, or an executor. An empty text means this process, or local processes if `workers`
             is above 0.
         workers: number of local processes; 0 if the runner itself determines its number of workers.
-
-    Raises:
-        UsageError: for an unknown runner or an invalid detail.
-        MissingExtraError: if the packages of a runner are not installed.
     """
     if isinstance(runner, Executor):
         if workers:

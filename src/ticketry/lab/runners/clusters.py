@@ -151,13 +151,7 @@ def _read_environment(place: Place) -> dict[str, Any] | None:
 
 
 def check_port(address: str, what: str, seconds: float = CONNECT_SECONDS) -> None:
-    """Raise `RunnerError` if no server answers at the address HOST:PORT within `seconds`.
-
-    Args:
-        address: the address.
-        what: name of the server for the error message.
-        seconds: time that the server has to answer.
-    """
+    """Raise `RunnerError` if no server answers at the address HOST:PORT within `seconds`."""
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 65536:
         raise RunnerError(f"the address of {what} is HOST:PORT, not {address!r}")

@@ -57,12 +57,7 @@ class Pool:
         self.executor, self.name = executor, name or type(executor).__name__
 
     def submit(self, request: str, needs: Needs) -> Future[str]:
-        """Send a request to a worker, and return the future for the worker's answer.
-
-        Args:
-            request: a `Request` as JSON text.
-            needs: resources of the training.
-        """
+        """Send a request (a `Request` as JSON text) to a worker, and return the future for the worker's answer."""
         return self.executor.submit(execute, request)
 
     def is_loss(self, error: BaseException) -> bool:
@@ -196,12 +191,7 @@ class ExecutorRunner:
             self._resend(sent, f"it received signal {found['number']}")
 
     def _resend(self, sent: _SentSegment, why: str) -> None:
-        """Send a segment to another worker after a loss; if `LOSSES` workers were lost in succession, raise an error.
-
-        Args:
-            sent: the segment.
-            why: why the worker was lost, for the error message.
-        """
+        """Send a segment to another worker after a loss; fail if `LOSSES` workers were lost in succession."""
         furthest = open_store(sent.order.store).last_stored_step(sent.segment.trajectory, sent.segment.last)
         sent.losses = 1 if furthest > sent.furthest else sent.losses + 1
         sent.furthest = furthest

@@ -105,19 +105,10 @@ class Order:
 
 
 class Runner(Protocol):
-    """Trains segments (ranges of steps of a training) in this process or elsewhere.
-
-    `RUNNERS` has classes or functions that build a runner from ``(workers, on_event)``.
-    """
+    """Trains segments (ranges of steps of a training); `RUNNERS` builds a runner from ``(workers, on_event)``."""
 
     def submit(self, order: Order, segment: Segment, keep: tuple[int, ...]) -> concurrent.futures.Future[Work]:
-        """Start or queue the training of a segment, and return a future for the amount of work done.
-
-        Args:
-            order: settings of the lab.
-            segment: what to train.
-            keep: steps whose states are also stored.
-        """
+        """Start or queue the training of a segment; states at the steps `keep` are also stored."""
 
     def stop(self) -> None:
         """Ask all trainings to store their states and stop, and return when they have stopped."""
@@ -264,11 +255,7 @@ class Place:
 
     @classmethod
     def parse(cls, text: str) -> Place:
-        """Parse a text that is NAME, NAME:DETAILS (for a runner that accepts details), or module:object.
-
-        Raises:
-            UsageError: for a repeated option, an option without a value, or a second address.
-        """
+        """Parse a text that is NAME, NAME:DETAILS (for a runner that accepts details), or module:object."""
         name, _, details = text.partition(":")
         if not (name in RUNNERS.built_in or (name in RUNNERS and takes_details(RUNNERS.get(name)))):
             return cls(text)

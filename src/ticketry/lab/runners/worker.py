@@ -51,10 +51,7 @@ _PER_MACHINE = ("TICKETRY_CACHE",)
 
 @dataclass(frozen=True)
 class Request:
-    """Asks a worker to train a segment, in a form that a process on another machine can read.
-
-    The driver is the process that sends the request.
-    """
+    """Describes a segment that a worker, on any machine, shall train for the driver, the sending process."""
 
     version: int
     driver: str
@@ -66,7 +63,7 @@ class Request:
     measure: bool
     weights: bool
     task: dict[str, Any]
-    """What is needed to build the task: name, model, options."""
+    """Name, model and options of the task, from which it is built."""
     segment: dict[str, Any]
     """Description of the segment, see `Segment.describe`."""
     modules: list[str]
@@ -83,7 +80,7 @@ class Request:
         return json.dumps(asdict(self))
 
     @classmethod
-    def read(cls, text: str) -> Request:
+    def parse(cls, text: str) -> Request:
         """Parse a request; raise `RunnerError` if it is invalid or of another version."""
         try:
             values = parse_json(text)
@@ -150,17 +147,7 @@ def worker_name() -> str:
 
 
 def build_request(order: Order, segment: Segment, keep: tuple[int, ...], driver: str) -> Request:
-    """Build the request to train a segment.
-
-    Args:
-        order: settings that apply to all trainings of the lab.
-        segment: what to train.
-        keep: steps whose states are also stored.
-        driver: unique name of the driver.
-
-    Raises:
-        TaskError: if other processes cannot build the segment's task.
-    """
+    """Build the request to train a segment."""
     task = segment.task
     check_task(task.name, task.spec)
     assert task.spec is not None
@@ -260,7 +247,6 @@ def execute(
     """Train the segment of a request and return an answer, also if the training fails; see `build_answer`.
 
     Args:
-        request: a `Request` as JSON text.
         leaving: returns whether this worker has to end; for schedulers that do not send a signal.
         pass_signal_on: called with the number of a signal that arrived during the training; by default the signal is
             sent to this process again.
@@ -275,7 +261,7 @@ def execute(
 def _train_and_answer(text: str, leaving: Callable[[], bool], number: Callable[[], int]) -> str:
     watch: _Watch | None = None
     try:
-        request = Request.read(text)
+        request = Request.parse(text)
         request.check_worker()
         watch = _Watch(request, leaving)
         if watch.is_stop_requested():

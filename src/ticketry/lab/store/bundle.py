@@ -109,17 +109,6 @@ def write_bundle(
     """Write a bundle to the file `target`, and return the list of its parts.
 
     Each part is read twice, and at most two parts are in memory at a time.
-
-    Args:
-        target: the file.
-        sources: the parts, in the order in which they are written.
-        store: version of the store's format.
-        numerics: version of the code that computed the results.
-        weights: whether the parts include weights.
-        runs: names of the runs in the bundle.
-
-    Raises:
-        StoreError: if the file cannot be written, or a part changes between the two reads.
     """
     parts = tuple(part for part, _ in _encode(sources))
     contents = Contents(store=store, numerics=numerics, weights=weights, runs=tuple(runs), parts=parts)
@@ -127,18 +116,18 @@ def write_bundle(
     seal = hashlib.sha256()
     with explain_os_errors(target, "write"), replacing(target, durable=True) as temporary, temporary.open("wb") as file:
 
-        def put(data: bytes) -> None:
+        def write(data: bytes) -> None:
             seal.update(data)
             file.write(data)
 
         file.write(MAGIC + b" " * _SEAL)
-        put(len(encoded).to_bytes(8, "little"))
-        put(encoded)
+        write(len(encoded).to_bytes(8, "little"))
+        write(encoded)
         for part, (now, packed) in zip(parts, _encode(sources), strict=True):
             if now != part:
                 changed = " ".join(part.name)
                 raise StoreError(f"{changed} changed while it was packed: pack again when nothing writes to it")
-            put(packed)
+            write(packed)
         file.seek(len(MAGIC))
         file.write(seal.hexdigest().encode() + b"\n")
     return contents
@@ -182,14 +171,10 @@ _TOGETHER = 1000
 
 
 def sort_by_similarity(digests: Iterable[str], read: Callable[[str], bytes]) -> list[str]:
-    """Sort the digests of stored masks so that neighbours are similar, which makes their differences compress well.
+    """Sort the digests of masks so that neighbours are similar, which makes their differences compress well.
 
     Masks of equal size form a group. A group begins with the mask that has the most bits set; the next mask is always
-    the remaining mask that is most similar to the mask before.
-
-    Args:
-        digests: the masks.
-        read: returns a mask's bytes; only one mask is in memory at a time.
+    the remaining mask that is most similar to the mask before. Only one mask is in memory at a time.
     """
     sizes: dict[int, list[tuple[str, NDArray[np.uint8]]]] = {}
     for digest in sorted(digests):
@@ -226,11 +211,7 @@ _BITS = np.array([byte.bit_count() for byte in range(256)], np.uint8)
 
 
 class Bundle:
-    """Opens a bundle for reading, and verifies its digest and its list of parts; use it as a context manager.
-
-    Raises:
-        StoreError: if the file is not a bundle, is damaged, has an unknown version, or states impossible sizes.
-    """
+    """Opens a bundle for reading, and verifies its digest and its list of parts; use it as a context manager."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -249,11 +230,7 @@ class Bundle:
         self._file.close()
 
     def parts(self) -> Iterator[tuple[Part, bytes]]:
-        """Yield the description and the unpacked content of each part, in the order of the file.
-
-        Raises:
-            StoreError: if the content of a part has another digest or size than the list says.
-        """
+        """Yield the description and the unpacked content of each part, in the order of the file."""
         with explain_os_errors(self.path, "read"):
             self._file.seek(self._first)
             before = b""

@@ -61,14 +61,7 @@ def digest_shards(folder: Path, rank: int, world: int) -> dict[str, str]:
 
 
 def finish_shard_folder(folder: Path, paths: Paths, trajectory: str, step: int, digests: Mapping[str, str]) -> None:
-    """Write the list of digests into a folder, give the folder its final name, and delete older checkpoints.
-
-    Args:
-        folder: the folder with its temporary name, which contains all other files.
-        paths: the store.
-        trajectory, step: key of the training, and the step of the checkpoint.
-        digests: SHA-256 of each file, by name.
-    """
+    """Write the digests into a folder with a temporary name, give it its final name, and delete older checkpoints."""
     write_sealed(folder / SHARD_LIST, {"files": dict(digests)})
     target = paths.partial_folder(trajectory, step)
     with explain_os_errors(target, "write"):
@@ -82,11 +75,7 @@ def finish_shard_folder(folder: Path, paths: Paths, trajectory: str, step: int, 
 
 
 def _link_shard_folder(folder: Path) -> Path:
-    """Return a new folder with hard links to the files in `folder`; the files stay available if `folder` is deleted.
-
-    Raises:
-        FileNotFoundError: if `folder` was deleted because of a newer checkpoint.
-    """
+    """Return a new folder with hard links to the files in `folder`; `FileNotFoundError` if `folder` was deleted."""
     place = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
     try:
         for path in sorted(folder.iterdir()):
@@ -103,7 +92,7 @@ def _link_shard_folder(folder: Path) -> Path:
 
 
 def newest_shard_folder(paths: Paths, trajectory: str, last: int) -> tuple[int, Path] | None:
-    """Return step and folder of the newest undamaged sharded checkpoint up to step `last`; None if there is none."""
+    """Return step and folder of the newest undamaged sharded checkpoint up to step `last`, or None."""
     for step, folder in sorted(_folders(paths, trajectory), reverse=True):
         with contextlib.suppress(InaccessibleError):  # an older one gives the same bits
             if step <= last and has_all_shards(folder):
@@ -112,11 +101,7 @@ def newest_shard_folder(paths: Paths, trajectory: str, last: int) -> tuple[int, 
 
 
 def has_all_shards(folder: Path) -> bool:
-    """Return whether a folder has exactly the files in its list, with the digests in the list.
-
-    Raises:
-        InaccessibleError: if a file cannot be read.
-    """
+    """Return whether a folder has exactly the files in its list; `InaccessibleError` if a file cannot be read."""
     try:
         listed = read_sealed(folder / SHARD_LIST)
         files = (listed or {}).get("files")
@@ -196,12 +181,7 @@ def list_checkpoints(remote: Objects, trajectory: str) -> Iterator[tuple[Checkpo
 
 
 def upload(remote: Objects, trajectory: str, step: int, path: Path) -> None:
-    """Upload the checkpoint at `path`, which is a file or, for a sharded checkpoint, a folder.
-
-    Raises:
-        FileNotFoundError: if a newer checkpoint replaces this one before it is read.
-        StoreError: if the store does not answer.
-    """
+    """Upload the checkpoint at `path`; `FileNotFoundError` if a newer checkpoint has replaced it."""
     if not path.is_dir():
         digest = path.stem.rpartition("-")[2]
         remote.create_if_absent(Checkpoint(trajectory, step, digest, False).name, content_of(path))

@@ -42,12 +42,10 @@ def explain_os_errors(path: Path, doing: str) -> Iterator[None]:
     """Within a ``with`` block, turn an `OSError` into a `StoreError` whose message says what to do.
 
     Args:
-        path: file or folder that the block reads or writes.
         doing: what the block does, a verb such as "read" or "write".
 
     Raises:
         InaccessibleError: if the error leaves unknown what is at the path.
-        StoreError: for all other errors.
     """
     try:
         yield
@@ -160,25 +158,13 @@ def write_sealed(path: Path, record: Mapping[str, Any]) -> None:
 
 
 def read_sealed(path: Path) -> dict[str, Any] | None:
-    """Return the record that `write_sealed` wrote, or None if the file is missing.
-
-    Raises:
-        StoreError: if the file is not a JSON object, or the digest in it is missing or wrong.
-    """
+    """Return the record that `write_sealed` wrote, or None if it is missing; `StoreError` if its digest is wrong."""
     record = read_json(path)
     return record if record is None else _check_seal(record, str(path))
 
 
 def parse_sealed(data: bytes, what: str) -> dict[str, Any]:
-    """Return the record from bytes that `sealed_bytes` returned.
-
-    Args:
-        data: the bytes.
-        what: name of the record for error messages.
-
-    Raises:
-        StoreError: if the bytes are not a JSON object, or the digest in it is missing or wrong.
-    """
+    """Return the record from bytes that `sealed_bytes` returned."""
     return _check_seal(_parse(data, what), what)
 
 
@@ -192,15 +178,7 @@ def _check_seal(record: dict[str, Any], what: str) -> dict[str, Any]:
 
 
 def parse_canonical_record(data: bytes, what: str) -> dict[str, Any]:
-    """Return the record in `data`, which must be exactly the bytes that `sealed_bytes` returns for the record.
-
-    Args:
-        data: the bytes.
-        what: name of the record for error messages.
-
-    Raises:
-        StoreError: if the bytes differ in any way, such as in spaces or in the order of entries.
-    """
+    """Return the record in `data`, which must be exactly the bytes that `sealed_bytes` returns for the record."""
     record = _parse_json_object(data)
     if record is None or data != _to_bytes(record) or record.pop(_SEAL, None) != digest_of(record):
         raise StoreError(f"{what} is damaged or forged: it is not a record with its digest")

@@ -27,13 +27,7 @@ _KNOWN_SECONDS = 3.0
 
 
 class Messages:
-    """Reads and writes the messages between one driver and its workers.
-
-    Args:
-        objects: the store.
-        driver: unique name of the driver.
-        remote: whether access to the store is slow, so that a thread must do it while training goes on.
-    """
+    """Reads and writes the messages between one driver and its workers; in a thread if the store is `remote`."""
 
     def __init__(self, objects: Objects, driver: str, *, remote: bool) -> None:
         self._objects, self._folder = objects, f"live/{driver}"
@@ -114,11 +108,7 @@ class Messages:
                 self._objects.put(name, data)
 
     def _exists(self, name: str) -> bool:
-        """Return whether an object exists.
-
-        In a shared store only the first call waits for the answer; later calls return the last known answer, which a
-        thread renews.
-        """
+        """Return whether an object exists; in a shared store, return the last known answer, which a thread renews."""
         if self._thread is None:
             return self._objects.get(f"{self._folder}/{name}") is not None
         asked, there = self._known.get(name, (0.0, False))

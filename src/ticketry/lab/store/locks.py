@@ -78,11 +78,7 @@ def mark_in_use(paths: Paths) -> contextlib.AbstractContextManager[None]:
 
 
 def is_running(folder: Path) -> bool:
-    """Return whether a process works on the run in `folder`, without writing anything.
-
-    Raises:
-        StoreError: if the folder or a mark in it cannot be read.
-    """
+    """Return whether a process works on the run in `folder`, without writing anything."""
     with explain_os_errors(folder, "read"):
         return any(is_mark(entry.name) and is_locked(folder / entry.name) for entry in list_entries(folder))
 
@@ -198,7 +194,7 @@ def lease_name(trajectory: str) -> str:
 
 
 def newest_lease(remote: Objects, name: str) -> tuple[int, Holder | None, Listed | None]:
-    """Return the number of the newest object of a lease (0 if there is none), the holder, and the object's listing."""
+    """Return the number of the newest object of a lease (0 without objects), the holder, and the object's listing."""
     while numbers := _list_numbers(remote, name):
         newest = max(numbers)
         if (data := remote.get(f"{name}@{newest}")) is not None:
@@ -248,11 +244,7 @@ class Lease:
         """Whether another machine has taken the lease over."""
 
     def take(self) -> None:
-        """Wait until no other machine holds the lease, and take it.
-
-        Raises:
-            StoreError: if the store does not answer.
-        """
+        """Wait until no other machine holds the lease, and take it."""
         seen, unchanged_since, pause = 0, time.monotonic(), 0.1
         while True:
             number, holder, listed = newest_lease(self._remote, self._name)

@@ -34,11 +34,7 @@ GRACE_SECONDS = 3600.0
 
 
 def describe_activity(store: Store) -> str:
-    """Return a text about the work that a process now does in the store; an empty text if no process does any.
-
-    Raises:
-        StoreError: if a folder of the store cannot be read.
-    """
+    """Return a text about the work that a process now does in the store; an empty text if no process does any."""
     paths, place = store.paths, display_address(store.paths.root)
     with explain_os_errors(paths.runs, "read"):
         runs = [entry.name for entry in list_entries(paths.runs)]
@@ -80,7 +76,6 @@ def check(store: Store, *, repair: bool = False, more: Iterable[Path] = ()) -> H
     """Read every file of the store and compare it with its digest.
 
     Args:
-        store: the store.
         repair: whether to move damaged files, and the results that refer to them, to the folder ``damaged``. The next
             run computes these results again; nothing is deleted.
         more: further damaged files, which the caller found among records, tickets and pages.
@@ -122,11 +117,7 @@ def check(store: Store, *, repair: bool = False, more: Iterable[Path] = ()) -> H
 
 
 def repair_format(root: Path) -> list[Path]:
-    """Move a damaged ``store.json`` away and write a new one, so that the store can be opened for further repair.
-
-    Returns:
-        A list with the path of the file, or an empty list if the file was not damaged.
-    """
+    """Replace a damaged ``store.json``; return a list with its path, or an empty list if the file is undamaged."""
     paths = Paths(root)
     try:
         read_format(paths.format)
@@ -141,15 +132,7 @@ def repair_format(root: Path) -> list[Path]:
 
 
 def _is_undamaged(path: Path, reads: Callable[[], bool]) -> bool:
-    """Return whether a JSON file has exactly the bytes that ticketry writes for its values; True if it is missing.
-
-    Args:
-        path: the file.
-        reads: reads the file, and returns whether its values are valid.
-
-    Raises:
-        InaccessibleError: if the file cannot be read.
-    """
+    """Return whether a JSON file is missing, or valid (which `reads` checks) with the bytes that ticketry writes."""
     try:
         return not path_exists(path) or (reads() and has_canonical_bytes(path))
     except InaccessibleError:
@@ -185,11 +168,6 @@ def _move(path: Path, target: Path) -> Path:
 
 def collect_garbage(store: Store, *, grace_seconds: float = GRACE_SECONDS, dry_run: bool = False) -> tuple[int, int]:
     """Delete tensors to which no result refers, and leftover temporary files; return the number of files and of bytes.
-
-    Args:
-        store: the store.
-        grace_seconds: files younger than this are not deleted.
-        dry_run: whether to only count, and delete nothing.
 
     Raises:
         StoreError: if a process uses the store, if a record is damaged, or if a file or folder cannot be read. In these
@@ -305,7 +283,7 @@ class Usage:
             self._places[digest] = path if path in self._elsewhere or path_exists(path) else None
         return self._places[digest]
 
-    def _read(self, path: Path) -> dict[str, Any]:
+    def _read_record(self, path: Path) -> dict[str, Any]:
         try:
             return read_sealed(path) or {}
         except StoreError as error:
@@ -315,11 +293,11 @@ class Usage:
 
     @cached_property
     def _results(self) -> Results:
-        return Results(self.store.paths, self._read)
+        return Results(self.store.paths, self._read_record)
 
     @cached_property
     def _memo_references(self) -> dict[Path, set[str]]:
-        return {path: referenced_digests(self._read(path)) for path in self.store.paths.memo_files()}
+        return {path: referenced_digests(self._read_record(path)) for path in self.store.paths.memo_files()}
 
 
 def size_of(files: Iterable[Path]) -> int:

@@ -205,11 +205,6 @@ class Mirror:
     """Reads and writes the objects of a shared store through a local folder; methods are described in `Objects`.
 
     A process has one mirror for each address, and several threads may use it.
-
-    Args:
-        remote: the shared store.
-        root: the local folder.
-        lease_seconds: seconds for which a lease lasts, see `locks`.
     """
 
     def __init__(self, remote: Objects, root: Path, *, lease_seconds: float) -> None:
@@ -225,11 +220,7 @@ class Mirror:
         self._opened = False
 
     def open(self) -> None:
-        """Check that the address holds a store or is empty, and upload the objects that are marked as unpublished.
-
-        Raises:
-            StoreError: if the address does not answer in time, cannot be read, or holds other files.
-        """
+        """Check that the address holds a store or is empty, and upload the objects that are marked as unpublished."""
         if self._opened and path_exists(self.paths.format):
             return
         with patience(_OPENING_SECONDS):
@@ -358,12 +349,7 @@ class Mirror:
             write_atomically(marker, json.dumps({"name": name, "replace": replace}).encode())
 
     def _publish(self, name: str, *, replace: bool) -> bool:
-        """Upload an object; return whether it is new there, or has replaced another.
-
-        Args:
-            name: name of the object.
-            replace: whether to replace an object of this name in the shared store.
-        """
+        """Upload an object; return whether it is new there, or has replaced another."""
         with explain_os_errors(self.paths.root / name, "read"):
             data = content_of(self.paths.root / name)
         if replace:
@@ -380,10 +366,7 @@ class Mirror:
 
     @contextlib.contextmanager
     def hold_lease(self, trajectory: str) -> Iterator[None]:
-        """Within a ``with`` block, keep other machines from the training with the key `trajectory`, by a lease.
-
-        Meanwhile a thread uploads checkpoints of this training.
-        """
+        """Within a ``with`` block, hold the lease of a training, and upload its checkpoints by a thread."""
         held = Lease(self.remote, trajectory, self._terms)
         held.take()
         uploads = self._uploads[trajectory] = Uploads(self.remote, trajectory)
@@ -396,7 +379,7 @@ class Mirror:
             uploads.delete_cancelled()
 
     def busy_trajectory(self) -> str:
-        """Return the key of a training that another machine carries out now; an empty string if there is none."""
+        """Return the key of a training that another machine carries out now, or an empty string."""
         return busy_trajectory(self.remote, self._terms)
 
     def fetch_checkpoint(self, trajectory: str, last: int) -> None:
@@ -416,12 +399,7 @@ class Mirror:
     # -- the store as a whole ----------------------------------------------------------------------------------------
 
     def fetch(self, *, results: bool = False, everything: bool = False) -> None:
-        """Download the records of runs, evidence and campaigns.
-
-        Args:
-            results: whether to also download results and stored values that the local folder lacks.
-            everything: whether to download everything, also what the local folder has, in order to verify the store.
-        """
+        """Download records; with `results` also results that the folder lacks, with `everything` all objects again."""
         if everything:
             self.publish()
             for one in sorted(self.remote.list(), key=lambda one: one.name):

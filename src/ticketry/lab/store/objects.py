@@ -56,10 +56,7 @@ class Listed:
 
 
 class Objects(Protocol):
-    """Reads and writes objects (byte strings) by name; every method raises `StoreError` if it fails in the end.
-
-    Names may contain ``/``.
-    """
+    """Reads and writes objects (byte strings) by name, such as ``a/b``; methods raise `StoreError` if they fail."""
 
     address: str
 
@@ -113,15 +110,7 @@ def patience(seconds: float) -> Iterator[None]:
 
 
 def repeat(what: str, attempt: Callable[[int], T]) -> T:
-    """Call `attempt` until it raises no `PassingError`, and return its result.
-
-    Args:
-        what: begin of the error message.
-        attempt: sends the request; its argument is the number of earlier tries.
-
-    Raises:
-        StoreError: if there is no success within the seconds that `patience` allows.
-    """
+    """Call `attempt` with the number of earlier tries, until it raises no `PassingError`, and return its result."""
     last, spent, tries = time.monotonic(), 0.0, 0
     while True:
         try:
@@ -153,9 +142,6 @@ class Folder:
     """Stores objects as files in a folder; the methods are described in `Objects`.
 
     They raise `OutsideError` for a name or link that leads out of the folder.
-
-    Args:
-        place: the folder, which may be missing.
     """
 
     def __init__(self, place: Path) -> None:
@@ -165,7 +151,7 @@ class Folder:
     def get(self, name: str, *, fresh: bool = False) -> bytes | None:
         path = self.path(name)
 
-        def read(_: int) -> bytes | None:
+        def read_file(_: int) -> bytes | None:
             try:
                 return content_of(path, most=None if name.startswith(("blobs/", "partial/")) else LARGEST_JSON)
             except _MISSING:
@@ -173,7 +159,7 @@ class Folder:
                     raise
                 return None
 
-        return self._do("read", path, read)
+        return self._do("read", path, read_file)
 
     def put(self, name: str, data: bytes) -> str:
         path = self.path(name)
@@ -197,12 +183,7 @@ class Folder:
         return True
 
     def adopt_file(self, name: str, file: Path) -> None:
-        """Turn a finished file into the object `name` by renaming it; an existing object stays and is marked as used.
-
-        Args:
-            name: name of the object.
-            file: the file, which must be on the same file system as the folder.
-        """
+        """Rename a finished file to the object `name`; if the object exists, mark it as used."""
         path = self.path(name)
         with explain_os_errors(path, "write"):
             if exists(path):
@@ -228,13 +209,7 @@ class Folder:
         return join_inside(self.root, *name.split("/"))
 
     def _do(self, verb: str, path: Path, action: Callable[[int], T]) -> T:
-        """Call `action(0)`, and turn an `OSError` into a `StoreError`.
-
-        Args:
-            verb: what is attempted, for error messages: read, write or delete.
-            path: the file.
-            action: reads or writes the file; its argument is the number of earlier tries.
-        """
+        """Call `action` with the number of earlier tries, here 0, and turn an `OSError` into a `StoreError`."""
         with explain_os_errors(path, verb):
             return action(0)
 
@@ -254,16 +229,10 @@ class Folder:
 
 
 class SharedFolder(Folder):
-    """Stores objects as files in a folder of a network file system; `now` returns the time of the file server.
+    """Stores objects as files in ``file:///folder`` on a network file system; `now` returns the file server's time.
 
     An object is created by making a hard link to a temporary file. This is atomic on every server, and fails if the
     name exists (see the Linux manual, open(2), on O_EXCL and NFS).
-
-    Args:
-        address: ``file:///path/to/folder``.
-
-    Raises:
-        StoreError: if the parent folder is missing.
     """
 
     def __init__(self, address: str) -> None:
@@ -332,12 +301,7 @@ _PASSING_CODES = (408, 409, 425, 429)
 
 
 class Bucket:
-    """Stores objects below a prefix of a bucket; the methods are described in `Objects`.
-
-    Raises:
-        MissingExtraError: if obstore is not installed.
-        StoreError: if the address is invalid, or the settings in environment variables are.
-    """
+    """Stores objects below a prefix of a bucket; the methods are described in `Objects`."""
 
     def __init__(self, address: str) -> None:
         self.address = address
@@ -430,13 +394,7 @@ class Bucket:
     # -- errors ------------------------------------------------------------------------------------------------------
 
     def _request(self, verb: str, name: str, action: Callable[[int], T]) -> T:
-        """Send a request, and repeat it after errors that may pass.
-
-        Args:
-            verb: what is attempted, for error messages: read, write, list or delete.
-            name: name of the object.
-            action: sends the request; its argument is the number of earlier tries.
-        """
+        """Send a request by `action`, whose argument is the number of earlier tries; repeat it after passing errors."""
         known = self._obstore.exceptions
 
         def attempt(tries: int) -> T:

@@ -55,16 +55,11 @@ def pack(store: Store, names: Sequence[str], target: Path, *, weights: bool = Fa
     """Write runs, and the evidence about them, into a bundle.
 
     Args:
-        store: the store.
         names: names of runs. The name of a campaign with its scale (``stabilizing-cpu``) means all its runs. Without
             names, everything in the store is packed.
-        target: the file to write.
         weights: whether to include weights; the bundle is then some hundred times as large.
         masks: whether to include masks, and the results of networks with masks. Without them the bundle contains the
             records, and the results of dense networks only.
-
-    Raises:
-        StoreError: for an unknown name, for weights without masks, and for damaged files.
     """
     if weights and not masks:
         raise StoreError("weights go with the masks that they were trained under: leave masks in, or weights out")
@@ -120,11 +115,13 @@ class _Selection:
             facts = {"trajectory": trajectory, "step": step}
             yield Source("memo", ("left-out", digest), partial(sealed_bytes, facts))
         for path, kind, _ in memos:
-            yield Source("memo", (kind, path.stem), partial(_read, path))
+            yield Source("memo", (kind, path.stem), partial(_read_file, path))
         for trajectory, step in sorted(self.results):
-            yield Source("result", (trajectory, str(step)), partial(_read, self.store.paths.result(trajectory, step)))
+            yield Source(
+                "result", (trajectory, str(step)), partial(_read_file, self.store.paths.result(trajectory, step))
+            )
         for kind, name, _ in sorted(self.records, key=lambda one: one[:2]):
-            yield Source(kind, (name,), partial(_read, self.store.paths.record(kind, name)))
+            yield Source(kind, (name,), partial(_read_file, self.store.paths.record(kind, name)))
 
     # -- records -----------------------------------------------------------------------------------------------------
 
@@ -201,7 +198,7 @@ def _input_digests(record: Mapping[str, Any]) -> Sequence[str]:
     return blobs
 
 
-def _read(path: Path) -> bytes:
+def _read_file(path: Path) -> bytes:
     with explain_os_errors(path, "read"):
         return content_of(path)
 
@@ -234,11 +231,7 @@ class Unpacked:
 
 
 def unpack(bundle: Path, root: Path, *, check: Check) -> Unpacked:
-    """Add the contents of a bundle to the store in `root`, which is created if it is missing.
-
-    Raises:
-        StoreError: if the bundle is damaged, forged, or has other numerics or another format. Nothing is written then.
-    """
+    """Add a bundle to the store in `root`; if the bundle is damaged or forged, write nothing."""
     with Bundle(bundle) as opened:
         _check_versions(opened.contents, bundle)
         for part, data in opened.parts():
@@ -267,7 +260,7 @@ def _add_contents(opened: Bundle, store: Store) -> Unpacked:
             _write(store, path, data)
             new += 1
             continue
-        found = compare(part.kind, part.name, _read(path), data)
+        found = compare(part.kind, part.name, _read_file(path), data)
         if found.take:
             _write(store, path, data)
         (renewed if found.take else unchanged).append(path)
@@ -290,16 +283,9 @@ def _write(store: Store, path: Path, data: bytes) -> None:
 
 
 def _write_run_file(record: Path, data: bytes) -> None:
-    """Write the configuration ``run.toml`` of a run if it is missing; call this before the run's record is written.
-
-    So every run in the store has its configuration, even if this process is killed in between.
-
-    Args:
-        record: path of the run's record.
-        data: content of the run's record in the bundle.
-    """
+    """Write the missing ``run.toml`` of a run; call this before its record is written, which needs it."""
     file = record.with_name("run.toml")
-    if not path_exists(record) or (not path_exists(file) and _read(record) == data):
+    if not path_exists(record) or (not path_exists(file) and _read_file(record) == data):
         write_atomically(file, parse_canonical_record(data, "run")["config"].encode())
 
 
@@ -312,7 +298,7 @@ class Comparison(NamedTuple):
     take: bool
     """Whether the bundle's file replaces the store's."""
     lost: Literal["", "numbers", "replicates"] = ""
-    """What is lost with the version that does not stay: other numbers, replicates of a campaign, or nothing."""
+    """Loss with the version that does not stay: other numbers, replicates of a campaign, or nothing."""
 
 
 _OF_MAKING = ("seconds", "train_seconds", "other_seconds", "cost", "environment", "command", "config", "store")
@@ -401,15 +387,7 @@ def _path_of_part(paths: Paths, part: Part) -> Path:
 
 
 def _check_part(paths: Paths, part: Part, data: bytes, check: Check, what: str) -> None:
-    """Raise `StoreError` if the content of a part is invalid or does not belong to the part's name.
-
-    Args:
-        paths: the store.
-        part: description of the part.
-        data: content of the part.
-        check: checks the records of runs and evidence.
-        what: name of the part for error messages.
-    """
+    """Raise `StoreError` if the content of a part is invalid or does not belong to the part's name."""
     wanted = 2 if part.kind in ("result", "memo") else 1
     if len(part.name) != wanted:
         raise StoreError(f"{what}: a {part.kind} with {len(part.name)} names, not {wanted}")

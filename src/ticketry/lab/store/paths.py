@@ -45,11 +45,7 @@ def is_url(address: str | Path) -> bool:
 
 
 def canonical_url(address: str) -> str:
-    """Return a URL in its canonical form.
-
-    Raises:
-        UsageError: for an unknown scheme, a missing bucket, or a URL with credentials, which the message omits.
-    """
+    """Return a URL in its canonical form; `UsageError` if it is invalid or has credentials, which the message omits."""
     scheme, _, rest = address.partition("://")
     scheme = scheme.lower()
     if scheme not in SCHEMES:
@@ -78,12 +74,7 @@ def canonical_url(address: str) -> str:
 
 
 def local_folder(address: str | Path) -> Path:
-    """Return the local folder of a store: the address itself, or for a URL the mirror of the shared store.
-
-    Raises:
-        UsageError: if `canonical_url` rejects the URL.
-        StoreError: if the folder for mirrors belongs to another user, or cannot be written.
-    """
+    """Return the local folder of a store: the address itself, or for a URL the mirror of the shared store."""
     if not is_url(address):
         return Path(address)
     url = canonical_url(str(address))
@@ -205,24 +196,24 @@ class Paths:
     # -- single files ------------------------------------------------------------------------------------------------
 
     def blob(self, digest: str) -> Path:
-        return self._inside(blob_name(digest))
+        return self._resolve(blob_name(digest))
 
     def result(self, trajectory: str, step: int) -> Path:
-        return self._inside(result_name(trajectory, step))
+        return self._resolve(result_name(trajectory, step))
 
     def memo_file(self, kind: str, key: str) -> Path:
-        return self._inside(memo_name(kind, key))
+        return self._resolve(memo_name(kind, key))
 
     def lock(self, trajectory: str) -> Path:
         """Return the path of the file that a process locks during the training with the key `trajectory`."""
-        return self._inside(f"{results_name(trajectory)}lock")
+        return self._resolve(f"{results_name(trajectory)}lock")
 
     def partial_file(self, trajectory: str, step: int, digest: str) -> Path:
-        return self._inside(partial_name(trajectory, step, digest))
+        return self._resolve(partial_name(trajectory, step, digest))
 
     def partial_folder(self, trajectory: str, step: int) -> Path:
         """Return the folder of a sharded checkpoint, see `checkpoints`."""
-        return self._inside(f"partial/{trajectory}-{step}.parts")
+        return self._resolve(f"partial/{trajectory}-{step}.parts")
 
     def run(self, name: str) -> Path:
         """Return the folder of a run: run.json, run.toml, report.html, figures and tickets."""
@@ -334,7 +325,7 @@ class Paths:
                 sound.add(require_inside(self.root, path.parent))
             yield require_inside(self.root, path) if path.is_symlink() else path
 
-    def _inside(self, name: str) -> Path:
+    def _resolve(self, name: str) -> Path:
         return join_inside(self.root, *name.split("/"))
 
 

@@ -42,12 +42,7 @@ def referenced_digests(record: Mapping[str, Any]) -> set[str]:
 
 
 class Results:
-    """Reads all results of a store, and follows their references.
-
-    Args:
-        paths: the store.
-        read: returns the result in a file; an empty result has no references.
-    """
+    """Reads all results of a store, and follows their references; `read` returns the result in a file."""
 
     def __init__(self, paths: Paths, read: Callable[[Path], Mapping[str, Any]]) -> None:
         self.records = {path: read(path) for path in paths.result_files() if path.stem.isdecimal()}
@@ -71,10 +66,8 @@ class Results:
     ) -> list[Path]:
         """Return the files of all results of the given trainings, and of the trainings to which these lead.
 
-        Args:
-            trajectories: keys of the trainings to begin with.
-            starts: returns digests of tensors for a result; the trainings that produced these tensors are followed.
-            more: returns the key of a further training to follow for a result, or None.
+        For each result, `starts` returns digests of tensors, whose trainings are followed; `more` returns the key of a
+        further training, or None.
         """
         waiting, seen = sorted(set(trajectories)), set[str]()
         found: list[Path] = []

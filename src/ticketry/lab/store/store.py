@@ -42,8 +42,7 @@ if TYPE_CHECKING:  # imported with the first shared store
     from ticketry.lab.store.mirror import Mirror
 
 NUMERICS = 1
-"""Version of all code that affects computed numbers; keys contain it, so that results of other versions are not found.
-"""
+"""Version of all code that affects computed numbers; keys contain it, so results of other versions are not found."""
 FORMAT = 2
 DESCRIBED = {"format": FORMAT, "kind": "ticketry.store"}
 """Content of ``store.json``."""
@@ -58,11 +57,7 @@ class Store:
     """Stores tensors, results and checkpoints of trainings in a folder, which several processes may use at once.
 
     Args:
-        root: the folder.
-        mirror: the shared store of which the folder is the mirror; None for a store on this machine only.
-
-    Raises:
-        StoreError: if the folder cannot be created, or holds other files or a store of another format.
+        mirror: access to the shared store that the folder mirrors; None for a store on this machine only.
     """
 
     retrain: Callable[[str, str, int], None] | None = None
@@ -141,11 +136,7 @@ class Store:
         return found.hexdigest()
 
     def get_bytes(self, digest: str) -> bytes:
-        """Return the content of the file with this digest.
-
-        Raises:
-            DamagedBlobError: if the file is missing, or its content has another digest.
-        """
+        """Return the content of the file with this digest; `DamagedBlobError` if it is missing or damaged."""
         for fresh in (False, True):
             data = self.objects.get(blob_name(digest), fresh=fresh)
             if data is None:
@@ -165,11 +156,7 @@ class Store:
         return self.put_bytes(tensors_to_bytes(tensors))
 
     def get_tensors(self, digest: str) -> dict[str, Tensor]:
-        """Return the tensors in the file of this digest, by name, in the order of names.
-
-        Raises:
-            DamagedBlobError: if the file is missing, is damaged, or does not contain tensors.
-        """
+        """Return the tensors in the file of this digest, by name, in the order of names."""
         try:
             return _read_tensors(self.get_bytes(digest))
         except _NOT_TENSORS as error:
@@ -196,12 +183,7 @@ class Store:
         return again is None or not self.has(again["model"])
 
     def _retrain_left_out(self, digest: str) -> bytes:
-        """Train the missing weights with this digest again, and return their file.
-
-        Raises:
-            DamagedBlobError: if no bundle left these weights out: they are lost.
-            StoreError: if they cannot be trained again here.
-        """
+        """Train weights again and return their file; `DamagedBlobError` if they are lost, not left out of a bundle."""
         path, source = self.paths.blob(digest), self.memo("left-out", digest)
         if source is None:
             raise DamagedBlobError(f"{path} is missing. {_ADVICE}")
@@ -239,11 +221,7 @@ class Store:
             self.objects.create_if_absent(name, data)
 
     def load_valid_result(self, trajectory: str, step: int) -> dict[str, Any] | None:
-        """Return what `result` returns, after checking the result's entries.
-
-        Raises:
-            StoreError: if the file is damaged or not a result.
-        """
+        """Return what `result` returns, after checking the result's entries."""
         record = self.result(trajectory, step)
         if record is not None and (why := describe_mismatch(Trained, record)):
             raise StoreError(f"{self.paths.result(trajectory, step)} is no result: {why}; {REPAIR}")
@@ -271,7 +249,7 @@ class Store:
             self.mirror.upload_checkpoint(trajectory, step, path)
 
     def newest_checkpoint(self, trajectory: str, last: int) -> tuple[int, dict[str, Tensor]] | None:
-        """Return step and tensors of the newest undamaged checkpoint up to step `last`; None if there is none."""
+        """Return step and tensors of the newest undamaged checkpoint up to step `last`, or None."""
         if self.mirror:
             self.mirror.fetch_checkpoint(trajectory, last)
         for path in sorted(self.paths.partial_files(trajectory), key=_step_of, reverse=True):
@@ -287,7 +265,7 @@ class Store:
         return None
 
     def last_stored_step(self, trajectory: str, last: int) -> int:
-        """Return the largest step up to `last` with a stored checkpoint or result; -1 if there is none."""
+        """Return the largest step up to `last` with a stored checkpoint or result, or -1."""
         names = (one.name.partition("/")[2] for one in self.objects.list(f"partial/{trajectory}-"))
         steps = [*self.stored_steps(trajectory), *(_step_of(Path(name.partition("/")[0])) for name in names)]
         return max((step for step in steps if step <= last), default=-1)
@@ -328,7 +306,7 @@ class Store:
         return None
 
     def load_or_compute(self, kind: str, key: str, make: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
-        """Return the value stored under `kind` and `key`; if there is none, call `make` and store its result."""
+        """Return the value stored under `kind` and `key`; if it is missing, call `make` and store the result."""
         known = self.memo(kind, key)
         if known is None:
             known = dict(make())
@@ -343,10 +321,7 @@ class Store:
 
     @contextlib.contextmanager
     def lock(self, trajectory: str) -> Iterator[None]:
-        """Within a ``with`` block, lock the training with the key `trajectory`, so that no other process does it.
-
-        If another process holds the lock, wait until that process releases it or ends.
-        """
+        """Within a ``with`` block, hold the lock of a training, after waiting for other processes."""
         path = self.paths.lock(trajectory)
         with explain_os_errors(path, "lock"):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -412,12 +387,6 @@ def open_store(address: str | Path) -> Store:
     Args:
         address: a folder; the URL of a store that many machines share (``s3://bucket/folder``, ``gs://``, ``az://``,
             ``file:///shared/folder``); or the mirror folder of a shared store.
-
-    Raises:
-        UsageError: for an unknown kind of URL, or a URL that contains credentials.
-        MissingExtraError: for a bucket, if obstore is not installed.
-        StoreError: if the store cannot be created, does not answer, or has another format, or if the address holds
-            other files.
     """
     place = local_folder(address)
     with _guard:  # one mirror for each address: two threads that open it at once share its connections
@@ -431,11 +400,7 @@ def open_store(address: str | Path) -> Store:
 
 
 def existing_store(address: str | Path) -> Store | None:
-    """Open the store at an address and download the records of a shared store; None if there is no store.
-
-    Raises:
-        UsageError, StoreError: in the same cases as `open_store`.
-    """
+    """Open the store at an address and download the records of a shared store; None if there is no store."""
     place = local_folder(address)
     if (url := shared_url(place)) and not _create_mirror(url, place).exists():
         return None

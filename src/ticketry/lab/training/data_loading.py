@@ -35,9 +35,6 @@ class DataOrder:
     `window` successive shards are mixed. So an epoch reads each shard once, and needs `window` shards at a time.
 
     Args:
-        seed: seed of the order.
-        examples: number of examples.
-        batch: number of examples in a batch.
         shards: int64 [examples], the number of the shard that contains each example; None without shards.
         window: number of shards whose examples are mixed.
         rank, world: number of this process, and number of processes among which each batch is divided.
@@ -80,13 +77,7 @@ class DataOrder:
 
 
 def part_of_batch(batch: Tensor, rank: int, world: int) -> Tensor:
-    """Return the part of a batch that process number `rank` of `world` processes trains.
-
-    Args:
-        batch: example indices of the whole batch [n]. The parts are consecutive, and their sizes differ by at most 1.
-        rank: number of the process, from 0.
-        world: number of processes.
-    """
+    """Return the part of a batch (example indices [n]) of process `rank` of `world`; sizes differ by at most 1."""
     if not 0 <= rank < world:
         raise ValueError(f"rank {rank} of {world}")
     place = place_of_part(len(batch), rank, world)
@@ -129,18 +120,11 @@ def batches(
     The processes end when the iterator is closed.
 
     Args:
-        split: inputs and targets.
         examples: returns, for a step, the indices of its examples in the split: int64 [b].
-        steps: the steps.
-        device: device of the batches.
         augment: names of augmentations that are applied while reading, see `split_augmentations`.
         seed: seed of the augmentations, which also depend on the step and on an example's position in the batch.
         first: needed if `examples` returns only a part of each batch; returns, for a step, the position in the batch
             of the first example of the part.
-
-    Raises:
-        TicketryError: if the split's reader raises such an error, usually a DataError.
-        RunnerError: if the reader raises another error, or a data-loading process ends unexpectedly.
     """
     if split.reader is None:
         return _batches_in_memory(split, examples, steps, device)
@@ -212,12 +196,9 @@ def _batches_read_ahead(
 
 
 def _read_ahead(requests: Iterator[Request], workers: int, *, pin: bool) -> Generator[Any, None, None]:
-    """Yield the result of each request in order; if a request raised an error, yield a `TicketryError` instead.
+    """Yield the result of each request in order, read by `workers` processes or, with 0, by this process.
 
-    Args:
-        requests: functions that read a batch.
-        workers: number of processes; with 0, this process reads.
-        pin: whether batches are put into pinned memory, for faster copies to a GPU.
+    For a request that raised an error, yield a `TicketryError`.
     """
     if workers and multiprocessing.current_process().daemon:
         _log.warning(

@@ -37,12 +37,7 @@ def execute(
     uses the results of that process.
 
     Args:
-        store: the store.
-        data: folder in which data sets are looked for first.
-        segment: what to train.
         keep: steps whose states are also stored.
-        watch: receives progress, and says whether to stop.
-        measure: whether metrics of the trained network are needed.
         weights: whether to train missing weights again if the result is known, but a bundle left the weights out. This
             does not count as work.
     """
@@ -74,13 +69,7 @@ def is_done(store: Store, segment: Segment, keep: Sequence[int] = (), *, measure
 
 
 class WeightRetrainer:
-    """Trains weights again that a bundle left out; an object of this class is used as `Store.retrain`.
-
-    Args:
-        store: the store.
-        data: folder in which data sets are looked for first.
-        tasks: the known tasks, by the digests of their keys.
-    """
+    """Trains weights again that a bundle left out, for the given tasks (by digest); see `Store.retrain`."""
 
     def __init__(self, store: Store, data: Path | None, tasks: Mapping[str, Task]) -> None:
         self._store, self._data, self._tasks = store, data, tasks

@@ -79,11 +79,6 @@ class Job:
     """Trains one segment (a range of steps of a training) whose lock this process holds.
 
     Args:
-        store: the store.
-        course: the task with its data.
-        segment: what to train.
-        keep: steps whose states are also stored.
-        measure: whether metrics of the trained network are needed.
         group: the processes that train the segment together; None if there is only one. `course` then yields this
             process's part of each batch.
     """
@@ -110,13 +105,7 @@ class Job:
         self._earlier_seconds = 0.0
 
     def train(self, watch: Watch) -> None:
-        """Train the segment from the latest stored state, and store the missing results.
-
-        Raises:
-            InterruptedTrainingError: if the watch or a signal asked for a stop; the state was stored.
-            TrainingError: if the loss is not finite.
-            HoldError: if a removed weight is not 0.
-        """
+        """Train from the latest state and store the missing results; `InterruptedTrainingError` if asked to stop."""
         if self.missing:
             loop = self.build_loop()
             after_step = Checkpoints(self, loop, watch)
@@ -133,12 +122,7 @@ class Job:
         self.drop_checkpoints()
 
     def work(self, seconds: float, processor_seconds: float) -> Work:
-        """Return the work that this job has done.
-
-        Args:
-            seconds: wall time of the whole job.
-            processor_seconds: CPU time of the whole job.
-        """
+        """Return the work that this job has done."""
         return Work(self.steps_trained, self.train_seconds, seconds - self.train_seconds, processor_seconds)
 
     @property
@@ -247,13 +231,13 @@ class Job:
                 part = lasting if loop.effects[name].lasting(entry) else transient
                 part.setdefault(name, {})[entry] = value
         return {
-            "model": self._put(state.model),
+            "model": self._put_tensors(state.model),
             # At the end of the schedule the weights are enough: nothing resumes from there.
-            "training": self._put(pack_state(state, transient)) if state.step < self.segment.total else None,
-            "variants": {name: self._put(own) for name, own in lasting.items()},
+            "training": self._put_tensors(pack_state(state, transient)) if state.step < self.segment.total else None,
+            "variants": {name: self._put_tensors(own) for name, own in lasting.items()},
         }
 
-    def _put(self, tensors: Mapping[str, Tensor]) -> str:
+    def _put_tensors(self, tensors: Mapping[str, Tensor]) -> str:
         return self.put_gathered(tensors) if self.sharded else self.store.put_tensors(tensors)
 
     def put_gathered(self, tensors: Mapping[str, Tensor]) -> str:
@@ -333,11 +317,10 @@ def _time_of_next_checkpoint(taken: float, stored: float, interval: float) -> fl
     """Return the time at which to take the next checkpoint, so that a killed process loses at most `interval` seconds.
 
     Storing a checkpoint is assumed to take at most 1.5 times as long as the last time. If that is most of the interval,
-    training goes on for as long as storing took, but at most for half the interval.
+    training continues for as long as storing took, but at most for half the interval.
 
     Args:
         taken, stored: times at which storing the last checkpoint began and ended.
-        interval: seconds between two checkpoints.
     """
     storing = stored - taken
     return max(taken + interval - 1.5 * storing, stored + min(storing, interval / 2))
@@ -361,7 +344,7 @@ class Stopwatch:
 
 
 def find_last_resumable(store: Store, trajectory: str, bound: int) -> dict[str, Any] | None:
-    """Return the latest stored result up to step `bound` from which training can resume; None if there is none."""
+    """Return the latest stored result up to step `bound` from which training can resume, or None."""
     for step in reversed(store.stored_steps(trajectory)):
         record = store.load_valid_result(trajectory, step)
         if step > bound or not (record and record["training"]):
@@ -390,12 +373,7 @@ def start_state(store: Store, segment: Segment) -> TrainingState:
 
 
 def _loss_curve(losses: Tensor, first: int) -> list[tuple[int, float]]:
-    """Return at most 100 points of the loss curve: a step, and the mean loss since the previous point.
-
-    Args:
-        losses: the loss of each step.
-        first: step at which the losses begin.
-    """
+    """Return at most 100 points of the loss curve: a step, and the mean loss since the previous point."""
     if not len(losses):
         return []
     size = -(-len(losses) // _CURVE_POINTS)
@@ -411,17 +389,7 @@ def _loss_curve(losses: Tensor, first: int) -> list[tuple[int, float]]:
 
 
 def save_sharded_state(group: Group, store: Store, trajectory: str, step: int, tensors: Mapping[str, Tensor]) -> None:
-    """Store a checkpoint; all ranks call this together.
-
-    Args:
-        group: the ranks.
-        store: the store.
-        trajectory, step: key of the training, and the step of the checkpoint.
-        tensors: tensors of the state by name, of which this rank writes its shards.
-
-    Raises:
-        StoreError: in all ranks, if a rank cannot write its part.
-    """
+    """Store a checkpoint; all ranks call this together, and all raise `StoreError` if one of them fails."""
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 
     folder = Path(group.first(str(create_shard_folder(store.paths, trajectory, step)) if group.rank == 0 else None))
@@ -445,11 +413,7 @@ def save_sharded_state(group: Group, store: Store, trajectory: str, step: int, t
 
 
 def load_sharded_state(folder: Path, loop: Loop) -> float:
-    """Load this rank's part of the checkpoint in `folder` into a training loop.
-
-    Returns:
-        The seconds that training up to the checkpoint took.
-    """
+    """Load this rank's part of a checkpoint into a loop; return the seconds that training up to it took."""
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
     from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 

@@ -67,16 +67,7 @@ class Share:
 
 
 class Kernels:
-    """Chooses between dense and sparse kernels for the trainings of a lab.
-
-    Args:
-        asked: auto, dense or sparse.
-        store: store in which the `Share` of each mask is kept.
-        course: returns a task with its data loaded.
-
-    Raises:
-        UsageError: for another value of `asked`.
-    """
+    """Chooses between dense and sparse kernels for the trainings of a lab."""
 
     def __init__(self, asked: str, store: Store, course: Callable[[Task], Course]) -> None:
         check_choice("kernels", asked, KERNELS)
@@ -89,17 +80,6 @@ class Kernels:
         If a variant needs removed weights (gates) or takes channels out of the network, the training is dense.
         Otherwise ``sparse`` chooses kernels if they skip anything, and ``auto`` if they skip at least the share `LEAST`
         of the MACs, or if in float32 on `DENSE_PROCESSORS` at least `NEARLY_ALL` MACs are in layers with kernels.
-
-        Args:
-            task: what is trained.
-            plain: the arithmetic of dense training in torch.
-            variants: changes to the training, such as an enforced mask.
-            batch: number of examples in a step.
-
-        Raises:
-            UsageError: for ``sparse`` on a GPU, on several devices, or in bfloat16 on a processor without bfloat16.
-            CaptureError: for ``sparse``, if the network cannot be captured as a graph or is not in float32.
-            MissingExtraError: for ``sparse``, if llvmlite is not installed.
         """
         if self.asked == DENSE:
             return plain
@@ -156,14 +136,7 @@ class Kernels:
             return False
 
     def _load_or_compute_share(self, task: Task, mask: str | None, batch: int, precision: str) -> dict[str, Any]:
-        """Return the fields of `Share` for a network with a mask, or ``why`` kernels are impossible; use the store.
-
-        Args:
-            task: the task.
-            mask: digest of the mask; None for the dense network.
-            batch: number of examples in a step.
-            precision: fp32 or bf16.
-        """
+        """Return the fields of `Share` for a network with a mask, or ``why`` kernels are impossible; use the store."""
         examples = examples_to_inspect(batch, precision)
         described = {
             "kernels": machine().numerics,
@@ -194,17 +167,7 @@ def name_local_kernels(precision: str = "fp32") -> str:
 
 
 def compute_share(model: nn.Module, mask: Mask, inputs: Any, precision: str = "fp32") -> Share:
-    """Return the shares of a forward pass that sparse kernels skip and compute.
-
-    Args:
-        model: a model.
-        mask: the mask.
-        inputs: example inputs of the model.
-        precision: fp32 or bf16.
-
-    Raises:
-        CaptureError, EngineError: if the network cannot be trained in sparse kernels, see `tk.sparse_training`.
-    """
+    """Return the shares of a forward pass that sparse kernels skip and compute."""
     layers = inspect(model, mask, inputs, precision=precision)
     inside = dict.fromkeys((layer.parameter for layer in layers if layer.where == "engine"), 1.0)
     gone = {layer.parameter: layer.saved for layer in layers if layer.saved}
@@ -218,17 +181,7 @@ def compute_share(model: nn.Module, mask: Mask, inputs: Any, precision: str = "f
 
 
 def prepare_sparse_kernels(model: nn.Module, mask: Mask | None, inputs: Any, arithmetic: Arithmetic) -> SparseTraining:
-    """Prepare a model for training steps in sparse kernels; the model keeps its parameters.
-
-    Args:
-        model: the model.
-        mask: the mask, which the caller must enforce; None for a dense network.
-        inputs: example inputs of the model.
-        arithmetic: arithmetic of the training, which names the kernels.
-
-    Raises:
-        EngineError: if the arithmetic names kernels of another kind of machine.
-    """
+    """Prepare a model for training steps in sparse kernels; the caller must enforce the mask."""
     if arithmetic.kernels != (here := name_local_kernels(arithmetic.precision)):
         raise EngineError(
             f"this training began in the kernels {arithmetic.kernels!r}, and those of this machine are {here!r},"

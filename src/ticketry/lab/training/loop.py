@@ -51,10 +51,6 @@ class Loop:
     """Trains a segment, a range of steps: `train_until` trains steps, and `state` returns a copy of the training state.
 
     Args:
-        store: the store.
-        course: the task with its data.
-        segment: what to train.
-        state: the state from which training continues.
         group: the processes that train the segment together; None if there is only one. `course` then yields this
             process's part of each batch. The states of the first process are stored.
     """
@@ -190,10 +186,7 @@ class Loop:
 
     @contextlib.contextmanager
     def _open_batches(self) -> Iterator[Batches]:
-        """Within a ``with`` block, yield the iterator of batches from the current step on.
-
-        The iterator stays open between two blocks; it is closed at the segment's end or after an error.
-        """
+        """Within a ``with`` block, yield the iterator of batches, which stays open until the segment's end."""
         if self._batches is None:
             self._batches = self.session.batches(range(self.step, self.segment.last))
         go_on = False
@@ -261,13 +254,7 @@ class Loop:
         self._looked_at = self.step
 
     def compute_next_gradient(self) -> dict[str, Tensor]:
-        """Return the gradients of the next step's loss on the CPU, by parameter name, without training the step.
-
-        Removed weights get gradients too.
-
-        Raises:
-            TrainingError: if a gradient is not finite.
-        """
+        """Return the gradients of the next step's loss on the CPU, by parameter, without training the step."""
         with self._next_batch() as batch:
             self._seed_step()
             self._compute_loss_and_gradients(batch)

@@ -54,10 +54,7 @@ class Arithmetic:
 
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
-        """Within a ``with`` block, set the thread count, deterministic algorithms, and flushing of denormal numbers.
-
-        Only one block runs at a time; other threads wait.
-        """
+        """Within a ``with`` block, set threads, determinism and flushing of denormals; other threads wait."""
         with ONE_AT_A_TIME, denormals_as_zero():
             threads, benchmark = torch.get_num_threads(), torch.backends.cudnn.benchmark
             deterministic = torch.are_deterministic_algorithms_enabled()
@@ -96,10 +93,7 @@ class Arithmetic:
 def non_default_choices(
     *, precision: str, threads: int = 1, devices: int = 1, norms: str = SYNCHRONISED, parallel: str = DDP
 ) -> dict[str, Any]:
-    """Return those of the given settings that differ from the defaults; they become part of a run's name.
-
-    The defaults are fp32, one thread, one device, synchronised norms and ddp.
-    """
+    """Return the settings that differ from fp32, one thread, one device, synchronised norms and ddp."""
     usual = {"precision": "fp32", "threads": 1, "devices": 1, "norms": SYNCHRONISED, "parallel": DDP}
     told = {"precision": precision, "threads": threads, "devices": devices}
     told |= {"norms": norms, "parallel": parallel} if devices > 1 else {}
@@ -137,18 +131,6 @@ def choose_arithmetic(
     With ``auto``, a GPU is used if there is one. Convolutional networks train in bfloat16 if the processor has
     instructions for it (AVX-512 BF16, AMX, or a GPU of compute capability 8), which halves the time of a step; other
     networks train in fp32. Two-dimensional convolutions use the memory layout channels_last.
-
-    Args:
-        model: the model.
-        device: auto, cpu or cuda.
-        precision: auto, fp32 or bf16.
-        threads: number of CPU threads of each process.
-        ranks: number of processes that train the model together.
-        norms: synchronised or own, see `Arithmetic.norms`.
-        parallel: ddp or fsdp, see `Arithmetic.parallel`.
-
-    Raises:
-        UsageError: for an unknown choice or a missing device.
     """
     check_choice("precision", precision, PRECISIONS)
     check_choice("device", device, DEVICES)

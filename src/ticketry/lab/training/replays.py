@@ -70,10 +70,8 @@ class _Recorded:
 class Replays:
     """Computes the loss of a batch and the gradients of the parameters, by replaying a recording for the batch shape.
 
-    Args:
-        parameters: the network's parameters, which must stay in the same memory.
-        differentiated: function that computes, for a batch, the loss and new gradients, and returns the loss.
-        record: records a computation, see `Recorder`; by default as a CUDA graph.
+    The parameters must stay in the same memory. `differentiated` computes, for a batch, the loss and new gradients, and
+    returns the loss; `record` records a computation, by default as a CUDA graph.
     """
 
     def __init__(

@@ -106,15 +106,7 @@ class Segment:
         return self.last - self.first
 
     def at(self, step: str, of: str = "") -> int:
-        """Return the step number of a point in the schedule such as 2ep, 500it or 3%.
-
-        Args:
-            step: the point in the schedule.
-            of: name of the setting with this value, for the error message.
-
-        Raises:
-            UsageError: if the text is not a point in the schedule.
-        """
+        """Return the step of a point such as 2ep, 500it or 3%; `of` names the setting, for the error message."""
         return Step.parse(step).at(total=self.total, per_epoch=self.per_epoch, of=of)
 
     @cached_property
@@ -157,16 +149,7 @@ class Segment:
 
     @classmethod
     def from_description(cls, described: Mapping[str, Any], task: Task) -> Segment:
-        """Build a segment from the result of `describe`; the classes of its variants must have been imported.
-
-        Args:
-            described: the description.
-            task: the task of the segment.
-
-        Raises:
-            TaskError: if `task` is another task, or its source has changed.
-            UsageError: for a variant that is unknown, or whose source has changed.
-        """
+        """Build a segment from the result of `describe`; the classes of its variants must have been imported."""
         values = dict(described)
         if json_key(task) != values.pop("task"):
             raise TaskError(f"the task {task.name!r} is no longer the one that this segment is of: run it anew")
@@ -187,11 +170,7 @@ class Segment:
         return [type(variant).__module__ for variant in self.variants]
 
     def course(self, folder: Path | None) -> Course:
-        """Load the task's data from `folder` and return the task with them.
-
-        Raises:
-            TaskError: if the number of training examples has changed since this segment was described.
-        """
+        """Return the task with its data from `folder`; `TaskError` if the number of training examples has changed."""
         course = course_of(self.task, folder)
         count = course.sizes()["train"]
         if self.task.steps_per_epoch(count, self.recipe) != self.per_epoch:

@@ -76,11 +76,7 @@ def initial_state(task: Task, seed: int) -> dict[str, Tensor]:
 
 
 def rebuild_model(task: Task, state: Mapping[str, Tensor]) -> nn.Module:
-    """Build a model of the task with the given weights and buffers.
-
-    If the model has random values that are not in its state dict, such as in a non-persistent buffer, they are the same
-    in each model.
-    """
+    """Build a model with given weights and buffers; its other random values are the same each time."""
     with private_random_state():
         seed_torch(mix(0, "rebuilt"))
         model = build_model(task)
@@ -166,14 +162,7 @@ _ONECYCLE_END = 1e4
 
 
 def learning_rate(recipe: Recipe, step: int, *, total: int, per_epoch: int) -> float:
-    """Return the learning rate of a step.
-
-    Args:
-        recipe: has the schedule.
-        step: number of the step, from 0. From step `total` on, the learning rate is that of the last step.
-        total: number of steps of the training.
-        per_epoch: number of steps in an epoch.
-    """
+    """Return the learning rate of a step (from 0); from step `total` on, that of the last step."""
     step = min(step, max(total - 1, 0))
     warmup = Step.parse(recipe.warmup).iterations(per_epoch=per_epoch, total=total)
     if recipe.schedule == "onecycle":

@@ -32,12 +32,7 @@ _MEAN_OF, _EQUAL = 16, 1e-4
 
 
 def course_of(task: Task, data: Path | None = None) -> Course:
-    """Return the course that the task defines, or by default the supervised course on its examples.
-
-    Args:
-        task: the task.
-        data: folder in which data sets are looked for first.
-    """
+    """Return the course that the task defines, or by default the supervised course on its examples."""
     found = task.course(data)
     return Supervised(task, task_checks.load_splits(task, data)) if found is None else found
 
@@ -158,10 +153,7 @@ def _pick_different_targets(targets: Tensor, count: int) -> Tensor:
 
 
 class SupervisedSession(Session):
-    """Yields training batches and computes their losses.
-
-    The order of the examples depends on seed and epoch, augmentation on seed and step; so there is no state to store.
-    """
+    """Yields training batches and computes their losses; seed, epoch and step determine order and augmentation."""
 
     def __init__(self, task: Task, train: Split, recipe: Recipe, seed: int, arithmetic: Arithmetic) -> None:
         self.task, self.recipe, self.seed, self.arithmetic = task, recipe, seed, arithmetic
@@ -234,16 +226,7 @@ class SupervisedPart(Supervised):
         return self.task.summary(sums, len(examples))
 
     def _call_as_often(self, model: nn.Module, examples: Split, own: int, arithmetic: Any) -> None:
-        """Call the network until this rank has called it as often as the first rank; ignore the outputs.
-
-        The first rank has the most examples. With sharded parameters all ranks must call the network together.
-
-        Args:
-            model: the network.
-            arithmetic: device and precision of the network.
-            examples: the whole split.
-            own: number of examples that this rank has measured.
-        """
+        """Call the network as often as the first rank does; with sharded parameters all ranks must call it together."""
         size = examples.reader.batch if examples.reader else data_loading.EVALUATED
         most = place_of_part(len(examples), 0, self._ranks.world).own
         one = replace(examples, inputs=examples.inputs[:1], targets=examples.targets[:1])

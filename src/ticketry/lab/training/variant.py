@@ -153,7 +153,6 @@ class Variant:
         """Return a copy of the variant for another mask, as it is needed for a control with a shuffled mask.
 
         Args:
-            mask: digest of the new mask.
             instead_of: digest of the old mask; it is replaced in all fields.
 
         Raises:
@@ -186,11 +185,7 @@ class Variant:
         return {}
 
     def round_fields(self, record: Mapping[str, Any]) -> dict[str, Any]:
-        """Return fields of `records.run.Round` for a training with this variant; empty if it is no round of a search.
-
-        Args:
-            record: the record of the training's result, with the entries of `Effect.facts` and `Effect.measured`.
-        """
+        """Return fields of `records.run.Round` from a training's record; empty if it is no round of a search."""
         return {}
 
     # -- costs ---------------------------------------------------------------------------------------------------------
@@ -287,11 +282,7 @@ class Effect:
         return {}
 
     def measured(self, measure: Callable[[], Metrics]) -> dict[str, Metrics]:
-        """Return metrics as entries of the result's record; searches use the entry ``metrics``.
-
-        Args:
-            measure: returns the metrics of the network that is trained.
-        """
+        """Return metrics as entries of the result's record; `measure` returns those of the network that is trained."""
         return {"metrics": measure()}
 
     def tensors(self) -> object:
@@ -300,11 +291,7 @@ class Effect:
 
 
 def order_variants(variants: tuple[Variant, ...]) -> tuple[Variant, ...]:
-    """Return the variants in the order in which they start.
-
-    Raises:
-        UsageError: for two variants of one class, or two that conflict.
-    """
+    """Return the variants in the order in which they start; `UsageError` if two are of one class or conflict."""
     found = tuple(sorted(variants, key=lambda one: (not one.outermost, one.name)))
     for number, one in enumerate(found):
         for other in found[:number]:
@@ -316,15 +303,7 @@ def order_variants(variants: tuple[Variant, ...]) -> tuple[Variant, ...]:
 
 
 def with_other_mask(variants: Iterable[Variant], mask: str) -> tuple[Variant, ...]:
-    """Return the variants with another mask in place of the mask that removes weights.
-
-    Args:
-        variants: the variants.
-        mask: digest of the new mask.
-
-    Raises:
-        UsageError: if a variant cannot be used with another mask, see `Variant.under`.
-    """
+    """Return the variants with another mask in place of the mask that removes weights."""
     known = tuple(variants)
     before = next((digest for one in known if (digest := one.masked_by()) is not None), None)
     return known if before in (None, mask) else tuple(one.under(mask, instead_of=before) for one in known)
@@ -344,11 +323,7 @@ _NO_MASK = "0" * 64
 
 
 def variant_from(described: Mapping[str, Any]) -> Variant:
-    """Build a variant from the JSON values of `Variant.identity` and `Variant.describe`.
-
-    Raises:
-        UsageError: if the variant's class has not been imported, or its source has changed.
-    """
+    """Build a variant from the JSON values of `Variant.identity` and `Variant.describe`."""
     values = dict(described)
     source = values.get("source")
     found = _KNOWN.get(_registry_key(described))

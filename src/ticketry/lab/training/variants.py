@@ -200,10 +200,7 @@ class Shrunk(Variant):
 
 
 class ShrinkingEffect(Effect):
-    """Replaces the network by a smaller network for training, and converts states to the whole network's shapes.
-
-    No mask is enforced, because the smaller network has no removed weights, see `structure.shrink_plan`.
-    """
+    """Trains a smaller network without the removed channels, and converts states to the whole network's shapes."""
 
     def convert_loaded_state(self, state: TrainingState) -> TrainingState:
         around = self.around
@@ -296,17 +293,7 @@ class ShrinkingEffect(Effect):
 
 
 def load_or_compute_plan(store: Store, task: Task, mask: str, course: Course) -> ShrinkPlan:
-    """Return the plan that takes the channels that a mask removes out of a task's network; the store keeps the plan.
-
-    Args:
-        store: the store.
-        task: the task.
-        mask: digest of a mask that removes whole channels.
-        course: the task with its data; the network is traced on two examples.
-
-    Raises:
-        MaskError, LayerCollapseError, StructureError: if the channels cannot be removed, see `structure.shrink`.
-    """
+    """Return the plan that takes the channels that a mask removes out of a task's network; the store keeps the plan."""
     key = digest_of({"numerics": NUMERICS, "task": dict(task.key()), "mask": mask})
 
     def compute() -> dict[str, str]:
@@ -321,10 +308,7 @@ def load_or_compute_plan(store: Store, task: Task, mask: str, course: Course) ->
 
 
 def trace_task_structure(task: Task, course: Course) -> Structure:
-    """Trace a task's network, which takes seconds, and return which channels can only be removed together.
-
-    Modules whose control flow depends on activations are not traced, and none of their channels can be removed.
-    """
+    """Trace a task's network and return which channels can only be removed together; untraceable modules lose none."""
     return find_structure_sparing_untraceable(
         rebuild_model(task, initial_state(task, 0)), course.inputs(FOLLOWED), ("*",)
     )[0]

@@ -210,13 +210,7 @@ def _synchronize(device: torch.device) -> None:
 
 
 def _measure_peak(step: _Step, device: torch.device, held: list[object]) -> tuple[int, int | None]:
-    """Return the peak bytes of tensors in a step and, on a GPU, the peak bytes that the allocator reserved.
-
-    Args:
-        step: the step.
-        device: the model's device.
-        held: tensors that exist before the step; they are only needed for a CPU.
-    """
+    """Return the peak bytes of tensors in a step, including `held`, and the peak bytes of reserved GPU memory."""
     if device.type != "cuda":
         return allocated_at_peak(step, held), None
     torch.cuda.reset_peak_memory_stats(device)

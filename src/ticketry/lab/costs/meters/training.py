@@ -47,12 +47,7 @@ class EnergyMeter:
     """Measures energy with the machine's meters, which are read at creation and at each call of `used`."""
 
     def __init__(self, powercap: Path = POWERCAP) -> None:
-        """Read the meters for the first time.
-
-        Args:
-            powercap: folder in which the kernel shows the RAPL meters of processors. Only the meters of whole
-                processors (``intel-rapl:0``) are read, since they include those of their parts (``intel-rapl:0:0``).
-        """
+        """Read the RAPL meters of whole processors below `powercap`, and the meters of GPUs, for the first time."""
         self._domains = sorted(
             path for path in _list_folder(powercap) if path.name.count(":") == 1 and path.name.startswith("intel-rapl")
         )
@@ -91,14 +86,7 @@ class EnergyMeter:
 
 
 class EnergyEstimate:
-    """Estimates the energy of the whole machine with codecarbon, from creation to the first call of `used`.
-
-    The estimate is for machines without a meter, and needs the extra ``energy``. codecarbon writes no files and sends
-    nothing. It must be given a country, but this affects only emissions, which are not reported.
-
-    Raises:
-        MissingExtraError: if codecarbon is not installed.
-    """
+    """Estimates the energy of the whole machine with codecarbon, from creation to the first call of `used`."""
 
     def __init__(self) -> None:
         try:
@@ -121,16 +109,7 @@ class EnergyEstimate:
 
 
 def open_energy_meter(kind: str = "meter", powercap: Path = POWERCAP) -> Energies:
-    """Return an object that measures energy from now on.
-
-    Args:
-        kind: ``meter``; or ``estimate``, to use codecarbon's estimate if the machine has no meter.
-        powercap: folder in which the kernel shows the meters of processors.
-
-    Raises:
-        UsageError: for another `kind`.
-        MissingExtraError: if an estimate is needed and codecarbon is not installed.
-    """
+    """Return a meter; with the kind ``estimate``, codecarbon's estimate on a machine without a meter."""
     if kind not in ("meter", "estimate"):
         raise UsageError(f"energy must be meter or estimate, got {kind!r}")
     meter = EnergyMeter(powercap)

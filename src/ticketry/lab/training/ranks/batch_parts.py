@@ -54,13 +54,8 @@ class Draws(EagerMode):  # type: ignore[no-untyped-call]
     """While active, gives the examples of a part of a batch the random numbers that they have in the whole batch.
 
     A tensor is assumed to belong to examples if its first dimension is a multiple of the number of examples, as for
-    patches or tokens. All other random numbers are the same in all processes.
-
-    Args:
-        part: position of this process's part in the batch.
-
-    Raises:
-        TrainingError: for random numbers that cannot be divided, such as a random order of the batch.
+    patches or tokens. All other random numbers are the same in all processes; `TrainingError` for a random order of the
+    batch.
     """
 
     def __init__(self, part: PartOfBatch) -> None:
@@ -172,10 +167,7 @@ def _dropout_of(func: Any, args: tuple[Any, ...], given: Mapping[str, Any]) -> f
 
 
 def add_noise_to_constants(model: nn.Module) -> nn.Module:
-    """Add small random numbers to each parameter whose values are all equal, and return the model.
-
-    A layer that is initialised to zero would hide differences in its inputs from `check_parts`.
-    """
+    """Add small noise to constant parameters, which could hide differences from `check_parts`; return the model."""
     draw = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -185,20 +177,10 @@ def add_noise_to_constants(model: nn.Module) -> nn.Module:
 
 
 def check_parts(name: str, course: Course, model: nn.Module, recipe: Recipe, steps: Iterable[int], world: int) -> None:
-    """Check that the parts of a batch use the same random numbers as the whole batch, and give the same outputs.
+    """Raise `TaskError` if the parts of a batch draw other random numbers, or give other outputs, than the whole batch.
 
-    Batch norms run in evaluation mode; in training, `--norms` determines their statistics.
-
-    Args:
-        name: name of the task.
-        course: the task with its data.
-        model: a new model on the CPU, which is modified.
-        recipe: has the batch size.
-        steps: steps whose batches are compared, at least one for each batch size that occurs.
-        world: number of processes among which a batch is divided.
-
-    Raises:
-        TaskError: if random numbers or outputs differ.
+    Batch norms run in evaluation mode; in training, `--norms` determines their statistics. The model must be new, on
+    the CPU, and is modified; `steps` must have a batch of each size that occurs.
     """
     model.train()
     for module in model.modules():

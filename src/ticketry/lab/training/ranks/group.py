@@ -33,14 +33,7 @@ _GPU_LOOKS = 16
 
 
 class Group:
-    """Connects one rank, which has the whole network, with the other ranks that train the network.
-
-    All ranks must call the same methods in the same order.
-
-    Args:
-        rank: number of this rank, from 0.
-        arithmetic: arithmetic of the segment; it has the number of ranks, their device, and the kind of batch norms.
-    """
+    """Connects one rank, which has the whole network, with the other ranks; all call the same methods in order."""
 
     in_parts = False
     """Whether each rank has only a part of each parameter."""
@@ -55,13 +48,7 @@ class Group:
 
     @classmethod
     def join(cls, rank: int, arithmetic: Arithmetic, meet: Path) -> Group:
-        """Connect to the other ranks on this machine and return the group; use NCCL on GPUs, otherwise gloo.
-
-        Args:
-            rank: number of this rank, from 0.
-            arithmetic: arithmetic of the segment.
-            meet: file through which the ranks find one another.
-        """
+        """Connect to the other ranks on this machine through the file `meet`; use NCCL on GPUs, otherwise gloo."""
         if arithmetic.device == "cuda":
             torch.cuda.set_device(rank)
         elif sys.platform == "linux":  # otherwise gloo resolves this machine's host name, which may be wrong
@@ -111,9 +98,6 @@ class Group:
 
         If the first rank stores the state alone, the answer is `wish`. If all ranks must store together, the answer is
         the same in all ranks, and becomes True a step or more after a rank's `wish`.
-
-        Args:
-            wish: whether this rank wants to store a state.
         """
         if not self.together:
             return wish

@@ -77,15 +77,7 @@ class RankRequest:
 
 
 def main(rank: int, request: RankRequest, pipes: Sequence[Connection], stop: Connection, meet: Path) -> None:
-    """Run the process of a rank, which at the end sends one answer: ``done``, ``stopped`` or ``failed``.
-
-    Args:
-        rank: number of the rank, from 0.
-        request: what to train.
-        pipes: connections of all ranks to the parent process.
-        stop: connection through which the parent asks to stop.
-        meet: file through which the ranks find one another.
-    """
+    """Run the process of a rank, which at the end sends one answer: ``done``, ``stopped`` or ``failed``."""
     ignore_signals_as_rank()
     end_with_parent()
     # A sharded training has no memory to spare.
@@ -236,14 +228,7 @@ class _LostRankError(Exception):
 
 
 def check_machine(devices: int, threads: int, workers: int, device: str) -> None:
-    """Raise `UsageError` if this machine has too few cores or GPUs.
-
-    Args:
-        devices: number of devices (processes, or GPUs) that train one network together.
-        threads: number of threads of each process, if it has no GPU.
-        workers: number of networks that train at the same time.
-        device: cpu, cuda or auto.
-    """
+    """Raise `UsageError` if this machine has too few cores or GPUs for `workers` networks at the same time."""
     gpus = torch.cuda.device_count() if device != "cpu" and torch.cuda.is_available() else 0
     if gpus:
         if devices > gpus:
@@ -269,22 +254,7 @@ def check_machine(devices: int, threads: int, workers: int, device: str) -> None
 def train_in_ranks(
     store: Store, data: Path | None, segment: Segment, keep: Sequence[int], watch: Watch, *, measure: bool
 ) -> Work:
-    """Train a segment in several processes and return the amount of work; this process must hold the segment's lock.
-
-    Args:
-        store: the store.
-        data: folder in which data sets are looked for first.
-        segment: what to train.
-        keep: steps whose states are also stored.
-        watch: receives progress, and says whether to stop.
-        measure: whether metrics of the trained network are needed.
-
-    Raises:
-        TaskError: if other processes cannot build the task.
-        InterruptedTrainingError: if the watch asked for a stop; the state was stored.
-        RunnerError: if ranks are lost repeatedly.
-        TicketryError: if the training raises such an error.
-    """
+    """Train a segment in several processes and return the amount of work; this process must hold the segment's lock."""
     task = segment.task
     check_task(task.name, task.spec)
     assert task.spec is not None
@@ -385,10 +355,7 @@ class _Launched:
     # -- serving -------------------------------------------------------------------------------------------------------
 
     def serve(self, store: Store, segment: Segment, watch: Watch) -> Work:
-        """Serve the ranks until the first rank has finished, and return the amount of work that it has done.
-
-        Report progress to `watch`, pass on requests to stop, and call methods of the store for ranks.
-        """
+        """Serve requests of the ranks until the first rank has finished; return the amount of work that it has done."""
         first = self.ranks[0]
         with defer_signals():
             while first.answer is None:
@@ -409,7 +376,7 @@ class _Launched:
         return found
 
     def _receive_messages(self, store: Store, segment: Segment, watch: Watch) -> None:
-        """Handle messages of the ranks; if there are none, wait a fraction of a second."""
+        """Handle messages of the ranks; without messages, wait a fraction of a second."""
         pipes = {rank.pipe: rank for rank in self.ranks if rank.answer is None and not rank.silent}
         ends = [rank.process.sentinel for rank in self.ranks if rank.answer is None and not rank.is_lost]
         for ready in wait([*pipes, *ends], timeout=_POLL_SECONDS):
@@ -458,10 +425,7 @@ class _Launched:
 
 
 def _choose_start_method() -> str:
-    """Return how ranks start: if possible, they are forked from a server process that has imported torch.
-
-    A new interpreter would take seconds to start, for every segment of a search.
-    """
+    """Return how ranks start: forked from a server process that has imported torch, if possible."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return "spawn"
     multiprocessing.set_forkserver_preload([__name__, "torch.nn.parallel.distributed", "PIL.Image"])
@@ -470,11 +434,7 @@ def _choose_start_method() -> str:
 
 @contextlib.contextmanager
 def _hide_torch_warnings() -> Iterator[None]:
-    """Within a ``with`` block, start processes in which torch's C++ warnings are hidden.
-
-    The first step would otherwise print a warning about `find_unused_parameters`. If the user has set the level of
-    these warnings, the block has no effect.
-    """
+    """Within a ``with`` block, start processes without torch's C++ warnings (one would be about unused parameters)."""
     if _LEVEL in os.environ:
         yield
         return
