@@ -285,11 +285,9 @@ def _gates(model: nn.Module, batches: list[Any], flat: Tensor, loss_at: Callable
             groups,
             tk.scope(model),
             find_roles(model),
+            tk.score.ScoreInputs(batches=batches, loss=batch_loss, seed=0),
             score=name,
             reduce="mean",
-            batches=batches,
-            loss=batch_loss,
-            seed=0,
         )
         rows.append(_deviation(f"{name} / finite differences of gates", found[0], wanted))
     return rows

@@ -25,6 +25,7 @@ import torch
 from ticketry_engine.kernels import bfloat
 from ticketry_engine.kernels.channels_last import ChannelsLastGeometry, ChannelsLastValue, conv, cost
 from ticketry_engine.kernels.channels_last.geometry import FLOAT, HALF
+from ticketry_engine.kernels.channels_last.group_conv import GroupConv
 from ticketry_engine.kernels.emitter import Emitter
 from ticketry_engine.kernels.jit import Library
 from ticketry_engine.kernels.program import BlockSpec, Op, Program
@@ -110,7 +111,8 @@ def measure(name: str, images: int, density: float, rows: int, given: argparse.N
         )
         sparse /= blocks
     flops, top_flops = 2 * np.count_nonzero(weight) * images * after**2, Registers.flops(processor, item == HALF)
-    tiles = [(op.kernel.vectors, *vars(op.kernel.tile).values()) for op in ops]
+    kernels = [op.kernel for op in ops if isinstance(op.kernel, GroupConv)]
+    tiles = [(kernel.vectors, *vars(kernel.tile).values()) for kernel in kernels]
     print(
         f"{name:8} {images:4} {density:7} {rows:4} {flops / sparse / 1e9:8.0f}"
         f" {100 * flops / sparse / (top_flops / peak):9.0f} {sparse * 1e3:8.3f} {full * 1e3:10.3f}"

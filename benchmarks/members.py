@@ -76,8 +76,7 @@ def compare(setting: Setting, arguments: argparse.Namespace) -> Row:
         seconds = alternating(cases, rounds, warm_up=0)
     device = setting.base["device"]
     threads = setting.base.get("threads", 1)
-    clock = "CPU" if setting.clock is time.process_time else "wall"
-    how = f"{device}, one after another: {threads} thread(s), {clock} time, {rounds} x {length} of each member"
+    how = f"{device}, one after another: {threads} thread(s), wall time, {rounds} x {length} of each member"
     what = (
         f"{setting.members} members {setting.way} / one after another: {getattr(task, 'model', '')} on {setting.task}"
     )
