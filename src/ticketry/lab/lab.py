@@ -156,8 +156,6 @@ class Lab:
         self._remaker = WeightRetrainer(self.store, self.data, self._tasks)
         self.store.retrain = self._remake_by_worker if self.workers else self._remaker
 
-    # -- training ----------------------------------------------------------------------------------------------------
-
     def segment(
         self,
         task: Task,
@@ -558,8 +556,6 @@ class Lab:
         known = self.store.load_or_compute("masks", key, store_mask) if key else store_mask()
         self.mask_costs.add(str(known["mask"]), MaskCost(float(known.get("seconds", 0.0)), seen))
         return str(known["mask"])
-
-    # -- inside ------------------------------------------------------------------------------------------------------
 
     @property
     def _prefix(self) -> str:

@@ -48,9 +48,6 @@ if TYPE_CHECKING:
     from ticketry_engine.bench.timing import Interval
 
 
-# -- budgets -----------------------------------------------------------------------------------------------------------
-
-
 def macs_by_layer(lab: Lab, task: Task) -> dict[str, tuple[int, int]]:
     """Return for each linear and convolution layer the MACs per weight and example, and the number of weights."""
 

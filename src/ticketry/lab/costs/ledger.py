@@ -42,9 +42,6 @@ class Sample:
         return course.sample(model, self.count, self.size, mix(self.seed, "score"))
 
 
-# -- segments ----------------------------------------------------------------------------------------------------------
-
-
 @dataclass
 class Ledger:
     """Counts the segments and steps that were requested from a lab, and those that were trained."""

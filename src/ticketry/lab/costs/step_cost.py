@@ -235,9 +235,6 @@ def _is_proportional(task: Task) -> bool:
     return own.course is Task.course or own.__module__.partition(".")[0] == "ticketry"
 
 
-# -- measuring ---------------------------------------------------------------------------------------------------------
-
-
 def _build_loop(lab: Lab, segment: Segment, examples: int) -> Loop:
     """Build a training loop like that of `segment`, for measurements: on the first `examples`, with new weights."""
     course = lab.course(segment.task).few(examples)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import queue
 import threading
@@ -15,8 +16,6 @@ from ticketry.errors import TicketryError, UsageError
 from ticketry.lab.training.segment import Result
 from ticketry.registry import Registry
 from ticketry_engine.support.seeds import mix
-
-# -- loggers -----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -106,9 +105,6 @@ def flatten_names(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]
     return found
 
 
-# -- reports -----------------------------------------------------------------------------------------------------------
-
-
 NONE = "none"
 """Value of ``--log`` that means no logger."""
 _TRAININGS = "trainings"
@@ -151,8 +147,6 @@ class Dashboards:
     def __bool__(self) -> bool:
         return bool(self._loggers)
 
-    # -- reporting ---------------------------------------------------------------------------------------------------
-
     def report_training(
         self,
         result: Result,
@@ -184,7 +178,7 @@ class Dashboards:
         }
         last |= {"train_seconds": result.train_seconds, **(values or {})}
         with self._guard:  # runs of several threads one after another
-            self._start_run(run)
+            self._enqueue(run, None)
             for step, loss in result.record.get("loss", ()):
                 self.report_metrics(run, {"train/loss": loss}, step)
             self.report_metrics(run, last, result.segment.last)
@@ -200,7 +194,7 @@ class Dashboards:
         """
         run, before = Logged(name, name, kind, config), self.group
         self.group = name if by_label else ""
-        self._start_run(run)
+        self._enqueue(run, None)
         try:
             yield run
         except BaseException:
@@ -235,8 +229,6 @@ class Dashboards:
             _log.warning("after %g s not everything was logged to %s; what is trained is stored", seconds, names)
         self._thread = None
 
-    # -- inside ------------------------------------------------------------------------------------------------------
-
     def _unique_name(self, group: str, name: str, key: str) -> str:
         """Return a name for a training that is unique in its group; an empty text if the training was reported before.
 
@@ -252,9 +244,6 @@ class Dashboards:
                 if self._reported[group, one] == key:
                     return ""
         return ""
-
-    def _start_run(self, run: Logged) -> None:
-        self._enqueue(run, None)
 
     def _finish_run(self, run: Logged, *, failed: bool = False) -> None:
         self._enqueue(run, lambda logger: logger.finish(run, failed=failed))
@@ -277,10 +266,7 @@ class Dashboards:
 
     def _deliver(self, one: _Listener, run: Logged, call: _Call | None) -> None:
         if call is None:
-            started = self._call_logger(one, lambda logger: logger.start(run))
-            if started is None and not one.failed:
-                self._call_logger(one, _refuse_missing_answer)
-            if not started:
+            if not self._call_logger(one, functools.partial(_start_run, run)):
                 one.finished_before.add(run.id)
         elif run.id not in one.finished_before:
             self._call_logger(one, call)
@@ -301,9 +287,11 @@ class Dashboards:
             return None
 
 
-def _refuse_missing_answer(logger: Logger) -> None:
-    """Raise `UsageError`, because the method `start` of a logger returned None instead of True or False."""
-    raise UsageError("start gave None: it returns True, or False for a run that is there already and finished")
+def _start_run(run: Logged, logger: Logger) -> bool:
+    started: bool | None = logger.start(run)
+    if started is None:
+        raise UsageError("start gave None: it returns True, or False for a run that is there already and finished")
+    return started
 
 
 def _create_listener(logger: str | Logger, store: Path) -> _Listener | None:

@@ -27,7 +27,21 @@ _TENSORBOARD_DONE = "finished"
 """Name of an empty file that marks the folder of a finished run."""
 
 
-class Trackio:
+class _Runs:
+    """Logs the metrics and artifacts of runs whose objects have the methods of Weights & Biases."""
+
+    _runs: dict[str, Any]
+    """The library's object of each run, by `Logged.id`."""
+
+    def metrics(self, run: Logged, values: Mapping[str, float], step: int) -> None:
+        self._runs[run.id].log(dict(values), step=step)
+
+    def _log_artifact(self, run: Logged, path: Path, artifact: Any) -> None:
+        (artifact.add_dir if path.is_dir() else artifact.add_file)(str(path))
+        self._runs[run.id].log_artifact(artifact)
+
+
+class Trackio(_Runs):
     """Logs to the Trackio project TRACKIO_PROJECT (by default ticketry), in a Space if TRACKIO_SPACE_ID is set.
 
     The name of a run in Trackio begins with the run's group, and its configuration contains the run's kind.
@@ -62,18 +76,11 @@ class Trackio:
         )
         return True
 
-    def metrics(self, run: Logged, values: Mapping[str, float], step: int) -> None:
-        self._runs[run.id].log(dict(values), step=step)
-
     def artifact(self, run: Logged, path: Path, kind: str) -> None:
         import trackio
 
-        artifact = trackio.Artifact(f"{kind}-{run.id}", type=kind, metadata={"path": str(path), "run": run.name})
-        if path.is_dir():
-            artifact.add_dir(path)
-        else:
-            artifact.add_file(path)
-        self._runs[run.id].log_artifact(artifact)
+        about = {"path": str(path), "run": run.name}
+        self._log_artifact(run, path, trackio.Artifact(f"{kind}-{run.id}", type=kind, metadata=about))
 
     def finish(self, run: Logged, *, failed: bool = False) -> None:
         self._runs.pop(run.id).finish()
@@ -100,7 +107,7 @@ def _silence_prints() -> None:
             vars(module)["print"] = lambda *_, **__: None
 
 
-class Wandb:
+class Wandb(_Runs):
     """Logs to the Weights & Biases project WANDB_PROJECT (by default ticketry), offline with WANDB_MODE=offline.
 
     In Weights & Biases, the group of a run is its search or verification, and the job type is the run's kind.
@@ -125,18 +132,11 @@ class Wandb:
         )
         return True
 
-    def metrics(self, run: Logged, values: Mapping[str, float], step: int) -> None:
-        self._runs[run.id].log(dict(values), step=step)
-
     def artifact(self, run: Logged, path: Path, kind: str) -> None:
         import wandb
 
-        artifact = wandb.Artifact(f"{run.id}-{kind}", type=kind, metadata={"path": str(path), "run": run.name})
-        if path.is_dir():
-            artifact.add_dir(str(path))
-        else:
-            artifact.add_file(str(path))
-        self._runs[run.id].log_artifact(artifact)
+        about = {"path": str(path), "run": run.name}
+        self._log_artifact(run, path, wandb.Artifact(f"{run.id}-{kind}", type=kind, metadata=about))
 
     def finish(self, run: Logged, *, failed: bool = False) -> None:
         self._runs.pop(run.id).finish(exit_code=int(failed))

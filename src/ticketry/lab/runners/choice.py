@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from ticketry.errors import UsageError
 from ticketry.lab.runners.executor_runner import ExecutorRunner, Pool
-from ticketry.lab.runners.runner import RUNNERS, MakeRunner, OnEvent, Place, Runner, default_workers, takes_details
+from ticketry.lab.runners.runner import RUNNERS, OnEvent, Place, Runner, default_workers, takes_details
 
 MANY = 1000
 """Number of segments that may be sent to workers on other machines at once; a scheduler there decides when to train."""
@@ -41,7 +41,12 @@ def choose_runner(runner: str | Executor, workers: int) -> Choice:
     if isinstance(runner, Executor):
         if workers:
             raise UsageError("an executor knows its number of workers: leave out workers")
-        return Choice(type(runner).__name__, MANY, True, functools.partial(_wrap_executor, runner))
+        return Choice(
+            type(runner).__name__,
+            MANY,
+            True,
+            lambda on_event: ExecutorRunner(Pool(runner), Place("executor"), on_event),
+        )
     place = Place.parse(runner) if runner else Place(PROCESSES if workers else IN_PROCESS)
     found = RUNNERS.get(place.name)
     if place.name in (IN_PROCESS, PROCESSES):
@@ -54,7 +59,7 @@ def choose_runner(runner: str | Executor, workers: int) -> Choice:
         return Choice(place.name, MANY, True, functools.partial(found, MANY, place=place))
     more = {"place": place} if takes_details(found) else {}
     make = functools.partial(_make_custom, place.name, functools.partial(found, workers, **more))
-    elsewhere = _runs_on_executor(found)
+    elsewhere = isinstance(found, type) and issubclass(found, ExecutorRunner)
     return Choice(place.name, workers or (MANY if elsewhere else 0), elsewhere, make)
 
 
@@ -71,14 +76,6 @@ def _local_workers(place: Place, workers: int) -> int:
     if not place.address.isdecimal() or not 1 <= int(place.address) <= 10_000:
         raise UsageError(f"--on processes:N needs a number of at least 1, got {place.address!r}")
     return int(place.address)
-
-
-def _runs_on_executor(found: MakeRunner) -> bool:
-    return isinstance(found, type) and issubclass(found, ExecutorRunner)
-
-
-def _wrap_executor(executor: Executor, on_event: OnEvent) -> Runner:
-    return ExecutorRunner(Pool(executor), Place("executor"), on_event)
 
 
 def _make_custom(name: str, make: Callable[[OnEvent], Runner], on_event: OnEvent) -> Runner:

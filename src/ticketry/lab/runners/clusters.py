@@ -17,9 +17,6 @@ from ticketry.lab.runners.executor_runner import ExecutorRunner, Pool
 from ticketry.lab.runners.runner import RESOURCES, Needs, OnEvent, Place, default_workers
 from ticketry.lab.runners.worker import execute
 
-# -- Ray ---------------------------------------------------------------------------------------------------------------
-
-
 CONNECT_SECONDS = 10.0
 """Seconds that a cluster has to answer."""
 _CLIENT = "ray://"
@@ -161,9 +158,6 @@ def check_port(address: str, what: str, seconds: float = CONNECT_SECONDS) -> Non
         raise RunnerError(
             f"no server answers at the address of {what}, {address}, within {seconds:.0f} s: {error.strerror or error}"
         ) from None
-
-
-# -- Dask --------------------------------------------------------------------------------------------------------------
 
 
 LOCAL = "local"

@@ -141,8 +141,6 @@ class ExecutorRunner:
         self._send(sent)
         return sent.answer
 
-    # -- one segment -------------------------------------------------------------------------------------------------
-
     def _send(self, sent: _SentSegment) -> None:
         if self._stopped:
             self._set_result(sent, self._interruption("stopped before it began"))
@@ -232,8 +230,6 @@ class ExecutorRunner:
         else:
             sent.answer.set_exception(result)
 
-    # -- progress ----------------------------------------------------------------------------------------------------
-
     def _report_progress(self) -> None:
         pause, alive, warned = _POLL_SECONDS, time.monotonic(), ""
         while not self._closed.wait(pause):
@@ -261,8 +257,6 @@ class ExecutorRunner:
         sent.reported, sent.worker = (kind, step), str(found.get("worker", ""))
         self._on_event(sent.event(kind, step))
 
-    # -- stopping ----------------------------------------------------------------------------------------------------
-
     def stop(self) -> None:
         with self._guard:
             if self._stopped:
@@ -273,7 +267,7 @@ class ExecutorRunner:
                 live.request_stop()
         self._pool.interrupt()
         for sent in running:
-            if sent.future is None or not self._has_reported(sent):
+            if sent.future is None or not sent.live.read_message(sent.segment.key):  # it has not begun to train
                 if sent.future is not None:
                     self._pool.give_up(sent.future)
                 self._set_result(sent, self._interruption("stopped before it began"))
@@ -283,10 +277,6 @@ class ExecutorRunner:
                 self._pool.give_up(sent.future)
                 message = f"a worker did not stop within {STOP_SECONDS:.0f} s: its state is that of its last checkpoint"
                 self._set_result(sent, self._interruption(message))
-
-    def _has_reported(self, sent: _SentSegment) -> bool:
-        """Return whether the segment's worker has begun to train, that is, has reported any progress."""
-        return bool(sent.live.read_message(sent.segment.key))
 
     def close(self) -> None:
         if self._sent:
@@ -356,9 +346,6 @@ class _Processes(Pool):
 
     def close(self) -> None:
         self.executor.shutdown(wait=True, cancel_futures=True)
-
-
-# -- in a worker process -----------------------------------------------------------------------------------------------
 
 
 def _prepare_process(path: list[str]) -> None:

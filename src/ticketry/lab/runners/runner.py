@@ -21,8 +21,6 @@ from ticketry.lab.training.job import Watch, Work
 from ticketry.lab.training.segment import Segment
 from ticketry.registry import Registry
 
-# -- events ------------------------------------------------------------------------------------------------------------
-
 
 @dataclass(frozen=True)
 class Event:

@@ -38,9 +38,6 @@ from ticketry.tasks import catalogue
 from ticketry.tasks.task import Spec, Task
 from ticketry.version import __version__
 
-# -- requests ----------------------------------------------------------------------------------------------------------
-
-
 VERSION = 2
 """Version of requests and answers."""
 _ENVIRONMENT = "TICKETRY_"
@@ -191,11 +188,6 @@ def build_answer(kind: str, **more: Any) -> str:
     return json.dumps({"version": VERSION, "kind": kind, "worker": worker_name(), **more})
 
 
-def answer_done(work: Work) -> str:
-    """Return the answer for a finished training, with the amount of `work` that was done."""
-    return build_answer("done", work=asdict(work))
-
-
 def answer_failed(error: Exception) -> str:
     """Return the answer for a failed training; it has class and arguments of a ticketry error, else a traceback."""
     args = [part for part in error.args if isinstance(part, (str, int, float, bool, type(None)))]
@@ -266,7 +258,7 @@ def _train_and_answer(text: str, leaving: Callable[[], bool], number: Callable[[
         watch = _Watch(request, leaving)
         if watch.is_stop_requested():
             return build_answer("stopped", message="stopped before it began")
-        return answer_done(_train(request, watch))
+        return build_answer("done", work=asdict(_train(request, watch)))
     except Stopped:
         return build_answer("left", number=number())
     except InterruptedTrainingError as error:

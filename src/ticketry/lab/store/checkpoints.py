@@ -39,9 +39,6 @@ from ticketry.lab.store.files import (
 from ticketry.lab.store.objects import Objects, patience
 from ticketry.lab.store.paths import Paths, partial_name
 
-# -- folders of sharded checkpoints ------------------------------------------------------------------------------------
-
-
 SHARD_LIST = "parts.json"
 """Name of the file that lists the SHA-256 of all other files in the folder."""
 

@@ -37,8 +37,6 @@ class Messages:
         self._known: dict[str, tuple[float, bool]] = {}
         self._waiting: dict[str, bytes] = {}
 
-    # -- the driver's side -------------------------------------------------------------------------------------------
-
     def announce(self) -> None:
         """Announce the driver in the store; raise `StoreError` if that fails.
 
@@ -70,8 +68,6 @@ class Messages:
             if isinstance(self._objects, Folder):
                 delete_tree_if_possible(self._objects.path(self._folder))
 
-    # -- a worker's side ---------------------------------------------------------------------------------------------
-
     def is_driver_active(self) -> bool:
         """Return whether the driver has announced itself in this store and has not ended."""
         return self._exists(_DRIVER)
@@ -91,8 +87,6 @@ class Messages:
         waits, self._waiting[name] = name in self._waiting, data
         if not waits:
             self._thread.submit(self._write_newest, name)
-
-    # -- inside ------------------------------------------------------------------------------------------------------
 
     def _name(self, key: str) -> str:
         return f"{self._folder}/{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"

@@ -38,9 +38,6 @@ from ticketry.lab.store.files import explain_os_errors
 from ticketry.lab.store.objects import Listed, Objects, patience
 from ticketry.lab.store.paths import Paths
 
-# -- runs on this machine ----------------------------------------------------------------------------------------------
-
-
 if sys.platform != "win32":
     import fcntl
 
@@ -57,7 +54,8 @@ def mark_running(folder: Path) -> Iterator[None]:
     """Within a ``with`` block, mark the run in `folder` as running, by a lock that ends with this process."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = next(filter(None, map(_lock_mark, _mark_candidates(folder))), None)
+        names = (_MARK, *(f"{_MARK}-{number}" for number in range(2, _MOST + 1)))
+        lock = next(filter(None, (_lock_mark(folder / name) for name in names)), None)
     except OSError:  # a folder that cannot be written: the caller reports that when it writes results
         lock = None
     if lock is None:
@@ -81,12 +79,6 @@ def is_running(folder: Path) -> bool:
     """Return whether a process works on the run in `folder`, without writing anything."""
     with explain_os_errors(folder, "read"):
         return any(is_mark(entry.name) and is_locked(folder / entry.name) for entry in list_entries(folder))
-
-
-def _mark_candidates(folder: Path) -> Iterator[Path]:
-    """Yield paths for a new mark; a process uses the first path whose file is missing or not locked."""
-    for number in range(1, _MOST + 1):
-        yield folder / (_MARK if number == 1 else f"{_MARK}-{number}")
 
 
 def _lock_mark(mark: Path) -> filelock.FileLock | None:

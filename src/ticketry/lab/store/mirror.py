@@ -43,9 +43,6 @@ from ticketry.lab.store.locks import Lease, LeaseSettings, busy_trajectory, is_m
 from ticketry.lab.store.objects import Folder, Listed, Objects, patience
 from ticketry.lab.store.paths import Paths, mirror_name
 
-# -- records of runs, evidence and campaigns ---------------------------------------------------------------------------
-
-
 FOLDERS = ("runs/", "evidence/", "campaigns/")
 
 
@@ -188,9 +185,6 @@ def _is_page(name: str) -> bool:
     return name.endswith(".html")
 
 
-# -- objects -----------------------------------------------------------------------------------------------------------
-
-
 _OPENING_SECONDS = 10.0
 """Seconds for which opening a shared store is attempted."""
 _FRESH_SECONDS = 900.0
@@ -248,8 +242,6 @@ class Mirror:
     def _has_foreign_files(self) -> bool:
         tops = (one.name.partition("/")[0] for one in self.remote.list())
         return any(top not in _TOP and not top.startswith(".") for top in tops)
-
-    # -- objects -----------------------------------------------------------------------------------------------------
 
     def get(self, name: str, *, fresh: bool = False) -> bytes | None:
         if fresh and path_exists(self._unpublished_marker(name)):  # the copy here is the newer one

@@ -130,9 +130,6 @@ def repeat(what: str, attempt: Callable[[int], T]) -> T:
             time.sleep(pause)
 
 
-# -- folders -----------------------------------------------------------------------------------------------------------
-
-
 _PASSING = (errno.ESTALE, errno.EIO, errno.ETIMEDOUT, errno.EBUSY, errno.ENETDOWN, errno.EHOSTDOWN)
 """Errors of a network file system while its server is unavailable or a file is being replaced."""
 _MISSING = (FileNotFoundError, NotADirectoryError)
@@ -391,8 +388,6 @@ class Bucket:
             self.delete([name])
         return time.monotonic() + self._ahead
 
-    # -- errors ------------------------------------------------------------------------------------------------------
-
     def _request(self, verb: str, name: str, action: Callable[[int], T]) -> T:
         """Send a request by `action`, whose argument is the number of earlier tries; repeat it after passing errors."""
         known = self._obstore.exceptions
@@ -408,7 +403,8 @@ class Bucket:
                 ) from None
             except known.BaseError as error:
                 self._check_bucket(error)
-                code = _status_code(error)
+                found = re.search(r"status code: (\d{3})", str(error))
+                code = int(found[1]) if found else None
                 if code is not None and code < 500 and code not in _PASSING_CODES:
                     raise StoreError(
                         f"cannot {verb} {self.address}/{name}: {_message_without_secrets(error)}"
@@ -436,11 +432,6 @@ def _import_obstore() -> Any:
 def _version(meta: Any) -> str:
     """Return the ETag in an object's metadata, followed by the version number if the provider has one."""
     return f"{meta.get('e_tag') or ''} {meta.get('version') or ''}"
-
-
-def _status_code(error: BaseException) -> int | None:
-    found = re.search(r"status code: (\d{3})", str(error))
-    return int(found[1]) if found else None
 
 
 def _message_without_secrets(error: BaseException) -> str:

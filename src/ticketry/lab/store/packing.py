@@ -40,9 +40,6 @@ from ticketry.lab.store.references import Key, Results, output_digests, result_k
 from ticketry.lab.store.store import FORMAT, NUMERICS, Store, open_store
 from ticketry.records.campaign import CampaignRecord, read_campaign_record
 
-# -- packing -----------------------------------------------------------------------------------------------------------
-
-
 _GONE: dict[str, Any] = {"segment": {}}
 """Value in place of a result that another process has just deleted."""
 _SHOWN = 5
@@ -122,8 +119,6 @@ class _Selection:
             )
         for kind, name, _ in sorted(self.records, key=lambda one: one[:2]):
             yield Source(kind, (name,), partial(_read_file, self.store.paths.record(kind, name)))
-
-    # -- records -----------------------------------------------------------------------------------------------------
 
     def _read_campaigns(self) -> dict[str, tuple[Mapping[str, Any], set[str]]]:
         """Return, by the name of a campaign, the campaign's record and the names of its runs."""

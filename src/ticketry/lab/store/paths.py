@@ -29,9 +29,6 @@ from ticketry.files import (
 )
 from ticketry.lab.store.files import explain_os_errors, path_exists
 
-# -- addresses ---------------------------------------------------------------------------------------------------------
-
-
 BUCKETS = ("s3", "gs", "az")
 """URL schemes that obstore opens: Amazon S3 and compatible services, Google Cloud Storage, Azure Blob Storage."""
 SCHEMES = (*BUCKETS, "file")
@@ -135,9 +132,6 @@ def _read_mirror_facts(folder: Path) -> dict[str, str]:
     return found if isinstance(found, dict) else {}
 
 
-# -- paths -------------------------------------------------------------------------------------------------------------
-
-
 def ticket_folder(run: Path, replicate: int, level: int) -> Path:
     """Return the folder of a ticket, given the folder `run` of the ticket's run."""
     return run / "tickets" / f"replicate-{replicate}-level-{level:02d}"
@@ -192,8 +186,6 @@ class Paths:
     def object_name(self, path: Path) -> str:
         """Return the object name of the file at `path`, which is in the store's folder."""
         return path.relative_to(self.root).as_posix()
-
-    # -- single files ------------------------------------------------------------------------------------------------
 
     def blob(self, digest: str) -> Path:
         return self._resolve(blob_name(digest))
@@ -309,7 +301,8 @@ class Paths:
     def leftovers(self) -> Iterator[Path]:
         """Yield what killed processes may have left behind: temporary files, unfinished tickets, and messages."""
         with explain_os_errors(self.root, "read"):
-            found = [path for path in iterate_below(self.root) if _is_temporary(path.name)]
+            below = iterate_below(self.root)
+            found = [path for path in below if path.name.startswith(".") and path.name.endswith((".tmp", ".old"))]
         yield from self._checked(found)
         yield from self._matching(self.live, "*/*")
 
@@ -327,7 +320,3 @@ class Paths:
 
     def _resolve(self, name: str) -> Path:
         return join_inside(self.root, *name.split("/"))
-
-
-def _is_temporary(name: str) -> bool:
-    return name.startswith(".") and name.endswith((".tmp", ".old"))

@@ -163,9 +163,6 @@ def _batches_in_memory(split: Split, examples: Callable[[int], Tensor], steps: I
         yield (batch[0].to(device), batch[1].to(device)) if move else batch
 
 
-# -- read from disk ----------------------------------------------------------------------------------------------------
-
-
 def _batches_read_ahead(
     split: Split,
     reader: Reader,

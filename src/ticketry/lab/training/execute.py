@@ -10,6 +10,7 @@ from typing import Any
 
 from ticketry.errors import StoreError
 from ticketry.lab.process import stop_signal
+from ticketry.lab.store.references import output_digests
 from ticketry.lab.store.store import Store, digest_of, open_store
 from ticketry.lab.training.job import Job, Watch, Work
 from ticketry.lab.training.loop import Loop
@@ -107,8 +108,7 @@ def lacks_weights(store: Store, segment: Segment) -> bool:
     record = store.load_valid_result(segment.trajectory, segment.last)
     if record is None:
         return False
-    digests = (record["model"], record["training"], *record["variants"].values())
-    return any(digest is not None and store.is_left_out(digest) for digest in digests)
+    return any(map(store.is_left_out, output_digests(record)))
 
 
 def retrain_left_out_weights(store: Store, data: Path | None, segment: Segment, watch: Watch) -> None:

@@ -138,8 +138,6 @@ class Job:
             found = self.group.first(found)
         return found
 
-    # -- where to start ----------------------------------------------------------------------------------------------
-
     def build_loop(self) -> Loop:
         """Return a training loop for this segment that continues from the latest stored state."""
         state = self.resumable_state()
@@ -180,8 +178,6 @@ class Job:
         for name, digest in record["variants"].items():
             training |= add_prefix(f"variants/{name}/", self.store.get_tensors(digest))
         return unpack_state(record["step"], self.store.get_tensors(record["model"]), training)
-
-    # -- storing -----------------------------------------------------------------------------------------------------
 
     def store_partial(self, state: TrainingState) -> None:
         """Store `state` as a checkpoint of the unfinished segment."""
@@ -433,14 +429,11 @@ def load_sharded_state(folder: Path, loop: Loop) -> float:
         for name, value in model.items():
             value.copy_(target[name].reshape(value.shape) if value.dim() == 0 else target[name])
     state = {name.partition("/")[2]: value for name, value in target.items() if name.startswith("optimizer/")}
-    load_optimizer(loop.optimizer, loop.model, {name: _restore_scalar(name, value) for name, value in state.items()})
+    # A step count has no dimension, but `save_sharded_state` has added one.
+    state = {name: value.reshape(()) if name.endswith("/step") else value for name, value in state.items()}
+    load_optimizer(loop.optimizer, loop.model, state)
     loop.resume(select_prefix(target, "session/"), target["losses"])
     return float(target["seconds"])
-
-
-def _restore_scalar(name: str, value: Tensor) -> Tensor:
-    """Return a step count without the dimension that `save_sharded_state` has added; return other tensors unchanged."""
-    return value.reshape(()) if name.endswith("/step") else value
 
 
 def _run_checkpoint(folder: Path, what: str, tensors: dict[str, Tensor], by: Any) -> None:

@@ -102,8 +102,6 @@ class Loop:
         load_optimizer(optimizer, trained, tensors)
         return optimizer
 
-    # -- training ------------------------------------------------------------------------------------------------------
-
     def train_until(self, last: int, tick: Callable[[], None]) -> None:
         """Train up to step `last`, and call `tick` after each step; raise the errors of `check_losses` and `check`."""
         with private_random_state(), self._open_batches() as batches:
@@ -223,8 +221,6 @@ class Loop:
                 if parameter.grad is not None:
                     parameter.grad = self._group.mean(parameter.grad)
 
-    # -- checks --------------------------------------------------------------------------------------------------------
-
     def check(self) -> None:
         """Raise an error if a variant's condition is violated, such as that removed weights are 0."""
         for effect in self.effects.values():
@@ -292,8 +288,6 @@ class Loop:
 
             held = [effect.tensors() for effect in self.effects.values()]
             return peak_bytes(two_steps, [batch, self.model.state_dict(), *held], self._device)
-
-    # -- state and record ----------------------------------------------------------------------------------------------
 
     def state(self) -> TrainingState:
         """Return a copy of the training state, in the shapes of the task's network; sharded tensors are not copied."""

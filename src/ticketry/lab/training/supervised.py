@@ -189,9 +189,6 @@ class SupervisedSession(Session):
         return self.task.augment(inputs, self._augment, self._generator)
 
 
-# -- several ranks -----------------------------------------------------------------------------------------------------
-
-
 class Part(NamedTuple):
     """Holds the part of a batch that one of several processes trains, and the position of the part in the batch."""
 

@@ -25,8 +25,6 @@ from ticketry.lab.costs.meters.flops import step_flops
 from ticketry_engine.support.entry_points import Need, as_normal_tensors, callers_defaults, entry_point
 from ticketry_engine.support.process_state import private_random_state
 
-# -- memory ------------------------------------------------------------------------------------------------------------
-
 
 def resident_at_peak() -> int | None:
     """Return the maximum bytes of memory that this process has used since its start; None if not reported.

@@ -19,9 +19,6 @@ from torch.utils.hooks import RemovableHandle
 from ticketry.errors import MissingExtraError, UsageError
 from ticketry.lab.costs.meters.step import StepCost, resident_at_peak
 
-# -- energy ------------------------------------------------------------------------------------------------------------
-
-
 POWERCAP = Path("/sys/class/powercap")
 _JOULES_PER_KWH = 3.6e6
 
@@ -141,9 +138,6 @@ def _read_gpus() -> float | None:
         return float(sum(pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) for handle in handles)) if handles else None
     except pynvml.NVMLError:
         return None
-
-
-# -- a training --------------------------------------------------------------------------------------------------------
 
 
 NOT_MEASURED = "not measured"

@@ -82,8 +82,6 @@ class Draws(EagerMode):  # type: ignore[no-untyped-call]
             " devices: train it on one (--devices 1)"
         )
 
-    # -- kinds of operations -------------------------------------------------------------------------------------------
-
     def _draw_in_place(self, func: Callable[..., Any], args: tuple[Any, ...], given: dict[str, Any]) -> Any:
         own = args[0]
         if (whole := self._whole_shape(own.shape)) is None:
@@ -109,8 +107,6 @@ class Draws(EagerMode):  # type: ignore[no-untyped-call]
             return func(own, p, train)
         kept = func(torch.ones_like(_empty_like(own, whole)), p, train)[1][self._rows(own.shape)]
         return own * kept * (1 / (1 - p) if p < 1 else 0.0), kept
-
-    # -- positions -----------------------------------------------------------------------------------------------------
 
     def _whole_shape(self, shape: Sequence[int]) -> list[int] | None:
         """Return the shape that a tensor with this shape has for the whole batch; None if it has no examples."""
@@ -187,7 +183,7 @@ def check_parts(name: str, course: Course, model: nn.Module, recipe: Recipe, ste
         if isinstance(module, _BatchNorm):
             module.eval()
             if module.running_mean is None:  # it has only the statistics of the batch
-                module.forward = _return_input  # type: ignore[assignment, method-assign]
+                module.forward = lambda inputs: inputs  # type: ignore[assignment, method-assign]
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
     for step in steps:
         whole, outputs = _run_step(course, model, before, recipe, step)
@@ -200,10 +196,6 @@ def check_parts(name: str, course: Course, model: nn.Module, recipe: Recipe, ste
             _check_drawn(name, whole, drawn)
             parts.append(own)
         _check_outputs(name, outputs, torch.cat(parts))
-
-
-def _return_input(inputs: Tensor) -> Tensor:
-    return inputs
 
 
 @torch.no_grad()

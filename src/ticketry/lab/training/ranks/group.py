@@ -67,8 +67,6 @@ class Group:
         dist.barrier()
         dist.destroy_process_group()
 
-    # -- the network -------------------------------------------------------------------------------------------------
-
     def convert_norms(self, model: nn.Module) -> nn.Module:
         """Return the network with batch norms that use the statistics of the whole batch, if the arithmetic asks so."""
         return synchronise_norms(model) if self._norms == SYNCHRONISED else model
@@ -103,8 +101,6 @@ class Group:
             return wish
         self._wish = wish and not self._heard
         return self._heard
-
-    # -- values ------------------------------------------------------------------------------------------------------
 
     def mean(self, value: Tensor) -> Tensor:
         """Return the mean of a value over all ranks."""

@@ -51,8 +51,6 @@ from ticketry.lab.training.state import TrainingState
 from ticketry.tasks import catalogue
 from ticketry.tasks.task import Spec
 
-# -- a rank ------------------------------------------------------------------------------------------------------------
-
 
 @dataclass(frozen=True, kw_only=True)
 class RankRequest:
@@ -351,8 +349,6 @@ class _Launched:
             rank.pipe.close()
         self._stop.close()
         self._folder.cleanup()
-
-    # -- serving -------------------------------------------------------------------------------------------------------
 
     def serve(self, store: Store, segment: Segment, watch: Watch) -> Work:
         """Serve requests of the ranks until the first rank has finished; return the amount of work that it has done."""
