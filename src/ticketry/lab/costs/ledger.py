@@ -124,14 +124,14 @@ class MaskCosts:
     def add(self, mask: str, making: MaskCost) -> None:
         """Record the cost `making` of the mask with the digest `mask`; of several costs, the highest counts."""
         with self._lock:
-            self._made[mask] = max(self._made.get(mask, making), making, key=_cost_order)
+            self._made[mask] = max(self._made.get(mask, making), making, key=_cost_sort_key)
 
     def get(self, mask: str) -> MaskCost:
         """Return the cost of the mask with the digest `mask`; an unknown mask has no cost."""
         return self._made.get(mask, MaskCost())
 
 
-def _cost_order(making: MaskCost) -> tuple[float, float]:
+def _cost_sort_key(making: MaskCost) -> tuple[float, float]:
     seen = making.seen
     return ((seen.first + seen.others) * seen.cuts if seen else 0, making.seconds)
 

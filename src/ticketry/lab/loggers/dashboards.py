@@ -262,9 +262,9 @@ class Dashboards:
         while (waiting := self._waiting.get()) is not None:
             for one in self._loggers:
                 if not one.failed:
-                    self._deliver(one, *waiting)
+                    self._deliver_to_logger(one, *waiting)
 
-    def _deliver(self, one: _Listener, run: Logged, call: _Call | None) -> None:
+    def _deliver_to_logger(self, one: _Listener, run: Logged, call: _Call | None) -> None:
         if call is None:
             if not self._call_logger(one, functools.partial(_start_run, run)):
                 one.finished_before.add(run.id)

@@ -51,7 +51,7 @@ def explain_os_errors(path: Path, doing: str) -> Iterator[None]:
         yield
     except OSError as error:
         kind = StoreError if error.errno in _ABOUT_THE_FILE else InaccessibleError
-        raise kind(f"cannot {doing} {_path_in_error(error, path)}: {_advice(error, doing)}") from error
+        raise kind(f"cannot {doing} {_path_in_error(error, path)}: {_explain_error_number(error, doing)}") from error
 
 
 def _path_in_error(error: OSError, path: Path) -> str:
@@ -61,7 +61,7 @@ def _path_in_error(error: OSError, path: Path) -> str:
     return found if len(found) <= _LONGEST_SHOWN else f"{found[:_LONGEST_SHOWN]}…"
 
 
-def _advice(error: OSError, doing: str) -> str:
+def _explain_error_number(error: OSError, doing: str) -> str:
     reads = doing.startswith(_READING)
     if error.errno in _NO_SPACE:
         return "no space is left there: free some and run the same command again, it continues where it stopped"

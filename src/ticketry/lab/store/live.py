@@ -82,11 +82,11 @@ class Messages:
             return
         name, data = self._name(key), json.dumps(dict(what)).encode()
         if self._thread is None:
-            self._write_newest(name, data)
+            self._write_newest_message(name, data)
             return
         waits, self._waiting[name] = name in self._waiting, data
         if not waits:
-            self._thread.submit(self._write_newest, name)
+            self._thread.submit(self._write_newest_message, name)
 
     def _name(self, key: str) -> str:
         return f"{self._folder}/{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
@@ -95,7 +95,7 @@ class Messages:
         with patience(_PATIENCE_SECONDS):
             self._objects.put(f"{self._folder}/{name}", data)
 
-    def _write_newest(self, name: str, data: bytes | None = None) -> None:
+    def _write_newest_message(self, name: str, data: bytes | None = None) -> None:
         data = self._waiting.pop(name, None) if data is None else data
         if data is not None:
             with contextlib.suppress(StoreError), patience(_PATIENCE_SECONDS):

@@ -98,7 +98,7 @@ def _lock_mark(mark: Path) -> filelock.FileLock | None:
 def is_locked(mark: Path) -> bool:
     """Return whether a process holds the lock of the file `mark`, without writing; it may be another user's file."""
     if sys.platform == "win32":  # where the only way to test a lock is to take it
-        return is_file(mark) and _is_taken(mark)
+        return is_file(mark) and _is_locked_by_other(mark)
     try:
         handle = os.open(mark, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
     except OSError as error:
@@ -113,14 +113,14 @@ def is_locked(mark: Path) -> bool:
         if error.errno in (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES):
             return True
         if error.errno == errno.ENOSYS:  # a file system without locks: there filelock tests whether the file exists
-            return _is_taken(mark)
+            return _is_locked_by_other(mark)
         raise
     finally:
         os.close(handle)
     return False
 
 
-def _is_taken(mark: Path) -> bool:
+def _is_locked_by_other(mark: Path) -> bool:
     if (lock := _try_lock(mark)) is None:
         return True
     lock.release()

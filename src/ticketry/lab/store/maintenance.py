@@ -180,7 +180,7 @@ def collect_garbage(store: Store, *, grace_seconds: float = GRACE_SECONDS, dry_r
     for path in [*store.paths.result_files(), *store.paths.memo_files()]:
         needed |= referenced_digests(read_sealed(path) or {})
     now = store.objects.now()
-    doomed = [one for one in _unneeded(store, needed) if now - one.modified >= grace_seconds]
+    doomed = [one for one in _unneeded_objects(store, needed) if now - one.modified >= grace_seconds]
     if not dry_run:
         store.objects.delete([one.name for one in doomed])
         for folder in {store.paths.root / one.name for one in doomed}:
@@ -191,7 +191,7 @@ def collect_garbage(store: Store, *, grace_seconds: float = GRACE_SECONDS, dry_r
     return len(doomed) + files, sum(one.size for one in doomed) + size
 
 
-def _unneeded(store: Store, needed: set[str]) -> Iterator[Any]:
+def _unneeded_objects(store: Store, needed: set[str]) -> Iterator[Any]:
     """Yield objects that can be deleted: tensors that are not in `needed`, and checkpoints that are not the newest."""
     for one in store.objects.list("blobs/"):
         if one.name.endswith(".safetensors") and Path(one.name).stem not in needed:

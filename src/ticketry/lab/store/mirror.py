@@ -62,10 +62,12 @@ class Records:
     def publish(self) -> None:
         """Upload files that were written here since the last synchronisation."""
         with self._locked_index() as index:
-            names = [name for name in self._local_names() if index.get(name, {}).get("here") != self._stamp(name)]
+            names = [
+                name for name in self._local_names() if index.get(name, {}).get("here") != self._size_and_time(name)
+            ]
             for name in sorted(names, key=lambda name: (_is_record(name), name)):
                 with contextlib.suppress(FileNotFoundError):
-                    stamp, data = self._stamp(name), content_of(self._paths.root / name)
+                    stamp, data = self._size_and_time(name), content_of(self._paths.root / name)
                     data = self._relocate(name, data, str(self._paths.root), self._remote.address)
                     index[name] = {"here": stamp, "there": self._remote.put(name, data).strip()}
 
@@ -129,7 +131,7 @@ class Records:
             write_atomically(path, self._relocate(name, data, self._remote.address, str(self._paths.root)))
             if listed is not None:
                 os.utime(path, (listed.modified, listed.modified))  # `ticketry list runs` shows when a run changed
-        index[name] = {"here": self._stamp(name), "there": listed.version.strip() if listed else ""}
+        index[name] = {"here": self._size_and_time(name), "there": listed.version.strip() if listed else ""}
 
     def _relocate(self, name: str, data: bytes, old: str, new: str) -> bytes:
         """Return the content of a file; in an undamaged record, paths get the folder `new` instead of `old`."""
@@ -156,7 +158,7 @@ class Records:
                     with explain_os_errors(self._index, "write"):
                         write_atomically(self._index, json.dumps(index).encode(), private=True)
 
-    def _stamp(self, name: str) -> list[int]:
+    def _size_and_time(self, name: str) -> list[int]:
         about = (self._paths.root / name).stat()
         return [about.st_size, about.st_mtime_ns]
 

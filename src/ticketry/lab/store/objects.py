@@ -156,11 +156,13 @@ class Folder:
                     raise
                 return None
 
-        return self._do("read", path, read_file)
+        return self._run_file_operation("read", path, read_file)
 
     def put(self, name: str, data: bytes) -> str:
         path = self.path(name)
-        self._do("write", path, lambda _: write_atomically(path, data, durable=not name.startswith("live/")))
+        self._run_file_operation(
+            "write", path, lambda _: write_atomically(path, data, durable=not name.startswith("live/"))
+        )
         return ""
 
     def create_if_absent(self, name: str, data: bytes) -> bool:
@@ -173,7 +175,7 @@ class Folder:
                 return False if tries == 0 else content_of(path) == data
             return self._create(path, data)
 
-        return self._do("write", path, create)
+        return self._run_file_operation("write", path, create)
 
     def _create(self, path: Path, data: bytes) -> bool:
         write_atomically(path, data, durable=True)  # the caller holds a local lock, or the name stands for the content
@@ -192,11 +194,11 @@ class Folder:
     def list(self, prefix: str = "") -> Iterator[Listed]:
         at = prefix.rpartition("/")[0]
         start = self.path(at) if at else self.root
-        yield from self._do("read", start, lambda _: tuple(self._walk(start, prefix)))
+        yield from self._run_file_operation("read", start, lambda _: tuple(self._list_files(start, prefix)))
 
     def delete(self, names: Iterable[str]) -> None:
         for path in map(self.path, names):
-            self._do("delete", path, lambda _: path.unlink(missing_ok=True))  # noqa: B023
+            self._run_file_operation("delete", path, lambda _: path.unlink(missing_ok=True))  # noqa: B023
 
     def now(self) -> float:
         return time.time()
@@ -205,12 +207,12 @@ class Folder:
         """Return the path of the file that stores the object `name`."""
         return join_inside(self.root, *name.split("/"))
 
-    def _do(self, verb: str, path: Path, action: Callable[[int], T]) -> T:
+    def _run_file_operation(self, verb: str, path: Path, action: Callable[[int], T]) -> T:
         """Call `action` with the number of earlier tries, here 0, and turn an `OSError` into a `StoreError`."""
         with explain_os_errors(path, verb):
             return action(0)
 
-    def _walk(self, start: Path, prefix: str) -> Iterator[Listed]:
+    def _list_files(self, start: Path, prefix: str) -> Iterator[Listed]:
         for entry in list_entries(start):
             name = Path(entry.path).relative_to(self.root).as_posix()
             if not name.startswith(prefix):
@@ -250,9 +252,9 @@ class SharedFolder(Folder):
                 os.close(handle)
                 os.unlink(name)
 
-        return self._do("write", self.root, write)
+        return self._run_file_operation("write", self.root, write)
 
-    def _do(self, verb: str, path: Path, action: Callable[[int], T]) -> T:
+    def _run_file_operation(self, verb: str, path: Path, action: Callable[[int], T]) -> T:
         what = f"cannot {verb} {path}"
 
         def attempt(tries: int) -> T:

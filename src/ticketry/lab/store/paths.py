@@ -251,18 +251,18 @@ class Paths:
     # cannot be read, since its contents may be needed.
 
     def run_records(self) -> Iterator[Path]:
-        return self._matching(self.runs, "*/run.json")
+        return self._list_matching(self.runs, "*/run.json")
 
     def evidence_records(self) -> Iterator[Path]:
         """Yield the paths of the records of verifications, stability analyses and timings."""
-        return self._matching(self.evidences, "*.json")
+        return self._list_matching(self.evidences, "*.json")
 
     def campaign_records(self) -> Iterator[Path]:
-        return self._matching(self.campaigns, "*.json")
+        return self._list_matching(self.campaigns, "*.json")
 
     def tickets(self) -> Iterator[Path]:
         """Yield the folders of all tickets of all runs."""
-        return self._matching(self.runs, "*/tickets/*")
+        return self._list_matching(self.runs, "*/tickets/*")
 
     def pages(self) -> Iterator[Path]:
         """Yield the HTML pages of reports."""
@@ -272,46 +272,46 @@ class Paths:
             (self.evidences, "*.html"),
             (self.campaigns, "*.html"),
         ):
-            yield from self._matching(folder, pattern)
+            yield from self._list_matching(folder, pattern)
 
     def blob_files(self) -> Iterator[Path]:
-        return self._matching(self.blobs, "*/*.safetensors")
+        return self._list_matching(self.blobs, "*/*.safetensors")
 
     def result_files(self) -> Iterator[Path]:
-        return self._matching(self.results, "*/*/*.json")
+        return self._list_matching(self.results, "*/*/*.json")
 
     def memo_files(self) -> Iterator[Path]:
-        return self._matching(self.memo, "*/*/*.json")
+        return self._list_matching(self.memo, "*/*/*.json")
 
     def locks(self) -> Iterator[Path]:
-        return self._matching(self.results, "*/*/lock")
+        return self._list_matching(self.results, "*/*/lock")
 
     def partial_files(self, trajectory: str = "*") -> Iterator[Path]:
         """Yield the files of checkpoints of the training with the key `trajectory`, by default of all trainings."""
-        return self._matching(self.partial, f"{trajectory}-*.safetensors")
+        return self._list_matching(self.partial, f"{trajectory}-*.safetensors")
 
     def partial_folders(self, trajectory: str = "*") -> Iterator[Path]:
         """Yield the folders of sharded checkpoints of the training `trajectory`, by default of all trainings."""
-        return self._matching(self.partial, f"{trajectory}-*.parts")
+        return self._list_matching(self.partial, f"{trajectory}-*.parts")
 
     def live_files(self, name: str) -> Iterator[Path]:
         """Yield, for each driver, the path of its message `name`."""
-        return self._matching(self.live, f"*/{name}")
+        return self._list_matching(self.live, f"*/{name}")
 
     def leftovers(self) -> Iterator[Path]:
         """Yield what killed processes may have left behind: temporary files, unfinished tickets, and messages."""
         with explain_os_errors(self.root, "read"):
             below = iterate_below(self.root)
             found = [path for path in below if path.name.startswith(".") and path.name.endswith((".tmp", ".old"))]
-        yield from self._checked(found)
-        yield from self._matching(self.live, "*/*")
+        yield from self._require_inside(found)
+        yield from self._list_matching(self.live, "*/*")
 
-    def _matching(self, folder: Path, pattern: str) -> Iterator[Path]:
+    def _list_matching(self, folder: Path, pattern: str) -> Iterator[Path]:
         with explain_os_errors(folder, "read"):
             found = list_matching(folder, pattern)
-        yield from self._checked(found)
+        yield from self._require_inside(found)
 
-    def _checked(self, paths: list[Path]) -> Iterator[Path]:
+    def _require_inside(self, paths: list[Path]) -> Iterator[Path]:
         sound = set[Path]()  # each folder is resolved once, not for each of thousands of files in it
         for path in paths:
             if path.parent not in sound:

@@ -240,7 +240,7 @@ class Store:
         data = tensors_to_bytes(tensors)
         path = self.paths.partial_file(trajectory, step, hashlib.sha256(data).hexdigest())
         Folder(self.paths.root).put(self.paths.object_name(path), data)
-        self._drop(trajectory, step, but=path)
+        self._delete_local_checkpoints(trajectory, step, but=path)
         self.upload_checkpoint(trajectory, step, path)
 
     def upload_checkpoint(self, trajectory: str, step: int, path: Path) -> None:
@@ -272,11 +272,11 @@ class Store:
 
     def drop_checkpoints(self, trajectory: str, last: int) -> None:
         """Delete the checkpoints up to step `last`; later checkpoints belong to a longer, interrupted segment."""
-        self._drop(trajectory, last)
+        self._delete_local_checkpoints(trajectory, last)
         if self.mirror:
             self.mirror.drop_checkpoints(trajectory, last)
 
-    def _drop(self, trajectory: str, last: int, but: Path | None = None) -> None:
+    def _delete_local_checkpoints(self, trajectory: str, last: int, but: Path | None = None) -> None:
         for path in self.paths.partial_files(trajectory):
             if path != but and _step_of(path) <= last:
                 with contextlib.suppress(OSError):

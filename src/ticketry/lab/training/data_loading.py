@@ -63,11 +63,11 @@ class DataOrder:
         """Return the example indices of step `step` (from 0), or this rank's part of them: int64 [at most batch]."""
         epoch, index = divmod(step, self._per_epoch)
         if epoch != self._epoch:
-            self._order, self._epoch = self._epoch_order(epoch), epoch
+            self._order, self._epoch = self._shuffle_epoch(epoch), epoch
         whole = self._order[index * self._batch : (index + 1) * self._batch]
         return whole if self._world == 1 else part_of_batch(whole, self._rank, self._world)
 
-    def _epoch_order(self, epoch: int) -> Tensor:
+    def _shuffle_epoch(self, epoch: int) -> Tensor:
         order = torch.randperm(self._examples, generator=generator(self._seed, "order", epoch))
         if self._shards is None:
             return order

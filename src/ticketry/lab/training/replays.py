@@ -88,7 +88,7 @@ class Replays:
 
     def __call__(self, batch: Sequence[Tensor]) -> Tensor:
         shape = tuple((tensor.shape, tensor.dtype) for tensor in batch)
-        if shape not in self._recorded and (self._refused or not self._recording(shape, batch)):
+        if shape not in self._recorded and (self._refused or not self._try_to_record(shape, batch)):
             self._seen[shape] += 1
             return self._compute_loss_and_gradients(batch)
         found = self._recorded[shape]
@@ -98,7 +98,7 @@ class Replays:
             parameter.grad = gradient  # batches of another shape have their own
         return found.loss
 
-    def _recording(self, shape: Shape, batch: Sequence[Tensor]) -> bool:
+    def _try_to_record(self, shape: Shape, batch: Sequence[Tensor]) -> bool:
         """Record a step with this batch shape if the shape has occurred often enough; return whether it is recorded."""
         if self._seen[shape] < WARM_UP or len(self._recorded) == MOST:
             return False

@@ -169,10 +169,10 @@ def learning_rate(recipe: Recipe, step: int, *, total: int, per_epoch: int) -> f
         return recipe.lr * _onecycle_factor(step, total, warmup or _ONECYCLE_RISE * total)
     if step < warmup:
         return recipe.lr * (step + 1) / warmup
-    return recipe.lr * _after_warmup(recipe, step, warmup, total, per_epoch)
+    return recipe.lr * _rate_after_warmup(recipe, step, warmup, total, per_epoch)
 
 
-def _after_warmup(recipe: Recipe, step: int, warmup: int, total: int, per_epoch: int) -> float:
+def _rate_after_warmup(recipe: Recipe, step: int, warmup: int, total: int, per_epoch: int) -> float:
     """Return the learning rate of a step after warm-up, divided by the recipe's learning rate."""
     if recipe.schedule == "multistep":
         drops = [Step.parse(point).iterations(per_epoch=per_epoch, total=total) for point in recipe.milestones]

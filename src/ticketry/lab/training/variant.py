@@ -112,7 +112,7 @@ class Variant:
         super().__init_subclass__(**others)
         if not (isinstance(getattr(cls, "name", None), str) and cls.name.isidentifier()):
             raise UsageError(f"{cls.__qualname__} is no variant of training: its name is no identifier")
-        _KNOWN[json.dumps([cls.name, *_place(cls)])] = cls
+        _KNOWN[json.dumps([cls.name, *_source_path(cls)])] = cls
 
     # -- as values -----------------------------------------------------------------------------------------------------
 
@@ -131,8 +131,8 @@ class Variant:
     def identity(cls) -> dict[str, str]:
         """Return the variant's name for keys; for a user-defined class also its module and a digest of its source."""
         found = {"variant": cls.name}
-        for place in _place(cls):
-            whole = add_reached_modules(hashlib.sha256(_source(cast(Hashable, cls))), [cls.__module__])
+        for place in _source_path(cls):
+            whole = add_reached_modules(hashlib.sha256(_read_source(cast(Hashable, cls))), [cls.__module__])
             found |= {"place": place, "source": whole.hexdigest()}
         return found
 
@@ -349,7 +349,7 @@ def is_known(described: Mapping[str, Any]) -> bool:
 
 
 @cache
-def _source(cls: Hashable) -> bytes:
+def _read_source(cls: Hashable) -> bytes:
     """Return the source of the module that defines a class; read it once, so that later edits do not matter."""
     assert isinstance(cls, type)
     try:
@@ -365,7 +365,7 @@ def _registry_key(described: Mapping[str, Any]) -> str:
     return json.dumps([described[key] for key in ("variant", "place") if key in described])
 
 
-def _place(cls: type) -> list[str]:
+def _source_path(cls: type) -> list[str]:
     """Return a list with ``module:name`` of a class; an empty list for a class of ticketry."""
     inside = cls.__module__.partition(".")[0] == "ticketry"
     return [] if inside else [f"{cls.__module__}:{cls.__qualname__}"]

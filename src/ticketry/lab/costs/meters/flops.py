@@ -230,7 +230,7 @@ class _Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
-        seen = [(tensor, found) for tensor in _tensors(args) if (found := self._named.find(tensor))]
+        seen = [(tensor, found) for tensor in _iterate_tensors(args) if (found := self._named.find(tensor))]
         weights = [found for _, found in seen]
         if weights and func in _COPIES:
             self._named.add(out, *weights[0])
@@ -254,12 +254,12 @@ class _Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.flops[names] = self.flops.get(names, 0.0) + flops
 
 
-def _tensors(values: Any) -> Iterator[Tensor]:
+def _iterate_tensors(values: Any) -> Iterator[Tensor]:
     for value in values:
         if isinstance(value, Tensor) and value.layout == torch.strided:
             yield value
         elif isinstance(value, list | tuple):
-            yield from _tensors(value)
+            yield from _iterate_tensors(value)
 
 
 def _memory_address(tensor: Tensor) -> int:
