@@ -53,7 +53,8 @@ def step_flops(lab: Lab, segment: Segment) -> tuple[float, float]:
         deciding = tuple(one for one in segment.variants if one.name in described["variants"])
         loop = _build_loop(lab, replace(segment, variants=deciding), whole.get("batch", _FEW))
         found = loop.count_next_flops()
-        return {"examples": loop.segment.recipe.batch, "dense": found.dense, "products": _list_products(found)}
+        products = [[list(names), flops] for names, flops in sorted(found.products.items())]
+        return {"examples": loop.segment.recipe.batch, "dense": found.dense, "products": products}
 
     known = _load_or_measure(lab, "flops", described, count)
     by_weight = FlopsByWeight(known["dense"], {tuple(names): flops for names, flops in known["products"]})
@@ -146,7 +147,7 @@ class Costs:
 
     def _sum_trainings(self, trainings: Iterable[Result]) -> dict[str, Any]:
         trained = [each for each in trainings if each.segment.steps]
-        heights = [self._step_memory(each.segment) for each in trained]
+        heights = [self._measure_once("memory", each.segment, step_memory) for each in trained]
         return {
             "steps": sum(each.segment.steps for each in trained),
             "flops": _sum_unless_unknown(map(self._training_flops, trained)),
@@ -179,17 +180,15 @@ class Costs:
         return None if once is None or not seen.score else seen.cuts * once
 
     def _step_flops(self, segment: Segment) -> tuple[Any, Any]:
-        return self._measure_once("flops", segment, lambda: step_flops(self._lab, segment)) or (None, None)
+        return self._measure_once("flops", segment, step_flops) or (None, None)
 
-    def _step_memory(self, segment: Segment) -> int | None:
-        found: int | None = self._measure_once("memory", segment, lambda: step_memory(self._lab, segment))
-        return found
-
-    def _measure_once(self, what: str, segment: Segment, measure: Callable[[], Any]) -> Any:
+    def _measure_once(self, what: str, segment: Segment, measure: Callable[[Lab, Segment], Any]) -> Any:
         with self._guard:
             key = (what, segment.trajectory)
             if key not in self._known:
-                self._known[key] = self._try_to_measure(f"{what} of a step of {segment.task.name}", measure)
+                self._known[key] = self._try_to_measure(
+                    f"{what} of a step of {segment.task.name}", lambda: measure(self._lab, segment)
+                )
             return self._known[key]
 
     def _try_to_measure(self, what: str, measure: Callable[[], Any]) -> Any:
@@ -272,7 +271,3 @@ def _removed_shares(lab: Lab, mask: str) -> dict[str, float]:
     """Return, for each parameter, the share of weights that a stored mask removes; the store keeps the result."""
     known = lab.store.load_or_compute("removed", mask, lambda: {"shares": removed_shares(lab.store.get_mask(mask))})
     return dict(known["shares"])
-
-
-def _list_products(found: FlopsByWeight) -> list[list[Any]]:
-    return [[list(names), flops] for names, flops in sorted(found.products.items())]
