@@ -111,7 +111,7 @@ class _Server:
         if self.tries == self._before:
             self.now += self._suspended
         if self.now < self._answers_at:
-            raise objects.PassingError("nobody is there")
+            raise objects.TransientError("nobody is there")
         return "answer"
 
 

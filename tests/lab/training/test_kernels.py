@@ -103,8 +103,8 @@ def test_auto_takes_what_leaves_out_enough(made, densities, monkeypatch):
     kept = {name: round(shares[name] * weight.numel()) / weight.numel() for name, weight in weights.items()}
     share = sum(products[name] * (1 - kept[name]) for name in taken) / sum(products.values())
     found = compute_share(rebuild_model(task, initial_state(task, 0)), mask, made("dense").course(task).inputs(2))
-    assert found.left_out == pytest.approx(share, abs=1e-6)
-    assert found.inside == pytest.approx(sum(products[name] for name in taken) / sum(products.values()), abs=1e-6)
+    assert found["left_out"] == pytest.approx(share, abs=1e-6)
+    assert found["inside"] == pytest.approx(sum(products[name] for name in taken) / sum(products.values()), abs=1e-6)
     for kernels, enough in (("auto", share >= LEAST["fp32"]), ("sparse", share > 0)):
         segment = made(kernels, precision="fp32").segment(task, start=0, mask=mask, recipe=RECIPE)
         assert segment.arithmetic.kernels == (name_local_kernels() if enough else "dense")
@@ -211,9 +211,9 @@ def test_a_tied_layer_counts_under_the_name_that_the_mask_has():
     )
     assert [*mask] == ["encoder.weight", "between.weight"]
     share = compute_share(model, mask, torch.zeros(4, 32, dtype=torch.int64))
-    assert share.inside == 1.0
+    assert share["inside"] == 1.0
     kept = math.ceil(32 * 200 / 10) + math.ceil(32 * 32 / 10)
-    assert share.left_out == pytest.approx(1 - kept / (32 * 200 + 32 * 32), abs=1e-5)
+    assert share["left_out"] == pytest.approx(1 - kept / (32 * 200 + 32 * 32), abs=1e-5)
 
 
 # -- where it cannot be ------------------------------------------------------------------------------------------------

@@ -94,7 +94,7 @@ _LONGEST_TRY = 45.0
 _limit = threading.local()
 
 
-class PassingError(Exception):
+class TransientError(Exception):
     """Raised if a request failed but may succeed later: no answer, a broken connection, or a busy server."""
 
 
@@ -110,12 +110,12 @@ def patience(seconds: float) -> Iterator[None]:
 
 
 def repeat(what: str, attempt: Callable[[int], T]) -> T:
-    """Call `attempt` with the number of earlier tries, until it raises no `PassingError`, and return its result."""
+    """Call `attempt` with the number of earlier tries, until it raises no `TransientError`, and return its result."""
     last, spent, tries = time.monotonic(), 0.0, 0
     while True:
         try:
             return attempt(tries)
-        except PassingError as error:
+        except TransientError as error:
             tries, now = tries + 1, time.monotonic()
             spent += min(now - last, _LONGEST_TRY)
             last = now
@@ -130,7 +130,7 @@ def repeat(what: str, attempt: Callable[[int], T]) -> T:
             time.sleep(pause)
 
 
-_PASSING = (errno.ESTALE, errno.EIO, errno.ETIMEDOUT, errno.EBUSY, errno.ENETDOWN, errno.EHOSTDOWN)
+_TRANSIENT = (errno.ESTALE, errno.EIO, errno.ETIMEDOUT, errno.EBUSY, errno.ENETDOWN, errno.EHOSTDOWN)
 """Errors of a network file system while its server is unavailable or a file is being replaced."""
 _MISSING = (FileNotFoundError, NotADirectoryError)
 
@@ -261,8 +261,8 @@ class SharedFolder(Folder):
             try:
                 return action(tries)
             except OSError as error:
-                if error.errno in _PASSING:
-                    raise PassingError(error.strerror) from error
+                if error.errno in _TRANSIENT:
+                    raise TransientError(error.strerror) from error
                 raise StoreError(f"{what}: {reason_of(error)}") from error
 
         return repeat(what, attempt)
@@ -295,7 +295,7 @@ _SMALL, _SMALL_SECONDS = 4 << 20, 20
 """Maximum bytes of a small request, and the time limit for small requests in seconds."""
 _LARGE_SECONDS = 600
 _NO_BUCKET = ("NoSuchBucket", "ContainerNotFound", "bucket does not exist", "BucketNotFound")
-_PASSING_CODES = (408, 409, 425, 429)
+_TRANSIENT_CODES = (408, 409, 425, 429)
 """HTTP statuses after which a request is repeated; S3 answers 409 to simultaneous conditional writes of one object."""
 
 
@@ -332,7 +332,7 @@ class Bucket:
                 self._check_bucket(error)
                 return None
             if len(data) != found.meta["size"]:
-                raise PassingError("the answer ended early")
+                raise TransientError("the answer ended early")
             return data
 
         return self._request("read", name, attempt)
@@ -391,7 +391,7 @@ class Bucket:
         return time.monotonic() + self._ahead
 
     def _request(self, verb: str, name: str, action: Callable[[int], T]) -> T:
-        """Send a request by `action`, whose argument is the number of earlier tries; repeat it after passing errors."""
+        """Call `action` with the number of earlier tries, until it raises no transient error; return its result."""
         known = self._obstore.exceptions
 
         def attempt(tries: int) -> T:
@@ -407,11 +407,11 @@ class Bucket:
                 self._check_bucket(error)
                 found = re.search(r"status code: (\d{3})", str(error))
                 code = int(found[1]) if found else None
-                if code is not None and code < 500 and code not in _PASSING_CODES:
+                if code is not None and code < 500 and code not in _TRANSIENT_CODES:
                     raise StoreError(
                         f"cannot {verb} {self.address}/{name}: {_message_without_secrets(error)}"
                     ) from None
-                raise PassingError(_message_without_secrets(error)) from None
+                raise TransientError(_message_without_secrets(error)) from None
 
         return repeat(f"cannot {verb} {self.address}/{name}", attempt)
 

@@ -8,7 +8,7 @@ choice never depends on a timing.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -52,18 +52,6 @@ DENSE_PROCESSORS = ("avx512",)
 """Vector instructions of the processors on which ``auto`` may use the kernels even for dense networks.
 
 Measured time of a step without a mask, relative to torch: ResNet-20 0.78, ResNet-18 0.84, VGG-16 0.90."""
-
-
-@dataclass(frozen=True)
-class Share:
-    """Holds shares of the MACs (multiply-accumulates) of a forward pass, to judge whether sparse kernels pay off."""
-
-    left_out: float
-    """Share of all MACs that kernels skip."""
-    inside: float
-    """Share of all MACs in layers for which there are kernels, skipped or not."""
-    by_sixteen: float = 0.0
-    """Share of all MACs in layers with kernels whose weights are retained in groups of sixteen rows."""
 
 
 class Kernels:
@@ -136,7 +124,7 @@ class Kernels:
             return False
 
     def _load_or_compute_share(self, task: Task, mask: str | None, batch: int, precision: str) -> dict[str, Any]:
-        """Return the fields of `Share` for a network with a mask, or ``why`` kernels are impossible; use the store."""
+        """Return the stored or new result of `compute_share`, or ``why`` kernels are impossible."""
         examples = examples_to_inspect(batch, precision)
         described = {
             "kernels": machine().numerics,
@@ -151,7 +139,7 @@ class Kernels:
             model = rebuild_model(task, initial_state(task, 0))
             kept = self._store.get_mask(mask) if mask else Mask.ones(scope(model))
             try:
-                return asdict(compute_share(model, kept, self._course(task).inputs(examples), precision))
+                return compute_share(model, kept, self._course(task).inputs(examples), precision)
             except (CaptureError, EngineError) as error:
                 return {"why": str(error)}
 
@@ -166,8 +154,12 @@ def name_local_kernels(precision: str = "fp32") -> str:
     return f"sparse {here.numerics} {here.kernels}{half}"
 
 
-def compute_share(model: nn.Module, mask: Mask, inputs: Any, precision: str = "fp32") -> Share:
-    """Return the shares of a forward pass that sparse kernels skip and compute."""
+def compute_share(model: nn.Module, mask: Mask, inputs: Any, precision: str = "fp32") -> dict[str, float]:
+    """Return shares of the MACs of a forward pass, to judge whether sparse kernels pay off.
+
+    The share ``left_out`` is skipped; ``inside`` is in layers with kernels, skipped or not; ``by_sixteen`` is in layers
+    with kernels whose weights are retained in groups of sixteen rows.
+    """
     layers = inspect(model, mask, inputs, precision=precision)
     inside = dict.fromkeys((layer.parameter for layer in layers if layer.where == "engine"), 1.0)
     gone = {layer.parameter: layer.saved for layer in layers if layer.saved}
@@ -175,9 +167,9 @@ def compute_share(model: nn.Module, mask: Mask, inputs: Any, precision: str = "f
     given = inputs if isinstance(inputs, tuple) else (inputs,)
     found = forward_flops(named_parameters(model), lambda: model(*given))
     if not found.dense:
-        return Share(0.0, 0.0)
-    left = found.left(gone), found.left(inside), found.left(sets)
-    return Share(*(round(1 - some / found.dense, 6) for some in left))
+        return dict.fromkeys(("left_out", "inside", "by_sixteen"), 0.0)
+    removed = {"left_out": gone, "inside": inside, "by_sixteen": sets}
+    return {name: round(1 - found.left(one) / found.dense, 6) for name, one in removed.items()}
 
 
 def prepare_sparse_kernels(model: nn.Module, mask: Mask | None, inputs: Any, arithmetic: Arithmetic) -> SparseTraining:

@@ -117,33 +117,6 @@ class Penalty(Variant):
     def memory_key(self) -> list[str]:
         return [self.kind, self.pattern]
 
-    def bind(self, model: nn.Module) -> Penalised:
-        """Return the penalised parameters of a model; `ScopeError` if the model lacks one."""
-        known = named_parameters(model)
-        if unknown := [name for name in self.names if name not in known]:
-            raise ScopeError(f"a penalty is asked for on {unknown[0]!r}, which {type(model).__name__} does not have")
-        parameters = [known[name] for name in self.names]
-        pattern = Pattern.parse(self.pattern)
-        if pattern.unstructured:
-            return Penalised(self, parameters, None)
-        where = layouts(model, self.names)
-        blocks = [pattern.blocks(tuple(known[name].shape), where[name]) for name in self.names]
-        return Penalised(self, parameters, blocks)
-
-
-@dataclass(frozen=True)
-class Penalised:
-    """Holds the parameters of a model on which a penalty acts."""
-
-    by: Penalty
-    parameters: list[nn.Parameter]
-    blocks: list[Blocks] | None
-    """Blocks of each parameter, if the penalty has a pattern."""
-
-    def add_gradients(self) -> None:
-        """Add the penalty's gradients to the gradients of the loss in the parameters."""
-        add_penalty_gradients_(self.by.kind, self.by.strength, self.parameters, self.blocks)
-
 
 class PenaltyEffect(Effect):
     """Adds a penalty's gradients to those of the loss; reported losses and metrics do not include the penalty."""
@@ -153,10 +126,19 @@ class PenaltyEffect(Effect):
         self._penalty = penalty
 
     def begin(self, training: InTraining, carried: Mapping[str, Tensor]) -> None:
-        self._penalised = self._penalty.bind(training.model)
+        """Find the penalised parameters; raise `ScopeError` if the model lacks one."""
+        model, names, pattern = training.model, self._penalty.names, Pattern.parse(self._penalty.pattern)
+        known = named_parameters(model)
+        if unknown := [name for name in names if name not in known]:
+            raise ScopeError(f"a penalty is asked for on {unknown[0]!r}, which {type(model).__name__} does not have")
+        self._parameters = [known[name] for name in names]
+        self._blocks: list[Blocks] | None = None
+        if not pattern.unstructured:
+            where = layouts(model, names)
+            self._blocks = [pattern.blocks(tuple(known[name].shape), where[name]) for name in names]
 
     def after_backward(self) -> None:
-        self._penalised.add_gradients()
+        add_penalty_gradients_(self._penalty.kind, self._penalty.strength, self._parameters, self._blocks)
 
 
 # -- a network without its removed channels ----------------------------------------------------------------------------

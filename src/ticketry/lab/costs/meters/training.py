@@ -10,7 +10,7 @@ import contextlib
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch.optim import Optimizer
@@ -31,13 +31,6 @@ class Energy:
     """Energy in kWh."""
     by: str
     """Names of the meters and what they count, or the source of the estimate."""
-
-
-class Energies(Protocol):
-    """Measures or estimates the energy that is used after the creation of this object."""
-
-    def used(self) -> Energy | None:
-        """Return the energy used since this object was created; None if it is unknown."""
 
 
 class EnergyMeter:
@@ -103,6 +96,9 @@ class EnergyEstimate:
         if kwh is None:
             return None
         return Energy(float(kwh), "an estimate: codecarbon's model of typical powers, no meter")
+
+
+Energies = EnergyMeter | EnergyEstimate
 
 
 def open_energy_meter(kind: str = "meter", powercap: Path = POWERCAP) -> Energies:
