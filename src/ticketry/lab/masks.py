@@ -109,12 +109,7 @@ def prune_to_share(
 
 
 def remaining_share(lab: Lab, task: Task, kept: Mapping[str, int], terms: str) -> float:
-    """Return the cost of a pruned network as a share of the dense network's cost.
-
-    Args:
-        kept: number of retained weights of each parameter.
-        terms: the quantity that counts as cost, see `Budget.terms`.
-    """
+    """Return the cost (see `Budget.terms`) of a network with `kept` weights per parameter, relative to dense."""
     prices = load_prices(lab, task, kept, terms)
     if isinstance(prices, CostModel):
         layers = ((layer, kept.get(name, layer.weights)) for name, layer in prices.layers.items())
@@ -262,9 +257,7 @@ def measure_dense_latency(lab: Lab, rival: Task, task: Task, costs: CostModel) -
 def prune_to_latency(lab: Lab, task: Task, costs: CostModel, share: float, prune: Callable[[float], Mask]) -> Mask:
     """Prune to several densities, time each mask, and return the mask whose latency is nearest to the aim `share`.
 
-    Args:
-        share: latency to aim at, as a share of the dense network's latency.
-        prune: returns the mask for an estimated latency, given as a share of the dense network's latency.
+    Latencies are shares of the dense network's latency; `prune` returns the mask for an estimated latency.
     """
     from ticketry.budgets.approach import meet_share
 

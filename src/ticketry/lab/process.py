@@ -183,10 +183,9 @@ def record_signals() -> Iterator[StopRequest]:
 
 @contextlib.contextmanager
 def block_signals() -> Iterator[None]:
-    """Within a ``with`` block, block signals, so that processes started in it have them blocked too.
+    """Within a ``with`` block, block signals, also in processes that are started in the block.
 
-    Otherwise a signal to the process group would end a process that is just starting. A new process calls
-    `unblock_signals` when it is ready.
+    Otherwise a signal to the process group would end a starting process; it calls `unblock_signals` when it is ready.
     """
     if not hasattr(signal, "pthread_sigmask"):
         yield
@@ -264,11 +263,10 @@ _MOST = 2**31 - 1
 
 
 def keep_freed_memory() -> bool:
-    """Tell glibc to keep large freed blocks in this process for the next training step; return whether that worked.
+    """Tell glibc to keep large freed blocks for the next training step; return whether that worked.
 
-    By default glibc returns blocks of more than 32 MiB to the system. The system then fills every page of the next
-    block with zeros: for a language model with a vocabulary of 10,000 words this took a third of a step. Call this
-    function only in a process that trains, because the process afterwards never returns memory.
+    Otherwise the system fills every page of a returned block with zeros, which took a third of a step of a language
+    model. Call this only in a process that trains, because the process afterwards never returns memory.
     """
     return _set_malloc({_MMAP_MAX: 0, _TRIM_THRESHOLD: _MOST})
 

@@ -66,11 +66,7 @@ def step_flops(lab: Lab, segment: Segment) -> tuple[float, float]:
 
 
 def step_memory(lab: Lab, segment: Segment) -> int:
-    """Return the peak bytes of tensors in a training step with a whole batch, see `Loop.peak_bytes`.
-
-    Measurements are stored and reused: one for the dense network of a task and recipe, one for all masks, one for each
-    other change to the training, and one for each mask if the removed channels are taken out of the network.
-    """
+    """Return the stored or measured peak bytes of tensors in a training step, see `Loop.peak_bytes`."""
     recipe = {name: value for name, value in asdict(segment.recipe).items() if name not in _PACE}
     described = {
         "task": dict(segment.task.key()),
@@ -88,12 +84,8 @@ def step_memory(lab: Lab, segment: Segment) -> int:
 def scoring_flops(lab: Lab, task: Task, score: str, first: int, others: int = 0) -> float:
     """Return the FLOPs of computing a pruning score of a task's network once; removed weights count too.
 
-    FLOPs are counted on a few examples and scaled. The first batch is counted separately, because some scores (SynFlow)
-    use only the first batch. A score of channels costs as much as the score of weights on which it is based.
-
-    Args:
-        first: number of examples in the first batch.
-        others: number of examples in all other batches.
+    FLOPs are counted on a few examples and scaled: to `first` examples in the first batch, which is the only batch for
+    some scores (SynFlow), and to `others`. A score of channels costs as much as the score of weights behind it.
     """
     plain = split_control(score)[1]
     if plain not in SCORES:
@@ -204,13 +196,9 @@ class Costs:
 
 
 def dense_gradient_flops(dense: float, flops: float) -> float:
-    """Return the FLOPs of a step of a sparse network in which removed weights get gradients too.
+    """Return the FLOPs of a step in which removed weights get gradients too: (2 sparse + dense) / 3.
 
-    The forward pass and the gradients of the inputs are sparse, and the gradients of the weights are dense: (2 sparse +
-    dense) / 3 (Evci et al. 2020, appendix H).
-
-    Args:
-        flops: FLOPs of a step of the sparse network.
+    Only the gradients of the weights are dense (Evci et al. 2020, appendix H); `flops` are those of the sparse step.
     """
     return (2 * flops + dense) / 3
 

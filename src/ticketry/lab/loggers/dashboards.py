@@ -127,11 +127,7 @@ class _Listener:
 
 
 class Dashboards:
-    """Reports trainings to every logger of a lab; without loggers it does nothing.
-
-    Args:
-        loggers: loggers, names in `LOGGERS`, or texts module:object; the name ``none`` is ignored.
-    """
+    """Reports trainings to every logger (object, name in `LOGGERS`, or module:object; not ``none``) of a lab."""
 
     def __init__(self, loggers: Sequence[str | Logger], store: Path) -> None:
         created = [_create_listener(one, store) for one in dict.fromkeys(loggers) if one != NONE]
@@ -230,10 +226,10 @@ class Dashboards:
         self._thread = None
 
     def _unique_name(self, group: str, name: str, key: str) -> str:
-        """Return a name for a training that is unique in its group; an empty text if the training was reported before.
+        """Return a name that is unique in its group; an empty text if the training was reported before.
 
-        The key is added to the name if another training has the name. Outside of a search it is always added, since
-        names that earlier processes have used are not known.
+        The key is added if another training has the name, and always outside of a search, since names that earlier
+        processes have used are not known.
         """
         known = f"{name} {key[:8]}"
         with self._guard:

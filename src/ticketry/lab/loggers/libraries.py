@@ -42,10 +42,7 @@ class _Runs:
 
 
 class Trackio(_Runs):
-    """Logs to the Trackio project TRACKIO_PROJECT (by default ticketry), in a Space if TRACKIO_SPACE_ID is set.
-
-    The name of a run in Trackio begins with the run's group, and its configuration contains the run's kind.
-    """
+    """Logs to the Trackio project TRACKIO_PROJECT (by default ticketry), in a Space if TRACKIO_SPACE_ID is set."""
 
     def __init__(self, store: Path) -> None:
         needs("trackio", "trackio", "logging to trackio")
@@ -108,10 +105,7 @@ def _silence_prints() -> None:
 
 
 class Wandb(_Runs):
-    """Logs to the Weights & Biases project WANDB_PROJECT (by default ticketry), offline with WANDB_MODE=offline.
-
-    In Weights & Biases, the group of a run is its search or verification, and the job type is the run's kind.
-    """
+    """Logs to the Weights & Biases project WANDB_PROJECT (by default ticketry), offline with WANDB_MODE=offline."""
 
     def __init__(self, store: Path) -> None:
         needs("wandb", "wandb", "logging to wandb")

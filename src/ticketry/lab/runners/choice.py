@@ -31,13 +31,7 @@ class Choice:
 
 
 def choose_runner(runner: str | Executor, workers: int) -> Choice:
-    """Return the choice of a runner, after checking the runner's name and details.
-
-    Args:
-        runner: NAME or NAME:DETAILS, or an executor. An empty text means this process, or local processes if `workers`
-            is above 0.
-        workers: number of local processes; 0 if the runner itself determines its number of workers.
-    """
+    """Check the name and details of a runner (or an executor; by default here or in local processes), and return it."""
     if isinstance(runner, Executor):
         if workers:
             raise UsageError("an executor knows its number of workers: leave out workers")

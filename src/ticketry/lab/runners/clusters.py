@@ -67,13 +67,10 @@ class _RayTasks(Pool):
         self._refs: dict[Future[str], Any] = {}
 
     def _stay_connected(self, connected: Future[None]) -> None:
-        """Connect to Ray in this thread, and keep the thread alive until `close`.
+        """Connect to Ray in this thread, set the future `connected`, and keep the thread alive until `close`.
 
         Processes that Ray starts on Linux end with the thread that started them (prctl(2), PR_SET_PDEATHSIG). The
         thread that trains first would end too early for that.
-
-        Args:
-            connected: future that is set when Ray is connected, or gets the error.
         """
         try:
             self._connect(self._place.address)
@@ -202,10 +199,7 @@ class DaskRunner(ExecutorRunner):
 
 
 def execute_on_dask(request: str) -> str:
-    """Carry out a request in a thread of a Dask worker, and return the answer of `execute`.
-
-    The training stops when Dask closes the worker; this is seen from the worker's status, since Dask sends no signal.
-    """
+    """Carry out a request on a Dask worker; stop when Dask closes the worker, for which it sends no signal."""
     from distributed import get_worker
     from distributed.core import Status
 

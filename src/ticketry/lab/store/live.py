@@ -38,11 +38,7 @@ class Messages:
         self._waiting: dict[str, bytes] = {}
 
     def announce(self) -> None:
-        """Announce the driver in the store; raise `StoreError` if that fails.
-
-        The driver must repeat this every few minutes, because ``store gc`` deletes the messages of a driver that has
-        not announced itself for long.
-        """
+        """Announce the driver in the store, every few minutes: ``store gc`` deletes messages of silent drivers."""
         self._write(_DRIVER, b"{}")
 
     def request_stop(self) -> None:

@@ -233,12 +233,7 @@ def _delete_leftovers(store: Store, grace_seconds: float, *, dry_run: bool) -> t
 
 
 class Usage:
-    """Finds the files of a store to which a record refers, directly or through other files.
-
-    Args:
-        store: the store; if it is shared, all results must have been fetched.
-        damaged: whether to ignore damaged files; otherwise a damaged file raises `StoreError`.
-    """
+    """Finds the files of a store (all results fetched) to which a record refers, also through other files."""
 
     def __init__(self, store: Store, *, damaged: bool = False) -> None:
         self.store = store
@@ -253,10 +248,7 @@ class Usage:
         self._places: dict[str, Path | None] = {}
 
     def files_of(self, records: Iterable[Mapping[str, Any]]) -> set[Path]:
-        """Return the files of all results, stored values and tensors to which records refer.
-
-        This includes the trainings that gave the initial weights of these results, back to the initialisation.
-        """
+        """Return the files of all results and values to which records refer, back to the initialisation."""
         trajectories = {trajectory for record in records for trajectory, _ in result_keys_in(record)}
         files = set(self._results.follow(trajectories, referenced_digests))
         blobs = {blob for path in files for blob in referenced_digests(self._results.records[path])}

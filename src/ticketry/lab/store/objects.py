@@ -136,10 +136,7 @@ _MISSING = (FileNotFoundError, NotADirectoryError)
 
 
 class Folder:
-    """Stores objects as files in a folder; the methods are described in `Objects`.
-
-    They raise `OutsideError` for a name or link that leads out of the folder.
-    """
+    """Stores objects as files in a folder, see `Objects`; names that lead out of the folder raise `OutsideError`."""
 
     def __init__(self, place: Path) -> None:
         self.root = place

@@ -245,10 +245,7 @@ class _Requests(Dataset[Any]):
 
 
 def _choose_start_method() -> Any:
-    """Return how data-loading processes start: if possible, they are forked from a server process that has torch.
-
-    A fork of this process would inherit threads in an unknown state, and a new interpreter takes seconds to start.
-    """
+    """Return how data-loading processes start: forked from a server process that has torch, if possible."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")

@@ -35,12 +35,7 @@ def execute(
     """Train a segment from the latest stored state, store its result, and return the amount of work done.
 
     Nothing is trained if the store has everything. While another process trains the same, this call waits, and then
-    uses the results of that process.
-
-    Args:
-        keep: steps whose states are also stored.
-        weights: whether to train missing weights again if the result is known, but a bundle left the weights out. This
-            does not count as work.
+    uses the results of that process. With `weights`, it trains weights again that a bundle left out of a known result.
     """
     started, busy = time.perf_counter(), time.process_time()
     watch.report_waiting(segment)

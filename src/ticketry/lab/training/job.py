@@ -76,12 +76,7 @@ class Work:
 
 
 class Job:
-    """Trains one segment (a range of steps of a training) whose lock this process holds.
-
-    Args:
-        group: the processes that train the segment together; None if there is only one. `course` then yields this
-            process's part of each batch.
-    """
+    """Trains one segment (a range of steps of a training) whose lock this process holds, alone or in a `group`."""
 
     def __init__(
         self,
@@ -351,10 +346,7 @@ def find_last_resumable(store: Store, trajectory: str, bound: int) -> dict[str, 
 
 
 def start_state(store: Store, segment: Segment) -> TrainingState:
-    """Return the training state at a segment's first step, without the states of its variants.
-
-    If the segment starts with a stored optimiser state, the session's state (`Session.state`) is loaded with it.
-    """
+    """Return the training state at a segment's first step, without the states of its variants."""
     start = segment.start
     if start.state is not None:
         model = store.get_tensors(start.state)

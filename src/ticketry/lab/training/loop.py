@@ -48,11 +48,9 @@ _LOOK_EVERY = 100
 
 
 class Loop:
-    """Trains a segment, a range of steps: `train_until` trains steps, and `state` returns a copy of the training state.
+    """Trains a segment: `train_until` trains steps, and `state` returns a copy of the training state.
 
-    Args:
-        group: the processes that train the segment together; None if there is only one. `course` then yields this
-            process's part of each batch. The states of the first process are stored.
+    In a `group`, `course` yields this process's part of each batch, and the states of the first process are stored.
     """
 
     def __init__(
@@ -274,11 +272,7 @@ class Loop:
             return flops_by_weight(named_parameters(self.model), lambda: self._compute_loss(batch))
 
     def peak_bytes(self) -> int:
-        """Return the peak bytes of tensors in a training step, by training two steps.
-
-        This includes weights, buffers, gradients, the optimiser's state (which the first step allocates), mask, batch
-        and intermediate tensors, but not the data set.
-        """
+        """Return the peak bytes of tensors in a training step, without the data set, by training two steps."""
         with self._next_batch() as batch:
             # Start at the first step, so that allocations which the second one frees are recorded.
             def two_steps() -> None:

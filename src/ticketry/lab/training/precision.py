@@ -104,8 +104,8 @@ def non_default_choices(
 def denormals_as_zero() -> Iterator[None]:
     """Within a ``with`` block, treat numbers below 1.2e-38 (denormal numbers) as zero in this thread, if possible.
 
-    Gates near 0, and the moments of weights without gradients, become that small; a denormal number costs Intel
-    processors a hundred cycles. Ordinary weights do not change by this, so keys do not mention it.
+    Gates near 0 become that small, and a denormal number costs Intel processors a hundred cycles. Ordinary weights do
+    not change by this, so keys do not mention it.
     """
     tiny = torch.tensor(torch.finfo(torch.float32).tiny, device="cpu")
     before = not bool(tiny / 2)

@@ -93,11 +93,7 @@ class Variant:
 
     @property
     def several_ranks(self) -> bool:
-        """Whether several processes may train a network together with this variant.
-
-        Its effect on weights and gradients must be equal in all processes, and independent of batches and random
-        numbers.
-        """
+        """Whether several processes may train together with this variant, whose effect must be equal in all of them."""
         return False
 
     replayable: ClassVar[bool] = False

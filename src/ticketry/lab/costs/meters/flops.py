@@ -156,10 +156,7 @@ def _make_counter() -> FlopCounterMode:
 
 
 def _convolution_backward_flops(*shapes: Any, **_: Any) -> int:
-    """Return the FLOPs of the gradients of a convolution: as many as the forward pass for each requested gradient.
-
-    This replaces torch's formula, which counts the weight's gradient once for every group (seen with torch 2.13).
-    """
+    """Return the FLOPs of a convolution's gradients (torch 2.13 counts the weight's gradient once for every group)."""
     gradient, inputs, weight, *_rest = shapes
     transposed, asked = shapes[7], shapes[10]
     return 2 * int(prod(inputs if transposed else gradient) * prod(weight[1:])) * sum(map(bool, asked[:2]))

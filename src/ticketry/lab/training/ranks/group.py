@@ -74,9 +74,8 @@ class Group:
     def wrap(self, model: nn.Module) -> nn.Module:
         """Return a module to call instead of `model`, which averages gradients over all ranks.
 
-        Parameters that are not used get no gradients, as in one process. Buffers are not synchronised at each step,
-        since only those of the first rank are stored. Gradients are always added in the order of parameters, so that a
-        resumed training has the same bits as an uninterrupted training.
+        Unused parameters get no gradients, as in one process. Buffers are not synchronised, as only rank 0 stores them.
+        Gradients are added in the order of parameters, so that a resumed training has the same bits.
         """
         return DistributedDataParallel(
             model, find_unused_parameters=True, gradient_as_bucket_view=True, broadcast_buffers=False
@@ -179,9 +178,8 @@ class ShardedGroup(Group):
 def find_blocks(model: nn.Module) -> Iterator[nn.Module]:
     """Yield the blocks of a network whose parameters are gathered one block at a time, inner blocks first.
 
-    Blocks are the items of each `Sequential` and `ModuleList`. Other submodules are not used as blocks, since a model
-    may read their weights without calling them. Small blocks, and blocks that share parameters with others, are left
-    out.
+    Blocks are items of `Sequential` and `ModuleList`; of other submodules a model may read weights without a call.
+    Small blocks, and blocks that share parameters with others, are left out.
     """
     uses: dict[Tensor, int] = {}
     for _, parameter in model.named_parameters(remove_duplicate=False):
