@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from ticketry.core.mask import Mask
-from ticketry.core.prune import densities, iterated, prune
+from ticketry.core.prune import densities, prune
 from ticketry.core.scope import scope
 from ticketry.errors import LayerCollapseError, MaskError, UsageError
 
@@ -130,8 +130,6 @@ def test_against_the_loop_written_out(name, schedule, regrow):
     )
     assert [mask[f"{layer}.weight"].tolist() for layer in ("one", "two", "out")] == [m.tolist() for m in masks]
     assert returned == regrow, "the case is one in which weights do return"
-    again = iterated(name, 6, schedule, regrow=regrow)(model, 0.15, batches=batches, loss=cross_entropy)
-    assert again == mask
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
@@ -215,7 +213,7 @@ def test_collapse_and_keep_at_least_hold_on_the_way():
 def test_a_mask_of_the_scope_given():
     model, batches = build_net()
     spared = scope(model, spare=("out",))
-    mask = iterated("synflow", 20)(model, 0.3, scope=spared, batches=[batches[0][0]])
+    mask = prune(model, 0.3, score="synflow", iterations=20, scope=spared, batches=[batches[0][0]])
     assert isinstance(mask, Mask)
     assert set(mask) == set(spared)
     assert mask.kept == int(0.3 * spared.total + 0.5)

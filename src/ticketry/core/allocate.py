@@ -138,9 +138,6 @@ def allocate_sharded_magnitudes(
 
     The parameters are not gathered. All processes that hold shards must call this function with the same arguments.
     Each process gets the same mask of the whole parameters, on the CPU (one byte per weight).
-
-    Raises:
-        UsageError, MaskError, LayerCollapseError: as in `allocate`; all processes raise the error.
     """
     check_distribution(distribution)
     check_collapse(collapse)
@@ -172,16 +169,9 @@ def _allocate_ranked(
     """Return the unstructured mask that retains the `kept` highest weights of a ranking.
 
     Args:
-        ranking: ranking of the tensors' elements.
-        tensors: the ranked tensors, for their shapes.
-        density: the requested density, for messages.
-        kept: number of weights to retain.
         shares: function (candidates of each layer, number of weights in total) -> numbers of weights, for the layers
             whose number is fixed; see `count_weights_per_layer`.
         least: smallest number of weights that each layer retains; with 0, an empty layer is an error.
-
-    Raises:
-        LayerCollapseError: if a layer would be left empty.
     """
     available = {name: ranking.count_candidates(name) for name in tensors}
     counts = shares(available, kept)
@@ -485,10 +475,6 @@ def _allocate_blocks(
         targets: function that returns the target numbers, see `Targets`.
         least: smallest number of weights that each layer retains, rounded up to whole blocks; with 0, an empty layer is
             an error.
-
-    Raises:
-        MaskError: if `within` retains parts of blocks, or fewer weights than wanted.
-        LayerCollapseError: if a layer would be left empty, or the minimums of all layers together exceed `wanted`.
     """
     layers = {name: _rank_blocks(name, score, pattern, layouts.get(name), within) for name, score in scores.items()}
     aims = targets({name: layer.available for name, layer in layers.items()})
@@ -639,9 +625,7 @@ def check_layer_minimum(
 
     Args:
         shapes: parameter name -> shape, for all tensors that are pruned.
-        density: density of all these tensors together.
         least: smallest number of weights of each layer; 0 for no minimum.
-        pattern, layouts, within: see `allocate`.
     """
     sizes = {name: prod(shape) for name, shape in shapes.items() if prod(shape)}
     if not least or not sizes:
@@ -679,9 +663,6 @@ def count_candidates(shapes: Mapping[str, tuple[int, ...]], within: Mask | None)
     """Return, for each layer that is not empty, the number of weights that can be retained.
 
     These are all weights of the layer, or the weights that the mask `within` retains.
-
-    Raises:
-        MaskError: see `check_mask_covers_tensors`.
     """
     check_mask_covers_tensors(shapes, within)
     sizes = {name: prod(shape) for name, shape in shapes.items() if prod(shape)}
@@ -709,11 +690,7 @@ def _count_n_of_m_weights(
 def compute_layer_minimums(
     counts: Mapping[str, int], available: Mapping[str, int], least: int, kept: int, density: float
 ) -> dict[str, int]:
-    """Return the smallest number of weights that each layer retains: `least`, or all its candidates if it has fewer.
-
-    Raises:
-        LayerCollapseError: if the minimums add up to more than `kept`, or if a layer without weights has no candidates.
-    """
+    """Return the smallest number of weights that each layer retains: `least`, or all its candidates if it has fewer."""
     floors = {name: min(least, available[name]) for name in counts}
     if none := [name for name, count in counts.items() if not count and not available[name]]:
         raise LayerCollapseError(
@@ -729,15 +706,7 @@ def compute_layer_minimums(
 def too_few_weights_error(
     density: float, kept: int, floors: Mapping[str, int], least: int, how: str = ""
 ) -> LayerCollapseError:
-    """Return the error for a density that retains fewer weights than the layers need.
-
-    Args:
-        density: the requested density.
-        kept: number of weights that this density retains.
-        floors: number of weights that each layer needs.
-        least: requested smallest number of weights of each layer.
-        how: how the weights are counted, such as " in whole blocks of 4x1".
-    """
+    """Return the error for a density that retains fewer weights than the layers need."""
     largest = max(floors, key=lambda name: floors[name])
     each, fewer = ("a weight", "") if least == 1 else (f"{least} weights", ", keep fewer in each (keep_at_least)")
     return LayerCollapseError(

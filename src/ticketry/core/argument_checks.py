@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import operator
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from numbers import Real
 from typing import Any
@@ -22,11 +22,7 @@ from ticketry_engine.support.modules import normal_name
 
 
 def check_whole_number(value: Any, name: str, model: object = None) -> int:
-    """Return a whole number as an int; floats, numpy numbers and one-element tensors are converted.
-
-    Raises:
-        UsageError: for values that are not whole numbers.
-    """
+    """Return a whole number as an int; floats, numpy numbers and one-element tensors are converted."""
     if not isinstance(value, bool):
         with suppress(TypeError):
             return operator.index(value)
@@ -44,28 +40,8 @@ def check_number(value: Any, name: str, model: object = None) -> float:
     return value  # type: ignore[return-value]
 
 
-def _check_pattern(value: object, name: str, model: object) -> object:
-    if not (isinstance(value, str) or hasattr(value, "densest")):
-        raise UsageError(f"{name}= is a text, such as '2:4' or '4x1', not {_describe(value)}")
-    return value
-
-
-def _check_score(value: object, name: str, model: object) -> object:
-    if not isinstance(value, str) and not callable(value):
-        raise UsageError(
-            f"{name}= is the name of a score, such as 'magnitude', or a function score(model, scope, ...), not"
-            f" {_describe(value)}"
-        )
-    return value
-
-
 def _check_scores(value: object, name: str, model: nn.Module | None) -> object:
-    """Return `value` after checking that it maps parameter names to tensors of real scores.
-
-    Raises:
-        MaskError: for a name that is not a string.
-        UsageError: if `value` is no such mapping, or, with a model, for unknown names and wrong shapes.
-    """
+    """Return `value` after checking that it maps parameter names to tensors of real scores."""
     if not isinstance(value, Mapping):
         raise UsageError(f"{name}= must map parameter names to tensors, got {_describe(value)}")
     shapes = {}
@@ -88,15 +64,6 @@ def _check_scores(value: object, name: str, model: nn.Module | None) -> object:
     return value
 
 
-def _check_batches(value: object, name: str, model: object) -> object:
-    if isinstance(value, (Tensor, str, bytes, Mapping, nn.Module)) or not isinstance(value, Iterable):
-        raise UsageError(
-            f"{name}= is a data loader or a list of batches, such as [(inputs, targets)], not {_describe(value)}: put a"
-            " single batch into a list"
-        )
-    return value
-
-
 def _check_loss(value: object, name: str, model: object) -> object:
     wrong = not callable(value)
     if callable(value) and not isinstance(value, nn.Module) and not inspect.isclass(value):
@@ -111,18 +78,6 @@ def _check_loss(value: object, name: str, model: object) -> object:
     return value
 
 
-def _check_cost(value: object, name: str, model: object) -> object:
-    if not hasattr(value, "estimate"):
-        raise UsageError(f"{name}= is what tk.cost.model(model, example_inputs) gives, not {_describe(value)}")
-    return value
-
-
-def _check_text(value: object, name: str, model: object) -> object:
-    if not isinstance(value, str):
-        raise UsageError(f"{name}= is a text, not {_describe(value)}")
-    return value
-
-
 def _check_training_point(value: object, name: str, model: object) -> object:
     if not isinstance(value, (str, Step, int)):
         raise UsageError(f"{name}= is a point of the training, such as '500it' or '25%', not {_describe(value)}")
@@ -130,21 +85,6 @@ def _check_training_point(value: object, name: str, model: object) -> object:
         return Step.parse(value)  # type: ignore[arg-type]
     except UsageError as error:
         raise UsageError(f"{name}: {error}") from None
-
-
-def _check_structure(value: object, name: str, model: object) -> object:
-    if not (isinstance(value, str) or hasattr(value, "groups")):
-        raise UsageError(
-            f"{name}= is a word, such as 'auto', or what tk.structure.tried_structure(model, x) gives, not"
-            f" {_describe(value)}"
-        )
-    return value
-
-
-def _check_target(value: object, name: str, model: object) -> object:
-    if isinstance(value, (Tensor, bool, int, float, bytes, list, tuple, Mapping)) or type(value) is object:
-        raise UsageError(f"{name}= is the name of a processor or a profile, not {_describe(value)}")
-    return value
 
 
 def _check_texts(value: object, name: str, model: object) -> tuple[str, ...]:
@@ -163,12 +103,6 @@ def _check_densities(value: object, name: str, model: object) -> object:
     return [check_number(one, name) for one in value]
 
 
-def _check_names(value: object, name: str, model: object) -> object:
-    if not isinstance(value, Iterable):
-        raise UsageError(f"{name}= is a list of names of parameters, such as ['fc.weight'], not {_describe(value)}")
-    return value
-
-
 def _describe(value: object) -> str:
     """Return text for an error message: the value itself if it is a number, a text or None, else its type."""
     if value is None or isinstance(value, (bool, int, float, complex, str, bytes)):
@@ -176,34 +110,49 @@ def _describe(value: object) -> str:
     return f"a {type(value).__name__}"
 
 
-_WHOLE = (
-    "keep_at_least",
-    "iterations",
-    "steps",
-    "multiple",
-    "n",
-    "m",
-    "block_rows",
-    "block_columns",
-    "threads",
-    "seed",
-)
-_NUMBERS = ("init", "temperature", "plus")
+def _is_single_batch(value: object) -> bool:
+    return isinstance(value, (Tensor, str, bytes, Mapping, nn.Module))
 
-ARGUMENT_CHECKS.update(dict.fromkeys(_WHOLE, check_whole_number))
-ARGUMENT_CHECKS.update(dict.fromkeys(_NUMBERS, check_number))
-ARGUMENT_CHECKS.update(
-    pattern=_check_pattern,
-    score=_check_score,
-    scores=_check_scores,
-    batches=_check_batches,
-    loss=_check_loss,
-    cost=_check_cost,
-    names=_check_names,
-    structure=_check_structure,
-    target=_check_target,
-    densities=_check_densities,
-)
-ARGUMENT_CHECKS.update(dict.fromkeys(("distribution", "precision"), _check_text))
+
+def _is_plain_value(value: object) -> bool:
+    return isinstance(value, (Tensor, bool, int, float, bytes, list, tuple, Mapping)) or type(value) is object
+
+
+_FORMS: dict[str, tuple[Callable[[object], bool], str]] = {
+    "pattern": (lambda value: isinstance(value, str) or hasattr(value, "densest"), "a text, such as '2:4' or '4x1'"),
+    "score": (
+        lambda value: isinstance(value, str) or callable(value),
+        "the name of a score, such as 'magnitude', or a function score(model, scope, ...)",
+    ),
+    "batches": (
+        lambda value: isinstance(value, Iterable) and not _is_single_batch(value),
+        "a data loader or a list of batches, such as [(inputs, targets)] (put a single batch into a list)",
+    ),
+    "cost": (lambda value: hasattr(value, "estimate"), "what tk.cost.model(model, example_inputs) gives"),
+    "names": (lambda value: isinstance(value, Iterable), "a list of names of parameters, such as ['fc.weight']"),
+    "structure": (
+        lambda value: isinstance(value, str) or hasattr(value, "groups"),
+        "a word, such as 'auto', or what tk.structure.tried_structure(model, x) gives",
+    ),
+    "target": (lambda value: not _is_plain_value(value), "the name of a processor or a profile"),
+    "distribution": (lambda value: isinstance(value, str), "a text"),
+    "precision": (lambda value: isinstance(value, str), "a text"),
+}
+"""Argument -> (function that returns whether the argument may have a value, what the argument is)."""
+
+
+def _check_form(value: object, name: str, model: object) -> object:
+    is_allowed, form = _FORMS[name]
+    if not is_allowed(value):
+        raise UsageError(f"{name}= is {form}, not {_describe(value)}")
+    return value
+
+
+_WHOLE = "keep_at_least iterations steps multiple n m block_rows block_columns threads seed"
+
+ARGUMENT_CHECKS.update(dict.fromkeys(_WHOLE.split(), check_whole_number))
+ARGUMENT_CHECKS.update(dict.fromkeys(("init", "temperature", "plus"), check_number))
+ARGUMENT_CHECKS.update(dict.fromkeys(_FORMS, _check_form))
+ARGUMENT_CHECKS.update(scores=_check_scores, loss=_check_loss, densities=_check_densities)
 ARGUMENT_CHECKS.update(dict.fromkeys(("granularities", "bases"), _check_texts))
 ARGUMENT_CHECKS.update(dict.fromkeys(("begin", "end", "frequency"), _check_training_point))

@@ -180,8 +180,6 @@ class _Hooks:
         """Run the hooks on a copy of the module and return its attribute `local`.
 
         Args:
-            module: the module with the hooks.
-            local: name of the computed weight.
             values: `id` of a parameter -> tensor to use instead of the parameter.
             draw: if given, all parameters that are not in `values` are random, and masks of torch.nn.utils.prune are
                 ignored.
@@ -205,11 +203,7 @@ class _Hooks:
 
 
 def _find_hook_computed_weights(module: nn.Module) -> Iterator[ComputedWeight]:
-    """Yield the weights of a module that its forward pre-hooks compute.
-
-    Raises:
-        ScopeError: if a custom hook computes a layer's weight, and the hook fails outside of a forward pass.
-    """
+    """Yield the weights of a module that its forward pre-hooks compute."""
     sources: dict[str, tuple[str, ...]] = {}
     known: list[Callable[..., Any]] = []
     for hook in module._forward_pre_hooks.values():
@@ -303,13 +297,8 @@ def check_computed_removed(
     """Check that a mask of parameters also removes the weights computed from these parameters.
 
     Args:
-        model: any module.
         parameters: parameters of `model`, by name; they may be masked already.
         mask: bool tensors under the same names, True = retained.
-
-    Raises:
-        MaskError: if a computed weight would not be 0 where the mask removes its parameter, or would contain NaN; the
-            message names the parameter.
     """
     names = {id(parameter): name for name, parameter in parameters.items()}
     for computed in computed_weights(model):
@@ -330,16 +319,7 @@ def check_computed_removed(
 
 
 def check_computed_finite(model: nn.Module, parameters: Iterable[Tensor], products: Iterable[Tensor]) -> None:
-    """Check that computed weights stay finite when their parameters are multiplied by gates.
-
-    Args:
-        model: any module.
-        parameters: the parameters that have gates.
-        products: for each parameter, the product with its gates.
-
-    Raises:
-        MaskError: if a computed weight would not be finite; the message names the rows.
-    """
+    """Check that computed weights stay finite when their parameters are multiplied by gates."""
     given = dict(zip(map(id, parameters), products, strict=True))
     for computed in computed_weights(model):
         own = {place: given[id(one)] for place, one in enumerate(computed.originals) if id(one) in given}

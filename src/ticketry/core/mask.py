@@ -318,11 +318,7 @@ _MOST_DIMENSIONS = 32
 
 
 def unpack_bits(bits: Tensor, layout: str) -> Mask:
-    """Return the mask that `pack_bits` packed, from its results: the bits, and the JSON text of the shapes (`layout`).
-
-    Raises:
-        MaskError: if the layout is not a JSON object of shapes, or does not match the number of bits.
-    """
+    """Return the mask that `pack_bits` packed, from the two values that it returned (`layout` is the JSON text)."""
     shapes = _parse_layout(layout)
     total = sum(prod(shape) for shape in shapes.values())
     if bits.dtype != torch.uint8 or bits.dim() != 1 or bits.numel() != (total + 7) // 8:
@@ -341,11 +337,7 @@ def to_bytes(mask: Mask) -> bytes:
 
 
 def from_bytes(data: bytes) -> Mask:
-    """Read a mask from the bytes of a safetensors file.
-
-    Raises:
-        MaskError: if `data` is not a valid mask file.
-    """
+    """Read a mask from the bytes of a safetensors file."""
     try:
         tensors = safetensors_load(data)
         metadata = read_metadata(data)

@@ -19,7 +19,6 @@ def draw_first_layer(mask: Mask, shape: tuple[int, ...] | None) -> dict[str, Any
     """Return a picture of a mask's first tensor as JSON values; None if the tensor cannot be drawn.
 
     Args:
-        mask: the mask, with tensors in the order of the model.
         shape: input shape (channels, height, width), or None if inputs are not images.
 
     Returns:
@@ -47,10 +46,6 @@ def draw_structure_pictures(before: Mask, after: Mask) -> list[dict[str, Any]]:
     The two largest layers with up to 128 rows are drawn, or the smallest layer if all have more rows. Rows are sorted
     by their group in `after`, groups with the most columns first. If a layer has more than 128 rows, only every second,
     third … row is drawn. Only the first 256 columns are drawn.
-
-    Args:
-        before: the unstructured mask.
-        after: the structured mask, which has at least the same tensors.
 
     Returns:
         For each layer: its ``name``; its number of ``rows`` and ``columns``; ``every``, the step between drawn rows;

@@ -49,16 +49,7 @@ def compilation_disabled(model: nn.Module) -> Iterator[None]:
 
 
 def call_in_evaluation(model: nn.Module, example_inputs: Any, *, gradients: bool = False) -> Any:
-    """Call a model in evaluation mode, with its hooks, and return its output.
-
-    Args:
-        model: any module.
-        example_inputs: a tensor, a tuple of tensors or a dict of keyword arguments.
-        gradients: whether the output must be differentiable.
-
-    Raises:
-        UsageError: if the model fails on these inputs.
-    """
+    """Call a model in evaluation mode, with its hooks, and return its output."""
     modes = {module: module.training for module in model.modules()}
     try:
         model.eval()
@@ -167,14 +158,6 @@ def count_multiplications(model: nn.Module, scope: Scope, example_inputs: Any) -
 
     The model is called in evaluation mode. All calls of a layer and all other uses of its weight are counted. Padding
     counts like any other input. A parameter without any multiplication is an error.
-
-    Args:
-        model: the model with the parameters.
-        scope: scope of the parameters.
-        example_inputs: a tensor, a tuple of tensors or a dict of keyword arguments.
-
-    Raises:
-        UsageError: for a parameter in scope that is not a factor of any product in the call.
     """
     parameters, known = scope.parameters(model), countable_parameters(model, scope)
     found = multiplications_per_weight(model, parameters, example_inputs)

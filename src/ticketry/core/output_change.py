@@ -62,10 +62,6 @@ class LayerCall:
         """Record a call that multiplies `x` by a weight.
 
         Args:
-            x: input of the call.
-            output: output of the call.
-            axes: number of dimensions of the weight.
-            groups: number of groups of a convolution.
             first_row: index of the first row of the weight that is used, if the call uses only some rows.
             is_layer: whether a module is called; then the first axis of `x` indexes examples.
             transposed: whether the first axis of the weight indexes inputs.
@@ -109,13 +105,9 @@ def record_calls(
     """Within the block, record the calls of the layers that use these weights, as a list for each weight.
 
     Args:
-        model: the model that is called in the block.
         parameters: the weights to record, by name. A weight that is not used gets an empty list.
         others: a set to which the names of weights are added that an unsupported function uses; if None, such a use is
             an error.
-
-    Raises:
-        UsageError: in the block, if a weight is used by a function other than its layer, `linear` or `matmul`.
     """
     names = {id(parameter): name for name, parameter in parameters.items()}
     calls: dict[str, list[LayerCall]] = {name: [] for name in parameters}
@@ -270,8 +262,6 @@ def add_output_gradients(
     """Compute the gradients of a scalar with respect to the outputs of all calls, and add the squares to the calls.
 
     Args:
-        value: the scalar.
-        calls: the calls that `record_calls` recorded.
         share: number by which the squares are multiplied.
         again: whether further gradients of the same forward pass will be computed.
     """
@@ -322,9 +312,6 @@ def output_change(model: nn.Module, scope: Scope, example_inputs: Any) -> dict[s
 
     Weights that are not a factor of a product (in recurrent layers, embeddings, scales, computed weights, an einsum)
     are estimated in a separate call from their own gradients: the same quantity, with more variance.
-
-    Raises:
-        UsageError: for a weight without a gradient from any output.
     """
     parameters = scope.parameters(model)
     others: set[str] = set()
@@ -418,10 +405,6 @@ def add_small_magnitudes(scores: Mapping[str, Tensor], parameters: Mapping[str, 
 
     Weights with score 0, such as those of a branch whose last norm starts at 0, are then ranked by magnitude, after all
     other weights. Without this, they would be removed although the budget could retain them.
-
-    Args:
-        scores: parameter name -> score of each weight, not negative.
-        parameters: parameter name -> the weights.
     """
     sums = {name: float(score.double().sum()) for name, score in scores.items()}
     largest = max(sums.values(), default=0.0)

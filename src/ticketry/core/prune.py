@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -38,22 +37,17 @@ def densities(density: float, steps: int, schedule: str = "exponential", *, init
     """Return the density after each of `steps` pruning steps, which lead from `initial` (not included) to `density`.
 
     Args:
-        density: density after the last step.
-        steps: number of pruning steps.
         schedule: ``exponential``: each step retains the same share of the weights, so the densities are
             density^(k/steps) for k = 1 … steps (SynFlow: Tanaka et al. 2020; Iter-SNIP and FORCE: de Jorge et al.
             2021). ``halving``: the first step leads to a sparsity of 0.5 (0.25 if the final sparsity is not above 0.5).
             Each further step halves the distance to the final sparsity k: the sparsities are k - (k - 0.5) * 0.5^i for
             i = 0 … steps - 2, and finally k (published code of EarlyCroP, with 7 steps: Rachwan et al. 2022).
-        initial: density before the first pruning step.
 
+    Examples:
         >>> densities(0.01, 4)
         (0.316227766017, 0.1, 0.0316227766017, 0.01)
         >>> densities(0.1, 4, "halving")
         (0.5, 0.3, 0.2, 0.1)
-
-    Raises:
-        UsageError: for less than one step, for an unknown schedule, or unless 0 < density <= initial <= 1.
     """
     if steps < 1:
         raise UsageError(f"a score is iterated at least once, not {steps} times (iterations=)")
@@ -69,30 +63,9 @@ def densities(density: float, steps: int, schedule: str = "exponential", *, init
     return (*(float(f"{initial * each:.12g}") for each in shares), density)
 
 
-def iterated(
-    score: str | Score, steps: int = 100, schedule: str = "exponential", *, regrow: bool = False
-) -> Callable[..., Mask]:
-    """Return a function that prunes in several steps, called as ``iterated(…)(model, density, …) -> Mask``.
-
-    The function is `prune` with the arguments `score`, `steps` (as `iterations`), `schedule` and `regrow` set. Methods:
-    - SynFlow (Tanaka et al. 2020): ``iterated("synflow", 100)``
-    - Iter-SNIP (de Jorge et al. 2021): ``iterated("snip", steps)``
-    - FORCE (de Jorge et al. 2021): ``iterated("snip", steps, regrow=True)``
-    - CroPit, EarlyCroP (Rachwan et al. 2022): ``iterated("crop", 7, "halving")``
-    """
-
-    return partial(prune, score=score, iterations=steps, schedule=schedule, regrow=regrow)
-
-
 @contextmanager
 def while_pruning_to(target: float, wanted: float, what: str = "density") -> Iterator[None]:
-    """Within the block, add "on the way to X" to the message of a LayerCollapseError in an intermediate pruning step.
-
-    Args:
-        target: density (or share of costs) after this step.
-        wanted: density (or share of costs) after the last step; an intermediate step has another `target`.
-        what: what the message calls `wanted`.
-    """
+    """Within the block, add "on the way to density `wanted`" to a LayerCollapseError, unless `target` is `wanted`."""
     try:
         yield
     except LayerCollapseError as error:
@@ -172,7 +145,8 @@ def prune(
         pattern: which weights are retained or removed together: ``unstructured``, ``4x1``, ``16x1``, ``channel``,
             ``2:4`` …, see `structure.pattern.Pattern`. Blocks are chosen by the mean score of their weights.
         iterations: number of pruning steps. Each step computes scores in the network that the previous step left, on
-            the same batches.
+            the same batches. SynFlow uses 100 steps; Iter-SNIP is several steps with ``snip``; CroPit and EarlyCroP are
+            7 steps with ``crop`` and the schedule ``halving``.
         schedule: intermediate densities, exponential or halving, see `densities`.
         regrow: whether removed weights may return at a later pruning step (FORCE; de Jorge et al. 2021).
         batches, loss, seed: inputs of the score, if the score needs any (magnitude, the default, does not). Several

@@ -230,11 +230,7 @@ def filter_by_scope_options(
 
 
 def filter_default_scope(model: nn.Module, names: Iterable[str]) -> set[str]:
-    """Return those of `names` that are in the default scope of `model`.
-
-    Raises:
-        ScopeError: see `scope`.
-    """
+    """Return those of `names` that are in the default scope of `model`."""
     owners = _find_parameters(model)
     selected = _LayerKinds().select_parameters(owners) & set(names)
     return selected - _find_ineffective(model, owners, selected, set())
@@ -259,11 +255,7 @@ def to_name_tuple(patterns: Patterns) -> tuple[str, ...]:
 
 
 def _check_patterns(value: object, argument: str, model: nn.Module | None) -> tuple[str, ...]:
-    """Return names and patterns as a tuple, in which modules are replaced by their names.
-
-    Raises:
-        UsageError: for a value that is no name, pattern or module, and for a module that the model does not contain.
-    """
+    """Return names and patterns as a tuple, in which modules are replaced by their names."""
     single = isinstance(value, (str, nn.Module, Tensor)) or not isinstance(value, Iterable)
     found: list[str] = []
     for one in [value] if single else list(value):  # type: ignore[call-overload]
@@ -306,11 +298,7 @@ def match_parameter_names(model: nn.Module, patterns: Patterns, argument: str) -
 
 
 def match_names(names: Iterable[str], patterns: Iterable[str], argument: str) -> tuple[str, ...]:
-    """Return those of `names` that match a pattern, in their order; patterns are those of `spare` in `scope`.
-
-    Raises:
-        UsageError: for a pattern that matches no name; the message contains the name `argument`.
-    """
+    """Return those of `names` that match a pattern, in their order; patterns are those of `spare` in `scope`."""
     known, found = list(names), set[str]()
     for pattern in (patterns,) if isinstance(patterns, str) else patterns:
         wanted = require_name(pattern, f"{argument}=", UsageError).rstrip(".")
@@ -332,12 +320,7 @@ def first_and_last_layer_parameters(model: nn.Module) -> tuple[set[str], set[str
 
 
 def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Return all parameters by normalised name; a shared parameter is contained once, under its first name.
-
-    Raises:
-        ScopeError: if two parameters have the same normalised name.
-        UsageError: if `model` is not a module.
-    """
+    """Return all parameters by normalised name; a shared parameter is contained once, under its first name."""
     require_model(model)
     return {name: owner.parameter for name, owner in _find_parameters(model).items()}
 
@@ -352,9 +335,6 @@ def matching_parameters(model: nn.Module, shapes: Mapping[str, tuple[int, ...]])
     """Return the parameters of `model` with exactly these names and shapes, by name.
 
     A shared parameter may be given under any of its names.
-
-    Raises:
-        ScopeError: if a parameter is missing or has another shape.
     """
     everything = named_parameters(model)
     if any(name not in everything for name in shapes):  # a tied parameter under another of its names
@@ -461,9 +441,6 @@ def _find_ineffective(
     """Return the names in `selected` of parameters whose zeros do not make the weight computed from them zero.
 
     An example is g of weight_norm.
-
-    Raises:
-        ScopeError: if no selected parameter can make the weight of a layer zero; the message names such layers.
     """
     names = {id(owner.parameter): name for name, owner in owners.items()}
     layers = {id(module): name or type(model).__name__ for name, module in model.named_modules()}

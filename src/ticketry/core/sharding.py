@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Protocol, TypeGuard
+from typing import TYPE_CHECKING, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -71,11 +71,7 @@ def gather_shards(local: Tensor, like: Tensor) -> Tensor:
 
 
 def shard_groups(tensor: Tensor) -> tuple[ProcessGroup, ...]:
-    """Return the process groups over which a tensor is split, one for each mesh dimension that splits it.
-
-    Raises:
-        UsageError: for a placement other than `Shard` and `Replicate`, such as a partial sum or a strided shard.
-    """
+    """Return the process groups over which a tensor is split, one for each mesh dimension that splits it."""
     if not is_sharded(tensor):
         return ()
     from torch.distributed.tensor import Replicate, Shard
@@ -100,11 +96,7 @@ def sum_over_groups(counts: Tensor, groups: Iterable[ProcessGroup]) -> Tensor:
 
 
 def check_shards(parameters: Mapping[str, Tensor]) -> None:
-    """Check that parameters have values, supported placements, and shards on the same number of processes.
-
-    Raises:
-        UsageError: if not, with the names of the parameters.
-    """
+    """Check that parameters have values, supported placements, and shards on the same number of processes."""
     sizes = {}
     for name, parameter in parameters.items():
         shard_groups(parameter)
@@ -121,9 +113,6 @@ def reshard(model: nn.Module) -> None:
     """Shard the parameters of all `fully_shard` modules again, since an evaluation may have left them gathered.
 
     Do not call this during a forward or backward pass.
-
-    Raises:
-        UsageError: if `model` is not a module.
     """
     require_model(model)
     fsdp = sys.modules.get("torch.distributed.fsdp")
@@ -143,22 +132,13 @@ def process_groups(model: nn.Module, parameters: Iterable[Tensor]) -> Iterator[P
         yield from (mesh.get_group(axis) for axis in range(mesh.ndim))
 
 
-class _HasDigest(Protocol):
-    @property
-    def digest(self) -> str: ...
-
-
-def check_same_mask(model: nn.Module, parameters: Mapping[str, Tensor], mask: _HasDigest) -> None:
-    """Check that all processes that train `model` have the same mask; all of them must call this.
-
-    Raises:
-        MaskError: in all processes, if their masks differ.
-    """
+def check_same_mask(model: nn.Module, parameters: Mapping[str, Tensor], digest: str) -> None:
+    """Check that all processes that train `model` have a mask with the same `digest`; all of them must call this."""
     for group in process_groups(model, parameters.values()):
         import torch.distributed as dist
 
         device = next(local_shard(each).device for each in parameters.values())
-        own = torch.tensor(list(bytes.fromhex(mask.digest)), dtype=torch.uint8, device=device)
+        own = torch.tensor(list(bytes.fromhex(digest)), dtype=torch.uint8, device=device)
         digests = [torch.empty_like(own) for _ in range(dist.get_world_size(group))]
         dist.all_gather(digests, own, group=group)
         others = [rank for rank, each in enumerate(digests) if not torch.equal(each, digests[0])]
@@ -207,9 +187,7 @@ class Ranking:
         """Create a ranking.
 
         Args:
-            numbers: the tensors, by name.
             within: bool tensors by name, not sharded; elements where they are False are excluded. None: include all.
-            magnitudes: whether to rank by absolute value.
         """
         self._numbers = numbers
         self._within = within

@@ -33,9 +33,6 @@ class Pattern:
 
         In ``groups:16``, 16 adjacent rows retain the same columns; in ``groups:4:any``, any 4 rows do. In
         ``groups:32:pairs`` and ``groups:32:any:pairs``, pairs of adjacent inputs are retained or removed together.
-
-        Raises:
-            UsageError: for any other text.
         """
         kind, _, rest = text.partition(":")
         rows, _, order = rest.partition(":")
@@ -60,9 +57,6 @@ def synthetic(model: nn.Module, pattern: Pattern | str, density: float, *, seed:
 
     A weight is viewed as rows (outputs) times columns (inputs times kernel positions). Of n columns, each group of rows
     retains round(density * n), at least one. An unstructured mask retains the fraction `density` of each weight tensor.
-
-    Raises:
-        UsageError: for an invalid pattern, whole channels, or a density outside (0, 1].
     """
     pattern = Pattern.parse(pattern) if isinstance(pattern, str) else pattern
     if not 0 < density <= 1:

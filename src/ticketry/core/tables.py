@@ -62,7 +62,6 @@ def html_table(title: str, head: Sequence[str], rows: Iterable[Sequence[object]]
     """Return an HTML table with a title; numbers are aligned to the right, and text is escaped for HTML.
 
     Args:
-        title: caption of the table.
         head: names of the columns; empty for a table without a header.
         rows: the cells of each row. Whole numbers get thousands separators, other numbers four digits.
     """

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ticketry.choices import check_choice, list_choices
-from ticketry.core.structure.pattern import UNSTRUCTURED
-from ticketry.core.structure.structuring import Structuring
+from ticketry.core.structure.pattern import UNSTRUCTURED, Structuring
 from ticketry.errors import UsageError
 from ticketry.lab.search_result import DYNAMIC, FROM_REWOUND, Found, budget
 from ticketry.records.network import is_matched_dense

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ticketry.budgets.units import Base
 from ticketry.choices import check_options, check_storable_numbers
-from ticketry.core.structure.structuring import Structuring
+from ticketry.core.structure.pattern import Structuring
 from ticketry.errors import UsageError, needs
 
 if TYPE_CHECKING:

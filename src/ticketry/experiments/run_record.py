@@ -20,7 +20,7 @@ from ticketry.budgets.cost_model import CostModel
 from ticketry.core.mask import Mask
 from ticketry.core.mask_pictures import draw_first_layer, draw_structure_pictures
 from ticketry.core.scope import named_parameters
-from ticketry.core.structure.structuring import Structuring
+from ticketry.core.structure.pattern import Structuring
 from ticketry.core.ticket.ticket import Ticket
 from ticketry.experiments.request import SearchRequest
 from ticketry.files import delete_tree_if_possible, write_atomically

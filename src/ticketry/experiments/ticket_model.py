@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ticketry.core.mask import Mask
 from ticketry.core.structure import coverage, together
 from ticketry.core.structure.apply import apply_structuring, channel_score_needs_data, check_structure_score
-from ticketry.core.structure.structuring import Structuring
+from ticketry.core.structure.pattern import Structuring
 from ticketry.core.ticket.ticket import Ticket
 from ticketry.engine.adapters import compile
 from ticketry.engine.export import Exported, export

@@ -30,7 +30,7 @@ from ticketry.core.scope import scope as scope_of
 from ticketry.core.score import ScoreInputs, source_of
 from ticketry.core.structure import coverage, together
 from ticketry.core.structure.apply import apply_structuring, channel_score_needs_data
-from ticketry.core.structure.structuring import Structuring
+from ticketry.core.structure.pattern import Structuring
 from ticketry.errors import CostError, UsageError
 from ticketry.lab.costs.ledger import Sample, SeenExamples
 from ticketry.lab.lab import Lab

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
 from ticketry.choices import MAX_INTEGER, MIN_INTEGER, SEED, check_bounds, check_choice
-from ticketry.core.structure.pattern import UNSTRUCTURED
-from ticketry.core.structure.structuring import Structuring
+from ticketry.core.structure.pattern import UNSTRUCTURED, Structuring
 from ticketry.errors import UsageError
 from ticketry.records.network import Moment
 from ticketry.step import Step

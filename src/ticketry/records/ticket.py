@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_type_hin
 from msgspec import UNSET, Meta, Struct, UnsetType, defstruct, field
 from msgspec.structs import force_setattr
 
-from ticketry.core.structure.structuring import LayerFit as LayerFit
-from ticketry.core.structure.structuring import Structuring
+from ticketry.core.structure.pattern import LayerFit as LayerFit
+from ticketry.core.structure.pattern import Structuring
 from ticketry.errors import StoreError, TicketError
 from ticketry.records.schema import (
     AtLeastOne,

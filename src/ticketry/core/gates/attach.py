@@ -315,16 +315,8 @@ def attach_channels(
     1712.01312, section 4, gate single neurons and filters in this way.)
 
     Args:
-        model: on the device where it trains, see `attach`.
-        structure: channel structure of the model.
         scope: a channel gets a gate if it can be removed and is computed by layers in scope only. The layers that read
             it need not be in scope.
-        init: initial value of every s.
-        kind, seed: see `attach`.
-
-    Raises:
-        StructureError: if there are no channels that can be removed.
-        UsageError: if no layer with a known weight reads the channels of a group, or a weight has gates already.
     """
     check_init(init)
     readers = find_readers(model, structure, scope)

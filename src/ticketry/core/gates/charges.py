@@ -102,12 +102,7 @@ def share_above_floor(prices: Prices, sizes: Mapping[str, int], share: float) ->
     """Convert a budget to the share of the gates' costs that it permits: 0 permits no open gate, 1 permits all.
 
     Args:
-        prices: see `Charges.by`.
-        sizes: number of weights of each parameter with gates.
         share: the budget, as a share of the cost of all these weights or, with a cost model, of the whole network.
-
-    Raises:
-        UsageError: for a budget below the cost that remains without any of these weights.
     """
     if not isinstance(prices, CostModel):
         return share

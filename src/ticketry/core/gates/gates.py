@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import math
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -25,77 +25,13 @@ from ticketry.core.mask import Mask
 from ticketry.core.structure.pattern import check_collapse
 from ticketry.errors import LayerCollapseError, MaskError, TrainingError, UsageError
 from ticketry_engine.support.seeds import generator
-from ticketry_engine.support.training_hooks import Listeners, Stepping
-
-
-@dataclass(frozen=True)
-class OpenSums:
-    """Cached sums, one per parameter, of how far gates are open, and the state of the gates when they were computed."""
-
-    totals: list[Tensor]
-    moment: Moment
-    versions: tuple[int, ...]
+from ticketry_engine.support.training_hooks import Stepping
 
 
 def create_logits(parameter: nn.Parameter, init: float) -> nn.Parameter:
     """Create the logits s of a parameter, in float32 or wider: small steps would not change a bfloat16 s."""
     dtype = torch.promote_types(parameter.dtype, torch.float32)
     return nn.Parameter(torch.full_like(parameter, init, dtype=dtype, requires_grad=False))
-
-
-def mask_as_numbers(logits: Tensor, kept: Tensor) -> Tensor:
-    """Return the mask `kept` as numbers 0 and 1, with the dtype, memory layout and device of `logits`."""
-    return torch.empty_like(logits, requires_grad=False).copy_(kept)
-
-
-def draw_uniform(logits: Tensor, seed: int, step: int, number: int) -> Tensor:
-    """Draw uniform numbers in (0, 1) in the shape of `logits`; they depend only on `seed`, `step` and `number`.
-
-    `number` is the parameter's index. Device and memory layout do not change the numbers.
-    """
-    draws = torch.rand(logits.shape, dtype=logits.dtype, generator=generator(seed, "gates", step, number))
-    return torch.empty_like(logits, requires_grad=False).copy_(draws.clamp_(min=torch.finfo(draws.dtype).eps))
-
-
-def check_resumable(state: Mapping[str, Any], own: Mapping[str, Any], kind: Kind) -> None:
-    """Check that gates whose kind is `kind` and whose state dict is `own` can resume from the state dict `state`.
-
-    Raises:
-        MaskError: if `state` belongs to gates of another kind, with other temperatures, or on other weights.
-    """
-    if missing := own.keys() - state.keys():
-        raise MaskError(f"this is no state of gates: it lacks {', '.join(sorted(missing))}")
-    if state["kind"] != own["kind"]:
-        raise MaskError(f"the state is of {state['kind']} gates, and these are {own['kind']}")
-    if not math.isclose(state["beta"], beta := kind.inverse_temperature(state["progress"]), rel_tol=1e-6):
-        raise MaskError(
-            f"the state has the inverse temperature {state['beta']:g} at progress {state['progress']:g}, where these"
-            f" gates have {beta:g}: attach them with the same settings of their kind (final)"
-        )
-    if _logit_shapes(state) != _logit_shapes(own):
-        names = describe_name_difference(state["gates"], own["gates"])
-        raise MaskError(
-            "the state is of gates on other weights: attach them to the same model and scope"
-            + (f"; {names}" if names else "")
-        )
-
-
-def _logit_shapes(state: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(logits.shape) for name, logits in state["gates"].items()}
-
-
-def check_no_nan(logits: Iterable[tuple[str, Tensor]], progress: float, rounds: int) -> None:
-    """Check that no logit has become NaN.
-
-    Raises:
-        TrainingError: if one has; the message names the parameter.
-    """
-    for name, each in logits:
-        if bool(torch.isnan(each.detach()).any()):
-            raise TrainingError(
-                f"gates of {name!r} are not numbers any more (NaN; progress {progress:g}, round {rounds}):"
-                " choose a lower learning rate, or go back to the last checkpoint"
-            )
 
 
 @contextmanager
@@ -107,49 +43,6 @@ def temporarily_set(thing: object, flag: str) -> Iterator[None]:
         yield
     finally:
         setattr(thing, flag, before)
-
-
-def check_devices(logits: Sequence[tuple[str, Tensor]], weights: Sequence[Tensor]) -> None:
-    """Check that gates are on the devices of their weights.
-
-    Raises:
-        UsageError: if a weight is on another device than its gates; the message names the weight.
-    """
-    for (name, each), weight in zip(logits, weights, strict=True):
-        if weight.device != each.device:
-            raise UsageError(
-                f"{name!r} is on {weight.device} and its gates are on {each.device}: attach gates after the model is"
-                " where it trains"
-            )
-
-
-def harden_logits(
-    logits: Mapping[str, Tensor], kept: Sequence[Tensor | None], threshold: float, collapse: str, where: str
-) -> Mask:
-    """Return the mask that retains the weights in `kept` whose logit s is above `threshold`.
-
-    Args:
-        logits: the logits s of each parameter, by name.
-        kept: for each parameter its initial mask as 0 and 1, or None if all weights may be retained.
-        threshold: gates whose s is above this are on.
-        collapse: see `Gates.harden`.
-        where: progress of the search in words, for the error message.
-    """
-    check_collapse(collapse)
-    on = {}
-    for (name, s), mask in zip(logits.items(), kept, strict=True):
-        within = torch.ones_like(s, dtype=torch.bool) if mask is None else mask
-        on[name] = ((s.detach() > threshold) & (within != 0)).cpu().contiguous()
-        if collapse == "keep" and bool(within.any()) and not bool(on[name].any()):
-            best = s.detach().masked_fill(within == 0, -torch.inf).flatten().argmax()
-            on[name].view(-1)[best] = True
-    empty = [name for name, mask in on.items() if mask.numel() and not bool(mask.any())]
-    if empty:
-        raise LayerCollapseError(
-            f"no gate of {', '.join(map(repr, empty))} is on (layer collapse) at {where}: choose a larger init (s0), a"
-            " smaller penalty, spare the layer, or keep one weight of it (collapse='keep')"
-        )
-    return Mask(on)
 
 
 @dataclass(frozen=True)
@@ -174,46 +67,6 @@ class Histogram:
     def total(self) -> tuple[int, ...]:
         """The number of gates in each bin, over all parameters."""
         return tuple(map(sum, zip(*self.counts.values(), strict=True)))
-
-
-def count_gates(opened: Mapping[str, Tensor], bins: int) -> Histogram:
-    """Return a histogram of `opened` (how far gates are open, by parameter name) in `bins` bins of equal width.
-
-    Raises:
-        UsageError: for less than one bin.
-    """
-    if bins < 1:
-        raise UsageError(f"a histogram has at least one bin, not {bins!r}")
-    counts = {
-        name: tuple(int(count) for count in torch.histc(each.double().cpu(), bins, 0, 1))
-        for name, each in opened.items()
-    }
-    return Histogram(tuple(edge / bins for edge in range(bins + 1)), counts)
-
-
-class OptimizerStepListener(Protocol):
-    """An object whose method `_count_optimizer_step` is called after each step of any optimiser."""
-
-    def _count_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Handle a step that an optimiser has just made."""
-
-
-def listen_to_optimizer_steps(listener: OptimizerStepListener) -> None:
-    """Call the listener's `_count_optimizer_step` after every optimiser step, until the listener is deleted."""
-    for one in _listeners.present:
-        if one() is None:
-            _listeners.remove(one)
-    _listeners.add(weakref.ref(listener))
-
-
-def _notify_listeners(optimizer: Optimizer, args: object, kwargs: object) -> None:
-    for one in _listeners.present:
-        listener = one()
-        if listener is not None:
-            listener._count_optimizer_step(optimizer)
-
-
-_listeners = Listeners["weakref.ref[OptimizerStepListener]"](lambda: Stepping(after=_notify_listeners))
 
 
 RESETS = ("paper", "code")
@@ -261,16 +114,27 @@ class Gates:
         self._model = model
         created = self._create_logits(parameters)
         self._names, self._logits = tuple(created), list(created.values())
-        self._kept = [None if within is None else mask_as_numbers(s, within[n]) for n, s in self.named_parameters()]
+        # The mask as 0 and 1, with the dtype, memory layout and device of the logits.
+        self._kept = [
+            None if within is None else torch.empty_like(s, requires_grad=False).copy_(within[name])
+            for name, s in self.named_parameters()
+        ]
         self._hard = self._lifted = self._drawing = False
         self._checked = -1  # per cent of progress at which all s were last checked for NaN
         self._set_progress(0.0)
         self._step = 0
         self._drawn_at: tuple[int, ...] | None = None
-        self._sums: OpenSums | None = None
-        self._updates = 0
+        # Sums of how far gates are open, one per parameter, with the state of the gates for which they were computed.
+        self._sums: tuple[list[Tensor], Moment, tuple[int, ...]] | None = None
         self.charges: Charges | None = None  # of the penalty; None: all weights cost the same
-        listen_to_optimizer_steps(self)
+        self._updates = 0
+        own = weakref.ref(self)
+
+        def count_step(optimizer: Optimizer, *_: object) -> None:
+            if (gates := own()) is not None:
+                gates._count_optimizer_step(optimizer)
+
+        weakref.finalize(self, Stepping(after=count_step).remove)
         self._swap: ParameterSwap | None = ParameterSwap(
             model, find_parameter_locations(model, parameters), self._apply_gates
         )
@@ -312,10 +176,10 @@ class Gates:
         gates. If the last forward pass has already computed the sum, it is reused.
         """
         sums, self._sums = self._sums, None
-        valid = (
-            sums and torch.is_grad_enabled() and (sums.moment, sums.versions) == (self._moment, self._logit_versions)
-        )
-        totals = sums.totals if sums and valid else [value.sum() for value in self._compute_openness()]
+        if sums and torch.is_grad_enabled() and sums[1:] == (self._moment, self._logit_versions):
+            totals = sums[0]
+        else:
+            totals = [value.sum() for value in self._compute_openness()]
         return charge_penalty(totals, self.charges, coefficient)
 
     def anneal(self, progress: float) -> None:
@@ -332,7 +196,7 @@ class Gates:
             self._swap.clean_up_interrupted_call()
         self._progress, self._moment = progress, Moment(self.init, self.kind.inverse_temperature(progress))
         if int(100 * progress) != self._checked:
-            check_no_nan(self.named_parameters(), self.progress, self.round)
+            self._check_no_nan()
             self._checked = int(100 * progress)
 
     def set_step(self, step: int) -> None:
@@ -384,9 +248,22 @@ class Gates:
             LayerCollapseError: if no gate of a parameter is on and `collapse` is ``raise``.
             TrainingError: if logits are NaN; the message names the parameter.
         """
-        check_no_nan(self.named_parameters(), self.progress, self.round)
-        where = f"progress {self.progress:g}, inverse temperature {self.beta:g}, round {self.round}"
-        return harden_logits(dict(self.named_parameters()), self._kept, self.kind.threshold, collapse, where)
+        self._check_no_nan()
+        check_collapse(collapse)
+        on = {}
+        for (name, s), mask in zip(self.named_parameters(), self._kept, strict=True):
+            within = torch.ones_like(s, dtype=torch.bool) if mask is None else mask
+            on[name] = ((s.detach() > self.kind.threshold) & (within != 0)).cpu().contiguous()
+            if collapse == "keep" and bool(within.any()) and not bool(on[name].any()):
+                best = s.detach().masked_fill(within == 0, -torch.inf).flatten().argmax()
+                on[name].view(-1)[best] = True
+        if empty := [name for name, mask in on.items() if mask.numel() and not bool(mask.any())]:
+            raise LayerCollapseError(
+                f"no gate of {', '.join(map(repr, empty))} is on (layer collapse) at progress {self.progress:g},"
+                f" inverse temperature {self.beta:g}, round {self.round}: choose a larger init (s0), a smaller penalty,"
+                " spare the layer, or keep one weight of it (collapse='keep')"
+            )
+        return Mask(on)
 
     def allocate(self, density: float, *, collapse: str = "raise") -> Mask:
         """Return the mask that retains the share `density` of the weights, those with the largest s.
@@ -428,8 +305,13 @@ class Gates:
         Raises:
             UsageError: for less than one bin.
         """
-        opened = [self.kind.open(logits, self._moment) for logits in self._retained_logits()]
-        return count_gates(dict(zip(self._names, opened, strict=True)), bins)
+        if bins < 1:
+            raise UsageError(f"a histogram has at least one bin, not {bins!r}")
+        counts = {}
+        for name, logits in zip(self._names, self._retained_logits(), strict=True):
+            opened = self.kind.open(logits, self._moment).double().cpu()
+            counts[name] = tuple(int(count) for count in torch.histc(opened, bins, 0, 1))
+        return Histogram(tuple(edge / bins for edge in range(bins + 1)), counts)
 
     # -- rounds and the end ----------------------------------------------------------------------------------------
 
@@ -451,7 +333,7 @@ class Gates:
             raise UsageError(f"gates of kind {self.kind.name!r} have no rule for a further round")
         if reset not in RESETS:
             raise UsageError(f"reset is {' or '.join(RESETS)}, not {reset!r}")
-        check_no_nan(self.named_parameters(), self.progress, self.round)
+        self._check_no_nan()
         for logits in self._logits:
             if reset == "paper":
                 logits.mul_(self.kind.final)
@@ -506,7 +388,7 @@ class Gates:
         Raises:
             MaskError: if the state belongs to gates of another kind, with other temperatures, or on other weights.
         """
-        check_resumable(state, self.state_dict(), self.kind)
+        self._check_resumable(state)
         for name, logits in self.named_parameters():
             logits.copy_(state["gates"][name])
         self.init, self.seed, self.round = state["init"], state["seed"], state["round"]
@@ -529,6 +411,34 @@ class Gates:
 
     def _create_logits(self, parameters: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:
         return {name: create_logits(parameter, self.init) for name, parameter in parameters.items()}
+
+    def _check_no_nan(self) -> None:
+        for name, logits in self.named_parameters():
+            if bool(torch.isnan(logits.detach()).any()):
+                raise TrainingError(
+                    f"gates of {name!r} are not numbers any more (NaN; progress {self.progress:g}, round {self.round}):"
+                    " choose a lower learning rate, or go back to the last checkpoint"
+                )
+
+    def _check_resumable(self, state: Mapping[str, Any]) -> None:
+        """Check that these gates can resume from a state dict."""
+        own = self.state_dict()
+        if missing := own.keys() - state.keys():
+            raise MaskError(f"this is no state of gates: it lacks {', '.join(sorted(missing))}")
+        if state["kind"] != own["kind"]:
+            raise MaskError(f"the state is of {state['kind']} gates, and these are {own['kind']}")
+        if not math.isclose(state["beta"], beta := self.kind.inverse_temperature(state["progress"]), rel_tol=1e-6):
+            raise MaskError(
+                f"the state has the inverse temperature {state['beta']:g} at progress {state['progress']:g}, where"
+                f" these gates have {beta:g}: attach them with the same settings of their kind (final)"
+            )
+        theirs, mine = ({name: s.shape for name, s in each["gates"].items()} for each in (state, own))
+        if theirs != mine:
+            names = describe_name_difference(theirs, mine)
+            raise MaskError(
+                "the state is of gates on other weights: attach them to the same model and scope"
+                + (f"; {names}" if names else "")
+            )
 
     def _count_optimizer_step(self, optimizer: Optimizer) -> None:
         """Count an optimiser step if `optimizer` trains any of the logits."""
@@ -609,15 +519,27 @@ class Gates:
         ]
         totals = [total for _, total in pairs if total is not None]
         if everything and len(totals) == len(pairs) and torch.is_grad_enabled():
-            self._sums = OpenSums(totals, self._moment, self._logit_versions)
+            self._sums = totals, self._moment, self._logit_versions
         return [product for product, _ in pairs]
 
     def _draw_uniform(self, number: int) -> Tensor | None:
-        """Draw this step's uniform numbers for the parameter with index `number`; None if gates are not random."""
-        return draw_uniform(self._logits[number], self.seed, self._step, number) if self.kind.draws else None
+        """Draw uniform numbers in (0, 1) for the parameter with index `number`; None if gates are not random.
+
+        The numbers depend only on the seed, the step and `number`, not on device and memory layout.
+        """
+        if not self.kind.draws:
+            return None
+        logits, draw = self._logits[number], generator(self.seed, "gates", self._step, number)
+        draws = torch.rand(logits.shape, dtype=logits.dtype, generator=draw)
+        return torch.empty_like(logits, requires_grad=False).copy_(draws.clamp_(min=torch.finfo(draws.dtype).eps))
 
     def _check_devices(self, numbers: Sequence[int], weights: Sequence[Tensor]) -> None:
-        check_devices([(self._names[number], self._logits[number]) for number in numbers], weights)
+        for number, weight in zip(numbers, weights, strict=True):
+            if weight.device != self._logits[number].device:
+                raise UsageError(
+                    f"{self._names[number]!r} is on {weight.device} and its gates are on"
+                    f" {self._logits[number].device}: attach gates after the model is where it trains"
+                )
 
 
 HEADROOM = 1.1

@@ -437,10 +437,6 @@ def make_kind(kind: object, **settings: object) -> Kind:
     Args:
         kind: a name of `KINDS`, or a `Kind` object.
         settings: values of the kind's fields; settings that are not fields of the kind are ignored.
-
-    Raises:
-        UsageError: if the name is unknown, if the class has required fields without a value in `settings`, or if the
-            kind does not return one gate per logit.
     """
     if isinstance(kind, Kind):
         _check_required_methods(type(kind))

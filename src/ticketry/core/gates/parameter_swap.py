@@ -55,9 +55,7 @@ class ParameterSwap:
         """Register hooks on `model`.
 
         Args:
-            model: the model.
             places: for each parameter, all its locations; a tied weight has several.
-            products: function that computes the tensors to substitute.
         """
         self._model, self._places, self._products = model, places, products
         self._placed: set[int] = set()

@@ -34,10 +34,7 @@ def sigmoid_product(
     saved tensors, works; and the sum may be differentiated after the product has been.
 
     Args:
-        weight, logits: tensors of equal shape and dtype.
         kept: a mask of 0 and 1 in the same shape and dtype; None retains all weights.
-        beta: inverse temperature, at most `kinds.LARGEST_BETA`.
-        scale: factor of the product.
     """
     product, total = _SigmoidProduct.apply(weight, logits, kept, beta, scale)  # type: ignore[no-untyped-call]
     return product, total
@@ -53,9 +50,7 @@ def block_product(weight: Tensor, gate: Tensor, blocks: Blocks) -> Tensor:
     """Return every weight times the gate of its block, in the weight's dtype, without a copy of the gate per weight.
 
     Args:
-        weight: the parameter.
         gate: one gate per block, of shape `Blocks.shape`.
-        blocks: the weight's division into blocks.
     """
     if weight.dtype != gate.dtype or torch._C._are_functorch_transforms_active():
         return apply_gate(weight, blocks.expand_to_weights(gate), None)

@@ -40,7 +40,15 @@ Formula = Callable[[Tensor, Tensor], Tensor]
 
 
 class DataScore(Protocol):
-    """A score that needs batches and a loss, and has the options `norms` and `at`: see `ticketry.score`.
+    """A score that needs batches and a loss, and has the options `norms` and `at`.
+
+    Args:
+        model: the model whose weights are scored; it is restored afterwards.
+        scope: the parameters to score.
+        batches: batches of training data; every batch counts the same.
+        loss: ``loss(model, batch)``, the mean loss of a batch, a scalar.
+        seed: seed of random numbers that the model draws (dropout is off).
+        norms, at: see `ticketry.score`.
 
     Raises:
         UsageError: without batches or loss.
@@ -159,17 +167,7 @@ def snip(weight: Tensor, gradient: Tensor) -> Tensor:
     prune by this score in several iterations: see `prune`.
 
     Args:
-        model: the model whose weights are scored; it is restored afterwards.
-        scope: the parameters to score.
-        batches: batches of training data; every batch counts the same.
-        loss: ``loss(model, batch)``, the mean loss of a batch, a scalar.
-        seed: seed of random numbers that the model draws (dropout is off).
-        norms: see `ticketry.score`.
-        at: see `ticketry.score`.
-
-    Raises:
-        UsageError: without batches or loss.
-        ScoreError: if all scores are 0 or one is not finite.
+        model, scope, batches, loss, seed, norms, at: see `DataScore`.
 
     Examples:
         >>> model = nn.Linear(2, 1, bias=False)
@@ -191,17 +189,7 @@ def taylor(weight: Tensor, size: Tensor) -> Tensor:
     the two scores are equal.
 
     Args:
-        model: the model whose weights are scored; it is restored afterwards.
-        scope: the parameters to score.
-        batches: batches of training data; every batch counts the same.
-        loss: ``loss(model, batch)``, the mean loss of a batch, a scalar.
-        seed: seed of random numbers that the model draws (dropout is off).
-        norms: see `ticketry.score`.
-        at: see `ticketry.score`.
-
-    Raises:
-        UsageError: without batches or loss.
-        ScoreError: if all scores are 0 or one is not finite.
+        model, scope, batches, loss, seed, norms, at: see `DataScore`.
 
     Examples:
         >>> model = nn.Linear(2, 1, bias=False)
@@ -222,17 +210,7 @@ def fisher(weight: Tensor, square: Tensor) -> Tensor:
     which needs ``norms="running"``. The gradient of a larger batch is a mean over examples, so its square is smaller.
 
     Args:
-        model: the model whose weights are scored; it is restored afterwards.
-        scope: the parameters to score.
-        batches: batches of training data; every batch counts the same.
-        loss: ``loss(model, batch)``, the mean loss of a batch, a scalar.
-        seed: seed of random numbers that the model draws (dropout is off).
-        norms: see `ticketry.score`.
-        at: see `ticketry.score`.
-
-    Raises:
-        UsageError: without batches or loss.
-        ScoreError: if all scores are 0 or one is not finite.
+        model, scope, batches, loss, seed, norms, at: see `DataScore`.
 
     Examples:
         >>> model = nn.Linear(2, 1, bias=False)
@@ -255,17 +233,7 @@ def crop(weight: Tensor, product: Tensor) -> Tensor:
     measures with ``norms="running"``.
 
     Args:
-        model: the model whose weights are scored; it is restored afterwards.
-        scope: the parameters to score.
-        batches: batches of training data; every batch counts the same.
-        loss: ``loss(model, batch)``, the mean loss of a batch, a scalar.
-        seed: seed of random numbers that the model draws (dropout is off).
-        norms: see `ticketry.score`.
-        at: see `ticketry.score`.
-
-    Raises:
-        UsageError: without batches or loss.
-        ScoreError: if all scores are 0 or one is not finite; if an operation has no second derivative.
+        model, scope, batches, loss, seed, norms, at: see `DataScore`.
 
     Examples:
         >>> model = nn.Linear(2, 1, bias=False)
@@ -298,18 +266,12 @@ def grasp(
     (`crop`), is another method.
 
     Args:
-        norms, at: see `ticketry.score`.
+        model, scope, batches, loss, seed, norms, at: see `DataScore`.
         temperature: number by which the model's output (one tensor of logits) is divided before the loss. The published
             code uses 200, which flattens the class probabilities: ``functools.partial(score.grasp, temperature=200)``.
-        model: the model whose weights are scored; it is restored afterwards.
-        scope: the parameters to score.
-        batches: batches of training data; every batch counts the same.
-        loss: ``loss(model, batch)``, the mean loss of a batch, a scalar.
-        seed: seed of random numbers that the model draws (dropout is off).
 
     Raises:
-        UsageError: without batches or loss; if the temperature is not positive, or the output is not a single tensor.
-        ScoreError: if all scores are 0, a score is not finite, or an operation has no second derivative.
+        UsageError: if the temperature is not positive, or the output is not a single tensor; see also `DataScore`.
 
     Examples:
         >>> model = nn.Linear(2, 1, bias=False)
@@ -373,13 +335,7 @@ def grasp200(
     name. It raises the same errors as `grasp`.
 
     Args:
-        model: the model whose weights are scored; it is restored afterwards.
-        scope: the parameters to score.
-        batches: batches of training data; every batch counts the same.
-        loss: ``loss(model, batch)``, the mean loss of a batch, a scalar.
-        seed: seed of random numbers that the model draws (dropout is off).
-        norms: see `ticketry.score`.
-        at: see `ticketry.score`.
+        model, scope, batches, loss, seed, norms, at: see `DataScore`.
 
     Examples:
         >>> model = nn.Linear(4, 3)
@@ -418,17 +374,9 @@ def kfac(
     a batch of `size` examples. This has the same expectation, because gradients of different examples cancel.
 
     Args:
-        model: the model whose weights are scored; it is restored afterwards.
-        scope: the parameters to score.
+        model, scope, loss, seed, at: see `DataScore`.
         batches: batches of training data, of equal size; every batch counts the same.
-        loss: ``loss(model, batch)``, the mean loss of a batch, a scalar.
-        seed: seed of random numbers that the model draws (dropout is off).
         norms: see `ticketry.score`; by default ``running``, so that examples do not influence one another.
-        at: see `ticketry.score`.
-
-    Raises:
-        UsageError: without batches or loss.
-        ScoreError: if all scores are 0 or one is not finite.
 
     Examples:
         >>> model = nn.Linear(2, 1, bias=False)

@@ -39,11 +39,6 @@ def prepare_for_measurement(
     Random numbers depend on `seed` only, weights that the mask `at` removes are 0, and compiled modules run eagerly.
     Afterwards, also after an exception, modes, buffers, weights, ``requires_grad`` and random generators are restored.
     This takes the memory of a copy of the buffers and, with `at`, of the weights.
-
-    Raises:
-        UsageError: if `norms` is neither ``batch`` nor ``running``, or if `at` is not a mask.
-        ScoreError: for complex parameters.
-        MaskError: if `at` is not a mask of the scope, or makes a computed weight NaN.
     """
     check_choice("norms", norms, NORMS)
     if at is not None and at.shapes != dict(scope.shapes):
@@ -172,11 +167,7 @@ def require_data(score: str, batches: Iterable[object] | None, loss: Loss | None
 
 
 def call_loss(loss: Loss, model: nn.Module, batch: object) -> Tensor:
-    """Call the loss function as ``loss(model, batch)``.
-
-    Raises:
-        UsageError: if `loss` is a criterion of torch, which takes outputs and targets instead of model and batch.
-    """
+    """Call the loss function as ``loss(model, batch)``."""
     if (getattr(loss, "__module__", None) or "").startswith("torch.nn."):  # its modules and its functional ones
         name = getattr(loss, "__name__", type(loss).__name__)
         raise UsageError(
@@ -203,10 +194,6 @@ def average_gradients(
 
     Every batch counts equally. If several processes train the model (DistributedDataParallel), the mean is over the
     batches of all processes. All processes must call this with the same number of batches, and get the same result.
-
-    Raises:
-        UsageError: if there is no batch, or the loss is not a scalar tensor.
-        ScoreError: if a loss is not finite, or does not depend on any of the weights.
     """
     total: dict[str, Tensor] = {}
     count = 0
@@ -253,13 +240,8 @@ def hessian_gradient_product(
     kept in memory.
 
     Args:
-        score: name of the score, for error messages.
-        model, weights, batches, loss: see `average_gradients`.
         at: a mask; for weights that it removes, g is set to 0.
         gradient: the vector to multiply H by: g if it is already known, or another vector; by default, g is computed.
-
-    Raises:
-        ScoreError: if an operation, which the message names, has no second derivative; see also `average_gradients`.
     """
     kept = list(batches)
     try:
@@ -290,11 +272,7 @@ def _average_products(
 
 
 def check_scores(score: str, scores: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return `scores`, detached, after a check of their values; `score` is the name of the score.
-
-    Raises:
-        ScoreError: if a value is not finite, or if all values are exactly 0.
-    """
+    """Return `scores`, detached, after a check of their values; `score` is the name of the score."""
     for name, values in scores.items():
         if not bool(torch.isfinite(values).all()):
             raise ScoreError(
@@ -310,12 +288,7 @@ def check_scores(score: str, scores: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def batch_loss(model: nn.Module, batch: object, loss: Loss, count: int) -> Tensor:
-    """Return the loss of the `count`-th batch as a scalar tensor.
-
-    Raises:
-        UsageError: if the loss is not a scalar tensor, or does not take a model and a batch.
-        ScoreError: if the loss is not finite, or does not require gradients.
-    """
+    """Return the loss of the `count`-th batch as a scalar tensor."""
     value = call_loss(loss, model, batch)
     check_loss(value, count)
     return value.reshape(())

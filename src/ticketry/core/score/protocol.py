@@ -132,10 +132,6 @@ def evaluate_score(score: Score, model: nn.Module, scope: Scope, **options: Any)
     """Call a score and return, for each parameter in scope, a detached tensor of values, in the scope's order.
 
     Infinite values are allowed: weights with inf are the last to be removed, and weights with -inf the first.
-
-    Raises:
-        ScoreError: if the score does not return, for each parameter in scope, a tensor of real numbers in the
-            parameter's shape, or if it exits the process. The message names the score.
     """
     found = _call_score(score, model, scope, options)
     _check_names(score, found, scope)
@@ -143,11 +139,7 @@ def evaluate_score(score: Score, model: nn.Module, scope: Scope, **options: Any)
 
 
 def evaluate_partial_score(score: Score, model: nn.Module, scope: Scope, **options: Any) -> dict[str, Tensor]:
-    """Call a score of channels: it may return tensors for any parameters of the model, such as scales of norms.
-
-    Raises:
-        ScoreError: see `evaluate_score`; here, parameters may be missing or out of scope.
-    """
+    """Call a score of channels: it may return tensors for any parameters of the model, such as scales of norms."""
     found = _call_score(score, model, scope, options)
     shapes = {name: tuple(one.shape) for name, one in named_parameters(model).items()}
     if not found:

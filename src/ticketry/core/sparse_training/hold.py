@@ -134,11 +134,7 @@ class MaskedParameters:
         return found
 
     def find_parameters(self) -> dict[str, nn.Parameter]:
-        """Return the parameters that the model now has under the names of the mask; a tied parameter is listed once.
-
-        Raises:
-            HoldError: if a parameter is missing or has another shape.
-        """
+        """Return the parameters that the model now has under the names of the mask; a tied parameter is listed once."""
         found: dict[str, nn.Parameter] = {}
         for raw, parameter in self.model.named_parameters(remove_duplicate=False):
             name = normal_name(raw)
@@ -296,7 +292,7 @@ class Hold:
         reshard(model)
         parameters = mask.parameters(model)
         check_shards(parameters)
-        check_same_mask(model, parameters, mask)
+        check_same_mask(model, parameters, mask.digest)
         mask.apply_(model)
         self._named = MaskedParameters(model, mask)
         self._held = {

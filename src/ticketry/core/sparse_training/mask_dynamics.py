@@ -26,14 +26,9 @@ def drop_and_grow(
     Lottery", 2020, arXiv 1911.11134, section 3); with random numbers it is SET (Mocanu et al. 2018).
 
     Args:
-        mask: the current mask.
         weights, growth: tensors in the mask's shapes, by parameter name; names that the mask lacks are ignored.
         share: fraction of the retained weights to drop, 0 <= share < 1.
         regrow: whether weights that have just been dropped may grow again.
-
-    Raises:
-        UsageError: for a share outside [0, 1).
-        MaskError: if weights or growth lack a tensor of the mask, have another shape, or contain NaN.
     """
     if not 0 <= share < 1:
         raise UsageError(f"the share of weights that move must be in [0, 1), got {share}")
@@ -75,17 +70,7 @@ LARGEST_MASK_DISTANCE = 0.1
 
 @torch.no_grad()
 def relative_distance(state: Mapping[str, Tensor], reference: Mapping[str, Tensor], names: Iterable[str]) -> float:
-    """Return ||w - w0|| / ||w0|| over all named tensors together, computed in float64.
-
-    Args:
-        state: the tensors w, by name.
-        reference: the tensors w0, by name.
-        names: names of the tensors to compare.
-
-    Raises:
-        MaskError: if a name is missing from `state` or `reference`.
-        UsageError: if all compared tensors of `reference` are 0.
-    """
+    """Return ||w - w0|| / ||w0|| over all named tensors together, computed in float64."""
     moved = size = 0.0
     for name in names:
         if name not in state or name not in reference:

@@ -21,11 +21,7 @@ def check_penalty(kind: str, *, blocks: bool | None = None) -> str:
     """Return `kind` if it is the name of a penalty.
 
     Args:
-        kind: the name.
         blocks: whether the penalty will be applied to the blocks of a pattern; None if this is not known yet.
-
-    Raises:
-        UsageError: if the name is unknown, or if the penalty requires blocks or does not support blocks.
     """
     check_choice("penalty", kind, PENALTIES)
     if blocks and kind not in BLOCK_PENALTIES:
@@ -49,15 +45,6 @@ def penalty(kind: str, weights: Iterable[Tensor], blocks: Iterable[Blocks] | Non
       2016 (arXiv 1608.03665) apply it to filters and channels, without sqrt(size).
 
     A tensor of zeros adds nothing.
-
-    Args:
-        kind: one of `PENALTIES`.
-        weights: the tensors to penalise.
-        blocks: blocks of each tensor, see `structure.pattern`.
-
-    Raises:
-        UsageError: if the kind is unknown, if it requires blocks or does not support blocks, or if the penalty needs
-            rows and columns and a tensor has less than two dimensions.
     """
     check_penalty(kind, blocks=blocks is not None)
     values = []
@@ -90,9 +77,6 @@ def add_penalty_gradients_(
 
     A parameter without a gradient gets one. The gradient is computed by a formula, which takes less time and memory
     than autograd. For a weight or group that is exactly 0 it is 0, so pruned weights stay 0.
-
-    Raises:
-        UsageError: see `penalty`.
     """
     check_penalty(kind, blocks=blocks is not None)
     for parameter, own in zip(parameters, repeat(None) if blocks is None else blocks, strict=False):

@@ -1,6 +1,6 @@
 """Structured pruning: whole coupled channels, smaller models without them, groups of rows, and N:M patterns.
 
-`layout`, `pattern` and `structuring` define the terms. `trace`, `shape_rules`, `layer_rules`, `coupling` and
+`layout` and `pattern` define the terms. `trace`, `shape_rules`, `layer_rules`, `coupling` and
 `removal_trial` find coupled channels; `channel_scores`, `channel_choice`, `channel_masks` and `refill_masks` choose
 channels to remove; `plans` and `smaller_model` remove them. `group_masks` and `mask_fit` handle groups of rows.
 """
@@ -18,39 +18,27 @@ if TYPE_CHECKING:
     from ticketry.core.structure.group_masks import regroup
     from ticketry.core.structure.layout import Layout, RowGroup, groups, layouts, row_groups
     from ticketry.core.structure.mask_fit import coverage, together
-    from ticketry.core.structure.pattern import Pattern
+    from ticketry.core.structure.pattern import LayerFit, Pattern
     from ticketry.core.structure.plans import ShrinkPlan, rebuild
     from ticketry.core.structure.refill_masks import refill
     from ticketry.core.structure.removal_trial import tried_structure
     from ticketry.core.structure.smaller_model import shrink, shrink_optimizer, shrink_plan
-    from ticketry.core.structure.structuring import LayerFit
 
-_MODULES = {
-    "ChannelGroup": "coupling",
-    "LayerFit": "structuring",
-    "Layout": "layout",
-    "Member": "coupling",
-    "Pattern": "pattern",
-    "RowGroup": "layout",
-    "ShrinkPlan": "plans",
-    "Structure": "coupling",
-    "channel_groups": "channel_masks",
-    "channels": "channel_masks",
-    "coverage": "mask_fit",
-    "groups": "layout",
-    "layouts": "layout",
-    "n_m": "apply",
-    "rebuild": "plans",
-    "refill": "refill_masks",
-    "regroup": "group_masks",
-    "row_groups": "layout",
-    "shrink": "smaller_model",
-    "shrink_optimizer": "smaller_model",
-    "shrink_plan": "smaller_model",
-    "shuffled_structure": "controls",
-    "together": "mask_fit",
-    "tried_structure": "removal_trial",
+_CONTENTS = {
+    "apply": "n_m",
+    "channel_masks": "channel_groups channels",
+    "controls": "shuffled_structure",
+    "coupling": "ChannelGroup Member Structure",
+    "group_masks": "regroup",
+    "layout": "Layout RowGroup groups layouts row_groups",
+    "mask_fit": "coverage together",
+    "pattern": "LayerFit Pattern",
+    "plans": "ShrinkPlan rebuild",
+    "refill_masks": "refill",
+    "removal_trial": "tried_structure",
+    "smaller_model": "shrink shrink_optimizer shrink_plan",
 }
+_MODULES = {name: module for module, names in _CONTENTS.items() for name in names.split()}
 
 __all__ = [
     "ChannelGroup",

@@ -24,8 +24,8 @@ from ticketry.core.structure.coupling import Structure
 from ticketry.core.structure.group_masks import regroup
 from ticketry.core.structure.layout import Layout, layouts, mark_best_n_of_m
 from ticketry.core.structure.model_copies import Inputs
+from ticketry.core.structure.pattern import Structuring
 from ticketry.core.structure.refill_masks import check_refill_score, refill
-from ticketry.core.structure.structuring import Structuring
 from ticketry.errors import MaskError, StructureError, UsageError
 from ticketry_engine.support.entry_points import entry_point
 
@@ -108,11 +108,7 @@ def apply_structuring(
     """Return the structured mask that a `Structuring` derives from an unstructured mask, see `ticketry.structure`.
 
     Args:
-        by: kind of structure, with its options.
         model: the model, with the weights by which `mask` was chosen.
-        mask: the unstructured mask.
-        example_inputs: a tensor, or a tuple of the model's arguments.
-        batches, loss, seed: inputs of the score of channels, if the score needs any.
         structure: the model's channel structure, if known; otherwise it is found, which takes seconds.
     """
     seen: dict[str, Any] = {"batches": batches, "loss": loss, "seed": seed, "spare": by.spare}

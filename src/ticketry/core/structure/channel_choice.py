@@ -54,7 +54,6 @@ class RemainingWeights:
         """Start to count, with no channel removed.
 
         Args:
-            groups: the groups of channels.
             shapes: shapes of the tensors whose weights are counted, by name.
             prices: tensor name -> cost of each of the tensor's weights; by default 0.
         """
@@ -133,11 +132,7 @@ DISTRIBUTIONS = {"global": rank_channels_globally, "uniform": rank_channels_unif
 
 @dataclass(frozen=True)
 class ChannelOrder:
-    """Settings for the order in which channels are removed, and for the number that each group retains.
-
-    Raises:
-        UsageError: for an unknown distribution, or numbers below 1.
-    """
+    """Settings for the order in which channels are removed, and for the number that each group retains."""
 
     distribution: str
     """``global`` (one ranking of all channels) or ``uniform`` (groups retain equal fractions)."""
@@ -189,13 +184,7 @@ def remove_to_density(
     """Remove blocks in order until the density is nearest to `density`; return flags of each group's removed channels.
 
     Args:
-        count: counts the remaining weights; it is updated.
-        blocks: blocks of channels in the order of removal.
-        density: the target density.
         limits: text for the error message that says how many channels each group retains.
-
-    Raises:
-        LayerCollapseError: if the density is still above the target when all blocks are removed.
     """
     target = density * count.total
     for block in blocks:
@@ -312,11 +301,7 @@ def masked_tensor_names(
 
 
 def removable_group_positions(structure: Structure, scope: Scope) -> list[int]:
-    """Return the indices of the groups that may lose channels: prunable groups that weights in scope produce.
-
-    Raises:
-        StructureError: if no group may lose channels; the message contains the reasons.
-    """
+    """Return the indices of the groups that may lose channels: prunable groups that weights in scope produce."""
     reasons = [group.reason or explain_out_of_scope(group, structure.roles, scope) for group in structure.groups]
     found = [position for position, reason in enumerate(reasons) if not reason]
     if not found:
@@ -375,10 +360,8 @@ class ChannelPath:
         """Order the channels by value lost per cost saved.
 
         Args:
-            choice: the channels that may be removed.
             scores: for each group, the importance of each channel, not negative.
             prices: parameter name -> cost of each of the parameter's weights; by default 0.
-            order: the smallest number of channels that each group retains, and in which multiples.
             within: a mask of whole channels to continue from.
         """
         choice.check_no_nan(scores)
@@ -415,11 +398,7 @@ class ChannelPath:
         return self._choice.mask(count.removed)
 
     def first_step_within(self, cost: float) -> int:
-        """Return the smallest number of steps after which the network costs at most `cost`.
-
-        Raises:
-            LayerCollapseError: if even the sparsest mask costs more.
-        """
+        """Return the smallest number of steps after which the network costs at most `cost`."""
         step = bisect_left(self._rising, -cost * (1 + 1e-12))
         if step == len(self.costs):
             raise LayerCollapseError(

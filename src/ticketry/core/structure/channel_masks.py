@@ -38,11 +38,7 @@ from ticketry_engine.support.entry_points import entry_point
 def parse_budget(
     budgets: Mapping[str, float | str | None], base: str, density: object, sparsity: object
 ) -> tuple[str, float | str] | None:
-    """Return (name, amount) of the requested budget; None if a density or sparsity is requested, or nothing.
-
-    Raises:
-        UsageError: for several budgets, a budget together with a density, or `base` without a latency budget.
-    """
+    """Return (name, amount) of the requested budget; None if a density or sparsity is requested, or nothing."""
     given = [(name, amount) for name, amount in budgets.items() if amount is not None]
     if base != EAGER and "time" not in dict(given):
         raise UsageError(f"base={base!r} says what a share of the latency is of: give time= too, or leave base out")
@@ -69,13 +65,9 @@ def channels_within_budget(
     """Return the mask of whole channels that meets a budget.
 
     Args:
-        model, example_inputs, base, scope, within: see `channels`.
-        unit: what the budget limits: time, flops or bytes.
         amount: the budget: a fraction of the unpruned model's cost (for time, of the latency of `base`), or an absolute
             amount.
         score: score of weights or channels; by default the change of the loss if there is a loss, else of the outputs.
-        inputs: inputs of the score, such as batches.
-        options: settings for choosing channels.
     """
 
     def weight_importance() -> dict[str, Tensor]:

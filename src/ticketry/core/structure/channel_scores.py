@@ -60,10 +60,6 @@ def activation_scores(
 
     The model runs in evaluation mode, but with batch statistics in norms, see `ticketry.score`. Modes, buffers and
     random state are restored. No gradient is computed: `loss(model, batch)` only runs the model.
-
-    Raises:
-        UsageError: if batches or loss are missing, if no linear, convolution or recurrent layer reads the channels of a
-            group, or, for ``apoz``, if no input is 0.
     """
     data, run = require_data(score, inputs.batches, inputs.loss)
     inner = unwrapped(model)

@@ -27,8 +27,6 @@ def random_mask(like: Mask, seed: int, distribution: str = "global") -> Mask:
     """Return a random mask that retains as many weights as `like`; no layer is left empty.
 
     Args:
-        like: the mask whose tensors and number of weights the random mask has.
-        seed: seed of the random scores.
         distribution: how the weights are distributed over the layers: ``global`` (at random), ``uniform`` or ``erk``,
             see `core.allocate`.
     """
@@ -178,9 +176,6 @@ def shuffled_blocks(model: nn.Module, mask: Mask, pattern: str | Pattern, seed: 
 
     For an N:M pattern, each layer retains as many weights as in `mask`, with at most N of every M inputs. The random
     numbers of a layer are seeded by `seed` and the layer's index.
-
-    Raises:
-        MaskError: if `mask` does not have the pattern.
     """
     pattern, known = Pattern.parse(pattern), layouts(model, mask)
     shuffle = _shuffle_n_of_m if pattern.m else _shuffle_blocks

@@ -55,12 +55,7 @@ def trace_channels(
 
     Args:
         model_copy: a copy on the CPU, see `copy_in_dtype`; it is not changed.
-        arguments: arguments of the call.
         choices: which dimension becomes narrower where a reshape splits a dimension, see `Trace.choices`.
-        spared: names of modules that are not traced.
-
-    Raises:
-        StructureError: if the model does not run on the arguments, or its control flow depends on activations.
     """
     trace = Trace(copy_sharing_parameters(model_copy), choices=choices, spared=spared)
     _label_parameters(trace)

@@ -22,8 +22,7 @@ from ticketry.core.allocate import apportion
 from ticketry.core.mask import Mask
 from ticketry.core.scope import Patterns
 from ticketry.core.structure.layout import Indices, MatrixView, matrix_views, weight_magnitudes
-from ticketry.core.structure.pattern import check_collapse, check_density, count_retained
-from ticketry.core.structure.structuring import REGROUP_METHODS
+from ticketry.core.structure.pattern import REGROUP_METHODS, check_collapse, check_density, count_retained
 from ticketry.errors import LayerCollapseError, MaskError, MissingExtraError, StructureError, UsageError
 from ticketry_engine.support.entry_points import entry_point
 from ticketry_engine.support.seeds import generator, mix
@@ -52,8 +51,6 @@ def compute_weight_worth(size: Tensor, kept: Tensor, by: str) -> Tensor:
     """Return what each weight contributes to the worth of its column: [rows, columns].
 
     Args:
-        size: absolute weights [rows, columns].
-        kept: the unstructured mask [rows, columns].
         by: the contribution of a weight w. ``kept``: |w| if the mask retains w, else 0; for given groups, this retains
             the largest total magnitude. ``all``: |w|. ``squares``: w ** 2 if retained. ``count``: 1 if retained.
     """
@@ -68,9 +65,7 @@ def sum_group_worth(worth: Tensor, second: Tensor, groups: Sequence[Indices]) ->
     """Sum the contributions of weights, [rows, columns], over the rows of each group.
 
     Args:
-        worth: contribution of each weight to the worth of its column.
         second: contribution of each weight to the second worth, which ranks columns whose worth is 0.
-        groups: the rows of each group.
     """
     return GroupWorth(
         _sum_rows_by_group(worth, groups),
@@ -216,7 +211,6 @@ def _apply_exchanges(
     applied, and exchanges with half of their original gain or less are skipped.
 
     Args:
-        gains, partners: the best exchange of each row, from `_best_exchanges`.
         similarity, to_groups, group_of_row: see `_best_exchanges`; the last two are updated.
     """
     free = np.ones(len(group_of_row), dtype=bool)
@@ -251,10 +245,6 @@ def partition_rows(kept: Tensor, sizes: Sequence[int], seed: int) -> list[Indice
 
     Mt-KaHyPar (Gottesbüren et al. 2021), in its deterministic preset with one thread, minimises the sum over columns of
     (number of parts that retain weights of the column - 1). No size may be 0.
-
-    Raises:
-        MissingExtraError: if mtkahypar is not installed.
-        StructureError: if the partitioner does not meet the sizes.
     """
     if len(sizes) == 1:
         return [np.arange(len(kept))]

@@ -212,7 +212,6 @@ def find_roles(model: nn.Module, factors: Mapping[str, Collection[int]] | None =
     """Return along which dimensions each parameter of a model produces or reads channels.
 
     Args:
-        model: the model.
         factors: name of each parameter that activations are multiplied by in a call -> dimensions that the product sums
             over. Used for layers of unknown classes: the summed dimensions read channels, the others produce channels,
             and a parameter that is no factor, such as a position embedding, does neither. Without `factors`, all
@@ -338,11 +337,7 @@ class Blocks:
         return self.layout.weight(torch.cat(parts, 1) if len(parts) > 1 else parts[0], self.weight_shape)
 
     def retained_blocks(self, mask: Tensor, name: str) -> Tensor:
-        """Return a bool tensor in the shape `shape` that marks the blocks which a mask retains.
-
-        Raises:
-            MaskError: if the mask retains a part of a block; the message contains the parameter's `name`.
-        """
+        """Return a bool tensor in the shape `shape` that marks the blocks which a mask retains."""
         kept, sizes = self.sum_by_block(mask.cpu() != 0), self.sizes
         if bool(((kept != 0) & (kept != sizes)).any()):
             raise MaskError(
@@ -367,9 +362,6 @@ def mark_best_n_of_m(
     which has no inputs, all elements are marked.
 
     Args:
-        scores: the scores of all weights of a parameter, in its shape.
-        n: number of weights marked in a run.
-        m: number of inputs in a run.
         layout: layout of the weight, see `layouts`; by default inputs are in dimension 1.
         among: bool tensor in the same shape; only weights where it is True can be marked. By default all can.
     """
@@ -465,18 +457,7 @@ class MatrixView:
 def matrix_views(
     model: nn.Module, mask: Mask, *, spare: Patterns = (), first_conv: bool = True, output: bool = True
 ) -> dict[str, MatrixView]:
-    """Return the `MatrixView` of each parameter of a mask with two or more dimensions.
-
-    Args:
-        model: the model with the parameters.
-        mask: a mask of these parameters.
-        spare: names or patterns of parameters or modules to leave out.
-        first_conv, output: whether to include the first convolution, and the last linear or convolution layer.
-
-    Raises:
-        MaskError: if the mask does not fit the model.
-        ScopeError: if a pattern matches nothing, or nothing is left.
-    """
+    """Return the `MatrixView` of each parameter of a mask with two or more dimensions."""
     parameters = mask.parameters(model)
     known = first_names_of_tied(model, parameters)
     chosen = filter_by_scope_options(model, known.values(), spare=spare, first_conv=first_conv, output=output)
@@ -497,11 +478,7 @@ def matrix_views(
 
 
 def weight_magnitudes(model: nn.Module, mask: Mask, views: dict[str, MatrixView]) -> dict[str, Tensor]:
-    """Return the absolute weights of each layer in `views`, as float64 matrices [rows, columns] on the CPU.
-
-    Raises:
-        MaskError: if a weight is not a finite number.
-    """
+    """Return the absolute weights of each layer in `views`, as float64 matrices [rows, columns] on the CPU."""
     found = {}
     for name, weight in effective_weights(model, mask.parameters(model)).items():
         if name in views:

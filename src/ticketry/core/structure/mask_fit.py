@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import torch
@@ -11,18 +11,15 @@ from torch import Tensor, nn
 from ticketry.core.mask import Mask
 from ticketry.core.structure.group_masks import choose_columns, group_similar_rows, sum_group_worth
 from ticketry.core.structure.layout import Indices, MatrixView, matrix_views, row_groups, weight_magnitudes
-from ticketry.core.structure.model_copies import copied
-from ticketry.core.structure.structuring import LayerFit
+from ticketry.core.structure.pattern import LayerFit
 from ticketry.errors import MaskError, UsageError
 from ticketry_engine.support.entry_points import entry_point
 from ticketry_engine.support.seeds import generator
 
-Procedure = Callable[[nn.Module, Mask], Mask]
-
 
 @entry_point()
 def coverage(
-    model: nn.Module, mask: Mask, structured: Mask, *, null: bool | Procedure = True, seed: int = 0
+    model: nn.Module, mask: Mask, structured: Mask, *, null: bool = True, seed: int = 0
 ) -> dict[str, LayerFit]:
     """Return how much of a mask a structured mask retains, for each parameter with two or more dimensions.
 
@@ -38,13 +35,12 @@ def coverage(
         mask: the unstructured mask.
         structured: the structured mask derived from `mask`, by `regroup`, `refill` or otherwise. It must contain all
             tensors of `mask`.
-        null: whether to measure the two references. Or the function (model, mask) -> mask that built `structured`: for
-            `null_coverage` it is called with shuffled copies of the model and the mask.
+        null: whether to measure the two references.
         seed: seed of the shuffling and of the random groups.
 
     Raises:
         MaskError: if a mask does not fit the model, or `structured` lacks a tensor of `mask`.
-        UsageError: if `mask` or `structured` is not a mask, or for an invalid `null`.
+        UsageError: if `mask` or `structured` is not a mask.
 
     Examples:
         >>> model = nn.Linear(32, 32, bias=False)
@@ -58,25 +54,14 @@ def coverage(
     views = matrix_views(model, mask)
     _check_same_shapes(mask, structured, views)
     sizes = weight_magnitudes(model, mask, views)
-    shuffled = None
-    if callable(null):
-        shuffled = copy_with_shuffled_columns(model, mask, views, seed)
-        other = null(*shuffled)
-        _check_same_shapes(mask, other, views)
-    elif not isinstance(null, bool):
-        raise UsageError(f"null= is True, False or a function of a model and a mask, not {null!r}")
     found = {}
     for name, view in views.items():
         kept, new = (view.matrix(one[name].cpu()) for one in (mask, structured))
         layer = _LayerComparison(name, view, torch.where(kept, sizes[name], 0.0), new)
-        expected: tuple[float | None, float | None] = (None, None)
         if null and layer.rows_share_columns:
-            expected = layer.null_coverage(seed) if shuffled is None else None, layer.random_coverage(seed)
-        if shuffled is not None:
-            worth = weight_magnitudes(shuffled[0], mask, {name: view})[name]
-            before, after = (view.matrix(one[name].cpu()) for one in (shuffled[1], other))
-            expected = _covered_share(torch.where(before, worth, 0.0), after), expected[1]
-        found[name] = layer.to_layer_fit(kept, *expected)
+            found[name] = layer.to_layer_fit(kept, layer.null_coverage(seed), layer.random_coverage(seed))
+        else:
+            found[name] = layer.to_layer_fit(kept, None, None)
     return found
 
 
@@ -233,18 +218,3 @@ def shuffle_columns(matrix: Tensor, view: MatrixView, name: str, seed: int) -> T
         keys = torch.rand(len(run), matrix.shape[1], generator=generator(seed, "null", name, number))
         shuffled[run.start : run.stop] = matrix[run.start : run.stop].gather(0, keys.argsort(dim=0, stable=True))
     return shuffled
-
-
-@torch.no_grad()
-def copy_with_shuffled_columns(
-    model: nn.Module, mask: Mask, views: Mapping[str, MatrixView], seed: int
-) -> tuple[nn.Module, Mask]:
-    """Return copies of the model and the mask in which the columns of the layers in `views` are shuffled alike."""
-    other = copied(model, {})
-    kept = dict(mask)
-    parameters = mask.parameters(other)
-    for name, view in views.items():
-        parameter = parameters[name]
-        parameter.copy_(view.weight(shuffle_columns(view.matrix(parameter.cpu()), view, name, seed)))
-        kept[name] = view.weight(shuffle_columns(view.matrix(kept[name].cpu()), view, name, seed))
-    return other, Mask({name: tensor.to(mask[name].device) for name, tensor in kept.items()})

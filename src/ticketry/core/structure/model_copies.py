@@ -38,11 +38,7 @@ def choose_tracing_dtype(model: nn.Module) -> torch.dtype:
 
 
 def copy_in_dtype(model: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """Return a copy of the model on the CPU, with all floats converted to `dtype` and without gradients.
-
-    Raises:
-        StructureError: if the model cannot be copied.
-    """
+    """Return a copy of the model on the CPU, with all floats converted to `dtype` and without gradients."""
 
     def convert(tensor: Tensor) -> Tensor:
         return tensor.detach().to("cpu", _converted_dtype(tensor, dtype), copy=True)
@@ -147,11 +143,7 @@ class _FloatTypeMode(EagerMode):
 
 
 def run_model(model: nn.Module, arguments: Arguments) -> list[Tensor]:
-    """Run a model and return all tensors in its outputs.
-
-    Raises:
-        StructureError: if the model fails, or returns no tensor.
-    """
+    """Run a model and return all tensors in its outputs."""
     try:
         outputs = model(**arguments) if isinstance(arguments, dict) else model(*arguments)
     except StructureError:
@@ -320,7 +312,6 @@ def compare_models(
     Args:
         masked: the model in which the removed channels are zeros.
         small: the smaller model without these channels, in the same float type.
-        arguments: arguments of a call.
         training: whether to compare in training mode, with random numbers replaced by the middle of their range. In
             training mode the result is also None if the masked model does not run (for example because a norm sees one
             example) or is not deterministic.

@@ -338,13 +338,7 @@ def named_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
 def flag_retained_indices(
     structure: Structure, shapes: Mapping[str, tuple[int, ...]], removed: Removed
 ) -> dict[tuple[str, int], Flags]:
-    """Return (name, dimension) -> whether each index is retained, for all dimensions that lose an index.
-
-    Args:
-        structure: the channel groups.
-        shapes: shape of each parameter and buffer, by name.
-        removed: index of a group -> whether each channel of the group is removed.
-    """
+    """Return (name, dimension) -> whether each index is retained, for all dimensions that lose an index."""
     kept: dict[tuple[str, int], Flags] = {}
     for position, flags in removed.items():
         for member in structure.groups[position].members if flags.any() else ():
@@ -467,12 +461,7 @@ def _convolution_sizes(module: _ConvNd, weight: tuple[int, ...], groups: int) ->
 
 
 def flag_removed_channels(group: ChannelGroup, removed_indices: Mapping[tuple[str, int], Flags]) -> Flags:
-    """Return, for each channel of a group, whether a mask removes the channel from every parameter.
-
-    Args:
-        group: the channel group.
-        removed_indices: the indices that the mask removes, from `flag_removed_indices`.
-    """
+    """Return, for each channel of a group, whether a mask removes the channel from every parameter."""
     gone = np.ones(group.size, dtype=bool)
     for member in group.parameters:
         flags = removed_indices.get((member.name, member.dim))

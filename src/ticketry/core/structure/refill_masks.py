@@ -35,10 +35,9 @@ from ticketry.core.structure.channel_scores import CHANNEL_SCORES, apply_control
 from ticketry.core.structure.coupling import ChannelGroup, Member, Structure
 from ticketry.core.structure.layout import Roles
 from ticketry.core.structure.model_copies import Inputs
-from ticketry.core.structure.pattern import check_density, parse_share
+from ticketry.core.structure.pattern import COUPLINGS, check_density, parse_share
 from ticketry.core.structure.plans import Flags, named_shapes
 from ticketry.core.structure.removal_trial import find_structure_sparing_untraceable
-from ticketry.core.structure.structuring import COUPLINGS
 from ticketry.errors import LayerCollapseError, ScopeError, StructureError, UsageError
 from ticketry_engine.support.entry_points import entry_point
 

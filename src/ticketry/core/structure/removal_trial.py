@@ -107,16 +107,11 @@ def find_structure_sparing_untraceable(
     """Return the result of `tried_structure`; modules in `spare` that cannot be traced are left out of the trace.
 
     Args:
-        model: any module; it is not changed.
-        example_inputs: see `tried_structure`.
         spare: names or patterns of modules whose control flow, or that of a module inside, may depend on activations.
             Names of any other modules are ignored.
 
     Returns:
         The structure, and the names of the modules that were not traced.
-
-    Raises:
-        StructureError: see `tried_structure`.
     """
     unseen: list[str] = []
     while True:
@@ -294,9 +289,7 @@ class _Trial:
         """Remove half the channels of these groups, and return how the model then differs; None if outputs are equal.
 
         Args:
-            positions: indices of the groups.
             training: whether to compare in training mode; `self.training` by default.
-            evaluation: whether to compare in evaluation mode.
         """
         removed = {position: self.half_channels[position] for position in positions}
         plan = self.sizes.build_plan(self.structure, removed)

@@ -35,13 +35,7 @@ def to_json_values(value: object, where: str, depth: int = 0) -> Any:
     """Return a copy of `value` as plain JSON values; tuples become lists, and keys are sorted.
 
     Args:
-        value: any value that JSON can hold; the keys of mappings must be strings.
         where: name of the value in messages, such as ``info``.
-        depth: number of levels of the structure above `value`.
-
-    Raises:
-        TicketError: for a value that JSON cannot hold: a tensor, NaN or infinity, a key that is not text, invalid
-            Unicode, or a structure of more than 32 levels (such as a cyclic one). The message names the value.
     """
     if depth > _DEEPEST:
         raise TicketError(f"{where:.80}… is nested more than {_DEEPEST} levels deep: make it flatter")
@@ -115,13 +109,9 @@ def write_folder(
     An existing ticket is left unchanged if it has the same bytes, and replaced otherwise.
 
     Args:
-        path: path of the ticket's folder; missing parents are created.
         payloads: name and contents of every file except ticket.json; the contents are one or several byte strings. The
             iterable is consumed one file at a time.
         manifest: function that returns the contents of ticket.json, given the sizes and digests of all other files.
-
-    Raises:
-        TicketError: if `path` exists and is not a ticket, or cannot be written; no temporary files are left.
     """
     target = Path(os.path.realpath(path))
     if not target.name:
@@ -230,12 +220,7 @@ def read_manifest(folder: Path, root: Path) -> tuple[dict[str, Any], dict[str, F
     """Return the values in ticket.json of `folder`, and the sizes and digests of the other files.
 
     Args:
-        folder: the ticket's folder.
         root: folder that links must not leave.
-
-    Raises:
-        TicketError: if ticket.json is missing, larger than 16 MB, not a JSON object, of another kind or a newer format,
-            or lists unknown files.
     """
     if not os.path.isdir(folder):
         raise TicketError(f"there is no ticket at {folder}: a ticket is a folder with a {MANIFEST}")
@@ -350,9 +335,6 @@ def write_folder_from_all_ranks(
         files: name of each file, with a sharded state dict, or with a function that returns the contents and that only
             rank 0 calls.
         manifest: see `write_folder`.
-
-    Raises:
-        TicketError: in all processes, if only some processes have a state dict, or if the folder cannot be written.
     """
     import torch.distributed as dist
 

@@ -36,10 +36,6 @@ def download(
 
     Returns:
         The folder with the files, and the cache folder of this repository; the files are links inside the latter.
-
-    Raises:
-        MissingExtraError: without huggingface_hub.
-        TicketError: if the hub refuses or cannot be reached; the message has advice.
     """
     hub = _import_hub("fetching a ticket from the hub")
     try:
@@ -71,15 +67,8 @@ def upload(
     """Upload a ticket and its model card to a repository in one commit; return the repository's URL.
 
     Args:
-        repo_id: ``user/name``.
         save: function that writes the ticket to a folder and returns the folder's path.
         beside: contents of further files by name: the model card, a figure, a model's config.
-        private, endpoint, token: see huggingface_hub.
-        message: message of the commit.
-
-    Raises:
-        MissingExtraError: without huggingface_hub.
-        TicketError: if the repository has weights but no ticket, or if the hub refuses or cannot be reached.
     """
     hub = _import_hub("pushing a ticket to the hub")
     try:
@@ -98,11 +87,7 @@ def upload(
 
 
 def export_config(model: nn.Module) -> bytes:
-    """Return the content of the ``config.json`` from which transformers or timm can build this model.
-
-    Raises:
-        TicketError: if the model is from another library.
-    """
+    """Return the content of the ``config.json`` from which transformers or timm can build this model."""
     config: Any = getattr(model, "config", None)
     if hasattr(config, "to_json_string"):  # transformers
         if not getattr(config, "architectures", None):  # loaders need the class
@@ -185,11 +170,7 @@ def model_card(
     """Return the README.md of a ticket's repository: the hub's metadata, a table of facts, and how to load the ticket.
 
     Args:
-        mask, info: the ticket's mask and info.
-        trained: whether the ticket has trained weights.
-        repo_id: ``user/name``.
         verdict: a sentence that says whether the ticket wins.
-        figure: file name of an image in the repository.
     """
     licence = info.get("license")
     head = ["library_name: ticketry", "tags:", *(f"- {tag}" for tag in _TAGS)]

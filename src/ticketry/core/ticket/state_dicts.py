@@ -89,7 +89,6 @@ def warn_of_same_weights(
     Args:
         start, trained: the caller's state dicts, which may share memory.
         start_copy, trained_copy: the ticket's copies of them; in `trained_copy`, removed weights are 0.
-        mask: the ticket's mask.
     """
     shared = [name for name, tensor in start.items() if name in trained and share_memory(tensor, trained[name])]
     if shared:
@@ -129,9 +128,6 @@ def mask_state(state: dict[str, Tensor], mask: Mask) -> dict[str, Tensor]:
 
     A tied tensor has several names in the state dict and a single name in the mask. It is masked under all its names,
     because `load_state_dict` uses the last one.
-
-    Raises:
-        TicketError: if a removed weight has a data type that has no 0.
     """
     unmasked = [name for name in state if name not in mask and state[name].dim() > 1]
     for name, kept in mask.items():
@@ -178,9 +174,6 @@ def match_state_to_model(model: nn.Module, state: Mapping[str, Tensor]) -> dict[
     """Return the tensors of `state` under the names of the state dict of `model`.
 
     A tied tensor of the model may have a single name in `state`, or several names with equal values.
-
-    Raises:
-        TicketError: if the state dict does not fit the model.
     """
     own = model.state_dict(keep_vars=True)  # keep_vars: a tied parameter is one object
     short = {name: normal_name(name) for name in own}
@@ -240,13 +233,6 @@ def load_state(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     torch stores versions of module classes in state dicts. A plain mapping has no versions, so some classes, such as
     torchvision's MNASNet, would take it for an old state dict, and convert or refuse it. This function adds the
     versions.
-
-    Args:
-        model: the model, which is changed.
-        tensors: all tensors, by their names in `model`.
-
-    Raises:
-        RuntimeError: if names or shapes differ.
     """
     state = model.state_dict()
     state.clear()  # versions are an attribute of the dictionary

@@ -21,12 +21,12 @@ from ticketry.core.structure.pattern import (
     UNSTRUCTURED,
     Distribution,
     Pattern,
+    Structuring,
     check_density,
     check_layer_minimum_option,
     parse_n_of_m,
     parse_share_option,
 )
-from ticketry.core.structure.structuring import Structuring
 from ticketry.errors import UsageError
 from ticketry.search.common.plan import Training
 from ticketry.step import Step

@@ -13,7 +13,7 @@ from torch import nn
 
 import ticketry as tk
 from ticketry.core.structure.apply import check_structure_score
-from ticketry.core.structure.structuring import Structuring
+from ticketry.core.structure.pattern import Structuring
 from ticketry.errors import LayerCollapseError, MaskError, ScopeError, StructureError, UsageError
 
 sys.path.insert(0, str(Path(__file__).parents[1]))

@@ -64,27 +64,6 @@ def test_random_coverage_is_that_of_the_random_method() -> None:
     assert min(covered) - 0.003 < drawn_groups < max(covered) + 0.003
 
 
-def test_a_procedure_is_run_on_shuffled_weights() -> None:
-    weight = planted(32, 60, 4, 20) + 0.2 * random_tensor(32, 60).abs()
-    model, mask = linear(weight), tk.prune(linear(weight), 0.3)
-    made = regroup(model, mask, rows=4)
-    seen: list[tuple[torch.Tensor, tk.Mask]] = []
-
-    def procedure(other: nn.Module, kept: tk.Mask) -> tk.Mask:
-        seen.append((other.get_parameter(NAME).detach().clone(), kept))
-        return regroup(other, kept, rows=4)
-
-    fit = coverage(model, mask, made, null=procedure)[NAME]
-    ((shuffled, kept),) = seen
-    assert torch.equal(shuffled.sort(0).values, weight.sort(0).values)
-    assert not torch.equal(shuffled, weight)
-    assert torch.equal(kept[NAME], torch.where(kept[NAME], shuffled.abs() >= weight[mask[NAME]].abs().min(), False))
-    after = regroup(linear(shuffled), kept, rows=4)[NAME]
-    assert fit.null_coverage == pytest.approx(share_inside(shuffled, kept[NAME], after))
-    assert fit.null_coverage == pytest.approx(coverage(model, mask, made)[NAME].null_coverage, abs=1e-9)
-    assert torch.equal(model.get_parameter(NAME), weight)
-
-
 def test_whole_rows() -> None:
     """As refill makes them: the null and random groups are then rows, as many."""
     weight = random_tensor(20, 30) * (1 + torch.arange(20))[:, None]
@@ -165,8 +144,6 @@ def test_what_is_refused() -> None:
         coverage(model, mask, tk.Mask({NAME: torch.ones(8, 9)}))
     with pytest.raises(MaskError, match="fit"):
         coverage(linear(random_tensor(8, 9)), mask, mask)
-    with pytest.raises(UsageError, match="null="):
-        coverage(model, mask, mask, null="yes")  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="no layers"):
         tk.structure.together([])
 
