@@ -250,7 +250,7 @@ class LayerPicture(Part, frozen=True):
 
 if TYPE_CHECKING:
     _Options = Part
-else:  # the options of `core.structure.structuring.Structuring`; options that do not apply to the kind are omitted
+else:  # the options of `core.structure.pattern.Structuring`; options that do not apply to the kind are omitted
     _Options = defstruct(
         "_Options",
         [
