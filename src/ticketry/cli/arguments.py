@@ -38,14 +38,7 @@ def parse(kind: type[T] | Any, words: Sequence[str], *, prog: str, description: 
     options end the process with code 2.
 
     Args:
-        kind: dataclass of the arguments.
-        words: the words of the command line after the command.
-        prog: the command, for help.
-        description: text of help above the options.
         default: instance of `kind` with the defaults; by default, the defaults of its fields.
-
-    Raises:
-        UsageError: for a value that `decode_value` refuses.
     """
     shown = None
     if dataclasses.is_dataclass(kind):

@@ -330,11 +330,7 @@ def read_run_records(store: Path) -> list[RunRecord]:
 
 
 def run_record_files(store: Path) -> list[Path]:
-    """Return the ``run.json`` files of a store's finished runs, the oldest first; the run's name is the folder's name.
-
-    Raises:
-        StoreError: if a file is not JSON.
-    """
+    """Return the ``run.json`` files of a store's finished runs, the oldest first."""
     from ticketry.lab.store.files import read_sealed
     from ticketry.lab.store.paths import Paths
 
@@ -347,11 +343,7 @@ def run_record_files(store: Path) -> list[Path]:
 
 
 def read_record(path: Path) -> RunRecord:
-    """Return the record in a ``run.json`` file.
-
-    Raises:
-        StoreError: if the record is damaged, or names another run than its folder.
-    """
+    """Return the record in a ``run.json`` file; raise `StoreError` if it names another run than its folder."""
     from ticketry.lab.store.files import read_sealed
     from ticketry.records.run import read_run
 
@@ -407,7 +399,6 @@ def format_runs(rows: Sequence[Mapping[str, Any]], *, sizes: bool) -> list[str]:
 
     Args:
         rows: dicts with the keys of `run_row`, and with `sizes` also state, bytes and own_bytes.
-        sizes: whether to add columns for state, size and own size.
     """
     from ticketry.core.tables import one_line
     from ticketry.report.wording import align_columns

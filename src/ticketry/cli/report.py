@@ -75,11 +75,7 @@ def main(words: Sequence[str]) -> int:
 
 
 def _watch(store: Path, page: Path | None) -> int:
-    """Write the page of `--watch`, renew its data every two seconds until Ctrl-C, and return 0.
-
-    Raises:
-        StoreError: if a file cannot be written.
-    """
+    """Write the page of `--watch`, renew its data every two seconds until Ctrl-C, and return 0."""
     from ticketry.files import write_atomically
     from ticketry.lab.store.files import read_sealed
     from ticketry.lab.store.store import open_store

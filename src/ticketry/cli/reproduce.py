@@ -167,11 +167,7 @@ def _with_arithmetic(campaign: Campaign, chosen: Mapping[str, Any]) -> Campaign:
 
 
 def parse_budget_seconds(text: str) -> float:
-    """Return a time such as 90s, 30min, 8h or 2d in seconds; infinity for an empty text.
-
-    Raises:
-        UsageError: for any other text.
-    """
+    """Return a time such as 90s, 30min, 8h or 2d in seconds; infinity for an empty text."""
     if not text:
         return math.inf
     match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*(s|min|h|d)", text.strip())
@@ -184,7 +180,6 @@ def summarise_campaign(outcome: Outcome, width: int | None = None) -> list[str]:
     """Return lines of text about a campaign: a table of the requested claims, and the files with the full report.
 
     Args:
-        outcome: result of the campaign.
         width: width of the terminal; columns that do not fit are omitted. None outside a terminal.
     """
     from ticketry.report.campaigns import campaign_sentences, claims_table

@@ -82,10 +82,7 @@ def read_arguments(
     """Parse the command line of a command that searches; return the method and all options.
 
     Args:
-        words: the words of the command line after the command; they may name a run file or a preset with more options.
-        command: name of the command.
         default: name of the method, if neither the words nor a run file name a method.
-        base: class of the arguments.
         extra: further fields of the arguments, as `dataclasses.make_dataclass` takes them.
         description: text of help, in place of the method's own.
     """

@@ -248,11 +248,7 @@ def _compute_tables(arguments: Any, say: Any) -> Iterator[Speedup]:
 
 
 def speedup_table(found: Speedup) -> Table:
-    """Return a table with a row for each way to run the model.
-
-    Args:
-        found: the timings at one batch size.
-    """
+    """Return a table with a row for each way to run the model."""
     from rich.table import Table
 
     values = any(row.value is not None for row in found.rows)

@@ -115,11 +115,7 @@ def bench_ticket(
 
 
 def list_run_tickets(run: Path, replicates: int) -> list[Path]:
-    """Return the ticket folders of the first `replicates` replicates in a run's folder, the densest first.
-
-    Raises:
-        UsageError: if there are no such tickets, or a folder is not named like a ticket.
-    """
+    """Return the ticket folders of the first `replicates` replicates in a run's folder, the densest first."""
     with explain_os_errors(run, "read"):
         found = sorted(list_matching(run / "tickets", "*"), key=_parse_ticket_name)
     found = [ticket for ticket in found if _parse_ticket_name(ticket)[1] < replicates]
@@ -150,12 +146,8 @@ def execute_bench(
     If the mask removes whole channels, the physically smaller model is timed in the dense engines too.
 
     Args:
-        source: the ticket with its model.
-        options: what to time.
         file: a model file to time, instead of compiling the ticket.
         store: a store; if the ticket belongs to one of its runs, the record is kept in the store's folder `evidence`.
-        say: called with each line of progress.
-        command: the command line that repeats the timing, for the record.
     """
     dense = rivals(options.against or None)
     say(f"compiling {source.path.name}")
@@ -313,17 +305,8 @@ def time_densities(
 
     Args:
         case: the unpruned model with its inputs; dense engines run only this one, since zeros do not speed them up.
-        dense: the dense engines.
         compile_case: function that compiles a case whose model has zeros for pruned weights.
-        sweep: pattern and densities of the masks.
-        timing: number of rounds and clock.
         required: names of dense engines that must be available.
-        on_cores: numbers of the cores to use.
-        say: called with each line of progress.
-
-    Raises:
-        UsageError: for an unknown pattern, or a density outside (0, 1].
-        EngineError: if no dense engine was timed, and as in `compare`.
     """
     sweep = sweep or DensitySweep()
     pattern = Pattern.parse(sweep.pattern) if isinstance(sweep.pattern, str) else sweep.pattern
@@ -413,14 +396,7 @@ class Speedup:
 
 
 def load_model(named: str) -> tuple[nn.Module, Any]:
-    """Return the model and example inputs that ``FILE.py:function`` returns when it is called.
-
-    Args:
-        named: a Python file and a function in it, such as ``MODEL.py:build``.
-
-    Raises:
-        UsageError: if there is no such file or function, or the function does not return a model and inputs.
-    """
+    """Return the model and example inputs that ``FILE.py:function`` returns when it is called."""
     file, _, name = named.rpartition(":")
     path = Path(file)
     if not file.endswith(".py") or not name:
@@ -451,11 +427,6 @@ def speedups(
     Args:
         model: model in evaluation mode; its weights are not changed.
         example_inputs: inputs of one call, from which batches are built.
-        options: what to compare.
-        say: called with each line of progress.
-
-    Raises:
-        EngineError: if the model cannot be captured.
     """
     for batch in options.batch:
         inputs = at_batch(example_inputs, batch)
@@ -479,12 +450,7 @@ def task_speedups(
 
     Args:
         task: the task; with each mask, training starts from the trained weights and repeats the whole schedule.
-        options: what to compare.
-        store: store of the trainings.
         recipe: recipe of all trainings; by default the task's own.
-        workers: number of processes that train; 0 trains in this process.
-        data: folder of data sets, searched first.
-        say: called with each line of progress.
     """
     metric, recipe = task.metric.name, recipe or task.recipe
     with Lab(store, workers=workers, data=data) as lab:

@@ -28,11 +28,7 @@ def decode_settings(given: Mapping[str, Any], *kinds: type[Any], what: str) -> t
 
     Args:
         given: values by name; a name may be a field of several of the classes.
-        kinds: dataclasses.
         what: what error messages complain about, such as ``run("iterative", …)`` or ``the run file run.toml``.
-
-    Raises:
-        UsageError: for a name that no class has, or a value of the wrong type.
     """
     known = {field.name for kind in kinds for field in fields(kind) if field.init}
     check_names(given, known, what)
@@ -59,12 +55,8 @@ def decode_value(name: str, value: Any, hint: Any, *, what: str = "", text: bool
     Args:
         name: name of the option; densities may be percentages, and a store may be a URL.
         value: value from Python or TOML; with `text` a word of the command line, or a list of words for a tuple.
-        hint: annotation of the field.
         what: what error messages complain about; with `text` the option's group, such as recipe in ``--recipe.lr``.
         text: whether the value comes from the command line, where numbers are written as text.
-
-    Raises:
-        UsageError: for a value of the wrong type, a word that is not among the choices, or a share out of range.
     """
     if name in SHARES:
         value = _decode_fractions(name, value)

@@ -247,10 +247,6 @@ def open_lab(options: LabOptions, task: Task | None, on_event: OnEvent | None = 
     """Open a lab with these options during a `with` block.
 
     A task that was given as an object, not by name, is trained in this process.
-
-    Raises:
-        MissingExtraError: if scipy or matplotlib is missing; verdicts and figures need them after training.
-        TaskError: for a task given as an object, if ``on`` says to train outside of this process.
     """
     for package in ("scipy", "matplotlib"):
         needs(package, "lab", "a command that trains and judges")
@@ -298,11 +294,7 @@ def open_lab(options: LabOptions, task: Task | None, on_event: OnEvent | None = 
 
 
 def ticket_path(named: str | PathLike[str] | Ticket) -> Path:
-    """Return the folder of a ticket that is given by its path or as a loaded ticket.
-
-    Raises:
-        UsageError: for a ticket without a folder, or an object of another type.
-    """
+    """Return the folder of a ticket that is given by its path or as a loaded ticket."""
     from ticketry.core.ticket.ticket import Ticket
 
     if isinstance(named, str | PathLike):

@@ -43,8 +43,7 @@ def normalise_record(record: R) -> R:
 def read_earlier_record(file: Path, kind: type[R]) -> R | None:
     """Return the record stored in `file`; None if the record is missing, damaged, or of another version.
 
-    Raises:
-        InaccessibleError: if the file exists and cannot be read; callers must not overwrite it.
+    A file that cannot be read raises `InaccessibleError`, since callers must not overwrite it.
     """
     try:
         found = read_sealed(file)
@@ -61,12 +60,6 @@ def write_record(file: Path, record: R, done: Ledger, *, unless_same: str) -> R:
     """Write and return a record; but keep and return the earlier record if nothing new was trained.
 
     The earlier record is kept if also its field `unless_same` is equal, since it has the cost and date of the training.
-
-    Args:
-        file: file of the record.
-        record: the new record.
-        done: counts of the trainings of this call.
-        unless_same: name of the field to compare.
     """
     record = normalise_record(record)
     earlier = read_earlier_record(file, type(record))
@@ -92,8 +85,6 @@ def describe_environment(lab: Lab, arithmetic: Arithmetic, trained: Iterable[Res
     """Return the environment of a record: the date, and everything apart from settings that affects its numbers.
 
     Args:
-        lab: where the record's networks were trained.
-        arithmetic: device, precision and threads.
         trained: training results of the record's networks; their kernels are listed.
     """
     used = sorted({each.segment.arithmetic.kernels for each in trained})
@@ -159,11 +150,7 @@ def current_time() -> str:
 
 
 def find_run_folder(named: Path, store: Path) -> Path | None:
-    """Return the folder of a run, given by its path or by its name in the store; None for any other path.
-
-    Raises:
-        TicketError: for a name that is neither a path nor a run; the message suggests the nearest names.
-    """
+    """Return the folder of a run, given by path or by its name in the store; None for any other path."""
     if _is_record(named / "run.json"):
         return named
     name = str(named)

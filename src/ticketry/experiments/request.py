@@ -211,9 +211,6 @@ class SearchRequest:
         """Return the request with the name for a new run; the name contains the method's alias or a non-default score.
 
         A run that is stored under its default name keeps this name. Campaigns always use `default_name`.
-
-        Raises:
-            UsageError: if another run has the name that the user gave.
         """
         if self.label:
             self._check_same_search(paths.run(self.label) / "run.json")
@@ -296,11 +293,6 @@ def with_measured_costs(
     """Return the request with a file of measured layer costs, if its budget of latency or bytes needs one and has none.
 
     The store keeps the file for this network and processor, so that later searches use it again.
-
-    Args:
-        request: the search.
-        options: store and folder of data sets.
-        say: called with each line of progress.
     """
     settings = request.settings
     if not (budget := budget_of(settings)) or not budget.needs_measurement:
@@ -318,16 +310,7 @@ def with_measured_costs(
 
 
 def level_for_density(density: float, planned: Mapping[float, int], what: str) -> int:
-    """Return the level whose planned density is near a requested density.
-
-    Args:
-        density: the requested density.
-        planned: level of each planned density.
-        what: what the error message complains about.
-
-    Raises:
-        UsageError: if no planned density is within the tolerance.
-    """
+    """Return the level whose planned density is near a requested density; raise `UsageError` if no density is."""
     nearest = min(planned, key=lambda one: abs(one / density - 1), default=0.0)
     if _is_close(nearest, density):
         return planned[nearest]
@@ -373,16 +356,11 @@ def build_request(
     """Build a request from the arguments of `run`.
 
     Args:
-        method: name of the method, or the method.
-        task: name of the task, or the task.
-        settings: settings of the method.
         model: network to use instead of the task's own; the task must be given by name.
-        replicates: number of replicates.
         controls: one or several controls; ``none`` or an empty sequence for no controls.
         control_densities: densities of the tickets that have controls; by default all tickets have controls.
         seeds: seeds of the first replicate; one number sets all three.
         recipe: a recipe, or changes of the task's recipe by name.
-        name: name of the run; by default built from method, score and task.
     """
     task = resolve_task(task, model)
     named = (controls,) if isinstance(controls, str) else tuple(controls)
@@ -409,12 +387,7 @@ def resolve_method(method: str | Method) -> Method:
 
 
 def resolve_task(task: str | Task, model: str | None = None) -> Task:
-    """Return the task with a name, with the network `model` if it is given; return a task unchanged.
-
-    Raises:
-        TaskError: for an unknown name, see `catalogue.resolve_task`.
-        UsageError: if `model` is given for a task object, which has its own network.
-    """
+    """Return the task with a name, with the network `model` if it is given; return a task unchanged."""
     if model is None:
         return catalogue.resolve_task(task)
     if isinstance(task, str):

@@ -478,14 +478,8 @@ def tickets_within(
     """Return the tickets whose cost is at most the fraction `asked` of a base cost.
 
     Args:
-        tickets: tickets of the run.
         what: which cost: one of `SHARES`.
-        asked: largest fraction of the base cost.
-        run: name of the run, for the error message.
         base: the base cost, relative to the dense network.
-
-    Raises:
-        UsageError: if there is no such ticket.
     """
     limit = MET * parse_share(asked) * base
     known = {one: share for one in tickets if (share := getattr(one, what)) is not None}
@@ -497,14 +491,7 @@ def tickets_within(
 
 
 def relative_base_latency(settings: Mapping[str, Any]) -> float:
-    """Return the latency of a run's base relative to the latency of the compiled network without pruning.
-
-    Args:
-        settings: settings in the run's record.
-
-    Raises:
-        CostError: if the run's file of costs cannot be read.
-    """
+    """Return the latency of a run's base relative to the latency of the compiled network without pruning."""
     from ticketry.budgets.cost_model import CostModel
 
     base = upgrade_settings(settings).get("base", ENGINE)
@@ -527,7 +514,6 @@ def tickets_to_json(
         points: the record's rows of the tickets.
         tickets: the same tickets, in the same order.
         costs: cost of each ticket relative to the dense network, with its replicate and level.
-        settings: settings of the method.
     """
     keys = ("replicate", "level")
     relative = {(one["replicate"], one["level"]): {k: v for k, v in one.items() if k not in keys} for one in costs}

@@ -46,7 +46,6 @@ def format_run_file(described: Mapping[str, Any], spec: Any, chosen: Mapping[str
 
     Args:
         described: description of the search, see `SearchRequest.describe`.
-        spec: name and options of the task.
         chosen: further entries: options that change results bit for bit, and where to train if it was given.
     """
     top = {
@@ -72,26 +71,14 @@ def format_run_file(described: Mapping[str, Any], spec: Any, chosen: Mapping[str
 
 
 def read_run_file(path: Path) -> dict[str, Any]:
-    """Return the entries of a run file.
-
-    Raises:
-        UsageError: if the file cannot be read, is not TOML, or has a wrong entry.
-    """
+    """Read a run file, check its entries, and return them."""
     _, tables = read_toml(path, "run file")
     decode_search_options(tables, f"the run file {path}")
     return tables
 
 
 def read_toml(path: Path, what: str) -> tuple[str, dict[str, Any]]:
-    """Return the text and the tables of a TOML file.
-
-    Args:
-        path: the file.
-        what: kind of file, for error messages.
-
-    Raises:
-        UsageError: if the file cannot be read, or is not TOML.
-    """
+    """Return the text and the tables of a TOML file."""
     try:
         text = content_of(path, most=_LARGEST).decode()
         if found := _LONG_KEY.search(text):
@@ -143,15 +130,7 @@ _TABLES: dict[str, Any] = {
 
 
 def decode_search_options(tables: Mapping[str, Any], what: str = "the run file") -> SearchOptions:
-    """Check the entries of a run file or a preset, and return all but method, settings and recipe as `SearchOptions`.
-
-    Args:
-        tables: the entries.
-        what: what error messages complain about.
-
-    Raises:
-        UsageError: for an unknown entry, a value of the wrong type, or a number out of bounds.
-    """
+    """Check the entries of a run file or preset; return all but method, settings and recipe as `SearchOptions`."""
     known = {*_TABLES, "method", *(field.name for field in fields(SearchOptions))} - {"option"}
     check_names(tables, known, what)
     for name in _TABLES.keys() & tables.keys():
@@ -174,13 +153,8 @@ def check_trust(
     """Raise `TrustError` if a file names code or a local path that the user did not name on the command line.
 
     Args:
-        tables: entries of the file.
         said: names of entries that the command line overrides; None for a file without command line, such as a ticket.
-        of: the file, for error messages.
         store: store of the command; its files of layer costs are trusted.
-
-    Raises:
-        TrustError: for the first entry that is not trusted.
     """
 
     def instead(advice: str) -> str:

@@ -72,14 +72,6 @@ class PointCollector:
     """Collects the rows of a run's record; several threads may add rows."""
 
     def __init__(self, lab: Lab, run: SearchRequest, folder: Path, listeners: Sequence[OnPoint] = ()) -> None:
-        """Create a collector without rows.
-
-        Args:
-            lab: where the networks are trained.
-            run: the search.
-            folder: folder of the run.
-            listeners: functions that are called with each row.
-        """
         self._lab, self._run, self._folder, self._listeners = lab, run, folder, listeners
         self.log = SearchLog(lab, run)
         self._lock = threading.Lock()
@@ -170,11 +162,8 @@ class PointCollector:
         """Add the row of a trained network.
 
         Args:
-            replicate: number of the replicate.
             level: level of the ticket that the network belongs to; 0 for the dense network.
             role: ticket, dense, or the name of a control.
-            result: result of the network's training.
-            phases: all training phases that the network needed.
             more: further fields of the row, such as the density of a sparse network.
         """
         values: dict[str, Any] = {
@@ -231,12 +220,7 @@ class PointCollector:
         return [replace(row, phases=one) for row, one in zip(self.rows, by_phase, strict=True)]
 
     def cost(self, ledger: Ledger, seconds: float) -> Cost:
-        """Return the cost of the whole run, and separately the cost of the trainings of this call.
-
-        Args:
-            ledger: counts of the trainings of this call.
-            seconds: elapsed seconds of this call.
-        """
+        """Return the cost of the whole run, and separately the cost of the trainings of this call."""
         trained, searched = list(self.segments.values()), list(self.searched.values())
         replicates = self._run.replicates
         steps = {role: sum(row.steps or 0 for row in self.rows if row.role == role) for role in ("dense", "ticket")}

@@ -55,18 +55,10 @@ def execute(
     If a replicate fails, other replicates continue; the record has their results and the reason of the failure.
 
     Args:
-        lab: where to train.
-        run: the search.
-        command: the command line that repeats the run, for the record.
         on_point: called with the record's row of each trained network, from several threads.
         on_found: called with (replicate, found) for the dense network and each ticket, from several threads.
         energy: ``meter``, or ``estimate`` for a machine without a meter, see `lab.costs.energy`.
         on_ended: called at the end with the error of each failed replicate; by default the error is raised.
-
-    Raises:
-        MissingExtraError: for ``energy="estimate"`` if codecarbon is not installed.
-        LayerCollapseError, TrainingError: if a replicate failed; the record is written first, unless no ticket was
-            found.
     """
     began, ledger, meter = time.monotonic(), lab.ledger.copy(), open_energy_meter(energy)
     run = run.for_lab(lab)
@@ -141,8 +133,6 @@ class _ControlTrainer:
         """Start training the controls of a ticket, except those that cannot have as many steps as the ticket.
 
         Args:
-            replicate: number of the replicate.
-            found: the ticket.
             counts: density and number of weights of the ticket; the controls have the same.
         """
         for control in self._run.controls_for(found.level, counts["density"]):

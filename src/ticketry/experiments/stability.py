@@ -136,7 +136,6 @@ def execute_stability(
 
     Args:
         run: a search whose settings have ``rewind``; the controls of the search are trained too, for their accuracy.
-        on_point: see `experiments.search.execute`.
 
     Returns:
         The record, which is written into the store's folder `evidence`, and the records of the searches.
@@ -192,9 +191,6 @@ def _check_rewinds(run: SearchRequest, settings: StabilitySettings, steps: Mappi
     """Check the rewind steps, and return the levels to analyse.
 
     The set is empty if all levels are analysed, or if densities of levels are known only after the search.
-
-    Raises:
-        UsageError: for settings with which tickets cannot be compared with the dense network.
     """
     for step, text in steps.items():
         how = getattr(replace(run.settings, rewind=text), "effective_retrain", CONTINUE)

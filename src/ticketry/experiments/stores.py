@@ -76,11 +76,7 @@ class StoredRun:
 
 
 def stored_runs(root: Path) -> list[StoredRun]:
-    """Return the runs of a store, the oldest first.
-
-    Raises:
-        StoreError: if a record is damaged.
-    """
+    """Return the runs of a store, the oldest first."""
     store = open_store(root)
     store.fetch(results=True)
     usage, named = Usage(store, damaged=True), _records_by_run(store)
@@ -140,9 +136,6 @@ def remove_run(root: Path, name: str, *, dry_run: bool = False) -> Removed:
     """Delete a run: its folder, the evidence about it, and the results and weights that no other run needs.
 
     If the run has no record, its trainings are not deleted, since other runs may need them.
-
-    Raises:
-        StoreError: if there is no such run, or a run of the store is still training.
     """
     store = open_store(root)
     store.fetch(results=True)
@@ -206,11 +199,7 @@ def disk_usage(root: Path) -> list[dict[str, Any]]:
 
 
 def find_damaged_files(store: Store) -> Iterator[Path]:
-    """Yield the paths of damaged records, run files, tickets and pages.
-
-    Raises:
-        InaccessibleError: if a file cannot be read.
-    """
+    """Yield the paths of damaged records, run files, tickets and pages."""
     for path in store.paths.run_records():
         record = _read_run(path)
         if record is None:
@@ -303,9 +292,6 @@ def copy_store(origin: str, target: str) -> Copied:
     Args:
         origin: folder or URL of the store to copy, see `open_store`.
         target: folder or URL of the other store, which is created if missing.
-
-    Raises:
-        StoreError: if there is no store at `origin`, a file does not match its digest, or cannot be read or written.
     """
     here, there = _open_objects(origin), _open_objects(target)
     if (described := here.get("store.json")) is None:
@@ -448,10 +434,6 @@ def move_store(root: Path, target: Path) -> Path:
     """Move a store to a new folder, and update the paths in its records; return the new folder.
 
     After an interruption, a repeated call continues.
-
-    Raises:
-        StoreError: if `root` is no store or a link, `target` exists, a run of the store is active, or a file cannot be
-            moved.
     """
     if url := shared_url(root):
         raise StoreError(f"{url} is shared: copy it with `ticketry store copy {url} TO`, and delete it where it is")

@@ -94,15 +94,9 @@ def load_ticket_model(
     """Read a ticket and rebuild its model.
 
     Args:
-        path: folder of the ticket.
         task: the task, for a ticket that does not name its task.
-        weights: trained, or start for the weights at the start of the ticket's training.
         data: folder of data sets, for a task that takes its example inputs from a data set.
         trust: whether to import a task and network of user code that the ticket names, see `tasks.file_requests`.
-
-    Raises:
-        TicketError: if the ticket is damaged, does not name its task, is not trained, or does not fit the task.
-        TrustError: if the ticket names a task or network that is not built in, or a path on this machine.
     """
     if weights not in WEIGHTS:
         raise UsageError(f"weights must be {' or '.join(WEIGHTS)}, got {weights!r}")
@@ -158,11 +152,7 @@ def execute_compile(source: TicketModel, output: Path, *, precision: str = "fp32
 
 
 def check_outputs(call: Call, case: Case) -> float:
-    """Return the relative error between the outputs of a compiled model and of its source model `case`.
-
-    Raises:
-        EngineError: if the error exceeds the tolerance for the precision.
-    """
+    """Return the relative error of a compiled model's outputs; raise `EngineError` if it exceeds the tolerance."""
     error = difference(case.outputs(call), case.reference())
     if not error <= TOLERANCE[case.precision]:
         raise EngineError(f"the compiled model is not equal to its source: relative error {error:.2g}")

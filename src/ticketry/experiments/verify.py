@@ -111,12 +111,6 @@ def find_ticket(named: str | PathLike[str], store: Path, density: float | str | 
 
     Args:
         named: a ticket's folder, a run's folder, or a run's name in the store.
-        store: the store.
-        density: density of a run's ticket, see `choose_ticket`.
-
-    Raises:
-        UsageError: if the run has no ticket of this density, or `named` is a ticket and a density is given.
-        TicketError: for a name that is neither a path nor a run.
     """
     path = Path(named)
     if shared_url(store):
@@ -179,14 +173,9 @@ def execute_verify(
     """Verify the ticket at `path`, or the procedure that found it; write a record into the store's folder `evidence`.
 
     Args:
-        lab: where to train.
-        path: folder of the ticket.
-        settings: settings of the verification.
         task: the task, for a ticket that does not name its task.
         search: the search that found the ticket; by default it is read from the ticket.
         trust: whether to import the search and the variants of training that the ticket names.
-        command: the command line that repeats the verification, for the record.
-        on_interim: called with the verdict of each interim analysis.
     """
     began, ledger = time.monotonic(), lab.ledger.copy()
     ticket = Ticket.load(path, trained=False)
@@ -304,11 +293,7 @@ def choose_ticket(record: RunRecord, density: float | str | None = None) -> Poin
     """Return the ticket of a run to verify, of the first replicate that has one; None if no level looks like a winner.
 
     Args:
-        record: record of the run.
         density: choose the level with the nearest density; by default the `sparsest_winner`, or the only level.
-
-    Raises:
-        UsageError: if the run has no tickets of about that density.
     """
     tickets = [one for one in record.points if one.role == TICKET]
     if density is not None:
@@ -321,11 +306,7 @@ def choose_ticket(record: RunRecord, density: float | str | None = None) -> Poin
 
 
 def nearest_level(record: RunRecord, asked: float | str) -> int:
-    """Return the level whose tickets have the density nearest to `asked`.
-
-    Raises:
-        UsageError: if no ticket's density is within the relative tolerance `CLOSE`.
-    """
+    """Return the level whose tickets have the density nearest to `asked`."""
     density = check_density(asked)
     tickets = [one for one in record.points if one.role == TICKET]
     nearest = min(tickets, key=lambda one: abs(one.density - density), default=None)
@@ -379,16 +360,9 @@ def read_search(
     """Return the search that found a ticket, without the search's controls.
 
     Args:
-        ticket: the ticket.
         task: the task, for a ticket that does not name its task.
         trust: whether to use a method, settings and task of user code that the ticket names.
         store: a store; the ticket may name its files of layer costs also without `trust`.
-
-    Raises:
-        TicketError: if the ticket does not describe its search, is of another task, or was found by user code that has
-            changed.
-        TrustError: if the ticket names something that is not built in.
-        UsageError: if the ticket's mask was restructured after the search.
     """
     of = name_in_errors(ticket)
     if missing := [name for name in _ENTRIES if name not in ticket.info]:

@@ -255,11 +255,7 @@ def read_campaign_record(record: object, what: str = "campaign record") -> Campa
     """Read the record of a campaign from its JSON values.
 
     Args:
-        record: JSON values.
         what: name of the record in errors, such as its file.
-
-    Raises:
-        StoreError: if the record has another format or kind, or a value is missing or invalid.
     """
     check_format(record, FORMAT, what=what, advice=_ADVICE)
     if isinstance(record, Mapping) and (kind := record.get("kind")) != "campaign":

@@ -219,9 +219,6 @@ def read_evidence(record: object, what: str = "evidence record") -> Evidence:
     Args:
         record: JSON values, or a record, which is returned unchanged.
         what: name of the record in errors, such as its file.
-
-    Raises:
-        StoreError: if the record has another format or kind, or a value is missing or invalid.
     """
     if isinstance(record, Evidence):
         return record

@@ -74,13 +74,7 @@ _MOST_DECIMALS, _SMALL = 6, 1e-4
 
 
 def format_number(value: float, decimals: int, *, sign: bool = False) -> str:
-    """Format a number with `decimals` decimals; very small numbers get an exponent and at least two digits: 8.3e-8.
-
-    Args:
-        value: number to format.
-        decimals: digits after the point.
-        sign: whether positive numbers get a plus sign.
-    """
+    """Format a number with `decimals` decimals; very small numbers get an exponent and at least two digits: 8.3e-8."""
     plus = "+" if sign else ""
     if decimals <= _MOST_DECIMALS or not 0 < abs(value) < _SMALL:
         return f"{value:{plus}.{decimals}f}"

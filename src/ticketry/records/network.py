@@ -287,12 +287,7 @@ def check_metric(values: dict[str, Any], name: str, place: str) -> None:
     """Check that `values` contain a finite number for the metric `name`.
 
     Args:
-        values: name -> metric.
-        name: metric by which networks are compared.
         place: place of `values` in the record, for the error.
-
-    Raises:
-        ValueError: if the metric is missing, is not a number or is not finite, see `reject`.
     """
     value = values.get(name)
     if isinstance(value, bool) or not isinstance(value, int | float):

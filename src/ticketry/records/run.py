@@ -178,9 +178,6 @@ def read_run(record: object, what: str = "run record") -> RunRecord:
     Args:
         record: JSON values, or a record, which is returned unchanged.
         what: name of the record in errors, such as its file.
-
-    Raises:
-        StoreError: if the record has another format or kind, or a value is missing or invalid.
     """
     if isinstance(record, RunRecord):
         return record

@@ -42,11 +42,7 @@ def reject(key: str, problem: str) -> NoReturn:
     `read` adds the place of the part in the record to the message.
 
     Args:
-        key: JSON key of the field.
         problem: what is wrong with the field, as the message continues after its name: "is empty".
-
-    Raises:
-        ValueError: always.
     """
     raise ValueError(f"{key} {problem}")
 
@@ -75,13 +71,8 @@ def read(kind: type[T], value: object, *, what: str, advice: str) -> T:
     """Convert JSON values to a record of class `kind`.
 
     Args:
-        kind: class of the record.
-        value: JSON values.
         what: name of the record in errors, such as its file.
         advice: end of the error message, which says what to do about an invalid record.
-
-    Raises:
-        StoreError: if a value is missing or invalid.
     """
     try:
         return msgspec.convert(value, kind)
@@ -97,17 +88,7 @@ class _FormatHeader(Part, frozen=True):
 
 
 def check_format(value: object, version: int, *, what: str, advice: str) -> None:
-    """Check that a record has the format version `version`.
-
-    Args:
-        value: JSON values of the record.
-        version: the only accepted version.
-        what: name of the record in errors.
-        advice: end of the error message for an invalid record.
-
-    Raises:
-        StoreError: if the version is missing or is not `version`.
-    """
+    """Raise `StoreError` unless a record has the format version `version`."""
     found = read(_FormatHeader, value, what=what, advice=advice).format
     if found != version:
         raise StoreError(

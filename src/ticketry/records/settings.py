@@ -39,7 +39,6 @@ def upgrade_settings(stored: Mapping[str, Any], known: Container[str] = ()) -> d
     All other settings are returned unchanged, even wrong ones, which the reader reports.
 
     Args:
-        stored: name -> value of each setting.
         known: names of the method's own settings, which are not converted even if format 1 had the same names.
     """
     settings = dict(stored)

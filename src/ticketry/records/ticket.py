@@ -194,13 +194,7 @@ def read_ticket_info(kind: type[T], info: Mapping[str, Any], of: str) -> T:
     """Convert the info of a ticket's ticket.json to an instance of one of the classes of this module.
 
     Args:
-        kind: class of the result.
-        info: the ticket's info.
         of: name of the ticket in errors.
-
-    Raises:
-        TicketError: if the ticket has no task, or a value is missing or invalid; the message names its place in
-            ticket.json.
     """
     try:
         return read(kind, {"info": dict(info)}["info"], what=of, advice="")

@@ -31,7 +31,6 @@ def describe_answers(as_good: str | None, better: str | None, not_beaten: Sequen
         as_good: answer to "as good as dense": yes, no or undecided.
         better: answer to "better than every control".
         not_beaten: names, for display, of the controls that the ticket was not shown to beat.
-        controls: whether the verdict has controls.
     """
     if as_good is None:
         return ""

@@ -49,13 +49,7 @@ def export(
     standard deviation of each run at each density) and `verdicts`. The same records give the same bytes.
 
     Args:
-        records: a run record, or a list of run records.
         folder: the folder, which is created if missing; files of the same names are replaced, other files stay.
-        evidence: records of verifications, stability and timings.
-
-    Raises:
-        UsageError: if there is no run record, or the same run twice.
-        StoreError: if a record is malformed, or a file cannot be written.
     """
     from ticketry.lab.store.files import write_atomically
 

@@ -85,12 +85,7 @@ def _share_axes(one: Task, other: Task) -> bool:
 
 
 def subject_of(records: RunValues | Sequence[RunValues], evidence: Iterable[EvidenceValues] = ()) -> Subject:
-    """Read run records and evidence records as the subject of a page.
-
-    Raises:
-        UsageError: if there is no run record, or the same run twice.
-        StoreError: if a record is malformed.
-    """
+    """Read run records and evidence records as the subject of a page."""
     several = records if isinstance(records, Sequence) else [records]
     runs = tuple(results_of(record) for record in several)
     if not runs:
@@ -219,11 +214,7 @@ def rewind_text(results: Results) -> str:
 
 
 def evidence_of(store_root: Path, run_names: Collection[str]) -> list[dict[str, Any]]:
-    """Return the evidence records in a store that name one of the runs, sorted by file name.
-
-    Raises:
-        StoreError: if an evidence file cannot be read or is damaged.
-    """
+    """Return the evidence records in a store that name one of the runs, sorted by file name."""
     from ticketry.lab.store.files import read_sealed
     from ticketry.lab.store.paths import Paths
 

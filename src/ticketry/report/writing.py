@@ -30,12 +30,6 @@ def write_report(
 
     Args:
         records: a run record (or the JSON values of a `run.json`), or a list of run records to compare.
-        path: the HTML file.
-        evidence: records of verifications, stability and timings, which are shown with the runs.
-
-    Raises:
-        UsageError: if there is no run record, or the same run twice.
-        StoreError: if a record is malformed, or the file cannot be written.
     """
     subject = subject_of(records, list(evidence))
     from ticketry.report.page import render  # imports matplotlib, which is slow
@@ -44,11 +38,7 @@ def write_report(
 
 
 def write_campaign_page(record: CampaignRecord, path: Path) -> Path:
-    """Write the page of a campaign and return its path; the same record gives the same bytes.
-
-    Raises:
-        StoreError: if the page cannot be written.
-    """
+    """Write the page of a campaign and return its path; the same record gives the same bytes."""
     from ticketry.report.page import render_campaign  # imports matplotlib, which is slow
 
     return write_page(path, render_campaign(record))

@@ -99,10 +99,6 @@ def next_blocks(decisions: Sequence[Decision], done: Mapping[str, int]) -> dict[
     """Return the next block of each run that undecided claims need, with their names; the most needed block first.
 
     A claim that more replicates cannot decide (`Decision.unknown`) needs no block.
-
-    Args:
-        decisions: decisions of all claims so far.
-        done: number of finished blocks of each run.
     """
     waiting: dict[Block, list[str]] = {}
     for one in decisions:
@@ -127,7 +123,6 @@ def order_by_decisions(
     the most claims per second.
 
     Args:
-        waiting: blocks, with the claims that need each block; see `next_blocks`.
         seconds: function that returns the seconds of several blocks, trained one after the other.
     """
     needed: dict[str, tuple[Block, ...]] = {}
@@ -265,8 +260,6 @@ class TimeEstimator:
     gates. Dense networks that several runs share count once; other shared trainings count for each run.
 
     Args:
-        lab: where to train.
-        campaign: the campaign.
         twins: function that returns the replicates up to the end of a block that lack a dense network in the second
             data order.
     """
@@ -283,8 +276,6 @@ class TimeEstimator:
         """Learn a run's pace from a finished block.
 
         Args:
-            block: the block.
-            seconds: elapsed seconds.
             trained: work of the trainings that were not in the store.
             shared: result of `dense_work` before the block began.
         """
@@ -296,7 +287,6 @@ class TimeEstimator:
         """Return the estimated seconds of the block's trainings that the store lacks.
 
         Args:
-            block: the block.
             counted: keys of dense networks that other blocks have counted; the keys of this block are added to it.
         """
         known = set[str]() if counted is None else counted

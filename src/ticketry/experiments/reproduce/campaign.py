@@ -63,8 +63,6 @@ class SecondOrders:
     training starts from the replicate's own initialisation; a stability analysis uses the same training.
 
     Args:
-        lab: where to train.
-        campaign: the campaign.
         known: second-order trainings in the campaign's earlier record.
     """
 
@@ -230,18 +228,10 @@ def reproduce(
     run stay undecided, and the record has the reason.
 
     Args:
-        campaign: the campaign.
         options: where to train; precision and kernels are taken from the campaign instead.
         only: names of claims to decide; by default all. The record contains all claims anyway.
         budget: time limit in seconds; a block that is estimated to end later is not begun.
         dry: whether to only plan, after a quick timing of training steps.
-        command: the command line that repeats the call, for the record.
-        say: called with each line of progress.
-        on_event: called with each event of training.
-
-    Raises:
-        UsageError: for an unknown claim.
-        TicketryError: if training is impossible.
     """
     wanted, campaign = _choose_claims(campaign, tuple(only)), replace(campaign, together=options.together)
     with open_lab(options, None, on_event) as lab:

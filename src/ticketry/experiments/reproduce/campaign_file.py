@@ -84,12 +84,7 @@ def read_campaign(path: Path, scale: Scale, *, trust: bool = False) -> Campaign:
 
     Args:
         path: the file, or the name of one of the library's campaigns.
-        scale: which runs and claims of the file to use.
         trust: whether a user's file may name user code, see docs/reproducibility.md.
-
-    Raises:
-        UsageError: for a wrong entry, with the file and the key.
-        TrustError: for user code in a file that is not trusted.
     """
     own = built_in_campaigns()
     place = own.get(str(path), path)
@@ -567,11 +562,6 @@ def check_replication(claim: Hypothesis, claims: Sequence[Hypothesis], replicate
     """Raise `UsageError` if a replication shares replicates with a claim that it repeats, or repeats itself.
 
     Judging the same replicates again, after their results were seen, would not be a fair test.
-
-    Args:
-        claim: the replication.
-        claims: all claims of the file.
-        replicates: planned replicates of each run.
     """
     named = {one.name: one for one in claims}
     own, earlier, seen = replicates[claim.runs[0]], claim, {claim.name}

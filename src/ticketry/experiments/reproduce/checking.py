@@ -116,16 +116,8 @@ def check(
     """Draw finished networks of a campaign at random, train each again in an empty store, and compare the results.
 
     Args:
-        campaign: the campaign.
         options: the campaign's store, to which only a text file is added, and where to train.
         count: number of networks to draw; all if fewer are finished.
-        draw: seed of the random draw.
-        say: called with each line of progress.
-        on_event: called with each event of training.
-
-    Raises:
-        UsageError: if no network is finished, or the store has no trainings.
-        StoreError: for weights that are neither stored nor the result of a stored training.
     """
     if count < 1:
         raise UsageError(f"check must be 1 or more, got {count}")
@@ -223,7 +215,6 @@ class StoredTrainings:
         """Create a reader.
 
         Args:
-            store: the store.
             modules: user-defined modules that may be imported for their variants of training.
         """
         self._store, self._modules = store, modules

@@ -63,7 +63,6 @@ class Decision:
         """Return the claim's entry in the campaign record.
 
         Args:
-            seconds: time of training for the claim.
             noise: differences of the metric between two data orders of each dense network.
             noise_missing: number of replicates without such a difference.
         """
@@ -116,7 +115,6 @@ def decide(
         claims: all claims, since the claims of a family are corrected together.
         records: records of the finished blocks of each run, in order.
         resolution: smallest possible difference of each run's metric; None if there is no such step.
-        stable: stability analyses of the same blocks, for runs with such analyses.
     """
     made = [_judge(claim, records, resolution, stable or {}) for claim in claims]
     sizes = family_sizes(claims)

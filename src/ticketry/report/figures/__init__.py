@@ -167,9 +167,6 @@ def figure_svgs(record: RunValues) -> dict[str, str]:
     Names: ``metric-by-share-of-time``, ``metric-by-multiplications``, ``metric-by-density``, ``density-by-layer``,
     ``first-layer``, ``structure``, ``density-over-training``, ``gate-histograms``, ``moment``,
     ``metric-by-whole-cost`` and ``metric-by-cost``. The same record gives the same bytes.
-
-    Raises:
-        StoreError: if the record is malformed.
     """
     makers = run_figures(results_of(record))
     with figure_style():

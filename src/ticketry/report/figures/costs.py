@@ -271,7 +271,6 @@ def increasing_lines(points: Sequence[P], steps: Callable[[P], float]) -> list[l
 
     Args:
         points: points of one run, densest first.
-        steps: function that returns the training steps of a point.
     """
     if all(steps(one) <= steps(other) for one, other in pairwise(points)):
         return [list(points)]

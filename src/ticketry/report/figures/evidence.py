@@ -372,11 +372,7 @@ def time_by_density(curves: Sequence[TimeCurve], narrow: bool = False) -> Figure
 
 
 def time_by_density_svg(record: EvidenceValues) -> str:
-    """Draw the record of a timing at several densities: return time against density as an SVG document.
-
-    Raises:
-        StoreError: if the record is malformed.
-    """
+    """Draw the record of a timing at several densities: return time against density as an SVG document."""
     timed = read_evidence(record, "record of time against density")
     if not isinstance(timed, CurveRecord):
         raise StoreError("a record of time against density is of kind bench-curve: measure it with --densities")

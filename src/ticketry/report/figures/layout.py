@@ -122,7 +122,6 @@ def label_line_ends(figure: Figure, named: Sequence[tuple[Axes, Ends]], least: f
 
     Args:
         figure: the figure; its layout is finished by this function.
-        named: the ends of lines to label in each panel.
         least: smallest distance in pixels between the middles of two names.
     """
     notes = []
@@ -399,7 +398,6 @@ def to_inline_element(svg: str, prefix: str, caption: str = "") -> str:
     """Convert a document of `to_svg` to an element of a page: it follows the theme, scales, and has unique ids.
 
     Args:
-        svg: the document.
         prefix: start of all ids in the element.
         caption: id of the page's element that describes the drawing; without it, screen readers skip the drawing.
     """

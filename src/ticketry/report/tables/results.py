@@ -156,11 +156,7 @@ class Results:
 
 
 def results_of(record: RunValues) -> Results:
-    """Read a run record for display, and recompute its verdicts by the rule of this version.
-
-    Raises:
-        StoreError: if the record is malformed.
-    """
+    """Read a run record for display, and recompute its verdicts by the rule of this version."""
     from ticketry.evidence.level_verdicts import recompute_verdicts
 
     return Results(recompute_verdicts(read_run(record)))

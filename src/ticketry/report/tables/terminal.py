@@ -28,30 +28,18 @@ if TYPE_CHECKING:
 
 
 def verdict_line(record: RunValues) -> str:
-    """Return the observation about a run, one or two plain sentences, on one line.
-
-    Raises:
-        StoreError: if the record is malformed.
-    """
+    """Return the observation about a run, one or two plain sentences, on one line."""
     return observe(results_of(record)).text
 
 
 def summary_lines(record: RunValues) -> list[str]:
-    """Return a plain-text table of the test results as lines: a title, the header, and a line for each level.
-
-    Raises:
-        StoreError: if the record is malformed.
-    """
+    """Return a plain-text table of the test results as lines: a title, the header, and a line for each level."""
     title, header, rows = summary_cells(record)
     return [title, *align_columns([header, *rows], str.rjust)]
 
 
 def summary_cells(record: RunValues) -> tuple[str, list[str], list[list[str]]]:
-    """Return the table of `summary_lines` as title, header, and the cells of each level.
-
-    Raises:
-        StoreError: if the record is malformed.
-    """
+    """Return the table of `summary_lines` as title, header, and the cells of each level."""
     results = results_of(record)
     return _table_title(results), *_table_cells(results)
 
@@ -61,9 +49,6 @@ def summary_table(record: RunValues, width: int | None = None) -> Table:
 
     Args:
         width: width of the console; columns that do not fit are omitted, and named below the table.
-
-    Raises:
-        StoreError: if the record is malformed.
     """
     from rich import box
     from rich.table import Table
@@ -105,11 +90,7 @@ def _drop_wide_columns(
 
 
 def verdict_lines(record: RunValues) -> list[str]:
-    """Return a plain-text table of the verdicts, with a line for each level; empty without verdicts.
-
-    Raises:
-        StoreError: if the record is malformed.
-    """
+    """Return a plain-text table of the verdicts, with a line for each level; empty without verdicts."""
     results = results_of(record)
     verdicts = results.run.verdicts
     if not verdicts:
