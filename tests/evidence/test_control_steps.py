@@ -12,7 +12,7 @@ import ticketry as tk
 from ticketry.errors import UsageError
 from ticketry.evidence.control import explain_undefined_control, steps_before_control
 from ticketry.evidence.controls import ControlTrainings, train_any_control, train_control
-from ticketry.lab.search_result import Found, Seeds, budget
+from ticketry.lab.search_result import Found, Seeds, trained_steps
 from ticketry.lab.training.segment import Result
 
 TASK = tk.task("digits")
@@ -47,11 +47,11 @@ def behind(made: ControlTrainings, dense: list[Result]) -> int:
 @pytest.mark.parametrize("control", ["shuffled", "random_reinit"])
 def test_what_a_whole_training_is_too_much_for_is_trained_over_the_schedule_s_end(lab: tk.Lab, control: str) -> None:
     found = gates(lab, rounds=2, rewind="3it", retrain="rewind_lr")
-    assert budget(found) == 2 * TOTAL + TOTAL - 3
+    assert trained_steps(found) == 2 * TOTAL + TOTAL - 3
     made = train_any_control(lab, TASK, control, found, SEEDS)
     assert [(each.segment.first, each.segment.last) for each in made.trainings] == [(3, 12), (3, 12), (9, 12)]
     assert len({each.segment.order_seed for each in made.trainings}) == 3
-    assert made.budget == budget(found) == behind(made, [made.fresh or found.dense])
+    assert made.budget == trained_steps(found) == behind(made, [made.fresh or found.dense])
     assert (made.fresh is None) == (control == "shuffled")
 
 
@@ -60,7 +60,7 @@ def test_under_a_budget_it_begins_with_a_dense_network_of_the_tickets_schedule(l
     rounds = 2
     found = gates(lab, rounds=rounds, rewind="0", retrain="rewind_lr", equal_cost="steps")
     short = TOTAL // (rounds + 1)
-    assert budget(found) == TOTAL
+    assert trained_steps(found) == TOTAL
     made = train_any_control(lab, TASK, control, found, SEEDS)
     assert made.fresh is not None
     assert (made.fresh.segment.mask, made.fresh.segment.recipe) == (None, found.result.segment.recipe)
@@ -76,7 +76,7 @@ def test_what_cannot_have_as_many_steps_is_refused(lab: tk.Lab) -> None:
     assert not explain_undefined_control("cyclic", found)
     assert not explain_undefined_control("dense_of_flops", found)
     first = gates(lab, rounds=1, rewind="3it", retrain="none")
-    assert train_any_control(lab, TASK, "shuffled", first, SEEDS).budget == budget(first) == TOTAL
+    assert train_any_control(lab, TASK, "shuffled", first, SEEDS).budget == trained_steps(first) == TOTAL
 
 
 @pytest.mark.parametrize(

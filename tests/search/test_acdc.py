@@ -11,7 +11,7 @@ import torch
 
 import ticketry as tk
 from search.bare import ADAMW, SEED, SGD, TOTAL, Training, largest
-from ticketry.lab.search_result import GRADUAL, budget
+from ticketry.lab.search_result import GRADUAL, trained_steps
 from ticketry.search.acdc import Settings
 
 METHOD = tk.search.acdc
@@ -65,5 +65,5 @@ def test_phases_and_what_they_cost(tmp_path: Path) -> None:
     assert [each.segment.mask is None for each in chain] == [each.segment.first not in COMPRESSED for each in chain]
     assert chain[0].segment.trajectory == dense.result.segment.trajectory == half.searched[0].segment.trajectory
     assert ticket.rewound == chain[-2]
-    assert (ticket.retrain, budget(ticket), ticket.search_steps) == (GRADUAL, TOTAL, COMPRESSED[-1])
+    assert (ticket.retrain, trained_steps(ticket), ticket.search_steps) == (GRADUAL, TOTAL, COMPRESSED[-1])
     assert not any(each.metrics for each in chain[:-1]), "states on the way are not measured"

@@ -14,7 +14,7 @@ import torch
 import ticketry as tk
 from samples import sample
 from search.bare import ADAMW, SEED, SGD, TOTAL, Training, largest
-from ticketry.lab.search_result import DYNAMIC, budget
+from ticketry.lab.search_result import DYNAMIC, trained_steps
 from ticketry.search.dynamic import Settings
 from ticketry_engine.support.seeds import generator
 
@@ -115,7 +115,7 @@ def test_the_way_is_one_training_at_constant_density(shared_store: Path, grow: s
     steps = zip([0, *(step + moved for step in STEPS)], [*STEPS, TOTAL], strict=True)
     assert [(each.segment.first, each.segment.last) for each in chain] == list(steps)
     assert all([row.kept for row in mask.table()] == [row.kept for row in masks[0].table()] for mask in masks)
-    assert (ticket.retrain, budget(ticket)) == (DYNAMIC, TOTAL)
+    assert (ticket.retrain, trained_steps(ticket)) == (DYNAMIC, TOTAL)
     assert ticket.search_steps + ticket.result.segment.steps == TOTAL
     assert ticket.gradients == moved * len(STEPS)
     assert ticket.rewound.segment.steps == dense.rewound.segment.steps == 0

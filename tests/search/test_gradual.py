@@ -11,7 +11,7 @@ import torch
 
 import ticketry as tk
 from search.bare import ADAMW, SEED, SGD, TOTAL, Training, largest
-from ticketry.lab.search_result import GRADUAL, budget
+from ticketry.lab.search_result import GRADUAL, trained_steps
 from ticketry.lab.training.segment import Start
 from ticketry.search.gradual import Settings
 
@@ -69,7 +69,7 @@ def test_each_density_is_trained_from_the_first_cut_on_and_nothing_twice(tmp_pat
         ticket = found_by(lab, density=(0.5, 0.2))[-1]
         chain = [*ticket.searched, ticket.result]
         assert [(each.segment.first, each.segment.last) for each in chain] == list(pairwise([0, *STEPS, TOTAL]))
-        assert (ticket.retrain, budget(ticket), ticket.search_steps) == (GRADUAL, TOTAL, END)
+        assert (ticket.retrain, trained_steps(ticket), ticket.search_steps) == (GRADUAL, TOTAL, END)
         assert not any(each.metrics for each in chain[:-1]), "states on the way are not measured"
         assert lab.ledger.steps_trained == TOTAL + 2 * own
         found_by(lab, density=(0.5, 0.2, 0.1))

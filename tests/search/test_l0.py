@@ -13,7 +13,7 @@ import ticketry as tk
 from norms_task import NormsTask
 from search.bare import BATCH, SEED, Training
 from ticketry.errors import LayerCollapseError
-from ticketry.lab.search_result import budget, search_cost
+from ticketry.lab.search_result import search_cost, trained_steps
 from ticketry.search.gating.gating import Gating
 from ticketry.search.l0 import Settings
 from ticketry_engine.support.seeds import generator, mix
@@ -68,7 +68,7 @@ def test_gates_on_channels_in_a_bare_loop(tmp_path: Path) -> None:
         _, ticket = found_by(lab, task, penalty=0.5, structure="channels")
         rewound, mask = lab.state(ticket.rewound), lab.store.get_mask(ticket.mask)
         assert lab.ledger.steps_trained == TOTAL + TOTAL
-        assert (budget(ticket), search_cost(ticket), ticket.behind) == (TOTAL, TOTAL, CUT)
+        assert (trained_steps(ticket), search_cost(ticket), ticket.behind) == (TOTAL, TOTAL, CUT)
         assert ticket.result.segment.whole_channels
         assert ticket.result.segment.start.optimizer == ticket.searched[0].training
     training = Training(task, SGD)
@@ -102,7 +102,7 @@ def test_what_it_costs(tmp_path: Path) -> None:
         assert tickets[0].searched == tickets[1].searched
         assert lab.ledger.steps_trained == TOTAL + CUT + 2 * (TOTAL - CUT)
         for ticket in tickets:
-            assert (budget(ticket), search_cost(ticket), ticket.behind) == (TOTAL, TOTAL, CUT)
+            assert (trained_steps(ticket), search_cost(ticket), ticket.behind) == (TOTAL, TOTAL, CUT)
             assert ticket.result.segment.start.optimizer == ticket.searched[0].training
 
 

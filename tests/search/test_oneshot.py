@@ -9,7 +9,7 @@ import pytest
 
 import ticketry as tk
 from ticketry.errors import LayerCollapseError, UsageError
-from ticketry.lab.search_result import budget
+from ticketry.lab.search_result import trained_steps
 from ticketry.search.oneshot import Settings
 
 TOTAL, REWIND = 20, 6
@@ -31,7 +31,7 @@ def test_each_density_is_iterative_pruning_with_one_level(tmp_path: Path, retrai
             assert (item.mask, item.result.segment.key) == (single.mask, single.result.segment.key)
             assert item.result.model == single.result.model
             assert item.retrain == single.retrain == retrain
-            assert budget(item) == budget(single), "two densities side by side are not two levels"
+            assert trained_steps(item) == trained_steps(single), "two densities side by side are not two levels"
         assert lab.ledger.segments_trained == trained
 
 
@@ -40,7 +40,7 @@ def test_steps_of_the_search_are_told(tmp_path: Path) -> None:
         found = found_by(lab, tk.search.oneshot, density=(0.5, 0.2, 0.1), rewind=f"{REWIND}it")
         assert lab.ledger.steps_trained == TOTAL + 3 * (TOTAL - REWIND)
     assert [item.search_steps for item in found] == [0, TOTAL, TOTAL, TOTAL]
-    assert [budget(item) for item in found] == [TOTAL] + [TOTAL + TOTAL - REWIND] * 3
+    assert [trained_steps(item) for item in found] == [TOTAL] + [TOTAL + TOTAL - REWIND] * 3
     assert [(item.result.segment.first, item.result.segment.last) for item in found[1:]] == [(20, 34)] * 3
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import ticketry as tk
 from norms_task import NormsTask
 from search.bare import BATCH, SEED, Training
-from ticketry.lab.search_result import budget, search_cost
+from ticketry.lab.search_result import search_cost, trained_steps
 from ticketry.lab.training.variants import Penalty
 from ticketry.search.regularised import Settings
 
@@ -108,7 +108,7 @@ def test_as_in_a_bare_loop(tmp_path: Path, kind: str) -> None:
         assert ticket.result.segment.variant(Penalty) is None
         assert dense.result.segment.variant(Penalty) is None
         assert lab.ledger.steps_trained == TOTAL + TOTAL
-        assert (budget(ticket), search_cost(ticket), ticket.behind) == (TOTAL, TOTAL, CUT)
+        assert (trained_steps(ticket), search_cost(ticket), ticket.behind) == (TOTAL, TOTAL, CUT)
 
 
 def test_all_densities_share_the_training_with_the_penalty(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import ticketry as tk
 from ticketry.core.structure import groups, shrink_plan
 from ticketry.errors import UsageError
 from ticketry.lab.costs.ledger import phases_of
-from ticketry.lab.search_result import Found, Seeds, budget, search_cost
+from ticketry.lab.search_result import Found, Seeds, search_cost, trained_steps
 from ticketry.search import method as method_called
 
 DENSITIES = (0.6, 0.4, 0.25)
@@ -127,7 +127,7 @@ def test_the_whole_search_is_counted(shared_store: Path, settings: dict[str, Any
     chain = 10 + 2 * own
     assert [each.segment.steps for each in last.searched] == [10, own, own]
     assert last.behind == behind
-    assert (search_cost(last), budget(last)) == (chain + own, weights + own)
+    assert (search_cost(last), trained_steps(last)) == (chain + own, weights + own)
     phases = phases_of(last, found[:-1])
     assert phases.steps == chain + own
     assert [len(part) for part in (phases.dense, phases.search, phases.sparse)] == [1, 2, 1]

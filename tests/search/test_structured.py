@@ -15,7 +15,7 @@ import ticketry as tk
 from samples import sample
 from search.bare import BATCH, SEED, Training
 from ticketry.core.structure import channels, rebuild, shrink_optimizer, shrink_plan
-from ticketry.lab.search_result import budget
+from ticketry.lab.search_result import trained_steps
 from ticketry_engine.support.seeds import mix
 
 TOTAL, WHEN = 24, 9
@@ -103,7 +103,7 @@ def test_cut_at_a_step_one_shot_is_early_pruning_in_one_cut(tmp_path: Path) -> N
                 (item.mask, item.result.model) for item in once
             ]
             assert lab.ledger.segments_trained == trained
-            assert [budget(item) for item in once] == [TOTAL] * 3
+            assert [trained_steps(item) for item in once] == [TOTAL] * 3
             assert once[1].moment is None
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from ticketry.choices import check_choice, list_choices
 from ticketry.core.structure.pattern import UNSTRUCTURED, Structuring
 from ticketry.errors import UsageError
-from ticketry.lab.search_result import DYNAMIC, FROM_REWOUND, Found, budget
+from ticketry.lab.search_result import DYNAMIC, FROM_REWOUND, Found, trained_steps
 from ticketry.records.network import is_matched_dense
 from ticketry.registry import Registry
 
@@ -366,7 +366,7 @@ def steps_before_control(found: Found) -> int | None:
     dense network (trained by the ticket's own schedule if a budget shortened it) and then train once or more. A control
     matches the ticket if it can have the same total number of steps.
     """
-    own, steps = found.result.segment, budget(found)
+    own, steps = found.result.segment, trained_steps(found)
     if found.retrain in FROM_REWOUND:
         begun = found.rewound.segment.last
         return begun if begun + (own.total if found.retrain == DYNAMIC else own.steps) == steps else None
@@ -388,4 +388,4 @@ def explain_undefined_control(control: str, found: Found) -> str:
         return ""
     begun = (found.rewound if found.retrain in FROM_REWOUND else found.dense).segment.last
     own = found.result.segment.steps
-    return f"trained like a ticket, {own:,} steps after {begun:,}, it never reaches a ticket's {budget(found):,}"
+    return f"trained like a ticket, {own:,} steps after {begun:,}, it never reaches a ticket's {trained_steps(found):,}"

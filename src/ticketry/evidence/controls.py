@@ -28,7 +28,7 @@ from ticketry.evidence.control import (
 from ticketry.lab.lab import Lab
 from ticketry.lab.masks import dense_macs, load_prices, measure_dense_latency, measure_masked_latency, remaining_macs
 from ticketry.lab.retrain import retraining
-from ticketry.lab.search_result import FROM_REWOUND, GRADUAL, REWINDING, Found, Seeds, budget, search_cost
+from ticketry.lab.search_result import FROM_REWOUND, GRADUAL, REWINDING, Found, Seeds, search_cost, trained_steps
 from ticketry.lab.training.segment import Result, Segment, Start
 from ticketry.lab.training.variant import Variant, with_other_mask
 from ticketry.records.network import LATENCY_MATCHED, is_matched_dense
@@ -324,7 +324,7 @@ def train_any_control(
     ticket = mask = found.mask
     if is_matched_dense(control):
         rival = narrowest_dense_of_cost(lab, task, control, lab.store.get_mask(ticket), found.aim)
-        trained = train_with_scaled_recipe(lab, rival, recipe, budget(found), seeds, label=label)
+        trained = train_with_scaled_recipe(lab, rival, recipe, trained_steps(found), seeds, label=label)
         return ControlTrainings([trained], fresh=trained, searched=False)
     chosen = CONTROLS.get(control)
     if chosen.changes_mask:
@@ -355,7 +355,7 @@ def train_any_control(
         assert segment.start.state is not None
         segment = replace(segment, start=control_start(lab, control, segment.start.state, ticket, seeds))
     return ControlTrainings(
-        _train_repeatedly(lab, segment, budget(found) - steps, seeds, label), steps, fresh, chosen.searched
+        _train_repeatedly(lab, segment, trained_steps(found) - steps, seeds, label), steps, fresh, chosen.searched
     )
 
 

@@ -47,7 +47,7 @@ from ticketry.lab.costs.ledger import phases_of
 from ticketry.lab.costs.meters.flops import FlopsByWeight, forward_flops, removed_shares
 from ticketry.lab.lab import Lab
 from ticketry.lab.masks import load_prices
-from ticketry.lab.search_result import GRADUAL, REWINDING, Found, Seeds, budget
+from ticketry.lab.search_result import GRADUAL, REWINDING, Found, Seeds, trained_steps
 from ticketry.lab.store.store import digest_of
 from ticketry.lab.training.segment import Result, Start
 from ticketry.lab.training.variant import Variant, explain_mask_dependence, is_known, variant_from, with_other_mask
@@ -129,7 +129,7 @@ class RepeatedSearch:
     @property
     def budget(self) -> int:
         """Number of steps for which the ticket's weights were trained."""
-        return budget(self.ticket)
+        return trained_steps(self.ticket)
 
     @property
     def form(self) -> MaskForm:

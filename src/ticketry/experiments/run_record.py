@@ -30,8 +30,8 @@ from ticketry.lab.lab import Lab
 from ticketry.lab.loggers.dashboards import Logged
 from ticketry.lab.masks import (
     check_new_costs,
+    compute_layer_fits,
     is_met_by_timing,
-    layer_fits,
     load_prices,
     measure_dense_latency,
     measure_masked_latency,
@@ -39,8 +39,7 @@ from ticketry.lab.masks import (
 )
 from ticketry.lab.process import describe_machine
 from ticketry.lab.runners.runner import Activity, Event
-from ticketry.lab.search_result import DYNAMIC, Found
-from ticketry.lab.search_result import budget as steps_in_weights
+from ticketry.lab.search_result import DYNAMIC, Found, trained_steps
 from ticketry.lab.store.paths import ticket_folder
 from ticketry.lab.training.segment import Result
 from ticketry.records.evidence import VerifyRecord
@@ -149,7 +148,7 @@ class PointCollector:
         single = not found.result.segment.whole_channels
         if replicate == 0 and single and (picture := draw_first_layer(mask, self._shape)):
             more["first_layer"] = convert(picture, FirstLayer)
-        counts = {"density": mask.density, "kept": mask.kept, "budget": steps_in_weights(found)}
+        counts = {"density": mask.density, "kept": mask.kept, "budget": trained_steps(found)}
         self.add(replicate, found.level, "ticket", found.result, phases, **more, **counts)
         return counts
 
@@ -246,7 +245,7 @@ class PointCollector:
         how = found.structured
         assert how is not None
         assert found.mask is not None
-        return structure_record(how.by, before.density, layer_fits(self._lab, self._run.task, how, found.mask))
+        return structure_record(how.by, before.density, compute_layer_fits(self._lab, self._run.task, how, found.mask))
 
     def _save_ticket(
         self, replicate: int, found: Found, mask: Mask, phases: Phases, structure: Structure | None

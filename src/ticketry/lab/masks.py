@@ -328,7 +328,7 @@ def structured_mask(lab: Lab, task: Task, found: Result, mask: str, by: Structur
     return lab.load_or_compute_mask(described, compute_mask, seen=seen, ready=lambda: lab.course(task))
 
 
-def layer_fits(lab: Lab, task: Task, how: Structured, mask: str) -> list[dict[str, Any]]:
+def compute_layer_fits(lab: Lab, task: Task, how: Structured, mask: str) -> list[dict[str, Any]]:
     """Return, per layer and in total, how much of the unstructured mask a structured mask retains (`LayerFit`)."""
     key = digest_of({"numerics": NUMERICS, "coverage": mask, "of": how.of, "state": how.weights})
 

@@ -140,7 +140,7 @@ class Found:
     from the network of the level before."""
     behind: int | None = None
     """Number of steps, since initialisation, that the network's initial weights had been trained; None if `level` and
-    `retrain` determine this number, see `budget`."""
+    `retrain` determine this number, see `trained_steps`."""
     gradients: int = 0
     """Number of batches whose gradient was computed for the mask without a training step; each counts as a step."""
     moment: Moment | None = None
@@ -170,7 +170,7 @@ def search_cost(found: Found) -> int:
     return found.search_steps + own if found.searched else found.dense.segment.steps + found.level * own
 
 
-def budget(found: Found) -> int:
+def trained_steps(found: Found) -> int:
     """Return the number of steps for which the weights of `found` were trained since their initialisation.
 
     For a ticket rewound to step k, these are k dense steps and the ticket's own steps. For a ticket that starts from

@@ -12,7 +12,7 @@ from ticketry.lab.store.paths import (
     canonical_url,
     display_address,
     local_folder,
-    mirror_name,
+    read_mirror_id,
     shared_url,
     split_address,
 )
@@ -67,8 +67,8 @@ def test_a_mirror_leads_back_to_its_address() -> None:
     assert place == local_folder("s3://bucket/a") != local_folder("s3://bucket/b")
     assert shared_url(place) == "s3://bucket/a"
     assert display_address(place / "runs" / "one") == "s3://bucket/a/runs/one"
-    assert len(mirror_name(place)) == 32
-    assert mirror_name(place) != mirror_name(local_folder("s3://bucket/b"))
+    assert len(read_mirror_id(place)) == 32
+    assert read_mirror_id(place) != read_mirror_id(local_folder("s3://bucket/b"))
     assert stat.S_IMODE(place.parent.stat().st_mode) == 0o700
 
 

@@ -59,7 +59,7 @@ def test_a_state_in_parts_is_gone_on_with_elsewhere(machine: Machine) -> None:
         assert two.stored_steps(KEY) == []
         assert two.last_stored_step(KEY, 100) == 6
         assert two.newest_checkpoint(KEY, 100) is None
-        found = checkpoints.newest_shard_folder(two.paths, KEY, 100)
+        found = checkpoints.find_newest_shard_folder(two.paths, KEY, 100)
         assert found is not None
         assert found[0] == 6
         assert content(found[1]) == last
@@ -69,7 +69,7 @@ def test_a_state_in_parts_is_gone_on_with_elsewhere(machine: Machine) -> None:
     three = machine("three")
     with three.lock(KEY):
         three.newest_checkpoint(KEY, 100)
-        assert checkpoints.newest_shard_folder(three.paths, KEY, 100) is None
+        assert checkpoints.find_newest_shard_folder(three.paths, KEY, 100) is None
     for store in (one, two, three):
         assert not list(store.paths.partial.rglob("*.tmp"))
 
@@ -100,7 +100,7 @@ def test_a_damaged_state_is_none(
         remote.put(f"{folder[:-70]}{hashlib.sha256(forged).hexdigest()}.parts/{checkpoints.SHARD_LIST}", forged)
     with two.lock(KEY):
         assert two.newest_checkpoint(KEY, 100) is None
-        assert checkpoints.newest_shard_folder(two.paths, KEY, 100) is None
+        assert checkpoints.find_newest_shard_folder(two.paths, KEY, 100) is None
     assert ("is damaged: it is ignored" in caplog.text) == (what in ("list", "forged"))
     assert (two.paths.root / "store.json").exists()
 
@@ -142,7 +142,7 @@ def test_a_state_that_is_replaced_while_it_is_uploaded_is_whole(
     two = machine("two")
     with two.lock(KEY):
         two.newest_checkpoint(KEY, 100)
-        found = checkpoints.newest_shard_folder(two.paths, KEY, 100)
+        found = checkpoints.find_newest_shard_folder(two.paths, KEY, 100)
     assert found is not None
     assert content(found[1]) == expected
 

@@ -12,21 +12,21 @@ from pathlib import Path
 
 import pytest
 
-from ticketry.lab.store.locks import Holder, Lease, LeaseSettings, busy_trajectory, lease_name, newest_lease
+from ticketry.lab.store.locks import Holder, Lease, LeaseSettings, find_busy_trajectory, find_newest_lease, lease_name
 from ticketry.lab.store.store import open_remote
 
 KEY = "ab" * 32
 
 
 def holder_at(address: str) -> Holder | None:
-    return newest_lease(open_remote(address), lease_name(KEY))[1]
+    return find_newest_lease(open_remote(address), lease_name(KEY))[1]
 
 
 def test_the_second_waits_until_the_first_releases_it(address: str) -> None:
     first, second = (Lease(open_remote(address), KEY, LeaseSettings(mirror, 60)) for mirror in "12")
     first.take()
-    assert busy_trajectory(open_remote(address), LeaseSettings("2", 60)) == KEY
-    assert busy_trajectory(open_remote(address), LeaseSettings("1", 60)) == ""
+    assert find_busy_trajectory(open_remote(address), LeaseSettings("2", 60)) == KEY
+    assert find_busy_trajectory(open_remote(address), LeaseSettings("1", 60)) == ""
     taken = threading.Event()
     waiting = threading.Thread(target=lambda: (second.take(), taken.set()))
     waiting.start()
@@ -38,7 +38,7 @@ def test_the_second_waits_until_the_first_releases_it(address: str) -> None:
     second.release()
     assert holder_at(address) is None
     assert len(list(open_remote(address).list("trajectories/"))) == 1
-    assert busy_trajectory(open_remote(address), LeaseSettings("3", 60)) == ""
+    assert find_busy_trajectory(open_remote(address), LeaseSettings("3", 60)) == ""
 
 
 def test_of_many_at_once_one_at_a_time_holds_it(address: str) -> None:
@@ -129,7 +129,7 @@ def test_a_lost_lease_is_noticed_and_leaves_that_of_others_alone(address: str, o
     first.take()
     with first._guard:  # it is suspended
         second = Lease(remote, KEY, LeaseSettings("2", 3600))
-        number = newest_lease(remote, lease_name(KEY))[0]
+        number = find_newest_lease(remote, lease_name(KEY))[0]
         for more in range(others):
             assert second._write(number + 1 + more, second._mine)
     limit = time.monotonic() + 60

@@ -13,7 +13,7 @@ import ticketry as tk
 from norms_task import NormsTask
 from search.bare import BATCH, SEED, Training
 from ticketry.errors import TicketryError
-from ticketry.lab.search_result import GRADUAL, budget
+from ticketry.lab.search_result import GRADUAL, trained_steps
 from ticketry.lab.training.variants import Penalty
 from ticketry.search.decorators import Settings, channel_importance
 from ticketry.search.gating.tick import Tick
@@ -149,7 +149,7 @@ def test_what_is_trained_when(tmp_path: Path) -> None:
             assert [each.variant(Tick) is not None for each in segments] == [False, True] * 3 + [False]
             assert [each.first for each in segments if each.variant(Penalty)] == [14, 22]
             assert [each.whole_channels for each in segments] == [False, False] + [True] * 5
-            assert (ticket.retrain, ticket.behind, budget(ticket)) == (GRADUAL, 30, TOTAL)
+            assert (ticket.retrain, ticket.behind, trained_steps(ticket)) == (GRADUAL, 30, TOTAL)
             assert ticket.rewound.model == lab.at(dense.result, 30).model
         assert tickets[0].searched[:2] == tickets[1].searched[:2]  # no mask yet: one tick for all densities
         assert lab.ledger.steps_trained == TOTAL + 4 + 2 * 26

@@ -13,7 +13,7 @@ import torch
 import ticketry as tk
 from samples import sample
 from ticketry.errors import LayerCollapseError
-from ticketry.lab.search_result import budget
+from ticketry.lab.search_result import trained_steps
 from ticketry.search import continuous, stochastic
 from ticketry.search.gating import search as rounds
 from ticketry.search.gating.gating import Gating, load_gates, weights_times_hard_gates
@@ -86,7 +86,7 @@ def test_fine_tuning_begins_with_the_hard_network(shared_store: Path) -> None:
     validation = task.load().validation
     right = (model(task.prepare(validation.inputs)).argmax(1) == validation.targets).double().mean()
     assert 100 * float(right) == pytest.approx(round_.metrics["validation"]["accuracy"], abs=1e-6)
-    assert budget(found) == TOTAL + found.result.segment.steps
+    assert trained_steps(found) == TOTAL + found.result.segment.steps
     with tk.Lab(shared_store) as lab:
         bare = found_by(lab, rounds=1, retrain="none")[1]
     assert (bare.result.segment.steps, bare.result.segment.start) == (0, found.result.segment.start)
@@ -104,8 +104,8 @@ def test_weights_between_rounds(shared_store: Path) -> None:
         assert second.segment.start.state == lab.at(first, TOTAL // 10).model
         assert second.segment.variant(Gating).earlier == first.variants["gates"]
         assert on[-1].mask != back[-1].mask
-    assert [budget(item) for item in on[1:]] == [TOTAL, 2 * TOTAL]
-    assert [budget(item) for item in back[1:]] == [TOTAL, TOTAL // 10 + TOTAL]
+    assert [trained_steps(item) for item in on[1:]] == [TOTAL, 2 * TOTAL]
+    assert [trained_steps(item) for item in back[1:]] == [TOTAL, TOTAL // 10 + TOTAL]
 
 
 def test_search_steps_and_longer_searches_that_go_on_from_shorter_ones(tmp_path: Path) -> None:
@@ -115,7 +115,7 @@ def test_search_steps_and_longer_searches_that_go_on_from_shorter_ones(tmp_path:
         found = found_by(lab, rounds=2)
         assert lab.ledger.steps_trained == TOTAL + 2 * TOTAL + 2 * (TOTAL - TOTAL // 10)
     assert [item.search_steps for item in found] == [0, TOTAL, 2 * TOTAL]
-    assert [budget(item) for item in found] == [TOTAL] * 3
+    assert [trained_steps(item) for item in found] == [TOTAL] * 3
 
 
 def test_continuous_gates_do_not_ask_for_the_seed_of_masks(shared_store: Path) -> None:

@@ -153,7 +153,7 @@ class Phases:
     """Number of batches whose gradient was computed for the mask without a training step, see `Found.gradients`."""
     masks: tuple[str, ...] = ()
     """Digests of all masks that were computed, up to and including the network's own mask."""
-    looking: float = 0.0
+    detector_seconds: float = 0.0
     """Seconds that a detector took to choose the pruning step, see `Moment.seconds`."""
 
     @property
@@ -207,7 +207,7 @@ def control_phases(
         return Phases(own.dense, own.search, tuple(trained), masks=own.masks)
     begun = fresh or start  # may be later than the ticket's dense training, as in gradual pruning
     dense = _longest_parts([*ticket.dense, *([begun] if not begun.segment.variants else [])])
-    return Phases(dense, ticket.search, tuple(trained), ticket.gradients, ticket.masks, ticket.looking)
+    return Phases(dense, ticket.search, tuple(trained), ticket.gradients, ticket.masks, ticket.detector_seconds)
 
 
 def _split_phases(needed: Sequence[Result], found: Found | None) -> Phases:

@@ -130,7 +130,7 @@ class Costs:
             search["memory"] = None
         search["steps"] += phases.gradients
         search["flops"] = _sum_unless_unknown([search["flops"], self._other_flops(phases)])
-        search["seconds"] = round(search["seconds"] + sum(mask.seconds for mask in masks) + phases.looking, 3)
+        search["seconds"] = round(search["seconds"] + sum(mask.seconds for mask in masks) + phases.detector_seconds, 3)
         return found
 
     def flops(self, phases: Phases) -> float | None:

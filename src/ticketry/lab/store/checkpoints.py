@@ -88,7 +88,7 @@ def _link_shard_folder(folder: Path) -> Path:
     return place
 
 
-def newest_shard_folder(paths: Paths, trajectory: str, last: int) -> tuple[int, Path] | None:
+def find_newest_shard_folder(paths: Paths, trajectory: str, last: int) -> tuple[int, Path] | None:
     """Return step and folder of the newest undamaged sharded checkpoint up to step `last`, or None."""
     for step, folder in sorted(_folders(paths, trajectory), reverse=True):
         with contextlib.suppress(InaccessibleError):  # an older one gives the same bits

@@ -185,7 +185,7 @@ def lease_name(trajectory: str) -> str:
     return f"trajectories/{trajectory[:2]}/{trajectory}.json"
 
 
-def newest_lease(remote: Objects, name: str) -> tuple[int, Holder | None, Listed | None]:
+def find_newest_lease(remote: Objects, name: str) -> tuple[int, Holder | None, Listed | None]:
     """Return the number of the newest object of a lease (0 without objects), the holder, and the object's listing."""
     while numbers := _list_numbers(remote, name):
         newest = max(numbers)
@@ -202,7 +202,7 @@ def read_holder(data: bytes) -> Holder | None:
         return None
 
 
-def busy_trajectory(remote: Objects, terms: LeaseSettings) -> str:
+def find_busy_trajectory(remote: Objects, terms: LeaseSettings) -> str:
     """Return the key of a training whose lease another machine has renewed recently, or an empty string."""
     now = remote.now()
     names = {
@@ -211,7 +211,7 @@ def busy_trajectory(remote: Objects, terms: LeaseSettings) -> str:
         if "@" in one.name and now - one.modified < 2 * terms.seconds
     }
     for name in sorted(names):
-        holder = newest_lease(remote, name)[1]
+        holder = find_newest_lease(remote, name)[1]
         if holder is not None and holder.mirror != terms.mirror:
             return PurePosixPath(name).stem
     return ""
@@ -239,7 +239,7 @@ class Lease:
         """Wait until no other machine holds the lease, and take it."""
         seen, unchanged_since, pause = 0, time.monotonic(), 0.1
         while True:
-            number, holder, listed = newest_lease(self._remote, self._name)
+            number, holder, listed = find_newest_lease(self._remote, self._name)
             now = time.monotonic()
             if number != seen:
                 seen, unchanged_since = number, now
@@ -286,7 +286,7 @@ class Lease:
                 with patience(interval), self._guard:
                     if self._ended.is_set() or self._write(self._number + 1, self._mine):
                         continue
-                    number, holder, _ = newest_lease(self._remote, self._name)
+                    number, holder, _ = find_newest_lease(self._remote, self._name)
                     if holder == self._mine:  # written by a try that was given up
                         self._number = number
                         continue

@@ -45,7 +45,7 @@ def describe_activity(store: Store) -> str:
     with explain_os_errors(paths.results, "read"):
         if is_running(require_inside(paths.root, paths.live)) or any(map(is_locked, paths.locks())):
             return f"something is being trained in {place}"
-    trajectory = store.mirror.busy_trajectory() if store.mirror else ""
+    trajectory = store.mirror.find_busy_trajectory() if store.mirror else ""
     return f"the training {trajectory[:12]}… is under way on another machine" if trajectory else ""
 
 
@@ -125,7 +125,7 @@ def repair_format(root: Path) -> list[Path]:
         raise
     except StoreError:
         if paths.has_folders():
-            _move(paths.format, paths.damaged_place(paths.format))
+            _move(paths.format, paths.unused_damaged_path(paths.format))
             write_json(paths.format, DESCRIBED)
             return [paths.format]
     return []
@@ -150,7 +150,7 @@ def _is_damaged(path: Path, digest: str) -> bool:
 
 
 def _move_to_damaged(store: Store, path: Path) -> Path:
-    place = _move(path, store.paths.damaged_place(path))
+    place = _move(path, store.paths.unused_damaged_path(path))
     if store.mirror:
         store.mirror.move_aside(path, place)
     return place

@@ -39,9 +39,9 @@ from ticketry.files import (
 )
 from ticketry.lab.store.checkpoints import Uploads, fetch_newest
 from ticketry.lab.store.files import REPAIR, explain_os_errors, parse_canonical_record, path_exists, sealed_bytes
-from ticketry.lab.store.locks import Lease, LeaseSettings, busy_trajectory, is_mark
+from ticketry.lab.store.locks import Lease, LeaseSettings, find_busy_trajectory, is_mark
 from ticketry.lab.store.objects import Folder, Listed, Objects, patience
-from ticketry.lab.store.paths import Paths, mirror_name
+from ticketry.lab.store.paths import Paths, read_mirror_id
 
 FOLDERS = ("runs/", "evidence/", "campaigns/")
 
@@ -207,7 +207,7 @@ class Mirror:
         self.remote, self.paths, self.folder = remote, Paths(root), Folder(root)
         self.address = remote.address
         self.records = Records(remote, self.paths)
-        host = hashlib.sha256(f"{socket.gethostname()} {mirror_name(root)}".encode())  # many may see a home folder
+        host = hashlib.sha256(f"{socket.gethostname()} {read_mirror_id(root)}".encode())  # many may see a home folder
         self._terms = LeaseSettings(host.hexdigest()[:32], lease_seconds)
         self._unpublished = root.parent / "unpublished"
         self._seen: dict[str, float] = {}
@@ -372,9 +372,9 @@ class Mirror:
             held.release()
             uploads.delete_cancelled()
 
-    def busy_trajectory(self) -> str:
+    def find_busy_trajectory(self) -> str:
         """Return the key of a training that another machine carries out now, or an empty string."""
-        return busy_trajectory(self.remote, self._terms)
+        return find_busy_trajectory(self.remote, self._terms)
 
     def fetch_checkpoint(self, trajectory: str, last: int) -> None:
         """Download the newest checkpoint, up to step `last`, of the training with the key `trajectory`."""

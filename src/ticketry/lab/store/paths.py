@@ -106,7 +106,7 @@ def split_address(url: str) -> tuple[str, tuple[str, ...]] | None:
     return "/".join(parts[:at]), tuple(parts[at:])
 
 
-def mirror_name(place: Path) -> str:
+def read_mirror_id(place: Path) -> str:
     """Return the random id of the mirror in the folder `place`; mirrors on other machines have other ids."""
     return _read_mirror_facts(place.parent).get("mirror", "")
 
@@ -235,7 +235,7 @@ class Paths:
         """Return the file of a message between a driver and its workers, which is deleted when the driver ends."""
         return join_inside(self.root, "live", driver, name)
 
-    def damaged_place(self, path: Path) -> Path:
+    def unused_damaged_path(self, path: Path) -> Path:
         """Return an unused path in the folder ``damaged``, to which a repair can move the file or folder `path`."""
         place = self.root / "damaged" / path.relative_to(self.root)
         number = 1

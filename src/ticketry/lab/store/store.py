@@ -404,14 +404,14 @@ def existing_store(address: str | Path) -> Store | None:
     place = local_folder(address)
     if (url := shared_url(place)) and not _create_mirror(url, place).exists():
         return None
-    if not url and not has_store(place):
+    if not url and not is_store(place):
         return None
     store = open_store(place)
     store.fetch()
     return store
 
 
-def has_store(place: Path) -> bool:
+def is_store(place: Path) -> bool:
     """Return whether the folder `place` is a store; `StoreError` if that cannot be found out."""
     return path_exists(Paths(place).format)
 

@@ -18,7 +18,12 @@ from ticketry.core.scope import normal_name
 from ticketry.core.ticket.folder import iterate_file_bytes
 from ticketry.errors import InterruptedTrainingError, StoreError
 from ticketry.lab.process import Stopped, defer_signals, describe_machine, raise_if_stopped, stop_signal
-from ticketry.lab.store.checkpoints import create_shard_folder, digest_shards, finish_shard_folder, newest_shard_folder
+from ticketry.lab.store.checkpoints import (
+    create_shard_folder,
+    digest_shards,
+    find_newest_shard_folder,
+    finish_shard_folder,
+)
 from ticketry.lab.store.store import Store, tensors_to_bytes
 from ticketry.lab.training.loop import Loop, round_metric
 from ticketry.lab.training.ranks.group import Group
@@ -110,7 +115,7 @@ class Job:
                 try:
                     self.store_result(loop)
                 except Stopped as stopped:
-                    raise after_step.interruption() from stopped
+                    raise after_step.report_interruption() from stopped
                 watch.report_progress(self.segment, stop)
         if record := self._unmeasured():
             self.add_metrics(record)
@@ -130,15 +135,17 @@ class Job:
         record = self.store.load_valid_result(self.trajectory, self.segment.last)
         found = record if self.measure and record and not record["metrics"] else None
         if self.group is not None:
-            found = self.group.first(found)
+            found = self.group.value_of_first_rank(found)
         return found
 
     def build_loop(self) -> Loop:
         """Return a training loop for this segment that continues from the latest stored state."""
-        state = self.resumable_state()
+        state = self.load_resumable_state()
         if self.group is None:
             return Loop(self.store, self.course, self.segment, state)
-        found = self.group.first(newest_shard_folder(self.store.paths, self.trajectory, self.missing[0]))
+        found = self.group.value_of_first_rank(
+            find_newest_shard_folder(self.store.paths, self.trajectory, self.missing[0])
+        )
         newer = found is not None and found[0] > state.step
         if newer:  # its weights replace these
             state = TrainingState(found[0], state.model, {}, torch.zeros(0))
@@ -148,11 +155,11 @@ class Job:
             self._earlier_seconds = load_sharded_state(found[1], loop)
         return loop
 
-    def resumable_state(self) -> TrainingState:
+    def load_resumable_state(self) -> TrainingState:
         """Return the latest stored state before the first missing result, or the segment's initial state."""
         bound = self.missing[0]
         partial = self.store.newest_checkpoint(self.trajectory, bound)
-        record = find_last_resumable(self.store, self.trajectory, bound)
+        record = find_last_resumable_result(self.store, self.trajectory, bound)
         if record and not (partial and partial[0] >= record["step"]):
             self._earlier_seconds = record["cost"]["train_seconds"]
             return self._stored_state(record)
@@ -274,7 +281,7 @@ class Checkpoints:
             self._job.train_seconds += self._stopwatch.lap(time.monotonic())
             self._job.steps_trained += self._loop.step - before
 
-    def interruption(self) -> InterruptedTrainingError:
+    def report_interruption(self) -> InterruptedTrainingError:
         """Report to the watch that the state is stored, and return the error that then ends the training."""
         self._watch.report_stored(self._job.segment, self._loop.step)
         return InterruptedTrainingError(
@@ -301,7 +308,7 @@ class Checkpoints:
         self._next_checkpoint = _time_of_next_checkpoint(now, stored, self._watch.checkpoint_seconds)
         self._due = False
         if self._stop:
-            raise self.interruption()
+            raise self.report_interruption()
 
 
 def _time_of_next_checkpoint(taken: float, stored: float, interval: float) -> float:
@@ -334,7 +341,7 @@ class Stopwatch:
         return worked if passed > STANDSTILL and worked < _WORKING * passed else passed
 
 
-def find_last_resumable(store: Store, trajectory: str, bound: int) -> dict[str, Any] | None:
+def find_last_resumable_result(store: Store, trajectory: str, bound: int) -> dict[str, Any] | None:
     """Return the latest stored result up to step `bound` from which training can resume, or None."""
     for step in reversed(store.stored_steps(trajectory)):
         record = store.load_valid_result(trajectory, step)
@@ -380,7 +387,9 @@ def save_sharded_state(group: Group, store: Store, trajectory: str, step: int, t
     """Store a checkpoint; all ranks call this together, and all raise `StoreError` if one of them fails."""
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 
-    folder = Path(group.first(str(create_shard_folder(store.paths, trajectory, step)) if group.rank == 0 else None))
+    folder = Path(
+        group.value_of_first_rank(str(create_shard_folder(store.paths, trajectory, step)) if group.rank == 0 else None)
+    )
     flat = {name: value.reshape(1) if value.dim() == 0 else value for name, value in tensors.items()}
     # A file is held in memory while it is written, so the state is split into several files.
     files = dict(zip(flat, itertools.accumulate(value.nbytes for value in flat.values()), strict=True))

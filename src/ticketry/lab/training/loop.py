@@ -73,7 +73,7 @@ class Loop:
         for name, effect in self.effects.items():
             effect.begin(self, state.variants.get(name, {}))
         if group is not None and self.session.gathers:
-            group.together = True
+            group.stores_together = True
         self._resume_session(state.session)
         # Only overridden methods are called, so that others cost nothing.
         self._before_step = [effect.before_step for effect in effects if _overrides(effect, "before_step")]
@@ -131,7 +131,7 @@ class Loop:
         for after in self._after_step:
             after()
         self._losses[step - self.segment.first] = (
-            loss.detach() if self._group is None else self._group.loss_of_step(loss)
+            loss.detach() if self._group is None else self._group.average_loss(loss)
         )
 
     @cached_property
@@ -293,7 +293,7 @@ class Loop:
             session = effect.convert_session_for_store(session)
         state = TrainingState(
             step=self.step,
-            model=copy_state(self.model) if self._group is None else self._group.state_of(self.model),
+            model=copy_state(self.model) if self._group is None else self._group.state_for_store(self.model),
             optimizer={name: copied(value) for name, value in optimizer_tensors(self.optimizer, self.model).items()},
             losses=self._losses[: self.step - self.segment.first].cpu().clone(),
             variants={name: own for name, effect in self.effects.items() if (own := effect.state())},

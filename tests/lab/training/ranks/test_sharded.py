@@ -72,7 +72,7 @@ def test_a_state_of_many_files_goes_on_with_the_same_bits(store, tmp_path):
     other = Store(tmp_path / "disturbed")
     with pytest.raises(InterruptedTrainingError, match="its state is stored"):
         trained(other, segment, watch=StopAt(at=2))
-    step, folder = checkpoints.newest_shard_folder(other.paths, segment.trajectory, segment.last)
+    step, folder = checkpoints.find_newest_shard_folder(other.paths, segment.trajectory, segment.last)
     files = [path.stat().st_size for path in folder.glob("*.safetensors")]
     assert len(files) >= 6, "three of each rank"
     assert sum(files) > 2 * 64 << 20
@@ -91,7 +91,7 @@ def test_killed_and_stopped_parts_go_on_with_the_same_bits(store, tmp_path):
     other.put_mask(store.get_mask(segment.mask))
     with pytest.raises(InterruptedTrainingError, match="its state is stored"):
         trained(other, segment, (30,), StopAt(at=9))
-    reached = checkpoints.newest_shard_folder(other.paths, segment.trajectory, segment.last)
+    reached = checkpoints.find_newest_shard_folder(other.paths, segment.trajectory, segment.last)
     assert reached is not None
     assert 0 < reached[0] < segment.last
     assert len(list(reached[1].glob("*.safetensors"))) == 3, "each rank writes its part"
@@ -120,7 +120,7 @@ def test_another_machine_goes_on_from_a_state_in_parts(store, tmp_path, monkeypa
     one.put_mask(store.get_mask(segment.mask))
     with pytest.raises(InterruptedTrainingError, match="its state is stored"):
         trained(one, segment, watch=StopAt(at=20))
-    reached = checkpoints.newest_shard_folder(one.paths, segment.trajectory, segment.last)
+    reached = checkpoints.find_newest_shard_folder(one.paths, segment.trajectory, segment.last)
     assert reached is not None
     two = machine("two")
     assert two.paths.root != one.paths.root
@@ -138,19 +138,19 @@ def test_folders_of_parts(store):
         for rank in range(2):
             (folder / f"part-{rank}").write_bytes(bytes([rank, step]))
         found = checkpoints.digest_shards(folder, 0, 2) | checkpoints.digest_shards(folder, 1, 2)
-        assert checkpoints.newest_shard_folder(paths, trajectory, 10) == (
+        assert checkpoints.find_newest_shard_folder(paths, trajectory, 10) == (
             None if step == 3 else (3, paths.partial_folder(trajectory, 3))
         )
         checkpoints.finish_shard_folder(folder, paths, trajectory, step, found)
-    (step, folder) = checkpoints.newest_shard_folder(paths, trajectory, 10)
+    (step, folder) = checkpoints.find_newest_shard_folder(paths, trajectory, 10)
     assert step == 7
     assert [path.stem for path in paths.partial_folders(trajectory)] == [f"{trajectory}-7"], "the one before is dropped"
-    assert checkpoints.newest_shard_folder(paths, trajectory, 6) is None
+    assert checkpoints.find_newest_shard_folder(paths, trajectory, 6) is None
     (folder / "part-1").write_bytes(b"damaged")
-    assert checkpoints.newest_shard_folder(paths, trajectory, 10) is None
+    assert checkpoints.find_newest_shard_folder(paths, trajectory, 10) is None
     assert check(store).damaged == [folder]
     (folder / "part-1").unlink()
-    assert checkpoints.newest_shard_folder(paths, trajectory, 10) is None
+    assert checkpoints.find_newest_shard_folder(paths, trajectory, 10) is None
     store.drop_checkpoints(trajectory, 7)
     assert not list(paths.partial_folders(trajectory))
 

@@ -66,7 +66,7 @@ class Draws(EagerMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Sequence[Any], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         given = kwargs or {}
-        if not is_drawn(func, args, given):
+        if not draws_random_numbers(func, args, given):
             return func(*args, **given)
         name = func.overloadpacket.__name__
         if name in _IN_PLACE:
@@ -127,9 +127,11 @@ class Draws(EagerMode):  # type: ignore[no-untyped-call]
         return found
 
 
-def is_drawn(func: Any, args: tuple[Any, ...], given: Mapping[str, Any]) -> bool:
+def draws_random_numbers(func: Any, args: tuple[Any, ...], given: Mapping[str, Any]) -> bool:
     """Return whether the torch operation `func` draws random numbers when it is called with these arguments."""
-    return _is_random(func) and ("attention" not in func.overloadpacket.__name__ or _dropout_of(func, args, given) > 0)
+    return _is_random(func) and (
+        "attention" not in func.overloadpacket.__name__ or _attention_dropout(func, args, given) > 0
+    )
 
 
 @functools.lru_cache(maxsize=1024)
@@ -151,7 +153,7 @@ def _empty_like(tensor: Tensor, shape: Sequence[int]) -> Tensor:
     return permuted.permute([axes.index(axis) for axis in range(tensor.dim())])
 
 
-def _dropout_of(func: Any, args: tuple[Any, ...], given: Mapping[str, Any]) -> float:
+def _attention_dropout(func: Any, args: tuple[Any, ...], given: Mapping[str, Any]) -> float:
     """Return the dropout probability in a call of fused attention."""
     names = [argument.name for argument in func._schema.arguments]
     defaults = {argument.name: argument.default_value for argument in func._schema.arguments}
@@ -190,7 +192,7 @@ def check_parts(name: str, course: Course, model: nn.Module, recipe: Recipe, ste
         parts = []
         for rank in range(world):
             try:
-                drawn, own = _run_step(course.cut(_Rank(rank, world)), model, before, recipe, step)
+                drawn, own = _run_step(course.cut(_SimulatedRank(rank, world)), model, before, recipe, step)
             except TrainingError as error:  # numbers that cannot be split
                 raise TaskError(str(error)) from error
             _check_drawn(name, whole, drawn)
@@ -253,12 +255,12 @@ class _DrawRecorder(EagerMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         found = func(*args, **(kwargs or {}))
-        if is_drawn(func, args, kwargs or {}):
+        if draws_random_numbers(func, args, kwargs or {}):
             self.drawn += [(func.overloadpacket.__name__, list(one.shape)) for one in tree_leaves(found)]
         return found
 
 
-class _Rank:
+class _SimulatedRank:
     """Stands in for one of several processes (ranks), to compute its part of a batch in this process."""
 
     in_parts = False

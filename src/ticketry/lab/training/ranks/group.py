@@ -41,7 +41,7 @@ class Group:
     def __init__(self, rank: int, arithmetic: Arithmetic) -> None:
         self.rank, self.world = rank, arithmetic.ranks
         self._norms, self._device = arithmetic.norms, arithmetic.device
-        self.together = self.in_parts
+        self.stores_together = self.in_parts
         """Whether all ranks must copy their state at the same step."""
         self._wish = self._heard = False
         self._steps = 0
@@ -86,7 +86,7 @@ class Group:
         for buffer in model.buffers():
             dist.broadcast(buffer, 0)
 
-    def state_of(self, model: nn.Module) -> dict[str, Tensor]:
+    def state_for_store(self, model: nn.Module) -> dict[str, Tensor]:
         """Return a copy of the model's weights and buffers for the store, by name."""
         return copy_state(model)
 
@@ -96,7 +96,7 @@ class Group:
         If the first rank stores the state alone, the answer is `wish`. If all ranks must store together, the answer is
         the same in all ranks, and becomes True a step or more after a rank's `wish`.
         """
-        if not self.together:
+        if not self.stores_together:
             return wish
         self._wish = wish and not self._heard
         return self._heard
@@ -107,9 +107,9 @@ class Group:
         dist.all_reduce(total)
         return total
 
-    def loss_of_step(self, value: Tensor) -> Tensor:
+    def average_loss(self, value: Tensor) -> Tensor:
         """Return the mean of the loss over all ranks; call this once per step, since wishes to store travel with it."""
-        if not self.together:
+        if not self.stores_together:
             return self.mean(value)
         both = torch.stack([value.detach() / self.world, value.new_tensor(float(self._wish))])
         dist.all_reduce(both)
@@ -128,7 +128,7 @@ class Group:
         dist.all_gather_object(found, value)
         return found
 
-    def first(self, value: Any) -> Any:
+    def value_of_first_rank(self, value: Any) -> Any:
         """Return, in all ranks, the `value` of the first rank."""
         return self.gather(value)[0]
 
@@ -166,7 +166,7 @@ class ShardedGroup(Group):
         fully_shard(model, mesh=mesh)
         return model
 
-    def state_of(self, model: nn.Module) -> dict[str, Tensor]:
+    def state_for_store(self, model: nn.Module) -> dict[str, Tensor]:
         """Return this rank's shards of weights and buffers, by name, without copying them."""
         reshard(model)
         return {normal_name(name): value.detach() for name, value in model.state_dict().items()}

@@ -110,7 +110,7 @@ def _train(rank: int, request: RankRequest, pipe: Connection, stop: Connection, 
         course = segment.course(request.data).cut(group)
         job = (_OtherJob if rank else Job)(store, course, segment, request.keep, request.measure, group)
         watch = _OtherWatch() if rank else _FirstWatch(request.checkpoint_seconds, pipe, stop)
-        job.missing = group.first(job.missing)
+        job.missing = group.value_of_first_rank(job.missing)
         began, busy = time.perf_counter(), time.process_time()
         try:
             job.train(watch)
@@ -274,7 +274,7 @@ def train_in_ranks(
     reached, losses = -1, 0
     while True:
         try:
-            with _Launched(segment.arithmetic.ranks, request) as launched:
+            with _RankProcesses(segment.arithmetic.ranks, request) as launched:
                 return launched.serve(store, segment, watch)
         except _LostRankError as lost:
             now = store.last_stored_step(segment.trajectory, segment.last)
@@ -290,7 +290,7 @@ def train_in_ranks(
 
 
 @dataclass
-class _Rank:
+class _RankProcess:
     """Holds the process of a rank, the connection to it, and its answer, in the parent process."""
 
     number: int
@@ -306,7 +306,7 @@ class _Rank:
         return self.answer is None and not self.process.is_alive() and (self.silent or not self.pipe.poll())
 
 
-class _Launched:
+class _RankProcesses:
     """Starts the processes of all ranks; at the end of a ``with`` block, kills those that still run."""
 
     def __init__(self, count: int, request: RankRequest) -> None:
@@ -332,12 +332,12 @@ class _Launched:
         for each in (*theirs, told):
             each.close()
         self.ranks = [
-            _Rank(number, process, pipe)
+            _RankProcess(number, process, pipe)
             for number, (process, (pipe, _)) in enumerate(zip(context.processes, pipes, strict=True))
         ]
         self._stop_time = 0.0
 
-    def __enter__(self) -> _Launched:
+    def __enter__(self) -> _RankProcesses:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -441,7 +441,7 @@ def _hide_torch_warnings() -> Iterator[None]:
         os.environ.pop(_LEVEL, None)
 
 
-def _has_failed(rank: _Rank) -> bool:
+def _has_failed(rank: _RankProcess) -> bool:
     return rank.answer is not None and rank.answer[0] == "failed"
 
 
