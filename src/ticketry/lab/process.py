@@ -75,7 +75,6 @@ def raise_if_stopped() -> None:
 
 
 def signal_name(number: int) -> str:
-    """Return the name of a signal, such as SIGTERM."""
     return signal.Signals(number).name
 
 

@@ -158,7 +158,6 @@ class Phases:
 
     @property
     def trainings(self) -> tuple[Result, ...]:
-        """All trainings of the three phases."""
         return (*self.dense, *self.search, *self.sparse)
 
     @property

@@ -60,7 +60,6 @@ class Activity:
         self._guard = threading.Lock()
 
     def on_event(self, event: Event) -> None:
-        """Record an event."""
         with self._guard:
             if event.kind in ("finished", "cached"):
                 self._active.pop(event.key, None)

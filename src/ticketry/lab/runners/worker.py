@@ -73,7 +73,6 @@ class Request:
     """Versions and hardware of the driver, see `describe_versions`."""
 
     def text(self) -> str:
-        """Return the request as JSON."""
         return json.dumps(asdict(self))
 
     @classmethod
@@ -144,7 +143,6 @@ def worker_name() -> str:
 
 
 def build_request(order: Order, segment: Segment, keep: tuple[int, ...], driver: str) -> Request:
-    """Build the request to train a segment."""
     task = segment.task
     check_task(task.name, task.spec)
     assert task.spec is not None

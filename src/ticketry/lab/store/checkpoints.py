@@ -256,7 +256,6 @@ class Uploads:
         self._thread: threading.Thread | None = None
 
     def enqueue(self, step: int, path: Path) -> None:
-        """Queue the upload of a checkpoint."""
         with self._changed:
             self._waiting = (step, path)
             if self._thread is None:

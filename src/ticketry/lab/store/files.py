@@ -94,7 +94,6 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write a JSON file atomically."""
     write_atomically(path, _to_bytes(value))
 
 
@@ -153,7 +152,6 @@ def sealed_bytes(record: Mapping[str, Any]) -> bytes:
 
 
 def write_sealed(path: Path, record: Mapping[str, Any]) -> None:
-    """Write the `sealed_bytes` of a record atomically."""
     write_atomically(path, sealed_bytes(record))
 
 

@@ -53,12 +53,10 @@ class Messages:
         return {}
 
     def delete_message(self, key: str) -> None:
-        """Delete the message about the segment with this key."""
         with contextlib.suppress(StoreError), patience(_PATIENCE_SECONDS):
             self._objects.delete([self._name(key)])
 
     def delete_all(self) -> None:
-        """Delete all messages of this driver."""
         with contextlib.suppress(StoreError), patience(_PATIENCE_SECONDS):
             self._objects.delete([one.name for one in self._objects.list(f"{self._folder}/")])
             if isinstance(self._objects, Folder):

@@ -257,13 +257,11 @@ class Usage:
         return files | memos | {path for path in map(self._find_blob, blobs) if path}
 
     def files_below(self, folder: Path) -> list[Path]:
-        """Return all files of the store under a folder."""
         with explain_os_errors(folder, "read"):
             here = list(iterate_files(folder))
         return [*here, *(path for path in self._elsewhere if path.is_relative_to(folder))]
 
     def bytes_of(self, files: Iterable[Path]) -> int:
-        """Return the total bytes of files."""
         paths = list(files)
         elsewhere = sum(self._elsewhere.get(path, 0) for path in paths)
         return elsewhere + size_of(path for path in paths if path not in self._elsewhere)

@@ -176,7 +176,6 @@ def replace_folder_in_paths(value: Any, old: str, new: str) -> Any:
 
 
 def _is_record(name: str) -> bool:
-    """Return whether `name` is the record of a run, of evidence or of a campaign; not a ticket, page or figure."""
     folder, _, rest = name.partition("/")
     if folder == "runs":
         return rest.count("/") == 1 and rest.endswith(("/run.json", "/run.toml"))
@@ -237,7 +236,6 @@ class Mirror:
         self._opened = True
 
     def exists(self) -> bool:
-        """Return whether there is a store at the address."""
         with patience(_OPENING_SECONDS):
             return self.remote.get("store.json") is not None
 

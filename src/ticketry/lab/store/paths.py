@@ -37,7 +37,6 @@ _MIRROR, _FACTS = "store", "address.json"
 
 
 def is_url(address: str | Path) -> bool:
-    """Return whether an address is a URL, not a folder."""
     return isinstance(address, str) and "://" in address
 
 

@@ -146,13 +146,11 @@ class Store:
         raise DamagedBlobError(f"{self.paths.blob(digest)} is damaged: its contents do not match its digest. {_ADVICE}")
 
     def has(self, digest: str) -> bool:
-        """Return whether the file of this digest is stored."""
         return path_exists(self.paths.blob(digest)) or (
             self.mirror is not None and self.objects.get(blob_name(digest)) is not None
         )
 
     def put_tensors(self, tensors: Mapping[str, Tensor]) -> str:
-        """Store tensors and return the digest of their file."""
         return self.put_bytes(tensors_to_bytes(tensors))
 
     def get_tensors(self, digest: str) -> dict[str, Tensor]:
@@ -163,7 +161,6 @@ class Store:
             raise DamagedBlobError(f"{self.paths.blob(digest)} holds no tensors: {error!s:.120}. {_ADVICE}") from None
 
     def put_mask(self, mask: Mask) -> str:
-        """Store a mask and return its digest."""
         return self.put_bytes(to_bytes(mask))
 
     def get_mask(self, digest: str) -> Mask:
@@ -367,7 +364,6 @@ def tensors_to_bytes(tensors: Mapping[str, Tensor]) -> bytes:
 
 
 def _read_tensors(data: bytes) -> dict[str, Tensor]:
-    """Return the tensors in the bytes of a safetensors file, sorted by name."""
     return dict(sorted(safetensors_load(data).items()))
 
 

@@ -122,7 +122,6 @@ class Job:
         self.drop_checkpoints()
 
     def work(self, seconds: float, processor_seconds: float) -> Work:
-        """Return the work that this job has done."""
         return Work(self.steps_trained, self.train_seconds, seconds - self.train_seconds, processor_seconds)
 
     @property
@@ -243,7 +242,6 @@ class Job:
         return self.store.put_pieces(iterate_file_bytes(tensors, tensors_to_bytes))
 
     def drop_checkpoints(self) -> None:
-        """Delete the checkpoints of the segment, which is finished."""
         self.store.drop_checkpoints(self.trajectory, self.segment.last)
 
     def add_metrics(self, record: Mapping[str, Any]) -> None:

@@ -347,7 +347,6 @@ def _overrides(effect: Effect, method: str) -> bool:
 
 
 def set_learning_rate(optimizer: Optimizer, lr: float) -> None:
-    """Set the learning rate of all parameter groups."""
     for group in optimizer.param_groups:
         group["lr"] = lr
 

@@ -102,7 +102,6 @@ class Segment:
 
     @property
     def steps(self) -> int:
-        """Number of steps that the segment trains."""
         return self.last - self.first
 
     def at(self, step: str, of: str = "") -> int:
@@ -131,7 +130,6 @@ class Segment:
         return [blob for blob in needed if blob is not None]
 
     def describe(self) -> dict[str, Any]:
-        """Return the segment as JSON values."""
         values = {
             "task": dict(self.task.key()),
             "recipe": asdict(self.recipe),

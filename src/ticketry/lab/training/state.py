@@ -59,7 +59,6 @@ def unpack_state(step: int, model: dict[str, Tensor], packed: Mapping[str, Tenso
 
 
 def add_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors with `prefix` before each name."""
     return {f"{prefix}{name}": value for name, value in tensors.items()}
 
 

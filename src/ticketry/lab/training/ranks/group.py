@@ -82,7 +82,6 @@ class Group:
         )
 
     def share_buffers(self, model: nn.Module) -> None:
-        """Copy the first rank's buffers to all ranks."""
         for buffer in model.buffers():
             dist.broadcast(buffer, 0)
 
