@@ -471,7 +471,7 @@ class Lab:
             return {"distance": distance, "seconds": round(time.perf_counter() - began, 3)}
 
         known = self.store.load_or_compute("distances", key, measure)
-        return float(known["distance"]), float(known.get("seconds", 0.0))  # missing in older stores
+        return float(known["distance"]), float(known.get("seconds", 0.0))  # older stores lack the seconds
 
     def prune(
         self,
@@ -623,7 +623,7 @@ class Lab:
 
     def _record_work(self, segment: Segment, request: _Request, work: Work) -> None:
         with self._guard:
-            if self._in_flight.pop(request, None) is not None:  # others that waited for it count nothing
+            if self._in_flight.pop(request, None) is not None:  # other threads that waited for it count no work
                 self.ledger.segments_trained += work.steps > 0
                 self.ledger.steps_trained += work.steps
                 self.ledger.train_seconds += work.train_seconds

@@ -123,7 +123,7 @@ def handle_signals(*, command: bool = False) -> Iterator[StopRequest]:
             ended = f"ended by {signal_name(request.number)}"
             print_error_line(f"{ended}; what was trained is stored, and the same call goes on from there")
             signal.raise_signal(request.number)
-    if request.number and not command:  # it came too late to interrupt anything
+    if request.number and not command:  # the signal came too late to interrupt anything
         raise Stopped(request.number)
 
 
@@ -191,7 +191,7 @@ def block_signals() -> Iterator[None]:
         return
     before = signal.pthread_sigmask(signal.SIG_BLOCK, (*SIGNALS, *_SCHEDULERS))
     try:
-        resource_tracker.ensure_running()  # before Python 3.12 it would otherwise start in the block and unblock them
+        resource_tracker.ensure_running()  # otherwise Python < 3.12 starts it in the block, which unblocks signals
         signal.pthread_sigmask(signal.SIG_BLOCK, (*SIGNALS, *_SCHEDULERS))
         yield
     finally:

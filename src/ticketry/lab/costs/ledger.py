@@ -204,7 +204,7 @@ def control_phases(
         needed = [start] if start.segment.start.seed is not None else list(found.searched)
         own = _split_phases(needed, None)
         return Phases(own.dense, own.search, tuple(trained), masks=own.masks)
-    begun = fresh or start  # may be later than the ticket's dense training, as in gradual pruning
+    begun = fresh or start  # may end later than the ticket's dense training, as in gradual pruning
     dense = _longest_parts([*ticket.dense, *([begun] if not begun.segment.variants else [])])
     return Phases(dense, ticket.search, tuple(trained), ticket.gradients, ticket.masks, ticket.detector_seconds)
 
@@ -214,7 +214,7 @@ def _split_phases(needed: Sequence[Result], found: Found | None) -> Phases:
     dense = tuple(each for each in parts if not each.segment.variants)
     search = tuple(each for each in parts if each not in dense)
     masks = [each.segment.mask for each in search]
-    if found is not None:  # the mask without structure too, with which perhaps nothing is trained
+    if found is not None:  # also the unstructured mask, with which perhaps nothing was trained
         masks += [found.structured.of if found.structured else None, found.mask]
     return Phases(
         dense,

@@ -187,7 +187,7 @@ class Costs:
         """Return the result of `measure`; after an error, log it, add it to `failures`, and return None."""
         try:
             return measure()
-        except Exception as error:  # also of a user's own model, which may not take two examples
+        except Exception as error:  # such as of a user's model that does not take two examples
             message = f"not measured: {what} ({type(error).__name__}: {error})"
             if message not in self.failures:
                 self.failures.append(message)

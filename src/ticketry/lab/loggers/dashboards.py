@@ -173,7 +173,7 @@ class Dashboards:
             if value is not None
         }
         last |= {"train_seconds": result.train_seconds, **(values or {})}
-        with self._guard:  # runs of several threads one after another
+        with self._guard:  # one run at a time, if several threads report
             self._enqueue(run, None)
             for step, loss in result.record.get("loss", ()):
                 self.report_metrics(run, {"train/loss": loss}, step)

@@ -61,7 +61,7 @@ class Trackio(_Runs):
         if (known := self._existing.pop(name, None)) is not None:
             if not run.whole:
                 return False  # a training is reported all at once
-            known.delete()  # reported again: its numbers come at its end, which it may not have reached
+            known.delete()  # report the search again: it may not have ended
         self._runs[run.id] = trackio.init(
             project=self._project,
             name=name,
@@ -254,7 +254,7 @@ class TensorBoard:
         parameters = {
             name: value if isinstance(value, bool | int | float) else str(value) for name, value in config.items()
         }
-        summaries: Any = hparams  # has no types
+        summaries: Any = hparams  # torch declares no types here
         for summary in summaries(
             parameters, {name: value for name, value in values.items() if name.startswith("test/")}
         ):

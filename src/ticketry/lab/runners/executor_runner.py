@@ -158,7 +158,7 @@ class ExecutorRunner:
         while item := self._answers.get():
             try:
                 self._handle_answer(*item)
-            except Exception as error:  # of an answer that no worker should send; the caller waits for it
+            except Exception as error:  # an invalid answer; the caller waits for a result
                 self._set_result(item[0], error)
 
     def _handle_answer(self, sent: _SentSegment, future: Future[str]) -> None:
@@ -177,7 +177,7 @@ class ExecutorRunner:
         sent.worker = str(found["worker"])
         if found["kind"] == "left" and self._pool.local and not self._stopped:
             self._signal = int(found["number"])
-            threading.Thread(target=self.stop, daemon=True).start()  # it waits for this thread
+            threading.Thread(target=self.stop, daemon=True).start()  # `stop` waits for this thread
             self._set_result(sent, self._interruption("its state is stored"))
         elif found["kind"] == "done":
             self._set_result(sent, Work(**found["work"]))
@@ -239,7 +239,7 @@ class ExecutorRunner:
             try:
                 for sent in running:
                     self._read_progress(sent)
-            except Exception as error:  # of the store or a listener: the next read may succeed
+            except Exception as error:  # in the store or a listener: the next read may succeed
                 if warned != (warned := f"{type(error).__name__}: {error}"):
                     _log.warning("progress of the workers of %s is unknown for now: %s", self._pool.name, warned)
             if began - alive > _ALIVE_SECONDS:
@@ -327,7 +327,7 @@ class _Processes(Pool):
         )
 
     def submit(self, request: str, needs: Needs) -> Future[str]:
-        with self._guard, block_signals():  # it may start processes
+        with self._guard, block_signals():  # `submit` may start processes
             try:
                 return self.executor.submit(_execute, request)
             except BrokenProcessPool:

@@ -161,7 +161,7 @@ class _Item:
     future: Future[str] = field(default_factory=Future)
 
     def set_result(self, result: str | Exception) -> None:
-        with contextlib.suppress(InvalidStateError):  # it was given up
+        with contextlib.suppress(InvalidStateError):  # the request was given up
             if isinstance(result, str):
                 self.future.set_result(result)
             else:
@@ -265,14 +265,14 @@ class _Jobs(Pool):
         if not self._local and time.monotonic() > self._next_queue:
             self._queue, self._next_queue = _list_queue(), time.monotonic() + _QUEUE_SECONDS
         for one in list(self._jobs):
-            ended = self._has_ended(one)  # before its last answer is read
+            ended = self._has_ended(one)  # asked before the last answer is read
             names = _list_names(one.folder)
             if one.item and (answer := f"{one.number:09d}.answer") in names:
                 one.set_result((one.folder / answer).read_text())
             if ended or _CLOSED in names:
                 self._jobs.remove(one)
                 if one.item and _CLOSED in names:
-                    self._waiting.appendleft(one.item)  # it came too late
+                    self._waiting.appendleft(one.item)  # the job closed before it saw the request
                 elif one.item:
                     one.set_result(_describe_end(one.job))
         for item in list(self._waiting):

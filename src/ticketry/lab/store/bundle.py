@@ -138,7 +138,7 @@ def _encode(sources: Sequence[Source]) -> Iterator[tuple[Part, bytes]]:
         coding, packed = ("whole", data) if whole else _compress(data, before)
         if kind != "blob" and len(data) > _largest_record(len(packed)):
             coding, packed = "whole", data
-        before = b"" if coding == "whole" else data  # as a reader has it
+        before = b"" if coding == "whole" else data  # a reader does the same
         facts = {"kind": kind, "name": name, "size": len(data), "packed": len(packed), "coding": coding}
         yield msgspec.convert({**facts, "sha256": hashlib.sha256(data).hexdigest()}, Part), packed
 

@@ -63,7 +63,7 @@ def finish_shard_folder(folder: Path, paths: Paths, trajectory: str, step: int, 
     target = paths.partial_folder(trajectory, step)
     with explain_os_errors(target, "write"):
         flush(folder)
-        if exists(target):  # damaged, else training would not have come to this step again
+        if exists(target):  # damaged: otherwise training would have resumed from it
             delete_tree(target)
         os.chmod(folder, stat.S_IMODE(target.parent.stat().st_mode))
         os.rename(folder, target)
@@ -80,7 +80,7 @@ def _link_shard_folder(folder: Path) -> Path:
                 os.link(path, place / path.name)
             except FileNotFoundError:
                 raise
-            except OSError:  # file systems without links
+            except OSError:  # the file system has no links
                 shutil.copyfile(path, place / path.name)
     except BaseException:
         delete_tree_if_possible(place)
@@ -91,7 +91,7 @@ def _link_shard_folder(folder: Path) -> Path:
 def find_newest_shard_folder(paths: Paths, trajectory: str, last: int) -> tuple[int, Path] | None:
     """Return step and folder of the newest undamaged sharded checkpoint up to step `last`, or None."""
     for step, folder in sorted(_folders(paths, trajectory), reverse=True):
-        with contextlib.suppress(InaccessibleError):  # an older one gives the same bits
+        with contextlib.suppress(InaccessibleError):  # an older checkpoint gives the same bits
             if step <= last and has_all_shards(folder):
                 return step, folder
     return None
@@ -294,7 +294,7 @@ class Uploads:
         if last < 0:
             return
         found = [name for one, name in list_checkpoints(self._remote, self._trajectory) if one.step <= last]
-        # Each list first: without it the other parts are ignored.
+        # Lists first: without its list, a checkpoint is ignored.
         self._remote.delete(sorted(found, key=lambda name: not name.endswith(f"/{SHARD_LIST}")))
 
     def _upload_queued(self) -> None:
@@ -309,7 +309,7 @@ class Uploads:
                 upload(self._remote, self._trajectory, step, path)
                 self._delete_up_to(max(step - 1, self._dropped))
             except FileNotFoundError:
-                pass  # a newer one has replaced it
+                pass  # a newer checkpoint has replaced this one
             except (StoreError, OSError) as error:
                 _log.warning("a checkpoint was not uploaded, the next one will be: %s", error)
             finally:

@@ -249,8 +249,8 @@ MEMOS: dict[str, Any] = {
     "coverage": _schema(layers=list[dict[str, Any]]),
     "memory": _schema(bytes=_Count),
     "flops": _Flops,
-    "left-out": _schema(trajectory=Digest | None, step=_Count),  # weights that a bundle left out, and what gives them
-    "again": _schema(model=Digest),  # weights that were trained again, and what came out
+    "left-out": _schema(trajectory=Digest | None, step=_Count),  # weights that a bundle left out, and their training
+    "again": _schema(model=Digest),  # digest of the weights that were trained again
     "kernels": _Kernels,
     "prices": _schema(layers=dict[str, tuple[_Positive, _Count]]),  # cost of one weight of a layer, number of weights
 }

@@ -72,7 +72,7 @@ class Messages:
 
     def report(self, key: str, what: Mapping[str, Any]) -> None:
         """Report the progress `what` of the segment with this key; errors of the store are ignored."""
-        if not self.is_driver_active():  # else the driver's folder would be created again
+        if not self.is_driver_active():  # otherwise the driver's deleted folder would be created again
             return
         name, data = self._name(key), json.dumps(dict(what)).encode()
         if self._thread is None:

@@ -67,7 +67,7 @@ def mark_running(folder: Path) -> Iterator[None]:
         lock.release()
         with contextlib.suppress(OSError):
             Path(lock.lock_file).unlink(missing_ok=True)
-            folder.rmdir()  # if the run stored nothing
+            folder.rmdir()  # succeeds if the run stored nothing
 
 
 def mark_in_use(paths: Paths) -> contextlib.AbstractContextManager[None]:
@@ -83,21 +83,21 @@ def is_running(folder: Path) -> bool:
 
 def _lock_mark(mark: Path) -> filelock.FileLock | None:
     """Create and lock a mark; return None if another process holds the lock, or the file is another user's."""
-    if mark.is_symlink() or (exists(mark) and not is_file(mark)):  # a lock opens, and empties, its file
+    if mark.is_symlink() or (exists(mark) and not is_file(mark)):  # FileLock would open and empty the file
         return None
     try:
         lock = _try_lock(mark)
-    except PermissionError:  # another user's: this process takes the next one
+    except PermissionError:  # another user's mark: the caller tries the next name
         return None
     if lock is None or is_locked(mark):
         return lock
-    lock.release()  # of a file that its former holder has deleted meanwhile
+    lock.release()  # the former holder has deleted the file meanwhile
     return None
 
 
 def is_locked(mark: Path) -> bool:
     """Return whether a process holds the lock of the file `mark`, without writing; it may be another user's file."""
-    if sys.platform == "win32":  # where the only way to test a lock is to take it
+    if sys.platform == "win32":  # a lock can be tested only by taking it
         return is_file(mark) and _is_locked_by_other(mark)
     try:
         handle = os.open(mark, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
@@ -112,7 +112,7 @@ def is_locked(mark: Path) -> bool:
     except OSError as error:
         if error.errno in (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES):
             return True
-        if error.errno == errno.ENOSYS:  # a file system without locks: there filelock tests whether the file exists
+        if error.errno == errno.ENOSYS:  # without locks of the file system, filelock tests whether the file exists
             return _is_locked_by_other(mark)
         raise
     finally:
@@ -279,7 +279,7 @@ class Lease:
         return True
 
     def _renew(self) -> None:
-        # A renewal that takes longer than the lease is too late anyway; the next one shows whether it is still ours.
+        # After a third of the lease a renewal is given up; the next one shows whether the lease is still ours.
         interval = self._terms.seconds / 3
         while not self._ended.wait(interval):
             try:
@@ -287,7 +287,7 @@ class Lease:
                     if self._ended.is_set() or self._write(self._number + 1, self._mine):
                         continue
                     number, holder, _ = find_newest_lease(self._remote, self._name)
-                    if holder == self._mine:  # written by a try that was given up
+                    if holder == self._mine:  # an earlier try succeeded, but its answer was lost
                         self._number = number
                         continue
             except StoreError as error:

@@ -84,7 +84,7 @@ def check(store: Store, *, repair: bool = False, more: Iterable[Path] = ()) -> H
     health, paths = Health(), store.paths
     if not _is_undamaged(paths.format, lambda: read_json(paths.format) == DESCRIBED):
         health.damaged.append(paths.format)
-    # First what refers to blobs: a search that runs meanwhile writes its blobs before a result that names them.
+    # Results before blobs: a search that runs meanwhile writes blobs before the result that names them.
     needed: dict[Path, set[str]] = {}
     unreadable = []
     for path in [*paths.result_files(), *paths.memo_files()]:
@@ -185,7 +185,7 @@ def collect_garbage(store: Store, *, grace_seconds: float = GRACE_SECONDS, dry_r
         store.objects.delete([one.name for one in doomed])
         for folder in {store.paths.root / one.name for one in doomed}:
             if folder.parent.suffix == ".parts":
-                with contextlib.suppress(OSError):  # not empty
+                with contextlib.suppress(OSError):  # the folder is not empty
                     folder.parent.rmdir()
     files, size = _delete_leftovers(store, grace_seconds, dry_run=dry_run)
     return len(doomed) + files, sum(one.size for one in doomed) + size
@@ -219,7 +219,7 @@ def _delete_leftovers(store: Store, grace_seconds: float, *, dry_run: bool) -> t
             about = os.lstat(path)
             if now - about.st_mtime < grace_seconds:
                 continue
-            is_folder = stat.S_ISDIR(about.st_mode)  # of a ticket
+            is_folder = stat.S_ISDIR(about.st_mode)  # an unfinished ticket
             with explain_os_errors(path, "read"):
                 freed = list(iterate_files(path)) if is_folder else [path]
                 files, size = files + len(freed), size + sum(os.lstat(one).st_size for one in freed)

@@ -88,7 +88,7 @@ class Records:
             with explain_os_errors(self._paths.runs, "read"):
                 folders = list(iterate_folders(self._paths.runs))
             for folder in reversed(folders):
-                with contextlib.suppress(OSError):  # it is not empty
+                with contextlib.suppress(OSError):  # the folder is not empty
                     folder.rmdir()
 
     def fetch_folder(self, folder: str) -> None:
@@ -206,7 +206,9 @@ class Mirror:
         self.remote, self.paths, self.folder = remote, Paths(root), Folder(root)
         self.address = remote.address
         self.records = Records(remote, self.paths)
-        host = hashlib.sha256(f"{socket.gethostname()} {read_mirror_id(root)}".encode())  # many may see a home folder
+        host = hashlib.sha256(
+            f"{socket.gethostname()} {read_mirror_id(root)}".encode()
+        )  # many hosts may share a home folder
         self._terms = LeaseSettings(host.hexdigest()[:32], lease_seconds)
         self._unpublished = root.parent / "unpublished"
         self._seen: dict[str, float] = {}
@@ -244,7 +246,7 @@ class Mirror:
         return any(top not in _TOP and not top.startswith(".") for top in tops)
 
     def get(self, name: str, *, fresh: bool = False) -> bytes | None:
-        if fresh and path_exists(self._unpublished_marker(name)):  # the copy here is the newer one
+        if fresh and path_exists(self._unpublished_marker(name)):  # the local copy is newer
             fresh = False
         data = None if fresh else self.folder.get(name)
         if data is not None:
@@ -257,7 +259,7 @@ class Mirror:
         return data
 
     def _download(self, name: str) -> bytes | None:
-        for _ in range(2):  # the first may have been damaged on its way
+        for _ in range(2):  # the first download may be damaged
             data = self.remote.get(name)
             digest = PurePosixPath(name).stem
             if data is None or not name.startswith("blobs/") or hashlib.sha256(data).hexdigest() == digest:

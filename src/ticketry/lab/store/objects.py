@@ -167,7 +167,7 @@ class Folder:
 
         def create(tries: int) -> bool:
             if exists(path):
-                with contextlib.suppress(OSError):  # another user's
+                with contextlib.suppress(OSError):  # the file belongs to another user
                     os.utime(path)
                 return False if tries == 0 else content_of(path) == data
             return self._create(path, data)
@@ -175,7 +175,7 @@ class Folder:
         return self._run_file_operation("write", path, create)
 
     def _create(self, path: Path, data: bytes) -> bool:
-        write_atomically(path, data, durable=True)  # the caller holds a local lock, or the name stands for the content
+        write_atomically(path, data, durable=True)  # no race: the caller holds a lock, or the name is a digest
         return True
 
     def adopt_file(self, name: str, file: Path) -> None:
@@ -276,7 +276,7 @@ class SharedFolder(Folder):
             except FileExistsError:
                 return False
             except OSError:
-                if os.stat(temporary).st_nlink != 2:  # else only the answer was lost
+                if os.stat(temporary).st_nlink != 2:  # with 2 links, only the answer was lost
                     raise
         finally:
             with contextlib.suppress(FileNotFoundError):

@@ -85,7 +85,7 @@ class _Selection:
         found = known.follow(named if self.names else known.of_trajectory, _input_digests, second_order_trajectory)
         records = {(path.parent.name, int(path.stem)): known.records[path] for path in found}
         self.results = {key: record for key, record in records.items() if record is not _GONE}
-        if not self.masks:  # leaves what starts from an initialisation: dense networks, in both orders of the data
+        if not self.masks:  # retain only dense networks, in both orders of the data
             self.results = {key: record for key, record in self.results.items() if not _input_digests(record)}
 
     def sources(self, weights: bool) -> Iterator[Source]:
@@ -233,7 +233,7 @@ def unpack(bundle: Path, root: Path, *, check: Check) -> Unpacked:
             _check_part(Paths(root), part, data, check, f"{bundle}: {' '.join(part.name)}")
         store = open_store(root)
         store.fetch(results=True)
-        with mark_in_use(store.paths):  # so that nothing is deleted that unpacked results name
+        with mark_in_use(store.paths):  # so that no other process deletes what unpacked results need
             return _add_contents(opened, store)
 
 
@@ -305,7 +305,7 @@ def compare(kind: Kind, name: tuple[str, ...], known: bytes, new: bytes) -> Comp
     if known == new:
         return Comparison(take=False)
     if kind == "blob" or (kind == "memo" and name[0] == "left-out"):
-        return Comparison(take=False)  # one content; and any training that gives some weights is as good as another
+        return Comparison(take=False)  # a digest has one content; several trainings may give the same weights
     theirs = parse_canonical_record(new, "the bundle's")
     try:
         ours = parse_canonical_record(known, "the store's")

@@ -92,7 +92,7 @@ class Store:
         try:
             return read_format(self.paths.format)
         except StoreError as error:
-            if error.__cause__ is not None:  # it cannot be read at all
+            if error.__cause__ is not None:  # the file cannot be read
                 raise
             if not self.paths.has_folders():
                 raise StoreError(f"{self.paths.format} is no store's: choose another folder with --store") from None
@@ -202,7 +202,7 @@ class Store:
         """Return the result at a step of the training with the key `trajectory`; None if it is not stored."""
         record = self._read_result(trajectory, step)
         if record is not None and record.get("metrics") is None and self.mirror:
-            record = self._read_result(trajectory, step, fresh=True)  # they may have been measured elsewhere since
+            record = self._read_result(trajectory, step, fresh=True)  # another machine may have measured metrics
         return record
 
     def _read_result(self, trajectory: str, step: int, *, fresh: bool = False) -> dict[str, Any] | None:

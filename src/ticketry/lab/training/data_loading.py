@@ -222,7 +222,7 @@ def _read_ahead(requests: Iterator[Request], workers: int, *, pin: bool) -> Gene
         answers = iter(loader)
     try:
         yield from answers
-    except (RuntimeError, OSError, EOFError) as error:  # an error of a request arrives as its answer
+    except (RuntimeError, OSError, EOFError) as error:  # errors of requests arrive as answers
         raise RunnerError(
             f"a process that reads examples ended without an answer ({error}): it was killed, ran out of memory, or"
             " the script that started it is not guarded by `if __name__ == '__main__':`. What was finished is stored;"
@@ -238,7 +238,7 @@ class _Requests(Dataset[Any]):
     def __getitem__(self, request: Request) -> Any:
         try:
             return request()
-        except TicketryError as error:  # returned, since the loader would wrap a raised one into a traceback
+        except TicketryError as error:  # not raised: the loader would wrap it into a traceback
             return error
         except Exception:
             return RunnerError(f"reading examples failed:\n{traceback.format_exc()}")

@@ -146,7 +146,7 @@ class Job:
             find_newest_shard_folder(self.store.paths, self.trajectory, self.missing[0])
         )
         newer = found is not None and found[0] > state.step
-        if newer:  # its weights replace these
+        if newer:  # the checkpoint's weights replace these
             state = TrainingState(found[0], state.model, {}, torch.zeros(0))
         self.group.require_same("a stored state", state.step)
         loop = Loop(self.store, self.course, self.segment, state, self.group)
@@ -289,7 +289,9 @@ class Checkpoints:
     def __call__(self) -> None:
         now = time.monotonic()
         job, group = self._job, self._job.group
-        late = now + (now - self._stopwatch.then) >= self._next_checkpoint  # after the next step it would be
+        late = (
+            now + (now - self._stopwatch.then) >= self._next_checkpoint
+        )  # at the end of the next step, the checkpoint would be late
         job.train_seconds += self._stopwatch.lap(now)
         if late or now >= self._next_tick:
             self._next_tick = now + min(_TICK_SECONDS, self._watch.checkpoint_seconds)

@@ -43,7 +43,7 @@ from ticketry_engine.support.seeds import mix
 
 Batches = Generator[Any, None, None]
 
-# Steps between two checks of the losses: reading one makes a GPU wait.
+# Steps between two checks of the losses: reading a loss makes the GPU wait.
 _LOOK_EVERY = 100
 
 
@@ -330,7 +330,7 @@ class Loop:
         model = self.model
         if self._group is not None:
             self._group.share_buffers(model)
-        if arithmetic.kernels != DENSE:  # evaluate in the layout of dense training, to the bit
+        if arithmetic.kernels != DENSE:  # metrics have the bits of dense training
             arithmetic = replace(arithmetic, kernels=DENSE)
             model = arithmetic.place(rebuild_model(self.task, copy_state(model)))
         found = {}

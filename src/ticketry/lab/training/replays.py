@@ -95,7 +95,7 @@ class Replays:
         torch._foreach_copy_(list(found.batch), list(batch))
         found.replay()
         for parameter, gradient in zip(self._parameters, found.gradients, strict=True):
-            parameter.grad = gradient  # batches of another shape have their own
+            parameter.grad = gradient  # each batch shape has its own gradients
         return found.loss
 
     def _try_to_record(self, shape: Shape, batch: Sequence[Tensor]) -> bool:

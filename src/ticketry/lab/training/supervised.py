@@ -131,7 +131,7 @@ class Supervised(Course):
         for cut in sorted({1, count // 4, count // 2, count - 1} & set(range(1, count))):
             first, others = loss(slice(cut)), loss(slice(cut, None))
             parts = (cut * first + (count - cut) * others) / count
-            if abs(whole - parts) > _EQUAL * max(abs(whole), abs(first), abs(others)):  # never for what is not finite
+            if abs(whole - parts) > _EQUAL * max(abs(whole), abs(first), abs(others)):  # False for NaN
                 raise TaskError(
                     f"the loss of {self.task.name} is no mean over the examples of a batch ({whole:g} for {count}"
                     f" examples, {parts:g} from its parts), so that several devices, each with a part of the batch,"

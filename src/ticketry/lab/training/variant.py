@@ -330,7 +330,7 @@ def variant_from(described: Mapping[str, Any]) -> Variant:
             f"the variant of training {name!r}{where} is not known here: import the module that defines it"
         )
     if place:
-        values.pop("source", None)  # the class's own; a built-in class may have a field of this name
+        values.pop("source", None)  # not a field, unless the class is built in
     made = found.from_description(values)
     if {**made.identity(), **made.describe()}.get("source") != source:
         raise UsageError(

@@ -194,7 +194,7 @@ class ShrinkingEffect(Effect):
         return replace(state, optimizer=self._shrink_all(state.optimizer), variants=variants)
 
     def build(self, model: nn.Module) -> nn.Module:
-        first: dict[int, str] = {}  # the plan has a tensor that several modules share once
+        first: dict[int, str] = {}  # a tensor that several modules share is in the plan once
         self._names = {
             normal_name(name): first.setdefault(id(tensor), normal_name(name))
             for name, tensor in model.state_dict(keep_vars=True).items()

@@ -54,7 +54,7 @@ def allocated_at_peak(work: Callable[[], object], held: Iterable[object]) -> int
         >>> tk.meters.allocated_at_peak(lambda: torch.ones(1000) + held, [held])
         12000
     """
-    os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # else it writes to standard error when it starts
+    os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # otherwise the profiler writes to standard error
     before, cpu = tensor_bytes(held), [torch.profiler.ProfilerActivity.CPU]
     with _no_collection(), torch.profiler.profile(activities=cpu, profile_memory=True) as profile:
         work()

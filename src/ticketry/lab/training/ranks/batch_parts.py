@@ -184,7 +184,7 @@ def check_parts(name: str, course: Course, model: nn.Module, recipe: Recipe, ste
     for module in model.modules():
         if isinstance(module, _BatchNorm):
             module.eval()
-            if module.running_mean is None:  # it has only the statistics of the batch
+            if module.running_mean is None:  # the norm has only the statistics of the batch
                 module.forward = lambda inputs: inputs  # type: ignore[assignment, method-assign]
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
     for step in steps:
@@ -235,7 +235,7 @@ def _check_drawn(name: str, whole: Sequence[Drawn], drawn: Sequence[Drawn]) -> N
 def _check_outputs(name: str, whole: Tensor, parts: Tensor) -> None:
     alike = parts.shape == whole.shape
     apart = float((parts.double() - whole.double()).norm() / whole.double().norm()) if alike else 1.0
-    if apart > _TOLERANCE:  # never for values that are not finite
+    if apart > _TOLERANCE:  # False for NaN
         raise TaskError(
             f"what the network of {name} gives for a part of a batch is not what it gives for these examples in the"
             f" whole batch ({apart:.1%} apart): it draws random numbers in another order than that of the examples, or"
