@@ -148,7 +148,7 @@ def test_a_run_that_is_carried_out_is_told_and_left_alone(store: Path) -> None:
 MARKED = """
 import sys, time
 from pathlib import Path
-from ticketry.lab.store.marks import mark_running
+from ticketry.lab.store.locks import mark_running
 with mark_running(Path(sys.argv[1])):
     print("marked", flush=True)
     sys.stdin.readline()
