@@ -336,10 +336,7 @@ def apportion(amount: int, weights: Mapping[str, Fraction], capacity: Mapping[st
 def _layer_collapse_error(
     counts: Mapping[str, int], density: float, enough: float | None, *, lowest: bool
 ) -> LayerCollapseError:
-    """Return the error that names the empty layers and, if known, a density that would leave no layer empty (`enough`).
-
-    `lowest` says whether `enough` is the lowest such density.
-    """
+    """Return the error that names the empty layers and, if known, the density `enough` that leaves no layer empty."""
     empty = ", ".join(name for name, count in counts.items() if not count)
     what = "the lowest that leaves some in each is" if lowest else "some are left in each at"
     higher = "choose a higher one" if enough is None else f"{what} {enough:g}: choose it"
@@ -660,20 +657,14 @@ def check_mask_covers_tensors(shapes: Mapping[str, tuple[int, ...]], within: Mas
 
 
 def count_candidates(shapes: Mapping[str, tuple[int, ...]], within: Mask | None) -> dict[str, int]:
-    """Return, for each layer that is not empty, the number of weights that can be retained.
-
-    These are all weights of the layer, or the weights that the mask `within` retains.
-    """
+    """Return, for each layer that is not empty, the number of weights that can be retained."""
     check_mask_covers_tensors(shapes, within)
     sizes = {name: prod(shape) for name, shape in shapes.items() if prod(shape)}
     return sizes if within is None else {name: int(within[name].sum()) for name in sizes}
 
 
 def _round_up_to_blocks(least: int, available: int, sizes: torch.Tensor) -> int:
-    """Return the smallest number of weights that whole blocks of these `sizes` can have, at least `least`.
-
-    The result is at most `available`, the number of candidates.
-    """
+    """Return the smallest number of weights that whole blocks of these `sizes` can have, at least `least`."""
     least = min(least, available)
     full, last = int(sizes.max()), int(sizes.min())
     last_blocks = range(-(-least // last) + 1) if last < full else range(1)

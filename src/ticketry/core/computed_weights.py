@@ -72,8 +72,6 @@ class ComputedWeight:
     def value(self, replaced: Mapping[int, Tensor] | None = None) -> Tensor:
         """Compute the weight, optionally with other tensors in place of some parameters in `originals`.
 
-        Neither the model nor the parametrisation's state changes.
-
         Args:
             replaced: index in `originals` -> tensor to use instead.
         """

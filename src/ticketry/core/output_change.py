@@ -273,10 +273,7 @@ def add_output_gradients(
 
 
 def squared_output_change(weight: Tensor, calls: list[LayerCall]) -> Tensor:
-    """Return, for each weight, the squared change of the outputs if the weight is removed, as float64.
-
-    The change is the squared weight times the sum of the factors of all `calls`.
-    """
+    """Return, for each weight, the squared change of the outputs if the weight is removed, as float64."""
     factors = torch.zeros(weight.shape[:2], dtype=torch.float64)
     for call in calls:
         call.add_factors_to(factors)
@@ -331,10 +328,7 @@ def output_change(model: nn.Module, scope: Scope, example_inputs: Any) -> dict[s
 def _estimate_from_weight_gradients(
     model: nn.Module, parameters: Mapping[str, nn.Parameter], example_inputs: Any
 ) -> dict[str, Tensor]:
-    """Return squared weights times the mean squared gradient of random combinations of the outputs.
-
-    The mean over combinations estimates the sum, over all outputs, of the squared gradients.
-    """
+    """Return squared weights times the mean squared gradient of random combinations of the outputs."""
     total = {name: torch.zeros(parameter.shape, dtype=torch.float64) for name, parameter in parameters.items()}
     reached: set[str] = set()
     with ExitStack() as stack:
@@ -362,10 +356,7 @@ def _select_differentiable(outputs: Any) -> list[Tensor]:
 
 
 def _random_combination(outputs: Sequence[Tensor], draw: int) -> Tensor:
-    """Return a linear combination of all outputs with random coefficients; each output tensor is scaled to unit norm.
-
-    `draw` is the number that selects the random coefficients.
-    """
+    """Return a random linear combination of all outputs, each scaled to unit norm; `draw` selects the coefficients."""
     combined = torch.zeros(())
     for index, output in enumerate(outputs):
         drawn = torch.randn(output.shape, generator=generator(0, "output change", draw, index)).to(output)

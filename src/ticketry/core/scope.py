@@ -332,10 +332,7 @@ def first_names_of_tied(model: nn.Module, parameters: Mapping[str, nn.Parameter]
 
 
 def matching_parameters(model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, nn.Parameter]:
-    """Return the parameters of `model` with exactly these names and shapes, by name.
-
-    A shared parameter may be given under any of its names.
-    """
+    """Return the parameters of `model` with exactly these names and shapes, by name."""
     everything = named_parameters(model)
     if any(name not in everything for name in shapes):  # a tied parameter under another of its names
         everything |= {
@@ -438,10 +435,7 @@ def _find_parameters(model: nn.Module) -> dict[str, _FoundParameter]:
 def _find_ineffective(
     model: nn.Module, owners: Mapping[str, _FoundParameter], selected: set[str], included: set[str]
 ) -> set[str]:
-    """Return the names in `selected` of parameters whose zeros do not make the weight computed from them zero.
-
-    An example is g of weight_norm.
-    """
+    """Return the names in `selected` of parameters whose zeros do not make the weight computed from them zero."""
     names = {id(owner.parameter): name for name, owner in owners.items()}
     layers = {id(module): name or type(model).__name__ for name, module in model.named_modules()}
     ineffective: set[str] = set()

@@ -92,10 +92,7 @@ def split_rows(rows: int, pattern: Pattern, generator: torch.Generator) -> list[
 
 
 def _random_columns(shape: torch.Size, pairs: bool, density: float, generator: torch.Generator) -> Tensor:
-    """Return bool [inputs * kernel positions] that marks the random columns that a group retains.
-
-    With `pairs`, adjacent inputs are marked together.
-    """
+    """Return bool [inputs * kernel positions] that marks the random columns that a group retains."""
     inputs, positions = shape[0] if shape else 1, shape[1:].numel()
     if not pairs:
         return _random_flags(inputs * positions, density, generator)

@@ -240,10 +240,7 @@ class BlockGates(Gates):
         return sum(float((value.double() * sizes).sum()) for value, sizes in opened) / self.weights
 
     def harden(self, *, collapse: str = "raise") -> Mask:
-        """Return the mask of the gates that are on, in whole blocks; see `Gates.harden`.
-
-        With ``collapse="keep"``, a parameter without open gates retains the block with the largest s.
-        """
+        """Return the mask of the gates that are on, in whole blocks; see `Gates.harden`."""
         return Mask(self._expand_to_weights(super().harden(collapse=collapse)))
 
     def allocate(self, density: float, *, collapse: str = "raise") -> Mask:

@@ -415,10 +415,7 @@ def kfac(
 def _batch_gradient_squares(
     model: nn.Module, weights: Mapping[str, nn.Parameter], batch: object, loss: Loss, count: int
 ) -> dict[str, Tensor]:
-    """Return (weight * gradient of the batch's loss)^2 for each parameter, by name.
-
-    `count` is the number of the batch in error messages.
-    """
+    """Return (weight * gradient of the batch's loss)^2 for each parameter, by name."""
     if not weights:
         return {}
     try:

@@ -224,10 +224,7 @@ def _replace_floats_by_ones(value: Any) -> Any:
 
 
 def _copy_absolute_tensors(model: nn.Module, at: Mask | None) -> tuple[dict[str, Tensor], dict[int, Tensor]]:
-    """Return the absolute values of the model's tensors in float64: by name, and those of parameters also by id.
-
-    Weights that the mask `at` removes are 0.
-    """
+    """Return the absolute values of the model's tensors in float64: by name, and those of parameters also by id."""
     leaves: dict[int, Tensor] = {}
     for name, parameter in model.named_parameters():
         absolute = parameter.detach().double().abs()

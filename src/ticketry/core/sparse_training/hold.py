@@ -300,7 +300,6 @@ class Hold:
             for name, parameter in self._named.find_and_remember().items()
         }
         self._masked_states: weakref.WeakKeyDictionary[Optimizer, object] = weakref.WeakKeyDictionary()
-        self._non_finite_search = _FirstNonFiniteStep(self._held)
         self.mask_gradients()  # of a backward pass before the mask was held
         self._listener: Stepping | None = None
         if hooks:
@@ -419,7 +418,6 @@ class Hold:
             return
         if type(optimizer) not in _ELEMENTWISE:
             self.mask_weights()
-        self._non_finite_search.record_step(optimizer)
 
     def _steps_held_parameter(self, optimizer: Optimizer) -> bool:
         """Return whether `optimizer` updates a parameter that the mask names."""
@@ -442,7 +440,6 @@ class Hold:
             held = self._held[name] = HeldParameter(now[name], self._mask[self._named.masked_by[name]], self._hooks)
             held.mask_weight_and_gradient()
         self._masked_states.clear()
-        self._non_finite_search.watch_smallest(self._held)
 
     # -- details of the check --------------------------------------------------------------------------------------
 
@@ -464,67 +461,12 @@ class Hold:
     def _require_zero(self, what: str, tensor: Tensor, removed: Tensor) -> None:
         stray = torch.where(removed, tensor, 0)
         if stray.any():
+            cause = "" if stray.isfinite().all() else "the loss or its gradient was not finite, or "
             raise HoldError(
                 f"{int(stray.count_nonzero())} of {int(removed.sum())} pruned {what} are not 0 (up to"
-                f" {float(stray.abs().max()):.3g}): {self._explain_nonzero_weights(bool(stray.isfinite().all()))}"
+                f" {float(stray.abs().max()):.3g}): {cause}something outside the optimiser's step wrote them, such as a"
+                " load of weights or an average of models"
             )
-
-    def _explain_nonzero_weights(self, finite: bool) -> str:
-        outside = "something outside the optimiser's step wrote them, such as a load of weights or an average of models"
-        if finite or (self._hooks and not self._non_finite_search.count):
-            return outside
-        first = self._non_finite_search.find_first()
-        if first is None:
-            return f"the loss or its gradient was not finite, or {outside}"
-        return (
-            f"the loss or its gradient was not finite at step {first} of the optimiser, counted from where the mask was"
-            " held: lower the learning rate, clip gradients or look at that batch"
-        )
-
-
-class _FirstNonFiniteStep:
-    """Finds the first optimiser step after which a weight is infinite or NaN.
-
-    After a loss that is not finite, every weight is and stays NaN or infinite. So it suffices to record, after each
-    step, the sum of the smallest parameter. Sums are read many at a time, so that steps do not wait for a GPU.
-    """
-
-    _BATCH = 64
-
-    def __init__(self, held: dict[str, HeldParameter]) -> None:
-        self.count = 0
-        self._optimizer: weakref.ref[Optimizer] | None = None
-        self._finite = torch.zeros((), dtype=torch.long)
-        self._sums: list[Tensor] = []
-        self.watch_smallest(held)
-
-    def watch_smallest(self, held: dict[str, HeldParameter]) -> None:
-        """From now on, record the sum of the smallest parameter in `held`."""
-        self._probe = min((each.parameter for each in held.values()), key=lambda parameter: parameter.numel())
-
-    def record_step(self, optimizer: Optimizer) -> None:
-        # Only one optimiser's steps count: another may step inside it (SAM), or beside it.
-        if self._optimizer is None or self._optimizer() is None:
-            self._optimizer = weakref.ref(optimizer)
-        if self._optimizer() is not optimizer:
-            return
-        self.count += 1
-        total = local_shard(self._probe.detach()).sum()
-        if self._sums and (len(self._sums) == self._BATCH or total.device != self._sums[0].device):
-            self._read_sums()
-        self._sums.append(total)
-
-    def find_first(self) -> int | None:
-        """Return the number, from 1, of the first step after which a weight is not finite; None if all are finite."""
-        self._read_sums()
-        finite = int(self._finite)
-        return finite + 1 if finite < self.count else None
-
-    def _read_sums(self) -> None:
-        if self._sums:
-            finite = torch.stack(self._sums).isfinite().sum()
-            self._finite = finite + self._finite.to(finite.device)
-            self._sums = []
 
 
 def hold(model: nn.Module, mask: Mask) -> Hold:
@@ -548,8 +490,8 @@ def hold(model: nn.Module, mask: Mask) -> Hold:
         MaskError: if the mask does not fit the model. If several processes train the model (DistributedDataParallel,
             `fully_shard`), all of them must call this, and the error is also raised if their masks differ.
         UsageError: if `mask` is not a `Mask`, or sharded parameters have no values yet or are not sharded evenly.
-        HoldError: at the end of the block, if a removed weight is not 0; if a loss was not finite, the message names
-            the step. At an optimiser step, if the model no longer has a parameter of the mask.
+        HoldError: at the end of the block, if a removed weight is not 0, also if a loss was not finite. At an optimiser
+            step, if the model no longer has a parameter of the mask.
 
     Examples:
         >>> model = nn.Linear(10, 5)
@@ -596,10 +538,7 @@ class Attachment:
 
 
 def release_leftovers(model: nn.Module) -> None:
-    """Take the masks and gates of interrupted trainings off `model`, and off models that share parameters with it.
-
-    Masks and gates of trainings that still run are left in place.
-    """
+    """Take the masks and gates of interrupted trainings off `model`, and off models that share parameters with it."""
     for one in _find_leftovers({id(parameter) for parameter in model.parameters()}):
         one.release()
 

@@ -40,10 +40,7 @@ def check_channel_limits(keep_at_least: int, multiple: int) -> None:
 
 
 class RemainingWeights:
-    """Counts the remaining weights, and their cost, while channels are removed and restored one by one.
-
-    The number of remaining weights of a tensor is the product of the numbers of remaining indices of its dimensions.
-    """
+    """Counts the remaining weights, and their cost, while channels are removed and restored one by one."""
 
     def __init__(
         self,

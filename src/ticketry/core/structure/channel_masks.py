@@ -316,10 +316,7 @@ def prune_channels_by_scores(
     keep_at_least: int = 1,
     multiple: int = 1,
 ) -> Mask:
-    """Return the mask that `channels` returns at a density, for given `scores` of channels.
-
-    `scores` contains a tensor [channels] for each prunable group.
-    """
+    """Return the mask that `channels` returns at a density, for given `scores` of channels."""
     order = ChannelOrder("global", keep_at_least, multiple)
     choice = ChannelChoice(model, structure, scope_of(model) if scope is None else scope)
     if (wanted := [group.size for group in choice.groups]) != [len(values) for values in scores]:

@@ -185,10 +185,7 @@ def channel_scores(
     score: str | Score,
     reduce: str,
 ) -> list[Tensor]:
-    """Return, for each group, the scores of its channels: float64 [channels]; the higher, the more important.
-
-    `score` and `reduce` are those of the function `channels`; `inputs` contains the batches and the loss.
-    """
+    """Return, for each group, the scores of its channels: float64 [channels]; the higher, the more important."""
     if reduce not in REDUCTIONS:
         raise UsageError(f"reduce is {' or '.join(REDUCTIONS)}, not {reduce!r}")
     check_channel_score(score)

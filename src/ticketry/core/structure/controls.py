@@ -131,10 +131,7 @@ def _draw_row_groups(name: str, view: MatrixView, size: int, seed: int) -> list[
 def _draw_columns(
     views: dict[str, MatrixView], groups: dict[str, list[Tensor]], budget: int, seed: int
 ) -> dict[str, Tensor]:
-    """Draw the columns that each group retains: bool [groups, columns] for each layer.
-
-    Each group gets one column; then random columns of all groups are added up to `budget` weights.
-    """
+    """Draw the columns that each group retains: bool [groups, columns] for each layer."""
     keys = {
         name: torch.rand(len(groups[name]), view.columns, dtype=torch.float64, generator=generator(seed, "keys", name))
         for name, view in views.items()
@@ -216,10 +213,7 @@ def random_blocks(model: nn.Module, like: Mask, pattern: str | Pattern, seed: in
 
 
 def shuffled_channels(model: nn.Module, structure: Structure, mask: Mask, seed: int) -> Mask:
-    """Return a mask that removes as many channels of each group as `mask` does, chosen at random.
-
-    The random numbers of a group are seeded by `seed` and the group's index.
-    """
+    """Return a mask that removes as many channels of each group as `mask` does, chosen at random."""
     removed_indices, removed = flag_removed_indices(mask), {}
     for position, group in enumerate(structure.groups):
         if group.prunable:

@@ -331,10 +331,7 @@ class ChannelGroup:
 
 @dataclass(frozen=True)
 class ChannelCount:
-    """A module attribute, such as `out_features`, that counts units: channels or groups of channels.
-
-    After pruning, the attribute is the number of units whose channel is not removed.
-    """
+    """A module attribute, such as `out_features`, that counts units: channels or groups of channels."""
 
     module: str
     attribute: str
@@ -398,10 +395,7 @@ class Structure:
 def find_structure(
     model_copy: nn.Module, arguments: Arguments, choices: Mapping[ViewCall, int], spared: frozenset[str] = frozenset()
 ) -> Structure:
-    """Find a model's channel structure by tracing a copy of the model; do not test whether channels can be removed.
-
-    The arguments are those of `trace_channels`.
-    """
+    """Find a model's channel structure by tracing a copy of the model; do not test whether channels can be removed."""
     trace = trace_channels(model_copy, arguments, choices, spared)
     parts = find_roles(trace.model, trace.factors)
     buffers = {name for name, _ in trace.model.named_buffers()}
@@ -428,10 +422,7 @@ def _find_groups(trace: Trace, channel_of: Mapping[int, tuple[int, int]], severa
 
 
 def _find_channel_counts(trace: Trace, channel_of: Mapping[int, tuple[int, int]]) -> tuple[ChannelCount, ...]:
-    """Return the attributes that count channels, including attributes that are only guessed to count channels.
-
-    An attribute is guessed if its value equals the width of some dimensions, always with the same channels.
-    """
+    """Return the attributes that count channels, including attributes that are only guessed to count channels."""
     guesses: dict[tuple[str, str], Ids] = {}
     for key, several in trace.numbers.items():
         roots = [trace.labels.find_roots(ids) for ids in several]

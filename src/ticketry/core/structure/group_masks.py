@@ -177,8 +177,6 @@ def _exchange_rows(similarity: Values, groups: list[Indices]) -> list[Indices]:
 def _best_exchanges(similarity: Values, to_groups: Values, group_of_row: Indices) -> tuple[Values, Indices]:
     """Return, for each row, the gain of its best exchange with another row, and the index of that other row.
 
-    Exchanges within a group have a gain of at most 0.
-
     Args:
         similarity: inner products of all pairs of rows, 0 on the diagonal.
         to_groups: [rows, groups]: sum of a row's similarities to the other rows of each group.
@@ -467,10 +465,7 @@ class LayerMatrix:
         return self.kept.any(1).nonzero().flatten()
 
     def group_rows(self, method: str, rows: int) -> list[Indices]:
-        """Divide the rows that are not empty into groups of `rows`; the rows of a group read the same inputs.
-
-        `method` is that of `regroup`.
-        """
+        """Divide the rows that are not empty into groups of `rows`; the rows of a group read the same inputs."""
         if rows == 1 or len(self.view.runs[0]) == 1:
             return list(self.nonempty_rows[:, None].numpy())
         nonempty = self.nonempty_rows.numpy()
@@ -523,10 +518,7 @@ def choose_layer_masks(
     budget: str,
     collapse: str,
 ) -> dict[str, Tensor]:
-    """Choose the columns of each row group in `grouped`, and return the mask of each layer: bool [rows, columns].
-
-    `budgets` contains each layer's number of weights; `by`, `budget` and `collapse` are options of `regroup`.
-    """
+    """Choose the columns of each row group in `grouped`, and return the mask of each layer: bool [rows, columns]."""
     made = {
         name: sum_group_worth(compute_weight_worth(layer.size, layer.kept, by), layer.size, grouped[name])
         for name, layer in layers.items()

@@ -33,10 +33,7 @@ from ticketry_engine.support.process_state import private_random_state
 
 
 def trace_pointwise(t: Trace, call: Call) -> Any:
-    """Trace an elementwise operation: unite the labels of the operands index by index.
-
-    Also determine whether the result is 0 wherever the operands are 0.
-    """
+    """Trace an elementwise operation: unite the labels of the operands index by index."""
     operands = [(tensor, t.book.get(tensor)) for tensor in call.tensors]
     if not any(ids is not None for _, axes in operands for ids in axes.labels):
         return run_without_labels(t, call)
@@ -70,10 +67,7 @@ def trace_pointwise(t: Trace, call: Call) -> Any:
 
 
 def record_sum(t: Trace, parts: Iterable[tuple[Tensor, Ids | None]]) -> None:
-    """Record the labels of different channels that an addition adds up, as in a residual stream.
-
-    `parts` contains each summand with the labels of a dimension.
-    """
+    """Record the labels of different channels that an addition adds up, as in a residual stream."""
     met = [ids for tensor, ids in parts if ids is not None and tensor.untyped_storage().data_ptr() not in t.weights]
     t.sums += [
         other[t.labels.find_roots(other) != t.labels.find_roots(one)]
@@ -118,10 +112,7 @@ def _evaluate(call: Call, choice: tuple[int, ...], scrambled: bool) -> Tensor:
 
 
 def trace_creation(t: Trace, call: Call) -> Any:
-    """Trace the creation of a tensor during the run, such as an initial hidden state.
-
-    The tensor gets new labels, because its width may equal the number of any channels.
-    """
+    """Trace the creation of a tensor during the run, such as an initial hidden state."""
     result = call.run()
     labels = [t.labels.create(size) if size > 1 else None for size in result.shape]
     for ids in labels:

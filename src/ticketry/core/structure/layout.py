@@ -135,10 +135,7 @@ def layouts(model: nn.Module, names: Iterable[str], example_inputs: Any = None) 
 
 
 def layouts_or_rows(model: nn.Module, names: Iterable[str]) -> dict[str, Layout]:
-    """Return `layouts`, but assume outputs in dimension 0 where the layout is unknown.
-
-    The assumption is harmless if weights are pruned one by one.
-    """
+    """Return `layouts`, but assume outputs in dimension 0 where the layout is unknown."""
     return {name: layout or Layout() for name, layout in _layouts_by_class(model, list(names)).items()}
 
 
@@ -228,7 +225,7 @@ def find_roles(model: nn.Module, factors: Mapping[str, Collection[int]] | None =
             if isinstance(module, NORMS):
                 scales |= {name} if local == "weight" else set()
             elif parameter.dim() > 1:
-                known = _output_and_input_dimensions(module)
+                known = _output_and_input_dimensions(module, parameter)
                 made, taken = known or (tuple(range(parameter.dim())), ())
                 if known is None and factors is not None:
                     taken = tuple(factors.get(name, ()))
@@ -251,19 +248,18 @@ def iterate_layer_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parame
         yield from ((computed.local, original) for original in computed.originals if original.shape == shape)
 
 
-def _output_and_input_dimensions(module: nn.Module) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+def _output_and_input_dimensions(
+    module: nn.Module, parameter: Tensor
+) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
     """Return (output dimensions, input dimensions) of a layer's weight; None for a layer of unknown class."""
-    if isinstance(module, _ConvNd):
-        if module.groups > 1 and module.in_channels == module.groups:
-            return (0, 1) if module.transposed else (0,), (0,)
-        return ((1,), (0,)) if module.transposed else ((0,), (1,))
-    if isinstance(module, (nn.Linear, nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)):
-        return (0,), (1,)
+    if isinstance(module, _ConvNd) and 1 < module.groups == module.in_channels:
+        return (0, 1) if module.transposed else (0,), (0,)
     if isinstance(module, nn.Bilinear):
         return (0,), (1, 2)
-    if isinstance(module, EMBEDDINGS) or is_transposed_linear(module):
-        return (1,), (0,)
-    return None
+    layout = _layout_of_layer(module, parameter)
+    if layout is None:
+        return None
+    return ((1,), (0,)) if layout.inputs_first else ((0,), (1,))
 
 
 class Blocks:

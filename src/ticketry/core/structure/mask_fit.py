@@ -162,11 +162,7 @@ class _LayerComparison:
         )
 
     def null_coverage(self, seed: int) -> float:
-        """Return the coverage by groups of similar rows, after the entries of each column are shuffled.
-
-        The groups have the same sizes as in the structured mask. Entries are shuffled among rows that read the same
-        inputs.
-        """
+        """Return the coverage by groups of similar rows, after the entries of each column are shuffled."""
         worth = shuffle_columns(self._worth, self._view, self._name, seed)
         grouped: list[Indices] = []
         for run, sizes in zip(self._view.runs, self._sizes, strict=True):
@@ -177,10 +173,7 @@ class _LayerComparison:
         return self._coverage_of_groups(worth, grouped)
 
     def random_coverage(self, seed: int) -> float:
-        """Return the coverage by random groups, of the same sizes as in the structured mask.
-
-        Empty rows are used only if there are too few others.
-        """
+        """Return the coverage by random groups, of the same sizes as in the structured mask."""
         grouped: list[Indices] = []
         for number, (run, sizes) in enumerate(zip(self._view.runs, self._sizes, strict=True)):
             rows = self._worth[run.start : run.stop].any(1).nonzero().flatten().numpy() + run.start
@@ -209,10 +202,7 @@ def _check_same_shapes(mask: Mask, structured: Mask, views: Mapping[str, MatrixV
 
 
 def shuffle_columns(matrix: Tensor, view: MatrixView, name: str, seed: int) -> Tensor:
-    """Return a matrix [rows, columns] in which each column is shuffled among rows that read the same inputs.
-
-    Each column is shuffled independently. The order depends only on the layer's `name` and the `seed`.
-    """
+    """Return a matrix [rows, columns] in which each column is shuffled among rows that read the same inputs."""
     shuffled = torch.empty_like(matrix)
     for number, run in enumerate(view.runs):
         keys = torch.rand(len(run), matrix.shape[1], generator=generator(seed, "null", name, number))

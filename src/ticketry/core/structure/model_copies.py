@@ -58,10 +58,7 @@ def copy_in_dtype(model: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 
 def _converted_dtype(tensor: Tensor, dtype: torch.dtype) -> torch.dtype | None:
-    """Return the type of a tensor after floats are converted to `dtype`; None for tensors that are no floats.
-
-    Complex tensors become the complex type of the same precision.
-    """
+    """Return the type of a tensor after floats are converted to `dtype`; None for tensors that are no floats."""
     if tensor.is_complex():
         return dtype.to_complex()
     return dtype if tensor.is_floating_point() else None
@@ -211,10 +208,7 @@ class PartialCopies:
         ) and _stores_nothing_in_run(model, arguments)
 
     def copy(self, tensors: Mapping[int, Tensor], modules: Iterable[nn.Module] = ()) -> nn.Module:
-        """Return a copy with the parameters and buffers in `tensors` (`id` -> new tensor) replaced.
-
-        The copy has its own copies of `modules`.
-        """
+        """Return a copy with the parameters and buffers in `tensors` (`id` -> new tensor) replaced."""
         shared: dict[int, nn.Module] = {}
         if self._can_share:
             changed = {id(module) for module in modules}

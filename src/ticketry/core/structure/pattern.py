@@ -295,10 +295,7 @@ _ROUNDING = 1e-9
 
 @dataclass(frozen=True, kw_only=True)
 class Structuring:
-    """How to derive a structured mask: the kind of structure and its options.
-
-    Options that belong to other kinds keep their defaults.
-    """
+    """How to derive a structured mask: the kind of structure and its options."""
 
     kind: str
     """Kind of structure.

@@ -350,10 +350,7 @@ def flag_retained_indices(
 def build_channel_mask(
     names: Iterable[str], structure: Structure, shapes: Mapping[str, tuple[int, ...]], removed: Removed
 ) -> Mask:
-    """Return the mask that removes all elements of the tensors `names` at indices of removed channels.
-
-    The other arguments are those of `flag_retained_indices`.
-    """
+    """Return the mask that removes all elements of the tensors `names` at indices of removed channels."""
     kept, tensors = flag_retained_indices(structure, shapes, removed), {}
     for name in names:
         mask = torch.ones(shapes[name], dtype=torch.bool)

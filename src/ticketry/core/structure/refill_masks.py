@@ -380,10 +380,7 @@ def _compute_group_budget(
 
 
 def _fill_to_density(choice: ChannelChoice, channels: Callable[[float], list[int]], density: float) -> list[int]:
-    """Return the number of channels to fill in each group, so that the mask's density is nearest to `density`.
-
-    `channels` is a function that returns these numbers for a value of `plus`.
-    """
+    """Return the number of channels to fill in each group, so that the mask's density is nearest to `density`."""
     low, high = 0.0, 1.0
     while high - low > 1e-6:
         middle = (low + high) / 2

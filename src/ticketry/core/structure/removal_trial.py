@@ -186,10 +186,7 @@ class _Trial:
         return self.structure.staying(self.not_removable)
 
     def confirm_in_training_mode(self) -> Structure:
-        """Test the prunable groups in training mode; return the structure with failing groups marked as not prunable.
-
-        Also stop changing attributes that equal a number of channels only by chance.
-        """
+        """Test the prunable groups in training mode; return the structure with failing groups marked not prunable."""
         self.removable = [*self.half_channels]
         if self.removable and self.find_problem(self.removable, training=True, evaluation=False):
             settled, self.removable, self.training = self.removable, [], True
@@ -331,10 +328,7 @@ def build_smaller(model_copy: nn.Module, plan: ShrinkPlan) -> nn.Module:
 
 
 def _noise_for_small_weights(parameter: Tensor, spread: float) -> float:
-    """Return the standard deviation of noise for weights with a very small `spread`; 0 if the spread is larger.
-
-    With this noise, the outputs of the layer are about as large as the inputs.
-    """
+    """Return the standard deviation of noise for weights with a very small `spread`; 0 if the spread is larger."""
     usual = parameter[0].numel() ** -0.5 if parameter.dim() > 1 and len(parameter) else 0.0
     return usual if spread < 0.5 * usual else 0.0
 

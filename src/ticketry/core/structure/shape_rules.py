@@ -140,10 +140,7 @@ def trace_unsqueeze(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], re
 
 @rule_for_one_tensor
 def trace_expand(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], result: Tensor) -> Axes:
-    """Trace `expand`: expanded dimensions get new labels, because their size may equal the number of any channels.
-
-    An example is `norm.expand_as(x)`, where the size is the number of channels of x.
-    """
+    """Trace `expand`: expanded dimensions get new labels, because their size may equal the number of any channels."""
     added = result.dim() - len(shape)
     found = axes.reorder([-1] * added + list(range(len(shape))))
     for d, size in enumerate(result.shape):

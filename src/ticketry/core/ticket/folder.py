@@ -384,10 +384,7 @@ def iterate_file_bytes(state: Mapping[str, Tensor], written: _Serialiser = state
 
 
 def _build_header(state: Mapping[str, Tensor], written: _Serialiser) -> tuple[list[str], bytes]:
-    """Return the names of the tensors in the order of the safetensors file, and the header of the file.
-
-    The order is the one in which safetensors writes empty tensors with the same names and types.
-    """
+    """Return the names of the tensors in the order of the safetensors file, and the header of the file."""
     hollow = written({name: torch.empty(0, dtype=tensor.dtype) for name, tensor in state.items()})
     entries: dict[str, Any] = parse_json(hollow[8:])
     names = [name for name in entries if name != "__metadata__"]

@@ -156,10 +156,7 @@ def _is_transport_error(error: Exception) -> bool:
 
 
 def describe(mask: Mask, info: Mapping[str, Any], trained: bool) -> str:
-    """Return a ticket's method, density, metric, seeds and table of layers as plain text.
-
-    `trained` says whether the ticket has trained weights.
-    """
+    """Return a ticket's method, density, metric, seeds and table of layers as plain text."""
     facts = [f"{label + ':':<10} {text}" for label, text in list_facts(mask, info, trained)]
     return "\n".join([*facts, "", *format_layer_lines(mask.table())])
 

@@ -356,9 +356,6 @@ class Ticket:
 
 
 def _require_mapping(name: str, given: object, what: str) -> None:
-    """Raise `UsageError` if the value `given` of the argument `name` is not a mapping.
-
-    In the message, `what` describes the argument.
-    """
+    """Raise `UsageError` if the value `given` of the argument `name` is not a mapping."""
     if not isinstance(given, Mapping):
         raise UsageError(f"{name}= is {what}, not a {type(given).__name__}")
