@@ -17,45 +17,19 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from ticketry.errors import OutsideError
-from ticketry_engine.support.files import (
-    beside as beside,
-)
-from ticketry_engine.support.files import (
-    cache_folder as cache_folder,
-)
-from ticketry_engine.support.files import (
-    content_of as content_of,
-)
-from ticketry_engine.support.files import (
-    file_digest as file_digest,
-)
-from ticketry_engine.support.files import (
-    flush as flush,
-)
-from ticketry_engine.support.files import (
-    make_folder as make_folder,
-)
-from ticketry_engine.support.files import (
-    parse_json as parse_json,
-)
-from ticketry_engine.support.files import (
-    private_content_of as private_content_of,
-)
-from ticketry_engine.support.files import (
-    reason_of as reason_of,
-)
-from ticketry_engine.support.files import (
-    regular as regular,
-)
-from ticketry_engine.support.files import (
-    replacing as replacing,
-)
-from ticketry_engine.support.files import (
-    why_not_private as why_not_private,
-)
-from ticketry_engine.support.files import (
-    write_atomically as write_atomically,
-)
+from ticketry_engine.support.files import beside as beside
+from ticketry_engine.support.files import cache_folder as cache_folder
+from ticketry_engine.support.files import content_of as content_of
+from ticketry_engine.support.files import file_digest as file_digest
+from ticketry_engine.support.files import flush as flush
+from ticketry_engine.support.files import make_folder as make_folder
+from ticketry_engine.support.files import parse_json as parse_json
+from ticketry_engine.support.files import private_content_of as private_content_of
+from ticketry_engine.support.files import reason_of as reason_of
+from ticketry_engine.support.files import regular as regular
+from ticketry_engine.support.files import replacing as replacing
+from ticketry_engine.support.files import why_not_private as why_not_private
+from ticketry_engine.support.files import write_atomically as write_atomically
 
 _LONGEST_NAME = 255
 _INVALID_NAMES = ("", ".", "..")

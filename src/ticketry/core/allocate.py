@@ -254,11 +254,7 @@ def _check_no_nan(name: str, score: Tensor) -> None:
 
 
 def count_weights_per_layer(
-    scores: Mapping[str, Tensor],
-    available: Mapping[str, int],
-    kept: int,
-    distribution: str,
-    half_rate: tuple[str, ...],
+    scores: Mapping[str, Tensor], available: Mapping[str, int], kept: int, distribution: str, half_rate: tuple[str, ...]
 ) -> dict[str, int]:
     """Return the number of weights to retain, for each layer whose number is fixed by `distribution` or `half_rate`.
 

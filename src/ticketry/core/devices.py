@@ -30,12 +30,7 @@ class _SynchronisedNormalisation(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        input: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        eps: float,
-        group: ProcessGroup | None,
+        ctx: Any, input: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, group: ProcessGroup | None
     ) -> tuple[Tensor, ...]:
         wide = input.to(torch.promote_types(input.dtype, torch.float32))  # as torch's norms compute half precision
         # The kernel of torch's own norms: var_mean is twenty times slower in channels-last layout.

@@ -77,9 +77,7 @@ COUNTED_LAYERS = (
     *(nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d),
     *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
 )
-"""Layer classes whose number of multiplications is computed from the size of their outputs."""
-
-_TRANSPOSED = COUNTED_LAYERS[4:]
+"""Linear layers and convolutions, whose number of multiplications follows from the size of their outputs."""
 
 _GROUPED = "_grouped_mm"
 _FACTOR_POSITIONS = {
@@ -117,7 +115,7 @@ def find_factor_uses(
     Parameters are recognised by their memory, so products with a tensor computed from a parameter do not count.
     """
     products = _ProductRecorder(parameters)
-    with torch.inference_mode(False), _without_fused_layers(), products:
+    with torch.inference_mode(False), without_fused_layers(), products:
         call_in_evaluation(model, example_inputs)
     return products.uses
 
@@ -135,7 +133,7 @@ def multiplications_per_weight(
     names = {id(parameter): name for name, parameter in parameters.items()}
 
     def count(name: str, module: nn.Module, inputs: Sequence[Any], output: Tensor) -> None:
-        made = inputs[0] if isinstance(module, _TRANSPOSED) and inputs else output
+        made = inputs[0] if getattr(module, "transposed", False) and inputs else output
         by_layers[name] += made.numel() // int(getattr(module, "weight").shape[0])  # noqa: B009
 
     handles, products = [], _ProductRecorder(parameters)
@@ -144,7 +142,7 @@ def multiplications_per_weight(
         if name is not None and isinstance(module, COUNTED_LAYERS):
             handles.append(module.register_forward_hook(partial(count, name)))
     try:
-        with _without_fused_layers(), products:
+        with without_fused_layers(), products:
             call_in_evaluation(model, example_inputs)
     finally:
         for handle in handles:
@@ -182,7 +180,7 @@ def countable_parameters(model: nn.Module, scope: Scope) -> list[str]:
 
 
 @contextmanager
-def _without_fused_layers() -> Iterator[None]:
+def without_fused_layers() -> Iterator[None]:
     """Within the block, disable torch's fused transformer layers, because dispatch modes do not see their products."""
     enabled = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)

@@ -32,7 +32,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from ticketry.core.model_calls import call_in_evaluation, without_parameter_gradients
+from ticketry.core.model_calls import COUNTED_LAYERS, call_in_evaluation, without_parameter_gradients
 from ticketry.core.scope import Scope
 from ticketry.errors import UsageError
 from ticketry_engine.support.entry_points import CHANGES, entry_point
@@ -120,13 +120,15 @@ def record_calls(
         inside.discard(name)
         axes, groups = module.get_parameter("weight").dim(), int(getattr(module, "groups", 1))
         x = args[0] if args else named["input"]
-        calls[name].append(LayerCall(x, output, axes=axes, groups=groups, transposed=isinstance(module, _TRANSPOSED)))
+        calls[name].append(
+            LayerCall(x, output, axes=axes, groups=groups, transposed=getattr(module, "transposed", False))
+        )
         return output + calls[name][-1].output_shift
 
     with ExitStack() as stack:
         for module in model.modules():
             name = names.get(id(module._parameters.get("weight")))
-            if name is not None and is_linear_or_convolution(module):
+            if name is not None and isinstance(module, COUNTED_LAYERS):
                 stack.callback(module.register_forward_pre_hook(partial(enter, name)).remove)
                 stack.callback(module.register_forward_hook(partial(record, name), with_kwargs=True).remove)
         products = stack.enter_context(_ProductRecorder(names, calls, inside, others))
@@ -248,12 +250,6 @@ _attention = FunctionType(
     argdefs=F.multi_head_attention_forward.__defaults__,
 )
 """torch's attention function, changed so that the products inside are seen by torch function modes."""
-
-_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-
-
-def is_linear_or_convolution(module: nn.Module) -> bool:
-    return isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED))
 
 
 def add_output_gradients(

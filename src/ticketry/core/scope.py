@@ -18,27 +18,14 @@ from ticketry.choices import add_module_names, did_you_mean, format_names, requi
 from ticketry.core import argument_checks as argument_checks
 from ticketry.core.computed_weights import computed_weights
 from ticketry.errors import ScopeError, UsageError
-from ticketry_engine.support.entry_points import (
-    ARGUMENT_CHECKS,
-    BY_NAME,
-    Need,
-    check_model,
-    entry_point,
-    is_quantised,
-)
+from ticketry_engine.support.entry_points import ARGUMENT_CHECKS, BY_NAME, Need, check_model, entry_point, is_quantised
 from ticketry_engine.support.modules import normal_name as normal_name
 from ticketry_engine.support.modules import require_model
 from ticketry_engine.support.modules import unwrapped as unwrapped
 
 _WEIGHTED = (nn.Linear, nn.Bilinear, _ConvNd, nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)
 _OUTPUTS = (nn.Linear, nn.Bilinear, _ConvNd)
-NORMS = (
-    nn.modules.batchnorm._NormBase,
-    nn.LayerNorm,
-    nn.GroupNorm,
-    nn.RMSNorm,
-    nn.LocalResponseNorm,
-)
+NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm)
 EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 
 _WARNED_SHARE = 0.01

@@ -80,7 +80,7 @@ class ParameterSwap:
         _forget_compiled_code()
 
     def clean_up_interrupted_call(self) -> None:
-        """Undo the substitutions of a call that was interrupted (such as by Ctrl-C) before the hooks could undo them."""
+        """Undo the substitutions of a call that was interrupted (Ctrl-C) before the hooks could undo them."""
         if self._stack and not _is_running(self._stack[0].site.module, entered=0):
             self._undo_all()
 

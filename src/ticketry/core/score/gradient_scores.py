@@ -11,13 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from ticketry.core.mask import Mask
-from ticketry.core.model_calls import without_parameter_gradients
-from ticketry.core.output_change import (
-    add_output_gradients,
-    is_linear_or_convolution,
-    record_calls,
-    squared_output_change,
-)
+from ticketry.core.model_calls import COUNTED_LAYERS, without_parameter_gradients
+from ticketry.core.output_change import add_output_gradients, record_calls, squared_output_change
 from ticketry.core.scope import Scope
 from ticketry.core.score.measurement import (
     average_gradients,
@@ -437,5 +432,5 @@ def _find_without_product(
     model: nn.Module, weights: Mapping[str, nn.Parameter], calls: Mapping[str, Sequence[object]]
 ) -> list[str]:
     """Return the weights whose product with an input was not recorded; leave out layers that the model never calls."""
-    layers = {id(module._parameters.get("weight")) for module in model.modules() if is_linear_or_convolution(module)}
+    layers = {id(module._parameters.get("weight")) for module in model.modules() if isinstance(module, COUNTED_LAYERS)}
     return [name for name, weight in weights.items() if not calls[name] and id(weight) not in layers]

@@ -25,12 +25,7 @@ from ticketry_engine.support.seeds import generator
 @described(About(paper="Han et al. 2015", data="no", order=0, channels="l1, l2"))
 @entry_point(Need(python=False, floats=False))
 def magnitude(
-    model: nn.Module,
-    scope: Scope,
-    *,
-    batches: Iterable[object] | None = None,
-    loss: object = None,
-    seed: int = 0,
+    model: nn.Module, scope: Scope, *, batches: Iterable[object] | None = None, loss: object = None, seed: int = 0
 ) -> dict[str, Tensor]:
     """Score each weight by |w|; a computed weight (weight_norm, …) by the value that the layer uses; needs no data.
 
@@ -51,12 +46,7 @@ def magnitude(
 @described(About(paper="a control", data="no", order=0, channels="summed"))
 @entry_point(BY_NAME)
 def random(
-    model: nn.Module,
-    scope: Scope,
-    *,
-    batches: Iterable[object] | None = None,
-    loss: object = None,
-    seed: int = 0,
+    model: nn.Module, scope: Scope, *, batches: Iterable[object] | None = None, loss: object = None, seed: int = 0
 ) -> dict[str, Tensor]:
     """Score weights by uniform random numbers in [0, 1), which depend only on the seed and the tensor's index.
 

@@ -14,14 +14,7 @@ from torch.optim import LBFGS, Optimizer
 from ticketry.core.computed_weights import computed_weights
 from ticketry.core.mask import Mask
 from ticketry.core.scope import normal_name
-from ticketry.core.sharding import (
-    check_same_mask,
-    check_shards,
-    is_sharded,
-    local_shard,
-    reshard,
-    shard_like,
-)
+from ticketry.core.sharding import check_same_mask, check_shards, is_sharded, local_shard, reshard, shard_like
 from ticketry.errors import HoldError, UsageError
 from ticketry_engine.support.entry_points import Need, entry_point
 from ticketry_engine.support.training_hooks import Listeners, Stepping, is_masked

@@ -428,7 +428,7 @@ class ChannelPath:
             )
             may_go = max(len(there) - self._order.keep_at_least, 0)
             ranked += [(rate, -g, -c) for rate, c in list(zip(rates, worst_first, strict=True))[:may_go]]
-        return [(-g, -c) for _, g, c in _sort_by_rate(ranked)]
+        return [(-g, -c) for _, g, c in sorted(ranked, key=lambda one: one[:2])]
 
     def _cost_saved(self, group: ChannelGroup, channel: int) -> float:
         """Return the cost saved by removing one channel from the unpruned network."""
@@ -438,8 +438,3 @@ class ChannelPath:
             each = prod(shape) / max(shape[member.dim], 1)
             saved += self._prices.get(member.name, 0.0) * each * len(member.indices[channel])
         return max(saved, _LEAST_SHARE * max(self.dense, _LEAST_SHARE))
-
-
-def _sort_by_rate(ranked: list[tuple[float, int, int]]) -> list[tuple[float, int, int]]:
-    """Sort tuples (rate, -group, -channel) by rate, then by -group; channels with equal keys keep their order."""
-    return sorted(ranked, key=lambda one: (one[0], one[1]))

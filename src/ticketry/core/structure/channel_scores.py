@@ -42,13 +42,7 @@ ACTIVATION_SCORES = tuple(_INPUT_STATISTICS)
 
 
 def activation_scores(
-    model: nn.Module,
-    groups: Sequence[ChannelGroup],
-    scope: Scope,
-    roles: Roles,
-    inputs: ScoreInputs,
-    *,
-    score: str,
+    model: nn.Module, groups: Sequence[ChannelGroup], scope: Scope, roles: Roles, inputs: ScoreInputs, *, score: str
 ) -> list[Tensor]:
     """Return, for each group, scores of its channels from the inputs of the layers that read them: float64 [channels].
 
@@ -278,13 +272,7 @@ def _find_reading_weights(group: ChannelGroup, roles: Roles) -> list[Member]:
 
 
 def _gate_effects(
-    model: nn.Module,
-    scope: Scope,
-    score: str,
-    inputs: ScoreInputs,
-    *,
-    also: Collection[str] = (),
-    second: bool = False,
+    model: nn.Module, scope: Scope, score: str, inputs: ScoreInputs, *, also: Collection[str] = (), second: bool = False
 ) -> dict[str, Tensor]:
     """Return w g for each weight w, where g is the gradient of the mean loss; or, with `second`, g² + w (H g).
 

@@ -13,12 +13,7 @@ from ticketry.core.structure.channel_choice import RemainingWeights, rank_channe
 from ticketry.core.structure.coupling import ChannelGroup, Structure
 from ticketry.core.structure.layout import Layout, MatrixView, layouts, mark_best_n_of_m, matrix_views, row_groups
 from ticketry.core.structure.pattern import Pattern
-from ticketry.core.structure.plans import (
-    build_channel_mask,
-    flag_removed_channels,
-    flag_removed_indices,
-    named_shapes,
-)
+from ticketry.core.structure.plans import build_channel_mask, flag_removed_channels, flag_removed_indices, named_shapes
 from ticketry_engine.support.entry_points import Need, entry_point
 from ticketry_engine.support.seeds import generator
 

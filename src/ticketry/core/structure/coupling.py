@@ -161,10 +161,7 @@ def _trace_run(trace: Trace, arguments: Arguments, *, training: bool) -> None:
         trace.freeze_axes(axes, range(value.dim()), "it is an output of the model")
 
 
-RULES: dict[str, Rule] = {
-    **shape_rules.RULES,
-    **layer_rules.RULES,
-}
+RULES: dict[str, Rule] = {**shape_rules.RULES, **layer_rules.RULES}
 """Name of an operation (see `Call`) -> the rule that traces the operation."""
 
 READING_OPERATIONS = ("_local_scalar_dense", "equal")

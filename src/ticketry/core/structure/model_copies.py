@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
+from ticketry.core.model_calls import without_fused_layers
 from ticketry.errors import StructureError
 from ticketry_engine.support.modules import copied as copied
 from ticketry_engine.support.modules import parameters_and_buffers
@@ -98,14 +99,11 @@ def traceable_operations(model_copy: nn.Module | None = None) -> Iterator[None]:
         model_copy: a copy from `copy_in_dtype`, whose floats have a single type. Within the block, its code creates
             floats of this type too.
     """
-    fast = torch.backends.mha.get_fastpath_enabled()
     dtype = next((one.dtype for one in model_copy.parameters() if one.dtype in _FLOATS), None) if model_copy else None
-    with torch.no_grad(), private_random_state([]), ExitStack() as exits:
+    with torch.no_grad(), private_random_state([]), without_fused_layers(), ExitStack() as exits:
         if dtype:
             exits.enter_context(default_dtype(dtype))
             exits.enter_context(_FloatTypeMode(dtype))
-        torch.backends.mha.set_fastpath_enabled(False)
-        exits.callback(torch.backends.mha.set_fastpath_enabled, fast)
         seed_torch(0)
         yield
 
@@ -332,12 +330,7 @@ def _describe_failure(model: nn.Module, error: StructureError, training: bool) -
 
 
 def _compare_outputs(
-    masked: nn.Module,
-    small: nn.Module,
-    arguments: Arguments,
-    wanted: list[Tensor],
-    found: list[Tensor],
-    training: bool,
+    masked: nn.Module, small: nn.Module, arguments: Arguments, wanted: list[Tensor], found: list[Tensor], training: bool
 ) -> Problem | None:
     mode = " in training mode" if training else ""
     if [tensor.shape for tensor in wanted] != [tensor.shape for tensor in found]:

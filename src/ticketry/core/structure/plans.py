@@ -426,7 +426,9 @@ def _sizes_of_module(
     module: nn.Module, shape: Callable[[str], tuple[int, ...]], counted: dict[str, int]
 ) -> dict[str, int]:
     if isinstance(module, _ConvNd):
-        return {**counted, **_convolution_sizes(module, shape("weight"), counted.get("groups", module.groups))}
+        (rows, columns), groups = shape("weight")[:2], counted.get("groups", module.groups)
+        inputs, outputs = (rows, columns * groups) if module.transposed else (columns * groups, rows)
+        return {**counted, "in_channels": inputs, "out_channels": outputs}
     if isinstance(module, nn.Linear):
         outputs, inputs = shape("weight")
         return {"in_features": inputs, "out_features": outputs}
@@ -446,12 +448,6 @@ def _sizes_of_module(
     if is_transposed_linear(module):
         return {"nx": shape("weight")[0], "nf": shape("weight")[1]}
     return counted
-
-
-def _convolution_sizes(module: _ConvNd, weight: tuple[int, ...], groups: int) -> dict[str, int]:
-    if module.transposed:
-        return {"in_channels": weight[0], "out_channels": weight[1] * groups}
-    return {"in_channels": weight[1] * groups, "out_channels": weight[0]}
 
 
 # -- from a mask ------------------------------------------------------------------------------------------------------

@@ -301,10 +301,7 @@ class Trace:
         If one dimension has no labels (None), or the sizes differ, mark all labels as not removable and return None.
         """
         if one is None or other is None:
-            self.freeze(
-                other if one is None else one,
-                "it meets a width that stays, as that of inputs",
-            )
+            self.freeze(other if one is None else one, "it meets a width that stays, as that of inputs")
             return None
         if len(one) != len(other):
             self.freeze(np.concatenate([one, other]), "it meets a channel's dimension of another size")

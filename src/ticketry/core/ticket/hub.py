@@ -25,12 +25,7 @@ CONFIG = "config.json"
 
 
 def download(
-    repo_id: str,
-    *,
-    revision: str | None,
-    endpoint: str | None,
-    token: str | bool | None,
-    cache_dir: str | Path | None,
+    repo_id: str, *, revision: str | None, endpoint: str | None, token: str | bool | None, cache_dir: str | Path | None
 ) -> tuple[Path, Path]:
     """Download the files of a ticket, and no others, into the hub's cache.
 

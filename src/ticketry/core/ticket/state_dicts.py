@@ -15,14 +15,7 @@ from torch import Tensor, nn
 from ticketry.choices import did_you_mean, format_names, require_name
 from ticketry.core.mask import Mask
 from ticketry.core.scope import normal_name
-from ticketry.core.sharding import (
-    distribute_like,
-    is_sharded,
-    local_shard,
-    shard_groups,
-    shard_like,
-    sum_over_groups,
-)
+from ticketry.core.sharding import distribute_like, is_sharded, local_shard, shard_groups, shard_like, sum_over_groups
 from ticketry.errors import TicketError
 
 _MOST_DIMENSIONS = 32

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -97,11 +98,7 @@ class Ticket:
             warn_of_same_weights(start, trained, self.start, self.trained, self.mask)
 
     def _set_contents(
-        self,
-        mask: Mask,
-        start: Mapping[str, Tensor],
-        info: Mapping[str, Any],
-        trained: Mapping[str, Tensor] | None,
+        self, mask: Mask, start: Mapping[str, Tensor], info: Mapping[str, Any], trained: Mapping[str, Tensor] | None
     ) -> None:
         """Check mask, state dicts and info, and store copies of them."""
         self.path: Path | None = None
@@ -182,9 +179,13 @@ class Ticket:
         Raises:
             TicketError: if `path` has other files, or the folder cannot be written (disk full, no permission).
         """
-        if any_sharded(self.start, self.trained):
-            return write_folder_from_all_ranks(path, self._list_sharded_files(), self._build_manifest)
-        return files.write_folder(path, self._iterate_files(), self._build_manifest)
+        states = {files.START: self.start} | ({} if self.trained is None else {files.MODEL: self.trained})
+        if any_sharded(*states.values()):
+            payloads: list[tuple[str, Callable[[], bytes] | Mapping[str, Tensor]]]
+            payloads = [(files.MASK, partial(to_bytes, self.mask)), *states.items()]
+            return write_folder_from_all_ranks(path, payloads, self._build_manifest)
+        contents = ((name, state_to_bytes(state)) for name, state in states.items())
+        return files.write_folder(path, chain([(files.MASK, to_bytes(self.mask))], contents), self._build_manifest)
 
     @staticmethod
     def is_saved(path: str | Path, info: Mapping[str, Any]) -> bool:
@@ -202,7 +203,7 @@ class Ticket:
         """Return whether `save` would write the same ticket.json as the one at `path`, where this ticket was read."""
         folder = Path(path)
         _, facts = files.read_manifest(folder, folder)
-        written = {name: facts[name] for name in files.FILES if name in facts}  # in the order of `_iterate_files`
+        written = {name: facts[name] for name in files.FILES if name in facts}  # in the order of `save`
         return files.manifest_bytes(folder) == self._build_manifest(written)
 
     @classmethod
@@ -241,17 +242,6 @@ class Ticket:
                 raise TicketError(f"{folder / files.MANIFEST} is damaged: its {key} is not that of the mask")
         ticket.path = folder
         return ticket
-
-    def _iterate_files(self) -> Iterator[tuple[str, bytes]]:
-        yield files.MASK, to_bytes(self.mask)
-        yield files.START, state_to_bytes(self.start)
-        if self.trained is not None:
-            yield files.MODEL, state_to_bytes(self.trained)
-
-    def _list_sharded_files(self) -> list[tuple[str, Callable[[], bytes] | Mapping[str, Tensor]]]:
-        states = [(files.START, self.start), (files.MODEL, self.trained)]
-        given = [(name, state) for name, state in states if state is not None]
-        return [(files.MASK, partial(to_bytes, self.mask)), *given]
 
     def _build_manifest(self, facts: Mapping[str, files.FileFact]) -> bytes:
         manifest = {
