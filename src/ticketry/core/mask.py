@@ -183,7 +183,7 @@ class Mask(Mapping[str, Tensor]):
         return hash(self.digest)
 
     def overlap(self, other: Mask) -> float:
-        """Return the fraction of this mask's retained elements that `other` retains too; 0 if there are none."""
+        """Return the fraction of this mask's retained elements that `other` retains too; 0 for an empty mask."""
         kept = self.kept
         return (self & other).kept / kept if kept else 0.0
 
@@ -199,7 +199,7 @@ class Mask(Mapping[str, Tensor]):
 
     @property
     def digest(self) -> str:
-        """SHA-256 (hex) of names, shapes and bits; equal masks have equal digests, whatever their device."""
+        """SHA-256 (hex) of names, shapes and bits; equal masks have equal digests, on any device."""
         if self._digest is None:
             bits, layout = pack_bits(dict(sorted(self._tensors.items())))  # == ignores the order too
             self._digest = hashlib.sha256(layout.encode() + b"\0" + bits.numpy().tobytes()).hexdigest()

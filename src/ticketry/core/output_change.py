@@ -185,7 +185,7 @@ class _ProductRecorder(TorchFunctionMode):
         return output + call.output_shift
 
     def _find_rows(self, weight: Tensor) -> tuple[str, int, bool]:
-        """Find the parameter of which a tensor is a range of rows, or the whole transpose.
+        """Find the parameter that a tensor is a range of rows of, or the transpose of.
 
         The result is (name of the parameter, index of the first row, whether the tensor is the transpose), or ("", 0,
         False) for any other tensor.
@@ -381,7 +381,7 @@ def _add_combined_output_gradients(outputs: Any, calls: Mapping[str, list[LayerC
 
 
 _MAGNITUDE_SHARE = 1e-6
-"""What `add_small_magnitudes` adds to a layer's scores in total, as a share of the sum of these scores.
+"""Sum of the numbers that `add_small_magnitudes` adds to a layer's scores, as a share of the sum of these scores.
 
 The sum counts as at least this share of the largest layer's sum.
 """

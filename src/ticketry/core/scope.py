@@ -120,7 +120,7 @@ def scope(
         model: any module.
         spare: names, patterns (``fc*``, ``*.downsample.*``) or modules to leave out. A module stands for all its
             parameters, including parameters that it shares with other modules.
-        include: names, patterns or modules to add, whatever the kind of layer.
+        include: names, patterns or modules to add, of any kind of layer.
         first_conv: whether the first convolution (in the order of definition) is in scope.
         output: whether the last linear or convolution layer (in the order of definition) is in scope.
         biases, norms, embeddings: whether biases, norms and embeddings are in scope too.

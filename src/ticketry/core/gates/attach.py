@@ -344,7 +344,7 @@ def find_readers(model: nn.Module, structure: Structure, scope: Scope) -> dict[s
 
 @dataclass(frozen=True)
 class _ChannelIndices:
-    """Where the channels of a group are in a weight: indices along one dimension."""
+    """The indices, along one dimension of a weight, at which the channels of a group are stored."""
 
     group: int
     dim: int
@@ -384,7 +384,7 @@ class ChannelGates(Gates):
     def penalty(self, coefficient: float) -> Tensor:
         """Return the penalty: `coefficient` times the number of weights behind open gates.
 
-        Each gate counts as far as it is open, times the number of weights that it multiplies. For hard-concrete gates
+        Each gate counts by how far it is open, times the number of weights that it multiplies. For hard-concrete gates
         this is the expected number of weights that are not multiplied by 0 (Louizos, Welling & Kingma 2018, section 2:
         groups that share a gate). The weights that compute a channel are not counted, only those that read it.
         """

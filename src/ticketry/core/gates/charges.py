@@ -18,7 +18,7 @@ from ticketry.errors import UsageError
 class Charges:
     """The cost of each parameter with gates, as a function of the share of its gates that are open.
 
-    For a layer of n weights of which o are open (o may be a sum of probabilities), the penalty is C(o / n), where C is
+    For a layer of n weights, o of them open (o may be a sum of probabilities), the penalty is C(o / n), where C is
     the lower convex hull of the layer's cost as a function of density. So the gradient of each gate contains the
     marginal cost of its weight. The cost of the layer without weights is subtracted. The unit is the mean cost of a
     weight: with all gates open, the penalty equals the number of weights, as without charges.

@@ -554,7 +554,7 @@ class Balance:
     the loss with respect to all logits s, E the expected number of retained weights (`Gates.penalty(1.0)`), and e the
     gradient of E. The logits get the gradient g + lambda e. Here, lambda is a moving average over steps. A step adds
     |g| / |e| (L2 norms over all gates) to the average if E exceeds ``headroom * density * weights``, and 0 otherwise.
-    So the closing gradient is as strong as the loss gradient, whatever the scale of the loss. Use an optimiser with
+    So the closing gradient is as strong as the loss gradient, at any scale of the loss. Use an optimiser with
     adaptive step sizes, such as Adam, and initialise gates at the requested density.
 
     Examples:

@@ -164,7 +164,7 @@ class Kind:
     ) -> tuple[Tensor, Tensor | None]:
         """Return weight * gate for training, in the weight's dtype, and the sum of `open` if it costs nothing.
 
-        A kind that would have to compute the sum separately returns None in its place.
+        A kind that would have to compute the sum separately returns None instead.
 
         Args:
             weight: values of the parameter.

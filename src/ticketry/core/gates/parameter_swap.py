@@ -23,7 +23,7 @@ whether these are all parameters.
 
 @dataclass(frozen=True)
 class ParameterLocation:
-    """Where a model holds a parameter: the attribute with the name `local` of `module`."""
+    """The location of a parameter in a model: the attribute `local` of `module`."""
 
     module: nn.Module
     local: str

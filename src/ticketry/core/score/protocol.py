@@ -1,4 +1,4 @@
-"""What a score is: its signature, its inputs, the facts that lists show about it, and calls with checked results."""
+"""The interface of scores: signature, inputs, facts that lists show, and calls whose results are checked."""
 
 from __future__ import annotations
 

@@ -176,7 +176,7 @@ def inverted(score: str | Score) -> Score:
 def shuffled(score: str | Score) -> Score:
     """Return a control that permutes the values of a score at random within each layer: ``shuffled:snip``.
 
-    In a single pruning step, each layer retains as many weights as with the score itself, whatever the distribution of
+    In a single pruning step, each layer retains as many weights as with the score itself, for any distribution of
     the density over layers. So a comparison shows how much of the score's success is due to the densities of layers
     alone. In several steps the densities are only similar, because later steps rank the remaining weights at random;
     there, shuffle the final mask instead (the control ``shuffled`` of searches). The permutation depends only on the

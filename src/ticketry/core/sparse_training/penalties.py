@@ -37,7 +37,7 @@ def penalty(kind: str, weights: Iterable[Tensor], blocks: Iterable[Blocks] | Non
     - ``l1_scales``: the sum of |w|. Applied to the scales of norms, this is network slimming (Liu et al. 2017, arXiv
       1708.06519, equation 1); applied to gates, the penalty of Gate Decorators (You et al. 2019, arXiv 1909.08174).
     - ``hoyer_square``: (sum |w|)² / sum w² of each tensor, summed over tensors. For each tensor, this is between 1 and
-      the number of elements, whatever the scale (Yang, Wen & Li, "DeepHoyer", 2020, arXiv 1908.09979, section 3.1).
+      the number of elements, at any scale (Yang, Wen & Li, "DeepHoyer", 2020, arXiv 1908.09979, section 3.1).
     - ``group_hoyer_square``: ``hoyer_square`` of the L2 norms of a tensor's rows (filters, units; dimension 0) plus
       ``hoyer_square`` of the L2 norms of its columns (input channels; dimension 1), summed over tensors (section 3.2
       and the authors' code). With `blocks`, ``hoyer_square`` of the L2 norms of the blocks instead.

@@ -134,7 +134,7 @@ class ChannelOrder:
     distribution: str
     """``global`` (one ranking of all channels) or ``uniform`` (groups retain equal fractions)."""
     keep_at_least: int
-    """Smallest number of channels that each group retains, whatever the scores."""
+    """Smallest number of channels that each group retains."""
     multiple: int
     """Channels are removed in blocks, so that a group that loses channels retains a multiple of this number."""
 
@@ -244,7 +244,7 @@ class ChannelChoice:
                 raise MaskError(f"the scores of the channels of {group.name} are not all numbers (NaN)")
 
     def check_reachable(self, within: Mask | None, density: float, order: ChannelOrder) -> None:
-        """Raise `LayerCollapseError` if `density` cannot be reached from the mask `within`, whatever the scores."""
+        """Raise `LayerCollapseError` if `density` cannot be reached from the mask `within`, by any scores."""
         # If the largest channels are removed first, the channels that must stay are as small as possible.
         sizes = [
             -torch.tensor([sum(len(member.indices[c]) for member in group.parameters) for c in range(group.size)])
@@ -387,7 +387,7 @@ class ChannelPath:
         return self.costs[-1]
 
     def mask(self, step: int) -> Mask:
-        """Return the mask after `step` steps, each of which removes a block of channels."""
+        """Return the mask after `step` steps, where each step removes a block of channels."""
         count = self._count_start()
         for block in self._blocks[:step]:
             for one in block:

@@ -227,7 +227,7 @@ def channels(
         within: a mask of whole channels to continue from. The channels that it removes stay removed, and count as
             removed. Scores are measured in the network pruned by this mask. If the mask has the density already, it is
             returned unchanged.
-        keep_at_least: smallest number of channels that each group retains, whatever the scores.
+        keep_at_least: smallest number of channels that each group retains.
         multiple: channels are removed in blocks, so that each group that loses channels retains a multiple of this
             number. Processors compute in blocks too: with 16, a step in bf16 saves nearly as much time as FLOPs.
         iterations: number of pruning steps. Each step uses scores of the network that the previous step left, on the
@@ -295,7 +295,7 @@ def channels(
 def check_channel_density(
     model: nn.Module, structure: Structure, density: float, *, scope: Scope, keep_at_least: int = 1, multiple: int = 1
 ) -> None:
-    """Raise the error of `channels` if the density cannot be reached by removing channels, whatever the scores."""
+    """Raise the error of `channels` if the density cannot be reached by removing channels, by any scores."""
     order = ChannelOrder("global", keep_at_least, multiple)
     ChannelChoice(model, structure, scope).check_reachable(None, check_density(density), order)
 

@@ -340,14 +340,14 @@ class ChannelCount:
 
 @dataclass(frozen=True)
 class DimensionSplit:
-    """A reshape that splits a dimension into several, of which pruning is assumed to make one narrower."""
+    """A reshape that splits a dimension into several; pruning is assumed to make one of them narrower."""
 
     site: ViewCall
     """The call that reshapes."""
     options: int
     """Number of resulting dimensions."""
     groups: frozenset[int]
-    """Indices of the channel groups whose channels lie along the split dimension."""
+    """Indices of the channel groups whose channels are indices of the split dimension."""
 
 
 @dataclass(frozen=True)

@@ -129,7 +129,7 @@ def group_similar_rows(worth: Tensor, sizes: Sequence[int]) -> list[Indices]:
     A group starts with the row of largest norm that is left. Then the row with the highest mean cosine similarity to
     the rows of the group is added repeatedly. Finally, pairs of rows in different groups are exchanged if the exchange
     raises the sum of inner products within groups. Cosine similarity matches rows that retain the same columns,
-    whatever their magnitude; inner products give large rows more weight.
+    at any magnitude; inner products give large rows more weight.
 
     The result is deterministic: of equal rows, the earlier is taken. Takes O(rows^2 columns) time and O(rows^2) memory.
     """
@@ -377,7 +377,7 @@ def regroup(
     """Return a mask close to an unstructured mask, in which the rows of each group of `rows` retain the same columns.
 
     Rows are a layer's outputs; columns are (input channel, kernel height, kernel width). The rows of each layer are
-    divided into groups, of which the last may be smaller. Then columns are chosen for each group by their worth, summed
+    divided into groups; the last may be smaller. Then columns are chosen for each group by their worth, summed
     over the group's rows. A layer has a single threshold, so groups of higher worth retain more columns. This follows
     Chen et al. 2022, "Coarsening the Granularity: Towards Structurally Sparse Lottery Tickets", section 3.2, except for
     the choice of columns.

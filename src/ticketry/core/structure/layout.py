@@ -381,7 +381,7 @@ def mark_best_n_of_m(
 
 
 def _split_runs(rows: Tensor, m: int) -> tuple[Tensor, ...]:
-    """Split the inputs into runs of m, and return m views, of which view i contains input i of every run.
+    """Split the inputs into runs of m, and return m views: view i contains input i of every run.
 
     Each view has the shape [groups, rows, runs, kernel positions …]. A shorter last run is padded with 0 or False.
     """

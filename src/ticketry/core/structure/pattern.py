@@ -172,7 +172,7 @@ class Pattern:
     n: int = 0
     """N of an N:M pattern: largest number of weights retained of `m`; 0 for other patterns."""
     m: int = 0
-    """M of an N:M pattern: number of neighbouring inputs of which `n` are retained; 0 for other patterns."""
+    """M of an N:M pattern: number of neighbouring inputs, `n` of them retained; 0 for other patterns."""
 
     @classmethod
     def parse(cls, text: str | Pattern) -> Pattern:

@@ -229,7 +229,7 @@ class _Trial:
     def _divide_failing_groups(self, several: list[int], problem: Problem) -> list[tuple[list[int], bool]]:
         """Divide groups that fail together into parts to test; the last part is tested first.
 
-        Groups that the failing module may be about become parts of their own; without any, the groups are halved. Each
+        Groups that the failing module may be about become separate parts; without any, the groups are halved. Each
         part comes with a flag: whether the group is suspected to fail.
         """
         suspects = self._find_suspects(several, problem.where)

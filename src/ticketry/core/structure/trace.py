@@ -2,7 +2,7 @@
 
 Every index of every parameter has a label. Labels that must be removed together are united; labels that cannot be
 removed are frozen. For each ATen operation, a rule runs the operation once and sets the axes of the outputs, that is,
-the labels of each dimension. Rules guarantee: whatever channels are removed, the remaining part of each output in the
+the labels of each dimension. Rules guarantee: for any removed channels, the remaining part of each output in the
 masked model equals the output of the smaller model.
 """
 
@@ -42,7 +42,7 @@ class Labels:
         self._reasons: dict[int, str] = {FIXED: "it is fixed"}
 
     def create(self, count: int) -> Ids:
-        """Return `count` new labels, none of which is united with any other label."""
+        """Return `count` new labels, which are not united with other labels."""
         if self._used + count > len(self._parent):
             grown = np.arange(2 * (self._used + count), dtype=np.int64)
             grown[: self._used] = self._parent[: self._used]
@@ -279,7 +279,7 @@ class Trace:
 
     @property
     def spared_module(self) -> str | None:
-        """Name of the outermost running module that is not to be traced; None if there is none."""
+        """Name of the outermost running module that is not to be traced, or None."""
         return next((name for name in self.stack if name in self.spared), None)
 
     def add_location(self, why: str) -> str:
@@ -448,7 +448,7 @@ def unite_pieces(t: Trace, pieces: Ids) -> None:
 def freeze_operands(t: Trace, call: Call) -> Any:
     """Run an operation that cannot be followed, after marking all labels of its operands as not removable.
 
-    This rule applies to operations without a rule of their own, and inside modules that are not traced.
+    This rule applies to operations without a rule, and inside modules that are not traced.
     """
     why = f"{call.func} cannot be followed" if t.spared_module is None else f"{t.spared_module} is spared"
     for tensor in call.tensors:
