@@ -39,7 +39,7 @@ def test_flipped_bits_are_found_and_repaired(tmp_path: Path, capsys: pytest.Capt
 @pytest.mark.parametrize(
     "words",
     [
-        ("fuzz_readers.py", "--inputs", "300"),
+        pytest.param(("fuzz_readers.py", "--inputs", "300"), marks=pytest.mark.slow),
         pytest.param(("fuzz_files.py", "--inputs", "8"), marks=pytest.mark.slow),
         pytest.param(("repairs.py", "--flips", "12", "--folder", "work"), marks=pytest.mark.slow),
     ],

@@ -49,7 +49,13 @@ def join_inside(root: Path, *names: str) -> Path:
             raise OutsideError(
                 f"{name!r:.80} is not a file name in {root}: the file that contains it is damaged or forged"
             )
-    return require_inside(root, root.joinpath(*names))
+    path = os.fspath(root)
+    linked = os.name == "nt"
+    for name in names:
+        path = os.path.join(path, name)
+        linked = linked or os.path.islink(path)
+    # Resolving a path takes many times as long, and changes nothing below the root where there is no link.
+    return require_inside(root, Path(path)) if linked else Path(path)
 
 
 def require_inside(root: Path, path: Path) -> Path:

@@ -353,6 +353,7 @@ def test_masks_of_scores_are_those_of_an_allocation():
     assert family.held_out(0.2, 0) != kept
 
 
+@pytest.mark.slow
 def test_costs_of_scores(costs):
     model = network()
     scores = {name: weight.square() for name, weight in tk.scope(model).parameters(model).items()}

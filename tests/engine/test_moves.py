@@ -109,7 +109,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, int]]] = {
 
 
 @pytest.mark.parametrize("density", sample([0.3, 1.0], 1))
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", sample(CASES, [*CASES][::2]))
 def test_nothing_stays_in_torch_and_all_is_as_in_float64(name: str, density: float) -> None:
     make, size = CASES[name]
     torch.manual_seed(0)

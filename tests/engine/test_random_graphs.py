@@ -64,7 +64,7 @@ def _laid_out(tensor: torch.Tensor, strides: int) -> torch.Tensor:
     return tensor
 
 
-@settings(max_examples=25)
+@settings(max_examples=12)
 @given(graphs(6), _WAYS, st.integers(0, 2))
 def test_random_graphs(graph: Graph, way: Way, strides: int) -> None:
     agrees(graph, way, strides)

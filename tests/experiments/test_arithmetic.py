@@ -201,6 +201,7 @@ def reproduced(file: Path, store: Path, capsys: pytest.CaptureFixture[str], *mor
     return found
 
 
+@pytest.mark.slow
 def test_a_campaign_finds_its_blocks_in_each_arithmetic(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file, store = tmp_path / "two.toml", tmp_path / "store"
     file.write_text(CAMPAIGN)

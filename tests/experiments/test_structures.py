@@ -97,6 +97,7 @@ def test_tickets_of_a_pattern_are_verified_by_masks_of_the_pattern(tmp_path: Pat
             assert inputs.sum(2).max() <= 2
 
 
+@pytest.mark.slow
 def test_tickets_with_channels_are_verified_as_they_were_trained(tmp_path: Path) -> None:
     with tk.Lab(tmp_path) as lab:
         points = searched(lab, run_of(controls=(), densities=(0.5,), structure="channels", score="l1"))
@@ -180,6 +181,7 @@ def test_controls_have_the_groups_of_their_ticket(tmp_path: Path) -> None:
     assert abs(masks["random_prune"].kept - masks["ticket"].kept) < 4
 
 
+@pytest.mark.slow
 def test_controls_of_two_of_four(tmp_path: Path) -> None:
     with tk.Lab(tmp_path) as lab:
         masks = masks_of(lab, searched(lab, run_of(structure="2:4")))

@@ -74,7 +74,7 @@ def test_every_method_is_here() -> None:
     assert {method for method, *_ in MANY.values()} == set(METHODS.built_in)
 
 
-@pytest.mark.parametrize("name", sample(MANY, 17))
+@pytest.mark.parametrize("name", sample(MANY, {*METHODS.built_in, "iterative channels"} - {"stochastic"}))
 def test_contract(name: str, tmp_path: Path) -> None:
     method, given, densities = MANY[name]
     settings = method_called(method).Settings(**given)

@@ -122,7 +122,7 @@ def test_an_iterative_ticket_is_that_of_its_density_alone(tmp_path: Path) -> Non
 
 
 def test_gates_search_for_each_alone(tmp_path: Path) -> None:
-    settings: dict[str, Any] = {"rounds": 2, "rewind": "0", "gate_lr": 20.0, "recipe": {"length": "40it"}}
+    settings: dict[str, Any] = {"rounds": 2, "rewind": "0", "gate_lr": 30.0, "recipe": {"length": "24it"}}
     options = {**OPTIONS, **settings, "store": tmp_path}
     both = tk.run("continuous", density=(0.6, 0.4), **options)
     assert [one.level for one in both.tickets] == [1, 2, 3, 4]

@@ -81,11 +81,11 @@ def test_what_is_never_slow_is_pruned_at_the_latest(tmp_path: Path, detector: st
     ],
     ids=lambda chosen: next(reversed(chosen)),
 )
-def test_the_masks_that_are_compared_are_chosen_as_the_tickets(tmp_path: Path, chosen: dict[str, Any]) -> None:
+def test_the_masks_that_are_compared_are_chosen_as_the_tickets(shared_store: Path, chosen: dict[str, Any]) -> None:
     """By hand: the weights of each step, pruned by magnitude with the same words; the share in which two differ."""
     amounts = {name: (value,) if name in ("density", "flops") else value for name, value in chosen.items()}
     task = tk.task("digits")
-    with tk.Lab(tmp_path) as lab:
+    with tk.Lab(shared_store) as lab:
         ticket = found_by(lab, **{"density": (), **amounts}, every="1it", latest="4it", detector="masks")[1]
         whole = ticket.dense.segment
         models = [lab.model(task, lab.train(whole.until(step), measure=False)) for step in range(1, 5)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from ticketry.search import method, methods
 from ticketry.search.iterative import Settings
 
 QUICK = {"length": "40it"}
-REWIND, LEVELS = 6, 3
+REWIND, LEVELS = 6, 2
 
 
 def run(lab: tk.Lab, **settings: Any) -> list[tk.search.Found]:
@@ -24,22 +25,29 @@ def run(lab: tk.Lab, **settings: Any) -> list[tk.search.Found]:
     return tk.search.iterative(lab, task, Settings(**settings), recipe=task.recipe.changed(**QUICK))[0]
 
 
+@functools.cache
+def bare_dense() -> tuple[dict[str, torch.Tensor], Training]:
+    """State at the rewind step, and the dense training at its end."""
+    training = Training(tk.task("digits"))
+    for step in range(TOTAL):
+        if step == REWIND:
+            early = {name: value.clone() for name, value in training.model.state_dict().items()}
+        training.step(step)
+    return early, training
+
+
 def bare_imp(retrain: str) -> list[tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]]:
     """(mask, final state) of each level."""
 
-    def train(start: dict[str, torch.Tensor] | None, mask: dict[str, torch.Tensor], first: int) -> Training:
+    def train(start: dict[str, torch.Tensor], mask: dict[str, torch.Tensor], first: int) -> Training:
         training = Training(tk.task("digits"))
-        if start is not None:
-            training.model.load_state_dict(start)
+        training.model.load_state_dict(start)
         training.cut(mask)
         for step in range(first, TOTAL):
-            if step == REWIND and start is None:
-                early.update({name: value.clone() for name, value in training.model.state_dict().items()})
             training.step(step)
         return training
 
-    early: dict[str, torch.Tensor] = {}
-    trained = train(None, {}, 0)
+    early, trained = bare_dense()
     mask = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in trained.weights.items()}
     size = sum(keep.numel() for keep in mask.values())
     levels = [(mask, trained.model.state_dict())]
@@ -53,9 +61,9 @@ def bare_imp(retrain: str) -> list[tuple[dict[str, torch.Tensor], dict[str, torc
 
 
 @pytest.mark.parametrize("retrain", ["continue", "restart", "rewind_lr"])
-def test_same_masks_and_weights_as_bare_pytorch(tmp_path: Path, retrain: str) -> None:
+def test_same_masks_and_weights_as_bare_pytorch(shared_store: Path, retrain: str) -> None:
     settings = Settings(rate=0.4, levels=LEVELS, rewind=f"{REWIND}it", retrain=retrain)
-    with tk.Lab(tmp_path) as lab:
+    with tk.Lab(shared_store) as lab:
         seeds = tk.search.Seeds.of(SEED)
         (found,) = tk.search.iterative(lab, tk.task("digits"), settings, recipe=SGD, seeds=seeds)
         for item, (mask, state) in zip(found, bare_imp(retrain), strict=True):

@@ -38,13 +38,14 @@ def mask_of(lab: tk.Lab, found: Found) -> tk.Mask:
 
 def test_masks_have_their_structure(shared_store: Path) -> None:
     """Channels are removed whole, rows are in groups, and of four weights two stay."""
+    densities = (0.4,)
     with tk.Lab(shared_store) as lab:
-        for item in found_by(lab, structure="refill")[1:]:
+        for item in found_by(lab, structure="refill", densities=densities)[1:]:
             shrink_plan(lab.model(tk.task("digits")), mask_of(lab, item), torch.randn(2, 1, 8, 8))
-        for item in found_by(lab, structure="regroup:4")[1:]:
+        for item in found_by(lab, structure="regroup:4", densities=densities)[1:]:
             for name, found in groups(mask_of(lab, item)).items():
                 assert all(len(group.rows) >= 2 for group in found), name
-        for item in found_by(lab, structure="2:4")[1:]:
+        for item in found_by(lab, structure="2:4", densities=densities)[1:]:
             for kept in mask_of(lab, item).values():
                 flat = kept.flatten(1)
                 whole = flat[:, : flat.shape[1] // 4 * 4].reshape(-1, 4)
@@ -54,12 +55,12 @@ def test_masks_have_their_structure(shared_store: Path) -> None:
 def test_plus_fills_back_more_and_match_as_much_as_was_removed(shared_store: Path) -> None:
     with tk.Lab(shared_store) as lab:
         by_plus = [
-            [mask_of(lab, item).density for item in found_by(lab, structure=kind)[1:]]
+            [mask_of(lab, item).density for item in found_by(lab, structure=kind, densities=(0.4,))[1:]]
             for kind in ("refill", "refill+", "refill+:0.5")
         ]
         for few, more in pairwise(by_plus):
             assert all(one < other for one, other in zip(few, more, strict=True))
-        for item in found_by(lab, structure="refill+:match")[1:]:
+        for item in found_by(lab, structure="refill+:match", densities=(0.4,))[1:]:
             assert item.structured is not None
             before = lab.store.get_mask(item.structured.of).density
             assert mask_of(lab, item).density == pytest.approx(before, abs=0.02)

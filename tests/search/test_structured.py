@@ -28,7 +28,7 @@ FILTERS = {"score": "l1", "distribution": "uniform", "structure": "channels"}
 
 def convolutional() -> tk.Task:
     """Digits with a small residual network that has norms."""
-    return tk.task("digits", model="resnet-20@0.125")
+    return tk.task("digits", model="resnet-8@0.125")
 
 
 def found_by(

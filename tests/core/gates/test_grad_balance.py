@@ -59,7 +59,7 @@ def test_as_written_out(headroom: float) -> None:
 
 
 @pytest.mark.parametrize("density", sample([0.05, 0.3], 1))
-@pytest.mark.parametrize("strength", sample([1e-4, 1e4, 1.0], 2))
+@pytest.mark.parametrize("strength", sample([1e-4, 1e4, 1.0], 1))
 def test_leads_to_the_density_whatever_the_loss_s_scale(density: float, strength: float) -> None:
     """A loss that would open every gate; Adam; begun at another density."""
     torch.manual_seed(1)

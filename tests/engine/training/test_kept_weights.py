@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import ticketry as tk
+from samples import sample
 from ticketry.core.mask import Mask
 from ticketry.errors import EngineError
 from ticketry_engine.training.sparse_training import SparseTraining
@@ -55,7 +56,7 @@ def trained(fast: SparseTraining, optimizer: torch.optim.Optimizer, steps: int =
         optimizer.step()
 
 
-@pytest.mark.parametrize("which", OPTIMIZERS)
+@pytest.mark.parametrize("which", sample(OPTIMIZERS, 2))
 def test_trainings_are_the_same(which: str) -> None:
     """Packed, packed and written late, and dense; with a mask that moves, and a batch of another size."""
     models = []

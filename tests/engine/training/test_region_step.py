@@ -107,7 +107,7 @@ GROUPS = (2, 3, 4, 5, 6, 8, 16)
 
 
 @pytest.mark.parametrize("rows", [(1,), GROUPS], ids=["single weights", "groups of rows"])
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(data=st.data())
 def test_any_convolution(rows: Sequence[int], data: st.DataObject) -> None:
     check_layer(data.draw(convolutions(rows)), "host")

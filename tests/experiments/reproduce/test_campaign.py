@@ -254,6 +254,7 @@ def test_blocks_of_another_kind_of_machine_are_taken_as_they_are(
     assert 'precision = "fp32"\nkernels = "sparse"' in block.with_name("run.toml").read_text()
 
 
+@pytest.mark.slow
 def test_stability_and_what_networks_differ_by_from_themselves(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

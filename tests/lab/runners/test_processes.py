@@ -125,6 +125,7 @@ def test_task_that_another_process_cannot_build_is_refused(two_workers, points):
     assert "name it as package.module:object, or train in this process (workers=0)" in str(caught.value)
 
 
+@pytest.mark.slow
 def test_first_error_stops_the_others(two_workers, events, digits):
     """A loss that explodes beside a training that would take hours. This stops the lab: the last test of it."""
     lab = two_workers

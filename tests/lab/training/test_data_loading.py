@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from ticketry.errors import DataError, InterruptedTrainingError, RunnerError
 from ticketry.evidence.connectivity import recompute_batch_norm_
@@ -292,7 +293,8 @@ def test_a_readers_own_mistake_keeps_its_traceback() -> None:
     assert not readers()
 
 
-def test_a_killed_reader_is_told(capfd) -> None:
+def test_a_killed_reader_is_told(capfd, monkeypatch) -> None:
+    monkeypatch.setattr(_MultiProcessingDataLoaderIter._try_get_data, "__defaults__", (0.2,))  # of 5 seconds
     with pytest.raises(RunnerError, match=r"reads examples ended without an answer.*workers=0"):
         list(rows_from(Counting(1), [0, 1, 91, 3, 4]))
     assert not readers()

@@ -157,7 +157,8 @@ def test_methods(tmp_path: Path, file: Path, model: str) -> None:
 # -- what cannot be ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("model", ["lstm-tied@0.04", pytest.param("pointer-lstm@0.04", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["lstm-tied@0.04", "pointer-lstm@0.04"])
 def test_every_promise_of_a_search_is_kept(tmp_path: Path, file: Path, model: str) -> None:
     task = task_of(file, model)
     settings = method("gradual").Settings(density=(0.5,), frequency="4it", keep_at_least=1)
@@ -177,6 +178,7 @@ def test_a_text_that_is_too_short_for_a_batch(tmp_path: Path) -> None:
 # -- evidence ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_barriers_and_stability(tmp_path: Path, file: Path) -> None:
     """Two children of one start, which read the text from other places; errors are perplexities or bits."""
     task, chosen = task_of(file, "lstm-tied@0.04"), method("iterative")

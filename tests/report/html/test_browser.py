@@ -11,6 +11,7 @@ import pytest
 
 from browsers import NEEDS_BROWSER, launched, listened_to
 from report.made_campaign import claim, record
+from samples import sample
 from ticketry.report import page as page_module
 from ticketry.report import write_report
 from ticketry.report.figures.style import COLOURS
@@ -94,7 +95,7 @@ def _opened(browser, path, width=1400, scheme="light"):
     assert set(loaded) == {path.as_uri()}
 
 
-@pytest.mark.parametrize(("width", "scheme"), [(400, "light"), (1400, "dark")])
+@pytest.mark.parametrize(("width", "scheme"), sample([(400, "light"), (1400, "dark")], 1))
 def test_it_can_be_seen_and_fits(browser, report, width, scheme):
     """With all details open nothing but tables and code scrolls sideways, and no labels of figures touch."""
     with _opened(browser, report, width, scheme) as page:
@@ -117,6 +118,7 @@ def test_it_can_be_seen_and_fits(browser, report, width, scheme):
         assert paper.evaluate("path => getComputedStyle(path).fill") == background
 
 
+@pytest.mark.slow
 def test_on_paper_nothing_is_hidden_in_a_scroll_box(browser, everything):
     """A4 with Chromium's margins is 718 pixels wide."""
     with _opened(browser, everything, 718) as page:
@@ -128,6 +130,7 @@ def test_on_paper_nothing_is_hidden_in_a_scroll_box(browser, everything):
         assert not page.locator(".filters").is_visible()
 
 
+@pytest.mark.slow
 def test_tables_by_method_sort_separately(browser, early):
     with _opened(browser, early) as page:
         tables = page.locator("table.methods")
@@ -180,6 +183,7 @@ def test_the_table_sorts_by_mouse_and_keyboard_and_filters_by_words_and_role(bro
         assert _column(page, "role") == []
 
 
+@pytest.mark.slow
 def test_without_scripts_the_table_is_there_and_the_tools_are_not(browser, few):
     path, count = few
     context = browser.new_context(java_script_enabled=False, offline=True)
@@ -201,6 +205,7 @@ def test_a_link_to_a_run_opens_it(browser, few):
         assert page.locator("#run-2[open] #run-2-results").is_visible()
 
 
+@pytest.mark.slow
 def test_figures_and_their_data_can_be_saved(browser, tmp_path, everything):
     with _opened(browser, everything, scheme="dark") as page:
         saved = {}

@@ -121,6 +121,7 @@ def test_nothing_but_the_gates_changes(lab, points, equal_bits):
     )
 
 
+@pytest.mark.slow
 def test_the_objective_falls_and_the_density_is_near(lab, digits):
     """A longer search, over more weights."""
     dense = lab.train(lab.segment(digits, start=0, recipe=digits.recipe.changed(length="30it")))

@@ -97,8 +97,8 @@ def load_gates(lab, result):
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"anneal": "epoch", "final": 20}, {"lr_schedule": "constant", "weight_decay": 1e-3}, {"init": -0.02}],
-    ids=["by step", "by epoch", "constant lr, decay", "negative init"],
+    [{}, {"anneal": "epoch", "final": 20, "init": -0.02}, {"lr_schedule": "constant", "weight_decay": 1e-3}],
+    ids=["by step", "by epoch, negative init", "constant lr, decay"],
 )
 @pytest.mark.parametrize("masked", sample([True, False], 1, ids=["masked", "dense"]))
 def test_as_written_out(lab, digits, changes, masked):

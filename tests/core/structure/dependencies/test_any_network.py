@@ -86,7 +86,7 @@ class Program(nn.Module):
         return self.fc(found[-1].mean((2, 3)))
 
 
-@settings(max_examples=12, deadline=None, derandomize=True)
+@settings(max_examples=6, deadline=None, derandomize=True)
 @given(steps, st.integers(0, 100), st.sampled_from([0.8, 0.5]))
 def test_smaller_is_equal(program: list[tuple[str, int, int]], seed: int, density: float) -> None:
     torch.manual_seed(seed)
