@@ -21,6 +21,7 @@ from torch import nn
 
 import ticketry as tk
 from installed import install, install_project, site  # noqa: F401
+from lab_fixtures import PointsTask
 from ticketry.cli import main
 from ticketry.errors import UsageError
 from ticketry.evidence.settings import VerifySettings
@@ -29,7 +30,7 @@ from ticketry.testing import check_score, check_search
 
 ROOT = Path(__file__).parents[1]
 PROJECT = ROOT / "tests" / "plugin"
-FAST = ("--replicates", "2", "--workers", "0", "--json")
+FAST = ("--replicates", "1", "--workers", "0", "--json")
 
 
 @pytest.fixture(scope="session")
@@ -110,7 +111,7 @@ def test_check_search_finds_a_variant_that_forgets_its_state(
     monkeypatch.setattr(MovementEffect, "begin", lambda self, training, carried: begin(self, training, {}))
     settings = tk.search.method("movement").Settings(density=(0.5,), fade=0.05)
     with pytest.raises(AssertionError, match="interrupted in the middle of a training"):
-        check_search("movement", tmp_path, settings=settings)
+        check_search("movement", tmp_path, settings=settings, task=PointsTask())
 
 
 def test_the_gates(here: None) -> None:
@@ -191,7 +192,7 @@ ONESHOT = ("--density", "0.3", "--rewind", "0", "--retrain", "continue")
 @pytest.mark.parametrize(
     "words",
     [
-        ("lottery_extras.movement:search", "--density", "0.3"),
+        ("lottery_extras.movement:search", "--density", "0.3", "--recipe.length", "20it"),
         pytest.param(("oneshot", "--score", "lottery_extras.lamp:lamp", *ONESHOT), marks=pytest.mark.slow),
         pytest.param(
             ("continuous", "--kind", "hard-sigmoid", "--rounds", "1", "--rewind", "0", "--init", "0.05"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -23,6 +24,16 @@ def _masked(**more: Any) -> dict[str, Any]:
 
 def _with_channels(**more: Any) -> dict[str, Any]:
     return {"model": convolutions(), "example_inputs": images(), **more}
+
+
+@functools.cache
+def _channels() -> tk.Mask:
+    return tk.structure.channels(convolutions(), images(), 0.7)
+
+
+@functools.cache
+def _weights() -> tk.Mask:
+    return tk.prune(convolutions(), 0.3, keep_at_least=8)
 
 
 def _scoring(**more: Any) -> dict[str, Any]:
@@ -53,11 +64,11 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], Callable[[], dict[str, Any]]]] = 
     "structure.channel_groups": (tk.structure.channel_groups, _with_channels),
     "structure.shrink": (
         tk.structure.shrink,
-        lambda: _with_channels(mask=tk.structure.channels(convolutions(), images(), 0.7)),
+        lambda: _with_channels(mask=_channels()),
     ),
     "structure.refill": (
         tk.structure.refill,
-        lambda: _with_channels(mask=tk.prune(convolutions(), 0.3, keep_at_least=8)),
+        lambda: _with_channels(mask=_weights()),
     ),
     "structure.regroup": (tk.structure.regroup, _masked),
     "structure.n_m": (tk.structure.n_m, _masked),

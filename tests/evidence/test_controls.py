@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from samples import sample
 from ticketry.core.mask import Mask
 from ticketry.core.scope import scope
 from ticketry.core.structure.controls import random_mask
@@ -159,7 +160,7 @@ def unlike(one: Segment, other: Segment) -> set[str]:
     return {name for name in first if first[name] != second[name]}
 
 
-@pytest.mark.parametrize("retrain", RETRAINS)
+@pytest.mark.parametrize("retrain", sample(RETRAINS, 2))
 @pytest.mark.parametrize("control", sorted(set(CONTROLS) - set(LONGER_CONTROLS)))
 def test_a_control_lacks_one_thing_only(searched, control, retrain):
     """As many steps of the same schedule and data order: only the mask differs, or only the weights do."""

@@ -154,6 +154,7 @@ def test_a_verification_and_a_stability_analysis_refuse_them(tmp_path: Path) -> 
         StabilitySettings(masks=("cyclic_random",))
 
 
+@pytest.mark.slow
 def test_a_ticket_of_final_weights_has_a_control_of_early_ones(tmp_path: Path) -> None:
     with tk.Lab(tmp_path) as lab:
         for settings, span in (({"retrain": "finetune"}, (K, T)), ({"retrain": "restart"}, (0, T))):

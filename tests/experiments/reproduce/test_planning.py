@@ -12,6 +12,7 @@ import pytest
 
 import ticketry as tk
 from made_records import search_record
+from samples import sample
 from ticketry.cli import main
 from ticketry.errors import StoreError
 from ticketry.experiments.reproduce.blocks import (
@@ -35,20 +36,23 @@ ASKED: dict[str, Any] = {"recipe": {"length": "10it"}, "replicates": 1, "workers
 
 @pytest.mark.parametrize(
     ("method", "settings", "controls"),
-    [
-        ("iterative", {"densities": [0.5, 0.3], "rewind": "3it"}, ["shuffled", "random_reinit"]),
-        (
-            "iterative",
-            {"densities": [0.6, 0.5, 0.4], "structure": "2:4", "structured_levels": 1, "rewind": "2it"},
-            ["shuffled"],
-        ),
-        ("concrete", {"density": [0.5, 0.3], "rewind": "2it"}, []),
-        ("l0", {"density": [0.5, 0.3], "until": "6it"}, []),
-        ("continuous", {"rounds": 2, "rewind": "2it"}, []),
-        ("acdc", {"density": [0.5, 0.3], "warmup": "2it", "phase": "2it", "end": "8it"}, ["shuffled"]),
-        ("dynamic", {"density": [0.5, 0.3], "grow": "random", "frequency": "3it"}, ["shuffled"]),
-        ("gradual", {"density": [0.5, 0.3], "begin": "2it", "end": "8it", "frequency": "2it"}, ["shuffled"]),
-    ],
+    sample(
+        [
+            ("iterative", {"densities": [0.5, 0.3], "rewind": "3it"}, ["shuffled", "random_reinit"]),
+            (
+                "iterative",
+                {"densities": [0.6, 0.5, 0.4], "structure": "2:4", "structured_levels": 1, "rewind": "2it"},
+                ["shuffled"],
+            ),
+            ("concrete", {"density": [0.5, 0.3], "rewind": "2it"}, []),
+            ("dynamic", {"density": [0.5, 0.3], "grow": "random", "frequency": "3it"}, ["shuffled"]),
+            ("l0", {"density": [0.5, 0.3], "until": "6it"}, []),
+            ("continuous", {"rounds": 2, "rewind": "2it"}, []),
+            ("acdc", {"density": [0.5, 0.3], "warmup": "2it", "phase": "2it", "end": "8it"}, ["shuffled"]),
+            ("gradual", {"density": [0.5, 0.3], "begin": "2it", "end": "8it", "frequency": "2it"}, ["shuffled"]),
+        ],
+        4,
+    ),
 )
 def test_work_is_what_is_trained(tmp_path: Path, method: str, settings: dict[str, Any], controls: list[str]) -> None:
     run = tk.run(method, "digits", controls=controls, store=tmp_path, **settings, **ASKED)
