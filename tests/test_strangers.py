@@ -241,7 +241,7 @@ ENTRIES = (
 )
 
 
-@pytest.mark.parametrize("entry", sample(ENTRIES, ENTRIES[::9]))
+@pytest.mark.parametrize("entry", sample(ENTRIES, ENTRIES[::18]))
 def test_entries_of_other_types_are_refused_or_ignored(
     watch: Watch, capsys: pytest.CaptureFixture[str], entry: str
 ) -> None:

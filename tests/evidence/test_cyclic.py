@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import ticketry as tk
+from samples import sample
 from ticketry.core.mask import Mask
 from ticketry.errors import UsageError
 from ticketry.evidence.connectivity import stability
@@ -45,7 +46,7 @@ def trainings(lab: Lab, control: str, ticket: Found) -> Any:
 # -- what is trained ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("control", LONGER_CONTROLS)
+@pytest.mark.parametrize("control", sample(LONGER_CONTROLS, 1))
 def test_a_chain_is_the_same_training_again_and_again(tmp_path: Path, control: str) -> None:
     """One mask throughout, from the early weights, each cycle from where the one before ended; written out."""
     with tk.Lab(tmp_path / "one") as lab, tk.Lab(tmp_path / "other") as by_hand:

@@ -136,7 +136,7 @@ def test_other_errors_stop_at_once(tmp_path: Path) -> None:
 def test_the_command_tells_what_was_found_and_why_there_is_no_more(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], as_json: bool
 ) -> None:
-    words = "search iterative --task digits --model lenet-300-100 --densities 0.1,0.0001 --recipe.length 2ep"
+    words = "search iterative --task digits --model lenet-300-100 --densities 0.1,0.0001 --recipe.length 20it"
     more = ["--json"] if as_json else ["--verify"]
     usual = ["--replicates", "2", "--controls", "none", "--workers", "0", "--store", str(tmp_path)]
     assert main([*words.split(), *usual, *more]) == 1

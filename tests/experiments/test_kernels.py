@@ -57,6 +57,7 @@ def test_masks_that_move(tmp_path: Path) -> None:
     assert kernels_of(tmp_path) == ["dense", name_local_kernels()]
 
 
+@pytest.mark.slow
 def test_words_of_the_command_line_and_of_a_run_file(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

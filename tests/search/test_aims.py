@@ -55,7 +55,7 @@ def slowly(model: nn.Module, image: torch.Tensor) -> int:
     return found
 
 
-@pytest.mark.parametrize("name", sample(SETTINGS, 4))
+@pytest.mark.parametrize("name", sample(SETTINGS, 2))
 def test_tickets_cost_what_was_asked_for(name: str, tmp_path: Path) -> None:
     method = tk.search.method(name)
     settings = decode_settings(SETTINGS[name], method.Settings, what=name)[0]

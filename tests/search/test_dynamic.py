@@ -88,7 +88,7 @@ def bare(recipe: tk.Recipe, density: float, *, by_gradient: bool, regrow: bool) 
     ("recipe", "grow", "regrow"),
     sample(
         [(SGD, "gradient", False), (SGD, "random", True), (ADAMW, "gradient", True), (ADAMW, "random", False)],
-        2,
+        1,
         ids=["rigl-sgd", "set-sgd-regrow", "rigl-adamw-regrow", "set-adamw"],
     ),
 )

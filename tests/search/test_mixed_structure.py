@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import ticketry as tk
+from samples import sample
 from search.known_costs import COMMON, task
 from ticketry.budgets.cost_model import CostModel, Curve, LayerCost, mask_granularity
 from ticketry.errors import UsageError
@@ -46,7 +47,7 @@ def spent(mask: tk.Mask, model: CostModel) -> float:
     return found
 
 
-@pytest.mark.parametrize("structure", ["auto", "rows:4", pytest.param("weights", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("structure", sample(["auto", "rows:4", "weights"], 1))
 def test_layers_are_pruned_in_the_granularity_that_is_cheap(structure: str, tmp_path: Path) -> None:
     names = [name for name, value in task().build().named_parameters() if name.endswith("weight")]
     cheap = [name for name in names if task().build().get_parameter(name).shape[0] % 4 == 0]

@@ -173,6 +173,7 @@ def test_wrong_requests(arguments: dict[str, object], reason: str) -> None:
         catalogue.get(**arguments)
 
 
+@pytest.mark.slow
 def test_digits_default_recipe_reaches_its_accuracy() -> None:
     """98.2 % is stated; 96.5 % is eight standard deviations below."""
     assert trained_accuracy(catalogue.get("digits")) > 96.5

@@ -108,17 +108,17 @@ def test_progress_and_a_stop_through_a_shared_store(
 
 def test_training_never_waits_for_a_message() -> None:
     class Slow:
-        """A store that answers after a second."""
+        """A store that answers late."""
 
         count = 0
 
         def get(self, name: str) -> bytes | None:
-            time.sleep(1)
+            time.sleep(0.6)
             return b"{}" if name.endswith("driver") else None
 
         def put(self, name: str, data: bytes) -> None:
             self.count += 1
-            time.sleep(1)
+            time.sleep(0.6)
 
     slow = Slow()
     live = Messages(slow, "driver", remote=True)  # type: ignore[arg-type]

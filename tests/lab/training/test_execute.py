@@ -64,7 +64,9 @@ def undisturbed(tmp_path: Path, segment: Segment, lab: Lab) -> Store:
 # -- stopping and going on ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("stops", [(12,), tuple(range(1, 24))], ids=str)
+@pytest.mark.parametrize(
+    "stops", [(12,), (1, 2, 11, 23), pytest.param(tuple(range(1, 24)), marks=pytest.mark.slow)], ids=str
+)
 def test_going_on_gives_the_same_bits(lab, segment, undisturbed, stops):
     store = lab.store
     for stop in stops:

@@ -50,7 +50,7 @@ def masked_copy(model: nn.Module, mask: tk.Mask) -> nn.Module:
     return mask.apply_(copy.deepcopy(model))
 
 
-@pytest.mark.parametrize("name", sample([*PAPERS, *NETWORKS], ["conv-2@0.1", "resnet-20-8", *[*NETWORKS][::2]]))
+@pytest.mark.parametrize("name", sample([*PAPERS, *NETWORKS], ["conv-2@0.1", *[*NETWORKS][::4]]))
 def test_equal_to_the_masked_model(name: str) -> None:
     model, x = case(name)
     mask = tk.structure.channels(model, x, density=0.6, score="random", distribution="uniform")

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import ticketry as tk
+from samples import sample
 from ticketry.core.structure import channels, rebuild, shrink_plan
 from ticketry.core.structure.smaller_model import plan_for_structure
 from ticketry.errors import InterruptedTrainingError, MaskError
@@ -85,7 +86,7 @@ def begun(lab: Lab, task: Task, recipe: Recipe, mask: str, shrunk: bool = True, 
     return lab.segment(task, start=start, mask=mask, first=6, last=last, order_seed=4, recipe=recipe, shrunk=shrunk)
 
 
-@pytest.mark.parametrize("recipe", [SGD, ADAM], ids=["sgd", "adam"])
+@pytest.mark.parametrize("recipe", sample([SGD, ADAM], 1, ids=["sgd", "adam"]))
 def test_it_is_trained_as_with_the_mask(lab, pictures, mask, recipe):
     sizes = []
     step = Loop._train_step
