@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import json
 import logging
+import os
 import statistics
 import threading
 import time
@@ -253,6 +255,11 @@ _log = logging.getLogger(__name__)
 _MOST_BYTES = 1 << 30
 """Maximum bytes of all cached programs together; the oldest ones are deleted."""
 
+_STORED_BETWEEN = 64
+"""Programs that a process stores before it looks again for old ones: the cache may have thousands of files."""
+
+_stored = itertools.count()
+
 
 @dataclass(frozen=True)
 class Record:
@@ -304,7 +311,8 @@ class Plans:
         document = json.dumps({"ops": entries, "facts": facts}).encode()
         path = self._cache_path(key)
         write_cached(path, save({**tables, "plan": np.frombuffer(document, np.uint8)}))
-        _delete_oldest(path.parent)
+        if next(_stored) % _STORED_BETWEEN == 0:
+            _delete_oldest(path.parent)
 
     def _cache_path(self, key: tuple[object, ...]) -> Path:
         digest = hashlib.blake2b(f"{self._digest} {key!r}".encode(), digest_size=16).hexdigest()
@@ -337,12 +345,13 @@ def _sources_digest() -> str:
 def _delete_oldest(folder: Path) -> None:
     """Delete the oldest cache files if all files together exceed the maximum size."""
     try:
-        plans = [(one.stat().st_mtime, one.stat().st_size, one) for one in folder.glob("*.plan")]
+        with os.scandir(folder) as entries:
+            plans = [(one.stat(), one.path) for one in entries if one.name.endswith(".plan")]
         total = 0
-        for _, size, one in sorted(plans, reverse=True):
-            total += size
+        for about, path in sorted(plans, key=lambda plan: plan[0].st_mtime, reverse=True):
+            total += about.st_size
             if total > _MOST_BYTES:
-                one.unlink(missing_ok=True)
+                Path(path).unlink(missing_ok=True)
     except OSError as error:
         _log.info("old plans are left: %s", error)
 
