@@ -113,6 +113,7 @@ def test_a_service_under_load(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_a_comparison_for_a_paper(tmp_path: Path) -> None:
     """Custom data, four methods, three seeds, figures, a LaTeX table and a verdict."""
     (tmp_path / "stripes.py").write_text((EXAMPLES / "stripes.py").read_text())
