@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 import ticketry as tk
+from experiments.conftest import no_figures  # noqa: F401
 from installed import install, install_project, site  # noqa: F401
 from lab_fixtures import PointsTask
 from ticketry.cli import main

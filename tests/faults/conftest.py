@@ -8,7 +8,10 @@ from typing import Any
 
 import pytest
 
+from experiments.conftest import no_figures
 from faults.searching import searched_here
+
+__all__ = ["no_figures"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 import ticketry as tk
 from cli.calling import call
+from experiments.conftest import no_figures  # noqa: F401
 from search.known_costs import COMMON, costs, slowly, task
 from ticketry.errors import CostError, UsageError
 from ticketry.experiments.request import build_request
