@@ -46,7 +46,7 @@ X = torch.randn(4, 3, 24, 24, generator=torch.Generator().manual_seed(0))
 
 @pytest.fixture(scope="module")
 def costs():
-    return tk.cost.model(network(), X, threads=1)
+    return tk.cost.model(network(), X, threads=1, densities=(0.05, 0.2, 0.5, 1.0))
 
 
 def test_costs_of_this_machine(costs):
@@ -111,7 +111,7 @@ def test_costs_reproduce_a_timer(dense_others):
 
 
 def test_layers_in_torch_are_part_of_the_floor():
-    costs = tk.cost.model(Odd().eval(), torch.randn(2, 2, 6, 6, 6), threads=1)
+    costs = tk.cost.model(Odd().eval(), torch.randn(2, 2, 6, 6, 6), threads=1, densities=(0.1, 1.0))
     assert "in torch, which no mask makes faster: one.weight" in str(costs)
     assert costs.layers["one.weight"].curves == {}
     counted = tk.cost.model(network(), X, unit="multiplications")
