@@ -34,7 +34,7 @@ def kernels_of(store: Path) -> list[str]:
 
 
 def test_a_search_its_controls_and_a_verification(tmp_path: Path) -> None:
-    for kernels in ("dense", "sparse", "auto"):
+    for kernels in ("sparse", "auto"):
         store = tmp_path / kernels
         asked = {"task": "norms_task:norms", "replicates": 1, "controls": ["shuffled"], **ASKED}
         run = tk.run("iterative", **asked, kernels=kernels, store=store)

@@ -15,7 +15,7 @@ from ticketry.records.schema import as_json
 from ticketry_engine.bench.dense_engines import Call, Eager
 from ticketry_engine.bench.timing import Case, Timing
 
-DENSE, OVERHEAD = 0.02, 0.005
+DENSE, OVERHEAD = 0.012, 0.003
 
 
 class Slow(Eager):
