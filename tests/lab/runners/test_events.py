@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from ticketry.lab.runners import events
+from ticketry.lab.runners import runner
 from ticketry.lab.runners.runner import Activity, Event
 
 
 def test_training_begins_with_the_first_step_and_not_with_the_order(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(range(100, 200))
-    monkeypatch.setattr(events.time, "time", lambda: float(next(clock)))
+    monkeypatch.setattr(runner.time, "time", lambda: float(next(clock)))
     told = Activity()
 
     def tell(kind: str, key: str, step: int = 0) -> tuple[float, int]:

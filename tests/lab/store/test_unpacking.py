@@ -15,7 +15,7 @@ import ticketry as tk
 from flips import make_store, repacked
 from ticketry.errors import StoreError
 from ticketry.lab.store import bundle as bundle_module
-from ticketry.lab.store import unpacking
+from ticketry.lab.store import packing
 from ticketry.lab.store.bundle import Bundle, Source, write_bundle
 from ticketry.lab.store.files import parse_canonical_record, read_sealed, sealed_bytes
 from ticketry.lab.store.maintenance import check, collect_garbage
@@ -61,14 +61,14 @@ def test_ended_beside_a_run_it_goes_on_to_the_same(
 ) -> None:
     bundle = tk.store.pack((), tmp_path / "all.tkz", store=store).path
     tk.store.unpack(bundle, store=tmp_path / "whole")
-    write = unpacking.write_atomically
+    write = packing.write_atomically
 
     def dying(path: Path, data: bytes) -> None:
         if path.name == doomed:
             raise KeyboardInterrupt
         write(path, data)
 
-    monkeypatch.setattr(unpacking, "write_atomically", dying)
+    monkeypatch.setattr(packing, "write_atomically", dying)
     with pytest.raises(KeyboardInterrupt):
         tk.store.unpack(bundle, store=tmp_path / "mine")
     assert not list((tmp_path / "mine").glob("runs/*/run.json"))
@@ -91,7 +91,7 @@ def test_nothing_is_deleted_while_it_is_unpacked(store: Path, tmp_path: Path, mo
     blobs = list(mine.paths.blob_files())
     for path in blobs:
         os.utime(path, (0, 0))
-    write, told = unpacking.write_atomically, []
+    write, told = packing.write_atomically, []
 
     def meanwhile(path: Path, data: bytes) -> None:
         with pytest.raises(StoreError, match="something is being trained"):
@@ -99,7 +99,7 @@ def test_nothing_is_deleted_while_it_is_unpacked(store: Path, tmp_path: Path, mo
         told.append(path)
         write(path, data)
 
-    monkeypatch.setattr(unpacking, "write_atomically", meanwhile)
+    monkeypatch.setattr(packing, "write_atomically", meanwhile)
     tk.store.unpack(bundle, store=mine.paths.root)
     assert told
     assert blobs
