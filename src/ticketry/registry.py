@@ -89,7 +89,7 @@ class Registry(Generic[T]):
             aliases: further names, each with the built-in name that it stands for.
             modules: whether objects can be modules, so that the name of a module is valid too.
             error: class of the error for an unknown name, or for a user-defined object that cannot be used.
-            unknown: begin of the message for an unknown name. The message also says how to name an object of one's own,
+            unknown: begin of the message for an unknown name. The message also says how to name a user-defined object,
                 and which known name is nearest.
         """
         self.kind = kind
@@ -199,7 +199,7 @@ class Registry(Generic[T]):
         near = did_you_mean(name, names)
         own = "package.module or NAME for NAME.py in this folder" if self._modules else "package.module:object"
         error = self._error(f"{text}; or your own as {own}{f'; {near}' if near else ''}".rstrip())
-        error.exit_code = UsageError.exit_code  # a mistyped word is wrong usage, whatever the error's class
+        error.exit_code = UsageError.exit_code  # a mistyped word is wrong usage, for any class of error
         return error
 
     def _check_kind_and_build(self, name: str, found: Any) -> T:
@@ -330,12 +330,12 @@ def require_user_file(name: str, found: object) -> None:
 
 
 def _find_user_file(name: str) -> Path | None:
-    """Return the file of the module `name` in the current directory; None if there is none."""
+    """Return the file of the module `name` in the current directory, or None."""
     return _find_module_file(Path(os.getcwd(), *name.split(".")))
 
 
 def _find_module_file(path: Path) -> Path | None:
-    """Return the file of the module or package at `path`, which has no suffix; None if there is none."""
+    """Return the file of the module or package at `path`, which has no suffix, or None."""
     return next((file for file in (path / "__init__.py", path.with_name(f"{path.name}.py")) if file.is_file()), None)
 
 

@@ -611,7 +611,7 @@ def check_layer_minimum(
     layouts: Mapping[str, Layout] | None = None,
     within: Mask | None = None,
 ) -> None:
-    """Raise `LayerCollapseError` if a density cannot retain `least` weights in each layer, by any scores.
+    """Raise `LayerCollapseError` if a density cannot retain `least` weights in each layer, for any scores.
 
     For patterns of blocks, whole blocks are counted. If blocks differ in size, a request that exceeds the density by
     less than a block passes here, and `allocate`, which knows the scores, decides.

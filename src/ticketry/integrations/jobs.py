@@ -116,7 +116,7 @@ class Job:
         """Remove everything that the job attached to the model, and forget a state loaded before `start`."""
         self.model = self._loaded = None
         if self._attachment is not None:
-            self._attachment.remove()
+            self._attachment.unregister()
             self._attachment = None
 
     def state(self) -> dict[str, Any]:

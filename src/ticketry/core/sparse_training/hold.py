@@ -509,7 +509,7 @@ class Attachment:
         what: what is attached, as one word for messages, such as "hold".
         is_running: function that returns whether the training still runs.
         is_active: function that returns whether the attachment would now change a training step.
-        release: function that takes the attachment off the model, and calls `remove`.
+        release: function that takes the attachment off the model, and calls `unregister`.
     """
 
     def __init__(
@@ -525,7 +525,7 @@ class Attachment:
         self.is_running, self.is_active, self.release = is_running, is_active, release
         _attachments.add(self)
 
-    def remove(self) -> None:
+    def unregister(self) -> None:
         """Delete the attachment from the register, after it was taken off the model; may be called repeatedly."""
         _attachments.remove(self)
 

@@ -75,7 +75,7 @@ class RemainingWeights:
         return int((~self.removed[group]).sum())
 
     @property
-    def largest(self) -> str:
+    def largest_tensor(self) -> str:
         """Name of the tensor with the most remaining weights."""
         return max(self._left, key=lambda name: prod(self._left[name]))
 
@@ -198,7 +198,7 @@ def remove_to_density(
         raise LayerCollapseError(
             f"density {density:g} cannot be reached by removing channels: with {limits} left in each of"
             f" {len(count.groups)} groups {count.kept / count.total:.4g} of the weights remain ({count.kept:,} of"
-            f" {count.total:,}, most of them in {count.largest})",
+            f" {count.total:,}, most of them in {count.largest_tensor})",
             "choose a higher density, keep fewer channels in each (keep_at_least), or spare layers",
         )
     return count.removed
@@ -244,7 +244,7 @@ class ChannelChoice:
                 raise MaskError(f"the scores of the channels of {group.name} are not all numbers (NaN)")
 
     def check_reachable(self, within: Mask | None, density: float, order: ChannelOrder) -> None:
-        """Raise `LayerCollapseError` if `density` cannot be reached from the mask `within`, by any scores."""
+        """Raise `LayerCollapseError` if `density` cannot be reached from the mask `within`, for any scores."""
         # If the largest channels are removed first, the channels that must stay are as small as possible.
         sizes = [
             -torch.tensor([sum(len(member.indices[c]) for member in group.parameters) for c in range(group.size)])

@@ -69,7 +69,7 @@ def shuffled_structure(mask: Mask, seed: int, *, model: nn.Module | None = None)
 
 
 def _shuffle_row_groups(name: str, kept: Tensor, view: MatrixView, seed: int) -> Tensor:
-    matrix = view.matrix(kept.cpu())
+    matrix = view.to_matrix(kept.cpu())
     new = torch.zeros_like(matrix)
     draw = generator(seed, "structure", name)
     for run in view.runs:
@@ -78,7 +78,7 @@ def _shuffle_row_groups(name: str, kept: Tensor, view: MatrixView, seed: int) ->
             rows, order = order[: len(group.rows)], order[len(group.rows) :]
             columns = torch.randperm(matrix.shape[1], generator=draw)[: group.width]
             new[rows[:, None], columns] = True
-    return view.weight(new).to(kept.device)
+    return view.to_weight(new).to(kept.device)
 
 
 def random_structure(model: nn.Module, mask: Mask, seed: int) -> Mask:
@@ -93,12 +93,15 @@ def random_structure(model: nn.Module, mask: Mask, seed: int) -> Mask:
     drawn = {name: _draw_row_groups(name, view, size, seed) for name, view in views.items()}
     budget = sum(int(mask[name].sum()) for name in views)
     columns = _draw_columns(views, drawn, budget, seed)
-    new = {name: torch.zeros(view.rows, view.columns, dtype=torch.bool) for name, view in views.items()}
+    new = {name: torch.zeros(view.row_count, view.column_count, dtype=torch.bool) for name, view in views.items()}
     for name, groups in drawn.items():
         for rows, kept in zip(groups, columns[name], strict=True):
             new[name][rows] = kept
     return Mask(
-        {name: views[name].weight(new[name]).to(kept.device) if name in views else kept for name, kept in mask.items()}
+        {
+            name: views[name].to_weight(new[name]).to(kept.device) if name in views else kept
+            for name, kept in mask.items()
+        }
     )
 
 
@@ -108,7 +111,7 @@ def _median_group_size(mask: Mask, views: dict[str, MatrixView]) -> int:
         len(group.rows)
         for name, view in views.items()
         for run in view.runs
-        for group in row_groups(view.matrix(mask[name].cpu())[run.start : run.stop])
+        for group in row_groups(view.to_matrix(mask[name].cpu())[run.start : run.stop])
         if group.width
     ]
     return int(np.median(np.repeat(sizes, sizes))) if sizes else 1
@@ -128,7 +131,9 @@ def _draw_columns(
 ) -> dict[str, Tensor]:
     """Draw the columns that each group retains: bool [groups, columns] for each layer."""
     keys = {
-        name: torch.rand(len(groups[name]), view.columns, dtype=torch.float64, generator=generator(seed, "keys", name))
+        name: torch.rand(
+            len(groups[name]), view.column_count, dtype=torch.float64, generator=generator(seed, "keys", name)
+        )
         for name, view in views.items()
     }
     for each in keys.values():  # one column of every group comes before all others
@@ -150,16 +155,16 @@ def shuffled_n_m(model: nn.Module, mask: Mask, m: int, seed: int) -> Mask:
     views = matrix_views(model, mask)
     made = {}
     for name, view in views.items():
-        kept = view.matrix(mask[name].cpu())
-        cube = kept.reshape(view.rows, view.inputs, view.columns // view.inputs)
+        kept = view.to_matrix(mask[name].cpu())
+        cube = kept.reshape(view.row_count, view.input_count, view.column_count // view.input_count)
         keys = torch.rand(cube.shape, generator=generator(seed, "n:m", name))
-        filled = (0, 0, 0, -view.inputs % m)
+        filled = (0, 0, 0, -view.input_count % m)
         # Padding has the largest keys, so that it stays at the end and is cut off.
         blocks, drawn = (
             torch.unflatten(pad(one, filled, value=value), 1, (-1, m)) for one, value in ((cube.int(), 0), (keys, 2.0))
         )
-        new = blocks.gather(2, drawn.argsort(dim=2)).flatten(1, 2)[:, : view.inputs].bool()
-        made[name] = view.weight(new.reshape(kept.shape)).to(mask[name].device)
+        new = blocks.gather(2, drawn.argsort(dim=2)).flatten(1, 2)[:, : view.input_count].bool()
+        made[name] = view.to_weight(new.reshape(kept.shape)).to(mask[name].device)
     return Mask({name: made.get(name, kept) for name, kept in mask.items()})
 
 

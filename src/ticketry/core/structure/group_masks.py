@@ -426,7 +426,7 @@ def regroup(
     by = _check_options(method, budget, by, rows, collapse, (block_rows, block_columns))
     views = matrix_views(model, mask, spare=spare, first_conv=first_conv, output=output)
     layers = {
-        name: LayerMatrix(name, views[name], size, views[name].matrix(mask[name].cpu()), mix(seed, "regroup", name))
+        name: LayerMatrix(name, views[name], size, views[name].to_matrix(mask[name].cpu()), mix(seed, "regroup", name))
         for name, size in weight_magnitudes(model, mask, views).items()
     }
     for name, layer in layers.items():
@@ -443,7 +443,7 @@ def regroup(
     else:
         grouped = {name: layer.group_rows(method, rows) for name, layer in layers.items()}
         new = choose_layer_masks(layers, grouped, budgets, by, budget, collapse)
-    made = {name: views[name].weight(kept).to(mask[name].device) for name, kept in new.items()}
+    made = {name: views[name].to_weight(kept).to(mask[name].device) for name, kept in new.items()}
     return Mask({name: made.get(name, kept) for name, kept in mask.items()})
 
 
@@ -500,7 +500,7 @@ def layer_budgets(
         return own
     wanted = count_retained(check_density(density, sparsity), mask.total)
     fixed = mask.kept - sum(own.values())
-    room = {name: len(layer.nonempty_rows) * layer.view.columns for name, layer in layers.items()}
+    room = {name: len(layer.nonempty_rows) * layer.view.column_count for name, layer in layers.items()}
     if not fixed < wanted <= fixed + sum(room.values()):
         raise MaskError(
             f"density {wanted / mask.total:.4g} cannot be met: layers that are left as they are keep"

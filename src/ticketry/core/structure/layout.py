@@ -420,34 +420,34 @@ class MatrixView:
     layout: Layout = field(default_factory=Layout)
 
     @property
-    def rows(self) -> int:
+    def row_count(self) -> int:
         return self.shape[1] * self.layout.groups if self.layout.inputs_first else self.shape[0]
 
     @property
-    def columns(self) -> int:
-        return math.prod(self.shape) // self.rows if self.rows else 0
+    def column_count(self) -> int:
+        return math.prod(self.shape) // self.row_count if self.row_count else 0
 
     @property
-    def inputs(self) -> int:
+    def input_count(self) -> int:
         """Number of input channels that a row reads."""
         return self.shape[0] // self.layout.groups if self.layout.inputs_first else self.shape[1]
 
     @property
     def runs(self) -> list[range]:
         """Ranges of rows that read the same inputs: one for each group of a convolution, otherwise a single range."""
-        length = self.rows // self.layout.groups
-        return [range(start, start + length) for start in range(0, self.rows, length)] if length else []
+        length = self.row_count // self.layout.groups
+        return [range(start, start + length) for start in range(0, self.row_count, length)] if length else []
 
-    def matrix(self, weight: Tensor) -> Tensor:
+    def to_matrix(self, weight: Tensor) -> Tensor:
         """Return a weight as a matrix [rows, columns]; the matrix is a view of the weight if possible."""
-        return self.layout.rows(weight).reshape(self.rows, self.columns)
+        return self.layout.rows(weight).reshape(self.row_count, self.column_count)
 
-    def weight(self, matrix: Tensor) -> Tensor:
+    def to_weight(self, matrix: Tensor) -> Tensor:
         """Convert a matrix [rows, columns] back to a contiguous tensor in the weight's shape."""
         if not self.layout.inputs_first:
             return matrix.reshape(self.shape)
         groups, taps = self.layout.groups, self.shape[2:]
-        return self.layout.weight(matrix.reshape(groups, -1, self.inputs, *taps), self.shape).contiguous()
+        return self.layout.weight(matrix.reshape(groups, -1, self.input_count, *taps), self.shape).contiguous()
 
 
 def matrix_views(
@@ -478,7 +478,7 @@ def weight_magnitudes(model: nn.Module, mask: Mask, views: dict[str, MatrixView]
     found = {}
     for name, weight in effective_weights(model, mask.parameters(model)).items():
         if name in views:
-            size = views[name].matrix(weight.cpu()).abs().double()
+            size = views[name].to_matrix(weight.cpu()).abs().double()
             if not bool(size.isfinite().all()):
                 raise MaskError(f"{name!r} has weights that are no finite numbers: rows cannot be compared by them")
             found[name] = size

@@ -56,7 +56,7 @@ def coverage(
     sizes = weight_magnitudes(model, mask, views)
     found = {}
     for name, view in views.items():
-        kept, new = (view.matrix(one[name].cpu()) for one in (mask, structured))
+        kept, new = (view.to_matrix(one[name].cpu()) for one in (mask, structured))
         layer = _LayerComparison(name, view, torch.where(kept, sizes[name], 0.0), new)
         if null and layer.rows_share_columns:
             found[name] = layer.to_layer_fit(kept, layer.null_coverage(seed), layer.random_coverage(seed))
@@ -148,8 +148,8 @@ class _LayerComparison:
         after = int(self._new.sum())
         return LayerFit(
             name=self._name,
-            rows=self._view.rows,
-            columns=self._view.columns,
+            rows=self._view.row_count,
+            columns=self._view.column_count,
             groups=len(self._flat),
             rows_per_group=self._median_group_size,
             density_before=int(kept.sum()) / kept.numel(),
