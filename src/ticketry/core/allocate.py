@@ -437,7 +437,7 @@ class _LayerBlocks:
     """int64 [candidates + 1]: entry i is the number of weights in the best i blocks."""
 
     @property
-    def available(self) -> int:
+    def available_weights(self) -> int:
         return int(self.weights[-1])
 
     def best_blocks_mask(self, count: int) -> Tensor:
@@ -470,7 +470,7 @@ def _allocate_blocks(
             an error.
     """
     layers = {name: _rank_blocks(name, score, pattern, layouts.get(name), within) for name, score in scores.items()}
-    aims = targets({name: layer.available for name, layer in layers.items()})
+    aims = targets({name: layer.available_weights for name, layer in layers.items()})
     counts = _count_blocks_for_targets({name: layers[name] for name in aims}, aims)
     ranked = {name: layer for name, layer in layers.items() if name not in aims}
     counts |= _count_blocks_by_joint_ranking(ranked, wanted - _count_weights(layers, counts))
@@ -564,11 +564,11 @@ def _enforce_layer_minimum_in_blocks(
             keep="keep a block in each",
         )
     floors = {
-        name: int(torch.searchsorted(layer.weights, torch.tensor(min(least, layer.available))))
+        name: int(torch.searchsorted(layer.weights, torch.tensor(min(least, layer.available_weights))))
         for name, layer in layers.items()
     }
     had = _count_weights(layers, {name: counts[name] for name in layers})
-    if any(not layers[name].available for name in empty) or _count_weights(layers, floors) > max(had, wanted):
+    if any(not layers[name].available_weights for name in empty) or _count_weights(layers, floors) > max(had, wanted):
         largest = max(floors, key=lambda name: int(layers[name].weights[floors[name]]))
         raise LayerCollapseError(
             f"{wanted} weights are too few to keep at least {max(least, 1)} in each of {len(layers)} layers, in whole"
