@@ -310,6 +310,7 @@ def test_invalid_options_are_refused(options, said):
         tk.prune(network(), **options)
 
 
+@pytest.mark.slow
 def test_layers_that_the_engine_rewrites_have_their_own_cost(tmp_path: Path) -> None:
     """None of it is charged to the fixed part, which no mask reduces."""
     model = nn.Sequential(nn.Conv1d(8, 32, 3), nn.ReLU(), nn.Conv1d(32, 32, 3), nn.Flatten()).eval()

@@ -147,6 +147,7 @@ def test_bench_of_a_channel_wise_ticket_times_the_smaller_model_too(
     assert record["structure"] == "channel-wise"
 
 
+@pytest.mark.slow
 def test_time_against_density(ticket: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     figure = tmp_path / "curve.svg"
     words = ["bench", str(ticket), "--densities", "0.1,1", "--pattern", "groups:20:any", "--batch", "16"]

@@ -31,6 +31,7 @@ PROGRAMS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model", "layout", "precision"), PROGRAMS)
 def test_every_kind_of_tensor_is_read_or_refused(model: str, layout: str, precision: str) -> None:
     if precision == "bf16" and not target("host").bf16:

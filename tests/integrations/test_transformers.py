@@ -359,6 +359,7 @@ def test_the_example(tmp_path: Path, example: Any, monkeypatch: pytest.MonkeyPat
     assert same(ticket.apply(network(), "trained"), names["model"])
 
 
+@pytest.mark.slow
 def test_the_example_of_rewinding(tmp_path: Path, example: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A ticket's training starts from the pre-trained weights times its mask, in the last round too."""
     monkeypatch.chdir(tmp_path)
