@@ -16,8 +16,9 @@ import numpy as np
 from common import Row, main, parser
 from scipy.stats import binomtest
 
+from ticketry.evidence.comparison import InterimAnalyses
 from ticketry.evidence.significance import guarded_p_values
-from ticketry.evidence.verdict import InterimAnalyses, decide_after
+from ticketry.evidence.verdict import decide_after
 
 RUNS, QUICK_RUNS, CHECKED = 2000, 200, 60
 SEED = 20261120

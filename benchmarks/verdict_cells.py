@@ -25,9 +25,9 @@ import numpy as np
 from common import Row, main, parser
 from scipy.stats import multivariate_normal, norm
 
-from ticketry.evidence.comparison import one_sided_p_values
+from ticketry.evidence.comparison import InterimAnalyses, one_sided_p_values
 from ticketry.evidence.significance import guarded_p_values
-from ticketry.evidence.verdict import InterimAnalyses, decide_after
+from ticketry.evidence.verdict import decide_after
 
 RUNS, QUICK_RUNS, CHECKED = 4000, 200, 10
 SEED = 20261122

@@ -19,9 +19,9 @@ from scipy import stats
 from samples import sample
 from slow_p_values import slow_p
 from ticketry.errors import UsageError
-from ticketry.evidence.comparison import compare, seeds_needed
+from ticketry.evidence.comparison import InterimAnalyses, compare, seeds_needed
 from ticketry.evidence.significance import guarded_p_values
-from ticketry.evidence.verdict import InterimAnalyses, Verdict, decide_after, holm, holm_verdicts, verdict
+from ticketry.evidence.verdict import Verdict, decide_after, holm, holm_verdicts, verdict
 
 SLEEP = (1.2, 2.4, 1.3, 1.3, 0.0, 1.0, 1.8, 0.8, 4.6, 1.4)
 """Student (1908): hours of sleep gained under one drug more than under the other, of ten patients."""

@@ -16,35 +16,30 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from math import atan2, degrees, hypot, isnan
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ticketry.choices import did_you_mean, format_names
+from ticketry.core.mask import Mask
+from ticketry.core.ticket.state_dicts import share_memory
 from ticketry.errors import MaskError, UsageError
 from ticketry.evidence.control import CONTROLS, LONGER_CONTROLS, check_barrier_settings
+from ticketry.evidence.controls import train_control
 from ticketry.lab.lab import Lab
 from ticketry.lab.search_result import REWINDING, Found, Seeds
+from ticketry.lab.store.references import second_order_seed
 from ticketry.lab.store.store import NUMERICS, digest_of
 from ticketry.lab.training.precision import Arithmetic
-from ticketry.lab.training.segment import Result
+from ticketry.lab.training.segment import Result, Segment, Start
 from ticketry.lab.training.state import rebuild_model
 from ticketry.lab.training.supervised import evaluate
 from ticketry.records.metric import Metric
 from ticketry.tasks.recipe import Recipe
 from ticketry.tasks.task import Course, Task
 from ticketry_engine.support.seeds import mix
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ticketry.core.mask import Mask
-    from ticketry.lab.lab import Lab
-    from ticketry.lab.training.segment import Result, Segment
-    from ticketry.tasks.recipe import Recipe
-    from ticketry.tasks.task import Task
 
 
 @dataclass(frozen=True)
@@ -123,8 +118,6 @@ def _select_compared(
 
 def _warn_of_shared_memory(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> None:
     """Warn if two state dicts share memory, because their distance is then always 0."""
-    from ticketry.core.ticket.state_dicts import share_memory
-
     shared = [name for name, tensor in one.items() if name in other and share_memory(tensor, other[name])]
     if shared and one is not other:
         warnings.warn(
@@ -223,8 +216,6 @@ def train_two_data_orders(
     same initial weights and steps; its data order has the seed ``mix(seeds.order, "second order")``. Both trainings of
     a dense network continue from the rewind step with the optimiser's state (Frankle et al. 2020, section 2).
     """
-    from ticketry.lab.store.references import second_order_seed
-
     if found.dense.segment.order_seed != seeds.order:
         raise UsageError(
             f"seeds.order is {seeds.order}, but the search had {found.dense.segment.order_seed}: give the seeds of the"
@@ -232,8 +223,6 @@ def train_two_data_orders(
         )
     first, begins = found.result, found.result.segment
     if control is not None:
-        from ticketry.evidence.controls import train_control
-
         if found.mask is None:
             raise UsageError(f"{control} is a control of a ticket: the dense network has no mask")
         first = train_control(lab, task, recipe, control, found, seeds, label=f"level {found.level} {control}")
@@ -246,8 +235,6 @@ def train_two_data_orders(
 
 def _dense_from_rewind_step(found: Found) -> Segment:
     """Describe the training that continues the dense network from the rewind step, with the optimiser's state."""
-    from ticketry.lab.training.segment import Start
-
     rewound, whole = found.rewound, found.result.segment
     if rewound.segment.last == whole.first:
         return whole

@@ -282,11 +282,6 @@ LONGER_CONTROLS = ("cyclic", "cyclic_random")
 controls have the ticket's number of training steps."""
 
 
-def network_in_role(role: str) -> str:
-    """Return the network named in a role, such as vgg-11 in ``dense_of_flops:vgg-11``; empty if none is named."""
-    return role.partition(":")[2]
-
-
 def check_controls(names: tuple[str, ...]) -> tuple[str, ...]:
     """Return the names of controls unchanged; raise `UsageError` if one is unknown."""
     for name in names:

@@ -22,7 +22,6 @@ from ticketry.evidence.control import (
     Drawing,
     MaskForm,
     explain_undefined_control,
-    network_in_role,
     steps_before_control,
 )
 from ticketry.lab.lab import Lab
@@ -88,7 +87,7 @@ def narrowest_dense_of_cost(lab: Lab, task: Task, role: str, mask: Mask, terms: 
         terms: `Budget.terms` of the ticket, which identify the measured latencies.
     """
     own = str(task.key().get("model", ""))
-    base = NetworkName.parse(network_in_role(role) or own)
+    base = NetworkName.parse(role.partition(":")[2] or own)
     if task.spec is None or not own or base.library:
         raise UsageError(f"{role}: the network of the task {task.name} has no other widths: leave this control out")
     widest = NetworkName.parse(own).width if base.base == NetworkName.parse(own).base else Fraction(1)

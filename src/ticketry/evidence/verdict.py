@@ -30,16 +30,16 @@ from msgspec.structs import replace
 
 from ticketry.choices import check_choice, describe_name_difference
 from ticketry.errors import UsageError
-from ticketry.evidence.comparison import INTERIM as INTERIM
 from ticketry.evidence.comparison import (
+    INTERIM,
     MOST_SEEDS,
     Comparison,
+    InterimAnalyses,
     check_budgets,
     check_settings,
     compare,
     seeds_needed,
 )
-from ticketry.evidence.comparison import InterimAnalyses as InterimAnalyses
 from ticketry.evidence.significance import (
     LEAST_SEEDS,
     LEAST_SPREAD,

@@ -36,7 +36,7 @@ from ticketry.search.common.pruning import (
     structured_mask,
     ticket_training_steps,
 )
-from ticketry.search.common.settings import Family, ScoreSettings, Shares, requested_densities
+from ticketry.search.common.settings import AnyStructureSettings, Shares, requested_densities
 from ticketry.step import Step
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ ABOUT = About(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(ScoreSettings):
+class Settings(AnyStructureSettings):
     """Settings of iterative magnitude pruning.
 
     Examples:
@@ -62,18 +62,6 @@ class Settings(ScoreSettings):
         [0.8, 0.64]
     """
 
-    structures: ClassVar[tuple[Family, ...]] = ("blocks", "n:m", "channels", "tickets", "latency")
-    structure: str = "none"
-    """Removed together: none (single weights); in all masks of the search rows:4, rows:16 (so many neighbouring
-    rows, at one column), filters (whole rows of one layer), search:2:4 (at most 2 of every 4 inputs), channels (whole
-    coupled channels, trained as a physically smaller network) or channels:16 (each group that loses any keeps a
-    multiple of 16); in the tickets alone refill, refill+:0.2 (whole channels; plus a share of those that it drops, or
-    refill+:match for the same density), regroup:16 (groups of 16 rows with the same columns) or 2:4. Their options
-    follow after commas: score=l1 (of channels: remaining, l1, l2, taylor, activation_l1, activation_l2 or another
-    score), coupled=agree (or inner: only channels of one layer alone), method=similarity (or hypergraph, paper,
-    random), collapse=raise (or keep). Positions that are filled back start from the weights that tickets start from.
-    With a latency budget also auto (each layer in the granularity that retains most for its time) or one granularity
-    for all layers, weights, rows:4, rows:16."""
     rewind: str = "0"
     """The step whose weights tickets start from, such as 500it, 1ep, 3%; 0 is the original hypothesis, end keeps final
     weights."""

@@ -109,7 +109,7 @@ def get(name: str, *, model: str | None = None, options: Mapping[str, object] | 
 
     `model` is the name of a network that replaces the task's default network. `options` are options of the task: data
     sets in memory take ``train`` (fewer training examples) and ``size`` (fewer pixels); for other tasks see
-    `images.folder.create_folder_task`, `regression.create_task` and similar functions. Values are text, as on a command
+    `images.create_folder_task`, `regression.create_task` and similar functions. Values are text, as on a command
     line; other values are converted to text.
 
     Raises:
@@ -197,7 +197,7 @@ def _add_options(task: Task, options: Mapping[str, str], why: str) -> Task:
     return create_task(replace(task.spec, options=tuple(sorted({**dict(task.spec.options), **options}.items()))))
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Experiment:
     """A published experiment: a search with its task, network, recipe and settings."""
 
@@ -271,21 +271,9 @@ _IMAGENET = _Network(
 def _paper_search(
     network: _Network, what: str, rewind: str, *, figures: str = "figures 2 and 3", **changes: Any
 ) -> Experiment:
-    return Experiment(
-        title=f"{network.title}, {what}",
-        source=f"Frankle et al. 2019 (arXiv 1903.01611 v3), {figures}",
-        method="iterative",
-        task=network.task,
-        model=network.model,
-        recipe=network.recipe.changed(**changes),
-        settings={"rate": 0.2, "rewind": rewind, **network.until},
-    )
-
-
-def _search_at_saturation(network: _Network, step: int) -> Experiment:
-    """Return the search that rewinds to `step`; in the paper, rewinding to later steps gains nothing."""
-    figures = f"figures 2 and 3, sections 3 and 4 (saturates at iteration {step})"
-    return _paper_search(network, f"learning rate 0.1, rewound to iteration {step}", f"{step}it", figures=figures)
+    source = f"Frankle et al. 2019 (arXiv 1903.01611 v3), {figures}"
+    recipe, settings = network.recipe.changed(**changes), {"rate": 0.2, "rewind": rewind, **network.until}
+    return Experiment(f"{network.title}, {what}", source, "iterative", network.task, network.model, recipe, settings)
 
 
 def _short_search(network: _Network, width: float, **changes: Any) -> Experiment:
@@ -303,15 +291,21 @@ def _short_search(network: _Network, width: float, **changes: Any) -> Experiment
 
 
 _LOW = "learning rate 0.01, rewound to step 0"
+_SATURATES = "figures 2 and 3, sections 3 and 4 (saturates at iteration {})"
+"""Where the paper shows that rewinding to later steps gains nothing."""
 
 IMP_PRESETS = {
     "lenet": _paper_search(_LENET, "rewound to step 0", "0"),
-    "resnet-20": _search_at_saturation(_RESNET, 500),
+    "resnet-20": _paper_search(
+        _RESNET, "learning rate 0.1, rewound to iteration 500", "500it", figures=_SATURATES.format(500)
+    ),
     "resnet-20-low": _paper_search(_RESNET, _LOW, "0", lr=0.01),
     "resnet-20-warmup": _paper_search(
         _RESNET, "20,000 iterations of warm-up to 0.03, rewound to step 0", "0", lr=0.03, warmup="20000it"
     ),
-    "vgg-19": _search_at_saturation(_VGG, 100),
+    "vgg-19": _paper_search(
+        _VGG, "learning rate 0.1, rewound to iteration 100", "100it", figures=_SATURATES.format(100)
+    ),
     "vgg-19-low": _paper_search(_VGG, _LOW, "0", lr=0.01),
     "vgg-19-warmup": _paper_search(
         _VGG, "10,000 iterations of warm-up to 0.1, rewound to step 0", "0", warmup="10000it"
@@ -340,19 +334,17 @@ _OFFICIAL = "the official code of Savarese et al. 2020 (arXiv 1912.04427)"
 
 
 def _gated_search(
-    title: str, source: str, model: str, recipe: Recipe, *, task: str = "cifar10", **settings: Any
+    title: str,
+    source: str,
+    model: str,
+    recipe: Recipe,
+    *,
+    task: str = "cifar10",
+    options: Mapping[str, str] | None = None,
+    **settings: Any,
 ) -> Experiment:
-    options = settings.pop("options", {})
-    return Experiment(
-        title=f"Continuous Sparsification, {title}",
-        source=source,
-        method="continuous",
-        task=task,
-        model=model,
-        recipe=recipe,
-        settings=settings,
-        options=options,
-    )
+    long_title = f"Continuous Sparsification, {title}"
+    return Experiment(long_title, source, "continuous", task, model, recipe, settings, options or {})
 
 
 _GATES: dict[str, Any] = {
@@ -407,47 +399,33 @@ CS_PRESETS = {
 """Experiments of Continuous Sparsification, by preset name."""
 
 
-_DENSITIES = [0.5, 0.3, 0.1, 0.05]
-_REWIND = "3%"
 _SOURCE = "our own choice: models and recipes as docs/domains.md lists them"
 
 
-def _text_search(
-    title: str, task: str, model: str, recipe: Recipe, options: Mapping[str, str] | None = None
-) -> Experiment:
-    return Experiment(
-        title=title,
-        source=_SOURCE,
-        method="iterative",
-        task=task,
-        model=model,
-        recipe=recipe,
-        settings={"rewind": _REWIND, "densities": _DENSITIES},
-        options=options or {},
-    )
-
-
-def _short_text_search(title: str, task: str, model: str, recipe: Recipe, tokens: int) -> Experiment:
-    long_title = f"{title}, shortened: narrower, {tokens:,} tokens, {recipe.length.removesuffix('ep')} epochs"
-    return _text_search(long_title, task, model, recipe, {"train": str(tokens)})
+def _text_search(title: str, task: str, model: str, recipe: Recipe, *, tokens: int = 0) -> Experiment:
+    """Return the search on a text, or, if `tokens` is given, a shortened one on its first `tokens` tokens."""
+    if tokens:
+        title += f", shortened: narrower, {tokens:,} tokens, {recipe.length.removesuffix('ep')} epochs"
+    settings, options = {"rewind": "3%", "densities": [0.5, 0.3, 0.1, 0.05]}, {"train": str(tokens)} if tokens else {}
+    return Experiment(title, _SOURCE, "iterative", task, model, recipe, settings, options)
 
 
 LANGUAGE_PRESETS = {
     "ptb-lstm": _text_search("LSTM on Penn Treebank", "ptb", "lstm-tied", LSTM),
     "ptb-pointer-lstm": _text_search("Pointer sentinel LSTM on Penn Treebank", "ptb", "pointer-lstm", POINTER),
     "wikitext-2-gpt": _text_search("GPT on WikiText-2", "wikitext-2", "gpt", GPT),
-    "ptb-lstm-short": _short_text_search(
-        "LSTM on Penn Treebank", "ptb", "lstm-tied@0.5", LSTM.changed(length="8ep"), 200_000
+    "ptb-lstm-short": _text_search(
+        "LSTM on Penn Treebank", "ptb", "lstm-tied@0.5", LSTM.changed(length="8ep"), tokens=200_000
     ),
-    "ptb-pointer-lstm-short": _short_text_search(
+    "ptb-pointer-lstm-short": _text_search(
         "Pointer sentinel LSTM on Penn Treebank",
         "ptb",
         "pointer-lstm@0.5",
         LSTM.changed(length="8ep"),  # 4 epochs of 100,000 tokens: 469 on the validation text, by Adam 623
-        200_000,
+        tokens=200_000,
     ),
-    "wikitext-2-gpt-short": _short_text_search(
-        "GPT on WikiText-2", "wikitext-2", "gpt@0.5", GPT.changed(length="4ep", batch=16, lr=2e-3), 200_000
+    "wikitext-2-gpt-short": _text_search(
+        "GPT on WikiText-2", "wikitext-2", "gpt@0.5", GPT.changed(length="4ep", batch=16, lr=2e-3), tokens=200_000
     ),
 }
 """Experiments on language models, by preset name."""

@@ -16,8 +16,8 @@ from torch.nn import functional as F
 from ticketry.errors import TaskError
 from ticketry.tasks import data as data_sets
 from ticketry.tasks import models
-from ticketry.tasks.data.image_files import ImageFolder, ImageRequest, Listing, scan
-from ticketry.tasks.data.shards import ShardImageRequest, ShardListing, ShardSet, open_shards, parse_address
+from ticketry.tasks.data.image_files import ImageSet, Listing, scan
+from ticketry.tasks.data.shards import ShardListing, open_shards, parse_address
 from ticketry.tasks.data.splits import count_share_of_each, hold_out, take_fewer
 from ticketry.tasks.facts import DATA_SETS, IMAGENET, TINY_IMAGENET, ImageData
 from ticketry.tasks.file_requests import Options
@@ -83,7 +83,7 @@ class Images(Classification):
         return models.build(self.model, shape=self.shape, classes=self.classes)
 
     def narrower(self, parameters: int) -> str | None:
-        return models.rival(self.model, shape=self.shape, classes=self.classes, parameters=parameters)
+        return models.narrower(self.model, shape=self.shape, classes=self.classes, parameters=parameters)
 
     def prepare(self, inputs: Tensor) -> Tensor:
         """Return (x / largest - mean) / std of stored images [n, c, h, w], in float32."""
@@ -220,7 +220,7 @@ class FolderReader:
 
     augmentations: ClassVar[tuple[str, ...]] = ("resized_crop",)
 
-    listing: Listing
+    listing: Listing | ShardListing
     size: int
     resize: int
     workers: int
@@ -234,8 +234,7 @@ class FolderReader:
         self, rows: Tensor, augment: tuple[str, ...] = (), seed: int = 0, first: int = 0
     ) -> Callable[[], Tensor]:
         """Return a function that reads the images of `rows` as uint8 [b, 3, size, size]."""
-        paths = tuple(self.listing.path(row) for row in rows.tolist())
-        return ImageRequest(paths, self.size, self.resize, seed if augment else None, first)
+        return self.listing.request(rows.tolist(), self.size, self.resize, seed if augment else None, first)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -291,7 +290,7 @@ class FolderClassification(Images):
         return self._splits
 
     @cached_property
-    def _files(self) -> ImageFolder:
+    def _files(self) -> ImageSet[Any]:
         if self.path is None:
             raise TaskError(
                 f"the task {self.name} needs to know the folder: --option path=DIR, where DIR holds train/<class>/* and"
@@ -372,19 +371,8 @@ WINDOW = 16
 class ShardReader(FolderReader):
     """Reads images from shards, see `tasks.task.Reader` and `tasks.task.Sharded`."""
 
-    augmentations: ClassVar[tuple[str, ...]] = ("resized_crop",)
-
-    listing: ShardListing  # type: ignore[assignment]
+    listing: ShardListing
     window: int = WINDOW
-
-    def request(
-        self, rows: Tensor, augment: tuple[str, ...] = (), seed: int = 0, first: int = 0
-    ) -> Callable[[], Tensor]:
-        """Return a function that reads the images of `rows` as uint8 [b, 3, size, size]."""
-        request: ShardImageRequest = self.listing.request(
-            rows.tolist(), self.size, self.resize, seed if augment else None, first
-        )
-        return request
 
     def shards(self, rows: Tensor) -> Tensor:
         return torch.from_numpy(self.listing.index.shard)[rows]
@@ -407,11 +395,7 @@ class ShardClassification(FolderClassification):
         return {**super().key(), "window": self.window}
 
     @cached_property
-    def _files(self) -> Any:
-        return self._shards
-
-    @cached_property
-    def _shards(self) -> ShardSet:
+    def _files(self) -> ImageSet[Any]:
         if not self.address:
             raise TaskError(
                 f"the task {self.name} needs to know where they are: --option path=DIR or a URL, with train-*.tar and"
@@ -420,7 +404,7 @@ class ShardClassification(FolderClassification):
         return open_shards(parse_address(self.address))
 
     def _build_reader(self) -> ShardReader:
-        return ShardReader(self._shards.train, self.size, self.resize, self.workers, self.window)
+        return ShardReader(self._files.train, self.size, self.resize, self.workers, self.window)
 
 
 def create_shards_task(spec: Spec) -> ShardClassification:

@@ -24,16 +24,12 @@ from ticketry.registry import Registry, import_from_here
 if TYPE_CHECKING:
     from ticketry.tasks.models.image_models import Network
 
-_FAMILIES = {
-    "lenet": ("lenet-300-100", "lenet-5"),
-    "conv": ("conv-2", "conv-4", "conv-4-16", "conv-6"),
-    "resnet": (
-        *("resnet-20", "resnet-20-8", "resnet-32", "resnet-56", "resnet-18", "resnet-50"),
-        *("resnet-18-imagenet", "resnet-50-imagenet", "wrn-16-8", "wrn-28-10", "wrn-40-2"),
-    ),
-    "vgg": ("vgg-11", "vgg-13", "vgg-16", "vgg-19"),
-}
-"""Names of the networks of each family."""
+_IMAGE_NETWORKS = (
+    *("lenet-300-100", "lenet-5", "conv-2", "conv-4", "conv-4-16", "conv-6"),
+    *("resnet-20", "resnet-20-8", "resnet-32", "resnet-56", "resnet-18", "resnet-50"),
+    *("resnet-18-imagenet", "resnet-50-imagenet", "wrn-16-8", "wrn-28-10", "wrn-40-2"),
+    *("vgg-11", "vgg-13", "vgg-16", "vgg-19"),
+)
 
 
 def _to_network(name: str, found: object) -> Network:
@@ -45,11 +41,7 @@ def _to_network(name: str, found: object) -> Network:
 NETWORKS: Registry[Network] = Registry(
     "network",
     "ticketry.models",
-    {
-        name: f"ticketry.tasks.models.image_models:{name.upper().replace('-', '_')}"
-        for family, names in _FAMILIES.items()
-        for name in names
-    },
+    {name: f"ticketry.tasks.models.image_models:{name.upper().replace('-', '_')}" for name in _IMAGE_NETWORKS},
     make=_to_network,
     error=TaskError,
 )

@@ -165,7 +165,7 @@ class TableRegression(Regression):
         return models.build(self.model, shape=self._shape, classes=1)
 
     def narrower(self, parameters: int) -> str | None:
-        return models.rival(self.model, shape=self._shape, classes=1, parameters=parameters)
+        return models.narrower(self.model, shape=self._shape, classes=1, parameters=parameters)
 
     def example(self, count: int, data: Path | None = None) -> Tensor:
         """Return standard normal noise [count, features]; this reads no data."""

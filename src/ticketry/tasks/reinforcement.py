@@ -632,7 +632,7 @@ class Reinforcement(Task):
 
     def narrower(self, parameters: int) -> str | None:
         shape, choices = self._input_shape_and_action_count
-        return models.rival(self.model, shape=shape, classes=choices, parameters=parameters)
+        return models.narrower(self.model, shape=shape, classes=choices, parameters=parameters)
 
     def course(self, data: Path | None = None) -> Acting:
         return Acting(self.environment, _sizes(self.environment), self.learning)

@@ -104,7 +104,7 @@ def test_timm_builds_an_untrained_network(install: Installed) -> None:
     model = models.build("timm:plain18", shape=(1, 8, 8), classes=7)
     assert model(torch.zeros(2, 1, 8, 8)).shape == (2, 7)
     assert sys.modules["timm"].calls[-1] == ("plain18", False, 1, 7, {})
-    assert models.parameters("timm:plain18", shape=(1, 8, 8), classes=7) == (9 + 1) * 4 + (4 + 1) * 7
+    assert models.parameter_count("timm:plain18", shape=(1, 8, 8), classes=7) == (9 + 1) * 4 + (4 + 1) * 7
     for _ in range(2):
         models.build("timm:plain18", shape=(1, 8, 8), classes=7)
     assert len(sys.modules["timm"].calls) == 4 + 1, "four networks and one trial"
@@ -116,7 +116,7 @@ def test_a_network_that_reads_tensors_in_its_constructor(install: Installed) -> 
     install("timm/__init__.py", TIMM)
     torch.manual_seed(0)
     before = torch.get_rng_state()
-    assert models.parameters("timm:counts", shape=(2, 8, 8), classes=3) == (18 + 1) * 4 + (4 + 1) * 3
+    assert models.parameter_count("timm:counts", shape=(2, 8, 8), classes=3) == (18 + 1) * 4 + (4 + 1) * 3
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -153,7 +153,7 @@ def test_what_cannot_be_built_says_why(install: Installed, name: str, shape: tup
     with pytest.raises(TaskError, match=reason):
         models.build(name, shape=shape, classes=7)
     with pytest.raises(TaskError, match=reason):
-        models.parameters(name, shape=shape, classes=7)
+        models.parameter_count(name, shape=shape, classes=7)
 
 
 def test_identity_has_the_version_without_the_build(install: Installed) -> None:

@@ -212,7 +212,7 @@ class Method(Generic[S]):
     @property
     def scores(self) -> str:
         """The default pruning score; empty if the method has none."""
-        default = self._default_of("score")
+        default = next((one.default for one in fields(cast(Any, self.Settings)) if one.name == "score"), None)
         return self.about.score if default == "" else str(default or "")
 
     @property
@@ -229,10 +229,6 @@ class Method(Generic[S]):
     def tickets(self, settings: S) -> list[Training]:
         """Return the planned trainings of tickets, one for each level; an empty list if the method has no plan."""
         return ticket_trainings(self.plan(settings)) if self.plan else []
-
-    def _default_of(self, setting: str) -> Any:
-        settings: Any = self.Settings
-        return {each.name: each.default for each in fields(settings)}.get(setting)
 
     @classmethod
     def of(cls, name: str, found: object) -> Method[Any]:

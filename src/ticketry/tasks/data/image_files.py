@@ -15,7 +15,7 @@ import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -195,18 +195,25 @@ class Listing:
         """Return the path of the file at index `row`."""
         return os.path.join(self.folder, self.classes[self.labels[row]], os.fsdecode(bytes(self.names[row])))
 
+    def request(self, rows: list[int], size: int, resize: int, seed: int | None, first: int = 0) -> ImageRequest:
+        """Return a function that reads the images with indices `rows`; for the other arguments see `ImageRequest`."""
+        return ImageRequest(tuple(map(self.path, rows)), size, resize, seed, first)
+
+
+L = TypeVar("L")
+
 
 @dataclass(frozen=True, eq=False)
-class ImageFolder:
-    """The contents of a folder of images: classes and listings of files."""
+class ImageSet(Generic[L]):
+    """Listings of the training and test images of a data set on disk: image files or shards."""
 
-    train: Listing
-    test: Listing
+    train: L
+    test: L
     digest: str
-    """SHA-256 (hex) of the sizes and relative paths of all files, in the order of the paths."""
+    """SHA-256 (hex) of names, sizes and order of all image files or shards; of shards also the classes of images."""
 
 
-def scan(root: Path) -> ImageFolder:
+def scan(root: Path) -> ImageSet[Listing]:
     """List the images in train/<class>/... and val/<class>/... (or test/) below `root`.
 
     Classes are numbered in the order of their folder names in train. Files are listed but not read. This takes about
@@ -224,7 +231,7 @@ def scan(root: Path) -> ImageFolder:
             raise DataError(
                 f"{test / strangers[0]} is a class that is not in {train}: each class in {test.name} needs images there"
             )
-        return ImageFolder(
+        return ImageSet(
             train=_list_images(train, classes, classes, found, least=2),
             test=_list_images(test, classes, tested, found),
             digest=found.hexdigest(),

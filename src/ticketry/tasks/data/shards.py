@@ -30,7 +30,7 @@ from ticketry.files import (
     replacing,
     write_atomically,
 )
-from ticketry.tasks.data.image_files import SUFFIXES, Listing, read_images, scan
+from ticketry.tasks.data.image_files import SUFFIXES, ImageSet, Listing, read_images, scan
 from ticketry_engine.support.seeds import generator
 
 SCHEMES = ("s3", "gs", "az", "http", "https", "file")
@@ -249,16 +249,7 @@ class ShardImageRequest:
                 os.close(descriptor)
 
 
-@dataclass(frozen=True, eq=False)
-class ShardSet:
-    """A data set stored in shards; `image_files.ImageFolder` is the same for image files."""
-
-    train: ShardListing
-    test: ShardListing
-    digest: str
-
-
-def open_shards(source: Source) -> ShardSet:
+def open_shards(source: Source) -> ImageSet[ShardListing]:
     """Return the data set at `source`, as its manifest lists it; a folder without a manifest is scanned."""
     if source.url or (Path(source.folder) / MANIFEST).is_file():
         manifest, index = _read_manifest(source)
@@ -267,7 +258,7 @@ def open_shards(source: Source) -> ShardSet:
     return _build_shard_set(source, manifest, index)
 
 
-def _build_shard_set(source: Source, manifest: Manifest, index: Index) -> ShardSet:
+def _build_shard_set(source: Source, manifest: Manifest, index: Index) -> ImageSet[ShardListing]:
     listings = {}
     count = int(index.label.max()) + 1
     classes = manifest.classes or tuple(map(str, range(count)))
@@ -287,7 +278,7 @@ def _build_shard_set(source: Source, manifest: Manifest, index: Index) -> ShardS
         raise DataError(
             f"{source} has {counts.min()} training images of class {classes[counts.argmin()]}: two at least"
         )
-    return ShardSet(listings["train"], listings["test"], index.digest(manifest.shards))
+    return ImageSet(listings["train"], listings["test"], index.digest(manifest.shards))
 
 
 # -- the manifest ------------------------------------------------------------------------------------------------------

@@ -139,12 +139,9 @@ def _split_lines(text: str, path: Path) -> list[_Line]:
     """Return the cells of all lines that are not blank."""
     first = next((line for line in text.splitlines() if line.strip()), "")
     separator = max(_SEPARATORS, key=first.count)
-    if separator not in first:
-        separator, rows = " ", None
-    else:
-        rows = csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True, strict=True)
-    if rows is None:  # any number of blanks separates cells
+    if separator not in first:  # any number of blanks separates cells
         return [_Line(n, line.split()) for n, line in enumerate(text.splitlines(), 1) if line.strip()]
+    rows = csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True, strict=True)
     found: list[_Line] = []
     try:
         for cells in rows:

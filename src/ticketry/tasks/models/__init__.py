@@ -29,7 +29,7 @@ from ticketry.tasks.models.image_models import MLP, Network, hidden_widths
 from ticketry.tasks.network_name import NETWORKS, NetworkName, unknown_network_error
 from ticketry_engine.support.process_state import private_random_state
 
-__all__ = ["build", "check", "identity", "names", "narrower", "parameters", "rival"]
+__all__ = ["build", "check", "identity", "names", "narrower", "parameter_count"]
 
 
 def names() -> tuple[str, ...]:
@@ -107,33 +107,29 @@ WIDTH_STEPS = 64
 """`widest` tries widths in steps of 1/64: these include every width of a layer of at most 64 filters."""
 
 
-def parameters(name: str, *, shape: tuple[int, int, int], classes: int) -> int:
+def parameter_count(name: str, *, shape: tuple[int, int, int], classes: int) -> int:
     """Return the number of parameters of the network, without allocating it or drawing random numbers."""
-    return _count_parameters(NetworkName.parse(name), shape, classes)
+    parsed = NetworkName.parse(name)
+    if parsed.library:
+        _check_library_network(parsed, shape)
+        with private_random_state([]):
+            model = _create_without_memory(parsed, shape, classes)
+    else:
+        with torch.device("meta"):
+            model = build(name, shape=shape, classes=classes)
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def narrower(name: str, *, shape: tuple[int, int, int], classes: int, parameters: int) -> str | None:
     """Return the name of the widest network with at most `parameters` parameters: `name` or a narrower variant.
 
-    Returns:
-        `name` itself if the network is small enough; otherwise NAME@W, where W is a multiple of 1/64; or None if even
-        the narrowest variant is too large.
+    A narrower variant is NAME@W, where W is a multiple of 1/64. The result is None if even the narrowest variant is too
+    large, or the width of the network cannot be chosen.
     """
-    parsed = NetworkName.parse(name)
-    if parsed.library:
-        raise TaskError(
-            f"{name}: the width of {parsed.library}'s networks cannot be chosen: name one of this package's"
-        )
-
-    return widest(parsed, lambda candidate: _count_parameters(candidate, shape, classes), parameters)
-
-
-def rival(name: str, *, shape: tuple[int, int, int], classes: int, parameters: int) -> str | None:
-    """Return the result of `narrower` for the network `name`, or None if the width of the network cannot be chosen."""
     parsed = NetworkName.parse(name)
     if parsed.library or not _find_network(parsed, name).scales:
         return None
-    return narrower(name, shape=shape, classes=classes, parameters=parameters)
+    return widest(parsed, lambda one: parameter_count(str(one), shape=shape, classes=classes), parameters)
 
 
 def widest(name: NetworkName, count: Callable[[NetworkName], int], parameters: int) -> str | None:
@@ -150,17 +146,6 @@ def widest(name: NetworkName, count: Callable[[NetworkName], int], parameters: i
         middle = (few + many) // 2
         few, many = (middle, many) if fits(Fraction(middle, WIDTH_STEPS)) else (few, middle)
     return str(NetworkName(name.base, Fraction(few, WIDTH_STEPS))) if few else None
-
-
-def _count_parameters(name: NetworkName, shape: tuple[int, int, int], classes: int) -> int:
-    if name.library:
-        _check_library_network(name, shape)
-        with private_random_state([]):
-            model = _create_without_memory(name, shape, classes)
-    else:
-        with torch.device("meta"):
-            model = build(str(name), shape=shape, classes=classes)
-    return sum(parameter.numel() for parameter in model.parameters())
 
 
 # -- networks of timm and torchvision ----------------------------------------------------------------------------------
