@@ -26,7 +26,7 @@ from scipy.stats import t
 from ticketry.core.prune import prune
 from ticketry.lab.lab import Lab
 from ticketry.lab.training.segment import Result
-from ticketry.tasks.language.task import Text
+from ticketry.tasks.language.task import TextCourse
 from ticketry.tasks.recipe import Recipe
 from ticketry.tasks.task import Task
 
@@ -84,11 +84,11 @@ def one(lab: Lab, task: Task, recipe: Recipe, seed: int, arguments: argparse.Nam
 def perplexity(lab: Lab, task: Task, result: Result, count: int) -> float:
     """Return the perplexity on the first `count` tokens of the test text."""
     course = lab.course(task)
-    if not isinstance(course, Text):
+    if not isinstance(course, TextCourse):
         raise SystemExit("--test is of language models")
     test = replace(course.corpus.test, tokens=course.corpus.test.tokens[:count], characters=0)
     model = lab.model(task, result).eval()
-    short = Text(replace(course.corpus, test=test), course.time, carries=bool(model.carries))
+    short = TextCourse(replace(course.corpus, test=test), course.time, carries=bool(model.carries))
     with torch.no_grad():
         return short.evaluate(model, "test", result.segment.arithmetic)["perplexity"]
 

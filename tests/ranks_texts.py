@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ticketry.tasks.language.corpus import Corpus, Part
-from ticketry.tasks.language.task import PERPLEXITY, Text, steps_per_epoch
+from ticketry.tasks.language.task import PERPLEXITY, TextCourse, steps_per_epoch
 from ticketry.tasks.models.language import GPT, LSTM, PointerLSTM, TiedLSTM
 from ticketry.tasks.recipe import Recipe
 from ticketry.tasks.task import Course, Task
@@ -38,7 +38,7 @@ class Words(Task):
 
     def course(self, data: Path | None = None) -> Course:
         parts = (_words(count, seed) for seed, count in enumerate((370, 150, 1700)))
-        return Text(Corpus(*parts, VOCABULARY), TIME, carries=self.model != "gpt")
+        return TextCourse(Corpus(*parts, VOCABULARY), TIME, carries=self.model != "gpt")
 
     def steps_per_epoch(self, examples: int, recipe: Recipe) -> int:
         return steps_per_epoch(examples, recipe.batch, TIME, carries=self.model != "gpt")

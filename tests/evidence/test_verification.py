@@ -17,7 +17,7 @@ from ticketry.core.ticket.ticket import Ticket
 from ticketry.errors import TicketError, TrustError, UsageError
 from ticketry.evidence import rivals as rivals_module
 from ticketry.evidence.controls import control_mask, scale_recipe
-from ticketry.evidence.rivals import TrainedNetwork, build_task, flops_share, load_tested_ticket
+from ticketry.evidence.rivals import TrainedNetwork, build_task, compute_flops_share, load_tested_ticket
 from ticketry.evidence.settings import VerifySettings
 from ticketry.evidence.verification import Verification, verify
 from ticketry.experiments.request import SearchRequest
@@ -144,7 +144,7 @@ def test_flops_of_convolutions_count_their_positions(lab: Lab) -> None:
         split = Split(torch.zeros(1, 1, 28, 28, dtype=torch.uint8), torch.zeros(1, dtype=torch.int64))
         example = Splits(split, split, split)
         patch.setattr(type(task), "load", lambda self, data=None: example)
-        found = flops_share(lab, task, mask)
+        found = compute_flops_share(lab, task, mask)
     assert found == pytest.approx(sum(work[n] * kept[n] for n in work) / sum(work.values()))
 
 

@@ -135,11 +135,11 @@ def networks(site: Path) -> Path:
 def test_a_custom_network(networks: Path, name: str) -> None:
     shape = (1, 8, 8)
     assert models.build(name, shape=shape, classes=10)(torch.zeros(2, *shape)).shape == (2, 10)
-    assert models.parameter_count(name, shape=shape, classes=10) == 64 * 64 + 64 + 64 * 10 + 10
-    assert models.parameter_count(f"{name}@0.5", shape=shape, classes=10) == 64 * 32 + 32 + 32 * 10 + 10
+    assert models.parameters(name, shape=shape, classes=10) == 64 * 64 + 64 + 64 * 10 + 10
+    assert models.parameters(f"{name}@0.5", shape=shape, classes=10) == 64 * 32 + 32 + 32 * 10 + 10
     assert models.narrower(name, shape=shape, classes=10, parameters=2410) == f"{name}@0.5"
     source = hashlib.sha256(networks.read_bytes()).hexdigest()
-    assert models.identity(f"{name}@0.50") == {"model": f"{name}@0.5", "source": source}
+    assert models.network_key(f"{name}@0.50") == {"model": f"{name}@0.5", "source": source}
     task = catalogue.get("digits", model=name)
     assert task.key()["source"] == source
     assert task.recipe == catalogue.get("digits", model="resnet-20").recipe
@@ -148,7 +148,7 @@ def test_a_custom_network(networks: Path, name: str) -> None:
 
 def test_a_network_of_one_width(networks: Path) -> None:
     name, shape = "my_networks:fixed", (1, 8, 8)
-    assert models.parameter_count(name, shape=shape, classes=10) == 650
+    assert models.parameters(name, shape=shape, classes=10) == 650
     assert catalogue.get("digits", model=name).narrower(100) is None
     with pytest.raises(TaskError, match="does not take `scale`"):
         models.check(f"{name}@0.5", shape=shape)

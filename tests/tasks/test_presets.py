@@ -98,7 +98,7 @@ def test_levels_end_at_the_density_of_the_paper(name: str) -> None:
 def test_networks_have_the_size_of_the_paper(name: str) -> None:
     tables = experiment(name)
     preset = DATA_SETS.get(tables["task"])
-    found = models.parameter_count(tables["model"], shape=preset.shape, classes=preset.classes)
+    found = models.parameters(tables["model"], shape=preset.shape, classes=preset.classes)
     assert abs(found / PARAMETERS[name] - 1) < 0.01
 
 
@@ -115,7 +115,7 @@ def test_short_presets_keep_the_shape_of_the_training(name: str) -> None:
     assert 0 < rewind < 0.08 * total
     assert settings.targets == (0.5, 0.2, 0.1, 0.05)
     assert tables["options"] == {"train": "10000"}
-    sizes = [models.parameter_count(model, shape=(3, 32, 32), classes=10) for model in (tables["model"], whole)]
+    sizes = [models.parameters(model, shape=(3, 32, 32), classes=10) for model in (tables["model"], whole)]
     assert sizes[0] < sizes[1] / 3
     assert "shortened" in IMP_PRESETS[name].title
     assert "our own choice" in IMP_PRESETS[name].source
@@ -141,7 +141,7 @@ def test_presets_are_looked_up_by_name() -> None:
     with pytest.raises(UsageError, match=r"no preset 'resnet20': did you mean resnet-20.*choose one of lenet"):
         experiment("resnet20")
     assert list(EXPERIMENTS) == [*IMP_PRESETS, *CS_PRESETS, *LANGUAGE_PRESETS]
-    assert IMP_PRESETS["resnet-50"].recipe == images.recipe_of("resnet-50-imagenet", 224)
+    assert IMP_PRESETS["resnet-50"].recipe == images.default_recipe("resnet-50-imagenet", 224)
     experiment("vgg-19-short")["settings"]["densities"].append(0.01)
     experiment("vgg-19-short")["recipe"]["milestones"].clear()
     assert experiment("vgg-19-short")["settings"]["densities"] == [0.5, 0.2, 0.1, 0.05]
@@ -203,7 +203,7 @@ def test_the_page_shows_all_networks_with_their_parameters() -> None:
     assert sorted(networks) == sorted(models.names())
     for name, (inputs, classes, parameters, _) in networks.items():
         height, width, channels = map(int, inputs.split("x"))
-        assert f"{models.parameter_count(name, shape=(channels, height, width), classes=int(classes)):,}" == parameters
+        assert f"{models.parameters(name, shape=(channels, height, width), classes=int(classes)):,}" == parameters
 
 
 def test_the_page_shows_all_presets_with_their_settings() -> None:

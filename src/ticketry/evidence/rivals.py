@@ -82,7 +82,7 @@ def list_references(subject: TestedTicket) -> list[Reference]:
             f"the {spent:,} steps that the search had trained when the ticket was found, {spent / once:.1f} trainings"
         )
         made.append(Reference("dense_at_cost", int(spent), note))
-    share = flops_share(subject.lab, subject.task, subject.mask)
+    share = compute_flops_share(subject.lab, subject.task, subject.mask)
     own = subject.last - subject.first
     steps = max(1, subject.step + round(share * own))
     note = (
@@ -92,7 +92,7 @@ def list_references(subject: TestedTicket) -> list[Reference]:
     return [*made, Reference("dense_at_flops", steps, note)]
 
 
-def flops_share(lab: Lab, task: Task, mask: Mask) -> float:
+def compute_flops_share(lab: Lab, task: Task, mask: Mask) -> float:
     """Return the FLOPs of a masked network, as a share of the dense network's FLOPs, cached in the store.
 
     FLOPs are counted in a forward pass of one example, see `lab.costs.meters.flops`. Products with masked weights count
@@ -241,7 +241,7 @@ class Rivals:
         self._dense_tasks: dict[str, Task] = {}
         """Role of a dense network of another size -> task with that network."""
         if SMALL_DENSE in controls:
-            if small := narrower_task(self.task, subject.remaining):
+            if small := make_narrower_task(self.task, subject.remaining):
                 self._dense_tasks[SMALL_DENSE] = small
             else:
                 self.left_out[SMALL_DENSE] = explain_no_narrower(self.task, subject.remaining)
@@ -327,7 +327,7 @@ class Rivals:
         return Start(state=lab.train(segment, label=f"{role} (fresh start)").model)
 
 
-def narrower_task(task: Task, most: int) -> Task | None:
+def make_narrower_task(task: Task, most: int) -> Task | None:
     """Return the task with its widest network of at most `most` parameters; None if there is no such network."""
     model = task.narrower(most) if task.spec else None
     return catalogue.create_task(replace(task.spec, model=model)) if task.spec and model else None
@@ -481,7 +481,7 @@ class ProcedureRivals:
         return found
 
     def _narrower_task(self, one: RepeatedSearch) -> Task | None:
-        return narrower_task(one.task, self._count_parameters("ticket", one))
+        return make_narrower_task(one.task, self._count_parameters("ticket", one))
 
     def _count_parameters(self, role: str, one: RepeatedSearch) -> int:
         everything = sum(

@@ -123,7 +123,7 @@ def verify(
     made, trained = _train_until_decided(rivals, settings, on_interim)
     again = _train_ticket_again(rivals, made.n) if settings.noise else []
     noise = (
-        _compare_ticket_with_itself(rivals, _test_values(rivals, trained["ticket"])[: made.n], again, made)
+        _compare_ticket_with_itself(rivals, _test_metric_values(rivals, trained["ticket"])[: made.n], again, made)
         if again
         else None
     )
@@ -177,7 +177,7 @@ def _train_until_decided(
         _add_seeds(rivals, trained, count)
         # One margin for all analyses, so that more seeds do not change earlier answers.
         if margin is None:
-            margin = default_margin(rivals.task.metric.unit, _test_values(rivals, trained["dense"]))
+            margin = default_margin(rivals.task.metric.unit, _test_metric_values(rivals, trained["dense"]))
         made = _judge_trained(rivals, trained, settings, margin)
         if on_interim:
             on_interim(made)
@@ -204,7 +204,7 @@ def _add_seeds(rivals: AnyRivals, trained: dict[str, list[TrainedNetwork]], coun
 def _judge_trained(
     rivals: AnyRivals, trained: Mapping[str, Sequence[TrainedNetwork]], settings: VerifySettings, margin: float
 ) -> Verdict:
-    values = {role: _test_values(rivals, found) for role, found in trained.items()}
+    values = {role: _test_metric_values(rivals, found) for role, found in trained.items()}
     even = {role: found for role, found in trained.items() if role not in rivals.roles_with_other_steps}
     for number in range(len(trained["ticket"])):
         check_budgets({role: [found[number].budget] for role, found in even.items()})
@@ -238,7 +238,7 @@ def _make_verification(
     return Verification(
         about=about,
         verdict=made,
-        values={role: _test_values(rivals, found) for role, found in trained.items()},
+        values={role: _test_metric_values(rivals, found) for role, found in trained.items()},
         budgets={role: round(sum(one.budget for one in found) / len(found)) for role, found in trained.items()},
         parameters={role: rivals.count_parameters(role) for role in trained},
         models={role: rivals.network_name(role) for role in trained},
@@ -258,7 +258,7 @@ def _train_ticket_again(rivals: Rivals, count: int) -> list[float]:
         with rivals.lab.telling(f"seed {number} {AGAIN} "):
             return rivals.train("ticket", rivals.subject.fresh_seeds(number, AGAIN))
 
-    return _test_values(rivals, rivals.lab.gather([partial(train_seed, number) for number in range(count)]))
+    return _test_metric_values(rivals, rivals.lab.gather([partial(train_seed, number) for number in range(count)]))
 
 
 def _compare_ticket_with_itself(
@@ -276,6 +276,6 @@ def _compare_ticket_with_itself(
     )
 
 
-def _test_values(rivals: AnyRivals, trained: Sequence[TrainedNetwork]) -> list[float]:
+def _test_metric_values(rivals: AnyRivals, trained: Sequence[TrainedNetwork]) -> list[float]:
     name = rivals.task.metric.name
     return [float(one.result.metrics["test"][name]) for one in trained]

@@ -294,20 +294,20 @@ def describe(name: str) -> str:
     return f"{about.title}: {about.words:,} words, {train} / {validation} / {test} tokens; {MODELS[name]} by default"
 
 
-def recipe_of(task: str, model: str) -> Recipe:
+def default_text_recipe(task: str, model: str) -> Recipe:
     """Return the recipe of a model, of any width, on a task of `MODELS`; custom models get the recipe of the GPT."""
     base = model.partition("@")[0]
     return OWN if task == TEXT and base != "gpt" else _TEXT_RECIPES.get(base, GPT)
 
 
-def time_of(task: str, model: str) -> int:
+def default_piece_length(task: str, model: str) -> int:
     """Return the default number of tokens of a training sequence, for a model on a task."""
     if model.partition("@")[0] == "gpt":
         return LONG_CONTEXT if task == TEXT else CONTEXT
     return LONG_TIME if task == TEXT else TIME
 
 
-def dropout_of(model: str) -> float:
+def default_dropout(model: str) -> float:
     """Return the dropout rate of a model: 0.1 for the GPT, else 0.2 as in PyTorch's example word_language_model."""
     return _DROPOUT.get(model.partition("@")[0], 0.2)
 

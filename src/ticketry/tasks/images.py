@@ -138,7 +138,7 @@ class ImageClassification(Images):
             "name": self.name,
             "data_version": data_sets.VERSION,
             **({"data_source": source} if (source := data_sets.source_digest(self.name)) else {}),
-            **models.identity(self.model),
+            **models.network_key(self.model),
             "shape": list(self.shape),
             "classes": self.classes,
             "largest": self.largest,
@@ -282,7 +282,7 @@ class FolderClassification(Images):
             "validation": float(self.validation),
             "mean": list(self.mean),
             "std": list(self.std),
-            **models.identity(self.model),
+            **models.network_key(self.model),
         }
 
     def load(self, data: Path | None = None) -> Splits:
@@ -336,7 +336,7 @@ def parse_folder_options(spec: Spec, options: Options) -> dict[str, Any]:
         "resize": resize,
         "validation": options.share("validation"),
         "model": network,
-        "recipe": recipe_of(network, size),
+        "recipe": default_recipe(network, size),
         "mean": _parse_channels(options, "mean", MEAN),
         "std": _parse_channels(options, "std", STD),
         "train": options.whole("train", 0),
@@ -344,7 +344,7 @@ def parse_folder_options(spec: Spec, options: Options) -> dict[str, Any]:
     }
 
 
-def recipe_of(network: str, size: int) -> Recipe:
+def default_recipe(network: str, size: int) -> Recipe:
     """Return the recipe of a network for images of this size; the ImageNet recipe crops and resizes at random."""
     recipe = replace(TINY_IMAGENET, shape=(3, size, size)).recipe_of(network)
     return recipe.changed(augment=("resized_crop", "flip")) if recipe == IMAGENET else recipe

@@ -153,7 +153,7 @@ class TableRegression(Regression):
             "split": EACH if self.split is None else self.split,
             "validation": float(self.validation),
             "features": self.features,
-            **models.identity(self.model),
+            **models.network_key(self.model),
         }
 
     @property
@@ -173,7 +173,7 @@ class TableRegression(Regression):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Published(TableRegression):
+class PublishedTableRegression(TableRegression):
     """A regression task on a published table of `facts.UCI`."""
 
     replayable = True
@@ -194,7 +194,7 @@ def _load_published(name: str, split: int, validation: Fraction, data: Path | No
 
 
 @dataclass(frozen=True, kw_only=True)
-class Own(TableRegression):
+class CustomTableRegression(TableRegression):
     """A regression task on a custom table; the file is read once, when it is needed."""
 
     replayable = True
@@ -294,11 +294,11 @@ def create_task(spec: Spec) -> TableRegression:
     split = _parse_split(options, spec.name, None if own else uci.SPLITS)
     validation = options.share("validation")
     if not own:
-        return Published(name=spec.name, model=network, split=split, validation=validation, spec=spec)
+        return PublishedTableRegression(name=spec.name, model=network, split=split, validation=validation, spec=spec)
     if not options.text("target"):
         raise TaskError(f"the task {spec.name} needs to know what to predict: --target COLUMN (--option target=COLUMN)")
     path = Path(spec.name.removeprefix(TABLE)).expanduser().absolute()
-    return Own(
+    return CustomTableRegression(
         name=f"{TABLE}{path.name}",
         model=network,
         split=split,

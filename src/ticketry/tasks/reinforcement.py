@@ -62,7 +62,7 @@ class Environments:
         """
         worlds = [create_environment(name) for _ in range(copies)]
         self.name, self.seed, self.repeat = name, seed, repeat
-        steps = limit_of(worlds[0])
+        steps = find_step_limit(worlds[0])
         self.limit = -(-steps // repeat)
         """Largest number of actions in an episode."""
         unwrapped = [_unwrap(world) for world in worlds]
@@ -217,18 +217,18 @@ def _unwrap(world: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
     return world
 
 
-def limit_of(world: gymnasium.Env[Any, Any]) -> int:
+def find_step_limit(world: gymnasium.Env[Any, Any]) -> int:
     """Return the largest number of steps of an episode: the limit of the environment, or `LONGEST` without one."""
     return (world.spec and world.spec.max_episode_steps) or LONGEST
 
 
-def sizes_of(name: str) -> tuple[int, int]:
+def count_observations_and_actions(name: str) -> tuple[int, int]:
     """Return how many numbers an observation has, and how many actions there are; errors as `create_environment`."""
     world = create_environment(name)
     return int(np.prod(world.observation_space.shape or (1,))), int(world.action_space.n)
 
 
-def source_of(name: str) -> str:
+def digest_environment_source(name: str) -> str:
     """Return a digest of the source code of a custom environment and its wrappers; empty for one of Gymnasium.
 
     For ``module:NAME`` the digest includes the module, which creates the environment. Errors as `create_environment`.
@@ -497,7 +497,7 @@ class ScoreBatch:
     wanted: Tensor
 
 
-class Acting(Course):
+class EnvironmentCourse(Course):
     """Training and evaluation in an environment; an epoch has as many transitions as fit into the replay memory."""
 
     def __init__(self, environment: str, sizes: tuple[int, int], learning: Learning, acts: bool = True) -> None:
@@ -588,11 +588,13 @@ class Acting(Course):
         """Return standard normal noise for `count` observations; this creates no environment."""
         return torch.randn(count, self.numbers_and_choices[0], generator=torch.Generator().manual_seed(0))
 
-    def few(self, count: int) -> Acting:
+    def few(self, count: int) -> EnvironmentCourse:
         """Return the course with few random transitions and no further actions, to measure the cost of an update."""
         copies = self.learning.copies
         warmup = min(copies * -(-count // copies), self.learning.memory)
-        return Acting(self.environment, self.numbers_and_choices, replace(self.learning, warmup=warmup), acts=False)
+        return EnvironmentCourse(
+            self.environment, self.numbers_and_choices, replace(self.learning, warmup=warmup), acts=False
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -618,12 +620,12 @@ class Reinforcement(Task):
             "library": f"gymnasium {_gymnasium_version(self.environment)}",
             **self._custom_source,
             "learning": asdict(self.learning),
-            **models.identity(self.model),
+            **models.network_key(self.model),
         }
 
     @property
     def _custom_source(self) -> Mapping[str, str]:
-        own = "" if self.name in ENVIRONMENTS else source_of(self.environment)
+        own = "" if self.name in ENVIRONMENTS else digest_environment_source(self.environment)
         return {"source": own} if own else {}
 
     def build(self) -> nn.Module:
@@ -634,8 +636,8 @@ class Reinforcement(Task):
         shape, choices = self._input_shape_and_action_count
         return models.narrower(self.model, shape=shape, classes=choices, parameters=parameters)
 
-    def course(self, data: Path | None = None) -> Acting:
-        return Acting(self.environment, _sizes(self.environment), self.learning)
+    def course(self, data: Path | None = None) -> EnvironmentCourse:
+        return EnvironmentCourse(self.environment, _sizes(self.environment), self.learning)
 
     def example(self, count: int, data: Path | None = None) -> Tensor:
         return self.course().inputs(count)
@@ -647,7 +649,7 @@ class Reinforcement(Task):
         return (numbers, 1, 1), choices
 
 
-_sizes = lru_cache(maxsize=64)(sizes_of)
+_sizes = lru_cache(maxsize=64)(count_observations_and_actions)
 
 
 def _gymnasium_version(environment: str) -> str:

@@ -15,7 +15,16 @@ import pytest
 
 from ticketry.errors import DataError
 from ticketry.tasks.data import locate
-from ticketry.tasks.data.locate import Collection, Layout, Origin, cache_folder, fetch, obtain, places, read_verified
+from ticketry.tasks.data.locate import (
+    Collection,
+    Layout,
+    Origin,
+    cache_folder,
+    fetch,
+    find_or_download,
+    places,
+    read_verified,
+)
 
 ONE, TWO = gzip.compress(b"one"), gzip.compress(b"two")
 LAYOUT = Layout("Set/raw", ("one", "two"), ("", ".gz"))
@@ -100,13 +109,16 @@ def where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], tuple
 def test_the_first_complete_place_is_taken(where: Callable[[], tuple[Path, Path, Path]]) -> None:
     asked, variable, cache = where()
     put(cache, "one.gz", "two.gz")
-    assert obtain(collection("http://invalid"), places(asked))[0].is_relative_to(cache)
+    assert find_or_download(collection("http://invalid"), places(asked))[0].is_relative_to(cache)
     put(variable, "one", "two.gz")
-    assert [path.name for path in obtain(collection("http://invalid"), places(asked))] == ["one", "two.gz"]
+    assert [path.name for path in find_or_download(collection("http://invalid"), places(asked))] == ["one", "two.gz"]
     put(asked, "one")  # not whole: the next place is looked at
-    assert obtain(collection("http://invalid"), places(asked))[0].is_relative_to(variable)
+    assert find_or_download(collection("http://invalid"), places(asked))[0].is_relative_to(variable)
     put(asked, "two.gz", "two")
-    assert obtain(collection("http://invalid"), places(asked)) == (asked / "Set/raw/one", asked / "Set/raw/two")
+    assert find_or_download(collection("http://invalid"), places(asked)) == (
+        asked / "Set/raw/one",
+        asked / "Set/raw/two",
+    )
 
 
 def test_missing_files_are_named_with_the_places(
@@ -114,7 +126,7 @@ def test_missing_files_are_named_with_the_places(
 ) -> None:
     asked, variable, cache = where()
     with pytest.raises(DataError) as caught:
-        obtain(collection("http://invalid"), places(asked))
+        find_or_download(collection("http://invalid"), places(asked))
     message = str(caught.value)
     for part in (
         "The set was not found",
@@ -134,11 +146,11 @@ def test_absent_files_are_downloaded_once(
     url, asked_for = server
     asked, _, cache = where()
     put(cache, "one.gz")
-    found = obtain(collection(url), places(asked))
+    found = find_or_download(collection(url), places(asked))
     assert found == (cache / "Set/raw/one.gz", cache / "Set/raw/two.gz")
     assert found[1].read_bytes() == TWO
     assert asked_for == ["/two.gz"]
-    assert obtain(collection(url), places(asked)) == found
+    assert find_or_download(collection(url), places(asked)) == found
     assert asked_for == ["/two.gz"]
 
 

@@ -32,7 +32,7 @@ from ticketry.tasks.data.image_files import (
     MnistFiles,
     TinyImageNetFiles,
     parse_idx,
-    unpickle,
+    unpickle_cifar_batch,
 )
 from ticketry.tasks.data.locate import Place, read_verified
 from ticketry.tasks.task import Splits
@@ -134,7 +134,7 @@ def test_nothing_is_unpickled_before_its_digest_is_checked(
 
 def test_unpickling_looks_up_names_of_numpy_alone(tmp_path: Path) -> None:
     with pytest.raises(pickle.UnpicklingError, match="mkdir has no place in a CIFAR batch"):
-        unpickle(pickle.dumps(Bomb(tmp_path / "boom")), b"labels")
+        unpickle_cifar_batch(pickle.dumps(Bomb(tmp_path / "boom")), b"labels")
     assert not (tmp_path / "boom").exists()
 
 
@@ -167,7 +167,7 @@ def test_missing_cifar_files_name_both_layouts(tmp_path: Path) -> None:
 def test_a_published_cifar_batch(real_data: Callable[[str], Path]) -> None:
     folder = real_data("cifar10") / CIFAR10.folder
     path = next(path for path in (folder / "test_batch", folder / "test_batch.xz") if path.is_file())
-    images, labels = unpickle(read_verified(path, CIFAR10.batches["test_batch"]), b"labels")
+    images, labels = unpickle_cifar_batch(read_verified(path, CIFAR10.batches["test_batch"]), b"labels")
     assert images.shape == (10_000, 3, 32, 32)
     assert images.dtype == np.uint8
     assert labels[:10].tolist() == [3, 8, 8, 0, 6, 6, 1, 6, 3, 1]  # cat, ship, ship, airplane, frog, frog, car, ...

@@ -13,7 +13,7 @@ from torch import Tensor
 from ticketry.errors import TaskError
 from ticketry.lab.training.precision import Arithmetic
 from ticketry.tasks.language.corpus import Corpus, Part, take_fewer
-from ticketry.tasks.language.task import Piece, Text, steps_per_epoch
+from ticketry.tasks.language.task import Piece, TextCourse, steps_per_epoch
 from ticketry.tasks.models import language
 from ticketry.tasks.models.language import LanguageModel
 from ticketry.tasks.recipe import Recipe
@@ -35,7 +35,7 @@ def model(name: str = "lstm@0.05", dropout: float = 0.0) -> LanguageModel:
     return language.build(name, vocabulary=VOCABULARY, context=8, dropout=dropout)
 
 
-def pieces(course: Text, steps: range, seed: int = 0) -> list[Piece]:
+def pieces(course: TextCourse, steps: range, seed: int = 0) -> list[Piece]:
     return list(course.session(RECIPE, seed, Arithmetic()).batches(steps))
 
 
@@ -43,7 +43,7 @@ def pieces(course: Text, steps: range, seed: int = 0) -> list[Piece]:
 
 
 def test_rows_continue_from_piece_to_piece() -> None:
-    course = Text(corpus(), time=8, carries=True)
+    course = TextCourse(corpus(), time=8, carries=True)
     per_epoch = steps_per_epoch(150, 4, 8, carries=True)
     assert per_epoch == 5  # rows of 37 tokens: four pieces of 8 and one of 5
     read = pieces(course, range(per_epoch))
@@ -59,7 +59,7 @@ def test_rows_continue_from_piece_to_piece() -> None:
 
 
 def test_pieces_are_drawn_once_each() -> None:
-    course = Text(corpus(), time=8, carries=False)
+    course = TextCourse(corpus(), time=8, carries=False)
     per_epoch = steps_per_epoch(150, 4, 8, carries=False)
     assert per_epoch == 5  # 18 pieces: four batches of 4 and one of 2
     read = pieces(course, range(per_epoch))
@@ -74,7 +74,7 @@ def test_pieces_are_drawn_once_each() -> None:
 
 @pytest.mark.parametrize("carries", [True, False])
 def test_batches_are_a_function_of_seed_and_step(carries: bool) -> None:
-    course = Text(corpus(), time=8, carries=carries)
+    course = TextCourse(corpus(), time=8, carries=carries)
 
     def same(one: Piece, other: Piece) -> bool:
         return all(torch.equal(a, b) for a, b in zip(one[:2], other[:2], strict=True)) and one.begins == other.begins
@@ -92,7 +92,7 @@ def test_batches_are_a_function_of_seed_and_step(carries: bool) -> None:
 @pytest.mark.parametrize("name", ["lstm@0.05", "pointer-lstm@0.05"])
 def test_the_state_is_carried_and_gradients_are_not(name: str) -> None:
     """Losses of pieces are those of the whole row; a new epoch starts from a new state."""
-    course, net = Text(corpus(), time=8, carries=True), model(name).double()
+    course, net = TextCourse(corpus(), time=8, carries=True), model(name).double()
     session = course.session(RECIPE, 0, Arithmetic())
     read = list(session.batches(range(6)))
     losses = [session.loss(net, piece) for piece in read]
@@ -107,7 +107,7 @@ def test_the_state_is_carried_and_gradients_are_not(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["lstm@0.05", "pointer-lstm@0.05"])
 def test_a_session_resumes_with_the_same_bits(name: str) -> None:
-    course, net = Text(corpus(), time=8, carries=True), model(name)
+    course, net = TextCourse(corpus(), time=8, carries=True), model(name)
     whole, part = (course.session(RECIPE, 0, Arithmetic()) for _ in range(2))
     losses = [whole.loss(net, piece) for piece in whole.batches(range(4))]
     for piece in part.batches(range(2)):
@@ -119,7 +119,7 @@ def test_a_session_resumes_with_the_same_bits(name: str) -> None:
 
 
 def test_each_network_has_a_state() -> None:
-    course, net, other = Text(corpus(), time=8, carries=True), model(), model("lstm-tied@0.05")
+    course, net, other = TextCourse(corpus(), time=8, carries=True), model(), model("lstm-tied@0.05")
     session = course.session(RECIPE, 0, Arithmetic())
     alone = course.session(RECIPE, 0, Arithmetic())
     for piece in session.batches(range(3)):
@@ -157,7 +157,7 @@ def by_hand(net: LanguageModel, tokens: list[int]) -> Iterator[float]:
 
 @pytest.mark.parametrize("split", ["train", "validation", "test"])
 def test_metrics_by_hand(split: str) -> None:
-    course, net = Text(corpus(), time=8, carries=True), Bigrams()
+    course, net = TextCourse(corpus(), time=8, carries=True), Bigrams()
     tokens = getattr(course.corpus, split).tokens.tolist()
     costs = list(by_hand(net, tokens))
     with torch.no_grad():
@@ -169,7 +169,7 @@ def test_metrics_by_hand(split: str) -> None:
 
 
 def test_evaluation_carries_states_along_its_rows() -> None:
-    course, net = Text(corpus(validation=900), time=8, carries=True), model().eval()
+    course, net = TextCourse(corpus(validation=900), time=8, carries=True), model().eval()
     tokens = course.corpus.validation.tokens.long()[None]
     with torch.no_grad():
         costs, _ = net(tokens[:, :-1], net.begin(1), tokens[:, 1:])
@@ -178,7 +178,7 @@ def test_evaluation_carries_states_along_its_rows() -> None:
 
 
 def test_a_diverged_network_has_a_finite_perplexity() -> None:
-    course, net = Text(corpus(), time=8, carries=True), Bigrams()
+    course, net = TextCourse(corpus(), time=8, carries=True), Bigrams()
     with torch.no_grad():
         net.table.mul_(1e4)
         found = course.evaluate(net, "test", Arithmetic())
@@ -190,7 +190,7 @@ def test_a_diverged_network_has_a_finite_perplexity() -> None:
 
 
 def test_a_sample_depends_on_its_seed() -> None:
-    course, net = Text(corpus(), time=8, carries=True), model()
+    course, net = TextCourse(corpus(), time=8, carries=True), model()
     batches = course.sample(net, 3, 5, seed=1)
     assert [piece.tokens.shape for piece in batches] == [(5, 8)] * 3
     for piece in batches:
@@ -205,13 +205,13 @@ def test_a_sample_depends_on_its_seed() -> None:
     assert torch.equal(course.loss(net, batches[0]), once)  # nothing is carried on
     costs, _ = net.eval()(batches[0].tokens, net.begin(5), batches[0].targets)
     torch.testing.assert_close(once, costs.mean())
-    short = Text(corpus(train=6), time=8, carries=True)
+    short = TextCourse(corpus(train=6), time=8, carries=True)
     assert short.count(short.sample(net, 1, 4, seed=0)[0]) == 1
     assert short.inputs(2).shape == (2, 3)
 
 
 def test_what_cannot_be_trained_is_refused() -> None:
-    course = Text(corpus(), time=8, carries=True)
+    course = TextCourse(corpus(), time=8, carries=True)
     for recipe, message in (
         (RECIPE.changed(augment=("flip",)), "no augmentation 'flip'"),
         (RECIPE.changed(label_smoothing=0.1), "leave label smoothing away"),
@@ -220,7 +220,7 @@ def test_what_cannot_be_trained_is_refused() -> None:
             course.session(recipe, 0, Arithmetic())
     for split in ("validation", "test"):
         with pytest.raises(TaskError, match=f"the text's {split} split has 1 token"):
-            Text(corpus(**{split: 1}), time=8, carries=True).session(RECIPE, 0, Arithmetic())
+            TextCourse(corpus(**{split: 1}), time=8, carries=True).session(RECIPE, 0, Arithmetic())
     assert len(take_fewer(corpus(), 100).train.tokens) == 100
     with pytest.raises(TaskError, match="the training text has 150"):
         take_fewer(corpus(), 151)

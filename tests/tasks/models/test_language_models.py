@@ -16,7 +16,7 @@ from ticketry.errors import TaskError
 from ticketry.tasks.models import language
 
 NAMES = language.names()
-CARRYING = [name for name in NAMES if language.carries(name)]
+CARRYING = [name for name in NAMES if language.is_recurrent(name)]
 PAGE = (Path(__file__).parents[3] / "docs" / "domains.md").read_text(encoding="utf-8")
 
 

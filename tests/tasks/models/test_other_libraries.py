@@ -58,9 +58,9 @@ def test_the_seed_alone_decides_the_weights(timm: ModuleType, torchvision: Modul
 def test_parameters_are_those_published(timm: ModuleType, torchvision: ModuleType, name: str, published: int) -> None:
     """Those of the libraries' model tables for 1000 classes; Inception's is without its auxiliary classifier."""
     auxiliary = 3_326_696 if name.endswith("inception_v3") else 0
-    assert models.parameter_count(
-        name, shape=(3, 299, 299) if auxiliary else (3, 224, 224), classes=1000
-    ) + auxiliary == (published)
+    assert models.parameters(name, shape=(3, 299, 299) if auxiliary else (3, 224, 224), classes=1000) + auxiliary == (
+        published
+    )
 
 
 @pytest.mark.parametrize("name", ["timm:resnet18", "torchvision:resnet18"])
@@ -117,6 +117,6 @@ def test_what_cannot_be_built_says_why(
 
 
 def test_identity_has_the_version(timm: ModuleType, torchvision: ModuleType) -> None:
-    assert models.identity("timm:resnet18") == {"model": "timm:resnet18", "library": f"timm {timm.__version__}"}
+    assert models.network_key("timm:resnet18") == {"model": "timm:resnet18", "library": f"timm {timm.__version__}"}
     version = torchvision.__version__.split("+")[0]
-    assert models.identity("torchvision:resnet18")["library"] == f"torchvision {version}"
+    assert models.network_key("torchvision:resnet18")["library"] == f"torchvision {version}"

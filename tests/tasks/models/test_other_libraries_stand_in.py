@@ -104,7 +104,7 @@ def test_timm_builds_an_untrained_network(install: Installed) -> None:
     model = models.build("timm:plain18", shape=(1, 8, 8), classes=7)
     assert model(torch.zeros(2, 1, 8, 8)).shape == (2, 7)
     assert sys.modules["timm"].calls[-1] == ("plain18", False, 1, 7, {})
-    assert models.parameter_count("timm:plain18", shape=(1, 8, 8), classes=7) == (9 + 1) * 4 + (4 + 1) * 7
+    assert models.parameters("timm:plain18", shape=(1, 8, 8), classes=7) == (9 + 1) * 4 + (4 + 1) * 7
     for _ in range(2):
         models.build("timm:plain18", shape=(1, 8, 8), classes=7)
     assert len(sys.modules["timm"].calls) == 4 + 1, "four networks and one trial"
@@ -116,7 +116,7 @@ def test_a_network_that_reads_tensors_in_its_constructor(install: Installed) -> 
     install("timm/__init__.py", TIMM)
     torch.manual_seed(0)
     before = torch.get_rng_state()
-    assert models.parameter_count("timm:counts", shape=(2, 8, 8), classes=3) == (18 + 1) * 4 + (4 + 1) * 3
+    assert models.parameters("timm:counts", shape=(2, 8, 8), classes=3) == (18 + 1) * 4 + (4 + 1) * 3
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -153,22 +153,22 @@ def test_what_cannot_be_built_says_why(install: Installed, name: str, shape: tup
     with pytest.raises(TaskError, match=reason):
         models.build(name, shape=shape, classes=7)
     with pytest.raises(TaskError, match=reason):
-        models.parameter_count(name, shape=shape, classes=7)
+        models.parameters(name, shape=shape, classes=7)
 
 
 def test_identity_has_the_version_without_the_build(install: Installed) -> None:
     install("timm/__init__.py", TIMM)
     install("torchvision/__init__.py", TORCHVISION)
     install("torchvision/models.py", TORCHVISION_MODELS)
-    assert models.identity("timm:plain18") == {"model": "timm:plain18", "library": "timm 9.8.7"}
-    assert models.identity("torchvision:resnet18")["library"] == "torchvision 7.6.5"
+    assert models.network_key("timm:plain18") == {"model": "timm:plain18", "library": "timm 9.8.7"}
+    assert models.network_key("torchvision:resnet18")["library"] == "torchvision 7.6.5"
 
 
 @pytest.mark.parametrize("library", ["timm", "torchvision"])
 def test_a_library_that_is_not_installed(install: Installed, monkeypatch: pytest.MonkeyPatch, library: str) -> None:
     monkeypatch.setitem(sys.modules, library, None)
     expected = rf"a network of {library}'s needs {library}, .*: pip install 'ticketry\[{library}\]'"
-    for act in (models.identity, lambda name: models.check(name, shape=(3, 4, 4))):
+    for act in (models.network_key, lambda name: models.check(name, shape=(3, 4, 4))):
         with pytest.raises(MissingExtraError, match=expected) as caught:
             act(f"{library}:resnet18")
         assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)

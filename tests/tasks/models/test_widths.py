@@ -86,7 +86,7 @@ def test_names_of_one_network_give_the_same_initial_bits(name: str, same: str) -
 
 def test_identity_is_the_canonical_name() -> None:
     for name, identity in (("resnet-20@1.0", "resnet-20"), ("resnet-20@0.50", "resnet-20@0.5")):
-        assert models.identity(name) == {"model": identity}
+        assert models.network_key(name) == {"model": identity}
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_identity_is_the_canonical_name() -> None:
 def test_wrong_names(name: str, reason: str) -> None:
     with pytest.raises(TaskError, match=reason):
         models.check(name, shape=COLOUR)
-    for call in (models.build, models.parameter_count):
+    for call in (models.build, models.parameters):
         with pytest.raises(TaskError, match=reason):
             call(name, shape=COLOUR, classes=10)
 
@@ -119,14 +119,14 @@ def test_too_small_images_are_refused_at_any_width() -> None:
 @pytest.mark.parametrize("name", ["lenet-300-100@0.3", "conv-4-16", "resnet-20@0.5", "vgg-11@0.1", "wrn-16-8@0.1"])
 def test_parameters_are_those_of_the_allocated_network(name: str) -> None:
     model = models.build(name, shape=COLOUR, classes=17)
-    assert models.parameter_count(name, shape=COLOUR, classes=17) == sum(one.numel() for one in model.parameters())
+    assert models.parameters(name, shape=COLOUR, classes=17) == sum(one.numel() for one in model.parameters())
 
 
 def test_counting_allocates_nothing_and_draws_nothing() -> None:
     torch.manual_seed(0)
     before = torch.get_rng_state()
     # Sixteen times WRN-28-10's 36 million would take 2.3 GB.
-    assert models.parameter_count("wrn-28-10@4", shape=COLOUR, classes=10) > 500_000_000
+    assert models.parameters("wrn-28-10@4", shape=COLOUR, classes=10) > 500_000_000
     assert models.narrower("resnet-20", shape=COLOUR, classes=10, parameters=50_000) is not None
     assert torch.equal(torch.get_rng_state(), before)
 
@@ -163,7 +163,7 @@ def test_a_wide_network_may_stay_wider_than_its_plain_form(budget: int) -> None:
 
 
 def test_a_width_between_the_steps() -> None:
-    own = models.parameter_count("lenet-300-100@0.21", shape=GREY, classes=10)
+    own = models.parameters("lenet-300-100@0.21", shape=GREY, classes=10)
     for budget, found in ((own, "lenet-300-100@0.21"), (own - 1, "lenet-300-100@0.203125")):  # 13/64
         assert models.narrower("lenet-300-100@0.210", shape=GREY, classes=10, parameters=budget) == found
     assert models.narrower("conv-4@0.01", shape=COLOUR, classes=10, parameters=1) is None

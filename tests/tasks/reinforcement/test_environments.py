@@ -11,7 +11,13 @@ import pytest
 import torch
 
 from ticketry.errors import MissingExtraError, TaskError, TrainingError
-from ticketry.tasks.reinforcement import LONGEST, Environments, create_environment, limit_of, sizes_of
+from ticketry.tasks.reinforcement import (
+    LONGEST,
+    Environments,
+    count_observations_and_actions,
+    create_environment,
+    find_step_limit,
+)
 from ticketry_engine.support.seeds import mix
 
 gymnasium = pytest.importorskip("gymnasium", reason="gymnasium is not installed: pip install 'ticketry[control]'")
@@ -145,8 +151,8 @@ def registered() -> Callable[..., str]:
 
 def test_observations_are_flattened_and_actions_start_at_0(registered: Callable[..., str]) -> None:
     name = registered(Odd)
-    assert sizes_of(name) == (4, 2)
-    assert limit_of(create_environment(name)) == LONGEST
+    assert count_observations_and_actions(name) == (4, 2)
+    assert find_step_limit(create_environment(name)) == LONGEST
     rewards, after, _ = Environments(name, 1, seed=0).step([1])
     assert (rewards.tolist(), after.shape) == ([6.0], (1, 4))
 

@@ -16,7 +16,7 @@ from ticketry.errors import MissingExtraError, TaskError, TrainingError
 from ticketry.lab.training.precision import Arithmetic
 from ticketry.tasks import catalogue
 from ticketry.tasks.facts import ENVIRONMENTS, EPISODES
-from ticketry.tasks.reinforcement import Acting, Environments
+from ticketry.tasks.reinforcement import EnvironmentCourse, Environments
 from ticketry_engine.support.seeds import mix
 
 gymnasium = pytest.importorskip("gymnasium", reason="gymnasium is not installed: pip install 'ticketry[control]'")
@@ -87,9 +87,9 @@ class Balancing(torch.nn.Module):
         return torch.stack([-push, push], 1)
 
 
-def course(**changes: Any) -> Acting:
+def course(**changes: Any) -> EnvironmentCourse:
     found = catalogue.get("gym:CartPole-v1", options={name: str(value) for name, value in changes.items()}).course()
-    assert isinstance(found, Acting)
+    assert isinstance(found, EnvironmentCourse)
     return found
 
 

@@ -31,8 +31,8 @@ from ticketry.tasks.data.locate import (
     Origin,
     Place,
     check_digest,
+    find_or_download,
     iterate_members,
-    obtain,
     read_verified,
 )
 from ticketry.tasks.data.splits import hold_out, select_examples, split_published
@@ -341,7 +341,7 @@ class MnistFiles:
     def read(self, where: tuple[Place, ...]) -> Splits:
         """Read the splits: the test set is the published one, and validation has 500 training examples per class."""
         arrays = []
-        for path, md5 in zip(obtain(self.collection(), where), self.plain, strict=True):
+        for path, md5 in zip(find_or_download(self.collection(), where), self.plain, strict=True):
             dimensions = 3 if "images" in path.name else 1
             arrays.append(parse_idx(read_verified(path, md5), dimensions=dimensions, what=str(path)))
         images, labels, test_images, test_labels = arrays
@@ -422,10 +422,10 @@ class CifarFiles:
 
     def read(self, where: tuple[Place, ...]) -> Splits:
         """Read the splits: the test set is the published one, and validation has a tenth of each training class."""
-        files = obtain(self.collection(), where)
+        files = find_or_download(self.collection(), where)
         from_archive = files[0].name == self.archive
         contents = _read_cifar_archive(self, files[0]) if from_archive else _read_cifar_files(self, files)
-        batches = [unpickle(content, self.labels) for content in contents]
+        batches = [unpickle_cifar_batch(content, self.labels) for content in contents]
         images = np.concatenate([images for images, _ in batches[:-1]])
         labels = np.concatenate([labels for _, labels in batches[:-1]])
         return split_published(images, labels, self.validation_per_class, batches[-1])
@@ -496,7 +496,7 @@ class _Batch(pickle.Unpickler):
         return _KNOWN[module, name]
 
 
-def unpickle(content: bytes, labels: bytes) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+def unpickle_cifar_batch(content: bytes, labels: bytes) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """Return the images [n, 3, 32, 32] and classes [n] of a pickled CIFAR batch.
 
     `labels` is the name of the entry that has the classes.
@@ -532,7 +532,7 @@ class TinyImageNetFiles:
 
         Classes are numbered in the order of their WordNet ids.
         """
-        source = obtain(self.collection(), where)[0]
+        source = find_or_download(self.collection(), where)[0]
         if source.name == self.archive:
             check_digest(source.read_bytes(), self.archive_md5, str(source))
             train, test = _sort_images(_iterate_tiny_archive(source))

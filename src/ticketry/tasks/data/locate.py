@@ -130,7 +130,7 @@ def find_files(collection: Collection, where: tuple[Place, ...]) -> tuple[Path, 
     return ()
 
 
-def obtain(collection: Collection, where: tuple[Place, ...]) -> tuple[Path, ...]:
+def find_or_download(collection: Collection, where: tuple[Place, ...]) -> tuple[Path, ...]:
     """Return the files of the data set in the first place that has all files; else download into the last place."""
     if found := find_files(collection, where):
         return found

@@ -335,11 +335,11 @@ def scan_shards(folder: Path, *, digests: bool = False) -> tuple[Manifest, Index
     except OSError as error:
         raise DataError(f"{folder} cannot be read: {reason_of(error)}") from error
     names = [path.relative_to(folder).as_posix() for path in files]
-    parts = {guess_part(name) for name in names}
+    parts = {guess_split(name) for name in names}
     shards: list[Shard] = []
     rows: list[tuple[int, int, int, int]] = []
     for path, name in zip(files, names, strict=True):
-        part = guess_part(name)
+        part = guess_split(name)
         if part == "labelled?" and "test" in parts:
             continue  # as in an image folder with both val and test
         part = "test" if part == "labelled?" else part
@@ -352,7 +352,7 @@ def scan_shards(folder: Path, *, digests: bool = False) -> tuple[Manifest, Index
     return Manifest(1, tuple(shards), ""), Index(*np.array(rows, np.int64).T)
 
 
-def guess_part(name: str) -> str:
+def guess_split(name: str) -> str:
     """Return the split that the words of a file name suggest: ``train`` or ``test``; empty if there is no such word.
 
     The result is ``labelled?`` for the word test, because published test sets often have no labels.

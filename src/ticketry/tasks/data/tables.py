@@ -17,7 +17,16 @@ from numpy.typing import NDArray
 
 from ticketry.choices import check_choice, did_you_mean
 from ticketry.errors import DataError
-from ticketry.tasks.data.locate import DAMAGED, Collection, Layout, Place, check_digest, iterate_members, obtain, unpack
+from ticketry.tasks.data.locate import (
+    DAMAGED,
+    Collection,
+    Layout,
+    Place,
+    check_digest,
+    find_or_download,
+    iterate_members,
+    unpack,
+)
 
 _MISSING = frozenset(("", "na", "n/a", "nan", "null", "none", "?", "-"))
 _SEPARATORS = (",", ";", "\t")
@@ -316,7 +325,7 @@ class SplitTable:
 
 def read(published: Published, split: int, where: tuple[Place, ...]) -> SplitTable:
     """Read a published table with its split number `split`."""
-    found = obtain(published.collection(), where)
+    found = find_or_download(published.collection(), where)
     if found[0].name == _ARCHIVE:
         file, source = _archive_reader(found[0], published.folder), f"{found[0]}, {published.folder}"
     else:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ticketry.errors import DataError, MissingExtraError, TaskError
 from ticketry.files import is_file, iterate_below, reason_of
-from ticketry.tasks.data.locate import Collection, Layout, Place, obtain, places, read_text, read_verified
+from ticketry.tasks.data.locate import Collection, Layout, Place, find_or_download, places, read_text, read_verified
 from ticketry.tasks.facts import PUBLISHED
 
 PARTS = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
@@ -309,7 +309,7 @@ def load_published(name: str, data: Path | None) -> Corpus:
 @lru_cache(maxsize=2)
 def _load_published(name: str, where: tuple[Place, ...]) -> Corpus:
     known = _FILES[name]
-    files = obtain(collection(name), where)
+    files = find_or_download(collection(name), where)
     contents = [read_verified(file, md5) for file, md5 in zip(files, known.md5, strict=True)]
     words = Words.from_text(contents[0])
     train, validation, test = (

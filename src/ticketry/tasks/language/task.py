@@ -44,7 +44,7 @@ class Piece(NamedTuple):
     """Whether the model reads the pieces from its initial state, instead of continuing from earlier pieces."""
 
 
-class Text(Course):
+class TextCourse(Course):
     """Training and evaluation on a corpus, in pieces of `time` tokens.
 
     Args:
@@ -72,7 +72,7 @@ class Text(Course):
                     f" {_FEWEST} or more"
                 )
         steps_per_epoch(len(self.corpus.train.tokens), recipe.batch, self.time, carries=self._carries)
-        kind = Rows if self._carries else Pieces
+        kind = RowsSession if self._carries else PiecesSession
         return kind(self.corpus.train.tokens, recipe.batch, self.time, seed, arithmetic)
 
     def evaluate(self, model: nn.Module, split: str, arithmetic: Arithmetic) -> dict[str, float]:
@@ -136,8 +136,8 @@ class Text(Course):
         time = max(min(self.time, len(tokens) // count), 1)
         return tokens[: count * time].view(-1, time).long()
 
-    def cut(self, ranks: Ranks) -> Text:
-        return TextPart(self.corpus, self.time, ranks, carries=self._carries)
+    def cut(self, ranks: Ranks) -> TextCourse:
+        return TextCoursePart(self.corpus, self.time, ranks, carries=self._carries)
 
     def check_cut(self, model: nn.Module, recipe: Recipe, world: int) -> None:
         """Raise `TaskError` unless each of `world` processes gets at least one row or piece of every batch."""
@@ -155,7 +155,7 @@ class Text(Course):
         return part
 
 
-class Reading(Session):
+class TextSession(Session):
     """A training run on a text: the piece of each step, and the state of recurrent models between pieces."""
 
     def __init__(self, tokens: Tensor, batch: int, time: int, seed: int, arithmetic: Arithmetic) -> None:
@@ -234,7 +234,7 @@ class Reading(Session):
         return rotated[:count], rotated[1 : count + 1]
 
 
-class Rows(Reading):
+class RowsSession(TextSession):
     """A training run of a recurrent model: each row of a batch continues where this row ended in the last batch."""
 
     @staticmethod
@@ -251,7 +251,7 @@ class Rows(Reading):
         return Piece(self._tokens[:, piece].long(), self._targets[:, piece].long(), number == 0)
 
 
-class Pieces(Reading):
+class PiecesSession(TextSession):
     """A training run of a model without state: pieces in a random order for each epoch."""
 
     @staticmethod
@@ -272,7 +272,7 @@ class Pieces(Reading):
 # -- several processes ----------------------------------------------------------------------------------------------
 
 
-class PartOfPiece(NamedTuple):
+class PiecePart(NamedTuple):
     """The rows of a batch (see `Piece`) that one of several processes reads."""
 
     tokens: Tensor
@@ -281,7 +281,7 @@ class PartOfPiece(NamedTuple):
     place: PartOfBatch
 
 
-class TextPart(Text):
+class TextCoursePart(TextCourse):
     """Training and evaluation on a corpus in one of several processes."""
 
     def __init__(self, corpus: Corpus, time: int, ranks: Ranks, *, carries: bool) -> None:
@@ -290,8 +290,8 @@ class TextPart(Text):
 
     def session(self, recipe: Recipe, seed: int, arithmetic: Arithmetic) -> Session:
         whole = super().session(recipe, seed, arithmetic)
-        assert isinstance(whole, Reading)
-        kind = RowsPart if isinstance(whole, Rows) else PiecesPart
+        assert isinstance(whole, TextSession)
+        kind = RowsSessionPart if isinstance(whole, RowsSession) else PiecesSessionPart
         found = kind(self.corpus.train.tokens, recipe.batch, self.time, seed, arithmetic)
         found.ranks = self._ranks
         return found
@@ -311,7 +311,7 @@ class TextPart(Text):
         return sum(self._ranks.gather(found), 0.0)
 
 
-class _Part(Reading):
+class _SessionPart(TextSession):
     """A training run in which each process has a part of each batch."""
 
     ranks: Ranks
@@ -320,7 +320,7 @@ class _Part(Reading):
         whole = super().piece(number)
         place = self._place_of_rows(len(whole.tokens))
         rows = slice(place.first, place.first + place.own)
-        return PartOfPiece(whole.tokens[rows], whole.targets[rows], whole.begins, place)
+        return PiecePart(whole.tokens[rows], whole.targets[rows], whole.begins, place)
 
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
         """Return the loss of this process's part, scaled so that the mean over processes is the whole batch's loss."""
@@ -337,8 +337,8 @@ class _Part(Reading):
         return place_of_part(rows, self.ranks.rank, self.ranks.world)
 
 
-class RowsPart(_Part, Rows):
-    """`Rows` in several processes: a process reads the same rows of every batch, and holds the states of these rows."""
+class RowsSessionPart(_SessionPart, RowsSession):
+    """`RowsSession` in several processes: a process reads the same rows of every batch, and holds their states."""
 
     gathers = True
 
@@ -352,13 +352,13 @@ class RowsPart(_Part, Rows):
         super().load_state({name: value[place.first : place.first + place.own] for name, value in state.items()})
 
 
-class PiecesPart(_Part, Pieces):
-    """`Pieces` in several processes: each process reads a part of the pieces of every batch."""
+class PiecesSessionPart(_SessionPart, PiecesSession):
+    """`PiecesSession` in several processes: each process reads a part of the pieces of every batch."""
 
 
 def steps_per_epoch(tokens: int, batch: int, time: int, *, carries: bool) -> int:
     """Return the number of training steps that read a text of `tokens` tokens once."""
-    steps = (Rows if carries else Pieces).per_epoch(tokens, batch, time)
+    steps = (RowsSession if carries else PiecesSession).per_epoch(tokens, batch, time)
     if not steps:
         raise TaskError(
             f"a training text of {tokens} tokens is too short for batches of {batch}, in pieces of {time}: take more"
@@ -422,7 +422,7 @@ class Language(Task):
             "name": self.name,
             "data_version": corpora.VERSION,
             **(_custom_text_key(self.own) if self.own else {}),
-            **models.identity(self.model),
+            **models.network_key(self.model),
             "time": self.time,
             "dropout": self.dropout,
         }
@@ -439,11 +439,11 @@ class Language(Task):
         return self.own.vocabulary.size if self.own else facts.PUBLISHED[self.name].words
 
     def course(self, data: Path | None = None) -> Course:
-        return Text(self._load_corpus(data), self.time, carries=models.carries(self.model))
+        return TextCourse(self._load_corpus(data), self.time, carries=models.is_recurrent(self.model))
 
     def steps_per_epoch(self, examples: int, recipe: Recipe) -> int:
         """Return the number of steps that read `examples` tokens once; raise `TaskError` if there are too few."""
-        return steps_per_epoch(examples, recipe.batch, self.time, carries=models.carries(self.model))
+        return steps_per_epoch(examples, recipe.batch, self.time, carries=models.is_recurrent(self.model))
 
     def unfit(self, key: Mapping[str, object]) -> str:
         """Return a text that says how the vocabulary of the task with this key differs; empty if it is the same."""
@@ -502,9 +502,9 @@ def create_task(spec: Spec) -> Language:
         name=kind,
         own=own,
         model=model,
-        recipe=facts.recipe_of(kind, model),
-        time=options.whole("time", facts.time_of(kind, model), least=1, what="number of tokens"),
-        dropout=_parse_dropout(options, facts.dropout_of(model)),
+        recipe=facts.default_text_recipe(kind, model),
+        time=options.whole("time", facts.default_piece_length(kind, model), least=1, what="number of tokens"),
+        dropout=_parse_dropout(options, facts.default_dropout(model)),
         train=options.whole("train", 0, what="number of tokens"),
         spec=spec,
     )

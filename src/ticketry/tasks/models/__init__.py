@@ -29,7 +29,7 @@ from ticketry.tasks.models.image_models import MLP, Network, hidden_widths
 from ticketry.tasks.network_name import NETWORKS, NetworkName, unknown_network_error
 from ticketry_engine.support.process_state import private_random_state
 
-__all__ = ["build", "check", "identity", "names", "narrower", "parameter_count"]
+__all__ = ["build", "check", "names", "narrower", "network_key", "parameters"]
 
 
 def names() -> tuple[str, ...]:
@@ -90,7 +90,7 @@ def _find_network(parsed: NetworkName, name: str) -> Network:
     return network
 
 
-def identity(name: str) -> dict[str, str]:
+def network_key(name: str) -> dict[str, str]:
     """Return the part of a task's key that identifies its network.
 
     The entry `model` is the canonical name. A network of timm or torchvision also has `library`, such as "timm 1.0.31",
@@ -107,16 +107,19 @@ WIDTH_STEPS = 64
 """`widest` tries widths in steps of 1/64: these include every width of a layer of at most 64 filters."""
 
 
-def parameter_count(name: str, *, shape: tuple[int, int, int], classes: int) -> int:
+def parameters(name: str, *, shape: tuple[int, int, int], classes: int) -> int:
     """Return the number of parameters of the network, without allocating it or drawing random numbers."""
-    parsed = NetworkName.parse(name)
-    if parsed.library:
-        _check_library_network(parsed, shape)
+    return _count_parameters(NetworkName.parse(name), shape, classes)
+
+
+def _count_parameters(name: NetworkName, shape: tuple[int, int, int], classes: int) -> int:
+    if name.library:
+        _check_library_network(name, shape)
         with private_random_state([]):
-            model = _create_without_memory(parsed, shape, classes)
+            model = _create_without_memory(name, shape, classes)
     else:
         with torch.device("meta"):
-            model = build(name, shape=shape, classes=classes)
+            model = build(str(name), shape=shape, classes=classes)
     return sum(parameter.numel() for parameter in model.parameters())
 
 
@@ -129,7 +132,7 @@ def narrower(name: str, *, shape: tuple[int, int, int], classes: int, parameters
     parsed = NetworkName.parse(name)
     if parsed.library or not _find_network(parsed, name).scales:
         return None
-    return widest(parsed, lambda one: parameter_count(str(one), shape=shape, classes=classes), parameters)
+    return widest(parsed, lambda one: _count_parameters(one, shape, classes), parameters)
 
 
 def widest(name: NetworkName, count: Callable[[NetworkName], int], parameters: int) -> str | None:

@@ -346,7 +346,7 @@ def _initialise_gpt(model: GPT, blocks: int) -> None:
             parameter.zero_()
 
 
-__all__ = ["LanguageModel", "build", "carries", "check", "identity", "names", "narrower"]
+__all__ = ["LanguageModel", "build", "check", "is_recurrent", "names", "narrower", "network_key"]
 
 
 def names() -> tuple[str, ...]:
@@ -362,7 +362,7 @@ def build(name: str, *, vocabulary: int, context: int, dropout: float) -> Langua
         dropout: share of the activations that are set to 0 in training.
     """
     parsed = check(name)
-    made: LanguageModel = _model_class(parsed)(vocabulary, context=context, dropout=dropout, scale=parsed.scaled)
+    made: LanguageModel = _find_model_class(parsed)(vocabulary, context=context, dropout=dropout, scale=parsed.scaled)
     return made
 
 
@@ -376,12 +376,12 @@ def check(name: str) -> NetworkName:
     return parsed
 
 
-def carries(name: str) -> bool:
+def is_recurrent(name: str) -> bool:
     """Return whether the named model passes a state from one segment of a text to the next."""
-    return bool(_model_class(check(name)).carries)
+    return bool(_find_model_class(check(name)).carries)
 
 
-def identity(name: str) -> dict[str, str]:
+def network_key(name: str) -> dict[str, str]:
     """Return the part of a task's key that identifies the model: its name; for a custom model, also its source."""
     parsed = check(name)
     target = LANGUAGE_MODELS.find_target(parsed.base)
@@ -389,7 +389,7 @@ def identity(name: str) -> dict[str, str]:
     return {"model": str(parsed), **source}
 
 
-def _model_class(name: NetworkName) -> Any:
+def _find_model_class(name: NetworkName) -> Any:
     return LANGUAGE_MODELS.get(name.base)
 
 
