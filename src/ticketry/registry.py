@@ -89,8 +89,8 @@ class Registry(Generic[T]):
             aliases: further names, each with the built-in name that it stands for.
             modules: whether objects can be modules, so that the name of a module is valid too.
             error: class of the error for an unknown name, or for a user-defined object that cannot be used.
-            unknown: begin of the message for an unknown name. The message also says how to name a user-defined object,
-                and which known name is nearest.
+            unknown: start of the message for an unknown name; the message continues with how to name a user-defined
+                object, and the most similar known name.
         """
         self.kind = kind
         self.group = group
@@ -120,10 +120,8 @@ class Registry(Generic[T]):
         """Return the object with this name, after importing its module.
 
         Raises:
-            PluginError: if two packages offer the name, or if the object of a package cannot be imported or lacks a
-                needed attribute.
-            TicketryError: the registry's `error` class, if the name is unknown, or if a user-defined object cannot be
-                imported or lacks a needed attribute.
+            PluginError: if two packages offer the name, or the object of a package cannot be used.
+            TicketryError: the registry's `error` class, for an unknown name or an unusable user-defined object.
         """
         target, where = self.find_target(name), self.find_origin(name)
         if where == BUILT_IN:
@@ -199,7 +197,7 @@ class Registry(Generic[T]):
         near = did_you_mean(name, names)
         own = "package.module or NAME for NAME.py in this folder" if self._modules else "package.module:object"
         error = self._error(f"{text}; or your own as {own}{f'; {near}' if near else ''}".rstrip())
-        error.exit_code = UsageError.exit_code  # a mistyped word is wrong usage, for any class of error
+        error.exit_code = UsageError.exit_code  # a mistyped word is wrong usage for all error classes
         return error
 
     def _check_kind_and_build(self, name: str, found: Any) -> T:

@@ -298,7 +298,7 @@ def test_pruning_may_begin_after_a_dense_checkpoint(tmp_path: Path, loader: Data
     fit(tmp_path, loader, [late], ckpt=tmp_path / "epoch=1.ckpt")
     assert late.mask.kept == round(0.2 * late.mask.total)
     early = GradualCallback(0.2, module="net", **CUTS)
-    with pytest.raises(UsageError, match="goes on at step 8, where pruning has begun"):
+    with pytest.raises(UsageError, match="continues at step 8, where pruning has begun"):
         fit(tmp_path, loader, [early], ckpt=tmp_path / "epoch=1.ckpt")
 
 

@@ -66,7 +66,7 @@ def test_a_width_has_at_most_six_decimals() -> None:
     [
         ("keras:resnet18", "no network 'keras:resnet18': before the colon stands timm or torchvision"),
         (":resnet18", "before the colon stands timm or torchvision"),
-        ("timm:resnet18@0.5", "only this package's own networks have a width; leave @0.5 away"),
+        ("timm:resnet18@0.5", "only this package's own networks have a width; leave @0.5 out"),
     ],
 )
 def test_wrong_names(text: str, reason: str) -> None:

@@ -153,7 +153,7 @@ def test_a_network_of_one_width(networks: Path) -> None:
     with pytest.raises(TaskError, match="does not take `scale`"):
         models.check(f"{name}@0.5", shape=shape)
     with pytest.raises(
-        TaskError, match=r"cannot be made for inputs of \(1, 2, 2\) and 10 classes: ValueError: too small"
+        TaskError, match=r"cannot be built for inputs of \(1, 2, 2\) and 10 classes: ValueError: too small"
     ):
         models.build(name, shape=(1, 2, 2), classes=10)
 

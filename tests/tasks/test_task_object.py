@@ -153,5 +153,5 @@ def test_a_class_of_a_script_or_of_a_reloaded_module(mine: ModuleType, monkeypat
     with pytest.raises(TaskError, match="not the one that object_tasks:Own is now"):
         catalogue.resolve_task(task)
     monkeypatch.delattr(mine, "Own")
-    with pytest.raises(TaskError, match="cannot be made again by its name object_tasks:Own"):
+    with pytest.raises(TaskError, match="cannot be created again by its name object_tasks:Own"):
         catalogue.resolve_task(task)

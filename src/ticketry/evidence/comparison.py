@@ -89,7 +89,7 @@ class InterimAnalyses:
         return {n: spent[k + 1] - spent[k] for k, n in enumerate(self.at)}
 
     def next_analysis_after(self, n: int) -> int | None:
-        """Return the number of seeds of the first planned analysis with more than `n` seeds; None if there is none."""
+        """Return the number of seeds of the first planned analysis with more than `n` seeds, or None."""
         return next((at for at in self.at if at > n), None)
 
 
@@ -181,7 +181,7 @@ def compare(
     differences = _paired_differences(ticket, other, higher_is_better, name)
     n, mean, sd = len(differences), *_mean_and_sd(differences)
     scale = max(abs(value) for value in (*ticket, *other))
-    spread, note = _sd_to_test_with(sd, scale, resolution, least_spread, name)
+    spread, note = _choose_sd_for_tests(sd, scale, resolution, least_spread, name)
     if pooled is not None and sd is not None:
         spread = max(sd, pooled.sd, pooled.floor, resolution or 0.0)
     found = Comparison(
@@ -322,7 +322,7 @@ def _mean_and_sd(differences: Sequence[float]) -> tuple[float, float | None]:
     return float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else None
 
 
-def _sd_to_test_with(
+def _choose_sd_for_tests(
     sd: float | None, scale: float, resolution: float | None, least_spread: float | None, name: str
 ) -> tuple[float | None, str]:
     """Return (standard deviation to test with, note if this is not the observed one)."""

@@ -46,7 +46,7 @@ class MaskForm:
             structure: kind of the `Structuring` that was applied after the search; empty if none was applied.
             pattern: pattern in which the search chose the mask.
             shrunk: whether pruned channels are physically removed before training.
-            aim: text that identifies the cost budget; empty if there is none.
+            aim: text that identifies the cost budget; empty without a budget.
         """
         if shrunk:
             return cls("channels")
@@ -115,7 +115,7 @@ class Control:
     searched: ClassVar[bool] = True
     """Whether the control uses a result of the search, so that the search counts as part of its cost."""
     drawn_as: ClassVar[str] = ""
-    """Name of another control that draws the same masks; empty if there is none."""
+    """Name of another control that draws the same masks, or empty."""
 
     def mask(self, ticket: Mask, drawing: Drawing) -> Mask:
         """Return the control's mask, which must cover the same parameters and retain as many weights as the ticket's.

@@ -1,4 +1,4 @@
-"""Rivals: the dense networks and controls, trained for as long, that a ticket or a procedure is compared with.
+"""Rivals: dense networks and controls that a ticket or a procedure is compared with after equally long training.
 
 A procedure is a search method with its settings and recipe; each of its seeds repeats the whole search.
 `load_tested_ticket` restores all that testing a ticket needs from its folder.
@@ -241,10 +241,10 @@ class Rivals:
         self._dense_tasks: dict[str, Task] = {}
         """Role of a dense network of another size -> task with that network."""
         if SMALL_DENSE in controls:
-            if small := make_narrower_task(self.task, subject.remaining):
+            if small := make_narrower_task(self.task, subject.remaining_parameters):
                 self._dense_tasks[SMALL_DENSE] = small
             else:
-                self.left_out[SMALL_DENSE] = explain_no_narrower(self.task, subject.remaining)
+                self.left_out[SMALL_DENSE] = explain_no_narrower(self.task, subject.remaining_parameters)
         for name in filter(is_matched_dense, controls):
             self._dense_tasks[name] = narrowest_dense_of_cost(self.lab, self.task, name, subject.mask, subject.form.aim)
         self.controls = tuple(name for name in controls if name not in self.left_out)
@@ -309,7 +309,7 @@ class Rivals:
             return self.subject.parameters
         if role in self._dense_tasks:
             return sum(value.numel() for value in self.subject.lab.model(self._dense_tasks[role]).parameters())
-        return self.subject.remaining
+        return self.subject.remaining_parameters
 
     def network_name(self, role: str) -> str:
         """Return the name of a role's network, such as ``resnet-20``."""
@@ -631,7 +631,7 @@ class TestedTicket:
     """Number of fresh seeds to skip, see `VerifySettings.after`."""
 
     @property
-    def remaining(self) -> int:
+    def remaining_parameters(self) -> int:
         """Number of unpruned parameters: weights that the mask retains, and all parameters that it does not cover."""
         return self.parameters - self.mask.total + self.mask.kept
 

@@ -197,8 +197,8 @@ def lag_1_correlation(differences: Any) -> Any:
     return _divide_or_zero((centred[..., 1:] * centred[..., :-1]).sum(axis=-1), (centred**2).sum(axis=-1))
 
 
-def standard_error_inflation(found: Any, n: int) -> Any:
-    """Return the factor by which the lag-1 correlation `found` enlarges the standard error of a mean.
+def standard_error_inflation(correlation: Any, n: int) -> Any:
+    """Return the factor by which the lag-1 `correlation` enlarges the standard error of a mean.
 
     The factor is 1 unless the correlation is significant at 1 %. For n independent values the correlation has mean -1/n
     and SD (n - 2) / (n sqrt(n - 1)) (Moran, "Some theorems on time series II", Biometrika 35, 1948). Negative
@@ -207,8 +207,8 @@ def standard_error_inflation(found: Any, n: int) -> Any:
     import numpy as np
 
     chance = max((n - 2) / (n * sqrt(n - 1)), 1e-9)
-    shown = np.abs(np.asarray(found) + 1 / n) > _ORDER * chance
-    size = np.minimum(np.abs(found), _MOST_CORRELATION)
+    shown = np.abs(np.asarray(correlation) + 1 / n) > _ORDER * chance
+    size = np.minimum(np.abs(correlation), _MOST_CORRELATION)
     return np.where(shown, np.sqrt((1 + size) / (1 - size)), 1.0)
 
 

@@ -126,7 +126,7 @@ def verdict(
         steps: network -> its training steps with each seed; all must be equal.
         parents: for each seed, a key of what it may share with other seeds, such as a dense network or an
             initialisation. Seeds with equal parents are averaged and count as one. By default seeds share nothing.
-        unit: unit of the values: "%", "s", …. If the unit is None, or "" for a metric of which more is better, values
+        unit: unit of the values: "%", "s", …. If the unit is None, or "" for a metric where higher is better, values
             between 0 and 1 count as fractions if the margin is 0.1 or more.
 
     Raises:
@@ -302,7 +302,7 @@ class _Rules:
 
     @property
     def may_be_fractions(self) -> bool:
-        """Whether values that all lie between 0 and 1 are probably fractions, although the margin is in %."""
+        """Whether values between 0 and 1 are probably fractions, although the margin is in %."""
         return self.margin >= 0.1 and (self.unit is None or (not self.unit and self.higher_is_better))
 
     def __post_init__(self) -> None:

@@ -362,8 +362,8 @@ class GradualJob(Job):
             self._prune_up_to(done)  # a checkpoint may be written within a batch, after the optimiser's step
         elif done >= min(pruning.cuts):
             raise UsageError(
-                f"training goes on at step {done}, where pruning has begun, but the checkpoint has no state of it:"
-                " go on from a checkpoint that was written with this callback, or begin later"
+                f"training continues at step {done}, where pruning has begun, but the checkpoint has no state of it:"
+                " continue from a checkpoint that was written with this callback, or begin later"
             )
         pruning.done = done
 
@@ -384,7 +384,7 @@ class GradualJob(Job):
     def finish(self) -> None:
         pruning = _require_started(self._gradual)
         try:
-            pruning.check()  # before it is let go of: after that it knows nothing to look for
+            pruning.check()  # before the release, after which the mask is unknown
         finally:
             self.release()
         if early := pruning.describe_early_end():
@@ -471,8 +471,8 @@ class GatesJob(Job):
     def resume(self, done: int) -> None:
         if self._fresh and done:
             raise UsageError(
-                f"training goes on at step {done}, but the checkpoint has no state of gates: go on from a checkpoint"
-                " that was written with this callback"
+                f"training continues at step {done}, but the checkpoint has no state of gates: continue from a"
+                " checkpoint that was written with this callback"
             )
         if self._applied:
             if done < self._steps:
@@ -633,7 +633,7 @@ def _savarese_optimizer(gates: list[nn.Parameter]) -> Optimizer:
 
 def _require_started(thing: T | None) -> T:
     if thing is None:
-        raise UsageError(f"training has not begun in this process, so that there is nothing to tell; {_OTHER_PROCESS}")
+        raise UsageError(f"training has not begun in this process, so that there is no result yet; {_OTHER_PROCESS}")
     return thing
 
 
@@ -667,8 +667,8 @@ def read_state(path: Path) -> dict[str, Any]:
         tensors, described = load(data), parse_json(read_metadata(data)[_ENTRY])
     except FileNotFoundError:
         raise TicketryError(
-            f"{path} is missing, and training goes on from a checkpoint: take one that was written with this callback,"
-            " or say where it lies with resume_from="
+            f"{path} is missing, and training continues from a checkpoint: take one that was written with this"
+            " callback, or name its folder with resume_from="
         ) from None
     except (OSError, SafetensorError, LookupError, ValueError, TypeError, RuntimeError) as error:
         raise TicketryError(f"{path} cannot be read ({error}): take another checkpoint") from error
@@ -685,5 +685,5 @@ def read_state(path: Path) -> dict[str, Any]:
     except (LookupError, TypeError, AttributeError, RecursionError):
         state = None
     if not isinstance(state, dict):
-        raise TicketryError(f"{path} holds no state of a job: take another checkpoint")
+        raise TicketryError(f"{path} has no state of a job: take another checkpoint")
     return state

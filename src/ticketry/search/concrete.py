@@ -14,7 +14,7 @@ running statistics of step k stay unchanged; the code keeps none); no augmentati
 density; Adam at 0.1, and a tenth of this after 88 % of the steps; temperature 2/3; the balance aims at 1.1 times the
 density, and the mask takes the best gates; one draw per step for the whole batch; rewinding to epoch 9 of 160
 (ResNet-20). These are our choices: masks are trained for 100 % of a training (the code has 12.5, 50 or 100 %), in a
-separate data order; ties go by position; which layers have gates, and that none may become empty; of the other
+separate data order; ties are broken by position; which layers have gates, and that none may become empty; of the other
 objectives, only the KL divergence in the other direction. The dense network is trained to the end only for comparison:
 the search needs, and counts, its first k steps.
 """

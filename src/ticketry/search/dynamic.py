@@ -10,10 +10,10 @@ training per density, sparse throughout; the dense network is trained only for c
 As in the paper's algorithm, the batch whose gradient decides what grows is not trained on: with growth by gradient, a
 move replaces a training step, and is counted as one. This implementation departs from the paper as follows. Weights
 that were just dropped are not grown back in the same move (in the paper they may be: --regrow). The mask first moves
-after one interval (in the authors' code before the first step). Ties go by position (the code adds noise). SET has
-RigL's schedule, as in the paper's comparison (the original SET replaces a fixed share every epoch). Tickets report the
-training after the last move. Controls keep one mask, from the weights of step 0, for the whole schedule, which is the
-paper's static training.
+after one interval (in the authors' code before the first step). Ties are broken by position (the code adds noise). SET
+has RigL's schedule, as in the paper's comparison (the original SET replaces a fixed share every epoch). Tickets report
+the training after the last move. Controls keep one mask, from the weights of step 0, for the whole schedule, which is
+the paper's static training.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Early pruning: once, before or early in training, by what pruning does to the gradient flow.
+"""Early pruning: once, before or early in training, by the effect of pruning on the gradient flow.
 
 The dense network is trained until its weights change slowly, then pruned at once to the final density. The remaining
 weights are trained to the end of the same schedule, momentum included. Rachwan, Zügner, Charpentier, Geisler, Ayle &

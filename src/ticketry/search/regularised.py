@@ -105,7 +105,7 @@ class Settings(ScoreSettings):
 
     @cached_property
     def parsed_structure(self) -> ParsedStructure:
-        """What is removed together: the blocks of `structure`, else whole channels if the penalty is on channels."""
+        """Weights that are removed together: blocks of `structure`, or channels if the penalty is on channels."""
         if not self._has_blocks and self.penalty in ("l1_scales", "group_hoyer_square"):
             return ParsedStructure(NONE, channels=True)
         return ParsedStructure.parse(self.structure, self.structures)

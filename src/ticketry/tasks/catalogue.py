@@ -214,21 +214,6 @@ class Experiment:
     options: Mapping[str, str] = field(default_factory=dict)
     """Options of the task."""
 
-    def tables(self) -> dict[str, Any]:
-        """Return the search in the form of a run file: its tables, as new dictionaries."""
-        return {
-            "method": self.method,
-            "task": self.task,
-            "model": self.model,
-            "options": dict(self.options),
-            "settings": _tuples_to_lists(self.settings),
-            "recipe": _tuples_to_lists(asdict(self.recipe)),
-        }
-
-
-def _tuples_to_lists(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: list(value) if isinstance(value, list | tuple) else value for name, value in values.items()}
-
 
 @dataclass(frozen=True)
 class _Network:
@@ -292,7 +277,7 @@ def _short_search(network: _Network, width: float, **changes: Any) -> Experiment
 
 _LOW = "learning rate 0.01, rewound to step 0"
 _SATURATES = "figures 2 and 3, sections 3 and 4 (saturates at iteration {})"
-"""Where the paper shows that rewinding to later steps gains nothing."""
+"""Parts of the paper that show that rewinding to later steps gains nothing."""
 
 IMP_PRESETS = {
     "lenet": _paper_search(_LENET, "rewound to step 0", "0"),
@@ -435,9 +420,16 @@ EXPERIMENTS = IMP_PRESETS | CS_PRESETS | LANGUAGE_PRESETS
 
 
 def experiment(name: str) -> dict[str, Any]:
-    """Return the tables of a preset: method, task, model, options, settings and recipe."""
+    """Return a preset in the form of a run file: method, task, model, and tables of options, settings and recipe."""
     if name not in EXPERIMENTS:
         raise UsageError(
             f"there is no preset {name!r}: {did_you_mean(name, EXPERIMENTS)}choose one of {', '.join(EXPERIMENTS)}"
         )
-    return EXPERIMENTS[name].tables()
+    chosen = EXPERIMENTS[name]
+
+    def to_table(values: Mapping[str, Any]) -> dict[str, Any]:
+        return {key: list(value) if isinstance(value, list | tuple) else value for key, value in values.items()}
+
+    tables = {"options": chosen.options, "settings": chosen.settings, "recipe": asdict(chosen.recipe)}
+    names = {"method": chosen.method, "task": chosen.task, "model": chosen.model}
+    return {**names, **{name: to_table(values) for name, values in tables.items()}}

@@ -123,9 +123,9 @@ class ImageData:
 
 
 def _is_perceptron(base: str) -> bool:
-    from ticketry.tasks.models.image_models import hidden_widths  # imports torch, which facts must not
+    from ticketry.tasks.models.image_models import parse_hidden_widths  # imports torch, which facts must not
 
-    return hidden_widths(base) is not None
+    return parse_hidden_widths(base) is not None
 
 
 DIGITS_DATA = ImageData(

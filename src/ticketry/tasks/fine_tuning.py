@@ -50,7 +50,9 @@ def find_text_files(path: Path) -> dict[str, Path]:
     """Return the files of the splits ``train``, ``validation`` and ``test`` in a folder, or one file as ``all``."""
     if path.is_file():
         if path.suffix not in SUFFIXES:
-            raise DataError(f"{path} is none of {', '.join(SUFFIXES)}: its texts and labels cannot be told apart")
+            raise DataError(
+                f"{path} does not end in {', '.join(SUFFIXES)}, so its texts and labels cannot be separated"
+            )
         return {"all": path}
     if not path.is_dir():
         raise DataError(f"{path}: there are no such texts: name a file or a folder as --option texts=PATH")
@@ -281,11 +283,11 @@ class Pretrained:
         """Raise `TaskError` unless the folder has a configuration and weights."""
         if not (self.path / _CONFIG).is_file():
             raise TaskError(
-                f"{self.path} holds no {_CONFIG}: name a folder with a network of transformers, as save_pretrained of"
+                f"{self.path} has no {_CONFIG}: name a folder with a network of transformers, as save_pretrained of"
                 " a network and of its tokenizer writes it"
             )
         if not self._find_files(_WEIGHTS):
-            raise TaskError(f"{self.path} holds no {_WEIGHTS}: save the network there again with save_pretrained")
+            raise TaskError(f"{self.path} has no {_WEIGHTS}: save the network there again with save_pretrained")
 
     @property
     def _config(self) -> dict[str, Any]:
@@ -299,7 +301,7 @@ class Pretrained:
             file for name in _VOCABULARY for file in self._find_files(name)
         ):  # transformers would create an empty tokenizer
             raise TaskError(
-                f"{self.path} holds no tokenizer ({', '.join(_VOCABULARY)}): save it there with its save_pretrained"
+                f"{self.path} has no tokenizer ({', '.join(_VOCABULARY)}): save it there with its save_pretrained"
             )
         with self._report_errors("a tokenizer"):
             return _load_tokenizer(self.path)
@@ -513,7 +515,7 @@ def create_task(spec: Spec) -> FineTuning:
     """Create the task for the request `spec`, hf:FOLDER with options; this reads no texts."""
     options = Options(spec, OPTIONS)
     if spec.model:
-        raise TaskError(f"{spec.name} is a network itself: leave --model {spec.model} away")
+        raise TaskError(f"{spec.name} is a network itself: leave --model {spec.model} out")
     if not spec.name.removeprefix(HF):
         raise TaskError("the task hf needs to know the network: --task hf:FOLDER")
     folder = Pretrained(Path(spec.name.removeprefix(HF)).expanduser().absolute())

@@ -91,7 +91,7 @@ class NetworkName:
             )
         if "@" in rest:
             raise TaskError(
-                f"{text}: only this package's own networks have a width; leave @{rest.partition('@')[2]} away"
+                f"{text}: only this package's own networks have a width; leave @{rest.partition('@')[2]} out"
             )
         return cls(rest, library=library)
 

@@ -208,7 +208,7 @@ class CustomTableRegression(TableRegression):
     categories: tuple[str, ...] = ()
     """Names of columns to treat as words, although the words look like numbers or are many; see `read_table`."""
     missing: Missing = "median"
-    """What to do if a value is missing, see `read_table`."""
+    """Treatment of missing values, see `read_table`."""
 
     @property
     def features(self) -> int:
@@ -257,7 +257,7 @@ class CustomTableRegression(TableRegression):
     def _splits(self) -> Splits:
         table = self._table
         at = index_of(table.columns, self.target, self.path)
-        rows, held = len(table.values), _count_share(self.test, len(table.values))
+        rows, held = len(table.values), _share_to_count(self.test, len(table.values))
         if held >= rows - 1:
             raise TaskError(f"{self.path}: {rows} rows are too few for a test part of {float(self.test):g} of them")
         rest, test = hold_out(np.zeros(rows, np.int64), held, seed=self.split or 0)
@@ -317,14 +317,14 @@ def _split_off_validation(
     train: NDArray[np.int64], validation: Fraction, what: str
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Split a share of the training rows off for validation, by `splits.hold_out`; return the rest and the share."""
-    held = _count_share(validation, len(train))
+    held = _share_to_count(validation, len(train))
     if held >= len(train):
         raise TaskError(f"{what}: {len(train)} training rows are too few to hold out {float(validation):g} of them")
     kept, validated = hold_out(np.zeros(len(train), np.int64), held)
     return train[kept], train[validated]
 
 
-def _count_share(share: Fraction, of: int) -> int:
+def _share_to_count(share: Fraction, of: int) -> int:
     """Return `share` times the number `of`, with halves rounded up, and at least 1."""
     return max(1, int(share * of + Fraction(1, 2)))
 

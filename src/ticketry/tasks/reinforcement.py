@@ -146,8 +146,8 @@ class Environments:
                 self.seen[copy] = np.ravel(self._environments[copy].step(action + self._first)[0])
         if self.seen.tobytes() != state["seen"].contiguous().numpy().tobytes():
             raise TrainingError(
-                f"the environment {self.name} does not do the same again after the same seed and actions, so that its"
-                " training cannot go on: it is not deterministic, or another version of it was trained on"
+                f"the environment {self.name} does not repeat an episode after the same seed and actions, so that its"
+                " training cannot continue: it is not deterministic, or another version of it was trained on"
             )
 
     def _start_episode(self, copy: int) -> Numbers:
@@ -193,9 +193,9 @@ def create_environment(name: str) -> gymnasium.Env[Any, Any]:
         missing = str(getattr(error.__cause__, "name", None))
         if missing.lower() in _IN_EXTRA:
             raise MissingExtraError(missing, EXTRA, f"the environment {name}") from error
-        raise TaskError(f"the environment {name} cannot be made: {error}") from error
+        raise TaskError(f"the environment {name} cannot be created: {error}") from error
     except Exception as error:  # code of other packages may raise anything
-        raise TaskError(f"the environment {name} cannot be made: {type(error).__name__}: {error}") from error
+        raise TaskError(f"the environment {name} cannot be created: {type(error).__name__}: {error}") from error
     seen, actions = world.observation_space, world.action_space
     if not isinstance(seen, gymnasium.spaces.Box) or not isinstance(actions, gymnasium.spaces.Discrete):
         raise TaskError(
@@ -517,7 +517,7 @@ class EnvironmentCourse(Course):
         if recipe.augment:
             raise TaskError(f"{self.environment} has no augmentation {recipe.augment[0]!r}: choose a recipe without it")
         if recipe.label_smoothing:
-            raise TaskError("returns have no labels: leave label smoothing away (--recipe.label-smoothing 0)")
+            raise TaskError("returns have no labels: leave label smoothing out (--recipe.label-smoothing 0)")
         per_epoch = -(-self.learning.memory // recipe.batch)
         return Learner(
             self.environment,

@@ -1,4 +1,4 @@
-"""What a task is: data, network, loss, metric and recipe; readers from disk; batches split over processes."""
+"""Tasks: data, network, loss, metric and recipe; readers from disk; batches split over processes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Spec:
 
 @dataclass(frozen=True)
 class Split:
-    """Examples as they are stored; for example, images are uint8, and `Task.prepare` scales them.
+    """Stored examples; for example, images are stored as uint8, and `Task.prepare` scales them.
 
     Examples:
         >>> digits = tk.task("digits").load()
@@ -135,7 +135,7 @@ class Task:
         """
         kind = type(self)
         raise TaskError(
-            f"the task {kind.__name__} has no key(), which tells its numbers from another's: name it"
+            f"the task {kind.__name__} has no key(), which identifies its results: name it"
             f' tk.task("{kind.__module__}:{kind.__qualname__}", options={{…}}), which has one, or write key()'
         )
 

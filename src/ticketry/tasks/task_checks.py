@@ -1,4 +1,8 @@
-"""Call methods of a task and check the returned values, with error messages for the author of the task."""
+"""Call methods of a task and check the returned values.
+
+Each function raises `TaskError`, with a message for the author of the task, if the method fails or returns something
+else than the base class `Task` prescribes.
+"""
 
 from __future__ import annotations
 

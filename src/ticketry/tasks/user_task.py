@@ -109,11 +109,11 @@ def _check_makes_tasks(found: object, name: str, *, annotated: bool) -> None:
         return
     returns = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", repr(annotation))
     known = isinstance(annotation, type) and issubclass(annotation, Task)
-    if not (known or (isinstance(annotation, str) and _names_a_task(inner, annotation))):
+    if not (known or (isinstance(annotation, str) and _annotation_is_task(inner, annotation))):
         raise TaskError(f"{name} returns {returns}, which is no task: name a function that returns a Task")
 
 
-def _names_a_task(function: Any, annotation: str) -> bool:
+def _annotation_is_task(function: Any, annotation: str) -> bool:
     """Return whether a textual annotation means a subclass of `Task`, or else is a name that ends in Task."""
     first, *rest = annotation.strip("'\" ").split(".")
     found = function.__globals__.get(first)
@@ -221,7 +221,7 @@ def recreate(task: object, get: Callable[..., Task]) -> Task:
     if why := _explain_unnamed(kind, name):
         raise TaskError(
             f'the task {kind.__name__} {why}: write the class into a module, and name it tk.task("module:'
-            f"{kind.__name__}\", options={{…}}); or give it a key() that returns what tells its numbers from another's"
+            f'{kind.__name__}", options={{…}}); or give it a key() that identifies its results'
         )
     options = _find_options(task, name)
     call = ", ".join(f"{argument}={value!r}" for argument, value in options.items())
@@ -259,7 +259,7 @@ def _explain_unnamed(kind: type[Task], name: str) -> str:
     try:
         found = load_object(name)
     except TicketryError as error:
-        return f"cannot be made again by its name {name} ({error})"
+        return f"cannot be created again by its name {name} ({error})"
     return "" if found is kind else f"is of a class that is not the one that {name} is now"
 
 

@@ -302,12 +302,12 @@ def test_test_stands_in_for_val(root: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (lambda root: shutil.rmtree(root), r"no folder .*set/train: images are looked for in train/<class>"),
+        (lambda root: shutil.rmtree(root), r"no folder .*set/train: images are expected in train/<class>"),
         (lambda root: shutil.rmtree(root / "val"), r"no folder .*set/val or .*set/test"),
         (lambda root: (root / "train" / "empty").mkdir(), r"train/empty holds 0 images .*at least 2"),
         (lambda root: (root / "train/C/x.jpeg").unlink(), r"train/C holds 1 images .*at least 2"),
         (lambda root: (root / "val" / "C").mkdir(), r"val/C holds 0 images .*at least 1"),
-        (lambda root: [shutil.rmtree(root / "val" / name) for name in "ab"], r"set/val holds no folders of classes"),
+        (lambda root: [shutil.rmtree(root / "val" / name) for name in "ab"], r"set/val has no folders of classes"),
         (lambda root: written(root, {"val/zebra/1.jpg": 1}), r"val/zebra is a class that is not in .*set/train"),
         (lambda root: [shutil.rmtree(root / part / name) for part in ("train",) for name in "ab"], "1 folders of cl"),
         (lambda root: shutil.rmtree(root / "train") or (root / "train").write_text(""), r"no folder .*set/train"),

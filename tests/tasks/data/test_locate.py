@@ -186,7 +186,7 @@ def test_a_silent_server_times_out(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_a_cache_folder_that_cannot_be_written(server: tuple[str, list[str]], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(DataError, match="could not be brought to"):
+    with pytest.raises(DataError, match="could not be downloaded to"):
         fetch(Origin(server[0] + "/one.gz", "one.gz", hashlib.md5(ONE).hexdigest()), tmp_path / "file")
 
 

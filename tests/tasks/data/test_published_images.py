@@ -150,7 +150,7 @@ def test_an_archive_without_a_batch(tmp_path: Path, small: Small) -> None:
     name, *_ = small.contents
     del small.contents[name]
     write_archive(tmp_path, small)
-    with pytest.raises(DataError, match=f"holds no {small.published.folder}/{name}"):
+    with pytest.raises(DataError, match=f"lacks {small.published.folder}/{name}"):
         small.published.read(place(tmp_path))
 
 

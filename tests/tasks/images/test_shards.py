@@ -330,7 +330,7 @@ def tar(path: Path, **members: bytes) -> None:
     [
         ({"a_jpg": b"x"}, r"the image a has no class: a member a\.cls"),
         ({"a_jpg": b"x", "a_cls": b"cat"}, r"a\.cls is no class"),
-        ({"a_txt": b"x"}, "holds no shards"),
+        ({"a_txt": b"x"}, "has no shards"),
         ({"a_jpg": b"x", "a_cls": b"0"}, "no shards for test"),
     ],
 )

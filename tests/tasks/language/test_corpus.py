@@ -166,5 +166,5 @@ def test_other_files_are_not_texts(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="there is no such text"):
         read(tmp_path / "absent", **SHARES)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="holds no text files"):
+    with pytest.raises(DataError, match="has no text files"):
         read(tmp_path / "empty", **SHARES)

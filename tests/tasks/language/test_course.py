@@ -214,7 +214,7 @@ def test_what_cannot_be_trained_is_refused() -> None:
     course = TextCourse(corpus(), time=8, carries=True)
     for recipe, message in (
         (RECIPE.changed(augment=("flip",)), "no augmentation 'flip'"),
-        (RECIPE.changed(label_smoothing=0.1), "leave label smoothing away"),
+        (RECIPE.changed(label_smoothing=0.1), "leave label smoothing out"),
     ):
         with pytest.raises(TaskError, match=message):
             course.session(recipe, 0, Arithmetic())

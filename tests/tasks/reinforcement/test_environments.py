@@ -191,7 +191,7 @@ def test_wrappers_of_an_environment_are_applied() -> None:
 
 
 def test_unusable_environments_are_refused(registered: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(TaskError, match=r"NoSuch-v0 cannot be made: .*doesn't exist"):
+    with pytest.raises(TaskError, match=r"NoSuch-v0 cannot be created: .*doesn't exist"):
         create_environment("NoSuch-v0")
     with pytest.raises(TaskError, match="takes Box actions: deep Q-learning is for"):
         create_environment(registered(Continuous))
@@ -201,7 +201,7 @@ def test_unusable_environments_are_refused(registered: Callable[..., str], monke
     with pytest.raises(MissingExtraError, match=r"LunarLander-v3 needs .*pip install 'ticketry\[control\]'"):
         create_environment("LunarLander-v3")
     monkeypatch.setitem(sys.modules, "mujoco", None)
-    with pytest.raises(TaskError, match=r'Ant-v5 cannot be made: .*pip install "gymnasium\[mujoco\]"'):
+    with pytest.raises(TaskError, match=r'Ant-v5 cannot be created: .*pip install "gymnasium\[mujoco\]"'):
         create_environment("Ant-v5")
     monkeypatch.setitem(sys.modules, "gymnasium", None)
     with pytest.raises(MissingExtraError, match=r"CartPole-v1 needs gymnasium, .* 'ticketry\[control\]'"):

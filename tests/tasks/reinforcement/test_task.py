@@ -126,7 +126,7 @@ def test_the_source_of_a_custom_environment_is_in_the_key(tmp_path: Path, monkey
         del gymnasium.registry["Walk-v0"], sys.modules["world_of_mine"]
     for name in ("gym:CartPole-v1", "cartpole"):
         assert "source" not in catalogue.get(name).key()
-    with pytest.raises(TaskError, match=r"no_such_world:Walk-v0 cannot be made: .*no_such_world"):
+    with pytest.raises(TaskError, match=r"no_such_world:Walk-v0 cannot be created: .*no_such_world"):
         catalogue.get("gym:no_such_world:Walk-v0").key()
 
 
@@ -204,5 +204,5 @@ def test_augmentation_and_label_smoothing_are_refused() -> None:
     recipe = catalogue.get("cartpole").recipe
     with pytest.raises(TaskError, match="no augmentation 'flip'"):
         course().session(recipe.changed(augment=("flip",)), 0, Arithmetic())
-    with pytest.raises(TaskError, match="leave label smoothing away"):
+    with pytest.raises(TaskError, match="leave label smoothing out"):
         course().session(recipe.changed(label_smoothing=0.1), 0, Arithmetic())

@@ -166,7 +166,7 @@ class About:
     score: str = ""
     """Description of the default score if the default of the setting `score` is empty, such as "by penalty"."""
     removes: str = ""
-    """What is removed: weights, channels or both. If empty, this follows from the structures that settings offer."""
+    """Removed parts: weights, channels or both. If empty, this follows from the structures that settings offer."""
 
 
 class Search(Protocol):
@@ -222,7 +222,7 @@ class Method(Generic[S]):
 
     @property
     def removes(self) -> str:
-        """What the method removes: weights, channels or both."""
+        """Parts that the method removes: weights, channels or both."""
         families = getattr(self.Settings, "structures", ())
         return self.about.removes or ("both" if "channels" in families else "weights")
 

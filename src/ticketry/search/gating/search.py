@@ -399,8 +399,8 @@ def _try_until_near(rounds: Rounds, chain: list[Result], init: float, aim: float
 def _extrapolate_init(first: tuple[float, float], second: tuple[float, float], aim: float) -> float:
     """Extrapolate s0 from two tries that are both too sparse or both too dense, linearly in log density.
 
-    A try is (s0, density), and `aim` is the wanted density. The new s0 lies half to four times the distance of the
-    tries beyond the second try.
+    A try is (s0, density), and `aim` is the wanted density. The step beyond the second try is half to four times the
+    distance of the two tries.
     """
     step = second[0] - first[0]
     gained, missing = math.log(max(second[1], 1e-9) / max(first[1], 1e-9)), math.log(aim / max(second[1], 1e-9))
@@ -417,7 +417,7 @@ def _interpolate_init(low: tuple[float, float], high: tuple[float, float], aim: 
 
 
 class _GateMovement:
-    """How far gates moved in a round, counting only gates that were on before the round."""
+    """Distances by which gates moved in a round; only gates that were on before the round count."""
 
     def __init__(self, lab: Lab, result: Result, before: Result | None) -> None:
         import torch

@@ -109,7 +109,7 @@ def decode_image(file: str | bytes, name: str) -> Image:
             return _to_rgb(image)
     except Exception as error:  # damaged files make decoders raise nearly anything, from SyntaxError to struct.error
         raise DataError(
-            f"{name} cannot be read as an image ({type(error).__name__}: {error}): get it again, or take it away"
+            f"{name} cannot be read as an image ({type(error).__name__}: {error}): get it again, or remove it"
         ) from error
 
 
@@ -245,7 +245,7 @@ def _find_folder(root: Path, names: tuple[str, ...]) -> Path:
         if (root / name).is_dir():
             return root / name
     wanted = " or ".join(str(root / name) for name in names)
-    raise DataError(f"there is no folder {wanted}: images are looked for in train/<class>/* and val/<class>/* of it")
+    raise DataError(f"there is no folder {wanted}: images are expected in train/<class>/* and val/<class>/* of it")
 
 
 def _list_classes(folder: Path) -> tuple[str, ...]:
@@ -263,14 +263,14 @@ def _list_images(
         if len(files) < least:  # one of two training images is held out for validation
             raise DataError(
                 f"{folder / name} holds {len(files)} images ({', '.join(SUFFIXES)}), but a class needs at least {least}"
-                " there: add some, or take the folder away"
+                " there: add some, or remove the folder"
             )
         prefix = os.fsencode(f"{folder.name}/{name}/")
         found.update(b"".join(b"%s%s\0%d\n" % (prefix, file, size) for file, size in files))
         names += [file for file, _ in files]
         labels.append(np.full(len(files), classes.index(name), np.int64))
     if not names:
-        raise DataError(f"{folder} holds no folders of classes: images are looked for in {folder.name}/<class>/*")
+        raise DataError(f"{folder} has no folders of classes: images are expected in {folder.name}/<class>/*")
     return Listing(folder, classes, np.array(names, np.bytes_), np.concatenate(labels))
 
 
@@ -474,7 +474,7 @@ def _read_cifar_archive(published: CifarFiles, path: Path) -> Iterator[bytes]:
         ) from error
     for name, md5 in published.batches.items():
         if name not in contents:
-            raise DataError(f"{path} holds no {published.folder}/{name}. Delete it and get it again")
+            raise DataError(f"{path} lacks {published.folder}/{name}. Delete it and get it again")
         check_digest(contents[name], md5, f"{published.folder}/{name} in {path}")
         yield contents[name]
 

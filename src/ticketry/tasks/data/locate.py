@@ -34,7 +34,7 @@ class Origin:
     path: str
     """Path of the file, relative to a folder of data sets."""
     md5: str
-    """MD5 digest of the file as it is downloaded, before any decompression."""
+    """MD5 digest of the downloaded file, before any decompression."""
 
 
 def fetch(origin: Origin, folder: Path) -> None:
@@ -61,7 +61,7 @@ def fetch(origin: Origin, folder: Path) -> None:
         found = got[1] if got else "a part of it"
         raise DataError(f"{origin.url} is not the published file: md5 {origin.md5} expected, {found} found") from error
     except OSError as error:  # includes errors of requests
-        raise DataError(f"{origin.url} could not be brought to {target}: {error}") from error
+        raise DataError(f"{origin.url} could not be downloaded to {target}: {error}") from error
 
 
 @dataclass(frozen=True)

@@ -91,7 +91,7 @@ class Source:
                             " found. Put it there again, or describe the shards anew"
                         )
             except OSError as error:
-                raise DataError(f"{self.url}/{name} could not be brought to {path}: {error}") from error
+                raise DataError(f"{self.url}/{name} could not be downloaded to {path}: {error}") from error
 
     def _download(self, name: str, target: Path) -> None:
         store = _open_store(self.url)
@@ -268,9 +268,7 @@ def _build_shard_set(source: Source, manifest: Manifest, index: Index) -> ImageS
     for part in PARTS:
         own = np.flatnonzero(parts[index.shard] == PARTS.index(part))
         if not len(own):
-            raise DataError(
-                f"{source} has no shards for {part}: their names tell, such as train-000000.tar and val-000000.tar"
-            )
+            raise DataError(f"{source} has no shards for {part}: name them like train-000000.tar and val-000000.tar")
         fields = (values[own] for values in (index.shard, index.offset, index.size, index.label))
         listings[part] = ShardListing(source, manifest.shards, Index(*fields), classes)
     counts = np.bincount(listings["train"].labels, minlength=len(classes))
@@ -348,7 +346,7 @@ def scan_shards(folder: Path, *, digests: bool = False) -> tuple[Manifest, Index
         rows += [(len(shards), *image) for image in iterate_images(path)]
         shards.append(Shard(name, path.stat().st_size, file_digest(path) if digests else "", part))
     if not rows:
-        raise DataError(f"{folder} holds no shards (train-*.tar, val-*.tar) with images")
+        raise DataError(f"{folder} has no shards (train-*.tar, val-*.tar) with images")
     return Manifest(1, tuple(shards), ""), Index(*np.array(rows, np.int64).T)
 
 

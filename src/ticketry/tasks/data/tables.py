@@ -227,7 +227,9 @@ def _check_words(present: Sequence[tuple[_Line, str]], name: str, path: Path) ->
         f"leave the column out (--option 'drop={name}'); if these are categories, say so (--option 'categories={name}')"
     )
     if any(_is_number(cell) for _, cell in present):
-        raise DataError(f"{_describe_word(present, name, path)}, though others in the column are: mend it, or {advice}")
+        raise DataError(
+            f"{_describe_word(present, name, path)}, though others in the column are: correct it, or {advice}"
+        )
     if (count := len({cell for _, cell in present})) > MOST_WORDS:
         raise DataError(
             f"{_describe_word(present, name, path)}, and the column has {count} different words, not up to"
@@ -327,10 +329,10 @@ def read(published: Published, split: int, where: tuple[Place, ...]) -> SplitTab
     """Read a published table with its split number `split`."""
     found = find_or_download(published.collection(), where)
     if found[0].name == _ARCHIVE:
-        file, source = _archive_reader(found[0], published.folder), f"{found[0]}, {published.folder}"
+        file, source = _make_archive_reader(found[0], published.folder), f"{found[0]}, {published.folder}"
     else:
         source = str(found[0].parent)
-        file = _folder_reader(found[0].parent)
+        file = _make_folder_reader(found[0].parent)
     data = file("data.txt")
     check_digest(data, published.data_md5, f"{source}/data.txt")
     indices = {name: file(name) for name in _INDICES}
@@ -351,7 +353,7 @@ def read(published: Published, split: int, where: tuple[Place, ...]) -> SplitTab
 _File = Callable[[str], bytes]
 
 
-def _folder_reader(folder: Path) -> _File:
+def _make_folder_reader(folder: Path) -> _File:
     """Return a function that returns the content of a file in `folder`, given its name."""
 
     def content(name: str) -> bytes:
@@ -363,7 +365,7 @@ def _folder_reader(folder: Path) -> _File:
     return content
 
 
-def _archive_reader(path: Path, folder: str) -> _File:
+def _make_archive_reader(path: Path, folder: str) -> _File:
     """Read the files of a table in the archive; return a function that returns a file's content, given its name."""
     wanted = {f"uci-regression/{folder}/{name}": name for name in ("data.txt", *_INDICES)}
     try:

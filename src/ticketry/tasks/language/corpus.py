@@ -50,7 +50,7 @@ def read(path: Path, *, validation: Fraction, test: Fraction) -> Content:
         return Content(**{split: read_text(file) for split, file in parts.items()})
     files = _list_files(path) if path.is_dir() else [path]
     if not files:
-        raise DataError(f"{path} holds no text files (*.txt, *.md, *.text, also as .gz or .xz)")
+        raise DataError(f"{path} has no text files (*.txt, *.md, *.text, also as .gz or .xz)")
     return _split_text(b"".join(map(read_text, files)), validation, test, path)
 
 
@@ -266,7 +266,7 @@ class Corpus:
 
 @dataclass(frozen=True)
 class _Files:
-    """Where the files of a published text may be, and the digests of the decompressed files."""
+    """Possible locations of the files of a published text, and the digests of the decompressed files."""
 
     layouts: tuple[Layout, ...]
     md5: tuple[str, str, str]
@@ -294,7 +294,7 @@ _FILES = {
 
 
 def collection(name: str) -> Collection:
-    """Return where the files of the published text `name` may be; it cannot be downloaded."""
+    """Return possible locations of the files of the published text `name`, which cannot be downloaded."""
     return Collection(PUBLISHED[name].title, _FILES[name].layouts, origins=())
 
 

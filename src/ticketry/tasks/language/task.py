@@ -64,7 +64,9 @@ class TextCourse(Course):
         if recipe.augment:
             raise TaskError(f"a text has no augmentation {recipe.augment[0]!r}: choose a recipe without it")
         if recipe.label_smoothing:
-            raise TaskError("perplexity is of the text itself: leave label smoothing away (--recipe.label-smoothing 0)")
+            raise TaskError(
+                "perplexity is measured on the text itself: leave label smoothing out (--recipe.label-smoothing 0)"
+            )
         for split in ("validation", "test"):
             if (count := len(self._part(split).tokens)) < _FEWEST:
                 raise TaskError(

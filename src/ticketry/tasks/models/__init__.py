@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from ticketry.choices import did_you_mean
 from ticketry.errors import MissingExtraError, TaskError, TicketryError
 from ticketry.registry import digest_source
-from ticketry.tasks.models.image_models import MLP, Network, hidden_widths
+from ticketry.tasks.models.image_models import MLP, Network, parse_hidden_widths
 from ticketry.tasks.network_name import NETWORKS, NetworkName, unknown_network_error
 from ticketry_engine.support.process_state import private_random_state
 
@@ -58,7 +58,7 @@ def build(name: str, *, shape: tuple[int, int, int], classes: int) -> nn.Module:
         raise
     except Exception as error:  # a custom network may fail in any way
         raise TaskError(
-            f"the network {name} cannot be made for inputs of {shape} and {classes} classes: {type(error).__name__}:"
+            f"the network {name} cannot be built for inputs of {shape} and {classes} classes: {type(error).__name__}:"
             f" {error}"
         ) from error
 
@@ -80,13 +80,13 @@ def check(name: str, *, shape: tuple[int, int, int]) -> None:
 
 
 def _find_network(parsed: NetworkName, name: str) -> Network:
-    if widths := hidden_widths(parsed.base):
+    if widths := parse_hidden_widths(parsed.base):
         return Network(partial(MLP, hidden=widths))
     if parsed.base not in NETWORKS.built_in and not parsed.is_outside:
         raise unknown_network_error(name)
     network = NETWORKS.get(parsed.base)
     if parsed.width != 1 and not network.scales:
-        raise TaskError(f"{name}: {parsed.base} does not take `scale`, so that it has no other width: leave @ away")
+        raise TaskError(f"{name}: {parsed.base} does not take `scale`, so that it has no other width: leave @ out")
     return network
 
 

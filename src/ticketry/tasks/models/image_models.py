@@ -90,7 +90,7 @@ class MLP(nn.Module):
         return out
 
 
-def hidden_widths(base: str) -> tuple[int, ...] | None:
+def parse_hidden_widths(base: str) -> tuple[int, ...] | None:
     """Return the hidden widths in a name such as mlp-50-50, or None for any other name."""
     found = _MLP_NAME.fullmatch(base)
     return tuple(int(width) for width in found[1].split("-")[1:]) if found else None

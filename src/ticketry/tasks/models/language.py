@@ -262,7 +262,7 @@ class GPT(LanguageModel):
     Norms precede attention and feed-forward layers, positions are learned, and the nonlinearity is GELU. Weights are
     drawn from N(0, 0.02²); in the last layer of each residual branch, the standard deviation is divided by
     sqrt(2 * blocks). Queries, keys and values are separate layers. With a context of 64 and the 33,278 words of
-    WikiText-2, the model has 5,061,120 parameters, of which 0.8 million are in blocks. It has no state: each segment of
+    WikiText-2, the model has 5,061,120 parameters, 0.8 million of them in blocks. It has no state: each segment of
     a text is read alone.
     """
 
