@@ -190,11 +190,7 @@ class Shuffled(Control):
 
 
 def _shuffle_row_groups(ticket: Mask, single: Mask, drawing: Drawing) -> Mask:
-    """Return a mask with whole groups of rows shuffled where costs depend on groups; other layers are of `single`.
-
-    Args:
-        single: the ticket's mask with single weights shuffled in all layers.
-    """
+    """Return the mask `single`, with whole groups of rows shuffled in layers whose costs depend on such groups."""
     from ticketry.budgets.cost_model import CostModel
     from ticketry.budgets.granularity import FINEST
     from ticketry.core.mask import Mask

@@ -43,11 +43,7 @@ from ticketry_engine.support.seeds import mix
 def train_with_scaled_recipe(
     lab: Lab, task: Task, recipe: Recipe, steps: int, seeds: Seeds, *, variants: Sequence[Variant] = (), label: str = ""
 ) -> Result:
-    """Train a network from its initialisation for `steps` steps, with the recipe's schedule scaled to that length.
-
-    Args:
-        variants: variants of training, such as a fixed mask. Without variants a dense network is trained.
-    """
+    """Train a network from its initialisation for `steps` steps, with the recipe's schedule scaled to that length."""
     per_epoch = lab.per_epoch(task, recipe)
     if steps != recipe.steps(per_epoch):
         recipe = scale_recipe(recipe, per_epoch, steps)
@@ -184,10 +180,7 @@ def _first_cycle(lab: Lab, task: Task, recipe: Recipe, mask: str, found: Found, 
 def store_control_mask(lab: Lab, task: Task, control: str, ticket: str, seeds: Seeds, form: MaskForm = WEIGHTS) -> str:
     """Draw and store a control's mask for a ticket's stored mask, and return the new mask's digest (cached).
 
-    Args:
-        ticket: digest of the ticket's mask.
-        form: structure of both masks.
-        seeds: seeds of the replicate; `seeds.mask` determines the draw.
+    `ticket` is the digest of the ticket's mask, and `form` the structure of both masks.
     """
     chosen = CONTROLS.get(control)
     described: dict[str, Any] = {"control": chosen.drawn_as or control, "of": ticket, "seed": seeds.mask}
@@ -236,9 +229,7 @@ def _draw_mask(control: str, ticket: Mask, seeds: Seeds, drawing: Drawing) -> Ma
 def control_start(lab: Lab, control: str, state: str, ticket: str, seeds: Seeds) -> Start:
     """Compute a control's initial weights from the ticket's, store them, and return them as a start of training.
 
-    Args:
-        state: digest of the stored weights and buffers with which the ticket's training starts.
-        ticket: digest of the ticket's stored mask.
+    `state` and `ticket` are digests of the ticket's stored initial weights (with buffers) and mask.
     """
     before = lab.store.get_tensors(state)
     seed = mix(seeds.mask, control, ticket)

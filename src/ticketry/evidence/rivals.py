@@ -556,10 +556,6 @@ def restore_variants(lab: Lab, info: RetrainingInfo, mask: Mask, of: str) -> tup
     """Restore the variants of training with which a ticket was trained, adapted to its current mask.
 
     If pruned channels were physically removed before training, they are removed here too.
-
-    Args:
-        info: entries of the ticket about its training.
-        of: name of the ticket in errors.
     """
     digest, holding = lab.store.put_mask(mask), Shrunk if info.segment.shrunk else HeldMask
     made = [_restore_variant(each, of) for each in info.segment.variants]

@@ -267,11 +267,7 @@ class PooledSD(NamedTuple):
 
 
 def pool_sd(levels: Sequence[Sequence[float]], margin: float) -> PooledSD:
-    """Pool the standard deviations of the levels of a search into one.
-
-    Args:
-        levels: for each level, the differences of its replicates.
-    """
+    """Pool the standard deviations of the differences at each level of a search into one."""
     import numpy as np
 
     near = [one for one in levels if len(one) > 1 and abs(float(np.median(one))) < LOST * margin]
@@ -372,13 +368,7 @@ class Diagnosis(Found, frozen=True, kw_only=True):
 def diagnose(differences: Sequence[float], least_spread: float, name: str) -> Diagnosis | None:
     """Check differences for skewness, correlation of successive seeds and outliers; bound the rate of collapses.
 
-    Args:
-        differences: ticket minus other network for each seed; positive if the ticket is better.
-        least_spread: the SD floor.
-        name: name of the other network, for messages.
-
-    Returns:
-        The diagnosis; None if there are fewer than `LEAST_SEEDS` seeds.
+    Differences are positive if the ticket is better. Return None if there are fewer than `LEAST_SEEDS` seeds.
     """
     import numpy as np
 

@@ -247,7 +247,6 @@ def prune_least_important(
 
     Args:
         within: digest of the mask that the tick was trained with; channels that it removes stay removed.
-        keep_at_least: minimum number of channels in each coupled group.
     """
     from ticketry.core.structure.channel_masks import channels
 

@@ -120,10 +120,7 @@ class Source:
     collate: Callable[[list[Any]], Any] = default_collate
 
     def read(self, rows: list[int], seeds: list[int]) -> tuple[Tensor, Tensor]:
-        """Read the examples with the indices `rows`; return inputs and targets.
-
-        For each example, `seeds` has the seed of its random transforms.
-        """
+        """Return inputs and targets of the examples `rows`; each has a seed of its random transforms in `seeds`."""
         examples = []
         for row, seed in zip(rows, seeds, strict=True):
             with _seeded(seed):
@@ -338,10 +335,7 @@ def _read_targets(source: Source) -> Tensor:
 
 
 def _targets_attribute(data: Any) -> Tensor | None:
-    """Return the attribute `targets` of a data set if it has classes, as in torchvision; else None.
-
-    For a subset of a data set, return the targets of the subset.
-    """
+    """Return the attribute `targets` of a data set, or of that of a subset, if it has classes (int64); else None."""
     if isinstance(data, Subset):
         whole = _targets_attribute(data.dataset)
         return None if whole is None else whole[torch.tensor(list(data.indices), dtype=torch.int64)]

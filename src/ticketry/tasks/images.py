@@ -156,7 +156,7 @@ def _scale_and_offset(
 ) -> tuple[Tensor, Tensor]:
     """Return factor and offset [c, 1, 1] with which x * factor + offset = (x / largest - mean) / std.
 
-    The result is cached, because a copy to a device stalls the device.
+    Cached, because a copy to a device stalls the device.
     """
     with torch.inference_mode(False):
         means = torch.tensor(mean, dtype=torch.float64).view(-1, 1, 1)
@@ -322,10 +322,7 @@ def create_folder_task(spec: Spec) -> FolderClassification:
 
 
 def parse_folder_options(spec: Spec, options: Options) -> dict[str, Any]:
-    """Return the arguments of `FolderClassification` that a request and its `options` give.
-
-    Raises the same errors as `create_folder_task`.
-    """
+    """Return the arguments of `FolderClassification` that a request and its `options` give."""
     size = options.whole("size", 224, least=1)
     resize = options.whole("resize", round(size / _SHARE_OF_SIDE), least=size)
     network = spec.model or MODEL

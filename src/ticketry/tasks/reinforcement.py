@@ -55,11 +55,7 @@ class Environments:
     """Copies of an environment that are stepped together; a copy whose episode ends starts the next one at once."""
 
     def __init__(self, name: str, copies: int, seed: int, repeat: int = 1) -> None:
-        """Start the first episode of each copy.
-
-        Args:
-            repeat: number of environment steps for which an action is repeated; the rewards of these steps are summed.
-        """
+        """Start the first episode of each copy; an action is repeated for `repeat` steps, whose rewards are summed."""
         worlds = [create_environment(name) for _ in range(copies)]
         self.name, self.seed, self.repeat = name, seed, repeat
         steps = find_step_limit(worlds[0])
@@ -111,8 +107,7 @@ class Environments:
     def play(self, choose: Callable[[Numbers], list[int]]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
         """Play an episode in each copy; return summed rewards [copies] and lengths in environment steps [copies].
 
-        Args:
-            choose: function that returns n actions for the observations [n, numbers] of unfinished episodes.
+        `choose` returns n actions for the observations [n, numbers] of unfinished episodes.
         """
         returns, lengths = np.zeros(len(self.seen)), np.zeros(len(self.seen), np.int64)
         unfinished = list(range(len(self.seen)))
@@ -363,11 +358,7 @@ class Learner(Session):
         self._target: dict[str, Tensor] = {}
 
     def loss(self, model: nn.Module, batch: int) -> Tensor:
-        """Act in the environments, and then return the loss of a random batch from the replay memory.
-
-        Args:
-            batch: number of the training step.
-        """
+        """Act in the environments in training step `batch`, and return the loss of a random batch from the replay memory."""
         step, learning = batch, self._learning
         parameters = {normal_name(name): parameter for name, parameter in model.named_parameters()}
         if not self._started:
@@ -501,12 +492,7 @@ class EnvironmentCourse(Course):
     """Training and evaluation in an environment; an epoch has as many transitions as fit into the replay memory."""
 
     def __init__(self, environment: str, sizes: tuple[int, int], learning: Learning, acts: bool = True) -> None:
-        """Create the course.
-
-        Args:
-            sizes: how many numbers an observation has, and how many actions there are.
-            acts: see `Learner`.
-        """
+        """Create a course; for `sizes` and `acts` see `Learner`."""
         self.environment, self.numbers_and_choices, self.learning, self._acts = environment, sizes, learning, acts
 
     def sizes(self) -> dict[str, int]:
@@ -660,10 +646,7 @@ def _gymnasium_version(environment: str) -> str:
 
 
 def create_task(spec: Spec) -> Reinforcement:
-    """Create the task for the request `spec`: a name of `facts.ENVIRONMENTS` or gym:ENVIRONMENT.
-
-    This creates no environment.
-    """
+    """Create the task for the request `spec`, a name of `facts.ENVIRONMENTS` or gym:ENVIRONMENT, without an environment."""
     facts = ENVIRONMENTS.get(spec.name, OTHER)
     environment = facts.environment or spec.name.removeprefix(GYM)
     network = spec.model or facts.model

@@ -53,11 +53,9 @@ class Replicate:
         return self._make_segment(self.seeds.initialisation, mask=mask, variants=variants)
 
     def train_dense(self, *keep: int, retrain: str = GRADUAL) -> Found:
-        """Train the dense network and return it as level 0 of a search.
+        """Train the dense network, storing its state at the steps `keep`, and return it as level 0 of a search.
 
-        Args:
-            keep: steps, in rising order, at which the network's state is stored; the last state becomes
-                `Found.rewound`.
+        Steps are in rising order; the last state becomes `Found.rewound`.
         """
         dense = self.lab.train(self.dense_training, keep=keep, label="dense")
         return Found(0, None, self.lab.at(dense, keep[-1]), dense, retrain, dense)
@@ -371,8 +369,7 @@ def _first_error(ended: Mapping[int, TicketryError], replicates: int) -> Ticketr
 def check_networks(method: str, networks: object) -> Iterator[Found]:
     """Yield the networks that a method yields in one replicate, after checking each of them.
 
-    Raises:
-        UsageError: unless the dense network comes first, then tickets of rising level, each trained under its mask.
+    Raise `UsageError` unless the dense network comes first, then tickets of rising level, each trained under its mask.
     """
     if not isinstance(networks, Iterable):
         raise UsageError(

@@ -536,11 +536,9 @@ class ParsedStructure:
 
     @classmethod
     def parse(cls, text: str, offered: Iterable[Family], *, latency: bool = False) -> ParsedStructure:
-        """Parse a value of the setting ``structure``.
+        """Parse a value of the setting ``structure``, which must be of one of the families that the method offers.
 
-        Args:
-            offered: families of structures that the method offers.
-            latency: whether there is a latency budget.
+        `latency` says whether there is a latency budget.
         """
         families = tuple(offered)
         head, *options = text.split(",")

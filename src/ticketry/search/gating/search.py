@@ -351,15 +351,10 @@ def train_towards(rounds: Rounds, density: float) -> Iterator[tuple[list[Result]
 
 
 def _try_until_near(rounds: Rounds, chain: list[Result], init: float, aim: float, density: float) -> list[Result]:
-    """Train the round after `chain` with different values of s0 until the density after it is near enough.
+    """Train the round after `chain` with different values of s0, beginning with `init`, until it is near enough.
 
-    Args:
-        init: first s0 to try.
-        aim: wanted density after this round.
-        density: wanted density after the last round.
-
-    Returns:
-        All tries in the order of training, except that the try to use comes last.
+    The wanted densities are `aim` after this round and `density` after the last round. The result has all tries in the
+    order of training, except that the try to use comes last.
     """
     before, number = chain[-1] if chain else None, len(chain) + 1
     last = number == rounds.settings.rounds
@@ -438,12 +433,9 @@ class _GateMovement:
         return max(float(self._moves.abs().median()), _LEAST_STEP)
 
     def init_for_share(self, share: float) -> float:
-        """Return the s0 with which `share` of the gates would be on after the round, if all moved as before.
+        """Return the s0 with which `share` of the gates that were on would stay on, if all moved as before.
 
         Gates that were off before the round and on after it are assumed to open again.
-
-        Args:
-            share: wanted share of the gates that were on before the round.
         """
         wanted = round(min(share, _MOST_SHARE) * len(self._moves)) - self._returned
         return self._threshold - float(self._moves[min(max(wanted, 1), len(self._moves)) - 1])

@@ -81,10 +81,9 @@ def read_images(
     seed: int | None = None,
     first: int = 0,
 ) -> Tensor:
-    """Read `count` images as uint8 [count, 3, size, size]; `ImageRequest` describes the other arguments.
+    """Read images, given as (path or content, name for messages), as uint8 [count, 3, size, size].
 
-    Args:
-        files: for each image, the path or content of its file, and a name for error messages.
+    The other arguments are those of `ImageRequest`.
     """
     batch = np.empty((count, 3, size, size), np.uint8)
     for position, (file, name) in enumerate(files):
@@ -293,11 +292,7 @@ _UINT8 = 0x08
 
 
 def parse_idx(content: bytes, *, dimensions: int, what: str) -> NDArray[np.uint8]:
-    """Parse `content` of an idx file (the format of MNIST) with elements of one byte; return a read-only view.
-
-    Args:
-        dimensions: required number of dimensions.
-    """
+    """Parse an idx file (the format of MNIST) of bytes with `dimensions` dimensions; return a read-only view."""
     header = 4 + 4 * dimensions
     magic = bytes((0, 0, _UINT8, dimensions))
     if content[:4] != magic or len(content) < header:
@@ -497,10 +492,7 @@ class _Batch(pickle.Unpickler):
 
 
 def unpickle_cifar_batch(content: bytes, labels: bytes) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Return the images [n, 3, 32, 32] and classes [n] of a pickled CIFAR batch.
-
-    `labels` is the name of the entry that has the classes.
-    """
+    """Return images [n, 3, 32, 32] and classes [n] of a pickled CIFAR batch; the entry `labels` has the classes."""
     batch = _Batch(io.BytesIO(content), encoding="bytes").load()
     return batch[b"data"].reshape(-1, 3, 32, 32), np.asarray(batch[labels], np.int64)
 
@@ -609,10 +601,7 @@ def _sort_images(files: Iterator[_File]) -> tuple[list[_Image], list[_Image]]:
 def _decode_images(
     images: list[_Image], classes: int, per_class: int, where: str
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Decode images; return pixels [n, 3, 64, 64] and classes [n].
-
-    Raises `DataError` unless there are `per_class` images of each of the `classes` classes.
-    """
+    """Decode `per_class` images of each class, or raise `DataError`; return pixels [n, 3, 64, 64] and classes [n]."""
     names, labels, counts = np.unique([wnid for wnid, _, _ in images], return_inverse=True, return_counts=True)
     if len(names) != classes or np.any(counts != per_class):
         found = f"{len(images):,} images of {len(names)} classes"

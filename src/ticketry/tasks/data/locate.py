@@ -187,10 +187,7 @@ def read_verified(path: Path, md5: str) -> bytes:
 
 
 def iterate_members(path: Path) -> Iterator[tuple[PurePosixPath, Callable[[], bytes]]]:
-    """Yield, for each file in an archive (.zip or .tar.gz), its path and a function that reads it.
-
-    Raises one of `DAMAGED` if the archive is damaged.
-    """
+    """Yield the path and a reading function of each file in a .zip or .tar.gz; raise one of `DAMAGED` if it is damaged."""
     if path.suffix == ".zip":
         with zipfile.ZipFile(path) as archive:
             for name in archive.namelist():

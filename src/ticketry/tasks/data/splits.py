@@ -91,9 +91,7 @@ _AT_ONCE = 4096
 def average_pixels(images: Tensor, factor: int) -> Tensor:
     """Reduce images uint8 [n, c, h, w] to [n, c, h / factor, w / factor] by averaging squares of pixels.
 
-    Means are rounded, with halves rounded up.
-
-    Integer arithmetic gives the same bytes on every machine.
+    Means are rounded half up, in integer arithmetic, which gives the same bytes on every machine.
     """
     count, channels, height, width = images.shape
     area = factor * factor

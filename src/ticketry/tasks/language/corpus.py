@@ -38,11 +38,7 @@ def read(path: Path, *, validation: Fraction, test: Fraction) -> Content:
 
     If a folder has a file for each split (train.txt, valid.txt, test.txt, also as .gz or .xz), these are the splits. In
     any other folder, the files *.txt, *.md and *.text (also as .gz or .xz) are concatenated in the order of their
-    paths. The text of such a folder or of a single file is split here, with validation and test text at the end.
-
-    Args:
-        validation: share of the text that is for validation, if the text is split here.
-        test: share of the text that is for testing, if the text is split here.
+    paths. The text of such a folder or of a single file is split here: the shares `validation` and `test` come last.
     """
     if not path.exists():
         raise DataError(f"{path}: there is no such text: name a file, or a folder of text files, as --task text:PATH")
@@ -299,10 +295,7 @@ def collection(name: str) -> Collection:
 
 
 def load_published(name: str, data: Path | None) -> Corpus:
-    """Load the published text `name` from the folder `data`, $TICKETRY_DATA or the cache folder.
-
-    Each process loads a text once.
-    """
+    """Load a published text from the folder `data`, $TICKETRY_DATA or the cache folder, once in each process."""
     return _load_published(name, places(data))
 
 

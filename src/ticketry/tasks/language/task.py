@@ -184,10 +184,7 @@ class TextSession(Session):
         return scores.flatten(0, 1).float(), batch.targets.flatten()
 
     def _call_model(self, model: nn.Module, piece: Piece, of: str, targets: Tensor | None = None) -> Tensor:
-        """Call the model on a piece and store its new state; return losses if there are targets, else scores.
-
-        The state is stored under the name `of` of the network.
-        """
+        """Call the model on a piece, and store its state under the name `of`; return losses, or scores without targets."""
         plain = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
         assert isinstance(plain, LanguageModel)
         fresh = piece.begins or of not in self._carried

@@ -44,10 +44,7 @@ class LanguageModel(nn.Module):
         return made if state is None else (made, after)
 
     def read(self, tokens: Tensor, state: State, *, first: bool) -> tuple[Any, State]:
-        """Return the features of each token, and the state after the last token.
-
-        `first` says that `state` is the initial state.
-        """
+        """Return each token's features and the state after the last token; `first` says that `state` is the initial one."""
         raise NotImplementedError
 
     def scores(self, features: Any) -> Tensor:
@@ -359,7 +356,6 @@ def build(name: str, *, vocabulary: int, context: int, dropout: float) -> Langua
 
     Args:
         context: largest number of tokens of a segment that a model without a state reads.
-        dropout: share of the activations that are set to 0 in training.
     """
     parsed = check(name)
     made: LanguageModel = _find_model_class(parsed)(vocabulary, context=context, dropout=dropout, scale=parsed.scaled)
@@ -394,10 +390,7 @@ def _find_model_class(name: NetworkName) -> Any:
 
 
 def narrower(name: str, *, vocabulary: int, context: int, parameters: int) -> str | None:
-    """Return the name of the widest model with at most `parameters` parameters: `name` or a narrower variant.
-
-    The result is None if even the narrowest variant is too large.
-    """
+    """Return the widest variant of a model, at most `name` itself, with at most `parameters` parameters, or None."""
 
     def count(candidate: NetworkName) -> int:
         with torch.device("meta"):
