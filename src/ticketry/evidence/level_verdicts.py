@@ -238,7 +238,7 @@ def _steps_by_network(rows: Mapping[str, Sequence[Point]]) -> dict[str, list[int
 
 
 def _dense_parents(dense: Sequence[Point]) -> list[str | int] | None:
-    """Return a key for each replicate's dense network; None if all differ, as they do unless the task ignores the seed."""
+    """Return a key per replicate's dense network; None if all differ (not if the task ignores the seed)."""
     keys: list[str | int] = [point.key or point.replicate for point in dense]
     return keys if len(set(keys)) < len(keys) else None
 

@@ -191,8 +191,8 @@ class Pretrained:
     def build_network(self, classes: int, *, pretrained: bool) -> Classifier:
         """Build the network in float32 with this number of classes.
 
-        Weights that the folder lacks, such as those of a last layer for other classes, and without `pretrained` all weights,
-        are drawn from torch's global random state.
+        Weights that the folder lacks, such as those of a last layer for other classes, are drawn from torch's global
+        random state; without `pretrained` all weights are.
         """
         auto, padding = _import_transformers(self.path).AutoModelForSequenceClassification, self.padding
         with self._report_errors("a sequence classifier"):

@@ -358,7 +358,7 @@ class Learner(Session):
         self._target: dict[str, Tensor] = {}
 
     def loss(self, model: nn.Module, batch: int) -> Tensor:
-        """Act in the environments in training step `batch`, and return the loss of a random batch from the replay memory."""
+        """Act in the environments in step `batch`, and return the loss of a random batch from the replay memory."""
         step, learning = batch, self._learning
         parameters = {normal_name(name): parameter for name, parameter in model.named_parameters()}
         if not self._started:
@@ -646,7 +646,7 @@ def _gymnasium_version(environment: str) -> str:
 
 
 def create_task(spec: Spec) -> Reinforcement:
-    """Create the task for the request `spec`, a name of `facts.ENVIRONMENTS` or gym:ENVIRONMENT, without an environment."""
+    """Create the task for the request `spec`, whose name is in `facts.ENVIRONMENTS` or is gym:ENVIRONMENT."""
     facts = ENVIRONMENTS.get(spec.name, OTHER)
     environment = facts.environment or spec.name.removeprefix(GYM)
     network = spec.model or facts.model

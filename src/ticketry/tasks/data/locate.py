@@ -187,7 +187,7 @@ def read_verified(path: Path, md5: str) -> bytes:
 
 
 def iterate_members(path: Path) -> Iterator[tuple[PurePosixPath, Callable[[], bytes]]]:
-    """Yield the path and a reading function of each file in a .zip or .tar.gz; raise one of `DAMAGED` if it is damaged."""
+    """Yield path and reading function of each file in a .zip or .tar.gz; raise one of `DAMAGED` if it is damaged."""
     if path.suffix == ".zip":
         with zipfile.ZipFile(path) as archive:
             for name in archive.namelist():

@@ -321,7 +321,7 @@ def _read_index(path: Path, manifest: Manifest) -> Index:
 
 
 def scan_shards(folder: Path, *, digests: bool = False) -> tuple[Manifest, Index]:
-    """Scan the shards in a folder and its sub-folders; return their manifest (with `digests` if requested) and index."""
+    """Scan the shards in a folder and its sub-folders; return their manifest (on request with digests) and index."""
     if not folder.is_dir():
         raise DataError(f"there is no folder {folder}")
     try:

@@ -184,7 +184,7 @@ class TextSession(Session):
         return scores.flatten(0, 1).float(), batch.targets.flatten()
 
     def _call_model(self, model: nn.Module, piece: Piece, of: str, targets: Tensor | None = None) -> Tensor:
-        """Call the model on a piece, and store its state under the name `of`; return losses, or scores without targets."""
+        """Call the model on a piece, store its state for network `of`, and return losses; without targets, scores."""
         plain = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
         assert isinstance(plain, LanguageModel)
         fresh = piece.begins or of not in self._carried

@@ -44,7 +44,7 @@ class LanguageModel(nn.Module):
         return made if state is None else (made, after)
 
     def read(self, tokens: Tensor, state: State, *, first: bool) -> tuple[Any, State]:
-        """Return each token's features and the state after the last token; `first` says that `state` is the initial one."""
+        """Return each token's features and the state after the last token; if `first`, `state` is the initial one."""
         raise NotImplementedError
 
     def scores(self, features: Any) -> Tensor:
