@@ -208,11 +208,10 @@ def compare(
 
     p_noninferior, p_inferior = p_values(-margin)
     p_superior, p_worse = p_values(0.0)
-    half = (
-        _interval_half_width(spread, n, confidence, n - 1 if pooled is None else pooled.degrees_of_freedom(n))
-        if spread
-        else None
-    )
+    half = None  # half of the interval's width
+    if spread:
+        freedom = n - 1 if pooled is None else pooled.degrees_of_freedom(n)
+        half = -float(scipy_special().stdtrit(freedom, (1 - confidence) / 2)) * spread / sqrt(n)
     return replace(
         found,
         spread=spread,
@@ -341,7 +340,3 @@ def _choose_sd_for_tests(
             " (do the seeds take effect? the metric's resolution, if given, is taken as the spread)"
         )
     return 0.0, f"{equal} (do the seeds take effect?): no interval; tested as if they spread by {least_spread:g}"
-
-
-def _interval_half_width(spread: float, n: int, confidence: float, freedom: int) -> float:
-    return -float(scipy_special().stdtrit(freedom, (1 - confidence) / 2)) * spread / sqrt(n)

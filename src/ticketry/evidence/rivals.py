@@ -676,7 +676,8 @@ def load_tested_ticket(lab: Lab, ticket: Ticket, task: Task | None = None) -> Te
         ticket.mask.parameters(model)
         match_state_to_model(model, ticket.start)
     except (MaskError, TicketError) as error:
-        raise TicketError(f"the ticket does not fit the network {_model_name(task)}: {error}") from None
+        network = task.key().get("model", task.name)
+        raise TicketError(f"the ticket does not fit the network {network}: {error}") from None
     _check_steps(training, recipe.steps(lab.per_epoch(task, recipe)), name_in_errors(ticket))
     return TestedTicket(
         lab=lab,
@@ -734,7 +735,3 @@ def check_task(task: Task, asked: TicketTask) -> None:
         f"{name:.40} {str(written.get(name))[:60]!r} (here {str(own.get(name))[:60]!r})" for name in differing
     )
     raise TicketError(f"the ticket has another task or network: its {differences}")
-
-
-def _model_name(task: Task) -> str:
-    return str(task.key().get("model", task.name))

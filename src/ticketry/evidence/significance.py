@@ -341,14 +341,9 @@ def guarded_power(n: int, distance: float, spread: float, alpha: float, least_sp
 @cache
 def _standard_normal_statistics(n: int) -> DifferenceStatistics:
     """Return statistics of fixed standard normal samples of size n; scaled, they hold for any mean and SD."""
-    return summarise_differences(_standard_normal_samples()[:, :n])
-
-
-@cache
-def _standard_normal_samples() -> Any:
     import numpy as np
 
-    return np.random.default_rng(_SEED).standard_normal((_SAMPLES, SIMULATED))
+    return summarise_differences(np.random.default_rng(_SEED).standard_normal((_SAMPLES, SIMULATED))[:, :n])
 
 
 _FAR = 3.0

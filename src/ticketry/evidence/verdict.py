@@ -560,9 +560,10 @@ _FINER = 0.01
 def explain_verdict(made: Verdict, interim: InterimAnalyses | None) -> tuple[str, ...]:
     """Explain a verdict in lines of text: answers, comparisons, unusual findings, and next steps if undecided."""
     lines = [describe_answers(made.as_good_as_dense, made.better_than_controls, made.not_beaten, bool(made.controls))]
+    sample = _format_seeds(made.n) if made.groups == made.n else _format_parents(made.groups)
     for name, one in {DENSE: made.dense, **made.controls}.items():
         wanted = f"within {one.margin:g} of" if name == DENSE else "above"
-        found = f"{_format_difference(one)} over {_describe_sample_size(made)}"
+        found = f"{_format_difference(one)} over {sample}"
         lines.append(f"ticket - {name}: {found}; {wanted} it with p = {one.p_value_for(name):.2g}")
         lines += [one.note] if one.note else []
         lines += one.diagnosis.reasons if one.diagnosis else ()
@@ -638,10 +639,6 @@ def _suggest_next_steps(made: Verdict, interim: InterimAnalyses | None) -> list[
     fresh = f"a new plan of {made.n + made.more_seeds} fresh seeds"  # seeds that were analysed do not count
     limit = f", beyond the plan's {interim.last}: that takes {fresh}" if interim and beyond else ""
     return [*lines, f"likely to decide: about {_format_seeds(made.more_seeds, 'more ')}{guess}{limit}"]
-
-
-def _describe_sample_size(made: Verdict) -> str:
-    return _format_seeds(made.n) if made.groups == made.n else _format_parents(made.groups)
 
 
 def _format_seeds(count: int, more: str = "") -> str:

@@ -77,7 +77,9 @@ def read_texts(path: Path, columns: Sequence[str], target: str) -> Labelled:
         target: name of the column with the labels; numbers and truth values become text.
     """
     texts, labels = [], []
-    for line, row in _read_rows(path):
+    content = read_text(path).decode("utf-8-sig")
+    rows = _parse_jsonl(path, content) if path.suffix == ".jsonl" else _parse_table(path, content)
+    for line, row in rows:
         for name in (*columns, target):
             if name not in row:
                 hint = did_you_mean(name, list(row))
@@ -95,11 +97,6 @@ def digest_texts(path: Path) -> str:
     """Return the SHA-256 of the contents of the text files that `path`, a file or a folder, has."""
     each = [f"{split} {hashlib.sha256(read_text(file)).hexdigest()}" for split, file in find_text_files(path).items()]
     return hashlib.sha256("\n".join(each).encode()).hexdigest()
-
-
-def _read_rows(path: Path) -> Iterator[tuple[int, Mapping[str, str]]]:
-    text = read_text(path).decode("utf-8-sig")
-    return _parse_jsonl(path, text) if path.suffix == ".jsonl" else _parse_table(path, text)
 
 
 def _parse_table(path: Path, text: str) -> Iterator[tuple[int, Mapping[str, str]]]:

@@ -599,20 +599,16 @@ class Reinforcement(Task):
 
     def key(self) -> Mapping[str, object]:
         """Return values that identify the task, also by the version of Gymnasium and a custom environment's source."""
+        source = "" if self.name in ENVIRONMENTS else digest_environment_source(self.environment)
         return {
             "name": self.name,
             "version": VERSION,
             "environment": self.environment,
             "library": f"gymnasium {_gymnasium_version(self.environment)}",
-            **self._custom_source,
+            **({"source": source} if source else {}),
             "learning": asdict(self.learning),
             **models.network_key(self.model),
         }
-
-    @property
-    def _custom_source(self) -> Mapping[str, str]:
-        own = "" if self.name in ENVIRONMENTS else digest_environment_source(self.environment)
-        return {"source": own} if own else {}
 
     def build(self) -> nn.Module:
         shape, choices = self._input_shape_and_action_count

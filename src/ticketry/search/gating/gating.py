@@ -281,7 +281,7 @@ class GatesEffect(Effect):
 
     def loss(self, batch: Any, inner: Callable[[], Tensor]) -> Tensor:
         gating = self._gating
-        with self.gates.drawing(), self._use_batch_statistics():
+        with self.gates.drawing(), batch_statistics(self._norms if gating.frozen else ()):
             loss = inner() if gating.objective == "loss" else self._divergence(batch)
         return loss + self.gates.penalty(gating.penalty) if gating.penalty else loss
 
@@ -293,9 +293,6 @@ class GatesEffect(Effect):
         with torch.no_grad(), self.gates.lifted():
             bare, _ = session.outputs(model, batch, of="bare")
         return divergence(outputs, bare, reverse=self._gating.objective == "reverse_kl")
-
-    def _use_batch_statistics(self) -> contextlib.AbstractContextManager[None]:
-        return batch_statistics(self._norms) if self._gating.frozen else contextlib.nullcontext()
 
     def after_backward(self) -> None:
         self._training.average_gradients(self.gates.parameters())

@@ -419,7 +419,9 @@ class CifarFiles:
         """Read the splits: the test set is the published one, and validation has a tenth of each training class."""
         files = find_or_download(self.collection(), where)
         from_archive = files[0].name == self.archive
-        contents = _read_cifar_archive(self, files[0]) if from_archive else _read_cifar_files(self, files)
+        contents = (
+            _read_cifar_archive(self, files[0]) if from_archive else map(read_verified, files, self.batches.values())
+        )
         batches = [unpickle_cifar_batch(content, self.labels) for content in contents]
         images = np.concatenate([images for images, _ in batches[:-1]])
         labels = np.concatenate([labels for _, labels in batches[:-1]])
@@ -453,11 +455,6 @@ CIFAR100 = CifarFiles(
     validation_per_class=50,
 )
 """CIFAR-100 with its 100 fine classes; the 20 coarse classes are not used."""
-
-
-def _read_cifar_files(published: CifarFiles, files: tuple[Path, ...]) -> Iterator[bytes]:
-    for path, md5 in zip(files, published.batches.values(), strict=True):
-        yield read_verified(path, md5)
 
 
 def _read_cifar_archive(published: CifarFiles, path: Path) -> Iterator[bytes]:

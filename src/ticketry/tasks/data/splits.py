@@ -124,7 +124,8 @@ def load_or_prepare(name: str, *, folder: Path, make: Callable[[], Splits]) -> S
 
 
 def _save(splits: Splits, path: Path) -> bool:
-    tensors = _to_tensors(splits)
+    tensors = {f"{name}.inputs": part.inputs for name, part in vars(splits).items()}
+    tensors |= {f"{name}.targets": part.targets for name, part in vars(splits).items()}
     try:
         with replacing(path) as temporary:
             save_file(tensors, temporary, metadata={"sha256": _digest(tensors)})
@@ -142,11 +143,6 @@ def _load(path: Path) -> Splits | None:
         return _to_splits(tensors) if _digest(tensors) == wanted else None
     except (OSError, SafetensorError, KeyError):
         return None
-
-
-def _to_tensors(splits: Splits) -> dict[str, Tensor]:
-    found = {f"{name}.inputs": part.inputs for name, part in vars(splits).items()}
-    return found | {f"{name}.targets": part.targets for name, part in vars(splits).items()}
 
 
 def _to_splits(tensors: Mapping[str, Tensor]) -> Splits:

@@ -166,9 +166,10 @@ def _check_library_network(name: NetworkName, shape: Shape) -> None:
     """Raise the errors that `build` would raise; each process tries a network once, on the meta device."""
     known = _classifier_names(name.library)
     if name.base not in known:
+        call = "timm.list_models()" if name.library == "timm" else "torchvision.models.list_models(torchvision.models)"
         raise TaskError(
             f"{name}: there is no such network in {_library_version(name)}:"
-            f" {did_you_mean(name.base.partition('.')[0], known)}{_listing_call(name.library)} lists them all"
+            f" {did_you_mean(name.base.partition('.')[0], known)}{call} lists them all"
         )
     if name.library == "torchvision" and shape[0] != 3:
         raise TaskError(
@@ -233,10 +234,6 @@ def _classifier_names(library: str) -> frozenset[str]:
     # Classifiers only: torchvision.models defines detection and other models in modules below it.
     found = module.list_models() if library == "timm" else module.models.list_models(module=module.models)
     return frozenset(found)
-
-
-def _listing_call(library: str) -> str:
-    return "timm.list_models()" if library == "timm" else "torchvision.models.list_models(torchvision.models)"
 
 
 def _import_library(library: str) -> ModuleType:
