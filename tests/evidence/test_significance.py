@@ -18,7 +18,7 @@ from ticketry.evidence.significance import (
     UNSEEN_FALL,
     UNSEEN_RATE,
     Diagnosis,
-    collapse_test_edge,
+    collapse_test_threshold,
     diagnose,
     guarded_p_values,
     guarded_power,
@@ -104,7 +104,7 @@ def test_an_unseen_collapse_errs_at_most_at_its_level(rate: float, n: int) -> No
     """
     for alpha in (0.001, 0.0328, 0.05):
         shift = rate * UNSEEN_FALL * 0.5
-        edge = collapse_test_edge(n, alpha, 0.5 * UNSEEN_FALL, 0.5)
+        edge = collapse_test_threshold(n, alpha, 0.5 * UNSEEN_FALL, 0.5)
         reached = (1 - rate) ** n * stats.norm.sf((edge - shift) / (0.5 / n**0.5))
         assert reached <= alpha * (1 + 1e-9)
     assert rate <= UNSEEN_RATE
@@ -114,9 +114,9 @@ def test_an_unseen_collapse_errs_at_most_at_its_level(rate: float, n: int) -> No
 @pytest.mark.parametrize("alpha", [0.001, 0.05])
 def test_the_edge_is_where_p_is_alpha(n: int, alpha: float) -> None:
     for fall, spread in ((2.5, 0.5), (2.5, 1.5)):
-        edge = collapse_test_edge(n, alpha, fall, spread)
+        edge = collapse_test_threshold(n, alpha, fall, spread)
         assert unseen_collapse_p_value(edge, n, fall, spread) == pytest.approx(alpha)
-        assert collapse_test_edge(n, alpha, 2 * fall, 2 * spread) == pytest.approx(2 * edge)
+        assert collapse_test_threshold(n, alpha, 2 * fall, 2 * spread) == pytest.approx(2 * edge)
 
 
 # -- skewness ----------------------------------------------------------------------------------------------------------

@@ -108,10 +108,10 @@ def test_the_seed_draws_new_layers(folder: Path, tmp_path: Path) -> None:
             assert not torch.equal(value, other[name])
         elif not name.startswith("classifier"):
             assert torch.equal(value, stored[name])
-    drawn = initial_state(catalogue.untrained(task), 0)
+    drawn = initial_state(catalogue.with_random_weights(task), 0)
     assert all(not torch.equal(value, stored[name]) for name, value in drawn.items() if value.dim() > 1)
-    assert catalogue.untrained(task).key() != task.key()
-    assert catalogue.untrained(catalogue.untrained(task)) is not task
+    assert catalogue.with_random_weights(task).key() != task.key()
+    assert catalogue.with_random_weights(catalogue.with_random_weights(task)) is not task
 
 
 def test_the_key_depends_on_contents_and_options(folder: Path, texts: Path, tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from ticketry.evidence.significance import (
     UNSEEN_FALL,
     Diagnosis,
     PooledSD,
-    collapse_test_edge,
+    collapse_test_threshold,
     diagnose,
     guarded_p_values,
     guarded_power,
@@ -264,7 +264,7 @@ def seeds_needed(
         lift = float(ndtri(power)) * error
         if (
             least_spread is not None
-            and distance - collapse_test_edge(n, alpha, UNSEEN_FALL * least_spread, least_spread) < lift
+            and distance - collapse_test_threshold(n, alpha, UNSEEN_FALL * least_spread, least_spread) < lift
         ):
             return False
         enough = float(stdtrit(n - 1, 1 - alpha))

@@ -33,7 +33,7 @@ from ticketry.lab.training.variant import Variant, with_other_mask
 from ticketry.records.network import LATENCY_MATCHED, is_matched_dense
 from ticketry.step import Step
 from ticketry.tasks import catalogue
-from ticketry.tasks.catalogue import untrained
+from ticketry.tasks.catalogue import with_random_weights
 from ticketry.tasks.network_name import NetworkName
 from ticketry.tasks.recipe import Recipe
 from ticketry.tasks.task import Task
@@ -284,7 +284,7 @@ def train_control(
 
 @dataclass(frozen=True)
 class ControlTrainings:
-    """The trainings of a control, without those that the search executed anyway."""
+    """The trainings of a control, except those that are part of the search."""
 
     trainings: list[Result]
     """The trainings in order; each continues the previous one."""
@@ -358,7 +358,7 @@ def _train_start(
     if searched and not chosen.fresh:
         return state, None
     dense = lab.segment(
-        untrained(task) if chosen.fresh else task,
+        with_random_weights(task) if chosen.fresh else task,
         start=mix(seeds.initialisation, "random_reinit") if chosen.fresh else seeds.initialisation,
         last=steps,
         order_seed=seeds.order,

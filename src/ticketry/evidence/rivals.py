@@ -320,7 +320,7 @@ class Rivals:
         """Initialise a role's network afresh, train it densely up to the rewind step, and return this start."""
         lab, subject = self.subject.lab, self.subject
         seed = mix(seeds.initialisation, "random_reinit")
-        begun = catalogue.untrained(task)
+        begun = catalogue.with_random_weights(task)
         if subject.step == 0 and begun is task:
             return Start(seed=seed)
         segment = lab.segment(begun, start=seed, last=subject.step, order_seed=seeds.order, recipe=subject.recipe)

@@ -113,7 +113,7 @@ def is_significantly_above(sample: DifferenceStatistics, least_spread: float, al
 
     distance, both, ordered = _test_statistics(sample, 0.0, least_spread)
     enough = scipy_special().stdtrit(sample.n - 1, 1 - alpha)
-    edge = collapse_test_edge(sample.n, alpha, UNSEEN_FALL * least_spread, ordered)
+    edge = collapse_test_threshold(sample.n, alpha, UNSEEN_FALL * least_spread, ordered)
     return (np.minimum(*both) >= enough) & (distance >= edge)
 
 
@@ -154,7 +154,7 @@ def unseen_collapse_p_value(distance: Any, n: int, fall: float, spread: Any) -> 
     return ((1 - rates) ** n * scipy_special().ndtr(-short / error)).max(axis=-1)
 
 
-def collapse_test_edge(n: int, alpha: float, fall: float, spread: Any) -> Any:
+def collapse_test_threshold(n: int, alpha: float, fall: float, spread: Any) -> Any:
     """Return the distance of the mean from the null hypothesis at which `unseen_collapse_p_value` is alpha."""
     import numpy as np
 
@@ -312,7 +312,7 @@ def replicates_needed(
 
     def has_power(n: int) -> bool:
         quantile = float(scipy_special().stdtrit(pooled.degrees_of_freedom(n), 1 - alpha))
-        edge = float(collapse_test_edge(n, alpha, pooled.collapse_depth, spread))
+        edge = float(collapse_test_threshold(n, alpha, pooled.collapse_depth, spread))
         return distance >= max(quantile * spread / sqrt(n), edge) + lift / sqrt(n)
 
     return next((n for n in range(LEAST_SEEDS, most + 1) if has_power(n)), None)

@@ -164,7 +164,7 @@ def verdict(
         unit=unit,
     )
     _check_planned(len(ticket), interim)
-    return _add_reasons(_analyse(rules, ticket, {DENSE: dense, **(controls or {})}, parents), interim)
+    return _add_reasons(_judge_once(rules, ticket, {DENSE: dense, **(controls or {})}, parents), interim)
 
 
 def level_verdict(
@@ -180,7 +180,7 @@ def level_verdict(
     """Judge one level of a search like `verdict`, but by the tests of `significance` that pool the SD over levels."""
     check_budgets(steps or {})
     chosen = _Rules(least_spread=next(iter(pooled.values())).floor, pooled=pooled, **rules)
-    return _add_reasons(_analyse(chosen, ticket, {DENSE: dense, **controls}, parents), None)
+    return _add_reasons(_judge_once(chosen, ticket, {DENSE: dense, **controls}, parents), None)
 
 
 def decide_after(
@@ -211,7 +211,7 @@ def decide_after(
         if count < n:  # report unequal numbers of values early
             _check_pairs(n, others)
         first = {name: values[:count] for name, values in others.items()}
-        now = _analyse(chosen, ticket[:count], first, None if parents is None else parents[:count])
+        now = _judge_once(chosen, ticket[:count], first, None if parents is None else parents[:count])
         made = now if made is None else _add_answers(_combine_analyses(made, now, stop), interim)
         if made.decided and stop:
             break
@@ -323,7 +323,7 @@ class _Rules:
         )
 
 
-def _analyse(
+def _judge_once(
     rules: _Rules,
     ticket: Sequence[float],
     others: Mapping[str, Sequence[float]],

@@ -43,9 +43,9 @@ class Settings(GateSettings):
     """Kind of gate, see `ticketry list gates`, or your own as package.module:Kind. With several rounds, the kind must
     define how gates continue in the next round."""
 
-    def fixed_gating(self) -> dict[str, Any]:
+    def shared_gating_arguments(self) -> dict[str, Any]:
         own = {"final": self.final_temperature, "anneal": self.temperature, "kind": self.kind}
-        return {**super().fixed_gating(), **own}
+        return {**super().shared_gating_arguments(), **own}
 
 
 plan, search = plan_by_gates, search_by_gates

@@ -30,7 +30,7 @@ from ticketry.search.common.plan import Training, ticket_training_span
 from ticketry.search.common.pruning import (
     check_score_setting,
     compress_to_steps,
-    dense_for_comparison,
+    dense_by_full_recipe,
     prunable_scope,
     prune,
     structured_mask,
@@ -195,7 +195,7 @@ def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
     own, settings = compress_to_steps(replicate, settings, steps_needed, ("rewind",))
     whole = own.dense_training
     dense = own.train_dense(whole.at(settings.rewind, "rewind"), retrain=retrain)
-    yield dense_for_comparison(replicate, dense)
+    yield dense_by_full_recipe(replicate, dense)
     yield from _train_levels(own, settings, dense)
 
 

@@ -29,7 +29,7 @@ from ticketry.search.common.plan import Training, ticket_training_span
 from ticketry.search.common.pruning import (
     check_score_setting,
     compress_to_steps,
-    dense_for_comparison,
+    dense_by_full_recipe,
     prunable_scope,
     prune,
     prune_once,
@@ -121,7 +121,7 @@ def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
     step = own.dense_training.at(settings.rewind, "rewind")
     begun = own.train_dense(step, retrain=retrain)
     rewound, dense = begun.rewound, begun.dense
-    yield dense_for_comparison(replicate, begun)
+    yield dense_by_full_recipe(replicate, begun)
 
     def find_ticket(level: int, density: float) -> Found:
         mask, derived = structured_mask(own, dense, prune(own, dense, scope, density, settings), settings)

@@ -33,8 +33,8 @@ class Settings(GateSettings):
         True
     """
 
-    def fixed_gating(self) -> dict[str, Any]:
-        return {**super().fixed_gating(), "kind": "stochastic"}
+    def shared_gating_arguments(self) -> dict[str, Any]:
+        return {**super().shared_gating_arguments(), "kind": "stochastic"}
 
 
 plan, search = plan_by_gates, search_by_gates

@@ -184,7 +184,7 @@ def of_replicate(task: Task, number: int) -> Task:
     return _add_options(task, task.of_replicate(number), "differs between replicates")
 
 
-def untrained(task: Task) -> Task:
+def with_random_weights(task: Task) -> Task:
     """Return the task with randomly initialised networks: `task`, or a copy with the options of `Task.untrained`."""
     return _add_options(task, task.untrained(), "begins with trained weights")
 

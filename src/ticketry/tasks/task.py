@@ -149,7 +149,7 @@ class Task:
     def untrained(self) -> Mapping[str, str]:
         """Return options that give the task random instead of pre-trained weights; empty if weights are random anyway.
 
-        The control `random_reinit` needs a network without pre-trained weights, see `catalogue.untrained`.
+        The control `random_reinit` needs a network without pre-trained weights, see `catalogue.with_random_weights`.
         """
         return {}
 

@@ -40,7 +40,7 @@ def load(spec: Spec, registry: Registry[Any], *, annotated: bool = False) -> Tas
     """
     found = registry.get(spec.name)
     _check_makes_tasks(found, spec.name, annotated=annotated)
-    task = _create(found, spec)
+    task = _create_task(found, spec)
     _check_task(task, spec.name)
     try:
         source = digest_source(registry.find_target(spec.name), type(task))
@@ -124,7 +124,7 @@ def _annotation_is_task(function: Any, annotation: str) -> bool:
     return isinstance(found, type) and issubclass(found, Task)
 
 
-def _create(found: Any, spec: Spec) -> Task:
+def _create_task(found: Any, spec: Spec) -> Task:
     arguments: dict[str, Any] = _parse_arguments(spec)
     if isinstance(found, Task):
         if arguments:

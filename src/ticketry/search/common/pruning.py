@@ -390,7 +390,7 @@ def _with_schedule_length(
     return replace(replicate, recipe=recipe), replace(settings, **scaled)
 
 
-def dense_for_comparison(replicate: Replicate, found: Found) -> Found:
+def dense_by_full_recipe(replicate: Replicate, found: Found) -> Found:
     """Return `found`, or, if its schedule was shortened, a dense network trained by the whole recipe instead."""
     if found.result.segment.recipe == replicate.recipe:
         return found

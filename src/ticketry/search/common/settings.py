@@ -253,7 +253,7 @@ class PruningSettings:
         return f"{self.budget.kind if self.budget else 'density'} {share:g}"
 
     def _check_budget(self) -> None:
-        """Raise `UsageError` if the budget is invalid, or another setting does not fit its presence or absence."""
+        """Raise `UsageError` if the budget is invalid, or a setting needs a budget or excludes one."""
         budget, shape = self.budget, self.parsed_structure
         kind = budget.kind if budget else ""
         if self.profile and kind not in MEASURED:

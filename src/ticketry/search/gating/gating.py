@@ -180,7 +180,7 @@ class Gating(Variant):
         return GatesEffect(around, self)
 
     def first_state(self, around: Surroundings, model: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the state that gates begin with: those of the earlier round after their reset, else an empty dict."""
+        """Return the gates' initial state: that of the earlier round after its reset; empty without such a round."""
         if self.earlier is None:
             return {}
         assert self.reset is not None

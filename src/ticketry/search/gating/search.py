@@ -153,7 +153,7 @@ class GateSettings(PruningSettings):
         """Return settings that find the ticket of `level`, and the ticket's level with them (None: the last)."""
         return (self.split_by_density()[(level - 1) // self.rounds], None) if self.targets else (self, level)
 
-    def fixed_gating(self) -> dict[str, Any]:
+    def shared_gating_arguments(self) -> dict[str, Any]:
         """Return the arguments of `Gating` that are the same in all rounds."""
         of_gates = [each.name for each in fields(self) if each.name.startswith("gate_")]
         own = {name.removeprefix("gate_"): getattr(self, name) for name in of_gates}
@@ -281,7 +281,9 @@ class Rounds:
         self.replicate, self.lab, self.settings = replicate, replicate.lab, settings
         self.step = replicate.dense_training.at(settings.rewind, "rewind")
         scope = prunable_scope(replicate, settings)
-        self._gating = Gating(scope=tuple(scope), **gate_prices(replicate, settings, scope), **settings.fixed_gating())
+        self._gating = Gating(
+            scope=tuple(scope), **gate_prices(replicate, settings, scope), **settings.shared_gating_arguments()
+        )
         if settings.rounds > 1 and not self._gating.make_kind().rounds:
             raise UsageError(f"gates of kind {self._gating.kind!r} have no rule for a further round: give rounds 1")
         for init, penalty in settings.inits_and_penalties:

@@ -131,7 +131,7 @@ def find_files(collection: Collection, where: tuple[Place, ...]) -> tuple[Path, 
 
 
 def find_or_download(collection: Collection, where: tuple[Place, ...]) -> tuple[Path, ...]:
-    """Return the files of the data set in the first place that has all files; else download into the last place."""
+    """Return the files of the data set from the first folder that has all; else download into the last folder."""
     if found := find_files(collection, where):
         return found
     cache = where[-1].folder

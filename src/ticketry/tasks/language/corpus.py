@@ -155,7 +155,7 @@ class Tokenizer:
 
     @property
     def size(self) -> int:
-        return _count_numbers(self.path)
+        return _vocabulary_size(self.path)
 
     def encode(self, content: bytes, where: str) -> Tensor:
         text = content.decode("utf-8")
@@ -200,7 +200,7 @@ def _load_tokenizer(path: Path) -> Any:
 
 
 @lru_cache(maxsize=4)
-def _count_numbers(path: Path) -> int:
+def _vocabulary_size(path: Path) -> int:
     """Return 1 + the largest token number of the tokenizer in the file `path`; some numbers may be unused."""
     return max(_load_tokenizer(path).get_vocab().values(), default=-1) + 1
 

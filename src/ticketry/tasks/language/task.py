@@ -57,7 +57,7 @@ class TextCourse(Course):
         self.corpus, self.time, self._carries = corpus, time, carries
 
     def sizes(self) -> dict[str, int]:
-        return {split: len(self._part(split).tokens) for split in ("train", "validation", "test")}
+        return {split: len(self._get_split(split).tokens) for split in ("train", "validation", "test")}
 
     def session(self, recipe: Recipe, seed: int, arithmetic: Arithmetic) -> Session:
         """Return a new training run; raise `TaskError` for a recipe with augmentations or label smoothing."""
@@ -68,7 +68,7 @@ class TextCourse(Course):
                 "perplexity is measured on the text itself: leave label smoothing out (--recipe.label-smoothing 0)"
             )
         for split in ("validation", "test"):
-            if (count := len(self._part(split).tokens)) < _FEWEST:
+            if (count := len(self._get_split(split).tokens)) < _FEWEST:
                 raise TaskError(
                     f"the text's {split} split has {count} token: each but the first is predicted, so give it"
                     f" {_FEWEST} or more"
@@ -83,7 +83,7 @@ class TextCourse(Course):
         Bits per character need the number of characters of the split. Each token of the split except the first is
         predicted once. The split is read in at most 10 rows; recurrent models carry their state along each row.
         """
-        part = self._part(split)
+        part = self._get_split(split)
         count = len(part.tokens) - 1
         rows = min(_ROWS, max(1, count // _ROW))
         length = -(-count // rows)
@@ -152,7 +152,7 @@ class TextCourse(Course):
                     " devices that would train on it: choose fewer devices or another --recipe.batch"
                 )
 
-    def _part(self, split: str) -> Part:
+    def _get_split(self, split: str) -> Part:
         part: Part = getattr(self.corpus, split)
         return part
 
