@@ -36,12 +36,12 @@ from torch import nn
 import ticketry as tk
 from ticketry.core.mask import Mask
 from ticketry.core.synthetic_masks import Pattern
-from ticketry.experiments.bench import DensitySweep, time_densities
+from ticketry.experiments.bench import time_densities
 from ticketry.records.schema import as_json
-from ticketry.records.ticket import EngineTime, Timed
 from ticketry_engine.bench.compare import compare, saved_against
 from ticketry_engine.bench.dense_engines import Call, Contender, ShrunkModel, Sparse, names, rivals
 from ticketry_engine.bench.timing import Case, Timing
+from ticketry_engine.results import EngineTime, Timed
 
 ROUNDS, QUICK_ROUNDS = 15, 2
 GROUPS, SMALL = "groups:32", "groups:4:any"
@@ -383,7 +383,7 @@ def curve_rows(setting: Setting, arguments: argparse.Namespace, timing: Timing) 
             case,
             rivals(arguments.against),
             partial(compile_case, tune=arguments.tune),
-            sweep=DensitySweep(pattern),
+            pattern=pattern,
             timing=timing,
             say=lambda text, pattern=pattern: _say(f"{setting.name}, {pattern}: {text}"),
         )

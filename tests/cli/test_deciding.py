@@ -9,7 +9,7 @@ import pytest
 from msgspec.structs import replace
 
 from cli.calling import call
-from ticketry.cli.results import suggest_verification
+from ticketry.cli.results import suggestion_lines
 from ticketry.lab.store.files import read_sealed
 from ticketry.records.run import read_run
 
@@ -75,4 +75,4 @@ def test_a_built_in_task_needs_no_trust_and_a_decided_run_no_command(
     assert "--trust" not in command
     record = read_run(read_sealed(next(here.glob(".ticketry/runs/*/run.json"))))
     decided = [replace(one, as_good_as_dense="no") for one in record.verdicts]
-    assert suggest_verification(replace(record, verdicts=tuple(decided)), here / "run.toml") is None
+    assert suggestion_lines(replace(record, verdicts=tuple(decided)), here / "run.toml") == []

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ticketry.errors import EngineError, UsageError
-from ticketry.experiments.bench import DensitySweep, time_densities
+from ticketry.experiments.bench import time_densities
 from ticketry.records.schema import as_json
 from ticketry_engine.bench.dense_engines import Call, Eager
 from ticketry_engine.bench.timing import Case, Timing
@@ -46,9 +46,7 @@ def case() -> Case:
 
 
 def test_points_beside_the_ideal_line(case: Case) -> None:
-    found = time_densities(
-        case, [Slow()], sparse, sweep=DensitySweep(densities=[0.1, 1.0, 0.5, 0.5]), timing=Timing(rounds=3)
-    )
+    found = time_densities(case, [Slow()], sparse, densities=[0.1, 1.0, 0.5, 0.5], timing=Timing(rounds=3))
     assert [point.density for point in found.points] == [1.0, 0.5, 0.1]
     assert found.comparison.fastest is not None
     dense = found.comparison.fastest.seconds
@@ -66,16 +64,13 @@ def test_points_beside_the_ideal_line(case: Case) -> None:
     def slower(case: Case) -> Call:
         return waits(case, 2 * DENSE)
 
-    assert (
-        time_densities(case, [Slow()], slower, sweep=DensitySweep(densities=[0.5]), timing=Timing(rounds=2)).break_even
-        is None
-    )
+    assert time_densities(case, [Slow()], slower, densities=[0.5], timing=Timing(rounds=2)).break_even is None
 
 
 def test_wrong_words(case: Case) -> None:
     with pytest.raises(UsageError, match="density"):
-        time_densities(case, [Slow()], sparse, sweep=DensitySweep(densities=[2.0]))
+        time_densities(case, [Slow()], sparse, densities=[2.0])
     with pytest.raises(UsageError, match="pattern"):
-        time_densities(case, [Slow()], sparse, sweep=DensitySweep("dots"))
+        time_densities(case, [Slow()], sparse, pattern="dots")
     with pytest.raises(EngineError, match="no dense engine"):
-        time_densities(case, [], sparse, sweep=DensitySweep(densities=[0.5]), timing=Timing(rounds=2))
+        time_densities(case, [], sparse, densities=[0.5], timing=Timing(rounds=2))

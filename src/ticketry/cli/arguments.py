@@ -99,9 +99,6 @@ def _subcommand_name(hint: Any) -> str | None:
     return next((name for one in typing.get_args(hint)[1:] if (name := getattr(one, "name", None))), None)
 
 
-# -- values ------------------------------------------------------------------------------------------------------------
-
-
 def make_registry(shown: frozenset[str] | None = None) -> ConstructorRegistry:
     """Return a registry that makes tyro convert values with `decode_value`, and omit the defaults None and '' in help.
 
@@ -193,8 +190,6 @@ def _local_path(word: str) -> str:
     return str(store.paths.root.joinpath(*inside))
 
 
-# -- help --------------------------------------------------------------------------------------------------------------
-
 _MOST_SHOWN = 25
 """Commands with more options show only everyday options in ``--help``, so that these fit on a screen."""
 _LONGEST_HELP = 72
@@ -257,9 +252,6 @@ def _placeholder(hint: Any) -> str:
         names = {_PLACEHOLDERS.get(one, "VALUE") for one in inner_types(hint) if one is not types.NoneType}
         word = names.pop() if len(names) == 1 else "VALUE"
     return f"{word} ..." if takes_several(hint) else word
-
-
-# -- what several commands share ---------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

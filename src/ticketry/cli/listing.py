@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from ticketry.cli.arguments import parse
-from ticketry.cli.store import format_megabytes
+from ticketry.cli.store import format_megabytes, store_exists
 from ticketry.errors import StoreError
 from ticketry.lab.store.paths import display_address as shown_place
 from ticketry.lab.store.paths import shared_url
@@ -249,19 +249,8 @@ def _list_presets(_: Path) -> list[dict[str, Any]]:
     return [{"name": name, "title": preset.title, "source": preset.source} for name, preset in EXPERIMENTS.items()]
 
 
-def _store_exists(store: Path) -> bool:
-    """Return whether there is a store in a folder; for a shared store, fetch its records first."""
-    if not shared_url(store):
-        from ticketry.lab.store.files import path_exists
-
-        return path_exists(store / "store.json")
-    from ticketry.lab.store.store import existing_store
-
-    return existing_store(store) is not None
-
-
 def _list_runs(store: Path) -> list[dict[str, Any]]:
-    if not _store_exists(store):
+    if not store_exists(store):
         return []
     from ticketry.experiments.stores import stored_runs
 
@@ -307,7 +296,7 @@ def _list_tickets(store: Path) -> list[dict[str, Any]]:
             "weights_remaining": f"{100 * point.density:.2f} %",
             **point.test,
         }
-        for record in (read_run_records(store) if _store_exists(store) else [])
+        for record in (read_run_records(store) if store_exists(store) else [])
         for point in record.points
         if point.role == "ticket"
     ]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -21,6 +20,7 @@ from ticketry.lab.runners.runner import Activity, Event
 from ticketry.records.network import Point
 from ticketry.records.run import estimate_time_left
 from ticketry.report import summary_table
+from ticketry.report.wording import duration
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -119,8 +119,6 @@ class SearchProgress(Progress):
     def _on_finished(self, event: Event) -> None:
         """Print nothing about a finished segment, since `on_point` prints finished networks."""
 
-    # -- plain lines -------------------------------------------------------------------------------------------------
-
     def _format_point(self, point: Point) -> str:
         metric = self._run.task.metric
         of = self._run.expected
@@ -130,8 +128,6 @@ class SearchProgress(Progress):
             f" weights remaining {100 * point.density:6.2f} %  {metric.name} {point.metric(metric.name):.4g}"
             f"{metric.unit and ' ' + metric.unit}  ({point.seconds or 0:.1f} s{self._format_time_left()})"
         )
-
-    # -- live table --------------------------------------------------------------------------------------------------
 
     def _render(self) -> RenderableType:
         with self._lock:
@@ -156,23 +152,9 @@ class SearchProgress(Progress):
         )
         return Group(title, bar)
 
-    # -- how much is left --------------------------------------------------------------------------------------------
-
     def _format_time_left(self) -> str:
         state = self._activity
         trained_for = time.time() - (state.since or self._began)
         there, of = len(self._points), self._run.expected
         seconds = estimate_time_left(trained_for, state.trained, there, of, at_once=state.at_once)
-        return f", about {_format_duration(seconds)} left" if seconds else ""
-
-
-def _format_duration(seconds: float) -> str:
-    parts = list(_duration_parts(round(seconds)))
-    return " ".join(parts[:2])
-
-
-def _duration_parts(seconds: int) -> Iterator[str]:
-    for unit, size in (("h", 3600), ("min", 60), ("s", 1)):
-        count, seconds = divmod(seconds, size)
-        if count or (unit == "s" and size == 1):
-            yield f"{count} {unit}"
+        return f", about {duration(seconds)} left" if seconds else ""

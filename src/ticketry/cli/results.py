@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -98,21 +97,10 @@ _PASSED_ON = ("data", "workers", "on", "precision", "devices", "parallel", "norm
 """Options that a verification takes from the command line in a search's record, as the record lacks them."""
 
 
-@dataclass(frozen=True)
-class NextVerification:
-    """A suggested verification of an undecided level."""
+def suggestion_lines(record: RunRecord, run_file: Path) -> list[str]:
+    """Return lines that suggest a verification of an undecided level; empty if all levels are decided.
 
-    level: LevelVerdict
-    seeds: int | None
-    """Number of seeds that the verification is likely to need; None if it would need too many."""
-    command: str
-    """Command line; empty if `seeds` is None."""
-
-
-def suggest_verification(record: RunRecord, run_file: Path) -> NextVerification | None:
-    """Suggest a verification of the undecided level that is most worth it; None if every level is decided.
-
-    This is the sparsest level whose mean is at most the margin worse than dense; if there is none, the level whose mean
+    The level is the sparsest whose mean is at most the margin worse than dense; if there is none, the level whose mean
     is least worse than dense.
 
     Args:
@@ -121,26 +109,17 @@ def suggest_verification(record: RunRecord, run_file: Path) -> NextVerification 
     """
     undecided = [one for one in record.verdicts if not one.decided]
     if not undecided:
-        return None
+        return []
     close = [one for one in undecided if one.difference >= -one.margin]
     level = min(close, key=lambda one: one.density) if close else max(undecided, key=lambda one: one.difference)
     seeds = seeds_for_verification(level)
-    return NextVerification(level, seeds, _verify_command(record, level, seeds, run_file) if seeds else "")
-
-
-def suggestion_lines(record: RunRecord, run_file: Path) -> list[str]:
-    """Return lines that suggest a verification for an undecided level; empty if all levels are decided."""
-    found = suggest_verification(record, run_file)
-    if found is None:
-        return []
-    count = sum(not one.decided for one in record.verdicts)
-    at = f"level {found.level.level} ({100 * found.level.density:.3g} % of the weights)"
-    first = f"undecided at {count} of {len(record.verdicts)} levels"
-    if found.seeds is None:
+    at = f"level {level.level} ({100 * level.density:.3g} % of the weights)"
+    first = f"undecided at {len(undecided)} of {len(record.verdicts)} levels"
+    if seeds is None:
         return [f"decide   {first}; at {at} no number of seeds up to 1,000 is likely to decide"]
     return [
-        f"decide   {first}; about {found.seeds} fresh seeds are likely to decide {at}:",
-        f"         {found.command}",
+        f"decide   {first}; about {seeds} fresh seeds are likely to decide {at}:",
+        f"         {_verify_command(record, level, seeds, run_file)}",
     ]
 
 

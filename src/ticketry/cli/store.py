@@ -117,17 +117,20 @@ def main(words: Sequence[str]) -> int:
     return done[type(arguments)](arguments)
 
 
-def require_store(folder: Path) -> Path:
-    """Return the folder if it has a store, otherwise raise `StoreError`; for a shared store, fetch its records."""
-    if shared_url(folder):
-        from ticketry.lab.store.store import existing_store
-
-        there = existing_store(folder) is not None
-    else:
+def store_exists(folder: Path) -> bool:
+    """Return whether there is a store in a folder; for a shared store, fetch its records first."""
+    if not shared_url(folder):
         from ticketry.lab.store.files import path_exists
 
-        there = path_exists(folder / "store.json")
-    if not there:
+        return path_exists(folder / "store.json")
+    from ticketry.lab.store.store import existing_store
+
+    return existing_store(folder) is not None
+
+
+def require_store(folder: Path) -> Path:
+    """Return the folder if it has a store, otherwise raise `StoreError`; for a shared store, fetch its records."""
+    if not store_exists(folder):
         raise StoreError(
             f"there is no store in {display_address(folder)}: name another with --store, or run a search first"
         )

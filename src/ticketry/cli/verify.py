@@ -21,7 +21,7 @@ from ticketry.records.evidence import StabilityRecord, StabilityRow
 from ticketry.records.schema import as_json
 
 if TYPE_CHECKING:
-    from ticketry.records.evidence import VerifyRecord
+    pass
 
 
 _VERIFY = """\
@@ -55,36 +55,26 @@ class _Verify(OutputOptions, LabOptions):
 def verify(words: Sequence[str]) -> int:
     """Run `ticketry verify` and return its exit code."""
     arguments: Any = parse(_Verify, words, prog="ticketry verify", description=_VERIFY)
-    command = shlex.join(["ticketry", "verify", *words])
-    record = _run_verification(arguments, command)
-    if arguments.json:
-        print(json.dumps(as_json(record)))
-    else:
-        from ticketry.cli.results import summarise_verification
-
-        print("\n".join(summarise_verification(record)))
-    return 0
-
-
-def _run_verification(arguments: Any, command: str) -> VerifyRecord:
     from ticketry.cli.progress import Progress
-    from ticketry.cli.results import make_interim_printer
+    from ticketry.cli.results import make_interim_printer, summarise_verification
     from ticketry.experiments.request import resolve_task
     from ticketry.experiments.verify import find_ticket, verify_ticket
 
     task = resolve_task(arguments.task) if arguments.task else None
     ticket = find_ticket(arguments.ticket, arguments.store, arguments.density)
     with Progress(f"verifying {ticket.name}") as progress:
-        return verify_ticket(
+        record = verify_ticket(
             ticket,
             arguments.settings,
             arguments,
             task=task,
             trust=arguments.trust,
-            command=command,
+            command=shlex.join(["ticketry", "verify", *words]),
             on_event=progress.on_event,
             on_interim=make_interim_printer(progress),
         )
+    print(json.dumps(as_json(record)) if arguments.json else "\n".join(summarise_verification(record)))
+    return 0
 
 
 _STABILITY = """\
@@ -106,13 +96,10 @@ def stability(words: Sequence[str]) -> int:
     chosen, arguments = read_arguments(
         words, command="stability", default="iterative", base=SearchArguments, extra=extra, description=_STABILITY
     )
-    return _run_analysis(chosen, arguments, shlex.join(["ticketry", "stability", *words]))
-
-
-def _run_analysis(chosen: Any, arguments: Any, command: str) -> int:
     from ticketry.cli.progress import Progress
     from ticketry.experiments.stability import analyse
 
+    command = shlex.join(["ticketry", "stability", *words])
     if arguments.name:
         raise UsageError("stability trains several runs, one for each rewind step: leave out --name")
     request = request_from_arguments(chosen, arguments)

@@ -38,7 +38,7 @@ from ticketry.lab.store.files import explain_os_errors, path_exists, write_seale
 from ticketry.lab.store.paths import Paths
 from ticketry.lab.store.store import digest_of
 from ticketry.records.schema import as_json
-from ticketry.records.ticket import BenchRecord, CurveRecord, SpeedRecord, Timed
+from ticketry.records.ticket import BenchRecord, CurveRecord, SpeedRecord
 from ticketry.tasks.recipe import Recipe
 from ticketry.tasks.task import Task
 from ticketry_engine import Compiled, compile, load
@@ -47,7 +47,7 @@ from ticketry_engine.bench.dense_engines import Call, Contender, ShrunkModel, Sp
 from ticketry_engine.bench.timing import Case, Timing, check_cores, choose_cores
 from ticketry_engine.errors import EngineError
 from ticketry_engine.example_inputs import at_batch
-from ticketry_engine.results import CurvePoint, TimeCurve
+from ticketry_engine.results import CurvePoint, TimeCurve, Timed
 
 S = TypeVar("S", bound=SpeedRecord)
 Say = Callable[[str], None]
@@ -195,7 +195,9 @@ def execute_density_sweep(
                 lambda case: _tune_if_requested(
                     compile_source(replace(source, model=case.model), precision=options.precision)[0], case, options
                 ),
-                sweep=DensitySweep(options.pattern, options.densities, seed),
+                pattern=options.pattern,
+                densities=options.densities,
+                seed=seed,
                 timing=_timing_settings(options),
                 required=options.against,
                 on_cores=options.cores or None,
@@ -281,21 +283,14 @@ def _store_record(record: S, store: Path | None, options: BenchOptions, file: Pa
 DENSITIES = (0.02, 0.05, 0.1, 0.15, 0.2, 0.26, 0.33, 0.42, 0.5, 0.65, 0.8, 1.0)
 
 
-@dataclass(frozen=True)
-class DensitySweep:
-    """Pattern, densities and seed of synthetic masks to time."""
-
-    pattern: Pattern | str = "unstructured"
-    densities: Sequence[float] = DENSITIES
-    seed: int = 0
-
-
 def time_densities(
     case: Case,
     dense: Sequence[Contender],
     compile_case: Callable[[Case], Call],
     *,
-    sweep: DensitySweep | None = None,
+    pattern: Pattern | str = "unstructured",
+    densities: Sequence[float] = DENSITIES,
+    seed: int = 0,
     timing: Timing | None = None,
     required: Sequence[str] = (),
     on_cores: Sequence[int] | None = None,
@@ -308,15 +303,14 @@ def time_densities(
         compile_case: function that compiles a case whose model has zeros for pruned weights.
         required: names of dense engines that must be available.
     """
-    sweep = sweep or DensitySweep()
-    pattern = Pattern.parse(sweep.pattern) if isinstance(sweep.pattern, str) else sweep.pattern
+    pattern = Pattern.parse(pattern) if isinstance(pattern, str) else pattern
     rows: dict[str, float] = {}
     contenders: list[Contender] = list(dense)
-    for density in sorted(set(sweep.densities), reverse=True):
+    for density in sorted(set(densities), reverse=True):
         if pattern.kind == "channels":
             mask = channels(case.model, case.inputs, density, score="l1", distribution="uniform")
         else:
-            mask = synthetic(case.model, pattern, density, seed=sweep.seed)
+            mask = synthetic(case.model, pattern, density, seed=seed)
         masked: nn.Module = mask.apply_(copy.deepcopy(case.model))
         name = f"density {density:g}"
         rows[name] = mask.density

@@ -201,9 +201,7 @@ class SpeedupOptions:
     def __post_init__(self) -> None:
         if not self.batch or min(self.batch) < 1:
             raise UsageError(f"batch must be 1 or more, got {min(self.batch, default=0)}")
-        for name in ("threads", "rounds"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name} must be 1 or more, got {getattr(self, name)}")
+        check_options(threads=self.threads, rounds=self.rounds)
 
 
 @dataclass(frozen=True, kw_only=True)

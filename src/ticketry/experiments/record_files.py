@@ -113,11 +113,7 @@ _DECIDING = ("device", "precision", "threads_per_segment", "devices", "norms", "
 
 
 def warn_of_other_arithmetic(file: Path, lab: Lab, task: Task) -> None:
-    """Warn if the run recorded in `file` was trained in another arithmetic, since its results will be replaced.
-
-    This can happen because names of runs do not depend on device and kernels, and names from older versions do not
-    depend on the arithmetic at all.
-    """
+    """Warn if the run recorded in `file` was trained in another arithmetic, since its results will be replaced."""
     earlier = read_earlier_record(file, RunRecord)
     if earlier is None or not earlier.environment:
         return

@@ -140,10 +140,7 @@ class SearchRequest:
         return catalogue.of_replicate(self.task, replicate)
 
     def count_controls(self, ticket: Training) -> int:
-        """Return the number of controls of a planned ticket.
-
-        If densities are known only after the search, assume that the first tickets have the controls.
-        """
+        """Return the number of controls of a planned ticket."""
         if self.control_densities and not self.planned_densities:
             return len(self.controls) if ticket.level <= len(self.control_densities) else 0
         return len(self.controls_for(ticket.level, ticket.density or 1.0))
@@ -173,10 +170,7 @@ class SearchRequest:
 
     @cached_property
     def source_digests(self) -> dict[str, str]:
-        """Digests of the user code that the search uses, without controls.
-
-        The digests are computed once, since a file may change after it was imported.
-        """
+        """Digests of the user code that the search uses, without controls."""
         return source_digests(self.method, self.settings)
 
     @cached_property
@@ -252,10 +246,7 @@ class SearchRequest:
             )
 
     def identity(self) -> dict[str, Any]:
-        """Return the values whose digest is part of the run's name: the description, with settings in format 1.
-
-        Settings that were added later are omitted if they have their defaults, so that stored runs keep their names.
-        """
+        """Return the values whose digest is part of the run's name: the description, with settings in format 1."""
         values = (
             self.settings.values_for_run_name()
             if hasattr(self.settings, "values_for_run_name")
@@ -290,10 +281,7 @@ def _chosen_settings(settings: Any) -> dict[str, Any]:
 def with_measured_costs(
     request: SearchRequest, options: LabOptions, say: Callable[[str], None] = lambda _: None
 ) -> SearchRequest:
-    """Return the request with a file of measured layer costs, if its budget of latency or bytes needs one and has none.
-
-    The store keeps the file for this network and processor, so that later searches use it again.
-    """
+    """Measure layer costs if the request's budget needs them; return the request with the file of costs."""
     settings = request.settings
     if not (budget := budget_of(settings)) or not budget.needs_measurement:
         return request

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
@@ -38,7 +39,7 @@ from ticketry.lab.masks import (
     segment_macs,
 )
 from ticketry.lab.process import describe_machine
-from ticketry.lab.runners.runner import Activity, Event
+from ticketry.lab.runners.runner import Activity
 from ticketry.lab.search_result import DYNAMIC, Found, trained_steps
 from ticketry.lab.store.paths import ticket_folder
 from ticketry.lab.training.segment import Result
@@ -140,7 +141,8 @@ class PointCollector:
         structure = None
         if found.structured:
             before = self._lab.store.get_mask(found.structured.of)
-            structure = self._describe_structure(found, before)
+            fits = compute_layer_fits(self._lab, self._run.task, found.structured, found.mask)
+            structure = structure_record(found.structured.by, before.density, fits)
             pictures = draw_structure_pictures(before, mask) if replicate == 0 else []
             more["structure"] = replace(structure, pictures=convert(pictures, tuple[LayerPicture, ...]))
         more["ticket"] = str(self._save_ticket(replicate, found, mask, phases, structure) or "")
@@ -239,13 +241,6 @@ class PointCollector:
             "wall_seconds": round(seconds, 3),
         }
         return convert(values, Cost)
-
-    def _describe_structure(self, found: Found, before: Mask) -> Structure:
-        """Return the record of a ticket's structure, with its fit to the mask `before` restructuring."""
-        how = found.structured
-        assert how is not None
-        assert found.mask is not None
-        return structure_record(how.by, before.density, compute_layer_fits(self._lab, self._run.task, how, found.mask))
 
     def _save_ticket(
         self, replicate: int, found: Found, mask: Mask, phases: Phases, structure: Structure | None
@@ -349,11 +344,9 @@ class SearchLog:
         self._of_all["replicates"] = run.replicates
         self._searched: set[tuple[int, str]] = set()
 
-    @contextlib.contextmanager
-    def log_run(self) -> Iterator[Logged]:
-        """Open the logged run of the whole search, and close it at the end of the `with` block."""
-        with self._dashboards.reporting(self._name, "search", self._of_all, by_label=False) as run:
-            yield run
+    def log_run(self) -> AbstractContextManager[Logged]:
+        """Return a context in which the logged run of the whole search is open."""
+        return self._dashboards.reporting(self._name, "search", self._of_all, by_label=False)
 
     def log_network(self, point: Point, result: Result) -> None:
         """Log a trained network; for a ticket, also log its folder as an artifact."""
@@ -408,10 +401,7 @@ def log_verification(lab: Lab, run: Logged, record: VerifyRecord, file: Path) ->
 
 
 class ProgressFile:
-    """Writes a run's progress to a file of the store during a `with` block, and deletes the file at the end.
-
-    A thread writes the file, so that training never waits for a disk. Write errors are ignored.
-    """
+    """Writes a run's progress to a file of the store during a `with` block, and deletes the file at the end."""
 
     def __init__(self, lab: Lab, run: SearchRequest) -> None:
         self._lab, self._run = lab, run
@@ -449,7 +439,10 @@ class ProgressFile:
             since=self._activity.since,
             at_once=self._activity.at_once,
             points=points,
-            active=tuple(map(_active_segment, self._activity.active())),
+            active=tuple(
+                ActiveSegment(one.label, one.step - one.first, one.last - one.first, one.kind == "waiting")
+                for one in self._activity.active()
+            ),
         )
 
     def _write(self) -> None:
@@ -467,7 +460,3 @@ class ProgressFile:
         self._ended.set()
         self._thread.join()
         delete_tree_if_possible(self._path.parent)
-
-
-def _active_segment(event: Event) -> ActiveSegment:
-    return ActiveSegment(event.label, event.step - event.first, event.last - event.first, event.kind == "waiting")

@@ -52,8 +52,6 @@ def execute(
 ) -> RunRecord:
     """Train the networks of a run that the store lacks, write the tickets and the record, and return the record.
 
-    If a replicate fails, other replicates continue; the record has their results and the reason of the failure.
-
     Args:
         on_point: called with the record's row of each trained network, from several threads.
         on_found: called with (replicate, found) for the dense network and each ticket, from several threads.

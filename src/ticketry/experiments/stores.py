@@ -9,10 +9,10 @@ import shutil
 import stat
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from ticketry.choices import list_choices
 from ticketry.core.ticket.ticket import Ticket
@@ -49,10 +49,11 @@ from ticketry.lab.store.paths import Paths, canonical_url, display_address, is_u
 from ticketry.lab.store.store import FORMAT, Store, open_remote, open_store
 from ticketry.records.campaign import read_campaign_record
 from ticketry.records.evidence import read_evidence
-from ticketry.records.run import RunRecord, read_run
+from ticketry.records.run import read_run
 from ticketry.report.writing import is_undamaged
 
 State = Literal["done", "half", "running"]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -201,16 +202,15 @@ def disk_usage(root: Path) -> list[dict[str, Any]]:
 def find_damaged_files(store: Store) -> Iterator[Path]:
     """Yield the paths of damaged records, run files, tickets and pages."""
     for path in store.paths.run_records():
-        record = _read_run(path)
-        if record is None:
+        run = _read_undamaged(read_run, path)
+        if run is None or run.name != path.parent.name:
             yield path
-        elif not _has_config(path.with_name("run.toml"), record.config):
+        elif not _has_config(path.with_name("run.toml"), run.config):
             yield path.with_name("run.toml")
-    for path in store.paths.evidence_records():
-        if not _is_evidence(path):
-            yield path
+    yield from (path for path in store.paths.evidence_records() if _read_undamaged(read_evidence, path) is None)
     for path in store.paths.campaign_records():
-        if not _is_campaign(path):
+        campaign = _read_undamaged(read_campaign_record, path)
+        if campaign is None or campaign.name != path.stem:
             yield path
     for path in store.paths.tickets():
         if not path.name.startswith(".") and not _is_ticket(path):
@@ -218,11 +218,11 @@ def find_damaged_files(store: Store) -> Iterator[Path]:
     yield from (path for path in store.paths.pages() if not is_undamaged(path))
 
 
-def _read_run(path: Path) -> RunRecord | None:
+def _read_undamaged(read: Callable[[object, str], T], path: Path) -> T | None:
+    """Return the record in a file; None if the record is invalid, or not stored byte by byte as it would be written."""
     try:
-        values = read_sealed(path)
-        record = read_run(values, str(path))
-        return record if record.name == path.parent.name and has_canonical_bytes(path) else None
+        record = read(read_sealed(path) or {}, str(path))
+        return record if has_canonical_bytes(path) else None
     except InaccessibleError:
         raise
     except StoreError:
@@ -238,26 +238,6 @@ def _has_config(file: Path, config: str) -> bool:
         raise
     except StoreError as error:
         return isinstance(error.__cause__, FileNotFoundError)
-
-
-def _is_evidence(path: Path) -> bool:
-    try:
-        read_evidence(read_sealed(path) or {})
-        return has_canonical_bytes(path)
-    except InaccessibleError:
-        raise
-    except StoreError:
-        return False
-
-
-def _is_campaign(path: Path) -> bool:
-    try:
-        record = read_campaign_record(read_sealed(path) or {})
-        return record.name == path.stem and has_canonical_bytes(path)
-    except InaccessibleError:
-        raise
-    except StoreError:
-        return False
 
 
 def _is_ticket(path: Path) -> bool:
@@ -317,7 +297,7 @@ def _copy_missing(here: Objects, there: Objects, origin: str, target: str) -> Co
         for one in wanted
         if one.name in known
         and _is_record_part(one.name)
-        and not _is_stored(there, one.name, _read_for_target(here, one, origin, target))
+        and there.get(one.name) != _read_for_target(here, one, origin, target)
     }
     for one in wanted:
         # Existing files stay. If a run or campaign differs from one of that name, none of its files are copied.
@@ -332,10 +312,6 @@ def _copy_missing(here: Objects, there: Objects, origin: str, target: str) -> Co
 
 def _read_for_target(here: Objects, one: Listed, origin: str, target: str) -> bytes:
     return _with_new_address(_read_checked(here, one), one.name, origin, target)
-
-
-def _is_stored(there: Objects, name: str, data: bytes) -> bool:
-    return there.get(name) == data
 
 
 def _is_record_part(name: str) -> bool:
@@ -431,10 +407,7 @@ def replace_store_path(values: dict[str, Any], places: Iterable[str], new: str) 
 
 
 def move_store(root: Path, target: Path) -> Path:
-    """Move a store to a new folder, and update the paths in its records; return the new folder.
-
-    After an interruption, a repeated call continues.
-    """
+    """Move a store to a new folder, and update the paths in its records; return the new folder."""
     if url := shared_url(root):
         raise StoreError(f"{url} is shared: copy it with `ticketry store copy {url} TO`, and delete it where it is")
     if root.is_symlink():

@@ -34,7 +34,6 @@ from ticketry.tasks import catalogue
 from ticketry.tasks.task import Task
 from ticketry_engine import Compiled, load
 from ticketry_engine.bench.compare import TOLERANCE
-from ticketry_engine.bench.dense_engines import Call
 from ticketry_engine.bench.timing import Case
 from ticketry_engine.example_inputs import at_batch, difference
 
@@ -135,7 +134,9 @@ def execute_compile(source: TicketModel, output: Path, *, precision: str = "fp32
     fast, seconds = compile_source(source, precision=precision)
     written = fast.save(output)
     case = Case(source.model, at_batch(source.inputs, 3, seed=1), precision)
-    found = check_outputs(load(written), case)
+    error = difference(case.outputs(load(written)), case.reference())
+    if not error <= TOLERANCE[precision]:
+        raise EngineError(f"the compiled model is not equal to its source: relative error {error:.2g}")
     return {
         "format": FORMAT,
         "kind": "compile",
@@ -145,23 +146,10 @@ def execute_compile(source: TicketModel, output: Path, *, precision: str = "fp32
         "dense_bytes": sum(value.nbytes for value in source.model.state_dict().values()),
         "precision": precision,
         "compile_seconds": seconds,
-        "relative_error": found,
-        "layers": profile_layers(fast, source.inputs),
+        "relative_error": error,
+        "layers": [structs.asdict(layer) for layer in fast.profile(source.inputs)],
         "command": command,
     }
-
-
-def check_outputs(call: Call, case: Case) -> float:
-    """Return the relative error of a compiled model's outputs; raise `EngineError` if it exceeds the tolerance."""
-    error = difference(case.outputs(call), case.reference())
-    if not error <= TOLERANCE[case.precision]:
-        raise EngineError(f"the compiled model is not equal to its source: relative error {error:.2g}")
-    return error
-
-
-def profile_layers(fast: Compiled, inputs: Tensor) -> list[dict[str, Any]]:
-    """Time the layers of a compiled model on `inputs`, and return a dict for each layer."""
-    return [structs.asdict(layer) for layer in fast.profile(inputs)]
 
 
 def execute_export(

@@ -86,10 +86,7 @@ def format_number(value: float, decimals: int, *, sign: bool = False) -> str:
 def build_html_table(
     caption: str, header: Sequence[str], rows: Iterable[Sequence[Cell]], lines: Iterable[str] = ()
 ) -> str:
-    """Return an HTML table with a caption above and lines of text below; all texts are escaped.
-
-    Numbers are written with four digits, and None as a dash.
-    """
+    """Return an HTML table with a caption above and lines of text below; all texts are escaped."""
     head = "".join(f"<th>{escape(name)}</th>" for name in header)
     body = "".join(f"<tr>{''.join(f'<td>{escape(_format_cell(cell))}</td>' for cell in row)}</tr>" for row in rows)
     after = "".join(f"<p>{escape(line)}</p>" for line in lines)

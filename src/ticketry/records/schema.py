@@ -39,8 +39,6 @@ T = TypeVar("T")
 def reject(key: str, problem: str) -> NoReturn:
     """Raise the error for an invalid field; call this in the ``__post_init__`` of a part of a record.
 
-    `read` adds the place of the part in the record to the message.
-
     Args:
         problem: what is wrong with the field, as the message continues after its name: "is empty".
     """
@@ -105,9 +103,6 @@ def clip_to_unit(value: float) -> float:
 def nan_if_invalid(value: float | None) -> float:
     """Return a measured number unchanged; return NaN if it is None, NaN, infinite or too large to be valid."""
     return value if value is not None and abs(value) <= LARGEST else float("nan")
-
-
-# -- error messages ----------------------------------------------------------------------------------------------------
 
 
 def describe_json_type(value: object) -> str:

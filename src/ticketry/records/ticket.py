@@ -24,27 +24,7 @@ from ticketry.records.schema import (
     reject,
 )
 from ticketry.records.settings import pattern_of_structure
-from ticketry_engine.results import (
-    CurvePoint as CurvePoint,
-)
-from ticketry_engine.results import (
-    EngineTime as EngineTime,
-)
-from ticketry_engine.results import (
-    Layer as Layer,
-)
-from ticketry_engine.results import (
-    Saved as Saved,
-)
-from ticketry_engine.results import (
-    SpeedLayer as SpeedLayer,
-)
-from ticketry_engine.results import (
-    TimeCurve as TimeCurve,
-)
-from ticketry_engine.results import (
-    Timed as Timed,
-)
+from ticketry_engine.results import SpeedLayer, TimeCurve, Timed
 
 _Seed = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 

@@ -177,10 +177,7 @@ def campaign_sentences(record: CampaignRecord) -> list[str]:
 
 
 def _replication_sentence(record: CampaignRecord) -> str:
-    """Return a sentence on how many hypotheses are decided, and how often they may err; empty without replications.
-
-    A claim and its replications count as one hypothesis.
-    """
+    """Return a sentence on how many hypotheses are decided, and how often they may err; empty without replications."""
     decided, hypotheses = record.hypotheses
     count = len(record.claims) - hypotheses
     if not count:
@@ -250,9 +247,6 @@ def _describe_claim(claim: Claim, replication: Claim | None) -> str:
     words += [f"A replication of {claim.again}, on fresh replicates."] if claim.again else []
     words += [f"Replicated on fresh replicates as {replication.name}: {replication.found}."] if replication else []
     return " ".join(words)
-
-
-# -- Markdown ----------------------------------------------------------------------------------------------------------
 
 
 def markdown(record: CampaignRecord) -> str:

@@ -82,9 +82,6 @@ class PagePart:
         return {"id": one, "number": next(self._numbers), "wide": wide, "narrow": narrow, "data": link}
 
 
-# -- pages -------------------------------------------------------------------------------------------------------------
-
-
 def render(subject: Subject) -> str:
     """Return the HTML page of one run or several runs; the same records give the same bytes."""
     place, several = PagePart(), len(subject.runs) > 1
@@ -164,9 +161,6 @@ def _comparison_head(subject: Subject) -> dict[str, object]:
     }
 
 
-# -- style and script --------------------------------------------------------------------------------------------------
-
-
 def _read_asset(name: str) -> str:
     return (files("ticketry.report") / "html" / name).read_text(encoding="utf-8")
 
@@ -197,9 +191,6 @@ def _security_policy(script: str) -> str:
 def _script_hash(script: str) -> str:
     """Return the hash that stands for a script in a content security policy."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
-
-
-# -- templates ---------------------------------------------------------------------------------------------------------
 
 
 @cache

@@ -135,11 +135,7 @@ def labels_of(runs: Sequence[Results]) -> tuple[str, ...]:
 
 
 def _label_candidates(runs: Sequence[Results]) -> Iterator[Sequence[Sequence[str]]]:
-    """Yield combinations of facts that may distinguish the runs; a fact is a list with a text for every run.
-
-    Each combination contains the method. Combinations with task, rewind step and settings come before combinations with
-    the number of replicates.
-    """
+    """Yield combinations of facts that may distinguish the runs; a fact is a list with a text for every run."""
     tasks = [results.run.task.title for results in runs]
     methods = [results.run.known_as for results in runs]
     rewinds = [f"rewind {rewind_text(results) or NONE}" for results in runs] if _have_rewind_setting(runs) else []

@@ -26,8 +26,6 @@ def write_report(
 ) -> Path:
     """Write the page of one or several run records to the file `path` atomically, and return the path.
 
-    Create the folder if it is missing. The same records give the same bytes.
-
     Args:
         records: a run record (or the JSON values of a `run.json`), or a list of run records to compare.
     """

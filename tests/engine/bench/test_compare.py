@@ -16,11 +16,11 @@ from torch import Tensor, nn
 import ticketry as tk
 from ticketry.errors import EngineError
 from ticketry.records.schema import as_json
-from ticketry.records.ticket import EngineTime
 from ticketry_engine.bench import compare as module
 from ticketry_engine.bench.compare import compare, saved_against, time_layers, unpruned
 from ticketry_engine.bench.dense_engines import Call, Sparse, UnavailableError, rivals
 from ticketry_engine.bench.timing import Case, Timing
+from ticketry_engine.results import EngineTime
 
 
 class Fake:

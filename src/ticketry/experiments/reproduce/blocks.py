@@ -96,10 +96,7 @@ def _find_defect(found: RunRecord, block: Block, metric: str) -> str:
 
 
 def next_blocks(decisions: Sequence[Decision], done: Mapping[str, int]) -> dict[Block, tuple[str, ...]]:
-    """Return the next block of each run that undecided claims need, with their names; the most needed block first.
-
-    A claim that more replicates cannot decide (`Decision.unknown`) needs no block.
-    """
+    """Return the next block of each run that undecided claims need, with their names; the most needed block first."""
     waiting: dict[Block, list[str]] = {}
     for one in decisions:
         if not one.needs_replicates:
@@ -317,10 +314,7 @@ class TimeEstimator:
         return [one for one in segments if self._lab.store.load_valid_result(one.trajectory, one.last) is None]
 
     def dense_work(self, block: Block, counted: set[str] | None = None) -> Work:
-        """Return the work of the block's dense networks, in both data orders, that the store lacks.
-
-        In the second data order, replicates of earlier blocks count too, since a bundle may lack them.
-        """
+        """Return the work of the block's dense networks, in both data orders, that the store lacks."""
         whole, known = self._dense_of_block(block), set[str]() if counted is None else counted
         twins = [
             replace(one, order_seed=second_order_seed(one.order_seed))
@@ -388,10 +382,7 @@ def measure_pace(lab: Lab, whole: Sequence[Segment]) -> Pace:
 
 
 def planned_work(lab: Lab, request: SearchRequest, stability: StabilitySettings | None = None) -> Work:
-    """Return the planned work of one replicate, apart from its dense network.
-
-    The work consists of the search, its controls, and the networks of a stability analysis.
-    """
+    """Return the planned work of one replicate, apart from its dense network."""
     whole = dense_segment(lab, request)
     planned, tickets = request.plan or [Training(level=1)], request.tickets or [Training(level=1)]
     found = Work(sum(one.steps(whole) for one in planned), len(planned))

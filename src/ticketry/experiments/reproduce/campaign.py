@@ -39,7 +39,6 @@ from ticketry.lab.store.paths import Paths, display_address
 from ticketry.lab.store.references import find_second_order_result, second_order_seed
 from ticketry.lab.store.store import digest_of
 from ticketry.lab.training.precision import non_default_choices
-from ticketry.lab.training.segment import Segment
 from ticketry.records.campaign import (
     CampaignRecord,
     CampaignRun,
@@ -109,7 +108,8 @@ class SecondOrders:
         """Train the missing second-order networks of `block` and of earlier blocks of its run."""
         unknown, run = self.missing(block), self._campaign.runs[block.run]
         began, of, metric = time.monotonic(), self._of[block.run], run.task.metric.name
-        segments = [self._segment(block.run, replicate) for replicate in unknown]
+        firsts = [dense_segment(self._lab, run, replicate) for replicate in unknown]
+        segments = [replace(one, order_seed=second_order_seed(one.order_seed)) for one in firsts]
         labels = [f"replicate {replicate} dense (second order)" for replicate in unknown]
         before = self._lab.ledger.segments_trained
         results = self._lab.train_many(segments, labels=labels)
@@ -132,23 +132,14 @@ class SecondOrders:
         if not has_order_comparison(claim):
             return ()
         run = claim.runs[0]
-        values = dense_values(done[run], claim.metric)[: decision.n]
+        values = [one.metric(claim.metric) for one in _dense_points(done[run])][: decision.n]
         others = [self._found.get((self._of[run], replicate)) for replicate in range(len(values))]
         return tuple(one.value - value for one, value in zip(others, values, strict=True) if one is not None)
-
-    def _segment(self, run: str, replicate: int) -> Segment:
-        segment = dense_segment(self._lab, self._campaign.runs[run], replicate)
-        return replace(segment, order_seed=second_order_seed(segment.order_seed))
 
 
 def has_order_comparison(claim: Hypothesis) -> bool:
     """Return whether a claim is about the task's metric, so that the A/A comparison applies."""
     return claim.metric not in (*COSTS, *STABILITY, DENSITY)
-
-
-def dense_values(blocks: Sequence[RunRecord], metric: str) -> list[float]:
-    """Return the test metric of each replicate's dense network, in order of replicates."""
-    return [one.metric(metric) for one in _dense_points(blocks)]
 
 
 def _dense_points(blocks: Sequence[RunRecord]) -> list[Point]:
@@ -307,12 +298,6 @@ class _CampaignState:
             except REPLICATE_ENDING_ERRORS as error:
                 self._add_failure(block, error)
 
-    def _refresh(self) -> None:
-        """Read blocks that other processes have finished in the store since the last call."""
-        for name in self._done.refresh():
-            self._twins.find_stored(name, self._done.runs[name])
-            self._decided = []
-
     def _add_failure(self, block: Block, error: TicketryError) -> None:
         """Remember and print that the run of `block` failed with `error`."""
         self._failed[block.run] = str(error)
@@ -357,7 +342,7 @@ class _CampaignState:
     def _estimate_remaining(self, decisions: list[Decision]) -> float:
         """Return the estimated seconds of all blocks that the undecided claims among `decisions` may still need."""
         runs = {run for one in decisions if one.needs_replicates for run in one.claim.runs}
-        left = [block for run in runs for block in self._blocks_of_run(run)[self._done.counts[run] :]]
+        left = [block for run in runs for block in blocks_of(run, self._campaign.plans[run])[self._done.counts[run] :]]
         return self._estimate_blocks(left)
 
     def _train_block(self, block: Block, claims: tuple[str, ...]) -> None:
@@ -385,14 +370,13 @@ class _CampaignState:
                 self._done.add(block, searched, record)
             self._twins.train(block)
 
-    def _blocks_of_run(self, run: str) -> list[Block]:
-        return blocks_of(run, self._campaign.plans[run])
-
     # -- the record --------------------------------------------------------------------------------------------------
 
     def write(self) -> CampaignRecord:
-        """Write the campaign record with all blocks finished so far, and return the record."""
-        self._refresh()
+        """Write and return the campaign record with all blocks finished so far, also by other processes."""
+        for name in self._done.refresh():
+            self._twins.find_stored(name, self._done.runs[name])
+            self._decided = []
         with self._lock():
             self._merge_record(read_earlier_record(self._file, CampaignRecord))
             record = normalise_record(self._build_record())

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta, Struct, ValidationError, convert
@@ -132,7 +132,7 @@ class _CampaignReader:
         self.plans = {name: others.get(run.base, own) for name, run in self._scale.runs.items()}
         bases = {name: self._scale.bases[run.base] if run.base else self.base for name, run in self._scale.runs.items()}
         self.kernels = {name: base.kernels or self.base.kernels for name, base in bases.items()}
-        first = {name: base.first_replicate for name, base in bases.items()}
+        first = {name: base.after for name, base in bases.items()}
         self.replicates = {name: range(first[name], first[name] + self.plans[name].last) for name in bases}
         self.precisions = {name: base.precision or self.base.precision for name, base in bases.items()}
 
@@ -168,7 +168,7 @@ class _CampaignReader:
                 replicates=1,
                 controls=controls,
                 control_densities=[self._resolve_density(one) or 0.0 for one in beside] if controls else (),
-                seeds=Seeds.of(_SEED).replicate(base.first_replicate),
+                seeds=Seeds.of(_SEED).replicate(base.after),
                 recipe=recipe,
             )
 
@@ -437,10 +437,7 @@ class RunTable(SearchTable):
 class BaseTable(SearchTable):
     precision: Precision = "fp32"
     kernels: Kernels = "dense"
-
-    @property
-    def first_replicate(self) -> int:
-        return 0
+    after: ClassVar[int] = 0
 
 
 class OtherBaseTable(SearchTable):
@@ -449,10 +446,6 @@ class OtherBaseTable(SearchTable):
     interim: tuple[int, ...] = ()
     after: Annotated[int, Meta(ge=0)] = 0
     """Number of replicates to skip, so that a replication uses other replicates than the original claim."""
-
-    @property
-    def first_replicate(self) -> int:
-        return self.after
 
 
 class ScaleTable(Struct, forbid_unknown_fields=True):
@@ -559,10 +552,7 @@ class Hypothesis:
 
 
 def check_replication(claim: Hypothesis, claims: Sequence[Hypothesis], replicates: Mapping[str, range]) -> None:
-    """Raise `UsageError` if a replication shares replicates with a claim that it repeats, or repeats itself.
-
-    Judging the same replicates again, after their results were seen, would not be a fair test.
-    """
+    """Raise `UsageError` if a replication shares replicates with a claim that it repeats, or repeats itself."""
     named = {one.name: one for one in claims}
     own, earlier, seen = replicates[claim.runs[0]], claim, {claim.name}
     while earlier.again:

@@ -240,10 +240,7 @@ class StoredTrainings:
         return self._store.get_bytes(digest) if self._store.has(digest) else None
 
     def find_producer(self, digest: str, task: Task) -> tuple[str, int] | None:
-        """Return (trajectory, step) of the training that produced the weights or state with a digest; None if unknown.
-
-        If several trainings produced the same file, such as initial weights, return the simplest training.
-        """
+        """Return (trajectory, step) of the simplest training that produced a file with this digest; None if unknown."""
         key = json_key(task)
         made = [one for one in self._producers.get(digest, ()) if one.task == key]
         best = min(made, key=lambda one: (one.variants, one.step, one.trajectory), default=None)

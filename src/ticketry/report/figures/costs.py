@@ -174,10 +174,7 @@ TrainingCosts = Sequence[tuple[Series, Sequence[TrainingCostPoint]]]
 
 
 def metric_by_training_cost(series: Sequence[Series], narrow: bool = False) -> Figure:
-    """Draw the metric against FLOPs, time, memory and energy of whole trainings.
-
-    Points are means over replicates, bars reach from the lowest to the highest replicate, squares are dense networks.
-    """
+    """Draw the metric against FLOPs, time, memory and energy of whole trainings."""
     found = [(one, points) for one in series if (points := training_cost_points(one.results))]
     shown = [_training_cost_panel(found, measure) for measure in MEASURES]
     roles = [(*one.results.groups_of_role(TICKET), one.results.dense) for one, _ in found]
@@ -341,10 +338,7 @@ _ROOM_SD = 2.5
 
 
 def metric_by_latency(timed: Sequence[LatencyPanel], narrow: bool = False) -> Figure:
-    """Draw the metric against measured time, both with intervals: a panel per batch size, a curve per kind of masks.
-
-    A square at time 1 is the dense network in the fastest dense engine.
-    """
+    """Draw the metric against measured time, both with intervals: a panel per batch size, a curve per kind of masks."""
     series = list({one.index: one for panel in timed for one, _ in panel.curves}.values())
     mixed = len({panel.setup.conditions for panel in timed}) > 1
     shown = [

@@ -16,7 +16,7 @@ from ticketry.errors import StoreError
 from ticketry.records.campaign import Claim
 from ticketry.records.evidence import EvidenceValues, StabilityRecord, StabilityRow, VerifyRecord, read_evidence
 from ticketry.records.network import DENSE, TICKET
-from ticketry.records.ticket import CurveRecord, EngineTime, SpeedRecord, TimeCurve, Timed
+from ticketry.records.ticket import CurveRecord, SpeedRecord
 from ticketry.records.verdict import Difference
 from ticketry.report.campaigns import style_of
 from ticketry.report.figures.layout import (
@@ -57,6 +57,7 @@ from ticketry.report.wording import (
     short_metric,
     shorten_middle,
 )
+from ticketry_engine.results import EngineTime, TimeCurve, Timed
 
 
 def difference_figure(verify: VerifyRecord, narrow: bool = False) -> Figure:
@@ -160,10 +161,7 @@ _COLOURS = {"confirmed": "good", "refuted": "bad", "undecided": "muted"}
 
 
 def claims_figure(claims: Sequence[Claim], narrow: bool = False) -> Figure:
-    """Draw each claim's difference with its interval as a row, in units of the claim's margin; 0 is the claim's bound.
-
-    In these units, claims of different metrics can share an axis. To the right of the line at 0, a claim holds.
-    """
+    """Draw each claim's difference with its interval as a row, in units of its margin; 0 is the claim's bound."""
     labels = [(shorten_middle(claim.name, 40), _claim_text(claim)) for claim in claims]
     figure, axes, middles = row_figure(labels, narrow, _LABEL)
     drawn: list[float] = []

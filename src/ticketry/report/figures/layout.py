@@ -189,10 +189,7 @@ _DIGIT = 7.4
 
 
 def fitting_labels(positions: Sequence[float], labels: Sequence[str]) -> list[int]:
-    """Return the indices of labels that can be shown without touching: the first, the last and as many as fit between.
-
-    Labels are centred at `positions`, in ascending pixels. A label of two lines is as wide as its longer line.
-    """
+    """Return the indices of labels that fit without touching: the first, the last and as many as fit between."""
     last = len(positions) - 1
     letters = [max(map(len, label.split("\n"))) for label in labels]
 
@@ -248,8 +245,6 @@ def log_axis(
     axes: Axes, axis: Literal["x", "y"], low: float, high: float, text: Callable[[float], str] = short_count
 ) -> list[float]:
     """Set up a logarithmic axis with ticks at 1, 2, 5, 10, …; for many decades only at 1, 10, 100 ….
-
-    If fewer than two of these ticks are within the limits, use other ticks, since a single tick shows no scale.
 
     Returns:
         The places of the ticks.

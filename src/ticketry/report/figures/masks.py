@@ -77,9 +77,6 @@ def short_names(names: Sequence[str], most: int) -> list[str]:
     return [printable(name if len(name) <= most else "…" + name[1 - most :]).replace("\n", " ") for name in names]
 
 
-# -- pictures ----------------------------------------------------------------------------------------------------------
-
-
 def mask_pictures(shown: Sequence[Picture], narrow: bool = False) -> Figure:
     """Draw masks of first layers: white weights are retained, black weights are removed; colours are input channels."""
     images = [mask_pixels(picture.layer) for picture in shown]
@@ -112,8 +109,6 @@ def _captions(picture: Picture, narrow: bool) -> list[str]:
 def _percent_text(share: float) -> str:
     return percent(share) if share > 0 else "0"
 
-
-# -- before and after a structure --------------------------------------------------------------------------------------
 
 _MOST_EDGES = 48
 """Largest number of groups whose edges are marked; more marks would touch."""
@@ -207,8 +202,6 @@ def gate_histograms(shown: Sequence[RoundChain], narrow: bool = False) -> Figure
     set_shared_x_label(figure, "gate, from 0 (off) to 1; heights: number of gates (log scale)")
     return figure
 
-
-# -- when detectors pruned ---------------------------------------------------------------------------------------------
 
 _MOST_NAMED = 4
 """Largest number of replicates whose lines are named in the legend."""

@@ -165,8 +165,6 @@ def _draw_dense(panels: Sequence[Axes], dense: Group, scale: Scale) -> Any:
     )
 
 
-# -- of several runs ---------------------------------------------------------------------------------------------------
-
 _MOST_LETTERS = 28
 """Largest number of letters of a label beside a line; if a label is longer, a legend is used."""
 

@@ -130,10 +130,7 @@ _LOOKS: dict[str, tuple[str, str, float, Any]] = {
 
 
 def role_look(role: str, controls: Sequence[str] = (), size: float = 1.0) -> dict[str, Any]:
-    """Return the options of `Axes.plot` for a role, the same in every figure, with markers scaled by `size`.
-
-    The look of a control that has no look of its own depends on its position among such controls in `controls`.
-    """
+    """Return the options of `Axes.plot` for a role, the same in every figure, with markers scaled by `size`."""
     if role not in _LOOKS:
         unusual = [control for control in controls if control not in CONTROLS]
         role = ("cyclic", "cyclic_random")[(unusual.index(role) if role in unusual else 0) % 2]
@@ -155,10 +152,7 @@ def run_colour(index: int) -> str:
 
 
 def run_look(index: int, several: bool = True) -> dict[str, Any]:
-    """Return colour and marker of a run, the same on the whole page; a single run has the look of tickets.
-
-    Markers shift each time the colours repeat, so that colour and marker together distinguish 64 runs.
-    """
+    """Return colour and marker of a run, the same on the whole page; a single run has the look of tickets."""
     if not several:
         return {"color": COLOURS["ticket"], "marker": "o"}
     return {"color": COLOURS[run_colour(index)], "marker": _RUN_MARKERS[(index + index // 8) % len(_RUN_MARKERS)]}

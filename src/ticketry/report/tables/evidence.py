@@ -59,9 +59,6 @@ def missing_controls(record: RunRecord | VerifyRecord) -> list[tuple[str, str, s
     return [(f"{role_name(one.role)}{at}", one.why, "") for one, at in zip(record.left_out, levels, strict=True)]
 
 
-# -- verdicts of a run -------------------------------------------------------------------------------------------------
-
-
 def verdict_with_most_comparisons(run: RunRecord) -> LevelVerdict:
     """Return the run's level verdict that compares tickets with the most networks."""
     return max(run.verdicts, key=lambda one: len(one.comparisons) + len(one.beside))
@@ -87,9 +84,6 @@ def answer_about_controls(judged: Judgement) -> str:
         return NONE
     names = ", ".join(role_name(role) for role in judged.not_beaten)
     return f"{judged.better_than_controls}: {names}" if names else judged.better_than_controls
-
-
-# -- verifications -----------------------------------------------------------------------------------------------------
 
 
 def verify_sentence(verify: VerifyRecord, style: Style) -> str:
@@ -147,9 +141,6 @@ def verify_budgets(verify: VerifyRecord) -> list[Budget]:
 
 def has_equal_budgets(verify: VerifyRecord) -> bool:
     return len({one.budget for one in verify.networks}) == 1
-
-
-# -- studies of stability ----------------------------------------------------------------------------------------------
 
 
 def barrier_height(row: StabilityRow) -> float | None:
@@ -239,8 +230,6 @@ def _shaded_distance(distance: float | None, largest: float) -> Heat | None:
         return None
     return Heat(distance, min(_SHADES, int(_SHADES * max(distance, 0) / largest + 0.5)))
 
-
-# -- panels of a study -------------------------------------------------------------------------------------------------
 
 Reader = Callable[[StabilityRow], "float | None"]
 

@@ -239,10 +239,7 @@ class _DifferenceCurve:
     replicates: frozenset[int]
 
     def lowest_log_cost(self, replicates: Sequence[int], margin: float) -> tuple[float, bool]:
-        """Return (log cost, True) where the mean difference first falls below -`margin`, or (lowest log cost, False).
-
-        Between neighbouring levels, interpolate linearly.
-        """
+        """Return (log cost, True) at the first mean difference below -`margin`; otherwise (lowest log cost, False)."""
         above = (0.0, 0.0)  # the dense network
         for point, differences in zip(self.costs, self.differences, strict=True):
             cost = math.log(statistics.fmean(point.costs[one] for one in replicates))

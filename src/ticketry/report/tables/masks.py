@@ -31,8 +31,6 @@ def layer_names(profiles: Iterable[LayerProfile]) -> list[str]:
     return list(dict.fromkeys(name for profile in profiles for name in profile.layers))
 
 
-# -- pictures of the first layer ---------------------------------------------------------------------------------------
-
 MOST_FILTERS = 128
 
 
@@ -104,9 +102,6 @@ def to_opaque_pixels(colours: numpy.ndarray) -> numpy.ndarray:
     return pixels
 
 
-# -- structure ---------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class StructuredLevel:
     """A level whose masks were given a structure; it has the structure of each replicate."""
@@ -164,9 +159,6 @@ def level_to_draw(results: Results) -> StructuredLevel | None:
     return found[len(found) // 2] if found else None
 
 
-# -- gates -------------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class RoundChain:
     """The rounds of gates of one search, in one replicate; a run may have several parallel searches."""
@@ -212,9 +204,6 @@ def _chain_name(rounds: Sequence[Round], penalties: bool) -> str:
     inside = inits[0] if len(inits) == 1 else f"{inits[0]} … {inits[-1]}"
     extra = f", λ {rounds[0].penalty:.2g}" if penalties else ""
     return f"{inside.replace('-', MINUS)}{extra} ({100 * rounds[-1].density:.3g} %)"
-
-
-# -- the moment of pruning ---------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

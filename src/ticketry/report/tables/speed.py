@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from ticketry.records.metric import Metric
 from ticketry.records.network import TICKET, Point
 from ticketry.records.settings import upgrade_settings
-from ticketry.records.ticket import BenchRecord, EngineTime, Saved, SpeedRecord, Timed
+from ticketry.records.ticket import BenchRecord, SpeedRecord
 from ticketry.report.subject import Series, Subject, labels_of
 from ticketry.report.tables.results import Group, Results, Summary, summarise
 from ticketry.report.wording import MINUS, NONE, Style, percent, printable
+from ticketry_engine.results import EngineTime, Saved, Timed
 
 
 @dataclass(frozen=True, order=True)
@@ -86,10 +87,7 @@ def latency_points(results: Results, speeds: Sequence[SpeedRecord], setup: Timin
 
 
 def _best_saving(results: Results, point: Point, speeds: Sequence[SpeedRecord], setup: TimingSetup) -> Saved | None:
-    """Return a ticket's largest saving among the comparisons with the most dense engines; None if it was not timed.
-
-    Comparisons with fewer dense engines do not count, since their fastest dense engine may be slow.
-    """
+    """Return a ticket's largest saving among the comparisons with the most dense engines; None if it was not timed."""
     timings = [
         timed
         for speed in speeds
