@@ -139,6 +139,6 @@ _TYPE_NAMES = {
 
 
 def _describe_type(hint: Any) -> str:
-    """Describe the types of an annotation in words, for error messages."""
+    """Return a description of an annotation's types for error messages."""
     names = [_TYPE_NAMES.get(kind, getattr(kind, "__name__", str(kind))) for kind in inner_types(hint)]
     return " or ".join(dict.fromkeys(names)) + (", or several" if takes_several(hint) else "")

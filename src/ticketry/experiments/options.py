@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from ticketry.tasks.task import Task
 
 USUAL_CONTROLS = ("random_reinit", "shuffled", "random_prune")
-"""Default controls of a search."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,7 +189,7 @@ class SpeedupOptions:
     time: str = "50%"
     """Latency budget of steps 2 and 3: a share of the latency of --base, or an amount such as 5ms."""
     base: Base = "engine"
-    """What a fraction in --time is relative to: engine (step 1), eager, torch.compile, onnxruntime or openvino."""
+    """Base of a fraction in --time: engine (step 1), eager, torch.compile, onnxruntime or openvino."""
     threads: int = 1
     """Threads of every engine."""
     rounds: int = 7

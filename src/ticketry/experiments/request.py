@@ -78,7 +78,6 @@ class SearchRequest:
     arithmetic: Mapping[str, Any] = field(default_factory=dict)
     """Non-default arithmetic of the lab, see `for_lab`; it changes results bit for bit, and so affects the name."""
     label: str = ""
-    """Name given by the user, instead of the default name."""
     stored_name: str = ""
     """Name of the run in a store, if it is not `default_name`. See `with_new_name`."""
 

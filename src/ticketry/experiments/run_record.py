@@ -201,7 +201,7 @@ class PointCollector:
         return measure_dense_latency(lab, segment.task, task, costs)
 
     def add_trainings(self, results: Iterable[Result]) -> None:
-        """Add trainings that have no row of their own to the cost of the run."""
+        """Add trainings without a row in the record to the cost of the run."""
         with self._lock:
             self.segments.update({each.segment.key: each for each in results})
 

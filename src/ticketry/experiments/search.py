@@ -122,7 +122,7 @@ class _ControlTrainer:
 
     def __init__(self, lab: Lab, run: SearchRequest, points: PointCollector) -> None:
         self._lab, self._run, self._points = lab, run, points
-        # As many threads as can train at once, so that the search's own segments never wait long behind controls.
+        # At most as many threads as can train at once: the search's own segments never wait long behind controls.
         threads = lab.workers
         self._pool = concurrent.futures.ThreadPoolExecutor(threads, "controls") if threads else None
         self._futures: list[concurrent.futures.Future[None]] = []

@@ -261,7 +261,6 @@ class Copied:
 
     files: int
     bytes: int
-    """Size of the copied files in bytes."""
     known: int
     """Number of skipped files: the target had them already, or has another run or record of the same name."""
 
@@ -465,7 +464,6 @@ def _try_rename(root: Path, target: Path) -> bool:
 
 
 _Files = dict[Path, tuple[int, int]]
-"""Files of a store, each with its size in bytes and its modification time."""
 
 
 def _copy_files(root: Path, target: Path) -> _Files:

@@ -53,7 +53,6 @@ class TicketModel:
     model: nn.Module
     """Model with the ticket's weights, in evaluation mode; pruned weights are 0."""
     inputs: Tensor
-    """Example inputs of the model."""
     weights: str
     """Which weights of the ticket the model has: trained, or start (before training)."""
 

@@ -44,7 +44,6 @@ class Claim(Part, frozen=True, kw_only=True):
     name: str
     statement: str
     source: str = ""
-    """Paper and section that the claim comes from."""
     figure: str = ""
     """Result that the paper itself reports."""
     a: Side
@@ -63,9 +62,7 @@ class Claim(Part, frozen=True, kw_only=True):
     """Name of the claim that this claim tests again on fresh replicates; empty if it is not a replication."""
     found: _Outcome
     n: Count
-    """Number of replicates that were tested."""
     limit: Count
-    """Largest number of replicates that the plan allows."""
     difference: Number | None = None
     """Mean of A minus B over replicates, in the metric's unit."""
     interval: tuple[Number, Number] | None = None
@@ -106,9 +103,7 @@ class PlannedTime(NamedTuple):
     """Planned and measured training time, in seconds, of blocks that were planned and trained by the same store."""
 
     planned: float = 0.0
-    """Planned wall-clock time."""
     took: float = 0.0
-    """Measured wall-clock time."""
 
     def plus(self, other: PlannedTime) -> PlannedTime:
         """Return the sum of both times with those of `other`."""
@@ -127,11 +122,9 @@ class CampaignRun(Part, frozen=True, kw_only=True):
     recipe: dict[str, Any] = field(default_factory=dict)
     controls: tuple[Role, ...] = ()
     replicates: Count = 0
-    """Number of finished replicates."""
     runs: tuple[str, ...] = ()
     """Names of the searches in the store, one for each block of replicates."""
     blocks: tuple[BlockProvenance, ...] = ()
-    """Provenance of each block of replicates."""
     planned_seconds: NotNegative | None = None
     """Planned wall-clock time, in seconds, of the blocks that this store planned and trained; None without such
     blocks."""
@@ -151,9 +144,7 @@ class SecondOrderRun(Part, frozen=True, kw_only=True):
     """Digest of task, recipe, seeds and precision, which identifies the dense network."""
     replicate: Count
     value: Number
-    """Metric on the test split."""
     key: str = ""
-    """Key of the segment in the store."""
     steps: Count = 0
     seconds: NotNegative = 0.0
     trained: bool = True

@@ -126,7 +126,6 @@ class Curve(Part, frozen=True):
     """Errors along the straight line between the weights of two networks."""
 
     split: str
-    """Data split on which errors were measured."""
     recalibrated: Count
     """Number of batches with which batch-norm statistics were recomputed; 0 if they were interpolated."""
     recorded_height: float | None = field(name="height")
@@ -158,7 +157,6 @@ class StabilityRow(Part, frozen=True, omit_defaults=True):
     density: Density
     role: Role
     value: Number | None
-    """Metric on the test split."""
     pruning: Distances | None
     """Distances between the ticket and the masked dense network; None for the dense network."""
     data_order: Distances | None

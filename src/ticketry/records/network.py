@@ -34,7 +34,6 @@ MATCHED_DENSE = ("dense_of_flops", LATENCY_MATCHED)
 The network is the task's own at another width, or the one named after a colon (``dense_of_flops:vgg-11``).
 """
 PHASES = ("dense", "search", "sparse")
-"""Names of the training phases of a network, see `Phases`."""
 DISTANCE, MASKS = "distance", "masks"
 """Names of the detectors that choose when to prune."""
 
@@ -146,7 +145,6 @@ class Cost(Part, frozen=True, kw_only=True, omit_defaults=True):
     steps_asked: Count | None = None
     steps_trained: Count | None = None
     dense_steps: Count | None = None
-    """Training steps of one dense network."""
     search_steps_per_replicate: Count | None = None
     control_steps: Count | None = None
     train_seconds: NotNegative | None = None
@@ -156,7 +154,6 @@ class Cost(Part, frozen=True, kw_only=True, omit_defaults=True):
     wall_seconds: NotNegative | None = None
     energy_kwh: NotNegative | None = None
     energy_by: str = ""
-    """How the energy was measured."""
 
     @classmethod
     def from_values(cls, values: Mapping[str, Any]) -> Cost:
@@ -233,26 +230,20 @@ class Point(Part, frozen=True, kw_only=True, omit_defaults=True):
     test: dict[str, Any]
     """Name -> metric on the test split; the task's metric is included."""
     kept: Count | None = None
-    """Number of prunable parameters retained."""
     steps: Count | None = None
-    """Training steps of the network's own segment."""
     budget: Count | None = None
     """Training steps since the initialisation of its weights."""
     seconds: NotNegative | None = None
-    """Training time of the network's own segment in seconds."""
     search_steps: Count | None = None
     """Steps of the trainings that produced the network's mask; None if the record contains these trainings as
     networks."""
     search_seconds: Number | None = None
-    """Time in seconds of the trainings that produced the network's mask."""
     init: Number | None = None
     """Initial value of the gates that produced the network's mask; None without gates."""
     penalty: Number | None = None
-    """Weight of the gates' penalty in the loss."""
     cycles: Count | None = None
     """Number of trainings of a control that is trained for as long as the whole search."""
     key: str = ""
-    """Key of the segment in the store."""
     multiplications: Count | None = None
     """MACs of linear and convolution layers for one example, without those of pruned weights. Recorded in runs with a
     budget or with dense controls of equal cost."""
@@ -262,11 +253,9 @@ class Point(Part, frozen=True, kw_only=True, omit_defaults=True):
     model: str = ""
     """Name of the network; empty if it is the task's network."""
     first_layer: FirstLayer | None = None
-    """Mask of the first layer."""
     phases: Phases | None = field(default=None, name="cost")
     """Training cost by phase; None in records without phases."""
     moment: Moment | None = None
-    """When the network was pruned; None if unknown."""
     structure: Structure | None = None
     """Structure that was applied to the mask after the search; None if none was applied."""
     ticket: str = ""

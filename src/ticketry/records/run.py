@@ -38,17 +38,12 @@ class Round(Part, frozen=True, kw_only=True):
 
     replicate: Count
     level: Count
-    """Level of the ticket for which gates were trained."""
     used: bool
     """Whether the ticket uses the resulting mask; if False, the training was only a trial."""
     number: AtLeastOne = field(name="round")
-    """Number of the pruning round, from 1."""
     kind: str = ""
-    """Kind of gates."""
     init: Number
-    """Initial value of the gates."""
     penalty: Number
-    """Weight of the gates' penalty in the loss."""
     steps: Count
     seconds: Number | None = None
     density: Share
@@ -65,7 +60,6 @@ class Round(Part, frozen=True, kw_only=True):
     histogram: tuple[_Gates, ...]
     """Histogram of gate values at the end of the training, with equal bins from 0 to 1."""
     key: str = ""
-    """Key of the segment in the store."""
     cut_to: Share | None = None
     """Density to which the mask was pruned by gate values, because no initial value s0 of gates led to this density;
     None if the mask retains exactly the weights whose gates are on."""
@@ -103,7 +97,6 @@ class RunRecord(Experiment, frozen=True, kw_only=True, omit_defaults=True, tag_f
     """The name that the user gave to the run (``--name``); empty for a run with a default name."""
     method: str
     title: str = ""
-    """Title of the method."""
     alias: str = ""
     """The paper's name by which the method was requested, such as snip; empty if the method's own name was used."""
     points: tuple[Point, ...]
@@ -118,7 +111,6 @@ class RunRecord(Experiment, frozen=True, kw_only=True, omit_defaults=True, tag_f
     steps: ScheduleSteps = ScheduleSteps()
     recorded_cost: dict[str, Any] = field(default_factory=dict, name="cost")
     config: str = ""
-    """Text of the run file."""
     verdicts: tuple[LevelVerdict, ...] = ()
     verdict_error: str = ""
     """Reason why the run has no verdicts; empty if no reason is known."""
@@ -200,7 +192,6 @@ class ProgressPoint(Part, frozen=True):
     role: Role
     density: Density
     value: Number
-    """The task's metric on the test split."""
 
 
 class ActiveSegment(Part, frozen=True):
@@ -208,9 +199,7 @@ class ActiveSegment(Part, frozen=True):
 
     label: str
     done: Count
-    """Steps trained so far."""
     of: Count
-    """Steps of the whole segment."""
     waiting: bool = False
     """Whether the run waits for another process that is training the same segment."""
 

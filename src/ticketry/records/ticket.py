@@ -154,7 +154,6 @@ class TicketRecord(Part, frozen=True, kw_only=True):
 
     format: Literal[1] = 1
     ticket: str = ""
-    """Folder of the ticket."""
     task: str = ""
     model: str = ""
     weights: str = ""
@@ -162,11 +161,8 @@ class TicketRecord(Part, frozen=True, kw_only=True):
     density: Density
     """Fraction of the prunable parameters that is retained."""
     kept: Count | None = None
-    """Number of prunable parameters retained."""
     prunable: Count | None = None
-    """Number of prunable parameters."""
     parameters: Count | None = None
-    """Number of all parameters."""
     command: str = ""
 
 
@@ -246,7 +242,6 @@ class Structure(_Options, frozen=True, kw_only=True, omit_defaults=True):
     name: str = ""
     """Kind with its main options for display, such as ``regroup, 16 rows``."""
     before: NearShare = field(name="density_before")
-    """Density of the mask before structuring."""
     layers: tuple[LayerFit, ...] = ()
     """Fit of each layer, then of all layers together; empty if not measured."""
     pictures: tuple[LayerPicture, ...] = ()
@@ -260,7 +255,6 @@ class StructureRecord(TicketRecord, frozen=True, kw_only=True, tag_field="kind",
     """The record of structuring a ticket; `ticket` is the folder of the original ticket."""
 
     path: str
-    """Folder of the structured ticket."""
     seconds: NotNegative
     structure: Structure
 
@@ -302,12 +296,9 @@ class BenchRecord(SpeedRecord, frozen=True, kw_only=True, tag_field="kind", tag=
     weight_bytes: Count | None = None
     """Size in bytes of the packed weights and index tables of the sparse kernels."""
     table_batches: tuple[Count, ...] = ()
-    """Batch sizes for which index tables were built."""
     dense_bytes: AtLeastOne | None = None
-    """Size in bytes of the dense model's parameters."""
     comparisons: tuple[Timed, ...]
     layers_batch: AtLeastOne | None = None
-    """Batch size at which `layers` were timed."""
     layers: tuple[SpeedLayer, ...] = ()
 
     def __post_init__(self) -> None:
@@ -319,7 +310,6 @@ class CurveRecord(SpeedRecord, frozen=True, kw_only=True, tag_field="kind", tag=
     """The record of the latency of a ticket's network under synthetic masks of several densities."""
 
     pattern: str = ""
-    """Pattern of the synthetic masks."""
     seed: int = 0
     curves: tuple[TimeCurve, ...]
 

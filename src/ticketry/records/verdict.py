@@ -77,7 +77,6 @@ class OmittedControl(Part, frozen=True):
 
     role: str
     why: str
-    """Reason why the control was omitted."""
 
 
 class Diagnosis(Part, frozen=True, kw_only=True):
@@ -126,7 +125,6 @@ class LongerDifference(Difference, frozen=True, kw_only=True):
     """Mean difference between the ticket and a network with more training steps."""
 
     steps: Count | None = None
-    """Training steps of the other network."""
 
 
 Missing = TypeVar("Missing")
@@ -198,7 +196,7 @@ class Judgement(VerdictAnswers[None], frozen=True, kw_only=True):
     difference: Number
     """Mean of ticket minus dense network, in the metric's unit."""
     interval: _Interval | None = None
-    """Confidence interval of `difference`; None if there is none."""
+    """Confidence interval of `difference`; None if it is undefined."""
     comparisons: tuple[Difference, ...] = ()
 
     def __post_init__(self) -> None:

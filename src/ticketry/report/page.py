@@ -44,7 +44,7 @@ from ticketry.report.wording import printable
 _MOST_RUNS = 20
 """Largest number of runs whose parts of the page are not compressed."""
 _MOST_SAVED = 3
-"""Largest number of timed tickets that have sections of their own."""
+"""Largest number of timed tickets that have separate sections."""
 _MOST_NETWORKS = 5_000
 """Largest number of networks that one table lists."""
 
@@ -59,7 +59,7 @@ class PagePart:
     _numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
 
     def nested_part(self, prefix: str, listed: bool = True) -> PagePart:
-        """Return a nested part with ids of its own and continued figure numbers; if `listed`, the contents list it."""
+        """Return a nested part with another prefix and continued figure numbers; if `listed`, the contents list it."""
         return PagePart(f"{self.prefix}{prefix}-", self.contents if listed else [], self._numbers)
 
     def id(self, name: str) -> str:

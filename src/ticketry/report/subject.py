@@ -24,7 +24,7 @@ _LONGEST = 28
 
 @dataclass(frozen=True)
 class Subject:
-    """What a page is about: one or several runs, and the evidence about them."""
+    """The subject of a page: one or several runs, and the evidence about them."""
 
     runs: tuple[Results, ...]
     verifications: tuple[VerifyRecord, ...] = ()

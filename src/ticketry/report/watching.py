@@ -22,7 +22,6 @@ from ticketry.records.run import PROGRESS_SECONDS, Progress, ProgressPoint, read
 from ticketry.report.tables.results import summarise
 
 MOST_DONE = 12
-"""Number of finished runs that the page shows: the newest runs."""
 _DEAD = 5 * PROGRESS_SECONDS
 """Seconds without an update after which a process counts as killed; a running process writes every two seconds."""
 _LARGEST = 1 << 24

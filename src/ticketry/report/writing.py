@@ -1,6 +1,6 @@
 """Write pages as files: atomically, and with a digest that reveals damage.
 
-The digest does not make a page trustworthy: anybody who writes into a store can write a page with a valid digest.
+The digest does not make a page trustworthy: a process that can write into a store can write a page with a valid digest.
 """
 
 from __future__ import annotations

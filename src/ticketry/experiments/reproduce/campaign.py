@@ -168,13 +168,10 @@ class Outcome:
 
     record: CampaignRecord
     page: Path
-    """Path of the HTML page."""
     text: Path
-    """Path of the Markdown page."""
     stopped: str = ""
     """Reason why training stopped early; empty if all claims were decided or have all planned replicates."""
     wanted: frozenset[str] = frozenset()
-    """Names of the requested claims."""
     planned: tuple[PlannedBlock, ...] = ()
     """The next blocks to train, in order, if the campaign was only planned; otherwise empty."""
 
@@ -196,7 +193,6 @@ class PlannedBlock:
     seconds: float
     """Estimated time in seconds; a training that several blocks share counts for the first of them."""
     claims: tuple[str, ...]
-    """Names of the claims that need the block."""
 
 
 def reproduce(

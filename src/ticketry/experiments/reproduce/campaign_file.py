@@ -28,7 +28,6 @@ from ticketry.tasks import catalogue
 
 T = TypeVar("T")
 _STABILITY = {"masks": ["none"], "splits": ["test"], "dense": False, "layers": False}
-"""Default settings of a run's stability analysis."""
 _SEED = 20_000
 """Seed of the first replicate, far from seeds that are used to tune settings."""
 
@@ -42,7 +41,6 @@ class Campaign:
     paper: str
     scale: Scale
     text: str
-    """Contents of the file."""
     precisions: Mapping[str, Precision]
     """Precision of each run, never ``auto``, so that all machines use the same precision."""
     kernels: Mapping[str, str]
@@ -53,7 +51,6 @@ class Campaign:
     """Numbers of replicates at which the claims of each run are judged."""
     claims: tuple[Hypothesis, ...]
     stability: Mapping[str, StabilitySettings] = field(default_factory=dict)
-    """Settings of the stability analysis of each run that has a stability analysis."""
     together: Mapping[str, Any] = field(default_factory=dict)
     """Threads and devices of the lab, see `LabOptions.together`."""
 
@@ -451,7 +448,6 @@ class OtherBaseTable(SearchTable):
 class ScaleTable(Struct, forbid_unknown_fields=True):
     runs: dict[str, RunTable]
     base: BaseTable = msgspec.field(default_factory=BaseTable)
-    """Default entries of the runs."""
     bases: dict[str, OtherBaseTable] = {}
     """Alternative defaults by name, such as another network or data set; a run chooses one with its entry ``base``."""
     interim: tuple[int, ...] = INTERIM
@@ -543,7 +539,6 @@ class Hypothesis:
     plan: InterimAnalyses
     """Numbers of replicates at which the hypothesis is judged."""
     again: str = ""
-    """Name of the claim that this claim repeats; empty if it is no replication."""
 
     @property
     def runs(self) -> tuple[str, ...]:

@@ -61,7 +61,6 @@ class Row:
     role: str
     density: float
     key: str
-    """Key of the network's training segment."""
     value: float
     """Recorded metric on the test split."""
     others: tuple[float, ...]
@@ -181,7 +180,7 @@ def _has_training(store: Store, row: Row) -> bool:
 
 
 def retrain_row(lab: Lab, task: Task, row: Row, sources: StoredTrainings) -> CheckedRow:
-    """Train a row's network again in the lab's empty store; first train whatever produced its initial weights."""
+    """Train a row's network again in the lab's empty store; first, the networks that its weights come from."""
     trajectory, _, step = row.key.partition("@")
     recorded = sources.record(trajectory, int(step))
     result = _retrain(lab, task, trajectory, int(step), sources, measure=True)

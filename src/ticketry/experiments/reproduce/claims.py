@@ -100,7 +100,6 @@ def _side_record(claim: Hypothesis, side: Side, values: tuple[float, ...]) -> ca
 
 
 _SAME = [one.name for one in dataclasses.fields(Hypothesis) if one.name not in ("a", "b", "plan")]
-"""Fields that a hypothesis and its entry in the record share."""
 
 
 def decide(

@@ -64,7 +64,6 @@ class PlottedNetwork:
     """Lowest and highest cost, which are drawn as a thin bar."""
     metrics: Range | None = None
     size: float = 5.5
-    """Size of the mark in pixels."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +86,6 @@ class CostPanel:
     """A panel with the curves of runs over one kind of cost."""
 
     name: str
-    """Name of the x axis."""
     curves: Sequence[Curve]
     title: str = ""
     unit: float | None = None
@@ -180,7 +178,7 @@ def metric_by_training_cost(series: Sequence[Series], narrow: bool = False) -> F
     roles = [(*one.results.groups_of_role(TICKET), one.results.dense) for one, _ in found]
     values = [value for groups in roles for group in groups if group is not None for value in group.values().values()]
     metric = found[0][0].results.run.task.metric
-    scale = Scale.of(metric, values)
+    scale = Scale.for_values(metric, values)
     figure, axes = _panel_figure(
         shown, metric, scale, scale.limits_with_room(min(values), max(values), 0.08), narrow, 250
     )
@@ -291,7 +289,7 @@ def metric_by_search_cost(series: Sequence[Series], narrow: bool = False) -> Fig
         for name, words in names.items()
     ]
     metric, means = found[0][0].results.run.task.metric, [point.metric for _, points in found for point in points]
-    scale = Scale.of(metric, means)
+    scale = Scale.for_values(metric, means)
     figure, axes = _panel_figure(
         shown, metric, scale, scale.limits_with_room(min(means), max(means), 0.08), narrow, 260 if narrow else 300
     )

@@ -298,7 +298,7 @@ def _set_up_step_axis(axes: Axes, steps: Sequence[int], study: StabilityRecord) 
 
 
 def _rewind_share_text(step: int, study: StabilityRecord) -> str:
-    """Return a rewind step as a share of training in per cent: as it was requested, otherwise with two digits."""
+    """Return a rewind step as a share of training in per cent: as requested, otherwise with two digits."""
     asked = next((rewind.asked for rewind in study.rewinds if rewind.step == step), "")
     if re.fullmatch(r"\d{1,3}(\.\d{1,3})?%", asked):
         return asked

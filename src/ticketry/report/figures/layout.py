@@ -284,7 +284,7 @@ class Scale:
     log: bool = False
 
     @classmethod
-    def of(cls, metric: Metric, values: Iterable[float]) -> Scale:
+    def for_values(cls, metric: Metric, values: Iterable[float]) -> Scale:
         """Return the scale of a metric's axis; it is linear if some values are not positive."""
         return cls(metric.scale == "log" and all(value > 0 for value in values))
 
@@ -336,12 +336,12 @@ def round_ticks(low: float, high: float, most: int) -> list[float]:
     """Return at most `most` round numbers from `low` to `high`, at least three if possible."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
 
-    def inside(digits: Iterable[float]) -> list[float]:
+    def ticks_with_digits(digits: Iterable[float]) -> list[float]:
         return [tick for power in powers for d in digits if low <= (tick := d * 10.0**power) <= high]
 
-    decades = _every_nth(inside((1.0,)), most)
+    decades = _every_nth(ticks_with_digits((1.0,)), most)
     for digits in _DIGITS:
-        if _FEWEST <= len(found := inside(digits)) <= most:
+        if _FEWEST <= len(found := ticks_with_digits(digits)) <= most:
             return found
     values = MaxNLocator(max(most - 1, 1), steps=[1, 2, 5, 10]).tick_values(low, high)
     even = _every_nth([tick for tick in map(float, values) if low <= tick <= high], most)

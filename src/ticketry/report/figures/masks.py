@@ -204,7 +204,6 @@ def gate_histograms(shown: Sequence[RoundChain], narrow: bool = False) -> Figure
 
 
 _MOST_NAMED = 4
-"""Largest number of replicates whose lines are named in the legend."""
 _LOW = 1e-4
 """Smallest value that is drawn; smaller values are drawn at this value."""
 _LINES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))

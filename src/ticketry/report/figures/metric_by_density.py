@@ -27,7 +27,7 @@ from ticketry.report.tables.results import CONTROLS, Group, Results, Summary
 from ticketry.report.wording import role_name, short_metric
 
 _WORTH_A_PANEL = 0.5
-"""If the better networks span less than this share of the whole range, they get a panel of their own."""
+"""If the better networks span less than this share of the whole range, they get a separate panel."""
 _MOST_SD = 1.5
 """Standard deviations of an interval that must fit on an axis; whole intervals of two replicates would be too long."""
 _ROOM = 0.04
@@ -70,7 +70,7 @@ def scale_of(*runs: Results) -> Scale:
     means = [
         group.metric().mean for results in runs for role in results.roles for group in results.groups_of_role(role)
     ]
-    return Scale.of(runs[0].run.task.metric, means)
+    return Scale.for_values(runs[0].run.task.metric, means)
 
 
 def limits_near_dense(results: Results) -> tuple[float, float] | None:

@@ -22,7 +22,6 @@ class CostMeasure:
     """A measure of inference cost: latency or MACs of one forward call, relative to the dense network."""
 
     name: str
-    """Name of the measure in columns and figures."""
     rival: str
     """Name of the control that is a dense network with the ticket's cost."""
     setting: str
@@ -45,7 +44,6 @@ class CallCostPoint:
     cost: float
     """Cost relative to the dense network, mean over replicates."""
     costs: Mapping[int, float]
-    """Cost relative to the dense network, by replicate."""
 
     @property
     def metric(self) -> Summary:
@@ -111,7 +109,7 @@ def frontier_lines(
 ) -> list[FrontierLine]:
     """Return the curves of the runs with these indices, which have one task; for a single run, also of its controls.
 
-    Dense networks of one kind form one curve, whichever run trained them. The task's own network belongs to the curve
+    Dense networks of one kind of all runs form one curve. The task's own network belongs to the curve
     of its narrower versions.
     """
     shown = [(index, runs[index]) for index in indices if measure in recorded_measures(runs[index])]
@@ -151,7 +149,7 @@ class EqualCostComparison:
 def compare_at_equal_cost(
     results: Results, point: CallCostPoint, runs: Sequence[Results], measure: CostMeasure
 ) -> EqualCostComparison | None:
-    """Compare tickets with the best dense network of the same cost, replicate by replicate; None if there is none.
+    """Compare tickets with the best dense network of the same cost, paired by replicate; None without one.
 
     Candidates are the matched dense networks of the same run and level; and of other runs with the same seeds and
     recipe, the matched dense networks whose cost differs by at most `EQUAL_COST`.

@@ -213,7 +213,6 @@ class DetectorMoments:
     level: int
     density: float
     moments: dict[int, Moment]
-    """Pruning moments by replicate."""
 
     @property
     def threshold(self) -> float:

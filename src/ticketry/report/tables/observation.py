@@ -33,7 +33,7 @@ class Observation:
 
 
 def observe(results: Results) -> Observation:
-    """Describe the sparsest level at which tickets match the dense network; if there is none, the tickets' best level.
+    """Describe the sparsest level at which tickets match the dense network; otherwise the tickets' best level.
 
     Tickets match if their mean paired difference to the dense network is not worse than the margin, and their mean
     paired difference to each finished control is above 0; in a run with controls, at least one must be finished. The

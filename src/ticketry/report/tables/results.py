@@ -60,7 +60,6 @@ class Group:
     points: Mapping[int, Point] = field(repr=False)
     """The record's row of each network, by replicate; never empty."""
     compared: Metric
-    """The metric by which networks are compared."""
 
     @property
     def density(self) -> float:
@@ -136,7 +135,7 @@ class Results:
         return [group for group in self._groups.values() if group.role == role]
 
     def tickets_or_control_at(self, level: int) -> Group:
-        """Return the tickets of a level; if there are none yet, the first control, which has the same density."""
+        """Return the tickets of a level; before they are trained, of the first control, which has the same density."""
         return next(group for role in (TICKET, *self.controls) if (group := self.group(level, role)))
 
     def common_count(self, role: str) -> int | None:
@@ -218,7 +217,6 @@ class LayerProfile:
 
     level: int
     density: float
-    """Mean density of all prunable weights together."""
     layers: Mapping[str, float]
     """Mean density by name of the layer, in the order of the model."""
 

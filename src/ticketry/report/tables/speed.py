@@ -26,7 +26,7 @@ class TimingSetup:
     cold: bool
 
     @classmethod
-    def of(cls, timed: Timed) -> TimingSetup:
+    def from_timing(cls, timed: Timed) -> TimingSetup:
         return cls(timed.batch, timed.precision, timed.threads, timed.cold)
 
     @property
@@ -47,7 +47,6 @@ class LatencyPoint:
     """The lowest end of the timed replicates' intervals."""
     high: float
     timed: int
-    """Number of timed replicates."""
     engines: tuple[str, ...]
     """Names of the engines that run the tickets fastest."""
 
@@ -59,11 +58,13 @@ class LatencyPoint:
 def timing_setups(runs: Iterable[Results], speeds: Sequence[SpeedRecord]) -> list[TimingSetup]:
     """Return all setups in which a ticket of the runs was timed, with smaller batches first."""
     names = {results.run.name for results in runs}
-    return sorted({TimingSetup.of(timed) for speed in speeds if speed.run in names for timed in speed.comparisons})
+    return sorted(
+        {TimingSetup.from_timing(timed) for speed in speeds if speed.run in names for timed in speed.comparisons}
+    )
 
 
 def latency_points(results: Results, speeds: Sequence[SpeedRecord], setup: TimingSetup) -> list[LatencyPoint]:
-    """Return a point for each level of which a ticket was timed in the setup, the slowest first.
+    """Return a point for each level with a ticket that was timed in the setup, the slowest first.
 
     The time of a ticket is that of its fastest form: in sparse kernels, or, if whole channels are pruned, as a smaller
     network in a dense engine. If a ticket was timed several times, use the fastest of the comparisons with the most
@@ -93,7 +94,7 @@ def _best_saving(results: Results, point: Point, speeds: Sequence[SpeedRecord], 
         for speed in speeds
         if speed.run == results.run.name and point.ticket and _last_folder(speed.ticket) == _last_folder(point.ticket)
         for timed in speed.comparisons
-        if TimingSetup.of(timed) == setup and timed.saved
+        if TimingSetup.from_timing(timed) == setup and timed.saved
     ]
     most = max(map(_dense_engine_count, timings), default=0)
     saved = [one for timed in timings if _dense_engine_count(timed) == most for one in timed.saved]
@@ -124,7 +125,6 @@ class EqualTimeComparison:
 ComparisonsBySetup = Mapping[tuple[TimingSetup, str], Mapping[int, EqualTimeComparison]]
 """Comparisons by (setup, name of the run), and then by level."""
 MetricByReplicate = Mapping[int, float]
-"""The test metric of each replicate."""
 UNSTRUCTURED = "unstructured"
 
 
