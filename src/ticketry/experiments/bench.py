@@ -179,7 +179,6 @@ def execute_density_sweep(
     source: TicketModel,
     options: BenchOptions,
     *,
-    seed: int = 0,
     store: Path | None = None,
     say: Say = lambda _: None,
     command: str = "",
@@ -197,7 +196,6 @@ def execute_density_sweep(
                 ),
                 pattern=options.pattern,
                 densities=options.densities,
-                seed=seed,
                 timing=_timing_settings(options),
                 required=options.against,
                 on_cores=options.cores or None,
@@ -205,7 +203,7 @@ def execute_density_sweep(
             )
         )
     record = CurveRecord(
-        **_common_fields(source, options, store, command), pattern=options.pattern, seed=seed, curves=tuple(found)
+        **_common_fields(source, options, store, command), pattern=options.pattern, seed=0, curves=tuple(found)
     )
     return _store_record(record, store, options)
 

@@ -26,7 +26,6 @@ from ticketry.experiments.request import (
     level_for_density,
     resolve_method,
 )
-from ticketry.experiments.run_record import OnPoint
 from ticketry.experiments.search import execute
 from ticketry.lab.lab import Lab
 from ticketry.lab.runners.runner import OnEvent
@@ -130,7 +129,7 @@ def analyse(
 
 
 def execute_stability(
-    lab: Lab, run: SearchRequest, settings: StabilitySettings, *, command: str = "", on_point: OnPoint | None = None
+    lab: Lab, run: SearchRequest, settings: StabilitySettings, *, command: str = ""
 ) -> tuple[StabilityRecord, list[RunRecord]]:
     """Search with each rewind step, and analyse the tickets that were found.
 
@@ -157,7 +156,7 @@ def execute_stability(
     _train_dense_to_rewinds(lab, run, sorted(asked))
     for step in sorted(asked):
         one = replace(run, settings=replace(run.settings, rewind=asked[step]))
-        searched, found = _run_search(lab, one, command, on_point)
+        searched, found = _run_search(lab, one, command)
         searches.append(searched)
         rewinds.append(Rewind(step, asked[step], searched.name))
         for replicate, item in found:
@@ -209,12 +208,10 @@ def record_name(run: SearchRequest, settings: StabilitySettings) -> str:
     return f"stability-{digest_of(json.loads(json.dumps([run.identity(), asdict(settings)])))[:8]}"
 
 
-def _run_search(
-    lab: Lab, run: SearchRequest, command: str, on_point: OnPoint | None
-) -> tuple[RunRecord, list[tuple[int, Found]]]:
+def _run_search(lab: Lab, run: SearchRequest, command: str) -> tuple[RunRecord, list[tuple[int, Found]]]:
     """Run a search; return its record and (replicate, network) pairs, sorted by replicate, dense network first."""
     found: list[tuple[int, Found]] = []
-    record = execute(lab, run, command=command, on_point=on_point, on_found=lambda *item: found.append(item))
+    record = execute(lab, run, command=command, on_found=lambda *item: found.append(item))
     return record, sorted(found, key=lambda pair: (pair[0], pair[1].level))
 
 

@@ -115,14 +115,15 @@ def write_note(
 
 Ends = Sequence[tuple[float, str, str]]
 """Ends of lines to label: (y in data coordinates, text, name of a colour)."""
+_LEAST = 14.0
+"""Smallest distance in pixels between the middles of two names."""
 
 
-def label_line_ends(figure: Figure, named: Sequence[tuple[Axes, Ends]], least: float = 14) -> None:
+def label_line_ends(figure: Figure, named: Sequence[tuple[Axes, Ends]]) -> None:
     """Write names to the right of the ends of lines, moved apart vertically so that names do not touch.
 
     Args:
         figure: the figure; its layout is finished by this function.
-        least: smallest distance in pixels between the middles of two names.
     """
     notes = []
     for axes, ends in named:
@@ -138,7 +139,7 @@ def label_line_ends(figure: Figure, named: Sequence[tuple[Axes, Ends]], least: f
         own = [(float(axes.transData.transform((1, y))[1]), made) for each, y, made in notes if each is axes]
         box = axes.get_window_extent()
         if own:
-            spots = move_apart([end for end, _ in own], least, box.y0, max(box.y1, box.y0 + least))
+            spots = move_apart([end for end, _ in own], _LEAST, box.y0, max(box.y1, box.y0 + _LEAST))
             for spot, (end, made) in zip(spots, own, strict=True):
                 made.set_position((8, spot - end))
 
