@@ -30,10 +30,7 @@ COMMANDS = {
     "search": ("search", "find tickets by a published method, with controls, and report what was found"),
     "verify": ("verify:verify", "does a ticket win? trained again from fresh seeds, against dense and controls"),
     "stability": ("verify:stability", "to pruning and to data order, and error barriers, along rewind steps"),
-    "structure": (
-        "export:structure",
-        "a ticket of whole channels, row groups or 2:4, made of one without structure",
-    ),
+    "structure": ("export:structure", "a ticket of whole channels, row groups or 2:4, made of one without structure"),
     "cost": ("timing:cost", "what a task's network takes, layer by layer, here or elsewhere: what --time goes by"),
     "compile": ("export:compile", "a ticket as a file that runs fast: sparse kernels made for its mask"),
     "bench": ("timing:bench", "a ticket against dense engines, side by side: time saved, by batch and by layer"),

@@ -168,10 +168,7 @@ def _check_caches() -> Iterator[Finding]:
     from ticketry_engine.support import files
 
     folders: dict[str, tuple[Callable[[], Path], str]] = {
-        "data": (
-            data,
-            "Data sets, downloaded or prepared, and kernels: what is deleted is made or fetched again.",
-        ),
+        "data": (data, "Data sets, downloaded or prepared, and kernels: what is deleted is made or fetched again."),
         "kernels": (
             lambda: files.private_cache_folder("kernels"),
             "Of these, compiled kernels: without them a model compiles and starts slower the first time.",

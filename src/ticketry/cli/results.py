@@ -174,14 +174,7 @@ def print_run(run: Run, report: Path) -> None:
     """Print levels, verdict and costs of a run, and suggest the next commands."""
     from rich.console import Console
 
-    from ticketry.report import (
-        cost_lines,
-        moment_lines,
-        summary_lines,
-        summary_table,
-        verdict_line,
-        verdict_lines,
-    )
+    from ticketry.report import cost_lines, moment_lines, summary_lines, summary_table, verdict_line, verdict_lines
 
     console, record, folder = Console(), run.record, run.path
     if console.is_terminal:

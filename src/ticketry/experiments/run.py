@@ -130,11 +130,7 @@ class Run:
         return relative_costs(self.record)
 
     def best(
-        self,
-        density: float | str | None = None,
-        *,
-        time: float | str | None = None,
-        flops: float | str | None = None,
+        self, density: float | str | None = None, *, time: float | str | None = None, flops: float | str | None = None
     ) -> RunTicket:
         """Return the ticket that is best on the validation split, so that its test value is unbiased.
 

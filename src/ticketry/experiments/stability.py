@@ -19,13 +19,7 @@ from ticketry.evidence.settings import StabilitySettings
 from ticketry.experiments.decoding import decode_settings
 from ticketry.experiments.options import USUAL_CONTROLS, LabOptions, open_lab
 from ticketry.experiments.record_files import to_frame, write_record
-from ticketry.experiments.request import (
-    TOLERANCE,
-    SearchRequest,
-    build_request,
-    level_for_density,
-    resolve_method,
-)
+from ticketry.experiments.request import TOLERANCE, SearchRequest, build_request, level_for_density, resolve_method
 from ticketry.experiments.search import execute
 from ticketry.lab.lab import Lab
 from ticketry.lab.runners.runner import OnEvent

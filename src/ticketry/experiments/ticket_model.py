@@ -167,14 +167,7 @@ def execute_export(
         "density": f"{source.mask.density:.6g}",
     }
     made: Exported = export(
-        source.model,
-        source.mask,
-        source.inputs,
-        output,
-        format=format,
-        shrink=shrink,
-        batch=batch,
-        facts=facts,
+        source.model, source.mask, source.inputs, output, format=format, shrink=shrink, batch=batch, facts=facts
     )
     return {
         "format": FORMAT,
@@ -190,11 +183,7 @@ _OUTDATED = ("value", "dense_value", "metrics", "level", "search_steps", "traine
 
 
 def restructure(
-    ticket: str | PathLike[str] | Ticket,
-    to: str,
-    *,
-    output: str | PathLike[str] | None = None,
-    **options: Any,
+    ticket: str | PathLike[str] | Ticket, to: str, *, output: str | PathLike[str] | None = None, **options: Any
 ) -> StructureRecord:
     """Give a ticket's mask a structure that hardware can use, as ``ticketry structure`` does.
 

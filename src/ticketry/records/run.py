@@ -233,11 +233,7 @@ class Progress(Part, frozen=True, kw_only=True):
     def seconds_left(self) -> float | None:
         """Estimated remaining time in seconds; None if it cannot be estimated yet."""
         return estimate_time_left(
-            self.at - (self.since or self.began),
-            self.trained,
-            len(self.points),
-            self.expected,
-            at_once=self.at_once,
+            self.at - (self.since or self.began), self.trained, len(self.points), self.expected, at_once=self.at_once
         )
 
 

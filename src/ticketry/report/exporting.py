@@ -26,15 +26,7 @@ from ticketry.report.tables.frontier import COSTS_OF_CALL, frontier_lines, front
 from ticketry.report.tables.networks import density_matches
 from ticketry.report.tables.results import Group, Results
 from ticketry.report.tables.speed import compare_panels, latency_panels
-from ticketry.report.wording import (
-    Style,
-    metric_label,
-    percent,
-    probability_text,
-    role_name,
-    short_p,
-    summary_label,
-)
+from ticketry.report.wording import Style, metric_label, percent, probability_text, role_name, short_p, summary_label
 
 
 def export(

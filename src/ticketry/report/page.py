@@ -28,17 +28,7 @@ from ticketry.report.figures.evidence import claims_figure
 from ticketry.report.figures.layout import to_inline_element
 from ticketry.report.figures.style import COLOURS, run_colour
 from ticketry.report.subject import Subject, rewind_text
-from ticketry.report.tables import (
-    costs,
-    evidence,
-    frontier,
-    masks,
-    networks,
-    observation,
-    results,
-    rows,
-    speed,
-)
+from ticketry.report.tables import costs, evidence, frontier, masks, networks, observation, results, rows, speed
 from ticketry.report.wording import printable
 
 _MOST_RUNS = 20

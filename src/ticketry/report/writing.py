@@ -19,10 +19,7 @@ from ticketry.report.subject import subject_of
 
 
 def write_report(
-    records: RunValues | Sequence[RunValues],
-    path: Path,
-    *,
-    evidence: Iterable[EvidenceValues] = (),
+    records: RunValues | Sequence[RunValues], path: Path, *, evidence: Iterable[EvidenceValues] = ()
 ) -> Path:
     """Write the page of one or several run records to the file `path` atomically, and return the path.
 

@@ -39,13 +39,7 @@ from ticketry.lab.store.paths import Paths, display_address
 from ticketry.lab.store.references import find_second_order_result, second_order_seed
 from ticketry.lab.store.store import digest_of
 from ticketry.lab.training.precision import non_default_choices
-from ticketry.records.campaign import (
-    CampaignRecord,
-    CampaignRun,
-    Claim,
-    PlannedTime,
-    SecondOrderRun,
-)
+from ticketry.records.campaign import CampaignRecord, CampaignRun, Claim, PlannedTime, SecondOrderRun
 from ticketry.records.network import DENSE, Point
 from ticketry.records.run import RunRecord
 from ticketry.records.schema import as_json

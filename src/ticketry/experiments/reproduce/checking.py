@@ -41,11 +41,7 @@ Found = Literal["same bits", "inside", "outside"]
 _MACHINE = ("ticketry", "torch", "platform", "processor", "processor_kind")
 """Entries of the environment, apart from the kernels, that must agree if equal bits are expected. The name of the
 processor alone is not enough, since several processor generations share a name."""
-VARIANTS = (
-    "ticketry.lab.training.variants",
-    "ticketry.search.gating.gating",
-    "ticketry.search.gating.tick",
-)
+VARIANTS = ("ticketry.lab.training.variants", "ticketry.search.gating.gating", "ticketry.search.gating.tick")
 """Modules that register the library's variants of training (masks, gates) on import."""
 ROWS = ("run", "network", "replicate", "weights kept, %", "told", "now", "interval", "found")
 

@@ -159,10 +159,7 @@ def _draw_dense(panels: Sequence[Axes], dense: Group, scale: Scale) -> Any:
         panel.axhspan(scale.clip_low_end(low, summary), high, color=muted, alpha=0.16, lw=0, zorder=1)
         panel.axhline(summary.mean, color=muted, lw=1.2, zorder=1)
         panel.plot([100 * dense.density], [summary.mean], color=muted, marker="o", markersize=5.5)
-    return (
-        Patch(color=muted, alpha=0.16, lw=0),
-        Line2D([], [], color=muted, lw=1.2, marker="o", markersize=5.5),
-    )
+    return (Patch(color=muted, alpha=0.16, lw=0), Line2D([], [], color=muted, lw=1.2, marker="o", markersize=5.5))
 
 
 _MOST_LETTERS = 28
