@@ -184,11 +184,13 @@ def stored_tensors(
     graph = network.graph
     forms: dict[str, list[str]] = {name: [] for name in parameters}
     for name, parameter in network.origins.items():
-        if _has_all(graph.tensors[name], parameters[parameter]):
+        tensor, whole = graph.tensors[name], parameters[parameter]
+        # It contains each weight once, and otherwise only zeros.
+        if tensor.numel() == whole.numel() or 0 < int(tensor.count_nonzero()) == int(whole.count_nonzero()):
             forms[parameter].append(name)
     full = {name: torch.ones_like(graph.tensors[name]) for found in forms.values() for name in found}
     dense = replace(graph, tensors={**graph.tensors, **full})
-    whole = len(model_file.dumps(dense, {"precision": "fp32"})) + _SEAL_BYTES
+    size = len(model_file.dumps(dense, {"precision": "fp32"})) + _SEAL_BYTES
     total = model_file.weight_bytes(graph)
     stored = {
         parameter: [
@@ -197,12 +199,7 @@ def stored_tensors(
         ]
         for parameter, found in forms.items()
     }
-    return float(whole - sum(one.nbytes for one in full.values())), stored
-
-
-def _has_all(tensor: Tensor, parameter: Tensor) -> bool:
-    """Return whether a stored tensor contains each weight of `parameter` once, and otherwise only zeros."""
-    return tensor.numel() == parameter.numel() or 0 < int(tensor.count_nonzero()) == int(parameter.count_nonzero())
+    return float(size - sum(one.nbytes for one in full.values())), stored
 
 
 # -- latency on a GPU, estimated from rates that were measured on such a GPU; no GPU is needed -------------------------

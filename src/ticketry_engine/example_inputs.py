@@ -64,9 +64,9 @@ def at_batch(inputs: Inputs, batch: int, seed: int = 0) -> tuple[Any, ...] | dic
     return whole
 
 
-def outputs_of(to_batch: Any) -> list[Tensor]:
+def outputs_of(output: Any) -> list[Tensor]:
     """Return the tensors in a model's output, which may be a container of tensors, in order."""
-    return [leaf for leaf in tree_flatten(to_batch)[0] if isinstance(leaf, Tensor)]
+    return [leaf for leaf in tree_flatten(output)[0] if isinstance(leaf, Tensor)]
 
 
 def difference(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
@@ -82,20 +82,16 @@ def difference(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
     if shapes[0] != shapes[1]:
         raise EngineError(f"the outputs have the shapes {shapes[0]}, not {shapes[1]}")
     worst = 0.0
-    for one, other in zip(found, expected, strict=True):
-        to_batch, exact = (_as_real_numbers(tensor).double() for tensor in (one, other))
+    for pair in zip(found, expected, strict=True):
+        # Complex numbers are taken apart first, because `double` would drop their imaginary parts.
+        made, exact = ((torch.view_as_real(x.resolve_conj()) if x.is_complex() else x).double() for x in pair)
         if exact.isnan().any():
             raise EngineError(
                 "the model itself gives NaN (not a number), with which no output can be compared: look at its weights,"
                 " at its buffers and at the example inputs"
             )
-        same = exact.isinf() & (to_batch == exact)
-        to_batch, exact = to_batch.masked_fill(same, 0), exact.masked_fill(same, 0)
-        error = float((to_batch - exact).norm() / (exact.norm() or 1.0))
+        same = exact.isinf() & (made == exact)
+        made, exact = made.masked_fill(same, 0), exact.masked_fill(same, 0)
+        error = float((made - exact).norm() / (exact.norm() or 1.0))
         worst = max(worst, error) if error == error else float("inf")
     return worst
-
-
-def _as_real_numbers(tensor: Tensor) -> Tensor:
-    """Return a complex tensor as real and imaginary parts, and any other tensor unchanged."""
-    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor

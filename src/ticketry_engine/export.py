@@ -265,7 +265,8 @@ def _check_outputs(
             raise EngineError(
                 f"{runtime} cannot run what was exported with a batch of {batch}: {first_line(error)}; {_FIXED}"
             ) from error
-        error_found, most = difference(made, expected), _tolerance(expected)
+        error_found, floats = difference(made, expected), [one for one in expected if one.is_floating_point()]
+        most = max([TOLERANCE, *(_ROUNDINGS * torch.finfo(one.dtype).eps for one in floats)])
         if not error_found <= most:
             raise EngineError(
                 f"what was exported is not equal to its source: at a batch of {batch} the relative error in {runtime}"
@@ -275,12 +276,8 @@ def _check_outputs(
     return tuple(found)
 
 
-def _tolerance(outputs: Sequence[Tensor]) -> float:
-    """Return the maximum relative error that is accepted; it is larger for outputs in formats narrower than float32."""
-    return max([TOLERANCE, *(_ROUNDINGS * torch.finfo(one.dtype).eps for one in outputs if one.is_floating_point())])
-
-
 _ROUNDINGS = 8
+"""Number of rounding errors that are accepted in outputs whose format is narrower than float32."""
 _ONE_FILE_BYTES = 1_900_000_000
 """Maximum bytes of weights in a single ONNX file, because the format of the file is limited to 2 GB.
 

@@ -44,15 +44,11 @@ def _rewrite_batch_first(editor: Editor, one: Node) -> list[Node] | str:
     """Replace a torch node by native nodes whose batch is at axis 0."""
     require_match(not one.native)
     if base(one) in VIEWS and is_canonical(editor, one.output):
-        return _rewrite_view(editor, one)
+        editor.makers[one.output] = one
+        chain = chain_to(editor, one.output)
+        return native_views(editor, chain.source, example_map(chain, lambda made, batch: made), one.output)
     rule = _ROW_BY_ROW.get(base(one), _activation_batch_first)
     return rule(editor, one, arguments(one))
-
-
-def _rewrite_view(editor: Editor, one: Node) -> list[Node] | str:
-    editor.makers[one.output] = one
-    chain = chain_to(editor, one.output)
-    return native_views(editor, chain.source, example_map(chain, lambda made, batch: made), one.output)
 
 
 Step = tuple[str, list[Any]]

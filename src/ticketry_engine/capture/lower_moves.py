@@ -18,7 +18,6 @@ from ticketry_engine.capture.editor import (
     Found,
     Lowering,
     NoMatchError,
-    Shape,
     arguments,
     base,
     finite_number,
@@ -345,15 +344,6 @@ def _lower_slice(editor: Editor, one: Node, found: Found) -> list[Node] | str:
     return _lower_cut(editor, x, one.output, axis, start, start + _size_or_one(made[axis]))
 
 
-def _lower_narrow(editor: Editor, one: Node, found: Found) -> list[Node] | str:
-    x = _input_with_same_batch(editor, one, found)
-    shape, made = editor.shape(x) or (), editor.shape(one.output) or ()
-    axis, start = int(found["dim"]) % len(shape), found["start"]
-    require_match(axis and isinstance(start, int))
-    start += _size_or_one(shape[axis]) if start < 0 else 0
-    return _lower_cut(editor, x, one.output, axis, start, start + _size_or_one(made[axis]))
-
-
 def _lower_select(editor: Editor, x: str, output: str, axis: int, index: int) -> list[Node]:
     size = _size_or_one((editor.shape(x) or ())[axis])
     index %= size
@@ -394,15 +384,9 @@ def _equal_parts(size: int, width: int) -> list[int]:
     return [min(width, size - start) for start in range(0, size, width)]
 
 
-def _split_sizes(found: dict[str, Json], size: int) -> list[int]:
-    return (
-        _equal_parts(size, found["split_size"]) if isinstance(found["split_size"], int) else list(found["split_size"])
-    )
-
-
 _PARTS: Mapping[str, Callable[[dict[str, Json], int], list[int]]] = {
     "chunk": lambda found, size: _equal_parts(size, -(-size // int(found["chunks"]))),
-    "split": _split_sizes,
+    "split": lambda found, size: _equal_parts(size, n) if isinstance(n := found["split_size"], int) else list(n),
     "split_with_sizes": lambda found, size: list(found["split_sizes"]),
     "unbind": lambda found, size: [1] * size,
 }
@@ -414,12 +398,9 @@ def _lower_cat(editor: Editor, one: Node, found: Found) -> list[Node]:
     if not shape:
         raise NoMatchError
     axis = int(found["dim"]) % len(shape)
-    require_match(axis and all(_fits_concat(editor.shape(name), shape, axis) for name in names))
+    parts = [editor.shape(name) or () for name in names]
+    require_match(axis and all(len(part) == len(shape) and part[:axis] == shape[:axis] for part in parts))
     return [node("concat", tuple(names), one.output, axis=axis)]
-
-
-def _fits_concat(part: Shape | None, shape: Shape, axis: int) -> bool:
-    return part is not None and len(part) == len(shape) and part[:axis] == shape[:axis]
 
 
 def _lower_shuffle(editor: Editor, one: Node, found: Found) -> list[Node]:
@@ -434,8 +415,7 @@ RULES: Mapping[str, Lowering] = {
     **dict.fromkeys(_RESHAPES.split(), _lower_reshape),
     **dict.fromkeys(("permute", "transpose", "swapaxes", "swapdims", "movedim", "moveaxis", "mT"), _lower_permute),
     "expand": _input_of_same_size,
-    "slice": _lower_slice,
-    "narrow": _lower_narrow,
+    **dict.fromkeys(("slice", "narrow"), _lower_slice),
     "select": _lower_select_int,
     "getitem": _lower_getitem,
     **dict.fromkeys(("cat", "concat", "concatenate"), _lower_cat),

@@ -103,35 +103,13 @@ def _adaptive_pool_output(x: Tensor, size: list[int]) -> Tensor | None:
     return x.new_empty((*x.shape[:-2], *size)) if x.dim() == 4 and x.is_contiguous() else None
 
 
-def _max_pool_output(
+def _pool_output(
     x: Tensor,
     kernel: Sequence[int],
     stride: Sequence[int] = (),
     padding: Sequence[int] = (0,),
     dilation: Sequence[int] = (1,),
     ceil: bool = False,
-) -> Tensor | None:
-    return _window_output(x, kernel, stride, padding, dilation, ceil)
-
-
-def _avg_pool_output(
-    x: Tensor,
-    kernel: Sequence[int],
-    stride: Sequence[int] = (),
-    padding: Sequence[int] = (0,),
-    ceil: bool = False,
-    *_: Any,
-) -> Tensor | None:
-    return _window_output(x, kernel, stride, padding, (1,), ceil)
-
-
-def _window_output(
-    x: Tensor,
-    kernel: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    ceil: bool,
 ) -> Tensor | None:
     if x.dim() != 4 or not x.is_floating_point() or not x.is_contiguous():
         return None
@@ -233,8 +211,10 @@ SHAPES: Mapping[torch._ops.OpOverload, Callable[..., Tensor | tuple[Tensor, ...]
     _aten.linear.default: _linear_output,
     _aten.adaptive_avg_pool2d.default: _adaptive_pool_output,
     **dict.fromkeys((_aten.mean.dim, _aten.sum.dim_IntList), _reduction_output),
-    _aten.max_pool2d.default: _max_pool_output,
-    _aten.avg_pool2d.default: _avg_pool_output,
+    _aten.max_pool2d.default: _pool_output,
+    _aten.avg_pool2d.default: lambda x, kernel, stride=(), padding=(0,), ceil=False, *_: _pool_output(
+        x, kernel, stride, padding, (1,), ceil
+    ),
     _aten.cat.default: _cat_output,
     _aten.stack.default: _stack_output,
     _aten.matmul.default: _matmul_output,

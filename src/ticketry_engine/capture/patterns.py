@@ -147,15 +147,6 @@ def recognise_attention(graph: Graph) -> Graph:
     return rewrite(graph, _recognise_plain_attention)
 
 
-def _product_inputs(one: Node) -> list[str]:
-    """Return the two values that a torch node multiplies."""
-    require_match(base(one) in _PRODUCTS)
-    found = arguments(one)
-    pair = value_of(found["self"]), value_of(found.get("other", found.get("mat2")))
-    require_match(None not in pair)
-    return [str(name) for name in pair]
-
-
 def _without_scale(editor: Editor, name: str) -> tuple[str, float]:
     """Return (x, factor) if the value `name` is x * factor, else (name, 1)."""
     try:
@@ -165,11 +156,11 @@ def _without_scale(editor: Editor, name: str) -> tuple[str, float]:
 
 
 def _recognise_plain_attention(editor: Editor, one: Node) -> list[Node]:
-    weights, v = _product_inputs(one)
+    weights, v = _matmul_inputs(editor, one)
     soft = editor.made_by(weights, "softmax")
     require_match(soft.native and soft.attrs["axis"] == 3)
     name, scale = _without_scale(editor, soft.inputs[0])
-    q, turned = _product_inputs(editor.made_by(name, *_PRODUCTS))
+    q, turned = _matmul_inputs(editor, editor.made_by(name, *_PRODUCTS))
     q, factor = _without_scale(editor, q)
     maker = editor.made_by(turned, "transpose")
     require_match(maker.native and editor.floating(q, maker.inputs[0], v, one.output))
@@ -345,7 +336,9 @@ def _recognise_rms_norm(editor: Editor, one: Node) -> list[Node]:
 
 def _match_inverse_root(editor: Editor, name: str | None, root: str) -> tuple[str, float]:
     """Return (x, eps) if the value `name` is root(mean(x^2) + eps) over the last axis; `root` is "sqrt" or "rsqrt"."""
-    total = _torch_arguments(editor.made_by(value_of(_torch_arguments(_match_root(editor, name, root))["self"]), "add"))
+    found = editor.made_by(name, root, "pow")
+    require_match(base(found) == root or _torch_arguments(found)["exponent"] == (-0.5 if root == "rsqrt" else 0.5))
+    total = _torch_arguments(editor.made_by(value_of(_torch_arguments(found)["self"]), "add"))
     eps = number_of(total["other"], editor.tensors)
     mean = _torch_arguments(editor.made_by(value_of(total["self"]), "mean"))
     square = editor.made_by(value_of(mean["self"]), "pow", "square", "mul")
@@ -368,13 +361,6 @@ def _torch_arguments(one: Node) -> Found:
     """Return the arguments of a torch node; raise `NoMatchError` if the node is native."""
     require_match(not one.native)
     return arguments(one)
-
-
-def _match_root(editor: Editor, name: str | None, root: str) -> Node:
-    """Return the node that computes the value `name` as `root` ("sqrt" or "rsqrt") or as the equivalent power."""
-    found = editor.made_by(name, root, "pow")
-    require_match(base(found) == root or _torch_arguments(found)["exponent"] == (-0.5 if root == "rsqrt" else 0.5))
-    return found
 
 
 def _fuse_norm_weight(editor: Editor, one: Node) -> list[Node]:
@@ -497,9 +483,6 @@ def _match_repeated_heads(editor: Editor, name: str) -> str:
 # -- formulas of L2 normalisation and attention with constants ---------------------------------------------------------
 
 
-_TOKEN_PRODUCTS = ("matmul", "bmm")
-
-
 def recognise_normalize(graph: Graph, sizes: Mapping[str, Sizes]) -> Graph:
     """Return the graph with L2 normalisation over the last axis replaced by RMS norms."""
     return rewrite(graph, _recognise_normalize, sizes)
@@ -590,7 +573,7 @@ def attention(
 
 def _matmul_inputs(editor: Editor, one: Node) -> tuple[str, str]:
     """Return the two values that a torch node multiplies."""
-    require_match(not one.native and base(one) in _TOKEN_PRODUCTS)
+    require_match(base(one) in _PRODUCTS)
     found = arguments(one)
     left, right = value_of(found["self"]), value_of(found.get("other", found.get("mat2")))
     if left is None or right is None or not editor.floating(left, right, one.output):
@@ -603,7 +586,7 @@ def _match_scores(editor: Editor, name: str) -> tuple[Node, Tensor, Tensor | Non
     factor, bias = torch.ones(()), None
     while True:
         with contextlib.suppress(NoMatchError):
-            return editor.made_by(name, *_TOKEN_PRODUCTS), factor, bias
+            return editor.made_by(name, *_PRODUCTS), factor, bias
         maker = editor.made_by(name, "add_constant", "mul_constant", "affine")
         if maker.op != "mul_constant":
             constant = _broadcast_constant(editor, maker, "constant" if maker.op == "add_constant" else "shift")

@@ -107,7 +107,9 @@ def _capture_torch_graph(model: nn.Module, given: Arguments, dynamic_batch: bool
         _log.info("%s is captured by torch.export: %s", type(model).__name__, reason)
         graph, sizes, for_one = _capture_by_export(model, given, dynamic_batch)
     graph = with_defaults(graph, model)
-    return (graph if for_one else _require_two_examples(graph)), sizes
+    if not for_one:
+        graph = replace(graph, signature={**graph.signature, "fewest": FEWEST})
+    return graph, sizes
 
 
 _Found = tuple[Graph, dict[str, Sizes], bool]
@@ -142,11 +144,6 @@ def _capture_by_export(model: nn.Module, given: Arguments, dynamic_batch: bool) 
     if given.examples != 1:
         return graph, sizes, False
     return *convert(_export_program(model, given, False, ONE_DIFFERS, notes), model), True
-
-
-def _require_two_examples(graph: Graph) -> Graph:
-    """Return the graph with a signature that refuses calls with fewer than two examples."""
-    return replace(graph, signature={**graph.signature, "fewest": FEWEST})
 
 
 def _export_program(
@@ -209,7 +206,11 @@ def compute_constants(graph: Graph) -> Graph:
     nodes: list[Node] = []
     kept = set(graph.results)
     for old in graph.nodes:
-        known = {name: _as_argument(names.get(name, name), constants[name]) for name in old.inputs if name in constants}
+        known = {
+            name: {"tensor": names[name]} if name in names else constants[name]
+            for name in old.inputs
+            if name in constants
+        }
         one = _without_unneeded_input(graph, with_arguments(old, known) if known else old)
         if one.inputs or not _is_function_of_weights(one):
             nodes.append(one)
@@ -268,7 +269,3 @@ def _can_be_constant(made: Any, most: int) -> bool:
     if isinstance(made, Tensor):
         return made.numel() <= most and dtype_name(made.dtype) in DTYPES
     return isinstance(made, (bool, int, float, tuple, list))
-
-
-def _as_argument(name: str, made: Any) -> Any:
-    return {"tensor": name} if isinstance(made, Tensor) else made

@@ -244,7 +244,11 @@ class Arguments:
         tensors = [leaf for leaf in tree_flatten((found.args, found.kwargs))[0] if isinstance(leaf, Tensor)]
         if not tensors:
             raise CaptureError("example_inputs hold no tensor: give a tensor, a tuple of arguments, or a dict of them")
-        return found.map(_on_cpu)
+        return found.map(
+            lambda one: readable_tensor(
+                one if one.device.type in ("cpu", "meta") else one.cpu(), "an example input"
+            ).detach()
+        )
 
     def map(self, change: Any) -> Arguments:
         """Return the arguments with the function `change` applied to every tensor."""
@@ -266,12 +270,6 @@ class Arguments:
             if isinstance(leaf, Tensor) and leaf.dim():
                 return int(leaf.shape[0])
         return None
-
-
-def _on_cpu(tensor: Tensor) -> Tensor:
-    return readable_tensor(
-        tensor if tensor.device.type in ("cpu", "meta") else tensor.cpu(), "an example input"
-    ).detach()
 
 
 @dataclass(frozen=True)

@@ -60,16 +60,6 @@ def _match_entry(makers: Mapping[str, Node], name: str) -> _Entry:
     return _Entry(maker.inputs[0], int(maker.attrs["axis"]), int(maker.attrs["start"]))
 
 
-def _drop_axis(shape: Shape, axis: int) -> Shape:
-    return (*shape[:axis], *shape[axis + 1 :])
-
-
-def _select_like(editor: Editor, source: str, like: _Entry, output: str) -> list[Node]:
-    """Return nodes that select the axis and position of `like` from `source`; the last node computes `output`."""
-    part = editor.make("slice", (source,), output, axis=like.axis, start=like.index, stop=like.index + 1)
-    return [part, reshaped(editor, part.output, output)]
-
-
 # -- state = decay[t] * state + added[t] -------------------------------------------------------------------------------
 
 
@@ -138,7 +128,8 @@ def _match_steps(graph: Graph, makers: Mapping[str, Node], one: Node) -> Iterato
                 states = [graph.values[name] for name in (decay, added, one.output, *(() if begins else (before,)))]
                 require_match(len({value.dtype for value in (*sources, *states)}) == 1)
                 require_match(sources[0].shape == sources[1].shape and sources[0].shape is not None)
-                require_match({value.shape for value in states} == {_drop_axis(sources[0].shape or (), step.axis)})
+                shape, axis = sources[0].shape or (), step.axis
+                require_match({value.shape for value in states} == {(*shape[:axis], *shape[axis + 1 :])})
                 yield step
 
 
@@ -160,7 +151,9 @@ class _ScanRule:
             inputs = sources if held else (*sources, first.before)
             nodes = [editor.make("scan", inputs, one.output, held, axis=first.axis)]
             self._states[one.output] = nodes[0].output
-        return [*nodes, *_select_like(editor, self._states[first.output], found.step.added, one.output)]
+        axis, index = found.step.axis, found.step.added.index
+        part = editor.make("slice", (self._states[first.output],), one.output, axis=axis, start=index, stop=index + 1)
+        return [*nodes, part, reshaped(editor, part.output, one.output)]
 
 
 # -- stack([f(left[t], right[t]) for t in ...]) ------------------------------------------------------------------------

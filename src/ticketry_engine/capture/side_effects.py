@@ -162,7 +162,8 @@ def without_writes(graph: fx.Graph) -> bool:
     form.
     """
     for one in graph.nodes:
-        if _aten_name(one) in _DROPOUTS and one.args[2] is False:
+        overload = one.target if isinstance(one.target, torch._ops.OpOverload) else None
+        if overload and overload._schema.name.partition("::")[2] in _DROPOUTS and one.args[2] is False:
             one.replace_all_uses_with(one.args[0])
     written = [one for one in graph.nodes if is_in_place(one)]
     if not written:
@@ -182,10 +183,6 @@ def without_writes(graph: fx.Graph) -> bool:
 def is_in_place(one: fx.Node) -> bool:
     """Return whether a node's operation writes to one of its arguments."""
     return isinstance(one.target, torch._ops.OpOverload) and not is_function(one.target)
-
-
-def _aten_name(one: fx.Node) -> str:
-    return one.target._schema.name.partition("::")[2] if isinstance(one.target, torch._ops.OpOverload) else ""
 
 
 def _written_argument(one: fx.Node) -> fx.Node:
@@ -219,13 +216,10 @@ def _possible_aliases(one: fx.Node) -> list[fx.Node]:
     if one.op != "call_function":
         return []
     if not isinstance(one.target, torch._ops.OpOverload):
-        return [arg for arg in one.all_input_nodes if _holds_tensors(arg)]  # getitem of a list of views
+        numbers = (int, float, torch.SymInt, torch.SymFloat, torch.SymBool)
+        return [arg for arg in one.all_input_nodes if not isinstance(arg.meta.get("val"), numbers)]  # getitem of views
     arguments = zip(one.target._schema.arguments, one.args, strict=False)
     return [given for known, given in arguments if known.alias_info is not None and isinstance(given, fx.Node)]
-
-
-def _holds_tensors(one: fx.Node) -> bool:
-    return not isinstance(one.meta.get("val"), (int, float, torch.SymInt, torch.SymFloat, torch.SymBool))
 
 
 def _functional_op(one: fx.Node) -> Any:

@@ -63,10 +63,6 @@ def _bounded_power(base: Any, exponent: Any) -> Any:
     return base**exponent if isinstance(base, int) and isinstance(exponent, int) and exponent >= 0 else near
 
 
-def _square_root(value: Any) -> float:
-    return float(_bounded_power(value, 0.5))
-
-
 def _checked_entry(sequence: Any, index: int) -> Any:
     if not isinstance(sequence, (list, tuple)) or type(index) is not int:
         raise GraphError(f"no entry can be taken from {type(sequence).__name__}")
@@ -80,7 +76,7 @@ OPERATORS: Mapping[str, tuple[int, Callable[..., Any]]] = {
     },
     "neg": (1, _require_numbers(operator.neg)),
     "pow": (2, _require_numbers(_bounded_power)),
-    "sqrt": (1, _require_numbers(_square_root)),
+    "sqrt": (1, _require_numbers(lambda value: float(_bounded_power(value, 0.5)))),
     "max": (2, _require_numbers(max)),
     "min": (2, _require_numbers(min)),
     "int": (1, _require_numbers(int)),
@@ -226,7 +222,9 @@ def prepare(node: Node, tensors: Mapping[str, Tensor], device: str | torch.devic
         """Return a JSON argument as a Python object; return a `_Late` object if the argument depends on inputs."""
         if isinstance(value, list):
             parts = [resolve(part) for part in value]
-            return _delay_list(parts) if any(isinstance(part, _Late) for part in parts) else parts
+            if not any(isinstance(part, _Late) for part in parts):
+                return parts
+            return _Late(lambda inputs: [part.of(inputs) if isinstance(part, _Late) else part for part in parts])
         if not isinstance(value, dict):
             return value
         ((kind, content),) = value.items()
@@ -319,10 +317,6 @@ class _Late:
 
     def __init__(self, of: Callable[[tuple[Any, ...]], Any]) -> None:
         self.of = of
-
-
-def _delay_list(parts: list[Any]) -> _Late:
-    return _Late(lambda inputs: [part.of(inputs) if isinstance(part, _Late) else part for part in parts])
 
 
 # -- what a graph in a file may have -----------------------------------------------------------------------------------

@@ -31,7 +31,6 @@ from ticketry_engine.ir.native import (
     infer,
     shortened,
 )
-from ticketry_engine.ir.native_shapes import Shape
 from ticketry_engine.support.modules import normal_name
 
 OF_SIGNATURES = frozenset({"fewest", "defaults"})
@@ -68,7 +67,8 @@ class Graph:
     @property
     def dynamic(self) -> bool:
         """Return whether the graph accepts any batch size."""
-        return any(_is_dynamic(self.values[name].shape) for name in self.inputs)
+        shapes = [self.values[name].shape for name in self.inputs]
+        return any(bool(shape) and shape[0] is None for shape in shapes if shape is not None)
 
     @property
     def makers(self) -> dict[str, Node]:
@@ -168,10 +168,6 @@ def last_uses(steps: Sequence[tuple[Sequence[str], Sequence[str]]], kept: Iterab
         )
         for number, (reads, makes) in enumerate(steps)
     ]
-
-
-def _is_dynamic(shape: Shape | None) -> bool:
-    return shape is not None and bool(shape) and shape[0] is None
 
 
 # -- trees of values ---------------------------------------------------------------------------------------------------

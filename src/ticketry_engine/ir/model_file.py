@@ -326,14 +326,11 @@ def read_weights(table: Json, stored: Mapping[str, Tensor]) -> dict[str, Tensor]
             read = _read_positions if packed == PLACES else _read_flags
             made[name] = _restore_packed(where, *parts, shape=shape, read=read)
         else:
-            made[name] = _restore_dense(where, parts[0], shape)
+            fits = tuple(parts[0].shape) == (prod(shape),)
+            require(fits, f"{where} has not the number of elements of its shape")
+            made[name] = parts[0].view(shape)
     require(wanted == set(stored), "it holds tensors that are no weights of the graph")
     return made
-
-
-def _restore_dense(where: str, flat: Tensor, shape: list[int]) -> Tensor:
-    require(tuple(flat.shape) == (prod(shape),), f"{where} has not the number of elements of its shape")
-    return flat.view(shape)
 
 
 def _restore_packed(

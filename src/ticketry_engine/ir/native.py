@@ -52,7 +52,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import ticketry_engine.ir.native_shapes as kinds
 import ticketry_engine.ir.native_shapes as shapes
 from ticketry_engine.errors import GraphError
 from ticketry_engine.ir.native_shapes import ACTS, Attrs, Shape
@@ -309,14 +308,14 @@ def activation(act: str | dict[str, float] | None, *, fresh: bool = False) -> Fu
 
 # -- the table ---------------------------------------------------------------------------------------------------------
 
-_ACT: Mapping[str, Callable[[Any], bool]] = {"act": kinds.is_act}
-_EPS: Mapping[str, Callable[[Any], bool]] = {"eps": lambda eps: kinds.is_number(eps) and eps >= 0}
+_ACT: Mapping[str, Callable[[Any], bool]] = {"act": shapes.is_act}
+_EPS: Mapping[str, Callable[[Any], bool]] = {"eps": lambda eps: shapes.is_number(eps) and eps >= 0}
 _NO_ACT: Mapping[str, Any] = {"act": None}
 _WINDOW: Mapping[str, Callable[[Any], bool]] = {
-    "kernel": kinds.is_pair(1),
-    "stride": kinds.is_pair(1),
-    "padding": kinds.is_pair(0),
-    "ceil": kinds.is_boolean,
+    "kernel": shapes.is_pair(1),
+    "stride": shapes.is_pair(1),
+    "padding": shapes.is_pair(0),
+    "ceil": shapes.is_boolean,
 }
 _STEPS: Mapping[str, Any] = {"stride": (1, 1), "padding": (0, 0)}
 _BIAS = frozenset({"bias"})
@@ -329,10 +328,10 @@ NATIVE: Mapping[str, Rule] = {
         _compute_conv2d,
         {
             **_ACT,
-            "stride": kinds.is_pair(1),
-            "padding": kinds.is_pair(0),
-            "dilation": kinds.is_pair(1),
-            "groups": lambda n: kinds.is_count(n, 1),
+            "stride": shapes.is_pair(1),
+            "padding": shapes.is_pair(0),
+            "dilation": shapes.is_pair(1),
+            "groups": lambda n: shapes.is_count(n, 1),
         },
         {**_NO_ACT, **_STEPS, "dilation": (1, 1), "groups": 1},
         _WEIGHT,
@@ -345,13 +344,13 @@ NATIVE: Mapping[str, Rule] = {
         (1, 1),
         shapes.same,
         _compute_activation,
-        {"act": lambda value: value is not None and kinds.is_act(value)},
+        {"act": lambda value: value is not None and shapes.is_act(value)},
     ),
     "max_pool2d": Rule(
         (1, 1),
         shapes.pool,
         lambda attrs, *_: partial(torch.max_pool2d, **_window_arguments(attrs)),
-        {**_WINDOW, "dilation": kinds.is_pair(1)},
+        {**_WINDOW, "dilation": shapes.is_pair(1)},
         {**_STEPS, "dilation": (1, 1), "ceil": False},
     ),
     "avg_pool2d": Rule(
@@ -360,28 +359,28 @@ NATIVE: Mapping[str, Rule] = {
         lambda attrs, *_: partial(
             F.avg_pool2d, **_window_arguments(attrs), count_include_pad=attrs["count_include_pad"]
         ),
-        {**_WINDOW, "count_include_pad": kinds.is_boolean},
+        {**_WINDOW, "count_include_pad": shapes.is_boolean},
         {**_STEPS, "ceil": False, "count_include_pad": True},
     ),
     "global_avg_pool": Rule(
         (1, 1),
         shapes.global_pool,
         lambda attrs, *_: partial(torch.mean, dim=(2, 3), keepdim=attrs["keepdim"]),
-        {"keepdim": kinds.is_boolean},
+        {"keepdim": shapes.is_boolean},
         {"keepdim": True},
     ),
     "concat": Rule(
         (1, 4096),
         shapes.concat,
         lambda attrs, *_: lambda *parts: torch.cat(parts, attrs["axis"]),
-        {"axis": kinds.is_axis},
+        {"axis": shapes.is_axis},
         {"axis": 1},
     ),
     "slice": Rule(
         (1, 1),
         shapes.slice,
         _compute_slice,
-        {"axis": kinds.is_axis, "start": kinds.is_size, "stop": kinds.is_size},
+        {"axis": shapes.is_axis, "start": shapes.is_size, "stop": shapes.is_size},
         {"axis": 1},
     ),
     "flatten": Rule((1, 1), shapes.flatten, lambda *_: partial(torch.flatten, start_dim=1)),
@@ -413,17 +412,17 @@ NATIVE: Mapping[str, Rule] = {
         (1, 1),
         shapes.rotary,
         _compute_rotary,
-        {"half": lambda n: kinds.is_count(n, 1)},
+        {"half": lambda n: shapes.is_count(n, 1)},
         required=frozenset({"cos", "sin"}),
     ),
     "softmax": Rule(
-        (1, 1), shapes.softmax, lambda attrs, *_: partial(torch.softmax, dim=attrs["axis"]), {"axis": kinds.is_axis}
+        (1, 1), shapes.softmax, lambda attrs, *_: partial(torch.softmax, dim=attrs["axis"]), {"axis": shapes.is_axis}
     ),
     "attention": Rule(
         (3, 3),
         shapes.attention,
         _compute_attention,
-        {"scale": lambda scale: scale is None or kinds.is_number(scale), "causal": kinds.is_boolean},
+        {"scale": lambda scale: scale is None or shapes.is_number(scale), "causal": shapes.is_boolean},
         {"scale": None, "causal": False},
         optional=_BIAS,
     ),
@@ -431,23 +430,23 @@ NATIVE: Mapping[str, Rule] = {
         (3, 3),
         shapes.window_attention,
         _compute_window_attention,
-        {"scale": lambda scale: scale is None or kinds.is_number(scale)},
+        {"scale": lambda scale: scale is None or shapes.is_number(scale)},
         {"scale": None},
         optional=_BIAS,
     ),
     "scan": Rule(
-        (2, 3), shapes.scan, _compute_scan, {"axis": kinds.is_axis}, {"axis": 1}, optional=frozenset({"start"})
+        (2, 3), shapes.scan, _compute_scan, {"axis": shapes.is_axis}, {"axis": 1}, optional=frozenset({"start"})
     ),
-    "pad": Rule((1, 1), shapes.pad, _compute_pad, {"before": kinds.is_room, "after": kinds.is_room}),
+    "pad": Rule((1, 1), shapes.pad, _compute_pad, {"before": shapes.is_axes, "after": shapes.is_axes}),
     "transpose": Rule(
         (1, 1),
         shapes.transpose,
         lambda attrs, *_: partial(torch.permute, dims=tuple(attrs["axes"])),
-        {"axes": kinds.is_axes},
+        {"axes": shapes.is_axes},
     ),
-    "reshape": Rule((1, 1), shapes.reshape, _compute_reshape, {"shape": kinds.is_shape}),
+    "reshape": Rule((1, 1), shapes.reshape, _compute_reshape, {"shape": shapes.is_shape}),
     "channel_shuffle": Rule(
-        (1, 1), shapes.shuffle, _compute_channel_shuffle, {"groups": lambda n: kinds.is_count(n, 1)}
+        (1, 1), shapes.shuffle, _compute_channel_shuffle, {"groups": lambda n: shapes.is_count(n, 1)}
     ),
 }
 

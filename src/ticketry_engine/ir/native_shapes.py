@@ -293,7 +293,6 @@ def is_axis(value: Any) -> bool:
 
 
 def is_boolean(value: Any) -> bool:
-    """Return whether a value is a bool."""
     return type(value) is bool
 
 
@@ -312,7 +311,7 @@ def is_act(value: Any) -> bool:
 
 
 def is_axes(value: Any) -> bool:
-    """Return whether a value is a list of axis numbers."""
+    """Return whether a value is a list of up to 16 numbers of axes, or of zeros to pad each axis with."""
     return isinstance(value, (list, tuple)) and 0 < len(value) <= 16 and all(is_count(one) for one in value)
 
 
@@ -320,8 +319,3 @@ def is_shape(value: Any) -> bool:
     """Return whether a value is a shape; the first size may be None, which stands for the batch size."""
     sane = isinstance(value, (list, tuple)) and 0 < len(value) <= 16
     return sane and (value[0] is None or is_size(value[0])) and all(is_size(one) for one in value[1:])
-
-
-def is_room(value: Any) -> bool:
-    """Return whether a value is a list of padding sizes, one for each axis after the batch axis."""
-    return isinstance(value, (list, tuple)) and 0 < len(value) <= 16 and all(is_count(one) for one in value)

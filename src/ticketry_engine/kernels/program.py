@@ -163,9 +163,9 @@ class Program:
 
         The tables of `ops` become views of that memory, so that no table is stored twice.
         """
-        # Tables shared by several operations are stored once.
+        # Shared tables are stored once. A vector load at a table's end may read a cache line after it.
         tables = {id(arg): arg for op in self.ops for arg in op.args if isinstance(arg, np.ndarray)}
-        ends = list(itertools.accumulate(_padded_size(table.nbytes) for table in tables.values()))
+        ends = list(itertools.accumulate(-(-table.nbytes // 64) * 64 + 64 for table in tables.values()))
         begins = dict(zip(tables, [0, *ends], strict=False))
         size = ends[-1] if ends else 0
         arguments = sum(len(op.args) + 1 for op in self.ops)
@@ -354,11 +354,6 @@ class ProgramSession:
         """Give the working memory back to the program for reuse; its contents are lost."""
         if self._whole:
             self._program._return_workspace(self._workspace)
-
-
-def _padded_size(size: int) -> int:
-    """Round a table's bytes up to whole cache lines and add a line, which a vector load at the table's end may read."""
-    return -(-size // 64) * 64 + 64
 
 
 # -- the native loop that runs all operations of a network on all blocks of a batch, in one call -----------------------

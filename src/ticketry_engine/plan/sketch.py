@@ -9,6 +9,7 @@ import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -411,6 +412,15 @@ def _view_rule(made: Callable[[Node, ValueForm], ValueForm]) -> Rule:
     return rule
 
 
+_MOVES: Mapping[str, Callable[[Node, Any], Any]] = {
+    "slice": lambda node, x: x.sliced(node.attrs["axis"], node.attrs["start"], node.attrs["stop"]),
+    "flatten": lambda node, x: x.flattened(),
+    "transpose": lambda node, x: x.transposed(node.attrs["axes"]),
+    "reshape": lambda node, x: x.reshaped(node.attrs["shape"]),
+    "channel_shuffle": lambda node, x: x.shuffled(node.attrs["groups"]),
+}
+"""Operation that moves elements -> function that returns the view of a value, of planes or of a table of sources."""
+
 RULES: Mapping[str, Rule] = {
     "conv2d": _add_conv2d,
     "linear": _add_linear,
@@ -428,11 +438,7 @@ RULES: Mapping[str, Rule] = {
     "attention": _add_attention,
     "window_attention": _add_window_attention,
     "concat": _add_concat,
-    "slice": _view_rule(lambda node, x: forms.sliced(x, node.attrs["axis"], node.attrs["start"], node.attrs["stop"])),
-    "flatten": _view_rule(lambda node, x: forms.flattened(x)),
-    "transpose": _view_rule(lambda node, x: forms.transposed(x, node.attrs["axes"])),
-    "reshape": _view_rule(lambda node, x: forms.reshaped(x, node.attrs["shape"])),
-    "channel_shuffle": _view_rule(lambda node, x: forms.shuffled(x, node.attrs["groups"])),
+    **{op: _view_rule(made) for op, made in _MOVES.items()},
 }
 
 
@@ -477,7 +483,8 @@ def _concatenate(sketch: Sketch, node: Node, values: Sequence[Value], error: Uns
     """Return the concatenation of values: planes if possible and not moved again, else a table of sources."""
     if like := next((value for value in values if isinstance(value, ValueForm)), None):
         axis, labels = node.attrs["axis"], like.labels
-        if labels[axis - 1 : axis] == "c" and not _is_moved_again(sketch, node.output):
+        moved = any(node.output in one.inputs and one.op in _VIEWS for one in sketch.graph.nodes)
+        if labels[axis - 1 : axis] == "c" and not moved:
             with contextlib.suppress(UnsupportedError):
                 return RULES["concat"](
                     sketch, node, [sketch.as_planes(node, one, labels, like.pixels) for one in values]
@@ -486,21 +493,10 @@ def _concatenate(sketch: Sketch, node: Node, values: Sequence[Value], error: Uns
     return tables.joined(several, node.attrs["axis"], sketch.storages)
 
 
-def _is_moved_again(sketch: Sketch, value: str) -> bool:
-    """Return whether an operation that only moves elements reads the value with the name `value`."""
-    return any(value in one.inputs and one.op in _VIEWS for one in sketch.graph.nodes)
-
-
 _VIEWS: Mapping[str, _View] = {
     "concat": _concatenate,
-    "slice": _rearranging_view(
-        lambda node, x: tables.sliced(x, node.attrs["axis"], node.attrs["start"], node.attrs["stop"])
-    ),
-    "flatten": _rearranging_view(lambda node, x: tables.flattened(x)),
-    "transpose": _rearranging_view(lambda node, x: tables.transposed(x, node.attrs["axes"])),
-    "reshape": _rearranging_view(lambda node, x: tables.reshaped(x, node.attrs["shape"])),
-    "channel_shuffle": _rearranging_view(lambda node, x: tables.shuffled(x, node.attrs["groups"])),
-    "pad": _rearranging_view(lambda node, x: tables.padded(x, node.attrs["before"], node.attrs["after"])),
+    "pad": _rearranging_view(lambda node, x: x.padded(node.attrs["before"], node.attrs["after"])),
+    **{op: _rearranging_view(made) for op, made in _MOVES.items()},
 }
 
 VIEWS = frozenset(_VIEWS)

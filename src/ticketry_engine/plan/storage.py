@@ -190,7 +190,8 @@ class BufferAllocator:
                 self._given.append(buffer)
                 return buffer, True
         fitting = [(end - begin, begin) for begin, end in self._free if end - begin >= size]
-        begin = min(fitting)[1] if fitting else self._start_of_free_tail()
+        extends = bool(self._free) and self._free[-1][1] == self.size  # the free range at the end
+        begin = min(fitting)[1] if fitting else self._free[-1][0] if extends else self.size
         buffer = Buffer(begin, begin + size, layout)
         self.size = max(self.size, buffer.end)
         self._mark_occupied(buffer)
@@ -221,10 +222,6 @@ class BufferAllocator:
             for other in self._given
             if other.overlaps(buffer)
         )
-
-    def _start_of_free_tail(self) -> int:
-        """Return where a buffer begins that extends the memory: at the free range at the end, or else at the end."""
-        return self._free[-1][0] if self._free and self._free[-1][1] == self.size else self.size
 
     def _mark_occupied(self, buffer: Buffer) -> None:
         left: list[tuple[int, int]] = []
@@ -299,6 +296,33 @@ class Rearranged:
         """Return a value with the same sources and the table `where`."""
         return replace(self, where=where)
 
+    def transposed(self, axes: Sequence[int]) -> Rearranged:
+        """Return the value with permuted axes; `axes` includes the batch, axis 0, which stays in place."""
+        return self.view(self.where.transpose([axis - 1 for axis in axes[1:]]))
+
+    def reshaped(self, shape: Sequence[int | None]) -> Rearranged:
+        """Return the value reshaped to `shape`, which includes the batch."""
+        return self.view(self.where.reshape([int(size or 0) for size in shape[1:]]))
+
+    def flattened(self) -> Rearranged:
+        """Return the value flattened to one axis besides the batch."""
+        return self.view(self.where.reshape(-1))
+
+    def sliced(self, axis: int, start: int, stop: int) -> Rearranged:
+        """Return the entries from `start` to before `stop` along `axis`, where the batch is axis 0."""
+        return self.view(self.where[(slice(None),) * (axis - 1) + (slice(start, stop),)])
+
+    def padded(self, before: Sequence[int], after: Sequence[int]) -> Rearranged:
+        """Return the value padded with zeros; `before` and `after` have the numbers for each axis except the batch."""
+        room = list(zip(before, after, strict=True))
+        return self.view(np.pad(self.where, room, constant_values=ZERO))
+
+    def shuffled(self, groups: int) -> Rearranged:
+        """Return the value with channels shuffled between groups as in ShuffleNet."""
+        channels, *rest = self.axes
+        split = self.where.reshape(groups, channels // groups, *rest).swapaxes(0, 1)
+        return self.view(split.reshape(channels, *rest))
+
 
 def rearranged(value: ValueForm | Rearranged, storages: Storages) -> Rearranged:
     """Return a value as a table of its elements' sources; raise `UnsupportedError` if it has too many elements."""
@@ -362,39 +386,6 @@ def source_table(value: Rearranged, labels: str) -> tuple[Planned, list[int], tu
 
 
 # -- views -------------------------------------------------------------------------------------------------------------
-
-
-def transposed(value: Rearranged, axes: Sequence[int]) -> Rearranged:
-    """Return the value with permuted axes; `axes` includes the batch, axis 0, which stays in place."""
-    return value.view(value.where.transpose([axis - 1 for axis in axes[1:]]))
-
-
-def reshaped(value: Rearranged, shape: Sequence[int | None]) -> Rearranged:
-    """Return the value reshaped to `shape`, which includes the batch."""
-    return value.view(value.where.reshape([int(size or 0) for size in shape[1:]]))
-
-
-def flattened(value: Rearranged) -> Rearranged:
-    """Return the value flattened to one axis besides the batch."""
-    return value.view(value.where.reshape(-1))
-
-
-def sliced(value: Rearranged, axis: int, start: int, stop: int) -> Rearranged:
-    """Return the entries from `start` to before `stop` along `axis`, where the batch is axis 0."""
-    return value.view(value.where[(slice(None),) * (axis - 1) + (slice(start, stop),)])
-
-
-def padded(value: Rearranged, before: Sequence[int], after: Sequence[int]) -> Rearranged:
-    """Return the value padded with zeros; `before` and `after` have the numbers for each axis except the batch."""
-    room = list(zip(before, after, strict=True))
-    return value.view(np.pad(value.where, room, constant_values=ZERO))
-
-
-def shuffled(value: Rearranged, groups: int) -> Rearranged:
-    """Return the value with channels shuffled between groups as in ShuffleNet."""
-    channels, *rest = value.axes
-    split = value.where.reshape(groups, channels // groups, *rest).swapaxes(0, 1)
-    return value.view(split.reshape(channels, *rest))
 
 
 def joined(values: Sequence[Rearranged], axis: int, storages: Storages) -> Rearranged:

@@ -56,6 +56,65 @@ class ValueForm:
         places = iter(self.pixels if self.labels.count("p") == 2 else (prod(self.pixels),))
         return tuple(next(sizes) if label == "c" else next(places) for label in self.labels)
 
+    def transposed(self, axes: Sequence[int]) -> ValueForm:
+        """Return the value with permuted axes; `axes` includes the batch, axis 0, which stays in place."""
+        order = [axis - 1 for axis in axes[1:]]
+        places = [axis for axis in order if self.labels[axis] == "p"]
+        if places != sorted(places) or self.labels == "f":
+            raise UnsupportedError("a transposition of rows and columns")
+        numbers = {axis: count for count, axis in enumerate(a for a, label in enumerate(self.labels) if label == "c")}
+        channel_order = [numbers[axis] for axis in order if self.labels[axis] == "c"]
+        planes = self.planes.transpose(*channel_order, len(channel_order))
+        return ValueForm("".join(self.labels[axis] for axis in order), planes, self.pixels)
+
+    def reshaped(self, shape: Sequence[int | None]) -> ValueForm:
+        """Return the value in a new shape (with batch); raise `UnsupportedError` if it mixes channels and pixels."""
+        if self.labels == "f":
+            raise UnsupportedError("a new shape of a flattened value")
+        old, new = list(self.axes), [int(size or 0) for size in shape[1:]]
+        labels: list[str] = []
+        channels: list[int] = []
+        pixels: list[int] = []
+        position = 0
+        for group_old, group_new in _matching_axis_runs(old, new):
+            kinds = set(self.labels[position : position + len(group_old)])
+            position += len(group_old)
+            if len(kinds) > 1:
+                raise UnsupportedError("a shape that joins channels and positions")
+            kind = kinds.pop() if kinds else "c"
+            labels += [kind] * len(group_new)
+            (channels if kind == "c" else pixels).extend(group_new)
+        if len(pixels) > 2 or (len(pixels) == 2 and tuple(pixels) != self.pixels):
+            raise UnsupportedError("a shape that splits positions")
+        return ValueForm("".join(labels), self.planes.reshape(*channels, 2), self.pixels)
+
+    def flattened(self) -> ValueForm:
+        """Return the value flattened to one axis besides the batch: "c" if planes have one pixel, else "f"."""
+        if self.labels.lstrip("c").strip("p") or "c" not in self.labels:
+            raise UnsupportedError("a flattened value whose positions come before its channels")
+        if self.pixels == (1, 1) or "p" not in self.labels:
+            return ValueForm("c", self.planes.reshape(-1, 2), self.pixels)
+        return ValueForm("f", self.planes.reshape(-1, 2), self.pixels)
+
+    def sliced(self, axis: int, start: int, stop: int) -> ValueForm:
+        """Return the entries from `start` to before `stop` along the channel axis `axis`, where the batch is axis 0."""
+        number = self._channel_axis_number(axis)
+        return replace(self, planes=self.planes[(slice(None),) * number + (slice(start, stop),)])
+
+    def shuffled(self, groups: int) -> ValueForm:
+        """Return the value with channels shuffled between groups as in ShuffleNet."""
+        if self.labels != "cpp":
+            raise UnsupportedError("a shuffle of other than images")
+        planes = self.planes.reshape(groups, -1, 2).transpose(1, 0, 2).reshape(-1, 2)
+        return replace(self, planes=planes)
+
+    def _channel_axis_number(self, axis: int) -> int:
+        """Return the number of channel axes before `axis`, which must be a channel axis; the batch is axis 0."""
+        label = self.labels[axis - 1]
+        if label != "c" or self.labels == "f":
+            raise UnsupportedError("a part of or an addition to positions")
+        return self.labels[: axis - 1].count("c")
+
 
 def region_input(shape: Sequence[int | None], storage: int) -> ValueForm:
     """Return an input of a region with the given shape as a value in the storage with the number `storage`."""
@@ -74,40 +133,6 @@ def new_value(labels: str, channels: Sequence[int], pixels: tuple[int, int], sto
     count = prod(channels)
     planes = np.stack([np.full(count, storage, dtype=np.int64), np.arange(count, dtype=np.int64)], axis=-1)
     return ValueForm(labels, planes.reshape(*channels, 2), pixels)
-
-
-def transposed(form: ValueForm, axes: Sequence[int]) -> ValueForm:
-    """Return the value with permuted axes; `axes` includes the batch, axis 0, which stays in place."""
-    order = [axis - 1 for axis in axes[1:]]
-    places = [axis for axis in order if form.labels[axis] == "p"]
-    if places != sorted(places) or form.labels == "f":
-        raise UnsupportedError("a transposition of rows and columns")
-    numbers = {axis: count for count, axis in enumerate(a for a, label in enumerate(form.labels) if label == "c")}
-    channel_order = [numbers[axis] for axis in order if form.labels[axis] == "c"]
-    planes = form.planes.transpose(*channel_order, len(channel_order))
-    return ValueForm("".join(form.labels[axis] for axis in order), planes, form.pixels)
-
-
-def reshaped(form: ValueForm, shape: Sequence[int | None]) -> ValueForm:
-    """Return the value in a new shape (with batch) that mixes no channels and pixels, or raise `UnsupportedError`."""
-    if form.labels == "f":
-        raise UnsupportedError("a new shape of a flattened value")
-    old, new = list(form.axes), [int(size or 0) for size in shape[1:]]
-    labels: list[str] = []
-    channels: list[int] = []
-    pixels: list[int] = []
-    position = 0
-    for group_old, group_new in _matching_axis_runs(old, new):
-        kinds = set(form.labels[position : position + len(group_old)])
-        position += len(group_old)
-        if len(kinds) > 1:
-            raise UnsupportedError("a shape that joins channels and positions")
-        kind = kinds.pop() if kinds else "c"
-        labels += [kind] * len(group_new)
-        (channels if kind == "c" else pixels).extend(group_new)
-    if len(pixels) > 2 or (len(pixels) == 2 and tuple(pixels) != form.pixels):
-        raise UnsupportedError("a shape that splits positions")
-    return ValueForm("".join(labels), form.planes.reshape(*channels, 2), form.pixels)
 
 
 def _matching_axis_runs(old: list[int], new: list[int]) -> list[tuple[list[int], list[int]]]:
@@ -131,42 +156,9 @@ def _matching_axis_runs(old: list[int], new: list[int]) -> list[tuple[list[int],
     return blocks
 
 
-def flattened(form: ValueForm) -> ValueForm:
-    """Return the value flattened to one axis besides the batch: "c" if planes have one pixel, else "f"."""
-    if form.labels.lstrip("c").strip("p") or "c" not in form.labels:
-        raise UnsupportedError("a flattened value whose positions come before its channels")
-    if form.pixels == (1, 1) or "p" not in form.labels:
-        return ValueForm("c", form.planes.reshape(-1, 2), form.pixels)
-    return ValueForm("f", form.planes.reshape(-1, 2), form.pixels)
-
-
 def joined(forms: Sequence[ValueForm], axis: int) -> ValueForm:
     """Return the values concatenated along the channel axis `axis`, where the batch is axis 0."""
     first = forms[0]
     if any(form.labels != first.labels or form.pixels != first.pixels for form in forms):
         raise UnsupportedError("a concatenation of values that lie differently")
-    return replace(
-        first, planes=np.concatenate([form.planes for form in forms], axis=_channel_axis_number(first, axis))
-    )
-
-
-def sliced(form: ValueForm, axis: int, start: int, stop: int) -> ValueForm:
-    """Return the entries from `start` to before `stop` along the channel axis `axis`, where the batch is axis 0."""
-    number = _channel_axis_number(form, axis)
-    return replace(form, planes=form.planes[(slice(None),) * number + (slice(start, stop),)])
-
-
-def shuffled(form: ValueForm, groups: int) -> ValueForm:
-    """Return the value with channels shuffled between groups as in ShuffleNet."""
-    if form.labels != "cpp":
-        raise UnsupportedError("a shuffle of other than images")
-    planes = form.planes.reshape(groups, -1, 2).transpose(1, 0, 2).reshape(-1, 2)
-    return replace(form, planes=planes)
-
-
-def _channel_axis_number(form: ValueForm, axis: int) -> int:
-    """Return the number of channel axes before `axis`, which must be a channel axis; the batch is axis 0."""
-    label = form.labels[axis - 1]
-    if label != "c" or form.labels == "f":
-        raise UnsupportedError("a part of or an addition to positions")
-    return form.labels[: axis - 1].count("c")
+    return replace(first, planes=np.concatenate([form.planes for form in forms], axis=first._channel_axis_number(axis)))

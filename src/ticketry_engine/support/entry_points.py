@@ -228,8 +228,4 @@ def writing_to(tensor: Tensor) -> Iterator[None]:
         yield
 
 
-def _check_example_inputs(value: Any, name: str, model: object) -> Any:
-    return as_normal_tensors(value)
-
-
-ARGUMENT_CHECKS["example_inputs"] = _check_example_inputs
+ARGUMENT_CHECKS["example_inputs"] = lambda value, name, model: as_normal_tensors(value)

@@ -102,14 +102,9 @@ def first_derivative_only(
         found = marked(ctx, *gradients)
         if not torch.is_grad_enabled():
             return found
-        return tuple(None if one is None else _refuse_second_derivative(one) for one in found)
+        return tuple(None if one is None else _Refusal.apply(one.detach().requires_grad_()) for one in found)  # type: ignore[no-untyped-call]
 
     return refuse_second
-
-
-def _refuse_second_derivative(gradient: Tensor) -> Tensor:
-    made: Tensor = _Refusal.apply(gradient.detach().requires_grad_())  # type: ignore[no-untyped-call]
-    return made
 
 
 class _Refusal(torch.autograd.Function):

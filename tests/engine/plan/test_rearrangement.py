@@ -34,32 +34,32 @@ def test_views_are_those_of_torch(sizes: list[int], steps: list[int]) -> None:
         axis = step % x.dim()
         if step == 0:
             axes = [*range(1, x.dim()), 0]
-            x, value = x.permute(axes), tables.transposed(value, [0, *(one + 1 for one in axes)])
+            x, value = x.permute(axes), value.transposed([0, *(one + 1 for one in axes)])
         elif step == 1:
-            x, value = x.reshape(-1, 1), tables.reshaped(value, [None, x.numel(), 1])
+            x, value = x.reshape(-1, 1), value.reshaped([None, x.numel(), 1])
         elif step == 2:
             stop = max(1, x.shape[axis] - 1)
-            x, value = x.narrow(axis, 0, stop), tables.sliced(value, axis + 1, 0, stop)
+            x, value = x.narrow(axis, 0, stop), value.sliced(axis + 1, 0, stop)
         elif step == 3:
             x, value = torch.cat([x, x], axis), tables.joined([value, value], axis + 1, storages)
         else:
             room = [int(one == axis) for one in range(x.dim())]
             sides = [side for one in room[::-1] for side in (one, 2 * one)]
             x = torch.nn.functional.pad(x, sides)
-            value = tables.padded(value, room, [2 * one for one in room])
+            value = value.padded(room, [2 * one for one in room])
         assert torch.equal(read(value, elements), x)
 
 
 def test_what_views_put_back_is_a_list_of_planes_again() -> None:
     storages = Storages()
     value, _ = loaded(torch.randn(4, 6, 5), storages)
-    there = tables.transposed(tables.reshaped(value, [None, 4, 30]), [0, 2, 1])
+    there = value.reshaped([None, 4, 30]).transposed([0, 2, 1])
     form = tables.in_planes(there, "pc", storages)
     assert form is not None
     assert form.pixels == (6, 5)
     assert form.flat[:, 1].tolist() == [0, 1, 2, 3]
     assert tables.in_planes(there, "cp", storages) is None
-    moved = tables.joined([tables.sliced(there, 1, 1, 30), tables.sliced(there, 1, 0, 1)], 1, storages)
+    moved = tables.joined([there.sliced(1, 1, 30), there.sliced(1, 0, 1)], 1, storages)
     assert tables.in_planes(moved, "pc", storages) is None
 
 

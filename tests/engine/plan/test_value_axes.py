@@ -40,9 +40,9 @@ def test_transposing_images_is_free_unless_rows_and_columns_change_places(order,
     form, planes = planes_of(x)
     if order.index(2) > order.index(3):
         with pytest.raises(UnsupportedError, match="rows and columns"):
-            value_axes.transposed(form, [0, *order])
+            form.transposed([0, *order])
     else:
-        made = value_axes.transposed(form, [0, *order])
+        made = form.transposed([0, *order])
         assert torch.equal(read(made, planes), x.permute([axis - 1 for axis in order]))
         assert made.axes == read(made, planes).shape
 
@@ -51,10 +51,10 @@ def test_transposing_images_is_free_unless_rows_and_columns_change_places(order,
 def test_heads_of_tokens_and_back(heads, size, tokens):
     x = torch.randn(tokens, heads * size)
     form, planes = planes_of(x)
-    split = value_axes.transposed(value_axes.reshaped(form, (None, tokens, heads, size)), [0, 2, 1, 3])
+    split = form.reshaped((None, tokens, heads, size)).transposed([0, 2, 1, 3])
     expected = x.reshape(tokens, heads, size).transpose(0, 1)
     assert torch.equal(read(split, planes), expected)
-    back = value_axes.reshaped(value_axes.transposed(split, [0, 2, 1, 3]), (None, tokens, heads * size))
+    back = split.transposed([0, 2, 1, 3]).reshaped((None, tokens, heads * size))
     assert torch.equal(read(back, planes), x)
 
 
@@ -62,18 +62,18 @@ def test_images_are_read_whole_or_as_tokens():
     x = torch.randn(5, 3, 4)
     form, planes = planes_of(x)
     assert torch.equal(read(form, planes), x)
-    tokens = value_axes.transposed(value_axes.reshaped(form, (None, 5, 12)), [0, 2, 1])
+    tokens = form.reshaped((None, 5, 12)).transposed([0, 2, 1])
     assert tokens.labels == "pc"
     assert torch.equal(read(tokens, planes), x.flatten(1).T)
-    gate = value_axes.reshaped(planes_of(torch.arange(6.0))[0], (None, 6, 1, 1))
+    gate = planes_of(torch.arange(6.0))[0].reshaped((None, 6, 1, 1))
     assert gate.axes == (6, 1, 1)
     x = torch.randn(3, 2, 2)
     form, planes = planes_of(x)
-    flat = value_axes.flattened(form)
+    flat = form.flattened()
     assert flat.labels == "f"
     assert flat.axes == (12,)
     assert torch.equal(read(flat, planes), x.flatten())
-    pixel = value_axes.flattened(value_axes.region_input((None, 7, 1, 1), 0))
+    pixel = value_axes.region_input((None, 7, 1, 1), 0).flattened()
     assert pixel.labels == "c"
 
 
@@ -89,10 +89,10 @@ def test_parts_sums_and_shuffles_of_channels(data):
     assert torch.equal(read(both, planes), torch.cat([a, b]))
     start = data.draw(st.integers(0, 9))
     stop = data.draw(st.integers(start, 10))
-    assert torch.equal(read(value_axes.sliced(both, 1, start, stop), planes), torch.cat([a, b])[start:stop])
+    assert torch.equal(read(both.sliced(1, start, stop), planes), torch.cat([a, b])[start:stop])
     groups = data.draw(st.sampled_from([1, 2, 5, 10]))
     shuffled = torch.channel_shuffle(torch.cat([a, b])[None], groups)[0]
-    assert torch.equal(read(value_axes.shuffled(both, groups), planes), shuffled)
+    assert torch.equal(read(both.shuffled(groups), planes), shuffled)
 
 
 @pytest.mark.parametrize(
@@ -102,4 +102,4 @@ def test_parts_sums_and_shuffles_of_channels(data):
 )
 def test_shapes_that_cannot_be_views(shape, new):
     with pytest.raises(UnsupportedError):
-        value_axes.reshaped(value_axes.region_input((None, *shape), 0), (None, *new))
+        value_axes.region_input((None, *shape), 0).reshaped((None, *new))

@@ -45,7 +45,6 @@ from ticketry_engine.kernels.channels_last.geometry import (
 from ticketry_engine.kernels.emitter import EmittedKernel, Emitter, StateSlot
 from ticketry_engine.kernels.jit import ir
 from ticketry_engine.kernels.program import Bias, BlockSpec, Op
-from ticketry_engine.kernels.target import Target
 
 _TILE = {32: (4, 6), 16: (2, 6)}
 """By number of the target's vector registers: (vectors, queries) of a tile, whose sums fit in the registers."""
@@ -102,7 +101,8 @@ def attention(
         raise EngineError(f"attention over {keys} keys: at most {MOST_KEYS}")
     if spec.reserve is None:
         raise EngineError("attention needs scratch memory")
-    padded = _pad_keys(keys, spec.target)
+    step = _TILE[spec.target.registers][0] * spec.target.lanes
+    padded = -(-keys // step) * step
     turned = spec.images * rows * k.channels * padded * FLOAT
     if q.geometry.item != FLOAT:
         copies = [
@@ -137,12 +137,6 @@ def _count_tokens(value: ChannelsLastValue, windows: bool) -> int:
     if value.geometry.halo:
         raise EngineError("attention over values with a halo")
     return value.geometry.height * value.geometry.width
-
-
-def _pad_keys(keys: int, target: Target) -> int:
-    """Return the number of keys rounded up, so that the keys fill the vectors of whole tiles."""
-    step = _TILE[target.registers][0] * target.lanes
-    return -(-keys // step) * step
 
 
 Steps = tuple[int, int, int]

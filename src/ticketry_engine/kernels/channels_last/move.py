@@ -167,7 +167,11 @@ class Move(EmittedKernel):
         )
         mask = geometry.first_lanes_mask(e, count)
         if self.order is TensorOrder.STRIDED:
-            pointers = geometry.lane_addresses(e, outside, self._channel_offsets(e, first))
+            entry = e.at(e.table(MoveArg.CHANNELS), e.b.mul(first, e.i64(8)))
+            offsets = e.b.load(
+                entry, typ=ir.VectorType(I64, e.target.lanes), align=8
+            )  # undefined after the last channel
+            pointers = geometry.lane_addresses(e, outside, offsets)
             if self.to_tensor:
                 geometry.scatter(e, bfloat.load(e, near, 0, self.value.item), pointers, mask)
             else:
@@ -176,11 +180,6 @@ class Move(EmittedKernel):
             geometry.store_lanes(e, bfloat.load(e, near, 0, self.value.item), far, count)
         else:
             geometry.store_lanes(e, geometry.load_lanes(e, far, count), near, count, self.value.item)
-
-    def _channel_offsets(self, e: Emitter, first: ir.Value) -> ir.Value:
-        """Load byte offsets of a vector of channels from the table CHANNELS; undefined after the last channel."""
-        entry = e.at(e.table(MoveArg.CHANNELS), e.b.mul(first, e.i64(8)))
-        return e.b.load(entry, typ=ir.VectorType(I64, e.target.lanes), align=8)
 
     def _move_transposed_block(
         self, e: Emitter, first: ir.Value, channels: int, pixels: int, inside: ir.Value, outside: ir.Value

@@ -109,7 +109,7 @@ class _Tiles:
     def __init__(self, kernel: Taps, e: Emitter, number: int) -> None:
         self.kernel, self.e, self.shape = kernel, e, kernel.shapes[number]
         self.masked, self.few = kernel.masked[number], kernel.few[number]
-        self.bytes, self.parts = _mask_entry_type(e.target).itemsize, _masks_per_tap(kernel.stride, e.target)
+        self.bytes, self.parts = _mask_entry_type(e.target).itemsize, kernel.stride if e.target.masks else 1
         at = SHAPES + SHAPE_ARGS * number
         self.places, self.count = e.table(at), e.arg(at + 1)
         self.read, self.written, self.masks = e.table(at + 2), e.table(at + 3), e.table(at + 4)
@@ -205,11 +205,6 @@ def _mask_entry_type(target: Target) -> np.dtype[Any]:
     return mask_type(target) if target.masks else np.dtype(np.uint16)
 
 
-def _masks_per_tap(stride: int, target: Target) -> int:
-    """Return the number of masks per tap and vector: `stride` if loads are masked, 1 if lanes are cleared later."""
-    return stride if target.masks else 1
-
-
 @dataclass(frozen=True)
 class _Vector:
     """A vector of the output: the bytes of its first lane in planes of x, y and the residual, and its pixels."""
@@ -229,7 +224,7 @@ def make_tiles(
     If all rows have equal length and the stride is 1, a vector may continue into the next row.
     """
     beside = y if residual is None else residual
-    each, follow = target.lanes // y.images, _rows_continue(x, y, beside, window)
+    each, follow = target.lanes // y.images, window.stride == (1, 1) and x.row == y.row == beside.row
     found: dict[tuple[Shape, tuple[int, ...]], list[list[_Vector]]] = {}
     for pixels in _vector_runs(y, follow, each, 12 if target.registers >= 32 else 6):
         vectors = [_build_vector(x, y, beside, window, some, each) for some in pixels]
@@ -247,11 +242,6 @@ def make_tiles(
 def largest_read_distance(x: Geometry, window: Window) -> int:
     """Return how many bytes before or after a plane of x the taps of a window may read."""
     return max(abs(x.shift(*window.shift(tap))) for tap in window.taps) + (window.stride[1] + 1) * MOST * FLOAT
-
-
-def _rows_continue(x: Geometry, y: Geometry, residual: Geometry, window: Window) -> bool:
-    """Return whether a vector may continue into the next row: rows have equal lengths and the stride is 1."""
-    return window.stride == (1, 1) and x.row == y.row == residual.row
 
 
 _Run = tuple[int, int, int]
