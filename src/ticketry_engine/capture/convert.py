@@ -84,7 +84,10 @@ class _GraphBuilder:
     def _add_placeholders(self) -> None:
         same: dict[tuple[Any, ...], str] = {}
         for name, (target, tensor) in self.program.weights.items():
-            self.weights[name] = self._add_weight(target, tensor, same)
+            tensor = readable_tensor(tensor.detach(), f"the weight {target!r}")
+            key, own = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype), normal_name(target)
+            self.weights[name] = same.setdefault(key, own) if tensor.numel() else own
+            self.tensors[self.weights[name]] = tensor
         for one in self.program.graph.nodes:
             if one.op == "placeholder" and one.name in self.program.inputs:
                 self.inputs.append(one.name)
@@ -92,13 +95,6 @@ class _GraphBuilder:
                 self.arguments[one.name] = one.name
         for name, value in self.program.constants.items():
             self.arguments[name] = {"constant": _require_plain(value, name)}
-
-    def _add_weight(self, target: str, tensor: Tensor, same: dict[tuple[Any, ...], str]) -> str:
-        tensor = readable_tensor(tensor.detach(), f"the weight {target!r}")
-        key = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
-        name = same.setdefault(key, normal_name(target)) if tensor.numel() else normal_name(target)
-        self.tensors[name] = tensor
-        return name
 
     def _add_value(self, one: fx.Node) -> None:
         made = one.meta.get("val")
@@ -114,8 +110,6 @@ class _GraphBuilder:
         if dtype not in DTYPES | UNFILED:
             raise CaptureError(f"the value {name!r} is of the data type {dtype}, which the engine does not know")
         self.values[name] = Value(name, shape_of(sizes), dtype)
-
-    # -- operations --------------------------------------------------------------------------------------------------
 
     def node(self, one: fx.Node) -> list[Node]:
         """Return a list with the node for a traced operation; the list is empty if the operation only asserts."""
@@ -243,9 +237,6 @@ def _require_plain(value: Any, where: str) -> Json:
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     raise CaptureError(f"{where} is {type(value).__name__}: inputs and outputs have to be tensors, numbers or texts")
-
-
-# -- containers --------------------------------------------------------------------------------------------------------
 
 
 def _encode_signature(program: TracedProgram, model: nn.Module, arguments: Mapping[str, Json]) -> Json:

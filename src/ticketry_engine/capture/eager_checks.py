@@ -239,9 +239,6 @@ def _view_source(one: Node) -> tuple[str, str]:
     return "value", ""
 
 
-# -- defaults of the model's arguments ---------------------------------------------------------------------------------
-
-
 def with_defaults(graph: Graph, model: nn.Module) -> Graph:
     """Return the graph with argument defaults in its signature, for arguments captured with another value."""
     signature = graph.signature

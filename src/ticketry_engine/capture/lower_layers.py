@@ -653,8 +653,6 @@ def _fold_following(known: Mapping[str, _Transposed], editor: Editor, one: Node)
     return replace(found, act=one.attrs["act"])
 
 
-# -- rules ------------------------------------------------------------------------------------------------------------
-
 _FIRST_OF: Mapping[str, Callable[[Editor, Node, Found], list[Node]]] = {
     "max_pool2d_with_indices": lower_pool,
     "_native_batch_norm_legit_no_training": _lower_batch_norm,

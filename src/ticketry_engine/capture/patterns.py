@@ -186,9 +186,6 @@ def _fusable_layer(editor: Editor, name: str | None) -> Node:
     return layer
 
 
-# -- residuals and activations -----------------------------------------------------------------------------------------
-
-
 def fuse(graph: Graph) -> Graph:
     """Return the graph with residual sums and activations fused into preceding layers whose output one node reads."""
     return rewrite(rewrite(graph, _fuse_residual), _fuse_activation)
@@ -213,9 +210,6 @@ def _fuse_activation(editor: Editor, one: Node) -> list[Node]:
     if before is None or before.op not in _WITH_ACT or before.attrs["act"] is not None:
         raise NoMatchError
     return [replace(before, output=one.output, attrs={**before.attrs, "act": one.attrs["act"]})]
-
-
-# -- norms -------------------------------------------------------------------------------------------------------------
 
 
 def fold_norms(graph: Graph) -> Graph:
@@ -274,9 +268,6 @@ def _rescale_layer(editor: Editor, layer: Node, output: str, scale: Tensor, shif
     return Node(layer.op, layer.inputs, output, {**layer.attrs, "act": act}, weights)
 
 
-# -- paddings ----------------------------------------------------------------------------------------------------------
-
-
 def fold_pads(graph: Graph) -> Graph:
     """Return the graph with zero padding folded into convolutions; zeros in the kernel make uneven padding even."""
     return rewrite(graph, _fold_pad)
@@ -304,9 +295,6 @@ def _fold_pad(editor: Editor, one: Node) -> list[Node]:
     made = Node("conv2d", (x,), one.output, attrs, weights)
     require_match(editor.inferred(made) == editor.shape(one.output))  # more padding, but no more places
     return [made]
-
-
-# -- token patterns ----------------------------------------------------------------------------------------------------
 
 
 def recognise_tokens(graph: Graph) -> Graph:

@@ -93,7 +93,11 @@ def capture(
         MaskError: if the mask does not fit the model.
     """
     given = Arguments.of(example_inputs)
-    twin = _copy_model(unwrapped(model))
+    model = unwrapped(model)
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.device.type in ("cpu", "meta"):
+            readable_tensor(tensor, f"the weight {name!r}")  # copying reads it
+    twin = own_copy(model)
     if mask is not None:
         apply_mask(twin, mask)
     return simplify(*_capture_torch_graph(twin, given, dynamic_batch), upsampling=upsampling).validate(trusted=True)
@@ -153,13 +157,6 @@ def _export_program(
     program = functional(exported.program)
     check_writes(program)
     return program_of(program, [*fixed_batch_note(why_fixed or exported.fixed), *notes])
-
-
-def _copy_model(model: nn.Module) -> nn.Module:
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if tensor.device.type in ("cpu", "meta"):
-            readable_tensor(tensor, f"the weight {name!r}")  # copying reads it
-    return own_copy(model)
 
 
 def simplify(graph: Graph, sizes: Mapping[str, Sizes], *, upsampling: bool = True) -> Graph:

@@ -110,8 +110,6 @@ class Examples(int):
     def _linear(self, per_example: int, more: int) -> int:
         return Examples(per_example, more, self.traced) if per_example else more
 
-    # -- arithmetic ----------------------------------------------------------------------------------------------------
-
     def __add__(self, other: object) -> Any:
         if not isinstance(other, int):
             return NotImplemented
@@ -154,8 +152,6 @@ class Examples(int):
         if isinstance(other, Examples) or not other or self.per_example % other:
             _refuse("a remainder of the number of examples")
         return self.more % other
-
-    # -- comparisons ---------------------------------------------------------------------------------------------------
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, (int, float)):

@@ -640,9 +640,6 @@ _READS: Mapping[Any, Callable[..., Any]] = {
 """Attribute or method of a tensor -> function that returns the answer for the model's code."""
 
 
-# -- sizes as linear functions of the number of examples ---------------------------------------------------------------
-
-
 class LinearSize(NamedTuple):
     """An integer that is linear in the number of examples: ``per_example * examples + more``."""
 

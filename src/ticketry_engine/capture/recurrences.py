@@ -38,9 +38,6 @@ def recognise_recurrences(graph: Graph) -> Graph:
     return rewrite(rewrite(graph, _recognise_repeated_product), _recognise_stack)
 
 
-# -- entries of an axis ------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class _Entry:
     """The slice of the value `source` at position `index` along `axis`, possibly reshaped."""

@@ -158,15 +158,12 @@ def compute_rows(graph: Graph) -> Graph:
         if one.output not in known.rows:
             nodes.append(one)
         elif one.output in read and number:
-            nodes.append(_expand_node(one.output, known.rows[one.output], number, tensors))
+            weight, row = f"{one.output}.row", known.rows[one.output]
+            tensors[weight] = row.contiguous()
+            args = [{"tensor": weight}, [{"value": number}, *row.shape[1:]]]
+            attrs = {"args": args, "kwargs": {}}
+            nodes.append(Node("aten.expand.default", (number,), one.output, attrs, {weight: weight}))
     return without_unused(replace(graph, tensors=tensors).with_nodes(nodes, tensors=tensors))
-
-
-def _expand_node(name: str, row: Tensor, number: str, tensors: dict[str, Tensor]) -> Node:
-    weight = f"{name}.row"
-    tensors[weight] = row.contiguous()
-    args = [{"tensor": weight}, [{"value": number}, *row.shape[1:]]]
-    return Node("aten.expand.default", (number,), name, {"args": args, "kwargs": {}}, {weight: weight})
 
 
 def rows_of(made_by: Mapping[str, Node], tensors: Mapping[str, Tensor], name: str | None) -> Tensor | None:

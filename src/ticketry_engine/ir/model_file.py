@@ -203,9 +203,6 @@ def _is_text_list(value: Json) -> bool:
     return isinstance(value, list) and all(isinstance(part, str) for part in value)
 
 
-# -- JSON --------------------------------------------------------------------------------------------------------------
-
-
 def _parse_document(text: str) -> dict[str, Json]:
     try:
         found: Any = parse_json(text, parse_constant=_refuse_constant, object_pairs_hook=_unique_keys)

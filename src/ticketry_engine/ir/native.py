@@ -306,8 +306,6 @@ def activation(act: str | dict[str, float] | None, *, fresh: bool = False) -> Fu
     return ACTS[act][fresh]
 
 
-# -- the table ---------------------------------------------------------------------------------------------------------
-
 _ACT: Mapping[str, Callable[[Any], bool]] = {"act": shapes.is_act}
 _EPS: Mapping[str, Callable[[Any], bool]] = {"eps": lambda eps: shapes.is_number(eps) and eps >= 0}
 _NO_ACT: Mapping[str, Any] = {"act": None}

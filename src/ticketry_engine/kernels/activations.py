@@ -233,18 +233,10 @@ def _tanh_slope(e: Emitter, x: Any) -> Any:
     return e.b.fsub(_constant_like(x, 1.0), e.b.fmul(t, t))
 
 
-def _relu6_slope(e: Emitter, x: Any) -> Any:
-    inside = e.b.and_(
-        e.b.fcmp_ordered(">", x, _constant_like(x, 0.0)), e.b.fcmp_ordered("<", x, _constant_like(x, 6.0))
-    )
-    return e.select(inside, _constant_like(x, 1.0), _constant_like(x, 0.0))
-
-
-def _hardsigmoid_slope(e: Emitter, x: Any) -> Any:
-    inside = e.b.and_(
-        e.b.fcmp_ordered(">", x, _constant_like(x, -3.0)), e.b.fcmp_ordered("<", x, _constant_like(x, 3.0))
-    )
-    return e.select(inside, _constant_like(x, 1 / 6), _constant_like(x, 0.0))
+def _slope_between(e: Emitter, x: Any, low: float, high: float, slope: float) -> Any:
+    """Return `slope` for values between `low` and `high`, and 0 for any other value."""
+    above, below = (e.b.fcmp_ordered(sign, x, _constant_like(x, bound)) for sign, bound in ((">", low), ("<", high)))
+    return e.select(e.b.and_(above, below), _constant_like(x, slope), _constant_like(x, 0.0))
 
 
 def _hardswish_slope(e: Emitter, x: Any) -> Any:
@@ -302,12 +294,12 @@ _PLAIN: dict[str, Callable[[Emitter, Any], Any]] = {
     "tanh": tanh,
 }
 SLOPES: dict[str, Callable[[Emitter, Any], Any]] = {
-    "relu6": _relu6_slope,
+    "relu6": lambda e, x: _slope_between(e, x, 0.0, 6.0, 1.0),
     "silu": _silu_slope,
     "gelu": _gelu_slope,
     "gelu_tanh": _gelu_tanh_slope,
     "hardswish": _hardswish_slope,
-    "hardsigmoid": _hardsigmoid_slope,
+    "hardsigmoid": lambda e, x: _slope_between(e, x, -3.0, 3.0, 1 / 6),
     "sigmoid": _sigmoid_slope,
     "tanh": _tanh_slope,
 }

@@ -50,9 +50,6 @@ def rounded(values: Array) -> Array:
     return bits
 
 
-# -- one vector of float32 -------------------------------------------------------------------------------------------
-
-
 def load(e: Emitter, pointer: ir.Value, byte: ir.Value | int = 0, item: int = FLOAT) -> ir.Value:
     """Load a vector of float32 or bfloat16 (`item` bytes a value) and return it as float32."""
     if item == FLOAT:
@@ -98,9 +95,6 @@ def widen(e: Emitter, values: ir.Value) -> ir.Value:
 def narrow(e: Emitter, vector: ir.Value) -> ir.Value:
     """Round a float32 vector to bfloat16 (ties to even), and return its bits as `half_vector_type`."""
     return e.b.bitcast(e.b.fptrunc(vector, ir.VectorType(BFLOAT, e.target.lanes)), half_vector_type(e))
-
-
-# -- pairs -----------------------------------------------------------------------------------------------------------
 
 
 def pair_vector_type(e: Emitter) -> ir.VectorType:

@@ -304,17 +304,17 @@ def pair_channels(sketch: Sketch, orders: Mapping[int, Array], lanes: int) -> di
         if node.attrs.get("groups", 1) == 1:
             read = storages.orders.find(int(task.inputs[0].flat[0, 0]))
             readers.setdefault(read, []).append(_weighted_support(sketch, task, lanes))
-            writers.setdefault(storages.orders.find(int(task.output.flat[0, 0])), []).append(
-                _row_groups_of(sketch, task)
-            )
+            labels = np.zeros(len(sketch.weight(node)), np.int64)  # number of each row's group
+            for number, group in enumerate(row_groups(sketch.weight(node))):
+                labels[np.asarray(group.rows)] = number
+            writers.setdefault(storages.orders.find(int(task.output.flat[0, 0])), []).append(labels)
     found = dict(orders)
     for root, supports in readers.items():
         if root in pinned:
             continue
         kept = np.concatenate(supports, axis=1)
         order = orders.get(root, np.arange(len(kept)))
-        labels = [each[order] for each in writers.get(root, [])]
-        found[root] = order[_pair_within_groups(kept[order], labels)]
+        found[root] = order[_pair_within_groups(kept[order], [each[order] for each in writers.get(root, [])])]
     return found
 
 
@@ -329,15 +329,6 @@ def _weighted_support(sketch: Sketch, task: RegionTask, lanes: int) -> Array:
     work = [-(-len(group.rows) // lanes) * task.output.pixels[0] * task.output.pixels[1] for group in groups]
     scaled = first.reshape(len(groups), channels, -1) * np.sqrt(np.array(work, np.float32))[:, None, None]
     return np.ascontiguousarray(scaled.swapaxes(0, 1).reshape(channels, -1), np.float32)
-
-
-def _row_groups_of(sketch: Sketch, task: RegionTask) -> Array:
-    """Return, for each row of a layer's weight, the number of its group of rows with equal columns."""
-    weight = sketch.weight(task.node)
-    labels = np.zeros(weight.shape[0], np.int64)
-    for number, group in enumerate(row_groups(weight)):
-        labels[np.asarray(group.rows)] = number
-    return labels
 
 
 def _pair_within_groups(kept: Array, labels: list[Array]) -> Array:

@@ -442,9 +442,6 @@ RULES: Mapping[str, Rule] = {
 }
 
 
-# -- rules applied to inputs, or to copies of inputs -------------------------------------------------------------------
-
-
 Value = ValueForm | Rearranged
 
 
@@ -466,8 +463,6 @@ def _apply_rule(sketch: Sketch, node: Node, values: Sequence[Value]) -> ValueFor
         raise UnsupportedError("a value whose elements were moved")
     return RULES[node.op](sketch, node, planes)
 
-
-# -- views -------------------------------------------------------------------------------------------------------------
 
 _View = Callable[[Sketch, Node, Sequence[Value], UnsupportedError], Value]
 

@@ -385,9 +385,6 @@ def source_table(value: Rearranged, labels: str) -> tuple[Planned, list[int], tu
     return _elements_by_channel(value.where, labels).reshape(prod(channels), prod(pixels)), channels, pixels
 
 
-# -- views -------------------------------------------------------------------------------------------------------------
-
-
 def joined(values: Sequence[Rearranged], axis: int, storages: Storages) -> Rearranged:
     """Return the values concatenated along `axis`, where the batch is axis 0."""
     sources: dict[int, int] = {}

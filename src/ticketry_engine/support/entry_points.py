@@ -89,9 +89,6 @@ def entry_point(need: Need = READS, *, autocast: bool = False) -> Callable[[Call
     return decorate
 
 
-# -- models ------------------------------------------------------------------------------------------------------------
-
-
 def check_model(model: object, need: Need = READS, name: str = "model") -> None:
     """Raise an error if `model` is no module, or does not meet the requirements `need`; the message says what to do.
 
@@ -171,8 +168,7 @@ def plain_torch_state(*, autocast: bool = False) -> Iterator[None]:
                 stack.enter_context(torch.autocast(device, enabled=False))
         now = _Defaults(torch.get_default_dtype(), torch.get_default_device())
         if now != _PLAIN:
-            stack.enter_context(_remember_callers_defaults(now))
-            stack.enter_context(_set_defaults(_PLAIN, now))
+            stack.enter_context(_change_defaults(_PLAIN, now, callers=now))
         yield
 
 
@@ -187,23 +183,16 @@ def callers_defaults() -> Iterator[None]:
     if theirs is None or theirs == now:
         yield
         return
-    with _remember_callers_defaults(None), _set_defaults(theirs, now):
+    with _change_defaults(theirs, now, callers=None):
         yield
 
 
 @contextmanager
-def _remember_callers_defaults(defaults: _Defaults | None) -> Iterator[None]:
-    before = getattr(_callers, "defaults", None)
-    _callers.defaults = defaults
-    try:
-        yield
-    finally:
-        _callers.defaults = before
-
-
-@contextmanager
-def _set_defaults(wanted: _Defaults, now: _Defaults) -> Iterator[None]:
+def _change_defaults(wanted: _Defaults, now: _Defaults, *, callers: _Defaults | None) -> Iterator[None]:
+    """Run a `with` block with the defaults `wanted` instead of `now`; `callers_defaults` restores `callers` in it."""
     with ExitStack() as stack:
+        stack.callback(setattr, _callers, "defaults", getattr(_callers, "defaults", None))
+        _callers.defaults = callers
         if wanted.dtype != now.dtype:
             stack.enter_context(default_dtype(wanted.dtype))
         if wanted.device != now.device:

@@ -254,9 +254,6 @@ def _is_deep(value: object, text: str) -> bool:
     return bool(level)
 
 
-# -- text for a terminal -----------------------------------------------------------------------------------------------
-
-
 def one_line(text: str) -> str:
     """Return `text` with "?" for line breaks and control characters, to print names from untrusted files."""
     return "".join(letter if letter.isprintable() else "?" for letter in text)

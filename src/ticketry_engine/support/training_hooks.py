@@ -120,9 +120,6 @@ class _Refusal(torch.autograd.Function):
         )
 
 
-# -- marks on masked gradients, which need not be masked again ---------------------------------------------------------
-
-
 _MARK = "_ticketry_masked"
 
 

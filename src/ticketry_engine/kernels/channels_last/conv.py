@@ -143,11 +143,6 @@ class ConvShape:
         """Number of columns per tap."""
         return -(-self.x.channels // 2) if self.pairs else self.x.channels
 
-    @property
-    def largest_offset(self) -> int:
-        """Greatest of the `column_offsets`, in 4-byte words."""
-        return int(self.column_offsets(self.columns).max(initial=0))
-
     def check(self, outputs: int, inputs: int) -> None:
         """Raise EngineError unless x, y and residual fit a convolution of `inputs` to `outputs` channels."""
         if inputs != self.x.channels:
@@ -198,7 +193,7 @@ def build_kernel(shape: ConvShape, part: ConvPart, act: Activation, target: Targ
         residual=Strides.from_value(shape.residual) if shape.residual else None,
         act=act,
         partial_vector=any(len(block.rows) % target.lanes for block in part.blocks),
-        wide_offsets=shape.largest_offset >= 1 << 16,
+        wide_offsets=int(shape.column_offsets(shape.columns).max(initial=0)) >= 1 << 16,
         depthwise=part.depthwise,
     )
 

@@ -179,7 +179,11 @@ class _ConvWriter:
         with e.loop(e.load_i32(begin), e.load_i32(begin, 4), carried=start) as run:
             entry = e.at(self.runs, e.b.mul(run.index, e.i64(8)))
             run.next = self._accumulate_columns(e.load_i32(entry), e.load_i32(entry, 4), run.carried, x)
-        self._store_tile(self._add_accumulators(run.results), place, y, residual)
+        one = len(run.results) // self.accumulators
+        sums = run.results[:one]
+        for number in range(1, self.accumulators):
+            sums = [e.b.fadd(a, b) for a, b in zip(sums, run.results[number * one :], strict=False)]
+        self._store_tile(sums, place, y, residual)
 
     def _accumulate_columns(self, first: ir.Value, last: ir.Value, sums: list[ir.Value], x: ir.Value) -> list[ir.Value]:
         """Emit the loop over the columns of a run, one per set of accumulators and turn; return the new sums."""
@@ -222,13 +226,6 @@ class _ConvWriter:
         if kernel.depthwise:
             return bfloat.load(e, source, byte, kernel.x.item)
         return bfloat.splat_pair(e, source, byte) if kernel.pairs else e.splat(e.load_f32(source, byte))
-
-    def _add_accumulators(self, parts: list[ir.Value]) -> list[ir.Value]:
-        one = len(parts) // self.accumulators
-        sums = parts[:one]
-        for number in range(1, self.accumulators):
-            sums = [self.e.b.fadd(a, b) for a, b in zip(sums, parts[number * one :], strict=False)]
-        return sums
 
     # End of a tile: residual, activation, store
 

@@ -194,11 +194,6 @@ class MaskedTiles:
     masked: bool
     """Whether some of the first `few` lanes belong to no pixel."""
 
-    @property
-    def args(self) -> tuple[int | Array, ...]:
-        """The kernel's arguments for this shape."""
-        return self.places, len(self.places), self.read, self.written, self.masks
-
 
 def _mask_entry_type(target: Target) -> np.dtype[Any]:
     """Return the element type of the tables `MaskedTiles.read` and `written`: bits, or the byte of a mask."""
@@ -363,7 +358,13 @@ def build_op(
     if len(row):
         args[COLUMNS] = np.stack([begins, tap], axis=1).astype(np.int32)
         args[WEIGHTS] = np.ascontiguousarray(weights, dtype=np.float32)
-    return Op(kernel, (*args, *(arg for each in tiles for arg in each.args)))
+    return Op(
+        kernel,
+        (
+            *args,
+            *(arg for each in tiles for arg in (each.places, len(each.places), each.read, each.written, each.masks)),
+        ),
+    )
 
 
 _CHUNKS = 12

@@ -108,23 +108,12 @@ class Unfolding:
     @property
     def cycles(self) -> float:
         """Estimated cycles for making the copies."""
+        vectors = int(self.used.sum()) * -(-self.geometry.positions * self.y.images // self.target.lanes)
         if self.turned:
-            return 1.5 * self.vectors
-        return (
-            self.vectors * (2 + 2 * self.pieces) * (1 if self.target.lanes == 16 else 2)
-        )  # masks are slower without mask registers
-
-    @property
-    def vectors(self) -> int:
-        """Number of vectors that all copies take."""
-        each = -(-self.geometry.positions * self.y.images // self.target.lanes)
-        return int(self.used.sum()) * each
-
-    @property
-    def pieces(self) -> int:
-        """Approximate number of pieces of x from which a vector of a copy is assembled."""
+            return 1.5 * vectors
         each = self.target.lanes // self.y.images
-        return 1 if self.row % each == 0 else 1 + -(-each // self.row)
+        pieces = 1 if self.row % each == 0 else 1 + -(-each // self.row)  # of x, from which a vector is assembled
+        return vectors * (2 + 2 * pieces) * (1 if self.target.lanes == 16 else 2)  # masks need mask registers
 
     def value(self, offset: int) -> Planes:
         """Return the copied planes as a value whose planes follow one another from arena byte `offset` on."""
