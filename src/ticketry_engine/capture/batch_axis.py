@@ -23,7 +23,6 @@ from ticketry_engine.capture.editor import (
     arguments,
     base,
     require_match,
-    rewrite,
     tensor_of,
     value_of,
 )
@@ -32,15 +31,10 @@ from ticketry_engine.capture.lower_moves import constant_of, is_constant
 from ticketry_engine.capture.patterns import attention
 from ticketry_engine.capture.program import Multiple, Sizes
 from ticketry_engine.errors import GraphError
-from ticketry_engine.ir import FLOATS, Graph, Json, Node, Value, aten, node
+from ticketry_engine.ir import FLOATS, Json, Node, Value, aten, node
 
 
-def move_batch_first(graph: Graph, sizes: Mapping[str, Sizes]) -> Graph:
-    """Return the graph with the batch moved to axis 0 in linear layers and views that had the batch on another axis."""
-    return rewrite(graph, _rewrite_batch_first, sizes)
-
-
-def _rewrite_batch_first(editor: Editor, one: Node) -> list[Node] | str:
+def move_batch_first(editor: Editor, one: Node) -> list[Node] | str:
     """Replace a torch node by native nodes whose batch is at axis 0."""
     require_match(not one.native)
     if base(one) in VIEWS and is_canonical(editor, one.output):

@@ -320,12 +320,8 @@ _REACH = {"upsample_bilinear2d": 1, "upsample_bicubic2d": 2}
 """Resize operation -> number of neighbouring pixels on each side that contribute to an output pixel."""
 
 
-def lower_resizes(graph: Graph) -> Graph:
-    """Return the graph with bilinear and bicubic upsampling by integer factors lowered to native nodes."""
-    return rewrite(graph, _lower_resize)
-
-
-def _lower_resize(editor: Editor, one: Node) -> list[Node]:
+def lower_resize(editor: Editor, one: Node) -> list[Node]:
+    """Lower bilinear or bicubic upsampling by integer factors."""
     reach = 0 if one.native else _REACH.get(base(one), 0)
     require_match(reach and len(one.inputs) == 1)
     (x,) = editor.floats(one, {"value": one.inputs[0]}, axes=4)

@@ -1,7 +1,7 @@
 """Lowers operations that move elements, and sums and products with constants, to native nodes.
 
 Rolls, pads, repetitions and strided slices become slices, concatenations, reshapes and pads. Passes that look for the
-torch operations must run before `lower_moves`: they fold pads into convolutions, and remove repeated attention heads.
+torch operations must run before `lower_move`: they fold pads into convolutions, and remove repeated attention heads.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from ticketry_engine.capture.editor import (
     Found,
     Lowering,
     NoMatchError,
+    Rule,
     arguments,
     base,
     finite_number,
     number_of,
     rename_last_output,
     require_match,
-    rewrite,
     tensor_of,
     value_of,
 )
@@ -36,12 +36,8 @@ _MOST_COPIES = 64
 """Maximum number of copies of a value that a lowered expand or resize may make."""
 
 
-def lower_moves(graph: Graph) -> Graph:
-    """Return the graph with torch operations lowered that only move elements and keep the batch at axis 0."""
-    return rewrite(graph, _lower_move)
-
-
-def _lower_move(editor: Editor, one: Node) -> list[Node] | str:
+def lower_move(editor: Editor, one: Node) -> list[Node] | str:
+    """Lower a torch operation that only moves elements and keeps the batch at axis 0."""
     if one.op == "softmax":
         return _lower_softmax_over_axis(editor, one)
     require_match(not one.native)
@@ -428,11 +424,6 @@ RULES: Mapping[str, Lowering] = {
 _VIEWS = ("reshape", "flatten")
 
 
-def tidy_shapes(graph: Graph) -> Graph:
-    """Return the graph with consecutive reshapes and transposes merged."""
-    return rewrite(rewrite(graph, _recognise_shuffle), _merge_views)
-
-
 def _recognise_shuffle(editor: Editor, one: Node) -> list[Node]:
     """Replace a reshape to [N, g, C / g, H, W], a swap of axes 1 and 2, and a reshape back by a channel shuffle."""
     made = editor.shape(one.output) or ()
@@ -447,6 +438,7 @@ def _recognise_shuffle(editor: Editor, one: Node) -> list[Node]:
 
 
 def _merge_views(editor: Editor, one: Node) -> list[Node] | str | None:
+    """Merge consecutive reshapes, or consecutive transposes."""
     require_match(one.op in (*_VIEWS, "transpose"))
     before = editor.makers.get(one.inputs[0])
     if one.op == "transpose":
@@ -465,15 +457,14 @@ def _merge_views(editor: Editor, one: Node) -> list[Node] | str | None:
     return [reshaped(editor, source, one.output)]
 
 
+TIDY: tuple[Rule, ...] = (_recognise_shuffle, _merge_views)
+"""Rules that merge views between native nodes."""
+
+
 # -- Sums and products with what is the same for every example: numbers, weights, rows of constants --------------------
 
 
 _NAMES = ("add", "sub", "mul", "div", "neg", "rsub", "addcmul")
-
-
-def lower_constants(graph: Graph) -> Graph:
-    """Return the graph with sums and products with constants lowered; passes that match formulas must run before."""
-    return rewrite(graph, _lower_constant)
 
 
 def constant_of(editor: Editor, arg: Json, like: str) -> Tensor:
@@ -506,7 +497,8 @@ def is_constant(editor: Editor, arg: Json) -> bool:
     return named is None or rows_of(editor.makers, editor.tensors, named) is not None
 
 
-def _lower_constant(editor: Editor, one: Node) -> list[Node]:
+def lower_constant(editor: Editor, one: Node) -> list[Node]:
+    """Lower a sum or product with a constant; rules for formulas of several torch nodes must run before."""
     require_match(not one.native and base(one) in _NAMES)
     name, found = base(one), arguments(one)
     if name == "addcmul":

@@ -7,7 +7,6 @@ activations are fused.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
 from dataclasses import replace
 from math import isclose, pi, sqrt
 
@@ -19,27 +18,19 @@ from ticketry_engine.capture.editor import (
     Editor,
     Found,
     NoMatchError,
+    Rule,
     arguments,
     base,
     finite_number,
     number_of,
     require_match,
-    rewrite,
     tensor_of,
     value_of,
 )
 from ticketry_engine.capture.lower_moves import constant_of, is_constant
-from ticketry_engine.capture.program import Sizes
-from ticketry_engine.ir import FLOATS, Graph, Json, Node, node
+from ticketry_engine.ir import FLOATS, Json, Node, node
 
 # -- activations -------------------------------------------------------------------------------------------------------
-
-
-def recognise_acts(graph: Graph) -> Graph:
-    """Return the graph with formulas of several nodes that compute an activation replaced by `act` nodes."""
-    for rule in (_recognise_hardsigmoid, _recognise_gated, _recognise_gelu):
-        graph = rewrite(graph, rule)
-    return graph
 
 
 def _match_scaled(editor: Editor, name: str, kind: str) -> tuple[str, float]:
@@ -142,11 +133,6 @@ def _is_gelu_cubic(editor: Editor, name: str, x: str) -> bool:
 _PRODUCTS = ("matmul", "bmm")
 
 
-def recognise_attention(graph: Graph) -> Graph:
-    """Return the graph with formulas of attention replaced by `attention` nodes, if the attention has no mask."""
-    return rewrite(graph, _recognise_plain_attention)
-
-
 def _without_scale(editor: Editor, name: str) -> tuple[str, float]:
     """Return (x, factor) if the value `name` is x * factor, else (name, 1)."""
     try:
@@ -156,6 +142,7 @@ def _without_scale(editor: Editor, name: str) -> tuple[str, float]:
 
 
 def _recognise_plain_attention(editor: Editor, one: Node) -> list[Node]:
+    """Replace softmax(q k^T * scale) v by an attention node."""
     weights, v = _matmul_inputs(editor, one)
     soft = editor.made_by(weights, "softmax")
     require_match(soft.native and soft.attrs["axis"] == 3)
@@ -186,12 +173,8 @@ def _fusable_layer(editor: Editor, name: str | None) -> Node:
     return layer
 
 
-def fuse(graph: Graph) -> Graph:
-    """Return the graph with residual sums and activations fused into preceding layers whose output one node reads."""
-    return rewrite(rewrite(graph, _fuse_residual), _fuse_activation)
-
-
 def _fuse_residual(editor: Editor, one: Node) -> list[Node]:
+    """Fuse a sum into the preceding layer, as its residual, if only the sum reads the output of the layer."""
     require_match(one.op == "add" and editor.shape(one.inputs[0]) == editor.shape(one.inputs[1]))
     layers = []
     for name in one.inputs:
@@ -206,18 +189,15 @@ def _fuse_residual(editor: Editor, one: Node) -> list[Node]:
 
 
 def _fuse_activation(editor: Editor, one: Node) -> list[Node]:
+    """Fuse an activation into the preceding node if only the activation reads its output."""
     before = editor.computed_for_one_reader(one.inputs[0]) if one.op == "act" else None
     if before is None or before.op not in _WITH_ACT or before.attrs["act"] is not None:
         raise NoMatchError
     return [replace(before, output=one.output, attrs={**before.attrs, "act": one.attrs["act"]})]
 
 
-def fold_norms(graph: Graph) -> Graph:
-    """Return the graph with `affine` nodes (scale, shift) folded into layers whose output only one node reads."""
-    return rewrite(graph, _fold_norm)
-
-
 def _fold_norm(editor: Editor, one: Node) -> list[Node]:
+    """Fold an `affine` node (scale and shift of channels) into a layer whose output no other node reads."""
     if base(one) == "mul":
         return _fold_scale(editor, one)
     require_match(one.op == "affine")
@@ -268,12 +248,8 @@ def _rescale_layer(editor: Editor, layer: Node, output: str, scale: Tensor, shif
     return Node(layer.op, layer.inputs, output, {**layer.attrs, "act": act}, weights)
 
 
-def fold_pads(graph: Graph) -> Graph:
-    """Return the graph with zero padding folded into convolutions; zeros in the kernel make uneven padding even."""
-    return rewrite(graph, _fold_pad)
-
-
 def _fold_pad(editor: Editor, one: Node) -> list[Node]:
+    """Fold zero padding into a convolution; zeros that extend the kernel make uneven padding even."""
     before = editor.computed_for_one_reader(one.inputs[0]) if one.op == "conv2d" else None
     if before is None or base(before) not in ("constant_pad_nd", "pad"):
         raise NoMatchError
@@ -297,17 +273,11 @@ def _fold_pad(editor: Editor, one: Node) -> list[Node]:
     return [made]
 
 
-def recognise_tokens(graph: Graph) -> Graph:
-    """Return the graph with formulas of RMS norms, rotary embeddings and repeated attention heads as single nodes."""
-    for rule in (_recognise_rms_norm, _recognise_rotary, _recognise_partial_rotary, _recognise_shared_heads):
-        graph = rewrite(graph, rule)
-    return graph
-
-
 # -- x / sqrt(mean(x^2) + eps) * weight --------------------------------------------------------------------------------
 
 
 def _recognise_rms_norm(editor: Editor, one: Node) -> list[Node]:
+    """Replace x / sqrt(mean(x^2) + eps), and a following product with a weight, by an RMS norm."""
     require_match(not one.native and base(one) in ("mul", "div"))
     found = arguments(one)
     pair = [found["self"], found["other"]]
@@ -373,6 +343,7 @@ def _fuse_norm_weight(editor: Editor, one: Node) -> list[Node]:
 
 
 def _recognise_rotary(editor: Editor, one: Node) -> list[Node]:
+    """Replace x * cos + cat(-upper half, lower half) * sin by a rotary node."""
     require_match(one.op == "add" and one.attrs["act"] is None and len(one.inputs) == 2)
     for straight, crossed in (one.inputs, one.inputs[::-1]):
         with contextlib.suppress(NoMatchError):
@@ -443,6 +414,7 @@ def _recognise_partial_rotary(editor: Editor, one: Node) -> list[Node]:
 
 
 def _recognise_shared_heads(editor: Editor, one: Node) -> list[Node]:
+    """Remove the repetition of heads of keys and values for attention with more heads of queries."""
     require_match(one.op == "attention")
     q, k, v = one.inputs
     fewer = [_match_repeated_heads(editor, name) for name in (k, v)]
@@ -471,12 +443,8 @@ def _match_repeated_heads(editor: Editor, name: str) -> str:
 # -- formulas of L2 normalisation and attention with constants ---------------------------------------------------------
 
 
-def recognise_normalize(graph: Graph, sizes: Mapping[str, Sizes]) -> Graph:
-    """Return the graph with L2 normalisation over the last axis replaced by RMS norms."""
-    return rewrite(graph, _recognise_normalize, sizes)
-
-
-def _recognise_normalize(editor: Editor, one: Node) -> list[Node]:
+def recognise_normalize(editor: Editor, one: Node) -> list[Node]:
+    """Replace L2 normalisation over the last axis by an RMS norm, for vectors that are longer than 1e-12."""
     require_match(not one.native and base(one) == "div")
     found = arguments(one)
     x, spread = value_of(found["self"]), editor.made_by(value_of(found["other"]), "expand_as", "expand", "clamp_min")
@@ -502,15 +470,8 @@ def _recognise_normalize(editor: Editor, one: Node) -> list[Node]:
     return [Node("aten.rms_norm.default", (str(x),), one.output, {"args": args, "kwargs": {}}, {name: name})]
 
 
-def recognise_written_attention(graph: Graph) -> Graph:
-    """Return the graph with softmax(f(q k^T)) v replaced by attention nodes.
-
-    Here f multiplies by and adds constants, the same for every example. `lower_constants` must run before this pass.
-    """
-    return rewrite(graph, _recognise_masked_attention)
-
-
-def _recognise_masked_attention(editor: Editor, one: Node) -> list[Node]:
+def recognise_masked_attention(editor: Editor, one: Node) -> list[Node]:
+    """Replace softmax(f(q k^T)) v by attention, where f multiplies by and adds constants; see `lower_constant`."""
     weights, v = _matmul_inputs(editor, one)
     soft = editor.made_by(weights, "softmax")
     rank = len(editor.shape(v) or ())
@@ -590,3 +551,14 @@ def _broadcast_constant(editor: Editor, one: Node, role: str) -> Tensor:
     if one.op != "affine":
         return found
     return found.reshape(-1, *(1 for _ in (editor.shape(one.output) or ())[2:]))
+
+
+FORMULAS: tuple[Rule, ...] = (
+    *(_recognise_hardsigmoid, _recognise_gated, _recognise_gelu, _recognise_plain_attention),
+    *(_recognise_rms_norm, _recognise_rotary, _recognise_partial_rotary, _recognise_shared_heads),
+    *(_fold_pad, _fold_norm),
+)
+"""Rules for formulas of torch nodes, for pads and for norms, in the order in which they are applied."""
+
+FUSIONS: tuple[Rule, ...] = (_fuse_residual, _fuse_activation)
+"""Rules that fuse nodes into preceding layers."""

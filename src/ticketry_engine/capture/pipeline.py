@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import reduce
 from typing import Any
 
 import torch
@@ -31,19 +32,10 @@ from ticketry_engine.capture.editor import (
     without_unused,
 )
 from ticketry_engine.capture.lower_layers import RULES as LAYER_RULES
-from ticketry_engine.capture.lower_layers import lower_resizes, lower_transposed
+from ticketry_engine.capture.lower_layers import lower_resize, lower_transposed
 from ticketry_engine.capture.lower_moves import RULES as MOVE_RULES
-from ticketry_engine.capture.lower_moves import lower_constants, lower_moves, tidy_shapes, with_plain_zeros
-from ticketry_engine.capture.patterns import (
-    fold_norms,
-    fold_pads,
-    fuse,
-    recognise_acts,
-    recognise_attention,
-    recognise_normalize,
-    recognise_tokens,
-    recognise_written_attention,
-)
+from ticketry_engine.capture.lower_moves import TIDY, lower_constant, lower_move, with_plain_zeros
+from ticketry_engine.capture.patterns import FORMULAS, FUSIONS, recognise_masked_attention, recognise_normalize
 from ticketry_engine.capture.program import (
     FEWEST,
     ONE_DIFFERS,
@@ -163,23 +155,18 @@ def simplify(graph: Graph, sizes: Mapping[str, Sizes], *, upsampling: bool = Tru
     """Return the captured graph lowered to native nodes, with norms folded and activations fused into layers."""
     captured = graph
     graph = compute_rows(compute_constants(without_unused(graph)))
-    graph = lower(recognise_normalize(graph, sizes), sizes)
-    graph = move_batch_first(graph, sizes)
-    passes = (recognise_acts, recognise_attention, recognise_tokens, fold_pads, fold_norms)
-    larger = (lower_transposed, lower_resizes) if upsampling else ()
-    several = (lower_constants, tidy_shapes, recognise_written_attention, recognise_recurrences)
-    for change in (*passes, *larger, *several, lower_moves, tidy_shapes, fuse):
-        graph = change(graph)
+    for rule in (recognise_normalize, _lower_node, move_batch_first):
+        graph = rewrite(graph, rule, sizes)
+    graph = reduce(rewrite, FORMULAS, graph)
+    if upsampling:
+        graph = rewrite(lower_transposed(graph), lower_resize)
+    graph = recognise_recurrences(reduce(rewrite, (lower_constant, *TIDY, recognise_masked_attention), graph))
+    graph = reduce(rewrite, (lower_move, *TIDY, *FUSIONS), graph)
     return with_own_results(with_plain_zeros(graph, captured), captured)
 
 
 _RULES: Mapping[str, Lowering] = {**LAYER_RULES, **MOVE_RULES}
 """Name of an ATen operation, or "getitem" -> the rule that lowers this operation."""
-
-
-def lower(graph: Graph, sizes: Mapping[str, Sizes]) -> Graph:
-    """Return the graph with torch nodes replaced by native nodes, where a rule exists for the node."""
-    return rewrite(graph, _lower_node, sizes)
 
 
 def _lower_node(editor: Editor, one: Node) -> list[Node] | str | None:
