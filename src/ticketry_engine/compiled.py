@@ -230,9 +230,8 @@ class Compiled(ForInference):
         self._call = CallBinder(graph)
         self._library = Library(self.target)
         self._layout = layout
-        parts = partition(graph)
-        self.reasons = parts.reasons
-        steps = [self._bind_step(step) for step in parts.steps]
+        parts, self.reasons = partition(graph)
+        steps = [self._bind_step(step) for step in parts]
         done = last_uses([(reads, makes) for _, reads, makes in steps], graph.results)
         self._steps: list[Step] = [(*step, free) for step, free in zip(steps, done, strict=True)]
         self._natives = [run for run, *_ in steps if isinstance(run, Native)]

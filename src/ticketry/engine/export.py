@@ -18,7 +18,7 @@ from ticketry.version import __version__
 from ticketry_engine import export as engine
 from ticketry_engine.example_inputs import Inputs, at_batch
 from ticketry_engine.export import FORMATS as FORMATS
-from ticketry_engine.export import ExportCheck, first_line, own_copy
+from ticketry_engine.export import ExportedFile, first_line, own_copy
 from ticketry_engine.export import format_of as format_of
 from ticketry_engine.support.entry_points import entry_point
 
@@ -26,28 +26,15 @@ _SEED = 7
 
 
 @dataclass(frozen=True)
-class Exported:
+class Exported(ExportedFile):
     """A description of an exported file, with the checks that the file passed."""
 
-    path: str
-    format: str
     shrunk: bool
     """Whether pruned channels were removed; otherwise pruned weights are zeros in the file."""
     why_not_shrunk: str
     """Reason why pruned channels were not removed; "" if they were, or if that was not requested."""
-    batch: int | None
-    """The only batch size that the file accepts; None: the file accepts any batch size."""
-    bytes: int
-    """Size of the file in bytes, including the second file that stores the weights if they have more than 1.9 GB."""
-    parameters: int
-    """Number of parameters in the file."""
     dense_parameters: int
     """Number of parameters of the given model."""
-    nonzero: int
-    """Number of parameters in the file that are not 0."""
-    runtime: str
-    """Name and version of the runtime that was used to check the file."""
-    checks: tuple[ExportCheck, ...]
 
     def describe(self) -> dict[str, Any]:
         """Return all fields as JSON values by name."""

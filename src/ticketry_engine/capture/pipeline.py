@@ -64,18 +64,17 @@ def capture(
     mask: Mapping[str, Tensor] | None = None,
     example_inputs: Any = None,
     *,
-    dynamic_batch: bool = True,
     upsampling: bool = True,
 ) -> Graph:
     """Return the graph of a model in evaluation mode, with masked weights; do not change the model.
 
+    The graph takes any number of examples, the size of axis 0 of the first input tensor. If the model works for a
+    certain number only, the graph takes that number, and `Graph.notes` say why. If the model behaves differently for
+    one example, the graph takes one example if the example inputs contain one, else two or more.
+
     Args:
         mask: mask of the weights to keep, by parameter name; pruned weights are exactly 0 in the graph. None: no mask.
         example_inputs: a tensor, a tuple of arguments, or a dict of arguments by name; only shapes and dtypes matter.
-        dynamic_batch: whether the graph takes any number of examples, the size of axis 0 of the first input tensor.
-            If the model works for a certain number only, the graph takes that number, and `Graph.notes` say why. If
-            the model behaves differently for one example, the graph takes one example if the example inputs contain
-            one, else two or more.
         upsampling: whether transposed convolutions and interpolations become convolutions whose kernels contain
             zeros, which sparse kernels skip.
 
@@ -92,16 +91,16 @@ def capture(
     twin = own_copy(model)
     if mask is not None:
         apply_mask(twin, mask)
-    return simplify(*_capture_torch_graph(twin, given, dynamic_batch), upsampling=upsampling).validate(trusted=True)
+    return simplify(*_capture_torch_graph(twin, given), upsampling=upsampling).validate(trusted=True)
 
 
-def _capture_torch_graph(model: nn.Module, given: Arguments, dynamic_batch: bool) -> tuple[Graph, dict[str, Sizes]]:
+def _capture_torch_graph(model: nn.Module, given: Arguments) -> tuple[Graph, dict[str, Sizes]]:
     """Return the model's graph of torch operations, and the sizes of its values."""
     try:
-        graph, sizes, for_one = _capture_by_recording(model, given, dynamic_batch)
+        graph, sizes, for_one = _capture_by_recording(model, given)
     except NotRecordedError as reason:
         _log.info("%s is captured by torch.export: %s", type(model).__name__, reason)
-        graph, sizes, for_one = _capture_by_export(model, given, dynamic_batch)
+        graph, sizes, for_one = _capture_by_export(model, given)
     graph = with_defaults(graph, model)
     if not for_one:
         graph = replace(graph, signature={**graph.signature, "fewest": FEWEST})
@@ -112,29 +111,22 @@ _Found = tuple[Graph, dict[str, Sizes], bool]
 """(graph, sizes of its values by name, whether the graph is also valid for one example)."""
 
 
-def _capture_by_recording(model: nn.Module, given: Arguments, dynamic_batch: bool) -> _Found:
+def _capture_by_recording(model: nn.Module, given: Arguments) -> _Found:
     try:
-        program = record(model, given, dynamic_batch=dynamic_batch)
+        program = record(model, given, dynamic_batch=True)
     except FixedSizeError as reason:
-        program = replace(
-            record(model, given, dynamic_batch=False), notes=fixed_batch_note(_explain_fixed_size(reason, given))
-        )
+        why = f"{reason}; it takes {given.examples} alone there. The batch has to be on axis 0 to be of any size"
+        notes = fixed_batch_note(str(reason) if given.examples is None else why)
+        program = replace(record(model, given, dynamic_batch=False), notes=notes)
     if not program.for_one and given.examples == 1:
         program = replace(record(model, given, dynamic_batch=False), notes=fixed_batch_note(ONE_DIFFERS))
     return *convert(program, model), program.for_one
 
 
-def _explain_fixed_size(reason: FixedSizeError, given: Arguments) -> str:
-    """Return text for the user: why the graph takes only the number of examples of the example inputs."""
-    if given.examples is None:
-        return str(reason)
-    return f"{reason}; it takes {given.examples} alone there. The batch has to be on axis 0 to be of any size"
-
-
-def _capture_by_export(model: nn.Module, given: Arguments, dynamic_batch: bool) -> _Found:
+def _capture_by_export(model: nn.Module, given: Arguments) -> _Found:
     fresh = copy_to_call(model)
     notes = check_calls(fresh, given)
-    graph, sizes = convert(_export_program(model, given, dynamic_batch, notes=notes), model)
+    graph, sizes = convert(_export_program(model, given, True, notes=notes), model)
     if not graph.dynamic or holds_for_one(graph, fresh, given):
         return graph, sizes, True
     if given.examples != 1:
@@ -145,10 +137,10 @@ def _capture_by_export(model: nn.Module, given: Arguments, dynamic_batch: bool) 
 def _export_program(
     model: nn.Module, given: Arguments, dynamic_batch: bool, why_fixed: str = "", notes: Sequence[str] = ()
 ) -> TracedProgram:
-    exported = export(model, given, dynamic_batch=dynamic_batch)
-    program = functional(exported.program)
+    exported, fixed = export(model, given, dynamic_batch=dynamic_batch)
+    program = functional(exported)
     check_writes(program)
-    return program_of(program, [*fixed_batch_note(why_fixed or exported.fixed), *notes])
+    return program_of(program, [*fixed_batch_note(why_fixed or fixed), *notes])
 
 
 def simplify(graph: Graph, sizes: Mapping[str, Sizes], *, upsampling: bool = True) -> Graph:

@@ -63,9 +63,6 @@ class TracedProgram:
     """Whether the program is also valid for one example, not only for two or more."""
 
 
-ASKED_FOR = "it was asked for"
-"""Reason in a note for the user: the user requested a fixed number of examples."""
-
 ONE_DIFFERS = "the model does something else for one example than for more"
 """Reason in a note for the user: the number of examples is fixed to one, because the model treats one differently."""
 
@@ -268,30 +265,21 @@ class Arguments:
         return None
 
 
-@dataclass(frozen=True)
-class TorchExport:
-    """The program that torch.export returned for a model, and the reason if the number of examples is fixed."""
-
-    program: torch.export.ExportedProgram
-    fixed: str
-    """Reason why the number of examples is fixed; "" if the program takes any number."""
-
-
-def export(model: nn.Module, arguments: Arguments, *, dynamic_batch: bool) -> TorchExport:
-    """Export a model with torch.export; if `dynamic_batch`, for any number of examples if possible."""
+def export(model: nn.Module, arguments: Arguments, *, dynamic_batch: bool) -> tuple[torch.export.ExportedProgram, str]:
+    """Return the program of torch.export, if possible for any number of examples; else also the reason why not."""
     if not dynamic_batch:
-        return TorchExport(_export(model, arguments, None), ASKED_FOR)
+        return _export(model, arguments, None), ""
     examples = arguments.examples
     if examples is None:
-        return TorchExport(_export(model, arguments, None), "the inputs have no leading axis")
+        return _export(model, arguments, None), "the inputs have no leading axis"
     several = _with_two_examples(arguments, examples)
     reason = ""
     for strict in (False, True):  # the strict way is slower, but sees through `len(x)`
         try:
-            return TorchExport(_export(model, several, several.examples, strict=strict), "")
+            return _export(model, several, several.examples, strict=strict), ""
         except CaptureError as error:
             reason = reason or _lines(error.__cause__ or error, 3)
-    return TorchExport(_export(model, arguments, None), reason)
+    return _export(model, arguments, None), reason
 
 
 def _with_two_examples(arguments: Arguments, examples: int) -> Arguments:

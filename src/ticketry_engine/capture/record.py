@@ -34,14 +34,12 @@ from torch.utils._pytree import (
 
 from ticketry_engine.capture.meta_shapes import SHAPES
 from ticketry_engine.capture.program import (
-    ASKED_FOR,
     Arguments,
     Constant,
     Examples,
     Multiple,
     NotRecordedError,
     TracedProgram,
-    fixed_batch_note,
     has_batch_first,
     quiet,
     traceable_torch,
@@ -345,7 +343,6 @@ class _GraphWriter:
             in_spec=self.call.in_spec,
             out_spec=self.call.out_spec,
             sizes=lambda node: node.meta["sizes"],
-            notes=fixed_batch_note("" if self.call.examples is not None else ASKED_FOR),
         )
 
     def _add_op(self, step: RecordedOp) -> None:

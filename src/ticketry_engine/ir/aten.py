@@ -287,17 +287,8 @@ _IN_PYTHON: Mapping[str, Callable[..., Any]] = {
     **{
         f"aten.{name}.default": getattr(torch, name)
         for name in (
-            "exp",
-            "neg",
-            "matmul",
-            "bmm",
-            "unsqueeze",
-            "permute",
-            "reshape",
-            "cat",
-            "stack",
-            "sigmoid",
-            "tanh",
+            *("exp", "neg", "matmul", "bmm", "unsqueeze", "permute"),
+            *("reshape", "cat", "stack", "sigmoid", "tanh"),
         )
     },
     "aten.select.int": torch.select,

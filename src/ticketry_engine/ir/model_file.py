@@ -33,16 +33,8 @@ from ticketry_engine.support.files import content_of, parse_json, read_metadata,
 KIND = "ticketry.model"
 FORMAT = 2
 """Format number of files that contain positions as an Elias-Fano code; other files have the format number 1."""
-_NOT_OURS = (
-    SafetensorError,
-    ValueError,
-    TypeError,
-    AttributeError,
-    LookupError,
-    RuntimeError,
-    RecursionError,
-    MemoryError,
-)
+_NOT_OURS = (SafetensorError, ValueError, TypeError, AttributeError, LookupError, RuntimeError, MemoryError)
+"""Errors of safetensors and json for bytes that are no model file; a `RecursionError` is a `RuntimeError`."""
 
 
 def save(graph: Graph, path: str | Path, meta: Mapping[str, Json] | None = None) -> Path:

@@ -43,20 +43,8 @@ class CopyArg(enum.IntEnum):
     """int64 [inner, 2]: for each run, byte offsets of destination and source relative to an entry of STARTS."""
 
 
-@dataclass(frozen=True)
-class CopyPlan:
-    """Runs to copy: for each row of `starts`, all runs of `runs`, shifted by that row."""
-
-    starts: Array
-    """int64 [outer, 2]: byte offsets of destination and source."""
-    runs: Array
-    """int64 [inner, 2]: byte offsets of destination and source that are added to those of a start."""
-    length: int
-    """Elements per run."""
-
-
-def plan_copies(destinations: Array, places: Array, of: Array, size: int) -> Iterator[tuple[int, CopyPlan]]:
-    """Yield (number of a source, or -1 for zeros; plan of the copies from that source).
+def plan_copies(destinations: Array, places: Array, of: Array, size: int) -> Iterator[tuple[int, Array, Array, int]]:
+    """Yield (number of a source, or -1 for zeros; the tables STARTS and RUNS; the elements per run).
 
     `destinations` and `places` are int64 [outer, inner]: the byte of each element's destination, the sum of an offset
     of its row and an offset of its column, and the byte of the element in its source. `of` has the number of each
@@ -73,11 +61,11 @@ def plan_copies(destinations: Array, places: Array, of: Array, size: int) -> Ite
             if np.array_equal(first + line, source):
                 starts = np.stack([to[:, 0], first[:, 0]], axis=-1)
                 for runs, length in _group_into_runs(to[0] - to[0, 0], line, size, number < 0):
-                    yield number, CopyPlan(np.ascontiguousarray(starts), runs, length)
+                    yield number, np.ascontiguousarray(starts), runs, length
                 continue
         to = destinations[mine]
         for runs, length in _group_into_runs(to, to if number < 0 else places[mine], size, number < 0):
-            yield number, CopyPlan(np.zeros((1, 2), np.int64), runs, length)
+            yield number, np.zeros((1, 2), np.int64), runs, length
 
 
 def _group_into_runs(to: Array, source: Array, size: int, zeros: bool) -> Iterator[tuple[Array, int]]:

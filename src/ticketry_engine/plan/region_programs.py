@@ -368,15 +368,6 @@ _LARGE_HEAD = 1 << 16
 Values after the pooling are small, so a separate region can have larger blocks, and reads its weights less often."""
 
 
-@dataclass
-class Partition:
-    """A graph divided into regions, which run in kernels, and torch nodes, in the order in which they run."""
-
-    steps: list[Region | Node]
-    reasons: dict[str, str]
-    """Output of each torch node -> the reason why the node is not in a region."""
-
-
 def sketch_region(graph: Graph, region: Region) -> Sketch:
     """Return the region as tasks on values whose axes are assigned to channels and pixels."""
     sketch = Sketch(graph)
@@ -391,8 +382,11 @@ def sketch_region(graph: Graph, region: Region) -> Sketch:
     return sketch
 
 
-def partition(graph: Graph) -> Partition:
-    """Divide a graph into regions that are as large as possible; torch runs the nodes that no layout can run."""
+def partition(graph: Graph) -> tuple[list[Region | Node], dict[str, str]]:
+    """Divide a graph into regions that are as large as possible, and nodes that run in torch.
+
+    Return (the steps in the order in which they run, the reason why a node runs in torch, by the node's output).
+    """
     reasons = {node.output: "the engine has no such operation" for node in graph.nodes if not node.native}
     while True:
         levels, regions, sketches = _assign_levels(graph, reasons)
@@ -405,7 +399,7 @@ def partition(graph: Graph) -> Partition:
         reasons.update(dict.fromkeys(moved, "moved for torch alone"))
         if not poor and not moved:
             break
-    return Partition(_order_steps(graph, levels, regions, reasons), reasons)
+    return _order_steps(graph, levels, regions, reasons), reasons
 
 
 def _moves_read_by_torch(graph: Graph, nodes: Sequence[Node], sketch: Sketch) -> set[str]:

@@ -98,10 +98,6 @@ def test_inputs_and_masks_that_do_not_fit_are_refused():
             capture(nn.Linear(4, 3), None, nothing)
     with pytest.raises(MaskError, match="which Linear lacks"):
         capture(nn.Linear(4, 3), Mask({"other": torch.ones(3, dtype=torch.bool)}), torch.randn(2, 4))
-    graph = capture(nn.Linear(4, 3), None, torch.randn(2, 4), dynamic_batch=False)
-    assert graph.notes == ("the number of examples is fixed: it was asked for",)
-    with pytest.raises(EngineError, match="captured for"):
-        Program(graph)(torch.randn(3, 4))
 
 
 def test_blocks_without_gradients_are_taken_in():
@@ -218,7 +214,7 @@ def test_models_that_cannot_be_captured_are_refused_with_the_reason():
         (nn.Linear(5, 3), r"does not take Linear: RuntimeError: .*\[2, 4\]"),
     ):
         with pytest.raises(CaptureError, match=message):
-            capture(model, None, torch.randn(2, 4), dynamic_batch=False)
+            capture(model, None, torch.randn(2, 4))
 
 
 def test_nested_inputs():

@@ -108,9 +108,8 @@ def _typed(
 
 def emitted(graph: Graph, layout: str, images: int, target: Target = ARM) -> Emission:
     """The whole graph as operations of a layout."""
-    parts = partition(graph)
-    assert not parts.reasons
-    (region,) = parts.steps
+    (region,), reasons = partition(graph)
+    assert not reasons
     native = Native(graph, region, Library(target), lambda: "none")
     return native._emission(Plan(layout, images, "batch"))
 

@@ -334,10 +334,12 @@ def test_gather(layout: str, data: st.DataObject, kind: str, shape: tuple[int, .
 def test_whole_rows_are_runs_and_exchanged_axes_single_elements() -> None:
     source, element = sources_of("rows", 48, 6, np.random.default_rng(1))
     goals = np.arange(48) * 4 + np.arange(6)[:, None] * 256
-    [(_, plan)] = plan_copies(goals, goals.reshape(-1)[(element % 6 * 48 + element // 6).T], source.T, 4)
-    assert (len(plan.starts), len(plan.runs), plan.length) == (6, 1, 48)
-    [(_, plan)] = plan_copies(goals, np.arange(6)[:, None] * 4 + np.arange(48) * 64, source.T, 4)
-    assert (len(plan.starts), len(plan.runs), plan.length) == (6, 48, 1)
+    [(_, starts, runs, length)] = plan_copies(
+        goals, goals.reshape(-1)[(element % 6 * 48 + element // 6).T], source.T, 4
+    )
+    assert (len(starts), len(runs), length) == (6, 1, 48)
+    [(_, starts, runs, length)] = plan_copies(goals, np.arange(6)[:, None] * 4 + np.arange(48) * 64, source.T, 4)
+    assert (len(starts), len(runs), length) == (6, 48, 1)
 
 
 ORDERS = list(permutations(range(4)))

@@ -31,7 +31,7 @@ def network() -> nn.Module:
 
 def sketch_of(model: nn.Module, mask: tk.Mask) -> Sketch:
     graph = capture(model, mask, torch.randn(2, 4, 8, 8))
-    (region,) = partition(graph).steps
+    ((region,), _) = partition(graph)
     assert isinstance(region, Region)
     return sketch_region(graph, region)
 
@@ -112,7 +112,7 @@ def test_pictures_that_only_convolutions_read_have_their_channels_apart(
     channels = model.first.in_channels if isinstance(model, Seen) else 1
     x = torch.randn(3, channels, pixels, pixels)
     graph = capture(model.eval(), None, x)
-    (region,) = partition(graph).steps
+    ((region,), _) = partition(graph)
     assert isinstance(region, Region)
     sketch = sketch_region(graph, region)
     arena = PixelsArena(sketch, 2, LANES)

@@ -233,11 +233,11 @@ def gather(sources: Sequence[ChannelsLastValue], y: ChannelsLastValue, where: tu
         inside = source_index == number
         found[inside] = table.reshape(-1)[element[inside]]
     ops = []
-    for number, plan in plan_copies(goals, found.T, source_index.T, g.item):
+    for number, starts, runs, length in plan_copies(goals, found.T, source_index.T, g.item):
         source = sources[number] if number >= 0 else y
-        kernel = Copies(plan.length, g.item, True, number < 0)
+        kernel = Copies(length, g.item, True, number < 0)
         begins = (first_pixel(source), first_pixel(y), source.geometry.image, g.image)
-        ops.append(Op(kernel, (*begins, len(plan.starts), len(plan.runs), plan.starts, plan.runs)))
+        ops.append(Op(kernel, (*begins, len(starts), len(runs), starts, runs)))
     return ops
 
 

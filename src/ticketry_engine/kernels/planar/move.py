@@ -302,9 +302,9 @@ def gather(sources: Sequence[Planes], y: Planes, where: tuple[Array, Array]) -> 
         found[inside] = _element_offsets(source).reshape(-1)[element[inside]]
     images = y.geometry.images
     ops = []
-    for number, plan in plan_copies(goals, found, of, FLOAT * images):
-        kernel = Copies(plan.length * images, FLOAT, False, number < 0)
-        ops.append(Op(kernel, (0, 0, 0, 0, len(plan.starts), len(plan.runs), plan.starts, plan.runs)))
+    for number, starts, runs, length in plan_copies(goals, found, of, FLOAT * images):
+        kernel = Copies(length * images, FLOAT, False, number < 0)
+        ops.append(Op(kernel, (0, 0, 0, 0, len(starts), len(runs), starts, runs)))
     return ops
 
 
