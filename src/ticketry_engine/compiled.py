@@ -117,7 +117,7 @@ def compile(
         raise EngineError("to compile a model an example of its inputs is needed: tk.compile(model, mask, inputs)")
     made = Compiled(capture(model, keep, example_inputs), threads=threads, target=target, precision=precision)
     warn_of_notes(made.graph, stacklevel=3)
-    call = Arguments.of(example_inputs)
+    call = Arguments.from_examples(example_inputs)
     if tune:
         made.tune(*call.args, **call.kwargs)
     made._made_of = weakref.ref(model), call

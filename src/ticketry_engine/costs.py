@@ -72,7 +72,7 @@ class MaskedModel:
         self.model, self.names = model, tuple(parameters)
         self._example_inputs, self._upsampling = example_inputs, upsampling
         self.graph = capture(model, None, example_inputs, upsampling=upsampling)
-        call = Arguments.of(example_inputs)
+        call = Arguments.from_examples(example_inputs)
         self.args, self.kwargs = call.args, call.kwargs
         self.batch = batch_of(tuple(tree_flatten((self.args, self.kwargs))[0]))
 

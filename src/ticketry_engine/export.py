@@ -106,7 +106,7 @@ def export(
         raise UsageError(f"{target} is a folder: name the file to write")
     source = own_copy(model)
     # By itself not 1: torch.export takes a size of 1 for a constant.
-    given = Arguments.of(example_inputs)
+    given = Arguments.from_examples(example_inputs)
     examples = batch or 2
     call = given.at_batch(examples, seed=_SEED)
     shapes = named_shapes(source, call.args, call.kwargs, examples) if batch is None else None

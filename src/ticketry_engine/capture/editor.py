@@ -23,8 +23,8 @@ Found: TypeAlias = "dict[str, Json]"
 Rule: TypeAlias = "Callable[[Editor, Node], list[Node] | str | None]"
 """Function that returns the replacement of a node.
 
-The replacement is a list of nodes, the last of which computes the node's output, or the name of an equal value. To
-keep the node, the function returns None or raises `NoMatchError`.
+The replacement is the name of an equal value, or a list of nodes; the last one computes the node's output. To keep
+the node, the function returns None or raises `NoMatchError`.
 """
 
 Lowering: TypeAlias = "Callable[[Editor, Node, Found], list[Node] | str | None]"
@@ -66,7 +66,7 @@ class Editor:
     _constants: dict[tuple[Any, ...], str] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, graph: Graph, sizes: Mapping[str, Sizes] | None = None) -> Editor:
+    def from_graph(cls, graph: Graph, sizes: Mapping[str, Sizes] | None = None) -> Editor:
         """Return an editor for a graph; `sizes` are the sizes of the captured values."""
         holders = Counter(name for one in graph.nodes for name in one.weights.values())
         return cls(graph, dict(graph.values), dict(graph.tensors), sizes or {}, {}, graph.uses(), holders)
@@ -144,7 +144,7 @@ class Editor:
     def inferred(self, one: Node) -> Shape:
         """Return the output shape of a native node."""
         inputs = [TensorFacts(self.shape(name) or (), self.values[name].dtype) for name in one.inputs]
-        weights = {role: TensorFacts.of(self.tensors[name]) for role, name in one.weights.items()}
+        weights = {role: TensorFacts.from_tensor(self.tensors[name]) for role, name in one.weights.items()}
         return infer(one.op, one.attrs, inputs, weights)[0]
 
     def made_by(self, name: str | None, *ops: str, act: Json = None) -> Node:
@@ -174,7 +174,7 @@ def free_name(name: str, taken: Mapping[str, Any]) -> str:
 
 def rewrite(graph: Graph, rule: Rule, sizes: Mapping[str, Sizes] | None = None) -> Graph:
     """Return the graph after applying `rule` once to every node, in the graph's order."""
-    editor = Editor.of(graph, sizes)
+    editor = Editor.from_graph(graph, sizes)
     renamed: dict[str, str] = {}
     done: list[Node] = []
     for old in graph.nodes:

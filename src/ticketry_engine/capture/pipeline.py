@@ -83,7 +83,7 @@ def capture(
             or if its outputs depend on earlier calls.
         MaskError: if the mask does not fit the model.
     """
-    given = Arguments.of(example_inputs)
+    given = Arguments.from_examples(example_inputs)
     model = unwrapped(model)
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if tensor.device.type in ("cpu", "meta"):

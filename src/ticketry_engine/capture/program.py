@@ -41,7 +41,7 @@ class Constant:
 
 @dataclass(frozen=True)
 class TracedProgram:
-    """A model as a graph of torch operations, none of which writes to its arguments."""
+    """A model as a graph of torch operations that do not write to their arguments."""
 
     graph: fx.Graph
     """Graph of placeholders, operations and the output; `meta["val"]` of a node is its result in the traced call."""
@@ -228,7 +228,7 @@ class Arguments:
     kwargs: dict[str, Any]
 
     @classmethod
-    def of(cls, example_inputs: Any) -> Arguments:
+    def from_examples(cls, example_inputs: Any) -> Arguments:
         """Return the arguments given as a tensor, a tuple, or a dict by name; move the tensors to the CPU."""
         if isinstance(example_inputs, Mapping):
             found = cls((), dict(example_inputs))

@@ -268,7 +268,9 @@ def _linear_size(numbers: Sequence[int]) -> LinearSize | None:
     """Return an integer, given for each of `_EXAMPLES`, as a linear function of the number of examples, or None."""
     step, left = divmod(numbers[1] - numbers[0], _EXAMPLES[1] - _EXAMPLES[0])
     line = LinearSize(step, numbers[0] - step * _EXAMPLES[0])
-    fits = not left and all(line.at(examples) == number for examples, number in zip(_EXAMPLES, numbers, strict=False))
+    fits = not left and all(
+        line.evaluate(examples) == number for examples, number in zip(_EXAMPLES, numbers, strict=False)
+    )
     return line if fits else None
 
 
@@ -373,7 +375,7 @@ class _GraphWriter:
         if found is None:
             found = self._numbers[line] = self._add_size_node(line)
             assert self.call.examples is not None
-            found.meta["val"] = line.at(self.call.examples)
+            found.meta["val"] = line.evaluate(self.call.examples)
         return found
 
     def _add_size_node(self, line: LinearSize) -> fx.Node:
@@ -643,14 +645,14 @@ class LinearSize(NamedTuple):
     per_example: int
     more: int
 
-    def at(self, examples: int) -> int:
+    def evaluate(self, examples: int) -> int:
         return self.per_example * examples + self.more
 
 
 def matches_call(said: Any, found: Any, examples: int) -> bool:
     """Return whether what was recorded (`said`, with `LinearSize`) agrees with a call of `examples` (`found`)."""
     if isinstance(said, LinearSize):
-        return bool(said.at(examples) == found)
+        return bool(said.evaluate(examples) == found)
     if isinstance(said, RecordedOp):
         same = said.op is found.op and said.made == found.made
         return same and matches_call((said.args, said.kwargs), (found.args, found.kwargs), examples)

@@ -57,7 +57,7 @@ class Graph:
     values: dict[str, Value]
     tensors: dict[str, Tensor]
     signature: Json = None
-    """Where a call's arguments contain `inputs`: ``{"args": [tree...], "kwargs": {name: tree}, "names": [name...]}``.
+    """Places of `inputs` in a call's arguments: ``{"args": [tree...], "kwargs": {name: tree}, "names": [name...]}``.
 
     The trees have the form of `outputs`; ``names`` are the names of positional arguments. Entries in `OF_SIGNATURES`
     are optional. None: the inputs are the positional arguments, in order."""
@@ -341,7 +341,7 @@ def _check_node(graph: Graph, one: Node, known: set[str], trusted: bool) -> None
             one.op,
             one.attrs,
             [_tensor_facts(graph.values[name]) for name in one.inputs],
-            {role: TensorFacts.of(graph.tensors[name]) for role, name in one.weights.items()},
+            {role: TensorFacts.from_tensor(graph.tensors[name]) for role, name in one.weights.items()},
         )
     except GraphError as error:
         raise GraphError(f"{where}: {error}") from None

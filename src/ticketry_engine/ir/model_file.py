@@ -405,7 +405,7 @@ def packed_bit_bytes(total: int) -> int:
 
 
 def packed_number_bytes(count: int, total: int) -> int:
-    """Return the number of bytes that `pack_places` returns for `total` flags, of which `count` are set."""
+    """Return the number of bytes that `pack_places` returns for `total` flags if `count` are set."""
     low = _low_bit_count(count, total)
     return (count * low + 7) // 8 + (_high_bits(count, total, low) + 7) // 8
 

@@ -70,7 +70,7 @@ class TensorFacts:
     dtype: str
 
     @classmethod
-    def of(cls, tensor: Any) -> TensorFacts:
+    def from_tensor(cls, tensor: Any) -> TensorFacts:
         """Return the shape and dtype of a torch tensor."""
         return cls(tuple(tensor.shape), dtype_name(tensor.dtype))
 

@@ -34,7 +34,7 @@ def check_bias(weights: Mapping[str, Shape], size: Size, *roles: str) -> None:
             require(weights[role] == (size,), f"its {role} has the shape {weights[role]}, not {(size,)}")
 
 
-def residual(inputs: Sequence[Shape], made: Shape) -> Shape:
+def check_residual(inputs: Sequence[Shape], made: Shape) -> Shape:
     if len(inputs) == 2:
         require(inputs[1] == made, f"the residual has the shape {inputs[1]}, not {made}")
     return made
@@ -69,7 +69,7 @@ def conv2d(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]) 
     require(out % groups == 0, f"{out} output channels are no multiple of {groups} groups")
     check_bias(weights, out, "bias")
     kernels = zip((height, width), (kh, kw), attrs["stride"], attrs["padding"], attrs["dilation"], strict=True)
-    return residual(inputs, (batch, out, *(_places(*one) for one in kernels)))
+    return check_residual(inputs, (batch, out, *(_places(*one) for one in kernels)))
 
 
 def linear(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]) -> Shape:
@@ -77,7 +77,7 @@ def linear(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]) 
     _check_weight(weight, 2)
     require(len(inputs[0]) >= 2 and inputs[0][-1] == weight[1], f"{inputs[0]} does not fit its weight {weight}")
     check_bias(weights, weight[0], "bias")
-    return residual(inputs, (*inputs[0][:-1], weight[0]))
+    return check_residual(inputs, (*inputs[0][:-1], weight[0]))
 
 
 def pairwise(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]) -> Shape:
@@ -142,7 +142,7 @@ def affine(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]) 
 def batch_norm(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]) -> Shape:
     require(len(inputs[0]) >= 2, f"{inputs[0]} has no channels")
     check_bias(weights, inputs[0][1], "weight", "bias")
-    return residual(inputs, inputs[0])
+    return check_residual(inputs, inputs[0])
 
 
 def constant(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]) -> Shape:

@@ -98,7 +98,7 @@ def narrow(e: Emitter, vector: ir.Value) -> ir.Value:
 
 
 def pair_vector_type(e: Emitter) -> ir.VectorType:
-    """Return the type of a vector that holds two bfloat16 in the place of each float32 lane."""
+    """Return the type of a vector that holds two bfloat16 per float32 lane."""
     return ir.VectorType(BFLOAT, 2 * e.target.lanes)
 
 
@@ -160,7 +160,7 @@ def store_rounded(e: Emitter, vectors: Sequence[ir.Value], pointer: ir.Value, by
 
 #     sums [16, 16] float32  +=  left [16, 32] bfloat16  @  right [32, 16] bfloat16
 #
-# A tile has up to 16 rows of 64 bytes in registers of its own. The right matrix is stored in pairs: its row ``k`` holds
+# A tile has up to 16 rows of 64 bytes, in separate registers. The right matrix is stored in pairs: its row ``k`` holds
 # elements ``2k`` and ``2k + 1`` of each column side by side. `multiply_tiles` is 16 times as fast as AVX-512
 # instructions. A kernel configures the tiles when it begins and releases them when it ends.
 

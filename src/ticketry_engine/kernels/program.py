@@ -73,7 +73,7 @@ class Bias:
 
 @dataclass(frozen=True)
 class BlockSpec:
-    """What functions that build operations need to know: the processor, the block size and the scratch memory."""
+    """The settings of functions that build operations: the processor, the block size and the scratch memory."""
 
     target: Target
     images: int = 1
@@ -87,7 +87,7 @@ class BlockSpec:
 
 @dataclass
 class _Workspace:
-    """What one call of a program uses: a state array per thread, working memory, a barrier and worker threads."""
+    """State of one call of a program: an array per thread, working memory, a barrier and worker threads."""
 
     states: list[np.ndarray[Any, Any]]
     starts: list[int]

@@ -30,7 +30,7 @@ Order = np.ndarray[Any, np.dtype[np.int64]]
 
 @dataclass
 class _Wide:
-    """Storages that lie next to each other in memory and form one wider value."""
+    """Neighbouring storages in memory that form one wider value."""
 
     members: list[int]
     firsts: list[int]
@@ -171,7 +171,7 @@ def _wide_values(sketch: Sketch, lanes: int) -> list[_Wide]:
 
 
 def _append_runs(sequences: dict[int, list[int]], storages: Storages, runs: Sequence[Run], lanes: int) -> None:
-    """Record that the storages of `runs` must lie next to each other; raise `UnsupportedError` if they cannot."""
+    """Record that the storages of `runs` must be neighbours in memory; raise `UnsupportedError` if they cannot."""
     whole = [storage for storage, low, high in runs if (low, high) == (0, storages.all[storage].channels)]
     if len(whole) != len(runs) or len(set(whole)) != len(whole):
         raise UnsupportedError("parts of values side by side")

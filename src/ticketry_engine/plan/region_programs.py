@@ -360,7 +360,7 @@ def _delete_oldest(folder: Path) -> None:
 
 
 _WORTH = {"conv2d", "linear"}
-"""Operations of which a region must contain at least one; else loading and storing take more time than is saved."""
+"""A region must contain at least one of these operations; else loading and storing take more time than is saved."""
 
 _LARGE_HEAD = 1 << 16
 """Number of retained weights after the last global pooling from which these layers form a separate region.

@@ -74,7 +74,7 @@ class Sketch:
         if isinstance(form, Rearranged):
             labels = ("c" * (len(form.axes) - 2) + "pp")[-len(form.axes) :]
             form = self.as_planes(Node("store", (name,), ""), form, labels)
-        self.storages.read(form, len(self.tasks))
+        self.storages.record_read(form, len(self.tasks))
         self.storages.pin(form)
         self.tasks.append(RegionTask("store", "store", (form,), form, Node("store", (name,), ""), number))
 
@@ -162,7 +162,7 @@ class Sketch:
 
     def record_read(self, form: ValueForm, halo: int = 0, halo_of_few: int | None = None) -> None:
         """Record that the next task reads a value with `halo` zeros, `halo_of_few` if images fill no vector."""
-        self.storages.read(form, len(self.tasks), halo, halo_of_few)
+        self.storages.record_read(form, len(self.tasks), halo, halo_of_few)
 
 
 # -- rules that add a node of each native operation to a sketch --------------------------------------------------------

@@ -68,13 +68,13 @@ class Storages:
 
     Both storages have the same geometry."""
     once: set[int] = field(default_factory=set)
-    """Numbers of storages in `over` of which every layout writes each element only once."""
+    """Numbers of the storages in `over` whose elements every layout writes only once."""
 
     def add(self, channels: int, pixels: tuple[int, int], born: int) -> int:
         self.all.append(Storage(channels, pixels, born=born, dies=born))
         return len(self.all) - 1
 
-    def read(self, form: ValueForm, when: int, halo: int = 0, halo_of_few: int | None = None) -> None:
+    def record_read(self, form: ValueForm, when: int, halo: int = 0, halo_of_few: int | None = None) -> None:
         """Record that operation `when` reads planes with `halo` zeros, `halo_of_few` if images fill no vector."""
         for number in form.storages:
             storage = self.all[number]
@@ -118,7 +118,7 @@ class Storages:
                 self.once.add(y.storages[0])
 
     def places(self, *, once: bool = False) -> list[int]:
-        """Return the storage in whose memory each storage lies: itself, or one it overwrites (only `Storages.once` if
+        """Return the storage whose memory each storage uses: itself, or one it overwrites (only `Storages.once` if
         `once`).
         """
         found: list[int] = []
@@ -141,7 +141,7 @@ class Storages:
 #     training    buffers are taken and released as operations are emitted; all layouts share one memory
 #
 # Operations that wait to run block by block may be at their first block when another one is at its last. The buffers
-# that they release are only given to a buffer of the same layout before they have run: its blocks lie on the same
+# that they release are only given to a buffer of the same layout before they have run: its blocks use the same
 # blocks.
 
 

@@ -41,7 +41,7 @@ def content_of(path: Path, *, most: int | None = None) -> bytes:
 def private_content_of(path: Path) -> bytes:
     """Return the content of a regular file that only the user can write, such as executable code.
 
-    The check applies to the open file, so that nobody can replace the file between check and reading. The caller must
+    The check applies to the open file, so that the file cannot be replaced between check and reading. The caller must
     check the folder with `why_not_private`. Raise `OSError` for the reasons of `content_of`; if the file is a link; or
     if another user owns or can write the file.
     """

@@ -80,7 +80,7 @@ def copied(model: nn.Module, tensors: Mapping[int, Tensor], shared: Mapping[int,
     """Return a deep copy of a model in which some tensors are replaced.
 
     `tensors` is, by `id` of a parameter or buffer of the model, the tensor that replaces it in the copy. `shared` is,
-    by `id` of a submodule, the module that the copy uses in its place, without copying it.
+    by `id` of a submodule, the module that the copy contains instead, itself no copy.
     """
     memo: dict[int, Any] = dict(shared or {})
     for tensor in parameters_and_buffers(model):

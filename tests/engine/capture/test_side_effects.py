@@ -219,7 +219,7 @@ def test_writes_to_own_values_are_captured(function: Callable[[Tensor], Tensor])
 def test_writes_that_no_view_sees_need_no_second_tracing(
     function: Callable[[Tensor], Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    program = export(Own(function), Arguments.of(torch.randn(2, 4)), dynamic_batch=True)[0]
+    program = export(Own(function), Arguments.from_examples(torch.randn(2, 4)), dynamic_batch=True)[0]
     assert any(is_in_place(one) for one in program.graph.nodes)
     monkeypatch.setattr(type(program), "run_decompositions", None)
     assert not any(is_in_place(one) for one in functional(program).graph.nodes)

@@ -87,7 +87,7 @@ class ChannelsLastGeometry:
         return (self.width + self.halo) * self.pixel
 
     def pixel_offset(self, y: int, x: int) -> int:
-        """Return the bytes from an image's start to pixel (y, x), which may lie up to ``halo`` outside of the image."""
+        """Return the bytes from an image's start to pixel (y, x), which may be up to ``halo`` outside of the image."""
         return (y + self.halo) * self.row + (x + self.halo) * self.pixel
 
     def bytes(self, images: int) -> int:
@@ -173,7 +173,7 @@ class Strides:
         row = 0 if geometry.height == 1 < height else geometry.row
         return cls(geometry.image, row, 0 if geometry.width == 1 < width else geometry.pixel, geometry.item)
 
-    def at(self, place: tuple[int, int, int]) -> int:
+    def bytes_to(self, place: tuple[int, int, int]) -> int:
         """Return how many bytes a pointer moves for `place`, a number of (images, rows, pixels)."""
         return place[0] * self.image + place[1] * self.row + place[2] * self.pixel
 

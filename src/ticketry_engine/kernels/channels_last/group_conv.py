@@ -216,7 +216,7 @@ class _ConvWriter:
         multiply = bfloat.multiply_pairs if self.kernel.pairs else Emitter.fma
         results = []
         for index, place in enumerate(self.tile.places):
-            input_ = self._load_input(source, self.kernel.x.at(place))
+            input_ = self._load_input(source, self.kernel.x.bytes_to(place))
             results += [multiply(e, weights[v], input_, sums[index * vectors + v]) for v in range(vectors)]
         return results
 
@@ -240,8 +240,8 @@ class _ConvWriter:
             for index, pixel in enumerate(self.tile.places):
                 self._store_pixel(
                     sums[index * vectors :][:vectors],
-                    e.at(y, kernel.y.at(pixel)),
-                    e.at(residual, kernel.residual.at(pixel)) if kernel.residual else None,
+                    e.at(y, kernel.y.bytes_to(pixel)),
+                    e.at(residual, kernel.residual.bytes_to(pixel)) if kernel.residual else None,
                     lanes,
                 )
             return

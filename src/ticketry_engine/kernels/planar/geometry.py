@@ -54,7 +54,7 @@ class Geometry:
         return cls(height, width, halo, images, width + halo if row is None else row)
 
     def pixel_position(self, y: int, x: int) -> int:
-        """Return the position of pixel (y, x) in its plane; y and x may lie up to ``halo`` outside of the image."""
+        """Return the position of pixel (y, x) in its plane; up to ``halo`` outside of the image."""
         return (y + self.halo) * self.row + x + self.halo
 
     def shift(self, rows: int, columns: int) -> int:
@@ -151,8 +151,8 @@ def cut_tiles(
 ) -> list[Tiles]:
     """Return tiles of at most four shapes that cover each pixel of y once.
 
-    A tile has at most `most` vectors of `lanes` lanes. `taps` is the height or width of the window, whichever is
-    larger; larger windows get squarer tiles. Raise `ValueError` if the same vectors cannot cover the positions of x, y
+    A tile has at most `most` vectors of `lanes` lanes. `taps` is the larger of the window's height and
+    width; larger windows get squarer tiles. Raise `ValueError` if the same vectors cannot cover the positions of x, y
     and the residual.
     """
     residual = y if residual is None else residual

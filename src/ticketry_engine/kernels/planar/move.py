@@ -76,7 +76,7 @@ class _MoveArguments:
     """Addresses in the tensor and in the planes, computed from the operation's arguments."""
 
     def __init__(self, e: Emitter, held: bool = False) -> None:
-        """Emit the loads of the arguments; `held` tells whether the tensor is a table of the operation."""
+        """Emit the loads of the arguments; `held` is whether the tensor is a table of the operation."""
         self.e = e
         self.number, self.by_image, self.by_channel, self.by_row, self.by_column = (e.arg(i) for i in range(5))
         self.channels, self.height, self.width = (e.arg(i) for i in range(5, 8))

@@ -71,7 +71,7 @@ class Taps(EmittedKernel):
         stride: horizontal stride of the window.
         images: images per position.
         few: for each shape and vector, the number of leading lanes that are written.
-        masked: for each shape, whether some of the leading lanes lie between two rows and must stay zero.
+        masked: for each shape, whether some of the leading lanes are between two rows and must stay zero.
         residual: whether another value is added to the sums.
         act: activation of the result.
     """
@@ -240,7 +240,7 @@ def largest_read_distance(x: Geometry, window: Window) -> int:
 
 
 _Run = tuple[int, int, int]
-"""A vector's row, first column and number of positions; a column after the row's end lies in a later row."""
+"""A vector's row, first column and number of positions; a column after the row's end is in a later row."""
 
 
 def _vector_runs(y: Geometry, follow: bool, each: int, most: int) -> Iterator[list[_Run]]:

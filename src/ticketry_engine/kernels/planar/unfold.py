@@ -45,7 +45,7 @@ class PlaneCopy:
     phase: int
     """The copy contains columns of x whose number, modulo the horizontal stride, is `phase`."""
     column: int
-    """First column, counting only columns with this phase; negative if it lies before the first column of x."""
+    """First column, counting only columns with this phase; negative if it is left of the first column of x."""
     columns: int
     """Number of columns."""
 
@@ -346,7 +346,7 @@ class Turn(EmittedKernel):
 
 @dataclass(frozen=True)
 class PhaseSplit(EmittedKernel):
-    """Kernel that copies every stride-th pixel of each row to a plane of its own, for each phase (first pixel).
+    """Kernel that copies every stride-th pixel of each row to a plane, one plane for each phase (first pixel).
 
     Arguments: a table of planes (int64: byte of the source, byte of the first phase's plane); the number of planes; the
     number of rows; bytes from one row to the next in x and in a phase's plane; bytes from one phase's plane to the

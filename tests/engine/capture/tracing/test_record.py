@@ -40,7 +40,9 @@ X = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
 
 def recorded(model: nn.Module, example: Any, dynamic_batch: bool = True) -> Graph:
     model = model.eval().requires_grad_(False)
-    return pipeline.simplify(*convert(record(model, Arguments.of(example), dynamic_batch=dynamic_batch), model))
+    return pipeline.simplify(
+        *convert(record(model, Arguments.from_examples(example), dynamic_batch=dynamic_batch), model)
+    )
 
 
 # -- what is recorded --------------------------------------------------------------------------------------------------
@@ -214,7 +216,7 @@ EAGER = [decides_in_hiding, halves, seen_through_a_view, of_elsewhere]
 def test_what_is_left_to_torch_export(function: Callable[..., Any]) -> None:
     model = Of(function).eval().requires_grad_(False)
     with pytest.raises(NotRecordedError):
-        record(model, Arguments.of(X.clone()), dynamic_batch=True)
+        record(model, Arguments.from_examples(X.clone()), dynamic_batch=True)
 
 
 CUTS: dict[str, Callable[[Tensor], Tensor]] = {
