@@ -23,20 +23,8 @@ if TYPE_CHECKING:
     from ticketry_engine.results import Layer
     from ticketry_engine.training.sparse_training import SparseTraining, train
 
-__all__ = [
-    "Compiled",
-    "CompiledGpu",
-    "InspectedLayer",
-    "Layer",
-    "Machine",
-    "SparseTraining",
-    "compile",
-    "examples_to_inspect",
-    "inspect",
-    "load",
-    "machine",
-    "train",
-]
+__all__ = ["Compiled", "CompiledGpu", "InspectedLayer", "Layer", "Machine", "SparseTraining", "compile"]
+__all__ += ["examples_to_inspect", "inspect", "load", "machine", "train"]
 
 _MODULES = {
     **dict.fromkeys(("Compiled", "compile", "load"), "compiled"),

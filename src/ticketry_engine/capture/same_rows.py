@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -82,9 +83,9 @@ class _EqualRows:
             return
         row = made[0][:1]
         require_match(row.numel() <= _LARGEST and dtype_name(row.dtype) in DTYPES)
-        require_match(
-            all(tensor.shape[1:] == row.shape[1:] and _equal_with_nan(tensor, row.expand_as(tensor)) for tensor in made)
-        )
+        require_match(all(tensor.shape[1:] == row.shape[1:] for tensor in made))
+        same = partial(torch.allclose, rtol=0, atol=0, equal_nan=True)
+        require_match(all(same(tensor, row.expand_as(tensor)) for tensor in made))
         self.rows[one.output] = row.clone()
 
     def _is_followed(self, one: Node, name: str) -> bool:
@@ -132,12 +133,6 @@ class _EqualRows:
                 return aten.prepare(one, self.graph.tensors, "cpu")(*inputs)
         except (RuntimeError, IndexError, TypeError, ValueError):
             raise NoMatchError from None
-
-
-def _equal_with_nan(one: Tensor, other: Tensor) -> bool:
-    if one.is_floating_point():
-        return torch.equal(one.nan_to_num(), other.nan_to_num()) and torch.equal(one.isnan(), other.isnan())
-    return torch.equal(one, other)
 
 
 def compute_rows(graph: Graph) -> Graph:

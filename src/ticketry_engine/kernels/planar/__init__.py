@@ -22,26 +22,6 @@ from ticketry_engine.kernels.planar.geometry import Geometry, Planes
 from ticketry_engine.kernels.planar.move import constant, gather, load, store
 from ticketry_engine.kernels.planar.pool import avg_pool, global_mean, max_pool
 
-__all__ = [
-    "Geometry",
-    "Planes",
-    "affine",
-    "apply",
-    "attention",
-    "avg_pool",
-    "constant",
-    "conv",
-    "copy",
-    "cost",
-    "elementwise",
-    "gather",
-    "global_mean",
-    "layer_norm",
-    "load",
-    "max_pool",
-    "rms_norm",
-    "rotary",
-    "scratch_bytes",
-    "softmax",
-    "store",
-]
+__all__ = ["Geometry", "Planes", "affine", "apply", "attention", "avg_pool", "constant", "conv", "copy", "cost"]
+__all__ += ["elementwise", "gather", "global_mean", "layer_norm", "load", "max_pool", "rms_norm", "rotary"]
+__all__ += ["scratch_bytes", "softmax", "store"]
