@@ -18,13 +18,7 @@ from torch import Tensor, nn
 
 from ticketry_engine.capture.editor import arguments, base, free_name, op_packet, tensor_of, value_of
 from ticketry_engine.capture.program import Arguments, has_batch_first, traceable_torch
-from ticketry_engine.capture.side_effects import (
-    Containers,
-    first_change,
-    state_of,
-    writes_to_input,
-    writes_to_weight,
-)
+from ticketry_engine.capture.side_effects import Containers, first_change, state_of, writes_to_input, writes_to_weight
 from ticketry_engine.errors import CaptureError, EngineError
 from ticketry_engine.example_inputs import difference, outputs_of
 from ticketry_engine.ir import Graph, Json, Node, aten, leaves, with_leaves

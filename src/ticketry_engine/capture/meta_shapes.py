@@ -219,9 +219,6 @@ SHAPES: Mapping[torch._ops.OpOverload, Callable[..., Tensor | tuple[Tensor, ...]
     _aten.stack.default: _stack_output,
     _aten.matmul.default: _matmul_output,
     _aten.scaled_dot_product_attention.default: _attention_output,
-    **dict.fromkeys(
-        (_aten.gru.input, _aten.lstm.input, _aten.rnn_tanh.input, _aten.rnn_relu.input),
-        _recurrent_output,
-    ),
+    **dict.fromkeys((_aten.gru.input, _aten.lstm.input, _aten.rnn_tanh.input, _aten.rnn_relu.input), _recurrent_output),
 }
 """Operation -> function from its positional arguments to its output on the meta device, or to None."""

@@ -24,13 +24,7 @@ from torch import Tensor, fx, nn
 from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import (
-    GetAttrKey,
-    MappingKey,
-    SequenceKey,
-    tree_flatten,
-    tree_flatten_with_path,
-)
+from torch.utils._pytree import GetAttrKey, MappingKey, SequenceKey, tree_flatten, tree_flatten_with_path
 
 from ticketry_engine.capture.meta_shapes import SHAPES
 from ticketry_engine.capture.program import (

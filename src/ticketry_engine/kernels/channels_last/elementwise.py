@@ -62,12 +62,7 @@ def elementwise(
             f"{kind}: (height, width, channels) {tuple(b for _, b in sizes)} cannot be broadcast"
             f" to {tuple(a for a, _ in sizes)}: each size has to be equal or 1"
         )
-    return [
-        Op(
-            _build_kernel(kind, x, other, y, act),
-            (first_pixel(x), first_pixel(other), first_pixel(y)),
-        )
-    ]
+    return [Op(_build_kernel(kind, x, other, y, act), (first_pixel(x), first_pixel(other), first_pixel(y)))]
 
 
 def apply(act: Activation, x: ChannelsLastValue, y: ChannelsLastValue) -> list[Op]:

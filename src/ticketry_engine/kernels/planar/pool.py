@@ -285,10 +285,7 @@ class Mean(EmittedKernel):
                 loop.next = [b.fadd(old, e.load(here, FLOAT * width * k)) for k, old in enumerate(loop.carried)]
             rest, here = b.sub(floats, whole), e.at(x, b.mul(whole, e.i64(FLOAT)))
             found = [
-                b.fadd(
-                    old,
-                    load(e, here, FLOAT * width * k, first_lanes_mask(e, b.sub(rest, e.i64(k * width)))),
-                )
+                b.fadd(old, load(e, here, FLOAT * width * k, first_lanes_mask(e, b.sub(rest, e.i64(k * width)))))
                 for k, old in enumerate(loop.results)
             ]
             apart = max(1, self.images // width)
