@@ -123,9 +123,9 @@ def store_exists(folder: Path) -> bool:
         from ticketry.lab.store.files import path_exists
 
         return path_exists(folder / "store.json")
-    from ticketry.lab.store.store import existing_store
+    from ticketry.lab.store.store import open_existing_store
 
-    return existing_store(folder) is not None
+    return open_existing_store(folder) is not None
 
 
 def require_store(folder: Path) -> Path:

@@ -49,7 +49,7 @@ from ticketry.lab.runners.runner import OnEvent
 from ticketry.lab.search_result import Seeds
 from ticketry.lab.store.files import path_exists, read_sealed
 from ticketry.lab.store.paths import display_address, shared_url, ticket_folder
-from ticketry.lab.store.store import digest_of, existing_store, open_store
+from ticketry.lab.store.store import digest_of, open_existing_store, open_store
 from ticketry.records.evidence import VerifyRecord
 from ticketry.records.network import TICKET, Cost, Point
 from ticketry.records.run import RunRecord, read_run
@@ -114,7 +114,7 @@ def find_ticket(named: str | PathLike[str], store: Path, density: float | str | 
     """
     path = Path(named)
     if shared_url(store):
-        existing_store(store)
+        open_existing_store(store)
     folder = find_run_folder(path, store)
     if folder is None:
         if density is not None:

@@ -15,7 +15,7 @@ from ticketry.lab.store import store as store_module
 from ticketry.lab.store.files import read_sealed, write_sealed
 from ticketry.lab.store.maintenance import collect_garbage
 from ticketry.lab.store.objects import SharedFolder
-from ticketry.lab.store.store import existing_store, open_store
+from ticketry.lab.store.store import open_existing_store, open_store
 
 KEY = "ab" * 32
 
@@ -47,7 +47,7 @@ def test_there_and_back_by_a_shared_store(origin: str, tmp_path: Path) -> None:
     assert told == {"store": back, "ticket": f"{back}/runs/a-run/tickets/level-01"}
     digest = (open_store(back).result(KEY, 3) or {})["model"]
     assert open_store(back).get_bytes(digest) == b"weights"
-    seen = existing_store(shared)
+    seen = open_existing_store(shared)
     assert seen is not None
     found = read_sealed(seen.paths.run("a-run") / "run.json")
     assert found == {"store": shared, "ticket": str(seen.paths.run("a-run") / "tickets" / "level-01")}

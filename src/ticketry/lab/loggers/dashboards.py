@@ -165,7 +165,7 @@ class Dashboards:
         group = group or self.group
         if not self or not group or not (name := self._unique_name(group, name, result.segment.key)):
             return
-        run = Logged(group, name, kind, {**(config or {}), **_describe(result)})
+        run = Logged(group, name, kind, {**(config or {}), **_describe_training(result)})
         last = {
             f"{split}/{metric}": value
             for split, found in result.metrics.items()
@@ -310,7 +310,7 @@ def _create_listener(logger: str | Logger, store: Path) -> _Listener | None:
     return _Listener(type(logger).__name__, logger)
 
 
-def _describe(result: Result) -> dict[str, Any]:
+def _describe_training(result: Result) -> dict[str, Any]:
     """Return the description of a training as JSON values, for dashboards; digests of tensors are left out."""
     segment = result.segment
     described = {name: value for name, value in segment.describe().items() if name not in ("start", "variants")}

@@ -121,7 +121,7 @@ class ExecutorRunner:
         self._signal = 0
         self._closed = threading.Event()
         self._threads = [
-            threading.Thread(target=one, daemon=True) for one in (self._report_progress, self._handle_answers)
+            threading.Thread(target=one, daemon=True) for one in (self._report_progress, self._handle_queued_answers)
         ]
 
     def submit(self, order: Order, segment: Segment, keep: tuple[int, ...]) -> Future[Work]:
@@ -154,7 +154,7 @@ class ExecutorRunner:
             return
         sent.future.add_done_callback(lambda future: self._answers.put((sent, future)))  # in a thread of the executor
 
-    def _handle_answers(self) -> None:
+    def _handle_queued_answers(self) -> None:
         while item := self._answers.get():
             try:
                 self._handle_answer(*item)

@@ -326,7 +326,7 @@ class Bucket:
                 found = self._obstore.get(self._large, name)
                 data = bytes(found.bytes())
             except FileNotFoundError as error:
-                self._check_bucket(error)
+                self._raise_if_bucket_missing(error)
                 return None
             if len(data) != found.meta["size"]:
                 raise TransientError("the answer ended early")
@@ -352,7 +352,7 @@ class Bucket:
         try:
             return _version(self._obstore.put(client, name, data, mode=mode, use_multipart=False))
         except FileNotFoundError as error:
-            self._check_bucket(error)
+            self._raise_if_bucket_missing(error)
             raise StoreError(f"cannot write {self.address}/{name}: {_message_without_secrets(error)}") from None
 
     def list(self, prefix: str = "") -> Iterator[Listed]:
@@ -376,7 +376,7 @@ class Bucket:
         try:
             self._obstore.delete(self._small, name)
         except FileNotFoundError as error:
-            self._check_bucket(error)
+            self._raise_if_bucket_missing(error)
 
     def now(self) -> float:
         if self._ahead is None:
@@ -401,7 +401,7 @@ class Bucket:
                     f" ({_message_without_secrets(error)})"
                 ) from None
             except known.BaseError as error:
-                self._check_bucket(error)
+                self._raise_if_bucket_missing(error)
                 found = re.search(r"status code: (\d{3})", str(error))
                 code = int(found[1]) if found else None
                 if code is not None and code < 500 and code not in _TRANSIENT_CODES:
@@ -412,7 +412,7 @@ class Bucket:
 
         return repeat(f"cannot {verb} {self.address}/{name}", attempt)
 
-    def _check_bucket(self, error: BaseException) -> None:
+    def _raise_if_bucket_missing(self, error: BaseException) -> None:
         if any(text in str(error) for text in _NO_BUCKET):
             bucket = self.address.split("/")[2]
             raise StoreError(f"{self.address}: there is no bucket {bucket}: create it, or correct its name") from None

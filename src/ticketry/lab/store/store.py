@@ -395,7 +395,7 @@ def open_store(address: str | Path) -> Store:
         return store
 
 
-def existing_store(address: str | Path) -> Store | None:
+def open_existing_store(address: str | Path) -> Store | None:
     """Open the store at an address and download the records of a shared store; None if there is no store."""
     place = local_folder(address)
     if (url := shared_url(place)) and not _create_mirror(url, place).exists():

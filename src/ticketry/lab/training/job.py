@@ -117,7 +117,7 @@ class Job:
                 except Stopped as stopped:
                     raise after_step.report_interruption() from stopped
                 watch.report_progress(self.segment, stop)
-        if record := self._unmeasured():
+        if record := self._load_unmeasured_result():
             self.add_metrics(record)
         self.drop_checkpoints()
 
@@ -129,7 +129,7 @@ class Job:
         """Whether several processes train together, and each has only a part of each parameter."""
         return self.group is not None and self.group.in_parts
 
-    def _unmeasured(self) -> dict[str, Any] | None:
+    def _load_unmeasured_result(self) -> dict[str, Any] | None:
         """Return the stored result if it lacks metrics although they are needed, else None."""
         record = self.store.load_valid_result(self.trajectory, self.segment.last)
         found = record if self.measure and record and not record["metrics"] else None
@@ -251,7 +251,7 @@ class Job:
     def measure_again(self, record: Mapping[str, Any]) -> dict[str, Any]:
         """Compute the metrics of a stored result, and return them as entries of its record."""
         loop = Loop(self.store, self.course, self.segment, self._stored_state(record), self.group)
-        loop.stopped()
+        loop.notify_pause()
         return dict(loop.measured())
 
 

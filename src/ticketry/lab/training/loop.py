@@ -111,7 +111,7 @@ class Loop:
                 tick()
         self.check_losses()
         self.check()
-        self.stopped()
+        self.notify_pause()
 
     def _train_step(self, batch: Any) -> None:
         step = self.step
@@ -227,7 +227,7 @@ class Loop:
         if self._group is not None:
             self._group.require_same_weights(self.model)
 
-    def stopped(self) -> None:
+    def notify_pause(self) -> None:
         """Notify the variants that training pauses."""
         for effect in self.effects.values():
             effect.stopped()

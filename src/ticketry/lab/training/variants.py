@@ -190,8 +190,8 @@ class ShrinkingEffect(Effect):
         self._plan = load_or_compute_plan(around.store, around.task, around.mask_digest, around.course)
         self._full = state.model
         self._shapes = {name: tuple(tensor.shape) for name, tensor in state.model.items()}
-        variants = {name: self._shrink_all(own) for name, own in state.variants.items()}
-        return replace(state, optimizer=self._shrink_all(state.optimizer), variants=variants)
+        variants = {name: self._shrink_entries(own) for name, own in state.variants.items()}
+        return replace(state, optimizer=self._shrink_entries(state.optimizer), variants=variants)
 
     def build(self, model: nn.Module) -> nn.Module:
         first: dict[int, str] = {}  # a tensor that several modules share is in the plan once
@@ -215,14 +215,14 @@ class ShrinkingEffect(Effect):
         model = {
             name: self._plan.expand(self._names[name], part, self._around[name]) for name, part in state.model.items()
         }
-        variants = {name: self._expand_all(own) for name, own in state.variants.items()}
-        return replace(state, model=model, optimizer=self._expand_all(state.optimizer), variants=variants)
+        variants = {name: self._expand_entries(own) for name, own in state.variants.items()}
+        return replace(state, model=model, optimizer=self._expand_entries(state.optimizer), variants=variants)
 
     # The state of a session is stored in its full shape too.
 
     def convert_loaded_session(self, entries: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         cut = {name: entries[name].index_select(dim, kept) for name, dim, kept, _ in self._smaller_entries(entries)}
-        copied = {name: self._plan.cut(parameter, entries[name]) for name, parameter in self._copies(entries)}
+        copied = {name: self._plan.cut(parameter, entries[name]) for name, parameter in self._parameter_copies(entries)}
         return {**entries, **cut, **copied}
 
     def convert_session_for_store(self, entries: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -231,12 +231,12 @@ class ShrinkingEffect(Effect):
             part = entries[name]
             whole = torch.zeros((*part.shape[:dim], size, *part.shape[dim + 1 :]), dtype=part.dtype)
             found[name] = whole.index_copy_(dim, kept, part)
-        for name, parameter in self._copies(entries):
+        for name, parameter in self._parameter_copies(entries):
             whole = torch.zeros(self._shapes[parameter], dtype=entries[name].dtype)
             found[name] = self._plan.expand(parameter, entries[name], whole)
         return found
 
-    def _copies(self, entries: Mapping[str, Tensor]) -> Iterator[tuple[str, str]]:
+    def _parameter_copies(self, entries: Mapping[str, Tensor]) -> Iterator[tuple[str, str]]:
         """Yield, for each entry that is a copy of a parameter, the name of the entry and that of the parameter."""
         prefix = self._training.session.copies
         for name in entries if prefix else ():
@@ -259,13 +259,13 @@ class ShrinkingEffect(Effect):
     # Entries of the optimiser, and of other variants, are named parameter/entry; those with one value for each weight
     # have the parameter's shape.
 
-    def _shrink_all(self, entries: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def _shrink_entries(self, entries: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {key: self._shrink(normal_name(key.rpartition("/")[0]), value) for key, value in entries.items()}
 
     def _shrink(self, name: str, value: Tensor) -> Tensor:
         return self._plan.cut(name, value) if value.shape == self._shapes.get(name) else value
 
-    def _expand_all(self, entries: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def _expand_entries(self, entries: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {key: self._expand(normal_name(key.rpartition("/")[0]), value) for key, value in entries.items()}
 
     def _expand(self, name: str, value: Tensor) -> Tensor:

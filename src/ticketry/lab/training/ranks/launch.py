@@ -108,8 +108,8 @@ def _train(rank: int, request: RankRequest, pipe: Connection, stop: Connection, 
         group = kind.join(rank, segment.arithmetic, meet)
         store = Store(request.store, cast("Any", _ParentMirror(pipe, request.store)) if request.mirrored else None)
         course = segment.course(request.data).cut(group)
-        job = (_OtherJob if rank else Job)(store, course, segment, request.keep, request.measure, group)
-        watch = _OtherWatch() if rank else _FirstWatch(request.checkpoint_seconds, pipe, stop)
+        job = (_LaterRankJob if rank else Job)(store, course, segment, request.keep, request.measure, group)
+        watch = _SilentWatch() if rank else _FirstRankWatch(request.checkpoint_seconds, pipe, stop)
         job.missing = group.value_of_first_rank(job.missing)
         began, busy = time.perf_counter(), time.process_time()
         try:
@@ -125,7 +125,7 @@ class _StoppedAt(Exception):
     """Raised if the training was stopped and its state is stored; the arguments are the step and a message."""
 
 
-class _OtherWatch(Watch):
+class _SilentWatch(Watch):
     """Watch for all ranks except the first; it reports nothing and never stops the training."""
 
     stored_at = 0
@@ -134,7 +134,7 @@ class _OtherWatch(Watch):
         super().__init__(checkpoint_seconds=float("inf"))
 
 
-class _FirstWatch(_OtherWatch):
+class _FirstRankWatch(_SilentWatch):
     """Watch for the first rank; it reports progress to the parent process, and stops the training on request."""
 
     def __init__(self, checkpoint_seconds: float, pipe: Connection, stop: Connection) -> None:
@@ -152,7 +152,7 @@ class _FirstWatch(_OtherWatch):
         return self._stop.poll()
 
 
-class _OtherJob(Job):
+class _LaterRankJob(Job):
     """Trains in a rank other than the first, which helps to measure and to gather tensors, but stores no results."""
 
     def store_partial(self, state: TrainingState) -> None:
