@@ -29,7 +29,7 @@ from PIL import Image
 import azurite
 import buckets
 from ticketry.errors import DataError, TaskError, TicketryError
-from ticketry.lab.training.data_loading import batches, build_data_order
+from ticketry.lab.training.data_loading import batches, build_data_order, part_of_batch
 from ticketry.lab.training.precision import Arithmetic
 from ticketry.lab.training.ranks.batch_parts import Draws
 from ticketry.lab.training.supervised import course_of
@@ -163,13 +163,12 @@ def test_batches_depend_on_the_step_alone_and_ranks_share_them(root: Path) -> No
     for step in (19, 5, 0):
         assert build_data_order(train, 3, 8).batch(step).tolist() == batches[step]
     for world in (2, 3):
-        ranks = [build_data_order(train, 3, 8, rank=rank, world=world) for rank in range(world)]
         for step in range(20):
-            parts = [rank.batch(step) for rank in ranks]
+            parts = [part_of_batch(whole.batch(step), rank, world) for rank in range(world)]
             assert torch.cat(parts).tolist() == batches[step]
             assert max(map(len, parts)) - min(map(len, parts)) <= 1
     with pytest.raises(ValueError, match="rank 2 of 2"):
-        build_data_order(train, 3, 8, rank=2, world=2).batch(0)
+        part_of_batch(whole.batch(0), 2, 2)
 
 
 def test_crops_are_those_of_a_folder(root: Path, images: Path) -> None:

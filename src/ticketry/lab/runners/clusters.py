@@ -144,16 +144,17 @@ def _read_environment(place: Place) -> dict[str, Any] | None:
     return found
 
 
-def check_port(address: str, what: str, seconds: float = CONNECT_SECONDS) -> None:
-    """Raise `RunnerError` if no server answers at the address HOST:PORT within `seconds`."""
+def check_port(address: str, what: str) -> None:
+    """Raise `RunnerError` if no server answers at the address HOST:PORT in time."""
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 65536:
         raise RunnerError(f"the address of {what} is HOST:PORT, not {address!r}")
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=seconds).close()
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
     except OSError as error:
         raise RunnerError(
-            f"no server answers at the address of {what}, {address}, within {seconds:.0f} s: {error.strerror or error}"
+            f"no server answers at the address of {what}, {address}, within {CONNECT_SECONDS:.0f} s:"
+            f" {error.strerror or error}"
         ) from None
 
 
@@ -224,7 +225,7 @@ class _DaskTasks(Pool):
                     threads_per_worker=1,
                     processes=True,
                     dashboard_address=None,
-                    memory_limit=place.parse_size() or "auto",
+                    memory_limit=place.parse_memory() or "auto",
                 )
                 self._resources.enter_context(cluster)
                 self.client = distributed.Client(cluster)

@@ -298,14 +298,14 @@ class Place:
             raise UsageError(f"--on {self.name}: {option} must be a whole number above 0, got {text!r}")
         return int(text)
 
-    def parse_size(self, option: str = "memory") -> int | None:
-        """Return the bytes for an option such as ``memory=8GB``; None if the option is not given."""
-        text = self.options.get(option)
+    def parse_memory(self) -> int | None:
+        """Return the bytes of the option ``memory``, such as 8GB; None if the option is not given."""
+        text = self.options.get("memory")
         if text is None:
             return None
         found = _SIZE.fullmatch(text)
         if not found:
-            raise UsageError(f"--on {self.name}: {option} must be a size such as 8GB, got {text!r}")
+            raise UsageError(f"--on {self.name}: memory must be a size such as 8GB, got {text!r}")
         unit = found[2].lower()
         return int(float(found[1]) * _UNITS[unit if unit.endswith("b") or not unit else f"{unit}b"])
 
@@ -317,7 +317,7 @@ class Place:
         """
         cpus = self.parse_number("cpus", float(threads * ranks))
         gpus = self.parse_number("gpus", float(ranks * (device == "cuda")))
-        return Needs(cpus, gpus, self.parse_size())
+        return Needs(cpus, gpus, self.parse_memory())
 
 
 def takes_details(make: MakeRunner) -> bool:

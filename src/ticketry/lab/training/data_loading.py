@@ -36,36 +36,21 @@ class DataOrder:
 
     Args:
         shards: int64 [examples], the number of the shard that contains each example; None without shards.
-        window: number of shards whose examples are mixed.
-        rank, world: number of this process, and number of processes among which each batch is divided.
     """
 
-    def __init__(
-        self,
-        seed: int,
-        examples: int,
-        batch: int,
-        *,
-        shards: Tensor | None = None,
-        window: int = 1,
-        rank: int = 0,
-        world: int = 1,
-    ) -> None:
+    def __init__(self, seed: int, examples: int, batch: int, *, shards: Tensor | None = None, window: int = 1) -> None:
         self._seed, self._examples, self._batch = seed, examples, batch
         # Numbered without gaps, since a split may have no examples in some shards of its source.
         self._shards = None if shards is None else torch.unique(shards, return_inverse=True)[1]
-        self._window, self._rank, self._world = window, rank, world
-        self._per_epoch = steps_per_epoch(examples, batch)
-        self._epoch = -1
+        self._window, self._per_epoch, self._epoch = window, steps_per_epoch(examples, batch), -1
         self._order = torch.empty(0, dtype=torch.int64)
 
     def batch(self, step: int) -> Tensor:
-        """Return the example indices of step `step` (from 0), or this rank's part of them: int64 [at most batch]."""
+        """Return the example indices of step `step` (from 0): int64 [at most batch]."""
         epoch, index = divmod(step, self._per_epoch)
         if epoch != self._epoch:
             self._order, self._epoch = self._shuffle_epoch(epoch), epoch
-        whole = self._order[index * self._batch : (index + 1) * self._batch]
-        return whole if self._world == 1 else part_of_batch(whole, self._rank, self._world)
+        return self._order[index * self._batch : (index + 1) * self._batch]
 
     def _shuffle_epoch(self, epoch: int) -> Tensor:
         order = torch.randperm(self._examples, generator=generator(self._seed, "order", epoch))
@@ -84,12 +69,12 @@ def part_of_batch(batch: Tensor, rank: int, world: int) -> Tensor:
     return batch[place.first : place.first + place.own]
 
 
-def build_data_order(split: Split, seed: int, batch: int, *, rank: int = 0, world: int = 1) -> DataOrder:
-    """Return the order in which the examples of a split are trained; the arguments are those of `DataOrder`."""
+def build_data_order(split: Split, seed: int, batch: int) -> DataOrder:
+    """Return the order in which the examples of a split are trained."""
     reader: object = split.reader
     shards = reader.shards(split.inputs) if isinstance(reader, Sharded) else None
     window = reader.window if isinstance(reader, Sharded) else 1
-    return DataOrder(seed, len(split), batch, shards=shards, window=window, rank=rank, world=world)
+    return DataOrder(seed, len(split), batch, shards=shards, window=window)
 
 
 _log = logging.getLogger(__name__)
