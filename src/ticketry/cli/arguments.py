@@ -36,9 +36,6 @@ def parse(kind: type[T] | Any, words: Sequence[str], *, prog: str, description: 
     A list may be written with commas (``--densities 0.5,0.2``), with spaces, or by giving the option several times.
     ``--help`` prints the everyday options, ``--help-all`` all options; both then end the process with code 0. Unknown
     options end the process with code 2.
-
-    Args:
-        default: instance of `kind` with the defaults; by default, the defaults of its fields.
     """
     shown = None
     if dataclasses.is_dataclass(kind):

@@ -84,7 +84,6 @@ def read_arguments(
     Args:
         default: name of the method, if neither the words nor a run file name a method.
         extra: further fields of the arguments, as `dataclasses.make_dataclass` takes them.
-        description: text of help, in place of the method's own.
     """
     named = bool(words) and not words[0].startswith("-")
     rest = list(words[1:] if named else words)

@@ -97,14 +97,16 @@ def stability(words: Sequence[str]) -> int:
         words, command="stability", default="iterative", base=SearchArguments, extra=extra, description=_STABILITY
     )
     from ticketry.cli.progress import Progress
-    from ticketry.experiments.stability import analyse
+    from ticketry.experiments.stability import run_stability_analysis
 
     command = shlex.join(["ticketry", "stability", *words])
     if arguments.name:
         raise UsageError("stability trains several runs, one for each rewind step: leave out --name")
     request = request_from_arguments(chosen, arguments)
     with Progress(f"stability of {request.method.name} on {request.task.name}") as progress:
-        found = analyse(request, arguments.stability, arguments, command=command, on_event=progress.on_event)
+        found = run_stability_analysis(
+            request, arguments.stability, arguments, command=command, on_event=progress.on_event
+        )
     report = found.report()
     if arguments.json:
         print(json.dumps({**as_json(found.record), "report": str(report)}))

@@ -336,13 +336,9 @@ def time_densities(
 
 
 def break_even(points: Sequence[CurvePoint]) -> float | None:
-    """Return the break-even density: all points up to it are at least as fast as the fastest dense engine.
+    """Return the largest density up to which all `points` are at least as fast as the fastest dense engine, or None.
 
-    Args:
-        points: points of the curve, the densest first.
-
-    Returns:
-        The density; None if even the sparsest point is slower than the dense engine.
+    The points are sorted by density, the densest first.
     """
     found = None
     for point in reversed(points):

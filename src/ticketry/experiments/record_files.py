@@ -82,11 +82,7 @@ def describe_task(task: Task, lab: Lab | None, *, parameters: int, prunable: int
 
 
 def describe_environment(lab: Lab, arithmetic: Arithmetic, trained: Iterable[Result] = ()) -> dict[str, Any]:
-    """Return the environment of a record: the date, and everything apart from settings that affects its numbers.
-
-    Args:
-        trained: training results of the record's networks; their kernels are listed.
-    """
+    """Return the environment of a record: the date, and everything apart from settings that affects its numbers."""
     used = sorted({each.segment.arithmetic.kernels for each in trained})
     return {
         **describe_machine(),

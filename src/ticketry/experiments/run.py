@@ -487,7 +487,7 @@ def tickets_within(
 
 
 def relative_base_latency(settings: Mapping[str, Any]) -> float:
-    """Return the latency of a run's base relative to the latency of the compiled network without pruning."""
+    """Return the latency that a run's budgets refer to, relative to the compiled network without pruning."""
     from ticketry.budgets.cost_model import CostModel
 
     base = upgrade_settings(settings).get("base", ENGINE)
@@ -507,8 +507,6 @@ def tickets_to_json(
     """Return the tickets of a run, as ``ticketry search --json`` prints them.
 
     Args:
-        points: the record's rows of the tickets.
-        tickets: the same tickets, in the same order.
         costs: cost of each ticket relative to the dense network, with its replicate and level.
     """
     keys = ("replicate", "level")

@@ -191,10 +191,9 @@ def check_trust(
 def upgrade_stored_settings(
     stored: Mapping[str, Any], method: object, store: str | Path | None = None
 ) -> dict[str, Any]:
-    """Return stored settings in the current format; if their file of layer costs has moved, with its path in `store`.
+    """Return stored settings in the current format; a file of layer costs that has moved is looked up in `store`.
 
-    The store may have been moved since the costs were measured. The digest of the costs is part of the run's name, so
-    that a file of other costs cannot be used by mistake.
+    The digest of the costs is part of the run's name, so that a file of other costs cannot be used by mistake.
     """
     outside = isinstance(method, str) and METHODS.is_outside(method)
     current = upgrade_settings(stored, FORMAT_1 if outside else ())
@@ -255,13 +254,15 @@ def _names_code(word: str) -> bool:
 
 
 def _format_assignments(table: Mapping[str, Any]) -> list[str]:
-    return [f"{_format_key(name)} = {_format_value(value)}" for name, value in table.items() if value is not None]
+    return [
+        f"{_format_toml_key(name)} = {_format_toml_value(value)}" for name, value in table.items() if value is not None
+    ]
 
 
-def _format_value(value: Any) -> str:
+def _format_toml_value(value: Any) -> str:
     # JSON writes strings, finite numbers, booleans and arrays as TOML does, but for one letter; TOML has no null.
     return json.dumps(value, ensure_ascii=False, allow_nan=False).replace("\x7f", "\\u007f")
 
 
-def _format_key(name: str) -> str:
-    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else _format_value(name)
+def _format_toml_key(name: str) -> str:
+    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else _format_toml_value(name)

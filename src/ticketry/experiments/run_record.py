@@ -164,7 +164,6 @@ class PointCollector:
 
         Args:
             level: level of the ticket that the network belongs to; 0 for the dense network.
-            role: ticket, dense, or the name of a control.
             more: further fields of the row, such as the density of a sparse network.
         """
         values: dict[str, Any] = {

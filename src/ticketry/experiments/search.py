@@ -55,7 +55,7 @@ def execute(
     Args:
         on_point: called with the record's row of each trained network, from several threads.
         on_found: called with (replicate, found) for the dense network and each ticket, from several threads.
-        energy: ``meter``, or ``estimate`` for a machine without a meter, see `lab.costs.energy`.
+        energy: ``meter``, or ``estimate`` for a machine without a meter, see `lab.costs.meters.training`.
         on_ended: called at the end with the error of each failed replicate; by default the error is raised.
     """
     began, ledger, meter = time.monotonic(), lab.ledger.copy(), open_energy_meter(energy)
@@ -128,11 +128,7 @@ class _ControlTrainer:
         self._futures: list[concurrent.futures.Future[None]] = []
 
     def begin(self, replicate: int, found: Found, counts: dict[str, Any]) -> None:
-        """Start training the controls of a ticket, except those that cannot have as many steps as the ticket.
-
-        Args:
-            counts: density and number of weights of the ticket; the controls have the same.
-        """
+        """Start training the controls of a ticket, except those that cannot have as many steps as the ticket."""
         for control in self._run.controls_for(found.level, counts["density"]):
             if why := explain_undefined_control(control, found):
                 self._points.left_out[found.level, control] = why

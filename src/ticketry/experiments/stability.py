@@ -105,10 +105,10 @@ def stability(
     request = build_request(
         method, task, settings, model=model, replicates=replicates, controls=controls, seeds=seeds, recipe=recipe
     )
-    return analyse(request, asked, lab)
+    return run_stability_analysis(request, asked, lab)
 
 
-def analyse(
+def run_stability_analysis(
     request: SearchRequest,
     settings: StabilitySettings,
     options: LabOptions,

@@ -107,11 +107,7 @@ def verify(
 
 
 def find_ticket(named: str | PathLike[str], store: Path, density: float | str | None = None) -> Path:
-    """Return the folder of a ticket.
-
-    Args:
-        named: a ticket's folder, a run's folder, or a run's name in the store.
-    """
+    """Return the folder of a ticket that is named by its folder, or by the folder or name of its run."""
     path = Path(named)
     if shared_url(store):
         open_existing_store(store)

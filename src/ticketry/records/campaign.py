@@ -243,11 +243,7 @@ def _find_original_claim(name: str, again: Mapping[str, str]) -> str:
 
 
 def read_campaign_record(record: object, what: str = "campaign record") -> CampaignRecord:
-    """Read the record of a campaign from its JSON values.
-
-    Args:
-        what: name of the record in errors, such as its file.
-    """
+    """Read the record of a campaign from its JSON values."""
     check_format(record, FORMAT, what=what, advice=_ADVICE)
     if isinstance(record, Mapping) and (kind := record.get("kind")) != "campaign":
         raise StoreError(f"{what}: kind must be campaign, got {kind!r:.60}. {_ADVICE}")

@@ -212,12 +212,7 @@ KINDS: dict[str, type[Evidence]] = {
 
 
 def read_evidence(record: object, what: str = "evidence record") -> Evidence:
-    """Convert JSON values to the record of a verification, a stability analysis or a timing.
-
-    Args:
-        record: JSON values, or a record, which is returned unchanged.
-        what: name of the record in errors, such as its file.
-    """
+    """Convert JSON values to a record of evidence of their kind; return a record unchanged."""
     if isinstance(record, Evidence):
         return record
     check_format(record, FORMAT, what=what, advice=_ADVICE)

@@ -273,11 +273,7 @@ class Point(Part, frozen=True, kw_only=True, omit_defaults=True):
 
 
 def check_metric(values: dict[str, Any], name: str, place: str) -> None:
-    """Check that `values` contain a finite number for the metric `name`.
-
-    Args:
-        place: place of `values` in the record, for the error.
-    """
+    """Check that `values` contain a finite number for the metric `name`."""
     value = values.get(name)
     if isinstance(value, bool) or not isinstance(value, int | float):
         reject(f"{place}.{name}", f"is {describe_json_type(value)}, not a number")

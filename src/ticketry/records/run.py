@@ -165,12 +165,7 @@ RunValues = RunRecord | Mapping[str, Any]
 
 
 def read_run(record: object, what: str = "run record") -> RunRecord:
-    """Convert JSON values to the record of a run.
-
-    Args:
-        record: JSON values, or a record, which is returned unchanged.
-        what: name of the record in errors, such as its file.
-    """
+    """Convert JSON values to the record of a run; return a record unchanged."""
     if isinstance(record, RunRecord):
         return record
     check_format(record, FORMAT, what=what, advice=_ADVICE)

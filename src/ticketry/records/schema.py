@@ -37,11 +37,7 @@ T = TypeVar("T")
 
 
 def reject(key: str, problem: str) -> NoReturn:
-    """Raise the error for an invalid field; call this in the ``__post_init__`` of a part of a record.
-
-    Args:
-        problem: what is wrong with the field, as the message continues after its name: "is empty".
-    """
+    """Raise the error for an invalid field; call this in the ``__post_init__`` of a part of a record."""
     raise ValueError(f"{key} {problem}")
 
 

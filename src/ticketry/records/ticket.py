@@ -167,11 +167,7 @@ class TicketRecord(Part, frozen=True, kw_only=True):
 
 
 def read_ticket_info(kind: type[T], info: Mapping[str, Any], of: str) -> T:
-    """Convert the info of a ticket's ticket.json to an instance of one of the classes of this module.
-
-    Args:
-        of: name of the ticket in errors.
-    """
+    """Convert the info of a ticket's ticket.json to an instance of one of the classes of this module."""
     try:
         return read(kind, {"info": dict(info)}["info"], what=of, advice="")
     except StoreError as error:

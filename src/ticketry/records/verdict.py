@@ -28,8 +28,6 @@ def describe_answers(as_good: str | None, better: str | None, not_beaten: Sequen
     """Return a sentence with both answers of a verdict; empty if the record has no answers.
 
     Args:
-        as_good: answer to "as good as dense": yes, no or undecided.
-        better: answer to "better than every control".
         not_beaten: names, for display, of the controls that the ticket was not shown to beat.
     """
     if as_good is None:

@@ -39,9 +39,6 @@ def export(
     (of whole trainings), `methods` (several runs at one density), `verdicts`, `verify` (differences), `seeds`,
     `stability`, `barriers`, `engines` and `time-by-density`. LaTeX files, for the package booktabs: `results` (mean and
     standard deviation of each run at each density) and `verdicts`. The same records give the same bytes.
-
-    Args:
-        folder: the folder, which is created if missing; files of the same names are replaced, other files stay.
     """
     from ticketry.lab.store.files import write_atomically
 

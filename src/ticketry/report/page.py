@@ -98,11 +98,7 @@ def render_campaign(record: CampaignRecord) -> str:
 
 
 def render_watch(title: str, source: str) -> str:
-    """Return the HTML page of `--watch`, whose script loads the results repeatedly from a file beside the page.
-
-    Args:
-        source: name of the file beside the page; `report.watching` writes this file.
-    """
+    """Return the HTML page of `--watch`; its script loads results repeatedly from the file `source` beside the page."""
     script = _read_asset("watch.js")
     # 'self' matches nothing where a page is opened from a disk, so that scheme is named.
     policy = (

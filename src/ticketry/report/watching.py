@@ -68,15 +68,15 @@ class Watch:
         }
 
     def _read_valid(
-        self, paths: Iterable[Path], read: Callable[[Path], T], made: Callable[[T], dict[str, Any]]
+        self, paths: Iterable[Path], read: Callable[[Path], T], convert: Callable[[T], dict[str, Any]]
     ) -> Iterator[dict[str, Any]]:
-        """Yield `made(read(path))` for each file; read only changed files again, and skip damaged files."""
+        """Yield `convert(read(path))` for each file; read only changed files again, and skip damaged files."""
         for path in paths:
             with contextlib.suppress(OSError):
                 status = path.stat()
                 stamp = status.st_mtime_ns, status.st_size
                 if self._known.get(path, (None, None))[0] != stamp:
-                    self._known[path] = stamp, _none_if_invalid(lambda path=path: made(read(path)))  # type: ignore[misc]
+                    self._known[path] = stamp, _none_if_invalid(lambda path=path: convert(read(path)))  # type: ignore[misc]
                 if (found := self._known[path][1]) is not None:
                     yield found
 
@@ -105,7 +105,7 @@ def _modified_at(path: Path) -> float:
 
 def _running_values(progress: Progress) -> dict[str, Any]:
     return {
-        **_common_values(
+        **_run_values(
             progress.run, progress.title, progress.task, progress.metric, progress.unit, progress.higher_is_better
         ),
         "state": "running",
@@ -124,9 +124,7 @@ def _finished_values(values: object) -> dict[str, Any]:
     metric = record.task.metric
     points = [ProgressPoint(p.replicate, p.level, p.role, p.density, p.metric(metric.name)) for p in record.points]
     return {
-        **_common_values(
-            record.name, record.title, record.task.name, metric.words, metric.unit, metric.higher_is_better
-        ),
+        **_run_values(record.name, record.title, record.task.name, metric.words, metric.unit, metric.higher_is_better),
         "state": "done",
         "expected": len(points),
         "networks": len(points),
@@ -135,7 +133,7 @@ def _finished_values(values: object) -> dict[str, Any]:
     }
 
 
-def _common_values(name: str, title: str, task: str, metric: str, unit: str, higher: bool) -> dict[str, Any]:
+def _run_values(name: str, title: str, task: str, metric: str, unit: str, higher: bool) -> dict[str, Any]:
     return {"name": name, "title": title, "task": task, "metric": metric, "unit": unit, "higher": higher}
 
 

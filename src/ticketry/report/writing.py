@@ -21,11 +21,7 @@ from ticketry.report.subject import subject_of
 def write_report(
     records: RunValues | Sequence[RunValues], path: Path, *, evidence: Iterable[EvidenceValues] = ()
 ) -> Path:
-    """Write the page of one or several run records to the file `path` atomically, and return the path.
-
-    Args:
-        records: a run record (or the JSON values of a `run.json`), or a list of run records to compare.
-    """
+    """Write the page of one or several run records to the file `path` atomically, and return the path."""
     subject = subject_of(records, list(evidence))
     from ticketry.report.page import render  # imports matplotlib, which is slow
 

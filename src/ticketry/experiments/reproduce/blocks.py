@@ -403,7 +403,7 @@ def dense_segment(lab: Lab, request: SearchRequest, replicate: int = 0) -> Segme
 
 
 def stored_work(lab: Lab, request: SearchRequest) -> Work:
-    """Return the work of a search that is in the store: run the search until a training is missing.
+    """Return how much of a search's work the store has: run the search until a training is missing.
 
     On the way, masks are computed and stored. Dense networks do not count. Stored results count also without weights,
     which a bundle omits.

@@ -54,9 +54,6 @@ class SecondOrders:
 
     The difference between both trainings is shown beside every claim, as the effect of chance alone. The second
     training starts from the replicate's own initialisation; a stability analysis uses the same training.
-
-    Args:
-        known: second-order trainings in the campaign's earlier record.
     """
 
     def __init__(self, lab: Lab, campaign: Campaign, known: Iterable[SecondOrderRun]) -> None:
@@ -120,7 +117,7 @@ class SecondOrders:
                 trained=number < new,
             )
 
-    def differences(self, decision: Decision, done: Mapping[str, Sequence[RunRecord]]) -> tuple[float, ...]:
+    def order_differences(self, decision: Decision, done: Mapping[str, Sequence[RunRecord]]) -> tuple[float, ...]:
         """Return each replicate's metric in the second minus the first order; empty for a claim on another quantity."""
         claim = decision.claim
         if not has_order_comparison(claim):
@@ -427,7 +424,7 @@ class _CampaignState:
         )
 
     def _claim_record(self, decision: Decision, seconds: float) -> Claim:
-        noise = self._twins.differences(decision, self._done.runs)
+        noise = self._twins.order_differences(decision, self._done.runs)
         lacking = decision.n - len(noise) if has_order_comparison(decision.claim) else 0
         return decision.to_record(seconds, noise, lacking)
 

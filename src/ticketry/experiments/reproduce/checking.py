@@ -207,11 +207,7 @@ class StoredTrainings:
     """Reads trainings and files from the store of a campaign."""
 
     def __init__(self, store: Store, modules: Container[str] = ()) -> None:
-        """Create a reader.
-
-        Args:
-            modules: user-defined modules that may be imported for their variants of training.
-        """
+        """Create a reader."""
         self._store, self._modules = store, modules
 
     def record(self, trajectory: str, step: int) -> dict[str, Any]:

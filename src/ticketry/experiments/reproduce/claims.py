@@ -165,7 +165,7 @@ def _judge(
         for side, own, other in ((claim.a, a, b), (claim.b, b, a))
     )
     # Missing and infinite values end the usable replicates.
-    n, unknown = _count_known(claim, a, b)
+    n, unknown = _count_finite_replicates(claim, a, b)
     a, b = a[:n], b[:n]
     at = max((planned for planned in claim.plan.at if planned <= n), default=0)
     verdict = None
@@ -175,7 +175,7 @@ def _judge(
     return Decision(claim, a, b, verdict, unknown)
 
 
-def _count_known(claim: Hypothesis, a: Sequence[float], b: Sequence[float]) -> tuple[int, str]:
+def _count_finite_replicates(claim: Hypothesis, a: Sequence[float], b: Sequence[float]) -> tuple[int, str]:
     """Return how many replicates in sequence have finite values of both sides, and the reason why the next has not."""
     for n, values in enumerate(zip(a, b, strict=False)):
         for side, value in zip((claim.a, claim.b), values, strict=True):

@@ -192,11 +192,11 @@ def metric_by_training_cost(series: Sequence[Series], narrow: bool = False) -> F
 
 def _training_cost_panel(found: TrainingCosts, measure: str) -> CostPanel:
     """Build the panel of a cost measure from the runs that have recorded this measure."""
-    known = [(one, [point for point in points if point.on_axis(measure) is not None]) for one, points in found]
+    known = [(one, [point for point in points if point.drawn_cost(measure) is not None]) for one, points in found]
     known = [(one, points) for one, points in known if points]
     name, factor = _TITLES[measure], 1.0
     if measure == ENERGY and known:
-        most = max(point.on_axis(measure) or 0.0 for _, points in known for point in points)
+        most = max(point.drawn_cost(measure) or 0.0 for _, points in known for point in points)
         unit = "mWh" if most < 1 else "kWh" if most >= 1e3 else "Wh"
         name, factor = f"{name}, {unit}", _UNITS[unit]
         if any(one.results.has_estimated_energy for one, _ in known):
@@ -213,7 +213,7 @@ def _training_cost_curve(
     """Build a run's curve from the densest level, with the largest mark, to the sparsest level, with the smallest."""
     spots = [
         PlottedNetwork(
-            factor * (point.on_axis(measure) or 0.0),
+            factor * (point.drawn_cost(measure) or 0.0),
             point.metric,
             f"{tick_label(point.density)} %",
             metrics=(min(point.values), max(point.values)),
@@ -263,9 +263,6 @@ def increasing_lines(points: Sequence[P], steps: Callable[[P], float]) -> list[l
 
     A search that continues from ticket to ticket gives one line. A run of several parallel searches, such as gates with
     several values s0, gives a line for every number of steps: tickets after one round, tickets after two rounds.
-
-    Args:
-        points: points of one run, densest first.
     """
     if all(steps(one) <= steps(other) for one, other in pairwise(points)):
         return [list(points)]

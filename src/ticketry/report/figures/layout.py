@@ -120,11 +120,7 @@ _LEAST = 14.0
 
 
 def label_line_ends(figure: Figure, named: Sequence[tuple[Axes, Ends]]) -> None:
-    """Write names to the right of the ends of lines, moved apart vertically so that names do not touch.
-
-    Args:
-        figure: the figure; its layout is finished by this function.
-    """
+    """Write names to the right of the ends of lines, moved apart vertically so that names do not touch."""
     notes = []
     for axes, ends in named:
         low, high = axes.get_ylim()

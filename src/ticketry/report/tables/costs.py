@@ -109,7 +109,7 @@ class TrainingCostPoint:
     def metric(self) -> float:
         return statistics.fmean(self.values)
 
-    def on_axis(self, measure: str) -> float | None:
+    def drawn_cost(self, measure: str) -> float | None:
         """Return the cost that a figure shows: watt-hours for energy, otherwise the ratio to the dense network."""
         return self.watt_hours if measure == ENERGY else self.times_dense.get(measure)
 
@@ -140,14 +140,14 @@ class MeanPhase:
     """Mean cost by measure; None if some replicate was not measured."""
 
     @property
-    def empty(self) -> bool:
+    def is_empty(self) -> bool:
         return not (self.steps or self.amounts[FLOPS] or self.amounts[SECONDS])
 
     def text(self, measure: str) -> str:
         """Return the cost by `measure` with its unit, a dash for an empty phase, or the words for an unmeasured one."""
         found = self.amounts[measure]
         if not found and (found is None or measure == MEMORY):
-            return NONE if self.empty else NOT_MEASURED
+            return NONE if self.is_empty else NOT_MEASURED
         return cost_text(found, measure)
 
 
@@ -168,7 +168,7 @@ def phase_costs_by_level(results: Results) -> list[tuple[Group, dict[str, MeanPh
         *results.groups_of_role(DENSE),
         *sorted(results.groups_of_role(TICKET), key=lambda group: -group.density),
     ):
-        phases = {name: phase for name, phase in phase_costs(results, group).items() if not phase.empty}
+        phases = {name: phase for name, phase in phase_costs(results, group).items() if not phase.is_empty}
         if len(phases) == 2:
             del phases["whole"]
         if phases:

@@ -364,7 +364,7 @@ def requested_budgets(runs: Sequence[Results], measure: CostMeasure) -> list[str
 
 
 def lowest_cost_table(subject: Subject, numbers: Sequence[int], measure: CostMeasure) -> tuple[str, list[list[str]]]:
-    """Return the margin as text, and a row for each run: its lowest cost, and the lowest cost of all divided by it."""
+    """Return the margin as text, and for each run its lowest matching cost, and the lowest of all divided by it."""
     runs = {index: subject.runs[index] for index in numbers}
     margins = {
         index: margin_and_text(results, results.dense) for index, results in runs.items() if results.dense is not None

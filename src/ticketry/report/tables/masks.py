@@ -142,7 +142,7 @@ _SHARES = {
 
 
 def structure_shares(results: Results) -> dict[str, tuple[str, str]]:
-    """Return, by name, (title, meaning) of each share that the fit of some layer has."""
+    """Return name -> (title, meaning) of each share that is recorded for the structure of some layer."""
     fits: list[LayerFit] = [
         fit for level in structured_levels(results) for one in level.structures for fit in one.layers
     ]
