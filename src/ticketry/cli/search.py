@@ -109,8 +109,22 @@ def read_arguments(
     about = description or f"{chosen.title}."
     if not description and HELP_ALL in rest:
         about += f"\n\n{chosen.description}"
+    # Defaults come from the run file and the task, so that help shows the values in effect.
+    what = "the run file" if source.config else "the preset"
+    options = decode_search_options(tables, what)
+    (settings,) = decode_settings(tables.get("settings", {}), chosen.Settings, what=f"{what}'s [settings]")
+    here = SearchOptions(
+        task=source.task or options.task,
+        model=source.model or options.model,
+        option=(*options.option, *source.option),
+        target=source.target,
+    )
+    flat: Any = tyro.conf.OmitArgPrefixes  # the method's settings are --rate, not --settings.rate
+    fields = [*extra, ("settings", flat[chosen.Settings]), ("recipe", Recipe)]
+    kind: Any = dataclasses.make_dataclass("Search", fields, bases=(base,), frozen=True, kw_only=True)
+    default = kind(settings=settings, recipe=_default_recipe(here, tables), **vars(options))
     prog = f"ticketry {command} {chosen.alias or chosen.name}"
-    return chosen, _parse_options(chosen, rest, tables, source, base, extra, prog, about)
+    return chosen, parse(kind, rest, prog=prog, description=about, default=default)
 
 
 _HOW_FAR = frozenset(("levels", "density", "sparsity", "densities", "flops", "time", "bytes"))
@@ -126,38 +140,6 @@ def _read_early_options(words: Sequence[str]) -> argparse.Namespace:
     found = early.parse_known_args(words)[0]
     found.option = tuple(part for word in found.option for part in split_list(word))
     return found
-
-
-def _parse_options(
-    chosen: Method,
-    words: Sequence[str],
-    tables: Mapping[str, Any],
-    source: argparse.Namespace,
-    base: type[SearchArguments],
-    extra: Sequence[Any],
-    prog: str,
-    about: str,
-) -> Any:
-    """Parse all options, with defaults from the run file and the task, so that help shows the values in effect."""
-    what = "the run file" if source.config else "the preset"
-    options = decode_search_options(tables, what)
-    (settings,) = decode_settings(tables.get("settings", {}), chosen.Settings, what=f"{what}'s [settings]")
-    here = SearchOptions(
-        task=source.task or options.task,
-        model=source.model or options.model,
-        option=(*options.option, *source.option),
-        target=source.target,
-    )
-    flat: Any = tyro.conf.OmitArgPrefixes  # the method's settings are --rate, not --settings.rate
-    fields = [*extra, ("settings", flat[chosen.Settings]), ("recipe", Recipe)]
-    kind: Any = dataclasses.make_dataclass("Search", fields, bases=(base,), frozen=True, kw_only=True)
-    return parse(
-        kind,
-        words,
-        prog=prog,
-        description=about,
-        default=kind(settings=settings, recipe=_default_recipe(here, tables), **vars(options)),
-    )
 
 
 def _default_recipe(options: SearchOptions, tables: Mapping[str, Any]) -> Recipe:

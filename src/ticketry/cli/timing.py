@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -211,10 +211,16 @@ def speedup(words: Sequence[str]) -> int:
     arguments: Any = parse(_Speedup, words, prog="ticketry speedup", description=_SPEEDUP)
     if bool(arguments.what) == bool(arguments.task):
         raise UsageError("name either a model (MODEL.py:build) or a task (--task)")
-    found = []
+    from ticketry.cli.search import build_task
+    from ticketry.experiments.bench import load_model, speedups, task_speedups
+
     with show_status("speedup") as say:
-        for one in _compute_tables(arguments, say):
-            found.append(one)
+        if arguments.what:
+            found = list(speedups(*load_model(arguments.what), arguments, say=say))
+        else:
+            task = build_task(arguments.task, arguments.model, arguments.option)
+            lab = {"store": arguments.store, "workers": arguments.workers, "data": arguments.data}
+            found = list(task_speedups(task, arguments, **lab, say=say))
     if arguments.json:
         found_json = {
             "command": shlex.join(["ticketry", "speedup", *words]),
@@ -232,19 +238,6 @@ def speedup(words: Sequence[str]) -> int:
     threads = f"{arguments.threads} thread{'' if arguments.threads == 1 else 's'}, {arguments.clock} time"
     out.print(f"{machine['processor']}, {threads}, load {machine['load']}; {versions}", highlight=False)
     return 0
-
-
-def _compute_tables(arguments: Any, say: Any) -> Iterator[Speedup]:
-    from ticketry.experiments.bench import load_model, speedups, task_speedups
-
-    if arguments.what:
-        return speedups(*load_model(arguments.what), arguments, say=say)
-    from ticketry.cli.search import build_task
-
-    task = build_task(arguments.task, arguments.model, arguments.option)
-    return task_speedups(
-        task, arguments, store=arguments.store, workers=arguments.workers, data=arguments.data, say=say
-    )
 
 
 def speedup_table(found: Speedup) -> Table:

@@ -101,10 +101,7 @@ def render_watch(title: str, source: str) -> str:
     """Return the HTML page of `--watch`; its script loads results repeatedly from the file `source` beside the page."""
     script = _read_asset("watch.js")
     # 'self' matches nothing where a page is opened from a disk, so that scheme is named.
-    policy = (
-        f"default-src 'none'; base-uri 'none'; form-action 'none'; style-src 'unsafe-inline'; "
-        f"script-src {_script_hash(script)} 'self' file:"
-    )
+    policy = f"{_security_policy(script)} 'self' file:"
     context = {"script": script, "style": _style_sheet() + _read_asset("watch.css"), "policy": policy}
     template = _environment().get_template("watch.html")
     return template.render(title=title, source=source, **{name: Markup(text) for name, text in context.items()})
