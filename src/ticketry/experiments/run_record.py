@@ -118,7 +118,7 @@ class PointCollector:
         self._found.setdefault(replicate, []).append(found)
         if found.mask is None:
             self._dense[replicate] = found.result
-            self.add(replicate, 0, "dense", found.result, phases, budget=found.result.segment.steps)
+            self.add_row(replicate, 0, "dense", found.result, phases, budget=found.result.segment.steps)
             return {}
         mask = self._lab.store.get_mask(found.mask)
         more: dict[str, Any] = {"recorded_layers": mask.table()}
@@ -151,7 +151,7 @@ class PointCollector:
         if replicate == 0 and single and (picture := draw_first_layer(mask, self._shape)):
             more["first_layer"] = convert(picture, FirstLayer)
         counts = {"density": mask.density, "kept": mask.kept, "budget": trained_steps(found)}
-        self.add(replicate, found.level, "ticket", found.result, phases, **more, **counts)
+        self.add_row(replicate, found.level, "ticket", found.result, phases, **more, **counts)
         return counts
 
     def phases_of(self, replicate: int, found: Found) -> Phases:
@@ -159,7 +159,7 @@ class PointCollector:
         before = [each for each in self._found.get(replicate, []) if each.level < found.level]
         return phases_of(found, before)
 
-    def add(self, replicate: int, level: int, role: str, result: Result, phases: Phases, **more: Any) -> None:
+    def add_row(self, replicate: int, level: int, role: str, result: Result, phases: Phases, **more: Any) -> None:
         """Add the row of a trained network.
 
         Args:

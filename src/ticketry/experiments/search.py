@@ -70,7 +70,7 @@ def execute(
     def add(replicate: int, found: Found) -> None:
         counts = collected.add_found(replicate, found)
         if found.mask is not None:
-            controls.begin(replicate, found, counts)
+            controls.start_controls(replicate, found, counts)
         if on_found:
             on_found(replicate, found)
 
@@ -127,7 +127,7 @@ class _ControlTrainer:
         self._pool = concurrent.futures.ThreadPoolExecutor(threads, "controls") if threads else None
         self._futures: list[concurrent.futures.Future[None]] = []
 
-    def begin(self, replicate: int, found: Found, counts: dict[str, Any]) -> None:
+    def start_controls(self, replicate: int, found: Found, counts: dict[str, Any]) -> None:
         """Start training the controls of a ticket, except those that cannot have as many steps as the ticket."""
         for control in self._run.controls_for(found.level, counts["density"]):
             if why := explain_undefined_control(control, found):
@@ -166,7 +166,7 @@ class _ControlTrainer:
             self._points.add_trainings(trained)
         if control in LONGER_CONTROLS:
             more.update(cycles=len(trained))
-        self._points.add(replicate, found.level, control, trained[-1], phases, **more)
+        self._points.add_row(replicate, found.level, control, trained[-1], phases, **more)
 
     def _count_dense_weights(self, task: Task, ticket: str) -> dict[str, Any]:
         """Return name and weight count of a dense control, and this count as a share of the prunable weights."""

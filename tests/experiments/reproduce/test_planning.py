@@ -230,7 +230,7 @@ def test_the_pace_of_a_block_is_that_of_what_it_trained(tmp_path: Path, campaign
         shared = clock.dense_work(block)
         assert shared == Work(2 * 8, 2)
         # The dense networks took 16 s of these 40; 24 s were for 48 steps.
-        clock.add(block, 40.0, Work(64, 8), shared)
+        clock.learn_pace(block, 40.0, Work(64, 8), shared)
         assert clock.estimate(block) == 2 * 8 * 1.0 + 2 * 3 * 8 * 0.5
 
 

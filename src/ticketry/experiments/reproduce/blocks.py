@@ -269,7 +269,7 @@ class TimeEstimator:
         """Pace of the last finished block of each run."""
         self._there: dict[Block, Work] = {}
 
-    def add(self, block: Block, seconds: float, trained: Work, shared: Work) -> None:
+    def learn_pace(self, block: Block, seconds: float, trained: Work, shared: Work) -> None:
         """Learn a run's pace from a finished block.
 
         Args:

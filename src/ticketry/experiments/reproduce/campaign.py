@@ -343,7 +343,7 @@ class _CampaignState:
         self._decided = []
         seconds, did = time.monotonic() - began, self._lab.ledger.since(before)
         if 4 * did.steps_trained > did.steps_asked:  # else much of the time went into reading the store
-            self._clock.add(block, seconds, Work(did.steps_trained, did.segments_trained), shared)
+            self._clock.learn_pace(block, seconds, Work(did.steps_trained, did.segments_trained), shared)
         self._unwritten[block.run] = PlannedTime(planned, seconds)
         self.write()
 

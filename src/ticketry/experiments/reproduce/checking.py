@@ -178,7 +178,7 @@ def _has_training(store: Store, row: Row) -> bool:
 def retrain_row(lab: Lab, task: Task, row: Row, sources: StoredTrainings) -> CheckedRow:
     """Train a row's network again in the lab's empty store; first, the networks that its weights come from."""
     trajectory, _, step = row.key.partition("@")
-    recorded = sources.record(trajectory, int(step))
+    recorded = sources.read_record(trajectory, int(step))
     result = _retrain(lab, task, trajectory, int(step), sources, measure=True)
     value = result.metrics["test"][task.metric.name]
     same_kernels = recorded["segment"]["arithmetic"].get("kernels", DENSE_KERNELS) == result.segment.arithmetic.kernels
@@ -210,23 +210,23 @@ class StoredTrainings:
         """Create a reader."""
         self._store, self._modules = store, modules
 
-    def record(self, trajectory: str, step: int) -> dict[str, Any]:
+    def read_record(self, trajectory: str, step: int) -> dict[str, Any]:
         """Return the stored result of a training up to `step`; raise `StoreError` if the store lacks this result."""
         found = self._store.load_valid_result(trajectory, step)
         if found is None:
             raise StoreError(f"the training {trajectory[:12]}… is not in {self._store.paths.root}: unpack the bundle")
         return found
 
-    def segment(self, trajectory: str, step: int) -> dict[str, Any]:
+    def read_segment(self, trajectory: str, step: int) -> dict[str, Any]:
         """Return the description of a training segment; first import the variants of training that it needs."""
-        described = dict(self.record(trajectory, step)["segment"])
+        described = dict(self.read_record(trajectory, step)["segment"])
         for each in described["variants"]:
             place = str(each.get("place", ""))
             if not is_known(each) and place.partition(":")[0] in self._modules:
                 load(place)
         return described
 
-    def blob(self, digest: str) -> bytes | None:
+    def read_blob(self, digest: str) -> bytes | None:
         """Return the contents of the file with this digest; None if the store lacks the file."""
         return self._store.get_bytes(digest) if self._store.has(digest) else None
 
@@ -242,7 +242,7 @@ class StoredTrainings:
         found: dict[str, list[_Producer]] = {}
         for path in sorted(self._store.paths.result_files()):
             trajectory, step = path.parent.name, int(path.stem)
-            record = self.record(trajectory, step)
+            record = self.read_record(trajectory, step)
             segment = record["segment"]
             maker = _Producer(trajectory, step, len(segment["variants"]), segment["task"])
             for digest in _output_digests(record).values():
@@ -269,7 +269,7 @@ def _output_digests(record: dict[str, Any]) -> dict[str, str]:
 
 
 def _retrain(lab: Lab, task: Task, trajectory: str, step: int, sources: StoredTrainings, *, measure: bool) -> Result:
-    described = sources.segment(trajectory, step)
+    described = sources.read_segment(trajectory, step)
     blobs: Iterable[str] = described.pop("blobs", ())
     segment = Segment.from_description({**described, "last": step}, task)
     if segment.arithmetic.kernels != DENSE_KERNELS:
@@ -279,9 +279,9 @@ def _retrain(lab: Lab, task: Task, trajectory: str, step: int, sources: StoredTr
     for digest in dict.fromkeys([*blobs, *segment.blobs()]):
         if made_by := sources.find_producer(digest, task):
             made = _retrain(lab, task, *made_by, sources, measure=False)
-            what = next(name for name, one in _output_digests(sources.record(*made_by)).items() if one == digest)
+            what = next(name for name, one in _output_digests(sources.read_record(*made_by)).items() if one == digest)
             again[digest] = _output_digests(made.record)[what]
-        elif (data := sources.blob(digest)) is not None:
+        elif (data := sources.read_blob(digest)) is not None:
             lab.store.put_bytes(data)  # a mask, or weights that no training produced
         else:
             raise StoreError(f"the weights {digest[:12]}… are neither in the store nor of a training that it tells of")
