@@ -12,7 +12,7 @@ import pytest
 
 import ticketry as tk
 from cli.calling import call, printed
-from ticketry.cli import COMMANDS, NAMING
+from ticketry.cli import COMMANDS, NEED_ARGUMENT
 from ticketry.cli.search import read_arguments
 from ticketry.experiments.run_file import read_run_file
 
@@ -166,7 +166,7 @@ def test_help(command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     assert f"ticketry {command}" in out
     assert "example" in out
     assert len(out.splitlines()) <= 60 or command not in ("verify", "stability", "bench")
-    if command in NAMING:
+    if command in NEED_ARGUMENT:
         code, out, _ = call(capsys, command)
         assert (code, f"ticketry {command}" in out) == (2, True)
 

@@ -23,7 +23,9 @@ from ticketry.files import reason_of
 from ticketry.lab.process import handle_signals, print_error_line, signal_name
 from ticketry.version import __version__
 
-NAMING = frozenset(("verify", "stability", "structure", "compile", "export", "bench", "cost", "reproduce", "speedup"))
+NEED_ARGUMENT = frozenset(
+    ("verify", "stability", "structure", "compile", "export", "bench", "cost", "reproduce", "speedup")
+)
 """Commands that require a positional argument."""
 COMMANDS = {
     "demo": ("search:demo", "a whole search on 1,797 handwritten digits, with its verdict, in a minute or two"),
@@ -146,7 +148,7 @@ def _dispatch(words: list[str]) -> int:
         return 2
     module, _, function = COMMANDS[words[0]][0].partition(":")
     command = getattr(importlib.import_module(f"{__name__}.{module}"), function or "main")
-    code: int = command(words[1:]) if words[1:] or words[0] not in NAMING else _show_usage(command)
+    code: int = command(words[1:]) if words[1:] or words[0] not in NEED_ARGUMENT else _show_usage(command)
     if opening := sys.modules.get("ticketry.lab.store.store"):  # torch is not imported for it
         opening.publish_opened_stores()
     return code

@@ -104,8 +104,8 @@ def read_arguments(
         raise UsageError(f"name a search method: ticketry {command} {'|'.join(methods())} …")
     chosen = method(name)
     check_named_settings(chosen, given)
-    if _HOW_FAR & given and "settings" in tables:
-        tables["settings"] = {name: one for name, one in tables["settings"].items() if name not in _HOW_FAR}
+    if _END_SETTINGS & given and "settings" in tables:
+        tables["settings"] = {name: one for name, one in tables["settings"].items() if name not in _END_SETTINGS}
     about = description or f"{chosen.title}."
     if not description and HELP_ALL in rest:
         about += f"\n\n{chosen.description}"
@@ -127,7 +127,7 @@ def read_arguments(
     return chosen, parse(kind, rest, prog=prog, description=about, default=default)
 
 
-_HOW_FAR = frozenset(("levels", "density", "sparsity", "densities", "flops", "time", "bytes"))
+_END_SETTINGS = frozenset(("levels", "density", "sparsity", "densities", "flops", "time", "bytes"))
 """Settings that say when a search ends: one of them on the command line replaces all of them in a run file."""
 
 

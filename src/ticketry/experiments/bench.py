@@ -30,7 +30,7 @@ from ticketry.errors import BudgetWarning, LayerCollapseError, MaskError, Struct
 from ticketry.experiments.decoding import decode_settings
 from ticketry.experiments.options import BenchOptions, ModelOptions, SpeedupOptions, ticket_path
 from ticketry.experiments.record_files import current_time, normalise_record, run_name_of
-from ticketry.experiments.ticket_model import EXAMPLES, TicketModel, compile_source, load_source
+from ticketry.experiments.ticket_model import EXAMPLE_BATCH, TicketModel, compile_source, load_source
 from ticketry.files import file_digest, list_matching
 from ticketry.lab.lab import Lab
 from ticketry.lab.retrain import retraining
@@ -166,7 +166,7 @@ def execute_bench(
         structure="channel-wise" if small is not None else "unstructured or group-wise",
         compile_seconds=seconds,
         weight_bytes=fast.weight_bytes,
-        table_batches=tuple(sorted({EXAMPLES, *options.batch})),
+        table_batches=tuple(sorted({EXAMPLE_BATCH, *options.batch})),
         dense_bytes=sum(value.nbytes for value in source.model.parameters()),
         comparisons=tuple(found),
         layers_batch=options.batch[-1],

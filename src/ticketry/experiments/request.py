@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from ticketry.lab.lab import Lab
     from ticketry.lab.store.paths import Paths
 
-LATER = {
+LATER_SETTINGS = {
     "keep_at_least": 0,
     "when": "end",
     "budget": "",
@@ -251,7 +251,7 @@ class SearchRequest:
             if hasattr(self.settings, "values_for_run_name")
             else asdict(self.settings)
         )
-        settings = {name: value for name, value in values.items() if (name, value) not in LATER.items()}
+        settings = {name: value for name, value in values.items() if (name, value) not in LATER_SETTINGS.items()}
         chosen = {"arithmetic": dict(self.arithmetic)} if self.arithmetic else {}
         return self.describe() | {"settings": settings} | chosen
 

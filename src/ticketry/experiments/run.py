@@ -407,7 +407,7 @@ def run_search(
     return Run(request, record, options, done, command, tuple(lab.dashboards.describe_locations()))
 
 
-SHARES = ("time", "multiplications")
+RELATIVE_COSTS = ("time", "multiplications")
 """Fields of `RunTicket` that are costs relative to the dense network."""
 
 
@@ -464,7 +464,7 @@ class RunTicket:
         return Ticket.load(fspath(self))
 
 
-MET = 1.02
+BUDGET_FACTOR = 1.02
 """A ticket meets a budget if its cost is at most this multiple of the budget."""
 
 
@@ -474,10 +474,10 @@ def tickets_within(
     """Return the tickets whose cost is at most the fraction `asked` of a base cost.
 
     Args:
-        what: which cost: one of `SHARES`.
+        what: which cost: one of `RELATIVE_COSTS`.
         base: the base cost, relative to the dense network.
     """
-    limit = MET * parse_share(asked) * base
+    limit = BUDGET_FACTOR * parse_share(asked) * base
     known = {one: share for one in tickets if (share := getattr(one, what)) is not None}
     found = tuple(one for one, share in known.items() if share <= limit)
     if not found:
@@ -528,7 +528,7 @@ def tickets_to_json(
             "budget": upgrade_settings(settings).get("equal_cost", ""),
             "cost": as_json(point.phases) if point.phases else None,
             "relative_cost": relative.get((point.replicate, point.level)),
-            **{name: share for name in SHARES if (share := getattr(one, name)) is not None},
+            **{name: share for name in RELATIVE_COSTS if (share := getattr(one, name)) is not None},
             **({"structure": _structure_to_json(point.structure)} if point.structure else {}),
         }
         for point, one in zip(points, tickets, strict=True)

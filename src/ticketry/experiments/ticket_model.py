@@ -39,7 +39,7 @@ from ticketry_engine.example_inputs import at_batch, difference
 
 WEIGHTS = ("trained", "start")
 
-EXAMPLES = 2
+EXAMPLE_BATCH = 2
 """Batch size of the example inputs for compilation."""
 
 
@@ -106,7 +106,7 @@ def load_ticket_model(
     if told and (why := task.unfit(told.key)):  # a file may have changed since, too
         raise TicketError(f"{path} does not fit the task {task.name}: {why}")
     model = ticket.apply(task.build(), weights).eval().requires_grad_(False)
-    return TicketModel(path, ticket, task, model, task.example(EXAMPLES, data), weights)
+    return TicketModel(path, ticket, task, model, task.example(EXAMPLE_BATCH, data), weights)
 
 
 def model_name(task: Task, model: nn.Module) -> str:

@@ -63,7 +63,7 @@ from ticketry.tasks.file_requests import refusal
 from ticketry.tasks.recipe import recipe_from
 from ticketry.tasks.task import Task
 
-CLOSE = 0.1
+DENSITY_TOLERANCE = 0.1
 """Largest relative difference between a requested density and the density of tickets."""
 
 
@@ -306,7 +306,7 @@ def nearest_level(record: RunRecord, asked: float | str) -> int:
     density = check_density(asked)
     tickets = [one for one in record.points if one.role == TICKET]
     nearest = min(tickets, key=lambda one: abs(one.density - density), default=None)
-    if nearest is None or abs(nearest.density - density) > CLOSE * density:
+    if nearest is None or abs(nearest.density - density) > DENSITY_TOLERANCE * density:
         raise UsageError(
             f"the run {record.name} has no tickets of density {density:g}; there are {_list_densities(record)}"
         )

@@ -155,7 +155,7 @@ def _have_rewind_setting(runs: Sequence[Results]) -> bool:
     return all("rewind" in results.run.settings for results in runs)
 
 
-_PLACES = {"profile"}
+_PATH_SETTINGS = {"profile"}
 """Settings that are paths of files; labels omit them, since files at two paths may have the same content."""
 
 
@@ -168,7 +168,9 @@ def _method_labels(runs: Sequence[Results]) -> Iterator[str]:
     for results in runs:
         settings = results.run.effective_settings
         alike = [other.run.effective_settings for other in runs if other.run.known_as == results.run.known_as]
-        own = [name for name in settings if name not in _PLACES and _distinguishes_run(name, settings[name], alike)]
+        own = [
+            name for name in settings if name not in _PATH_SETTINGS and _distinguishes_run(name, settings[name], alike)
+        ]
         own.sort(key=lambda name: name != "score")
         yield ", ".join([results.run.known_as, *(_setting_text(name, settings[name]) for name in own)])
 

@@ -343,7 +343,7 @@ class TimeEstimator:
         return self._pace[key]
 
 
-_WARM, _FIRST, _MOST = 3, 100, 1000
+_WARM_STEPS, _REMOTE_STEPS, _MOST_STEPS = 3, 100, 1000
 """Number of steps before the timing; of timed steps on other machines; and largest number of timed steps."""
 _LONG_ENOUGH = 1.0
 """Seconds of timed steps after which the timing ends."""
@@ -359,7 +359,7 @@ def measure_pace(lab: Lab, whole: Sequence[Segment]) -> Pace:
     store: they train the first steps in the lab's store, and the search continues from there.
     """
     if lab.on not in (PROCESSES, IN_PROCESS):
-        first = [one.until(min(_FIRST, one.last)) for one in whole]
+        first = [one.until(min(_REMOTE_STEPS, one.last)) for one in whole]
         done = lab.train_many(first, labels=["to measure a step"] * len(first), measure=False)
         return Pace(fmean(one.train_seconds / one.segment.last for one in done))
     with tempfile.TemporaryDirectory(prefix="ticketry-pace-") as folder:
@@ -370,9 +370,9 @@ def measure_pace(lab: Lab, whole: Sequence[Segment]) -> Pace:
             return fmean(one.train_seconds for one in done), fmean(one.other_seconds for one in done)
 
         last = whole[0].last
-        at = min(_WARM, last - 1)
+        at = min(_WARM_STEPS, last - 1)
         (took, beside), count = train(at), max(at, 1)  # also starts processes and reads the data
-        while at < min(last, _MOST) and (at <= _WARM or took < _LONG_ENOUGH):
+        while at < min(last, _MOST_STEPS) and (at <= _WARM_STEPS or took < _LONG_ENOUGH):
             then = min(at + max(4, at), last)
             (took, beside), count, at = train(then), then - at, then
     sizes = lab.sizes(whole[0].task)

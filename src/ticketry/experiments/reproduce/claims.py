@@ -27,10 +27,10 @@ from ticketry.records.run import RunRecord
 from ticketry.report.tables.results import summarise
 
 Found = Literal["confirmed", "refuted", "undecided"]
-_OF_COSTS = {"steps": 1.0, "flops": 1.0, "memory": 1.0}
+_COST_RESOLUTIONS = {"steps": 1.0, "flops": 1.0, "memory": 1.0}
 """Resolution of costs that are counted: with it, a difference that is equal in all replicates can decide a claim."""
 _DENSITY_STEP = 1e-6
-_WORDS: dict[str, Found] = {"yes": "confirmed", "no": "refuted", "undecided": "undecided"}
+_OUTCOMES: dict[str, Found] = {"yes": "confirmed", "no": "refuted", "undecided": "undecided"}
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Decision:
 
     @property
     def found(self) -> Found:
-        return "undecided" if self.verdict is None else _WORDS[self.verdict.as_good_as_dense]
+        return "undecided" if self.verdict is None else _OUTCOMES[self.verdict.as_good_as_dense]
 
     @property
     def n(self) -> int:
@@ -74,7 +74,7 @@ class Decision:
             if made.dense.low is not None and made.dense.high is not None:
                 interval = (made.dense.low + shift, made.dense.high + shift)
         return campaign_record.Claim(
-            **{name: getattr(claim, name) for name in _SAME},
+            **{name: getattr(claim, name) for name in _SHARED_FIELDS},
             a=_side_record(claim, claim.a, self.a[: self.n]),
             b=_side_record(claim, claim.b, self.b[: self.n]),
             found=self.found,
@@ -99,7 +99,7 @@ def _side_record(claim: Hypothesis, side: Side, values: tuple[float, ...]) -> ca
     return campaign_record.Side(side.run, side.role, values, side.level if by_level else None)
 
 
-_SAME = [one.name for one in dataclasses.fields(Hypothesis) if one.name not in ("a", "b", "plan")]
+_SHARED_FIELDS = [one.name for one in dataclasses.fields(Hypothesis) if one.name not in ("a", "b", "plan")]
 
 
 def decide(
@@ -189,7 +189,7 @@ def _metric_resolution(claim: Hypothesis, resolution: Mapping[str, float | None]
     if claim.metric in STABILITY and claim.metric != "barrier":
         return None
     if claim.metric in COSTS:
-        return _OF_COSTS.get(claim.metric)
+        return _COST_RESOLUTIONS.get(claim.metric)
     return _DENSITY_STEP if claim.metric == DENSITY else resolution.get(claim.runs[0])
 
 
