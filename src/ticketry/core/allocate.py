@@ -177,7 +177,11 @@ def _allocate_ranked(
     counts = shares(available, kept)
     together = [name for name in tensors if name not in counts]
     lowest = not counts  # shares are rounded, so a slightly lower density may suffice by chance
-    chosen = _select_jointly(ranking, together, kept - sum(counts.values()))
+    chosen = {}
+    threshold = ranking.find_threshold(together, kept - sum(counts.values()))
+    for name in together:
+        chosen[name], taken = ranking.select_above(name, threshold)
+        threshold = replace(threshold, at_key=threshold.at_key - taken)
     counts |= {name: int(each.sum()) for name, each in chosen.items()}
     filled = {name: counts[name] for name, tensor in tensors.items() if tensor.numel()}
     if not least and not all(filled.values()):
@@ -190,16 +194,6 @@ def _allocate_ranked(
     for name in tensors.keys() - filled.keys():
         chosen[name] = torch.zeros(tensors[name].shape, dtype=torch.bool)
     return Mask({name: chosen[name] for name in tensors}, copy=False)
-
-
-def _select_jointly(ranking: Ranking, names: list[str], count: int) -> dict[str, Tensor]:
-    """Mark the `count` highest elements of the tensors `names` together; return a bool tensor for each name."""
-    chosen = {}
-    threshold = ranking.find_threshold(names, count)
-    for name in names:
-        chosen[name], taken = ranking.select_above(name, threshold)
-        threshold = replace(threshold, at_key=threshold.at_key - taken)
-    return chosen
 
 
 def allocate_for_gates(scores: Mapping[str, Tensor], density: float, *, collapse: str, **more: Any) -> Mask:
@@ -271,14 +265,10 @@ def count_weights_per_layer(
     elif distribution == "uniform":
         weights = {name: Fraction(scores[name].numel()) for name in rest}
     else:
-        weights = {name: Fraction(_erk_proportion(tuple(scores[name].shape))) for name in rest}
+        # Density is proportional to sum / prod, so the number of weights is proportional to the sum. Vectors (biases,
+        # norms) and scalars have sum = prod: they stay dense as long as the total allows.
+        weights = {name: Fraction(max(sum(scores[name].shape), 1) if scores[name].numel() else 0) for name in rest}
     return fixed | apportion(kept - sum(fixed.values()), weights, rest)
-
-
-def _erk_proportion(shape: tuple[int, ...]) -> int:
-    # Density is proportional to sum / prod, so the number of weights is proportional to the sum. Vectors (biases,
-    # norms) and scalars have sum = prod: they stay dense as long as the total allows.
-    return max(sum(shape), 1) if prod(shape) else 0
 
 
 def _count_half_rate_weights(available: Mapping[str, int], kept: int, half_rate: tuple[str, ...]) -> dict[str, int]:

@@ -13,7 +13,7 @@ numbers, which works for any parametrisation.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,12 +88,6 @@ class ComputedWeight:
             if weight.shape != original.shape or weight[removed].any() or not weight.any():
                 return False
         return True
-
-    @torch.no_grad()
-    def non_finite_rows(self, replaced: Mapping[int, Tensor]) -> list[int]:
-        """Return the indices of the rows (first dimension) of `value(replaced)` with infinite or NaN elements."""
-        weight = self.value(replaced)
-        return (~weight.isfinite().reshape(len(weight), -1).all(1)).nonzero().flatten().tolist()
 
     @torch.no_grad()
     def is_zero_where_removed(self, removed: Mapping[int, Tensor]) -> bool:
@@ -254,7 +248,8 @@ def _source_parameters(module: nn.Module, local: str, sources: Mapping[str, tupl
 def _find_custom_hook_weight(module: nn.Module) -> Iterator[ComputedWeight]:
     """Yield the computed weight of a layer that has custom forward pre-hooks and no parameter called weight."""
     layer = isinstance(module, (nn.Linear, _ConvNd, nn.Embedding, nn.Bilinear)) and "weight" not in module._parameters
-    hooks = tuple(hook for key, hook in module._forward_pre_hooks.items() if key not in _keyword_hook_ids(module))
+    with_keywords = getattr(module, "_forward_pre_hooks_with_kwargs", ())  # hooks that cannot run outside of a call
+    hooks = tuple(hook for key, hook in module._forward_pre_hooks.items() if key not in with_keywords)
     if not layer or not hooks or parametrize.is_parametrized(module, "weight"):
         return
     originals = tuple(one for name, one in module._parameters.items() if one is not None and name != "bias")
@@ -269,11 +264,6 @@ def _find_custom_hook_weight(module: nn.Module) -> Iterator[ComputedWeight]:
             " (torch.nn.utils.parametrize.register_parametrization)"
         ) from error
     yield computed
-
-
-def _keyword_hook_ids(module: nn.Module) -> Collection[int]:
-    """Return the ids of hooks that need the keyword arguments of a call, and so cannot run outside of a call."""
-    return tuple(getattr(module, "_forward_pre_hooks_with_kwargs", ()))
 
 
 def effective_weights(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
@@ -326,7 +316,9 @@ def check_computed_finite(model: nn.Module, parameters: Iterable[Tensor], produc
 
 
 def _check_finite(computed: ComputedWeight, replaced: Mapping[int, Tensor], what: str) -> None:
-    rows = computed.non_finite_rows(replaced)
+    with torch.no_grad():
+        weight = computed.value(replaced)
+        rows = (~weight.isfinite().reshape(len(weight), -1).all(1)).nonzero().flatten().tolist()
     if rows:
         shown = ", ".join(map(str, rows[:_SHOWN])) + (", …" if len(rows) > _SHOWN else "")
         raise MaskError(

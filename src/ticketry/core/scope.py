@@ -161,11 +161,12 @@ def scope(
             f"no parameter of {type(model).__name__} is in scope: it has {len(owners)} parameters, none of them the"
             f" weight of a linear, convolution, recurrent or attention layer; {_advise_empty_scope(model)}"
         )
-    if wrong := [name for name in shapes if not _is_real_or_complex(owners[name].parameter)]:
-        raise ScopeError(
-            f"{wrong[0]!r} of {type(model).__name__} holds {owners[wrong[0]].parameter.dtype}, as quantised weights do,"
-            " which cannot be pruned: prune before the model is quantised, or leave it out with spare="
-        )
+    for name in shapes:
+        if not (owners[name].parameter.is_floating_point() or owners[name].parameter.is_complex()):
+            raise ScopeError(
+                f"{name!r} of {type(model).__name__} holds {owners[name].parameter.dtype}, as quantised weights do,"
+                " which cannot be pruned: prune before the model is quantised, or leave it out with spare="
+            )
     _warn_of_experts(model, owners, shapes, spared)
     return Scope(shapes, sum(owner.parameter.numel() for owner in owners.values()))
 
@@ -346,10 +347,6 @@ def is_transposed_linear(module: nn.Module) -> bool:
         return False
     weight = module._parameters.get("weight")
     return weight is None or tuple(weight.shape[1:]) == (outputs,)
-
-
-def _is_real_or_complex(parameter: nn.Parameter) -> bool:
-    return parameter.is_floating_point() or parameter.is_complex()
 
 
 class _ParameterLocation(NamedTuple):

@@ -208,7 +208,9 @@ class Ranking:
         return self._search_threshold(names, count)
 
     def _search_threshold(self, names: Sequence[str], count: int) -> Threshold:
-        if self._are_small_enough_to_sort(names):
+        numbers = [self._numbers[name] for name in names]
+        # Sorting is faster than histograms for few numbers.
+        if sum(each.numel() for each in numbers) <= _CHUNK and not any(map(is_sharded, numbers)):
             keys = torch.cat([keys.cpu() for name in names for keys in self._order_keys(name)])
             ranked = keys[keys != _UNRANKED]
             key = int(ranked.kthvalue(len(ranked) - count + 1).values)
@@ -222,11 +224,6 @@ class Ranking:
             above = place - _BINS // 2 if above is None else above << _DIGIT | place
         assert above is not None
         return Threshold(above, count)
-
-    def _are_small_enough_to_sort(self, names: Sequence[str]) -> bool:
-        """Return whether to sort the tensors directly: faster than histograms if they are small and not sharded."""
-        numbers = [self._numbers[name] for name in names]
-        return sum(each.numel() for each in numbers) <= _CHUNK and not any(map(is_sharded, numbers))
 
     def select_above(self, name: str, threshold: Threshold) -> tuple[Tensor, int]:
         """Return the mask (bool, unsharded, on the CPU) of retained elements, and how many equal the threshold."""

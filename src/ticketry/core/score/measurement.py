@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -55,19 +55,13 @@ def prepare_for_measurement(
     with ExitStack() as stack:
         stack.enter_context(seeded_random_state(seed, model))
         stack.enter_context(compilation_disabled(model))
-        stack.enter_context(_without_gradient_exchange(model))
+        if isinstance(model, nn.parallel.DistributedDataParallel):  # no gradient exchange: `backward` is never called
+            stack.enter_context(model.no_sync())
         stack.enter_context(_set_norm_modes(model, norms))
         stack.enter_context(_restore_buffers(model))
         stack.enter_context(temporarily_pruned(at, parameters))
         stack.enter_context(_require_all_gradients(parameters))
         yield parameters
-
-
-@contextmanager
-def _without_gradient_exchange(model: nn.Module) -> Iterator[None]:
-    """Within the block, disable DistributedDataParallel's gradient exchange, since `backward` is never called."""
-    with model.no_sync() if isinstance(model, nn.parallel.DistributedDataParallel) else nullcontext():
-        yield
 
 
 @contextmanager
@@ -144,15 +138,11 @@ def _restore_buffers(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         for module, name, buffer, value in before:
-            _restore_buffer(buffer, value)
+            # Only changed buffers are written: expanded views cannot be written to.
+            if buffer is not None and value is not None and not torch.equal(buffer, value):
+                with torch.no_grad():
+                    buffer.copy_(value)
             module._buffers[name] = buffer
-
-
-@torch.no_grad()
-def _restore_buffer(buffer: Tensor | None, value: Tensor | None) -> None:
-    # Only changed buffers are written: expanded views cannot be written to.
-    if buffer is not None and value is not None and not torch.equal(buffer, value):
-        buffer.copy_(value)
 
 
 def require_data(score: str, batches: Iterable[object] | None, loss: Loss | None) -> tuple[Iterable[object], Loss]:
@@ -203,7 +193,7 @@ def average_gradients(
             gradient = found[name]
             # Promote first: squares of float16 gradients underflow.
             gradient = torch.zeros_like(weight) if gradient is None else gradient
-            value = transform(gradient.to(_promote_dtype(gradient.dtype)))
+            value = transform(gradient.to(torch.promote_types(gradient.dtype, torch.float32)))
             total[name] = total[name].add_(value) if name in total else value.clone()
     if not count:
         raise no_batch_error()
@@ -243,9 +233,11 @@ def hessian_gradient_product(
         at: a mask; for weights that it removes, g is set to 0.
         gradient: the vector to multiply H by: g if it is already known, or another vector; by default, g is computed.
     """
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
     kept = list(batches)
     try:
-        with _use_math_attention():
+        with sdpa_kernel(SDPBackend.MATH):  # fused kernels of attention have no second derivative
             fixed = average_gradients(model, weights, kept, loss) if gradient is None else gradient
             if at is not None:
                 fixed = {name: value * at[name].to(value.device) for name, value in fixed.items()}
@@ -319,20 +311,7 @@ def _compute_gradients(
     return dict(zip(weights, dense, strict=True))
 
 
-def _promote_dtype(dtype: torch.dtype) -> torch.dtype:
-    return torch.promote_types(dtype, torch.float32)
-
-
 # -- operations without a second derivative ----------------------------------------------------------------------------
-
-
-@contextmanager
-def _use_math_attention() -> Iterator[None]:
-    """Within the block, compute attention by its plain formula; fused kernels have no second derivative."""
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-
-    with sdpa_kernel(SDPBackend.MATH):
-        yield
 
 
 @contextmanager

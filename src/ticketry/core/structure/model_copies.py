@@ -144,10 +144,11 @@ def run_model(model: nn.Module, arguments: Arguments) -> list[Tensor]:
     except StructureError:
         raise
     except Exception as error:  # a user's model may fail in any way
+        where = find_failing_module(model, error)
         raise StructureError(
             f"{type(model).__name__} does not run on the example inputs in"
             f" {'training' if model.training else 'evaluation'} mode: {type(error).__name__}: {first_line(error)}"
-            f"{describe_failing_module(model, error)}; give a tensor, a tuple or a dictionary of its arguments, two"
+            f"{where and f' (in {where})'}; give a tensor, a tuple or a dictionary of its arguments, two"
             " examples or more"
         ) from error
     found = list(_iterate_tensors(outputs, set()))
@@ -169,11 +170,6 @@ def _iterate_tensors(outputs: object, seen: set[int]) -> Iterator[Tensor]:
 
 def first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [""])[0]
-
-
-def describe_failing_module(model: nn.Module, error: BaseException) -> str:
-    name = find_failing_module(model, error)
-    return f" (in {name})" if name else ""
 
 
 def find_failing_module(model: nn.Module, error: BaseException) -> str:
@@ -402,22 +398,14 @@ class _ConstantDrawsMode(EagerMode):  # type: ignore[no-untyped-call]
         return steady(*args, **named)
 
 
-def _make_constant_function(value: float) -> Callable[..., Tensor]:
-    return lambda size, **named: torch.full(size, value, **named)
-
-
-def _make_constant_like_function(value: float) -> Callable[..., Tensor]:
-    return lambda other, **named: torch.full_like(other, value, **named)
-
-
 _CONSTANT_DRAWS: dict[str, Callable[..., Any]] = {
     "bernoulli": lambda share, *_, **__: torch.ones_like(share),
     "bernoulli_": lambda tensor, *_, **__: tensor.fill_(1),
     "native_dropout": lambda tensor, *_: (tensor.clone(), torch.ones_like(tensor, dtype=torch.bool)),
-    "rand": _make_constant_function(0.5),
-    "randn": _make_constant_function(0.0),
-    "rand_like": _make_constant_like_function(0.5),
-    "randn_like": _make_constant_like_function(0.0),
+    "rand": lambda size, **named: torch.full(size, 0.5, **named),
+    "randn": lambda size, **named: torch.zeros(size, **named),
+    "rand_like": lambda other, **named: torch.full_like(other, 0.5, **named),
+    "randn_like": lambda other, **named: torch.zeros_like(other, **named),
     "uniform_": lambda tensor, low=0.0, high=1.0: tensor.fill_((low + high) / 2),
     "normal_": lambda tensor, mean=0.0, std=1.0: tensor.fill_(mean),
     "exponential_": lambda tensor, rate=1.0: tensor.fill_(1 / rate),

@@ -257,9 +257,18 @@ def cut_model_tensors(model: nn.Module, plan: ShrinkPlan) -> dict[int, Tensor]:
     first_name: dict[int, str] = {}
     for name, tensor in places:
         first_name.setdefault(id(tensor), name)
-    return {
-        id(tensors[name]): _cut_tensor(plan, name, tensors[name]) for name in first_name.values() if name in plan.kept
-    }
+    found = {}
+    for name in first_name.values():
+        if name in plan.kept:
+            whole, part = tensors[name], plan.cut(name, tensors[name].detach())
+            if (
+                whole.dim() == 4
+                and whole.is_contiguous(memory_format=torch.channels_last)
+                and not whole.is_contiguous()
+            ):
+                part = part.contiguous(memory_format=torch.channels_last)
+            found[id(whole)] = part
+    return found
 
 
 def set_module_sizes(small: nn.Module, plan: ShrinkPlan) -> nn.Module:
@@ -309,13 +318,6 @@ def _iterate_named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 def normal_module_name(name: str) -> str:
     """Return the name of a module without the prefixes that wrappers such as `torch.compile` add."""
     return normal_name(f"{name}.weight")[: -len(".weight")] if name else ""
-
-
-def _cut_tensor(plan: ShrinkPlan, name: str, tensor: Tensor) -> Tensor:
-    part = plan.cut(name, tensor.detach())
-    if tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous():
-        part = part.contiguous(memory_format=torch.channels_last)
-    return part
 
 
 Flags = NDArray[np.bool_]

@@ -165,12 +165,12 @@ class _Trial:
     @cached_property
     def half_channels(self) -> dict[int, Flags]:
         """Index of each prunable group -> flags that mark a random half of the group's channels."""
-        draw = np.random.default_rng(0)
-        return {
-            position: _flag_random_half(group.size, draw)
-            for position, group in enumerate(self.structure.groups)
-            if group.prunable
-        }
+        draw, found = np.random.default_rng(0), {}
+        for position, group in enumerate(self.structure.groups):
+            if group.prunable:
+                found[position] = np.zeros(group.size, dtype=bool)
+                found[position][draw.permutation(group.size)[: max(group.size // 2, 1)]] = True
+        return found
 
     @cached_property
     def copies(self) -> PartialCopies:
@@ -311,12 +311,6 @@ class _Trial:
         cut = {id(self.sizes.tensors[name]): plan.cut(name, self.sizes.tensors[name].detach()) for name in plan.kept}
         counting = [module for name, module in self.sizes.modules if normal_module_name(name) in plan.attributes]
         return set_module_sizes(self.copies.copy(cut, counting), plan)
-
-
-def _flag_random_half(size: int, draw: np.random.Generator) -> Flags:
-    flags = np.zeros(size, dtype=bool)
-    flags[draw.permutation(size)[: max(size // 2, 1)]] = True
-    return flags
 
 
 def build_smaller(model_copy: nn.Module, plan: ShrinkPlan) -> nn.Module:

@@ -398,7 +398,7 @@ class Call:
 
     @cached_property
     def tensors(self) -> list[Tensor]:
-        return _collect_tensors([*self.args, *self.kwargs.values()])
+        return list_tensors(*self.args, *self.kwargs.values())
 
     @property
     def writes(self) -> bool:
@@ -409,11 +409,7 @@ class Call:
 Rule = Callable[[Trace, Call], Any]
 
 
-def list_tensors(result: Any) -> list[Tensor]:
-    return _collect_tensors([result])
-
-
-def _collect_tensors(values: Iterable[Any]) -> list[Tensor]:
+def list_tensors(*values: Any) -> list[Tensor]:
     """Return all tensors among `values`, including tensors in lists and tuples."""
     found: list[Tensor] = []
     for value in values:

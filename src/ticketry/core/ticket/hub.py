@@ -136,18 +136,16 @@ def _explain_hub_error(error: Exception, what: str) -> TicketError:
         advice = "the token does not allow it: log in (hf auth login) or give token= of a user who may"
     elif status is not None:
         advice = f"the hub answered {status}: {first}"
-    elif isinstance(error, (errors.LocalEntryNotFoundError, ConnectionError)) or _is_transport_error(error):
+    # By name, because versions of the hub's client use different HTTP libraries.
+    elif isinstance(error, (errors.LocalEntryNotFoundError, ConnectionError)) or "TransportError" in (
+        kind.__name__ for kind in type(error).__mro__
+    ):
         advice = "the hub cannot be reached: check the network, the endpoint and HF_HUB_OFFLINE, and try again"
     elif isinstance(error, errors.HFValidationError):
         advice = f"{first}: a repository is called user/name"
     else:
         advice = f"{first} ({type(error).__name__})"
     return TicketError(f"{what}: {advice}")
-
-
-def _is_transport_error(error: Exception) -> bool:
-    # By name, because versions of the hub's client use different HTTP libraries.
-    return any(kind.__name__ == "TransportError" for kind in type(error).__mro__)
 
 
 def describe(mask: Mask, info: Mapping[str, Any], trained: bool) -> str:

@@ -148,19 +148,12 @@ def _have_same_bits(one: Tensor, other: Tensor) -> bool:
     if is_sharded(one) != is_sharded(other):
         return False
     if is_sharded(one) and is_sharded(other):
-        return (
-            one.device_mesh == other.device_mesh
-            and one.placements == other.placements
-            and _are_equal_in_all_processes(one, other)
-        )
+        if one.device_mesh != other.device_mesh or one.placements != other.placements:
+            return False
+        own = local_shard(one)  # all processes compare their shards
+        differ = torch.tensor([not _have_same_bits(own, local_shard(other))], dtype=torch.int64, device=own.device)
+        return not int(sum_over_groups(differ, shard_groups(one)))
     return torch.equal(one.flatten().view(torch.uint8), other.flatten().view(torch.uint8))
-
-
-def _are_equal_in_all_processes(one: Tensor, other: Tensor) -> bool:
-    """Return whether two tensors that are sharded alike are equal; all processes must call this."""
-    own = local_shard(one)
-    differ = torch.tensor([not _have_same_bits(own, local_shard(other))], dtype=torch.int64, device=own.device)
-    return not int(sum_over_groups(differ, shard_groups(one)))
 
 
 def match_state_to_model(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
