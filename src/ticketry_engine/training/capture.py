@@ -9,6 +9,8 @@ import operator
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
+from inspect import signature
 from math import prod
 from typing import Any
 
@@ -18,6 +20,7 @@ from torch.nn import functional as F
 
 from ticketry_engine.ir import Node
 from ticketry_engine.ir import node as native_node
+from ticketry_engine.kernels.activations import SLOPES
 from ticketry_engine.kernels.bfloat import FLOAT, HALF
 from ticketry_engine.kernels.training.layer import images_of
 from ticketry_engine.kernels.window import Array
@@ -422,43 +425,53 @@ def _pair(value: Any) -> tuple[int, int]:
     return (int(value[0]), int(value[1])) if isinstance(value, (tuple, list)) else (int(value), int(value))
 
 
-def _lower_mean_of_windows(node: fx.Node, x: fx.Node, size: Any, stride: Any, padding: Any, other: bool) -> Node:
+def _lower_avg_pool(
+    node: fx.Node,
+    x: fx.Node,
+    /,
+    kernel_size: Any = None,
+    stride: Any = None,
+    padding: Any = 0,
+    ceil_mode: bool = False,
+    *,
+    divisor_override: int | None = None,
+) -> Node:
     _require_images(x)
-    size = _pair(size)
-    if _pair(stride or size) != size or _pair(padding) != (0, 0) or other:
+    size = _pair(kernel_size)
+    if _pair(stride or size) != size or _pair(padding) != (0, 0) or ceil_mode or divisor_override:
         raise Unsupported("means of overlapping or padded windows")
     return native_node("avg_pool2d", (x.name,), node.name, kernel=size, stride=size)
 
 
-def _lower_max_of_windows(
-    node: fx.Node, x: fx.Node, size: Any, stride: Any, padding: Any, dilation: Any, ceil: bool
+def _lower_max_pool(
+    node: fx.Node,
+    x: fx.Node,
+    /,
+    kernel_size: Any = None,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
 ) -> Node:
+    if return_indices:
+        raise Unsupported("positions of the largest values")
     _require_images(x)
     if _pair(dilation) != (1, 1):
         raise Unsupported("dilated windows")
-    window: dict[str, Any] = {"kernel": _pair(size), "stride": _pair(stride or size), "padding": _pair(padding)}
-    return native_node("max_pool2d", (x.name,), node.name, **window, ceil=bool(ceil))
+    size, stride, padding = _pair(kernel_size), _pair(stride or kernel_size), _pair(padding)
+    window: dict[str, Any] = {"kernel": size, "stride": stride, "padding": padding, "ceil": bool(ceil_mode)}
+    return native_node("max_pool2d", (x.name,), node.name, **window)
 
 
-def _lower_max_pool(node: fx.Node, x: fx.Node, m: nn.MaxPool2d) -> Node:
-    if m.return_indices:
-        raise Unsupported("positions of the largest values")
-    return _lower_max_of_windows(node, x, m.kernel_size, m.stride, m.padding, m.dilation, m.ceil_mode)
-
-
-def _lower_avg_pool(node: fx.Node, x: fx.Node, m: nn.AvgPool2d) -> Node:
-    return _lower_mean_of_windows(node, x, m.kernel_size, m.stride, m.padding, bool(m.ceil_mode or m.divisor_override))
-
-
-def _lower_global_mean(node: fx.Node, x: fx.Node, size: Any) -> Node:
+def _lower_global_mean(node: fx.Node, x: fx.Node, /, output_size: Any = None) -> Node:
     _require_images(x)
-    if size not in (1, (1, 1), [1, 1]):
+    if output_size not in (1, (1, 1), [1, 1]):
         raise Unsupported("an adaptive pooling to more than one pixel")
     return native_node("global_avg_pool", (x.name,), node.name)
 
 
-def _check_flatten(node: fx.Node, x: fx.Node) -> None:
-    """Raise Unsupported unless the node only removes pixel axes of size 1."""
+def _lower_flatten(node: fx.Node, x: fx.Node, /, start_dim: int = 0, end_dim: int = -1) -> None:
     before, after = shape_of(x), shape_of(node)
     if before is None or after is None or len(after) != 2 or tuple(before[2:]) not in ((), (1, 1)):
         raise Unsupported("another shape")
@@ -466,133 +479,62 @@ def _check_flatten(node: fx.Node, x: fx.Node) -> None:
         raise Unsupported("another shape")
 
 
-def _lower_identity(node: fx.Node, x: fx.Node, module: nn.Module) -> None:
+def _lower_identity(node: fx.Node, x: fx.Node, /) -> None:
     return None
 
 
-def _lower_dropout(node: fx.Node, x: fx.Node, module: nn.Dropout) -> None:
-    if module.p:
+def _lower_dropout(node: fx.Node, x: fx.Node, /, p: float) -> None:
+    if p:
         raise Unsupported("dropout")
 
 
-def _lower_activation(act: str) -> Callable[[fx.Node, fx.Node, Any], Node]:
-    return lambda node, x, module: native_node("act", (x.name,), node.name, act=act)
+def _lower_activation(act: str, node: fx.Node, x: fx.Node, /, inplace: bool = False) -> Node:
+    return native_node("act", (x.name,), node.name, act=act)
 
 
-def _lower_gelu(node: fx.Node, x: fx.Node, module: nn.GELU) -> Node:
-    return native_node("act", (x.name,), node.name, act=_GELU[module.approximate])
+def _lower_gelu(node: fx.Node, x: fx.Node, /, approximate: str = "none") -> Node:
+    return _lower_activation({"none": "gelu", "tanh": "gelu_tanh"}[approximate], node, x)
 
 
-_GELU = {"none": "gelu", "tanh": "gelu_tanh"}
-
-_MODULES: dict[type[nn.Module], Callable[[fx.Node, fx.Node, Any], Node | None]] = {
-    nn.Conv2d: _lower_conv,
-    nn.Linear: _lower_linear,
-    nn.BatchNorm2d: _lower_batch_norm,
-    nn.BatchNorm1d: _lower_batch_norm,
-    nn.LayerNorm: _lower_layer_norm,
-    nn.ReLU: _lower_activation("relu"),
-    nn.ReLU6: _lower_activation("relu6"),
-    nn.SiLU: _lower_activation("silu"),
-    nn.GELU: _lower_gelu,
-    nn.Hardswish: _lower_activation("hardswish"),
-    nn.Hardsigmoid: _lower_activation("hardsigmoid"),
-    nn.Sigmoid: _lower_activation("sigmoid"),
-    nn.Tanh: _lower_activation("tanh"),
-    nn.MaxPool2d: _lower_max_pool,
-    nn.AvgPool2d: _lower_avg_pool,
-    nn.AdaptiveAvgPool2d: lambda node, x, module: _lower_global_mean(node, x, module.output_size),
-    nn.Flatten: lambda node, x, module: _check_flatten(node, x),
-    nn.Identity: _lower_identity,
-    nn.Dropout: _lower_dropout,
-}
-
-
-def _named_arguments(node: fx.Node, **defaults: Any) -> dict[str, Any]:
-    """Return the arguments of a call after the first, by name; `defaults` are in the order of the arguments.
-
-    Raises:
-        Unsupported: if the call has an argument that is not in `defaults`.
-    """
-    found = dict(defaults)
-    if len(node.args) - 1 > len(defaults) or set(node.kwargs) - set(defaults):
-        raise Unsupported("unknown arguments")
-    found.update(zip(defaults, node.args[1:], strict=False))
-    found.update(node.kwargs)
-    return found
-
-
-def _first_input(node: fx.Node) -> fx.Node:
-    if not node.args or not isinstance(node.args[0], fx.Node):
-        raise Unsupported("its first argument is not a tensor")
-    return node.args[0]
-
-
-def _lower_function_activation(act: str) -> Callable[[fx.Node], Node]:
-    def lower(node: fx.Node) -> Node:
-        _named_arguments(node, inplace=False)
-        return native_node("act", (_first_input(node).name,), node.name, act=act)
-
-    return lower
-
-
-def _lower_function_gelu(node: fx.Node) -> Node:
-    act = _GELU[_named_arguments(node, approximate="none")["approximate"]]
-    return native_node("act", (_first_input(node).name,), node.name, act=act)
-
-
-def _lower_function_sum(node: fx.Node) -> Node:
-    if len(node.args) != 2 or node.kwargs or not all(isinstance(one, fx.Node) for one in node.args):
+def _lower_sum(node: fx.Node, one: fx.Node, other: Any, /) -> Node:
+    if not isinstance(other, fx.Node):
         raise Unsupported("not a sum of two values")
-    one, other = node.args
-    assert isinstance(one, fx.Node)
-    assert isinstance(other, fx.Node)
     if shape_of(one) is None or shape_of(one) != shape_of(other) or len(shape_of(one) or ()) < 2:
         raise Unsupported("values of different shapes")
     return native_node("add", (one.name, other.name), node.name)
 
 
-def _lower_function_flatten(node: fx.Node) -> None:
-    _check_flatten(node, _first_input(node))
+_ACTIVATIONS = {act: partial(_lower_activation, act) for act in ("relu", *SLOPES) if "gelu" not in act}
 
-
-def _lower_function_global_mean(node: fx.Node) -> Node:
-    return _lower_global_mean(node, _first_input(node), _named_arguments(node, output_size=None)["output_size"])
-
-
-def _lower_function_max_pool(node: fx.Node) -> Node:
-    a = _named_arguments(
-        node, kernel_size=None, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False
-    )
-    if a.pop("return_indices"):
-        raise Unsupported("positions of the largest values")
-    return _lower_max_of_windows(node, _first_input(node), *a.values())
-
-
-def _lower_function_avg_pool(node: fx.Node) -> Node:
-    a = _named_arguments(node, kernel_size=None, stride=None, padding=0, ceil_mode=False)
-    return _lower_mean_of_windows(node, _first_input(node), *a.values())
-
-
-_FUNCTIONS: dict[Any, Callable[[fx.Node], Node | None]] = {
-    **dict.fromkeys((F.relu, torch.relu, "relu"), _lower_function_activation("relu")),
-    F.relu6: _lower_function_activation("relu6"),
-    F.silu: _lower_function_activation("silu"),
-    F.gelu: _lower_function_gelu,
-    F.hardswish: _lower_function_activation("hardswish"),
-    F.hardsigmoid: _lower_function_activation("hardsigmoid"),
-    **dict.fromkeys((F.sigmoid, torch.sigmoid, "sigmoid"), _lower_function_activation("sigmoid")),
-    **dict.fromkeys((F.tanh, torch.tanh, "tanh"), _lower_function_activation("tanh")),
-    operator.add: _lower_function_sum,
-    operator.iadd: _lower_function_sum,
-    torch.add: _lower_function_sum,
-    torch.flatten: _lower_function_flatten,
-    "flatten": _lower_function_flatten,
-    F.adaptive_avg_pool2d: _lower_function_global_mean,
-    F.max_pool2d: _lower_function_max_pool,
-    F.avg_pool2d: _lower_function_avg_pool,
+_MODULES: dict[type[nn.Module], Callable[..., Node | None]] = {
+    nn.Conv2d: _lower_conv,
+    nn.Linear: _lower_linear,
+    nn.BatchNorm2d: _lower_batch_norm,
+    nn.BatchNorm1d: _lower_batch_norm,
+    nn.LayerNorm: _lower_layer_norm,
+    **{kind: _ACTIVATIONS[name.lower()] for name, kind in vars(nn).items() if name.lower() in _ACTIVATIONS},
+    nn.GELU: _lower_gelu,
+    nn.MaxPool2d: _lower_max_pool,
+    nn.AvgPool2d: _lower_avg_pool,
+    nn.AdaptiveAvgPool2d: _lower_global_mean,
+    nn.Flatten: _lower_flatten,
+    nn.Identity: _lower_identity,
+    nn.Dropout: _lower_dropout,
 }
-"""Function, or name of a method -> function that converts a call of it to a node."""
+"""Class of modules -> function that converts a call: arguments are the call, its input, and settings of the module."""
+
+_FUNCTIONS: dict[Any, Callable[..., Node | None]] = {
+    **{getattr(F, act): lower for act, lower in _ACTIVATIONS.items() if hasattr(F, act)},
+    **{getattr(torch, act): lower for act, lower in _ACTIVATIONS.items() if hasattr(torch, act)},
+    **_ACTIVATIONS,
+    F.gelu: _lower_gelu,
+    **dict.fromkeys((operator.add, operator.iadd, torch.add), _lower_sum),
+    **dict.fromkeys((torch.flatten, "flatten"), _lower_flatten),
+    F.adaptive_avg_pool2d: _lower_global_mean,
+    F.max_pool2d: _lower_max_pool,
+    F.avg_pool2d: _lower_avg_pool,
+}
+"""Function, or name of a method -> function that converts a call, whose arguments follow the call."""
 
 
 def kind_of(module: nn.Module) -> type[nn.Module]:
@@ -614,15 +556,23 @@ def lower_module(node: fx.Node, module: nn.Module) -> Node | None:
     lower = _MODULES.get(kind_of(module))
     if lower is None or len(node.all_input_nodes) != 1:
         raise Unsupported(f"no kernels for {type(module).__name__}")
-    return lower(node, node.all_input_nodes[0], module)
+    names = [*signature(lower).parameters][2:]
+    settings = {name: module if name == "module" else getattr(module, name, None) for name in names}
+    return lower(node, node.all_input_nodes[0], **settings)
 
 
 def lower_function(node: fx.Node) -> Node | None:
     """Return the node for a call of a function or method; None, or an error, as for `lower_module`."""
-    function = _FUNCTIONS.get(node.target) if node.op in ("call_function", "call_method") else None
-    if function is None:
+    lower = _FUNCTIONS.get(node.target) if node.op in ("call_function", "call_method") else None
+    if lower is None:
         raise Unsupported("no kernels")
-    return function(node)
+    if not node.args or not isinstance(node.args[0], fx.Node):
+        raise Unsupported("its first argument is not a tensor")
+    try:
+        given = signature(lower).bind(node, *node.args, **node.kwargs)
+    except TypeError:
+        raise Unsupported("unknown arguments") from None
+    return lower(*given.args, **given.kwargs)
 
 
 _DRAWING = re.compile(

@@ -11,7 +11,6 @@ import torch
 
 from ticketry_engine.errors import EngineError
 from ticketry_engine.ir import Node
-from ticketry_engine.kernels.jit import Library
 from ticketry_engine.kernels.training import pools
 from ticketry_engine.kernels.training.by_channel import (
     Activated,
@@ -44,10 +43,8 @@ from ticketry_engine.kernels.window import Array
 from ticketry_engine.training.plan import (
     LAYERS,
     Gradients,
-    PlaneShape,
     RegionPass,
     TrainingPlan,
-    TrainingRegion,
     compute_lifetimes,
     layer_name,
     values_read_in_backward,
@@ -67,23 +64,9 @@ _LABELS = {
 }
 
 
-def plan_region(
-    region: TrainingRegion,
-    shapes: Mapping[str, PlaneShape],
-    kept: Mapping[str, Array],
-    live: int,
-    wanted: frozenset[str],
-    library: Library,
-    threads: int,
-    rows: frozenset[str],
-    item: int,
-) -> TrainingPlan:
-    """Return the complete plan of a region for one batch size.
-
-    Arguments and errors are those of `TrainingPlan`.
-    """
-    plan = TrainingPlan(region, shapes, kept, live, wanted, library, threads, rows, item)
-    plan.label = MOVES
+def emit_region(plan: TrainingPlan) -> None:
+    """Add the operations of all nodes of the plan's region, forward and backward, and link them into a program."""
+    plan.label, region = MOVES, plan.region
     lives = compute_lifetimes(region)
     plan.passing = {name for name, reader in lives.passing.items() if plan.runs_by_block(name, reader.output)}
     for name in region.inputs:
@@ -117,10 +100,9 @@ def plan_region(
     plan.append_waiting("backward")
     plan.label = MOVES
     for name in region.inputs:
-        if name in wanted and name in gradients.of:
+        if name in plan.wanted and name in gradients.of:
             plan.add_move(f"store gradient {name}", gradients.of[name], out=True)
     plan.link()
-    return plan
 
 
 def _layer_label(node: Node) -> str:
@@ -438,10 +420,11 @@ def _windows_overlap(node: Node) -> bool:
 def _emit_pool_forward(node: Node, plan: TrainingPlan) -> None:
     x, y = plan.values[node.inputs[0]], plan.store_value(node.output)
     if _windows_overlap(node):
-        plan.add("forward", [pools.overlapping_forward(x, y, plan.region.window(node))])
-        return
-    size = tuple(node.attrs.get("kernel", plan.shapes[node.inputs[0]][1:]))
-    plan.add("forward", [pools.pool_forward(x, y, size, largest=node.op == "max_pool2d")])
+        op = pools.build_overlapping_op(y, [x, x], plan.region.window(node), backward=False)
+    else:
+        size = tuple(node.attrs.get("kernel", plan.shapes[node.inputs[0]][1:]))
+        op = pools.build_adjacent_op(y, x, x, size, largest=node.op == "max_pool2d", backward=False)
+    plan.add("forward", [op])
 
 
 def _emit_pool_backward(node: Node, plan: TrainingPlan, gradients: Gradients) -> None:
@@ -454,9 +437,10 @@ def _emit_pool_backward(node: Node, plan: TrainingPlan, gradients: Gradients) ->
         if overlap or covered != plan.shapes[name][1:]:
             plan.add_zeroing(dx)
         if overlap:
-            plan.add("backward", [pools.overlapping_backward(dy, dx, x, plan.region.window(node))])
+            op = pools.build_overlapping_op(dy, [dx, x], plan.region.window(node), backward=True)
         else:
-            plan.add("backward", [pools.pool_backward(dy, dx, x, size, largest=node.op == "max_pool2d")])
+            op = pools.build_adjacent_op(dy, dx, x, size, largest=node.op == "max_pool2d", backward=True)
+        plan.add("backward", [op])
         gradients.add_gradient(name, dx)
     plan.release(dy)
 

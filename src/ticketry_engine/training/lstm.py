@@ -8,9 +8,8 @@ and gradients of weights are sums over all blocks.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,7 @@ from torch.nn import functional as F
 
 from ticketry_engine.errors import EngineError
 from ticketry_engine.kernels.jit import Library
-from ticketry_engine.kernels.program import Op, Program, ProgramSession
+from ticketry_engine.kernels.program import Op, Program
 from ticketry_engine.kernels.training.by_channel import (
     GATES,
     LstmGates,
@@ -32,7 +31,7 @@ from ticketry_engine.kernels.training.by_channel import (
 from ticketry_engine.kernels.training.convolution import build_forward, build_input_gradient, build_weight_gradient
 from ticketry_engine.kernels.training.layer import IMAGES, Batch, MaskedLayer
 from ticketry_engine.kernels.window import Array, Window
-from ticketry_engine.plan.storage import LARGEST_ARENA
+from ticketry_engine.plan.storage import LARGEST_ARENA, BufferAllocator
 from ticketry_engine.support.training_hooks import first_derivative_only, mark_masked
 from ticketry_engine.training.plan import PassState
 from ticketry_engine.training.region_step import MOST_THREADS
@@ -60,25 +59,12 @@ class SequenceShape:
         return -(-self.batch // IMAGES)
 
 
-@dataclass
-class LstmPass(PassState):
-    """The state of one call from its forward pass to its backward pass."""
-
-    session: ProgramSession
-    number: int = field(default_factory=itertools.count().__next__)
-
-
 class LstmLayer:
     """The operations of one LSTM layer in one direction, for one shape of the input.
 
     Args:
-        text: the shape of the input.
         kept: `INPUTS` and `STATES` -> retained weights: bool [4 units, inputs or units].
-        library: compiles the kernels.
         threads: number of threads that share each operation.
-
-    Raises:
-        EngineError: if the layer needs more memory than kernels can address.
     """
 
     def __init__(self, text: SequenceShape, kept: Mapping[str, Array], library: Library, threads: int = 1) -> None:
@@ -87,7 +73,7 @@ class LstmLayer:
             name: MaskedLayer(each[:, :, None, None], Window((1, 1), (1, 1), (0, 0), (1, 1)), threads=threads)
             for name, each in kept.items()
         }
-        self._size, self._ops = 0, list[Op]()
+        self._memory, self._ops = BufferAllocator(), list[Op]()
         words, blocks = text.words, text.blocks
         self.x, self.dx = (self._allocate_value(text.inputs, words * blocks) for _ in range(2))
         self.gates = self._allocate_value(GATES * text.units, words * blocks)
@@ -99,26 +85,24 @@ class LstmLayer:
         self._add_forward()
         self._add_backward()
         self._add_totals()
-        if self._size > LARGEST_ARENA:
+        if self._memory.size > LARGEST_ARENA:
             raise EngineError(
-                f"{words} words of {text.batch} examples need {self._size >> 20} MiB of working memory in an LSTM of"
-                f" {text.units} units, kernels reach {LARGEST_ARENA >> 20}: train with shorter pieces or smaller"
+                f"{words} words of {text.batch} examples need {self._memory.size >> 20} MiB of working memory in an LSTM"
+                f" of {text.units} units, kernels reach {LARGEST_ARENA >> 20}: train with shorter pieces or smaller"
                 " batches"
             )
-        self.program = Program(self._ops, IMAGES * words * blocks, self._size, library, split="parts")
+        self.program = Program(self._ops, IMAGES * words * blocks, self._memory.size, library, split="parts")
         self._filled = -1
 
     # -- operations ----------------------------------------------------------------------------------------------------
 
     def _allocate_value(self, channels: int, blocks: int) -> Batch:
-        """Allocate memory for a value, and return its layout."""
-        value = Batch.of(channels, (1, 1), 0, blocks, self._size)
-        self._size += value.bytes
-        return value
+        """Allocate memory for a value until the end of the call, and return the value's layout."""
+        value = Batch.of(channels, (1, 1), 0, blocks)
+        return replace(value, offset=self._reserve(value.bytes))
 
     def _reserve(self, size: int) -> int:
-        begin, self._size = self._size, self._size + -(-size // 64) * 64
-        return begin
+        return self._memory.take(-(-size // 64) * 64, None)[0].begin
 
     def _words_of(self, value: Batch, word: int, words: int = 1) -> Batch:
         """Return the layout of `words` consecutive words of a value, from number `word`."""
@@ -133,8 +117,7 @@ class LstmLayer:
     def _for_word(self, op: Op, word: int, *values: Batch) -> Op:
         """Return an operation of the first word changed to process `word`, with the same tables.
 
-        Args:
-            values: the values that the operation reads and writes, in order.
+        The operation reads and writes `values`, in this order.
         """
         moved = np.array([self.text.blocks * word * value.block_bytes for value in values], dtype=np.int32)
         args = list(op.args)
@@ -151,15 +134,12 @@ class LstmLayer:
         ops = list(self._products.ops)
         for word in range(text.words):
             ops += [self._for_word(op, word, self.states, self.gates, self.gates) for op in self._recurrent.ops]
-            places = (
-                self._words_of(self.gates, word),
-                self._words_of(self.cells, word),
-                self._words_of(self.cells, word + 1),
-            )
-            ops.append(self._build_gates_op(LstmGates(), *places, self._words_of(self.states, word + 1)))
+            ops.append(self._build_gates_op(LstmGates(), word, self._words_of(self.states, word + 1)))
         self.forward_ops = self._add_ops(ops)
 
-    def _build_gates_op(self, kernel: LstmGates | LstmGatesGradient, *values: Batch) -> Op:
+    def _build_gates_op(self, kernel: LstmGates | LstmGatesGradient, word: int, *others: Batch) -> Op:
+        cells = (self._words_of(self.cells, word + further) for further in range(2))
+        values = (self._words_of(self.gates, word), *cells, *others)
         return Op(kernel, (self.text.units, self.text.blocks, *(value.offset for value in values)))
 
     def _add_backward(self) -> None:
@@ -167,16 +147,8 @@ class LstmLayer:
         made = build_input_gradient(self._words_of(self.gates, 0), first, self._layers[STATES], self._target, first)
         self._transposed, ops = made, list[Op]()
         for word in reversed(range(text.words)):
-            places = (
-                self._words_of(self.gates, word),
-                self._words_of(self.cells, word),
-                self._words_of(self.cells, word + 1),
-            )
-            ops.append(
-                self._build_gates_op(
-                    LstmGatesGradient(), *places, self._words_of(self.gradients, word + 1), self.carried
-                )
-            )
+            after = self._words_of(self.gradients, word + 1)
+            ops.append(self._build_gates_op(LstmGatesGradient(), word, after, self.carried))
             for each in made:
                 ops += [self._for_word(op, word, self.gates, self.gradients, self.gradients) for op in each.ops]
         self.backward_ops = self._add_ops(ops)
@@ -196,13 +168,9 @@ class LstmLayer:
         self._gathers = {
             name: self._add_ops([of.gather()])[0] for name, of in ((INPUTS, self._products), (STATES, self._recurrent))
         }
+        pairs = ((self._transposed, self._recurrent), (self._to_inputs, self._products))
         self._later = self._add_ops(
-            [
-                each.gather(source)
-                for found, source in ((self._transposed, self._recurrent), (self._to_inputs, self._products))
-                for each in found
-                if len(each.index)
-            ]
+            [each.gather(source) for found, source in pairs for each in found if len(each.index)]
         )
 
     # -- calls ---------------------------------------------------------------------------------------------------------
@@ -214,17 +182,16 @@ class LstmLayer:
         weights: Mapping[str, Tensor],
         bias: Tensor,
         seconds: dict[str, float] | None = None,
-    ) -> LstmPass:
+    ) -> PassState:
         """Run a forward pass, and return its state for the backward pass.
 
         Args:
             x: words x examples x inputs, float32.
             past: state and cell before the first word: examples x units.
-            weights: `INPUTS` and `STATES` -> weight.
             bias: the sum of torch's two biases of each gate.
-            seconds: collects the seconds of operations: see `ProgramSession.seconds`.
+            seconds: collects the seconds of operations by label.
         """
-        state = LstmPass(self.program.session(self.threads))
+        state = PassState(self.program.session(self.threads))
         state.session.seconds = seconds
         self._fill_tables(state, weights)
         rows = self._products.rows // self.gates.geometry.bytes
@@ -237,31 +204,28 @@ class LstmLayer:
         self._run(state, self.forward_ops)
         return state
 
-    def _fill_tables(self, state: LstmPass, weights: Mapping[str, Tensor]) -> None:
+    def _fill_tables(self, state: PassState, weights: Mapping[str, Tensor]) -> None:
         for name, number in self._gathers.items():
             state.session.run(number, number + 1, [weights[name].detach().contiguous().data_ptr()])
         self._filled = state.number
 
-    def _run(self, state: LstmPass, ops: range) -> None:
+    def _run(self, state: PassState, ops: range) -> None:
         if len(ops):
             state.session.run(ops.start, ops.stop, shared=True)
 
-    def outputs(self, state: LstmPass) -> tuple[Tensor, Tensor, Tensor]:
+    def outputs(self, state: PassState) -> tuple[Tensor, Tensor, Tensor]:
         """Return the states of all words (words x examples x units), and the state and the cell after the last word."""
         words = self.text.words
         states = self._store(state, self._words_of(self.states, 1, words))
         return states, states[-1].clone(), self._store(state, self._words_of(self.cells, words))[0]
 
     def backward(
-        self, state: LstmPass, given: tuple[Tensor, Tensor, Tensor], weights: Mapping[str, Tensor], *, inputs: bool
+        self, state: PassState, given: tuple[Tensor, Tensor, Tensor], weights: Mapping[str, Tensor], *, inputs: bool
     ) -> dict[str, Tensor]:
         """Run a backward pass, and return gradients by name: `INPUTS`, `STATES`, ``bias``, ``h``, ``c``, and ``x``.
 
-        The gradients ``h`` and ``c`` belong to the state and the cell before the first word.
-
-        Args:
-            given: gradients of `outputs`.
-            inputs: whether the gradient of ``x`` is needed.
+        The gradients ``h`` and ``c`` belong to the state and the cell before the first word. `given` are the gradients
+        of `outputs`, and `inputs` is whether the gradient of ``x`` is needed.
         """
         words, session = self.text.words, state.session
         if self._filled != state.number:  # another call may have filled the tables with other weights
@@ -292,7 +256,7 @@ class LstmLayer:
             found["x"] = self._store(state, self.dx)
         return found
 
-    def _weight_gradient(self, state: LstmPass, name: str) -> Tensor:
+    def _weight_gradient(self, state: PassState, name: str) -> Tensor:
         self._run(state, self.to_weights[name])
         packed = torch.empty(self._packed[name], dtype=torch.float32, device="cpu")
         ends = self._ends_of[name]
@@ -302,15 +266,15 @@ class LstmLayer:
 
     # -- to and from tensors -------------------------------------------------------------------------------------------
 
-    def _view(self, state: LstmPass, value: Batch) -> Tensor:
+    def _view(self, state: PassState, value: Batch) -> Tensor:
         """Return a view of a value in working memory: words x blocks x channels x 16."""
         memory = state.session.arena[value.offset : value.offset + value.bytes].view(np.float32)
         return torch.from_numpy(memory).view(-1, self.text.blocks, value.channels, IMAGES)
 
-    def _load(self, state: LstmPass, value: Batch, tensor: Tensor) -> None:
+    def _load(self, state: PassState, value: Batch, tensor: Tensor) -> None:
         _to_blocks(self._view(state, value), tensor.detach())
 
-    def _store(self, state: LstmPass, value: Batch) -> Tensor:
+    def _store(self, state: PassState, value: Batch) -> Tensor:
         """Copy a value from working memory to a new tensor: words x examples x channels."""
         view = self._view(state, value).transpose(2, 3)
         return view.reshape(len(view), -1, value.channels)[:, : self.text.batch].contiguous()
@@ -470,7 +434,7 @@ class LstmUnit(Substitute):
 
     @property
     def steps(self) -> list[LstmUnit]:
-        """The objects whose `seconds` are collected: only this unit."""
+        """The objects that collect seconds: only this unit."""
         return [self]
 
     def layer_seconds(self) -> dict[str, float]:
@@ -487,8 +451,7 @@ def lstm_units(model: nn.Module, context: TrainingContext) -> list[LstmUnit]:
 def masks_of_lstms(model: nn.Module, masks: Mapping[int, Tensor]) -> dict[str, dict[str, Tensor]]:
     """Return a mapping from each LSTM under the mask to its tensors of the mask, by parameter name.
 
-    Args:
-        masks: ``id`` of a parameter -> its tensor of the mask.
+    `masks` maps the ``id`` of a parameter to its tensor of the mask.
     """
     found = {}
     for name, module in model.named_modules():
@@ -522,10 +485,7 @@ def _why_unsupported(module: nn.LSTM, given: Any) -> str:
 
 
 class _LstmFunction(torch.autograd.Function):
-    """Autograd function of a layer.
-
-    Arguments: the unit, the layer, the names of its weights; input, state, cell, weights, biases.
-    """
+    """Autograd function of a layer; tensors are input, state, cell, weights and biases."""
 
     @staticmethod
     def forward(

@@ -516,15 +516,10 @@ class TrainingPlan:
         self._waiting, self._later, self._scratch_taken = [], [], False
         self._arena.settle()
 
-    def add_into(self, value: Batch, other: Batch) -> None:
-        """Add the operation ``other += value`` to the backward pass."""
-        self.add(
-            "backward", build_channel_ops(Add, [value, other, other], self.live, self.target, relu=False, residual=True)
-        )
-
-    def copy_into(self, value: Batch, other: Batch) -> None:
-        """Add the operation ``other = value`` to the backward pass."""
-        self.add("backward", build_channel_ops(Add, [value, other], self.live, self.target, relu=False, residual=False))
+    def copy_into(self, value: Batch, other: Batch, *, added: bool = False) -> None:
+        """Add the operation ``other = value``, or ``other += value`` if `added`, to the backward pass."""
+        values = [value, other, other] if added else [value, other]
+        self.add("backward", build_channel_ops(Add, values, self.live, self.target, relu=False, residual=added))
 
     def add_zeroing(self, value: Batch) -> None:
         """Add an operation to the backward pass that sets a gradient to 0."""
@@ -545,23 +540,16 @@ class TrainingPlan:
             self.ops += self._labelled((store if out else load)(block % _TENSORS, strides, planes, self.item))
         self.moves[key] = numbers
 
-    def load(self, state: RegionPass, key: str, tensor: Tensor) -> None:
-        """Load a value from a contiguous float32 tensor of all images, by the move `key`."""
-        self._run_move(state, key, tensor)
-
     def store(self, state: RegionPass, key: str, shape: Sequence[int]) -> Tensor:
-        """Return a value as a new tensor, by the move `key`.
-
-        Args:
-            shape: shape of the tensor, which may have fewer images than the blocks hold.
-        """
+        """Return a value as a new tensor, by the move `key`; `shape` may have fewer images than the blocks hold."""
         value = self.shapes[key.rpartition(" ")[2]]
         size = self.blocks * self.images * math.prod(value)
         tensor = torch.empty(size, dtype=torch.float32, device="cpu")
-        self._run_move(state, key, tensor)
+        self.move(state, key, tensor)
         return tensor.resize_(*shape)  # not a view, because autograd lets users change it in place
 
-    def _run_move(self, state: RegionPass, key: str, tensor: Tensor) -> None:
+    def move(self, state: RegionPass, key: str, tensor: Tensor) -> None:
+        """Copy a value from or to a contiguous float32 tensor of all images, by the move `key`."""
         size = tensor.numel() // self.blocks * FLOAT
         numbers, begin = self.moves[key], tensor.data_ptr()
         for first in range(0, len(numbers), _TENSORS):
@@ -616,7 +604,7 @@ class Gradients:
             self.of[name] = memory
             return
         if first is not None:
-            self._plan.add_into(memory, first)
+            self._plan.copy_into(memory, first, added=True)
         self._plan.release(memory)
 
     def pass_gradient(self, name: str, memory: Batch) -> None:
@@ -638,11 +626,14 @@ _LARGE = 4 << 20
 """Minimum number of bytes of memory that is reused; smaller memory is quickly available from the allocator."""
 
 
+@dataclass
 class PassState:
-    """A session that is closed after one backward pass."""
+    """The session of one training step, which is closed after one backward pass."""
 
     session: ProgramSession
-    closed = False
+    number: int = field(default_factory=itertools.count().__next__, kw_only=True)
+    """Number of the step among all steps."""
+    closed: bool = field(default=False, kw_only=True)
 
     def require_open(self, what: str) -> None:
         """Raise EngineError if the session is closed: a second backward pass runs through `what`."""
@@ -692,7 +683,6 @@ class GradientMemory:
 class RegionPass(PassState):
     """The state of one training step of a region."""
 
-    session: ProgramSession
     parameters: dict[str, Tensor]
     modules: Mapping[str, Any]
     memory: GradientMemory = field(default_factory=GradientMemory)
@@ -701,7 +691,6 @@ class RegionPass(PassState):
     gradients: dict[str, Tensor] = field(default_factory=dict)
     wanted: frozenset[str] = frozenset()
     """Names of the parameters whose gradients are requested."""
-    number: int = field(default_factory=itertools.count().__next__)
 
 
 Stage = Callable[[RegionPass], None]

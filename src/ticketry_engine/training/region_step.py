@@ -16,7 +16,7 @@ from ticketry_engine.kernels.planar.geometry import FLOAT
 from ticketry_engine.kernels.training.layer import IMAGES
 from ticketry_engine.kernels.window import Array
 from ticketry_engine.support.training_hooks import first_derivative_only, mark_masked
-from ticketry_engine.training.emission import plan_region
+from ticketry_engine.training.emission import emit_region
 from ticketry_engine.training.kept_weights import accumulate
 from ticketry_engine.training.plan import GradientMemory, PlaneShape, RegionPass, TrainingPlan, TrainingRegion
 
@@ -154,9 +154,9 @@ class RegionStep:
             if len(self._plans) >= _PLANS:
                 del self._plans[next(iter(self._plans))]
             rows, item = frozenset(self.rows), HALF if self.half else FLOAT
-            self._plans[key] = plan_region(
-                self.region, shapes, self._kept, live, wanted, self._library, threads, rows, item
-            )
+            plan = TrainingPlan(self.region, shapes, self._kept, live, wanted, self._library, threads, rows, item)
+            emit_region(plan)
+            self._plans[key] = plan
         return self._plans[key]
 
     def begin_step(
@@ -169,7 +169,7 @@ class RegionStep:
         )
         state.session.seconds = self.seconds
         for name, tensor in zip(self.region.inputs, inputs, strict=True):
-            plan.load(state, f"load {name}", _pad_to_blocks(tensor.detach().float(), plan, name))
+            plan.move(state, f"load {name}", _pad_to_blocks(tensor.detach().float(), plan, name))
         return plan, state
 
 
@@ -210,7 +210,7 @@ class _RegionFunction(torch.autograd.Function):
         saved = ctx.saved_tensors
         state.parameters = step.named_parameters(saved)
         for name, gradient in zip(plan.region.outputs, gradients, strict=True):
-            plan.load(state, f"load gradient {name}", _pad_to_blocks(gradient.float(), plan, name))
+            plan.move(state, f"load gradient {name}", _pad_to_blocks(gradient.float(), plan, name))
         plan.run("backward", state)
         found: list[Tensor | None] = []
         for name, (shape, dtype) in zip(plan.region.inputs, ctx.inputs, strict=True):

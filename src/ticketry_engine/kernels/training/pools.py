@@ -90,21 +90,16 @@ class AdjacentPool(EmittedKernel):
             gradient = e.select(here, e.splat(0.0), gradient)
 
 
-def pool_forward(x: Batch, y: Batch, size: Pair, *, largest: bool) -> Op:
-    """Return the operation that writes the maxima (if `largest`) or means of adjoining windows of x to `y`."""
-    return _build_pool_op(y, x, x, size, largest, False)
+def build_adjacent_op(small: Batch, large: Batch, x: Batch, size: Pair, *, largest: bool, backward: bool) -> Op:
+    """Return the operation of pooling with adjoining windows: maxima if `largest`, else means.
 
-
-def pool_backward(dy: Batch, dx: Batch, x: Batch, size: Pair, *, largest: bool) -> Op:
-    """Return the operation that writes the gradient of x into `dx`; pixels outside all windows are left unchanged."""
-    return _build_pool_op(dy, dx, x, size, largest, True)
-
-
-def _build_pool_op(small: Batch, large: Batch, other: Batch, size: Pair, largest: bool, backward: bool) -> Op:
+    Args:
+        small, large: y and x; if `backward`, dy and dx, whose pixels outside all windows are left unchanged.
+    """
     g = small.geometry
-    steps = tuple((value.geometry.row * value.geometry.step, value.geometry.step) for value in (large, other))
+    steps = tuple((value.geometry.row * value.geometry.step, value.geometry.step) for value in (large, x))
     args: list[int] = [small.channels * small.blocks, g.height, g.width]
-    for value, by in ((small, (1, 1)), (large, size), (other, size)):
+    for value, by in ((small, (1, 1)), (large, size), (x, size)):
         at = value.geometry
         args += [value.offset + at.pixel_position(0, 0) * at.step, at.bytes, by[0] * at.row * at.step, by[1] * at.step]
     return Op(AdjacentPool(size, steps, largest, backward, small.item), tuple(args))
@@ -189,17 +184,12 @@ def _maximum(e: Emitter, values: list[Any]) -> Any:
     return found
 
 
-def overlapping_forward(x: Batch, y: Batch, window: Window) -> Op:
-    """Return the operation that writes the maxima of overlapping windows of x to `y`."""
-    return _build_overlapping_op(y, [x, x], window, False)
+def build_overlapping_op(small: Batch, large: list[Batch], window: Window, *, backward: bool) -> Op:
+    """Return the operation of max pooling with overlapping or padded windows.
 
-
-def overlapping_backward(dy: Batch, dx: Batch, x: Batch, window: Window) -> Op:
-    """Return the operation that adds the gradient of x to `dx`."""
-    return _build_overlapping_op(dy, [dx, x], window, True)
-
-
-def _build_overlapping_op(small: Batch, large: list[Batch], window: Window, backward: bool) -> Op:
+    Args:
+        small, large: y and twice x; if `backward`, dy, and dx to which the gradient is added, and x.
+    """
     steps = tuple((value.geometry.row * value.geometry.step, value.geometry.step) for value in large)
     g, inside = small.geometry, (large[0].geometry.height, large[0].geometry.width)
     args = [small.channels * small.blocks, g.height, g.width, g.row * g.step, g.step]
