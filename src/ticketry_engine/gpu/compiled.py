@@ -88,11 +88,7 @@ def _device(model: nn.Module) -> torch.device:
 
 
 def check_device(device: torch.device) -> torch.device:
-    """Return the device, with the index of the current GPU if `device` has none.
-
-    Raises:
-        EngineError: if Triton's kernels cannot run on the device.
-    """
+    """Return the device, with the current GPU's index if it has none; raise `EngineError` if it cannot run kernels."""
     import triton
 
     if device.type == "cpu":
@@ -258,11 +254,7 @@ def warm_up(call: Callable[[], object], device: torch.device) -> None:
 
 
 def record_cuda_graph(call: Callable[[], T]) -> tuple[torch.cuda.CUDAGraph, T]:
-    """Record `call` as a CUDA graph; return the graph and the call's result, which each replay overwrites.
-
-    Raises:
-        EngineError: if the call cannot be recorded.
-    """
+    """Record `call` as a CUDA graph; return the graph and the call's result, which each replay overwrites."""
     graph = torch.cuda.CUDAGraph()
     try:
         with torch.cuda.graph(graph):
@@ -275,16 +267,13 @@ def record_cuda_graph(call: Callable[[], T]) -> tuple[torch.cuda.CUDAGraph, T]:
 
 
 class _ReplayClock:
-    """Measures the seconds of a function by replaying its CUDA graph.
-
-    All graphs are kept, because later graphs read the outputs of earlier ones.
-    """
+    """Measures the seconds of a function by replaying its CUDA graph."""
 
     REPLAYS = 10
 
     def __init__(self, rounds: int) -> None:
         self._rounds = max(1, rounds)
-        self._graphs: list[torch.cuda.CUDAGraph] = []
+        self._graphs: list[torch.cuda.CUDAGraph] = []  # later graphs read the outputs of earlier ones
 
     def __call__(self, call: Callable[[], T]) -> tuple[T, float]:
         with warnings.catch_warnings(record=True) as caught:

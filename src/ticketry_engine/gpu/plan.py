@@ -80,8 +80,8 @@ def plan(
     search is repeated from a start in which no layer uses the group kernel, and the faster result is returned.
 
     Args:
-        rates: measured rates of the device; None for the constants `RATES`.
-        force: whether to use the group kernel wherever it can run, for tests and calibration.
+        rates: measured rates of the device, instead of `RATES`.
+        force: whether to use the group kernel wherever it can run.
     """
     rates = rates or RATES[dtype]
     works = layer_works(graph, batch, facts)
@@ -223,9 +223,7 @@ def all_layout_changes_seconds(graph: Graph, batch: int, choices: Mapping[str, L
             reads = made = "outer" if "outer" in held[node.inputs[0]] else "inner"
         for name in node.inputs:
             need(name, reads)
-        if (
-            reads == "inner" and made == "outer"
-        ):  # a linear layer on the last axis of an image: its result is converted back
+        if (reads, made) == ("inner", "outer"):  # a linear layer on the last axis of an image
             total += turned(node.output)
         held[node.output] = {made}
     for name in graph.results:
@@ -318,10 +316,9 @@ FEWEST_IMAGES = 4
 
 
 LEAST_FILLED = 0.5
-"""Minimum share of retained weights in tiles of 16 rows, the smallest tiles; with a lower share, a layer stays dense.
+"""Minimum share of retained weights in tiles of 16 rows, the smallest; with a lower share, a layer stays dense.
 
-Unstructured masks fill 1/16 of a tile; they are assumed to be slower than cuDNN and cuBLAS at any density (not
-measured).
+Unstructured masks fill 1/16 of a tile; they are assumed to be slower than dense at any density (not measured).
 """
 
 
@@ -423,11 +420,7 @@ def two_four_seconds(work: LayerWork, rates: Rates) -> float:
 
 
 def _dense_product_seconds(work: LayerWork, rates: Rates, rate: float, stored: float) -> float:
-    """Estimate the seconds of a product with the dense weight at `rate` FLOP/s.
-
-    Args:
-        stored: share of the dense weight's bytes that is read.
-    """
+    """Estimate the seconds of a product at `rate` FLOP/s that reads the share `stored` of the dense weight's bytes."""
     product = 2.0 * work.pixels * work.rows * work.columns / rate
     bytes_ = rates.bytes * (work.inputs + work.outputs + stored * work.rows * work.columns)
     return rates.launch + max(product, bytes_ / rates.bandwidth) + _extra_pass_seconds(work, rates)
@@ -467,10 +460,7 @@ def layout_change_seconds(numbers: int, rates: Rates) -> float:
 
 
 def best_tile(work: LayerWork, rates: Rates) -> int:
-    """Return the number of rows per tile with the least estimated time for arithmetic and for the programs' overhead.
-
-    The bytes moved are not considered, because their estimate is nearly the same for all tiles.
-    """
+    """Return the number of rows per tile with the least estimated time for arithmetic and programs' overhead."""
     return min(TILES, key=lambda tile: group_product_seconds(work, tile, rates) + programs_seconds(work, tile, rates))
 
 
@@ -520,10 +510,7 @@ _lock = threading.Lock()
 def candidate_configs(tile: int, outputs: int, tiles: int) -> list[Config]:
     """Return the launch parameters to try, the most promising first.
 
-    Args:
-        tile: rows of a tile.
-        outputs: outputs per output channel.
-        tiles: number of tiles.
+    `tile` is the number of rows of a tile, `outputs` the outputs per channel, and `tiles` the number of tiles.
     """
     found = {
         16: [Config(256, 64, 4, 3), Config(128, 64, 4, 4), Config(64, 64, 4, 5)],

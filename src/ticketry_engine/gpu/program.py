@@ -155,10 +155,7 @@ def _group_linear_fake(x: Tensor, *rest: Any) -> Tensor:
 def _prepare_operands(
     x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, out: Tensor
 ) -> tuple[Tensor, Tensor | None]:
-    """Return x and the residual in the inner layout.
-
-    Raises EngineError if an operand does not match x in dtype or device, or the residual does not match `out` in shape.
-    """
+    """Return x and the residual in the inner layout; raise `EngineError` if an operand does not match."""
     for name, one in {"weight": weight, "bias": bias, "residual": residual}.items():
         if one is not None and (one.dtype != x.dtype or one.device != x.device):
             raise EngineError(f"the {name} is {one.dtype} on {one.device}, but x is {x.dtype} on {x.device}")
@@ -363,7 +360,7 @@ class GpuValue:
 
     @classmethod
     def of(cls, made: Any) -> GpuValue:
-        """Wrap a result of torch, which is in the outer layout; the result may also be a number or a list."""
+        """Wrap a result of torch: a tensor in the outer layout, a number or a list."""
         return cls(made.shape if isinstance(made, Tensor) else torch.Size(), outer=made)
 
     def get_outer(self) -> Any:
@@ -468,11 +465,7 @@ class GpuProgram:
             self._steps.append((self._build_step(node), node.inputs, node.output, free))
 
     def __call__(self, inputs: Sequence[Tensor]) -> dict[str, Any]:
-        """Run the graph and return its results by name, in the dtypes of the graph.
-
-        Args:
-            inputs: the inputs in the graph's order.
-        """
+        """Run the graph and return its results by name, in the dtypes of the graph."""
         return self._run(inputs, lambda name, run, reads: run(*reads))
 
     def timed(self, inputs: Sequence[Tensor], clock: Clock) -> dict[str, float]:
@@ -593,10 +586,7 @@ def _run_in_either_layout(node: Node, outer: Callable[..., Any], inner: Callable
 
 
 def to_memory_order(x: Tensor) -> Tensor:
-    """View a tensor in the inner layout in the order of its memory: contiguous [C, H, W, P] or [C, P].
-
-    P is the number of images or tokens, padded.
-    """
+    """View a tensor in the inner layout as its memory, contiguous [C, H, W, P] or [C, P]; P is the padded batch."""
     run = round_up(x.shape[0])
     shape = (*x.shape[1:], run)
     steps = [1]
@@ -613,10 +603,8 @@ def from_memory_order(stored: Tensor, count: int) -> Tensor:
 
 
 def _build_inner_function(node: Node, weights: Weights) -> Callable[..., Tensor]:
-    """Return the operation of a node on tensors in the inner layout.
-
-    Most operations call torch's function on tensors in memory order, with its axes renumbered.
-    """
+    """Return the operation of a node on tensors in the inner layout."""
+    # Most operations call torch's function on tensors in memory order, with its axes renumbered.
     attrs = node.attrs
     if node.op in ("max_pool2d", "avg_pool2d"):
         mode = "max" if node.op == "max_pool2d" else "padded_mean" if attrs["count_include_pad"] else "mean"

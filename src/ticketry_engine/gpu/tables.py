@@ -26,10 +26,7 @@ UNIT = 64
 """The columns of a tile are padded to a multiple of this number, which every step size of the kernel divides."""
 
 FARTHEST = 127
-"""Maximum distance in pixels of a tap from its output's first pixel; the distance is stored as a signed byte.
-
-Dilation and padding count.
-"""
+"""Maximum distance of a tap from its output's first pixel, with dilation and padding; it is stored as a signed byte."""
 
 MOST_CHANNELS = 1 << 15
 """Number of input channels that a layer with taps must stay below: channel and tap share an int32."""
@@ -37,10 +34,7 @@ MOST_CHANNELS = 1 << 15
 
 @dataclass(frozen=True)
 class GroupTables:
-    """The arrays that one launch of the group kernel reads.
-
-    All indices are computed here; none is read from a file.
-    """
+    """The arrays that one launch of the group kernel reads."""
 
     weight: Tensor
     """The tiles, one after the other, each [rows of a tile, padded columns], in the layer's number format."""
@@ -77,10 +71,7 @@ class RowSet:
 
 
 def layer_groups(weight: Tensor, groups: int = 1) -> list[RowSet]:
-    """Return the groups of rows with the same nonzero columns, for a weight [O, C / groups, ...].
-
-    Rows in different convolution groups read different channels, so they are never in the same result.
-    """
+    """Return the groups of rows with the same nonzero columns in the same convolution group: [O, C / groups, ...]."""
     rows, width = len(weight) // groups, weight[0].numel()
     return [
         RowSet(found.rows + number * rows, found.columns + number * width)
@@ -156,10 +147,7 @@ def why_no_tables(shape: Sequence[int], *, groups: int, padding: Sequence[int], 
 
 
 def _input_places(columns: Indices, kernel: Sequence[int], padding: Sequence[int], dilation: Sequence[int]) -> Table:
-    """Return what each column reads, as in `GroupTables.places`.
-
-    Columns are numbered as (channel, kh, kw); -1 is a column of padding.
-    """
+    """Return what each column reads, as in `GroupTables.places`; `columns` are numbers of (channel, kh, kw), or -1."""
     area = kernel[0] * kernel[1]
     channel, tap = columns // area, columns % area
     if not has_taps(kernel, padding):

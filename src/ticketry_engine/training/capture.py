@@ -32,8 +32,8 @@ LIMIT = 0.5
 LIMITS = {"avx512": 0.7}
 """Target -> replacement of `LIMIT` for convolutions with windows larger than 1 x 1 if the batch fills whole blocks.
 
-Measured: four 3x3 convolutions with norms and ReLUs, of 16 to 512 channels, took 0.83 to 0.95 of the time of the dense
-kernels at 70 %, and 0.93 to 1.03 at 80 %. 1x1 convolutions took 1.25 at 70 % with 1,024 channels, 0.91 with 256.
+Measured, relative to dense kernels: 3x3 convolutions of 16 to 512 channels, with norms and ReLUs, took 0.83 to 0.95 at
+70 %, and 0.93 to 1.03 at 80 %. 1x1 convolutions took 1.25 at 70 % with 1,024 channels, 0.91 with 256.
 """
 
 DENSE = 4
@@ -50,10 +50,7 @@ LIMIT_LINEAR = 0.3
 """Replacement of `LIMIT` for linear layers, whose dense products are faster."""
 
 SHORT = 64
-"""Maximum number of weights per row, including pruned ones, with which a layer joins a region at any density.
-
-Examples are the first convolution of a network and depthwise convolutions.
-"""
+"""Maximum number of weights per row with which a layer joins a region at any density, such as a first convolution."""
 
 ALONE = 1 << 17
 """Minimum number of pruned weights in linear layers for a region without convolutions.
@@ -117,11 +114,10 @@ def capture(
     limit: float = LIMIT,
     half: bool = False,
 ) -> CapturedCall:
-    """Divide a call of a model into steps.
+    """Divide a traced call of a model into steps.
 
     Args:
         kept: module under the mask -> its retained weights.
-        graph: the traced call (see `tracing`).
         dense: whether convolutions with all their weights run in kernels.
         limit: density up to which convolutions run in sparse kernels if the batch fills whole blocks (see `LIMITS`).
         half: whether kernels compute in bfloat16.
@@ -215,10 +211,8 @@ class _RegionFinder:
     # -- choose a region -----------------------------------------------------------------------------------------------
 
     def _neighbours(self, node: fx.Node) -> list[FoundRegion]:
-        """Return the regions that compute inputs of a node, then the regions over tokens that share an input with it.
-
-        The second kind is how queries, keys and values get into one region.
-        """
+        """Return the regions that compute inputs of a node, then the regions over tokens that share an input."""
+        # The second kind is how queries, keys and values get into one region.
         found = {id(self.of[read]): self.of[read] for read in node.all_input_nodes if read in self.of}
         for region in self.found:
             if region.tokens and any(read in region.inputs for read in node.all_input_nodes):
@@ -336,10 +330,7 @@ def _count_images(node: fx.Node) -> int:
 
 
 def fills_blocks(images: int, *, half: bool = False) -> bool:
-    """Return whether a batch fills blocks of images, with at most as many empty places as `FULL` allows.
-
-    In bfloat16 (`half`), blocks are larger.
-    """
+    """Return whether a batch fills blocks of images, with at most as many empty places as `FULL` allows."""
     block = images_of(HALF if half else FLOAT)
     return 0 < -(-images // block) * block <= FULL * images
 
@@ -367,11 +358,7 @@ def _require_images(node: fx.Node) -> torch.Size:
 def _build_layer_node(
     op: str, node: fx.Node, x: fx.Node, *, weight: bool = True, bias: bool = True, **attrs: Any
 ) -> Node:
-    """Return a node whose weights are parameters of the module that `node` calls.
-
-    Args:
-        weight, bias: whether the module has this parameter.
-    """
+    """Return a node whose weights are those parameters, `weight` and `bias`, that the called module has."""
     roles = [role for role, exists in (("weight", weight), ("bias", bias)) if exists]
     prefix = f"{node.target}." if node.target else ""
     return native_node(op, (x.name,), node.name, {role: prefix + role for role in roles}, **attrs)
@@ -548,11 +535,7 @@ def kind_of(module: nn.Module) -> type[nn.Module]:
 
 
 def lower_module(node: fx.Node, module: nn.Module) -> Node | None:
-    """Return the node for a call of a module; None if the module returns its input unchanged.
-
-    Raises:
-        Unsupported: if no kernel can run the module.
-    """
+    """Return the node for a call of a module; None if the module returns its input unchanged."""
     lower = _MODULES.get(kind_of(module))
     if lower is None or len(node.all_input_nodes) != 1:
         raise Unsupported(f"no kernels for {type(module).__name__}")
@@ -562,7 +545,7 @@ def lower_module(node: fx.Node, module: nn.Module) -> Node | None:
 
 
 def lower_function(node: fx.Node) -> Node | None:
-    """Return the node for a call of a function or method; None, or an error, as for `lower_module`."""
+    """Return the node for a call of a function or method; None if it returns its input unchanged."""
     lower = _FUNCTIONS.get(node.target) if node.op in ("call_function", "call_method") else None
     if lower is None:
         raise Unsupported("no kernels")
@@ -594,10 +577,7 @@ def may_draw_random_numbers(node: fx.Node, modules: Mapping[str, nn.Module]) -> 
 
 
 def allowed_layouts(node: fx.Node, lowered: Node | None) -> set[bool]:
-    """Return in which kinds of regions a node may be: True for regions over tokens, False for regions over images.
-
-    A linear layer over [examples, features] may be in a region over images, as if each image had a single pixel.
-    """
+    """Return in which kinds of regions a node may be: True for regions over tokens, False for regions over images."""
     sizes = {len(shape_of(read) or ()) for read in node.all_input_nodes}
     if lowered is None and shape_of(node) != shape_of(node.all_input_nodes[0]):
         return {False}

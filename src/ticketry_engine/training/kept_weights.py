@@ -72,10 +72,8 @@ class PackedWeight:
 
     @property
     def was_changed(self) -> bool:
-        """Whether the row was changed since its state was last recorded.
-
-        Numbers are compared, because ``.data`` and fused optimisers do not increase a tensor's version.
-        """
+        """Whether the row was changed since its state was last recorded."""
+        # Numbers are compared, because ``.data`` and fused optimisers do not increase a tensor's version.
         return not np.array_equal(self._bits(), self._seen)
 
     @property
@@ -84,10 +82,7 @@ class PackedWeight:
         return self.waiting or self.was_changed
 
     def belongs_to(self, dense: object) -> bool:
-        """Return whether the row is bound to the tensor `dense`, and the tensor still has the row's hook.
-
-        `torch.utils.swap_tensors` removes the hook.
-        """
+        """Return whether the row is bound to the tensor `dense`, and `torch.utils.swap_tensors` removed no hook."""
         return dense is self.dense and self.dense._cdata == self._content
 
     def fits(self, dense: object) -> bool:
@@ -132,11 +127,7 @@ class PackedWeight:
         self._record_state()
 
     def move_state(self, state: dict[str, object], before: Tensor) -> None:
-        """Convert an optimiser's state of the row to the current mask; weights that were pruned before get 0.
-
-        Args:
-            before: the row's former positions in the tensor.
-        """
+        """Convert an optimiser's state of the row from the positions `before`; weights that were pruned get 0."""
         for name, value in state.items():
             if isinstance(value, Tensor) and value.shape == before.shape:
                 whole = value.new_zeros(self.dense.numel())
@@ -157,10 +148,8 @@ class PackedWeight:
 
 
 def accumulate(row: nn.Parameter, gradient: Tensor) -> None:
-    """Add a gradient to the gradient of a row, and call the row's hooks, as autograd does for parameters.
-
-    Rows are not part of autograd graphs, because their sizes change with the mask.
-    """
+    """Add a gradient to the gradient of a row, and call the row's hooks, as autograd does for parameters."""
+    # Rows are not part of autograd graphs, because their sizes change with the mask.
     for hook in [*(row._backward_hooks or {}).values()]:
         other = hook(gradient)
         gradient = gradient if other is None else other
@@ -278,12 +267,7 @@ class PackedWeights:
                 row.read()
 
     def _bind_to_replaced_tensors(self) -> None:
-        """Bind each row to the tensor that its layer has now.
-
-        Raises:
-            EngineError: if a layer's weight has another shape, dtype or device; if tensors are tied differently; or if
-                a tensor has a hook on its gradient, because the tensor receives no gradient.
-        """
+        """Bind each row to the tensor that its layer has now; raise `EngineError` if that is impossible."""
         now = [(name, row, self._weight(name)) for name, row in self.rows.items()]
         for name, row, dense in now:
             if not row.fits(dense):

@@ -87,9 +87,9 @@ class LstmLayer:
         self._add_totals()
         if self._memory.size > LARGEST_ARENA:
             raise EngineError(
-                f"{words} words of {text.batch} examples need {self._memory.size >> 20} MiB of working memory in an LSTM"
-                f" of {text.units} units, kernels reach {LARGEST_ARENA >> 20}: train with shorter pieces or smaller"
-                " batches"
+                f"{words} words of {text.batch} examples need {self._memory.size >> 20} MiB of working memory in an"
+                f" LSTM of {text.units} units, kernels reach {LARGEST_ARENA >> 20}: train with shorter pieces or"
+                " smaller batches"
             )
         self.program = Program(self._ops, IMAGES * words * blocks, self._memory.size, library, split="parts")
         self._filled = -1

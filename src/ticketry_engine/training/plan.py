@@ -61,10 +61,7 @@ class TrainingRegion(Region):
     tokens: bool = False
     """Whether values are [..., features] rather than [images, channels, ...]."""
     flat: frozenset[str] = frozenset()
-    """Names of the values that were [images, channels] in the traced call, and must have a single pixel per channel.
-
-    With images of another size, the model would flatten more features, or raise an error.
-    """
+    """Names of the values that were [images, channels] in the traced call, and must have a single pixel per channel."""
 
     @cached_property
     def parameters(self) -> list[str]:
@@ -78,11 +75,7 @@ class TrainingRegion(Region):
         return Window(tuple(size), **{name: tuple(node.attrs[name]) for name in names if name in node.attrs})
 
     def shapes(self, inputs: Mapping[str, PlaneShape]) -> dict[str, PlaneShape]:
-        """Return the shape of every value, given the shapes of the inputs.
-
-        Raises:
-            EngineError: if the inputs do not fit the layers.
-        """
+        """Return the shape of every value; raise `EngineError` if the shapes `inputs` do not fit the layers."""
         found = dict(inputs)
         for node in self.nodes:
             found[node.output] = self._shape(node, [found[name] for name in node.inputs])
@@ -112,10 +105,7 @@ class TrainingRegion(Region):
 
 
 def fuse_norms(region: TrainingRegion) -> TrainingRegion:
-    """Return the region with sums and ReLUs fused into the batch norms before them.
-
-    A sum or ReLU is fused if nothing else reads the norm's output.
-    """
+    """Return the region with sums and ReLUs fused into the batch norms whose outputs nothing else reads."""
     nodes, uses = list(region.nodes), region.uses
     number = 0
     while number < len(nodes):
@@ -168,10 +158,7 @@ class Lifetimes:
     after_outputs: Sequence[str]
     """Outputs that the backward pass does not read."""
     recomputed: dict[str, Node]
-    """Value that is recomputed in the backward pass -> the batch norm that computes the value.
-
-    This takes one pass over the norm's input.
-    """
+    """Value that is recomputed in the backward pass -> the batch norm that computes the value."""
     passing: dict[str, Node]
     """Recomputed value that only the layer after the norm reads -> that layer.
 
@@ -225,9 +212,6 @@ class TrainingPlan:
         threads: number of threads that share each operation.
         rows: modules whose weights are packed vectors of the retained weights: see `kept_weights`.
         item: bytes of a number in values and gradients: `FLOAT`, or `HALF` for bfloat16.
-
-    Raises:
-        EngineError: if shapes do not fit.
     """
 
     program: Program
@@ -330,11 +314,8 @@ class TrainingPlan:
         return needed
 
     def _gradient_halo(self, name: str) -> int:
-        """Return the halo, in pixels, that the gradient of value `name` needs; 0 if no convolution computes the value.
-
-        If only convolutions read the output of a norm, the gradients of its output and input share memory, and thus the
-        halo.
-        """
+        """Return the halo, in pixels, that the gradient of a value needs; 0 if no convolution computes the value."""
+        # If only convolutions read a norm's output, the gradients of its output and input share memory and the halo.
         for node in self.region.nodes:
             if node.op in LAYERS and node.output == name:
                 shape = self.shapes[node.inputs[0]]
@@ -355,11 +336,7 @@ class TrainingPlan:
         )
 
     def store_value(self, name: str, when: str = "forward", *, passing: bool = False) -> Batch:
-        """Allocate memory for a value that the pass `when` computes, and return the value's layout.
-
-        Args:
-            passing: whether memory for one block is enough, because each block is read before the next one is written.
-        """
+        """Reserve memory for a value (if `passing`, for one block) that the pass `when` computes; return its layout."""
         value = self._reserve(replace(self.layout(name), passing=passing), when)
         self.values[name] = value
         self.present.add(name)
@@ -438,7 +415,7 @@ class TrainingPlan:
 
         Args:
             when: "forward" or "backward".
-            begin: operations that run before `ops`: a single one, or one for each thread that processes whole blocks.
+            begin: operations that run before `ops`: one, or one for each thread that processes whole blocks.
         """
         slot, ops, begin = Slot(), self._labelled(ops), self._labelled(begin)
         if len(ops) == self.blocks:
@@ -481,11 +458,9 @@ class TrainingPlan:
         return slot
 
     def gather(self, op: Op, parameter: str | None = None) -> None:
-        """Add an operation that fills a table.
+        """Add an operation that fills a table: from `parameter` before the forward pass, or from another table.
 
-        Args:
-            parameter: source of the table, read before the forward pass; None: another table, read before the backward
-                pass.
+        Another table is read before the backward pass.
         """
         (op,) = self._labelled([op])
         if parameter is None:
@@ -577,10 +552,7 @@ class TrainingPlan:
 
 
 class Gradients:
-    """Memory of the gradients of values while the backward pass is planned.
-
-    The gradient of a value is complete before the node that computes the value.
-    """
+    """Memory of the gradients of values while the backward pass is planned."""
 
     def __init__(self, plan: TrainingPlan) -> None:
         self._plan = plan
@@ -595,10 +567,7 @@ class Gradients:
         return self.of.pop(name)
 
     def add_gradient(self, name: str, memory: Batch) -> None:
-        """Use `memory` as the gradient of a value, or add it to an existing gradient and release it.
-
-        The memory is also released if the gradient is not needed.
-        """
+        """Use `memory` as the gradient of a value, or add it to an existing gradient; release unused memory."""
         first = self.of.get(name)
         if first is None and name in self.needed:
             self.of[name] = memory
@@ -656,8 +625,7 @@ class PassState:
 class GradientMemory:
     """Memory for the gradients of large weights, which the next step reuses.
 
-    The system zeroes each new page of memory at the first write; this takes longer than all products of a large sparse
-    layer.
+    In new memory, the system zeroes each page, which takes longer than all products of a large sparse layer.
     """
 
     def __init__(self) -> None:
@@ -698,10 +666,7 @@ Stage = Callable[[RegionPass], None]
 
 @dataclass
 class OpRange:
-    """Stage that runs the operations between the first and the last of `bounds`.
-
-    If there are more than two bounds, each thread runs the operations between two neighbouring bounds.
-    """
+    """Stage that runs a range of operations; with more than two bounds, each thread runs those between neighbours."""
 
     bounds: list[int]
 

@@ -81,8 +81,7 @@ class RegionStep:
     def fits(self, inputs: Sequence[Tensor]) -> bool:
         """Return whether the region computes what the model computes for inputs of these shapes.
 
-        The call was traced with inputs of other shapes. With the shapes of `inputs`, the model may broadcast a sum,
-        flatten pixels to features, or raise an error.
+        With other shapes than those of the trace, the model may broadcast a sum, flatten pixels, or raise an error.
         """
         if self.region.tokens:
             return len({tensor.shape[:-1] for tensor in inputs}) == 1
@@ -116,10 +115,7 @@ class RegionStep:
         }
 
     def give_gradient(self, module: str, gradient: Tensor, weight: Tensor) -> Tensor | None:
-        """Give a weight's gradient to the weight's packed vector, if there is one; return what autograd receives.
-
-        Autograd receives None in this case, or a dense gradient if the user's hooks must see it first.
-        """
+        """Give a weight's gradient to the weight's packed vector, if there is one; return what autograd receives."""
         if module in self.rows:
             if not _has_hooks(weight):
                 accumulate(self.rows[module], gradient)
@@ -131,11 +127,7 @@ class RegionStep:
         return gradient
 
     def plan(self, inputs: Sequence[Tensor], wanted: frozenset[str]) -> TrainingPlan:
-        """Return the plan for inputs of these shapes, created at the first call.
-
-        Args:
-            wanted: names of the inputs whose gradients are needed.
-        """
+        """Return the plan for inputs of these shapes and for gradients of the inputs `wanted`."""
         tokens = self.region.tokens
         counts = [tensor[..., 0].numel() if tokens else len(tensor) for tensor in inputs]
         if len(set(counts)) > 1:

@@ -401,12 +401,11 @@ class SparseTraining(nn.Module):
             for name in seconds
             if name not in described
         ]
-        times = [
-            (seconds[row.name], seconds[row.name] / total) if row.name in seconds else (None, None) for row in rows
-        ]
         return [
-            msgspec.structs.replace(row, seconds=spent, share=share)
-            for row, (spent, share) in zip(rows, times, strict=True)
+            msgspec.structs.replace(row, seconds=seconds[row.name], share=seconds[row.name] / total)
+            if row.name in seconds
+            else row
+            for row in rows
         ]
 
     def untraced(self) -> dict[str, str]:
@@ -474,13 +473,7 @@ def describe_layers(
     units: Sequence[Unit],
     lstms: Sequence[LstmUnit],
 ) -> list[Layer]:
-    """Return a row, without times, for each layer that kernels can run, and for other modules under the mask.
-
-    Args:
-        mask: names of the parameters under the mask.
-        kept: layer under the mask -> its retained weights.
-        units, lstms: the model's units, whose last calls the rows describe.
-    """
+    """Return a row, without times, for each layer that kernels can run, and for other modules under the mask."""
     inside = {name for unit in units for name in unit.layers_in_kernels()}
     dense = {name for unit in units for name in unit.dense_layers()}
     reasons = {name: why for unit in units for name, why in unit.reasons().items()}

@@ -133,10 +133,8 @@ class Unit(Substitute):
         return type(self.module).forward(self.module, *args, **kwargs)
 
     def direct_call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Callable[[], Any] | None:
-        """Return a function that runs the call, if the call consists only of kernels and functions; else None.
-
-        The function bypasses `nn.Module.__call__`, which takes a tenth of a small network's step.
-        """
+        """Return a function that runs the call, if the call consists only of kernels and functions; else None."""
+        # It bypasses `nn.Module.__call__`, which takes a tenth of a small network's step.
         module, context = self.module, self.context
         plain = type(module).__call__ is nn.Module.__call__ and module._compiled_call_impl is None
         if not plain or not module.training or context.half or context.walking or "forward" in module.__dict__:
@@ -153,8 +151,7 @@ class Unit(Substitute):
     ) -> tuple[_CallForm, list[Any]]:
         """Return the form of a call with its regions, and the leaves of the call's arguments.
 
-        Args:
-            twin: a copy of the module that is traced instead of the module.
+        `twin` is a copy of the module that is traced instead of the module.
         """
         leaves, spec = tree_flatten((args, dict(kwargs)))
         module = twin or self.module
@@ -199,11 +196,8 @@ class Unit(Substitute):
 
     def _capture_form(self, form: _CallForm, found: Traced) -> None:
         context = self.context
-        kept, masks, rows = (
-            self._in_this_module(context.kept),
-            self._in_this_module(context.masks),
-            self._in_this_module(context.rows),
-        )
+        kept = self._in_this_module(context.kept)
+        masks, rows = self._in_this_module(context.masks), self._in_this_module(context.rows)
         modules = dict(self.module.named_modules())
         half, target = self.context.half, self.context.library.target
         # Dense layers are slower with few registers. In bfloat16, ResNet-18 without a mask took 1.02.
@@ -399,11 +393,7 @@ class Traced:
 def call_key(module: nn.Module, leaves: Sequence[Any], spec: TreeSpec) -> tuple[Any, ...]:
     """Return a key of the conditions under which a graph is valid: the form of the call and the module's settings.
 
-    Args:
-        leaves, spec: the call's arguments and keywords, flattened.
-
-    Raises:
-        Untraceable: if an argument is neither a tensor nor a constant, or an attribute hides a parameter.
+    `leaves` and `spec` are the call's arguments and keywords, flattened.
     """
     given: list[Any] = []
     for leaf in leaves:
@@ -430,10 +420,7 @@ def has_hooks(module: nn.Module) -> bool:
 
 
 def trace_call(module: nn.Module, leaves: Sequence[Any], spec: TreeSpec) -> Traced:
-    """Return the graph of a call.
-
-    Args:
-        leaves, spec: the call's arguments and keywords, flattened.
+    """Return the graph of a call, whose arguments and keywords are flattened to `leaves` and `spec`.
 
     Raises:
         Untraceable: if the call has no graph, or the graph does not compute what the call computes.
@@ -513,10 +500,7 @@ def _first_line(error: Exception) -> str:
 
 
 def copy_without_hooks(module: nn.Module) -> nn.Module:
-    """Return a copy of a module whose calls run the module's own code and no hooks.
-
-    Raises CaptureError if the module cannot be copied.
-    """
+    """Return a copy of a module whose calls run the module's own code and no hooks."""
     held = [one for one in module.modules() if isinstance(one.__dict__.get("forward"), Substitute)]
     forwards = [one.__dict__.pop("forward") for one in held]
     try:
@@ -549,14 +533,7 @@ def _collect_state(module: nn.Module) -> list[Any]:
 
 
 def trace_layer(module: nn.Module, leaves: Sequence[Any], spec: TreeSpec) -> Traced:
-    """Return the graph of a single layer's call, in which the layer is named ``""``.
-
-    Args:
-        leaves, spec: the call's arguments and keywords, flattened.
-
-    Raises:
-        Untraceable: if the call has any other arguments than one tensor.
-    """
+    """Return the graph of a single layer's call, in which the layer is named ``""``."""
     if len(leaves) != 1 or not isinstance(leaves[0], Tensor):
         raise Untraceable("it is called with more than one tensor")
     graph = fx.Graph()
@@ -571,10 +548,7 @@ def trace_layer(module: nn.Module, leaves: Sequence[Any], spec: TreeSpec) -> Tra
 
 
 class _CallModule(nn.Module):
-    """A call as a module whose only arguments are the call's tensors.
-
-    It shares the parameters, buffers and submodules of the called module.
-    """
+    """A call as a module with the called module's parameters, whose only arguments are the call's tensors."""
 
     def __init__(self, module: nn.Module, leaves: Sequence[Any], spec: TreeSpec) -> None:
         super().__init__()
@@ -593,10 +567,9 @@ class _CallModule(nn.Module):
 
 
 class _Tracer(fx.Tracer):
-    """Tracer that ignores calls in other threads, and keeps modules with hooks as single nodes.
+    """Tracer that ignores calls in other threads, and keeps as single nodes the submodules that have hooks in `module`.
 
-    Args:
-        module: the original module, which has the hooks; the tracer runs on a copy.
+    The tracer runs on a copy of `module` without hooks.
     """
 
     proxy_buffer_attributes = True
@@ -648,12 +621,9 @@ class _Identity:
 
 
 def module_settings(module: nn.Module, seen: dict[int, int]) -> tuple[Any, ...]:
-    """Return a module's settings as hashable values.
+    """Return a module's settings as hashable values: numbers and texts in attributes, containers and objects.
 
-    Settings are numbers and texts among the attributes, also in containers and Python objects.
-
-    Args:
-        seen: address -> number of each object described so far; this call adds entries.
+    `seen` numbers the objects described so far, by address; this call adds entries.
     """
     return tuple(
         [

@@ -21,7 +21,7 @@ from engine.training.test_sparse_training import MODELS, data, resnet
 from samples import sample
 from ticketry.errors import EngineError, UsageError
 from ticketry_engine.kernels.target import target
-from ticketry_engine.kernels.training import convolution
+from ticketry_engine.kernels.training import amx, convolution
 from ticketry_engine.kernels.training.amx import build_spread_tables
 from ticketry_engine.kernels.training.layer import Batch
 from ticketry_engine.training.region_step import RegionStep
@@ -101,12 +101,12 @@ def test_linear(inputs: int, outputs: int, images: int) -> None:
     check_layer(conv, np.random.default_rng(0).random(conv.weight.shape) < 0.2, torch.randn(images, inputs, 1, 1))
 
 
-TILED = {"build_tile_sums", "build_tile_spread", "build_tile_products"}
+TILED = {"TileSums", "TileSpread", "TileProducts"}
 
 
 @pytest.fixture
 def called(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Which operations are made by tiles."""
+    """Kernels on tiles that are used."""
     found: list[str] = []
 
     def watched(name: str, make: Callable[..., Any]) -> Callable[..., Any]:
@@ -117,7 +117,7 @@ def called(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return made
 
     for name in sorted(TILED):
-        monkeypatch.setattr(convolution, name, watched(name, getattr(convolution, name)))
+        monkeypatch.setattr(amx, name, watched(name, getattr(amx, name)))
     return found
 
 

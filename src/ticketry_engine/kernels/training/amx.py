@@ -135,10 +135,8 @@ class _TileSumsBody:
             bfloat.store_tile(e, tile, e.at(self.sums, tile * bfloat.TILE_BYTES))
 
     def _interleave_pairs(self, x: Any, first: Any, last: Any, goal: Any) -> None:
-        """Emit a loop that interleaves what columns `first` to `last` read, in pairs, into the buffer `goal`.
-
-        Old data after the last pair is multiplied by zero weights.
-        """
+        """Emit a loop that interleaves what columns `first` to `last` read, in pairs, into the buffer `goal`."""
+        # Old data after the last pair is multiplied by zero weights.
         e, b = self.e, self.e.b
         with e.loop(first, last, PAIR, [e.i64(0)]) as loop:
             at = e.at(self.columns, b.mul(loop.index, e.i64(4)))
@@ -170,7 +168,7 @@ def build_sum_tables(matrix: Matrix, sets: Sequence[Array], chunks: int) -> SumT
 
     Args:
         sets: groups of sixteen rows with equal (possibly no) columns.
-        chunks: number of parts of the rows that threads may process in parallel.
+        chunks: number of parts of the rows, for threads.
     """
     columns, weights, counts = [], [], []
     for rows in sets:
@@ -542,9 +540,9 @@ def _transpose_words(e: Emitter, vectors: Sequence[Any]) -> list[Any]:
     return found
 
 
-def build_offset_table(shape: Shape) -> Array:
-    """Return the byte offset of each position of a tile in x and in dy: int32 [positions, 2]."""
-    return np.ascontiguousarray(np.array([shape.x, shape.y], dtype=np.int32).T)
+def positions_of(shape: Shape) -> tuple[Array, int]:
+    """Return (byte offset of each position of a tile in x and in dy: int32 [positions, 2], number of positions)."""
+    return np.ascontiguousarray(np.array([shape.x, shape.y], dtype=np.int32).T), len(shape.x)
 
 
 def build_product_tables(matrix: Matrix, sets: Sequence[Array]) -> SumTables:

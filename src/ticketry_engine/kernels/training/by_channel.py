@@ -32,20 +32,16 @@ from ticketry_engine.kernels.training.layer import IMAGES, Batch, images_of, ope
 from ticketry_engine.kernels.window import Array
 
 _HEAD = 7
-"""Number of arguments that precede the arguments of the values.
-
-These are channels, first block, block after the last, rows of a plane, existing images, byte offset of the operation's
-sums in the table, table.
-"""
+"""Number of arguments before those of the values: channels, first block, block after the last, rows of a plane,
+existing images, byte offset of the operation's sums in the table, table."""
 
 _CHAINS = 4
 """Number of independent partial sums, which keep the adders busy."""
 
 _AHEAD = 4096
-"""Prefetch distance in bytes, for targets with sixteen lanes.
+"""Prefetch distance in bytes, for targets with sixteen lanes; hardware prefetching alone is too slow.
 
-The values exceed the L2 cache, and hardware prefetching alone is too slow. The distance was chosen by measurement on
-ResNet-18 and ResNet-20; half and twice the distance are as fast.
+Measured on ResNet-18 and ResNet-20; half and twice the distance are as fast.
 """
 
 
@@ -67,10 +63,7 @@ class ByChannel(EmittedKernel):
     """Count of sums per channel; each takes one vector in the table, after the numbers of all channels."""
     value_count: ClassVar[int] = 1
     near: ClassVar[bool] = False
-    """Whether the kernel uses the channel's first value as a shift.
-
-    The shift is the first of `numbers`, and is stored after the sums in all lanes of a vector.
-    """
+    """Whether the kernel shifts by the channel's first value, and stores it after the sums in all lanes of a vector."""
 
     vectors: int
     item: int
@@ -86,17 +79,15 @@ class ByChannel(EmittedKernel):
 
         Args:
             at: pointer to the vector in each value.
-            numbers: the channel's numbers, each in all lanes.
+            numbers: the channel's numbers, each in all lanes, after the shift if `near`.
             there: mask of the existing images, or None if all exist.
         """
         raise NotImplementedError
 
     def load(self, e: Emitter, at: Any) -> Any:
-        """Load a vector of a value as float32."""
         return bfloat.load(e, at, 0, self.item)
 
     def store(self, e: Emitter, value: Any, at: Any) -> None:
-        """Store a float32 vector in the value's number format."""
         bfloat.store(e, value, at, 0, self.item)
 
     def write(self, e: Emitter) -> None:
@@ -154,10 +145,7 @@ def _mask_images(e: Emitter, there: Any, value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Moments(ByChannel):
-    """Sum ``x - shift`` and its square per channel, with the channel's first value as shift. Value: x.
-
-    `read_moments` computes mean and variance from these sums.
-    """
+    """Sum ``x - shift`` and its square per channel, for `read_moments`. Value: x."""
 
     near: ClassVar[bool] = True
     sums: ClassVar[int] = 2
@@ -303,13 +291,11 @@ class ActivationGradient(ByChannel):
 def build_channel_ops(
     kind: type[ByChannel], values: Sequence[Batch], images: int, target: Target, **flags: Any
 ) -> list[Op]:
-    """Return the operations of a kernel on values with the same pixels, divided by blocks as in `operation_blocks`.
+    """Return the operations of the kernel class `kind` on values with the same pixels, divided by blocks of images.
 
-    A value with one channel is used for all channels. The operations share one table: the numbers of each channel, then
-    the sums of each operation (see `read_sums`).
+    A value with one channel is used for all channels. The operations share one table.
 
     Args:
-        kind: class of the kernel.
         images: number of existing images; the last block may have room for more.
         flags: further fields of the kernel.
     """
@@ -353,11 +339,8 @@ def read_sums(op: Op, target: Target) -> Array:
 def read_moments(op: Op, counts: Sequence[int], target: Target) -> tuple[Array, Array]:
     """Return the mean and the variance of each channel in float64, combined from all operations of `Moments`.
 
-    The method is that of Chan, Golub and LeVeque, "Updating Formulae and a Pairwise Algorithm for Computing Sample
-    Variances" (1979).
-
-    Args:
-        counts: number of values per channel that each operation summed.
+    `counts` are the numbers of values per channel that each operation summed (Chan, Golub and LeVeque, "Updating
+    Formulae and a Pairwise Algorithm for Computing Sample Variances", 1979).
     """
     stored = _read_stored_sums(op, target)
     sums, near = stored[:, :, :2].sum(axis=3, dtype=np.float64), stored[:, :, 2, 0].astype(np.float64)
@@ -395,10 +378,7 @@ def _find_table(op: Op) -> tuple[ByChannel, Array]:
 
 
 _TOKEN_HEAD = 4
-"""Number of arguments that precede the arguments of the values.
-
-These are features, first block, block after the last, table.
-"""
+"""Number of arguments before those of the values: features, first block, block after the last, table."""
 
 _FACTORS = 2
 """Count of numbers in the table that precede the features' factors: 1 / features and epsilon."""
@@ -423,23 +403,12 @@ class ByToken(EmittedKernel):
         """Load what all features of a vector of tokens need; `at` has the pointer to the vector in each value."""
         raise NotImplementedError
 
-    def sum_terms(self, e: Emitter, at: Sequence[Any], begun: Any, factor: Any) -> list[Any]:
-        """Return what a feature adds to each sum.
-
-        Args:
-            at: pointer to the feature's vector in each value.
-            begun: result of `load_token_values`.
-            factor: the feature's factor.
-        """
+    def sum_terms(self, e: Emitter, at: Sequence[Any], loaded: Any, factor: Any) -> list[Any]:
+        """Return what a feature adds to each sum; `loaded` is the result of `load_token_values`."""
         raise NotImplementedError
 
-    def store_means(self, e: Emitter, at: Sequence[Any], begun: Any, means: Sequence[Any], epsilon: Any) -> None:
-        """Store the results, computed from `means`, the means of the sums over features.
-
-        Args:
-            at: pointer to the vector in each value.
-            begun: result of `load_token_values`.
-        """
+    def store_means(self, e: Emitter, at: Sequence[Any], loaded: Any, means: Sequence[Any], epsilon: Any) -> None:
+        """Store the results, computed from `means`, the means of the sums over features."""
         raise NotImplementedError
 
     def write(self, e: Emitter) -> None:
@@ -453,13 +422,13 @@ class ByToken(EmittedKernel):
             with e.loop(*e.thread_share(self.vectors // unroll)) as turn:
                 byte = b.mul(turn.index, e.i64(unroll * width))
                 ats = [[e.at(plane, b.add(byte, e.i64(part * width))) for plane in planes] for part in range(unroll)]
-                begun = [self.load_token_values(e, at) for at in ats]
+                loaded = [self.load_token_values(e, at) for at in ats]
                 with e.loop(0, features, carried=[e.splat(0.0)] * (self.sums * unroll)) as feature:
                     factor = e.splat(
                         e.load_f32(table, b.add(e.i64(FLOAT * _FACTORS), b.mul(feature.index, e.i64(FLOAT))))
                     )
                     found: list[Any] = []
-                    for at, known in zip(ats, begun, strict=True):
+                    for at, known in zip(ats, loaded, strict=True):
                         here = [
                             e.at(place, b.mul(feature.index, step))
                             for place, (_, step, _) in zip(at[: self.value_count], places, strict=False)
@@ -468,7 +437,7 @@ class ByToken(EmittedKernel):
                     feature.next = [b.fadd(*pair) for pair in zip(feature.carried, found, strict=True)]
                 for part, at in enumerate(ats):
                     totals = feature.results[self.sums * part : self.sums * (part + 1)]
-                    self.store_means(e, at, begun[part], [b.fmul(total, share) for total in totals], epsilon)
+                    self.store_means(e, at, loaded[part], [b.fmul(total, share) for total in totals], epsilon)
 
 
 @dataclass(frozen=True)
@@ -480,13 +449,13 @@ class TokenMoments(ByToken):
     def load_token_values(self, e: Emitter, at: Sequence[Any]) -> Any:
         return e.load(at[0])  # shift near the mean, against cancellation
 
-    def sum_terms(self, e: Emitter, at: Sequence[Any], begun: Any, factor: Any) -> list[Any]:
-        apart = e.b.fsub(e.load(at[0]), begun)
+    def sum_terms(self, e: Emitter, at: Sequence[Any], loaded: Any, factor: Any) -> list[Any]:
+        apart = e.b.fsub(e.load(at[0]), loaded)
         return [apart, e.b.fmul(apart, apart)]
 
-    def store_means(self, e: Emitter, at: Sequence[Any], begun: Any, means: Sequence[Any], epsilon: Any) -> None:
+    def store_means(self, e: Emitter, at: Sequence[Any], loaded: Any, means: Sequence[Any], epsilon: Any) -> None:
         b, (shift, squares) = e.b, means
-        e.store(b.fadd(begun, shift), at[1])
+        e.store(b.fadd(loaded, shift), at[1])
         variance = b.fsub(squares, b.fmul(shift, shift))
         variance = e.select(b.fcmp_ordered("<", variance, e.splat(0.0)), e.splat(0.0), variance)
         root = e.intrinsic("llvm.sqrt", b.fadd(variance, epsilon))
@@ -505,13 +474,13 @@ class TokenSums(ByToken):
     def load_token_values(self, e: Emitter, at: Sequence[Any]) -> Any:
         return e.load(at[2]), e.load(at[3])
 
-    def sum_terms(self, e: Emitter, at: Sequence[Any], begun: Any, factor: Any) -> list[Any]:
+    def sum_terms(self, e: Emitter, at: Sequence[Any], loaded: Any, factor: Any) -> list[Any]:
         gradient = e.b.fmul(e.load(at[0]), factor)
-        return [gradient, e.b.fmul(gradient, e.b.fsub(e.load(at[1]), begun[0]))]
+        return [gradient, e.b.fmul(gradient, e.b.fsub(e.load(at[1]), loaded[0]))]
 
-    def store_means(self, e: Emitter, at: Sequence[Any], begun: Any, means: Sequence[Any], epsilon: Any) -> None:
+    def store_means(self, e: Emitter, at: Sequence[Any], loaded: Any, means: Sequence[Any], epsilon: Any) -> None:
         e.store(means[0], at[4])
-        e.store(e.b.fmul(means[1], begun[1]), at[5])
+        e.store(e.b.fmul(means[1], loaded[1]), at[5])
 
 
 @dataclass(frozen=True)
@@ -550,7 +519,7 @@ class LayerNormGradient(ByChannel):
 def build_token_ops(kind: type[ByToken], values: Sequence[Batch], epsilon: float, target: Target) -> list[Op]:
     """Return the operations of the kernel class `kind` on values of the same tokens.
 
-    Values with a plane per feature come first. `feature_factors` sets the factors of features, which are 1 initially.
+    `feature_factors` sets the factors of features, which are 1 initially.
     """
     first = values[0]
     if first.geometry.height != 1 or any(value.geometry.halo for value in values):
@@ -601,10 +570,7 @@ class _UnitKernel(EmittedKernel):
 
     @contextmanager
     def vectors(self, e: Emitter, states: int) -> Iterator[tuple[list[Any], list[Any]]]:
-        """Loop over all vectors; yield pointers to a vector in each gate and in each of `states` other values.
-
-        Arguments of the kernel: units, blocks, byte of each value.
-        """
+        """Loop over all vectors; yield pointers to a vector in each gate and in each of `states` other values."""
         b, units, blocks = e.b, e.arg(0), e.arg(1)
         parts = e.i64(IMAGES // e.target.lanes)
         with e.loop_share_of_pairs(blocks, b.mul(units, parts)) as (block, turn):

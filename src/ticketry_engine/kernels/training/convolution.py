@@ -54,8 +54,7 @@ NEAR = 32_000
 FEWEST = 8
 """Minimum average number of weights per segment and row; to reach it, segments may exceed the L1 cache.
 
-Each segment reads and writes the sums of a tile, which costs more than cache misses if there are few weights. The
-number was chosen by measurement on ResNet-18 with 1 to 10 % of its weights.
+Each segment reads and writes the sums of a tile. Measured on ResNet-18 with 1 to 10 % of its weights.
 """
 
 SECOND = 3 << 19
@@ -64,8 +63,8 @@ SECOND = 3 << 19
 FLAT_NEAR, FLAT_VECTORS = 48_000, 4
 """`NEAR` and `VECTORS` for values with a single row of positions (tokens, examples) on targets with sixteen lanes.
 
-Neighbouring positions share no inputs in such values. Therefore small tiles are better: a segment can then cover more
-inputs. The numbers were chosen by measurement on layers of 256 to 4,096 features with a tenth of their weights.
+Neighbouring positions share no inputs there, so with small tiles a segment can cover more inputs. Measured on layers of
+256 to 4,096 features with a tenth of their weights.
 """
 
 PRODUCTS, FEW_PRODUCTS = (4, 5, 6, 3, 2), (2,)
@@ -116,9 +115,7 @@ def build_forward(
 def build_input_gradient(
     dy: Batch, dx: Batch, layer: MaskedLayer, target: Target, residual: Batch | None = None
 ) -> list[GatheredOps]:
-    """Return the operations of the gradient by the input, which read `dy` and write `dx`.
-
-    There is one group of operations per phase of the stride: the pixels of x that the same taps reach.
+    """Return the operations of the gradient by the input, for each phase of the stride (pixels of the same taps).
 
     Args:
         residual: a gradient of x to add; must be `dx` itself if the stride skips pixels.
@@ -150,7 +147,7 @@ def build_input_gradient(
             transposed.reshape(groups * transposed.shape[1], *transposed.shape[2:]), columns, dx, residual
         )
         if sets and not find_tile_row_sets(matrix.weight, groups, dy, target):
-            found.append(build_tile_spread(places[:, :, :, taps], np.array(shifts), sets, sides, size, target))
+            found.append(_build_tile_spread(places[:, :, :, taps], np.array(shifts), sets, sides, size, target))
             continue
         found.append(_build_sums(matrix, sides, size, target, layer.threads))
     if untouched and residual is None:
@@ -186,7 +183,7 @@ def build_product_tables(x: Batch, dy: Batch, layer: MaskedLayer, target: Target
     sides, size = [TileSide(x, stride=window.stride), TileSide(dy)], _plane_size(dy)
     matrix = _build_matrix(layer.places, columns, dy, None)
     sets = find_tile_row_sets(matrix.weight, layer.groups, x, target)
-    rows = most = 0
+    rows, most = 0, amx.PRODUCT_POSITIONS
     if sets:
         made, width = amx.build_product_tables(matrix, sets), TILE_ROW_BYTES
     else:
@@ -226,7 +223,7 @@ def build_weight_gradient(
 
     Args:
         reserve: function that reserves a number of temporary bytes in the arena and returns their offset.
-        tables: result of `build_product_tables`; None to build the tables here.
+        tables: result of `build_product_tables`, if it exists already.
     """
     lanes, sides, size = target.lanes, [TileSide(x, stride=layer.window.stride), TileSide(dy)], _plane_size(dy)
     tables = tables or build_product_tables(x, dy, layer, target)
@@ -239,16 +236,15 @@ def build_weight_gradient(
     owners = [owner for owner, share in enumerate(split_blocks_by_thread(x.blocks, several)) for _ in share]
     for part in operation_blocks(x.blocks, size) if tables.by_block else [range(x.blocks)]:
         sums = scratch + width * owners[part.start]
-        if sets:
-            ops.append(build_tile_products(made, x, sides, size, target, chunks, sums, part))
-            continue
         cut = build_tiles(sides, size, lanes, tables.most, part)
         _check_reads(made, x, cut, target)
         args: list[int | Array] = [made.segments, made.columns, sums, chunks, len(chunks)]
+        args += [amx.PRODUCT_CONFIGURATION] if sets else []
         for t in cut:
-            args += [t.places, len(t.places)]
-        spec = Products(tuple(t.shape for t in cut), made.unit, made.wide, tables.rows, x.item == HALF)
-        ops.append(Op(spec, tuple(args)))
+            args += [t.places, len(t.places), *(amx.positions_of(t.shape) if sets else ())]
+        shapes = tuple(t.shape for t in cut)
+        products = Products(shapes, made.unit, made.wide, tables.rows, x.item == HALF)
+        ops.append(Op(amx.TileProducts(len(cut)) if sets else products, tuple(args)))
     begin = [Op(Zero(), (scratch + width * owner, vectors)) for owner in range(several)]
     end = [
         Op(Totals(several, together), (scratch, turns, 0, width)),
@@ -286,7 +282,7 @@ def _build_matrix(places: Array, columns: Array, y: Batch, residual: Batch | Non
     """Return the matrix of a product.
 
     Args:
-        places: weights (see `MaskedLayer.places`), rows x inputs x taps.
+        places: weights as in `MaskedLayer.places`, rows x inputs x taps.
         columns: byte offset that each column reads, groups x inputs x taps.
     """
     return Matrix(
@@ -343,21 +339,27 @@ def _build_sums(matrix: Matrix, sides: Sequence[TileSide], size: Pair, target: T
     if threads > 1 and not threads_take_blocks(x.blocks, size, threads):
         some = build_tiles(sides, size, target.lanes, most, operation_blocks(x.blocks, size)[0])
         chunks = -(-UNITS * threads // sum(len(t.places) for t in some))
-    if sets:
-        return build_tile_sums(matrix, sets, sides, size, target, chunks)
     cut = build_tiles(sides, size, target.lanes, most)
-    near = FAR if half else _segment_input_bytes(target, size)
-    made = pack_shared_rows(matrix, groups, chunks=chunks) if groups else _build_tables(matrix, cut, near, chunks)
+    if sets:
+        made = amx.build_sum_tables(matrix, sets, chunks)
+    elif groups:
+        made = pack_shared_rows(matrix, groups, chunks=chunks)
+    else:
+        made = _build_tables(matrix, cut, FAR if half else _segment_input_bytes(target, size), chunks)
     _check_reads(made, x, cut, target)
-    made = pad_segments(made, rows, PAIR, once=True) if half else made
+    made = pad_segments(made, rows, PAIR, once=True) if half and not sets else made
     index = made.weights.reshape(-1) - 1
     weights, masks, ops = np.zeros(len(index), np.uint16 if half else np.float32), np.zeros(1, dtype=np.uint16), []
     for part in operation_blocks(x.blocks, size):
         cut = build_tiles(sides, size, target.lanes, most, part)
         args: list[int | Array] = [made.segments, made.columns, weights, made.chunks, len(made.chunks)]
+        args += [amx.SUM_CONFIGURATION] if sets else []
         for t in cut:
             args += [t.places, len(t.places)] if half else [t.places, len(t.places), masks]
         shapes, residual = tuple(t.shape for t in cut), matrix.residual is not None
+        if sets:
+            ops.append(Op(amx.TileSums(shapes, residual), tuple(args)))
+            continue
         if half:
             ops.append(Op(PairSums(rows, shapes, residual, made.unit, made.wide), tuple(args)))
             continue
@@ -371,8 +373,7 @@ def _build_sums(matrix: Matrix, sides: Sequence[TileSide], size: Pair, target: T
 def _find_row_sets(matrix: Matrix, target: Target) -> list[list[Array]]:
     """Return sets of rows with equal columns that are summed together; empty if single rows are faster.
 
-    All sets must have the same number of rows, at least `SHARING`. With few registers, the inputs of a tile for all
-    columns must also stay in the L1 cache.
+    All sets have the same number of rows. With few registers, all inputs of a tile must also stay in the L1 cache.
     """
     kept = matrix.weight != 0
     if SHARING * len({row.tobytes() for row in np.packbits(kept, axis=1)}) > len(kept):
@@ -389,10 +390,7 @@ def _find_row_sets(matrix: Matrix, target: Target) -> list[list[Array]]:
 
 
 def _find_equal_column_sets(matrix: Matrix, sizes: Sequence[int]) -> list[list[Array]]:
-    """Return sets of rows with equal columns, of the first size in `sizes` that divides all groups of such rows.
-
-    The result is empty if no size does.
-    """
+    """Return sets of rows with equal columns, of the first size in `sizes` that divides all groups of such rows."""
     found = []
     per = len(matrix.weight) // len(matrix.columns)
     for group in range(len(matrix.columns)):
@@ -407,10 +405,7 @@ def _find_equal_column_sets(matrix: Matrix, sizes: Sequence[int]) -> list[list[A
 def _split_into_chunks(made: SumTables, width: int, threads: int) -> tuple[Array, bool]:
     """Divide the segments into chunks whose sums stay in the L2 cache, and return whether a single chunk would suffice.
 
-    The number of chunks is a multiple of the `threads` that share an operation.
-
-    Args:
-        width: bytes of sums per column.
+    The number of chunks is a multiple of `threads`; `width` is the number of bytes of sums per column.
     """
     counts = made.segments[:, 0].astype(np.int64) >> FLAG_BITS
     before, total = np.cumsum(counts) - counts, int(counts.sum())
@@ -427,12 +422,8 @@ def _split_into_chunks(made: SumTables, width: int, threads: int) -> tuple[Array
 def find_tile_row_sets(weight: Array, groups: int, value: Batch, target: Target) -> list[Array]:
     """Return sets of sixteen rows with equal (possibly no) columns, for AMX tiles; empty if tiles cannot be used.
 
-    Tiles need AMX, a bfloat16 value, and rows that can all be divided into such sets.
-
-    Args:
-        weight: rows x columns; 0 is pruned.
-        groups: number of convolution groups.
-        value: the value that the rows read.
+    Tiles need AMX, bfloat16 in the `value` that rows read, and a `weight` [rows, columns] that consists of such sets in
+    each of the convolution's `groups`.
     """
     if not target.tiles or value.item != HALF or len(weight) % (groups * TILE_ROWS):
         return []
@@ -448,37 +439,14 @@ def find_tile_row_sets(weight: Array, groups: int, value: Batch, target: Target)
     return found
 
 
-def build_tile_sums(
-    matrix: Matrix, sets: Sequence[Array], sides: Sequence[TileSide], size: Pair, target: Target, chunks: int
-) -> GatheredOps:
-    """Return the operations of a matrix product on AMX tiles.
-
-    The product is a forward pass, or an input gradient whose rows also share their columns.
-    """
-    x = sides[0].value
-    made = amx.build_sum_tables(matrix, sets, chunks)
-    index, ops = made.weights - 1, []
-    weights = np.zeros(len(index), dtype=np.uint16)
-    for part in operation_blocks(x.blocks, size):
-        cut = build_tiles(sides, size, target.lanes, amx.SUM_POSITIONS, part)
-        _check_reads(made, x, cut, target)
-        args: list[int | Array] = [made.segments, made.columns, weights, made.chunks, len(made.chunks)]
-        args.append(amx.SUM_CONFIGURATION)
-        for t in cut:
-            args += [t.places, len(t.places)]
-        ops.append(Op(amx.TileSums(tuple(t.shape for t in cut), matrix.residual is not None), tuple(args)))
-    return GatheredOps(ops, index)
-
-
-def build_tile_spread(
+def _build_tile_spread(
     places: Array, shifts: Array, sets: Sequence[Array], sides: Sequence[TileSide], size: Pair, target: Target
 ) -> GatheredOps:
     """Return the operations of the input gradient on AMX tiles, for one phase of the stride.
 
     Args:
-        places: weights (see `MaskedLayer.places`), convolution groups x outputs x inputs x taps of the phase.
+        places: weights as in `MaskedLayer.places`, convolution groups x outputs x inputs x taps of the phase.
         shifts: byte shifts of these taps.
-        sides: tiles of the output's gradient, of the input's gradient, and optionally of a value to add.
     """
     dy, dx = (side.value for side in sides[:2])
     made = amx.build_spread_tables(places, dy.channel_bytes, shifts, sets)
@@ -494,22 +462,3 @@ def build_tile_spread(
             args += [t.places, len(t.places)]
         ops.append(Op(amx.TileSpread(tuple(t.shape for t in cut), dx.channels, len(sides) > 2), tuple(args)))
     return GatheredOps(ops, index)
-
-
-def build_tile_products(
-    made: SumTables,
-    x: Batch,
-    sides: Sequence[TileSide],
-    size: Pair,
-    target: Target,
-    chunks: Array,
-    sums: int,
-    part: range,
-) -> Op:
-    """Return the operation on AMX tiles that adds the products of the blocks in `part` to the sums at byte `sums`."""
-    args: list[int | Array] = [made.segments, made.columns, sums, chunks, len(chunks), amx.PRODUCT_CONFIGURATION]
-    cut = build_tiles(sides, size, target.lanes, amx.PRODUCT_POSITIONS, part)
-    _check_reads(made, x, cut, target)
-    for t in cut:
-        args += [t.places, len(t.places), amx.build_offset_table(t.shape), len(t.shape.x)]
-    return Op(amx.TileProducts(len(cut)), tuple(args))

@@ -48,11 +48,8 @@ class Batch:
 
     @classmethod
     def of(cls, channels: int, size: Pair, halo: int, blocks: int, offset: int = 0, item: int = FLOAT) -> Batch:
-        """Return the layout of a value with `channels` planes of `size` (rows, columns).
-
-        Planes of a single position have no unused bytes, which makes linear layers faster: tiles end where the planes
-        end.
-        """
+        """Return the layout of a value with `channels` planes of `size` (rows, columns)."""
+        # Without unused bytes between planes of a single position, tiles of linear layers end where the planes end.
         kind = Bare if tuple(size) == (1, 1) and not halo else Geometry
         return cls(kind.of(*size, halo, IMAGES), channels, blocks, offset, item)
 
@@ -113,11 +110,9 @@ class TileSide:
 
 
 def build_tiles(sides: Sequence[TileSide], size: Pair, lanes: int, most: int, part: range | None = None) -> list[Tiles]:
-    """Return tiles of at most `most` vectors that cover all rows and columns of every block exactly once.
+    """Return tiles of at most `most` vectors that cover all rows and columns of every block (in `part`) exactly once.
 
-    Args:
-        sides: how tiles cover the input, the output, and optionally an added value.
-        part: numbers of the blocks to cover; None for all.
+    `sides` tell how tiles cover the input, the output, and optionally an added value.
     """
     part = range(sides[0].value.blocks) if part is None else part
     return list(_compute_tiles(tuple(sides), size, lanes, most, part))
@@ -151,10 +146,7 @@ def _compute_tiles(sides: tuple[TileSide, ...], size: Pair, lanes: int, most: in
 def _places_in_block(
     sides: tuple[TileSide, ...], size: Pair, rows: int, columns: int
 ) -> dict[Pair, np.ndarray[tuple[int, int], np.dtype[np.int64]]]:
-    """Return the offsets of the tiles in the first block, by (rows, columns) of a tile.
-
-    Cached, because tiles do not depend on masks.
-    """
+    """Return the offsets of the tiles in the first block, by (rows, columns) of a tile."""
     spots: dict[Pair, list[list[int]]] = {}
     for top, height in split(size[0], rows):
         for left, width in split(size[1], columns):
@@ -163,18 +155,15 @@ def _places_in_block(
 
 
 def _tile_size(size: Pair, most: int) -> Pair:
-    """Return the rows and columns of a tile of at most `most` positions.
-
-    Long rows are preferred to squares, because hardware prefetching handles them better.
-    """
+    """Return the rows and columns of a tile of at most `most` positions; long rows suit hardware prefetching."""
     columns = min(size[1], most)
     return max(1, min(size[0], most // columns)), columns
 
 
 def operation_blocks(blocks: int, size: Pair) -> list[range]:
-    """Return the numbers of the blocks that each operation processes.
+    """Return the blocks of each operation: single blocks if their pixels fill tiles, otherwise all blocks.
 
-    These are single blocks if their pixels fill tiles, so that caches serve the next operation; otherwise all blocks.
+    After an operation on a single block, caches serve the next operation.
     """
     return [range(block, block + 1) for block in range(blocks)] if size[0] * size[1] >= 16 else [range(blocks)]
 
@@ -256,11 +245,8 @@ class MaskedLayer:
 
     @property
     def places(self) -> Array:
-        """For each weight, 1 + its index in the dense tensor; 0 if pruned: [O, I / groups, taps].
-
-        The dtype is int32 if it is sufficient, because for large layers this array needs most of the memory while
-        tables are built.
-        """
+        """For each weight, 1 + its index in the dense tensor; 0 if pruned: [O, I / groups, taps]."""
+        # int32 if possible: for large layers this array needs most of the memory while tables are built.
         numbered = np.arange(1, self.kept.size + 1, dtype=np.int32 if self.kept.size < 1 << 31 else np.int64)
         numbered = numbered.reshape(self.kept.shape)
         numbered *= self.kept
@@ -273,10 +259,7 @@ class MaskedLayer:
 
 @dataclass(frozen=True, eq=False)
 class GatheredOps:
-    """Operations that share a weight table, which is filled from the weights before each pass.
-
-    Each operation processes some blocks of images.
-    """
+    """Operations on blocks of images that share a weight table, which is filled from the weights before each pass."""
 
     ops: list[Op]
     index: Array
@@ -286,10 +269,7 @@ class GatheredOps:
 
     @property
     def rows(self) -> Array:
-        """Byte offsets of the planes of y that each segment writes: int64 [segments, rows per segment].
-
-        The biases, which are the last words of each segment, have the same order.
-        """
+        """Byte offsets of the planes of y, in the order of the biases: int64 [segments, rows per segment]."""
         spec, segments = self.ops[0].kernel, self.ops[0].args[0]
         assert isinstance(spec, SegmentKernel)
         assert isinstance(segments, np.ndarray)
@@ -303,12 +283,7 @@ class GatheredOps:
         return table
 
     def gather(self, source: GatheredOps | None = None) -> Op:
-        """Return the operation that fills the table.
-
-        Args:
-            source: operations with the same weights, from whose table the weights are copied; None to copy them from
-                external tensor 0.
-        """
+        """Return the operation that fills the table from that of `source`, or from external tensor 0 if None."""
         count, item = len(self.index), self.table.itemsize
         if source is None:
             index = self.index
@@ -373,10 +348,9 @@ class WeightGather(EmittedKernel):
 
 @dataclass(frozen=True)
 class PackedCopy(EmittedKernel):
-    """Kernel of ``goal[i] = source[index[i]]``. Arguments: index (int32), length, numbers of the two external tensors.
+    """Kernel of ``goal[i] = source[index[i]]``, or ``goal[index[i]] = source[i]`` if `spread`.
 
-    Args:
-        spread: whether the index selects elements of the destination instead: ``goal[index[i]] = source[i]``.
+    Arguments: index (int32), length, numbers of the two external tensors.
     """
 
     finished: ClassVar[bool] = True

@@ -32,10 +32,7 @@ from ticketry_engine.kernels.planar.geometry import FLOAT, Shape, shuffle
 from ticketry_engine.kernels.planar.row_sums import FLAG_BITS, SegmentKernel
 
 SEGMENTS, COLUMNS, WEIGHTS, CHUNKS, CHUNK_COUNT, SHAPES = range(6)
-"""Numbers of the arguments of `PairSums`.
-
-These are tables and number of chunks; then, per shape, the tiles' offsets and their number.
-"""
+"""Numbers of the arguments of `PairSums`: tables, number of chunks; per shape, the tiles' offsets and their number."""
 
 SUMS = WEIGHTS
 """Number of the argument of `Products` that replaces the weights: the arena offset, in bytes, of the sums."""
@@ -44,10 +41,7 @@ TOGETHER = 4
 """Number of columns whose sums are folded into one vector."""
 
 SIDE_BY_SIDE = 8
-"""Number of columns of a row that are summed concurrently on targets with 32 registers.
-
-This keeps two multipliers with a latency of four cycles busy.
-"""
+"""Number of columns of a row that are summed concurrently with 32 registers, to keep both multipliers busy."""
 
 
 @dataclass(frozen=True)
@@ -254,11 +248,7 @@ def loop_segments_by_unit(
     """Loop over the segments of this thread's units of work; a unit is one chunk of rows on one tile.
 
     Yields the segment; pointers to the tile of x, of y and of the residual; the segment's first column, and the column
-    after its last.
-
-    Args:
-        argument: number of the kernel argument with the table of tile offsets; the next argument is the number of
-            tiles.
+    after its last. The kernel arguments `argument` and the next one are the tiles' offsets and their number.
     """
     b, chunks, chunk_count = e.b, e.table(CHUNKS), e.arg(CHUNK_COUNT)
     places, count = e.table(argument), e.arg(argument + 1)
@@ -360,7 +350,7 @@ def write_rows(
 
     Args:
         at: pointers to the segment, to a tile of y, and to a tile of the residual.
-        sums: function that returns the two sums of a row and a vector, given the numbers of both.
+        sums: function (row, vector) -> its two sums.
     """
     b, (segment, y, residual) = e.b, at
     for row in range(spec.rows):
@@ -384,11 +374,9 @@ def write_rows(
 
 
 def load_column(e: Emitter, table: Any, index: Any, further: int, unit: int, *, wide: bool) -> Any:
-    """Load the number of column ``index + further`` from `table` and return its offset in bytes.
+    """Load the offset of column ``index + further`` from `table` and return it in bytes.
 
-    Args:
-        unit: unit of the stored offsets, in bytes.
-        wide: whether stored offsets take 32 bits (signed) instead of 16.
+    Stored offsets have a unit of `unit` bytes, and 32 bits (signed) if `wide`, else 16.
     """
     kind, widen, size = (I32, e.b.sext, 4) if wide else (I16, e.b.zext, 2)
     at = e.at(table, e.b.add(e.b.mul(index, e.i64(size)), e.i64(further * size)))
@@ -399,11 +387,8 @@ def pad_segments(made: SumTables, rows: int, together: int, *, once: bool = Fals
     """Pad the columns of each segment to a multiple of `together` by repeating the segment's last column.
 
     If segments have several rows, columns that segments shared are copied for each segment. Weights are put in the
-    order in which kernels read them: for each `together` columns, one row after the other.
-
-    Args:
-        together: number of columns that a kernel processes at a time.
-        once: whether repeated columns get zero weights; otherwise they get copies of the last column's weights.
+    order in which kernels read them: for each `together` columns, one row after the other. Repeated columns get zero
+    weights if `once`, else copies of the last column's weights.
     """
     counts = made.segments[:, 0].astype(np.int64) >> FLAG_BITS
     filled = -(-counts // together) * together
