@@ -208,11 +208,7 @@ def time_layers(
     mean nothing. The second time is None if the model without a mask has no layer of that name.
 
     Args:
-        fast: the compiled model.
-        model: the model that `fast` was compiled from.
-        mask: the mask of `fast`.
-        inputs: inputs of the calls.
-        precision: "fp32" or "bf16".
+        fast: the result of compiling `model` with `mask` and `precision`.
     """
     whole = cast("Compiled", compile(unpruned(model, mask), None, inputs, threads=1, precision=precision))
     dense = {layer.name: layer.seconds for layer in whole.profile(inputs)}

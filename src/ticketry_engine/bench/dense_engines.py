@@ -55,8 +55,6 @@ class Contender(Protocol):
     def prepare(self, case: Case) -> Call:
         """Compile the case's model, do all other work that is needed only once, and return the function to time.
 
-        If the contender has a `model`, it is the model of the case.
-
         Raises:
             UnavailableError: if the engine is not available on this machine or for this case.
             EngineError: if the engine cannot run the model.
@@ -93,10 +91,7 @@ class ChannelsLast(Eager):
 
 
 class TorchCompile(Eager):
-    """torch.compile with Inductor and freezing, which folds norms and packs weights; images are in channels_last.
-
-    These settings were the fastest of those tried; `max_autotune` and the C++ wrapper made no difference.
-    """
+    """torch.compile with Inductor and freezing, the fastest settings of those tried; images are in channels_last."""
 
     name = "compile"
 
@@ -138,13 +133,9 @@ def _copy_in_precision(case: Case, layout: torch.memory_format) -> nn.Module:
 
 
 def _with_conversions(function: Call, case: Case, layout: torch.memory_format, mode: Callable[[], Any]) -> Call:
-    """Return a function that converts the inputs, calls `function`, and converts the outputs to float32.
+    """Return a function that converts the inputs, calls `function` in the context `mode`, and converts the outputs.
 
-    Args:
-        function: the function to call.
-        case: its precision is the number format of the converted inputs.
-        layout: memory format of converted image inputs.
-        mode: torch context in which `function` is called, such as `torch.no_grad`.
+    Inputs get the case's precision and, if they are images, the memory format `layout`; outputs become float32.
     """
     half = case.precision == "bf16"
 

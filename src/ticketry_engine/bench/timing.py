@@ -98,10 +98,7 @@ class CacheFlush:
 def take(contenders: Mapping[str, Callable[[], object]], timing: Timing, cache_bytes: int) -> dict[str, Samples]:
     """Return `timing.rounds` samples of every contender, taken alternately after all contenders are warmed up.
 
-    Args:
-        contenders: name -> function to time.
-        timing: settings of the measurement.
-        cache_bytes: size of the largest cache, which is emptied before each call if `timing.cold`.
+    `cache_bytes` is the size of the largest cache, which is emptied before each call if `timing.cold`.
     """
     flush = CacheFlush(cache_bytes) if timing.cold else None
     found = {}
@@ -114,8 +111,7 @@ def take(contenders: Mapping[str, Callable[[], object]], timing: Timing, cache_b
     for _ in range(timing.rounds):
         shuffled.shuffle(order)
         for name in order:
-            sample = _sample_cold if flush else _sample_warm
-            wall, cpu = sample(contenders[name], found[name].calls, flush)
+            wall, cpu = _take_sample(contenders[name], found[name].calls, flush)
             found[name].wall.append(wall)
             found[name].cpu.append(cpu)
     return found
@@ -134,11 +130,7 @@ def warm_up(call: Callable[[], object], seconds: float = _WARM_SECONDS) -> float
 
 
 def settle(call: Callable[[], object], seconds: float = _SETTLING_SECONDS) -> None:
-    """Call up to fifteen times, but not after `seconds` are over, to fill the caches.
-
-    After calls of another contender, calls are slower until the caches contain the data again. For data in the
-    last-level cache, this takes about a dozen calls.
-    """
+    """Call up to fifteen times, for at most `seconds`, to fill the caches after another contender's calls."""
     began = time.perf_counter()
     for _ in range(_SETTLING_CALLS):
         call()
@@ -146,21 +138,14 @@ def settle(call: Callable[[], object], seconds: float = _SETTLING_SECONDS) -> No
             break
 
 
-def _sample_warm(call: Callable[[], object], calls: int, _: object) -> tuple[float, float]:
-    call()
-    wall, cpu = time.perf_counter(), time.process_time()
-    for _index in range(calls):
-        call()
-    return (time.perf_counter() - wall) / calls, (time.process_time() - cpu) / calls
-
-
-def _sample_cold(call: Callable[[], object], calls: int, flush: Callable[[], object] | None) -> tuple[float, float]:
-    assert flush is not None
+def _take_sample(call: Callable[[], object], calls: int, flush: Callable[[], object] | None) -> tuple[float, float]:
+    """Return the mean (wall, processor) seconds of `calls` calls: consecutive ones, or each after `flush`."""
     walls, cpus = 0.0, 0.0
-    for _index in range(calls):
-        flush()
+    for consecutive in [1] * calls if flush else [calls]:
+        (flush or call)()
         wall, cpu = time.perf_counter(), time.process_time()
-        call()
+        for _ in range(consecutive):
+            call()
         walls += time.perf_counter() - wall
         cpus += time.process_time() - cpu
     return walls / calls, cpus / calls
@@ -284,11 +269,7 @@ class Case:
 
     @cached_property
     def onnx(self) -> Path:
-        """Return an ONNX file of the model, which accepts only inputs of these shapes; it is deleted with the case.
-
-        Raises:
-            EngineError: if the model cannot be exported.
-        """
+        """Return an ONNX file of the model, which accepts only inputs of these shapes; it is deleted with the case."""
         folder = tempfile.mkdtemp(prefix="ticketry-")
         weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         file = Path(folder) / "model.onnx"
@@ -305,10 +286,7 @@ _FEATURES = ("avx2", "avx512f", *BF16, "asimd", "sve")
 
 
 def machine(packages: Iterable[str] = ("torch", "ticketry")) -> dict[str, Any]:
-    """Return a description of this machine as JSON values: processor, features, cache, system, load and versions.
-
-    `packages` are the names of the packages whose versions are included.
-    """
+    """Return a description of this machine as JSON values, with the versions of `packages`."""
     name, flags = processor()
     return {
         "processor": name,
@@ -324,12 +302,9 @@ def machine(packages: Iterable[str] = ("torch", "ticketry")) -> dict[str, Any]:
 
 
 def another_machine(about: Mapping[str, Any]) -> str:
-    """Return a text that names both processors if `about` describes another processor than this machine has; else "".
-
-    Args:
-        about: the result of `machine` on the other machine; older files have only the name of the processor.
-    """
+    """Return a text that names both processors if `about`, a result of `machine`, describes another one; else ""."""
     here = machine(())
+    # Older files have only the name of the processor.
     facts = [fact for fact in PROCESSOR if fact == "processor" or fact in about]
     if all(about.get(fact) == here[fact] for fact in facts):
         return ""
@@ -397,10 +372,7 @@ def choose_cores(threads: int, load: Mapping[int, float] | None = None) -> tuple
 
 @contextlib.contextmanager
 def pin_for_block(cores: Sequence[int]) -> Iterator[None]:
-    """Pin all threads of this process, and threads started meanwhile, to `cores` inside a `with` block.
-
-    Do nothing if the system cannot pin threads (`can_pin`).
-    """
+    """Pin all threads of this process, and threads started meanwhile, to `cores` inside a `with` block."""
     before = _current_affinities()
     pin(cores)
     try:

@@ -508,10 +508,7 @@ _lock = threading.Lock()
 
 
 def candidate_configs(tile: int, outputs: int, tiles: int) -> list[Config]:
-    """Return the launch parameters to try, the most promising first.
-
-    `tile` is the number of rows of a tile, `outputs` the outputs per channel, and `tiles` the number of tiles.
-    """
+    """Return the launch parameters to try for tiles of `tile` rows, the most promising first."""
     found = {
         16: [Config(256, 64, 4, 3), Config(128, 64, 4, 4), Config(64, 64, 4, 5)],
         32: [Config(256, 64, 8, 3), Config(128, 64, 4, 4), Config(64, 64, 4, 5)],

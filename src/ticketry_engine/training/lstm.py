@@ -35,7 +35,7 @@ from ticketry_engine.plan.storage import LARGEST_ARENA, BufferAllocator
 from ticketry_engine.support.training_hooks import first_derivative_only, mark_masked
 from ticketry_engine.training.plan import PassState
 from ticketry_engine.training.region_step import MOST_THREADS
-from ticketry_engine.training.units import NOT_COMPILED, Substitute, TrainingContext
+from ticketry_engine.training.units import Substitute, TrainingContext
 
 INPUTS, STATES = "weight_ih_l0", "weight_hh_l0"
 """Names of the weights for inputs and for states in the first layer of an `nn.LSTM`."""
@@ -115,10 +115,7 @@ class LstmLayer:
         return range(len(self._ops) - len(ops), len(self._ops))
 
     def _for_word(self, op: Op, word: int, *values: Batch) -> Op:
-        """Return an operation of the first word changed to process `word`, with the same tables.
-
-        The operation reads and writes `values`, in this order.
-        """
+        """Return an operation on `values` of the first word, changed to process `word` with the same tables."""
         moved = np.array([self.text.blocks * word * value.block_bytes for value in values], dtype=np.int32)
         args = list(op.args)
         for number in range(_TILES, len(args), 3):
@@ -319,29 +316,18 @@ _SHAPES = 8
 
 
 class LstmUnit(Substitute):
-    """Replaces the `forward` of an `nn.LSTM` while sparse training runs.
+    """Runs the calls of an `nn.LSTM` in kernels."""
 
-    Args:
-        name: the module's name in the model.
-    """
-
+    module: nn.LSTM
     last = None
     """Always None, because an LSTM has no traced form (see `Unit.last`)."""
 
     def __init__(self, name: str, module: nn.LSTM, context: TrainingContext) -> None:
-        self.name, self.context, self._module = name, context, (module,)
+        super().__init__(name, module, context)
         self.seconds: dict[str, float] | None = None
         """If not None, collects the seconds of a pass."""
         self._layers: dict[Any, LstmLayer] = {}
         self._why_called = ""
-        self._eager = torch.compiler.disable(self._forward, reason=NOT_COMPILED)  # type: ignore[no-untyped-call]
-
-    @property
-    def module(self) -> nn.LSTM:
-        return self._module[0]
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._eager(*args, **kwargs)
 
     def _forward(self, input: Any, hx: tuple[Tensor, Tensor] | None = None) -> Any:
         module = self.module
@@ -373,10 +359,7 @@ class LstmUnit(Substitute):
         return x.transpose(0, 1) if module.batch_first else x, (torch.stack(states), torch.stack(cells))
 
     def _run_layer(self, x: Tensor, past: tuple[Tensor, Tensor], layer: int, *, reverse: bool) -> tuple[Tensor, ...]:
-        """Run one layer in one direction; return its states, its last state and its last cell.
-
-        The states are words x examples x units; the other two are examples x units.
-        """
+        """Run one layer in one direction; return its states (words x examples x units), last state and last cell."""
         names = _weight_names(layer, reverse=reverse)
         weights = [getattr(self.module, names[of]) for of in (INPUTS, STATES)]
         biases = [getattr(self.module, name.replace("weight", "bias")) for name in names.values()]
@@ -449,10 +432,7 @@ def lstm_units(model: nn.Module, context: TrainingContext) -> list[LstmUnit]:
 
 
 def masks_of_lstms(model: nn.Module, masks: Mapping[int, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """Return a mapping from each LSTM under the mask to its tensors of the mask, by parameter name.
-
-    `masks` maps the ``id`` of a parameter to its tensor of the mask.
-    """
+    """Return the tensors of the mask for each LSTM, by parameter name; `masks` has them by ``id`` of the parameter."""
     found = {}
     for name, module in model.named_modules():
         if isinstance(module, nn.LSTM) and type(module).forward is nn.LSTM.forward:

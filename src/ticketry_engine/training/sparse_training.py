@@ -485,8 +485,8 @@ def describe_layers(
             if name in recurrent:
                 rows.append(_describe_lstm(recurrent[name]))
             elif name in held:
-                why = f"no kernels for {type(module).__name__}"
-                rows.append(Layer(name, type(module).__name__.lower(), "torch", "", None, None, "", None, None, why))
+                kind = type(module).__name__
+                rows.append(Layer(name, kind.lower(), "torch", why=f"no kernels for {kind}"))
             continue
         found = kept.get(name)
         density = None if found is None else float(found.mean())
@@ -494,16 +494,15 @@ def describe_layers(
         kind = "linear" if isinstance(module, nn.Linear) else "conv2d"
         if name in inside:
             how = ALL_WEIGHTS if name in dense else "sums, products"
-            rows.append(Layer(name, kind, "engine", how, density, count, "", None, None, ""))
+            rows.append(Layer(name, kind, "engine", how, density, count))
         else:
             plain = kind_of(module) in LAYERS
             why = reasons.get(name, "not called as a module" if plain else f"no kernels for {type(module).__name__}")
-            rows.append(Layer(name, kind, "torch", "", density, count, "", None, None, why))
+            rows.append(Layer(name, kind, "torch", "", density, count, why=why))
     return rows
 
 
 def _describe_lstm(unit: LstmUnit) -> Layer:
-    why = unit.why
-    if why:
-        return Layer(unit.name, "lstm", "torch", "", unit.density, unit.count, "", None, None, why)
-    return Layer(unit.name, "lstm", "engine", "sums, products", unit.density, unit.count, "", None, None, "")
+    if why := unit.why:
+        return Layer(unit.name, "lstm", "torch", "", unit.density, unit.count, why=why)
+    return Layer(unit.name, "lstm", "engine", "sums, products", unit.density, unit.count)

@@ -45,15 +45,6 @@ _FORMS = 16
 """Maximum number of forms of calls for which a module is traced; calls of further forms run in torch."""
 
 
-class Substitute:
-    """Base class of objects that replace a module's `forward`."""
-
-    @property
-    def module(self) -> nn.Module:
-        """The module whose `forward` is replaced."""
-        raise NotImplementedError
-
-
 @dataclass
 class TrainingContext:
     """State shared by all units of a model; layers have their names in the model."""
@@ -94,27 +85,32 @@ class _CallForm:
     """Whether the call runs at least one region in kernels and calls no modules otherwise."""
 
 
-class Unit(Substitute):
-    """Replaces a module's `forward` while sparse training runs.
+class Substitute:
+    """Base class of objects that replace a module's `forward` while sparse training runs.
 
     Args:
         name: the module's name in the model.
     """
 
     def __init__(self, name: str, module: nn.Module, context: TrainingContext) -> None:
-        self.name, self.context = name, context
-        self._call_module = (module,)
-        self._forms: dict[tuple[Any, ...], _CallForm] = {}
-        self.last: _CallForm | None = None
-        """The form of the previous call."""
+        self.name, self.module, self.context = name, module, context
         self._eager = torch.compiler.disable(self._forward, reason=NOT_COMPILED)  # type: ignore[no-untyped-call]
-
-    @property
-    def module(self) -> nn.Module:
-        return self._call_module[0]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._eager(*args, **kwargs)
+
+    def _forward(self, *args: Any, **kwargs: Any) -> Any:
+        raise NotImplementedError
+
+
+class Unit(Substitute):
+    """Runs the calls of a module in kernels as far as possible."""
+
+    def __init__(self, name: str, module: nn.Module, context: TrainingContext) -> None:
+        super().__init__(name, module, context)
+        self._forms: dict[tuple[Any, ...], _CallForm] = {}
+        self.last: _CallForm | None = None
+        """The form of the previous call."""
 
     def _forward(self, *args: Any, **kwargs: Any) -> Any:
         if self.context.half and self.module.training and not torch.is_autocast_enabled("cpu"):
@@ -378,10 +374,7 @@ class Untraceable(Exception):
 
 @dataclass(frozen=True)
 class Traced:
-    """The graph of a call; its placeholders are the tensors among the call's arguments, in order.
-
-    The `meta` of each node has the shape of the node's value.
-    """
+    """The graph of a call, with shapes; its placeholders are the tensors among the call's arguments, in order."""
 
     graph: fx.Graph
     constants: Mapping[str, Tensor]
@@ -391,10 +384,7 @@ class Traced:
 
 
 def call_key(module: nn.Module, leaves: Sequence[Any], spec: TreeSpec) -> tuple[Any, ...]:
-    """Return a key of the conditions under which a graph is valid: the form of the call and the module's settings.
-
-    `leaves` and `spec` are the call's arguments and keywords, flattened.
-    """
+    """Return a key of the conditions under which a graph is valid: the form of the call and the module's settings."""
     given: list[Any] = []
     for leaf in leaves:
         if isinstance(leaf, Tensor):
@@ -567,10 +557,7 @@ class _CallModule(nn.Module):
 
 
 class _Tracer(fx.Tracer):
-    """Tracer that ignores calls in other threads, and keeps as single nodes the submodules that have hooks in `module`.
-
-    The tracer runs on a copy of `module` without hooks.
-    """
+    """Tracer of a copy of `module`; it ignores calls in other threads, and keeps modules with hooks as single nodes."""
 
     proxy_buffer_attributes = True
 

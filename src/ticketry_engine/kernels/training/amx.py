@@ -77,12 +77,7 @@ SUM_CONFIGURATION = bfloat.build_configuration([_WHOLE_TILE] * (_SUMS_RIGHT + 1)
 
 @dataclass(frozen=True)
 class TileSums(SegmentKernel):
-    """AMX kernel of weighted sums in bfloat16.
-
-    Args:
-        shapes: shapes of the tiles of planes; each shape gets separate code.
-        residual: whether a residual value is added to y.
-    """
+    """AMX kernel of weighted sums in bfloat16, plus a residual value if `residual`; each shape gets separate code."""
 
     finished: ClassVar[bool] = True
 
@@ -166,9 +161,7 @@ def _zeroed_scratch(e: Emitter, size: int) -> Any:
 def build_sum_tables(matrix: Matrix, sets: Sequence[Array], chunks: int) -> SumTables:
     """Return the tables of `TileSums` for a layer.
 
-    Args:
-        sets: groups of sixteen rows with equal (possibly no) columns.
-        chunks: number of parts of the rows, for threads.
+    `sets` are groups of sixteen rows with equal (possibly no) columns, and `chunks` is the number of parts for threads.
     """
     columns, weights, counts = [], [], []
     for rows in sets:
@@ -217,11 +210,8 @@ _SPREAD_TABLES = range(4)
 """Numbers of the four table arguments of `TileSpread`."""
 
 _BLOCK_COUNT, _PLANE, _RESIDUAL_PLANE, _SPREAD_CONFIGURATION, _SPREAD_SHAPES = range(4, 9)
-"""Numbers of the other arguments of `TileSpread`.
-
-These are number of blocks, bytes between two planes of the input gradient and of the added value, tile configuration;
-then, per shape, the tiles' offsets and their number.
-"""
+"""Numbers of the other arguments: number of blocks, bytes between two planes of the input gradient and of the added
+value, tile configuration; then, per shape, the tiles' offsets and their number."""
 
 _SET, _SHIFT, _COUNT, _FIRST, _FRESH, _HALF = range(6)
 """Numbers of the 4-byte words of a block in the table `blocks`."""
@@ -247,13 +237,7 @@ def spread_positions(inputs: int) -> int:
 
 @dataclass(frozen=True)
 class TileSpread(EmittedKernel):
-    """AMX kernel of the input gradient in bfloat16.
-
-    Args:
-        shapes: shapes of the tiles of planes of the output's gradient and of the input's; each gets separate code.
-        inputs: number of planes of the input's gradient.
-        residual: whether a residual value is added to the input's gradient.
-    """
+    """AMX kernel of the input gradient (`inputs` planes) in bfloat16, plus a residual value if `residual`."""
 
     finished: ClassVar[bool] = True
 
@@ -383,8 +367,7 @@ def build_spread_tables(places: Array, planes: Array, shifts: Array, sets: Seque
     """Return the tables of one phase of the stride, the input pixels that the same taps reach.
 
     Args:
-        places: weights (see `MaskedLayer.places`), convolution groups x outputs x inputs of a group x taps of the
-            phase.
+        places: weights as in `MaskedLayer.places`, convolution groups x outputs x inputs of a group x taps.
         planes: byte offset of each output's plane.
         shifts: byte shift of each tap.
         sets: groups of sixteen outputs with equal columns.
