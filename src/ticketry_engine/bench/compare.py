@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import cast
 
@@ -38,17 +37,6 @@ TOLERANCE = {"fp32": 1e-4, "bf16": 5e-2}
 """Precision -> maximum relative error of an engine's outputs; an engine with a larger error is not timed."""
 
 
-@dataclass
-class _ContenderState:
-    """A contender, with the function to time, or with the reason why the contender is not timed."""
-
-    contender: Contender
-    call: Call | None = None
-    error: float | None = None
-    prepare_seconds: float | None = None
-    why: str = ""
-
-
 def compare(
     case: Case,
     contenders: Sequence[Contender],
@@ -77,25 +65,28 @@ def compare(
     """
     timing = timing or Timing()
     chosen = tuple(on_cores) if on_cores is not None else choose_cores(case.threads)
-    _check_names_differ(contenders)
+    names = [contender.name for contender in contenders]
+    if len(set(names)) < len(names):
+        raise EngineError(f"two contenders have one name: {', '.join(names)}")
     case = case.of(copy.deepcopy(case.model))
     with torch_threads(case.threads):
         # Threads are pinned later: OpenVINO counts the available cores only once in a process.
         expected = case.reference()
-        entries = [_prepare(contender, case, expected, required, say) for contender in contenders]
-        ready = {
-            entry.contender.name: partial(entry.call, *case.args, **case.kwargs)
-            for entry in entries
-            if entry.call is not None
-        }
-        if not any(entry.call is not None and not entry.contender.sparse for entry in entries):
-            reasons = "; ".join(f"{entry.contender.name}: {entry.why}" for entry in entries if entry.why)
+        prepared = [_prepare(contender, case, expected, required, say) for contender in contenders]
+        ready = {row.engine: partial(call, *case.args, **case.kwargs) for row, call in prepared if call is not None}
+        if not any(call is not None and not row.sparse for row, call in prepared):
+            reasons = "; ".join(f"{row.engine}: {row.why}" for row, _ in prepared if row.why)
             raise EngineError(f"no dense engine can be timed ({reasons})")
         say(f"timing {len(ready)} engines, {timing.rounds} rounds")
         with pin_for_block(chosen):
             samples = take(ready, timing, last_cache())
-    times = tuple(_to_engine_time(entry, samples.get(entry.contender.name), timing) for entry in entries)
-    packages = {package for contender in contenders for package in _library_versions(contender)}
+    versions = {contender.name: _library_versions(contender) for contender in contenders}
+    times = tuple(
+        _with_samples(row, samples[row.engine], timing, versions[row.engine]) if row.engine in samples else row
+        for row, _ in prepared
+    )
+    packages = {package for found in versions.values() for package in found}
+    dense = min((row for row in times if not row.sparse and row.timed), key=lambda row: row.seconds or 0.0)
     return Timed(
         batch=case.batch,
         precision=case.precision,
@@ -105,39 +96,25 @@ def compare(
         cold=timing.cold,
         clock=timing.clock,
         times=times,
-        saved=_compute_savings(times, timing),
+        saved=tuple(saved_against(row, dense, timing) for row in times if row.sparse and row.timed),
         machine=machine(sorted(packages | {"torch", "ticketry"})),
-        fastest_dense=_fastest_dense_engine(times).engine,
+        fastest_dense=dense.engine,
     )
 
 
 def saved_against(time_of: EngineTime, base: EngineTime, timing: Timing) -> Saved:
     """Return the share of time that the engine `time_of` saves relative to `base`, by samples of the same rounds."""
-    ours, theirs = _samples_of_clock(time_of, timing.clock), _samples_of_clock(base, timing.clock)
+    ours, theirs = (row.wall if timing.clock == "wall" else row.cpu for row in (time_of, base))
     shares = [1 - one / other for one, other in zip(ours, theirs, strict=True)]
     found = median_interval(shares, timing.confidence)
     return Saved(time_of.engine, base.engine, found.median, found.low, found.high, found.confidence)
 
 
-def _compute_savings(times: Sequence[EngineTime], timing: Timing) -> tuple[Saved, ...]:
-    base = _fastest_dense_engine(times)
-    return tuple(saved_against(row, base, timing) for row in times if row.sparse and row.timed)
-
-
-def _fastest_dense_engine(times: Sequence[EngineTime]) -> EngineTime:
-    """Return the fastest of the dense engines that were timed."""
-    return min((row for row in times if not row.sparse and row.timed), key=lambda row: row.seconds or 0.0)
-
-
-def _samples_of_clock(row: EngineTime, clock: str) -> tuple[float, ...]:
-    return row.wall if clock == "wall" else row.cpu
-
-
 def _prepare(
     contender: Contender, case: Case, expected: list[torch.Tensor], required: Sequence[str], say: Callable[[str], None]
-) -> _ContenderState:
-    """Prepare a contender and check its outputs; return the function to time, or the reason why it is not timed."""
-    entry = _ContenderState(contender)
+) -> tuple[EngineTime, Call | None]:
+    """Prepare a contender and check its outputs; return its row, and the function to time if the outputs are right."""
+    row = EngineTime(contender.name, contender.sparse)
     if contender.model is not None:
         case = case.of(contender.model)
         expected = case.reference()
@@ -145,44 +122,33 @@ def _prepare(
     began = time.perf_counter()
     try:
         call = contender.prepare(case)
-        entry.prepare_seconds = time.perf_counter() - began
-        entry.error = difference(case.outputs(call), expected)
-    except EngineError as error:
-        lacking = isinstance(error, UnavailableError)
+        row = structs.replace(row, prepare_seconds=time.perf_counter() - began)
+        error = difference(case.outputs(call), expected)
+    except EngineError as failure:
+        lacking = isinstance(failure, UnavailableError)
         if lacking and contender.name in required:
-            raise EngineError(f"{contender.name}: {error}") from None
+            raise EngineError(f"{contender.name}: {failure}") from None
         if not lacking and (contender.name in required or contender.sparse):
             raise
-        entry.why = str(error)
-        return entry
+        return structs.replace(row, why=str(failure)), None
+    row = structs.replace(row, error=error)
     tolerance = TOLERANCE[case.precision]
-    if entry.error > tolerance:
+    if error > tolerance:
         # Some untrained networks amplify rounding errors, also in torch; two results may then differ by both errors.
         tolerance = max(tolerance, 2 * case.rounding())
-    if entry.error <= tolerance:
-        entry.call = call
-        return entry
-    entry.why = f"its outputs are wrong: relative error {entry.error:.2g}, more than {tolerance:g}"
+    if error <= tolerance:
+        return row, call
+    why = f"its outputs are wrong: relative error {error:.2g}, more than {tolerance:g}"
     if contender.sparse:
-        raise EngineError(f"{contender.name} is not timed, for {entry.why}")
-    return entry
+        raise EngineError(f"{contender.name} is not timed, for {why}")
+    return structs.replace(row, why=why), None
 
 
-def _to_engine_time(entry: _ContenderState, samples: Samples | None, timing: Timing) -> EngineTime:
-    low, seconds, high = quartiles(samples.by(timing.clock)) if samples else (None, None, None)
-    return EngineTime(
-        engine=entry.contender.name,
-        sparse=entry.contender.sparse,
-        seconds=seconds,
-        low=low,
-        high=high,
-        wall=tuple(samples.wall) if samples else (),
-        cpu=tuple(samples.cpu) if samples else (),
-        calls=samples.calls if samples else 0,
-        error=entry.error,
-        prepare_seconds=entry.prepare_seconds,
-        why=entry.why,
-        versions=_library_versions(entry.contender) if samples else {},
+def _with_samples(row: EngineTime, samples: Samples, timing: Timing, versions: dict[str, str]) -> EngineTime:
+    low, seconds, high = quartiles(samples.by(timing.clock))
+    wall, cpu = tuple(samples.wall), tuple(samples.cpu)
+    return structs.replace(
+        row, seconds=seconds, low=low, high=high, wall=wall, cpu=cpu, calls=samples.calls, versions=versions
     )
 
 
@@ -191,12 +157,6 @@ def _library_versions(contender: Contender) -> dict[str, str]:
         return contender.versions()
     except ImportError:  # not installed, so not timed
         return {}
-
-
-def _check_names_differ(contenders: Sequence[Contender]) -> None:
-    names = [contender.name for contender in contenders]
-    if len(set(names)) < len(names):
-        raise EngineError(f"two contenders have one name: {', '.join(names)}")
 
 
 def time_layers(

@@ -127,34 +127,29 @@ def _compare_times(seconds: float, dense: float) -> str:
 
 def layer_works(graph: Graph, batch: int, facts: Mapping[str, LayerFacts]) -> dict[str, LayerWork]:
     """Return the amount of work of each layer whose shapes are known, by the name of the layer's output."""
-    made = {
-        node.output: _layer_work(graph, node, batch, facts[node.output].groups)
-        for node in graph.nodes
-        if node.op in LAYERS
-    }
-    return {name: work for name, work in made.items() if work is not None}
-
-
-def _layer_work(graph: Graph, node: Node, batch: int, groups: list[tuple[int, int]]) -> LayerWork | None:
-    x, made = graph.values[node.inputs[0]], graph.values[node.output]
-    if x.shape is None or made.shape is None:
-        return None
-    inputs, outputs = x.numel(batch), made.numel(batch)
-    weight = graph.tensors[node.weights["weight"]]
-    run = batch if x.shape[0] is None else x.shape[0]
-    pixels = outputs // max(1, weight.shape[0])
-    return LayerWork(
-        pixels=pixels,
-        run=max(1, run if node.op == "conv2d" else pixels),
-        rows=weight.shape[0],
-        columns=weight[0].numel(),
-        groups=groups,
-        inputs=inputs,
-        outputs=outputs,
-        residual=len(node.inputs) > 1,
-        act=node.attrs["act"] is not None,
-        linear=node.op == "linear",
-    )
+    found = {}
+    for node in graph.nodes:
+        if node.op not in LAYERS:
+            continue
+        x, made = graph.values[node.inputs[0]], graph.values[node.output]
+        if x.shape is None or made.shape is None:
+            continue
+        weight, outputs = graph.tensors[node.weights["weight"]], made.numel(batch)
+        run = batch if x.shape[0] is None else x.shape[0]
+        pixels = outputs // max(1, weight.shape[0])
+        found[node.output] = LayerWork(
+            pixels=pixels,
+            run=max(1, run if node.op == "conv2d" else pixels),
+            rows=weight.shape[0],
+            columns=weight[0].numel(),
+            groups=facts[node.output].groups,
+            inputs=x.numel(batch),
+            outputs=outputs,
+            residual=len(node.inputs) > 1,
+            act=node.attrs["act"] is not None,
+            linear=node.op == "linear",
+        )
+    return found
 
 
 # -- the whole network -------------------------------------------------------------------------------------------------
@@ -581,7 +576,6 @@ def _seconds(call: Callable[[], None]) -> float:
 
 def _limit_pixels(config: Config, outputs: int) -> Config:
     """Halve the pixels per program until they are about the number of outputs, for Triton's slow interpreter."""
-    pixels = config.pixels
-    while pixels > 16 and pixels // 2 >= outputs:
-        pixels //= 2
-    return Config(pixels, config.columns, config.warps, config.stages)
+    while config.pixels > 16 and config.pixels // 2 >= outputs:
+        config = replace(config, pixels=config.pixels // 2)
+    return config

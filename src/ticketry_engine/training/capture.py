@@ -125,7 +125,7 @@ def capture(
     modules = dict(model.named_modules())
     finder = _RegionFinder(modules, kept, dense, limit, half)
     random = [node for node in graph.nodes if may_draw_random_numbers(node, modules)]
-    finder.after = dict(zip(random[1:], random, strict=False))
+    finder.after.update(zip(random[1:], random, strict=False))
     for node in graph.nodes:
         finder.add_node(node)
     return finder.build_steps(graph)
@@ -166,7 +166,7 @@ class _RegionFinder:
             return
         layout -= {True} if self.half else set()
         neighbours = [region for region in self._neighbours(node) if region.tokens in layout]
-        region = next((region for region in neighbours if self._may_join(node, region)), None)
+        region = next((region for region in neighbours if not self._other_inputs_depend(node, region)), None)
         if layer is not None and not starts:
             self.reasons[layer] = self._why_faster_dense(node, layer)
             return
@@ -219,14 +219,10 @@ class _RegionFinder:
                 found.setdefault(id(region), region)
         return list(found.values())
 
-    def _may_join(self, node: fx.Node, region: FoundRegion) -> bool:
-        """Return whether a node can join a region: its other inputs must not depend on the region."""
-        return not any(self._depends(read, region) for read in node.all_input_nodes if self.of.get(read) is not region)
-
-    def _depends(self, node: fx.Node, region: FoundRegion) -> bool:
-        """Return whether a value depends on a region, directly or through other nodes."""
+    def _other_inputs_depend(self, node: fx.Node, region: FoundRegion) -> bool:
+        """Return whether inputs of a node from outside of a region depend on it, so that the node cannot join it."""
         seen: set[int] = set()
-        queue: list[fx.Node] = [node]
+        queue = [read for read in node.all_input_nodes if self.of.get(read) is not region]
         while queue:
             one = queue.pop()
             whole = self.of.get(one)

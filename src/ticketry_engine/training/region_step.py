@@ -89,15 +89,12 @@ class RegionStep:
         if shapes not in self._fitting:
             if len(self._fitting) >= _SHAPES:
                 self._fitting.clear()
-            self._fitting[shapes] = self._region_fits(inputs)
+            try:
+                self.region.shapes(dict(zip(self.region.inputs, map(_shape, inputs), strict=True)))
+                self._fitting[shapes] = True
+            except EngineError:
+                self._fitting[shapes] = False
         return self._fitting[shapes] and len({len(tensor) for tensor in inputs}) == 1
-
-    def _region_fits(self, inputs: Sequence[Tensor]) -> bool:
-        try:
-            self.region.shapes(dict(zip(self.region.inputs, map(_shape, inputs), strict=True)))
-        except EngineError:
-            return False
-        return True
 
     def dense_parameters(self) -> Iterator[Tensor]:
         """Yield the dense parameters that the region reads; weights that are read as packed vectors are left out."""
