@@ -59,16 +59,7 @@ def activate(v, ACT: tl.constexpr, SLOPE: tl.constexpr):
     return v
 
 
-_SIZES = [
-    "eights",
-    "height",
-    "width",
-    "out_height",
-    "out_width",
-    "stride_h",
-    "stride_w",
-    "count",
-]
+_SIZES = ["eights", "height", "width", "out_height", "out_width", "stride_h", "stride_w", "count"]
 """Arguments for which Triton must not compile special variants, so that all layers of a network share one binary."""
 
 
@@ -203,20 +194,8 @@ def layer_norm(
 
 @triton.jit
 def transpose(
-    x,
-    out,
-    rest,
-    rest_x,
-    rest_y,
-    a,
-    a_x,
-    a_y,
-    b,
-    b_x,
-    b_y,
-    BLOCK: tl.constexpr,
-    WIDE: tl.constexpr,
-):
+    x, out, rest, rest_x, rest_y, a, a_x, a_y, b, b_x, b_y, BLOCK: tl.constexpr, WIDE: tl.constexpr
+):  # fmt: skip
     """Copy ``out[r, i, j] = x[r, i, j]`` for any strides; each program copies a square of the last two axes."""
     blocks = tl.cdiv(b, BLOCK)
     program = tl.program_id(0)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ticketry_engine.gpu.tables import why_no_tables
 from ticketry_engine.ir import Graph, Node
-from ticketry_engine.support.row_groups import row_groups
+from ticketry_engine.support.row_groups import row_groups_by_convolution_group
 
 LAYERS = ("conv2d", "linear")
 
@@ -53,8 +53,8 @@ def layer_facts(graph: Graph) -> dict[str, LayerFacts]:
     for node in graph.nodes:
         if node.op in LAYERS:
             weight = graph.tensors[node.weights["weight"]]
-            parts = torch.split(weight, len(weight) // node.attrs.get("groups", 1))
-            groups = [(len(one.rows), one.width) for part in parts for one in row_groups(part != 0)]
+            found_groups = row_groups_by_convolution_group(weight != 0, node.attrs.get("groups", 1))
+            groups = [(len(one.rows), one.width) for one in found_groups]
             window = (
                 {name: node.attrs[name] for name in ("groups", "padding", "dilation")} if node.op == "conv2d" else None
             )

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ticketry_engine.errors import EngineError
-from ticketry_engine.support.row_groups import Indices, row_groups
+from ticketry_engine.support.row_groups import Indices, row_groups_by_convolution_group
 
 Table: TypeAlias = "np.ndarray[Any, np.dtype[np.int32]]"
 
@@ -62,24 +62,6 @@ class GroupTables:
         return replace(self, **{name: getattr(self, name).to(device) for name in names})
 
 
-@dataclass(frozen=True, eq=False)
-class RowSet:
-    """Rows that retain the same columns; columns are numbered over all input channels and taps."""
-
-    rows: Indices
-    columns: Indices
-
-
-def layer_groups(weight: Tensor, groups: int = 1) -> list[RowSet]:
-    """Return the groups of rows with the same nonzero columns in the same convolution group: [O, C / groups, ...]."""
-    rows, width = len(weight) // groups, weight[0].numel()
-    return [
-        RowSet(found.rows + number * rows, found.columns + number * width)
-        for number, part in enumerate(torch.split(weight, rows))
-        for found in row_groups(part != 0)
-    ]
-
-
 def pack(
     weight: Tensor,
     *,
@@ -98,13 +80,14 @@ def pack(
     kernel = tuple(weight.shape[2:]) or (1, 1)
     if (reason := why_no_tables(tuple(weight.shape), groups=groups, padding=padding, dilation=dilation)) is not None:
         raise EngineError(f"the GPU's tables cannot hold this layer: {reason}")
-    found = sorted(layer_groups(weight, groups), key=lambda group: -len(group.columns))
+    found = sorted(row_groups_by_convolution_group(weight != 0, groups), key=lambda group: -group.width)
     weights, tiles, rows, columns = [], [], [], []
     first = start = 0
     for group in found:
-        count, padded = len(group.columns), -(-len(group.columns) // UNIT) * UNIT
-        columns.append(np.pad(group.columns, (0, padded - count), constant_values=-1))
-        local = torch.from_numpy(group.columns % max(1, flat.shape[1]))
+        count, padded = group.width, -(-group.width // UNIT) * UNIT
+        before = int(group.rows[0]) // (len(flat) // groups) * flat.shape[1]  # columns of earlier convolution groups
+        columns.append(np.pad(group.columns + before, (0, padded - count), constant_values=-1))
+        local = torch.from_numpy(group.columns)
         for begin in range(0, len(group.rows), tile):
             members = group.rows[begin : begin + tile]
             block = torch.zeros(tile, padded, dtype=flat.dtype)

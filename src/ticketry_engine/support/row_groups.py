@@ -75,3 +75,13 @@ def row_groups(kept: np.ndarray[Any, Any] | torch.Tensor) -> list[RowGroup]:
     for row, support in enumerate(np.packbits(matrix, axis=1)):
         found.setdefault(support.tobytes(), []).append(row)
     return [RowGroup(np.array(rows, dtype=np.int64), matrix[rows[0]]) for rows in found.values()]
+
+
+def row_groups_by_convolution_group(weight: np.ndarray[Any, Any] | torch.Tensor, groups: int) -> list[RowGroup]:
+    """Return the `row_groups` of a weight whose rows belong to different convolution groups, one group after the other."""
+    per = len(weight) // groups
+    return [
+        RowGroup(found.rows + number * per, found._support)
+        for number in range(groups)
+        for found in row_groups(weight[number * per : (number + 1) * per])
+    ]

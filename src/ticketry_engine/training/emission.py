@@ -55,12 +55,14 @@ MOVES = "load and store"
 
 NORMS = "batch norms"
 
+_POOLS = ("max_pool2d", "avg_pool2d", "global_avg_pool")
+
 _LABELS = {
     "batch_norm": NORMS,
     "layer_norm": "layer norms",
     "act": "activations",
     "add": "sums of values",
-    **dict.fromkeys(("max_pool2d", "avg_pool2d", "global_avg_pool"), "pools"),
+    **dict.fromkeys(_POOLS, "pools"),
 }
 
 
@@ -444,8 +446,6 @@ def _emit_pool_backward(node: Node, plan: TrainingPlan, gradients: Gradients) ->
         gradients.add_gradient(name, dx)
     plan.release(dy)
 
-
-_POOLS = ("max_pool2d", "avg_pool2d", "global_avg_pool")
 
 _FORWARD: Mapping[str, Callable[[Node, TrainingPlan], None]] = {
     **dict.fromkeys(LAYERS, _emit_layer_forward),

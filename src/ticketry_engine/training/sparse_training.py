@@ -1,4 +1,4 @@
-"""`train` and `SparseTraining`: a module with the user's own parameters whose masked layers run in sparse kernels."""
+"""`SparseTraining`: a module with the user's own parameters whose masked layers run in sparse kernels."""
 
 from __future__ import annotations
 
@@ -55,16 +55,8 @@ class Enforcement(Protocol):
 Enforce = Callable[[nn.Module, Mapping[str, Tensor]], Enforcement]
 
 
-def train(
-    model: nn.Module,
-    keep: Mapping[str, Tensor] | None,
-    example_inputs: Any,
-    *,
-    target: str = "host",
-    precision: str = "fp32",
-    enforce: Enforce | None = None,
-) -> SparseTraining:
-    """Return a module that trains like the model under a mask, with kernels that compute only with retained weights.
+class SparseTraining(nn.Module):
+    """A module that trains like the model under a mask, with kernels that compute only with retained weights.
 
     The module has the model's own parameters, buffers and submodules under their names. Therefore optimisers, state
     dicts, gradient clipping and checkpoints work as with the model, and training the module changes the model's
@@ -95,21 +87,6 @@ def train(
         EngineError: if the model is not in float32 on the CPU, or the processor cannot multiply bfloat16.
         UsageError: if `precision` is unknown.
         MissingExtraError: if llvmlite is not installed.
-
-    Examples:
-        >>> import ticketry_engine
-        >>> model, x = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 8)), torch.randn(16, 64)
-        >>> keep = {"0.weight": torch.rand(64, 64) < 0.1}
-        >>> fast = ticketry_engine.train(model, keep, x)
-        >>> fast(x).square().mean().backward()
-        >>> bool((model[0].weight[~keep["0.weight"]] == 0).all())
-        True
-    """
-    return SparseTraining(model, keep, example_inputs, target=target, precision=precision, enforce=enforce)
-
-
-class SparseTraining(nn.Module):
-    """A model that trains with sparse kernels; `train` explains the arguments.
 
     Examples:
         >>> model, x = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 8)), torch.randn(16, 64)
@@ -430,6 +407,10 @@ class SparseTraining(nn.Module):
 
     def __reduce__(self) -> Any:
         raise EngineError("a SparseTraining cannot be pickled: save its state_dict, or the model")
+
+
+train = SparseTraining
+"""The name under which `ticketry_engine` offers the class, as the counterpart of `compile`."""
 
 
 # -- The tensors of a mask by layer ------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any, TypeVar
 
 import numpy as np
@@ -334,7 +335,7 @@ class _CapturedRun:
         name = str(node.target)
         if name in self._traced.constants:
             return self._traced.constants[name]
-        found = _attribute(self._unit.module, name)
+        found = attrgetter(name)(self._unit.module)
         self._unit.context.update_before_read([found])
         return found
 
@@ -348,11 +349,6 @@ class _CapturedRun:
             return module(*args, **kwargs)
         finally:
             context.walking = before
-
-
-def _attribute(module: nn.Module, name: str) -> Any:
-    *path, last = name.split(".")
-    return getattr(module.get_submodule(".".join(path)), last)
 
 
 # -- traces of calls --------------------------------------------------------------------------------------------------

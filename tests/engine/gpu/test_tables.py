@@ -15,12 +15,12 @@ from ticketry_engine.gpu.tables import (
     has_taps,
     inner_empty,
     is_inner,
-    layer_groups,
     outer_empty,
     pack,
     why_no_tables,
 )
 from ticketry_engine.ir.native_shapes import windows
+from ticketry_engine.support.row_groups import row_groups_by_convolution_group
 
 
 def signed(byte: int) -> int:
@@ -80,9 +80,8 @@ def test_groups_of_a_convolution_read_their_own_channels():
             assert torch.equal(read[own, own], weight[own, :, down, right])
             read[own, own] = 0
         assert not read.any()
-    groups = layer_groups(torch.ones(8, 2, 1, 1), 2)  # rows of two groups are never together
+    groups = row_groups_by_convolution_group(torch.ones(8, 2, 1, 1), 2)  # rows of two groups are never together
     assert [group.rows.tolist() for group in groups] == [[0, 1, 2, 3], [4, 5, 6, 7]]
-    assert [group.columns.tolist() for group in groups] == [[0, 1], [2, 3]]
 
 
 def test_long_tiles_come_first_and_a_layer_of_zeros_has_tables():

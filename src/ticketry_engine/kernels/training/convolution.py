@@ -46,7 +46,7 @@ from ticketry_engine.kernels.training.layer import (
 )
 from ticketry_engine.kernels.training.products import PAIR, TOGETHER, PairSums, Products, Totals, Zero, pad_segments
 from ticketry_engine.kernels.window import Array, Pair, Window
-from ticketry_engine.support.row_groups import row_groups
+from ticketry_engine.support.row_groups import row_groups_by_convolution_group
 
 NEAR = 32_000
 """Number of bytes of inputs that stay in the L1 cache beside weights and outputs."""
@@ -391,13 +391,10 @@ def _find_row_sets(matrix: Matrix, target: Target) -> list[list[Array]]:
 
 def _find_equal_column_sets(matrix: Matrix, sizes: Sequence[int]) -> list[list[Array]]:
     """Return sets of rows with equal columns, of the first size in `sizes` that divides all groups of such rows."""
-    found = []
-    per = len(matrix.weight) // len(matrix.columns)
-    for group in range(len(matrix.columns)):
-        for same in row_groups(matrix.weight[group * per : (group + 1) * per]):
-            if not same.width:
-                return []
-            found.append(same.rows + group * per)
+    same = row_groups_by_convolution_group(matrix.weight, len(matrix.columns))
+    if not all(group.width for group in same):
+        return []
+    found = [group.rows for group in same]
     size = next((size for size in sizes if not any(len(rows) % size for rows in found)), 0)
     return [list(rows.reshape(-1, size)) for rows in found] if size else []
 
@@ -430,13 +427,10 @@ def find_tile_row_sets(weight: Array, groups: int, value: Batch, target: Target)
     kept = np.packbits(weight != 0, axis=1)
     if TILE_ROWS * len({row.tobytes() for row in kept}) > len(kept):
         return []
-    found, per = [], len(weight) // groups
-    for group in range(groups):
-        for same in row_groups(weight[group * per : (group + 1) * per]):
-            if len(same.rows) % TILE_ROWS:
-                return []
-            found += list(same.rows.reshape(-1, TILE_ROWS) + group * per)
-    return found
+    found = [same.rows for same in row_groups_by_convolution_group(weight, groups)]
+    if any(len(rows) % TILE_ROWS for rows in found):
+        return []
+    return [part for rows in found for part in rows.reshape(-1, TILE_ROWS)]
 
 
 def _build_tile_spread(
