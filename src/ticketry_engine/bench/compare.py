@@ -68,7 +68,7 @@ def compare(
     names = [contender.name for contender in contenders]
     if len(set(names)) < len(names):
         raise EngineError(f"two contenders have one name: {', '.join(names)}")
-    case = case.of(copy.deepcopy(case.model))
+    case = case.with_model(copy.deepcopy(case.model))
     with torch_threads(case.threads):
         # Threads are pinned later: OpenVINO counts the available cores only once in a process.
         expected = case.reference()
@@ -79,7 +79,7 @@ def compare(
             raise EngineError(f"no dense engine can be timed ({reasons})")
         say(f"timing {len(ready)} engines, {timing.rounds} rounds")
         with pin_for_block(chosen):
-            samples = take(ready, timing, last_cache())
+            samples = take_samples(ready, timing, last_cache())
     versions = {contender.name: _library_versions(contender) for contender in contenders}
     times = tuple(
         _with_samples(row, samples[row.engine], timing, versions[row.engine]) if row.engine in samples else row
@@ -116,7 +116,7 @@ def _prepare(
     """Prepare a contender and check its outputs; return its row, and the function to time if the outputs are right."""
     row = EngineTime(contender.name, contender.sparse)
     if contender.model is not None:
-        case = case.of(contender.model)
+        case = case.with_model(contender.model)
         expected = case.reference()
     say(f"preparing {contender.name}")
     began = time.perf_counter()
@@ -145,7 +145,7 @@ def _prepare(
 
 
 def _with_samples(row: EngineTime, samples: Samples, timing: Timing, versions: dict[str, str]) -> EngineTime:
-    low, seconds, high = quartiles(samples.by(timing.clock))
+    low, seconds, high = quartiles(samples.by_clock(timing.clock))
     wall, cpu = tuple(samples.wall), tuple(samples.cpu)
     return structs.replace(
         row, seconds=seconds, low=low, high=high, wall=wall, cpu=cpu, calls=samples.calls, versions=versions

@@ -80,7 +80,7 @@ class Samples:
     wall: list[float] = field(default_factory=list)
     cpu: list[float] = field(default_factory=list)
 
-    def by(self, clock: str) -> list[float]:
+    def by_clock(self, clock: str) -> list[float]:
         """Return the samples of the clock `clock`, "wall" or "cpu"."""
         return self.wall if clock == "wall" else self.cpu
 
@@ -95,7 +95,9 @@ class CacheFlush:
         self._buffer += 1
 
 
-def take(contenders: Mapping[str, Callable[[], object]], timing: Timing, cache_bytes: int) -> dict[str, Samples]:
+def take_samples(
+    contenders: Mapping[str, Callable[[], object]], timing: Timing, cache_bytes: int
+) -> dict[str, Samples]:
     """Return `timing.rounds` samples of every contender, taken alternately after all contenders are warmed up.
 
     `cache_bytes` is the size of the largest cache, which is emptied before each call if `timing.cold`.
@@ -242,7 +244,7 @@ class Case:
         """Return the batch size of the inputs."""
         return batch_of(self.inputs)
 
-    def of(self, model: nn.Module) -> Case:
+    def with_model(self, model: nn.Module) -> Case:
         """Return the same case with the model `model`."""
         return replace(self, model=model)
 

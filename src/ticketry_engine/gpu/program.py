@@ -359,7 +359,7 @@ class GpuValue:
     """The value as [N, C, H, W] or [tokens, C] in the inner layout, or None."""
 
     @classmethod
-    def of(cls, made: Any) -> GpuValue:
+    def from_torch(cls, made: Any) -> GpuValue:
         """Wrap a result of torch: a tensor in the outer layout, a number or a list."""
         return cls(made.shape if isinstance(made, Tensor) else torch.Size(), outer=made)
 
@@ -414,7 +414,7 @@ class Weights:
             self._tables[key] = packed.to(self.device)
         return self._tables[key]
 
-    def of(self, node: Node) -> dict[str, Tensor]:
+    def dense(self, node: Node) -> dict[str, Tensor]:
         """Return a node's dense weights on the device, by their names in the graph."""
         how = "channels_last" if node.op == "conv2d" else ""
         return {name: self._dense_weight(name, how) for name in node.weights.values()}
@@ -481,7 +481,7 @@ class GpuProgram:
 
     def _run(self, inputs: Sequence[Tensor], call: Callable[[str, Step, list[GpuValue]], GpuValue]) -> dict[str, Any]:
         cast = self.weights.cast
-        held = {name: GpuValue.of(cast(x)) for name, x in zip(self.graph.inputs, inputs, strict=True)}
+        held = {name: GpuValue.from_torch(cast(x)) for name, x in zip(self.graph.inputs, inputs, strict=True)}
         for run, reads, made, done in self._steps:
             held[made] = call(made, run, [held[name] for name in reads])
             for name in done:
@@ -503,10 +503,10 @@ class GpuProgram:
         outer = self._build_outer_function(node, two_four=choice is not None and choice.kernel == "2:4")
         if node.op not in LAYERS and runs_on_inner_inputs(self.graph, node):
             return _run_in_either_layout(node, outer, _build_inner_function(node, self.weights))
-        return lambda *reads: GpuValue.of(outer(*[one.get_outer() for one in reads]))
+        return lambda *reads: GpuValue.from_torch(outer(*[one.get_outer() for one in reads]))
 
     def _build_outer_function(self, node: Node, two_four: bool) -> Callable[..., Any]:
-        cast, weights = self.weights.cast, self.weights.of(node)
+        cast, weights = self.weights.cast, self.weights.dense(node)
         if two_four:
             weights[node.weights["weight"]] = self.weights.two_four(node)
         function = prepare(cast.node(node), weights, device=self.weights.device)
@@ -518,7 +518,7 @@ class GpuProgram:
 
 def _build_group_step(node: Node, choice: LayerChoice, weights: Weights) -> Step:
     tables = weights.tables(node, choice.tile)
-    bias = weights.of(node).get(node.weights.get("bias", ""))
+    bias = weights.dense(node).get(node.weights.get("bias", ""))
     weight = weights.graph.tensors[node.weights["weight"]]
     packed = (tables.tiles, tables.rows, tables.places, len(weight))
     act = kernel_activation(node.attrs["act"])
@@ -545,7 +545,7 @@ def _build_group_step(node: Node, choice: LayerChoice, weights: Weights) -> Step
 
 
 def _build_layer_norm_step(node: Node, weights: Weights) -> Step:
-    held = weights.of(node)
+    held = weights.dense(node)
     scale, shift = (held.get(node.weights.get(role, "")) for role in ("weight", "bias"))
     eps = node.attrs["eps"]
     return lambda x: GpuValue(x.shape, inner=inner_layer_norm(x.get_flat(), scale, shift, eps))
@@ -554,13 +554,13 @@ def _build_layer_norm_step(node: Node, weights: Weights) -> Step:
 def _flatten_tokens(x: GpuValue) -> GpuValue:
     if len(x.shape) != 4:
         return x
-    return GpuValue.of(x.get_outer().flatten(0, 2))
+    return GpuValue.from_torch(x.get_outer().flatten(0, 2))
 
 
 def _restore_shape(made: GpuValue, x: GpuValue) -> GpuValue:
     if len(x.shape) != 4:
         return made
-    return GpuValue.of(made.get_outer().reshape(*x.shape[:-1], made.shape[-1]))
+    return GpuValue.from_torch(made.get_outer().reshape(*x.shape[:-1], made.shape[-1]))
 
 
 def kernel_activation(act: str | dict[str, float] | None) -> tuple[str, float]:
@@ -578,7 +578,7 @@ def _run_in_either_layout(node: Node, outer: Callable[..., Any], inner: Callable
 
     def run(*reads: GpuValue) -> GpuValue:
         if not reads[0].is_inner:
-            return GpuValue.of(outer(*[one.get_outer() for one in reads]))
+            return GpuValue.from_torch(outer(*[one.get_outer() for one in reads]))
         made = inner(*[one.get_inner() for one in reads])
         return GpuValue(made.shape if made.dim() == 4 or node.op == "global_avg_pool" else reads[0].shape, inner=made)
 
@@ -618,7 +618,7 @@ def _build_inner_function(node: Node, weights: Weights) -> Callable[..., Tensor]
         start, length = attrs["start"], attrs["stop"] - attrs["start"]
         return lambda x: from_memory_order(to_memory_order(x).narrow(0, start, length), x.shape[0])
     if node.op == "affine":
-        scale, shift = (weights.of(node)[node.weights[role]].view(-1, 1, 1, 1) for role in ("scale", "shift"))
+        scale, shift = (weights.dense(node)[node.weights[role]].view(-1, 1, 1, 1) for role in ("scale", "shift"))
         act = activation(attrs["act"], fresh=True)
 
         def affine(x: Tensor) -> Tensor:

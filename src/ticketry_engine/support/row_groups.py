@@ -78,7 +78,7 @@ def row_groups(kept: np.ndarray[Any, Any] | torch.Tensor) -> list[RowGroup]:
 
 
 def row_groups_by_convolution_group(weight: np.ndarray[Any, Any] | torch.Tensor, groups: int) -> list[RowGroup]:
-    """Return the `row_groups` of a weight whose rows belong to different convolution groups, one group after the other."""
+    """Return the `row_groups` within each convolution group, because rows of two groups read different channels."""
     per = len(weight) // groups
     return [
         RowGroup(found.rows + number * per, found._support)

@@ -87,10 +87,10 @@ def emit_region(plan: TrainingPlan) -> None:
     plan.append_waiting("forward")
     gradients = Gradients(plan)
     for name in region.outputs:
-        gradients.of[name] = plan.gradient_memory(name)
-        plan.add_move(f"load gradient {name}", gradients.of[name], out=False)
+        gradients.by_value[name] = plan.gradient_memory(name)
+        plan.add_move(f"load gradient {name}", gradients.by_value[name], out=False)
     for node, over in zip(reversed(region.nodes), reversed(lives.after_backward), strict=True):
-        if node.output in gradients.of:
+        if node.output in gradients.by_value:
             plan.label = NORMS
             for name in values_read_in_backward(node):
                 passing = name in plan.passing and _weight_gradient_runs_by_block(node, plan, gradients)
@@ -102,8 +102,8 @@ def emit_region(plan: TrainingPlan) -> None:
     plan.append_waiting("backward")
     plan.label = MOVES
     for name in region.inputs:
-        if name in plan.wanted and name in gradients.of:
-            plan.add_move(f"store gradient {name}", gradients.of[name], out=True)
+        if name in plan.wanted and name in gradients.by_value:
+            plan.add_move(f"store gradient {name}", gradients.by_value[name], out=True)
     plan.link()
 
 
@@ -141,18 +141,18 @@ def _emit_layer_forward(node: Node, plan: TrainingPlan) -> None:
 
 def _emit_layer_backward(node: Node, plan: TrainingPlan, gradients: Gradients) -> None:
     (name,) = node.inputs
-    x, dy, layer = plan.values[name], gradients.take(node.output), _build_masked_layer(node, plan)
+    x, dy, layer = plan.values[name], gradients.by_value.pop(node.output), _build_masked_layer(node, plan)
     if "bias" in node.weights:
         _emit_bias_gradient(node, plan, dy)
     _emit_weight_gradient(node, plan, x, dy, layer)
     if name in gradients.needed:
-        before = gradients.of.get(name)
+        before = gradients.by_value.get(name)
         dx = before or plan.gradient_memory(name)
         for found in build_input_gradient(dy, dx, layer, plan.target, before):
             plan.add("backward", found.ops)
             if len(found.index):  # its weights come from the table of the forward pass
                 plan.gather(found.gather(plan.packed[layer_name(node)]))
-        gradients.of[name] = dx
+        gradients.by_value[name] = dx
     plan.release(dy)
 
 
@@ -189,7 +189,7 @@ def _weight_gradient_runs_by_block(node: Node, plan: TrainingPlan, gradients: Gr
     layer = _build_masked_layer(node, plan)
     if not layer.count:
         return False
-    tables = build_product_tables(plan.layout(node.inputs[0]), gradients.of[node.output], layer, plan.target)
+    tables = build_product_tables(plan.layout(node.inputs[0]), gradients.by_value[node.output], layer, plan.target)
     plan.tables[layer_name(node)] = tables
     if tables.by_block:
         plan.free_scratch()  # reserving it later would end the waiting between the value and its reader
@@ -277,7 +277,7 @@ def _update_running_statistics(module: Any, mean: Array, variance: Array) -> Non
 
 
 def _emit_norm_backward(node: Node, plan: TrainingPlan, gradients: Gradients) -> None:
-    x, y, dy = plan.values[node.inputs[0]], plan.values[node.output], gradients.take(node.output)
+    x, y, dy = plan.values[node.inputs[0]], plan.values[node.output], gradients.by_value.pop(node.output)
     relu, residual = node.attrs["act"] is not None, len(node.inputs) > 1
     values = [dy, x, y] if relu and residual else [dy, x]
     ops = build_channel_ops(NormSums, values, plan.live, plan.target, relu=relu, residual=residual)
@@ -334,7 +334,7 @@ def _emit_layer_norm_forward(node: Node, plan: TrainingPlan) -> None:
 
 
 def _emit_layer_norm_backward(node: Node, plan: TrainingPlan, gradients: Gradients) -> None:
-    dy, dx = gradients.take(node.output), plan.gradient_memory(node.inputs[0])
+    dy, dx = gradients.by_value.pop(node.output), plan.gradient_memory(node.inputs[0])
     x, statistics = plan.values[node.inputs[0]], plan.token_statistics[node.output]
     means = [plan.token_memory(node.inputs[0], "backward") for _ in range(2)]
     values = [dy, x, *statistics, *means]
@@ -380,7 +380,7 @@ def _emit_act_forward(node: Node, plan: TrainingPlan) -> None:
 
 
 def _emit_act_backward(node: Node, plan: TrainingPlan, gradients: Gradients) -> None:
-    (name,), act, dy = node.inputs, node.attrs["act"], gradients.take(node.output)
+    (name,), act, dy = node.inputs, node.attrs["act"], gradients.by_value.pop(node.output)
     if name in gradients.needed:
         dx = plan.gradient_memory(name)
         if act == "relu":
@@ -400,7 +400,7 @@ def _emit_sum_forward(node: Node, plan: TrainingPlan) -> None:
 
 
 def _emit_sum_backward(node: Node, plan: TrainingPlan, gradients: Gradients) -> None:
-    (one, other), dy = node.inputs, gradients.take(node.output)
+    (one, other), dy = node.inputs, gradients.by_value.pop(node.output)
     if one in gradients.needed:
         copy = plan.gradient_memory(one)
         plan.copy_into(dy, copy)
@@ -430,7 +430,7 @@ def _emit_pool_forward(node: Node, plan: TrainingPlan) -> None:
 
 
 def _emit_pool_backward(node: Node, plan: TrainingPlan, gradients: Gradients) -> None:
-    (name,), dy = node.inputs, gradients.take(node.output)
+    (name,), dy = node.inputs, gradients.by_value.pop(node.output)
     x = plan.values[name]
     if name in gradients.needed:
         size = tuple(node.attrs.get("kernel", plan.shapes[name][1:]))

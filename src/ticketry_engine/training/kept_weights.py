@@ -102,7 +102,7 @@ class PackedWeight:
         self.parameter.copy_(self.dense.flatten()[self.places])
         self._record_state()
 
-    def read(self) -> None:
+    def copy_changed_tensor(self) -> None:
         """Copy the tensor's weights to the row if the tensor was changed or moved, and the row was not changed."""
         if (self.dense._version, self.dense.data_ptr()) != self._dense_was and not self.needs_write_back:
             self._copy_from_tensor()
@@ -252,7 +252,7 @@ class PackedWeights:
             if row.needs_write_back:
                 row.write(self._session, number)
             else:
-                row.read()
+                row.copy_changed_tensor()
 
     def prepare_call(self) -> None:
         """Prepare a call of the model by `synchronise`; with deferred writing, update only rows and not tensors."""
@@ -264,7 +264,7 @@ class PackedWeights:
             if row.was_changed:
                 row.defer_write()
             else:
-                row.read()
+                row.copy_changed_tensor()
 
     def _bind_to_replaced_tensors(self) -> None:
         """Bind each row to the tensor that its layer has now; raise `EngineError` if that is impossible."""
@@ -322,7 +322,7 @@ class PackedWeights:
         if self._rows_stepped_by(optimizer):
             self._bind_to_replaced_tensors()
             for row in self._each:
-                row.read()
+                row.copy_changed_tensor()
 
     def _write_stepped_rows(self, optimizer: Optimizer, args: object, kwargs: object) -> None:
         for number, row in self._rows_stepped_by(optimizer):

@@ -98,7 +98,7 @@ class LstmLayer:
 
     def _allocate_value(self, channels: int, blocks: int) -> Batch:
         """Allocate memory for a value until the end of the call, and return the value's layout."""
-        value = Batch.of(channels, (1, 1), 0, blocks)
+        value = Batch.build(channels, (1, 1), 0, blocks)
         return replace(value, offset=self._reserve(value.bytes))
 
     def _reserve(self, size: int) -> int:

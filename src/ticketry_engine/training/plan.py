@@ -351,12 +351,12 @@ class TrainingPlan:
     def token_memory(self, name: str, when: str) -> Batch:
         """Allocate memory for one number per token of a value, written in the pass `when`; return the layout."""
         _, *size = self.shapes[name]
-        return self._reserve(Batch.of(1, (size[0], size[1]), 0, self.blocks), when)
+        return self._reserve(Batch.build(1, (size[0], size[1]), 0, self.blocks), when)
 
     def layout(self, name: str) -> Batch:
         """Return the layout that a value would have at offset 0."""
         channels, *size = self.shapes[name]
-        return Batch.of(channels, (size[0], size[1]), self._halo(name), self.blocks, item=self.item)
+        return Batch.build(channels, (size[0], size[1]), self._halo(name), self.blocks, item=self.item)
 
     def gradient_memory(self, name: str) -> Batch:
         """Allocate memory for a gradient of a value, and return the gradient's layout."""
@@ -365,7 +365,7 @@ class TrainingPlan:
     def gradient_layout(self, name: str) -> Batch:
         """Return the layout that a gradient of a value would have at offset 0."""
         channels, *size = self.shapes[name]
-        return Batch.of(channels, (size[0], size[1]), self._gradient_halo(name), self.blocks, item=self.item)
+        return Batch.build(channels, (size[0], size[1]), self._gradient_halo(name), self.blocks, item=self.item)
 
     def release(self, memory: Batch) -> None:
         """Release the memory of a value or gradient."""
@@ -516,7 +516,7 @@ class TrainingPlan:
         self.moves[key] = numbers
 
     def store(self, state: RegionPass, key: str, shape: Sequence[int]) -> Tensor:
-        """Return a value as a new tensor, by the move `key`; `shape` may have fewer images than the blocks hold."""
+        """Copy a value to a new tensor with the move `key`; `shape` may have fewer images than the blocks hold."""
         value = self.shapes[key.rpartition(" ")[2]]
         size = self.blocks * self.images * math.prod(value)
         tensor = torch.empty(size, dtype=torch.float32, device="cpu")
@@ -524,7 +524,7 @@ class TrainingPlan:
         return tensor.resize_(*shape)  # not a view, because autograd lets users change it in place
 
     def move(self, state: RegionPass, key: str, tensor: Tensor) -> None:
-        """Copy a value from or to a contiguous float32 tensor of all images, by the move `key`."""
+        """Copy a value from or to a contiguous float32 tensor of all images, with the move `key` (see `add_move`)."""
         size = tensor.numel() // self.blocks * FLOAT
         numbers, begin = self.moves[key], tensor.data_ptr()
         for first in range(0, len(numbers), _TENSORS):
@@ -556,21 +556,18 @@ class Gradients:
 
     def __init__(self, plan: TrainingPlan) -> None:
         self._plan = plan
-        self.of: dict[str, Batch] = {}
+        self.by_value: dict[str, Batch] = {}
+        """Value -> layout of its gradient, if the gradient exists and was not used."""
         self.needed = set(plan.wanted)
         for node in plan.region.nodes:
             if node.op in (*LAYERS, "batch_norm", "layer_norm") or self.needed.intersection(node.inputs):
                 self.needed.add(node.output)
 
-    def take(self, name: str) -> Batch:
-        """Remove the gradient of a node's output, and return its layout."""
-        return self.of.pop(name)
-
     def add_gradient(self, name: str, memory: Batch) -> None:
         """Use `memory` as the gradient of a value, or add it to an existing gradient; release unused memory."""
-        first = self.of.get(name)
+        first = self.by_value.get(name)
         if first is None and name in self.needed:
-            self.of[name] = memory
+            self.by_value[name] = memory
             return
         if first is not None:
             self._plan.copy_into(memory, first, added=True)
@@ -579,7 +576,7 @@ class Gradients:
     def pass_gradient(self, name: str, memory: Batch) -> None:
         """Use a gradient that nothing else reads later as the gradient of `name`; copy it if the layouts differ."""
         plan = self._plan
-        first = name in self.needed and name not in self.of
+        first = name in self.needed and name not in self.by_value
         if first and plan.gradient_layout(name).geometry != memory.geometry:
             copy = plan.gradient_memory(name)
             plan.copy_into(memory, copy)

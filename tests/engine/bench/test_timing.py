@@ -10,7 +10,7 @@ import pytest
 
 from ticketry.errors import UsageError
 from ticketry_engine.bench import timing
-from ticketry_engine.bench.timing import Timing, median_interval, quartiles, take
+from ticketry_engine.bench.timing import Timing, median_interval, quartiles, take_samples
 
 
 @pytest.mark.parametrize("count", [6, 15, 40])
@@ -45,13 +45,13 @@ def test_every_round_runs_everyone_once_in_changing_order(monkeypatch: pytest.Mo
     monkeypatch.setattr(timing, "warm_up", lambda call: 1.0)
     seen: list[str] = []
     contenders = {name: (lambda name=name: seen.append(name)) for name in "abc"}
-    samples = take(contenders, Timing(rounds=20), 1024)
+    samples = take_samples(contenders, Timing(rounds=20), 1024)
     assert all(len(sample.wall) == len(sample.cpu) == 20 and sample.calls == 1 for sample in samples.values())
     turns = ["".join(dict.fromkeys(seen[i : i + 6])) for i in range(0, len(seen), 6)]
     assert {"".join(sorted(turn)) for turn in turns} == {"abc"}
     assert len(set(turns)) > 3
     seen.clear()
-    take(contenders, Timing(rounds=20), 1024)
+    take_samples(contenders, Timing(rounds=20), 1024)
     assert ["".join(dict.fromkeys(seen[i : i + 6])) for i in range(0, len(seen), 6)] == turns, "the seed decides"
 
 
@@ -66,10 +66,10 @@ def test_a_sample_is_the_mean_of_calls_after_one_that_does_not_count(monkeypatch
 
     monkeypatch.setattr(timing.time, "perf_counter", lambda: now)
     monkeypatch.setattr(timing.time, "process_time", lambda: 3 * now)
-    found = take({"a": call}, Timing(rounds=2), 1024)["a"]
+    found = take_samples({"a": call}, Timing(rounds=2), 1024)["a"]
     assert (found.calls, count) == (5, 3 + 2 * (1 + 5))  # 20 ms a sample; three steady calls to warm up
     assert found.wall == pytest.approx([0.004] * 2)
-    assert found.by("cpu") == pytest.approx([0.012] * 2)
+    assert found.by_clock("cpu") == pytest.approx([0.012] * 2)
 
 
 def test_warming_goes_on_until_calls_are_steady(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,7 +101,7 @@ def test_cold_caches_are_walked_before_every_call_and_not_counted(monkeypatch: p
     monkeypatch.setattr(timing.time, "perf_counter", lambda: now)
     monkeypatch.setattr(timing.time, "process_time", lambda: now)
     monkeypatch.setattr(timing.CacheFlush, "__call__", flush)
-    found = take({"a": call}, Timing(rounds=2, cold=True), 1024)["a"]
+    found = take_samples({"a": call}, Timing(rounds=2, cold=True), 1024)["a"]
     assert log == ["call"] * 3 + ["flush", "call"] * 6
     assert found.wall == pytest.approx([0.002] * 2)
 

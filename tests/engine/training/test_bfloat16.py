@@ -402,7 +402,7 @@ def test_which_layers_have_sets_of_sixteen_rows() -> None:
     if here.lanes != 16:
         pytest.skip("planes are laid out for AVX-512")
     able = replace(here, tiles=True)
-    half, full = (Batch.of(8, (4, 4), 1, 1, item=item) for item in (2, 4))
+    half, full = (Batch.build(8, (4, 4), 1, 1, item=item) for item in (2, 4))
     rng = np.random.default_rng(0)
     kept = by_sixteen(rng, (48, 40), 0.3).astype(np.int64)
     assert [rows.tolist() for rows in convolution.find_tile_row_sets(kept, 1, half, able)] == [

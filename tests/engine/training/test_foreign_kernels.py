@@ -24,7 +24,7 @@ def test_convolutions(where: str, rows: int) -> None:
     target = foreign(where)
     kept = np.repeat(np.random.default_rng(0).random((32 // rows, 16, 3, 3)) < 0.2, rows, axis=0)
     window = Window((3, 3), (1, 1), (1, 1), (1, 1))
-    x, y = (Batch.of(channels, (8, 8), 1, 2, offset << 24) for offset, channels in enumerate((16, 32)))
+    x, y = (Batch.build(channels, (8, 8), 1, 2, offset << 24) for offset, channels in enumerate((16, 32)))
     layer = MaskedLayer(kept, window)
     ops = [*build_forward(x, y, layer, target)[0].ops, *build_input_gradient(y, x, layer, target)[0].ops]
     made = build_weight_gradient(x, y, layer, target, lambda size: 2 << 24)

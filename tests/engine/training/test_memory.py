@@ -73,7 +73,7 @@ def test_free_bytes_are_joined_and_taken_before_new_ones() -> None:
 @pytest.mark.parametrize("where", targets())
 @pytest.mark.parametrize(("size", "halo"), [((5, 7), 1), ((1, 1), 3)])
 def test_borders(where: str, size: tuple[int, int], halo: int) -> None:
-    value = Batch.of(3, size, halo, blocks=2, offset=128)
+    value = Batch.build(3, size, halo, blocks=2, offset=128)
     program = Program(build_border_ops(value), 32, 128 + value.bytes + 64, library(where))
     session = program.session()
     memory = session.arena.view(np.float32)

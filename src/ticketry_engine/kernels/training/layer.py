@@ -47,7 +47,7 @@ class Batch:
     """Whether all blocks reuse the same memory, because a block is no longer read when the next one is written."""
 
     @classmethod
-    def of(cls, channels: int, size: Pair, halo: int, blocks: int, offset: int = 0, item: int = FLOAT) -> Batch:
+    def build(cls, channels: int, size: Pair, halo: int, blocks: int, offset: int = 0, item: int = FLOAT) -> Batch:
         """Return the layout of a value with `channels` planes of `size` (rows, columns)."""
         # Without unused bytes between planes of a single position, tiles of linear layers end where the planes end.
         kind = Bare if tuple(size) == (1, 1) and not halo else Geometry
