@@ -23,7 +23,7 @@ from ticketry_engine.bench.timing import (
     median_interval,
     pin_for_block,
     quartiles,
-    take,
+    take_samples,
 )
 from ticketry_engine.compiled import Compiled, compile
 from ticketry_engine.errors import EngineError
