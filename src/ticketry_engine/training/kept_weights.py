@@ -233,11 +233,8 @@ class PackedWeights:
         """Use another mask, and convert the states of all optimisers that have stepped rows."""
         self._modules = modules
         self.synchronise()
-        taken: set[int] = set()
-        for name, row in self.rows.items():
-            if id(row) in taken:
-                continue
-            taken.add(id(row))
+        first = {row: name for name, row in reversed(self.rows.items())}
+        for row, name in first.items():
             before = row.places
             row.adopt_mask(masks.get(name, torch.ones_like(row.kept)))
             for optimizer in self._optimizers:

@@ -123,9 +123,7 @@ class Unit(Substitute):
             # With a mask, other units in the module run its layers one by one.
             innermost = not self.context.kept or isinstance(self.module, LAYERS)
             if form.traced is not None and (form.steps or not innermost):
-                return _CapturedRun(
-                    self, form, form.traced, [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-                ).result()
+                return _CapturedRun(self, form, leaves).result()
         self.context.update_before_read(self.module.parameters())
         return type(self.module).forward(self.module, *args, **kwargs)
 
@@ -139,9 +137,7 @@ class Unit(Substitute):
         if has_hooks(module) or _has_any_global_hook():  # type: ignore[no-untyped-call]
             return None
         form, leaves = self.find_form(args, kwargs)
-        if form.traced is None or not form.direct:
-            return None
-        return _CapturedRun(self, form, form.traced, [leaf for leaf in leaves if isinstance(leaf, Tensor)]).result
+        return _CapturedRun(self, form, leaves).result if form.direct else None
 
     def find_form(
         self, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, twin: nn.Module | None = None
@@ -289,10 +285,12 @@ def replace_forwards(units: Sequence[Substitute]) -> Iterator[None]:
 class _CapturedRun:
     """A single run of a captured call, step by step."""
 
-    def __init__(self, unit: Unit, form: _CallForm, found: Traced, tensors: Sequence[Tensor]) -> None:
+    def __init__(self, unit: Unit, form: _CallForm, leaves: Sequence[Any]) -> None:
+        assert form.traced is not None
         assert form.captured is not None
-        self._unit, self._steps, self._captured, self._traced = unit, form.steps, form.captured, found
-        places = [node for node in found.graph.nodes if node.op == "placeholder"]
+        self._unit, self._steps, self._captured, self._traced = unit, form.steps, form.captured, form.traced
+        places = [node for node in form.traced.graph.nodes if node.op == "placeholder"]
+        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         self._values: dict[fx.Node, Any] = dict(zip(places, tensors, strict=True))
 
     def result(self) -> Any:
