@@ -131,11 +131,7 @@ def test_a_plan_is_never_estimated_dearer_than_dense():
         facts = layer_facts(graph)
         for batch in (4, 16, 64):
             found = make_plan(graph, batch, facts, torch.bfloat16, CPU)
-            works = {
-                node.output: plan._layer_work(graph, node, batch, facts[node.output].groups)
-                for node in graph.nodes
-                if node.op in plan.LAYERS
-            }
+            works = plan.layer_works(graph, batch, facts)
             dense = {name: replace(choice, kernel="dense") for name, choice in found.items()}
             planned = plan.estimate_seconds(graph, batch, works, found, BF16)
             assert planned <= plan.estimate_seconds(graph, batch, works, dense, BF16)
