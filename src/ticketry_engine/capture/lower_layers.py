@@ -531,7 +531,6 @@ class _Transposed:
 
     x: str
     name: str
-    """Name of the weight."""
     weight: Tensor
     """Shape [input channels, output channels / groups, kernel height, kernel width]."""
     bias: Tensor | None

@@ -52,7 +52,6 @@ class TracedProgram:
     outputs: Sequence[fx.Node | Constant]
     """Leaves of the containers that the model returns, in order."""
     in_spec: TreeSpec
-    """Pytree spec of the containers in (args, kwargs)."""
     out_spec: TreeSpec
     sizes: Callable[[fx.Node], Sizes]
     """Function that returns the sizes of a node's tensor."""

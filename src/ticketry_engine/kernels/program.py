@@ -45,7 +45,6 @@ class Op:
     kernel: Kernel
     args: tuple[int | np.ndarray[Any, Any], ...]
     label: str = ""
-    """Name of the layer that the operation belongs to."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +90,6 @@ class _Workspace:
 
     states: list[np.ndarray[Any, Any]]
     starts: list[int]
-    """Addresses of the state arrays."""
     arenas: list[MappedMemory]
     barrier: np.ndarray[Any, Any]
     workers: Workers
@@ -562,7 +560,6 @@ class _JobBatch:
     ended: list[BaseException | None] = field(default_factory=list)
     """For each job that a worker thread has finished, in order: the error that the job raised, or None."""
     signal: SimpleQueue[None] = field(default_factory=SimpleQueue)
-    """Receives an entry when the worker threads have finished all their jobs."""
 
 
 _Queue = SimpleQueue["tuple[Job, _JobBatch] | weakref.ref[Workers]"]

@@ -39,7 +39,6 @@ class Target:
     lanes: int
     """float32 values per vector register."""
     registers: int
-    """Number of vector registers."""
     bf16: bool = False
     """Whether the processor multiplies pairs of bfloat16 (``vdpbf16ps``)."""
     tiles: bool = False

@@ -52,9 +52,7 @@ class Plan:
     """The way in which a region runs a batch: layout, block size, and division among threads."""
 
     layout: str
-    """"planes" or "pixels"."""
     images: int
-    """Number of images of a block."""
     split: str
     """Division of the work among threads: "batch" or "parts", see `Program`."""
     last: Last = ()

@@ -164,7 +164,6 @@ class Strides:
     row: int
     pixel: int
     item: int = FLOAT
-    """Bytes of one number."""
 
     @classmethod
     def from_value(cls, value: ChannelsLastValue, height: int = 0, width: int = 0) -> Strides:

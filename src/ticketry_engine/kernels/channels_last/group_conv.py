@@ -441,7 +441,6 @@ class ConvWork:
     images: int
     """Images in a full block of the batch (`BlockSpec.images`)."""
     blocks: int
-    """Number of blocks of rows."""
     columns: float
     """Mean number of retained columns of a block."""
 

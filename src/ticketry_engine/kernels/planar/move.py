@@ -167,7 +167,6 @@ class MovedRows(EmittedKernel):
     width: int
     """Pixels per row, at most `lanes.MOST`."""
     out: bool
-    """Whether the tensor is written."""
     held: bool = False
     """Whether the tensor is a table of the operation."""
     item: int = FLOAT
@@ -214,7 +213,6 @@ class Columns(EmittedKernel):
     channels: int
     """Number of channels, at most `lanes.MOST`."""
     out: bool
-    """Whether the tensor is written."""
     item: int = FLOAT
     """Bytes per value in planes."""
 

@@ -41,13 +41,11 @@ class PlaneCopy:
     row: int
     """First row of x; further rows follow at the window's vertical stride."""
     rows: int
-    """Number of rows."""
     phase: int
     """The copy contains columns of x whose number, modulo the horizontal stride, is `phase`."""
     column: int
     """First column, counting only columns with this phase; negative if it is left of the first column of x."""
     columns: int
-    """Number of columns."""
 
 
 @dataclass(frozen=True, eq=False)
