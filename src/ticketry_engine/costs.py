@@ -35,7 +35,7 @@ from ticketry_engine.gpu.plan import (
 )
 from ticketry_engine.ir import Graph, Node, model_file
 from ticketry_engine.ir.graph import layer_name, origins, parameters_of
-from ticketry_engine.plan.value_axes import UnsupportedError as UnsupportedError
+from ticketry_engine.plan.storage import UnsupportedError as UnsupportedError
 
 PLANAR, CHANNELS_LAST = "planes", "pixels"
 """Memory layouts in which a whole network can be compiled."""

@@ -22,7 +22,7 @@ from ticketry_engine.compiled import Compiled
 from ticketry_engine.ir import Graph
 from ticketry_engine.ir.model_file import dumps, loads
 from ticketry_engine.plan.region_programs import Native, Plan
-from ticketry_engine.plan.value_axes import UnsupportedError
+from ticketry_engine.plan.storage import UnsupportedError
 
 
 def random_mask(model: nn.Module, density: float = 0.5) -> Mask:

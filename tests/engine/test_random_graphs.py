@@ -14,7 +14,7 @@ from engine.random_graphs import Way, graphs, ways
 from interpreter import Program
 from ticketry_engine.compiled import Compiled
 from ticketry_engine.ir import Graph
-from ticketry_engine.plan.value_axes import UnsupportedError
+from ticketry_engine.plan.storage import UnsupportedError
 
 _WAYS = ways(targets())
 

@@ -18,8 +18,7 @@ from ticketry_engine.kernels import channels_last, planar
 from ticketry_engine.kernels.channels_last.attention import MOST_KEYS
 from ticketry_engine.kernels.channels_last.geometry import FLOAT
 from ticketry_engine.plan.sketch import RegionTask, Sketch
-from ticketry_engine.plan.storage import LayoutSlots, Storages
-from ticketry_engine.plan.value_axes import UnsupportedError, ValueForm
+from ticketry_engine.plan.storage import LayoutSlots, Storages, UnsupportedError, ValueForm
 from ticketry_engine.support.row_groups import row_groups
 
 _WORTH_APART = 2

@@ -16,7 +16,7 @@ from ticketry_engine.kernels.target import Target
 from ticketry_engine.kernels.window import Array, Convolution, Window
 from ticketry_engine.plan.arenas import PixelsArena, PlanesArena
 from ticketry_engine.plan.sketch import RegionTask, Sketch
-from ticketry_engine.plan.value_axes import ValueForm
+from ticketry_engine.plan.storage import ValueForm
 from ticketry_engine.support.row_groups import row_groups
 
 Arena = PixelsArena | PlanesArena

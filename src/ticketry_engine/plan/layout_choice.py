@@ -22,7 +22,7 @@ from ticketry_engine.kernels.target import Target
 from ticketry_engine.plan.arenas import PixelsArena, PlanesArena
 from ticketry_engine.plan.emission import Arena, convolution
 from ticketry_engine.plan.sketch import Sketch
-from ticketry_engine.plan.value_axes import UnsupportedError
+from ticketry_engine.plan.storage import UnsupportedError
 
 _WORTH_A_LOOK = 0.5
 """If a smaller share of the weights is in groups of at least one vector of rows, "planes" is chosen without estimates.

@@ -30,8 +30,7 @@ from ticketry_engine.kernels.program import Op, Program
 from ticketry_engine.plan.emission import Emission, chunks, tensor_layout, with_chunks
 from ticketry_engine.plan.layout_choice import arena_of, choose, images_per_block, images_per_thread
 from ticketry_engine.plan.sketch import VIEWS, Sketch, add
-from ticketry_engine.plan.storage import Rearranged
-from ticketry_engine.plan.value_axes import UnsupportedError
+from ticketry_engine.plan.storage import Rearranged, UnsupportedError
 from ticketry_engine.support.files import digest_of_files, private_cache_folder, read_cached, write_cached
 
 _MOST_READY = 256

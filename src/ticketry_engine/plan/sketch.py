@@ -15,10 +15,21 @@ import numpy as np
 from torch import Tensor
 
 from ticketry_engine.ir import Graph, Node
-from ticketry_engine.plan import storage as tables
-from ticketry_engine.plan import value_axes as forms
-from ticketry_engine.plan.storage import Rearranged, Storages, all_planes, in_planes, rearranged, source_table
-from ticketry_engine.plan.value_axes import Planned, UnsupportedError, ValueForm
+from ticketry_engine.plan.storage import (
+    Planned,
+    Rearranged,
+    Storages,
+    UnsupportedError,
+    ValueForm,
+    all_planes,
+    in_planes,
+    join_channels,
+    join_rearranged,
+    new_value,
+    rearranged,
+    region_input,
+    source_table,
+)
 from ticketry_engine.support.row_groups import row_groups
 
 Like = tuple[str, Sequence[int], tuple[int, int]]
@@ -61,8 +72,8 @@ class Sketch:
         shape = self.graph.values[name].shape
         if shape is None or shape[0] is not None or self.graph.values[name].dtype != "float32":
             raise UnsupportedError("a value that is not float32 with the batch first")
-        blank = forms.region_input(shape, 0)
-        form = forms.region_input(shape, self.storages.add(blank.channels, blank.pixels, len(self.tasks)))
+        blank = region_input(shape, 0)
+        form = region_input(shape, self.storages.add(blank.channels, blank.pixels, len(self.tasks)))
         self.storages.pin(form)
         self.tasks.append(RegionTask("load", "load", (), form, Node("load", (), name), number))
         self.forms[name] = form
@@ -106,7 +117,7 @@ class Sketch:
         """Add a task, and return its output value like (labels, sizes of the channel axes, pixels)."""
         labels, channels, pixels = like
         storage = self.storages.add(prod(channels), pixels, len(self.tasks))
-        output = forms.new_value(labels, channels, pixels, storage)
+        output = new_value(labels, channels, pixels, storage)
         self.tasks.append(RegionTask(kind or node.op, node.output, tuple(inputs), output, node))
         return output
 
@@ -394,7 +405,7 @@ def _add_window_attention(sketch: Sketch, node: Node, inputs: list[ValueForm]) -
 
 
 def _add_concat(sketch: Sketch, node: Node, inputs: list[ValueForm]) -> ValueForm:
-    y = forms.joined(inputs, node.attrs["axis"])
+    y = join_channels(inputs, node.attrs["axis"])
     sketch.storages.require_equal_geometry(inputs)
     sketch.storages.pin(y)
     return y
@@ -485,7 +496,7 @@ def _concatenate(sketch: Sketch, node: Node, values: Sequence[Value], error: Uns
                     sketch, node, [sketch.as_planes(node, one, labels, like.pixels) for one in values]
                 )
     several = [rearranged(value, sketch.storages) for value in values]
-    return tables.joined(several, node.attrs["axis"], sketch.storages)
+    return join_rearranged(several, node.attrs["axis"], sketch.storages)
 
 
 _VIEWS: Mapping[str, _View] = {

@@ -19,7 +19,7 @@ from samples import sample
 from ticketry_engine.capture import capture
 from ticketry_engine.compiled import Compiled
 from ticketry_engine.ir.graph import origins
-from ticketry_engine.plan.value_axes import UnsupportedError
+from ticketry_engine.plan.storage import UnsupportedError
 
 ACTS = {"none": None, "relu": nn.ReLU(), "gelu": nn.GELU(), "leaky": nn.LeakyReLU(0.2), "tanh": nn.Tanh()}
 

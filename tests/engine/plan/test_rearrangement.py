@@ -7,14 +7,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ticketry_engine.plan import storage as tables
-from ticketry_engine.plan import value_axes
 from ticketry_engine.plan.storage import Rearranged, Storages
 
 
 def loaded(x: torch.Tensor, storages: Storages) -> tuple[Rearranged, torch.Tensor]:
     """A tensor without batch as a table, and the elements that the table's numbers mean."""
-    blank = value_axes.region_input((None, *x.shape), 0)
-    form = value_axes.region_input((None, *x.shape), storages.add(blank.channels, blank.pixels, 0))
+    blank = tables.region_input((None, *x.shape), 0)
+    form = tables.region_input((None, *x.shape), storages.add(blank.channels, blank.pixels, 0))
     elements = x.T.reshape(-1) if x.dim() == 2 else x.reshape(-1)
     return tables.rearranged(form, storages), elements
 
@@ -41,7 +40,7 @@ def test_views_are_those_of_torch(sizes: list[int], steps: list[int]) -> None:
             stop = max(1, x.shape[axis] - 1)
             x, value = x.narrow(axis, 0, stop), value.sliced(axis + 1, 0, stop)
         elif step == 3:
-            x, value = torch.cat([x, x], axis), tables.joined([value, value], axis + 1, storages)
+            x, value = torch.cat([x, x], axis), tables.join_rearranged([value, value], axis + 1, storages)
         else:
             room = [int(one == axis) for one in range(x.dim())]
             sides = [side for one in room[::-1] for side in (one, 2 * one)]
@@ -59,7 +58,7 @@ def test_what_views_put_back_is_a_list_of_planes_again() -> None:
     assert form.pixels == (6, 5)
     assert form.flat[:, 1].tolist() == [0, 1, 2, 3]
     assert tables.in_planes(there, "cp", storages) is None
-    moved = tables.joined([there.sliced(1, 1, 30), there.sliced(1, 0, 1)], 1, storages)
+    moved = tables.join_rearranged([there.sliced(1, 1, 30), there.sliced(1, 0, 1)], 1, storages)
     assert tables.in_planes(moved, "pc", storages) is None
 
 
@@ -67,7 +66,7 @@ def test_concatenations_of_several_storages() -> None:
     storages = Storages()
     one, other = torch.randn(2, 3), torch.randn(4, 3)
     tables_of, elements = zip(*(loaded(x, storages) for x in (one, other)), strict=True)
-    value = tables.joined(tables_of, 1, storages)
+    value = tables.join_rearranged(tables_of, 1, storages)
     assert torch.equal(read(value, torch.cat(elements)), torch.cat([one, other]))
-    again = tables.joined([value, tables_of[0]], 1, storages)
+    again = tables.join_rearranged([value, tables_of[0]], 1, storages)
     assert torch.equal(read(again, torch.cat(elements)), torch.cat([one, other, one]))

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ticketry_engine.plan import value_axes
+from ticketry_engine.plan import storage
 from ticketry_engine.plan.arenas import PlanesArena
 from ticketry_engine.plan.storage import Storages
 
@@ -19,7 +19,7 @@ def test_values_that_live_at_once_never_share_a_byte(lives):
     made = []
     for born, (channels, life, pixels) in enumerate(lives):
         number = storages.add(channels, pixels, born)
-        form = value_axes.new_value("cpp", [channels], pixels, number)
+        form = storage.new_value("cpp", [channels], pixels, number)
         storages.record_read(form, born + life)
         made.append((born, born + life, form))
     arena = PlanesArena(storages, 4, 16)
@@ -39,7 +39,7 @@ def test_values_that_live_at_once_never_share_a_byte(lives):
 
 def test_a_geometry_has_the_halo_of_its_neediest_reader_and_is_shared_by_what_is_added():
     storages = Storages()
-    one, other, third = (value_axes.new_value("cpp", [3], (8, 8), storages.add(3, (8, 8), born)) for born in range(3))
+    one, other, third = (storage.new_value("cpp", [3], (8, 8), storages.add(3, (8, 8), born)) for born in range(3))
     storages.record_read(one, 1, halo=1)
     storages.record_read(other, 2, halo=3)
     storages.require_equal_geometry([one, other])
@@ -53,7 +53,7 @@ def test_a_geometry_has_the_halo_of_its_neediest_reader_and_is_shared_by_what_is
 def test_rows_that_do_not_fill_a_vector_have_no_halo():
     storages = Storages()
     for width in (4, 8, 16):
-        storages.record_read(value_axes.new_value("cpp", [3], (8, width), storages.add(3, (8, width), 0)), 1, halo=1)
+        storages.record_read(storage.new_value("cpp", [3], (8, width), storages.add(3, (8, width), 0)), 1, halo=1)
     assert [g.halo for g in PlanesArena(storages, 1, 16).geometries] == [0, 0, 1]
     assert [g.halo for g in PlanesArena(storages, 4, 16).geometries] == [1, 1, 1]
     assert [g.halo for g in PlanesArena(storages, 4, 16, halos=False).geometries] == [0, 0, 0]

@@ -7,13 +7,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ticketry_engine.plan import value_axes
-from ticketry_engine.plan.value_axes import UnsupportedError, ValueForm
+from ticketry_engine.plan import storage
+from ticketry_engine.plan.storage import UnsupportedError, ValueForm
 
 
 def planes_of(x: torch.Tensor) -> tuple[ValueForm, torch.Tensor]:
     """A tensor without batch as it is loaded, and the planes [C, pixels] of its storage."""
-    form = value_axes.region_input((None, *x.shape), 0)
+    form = storage.region_input((None, *x.shape), 0)
     if x.dim() == 3:
         return form, x.reshape(x.shape[0], -1)
     return form, (x.T if x.dim() == 2 else x[:, None])
@@ -73,7 +73,7 @@ def test_images_are_read_whole_or_as_tokens():
     assert flat.labels == "f"
     assert flat.axes == (12,)
     assert torch.equal(read(flat, planes), x.flatten())
-    pixel = value_axes.region_input((None, 7, 1, 1), 0).flattened()
+    pixel = storage.region_input((None, 7, 1, 1), 0).flattened()
     assert pixel.labels == "c"
 
 
@@ -83,9 +83,9 @@ def test_parts_sums_and_shuffles_of_channels(data):
     a, b = torch.randn(4, 2, 3), torch.randn(6, 2, 3)
     planes = torch.cat([a, b]).reshape(10, -1)
     one, _ = planes_of(a)
-    other = value_axes.region_input((None, 6, 2, 3), 0)
+    other = storage.region_input((None, 6, 2, 3), 0)
     other.planes[..., 1] += 4
-    both = value_axes.joined([one, other], 1)
+    both = storage.join_channels([one, other], 1)
     assert torch.equal(read(both, planes), torch.cat([a, b]))
     start = data.draw(st.integers(0, 9))
     stop = data.draw(st.integers(start, 10))
@@ -102,4 +102,4 @@ def test_parts_sums_and_shuffles_of_channels(data):
 )
 def test_shapes_that_cannot_be_views(shape, new):
     with pytest.raises(UnsupportedError):
-        value_axes.region_input((None, *shape), 0).reshaped((None, *new))
+        storage.region_input((None, *shape), 0).reshaped((None, *new))

@@ -13,7 +13,7 @@ from samples import sample
 from ticketry_engine.capture import capture
 from ticketry_engine.ir import Region
 from ticketry_engine.plan.region_programs import partition, sketch_region
-from ticketry_engine.plan.value_axes import UnsupportedError
+from ticketry_engine.plan.storage import UnsupportedError
 
 F = nn.functional
 
