@@ -26,17 +26,10 @@ Arena = PixelsArena | PlanesArena
 class Emission:
     """The operations of a region for one block of images.
 
-    Args:
-        sketch: the region.
-        arena: the memory of the region's values.
-        target: the processor.
-        images: number of images of a block.
-        inputs: number of input tensors of the region; the numbers of output tensors follow.
-        last: numbers of the inputs whose channels are innermost in memory (torch's channels_last).
-        found: task number -> chunks of channels, in which this task and the next one are computed alternately.
-
-    Raises:
-        UnsupportedError: if the layout cannot run a task of the region.
+    `last` are numbers of the inputs whose channels are innermost in memory (torch's channels_last); `inputs` is the
+    number of input tensors, and the numbers of output tensors follow. `found` has, by task number, chunks of channels
+    in which this task and the next one are computed alternately. Raise `UnsupportedError` if the layout cannot run a
+    task.
     """
 
     def __init__(
@@ -212,14 +205,7 @@ def _head_weight(emission: Emission, task: RegionTask, role: str) -> Array | Non
 def _emit_in_chunks(
     emission: Emission, task: RegionTask, then: RegionTask, parts: list[Array]
 ) -> Iterator[tuple[RegionTask, list[Op]]]:
-    """Yield (task restricted to a chunk, operations) for two consecutive tasks, alternately for each chunk of channels.
-
-    Args:
-        emission: the operations of the region.
-        task: the task that computes the channels.
-        then: the next task, which reads them.
-        parts: channel numbers of each chunk.
-    """
+    """Yield (task limited to a chunk, operations) for two consecutive tasks, alternately for each chunk of channels."""
     layout, arena, spec = emission.layout, emission.arena, emission.spec
     x, between, y = (cast("Any", arena.value(form)) for form in (task.inputs[0], task.output, then.output))
     first, second = (convolution(emission.sketch, one, arena) for one in (task, then))
@@ -326,12 +312,7 @@ def chunks(sketch: Sketch, layout: str, images: int, lanes: int, item: int) -> d
     The task is a pointwise convolution whose output is larger than `BYTES` and read only by the next task, a depthwise
     convolution.
 
-    Args:
-        sketch: the region.
-        layout: "planes" or "pixels".
-        images: number of images of a block.
-        lanes: number of lanes of a vector.
-        item: bytes of an element.
+    `item` is the number of bytes of an element.
     """
     readers = _reading_tasks(sketch)
     found = {}

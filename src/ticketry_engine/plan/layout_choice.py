@@ -59,14 +59,7 @@ but takes little time."""
 
 
 def choose(sketch: Sketch, target: Target, images: int, item: int = FLOAT) -> str:
-    """Return the layout that is estimated to be faster: "planes" (planar) or "pixels" (channels-last).
-
-    Args:
-        sketch: the region.
-        target: the processor.
-        images: number of images of a block.
-        item: bytes of an element of a value.
-    """
+    """Return the layout that is estimated to be faster: "planes" (planar) or "pixels" (channels-last)."""
     small, masked = share_in_groups(sketch, target.lanes) < _WORTH_A_LOOK, _retained_share(sketch) < _NEARLY_DENSE
     if item == FLOAT and small and masked:
         return "planes"
@@ -121,12 +114,7 @@ def arena_of(sketch: Sketch, layout: str, target: Target, images: int, item: int
 
     In the planar layout, zeros (halos) surround the planes unless convolutions run faster by copying their input.
 
-    Args:
-        sketch: the region.
-        layout: "planes" or "pixels".
-        target: the processor.
-        images: number of images of a block.
-        item: bytes of an element of a value.
+    `layout` is "planes" or "pixels", and `item` the number of bytes of an element.
     """
     if layout == "pixels":
         return PixelsArena(sketch, images, target.lanes, item)
@@ -136,8 +124,7 @@ def arena_of(sketch: Sketch, layout: str, target: Target, images: int, item: int
 def cost(sketch: Sketch, layout: str, target: Target, images: int, item: int = FLOAT) -> float:
     """Return the estimated time of a region's convolutions and linear layers for one image, in nanoseconds.
 
-    Raises:
-        UnsupportedError: if the layout cannot run the region.
+    Raise `UnsupportedError` if the layout cannot run the region.
     """
     arena, spec, spent = arena_of(sketch, layout, target, images, item), BlockSpec(target, images), 0.0
     for task in sketch.tasks:
@@ -204,12 +191,8 @@ def images_per_thread(batch: int, threads: int) -> int:
 def images_per_block(sketch: Sketch, layout: str, images: int, target: Target, item: int = FLOAT) -> int:
     """Return the number of images of a block.
 
-    Args:
-        sketch: the region.
-        layout: "planes" or "pixels".
-        images: number of images of a thread.
-        target: the processor.
-        item: bytes of an element of a value.
+    `layout` is "planes" or "pixels", `images` the number of images of a thread, `item` the number of bytes of an
+    element.
     """
     largest = _largest_value_bytes(sketch, item)
     if layout == "planes" and mostly_single_rows(sketch):

@@ -31,13 +31,9 @@ from ticketry_engine.support.row_groups import row_groups
 def conv(x: Planes, y: Planes, layer: Convolution, residual: Planes | None, spec: BlockSpec) -> list[Op]:
     """Return the operations that compute ``y = act(conv(x) + bias + residual)``; pruned weights take no time.
 
-    Args:
-        layer: weights, bias, window and activation.
-        residual: a value with the channels of y that is added, if any; it may be y itself.
-        spec: without scratch memory (`BlockSpec.reserve`), x is read in place even where copying it would be faster.
-
-    Raises:
-        ValueError: if shapes do not match, or if x cannot be read in place and there is no scratch memory.
+    The residual is a value with the channels of y; it may be y itself. Without scratch memory (`BlockSpec.reserve`), x
+    is read in place even where copying it would be faster. Raise `ValueError` if shapes do not match, or if x cannot be
+    read in place and there is no scratch memory.
     """
     window, groups = layer.window, layer.groups
     _check_shapes(x, y, layer, residual)
@@ -221,10 +217,8 @@ class SumTables:
 def pack_single_rows(matrix: Matrix, rows: Array, *, block: int, chunks: int) -> SumTables:
     """Return the tables for rows that are computed one by one, where each row has its own columns.
 
-    Args:
-        rows: numbers of the rows, ascending.
-        block: input channels per segment of a row.
-        chunks: number of parts into which the rows are divided for threads.
+    `rows` are ascending numbers, `block` is the number of input channels per segment of a row, and `chunks` the number
+    of parts for threads.
     """
     blocks = max(1, -(-matrix.inputs // block))
     kept = matrix.weight[rows] != 0
@@ -258,12 +252,8 @@ class _SingleRowTables:
     def segments(self, rows: Array, counts: Array, flags: Array, row: Array, column: Array) -> None:
         """Add one segment for each of several rows.
 
-        Args:
-            rows: numbers of the rows.
-            counts: number of retained weights of each segment.
-            flags: flags of each segment.
-            row: for each retained weight, the index of its row in `rows`.
-            column: for each retained weight, its column.
+        `counts` and `flags` are given for each segment; `row` (an index into `rows`) and `column` for each retained
+        weight.
         """
         m = self._matrix
         index = rows[row]
@@ -286,10 +276,8 @@ class _SingleRowTables:
 def pack_shared_rows(matrix: Matrix, groups: Sequence[Sequence[Array]], *, chunks: int) -> SumTables:
     """Return the tables for rows that share their columns.
 
-    Args:
-        groups: for each group of rows with equal columns, the sets of rows that are summed together. All sets have the
-            same number of rows.
-        chunks: number of parts into which the sets are divided for threads.
+    `groups` has, for each group of rows with equal columns, the sets of rows that are summed together, all of one size;
+    `chunks` is the number of parts for threads.
     """
     sets = [rows for group in groups for rows in group]
     kept = [np.flatnonzero(matrix.weight[group[0][0]]) for group in groups]
@@ -324,13 +312,8 @@ class ReadBounds(Protocol):
 def check_reads(tables: ReadBounds, x: Planes, places: Array, reach: tuple[int, int]) -> None:
     """Check that a kernel reads nothing before the first or after the last plane of x.
 
-    Args:
-        x: the value that the kernel reads.
-        places: [tiles, 3], bytes where the tiles begin (`Tiles.places`).
-        reach: first byte that a tile reads and the byte after the last, relative to where the tile begins.
-
-    Raises:
-        ValueError: if a tile reads outside of the planes.
+    A tile at one of `places` (`Tiles.places`) reads from the first to before the second byte in `reach`, relative to
+    its place. Raise `ValueError` if a tile reads outside of the planes.
     """
     if not tables.weights.size:
         return
@@ -344,9 +327,7 @@ def check_reads(tables: ReadBounds, x: Planes, places: Array, reach: tuple[int, 
 def _least_column_starts(begins: Array, counts: Array) -> Array:
     """Return the least byte at which a column of each segment begins; 0 for segments without columns.
 
-    Args:
-        begins: byte where each column begins, segment by segment.
-        counts: number of columns of each segment.
+    `begins` are the bytes of the columns, segment by segment; `counts` are the numbers of columns of the segments.
     """
     bases = np.zeros(len(counts), dtype=np.int64)
     some = counts > 0
@@ -358,9 +339,7 @@ def _least_column_starts(begins: Array, counts: Array) -> Array:
 def build_segment_table(matrix: Matrix, head: Sequence[Array], rows: Array) -> Array:
     """Return the table of segments.
 
-    Args:
-        head: the first words of each segment, an array per word.
-        rows: [segments, rows per segment], numbers of the rows.
+    `head` are the first words of each segment, an array per word; `rows` [segments, rows per segment] are row numbers.
     """
     each = rows.shape[1]
     words = np.empty((len(rows), len(head) + (2 if matrix.residual is None else 3) * each), dtype=np.int32)
@@ -391,10 +370,7 @@ def _segment_flags(counts: Array) -> Array:
 def split_evenly(work: Array, parts: int, groups: Array | None = None) -> Iterator[slice]:
     """Yield consecutive slices of items such that each slice has about equal work.
 
-    Args:
-        work: work of each item.
-        parts: number of slices.
-        groups: number of each item's group; a slice never contains items of two groups.
+    A slice never contains items of two of the `groups`, given as a number for each item.
     """
     done = np.cumsum(work + 1)
     cuts = np.searchsorted(done, done[-1] * np.arange(1, parts) / parts)
@@ -415,13 +391,9 @@ def _tables(
 ) -> SumTables:
     """Build `SumTables` with the largest unit and smallest type that the column offsets allow.
 
-    Args:
-        segments: table of segments.
-        columns: byte of each column, relative to the base of its segment.
-        weights: table of weights.
-        chunks: for each chunk, (first segment, number of segments, first weight).
-        blocked: whether rows may have several segments.
-        reach: least and greatest byte at which a column begins.
+    `columns` are bytes relative to the base of a segment, `chunks` are (first segment, number of segments, first
+    weight), `blocked` is whether rows may have several segments, and `reach` is the least and greatest byte of a
+    column.
     """
     made = np.array(chunks, dtype=np.int64)
     made[:, 0] *= segments.shape[1] * 4
@@ -522,14 +494,8 @@ def choose_way(
 ) -> Way:
     """Return the plan for a layer with the least estimated time.
 
-    Args:
-        residual: planes of a value that is added, if any.
-        weight: [O, I / groups, taps].
-        groups: number of conv groups.
-        unfold: whether x may be copied to scratch memory (`unfold`).
-
-    Raises:
-        ValueError: if x has to be copied to scratch memory, but `unfold` is false or a position takes several vectors.
+    `weight` is [O, I / groups, taps]; x may be copied to scratch memory if `unfold`. Raise `ValueError` if x has to be
+    copied, but `unfold` is false or a position takes several vectors.
     """
     outputs, inputs, size = weight.shape
     kept = weight != 0
@@ -581,9 +547,7 @@ def row_kinds(kept: Array, groups: int) -> dict[int, list[list[Array]]]:
 
     Each entry is a list with an element per group of rows with equal columns: the group's sets of that size.
 
-    Args:
-        kept: bool [rows, columns], which weights are retained.
-        groups: number of conv groups.
+    `kept` is bool [rows, columns].
     """
     found: dict[int, list[list[Array]]] = {}
     per = len(kept) // groups
@@ -636,13 +600,8 @@ def _build_row_kinds(
 ) -> list[RowKind]:
     """Return the kinds of rows, each with its fastest tiles.
 
-    Args:
-        rows: rows by set size, from `row_kinds`.
-        kept: bool [O, I / groups, taps], which weights are retained.
-        columns: [I / groups, taps], the byte of each column.
-        x: planes that are read: those of the input or of its copies.
-        residual: planes of a value that is added, if any.
-        window: the window on the planes that are read.
+    `rows` are from `row_kinds`; `kept` is bool [O, I / groups, taps]; `columns` [I / groups, taps] are bytes. `x` and
+    `window` are those of the input or of its copies; the kernel reads one of both.
     """
     found = []
     near = target.near_of_few if kept.mean() < FEW else target.near
