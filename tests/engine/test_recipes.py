@@ -42,8 +42,8 @@ RECIPES = {
         (
             "ir/native.py",
             '    "linear": Rule(',
-            '    "deg2rad": Rule((1, 1), shapes.same, lambda *_: torch.deg2rad),\n'
-            '    "cumsum": Rule((1, 1), shapes.same, lambda *_: lambda x: x.cumsum(1)),\n',
+            '    "deg2rad": Rule((1, 1), shapes.same_as_input, lambda *_: torch.deg2rad),\n'
+            '    "cumsum": Rule((1, 1), shapes.same_as_input, lambda *_: lambda x: x.cumsum(1)),\n',
         ),
         (
             "capture/lower_layers.py",

@@ -79,7 +79,7 @@ FEWEST = 2
 
 
 class NotRecordedError(BaseException):
-    """Error with the reason why a call cannot be recorded; no `Exception`, which a model might catch."""
+    """Reason why a call cannot be recorded; derived from `BaseException`, because models catch `Exception`."""
 
 
 class Examples(int):

@@ -219,18 +219,20 @@ def prepare(node: Node, tensors: Mapping[str, Tensor], device: str | torch.devic
     positions = {name: index for index, name in enumerate(node.inputs)}
 
     def resolve(value: Json) -> Any:
-        """Return a JSON argument as a Python object; return a `_Late` object if the argument depends on inputs."""
+        """Return a JSON argument as a Python object; return a `_ComputedArgument` if the argument depends on inputs."""
         if isinstance(value, list):
             parts = [resolve(part) for part in value]
-            if not any(isinstance(part, _Late) for part in parts):
+            if not any(isinstance(part, _ComputedArgument) for part in parts):
                 return parts
-            return _Late(lambda inputs: [part.of(inputs) if isinstance(part, _Late) else part for part in parts])
+            return _ComputedArgument(
+                lambda inputs: [part.compute(inputs) if isinstance(part, _ComputedArgument) else part for part in parts]
+            )
         if not isinstance(value, dict):
             return value
         ((kind, content),) = value.items()
         if kind == "value":
             position = positions[content]
-            return _Late(lambda inputs: inputs[position])
+            return _ComputedArgument(lambda inputs: inputs[position])
         if kind == "tensor":
             return tensors[content]
         if kind in ("float", "complex"):
@@ -242,13 +244,13 @@ def prepare(node: Node, tensors: Mapping[str, Tensor], device: str | torch.devic
     count = len(node.inputs)
     if node.attrs["args"][:count] == [{"value": name} for name in node.inputs]:
         rest = args[count:]
-        if not any(isinstance(value, _Late) for value in [*rest, *kwargs.values()]):
+        if not any(isinstance(value, _ComputedArgument) for value in [*rest, *kwargs.values()]):
             return lambda *inputs: function(*inputs, *rest, **kwargs)  # the usual case, and the quickest
-    early = {name: value for name, value in kwargs.items() if not isinstance(value, _Late)}
-    late = {name: value.of for name, value in kwargs.items() if isinstance(value, _Late)}
+    early = {name: value for name, value in kwargs.items() if not isinstance(value, _ComputedArgument)}
+    late = {name: value.compute for name, value in kwargs.items() if isinstance(value, _ComputedArgument)}
 
     def call(*inputs: Any) -> Any:
-        given = [value.of(inputs) if isinstance(value, _Late) else value for value in args]
+        given = [value.compute(inputs) if isinstance(value, _ComputedArgument) else value for value in args]
         return function(*given, **early, **{name: of(inputs) for name, of in late.items()})
 
     return call
@@ -301,13 +303,13 @@ torch.
 """
 
 
-class _Late:
-    """An argument that the function `of` computes from the inputs of a call."""
+class _ComputedArgument:
+    """An argument that the function `compute` returns for the inputs of a call."""
 
-    __slots__ = ("of",)
+    __slots__ = ("compute",)
 
-    def __init__(self, of: Callable[[tuple[Any, ...]], Any]) -> None:
-        self.of = of
+    def __init__(self, compute: Callable[[tuple[Any, ...]], Any]) -> None:
+        self.compute = compute
 
 
 # -- what a graph in a file may have -----------------------------------------------------------------------------------

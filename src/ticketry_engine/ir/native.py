@@ -340,7 +340,7 @@ NATIVE: Mapping[str, Rule] = {
     "mul": Rule((2, 2), shapes.pairwise, partial(_compute_pairwise, torch.mul), _ACT, _NO_ACT),
     "act": Rule(
         (1, 1),
-        shapes.same,
+        shapes.same_as_input,
         _compute_activation,
         {"act": lambda value: value is not None and shapes.is_act(value)},
     ),

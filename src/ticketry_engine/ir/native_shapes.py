@@ -87,7 +87,7 @@ def pairwise(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]
     return one
 
 
-def same(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]) -> Shape:
+def same_as_input(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]) -> Shape:
     return inputs[0]
 
 

@@ -60,7 +60,7 @@ class Bias:
     """Distance between the tables of two consecutive windows, in tables; 0 if all windows share their tables."""
 
     @classmethod
-    def of(cls, name: str, values: np.ndarray[Any, Any]) -> Bias:
+    def from_array(cls, name: str, values: np.ndarray[Any, Any]) -> Bias:
         """Build a bias from an array [heads, queries, keys] or [windows, heads, queries, keys].
 
         A size of 1 in place of windows or heads means that all of them share a table.

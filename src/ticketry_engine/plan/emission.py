@@ -265,7 +265,11 @@ def _emit_operations(emission: Emission, task: RegionTask, inputs: list[Any]) ->
     heads, size = task.inputs[0].planes.shape[:2]
     factor = size**-0.5 if attrs["scale"] is None else float(attrs["scale"])
     name = task.node.weights.get("bias")
-    added = None if name is None else Bias.of(name, emission.sketch.graph.tensors[name].detach().cpu().float().numpy())
+    added = (
+        None
+        if name is None
+        else Bias.from_array(name, emission.sketch.graph.tensors[name].detach().cpu().float().numpy())
+    )
     windows = kind == "window_attention"
     causal = not windows and attrs["causal"]
     return layout.attention(*inputs, y, heads, factor, causal, emission.spec, added, windows)

@@ -199,7 +199,7 @@ def test_attention(layout, data, heads, group, biases, size, queries, keys, caus
         mask = torch.from_numpy(values).double()
     if causal:
         mask = mask.masked_fill(torch.ones(queries, keys).triu(1).bool(), float("-inf"))
-    bias = None if values is None else Bias.of("bias", values)
+    bias = None if values is None else Bias.from_array("bias", values)
 
     def truth(*parts: torch.Tensor) -> torch.Tensor:
         q, k, v = (one.squeeze(2).unflatten(1, (-1, size)).transpose(2, 3) for one in parts)
@@ -231,7 +231,7 @@ def test_attention_in_windows(layout, data, windows, heads, biases, size, querie
     if biases is not None:
         shape = (min(biases[0], windows), min(biases[1], heads), queries, keys)
         bias = setting.rng.standard_normal(shape).astype(np.float32)
-    held = None if bias is None else Bias.of("bias", bias)
+    held = None if bias is None else Bias.from_array("bias", bias)
 
     def truth(*parts: torch.Tensor) -> torch.Tensor:
         parts = tuple(one.unflatten(1, (heads, -1)).permute(0, 3, 1, 4, 2) for one in parts)
