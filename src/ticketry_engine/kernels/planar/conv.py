@@ -270,7 +270,7 @@ class _SingleRowTables:
         bounds = [*self._starts, (len(rows), 0)]
         chunks = [(start, following[0] - start, weight) for (start, weight), following in itertools.pairwise(bounds)]
         reach = min(self._reach, default=0), max(self._reach, default=0)
-        return _tables(segments, columns, weights, chunks, blocked, reach)
+        return _build_sum_tables(segments, columns, weights, chunks, blocked, reach)
 
 
 def pack_shared_rows(matrix: Matrix, groups: Sequence[Sequence[Array]], *, chunks: int) -> SumTables:
@@ -295,7 +295,7 @@ def pack_shared_rows(matrix: Matrix, groups: Sequence[Sequence[Array]], *, chunk
     starts = [(part.start, part.stop - part.start, done[part.start]) for part in split_evenly(counts[of], chunks)]
     columns = np.concatenate([begins - base for begins, base in zip(absolute, bases, strict=True)])
     reach = min(int(begins.min()) for begins in absolute), max(int(begins.max()) for begins in absolute)
-    return _tables(segments, columns, np.concatenate(weights), starts, False, reach)
+    return _build_sum_tables(segments, columns, np.concatenate(weights), starts, False, reach)
 
 
 class ReadBounds(Protocol):
@@ -381,7 +381,7 @@ def split_evenly(work: Array, parts: int, groups: Array | None = None) -> Iterat
         yield slice(int(low), int(high))
 
 
-def _tables(
+def _build_sum_tables(
     segments: Array,
     columns: Array,
     weights: Array,

@@ -235,7 +235,7 @@ class _PositionCursor:
             self.store(step(self._load(y=not weights), [partial(_identity, one) for one in found]))
 
     def store(self, values: Vectors) -> None:
-        place = self._place(True)
+        place = self._position_pointer(True)
         for k, (value, mask) in enumerate(zip(values, self.mask, strict=True)):
             store(self.e, value, place, k * FLOAT * self.e.target.lanes, mask)
 
@@ -255,10 +255,10 @@ class _PositionCursor:
         return self.e.fma(total, share, number)
 
     def _load(self, *, y: bool = False) -> list[ir.Value]:
-        place = self._place(y)
+        place = self._position_pointer(y)
         return [load(self.e, place, k * FLOAT * self.e.target.lanes, mask) for k, mask in enumerate(self.mask)]
 
-    def _place(self, y: bool) -> ir.Value:
+    def _position_pointer(self, y: bool) -> ir.Value:
         plane = self.e.load_i64(self._tables[y], self.e.b.mul(self._channel, self.e.i64(8)))
         return self.e.at(self.e.arena_pointer(plane), self._y if y else self._x)
 

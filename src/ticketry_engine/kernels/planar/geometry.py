@@ -260,7 +260,7 @@ MOST = 16
 """Greatest number of float32 lanes that a target's vectors have."""
 
 
-def vector(lanes: int) -> ir.VectorType:
+def vector_type(lanes: int) -> ir.VectorType:
     """Return the type of a vector of `lanes` float32 values."""
     return ir.VectorType(F32, lanes)
 
@@ -378,7 +378,7 @@ def load_repeated(e: Emitter, pointer: ir.Value, images: int, byte: ir.Value | i
         return e.load(pointer, byte)
     if images == 1:
         return e.splat(e.load_f32(pointer, byte))
-    few = e.b.load(e.at(pointer, byte), typ=vector(images), align=FLOAT)
+    few = e.b.load(e.at(pointer, byte), typ=vector_type(images), align=FLOAT)
     return shuffle(e, few, few, [lane % images for lane in range(lanes)])
 
 

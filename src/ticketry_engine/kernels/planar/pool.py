@@ -27,7 +27,7 @@ from ticketry_engine.kernels.planar.geometry import (
     splat,
     store,
     sum_positions,
-    vector,
+    vector_type,
 )
 from ticketry_engine.kernels.program import Op
 from ticketry_engine.kernels.window import Array, Axis, Window
@@ -191,7 +191,7 @@ class Windows(EmittedKernel):
     def _reduce_window(self, e: Emitter, line: _PoolRow, first: ir.Value, count: ir.Value) -> list[ir.Value]:
         """Return the maximum or sum over the taps inside the input, as vectors that hold the images of one position."""
         b = e.b
-        kind = vector(min(self.images, e.target.lanes))
+        kind = vector_type(min(self.images, e.target.lanes))
         begin = ir.Constant(kind, [_initial_value(self.kind)] * kind.count)
         parts = range(self.images // kind.count)
         with e.loop(0, line.rows, carried=[begin for _ in parts]) as row:

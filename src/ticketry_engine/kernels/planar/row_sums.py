@@ -253,7 +253,7 @@ class _SumsBody:
         width = min(count, e.target.lanes)
         for start in range(0, count, width):
             # Hidden from the optimiser, which would load each weight separately.
-            several = e.hide_from_optimiser(b.load(e.at(at, 4 * start), typ=lanes.vector(width), align=4))
+            several = e.hide_from_optimiser(b.load(e.at(at, 4 * start), typ=lanes.vector_type(width), align=4))
             found += [[lanes.shuffle(e, several, several, [number] * e.target.lanes)] for number in range(width)]
         return found
 
