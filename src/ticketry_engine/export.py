@@ -135,8 +135,7 @@ def export(
 def format_of(path: Path, format: str | None) -> str:
     """Return the format of a file: `format` if it is given, else the format of the path's suffix, else "onnx".
 
-    Raises:
-        UsageError: if the format is unknown, or differs from the suffix.
+    Raise `UsageError` if the format is unknown, or differs from the suffix.
     """
     if format is not None and format not in FORMATS:
         raise UsageError(f"the format of an export is one of {', '.join(FORMATS)}, not {format!r}")
@@ -238,15 +237,7 @@ def _check_outputs(
 ) -> tuple[ExportCheck, ...]:
     """Compare the outputs of the exported model and its source for each batch size; return the errors.
 
-    Args:
-        source: the model.
-        run: function that calls the exported model.
-        given: the example inputs.
-        batches: batch sizes to compare.
-        runtime: name of the runtime, for messages.
-
-    Raises:
-        EngineError: if the model or the exported model fails, or if their outputs differ.
+    `run` calls the exported model. Raise `EngineError` if one of the models fails, or if their outputs differ.
     """
     found = []
     for number, batch in enumerate(batches):

@@ -81,14 +81,10 @@ def attention(
 
     The kernels compute in float32; bfloat16 values are converted before and after.
 
-    Args:
-        q, k, v: values without a halo, in which a head is a run of channels. k and v have the same tokens. They may
-            have fewer heads than q; each of these is then shared by the same number of heads of q.
-        y: the result; it must not overlap the inputs.
-        causal: whether a token attends only to itself and earlier tokens.
-        bias: table that is added to the scores, if any.
-        windows: whether each row of pixels is a window whose tokens attend only to each other. Values may then have a
-            halo.
+    A head is a run of channels; values have no halo, except with `windows`. k and v have the same tokens. They may have
+    fewer heads than q; each of these is then shared by the same number of heads of q. y must not overlap the inputs. If
+    `causal`, a token attends only to itself and earlier tokens. If `windows`, each row of pixels is a window whose
+    tokens attend only to each other.
     """
     queries, keys, channels = _count_tokens(q, windows), _count_tokens(k, windows), q.channels
     rows = q.geometry.height if windows else 1

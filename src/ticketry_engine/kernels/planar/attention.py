@@ -59,13 +59,9 @@ def attention(
 ) -> list[Op]:
     """Return the operations of ``y = softmax(scale * q @ k.T + bias) @ v``, for each image and head.
 
-    Args:
-        q, k, v: values with heads * features channels, whose positions are tokens. k and v may have other tokens than
-            q. They may also have fewer heads than q; each of these is shared by several heads of q.
-        y: the result; it must not overlap q, k or v.
-        causal: whether a query attends only to keys up to its own position.
-        bias: table that is added to the scores, if any.
-        windows: whether each row of pixels is a window whose tokens attend only to each other.
+    The positions of values are tokens; k and v may have other tokens than q. They may also have fewer heads than q;
+    each of these is shared by several heads of q. y must not overlap q, k or v. If `causal`, a query attends only to
+    keys up to its own position. If `windows`, each row of pixels is a window whose tokens attend only to each other.
     """
     depth, values = q.channels // heads, y.channels // heads
     key_heads = k.channels // max(depth, 1)

@@ -73,11 +73,8 @@ class Collect(EmittedKernel):
 class Dots(EmittedKernel):
     """Kernel of inner products of weight rows with the packed inputs.
 
-    Args:
-        rows: number of rows per group, which share their columns.
-        wide: whether a column takes 32 bits instead of 16.
-        residual: whether another value is added to y.
-        act: activation of the result.
+    A group has `rows` rows, which share their columns. A column takes 32 bits if `wide`, else 16. If `residual`,
+    another value is added to y.
     """
 
     finished: ClassVar[bool] = True
@@ -142,11 +139,8 @@ def build_ops(
 ) -> list[Op]:
     """Return the operations that compute a layer.
 
-    Args:
-        matrix: weights [rows, columns of a conv group]; and the byte of each column, [conv groups, columns].
-        kinds: rows with equal columns, as returned by `conv.row_kinds`.
-        rows: for each row the bytes of its planes of y and of the residual, and its bias.
-        scratch: arena byte of the scratch memory for packed inputs.
+    `matrix` is (weights [rows, columns of a conv group], byte of each column [conv groups, columns]); `kinds` are from
+    `conv.row_kinds`; `rows` are, for each row, the bytes of its planes of y and of the residual, and its bias.
     """
     weight, columns = matrix
     used = (weight.reshape(*columns.shape[:1], -1, columns.shape[1]) != 0).any(axis=1)

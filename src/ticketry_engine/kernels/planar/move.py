@@ -127,12 +127,8 @@ def _move_transposed(
 ) -> None:
     """Emit the copy of vectors between planes and rows of the tensor, with a transpose in between.
 
-    Args:
-        near: for each vector in a plane, (pointer, bytes to add, mask).
-        far: pointers to rows of the tensor.
-        mask: lanes of these rows to copy; None for all lanes.
-        turned: function that transposes vectors.
-        out: whether to write the tensor; False to write the planes.
+    `near` has, for each vector in a plane, (pointer, bytes to add, mask); `far` are pointers to rows of the tensor, and
+    `mask` selects lanes of these rows. `turned` transposes vectors. If `out`, the tensor is written, else the planes.
     """
     if not out:
         vectors = turned(e, [lanes.load(e, row, 0, mask) for row in far])
