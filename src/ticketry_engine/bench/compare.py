@@ -68,7 +68,7 @@ def compare(
     names = [contender.name for contender in contenders]
     if len(set(names)) < len(names):
         raise EngineError(f"two contenders have one name: {', '.join(names)}")
-    case = case.with_model(copy.deepcopy(case.model))
+    case = case.of(copy.deepcopy(case.model))
     with torch_threads(case.threads):
         # Threads are pinned later: OpenVINO counts the available cores only once in a process.
         expected = case.reference()
@@ -116,7 +116,7 @@ def _prepare(
     """Prepare a contender and check its outputs; return its row, and the function to time if the outputs are right."""
     row = EngineTime(contender.name, contender.sparse)
     if contender.model is not None:
-        case = case.with_model(contender.model)
+        case = case.of(contender.model)
         expected = case.reference()
     say(f"preparing {contender.name}")
     began = time.perf_counter()

@@ -176,7 +176,7 @@ class ShrunkModel:
         self._engine, self._small = engine, small
 
     def prepare(self, case: Case) -> Call:
-        return self._engine.prepare(case.with_model(self._small))
+        return self._engine.prepare(case.of(self._small))
 
     def versions(self) -> dict[str, str]:
         return self._engine.versions()

@@ -244,7 +244,7 @@ class Case:
         """Return the batch size of the inputs."""
         return batch_of(self.inputs)
 
-    def with_model(self, model: nn.Module) -> Case:
+    def of(self, model: nn.Module) -> Case:
         """Return the same case with the model `model`."""
         return replace(self, model=model)
 

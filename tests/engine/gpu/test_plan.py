@@ -208,8 +208,7 @@ def test_what_torch_reads_is_turned():
 
     graph = capture(Model().eval(), None, torch.randn(2, 64, 6, 6))
     facts = layer_facts(graph)
-    layers = [node for node in graph.nodes if node.op == "conv2d"]
-    works = {node.output: plan._layer_work(graph, node, 8, facts[node.output].groups) for node in layers}
+    works = plan.layer_works(graph, 8, facts)
     group = dict.fromkeys(works, LayerChoice("group", "", 64))
     numbers = 8 * 64 * 6 * 6
     alone = sum(plan.group_seconds(one, 64, BF16) for one in works.values())
@@ -223,7 +222,7 @@ def test_features_at_the_end_of_images_are_turned_at_once():
     graph = capture(nn.Linear(64, 64).eval(), None, torch.randn(2, 3, 4, 64))
     facts = layer_facts(graph)
     [node] = [node for node in graph.nodes if node.op == "linear"]
-    work = plan._layer_work(graph, node, 8, facts[node.output].groups)
+    work = plan.layer_works(graph, 8, facts)[node.output]
     found = plan.estimate_seconds(graph, 8, {node.output: work}, {node.output: LayerChoice("group", "", 64)}, BF16)
     turn = plan.layout_change_seconds(8 * 3 * 4 * 64, BF16)
     assert found == pytest.approx(plan.group_seconds(work, 64, BF16) + 2 * turn)
