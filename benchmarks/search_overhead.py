@@ -164,7 +164,7 @@ class Parts:
         self._wrap(ImageClassification, "load", "data")
         self._wrap(Segment, "describe", "keys of segments")
         self._wrap(Lab, "prune", "masks")
-        self._wrap(controls, "control_mask", "masks")
+        self._wrap(controls, "draw_control_mask", "masks")
         self._wrap(Ticket, "save", "tickets")
         for name in (
             "put_bytes",

@@ -289,18 +289,18 @@ def test_controls_are_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         "        return {}\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    from ticketry.evidence.controls import control_mask
+    from ticketry.evidence.controls import draw_control_mask
     from ticketry.lab.search_result import Seeds
 
     mask = tk.Mask({"a": torch.tensor([[True, True], [False, True]])})
-    made = control_mask("strange_controls:Mirrored", mask, Seeds())
+    made = draw_control_mask("strange_controls:Mirrored", mask, Seeds())
     assert made["a"].tolist() == [[False, True], [True, True]]
     with pytest.raises(UsageError, match="Denser draws a mask of other parameters than the ticket's, or of another d"):
-        control_mask("strange_controls:Denser", mask, Seeds())
+        draw_control_mask("strange_controls:Denser", mask, Seeds())
     with pytest.raises(UsageError, match=r"'strange_controls:Both' is not known: a control starts from fresh weights"):
-        control_mask("strange_controls:Both", mask, Seeds())
+        draw_control_mask("strange_controls:Both", mask, Seeds())
     with pytest.raises(UsageError, match=r"is not a class derived from ticketry.evidence.Control"):
-        control_mask("math:pi", mask, Seeds())
+        draw_control_mask("math:pi", mask, Seeds())
 
 
 class Counting(InProcess):

@@ -17,7 +17,7 @@ from ticketry.core.scope import scope
 from ticketry.core.structure.controls import random_mask
 from ticketry.errors import UsageError
 from ticketry.evidence.control import CONTROLS, LONGER_CONTROLS, check_controls
-from ticketry.evidence.controls import control_mask, train_control
+from ticketry.evidence.controls import draw_control_mask, train_control
 from ticketry.lab.lab import Lab
 from ticketry.lab.retrain import retraining
 from ticketry.lab.search_result import RETRAINS, Found, Seeds
@@ -52,7 +52,7 @@ def is_by_chance(count: int, drawn: int, marked: int, total: int) -> bool:
 @given(st.floats(0.02, 0.98), st.integers(0, 1000), st.integers(0, 1000))
 def test_a_shuffled_mask_keeps_each_layers_count_and_overlaps_by_chance(density, seed, mask_seed):
     mask = some_mask(density, seed)
-    control = control_mask("shuffled", mask, Seeds(mask=mask_seed))
+    control = draw_control_mask("shuffled", mask, Seeds(mask=mask_seed))
     assert control.shapes == mask.shapes
     for name in mask:
         kept, total = int(mask[name].sum()), mask[name].numel()
@@ -63,7 +63,7 @@ def test_a_shuffled_mask_keeps_each_layers_count_and_overlaps_by_chance(density,
 @pytest.mark.parametrize("name", ["shuffled", "random_prune"])
 def test_layers_of_one_shape_get_different_masks(name):
     same = torch.rand(40, 50, generator=torch.Generator().manual_seed(1)) < 0.3
-    control = control_mask(name, Mask({"a": same, "b": same.clone()}), Seeds())
+    control = draw_control_mask(name, Mask({"a": same, "b": same.clone()}), Seeds())
     kept = [int(control[layer].sum()) for layer in ("a", "b")]
     assert is_by_chance(int((control["a"] & control["b"]).sum()), *kept, same.numel())
 
@@ -72,7 +72,7 @@ def test_layers_of_one_shape_get_different_masks(name):
 @given(st.floats(0.02, 0.98), st.integers(0, 1000), st.integers(0, 1000))
 def test_a_random_mask_has_the_same_total_and_each_layer_the_overall_density(density, seed, mask_seed):
     mask = some_mask(density, seed)
-    control = control_mask("random_prune", mask, Seeds(mask=mask_seed))
+    control = draw_control_mask("random_prune", mask, Seeds(mask=mask_seed))
     assert control.shapes == mask.shapes
     assert control.kept == mask.kept
     for name in mask:
@@ -91,19 +91,19 @@ def test_no_layer_of_a_random_mask_is_empty():
 @pytest.mark.parametrize("control", ["shuffled", "random_prune"])
 def test_a_control_mask_is_a_function_of_seed_and_mask(control):
     mask, other = some_mask(0.3, 1), some_mask(0.3, 2)
-    first = control_mask(control, mask, Seeds(mask=5))
+    first = draw_control_mask(control, mask, Seeds(mask=5))
     torch.manual_seed(3)
-    assert control_mask(control, mask, Seeds(initialisation=8, order=9, mask=5)) == first
-    found = {control_mask(control, mask, Seeds(mask=seed)).digest for seed in range(5)}
+    assert draw_control_mask(control, mask, Seeds(initialisation=8, order=9, mask=5)) == first
+    found = {draw_control_mask(control, mask, Seeds(mask=seed)).digest for seed in range(5)}
     assert len(found) == 5
-    assert control_mask(control, other, Seeds(mask=5)) != first
+    assert draw_control_mask(control, other, Seeds(mask=5)) != first
 
 
 def test_unknown_controls_are_refused():
     assert check_controls(tuple(CONTROLS)) == tuple(CONTROLS)
     for check in (
         lambda: check_controls(("shuffled", "placebo")),
-        lambda: control_mask("placebo", some_mask(0.3), Seeds()),
+        lambda: draw_control_mask("placebo", some_mask(0.3), Seeds()),
     ):
         with pytest.raises(UsageError, match="'placebo' is not known: random_reinit, shuffled, random_prune"):
             check()
@@ -172,7 +172,7 @@ def test_a_control_lacks_one_thing_only(searched, control, retrain):
     kept = lab.store.get_mask(result.segment.mask)
     assert kept.kept == lab.store.get_mask(ticket.mask).kept
     if control != "random_reinit":
-        assert kept == control_mask(control, lab.store.get_mask(ticket.mask), SEEDS)
+        assert kept == draw_control_mask(control, lab.store.get_mask(ticket.mask), SEEDS)
     state = lab.state(result)
     assert all(not state[name][~kept[name]].any() for name in kept)
 

@@ -14,7 +14,7 @@ from ticketry.core.mask import Mask
 from ticketry.errors import UsageError
 from ticketry.evidence.connectivity import stability
 from ticketry.evidence.control import LONGER_CONTROLS
-from ticketry.evidence.controls import control_mask, count_cycles, train_any_control, train_control
+from ticketry.evidence.controls import count_cycles, draw_control_mask, train_any_control, train_control
 from ticketry.evidence.settings import StabilitySettings
 from ticketry.experiments.request import SearchRequest
 from ticketry.experiments.search import execute
@@ -54,7 +54,7 @@ def test_a_chain_is_the_same_training_again_and_again(tmp_path: Path, control: s
         chain = trainings(lab, control, ticket)
         assert len(chain) == 3  # level 2: dense, and two tickets
         own = lab.store.get_mask(ticket.mask)
-        mask: Mask = own if control == "cyclic" else control_mask("shuffled", own, SEEDS)
+        mask: Mask = own if control == "cyclic" else draw_control_mask("shuffled", own, SEEDS)
         state = lab.state(ticket.rewound)
         for number, result in enumerate(chain):
             segment = by_hand.segment(

@@ -10,7 +10,7 @@ import pytest
 
 import ticketry as tk
 from ticketry.core.structure.controls import random_mask
-from ticketry.evidence.controls import control_mask
+from ticketry.evidence.controls import draw_control_mask
 from ticketry.evidence.rivals import Procedure, ProcedureRivals, Rivals, load_tested_ticket
 from ticketry.evidence.settings import VerifySettings
 from ticketry.evidence.verification import Verification, verify_procedure
@@ -78,7 +78,7 @@ def test_every_network_is_trained_as_it_says(lab: tk.Lab, oneshot: Verification)
         finetuned = lab.segment(
             TASK,
             start=Start(state=dense.result.model),
-            mask=control_mask("shuffled", mask, seeds),
+            mask=draw_control_mask("shuffled", mask, seeds),
             first=TOTAL,
             last=2 * TOTAL,
             order_seed=seeds.order,

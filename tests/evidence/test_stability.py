@@ -18,7 +18,7 @@ from ticketry.core.mask import Mask
 from ticketry.core.scope import Scope
 from ticketry.errors import MaskError, UsageError
 from ticketry.evidence.connectivity import distance, stability, train_two_data_orders
-from ticketry.evidence.controls import control_mask
+from ticketry.evidence.controls import draw_control_mask
 from ticketry.lab.lab import Lab
 from ticketry.lab.search_result import Found, Seeds
 from ticketry.lab.training.segment import Start
@@ -137,7 +137,7 @@ def test_stability_is_the_papers_two_norms(searched, tmp_path, control):
     """Trained again in an empty store from the definitions alone."""
     found = stability(searched.lab, searched.task, searched.recipe, searched.ticket, SEEDS, control=control)
     mask = searched.lab.store.get_mask(searched.ticket.mask)
-    mask = control_mask(control, mask, SEEDS) if control else mask
+    mask = draw_control_mask(control, mask, SEEDS) if control else mask
     with Lab(tmp_path / "store", device="cpu") as lab:
         task, recipe = searched.task, searched.recipe
         whole = lab.segment(task, start=SEEDS.initialisation, order_seed=SEEDS.order, recipe=recipe)

@@ -16,7 +16,7 @@ from ticketry.core.mask import Mask
 from ticketry.core.ticket.ticket import Ticket
 from ticketry.errors import TicketError, TrustError, UsageError
 from ticketry.evidence import rivals as rivals_module
-from ticketry.evidence.controls import control_mask, scale_recipe
+from ticketry.evidence.controls import draw_control_mask, scale_recipe
 from ticketry.evidence.rivals import TrainedNetwork, build_task, compute_flops_share, load_tested_ticket
 from ticketry.evidence.settings import VerifySettings
 from ticketry.evidence.verification import Verification, verify
@@ -73,7 +73,7 @@ def by_hand(lab: Lab, ticket: Ticket, role: str, number: int) -> float:
     start: Start = Start(state=lab.store.put_tensors(ticket.start))
     mask: Mask | None = None if role == "dense" else ticket.mask
     if role in ("shuffled", "random_prune"):
-        mask = control_mask(role, ticket.mask, Seeds.of(seed))
+        mask = draw_control_mask(role, ticket.mask, Seeds.of(seed))
     if role == "random_reinit":
         fresh = lab.segment(task, start=mix(seed, "random_reinit"), last=REWIND, order_seed=seed, recipe=recipe)
         start = Start(state=lab.train(fresh).model)

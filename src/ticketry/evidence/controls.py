@@ -187,7 +187,9 @@ def store_control_mask(lab: Lab, task: Task, control: str, ticket: str, seeds: S
     if source := CONTROLS.digest_source(control):
         described["source"] = source
     if form == WEIGHTS:
-        return lab.load_or_compute_mask(described, lambda: control_mask(control, lab.store.get_mask(ticket), seeds))
+        return lab.load_or_compute_mask(
+            described, lambda: draw_control_mask(control, lab.store.get_mask(ticket), seeds)
+        )
     drawing = Drawing(0, form, lambda: lab.model(task), lambda: lab.structure(task))
     if form.aim:
         drawing = replace(drawing, prices=load_prices(lab, task, lab.store.get_mask(ticket), form.aim))
@@ -197,7 +199,7 @@ def store_control_mask(lab: Lab, task: Task, control: str, ticket: str, seeds: S
     )
 
 
-def control_mask(control: str, mask: Mask, seeds: Seeds) -> Mask:
+def draw_control_mask(control: str, mask: Mask, seeds: Seeds) -> Mask:
     """Draw a control's mask of single weights for a ticket's mask; the result depends only on the arguments."""
     return _draw_mask(control, mask, seeds, Drawing(0))
 

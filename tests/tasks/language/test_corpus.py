@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from ticketry.errors import DataError, MissingExtraError
-from ticketry.tasks.language.corpus import Bytes, Tokenizer, Words, read
+from ticketry.tasks.language.corpus import Bytes, Tokenizer, Words, read_splits
 
 
 def test_bytes() -> None:
@@ -117,7 +117,7 @@ SHARES = {"validation": Fraction(1, 10), "test": Fraction(1, 5)}
 def test_a_file_is_split_into_contiguous_parts(tmp_path: Path) -> None:
     content = bytes(range(65, 115)) * 2
     (tmp_path / "a.txt").write_bytes(content)
-    text = read(tmp_path / "a.txt", **SHARES)
+    text = read_splits(tmp_path / "a.txt", **SHARES)
     assert (text.train, text.validation, text.test) == (content[:70], content[70:80], content[80:])
 
 
@@ -125,7 +125,7 @@ def test_no_character_is_split(tmp_path: Path) -> None:
     letters = "aé漢😀" * 25
     (tmp_path / "a.txt").write_text(letters, encoding="utf-8")
     for tenth in range(1, 8):
-        text = read(tmp_path / "a.txt", validation=Fraction(tenth, 10) / 7, test=Fraction(1, 7))
+        text = read_splits(tmp_path / "a.txt", validation=Fraction(tenth, 10) / 7, test=Fraction(1, 7))
         assert "".join(part.decode() for part in (text.train, text.validation, text.test)) == letters
 
 
@@ -134,7 +134,7 @@ def test_a_folder_with_a_file_for_each_split(tmp_path: Path, packing: str, name:
     pack = {"": bytes, ".gz": gzip.compress, ".xz": lzma.compress}[packing]
     for split, content in (("train", b"one"), (name, b"two"), ("test", b"three")):
         (tmp_path / f"{split}.txt{packing}").write_bytes(pack(content))
-    text = read(tmp_path, **SHARES)
+    text = read_splits(tmp_path, **SHARES)
     assert (text.train, text.validation, text.test) == (b"one", b"two", b"three")
 
 
@@ -148,7 +148,7 @@ def test_other_folders_are_read_in_the_order_of_their_paths(tmp_path: Path) -> N
     ):
         (tmp_path / path).parent.mkdir(exist_ok=True)
         (tmp_path / path).write_text(content)
-    text = read(tmp_path, **SHARES)
+    text = read_splits(tmp_path, **SHARES)
     assert text.train + text.validation + text.test == b"1234567890"
 
 
@@ -156,7 +156,7 @@ def test_other_files_are_not_texts(tmp_path: Path) -> None:
     def refused(content: bytes, match: str, name: str = "a.txt") -> None:
         (tmp_path / name).write_bytes(content)
         with pytest.raises(DataError, match=match):
-            read(tmp_path / name, **SHARES)
+            read_splits(tmp_path / name, **SHARES)
 
     refused(b"", r"a\.txt is empty")
     refused(b"text\0text" * 9, "byte 4 is 0")
@@ -164,7 +164,7 @@ def test_other_files_are_not_texts(tmp_path: Path) -> None:
     refused(b"abc", "has 3 bytes, too few")
     refused(b"no archive", "cannot be read", "a.txt.gz")
     with pytest.raises(DataError, match="there is no such text"):
-        read(tmp_path / "absent", **SHARES)
+        read_splits(tmp_path / "absent", **SHARES)
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="has no text files"):
-        read(tmp_path / "empty", **SHARES)
+        read_splits(tmp_path / "empty", **SHARES)

@@ -33,7 +33,7 @@ class Content:
     test: bytes
 
 
-def read(path: Path, *, validation: Fraction, test: Fraction) -> Content:
+def read_splits(path: Path, *, validation: Fraction, test: Fraction) -> Content:
     """Read a text from a file or a folder, in three splits.
 
     If a folder has a file for each split (train.txt, valid.txt, test.txt, also as .gz or .xz), these are the splits. In
@@ -42,7 +42,7 @@ def read(path: Path, *, validation: Fraction, test: Fraction) -> Content:
     """
     if not path.exists():
         raise DataError(f"{path}: there is no such text: name a file, or a folder of text files, as --task text:PATH")
-    if path.is_dir() and (parts := _find_parts(path)):
+    if path.is_dir() and (parts := _find_split_files(path)):
         return Content(**{split: read_text(file) for split, file in parts.items()})
     files = _list_files(path) if path.is_dir() else [path]
     if not files:
@@ -50,7 +50,7 @@ def read(path: Path, *, validation: Fraction, test: Fraction) -> Content:
     return _split_text(b"".join(map(read_text, files)), validation, test, path)
 
 
-def _find_parts(folder: Path) -> dict[str, Path]:
+def _find_split_files(folder: Path) -> dict[str, Path]:
     """Return the files of the three splits in a folder; an empty result if a file is missing."""
     found = {}
     for split, names in PARTS.items():

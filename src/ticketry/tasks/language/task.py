@@ -18,7 +18,7 @@ from ticketry.records.metric import Metric
 from ticketry.tasks import facts
 from ticketry.tasks.file_requests import Options
 from ticketry.tasks.language import corpus as corpora
-from ticketry.tasks.language.corpus import Bytes, Content, Corpus, Part, Tokenizer, Vocabulary, read
+from ticketry.tasks.language.corpus import Bytes, Content, Corpus, Part, Tokenizer, Vocabulary, read_splits
 from ticketry.tasks.models import language as models
 from ticketry.tasks.models.language import LanguageModel, State, cross_entropy
 from ticketry.tasks.recipe import Recipe
@@ -475,7 +475,7 @@ def _format_vocabulary(vocabulary: object) -> str:
 
 @lru_cache(maxsize=4)
 def _read_content(own: CustomText) -> Content:
-    return read(own.path, validation=own.validation, test=own.test)
+    return read_splits(own.path, validation=own.validation, test=own.test)
 
 
 @lru_cache(maxsize=4)  # keys are computed often
