@@ -24,14 +24,7 @@ from ticketry.records.metric import Metric
 from ticketry.records.network import DENSE, TICKET, Point
 from ticketry.records.run import RunRecord
 from ticketry.records.settings import upgrade_settings
-from ticketry.records.verdict import (
-    Claim,
-    Diagnosis,
-    Difference,
-    LevelVerdict,
-    LongerDifference,
-    VerdictAnswers,
-)
+from ticketry.records.verdict import Claim, Diagnosis, Difference, LevelVerdict, LongerDifference, VerdictAnswers
 
 MARGIN_POINTS = 0.5
 MARGIN_SHARE = 0.01

@@ -253,9 +253,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def holm_verdicts(
-    verdicts: Sequence[Verdict],
-    plans: Sequence[InterimAnalyses | None] | None = None,
-    family: int | None = None,
+    verdicts: Sequence[Verdict], plans: Sequence[InterimAnalyses | None] | None = None, family: int | None = None
 ) -> list[Verdict]:
     """Correct all verdicts of one report, such as those of several densities, by `holm`; return them.
 
@@ -324,10 +322,7 @@ class _Rules:
 
 
 def _judge_once(
-    rules: _Rules,
-    ticket: Sequence[float],
-    others: Mapping[str, Sequence[float]],
-    parents: Sequence[Hashable] | None,
+    rules: _Rules, ticket: Sequence[float], others: Mapping[str, Sequence[float]], parents: Sequence[Hashable] | None
 ) -> Verdict:
     """Test both questions once with all given seeds; `others` are the dense network and all controls."""
     n, claim, margin = len(ticket), rules.claim, rules.margin

@@ -131,10 +131,7 @@ def verify(
 
 
 def verify_procedure(
-    procedure: Procedure,
-    settings: VerifySettings | None = None,
-    *,
-    on_interim: Callable[[Verdict], None] | None = None,
+    procedure: Procedure, settings: VerifySettings | None = None, *, on_interim: Callable[[Verdict], None] | None = None
 ) -> Verification:
     """Repeat a whole search and its rivals from fresh seeds until an analysis decides whether its tickets win.
 

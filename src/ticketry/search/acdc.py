@@ -25,11 +25,7 @@ from ticketry.search.common.plan import Schedule, Training
 from ticketry.search.common.pruning import check_score_setting, prunable_scope, prune, stretch_to_flops
 from ticketry.search.common.settings import ScoreSettings
 
-ABOUT = About(
-    paper="Peste et al. 2021",
-    prunes="during training",
-    costs="1 a density",
-)
+ABOUT = About(paper="Peste et al. 2021", prunes="during training", costs="1 a density")
 
 
 @dataclass(frozen=True, kw_only=True)

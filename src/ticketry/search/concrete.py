@@ -46,11 +46,7 @@ _DROP = "88%"
 """Share of the mask training after which its learning rate is a tenth."""
 
 
-ABOUT = About(
-    paper="Arora & Teuscher 2025",
-    prunes="early, by soft masks",
-    costs="2 a density",
-)
+ABOUT = About(paper="Arora & Teuscher 2025", prunes="early, by soft masks", costs="2 a density")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -47,12 +47,7 @@ if TYPE_CHECKING:
     from ticketry.search.gating.tick import Tick
 
 
-ABOUT = About(
-    paper="You et al. 2019",
-    prunes="during training",
-    costs="1 a density",
-    removes="channels",
-)
+ABOUT = About(paper="You et al. 2019", prunes="during training", costs="1 a density", removes="channels")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,12 +195,7 @@ class _TicksAndTocks:
             trained, final = searched[-1], number == len(self.cuts)
             # A tick has its own optimiser; that of the last tock continues afterwards.
             segment = replicate.continue_from(
-                trained,
-                cut - self.length,
-                mask=mask,
-                last=cut,
-                shrunk=mask is not None,
-                variants=[self.ticking],
+                trained, cut - self.length, mask=mask, last=cut, shrunk=mask is not None, variants=[self.ticking]
             )
             tick = lab.train(segment, label=f"{goal} tick {number}", measure=False)
             searched.append(tick)

@@ -46,9 +46,7 @@ if TYPE_CHECKING:
 
 
 ABOUT = About(
-    paper="Evci et al. 2020 (RigL); Mocanu et al. 2018 (SET)",
-    prunes="during training",
-    costs="1 a density, sparse",
+    paper="Evci et al. 2020 (RigL); Mocanu et al. 2018 (SET)", prunes="during training", costs="1 a density, sparse"
 )
 
 

@@ -26,11 +26,7 @@ from ticketry.search.common.plan import Schedule, Training
 from ticketry.search.common.pruning import check_score_setting, prunable_scope, prune, stretch_to_flops
 from ticketry.search.common.settings import Family, ScoreSettings
 
-ABOUT = About(
-    paper="Zhu & Gupta 2017",
-    prunes="during training",
-    costs="1 a density",
-)
+ABOUT = About(paper="Zhu & Gupta 2017", prunes="during training", costs="1 a density")
 
 
 @dataclass(frozen=True, kw_only=True)

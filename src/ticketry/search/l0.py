@@ -40,11 +40,7 @@ if TYPE_CHECKING:
     from ticketry.search.gating.gating import Gating
 
 
-ABOUT = About(
-    paper="Louizos et al. 2018",
-    prunes="during training",
-    costs="1 a density",
-)
+ABOUT = About(paper="Louizos et al. 2018", prunes="during training", costs="1 a density")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -43,11 +43,7 @@ from ticketry.tasks.recipe import TO_ZERO, Recipe
 if TYPE_CHECKING:
     from ticketry.lab.training.segment import Segment
 
-ABOUT = About(
-    paper="Han et al. 2015; Renda et al. 2020",
-    prunes="after training",
-    costs="1 + 1 a density",
-)
+ABOUT = About(paper="Han et al. 2015; Renda et al. 2020", prunes="after training", costs="1 + 1 a density")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,11 +15,7 @@ from typing import Any
 from ticketry.search.common.method import About
 from ticketry.search.gating.search import GateSettings, plan_by_gates, search_by_gates
 
-ABOUT = About(
-    paper="Savarese et al. 2020, their baseline",
-    prunes="by soft masks",
-    costs="rounds + 1 a ticket",
-)
+ABOUT = About(paper="Savarese et al. 2020, their baseline", prunes="by soft masks", costs="rounds + 1 a ticket")
 
 
 @dataclass(frozen=True, kw_only=True)

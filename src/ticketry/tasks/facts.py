@@ -476,15 +476,7 @@ _SWING_RECIPE = _RECIPE.changed(length="8000it", lr=5e-4)
 
 # At 20 ms per decision the values of actions differ by less than noise, and the network learns to hover: actions are
 # repeated for four steps.
-_LAND = Learning(
-    repeat=4,
-    memory=50_000,
-    warmup=2_000,
-    gamma=0.98,
-    explore_for=0.3,
-    double=True,
-    loss="squared",
-)
+_LAND = Learning(repeat=4, memory=50_000, warmup=2_000, gamma=0.98, explore_for=0.3, double=True, loss="squared")
 _LAND_RECIPE = _RECIPE.changed(clip=0.0)
 
 ENVIRONMENTS = {

@@ -69,11 +69,7 @@ class Regression(Task):
             r2 = 1 - sums["squares"] / spread
         else:
             r2 = 1.0 if sums["squares"] == 0 else 0.0
-        return {
-            "rmse": sqrt(sums["squares_in_units"] / count),
-            "r2": r2,
-            "loss": sums["squares"] / count,
-        }
+        return {"rmse": sqrt(sums["squares_in_units"] / count), "r2": r2, "loss": sums["squares"] / count}
 
 
 def standardised(

@@ -12,12 +12,7 @@ from ticketry.core.structure.pattern import UNSTRUCTURED
 from ticketry.errors import UsageError
 from ticketry.lab.search_result import GRADUAL, Found, Structured
 from ticketry.records.network import Moment
-from ticketry.search.common.settings import (
-    COUNTED,
-    MEASURED,
-    PruningSettings,
-    ScoreSettings,
-)
+from ticketry.search.common.settings import COUNTED, MEASURED, PruningSettings, ScoreSettings
 from ticketry.step import Step
 
 if TYPE_CHECKING:

@@ -188,10 +188,7 @@ class Gating(Variant):
             self, around, rebuild_model(around.task, model), around.store.get_tensors(self.earlier)
         )
         found.next_round(reset=self.reset)
-        return {
-            "round": torch.tensor(found.round),
-            **{f"s/{name}": s.detach() for name, s in found.named_parameters()},
-        }
+        return {"round": torch.tensor(found.round), **{f"s/{name}": s.detach() for name, s in found.named_parameters()}}
 
     def ticket_fields(self) -> dict[str, Any]:
         return {} if self.density is not None else {"init": self.init, "penalty": self.penalty}
@@ -520,13 +517,7 @@ def mask_of_largest_channel_gates(
         scores = [s.detach() for s in load_gates(lab, result, model).parameters()]
         chosen = scope_of_names(model, gating.scope)
         return prune_channels_by_scores(
-            model,
-            lab.structure(task),
-            scores,
-            density,
-            scope=chosen,
-            keep_at_least=keep_at_least,
-            multiple=multiple,
+            model, lab.structure(task), scores, density, scope=chosen, keep_at_least=keep_at_least, multiple=multiple
         )
 
     described = {"density": density, "structured": True, "keep_at_least": keep_at_least, "multiple": multiple}

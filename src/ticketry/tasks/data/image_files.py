@@ -305,12 +305,7 @@ def parse_idx(content: bytes, *, dimensions: int, what: str) -> NDArray[np.uint8
 
 MNIST_VALIDATION_PER_CLASS = 500
 
-_FILES = (
-    "train-images-idx3-ubyte",
-    "train-labels-idx1-ubyte",
-    "t10k-images-idx3-ubyte",
-    "t10k-labels-idx1-ubyte",
-)
+_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 
 
 @dataclass(frozen=True)

@@ -56,10 +56,7 @@ def select_examples(images: NDArray[np.uint8], labels: NDArray[Any], indices: ND
 
 
 def split_published(
-    images: NDArray[np.uint8],
-    labels: NDArray[Any],
-    per_class: int,
-    test: tuple[NDArray[np.uint8], NDArray[Any]],
+    images: NDArray[np.uint8], labels: NDArray[Any], per_class: int, test: tuple[NDArray[np.uint8], NDArray[Any]]
 ) -> Splits:
     """Split a published data set: `per_class` training examples of each class are for validation; `test` is kept."""
     train, validation = hold_out(labels, per_class)

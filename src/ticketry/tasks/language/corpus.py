@@ -272,19 +272,11 @@ _PTB = ("ptb.train.txt", "ptb.valid.txt", "ptb.test.txt")
 _FILES = {
     "ptb": _Files(
         (Layout("ptb", _PTB, ("", ".gz")), Layout("simple-examples/data", _PTB)),
-        (
-            "f26c4b92c5fdc7b3f8c7cdcb991d8420",
-            "aa0affc06ff7c36e977d7cd49e3839bf",
-            "8b80168b89c18661a38ef683c0dc3721",
-        ),
+        ("f26c4b92c5fdc7b3f8c7cdcb991d8420", "aa0affc06ff7c36e977d7cd49e3839bf", "8b80168b89c18661a38ef683c0dc3721"),
     ),
     "wikitext-2": _Files(
         (Layout("wikitext-2", ("train.txt", "valid.txt", "test.txt"), ("", ".gz")),),
-        (
-            "34a77ebe59551b3a3b3d8c0a2797c976",
-            "d756d22ab2310e7e60c094bea5c5a8eb",
-            "781c9418ab9414bd09e4aad825aae752",
-        ),
+        ("34a77ebe59551b3a3b3d8c0a2797c976", "d756d22ab2310e7e60c094bea5c5a8eb", "781c9418ab9414bd09e4aad825aae752"),
     ),
 }
 

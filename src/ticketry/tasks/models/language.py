@@ -174,13 +174,7 @@ class PointerLSTM(LSTM):
     """
 
     def __init__(
-        self,
-        vocabulary: int,
-        *,
-        context: int,
-        dropout: float,
-        scale: Callable[[int], int],
-        window: int = 100,
+        self, vocabulary: int, *, context: int, dropout: float, scale: Callable[[int], int], window: int = 100
     ) -> None:
         super().__init__(vocabulary, context=context, dropout=dropout, scale=scale)
         size = self.recurrent[-1].hidden_size
