@@ -21,6 +21,8 @@ from msgspec.structs import replace
 from ticketry.errors import UsageError
 from ticketry.evidence.significance import (
     LEAST_SEEDS,
+    MOST_SEEDS,
+    POWER,
     ROUNDING,
     SIMULATED,
     UNSEEN_FALL,
@@ -91,10 +93,6 @@ class InterimAnalyses:
     def next_analysis_after(self, n: int) -> int | None:
         """Return the number of seeds of the first planned analysis with more than `n` seeds, or None."""
         return next((at for at in self.at if at > n), None)
-
-
-MOST_SEEDS = 1000
-"""Largest number of needed seeds that is estimated."""
 
 
 class Comparison(MeanDifference, frozen=True, kw_only=True, dict=True):
@@ -237,18 +235,15 @@ def one_sided_p_values(mean: Any, spread: Any, n: Any, null: Any) -> tuple[Any, 
 
 
 @cache
-def seeds_needed(
-    distance: float, spread: float, alpha: float, power: float = 0.8, least_spread: float | None = None
-) -> int | None:
-    """Return the smallest number of seeds with which a one-sided test at level `alpha` has the given power.
+def seeds_needed(distance: float, spread: float, alpha: float, least_spread: float | None = None) -> int | None:
+    """Return the smallest number of seeds with which a one-sided test at level `alpha` has the power `POWER`.
 
-    Differences are assumed to be normal.
+    Differences are assumed to be normal. The power is computed by the noncentral t distribution; with an SD floor and
+    up to `SIMULATED` seeds also by simulation.
 
     Args:
         distance: assumed distance of the true mean from the null hypothesis, in the direction of the claim.
         spread: SD of the differences, above 0; it may be 0 if there is an SD floor.
-        power: wanted power, computed by the noncentral t distribution; with an SD floor and up to `SIMULATED` seeds
-            also by simulation.
         least_spread: SD floor of the guarded tests; None for a plain t test.
 
     Returns:
@@ -261,7 +256,7 @@ def seeds_needed(
     def parts_have_power(n: int) -> bool:
         """Return whether each part of the combined test alone has the power with n seeds."""
         error = spread / sqrt(n)
-        lift = float(ndtri(power)) * error
+        lift = float(ndtri(POWER)) * error
         if (
             least_spread is not None
             and distance - collapse_test_threshold(n, alpha, UNSEEN_FALL * least_spread, least_spread) < lift
@@ -269,13 +264,13 @@ def seeds_needed(
             return False
         enough = float(stdtrit(n - 1, 1 - alpha))
         if least_spread is None or spread >= least_spread:
-            return bool(1 - nctdtr(n - 1, distance / error, enough) >= power)
+            return bool(1 - nctdtr(n - 1, distance / error, enough) >= POWER)
         return distance - enough * least_spread / sqrt(n) >= lift
 
     def has_power(n: int) -> bool:
         if not parts_have_power(n):  # then the whole test lacks it too
             return False
-        return least_spread is None or n > SIMULATED or guarded_power(n, distance, spread, alpha, least_spread) >= power
+        return least_spread is None or n > SIMULATED or guarded_power(n, distance, spread, alpha, least_spread) >= POWER
 
     fewest = 2 if least_spread is None else LEAST_SEEDS
     enough = fewest  # doubled until sufficient: SciPy's series fails for a large noncentrality

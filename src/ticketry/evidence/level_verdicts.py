@@ -24,7 +24,7 @@ from ticketry.records.metric import Metric
 from ticketry.records.network import DENSE, TICKET, Point
 from ticketry.records.run import RunRecord
 from ticketry.records.settings import upgrade_settings
-from ticketry.records.verdict import Claim, Diagnosis, Difference, LevelVerdict, LongerDifference, VerdictAnswers
+from ticketry.records.verdict import Diagnosis, Difference, LevelVerdict, LongerDifference, VerdictAnswers
 
 MARGIN_POINTS = 0.5
 MARGIN_SHARE = 0.01
@@ -101,18 +101,14 @@ def judge_levels(
     metric: Metric,
     examples: int | None,
     *,
-    claim: Claim | None = None,
-    margin: float | None = None,
-    confidence: float = 0.95,
     roles_with_other_steps: Collection[str] = (),
 ) -> list[LevelVerdict]:
     """Return a verdict for each level of a run, densest first, corrected for the number of levels.
 
+    The claim is "wins" for levels with controls and "matches" for others; the margin is `default_margin`.
+
     Args:
         examples: number of test examples; None if an older record lacks it.
-        claim: what is claimed; by default "wins" for levels with controls and "matches" for others.
-        margin: how much worse than dense still counts as equally good; by default `default_margin`.
-        confidence: 1 - the probability of a false verdict.
         roles_with_other_steps: roles whose networks may have another number of steps than the tickets.
     """
     table = {(point.level, point.role, point.replicate): point for point in points}
@@ -137,7 +133,7 @@ def judge_levels(
     if not points:
         raise UsageError("there are no networks to judge")
     dense = points_of(0, "dense")
-    margin = default_margin(metric.unit, values_of(dense)) if margin is None else margin
+    margin = default_margin(metric.unit, values_of(dense))
     parents = _dense_parents(dense)
 
     def differences_to(role: str) -> list[Sequence[float]]:
@@ -163,9 +159,8 @@ def judge_levels(
                 values_of(dense),
                 {role: values_of(rows[role]) for role in rivals},
                 pooled=pooled,
-                claim=claim or ("wins" if rivals else "matches"),
+                claim="wins" if rivals else "matches",
                 margin=margin,
-                confidence=confidence,
                 higher_is_better=metric.higher_is_better,
                 resolution=metric_resolution(metric.unit, examples),
                 steps=_steps_by_network(
@@ -182,7 +177,6 @@ def judge_levels(
             values_of(points_of(level, "ticket")),
             values_of(points_of(level, role)),
             margin=margin,
-            confidence=confidence,
             higher_is_better=metric.higher_is_better,
             resolution=metric_resolution(metric.unit, examples),
             name=role,

@@ -53,6 +53,10 @@ UNSEEN_FALL = 5.0
 """How far a collapsed seed is assumed to fall below the others, in SD floors."""
 LEAST_SEEDS = 3
 """Smallest number of seeds that can decide."""
+POWER = 0.8
+"""Probability of a decision for which numbers of needed seeds are estimated."""
+MOST_SEEDS = 1000
+"""Largest number of needed seeds that is estimated."""
 ROUNDING = 1e-9
 """An SD below this share of the values' magnitude counts as a rounding error."""
 _RATES = 26
@@ -296,26 +300,25 @@ def pooled_p_values(distance: float, spread: float, n: int, pooled: PooledSD) ->
     return above, below
 
 
-def replicates_needed(
-    distance: float, spread: float, alpha: float, pooled: PooledSD, power: float = 0.8, most: int = 1000
-) -> int | None:
-    """Return the smallest number of replicates with which `pooled_p_values` has the given power at `alpha`.
+def replicates_needed(distance: float, spread: float, alpha: float, pooled: PooledSD) -> int | None:
+    """Return the smallest number of replicates with which `pooled_p_values` has the power `POWER` at `alpha`.
+
+    The result is None if the distance is not positive, or more than `MOST_SEEDS` replicates are needed.
 
     Args:
         distance: assumed distance of the true mean from the null hypothesis, in the direction of the claim.
         spread: the SD to test with, assumed not to change with more replicates.
-        most: largest number to consider. The result is None if more are needed, or if the distance is not positive.
     """
     if distance <= 0:
         return None
-    lift = float(scipy_special().ndtri(power)) * spread
+    lift = float(scipy_special().ndtri(POWER)) * spread
 
     def has_power(n: int) -> bool:
         quantile = float(scipy_special().stdtrit(pooled.degrees_of_freedom(n), 1 - alpha))
         edge = float(collapse_test_threshold(n, alpha, pooled.collapse_depth, spread))
         return distance >= max(quantile * spread / sqrt(n), edge) + lift / sqrt(n)
 
-    return next((n for n in range(LEAST_SEEDS, most + 1) if has_power(n)), None)
+    return next((n for n in range(LEAST_SEEDS, MOST_SEEDS + 1) if has_power(n)), None)
 
 
 SIMULATED = 64

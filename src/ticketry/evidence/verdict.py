@@ -32,7 +32,6 @@ from ticketry.choices import check_choice, describe_name_difference
 from ticketry.errors import UsageError
 from ticketry.evidence.comparison import (
     INTERIM,
-    MOST_SEEDS,
     Comparison,
     InterimAnalyses,
     check_budgets,
@@ -44,6 +43,7 @@ from ticketry.evidence.significance import (
     LEAST_SEEDS,
     LEAST_SPREAD,
     LOST,
+    MOST_SEEDS,
     UNSEEN_FALL,
     UNSEEN_RATE,
     PooledSD,

@@ -162,7 +162,7 @@ class VerdictAnswers(Part, Generic[Missing], frozen=True, kw_only=True):
     """p-value for "not better than every control"."""
     more_seeds: Count | None = None
     """Estimated number of further seeds until a decision, with 80 % power, if means and variances stay as they are. 0
-    if decided; None if more than `evidence.comparison.MOST_SEEDS` seeds would be needed in total."""
+    if decided; None if more than `evidence.significance.MOST_SEEDS` seeds would be needed in total."""
     reasons: tuple[str, ...] = ()
     """Sentences that explain the verdict, including violated assumptions."""
     assumptions: tuple[str, ...] = ()
