@@ -109,7 +109,7 @@ def average_splits(splits: Splits, factor: int) -> Splits:
 def load_or_prepare(name: str, *, folder: Path, make: Callable[[], Splits]) -> Splits:
     """Load splits from `folder`/prepared/`name`.safetensors; if the file is missing or damaged, create and save them.
 
-    `make` creates the splits. If the splits cannot be saved (no space, no permission), they are returned all the same.
+    `make` creates the splits. If the splits cannot be saved (no space, no permission), they are returned unsaved.
     """
     path = folder / "prepared" / f"{name}.safetensors"
     splits = _load(path)

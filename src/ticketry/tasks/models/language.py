@@ -25,7 +25,7 @@ class LanguageModel(nn.Module):
     Called with tokens only, int64 [b, t], which begin a text, the model returns scores [b, t, vocabulary]: log
     probabilities, up to a constant, of the next token after each token. Given a `State` too, the model continues from
     this state and also returns the new state. Given targets too, int64 [b, t], it returns the loss of each token,
-    [b, t], instead of the scores. The loss is -log p(target); in training mode, the paper of the model may add terms.
+    [b, t], instead of the scores. The loss is -log p(target); in training mode, a model may add the terms of its paper.
     """
 
     carries: ClassVar[bool] = True
