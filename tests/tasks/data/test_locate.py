@@ -170,7 +170,7 @@ def test_a_refused_connection_is_an_error(tmp_path: Path, monkeypatch: pytest.Mo
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         address = f"http://127.0.0.1:{unused.getsockname()[1]}/file"
-        with pytest.raises(DataError, match="could not be brought"):
+        with pytest.raises(DataError, match="could not be downloaded"):
             fetch(Origin(address, "file", ""), tmp_path)
 
 
