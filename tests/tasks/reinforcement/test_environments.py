@@ -160,7 +160,7 @@ def test_observations_are_flattened_and_actions_start_at_0(registered: Callable[
 def test_an_environment_that_is_not_deterministic_cannot_resume(registered: Callable[..., str]) -> None:
     environments = Environments(registered(Odd, chance=True), 1, seed=0)
     environments.step([0])
-    with pytest.raises(TrainingError, match="does not do the same again after the same seed and actions"):
+    with pytest.raises(TrainingError, match="does not repeat an episode after the same seed and actions"):
         environments.load_state(environments.state())
 
 
