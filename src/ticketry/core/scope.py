@@ -314,7 +314,7 @@ def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def first_names_of_tied(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> dict[str, str]:
-    """Return name -> first name of the same parameter in `model`; the two names differ only for tied weights."""
+    """Return, for each name, the first name of the same parameter in `model`; only tied weights have several names."""
     first = {id(parameter): name for name, parameter in named_parameters(model).items()}
     return {name: first[id(parameter)] for name, parameter in parameters.items()}
 

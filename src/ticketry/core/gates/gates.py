@@ -352,7 +352,7 @@ class Gates:
 
         Raises:
             UsageError: if the gates are already detached.
-            MaskError: with `apply`, in the case that `hard` describes.
+            MaskError: with `apply`, if gates remove a whole row of a weight that `weight_norm` computes.
         """
         if self._swap is None:
             raise UsageError("these gates are detached already")

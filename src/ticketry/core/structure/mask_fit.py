@@ -162,7 +162,7 @@ class _LayerComparison:
         )
 
     def null_coverage(self, seed: int) -> float:
-        """Return the coverage by groups of similar rows, after the entries of each column are shuffled."""
+        """Return the coverage that groups of similar rows reach if the entries of each column are shuffled first."""
         worth = shuffle_columns(self._worth, self._view, self._name, seed)
         grouped: list[Indices] = []
         for run, sizes in zip(self._view.runs, self._sizes, strict=True):

@@ -66,7 +66,7 @@ def _converted_dtype(tensor: Tensor, dtype: torch.dtype) -> torch.dtype | None:
 
 
 def copy_sharing_parameters(model: nn.Module, tensors: Mapping[int, Tensor] | None = None) -> nn.Module:
-    """Return a copy of `model` that shares its parameters, except for replacements in `tensors`: `id` -> new tensor."""
+    """Return a copy of `model` that shares its parameters, except for the `tensors`, which replace parameters by `id`."""
     return copied(model, {**{id(parameter): parameter for parameter in model.parameters()}, **(tensors or {})})
 
 
@@ -202,7 +202,7 @@ class PartialCopies:
         ) and _stores_nothing_in_run(model, arguments)
 
     def copy(self, tensors: Mapping[int, Tensor], modules: Iterable[nn.Module] = ()) -> nn.Module:
-        """Return a copy with the parameters and buffers in `tensors` (`id` -> new tensor) replaced."""
+        """Return a copy in which `tensors` replace the parameters and buffers with these `id`s."""
         shared: dict[int, nn.Module] = {}
         if self._can_share:
             changed = {id(module) for module in modules}

@@ -340,7 +340,7 @@ def named_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
 def flag_retained_indices(
     structure: Structure, shapes: Mapping[str, tuple[int, ...]], removed: Removed
 ) -> dict[tuple[str, int], Flags]:
-    """Return (name, dimension) -> whether each index is retained, for all dimensions that lose an index."""
+    """Return, by (parameter, dimension), which indices are retained, for all dimensions that lose an index."""
     kept: dict[tuple[str, int], Flags] = {}
     for position, flags in removed.items():
         for member in structure.groups[position].members if flags.any() else ():
@@ -403,7 +403,7 @@ class ModelSizes:
     def _changed_attributes(
         self, structure: Structure, removed: Removed, plan: ShrinkPlan
     ) -> dict[str, dict[str, int]]:
-        """Return name of a module -> attribute -> new value, for all attributes that change."""
+        """Return the new values of all module attributes that change, by module name and attribute."""
         counted: dict[str, dict[str, int]] = {}
         for entry in structure.counted:
             stays = [unit is None or unit[0] not in removed or not removed[unit[0]][unit[1]] for unit in entry.units]
@@ -465,7 +465,7 @@ def flag_removed_channels(group: ChannelGroup, removed_indices: Mapping[tuple[st
 
 
 def flag_removed_indices(mask: Mapping[str, Tensor]) -> dict[tuple[str, int], Flags]:
-    """Return (name, dimension) -> whether the mask removes, for each index, all weights at that index."""
+    """Return, by (parameter, dimension), at which indices the mask removes all weights."""
     found = {}
     for name, tensor in mask.items():
         for dim in range(tensor.dim()):

@@ -84,7 +84,7 @@ def count_retained_weights(mask: Mask, member: Member, shapes: Mapping[str, tupl
 def _score_indices_in_layers(
     choice: ChannelChoice, mask: Mask, score: str | Score, inputs: ScoreInputs
 ) -> dict[tuple[str, int], Tensor]:
-    """Return (name, dimension) -> sum of the score over each index, float64, for all weights that produce channels.
+    """Return, by (parameter, dimension), the sum of the score at each index, for all dimensions that produce channels.
 
     For the score ``l2`` the sum is that of squares.
     """
@@ -310,7 +310,7 @@ def _find_retained_groups(
     output: bool | None,
     spared: set[str],
 ) -> dict[int, str]:
-    """Return index of a group -> reason, for the groups that retain all channels because of the options."""
+    """Return why the options protect a channel group from pruning, by the index of each protected group."""
     ends = first_and_last_layer_parameters(model)
     spared = spared | (ends[0] if first is False else set()) | (ends[1] if output is False else set())
     found: dict[int, str] = {}
