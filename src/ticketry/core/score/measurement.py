@@ -157,7 +157,7 @@ def require_data(score: str, batches: Iterable[object] | None, loss: Loss | None
 
 
 def call_loss(loss: Loss, model: nn.Module, batch: object) -> Tensor:
-    """Call the loss function as ``loss(model, batch)``."""
+    """Call ``loss(model, batch)``; raise `UsageError` for a criterion of torch, which takes outputs and targets."""
     if (getattr(loss, "__module__", None) or "").startswith("torch.nn."):  # its modules and its functional ones
         name = getattr(loss, "__name__", type(loss).__name__)
         raise UsageError(
