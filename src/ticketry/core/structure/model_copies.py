@@ -66,7 +66,7 @@ def _converted_dtype(tensor: Tensor, dtype: torch.dtype) -> torch.dtype | None:
 
 
 def copy_sharing_parameters(model: nn.Module, tensors: Mapping[int, Tensor] | None = None) -> nn.Module:
-    """Return a copy of `model` that shares its parameters; those with an `id` in `tensors` are replaced by the tensor."""
+    """Return a copy of `model` that shares its parameters; those whose `id` is in `tensors` are replaced."""
     return copied(model, {**{id(parameter): parameter for parameter in model.parameters()}, **(tensors or {})})
 
 
