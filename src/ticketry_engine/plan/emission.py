@@ -314,9 +314,7 @@ def chunks(sketch: Sketch, layout: str, images: int, lanes: int, item: int) -> d
     """Return, by task number, the chunks of channels in which a task and the next one are computed alternately.
 
     The task is a pointwise convolution whose output is larger than `BYTES` and read only by the next task, a depthwise
-    convolution.
-
-    `item` is the number of bytes of an element.
+    convolution. `item` is the number of bytes of an element.
     """
     readers = _reading_tasks(sketch)
     found = {}

@@ -113,7 +113,6 @@ def arena_of(sketch: Sketch, layout: str, target: Target, images: int, item: int
     """Return the memory of a region's values in the given layout.
 
     In the planar layout, zeros (halos) surround the planes unless convolutions run faster by copying their input.
-
     `layout` is "planes" or "pixels", and `item` the number of bytes of an element.
     """
     if layout == "pixels":

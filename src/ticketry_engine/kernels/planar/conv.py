@@ -232,7 +232,7 @@ def pack_single_rows(matrix: Matrix, rows: Array, *, block: int, chunks: int) ->
         for number in np.flatnonzero((flags[part] | counts[part]).any(axis=0)):
             used = part.start + np.flatnonzero(flags[part, number] | counts[part, number])
             row, column = np.nonzero(kept[used, edges[number] : edges[number + 1]])
-            out.segments(rows[used], counts[used, number], flags[used, number], row, column + edges[number])
+            out.add_segments(rows[used], counts[used, number], flags[used, number], row, column + edges[number])
     return out.tables(blocks > 1)
 
 
@@ -249,7 +249,7 @@ class _SingleRowTables:
     def chunk(self) -> None:
         self._starts.append((sum(len(part[0]) for part in self._parts), sum(len(part[-1]) for part in self._parts)))
 
-    def segments(self, rows: Array, counts: Array, flags: Array, row: Array, column: Array) -> None:
+    def add_segments(self, rows: Array, counts: Array, flags: Array, row: Array, column: Array) -> None:
         """Add one segment for each of several rows.
 
         `counts` and `flags` are given for each segment; `row` (an index into `rows`) and `column` for each retained
@@ -601,7 +601,7 @@ def _build_row_kinds(
     """Return the kinds of rows, each with its fastest tiles.
 
     `rows` are from `row_kinds`; `kept` is bool [O, I / groups, taps]; `columns` [I / groups, taps] are bytes. `x` and
-    `window` are those of the input or of its copies; the kernel reads one of both.
+    `window` are those of the input, or of its copies if the kernel reads those.
     """
     found = []
     near = target.near_of_few if kept.mean() < FEW else target.near
