@@ -172,14 +172,11 @@ class TransposeKeys(EmittedKernel):
             )
             row = FLOAT * self.padded
             place = e.at(result, b.add(b.mul(image, e.i64(self.channels * row)), b.mul(first, e.i64(FLOAT))))
-
-            def transpose_block(byte: ir.Value, counts: list[int]) -> None:
+            for byte, counts in loop_vectors(e, self.channels, 1):
                 rows = [self._load_key(e, keys, first, number, byte, counts[0]) for number in range(lanes)]
                 for number, vector in enumerate(transpose(e, rows)[: counts[0]]):
                     line = b.add(b.mul(byte, e.i64(self.padded)), e.i64(number * row))
                     e.store(vector, e.at(place, line))
-
-            loop_vectors(e, self.channels, 1, transpose_block)
 
     def _load_key(
         self, e: Emitter, keys: ir.Value, first: ir.Value, number: int, byte: ir.Value, count: int

@@ -125,8 +125,7 @@ class ChannelsLastElementwise(EmittedKernel):
 
     def _write_pixel(self, e: Emitter, x: ir.Value, y: ir.Value, other: ir.Value | None = None) -> None:
         spread = e.splat(bfloat.load_scalar(e, other, self.other.item)) if self.other and self.one_channel else None
-
-        def write_vectors(byte: ir.Value, counts: list[int]) -> None:
+        for byte, counts in loop_vectors(e, self.channels, 1 if is_expensive(self.act) else 4):
             for number, count in enumerate(counts):
                 at = vector_offset(e, byte, number)
                 value = load_vector(e, x, at, count, self.x.item)
@@ -136,8 +135,6 @@ class ChannelsLastElementwise(EmittedKernel):
                     second = load_vector(e, other, at, count, self.other.item) if spread is None else spread
                     value = e.b.fadd(value, second) if self.operation == "add" else e.b.fmul(value, second)
                 store_vector(e, activate(e, self.act, value), y, at, count, self.y.item)
-
-        loop_vectors(e, self.channels, 1 if is_expensive(self.act) else 4, write_vectors)
 
 
 # -- rotary ------------------------------------------------------------------------------------------------------------
@@ -206,8 +203,7 @@ class Rotary(EmittedKernel):
 
     def _write_run(self, e: Emitter, places: tuple[ir.Value, ...], first: int, partner: int, count: int) -> None:
         x, cos, sin, y = places
-
-        def write_vectors(byte: ir.Value, counts: list[int]) -> None:
+        for byte, counts in loop_vectors(e, count, 2):
             for number, lanes in enumerate(counts):
                 at = vector_offset(e, byte, number)
                 mine, its = (e.b.add(at, e.i64(FLOAT * channel)) for channel in (first, partner))
@@ -218,8 +214,6 @@ class Rotary(EmittedKernel):
                 crossed = load_vector(e, x, its, lanes, self.x.item)
                 turned = e.fma(crossed, load_vector(e, sin, mine, lanes, self.sin.item), straight)
                 store_vector(e, turned, y, mine, lanes, self.y.item)
-
-        loop_vectors(e, count, 2, write_vectors)
 
 
 # -- Norms over the channels of each pixel: see `kernels.norms` --------------------------------------------------------
@@ -322,15 +316,12 @@ class _PixelCursor:
 
     def write(self, step: LastStep, *, weights: int = 0) -> None:
         e, source = self.e, (self._x, self.kernel.x) if weights else (self._y, self.kernel.y)
-
-        def write_vectors(byte: ir.Value, counts: list[int]) -> None:
+        for byte, counts in loop_vectors(e, self.kernel.channels, _UNROLL):
             for number, lanes in enumerate(counts):
                 at = vector_offset(e, byte, number)
                 self._at = at, lanes
                 tables = [partial(self._load_weight, arg) for arg in (_NORM_SCALE, _NORM_SHIFT)[:weights]]
                 self.store(step([load_vector(e, source[0], at, lanes, source[1].item)], tables))
-
-        loop_vectors(e, self.kernel.channels, _UNROLL, write_vectors)
 
     def _load_weight(self, arg: int) -> ir.Value:
         return self.e.load(self.e.table(arg), self._at[0])

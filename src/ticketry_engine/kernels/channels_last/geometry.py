@@ -18,7 +18,7 @@ An input image with few channels that only convolutions read may be stored as on
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -227,20 +227,19 @@ def loop_pixels(
         yield row, turn.index, places
 
 
-def loop_vectors(e: Emitter, channels: int, most: int, body: Callable[[ir.Value, list[int]], None]) -> None:
-    """Emit a loop over the channels of a pixel, `most` vectors at a time.
+def loop_vectors(e: Emitter, channels: int, most: int) -> Iterator[tuple[ir.Value, list[int]]]:
+    """Emit a loop over the channels of a pixel, `most` vectors at a time; then yield once more for the remaining ones.
 
-    The function `body` (byte, counts) emits an iteration. `byte` is the place of its first vector in a pixel, counted
-    as if values were float32, and `counts` has the number of channels in each of its vectors. After the loop, `body` is
-    called once more for the remaining vectors, if any.
+    Yield the place of the iteration's first vector in a pixel, counted as if values were float32, and the number of
+    channels in each of its vectors.
     """
     lanes = e.target.lanes
     full = channels // (most * lanes) * most * lanes
     if full:
         with e.loop(0, full, most * lanes) as turn:
-            body(e.b.mul(turn.index, e.i64(FLOAT)), [lanes] * most)
+            yield e.b.mul(turn.index, e.i64(FLOAT)), [lanes] * most
     if full < channels:
-        body(e.i64(FLOAT * full), [min(lanes, channels - at) for at in range(full, channels, lanes)])
+        yield e.i64(FLOAT * full), [min(lanes, channels - at) for at in range(full, channels, lanes)]
 
 
 def load_vector(e: Emitter, pointer: ir.Value, byte: ir.Value, count: int, item: int = FLOAT) -> ir.Value:

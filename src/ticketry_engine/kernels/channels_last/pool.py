@@ -115,9 +115,8 @@ class ChannelsLastPool(EmittedKernel):
             down = e.load_f32(e.table(_ROW_WEIGHTS), e.b.mul(row, e.i64(4)))
             right = e.load_f32(e.table(_COLUMN_WEIGHTS), e.b.mul(column, e.i64(4)))
             weight = e.splat(e.b.fmul(down, right))
-            loop_vectors(
-                e, self.channels, 4, lambda at, counts: self._write_window(e, x, y, ranges, weight, at, counts)
-            )
+            for byte, counts in loop_vectors(e, self.channels, 4):
+                self._write_window(e, x, y, ranges, weight, byte, counts)
 
     def _write_window(
         self,
