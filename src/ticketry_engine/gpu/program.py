@@ -586,7 +586,7 @@ def _run_in_either_layout(node: Node, outer: Callable[..., Any], inner: Callable
 
 
 def to_memory_order(x: Tensor) -> Tensor:
-    """View a tensor in the inner layout as its memory, contiguous [C, H, W, P] or [C, P]; P is the padded batch."""
+    """Return a view of an inner tensor's memory: contiguous [C, H, W, P] or [C, P], where P is the padded batch."""
     run = round_up(x.shape[0])
     shape = (*x.shape[1:], run)
     steps = [1]

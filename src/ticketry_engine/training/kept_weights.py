@@ -82,7 +82,7 @@ class PackedWeight:
         return self.waiting or self.was_changed
 
     def belongs_to(self, dense: object) -> bool:
-        """Return whether the row is bound to the tensor `dense`, and `torch.utils.swap_tensors` removed no hook."""
+        """Return whether the row is bound to the tensor `dense`, and `torch.utils.swap_tensors` left the row's hook."""
         return dense is self.dense and self.dense._cdata == self._content
 
     def fits(self, dense: object) -> bool:
@@ -127,7 +127,7 @@ class PackedWeight:
         self._record_state()
 
     def move_state(self, state: dict[str, object], before: Tensor) -> None:
-        """Convert an optimiser's state of the row from the positions `before`; weights that were pruned get 0."""
+        """Convert an optimiser's state from the row's positions `before` to the current ones; new weights get 0."""
         for name, value in state.items():
             if isinstance(value, Tensor) and value.shape == before.shape:
                 whole = value.new_zeros(self.dense.numel())

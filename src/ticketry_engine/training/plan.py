@@ -458,9 +458,9 @@ class TrainingPlan:
         return slot
 
     def gather(self, op: Op, parameter: str | None = None) -> None:
-        """Add an operation that fills a table: from `parameter` before the forward pass, or from another table.
+        """Add an operation that fills a table before the forward pass from `parameter`.
 
-        Another table is read before the backward pass.
+        If that is None, the operation reads another table, and runs before the backward pass.
         """
         (op,) = self._labelled([op])
         if parameter is None:

@@ -221,7 +221,7 @@ class NormSums(ByChannel):
 class NormGradient(ByChannel):
     """Compute ``dx = a * g + b * x + c``, where g is dy, or 0 where the ReLU gave 0. Values: dy, x, dx.
 
-    Numbers: a, b, c; scale and shift, which tell where the ReLU gave 0.
+    Numbers: a, b, c; scale and shift, from which the sign of the ReLU's input is computed.
     """
 
     numbers: ClassVar[int] = 5

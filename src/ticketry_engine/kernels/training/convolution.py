@@ -115,7 +115,9 @@ def build_forward(
 def build_input_gradient(
     dy: Batch, dx: Batch, layer: MaskedLayer, target: Target, residual: Batch | None = None
 ) -> list[GatheredOps]:
-    """Return the operations of the gradient by the input, for each phase of the stride (pixels of the same taps).
+    """Return the operations of the gradient by the input, for each phase of the stride.
+
+    A phase consists of the input pixels that are read by the same taps.
 
     Args:
         residual: a gradient of x to add; must be `dx` itself if the stride skips pixels.

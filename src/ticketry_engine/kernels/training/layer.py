@@ -112,7 +112,7 @@ class TileSide:
 def build_tiles(sides: Sequence[TileSide], size: Pair, lanes: int, most: int, part: range | None = None) -> list[Tiles]:
     """Return tiles of at most `most` vectors that cover all rows and columns of every block (in `part`) exactly once.
 
-    `sides` tell how tiles cover the input, the output, and optionally an added value.
+    `sides` are the positions of the tiles in the input, the output, and optionally an added value.
     """
     part = range(sides[0].value.blocks) if part is None else part
     return list(_compute_tiles(tuple(sides), size, lanes, most, part))
