@@ -200,7 +200,9 @@ class SpeedupOptions:
     def __post_init__(self) -> None:
         if not self.batch or min(self.batch) < 1:
             raise UsageError(f"batch must be 1 or more, got {min(self.batch, default=0)}")
-        check_options(threads=self.threads, rounds=self.rounds)
+        check_options(threads=self.threads)
+        if self.rounds < 1:
+            raise UsageError(f"rounds must be 1 or more, got {self.rounds}")
 
 
 @dataclass(frozen=True, kw_only=True)
