@@ -163,7 +163,7 @@ def judge_levels(
                 margin=margin,
                 higher_is_better=metric.higher_is_better,
                 resolution=metric_resolution(metric.unit, examples),
-                steps=_steps_by_network(
+                steps=_list_steps_by_network(
                     {role: of for role, of in {DENSE: dense, **rows}.items() if role not in roles_with_other_steps}
                 ),
                 parents=parents,
@@ -218,7 +218,7 @@ def to_difference(role: str, one: Comparison) -> Difference:
     return Difference(role=role, p=one.p_value_for(role), diagnosis=diagnosis, **one.numbers())
 
 
-def _steps_by_network(rows: Mapping[str, Sequence[Point]]) -> dict[str, list[int]]:
+def _list_steps_by_network(rows: Mapping[str, Sequence[Point]]) -> dict[str, list[int]]:
     """Return role -> training steps of its network in each replicate; empty if an older record lacks the steps."""
     steps = {role: [point.budget for point in points if point.budget is not None] for role, points in rows.items()}
     return steps if all(len(steps[role]) == len(points) for role, points in rows.items()) else {}

@@ -400,7 +400,7 @@ class ProcedureRivals:
         """Return dense networks with other numbers of steps: the recipe's, and the whole search's (`count` seeds)."""
         metric, first = self.task.metric.name, self.replicates[0]
         shown: list[tuple[Reference, Sequence[float]]] = []
-        judged, planned = self._dense_steps(first), first.dense.result.segment.steps
+        judged, planned = self._count_dense_steps(first), first.dense.result.segment.steps
         if judged != planned:
             values = [float(one.dense.result.metrics["test"][metric]) for _, one in sorted(self.replicates.items())]
             shown.append((Reference("dense_by_recipe", planned, "one training by the recipe, with every seed"), values))
@@ -440,7 +440,7 @@ class ProcedureRivals:
         if role == "ticket":
             return TrainedNetwork(one.ticket.result, one.budget)
         if role == "dense":
-            steps = self._dense_steps(one)
+            steps = self._count_dense_steps(one)
             return TrainedNetwork(self._train_from_initialisation(one, steps, role), steps)
         if role in STATIC_MASKS:
             seed = mix(one.seeds.mask, role)
@@ -459,7 +459,7 @@ class ProcedureRivals:
         made = train_any_control(self.lab, one.task, role, one.ticket, one.seeds, label=role)
         return TrainedNetwork(made.trainings[-1], made.budget)
 
-    def _dense_steps(self, one: RepeatedSearch) -> int:
+    def _count_dense_steps(self, one: RepeatedSearch) -> int:
         if self.subject.bounded:
             return one.dense.result.segment.steps
         return one.cost if self._settings.dense_at == "cost" else one.budget

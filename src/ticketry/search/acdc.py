@@ -47,7 +47,7 @@ class Settings(ScoreSettings):
     """The step at which the last compressed phase begins and the decompressed phase before it ends."""
 
 
-def _phase_starts(settings: Settings, schedule: Schedule) -> list[tuple[int, bool]]:
+def _list_phase_starts(settings: Settings, schedule: Schedule) -> list[tuple[int, bool]]:
     """Return (first step, whether the phase trains the pruned network) of each phase, in order."""
     return phases_within(
         warmup=settings.warmup,
@@ -62,7 +62,7 @@ def plan(settings: Settings) -> list[Training]:
     """Plan one training for each density, split into compressed and decompressed phases."""
 
     def densities_by_step(density: float | None, schedule: Schedule) -> dict[int, float | None]:
-        phases = _phase_starts(settings, schedule)
+        phases = _list_phase_starts(settings, schedule)
         first = next(step for step, sparse in phases if sparse)
         return {step: density if sparse else 1.0 for step, sparse in phases if step >= first}
 
@@ -74,7 +74,7 @@ def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
     """Search one replicate: yield the dense network, then the ticket of each density, the densest first."""
     check_score_setting(settings)
     lab, whole = replicate.lab, replicate.dense_training
-    phases = _phase_starts(settings, whole)
+    phases = _list_phase_starts(settings, whole)
     compressed = [step for step, sparse in phases if sparse]
     first, last = compressed[0], compressed[-1]
     scope = prunable_scope(replicate, settings)

@@ -122,7 +122,7 @@ def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
     own, settings = compress_to_steps(replicate, settings, steps_needed, ("rewind", "mask_length"))
     whole = own.dense_training
     pieces = [(share, make_gating(replicate, scope, settings, share)) for share in settings.targets]
-    recipe = _gate_recipe(own.recipe, settings, mask_training_steps(settings, whole))
+    recipe = _make_gate_recipe(own.recipe, settings, mask_training_steps(settings, whole))
     masks = replace(own, recipe=recipe).with_other_data_order("concrete")
     if settings.objective != "loss":
         require_classification(lab, replicate.task)
@@ -185,7 +185,7 @@ def mask_training_steps(settings: Settings, whole: Schedule) -> int:
     return max(length.iterations(total=whole.total, per_epoch=whole.per_epoch), 1)
 
 
-def _gate_recipe(recipe: Recipe, settings: Settings, steps: int) -> Recipe:
+def _make_gate_recipe(recipe: Recipe, settings: Settings, steps: int) -> Recipe:
     """Return the recipe that trains the gates, with the batch size and label smoothing of `recipe`."""
     from ticketry.tasks.recipe import Recipe as Made
 

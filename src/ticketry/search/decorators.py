@@ -104,7 +104,7 @@ class Settings(PruningSettings):
         return ParsedStructure(channels=True)
 
 
-def _steps_per_tick(settings: Settings, schedule: Schedule) -> int:
+def _parse_tick_length(settings: Settings, schedule: Schedule) -> int:
     length = Step.parse(settings.tick).at(total=schedule.total, per_epoch=schedule.per_epoch, of="tick")
     return max(length, 1)
 
@@ -116,7 +116,7 @@ def _pruning_steps(settings: Settings, schedule: Schedule) -> list[int]:
         point = Step.parse(getattr(settings, name))
         return point.at(total=schedule.total, per_epoch=schedule.per_epoch, of=name)
 
-    length, last, gaps = _steps_per_tick(settings, schedule), parse_step("end"), settings.rounds - 1
+    length, last, gaps = _parse_tick_length(settings, schedule), parse_step("end"), settings.rounds - 1
     first = parse_step("begin") + length if gaps else last
     cuts = [first + (last - first) * number // max(gaps, 1) for number in range(gaps)] + [last]
     if any(two - one <= length for one, two in pairwise(cuts)) or first < length:
@@ -142,7 +142,7 @@ def plan(settings: Settings) -> list[Training]:
     """Plan one training for each density, which is split into ticks and tocks."""
 
     def densities_by_step(density: float, schedule: Schedule) -> dict[int, float | None]:
-        length, shares = _steps_per_tick(settings, schedule), [1.0, *_densities_by_round(settings, density)]
+        length, shares = _parse_tick_length(settings, schedule), [1.0, *_densities_by_round(settings, density)]
         found: dict[int, float | None] = {}
         for cut, before, after in zip(_pruning_steps(settings, schedule), shares, shares[1:], strict=False):
             found |= {cut - length: before, cut: after}
@@ -178,7 +178,7 @@ class _TicksAndTocks:
         from ticketry.search.gating.tick import Tick
 
         self.replicate, self.settings, self.scope, whole = replicate, settings, scope, replicate.dense_training
-        self.length, self.cuts = _steps_per_tick(settings, whole), _pruning_steps(settings, whole)
+        self.length, self.cuts = _parse_tick_length(settings, whole), _pruning_steps(settings, whole)
         self.ticking: Tick = Tick.for_model(replicate.lab.model(replicate.task), lr=settings.tick_lr)
         self.penalties: list[Penalty] = []
         """The L1 penalty on gates that tocks train under; empty if its strength is 0."""

@@ -121,7 +121,7 @@ def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
 
     def find_ticket(level: int, piece: tuple[float, str]) -> Found:
         density, mask = piece
-        own = replace(replicate, recipe=_recipe_of_equal_flops(lab, replicate.from_initialisation(mask), settings))
+        own = replace(replicate, recipe=_prolong_to_dense_flops(lab, replicate.from_initialisation(mask), settings))
         sparse = own.from_initialisation(mask)
         moves = _replaced_shares_by_step(settings, whole, sparse.total)
         goal = settings.describe_target(density)
@@ -167,7 +167,7 @@ def _replaced_shares_by_step(settings: Settings, whole: Schedule, length: int) -
     )
 
 
-def _recipe_of_equal_flops(lab: Lab, segment: Segment, settings: Settings) -> Recipe:
+def _prolong_to_dense_flops(lab: Lab, segment: Segment, settings: Settings) -> Recipe:
     """Return the segment's recipe, prolonged to the FLOPs of a dense training if `equal_cost` is ``flops``.
 
     The FLOPs include those of changes of the mask, as in RigL 5x (Evci et al. 2020).

@@ -115,7 +115,7 @@ class Settings(AnyStructureSettings):
     @cached_property
     def targets(self) -> tuple[float, ...]:
         """Density of each level from 1 on, or its share of the dense cost under a budget, in falling order."""
-        return _level_densities(self)
+        return _compute_level_densities(self)
 
     @property
     def effective_retrain(self) -> str:
@@ -132,7 +132,7 @@ class Settings(AnyStructureSettings):
         return self, level  # each level needs those before it
 
 
-def _level_densities(settings: Settings) -> tuple[float, ...]:
+def _compute_level_densities(settings: Settings) -> tuple[float, ...]:
     """Return the density of each level from 1 on, or its share of the dense cost, see `Settings.targets`."""
     shares = settings.budget.shares if settings.budget else ()
     if len(shares) > 1:

@@ -577,7 +577,9 @@ def gate_prices(replicate: Replicate, settings: PruningSettings, scope: Scope) -
     if settings.unweighed:
         return {}
     return {
-        "prices": tuple((curve.densities, curve.costs) for curve in _gate_charges(replicate, settings, scope).curves)
+        "prices": tuple(
+            (curve.densities, curve.costs) for curve in _make_gate_charges(replicate, settings, scope).curves
+        )
     }
 
 
@@ -593,7 +595,7 @@ def gate_targets(replicate: Replicate, settings: PruningSettings, scope: Scope, 
         return share, share
     prices = load_prices(replicate.lab, replicate.task, scope, settings.budget.terms)
     left = share_above_floor(prices, scope.sizes, share)
-    density = _gate_charges(replicate, settings, scope).density_for(left)
+    density = _make_gate_charges(replicate, settings, scope).density_for(left)
     return density if settings.unweighed else left, density
 
 
@@ -629,7 +631,7 @@ def mask_within_budget(
     return _cached_mask(lab, result, {"budget": {"of": terms, "share": share}, "collapse": collapse}, compute_mask)
 
 
-def _gate_charges(replicate: Replicate, settings: PruningSettings, scope: Scope) -> Charges:
+def _make_gate_charges(replicate: Replicate, settings: PruningSettings, scope: Scope) -> Charges:
     from ticketry.core.gates import Charges
     from ticketry.lab.masks import load_prices
 

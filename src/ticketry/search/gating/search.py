@@ -422,9 +422,11 @@ class _GateMovement:
         from ticketry.search.gating.gating import get_gating
 
         gating = get_gating(result.segment)
-        ends, self._threshold = _gate_values(lab, result), gating.make_kind().threshold
+        ends, self._threshold = _load_gate_values(lab, result), gating.make_kind().threshold
         began = (
-            torch.ones_like(ends, dtype=torch.bool) if before is None else _gate_values(lab, before) > self._threshold
+            torch.ones_like(ends, dtype=torch.bool)
+            if before is None
+            else _load_gate_values(lab, before) > self._threshold
         )
         self._moves = torch.sort(ends[began] - gating.init, descending=True).values
         self._returned = int((ends[~began] > self._threshold).sum())
@@ -443,7 +445,7 @@ class _GateMovement:
         return self._threshold - float(self._moves[min(max(wanted, 1), len(self._moves)) - 1])
 
 
-def _gate_values(lab: Lab, result: Result) -> torch.Tensor:
+def _load_gate_values(lab: Lab, result: Result) -> torch.Tensor:
     import torch
 
     from ticketry.search.gating.gating import get_gating
