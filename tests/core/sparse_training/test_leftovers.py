@@ -29,7 +29,7 @@ class Training:
 
     def release(self) -> None:
         self.held.release()
-        self.attachment.remove()
+        self.attachment.unregister()
 
 
 def steps(model: nn.Module, count: int = 3) -> dict[str, torch.Tensor]:
