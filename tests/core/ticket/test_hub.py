@@ -39,6 +39,7 @@ class StubHub:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            disable_nagle_algorithm = True  # else each answer waits for 40 ms
 
             def do_GET(self) -> None:
                 hub.read(self)
