@@ -32,6 +32,7 @@ from ticketry.cli.listing import read_record
 from ticketry.core.mask import Mask, to_bytes
 from ticketry.core.structure.plans import ShrinkPlan
 from ticketry.core.ticket.folder import sealed_manifest
+from ticketry.core.ticket.state_dicts import state_to_bytes
 from ticketry.errors import TicketryError
 from ticketry.evidence.rivals import build_task
 from ticketry.experiments.run_file import check_trust, read_run_file
@@ -129,7 +130,8 @@ def _tickets(folder: Path) -> Iterator[Format]:
         return read
 
     def summary(found: tk.Ticket) -> str:
-        parts = [hashlib.sha256(data).hexdigest() for _, data in found._iterate_files()]
+        states = [state_to_bytes(state) for state in (found.start, found.trained) if state is not None]
+        parts = [hashlib.sha256(data).hexdigest() for data in (to_bytes(found.mask), *states)]
         return _text([found.info, parts])
 
     put = _json_put(of_manifest / "ticket.json", manifest, sealed_manifest)
