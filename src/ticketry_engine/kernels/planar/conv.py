@@ -25,7 +25,6 @@ from ticketry_engine.kernels.planar.unfold import Unfolding, plan_unfolding
 from ticketry_engine.kernels.program import MARGIN, BlockSpec, Op
 from ticketry_engine.kernels.target import FEW, Target
 from ticketry_engine.kernels.window import Array, Convolution, Window
-from ticketry_engine.support.row_groups import row_groups
 
 
 def conv(x: Planes, y: Planes, layer: Convolution, residual: Planes | None, spec: BlockSpec) -> list[Op]:
@@ -549,23 +548,27 @@ def row_kinds(kept: Array, groups: int) -> dict[int, list[list[Array]]]:
 
     `kept` is bool [rows, columns].
     """
+    per, numbers = len(kept) // groups, np.arange(len(kept))
+    packed = np.packbits(kept, axis=1)
+    equal: dict[tuple[int, bytes], list[int]] = {}
+    for row, columns in enumerate(packed.view(np.dtype((np.void, packed.shape[1]))).ravel().tolist()):
+        equal.setdefault((row // per, columns), []).append(row)
     found: dict[int, list[list[Array]]] = {}
-    per = len(kept) // groups
-    for group in range(groups):
-        for same in row_groups(kept[group * per : (group + 1) * per]):
-            rows = same.rows + group * per
-            parts = _set_sizes(len(rows)) if len(same.columns) else [1] * len(rows)
-            bounds = np.cumsum([0, *parts])
-            sets = [rows[low:high] for low, high in itertools.pairwise(bounds)]
-            for size in set(parts):
-                found.setdefault(size, []).append([s for s in sets if len(s) == size])
+    for (_, columns), rows in equal.items():
+        parts = _set_sizes(len(rows)) if any(columns) else [1] * len(rows)
+        if len(parts) == 1:
+            found.setdefault(len(rows), []).append([numbers[rows]])
+            continue
+        sets = np.split(numbers[rows], np.cumsum(parts[:-1]))
+        for size in set(parts):
+            found.setdefault(size, []).append([some for some in sets if len(some) == size])
     return found
 
 
 def _split_into_single_rows(kinds: dict[int, list[list[Array]]]) -> dict[int, list[list[Array]]]:
     """Return the rows of `kinds` in the same form, with each row in a set of its own."""
     return {
-        1: [[row for rows in sets for row in np.split(rows, len(rows))] for some in kinds.values() for sets in some]
+        1: [[row for rows in sets for row in rows.reshape(-1, 1)] for some in kinds.values() for sets in some]
     }
 
 
@@ -605,6 +608,7 @@ def _build_row_kinds(
     """
     found = []
     near = target.near_of_few if kept.mean() < FEW else target.near
+    counts = np.count_nonzero(kept, axis=(1, 2)).tolist()
     for size, groups in rows.items():
         possible = []
         for most in tile_vectors(size, target):
@@ -613,7 +617,7 @@ def _build_row_kinds(
             )
             block = _inputs_per_block(columns, tiles, near) if size == 1 else len(columns)
             kind = RowKind(size, groups, tiles, block, 0.0)
-            possible.append(replace(kind, cycles=_estimate_cycles(kind, kept, columns, target)))
+            possible.append(replace(kind, cycles=_estimate_cycles(kind, counts, columns, target)))
         found.append(min(possible, key=lambda kind: kind.cycles))
     return found
 
@@ -627,9 +631,14 @@ def _inputs_per_block(columns: Array, tiles: Sequence[Tiles], near: int) -> int:
     return max(1, near * len(some) // (LINE * len(lines)))
 
 
-def _estimate_cycles(kind: RowKind, kept: Array, columns: Array, target: Target) -> float:
-    """Estimate the cycles of a kind: the cycles of all columns and segments, summed over all tiles."""
-    entries = sum(int(kept[group[0][0]].sum()) * len(group) for group in kind.groups)
+def _estimate_cycles(kind: RowKind, counts: Sequence[int], columns: Array, target: Target) -> float:
+    """Estimate the cycles of a kind: the cycles of all columns and segments, summed over all tiles.
+
+    Args:
+        counts: number of retained weights of each row.
+        columns: [I / groups, taps], the byte of each column.
+    """
+    entries = sum(counts[group[0][0]] * len(group) for group in kind.groups)
     blocks = max(1, -(-len(columns) // kind.block))
     segments = sum(len(group) for group in kind.groups)
     segments = min(segments * blocks, max(segments, entries))
