@@ -218,8 +218,14 @@ class Compiled(ForInference):
         precision: str = "fp32",
         digest: str | None = None,
         layout: str | None = None,
+        library: Library | None = None,
     ) -> None:
-        """Compile a graph; `layout` is "planes" or "pixels" for all regions, or None for a choice by estimates."""
+        """Compile a graph.
+
+        Args:
+            layout: "planes" or "pixels" for all regions, or None for a choice by estimates.
+            library: kernels shared with other compiled models, for trials: programs are then not cached on disk.
+        """
         super().__init__()
         self.graph = graph
         self.threads = threads
@@ -228,7 +234,8 @@ class Compiled(ForInference):
         self._target_name = target
         self._digest = digest
         self._call = CallBinder(graph)
-        self._library = Library(self.target)
+        self._library = library or Library(self.target)
+        self._cached = library is None
         self._layout = layout
         parts, self.reasons = partition(graph)
         steps = [self._bind_step(step) for step in parts]
@@ -292,6 +299,11 @@ class Compiled(ForInference):
         for native in self._natives:
             native.forget()
 
+    def relink(self) -> None:
+        """Copy all programs to new memory: where they lie changes the time of calls a little."""
+        for native in self._natives:
+            native.relink()
+
     def profile(self, *args: Any, rounds: int = 5, **kwargs: Any) -> list[Layer]:
         """Return the rows of `layers` with the time of each layer: the median over calls on one thread, in seconds.
 
@@ -299,12 +311,17 @@ class Compiled(ForInference):
             args, kwargs: arguments of a call, or one tuple or dict of example inputs as in `compile`.
             rounds: number of calls that are timed.
         """
-        inputs = self._call.bind_examples(args, kwargs)
-        self._median_seconds(inputs)
-        self._seconds = median_seconds(lambda: self._median_seconds(inputs), rounds)
+        self.time_nodes(*args, rounds=rounds, **kwargs)
         return self.layers()
 
-    def _median_seconds(self, inputs: list[Tensor]) -> dict[str, float]:
+    def time_nodes(self, *args: Any, rounds: int, **kwargs: Any) -> dict[str, float]:
+        """Return the seconds of each node by the name of its output, and those of "load" and "store", as `profile`."""
+        inputs = self._call.bind_examples(args, kwargs)
+        self._time_nodes_once(inputs)
+        self._seconds = median_seconds(lambda: self._time_nodes_once(inputs), rounds)
+        return self._seconds
+
+    def _time_nodes_once(self, inputs: list[Tensor]) -> dict[str, float]:
         values: dict[str, Any] = dict(zip(self.graph.inputs, inputs, strict=True))
         seconds: dict[str, float] = {}
 
@@ -325,6 +342,11 @@ class Compiled(ForInference):
         """Write the compiled model to the file `path`, which `load` reads without the model's code; return the path."""
 
         return model_file.save(self.graph, Path(path), {"precision": self.precision})
+
+    @property
+    def layouts(self) -> set[str]:
+        """Return the memory layouts ("planes", "pixels") of all programs created so far."""
+        return {plan.layout for native in self._natives for plan in native.programs}
 
     @property
     def weight_bytes(self) -> int:
@@ -357,7 +379,7 @@ class Compiled(ForInference):
 
     def _bind_step(self, step: Region | Node) -> tuple[Native | Callable[..., Any], tuple[str, ...], tuple[str, ...]]:
         if isinstance(step, Region):
-            make = partial(Native, self.graph, step, self._library, self._digest_of_graph)
+            make = partial(Native, self.graph, step, self._library, self._digest_of_graph if self._cached else None)
             native = make(self._layout, self.precision)
             return native, tuple(step.inputs), tuple(step.outputs)
         return torch_step(self.graph, step), step.inputs, (step.output,)

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from statistics import median
 from typing import Any
 
 import torch
@@ -35,6 +34,8 @@ from ticketry_engine.gpu.plan import (
 )
 from ticketry_engine.ir import Graph, Node, model_file
 from ticketry_engine.ir.graph import layer_name, origins, parameters_of
+from ticketry_engine.kernels.jit import Library
+from ticketry_engine.kernels.target import target
 from ticketry_engine.plan.storage import UnsupportedError as UnsupportedError
 
 PLANAR, CHANNELS_LAST = "planes", "pixels"
@@ -93,9 +94,14 @@ class MaskedModel:
         """Return the compiled masked model, as `ticketry_engine.compile`; `layout` None is the layout estimated to be
         faster.
         """
-        made = Compiled(self.masked_graph(keep), threads=threads, precision=precision, layout=layout)
+        graph = self.masked_graph(keep)
+        made = Compiled(graph, threads=threads, precision=precision, layout=layout, library=self._library)
         made.clock = time.thread_time  # profiles run on one thread
         return made
+
+    @cached_property
+    def _library(self) -> Library:
+        return Library(target("host"))
 
     def call(self, compiled: Callable[..., Any]) -> Callable[[], Any]:
         """Return a function that calls `compiled` with the example inputs."""
@@ -106,33 +112,28 @@ class MaskedModel:
 
         `whole` is the seconds of a call that is not timed layer by layer, which reads no clock and uses caches better.
         """
-        samples: dict[str, list[float]] = {}
-        rows: dict[str, tuple[str, str]] = {}
-        for _ in range(rounds):
-            for index, row in enumerate(compiled.profile(*self.args, rounds=1, **self.kwargs)):
-                if row.seconds is not None:
-                    key = f"{index} {row.name}"
-                    samples.setdefault(key, []).append(row.seconds)
-                    rows[key] = (row.name, row.kind if row.where == "engine" else f"{row.kind} in torch")
-        medians = {key: median(several) for key, several in samples.items()}
-        factor = whole / max(sum(medians.values()), 1e-300)
+        seconds = compiled.time_nodes(*self.args, rounds=rounds, **self.kwargs)
+        factor = whole / max(sum(seconds.values()), 1e-300)
+        nodes = {node.output: node for node in compiled.graph.nodes}
         found = CallSeconds(dict.fromkeys(self.names, 0.0), {}, set())
-        for key, seconds in medians.items():
-            name, kind = rows[key]
-            parameter = self.parameter_of(name)
+        for output, spent in seconds.items():
+            node = nodes.get(output)  # None for loads, stores and constants
+            kind = output if node is None else f"{node.op} in torch" if output in compiled.reasons else node.op
+            parameter = None if node is None else self._parameter_of(node)
             if parameter is None:
-                found.others[kind] = found.others.get(kind, 0.0) + factor * seconds
+                found.others[kind] = found.others.get(kind, 0.0) + factor * spent
             else:
-                found.layers[parameter] += factor * seconds
-                if kind.endswith(" in torch"):
+                found.layers[parameter] += factor * spent
+                if output in compiled.reasons:
                     found.torch.add(parameter)
         native = [parameters_of(node, self.origins) for node in self.graph.nodes if node.output not in compiled.reasons]
         found.torch |= set(self.names).difference(*native)
         return found
 
-    def parameter_of(self, layer: str) -> str | None:
-        """Return the parameter name of a layer of `Compiled.layers`; None if the layer uses no parameter in `names`."""
-        return self._parameters.get(layer)
+    def _parameter_of(self, node: Node) -> str | None:
+        """Return the name of the parameter to which a node's time is assigned; None if it uses none in `names`."""
+        own = node.op in ("conv2d", "linear") and node.weights.get("weight")
+        return self._parameters.get(layer_name(own) if own else node.output)
 
     @cached_property
     def origins(self) -> dict[str, str]:

@@ -13,8 +13,8 @@ from torch import nn
 
 import ticketry as tk
 from ticketry.budgets.allocation import allocate_cost
-from ticketry.budgets.approach import mask_nearest_budget, meet_share
 from ticketry.budgets.cost_model import CostModel, Curve, LayerCost
+from ticketry.budgets.latency import mask_nearest_budget, meet_share
 from ticketry.budgets.layer_choice import LayerChoice
 from ticketry.budgets.timing import Meter, RandomMasks, ScoredMasks, build_costs
 from ticketry.core.output_change import output_change

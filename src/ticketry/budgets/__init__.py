@@ -1,8 +1,8 @@
 """Costs of a model on a machine, and masks that meet a cost budget; public as `ticketry.cost`.
 
 `cost_model` stores costs by layer and density. `timing` measures costs on this machine; `model_costs` calls it,
-estimates costs for a GPU, or counts them. `allocation` and `layer_choice` find masks for a budget; `latency` and
-`approach` meet a latency budget by measurement. `pruner` finds masks for searches.
+estimates costs for a GPU, or counts them. `allocation` and `layer_choice` find masks for a budget; `latency`
+meets a latency budget by measurement, as a `request` says. `pruner` finds masks for searches.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ticketry.budgets.approach import Met
     from ticketry.budgets.cost_model import CostModel, Estimate
     from ticketry.budgets.latency import meet
     from ticketry.budgets.model_costs import GpuProfile, load, model, profile
+    from ticketry.budgets.request import Met
 
 __all__ = [
     "CostModel",
@@ -31,7 +31,7 @@ _MODULES = {
     "CostModel": "cost_model",
     "Estimate": "cost_model",
     "GpuProfile": "model_costs",
-    "Met": "approach",
+    "Met": "request",
     "load": "model_costs",
     "meet": "latency",
     "model": "model_costs",

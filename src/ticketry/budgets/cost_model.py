@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from itertools import pairwise
 from pathlib import Path
@@ -15,8 +16,17 @@ import numpy as np
 from msgspec import Struct
 from torch import Tensor
 
-from ticketry.budgets.granularity import FINEST, Granularity, parse_granularities
-from ticketry.budgets.units import ENGINE, Unit, format_cost, format_cost_above, format_table, parse_amount
+from ticketry.budgets.units import (
+    ENGINE,
+    FINEST,
+    Granularity,
+    Unit,
+    format_cost,
+    format_cost_above,
+    format_table,
+    parse_amount,
+    parse_granularities,
+)
 from ticketry.choices import did_you_mean
 from ticketry.core.mask import Mask, require_mask
 from ticketry.errors import CostError, UsageError
@@ -519,8 +529,10 @@ def mask_granularity(kept: Tensor) -> str:
         return FINEST
     matrix = kept.detach().cpu().flatten(1).numpy()
     packed = np.packbits(matrix, axis=1)
-    _, first, sizes = np.unique(packed, axis=0, return_index=True, return_counts=True)
+    columns = packed.view(np.dtype((np.void, packed.shape[1]))).ravel().tolist()
+    count = Counter(columns)
+    sizes = np.array([count[one] for one in columns])  # of each row's group
     order = sizes.argsort(kind="stable")
-    weights = (sizes * matrix[first].sum(axis=1))[order].cumsum()
+    weights = np.count_nonzero(matrix, axis=1)[order].cumsum()
     rows = int(sizes[order][np.searchsorted(weights, weights[-1] / 2)])
     return str(Granularity(rows)) if rows > 1 else FINEST

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time as clock
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
@@ -17,33 +18,31 @@ from torch import Tensor, nn
 
 from ticketry.budgets import model_costs
 from ticketry.budgets.allocation import allocate_cost
-from ticketry.budgets.approach import (
-    Considered,
-    MaskAt,
-    Met,
-    TimedMask,
-    approach,
-    mask_nearest_budget,
-    masks_by_estimate,
-    nearest,
-    quality_warnings,
-    report_nearest,
-    result_without_pruning,
-)
 from ticketry.budgets.cost_model import CostModel, required_budget
-from ticketry.budgets.granularity import (
+from ticketry.budgets.layer_choice import LayerChoice, value_of, zero_outside
+from ticketry.budgets.request import (
+    Considered,
+    Met,
+    Request,
+    default_structure_of_latency,
+    quality_warnings,
+    result_without_pruning,
+    score_finder,
+)
+from ticketry.budgets.timing import QUICK, THOROUGH, Meter, measure_costs, time_base
+from ticketry.budgets.units import (
     AUTO,
     BY_MEASUREMENT,
     CHANNELS,
+    EAGER,
+    ENGINE,
     FINEST,
+    Latencies,
+    format_cost,
     granularities_to_measure,
     in_blocks,
     single_granularity,
 )
-from ticketry.budgets.layer_choice import LayerChoice, value_of, zero_outside
-from ticketry.budgets.request import Request, default_structure_of_latency, score_finder
-from ticketry.budgets.timing import QUICK, THOROUGH, Meter, measure_costs, time_base
-from ticketry.budgets.units import EAGER, Latencies, format_cost
 from ticketry.core.mask import Mask
 from ticketry.core.output_change import add_small_magnitudes
 from ticketry.core.scope import Scope
@@ -53,26 +52,43 @@ from ticketry.core.structure.channel_choice import ChannelChoice, ChannelOptions
 from ticketry.core.structure.layout import layouts, layouts_or_rows
 from ticketry.core.structure.removal_trial import tried_structure
 from ticketry.errors import BudgetWarning, CostError, LayerCollapseError, StructureError, UsageError
+from ticketry_engine import Compiled
+from ticketry_engine.bench.timing import Interval
 from ticketry_engine.support.entry_points import entry_point
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
     from typing_extensions import Self
 
-_SHARES = (1e-9, 0.08, 0.3, 1.0)
-"""Shares of the dense time of the masks under which costs are measured. A few suffice, because timings of the chosen
-masks correct the estimates."""
+_SHARE_OF_REQUEST = 0.4
+"""Costs are measured without pruning, with empty layers, and under a mask between the two.
 
-_ROUNDS, _LAST_ROUNDS, _TURNS = 3, 5, 3
-"""Number of masks that are timed in each granularity; number of masks in the best granularity; rounds of each
-timing."""
+That mask has this multiple of the requested share of the time, by weights alone. Because sparse kernels are slower per
+weight, its measured latency is near the request. Timings of the chosen masks correct the estimates."""
 
-_NEAR, _MET = 0.04, 1.05
-"""Relative distance from the budget at which granularities are compared; multiple of the budget up to which it counts
-as met."""
+_COMPARED, _ROUNDS = 3, 5
+"""Maximum number of masks that are timed in each granularity; in total for the best granularity."""
 
-_CANDIDATES = {BY_MEASUREMENT: (AUTO, FINEST, CHANNELS)}
-"""Structure -> granularities that are tried; for any other structure only that structure is tried."""
+_TURNS, _REPORTED_ROUNDS = 3, 11
+"""Rounds of the timing of each mask; of the final timing, which is reported."""
+
+_BASE_EFFORT = replace(THOROUGH, seconds=0.05, settling=0.1, warming=1.0)
+"""Effort of timing the base, at several moments."""
+
+_NEAR_COMPARED, _NEAR, _MET = 0.04, 0.02, 1.05
+"""Relative distance from the budget at which granularities are compared; at which the search ends, as the documentation
+promises; multiple of the budget up to which it counts as met."""
+
+_ALLOCATIONS = 12
+"""Maximum number of allocations until an estimate meets the request. Several are needed if cost curves are not convex,
+because allocation uses their convex hulls."""
+
+_log = logging.getLogger(__name__)
+
+_CANDIDATES = {BY_MEASUREMENT: (AUTO, CHANNELS)}
+"""Structure -> granularities that are tried; for any other structure only that structure is tried.
+
+Single weights alone are not tried, because by the cost model ``auto`` retains at least as much."""
 
 
 @entry_point()
@@ -210,7 +226,7 @@ def meet_request(request: Request, threads: int) -> Met:
 
 def _time_base(request: Request, meter: Meter) -> Latencies:
     """Time the base once more, thoroughly; return latencies with the median of all its times so far."""
-    effort, meter.effort = meter.effort, THOROUGH
+    effort, meter.effort = meter.effort, _BASE_EFFORT
     known = time_base(meter, request.amount, request.base)
     meter.effort = effort
     return known
@@ -245,8 +261,8 @@ class _BudgetSearch:
             LayerCollapseError: if a layer would be left empty.
         """
         needs_costs = any(name != CHANNELS for name in self._names)
-        timings = 2 * len(_SHARES) * len(self._granularities) if needs_costs and self._request.cost is None else 0
-        self._progress.add(timings + len(self._names) * _ROUNDS + 2)
+        timings = 4 * len(self._granularities) if needs_costs and self._request.cost is None else 0
+        self._progress.add(timings + len(self._names) * _COMPARED + 2)
         if self._request.cost is not None:
             self._request.check_floor(self._request.cost, self._asked)
         parameters = self._request.scope.parameters(self._request.model)
@@ -258,13 +274,14 @@ class _BudgetSearch:
         found = [one for name in self._names if (one := self._time_granularity(name)) is not None]
         self._update_request()
         best = max(found, key=self._rank_of)
-        if abs(nearest(best.tried, self._asked).found.median / self._asked - 1) > _NEAR / 2:
+        if abs(nearest(best.tried, self._asked).found.median / self._asked - 1) > _NEAR:
             best.tried = approach(
                 self._meter,
                 self._asked,
                 best.mask_at,
                 floor=best.floor,
-                rounds=len(best.tried) + _LAST_ROUNDS - _ROUNDS,
+                rounds=len(best.tried) + _ROUNDS - _COMPARED,
+                near=_NEAR,
                 turns=_TURNS,
                 known=best.tried,
             )
@@ -286,7 +303,8 @@ class _BudgetSearch:
 
     def _measure_costs(self) -> CostModel:
         values = zero_outside(self._values, self._request.within)
-        masks = model_costs.mask_family(self._meter, self._request.scope, values, _SHARES)
+        amounts = (1e-9, _SHARE_OF_REQUEST * self._asked, 1.0)
+        masks = model_costs.mask_family(self._meter, self._request.scope, values, amounts)
         costs = measure_costs(self._meter, self._granularities, masks, self._progress.step, check=False)
         self._request.check_floor(costs, self._asked)
         return costs
@@ -304,7 +322,7 @@ class _BudgetSearch:
                 return mask_at(aim)
 
             alone = len(self._names) == 1
-            rounds, near = (_LAST_ROUNDS, _NEAR / 2) if alone else (_ROUNDS, _NEAR)
+            rounds, near = (_ROUNDS, _NEAR) if alone else (_COMPARED, _NEAR_COMPARED)
             tried = approach(
                 self._meter, self._asked, mask_with_progress, floor=floor, rounds=rounds, near=near, turns=_TURNS
             )
@@ -343,7 +361,7 @@ class _BudgetSearch:
 
     def _describe(self, one: _Candidate) -> Considered:
         best = nearest(one.tried, self._asked)
-        total = sum(float(score.double().sum()) for score in self._values.values())
+        total = sum(float(score.sum(dtype=torch.float64)) for score in self._values.values())
         value = value_of(self._values, best.mask) / max(total, 1e-300)
         return Considered(one.structure, best.mask.density, best.found.median * self._known.unpruned, value)
 
@@ -423,6 +441,183 @@ def _warn_of_torch(costs: CostModel) -> None:
     """Warn if more than half of the time is spent in layers that run in torch, which no mask makes faster."""
     if costs.in_torch > costs.dense / 2:
         warnings.warn(f"most of the time is of layers {costs.in_torch_in_words()}", stacklevel=6)
+
+
+# -- the search for one granularity ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TimedMask:
+    """A timed mask with its aimed, estimated and measured latency, as shares of the unpruned compiled network's."""
+
+    mask: Mask
+    aim: float
+    """Share of the latency that was aimed at when the mask was chosen."""
+    estimated: float
+    found: Interval
+    compiled: Compiled | None = None
+
+
+MaskAt = Callable[[float], tuple[Mask, float]]
+"""Function that maps a share of the unpruned latency to (mask, its estimated share)."""
+
+
+def approach(
+    meter: Meter,
+    asked: float,
+    mask_at: MaskAt,
+    *,
+    floor: float,
+    rounds: int = _ROUNDS,
+    near: float = 0.015,
+    turns: int = 7,
+    known: Sequence[TimedMask] = (),
+) -> list[TimedMask]:
+    """Time masks until one is near the requested latency, correcting the aim by earlier timings; return all of them.
+
+    Args:
+        meter: meter that times the network.
+        asked: requested share of the unpruned compiled network's latency.
+        mask_at: see `MaskAt`; may raise an error for a share that no mask meets.
+        floor: smallest share to aim at.
+        rounds: maximum number of timed masks, including those in `known`.
+        near: relative distance from the request at which no further mask is timed.
+        turns: number of times that each mask and the unpruned network are timed alternately.
+        known: masks that were timed before.
+
+    Raises:
+        UsageError, LayerCollapseError: the error of `mask_at`, if no mask could be timed.
+    """
+    tried = list(known)
+    while len(tried) < rounds and not any(abs(one.found.median / asked - 1) <= near for one in tried):
+        aim = asked
+        if tried:
+            points = [(one.aim, one.found.median) for one in tried]
+            aim = min(max(_next_aim(points, asked), floor), 1.2)
+            if any(abs(aim - one.aim) <= 1e-9 for one in tried):
+                break
+        try:
+            mask, estimated = mask_at(aim)
+        except (UsageError, LayerCollapseError):
+            if not tried:
+                raise
+            break  # the corrected aim is below the least possible cost
+        compiled = meter.compiled(mask)
+        tried.append(TimedMask(mask, aim, estimated, meter.share(compiled, turns), compiled))
+        _log.info("aimed at %.4g of the unpruned latency, measured %.4g", aim, tried[-1].found.median)
+    return tried
+
+
+def _next_aim(points: list[tuple[float, float]], asked: float) -> float:
+    """Return the next share to aim at, from (aim, measured) `points`.
+
+    Interpolate between the nearest points below and above `asked`. If all are on one side, scale the nearest aim in
+    proportion.
+    """
+    below = [point for point in points if point[1] <= asked]
+    above = [point for point in points if point[1] > asked]
+    if below and above:
+        (aim, one), (other_aim, other) = max(below, key=lambda p: p[1]), min(above, key=lambda p: p[1])
+        return aim + (other_aim - aim) * (asked - one) / (other - one)
+    aim, one = min(points, key=lambda point: abs(point[1] - asked))
+    return aim * asked / one
+
+
+def nearest(tried: Sequence[TimedMask], asked: float) -> TimedMask:
+    """Return the timed mask whose measured share of the latency is nearest to the requested share `asked`."""
+    return min(tried, key=lambda one: abs(one.found.median / asked - 1))
+
+
+def report_nearest(meter: Meter, tried: Sequence[TimedMask], asked: float, latencies: Latencies) -> Met:
+    """Time the nearest mask once more, in new memory, and return the result.
+
+    Args:
+        meter: meter that times the network.
+        tried: the masks that `approach` timed.
+        asked: share of the unpruned compiled network's latency.
+        latencies: latencies of the same budget: base, unpruned and requested.
+    """
+    best, to_base = nearest(tried, asked), latencies.unpruned / latencies.now
+    assert best.compiled is not None
+    achieved = meter.share_anew(best.compiled, _REPORTED_ROUNDS)
+    return Met(
+        best.mask,
+        latencies,
+        share=to_base * achieved.median,
+        low=to_base * achieved.low,
+        high=to_base * achieved.high,
+        estimated=best.estimated * latencies.unpruned,
+        rounds=len(tried),
+        first=tried[0].estimated / tried[0].found.median,
+        chosen=to_base * best.found.median,
+    )
+
+
+def meet_share(meter: Meter, costs: CostModel, time: float | str, allocate: Callable[[float], Mask]) -> Met:
+    """Meet a latency budget relative to the unpruned compiled network; return the result with the nearest mask.
+
+    Args:
+        meter: meter that times the network.
+        costs: costs of the same network in seconds, by which the first mask is chosen.
+        time: a share of the unpruned compiled network's latency, or an amount such as "5ms".
+        allocate: function that maps a budget in seconds to a mask.
+
+    Raises:
+        UsageError: if the budget is below the latency with all layers empty; the message lists the parts of that floor.
+    """
+    if costs.unit != "seconds":
+        raise UsageError(
+            f"a latency budget needs costs in seconds, not in {costs.unit}: take those of tk.cost.model(model,"
+            " example_inputs)"
+        )
+    asked, dense = costs.budget(time) / costs.dense, meter.dense_seconds
+    tried = approach(meter, asked, masks_by_estimate(costs, allocate), floor=costs.floor / costs.dense)
+    return replace(report_nearest(meter, tried, asked, Latencies(ENGINE, dense, dense, asked * dense)), costs=costs)
+
+
+def masks_by_estimate(costs: CostModel, allocate: Callable[[float], Mask]) -> MaskAt:
+    """Return a function that maps a share of the latency to (mask whose estimate is nearest, its estimated share).
+
+    Args:
+        costs: costs of the network in seconds.
+        allocate: function that maps a budget in seconds to a mask.
+    """
+
+    def mask_at(aim: float) -> tuple[Mask, float]:
+        mask = mask_nearest_budget(costs, aim * costs.dense, allocate)
+        return mask, costs.estimate(mask).value / costs.dense
+
+    return mask_at
+
+
+def mask_nearest_budget(costs: CostModel, budget: float, allocate: Callable[[float], Mask]) -> Mask:
+    """Return the mask whose estimated cost is nearest to `budget`.
+
+    The budget that `allocate` gets is corrected in proportion to the last estimate, or by bisection if that does not
+    halve the distance.
+    """
+    aim, best, away = budget, None, float("inf")
+    low, high = costs.floor, float("inf")
+    for _ in range(_ALLOCATIONS):
+        try:
+            mask = allocate(aim)
+        except (UsageError, LayerCollapseError):
+            if best is None:
+                raise
+            low, before = aim, 0.0  # too low for any mask
+        else:
+            ratio, before = costs.estimate(mask).value / budget, away
+            if abs(ratio - 1) < away:
+                best, away = mask, abs(ratio - 1)
+            if away < _NEAR / 3 or (mask.density >= 1 and ratio <= 1):
+                break
+            low, high = (aim, high) if ratio <= 1 else (low, aim)
+        if low >= high:
+            break
+        slow = away > before / 2
+        aim = (low + min(high, 2 * aim)) / 2 if slow or not low < aim / ratio < high else aim / ratio
+    assert best is not None
+    return best
 
 
 # -- progress ----------------------------------------------------------------------------------------------------------

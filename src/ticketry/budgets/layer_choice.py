@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ticketry.budgets.allocation import check_multiplications, check_worth, parse_flops
 from ticketry.budgets.cost_model import CostModel, Curve, LayerCost
-from ticketry.budgets.granularity import FINEST, Granularity
+from ticketry.budgets.units import FINEST, Granularity
 from ticketry.core.mask import Mask
 from ticketry.core.structure.layout import Blocks, Layout
 from ticketry.core.structure.pattern import Pattern
@@ -72,7 +72,9 @@ class LayerOptions:
             rows = Granularity.parse(granularity).rows
             blocks = Pattern(f"{rows}x1", rows=rows).blocks(tuple(self.scores.shape), self.layout)
             sums, sizes = blocks.sum_by_block(self.scores.double()).flatten(), blocks.sizes.flatten()
-            order = (sums / sizes).argsort(descending=True, stable=True)
+            order = _descending_order(
+                sums.float() if rows == 1 and self.scores.dtype == torch.float32 else sums / sizes
+            )
             value = _values_of_retained(np.concatenate([[0.0], sums[order].cumsum(0).numpy()]))
             weights = np.concatenate([[0], sizes[order].cumsum(0).numpy()])
             self._cache[granularity] = blocks, order, value, weights
@@ -263,8 +265,8 @@ def value_of(scores: Mapping[str, Tensor], mask: Mask) -> float:
     """
     value = 0.0
     for name, score in scores.items():
-        whole = float(score.double().sum())
-        kept = float(score.double()[mask[name].to(score.device)].sum()) if name in mask else whole
+        whole = float(score.sum(dtype=torch.float64))
+        kept = float((score * mask[name].to(score.device)).sum(dtype=torch.float64)) if name in mask else whole
         value += float(_values_of_retained(np.array([kept, whole]))[0])
     return value
 
@@ -274,6 +276,17 @@ def zero_outside(scores: Mapping[str, Tensor], mask: Mask | None) -> Mapping[str
     if mask is None:
         return scores
     return {name: score * mask[name].to(score.device) for name, score in scores.items()}
+
+
+def _descending_order(values: Tensor) -> Tensor:
+    """Return the order [n] of values [n], none below 0, from the highest on; equal values keep their order."""
+    if values.dtype != torch.float32 or not 0 < len(values) < 1 << 32:
+        return values.argsort(descending=True, stable=True)
+    # Nonnegative floats are in the order of their bits. Keys of bits and index are sorted several times faster.
+    bits = (values + 0.0).numpy().view(np.uint32)  # no -0.0
+    keys = (~bits).astype(np.uint64) << np.uint64(32) | np.arange(len(bits), dtype=np.uint64)
+    keys.sort()
+    return torch.from_numpy((keys & np.uint64(0xFFFFFFFF)).astype(np.int64))
 
 
 def _values_of_retained(kept: np.ndarray) -> np.ndarray:

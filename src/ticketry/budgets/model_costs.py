@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from ticketry.budgets.cost_model import CostModel, Curve, LayerCost
-from ticketry.budgets.granularity import FINEST
 from ticketry.budgets.layer_choice import multiplication_costs
 from ticketry.budgets.timing import (
     DENSITIES,
@@ -28,7 +27,7 @@ from ticketry.budgets.timing import (
     build_costs,
     measure_costs,
 )
-from ticketry.budgets.units import Unit, check_base
+from ticketry.budgets.units import FINEST, Unit, check_base
 from ticketry.choices import describe_name_difference
 from ticketry.core.mask import Mask
 from ticketry.core.model_calls import count_multiplications

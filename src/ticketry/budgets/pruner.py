@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from ticketry.budgets.allocation import allocate_cost, allocate_multiplications, check_floor
 from ticketry.budgets.cost_model import CostModel, Prices, mask_cost, required_budget
-from ticketry.budgets.granularity import FINEST, in_blocks, single_granularity
 from ticketry.budgets.layer_choice import LayerChoice, allocate_worth, zero_outside
+from ticketry.budgets.units import FINEST, in_blocks, single_granularity
 from ticketry.core.allocate import allocate, count_candidates, count_largest_per_tensor, count_weights_per_layer
 from ticketry.core.mask import Mask
 from ticketry.core.prune import densities, while_pruning_to

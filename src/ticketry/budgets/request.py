@@ -1,8 +1,8 @@
-"""A request for a mask under a budget, which is checked before anything is scored or measured."""
+"""A request for a mask under a budget, which is checked before anything is measured, and the result for a latency."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -11,8 +11,19 @@ from torch import Tensor, nn
 
 from ticketry.budgets.allocation import check_floor_of_costs, check_not_all_kept
 from ticketry.budgets.cost_model import CostModel
-from ticketry.budgets.granularity import BY_MEASUREMENT, FINEST, NONE, sums_block_scores
-from ticketry.budgets.units import ENGINE, Unit, check_base, parse_share_or_amount
+from ticketry.budgets.units import (
+    BY_MEASUREMENT,
+    CHANNELS,
+    ENGINE,
+    FINEST,
+    NONE,
+    Latencies,
+    Unit,
+    check_base,
+    format_cost,
+    parse_share_or_amount,
+    sums_block_scores,
+)
 from ticketry.core.allocate import count_candidates
 from ticketry.core.mask import Mask, require_mask
 from ticketry.core.output_change import output_change
@@ -170,3 +181,180 @@ def score_finder(
         )
     seen = within if has_mask_option(function) else None
     return partial(score_pruned_model, function, model, scope, seen, inputs)
+
+
+# -- results -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Considered:
+    """Result for one granularity that was tried: the density, latency and value of its mask nearest to the budget."""
+
+    structure: str
+    density: float
+    seconds: float
+    value: float
+    """Mean over layers of the logarithm of the retained share of importance, weighted by each layer's importance; 0 if
+    all is retained."""
+    why_not: str = ""
+    """Why this granularity has no mask; all numbers are then NaN. Empty if it has a mask."""
+
+    def __str__(self) -> str:
+        if self.why_not:
+            return f"structure={self.structure!r} has no mask: {self.why_not}"
+        retained, seconds = f"{100 * self.density:.3g} %", format_cost(self.seconds, "seconds")
+        return f"structure={self.structure!r} retains {retained} at {seconds}"
+
+
+@dataclass(frozen=True)
+class Met:
+    """Result of a latency budget: the mask, its measured latency, the budget, and the estimate.
+
+    Examples:
+        >>> model = nn.Sequential(nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 256))
+        >>> met = tk.cost.meet(model, torch.randn(64, 256), 0.8, base="engine", keep_at_least=1, threads=1)
+        >>> 0 < met.low <= met.share <= met.high
+        True
+        >>> round(met.missed_by, 6) == round(met.share / met.requested - 1, 6)
+        True
+        >>> met.latencies.base, met.latencies.met_unpruned
+        ('engine', False)
+    """
+
+    mask: Mask
+    latencies: Latencies
+    """Latencies in seconds of the base, of the unpruned compiled model, and requested."""
+    share: float
+    """Latency with the mask as a share of the base's latency: the median of a separate timing after the mask was
+    chosen, for which both compiled models were copied to new memory and called in turns."""
+    low: float
+    """Lower end of the 95 % interval of `share`."""
+    high: float
+    estimated: float | None = None
+    """Estimated latency of the mask in seconds; None if nothing had to be pruned."""
+    rounds: int = 0
+    """Number of masks that were timed."""
+    first: float = 1.0
+    """Estimated latency divided by measured latency of the first timed mask, before any correction."""
+    chosen: float = 0.0
+    """Share that was measured when the mask was chosen. It is biased towards the request: use `share` instead."""
+    costs: CostModel | None = None
+    """Costs by which masks were chosen; None if nothing had to be pruned or only channels were tried."""
+    structure: str = ""
+    """Granularity of the mask: ``weights``, ``auto`` (weights or groups of rows, chosen for each layer), ``channels``
+    …"""
+    considered: tuple[Considered, ...] = ()
+    """Results for all granularities that were tried, including the chosen one."""
+
+    @property
+    def requested(self) -> float:
+        """Requested latency as a share of the base's latency."""
+        return self.latencies.requested / self.latencies.now
+
+    @property
+    def seconds(self) -> float:
+        """Latency with the mask in seconds: `share` times the base's latency."""
+        return self.share * self.latencies.now
+
+    @property
+    def missed_by(self) -> float:
+        """Relative distance of the measured latency from the requested one; negative if the mask is faster."""
+        return self.share / self.requested - 1
+
+    @property
+    def pruned(self) -> bool:
+        """Whether weights had to be pruned to meet the budget."""
+        return not self.latencies.met_unpruned
+
+    def __str__(self) -> str:
+        if not self.pruned:
+            return str(self.latencies)
+        of = "the unpruned compiled model" if self.latencies.base == ENGINE else self.latencies.base
+        estimated = f"; estimated {format_cost(self.estimated, 'seconds')}" if self.estimated else ""
+        structure = f"; {self.structure}" if self.structure else ""
+        return (
+            f"{self.latencies}; achieved {format_cost(self.seconds, 'seconds')}, {100 * self.share:.1f} %"
+            f" [{100 * self.low:.1f}, {100 * self.high:.1f}] of {of}, {100 * self.requested:.1f} % requested"
+            f"{estimated}; {self.rounds} masks timed; density {self.mask.density:.4g}{structure}"
+        )
+
+
+def result_without_pruning(mask: Mask, latencies: Latencies) -> Met:
+    """Return the result for a budget that the unpruned compiled model meets.
+
+    Args:
+        mask: mask that retains all candidates.
+        latencies: the measured latencies and the requested one.
+    """
+    share = latencies.unpruned / latencies.now
+    return Met(mask, latencies, share, share, share)
+
+
+# -- warnings about a result -------------------------------------------------------------------------------------------
+
+_LEAST_STAGE_DENSITY = 0.05
+"""Density of a stage (layers with a common prefix) below which retraining rarely recovers the accuracy."""
+
+_LARGE_ERROR = 0.2
+"""Relative error of the first estimate above which a warning is given."""
+
+
+def quality_warnings(found: Met) -> Iterator[str]:
+    """Yield warnings about a result: stages of layers with hardly any weights, and estimates that were far off.
+
+    Args:
+        found: result of a latency budget.
+    """
+    densities = stage_densities((row.name, row.kept, row.total) for row in found.mask.table())
+    low = {stage: density for stage, density in densities.items() if density < _LEAST_STAGE_DENSITY}
+    others = [one for one in found.considered if one.structure != found.structure and not one.why_not]
+    denser = max(others, key=lambda one: one.density, default=None)
+    if denser is not None and denser.density > found.mask.density:
+        instead = f"{denser} for this budget; or request more time"
+    else:
+        instead = "request more time, or try structure='channels', which keeps dense kernels"
+        if found.structure == CHANNELS or denser is not None:
+            instead = "request more time, or start from a smaller network"
+    other = f" Instead: {denser}" if denser is not None and denser.density > found.mask.density else ""
+    if denser is None:
+        other = " Leave structure out to have all granularities timed"
+    if low:
+        worst = min(low, key=lambda stage: low[stage])
+        more = f" and {len(low) - 1} more stages are below {100 * _LEAST_STAGE_DENSITY:g} %" if len(low) > 1 else ""
+        yield (
+            f"{worst} retains {100 * low[worst]:.2g} % of its weights{more}: retraining seldom recovers the accuracy."
+            f" Instead: {instead}"
+        )
+    if abs(found.first - 1) > _LARGE_ERROR:
+        yield (
+            f"the first mask was estimated at {100 * found.first:.0f} % of its measured latency; the budget is met by"
+            f" measurement, but how it is spread over the layers is uncertain.{other}"
+        )
+
+
+def stage_of(name: str) -> str:
+    """Return the stage of a parameter: its name up to the first part that ends with a digit, else its layer's name.
+
+    >>> stage_of("blocks.2.1.conv_pw.weight"), stage_of("layer1.0.conv1.weight"), stage_of("conv_head.weight")
+    ('blocks.2', 'layer1', 'conv_head')
+    """
+    parts = name.split(".")
+    for index, part in enumerate(parts[:-1]):
+        if part[-1:].isdecimal():
+            return ".".join(parts[: index + 1])
+    return ".".join(parts[:-1]) or name
+
+
+def stage_densities(layers: Iterable[tuple[str, int, int]]) -> dict[str, float]:
+    """Return the density of each stage of layers, see `stage_of`.
+
+    Args:
+        layers: for each parameter, (name, number of retained weights, number of weights).
+    """
+    kept: dict[str, int] = {}
+    total: dict[str, int] = {}
+    for name, retained, size in layers:
+        stage = stage_of(name)
+        kept[stage] = kept.get(stage, 0) + retained
+        total[stage] = total.get(stage, 0) + size
+    return {stage: kept[stage] / total[stage] for stage in total if total[stage]}

@@ -16,8 +16,7 @@ from torch import Tensor, nn
 
 from ticketry.budgets.allocation import allocate_cost
 from ticketry.budgets.cost_model import CostModel, Curve, LayerCost, half_error_interval
-from ticketry.budgets.granularity import FINEST, Granularity
-from ticketry.budgets.units import ENGINE, Latencies, check_base, parse_share_or_amount
+from ticketry.budgets.units import ENGINE, FINEST, Granularity, Latencies, check_base, parse_share_or_amount
 from ticketry.core.mask import Mask
 from ticketry.core.scope import Scope
 from ticketry.core.scope import scope as scope_of
@@ -150,6 +149,8 @@ class Meter:
         Raises:
             UnsupportedError: if the network cannot run in the layout under this mask.
         """
+        if mask.density == 1 and self.dense.layouts == {layout}:
+            return self.dense_profile
         compiled = self.compiled(mask, layout)
         whole = self.share(compiled, self.effort.rounds).median * self.dense_seconds
         return self.network.profile(compiled, self.effort.profiles, whole)
@@ -161,23 +162,21 @@ class Meter:
         """
         return self.ratio_to_dense(self.network.call(compiled), rounds)
 
-    def share_anew(self, mask: Mask, rounds: int) -> Interval:
-        """Compile both networks anew, and return the result of `share`.
+    def share_anew(self, compiled: Compiled, rounds: int) -> Interval:
+        """Copy the programs of both networks to new memory, and return the result of `share`.
 
         The timings are then independent of those by which the mask was chosen.
         """
-        return self._time_ratios(self.network.call(self.compiled(mask)), self.network.call(self.compiled()), rounds)
+        compiled.relink()
+        self.dense.relink()
+        return self.share(compiled, rounds)
 
     def ratio_to_dense(self, call: Callable[[], object], rounds: int) -> Interval:
         """Time `call` and the unpruned compiled network alternately; return the ratio of their latencies."""
-        return self._time_ratios(call, self.network.call(self.dense), rounds)
-
-    def _time_ratios(self, ours: Callable[[], object], theirs: Callable[[], object], rounds: int) -> Interval:
-        own_seconds = warm_up(ours, self.effort.warming)
-        warm_up(theirs, self.effort.warming)
+        seconds = warm_up(call, self.effort.warming)
+        pair = ((call, seconds), (self.network.call(self.dense), self.dense_seconds))
         ratios = []
         for turn in range(rounds):
-            pair = ((ours, own_seconds), (theirs, self.dense_seconds))
             taken = [self._seconds_per_call(*each) for each in (pair if turn % 2 else pair[::-1])]
             one, other = taken if turn % 2 else taken[::-1]
             ratios.append(one / other)
@@ -349,6 +348,8 @@ class ScoredMasks:
         return self._best_blocks(FINEST, amount, prices)
 
     def _best_blocks(self, granularity: str, amount: float, seconds: Mapping[str, float]) -> Mask:
+        if amount >= 1:
+            return Mask.ones({name: tuple(score.shape) for name, score in self._scores.items()})
         rows = Granularity.parse(granularity).rows
         pattern = Pattern(f"{rows}x1", rows=rows)
         blocks: dict[str, Blocks] = {
@@ -499,6 +500,7 @@ def _time_family(
     timer: Timer, granularities: Sequence[str], family: MaskFamily, say: Callable[[str], None]
 ) -> list[_MaskProfile]:
     found = []
+    unpruned: dict[str, CallSeconds] = {}
     for granularity in granularities:
         wide = Granularity.parse(granularity).rows >= _CHANNELS_LAST_ROWS
         for amount in sorted(family.amounts):
@@ -507,9 +509,13 @@ def _time_family(
             densities = {row.name: row.density for row in mask.table()}
             for layout in (PLANAR, *([CHANNELS_LAST] if wide else [])):
                 try:
-                    found.append(_MaskProfile(granularity, layout, densities, timer.profile(mask, layout)))
+                    profile = unpruned.get(layout) if mask.density == 1 else None
+                    profile = profile or timer.profile(mask, layout)
                 except UnsupportedError:
                     continue
+                if mask.density == 1:
+                    unpruned[layout] = profile
+                found.append(_MaskProfile(granularity, layout, densities, profile))
     return found
 
 

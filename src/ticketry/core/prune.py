@@ -10,10 +10,9 @@ from torch import Tensor, nn
 
 from ticketry.budgets.allocation import allocate_multiplications, check_multiplications, parse_flops
 from ticketry.budgets.cost_model import CostModel
-from ticketry.budgets.granularity import NONE, in_blocks
 from ticketry.budgets.layer_choice import allocate_worth
 from ticketry.budgets.request import Request, default_structure, default_structure_of_latency, score_finder
-from ticketry.budgets.units import EAGER, ENGINE
+from ticketry.budgets.units import EAGER, ENGINE, NONE, in_blocks
 from ticketry.choices import check_choice
 from ticketry.core.allocate import allocate, allocate_sharded_magnitudes, check_layer_minimum
 from ticketry.core.computed_weights import computed_weights

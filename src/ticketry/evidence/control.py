@@ -192,7 +192,7 @@ class Shuffled(Control):
 def _shuffle_row_groups(ticket: Mask, single: Mask, drawing: Drawing) -> Mask:
     """Return the mask `single`, with whole groups of rows shuffled in layers whose costs depend on such groups."""
     from ticketry.budgets.cost_model import CostModel
-    from ticketry.budgets.granularity import FINEST
+    from ticketry.budgets.units import FINEST
     from ticketry.core.mask import Mask
     from ticketry.core.structure import shuffled_structure
 

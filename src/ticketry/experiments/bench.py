@@ -18,9 +18,9 @@ import torch
 from msgspec import structs
 from torch import nn
 
-from ticketry.budgets.approach import Met
-from ticketry.budgets.granularity import AUTO, CHANNELS
 from ticketry.budgets.latency import meet
+from ticketry.budgets.request import Met
+from ticketry.budgets.units import AUTO, CHANNELS
 from ticketry.core.mask import Mask
 from ticketry.core.structure.channel_masks import channels
 from ticketry.core.structure.smaller_model import shrink

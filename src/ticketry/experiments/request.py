@@ -10,8 +10,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from ticketry import search
-from ticketry.budgets.granularity import NONE
-from ticketry.budgets.units import ENGINE
+from ticketry.budgets.units import ENGINE, NONE
 from ticketry.choices import check_bounds, check_storable_numbers
 from ticketry.core.structure.pattern import check_density, parse_share
 from ticketry.errors import UsageError

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from ticketry.budgets.cost_model import CostModel, Prices
-from ticketry.budgets.granularity import NONE, in_blocks
 from ticketry.budgets.layer_choice import WORTH
 from ticketry.budgets.pruner import budget_pruner
+from ticketry.budgets.units import NONE, in_blocks
 from ticketry.core.mask import Mask
 from ticketry.core.model_calls import count_multiplications, countable_parameters
 from ticketry.core.scope import Scope, scope_of_shapes
@@ -240,7 +240,12 @@ def check_new_costs(lab: Lab, costs: CostModel) -> None:
 def measure_masked_latency(lab: Lab, task: Task, mask: Mask, costs: CostModel) -> RelativeLatency:
     """Return the latency of the masked network, timed again, as a share of the dense network's latency."""
     described = {"task": dict(task.key()), "mask": mask.digest, "costs": costs.digest}
-    return _load_or_measure(lab, described, lambda: _build_meter(lab, task, costs).share_anew(mask, _ROUNDS))
+
+    def measure() -> Interval:
+        meter = _build_meter(lab, task, costs)
+        return meter.share(meter.compiled(mask), _ROUNDS)
+
+    return _load_or_measure(lab, described, measure)
 
 
 def measure_dense_latency(lab: Lab, rival: Task, task: Task, costs: CostModel) -> RelativeLatency:
@@ -259,7 +264,7 @@ def prune_to_latency(lab: Lab, task: Task, costs: CostModel, share: float, prune
 
     Latencies are shares of the dense network's latency; `prune` returns the mask for an estimated latency.
     """
-    from ticketry.budgets.approach import meet_share
+    from ticketry.budgets.latency import meet_share
 
     with _TIMING:
         return meet_share(

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ticketry.budgets.granularity import NONE, in_blocks
-from ticketry.budgets.units import ENGINE, Base
+from ticketry.budgets.units import ENGINE, NONE, Base, in_blocks
 from ticketry.errors import CostError, UsageError
 
 if TYPE_CHECKING:
@@ -64,7 +63,7 @@ def measure_costs(
 ) -> CostModel:
     """Measure the costs of the weights of a task's network, when it is called with the first training examples."""
     from ticketry.budgets import model_costs
-    from ticketry.budgets.granularity import granularities_to_measure
+    from ticketry.budgets.units import granularities_to_measure
     from ticketry.lab.masks import fill_zero_parameters
     from ticketry.lab.training.supervised import course_of
     from ticketry_engine.example_inputs import batch_of

@@ -12,7 +12,7 @@ import statistics
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -67,8 +67,8 @@ class Native:
     graph: Graph
     region: Region
     library: Library
-    digest: Callable[[], str]
-    """Function that returns a digest of the graph, which identifies cached programs."""
+    digest: Callable[[], str] | None
+    """Function that returns a digest of the graph, which identifies cached programs; None: do not cache programs."""
     layout: str | None = None
     """"planes" or "pixels"; None: the layout that `choose` returns."""
     precision: str = "fp32"
@@ -152,6 +152,12 @@ class Native:
             self._ready_programs.clear()
             self.programs.clear()
 
+    def relink(self) -> None:
+        """Copy all programs to new memory, whose addresses change times a little."""
+        with self._lock:
+            self._ready_programs.clear()
+            self.programs = {plan: replace(program) for plan, program in self.programs.items()}
+
     def plan(self, batch: int, threads: int, last: Last = ()) -> Plan:
         """Return the plan for a batch: the one that `tune` found, else the plan with the lowest estimated time."""
         with self._lock:
@@ -167,16 +173,18 @@ class Native:
     def _choose_layout(self, images: int) -> str:
         if images not in self._chosen:
             key = ("layout", images, self.precision)
-            if (kept := self._plans.fetch(*key)) is None:
-                self._chosen[images] = choose(self.sketch, self.library.target, images, ITEM[self.precision])
-                self._plans.keep([], {"layout": self._chosen[images]}, *key)
-            else:
+            kept = self._plans.fetch(*key) if self._plans else None
+            if kept is not None:
                 self._chosen[images] = str(kept.facts["layout"])
+                return self._chosen[images]
+            self._chosen[images] = choose(self.sketch, self.library.target, images, ITEM[self.precision])
+            if self._plans:
+                self._plans.keep([], {"layout": self._chosen[images]}, *key)
         return self._chosen[images]
 
     @functools.cached_property
-    def _plans(self) -> Plans:
-        return Plans(self.digest(), self.region, self.library)
+    def _plans(self) -> Plans | None:
+        return Plans(self.digest(), self.region, self.library) if self.digest else None
 
     def program(self, plan: Plan) -> Program:
         """Return the program of a plan; create the program if it does not exist yet."""
@@ -187,11 +195,12 @@ class Native:
 
     def _program(self, plan: Plan) -> Program:
         key = (plan.layout, plan.images, plan.last, plan.precision)
-        kept = self._plans.fetch(*key)
+        kept = self._plans.fetch(*key) if self._plans else None
         if kept is None:
             emission = self._emission(plan)
             kept = Record(emission.ops, {"arena": emission.bytes})
-            self._plans.keep(kept.ops, kept.facts, *key)
+            if self._plans:
+                self._plans.keep(kept.ops, kept.facts, *key)
         return Program(kept.ops, plan.images, int(kept.facts["arena"]), self.library, plan.split, denormals=False)
 
     def _emission(self, plan: Plan) -> Emission:

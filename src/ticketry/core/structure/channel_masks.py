@@ -9,9 +9,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from ticketry.budgets.allocation import parse_flops
-from ticketry.budgets.granularity import CHANNELS
 from ticketry.budgets.request import Request, score_finder
-from ticketry.budgets.units import EAGER, ENGINE
+from ticketry.budgets.units import CHANNELS, EAGER, ENGINE
 from ticketry.core.mask import Mask
 from ticketry.core.model_calls import countable_parameters, multiplications_per_weight
 from ticketry.core.prune import densities, while_pruning_to

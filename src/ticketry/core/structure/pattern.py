@@ -16,7 +16,7 @@ from fractions import Fraction
 from numbers import Real
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from ticketry.budgets.granularity import CHANNELS
+from ticketry.budgets.units import CHANNELS
 from ticketry.choices import check_choice, format_value, list_choices
 from ticketry.errors import UsageError
 

@@ -13,8 +13,18 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from typing_extensions import Self
 
-from ticketry.budgets.granularity import FINEST, in_blocks, single_granularity
-from ticketry.budgets.units import EAGER, ENGINE, Base, Latencies, Unit, format_cost, parse_share_or_amount
+from ticketry.budgets.units import (
+    EAGER,
+    ENGINE,
+    FINEST,
+    Base,
+    Latencies,
+    Unit,
+    format_cost,
+    in_blocks,
+    parse_share_or_amount,
+    single_granularity,
+)
 from ticketry.choices import check_choices, did_you_mean
 from ticketry.core.structure.pattern import (
     SHARES,

@@ -567,9 +567,7 @@ def row_kinds(kept: Array, groups: int) -> dict[int, list[list[Array]]]:
 
 def _split_into_single_rows(kinds: dict[int, list[list[Array]]]) -> dict[int, list[list[Array]]]:
     """Return the rows of `kinds` in the same form, with each row in a set of its own."""
-    return {
-        1: [[row for rows in sets for row in rows.reshape(-1, 1)] for some in kinds.values() for sets in some]
-    }
+    return {1: [[row for rows in sets for row in rows.reshape(-1, 1)] for some in kinds.values() for sets in some]}
 
 
 def _set_sizes(rows: int) -> list[int]:
