@@ -118,10 +118,8 @@ class FlatScores:
     def select(self, prices: tuple[Tensor, ...], budget: int, least: int) -> tuple[Tensor, Tensor, Tensor]:
         """Return (weights that a budget pays for (bool), worth, price), each concatenated over all layers.
 
-        Args:
-            prices: for each layer, prices of its weights in whole units: int64 [weights of the layer].
-            budget: budget in the same units.
-            least: number of best weights of each layer that are selected before all others.
+        `prices` has, for each layer, the int64 prices of its weights in the units of `budget`. The `least` best weights
+        of each layer are selected before all others.
         """
         worth = torch.cat([value / price for value, price in zip(self.values, prices, strict=True)])
         parts = torch.split(worth, [len(value) for value in self.values])
@@ -353,18 +351,10 @@ def check_floor(
     what: str,
     available: Mapping[str, int] | None = None,
 ) -> int:
-    """Return the budget, a share of the cost of all weights, in whole units.
+    """Return the share `share` of the cost of all weights in whole units, if it pays for `least` weights per layer.
 
-    Args:
-        sizes: layer -> number of weights.
-        prices: layer -> cost of one weight.
-        share: share of the cost of all weights.
-        least: minimum number of weights that every layer retains; less than 1 counts as 1.
-        what: name of the cost, for the error.
-        available: layer -> number of candidates; None if all weights are candidates.
-
-    Raises:
-        LayerCollapseError: if the budget does not pay for the minimum of weights in each layer.
+    All mappings are by layer: number of weights, cost of one weight, number of candidates. Raise `LayerCollapseError`,
+    with the name `what` of the cost, if the budget is too small; `least` below 1 counts as 1.
     """
     least, total = max(least, 1), total_price(sizes, prices)
     budget = share_in_units(share, total)
@@ -392,16 +382,8 @@ def _round_share_up(part: int, total: int) -> float:
 def check_floor_of_costs(costs: CostModel, available: Mapping[str, int], amount: float, least: int) -> None:
     """Raise an error if a budget does not pay for `least` weights in each layer, by convex hulls of cost curves.
 
-    Args:
-        costs: costs of the whole network.
-        available: layer -> number of candidates.
-        amount: budget of the whole network, in the unit of the costs.
-        least: minimum number of weights that every layer retains; with 0 nothing is checked.
-
-    Raises:
-        UsageError: if a layer has no costs.
-        LayerCollapseError: if the budget is too small; the message has the smallest sufficient one and the layer that
-            contributes most to it.
+    `available` has the number of candidates of each layer; `amount` is the budget of the whole network, in the unit of
+    the costs. The `LayerCollapseError` has the smallest sufficient budget and the layer that contributes most to it.
     """
     if not least:
         return
@@ -432,11 +414,7 @@ def check_priced(names: Iterable[str], curves: Mapping[str, Curve]) -> None:
 def check_not_all_kept(sizes: Mapping[str, int], share: float, least: int, unit: Unit) -> None:
     """Raise `LayerCollapseError` if `least` weights per layer are all weights, although the share is below 1.
 
-    Args:
-        sizes: layer -> number of candidates.
-        share: requested share of the dense network's cost.
-        least: minimum number of weights that every layer retains.
-        unit: unit of the costs, for the error.
+    `sizes` has the number of candidates of each layer; `unit` is named in the error.
     """
     largest_layer = max(sizes, key=lambda name: sizes[name])
     if share < 1 and least >= sizes[largest_layer]:

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -36,8 +36,6 @@ KIND = "ticketry.cost"
 _LARGEST_FILE = 1 << 26
 _LISTED_LAYERS = 5
 _TABLE_DENSITIES = (1.0, 0.5, 0.2, 0.1, 0.05)
-
-Value = TypeVar("Value", bound=Struct)
 
 
 class Curve(Struct, frozen=True):
@@ -378,21 +376,31 @@ class CostModel(Struct, frozen=True):
     @property
     def digest(self) -> str:
         """SHA-256 (hex) of the costs; equal costs have equal digests."""
-        return digest_of(self)
+        text = json.dumps(msgspec.to_builtins(self), sort_keys=True, separators=(",", ":"), allow_nan=False)
+        return hashlib.sha256(text.encode()).hexdigest()
 
     def save(self, path: str | Path) -> Path:
         """Write the costs to a JSON file and return its path; raise `CostError` if the file cannot be written."""
-        return save_value(path, KIND, "model", self, "costs")
+        document = {"kind": KIND, "format": 1, "digest": self.digest, "model": msgspec.to_builtins(self)}
+        try:
+            write_atomically(Path(path), json.dumps(document, indent=1, allow_nan=False).encode())
+        except (OSError, ValueError) as error:
+            raise CostError(f"the costs cannot be written to {path}: {error}") from None
+        return Path(path)
 
     @classmethod
     def load(cls, path: str | Path) -> CostModel:
         """Read costs from the file `path`; raise `CostError` if it is missing, damaged or contains no costs."""
         try:
-            data = content_of(Path(path), most=_LARGEST_FILE)
-        except (OSError, ValueError) as error:
+            document = parse_json(content_of(Path(path), most=_LARGEST_FILE))
+            if not isinstance(document, dict) or document.get("kind") != KIND or document.get("format") != 1:
+                raise CostError(f"{path} is no file of costs of this version: tk.cost.model(...).save(path) writes one")
+            found = msgspec.convert(document.get("model"), cls)
+        except (OSError, ValueError, RecursionError) as error:
             raise CostError(f"{path} cannot be read as costs: {error}") from None
-        hint = f"{path} is no file of costs of this version: tk.cost.model(...).save(path) writes one"
-        return parse_value(data, cls, path, KIND, "model", "costs", hint)
+        if found.digest != document.get("digest"):
+            raise CostError(f"{path} is damaged: its contents do not match its digest; make it anew")
+        return found
 
     def __str__(self) -> str:
         about = ", ".join(f"{key} {value}" for key, value in self.about.items() if isinstance(value, str | int | float))
@@ -425,54 +433,6 @@ def mask_cost(mask: Mask, prices: Prices) -> float:
     if isinstance(prices, CostModel):
         return prices.estimate(mask).value
     return sum(prices[name] * int(kept.sum()) for name, kept in mask.items())
-
-
-def digest_of(value: Struct) -> str:
-    """Return the SHA-256 (hex) of `value` as canonical JSON."""
-    text = json.dumps(msgspec.to_builtins(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def save_value(path: str | Path, kind: str, field: str, value: Struct, what: str) -> Path:
-    """Write a value and its digest to a JSON file atomically; raise `CostError` if the file cannot be written.
-
-    Args:
-        path: path of the file.
-        kind: kind of file, which `parse_value` checks.
-        field: JSON key of the value.
-        value: the value to write.
-        what: name of the contents in errors.
-    """
-    document = {"kind": kind, "format": 1, "digest": digest_of(value), field: msgspec.to_builtins(value)}
-    try:
-        write_atomically(Path(path), json.dumps(document, indent=1, allow_nan=False).encode())
-    except (OSError, ValueError) as error:
-        raise CostError(f"the {what} cannot be written to {path}: {error}") from None
-    return Path(path)
-
-
-def parse_value(data: bytes, cls: type[Value], path: object, kind: str, field: str, what: str, hint: str) -> Value:
-    """Parse a file that `save_value` wrote; raise `CostError` if it is damaged or of another kind.
-
-    Args:
-        data: contents of the file.
-        cls: class of the value.
-        path: path of the file, for errors.
-        kind: kind of file.
-        field: JSON key of the value.
-        what: name of the contents in errors.
-        hint: error message for a file of another kind.
-    """
-    try:
-        document = parse_json(data)
-        if not isinstance(document, dict) or document.get("kind") != kind or document.get("format") != 1:
-            raise CostError(hint)
-        found = msgspec.convert(document.get(field), cls)
-    except (ValueError, RecursionError) as error:
-        raise CostError(f"{path} cannot be read as {what}: {error}") from None
-    if digest_of(found) != document.get("digest"):
-        raise CostError(f"{path} is damaged: its contents do not match its digest; make it anew")
-    return found
 
 
 _ADVICE = (

@@ -167,12 +167,9 @@ def mask_for(request: Request) -> Mask:
 
 
 def _mask_by_estimate(request: Request, costs: CostModel, other: str) -> Mask:
-    """Return the mask whose estimated cost is nearest to the budget, by costs of another machine.
+    """Return the mask whose estimated cost is nearest to the budget, by the costs of another machine.
 
-    Args:
-        request: the requested budget.
-        costs: costs measured on the other machine.
-        other: message that the costs are of another machine.
+    `other` is the message that the costs are of another machine.
     """
     request.check_base_elsewhere(other)
     if request.structure == CHANNELS:
@@ -254,12 +251,7 @@ class _BudgetSearch:
         self._names = _CANDIDATES.get(request.structure, (request.structure,))
 
     def run(self) -> Met:
-        """Choose the best mask, time it once more, and return the result.
-
-        Raises:
-            UsageError: if the budget is below the latency with all layers empty.
-            LayerCollapseError: if a layer would be left empty.
-        """
+        """Choose the best mask, time it once more, and return the result."""
         needs_costs = any(name != CHANNELS for name in self._names)
         timings = 4 * len(self._granularities) if needs_costs and self._request.cost is None else 0
         self._progress.add(timings + len(self._names) * _COMPARED + 2)
@@ -476,7 +468,6 @@ def approach(
     """Time masks until one is near the requested latency, correcting the aim by earlier timings; return all of them.
 
     Args:
-        meter: meter that times the network.
         asked: requested share of the unpruned compiled network's latency.
         mask_at: see `MaskAt`; may raise an error for a share that no mask meets.
         floor: smallest share to aim at.
@@ -529,14 +520,7 @@ def nearest(tried: Sequence[TimedMask], asked: float) -> TimedMask:
 
 
 def report_nearest(meter: Meter, tried: Sequence[TimedMask], asked: float, latencies: Latencies) -> Met:
-    """Time the nearest mask once more, in new memory, and return the result.
-
-    Args:
-        meter: meter that times the network.
-        tried: the masks that `approach` timed.
-        asked: share of the unpruned compiled network's latency.
-        latencies: latencies of the same budget: base, unpruned and requested.
-    """
+    """Time the mask in `tried` that is nearest to `asked` once more, in new memory, and return the result."""
     best, to_base = nearest(tried, asked), latencies.unpruned / latencies.now
     assert best.compiled is not None
     achieved = meter.share_anew(best.compiled, _REPORTED_ROUNDS)
@@ -556,14 +540,8 @@ def report_nearest(meter: Meter, tried: Sequence[TimedMask], asked: float, laten
 def meet_share(meter: Meter, costs: CostModel, time: float | str, allocate: Callable[[float], Mask]) -> Met:
     """Meet a latency budget relative to the unpruned compiled network; return the result with the nearest mask.
 
-    Args:
-        meter: meter that times the network.
-        costs: costs of the same network in seconds, by which the first mask is chosen.
-        time: a share of the unpruned compiled network's latency, or an amount such as "5ms".
-        allocate: function that maps a budget in seconds to a mask.
-
-    Raises:
-        UsageError: if the budget is below the latency with all layers empty; the message lists the parts of that floor.
+    `time` is a share of that network's latency or an amount such as "5ms"; `allocate` maps a budget in seconds to a
+    mask.
     """
     if costs.unit != "seconds":
         raise UsageError(
@@ -578,9 +556,7 @@ def meet_share(meter: Meter, costs: CostModel, time: float | str, allocate: Call
 def masks_by_estimate(costs: CostModel, allocate: Callable[[float], Mask]) -> MaskAt:
     """Return a function that maps a share of the latency to (mask whose estimate is nearest, its estimated share).
 
-    Args:
-        costs: costs of the network in seconds.
-        allocate: function that maps a budget in seconds to a mask.
+    `allocate` maps a budget in seconds to a mask.
     """
 
     def mask_at(aim: float) -> tuple[Mask, float]:
@@ -642,11 +618,7 @@ class Progress:
         self.planned += steps
 
     def step(self, what: str) -> None:
-        """Finish the current step and begin the next one.
-
-        Args:
-            what: what the next step does, for display.
-        """
+        """Finish the current step and begin the next one, which is displayed as `what`."""
         self.done += 1
         self.planned = max(self.planned, self.done)
         if self._bar is None and clock.monotonic() - self._began > _PATIENCE:

@@ -243,12 +243,7 @@ def allocate_worth(
 
 
 def multiplication_costs(sizes: Mapping[str, int], prices: Mapping[str, int]) -> CostModel:
-    """Return a cost model that counts multiplications.
-
-    Args:
-        sizes: parameter name -> number of weights.
-        prices: parameter name -> multiplications of one weight.
-    """
+    """Return a cost model of multiplications, for layers with `sizes` weights of `prices` multiplications each."""
     whole = {name: float(price * sizes[name]) for name, price in prices.items()}
     layers = {
         name: LayerCost(sizes[name], dense, {FINEST: Curve((0.0, 1.0), (0.0, dense))}) for name, dense in whole.items()
@@ -257,12 +252,7 @@ def multiplication_costs(sizes: Mapping[str, int], prices: Mapping[str, int]) ->
 
 
 def value_of(scores: Mapping[str, Tensor], mask: Mask) -> float:
-    """Return the total value of a mask's layers by the rule of `LayerChoice`; 0 if all scores are retained.
-
-    Args:
-        scores: parameter name -> score of each weight, none below 0.
-        mask: mask of these weights; it may cover others too.
-    """
+    """Return the total value of a mask's layers by the rule of `LayerChoice`; 0 if all scores are retained."""
     value = 0.0
     for name, score in scores.items():
         whole = float(score.sum(dtype=torch.float64))

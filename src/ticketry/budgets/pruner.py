@@ -101,10 +101,7 @@ def budget_pruner(
     Call it with several shares to meet a budget by measurement: scores of the unpruned model are computed only once.
 
     Args:
-        model: model whose weights are scored.
-        scope: candidates for pruning.
         prices: costs, see `allocate_budget`.
-        score: name of a score, or the function.
         within: a mask that retains the candidates; by default all weights.
         iterations, schedule, regrow: see `prune`; intermediate rounds have shares of the dense cost instead of
             densities.
@@ -163,11 +160,7 @@ def _allocate_by_value(
 def random_mask_of_equal_cost(like: Mask, prices: Prices, seed: int, distribution: str = "global") -> Mask:
     """Return a random mask that costs as much as `like`, or less by under one weight; no layer is left empty.
 
-    Args:
-        like: mask whose cost the random mask gets.
-        prices: costs, see `allocate_budget`.
-        seed: seed of the random mask.
-        distribution: how retained weights are spread over the layers: ``global`` (at random), ``uniform`` or ``erk``.
+    Retained weights are spread over the layers at random (``global``), or by the distribution ``uniform`` or ``erk``.
     """
     scores = {
         name: torch.rand(shape, dtype=torch.float64, generator=generator(seed, "random_prune", index))

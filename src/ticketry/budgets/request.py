@@ -111,11 +111,7 @@ class Request:
             check_floor_of_costs(costs, self._candidate_counts, costs.budget(amount), self.keep_at_least)
 
     def check_base_elsewhere(self, other: str) -> None:
-        """Raise `UsageError` if the budget is a share of a base that cannot be timed on this machine.
-
-        Args:
-            other: message that the costs are of another machine.
-        """
+        """Raise `UsageError` if the budget is a share of a base that cannot be timed here; `other` says why."""
         if parse_share_or_amount(self.amount, self.unit)[1] and self.base != ENGINE:
             raise UsageError(
                 f"time={self.amount!r} is a share of the latency of {self.base}, which cannot be timed here: {other}."
@@ -280,12 +276,7 @@ class Met:
 
 
 def result_without_pruning(mask: Mask, latencies: Latencies) -> Met:
-    """Return the result for a budget that the unpruned compiled model meets.
-
-    Args:
-        mask: mask that retains all candidates.
-        latencies: the measured latencies and the requested one.
-    """
+    """Return the result for a budget that the unpruned compiled model meets; `mask` retains all candidates."""
     share = latencies.unpruned / latencies.now
     return Met(mask, latencies, share, share, share)
 
@@ -300,11 +291,7 @@ _LARGE_ERROR = 0.2
 
 
 def quality_warnings(found: Met) -> Iterator[str]:
-    """Yield warnings about a result: stages of layers with hardly any weights, and estimates that were far off.
-
-    Args:
-        found: result of a latency budget.
-    """
+    """Yield warnings about a result: stages of layers with hardly any weights, and estimates that were far off."""
     densities = stage_densities((row.name, row.kept, row.total) for row in found.mask.table())
     low = {stage: density for stage, density in densities.items() if density < _LEAST_STAGE_DENSITY}
     others = [one for one in found.considered if one.structure != found.structure and not one.why_not]
@@ -346,11 +333,7 @@ def stage_of(name: str) -> str:
 
 
 def stage_densities(layers: Iterable[tuple[str, int, int]]) -> dict[str, float]:
-    """Return the density of each stage of layers, see `stage_of`.
-
-    Args:
-        layers: for each parameter, (name, number of retained weights, number of weights).
-    """
+    """Return the density of each stage (`stage_of`); `layers` yields (name, retained weights, weights)."""
     kept: dict[str, int] = {}
     total: dict[str, int] = {}
     for name, retained, size in layers:

@@ -83,18 +83,10 @@ class Meter:
         scope: Scope | None = None,
         effort: Effort = THOROUGH,
     ) -> None:
-        """Capture a model for a batch of example inputs.
+        """Capture a model on the CPU for a batch of example inputs; calls use `threads` threads.
 
-        Args:
-            model: model on the CPU.
-            example_inputs: inputs of a call.
-            threads: number of threads of a call.
-            precision: fp32 or bf16.
-            scope: weights to whose layers time is attributed; by default `ticketry.scope(model)`.
-            effort: how thoroughly to time; may be changed later.
-
-        Raises:
-            EngineError: if the model cannot be captured or is not on the CPU, or `threads` is below 1.
+        Time is attributed to the layers of the weights in `scope`, by default `ticketry.scope(model)`. `effort` may be
+        changed later.
         """
         if threads < 1:
             raise EngineError(f"a call uses at least 1 thread, not {threads}")
@@ -140,15 +132,7 @@ class Meter:
         return self.network.profile(self.dense, self.effort.profiles, self.dense_seconds)
 
     def profile(self, mask: Mask, layout: str | None) -> CallSeconds:
-        """Return the latency under a mask, divided into its layers and all other operations.
-
-        Args:
-            mask: mask of the network.
-            layout: memory layout of the engine; None for the layout that the engine chooses.
-
-        Raises:
-            UnsupportedError: if the network cannot run in the layout under this mask.
-        """
+        """Return the latency under a mask, divided into its layers and all other operations, as `Timer.profile`."""
         if mask.density == 1 and self.dense.layouts == {layout}:
             return self.dense_profile
         compiled = self.compiled(mask, layout)
@@ -207,14 +191,7 @@ _BASE_ROUNDS = 5
 def time_base(meter: Meter, budget: float | str, base: str) -> Latencies:
     """Time the base and the unpruned compiled model; return both latencies and the requested one.
 
-    Args:
-        meter: meter that times the model.
-        budget: requested latency: a share of the base's (0.5, "50%") or an amount ("5ms").
-        base: how the unpruned model runs, one of `units.BASES`.
-
-    Raises:
-        UsageError: if the base is unknown or the budget is invalid.
-        EngineError: if the base is not installed or cannot run the model.
+    `budget` is a share of the base's latency (0.5, "50%") or an amount ("5ms"); `base` is one of `units.BASES`.
     """
     check_base(base)
     number, is_share = parse_share_or_amount(budget, "seconds")
@@ -227,9 +204,6 @@ def base_seconds(meter: Meter, base: str) -> float:
     """Time a base other than ``engine``; return the median of this and all earlier latencies in seconds.
 
     A shared machine may be slower for a minute, which only timings at different moments reveal.
-
-    Raises:
-        EngineError: if the base is not installed or cannot run the model.
     """
     with torch_threads(meter.threads):
         if base not in meter.base_calls:
@@ -324,13 +298,10 @@ class ScoredMasks:
         layouts: Mapping[str, Layout],
         amounts: tuple[float, ...] = SHARES,
     ) -> None:
-        """Prepare masks.
+        """Prepare masks for the shares `amounts` of the dense time.
 
-        Args:
-            scores: parameter name -> score of each weight.
-            seconds: parameter name -> seconds of the layer in the unpruned network.
-            layouts: parameter name -> which rows may form a group, see `core.structure.layout.layouts`.
-            amounts: shares of the dense time, one for each mask.
+        All mappings are by parameter name: the score of each weight, the seconds of the layer in the unpruned network,
+        and which rows may form a group (see `core.structure.layout.layouts`).
         """
         self.amounts = amounts
         self._scores, self._seconds, self._layouts = scores, seconds, layouts
@@ -396,12 +367,8 @@ class Timer(Protocol):
     def profile(self, mask: Mask, layout: str | None) -> CallSeconds:
         """Return the latency under a mask, divided into its layers and all other operations.
 
-        Args:
-            mask: mask of the network.
-            layout: memory layout of the engine; None for the layout that the engine chooses.
-
-        Raises:
-            UnsupportedError: if the network cannot run in the layout under this mask.
+        `layout` is the memory layout of the engine; None for the one that the engine chooses. Raise `UnsupportedError`
+        if the network cannot run in the layout under this mask.
         """
 
 
@@ -415,12 +382,8 @@ def measure_costs(
 ) -> CostModel:
     """Time the network under masks, and return the costs of all layers in scope in seconds on this machine.
 
-    Args:
-        meter: meter that times the network.
-        granularities: granularities of the masks, such as ``weights``.
-        family: masks under which the network is timed.
-        say: called with the name of each step.
-        check: whether to compare estimates with timings of further masks, which gives the spread of estimates.
+    `say` is called with the name of each step. With `check`, estimates are compared with timings of further masks,
+    which gives the spread of estimates.
     """
     here = machine()
     about = {
@@ -471,12 +434,7 @@ def build_costs(
 ) -> CostModel:
     """Return the costs of all layers in scope, from a timer's latencies under the masks of `family`.
 
-    Args:
-        timer: source of latencies.
-        granularities: granularities of the masks.
-        family: masks whose latencies are used.
-        about: description of the measurement, stored in the costs.
-        say: called with the name of each step.
+    The description `about` of the measurement is stored in the costs. `say` is called with the name of each step.
     """
     say("timing the network without a mask")
     whole, dense = timer.dense_seconds, timer.dense_profile

@@ -148,7 +148,7 @@ NONE = "none"
 AUTO = "auto"
 """Structure of a budget by which each layer gets the granularity that retains most for its cost."""
 BY_MEASUREMENT = "by measurement"
-"""Structure of a latency budget by which ``auto`` and ``channels`` are timed, and the one that retains most is chosen."""
+"""Structure of a latency budget by which ``auto`` and ``channels`` are timed; the one that retains most is chosen."""
 MEASURED = (FINEST, "rows:4", "rows:16")
 """Granularities that ``auto`` chooses from, because the engine has fast kernels for them."""
 
