@@ -50,6 +50,10 @@ class Option:
     blocks: int
 
 
+RankedBlocks = dict[str, tuple[Blocks, Tensor, np.ndarray, np.ndarray]]
+"""Granularity -> the result of `LayerOptions.blocks`."""
+
+
 @dataclass
 class LayerOptions:
     """All ways to prune one layer, which differ in granularity and density; each has a cost and a value."""
@@ -59,16 +63,17 @@ class LayerOptions:
     layout: Layout
     dense: Option | None
     """The unpruned layer as an option, if it is cheaper than a pruned layer that retains all blocks; else None."""
+    ranked: RankedBlocks = field(default_factory=dict)
+    """Results of `blocks`, which both memory layouts share."""
     least: int = 1
     """Minimum number of weights that every option retains, if the layer has that many."""
-    _cache: dict[str, tuple[Blocks, Tensor, np.ndarray, np.ndarray]] = field(default_factory=dict)
 
     def blocks(self, granularity: str) -> tuple[Blocks, Tensor, np.ndarray, np.ndarray]:
         """Return (blocks, their order from the highest mean score on, values, numbers of weights).
 
         The last two are those of a layer that retains its first 0, 1, … blocks in this order.
         """
-        if granularity not in self._cache:
+        if granularity not in self.ranked:
             rows = Granularity.parse(granularity).rows
             blocks = Pattern(f"{rows}x1", rows=rows).blocks(tuple(self.scores.shape), self.layout)
             sums, sizes = blocks.sum_by_block(self.scores.double()).flatten(), blocks.sizes.flatten()
@@ -77,8 +82,8 @@ class LayerOptions:
             )
             value = _values_of_retained(np.concatenate([[0.0], sums[order].cumsum(0).numpy()]))
             weights = np.concatenate([[0], sizes[order].cumsum(0).numpy()])
-            self._cache[granularity] = blocks, order, value, weights
-        return self._cache[granularity]
+            self.ranked[granularity] = blocks, order, value, weights
+        return self.ranked[granularity]
 
     def option(self, granularity: str, blocks: int) -> Option:
         """Return the option that retains the `blocks` best blocks of the layer in this granularity."""
@@ -167,6 +172,7 @@ class LayerChoice:
         scores = zero_outside(scores, among)
         fewest = {name: least if among is None else min(least, int(among[name].sum())) for name in scores}
         self._rest, self._layers, self._hulls = [], [], []
+        blocks: dict[str, RankedBlocks] = {name: {} for name in scores}
         for in_rows in (False, True):
             layers: dict[str, LayerOptions] = {}
             for name, score in scores.items():
@@ -176,7 +182,7 @@ class LayerChoice:
                 whole = Option(known.dense, 0.0, "dense", 0)
                 dense = whole if in_rows or not curves else None
                 layout = (layouts or {}).get(name, Layout())
-                layers[name] = LayerOptions(score.detach().cpu(), curves, layout, dense, fewest[name])
+                layers[name] = LayerOptions(score.detach().cpu(), curves, layout, dense, blocks[name], fewest[name])
             others = [layer for name, layer in costs.layers.items() if name not in scores]
             self._rest.append(costs.fixed + sum(layer.dense if in_rows else layer.at(1.0) for layer in others))
             self._layers.append(layers)
