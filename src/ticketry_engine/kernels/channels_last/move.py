@@ -10,7 +10,7 @@ by columns, so that loads and stores are whole vectors.
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -128,15 +128,13 @@ class Move(EmittedKernel):
 
     def _move_channel_planes(self, e: Emitter, inside: ir.Value, outside: ir.Value) -> None:
         """Emit the copy of a row into the value's channel planes, channel by channel."""
-        lanes = e.target.lanes
         with e.loop(0, self.channels) as channel:
             near = e.at(inside, e.b.mul(channel.index, e.i64(self.channel_stride)))
             far = e.at(outside, e.load_i64(e.at(e.table(MoveArg.CHANNELS), e.b.mul(channel.index, e.i64(8)))))
-            for first, last, count in _split_loop(self.width, lanes):
-                with e.loop(first, last, lanes) as column:
-                    place = e.at(near, e.b.mul(column.index, e.i64(FLOAT)))
-                    there = e.at(far, e.b.mul(column.index, e.arg(MoveArg.COLUMN)))
-                    geometry.store_lanes(e, self._load_pixels(e, there, count), place, count)
+            for column, count in _loop_over_parts(e, self.width, e.target.lanes):
+                place = e.at(near, e.b.mul(column, e.i64(FLOAT)))
+                there = e.at(far, e.b.mul(column, e.arg(MoveArg.COLUMN)))
+                geometry.store_lanes(e, self._load_pixels(e, there, count), place, count)
 
     def _load_pixels(self, e: Emitter, there: ir.Value, count: int) -> ir.Value:
         """Load `count` pixels of one channel from the tensor as a vector."""
@@ -147,18 +145,15 @@ class Move(EmittedKernel):
         return geometry.gather(e, geometry.lane_addresses(e, there, offsets), geometry.first_lanes_mask(e, count))
 
     def _move_row(self, e: Emitter, inside: ir.Value, outside: ir.Value) -> None:
-        lanes = e.target.lanes
-        step = lanes if self.order is TensorOrder.PLANES else 1
-        for first, last, pixels in _split_loop(self.width, step):
-            with e.loop(first, last, step) as column:
-                place = e.at(inside, e.b.mul(column.index, e.i64(self.value.pixel)))
-                there = e.at(outside, e.b.mul(column.index, e.arg(MoveArg.COLUMN)))
-                for low, high, channels in _split_loop(self.channels, lanes):
-                    with e.loop(low, high, lanes) as channel:
-                        if self.order is TensorOrder.PLANES:
-                            self._move_transposed_block(e, channel.index, channels, pixels, place, there)
-                        else:
-                            self._move_channels(e, channel.index, channels, place, there)
+        step = e.target.lanes if self.order is TensorOrder.PLANES else 1
+        for column, pixels in _loop_over_parts(e, self.width, step):
+            place = e.at(inside, e.b.mul(column, e.i64(self.value.pixel)))
+            there = e.at(outside, e.b.mul(column, e.arg(MoveArg.COLUMN)))
+            for channel, channels in _loop_over_parts(e, self.channels, e.target.lanes):
+                if self.order is TensorOrder.PLANES:
+                    self._move_transposed_block(e, channel, channels, pixels, place, there)
+                else:
+                    self._move_channels(e, channel, channels, place, there)
 
     def _move_channels(self, e: Emitter, first: ir.Value, count: int, inside: ir.Value, outside: ir.Value) -> None:
         """Emit the copy of `count` channels of one pixel, at most a vector, from channel `first` on."""
@@ -168,9 +163,8 @@ class Move(EmittedKernel):
         mask = geometry.first_lanes_mask(e, count)
         if self.order is TensorOrder.STRIDED:
             entry = e.at(e.table(MoveArg.CHANNELS), e.b.mul(first, e.i64(8)))
-            offsets = e.b.load(
-                entry, typ=ir.VectorType(I64, e.target.lanes), align=8
-            )  # undefined after the last channel
+            # The offsets after the last channel are undefined.
+            offsets = e.b.load(entry, typ=ir.VectorType(I64, e.target.lanes), align=8)
             pointers = geometry.lane_addresses(e, outside, offsets)
             if self.to_tensor:
                 geometry.scatter(e, bfloat.load(e, near, 0, self.value.item), pointers, mask)
@@ -203,11 +197,13 @@ class Move(EmittedKernel):
                 geometry.store_lanes(e, vector, pointer, channels, self.value.item)
 
 
-def _split_loop(count: int, step: int) -> list[tuple[int, int, int]]:
-    """Split a loop over `count` items into two loops, of whole steps and of the rest: (first, end, step) each."""
+def _loop_over_parts(e: Emitter, count: int, step: int) -> Iterator[tuple[ir.Value, int]]:
+    """Emit a loop over the whole steps of `count` items, then one over the rest; yield (first item, count)."""
     whole = count // step * step
-    chunks = [(0, whole, step)] if whole else []
-    return chunks + ([(whole, count, count - whole)] if count > whole else [])
+    for first, last, size in ((0, whole, step), (whole, count, count - whole)):
+        if first < last:
+            with e.loop(first, last, step) as turn:
+                yield turn.index, size
 
 
 # -- gather ------------------------------------------------------------------------------------------------------------

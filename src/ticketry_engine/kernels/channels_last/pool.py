@@ -111,36 +111,23 @@ class ChannelsLastPool(EmittedKernel):
         values = [(_X, Strides(self.x.image, 0, 0)), (_Y, self.y)]
         with loop_pixels(e, self.height, self.width, values) as (row, column, (x, y)):
             begins = [e.at(e.table(arg), e.b.mul(at, e.i64(8))) for arg, at in ((_ROWS, row), (_COLUMNS, column))]
-            ranges = [(e.load_i32(begin), e.load_i32(begin, 4)) for begin in begins]
-            down = e.load_f32(e.table(_ROW_WEIGHTS), e.b.mul(row, e.i64(4)))
-            right = e.load_f32(e.table(_COLUMN_WEIGHTS), e.b.mul(column, e.i64(4)))
-            weight = e.splat(e.b.fmul(down, right))
+            (top, bottom), (left, right) = [(e.load_i32(begin), e.load_i32(begin, 4)) for begin in begins]
+            row_weight = e.load_f32(e.table(_ROW_WEIGHTS), e.b.mul(row, e.i64(4)))
+            column_weight = e.load_f32(e.table(_COLUMN_WEIGHTS), e.b.mul(column, e.i64(4)))
+            weight = e.splat(e.b.fmul(row_weight, column_weight))
             for byte, counts in loop_vectors(e, self.channels, 4):
-                self._write_window(e, x, y, ranges, weight, byte, counts)
-
-    def _write_window(
-        self,
-        e: Emitter,
-        x: ir.Value,
-        y: ir.Value,
-        ranges: list[tuple[ir.Value, ir.Value]],
-        weight: ir.Value,
-        byte: ir.Value,
-        counts: list[int],
-    ) -> None:
-        start = [e.splat(float("-inf") if self.operation == "max" else 0.0)] * len(counts)
-        (top, bottom), (left, right) = ranges
-        with e.loop(top, bottom, self.steps[0], carried=start) as row:
-            line = e.at(x, e.b.mul(row.index, e.i64(self.x.row)))
-            with e.loop(left, right, self.steps[1], carried=row.carried) as column:
-                place = e.at(line, e.b.mul(column.index, e.i64(self.x.pixel)))
-                for number, (count, value) in enumerate(zip(counts, column.carried, strict=True)):
-                    more = load_vector(e, place, vector_offset(e, byte, number), count, self.x.item)
-                    column.next.append(self._combine_values(e, value, more))
-            row.next = column.results
-        for number, (count, value) in enumerate(zip(counts, row.results, strict=True)):
-            result = value if self.operation == "max" else e.b.fmul(value, weight)
-            store_vector(e, result, y, vector_offset(e, byte, number), count, self.y.item)
+                start = [e.splat(float("-inf") if self.operation == "max" else 0.0)] * len(counts)
+                with e.loop(top, bottom, self.steps[0], carried=start) as taps_down:
+                    line = e.at(x, e.b.mul(taps_down.index, e.i64(self.x.row)))
+                    with e.loop(left, right, self.steps[1], carried=taps_down.carried) as taps:
+                        place = e.at(line, e.b.mul(taps.index, e.i64(self.x.pixel)))
+                        for number, (count, value) in enumerate(zip(counts, taps.carried, strict=True)):
+                            more = load_vector(e, place, vector_offset(e, byte, number), count, self.x.item)
+                            taps.next.append(self._combine_values(e, value, more))
+                    taps_down.next = taps.results
+                for number, (count, value) in enumerate(zip(counts, taps_down.results, strict=True)):
+                    result = value if self.operation == "max" else e.b.fmul(value, weight)
+                    store_vector(e, result, y, vector_offset(e, byte, number), count, self.y.item)
 
     def _combine_values(self, e: Emitter, value: ir.Value, more: ir.Value) -> ir.Value:
         if self.operation == "mean":
