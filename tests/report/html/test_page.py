@@ -64,6 +64,12 @@ class _Reader(HTMLParser):
 pytestmark = pytest.mark.usefixtures("dots")
 
 
+@pytest.fixture
+def whole_page(dots, full_record, evidence):
+    """A page with every section; in test_browser.py its figures are drawn too."""
+    return _page(full_record, evidence)
+
+
 def _page(records, evidence=()):
     return page_module.render(subject_of(records, evidence))
 
