@@ -106,7 +106,7 @@ class Source(NamedTuple):
 def write_bundle(
     target: Path, sources: Sequence[Source], *, store: int, numerics: int, weights: bool, runs: Sequence[str]
 ) -> Contents:
-    """Write a bundle to `target` and return the list of its parts, each of which is read twice."""
+    """Write a bundle to `target` and return the list of its parts; each part is read twice."""
     parts = tuple(part for part, _ in _encode(sources))
     contents = Contents(store=store, numerics=numerics, weights=weights, runs=tuple(runs), parts=parts)
     encoded = msgspec.json.encode(contents)

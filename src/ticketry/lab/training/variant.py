@@ -146,7 +146,7 @@ class Variant:
         return None
 
     def under(self: Own, mask: str, *, instead_of: str) -> Own:
-        """Return a copy of the variant for another mask, as it is needed for a control with a shuffled mask.
+        """Return a copy of the variant for another mask, such as for a control with a shuffled mask.
 
         Args:
             instead_of: digest of the old mask; it is replaced in all fields.
