@@ -63,7 +63,7 @@ class Effort:
 
 
 THOROUGH = Effort(3, 12, 0.1, 0.25, 3.0, rounds=3, profiles=5)
-QUICK = Effort(2, 5, 0.03, 0.05, 0.3, rounds=2, profiles=3)
+QUICK = Effort(2, 5, 0.03, 0.02, 0.3, rounds=3, profiles=3)
 """Effort that suffices to choose between masks; the chosen mask is then timed again."""
 
 
