@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -325,6 +326,12 @@ def test_a_stage_with_hardly_any_weights_is_named_with_the_alternative() -> None
     assert not list(quality_warnings(result({"stem.weight": 0.05, "head.weight": 0.5}, first=1.19)))
     (said,) = quality_warnings(result({"a.weight": 0.5}, first=1.21))
     assert "estimated at 121 % of its measured latency" in said
+
+
+def test_a_missed_request_is_said() -> None:
+    assert not list(quality_warnings(replace(result({"a.weight": 0.5}), share=0.109)))
+    (said,) = quality_warnings(replace(result({"a.weight": 0.5}), share=0.15))
+    assert said.startswith("the budget was missed: 15 % of the base's latency was achieved, and 10 % requested")
 
 
 def test_concerns_are_budget_warnings(machine: Any) -> None:

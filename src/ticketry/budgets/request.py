@@ -289,9 +289,17 @@ _LEAST_STAGE_DENSITY = 0.05
 _LARGE_ERROR = 0.2
 """Relative error of the first estimate above which a warning is given."""
 
+_LARGE_MISS = 0.1
+"""Share of the requested latency by which the measured one may exceed it without a warning."""
+
 
 def quality_warnings(found: Met) -> Iterator[str]:
-    """Yield warnings about a result: stages of layers with hardly any weights, and estimates that were far off."""
+    """Yield warnings about a result: a missed request, stages with hardly any weights, and estimates far off."""
+    if found.missed_by > _LARGE_MISS:
+        yield (
+            f"the budget was missed: {100 * found.share:.0f} % of the base's latency was achieved, and"
+            f" {100 * found.requested:.0f} % requested. Prune again while the machine is quiet, or request more time"
+        )
     densities = stage_densities((row.name, row.kept, row.total) for row in found.mask.table())
     low = {stage: density for stage, density in densities.items() if density < _LEAST_STAGE_DENSITY}
     others = [one for one in found.considered if one.structure != found.structure and not one.why_not]
