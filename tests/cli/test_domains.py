@@ -45,7 +45,7 @@ def call(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str]:
         (("table:{}/words.csv", "--target", "price"), "line 32, column 'b': 'red' is no number"),
         (("table:{}/good.csv", "--target", "prize"), "has no column 'prize': did you mean price? it has a, b, price"),
         (("table:{}/good.csv",), "needs to know what to predict: --target COLUMN"),
-        (("hf:{}",), "holds no config.json"),
+        (("hf:{}",), "has no config.json"),
     ],
 )
 def test_what_cannot_be_learnt_from(

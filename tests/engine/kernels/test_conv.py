@@ -247,6 +247,12 @@ def test_values_of_one_position_take_inner_products() -> None:
     case.check()
 
 
+def test_rows_without_any_column_are_in_sets_of_their_own() -> None:
+    found = row_kinds(np.zeros((4, 0), bool), 2)
+    assert [[rows.tolist() for rows in sets] for sets in found[1]] == [[[0], [1]], [[2], [3]]]
+    assert list(found) == [1]
+
+
 def test_rows_that_keep_the_same_columns_are_summed_together() -> None:
     kept = np.zeros((20, 30), dtype=bool)
     kept[:12, ::2] = True  # two sets of six

@@ -51,7 +51,7 @@ class Clocked(Job):
     def store_result(self, loop: Any) -> None:
         self.stored.append((self.now, self.now))
 
-    def _unmeasured(self) -> None:
+    def _load_unmeasured_result(self) -> None:
         return None
 
     def drop_checkpoints(self) -> None:

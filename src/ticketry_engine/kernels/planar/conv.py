@@ -551,7 +551,7 @@ def row_kinds(kept: Array, groups: int) -> dict[int, list[list[Array]]]:
     per, numbers = len(kept) // groups, np.arange(len(kept))
     packed = np.packbits(kept, axis=1)
     equal: dict[tuple[int, bytes], list[int]] = {}
-    for row, columns in enumerate(packed.view(np.dtype((np.void, packed.shape[1]))).ravel().tolist()):
+    for row, columns in enumerate(map(bytes, packed)):
         equal.setdefault((row // per, columns), []).append(row)
     found: dict[int, list[list[Array]]] = {}
     for (_, columns), rows in equal.items():
