@@ -76,7 +76,7 @@ class Lab:
             (``ray:auto,cpus=1``), the runner of another package, or module:object; or a
             `concurrent.futures.Executor` whose workers find the store at the same path. By default segments train in
             this process, or in local processes if `workers` is above 0.
-        executor: an executor, another way to give it as `runner`.
+        executor: a `concurrent.futures.Executor`, with the same effect as `runner`.
         loggers: dashboards to which trainings are reported: names of `lab.loggers`, loggers of other packages,
             module:object, or logger objects. If a logger fails, a warning appears once and training continues.
 
@@ -176,7 +176,8 @@ class Lab:
             recipe: how to train it; by default the task's own recipe.
             start: seed of the initial weights, or a stored state to start from.
             mask: mask that is enforced at every step, or its digest; None trains a dense network.
-            first, last: first and last step; by default those of the whole schedule.
+            first: step of the schedule at which training starts.
+            last: step before which training ends; by default the length of the schedule.
             order_seed: seed of the order of the data, of augmentation and of dropout.
             shrunk: whether to take the channels that the mask removes out of the network, instead of enforcing the
                 mask. The results agree within float error, and stored states have their full shapes in both cases.
@@ -346,7 +347,7 @@ class Lab:
     def training_nothing(self) -> Iterator[NoTraining]:
         """Within a ``with`` block, raise `NotStoredError` instead of training a segment whose result is not stored.
 
-        This includes weights that were left out of a bundle. The ledger of the lab does not count these requests.
+        A request for weights that a bundle left out raises it too. The ledger of the lab does not count these requests.
         """
         with self._guard:
             before, nothing = (self._runner, self.ledger, self.store.retrain), NoTraining()
@@ -599,7 +600,7 @@ class Lab:
         return futures
 
     def _remake_by_worker(self, digest: str, trajectory: str, step: int) -> None:
-        """Ask a worker to train a network again whose weights were left out of a bundle, and wait for it.
+        """Ask a worker to compute weights again that a bundle left out, and wait for the worker.
 
         Args:
             digest: digest of the missing weights.

@@ -1,8 +1,8 @@
 """Compute masks for a budget, for a measured latency or with a structure; store and reuse the results.
 
 Masks for estimated costs depend only on weights, scores, prices and the budget, so they are the same on every machine.
-Seconds differ from run to run. So the key of a measured latency contains no seconds, but the mask or network that was
-timed, and the cost model, which says which machine, batch size, threads and precision are timed.
+Seconds differ from run to run, so the key of a measured latency contains no seconds. It contains the mask or network
+that was timed, and the cost model, which names the machine, batch size, threads and precision.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
 
 def macs_by_layer(lab: Lab, task: Task) -> dict[str, tuple[int, int]]:
-    """Return for each linear and convolution layer the MACs per weight and example, and the number of weights."""
+    """Return, for each linear and convolution layer, the MACs per weight and example, and the number of weights."""
 
     def count() -> dict[str, Any]:
         model = lab.model(task)
@@ -65,7 +65,7 @@ def macs_by_layer(lab: Lab, task: Task) -> dict[str, tuple[int, int]]:
 
 
 def store_costs(lab: Lab, task: Task, costs: CostModel, names: Iterable[str]) -> None:
-    """Store a cost model under its digest; `CostError` if a parameter in `names` is missing or has another size."""
+    """Store `costs` under its digest; `CostError` if a parameter in `names` is missing there or has another size."""
     model = lab.model(task)
     sizes = {name: value.numel() for name, value in scope_of(model).parameters(model).items()}
     for name in names:
@@ -75,7 +75,7 @@ def store_costs(lab: Lab, task: Task, costs: CostModel, names: Iterable[str]) ->
 
 
 def load_prices(lab: Lab, task: Task, names: Iterable[str], terms: str) -> Prices:
-    """Return the stored cost model that `terms` (see `Budget.terms`) names; without one, the MACs of each weight."""
+    """Return the stored cost model that `terms` (see `Budget.terms`) names; if none is named, the MACs per weight."""
     _, by_costs, digest = terms.partition(":")
     if not by_costs:
         return macs_per_weight(lab, task, names)
@@ -95,7 +95,7 @@ def is_met_by_timing(terms: str) -> bool:
 def prune_to_share(
     lab: Lab, task: Task, prices: Prices, terms: str, share: float, prune: Callable[[float], Mask]
 ) -> Mask:
-    """Return the mask that meets a budget, by estimated costs or by timing.
+    """Return the mask that meets the budget `share`, a share of the dense costs, by estimated costs or by timing.
 
     Args:
         terms: the quantity that the budget limits, and whether masks are timed, see `Budget.terms`.
@@ -109,7 +109,7 @@ def prune_to_share(
 
 
 def remaining_share(lab: Lab, task: Task, kept: Mapping[str, int], terms: str) -> float:
-    """Return the cost (see `Budget.terms`) of a network with `kept` weights per parameter, relative to dense."""
+    """Return the cost of a network, as a share of the dense cost, if each parameter retains `kept` weights."""
     prices = load_prices(lab, task, kept, terms)
     if isinstance(prices, CostModel):
         layers = ((layer, kept.get(name, layer.weights)) for name, layer in prices.layers.items())
@@ -232,13 +232,13 @@ def check_measurable_here(costs: CostModel) -> None:
 
 
 def check_new_costs(lab: Lab, costs: CostModel) -> None:
-    """Call `check_measurable_here` for new costs; results with stored costs can be read on any machine."""
+    """Call `check_measurable_here` if `costs` are not stored; results for stored costs can be read on any machine."""
     if lab.store.memo("costs", costs.digest) is None:
         check_measurable_here(costs)
 
 
 def measure_masked_latency(lab: Lab, task: Task, mask: Mask, costs: CostModel) -> RelativeLatency:
-    """Return the latency of the masked network, timed again, as a share of the dense network's latency."""
+    """Return the stored or measured latency of the masked network, as a share of the dense network's latency."""
     described = {"task": dict(task.key()), "mask": mask.digest, "costs": costs.digest}
 
     def measure() -> Interval:
@@ -262,7 +262,7 @@ def measure_dense_latency(lab: Lab, rival: Task, task: Task, costs: CostModel) -
 def prune_to_latency(lab: Lab, task: Task, costs: CostModel, share: float, prune: Callable[[float], Mask]) -> Mask:
     """Prune to several densities, time each mask, and return the mask whose latency is nearest to the aim `share`.
 
-    Latencies are shares of the dense network's latency; `prune` returns the mask for an estimated latency.
+    Latencies are shares of the dense network's latency. `prune` returns the mask for an estimated latency.
     """
     from ticketry.budgets.latency import meet_share
 
@@ -308,7 +308,7 @@ def fill_zero_parameters(model: nn.Module) -> nn.Module:
 
 
 def structured_mask(lab: Lab, task: Task, found: Result, mask: str, by: Structuring, seeds: Seeds) -> str:
-    """Derive a structured mask from a mask and the weights `found`, store it, and return its digest."""
+    """Derive a structured mask from the mask `mask` and the weights of `found`, store it, and return its digest."""
     sample = Sample(seed=seeds.mask) if channel_score_needs_data(by) else None
 
     def compute_mask() -> Mask:

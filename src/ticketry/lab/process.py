@@ -2,8 +2,8 @@
 
 In a command, or in a call of a lab, the first signal raises `Stopped` in the main thread. During a training
 (`defer_signals`) the signal is only recorded; the training stores its state between two steps, then stops. Worker
-processes do the same (`record_signals`). Signals that are ignored (nohup) or have a handler of the caller's stay as
-they are.
+processes do the same (`record_signals`). Signals that the process ignores (nohup), or for which the caller has set a
+handler, are handled as before.
 """
 
 from __future__ import annotations
@@ -184,7 +184,8 @@ def record_signals() -> Iterator[StopRequest]:
 def block_signals() -> Iterator[None]:
     """Within a ``with`` block, block signals, also in processes that are started in the block.
 
-    Otherwise a signal to the process group would end a starting process; it calls `unblock_signals` when it is ready.
+    Otherwise a signal to the process group would end a process that is still starting. Such a process calls
+    `unblock_signals` when it is ready.
     """
     if not hasattr(signal, "pthread_sigmask"):
         yield
@@ -205,7 +206,7 @@ def unblock_signals(*numbers: int) -> None:
 
 
 def ignore_signals_as_reader() -> None:
-    """Ignore signals in a data-loading process, which the training process handles; end 10 seconds after SIGTERM."""
+    """Ignore signals in a data-loading process, as the training process handles them; end 10 seconds after SIGTERM."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     if hasattr(signal, "alarm"):
@@ -273,8 +274,8 @@ def keep_freed_memory() -> bool:
 def give_back_freed_memory() -> bool:
     """Tell glibc to return every block of 1 MiB or more to the system once it is freed; return whether that worked.
 
-    By default glibc places ever larger blocks in its heap, where long-lived tensors fragment the free space: a process
-    with half of a sharded network held 2.3 GB instead of 1 GB.
+    By default glibc places ever larger blocks in its heap, where long-lived tensors fragment the free space. For
+    example, a process with half of a sharded network held 2.3 GB instead of 1 GB.
     """
     return _set_malloc({_MMAP_THRESHOLD: _LARGE, _TRIM_THRESHOLD: _LEFT})
 
@@ -293,7 +294,7 @@ def _set_malloc(options: Mapping[int, int]) -> bool:
 
 
 def describe_machine() -> dict[str, Any]:
-    """Return the software versions and the machine for a stored record. Keys of results do not contain them."""
+    """Return the software versions and the machine for a stored record; the keys of results contain neither."""
     import torch
 
     return {

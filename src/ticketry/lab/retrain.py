@@ -34,12 +34,12 @@ def retraining(
     - ``continue``: the weights of step k, steps k..T of the schedule (Frankle et al. 2019, rewinding);
     - ``restart``: the weights of step k, the whole schedule again (the code of Savarese et al. 2020, Chen et al. 2022);
     - ``rewind_lr``: the final weights, steps k..T of the schedule (Renda et al. 2020, learning-rate rewinding);
-    - ``finetune``: the final weights at the schedule's last learning rate, for T - k steps (T where k = T);
+    - ``finetune``: the final weights at the schedule's last learning rate, for T - k steps (T steps if k = T);
     - ``none``: the final weights, measured without further training;
-    - ``gradual``: the weights and the optimiser's state of step k, steps k..T: training continues unchanged except for
-      the mask (Zhu & Gupta 2017). Only gradual pruning uses this value;
-    - ``dynamic``: the weights of step k = 0, steps 0..T, with a constant mask: a comparison for a network whose mask
-      changes during training (Evci et al. 2020, static). Only searches with changing masks use this value.
+    - ``gradual``: the weights and the optimiser's state of step k, steps k..T, so that only the mask changes
+      (Zhu & Gupta 2017). Only gradual pruning uses this value;
+    - ``dynamic``: the weights of step k = 0, steps 0..T, with a constant mask, for comparison with a network whose
+      mask changes during training (Evci et al. 2020, static). Only searches with changing masks use this value.
 
     Args:
         mask: the ticket's mask; None if one of `variants` enforces the mask.

@@ -65,7 +65,7 @@ class Ledger:
         return len(set(self.keys))
 
     def copy(self) -> Ledger:
-        """Return a copy, which does not change when the lab works on."""
+        """Return a copy that later work of the lab does not change."""
         return replace(self, keys=list(self.keys))
 
     def since(self, before: Ledger) -> Ledger:
@@ -84,7 +84,7 @@ class Ledger:
 
 @dataclass(frozen=True)
 class SeenExamples:
-    """Holds the numbers of training examples that a pruning score uses."""
+    """Holds the numbers of training examples that a pruning score uses, to compute the score's FLOPs."""
 
     score: str
     """Name of the score; empty for a function without a name."""
@@ -122,7 +122,7 @@ class MaskCosts:
         self._made: dict[str, MaskCost] = {}
 
     def add(self, mask: str, making: MaskCost) -> None:
-        """Record the cost `making` of the mask with the digest `mask`; of several costs, the highest counts."""
+        """Record the cost `making` of the mask with the digest `mask`; keep the higher cost if there is one already."""
         with self._lock:
             self._made[mask] = max(self._made.get(mask, making), making, key=_cost_sort_key)
 
@@ -141,7 +141,7 @@ def _cost_sort_key(making: MaskCost) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Phases:
-    """Lists all work that led to a network; a training that several networks share counts in full for each of them."""
+    """Lists the work that led to a network, in phases; a training that several networks share counts in full."""
 
     dense: tuple[Result, ...] = ()
     """Trainings of the unchanged dense network."""
@@ -227,7 +227,7 @@ def _split_phases(needed: Sequence[Result], found: Found | None) -> Phases:
 
 
 def _longest_parts(trainings: Iterable[Result]) -> tuple[Result, ...]:
-    """Return the results without those of segments that are the beginning of a longer segment among them."""
+    """Return the longest of the `trainings` of each trajectory; shorter trainings are its beginning."""
     longest: dict[str, Result] = {}
     for each in trainings:
         known = longest.get(each.segment.trajectory)

@@ -39,7 +39,7 @@ def step_flops(lab: Lab, segment: Segment) -> tuple[float, float]:
     """Return the FLOPs of a training step (forward and backward) of the dense network, and of the masked network.
 
     FLOPs are counted on two examples and scaled to the batch, once for all masks of a network. For a task with a
-    user-defined way of training they are counted on a whole batch.
+    user-defined way of training, FLOPs are counted on a whole batch.
     """
     examples = min(segment.recipe.batch, lab.sizes(segment.task)["train"])
     whole = {} if _is_proportional(segment.task) else {"batch": examples}
@@ -84,8 +84,9 @@ def step_memory(lab: Lab, segment: Segment) -> int:
 def scoring_flops(lab: Lab, task: Task, score: str, first: int, others: int = 0) -> float:
     """Return the FLOPs of computing a pruning score of a task's network once; removed weights count too.
 
-    FLOPs are counted on a few examples and scaled: to `first` examples in the first batch, which is the only batch for
-    some scores (SynFlow), and to `others`. A score of channels costs as much as the score of weights behind it.
+    FLOPs are counted on a few examples and scaled to `first` examples in the first batch and `others` in later batches.
+    Some scores (SynFlow) use the first batch only. A score of channels costs as much as the score of single weights
+    from which it is computed.
     """
     plain = split_control(score)[1]
     if plain not in SCORES:
@@ -196,9 +197,10 @@ class Costs:
 
 
 def dense_gradient_flops(dense: float, flops: float) -> float:
-    """Return the FLOPs of a step in which removed weights get gradients too: (2 sparse + dense) / 3.
+    """Return the FLOPs of a sparse step in which removed weights get gradients too: (2 `flops` + `dense`) / 3.
 
-    Only the gradients of the weights are dense (Evci et al. 2020, appendix H); `flops` are those of the sparse step.
+    `dense` and `flops` are the FLOPs of the dense and of the sparse step. Only the gradients of the weights are dense
+    (Evci et al. 2020, appendix H).
     """
     return (2 * flops + dense) / 3
 
@@ -223,7 +225,7 @@ def _is_proportional(task: Task) -> bool:
 
 
 def _build_loop(lab: Lab, segment: Segment, examples: int) -> Loop:
-    """Build a training loop like that of `segment`, for measurements: on the first `examples`, with new weights."""
+    """Build a training loop for measuring the steps of `segment`, with new weights and `examples` training examples."""
     course = lab.course(segment.task).few(examples)
     plain = replace(
         segment,

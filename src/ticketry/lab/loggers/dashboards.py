@@ -56,7 +56,7 @@ class Logger(Protocol):
     """
 
     def start(self, run: Logged) -> bool:
-        """Start a run and return True; return False, to get no more reports, if the dashboard has the finished run."""
+        """Start a run and return True; if the dashboard has the finished run, return False to get no more reports."""
 
     def metrics(self, run: Logged, values: Mapping[str, float], step: int) -> None:
         """Log numbers for a step, which is the iteration of a training or the level of a search; steps increase."""
@@ -127,7 +127,7 @@ class _Listener:
 
 
 class Dashboards:
-    """Reports trainings to every logger (object, name in `LOGGERS`, or module:object; not ``none``) of a lab."""
+    """Reports trainings to a lab's loggers: objects, names in `LOGGERS` (except ``none``), or texts module:object."""
 
     def __init__(self, loggers: Sequence[str | Logger], store: Path) -> None:
         created = [_create_listener(one, store) for one in dict.fromkeys(loggers) if one != NONE]
@@ -154,7 +154,7 @@ class Dashboards:
         values: Mapping[str, float] | None = None,
         artifacts: Sequence[tuple[Path, str]] = (),
     ) -> None:
-        """Report the losses and the final metrics of a finished training; do nothing if the group has it already.
+        """Report the losses and the final metrics of a finished training; do nothing if it was reported before.
 
         Args:
             name: name of the training; the key is added if another training of the group has this name.
@@ -186,7 +186,8 @@ class Dashboards:
     def reporting(self, name: str, kind: str, config: Mapping[str, Any], *, by_label: bool) -> Iterator[Logged]:
         """Within a ``with`` block, report a search or verification.
 
-        Trainings in the block belong to its group. If not `by_label`, the block must report them by `report_training`.
+        Trainings in the block belong to the group `name`. If `by_label`, the lab reports them under their labels. If
+        not, the block must report them by `report_training`.
         """
         run, before = Logged(name, name, kind, config), self.group
         self.group = name if by_label else ""
@@ -228,8 +229,8 @@ class Dashboards:
     def _unique_name(self, group: str, name: str, key: str) -> str:
         """Return a name that is unique in its group; an empty text if the training was reported before.
 
-        The key is added if another training has the name, and always outside of a search, since names that earlier
-        processes have used are not known.
+        `key` is added to `name` if another training has the name. Outside of a search `key` is always added, because
+        the names that earlier processes used are unknown.
         """
         known = f"{name} {key[:8]}"
         with self._guard:
@@ -245,7 +246,7 @@ class Dashboards:
         self._enqueue(run, lambda logger: logger.finish(run, failed=failed))
 
     def _enqueue(self, run: Logged, call: _Call | None) -> None:
-        """Put a call into the queue, which the thread makes for every logger; None means the start of the run."""
+        """Queue `call`, which the thread makes for every logger; if `call` is None, the thread starts the run."""
         if not self:
             return
         with self._guard:
@@ -269,7 +270,7 @@ class Dashboards:
 
     @staticmethod
     def _call_logger(one: _Listener, call: _Call) -> Any:
-        """Call a logger and return its answer; return None if it has failed before, or fails now, which is logged."""
+        """Call a logger and return its answer; return None if it failed before or fails now, and log a new failure."""
         if one.failed:
             return None
         try:
@@ -291,7 +292,7 @@ def _start_run(run: Logged, logger: Logger) -> bool:
 
 
 def _create_listener(logger: str | Logger, store: Path) -> _Listener | None:
-    """Create a logger; return None if its library raises an error, which is logged."""
+    """Create a logger; if its library raises an error, log the error and return None."""
     if isinstance(logger, str):
         make = LOGGERS.get(logger)
         try:

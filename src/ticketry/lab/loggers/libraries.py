@@ -194,7 +194,7 @@ class MLflow:
         self._experiment = known.experiment_id if known else self._client.create_experiment(name)
 
     def _create(self, run: Logged) -> str:
-        """Create a run in MLflow, nested in the run of its search, log the settings, and return MLflow's id."""
+        """Create a run in MLflow inside the run of its search, log its settings, and return MLflow's id of the run."""
         from mlflow.entities import Param
 
         tags = {_MLFLOW_ID: run.id, "ticketry.group": run.group, "ticketry.kind": run.kind}

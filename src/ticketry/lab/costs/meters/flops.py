@@ -188,7 +188,7 @@ _RECURRENT = {
 
 
 class _WeightNames:
-    """Finds the name of a weight from the memory address of a tensor: the weight, a view, or a registered copy."""
+    """Finds the name of a weight, given the weight, a view or a registered copy, by comparing memory addresses."""
 
     def __init__(self) -> None:
         self._ranges: dict[int, list[tuple[int, int, str, bool]]] = {}
@@ -205,7 +205,7 @@ class _WeightNames:
         self._ranges.setdefault(_memory_address(tensor), []).append((start, start + tensor.numel(), name, trained))
 
     def find(self, tensor: Tensor) -> tuple[str, bool] | None:
-        """Return the name of the weight in whose memory `tensor` begins, and whether it is trained; else None."""
+        """Return the name of the weight whose memory `tensor` uses, and whether the weight is trained; else None."""
         at = int(tensor.storage_offset())
         for start, stop, name, trained in self._ranges.get(_memory_address(tensor), []):
             if start <= at < stop:

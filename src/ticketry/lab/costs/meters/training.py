@@ -102,7 +102,7 @@ Energies = EnergyMeter | EnergyEstimate
 
 
 def open_energy_meter(kind: str = "meter", powercap: Path = POWERCAP) -> Energies:
-    """Return a meter; with the kind ``estimate``, codecarbon's estimate on a machine without a meter."""
+    """Return the machine's energy meter; if it has none and `kind` is ``estimate``, return an `EnergyEstimate`."""
     if kind not in ("meter", "estimate"):
         raise UsageError(f"energy must be meter or estimate, got {kind!r}")
     meter = EnergyMeter(powercap)
@@ -158,7 +158,7 @@ class Cost:
     seconds: float
     """Wall time of the training."""
     peak_memory: int | None
-    """Peak bytes of tensors on the GPU; on a CPU, of the process since its start; None if unknown."""
+    """Peak bytes of tensors on the GPU, or on a CPU the peak bytes of the process since its start; None if unknown."""
     energy: float | None
     """Energy that the whole machine used, in kWh; None if it was not measured."""
     energy_source: str
@@ -211,7 +211,7 @@ class Meter:
         self._cost: Cost | None = None
 
     def step(self, flops: float | None = None) -> None:
-        """Count a training step; `flops` are its FLOPs, by default those of the step given to the meter."""
+        """Count a training step with `flops` FLOPs, by default the FLOPs of the `step` that was given to `Meter`."""
         flops = self._flops if flops is None else flops
         self._steps += 1
         self._unknown += flops is None
