@@ -1,1 +1,1 @@
-"""Experiments, from Python and the command line: search, verify, stability, bench, structure, campaigns."""
+"""Run experiments from Python or the command line: search, verify, stability, bench, structure, campaigns."""

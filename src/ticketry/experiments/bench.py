@@ -63,9 +63,9 @@ def bench(
     """Time a ticket side by side with dense engines, as ``ticketry bench`` does.
 
     Args:
-        what: folder of a ticket, a ticket of a run, or a loaded `Ticket` (its folder is read again); or a model file.
-        ticket: the ticket that a model file was compiled from; the dense engines run the ticket's model.
-        store: a store; if the ticket belongs to one of its runs, the store keeps the record for its reports.
+        what: a ticket to time (its folder, a ticket of a run, or a loaded `Ticket`), or a model file.
+        ticket: for a model file, the ticket that it was compiled from; the dense engines run the ticket's model.
+        store: the store; it keeps the record if the ticket belongs to a run of this store.
         options: the fields of `BenchOptions` (``batch``, ``against``, ``densities`` …) and of `ModelOptions`.
 
     Raises:
@@ -96,7 +96,7 @@ def bench_ticket(
     say: Say = lambda _: None,
     command: str = "",
 ) -> BenchRecord | CurveRecord:
-    """Time a ticket, a model file, or a ticket's network under synthetic masks, and return the record: see `bench`."""
+    """Time a ticket, a model file, or a ticket's network under synthetic masks; return the record. See `bench`."""
     file = what if what.is_file() else None
     if file and ticket is None:
         raise UsageError(f"dense engines need the model of {file}: name its ticket with --ticket")
@@ -125,7 +125,7 @@ def list_run_tickets(run: Path, replicates: int) -> list[Path]:
 
 
 def _parse_ticket_name(ticket: Path) -> tuple[int, int]:
-    """Return (level, replicate) from the folder name of a run's ticket."""
+    """Return the level and the replicate that the folder name of a run's ticket contains."""
     found = re.fullmatch(r"replicate-(\d+)-level-(\d+)", ticket.name)
     if found is None:
         raise UsageError(f"{ticket} is not a ticket of a run")
@@ -147,7 +147,7 @@ def execute_bench(
 
     Args:
         file: a model file to time, instead of compiling the ticket.
-        store: a store; if the ticket belongs to one of its runs, the record is kept in the store's folder `evidence`.
+        store: the store; its folder `evidence` gets the record if the ticket belongs to a run of this store.
     """
     dense = rivals(options.against or None)
     say(f"compiling {source.path.name}")
@@ -226,7 +226,7 @@ def _prefix_with_batch(batch: int, say: Say) -> Say:
 
 
 def _tune_if_requested(fast: Compiled, case: Case, options: BenchOptions) -> Compiled:
-    """Choose the compiled model's fastest plan for the batch if tuning was requested; return the compiled model."""
+    """Return the compiled model, with its fastest plan for this batch if `options` request tuning."""
     return fast.tune(*case.args, **case.kwargs) if options.tune else fast
 
 
@@ -252,7 +252,7 @@ def shrunk_model(source: TicketModel) -> nn.Module | None:
 
 
 def _common_fields(source: TicketModel, options: BenchOptions, store: Path | None, command: str) -> dict[str, Any]:
-    """Return the fields that records of engines and of density sweeps share."""
+    """Return the fields that `BenchRecord` and `CurveRecord` have in common."""
     return {
         **source.describe(),
         "name": "",
@@ -266,7 +266,7 @@ def _common_fields(source: TicketModel, options: BenchOptions, store: Path | Non
 
 
 def _store_record(record: S, store: Path | None, options: BenchOptions, file: Path | None = None) -> S:
-    """Return the record with a name made from a digest of its request; store it if its ticket is of a stored run."""
+    """Return the record, named by a digest of its request; store the record if its ticket belongs to a stored run."""
     values = as_json(record)
     request = {name: values.get(name) for name in ("kind", "ticket", "weights")}
     request |= {one.name: getattr(options, one.name) for one in fields(BenchOptions)}
@@ -294,11 +294,11 @@ def time_densities(
     on_cores: Sequence[int] | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> TimeCurve:
-    """Time the model under masks of all densities, and the unpruned model in dense engines, in the same rounds.
+    """Time the compiled model at each density, and the unpruned model in dense engines, taking turns.
 
     Args:
-        case: the unpruned model with its inputs; dense engines run only this one, since zeros do not speed them up.
-        compile_case: function that compiles a case whose model has zeros for pruned weights.
+        case: the unpruned model with its inputs; dense engines run only this model, since zeros do not speed them up.
+        compile_case: function that compiles the model of a case, in which pruned weights are zero.
         required: names of dense engines that must be available.
     """
     pattern = Pattern.parse(pattern) if isinstance(pattern, str) else pattern
@@ -336,9 +336,9 @@ def time_densities(
 
 
 def break_even(points: Sequence[CurvePoint]) -> float | None:
-    """Return the largest density up to which all `points` are at least as fast as the fastest dense engine, or None.
+    """Return the largest density up to which no point is slower than the fastest dense engine; None if all are slower.
 
-    The points are sorted by density, the densest first.
+    The `points` are sorted by density, the densest first.
     """
     found = None
     for point in reversed(points):
@@ -355,7 +355,7 @@ STEPS = {CHANNELS_STEP: CHANNELS, WEIGHTS_STEP: AUTO}
 
 @dataclass(frozen=True)
 class SpeedupRow:
-    """A row of the table: one way to run the model."""
+    """A row of a `Speedup` table: the timing of one engine or pruning step."""
 
     name: str
     seconds: float | None
@@ -371,7 +371,7 @@ class SpeedupRow:
 
 @dataclass(frozen=True)
 class Speedup:
-    """A table of timings at one batch size."""
+    """A table that compares engines and pruning steps at one batch size."""
 
     batch: int
     rows: tuple[SpeedupRow, ...]
@@ -410,11 +410,11 @@ def load_model(named: str) -> tuple[nn.Module, Any]:
 def speedups(
     model: nn.Module, example_inputs: Any, options: SpeedupOptions, *, say: Say = lambda _: None
 ) -> Iterator[Speedup]:
-    """Compare the speed of a model without training it; yield a table for each batch size.
+    """Prune a model in steps without training it, time each step, and yield a table for each batch size.
 
     Args:
         model: model in evaluation mode; its weights are not changed.
-        example_inputs: inputs of one call, from which batches are built.
+        example_inputs: inputs of one call of the model; they are repeated or cut to each batch size.
     """
     for batch in options.batch:
         inputs = at_batch(example_inputs, batch)
@@ -437,8 +437,8 @@ def task_speedups(
     """Train a task's network, prune it, and train it again with each mask; yield a table for each batch size.
 
     Args:
-        task: the task; with each mask, training starts from the trained weights and repeats the whole schedule.
-        recipe: recipe of all trainings; by default the task's own.
+        task: the task; each pruned network starts from the trained weights and is trained for the whole schedule.
+        recipe: recipe of all trainings; by default the task's recipe.
     """
     metric, recipe = task.metric.name, recipe or task.recipe
     with Lab(store, workers=workers, data=data) as lab:
@@ -488,7 +488,7 @@ def _choose_masks(
 
 
 def _time_steps(model: nn.Module, inputs: Any, masks: Mapping[str, Mask], options: SpeedupOptions, say: Say) -> Timed:
-    """Check that dense engines and all steps give equal outputs, then time them in turns."""
+    """Check that dense engines and pruned models give the outputs of eager mode, then time all of them in turns."""
 
     def compiled(mask: Mask | None) -> Callable[[Case], Any]:
         return lambda case: compile(case.model, mask, case.kwargs or case.args, threads=options.threads)
@@ -537,7 +537,7 @@ def _build_table(
 
 @contextmanager
 def _collect_budget_warnings() -> Iterator[list[str]]:
-    """Yield a list that contains, after the `with` block, the block's warnings about budgets."""
+    """Collect warnings about budgets during a `with` block; they are in the yielded list when the block ends."""
     found: list[str] = []
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

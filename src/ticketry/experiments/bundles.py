@@ -19,7 +19,7 @@ from ticketry.records.run import read_run
 
 @dataclass(frozen=True)
 class Packed:
-    """Describes a written bundle.
+    """Path, size and contents of a bundle that `pack` has written.
 
     Examples:
         >>> run = tk.run("iterative", levels=2, replicates=1, controls=(), recipe={"length": "20it"}, workers=0)
@@ -42,7 +42,7 @@ class Packed:
     """Whether the bundle contains masks and the results of networks trained with masks."""
 
     def as_json(self) -> dict[str, Any]:
-        """Return the description of the bundle as JSON values."""
+        """Return the fields as JSON values."""
         return {**vars(self), "path": str(self.path)}
 
 
@@ -59,8 +59,8 @@ def pack(
     Args:
         runs: names of runs; the name of a campaign with its scale (``stabilizing-cpu``) stands for all of its runs; by
             default, everything in the store is packed.
-        path: the file.
-        store: the store.
+        path: the bundle to write.
+        store: folder of the store.
         weights: whether to pack the weights. Without them, a mask takes one bit per weight, and dense weights are
             trained again when a search needs them.
         masks: whether to pack the masks. Without them, the other store still has all verdicts, tables, reports and

@@ -1,4 +1,4 @@
-"""Decode settings: command-line words, keyword arguments and TOML tables become the fields of dataclasses.
+"""Convert command-line words, keyword arguments and TOML tables to the fields of dataclasses.
 
 All three sources use `decode_value`, so they accept the same values and report errors in the same words. The
 dataclasses themselves check the bounds of numbers (`ticketry.choices`). This module does not import torch.
@@ -24,11 +24,11 @@ from ticketry.lab.store.paths import local_folder
 def decode_settings(given: Mapping[str, Any], *kinds: type[Any], what: str) -> tuple[Any, ...]:
     """Return an instance of each dataclass in `kinds`, with the given values of its fields.
 
-    For a field that is a tuple, a list or a single value is converted to a tuple.
+    If a field is a tuple, its value may be given as a list or as a single value.
 
     Args:
-        given: values by name; a name may be a field of several of the classes.
-        what: what error messages complain about, such as ``run("iterative", …)`` or ``the run file run.toml``.
+        given: values by name; if several classes have a field of this name, each gets the value.
+        what: where the values come from, for error messages: ``run("iterative", …)`` or ``the run file run.toml``.
     """
     known = {field.name for kind in kinds for field in fields(kind) if field.init}
     check_names(given, known, what)
@@ -50,12 +50,12 @@ def check_names(given: Mapping[str, Any], known: set[str], what: str) -> None:
 
 
 def decode_value(name: str, value: Any, hint: Any, *, what: str = "", text: bool = False) -> Any:
-    """Convert a value to the type of its annotation.
+    """Convert the value of an option to the type `hint`, the annotation of the option's field.
 
     Args:
-        name: name of the option; densities may be percentages, and a store may be a URL.
+        name: name of the option; for a density, percentages are accepted, and for a store, URLs.
         value: value from Python or TOML; with `text` a word of the command line, or a list of words for a tuple.
-        what: what error messages complain about; with `text` the option's group, such as recipe in ``--recipe.lr``.
+        what: where the value comes from, for errors; with `text` the option's group, such as recipe in ``--recipe.lr``.
         text: whether the value comes from the command line, where numbers are written as text.
     """
     if name in SHARES:
@@ -81,7 +81,7 @@ def decode_value(name: str, value: Any, hint: Any, *, what: str = "", text: bool
 
 
 def find_choices(hint: Any) -> tuple[Any, ...]:
-    """Return the allowed values of an annotation that consists of `Literal`s and None; otherwise an empty tuple."""
+    """Return the values that an annotation of `Literal`s and None allows; for other annotations, an empty tuple."""
     found: list[Any] = []
     for kind in inner_types(hint):
         if get_origin(kind) is Literal:
@@ -114,7 +114,7 @@ def takes_several(hint: Any) -> bool:
 
 
 def _decode_fractions(name: str, value: Any) -> Any:
-    """Convert a density such as 10%, or a list of densities, to numbers; return values of other types unchanged."""
+    """Convert a density such as 10%, or each density of a list, to a number; return values of other types unchanged."""
     if isinstance(value, (list, tuple)):
         return tuple(_decode_fractions(name, one) for one in value)
     return parse_share_option(name, value) if isinstance(value, str | int | float) else value

@@ -1,4 +1,4 @@
-"""Options of commands and functions: where to train, what to time, which structure to use; imports no torch."""
+"""Define the options of commands and functions: where to train, what to time, which structure to use."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ USUAL_CONTROLS = ("random_reinit", "shuffled", "random_prune")
 
 @dataclass(frozen=True, kw_only=True)
 class LabOptions:
-    """Options of a lab: where and how it trains.
+    """Options of a lab (the object that trains networks): where and how it trains.
 
     Examples:
         >>> run = tk.run("iterative", levels=2, replicates=1, controls=(), recipe={"length": "20it"}, workers=0)
@@ -66,7 +66,7 @@ class LabOptions:
 
     @property
     def together(self) -> dict[str, Any]:
-        """Options of `Lab` for threads and devices of each training, and how devices share a training."""
+        """Arguments for `Lab`: threads and devices of each training, and how devices share a training."""
         return {name: getattr(self, name) for name in ("threads", "devices", "parallel", "norms")}
 
     def __post_init__(self) -> None:
@@ -79,7 +79,7 @@ class LabOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class SearchOptions(LabOptions):
-    """Options of a search on the command line and in run files, besides settings of the method and the recipe."""
+    """Options of a search, without the settings of its method and its recipe."""
 
     task: str = "digits"
     """Task: a name of `ticketry list tasks`; or your own as package.module:object."""
@@ -131,7 +131,7 @@ class SearchOptions(LabOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions:
-    """Options that say which weights and which task a ticket's model has."""
+    """Options for rebuilding the model of a ticket: which weights to load, and the task that defines the network."""
 
     weights: Literal["trained", "start"] = "trained"
     """trained, or start: the weights at the start of the ticket's training."""
@@ -145,7 +145,7 @@ class ModelOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class BenchOptions:
-    """Options of timing: which engines to time, and how."""
+    """Options of ``ticketry bench``: which engines to time, and how."""
 
     batch: tuple[int, ...] = (1, 8, 64)
     """Batch sizes."""
@@ -182,7 +182,7 @@ class BenchOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class SpeedupOptions:
-    """Options of the speed comparison."""
+    """Options for comparing the speed of a model at several pruning steps."""
 
     batch: tuple[int, ...] = (1, 16)
     """Batch sizes; each has its own table."""
@@ -236,7 +236,7 @@ class StructureOptions:
         check_storable_numbers(self)
 
     def to_structuring(self, kind: str) -> Structuring:
-        """Return the structure of this `kind` with these options; raise `UsageError` for an option of another kind."""
+        """Return the structure `kind` with these options; raise `UsageError` if an option does not apply to it."""
         own = {field.name for field in fields(Structuring)}
         return Structuring(kind=kind, **{name: value for name, value in vars(self).items() if name in own})
 
@@ -245,7 +245,7 @@ class StructureOptions:
 def open_lab(options: LabOptions, task: Task | None, on_event: OnEvent | None = None) -> Iterator[Lab]:
     """Open a lab with these options during a `with` block.
 
-    A task that was given as an object, not by name, is trained in this process.
+    If `task` is an object that cannot be built from a name, the lab trains in this process.
     """
     for package in ("scipy", "matplotlib"):
         needs(package, "lab", "a command that trains and judges")
@@ -293,7 +293,7 @@ def open_lab(options: LabOptions, task: Task | None, on_event: OnEvent | None = 
 
 
 def ticket_path(named: str | PathLike[str] | Ticket) -> Path:
-    """Return the folder of a ticket that is given by its path or as a loaded ticket."""
+    """Return the folder of a ticket, which may be given as a path or as a loaded ticket."""
     from ticketry.core.ticket.ticket import Ticket
 
     if isinstance(named, str | PathLike):

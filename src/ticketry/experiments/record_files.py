@@ -35,7 +35,7 @@ _log = logging.getLogger(__name__)
 
 
 def normalise_record(record: R) -> R:
-    """Return a record as reading its file would give it: validated, with values that went through JSON."""
+    """Return the record as if it were written to a file and read again: validated, and with values that JSON has."""
     values = json.loads(json.dumps(as_json(record)))
     return read(type(record), values, what="record", advice="What was trained is in the store")
 
@@ -43,7 +43,7 @@ def normalise_record(record: R) -> R:
 def read_earlier_record(file: Path, kind: type[R]) -> R | None:
     """Return the record stored in `file`; None if the record is missing, damaged, or of another version.
 
-    A file that cannot be read raises `InaccessibleError`, since callers must not overwrite it.
+    Raise `InaccessibleError` if the file exists but cannot be opened, since callers must not overwrite this file.
     """
     try:
         found = read_sealed(file)
@@ -57,9 +57,9 @@ def read_earlier_record(file: Path, kind: type[R]) -> R | None:
 
 
 def write_record(file: Path, record: R, done: Ledger, *, unless_same: str) -> R:
-    """Write and return a record; but keep and return the earlier record if nothing new was trained.
+    """Write a record and return it; if nothing new was trained, keep and return the earlier record instead.
 
-    The earlier record is kept if also its field `unless_same` is equal, since it has the cost and date of the training.
+    The earlier record has the cost and date of the training. It is kept only if its field `unless_same` is equal.
     """
     record = normalise_record(record)
     earlier = read_earlier_record(file, type(record))
@@ -76,13 +76,13 @@ def write_record(file: Path, record: R, done: Ledger, *, unless_same: str) -> R:
 
 
 def describe_task(task: Task, lab: Lab | None, *, parameters: int, prunable: int) -> TaskTold:
-    """Return the description of a task for records; with a `lab`, a network without a name is named by its class."""
+    """Return the description of a task for records; with a `lab`, an unnamed network gets the name of its class."""
     name = task.key().get("model") or (type(lab.model(task)).__name__ if lab else "")
     return TaskTold(task.name, str(name), task.metric, parameters, prunable)
 
 
 def describe_environment(lab: Lab, arithmetic: Arithmetic, trained: Iterable[Result] = ()) -> dict[str, Any]:
-    """Return the environment of a record: the date, and everything apart from settings that affects its numbers."""
+    """Return the environment of a record: the date, and all that affects the record's numbers besides the settings."""
     used = sorted({each.segment.arithmetic.kernels for each in trained})
     return {
         **describe_machine(),
@@ -109,7 +109,7 @@ _DECIDING = ("device", "precision", "threads_per_segment", "devices", "norms", "
 
 
 def warn_of_other_arithmetic(file: Path, lab: Lab, task: Task) -> None:
-    """Warn if the run recorded in `file` was trained in another arithmetic, since its results will be replaced."""
+    """Warn that results will be replaced, if the run in `file` was trained with other precision, threads or kernels."""
     earlier = read_earlier_record(file, RunRecord)
     if earlier is None or not earlier.environment:
         return
@@ -127,7 +127,7 @@ def warn_of_other_arithmetic(file: Path, lab: Lab, task: Task) -> None:
 
 
 def is_trained_in(file: Path, unusual_words: Mapping[str, Any]) -> bool:
-    """Return whether the run recorded in `file` was trained with these non-default arithmetic choices."""
+    """Return whether the run recorded in `file` has `unusual_words` as its non-default choices of arithmetic."""
     earlier = read_earlier_record(file, RunRecord)
     found = earlier.environment if earlier else {}
     if found.get("norms") == "none":  # of a network without norms, for which the option has no effect
@@ -142,7 +142,7 @@ def current_time() -> str:
 
 
 def find_run_folder(named: Path, store: Path) -> Path | None:
-    """Return the folder of a run, given by path or by its name in the store; None for any other path."""
+    """Return the folder of a run that `named` gives as a path or as a name in the store; None if it is no run."""
     if _is_record(named / "run.json"):
         return named
     name = str(named)

@@ -63,7 +63,7 @@ TOLERANCE = 0.02
 
 @dataclass(frozen=True)
 class SearchRequest:
-    """A requested search, with everything that a run file describes."""
+    """A requested search: method, task, settings, recipe, replicates, seeds, controls and arithmetic."""
 
     method: Method
     task: Task
@@ -110,18 +110,18 @@ class SearchRequest:
         )
 
     def with_stored_name(self, paths: Paths) -> SearchRequest:
-        """Return the request with its name in a store; runs of older versions have names without the arithmetic."""
+        """Return the request with the name of its run in a store; older versions used names without the arithmetic."""
         if not self.arithmetic or self.label or self.stored_name:
             return self
         plain = replace(self, arithmetic={})
         return plain if is_trained_in(paths.run(plain.name) / "run.json", self.arithmetic) else self
 
     def controls_for(self, level: int | None, density: float) -> tuple[str, ...]:
-        """Return the controls of a ticket.
+        """Return the names of the controls to train for a ticket.
 
         Args:
-            level: level of the ticket; used if densities are planned, since a structure may change the actual density.
-            density: density of the ticket; used if densities are known only after the search.
+            level: level of the ticket; if the level has a planned density, this density decides.
+            density: actual density of the ticket; it decides if no density is planned.
         """
         asked, planned = self.control_densities, self.planned_densities
         if not asked:
@@ -134,7 +134,7 @@ class SearchRequest:
         return self.controls if beside else ()
 
     def task_of(self, replicate: int) -> Task:
-        """Return the task of a replicate, which may have its own split of the data."""
+        """Return the task of a replicate; some tasks split the data differently in each replicate."""
         return catalogue.of_replicate(self.task, replicate)
 
     def count_controls(self, ticket: Training) -> int:
@@ -145,17 +145,17 @@ class SearchRequest:
 
     @cached_property
     def plan(self) -> list[Training]:
-        """Planned trainings of a replicate, without dense network and controls; empty if the method has no plan."""
+        """Planned trainings of one replicate, without dense network and controls; empty if the method has no plan."""
         return self.method.plan(self.settings) if self.method.plan else []
 
     @cached_property
     def tickets(self) -> list[Training]:
-        """The tickets in the plan, by level."""
+        """Planned trainings that produce tickets, sorted by level."""
         return ticket_trainings(self.plan)
 
     @property
     def planned_densities(self) -> dict[float, int]:
-        """Level of each planned density, for tickets whose density is known before the search."""
+        """Level of each planned density; empty if densities are not known before the search."""
         return {one.density: one.level for one in self.tickets if one.density is not None}
 
     @property
@@ -190,13 +190,13 @@ class SearchRequest:
 
     @property
     def title(self) -> str:
-        """Title of the alias if the settings are those of the alias; otherwise title of the method."""
+        """Title of the method, or of its alias if the settings are those of the alias."""
         holds = not self.method.alias or self.known_as == self.method.alias
         return self.method.title if holds else search.method(self.method.name).title
 
     @property
     def known_as(self) -> str:
-        """Alias of the method if the settings are those of the alias; otherwise name of the method."""
+        """Name of the method, or its alias if the settings are those of the alias."""
         return listed_name(self.method.name, self.method.alias, self.settings)
 
     def with_new_name(self, paths: Paths) -> SearchRequest:
@@ -218,7 +218,7 @@ class SearchRequest:
 
     @property
     def non_default_score(self) -> str:
-        """Score in the settings; empty if the method has no score, or if it is the default score."""
+        """Score in the settings; empty for the default score, or if the method has no score."""
         score = getattr(self.settings, "score", None)
         kind = search.method(self.method.name).Settings if self.method.alias else self.settings
         usual = {each.name: each.default for each in fields(kind)}.get("score")
@@ -244,7 +244,7 @@ class SearchRequest:
             )
 
     def identity(self) -> dict[str, Any]:
-        """Return the values whose digest is part of the run's name: the description, with settings in format 1."""
+        """Return the values from which the digest in the run's name is computed; settings are in format 1."""
         values = (
             self.settings.values_for_run_name()
             if hasattr(self.settings, "values_for_run_name")
@@ -279,7 +279,7 @@ def _chosen_settings(settings: Any) -> dict[str, Any]:
 def with_measured_costs(
     request: SearchRequest, options: LabOptions, say: Callable[[str], None] = lambda _: None
 ) -> SearchRequest:
-    """Measure layer costs if the request's budget needs them; return the request with the file of costs."""
+    """Return the request; if its budget needs measured layer costs, measure them and enter the file of costs."""
     settings = request.settings
     if not (budget := budget_of(settings)) or not budget.needs_measurement:
         return request
@@ -296,7 +296,7 @@ def with_measured_costs(
 
 
 def level_for_density(density: float, planned: Mapping[float, int], what: str) -> int:
-    """Return the level whose planned density is near a requested density; raise `UsageError` if no density is."""
+    """Return the level whose planned density is nearly `density`; raise `UsageError` if there is none."""
     nearest = min(planned, key=lambda one: abs(one / density - 1), default=0.0)
     if _is_close(nearest, density):
         return planned[nearest]
@@ -343,10 +343,10 @@ def build_request(
 
     Args:
         model: network to use instead of the task's own; the task must be given by name.
-        controls: one or several controls; ``none`` or an empty sequence for no controls.
+        controls: name of a control, or several names; ``none`` or an empty sequence for no controls.
         control_densities: densities of the tickets that have controls; by default all tickets have controls.
-        seeds: seeds of the first replicate; one number sets all three.
-        recipe: a recipe, or changes of the task's recipe by name.
+        seeds: seeds of the first replicate; a number sets all three seeds.
+        recipe: a recipe, or the entries that differ from the task's recipe.
     """
     task = resolve_task(task, model)
     named = (controls,) if isinstance(controls, str) else tuple(controls)
@@ -368,12 +368,12 @@ def build_request(
 
 
 def resolve_method(method: str | Method) -> Method:
-    """Return the method with a name; return a method unchanged; raise `UsageError` for an unknown name."""
+    """Return the method that a name stands for, or `method` itself; raise `UsageError` for an unknown name."""
     return search.method(method) if isinstance(method, str) else method
 
 
 def resolve_task(task: str | Task, model: str | None = None) -> Task:
-    """Return the task with a name, with the network `model` if it is given; return a task unchanged."""
+    """Return the task that a name stands for, with the network `model` if it is given; or return `task` itself."""
     if model is None:
         return catalogue.resolve_task(task)
     if isinstance(task, str):

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
 @dataclass(repr=False)
 class Run:
-    """Holds the results of a finished search; a notebook shows them as a table.
+    """The results of a finished search; a notebook shows a `Run` as a table.
 
     Examples:
         >>> from ticketry.experiments.options import BenchOptions
@@ -88,7 +88,7 @@ class Run:
 
     @property
     def name(self) -> str:
-        """Name of the run: given by the user, or built from method, score, task and a digest of the request."""
+        """Name of the run: chosen by the user, or built from method, score, task and a digest of the request."""
         return self.record.name
 
     @property
@@ -121,12 +121,15 @@ class Run:
 
     @property
     def verdicts(self) -> tuple[LevelVerdict, ...]:
-        """Verdict of each level: tickets against dense network and controls, paired by replicate, Holm-corrected."""
+        """Verdict of each level: how its tickets compare with dense networks and controls of the same replicates.
+
+        P-values are corrected with Holm's method.
+        """
         return self.record.verdicts
 
     @property
     def costs(self) -> list[dict[str, Any]]:
-        """Cost of each ticket including its search, relative to the dense network: see `report.relative_costs`."""
+        """Cost of each ticket with its search, divided by the dense network's cost; see `report.relative_costs`."""
         return relative_costs(self.record)
 
     def best(
@@ -134,12 +137,13 @@ class Run:
     ) -> RunTicket:
         """Return the ticket that is best on the validation split, so that its test value is unbiased.
 
-        By default, choose from the sparsest level that looks like a winner; if no level does, from all tickets.
+        By default, choose from the sparsest level that looks like a winner. If no level looks like a winner, choose from
+        all tickets.
 
         Args:
             density: choose from the level with the nearest density.
-            time: choose from tickets with at most this measured latency, as a fraction (0.3 or 30%) of the base of the
-                run's budget, which is the compiled network without pruning by default.
+            time: choose from tickets with at most this latency, as a fraction (0.3 or 30%) of the latency that the
+            run's budget refers to. By default, this is the latency of the compiled network without pruning.
             flops: choose from tickets with at most this fraction of the dense network's MACs.
 
         Raises:
@@ -171,7 +175,7 @@ class Run:
         return to_frame(point_rows([Results(self.record)]))
 
     def report(self, path: str | Path | None = None) -> Path:
-        """Write the HTML report, with verification and timing, and return its path.
+        """Write the HTML report of the run, with verification and timing if there are any, and return its path.
 
         Args:
             path: the file; by default ``report.html`` in the run's folder.
@@ -191,12 +195,12 @@ class Run:
         on_event: OnEvent | None = None,
         on_interim: Callable[[Verdict], None] | None = None,
     ) -> VerifyRecord | None:
-        """Verify the sparsest ticket that looks like a winner, or its procedure, with fresh seeds; None if none does.
+        """Verify the sparsest ticket that looks like a winner, or the procedure that found it, with fresh seeds.
 
-        A run with a single level is always verified.
+        Return None if no ticket looks like a winner. A run with a single level is always verified.
 
         Args:
-            settings: settings; by default, to verify a ticket, with the run's controls and a small dense network.
+            settings: how to verify; by default, a ticket is compared with the run's controls and a small dense network.
             density: choose the level with the nearest density instead of the sparsest winner.
             on_event: called with each event of training.
             on_interim: called with the verdict of each interim analysis.
@@ -228,7 +232,9 @@ class Run:
         return self.verification
 
     def bench(self, options: BenchOptions | None = None, *, say: Say = lambda _: None) -> BenchRecord | None:
-        """Compile the sparsest ticket that looks like a winner, and time it beside dense engines; None if none does.
+        """Compile the sparsest ticket that looks like a winner, and time it beside dense engines.
+
+        Return None if no ticket looks like a winner.
 
         Args:
             options: what to time; by default the defaults of `BenchOptions`.
@@ -281,7 +287,7 @@ class Run:
         return [point for point in self.record.points if point.role == TICKET]
 
     def winner(self) -> Point | None:
-        """Return the record's row of the sparsest ticket that looks like a winner: see `verify.sparsest_winner`."""
+        """Return the row of the sparsest ticket that looks like a winner; see `verify.sparsest_winner`."""
         from ticketry.experiments.verify import sparsest_winner
 
         return sparsest_winner(self.record)
@@ -320,8 +326,8 @@ def run(
 ) -> Run:
     """Search for tickets, train their controls and judge them, as ``ticketry search`` does.
 
-    All trainings are stored: a repeated run takes them from the store, and an interrupted run continues where it
-    stopped.
+    All trainings are stored. A repeated run takes its trainings from the store, and an interrupted run continues where
+    it stopped.
 
     Args:
         method: a name from ``ticketry list methods``, or your own method: ``mine`` for mine.py in the current folder,
@@ -330,14 +336,13 @@ def run(
         model: name of another network, from ``ticketry list models``, for a task given by name; by default the task's
             own network.
         replicates: how many times to search, each time with other seeds.
-        controls: networks that should lose, trained beside each ticket; an empty list for no controls.
+        controls: names of networks that should lose, trained beside each ticket; an empty list for no controls.
         control_densities: train controls only beside tickets of these densities; other tickets are only compared with
             the dense network.
         seeds: seeds of the first replicate; each further replicate has the next seeds.
         recipe: how to train: a recipe, or the entries that differ from the task's own recipe.
         name: name of the run, for lists, figures and its folder; by default it is built from method, score and task.
-        verify: whether to verify the sparsest ticket that looks like a winner, or its procedure, with fresh seeds: see
-            `Run.verification`.
+        verify: whether to call `Run.verify` after the search; the result is `Run.verification`.
         options: the fields of the method's `Settings` (``density=0.05``, ``rewind="3%"``) and of `LabOptions`
             (``store``, ``data``, ``workers``, ``device`` …), ``energy`` (meter or estimate), and ``bench=True`` to
             time the sparsest ticket that looks like a winner.
@@ -413,7 +418,7 @@ RELATIVE_COSTS = ("time", "multiplications")
 
 @dataclass(frozen=True)
 class RunTicket:
-    """Describes a ticket that a run saved.
+    """A ticket that a run saved: its folder, density, metric and costs.
 
     Examples:
         >>> run = tk.run("iterative", levels=2, replicates=1, controls=(), recipe={"length": "20it"}, workers=0)
@@ -444,7 +449,7 @@ class RunTicket:
     """MACs relative to the dense network; None if the search counted no MACs."""
 
     def __fspath__(self) -> str:
-        """Return the path of the ticket's folder; raise `UsageError` if the ticket has no folder."""
+        """Return the path of the ticket's folder; raise `UsageError` if the ticket was saved without a folder."""
         if self.path == Path():
             raise UsageError(
                 f"the ticket of replicate {self.replicate} at level {self.level} has no folder: a bundle left its"
@@ -471,11 +476,13 @@ BUDGET_FACTOR = 1.02
 def tickets_within(
     tickets: Sequence[RunTicket], what: str, asked: float | str, run: str, *, base: float = 1.0
 ) -> tuple[RunTicket, ...]:
-    """Return the tickets whose cost is at most the fraction `asked` of a base cost.
+    """Return the tickets whose cost is at most the fraction `asked` of the cost `base`.
 
     Args:
-        what: which cost: one of `RELATIVE_COSTS`.
-        base: the base cost, relative to the dense network.
+        what: name of the cost, from `RELATIVE_COSTS`.
+        asked: the largest allowed fraction, as a number or as text (30%).
+        run: name of the run, for error messages.
+        base: a cost, relative to the dense network's cost.
     """
     limit = BUDGET_FACTOR * parse_share(asked) * base
     known = {one: share for one in tickets if (share := getattr(one, what)) is not None}
@@ -487,7 +494,7 @@ def tickets_within(
 
 
 def relative_base_latency(settings: Mapping[str, Any]) -> float:
-    """Return the latency that a run's budgets refer to, relative to the compiled network without pruning."""
+    """Return the latency that a run's budgets refer to, divided by the latency of the compiled unpruned network."""
     from ticketry.budgets.cost_model import CostModel
 
     base = upgrade_settings(settings).get("base", ENGINE)
@@ -507,7 +514,10 @@ def tickets_to_json(
     """Return the tickets of a run, as ``ticketry search --json`` prints them.
 
     Args:
-        costs: cost of each ticket relative to the dense network, with its replicate and level.
+        points: rows of the run's record.
+        tickets: the saved tickets.
+        costs: for each ticket, its replicate, level, and costs relative to the dense network.
+        settings: settings of the method.
     """
     keys = ("replicate", "level")
     relative = {(one["replicate"], one["level"]): {k: v for k, v in one.items() if k not in keys} for one in costs}
@@ -556,7 +566,7 @@ def controls_to_json(record: RunRecord) -> list[dict[str, Any]]:
 
 
 def _structure_to_json(structure: Structure) -> dict[str, Any]:
-    """Return the structure of a ticket's mask, and its fit for the whole network, as JSON values."""
+    """Return, as JSON values, the structure of a ticket's mask and how well the structure fits the whole network."""
     values = as_json(replace(structure, layers=(), pictures=()))
     whole = structure.layers[-1]
     return values | {name: getattr(whole, name) for name in ("coverage", "null_coverage", "random_coverage", "fill")}

@@ -1,4 +1,4 @@
-"""Run files: write a run as TOML, read the file for --config, and check that it names no untrusted code or files."""
+"""Write a run as a TOML file, read the file for ``--config``, and check that it names no untrusted code or files."""
 
 from __future__ import annotations
 
@@ -45,8 +45,9 @@ def format_run_file(described: Mapping[str, Any], spec: Any, chosen: Mapping[str
     """Format the run file (TOML) that repeats a run.
 
     Args:
-        described: description of the search, see `SearchRequest.describe`.
-        chosen: further entries: options that change results bit for bit, and where to train if it was given.
+        described: description of the search, from `SearchRequest.describe`.
+        spec: name and options of the task.
+        chosen: further entries, such as the precision, or options about where to train.
     """
     top = {
         "method": described["method"],
@@ -78,7 +79,7 @@ def read_run_file(path: Path) -> dict[str, Any]:
 
 
 def read_toml(path: Path, what: str) -> tuple[str, dict[str, Any]]:
-    """Return the text and the tables of a TOML file."""
+    """Return the text of a TOML file and the tables parsed from it; `what` names the file in error messages."""
     try:
         text = content_of(path, most=_LARGEST).decode()
         if found := _LONG_KEY.search(text):
@@ -102,7 +103,7 @@ _RANGE = "whole numbers lie between -2**63 and 2**63 - 1"
 
 
 def _find_invalid_value(tables: dict[str, Any]) -> str:
-    """Return a message about the first invalid value of a TOML file; the empty string if all values are valid."""
+    """Return an error message about the first invalid value in `tables`; the empty string if all values are valid."""
     level: list[tuple[str, Any]] = [("", tables)]
     for _ in range(_DEEPEST):
         inner: list[tuple[str, Any]] = []
@@ -130,7 +131,7 @@ _TABLES: dict[str, Any] = {
 
 
 def decode_search_options(tables: Mapping[str, Any], what: str = "the run file") -> SearchOptions:
-    """Check the entries of a run file or preset; return all but method, settings and recipe as `SearchOptions`."""
+    """Check the entries of a run file or preset; return them as `SearchOptions`, without settings and recipe."""
     known = {*_TABLES, "method", *(field.name for field in fields(SearchOptions))} - {"option"}
     check_names(tables, known, what)
     for name in _TABLES.keys() & tables.keys():
@@ -153,7 +154,9 @@ def check_trust(
     """Raise `TrustError` if a file names code or a local path that the user did not name on the command line.
 
     Args:
-        said: names of entries that the command line overrides; None for a file without command line, such as a ticket.
+        tables: entries of the file.
+        said: entries that the command line overrides; None for a file that no command line reads, such as a ticket.
+        of: description of the file for error messages.
         store: store of the command; its files of layer costs are trusted.
     """
 
@@ -191,9 +194,10 @@ def check_trust(
 def upgrade_stored_settings(
     stored: Mapping[str, Any], method: object, store: str | Path | None = None
 ) -> dict[str, Any]:
-    """Return stored settings in the current format; a file of layer costs that has moved is looked up in `store`.
+    """Return stored settings in the current format, with the present path of the file of layer costs.
 
-    The digest of the costs is part of the run's name, so that a file of other costs cannot be used by mistake.
+    If this file has moved, it is looked up in `store`. A file of other costs cannot be used by mistake, since a digest
+    of the costs is part of the run's name.
     """
     outside = isinstance(method, str) and METHODS.is_outside(method)
     current = upgrade_settings(stored, FORMAT_1 if outside else ())
@@ -209,7 +213,7 @@ def upgrade_stored_settings(
 
 
 def _is_stored_cost_file(profile: str, store: str | Path | None) -> bool:
-    """Return whether a path, after following links, is a file of layer costs in a store on this machine."""
+    """Return whether the path `profile`, with links resolved, is a file of layer costs in the store."""
     if (folder := _costs_folder(store)) is None:
         return False
     try:
@@ -219,7 +223,7 @@ def _is_stored_cost_file(profile: str, store: str | Path | None) -> bool:
 
 
 def _costs_folder(store: str | Path | None) -> Path | None:
-    """Return the store's folder of layer costs; None without a store, or if the store is not on this machine."""
+    """Return the store's folder of layer costs; None without a store, or for a store on another machine."""
     if store is None or is_url(store):
         return None
     from ticketry.lab.store.paths import Paths  # its package takes torch, which --help does without
@@ -228,7 +232,7 @@ def _costs_folder(store: str | Path | None) -> Path | None:
 
 
 def _is_local_runner(on: str) -> bool:
-    """Return whether `on`, the description of a runner, trains on this machine."""
+    """Return whether the runner that `on` describes trains on this machine."""
     return on.partition(":")[0] in ("processes", "in-process")
 
 
@@ -248,7 +252,7 @@ def _code_words(name: str, value: Any) -> Iterator[str]:
 
 
 def _names_code(word: str) -> bool:
-    """Return whether a text, such as a score, names an object of another package or of the user."""
+    """Return whether the value of a setting, such as a score, names an object of another package or of user code."""
     plain = word.removeprefix("inverted:").removeprefix("shuffled:")  # controls of a score
     return is_offered(plain) or (":" in plain and parse_n_of_m(plain) is None)
 

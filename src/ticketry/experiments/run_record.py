@@ -1,4 +1,4 @@
-"""Collect the results of a search for its record: networks, rounds, costs, tickets; report its progress."""
+"""Collect the results of a search (networks, rounds, costs, tickets) for its record, and report its progress."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ class PointCollector:
         """Add the row of the dense network or of a ticket; save a ticket's folder.
 
         Returns:
-            Density, number of weights and budget of a ticket; empty for the dense network.
+            Fields of a ticket's row (density, number of weights, budget), empty for the dense network.
         """
         self.rewind_step = found.rewound.segment.last
         self.retrain = found.retrain
@@ -164,6 +164,7 @@ class PointCollector:
 
         Args:
             level: level of the ticket that the network belongs to; 0 for the dense network.
+            phases: the training phases that the network needed.
             more: further fields of the row, such as the density of a sparse network.
         """
         values: dict[str, Any] = {
@@ -189,7 +190,7 @@ class PointCollector:
             listener(row)
 
     def _relative_latency(self, result: Result) -> RelativeLatency:
-        """Return the latency of a network relative to the dense network, from the store or measured now."""
+        """Return a network's latency relative to the dense network; measure it if the store lacks it."""
         lab, task, segment = self._lab, self._run.task, result.segment
         costs = load_prices(lab, task, (), self._timed)
         assert isinstance(costs, CostModel)
@@ -200,12 +201,15 @@ class PointCollector:
         return measure_dense_latency(lab, segment.task, task, costs)
 
     def add_trainings(self, results: Iterable[Result]) -> None:
-        """Add trainings without a row in the record to the cost of the run."""
+        """Add the cost of trainings that have no row in the record to the cost of the run."""
         with self._lock:
             self.segments.update({each.segment.key: each for each in results})
 
     def _add_rounds(self, replicate: int, found: Found) -> None:
-        """Add the rounds of gates that produced a ticket's mask; called in sequence for the tickets of a replicate."""
+        """Add the training rounds with gates that produced a ticket's mask.
+
+        The tickets of a replicate must be added one after the other, by level.
+        """
         for result in found.searched:
             key = (replicate, result.segment.key)
             if key not in self.rounds and (row := _round_record(replicate, found.level, result)):
@@ -220,7 +224,7 @@ class PointCollector:
         return [replace(row, phases=one) for row, one in zip(self.rows, by_phase, strict=True)]
 
     def cost(self, ledger: Ledger, seconds: float) -> Cost:
-        """Return the cost of the whole run, and separately the cost of the trainings of this call."""
+        """Return the cost of the whole run, and the part of it that was spent in this call."""
         trained, searched = list(self.segments.values()), list(self.searched.values())
         replicates = self._run.replicates
         steps = {role: sum(row.steps or 0 for row in self.rows if row.role == role) for role in ("dense", "ticket")}
@@ -283,7 +287,7 @@ class PointCollector:
 
 
 def _describe_search(run: SearchRequest, replicate: int, recipe: Recipe) -> dict[str, Any]:
-    """Return what a ticket must know about its search besides its other entries, see `records.ticket.SearchInfo`."""
+    """Return a description of the search that is saved in its tickets, see `records.ticket.SearchInfo`."""
     values: dict[str, Any] = {"replicates": run.replicates}
     if run.source_digests:
         values["sources"] = run.source_digests
@@ -300,12 +304,12 @@ def _task_spec(task: Task) -> dict[str, Any] | None:
 
 
 def structure_record(by: Structuring, before: float, layers: Sequence[Mapping[str, Any]]) -> Structure:
-    """Return the record of a structure: kind and options, the density `before`, and the fit of each of `layers`."""
+    """Return the record of a structure: its options, the mask's density `before`, and its fit in each layer."""
     return convert({**by.describe(), "name": str(by), "density_before": before, "layers": layers}, Structure)
 
 
 def _round_record(replicate: int, level: int, result: Result) -> Round | None:
-    """Return the record of a training round with gates; None for a training without gates."""
+    """Return the record of a training round with gates; None if the training had no gates."""
     rows = [row for variant in result.segment.variants if (row := variant.round_fields(result.record))]
     common = {"replicate": replicate, "level": level, "used": False, "key": result.segment.key}
     common |= {"steps": result.segment.steps, "seconds": result.train_seconds}
@@ -313,7 +317,7 @@ def _round_record(replicate: int, level: int, result: Result) -> Round | None:
 
 
 def update_record(earlier: RunRecord, record: RunRecord) -> RunRecord | None:
-    """Return `earlier` with the missing costs and new paths of `record`; None if the networks of both differ."""
+    """Return `earlier`, completed with costs and paths from `record`; None if the two have different networks."""
     if earlier.name != record.name:
         return None
     if list(map(_without_cost_and_path, earlier.points)) != list(map(_without_cost_and_path, record.points)):
@@ -324,7 +328,7 @@ def update_record(earlier: RunRecord, record: RunRecord) -> RunRecord | None:
 
 
 def _without_cost_and_path(row: Point) -> Point:
-    """Return a row without cost and ticket path, to compare networks."""
+    """Return the row without cost and ticket path, so that equal networks have equal rows."""
     return replace(row, phases=None, ticket="")
 
 
@@ -333,7 +337,7 @@ _FIELDS = ("replicate", "level", "role", "density", "kept", "budget", "search_st
 
 
 class SearchLog:
-    """Logs a search as a group of logged runs: for each network, each training behind a mask, and the whole search."""
+    """Logs a search to dashboards: a run for each network, for each training that made a mask, and for the whole search."""
 
     def __init__(self, lab: Lab, run: SearchRequest) -> None:
         self._dashboards, self._name = lab.dashboards, run.name
@@ -344,7 +348,7 @@ class SearchLog:
         self._searched: set[tuple[int, str]] = set()
 
     def log_run(self) -> AbstractContextManager[Logged]:
-        """Return a context in which the logged run of the whole search is open."""
+        """Return a context manager that opens the logged run of the whole search."""
         return self._dashboards.reporting(self._name, "search", self._of_all, by_label=False)
 
     def log_network(self, point: Point, result: Result) -> None:
@@ -376,7 +380,7 @@ class SearchLog:
             )
 
     def log_record(self, run: Logged, record: RunRecord, folder: Path) -> None:
-        """Log the means over replicates by role, with the level as step; then log the record and the run file."""
+        """Log the record and the run file, and per level and role the mean over replicates, with the level as step."""
         metric = record.task.metric.name
         for level in sorted({point.level for point in record.points}):
             points = [point for point in record.points if point.level == level]
@@ -389,7 +393,7 @@ class SearchLog:
 
 
 def log_verification(lab: Lab, run: Logged, record: VerifyRecord, file: Path) -> None:
-    """Log the metric of each network of a verification for each seed (logged as step); then log the record."""
+    """Log the record of a verification, and the metric of its networks for each seed, with the seed as step."""
     metric = record.task.metric.name
     for seed in range(record.n):
         values = {f"test/{metric}/{one.role}": one.values[seed] for one in record.networks}

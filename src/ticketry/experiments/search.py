@@ -128,7 +128,7 @@ class _ControlTrainer:
         self._futures: list[concurrent.futures.Future[None]] = []
 
     def start_controls(self, replicate: int, found: Found, counts: dict[str, Any]) -> None:
-        """Start training the controls of a ticket, except those that cannot have as many steps as the ticket."""
+        """Start training the controls of a ticket, except controls that cannot have as many steps as the ticket."""
         for control in self._run.controls_for(found.level, counts["density"]):
             if why := explain_undefined_control(control, found):
                 self._points.left_out[found.level, control] = why
@@ -169,7 +169,7 @@ class _ControlTrainer:
         self._points.add_row(replicate, found.level, control, trained[-1], phases, **more)
 
     def _count_dense_weights(self, task: Task, ticket: str) -> dict[str, Any]:
-        """Return name and weight count of a dense control, and this count as a share of the prunable weights."""
+        """Return the fields of a dense control's row: its name, its number of weights, and this number as a density."""
         weights = sum(size for _, size in macs_by_layer(self._lab, task).values())
         share = weights / self._lab.store.get_mask(ticket).total
         return {"model": str(task.key()["model"]), "density": min(share, 1.0), "kept": weights}

@@ -1,4 +1,4 @@
-"""Analyse the stability of tickets: search with several rewind steps, and compare the tickets that are found."""
+"""Analyse the stability of tickets: search with several rewind steps, and compare the tickets of each step."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ CONTINUE = REWINDING[0]
 
 @dataclass(frozen=True)
 class Stabilities:
-    """Result of `stability`: the record with the tickets' distances, and the records of the searches."""
+    """Result of `stability`: a record with distances between tickets, and the records of the searches."""
 
     record: StabilityRecord
     """Record of the analysis, equal to the one in the store's folder `evidence`."""
@@ -58,7 +58,7 @@ class Stabilities:
         return to_frame(stability_rows([self.record]))
 
     def report(self, path: str | Path | None = None) -> Path:
-        """Write an HTML page about the analysis and its searches, and return the path; by default beside the record."""
+        """Write an HTML page about the analysis and its searches, and return its path, by default beside the record."""
         file = Paths(self.store).evidence(self.record.name).with_suffix(".html")
         return write_report(self.runs, Path(path or file), evidence=[self.record])
 
@@ -83,7 +83,9 @@ def stability(
     recipe: Recipe | Mapping[str, Any] | None = None,
     **options: Any,
 ) -> Stabilities:
-    """Measure how much pruning and data order change tickets of several rewind steps, as ``ticketry stability`` does.
+    """Measure how much pruning and the data order change a ticket, for several rewind steps.
+
+    The command ``ticketry stability`` does the same.
 
     Args:
         method, task, model, replicates, controls, seeds, recipe: see `run`.
@@ -125,13 +127,14 @@ def run_stability_analysis(
 def execute_stability(
     lab: Lab, run: SearchRequest, settings: StabilitySettings, *, command: str = ""
 ) -> tuple[StabilityRecord, list[RunRecord]]:
-    """Search with each rewind step, and analyse the tickets that were found.
+    """Search with each rewind step, analyse the tickets, and write the record.
 
     Args:
-        run: a search whose settings have ``rewind``; the controls of the search are trained too, for their accuracy.
+        run: a search whose settings have ``rewind``; the search's controls are trained too.
+        settings: rewind steps, and which tickets to analyse.
 
     Returns:
-        The record, which is written into the store's folder `evidence`, and the records of the searches.
+        The record of the analysis, and the records of the searches.
     """
     if not hasattr(run.settings, "rewind"):
         raise UsageError(f"{run.method.name} has no rewind step, so there is nothing to follow: use another method")
@@ -183,7 +186,7 @@ def execute_stability(
 def _check_rewinds(run: SearchRequest, settings: StabilitySettings, steps: Mapping[int, str]) -> set[int | None]:
     """Check the rewind steps, and return the levels to analyse.
 
-    The set is empty if all levels are analysed, or if densities of levels are known only after the search.
+    The result is empty if all levels are to be analysed, or if densities are known only after the search.
     """
     for step, text in steps.items():
         how = getattr(replace(run.settings, rewind=text), "effective_retrain", CONTINUE)
@@ -203,7 +206,7 @@ def record_name(run: SearchRequest, settings: StabilitySettings) -> str:
 
 
 def _run_search(lab: Lab, run: SearchRequest, command: str) -> tuple[RunRecord, list[tuple[int, Found]]]:
-    """Run a search; return its record and (replicate, network) pairs, sorted by replicate, dense network first."""
+    """Run a search; return its record, and pairs of replicate and network, sorted, the dense network first."""
     found: list[tuple[int, Found]] = []
     record = execute(lab, run, command=command, on_found=lambda *item: found.append(item))
     return record, sorted(found, key=lambda pair: (pair[0], pair[1].level))
@@ -223,7 +226,7 @@ def _train_dense_to_rewinds(lab: Lab, run: SearchRequest, steps: Sequence[int]) 
 
 
 def _is_requested(lab: Lab, found: Found, settings: StabilitySettings, levels: set[int | None]) -> bool:
-    """Return whether to analyse a ticket: decide by its level, or by its density if `levels` is empty."""
+    """Return whether to analyse a ticket, by its level; if `levels` is empty, by its density."""
     if levels:
         return None in levels or found.level in levels
     assert found.mask is not None
@@ -234,7 +237,7 @@ def _is_requested(lab: Lab, found: Found, settings: StabilitySettings, levels: s
 def _row_functions(
     lab: Lab, run: SearchRequest, settings: StabilitySettings, replicate: int, found: Found
 ) -> Iterator[Any]:
-    """Yield the functions that compute the rows of the record for a found network; callers run them in parallel."""
+    """Yield functions that each compute a row of the record for the network `found`; they can run in parallel."""
     if found.mask is None:
         if settings.dense:
             yield partial(_analyse_network, lab, run, settings, replicate, found, None)
@@ -246,7 +249,7 @@ def _row_functions(
 def _analyse_network(
     lab: Lab, run: SearchRequest, settings: StabilitySettings, replicate: int, found: Found, control: str | None
 ) -> StabilityRow:
-    """Compute the distances and error barriers of a found network, or of its `control` if that is not None."""
+    """Return the distances and error barriers of a found network, or of its control if `control` is given."""
     seeds, task = run.seeds.replicate(replicate), run.task_of(replicate)
     about = (lab, task, run.recipe, found, seeds)
     with lab.telling(f"replicate {replicate} rewind {run.settings.rewind} "):

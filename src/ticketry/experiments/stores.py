@@ -1,4 +1,4 @@
-"""Stores: list, check and remove their runs; copy a store to another folder or URL, or move it."""
+"""List, check and remove the runs of a store; copy a store to another folder or URL, or move it."""
 
 from __future__ import annotations
 
@@ -102,14 +102,17 @@ def stored_runs(root: Path) -> list[StoredRun]:
 
 
 def _last_change(folder: Path, *, shared: bool) -> float:
-    """Return when a run's folder or its files (only these if `shared`) last changed, in seconds since 1970."""
+    """Return when a run last changed, in seconds since 1970; if `shared`, by its files only, not by its folder."""
     with explain_os_errors(folder, "read"):
         paths = [*([] if shared else [folder]), *iterate_files(folder)]
         return max((path.stat().st_mtime for path in paths), default=0.0)
 
 
 def _records_by_run(store: Store) -> dict[str, list[Mapping[str, Any]]]:
-    """Return, by run name, a run's record and the evidence about this run alone; other records have the key ""."""
+    """Return the records of a store by run: for each name, the run's own record and the evidence about it alone.
+
+    All other records have the key "".
+    """
     with explain_os_errors(store.paths.runs, "read"):
         found: dict[str, list[Mapping[str, Any]]] = {
             one.name: [] for one in list_entries(store.paths.runs) if one.is_dir()
@@ -126,7 +129,7 @@ def _records_by_run(store: Store) -> dict[str, list[Mapping[str, Any]]]:
 
 @dataclass(frozen=True)
 class Removed:
-    """A removed run, with number and bytes of the deleted files."""
+    """Result of `remove_run`: name of the run, and the number and bytes of the deleted files."""
 
     run: str
     files: int
@@ -136,7 +139,7 @@ class Removed:
 def remove_run(root: Path, name: str, *, dry_run: bool = False) -> Removed:
     """Delete a run: its folder, the evidence about it, and the results and weights that no other run needs.
 
-    If the run has no record, its trainings are not deleted, since other runs may need them.
+    If the run has no record, its results and weights are kept, since other runs may need them.
     """
     store = open_store(root)
     store.fetch(results=True)
@@ -176,7 +179,7 @@ def remove_run(root: Path, name: str, *, dry_run: bool = False) -> Removed:
 
 
 def disk_usage(root: Path) -> list[dict[str, Any]]:
-    """Return, for each kind of files in a store, a dict with their number and size in bytes."""
+    """Return, for each kind of file in a store, a dict with the number of files and their bytes."""
     store = open_store(root)
     paths = store.paths
     kinds = {
@@ -219,7 +222,7 @@ def find_damaged_files(store: Store) -> Iterator[Path]:
 
 
 def _read_undamaged(read: Callable[[object, str], T], path: Path) -> T | None:
-    """Return the record in a file; None if the record is invalid, or not stored byte by byte as it would be written."""
+    """Return the record in a file; None if it is invalid, or if writing it again would give other bytes."""
     try:
         record = read(read_sealed(path) or {}, str(path))
         return record if has_canonical_bytes(path) else None
@@ -257,7 +260,7 @@ _SEALED = ("memo", "results")
 
 @dataclass(frozen=True)
 class Copied:
-    """Numbers of files that `copy_store` copied and skipped."""
+    """Result of `copy_store`: number and bytes of copied files, and number of files that the target already had."""
 
     files: int
     bytes: int
@@ -266,7 +269,7 @@ class Copied:
 
 
 def copy_store(origin: str, target: str) -> Copied:
-    """Copy the files of a store that another store lacks; after an interruption, a repeated call continues.
+    """Copy the files of a store that another store lacks; after an interruption, call the function again.
 
     Args:
         origin: folder or URL of the store to copy, see `open_store`.
@@ -314,12 +317,12 @@ def _read_for_target(here: Objects, one: Listed, origin: str, target: str) -> by
 
 
 def _is_record_part(name: str) -> bool:
-    """Return whether a file belongs to a record of a run, a campaign or evidence, and is no Markdown page."""
+    """Return whether `name` is a file of a run, a campaign or evidence, except Markdown pages."""
     return name.partition("/")[0] not in ("blobs", *_SEALED) and not name.endswith(".md")
 
 
 def _record_name(name: str) -> str:
-    """Return the file name of the record (of a run, a campaign or evidence) that a file belongs to."""
+    """Return the file name of the record that the file `name` belongs to: of a run, a campaign or evidence."""
     parts = name.split("/")
     return f"runs/{parts[1]}/run.json" if parts[0] == "runs" else str(PurePosixPath(name).with_suffix(".json"))
 
@@ -363,7 +366,7 @@ def _read_checked(here: Objects, one: Listed) -> bytes:
 
 
 def _digest_by_record(here: Objects, name: str) -> str | None:
-    """Return the SHA-256 of a ticket's file or a run file according to its record; None for other files."""
+    """Return the SHA-256 that a record states for a ticket's file or a run file; None for other files."""
     if name.startswith("runs/") and name.endswith("/run.toml") and name.count("/") == 2:
         record = here.get(name.removesuffix("toml") + "json")
         config = _parse_object(record or b"").get("config")
@@ -379,7 +382,7 @@ def _digest_by_record(here: Objects, name: str) -> str | None:
 
 
 def _parse_object(value: object) -> dict[str, Any]:
-    """Return `value`, parsed from JSON if it is bytes; return an empty dict if the result is not a dict."""
+    """Return `value` as a dict, parsed from JSON if it is bytes; any other value gives an empty dict."""
     try:
         found = parse_json(value) if isinstance(value, bytes) else value
     except (ValueError, RecursionError):
@@ -388,7 +391,7 @@ def _parse_object(value: object) -> dict[str, Any]:
 
 
 def _with_new_address(data: bytes, name: str, origin: str, target: str) -> bytes:
-    """Return the bytes of a record with its store's address changed to `target`; return other files unchanged."""
+    """Return a record's bytes with the store's address `origin` replaced by `target`; return other files unchanged."""
     if not _is_record(name):
         return data
     values, new = parse_canonical_record(data, name), canonical_url(target) if is_url(target) else target
@@ -396,7 +399,7 @@ def _with_new_address(data: bytes, name: str, origin: str, target: str) -> bytes
 
 
 def replace_store_path(values: dict[str, Any], places: Iterable[str], new: str) -> dict[str, Any]:
-    """Return a record in which the path of its store, and the paths in `places`, are replaced by `new`."""
+    """Return a record in which `new` replaces the path of its store and the paths in `places`."""
     path = values.get("store")
     own = [path] if path and isinstance(path, str) else []
     moved = values
@@ -431,7 +434,7 @@ def move_store(root: Path, target: Path) -> Path:
 
 
 def _check_movable(root: Path) -> None:
-    """Raise `StoreError` if `root` is no store, a run of the store is active, or a record cannot be read."""
+    """Raise `StoreError` if `root` is no store, if one of its runs is active, or if a record cannot be read."""
     if not path_exists(Paths(root).format):
         raise StoreError(f"there is no store in {display_address(root)}: name another with --store")
     store = Store(root)

@@ -45,7 +45,7 @@ EXAMPLE_BATCH = 2
 
 @dataclass(frozen=True)
 class TicketModel:
-    """A ticket with its rebuilt model and example inputs."""
+    """A ticket with its task, its rebuilt model and example inputs."""
 
     path: Path
     ticket: Ticket
@@ -58,11 +58,11 @@ class TicketModel:
 
     @property
     def mask(self) -> Mask:
-        """Mask of the ticket."""
+        """Mask of the ticket, which says which weights are kept."""
         return self.ticket.mask
 
     def describe(self) -> dict[str, Any]:
-        """Return the fields that describe the ticket in records."""
+        """Return the fields of a record that describe the ticket."""
         return {
             "ticket": str(self.path),
             "task": self.task.name,
@@ -93,6 +93,7 @@ def load_ticket_model(
 
     Args:
         task: the task, for a ticket that does not name its task.
+        weights: which weights to load.
         data: folder of data sets, for a task that takes its example inputs from a data set.
         trust: whether to import a task and network of user code that the ticket names, see `tasks.file_requests`.
     """
@@ -110,7 +111,7 @@ def load_ticket_model(
 
 
 def model_name(task: Task, model: nn.Module) -> str:
-    """Return the name of the task's network; for a network without a name, its class name."""
+    """Return the name of the task's network, or its class name if it has no name."""
     return str(task.key().get("model") or type(model).__name__)
 
 
@@ -129,7 +130,7 @@ FORMAT = 1
 
 
 def execute_compile(source: TicketModel, output: Path, *, precision: str = "fp32", command: str = "") -> dict[str, Any]:
-    """Compile the ticket's model, write the file `output`, check the file's outputs, and return a record as a dict."""
+    """Compile the ticket's model into the file `output`, check the outputs of the file, and return a record."""
     fast, seconds = compile_source(source, precision=precision)
     written = fast.save(output)
     case = Case(source.model, at_batch(source.inputs, 3, seed=1), precision)
@@ -188,8 +189,8 @@ def restructure(
     """Give a ticket's mask a structure that hardware can use, as ``ticketry structure`` does.
 
     Args:
-        ticket: folder of a ticket, a run's ticket, or a loaded `Ticket` (its folder is read again).
-        to: refill, refill+, regroup, channels, 2:4 (or another N:M).
+        ticket: folder of a ticket, a ticket of a run, or a loaded `Ticket` (its folder is read again).
+        to: the structure: refill, refill+, regroup, channels, 2:4 (or another N:M).
         output: the new ticket's folder; by default in the current folder, named after the ticket and the structure.
         options: the fields of `StructureOptions` (``rows``, ``density``, ``score`` …) and of `ModelOptions`.
 
@@ -224,8 +225,8 @@ def restructure_ticket(
 ) -> StructureRecord:
     """Give a ticket's mask a structure, save the new ticket, and return the record: see `restructure`.
 
-    The new ticket has the initial weights of the old ticket, also at positions where the structure adds weights. The
-    new ticket is not trained: `ticketry verify` trains it with the ticket's recipe.
+    The new ticket has the initial weights of the old ticket, also where the structure adds weights. The new ticket is
+    not trained; ``ticketry verify`` trains it with the ticket's recipe.
     """
     by = options.to_structuring(to)
     check_structure_score(by)

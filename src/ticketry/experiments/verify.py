@@ -1,4 +1,4 @@
-"""Verify a saved ticket, or the search procedure that found it; choose a ticket of a run; repeat a search."""
+"""Verify a saved ticket, or the search procedure that found it; choose the ticket of a run to verify."""
 
 from __future__ import annotations
 
@@ -75,15 +75,15 @@ def verify(
     trust: bool = False,
     **options: Any,
 ) -> VerifyRecord:
-    """Verify that a ticket wins, or that the procedure that found it wins, as ``ticketry verify`` does.
+    """Verify that a ticket, or the procedure that found it, is as good as the dense network and beats its controls.
 
     To verify a ticket, train it again from its start with fresh seeds, beside the dense network and controls. To verify
-    the procedure, repeat the whole search from fresh seeds; this is done for tickets that keep weights of their search,
-    and with ``about="procedure"``.
+    the procedure, repeat the whole search from fresh seeds. The procedure is verified if ``about="procedure"``, or if
+    the ticket keeps weights of its search.
 
     Args:
-        ticket: a ticket: its folder, a ticket of a run, or a loaded `Ticket` (its folder is read again); or a run: its
-            folder, or its name in the store.
+        ticket: a ticket (its folder, a ticket of a run, or a loaded `Ticket`), or a run (its folder, or its name in the
+        store).
         density: density of a run's ticket; by default the sparsest level that looks like a winner, or the only one.
         task: the task, for a ticket that does not name its task.
         trust: import and run the task, method and network that the ticket names.
@@ -166,7 +166,7 @@ def execute_verify(
     command: str = "",
     on_interim: Callable[[Verdict], None] | None = None,
 ) -> VerifyRecord:
-    """Verify the ticket at `path`, or the procedure that found it; write a record into the store's folder `evidence`.
+    """Verify the ticket at `path`, or the procedure that found it; write and return the record.
 
     Args:
         task: the task, for a ticket that does not name its task.
@@ -218,7 +218,7 @@ def execute_verify(
 
 
 def default_subject(ticket: Ticket) -> About:
-    """Return what to verify by default: the ticket if its whole training uses the mask, otherwise the procedure."""
+    """Return what to verify by default: the ticket if it is trained only after pruning, otherwise the procedure."""
     return (
         "ticket"
         if trains_after_pruning_only(read_ticket_info(RetrainingInfo, ticket.info, name_in_errors(ticket)))
@@ -258,12 +258,12 @@ def _procedure_name(search: SearchRequest, level: int, settings: VerifySettings)
 
 
 def _named_settings(settings: VerifySettings) -> dict[str, Any]:
-    """Return the settings that the record's name depends on; omit an unset `after`, so that older names stay valid."""
+    """Return the settings that determine the record's name; an unset `after` is omitted to keep older names valid."""
     return {name: value for name, value in vars(settings).items() if name != "after" or value}
 
 
 def _describe_procedure(rivals: Rivals | ProcedureRivals, search: SearchRequest, level: int) -> dict[str, Any]:
-    """Return the fields of a verification record that describe the verified procedure, with its mean kept weights."""
+    """Return the fields of a verification record that describe the verified procedure."""
     assert isinstance(rivals, ProcedureRivals)
     return {
         "method": search.method.name,
@@ -286,10 +286,10 @@ def _digest_name(described: dict[str, Any]) -> str:
 
 
 def choose_ticket(record: RunRecord, density: float | str | None = None) -> Point | None:
-    """Return the ticket of a run to verify, of the first replicate that has one; None if no level looks like a winner.
+    """Return the ticket of a run to verify, from the first replicate with one; None if no level looks like a winner.
 
     Args:
-        density: choose the level with the nearest density; by default the `sparsest_winner`, or the only level.
+        density: choose the level with the nearest density; by default that of `sparsest_winner`, or the only level.
     """
     tickets = [one for one in record.points if one.role == TICKET]
     if density is not None:
@@ -314,16 +314,16 @@ def nearest_level(record: RunRecord, asked: float | str) -> int:
 
 
 def _list_densities(record: RunRecord) -> str:
-    """Return the densities of a run's tickets as text."""
+    """Return the densities of a run's tickets as text for messages."""
     found: Iterable[float] = {one.density for one in record.points if one.role == TICKET}
     return ", ".join(f"{one:.4g}" for one in sorted(found, reverse=True)) or "none"
 
 
 def sparsest_winner(record: RunRecord) -> Point | None:
-    """Return the ticket of the first replicate at the sparsest level that looks like a winner; None if no level does.
+    """Return the first replicate's ticket at the sparsest level that looks like a winner; None if no level does.
 
-    A level looks like a winner if its mean on the *validation* split is better than every control of the same budget,
-    and at most the default margin worse than the dense network. This only chooses a ticket; it is not a verdict.
+    A level looks like a winner if its mean on the *validation* split is better than that of every control with the same
+    budget, and at most the default margin worse than the dense network. This chooses a ticket, and is not a verdict.
     """
     metric = record.task.metric
     rows: dict[tuple[int, str], list[Point]] = {}
@@ -358,7 +358,7 @@ def read_search(
     Args:
         task: the task, for a ticket that does not name its task.
         trust: whether to use a method, settings and task of user code that the ticket names.
-        store: a store; the ticket may name its files of layer costs also without `trust`.
+        store: a store; even without `trust`, the ticket may name files of layer costs in this store.
     """
     of = name_in_errors(ticket)
     if missing := [name for name in _ENTRIES if name not in ticket.info]:
@@ -395,7 +395,10 @@ def read_search(
 
 
 def _check_sources(search: SearchRequest, recorded: Mapping[str, str] | None, of: str) -> None:
-    """Raise `TicketError` if user code of a search has changed since the ticket was found; skip code without digest."""
+    """Raise `TicketError` if user code of a search has changed since the ticket was found.
+
+    Code without a recorded digest is not checked.
+    """
     now = search.source_digests
     changed = [name for name in sorted({*(recorded or {}), *now}) if recorded and recorded.get(name) != now.get(name)]
     if changed:
@@ -408,7 +411,7 @@ def _check_sources(search: SearchRequest, recorded: Mapping[str, str] | None, of
 
 
 def build_procedure(lab: Lab, search: SearchRequest, level: int) -> Procedure:
-    """Return the procedure that repeats `search` to verify its tickets of one `level`.
+    """Return a procedure that repeats `search` with other seeds, to verify how well its tickets of one `level` do.
 
     For data with several splits, the procedure uses splits that the original search did not use.
     """

@@ -1,4 +1,4 @@
-"""Blocks of replicates of a campaign: find finished and missing blocks, and estimate how long these take."""
+"""Find the finished and missing blocks of replicates of a campaign, and estimate how long missing blocks take."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from ticketry.search import Training
 
 @dataclass(frozen=True)
 class Block:
-    """The replicates of a run between one interim analysis and the next, which are searched together."""
+    """The replicates of a run that are searched together, between one interim analysis and the next."""
 
     run: str
     index: int
@@ -57,18 +57,18 @@ class Block:
         return replace(one, replicates=count, seeds=seeds, arithmetic=chosen)
 
     def stored_request(self, campaign: Campaign, paths: Paths) -> SearchRequest:
-        """Return the search request for the block's replicates, with its name in the store."""
+        """Return the search request for the block's replicates, with the name under which the store has the run."""
         return self.request(campaign).with_stored_name(paths)
 
 
 def blocks_of(run: str, plan: InterimAnalyses) -> list[Block]:
-    """Return all blocks of a run, up to the limit of its plan."""
+    """Return all blocks of a run; the last block ends at the largest number of replicates in `plan`."""
     ends = (0, *plan.at)
     return [Block(run, index, ends[index], ends[index + 1]) for index in range(len(plan.at))]
 
 
 def finished_blocks(campaign: Campaign, run: str, paths: Paths) -> Iterator[tuple[Block, RunRecord]]:
-    """Yield the finished blocks of a run in a store with their records; stop before the first missing block."""
+    """Yield each finished block of a run with its record; stop before the first block that the store lacks."""
     for block in blocks_of(run, campaign.plans[run]):
         file = paths.run(block.stored_request(campaign, paths).name) / "run.json"
         found = read_earlier_record(file, RunRecord)
@@ -96,7 +96,7 @@ def _find_defect(found: RunRecord, block: Block, metric: str) -> str:
 
 
 def next_blocks(decisions: Sequence[Decision], done: Mapping[str, int]) -> dict[Block, tuple[str, ...]]:
-    """Return the next block of each run that undecided claims need, with their names; the most needed block first."""
+    """Return the next block of each run with the names of the undecided claims that need it; the most needed first."""
     waiting: dict[Block, list[str]] = {}
     for one in decisions:
         if not one.needs_replicates:
@@ -114,13 +114,14 @@ def next_blocks(decisions: Sequence[Decision], done: Mapping[str, int]) -> dict[
 def order_by_decisions(
     waiting: Mapping[Block, tuple[str, ...]], seconds: Callable[[tuple[Block, ...]], float]
 ) -> dict[Block, tuple[str, ...]]:
-    """Return the blocks in an order that decides many claims per second.
+    """Return the blocks in an order that decides many claims early.
 
-    A claim can be judged when all its blocks are done. Each step chooses the blocks of one claim: those that complete
-    the most claims per second.
+    A claim can be judged when all its blocks are done. Each step appends the missing blocks of one claim. It chooses
+    the claim whose blocks complete the most claims per second.
 
     Args:
-        seconds: function that returns the seconds of several blocks, trained one after the other.
+        waiting: for each block, the names of the claims that need it.
+        seconds: function that returns the seconds of training several blocks one after the other.
     """
     needed: dict[str, tuple[Block, ...]] = {}
     for block, claims in waiting.items():
@@ -141,7 +142,7 @@ def order_by_decisions(
 
 
 class FinishedBlocks:
-    """Holds the records of a campaign's finished blocks in a store, by run, and their stability analyses."""
+    """Holds, by run, the records and stability analyses of a campaign's finished blocks."""
 
     def __init__(self, campaign: Campaign, paths: Paths) -> None:
         self._campaign, self._paths = campaign, paths
@@ -156,13 +157,13 @@ class FinishedBlocks:
         return {name: len(done) for name, done in self.runs.items()}
 
     def add(self, block: Block, record: RunRecord, analysed: StabilityRecord | None = None) -> None:
-        """Add a finished block: its record, and its stability analysis."""
+        """Add the record of a finished block, and its stability analysis if it has one."""
         self.runs[block.run].append(record)
         if analysed is not None:
             self.stable[block.run].append(analysed)
 
     def refresh(self) -> list[str]:
-        """Add blocks that other processes have finished in the store; return the names of runs with new blocks."""
+        """Add the blocks that other processes have finished meanwhile; return the names of runs with new blocks."""
         grown = []
         for name, count in self.counts.items():
             blocks = blocks_of(name, self._campaign.plans[name])
@@ -209,7 +210,7 @@ def block_provenance(done: Iterable[RunRecord]) -> Iterator[BlockProvenance]:
 
 
 def file_versions(campaign: Campaign, earlier: CampaignRecord | None) -> tuple[FileVersion, ...]:
-    """Return all digests that the campaign file has had, with the dates when they were first seen."""
+    """Return all versions of the campaign file: the SHA-256 of each, and the date when it was first used."""
     known = earlier.files if earlier else ()
     if known and known[-1].sha256 == campaign.sha256:
         return known
@@ -218,7 +219,7 @@ def file_versions(campaign: Campaign, earlier: CampaignRecord | None) -> tuple[F
 
 @dataclass(frozen=True)
 class Work:
-    """Amount of training: steps and number of trainings."""
+    """An amount of training: the number of trainings, and their steps in total."""
 
     steps: int = 0
     trainings: int = 0
@@ -250,15 +251,15 @@ class Pace:
 
 
 class TimeEstimator:
-    """Estimates the seconds of blocks.
+    """Estimates the seconds that blocks take to train.
 
-    A run with a finished block is assumed to continue at the pace of this block. Before its first block is finished, a
-    step is assumed to take as long as a step of its dense networks; this is rough for runs in sparse kernels or with
-    gates. Dense networks that several runs share count once; other shared trainings count for each run.
+    A run continues at the pace of its last finished block. If it has none, a step is assumed to take as long as a step
+    of its dense networks; this is rough for runs in sparse kernels or with gates. Dense networks that several runs
+    share count once; other shared trainings count for each run.
 
     Args:
-        twins: function that returns the replicates up to the end of a block that lack a dense network in the second
-            data order.
+        twins: function that returns the replicates, up to the end of a block, without a dense network in the second
+        data order.
     """
 
     def __init__(self, lab: Lab, campaign: Campaign, twins: Callable[[Block], Sequence[int]]) -> None:
@@ -273,6 +274,8 @@ class TimeEstimator:
         """Learn a run's pace from a finished block.
 
         Args:
+            block: the finished block.
+            seconds: seconds that training the block took.
             trained: work of the trainings that were not in the store.
             shared: result of `dense_work` before the block began.
         """
@@ -284,7 +287,7 @@ class TimeEstimator:
         """Return the estimated seconds of the block's trainings that the store lacks.
 
         Args:
-            counted: keys of dense networks that other blocks have counted; the keys of this block are added to it.
+            counted: keys of dense networks that are counted already; the keys of this block's networks are added.
         """
         known = set[str]() if counted is None else counted
         every = planned_work(self._lab, block.request(self._campaign), self._campaign.stability.get(block.run))
@@ -292,7 +295,7 @@ class TimeEstimator:
         return self._estimate_work(block, left) + self._estimate_work(block, self.dense_work(block, known), dense=True)
 
     def _stored_work(self, block: Block) -> Work:
-        """Return the work of a block that is in the store, apart from dense networks; computed at the first call."""
+        """Return the work of a block's stored trainings, without dense networks; it is computed at the first call."""
         whole = self._dense_of_block(block)
         if len(self._missing_segments(whole)) == len(whole):
             return Work()  # without dense networks there is nothing else
@@ -302,7 +305,7 @@ class TimeEstimator:
         return self._there[block]
 
     def _dense_of_block(self, block: Block) -> list[Segment]:
-        """Return the training segments of a block's dense networks, in the first data order."""
+        """Return the segments (trainings up to a step) of a block's dense networks, in the first data order."""
         return self._dense_segments(block.run, range(block.first, block.last))
 
     def _dense_segments(self, run: str, replicates: Sequence[int]) -> list[Segment]:
@@ -314,7 +317,7 @@ class TimeEstimator:
         return [one for one in segments if self._lab.store.load_valid_result(one.trajectory, one.last) is None]
 
     def dense_work(self, block: Block, counted: set[str] | None = None) -> Work:
-        """Return the work of the block's dense networks, in both data orders, that the store lacks."""
+        """Return the work of the block's dense networks that the store lacks; networks in both data orders count."""
         whole, known = self._dense_of_block(block), set[str]() if counted is None else counted
         twins = [
             replace(one, order_seed=second_order_seed(one.order_seed))
@@ -336,7 +339,7 @@ class TimeEstimator:
         return min(max(self._lab.workers, 1), replicates)
 
     def _dense_pace(self, run: str) -> Pace:
-        """Return the pace of a run's dense networks; at the first call, time their first steps."""
+        """Return the pace of a run's dense networks; it is measured at the first call."""
         whole = self._dense_segments(run, range(self._side_by_side(self._campaign.plans[run].at[0])))
         if (key := whole[0].key) not in self._pace:
             self._pace[key] = measure_pace(self._lab, whole)
@@ -355,8 +358,8 @@ def measure_pace(lab: Lab, whole: Sequence[Segment]) -> Pace:
     """Time the first steps of dense trainings that run at the same time, and return their pace.
 
     Times in the store are not used, since they may come from another machine or another load. Local workers train in a
-    temporary store, and double the steps until a second is timed. Workers on other machines cannot reach a temporary
-    store: they train the first steps in the lab's store, and the search continues from there.
+    temporary store, with twice as many steps until a second is timed. Workers on other machines cannot use a temporary
+    store. These workers train the first steps in the lab's store, and the search later continues from this result.
     """
     if lab.on not in (PROCESSES, IN_PROCESS):
         first = [one.until(min(_REMOTE_STEPS, one.last)) for one in whole]
@@ -382,7 +385,7 @@ def measure_pace(lab: Lab, whole: Sequence[Segment]) -> Pace:
 
 
 def planned_work(lab: Lab, request: SearchRequest, stability: StabilitySettings | None = None) -> Work:
-    """Return the planned work of one replicate, apart from its dense network."""
+    """Return the planned work of one replicate of a search, without its dense network."""
     whole = dense_segment(lab, request)
     planned, tickets = request.plan or [Training(level=1)], request.tickets or [Training(level=1)]
     found = Work(sum(one.steps(whole) for one in planned), len(planned))
@@ -397,16 +400,16 @@ def planned_work(lab: Lab, request: SearchRequest, stability: StabilitySettings 
 
 
 def dense_segment(lab: Lab, request: SearchRequest, replicate: int = 0) -> Segment:
-    """Return the training segment of a replicate's dense network."""
+    """Return the segment (a training up to a step) of a replicate's dense network."""
     seeds = request.seeds.replicate(replicate)
     return lab.segment(request.task, start=seeds.initialisation, order_seed=seeds.order, recipe=request.recipe)
 
 
 def stored_work(lab: Lab, request: SearchRequest) -> Work:
-    """Return how much of a search's work the store has: run the search until a training is missing.
+    """Return the work of a search's stored trainings, without its dense networks.
 
-    On the way, masks are computed and stored. Dense networks do not count. Stored results count also without weights,
-    which a bundle omits.
+    To find these trainings, run the search without training, and stop each replicate at its first missing training.
+    A stored result counts even if its weights are not in the store.
     """
     there: dict[str, int] = {}
 
@@ -424,7 +427,7 @@ def stored_work(lab: Lab, request: SearchRequest) -> Work:
 
 
 def _replay_search(lab: Lab, request: SearchRequest) -> None:
-    """Run a search of one replicate and its controls, as far as stored trainings suffice."""
+    """Run a search of one replicate, with its controls, until a training is missing in the store."""
 
     def add(_: int, found: Found) -> None:
         if found.mask is None:

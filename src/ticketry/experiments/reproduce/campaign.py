@@ -50,10 +50,10 @@ from ticketry.search.common.method import REPLICATE_ENDING_ERRORS
 
 
 class SecondOrders:
-    """Finds and trains the dense networks of a campaign in the second data order, for an A/A comparison.
+    """Finds and trains each dense network of a campaign a second time, in another data order.
 
-    The difference between both trainings is shown beside every claim, as the effect of chance alone. The second
-    training starts from the replicate's own initialisation; a stability analysis uses the same training.
+    Both trainings start from the same weights, so their difference shows the effect of chance alone. It is reported
+    beside every claim (an A/A comparison). A stability analysis uses the same second training.
     """
 
     def __init__(self, lab: Lab, campaign: Campaign, known: Iterable[SecondOrderRun]) -> None:
@@ -63,18 +63,18 @@ class SecondOrders:
 
     @property
     def rows(self) -> tuple[SecondOrderRun, ...]:
-        """All known second-order trainings, as rows of the campaign record."""
+        """Rows of the campaign record for all known trainings in the second data order."""
         return tuple(self._found[key] for key in sorted(self._found))
 
     def merge(self, others: Iterable[SecondOrderRun]) -> None:
-        """Add second-order trainings that another process has found or trained."""
+        """Add trainings in the second data order that another process has found or trained."""
         for one in others:
             mine = self._found.get((one.of, one.replicate))
             if one.of in self._of.values() and (mine is None or (one.trained and not mine.trained)):
                 self._found[one.of, one.replicate] = one
 
     def find_stored(self, run: str, blocks: Sequence[RunRecord]) -> None:
-        """Add second-order trainings for finished blocks that are already in the store."""
+        """Add the second-order trainings of finished `blocks` that the store already has."""
         metric = self._campaign.runs[run].task.metric.name
         for replicate, dense_one in enumerate(_dense_points(blocks)):
             if (self._of[run], replicate) in self._found or not dense_one.key:
@@ -92,11 +92,11 @@ class SecondOrders:
                 )
 
     def missing(self, block: Block) -> list[int]:
-        """Return the replicates up to the block's end that lack a second-order training; equal runs share trainings."""
+        """Return the replicates up to the block's end without a dense network in the second data order."""
         return [one for one in range(block.last) if (self._of[block.run], one) not in self._found]
 
     def train(self, block: Block) -> None:
-        """Train the missing second-order networks of `block` and of earlier blocks of its run."""
+        """Train the missing dense networks in the second data order, for `block` and earlier blocks of its run."""
         unknown, run = self.missing(block), self._campaign.runs[block.run]
         began, of, metric = time.monotonic(), self._of[block.run], run.task.metric.name
         firsts = [dense_segment(self._lab, run, replicate) for replicate in unknown]
@@ -118,7 +118,10 @@ class SecondOrders:
             )
 
     def order_differences(self, decision: Decision, done: Mapping[str, Sequence[RunRecord]]) -> tuple[float, ...]:
-        """Return each replicate's metric in the second minus the first order; empty for a claim on another quantity."""
+        """Return, per replicate, the dense network's metric in the second data order minus the metric in the first.
+
+        The result is empty if the claim is about another quantity than the metric.
+        """
         claim = decision.claim
         if not has_order_comparison(claim):
             return ()
@@ -129,12 +132,12 @@ class SecondOrders:
 
 
 def has_order_comparison(claim: Hypothesis) -> bool:
-    """Return whether a claim is about the task's metric, so that the A/A comparison applies."""
+    """Return whether a claim is about the task's metric, so that two data orders can be compared."""
     return claim.metric not in (*COSTS, *STABILITY, DENSITY)
 
 
 def _dense_points(blocks: Sequence[RunRecord]) -> list[Point]:
-    """Return the record's row of each replicate's dense network, in order of replicates."""
+    """Return the rows of the dense networks in the records `blocks`, in order of replicates."""
     return [
         next(one for one in record.points if (one.replicate, one.role) == (replicate, DENSE))
         for record in blocks
@@ -155,7 +158,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Outcome:
-    """Result of `reproduce`: record, pages, and why training stopped."""
+    """Result of `reproduce`: the campaign record, its pages, and the reason why training stopped."""
 
     record: CampaignRecord
     page: Path
@@ -168,7 +171,7 @@ class Outcome:
 
     @property
     def failed(self) -> dict[str, str]:
-        """Error message of each failed run that a requested claim depends on, by run."""
+        """Error messages of failed runs that requested claims depend on, by name of the run."""
         rested_on = {side.run for one in self.record.claims if one.name in self.wanted for side in (one.a, one.b)}
         return {run.name: run.failed for run in self.record.runs if run.failed and run.name in rested_on}
 
@@ -199,8 +202,8 @@ def reproduce(
 ) -> Outcome:
     """Decide the claims of a campaign by training; trainings in the store are used again.
 
-    A finished block of the store counts if it was trained with the run's precision, threads and devices. Its kernels
-    may differ, and are named in the record. New blocks use the kernels of this machine.
+    A finished block in the store counts if it was trained with the run's precision, threads and devices. Its kernels
+    may differ; the record names them. New blocks use the kernels of this machine.
 
     If a run fails (an empty layer, a loss that is not finite), other runs continue. Claims that depend on the failed
     run stay undecided, and the record has the reason.
@@ -208,7 +211,7 @@ def reproduce(
     Args:
         options: where to train; precision and kernels are taken from the campaign instead.
         only: names of claims to decide; by default all. The record contains all claims anyway.
-        budget: time limit in seconds; a block that is estimated to end later is not begun.
+        budget: time limit in seconds; a block is not begun if it is estimated to end later.
         dry: whether to only plan, after a quick timing of training steps.
     """
     wanted, campaign = _choose_claims(campaign, tuple(only)), replace(campaign, together=options.together)
@@ -254,7 +257,7 @@ class _CampaignState:
     # -- deciding ----------------------------------------------------------------------------------------------------
 
     def train_until_decided(self, wanted: set[str], end: float, *, dry: bool) -> str:
-        """Train block after block until all claims are decided; return the reason for an early stop, otherwise ""."""
+        """Train blocks until all claims are decided; return the reason for an earlier stop, or the empty string."""
         while True:
             decisions = [one for one in self.decisions() if one.claim.name in wanted]
             open_ones = [one for one in decisions if not self._failed.keys() & set(one.claim.runs)]
@@ -291,7 +294,7 @@ class _CampaignState:
         self._say(f"{block.run} failed, and claims that depend on it stay undecided: {error}")
 
     def _estimate_block(self, block: Block, counted: set[str] | None = None) -> float:
-        """Return the estimated seconds of a block; 0 if its run has failed, or fails while masks are computed."""
+        """Return the estimated seconds of a block; 0 if its run has failed before, or fails during this estimate."""
         if block.run in self._failed:
             return 0.0
         try:
@@ -327,7 +330,7 @@ class _CampaignState:
         return decide(self._campaign.claims, self._done.runs, self._resolution, self._done.stable)
 
     def _estimate_remaining(self, decisions: list[Decision]) -> float:
-        """Return the estimated seconds of all blocks that the undecided claims among `decisions` may still need."""
+        """Return the estimated seconds of all blocks that undecided claims may still need."""
         runs = {run for one in decisions if one.needs_replicates for run in one.claim.runs}
         left = [block for run in runs for block in blocks_of(run, self._campaign.plans[run])[self._done.counts[run] :]]
         return self._estimate_blocks(left)
@@ -383,7 +386,7 @@ class _CampaignState:
             lock.release()
 
     def _merge_record(self, there: CampaignRecord | None) -> None:
-        """Add the planned times and the second-order trainings that other processes have written into the record."""
+        """Take planned times and second-order trainings from `there`, the record that other processes have written."""
         planned = dict(there.planned if there else self._planned)
         for run, times in self._unwritten.items():
             planned[run] = planned.get(run, PlannedTime()).plus(times)

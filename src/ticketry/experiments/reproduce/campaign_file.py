@@ -34,7 +34,7 @@ _SEED = 20_000
 
 @dataclass(frozen=True, kw_only=True)
 class Campaign:
-    """Runs and claims of a campaign file at one scale."""
+    """Runs and claims of a campaign file at one scale (one of the sizes of experiment that the file describes)."""
 
     name: str
     title: str
@@ -60,7 +60,7 @@ class Campaign:
         return hashlib.sha256(self.text.encode()).hexdigest()
 
     def with_arithmetic(self, lab: Lab, run: str) -> AbstractContextManager[None]:
-        """Return a context in which the lab trains with the kernels and precision of a run."""
+        """Return a context manager under which `lab` trains with the kernels and precision of the run."""
         return lab.training_in(self.kernels[run], self.precisions[run])
 
 
@@ -71,7 +71,7 @@ def built_in_campaigns() -> dict[str, Path]:
 
 
 def campaigns_at_scale(scale: Scale) -> list[str]:
-    """Return the names of the library's campaigns that have this scale."""
+    """Return the names of the library's campaigns that can be run at this scale."""
     tables = {name: decode_file(read_toml(path, "campaign")[1], path) for name, path in built_in_campaigns().items()}
     return [name for name, table in tables.items() if scale in table.scales]
 
@@ -212,7 +212,7 @@ class _CampaignReader:
     # -- claims ------------------------------------------------------------------------------------------------------
 
     def claims(self) -> tuple[Hypothesis, ...]:
-        """Return the claims of the scale, one for each density; link each replication to the claim that it repeats."""
+        """Return the claims of the scale, one for each density; a replication names the claim that it repeats."""
         named = list(self._named_claims())
         made = [
             replace(one, again=self._find_original_claim(name, one, named)) if one.again else one for name, one in named
@@ -222,7 +222,7 @@ class _CampaignReader:
         return tuple(made)
 
     def _named_claims(self) -> Iterator[tuple[str, Hypothesis]]:
-        """Yield (name of the claim's table in the file, claim) for each claim of the scale and each density."""
+        """Yield each claim of the scale at each density, as pairs: name of the claim's table in the file, claim."""
         wanted = {name: claim for name, claim in self.file.claims.items() if self._scale_name in claim.scales}
         if not wanted:
             raise self._error_at("claims", f"none is made at the scale {self._scale_name}")
@@ -239,7 +239,7 @@ class _CampaignReader:
                 yield name, self._with_place_in_errors(place, partial(self._read_claim, told, claim, found))
 
     def _find_original_claim(self, name: str, claim: Hypothesis, claims: Sequence[tuple[str, Hypothesis]]) -> str:
-        """Return the name of the claim that a replication repeats: the claim of the same density, or the only claim."""
+        """Return the name of the claim that a replication repeats: the claim of equal density, or the only claim."""
         place = f"claims.{name}"
         named = [one for table, one in claims if table == claim.again]
         found = [one for one in named if one.density == claim.density] or (named if len(named) == 1 else [])
@@ -340,7 +340,7 @@ class _CampaignReader:
         return Side(side.run, side.role, level)
 
     def _check_role(self, side: SideTable, density: float | None, metric: str) -> None:
-        """Raise `UsageError` if the side's run has no network of the side's role, or no `metric` of this network."""
+        """Raise `UsageError` if the side's run has no network of the side's role, or does not measure `metric`."""
         if metric not in STABILITY:
             roles = (TICKET, DENSE, *self.runs[side.run].controls)
             if side.role not in roles:
@@ -375,7 +375,7 @@ class _CampaignReader:
 
 
 def _planned_density(level: int, planned: Mapping[float, int]) -> float:
-    """Return the planned density of the tickets of a level; 1 if the density is not known beforehand."""
+    """Return the density that is planned for a level; 1 if densities are not known beforehand."""
     return next((density for density, one in planned.items() if one == level), 1.0)
 
 
@@ -471,7 +471,7 @@ _NAMED: dict[str, type[Struct]] = {
 
 
 def decode_file(tables: Mapping[str, Any], path: Path) -> FileTable:
-    """Decode the tables of a campaign file; raise `UsageError` with the file and key for a wrong type."""
+    """Decode the tables of a campaign file; for a value of a wrong type, raise `UsageError` with file and key."""
     try:
         return convert(tables, FileTable)
     except ValidationError as error:
@@ -480,7 +480,7 @@ def decode_file(tables: Mapping[str, Any], path: Path) -> FileTable:
 
 
 def _locate_error(tables: Mapping[str, Any], error: ValidationError) -> tuple[str, str]:
-    """Return the key and the message of an error; decode named tables alone to find the name that msgspec omits."""
+    """Return the key of the invalid value in `tables`, and the error message."""
     why, _, path = str(error).partition(" - at `")
     place = path.rstrip("`").removeprefix("key in ").removeprefix("$").removeprefix(".")
     named, _, _ = place.partition("[...]")
@@ -508,7 +508,7 @@ VALUE = "number"
 
 @dataclass(frozen=True)
 class Side:
-    """One side of a claim: a run's tickets, its dense network, a control, or a number."""
+    """One side of a claim: tickets, dense networks or controls of a run, or a fixed number."""
 
     run: str
     role: str
@@ -520,7 +520,7 @@ class Side:
 
 @dataclass(frozen=True, kw_only=True)
 class Hypothesis:
-    """The hypothesis that A is better than B by more than `above`, see `records.campaign.Claim`."""
+    """A claim: side `a` is better than side `b` by more than `above`. See `records.campaign.Claim`."""
 
     name: str
     statement: str
@@ -542,12 +542,12 @@ class Hypothesis:
 
     @property
     def runs(self) -> tuple[str, ...]:
-        """Names of the runs that the claim compares."""
+        """Names of the runs whose networks the claim compares."""
         return tuple(dict.fromkeys(side.run for side in (self.a, self.b) if side.value is None))
 
 
 def check_replication(claim: Hypothesis, claims: Sequence[Hypothesis], replicates: Mapping[str, range]) -> None:
-    """Raise `UsageError` if a replication shares replicates with a claim that it repeats, or repeats itself."""
+    """Raise `UsageError` if a replication repeats itself, or has replicates in common with a claim that it repeats."""
     named = {one.name: one for one in claims}
     own, earlier, seen = replicates[claim.runs[0]], claim, {claim.name}
     while earlier.again:

@@ -1,7 +1,7 @@
 """Check a campaign: train randomly drawn networks again in an empty store, and compare the results.
 
-A row is one network of one replicate. Its weights before training (the dense network at the rewind step, or a control's
-own weights) are trained again too. Its mask is taken from the campaign's store.
+For each drawn network, the dense network or control that its start weights come from is trained again too. Its mask
+is taken from the campaign's store.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ ROWS = ("run", "network", "replicate", "weights kept, %", "told", "now", "interv
 
 @dataclass(frozen=True)
 class Row:
-    """A trained network of one replicate of a campaign, with its recorded value."""
+    """A trained network of one replicate of a campaign, with the metric in the campaign's record."""
 
     run: str
     replicate: int
@@ -65,7 +65,7 @@ class Row:
 
 @dataclass(frozen=True)
 class CheckedRow:
-    """A network of a campaign with the result of training it again."""
+    """A network of a campaign, compared with the result of training it again."""
 
     row: Row
     value: float
@@ -79,7 +79,10 @@ class CheckedRow:
 
     @property
     def found(self) -> Found:
-        """Result of the comparison: same bits; inside the interval, on another kind of machine; or else outside."""
+        """Result of the comparison: ``same bits``, or whether `value` is inside or outside the prediction interval.
+
+        On the same kind of machine, all results without the same bits are ``outside``.
+        """
         if self.same_bits:
             return "same bits"
         if self.same_machine or self.interval is None:
@@ -87,7 +90,7 @@ class CheckedRow:
         return "inside" if self.interval[0] <= self.value <= self.interval[1] else "outside"
 
     def cells(self) -> list[str]:
-        """Return the cells of a table with the header `ROWS`."""
+        """Return a table row as text: network, recorded value, value of the new training, interval, and result."""
         row = self.row
         style = Style.for_summaries([summarise(row.others)], "")
         interval = "–" if self.interval is None else " to ".join(map(style.number, self.interval))
@@ -108,10 +111,10 @@ def check(
     say: Callable[[str], None] = lambda _: None,
     on_event: OnEvent | None = None,
 ) -> list[CheckedRow]:
-    """Draw finished networks of a campaign at random, train each again in an empty store, and compare the results.
+    """Draw finished networks of a campaign at random, train each again in an empty store, and compare the metrics.
 
     Args:
-        options: the campaign's store, to which only a text file is added, and where to train.
+        options: where to train, and the campaign's store, to which only a text file is added.
         count: number of networks to draw; all if fewer are finished.
     """
     if count < 1:
@@ -146,7 +149,7 @@ def check(
 
 
 def _user_modules(campaign: Campaign) -> set[str]:
-    """Return the modules that the campaign's user-defined methods reach; no other user code may be imported."""
+    """Return the modules of the campaign's user-defined methods; no other user code may be imported."""
     own = {request.method.name for request in campaign.runs.values() if METHODS.is_outside(request.method.name)}
     return set().union(*(find_reached_modules(METHODS.find_target(name)) for name in own))
 
@@ -170,13 +173,13 @@ def finished_rows(campaign: Campaign, store: Store) -> Iterator[Row]:
 
 
 def _has_training(store: Store, row: Row) -> bool:
-    """Return whether the store has the training result of a row; bundles without masks omit such results."""
+    """Return whether the store has the training result of a row; it may be missing after unpacking a bundle."""
     trajectory, _, step = row.key.partition("@")
     return store.load_valid_result(trajectory, int(step)) is not None
 
 
 def retrain_row(lab: Lab, task: Task, row: Row, sources: StoredTrainings) -> CheckedRow:
-    """Train a row's network again in the lab's empty store; first, the networks that its weights come from."""
+    """Train a row's network again in the lab's empty store, after the networks that its start weights come from."""
     trajectory, _, step = row.key.partition("@")
     recorded = sources.read_record(trajectory, int(step))
     result = _retrain(lab, task, trajectory, int(step), sources, measure=True)
@@ -193,7 +196,7 @@ def retrain_row(lab: Lab, task: Task, row: Row, sources: StoredTrainings) -> Che
 
 
 def prediction_interval(values: Sequence[float]) -> tuple[float, float] | None:
-    """Return the 95 % prediction interval for one more value of a normal sample; None for fewer than two values."""
+    """Return the 95 % interval for one more value of a normal distribution; None for fewer than two `values`."""
     n = len(values)
     if n < 2:
         return None
@@ -207,7 +210,7 @@ class StoredTrainings:
     """Reads trainings and files from the store of a campaign."""
 
     def __init__(self, store: Store, modules: Container[str] = ()) -> None:
-        """Create a reader."""
+        """Create a reader of `store`; `modules` are the modules of user code that may be imported."""
         self._store, self._modules = store, modules
 
     def read_record(self, trajectory: str, step: int) -> dict[str, Any]:
@@ -218,7 +221,7 @@ class StoredTrainings:
         return found
 
     def read_segment(self, trajectory: str, step: int) -> dict[str, Any]:
-        """Return the description of a training segment; first import the variants of training that it needs."""
+        """Return the description of a training up to `step`; first import the user code that the training needs."""
         described = dict(self.read_record(trajectory, step)["segment"])
         for each in described["variants"]:
             place = str(each.get("place", ""))
@@ -231,7 +234,7 @@ class StoredTrainings:
         return self._store.get_bytes(digest) if self._store.has(digest) else None
 
     def find_producer(self, digest: str, task: Task) -> tuple[str, int] | None:
-        """Return (trajectory, step) of the simplest training that produced a file with this digest; None if unknown."""
+        """Return trajectory and step of the simplest training that produced the file `digest`; None if unknown."""
         key = json_key(task)
         made = [one for one in self._producers.get(digest, ()) if one.task == key]
         best = min(made, key=lambda one: (one.variants, one.step, one.trajectory), default=None)
@@ -252,7 +255,7 @@ class StoredTrainings:
 
 @dataclass(frozen=True)
 class _Producer:
-    """A training that produced stored weights or an optimiser's state."""
+    """A training, up to a step, that produced stored weights or a stored state of the optimiser."""
 
     trajectory: str
     step: int
@@ -262,7 +265,7 @@ class _Producer:
 
 
 def _output_digests(record: dict[str, Any]) -> dict[str, str]:
-    """Return the digests of a result's files, by kind."""
+    """Return the digests of the files that a training wrote, by kind of file."""
     variants = {f"variant {name}": digest for name, digest in record["variants"].items()}
     found = {"model": record["model"], "training": record["training"], **variants}
     return {name: digest for name, digest in found.items() if digest}

@@ -35,7 +35,7 @@ _OUTCOMES: dict[str, Found] = {"yes": "confirmed", "no": "refuted", "undecided":
 
 @dataclass(frozen=True)
 class Decision:
-    """A claim with the values of both sides, and its verdict."""
+    """A claim with the values of both sides in each replicate, and its verdict."""
 
     claim: Hypothesis
     a: tuple[float, ...]
@@ -56,15 +56,16 @@ class Decision:
 
     @property
     def needs_replicates(self) -> bool:
-        """Whether the claim is undecided, and more replicates may decide it."""
+        """Whether the claim is undecided, and training more replicates may decide it."""
         return self.found == "undecided" and not self.unknown
 
     def to_record(self, seconds: float, noise: Sequence[float] = (), noise_missing: int = 0) -> campaign_record.Claim:
         """Return the claim's entry in the campaign record.
 
         Args:
-            noise: differences of the metric between two data orders of each dense network.
-            noise_missing: number of replicates without such a difference.
+            seconds: estimated seconds until the claim is decided.
+            noise: for each dense network, the difference of the metric between two trainings in different data orders.
+            noise_missing: number of replicates without a second training of the dense network.
         """
         claim, made = self.claim, self.verdict
         shift = claim.above + claim.margin
@@ -94,7 +95,7 @@ class Decision:
 
 
 def _side_record(claim: Hypothesis, side: Side, values: tuple[float, ...]) -> campaign_record.Side:
-    """Return the record's entry for one side of a claim; it names the level if the claim has no density."""
+    """Return the entry of one side of a claim in the campaign record; `values` are the side's values per replicate."""
     by_level = claim.density is None and side.role != DENSE
     return campaign_record.Side(side.run, side.role, values, side.level if by_level else None)
 
@@ -111,9 +112,9 @@ def decide(
     """Return the decision of each claim from the finished blocks of replicates.
 
     Args:
-        claims: all claims, since the claims of a family are corrected together.
+        claims: all claims of the campaign, since the claims of a family are corrected together.
         records: records of the finished blocks of each run, in order.
-        resolution: smallest possible difference of each run's metric; None if there is no such step.
+        resolution: smallest possible difference of each run's metric; None for a continuous metric.
     """
     made = [_judge(claim, records, resolution, stable or {}) for claim in claims]
     sizes = family_sizes(claims)
@@ -132,8 +133,8 @@ def decide(
 def family_sizes(claims: Sequence[Hypothesis]) -> list[int]:
     """Return, for each claim, the number of hypotheses in its multiple-testing correction.
 
-    This is the size of the claim's family. A replication keeps at least the family size of the claim that it repeats:
-    claims to repeat are chosen by their results, and a smaller family would make their test easier.
+    This is the size of the claim's family, but for a replication at least the size for the claim that it repeats.
+    Claims to repeat are chosen by their results, so that a smaller family would make their test too easy.
     """
     members = Counter(claim.family for claim in claims)
     named = {claim.name: claim for claim in claims}
@@ -176,7 +177,7 @@ def _judge(
 
 
 def _count_finite_replicates(claim: Hypothesis, a: Sequence[float], b: Sequence[float]) -> tuple[int, str]:
-    """Return how many replicates in sequence have finite values of both sides, and the reason why the next has not."""
+    """Return how many first replicates have finite values on both sides, and what is wrong with the next replicate."""
     for n, values in enumerate(zip(a, b, strict=False)):
         for side, value in zip((claim.a, claim.b), values, strict=True):
             if not isfinite(value):
@@ -185,7 +186,7 @@ def _count_finite_replicates(claim: Hypothesis, a: Sequence[float], b: Sequence[
 
 
 def _metric_resolution(claim: Hypothesis, resolution: Mapping[str, float | None]) -> float | None:
-    """Return the smallest possible difference of a claim's metric; None for seconds and distances."""
+    """Return the smallest possible difference of a claim's metric; None for a continuous quantity, such as seconds."""
     if claim.metric in STABILITY and claim.metric != "barrier":
         return None
     if claim.metric in COSTS:
@@ -210,12 +211,12 @@ def _compute_verdict(claim: Hypothesis, a: Sequence[float], b: Sequence[float], 
 
 
 def _empty_verdict(claim: Hypothesis) -> Verdict:
-    """Return the verdict of a claim without replicates; with p-values of 1, it counts in its family's correction."""
+    """Return a verdict for a claim without replicates; its p-values are 1, so that the claim counts in its family."""
     return _compute_verdict(claim, [100.0], [100.0], 1.0)
 
 
 def _stability_values(claim: Hypothesis, side: Side, blocks: Sequence[StabilityRecord]) -> tuple[float, ...]:
-    """Return a claim's stability metric for one side, for each replicate of the blocks in order."""
+    """Return the value of a claim's stability metric on one side, for each replicate in `blocks`."""
     found = []
     for record in blocks:
         rows = {(row.replicate, row.level): row for row in record.rows if row.role == side.role}
@@ -234,7 +235,7 @@ def _stability_value(metric: str, row: StabilityRow) -> float:
 
 
 def _side_values(claim: Hypothesis, side: Side, blocks: Sequence[RunRecord]) -> tuple[float, ...]:
-    """Return a claim's metric for one side, for each replicate of the blocks in order."""
+    """Return the value of a claim's metric on one side, for each replicate in `blocks`."""
     found = []
     for record in blocks:
         level = side.level
@@ -262,7 +263,7 @@ def network_cost(point: Point, what: str) -> float:
 
 
 def method_table(campaign: Campaign, done: Mapping[str, Sequence[RunRecord]]) -> Iterator[MethodRow]:
-    """Yield a table row for each level's tickets and controls, and for each distinct dense network."""
+    """Yield a row for the tickets and controls of each level, and for each distinct dense network."""
     seen = set[str]()
     for name, request in campaign.runs.items():
         points: dict[tuple[int, str], list[Point]] = {}
