@@ -137,8 +137,8 @@ class Run:
     ) -> RunTicket:
         """Return the ticket that is best on the validation split, so that its test value is unbiased.
 
-        By default, choose from the sparsest level that looks like a winner. If no level looks like a winner, choose from
-        all tickets.
+        By default, choose from the sparsest level that looks like a winner. If no level looks like a winner, choose
+        from all tickets.
 
         Args:
             density: choose from the level with the nearest density.
