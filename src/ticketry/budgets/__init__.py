@@ -2,7 +2,7 @@
 
 `cost_model` stores costs by layer and density. `timing` measures costs on this machine; `model_costs` calls it,
 estimates costs for a GPU, or counts them. `allocation` and `layer_choice` find masks for a budget; `latency`
-meets a latency budget by measurement, as a `request` says. `pruner` finds masks for searches.
+meets the latency budget of a `request` by measurement. `pruner` finds masks for searches.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is first used: importing the package does not load torch."""
+    """Import a public name when it is first used, so that importing the package does not load torch."""
     if name not in _MODULES:
         raise AttributeError(f"module 'ticketry.cost' has no attribute {name!r}")
     return getattr(import_module(f"ticketry.budgets.{_MODULES[name]}"), name)

@@ -42,11 +42,10 @@ _DIGIT_BITS = 16
 
 
 def affordable(worth: Tensor, price: Tensor, budget: int) -> Tensor:
-    """Return bool [n] that selects the elements of the most worth whose prices together are within the budget.
+    """Return bool [n] that selects the elements of highest worth until the next one would exceed the budget.
 
-    The result is that of a stable sort by falling worth and a running sum of prices: ties go to the earlier element,
-    and the first element that exceeds the budget ends the selection. A radix sort that follows a single bucket takes
-    linear time for many millions of elements.
+    Equal elements are selected in their order. A radix sort that follows a single bucket takes linear time for many
+    millions of elements.
 
     Args:
         worth: float64 [n]; elements below 0 are never selected.
@@ -94,17 +93,17 @@ def cost_up_to(worth: Tensor, price: Tensor, index: int) -> int:
 
 @dataclass(frozen=True)
 class FlatScores:
-    """Scores and candidates of all layers as flat tensors, from which weights of all layers are selected together."""
+    """Flat scores of all layers, with the weights that may be retained, to select weights over all layers."""
 
     scores: Mapping[str, Tensor]
     values: tuple[Tensor, ...]
     """For each layer, its scores: float64 [weights of the layer], at least 0."""
     candidates: tuple[Tensor | None, ...]
-    """For each layer, which weights are candidates: bool [weights of the layer]; None for all."""
+    """For each layer, which weights may be retained (candidates): bool [weights of the layer]; None for all."""
 
     @classmethod
     def build(cls, scores: Mapping[str, Tensor], within: Mask | None) -> FlatScores:
-        """Flatten scores; invalid scores raise the errors that `allocate_cost` lists."""
+        """Flatten `scores`, with the weights that `within` retains as candidates; raise an error for invalid scores."""
         if not scores:
             raise MaskError("there are no scores to allocate by")
         check_mask_covers_tensors({name: tuple(score.shape) for name, score in scores.items()}, within)
@@ -116,10 +115,10 @@ class FlatScores:
         return cls(scores, tuple(values), tuple(chosen))
 
     def select(self, prices: tuple[Tensor, ...], budget: int, least: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Return (weights that a budget pays for (bool), worth, price), each concatenated over all layers.
+        """Return (selected weights (bool), worth, price) for a budget, each concatenated over all layers.
 
-        `prices` has, for each layer, the int64 prices of its weights in the units of `budget`. The `least` best weights
-        of each layer are selected before all others.
+        Worth is score divided by price. `prices` has, for each layer, the int64 prices of its weights, in the units of
+        `budget`. The `least` best weights of each layer are selected before all others.
         """
         worth = torch.cat([value / price for value, price in zip(self.values, prices, strict=True)])
         parts = torch.split(worth, [len(value) for value in self.values])
@@ -133,14 +132,14 @@ class FlatScores:
         return affordable(worth, price, budget), worth, price
 
     def to_mask(self, chosen: Tensor) -> Mask:
-        """Return the mask that a selection, concatenated over all layers, stands for."""
+        """Return the mask that retains the weights that `chosen` selects: bool, concatenated over all layers."""
         parts = torch.split(chosen, [len(value) for value in self.values])
         return Mask(
             {name: part.reshape(self.scores[name].shape) for name, part in zip(self.scores, parts, strict=True)}
         )
 
     def cost_of_one_each(self, worth: Tensor, price: Tensor) -> int | None:
-        """Return the smallest budget with which each layer retains a weight; None if a layer has no candidate."""
+        """Return the smallest budget for which each layer retains a weight; None if a layer has no candidate."""
         found, start = 0, 0
         for part in torch.split(worth, [len(value) for value in self.values]):
             if len(part):
@@ -228,7 +227,7 @@ def allocate_cost(
 
 
 def _marginal_prices(values: Tensor, among: Tensor | None, hull: Curve, unit: float) -> Tensor:
-    """Return the price of each weight, which it adds to the cost of all better weights of its layer.
+    """Return, for each weight, what it adds to the cost of its layer if all better weights are retained.
 
     The result is int64 [n], at least 1.
     """
@@ -319,7 +318,7 @@ def total_price(sizes: Mapping[str, int], prices: Mapping[str, int]) -> int:
 
 
 def share_in_units(share: float, total: int) -> int:
-    """Return `share` of `total`, rounded down; computed exactly from the share's decimal digits."""
+    """Return `share` times `total`, rounded down, computed exactly from the decimal digits of `share`."""
     return int(Fraction(str(share)) * total)
 
 
@@ -351,10 +350,11 @@ def check_floor(
     what: str,
     available: Mapping[str, int] | None = None,
 ) -> int:
-    """Return the share `share` of the cost of all weights in whole units, if it pays for `least` weights per layer.
+    """Return the budget, `share` times the cost of all weights rounded down, if it pays for `least` weights per layer.
 
-    All mappings are by layer: number of weights, cost of one weight, number of candidates. Raise `LayerCollapseError`,
-    with the name `what` of the cost, if the budget is too small; `least` below 1 counts as 1.
+    `sizes` has the number of weights of each layer, `prices` the cost of one weight, and `available` the number of
+    candidates. If the budget is too small, raise `LayerCollapseError`, which calls the cost `what`. `least` below 1
+    counts as 1.
     """
     least, total = max(least, 1), total_price(sizes, prices)
     budget = share_in_units(share, total)

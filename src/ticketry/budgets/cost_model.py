@@ -1,4 +1,4 @@
-"""Cost of a network under any mask: cost curves of its layers plus a fixed part. Has a file format."""
+"""Cost of a network under any mask, as cost curves of its layers plus a fixed part; can be stored in a file."""
 
 from __future__ import annotations
 
@@ -64,8 +64,8 @@ class Curve(Struct, frozen=True):
     def through(cls, points: Iterable[tuple[float, float]]) -> Curve:
         """Fit a curve to measured (density, cost) points.
 
-        Where costs fall from a point to the next, both get their mean (isotonic regression: Ayer et al. 1955). Costs at
-        densities 0 and 1 are extrapolated from the nearest two points.
+        Where costs fall from a point to the next, both points get their mean cost (isotonic regression: Ayer et al.
+        1955). Costs at densities 0 and 1 are extrapolated from the nearest two points.
 
             >>> Curve.through([(0.1, 2.0), (0.5, 6.0), (1.0, 5.0)]).costs
             (1.125, 2.0, 5.5, 5.5)
@@ -140,7 +140,7 @@ class LayerCost(Struct, frozen=True):
     rows."""
 
     def at(self, density: float, granularity: str = FINEST) -> float:
-        """Return the cost at a density and granularity; if it was not measured, that of the next finer granularity."""
+        """Return the cost at a density and granularity; if the granularity was not measured, use the next finer one."""
         return self._interpolate(self.curves, density, granularity)
 
     def at_channels_last(self, density: float, granularity: str = FINEST) -> float:
@@ -306,10 +306,7 @@ class CostModel(Struct, frozen=True):
         return float(known[base])
 
     def left_for(self, names: Iterable[str], amount: float) -> float:
-        """Return what remains of `amount` for the layers `names`.
-
-        Fixed costs and the unpruned costs of all other layers are subtracted.
-        """
+        """Return `amount` minus the fixed costs and the unpruned costs of all layers that are not in `names`."""
         pruned = set(names)
         return amount - self.fixed - sum(layer.at(1.0) for name, layer in self.layers.items() if name not in pruned)
 
@@ -354,7 +351,7 @@ class CostModel(Struct, frozen=True):
         }
 
     def check_granularity(self, granularity: str) -> None:
-        """Raise `UsageError` if a layer that masks make cheaper has no costs in `granularity`; accept "" always."""
+        """Raise `UsageError` if a layer that masks make cheaper has no costs in `granularity`; always accept ""."""
         if granularity:
             for layer in self.layers.values():
                 if layer.curves:
@@ -429,7 +426,7 @@ Prices = Mapping[str, int] | CostModel
 
 
 def mask_cost(mask: Mask, prices: Prices) -> float:
-    """Return the cost of all weights that a mask retains; if `prices` is a cost model, that of the whole network."""
+    """Return the cost of all weights that a mask retains, or of the whole network if `prices` is a cost model."""
     if isinstance(prices, CostModel):
         return prices.estimate(mask).value
     return sum(prices[name] * int(kept.sum()) for name, kept in mask.items())
@@ -483,7 +480,7 @@ def required_budget(costs: CostModel, mask: Mask) -> str:
 def mask_granularity(kept: Tensor) -> str:
     """Return the granularity of one layer's mask, recognised from groups of rows with equal masks.
 
-    The median group size counts, where each group has the weight of its retained elements.
+    The group size is the median over all groups, each weighted by its number of retained elements.
     """
     if kept.dim() < 2 or not bool(kept.any()):
         return FINEST

@@ -1,4 +1,4 @@
-"""Find masks under a budget; latency budgets are met by measurement, in the granularity that retains most."""
+"""Find masks within a budget; for a latency, time masks of several granularities and choose the best one."""
 
 from __future__ import annotations
 
@@ -61,27 +61,27 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 _SHARE_OF_REQUEST = 0.4
-"""Costs are measured without pruning, with empty layers, and under a mask between the two.
+"""Multiple of the requested share of the time at which costs are measured, by the dense times of retained weights.
 
-That mask has this multiple of the requested share of the time, by weights alone. Because sparse kernels are slower per
-weight, its measured latency is near the request. Timings of the chosen masks correct the estimates."""
+Because sparse kernels are slower per weight, the measured latency of that mask is near the request. Costs are also
+measured without pruning and with empty layers. Timings of the chosen masks correct the estimates."""
 
 _COMPARED, _ROUNDS = 3, 5
-"""Maximum number of masks that are timed in each granularity; in total for the best granularity."""
+"""Maximum number of masks that are timed to compare granularities, and in total in the best granularity."""
 
 _TURNS, _REPORTED_ROUNDS = 5, 11
-"""Rounds of the timing of each mask; of the final timing, which is reported."""
+"""Number of rounds in the timing of each mask, and in the final timing, which is reported."""
 
 _BASE_EFFORT = replace(THOROUGH, seconds=0.05, settling=0.1, warming=1.0)
-"""Effort of timing the base, at several moments."""
+"""Effort of each timing of the base. The base is timed at several moments."""
 
 _NEAR_COMPARED, _NEAR, _MET = 0.04, 0.02, 1.05
-"""Relative distance from the budget at which granularities are compared; at which the search ends, as the documentation
-promises; multiple of the budget up to which it counts as met."""
+"""Relative distance from the budget at which granularities are compared; the distance at which the search ends, as
+documented; and the multiple of the budget up to which it counts as met."""
 
 _FAR = 0.08
-"""Relative distance of the final timing from the budget above which the mask is corrected once more: the timings by
-which it was chosen were wrong, as on a machine that other programs use."""
+"""Relative distance of the final timing from the budget above which the mask is corrected once more. The earlier
+timings were then wrong, as on a machine that other programs use."""
 
 _ALLOCATIONS = 12
 """Maximum number of allocations until an estimate meets the request. Several are needed if cost curves are not convex,
@@ -121,7 +121,7 @@ def meet(
         model: model to prune, on the CPU.
         example_inputs: inputs of a call.
         time: a share of the base's latency, 0 < time <= 1 or "30%"; or an amount such as "5ms".
-        base: how the unpruned model runs whose latency a share refers to: ``eager``, ``torch.compile``,
+        base: way to run the unpruned model, to whose latency a share refers: ``eager``, ``torch.compile``,
             ``onnxruntime``, ``openvino``, or ``engine`` (compiled by ticketry without pruning).
         cost: costs of the model on this machine, as `tk.cost.model` returns them; None to measure them now.
         structure, score, scope, within, keep_at_least, batches, loss, seed: see `prune`.
@@ -153,7 +153,7 @@ def meet(
 
 
 def mask_for(request: Request) -> Mask:
-    """Return the mask for a requested budget: by measurement for seconds on this machine, else by estimated costs."""
+    """Return the mask for a budget: measured if it is a latency on this machine, else by estimated costs."""
     if request.unit == "seconds":
         if request.cost is not None and (other := model_costs.why_elsewhere(request.cost)):
             return _mask_by_estimate(request, request.cost, other)
@@ -171,9 +171,9 @@ def mask_for(request: Request) -> Mask:
 
 
 def _mask_by_estimate(request: Request, costs: CostModel, other: str) -> Mask:
-    """Return the mask whose estimated cost is nearest to the budget, by the costs of another machine.
+    """Return the mask whose cost, estimated from the costs of another machine, is nearest to the budget.
 
-    `other` is the message that the costs are of another machine.
+    `other` is a message that says of which machine `costs` are.
     """
     request.check_base_elsewhere(other)
     if request.structure == CHANNELS:
@@ -190,7 +190,10 @@ def _mask_by_estimate(request: Request, costs: CostModel, other: str) -> Mask:
 
 
 def _mask_within(costs: CostModel, budget: float, allocate: Callable[[float], Mask]) -> Mask:
-    """Return a mask whose exact cost is within `budget`; `allocate` uses convex hulls, which underestimate costs."""
+    """Return a mask whose exact cost is within `budget`.
+
+    `allocate` maps a budget to a mask. Because it underestimates costs, it gets lower budgets until its mask fits.
+    """
     aim = budget
     while True:
         mask = allocate(aim)
@@ -226,7 +229,7 @@ def meet_request(request: Request, threads: int) -> Met:
 
 
 def _time_base(request: Request, meter: Meter) -> Latencies:
-    """Time the base once more, thoroughly; return latencies with the median of all its times so far."""
+    """Time the base thoroughly once more; return the latencies, with the median of all timings of the base so far."""
     effort, meter.effort = meter.effort, _BASE_EFFORT
     known = time_base(meter, request.amount, request.base)
     meter.effort = effort
@@ -235,7 +238,7 @@ def _time_base(request: Request, meter: Meter) -> Latencies:
 
 @dataclass
 class _Candidate:
-    """A granularity that is tried, with all its masks that were timed."""
+    """A granularity that the search tries, with the masks that were timed in it."""
 
     structure: str
     mask_at: MaskAt
@@ -244,7 +247,7 @@ class _Candidate:
 
 
 class _BudgetSearch:
-    """Time masks of each granularity for one budget; choose the granularity that retains most importance."""
+    """Time masks of each granularity for one budget, and choose the granularity that retains the most importance."""
 
     def __init__(self, request: Request, meter: Meter, known: Latencies, progress: Progress) -> None:
         self._request, self._meter, self._known, self._progress = request, meter, known, progress
@@ -283,7 +286,7 @@ class _BudgetSearch:
         return replace(result, costs=self._costs, structure=best.structure, considered=considered)
 
     def _approach_again(self, best: _Candidate, known: list[TimedMask], rounds: int) -> None:
-        """Time further masks of a candidate, beginning with those in `known`, until `rounds` masks are timed."""
+        """Time more masks of `best` until one is near the budget, or `rounds` are timed, including those in `known`."""
         best.tried = approach(
             self._meter,
             self._asked,
@@ -315,9 +318,9 @@ class _BudgetSearch:
         return costs
 
     def _time_granularity(self, name: str) -> _Candidate | None:
-        """Time masks of a granularity near the budget.
+        """Time masks of the granularity `name` near the budget.
 
-        If this granularity has no mask but others are left to try, note the reason and return None.
+        If it has no such mask, note the reason and return None. If no granularity has one, raise the error.
         """
         try:
             mask_at, floor = self._mask_builder(name)
@@ -340,7 +343,7 @@ class _BudgetSearch:
         return _Candidate(name, mask_at, floor, tried)
 
     def _check_minimum(self, tried: list[TimedMask]) -> None:
-        """Raise `LayerCollapseError` if the nearest mask retains fewer weights of a layer than `keep_at_least`."""
+        """Raise `LayerCollapseError` if the mask nearest to the budget leaves fewer weights than `keep_at_least`."""
         least = self._request.keep_at_least
         for row in nearest(tried, self._asked).mask.table() if least else ():
             if row.kept < min(least, row.total) and row.name in self._request.scope.shapes:
@@ -357,7 +360,7 @@ class _BudgetSearch:
         return masks_by_estimate(costs, allocate), costs.floor / costs.dense
 
     def _rank_of(self, one: _Candidate) -> tuple[bool, float]:
-        """Return a sort key: candidates that meet the budget rank by retained importance, others below by latency."""
+        """Return a sort key: masks within the budget rank highest, by retained importance; others rank by latency."""
         best = nearest(one.tried, self._asked)
         over = best.found.median / self._asked
         if over > _MET:
@@ -398,7 +401,7 @@ def _mask_allocator(request: Request, costs: CostModel, values: Mapping[str, Ten
 def _channel_masks(request: Request, meter: Meter, values: Mapping[str, Tensor]) -> tuple[MaskAt, float]:
     """Return (function that maps a wanted share of the latency to a mask of whole channels, smallest share).
 
-    The time of a layer is estimated as its unpruned time, in proportion to its retained channels.
+    The time of a layer is assumed to be proportional to the number of its weights that remain.
     """
     profile, dense = meter.dense_profile, meter.dense_seconds
     prices = {name: seconds / max(prod(meter.shape(name)), 1) for name, seconds in profile.layers.items()}
@@ -413,7 +416,10 @@ def _channel_masks(request: Request, meter: Meter, values: Mapping[str, Tensor])
 
 
 def _channel_path(request: Request, values: Mapping[str, Tensor], prices: Mapping[str, float]) -> ChannelPath:
-    """Return the order in which whole channels are removed: by the requested scores, or else by `values` of weights."""
+    """Return the order in which whole channels are removed: by the requested scores, or else by sums of `values`.
+
+    `prices` has the cost of one weight of each parameter.
+    """
     options = request.channels or ChannelOptions(ChannelOrder("global", 1, 1))
     known = options.known or partial(tried_structure, request.model, request.example_inputs, options.spare)
     choice = ChannelChoice(request.model, known(), request.scope)
@@ -453,11 +459,11 @@ def _warn_of_torch(costs: CostModel) -> None:
 
 @dataclass(frozen=True)
 class TimedMask:
-    """A timed mask with its aimed, estimated and measured latency, as shares of the unpruned compiled network's."""
+    """A timed mask with its wanted, estimated and measured latency, as shares of the unpruned compiled latency."""
 
     mask: Mask
     aim: float
-    """Share of the latency that was aimed at when the mask was chosen."""
+    """Share of the latency that was wanted when the mask was chosen."""
     estimated: float
     found: Interval
     compiled: Compiled | None = None
@@ -478,7 +484,9 @@ def approach(
     turns: int = 7,
     known: Sequence[TimedMask] = (),
 ) -> list[TimedMask]:
-    """Time masks until one is near the requested latency, correcting the aim by earlier timings; return all of them.
+    """Time masks until one is near the requested latency; return all timed masks.
+
+    The latency at which the next mask aims is corrected by the earlier timings.
 
     Args:
         asked: requested share of the unpruned compiled network's latency.
@@ -582,8 +590,8 @@ def masks_by_estimate(costs: CostModel, allocate: Callable[[float], Mask]) -> Ma
 def mask_nearest_budget(costs: CostModel, budget: float, allocate: Callable[[float], Mask]) -> Mask:
     """Return the mask whose estimated cost is nearest to `budget`.
 
-    The budget that `allocate` gets is corrected in proportion to the last estimate, or by bisection if that does not
-    halve the distance.
+    `allocate` maps a budget to a mask. The budgets that it gets are corrected in proportion to the last estimate, or by
+    bisection if that does not halve the distance.
     """
     aim, best, away = budget, None, float("inf")
     low, high = costs.floor, float("inf")

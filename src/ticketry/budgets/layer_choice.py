@@ -36,7 +36,7 @@ _LEAST_SHARE = 1e-12
 """Lower bound of a layer's retained share of scores when its logarithm is taken."""
 
 _DENSITIES = np.unique(np.concatenate([np.geomspace(1e-3, 1, 60), np.linspace(0.05, 1, 39)]))
-"""Densities at which a layer can be pruned; the density of the last layer that gets more budget is refined to single
+"""Densities at which a layer can be pruned. For the last layer that gets more budget, the density is refined to single
 blocks."""
 
 
@@ -69,9 +69,9 @@ class LayerOptions:
     """Minimum number of weights that every option retains, if the layer has that many."""
 
     def blocks(self, granularity: str) -> tuple[Blocks, Tensor, np.ndarray, np.ndarray]:
-        """Return (blocks, their order from the highest mean score on, values, numbers of weights).
+        """Return (blocks, their order by falling mean score, values, numbers of weights) of a granularity.
 
-        The last two are those of a layer that retains its first 0, 1, … blocks in this order.
+        Entry i of the last two is for the layer that retains only the first i blocks in this order.
         """
         if granularity not in self.ranked:
             rows = Granularity.parse(granularity).rows

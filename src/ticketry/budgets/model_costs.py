@@ -202,7 +202,7 @@ def check_fits(costs: CostModel, meter: Meter) -> CostModel:
 # -- bytes -------------------------------------------------------------------------------------------------------------
 
 _HALVINGS = range(2, 12)
-"""The cost curve of packed weights has a bend where the density was halved this many times."""
+"""How often the density 1 is halved to reach the densities where the cost curve of packed weights has a bend."""
 
 _ROUNDING_BYTES = 2.0
 """Number of bytes by which packed positions of weights may exceed a linear interpolation, because of rounding."""

@@ -63,7 +63,7 @@ class Request:
     cost: CostModel | None = None
     """Costs of the model; None to measure or count them."""
     base: str = ENGINE
-    """How the unpruned model runs whose latency a share of seconds refers to: one of `units.BASES`."""
+    """Way to run the unpruned model, to whose latency a share of seconds refers: one of `units.BASES`."""
     channels: ChannelOptions | None = None
     """How whole channels are chosen, if the structure is channels; None for the default way."""
 
@@ -140,7 +140,7 @@ def default_structure_of_latency(
 ) -> str:
     """Return the structure of a latency budget; by default several are timed and the best one is chosen.
 
-    If `score`, `cost` or `within` is given, the default is that of `default_structure` instead: costs cover one
+    If `score`, `cost` or `within` is given, the default is that of `default_structure` instead, because costs cover one
     structure only, and candidates in `within` are single weights.
     """
     if structure is None and score is None and cost is None and within is None:
@@ -221,8 +221,8 @@ class Met:
     latencies: Latencies
     """Latencies in seconds of the base, of the unpruned compiled model, and requested."""
     share: float
-    """Latency with the mask as a share of the base's latency: the median of a separate timing after the mask was
-    chosen, for which both compiled models were copied to new memory and called in turns."""
+    """Latency with the mask as a share of the base's latency. It is the median of a separate timing after the mask was
+    chosen, in which both compiled models are called in turns, in new memory."""
     low: float
     """Lower end of the 95 % interval of `share`."""
     high: float

@@ -97,7 +97,7 @@ class Meter:
         self.names = tuple(self._shapes)
         self.network = MaskedModel(model, example_inputs, self.names)
         self.base_calls: dict[str, Callable[[], Any]] = {}
-        """Base -> a call of the model in it."""
+        """Base -> function that calls the model in this base."""
         self.base_latencies: dict[str, list[float]] = {}
         """Base -> its measured latencies in seconds, in the order in which they were measured."""
         self._clock: Callable[[], float] = time.process_time if threads == 1 else time.perf_counter
@@ -300,8 +300,8 @@ class ScoredMasks:
     ) -> None:
         """Prepare masks for the shares `amounts` of the dense time.
 
-        All mappings are by parameter name: the score of each weight, the seconds of the layer in the unpruned network,
-        and which rows may form a group (see `core.structure.layout.layouts`).
+        All mappings are by parameter name: `scores` of each weight, `seconds` of the layer in the unpruned network, and
+        `layouts`, which say what rows may form a group (see `core.structure.layout.layouts`).
         """
         self.amounts = amounts
         self._scores, self._seconds, self._layouts = scores, seconds, layouts

@@ -92,7 +92,7 @@ Base = Literal["eager", "torch.compile", "onnxruntime", "openvino", "engine"]
 EAGER: Base = "eager"
 ENGINE: Base = "engine"
 BASES: tuple[str, ...] = get_args(Base)
-"""Ways to run the unpruned model whose latency a budget may be a share of; ``engine`` is ticketry's compiled model."""
+"""Ways to run the unpruned model, to whose latency a budget may refer; ``engine`` is ticketry's compiled model."""
 
 
 def check_base(base: str) -> str:
