@@ -109,7 +109,7 @@ def prune_to_share(
 
 
 def remaining_share(lab: Lab, task: Task, kept: Mapping[str, int], terms: str) -> float:
-    """Return the cost of a network, as a share of the dense cost, if each parameter retains `kept` weights."""
+    """Return the cost that `terms` names, as a share of the dense cost, if each parameter retains `kept` weights."""
     prices = load_prices(lab, task, kept, terms)
     if isinstance(prices, CostModel):
         layers = ((layer, kept.get(name, layer.weights)) for name, layer in prices.layers.items())

@@ -99,7 +99,7 @@ class Seeds:
 
 @dataclass(frozen=True)
 class Structured:
-    """Records from which mask and weights, and by which settings, a structured mask was derived."""
+    """Records the mask, the weights and the settings from which a structured mask was derived."""
 
     of: str
     """Digest of the unstructured mask."""
@@ -146,15 +146,14 @@ class Found:
     moment: Moment | None = None
     """When a detector decided to prune; None without a detector."""
     structured: Structured | None = None
-    """How the mask was derived from an unstructured mask; None if it was not."""
+    """How the mask was derived from an unstructured mask; None if the mask was not derived."""
     pattern: str = UNSTRUCTURED
     """The pattern of the mask, see `core.structure.pattern`."""
     aim: str = ""
     """The quantity that the search's budget limits, see `Budget.terms`; empty if the search had a density."""
     cut_to: float | None = None
-    """Density to which a mask was pruned by the values of trained gates, because the gates alone did not reach it; None
-    if that was not needed.
-    """
+    """Density to which a mask was pruned by the values of trained gates, because the gates alone did not reach this
+    density; None if that was not needed."""
 
     @property
     def search_steps(self) -> int:

@@ -31,7 +31,7 @@ class Choice:
 
 
 def choose_runner(runner: str | Executor, workers: int) -> Choice:
-    """Check the name and details of a runner (or an executor; by default here or in local processes), and return it."""
+    """Check `runner` and return a `Choice`; an empty text means local processes if `workers` > 0, else this process."""
     if isinstance(runner, Executor):
         if workers:
             raise UsageError("an executor knows its number of workers: leave out workers")

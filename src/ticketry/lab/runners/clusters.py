@@ -69,8 +69,8 @@ class _RayTasks(Pool):
     def _stay_connected(self, connected: Future[None]) -> None:
         """Connect to Ray in this thread, set the future `connected`, and keep the thread alive until `close`.
 
-        Processes that Ray starts on Linux end with the thread that started them (prctl(2), PR_SET_PDEATHSIG). The
-        thread that trains first would end too early for that.
+        On Linux, processes that Ray starts end with the thread that connected (prctl(2), PR_SET_PDEATHSIG). The thread
+        that trains first would end too early.
         """
         try:
             self._connect(self._place.address)
@@ -167,7 +167,7 @@ _LOCAL = {
     "distributed.worker.memory.monitor-interval": "500ms",
 }
 """Dask's configuration for local workers. They are not daemonic, so that they can start further processes. They inspect
-themselves less often than by default, when trainings with short steps took a tenth longer (`benchmarks/runners.py`)."""
+themselves less often, because the default made trainings with short steps a tenth longer (`benchmarks/runners.py`)."""
 
 _log = logging.getLogger(__name__)
 
@@ -200,7 +200,7 @@ class DaskRunner(ExecutorRunner):
 
 
 def execute_on_dask(request: str) -> str:
-    """Carry out a request on a Dask worker; stop when Dask closes the worker, for which it sends no signal."""
+    """Carry out a request on a Dask worker; stop when Dask closes the worker, because Dask sends no signal then."""
     from distributed import get_worker
     from distributed.core import Status
 
@@ -210,7 +210,7 @@ def execute_on_dask(request: str) -> str:
 
 
 class _DaskTasks(Pool):
-    """Sends requests as tasks of a Dask client; Dask itself repeats lost tasks, until it gives them up."""
+    """Sends requests as tasks of a Dask client; Dask itself repeats a lost task until it gives the task up."""
 
     def __init__(self, place: Place) -> None:
         import dask

@@ -46,13 +46,13 @@ OnEvent = Callable[[Event], None]
 
 
 class Activity:
-    """Summarises the events of a lab: counts, and the segments in training. Several threads may call it."""
+    """Counts the segments of a lab and lists those in training, from the lab's events; several threads may call it."""
 
     def __init__(self) -> None:
         self.trained = self.asked = 0
         """Numbers of trained and of requested segments; the results of all others were in the store."""
         self.since = 0.0
-        """Time of the first progress in seconds since 1970; 0 before. Workers have been started by then."""
+        """Time of the first progress, in seconds since 1970; 0 if there was none. Workers have started by that time."""
         self.at_once = 0
         """Largest number of segments in training at the same time."""
         self._active: dict[str, Event] = {}
@@ -115,7 +115,7 @@ class Runner(Protocol):
 
 
 class ReportingWatch(Watch):
-    """Sends an event when a training reports progress, and asks it to stop after a signal or if `stopped` says so."""
+    """Sends events about progress in a training, and asks it to stop after a signal or if `stopped` returns True."""
 
     def __init__(self, checkpoint_seconds: float, send: OnEvent, stopped: Callable[[], bool] = lambda: False) -> None:
         super().__init__(checkpoint_seconds)
@@ -200,7 +200,7 @@ def raise_first_error(futures: Iterable[concurrent.futures.Future[Any]]) -> None
 
 
 MakeRunner = Callable[..., Runner]
-"""Builds a runner from the number of workers and a listener; gets also a `Place` if it has a parameter ``place``."""
+"""Builds a runner from the number of workers and a listener, and a `Place` if it has a parameter ``place``."""
 
 
 def _check_callable(name: str, found: Any) -> MakeRunner:
@@ -234,7 +234,7 @@ _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([kmgt]?b?)", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Needs:
-    """Numbers of cores and GPUs, and memory, that one training needs."""
+    """Holds the numbers of cores and GPUs, and the bytes of memory, that one training needs."""
 
     cpus: float = 1
     gpus: float = 0

@@ -130,7 +130,7 @@ class Chain:
         return answered
 
     def checkpoint(self) -> Any:
-        """Return what submitit shall put back into the queue: this function; submitit calls it at the time limit."""
+        """Return this function, which submitit puts back into the queue; submitit calls this at the time limit."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)

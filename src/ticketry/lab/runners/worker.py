@@ -187,7 +187,7 @@ def build_answer(kind: str, **more: Any) -> str:
 
 
 def answer_failed(error: Exception) -> str:
-    """Return the answer for a failed training; it has class and arguments of a ticketry error, else a traceback."""
+    """Return the answer for a failure: class and arguments of a ticketry error, or another error's traceback."""
     args = [part for part in error.args if isinstance(part, (str, int, float, bool, type(None)))]
     ours = isinstance(error, TicketryError) and getattr(errors, type(error).__name__, None) is type(error)
     if ours and len(args) == len(error.args):
@@ -237,7 +237,7 @@ def execute(
     """Train the segment of a request and return an answer, also if the training fails; see `build_answer`.
 
     Args:
-        leaving: returns whether this worker has to end; for schedulers that do not send a signal.
+        leaving: returns whether this worker has to end; needed for schedulers that do not send a signal.
         pass_signal_on: called with the number of a signal that arrived during the training; by default the signal is
             sent to this process again.
     """

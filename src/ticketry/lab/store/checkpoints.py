@@ -1,4 +1,4 @@
-"""Store checkpoints of unfinished segments: sharded ones in folders, and in shared stores those of all machines.
+"""Store sharded checkpoints of unfinished segments in folders, and upload all checkpoints to shared stores.
 
 A sharded checkpoint is a folder with one or more files from each process that trains a network. The folder is written
 under a temporary name, and renamed when all files are on the disk. It contains a list of the files' digests, which has
@@ -58,7 +58,7 @@ def digest_shards(folder: Path, rank: int, world: int) -> dict[str, str]:
 
 
 def finish_shard_folder(folder: Path, paths: Paths, trajectory: str, step: int, digests: Mapping[str, str]) -> None:
-    """Write the digests into a folder with a temporary name, give it its final name, and delete older checkpoints."""
+    """Write `digests` into a folder with a temporary name, give it its final name, and delete older folders."""
     write_sealed(folder / SHARD_LIST, {"files": dict(digests)})
     target = paths.partial_folder(trajectory, step)
     with explain_os_errors(target, "write"):
@@ -171,7 +171,7 @@ def parse_checkpoint_name(name: str) -> Checkpoint | None:
 
 
 def list_checkpoints(remote: Objects, trajectory: str) -> Iterator[tuple[Checkpoint, str]]:
-    """Yield the names of all objects with checkpoints of the training `trajectory`, each with its checkpoint."""
+    """Yield each checkpoint of the training with the key `trajectory`, with the name of each of its objects."""
     for one in remote.list(f"partial/{trajectory}-"):
         if (found := parse_checkpoint_name(one.name)) and found.trajectory == trajectory:
             yield found, one.name
@@ -244,7 +244,7 @@ def _parse_file_list(listed: bytes) -> dict[str, str]:
 
 
 class Uploads:
-    """Uploads checkpoints of one training in a thread; a newer checkpoint replaces one that was not uploaded yet."""
+    """Uploads checkpoints of one training in a thread; a newer checkpoint replaces a checkpoint that still waits."""
 
     def __init__(self, remote: Objects, trajectory: str) -> None:
         self._remote, self._trajectory = remote, trajectory
@@ -271,7 +271,7 @@ class Uploads:
                 self._waiting = None
 
     def close(self) -> None:
-        """Wait at most 15 seconds for the last upload, and end the thread; a cancelled upload is not waited for."""
+        """Wait at most 15 seconds for the last upload unless it was cancelled, and end the thread."""
         with self._changed:
             self._changed.wait_for(lambda: not self._is_awaited(), timeout=_LAST_SECONDS)
             if self._is_awaited():

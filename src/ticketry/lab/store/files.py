@@ -55,7 +55,7 @@ def explain_os_errors(path: Path, doing: str) -> Iterator[None]:
 
 
 def _path_in_error(error: OSError, path: Path) -> str:
-    """Return the path for an error message: the path in `error` if it is below `path`, else `path`; shorten it."""
+    """Return a shortened path for an error message: the path in `error` if it is below `path`, else `path`."""
     named = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else path
     found = str(named if path in named.parents and not named.name.endswith(".tmp") else path)
     return found if len(found) <= _LONGEST_SHOWN else f"{found[:_LONGEST_SHOWN]}…"
@@ -162,7 +162,7 @@ def read_sealed(path: Path) -> dict[str, Any] | None:
 
 
 def parse_sealed(data: bytes, what: str) -> dict[str, Any]:
-    """Return the record from bytes that `sealed_bytes` returned."""
+    """Return the record from bytes that `sealed_bytes` returned; `what` names the bytes in error messages."""
     return _check_seal(_parse(data, what), what)
 
 

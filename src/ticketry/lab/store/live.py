@@ -38,7 +38,7 @@ class Messages:
         self._waiting: dict[str, bytes] = {}
 
     def announce(self) -> None:
-        """Announce the driver in the store, every few minutes: ``store gc`` deletes messages of silent drivers."""
+        """Announce the driver; repeat this every few minutes, since ``store gc`` deletes messages of silent drivers."""
         self._write(_DRIVER, b"{}")
 
     def request_stop(self) -> None:

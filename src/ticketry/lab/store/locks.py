@@ -155,8 +155,8 @@ class Holder(msgspec.Struct, frozen=True):
     owner: Annotated[str, Meta(pattern="^[0-9a-f]{1,64}$")]
     """Random id of this lease."""
     mirror: str
-    """Id of the mirror of the store on the holder's machine. Another process of that machine may take the lease at
-    once: it has the mirror's lock, so that the holder must have ended.
+    """Id of the mirror of the store on the holder's machine. Another process of that machine that has the mirror's
+    lock may take the lease at once, because the holder must have ended.
     """
     seconds: Annotated[float, Meta(gt=0, le=86_400)]
     """Length of the lease."""
@@ -172,7 +172,7 @@ class _Content(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class LeaseSettings:
-    """Settings of all leases that a process takes."""
+    """Holds the settings of all leases that a process takes."""
 
     mirror: str
     """Id of this machine's mirror of the store."""

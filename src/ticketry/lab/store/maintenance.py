@@ -132,7 +132,7 @@ def repair_format(root: Path) -> list[Path]:
 
 
 def _is_undamaged(path: Path, reads: Callable[[], bool]) -> bool:
-    """Return whether a JSON file is missing, or valid (which `reads` checks) with the bytes that ticketry writes."""
+    """Return whether a JSON file is missing, or `reads` accepts it and it has the bytes that ticketry would write."""
     try:
         return not path_exists(path) or (reads() and has_canonical_bytes(path))
     except InaccessibleError:
@@ -233,7 +233,7 @@ def _delete_leftovers(store: Store, grace_seconds: float, *, dry_run: bool) -> t
 
 
 class Usage:
-    """Finds the files of a store (all results fetched) to which a record refers, also through other files."""
+    """Finds the files to which a record refers, directly or through other files; the store must have all results."""
 
     def __init__(self, store: Store, *, damaged: bool = False) -> None:
         self.store = store

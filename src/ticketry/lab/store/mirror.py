@@ -49,8 +49,8 @@ FOLDERS = ("runs/", "evidence/", "campaigns/")
 class Records:
     """Synchronises the folders ``runs``, ``evidence`` and ``campaigns`` of a mirror with the shared store.
 
-    An index file next to the mirror says for each file which size and time it had on this machine, and which version in
-    the shared store, when it was last synchronised.
+    An index file next to the mirror lists, for the last synchronisation of each file, the file's size and time on this
+    machine and its version in the shared store.
     """
 
     def __init__(self, remote: Objects, paths: Paths) -> None:
@@ -164,7 +164,7 @@ class Records:
 
 
 def replace_folder_in_paths(value: Any, old: str, new: str) -> Any:
-    """Return a copy of a JSON value, with the folder `new` in place of `old` at the begin of all paths."""
+    """Return a copy of a JSON value, with the folder `new` in place of `old` at the beginning of all paths."""
     match value:
         case str():
             return new + value[len(old) :] if value.startswith(f"{old}/") else value
@@ -343,7 +343,7 @@ class Mirror:
             write_atomically(marker, json.dumps({"name": name, "replace": replace}).encode())
 
     def _publish(self, name: str, *, replace: bool) -> bool:
-        """Upload an object; return whether it is new there, or has replaced another."""
+        """Upload an object; return False if the shared store already had it and `replace` is False."""
         with explain_os_errors(self.paths.root / name, "read"):
             data = content_of(self.paths.root / name)
         if replace:
@@ -420,7 +420,7 @@ class Mirror:
         self.records.publish()
 
     def move_aside(self, path: Path, place: Path) -> None:
-        """Repeat in the shared store that a damaged file or folder was moved from `path` to `place` in the folder."""
+        """Move a damaged file or folder in the shared store, as it was moved from `path` to `place` in the mirror."""
         with explain_os_errors(place, "read"):
             files = [place] if is_file(place) else list(iterate_files(place))
             for file in files:

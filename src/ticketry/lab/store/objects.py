@@ -64,7 +64,7 @@ class Objects(Protocol):
         """Return the content of an object, or None if it is missing; if `fresh`, do not return a cached copy."""
 
     def put(self, name: str, data: bytes) -> str:
-        """Write an object, replacing one of the same name; return `Listed.version`, or an empty text if unknown."""
+        """Write an object, replacing any object of this name; return `Listed.version`, or an empty text if unknown."""
 
     def create_if_absent(self, name: str, data: bytes) -> bool:
         """Create an object and return True; if the name exists, mark the old object as used and return False."""
@@ -90,7 +90,7 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 10.0
 _STOPPING_SECONDS = 15.0
 """Seconds for which a failed request is repeated once this process was asked to end; schedulers allow about 30 s."""
 _LONGEST_TRY = 45.0
-"""Maximum seconds that a try and its pause count; if they take longer, this process was suspended meanwhile."""
+"""Maximum seconds that a try and its pause count; a longer time means that this process was suspended."""
 _limit = threading.local()
 
 

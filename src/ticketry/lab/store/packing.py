@@ -1,9 +1,9 @@
 """Pack runs into a bundle, and unpack a bundle into a store after verifying the whole bundle.
 
-A bundle contains the records of runs, the results to which they refer, and the results of all trainings that gave the
-initial weights of these, back to the initialisation; also the same trainings with a second order of the data, if they
-exist. It contains masks, and optionally weights. For weights that are left out, the bundle says which training computes
-them again, see `lab.training.execute`.
+A bundle contains the records of runs and the results to which the records refer. It also contains the results of
+earlier trainings that gave initial weights, back to the initialisation. If the same trainings exist with a second order
+of the data, their results are included too. A bundle contains masks, and optionally weights. For weights that are left
+out, the bundle says which training computes them again, see `lab.training.execute`.
 
 Unpacking does not replace files of the store, with two exceptions: a result without metrics is replaced by one with
 metrics, and the record of a campaign by one with more replicates.
@@ -221,7 +221,7 @@ class Unpacked:
     renewed: tuple[Path, ...] = ()
     """Files that the bundle's files replaced: results now with metrics, campaigns now with more replicates."""
     apart: tuple[str, ...] = ()
-    """Campaigns for which the bundle and the store have different replicates, and only one of the two records stays.
+    """Campaigns of which the bundle and the store have different replicates; only one of the two records stays.
     Planning or continuing the campaign writes a record with all replicates."""
 
 
@@ -278,7 +278,7 @@ def _write(store: Store, path: Path, data: bytes) -> None:
 
 
 def _write_run_file(record: Path, data: bytes) -> None:
-    """Write the missing ``run.toml`` of a run; call this before its record is written, which needs it."""
+    """Write the file ``run.toml`` of a run that lacks it; call this before the run's record is written."""
     file = record.with_name("run.toml")
     if not path_exists(record) or (not path_exists(file) and _read_file(record) == data):
         write_atomically(file, parse_canonical_record(data, "run")["config"].encode())
@@ -293,7 +293,7 @@ class Comparison(NamedTuple):
     take: bool
     """Whether the bundle's file replaces the store's."""
     lost: Literal["", "numbers", "replicates"] = ""
-    """Loss with the version that does not stay: other numbers, replicates of a campaign, or nothing."""
+    """What is lost with the version that does not stay: other numbers, replicates of a campaign, or nothing."""
 
 
 _OF_MAKING = ("seconds", "train_seconds", "other_seconds", "cost", "environment", "command", "config", "store")
@@ -324,7 +324,7 @@ def compare(kind: Kind, name: tuple[str, ...], known: bytes, new: bytes) -> Comp
 
 
 def _relocate(values: dict[str, Any], beside: dict[str, Any]) -> dict[str, Any]:
-    """Return the record `values` with its store's folder replaced by that of the record `beside` in all paths."""
+    """Return the record `values` with the store's folder of the record `beside` in all its paths."""
     old, new = values.get("store"), beside.get("store")
     if not (isinstance(old, str) and isinstance(new, str) and old):
         return values

@@ -1,6 +1,6 @@
 """Follow the references between a store's records, from results to the trainings that gave their initial weights.
 
-For a training there may be a second one with another order of the data only; it shows the effect of the order.
+A training may be repeated with another order of the data only; the second training shows the effect of the order.
 """
 
 from __future__ import annotations
@@ -64,10 +64,10 @@ class Results:
         starts: Callable[[Mapping[str, Any]], Iterable[str]],
         more: Callable[[Mapping[str, Any]], str | None] = lambda _: None,
     ) -> list[Path]:
-        """Return the files of all results of the given trainings, and of the trainings to which these lead.
+        """Return the files of all results of `trajectories`, and of all trainings to which these results refer.
 
-        For each result, `starts` returns digests of tensors, whose trainings are followed; `more` returns the key of a
-        further training, or None.
+        For a result, `starts` returns the digests of tensors that other trainings produced; these trainings are
+        followed. `more` returns the key of a further training to follow, or None.
         """
         waiting, seen = sorted(set(trajectories)), set[str]()
         found: list[Path] = []

@@ -180,7 +180,7 @@ class Store:
         return again is None or not self.has(again["model"])
 
     def _retrain_left_out(self, digest: str) -> bytes:
-        """Train weights again and return their file; `DamagedBlobError` if they are lost, not left out of a bundle."""
+        """Train weights again that a bundle left out, and return their file; `DamagedBlobError` if they are lost."""
         path, source = self.paths.blob(digest), self.memo("left-out", digest)
         if source is None:
             raise DamagedBlobError(f"{path} is missing. {_ADVICE}")
