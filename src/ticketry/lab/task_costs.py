@@ -54,14 +54,14 @@ class CostOptions:
 
     @property
     def is_base_timed(self) -> bool:
-        """Whether the network is also timed in the base engine."""
+        """Whether the unpruned network is also timed in the engine `base`."""
         return self.unit == "seconds" and self.target == HERE and self.base != ENGINE
 
 
 def measure_costs(
     task: Task, options: CostOptions, *, data: Path | None = None, say: Callable[[str], None] = lambda _: None
 ) -> CostModel:
-    """Measure the costs of the weights of a task's network, when it is called with the first training examples."""
+    """Measure the costs of the weights of a task's network, in calls with the first training examples."""
     from ticketry.budgets import model_costs
     from ticketry.budgets.units import granularities_to_measure
     from ticketry.lab.masks import fill_zero_parameters

@@ -62,7 +62,7 @@ class DataOrder:
 
 
 def part_of_batch(batch: Tensor, rank: int, world: int) -> Tensor:
-    """Return the part of a batch (example indices [n]) of process `rank` of `world`; sizes differ by at most 1."""
+    """Return the examples of `batch` that process `rank` of `world` trains; sizes of parts differ by at most 1."""
     if not 0 <= rank < world:
         raise ValueError(f"rank {rank} of {world}")
     place = place_of_part(len(batch), rank, world)
@@ -108,8 +108,8 @@ def batches(
         examples: returns, for a step, the indices of its examples in the split: int64 [b].
         augment: names of augmentations that are applied while reading, see `split_augmentations`.
         seed: seed of the augmentations, which also depend on the step and on an example's position in the batch.
-        first: needed if `examples` returns only a part of each batch; returns, for a step, the position in the batch
-            of the first example of the part.
+        first: returns, for a step, the position in the batch of the first example; needed if `examples` returns only a
+            part of each batch.
     """
     if split.reader is None:
         return _batches_in_memory(split, examples, steps, device)
@@ -178,7 +178,7 @@ def _batches_read_ahead(
 
 
 def _read_ahead(requests: Iterator[Request], workers: int, *, pin: bool) -> Generator[Any, None, None]:
-    """Yield the result of each request in order, read by `workers` processes or, with 0, by this process.
+    """Yield the result of each request in order, read by `workers` processes, or by this process if `workers` is 0.
 
     For a request that raised an error, yield a `TicketryError`.
     """

@@ -35,7 +35,7 @@ def execute(
     """Train a segment from the latest stored state, store its result, and return the amount of work done.
 
     Nothing is trained if the store has everything. While another process trains the same, this call waits, and then
-    uses the results of that process. With `weights`, it trains weights again that a bundle left out of a known result.
+    uses the results of that process. If `weights`, weights that a bundle left out of a stored result are trained again.
     """
     started, busy = time.perf_counter(), time.process_time()
     watch.report_waiting(segment)
@@ -65,7 +65,7 @@ def is_done(store: Store, segment: Segment, keep: Sequence[int] = (), *, measure
 
 
 class WeightRetrainer:
-    """Trains weights again that a bundle left out, for the given tasks (by digest); see `Store.retrain`."""
+    """Trains weights again that a bundle left out, for the tasks in `tasks` (by digest); see `Store.retrain`."""
 
     def __init__(self, store: Store, data: Path | None, tasks: Mapping[str, Task]) -> None:
         self._store, self._data, self._tasks = store, data, tasks
@@ -75,7 +75,7 @@ class WeightRetrainer:
         retrain_left_out_weights(self._store, self._data, self.segment(digest, trajectory, step), _SignalWatch())
 
     def segment(self, digest: str, trajectory: str, step: int) -> Segment:
-        """Return the segment that ends with the weights; `StoreError` if it is unknown or cannot be trained here."""
+        """Return the segment that ends with the weights; `StoreError` if it cannot be trained here."""
         record = self._store.load_valid_result(trajectory, step)
         described = dict(record["segment"]) if record else {}
         described.pop("blobs", None)
@@ -107,7 +107,7 @@ def lacks_weights(store: Store, segment: Segment) -> bool:
 
 
 def retrain_left_out_weights(store: Store, data: Path | None, segment: Segment, watch: Watch) -> None:
-    """Train a segment whose result is stored again, to get its missing weights, and store the weights.
+    """Repeat the training of a segment whose stored result lacks its weights, and store the weights.
 
     On another kind of processor the weights may differ in the last bits. Then a warning is logged, and the new weights
     are used wherever the old digest is asked for.

@@ -46,7 +46,7 @@ _WORKING = 0.02
 _CURVE_POINTS = 100
 _TICK_SECONDS = 0.2
 _FILE_BYTES = 64 << 20
-"""Approximate bytes of tensors, in all ranks together, that are written into files with the same number."""
+"""Approximate bytes of tensors, in all ranks together, that are written into one numbered set of files."""
 
 
 @dataclass
@@ -172,7 +172,7 @@ class Job:
         return state
 
     def _stored_state(self, record: Mapping[str, Any]) -> TrainingState:
-        """Return the training state in a stored result; at the end of a schedule it has only weights."""
+        """Return the training state in a stored result, which has only weights at the end of a schedule."""
         training: dict[str, Tensor] = {"losses": torch.zeros(0)}
         if record["training"]:
             training = self.store.get_tensors(record["training"])
@@ -256,7 +256,7 @@ class Job:
 
 
 class Checkpoints:
-    """Is called after each training step to report progress, store checkpoints at intervals, and stop on request."""
+    """Reports progress, stores checkpoints at intervals, and stops on request; called after each training step."""
 
     def __init__(self, job: Job, loop: Loop, watch: Watch) -> None:
         self._job, self._loop, self._watch = job, loop, watch
@@ -314,11 +314,12 @@ class Checkpoints:
 def _time_of_next_checkpoint(taken: float, stored: float, interval: float) -> float:
     """Return the time at which to take the next checkpoint, so that a killed process loses at most `interval` seconds.
 
-    Storing a checkpoint is assumed to take at most 1.5 times as long as the last time. If that is most of the interval,
-    training continues for as long as storing took, but at most for half the interval.
+    Storing a checkpoint is assumed to take at most 1.5 times as long as the last time. If storing takes most of the
+    interval, training continues for as long as storing took, but at most for half the interval.
 
     Args:
-        taken, stored: times at which storing the last checkpoint began and ended.
+        taken: time at which storing the last checkpoint began.
+        stored: time at which storing the last checkpoint ended.
     """
     storing = stored - taken
     return max(taken + interval - 1.5 * storing, stored + min(storing, interval / 2))

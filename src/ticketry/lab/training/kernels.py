@@ -1,8 +1,7 @@
 """Choose between dense training in torch and training with sparse kernels, which skip removed weights.
 
-The choice is part of a segment's key: ``dense`` adds nothing to the key; ``sparse`` adds what affects the bits of
-results, namely the version of the kernels, the processor's vector width, and ``bf16`` if the kernels compute in it. The
-choice never depends on a timing.
+The choice is part of a segment's key, and never depends on a timing. ``dense`` adds nothing to the key. ``sparse`` adds
+what affects the bits of results: the kernels' version, the vector width, and ``bf16`` if kernels compute in it.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ LEAST_BESIDE_TILES = 0.85
 only if weights are retained in groups of sixteen rows.
 
 Measured on Intel Granite Rapids with 20, 10 and 5 % of single weights, relative to torch: ResNet-18 1.14, 0.68 and
-0.44, ResNet-20 0.76, 0.53 and 0.41. In groups of sixteen rows both took half with 50 %."""
+0.44, ResNet-20 0.76, 0.53 and 0.41. With 50 % in groups of sixteen rows, both took half of torch's time."""
 
 NEARLY_ALL = 0.9
 """Share of all MACs that must be in layers for which there are kernels. With ``auto`` on `DENSE_PROCESSORS`, kernels
@@ -67,7 +66,7 @@ class Kernels:
 
         If a variant needs removed weights (gates) or takes channels out of the network, the training is dense.
         Otherwise ``sparse`` chooses kernels if they skip anything, and ``auto`` if they skip at least the share `LEAST`
-        of the MACs, or if in float32 on `DENSE_PROCESSORS` at least `NEARLY_ALL` MACs are in layers with kernels.
+        of the MACs, or if in float32 on `DENSE_PROCESSORS` layers with kernels have at least the share `NEARLY_ALL`.
         """
         if self.asked == DENSE:
             return plain
@@ -124,7 +123,7 @@ class Kernels:
             return False
 
     def _load_or_compute_share(self, task: Task, mask: str | None, batch: int, precision: str) -> dict[str, Any]:
-        """Return the stored or new result of `compute_share`, or ``why`` kernels are impossible."""
+        """Return the stored or new result of `compute_share`, or an entry ``why`` if kernels are impossible."""
         examples = examples_to_inspect(batch, precision)
         described = {
             "kernels": machine().numerics,
@@ -157,8 +156,8 @@ def name_local_kernels(precision: str = "fp32") -> str:
 def compute_share(model: nn.Module, mask: Mask, inputs: Any, precision: str = "fp32") -> dict[str, float]:
     """Return shares of the MACs of a forward pass, to judge whether sparse kernels pay off.
 
-    The share ``left_out`` is skipped; ``inside`` is in layers with kernels, skipped or not; ``by_sixteen`` is in layers
-    with kernels whose weights are retained in groups of sixteen rows.
+    ``left_out`` is the share that kernels skip, ``inside`` the share in layers with kernels, skipped or not, and
+    ``by_sixteen`` the share in layers with kernels whose weights are retained in groups of sixteen rows.
     """
     layers = inspect(model, mask, inputs, precision=precision)
     inside = dict.fromkeys((layer.parameter for layer in layers if layer.where == "engine"), 1.0)

@@ -27,7 +27,7 @@ PARALLEL = (DDP, FSDP)
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """Holds settings that affect the bits of results: device, number format, memory layout, threads; part of keys."""
+    """Holds device, number format, memory layout and threads, which affect the bits of results and are part of keys."""
 
     device: str = "cpu"
     """cpu or cuda."""
@@ -104,8 +104,8 @@ def non_default_choices(
 def denormals_as_zero() -> Iterator[None]:
     """Within a ``with`` block, treat numbers below 1.2e-38 (denormal numbers) as zero in this thread, if possible.
 
-    Gates near 0 become that small, and a denormal number costs Intel processors a hundred cycles. Ordinary weights do
-    not change by this, so keys do not mention it.
+    Gates (soft masks) near 0 become that small, and a denormal number costs Intel processors a hundred cycles. Ordinary
+    weights do not change by this, so keys do not mention it.
     """
     tiny = torch.tensor(torch.finfo(torch.float32).tiny, device="cpu")
     before = not bool(tiny / 2)

@@ -70,8 +70,8 @@ class _Recorded:
 class Replays:
     """Computes the loss of a batch and the gradients of the parameters, by replaying a recording for the batch shape.
 
-    The parameters must stay in the same memory. `differentiated` computes, for a batch, the loss and new gradients, and
-    returns the loss; `record` records a computation, by default as a CUDA graph.
+    The parameters must stay in the same memory. `differentiated` computes new gradients for a batch and returns
+    the loss. `record` records a computation, by default as a CUDA graph.
     """
 
     def __init__(

@@ -24,7 +24,7 @@ from ticketry_engine.support.seeds import mix, seed_torch
 
 @dataclass
 class TrainingState:
-    """Holds all that is needed to resume a training, except for data order and random numbers, which the step sets."""
+    """Holds all that is needed to resume a training; the step determines the data order and random numbers."""
 
     step: int
     model: dict[str, Tensor]
@@ -40,7 +40,7 @@ class TrainingState:
 
 
 def pack_state(state: TrainingState, variants: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Return one dict with the tensors of optimiser, session and losses of `state`, and with those of `variants`."""
+    """Return one dict with the tensors of optimiser, session and losses of `state`, and the tensors of `variants`."""
     parts = {"optimizer/": state.optimizer, "session/": state.session}
     parts |= {f"variants/{name}/": dict(own) for name, own in variants.items()}
     packed = {name: value for prefix, tensors in parts.items() for name, value in add_prefix(prefix, tensors).items()}
@@ -161,7 +161,7 @@ _ONECYCLE_END = 1e4
 
 
 def learning_rate(recipe: Recipe, step: int, *, total: int, per_epoch: int) -> float:
-    """Return the learning rate of a step (from 0); from step `total` on, that of the last step."""
+    """Return the learning rate of a step (from 0); from step `total` on, return the rate of the last step."""
     step = min(step, max(total - 1, 0))
     warmup = Step.parse(recipe.warmup).iterations(per_epoch=per_epoch, total=total)
     if recipe.schedule == "onecycle":

@@ -93,7 +93,7 @@ class Variant:
 
     @property
     def several_ranks(self) -> bool:
-        """Whether several processes may train together with this variant, whose effect must be equal in all of them."""
+        """Whether several processes may train together with this variant, whose effect is then the same in each."""
         return False
 
     replayable: ClassVar[bool] = False
@@ -181,7 +181,7 @@ class Variant:
         return {}
 
     def round_fields(self, record: Mapping[str, Any]) -> dict[str, Any]:
-        """Return fields of `records.run.Round` from a training's record; empty if it is no round of a search."""
+        """Return fields of `records.run.Round` from a training's record; empty if the training is no round."""
         return {}
 
     # -- costs ---------------------------------------------------------------------------------------------------------
@@ -200,7 +200,7 @@ class Variant:
 
 
 class Effect:
-    """Carries out a variant in one training; the training loop calls the methods in the order in which they follow.
+    """Carries out a variant in one training; the training loop calls the methods in the order of definition.
 
     A segment may have several effects. They start in the order of `Segment.variants`, and change gradients in the
     reverse order.
@@ -262,7 +262,7 @@ class Effect:
         return {}
 
     def lasting(self, name: str) -> bool:
-        """Return whether the entry `name` of `state` belongs to the final result; others are needed to resume only."""
+        """Return whether the entry `name` of `state` belongs to the final result; other entries serve to resume."""
         return False
 
     def convert_state_for_store(self, state: TrainingState) -> TrainingState:
@@ -278,7 +278,7 @@ class Effect:
         return {}
 
     def measured(self, measure: Callable[[], Metrics]) -> dict[str, Metrics]:
-        """Return metrics as entries of the result's record; `measure` returns those of the network that is trained."""
+        """Return metrics as entries of the result's record; `measure` returns the trained network's metrics."""
         return {"metrics": measure()}
 
     def tensors(self) -> object:

@@ -205,7 +205,7 @@ class ShrinkingEffect(Effect):
             name: tensor.masked_fill(~mask[self._names[name]], 0) if self._names[name] in mask else tensor
             for name, tensor in self._full.items()
         }
-        """The whole network's tensors, from which values are taken that the smaller network lacks."""
+        """The whole network's tensors, with the values that the smaller network lacks."""
         return rebuild(model, self._plan)
 
     def begin(self, training: InTraining, carried: Mapping[str, Tensor]) -> None:
@@ -275,7 +275,7 @@ class ShrinkingEffect(Effect):
 
 
 def load_or_compute_plan(store: Store, task: Task, mask: str, course: Course) -> ShrinkPlan:
-    """Return the plan that takes the channels that a mask removes out of a task's network; the store keeps the plan."""
+    """Return the plan for taking the channels that `mask` removes out of a task's network; the store keeps the plan."""
     key = digest_of({"numerics": NUMERICS, "task": dict(task.key()), "mask": mask})
 
     def compute() -> dict[str, str]:
@@ -290,7 +290,7 @@ def load_or_compute_plan(store: Store, task: Task, mask: str, course: Course) ->
 
 
 def trace_task_structure(task: Task, course: Course) -> Structure:
-    """Trace a task's network and return which channels can only be removed together; untraceable modules lose none."""
+    """Trace a task's network and return which channels can only be removed together; untraceable modules keep all."""
     return find_structure_sparing_untraceable(
         rebuild_model(task, initial_state(task, 0)), course.inputs(FOLLOWED), ("*",)
     )[0]

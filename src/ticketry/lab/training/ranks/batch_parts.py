@@ -54,8 +54,8 @@ class Draws(EagerMode):  # type: ignore[no-untyped-call]
     """While active, gives the examples of a part of a batch the random numbers that they have in the whole batch.
 
     A tensor is assumed to belong to examples if its first dimension is a multiple of the number of examples, as for
-    patches or tokens. All other random numbers are the same in all processes; `TrainingError` for a random order of the
-    batch.
+    patches or tokens. All other random numbers are the same in all processes. A random operation that cannot be
+    divided, such as a random order of the batch, raises `TrainingError`.
     """
 
     def __init__(self, part: PartOfBatch) -> None:
@@ -109,7 +109,7 @@ class Draws(EagerMode):  # type: ignore[no-untyped-call]
         return own * kept * (1 / (1 - p) if p < 1 else 0.0), kept
 
     def _whole_shape(self, shape: Sequence[int]) -> list[int] | None:
-        """Return the shape that a tensor with this shape has for the whole batch; None if it has no examples."""
+        """Return the shape in the whole batch of a tensor with this shape; None if its rows are not examples."""
         if not shape or not shape[0] or shape[0] % self._part.own:
             return None
         return [shape[0] // self._part.own * self._part.whole, *shape[1:]]
@@ -177,8 +177,8 @@ def add_noise_to_constants(model: nn.Module) -> nn.Module:
 def check_parts(name: str, course: Course, model: nn.Module, recipe: Recipe, steps: Iterable[int], world: int) -> None:
     """Raise `TaskError` if the parts of a batch draw other random numbers, or give other outputs, than the whole batch.
 
-    Batch norms run in evaluation mode; in training, `--norms` determines their statistics. The model must be new, on
-    the CPU, and is modified; `steps` must have a batch of each size that occurs.
+    Batch norms run in evaluation mode; in training, `--norms` determines their statistics. `model` must be new
+    and on the CPU, and is modified. `steps` must include a batch of each size that occurs.
     """
     model.train()
     for module in model.modules():

@@ -33,7 +33,7 @@ _GPU_LOOKS = 16
 
 
 class Group:
-    """Connects one rank, which has the whole network, with the other ranks; all call the same methods in order."""
+    """Connects one rank, which has the whole network, with the others; all call the same methods in one order."""
 
     in_parts = False
     """Whether each rank has only a part of each parameter."""
@@ -107,7 +107,7 @@ class Group:
         return total
 
     def average_loss(self, value: Tensor) -> Tensor:
-        """Return the mean of the loss over all ranks; call this once per step, since wishes to store travel with it."""
+        """Return the mean of the loss over all ranks, and exchange wishes to store; call this once per step."""
         if not self.stores_together:
             return self.mean(value)
         both = torch.stack([value.detach() / self.world, value.new_tensor(float(self._wish))])
@@ -177,8 +177,8 @@ class ShardedGroup(Group):
 def find_blocks(model: nn.Module) -> Iterator[nn.Module]:
     """Yield the blocks of a network whose parameters are gathered one block at a time, inner blocks first.
 
-    Blocks are items of `Sequential` and `ModuleList`; of other submodules a model may read weights without a call.
-    Small blocks, and blocks that share parameters with others, are left out.
+    Blocks are items of `Sequential` and `ModuleList`; a model may read the weights of other submodules without calling
+    them. Small blocks, and blocks that share parameters with other modules, are left out.
     """
     uses: dict[Tensor, int] = {}
     for _, parameter in model.named_parameters(remove_duplicate=False):
