@@ -75,7 +75,7 @@ def require_name(name: object, what: str, error: type[TicketryError]) -> str:
 
 
 def describe_name_difference(given: Iterable[str], known: Iterable[str]) -> str:
-    """Return, for an error message, how the names `given` differ from `known`; an empty text if they do not."""
+    """Return text for an error message that says how the names `given` differ from `known`; empty if they do not."""
     given, known = list(given), list(known)
     if unknown := [name for name in given if name not in set(known)]:
         unused = [name for name in known if name not in set(given)] or known
@@ -121,7 +121,7 @@ MIN_INTEGER, MAX_INTEGER = -(2**63), 2**63 - 1
 
 
 class Bounds(NamedTuple):
-    """The range of allowed values of a number: smallest and largest, both included."""
+    """The range of allowed values of a number, from `low` to `high`; with `whole`, only integers are allowed."""
 
     low: float
     high: float
@@ -164,7 +164,9 @@ def check_options(**values: Any) -> None:
 
 
 def check_storable_numbers(settings: Any, what: str = "") -> None:
-    """Raise `UsageError` unless a run file can store all numbers of a dataclass: 64-bit integers and finite floats.
+    """Raise `UsageError` if a dataclass contains an integer of more than 64 bits, or a float that is not finite.
+
+    A run file cannot store such numbers.
 
     Args:
         settings: an instance of a dataclass, whose fields may be dataclasses and tuples.

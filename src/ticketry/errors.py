@@ -45,7 +45,7 @@ class LayerCollapseError(MaskError):
     Attributes:
         what: text that says what is wrong, without advice.
         advice: text that says what to do about it; may be empty.
-        keep: further advice, to keep a weight in each layer by the argument `by`.
+        keep: further advice, to keep a weight in each layer; the message adds `by` to it; may be empty.
         by: the argument of the called function that keeps a weight in each layer, such as ``keep_at_least=1``.
 
     Examples:
@@ -66,11 +66,11 @@ class LayerCollapseError(MaskError):
         super().__init__(f"{what}; {ways}" if ways else what)
 
     def with_keep_argument(self, argument: str) -> LayerCollapseError:
-        """Return the error with `argument` as `by`, for a function with another name for this argument."""
+        """Return a copy of the error whose message names `argument` in place of the argument `by`."""
         return LayerCollapseError(self.what, self.advice, keep=self.keep, by=argument)
 
     def with_prefix(self, where: str) -> LayerCollapseError:
-        """Return the error with `where` put before its message."""
+        """Return a copy of the error whose message starts with `where`."""
         return LayerCollapseError(f"{where}: {self.what}", self.advice, keep=self.keep, by=self.by)
 
 

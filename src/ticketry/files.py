@@ -1,7 +1,8 @@
-"""List and delete folders, keep paths from untrusted files inside a folder; also the file functions of the engine.
+"""List and delete folders, and check that untrusted paths stay inside a folder.
 
 If a folder cannot be read, these functions raise `OSError`, while `pathlib` returns False or an empty list. So code
-that deletes or moves files must use these functions. They do not recurse: an untrusted folder may be nested very deep.
+that deletes or moves files must use these functions. None of them recurses, because an untrusted folder may be nested
+very deep. The file functions of `ticketry_engine` can be imported from this module too.
 """
 
 from __future__ import annotations

@@ -143,7 +143,7 @@ class Registry(Generic[T]):
             raise self._error(f"{self.kind} {name!r} is not known: {error}") from error
 
     def find_origin(self, name: str) -> str:
-        """Return where the object comes from: "built in", a package with its version, or the name of a module."""
+        """Return where the object `name` comes from: "built in", a package with its version, or a module."""
         if self.aliases.get(name, name) in self.built_in:
             return BUILT_IN
         offers = self._list_entry_points().get(name)
@@ -177,7 +177,7 @@ class Registry(Generic[T]):
         return ":" in name or (self._modules and is_module(name))
 
     def digest_source(self, name: str) -> str:
-        """Return a digest of the source code of the object `name`, for keys of results; "" for a built-in object."""
+        """Return a digest of the source code of the object `name`, to detect changes; "" for a built-in object."""
         return "" if self.find_origin(name) == BUILT_IN else digest_source(self.find_target(name), self.get(name))
 
     def load_usable(self) -> dict[str, T]:
@@ -296,9 +296,9 @@ def import_from_here() -> None:
 
 
 def is_module(name: str) -> bool:
-    """Return whether a name is that of a module in the current directory, or ``package.module``; import nothing.
+    """Return whether `name` is a module in the current directory, or a module ``package.module``, without importing it.
 
-    For the name of an installed module without a dot the answer is False, since it is more often a typing error.
+    An installed module without a dot in its name gives False, because such a name is more often a typing error.
     """
     parts = name.split(".")
     if not all(part.isidentifier() for part in parts):
@@ -369,8 +369,8 @@ def _import_failed(module: str, error: BaseException) -> UsageError:
 
 
 # -- digests of source -------------------------------------------------------------------------------------------------
-# Keys of results that depend on user-defined code contain a digest of this code. The digest covers a module and the
-# modules that it reaches: those imported by its import statements (also in functions), by their imports, and so on.
+# Keys of results that depend on user-defined code contain a digest of this code. The digest covers a module and all
+# modules that it imports (also in functions), directly or through other modules.
 # Only modules of the same package or from the same folder count. A digest does not cover other installed packages,
 # modules imported by a name computed at run time, the `__init__` of a parent package, or data files. It is the same in
 # every process, because it does not depend on which modules are loaded. One exception: if a file is edited after its
@@ -380,7 +380,8 @@ def _import_failed(module: str, error: BaseException) -> UsageError:
 def digest_source(target: str, *objects: object) -> str:
     """Return the SHA-256 of the source that defines ``module:object``; modules of ticketry are left out.
 
-    The digest covers the module, the modules that define the object and `objects`, and all modules that these reach.
+    The digest covers the module, the modules that define the object and `objects`, and all modules that these import
+    directly or indirectly, if they are in the same package or folder.
 
     Args:
         objects: further objects whose defining modules are included.
@@ -389,9 +390,11 @@ def digest_source(target: str, *objects: object) -> str:
 
 
 def digest_defining_source(*objects: object) -> str:
-    """Return the SHA-256 of the source of the modules that define `objects`, and of the modules that these reach.
+    """Return the SHA-256 of the source code that defines `objects`.
 
-    The result is "" if all these modules belong to ticketry or have no file, as at a prompt and in a notebook.
+    The digest covers the modules that define `objects`, and all modules that these import directly or indirectly, if
+    they are in the same package or folder. It is "" if all modules that define `objects` belong to ticketry or have
+    no file, as at a prompt and in a notebook.
     """
     return (
         _digest_modules(modules)
@@ -401,7 +404,10 @@ def digest_defining_source(*objects: object) -> str:
 
 
 def find_reached_modules(target: str) -> set[str]:
-    """Return the names of the modules that define ``module:object``, and of all modules that these reach."""
+    """Return the names of the modules that define ``module:object``, and of all modules that these import.
+
+    Indirect imports are included; only modules of the same package or folder count.
+    """
     modules = {target.partition(":")[0]} | _defining_modules(load(target))
     return modules | _find_reached(modules).keys()
 
@@ -414,7 +420,7 @@ def _defining_modules(*objects: object) -> set[str]:
 
 
 def _digest_modules(modules: Iterable[str]) -> str:
-    """Return the SHA-256 of the source of modules, and of the modules that these reach."""
+    """Return the SHA-256 of the source of `modules` and of all modules that these import, directly or indirectly."""
     found = hashlib.sha256()
     for name in sorted(modules):
         file = _find_source_file(name)
@@ -427,7 +433,10 @@ def _digest_modules(modules: Iterable[str]) -> str:
 
 
 def add_reached_modules(found: hashlib._Hash, modules: Iterable[str]) -> hashlib._Hash:
-    """Add the names and sources of all modules that `modules` reach to the digest `found`, and return `found`."""
+    """Update the hash `found` with the names and sources of all modules that `modules` import, and return `found`.
+
+    Indirect imports are included; `modules` themselves are not added.
+    """
     for name, file in sorted(_find_reached(modules).items()):
         found.update(f"\0{name}\0".encode())
         found.update(read_module_source(name, file))
@@ -439,10 +448,10 @@ _loaded_sources: dict[tuple[str, Path], tuple[object, bytes]] = {}
 
 
 def read_module_source(name: str, file: Path) -> bytes:
-    """Return the source code that a module runs in this process: the content of its file when it was loaded.
+    """Return the source code of the module `name` as this process runs it.
 
-    If the file was edited after the module was loaded, the source before the edit is returned, and a warning is logged
-    once per edit. With the new source, results of the old code would be stored under the key of the new code.
+    If `file` was edited after the module was loaded, the source before the edit is returned, and a warning is logged
+    once per edit. So results of the old code are not stored under a key of the new code.
     """
     source = file.read_bytes()
     module = sys.modules.get(name)
@@ -503,7 +512,7 @@ class _Module:
 
 
 def _find_reached(modules: Iterable[str]) -> dict[str, Path]:
-    """Return the name and file of every other module that the imported `modules` reach."""
+    """Return the names and files of all other modules that `modules` import, directly or indirectly."""
     roots = [found for name in modules if (found := _find_imported_module(name))]
     seen, waiting = {found.file: found for found in roots}, list(roots)
     while waiting:
@@ -517,7 +526,7 @@ def _find_reached(modules: Iterable[str]) -> dict[str, Path]:
 
 
 def _find_imported_module(name: str) -> _Module | None:
-    """Return an imported module with its file; None if it has no source file, or a file with another name."""
+    """Return the name and file of an imported module; None if it has no source file, or a file with another name."""
     file = _find_source_file(name)
     if file is None:
         return None
@@ -533,7 +542,7 @@ def _find_imported_module(name: str) -> _Module | None:
 
 @lru_cache(maxsize=256)
 def _parse_imports(source: bytes, package: str) -> tuple[tuple[str, ...], ...]:
-    """Return, for each import anywhere in the source, the module names that it may mean, the likeliest first."""
+    """Return, for each name that `source` imports, the modules that it may mean: for ``from a import b``, a.b and a."""
     try:
         tree = ast.parse(source)
     except (SyntaxError, ValueError):  # for another Python version; importing it raises the error
@@ -542,7 +551,7 @@ def _parse_imports(source: bytes, package: str) -> tuple[tuple[str, ...], ...]:
 
 
 def _imported_names(node: ast.AST, package: str) -> Iterator[tuple[str, ...]]:
-    """Yield, for each import in the statement `node`, the module names that it may mean."""
+    """Yield, for each name that the statement `node` imports, the names of the modules that it may mean."""
     if isinstance(node, ast.Import):
         yield from ((alias.name,) for alias in node.names)
     elif isinstance(node, ast.ImportFrom):
@@ -554,5 +563,5 @@ def _imported_names(node: ast.AST, package: str) -> Iterator[tuple[str, ...]]:
 
 @lru_cache(maxsize=64)
 def _is_package_folder(folder: Path) -> bool:
-    """Return whether pip installs packages into a folder, in which modules side by side are then unrelated."""
+    """Return whether pip installs packages into `folder`, so that the modules in it are unrelated to one another."""
     return folder.name in ("site-packages", "dist-packages") or any(folder.glob("*.dist-info"))

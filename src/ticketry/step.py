@@ -96,7 +96,9 @@ class Step:
         return _round_half_up(self.value * total / 100)
 
     def scaled(self, factor: Fraction, *, per_epoch: int) -> Step:
-        """Return the corresponding position of a training that is `factor` times as long; epochs become iterations.
+        """Return the corresponding position of a training that is `factor` times as long.
+
+        A percentage stays the same; other positions are returned in iterations.
 
         Args:
             factor: the new length of training / the old length, as an exact fraction.

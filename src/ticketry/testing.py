@@ -63,7 +63,7 @@ def check_search(
     - Pruned weights are exactly 0 at every step, including optimiser state.
     - The same seeds give the same bits; other seeds give different ones.
     - If the search is interrupted in the middle of a training of each kind (dense, masked, with a custom variant) and
-      run again, it resumes with the same bits and trains no finished segment twice.
+      run again, it resumes with the same bits and repeats no finished training.
     - The search never uses the test split.
     - A ticket whose mask needs no earlier ticket lists in `searched` the trainings that it needs. This is checked for
       methods whose setting `density` takes several fractions: the ticket must have the same mask when only its own
@@ -72,7 +72,7 @@ def check_search(
     Args:
         method: name of a method, or an argument of `Method.of`, such as a module with `Settings` and `search`.
         folder: empty folder for stores.
-        settings: settings of the method; by default all defaults.
+        settings: settings of the method; by default its default settings.
         densities: density of each ticket, if the method promises densities.
         task: task to search on, as a name or an object; by default digits.
         recipe: recipe of training; by default the task's, shortened to 60 steps.
@@ -143,7 +143,7 @@ class _TaskWithOtherTest(OwnTask):
 
 
 class _CourseWithOtherTest(Course):
-    """Copy of a course that changes only the metrics on the test split."""
+    """Copy of a `Course`, which trains and evaluates a task, with other metrics on the test split."""
 
     def __init__(self, inner: Course) -> None:
         for name in ("sizes", "session", "sample", "loss", "count", "inputs"):
@@ -176,7 +176,7 @@ def _check_levels(lab: Lab, found: Sequence[Found], densities: Sequence[float] |
 
 
 def _check_rewound_start(lab: Lab, ticket: Found) -> None:
-    """Check that a rewound ticket starts with the dense network's masked weights at the rewind step (as open_lth)."""
+    """Check that a rewound ticket starts with the dense network's weights of the rewind step, times the mask."""
     if ticket.retrain not in REWINDING:
         return
     assert ticket.mask is not None
@@ -207,9 +207,9 @@ def _check_final_weights(lab: Lab, ticket: Found) -> None:
 
 
 def _check_searched(lab: Lab, trial: _Trial, found: Sequence[Found]) -> None:
-    """Check that the sparsest ticket sets `searched` to its own trainings if it does not depend on denser tickets.
+    """Check that the sparsest ticket lists in `searched` the trainings that it needs, unless it needs denser tickets.
 
-    It does not depend on them if its mask is the same when only its own density is requested. If `searched` is empty,
+    It needs no denser tickets if its mask is the same when only its own density is requested. If `searched` is empty,
     the trainings of all earlier tickets count as search cost, as in iterative pruning.
     """
     asked = getattr(trial.settings, "density", None)
@@ -234,7 +234,7 @@ def _check_resume(
 
     Args:
         bits: digests of the networks that an uninterrupted search found.
-        trained: number of segments that it trained.
+        trained: number of trainings in the uninterrupted search.
         middles: keys of the trainings to interrupt.
     """
     done, left, stopped = 0, set(middles), True
@@ -263,7 +263,7 @@ def _check_resume(
 
 
 def _select_trainings(lab: Lab) -> set[str]:
-    """Return keys of trainings to interrupt: for each set of training variants, the first of at least two steps."""
+    """Return the keys of the trainings to interrupt: the first of at least two steps for each set of variants."""
     first: dict[tuple[str, ...], str] = {}
     for key in lab.ledger.keys:
         trajectory, _, last = key.rpartition("@")
@@ -356,7 +356,7 @@ def _small_network() -> nn.Module:
 
 
 def _snapshot(model: nn.Module) -> dict[str, object]:
-    """Return what a score could change besides tensor values: description for messages -> state."""
+    """Return everything that a score must leave unchanged, except tensor values, by a description for messages."""
     parameters, modules = dict(model.named_parameters()), list(model.modules())
     return {
         "the objects that are parameters": {name: id(one) for name, one in parameters.items()},

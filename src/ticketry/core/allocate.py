@@ -64,9 +64,9 @@ def allocate(
             every layer ends at the same density; ``erk``: the density of a layer is proportional to sum(shape) /
             prod(shape) (Erdos-Renyi-Kernel; Evci et al. 2020, RigL, section 3).
         within: mask of the candidates: weights that this mask removes stay removed (continued pruning).
-        half_rate: names or patterns of layers or parameters that are pruned at half the rate: of their weights, they
-            lose half the share that all layers together lose, and the other layers lose more. Patterns are those of
-            `spare` in `scope`. Frankle & Carbin (2019, figure 2) prune the output layer so.
+        half_rate: names or patterns of layers or parameters that are pruned at half the rate. They lose half the share
+            of weights that all layers together lose; the other layers lose more. For patterns, see `spare` of `scope`.
+            Frankle & Carbin (2019, figure 2) prune the output layer so.
         collapse: what to do if a layer would be left empty: ``raise`` an error, or ``keep`` the layer's best weight and
             remove the worst retained weight of the layer that retains most.
         keep_at_least: smallest number of weights that every layer retains; a layer with fewer candidates retains all.
@@ -197,7 +197,10 @@ def _allocate_ranked(
 
 
 def allocate_for_gates(scores: Mapping[str, Tensor], density: float, *, collapse: str, **more: Any) -> Mask:
-    """Call `allocate`; its LayerCollapseError then advises ``collapse=keep``, because gates have no `keep_at_least`."""
+    """Return the mask of `allocate`; its error for an empty layer advises ``collapse=keep``, not `keep_at_least`.
+
+    Gates have no argument `keep_at_least`.
+    """
     try:
         return allocate(scores, density, collapse=collapse, **more)
     except LayerCollapseError as error:
@@ -284,7 +287,7 @@ def _count_half_rate_weights(available: Mapping[str, int], kept: int, half_rate:
 
 
 def count_largest_per_tensor(values: Mapping[str, Tensor], kept: int) -> dict[str, int]:
-    """Return, for each tensor, how many of the `kept` largest values of all tensors together it contains."""
+    """Return how many of the `kept` largest values of all tensors together are in each tensor."""
     if not values:
         return {}
     chosen = mask_of_largest(torch.cat(list(values.values())), kept)
@@ -341,7 +344,7 @@ def _lowest_sufficient_density(
     total: int,
     shares: Callable[[Mapping[str, int], int], dict[str, int]],
 ) -> float | None:
-    """Return the lowest density, rounded up to four digits, that leaves none of the layers `filled` empty.
+    """Return the lowest density, rounded up to four digits, that leaves no layer in `filled` empty.
 
     The result is above `kept / total`. It is None if no density suffices, because a layer has no candidates.
     """
@@ -370,7 +373,10 @@ def _lowest_sufficient_density(
 def _enforce_layer_minimum(
     counts: dict[str, int], available: Mapping[str, int], least: int, density: float
 ) -> dict[str, int]:
-    """Raise each layer's number of weights to at least `least`; lower the largest numbers by as much in total."""
+    """Return `counts` with each layer's number of weights raised to at least `least`.
+
+    The largest numbers are lowered, so that the total stays the same.
+    """
     floor = compute_layer_minimums(counts, available, least, sum(counts.values()), density)
     raised = {name: max(count, floor[name]) for name, count in counts.items()}
     excess = sum(raised.values()) - sum(counts.values())
@@ -451,8 +457,8 @@ def _allocate_blocks(
 
     Layers without a target number of weights are ranked jointly: the best blocks are retained as long as each brings
     the number of weights nearer to `wanted`. Layers with a target first retain as many of their best blocks as fit.
-    Then each may retain another block, in the order of the fraction of the block that would fit, as long as the block
-    brings the total nearer to the sum of the targets.
+    Then layers retain one more block each, the layers first where most of this block would fit, as long as this brings
+    the total nearer to the sum of the targets.
 
     Args:
         targets: function that returns the target numbers, see `Targets`.
@@ -470,7 +476,7 @@ def _allocate_blocks(
 
 
 def _cap_at_available_weights(wanted: int, within: Mask, pattern: Pattern, layouts: Mapping[str, Layout]) -> int:
-    """Return `wanted`; but if it exceeds the number of weights in `within` by less than a block, return that number.
+    """Return how many weights to retain: `wanted`, or all in `within` if `wanted` is larger by less than a block.
 
     A mask of whole blocks may retain slightly fewer weights than were requested. The next density of a slowly falling
     schedule may then request more weights than this mask has; the nearest mask is then the mask itself.
@@ -508,7 +514,10 @@ def _count_weights(layers: Mapping[str, _LayerBlocks], counts: Mapping[str, int]
 
 
 def _count_blocks_by_joint_ranking(layers: Mapping[str, _LayerBlocks], wanted: int) -> dict[str, int]:
-    """Rank the blocks of all layers together; return how many each layer retains to be nearest to `wanted` weights."""
+    """Return how many blocks each layer retains if the blocks of all layers are ranked together.
+
+    The number of retained weights is as near to `wanted` as whole blocks permit.
+    """
     if not layers:
         return {}
     means = torch.cat([layer.means for layer in layers.values()])
@@ -544,7 +553,10 @@ def _count_blocks_for_targets(layers: Mapping[str, _LayerBlocks], aims: Mapping[
 def _enforce_layer_minimum_in_blocks(
     layers: Mapping[str, _LayerBlocks], counts: Mapping[str, int], wanted: int, least: int
 ) -> dict[str, int]:
-    """Raise each layer's number of blocks to at least `least` weights; remove as many from the largest layers."""
+    """Return `counts` with more blocks in each layer that would retain less than `least` weights.
+
+    About as many weights are removed from the largest layers.
+    """
     empty = [name for name in layers if counts[name] == 0]
     if empty and not least:
         raise LayerCollapseError(
@@ -603,8 +615,8 @@ def check_layer_minimum(
 ) -> None:
     """Raise `LayerCollapseError` if a density cannot retain `least` weights in each layer, for any scores.
 
-    For patterns of blocks, whole blocks are counted. If blocks differ in size, a request that exceeds the density by
-    less than a block passes here, and `allocate`, which knows the scores, decides.
+    For patterns of blocks, whole blocks are counted. If blocks differ in size, a density that is too low by less than a
+    block passes this check, and only `allocate` raises the error.
 
     Args:
         shapes: parameter name -> shape, for all tensors that are pruned.
@@ -650,7 +662,7 @@ def count_candidates(shapes: Mapping[str, tuple[int, ...]], within: Mask | None)
 
 
 def _round_up_to_blocks(least: int, available: int, sizes: torch.Tensor) -> int:
-    """Return the smallest number of weights that whole blocks of these `sizes` can have, at least `least`."""
+    """Return the smallest number of weights, at least `least`, that whole blocks of these `sizes` can have."""
     least = min(least, available)
     full, last = int(sizes.max()), int(sizes.min())
     last_blocks = range(-(-least // last) + 1) if last < full else range(1)
@@ -683,7 +695,7 @@ def compute_layer_minimums(
 def too_few_weights_error(
     density: float, kept: int, floors: Mapping[str, int], least: int, how: str = ""
 ) -> LayerCollapseError:
-    """Return the error for a density that retains fewer weights than the layers need."""
+    """Return the error for a density that retains `kept` weights, fewer than the layers need together (`floors`)."""
     largest = max(floors, key=lambda name: floors[name])
     each, fewer = ("a weight", "") if least == 1 else (f"{least} weights", ", keep fewer in each (keep_at_least)")
     return LayerCollapseError(

@@ -22,7 +22,7 @@ from ticketry_engine.support.modules import normal_name
 
 
 def check_whole_number(value: Any, name: str, model: object = None) -> int:
-    """Return a whole number as an int; floats, numpy numbers and one-element tensors are converted."""
+    """Return a whole number, which may be a float or a one-element tensor, as an int; else raise `UsageError`."""
     if not isinstance(value, bool):
         with suppress(TypeError):
             return operator.index(value)
@@ -138,7 +138,7 @@ _FORMS: dict[str, tuple[Callable[[object], bool], str]] = {
     "distribution": (lambda value: isinstance(value, str), "a text"),
     "precision": (lambda value: isinstance(value, str), "a text"),
 }
-"""Argument -> (function that returns whether the argument may have a value, what the argument is)."""
+"""Argument name -> (function that returns whether a value is allowed, allowed values as text for messages)."""
 
 
 def _check_form(value: object, name: str, model: object) -> object:

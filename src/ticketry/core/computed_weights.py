@@ -267,9 +267,9 @@ def _find_custom_hook_weight(module: nn.Module) -> Iterator[ComputedWeight]:
 
 
 def effective_weights(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
-    """Return the weights that layers use in place of these parameters, detached, under the parameters' names.
+    """Return, by parameter name, the weights that layers use: computed weights, or the parameters themselves.
 
-    A weight computed from a parameter takes the parameter's place if both have the same shape, as for v of weight_norm.
+    A computed weight is returned in place of its parameter if both have the same shape, as for v of weight_norm.
     """
     computed = {id(original): each for each in computed_weights(model) for original in each.originals}
     weights = {}
@@ -307,7 +307,7 @@ def check_computed_removed(
 
 
 def check_computed_finite(model: nn.Module, parameters: Iterable[Tensor], products: Iterable[Tensor]) -> None:
-    """Check that computed weights stay finite when their parameters are multiplied by gates."""
+    """Raise `MaskError` if computed weights are not finite when `products` (times gates) replace `parameters`."""
     given = dict(zip(map(id, parameters), products, strict=True))
     for computed in computed_weights(model):
         own = {place: given[id(one)] for place, one in enumerate(computed.originals) if id(one) in given}

@@ -227,6 +227,7 @@ class Mask(Mapping[str, Tensor]):
     @entry_point(BY_NAME)
     def parameters(self, model: nn.Module) -> dict[str, nn.Parameter]:
         """Return the parameters of `model` that the mask names, by name; raise `MaskError` if the mask does not fit.
+
         Examples:
             >>> model = nn.Linear(3, 2)
             >>> tk.prune(model, 0.5).parameters(model)["weight"] is model.weight
@@ -318,7 +319,7 @@ _MOST_DIMENSIONS = 32
 
 
 def unpack_bits(bits: Tensor, layout: str) -> Mask:
-    """Return the mask that `pack_bits` packed, from the two values that it returned (`layout` is the JSON text)."""
+    """Return the mask, given the packed `bits` and the JSON text `layout` that `pack_bits` returned."""
     shapes = _parse_layout(layout)
     total = sum(prod(shape) for shape in shapes.values())
     if bits.dtype != torch.uint8 or bits.dim() != 1 or bits.numel() != (total + 7) // 8:

@@ -49,7 +49,7 @@ def compilation_disabled(model: nn.Module) -> Iterator[None]:
 
 
 def call_in_evaluation(model: nn.Module, example_inputs: Any, *, gradients: bool = False) -> Any:
-    """Call a model in evaluation mode, with its hooks, and return its output."""
+    """Call a model in evaluation mode and return its output, which can be differentiated only with `gradients`."""
     modes = {module: module.training for module in model.modules()}
     try:
         model.eval()
@@ -110,7 +110,7 @@ class FactorUse:
 def find_factor_uses(
     model: nn.Module, parameters: Mapping[str, Tensor], example_inputs: Any
 ) -> dict[str, set[FactorUse]]:
-    """Return how products in a call of `model` use each parameter; the set is empty if no product uses it.
+    """Return, for each parameter, the ways in which products use it in a call of `model`; an empty set if none does.
 
     Parameters are recognised by their memory, so products with a tensor computed from a parameter do not count.
     """

@@ -85,7 +85,7 @@ class LayerCall:
         self.squared_gradients = squares if self.squared_gradients is None else self.squared_gradients + squares
 
     def add_factors_to(self, factors: Tensor) -> None:
-        """Add to `factors` what this call multiplies the squared weights by: E[x^2] * sum of g^2.
+        """Add E[x^2] * sum of g^2 of this call to `factors`, by which the squared weights are to be multiplied.
 
         Args:
             factors: float64 [output channels, input channels of a group]; for transposed layers, the axes are swapped.
@@ -138,7 +138,10 @@ def record_calls(
 
 
 class _ProductRecorder(TorchFunctionMode):
-    """A torch function mode that records products with a weight, its rows or its transpose outside of its layer."""
+    """A torch function mode that records products with a weight that are computed outside of the weight's layer.
+
+    A factor of the product is the whole weight, some of its rows, or its transpose.
+    """
 
     def __init__(
         self,
@@ -185,7 +188,7 @@ class _ProductRecorder(TorchFunctionMode):
         return output + call.output_shift
 
     def _find_rows(self, weight: Tensor) -> tuple[str, int, bool]:
-        """Find the parameter that a tensor is a range of rows of, or the transpose of.
+        """Find the parameter of which the tensor `weight` is a range of rows, or the transpose.
 
         The result is (name of the parameter, index of the first row, whether the tensor is the transpose), or ("", 0,
         False) for any other tensor.
@@ -299,12 +302,12 @@ def _sum_squares_by_channel(values: Tensor, channel: int, *, mean: bool) -> Tens
 def output_change(model: nn.Module, scope: Scope, example_inputs: Any) -> dict[str, Tensor]:
     """Return, for each weight, the relative squared change of the model's outputs if the weight is removed.
 
-    The result maps parameter names to float64 tensors. It takes a call in evaluation mode and one or two backward
-    passes; `model` is unchanged afterwards. All float tensors that the model returns count equally. Memory is needed
-    for gradients of activations, not of weights.
+    The result maps parameter names to float64 tensors. The model is called in evaluation mode, followed by one or two
+    backward passes; `model` is unchanged afterwards. All float tensors that the model returns count equally. Memory is
+    needed for gradients of activations, not of weights.
 
     Weights that are not a factor of a product (in recurrent layers, embeddings, scales, computed weights, an einsum)
-    are estimated in a separate call from their own gradients: the same quantity, with more variance.
+    are estimated in a separate call from their own gradients, with more variance.
     """
     parameters = scope.parameters(model)
     others: set[str] = set()
@@ -362,7 +365,7 @@ def _random_combination(outputs: Sequence[Tensor], draw: int) -> Tensor:
 
 
 def _require_gradients(names: Sequence[str]) -> None:
-    """Raise `UsageError` if `names`, which lists parameters without a gradient from any output, is not empty."""
+    """Raise `UsageError` if `names` is not empty: the names of parameters without a gradient from any output."""
     if names:
         raise UsageError(
             f"what {', '.join(names)} does to the model's outputs is not known: no gradient reaches any from there;"
@@ -371,7 +374,7 @@ def _require_gradients(names: Sequence[str]) -> None:
 
 
 def _add_combined_output_gradients(outputs: Any, calls: Mapping[str, list[LayerCall]]) -> None:
-    """Add the squared gradients of random combinations of the outputs to the calls."""
+    """Record in `calls` the squared gradients of random combinations of the model's outputs."""
     found = _select_differentiable(outputs)
     examples = max((call.examples for made in calls.values() for call in made), default=1)
     draws = (2 if examples < _ENOUGH_EXAMPLES else 1) if found else 0
@@ -383,7 +386,7 @@ def _add_combined_output_gradients(outputs: Any, calls: Mapping[str, list[LayerC
 _MAGNITUDE_SHARE = 1e-6
 """Sum of the numbers that `add_small_magnitudes` adds to a layer's scores, as a share of the sum of these scores.
 
-The sum counts as at least this share of the largest layer's sum.
+A layer's sum of scores counts as at least this share of the largest layer's sum.
 """
 
 

@@ -303,7 +303,7 @@ def _prune_to_multiplications(
     within: Mask | None,
     keep_at_least: int,
 ) -> Mask:
-    """Return the mask that retains a share `amount` of the MACs; an impossible share is an error before scoring."""
+    """Return the mask that retains a share `amount` of the MACs; raise an error before scoring if it is impossible."""
     share, least = parse_flops(amount), check_layer_minimum_option(keep_at_least)
     prices = count_multiplications(model, scope, example_inputs)
     check_multiplications(scope.shapes, prices, share, within=within, least=least)

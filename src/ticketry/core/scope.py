@@ -218,7 +218,7 @@ def filter_by_scope_options(
 
 
 def filter_default_scope(model: nn.Module, names: Iterable[str]) -> set[str]:
-    """Return those of `names` that are in the default scope of `model`."""
+    """Return the `names` of parameters that are in the default scope of `model`."""
     owners = _find_parameters(model)
     selected = _LayerKinds().select_parameters(owners) & set(names)
     return selected - _find_ineffective(model, owners, selected, set())
@@ -286,7 +286,7 @@ def match_parameter_names(model: nn.Module, patterns: Patterns, argument: str) -
 
 
 def match_names(names: Iterable[str], patterns: Iterable[str], argument: str) -> tuple[str, ...]:
-    """Return those of `names` that match a pattern, in their order; patterns are those of `spare` in `scope`."""
+    """Return the `names` that match one of `patterns`, in the order of `names`; for patterns see `spare` of `scope`."""
     known, found = list(names), set[str]()
     for pattern in (patterns,) if isinstance(patterns, str) else patterns:
         wanted = require_name(pattern, f"{argument}=", UsageError).rstrip(".")
@@ -301,7 +301,7 @@ def match_names(names: Iterable[str], patterns: Iterable[str], argument: str) ->
 
 
 def first_and_last_layer_parameters(model: nn.Module) -> tuple[set[str], set[str]]:
-    """Return (parameter names of the first convolution, those of the last linear or convolution layer)."""
+    """Return the parameter names of the first convolution, and those of the last linear or convolution layer."""
     owners = _find_parameters(model)
     first = _parameters_of_end_layer(model, owners, (_ConvNd,), last=False)
     return set(first), set(_parameters_of_end_layer(model, owners, _OUTPUTS, last=True))

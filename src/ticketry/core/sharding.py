@@ -57,7 +57,10 @@ def distribute_like(whole: Tensor, like: DTensor) -> DTensor:
 
 
 def gather_shards(local: Tensor, like: Tensor) -> Tensor:
-    """Return the whole tensor whose shards are `local`, sharded as `like` is; all processes must call this."""
+    """Return the whole tensor, given each process's shard `local`; the tensor is sharded in the same way as `like`.
+
+    All processes must call this. If `like` is not sharded, return `local`.
+    """
     if not is_sharded(like):
         return local
     from torch.distributed.tensor import DTensor
@@ -150,7 +153,7 @@ def check_same_mask(model: nn.Module, parameters: Mapping[str, Tensor], digest: 
 
 
 _DIGIT = 16
-"""Number of bits of the threshold that a round finds."""
+"""Number of bits of the threshold that each round of the search finds."""
 _BINS = 1 << _DIGIT
 _CHUNK = 1 << 20
 """Number of weights processed at a time, which bounds the additional memory."""
@@ -161,7 +164,7 @@ _UNRANKED = torch.iinfo(torch.int64).min
 
 @dataclass(frozen=True)
 class Threshold:
-    """The smallest number to retain, as an integer key; of the elements equal to it, only `at_key` are retained."""
+    """The smallest number that a ranking retains, and how many of the elements equal to this number it retains."""
 
     key: int
     """Bits of the threshold number as an integer; larger numbers have larger keys."""
@@ -176,9 +179,9 @@ _NOTHING = Threshold(torch.iinfo(torch.int64).max, 0)
 class Ranking:
     """Selects exactly the k largest numbers among several named tensors, without copying the tensors.
 
-    All processes with shards must call each method. Apart from the sign, floats are ordered as their bits are. So the
-    k-th largest number, the threshold, is found 16 bits at a time: each round sums a histogram of 512 KB over all
-    processes. Then each weight gets one byte that says whether it is below, at, or above the threshold.
+    All processes with shards must call each method. Positive floats have the same order as their bits. So the k-th
+    largest number, the threshold, is found 16 bits at a time: each round sums a histogram of 512 KB over all processes.
+    Then each weight gets one byte that says whether it is below, at, or above the threshold.
     """
 
     def __init__(
@@ -252,7 +255,7 @@ class Ranking:
         return sum(counts) + len(best[:1])
 
     def _order_keys(self, name: str) -> Iterator[Tensor]:
-        """Yield, in chunks, an int64 key for each element of this process's shard; keys rank as the numbers do."""
+        """Yield, in chunks, an int64 key for each element of this process's shard; keys order like the numbers."""
         numbers = self._numbers[name]
         values = local_shard(numbers.detach()).flatten()
         ranked = None if self._within is None else shard_like(self._within[name], numbers).flatten().to(values.device)

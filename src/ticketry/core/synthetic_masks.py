@@ -79,9 +79,10 @@ def synthetic(model: nn.Module, pattern: Pattern | str, density: float, *, seed:
 
 
 def split_rows(rows: int, pattern: Pattern, generator: torch.Generator) -> list[Tensor]:
-    """Divide `rows` rows into groups of at least `pattern.rows`, of sizes as equal as possible.
+    """Return the row indices of each group when `rows` rows are divided into groups of at least `pattern.rows`.
 
-    If `pattern.rows` and `rows` are both multiples of 16, the sizes of all groups are multiples of 16 too.
+    The sizes of the groups are as equal as possible. If `pattern.rows` and `rows` are both multiples of 16, all sizes
+    are multiples of 16 too.
     """
     unit = 16 if pattern.rows % 16 == 0 and rows % 16 == 0 else 1
     count = max(1, rows // pattern.rows)
