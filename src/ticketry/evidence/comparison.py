@@ -254,7 +254,7 @@ def seeds_needed(distance: float, spread: float, alpha: float, least_spread: flo
         return None
 
     def parts_have_power(n: int) -> bool:
-        """Return whether each part of the combined test alone has the power with n seeds."""
+        """Return whether each test of the combined test, taken alone, has the power `POWER` with n seeds."""
         error = spread / sqrt(n)
         lift = float(ndtri(POWER)) * error
         if (
@@ -319,7 +319,7 @@ def _mean_and_sd(differences: Sequence[float]) -> tuple[float, float | None]:
 def _choose_sd_for_tests(
     sd: float | None, scale: float, resolution: float | None, least_spread: float | None, name: str
 ) -> tuple[float | None, str]:
-    """Return (standard deviation to test with, note if this is not the observed one)."""
+    """Return (SD to test with, note for the verdict if it is not the observed SD)."""
     if sd is None:
         return None, f"{name}: one seed has no spread, so nothing can be decided"
     flat = sd <= ROUNDING * scale

@@ -76,7 +76,8 @@ def distance(
     arccos of their product, this is exact to rounding even for nearly equal and nearly opposite vectors.
 
     Args:
-        one, other: name -> tensor, such as `lab.state(result)`.
+        one: the first network, as name -> tensor, such as `lab.state(result)`.
+        other: the second network, likewise.
         mask: which weights are compared: those that a `Mask` retains, or all weights of the parameters that a `Scope`
             (or any iterable) names; with None every floating-point tensor, including norm statistics.
 

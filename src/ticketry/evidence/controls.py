@@ -286,12 +286,12 @@ def train_control(
 
 @dataclass(frozen=True)
 class ControlTrainings:
-    """The trainings of a control, except those that are part of the search."""
+    """The trainings of a control, without those that are part of the ticket's search."""
 
     trainings: list[Result]
     """The trainings in order; each continues the previous one."""
     steps_before: int = 0
-    """Number of steps for which the weights were trained with which the first training starts."""
+    """Number of steps for which the initial weights of the first training had been trained."""
     fresh: Result | None = None
     """Dense training of the initial weights, if it was done for this control alone; else None."""
     searched: bool = True
@@ -354,7 +354,7 @@ def train_any_control(
 def _train_start(
     lab: Lab, task: Task, chosen: Control, found: Found, steps: int, seeds: Seeds, label: str
 ) -> tuple[Result, Result | None]:
-    """Return (state after `steps` dense steps from which a control starts, its training if new, else None)."""
+    """Return (state from which a control starts, after `steps` dense steps; its training if it is new, else None)."""
     state = found.rewound if found.retrain in FROM_REWOUND else found.dense
     searched = state.segment.last == steps
     if searched and not chosen.fresh:

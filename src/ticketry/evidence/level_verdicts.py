@@ -76,7 +76,7 @@ def _points_reached_by_all(points: Sequence[Point], replicates: int) -> list[Poi
 
 
 def recompute_verdicts(record: RunRecord) -> RunRecord:
-    """Return a record whose verdicts follow the current rule, recomputed if an older version judged them.
+    """Return a copy of the record with verdicts by the current rule; those of older versions are recomputed.
 
     If a verdict changes, a reason is added that names the stored verdict. The record's file is not changed.
     """
@@ -225,7 +225,7 @@ def _list_steps_by_network(rows: Mapping[str, Sequence[Point]]) -> dict[str, lis
 
 
 def _dense_parents(dense: Sequence[Point]) -> list[str | int] | None:
-    """Return a key per replicate's dense network; None if all differ (not if the task ignores the seed)."""
+    """Return a key of each replicate's dense network; None if all differ, as is usual unless the task ignores seeds."""
     keys: list[str | int] = [point.key or point.replicate for point in dense]
     return keys if len(set(keys)) < len(keys) else None
 

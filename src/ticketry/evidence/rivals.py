@@ -93,7 +93,7 @@ def list_references(subject: TestedTicket) -> list[Reference]:
 
 
 def compute_flops_share(lab: Lab, task: Task, mask: Mask) -> float:
-    """Return the FLOPs of a masked network, as a share of the dense network's FLOPs, cached in the store.
+    """Return a masked network's FLOPs as a share of the dense network's FLOPs, cached in the store.
 
     FLOPs are counted in a forward pass of one example, see `lab.costs.meters.flops`. Products with masked weights count
     in proportion to the weights' density, products with other weights in full, biases and norms not at all.
@@ -140,7 +140,7 @@ class RepeatedSearch:
 class Procedure:
     """A search with everything that determines its results: method, settings, recipe and seeds.
 
-    A verdict about a procedure repeats the whole search: every replicate has its own initialisation, data order and
+    To judge a procedure, the whole search is repeated. Every replicate has its own initialisation, data order and
     search, so that replicates share no randomness.
 
     Examples:
@@ -178,7 +178,7 @@ class Procedure:
         return self.task_of(0)
 
     def fresh_seeds(self, number: int) -> Seeds:
-        """Return seeds that no run has used; all methods and settings get the same seeds, and so share dense networks.
+        """Return seeds that no run has used, the same for all methods and settings, so that these share dense networks.
 
         Args:
             number: number of the repetition, from 0.
@@ -258,7 +258,7 @@ class Rivals:
         )
 
     def parents(self) -> list[str] | None:
-        """Return None: seeds count as independent. They share the ticket, but the verdict is about this ticket only."""
+        """Return None, because seeds count as independent in a verdict about the one ticket that they share."""
         return None
 
     def references(self, count: int) -> list[tuple[Reference, Sequence[float]]]:
@@ -374,7 +374,7 @@ class ProcedureRivals:
         return dict(zip(roles, self.lab.gather([partial(self._train_role, role, one) for role in roles]), strict=True))
 
     def parents(self) -> list[str] | None:
-        """Return the key of each seed's dense network if seeds share one (the task ignores seeds), else None."""
+        """Return the key of each seed's dense network if seeds share one, as when the task ignores seeds; else None."""
         keys = [one.dense.result.segment.key for _, one in sorted(self.replicates.items())]
         return keys if len(set(keys)) < len(keys) else None
 
@@ -397,7 +397,10 @@ class ProcedureRivals:
         return self.replicates[0].mask.total
 
     def references(self, count: int) -> list[tuple[Reference, Sequence[float]]]:
-        """Return dense networks with other numbers of steps: the recipe's, and the whole search's (`count` seeds)."""
+        """Return up to two references with their values: dense networks with the steps of the recipe or whole search.
+
+        The latter is trained with `count` seeds. A reference with as many steps as the judged dense network is omitted.
+        """
         metric, first = self.task.metric.name, self.replicates[0]
         shown: list[tuple[Reference, Sequence[float]]] = []
         judged, planned = self._count_dense_steps(first), first.dense.result.segment.steps
@@ -473,7 +476,7 @@ class ProcedureRivals:
         )
 
     def _task_of_role(self, role: str, one: RepeatedSearch) -> Task:
-        """Return the task of a repetition, with the network that a role has."""
+        """Return the task of a repeated search, with the network that `role` trains."""
         if is_matched_dense(role):
             return narrowest_dense_of_cost(self.lab, one.task, role, one.mask, one.form.aim)
         found = self._narrower_task(one) if role == SMALL_DENSE else one.task
@@ -637,7 +640,7 @@ class TestedTicket:
         return self.step + self.last - self.first
 
     def fresh_seeds(self, number: int, purpose: str = "verify") -> Seeds:
-        """Return seeds, used by no search, of repetition `number`; another `purpose` gives other seeds."""
+        """Return the seeds of repetition `number`, which no search has used; another `purpose` gives other seeds."""
         return Seeds.of(mix(self.seeds.order, purpose, self.after + number))
 
 
@@ -721,7 +724,7 @@ def _check_steps(training: RetrainingInfo, total: int, of: str) -> None:
 
 
 def trains_after_pruning_only(info: RetrainingInfo) -> bool:
-    """Return whether all training of a ticket's weights followed pruning, after rewinding or from step 0 on."""
+    """Return whether a ticket was trained only after pruning, from rewound weights or from step 0."""
     return info.retrain in REWINDING or (info.retrain == GRADUAL and info.rewind_step == info.segment.first == 0)
 
 

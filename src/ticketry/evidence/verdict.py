@@ -55,7 +55,7 @@ from ticketry.records.verdict import Answer, Claim, Difference, LevelVerdict, Ou
 
 
 def decide_answer(p_yes: float, p_no: float, alpha: float) -> Answer:
-    """Return the answer to a question at level alpha: "yes" or "no" if its p-value is at most alpha."""
+    """Return the answer whose p-value is at most alpha: "yes" or "no"; "undecided" if there is none."""
     return "yes" if p_yes <= alpha else "no" if p_no <= alpha else "undecided"
 
 
@@ -113,11 +113,13 @@ def verdict(
     """Judge a ticket by the metric on the test split of the ticket, the dense network and controls.
 
     Args:
-        ticket, dense, controls: values of the metric, one for each seed, in the same order of seeds and in the margin's
-            unit (accuracies in %, not as fractions).
+        ticket: the ticket's metric, one value for each seed, in the margin's unit (accuracies in %, not as fractions).
+        dense: the dense network's metric, in the same order of seeds.
+        controls: name of a control -> its metric, in the same order of seeds.
         claim: what is claimed: "wins" needs at least one control, "matches" needs none.
-        margin, higher_is_better, resolution: how much worse still counts as equally good, the direction of the metric,
-            and its smallest possible change, see `compare`.
+        margin: how much worse still counts as equally good, in the metric's unit.
+        higher_is_better: False for a loss or an error.
+        resolution: the metric's smallest possible change, see `compare`.
         confidence: 1 - the largest probability of a false "yes", and also 1 - the largest probability of a false "no".
         least_spread: SD floor in the margin's unit (`significance`); by default the margin. Set this if the margin is
             far from the SD of your networks.
@@ -285,7 +287,7 @@ def holm_verdicts(
 
 @dataclass(frozen=True, kw_only=True)
 class _Rules:
-    """The arguments of `verdict` that say how to judge: all but the values of networks, steps and parents."""
+    """The arguments of `verdict` that set the rules: all except the networks' values, steps and parents."""
 
     claim: Claim = "wins"
     margin: float = 0.5
@@ -407,7 +409,7 @@ def average_by_parent(values: Sequence[float], parents: Sequence[Hashable] | Non
 
 
 def _combine_analyses(before: Verdict, made: Verdict, stop: bool) -> Verdict:
-    """Combine an earlier and a later analysis: keep earlier answers if `stop`, else take the smaller p-values."""
+    """Combine an earlier and a later analysis: keep earlier answers if `stop`, otherwise take the smaller p-values."""
     dense, controls = before.as_good_as_dense != "undecided", before.better_than_controls != "undecided"
     return replace(
         made,

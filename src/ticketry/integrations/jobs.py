@@ -248,7 +248,7 @@ class Kernels:
         self._step = contextlib.ExitStack()
 
     def attach(self, model: nn.Module, mask: Mask) -> None:
-        """Create kernels for a model, whose mask the caller must enforce; raise the errors of `tk.sparse_training`."""
+        """Create kernels for a model in which the caller enforces `mask`; raise the errors of `tk.sparse_training`."""
         if self.sparse:
             # llvmlite is an extra, and only these kernels need it.
             from ticketry_engine import train
@@ -376,7 +376,7 @@ class GradualJob(Job):
         self._prune_up_to(done)
 
     def _prune_up_to(self, done: int) -> None:
-        """Make all pruning steps up to optimiser step `done`."""
+        """Make all pruning steps that are due up to optimiser step `done`."""
         pruning = _require_started(self._gradual)
         while pruning.done < done:
             pruning.step()
@@ -454,7 +454,7 @@ class GatesJob(Job):
         self._total = 0
         """Steps of the temperature schedule: those of this training, or of the training that wrote a checkpoint."""
         self._applied = False
-        """Whether the weights were multiplied by the hard gates, as happens at the end of training."""
+        """Whether the weights were already multiplied by the hard gates, which happens once, at the end of training."""
         self._gates: Gates | None = None
         self._optimizer: Optimizer | None = None
         self._hard: Hold | None = None
@@ -536,7 +536,7 @@ class GatesJob(Job):
                 self._hard = hold(model, self.mask)
 
     def check(self) -> None:
-        """Raise `HoldError` if a removed weight is no longer 0 since `finish_and_watch`."""
+        """Raise `HoldError` if a removed weight was written after `finish_and_watch`, so that it is not 0."""
         try:
             if self._hard:
                 self._hard.check()

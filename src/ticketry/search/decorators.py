@@ -134,7 +134,7 @@ def _pruning_steps(settings: Settings, schedule: Schedule) -> list[int]:
 
 
 def _densities_by_round(settings: Settings, density: float) -> list[float]:
-    """Return the density after each pruning step; the last one is `density`, and each keeps the same share."""
+    """Return the density after each pruning step: it falls by the same factor every time, down to `density`."""
     return [float(f"{density ** (number / settings.rounds):.12g}") for number in range(1, settings.rounds + 1)]
 
 

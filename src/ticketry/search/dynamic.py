@@ -154,7 +154,7 @@ def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
 
 
 def _replaced_shares_by_step(settings: Settings, whole: Schedule, length: int) -> dict[int, float]:
-    """Return step at which the mask changes -> share of each layer's weights that is replaced there.
+    """Return a mapping from each step at which the mask changes to the share of each layer's weights to replace.
 
     Args:
         whole: schedule of the recipe, to which points such as 75% refer.
@@ -201,10 +201,10 @@ def update_dynamic_mask(
 
     Args:
         segment: the training as it would continue, from a stored state, with the present mask.
-        share, regrow: share of weights to replace, and whether dropped weights may be grown again at once, see
-            `core.sparse_training.mask_dynamics.drop_and_grow`.
+        share: share of each layer's weights to replace.
         grow: which weights are grown: those with the largest |gradient| on the segment's first batch (``gradient``), or
             ``random`` ones.
+        regrow: whether dropped weights may be grown again at once, see `core.sparse_training.mask_dynamics`.
     """
     import torch
 

@@ -133,7 +133,7 @@ class Settings(AnyStructureSettings):
 
 
 def _compute_level_densities(settings: Settings) -> tuple[float, ...]:
-    """Return the density of each level from 1 on, or its share of the dense cost, see `Settings.targets`."""
+    """Return the density of each level from 1 on; under a budget, its share of the dense cost."""
     shares = settings.budget.shares if settings.budget else ()
     if len(shares) > 1:
         return shares

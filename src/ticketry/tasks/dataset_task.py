@@ -335,7 +335,7 @@ def _read_targets(source: Source) -> Tensor:
 
 
 def _targets_attribute(data: Any) -> Tensor | None:
-    """Return the attribute `targets` of a data set, or of that of a subset, if it has classes (int64); else None."""
+    """Return the attribute `targets` of a data set, or of a subset's data set; None if it has no classes (int64)."""
     if isinstance(data, Subset):
         whole = _targets_attribute(data.dataset)
         return None if whole is None else whole[torch.tensor(list(data.indices), dtype=torch.int64)]

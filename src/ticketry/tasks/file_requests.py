@@ -123,7 +123,7 @@ class Options:
         return replace(spec, options=found)
 
     def whole(self, option: str, default: int, *, least: int | None = 0, what: str = "whole number") -> int:
-        """Return the whole number in an option; if `least` is None, it is at least 0, without mention in messages."""
+        """Return the whole number in an option, at least `least`; None means 0, without mention in messages."""
         text = self.text(option, str(default))
         if not text.isdecimal() or len(text) > _DIGITS or int(text) < (least or 0):
             bound = "" if least is None else f", at least {least}"

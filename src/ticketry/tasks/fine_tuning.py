@@ -47,7 +47,7 @@ class Labelled:
 
 
 def find_text_files(path: Path) -> dict[str, Path]:
-    """Return the files of the splits ``train``, ``validation`` and ``test`` in a folder, or one file as ``all``."""
+    """Return the files of the splits ``train``, ``validation`` and ``test`` in a folder; a single file is ``all``."""
     if path.is_file():
         if path.suffix not in SUFFIXES:
             raise DataError(
@@ -489,7 +489,7 @@ class FineTuning(Classification):
 def _split_texts(
     found: Labelled, validation: Fraction, test: Fraction, path: Path
 ) -> tuple[Labelled, Labelled, Labelled]:
-    """Split labelled texts at random into training, validation and test texts, as `splits.hold_out` does."""
+    """Split labelled texts at random into (training, validation, test) texts, as `splits.hold_out` does."""
     names, labels = np.unique(np.array(found.labels), return_inverse=True)
     sizes = np.bincount(labels)
     shares = [count_share_of_each(labels, share) for share in (validation, test)]

@@ -151,7 +151,7 @@ class Environments:
 
 
 class _Repeated:
-    """An environment that repeats every action for several steps and sums their rewards (frame skip)."""
+    """An environment that repeats every action for several steps and sums the rewards (frame skip)."""
 
     def __init__(self, world: Any, repeat: int, limit: int) -> None:
         self._world, self._repeat, self._limit = world, repeat, limit
@@ -201,7 +201,7 @@ def create_environment(name: str) -> gymnasium.Env[Any, Any]:
 
 
 def _unwrap(world: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
-    """Return the environment without the wrappers that Gymnasium adds to all; they take longer than a CartPole step.
+    """Return the environment without the wrappers that Gymnasium always adds, which take longer than a CartPole step.
 
     Wrappers that the environment was registered with (`additional_wrappers`) stay.
     """
@@ -431,7 +431,7 @@ class Learner(Session):
 
 
 def q_loss(values: Tensor, actions: Tensor, wanted: Tensor, kind: str) -> Tensor:
-    """Return the mean loss of the values [b, actions] at the taken actions [b], against target values [b]."""
+    """Return the mean loss of `values` [b, actions] at the taken `actions` [b] against the targets `wanted` [b]."""
     taken = values.gather(1, actions.unsqueeze(1)).squeeze(1)
     return F.smooth_l1_loss(taken, wanted) if kind == "huber" else F.mse_loss(taken, wanted)
 
@@ -517,7 +517,7 @@ class EnvironmentCourse(Course):
         )
 
     def evaluate(self, model: nn.Module, split: str, arithmetic: Arithmetic) -> dict[str, float]:
-        """Return the mean summed reward and the mean length of `EPISODES` episodes; every action is the best-rated.
+        """Return the mean summed reward and the mean length of `EPISODES` episodes with the network's best actions.
 
         Each split has its own episodes, with fixed seeds.
         """

@@ -177,7 +177,7 @@ class Task:
         return -(-examples // recipe.batch)
 
     def unfit(self, key: Mapping[str, object]) -> str:
-        """Return why networks trained on the task with this key cannot be used for this task; empty if they can.
+        """Return why networks trained on the task with `key` cannot be used for this task; empty if they can.
 
         For example, a language model cannot be used with another vocabulary, even if it has the same size.
         """
@@ -198,8 +198,8 @@ class Task:
     def example(self, count: int, data: Path | None = None) -> Tensor:
         """Return `count` inputs of the model, for compiling, exporting and timing.
 
-        By default, these are the first inputs of the validation split. Tasks that know the shape of inputs override
-        this method, so that no data are read.
+        By default, these are the first inputs of the validation split. Override this method if the shape of inputs is
+        known without reading data.
         """
         split = self.load(data).validation
         first = split.inputs[:count]
@@ -250,7 +250,7 @@ class Arithmetic(Protocol):
 
 
 class Session:
-    """A training run: it gives a batch for each step and the loss of the batch, and may have state between steps.
+    """A training run, which gives the batch and the loss of each step, and may have state between steps.
 
     A subclass overrides `loss`; it also overrides `batches`, unless the data of a step depend on the network (as in
     reinforcement learning). Results must depend only on the arguments of `Course.session`, the step, the model and the
@@ -262,10 +262,10 @@ class Session:
     Masks and removed units apply to these copies too."""
 
     gathers: bool = False
-    """Whether each process has only a part of the state, so that all processes must call `state` together."""
+    """Whether each process has only a part of the state. All processes must then call `state` together."""
 
     def batches(self, steps: range) -> Generator[Any, None, None]:
-        """Yield the batch of each step, by default only the step's number; the caller closes the generator."""
+        """Yield the batch of each step, by default the step's number; the caller closes the generator."""
         yield from steps
 
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
@@ -291,11 +291,11 @@ class Session:
         """Restore a result of the method `state`; the next step then gives the same bits as without interruption."""
 
     def follows(self, model: nn.Module) -> Mapping[str, tuple[int, str, int]]:
-        """Return which state entries have a dimension of units of the network, such as the state of an LSTM.
+        """Return which state entries have a dimension with one element per network unit, such as an LSTM's state.
 
-        The result maps the name of an entry to a tuple: the dimension of the entry, the name of a parameter, and the
-        dimension of the parameter with the same units. If units of the network are removed, the entry loses the same
-        units; in a masked network, the entry is 0 at removed units.
+        The result maps the name of an entry to (dimension of the entry, name of a parameter, dimension of the parameter
+        with the same units). If units of the network are removed, the entry loses the same units. In a masked network,
+        the entry is 0 at removed units.
         """
         return {}
 
@@ -307,7 +307,7 @@ _NOT_SPLITTABLE = (
 
 
 class Course:
-    """Data, training and evaluation of a task whose examples are not independent; overriding `few` is optional."""
+    """Data, training and evaluation of a task whose examples are not independent."""
 
     def sizes(self) -> dict[str, int]:
         """Return the numbers of examples, all positive, of the splits ``train``, ``validation`` and ``test``."""
@@ -378,7 +378,7 @@ class Course:
         raise TaskError(_NOT_SPLITTABLE)
 
     def few(self, count: int) -> Course:
-        """Return the course with about `count` training examples, to measure the cost of a step; by default itself."""
+        """Return the course with about `count` training examples, to measure a step's cost; by default this course."""
         return self
 
 
@@ -452,7 +452,7 @@ class Sharded(Protocol):
 
 @dataclass(frozen=True)
 class PartOfBatch:
-    """The part of a batch that one process gets: `own` of the `whole` examples, from position `first` on."""
+    """The `own` examples, from position `first` on, that one process gets of a batch of `whole` examples."""
 
     first: int
     own: int
@@ -462,7 +462,7 @@ class PartOfBatch:
 def place_of_part(examples: int, rank: int, world: int) -> PartOfBatch:
     """Return the part of a batch of `examples` examples that process `rank` of `world` processes gets.
 
-    All parts have the same size; if `examples` is not a multiple of `world`, the first parts have one example more.
+    If `examples` is not a multiple of `world`, the first parts have one example more than the others.
     """
     each, more = divmod(examples, world)
     return PartOfBatch(rank * each + min(rank, more), each + (rank < more), examples)
@@ -479,7 +479,7 @@ class Ranks(Protocol):
     """Whether parameters are sharded, so that all processes must call the network equally often."""
 
     def gather(self, value: Any) -> list[Any]:
-        """Return the values that all processes pass, in the order of the processes; all of them must call this."""
+        """Return the values that all processes pass, in order of rank; all processes must call this together."""
 
     def drawing(self, place: PartOfBatch) -> AbstractContextManager[object]:
-        """Return a context in which the examples of a part get the random numbers that they get in the whole batch."""
+        """Return a context in which the examples in `place` get the same random numbers as in the whole batch."""

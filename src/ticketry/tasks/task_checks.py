@@ -76,7 +76,7 @@ def load_splits(task: Task, data: Path | None) -> Splits:
 
 
 def check_sizes(task: Task, sizes: Mapping[str, int]) -> dict[str, int]:
-    """Return `sizes`, the number of examples in each split of the task, after a check."""
+    """Return `sizes`, the number of examples in each split; raise an error if they are invalid."""
     for split in _SPLITS:
         if not sizes.get(split):
             raise TaskError(f"the task {task.name!r} has no examples in its {split} split")

@@ -50,7 +50,7 @@ def load(spec: Spec, registry: Registry[Any], *, annotated: bool = False) -> Tas
 
 
 class OwnTask(Task):
-    """Wraps a user-defined task: it has the requested name and a key, and is otherwise the same task."""
+    """Wraps a user-defined task to give it the requested name and a key; all else is that of the wrapped task."""
 
     def __init__(self, inner: Task, spec: Spec, source: str) -> None:
         self.inner = inner
@@ -114,7 +114,7 @@ def _check_makes_tasks(found: object, name: str, *, annotated: bool) -> None:
 
 
 def _annotation_is_task(function: Any, annotation: str) -> bool:
-    """Return whether a textual annotation means a subclass of `Task`, or else is a name that ends in Task."""
+    """Return whether an annotation names a subclass of `Task`, or ends in Task if the name cannot be found."""
     first, *rest = annotation.strip("'\" ").split(".")
     found = function.__globals__.get(first)
     for part in rest:
@@ -207,7 +207,7 @@ _PLAIN = (*_WORDS, bytes, type(None))
 
 
 def recreate(task: object, get: Callable[..., Task]) -> Task:
-    """Return a task that any process can create again: `task` if it has a key, else a copy created by name.
+    """Return a task that any process can create again: `task` itself if it has a key, else a copy created by name.
 
     The copy is created by the name of the class, with the constructor arguments as options. All attributes of the copy
     must equal the attributes of `task`.

@@ -10,7 +10,7 @@ from ticketry.step import Step
 
 
 class Schedule(Protocol):
-    """Length in iterations of a whole training by the recipe, and of an epoch. Every `Segment` is a `Schedule`."""
+    """The numbers of iterations of a whole training by the recipe and of an epoch, which a `Segment` also has."""
 
     @property
     def total(self) -> int:

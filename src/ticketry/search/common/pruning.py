@@ -354,7 +354,7 @@ def compress_to_steps(
     """Shorten the schedule until a whole search takes no more steps than one dense training by the full recipe.
 
     If a dense training has T steps and the search would have N, the new length is T * T / N, rounded down. It is
-    shorter still if rounding `points` would make the search longer than T. Both arguments are returned unchanged unless
+    shorter still if rounding `points` would make the search longer than T. Replicate and settings stay unchanged unless
     the setting `equal_cost` is ``steps``.
 
     Args:

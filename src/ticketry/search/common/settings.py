@@ -238,7 +238,7 @@ class PruningSettings:
         ]
 
     def for_level(self, level: int) -> tuple[Self, int | None]:
-        """Return settings that find only the ticket of `level`, and the ticket's level with them (None: the last)."""
+        """Return (settings that find only the ticket of `level`, the ticket's level with them; None for the last)."""
         own: Any = {self.budget.kind if self.budget else "density": (self.targets[level - 1],)}
         return replace(self, **{"density": (), "sparsity": (), **own}), 1
 
@@ -346,8 +346,8 @@ class ScoreSettings(PruningSettings):
     def spends_by_importance(self) -> bool:
         """Whether a budget is spent by the importance of weights per cost, which leaves no layer empty.
 
-        This is so for budgets of time and FLOPs if the score is a method's default, magnitude. Magnitude itself is not
-        in the unit of the loss: divided by cost, it would empty the layers whose weights cost the most.
+        This is so for budgets of time and FLOPs if the score is magnitude, the default. Ranking by magnitude divided by
+        cost would empty the layers whose weights cost the most.
         """
         default = self.score == getattr(type(self), "score", "") == "magnitude"
         spent = self.budget is not None and self.budget.kind in ("time", "flops")

@@ -180,7 +180,7 @@ class Gating(Variant):
         return GatesEffect(around, self)
 
     def first_state(self, around: Surroundings, model: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the gates' initial state: that of the earlier round after its reset; empty without such a round."""
+        """Return the gates of the earlier round after their reset; empty if there was no earlier round."""
         if self.earlier is None:
             return {}
         assert self.reset is not None
@@ -244,7 +244,7 @@ class GatesEffect(Effect):
     (no dropout), but batch norm uses batch statistics: with the dense network's running statistics, the signal of a
     sparse network would fade from layer to layer.
 
-    The stored state has the entries ``s/name`` (gate values), ``round``, ``optimizer/name/entry``, ``kept`` (number of
+    The stored state has the entries ``s/name`` (gate logits), ``round``, ``optimizer/name/entry``, ``kept`` (number of
     open gates at about a hundred steps, int64 [counts, parameters]), and, if gates are steered to a density,
     ``multiplier``.
     """
@@ -356,7 +356,7 @@ class GatesEffect(Effect):
         }
 
     def measured(self, measure: Callable[[], Metrics]) -> dict[str, Metrics]:
-        """Measure twice: with gates rounded to on or off (``metrics``), and with soft gates (``soft_metrics``)."""
+        """Measure with gates rounded to on or off (``metrics``), and again with soft gates (``soft_metrics``)."""
         with self.gates.hardened():
             hard = measure()
         return {"metrics": hard, "soft_metrics": measure()}
@@ -466,7 +466,7 @@ def require_classification(lab: Lab, task: Task) -> None:
 
 
 def mask_of_open_gates(lab: Lab, result: Result) -> str:
-    """Store the mask that retains the weights whose gates have s > 0, and return the mask's digest (cached)."""
+    """Store the mask that retains the weights whose gates are open (logit above 0); return its digest (cached)."""
 
     def compute_mask() -> Mask:
         try:
@@ -478,9 +478,9 @@ def mask_of_open_gates(lab: Lab, result: Result) -> str:
 
 
 def mask_of_largest_gates(lab: Lab, result: Result, density: float, collapse: str = "raise") -> str:
-    """Store the mask of a density that retains the weights with the largest s; return the mask's digest (cached).
+    """Store the mask of a density that retains the largest gate logits; return the mask's digest (cached).
 
-    Weights with equal s are retained in the order of their positions.
+    Weights with equal logits are retained in the order of their positions.
 
     Args:
         collapse: what happens if a parameter would lose all weights: ``raise`` an error, or ``keep`` one weight.
@@ -504,11 +504,11 @@ def mask_of_largest_gates(lab: Lab, result: Result, density: float, collapse: st
 def mask_of_largest_channel_gates(
     lab: Lab, result: Result, density: float, *, keep_at_least: int = 1, multiple: int = 1
 ) -> str:
-    """Store the mask of the channels with the largest s, nearest to a density; return the mask's digest (cached).
+    """Store the mask near a density that retains the channels with the largest gate logits; return its digest (cached).
 
     Args:
-        keep_at_least, multiple: minimum number of channels of each group, and the number that each group which loses
-            channels retains a multiple of.
+        keep_at_least: minimum number of channels that each group retains.
+        multiple: each group that loses channels retains a multiple of this number.
     """
     task, gating = result.segment.task, get_gating(result.segment)
 
@@ -600,7 +600,7 @@ def gate_targets(replicate: Replicate, settings: PruningSettings, scope: Scope, 
 
 
 def budget_share_left(lab: Lab, result: Result, terms: str) -> float:
-    """Return the cost of the network with gates rounded to on or off, as a share of the dense cost."""
+    """Return what the network costs with gates rounded to on or off, as a share of the dense network's cost."""
     from ticketry.lab.masks import remaining_share
 
     return remaining_share(lab, result.segment.task, load_gates(lab, result).kept(), terms)
@@ -609,7 +609,7 @@ def budget_share_left(lab: Lab, result: Result, terms: str) -> float:
 def mask_within_budget(
     lab: Lab, result: Result, settings: PruningSettings, share: float, collapse: str = "raise"
 ) -> str:
-    """Store the mask of the weights with the largest s that meets a cost budget; return the mask's digest (cached)."""
+    """Store the mask within a cost budget that retains the largest gate logits; return the mask's digest (cached)."""
     from ticketry.budgets.pruner import allocate_budget
     from ticketry.lab.masks import load_prices, prune_to_share
 

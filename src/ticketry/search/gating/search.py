@@ -130,12 +130,12 @@ class GateSettings(PruningSettings):
 
     @property
     def inits_and_penalties(self) -> tuple[tuple[float, float], ...]:
-        """The pair (s0, penalty) of each independent search; those that yield the densest tickets come first."""
+        """Pairs (initial gate logit s0, penalty), one for each independent search; the densest tickets come first."""
         return tuple(product(sorted(self.init, reverse=True), sorted(self.penalty)))
 
     @property
     def target(self) -> float | None:
-        """The requested density or share of the dense cost; None if none or several are requested."""
+        """The requested density, or share of the dense cost; None if none or several are requested."""
         return self.targets[0] if len(self.targets) == 1 else None
 
     @property
@@ -144,13 +144,13 @@ class GateSettings(PruningSettings):
         return self.budget.shares if self.budget else requested_densities(self.density, self.sparsity)
 
     def split_by_density(self) -> tuple[Self, ...]:
-        """Return one copy of the settings for each requested density; (self,) if at most one is requested."""
+        """Return one copy of the settings for each requested density; only `self` if at most one is requested."""
         if len(self.targets) < 2:
             return (self,)
         return tuple(replace(self, density=density, sparsity=None) for density in self.targets)
 
     def for_level(self, level: int) -> tuple[Self, int | None]:
-        """Return settings that find the ticket of `level`, and the ticket's level with them (None: the last)."""
+        """Return (settings that find the ticket of `level`, the ticket's level in that search; None for the last)."""
         return (self.split_by_density()[(level - 1) // self.rounds], None) if self.targets else (self, level)
 
     def shared_gating_arguments(self) -> dict[str, Any]:
@@ -262,7 +262,7 @@ def _train_ticket(rounds: Rounds, level: int, chain: list[Result], searched: lis
 
 
 def _steps_since_initialisation(chain: list[Result], rewound: Result) -> int:
-    """Return the number of steps since initialisation of the weights after the last round in `chain`."""
+    """Return how many steps the weights after the last round in `chain` were trained since initialisation."""
     last = chain[-1].segment
     if last.start.state == rewound.model:  # weights were rewound between rounds
         return rewound.segment.last + last.steps
@@ -307,7 +307,7 @@ class Rounds:
         return self.lab.train(segment, keep=keep, label=f"{label} round {number}")
 
     def remaining_share(self, result: Result) -> float:
-        """Return the share of weights with open gates after a round; under a budget their share of the dense cost."""
+        """Return the share of weights with open gates after a round; under a budget, their share of the dense cost."""
         if self.settings.budget:
             from ticketry.search.gating.gating import budget_share_left
 
@@ -332,10 +332,10 @@ def is_near_density(rounds: Rounds, result: Result, density: float) -> bool:
 
 
 def train_towards(rounds: Rounds, density: float) -> Iterator[tuple[list[Result], list[Result]]]:
-    """Train rounds, choosing s0 of each so that the last one reaches a density; yield after each round.
+    """Train rounds whose initial gate logits s0 are chosen so that the last round reaches `density`; yield after each.
 
-    Each item is (used rounds so far, all trainings so far), where the second list includes tries that were not used. If
-    no try of a round is near enough, the nearest try is used.
+    Each item is (trainings of the rounds so far, the same with all tries that were not used). If no try of a round is
+    near enough, the nearest try is used.
     """
     count, (init, _) = rounds.settings.rounds, rounds.settings.inits_and_penalties[0]
     chain: list[Result] = []
@@ -353,10 +353,10 @@ def train_towards(rounds: Rounds, density: float) -> Iterator[tuple[list[Result]
 
 
 def _try_until_near(rounds: Rounds, chain: list[Result], init: float, aim: float, density: float) -> list[Result]:
-    """Train the round after `chain` with different values of s0, beginning with `init`, until it is near enough.
+    """Train the round after `chain` with several initial gate logits, first `init`, until its density is near enough.
 
-    The wanted densities are `aim` after this round and `density` after the last round. The result has all tries in the
-    order of training, except that the try to use comes last.
+    The wanted densities are `aim` after this round and `density` after the last round. Return all tries in the order of
+    training, but the try to use comes last.
     """
     before, number = chain[-1] if chain else None, len(chain) + 1
     last = number == rounds.settings.rounds
@@ -394,7 +394,7 @@ def _try_until_near(rounds: Rounds, chain: list[Result], init: float, aim: float
 
 
 def _extrapolate_init(first: tuple[float, float], second: tuple[float, float], aim: float) -> float:
-    """Extrapolate s0 from two tries that are both too sparse or both too dense, linearly in log density.
+    """Extrapolate the initial gate logit s0 from two tries, both too sparse or both too dense, linearly in log density.
 
     A try is (s0, density), and `aim` is the wanted density. The step beyond the second try is half to four times the
     distance of the two tries.
@@ -406,7 +406,10 @@ def _extrapolate_init(first: tuple[float, float], second: tuple[float, float], a
 
 
 def _interpolate_init(low: tuple[float, float], high: tuple[float, float], aim: float) -> float:
-    """Interpolate s0 between two tries (s0, density), linearly in log density; stay away from both ends."""
+    """Interpolate s0, the initial gate logit, between two tries (s0, density), linearly in log density.
+
+    The result stays away from both tries.
+    """
     (left, sparse), (right, dense) = low, high
     below, above = math.log(aim / max(sparse, aim / 4)), math.log(min(dense, 4 * aim) / aim)
     share = below / (below + above) if below + above else 0.5
@@ -414,7 +417,7 @@ def _interpolate_init(low: tuple[float, float], high: tuple[float, float], aim: 
 
 
 class _GateMovement:
-    """Distances by which gates moved in a round; only gates that were on before the round count."""
+    """Distances by which gate logits moved in a round, for the gates that were on before the round."""
 
     def __init__(self, lab: Lab, result: Result, before: Result | None) -> None:
         import torch
@@ -437,7 +440,7 @@ class _GateMovement:
         return max(float(self._moves.abs().median()), _LEAST_STEP)
 
     def init_for_share(self, share: float) -> float:
-        """Return the s0 with which `share` of the gates that were on would stay on, if all moved as before.
+        """Return the initial gate logit with which `share` of the open gates would stay open, if all moved as before.
 
         Gates that were off before the round and on after it are assumed to open again.
         """

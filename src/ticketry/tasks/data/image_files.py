@@ -204,7 +204,7 @@ L = TypeVar("L")
 
 @dataclass(frozen=True, eq=False)
 class ImageSet(Generic[L]):
-    """Listings of the training and test images of a data set on disk: image files or shards."""
+    """Listings of the training and test images of a data set on disk, stored as image files or shards."""
 
     train: L
     test: L
@@ -393,7 +393,7 @@ def read_digits(_: tuple[Place, ...]) -> Splits:
 
 @dataclass(frozen=True)
 class CifarFiles:
-    """The files of CIFAR-10 or of CIFAR-100."""
+    """The files of CIFAR-10 or CIFAR-100."""
 
     title: str
     folder: str

@@ -74,7 +74,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Layout:
-    """The names of the files of a data set, and the folder in which they are, relative to a place."""
+    """The names of a data set's files, and their folder relative to a place."""
 
     folder: str
     files: tuple[str, ...]
@@ -109,7 +109,7 @@ class Collection:
 
 
 def places(data: Path | None = None) -> tuple[Place, ...]:
-    """Return the folders to search, in order: `data` and $TICKETRY_DATA, as far as given, and the cache folder."""
+    """Return the folders to search: `data` and $TICKETRY_DATA, if they are given, then the cache folder."""
     found = []
     if data is not None:
         if not data.expanduser().is_dir():
@@ -131,7 +131,7 @@ def find_files(collection: Collection, where: tuple[Place, ...]) -> tuple[Path, 
 
 
 def find_or_download(collection: Collection, where: tuple[Place, ...]) -> tuple[Path, ...]:
-    """Return the files of the data set from the first folder that has all; else download into the last folder."""
+    """Return the data set's files in the first folder that has all of them; else download them to the last folder."""
     if found := find_files(collection, where):
         return found
     cache = where[-1].folder

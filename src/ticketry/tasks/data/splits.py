@@ -58,7 +58,7 @@ def select_examples(images: NDArray[np.uint8], labels: NDArray[Any], indices: ND
 def split_published(
     images: NDArray[np.uint8], labels: NDArray[Any], per_class: int, test: tuple[NDArray[np.uint8], NDArray[Any]]
 ) -> Splits:
-    """Split a published data set: `per_class` training examples of each class are for validation; `test` is kept."""
+    """Split a published data set: `per_class` training examples of each class become validation; `test` is kept."""
     train, validation = hold_out(labels, per_class)
     return Splits(
         train=select_examples(images, labels, train),
@@ -68,7 +68,7 @@ def split_published(
 
 
 def take_fewer(split: Split, count: int) -> Split:
-    """Return a copy of `count` examples of a split, equally many of each class, chosen by `hold_out`."""
+    """Return a split of `count` examples of `split`, equally many of each class, chosen by `hold_out`."""
     labels = split.targets.numpy()
     members = np.bincount(labels)
     each, rest = divmod(count, len(members))

@@ -172,7 +172,7 @@ def _check_columns(columns: Sequence[str], path: Path) -> None:
 def _drop_missing(
     lines: list[_Line], columns: Sequence[str], used: Sequence[int], path: Path, missing: Missing, target: str | None
 ) -> list[_Line]:
-    """Return the lines to use if values in the columns `used` are missing; `missing` says which (see `read_table`)."""
+    """Return the lines to use: `missing` says what to do with lines that lack a value in a column of `used`."""
     check_choice("missing", missing, get_args(Missing))
     found = []
     for line in lines:

@@ -26,7 +26,7 @@ from ticketry.tasks.task import Arithmetic, Course, PartOfBatch, Ranks, Session,
 from ticketry_engine.support.seeds import generator
 
 _ROWS, _ROW = 10, 1000
-"""An evaluation reads a split in at most 10 rows at the same time, each of at least 1000 tokens."""
+"""Largest number of rows in which an evaluation reads a split, and smallest number of tokens of a row."""
 _FEWEST = 2
 """Smallest number of tokens of a split, because the first token is not predicted."""
 _LARGEST = 69.0
@@ -184,7 +184,7 @@ class TextSession(Session):
         return scores.flatten(0, 1).float(), batch.targets.flatten()
 
     def _call_model(self, model: nn.Module, piece: Piece, of: str, targets: Tensor | None = None) -> Tensor:
-        """Call the model on a piece, store its state for network `of`, and return losses; without targets, scores."""
+        """Call the model on a piece, store the state of network `of`, and return losses (scores without `targets`)."""
         plain = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
         assert isinstance(plain, LanguageModel)
         fresh = piece.begins or of not in self._carried
@@ -234,7 +234,7 @@ class TextSession(Session):
 
 
 class RowsSession(TextSession):
-    """A training run of a recurrent model: each row of a batch continues where this row ended in the last batch."""
+    """A training run of a recurrent model, in which each row of a batch continues the same row of the last batch."""
 
     @staticmethod
     def per_epoch(tokens: int, batch: int, time: int) -> int:
@@ -445,7 +445,7 @@ class Language(Task):
         return steps_per_epoch(examples, recipe.batch, self.time, carries=models.is_recurrent(self.model))
 
     def unfit(self, key: Mapping[str, object]) -> str:
-        """Return a text that says how the vocabulary of the task with this key differs; empty if it is the same."""
+        """Return how the vocabulary of the task with `key` differs, as text; empty if it is the same."""
         # Published texts are compared by name, without reading them.
         own: object = self.own.vocabulary.describe() if self.own else f"the words of {self.name}"
         theirs = key.get("vocabulary") or f"the words of {key.get('name')}"

@@ -34,7 +34,7 @@ class LanguageModel(nn.Module):
     """State entries with a dimension of units of the network, see `tasks.task.Session.follows`."""
 
     def begin(self, batch: int) -> State:
-        """Return the state before the first token of `batch` texts."""
+        """Return the state in which `batch` texts begin."""
         return {}
 
     def forward(self, tokens: Tensor, state: State | None = None, targets: Tensor | None = None) -> Any:
@@ -44,7 +44,7 @@ class LanguageModel(nn.Module):
         return made if state is None else (made, after)
 
     def read(self, tokens: Tensor, state: State, *, first: bool) -> tuple[Any, State]:
-        """Return each token's features and the state after the last token; if `first`, `state` is the initial one."""
+        """Return (each token's features, state after the last token). If `first`, `state` is the initial state."""
         raise NotImplementedError
 
     def scores(self, features: Any) -> Tensor:
@@ -229,9 +229,9 @@ class PointerLSTM(LSTM):
         return costs - torch.logaddexp(log_g, pointed) if self.training else costs
 
     def _masked_words(self, words: Tensor, length: int) -> Tensor:
-        """Return a mask [b, length, past + length], True where a token must not point at a word.
+        """Return a mask [b, length, past + length] that is True where a token must not point at a word.
 
-        These words come after the token, are more than L words before it, or are missing.
+        Such words come after the token, are more than L words before it, or are missing.
         """
         past = words.shape[1] - length
         now = torch.arange(past, words.shape[1], device=words.device)[:, None]
@@ -384,7 +384,7 @@ def _find_model_class(name: NetworkName) -> Any:
 
 
 def narrower(name: str, *, vocabulary: int, context: int, parameters: int) -> str | None:
-    """Return the widest variant of a model, at most `name` itself, with at most `parameters` parameters, or None."""
+    """Return the widest variant of a model, not wider than `name`, with at most `parameters` parameters, or None."""
 
     def count(candidate: NetworkName) -> int:
         with torch.device("meta"):
