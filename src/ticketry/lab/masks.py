@@ -213,7 +213,7 @@ _ROUNDS = 11
 
 
 def check_measurable_here(costs: CostModel) -> None:
-    """Raise `CostError` if `costs` are not in seconds, are of another machine, or of more threads than cores here."""
+    """Raise `CostError` unless `costs` are in seconds, of this machine, and of at most as many threads as cores."""
     from ticketry_engine.bench.timing import another_machine
 
     if costs.unit != "seconds":
@@ -296,7 +296,7 @@ def _build_meter(lab: Lab, task: Task, costs: CostModel) -> Meter:
 
 
 def fill_zero_parameters(model: nn.Module) -> nn.Module:
-    """Fill parameters that contain a zero with small random values, so that no kernel skips them; return the model."""
+    """Fill parameters that contain a zero with small random values, so that no kernel skips zeros; return the model."""
     with torch.no_grad():
         for index, parameter in enumerate(model.parameters()):
             if not bool(parameter.all()):

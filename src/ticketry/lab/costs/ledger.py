@@ -34,7 +34,7 @@ class Sample:
             raise UsageError(f"a score needs at least one batch of one example, got {self.count} of {self.size}")
 
     def limit_to(self, task: Task) -> Sample:
-        """Return a copy whose batch size is one that `task` supports, see `Task.scored`."""
+        """Return a copy with a batch size that `task` supports, see `Task.scored`."""
         return replace(self, size=task.scored(self.size))
 
     def draw(self, course: Course, model: nn.Module) -> list[Any]:
@@ -171,7 +171,7 @@ def phases_of(found: Found, before: Iterable[Found] = ()) -> Phases:
 
     Args:
         before: networks that the same search with the same seeds found earlier. If `found.searched` is empty, as in
-            iterative pruning, their trainings are the search phase.
+            iterative pruning, the trainings of `before` are the search phase.
     """
     if found.mask is None:
         return Phases(dense=(found.result,))
@@ -195,7 +195,7 @@ def control_phases(
 
     Args:
         searched: whether the control uses the result of the search, such as the ticket's mask.
-        fresh: the dense training that gave the control's initial weights; None if it is one of the search's trainings.
+        fresh: the dense training that gave the control's initial weights; None if the search did this training.
     """
     from_final = found.retrain not in FROM_REWOUND
     start = found.dense if from_final else found.rewound

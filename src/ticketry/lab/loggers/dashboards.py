@@ -50,8 +50,8 @@ class Logged:
 class Logger(Protocol):
     """Sends reports to a dashboard; a class or function in `LOGGERS` creates a logger from the store's folder.
 
-    One thread makes all calls. For each run it calls `start`, then `metrics` and `artifact` any number of times, then
-    `finish`. The run of a search starts before the runs of its trainings and ends after them. If a method raises an
+    One thread makes all calls: for each run `start`, then `metrics` and `artifact` any number of times, then `finish`.
+    The run of a search starts before the runs of its trainings and ends after them. If a method raises an
     error, a warning is logged and the logger is not called again; trainings continue.
     """
 

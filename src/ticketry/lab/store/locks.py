@@ -96,7 +96,7 @@ def _lock_mark(mark: Path) -> filelock.FileLock | None:
 
 
 def is_locked(mark: Path) -> bool:
-    """Return whether a process holds the lock of the file `mark`, without writing; it may be another user's file."""
+    """Return whether a process holds the lock of the file `mark`, without writing; the file may be another user's."""
     if sys.platform == "win32":  # a lock can be tested only by taking it
         return is_file(mark) and _is_locked_by_other(mark)
     try:

@@ -34,7 +34,7 @@ GRACE_SECONDS = 3600.0
 
 
 def describe_activity(store: Store) -> str:
-    """Return a text about the work that a process now does in the store; an empty text if no process does any."""
+    """Return a text that describes the current work in the store; an empty text if no process works in the store."""
     paths, place = store.paths, display_address(store.paths.root)
     with explain_os_errors(paths.runs, "read"):
         runs = [entry.name for entry in list_entries(paths.runs)]

@@ -414,7 +414,7 @@ def _check_part(paths: Paths, part: Part, data: bytes, check: Check, what: str) 
 
 
 def _check_result(part: Part, values: dict[str, Any], what: str) -> None:
-    """Raise `StoreError` if a result is invalid, or its key is not the digest of the training that it describes."""
+    """Raise `StoreError` if a result is invalid, or if its key is not the digest of the training in its description."""
     trajectory, step = part.name
     if why := describe_mismatch(Trained, values):
         raise StoreError(f"{what} is no result: {why}")

@@ -93,7 +93,7 @@ def second_order_seed(seed: int) -> int:
 
 
 def second_order_trajectory(result: Mapping[str, Any]) -> str | None:
-    """Return the key of the same training with the second data order; None if `result` lacks a description."""
+    """Return the key of the training of `result` with the second data order; None if `result` has no description."""
     segment = result["segment"]
     if not isinstance(segment, dict) or not isinstance(segment.get("order_seed"), int):
         return None
@@ -102,7 +102,7 @@ def second_order_trajectory(result: Mapping[str, Any]) -> str | None:
 
 
 def find_second_order_result(store: Store, key: str) -> tuple[str, dict[str, Any]] | None:
-    """Return key and result of the same segment with the second data order; None if the store lacks its metrics."""
+    """Return key and result of the segment `key` with the second data order; None if its metrics are not stored."""
     trajectory, _, step = key.partition("@")
     first = store.load_valid_result(trajectory, int(step)) if step.isdigit() else None
     second = second_order_trajectory(first) if first else None

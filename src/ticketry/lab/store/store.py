@@ -210,7 +210,7 @@ class Store:
         return None if data is None else parse_sealed(data, str(self.paths.result(trajectory, step)))
 
     def put_result(self, trajectory: str, step: int, record: Mapping[str, Any]) -> None:
-        """Store a result; replace a result of this machine, but not one that another machine has uploaded."""
+        """Store a result; replace a result of this machine, but not a result that another machine uploaded."""
         name, data = result_name(trajectory, step), sealed_bytes(record)
         if path_exists(self.paths.result(trajectory, step)):
             self.objects.put(name, data)
@@ -246,7 +246,7 @@ class Store:
             self.mirror.upload_checkpoint(trajectory, step, path)
 
     def newest_checkpoint(self, trajectory: str, last: int) -> tuple[int, dict[str, Tensor]] | None:
-        """Return step and tensors of the newest undamaged checkpoint up to step `last`, or None."""
+        """Return step and tensors of the newest undamaged checkpoint up to step `last`; None if there is none."""
         if self.mirror:
             self.mirror.fetch_checkpoint(trajectory, last)
         for path in sorted(self.paths.partial_files(trajectory), key=_step_of, reverse=True):
@@ -262,7 +262,7 @@ class Store:
         return None
 
     def last_stored_step(self, trajectory: str, last: int) -> int:
-        """Return the largest step up to `last` with a stored checkpoint or result, or -1."""
+        """Return the largest step up to `last` with a stored checkpoint or result; -1 if there is none."""
         names = (one.name.partition("/")[2] for one in self.objects.list(f"partial/{trajectory}-"))
         steps = [*self.stored_steps(trajectory), *(_step_of(Path(name.partition("/")[0])) for name in names)]
         return max((step for step in steps if step <= last), default=-1)

@@ -411,7 +411,7 @@ def save_sharded_state(group: Group, store: Store, trajectory: str, step: int, t
 
 
 def load_sharded_state(folder: Path, loop: Loop) -> float:
-    """Load this rank's part of a checkpoint into a loop; return the seconds that training up to it took."""
+    """Load this rank's part of a checkpoint into a loop; return the seconds of training up to the checkpoint."""
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
     from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 

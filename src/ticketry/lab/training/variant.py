@@ -149,6 +149,7 @@ class Variant:
         """Return a copy of the variant for another mask, such as for a control with a shuffled mask.
 
         Args:
+            mask: digest of the new mask.
             instead_of: digest of the old mask; it is replaced in all fields.
 
         Raises:

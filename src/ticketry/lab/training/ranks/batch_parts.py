@@ -140,7 +140,7 @@ def _is_random(func: Any) -> bool:
 
 
 def _empty_like(tensor: Tensor, shape: Sequence[int]) -> Tensor:
-    """Return an uninitialised tensor of a shape, with the memory layout of `tensor`; random numbers depend on it."""
+    """Return an uninitialised tensor of a shape, with the memory layout of `tensor`, on which random numbers depend."""
     found = tensor.new_empty(shape)
     if tensor.dim() == 4 and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last):
         return found.to(memory_format=torch.channels_last)

@@ -226,7 +226,7 @@ class _LostRankError(Exception):
 
 
 def check_machine(devices: int, threads: int, workers: int, device: str) -> None:
-    """Raise `UsageError` if this machine has too few cores or GPUs for `workers` networks at the same time."""
+    """Raise `UsageError` if this machine has too few cores or GPUs to train `workers` networks at once."""
     gpus = torch.cuda.device_count() if device != "cpu" and torch.cuda.is_available() else 0
     if gpus:
         if devices > gpus:
