@@ -35,7 +35,7 @@ from ticketry_engine.ir import FLOATS, Json, Node, Value, aten, node
 
 
 def move_batch_first(editor: Editor, one: Node) -> list[Node] | str:
-    """Replace a torch node by native nodes whose batch is at axis 0."""
+    """Replace `one`, an ATen operation, by native nodes whose batch is at axis 0."""
     require_match(not one.native)
     if base(one) in VIEWS and is_canonical(editor, one.output):
         editor.makers[one.output] = one
@@ -51,7 +51,7 @@ Step = tuple[str, list[Any]]
 
 @dataclass(frozen=True)
 class _Layout:
-    """Operations that view a tensor with the batch at axis 0, and operations that undo this view."""
+    """A way to view a tensor with the batch at axis 0: operations that make the view, and operations that undo it."""
 
     shape: tuple[int | None, ...]
     forth: tuple[Step, ...]
@@ -183,7 +183,7 @@ def _window_attention(editor: Editor, one: Node, found: Found) -> list[Node]:
 
 
 def _split_windows(editor: Editor, names: list[str]) -> tuple[list[Node], list[str]]:
-    """Return nodes that view values [N * W, h, ...], W windows per example, as [N, W, h, ...], and their names."""
+    """Return nodes that view the values `names` [N * W, h, ...] as [N, W, h, ...], and the names of the views."""
     sizes = [editor.sizes.get(name, ()) for name in names]
     several = sizes[0][0] if sizes[0] else None
     require_match(all(len(size) == 4 and size[:2] == sizes[0][:2] for size in sizes))
@@ -215,7 +215,7 @@ _ROW_BY_ROW: Mapping[str, Callable[[Editor, Node, Found], list[Node]]] = {
 
 
 def _batch_layouts(sizes: Sizes) -> list[_Layout]:
-    """Return ways to move the batch to axis 0, the most likely way first; [] unless exactly one axis depends on it."""
+    """Return ways to move the batch to axis 0, the most likely way first; [] unless one size depends on the batch."""
     where = [axis for axis, size in enumerate(sizes) if not isinstance(size, int)]
     if len(where) != 1 or where[0] == len(sizes) - 1:
         return []
@@ -296,7 +296,7 @@ _LARGEST = 1 << 22
 
 @dataclass(frozen=True)
 class ViewChain:
-    """A chain of views from a source value to a viewed value, as the source element of each viewed element."""
+    """A chain of views, stored as a function that returns, for each viewed element, its index in the source value."""
 
     source: str
     """Name of the value at which the chain starts; its batch is at axis 0."""
@@ -307,7 +307,7 @@ class ViewChain:
 
 
 def chain_to(editor: Editor, name: str) -> ViewChain:
-    """Return the chain of views from the nearest value with the batch at axis 0 to the value `name`."""
+    """Return the views from which `name` is made, starting at the nearest earlier value with the batch at axis 0."""
     steps: list[Node] = []
     while not is_canonical(editor, name) or not steps:
         maker = editor.made_by(name, *VIEWS)
@@ -337,7 +337,7 @@ def is_canonical(editor: Editor, name: str) -> bool:
 
 
 def number(editor: Editor, name: str, batch: int) -> int:
-    """Return the value of the size expression `name` for `batch` examples; raise `GraphError` if it is no size."""
+    """Return the size that the value `name` has for `batch` examples; raise `GraphError` if the value is no size."""
     one = editor.makers.get(name)
     if one is not None and one.op == "aten.sym_size.int":
         sizes = editor.size(value_of(one.attrs["args"][0]) or "")
@@ -353,7 +353,7 @@ def number(editor: Editor, name: str, batch: int) -> int:
 def example_map(chain: ViewChain, layout: Callable[[Tensor, int], Tensor]) -> Tensor:
     """Return the source index of each element of one example.
 
-    `layout` is a function from the viewed value and the number of examples to that value with the batch at axis 0.
+    `layout` takes the viewed value and the number of examples, and returns the value with the batch at axis 0.
     Raise `NoMatchError` if an element of an example comes from another example.
     """
     found: Tensor | None = None
@@ -373,7 +373,7 @@ def example_map(chain: ViewChain, layout: Callable[[Tensor, int], Tensor]) -> Te
 
 
 def native_views(editor: Editor, source: str, where: Tensor, output: str) -> list[Node] | str:
-    """Return native nodes that arrange the source's elements by the index table `where` as the value `output` [N, ...].
+    """Return native nodes that compute `output` [N, ...] by picking, for each element, the source element in `where`.
 
     The last node computes `output`. If nothing moves, return the name `source`. Raise `NoMatchError` if reshapes,
     slices and a transpose cannot express the arrangement.
@@ -389,7 +389,7 @@ def native_views(editor: Editor, source: str, where: Tensor, output: str) -> lis
 
 
 def _stride_decomposition(where: Tensor) -> list[tuple[int, int]]:
-    """Return (size, stride) of the axes of an index table; raise `NoMatchError` if strides cannot express the table."""
+    """Return (size, stride) per axis of the index table `where`; raise `NoMatchError` if no strides give the table."""
     first = int(where.flatten()[0])
     parts: list[tuple[int, int]] = []
     total = torch.zeros((), dtype=torch.int64)
@@ -402,7 +402,7 @@ def _stride_decomposition(where: Tensor) -> list[tuple[int, int]]:
 
 
 def _nested_strides(line: list[int]) -> list[tuple[int, int]]:
-    """Return the offsets `line` along one axis as nested pairs (size, stride), the outermost pair first."""
+    """Return pairs (size, stride) of nested loops that visit the offsets `line`, the outermost loop first."""
     if len(line) == 1:
         return []
     step, length = line[1] - line[0], 2
@@ -415,7 +415,7 @@ def _nested_strides(line: list[int]) -> list[tuple[int, int]]:
 
 
 def _source_axes(parts: list[tuple[int, int]], first: int, total: int) -> list[tuple[int, int | None]]:
-    """Return the axes of the source value, outermost first, as (size, the only index that is read, or None for all)."""
+    """Return (size, index) per axis of the source value, outermost first; `index` is None if all entries are read."""
     cuts: list[tuple[int, int | None]] = []
     reach = 1
     skipped = 0

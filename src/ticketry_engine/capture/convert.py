@@ -1,4 +1,4 @@
-"""Converts a traced program to a graph of torch nodes, and lists the ATen overloads that lowering rules accept."""
+"""Converts a traced program to a graph of ATen operations, and lists the ATen overloads that lowering rules accept."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class _Leaf:
 
 
 def convert(program: TracedProgram, model: nn.Module) -> tuple[Graph, dict[str, Sizes]]:
-    """Return a traced program as a graph of torch nodes, and the sizes of all tensors by value name."""
+    """Return a traced program as a graph of ATen operations, and the sizes of all tensors by value name."""
     reader = _GraphBuilder(program)
     nodes = [made for one in program.graph.nodes if one.op == "call_function" for made in reader.node(one)]
     outputs = reader.outputs(nodes)
@@ -112,7 +112,7 @@ class _GraphBuilder:
         self.values[name] = Value(name, shape_of(sizes), dtype)
 
     def node(self, one: fx.Node) -> list[Node]:
-        """Return a list with the node for a traced operation; the list is empty if the operation only asserts."""
+        """Return the node for a traced operation as a list; return [] if the operation only checks an assertion."""
         op = self._operation_name(one)
         if not op:
             return []
@@ -165,7 +165,7 @@ class _GraphBuilder:
         return encode
 
     def outputs(self, nodes: list[Node]) -> Json:
-        """Return the containers of a call's outputs with value names; for an output that is a weight, add a node."""
+        """Return the call's output containers with value names as leaves; add a node for each leaf that is a weight."""
         found: list[Json] = []
         for one in self.program.outputs:
             if isinstance(one, Constant):
@@ -203,7 +203,7 @@ def _check_memory(one: fx.Node) -> None:
 
 
 def shape_of(sizes: Sizes) -> tuple[int | None, ...] | None:
-    """Return sizes in the form of `Value.shape`: None for the batch size; None for the whole if another size varies."""
+    """Return `sizes` as a shape with None for the batch size; return None if any other size is unknown or varies."""
     rest = [size for size in sizes[1:] if isinstance(size, int)]
     if len(rest) < len(sizes) - 1:
         return None
@@ -263,7 +263,7 @@ def _encode_signature(program: TracedProgram, model: nn.Module, arguments: Mappi
 
 
 def _encode_tree(found: Any) -> Json:
-    """Return containers of `_Leaf` objects and constants in the form of `Graph.outputs`."""
+    """Return `found`, containers of `_Leaf` objects and constants, as JSON in the form of `Graph.outputs`."""
     if isinstance(found, _Leaf):
         return found.tree
     if isinstance(found, Mapping):

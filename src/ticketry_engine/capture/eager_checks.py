@@ -51,7 +51,7 @@ def copy_to_call(model: nn.Module) -> nn.Module:
 
 
 def holds_for_one(graph: Graph, model: nn.Module, given: Arguments) -> bool:
-    """Return whether graph and model compute the same for the first example alone; True for inputs without data."""
+    """Return whether graph and model give equal outputs for the first example alone; True if inputs have no data."""
     if not given.examples or not _can_run(model, given):
         return True
     one = given.map(lambda tensor: tensor[:1] if has_batch_first(tensor, given.examples) else tensor)
@@ -64,9 +64,10 @@ def holds_for_one(graph: Graph, model: nn.Module, given: Arguments) -> bool:
 
 
 def check_calls(model: nn.Module, given: Arguments) -> list[str]:
-    """Raise an error if the never called `model` changes its inputs, or if its outputs depend on earlier calls.
+    """Raise an error if `model` changes its inputs, or if its outputs depend on earlier calls.
 
-    Inputs without data are not checked. Return notes that name the Python attribute which each call changes.
+    `model` must not have been called before. Inputs without data are not checked. If every call changes a Python
+    attribute of the model, return a note with the attribute's name, else [].
     """
     if not _can_run(model, given):
         return []
@@ -148,7 +149,7 @@ def _can_run(model: nn.Module, given: Arguments) -> bool:
 
 
 def _call_outputs(call: Callable[..., Any], given: Arguments) -> list[Tensor]:
-    """Return the output tensors of a call with copies of the inputs; every call draws the same random numbers."""
+    """Return the output tensors of a call with copies of the inputs, and with the same random seed in every call."""
     made = outputs_of(_call_seeded(call, given.map(torch.clone)))
     return [tensor.nan_to_num() if tensor.is_floating_point() else tensor.clone() for tensor in made]
 
@@ -183,8 +184,8 @@ _GIVE_BACK = ("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_drop
 def with_own_results(graph: Graph, captured: Graph) -> Graph:
     """Return the graph with copies of results that share memory with a weight, an input or another result.
 
-    Passes create such sharing: they remove copies, and replace values that are the same for every example by weights.
-    Results that already shared memory in the graph `captured` still do, unless they share memory with a weight.
+    Passes that remove copies, or replace values by weights, can make results share memory.
+    Results that already share memory in the graph `captured` are not copied, unless they share with a weight.
     """
     before, after = _memory_owners(captured), _memory_owners(graph)
     known = {("value", name): ("value", name) for name in graph.inputs}
@@ -209,7 +210,7 @@ def with_own_results(graph: Graph, captured: Graph) -> Graph:
 
 
 def _memory_owners(graph: Graph) -> dict[str, _Root]:
-    """Return, for each value of the graph, the owner of its memory."""
+    """Return, by value name, the weight or value that owns the memory of the value."""
     roots: dict[str, _Root] = {name: ("value", name) for name in graph.inputs}
     for one in graph.nodes:
         kind, source = _view_source(one)
@@ -218,7 +219,7 @@ def _memory_owners(graph: Graph) -> dict[str, _Root]:
 
 
 def _view_source(one: Node) -> tuple[str, str]:
-    """Return the weight or value whose memory a node's result may share; ("value", "") if the result has its own."""
+    """Return (kind, name) of the weight or value whose memory a node's result may share; ("value", "") if none."""
     if one.native:
         return "value", one.inputs[0] if one.op in _VIEWS else ""
     if one.op.startswith("operator."):
@@ -234,7 +235,7 @@ def _view_source(one: Node) -> tuple[str, str]:
 
 
 def with_defaults(graph: Graph, model: nn.Module) -> Graph:
-    """Return the graph with argument defaults in its signature, for arguments captured with another value."""
+    """Add to the graph's signature the defaults of arguments that were captured with a value other than the default."""
     signature = graph.signature
     captured = {**dict(zip(signature["names"], signature["args"], strict=False)), **signature["kwargs"]}
     found: dict[str, Json] = {}
@@ -248,7 +249,7 @@ def with_defaults(graph: Graph, model: nn.Module) -> Graph:
 
 
 def _is_default(tree: Json, default: Any) -> bool:
-    """Return whether a captured argument equals a parameter's default; False for a tensor."""
+    """Return whether the captured argument `tree` equals `default`; False for a tensor."""
     if isinstance(tree, str) or "constant" not in tree:
         return False
     return type(tree["constant"]) is type(default) and is_constant(tree["constant"], default)

@@ -49,7 +49,7 @@ def require_match(condition: object) -> None:
 
 @dataclass
 class Editor:
-    """The state of one pass over a graph: values, weights and the nodes rewritten so far."""
+    """The graph during one pass: rules look up its values, weights and nodes here, and add new values and weights."""
 
     graph: Graph
     values: dict[str, Value]
@@ -92,9 +92,9 @@ class Editor:
         return known and len(kinds) == 1 and kinds <= FLOATS
 
     def floats(self, one: Node, *args: Json, axes: int | None = None) -> list[str]:
-        """Return the names of the values that `args`, arguments of the node `one`, refer to.
+        """Return the value names that `args` refer to; `args` are arguments of the node `one`.
 
-        Raise `NoMatchError` if an argument refers to no value; if the values and the node's output do not share one
+        Raise `NoMatchError` if an argument refers to no value; if the values and the node's output do not all have one
         floating-point data type; or if a value does not have `axes` axes (None: at least one axis).
         """
         names = [value_of(arg) for arg in args]
@@ -105,13 +105,13 @@ class Editor:
         return found
 
     def value(self, like: str, shape: Shape, suffix: str = "part") -> str:
-        """Add a value with the data type of `like`, and return its name."""
+        """Add a value of the given shape with the data type of the value `like`, and return the new value's name."""
         name = free_name(f"{like}.{suffix}", self.values)
         self.values[name] = Value(name, shape, self.values[like].dtype)
         return name
 
     def tensor(self, name: str, tensor: Tensor) -> str:
-        """Add `tensor` as a weight and return its name: `name`, with a number appended if another weight has it."""
+        """Add `tensor` as the weight `name`, with a number appended if the name is taken; return the weight's name."""
         known = self.tensors.get(name)
         if known is tensor:
             return name
@@ -120,7 +120,7 @@ class Editor:
         return name
 
     def constant(self, name: str, tensor: Tensor) -> str:
-        """Return the name of a weight equal to `tensor`; reuse a weight that an earlier call of this method added."""
+        """Add a constant as a weight, unless this method added an equal weight before; return the weight's name."""
         tensor = tensor.contiguous()
         key = (str(tensor.dtype), tuple(tensor.shape), tensor.view(torch.uint8).numpy().tobytes())
         if key not in self._constants:
@@ -128,7 +128,7 @@ class Editor:
         return self._constants[key]
 
     def replacement(self, name: str, tensor: Tensor) -> str:
-        """Store `tensor` under `name` if at most one node uses that weight, else under a new name; return the name."""
+        """Replace the weight `name` by `tensor` if at most one node uses it, else add a new weight; return the name."""
         if self.holders.get(name, 0) > 1:
             return self.tensor(name, tensor)
         self.tensors[name] = tensor
@@ -137,7 +137,7 @@ class Editor:
     def make(
         self, op: str, inputs: tuple[str, ...], like: str, weights: Mapping[str, str] | None = None, **attrs: Json
     ) -> Node:
-        """Return a native node with a new output value of the inferred shape and the data type of the value `like`."""
+        """Return a native node, and add a value for its output with the inferred shape and the data type of `like`."""
         made = node(op, inputs, "", weights, **attrs)
         return replace(made, output=self.value(like, self.inferred(made)))
 
@@ -148,9 +148,9 @@ class Editor:
         return infer(one.op, one.attrs, inputs, weights)[0]
 
     def made_by(self, name: str | None, *ops: str, act: Json = None) -> Node:
-        """Return the node that computes the value `name`, with an operation in `ops` and the activation `act`.
+        """Return the node that computes the value `name`; its operation must be in `ops`, and its activation `act`.
 
-        Raise `NoMatchError` if the node has another operation (for a torch node, its `base`) or activation.
+        ATen operations in `ops` are named without overload, such as "relu". Raise `NoMatchError` if the node differs.
         """
         maker = self.makers.get(name or "")
         if maker is None or (maker.op if maker.native else base(maker)) not in ops or maker.attrs.get("act") != act:
@@ -158,7 +158,7 @@ class Editor:
         return maker
 
     def computed_for_one_reader(self, name: str) -> Node | None:
-        """Return the node that computes a value if exactly one node reads the value; else None."""
+        """Return the node that computes the value `name` if the value is read exactly once; else None."""
         return self.makers.get(name) if self.uses.get(name, 0) == 1 else None
 
 
@@ -197,7 +197,7 @@ def rewrite(graph: Graph, rule: Rule, sizes: Mapping[str, Sizes] | None = None) 
 
 
 def rename_last_output(nodes: list[Node], x: str, output: str) -> list[Node] | str:
-    """Return the nodes with the output of the last node renamed to `output`; return `x` if `nodes` is empty."""
+    """Return `nodes` with the last node's output renamed to `output`; return `x` if `nodes` is empty."""
     if not nodes:
         return x
     return [*nodes[:-1], replace(nodes[-1], output=output)]
@@ -213,7 +213,7 @@ def rename(one: Node, renamed: Mapping[str, str]) -> Node:
 
 
 def with_arguments(one: Node, changed: Mapping[str, Json]) -> Node:
-    """Return a torch node whose arguments are replaced by `changed`, a mapping from value names to new arguments."""
+    """Return an ATen node with new arguments; `changed` maps the name of a value argument to its replacement."""
     inputs: dict[str, None] = {}
     weights: dict[str, str] = {}
 
@@ -244,7 +244,7 @@ def without_unused(graph: Graph) -> Graph:
 
 
 def arguments(one: Node) -> Found:
-    """Return the arguments of a torch node by name, including defaults; {} for a node that computes with sizes."""
+    """Return the arguments of an ATen node by name, including defaults; {} for a node that computes with sizes."""
     if one.op.startswith("operator."):
         return {}
     schema = aten.find(one.op, trusted=True)._schema
@@ -265,7 +265,7 @@ def tensor_of(arg: Json) -> str | None:
 
 
 def number_of(arg: Json, tensors: Mapping[str, Tensor]) -> float | None:
-    """Return an argument that is a number or a weight with one element as a float; None for any other argument."""
+    """Return a number, or a weight with one element, as a float; return None for any other argument."""
     if isinstance(arg, (int, float)) and not isinstance(arg, bool):
         return float(arg)
     name = tensor_of(arg)
@@ -275,9 +275,9 @@ def number_of(arg: Json, tensors: Mapping[str, Tensor]) -> float | None:
 
 
 def base(one: Node) -> str:
-    """Return the name of an ATen operation without its overload, or "getitem".
+    """Return the name of a node's ATen operation without the overload, or "getitem" for an entry of a list.
 
-    The name is "" for a native node, for arithmetic on sizes, and for an overload that rules do not accept (see
+    Return "" for a native node, for arithmetic on sizes, and for an overload that rules do not accept (see
     `OVERLOADS`).
     """
     kind, _, rest = one.op.partition(".")

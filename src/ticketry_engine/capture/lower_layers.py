@@ -1,4 +1,4 @@
-"""Lowers torch layers to native nodes, and removes operations without effect in evaluation mode.
+"""Lowers layers from ATen operations to native nodes, and removes operations without effect in evaluation mode.
 
 The layers are convolutions (also transposed), linear layers, norms, attention, pools, resizes, activations and sums.
 """
@@ -37,7 +37,7 @@ from ticketry_engine.support.seeds import generator
 
 
 def weights_of(editor: Editor, found: Mapping[str, Json]) -> dict[str, str]:
-    """Return {"weight": name, "bias": name} without absent entries; raise `NoMatchError` if one is no model weight."""
+    """Return the names of a layer's weight and bias, by role; raise `NoMatchError` if one is computed from inputs."""
     given = {role: tensor_of(found.get(role)) for role in ("weight", "bias") if found.get(role) is not None}
     named = {role: name for role, name in given.items() if name is not None}
     require_match(named.keys() == given.keys() and "weight" in named)
@@ -77,12 +77,12 @@ def _lower_conv1d(editor: Editor, one: Node, found: Found) -> list[Node]:
 
 
 def linear_input(found: Found) -> Json:
-    """Return the argument of a linear layer or matrix product that is not the weight."""
+    """Return the input argument (not the weight) of a linear layer or matrix product."""
     return found.get("input", found.get("mat1", found.get("self")))
 
 
 def linear_weights(editor: Editor, one: Node, found: Found) -> dict[str, str]:
-    """Return weight and bias of an equivalent linear layer, by role; raise `NoMatchError` if they are no weights."""
+    """Return {"weight": name, "bias": name} of a linear layer equivalent to `one`; raise `NoMatchError` if none is."""
     if base(one) == "linear":
         named = weights_of(editor, found)
     else:
@@ -169,7 +169,7 @@ def _lower_attention(editor: Editor, one: Node, found: Found) -> list[Node]:
 def masked_attention(
     editor: Editor, inputs: tuple[str, str, str], output: str, mask: Json, scale: Json, causal: bool = False
 ) -> Node:
-    """Return an attention node; raise `NoMatchError` if the mask differs between examples, or hides all keys."""
+    """Return an attention node; raise `NoMatchError` if the mask differs between examples or hides all keys."""
     bias = None if mask is None else _attention_bias(editor, mask, inputs)
     if bias is not None and not causal:
         # A mask that hides what follows is no matter of numbers.
@@ -302,7 +302,7 @@ _NOTHING_TO_DO = (
 
 
 def getitem_of(editor: Editor, one: Node, maker: Node) -> list[Node]:
-    """Return nodes for entry 0 of the results of `maker`, an operation with several results; `one` takes the entry."""
+    """Lower `one`, which takes entry 0 of the results of `maker`; raise `NoMatchError` for any other entry."""
     rule = _FIRST_OF.get(base(maker))
     if rule is None or one.attrs["args"][1] != 0:
         raise NoMatchError
@@ -349,9 +349,10 @@ def lower_resize(editor: Editor, one: Node) -> list[Node]:
 def _resize_weights(
     resize: Callable[[Tensor], Tensor], sizes: Sequence[int], axis: int, scale: int, reach: int, dtype: torch.dtype
 ) -> Tensor:
-    """Return the weights of neighbouring pixels along `axis`, [scale, 2 reach + 1], measured by calling `resize`.
+    """Return the factors [scale, 2 reach + 1] of an upsampling along `axis`, measured by calling `resize`.
 
-    Raise `NoMatchError` if the weights depend on the position in the image, or if the image is too small.
+    Each of the `scale` output pixels per input pixel is a weighted sum of the pixel and `reach` pixels on each side.
+    Raise `NoMatchError` if the factors depend on the position in the image, or if the image is too small.
     """
     size = sizes[axis]
     require_match(size > 2 * reach)
@@ -389,7 +390,7 @@ def pair(value: Json) -> list[int]:
 
 
 def window_of(sizes: Json, axes: int, beside: int) -> list[int]:
-    """Return a pooling window, stride or padding as [height, width]; if `axes` is 1, the height is `beside`."""
+    """Return a pooling's kernel size, stride or padding as [height, width]; if `axes` is 1, the height is `beside`."""
     return pair(sizes) if axes == 2 else [beside, pair(sizes)[1]]
 
 
@@ -428,7 +429,7 @@ def lower_adaptive_pool(editor: Editor, one: Node, found: Found, *, axes: int = 
 
 
 def _apply_over_axes(axes: int, editor: Editor, one: Node, x: str, op: str, **attributes: Json) -> list[Node]:
-    """Return nodes that apply the pooling `op` to `x`; if `axes` is 1, they treat signals as images of height 1."""
+    """Return nodes that apply the pooling `op` to `x`; if `axes` is 1, view the signals `x` as images of height 1."""
     if axes == 1:
         return as_image_operation(editor, one, x, op, **attributes)
     return [node(op, (x,), one.output, **attributes)]
@@ -445,7 +446,7 @@ def as_image_operation(
 
 
 def lower_mean(editor: Editor, one: Node, found: Found) -> list[Node]:
-    """Lower a mean over height and width of images, over tokens, or over the length of signals."""
+    """Lower a mean over the pixels of images, over tokens, or over the length of signals."""
     (x,) = editor.floats(one, found["self"])
     shape, made = editor.shape(x) or (), editor.shape(one.output) or ()
     require_match(isinstance(found.get("dim"), list) and found.get("dtype") is None and all(shape[1:]))
@@ -478,7 +479,7 @@ _FOLDED = ("affine", "act")
 
 
 def lower_transposed(graph: Graph) -> Graph:
-    """Return the graph with transposed convolutions lowered; a following norm or activation is folded into them."""
+    """Return the graph with each transposed convolution, and a norm or activation after it, lowered to native nodes."""
     readers = {name: one.op for one in graph.nodes for name in one.inputs}
     return rewrite(graph, partial(_lower_transposed, readers, {}))
 
@@ -497,18 +498,18 @@ class _Axis:
     """Output size in pixels."""
 
     def place(self, weight: int) -> tuple[int, int]:
-        """Return, for kernel position `weight`, the output phase and the distance in pixels to the input pixel."""
+        """Return (phase of the output pixel, offset of the input pixel) for the kernel position `weight`."""
         behind, phase = divmod(self.dilation * weight - self.padding, self.stride)
         return phase, -behind
 
     @property
     def places(self) -> int:
-        """Return the number of output positions per phase."""
+        """Return the number of output pixels in each phase, rounded up."""
         return -(-self.made // self.stride)
 
     @property
     def room(self) -> int:
-        """Return the padding of the convolution on each side, in pixels."""
+        """Return the padding, on each side, of the ordinary convolution that replaces the transposed one."""
         return max(0, -self._first, self.places - self.size + self._last)
 
     @property
@@ -517,7 +518,7 @@ class _Axis:
 
     @property
     def _first(self) -> int:
-        """Return the offset of the first input pixel that the kernel multiplies; the pixels are consecutive."""
+        """Return the offset of the first input pixel that the kernel multiplies."""
         return self.place(self.kernel - 1)[1]
 
     @property
@@ -547,7 +548,7 @@ class _Transposed:
         return replace(self, weight=weight.view_as(self.weight).to(kind), bias=bias.to(kind))
 
     def phases(self) -> Tensor:
-        """Return the weight [groups * phases * (O / groups), I / groups, taps, taps] of the equivalent convolution."""
+        """Return the weight of an ordinary convolution that computes all phases, each as separate output channels."""
         inputs, outputs, *kernel = self.weight.shape
         down, across = self.axes
         made = self.weight.new_zeros(
@@ -598,7 +599,7 @@ def _lower_transposed(
 ) -> list[Node] | str:
     """Lower a transposed convolution together with a following norm and activation.
 
-    While the next node can still be folded, keep the convolution in `known`, by output name, and raise `NoMatchError`.
+    If the next node can be folded too, store the convolution in `known`, by output name, and raise `NoMatchError`.
     """
     found = _fold_following(known, editor, one) if one.native else _parse_transposed(editor, one)
     if found.act is None and editor.uses[one.output] == 1 and readers.get(one.output) in _FOLDED:
@@ -630,7 +631,7 @@ def _transposed_axes(
     stride, dilation, padding = (pair(found[role]) for role in ("stride", "dilation", "padding"))
 
     def axis(number: int) -> _Axis:
-        """Return the axis with the negative index `number`."""
+        """Return the `_Axis` at the negative index `number`, such as -1 for the width."""
         size, places = int(shape[number] or 0), int(made[number] or 0)
         return _Axis(size, weight.shape[number], stride[number], dilation[number], padding[number], places)
 
@@ -638,7 +639,7 @@ def _transposed_axes(
 
 
 def _fold_following(known: Mapping[str, _Transposed], editor: Editor, one: Node) -> _Transposed:
-    """Return the transposed convolution of `known` before the norm or activation `one`, with that node folded in."""
+    """Return the transposed convolution of `known` that `one` reads, with the norm or activation `one` folded in."""
     found = known.get(one.inputs[0]) if one.op in _FOLDED else None
     if found is None:
         raise NoMatchError

@@ -1,7 +1,7 @@
 """Lowers operations that move elements, and sums and products with constants, to native nodes.
 
-Rolls, pads, repetitions and strided slices become slices, concatenations, reshapes and pads. Passes that look for the
-torch operations must run before `lower_move`: they fold pads into convolutions, and remove repeated attention heads.
+Rolls, pads, repetitions and strided slices become slices, concatenations, reshapes and pads. `lower_move` runs after
+the passes that fold pads into convolutions and remove repeated attention heads.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _MOST_COPIES = 64
 
 
 def lower_move(editor: Editor, one: Node) -> list[Node] | str:
-    """Lower a torch operation that only moves elements and keeps the batch at axis 0."""
+    """Lower an ATen operation that only moves elements and keeps the batch at axis 0."""
     if one.op == "softmax":
         return _lower_softmax_over_axis(editor, one)
     require_match(not one.native)
@@ -159,7 +159,7 @@ def _lower_nearest_resize(editor: Editor, one: Node, found: Found) -> list[Node]
 
 
 def _repeats_pixels(editor: Editor, one: Node, sizes: tuple[int, ...], made: tuple[int, ...]) -> bool:
-    """Return whether torch repeats every pixel equally often, tested by upsampling images of row and column numbers."""
+    """Return whether upsampling repeats every pixel equally often, tested on images of row and column numbers."""
     interpolate = aten.prepare(one, editor.tensors, "cpu")
     for axis, (size, wanted) in enumerate(zip(sizes, made, strict=True)):
         numbers = torch.arange(size, dtype=getattr(torch, editor.values[one.output].dtype))
@@ -226,7 +226,7 @@ def _lower_branch_gate(editor: Editor, one: Node, found: Found) -> list[Node]:
 
 
 def _lower_softmax_over_axis(editor: Editor, one: Node) -> list[Node]:
-    """Lower a softmax over an axis other than the last: move the axis to the end, and back after the softmax."""
+    """Lower a softmax over an axis other than the last to a transpose, a softmax over the last axis and a transpose."""
     x, axis = one.inputs[0], int(one.attrs["axis"])
     shape = editor.shape(x) or ()
     require_match(len(shape) >= 5 and axis < len(shape) - 1)
@@ -254,7 +254,7 @@ _RULES: Mapping[str, Callable[[Editor, Node, Found], list[Node] | str]] = {
 
 
 def _input_with_same_batch(editor: Editor, one: Node, found: Found) -> str:
-    """Return the first argument; raise `NoMatchError` unless argument and output have the same size of axis 0."""
+    """Return the name of the first argument; raise `NoMatchError` unless it and the output have equal size 0."""
     (x,) = editor.floats(one, found.get("self"))
     before, after = editor.shape(x), editor.shape(one.output)
     require_match(before and after and before[0] == after[0])
@@ -262,7 +262,7 @@ def _input_with_same_batch(editor: Editor, one: Node, found: Found) -> str:
 
 
 def _input_of_same_size(editor: Editor, one: Node, found: Found) -> str | None:
-    """Return the first argument if argument and output are known to have the same sizes, else None."""
+    """Return the name of the first argument if the output is known to have the same sizes, else None."""
     x = value_of(found.get("self"))
     return x if x is not None and editor.same_size(x, one.output) else None
 
@@ -468,9 +468,9 @@ _NAMES = ("add", "sub", "mul", "div", "neg", "rsub", "addcmul")
 
 
 def constant_of(editor: Editor, arg: Json, like: str) -> Tensor:
-    """Return an argument as a constant that can be added to one example of the value `like`.
+    """Return the argument `arg` as a tensor that can be added to one example of the value `like`.
 
-    The constant has the axes of `like` without the batch, each of the size in `like` or 1. Raise `NoMatchError` if the
+    The tensor has the axes of `like` without the batch, each of the size in `like` or 1. Raise `NoMatchError` if the
     argument differs between examples, or does not fit `like`.
     """
     shape = editor.shape(like)
@@ -498,7 +498,7 @@ def is_constant(editor: Editor, arg: Json) -> bool:
 
 
 def lower_constant(editor: Editor, one: Node) -> list[Node]:
-    """Lower a sum or product with a constant; rules for formulas of several torch nodes must run before."""
+    """Lower a sum or product with a constant; run this rule after the rules that recognise formulas."""
     require_match(not one.native and base(one) in _NAMES)
     name, found = base(one), arguments(one)
     if name == "addcmul":

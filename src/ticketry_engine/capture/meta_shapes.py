@@ -23,7 +23,7 @@ def _pointwise(x: Tensor, *_: Any) -> Tensor | None:
 
 
 def _empty_dense(x: Tensor) -> Tensor:
-    """Return an empty tensor with the shape of `x`, and the order of axes of `x` in memory, without gaps."""
+    """Return a new tensor with the shape of `x` and the same order of axes in memory, but without gaps."""
     strides = [0] * x.dim()
     step = 1
     for axis in sorted(range(x.dim()), key=lambda axis: (x.stride(axis), -axis)):
@@ -163,7 +163,7 @@ def _matmul_output(x: Tensor, y: Tensor) -> Tensor | None:
 
 
 def _recurrent_output(x: Tensor, states: Any, *settings: Any) -> tuple[Tensor, ...] | None:
-    """Return the outputs of a recurrent layer; unlike torch's rule, do not run its time steps."""
+    """Return the outputs of a recurrent layer without running its time steps, as torch's own rule would."""
     several = list(states) if isinstance(states, (list, tuple)) else [states]
     bidirectional, batch_first = settings[-2:]
     if x.dim() != 3 or any(each.dim() != 3 or each.dtype != x.dtype for each in several) or len(settings) != 7:

@@ -58,7 +58,7 @@ def _match_scaled_by(editor: Editor, name: str, kind: str, number: float) -> str
 
 
 def _match_division_by_six(editor: Editor, one: Node) -> str:
-    """Return x if the torch node computes x / 6."""
+    """Return x if the node `one` computes x / 6."""
     x, number = _match_scale(editor, one, "mul")
     require_match(isclose(number, 1 / 6, rel_tol=1e-6) and editor.floating(x, one.output))
     return x
@@ -120,7 +120,7 @@ def _recognise_gelu(editor: Editor, one: Node) -> list[Node]:
 
 
 def _is_gelu_cubic(editor: Editor, name: str, x: str) -> bool:
-    """Return whether the value `name` is sqrt(2 / pi) (x + 0.044715 x^3); else return False or raise `NoMatchError`."""
+    """Return True if the value `name` is sqrt(2 / pi) (x + 0.044715 x^3), else return False or raise `NoMatchError`."""
     total = editor.made_by(_match_scaled_by(editor, name, "mul", sqrt(2 / pi)), "add")
     require_match(total.native and x in total.inputs)
     cubic = _match_scaled_by(editor, total.inputs[1 - total.inputs.index(x)], "mul", 0.044715)
@@ -165,7 +165,7 @@ _WITH_ACT = ("conv2d", "linear", "add", "mul", "affine")
 
 
 def _fusable_layer(editor: Editor, name: str | None) -> Node:
-    """Return the layer without residual or activation that computes the value `name`, for a single reader."""
+    """Return the layer that computes `name`; raise `NoMatchError` if no further operation can be fused into it."""
     layer = None if name is None else editor.computed_for_one_reader(name)
     if layer is None or layer.op not in ("conv2d", "linear"):
         raise NoMatchError
@@ -174,7 +174,7 @@ def _fusable_layer(editor: Editor, name: str | None) -> Node:
 
 
 def _fuse_residual(editor: Editor, one: Node) -> list[Node]:
-    """Fuse a sum into the preceding layer, as its residual, if only the sum reads the output of the layer."""
+    """Fuse a sum into the layer that computes one of its inputs, if only the sum reads the layer's output."""
     require_match(one.op == "add" and editor.shape(one.inputs[0]) == editor.shape(one.inputs[1]))
     layers = []
     for name in one.inputs:
@@ -197,7 +197,7 @@ def _fuse_activation(editor: Editor, one: Node) -> list[Node]:
 
 
 def _fold_norm(editor: Editor, one: Node) -> list[Node]:
-    """Fold an `affine` node (scale and shift of channels) into a layer whose output no other node reads."""
+    """Fold an `affine` node, which scales and shifts channels, into the preceding layer."""
     if base(one) == "mul":
         return _fold_scale(editor, one)
     require_match(one.op == "affine")
@@ -235,7 +235,7 @@ def _fold_scale(editor: Editor, one: Node) -> list[Node]:
 
 
 def _rescale_layer(editor: Editor, layer: Node, output: str, scale: Tensor, shift: Tensor, act: Json) -> Node:
-    """Return the layer with scaled and shifted output channels, computed in float64; zero weights stay zero."""
+    """Return `layer` with its output channels multiplied by `scale` and shifted by `shift`, computed in float64."""
     name = layer.weights["weight"]
     weight = editor.tensors[name]
     folded = (weight.double() * scale.view(-1, *[1] * (weight.dim() - 1))).to(weight.dtype)
@@ -249,7 +249,7 @@ def _rescale_layer(editor: Editor, layer: Node, output: str, scale: Tensor, shif
 
 
 def _fold_pad(editor: Editor, one: Node) -> list[Node]:
-    """Fold zero padding into a convolution; zeros that extend the kernel make uneven padding even."""
+    """Fold zero padding into a convolution; if the two sides differ, zeros that extend the kernel make them equal."""
     before = editor.computed_for_one_reader(one.inputs[0]) if one.op == "conv2d" else None
     if before is None or base(before) not in ("constant_pad_nd", "pad"):
         raise NoMatchError
@@ -293,7 +293,7 @@ def _recognise_rms_norm(editor: Editor, one: Node) -> list[Node]:
 
 
 def _match_inverse_root(editor: Editor, name: str | None, root: str) -> tuple[str, float]:
-    """Return (x, eps) if the value `name` is root(mean(x^2) + eps) over the last axis; `root` is "sqrt" or "rsqrt"."""
+    """Return (x, eps) if `name` is root(mean(x^2) + eps), a mean over the last axis; `root` is "sqrt" or "rsqrt"."""
     found = editor.made_by(name, root, "pow")
     require_match(base(found) == root or _torch_arguments(found)["exponent"] == (-0.5 if root == "rsqrt" else 0.5))
     total = _torch_arguments(editor.made_by(value_of(_torch_arguments(found)["self"]), "add"))
@@ -316,7 +316,7 @@ def _match_inverse_root(editor: Editor, name: str | None, root: str) -> tuple[st
 
 
 def _torch_arguments(one: Node) -> Found:
-    """Return the arguments of a torch node; raise `NoMatchError` if the node is native."""
+    """Return the arguments of an ATen node; raise `NoMatchError` if the node is native."""
     require_match(not one.native)
     return arguments(one)
 
@@ -355,7 +355,7 @@ def _recognise_rotary(editor: Editor, one: Node) -> list[Node]:
 
 
 def _match_constant_product(editor: Editor, name: str) -> tuple[str, Tensor]:
-    """Return (x, constant) if a torch node computes the value `name` as x * constant."""
+    """Return (x, constant) if an ATen node computes the value `name` as x * constant."""
     found = _torch_arguments(editor.made_by(name, "mul"))
     x, other = found["self"], found["other"]
     if is_constant(editor, x):
@@ -395,7 +395,7 @@ def _rotary_node(editor: Editor, x: str, cos: Tensor, sin: Tensor, half: int, ou
 
 
 def _recognise_partial_rotary(editor: Editor, one: Node) -> list[Node]:
-    """Replace cat(rotary(x[..., :n]), x[..., n:]) by one rotary node for the whole of x."""
+    """Replace cat(rotary(x[..., :n]), x[..., n:]) by a rotary node that reads x."""
     require_match(one.op == "concat" and len(one.inputs) == 2)
     turned, rest = (editor.made_by(name, op) for name, op in zip(one.inputs, ("rotary", "slice"), strict=True))
     cut = editor.made_by(turned.inputs[0], "slice")
@@ -414,7 +414,7 @@ def _recognise_partial_rotary(editor: Editor, one: Node) -> list[Node]:
 
 
 def _recognise_shared_heads(editor: Editor, one: Node) -> list[Node]:
-    """Remove the repetition of heads of keys and values for attention with more heads of queries."""
+    """Let an attention node read keys and values before their heads are repeated to match the heads of the queries."""
     require_match(one.op == "attention")
     q, k, v = one.inputs
     fewer = [_match_repeated_heads(editor, name) for name in (k, v)]
@@ -444,7 +444,7 @@ def _match_repeated_heads(editor: Editor, name: str) -> str:
 
 
 def recognise_normalize(editor: Editor, one: Node) -> list[Node]:
-    """Replace L2 normalisation over the last axis by an RMS norm, for vectors that are longer than 1e-12."""
+    """Replace L2 normalisation over the last axis by an equivalent RMS norm."""
     require_match(not one.native and base(one) == "div")
     found = arguments(one)
     x, spread = value_of(found["self"]), editor.made_by(value_of(found["other"]), "expand_as", "expand", "clamp_min")
@@ -471,7 +471,7 @@ def recognise_normalize(editor: Editor, one: Node) -> list[Node]:
 
 
 def recognise_masked_attention(editor: Editor, one: Node) -> list[Node]:
-    """Replace softmax(f(q k^T)) v by attention, where f multiplies by and adds constants; see `lower_constant`."""
+    """Replace softmax(f(q k^T)) v by an attention node, if f multiplies by constants and adds constants."""
     weights, v = _matmul_inputs(editor, one)
     soft = editor.made_by(weights, "softmax")
     rank = len(editor.shape(v) or ())
@@ -521,7 +521,7 @@ def attention(
 
 
 def _matmul_inputs(editor: Editor, one: Node) -> tuple[str, str]:
-    """Return the two values that a torch node multiplies."""
+    """Return the names of the two values whose matrix product the node computes."""
     require_match(base(one) in _PRODUCTS)
     found = arguments(one)
     left, right = value_of(found["self"]), value_of(found.get("other", found.get("mat2")))
@@ -531,7 +531,7 @@ def _matmul_inputs(editor: Editor, one: Node) -> tuple[str, str]:
 
 
 def _match_scores(editor: Editor, name: str) -> tuple[Node, Tensor, Tensor | None]:
-    """Match attention scores as product * factor + constant, and return (node of the product, factor, constant)."""
+    """Return (node of the product, factor, constant) if the value `name` is product * factor + constant."""
     factor, bias = torch.ones(()), None
     while True:
         with contextlib.suppress(NoMatchError):

@@ -68,9 +68,9 @@ def capture(
 ) -> Graph:
     """Return the graph of a model in evaluation mode, with masked weights; do not change the model.
 
-    The graph takes any number of examples, the size of axis 0 of the first input tensor. If the model works for a
-    certain number only, the graph takes that number, and `Graph.notes` say why. If the model behaves differently for
-    one example, the graph takes one example if the example inputs contain one, else two or more.
+    The number of examples is the size of axis 0 of the first input tensor, and may differ from call to call. If the
+    model works for one number only, the graph takes that number, and `Graph.notes` say why. If the model behaves
+    differently for one example, the graph takes one example if the example inputs contain one, else two or more.
 
     Args:
         mask: mask of the weights to keep, by parameter name; pruned weights are exactly 0 in the graph. None: no mask.
@@ -95,7 +95,7 @@ def capture(
 
 
 def _capture_torch_graph(model: nn.Module, given: Arguments) -> tuple[Graph, dict[str, Sizes]]:
-    """Return the model's graph of torch operations, and the sizes of its values."""
+    """Return the model's graph of ATen operations, and the sizes of its values by name."""
     try:
         graph, sizes, for_one = _capture_by_recording(model, given)
     except NotRecordedError as reason:
@@ -175,7 +175,7 @@ _LARGEST = 1 << 20
 
 
 def compute_constants(graph: Graph) -> Graph:
-    """Return the graph with torch nodes that depend only on weights and numbers replaced by constants."""
+    """Return the graph with constants in place of the ATen nodes that depend only on weights and numbers."""
     constants: dict[str, Any] = {}
     names: dict[str, str] = {}
     tensors = dict(graph.tensors)
@@ -208,7 +208,7 @@ def compute_constants(graph: Graph) -> Graph:
 
 
 def _name_of_computed(one: Node, made: Tensor, tensors: Mapping[str, Tensor]) -> str:
-    """Return a name for the constant `made`, derived from a weight with its shape, or from the only weight."""
+    """Return a name for the constant `made`, derived from the name of the weight from which `made` was computed."""
     like = next((name for name in one.weights.values() if tensors[name].shape == made.shape), None)
     if like is None and len(one.weights) == 1 and (only := next(iter(one.weights.values()))):
         like = only if tensors[only].numel() == made.numel() else None
@@ -219,7 +219,7 @@ _NEW = {"new_zeros": "zeros", "new_ones": "ones", "new_full": "full"}
 
 
 def _without_unneeded_input(graph: Graph, one: Node) -> Node:
-    """Return the node with `new_zeros`, `new_ones` or `new_full` replaced by an operation that reads no tensor."""
+    """Return `new_zeros`, `new_ones` or `new_full` as an operation that reads no tensor, other nodes unchanged."""
     op = _NEW.get(base(one))
     if op is None:
         return one
@@ -232,7 +232,7 @@ def _without_unneeded_input(graph: Graph, one: Node) -> Node:
 
 
 def _is_function_of_weights(one: Node) -> bool:
-    """Return whether a node without inputs is a torch node that returns the same result each time."""
+    """Return whether the node `one`, which has no inputs, is an ATen node with the same result in every call."""
     if one.native:
         return False
     if one.op.startswith("operator."):

@@ -34,14 +34,14 @@ Sizes: TypeAlias = "tuple[int | Multiple | None, ...]"
 
 @dataclass(frozen=True)
 class Constant:
-    """The value of an input or output that is not a tensor."""
+    """An input or output that is not a tensor, and its value."""
 
     value: object
 
 
 @dataclass(frozen=True)
 class TracedProgram:
-    """A model as a graph of torch operations that do not write to their arguments."""
+    """A traced model: a graph of ATen operations that write to no argument, with its inputs, weights and outputs."""
 
     graph: fx.Graph
     """Graph of placeholders, operations and the output; `meta["val"]` of a node is its result in the traced call."""
@@ -67,7 +67,7 @@ ONE_DIFFERS = "the model does something else for one example than for more"
 
 
 def fixed_batch_note(reason: str) -> tuple[str, ...]:
-    """Return a user's note with the reason why the number of examples is fixed; no note if `reason` is empty."""
+    """Return a tuple with a message that the number of examples is fixed, and why; () if `reason` is empty."""
     return (f"the number of examples is fixed: {reason}",) if reason else ()
 
 
@@ -79,17 +79,17 @@ FEWEST = 2
 
 
 class NotRecordedError(BaseException):
-    """Reason why a call cannot be recorded; derived from `BaseException`, because models catch `Exception`."""
+    """Error if a call cannot be recorded; no `Exception`, because the code of a model may catch `Exception`."""
 
 
 class Examples(int):
-    """An integer ``per_example * examples + more``, where `examples` may be any number; torch accepts it as an int.
+    """A size ``per_example * examples + more``, for any number of examples, which code can use like an integer.
 
-    Sums, multiples and exact quotients are `Examples` again. A comparison returns a result only if the result is the
-    same for all numbers of examples from `FEWEST` on. Any other operation raises `NotRecordedError`.
+    Sums, multiples and exact quotients are `Examples` again. A comparison succeeds if its result is the same for every
+    number of examples >= `FEWEST`. Any other operation raises `NotRecordedError`.
 
     Args:
-        per_example: the factor of the number of examples, not 0.
+        per_example: the factor by which the number of examples is multiplied, not 0.
         more: the summand that does not depend on the number of examples.
         traced: the number of examples in the traced call.
     """
@@ -228,7 +228,7 @@ class Arguments:
 
     @classmethod
     def from_examples(cls, example_inputs: Any) -> Arguments:
-        """Return the arguments given as a tensor, a tuple, or a dict by name; move the tensors to the CPU."""
+        """Return `example_inputs` (a tensor, a tuple, or a dict by name) as arguments, with tensors on the CPU."""
         if isinstance(example_inputs, Mapping):
             found = cls((), dict(example_inputs))
         else:
@@ -252,12 +252,12 @@ class Arguments:
         return Arguments(args, kwargs)
 
     def at_batch(self, batch: int, seed: int) -> Arguments:
-        """Return arguments with `batch` examples; `example_inputs.at_batch` describes how."""
+        """Return arguments resized to `batch` examples by `example_inputs.at_batch`."""
         return Arguments(*at_batch((self.args, self.kwargs), batch, seed))
 
     @property
     def examples(self) -> int | None:
-        """Return the number of examples: size 0 of the first tensor that has an axis; None without such a tensor."""
+        """Return the number of examples, size 0 of the first tensor that has an axis; None without such a tensor."""
         for leaf in tree_flatten((self.args, self.kwargs))[0]:
             if isinstance(leaf, Tensor) and leaf.dim():
                 return int(leaf.shape[0])
@@ -265,7 +265,7 @@ class Arguments:
 
 
 def export(model: nn.Module, arguments: Arguments, *, dynamic_batch: bool) -> tuple[torch.export.ExportedProgram, str]:
-    """Return the program of torch.export, if possible for any number of examples; else also the reason why not."""
+    """Return (exported program, reason): the reason is "" if the program takes any number of examples."""
     if not dynamic_batch:
         return _export(model, arguments, None), ""
     examples = arguments.examples

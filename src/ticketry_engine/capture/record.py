@@ -1,9 +1,9 @@
 """Records a model by calling it on the meta device with 2, 3 and 8191 examples, and then with one example.
 
-A number that is equal in the first three calls is a constant; an integer that is linear in the number of examples
-becomes a `LinearSize`. In the third call, the sizes that depend on the batch are `Examples` objects, which raise an
-error if the model decides by the number of examples. These calls cover two or more examples; the fourth call checks one
-example. If anything is uncertain, the capture uses torch.export, which proves validity and takes a second longer.
+A number that is equal in the first three calls is a constant. An integer that is linear in the number of examples
+becomes a `LinearSize`. In the third call, sizes that depend on the batch are `Examples` objects, which raise an
+error if the model branches on the number of examples. The fourth call checks that the graph also holds for one
+example. If anything is uncertain, the capture uses torch.export, which proves validity but takes a second longer.
 """
 
 from __future__ import annotations
@@ -57,11 +57,11 @@ The last number is larger than the bounds at which models slice the batch (`x[:1
 
 
 def record(model: nn.Module, arguments: Arguments, *, dynamic_batch: bool) -> TracedProgram:
-    """Return the operations of a model in evaluation mode, the same that torch.export would return.
+    """Return the operations of a model in evaluation mode, as torch.export would return them.
 
-    `model` is on the CPU, and is not changed: a copy without data is called. Of the tensors in `arguments`, only shapes
-    and dtypes matter. If `dynamic_batch`, the result is valid for any number of examples from two on, else only for the
-    number in `arguments`.
+    `model` must be on the CPU. The function calls a copy without data, and does not change `model`. Of the tensors in
+    `arguments`, only shapes and dtypes matter. If `dynamic_batch`, the result is valid for two or more examples, else
+    only for the number in `arguments`.
 
     Raise `CaptureError` if the model writes to an input, a parameter or a buffer; `FixedSizeError` if its operations
     are not valid for other sizes of axis 0; and `NotRecordedError` if the validity is uncertain, or if the model does
@@ -129,11 +129,11 @@ def _size_for_call(size: int | LinearSize | None, examples: int) -> int:
 
 
 class FixedSizeError(NotRecordedError):
-    """Error for a model whose operations depend on the size of axis 0, so that it can be captured for one size only."""
+    """Error if a model's operations depend on the number of examples, so that a graph can only be for one number."""
 
 
 class _MetaCopy:
-    """A copy of a model with weights on the meta device, and a check that no call changes the copy."""
+    """A copy of a model with weights on the meta device, which is called in place of the model."""
 
     def __init__(self, model: nn.Module) -> None:
         self.weights: list[tuple[str, Tensor, Tensor]] = []
@@ -209,7 +209,7 @@ def _meta_tensor(tensor: Tensor, examples: int | None, number: int | None) -> Te
 
 
 def _leaf_names(model: nn.Module, arguments: Arguments) -> list[str]:
-    """Return a name for each leaf of the argument containers; torch.export would choose the same names."""
+    """Return a name for each leaf of the argument containers, the same as torch.export would choose."""
     bound = inspect.signature(model.forward).bind(*arguments.args, **arguments.kwargs).arguments
     found = []
     for path, _ in tree_flatten_with_path(bound)[0]:
@@ -259,7 +259,7 @@ def _merge(several: Sequence[Any]) -> Any:
 
 
 def _linear_size(numbers: Sequence[int]) -> LinearSize | None:
-    """Return an integer, given for each of `_EXAMPLES`, as a linear function of the number of examples, or None."""
+    """Return the linear function that has the values `numbers` at the numbers of examples `_EXAMPLES`, or None."""
     step, left = divmod(numbers[1] - numbers[0], _EXAMPLES[1] - _EXAMPLES[0])
     line = LinearSize(step, numbers[0] - step * _EXAMPLES[0])
     fits = not left and all(
@@ -364,7 +364,7 @@ class _GraphWriter:
         return given
 
     def _size_node(self, line: LinearSize) -> fx.Node:
-        """Return the node that computes the integer `line` from the number of examples; add the node if necessary."""
+        """Return the node that computes the integer `line` from the number of examples; add it on first use."""
         found = self._numbers.get(line)
         if found is None:
             found = self._numbers[line] = self._add_size_node(line)
@@ -451,7 +451,7 @@ class Tape:
             self.written.add(index)
 
     def adopt(self, tensor: Tensor) -> None:
-        """Give `tensor` the `Ref` of the last operation without inputs, whose result is another object in Python."""
+        """Give `tensor` the `Ref` of the last operation's result, which torch returned as another Python object."""
         if id(tensor) in self._place or not self.steps:
             return
         last = self.steps[-1]
@@ -470,7 +470,7 @@ class Tape:
             raise NotRecordedError("a tensor that is neither a weight nor an input nor made of those") from None
 
     def find_all(self, given: Any) -> Any:
-        """Return lists, tuples and dicts with a `Ref` in place of each tensor; lists become tuples."""
+        """Return the containers `given` with a `Ref` in place of each tensor; lists become tuples."""
         if isinstance(given, Tensor):
             return self.find(given)
         if isinstance(given, (list, tuple)):
@@ -520,7 +520,7 @@ def _holds_ref(given: Any) -> bool:
 class Recorder(ProxyTorchDispatchMode):
     """Torch mode that runs every operation on the meta device and records the operation on a tape.
 
-    The base class is torch's tracer, because torch shows only to this class operations that are not yet decomposed.
+    The base class is torch's tracer, because torch passes operations to other modes only after decomposing them.
     """
 
     def __init__(self, tape: Tape) -> None:
@@ -563,7 +563,7 @@ class Recorder(ProxyTorchDispatchMode):
 
 
 def _run_on_meta(op: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Return the result of an operation on the meta device, which also replaces device arguments."""
+    """Run an operation on the meta device, also if its arguments name another device, and return the result."""
     with torch._C._DisablePythonDispatcher():
         rule = None if kwargs else SHAPES.get(op)
         made = None if rule is None else rule(*args)
@@ -578,10 +578,10 @@ def _run_on_meta(op: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[
 
 
 class SizeQueries(TorchFunctionMode):
-    """Torch mode that answers what the model's code asks about tensors: device cpu, and sizes valid for any batch.
+    """Torch mode that reports to the model's code the device "cpu", and tensor sizes that are valid for any batch.
 
-    `sizes` is a function from a `Ref` to the sizes of its tensor, `Examples` where they depend on the batch. If it is
-    None, the code sees the actual sizes.
+    The function `sizes` takes a `Ref` and returns the sizes to report: `Examples` where a size depends on the batch. If
+    `sizes` is None, the code sees the actual sizes.
     """
 
     def __init__(self, tape: Tape, sizes: Callable[[Ref], Sequence[int]] | None = None) -> None:
@@ -644,7 +644,7 @@ class LinearSize(NamedTuple):
 
 
 def matches_call(said: Any, found: Any, examples: int) -> bool:
-    """Return whether what was recorded (`said`, with `LinearSize`) agrees with a call of `examples` (`found`)."""
+    """Return whether the recorded arguments `said` give the arguments `found` of a call with `examples` examples."""
     if isinstance(said, LinearSize):
         return bool(said.evaluate(examples) == found)
     if isinstance(said, RecordedOp):
@@ -660,6 +660,6 @@ def matches_call(said: Any, found: Any, examples: int) -> bool:
 
 
 def matches_shape(said: Sequence[int | LinearSize | None], found: Sequence[int], examples: int) -> bool:
-    """Return whether the recorded sizes `said` agree with the shape `found` of a call; None matches any size."""
+    """Return whether the recorded sizes `said` give the shape `found` for `examples` examples; None fits any size."""
     known = [(size, other) for size, other in zip(said, found, strict=False) if size is not None]
     return len(said) == len(found) and all(matches_call(*pair, examples) for pair in known)

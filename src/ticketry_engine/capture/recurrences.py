@@ -1,7 +1,7 @@
 """Replaces recurrences that are written step by step, such as selective scans, by one node for all steps.
 
-A model that loops over its tokens is captured with a few small operations for each token, and calling such an
-operation takes longer than its computation.
+A model that loops over its tokens is captured with a few small operations for each token. Calling such an operation
+takes longer than its computation.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _VIEWS = ("reshape", "flatten")
 
 
 def recognise_recurrences(graph: Graph) -> Graph:
-    """Return the graph with one ``scan`` node for each recurrence, and one matrix product for products in a loop.
+    """Return the graph with a ``scan`` node for each recurrence, and one product for each loop of matrix products.
 
     A recurrence computes ``state = decay[t] * state + added[t]`` for all t along an axis.
     """
@@ -40,7 +40,7 @@ def recognise_recurrences(graph: Graph) -> Graph:
 
 @dataclass(frozen=True)
 class _Entry:
-    """The slice of the value `source` at position `index` along `axis`, possibly reshaped."""
+    """A slice at one position of an axis, possibly reshaped: position `index` along `axis` of the value `source`."""
 
     source: str
     axis: int
@@ -48,7 +48,7 @@ class _Entry:
 
 
 def _match_entry(makers: Mapping[str, Node], name: str) -> _Entry:
-    """Return the `_Entry` for the value `name`; raise `NoMatchError` if the value is no slice of a single position."""
+    """Return which slice the value `name` is; raise `NoMatchError` if the value is no slice at a single position."""
     maker = makers.get(name)
     while maker is not None and maker.op in _VIEWS:
         maker = makers.get(maker.inputs[0])
@@ -83,7 +83,7 @@ class _Step:
 
 @dataclass(frozen=True)
 class _InChain:
-    """A step of a recurrence, the first step of this recurrence, and the number of steps."""
+    """The place of `step` in its recurrence, which has `count` steps and starts with the step `first`."""
 
     step: _Step
     first: _Step
@@ -91,7 +91,7 @@ class _InChain:
 
 
 def _find_chains(graph: Graph) -> Iterator[tuple[str, _InChain]]:
-    """Yield (name of a state, its place in the recurrence) for all recurrences that cover an axis completely."""
+    """Yield (name of a state, its place in its recurrence) for all recurrences over all positions of an axis."""
     makers = graph.makers
     steps = [step for one in graph.nodes for step in _match_steps(graph, makers, one)]
     behind: dict[str, list[_Step]] = {}
@@ -108,7 +108,7 @@ def _find_chains(graph: Graph) -> Iterator[tuple[str, _InChain]]:
 
 
 def _match_steps(graph: Graph, makers: Mapping[str, Node], one: Node) -> Iterator[_Step]:
-    """Yield the ways to interpret a sum as a step of a recurrence; several if the previous state is also a slice."""
+    """Yield each way to interpret the sum `one` as ``decay * before + added``, a step of a recurrence."""
     if one.op != "add" or one.attrs["act"] is not None:
         return
     for product, added in (one.inputs, one.inputs[::-1]):
@@ -131,7 +131,7 @@ def _match_steps(graph: Graph, makers: Mapping[str, Node], one: Node) -> Iterato
 
 
 class _ScanRule:
-    """A rule that replaces the first state by a ``scan`` of all states, and every state by a slice of the scan."""
+    """A rule that adds a ``scan`` node for a recurrence, and replaces each state by a slice of the scan."""
 
     def __init__(self, places: Mapping[str, _InChain]) -> None:
         self._places = places
@@ -178,7 +178,7 @@ def _match_whole_axis(editor: Editor, names: list[str]) -> tuple[str, int]:
 
 
 def _add_steps_first(editor: Editor, source: str, axis: int, shape: Shape, nodes: list[Node]) -> str:
-    """Append nodes that move `axis` of `source` to axis 1 and give each slice the shape `shape`; return the value."""
+    """Append nodes that move `axis` of `source` to axis 1 and give each slice the shape `shape`; return the name."""
     whole = editor.shape(source) or ()
     if axis != 1:
         axes = [0, axis, *(other for other in range(1, len(whole)) if other != axis)]

@@ -1,8 +1,8 @@
 """Finds values that are the same for every example, such as position numbers and causal masks, and computes them once.
 
-Such a value depends on nothing but the number of examples. It is computed for one example, and an ``expand`` repeats it
-for the others. An operation qualifies if equal rows in all its inputs give equal rows in its output. Each value is
-checked by computing it for two and for three examples.
+Such a value depends only on the number of examples. The pass computes the value for one example, and an ``expand``
+repeats it for the others. An operation qualifies if equal rows in all inputs give equal rows in the output. Each
+value is checked by computing it for two and for three examples.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class _EqualRows:
     """Name of a value -> the row [1, ...] that is the same for every example."""
 
     def look(self, one: Node) -> None:
-        """Evaluate a torch node and store its output; raise `NoMatchError` if the output differs between examples."""
+        """Evaluate an ATen node and store its output; raise `NoMatchError` if the output differs between examples."""
         name = op_packet(one)
         if one.op == "aten.sym_size.int":
             x, axis = one.attrs["args"][:2]

@@ -33,7 +33,7 @@ def writes_to_input(name: str) -> CaptureError:
 
 
 class Containers:
-    """The arguments of one call, by name, with a copy of their lists and dicts from before the call."""
+    """A call's arguments, and earlier copies of their lists and dicts, which show whether the call changes these."""
 
     def __init__(self, model: nn.Module, arguments: Arguments) -> None:
         bound = inspect.signature(model.forward).bind(*arguments.args, **arguments.kwargs)
@@ -69,7 +69,7 @@ State: TypeAlias = "dict[tuple[object, ...], Any]"
 
 
 def state_of(model: nn.Module) -> State:
-    """Return, by path, all objects that a model's modules refer to, directly or through containers and objects."""
+    """Return, by path, all objects that a model's modules refer to, directly or through other objects."""
     found: State = {}
     seen: set[int] = set()
     for prefix, module in model.named_modules():
@@ -84,7 +84,7 @@ def state_of(model: nn.Module) -> State:
 
 
 def first_change(before: State, after: State, *, counters: bool = False) -> str | None:
-    """Return the path of the first object that differs between two states; if `counters`, of a number or text."""
+    """Return the path of the first object that differs between two states; if `counters`, among numbers and texts."""
     for path in after if before.keys() == after.keys() else (*after, *before):
         if path not in before or path not in after:
             return _path_text(path)
@@ -158,9 +158,7 @@ _DROPOUTS = frozenset({"dropout", "feature_dropout", "alpha_dropout"})
 
 
 def without_writes(graph: fx.Graph) -> bool:
-    """Replace in-place operations of the graph by functional ones; return False, and replace none, if one has no such
-    form.
-    """
+    """Replace in-place operations of the graph by functional ones; if this is impossible, return False."""
     for one in graph.nodes:
         overload = one.target if isinstance(one.target, torch._ops.OpOverload) else None
         if overload and overload._schema.name.partition("::")[2] in _DROPOUTS and one.args[2] is False:
@@ -204,7 +202,7 @@ def _memory_families(graph: fx.Graph) -> dict[fx.Node, set[fx.Node]]:
 
 
 def _is_read_through_alias(one: fx.Node, family: set[fx.Node], order: dict[fx.Node, int]) -> bool:
-    """Return whether a later node reads what `one` writes through another member of `family`, which shares memory."""
+    """Return whether a later node reads what `one` writes through another node of `family`, which shares the memory."""
     others = [member for member in family if member is not _written_argument(one) and order[member] < order[one]]
     return any(
         member.op == "placeholder" or any(order[user] > order[one] for user in member.users) for member in others
@@ -255,7 +253,7 @@ def _replace_in_place(graph: fx.Graph, one: fx.Node) -> None:
 
 
 def functional(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
-    """Return the exported program with functional operations in place of operations that write to their arguments."""
+    """Return the exported program with operations that write to arguments replaced by operations that do not."""
     if without_writes(program.graph):
         return program
     try:
@@ -386,7 +384,7 @@ def inline(program: torch.export.ExportedProgram) -> None:
 
 
 def _inline_outputs(graph: fx.Graph, one: fx.Node, made: Any) -> None:
-    """Replace the results of `one`, the node that ran a block, by `made`, the block's outputs in the main graph."""
+    """Replace the results of `one`, the node that runs a block, by `made`, the block's outputs in the main graph."""
     parts = list(made) if isinstance(made, (tuple, list)) else [made]
     for user in list(one.users):
         if user.op != "call_function" or getattr(user.target, "__name__", "") != "getitem":

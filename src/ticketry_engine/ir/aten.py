@@ -1,4 +1,4 @@
-"""Checks and runs torch nodes, which are ATen operations or arithmetic on sizes.
+"""Checks and runs torch nodes (nodes that torch runs), which are ATen operations or arithmetic on sizes.
 
 A node ``aten.NAME.OVERLOAD`` has the attributes ``{"args": [...], "kwargs": {...}}`` in JSON. A JSON object with one
 entry stands for an argument that JSON cannot express:
@@ -53,7 +53,7 @@ def _require_numbers(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _bounded_power(base: Any, exponent: Any) -> Any:
-    """Return ``base ** exponent``; before, raise `GraphError` if the result exceeds the range of floats."""
+    """Return ``base ** exponent``; raise `GraphError` if an estimate of the power exceeds the range of floats."""
     try:
         near = math.pow(base, exponent)
     except (OverflowError, ValueError) as error:
@@ -87,7 +87,7 @@ OPERATORS: Mapping[str, tuple[int, Callable[..., Any]]] = {
 
 
 def find(op: str, *, trusted: bool = False) -> Any:
-    """Return the torch function of an operation; raise `GraphError` if it is not allowed (`trusted`: any function)."""
+    """Return the torch function of `op`; unless `trusted`, raise `GraphError` if files may not have the operation."""
     kind, _, rest = op.partition(".")
     if kind == "operator" and rest in OPERATORS:
         return OPERATORS[rest][1]
@@ -153,7 +153,7 @@ def check(node: Node, *, trusted: bool = False) -> None:
 
 
 def replace_objects(attrs: Mapping[str, Json], change: Callable[[str, str], Json]) -> dict[str, Json]:
-    """Return the attributes of a torch node with each JSON object {kind: content} replaced: `change(kind, content)`."""
+    """Return a torch node's attributes with each JSON object {kind: content} replaced by `change(kind, content)`."""
 
     def each(value: Json) -> Json:
         if isinstance(value, list):
@@ -207,7 +207,7 @@ _CONTENTS: Mapping[str, Any] = {
 
 
 def prepare(node: Node, tensors: Mapping[str, Tensor], device: str | torch.device) -> Callable[..., Any]:
-    """Return a function from the node's inputs, in order, to its output; `check` must have accepted the node.
+    """Return a function from the node's inputs, in order, to its output; the node must have passed `check`.
 
     `tensors` are the weights of the graph by name, and `device` is the device that ``{"device": "own"}`` stands for.
     """

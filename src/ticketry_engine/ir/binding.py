@@ -18,7 +18,7 @@ from ticketry_engine.support.process_state import ONE_AT_A_TIME
 
 
 class OutputRecord(dict[str, Any]):
-    """A dict with attribute access and indexing by position; calls return it in place of a model's output class."""
+    """A dict with attribute access and indexing by position, which calls return in place of a model's output class."""
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -31,7 +31,7 @@ class OutputRecord(dict[str, Any]):
 
 
 class Fields(tuple[Any, ...]):
-    """A tuple with named entries; calls return it in place of a NamedTuple or the result of `torch.max`."""
+    """A tuple with named entries; calls return it if the model returns a NamedTuple or a result such as `torch.max`."""
 
     _fields: tuple[str, ...]
 
@@ -70,7 +70,7 @@ register_pytree_node(
 
 
 def build(tree: Json, values: Mapping[str, Any]) -> Any:
-    """Return the Python object that `tree`, in the form of `Graph.outputs`, describes; `values` has values by name."""
+    """Return the Python object that `tree` (JSON like `Graph.outputs`) describes, with tensors from `values`."""
     if isinstance(tree, str):
         return values[tree]
     ((kind, content),) = tree.items()
@@ -136,14 +136,14 @@ class CallBinder:
         return inputs
 
     def bind_examples(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
-        """Return the tensors for `Graph.inputs`; a single tuple, list or dict may contain all arguments."""
+        """Return the result of `bind`; a single tuple, list or dict in `args` may contain all arguments."""
         given = args[0] if len(args) == 1 and not kwargs else None
         if isinstance(given, (tuple, list, Mapping)) and not self._is_first_argument(given):
             return self.bind((), given) if isinstance(given, Mapping) else self.bind(tuple(given), {})
         return self.bind(args, kwargs)
 
     def _is_first_argument(self, given: Any) -> bool:
-        """Return whether a container has the same kind (mapping or sequence) as the first argument when capturing."""
+        """Return whether the container `given` is of the kind (mapping or sequence) of the first captured argument."""
         trees = [] if self._signature is None else self._signature["args"]
         kind = next(iter(trees[0])) if trees and isinstance(trees[0], dict) else ""
         return kind in (("dict", "record", "numbered") if isinstance(given, Mapping) else ("tuple", "list", "fields"))
@@ -257,7 +257,7 @@ _ON_CPU = keys_of_dense_tensors("cpu")
 def readable_tensor(value: object, name: str, keys: frozenset[int] = _ON_CPU) -> Tensor:
     """Return `value`, or a copy if `value` is a negated or conjugated view, as a tensor that kernels can read.
 
-    For a subclass of Tensor, methods that it overrides are ignored. `name` names the object in error messages. `keys`
+    Methods that a subclass of Tensor overrides are ignored. `name` names the object in error messages. `keys`
     are the accepted dispatch keys, from `keys_of_dense_tensors`.
     """
     if type(value) not in _TYPES or _dispatch_keys(value) not in keys:
@@ -276,9 +276,9 @@ def require_float32(value: object, shape: Sequence[int], name: str) -> Tensor:
 
 
 def new_output(shape: Sequence[int]) -> Tensor:
-    """Return a new float32 tensor on the CPU that kernels can write to; torch's default dtype and device are ignored.
+    """Return a new float32 tensor on the CPU that kernels can write to, whatever torch's default dtype and device are.
 
-    Raise `EngineError` if a torch mode is active whose new tensors have no memory, such as FakeTensorMode.
+    Raise `EngineError` if a torch mode such as FakeTensorMode is active, in which new tensors have no memory.
     """
     made = torch.empty(shape, dtype=torch.float32, device="cpu")
     if type(made) is not Tensor or _dispatch_keys(made) not in _ON_CPU:
@@ -324,7 +324,7 @@ def _describe_tensor(tensor: Tensor) -> str:
 
 
 def _check_storage(tensor: Tensor, name: str) -> None:
-    """Raise `EngineError` unless the tensor's storage contains all bytes that its shape and strides reach."""
+    """Raise `EngineError` unless the tensor's storage is large enough for the tensor's shape and strides."""
     count = tensor.numel()
     if not count:
         return

@@ -91,7 +91,7 @@ class Graph:
         return counts
 
     def with_nodes(self, nodes: tuple[Node, ...] | list[Node], **changes: Any) -> Graph:
-        """Return the graph with the given nodes and other `changes`, without values and tensors that are not used."""
+        """Return a copy of the graph with other nodes and the fields `changes`, without unused values and tensors."""
         changed = replace(self, nodes=tuple(nodes), **changes)
         named = {*changed.inputs, *(one.output for one in changed.nodes)}
         held = {name for one in changed.nodes for name in one.weights.values()}
@@ -104,7 +104,7 @@ class Graph:
     def validate(self, *, trusted: bool = False) -> Graph:
         """Return the graph itself if the graph is consistent, else raise an error.
 
-        The output shapes of torch nodes are not checked here, but when the node runs, before a native node reads the
+        Output shapes of torch nodes are not checked here, but when the node runs, before a native node reads the
         output. If `trusted`, the graph was built in this process, and operations are allowed that a file may not
         contain.
 
@@ -158,7 +158,7 @@ class Region:
 
 
 def last_uses(steps: Sequence[tuple[Sequence[str], Sequence[str]]], kept: Iterable[str]) -> list[tuple[str, ...]]:
-    """Return the values that can be freed after each step (values that it reads, values that it makes)."""
+    """Return, for each step (values read, values made), the values to free after the step; `kept` are never freed."""
     last = {name: number for number, (reads, _) in enumerate(steps) for name in reads}
     free = set().union(*(set(reads) | set(makes) for reads, makes in steps)) - set(kept)
     return [
@@ -234,7 +234,7 @@ def layer_name(weight: str) -> str:
 
 
 def origins(graph: Graph, parameters: Iterable[str]) -> dict[str, str]:
-    """Return, for tensors of the graph, the name of the parameter that the tensor equals or was computed from."""
+    """Return, by name of a tensor of the graph, the parameter that equals the tensor or from which it was computed."""
     own = {normal_name(name): name for name in parameters}
     found: dict[str, str] = {}
     for tensor in graph.tensors:
@@ -271,7 +271,7 @@ def _check_name(name: object) -> None:
 
 
 def _check_printable(names: Iterable[str]) -> None:
-    """Raise `GraphError` if a name, which tables and messages show, has characters that cannot be printed."""
+    """Raise `GraphError` if a name has characters that cannot be printed in tables and messages."""
     for name in names:
         if not name.isprintable():
             raise GraphError(

@@ -1,4 +1,4 @@
-"""Saves a graph as one file, model.tk, and loads it: a safetensors file whose metadata is the graph as JSON.
+"""Saves a graph as one safetensors file, model.tk, whose metadata is the graph as JSON; loads such files.
 
 The file ends with a digest of all its bytes (`support.files.sealed`); a file with a wrong digest is not read. Of
 weights with many zeros, only the nonzero values and their positions are stored. No pickle is used.
@@ -71,7 +71,7 @@ def load(path: str | Path) -> tuple[Graph, dict[str, Json], str]:
 
 
 def dumps(graph: Graph, meta: Mapping[str, Json] | None = None) -> bytes:
-    """Return the bytes of a graph's file without the digest, equal for equal graphs; raise errors as `save`."""
+    """Return the bytes of a graph's file without the digest; raise the same errors as `save`."""
     own = [one.op for one in graph.nodes if not one.native and not is_portable(one.op)]
     if own:
         whose = "operations that no file may hold" if own[0].startswith("aten.") else "operations of its own"
@@ -230,7 +230,7 @@ def _refuse_constant(name: str) -> NoReturn:
 
 
 def weight_bytes(graph: Graph) -> int:
-    """Return the size of all weights in bytes, if zeros are stored too."""
+    """Return the size in bytes of all weights of the graph, stored as dense tensors."""
     return sum(tensor.numel() * tensor.element_size() for tensor in graph.tensors.values())
 
 
@@ -239,7 +239,7 @@ PLACES = "places"
 
 
 def head_bytes(name: str, total: int) -> int:
-    """Return the maximum number of bytes by which packing a weight enlarges the file's JSON header.
+    """Return a bound on the bytes that the JSON header grows if only nonzero elements of the weight `name` are stored.
 
     `total` is `weight_bytes` of the graph, which bounds the number of digits in the header.
     """
@@ -257,7 +257,7 @@ _ROUNDED = 8
 
 
 def stored_as(name: str, tensor: Tensor, stored: dict[str, Tensor], total: int) -> Json:
-    """Add the tensors that store a weight to `stored`, and return the weight's entry for the table of weights."""
+    """Add the tensors that store a weight to `stored`; return the weight's entry for the table of `read_weights`."""
     flat = tensor.detach().cpu().contiguous().flatten()
     facts: dict[str, Json] = {"dtype": str(tensor.dtype).removeprefix("torch."), "shape": list(tensor.shape)}
     kept = flat != 0
@@ -284,7 +284,7 @@ def _pack_flags(flags: Tensor) -> Tensor:
 
 
 def read_weights(table: Json, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the weights by name; raise `ModelFileError` if the table and the stored tensors disagree."""
+    """Return the weights by name, restored from the table and `stored`; raise `ModelFileError` if the two disagree."""
     require(isinstance(table, dict), "its table of weights is no object")
     made: dict[str, Tensor] = {}
     wanted: set[str] = set()
@@ -405,7 +405,7 @@ def packed_bit_bytes(total: int) -> int:
 
 
 def packed_number_bytes(count: int, total: int) -> int:
-    """Return the number of bytes that `pack_places` returns for `total` flags if `count` are set."""
+    """Return the number of bytes that `pack_places` returns for `total` flags of which `count` are set."""
     low = _low_bit_count(count, total)
     return (count * low + 7) // 8 + (_high_bits(count, total, low) + 7) // 8
 
@@ -440,7 +440,7 @@ def unpack_places(data: Bytes, count: int, total: int) -> NDArray[np.bool_]:
 
 
 def _low_bit_count(count: int, total: int) -> int:
-    """Return the number of lower bits per position that makes the Elias-Fano code shortest."""
+    """Return how many low bits of each position the Elias-Fano code stores directly, for the shortest code."""
     low = 0
     while low < _MOST_LOW and _code_length(count, total, low + 1) < _code_length(count, total, low):
         low += 1
@@ -452,5 +452,5 @@ def _code_length(count: int, total: int, low: int) -> int:
 
 
 def _high_bits(count: int, total: int, low: int) -> int:
-    """Return the number of bits of the higher parts: a one per position, and zeros up to the highest part."""
+    """Return the number of bits for the positions without their `low` lowest bits, in unary code."""
     return count + (max(total - 1, 0) >> low)

@@ -106,7 +106,7 @@ class Rule:
 
 
 def takes(op: str, attrs: Attrs) -> bool:
-    """Return whether the values of an operation's attributes are allowed; `attrs` must contain all its attributes."""
+    """Return whether `attrs`, values for all attributes of the operation `op`, are allowed."""
     return all(check(attrs[name]) for name, check in NATIVE[op].checks.items())
 
 
@@ -150,7 +150,7 @@ _Weights: TypeAlias = "Mapping[str, Tensor]"
 
 
 def _with_residual_and_activation(compute: Function, attrs: Attrs, inputs: int) -> Function:
-    """Return a function that calls `compute`, then adds the residual and applies the activation in place."""
+    """Return a function that calls `compute`, adds the residual if `inputs` is 2, and applies the activation."""
     act = activation(attrs["act"], fresh=True)
     if inputs == 2:
         if act is None:

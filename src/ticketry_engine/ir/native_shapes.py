@@ -1,4 +1,4 @@
-"""Computes output shapes of native operations from attributes and shapes of inputs and weights; checks attributes."""
+"""Computes output shapes of native operations, and checks their attributes."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def check_residual(inputs: Sequence[Shape], made: Shape) -> Shape:
 
 
 def windows(size: int, kernel: int, stride: int, padding: int, dilation: int, *, ceil: bool = False) -> int:
-    """Return the number of positions of a window along an axis, as torch counts; below 1 if the window does not fit."""
+    """Return the number of positions of a sliding window along an axis; below 1 if the window does not fit."""
     room = size + 2 * padding - dilation * (kernel - 1) - 1
     places = (room + (stride - 1 if ceil else 0)) // stride + 1
     if ceil and (places - 1) * stride >= size + padding:
@@ -278,7 +278,7 @@ def is_count(value: Any, least: int = 0) -> bool:
 
 
 def is_pair(least: int) -> Callable[[Any], bool]:
-    """Return a function that returns whether a value is a list of two integers for which `is_count` is true."""
+    """Return a function that checks whether a value is a list of two integers that `is_count` accepts for `least`."""
     return lambda value: isinstance(value, (list, tuple)) and len(value) == 2 and all(is_count(n, least) for n in value)
 
 
@@ -311,7 +311,7 @@ def is_act(value: Any) -> bool:
 
 
 def is_axes(value: Any) -> bool:
-    """Return whether a value is a list of up to 16 numbers of axes, or of zeros to pad each axis with."""
+    """Return whether a value is a list of up to 16 integers from 0 on: axes, or numbers of zeros to pad axes with."""
     return isinstance(value, (list, tuple)) and 0 < len(value) <= 16 and all(is_count(one) for one in value)
 
 

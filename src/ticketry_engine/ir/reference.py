@@ -21,7 +21,7 @@ from ticketry_engine.support.files import one_line
 
 
 def prepare(node: Node, tensors: Mapping[str, Tensor], *, device: str | torch.device = "cpu") -> Function:
-    """Return a torch function from the node's inputs, in order, to its output."""
+    """Return a function that computes the node's output from its inputs, in order, with torch."""
     if not node.native:
         return prepare_torch_node(node, tensors, device)
     weights = {role: tensors[name] for role, name in node.weights.items()}
@@ -29,13 +29,13 @@ def prepare(node: Node, tensors: Mapping[str, Tensor], *, device: str | torch.de
 
 
 def torch_step(graph: Graph, node: Node) -> Function:
-    """Return a torch function from the node's inputs to its output that checks the output's shape and dtype."""
+    """Return a function that computes the node's output from its inputs with torch, and checks its shape and dtype."""
     function = prepare(node, graph.tensors)
     return function if node.native else check_output(function, graph.values[node.output], node)
 
 
 class Cast:
-    """Converts tensors, values and nodes of a graph from the dtype of most weight elements to `precision`, if given."""
+    """Converts tensors, values and nodes of a graph to `precision`, from the dtype that most weight elements have."""
 
     def __init__(self, graph: Graph, precision: str | None) -> None:
         if precision is not None and precision not in FLOATS:
@@ -152,9 +152,7 @@ _COUNTS = ("chunks", "indices", "n", "sections", "split_size", "split_sizes")
 
 
 def _count_parts(one: Node, weights: Mapping[str, Tensor], made: Mapping[str, Any]) -> int:
-    """Return the maximum number of tensors that a node creates as entries of a list or in time steps; 0 if of fixed
-    number.
-    """
+    """Return a bound on the tensors that a node creates in a list or in time steps; 0 for other operations."""
     family = one.op.split(".")[1]
     if family not in (*_RECURRENCES, *_BY_AXIS, *_BY_COUNT) or one.op.startswith("operator."):
         return 0
@@ -195,7 +193,7 @@ def _run_on_meta(one: Node, weights: dict[str, Tensor], made: dict[str, Any]) ->
 
 
 def _with_device(one: Node) -> Node:
-    """Return the node with an explicit device argument, if its operation has such an argument."""
+    """Return the node with the graph's device as its device argument, if its operation has such an argument."""
     if one.op.startswith("operator."):
         return one
     names = [known.name for known in find(one.op)._schema.arguments]
