@@ -85,8 +85,7 @@ def scoring_flops(lab: Lab, task: Task, score: str, first: int, others: int = 0)
     """Return the FLOPs of computing a pruning score of a task's network once; removed weights count too.
 
     FLOPs are counted on a few examples and scaled to `first` examples in the first batch and `others` in later batches.
-    Some scores (SynFlow) use the first batch only. A score of channels costs as much as the score of single weights
-    from which it is computed.
+    Some scores (SynFlow) use the first batch only. A score of channels costs as much as its score of single weights.
     """
     plain = split_control(score)[1]
     if plain not in SCORES:

@@ -210,7 +210,7 @@ def execute_on_dask(request: str) -> str:
 
 
 class _DaskTasks(Pool):
-    """Sends requests as tasks of a Dask client; Dask itself repeats a lost task until it gives the task up."""
+    """Sends requests as tasks of a Dask client; Dask itself repeats lost tasks a few times."""
 
     def __init__(self, place: Place) -> None:
         import dask

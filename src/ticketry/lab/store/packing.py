@@ -1,9 +1,9 @@
 """Pack runs into a bundle, and unpack a bundle into a store after verifying the whole bundle.
 
-A bundle contains the records of runs and the results to which the records refer. It also contains the results of
-earlier trainings that gave initial weights, back to the initialisation. If the same trainings exist with a second order
-of the data, their results are included too. A bundle contains masks, and optionally weights. For weights that are left
-out, the bundle says which training computes them again, see `lab.training.execute`.
+A bundle contains the records of runs, and the results to which the records refer. It also contains the results of
+earlier trainings, which gave initial weights, and of existing trainings with a second order of the data. It contains
+masks, and optionally weights. For left-out weights it names the training that computes them again, see
+`lab.training.execute`.
 
 Unpacking does not replace files of the store, with two exceptions: a result without metrics is replaced by one with
 metrics, and the record of a campaign by one with more replicates.

@@ -46,7 +46,7 @@ _WORKING = 0.02
 _CURVE_POINTS = 100
 _TICK_SECONDS = 0.2
 _FILE_BYTES = 64 << 20
-"""Approximate bytes of tensors, in all ranks together, that are written into one numbered set of files."""
+"""Approximate bytes of tensors that all ranks together write into files with the same number."""
 
 
 @dataclass

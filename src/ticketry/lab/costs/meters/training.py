@@ -211,7 +211,7 @@ class Meter:
         self._cost: Cost | None = None
 
     def step(self, flops: float | None = None) -> None:
-        """Count a training step with `flops` FLOPs, by default the FLOPs of the `step` that was given to `Meter`."""
+        """Count a training step with `flops` FLOPs, by default the FLOPs of the meter's `step`."""
         flops = self._flops if flops is None else flops
         self._steps += 1
         self._unknown += flops is None
