@@ -635,7 +635,7 @@ class Progress:
         self._bar: Bar | None = None
 
     def add(self, steps: int) -> None:
-        """Add a number of steps to those that the bar expects."""
+        """Announce `steps` further steps, which lengthen the bar."""
         self.planned += steps
 
     def step(self, what: str) -> None:

@@ -170,7 +170,7 @@ def random_mask_of_equal_cost(like: Mask, prices: Prices, seed: int, distributio
 
 
 _HALVINGS = 20
-"""Number of bisections of the budget that convex hulls of curves get, which find it to a millionth."""
+"""Number of bisections that find, to a millionth, the budget that convex hulls of curves get."""
 
 
 def _allocate_by_hulls(

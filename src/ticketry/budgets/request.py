@@ -1,4 +1,4 @@
-"""A request for a mask under a budget, which is checked before anything is measured, and the result for a latency."""
+"""Requests for masks under a budget, their checks before anything is measured, and results of latency budgets."""
 
 from __future__ import annotations
 

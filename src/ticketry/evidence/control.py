@@ -190,7 +190,7 @@ class Shuffled(Control):
 
 
 def _shuffle_row_groups(ticket: Mask, single: Mask, drawing: Drawing) -> Mask:
-    """Return the mask `single`, with whole groups of rows shuffled in layers whose costs depend on such groups."""
+    """Return the mask `single`, with groups of rows of `ticket` shuffled whole in layers whose cost depends on them."""
     from ticketry.budgets.cost_model import CostModel
     from ticketry.budgets.units import FINEST
     from ticketry.core.mask import Mask

@@ -286,7 +286,7 @@ def train_control(
 
 @dataclass(frozen=True)
 class ControlTrainings:
-    """The trainings of a control, without those that are part of the ticket's search."""
+    """The trainings of a control, without the trainings that are part of the ticket's search."""
 
     trainings: list[Result]
     """The trainings in order; each continues the previous one."""
@@ -371,7 +371,7 @@ def _train_start(
 
 
 def _train_repeatedly(lab: Lab, segment: Segment, steps: int, seeds: Seeds, label: str) -> list[Result]:
-    """Train a segment repeatedly until it has `steps` steps; the last training may cover only the segment's end."""
+    """Train a `segment` of a schedule repeatedly, `steps` steps in all; the last training may cover only its end."""
     trained, left = [lab.train(segment, label=label)], steps - segment.steps
     while left > 0:
         start, order = Start(state=trained[-1].model), mix(seeds.order, "again", len(trained))

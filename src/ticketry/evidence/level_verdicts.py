@@ -76,7 +76,7 @@ def _points_reached_by_all(points: Sequence[Point], replicates: int) -> list[Poi
 
 
 def recompute_verdicts(record: RunRecord) -> RunRecord:
-    """Return a copy of the record with verdicts by the current rule; those of older versions are recomputed.
+    """Return a copy of the record with verdicts by the current rule; verdicts by older rules are recomputed.
 
     If a verdict changes, a reason is added that names the stored verdict. The record's file is not changed.
     """

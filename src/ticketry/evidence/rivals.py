@@ -116,7 +116,7 @@ Search = Callable[[Lab, Task, Recipe, Any, Seeds], Iterator[Found]]
 
 @dataclass(frozen=True)
 class RepeatedSearch:
-    """Result of one repetition of a procedure, which is a whole search from its own seeds."""
+    """Result of repeating a procedure's whole search once, from its own seeds."""
 
     task: Task
     seeds: Seeds

@@ -73,7 +73,7 @@ def find_outcome(claim: str, as_good: Answer, better: Answer) -> Outcome:
 
 
 class Verdict(VerdictAnswers[NoReturn], frozen=True, kw_only=True):
-    """A verdict with the comparisons behind it. p-values are corrected for interim analyses: compare with alpha."""
+    """A verdict with its comparisons; p-values are corrected for interim analyses and compared with alpha."""
 
     outcome: Outcome
     """The strongest outcome that is shown."""

@@ -416,7 +416,7 @@ class GradualJob(Job):
         self._kernels.attach(model, self.mask)
 
     def _build_trial_run(self, model: nn.Module, total: int) -> Gradual:
-        """Return a pruner for a trial run of `total` steps, which prunes once, to the final density, after the last."""
+        """Return a pruner for a trial run of `total` steps: it prunes to the final density after the last step."""
         for point in ("begin", "end", "frequency"):
             Step.parse(self._options.get(point, "0"))  # type: ignore[arg-type]
         density = check_density(self._density, self._options.get("sparsity"))
@@ -452,7 +452,7 @@ class GatesJob(Job):
         self._options = options
         self._steps = self._done = 0
         self._total = 0
-        """Steps of the temperature schedule: those of this training, or of the training that wrote a checkpoint."""
+        """Number of steps of the temperature schedule, from this training or the one that wrote the checkpoint."""
         self._applied = False
         """Whether the weights were already multiplied by the hard gates, which happens once, at the end of training."""
         self._gates: Gates | None = None
@@ -528,7 +528,7 @@ class GatesJob(Job):
             )
 
     def finish_and_watch(self) -> None:
-        """Call `finish`, then watch the removed weights, so that `check` finds those that are written afterwards."""
+        """Call `finish`, then watch the removed weights, so that `check` finds any that are written afterwards."""
         model = self.model
         self.finish()
         if model is not None:

@@ -171,7 +171,7 @@ def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
 
 
 class _TicksAndTocks:
-    """Alternates ticks, which train only gates and rank channels, with tocks, which train all weights."""
+    """Trains a network in ticks, which train only gates to rank channels, and tocks, which train all weights."""
 
     def __init__(self, replicate: Replicate, settings: Settings, scope: Scope) -> None:
         from ticketry.lab.training.variants import Penalty

@@ -168,9 +168,9 @@ def _replaced_shares_by_step(settings: Settings, whole: Schedule, length: int) -
 
 
 def _prolong_to_dense_flops(lab: Lab, segment: Segment, settings: Settings) -> Recipe:
-    """Return the segment's recipe, prolonged to the FLOPs of a dense training if `equal_cost` is ``flops``.
+    """Return the recipe of `segment`, prolonged to a dense training's FLOPs if `equal_cost` is ``flops``.
 
-    The FLOPs include those of changes of the mask, as in RigL 5x (Evci et al. 2020).
+    The FLOPs include changes of the mask, as in RigL 5x (Evci et al. 2020).
     """
     if settings.equal_cost != "flops":
         return segment.recipe
@@ -236,11 +236,11 @@ def update_dynamic_mask(
 
 
 def first_batch_gradient(lab: Lab, segment: Segment) -> dict[str, Tensor]:
-    """Return the gradient of the loss on a segment's first batch, by parameter name, also of pruned weights.
+    """Return the gradient of the loss on the first batch of `segment`, by parameter name, also of pruned weights.
 
-    The gradient depends only on the segment's start, mask, order seed and first step, including augmentation and
-    dropout, so masks derived from it can be cached by the segment's key. It is computed in this process, even if the
-    lab trains elsewhere, and is not stored.
+    The gradient includes augmentation and dropout. It depends only on the start, mask, order seed and first step of
+    the segment, so masks derived from it can be cached by the segment's key. It is always computed in this process,
+    and not stored.
     """
     from ticketry.lab.training.job import start_state
     from ticketry.lab.training.loop import Loop

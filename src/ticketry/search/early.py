@@ -141,7 +141,7 @@ def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
 
 
 class _PruningStepDetector:
-    """Finds the step at which to prune, training the dense network no further than the detector needs."""
+    """Finds the step at which to prune, and trains the dense network only as far as the detector needs."""
 
     def __init__(self, replicate: Replicate, scope: Scope, settings: Settings) -> None:
         self._replicate, self._lab, whole = replicate, replicate.lab, replicate.dense_training

@@ -239,5 +239,5 @@ def _train_levels(replicate: Replicate, settings: Settings, dense: Found) -> Ite
 
 
 def _round_density(density: float) -> float:
-    """Round to 12 digits, which removes the floating-point error of a power: 0.8 ** 5 is 0.32768."""
+    """Round to 12 digits to remove the floating-point error of a power, so that 0.8 ** 5 is 0.32768."""
     return float(f"{density:.12g}")

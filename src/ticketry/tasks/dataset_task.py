@@ -41,7 +41,7 @@ TRANSFORMS: Augmentation = "transforms"
 _ACCURACY = Metric("accuracy", "%", higher_is_better=True)
 _READ_AT_ONCE = 250
 _SAMPLED = 16
-"""Number of examples of each split whose digest is part of the key of the task."""
+"""Number of examples of each split that the task's key identifies by a digest."""
 
 Data = Dataset[Any] | DataLoader[Any]
 Values = Callable[[Tensor, Tensor], Tensor]

@@ -44,7 +44,7 @@ _VALUE = re.compile(r"[A-Za-z0-9.+-]{0,32}")
 
 
 def check_request(task: str, model: str | None, options: Iterable[tuple[str, str]], *, of: str) -> None:
-    """Raise `TrustError`, which says how a user can allow the request, unless the file named `of` may make it."""
+    """Raise `TrustError` unless the file named `of` may make this request; the error says how a user can allow it."""
     if task not in ALLOWED_OPTIONS:
         raise refusal("task", task, of, "name it yourself with --task, or, ")
     if model is not None:

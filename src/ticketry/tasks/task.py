@@ -440,7 +440,7 @@ class Reader(Protocol):
 
 @runtime_checkable
 class Sharded(Protocol):
-    """Further members of a `Reader` of shards: files with many examples, which are read fastest one after another."""
+    """Further members of a `Reader` of shards, large files of examples that are read fastest one after another."""
 
     @property
     def window(self) -> int:

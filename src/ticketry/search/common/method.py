@@ -36,7 +36,7 @@ REPLICATE_ENDING_ERRORS = (LayerCollapseError, TrainingError)
 
 @dataclass(frozen=True)
 class Replicate:
-    """One replicate of a search: a lab, task, recipe and seeds, with the trainings that methods consist of."""
+    """One replicate of a search: a lab, task, recipe and seeds, and the trainings that most methods need."""
 
     lab: Lab
     task: Task

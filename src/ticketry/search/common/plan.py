@@ -10,7 +10,7 @@ from ticketry.step import Step
 
 
 class Schedule(Protocol):
-    """The numbers of iterations of a whole training by the recipe and of an epoch, which a `Segment` also has."""
+    """Length of a whole training by the recipe and length of an epoch, in iterations; a `Segment` is a `Schedule`."""
 
     @property
     def total(self) -> int:

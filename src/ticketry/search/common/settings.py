@@ -470,7 +470,7 @@ def _budget_share(costs: CostModel, requested: float | str, base: str) -> float:
 
 
 def _placeholder_shares(kind: str, requested: Sequence[float | str]) -> list[float]:
-    """Replace amounts (5ms), whose shares are unknown until costs are measured, by placeholder shares.
+    """Replace amounts such as 5ms by placeholder shares, because their shares are unknown until costs are measured.
 
     Shares are returned unchanged. Placeholders only let checks pass; they choose no mask.
     """

@@ -62,7 +62,7 @@ _FARTHEST = 50.0
 
 @dataclass(frozen=True, kw_only=True)
 class GateSettings(PruningSettings):
-    """Settings that all searches share whose masks come from trained gates."""
+    """Settings of all searches whose masks come from trained gates."""
 
     structures: ClassVar[tuple[Family, ...]] = ("blocks",)
     structure: str = "none"
@@ -332,7 +332,7 @@ def is_near_density(rounds: Rounds, result: Result, density: float) -> bool:
 
 
 def train_towards(rounds: Rounds, density: float) -> Iterator[tuple[list[Result], list[Result]]]:
-    """Train rounds whose initial gate logits s0 are chosen so that the last round reaches `density`; yield after each.
+    """Train rounds with initial gate logits s0 by which the last round should reach `density`; yield after each round.
 
     Each item is (trainings of the rounds so far, the same with all tries that were not used). If no try of a round is
     near enough, the nearest try is used.

@@ -512,7 +512,7 @@ class TinyImageNetFiles:
         return Collection(self.title, (Layout(self.folder, ("wnids.txt",)), Layout("", (self.archive,))), self.origins)
 
     def read(self, where: tuple[Place, ...]) -> Splits:
-        """Read the splits: the published validation set is for testing; validation has 50 training images per class.
+        """Read the splits; published validation images are for testing, 50 training images per class for validation.
 
         Classes are numbered in the order of their WordNet ids.
         """

@@ -100,7 +100,7 @@ class TextCourse(Course):
     def _sum_costs(
         self, model: nn.Module, tokens: Tensor, targets: Tensor, known: Tensor, arithmetic: Arithmetic
     ) -> float:
-        """Return the summed loss over those targets, of [rows, length], for which `known` is True."""
+        """Return the sum of the losses of all `targets` [rows, length] for which `known` is True."""
         tokens, targets, known = (each.to(arithmetic.device) for each in (tokens, targets, known))
         total = torch.zeros((), dtype=torch.float64, device=arithmetic.device)
         assert isinstance(model, LanguageModel)
@@ -158,7 +158,7 @@ class TextCourse(Course):
 
 
 class TextSession(Session):
-    """A training run on a text: the piece of each step, and the state of recurrent models between pieces."""
+    """A training run on a text, which gives the piece of each step and carries the state of recurrent models."""
 
     def __init__(self, tokens: Tensor, batch: int, time: int, seed: int, arithmetic: Arithmetic) -> None:
         self._text = tokens.to(arithmetic.device)
@@ -251,7 +251,7 @@ class RowsSession(TextSession):
 
 
 class PiecesSession(TextSession):
-    """A training run of a model without state: pieces in a random order for each epoch."""
+    """A training run of a model without state, which reads the pieces in a new random order in each epoch."""
 
     @staticmethod
     def per_epoch(tokens: int, batch: int, time: int) -> int:

@@ -372,7 +372,7 @@ def is_recurrent(name: str) -> bool:
 
 
 def network_key(name: str) -> dict[str, str]:
-    """Return the part of a task's key that identifies the model: its name; for a custom model, also its source."""
+    """Return the part of a task's key that identifies the model: its name, and for a custom model also its source."""
     parsed = check(name)
     target = LANGUAGE_MODELS.find_target(parsed.base)
     source = {} if parsed.base in LANGUAGE_MODELS.built_in else {"source": digest_source(target)}
