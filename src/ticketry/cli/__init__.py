@@ -1,4 +1,4 @@
-"""Run the command line: each command is a function of the words after its name that returns the exit code.
+"""Run the command line: the function of a command gets the words after the command's name and returns the exit code.
 
 Modules are imported only when a command needs them, so that `ticketry --help` does not wait for torch.
 """
@@ -81,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _report_exception(error: BaseException, words: Sequence[str]) -> int:
-    """Print why an exception ended a command, and return the exit code; raise unexpected exceptions."""
+    """Print why an exception ended a command, and return the exit code; raise `error` again if it is unexpected."""
     match error:
         case InterruptedTrainingError() if error.number != signal.SIGINT:
             return _report_signal(f"ended, since a worker process got {signal_name(error.number)}", error.number, words)
@@ -102,7 +102,7 @@ def _report_exception(error: BaseException, words: Sequence[str]) -> int:
 
 
 def _report_signal(how: str, number: int, words: Sequence[str]) -> int:
-    """Print that a signal ended a command, and return its exit code."""
+    """Print that signal `number` ended a command, and return the exit code of the process."""
     if number == signal.SIGINT:
         how = "interrupted"
     command = shlex.join(["ticketry", *words])
@@ -115,7 +115,7 @@ _LONG_WORD = re.compile(r"\S{500,}")
 
 
 def _report_error(text: str, code: int) -> int:
-    """Print an error message, with control characters (of names from files) replaced; return the exit code `code`."""
+    """Print an error message without control characters, and return the exit code `code`."""
     clean = "".join(letter if letter.isprintable() or letter == "\n" else "?" for letter in text)
     clean = _LONG_WORD.sub(lambda found: f"{found[0][:300]}…{found[0][-100:]}", clean)
     print(f"ticketry: {clean}", file=sys.stderr)
@@ -192,7 +192,7 @@ def _is_output_closed() -> bool:
 
 
 def _is_pipe_closed(stream: TextIO) -> bool:
-    """Return whether the reader of a pipe has closed it; this works also if nothing is left to flush."""
+    """Return whether the reader of a pipe has closed it, even if there is no output left to write."""
     try:
         watched = select.poll()
         watched.register(stream.fileno(), 0)

@@ -64,7 +64,7 @@ def option_names(words: Sequence[str]) -> set[str]:
 
 
 def _merge_repeated_options(words: Sequence[str], flags: set[str]) -> list[str]:
-    """Return the words, with each option in `flags` given once, at the end, with the values of all its occurrences."""
+    """Return the words with repeated options merged: each option in `flags` is at the end, with all its values."""
     others: list[str] = []
     values: dict[str, list[str]] = {}
     flag = ""
@@ -80,7 +80,10 @@ def _merge_repeated_options(words: Sequence[str], flags: set[str]) -> list[str]:
 
 
 def _iterate_flags(kind: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield each option of a dataclass with its annotation; options of nested dataclasses with and without prefix."""
+    """Yield each option of a dataclass with its annotation.
+
+    Options of nested dataclasses are yielded twice, with and without the prefix of the nested dataclass.
+    """
     hints = typing.get_type_hints(kind, include_extras=True)
     for field in dataclasses.fields(kind):
         (inner, *_) = inner_types(hints[field.name])
@@ -92,16 +95,16 @@ def _iterate_flags(kind: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _subcommand_name(hint: Any) -> str | None:
-    """Return the name of a sub-command, given in the annotation of its dataclass; None without a name."""
+    """Return the name of a sub-command from the annotation of its dataclass; None if `hint` is no sub-command."""
     return next((name for one in typing.get_args(hint)[1:] if (name := getattr(one, "name", None))), None)
 
 
 def make_registry(shown: frozenset[str] | None = None) -> ConstructorRegistry:
-    """Return a registry that makes tyro convert values with `decode_value`, and omit the defaults None and '' in help.
+    """Return a registry for tyro: values are converted by `decode_value`, and help omits the defaults None and ''.
 
     Args:
-        shown: names of the options that help shows, each with the first sentence of its text; by default all options,
-            with their whole texts.
+        shown: names of the options that help shows, each with the first sentence of its text. By default, help shows
+        all options with their whole texts.
     """
     rules = ConstructorRegistry()
     active: list[Any] = []
@@ -130,7 +133,7 @@ def make_registry(shown: frozenset[str] | None = None) -> ConstructorRegistry:
 
 
 def _prepare_field(field: StructFieldSpec, prefix: str, shown: frozenset[str] | None) -> StructFieldSpec:
-    """Return a tyro field with one-line help; a field that is no flag or dataclass is converted by `decode_value`."""
+    """Return a tyro field with one-line help; unless it is a flag or a dataclass, `decode_value` converts its words."""
 
     def helptext() -> str | None:
         text = field.helptext() if callable(field.helptext) else field.helptext
@@ -167,12 +170,15 @@ def _make_primitive_spec(name: str, prefix: str, hint: Any) -> PrimitiveConstruc
 
 
 def split_list(word: str) -> list[str]:
-    """Split a list at commas; split name=value pairs only at commas before a name, since values may contain commas."""
+    """Split a list at commas; in a list of name=value pairs, only at commas before a name."""
     return [part for part in re.split(r",(?=\w+=)" if "=" in word else ",", word) if part]
 
 
 def _local_path(word: str) -> str:
-    """Fetch the folder that a URL of a shared store names, and return its local path; return other words unchanged."""
+    """If the word is the URL of a folder in a shared store, fetch the folder and return its local path.
+
+    Other words are returned unchanged.
+    """
     if "://" not in word:
         return word
     from ticketry.lab.store.paths import SCHEMES, split_address
@@ -209,7 +215,7 @@ _EVERYDAY = frozenset(
 
 
 def _everyday_options(kind: Any) -> frozenset[str] | None:
-    """Return the names of the options that ``--help`` shows; None if it shows all options."""
+    """Return the names of the options of `kind` that ``--help`` shows; None if it shows all options."""
     names = frozenset(flag.rpartition(".")[2].lstrip("-").replace("-", "_") for flag, _ in _iterate_flags(kind))
     usual = names - _RARE
     if usual == names:
@@ -221,7 +227,7 @@ def _everyday_options(kind: Any) -> frozenset[str] | None:
 
 
 def _plugin_options(kind: Any) -> tuple[str, ...]:
-    """Return the options that a class defines itself if it is from outside ticketry; empty for ticketry's classes."""
+    """Return the options that a class from outside ticketry defines itself; empty for classes of ticketry."""
     return () if kind.__module__.partition(".")[0] == "ticketry" else tuple(vars(kind).get("__annotations__", ()))
 
 
@@ -253,14 +259,14 @@ def _placeholder(hint: Any) -> str:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OutputOptions:
-    """Options of a command that say how results are printed."""
+    """Options that say how a command prints its results."""
 
     json: bool = False
     """Print the result as one JSON object."""
 
 
 def output_file(given: Path | None, ticket: Path, ending: str) -> Path:
-    """Return the output file: `given`, or by default the ticket's name with `ending`, in the current folder."""
+    """Return the output file: `given`, or if it is None, the ticket's name with `ending`, in the current folder."""
     output = given or Path(f"{ticket.resolve().name}.{ending}")
     if output.is_dir():
         raise UsageError(f"output must be a file, got the folder {output}")
@@ -277,7 +283,7 @@ def write_output(file: Path, text: str) -> None:
 
 @contextlib.contextmanager
 def show_status(title: str) -> Iterator[Callable[[str], None]]:
-    """Yield a function that shows an activity in one changing line on standard error; it does so only on a terminal."""
+    """Yield a function that shows its argument in a changing status line on standard error, if that is a terminal."""
     from rich.console import Console
 
     console = Console(stderr=True)

@@ -1,4 +1,4 @@
-"""ticketry list: print the tasks, methods, networks, scores, runs or tickets that there are."""
+"""ticketry list: print the available tasks, methods, networks and scores, or the runs and tickets of a store."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
 
 
 def _print_tickets(rows: list[dict[str, Any]]) -> None:
-    """Print tickets with a column for every metric that any of them has."""
+    """Print tickets as a table, with a column for every metric that some ticket has."""
     from ticketry.report.wording import NONE, align_columns
 
     heads = {"path": "ticket", "weights_remaining": "weights left"}
@@ -136,12 +136,12 @@ def _print_scores(rows: list[dict[str, Any]]) -> None:
 
 
 def _origin_note(row: Mapping[str, Any]) -> str:
-    """Return the name of the package that defines a row, in brackets; empty for a row of ticketry itself."""
+    """Return, in brackets, the package that defines the entry of a row; empty for entries of ticketry itself."""
     return "" if row["from"] == BUILT_IN else f" (of {row['from']})"
 
 
 def _print_with_descriptions(table: list[tuple[str, ...]], more: list[str]) -> None:
-    """Print a table with a description below each row, at most 80 columns wide."""
+    """Print a table with a text of `more` below each row, at most 80 columns wide."""
     from ticketry.report.wording import align_columns
 
     head, *lines = align_columns(table)
@@ -238,7 +238,7 @@ def _list_controls(store: Path) -> list[dict[str, Any]]:
 
 
 def first_paragraph(found: object) -> str:
-    """Return the first paragraph of an object's own docstring; inherited docstrings do not count."""
+    """Return the first paragraph of an object's docstring; an inherited docstring is ignored."""
     text = inspect.cleandoc(getattr(found, "__doc__", None) or "")
     return " ".join(text.split("\n\n")[0].split()).rstrip(".")
 
@@ -303,7 +303,7 @@ def _list_tickets(store: Path) -> list[dict[str, Any]]:
 
 
 def _find_ticket_folder(store: Path, record: RunRecord, point: Point) -> str | None:
-    """Return the folder of a ticket in this store; None if a bundle omitted it."""
+    """Return the folder of a ticket in this store; None if the store lacks it, as after unpacking a bundle."""
     from ticketry.lab.store.files import path_exists
     from ticketry.lab.store.paths import Paths, ticket_folder
 
@@ -314,7 +314,7 @@ def _find_ticket_folder(store: Path, record: RunRecord, point: Point) -> str | N
 
 
 def read_run_records(store: Path) -> list[RunRecord]:
-    """Return the records of all finished runs of a store, the oldest first; errors are those of `read_record`."""
+    """Return the records of all finished runs of a store, the oldest first; see `read_record` for errors."""
     return [read_record(path) for path in run_record_files(store)]
 
 
@@ -363,7 +363,7 @@ NONE = "–"
 
 
 def describe_run(record: RunRecord | None) -> dict[str, Any]:
-    """Return method, score, ticket densities and best test mean of a run; empty values without a record."""
+    """Return method, score, ticket densities and best test mean of a run; if `record` is None, with empty values."""
     if record is None:
         return {"method": "", "score": "", "densities": [], "best": None, "metric": "", "unit": "", "replicates": 0}
     from ticketry.report.tables.observation import best_tickets
@@ -387,7 +387,8 @@ def format_runs(rows: Sequence[Mapping[str, Any]], *, sizes: bool) -> list[str]:
     """Return a table of runs as lines of text.
 
     Args:
-        rows: dicts with the keys of `run_row`, and with `sizes` also state, bytes and own_bytes.
+        rows: dicts with the keys of `run_row`; if `sizes` is set, also with ``state``, ``bytes`` and ``own_bytes``.
+        sizes: whether to show the state and the size of each run.
     """
     from ticketry.core.tables import one_line
     from ticketry.report.wording import align_columns

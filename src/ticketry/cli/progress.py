@@ -30,7 +30,7 @@ _REFRESHES_PER_SECOND = 4
 
 
 class Progress:
-    """Shows the progress of running trainings; pass the method `on_event` to the lab."""
+    """Shows the progress of running trainings; the lab must be given the method `on_event`."""
 
     def __init__(self, title: str) -> None:
         self._title = title
@@ -39,7 +39,7 @@ class Progress:
         self._rich: Live | None = None
 
     def on_event(self, event: Event) -> None:
-        """Update the progress of a training segment."""
+        """Update the progress of a running training."""
         self._activity.on_event(event)
         if event.kind == "finished":
             self._on_finished(event)
@@ -88,7 +88,7 @@ class Progress:
 
 
 def progress_bars(active: list[Event]) -> Table:
-    """Return a table with a progress bar for each training segment in `active`."""
+    """Return a table with a progress bar for each running training; `active` has the last event of each."""
     table = Table.grid(padding=(0, 1))
     for event in active:
         steps = max(event.last - event.first, 1)
@@ -99,7 +99,7 @@ def progress_bars(active: list[Event]) -> Table:
 
 
 class SearchProgress(Progress):
-    """Shows the progress of a search; pass the method `on_event` to the lab, and `on_point` to the run."""
+    """Shows the progress of a search; the lab must be given the method `on_event`, and the search `on_point`."""
 
     def __init__(self, run: SearchRequest) -> None:
         super().__init__(run.method.title)
@@ -109,7 +109,7 @@ class SearchProgress(Progress):
         self._began = time.time()
 
     def on_point(self, point: Point) -> None:
-        """Count a trained network; outside a terminal, print a line about it."""
+        """Count a trained network; if standard error is no terminal, print a line about the network."""
         with self._lock:
             self._points.append(point)
             line = self._format_point(point)
@@ -117,7 +117,7 @@ class SearchProgress(Progress):
             self.say(line)
 
     def _on_finished(self, event: Event) -> None:
-        """Print nothing about a finished segment, since `on_point` prints finished networks."""
+        """Print nothing about a finished training, since `on_point` prints trained networks."""
 
     def _format_point(self, point: Point) -> str:
         metric = self._run.task.metric
@@ -141,7 +141,7 @@ class SearchProgress(Progress):
         return Group(*parts)
 
     def _render_title(self) -> RenderableType:
-        """Return the title of the run, with a bar if the number of networks is known."""
+        """Return the title of the run, with a progress bar if the total number of networks is known."""
         of, done = self._run.expected, len(self._points)
         title = Text(f"{self._run.method.title} on {self._run.task.name}", style="bold")
         if not of:

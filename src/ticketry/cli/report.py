@@ -50,7 +50,7 @@ class _Arguments:
 
 
 def main(words: Sequence[str]) -> int:
-    """Run `ticketry report`: write a report, print a summary of each run in it, and return 0."""
+    """Run `ticketry report`: write a report, print a summary of each of its runs, and return 0."""
     description = (
         "Write one HTML file that works offline: the report of a finished run, or of several in comparison, with the "
         "verifications and studies of stability in the store that name one of them.\n\n"
@@ -75,7 +75,7 @@ def main(words: Sequence[str]) -> int:
 
 
 def _watch(store: Path, page: Path | None) -> int:
-    """Write the page of `--watch`, renew its data every two seconds until Ctrl-C, and return 0."""
+    """Write the page of ``--watch``, renew the page's data every two seconds until Ctrl-C, and return 0."""
     from ticketry.files import write_atomically
     from ticketry.lab.store.files import read_sealed
     from ticketry.lab.store.store import open_store
@@ -101,7 +101,7 @@ def _watch(store: Path, page: Path | None) -> int:
 
 
 def _choose_runs(known: Sequence[Path], names: Sequence[str]) -> list[Path]:
-    """Return the record files of the runs in `names`, in this order without repeats; by default of the newest run."""
+    """Return the record files of the runs in `names`, without repeats; if `names` is empty, of the newest run."""
     if not known:
         raise StoreError("there is no finished run in this store: run `ticketry search` first")
     return list(dict.fromkeys(_find_run(known, name) for name in names)) or [known[-1]]
@@ -173,7 +173,7 @@ def _write_report(arguments: _Arguments, runs: list[RunRecord]) -> dict[str, Any
 
 
 def _verdict_lines(run: RunRecord, paths: Paths) -> list[str]:
-    """Return the verdicts of a run as lines; if a level is undecided, with a command for a deciding verification."""
+    """Return the verdicts of a run as lines; if a level is undecided, suggest a command that may decide it."""
     from ticketry.cli.results import suggestion_lines
     from ticketry.evidence.level_verdicts import recompute_verdicts
     from ticketry.report import verdict_lines

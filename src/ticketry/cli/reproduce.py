@@ -1,4 +1,4 @@
-"""ticketry reproduce NAME: train what decides the claims of a campaign."""
+"""ticketry reproduce NAME: train the networks that decide the claims of a campaign."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class _Reproduce(OutputOptions, LabOptions):
 
 
 def main(words: Sequence[str]) -> int:
-    """Run `ticketry reproduce` for one campaign or all; return 1 if a run failed that claims depend on."""
+    """Run `ticketry reproduce` for one campaign or all; return 1 if a run that claims depend on has failed."""
     arguments: Any = parse(_Reproduce, words, prog="ticketry reproduce", description=_DESCRIPTION)
     _check_toml(Path(arguments.campaign))
     chosen: dict[str, Any] = {name: said for name in ("precision", "kernels") if (said := getattr(arguments, name))}
@@ -105,7 +105,7 @@ def _as_json(outcome: Outcome) -> dict[str, Any]:
 
 
 def _check_rows(arguments: Any, chosen: Mapping[str, Any]) -> int:
-    """Train finished rows of campaigns again, and print the comparison; return 1 if a result differs too much."""
+    """Train some finished networks of campaigns again, print the comparison, and return 1 if any differs too much."""
     from ticketry.cli.progress import Progress
     from ticketry.experiments.reproduce.checking import ROWS, check
     from ticketry.report.wording import align_columns
@@ -180,7 +180,7 @@ def summarise_campaign(outcome: Outcome, width: int | None = None) -> list[str]:
     """Return lines of text about a campaign: a table of the requested claims, and the files with the full report.
 
     Args:
-        width: width of the terminal; columns that do not fit are omitted. None outside a terminal.
+        width: width of the terminal, for which columns are omitted if necessary; None if there is no terminal.
     """
     from ticketry.report.campaigns import campaign_sentences, claims_table
     from ticketry.report.wording import align_columns
@@ -202,7 +202,7 @@ def summarise_campaign(outcome: Outcome, width: int | None = None) -> list[str]:
 
 
 def _format_plan(outcome: Outcome) -> list[str]:
-    """Return a table of the planned blocks as lines of text, with a row for each block; empty without a plan."""
+    """Return a table of planned blocks as lines of text; empty if nothing was planned."""
     from ticketry.report.wording import align_columns, duration
 
     if not outcome.planned:

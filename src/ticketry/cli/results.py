@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 def make_interim_printer(progress: Progress) -> Callable[[Verdict], None]:
-    """Return a function that prints the verdict of each interim analysis."""
+    """Return a function that prints the verdict of an interim analysis above the bars of `progress`."""
     return lambda made: progress.say(f"{made.n} seeds: {made.reasons[0]}")
 
 
@@ -100,12 +100,12 @@ _PASSED_ON = ("data", "workers", "on", "precision", "devices", "parallel", "norm
 def suggestion_lines(record: RunRecord, run_file: Path) -> list[str]:
     """Return lines that suggest a verification of an undecided level; empty if all levels are decided.
 
-    The level is the sparsest whose mean is at most the margin worse than dense; if there is none, the level whose mean
-    is least worse than dense.
+    The suggested level is the sparsest with a mean at most the margin worse than dense. If no level is that good, the
+    level with the best mean is suggested.
 
     Args:
         record: record of the run, with verdicts that were computed by the current rule.
-        run_file: run file of the run, read to find out whether the command needs ``--trust``.
+        run_file: run file of the run, which shows whether the command needs ``--trust``.
     """
     undecided = [one for one in record.verdicts if not one.decided]
     if not undecided:
@@ -138,7 +138,7 @@ def _verify_command(record: RunRecord, level: LevelVerdict, seeds: int, run_file
 
 
 def lab_options(record: RunRecord) -> list[str]:
-    """Return the lab options, except ``--store``, that train a run's networks again with the same bits."""
+    """Return the lab options, except ``--store``, with which a run's networks are trained again bit for bit."""
     environment = record.environment
     usual = {"device": ("cpu", None), "kernels": ("dense", None), "threads": (1, None)}
     found = {name: environment.get("threads_per_segment" if name == "threads" else name) for name in usual}
@@ -217,7 +217,7 @@ def print_evidence(run: Run, *, verified: bool, timed: bool) -> None:
 
 
 def _pruned_gate_lines(record: RunRecord) -> list[str]:
-    """Return a line for each ticket of a search with gates whose mask was pruned further to the requested density."""
+    """Return a line for each ticket whose mask, found with gates, had to be pruned further to the requested density."""
     return [
         f"replicate {one.replicate} level {one.level}: no s0 leaves {100 * one.cut_to:.3g} %; the nearest leaves"
         f" {100 * one.density:.3g} %, and the gates with the largest values were kept"
@@ -227,7 +227,7 @@ def _pruned_gate_lines(record: RunRecord) -> list[str]:
 
 
 def _describe_ticket_folders(run: Run) -> tuple[list[str], str]:
-    """Return the folders of a run's tickets, and a text that describes them; bundles without weights omit folders."""
+    """Return the folders of a run's tickets, and a text that describes these folders."""
     found = sorted(str(point.ticket) for point in run.record.points if point.role == TICKET and point.ticket)
     folders = f"{len(found)} folder{'' if len(found) == 1 else 's'}"
     missing = len(run.tickets) - len(found)
@@ -271,7 +271,7 @@ def make_console() -> Console:
 
 
 def engines_table(comparisons: Sequence[Mapping[str, Any]]) -> Group:
-    """Return a table of latencies in ms: one row for each engine, one column for each batch size."""
+    """Return a table of latencies in ms, with a row for each engine and a column for each batch size."""
     from rich.text import Text
 
     table = _make_batch_table(comparisons)
@@ -284,7 +284,7 @@ def engines_table(comparisons: Sequence[Mapping[str, Any]]) -> Group:
 
 
 def time_saved_table(comparisons: Sequence[Mapping[str, Any]]) -> Group:
-    """Return a table of the time in % that each sparse engine saves, with intervals; one column for each batch size."""
+    """Return a table of the time in % that each sparse engine saves, with a column for each batch size."""
     from rich.text import Text
 
     table = _make_batch_table(comparisons)
@@ -319,13 +319,13 @@ def layers_table(layers: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def _format_layer_saving(layer: Mapping[str, Any]) -> str:
-    """Return the time in % that pruning a layer saves in the same engine; empty if it was not measured."""
+    """Return the time in % that pruning saves in a layer, measured in the same engine; empty if not measured."""
     dense = layer.get("dense_seconds")
     return f"{100 * (1 - layer['seconds'] / dense):.0f} %" if dense and layer["seconds"] is not None else ""
 
 
 def structure_fit_table(layers: Sequence[Mapping[str, Any]]) -> Group:
-    """Return a table of how well a structured mask fits the original mask, by layer, and for all layers in the end."""
+    """Return a table of how well a structured mask fits the original mask; the last row is for all layers together."""
     from rich.text import Text
 
     table = _make_table("layer", "rows_×_columns groups_×_rows before after coverage null random fill")
@@ -385,7 +385,10 @@ def _format_time_saved(one: Mapping[str, Any], name: str) -> Any:
 
 
 def _make_table(words: str, numbers: str = "", more: str = "") -> Table:
-    """Return an empty table with the columns `words`, `numbers` (right-aligned), `more`; ``_`` in a name is a space."""
+    """Return a table without rows, with columns named by `words`, then `numbers` (right-aligned), then `more`.
+
+    Each argument lists names, separated by spaces; ``_`` stands for a space inside a name.
+    """
     from rich import box
     from rich.table import Table
 

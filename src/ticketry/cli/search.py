@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SearchArguments(OutputOptions, SearchOptions):
-    """Arguments of every command that searches."""
+    """Arguments that all commands that search have in common."""
 
     preset: str = ""
     """Published experiment, see `ticketry list presets`; other options override it."""
@@ -79,11 +79,14 @@ def read_arguments(
     extra: Sequence[Any] = (),
     description: str = "",
 ) -> tuple[Method, Any]:
-    """Parse the command line of a command that searches; return the method and all options.
+    """Parse the words of a command that searches; return the method, and an object with all options.
 
     Args:
+        command: name of the command.
         default: name of the method, if neither the words nor a run file name a method.
-        extra: further fields of the arguments, as `dataclasses.make_dataclass` takes them.
+        base: class of the arguments.
+        extra: further fields of the arguments, in the form that `dataclasses.make_dataclass` takes.
+        description: text of the command's help.
     """
     named = bool(words) and not words[0].startswith("-")
     rest = list(words[1:] if named else words)
@@ -132,7 +135,7 @@ _END_SETTINGS = frozenset(("levels", "density", "sparsity", "densities", "flops"
 
 
 def _read_early_options(words: Sequence[str]) -> argparse.Namespace:
-    """Parse the options that determine the defaults of other options: run file, preset, store and task."""
+    """Parse only the options that other options' defaults depend on: run file, preset, store and task."""
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for flag in ("--config", "--preset", "--store", "--task", "--model", "--target"):
         early.add_argument(flag, default="", nargs="?", const="")
@@ -143,7 +146,7 @@ def _read_early_options(words: Sequence[str]) -> argparse.Namespace:
 
 
 def _default_recipe(options: SearchOptions, tables: Mapping[str, Any]) -> Recipe:
-    """Return the recipe of the run file; without one, the recipe of the task."""
+    """Return the recipe of a run file; if `tables` has none, the recipe of the task."""
     if "recipe" in tables:
         return recipe_from(tables["recipe"])
     if options.task in DATA_SETS.built_in:  # without torch, for --help
@@ -198,7 +201,7 @@ def _verify_run(run: Run) -> None:
 
 
 def request_from_arguments(chosen: Method, arguments: Any) -> SearchRequest:
-    """Return the search request that the parsed arguments describe."""
+    """Return the request for a search with the method `chosen` and the parsed arguments."""
     from ticketry.experiments.request import build_request
 
     return build_request(

@@ -1,4 +1,4 @@
-"""ticketry store check|gc|du|mv|copy|pack|unpack: look for damage, free space, move or copy a store or its results."""
+"""ticketry store check|gc|du|mv|copy|pack|unpack: check a store, free space, move or copy a store or its results."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def main(words: Sequence[str]) -> int:
 
 
 def store_exists(folder: Path) -> bool:
-    """Return whether there is a store in a folder; for a shared store, fetch its records first."""
+    """Return whether there is a store in a folder; if the store is shared, fetch its records first."""
     if not shared_url(folder):
         from ticketry.lab.store.files import path_exists
 
@@ -129,7 +129,7 @@ def store_exists(folder: Path) -> bool:
 
 
 def require_store(folder: Path) -> Path:
-    """Return the folder if it has a store, otherwise raise `StoreError`; for a shared store, fetch its records."""
+    """Return `folder` if there is a store in it; otherwise raise `StoreError`. Fetch the records of a shared store."""
     if not store_exists(folder):
         raise StoreError(
             f"there is no store in {display_address(folder)}: name another with --store, or run a search first"
@@ -281,7 +281,7 @@ def _unpack_bundle(arguments: _Unpack) -> int:
 
 
 def _describe_differences(paths: Sequence[Path]) -> str:
-    """Return a warning that names stored records that differ from the bundle's records, and were not replaced."""
+    """Return a warning about the stored records in `paths`, which differ from the bundle's and were not replaced."""
     records = sorted({path.parent.name if path.name == "run.json" else path.stem for path in paths if _is_record(path)})
     others = len(paths) - sum(map(_is_record, paths))
     parts = [", ".join(records)] if records else []
@@ -315,7 +315,7 @@ class _Remove(OutputOptions):
 
 
 def remove(words: Sequence[str]) -> int:
-    """Run `ticketry rm`: ask, delete a run, and return the exit code."""
+    """Run `ticketry rm`: ask for confirmation, delete a run, and return the exit code."""
     arguments: _Remove = parse(_Remove, words, prog="ticketry rm", description=_REMOVE)
     from ticketry.experiments.stores import remove_run
 

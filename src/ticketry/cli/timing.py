@@ -241,7 +241,7 @@ def speedup(words: Sequence[str]) -> int:
 
 
 def speedup_table(found: Speedup) -> Table:
-    """Return a table with a row for each way to run the model."""
+    """Return a table for the terminal, with a row for each engine or pruning step."""
     from rich.table import Table
 
     values = any(row.value is not None for row in found.rows)

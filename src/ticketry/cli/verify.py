@@ -1,4 +1,4 @@
-"""ticketry verify, ticketry stability: test tickets with fresh seeds, and measure how stable they are."""
+"""ticketry verify, ticketry stability: test tickets with fresh seeds, and measure the stability of tickets."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ _Outcome = Annotated[
 
 
 class FileVersion(Part, frozen=True):
-    """A version of the campaign's file, which its digest identifies; the first version predates all training."""
+    """A version of the campaign's file: its SHA-256, and the date since which it is used."""
 
     sha256: str
     since: str
@@ -39,7 +39,7 @@ class Side(Part, frozen=True):
 
 
 class Claim(Part, frozen=True, kw_only=True):
-    """The hypothesis that network A is better than network B by more than a bound, with its outcome."""
+    """The hypothesis that networks `a` are better than networks `b` by more than `above`, with its outcome."""
 
     name: str
     statement: str
@@ -86,7 +86,7 @@ class Claim(Part, frozen=True, kw_only=True):
 
 
 class BlockProvenance(Part, frozen=True, kw_only=True):
-    """Hardware, precision and kernels of a block of replicates, which affect its exact results besides the settings."""
+    """How a block of replicates was trained: precision, kernels, processor and date."""
 
     first: Count
     last: Count
@@ -100,13 +100,13 @@ class BlockProvenance(Part, frozen=True, kw_only=True):
 
 
 class PlannedTime(NamedTuple):
-    """Planned and measured training time, in seconds, of blocks that were planned and trained by the same store."""
+    """Training time, in seconds, that was planned for some blocks, and the time that their training took."""
 
     planned: float = 0.0
     took: float = 0.0
 
     def plus(self, other: PlannedTime) -> PlannedTime:
-        """Return the sum of both times with those of `other`."""
+        """Return the sum with `other`: planned plus planned, measured plus measured."""
         return PlannedTime(*(mine + theirs for mine, theirs in zip(self, other, strict=True)))
 
 
@@ -138,7 +138,7 @@ class CampaignRun(Part, frozen=True, kw_only=True):
 
 
 class SecondOrderRun(Part, frozen=True, kw_only=True):
-    """A replicate's dense network, trained a second time in another data order, for A/A differences."""
+    """A replicate's dense network, trained a second time in another data order to show the effect of chance."""
 
     of: str
     """Digest of task, recipe, seeds and precision, which identifies the dense network."""
@@ -152,7 +152,7 @@ class SecondOrderRun(Part, frozen=True, kw_only=True):
 
 
 class MethodRow(Part, frozen=True, kw_only=True):
-    """One row of the table of all methods, with means over replicates."""
+    """A row of the table that compares methods: networks of one role and density, with means over replicates."""
 
     run: str
     method: str
@@ -202,7 +202,7 @@ class CampaignRecord(Part, frozen=True, kw_only=True, tag_field="kind", tag="cam
 
     @property
     def planned(self) -> dict[str, PlannedTime]:
-        """Name of a run -> planned and measured time of its blocks that this store planned and trained."""
+        """Planned and measured training time, by name of the run, of blocks that this store planned and trained."""
         return {
             run.name: PlannedTime(run.planned_seconds or 0.0, run.planned_took)
             for run in self.runs
@@ -216,11 +216,11 @@ class CampaignRecord(Part, frozen=True, kw_only=True, tag_field="kind", tag="cam
 
     @property
     def hypotheses(self) -> tuple[int, int]:
-        """The pair (number of decided hypotheses, number of all hypotheses).
+        """Number of decided hypotheses, and number of all hypotheses.
 
-        A claim and its replications are one hypothesis, which is decided if any of them is. Each is a separate test at
-        its family's alpha. By the union bound, a hypothesis that is tested k times is falsely confirmed with a
-        probability of at most k * alpha, and falsely refuted with at most the same probability.
+        A claim and its replications are one hypothesis; it is decided if the claim or a replication is decided. Each of
+        these is a separate test at its family's alpha. By the union bound, a hypothesis that is tested k times is falsely
+        confirmed with a probability of at most k * alpha. The same bound holds for false refutation.
         """
         replicated = {claim.name: claim.again for claim in self.claims}
         decided = {_find_original_claim(claim.name, replicated) for claim in self.claims if claim.found != "undecided"}
@@ -228,13 +228,13 @@ class CampaignRecord(Part, frozen=True, kw_only=True, tag_field="kind", tag="cam
 
     @property
     def max_tests_per_hypothesis(self) -> int:
-        """Largest number of tests (a claim and its replications) of any hypothesis; 0 if there are no claims."""
+        """Largest number of tests (a claim and its replications) for one hypothesis; 0 if there are no claims."""
         replicated = {claim.name: claim.again for claim in self.claims}
         return max(Counter(_find_original_claim(claim.name, replicated) for claim in self.claims).values(), default=0)
 
 
 def _find_original_claim(name: str, again: Mapping[str, str]) -> str:
-    """Return the name of the original claim, at the start of the chain of replications that leads to `name`."""
+    """Return the claim that `name` replicates, directly or through other replications; `name` if it replicates none."""
     seen = set[str]()
     while again.get(name) and name not in seen:  # a damaged record may have a cycle
         seen.add(name)

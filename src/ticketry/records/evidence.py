@@ -1,4 +1,4 @@
-"""Records of verifications and of stability analyses; `speed` has the records of timings."""
+"""Records of verifications and of stability analyses."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _ADVICE = "Repeat the command that wrote it; trainings in the store are reused"
 
 
 class Network(Part, frozen=True):
-    """The networks of one role in a verification, one for each seed; counts are means over seeds."""
+    """The networks of one role in a verification, with a metric for each seed; counts are means over seeds."""
 
     role: Role
     values: tuple[Number, ...]
@@ -46,7 +46,7 @@ class Network(Part, frozen=True):
 
 
 class Reference(Part, frozen=True):
-    """A dense network with another number of steps, shown for comparison, such as that of the whole search."""
+    """Dense networks with another number of training steps (such as the steps of the whole search), for comparison."""
 
     role: Role
     steps: Count | None = None
@@ -55,7 +55,7 @@ class Reference(Part, frozen=True):
 
 
 class Noise(MeanDifference, frozen=True, kw_only=True):
-    """A/A test: the ticket minus the same ticket under other seeds, which shows how large chance differences are."""
+    """A/A test: differences between the ticket and itself under other seeds, which show the effect of chance."""
 
     n: Count
     values: tuple[Number, ...] = ()
@@ -63,7 +63,7 @@ class Noise(MeanDifference, frozen=True, kw_only=True):
 
 
 class VerifyRecord(Judgement, frozen=True, kw_only=True, tag_field="kind", tag="verify"):
-    """The record of a verification, in which a ticket or a repeated search is compared over paired seeds.
+    """The record of a verification: a ticket, or a repeated search, compared with other networks over paired seeds.
 
     Examples:
         >>> run = tk.run("iterative", levels=2, replicates=1, controls=(), recipe={"length": "20it"}, workers=0)
@@ -107,7 +107,7 @@ class VerifyRecord(Judgement, frozen=True, kw_only=True, tag_field="kind", tag="
 
 
 class Distances(Part, frozen=True):
-    """Distances between the weights of two networks that were trained from the same initial weights."""
+    """Distances between the weights of two networks with the same initial weights: L2, and the angle."""
 
     l2: Number
     angle: Number | None
@@ -115,7 +115,7 @@ class Distances(Part, frozen=True):
 
 
 class LayerDistances(Part, frozen=True):
-    """L2 distances between the weights of networks in one layer; None if not measured."""
+    """L2 distances between the weights of two networks in one layer, under pruning and under another data order."""
 
     name: str
     pruning: Number | None = None
@@ -123,7 +123,7 @@ class LayerDistances(Part, frozen=True):
 
 
 class Curve(Part, frozen=True):
-    """Errors along the straight line between the weights of two networks."""
+    """Errors of networks on the straight line between the weights of two trained networks."""
 
     split: str
     recalibrated: Count
@@ -139,7 +139,7 @@ class Curve(Part, frozen=True):
 
     @property
     def height(self) -> float:
-        """Height of the error barrier; NaN if it is not finite."""
+        """Height of the error barrier on the line; NaN if it is not finite."""
         return nan_if_invalid(self.recorded_height)
 
     @property
@@ -149,7 +149,7 @@ class Curve(Part, frozen=True):
 
 
 class StabilityRow(Part, frozen=True, omit_defaults=True):
-    """Stability of one network that was trained from one rewind step."""
+    """Distances and error barriers of one network, which was trained from one rewind step."""
 
     replicate: Count
     step: Count
@@ -166,7 +166,7 @@ class StabilityRow(Part, frozen=True, omit_defaults=True):
 
     @property
     def barrier(self) -> Curve | None:
-        """The curve to show: on the test split and with recomputed statistics if available; None without curves."""
+        """The curve to show, preferably on the test split and with recomputed batch statistics; None without curves."""
         return max(self.barriers, key=lambda curve: (curve.split == "test", curve.recalibrated), default=None)
 
 
@@ -212,7 +212,7 @@ KINDS: dict[str, type[Evidence]] = {
 
 
 def read_evidence(record: object, what: str = "evidence record") -> Evidence:
-    """Convert JSON values to a record of evidence of their kind; return a record unchanged."""
+    """Convert JSON values to a verification, stability or timing record; return a record unchanged."""
     if isinstance(record, Evidence):
         return record
     check_format(record, FORMAT, what=what, advice=_ADVICE)

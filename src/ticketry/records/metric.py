@@ -1,4 +1,4 @@
-"""The metric by which networks are compared, and text and HTML tables that show its values. Needs no torch."""
+"""The metric by which networks are compared, and functions that show its values as text and HTML tables."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Metric:
 
     @property
     def words(self) -> str:
-        """Name as written in text, with spaces instead of underscores: bits per character."""
+        """The name with spaces instead of underscores: bits per character."""
         return self.name.replace("_", " ")
 
     @property
@@ -74,7 +74,7 @@ _MOST_DECIMALS, _SMALL = 6, 1e-4
 
 
 def format_number(value: float, decimals: int, *, sign: bool = False) -> str:
-    """Format a number with `decimals` decimals; very small numbers get an exponent and at least two digits: 8.3e-8."""
+    """Format a number with `decimals` decimals; very small numbers get an exponent, such as 8.3e-8."""
     plus = "+" if sign else ""
     if decimals <= _MOST_DECIMALS or not 0 < abs(value) < _SMALL:
         return f"{value:{plus}.{decimals}f}"

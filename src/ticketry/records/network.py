@@ -39,12 +39,12 @@ DISTANCE, MASKS = "distance", "masks"
 
 
 def is_matched_dense(role: str) -> bool:
-    """Return whether `role` is a control that is a dense network as expensive as the ticket."""
+    """Return whether `role` is a dense network that is made as expensive as the ticket, to be its control."""
     return role.partition(":")[0] in MATCHED_DENSE
 
 
 def share_of(part: float | None, whole: float | None) -> float | None:
-    """Return `part / whole`, a cost relative to the dense network's; None if `part` or `whole` is unknown."""
+    """Return `part / whole`, such as a cost relative to the dense network; None if `part` or `whole` is unknown."""
     return None if part is None or not whole else part / whole
 
 
@@ -55,7 +55,7 @@ _StepValue = Annotated[tuple[Number, float | None], Meta(extra={"problem": "is n
 
 
 class FirstLayer(Part, frozen=True):
-    """The mask of the first layer: for a convolution all bits, else the retained share of each input's weights."""
+    """The mask of the first layer, for a picture: all bits of a convolution, else the retained share per input."""
 
     name: str
     kind: Literal["filters", "inputs"]
@@ -75,7 +75,7 @@ class FirstLayer(Part, frozen=True):
 
 
 class RelativeLatency(Part, frozen=True):
-    """Latency as a share of the task's dense network's, timed alternately on one machine: median and interval."""
+    """Latency relative to the task's dense network, as median and interval; both were timed in turns on one machine."""
 
     share: NotNegative
     low: NotNegative
@@ -86,7 +86,7 @@ class RelativeLatency(Part, frozen=True):
 
 
 class Phase(Part, frozen=True):
-    """Costs of one phase of the training that a network needed; values that were not measured are None."""
+    """Costs of one phase of a network's training; values that were not measured are None."""
 
     steps: Count
     flops: NotNegative | None = None
@@ -101,7 +101,7 @@ class Phase(Part, frozen=True):
 
 
 class Phases(Part, frozen=True):
-    """Costs of all training that a network needed, including training shared with other networks, by phase."""
+    """Costs, by phase, of all training that a network needed; training shared with other networks is included."""
 
     dense: Phase
     """Training without a mask."""
@@ -112,12 +112,12 @@ class Phases(Part, frozen=True):
 
     @property
     def by_name(self) -> dict[str, Phase]:
-        """Name of a phase -> phase, in the order of training."""
+        """The phases by name, in the order of training."""
         return {name: getattr(self, name) for name in PHASES}
 
     @property
     def total(self) -> Phase:
-        """Sum of all phases, and the highest memory of any phase; a value is None if a phase lacks it."""
+        """Sum over all phases, but of memory the maximum; a value is None if it is unknown for a phase."""
         parts = [part for part in self.by_name.values() if not part.is_empty]
         memories = [part.memory for part in parts if part.steps]
         known = [memory for memory in memories if memory is not None]
@@ -130,7 +130,7 @@ class Phases(Part, frozen=True):
 
 
 def _sum(numbers: Sequence[float | None]) -> float | None:
-    """Return the sum of numbers; None if a number is None or there are no numbers."""
+    """Return the sum of `numbers`; None if a number is None, or if there are no numbers."""
     known = [number for number in numbers if number is not None]
     return sum(known) if known and len(known) == len(numbers) else None
 
@@ -157,7 +157,7 @@ class Cost(Part, frozen=True, kw_only=True, omit_defaults=True):
 
     @classmethod
     def from_values(cls, values: Mapping[str, Any]) -> Cost:
-        """Read the costs that are valid, and ignore invalid ones, which must not make a whole record unreadable."""
+        """Read the valid costs; ignore invalid costs, so that the rest of the record can still be read."""
         usable: dict[str, Any] = {}
         for name, value in values.items():
             with contextlib.suppress(ValidationError):
@@ -167,7 +167,7 @@ class Cost(Part, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Moment(Part, frozen=True):
-    """The step at which a network was pruned, and the detector's measurements that led to it."""
+    """The step at which a network was pruned, and the measurements by which a detector chose this step."""
 
     step: Count
     detected: bool
@@ -189,19 +189,19 @@ class Moment(Part, frozen=True):
 
     @property
     def measurements(self) -> tuple[tuple[int, float], ...]:
-        """The detector's measurements as (step, value), in the order of steps.
+        """The detector's measurements as pairs of step and value, in the order of steps.
 
-        For detector distance, a value is ||w - w0|| / ||w0||. For detector masks, it is the share of elements in which
-        the mask differs from the mask of the previous measurement; NaN for the first measurement.
+        For the detector ``distance``, a value is ||w - w0|| / ||w0||. For the detector ``masks``, a value is the share
+        of mask elements that differ from the previous measurement; it is NaN for the first measurement.
         """
         return tuple((int(step), nan_if_invalid(value)) for step, value in self.recorded_looks)
 
     @property
     def compared_measurements(self) -> tuple[tuple[int, float], ...]:
-        """The values that the detector compares with the threshold, as (step, value); NaN if undefined.
+        """The values that the detector compares with its threshold, as pairs of step and value; NaN if undefined.
 
-        For detector distance, with measurements d_t, a value is |d_t - d_(t-1)| / d_1 with d_0 = 0, so that the first
-        value is 1. For detector masks, the values are the measurements themselves.
+        For the detector ``distance``, with measurements d_t and d_0 = 0, a value is |d_t - d_(t-1)| / d_1. For the
+        detector ``masks``, the values are the measurements themselves.
         """
         looks = self.measurements
         if self.detector != DISTANCE or not looks:
@@ -213,7 +213,7 @@ class Moment(Part, frozen=True):
 
     @property
     def value_at_pruning(self) -> float:
-        """The last compared value up to the pruning step; NaN without measurements."""
+        """The last value, up to the pruning step, that was compared with the threshold; NaN without measurements."""
         return next((value for step, value in reversed(self.compared_measurements) if step <= self.step), math.nan)
 
 
@@ -273,7 +273,7 @@ class Point(Part, frozen=True, kw_only=True, omit_defaults=True):
 
 
 def check_metric(values: dict[str, Any], name: str, place: str) -> None:
-    """Check that `values` contain a finite number for the metric `name`."""
+    """Raise an error unless `values`, at `place` in a record, contain a finite number for the metric `name`."""
     value = values.get(name)
     if isinstance(value, bool) or not isinstance(value, int | float):
         reject(f"{place}.{name}", f"is {describe_json_type(value)}, not a number")

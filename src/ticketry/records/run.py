@@ -1,4 +1,4 @@
-"""The record of a run, which is a search over replicates, and its live progress while it is executed."""
+"""The record of a run (a search over several replicates), and the progress of a run that is being executed."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _Gates = Annotated[int, Meta(ge=0, extra={"problem": "below 0"})]
 
 
 class Round(Part, frozen=True, kw_only=True):
-    """One training with gates, which either produced a ticket's mask or was only a trial."""
+    """One training with gates (learned on/off switches of weights): it gave a ticket's mask, or was a trial."""
 
     replicate: Count
     level: Count
@@ -69,7 +69,7 @@ class Round(Part, frozen=True, kw_only=True):
             reject("histogram", "is empty")
 
     def metric(self, name: str, *, soft: bool) -> float:
-        """Return the metric `name` on the validation split, with soft gates if `soft`, else with rounded ones."""
+        """Return the metric `name` on the validation split, with fractional gates if `soft`, else with rounded gates."""
         return float((self.soft_validation if soft else self.validation)[name])
 
 
@@ -80,7 +80,7 @@ class OmittedControlAtLevel(OmittedControl, frozen=True):
 
 
 class ScheduleSteps(Part, frozen=True, omit_defaults=True):
-    """Length of the training schedule and of an epoch, and the rewind step, all in steps."""
+    """Number of steps of the whole training and of an epoch, and the rewind step."""
 
     total: Count | None = None
     per_epoch: Count | None = None
@@ -125,7 +125,7 @@ class RunRecord(Experiment, frozen=True, kw_only=True, omit_defaults=True, tag_f
 
     @property
     def known_as(self) -> str:
-        """Name of the method in lists, labels and tables: the name by which the user requested the method."""
+        """Name by which the user requested the method, shown in lists, labels and tables."""
         return self.alias or self.method
 
     @property
@@ -135,7 +135,7 @@ class RunRecord(Experiment, frozen=True, kw_only=True, omit_defaults=True, tag_f
 
     @property
     def cost(self) -> Cost:
-        """Cost of the whole run; invalid recorded values are ignored."""
+        """Cost of the whole run; values that are invalid in the record are omitted."""
         return Cost.from_values(self.recorded_cost)
 
     def __post_init__(self) -> None:
@@ -180,7 +180,7 @@ PROGRESS_SECONDS: Final = 2.0
 
 
 class ProgressPoint(Part, frozen=True):
-    """A network that was trained in the run, with its test metric."""
+    """A trained network of a run that is being executed, with its test metric."""
 
     replicate: Count
     level: Count
@@ -190,7 +190,7 @@ class ProgressPoint(Part, frozen=True):
 
 
 class ActiveSegment(Part, frozen=True):
-    """A training segment that is being executed."""
+    """A training that is running now: its label, and the number of steps that are done."""
 
     label: str
     done: Count
@@ -200,7 +200,7 @@ class ActiveSegment(Part, frozen=True):
 
 
 class Progress(Part, frozen=True, kw_only=True):
-    """Progress of a run that is being executed."""
+    """Progress of a run that is being executed: trained networks, running trainings, and times."""
 
     format: int = FORMAT
     run: str
@@ -233,15 +233,15 @@ class Progress(Part, frozen=True, kw_only=True):
 
 
 def estimate_time_left(seconds: float, trained: int, finished: int, expected: int, *, at_once: int = 1) -> float | None:
-    """Estimate the remaining time of a run in seconds; return None if this is not possible yet.
+    """Return the estimated remaining time of a run in seconds; None if this is not possible yet.
 
     Args:
         seconds: training time so far, without the time in which workers started.
         trained: number of networks trained in that time.
         finished: number of networks that the run has, including networks found in the store.
         expected: number of networks that the run will have; 0 if unknown.
-        at_once: number of networks that are trained simultaneously. There is no estimate before this many networks are
-            trained, because networks of one batch end at nearly the same time.
+        at_once: number of networks that are trained simultaneously. Before this many networks are trained, there is no
+        estimate, because networks that start together end at nearly the same time.
     """
     if not expected or trained < max(at_once, 1):
         return None

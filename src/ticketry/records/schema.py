@@ -1,4 +1,4 @@
-"""Types of numbers in records, and functions that read and write records; errors name the invalid field."""
+"""Define types of numbers in records, and functions that read and write records; errors name the invalid field."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ T = TypeVar("T")
 
 
 def reject(key: str, problem: str) -> NoReturn:
-    """Raise the error for an invalid field; call this in the ``__post_init__`` of a part of a record."""
+    """Raise the error for the invalid field `key`; for use in the ``__post_init__`` of a part of a record."""
     raise ValueError(f"{key} {problem}")
 
 
@@ -48,7 +48,7 @@ def as_json(record: msgspec.Struct) -> dict[str, Any]:
 
 
 def _encode_string(value: object) -> str:
-    """Convert an instance of a subclass of `str`, such as torch's version, to `str`."""
+    """Return an instance of a subclass of `str`, such as torch's version, as a plain `str`."""
     if isinstance(value, str):
         return str(value)
     raise TypeError(f"a record cannot contain a {type(value).__name__}: convert it to JSON values")
@@ -65,6 +65,7 @@ def read(kind: type[T], value: object, *, what: str, advice: str) -> T:
     """Convert JSON values to a record of class `kind`.
 
     Args:
+        value: the JSON values; a record of this class is returned unchanged.
         what: name of the record in errors, such as its file.
         advice: end of the error message, which says what to do about an invalid record.
     """
@@ -76,7 +77,7 @@ def read(kind: type[T], value: object, *, what: str, advice: str) -> T:
 
 
 class _FormatHeader(Part, frozen=True):
-    """The only field that records of all formats have: the format version."""
+    """The format version, which is the only field that records of all versions have."""
 
     format: AtLeastOne
 
@@ -92,7 +93,7 @@ def check_format(value: object, version: int, *, what: str, advice: str) -> None
 
 
 def clip_to_unit(value: float) -> float:
-    """Return the number, limited to 0 … 1, which removes rounding errors beyond the ends."""
+    """Return the number, limited to 0 … 1; this removes rounding errors below 0 and above 1."""
     return min(max(value, 0.0), 1.0)
 
 
@@ -102,7 +103,7 @@ def nan_if_invalid(value: float | None) -> float:
 
 
 def describe_json_type(value: object) -> str:
-    """Return a description, such as "a list", of the JSON type of a value for messages."""
+    """Return the JSON type of a value for messages, such as "a list"."""
     if value is None:
         return "missing"
     names = {bool: "a truth value", str: "text", int: "a number", float: "a number", list: "a list", dict: "an object"}
@@ -110,7 +111,7 @@ def describe_json_type(value: object) -> str:
 
 
 def _locate_fault(kind: Any, value: object, error: msgspec.ValidationError) -> tuple[str, str]:
-    """Return (place of an invalid value in a record, what is wrong with the value)."""
+    """Return the place of the invalid value in a record, and what is wrong with the value."""
     text, _, path = str(error).partition(" - at `$")
     path = path.rstrip("`").removeprefix(".")
     if isinstance(error.__cause__, ValueError):  # raised by `reject`
@@ -126,7 +127,7 @@ def _locate_fault(kind: Any, value: object, error: msgspec.ValidationError) -> t
 
 @functools.cache
 def _inspect_type(kind: Any) -> inspect.Type:
-    """Return msgspec's description of a type, cached because a large record takes tens of milliseconds."""
+    """Return msgspec's description of a type, from a cache, since its computation takes tens of milliseconds."""
     return inspect.type_info(kind)
 
 
@@ -151,7 +152,7 @@ def _declared_type_at(kind: inspect.Type, parts: list[str | int]) -> inspect.Typ
 
 
 def _strip_metadata(kind: inspect.Type) -> tuple[inspect.Type, Mapping[str, Any]]:
-    """Return (type without its metadata and without None, metadata)."""
+    """Return a type without its metadata and without None, and the metadata."""
     extra: Mapping[str, Any] = {}
     while isinstance(kind, inspect.Metadata | inspect.UnionType):
         if isinstance(kind, inspect.Metadata):
@@ -175,7 +176,7 @@ _TYPE_WORDS: dict[type[inspect.Type], tuple[str, tuple[type, ...]]] = {
 
 
 def _format_number(value: float) -> str:
-    """Format a number briefly; this also works for integers too large for a float."""
+    """Format a number briefly, even an integer that is too large for a float."""
     try:
         return f"{value:g}"
     except OverflowError:
@@ -183,7 +184,7 @@ def _format_number(value: float) -> str:
 
 
 def _describe_problem(declared: inspect.Type, value: Any) -> str:
-    """Return a text for messages that says why a value does not match its declared type."""
+    """Return, for messages, why a value does not match its declared type."""
     kind, extra = _strip_metadata(declared)
     words, classes = _TYPE_WORDS.get(type(kind), ("an object", (dict,)))
     if type(value) not in classes:

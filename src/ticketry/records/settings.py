@@ -29,14 +29,14 @@ _OPTIONS = {
 
 
 def upgrade_settings(stored: Mapping[str, Any], known: Container[str] = ()) -> dict[str, Any]:
-    """Return stored settings, converted to the present names and values.
+    """Return stored settings of a search, converted to the present names and values.
 
     - In format 1, `structured`, `multiple`, `pattern` and options such as `rows` stood for what `structure` stores now.
     - In format 1, `equal_cost` was called `budget`.
-    - Settings without `base` are older: shares of latency then referred to the network compiled by ticketry without
-      pruning, which is now base ``engine``.
+    - Settings without `base` (the network that shares of latency refer to) get ``engine``, the network that ticketry
+      compiles without pruning.
 
-    All other settings are returned unchanged, even wrong ones, which the reader reports.
+    All other settings are returned unchanged; wrong settings are reported later, when they are read.
 
     Args:
         known: names of the method's own settings, which are not converted even if format 1 had the same names.

@@ -58,7 +58,7 @@ class Seeds(Part, frozen=True):
 
 
 class TrainedSegment(Part, frozen=True):
-    """The training of a ticket, over the steps from `first` to `last` of the schedule."""
+    """The training of a ticket, from step `first` to step `last` of the schedule."""
 
     first: Count
     last: Count
@@ -114,14 +114,14 @@ class RetrainingInfo(TrainingInfo, frozen=True, kw_only=True):
 
     @property
     def mask_pattern(self) -> str:
-        """Pattern in which the search chose the mask; unstructured under a budget, or if a structure came later."""
+        """Pattern in which the search chose the mask; unstructured under a budget, or if a structure came afterwards."""
         if self.aim or self.structure.kind or not isinstance(self.settings.structure, str):
             return self.settings.pattern
         return pattern_of_structure(self.settings.structure) or self.settings.pattern
 
 
 class SearchRequest(Part, frozen=True):
-    """The requested search, as far as it differs from the ticket's own entries; old tickets lack this entry."""
+    """Entries of the requested search that differ from the ticket's own entries, such as the number of replicates."""
 
     replicates: AtLeastOne
     recipe: dict[str, Any] | None = None
@@ -150,7 +150,7 @@ class TaskInfo(Part, frozen=True):
 
 
 class TicketRecord(Part, frozen=True, kw_only=True):
-    """Base of records about one saved ticket, with the ticket's folder, task and size."""
+    """Base class of records about one saved ticket: its folder, task and size."""
 
     format: Literal[1] = 1
     ticket: str = ""
@@ -167,7 +167,7 @@ class TicketRecord(Part, frozen=True, kw_only=True):
 
 
 def read_ticket_info(kind: type[T], info: Mapping[str, Any], of: str) -> T:
-    """Convert the info of a ticket's ticket.json to an instance of one of the classes of this module."""
+    """Convert `info`, read from a ticket's ticket.json, to an instance of `kind`, which is a class of this module."""
     try:
         return read(kind, {"info": dict(info)}["info"], what=of, advice="")
     except StoreError as error:
@@ -185,7 +185,7 @@ _MOST_PIXELS = 1 << 20
 
 
 class LayerPicture(Part, frozen=True):
-    """Picture of a layer's mask before and after structuring; rows are sorted by their group after structuring."""
+    """Pictures of a layer's mask before and after structuring; in both, rows are sorted by their group after it."""
 
     name: str
     rows: AtLeastOne
@@ -232,7 +232,7 @@ else:  # the options of `core.structure.pattern.Structuring`; options that do no
 
 
 class Structure(_Options, frozen=True, kw_only=True, omit_defaults=True):
-    """The structure of one ticket's mask: kind, options, and how well the new mask fits the original mask."""
+    """The structure of a ticket's mask: its kind and options, and how well the new mask fits the original mask."""
 
     kind: str
     name: str = ""
@@ -256,7 +256,7 @@ class StructureRecord(TicketRecord, frozen=True, kw_only=True, tag_field="kind",
 
 
 class SpeedRecord(TicketRecord, frozen=True, kw_only=True):
-    """Base of timing records, which names the ticket and how it was timed."""
+    """Base class of timing records: the timed ticket, and the conditions of the timing."""
 
     name: str
     run: str = ""
@@ -269,7 +269,7 @@ class SpeedRecord(TicketRecord, frozen=True, kw_only=True):
 
     @property
     def comparisons(self) -> tuple[Timed, ...]:
-        """Latencies of the ticket and of dense engines, with one entry for each batch size; empty if not timed."""
+        """Latencies of the ticket and of dense engines, for each batch size; empty if not timed."""
         return ()
 
     @property
@@ -284,7 +284,7 @@ class SpeedRecord(TicketRecord, frozen=True, kw_only=True):
 
 
 class BenchRecord(SpeedRecord, frozen=True, kw_only=True, tag_field="kind", tag="bench"):
-    """The record of the latency and size of a ticket, compared with dense engines."""
+    """The record of a ticket's latency and size, compared with dense engines."""
 
     structure: str = ""
     """Structure of the mask: channel-wise, unstructured or group-wise."""
@@ -303,7 +303,7 @@ class BenchRecord(SpeedRecord, frozen=True, kw_only=True, tag_field="kind", tag=
 
 
 class CurveRecord(SpeedRecord, frozen=True, kw_only=True, tag_field="kind", tag="bench-curve"):
-    """The record of the latency of a ticket's network under synthetic masks of several densities."""
+    """The record of a timing of a ticket's network under synthetic masks of several densities."""
 
     pattern: str = ""
     seed: int = 0

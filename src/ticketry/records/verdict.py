@@ -1,4 +1,4 @@
-"""Records of tasks, and of verdicts with the numbers that they are based on."""
+"""Records of tasks, and of verdicts with the statistics that justify the verdicts."""
 
 from __future__ import annotations
 
@@ -25,10 +25,13 @@ _Interval = Annotated[tuple[Number, Number], Meta(extra={"problem": _NO_INTERVAL
 
 
 def describe_answers(as_good: str | None, better: str | None, not_beaten: Sequence[str], controls: bool = True) -> str:
-    """Return a sentence with both answers of a verdict; empty if the record has no answers.
+    """Return a sentence with the two answers of a verdict; empty if `as_good` and `better` are None.
 
     Args:
+        as_good: whether the ticket is as good as the dense network: yes, no or undecided.
+        better: whether the ticket is better than every control: yes, no or undecided.
         not_beaten: names, for display, of the controls that the ticket was not shown to beat.
+        controls: whether there are controls.
     """
     if as_good is None:
         return ""
@@ -39,7 +42,7 @@ def describe_answers(as_good: str | None, better: str | None, not_beaten: Sequen
 
 
 class Task(Part, frozen=True):
-    """The task and network of a record: names, metric and parameter counts."""
+    """The task and network that a record is about: names, metric and parameter counts."""
 
     name: str
     model: str
@@ -56,12 +59,12 @@ class Task(Part, frozen=True):
 
     @property
     def title(self) -> str:
-        """Name of network and task, such as ``lenet-300-100 on digits``; only the task's if the network has no name."""
+        """Names of network and task: ``lenet-300-100 on digits``; only the task's name if the network is unnamed."""
         return f"{self.model} on {self.name}" if self.model else self.name
 
 
 class Experiment(Part, frozen=True, kw_only=True):
-    """Base of records of whole experiments; its mappings are displayed unchanged and may be empty."""
+    """Base class of records of whole experiments: task, settings, environment, command and store."""
 
     task: Task
     settings: dict[str, Any] = field(default_factory=dict)
@@ -78,7 +81,7 @@ class OmittedControl(Part, frozen=True):
 
 
 class Diagnosis(Part, frozen=True, kw_only=True):
-    """Checks whether paired differences, in the order of seeds, meet the assumptions of their test."""
+    """Statistics that show whether paired differences, in the order of seeds, meet the assumptions of their test."""
 
     skewness: Number
     """Skewness of the differences; below 0 if a few seeds are far worse than the others."""
@@ -93,7 +96,7 @@ class Diagnosis(Part, frozen=True, kw_only=True):
 
 
 class MeanDifference(Part, frozen=True, kw_only=True):
-    """Mean difference of ticket and another network over paired seeds, in the metric's unit; positive is better."""
+    """Mean of ticket minus other network over paired seeds, in the metric's unit; positive if the ticket is better."""
 
     mean: Number
     low: Number | None = None
@@ -104,12 +107,12 @@ class MeanDifference(Part, frozen=True, kw_only=True):
     """Standard deviation of the differences, with denominator n - 1; None for one seed."""
 
     def numbers(self) -> dict[str, Any]:
-        """Return mean, low, high and sd by name, from which another record of a difference can be built."""
+        """Return mean, low, high and sd by name, as arguments for another record of a difference."""
         return {name: getattr(self, name) for name in MeanDifference.__struct_fields__}
 
 
 class Difference(MeanDifference, frozen=True, kw_only=True):
-    """Mean difference between the ticket and the network with a role, with the test of this difference."""
+    """Mean difference between the ticket and the network with the role `role`, and the test of this difference."""
 
     role: Role
     """Role of the other network."""
@@ -129,7 +132,7 @@ Missing = TypeVar("Missing")
 
 
 class VerdictAnswers(Part, Generic[Missing], frozen=True, kw_only=True):
-    """The two answers of a verdict, with statistics; p-values are corrected for interim analyses.
+    """The two answers of a verdict and their statistics; p-values are corrected for interim analyses.
 
     The type parameter `Missing` is None in records, because records from before 2026-11-22 lack the two answers.
     """
@@ -172,8 +175,8 @@ class VerdictAnswers(Part, Generic[Missing], frozen=True, kw_only=True):
     def decided(self) -> bool:
         """Whether no more seeds are needed to judge the claim.
 
-        The claim "matches" needs only the answer whether the ticket is as good as dense; "wins" needs both answers,
-        unless the first one is "no".
+        The claim "matches" needs only the answer whether the ticket is as good as dense. The claim "wins" needs both
+        answers, unless the first answer is "no".
         """
         answered = self.claim == "matches" or self.better_than_controls != "undecided"
         return self.as_good_as_dense == "no" or (self.as_good_as_dense == "yes" and answered)
@@ -186,7 +189,7 @@ class VerdictAnswers(Part, Generic[Missing], frozen=True, kw_only=True):
 
 
 class Judgement(VerdictAnswers[None], frozen=True, kw_only=True):
-    """A verdict from paired differences on one level of a run, one ticket or a repeated search."""
+    """A verdict, from paired differences, on a level of a run, a ticket, or a repeated search."""
 
     about: _About = "ticket"
     """Subject of the verdict; records from before 2026-11-22 lack this field, and their subject is a ticket."""
@@ -203,7 +206,7 @@ class Judgement(VerdictAnswers[None], frozen=True, kw_only=True):
 
     @property
     def claims_of(self) -> str:
-        """Subject of the verdict as text: "this ticket" or "this procedure"."""
+        """What the verdict is about, as text: "this ticket" or "this procedure"."""
         return f"this {self.about}"
 
     @property
@@ -215,7 +218,7 @@ class Judgement(VerdictAnswers[None], frozen=True, kw_only=True):
 
     @property
     def decided(self) -> bool:
-        """Whether no more seeds are needed; in old records without answers, whether the verdict is decided."""
+        """Whether no more seeds are needed; for an old record without answers, whether `verdict` is a decision."""
         return self.verdict != "undecided" if self.as_good_as_dense is None else super().decided
 
     def _repr_html_(self) -> str:
@@ -224,7 +227,7 @@ class Judgement(VerdictAnswers[None], frozen=True, kw_only=True):
 
 
 class LevelVerdict(Judgement, frozen=True, kw_only=True):
-    """The verdict on one level of a run, judged over all replicates, which is about the procedure."""
+    """The verdict on one level of a run over all replicates; it is about the search procedure."""
 
     about: _About = "procedure"
     level: Count
