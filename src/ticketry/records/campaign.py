@@ -219,8 +219,8 @@ class CampaignRecord(Part, frozen=True, kw_only=True, tag_field="kind", tag="cam
         """Number of decided hypotheses, and number of all hypotheses.
 
         A claim and its replications are one hypothesis; it is decided if the claim or a replication is decided. Each of
-        these is a separate test at its family's alpha. By the union bound, a hypothesis that is tested k times is falsely
-        confirmed with a probability of at most k * alpha. The same bound holds for false refutation.
+        these is a separate test at its family's alpha. By the union bound, a hypothesis that is tested k times is
+        falsely confirmed with a probability of at most k * alpha. The same bound holds for false refutation.
         """
         replicated = {claim.name: claim.again for claim in self.claims}
         decided = {_find_original_claim(claim.name, replicated) for claim in self.claims if claim.found != "undecided"}

@@ -69,7 +69,7 @@ class Round(Part, frozen=True, kw_only=True):
             reject("histogram", "is empty")
 
     def metric(self, name: str, *, soft: bool) -> float:
-        """Return the metric `name` on the validation split, with fractional gates if `soft`, else with rounded gates."""
+        """Return the metric `name` on the validation split, with fractional gates if `soft`, else rounded."""
         return float((self.soft_validation if soft else self.validation)[name])
 
 

@@ -114,7 +114,7 @@ class RetrainingInfo(TrainingInfo, frozen=True, kw_only=True):
 
     @property
     def mask_pattern(self) -> str:
-        """Pattern in which the search chose the mask; unstructured under a budget, or if a structure came afterwards."""
+        """Pattern in which the search chose the mask; unstructured under a budget, or if a structure came later."""
         if self.aim or self.structure.kind or not isinstance(self.settings.structure, str):
             return self.settings.pattern
         return pattern_of_structure(self.settings.structure) or self.settings.pattern
