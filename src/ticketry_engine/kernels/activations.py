@@ -23,7 +23,7 @@ Activation = str | tuple[str, float] | None
 _LOG2_E = 1.4426950408889634
 _LN2_HIGH, _LN2_LOW = 0.693145751953125, 1.42860682030941723212e-6
 _ROUND = 12582912.0
-"""1.5 * 2**23: when it is added to x in float32, the low bits of the sum hold the integer nearest to x."""
+"""1.5 * 2**23: the low bits of the float32 sum ``x + _ROUND`` hold the integer nearest to x."""
 
 _EXP = (
     *(1.0, 1.0, 0.4999999146757567, 0.16666420344695165),
@@ -74,7 +74,7 @@ def activate(e: Emitter, act: str | Mapping[str, float] | tuple[str, float] | No
 def activate_all(
     e: Emitter, act: str | Mapping[str, float] | tuple[str, float] | None, vectors: Sequence[Any]
 ) -> list[Any]:
-    """Return the activation of each of several vectors; long ones process some at once, to share constants."""
+    """Return the activation `act` of each vector; activations with an exponential process several vectors at once."""
     act = activation(act)
     if act not in _WITH_EXPONENTIAL:
         return [activate(e, act, vector) for vector in vectors]
@@ -90,7 +90,7 @@ _VECTORS_AT_ONCE = 4
 
 
 def _concatenate(e: Emitter, vectors: Sequence[Any]) -> Any:
-    """Concatenate vectors into one wide vector; unless their number is a power of two, repeat some at the end."""
+    """Concatenate vectors into one wide vector, padded with repeated vectors to a power of two."""
     while len(vectors) > 1:
         lanes = vectors[0].type.count
         whole = ir.Constant(ir.VectorType(I32, 2 * lanes), list(range(2 * lanes)))
@@ -257,7 +257,7 @@ def _polynomial(e: Emitter, x: Any, coefficients: tuple[float, ...]) -> Any:
 
 
 def _clamp_below(e: Emitter, x: Any, bound: float) -> Any:
-    """Return max(x, bound), or NaN for NaN; compare and select compile to one instruction."""
+    """Return max(x, bound), or NaN where x is NaN."""
     return e.select(e.b.fcmp_ordered("<", x, _constant_like(x, bound)), _constant_like(x, bound), x)
 
 

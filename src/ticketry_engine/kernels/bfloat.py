@@ -121,7 +121,8 @@ def load_pairs(e: Emitter, pointer: ir.Value, byte: ir.Value | int, align: int =
 def interleave_pairs(e: Emitter, one: ir.Value, other: ir.Value) -> list[ir.Value]:
     """Return the pairs (one[i], other[i]) of two bfloat16 vectors, as two vectors of pairs.
 
-    To take one instruction each, the results hold the first and the second halves of each 128-bit piece.
+    Of each 128-bit piece, the first result holds the pairs of the first half, and the second result those of the second
+    half. In this order, each result takes one instruction.
     """
     width = 2 * e.target.lanes
     words = ir.VectorType(I16, width)
@@ -172,7 +173,7 @@ TILE_ROW_BYTES = 64
 TILE_BYTES = TILE_ROWS * TILE_ROW_BYTES
 
 TILE_DEPTH = 32
-"""bfloat16 values per row of a tile: the number of terms that one `multiply_tiles` adds to each sum."""
+"""Number of bfloat16 values in a row of a tile, and of products that one `multiply_tiles` adds to each sum."""
 
 
 def build_configuration(tiles: Sequence[tuple[int, int]]) -> Array:

@@ -29,26 +29,31 @@ class CopyArg(enum.IntEnum):
     """Positions of the arguments of a `Copies` kernel."""
 
     SOURCE = 0
-    """Byte offset of the source in the arena; RESULT likewise for the destination."""
+    """Byte offset of the source in the arena; `RESULT` is the byte offset of the destination."""
     RESULT = 1
     SOURCE_IMAGE = 2
-    """Bytes between two images of the source; RESULT_IMAGE likewise for the destination."""
+    """Bytes between two images of the source; `RESULT_IMAGE` is the same for the destination."""
     RESULT_IMAGE = 3
     OUTER = 4
-    """Number of entries of the table STARTS; INNER likewise for RUNS."""
+    """Number of entries of the table `STARTS`; `INNER` is the number of entries of the table `RUNS`."""
     INNER = 5
     STARTS = 6
-    """int64 [outer, 2]: byte offsets of destination and source, relative to RESULT and SOURCE."""
+    """int64 [outer, 2]: byte offsets of destination and source, relative to `RESULT` and `SOURCE`."""
     RUNS = 7
-    """int64 [inner, 2]: for each run, byte offsets of destination and source relative to an entry of STARTS."""
+    """int64 [inner, 2]: for each run, byte offsets of destination and source relative to an entry of `STARTS`."""
 
 
 def plan_copies(destinations: Array, places: Array, of: Array, size: int) -> Iterator[tuple[int, Array, Array, int]]:
-    """Yield (number of a source, or -1 for zeros; the tables STARTS and RUNS; the elements per run).
+    """Yield the copies to make: (number of a source, table `starts`, table `runs`, elements per run).
 
-    `destinations` and `places` are int64 [outer, inner]: the byte of each element's destination, the sum of an offset
-    of its row and an offset of its column, and the byte of the element in its source. `of` has the number of each
-    element's source, or -1 for an element to be set to zero. An element has `size` bytes.
+    The module docstring describes the two tables. The number is -1 if the copies write zeros.
+
+    Args:
+        destinations: int64 [outer, inner], byte to which each element is copied. It is the sum of a number for the row
+            and a number for the column.
+        places: int64 [outer, inner], byte of each element in its source.
+        of: [outer, inner], number of each element's source; -1 for an element that is set to zero.
+        size: bytes of an element.
     """
     for number in np.unique(of).tolist():
         mine = of == number
@@ -69,9 +74,10 @@ def plan_copies(destinations: Array, places: Array, of: Array, size: int) -> Ite
 
 
 def _group_into_runs(to: Array, source: Array, size: int, zeros: bool) -> Iterator[tuple[Array, int]]:
-    """Yield (runs [runs, 2], their length in elements), where a run is consecutive in destination and in source.
+    """Yield (first bytes of runs, elements per run), where a run consists of consecutive elements.
 
-    `to` and `source` are the bytes of each element of `size` bytes. If `zeros`, only the destination matters.
+    The first bytes are int64 [runs, 2], in destination and source. `to` and `source` are the bytes of each element, and
+    an element has `size` bytes. If `zeros`, elements need to be consecutive only in the destination.
     """
     breaks = np.diff(to) != size
     if not zeros:
@@ -115,7 +121,7 @@ class Copies(EmittedKernel):
                 self._copy_runs(e, e.at(runs, b.mul(turn.index, e.i64(16))), 1, to, source_place)
 
     def _copy_runs(self, e: Emitter, pairs: ir.Value, count: int, to: ir.Value, source_place: ir.Value) -> None:
-        """Copy the `count` runs whose entries of the table RUNS begin at `pairs`."""
+        """Copy `count` runs; `pairs` points to the first run's entry in the table `CopyArg.RUNS`."""
         ends = [
             (e.at(to, e.load_i64(pairs, 16 * number)), e.at(source_place, e.load_i64(pairs, 16 * number + 8)))
             for number in range(count)
@@ -144,6 +150,6 @@ class Copies(EmittedKernel):
 
 
 def _copy_types(lanes: int) -> list[tuple[ir.Type, int]]:
-    """Return (type, bytes) of the loads for the rest of a run that is shorter than a vector, widest first."""
+    """Return (type, bytes) of the loads that copy less than a vector, widest first."""
     widths = [width for width in (8, 4) if width < lanes]
     return [*((ir.VectorType(I32, width), 4 * width) for width in widths), (I64, 8), (I32, 4), (I16, 2)]

@@ -65,7 +65,7 @@ class EmittedLoop:
     """A loop while its body is being written.
 
     `index` is the loop variable, and `carried` holds values that each iteration receives from the iteration before. The
-    body must set `next` to the values that it passes on.
+    body must set `next` to the values for the next iteration.
     """
 
     index: ir.Value
@@ -165,7 +165,7 @@ class Emitter:
         return ir.Constant(F32, value)
 
     def splat(self, scalar: ir.Value | float) -> ir.Value:
-        """Return a vector with `scalar` in every lane: of float32 for a Python number, else of the scalar's type."""
+        """Return a vector with `scalar` in every lane; a Python number becomes float32."""
         if isinstance(scalar, (int, float)):
             return same(self.vector, float(scalar))
         nothing = same(ir.VectorType(scalar.type, self.target.lanes), ir.Undefined)

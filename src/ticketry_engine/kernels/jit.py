@@ -76,7 +76,7 @@ class Library:
 
     @functools.cached_property
     def identity(self) -> str:
-        """Text of what machine code depends on besides its kernel: digest of the generators, LLVM version, target."""
+        """Text that identifies the generators' sources, the LLVM version and the target of the machine code."""
         return f"{_source_digest()} {llvmlite_binding().llvm_version_info} {self.target!r}"
 
     def name(self, kernel: Kernel) -> str:
@@ -118,7 +118,7 @@ class Library:
 
 
 def create_target_machine(target: Target, **settings: Any) -> Any:
-    """Return LLVM's code generator for `target`; `settings` are further arguments of ``create_target_machine``."""
+    """Return LLVM's code generator for `target`; `settings` are further arguments of llvmlite's function."""
     found = llvmlite_binding().Target.from_triple(target.triple)
     return found.create_target_machine(target.cpu, target.features, opt=3, **settings)
 

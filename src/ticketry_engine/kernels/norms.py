@@ -30,7 +30,7 @@ LastStep = Callable[[Vectors, Weights], Vectors]
 
 
 class ChannelCursor(Protocol):
-    """Emits passes over the channels of one pixel, or of several vectors of positions."""
+    """Emits the loops over channels that norms and softmax consist of; each layout has its own implementation."""
 
     e: Emitter
     compensated: bool
@@ -43,15 +43,15 @@ class ChannelCursor(Protocol):
     def reduce(self, step: Step, start: float = 0.0, sums: int = 1, *, largest: bool = False) -> Vectors:
         """Emit a loop of `step` over all channels of x, and return the final totals.
 
-        The function `step` adds the values of some channels to the totals, which begin as `start`; there are `sums`
-        totals per position. If `largest`, totals are maxima instead of sums.
+        The function `step` adds the values of some channels to the totals. There are `sums` totals per position, and
+        each begins as `start`. If `largest`, totals are maxima instead of sums.
         """
 
     def write(self, step: LastStep, *, weights: int = 0) -> None:
         """Emit a loop of `step` over all channels, and store what it returns in y.
 
-        The function `step` gets the values of x and `weights` weights per channel; without weights, it gets the values
-        of y.
+        The function `step` gets the values of x and `weights` weights per channel. If `weights` is 0, `step` gets the
+        values of y instead of x.
         """
 
     def store(self, values: Vectors) -> None:

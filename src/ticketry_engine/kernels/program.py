@@ -252,7 +252,7 @@ class Program:
         return ProgramSession(self, self._take_workspace(threads))
 
     def _take_workspace(self, threads: int) -> _Workspace:
-        """Return an unused workspace, or a new one; not of a forked process, whose threads do not survive."""
+        """Return an unused workspace that this process created, or a new one; threads do not survive a fork."""
         with self._lock:
             free = self._free.get((os.getpid(), threads))
             if free:
@@ -280,9 +280,9 @@ class ProgramSession:
     def __init__(self, program: Program, workspace: _Workspace) -> None:
         self._program, self._workspace = program, workspace
         self._whole = True
-        """Whether the workspace can be reused: False after an error, which leaves memory and threads in any state."""
+        """Whether the workspace can be reused; after an error, the state of its memory and threads is unknown."""
         self.seconds: dict[str, float] | None = None
-        """None, or a dict that collects seconds by `Op.label`; then operations run one by one on one thread."""
+        """If not None, operations run one by one on one thread, and this dict collects their seconds by `Op.label`."""
         self.arena = workspace.arenas[0].bytes
 
     def run(
@@ -297,8 +297,8 @@ class ProgramSession:
         """Run the operations ``first`` to ``last - 1`` on one block of images.
 
         If `external` (addresses of the input and output tensors) is empty, the addresses of the call before remain
-        valid. `images` None stands for all images of a block. If `shared`, all threads share each operation, which is
-        faster only if operations take longer than it takes to wake up a thread.
+        valid. `images` None stands for all images of a block. If `shared`, all threads share each operation. Sharing is
+        faster only if operations take longer than waking up a thread.
         """
         states = self._workspace.states if shared else self._workspace.states[:1]
         for state in states if external else ():
@@ -369,7 +369,7 @@ class ProgramSession:
 
 
 BARRIER_BYTES = 128
-"""Bytes of a barrier: the number of threads that arrived and, a cache line later, how often the barrier opened."""
+"""Bytes of a barrier, which holds the number of waiting threads and, a cache line later, how often it has opened."""
 
 _PATIENCE = 100
 """How often a waiting thread checks the barrier before it calls ``sched_yield``: a few microseconds.
@@ -579,9 +579,9 @@ class Workers:
     def run(self, jobs: Sequence[Job], holding: object = None) -> None:
         """Run the first job on the calling thread and each other job on a worker; return when all jobs have finished.
 
-        There is at most one job more than there are workers. All jobs start or none. Raise the first error of a job or
-        a signal handler after all jobs have ended; do not use these workers again afterwards. The objects in `holding`
-        are kept alive until the last job ends.
+        There is at most one job more than there are workers. Either all jobs start or none. After all jobs have ended,
+        raise the first error of a job or signal handler; these workers must not be used again after an error. The
+        objects in `holding` are kept alive until the last job ends.
         """
         queues = self._queues[: len(jobs) - 1]
         if len(queues) < len(jobs) - 1:

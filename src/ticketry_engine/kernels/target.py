@@ -11,7 +11,7 @@ from ticketry_engine.errors import EngineError, MissingExtraError
 from ticketry_engine.processor import cache_sizes
 
 _X86 = {"avx512": 16, "avx2": 8, "generic": 4}
-"""By x86-64 level: float32 values per vector register. A processor also runs code of all levels after its own."""
+"""By x86-64 level: float32 values per vector register. A processor of one level also runs code of the later levels."""
 
 _LINUX = "x86_64-unknown-linux-gnu"
 
@@ -46,7 +46,7 @@ class Target:
     fused: bool = True
     """Whether the processor has a fused multiply-add instruction; without it, LLVM's ``fma`` would call libm."""
     near: int = NEAR
-    """Bytes of inputs per segment of a weight row (`planar.row_sums`), so that these inputs stay in the L1 cache."""
+    """Bytes of inputs that a planar kernel reads for one part of a weight row, so that they stay in the L1 cache."""
     near_of_few: int = NEAR
     """The value of `near` for layers with a density below `FEW`."""
     second: int = 2 << 20

@@ -94,7 +94,7 @@ class Window:
         return position * self.stride[axis] + tap * self.dilation[axis] - self.padding[axis]
 
     def shift(self, tap: Pair) -> Pair:
-        """Return (rows, columns) from pixel ``p * stride`` of x to the pixel that `tap` reads for any pixel p of y."""
+        """Return (rows, columns) between pixel ``p * stride`` of x and the pixel that `tap` reads for pixel p of y."""
         return self.input(0, tap[0], 0), self.input(0, tap[1], 1)
 
     def reads_any_pixel(self, x: PixelGeometry, y: PixelGeometry, tap: Pair) -> bool:

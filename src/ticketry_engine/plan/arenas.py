@@ -22,14 +22,14 @@ from ticketry_engine.plan.storage import LayoutSlots, Storages, UnsupportedError
 from ticketry_engine.support.row_groups import row_groups
 
 _WORTH_APART = 2
-"""The channels of an input are stored separately if channels-last would need this many times the memory."""
+"""An input is stored channel by channel if the channels-last layout would need this many times the memory."""
 
 Order = np.ndarray[Any, np.dtype[np.int64]]
 
 
 @dataclass
 class _Wide:
-    """Neighbouring storages in memory that form one wider value."""
+    """Storages that are neighbours in memory, so that an operation can read all their channels as one value."""
 
     members: list[int]
     firsts: list[int]
@@ -61,7 +61,7 @@ class PixelsArena:
         self.bytes = self._assign_offsets(images)
 
     def value(self, form: ValueForm) -> channels_last.ChannelsLastValue:
-        """Return the memory of a value; of a value computed in chunks, the memory of one chunk.
+        """Return the memory of a value, or of one chunk of its channels if it is computed in chunks.
 
         Raise `UnsupportedError` if the value's channels are not consecutive.
         """
@@ -79,7 +79,7 @@ class PixelsArena:
         return channels_last.ChannelsLastValue(wide.geometry, wide.offset, start, at - start)
 
     def order(self, form: ValueForm) -> Order | None:
-        """Return the channel numbers of a value in the order in which memory stores the channels; None if unchanged."""
+        """Return the channel numbers of a value in their order in memory; None if they keep their original order."""
         number = int(form.flat[0, 0])
         return self._channel_orders.get(self._storages.orders.find(number))
 
@@ -129,7 +129,7 @@ class PixelsArena:
         return flat if _WORTH_APART * flat.image <= found.image else found
 
     def _memory_owner(self, wide: _Wide, first: Sequence[int]) -> _Wide:
-        """Return the value whose memory `wide` uses: itself, or a value of one storage that it overwrites."""
+        """Return the value whose memory `wide` uses: `wide` itself, or a value that `wide` may overwrite."""
         if len(wide.members) > 1:
             return wide
         found, _ = self._in[first[wide.members[0]]]
@@ -150,7 +150,7 @@ def _channel_runs(form: ValueForm, storages: Storages) -> list[Run]:
 
 
 def _wide_values(sketch: Sketch, lanes: int) -> list[_Wide]:
-    """Return the wide values of a region; storages that an operation reads as one value form one wide value."""
+    """Return the storages of a region as wide values, which join the storages that an operation reads as one value."""
     storages = sketch.storages
     sequences: dict[int, list[int]] = {}
     for task in sketch.tasks:
@@ -186,7 +186,7 @@ def _append_runs(sequences: dict[int, list[int]], storages: Storages, runs: Sequ
 
 
 def _inputs_with_separate_channels(sketch: Sketch) -> set[int]:
-    """Return the inputs of a region that only ungrouped layers read, whose channels may be stored separately."""
+    """Return the storages of inputs that may be stored channel by channel, because only ungrouped layers read them."""
     found = {int(task.output.flat[0, 0]) for task in sketch.tasks if task.kind == "load"}
     for task in sketch.tasks:
         whole = task.kind == "conv2d" and task.node.attrs.get("groups", 1) == 1
@@ -198,7 +198,7 @@ def _inputs_with_separate_channels(sketch: Sketch) -> set[int]:
 
 
 def _channel_orders(sketch: Sketch) -> dict[int, Order]:
-    """Return the order of channels for each residual stream that is reordered, by the root storage of the stream."""
+    """Return the channel orders that change, by the storage that represents a residual stream (`Storages.orders`)."""
     storages = sketch.storages
     pinned = {storages.orders.find(one) for one in storages.pinned}
     best: dict[int, tuple[int, Order]] = {}
@@ -218,10 +218,10 @@ def _channel_orders(sketch: Sketch) -> dict[int, Order]:
 
 
 class PlanesArena:
-    """Places of a region's planes (channels) in memory in the planar layout.
+    """Places of a region's planes, one for each channel, in memory in the planar layout.
 
     If `halos`, zeros surround the planes that convolutions read; otherwise convolutions copy (unfold) their input.
-    False has an effect only if the images of a block do not fill a vector.
+    If the images of a block fill a vector, `halos` has no effect.
     """
 
     layout: ModuleType = planar
@@ -243,7 +243,7 @@ class PlanesArena:
         self._starts, self.bytes = memory.lay_out(lambda geometry: geometry.bytes)
 
     def value(self, form: ValueForm) -> planar.Planes:
-        """Return the memory of a value; of a value computed in chunks, the memory of one chunk."""
+        """Return the memory of a value, or of one chunk of its channels if it is computed in chunks."""
         storages, numbers = form.flat[:, 0], form.flat[:, 1]
         if (numbers >= self._channels[storages]).any():  # see `chunks`: of one storage, from its first channel on
             storages, numbers = storages[: self._channels[storages[0]]], numbers[: self._channels[storages[0]]]
@@ -260,8 +260,8 @@ class PlanesArena:
 def _plane_geometries(storages: Storages, images: int, lanes: int, wanted: bool) -> list[planar.Geometry]:
     """Return the geometry of each storage's planes.
 
-    The halo (zeros around a plane) is the largest that a reader needs; 0 if rows do not fill a vector, because a halo
-    would leave lanes unused.
+    The halo (zeros around a plane) is the largest that a reader needs. It is 0 if a row does not fill a vector, because
+    a halo would leave lanes unused. Unless `wanted`, it is also 0 if the images of a block do not fill a vector.
     """
     few = images < lanes
     none = [storage.pixels[1] * images < lanes or (few and not wanted) for storage in storages.all]
@@ -294,7 +294,7 @@ _MOST = 256
 
 
 def pair_channels(sketch: Sketch, orders: Mapping[int, Array], lanes: int) -> dict[int, Array]:
-    """Return orders of channels, within those of `orders`, in which channels that layers retain together are paired."""
+    """Return `orders`, changed so that channels which layers retain together become neighbours."""
     storages = sketch.storages
     pinned = {storages.orders.find(one) for one in storages.pinned}
     readers: dict[int, list[Array]] = {}
@@ -318,7 +318,7 @@ def pair_channels(sketch: Sketch, orders: Mapping[int, Array], lanes: int) -> di
 
 
 def _weighted_support(sketch: Sketch, task: RegionTask, lanes: int) -> Array:
-    """Return float32 [channels, groups * taps]: the root of a group's work where it retains a channel, else 0."""
+    """Return float32 [channels, groups * taps]: 0 where a group of rows prunes a channel, else the root of its work."""
     weight = sketch.weight(task.node)
     groups = [group for group in row_groups(weight) if group.width]
     channels = task.inputs[0].channels
@@ -331,7 +331,7 @@ def _weighted_support(sketch: Sketch, task: RegionTask, lanes: int) -> Array:
 
 
 def _pair_within_groups(kept: Array, labels: list[Array]) -> Array:
-    """Return an order of rows with similar ones next to each other, within runs of rows with equal labels."""
+    """Return an order in which similar rows of `kept` are neighbours; rows move only within runs of equal `labels`."""
     count = len(kept)
     new = np.zeros(count, bool)
     for each in labels:
@@ -347,7 +347,7 @@ def _pair_within_groups(kept: Array, labels: list[Array]) -> Array:
 
 
 def order_by_best_pairs(together: Array) -> Array:
-    """Return an order in which elements 2c and 2c + 1 have much in common, as the matrix `together` [n, n] says."""
+    """Return an order whose pairs, at positions 2c and 2c + 1, have large entries in the matrix `together` [n, n]."""
     count = len(together)
     rows, columns = np.triu_indices(count, 1)
     free = np.ones(count, bool)

@@ -26,10 +26,16 @@ Arena = PixelsArena | PlanesArena
 class Emission:
     """The operations of a region for one block of images.
 
-    `last` are numbers of the inputs whose channels are innermost in memory (torch's channels_last); `inputs` is the
-    number of input tensors, and the numbers of output tensors follow. `found` has, by task number, chunks of channels
-    in which this task and the next one are computed alternately. Raise `UnsupportedError` if the layout cannot run a
-    task.
+    Raise `UnsupportedError` if the layout cannot run a task.
+
+    Args:
+        sketch: the tasks of the region.
+        arena: the places of the region's values in memory.
+        target: the processor.
+        images: images per block.
+        inputs: number of input tensors; output tensors are numbered after them.
+        last: numbers of the inputs whose channels are innermost in memory (torch's channels_last).
+        found: by task number, the chunks of channels in which this task and the next one take turns.
     """
 
     def __init__(
@@ -96,8 +102,8 @@ def strides(form: ValueForm, last: bool = False) -> Strides:
 def tensor_layout(form: ValueForm) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
     """Return (shape, permutation) of the contiguous tensor that stores a value.
 
-    The shape is without the batch. The permutation of the tensor's axes gives the axes of the value; it is None if the
-    axes are the same.
+    The shape excludes the batch. Permuting the tensor's axes by the permutation gives the value; None stands for no
+    permutation.
     """
     sizes = form.axes
     if form.labels in ("pc", "f"):
@@ -137,7 +143,7 @@ def convolution(sketch: Sketch, task: RegionTask, arena: Arena) -> Convolution:
 
 
 def _constant_by_position(sketch: Sketch, task: RegionTask, role: str) -> Array:
-    """Return a constant of the task, expanded to [channels, height, width] of its output, in original channel order."""
+    """Return the constant `role` as [channels, height, width] of the output, in the original order of channels."""
     form = task.output
     spread = sketch.weight(task.node, role).detach().cpu().float().expand(form.axes)
     order = [axis for kind in "cp" for axis, label in enumerate(form.labels) if label == kind]
@@ -146,9 +152,9 @@ def _constant_by_position(sketch: Sketch, task: RegionTask, role: str) -> Array:
 
 
 def _element_sources(emission: Emission, task: RegionTask) -> tuple[Array, Array]:
-    """Return two arrays: the number of the input that each output element comes from, and the element's index there.
+    """Return two arrays with an entry per output element: the number of the input to copy from, and the index there.
 
-    The number is -1 if the output element is 0. Elements and indices are in the stored order of channels.
+    The number is -1 if the output element is 0. Outputs and inputs have their channels in the stored order.
     """
     assert task.where is not None
     order = emission.arena.order(task.output)
@@ -205,7 +211,7 @@ def _head_weight(emission: Emission, task: RegionTask, role: str) -> Array | Non
 def _emit_in_chunks(
     emission: Emission, task: RegionTask, then: RegionTask, parts: list[Array]
 ) -> Iterator[tuple[RegionTask, list[Op]]]:
-    """Yield (task limited to a chunk, operations) for two consecutive tasks, alternately for each chunk of channels."""
+    """Yield (task limited to a chunk of channels, its operations): for each chunk, first `task` and then `then`."""
     layout, arena, spec = emission.layout, emission.arena, emission.spec
     x, between, y = (cast("Any", arena.value(form)) for form in (task.inputs[0], task.output, then.output))
     first, second = (convolution(emission.sketch, one, arena) for one in (task, then))
@@ -311,10 +317,10 @@ class Chunk:
 
 
 def chunks(sketch: Sketch, layout: str, images: int, lanes: int, item: int) -> dict[int, Chunk]:
-    """Return, by task number, the chunks of channels in which a task and the next one are computed alternately.
+    """Return, by task number, the chunks of channels in which a task and the next task take turns.
 
-    The task is a pointwise convolution whose output is larger than `BYTES` and read only by the next task, a depthwise
-    convolution. `item` is the number of bytes of an element.
+    The first task is a pointwise convolution with an output of more than `BYTES`. Only the next task, a depthwise
+    convolution, reads this output. `item` is the number of bytes of an element.
     """
     readers = _reading_tasks(sketch)
     found = {}
@@ -350,7 +356,7 @@ def with_chunks(sketch: Sketch, found: Mapping[int, Chunk]) -> Sketch:
 
 
 def select_rows(layer: Convolution, rows: Array) -> Convolution:
-    """Return the convolution of the output channels `rows` only; a depthwise one then has only these input channels."""
+    """Return the convolution limited to the output channels `rows`; if depthwise, also to these input channels."""
     bias = None if layer.bias is None else layer.bias[rows]
     groups = len(rows) if layer.groups > 1 else 1
     return replace(layer, weight=layer.weight[rows], bias=bias, groups=groups)
@@ -384,8 +390,8 @@ def _is_depthwise_conv(task: RegionTask) -> bool:
 def _chunk_order(sketch: Sketch, task: RegionTask, layout: str) -> Array:
     """Return the order of channels for chunks.
 
-    In the planar layout, rows with equal columns are next to each other; in the channels-last layout, the order is that
-    in which memory stores the channels.
+    In the planar layout, weight rows that retain equal columns become neighbours. In the channels-last layout, the
+    stored order of channels stays.
     """
     channels = np.arange(task.output.channels)
     if layout == "pixels":

@@ -52,7 +52,7 @@ MobileNetV3, EfficientNet-B0 and ConvNeXt-atto took 1.12 to 1.16 of the time of 
 while the estimates were 0.86 to 0.92 (a Zen 5)."""
 
 _NEARLY_DENSE = 0.6
-"""Share of retained multiplications from which channels-last kernels that also multiply zeros may be faster.
+"""If this share of multiplications is retained, channels-last kernels may be faster, although they multiply zeros.
 
 The share counts multiplications, not weights, because the last linear layer of a small network has most of the weights
 but takes little time."""
@@ -176,13 +176,13 @@ The second number applies if the weights have more than `_MANY_WEIGHTS` bytes.""
 _MANY_WEIGHTS = 10 << 20
 
 _FEW_ROWS = 4
-"""Number of rows with equal columns from which vectors of pixels are as fast as vectors of images."""
+"""If at least this number of rows have equal columns, vectors of pixels are as fast as vectors of images."""
 
 _MOSTLY, _NEARLY_ALL = 0.5, 0.75
 
 
 def images_per_thread(batch: int, threads: int) -> int:
-    """Return the smallest power of two that holds a thread's share of a batch, at most `MOST_IMAGES`."""
+    """Return the number of images per thread, rounded up to a power of two; at most `MOST_IMAGES`."""
     each = -(-batch // max(1, threads))
     return 1 << (max(1, min(each, MOST_IMAGES)) - 1).bit_length()
 

@@ -89,7 +89,7 @@ class Native:
         sizes = [tuple(size for size in shape[1:] if size is not None) for shape in shapes]
         known = [name in self.graph.inputs for name in self.region.inputs]
         self._from_torch = [(number, size) for number, size in enumerate(sizes) if not known[number]]
-        """(number, sizes without the batch) of the inputs that torch nodes compute.
+        """(number, sizes without the batch) of the inputs that torch computes.
 
         `binding.CallBinder` checks all other inputs."""
 
@@ -153,7 +153,7 @@ class Native:
             self.programs.clear()
 
     def relink(self) -> None:
-        """Copy all programs to new memory, whose addresses change times a little."""
+        """Copy all programs to new memory; the new addresses change their times a little."""
         with self._lock:
             self._ready_programs.clear()
             self.programs = {plan: replace(program) for plan, program in self.programs.items()}
@@ -234,7 +234,7 @@ class Native:
 
 
 def _divide_batch(layout: str, images: int, batch: int, threads: int, last: Last, precision: str) -> Plan:
-    """Return a plan in which threads divide the batch if each thread gets a block, else they divide each operation."""
+    """Return a plan: threads divide the batch if each gets at least one block; otherwise they divide each operation."""
     split = "batch" if -(-batch // images) >= threads else "parts"
     return Plan(layout, images, split, last, precision if layout == "pixels" else "fp32")
 
@@ -251,9 +251,9 @@ def _candidate_plans(batch: int, threads: int, last: Last, precision: str) -> li
 
 # -- plan cache --------------------------------------------------------------------------------------------------------
 
-# A plan is found by a digest of all that made it: the graph, the region, the batch's block, the target, and the sources
-# of planner and kernels. Like the compiled kernels beside it, it is trusted as far as the user's own cache folder is: a
-# model file from elsewhere is only ever a graph.
+# The name of a cached plan is a digest of everything that determines the plan: graph, region, block size, target, and
+# the sources of planner and kernels. Plans and compiled kernels are trusted, because they come from the user's own
+# cache folder. A model file from elsewhere contains only a graph.
 
 
 _log = logging.getLogger(__name__)
@@ -262,7 +262,7 @@ _MOST_BYTES = 1 << 30
 """Maximum bytes of all cached programs together; the oldest ones are deleted."""
 
 _STORED_BETWEEN = 64
-"""Programs that a process stores before it looks again for old ones: the cache may have thousands of files."""
+"""Number of programs that a process stores between two searches for old ones among thousands of files."""
 
 _stored = itertools.count()
 
@@ -369,7 +369,7 @@ _WORTH = {"conv2d", "linear"}
 """A region must contain at least one of these operations; else loading and storing take more time than is saved."""
 
 _LARGE_HEAD = 1 << 16
-"""Number of retained weights after the last global pooling from which these layers form a separate region.
+"""If the layers after the last global pooling retain at least this many weights, they form a separate region.
 
 Values after the pooling are small, so a separate region can have larger blocks, and reads its weights less often."""
 
@@ -391,7 +391,7 @@ def sketch_region(graph: Graph, region: Region) -> Sketch:
 def partition(graph: Graph) -> tuple[list[Region | Node], dict[str, str]]:
     """Divide a graph into regions that are as large as possible, and nodes that run in torch.
 
-    Return (the steps in the order in which they run, the reason why a node runs in torch, by the node's output).
+    Return (the steps in the order in which they run, a dict from the output of a node to the reason for torch).
     """
     reasons = {node.output: "the engine has no such operation" for node in graph.nodes if not node.native}
     while True:
@@ -409,7 +409,7 @@ def partition(graph: Graph) -> tuple[list[Region | Node], dict[str, str]]:
 
 
 def _moves_read_by_torch(graph: Graph, nodes: Sequence[Node], sketch: Sketch) -> set[str]:
-    """Return the values of a region that only rearrange elements for torch, whose own views take no time."""
+    """Return the values that only rearrange elements and that only torch reads; views in torch take no time."""
     readers: dict[str, list[str]] = {}
     inside = {node.output for node in nodes}
     for node in graph.nodes:
@@ -458,7 +458,7 @@ def _assign_levels(
 def _order_steps(
     graph: Graph, levels: Mapping[str, int], regions: Mapping[int, Sequence[Node]], reasons: Mapping[str, str]
 ) -> list[Region | Node]:
-    """Return the regions and torch nodes in the order of their levels, in which they can run."""
+    """Return the regions, and the nodes that run in torch, in an order in which they can run."""
     steps: list[tuple[int, Region | Node]] = []
     for level, nodes in regions.items():
         inside = {node.output for node in nodes}

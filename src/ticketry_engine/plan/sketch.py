@@ -37,7 +37,7 @@ Like = tuple[str, Sequence[int], tuple[int, int]]
 
 @dataclass(frozen=True, eq=False)
 class RegionTask:
-    """One operation of a region: that of a node, a load ("load"), a store ("store"), or a copy of elements."""
+    """One operation of a region: the operation of a node, a load, a store, or a copy of elements."""
 
     kind: str
     label: str
@@ -59,7 +59,7 @@ class Sketch:
     storages: Storages = field(default_factory=Storages)
     tasks: list[RegionTask] = field(default_factory=list)
     forms: dict[str, ValueForm | Rearranged] = field(default_factory=dict)
-    """Name of a value -> its planes, or a table of sources, which is copied to planes if an operation needs planes."""
+    """By name of a value: its planes or, if the value only rearranges elements, the table of their sources."""
     _constants: dict[tuple[str, str, tuple[int, int]], ValueForm] = field(default_factory=dict)
     _groups: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
     _copies: dict[tuple[int, str, tuple[int, int]], tuple[Rearranged, ValueForm]] = field(default_factory=dict)
@@ -90,7 +90,10 @@ class Sketch:
         self.tasks.append(RegionTask("store", "store", (form,), form, Node("store", (name,), ""), number))
 
     def constant(self, node: Node, role: str, like: ValueForm, channels: Sequence[int]) -> ValueForm:
-        """Return the weight `role` as a value with labels and pixels of `like`; its channels are never reordered."""
+        """Return the weight `role` of a node as a value with the labels and pixels of `like`.
+
+        `channels` are the sizes of its channel axes. Its channels are never reordered.
+        """
         key = (node.weights[role], f"{like.labels} {list(channels)}", like.pixels)
         if key not in self._constants:
             held = Node("constant", (), node.weights[role], {}, {"constant": node.weights[role]})
@@ -114,7 +117,7 @@ class Sketch:
         return [(task, task.node) for task in self.tasks if task.kind in ("conv2d", "linear")]
 
     def add_task(self, node: Node, inputs: Sequence[ValueForm], like: Like, kind: str = "") -> ValueForm:
-        """Add a task, and return its output value like (labels, sizes of the channel axes, pixels)."""
+        """Add a task and return its output; `like` is (labels, sizes of the channel axes, pixels) of the output."""
         labels, channels, pixels = like
         storage = self.storages.add(prod(channels), pixels, len(self.tasks))
         output = new_value(labels, channels, pixels, storage)
@@ -134,7 +137,7 @@ class Sketch:
     def as_planes(
         self, node: Node, value: ValueForm | Rearranged, labels: str, pixels: tuple[int, int] | None = None
     ) -> ValueForm:
-        """Return `value` as planes with the given labels and pixels, copied if necessary, or raise an error."""
+        """Return `value` as planes with the given labels and pixels; copy the value if necessary."""
         if isinstance(value, ValueForm) and value.labels == labels and pixels in (None, value.pixels):
             return value
         table = rearranged(value, self.storages)
@@ -172,7 +175,10 @@ class Sketch:
         return made
 
     def record_read(self, form: ValueForm, halo: int = 0, halo_of_few: int | None = None) -> None:
-        """Record that the next task reads a value with `halo` zeros, `halo_of_few` if images fill no vector."""
+        """Record that the next task reads a value with `halo` zeros around each plane.
+
+        If the images of a block do not fill a vector, `halo_of_few` replaces `halo`.
+        """
         self.storages.record_read(form, len(self.tasks), halo, halo_of_few)
 
 
@@ -338,7 +344,7 @@ def _add_rotary(sketch: Sketch, node: Node, inputs: list[ValueForm]) -> ValueFor
 
 
 def _over_channels_rule(axis: Callable[[Node], int], otherwise: str) -> Rule:
-    """Return a rule for an operation over the only channel axis; `otherwise` is the error for any other axis."""
+    """Return a rule for an operation over the only channel axis; `otherwise` is the error message for other axes."""
 
     def rule(sketch: Sketch, node: Node, inputs: list[ValueForm]) -> ValueForm:
         if not _is_channels(inputs[0], axis(node)):
@@ -430,7 +436,7 @@ _MOVES: Mapping[str, Callable[[Node, Any], Any]] = {
     "reshape": lambda node, x: x.reshaped(node.attrs["shape"]),
     "channel_shuffle": lambda node, x: x.shuffled(node.attrs["groups"]),
 }
-"""Operation that moves elements -> function that returns the view of a value, of planes or of a table of sources."""
+"""By operation: the function that returns the operation's view of a `ValueForm` or `Rearranged`."""
 
 RULES: Mapping[str, Rule] = {
     "conv2d": _add_conv2d,
@@ -457,7 +463,7 @@ Value = ValueForm | Rearranged
 
 
 def add(sketch: Sketch, node: Node) -> None:
-    """Add a node, on copies of its inputs if necessary; raise `UnsupportedError` if no layout can run it."""
+    """Add a node, with copies of its inputs if necessary; raise `UnsupportedError` if no layout can run the node."""
     if node.op not in RULES and node.op not in _VIEWS:
         raise UnsupportedError(f"no kernel for {node.op}")
     values = [sketch.forms[name] for name in node.inputs]
@@ -486,7 +492,7 @@ def _rearranging_view(made: Callable[[Node, Rearranged], Rearranged]) -> _View:
 
 
 def _concatenate(sketch: Sketch, node: Node, values: Sequence[Value], error: UnsupportedError) -> Value:
-    """Return the concatenation of values: planes if possible and not moved again, else a table of sources."""
+    """Return values concatenated as planes; as a table of sources if that is impossible or a view follows."""
     if like := next((value for value in values if isinstance(value, ValueForm)), None):
         axis, labels = node.attrs["axis"], like.labels
         moved = any(node.output in one.inputs and one.op in _VIEWS for one in sketch.graph.nodes)
@@ -538,7 +544,7 @@ def _apply_on_copies(sketch: Sketch, node: Node, values: Sequence[Value], error:
 
 
 def _with_two_position_axes(sketch: Sketch, value: Value) -> Rearranged:
-    """Return a value, which has several pixel axes and one channel axis, with its pixels reshaped to two axes."""
+    """Return a value of several pixel axes and one channel axis with its pixels reshaped to two axes."""
     table = rearranged(value, sketch.storages)
     first, *rest, channels = table.axes
     return replace(table, where=table.where.reshape(first, prod(rest), channels))

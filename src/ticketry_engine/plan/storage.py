@@ -71,7 +71,7 @@ class ValueForm:
         return ValueForm("".join(self.labels[axis] for axis in order), planes, self.pixels)
 
     def reshaped(self, shape: Sequence[int | None]) -> ValueForm:
-        """Return the value in a new shape (with batch); raise `UnsupportedError` if it mixes channels and pixels."""
+        """Return the value in a new shape (with batch); raise an error if a new axis would mix channels and pixels."""
         if self.labels == "f":
             raise UnsupportedError("a new shape of a flattened value")
         old, new = list(self.axes), [int(size or 0) for size in shape[1:]]
@@ -139,7 +139,7 @@ def new_value(labels: str, channels: Sequence[int], pixels: tuple[int, int], sto
 
 
 def _matching_axis_runs(old: list[int], new: list[int]) -> list[tuple[list[int], list[int]]]:
-    """Return pairs of shortest runs of old axes and of new axes that have equal numbers of elements."""
+    """Divide old and new axes into the shortest runs with equal numbers of elements, and return the pairs of runs."""
     blocks, i, j = [], 0, 0
     while i < len(old) or j < len(new):
         a, b = i, j
@@ -209,14 +209,14 @@ class Storages:
     halos: Union = field(default_factory=Union)
     """Sets of storages that must have equal geometries, because they are concatenated, added, or read as one value."""
     rows: Union = field(default_factory=Union)
-    """Sets of storages that must have equal distances between rows, as input and output of a layer with stride 1."""
+    """Sets of storages with equal distances between rows, such as the input and output of a layer with stride 1."""
 
     orders: Union = field(default_factory=Union)
     """Sets of storages that must have the same order of channels, because an operation works channel by channel."""
     pinned: set[int] = field(default_factory=set)
     """Storages whose channels must keep their original order."""
     over: dict[int, int] = field(default_factory=dict)
-    """Number of a storage -> number of another storage, whose memory the first may overwrite after the last read.
+    """Number of a storage -> number of another storage, which it may overwrite as soon as no operation reads the other.
 
     Both storages have the same geometry."""
     once: set[int] = field(default_factory=set)
@@ -227,7 +227,10 @@ class Storages:
         return len(self.all) - 1
 
     def record_read(self, form: ValueForm, when: int, halo: int = 0, halo_of_few: int | None = None) -> None:
-        """Record that operation `when` reads planes with `halo` zeros, `halo_of_few` if images fill no vector."""
+        """Record that operation `when` reads a value with `halo` zeros around each plane.
+
+        If the images of a block do not fill a vector, `halo_of_few` replaces `halo`.
+        """
         for number in form.storages:
             storage = self.all[number]
             storage.dies = max(storage.dies, when)
@@ -270,8 +273,9 @@ class Storages:
                 self.once.add(y.storages[0])
 
     def places(self, *, once: bool = False) -> list[int]:
-        """Return the storage whose memory each storage uses: itself, or one it overwrites (only `Storages.once` if
-        `once`).
+        """Return, for each storage, the storage whose memory it uses: itself, or a storage that it overwrites.
+
+        If `once`, only the storages in `Storages.once` overwrite others.
         """
         found: list[int] = []
         for number, storage in enumerate(self.all):
@@ -292,9 +296,9 @@ class Storages:
 #     inference   lifetimes are known in advance; each layout has its own memory, so that its zero borders stay zero
 #     training    buffers are taken and released as operations are emitted; all layouts share one memory
 #
-# Operations that wait to run block by block may be at their first block when another one is at its last. The buffers
-# that they release are only given to a buffer of the same layout before they have run: its blocks use the same
-# blocks.
+# Operations may wait to run together, block by block. Then one operation may be at its first block when another is at
+# its last. Until these operations have run, a buffer that they release is reused only by a buffer of the same layout,
+# whose blocks are in the same places.
 
 
 LARGEST_ARENA = (1 << 31) - (1 << 24)
@@ -330,7 +334,7 @@ class BufferAllocator:
         self._given: list[Buffer] = []
 
     def take(self, size: int, layout: Hashable) -> tuple[Buffer, bool]:
-        """Return (a buffer, whether its borders are zero because the last buffer in this place had the same layout)."""
+        """Return (a buffer, whether it reuses a buffer of the same layout, so that its borders are still zero)."""
         for number in reversed(range(len(self._clean))):
             buffer = self._clean[number]
             if buffer.layout == layout and buffer.end - buffer.begin == size:
@@ -351,7 +355,11 @@ class BufferAllocator:
         return buffer, False
 
     def release(self, buffer: Buffer) -> None:
-        """Release a buffer that no later operation uses; operations that wait to run may use it until `settle`."""
+        """Release a buffer that operations added from now on do not use.
+
+        Operations added before may not have run yet. Until `settle`, the memory is reused only by a buffer of equal
+        layout and size.
+        """
         self._clean.append(buffer)
         self._waiting += 1
 
@@ -390,14 +398,17 @@ G = TypeVar("G", bound=Hashable)
 
 
 class LayoutSlots(Generic[G]):
-    """Assigns slots to values, in a separate memory for each layout; values are added in the order of writing."""
+    """Assigns slots (places of equal size) to values, in a separate memory for each layout.
+
+    Values are added in the order in which they are written.
+    """
 
     def __init__(self) -> None:
         self._memories: dict[G, BufferAllocator] = {}
         self._live: dict[G, list[tuple[int, Buffer]]] = {}
 
     def add(self, layout: G, size: int, born: int, dies: int) -> int:
-        """Return the first slot of a value of `size` slots; operation `born` writes it, and `dies` reads it last."""
+        """Return the first of `size` slots for a value that operation `born` writes and operation `dies` reads last."""
         memory, live = self._memories.setdefault(layout, BufferAllocator()), self._live.setdefault(layout, [])
         for end, buffer in live:
             if end < born:
@@ -408,9 +419,7 @@ class LayoutSlots(Generic[G]):
         return buffer.begin
 
     def lay_out(self, bytes_of: Callable[[G], int]) -> tuple[dict[G, int], int]:
-        """Return (first byte of each layout's memory, total bytes) for memories one after another with slots of
-        `bytes_of`.
-        """
+        """Return (first byte of each layout's memory, total bytes), if a slot has ``bytes_of(layout)`` bytes."""
         starts, end = {}, 0
         for layout, memory in self._memories.items():
             starts[layout] = end
@@ -465,7 +474,7 @@ class Rearranged:
         return self.view(self.where[(slice(None),) * (axis - 1) + (slice(start, stop),)])
 
     def padded(self, before: Sequence[int], after: Sequence[int]) -> Rearranged:
-        """Return the value padded with zeros; `before` and `after` have the numbers for each axis except the batch."""
+        """Return the value padded with zeros; `before` and `after` are their numbers for each axis except the batch."""
         room = list(zip(before, after, strict=True))
         return self.view(np.pad(self.where, room, constant_values=ZERO))
 
@@ -499,7 +508,10 @@ def rearranged(value: ValueForm | Rearranged, storages: Storages) -> Rearranged:
 
 
 def in_planes(value: Rearranged, labels: str, storages: Storages) -> ValueForm | None:
-    """Return a value as whole planes of its sources, or None; `labels` has "c" (channels) or "p" (pixels) per axis."""
+    """Return a value as whole planes of its sources; None if its elements are in another order.
+
+    `labels` has "c" (channels) or "p" (pixels) for each axis.
+    """
     where = _elements_by_channel(value.where, labels)
     positions = where.shape[-1]
     ends = np.cumsum([storages.all[one].channels * prod(storages.all[one].pixels) for one in value.sources])
@@ -528,7 +540,7 @@ def _elements_by_channel(where: Planned, labels: str) -> Planned:
 
 
 def source_table(value: Rearranged, labels: str) -> tuple[Planned, list[int], tuple[int, int]]:
-    """Return (sources [channels, pixels], sizes of channel axes, (height, width)); `labels` as in `in_planes`."""
+    """Return (sources [channels, pixels], sizes of channel axes, (height, width)); see `in_planes` for `labels`."""
     places = [size for size, label in zip(value.axes, labels, strict=True) if label == "p"]
     channels = [size for size, label in zip(value.axes, labels, strict=True) if label == "c"]
     if len(places) > 2 or len(labels) != len(value.axes):

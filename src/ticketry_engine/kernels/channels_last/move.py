@@ -198,7 +198,7 @@ class Move(EmittedKernel):
 
 
 def _loop_over_parts(e: Emitter, count: int, step: int) -> Iterator[tuple[ir.Value, int]]:
-    """Emit a loop over the whole steps of `count` items, then one over the rest; yield (first item, count)."""
+    """Emit loops that divide `count` items into parts of `step` items and a smaller rest; yield (first item, size)."""
     whole = count // step * step
     for first, last, size in ((0, whole, step), (whole, count, count - whole)):
         if first < last:

@@ -60,7 +60,10 @@ def count_partial_sums(rows: int, vectors: int) -> int:
 
 
 class SegmentKernel(EmittedKernel):
-    """Base class of kernels with a table of segments; it defines the layout of that table."""
+    """Base class of kernels that read a table of segments, which are parts of weight rows.
+
+    The class defines the size of a segment's entry in the table.
+    """
 
     rows: int
     residual: bool

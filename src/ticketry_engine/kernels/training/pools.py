@@ -91,10 +91,15 @@ class AdjacentPool(EmittedKernel):
 
 
 def build_adjacent_op(small: Batch, large: Batch, x: Batch, size: Pair, *, largest: bool, backward: bool) -> Op:
-    """Return the operation of pooling with adjoining windows: maxima if `largest`, else means.
+    """Return the operation that pools over windows that adjoin each other, or that computes the gradient.
 
     Args:
-        small, large: y and x; if `backward`, dy and dx, whose pixels outside all windows are left unchanged.
+        small: the output y, or its gradient dy if `backward`.
+        large: the input x, or its gradient dx if `backward`; pixels of dx outside all windows are left unchanged.
+        x: the input.
+        size: rows and columns of a window.
+        largest: whether to compute maxima instead of means.
+        backward: whether to compute the gradient.
     """
     g = small.geometry
     steps = tuple((value.geometry.row * value.geometry.step, value.geometry.step) for value in (large, x))
@@ -188,7 +193,10 @@ def build_overlapping_op(small: Batch, large: list[Batch], window: Window, *, ba
     """Return the operation of max pooling with overlapping or padded windows.
 
     Args:
-        small, large: y and twice x; if `backward`, dy, and dx to which the gradient is added, and x.
+        small: the output y, or its gradient dy if `backward`.
+        large: the input x, given twice. If `backward`, the input's gradient dx, to which the gradient is added, and x.
+        window: size, stride and padding of the windows.
+        backward: whether to compute the gradient.
     """
     steps = tuple((value.geometry.row * value.geometry.step, value.geometry.step) for value in large)
     g, inside = small.geometry, (large[0].geometry.height, large[0].geometry.width)
