@@ -98,7 +98,7 @@ class InterimAnalyses:
 class Comparison(MeanDifference, frozen=True, kw_only=True, dict=True):
     """Result of comparing a ticket with one other network over paired seeds.
 
-    p-values are one-sided, and 1 if there were too few seeds. They are of Student's t test, or with an SD floor of
+    p-values are one-sided, and 1 if there were too few seeds. They come from Student's t test, or with an SD floor from
     `significance.guarded_p_values`.
     """
 

@@ -65,7 +65,7 @@ from ticketry_engine.support.seeds import mix
 
 @dataclass(frozen=True)
 class Reference:
-    """A dense network with another number of steps, which is shown next to a verdict but does not affect it."""
+    """A dense network trained for another number of steps, shown beside a verdict that it does not affect."""
 
     role: str
     steps: int
@@ -224,8 +224,8 @@ class Rivals:
 
     All networks are trained over the same steps of one schedule; the networks of one seed have the same data order. The
     dense network and most controls start with the ticket's initial weights. Controls with fresh weights are first
-    trained densely up to the rewind step. Variants of the ticket's training also apply to its controls, but not to
-    dense networks.
+    trained densely up to the rewind step. Changes to the ticket's training, such as a penalty, also apply to its
+    controls, but not to dense networks.
     """
 
     roles_with_other_steps: tuple[str, ...] = ()
@@ -334,7 +334,7 @@ def make_narrower_task(task: Task, most: int) -> Task | None:
 
 
 def explain_no_narrower(task: Task, most: int) -> str:
-    """Return a message for ``small_dense``: the task has no narrower network of at most `most` parameters."""
+    """Return the message for ``small_dense`` if the task has no narrower network of at most `most` parameters."""
     network = task.key().get("model", "its network")
     return f"the task {task.name} defines no narrower form of {network} with at most {most:,} parameters"
 
@@ -344,7 +344,7 @@ class ProcedureRivals:
 
     - ``dense``: the dense network from the same initialisation, trained for as many steps as the ticket's weights.
     - Controls of a ticket, such as ``shuffled``, are trained like the ticket after its mask was chosen.
-    - ``uniform``, ``erk``: a random mask that is fixed from the initialisation on, with the ticket's other variants.
+    - ``uniform``, ``erk``: a random mask, fixed from the initialisation on; otherwise trained like the ticket.
     - ``small_dense``: a narrower network with no more parameters than the ticket.
     """
 

@@ -322,7 +322,7 @@ def _split_off_validation(source: Source) -> tuple[Source, Source]:
 
 
 def _read_targets(source: Source) -> Tensor:
-    """Return the targets of all examples; use the attribute `targets` of the data set if it is consistent."""
+    """Return the targets of all examples, from the data set's attribute `targets` if it agrees with a few examples."""
     named = _targets_attribute(source.data)
     rows = sorted({row * len(source.data) // _SAMPLED for row in range(_SAMPLED)})
     if named is not None and torch.equal(source.read(rows, rows)[1], named[rows]):

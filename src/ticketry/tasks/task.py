@@ -33,7 +33,7 @@ class Spec:
 
 @dataclass(frozen=True)
 class Split:
-    """Stored examples; for example, images are stored as uint8, and `Task.prepare` scales them.
+    """Examples as they are stored, such as images in uint8; `Task.prepare` converts them to inputs of the model.
 
     Examples:
         >>> digits = tk.task("digits").load()

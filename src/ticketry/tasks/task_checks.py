@@ -180,7 +180,7 @@ def check_metrics(task: Task, metrics: Any) -> dict[str, float]:
 def check_comparable(task: Task, metrics: Mapping[str, float], split: str) -> None:
     """Raise `TaskError` unless the metric of the task is finite and small enough for records.
 
-    Other metrics may be neither; they are stored as null.
+    Other metrics may be infinite, NaN or too large; they are then stored as null.
     """
     value = metrics[task.metric.name]
     if math.isfinite(value) and abs(value) > LARGEST:

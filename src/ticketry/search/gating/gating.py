@@ -246,7 +246,7 @@ class GatesEffect(Effect):
 
     The stored state has the entries ``s/name`` (gate logits), ``round``, ``optimizer/name/entry``, ``kept`` (number of
     open gates at about a hundred steps, int64 [counts, parameters]), and, if gates are steered to a density,
-    ``multiplier``.
+    ``multiplier`` (of `core.gates.Balance`).
     """
 
     def __init__(self, around: Surroundings, gating: Gating) -> None:

@@ -34,7 +34,7 @@ _LARGEST_RATIO = 10.0
 
 @dataclass(frozen=True, kw_only=True)
 class Tick(Variant):
-    """Variant of training that trains only gates on norms and the last linear layer, and sums up importance."""
+    """Variant of training that trains only gates on norms and the last linear layer, and sums channel importance."""
 
     name = "tick"
     norms: tuple[tuple[str, str], ...]

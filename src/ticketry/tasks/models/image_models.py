@@ -155,7 +155,7 @@ LENET_5 = Network(LeNet5, smallest=16)
 
 
 class Conv(nn.Module):
-    """Conv-2, Conv-4, Conv-6: per width two padded 3x3 convolutions and a 2x2 max pooling; two hidden layers of 256.
+    """Conv-2, Conv-4 or Conv-6: for each width two 3x3 convolutions and a max pooling, then two hidden layers of 256.
 
     Conv-2, Conv-4 and Conv-6 of Frankle and Carbin 2019 have the widths (64), (64, 128) and (64, 128, 256). For 32x32x3
     inputs and 10 classes they have 4,301,642, 2,425,930 and 2,262,602 parameters. The first two numbers agree with the

@@ -148,7 +148,7 @@ _NO_WORD = -1
 
 @dataclass(frozen=True)
 class _PointerFeatures:
-    """The features of tokens [b, t] in `PointerLSTM`, where `past` words precede the segment."""
+    """The features that `PointerLSTM` computes for tokens [b, t], which follow `past` earlier words."""
 
     outputs: Tensor
     """[b, t, units] outputs of the LSTM."""
@@ -240,7 +240,7 @@ class PointerLSTM(LSTM):
 
 
 def _safe_log(mass: Tensor) -> Tensor:
-    """Return the logarithm, constant below the smallest normal number, so that gradients there are 0 instead of NaN."""
+    """Return the logarithm of `mass`, constant below the smallest normal number, so that its gradient is never NaN."""
     return mass.clamp(min=torch.finfo(mass.dtype).tiny).log()
 
 
