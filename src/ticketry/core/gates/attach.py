@@ -74,7 +74,7 @@ def attach(
 
     Args:
         model: any module.
-        init: s0, the initial value of every s; a larger s0 gives a denser final mask.
+        init: s0, the initial value of every logit s; a larger s0 gives a denser final mask.
         kind: a name of `KINDS`, or a configured kind such as ``Continuous(final=500)``.
         scope: the parameters that get gates; by default the parameters of `within`, or else `ticketry.scope(model)`.
         within: a mask of the parameters in scope, in the same pattern; gates of weights that it removes stay 0.
@@ -179,7 +179,7 @@ def _retain_freed_memory() -> None:
 class BlockGates(Gates):
     """Gates on blocks of weights, created by `attach` with a pattern.
 
-    Each block has one logit s. The logits of a weight are a tensor of shape `Blocks.shape`, named like the weight.
+    Each block has one trainable logit. The logits of a weight form a tensor of shape `Blocks.shape`.
     `kept`, densities, masks and the penalty count weights; `histogram` and `ties` count gates.
     """
 
@@ -244,7 +244,7 @@ class BlockGates(Gates):
         return Mask(self._expand_to_weights(super().harden(collapse=collapse)))
 
     def allocate(self, density: float, *, collapse: str = "raise") -> Mask:
-        """Return the mask of the blocks with the largest s, as close to `density` as whole blocks permit."""
+        """Return the mask of the blocks with the largest logits, as close to `density` as whole blocks permit."""
         more = {"pattern": self.pattern, "layouts": self._layouts, "within": self._initial_mask()}
         return allocate_for_gates(self.by_weight(), density, collapse=collapse, **more)
 
@@ -306,7 +306,7 @@ def attach_channels(
     """Multiply each channel by a trainable gate at the layers that read it, until `Gates.detach`.
 
     Coupled channels, which can only be removed together, form one channel c of a group and share one gate z_c. Every
-    layer that reads the channel sees its value, after norm and nonlinearity, times z_c; so no norm cancels the gate.
+    layer that reads the channel gets its value after norm and nonlinearity, times z_c; so no norm cancels the gate.
     This is implemented by scaling the weights with which the layer reads the channel; the model's modules do not
     change. A depthwise convolution is not scaled; the layers after it are. (Louizos, Welling & Kingma 2018, arXiv
     1712.01312, section 4, gate single neurons and filters in this way.)
@@ -344,7 +344,7 @@ def find_readers(model: nn.Module, structure: Structure, scope: Scope) -> dict[s
 
 @dataclass(frozen=True)
 class _ChannelIndices:
-    """The indices, along one dimension of a weight, at which the channels of a group are stored."""
+    """The indices along one dimension of a weight that belong to the channels of a group."""
 
     group: int
     dim: int
@@ -461,7 +461,7 @@ class ChannelGates(Gates):
 
 
 def _broadcast_gates(weight: Tensor, part: _ChannelIndices, gate: Tensor) -> Tensor:
-    """Return a factor for `weight`, to be broadcast: the gates of a group at the channels of the group, 1 elsewhere."""
+    """Return a factor that broadcasts with `weight`: the gate of each channel at the channel's indices, else 1."""
     # Indices are unique, so that neither this nor its gradient depends on an order of summation.
     spread = gate.new_ones(weight.shape[part.dim]).index_put((part.index,), gate[:, None].expand(part.index.shape))
     return spread.view([-1 if dim == part.dim else 1 for dim in range(weight.dim())])

@@ -29,7 +29,7 @@ from ticketry_engine.support.training_hooks import Stepping
 
 
 def create_logits(parameter: nn.Parameter, init: float) -> nn.Parameter:
-    """Create the logits s of a parameter, in float32 or wider: small steps would not change a bfloat16 s."""
+    """Create the trainable logits of a parameter's gates, in float32 or wider, so that small steps change them."""
     dtype = torch.promote_types(parameter.dtype, torch.float32)
     return nn.Parameter(torch.full_like(parameter, init, dtype=dtype, requires_grad=False))
 
@@ -107,7 +107,7 @@ class Gates:
     ) -> None:
         self.kind = kind
         self.init = init
-        """s0, the initial value of every s."""
+        """Initial value s0 of every logit."""
         self.seed = seed
         self.round = 0
         """Number of completed rounds, see `next_round`."""
@@ -142,7 +142,7 @@ class Gates:
     # -- to train --------------------------------------------------------------------------------------------------
 
     def parameters(self) -> list[nn.Parameter]:
-        """Return the logits s, to be trained by an optimiser.
+        """Return the logits, one trainable number per gate, for an optimiser.
 
         Each tensor of logits has the shape and memory layout of its weight, in float32 or wider. Do not use weight
         decay: it would pull the logits towards 0, the threshold between on and off.
@@ -150,7 +150,7 @@ class Gates:
         return list(self._logits)
 
     def named_parameters(self) -> list[tuple[str, nn.Parameter]]:
-        """Return pairs (name of the weight, its logits s), in the order of the scope."""
+        """Return pairs (name of the weight, logits of its gates), in the order of the scope."""
         return list(zip(self._names, self._logits, strict=True))
 
     @property
@@ -190,7 +190,7 @@ class Gates:
 
         Raises:
             UsageError: for a progress out of range.
-            TrainingError: naming the parameter whose s are NaN.
+            TrainingError: if logits are NaN; the message names the parameter.
         """
         if self._swap:
             self._swap.clean_up_interrupted_call()
@@ -217,7 +217,7 @@ class Gates:
     # -- soft and hard ---------------------------------------------------------------------------------------------
 
     def hard(self, on: bool = True) -> None:
-        """Switch hard gates on or off, for training and evaluation mode; with hard gates, s gets no gradient.
+        """Switch hard gates on or off, for training and evaluation mode; with hard gates, logits get no gradient.
 
         Hard gates remove exactly the weights that the mask removes. Otherwise training uses soft or random gates, and
         each kind defines the gates of evaluation mode. With `weight_norm`, which divides by the norm of a row, calling
@@ -238,11 +238,11 @@ class Gates:
         return temporarily_set(self, "_drawing")
 
     def harden(self, *, collapse: str = "raise") -> Mask:
-        """Return the mask of the weights whose gates are on: s > 0 (hard-concrete: s > log(-gamma / zeta)).
+        """Return the mask of the weights whose gates are on, that is, whose logits exceed `Kind.threshold` (mostly 0).
 
         Args:
             collapse: what to do if no gate of a parameter is on: ``raise`` an error, or ``keep`` the weight with the
-                largest s.
+                largest logit.
 
         Raises:
             LayerCollapseError: if no gate of a parameter is on and `collapse` is ``raise``.
@@ -266,7 +266,7 @@ class Gates:
         return Mask(on)
 
     def allocate(self, density: float, *, collapse: str = "raise") -> Mask:
-        """Return the mask that retains the share `density` of the weights, those with the largest s.
+        """Return the mask that retains the share `density` of the weights, those with the largest logits.
 
         For `collapse` and the errors see `tk.allocate`.
         """
@@ -278,7 +278,7 @@ class Gates:
         return Mask(kept) if kept else None
 
     def by_weight(self) -> dict[str, Tensor]:
-        """Return the logit s of each weight, in the weight's shape, by parameter name."""
+        """Return the logit of each weight's gate, in the weight's shape, by parameter name."""
         return {name: s.detach() for name, s in self.named_parameters()}
 
     def ties(self) -> dict[str, int]:
@@ -295,7 +295,7 @@ class Gates:
 
     @torch.no_grad()
     def soft_density(self) -> float:
-        """Return how far gates are open on average: sigmoid(beta s), or for random gates the chance of being open."""
+        """Return how far gates are open on average; random gates count by their probability of being open."""
         return sum(float(value.double().sum()) for value in self._compute_openness()) / self._gate_count
 
     @torch.no_grad()
@@ -317,7 +317,9 @@ class Gates:
 
     @torch.no_grad()
     def next_round(self, *, reset: str = "paper", optimizer: Optimizer | None = None) -> None:
-        """Start the next round of a search: reset beta to 1 and all s above s0 to s0; gates that are off stay off.
+        """Start the next round of a search: reset the inverse temperature to 1, and lower logits s above s0 to s0.
+
+        Here, s0 is the initial logit. Gates that are off stay off.
 
         Args:
             reset: ``paper`` sets s to min(beta_T s, s0), where beta_T is the inverse temperature at the end of a round
@@ -468,7 +470,7 @@ class Gates:
             yield logits.detach() if kept is None else logits.detach()[kept != 0]
 
     def _count_logits(self, where: Callable[[Tensor, float], Tensor]) -> dict[str, int]:
-        """Return, by parameter name, the number of logits s for which `where(s, threshold)` is True."""
+        """Return, by parameter name, the number of logits for which `where(logits, threshold)` is True."""
         at = self.kind.threshold
         return {name: int(where(s, at).sum()) for name, s in zip(self._names, self._retained_logits(), strict=True)}
 
@@ -495,7 +497,7 @@ class Gates:
     def _apply_gate_function(
         self, numbers: Sequence[int], weights: Sequence[Tensor], act: GateFunction
     ) -> list[Tensor]:
-        """Return weight * gate for evaluation or for hard gates; `act` computes the gates."""
+        """Return weight * gate of the parameters with the indices `numbers`; `act` computes the gates."""
         return [
             apply_gate(weight, act(self._logits[number], self._moment), self._kept[number])
             for number, weight in zip(numbers, weights, strict=True)
@@ -551,7 +553,7 @@ class Balance:
     """Steers gates to a density: while the gates are too open, a gradient that closes them is added.
 
     This is GradBalance of Concrete Ticket Search (Arora & Teuscher 2025, arXiv 2512.07142). Let g be the gradient of
-    the loss with respect to all logits s, E the expected number of retained weights (`Gates.penalty(1.0)`), and e the
+    the loss with respect to all logits, E the expected number of retained weights (`Gates.penalty(1.0)`), and e the
     gradient of E. The logits get the gradient g + lambda e. Here, lambda is a moving average over steps. A step adds
     |g| / |e| (L2 norms over all gates) to the average if E exceeds ``headroom * density * weights``, and 0 otherwise.
     So the closing gradient is as strong as the loss gradient, at any scale of the loss. Use an optimiser with

@@ -89,7 +89,7 @@ class Moment:
     """
 
     init: float
-    """s0, the initial value of every s."""
+    """Initial value s0 of every logit."""
     beta: float
     """Current inverse temperature."""
 
@@ -129,7 +129,7 @@ class Kind:
 
     @property
     def threshold(self) -> float:
-        """Gates whose s is above this number are on; at exactly this number they are off, and count as ties."""
+        """Gates with a logit above this number are on; gates with exactly this logit are off, and count as ties."""
         return 0.0
 
     def inverse_temperature(self, progress: float) -> float:
@@ -141,9 +141,9 @@ class Kind:
         """Return the gates of training mode.
 
         Args:
-            logits: s of a parameter.
-            moment: s0 and the inverse temperature.
-            uniform: uniform random numbers in (0, 1) in the shape of s; None for kinds that are not random.
+            logits: logits of a parameter's gates.
+            moment: the initial logit s0 and the inverse temperature.
+            uniform: uniform random numbers in (0, 1) in the shape of `logits`; None for kinds that are not random.
         """
         raise NotImplementedError
 
@@ -162,22 +162,22 @@ class Kind:
     def product(
         self, weight: Tensor, logits: Tensor, kept: Tensor | None, moment: Moment, uniform: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        """Return weight * gate for training, in the weight's dtype, and the sum of `open` if it costs nothing.
+        """Return weight * gate for training, in the weight's dtype, and the sum of `open` over the gates.
 
-        A kind that would have to compute the sum separately returns None instead.
+        A kind that would have to compute the sum separately returns None in place of the sum.
 
         Args:
             weight: values of the parameter.
-            logits: the logits s of the parameter.
+            logits: logits of the parameter's gates.
             kept: the initial mask as 0 and 1; None if all weights may be retained.
-            moment: s0 and the inverse temperature.
+            moment: the initial logit s0 and the inverse temperature.
             uniform: uniform random numbers; None for kinds that are not random.
         """
         return apply_gate(weight, self.gate(logits, moment, uniform), kept), None
 
 
 def sigmoid(logits: Tensor, factor: float = 1.0) -> Tensor:
-    """Return sigmoid(factor * s)."""
+    """Return sigmoid(factor * logits)."""
     return torch.sigmoid(logits if factor == 1 else logits * factor)
 
 
@@ -280,7 +280,7 @@ class Stochastic(Kind):
 
 @dataclass(frozen=True)
 class BinaryConcrete(Kind):
-    """Random gates in (0, 1), where s is the logit of the probability to retain a weight.
+    """Random gates in (0, 1); the logit s of a gate is the logit of the probability to retain the weight.
 
     In training, a gate is m = sigmoid((log u - log(1 - u) + s) / temperature), with u ~ U(0, 1) drawn once per step
     (Maddison et al. 2017, arXiv 1611.00712, section 3.2 and appendix); so P(m > 0.5) = sigmoid(s). In evaluation, a
@@ -318,7 +318,7 @@ class BinaryConcrete(Kind):
 
 
 def draw_concrete(logits: Tensor, uniform: Tensor, temperature: float) -> Tensor:
-    """Return binary-concrete random gates: sigmoid((logit(uniform) + s) / temperature)."""
+    """Return binary-concrete random gates: sigmoid((logit(uniform) + logits) / temperature)."""
     return torch.sigmoid((torch.logit(uniform) + logits) / temperature)
 
 
@@ -330,7 +330,7 @@ def check_temperature(temperature: float) -> None:
 
 @dataclass(frozen=True)
 class HardConcrete(Kind):
-    """Gates of L0 regularisation (Louizos, Welling & Kingma 2018, arXiv 1712.01312, sections 2.2-2.3); s is log alpha.
+    """Gates of L0 regularisation (Louizos, Welling & Kingma 2018, arXiv 1712.01312), with log alpha as logit s.
 
     In training, a gate is m = clip(z (zeta - gamma) + gamma, 0, 1), where z is random as in `BinaryConcrete` (equations
     10 and 11). In evaluation, a gate, hard or not, is m = clip(sigmoid(s) (zeta - gamma) + gamma, 0, 1) (equation 13).

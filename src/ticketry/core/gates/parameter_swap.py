@@ -66,7 +66,7 @@ class ParameterSwap:
 
     @property
     def parameters(self) -> list[Tensor]:
-        """The parameters that are substituted, in order."""
+        """The parameters that are replaced by products while the model runs, in order."""
         return [places[0].parameter() for places in self._places]
 
     def remove(self) -> None:

@@ -41,7 +41,7 @@ def sigmoid_product(
 
 
 def weighted_sum(totals: Sequence[Tensor], coefficient: float) -> Tensor:
-    """Return `coefficient` times the sum of the scalar tensors `totals`, as a single autograd node."""
+    """Return `coefficient` times the sum of the scalar tensors `totals`, by a single autograd function."""
     total: Tensor = _WeightedSum.apply(coefficient, *totals)  # type: ignore[no-untyped-call]
     return total
 
@@ -59,7 +59,7 @@ def block_product(weight: Tensor, gate: Tensor, blocks: Blocks) -> Tensor:
 
 
 _FEW_BLOCKS = 32_768
-"""With fewer blocks than this, sum by a single operation: the overhead of several would outweigh memory traffic."""
+"""With fewer blocks than this, sums are computed by a single operation, because several would take longer."""
 
 
 class _BlockProduct(torch.autograd.Function):

@@ -35,7 +35,7 @@ from ticketry_engine.support.entry_points import Need, entry_point
 
 
 class PruneOptions(TypedDict, total=False):
-    """Arguments of `prune` that choose the weights, as far as gradual pruning accepts them."""
+    """Arguments of `prune` for the choice of weights that `gradual` also accepts."""
 
     scope: Scope | None
     score: str | Score
@@ -90,7 +90,7 @@ class Gradual:
         release_leftovers(model)
 
     def _check_layer_minimum(self) -> None:
-        """Raise, before any training, the error of `prune` for a final density too low for the minimum per layer."""
+        """Raise the error of `prune`, before training, if the final density is too low for `keep_at_least`."""
         choice, scope = self._choice, self._choice["scope"]
         assert isinstance(scope, Scope)
         pattern = choice["pattern"]
@@ -282,8 +282,9 @@ def gradual(
 ) -> Gradual:
     """Prune `model` gradually, along the schedule `cubic`, while you train it in your own loop.
 
-    Call `Gradual.step` after each step of all optimisers, which may be of any kind. If the block ends before the last
-    pruning step, there is a warning. Zhu & Gupta, "To prune, or not to prune" (2017, arXiv 1710.01878), section 3.
+    Call `Gradual.step` after each step of all optimisers, which may be of any kind. The result is a context manager; if
+    its block ends before the last pruning step, there is a warning. Zhu & Gupta, "To prune, or not to prune" (2017,
+    arXiv 1710.01878), section 3.
 
     Args:
         model: any module; it keeps its class, names and state dict.

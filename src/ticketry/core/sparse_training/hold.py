@@ -113,7 +113,7 @@ class MaskedParameters:
         masked = {id(parameter): name for name, parameter in mask.parameters(model).items()}
         everything = [(normal_name(name), one) for name, one in model.named_parameters(remove_duplicate=False)]
         self.masked_by = {name: masked[id(one)] for name, one in everything if id(one) in masked}
-        """The name of each parameter's mask, by the name of the parameter; the names of tied weights differ."""
+        """Name of a parameter -> its name in the mask; the two differ only for tied weights."""
         self.masked_by |= {name: name for name in mask}
         self.find_and_remember()
 
@@ -145,7 +145,7 @@ class MaskedParameters:
         return {name: one for name, one in found.items() if not tied[name]}
 
     def are_unchanged(self, held: Mapping[str, HeldParameter]) -> bool:
-        """Return whether the model still has the remembered modules and parameters, and `held` has the parameters."""
+        """Return whether the model has the same modules and parameters as remembered, and `held` these parameters."""
         return all(key in entries and entries[key] is value for entries, key, value in self._path.values()) and all(
             _tensor_identity(each.parameter) == each._content for each in held.values()
         )
@@ -186,8 +186,8 @@ def iterate_state_tensors(optimizer: Optimizer, parameter: nn.Parameter) -> Iter
 def clear_dense_history(optimizer: Optimizer, held: Mapping[str, HeldParameter]) -> None:
     """Clear the history of L-BFGS if it dates from before pruning.
 
-    Each vector of the history is the concatenation of all parameters; an old history has a vector that is not 0 at
-    removed weights.
+    Each vector of the history is the concatenation of all parameters. The history is from before pruning if a vector is
+    not 0 at removed weights.
     """
     if not isinstance(optimizer, LBFGS):
         return
@@ -419,7 +419,7 @@ class Hold:
 
     @torch.no_grad()
     def _mask_replaced_parameters(self) -> None:
-        """Find parameters that replaced others under the same name; mask these and enforce the mask on them."""
+        """Mask parameters that have replaced others of the same name, and enforce the mask on them from now on."""
         now = self._named.find_and_remember()
         for name, parameter in now.items():
             if name in self._held and is_sharded(parameter) and not is_sharded(self._held[name].parameter):

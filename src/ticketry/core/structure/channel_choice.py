@@ -90,7 +90,7 @@ class RemainingWeights:
 
 
 def rank_channels_globally(count: RemainingWeights, scores: Sequence[Tensor], keep_at_least: int) -> list[Channel]:
-    """Return the channels that may still be removed, of all groups together, in the order of scores, lowest first.
+    """Return the channels of all groups that may still be removed, in the order of their scores, lowest first.
 
     Of equal scores, the later channel comes first. Each group retains `keep_at_least` channels.
     """
@@ -150,13 +150,13 @@ class ChannelOrder:
         return f"{least}{f' (the least multiple of {self.multiple})' if self.multiple > 1 else ''}"
 
     def rank_blocks(self, count: RemainingWeights, scores: Sequence[Tensor]) -> list[list[Channel]]:
-        """Return the blocks of remaining channels (in `count`) that may be removed, in the order of removal."""
+        """Return blocks of the channels that `count` has not removed yet, in the order in which to remove them."""
         steps = DISTRIBUTIONS[self.distribution](count, scores, self.keep_at_least)
         return split_into_blocks(count, steps, self.multiple)
 
 
 def split_into_blocks(count: RemainingWeights, steps: Sequence[Channel], multiple: int) -> list[list[Channel]]:
-    """Divide an order of channels into blocks, so that each block leaves its group a multiple of `multiple` channels.
+    """Divide `steps` into blocks of channels; after each block, its group retains a multiple of `multiple` channels.
 
     A block consists of the next channels of one group. Blocks are sorted by the mean position of their channels in
     `steps`. The first block of a group is smaller if the group's size is not a multiple. Channels that do not fill a
@@ -205,7 +205,7 @@ def remove_to_density(
 
 
 class ChannelChoice:
-    """The channels of a model that may be removed in a scope; computes their scores, and masks without some of them."""
+    """Scores the removable channels of a model, and builds masks that remove some of them."""
 
     def __init__(self, model: nn.Module, structure: Structure, scope: Scope) -> None:
         if not isinstance(structure, Structure):
@@ -244,7 +244,7 @@ class ChannelChoice:
                 raise MaskError(f"the scores of the channels of {group.name} are not all numbers (NaN)")
 
     def check_reachable(self, within: Mask | None, density: float, order: ChannelOrder) -> None:
-        """Raise `LayerCollapseError` if `density` cannot be reached from the mask `within`, for any scores."""
+        """Raise `LayerCollapseError` if no choice of channels, starting from the mask `within`, can reach `density`."""
         # If the largest channels are removed first, the channels that must stay are as small as possible.
         sizes = [
             -torch.tensor([sum(len(member.indices[c]) for member in group.parameters) for c in range(group.size)])
@@ -292,13 +292,16 @@ class ChannelChoice:
 def masked_tensor_names(
     groups: Iterable[ChannelGroup], shapes: Mapping[str, tuple[int, ...]], scope: Scope
 ) -> list[str]:
-    """Return the names of all tensors in a mask of channels: tensors in scope, and tensors that store the channels."""
+    """Return the names of the tensors that a mask of channels contains.
+
+    These are all parameters in `scope`, and all parameters from which the removal of a channel removes weights.
+    """
     shared = {member.name for group in groups for member in group.parameters}
     return [name for name in shapes if name in scope or name in shared]
 
 
 def removable_group_positions(structure: Structure, scope: Scope) -> list[int]:
-    """Return the indices of the groups that may lose channels: prunable groups that weights in scope produce."""
+    """Return the indices of the prunable groups whose channels are computed by weights in scope."""
     reasons = [group.reason or explain_out_of_scope(group, structure.roles, scope) for group in structure.groups]
     found = [position for position, reason in enumerate(reasons) if not reason]
     if not found:
@@ -341,8 +344,8 @@ class ChannelOptions:
 class ChannelPath:
     """A sequence of masks of whole channels with falling cost, from all channels to as few as permitted.
 
-    A group whose channels have the total importance S, and whose retained channels have s, has the value S log(s / S),
-    as layers in `budgets.layer_choice`. So the fewer channels a group has left, the more each is worth. Channels are
+    The value of a group is S log(s / S), where S is the importance of all its channels and s that of the retained
+    channels. So the fewer channels a group has left, the more each is worth. Channels are
     removed in the order of value lost per cost saved, lowest first.
     """
 

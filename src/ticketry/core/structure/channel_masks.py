@@ -126,7 +126,7 @@ def _channels_within_macs(
 def channel_groups(
     model: nn.Module, example_inputs: Inputs, *, spare: Patterns = (), scope: Scope | None = None
 ) -> tuple[ChannelGroup, ...]:
-    """Return all groups of coupled channels of `model`; groups whose channels cannot be removed have a reason.
+    """Return all groups of coupled channels of `model`, each with a reason if its channels cannot be removed.
 
     A copy of the model runs on the example inputs, while every index of every parameter is traced through all
     operations: additions, concatenations, flattening, grouped convolutions, norms, attention, recurrent layers. Then
@@ -190,7 +190,7 @@ def channels(
 ) -> Mask:
     """Return a mask that removes whole coupled channels, which `shrink` can take out of the model.
 
-    The mask contains the weights in scope and all other parameters that store channels (biases, norm scales and
+    The mask contains the weights in scope and all other parameters with entries for channels (biases, norm scales and
     shifts). A channel is removed from all these parameters and from the weights of all later layers that read it, so
     that it is exactly 0 everywhere. The density refers to all tensors in the mask, and is met as closely as whole
     channels permit.

@@ -93,7 +93,7 @@ def _label_parameters(trace: Trace) -> None:
 
 
 def _apply_module_constraints(trace: Trace, name: str, module: nn.Module) -> None:
-    """Unite labels of a module's parameters, or mark them as not removable, where the module's class requires it."""
+    """Record which channels of a module must stay or be removed together, because the module's class requires it."""
     if isinstance(module, nn.MultiheadAttention):
         why = f"nn.MultiheadAttention has one width for inputs, heads and outputs ({name})"
         for parameter in module.parameters():
@@ -107,9 +107,9 @@ def _apply_module_constraints(trace: Trace, name: str, module: nn.Module) -> Non
 
 
 def _unite_recurrent_units(trace: Trace, module: nn.RNNBase) -> None:
-    """Unite the labels of hidden unit j in all layers, directions and gates of a recurrent module, for each j.
+    """Record that a hidden unit of a recurrent module is removed from all layers, directions and gates together.
 
-    The units must be removed together, because the module has a single hidden size.
+    This is required because the module has a single hidden size.
     """
     first = trace.book.get(_get_tensor(module, "weight_hh_l0")).labels[0]
     assert isinstance(module.hidden_size, int)
@@ -241,7 +241,7 @@ def _find_unused_parameters(trace: Trace) -> list[str]:
 
 @dataclass(frozen=True, eq=False)
 class Member:
-    """A dimension of a parameter or buffer along which the channels of a group are stored.
+    """A dimension of a parameter or buffer, and the indices along it that belong to each channel of a group.
 
     Examples:
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
@@ -278,7 +278,7 @@ class Member:
 
 @dataclass(frozen=True)
 class ChannelGroup:
-    """Channels that are stored in the same dimensions of the same tensors.
+    """Coupled channels, each of which has indices in the same dimensions of the same tensors.
 
     Channel i consists of the indices `indices[i]` of every member, and can only be removed from all members together.
     Channels of one layer are in different groups if different tensors read them, as after a concatenation.
@@ -300,7 +300,7 @@ class ChannelGroup:
     If no layer produces them: name of a layer that reads them, followed by "(inputs)".
     """
     members: tuple[Member, ...]
-    """The dimensions of all parameters and buffers that store these channels."""
+    """The dimensions of parameters and buffers that have indices of these channels."""
     size: int
     """Number of channels."""
     reason: str = ""
@@ -333,9 +333,9 @@ class ChannelCount:
     module: str
     attribute: str
     units: tuple[tuple[int, int] | None, ...]
-    """(index of the group, index of a channel) that each unit goes with; None for a unit that cannot be removed."""
+    """For each unit, the channel (index of the group, index in the group) removed with it; None if it must stay."""
     guessed: bool = False
-    """Whether the attribute is only assumed to count these units, because the two numbers are equal."""
+    """Whether the attribute equals the number of these units, but may count something else."""
 
 
 @dataclass(frozen=True)
@@ -419,7 +419,7 @@ def _find_groups(trace: Trace, channel_of: Mapping[int, tuple[int, int]], severa
 
 
 def _find_channel_counts(trace: Trace, channel_of: Mapping[int, tuple[int, int]]) -> tuple[ChannelCount, ...]:
-    """Return the attributes that count channels, including attributes that are only guessed to count channels."""
+    """Return the attributes that count channels, and attributes that may only have an equal value by chance."""
     guesses: dict[tuple[str, str], Ids] = {}
     for key, several in trace.numbers.items():
         roots = [trace.labels.find_roots(ids) for ids in several]
@@ -436,7 +436,7 @@ def _find_channel_counts(trace: Trace, channel_of: Mapping[int, tuple[int, int]]
 
 @dataclass(frozen=True)
 class _ChannelClass:
-    """Channels that are stored in the same dimensions of the same tensors, with equal numbers of indices."""
+    """Channels that have equal numbers of indices in the same dimensions of the same tensors."""
 
     roots: list[int]
     """Smallest label of each channel, in the model's order."""

@@ -106,7 +106,7 @@ def _sum_rows_by_group(worth: Tensor, groups: Sequence[Indices]) -> Tensor:
 
 
 def _mark_best_columns(layer: GroupWorth, every_group: bool) -> Tensor:
-    """Mark the best column of each group, or without `every_group` only that of the layer: bool [groups, columns]."""
+    """Mark the best column of each group, or of the whole layer unless `every_group`: bool [groups, columns]."""
     best = torch.zeros(layer.worth.shape, dtype=torch.bool)
     if every_group:
         return best.scatter_(1, layer.worth.argmax(1, keepdim=True), True)

@@ -33,7 +33,7 @@ from ticketry_engine.support.process_state import private_random_state
 
 
 def trace_pointwise(t: Trace, call: Call) -> Any:
-    """Trace an elementwise operation: unite the labels of the operands index by index."""
+    """Trace an elementwise operation: channels at the same index of all operands are removed together."""
     operands = [(tensor, t.book.get(tensor)) for tensor in call.tensors]
     if not any(ids is not None for _, axes in operands for ids in axes.labels):
         return run_without_labels(t, call)
@@ -77,10 +77,10 @@ def record_sum(t: Trace, parts: Iterable[tuple[Tensor, Ids | None]]) -> None:
 
 
 def _evaluate_at_zero(call: Call, choice: tuple[int, ...]) -> float | None:
-    """Return the result of an operation where the operands in `choice` are 0.
+    """Return 0 if an operation yields 0 where the operands in `choice` are 0, 1 if it yields other finite values.
 
-    The result is 0, 1 for any other finite value, or None for a value that is not finite. The operation is evaluated
-    twice: with the other operands unchanged, and with random ones (boolean masks are negated).
+    The result is None if values are not finite. The operation is evaluated twice: with the other operands unchanged,
+    and with random ones (boolean masks are negated).
     """
     if not choice:
         return 1
@@ -123,7 +123,7 @@ def trace_creation(t: Trace, call: Call) -> Any:
 
 @rule_for_one_tensor
 def trace_like(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], result: Tensor) -> Axes:
-    """Trace the creation of a tensor with the shape and labels of another, such as `zeros_like`."""
+    """Trace `zeros_like` and similar operations: the new tensor has the channels of the given tensor."""
     axes.zero = [call.name == "zeros_like"] * result.dim()
     return axes
 
@@ -202,9 +202,9 @@ _ELEMENTWISE: dict[str, Rule] = {
 
 
 def unite_summed_dimensions(t: Trace, one: Axes, axis: int, other: Axes, other_axis: int) -> None:
-    """Unite the labels of two dimensions that a product sums over.
+    """Record that the channels of two dimensions, over which a product sums, must be removed together.
 
-    If removed channels are 0 in neither factor, mark the labels as not removable.
+    If removed channels are 0 in neither factor, record that they cannot be removed.
     """
     ids = t.unite_axes(one.labels[axis], other.labels[other_axis])
     if not (one.zero[axis] or other.zero[other_axis]):
@@ -212,7 +212,7 @@ def unite_summed_dimensions(t: Trace, one: Axes, axis: int, other: Axes, other_a
 
 
 def trace_product(t: Trace, call: Call) -> Any:
-    """Trace a matrix product (mm, bmm, mv, dot, addmm, baddbmm or addmv): unite the labels that it sums over."""
+    """Trace a matrix product (mm, bmm, mv, dot, addmm, baddbmm or addmv): factors lose the same summed channels."""
     added, left, right = ([None] * (3 - len(call.tensors)) + call.tensors)[:3]
     assert left is not None
     assert right is not None
@@ -323,7 +323,7 @@ def _unite_grouped_channels(
 
 
 def trace_batch_norm(t: Trace, call: Call) -> Any:
-    """Trace a batch or instance norm: unite each channel (dimension 1) with its scale, shift and statistics."""
+    """Trace a batch or instance norm: a channel (dimension 1) goes with its scale, shift and statistics."""
     tensor = call.tensors[0]
     axes = t.book.get(tensor)
     t.freeze_axes(axes, [d for d in range(tensor.dim()) if d != 1], "a norm runs over it")

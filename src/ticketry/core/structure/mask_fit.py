@@ -173,7 +173,7 @@ class _LayerComparison:
         return self._coverage_of_groups(worth, grouped)
 
     def random_coverage(self, seed: int) -> float:
-        """Return the coverage by random groups, of the same sizes as in the structured mask."""
+        """Return the coverage of random groups of rows, which have the sizes of the structured mask's groups."""
         grouped: list[Indices] = []
         for number, (run, sizes) in enumerate(zip(self._view.runs, self._sizes, strict=True)):
             rows = self._worth[run.start : run.stop].any(1).nonzero().flatten().numpy() + run.start

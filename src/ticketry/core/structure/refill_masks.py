@@ -1,4 +1,4 @@
-"""Refill: derive a mask of whole channels from an unstructured mask whose retained weights would fill as many.
+"""Refill: turn an unstructured mask into a mask of whole channels, as many as its retained weights would fill.
 
 Chen, Chen, Ma, Wang, Wang, "Coarsening the Granularity: Towards Structurally Sparse Lottery Tickets", ICML 2022,
 section 3.2. The paper only sets the filters that are not filled to zero. This implementation removes everything that
@@ -138,7 +138,7 @@ def _sum_by_channel(by_index: Tensor, member: Member, score: str | Score) -> Ten
 
 
 def _combine_layers(layers: list[Tensor], score: str | Score) -> Tensor:
-    """Add up the scores of layers that produce the same channels.
+    """Return the sum of the scores of layers that produce the same channels.
 
     If the unit of the score differs between layers, each layer's scores are first divided by their sum.
     """
@@ -291,7 +291,7 @@ def _rename_to_first_names(model: nn.Module, mask: Mask) -> Mask:
 
 
 def _scope_with_ends(model: nn.Module, mask: Mask, first: bool | None, output: bool | None) -> Scope:
-    """Return the scope of the tensors in a mask; also of the first layer with `first`, of the last with `output`."""
+    """Return the scope of the tensors in `mask`; `first` adds the first convolution, `output` the last layer."""
     asked = [names for names, want in zip(first_and_last_layer_parameters(model), (first, output), strict=True) if want]
     parameters = named_parameters(model)
     shapes = mask.shapes
@@ -347,7 +347,7 @@ def _match_spared_parameters(model: nn.Module, spare: Sequence[str], unseen: Seq
 
 @dataclass(frozen=True)
 class _GroupBudget:
-    """Contains the number of channels of a group, and the numbers of retained and of all weights that produce them."""
+    """Computes how many channels of a group to fill, from the share of their weights that the mask retains."""
 
     size: int
     kept: int
@@ -380,7 +380,10 @@ def _compute_group_budget(
 
 
 def _fill_to_density(choice: ChannelChoice, channels: Callable[[float], list[int]], density: float) -> list[int]:
-    """Return the number of channels to fill in each group, so that the mask's density is nearest to `density`."""
+    """Return the result of `channels`, the number to fill in each group, whose mask is nearest to `density`.
+
+    The argument of `channels` is `plus`, the fraction of the emptied channels that is filled too.
+    """
     low, high = 0.0, 1.0
     while high - low > 1e-6:
         middle = (low + high) / 2

@@ -49,8 +49,8 @@ def tried_structure(model: nn.Module, example_inputs: Inputs, spare: Patterns = 
     """Return the channel structure of `model`, after testing which channel groups can be removed.
 
     A group is marked as not prunable if its removal breaks the model or changes its outputs. If the model splits a
-    dimension into several, such as attention heads and their width, the last of these is first assumed to become
-    narrower. If its channels cannot be removed, another of these dimensions is tried.
+    dimension into several, such as attention heads and their width, pruning is first assumed to narrow the last of the
+    new dimensions. If channels cannot be removed in this way, another dimension is tried.
 
     Args:
         model: any module; it is not changed.
@@ -142,7 +142,7 @@ def _match_modules(model: nn.Module, spare: Patterns) -> frozenset[str]:
 
 
 _MOST_GUESSES = 4
-"""When a group fails, the test is repeated with some guessed attributes left unchanged, at most this often."""
+"""Largest number of tests of a failing group with attributes unchanged that may count something else."""
 
 _MOST_CHOICES = 2
 """Number of times that another dimension of a split is tried; splits into more than three dimensions are rare."""
@@ -195,10 +195,10 @@ class _Trial:
         return self.structure.staying(self.not_removable)
 
     def _drop_guesses(self) -> None:
-        """Stop changing guessed attributes if the model passes the tests when they keep their value.
+        """Find module attributes that need not be changed when channels are removed, and leave them unchanged.
 
-        An attribute is left unchanged in all modules of a class at once. Such an attribute may count something other
-        than channels: the longest text, or the pixels of an attention window.
+        An attribute that equals a number of channels may count something else, such as the longest text. The model is
+        tested with the old value of the attribute in all modules of a class.
         """
         kinds: dict[tuple[type[nn.Module], str], list[ChannelCount]] = {}
         classes = {name: type(module) for name, module in self.model_copy.named_modules()}
@@ -227,10 +227,10 @@ class _Trial:
                 waiting += self._divide_failing_groups(several, problem)
 
     def _divide_failing_groups(self, several: list[int], problem: Problem) -> list[tuple[list[int], bool]]:
-        """Divide groups that fail together into parts to test; the last part is tested first.
+        """Divide groups that fail together into parts, which are tested separately, the last part first.
 
-        Groups that the failing module may be about become separate parts; without any, the groups are halved. Each
-        part comes with a flag: whether the group is suspected to fail.
+        Suspects, which are groups that may make the module fail, become parts of their own. Without suspects, the
+        groups are halved. Each part is returned with a flag that says whether it is a suspect.
         """
         suspects = self._find_suspects(several, problem.where)
         if len(suspects) == 1 and suspects[0] in self.structure.written.get(problem.where, ()):
@@ -268,7 +268,7 @@ class _Trial:
         return problem is not None
 
     def _mark_not_removable(self, position: int, problem: Problem) -> None:
-        """Mark a failing group as not removable, unless the group passes with guessed attributes left unchanged."""
+        """Mark a failing group as not removable, unless it passes if attributes that may count other things stay."""
         guesses = [c for c in self.structure.counted if c.guessed and any(u and u[0] == position for u in c.units)]
         counted = self.structure.counted
         for dropped in (*([guess] for guess in guesses), guesses)[:_MOST_GUESSES] if guesses else ():
@@ -307,14 +307,14 @@ class _Trial:
         return self.copies.copy(masked)
 
     def _build_smaller_model(self, plan: ShrinkPlan) -> nn.Module:
-        """Return a smaller copy of the model by a plan; it shares with the model everything that is not cut."""
+        """Return the smaller model that `plan` describes; tensors that are not cut are shared with the model."""
         cut = {id(self.sizes.tensors[name]): plan.cut(name, self.sizes.tensors[name].detach()) for name in plan.kept}
         counting = [module for name, module in self.sizes.modules if normal_module_name(name) in plan.attributes]
         return set_module_sizes(self.copies.copy(cut, counting), plan)
 
 
 def build_smaller(model_copy: nn.Module, plan: ShrinkPlan) -> nn.Module:
-    """Return the smaller model that a plan describes; it shares all parameters that are not cut with `model_copy`."""
+    """Return the smaller model that `plan` describes; parameters that are not cut are shared with `model_copy`."""
     return set_module_sizes(copy_sharing_parameters(model_copy, cut_model_tensors(model_copy, plan)), plan)
 
 
@@ -337,8 +337,8 @@ The number is prime, so that no two channels get the same numbers.
 def _add_noise(model_copy: nn.Module) -> nn.Module:
     """Return a copy of the model with noise added to its weights, because zeros and ones in weights would hide errors.
 
-    Such weights are found in new biases and norms, and in last layers of residual branches; very small weights, by
-    which attention is uniform, hide errors as well.
+    New biases, new norms and the last layers of residual branches have such weights. Very small weights, which make
+    attention uniform, hide errors too.
     """
     draw = torch.Generator().manual_seed(0)
 

@@ -43,9 +43,9 @@ def trace_view(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], result:
 
 
 def _match_runs(before: tuple[int, ...], after: tuple[int, ...]) -> list[tuple[list[int], list[int]]]:
-    """Match dimensions `before` a reshape with dimensions `after` it; dimensions of size 1 are left out.
+    """Match the dimensions of a tensor before and after a reshape; dimensions of size 1 are left out.
 
-    Each match is a run of consecutive dimensions before and a run after with the same number of elements, as short as
+    Each match is a pair of lists of consecutive dimensions with equally many elements. The lists are as short as
     possible.
     """
     one = [d for d, size in enumerate(before) if size != 1]
@@ -152,7 +152,7 @@ def trace_expand(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], resul
 
 @rule_for_one_tensor
 def trace_repeat(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], result: Tensor) -> Axes:
-    """Trace `repeat`, which concatenates copies of a tensor: all copies have the same labels."""
+    """Trace `repeat`, which concatenates copies of a tensor: a channel is removed from all copies together."""
     found = axes.reorder([-1] * (result.dim() - len(shape)) + list(range(len(shape))))
     for dimension, times in enumerate(call.argument("repeats")):
         ids = found.labels[dimension]
@@ -282,7 +282,7 @@ def trace_im2col(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], resul
 
 @rule_for_one_tensor
 def trace_col2im(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], result: Tensor) -> Axes:
-    """Trace `col2im`, which adds up overlapping windows into an image: the indices of a channel's window are united."""
+    """Trace `col2im`, which adds up overlapping windows into an image: a channel's values in a window go together."""
     t.freeze_axes(axes, [-1, *range(len(shape) - 2)], "windows of it are taken")
     found = Axes.unlabelled(result.dim())
     ids = axes.labels[-2]
@@ -354,7 +354,7 @@ def trace_split(t: Trace, call: Call) -> object:
 
 
 def _split_labels(t: Trace, ids: Ids | None, sizes: Sequence[int]) -> list[Ids | None]:
-    """Return the labels of consecutive parts of a dimension, which have the given `sizes`.
+    """Return the labels (numbers that identify channels) of consecutive parts of a dimension, of the given `sizes`.
 
     Parts of equal size share one width in the code, so they must lose the same channels. If sizes differ, channels can
     be removed only if all widths are attributes of the module.
@@ -396,7 +396,7 @@ def trace_slice(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], result
 
 
 def _slice_labels(t: Trace, ids: Ids, start: int, length: int) -> Ids | None:
-    """Return the labels of a part of a dimension, from index `start`; None if its channels cannot be removed.
+    """Return the labels, which identify channels, of a part of a dimension; None if the channels must stay.
 
     If the part is one of several equal parts, all parts must lose the same channels. Otherwise the part's ends, counted
     from the start or the end of the dimension, must be attributes of the module; if they are not, no channel of the

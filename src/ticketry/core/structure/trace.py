@@ -123,7 +123,7 @@ def find_smallest_connected(edges: Ids, count: int) -> Ids:
 
 @dataclass
 class Axes:
-    """The labels of a tensor, with one entry per dimension.
+    """Labels, which identify channels, of a tensor's indices; both fields have one entry per dimension.
 
     labels: the label of each index; None for a dimension without channels (batch, space, time). zero: whether the
     tensor is exactly 0 at the indices of a removed channel in the masked model, for any inputs.

@@ -47,7 +47,7 @@ class Ticket:
 
     Attributes:
         mask: the mask of the sub-network.
-        start: state dict (weights and buffers) from which the ticket is trained: that of the rewind step.
+        start: state dict (weights and buffers) of the rewind step, from which the ticket is trained.
         trained: state dict after training, with removed weights exactly 0; None if the ticket was not trained.
         info: plain JSON values. `describe` and the model card show these entries: method, settings, seeds, metric,
             value, level, replicate, parameters (number of all parameters of the model) and license.
@@ -254,7 +254,7 @@ class Ticket:
         return files.sealed_manifest(manifest)
 
     def _summarise_counts(self) -> dict[str, Any]:
-        """Return the numbers of weights and densities that ticket.json contains and that loading checks."""
+        """Return the numbers of weights and the densities that `save` writes to ticket.json and `load` compares."""
         return {
             "density": self.mask.density,
             "sparsity": self.mask.sparsity,
