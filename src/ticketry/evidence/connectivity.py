@@ -262,11 +262,11 @@ class Barrier:
 def barrier(
     lab: Lab, task: Task, one: Result, other: Result, *, points: int = 11, split: str = "test", recalibrate: int = 0
 ) -> Barrier:
-    """Measure the error barrier between two trained networks (Frankle et al. 2020, section 2). Cached in the store.
+    """Measure the error barrier between two trained networks (Frankle et al. 2020, section 2), cached in the store.
 
-    Errors are measured at `points` evenly spaced alphas, including both ends. Weights and floating-point buffers are (1
-    - alpha) * one + alpha * other; other buffers are copied from `one`. The barrier is the largest error minus the mean
-    of the errors at the two ends, so it is never negative.
+    Errors are measured at `points` evenly spaced alphas from 0 to 1. At each alpha, weights and floating-point buffers
+    are (1 - alpha) * one + alpha * other; other buffers are copied from `one`. The barrier is the largest error minus
+    the mean of the errors at the two ends, so it is never negative.
 
     Interpolated running statistics of batch norms do not fit the interpolated weights, so that a barrier may be an
     artefact of the statistics. `recalibrate` recomputes the statistics at all points, including both ends.

@@ -353,9 +353,9 @@ def check_barrier_settings(points: int, split: str, recalibrate: int) -> None:
 def steps_before_control(found: Found) -> int | None:
     """Return for how many steps a control's initial weights are trained; None if no control can match the ticket.
 
-    For a rewound ticket this is the rewind step. If a ticket continues from final weights, its controls start from the
-    dense network (trained by the ticket's own schedule if a budget shortened it) and then train once or more. A control
-    matches the ticket if it can have the same total number of steps.
+    Controls of a rewound ticket start at the rewind step. If a ticket continues from final weights, its controls start
+    from the dense network, and then train once or more. A control matches if it can have the ticket's total number of
+    steps.
     """
     own, steps = found.result.segment, trained_steps(found)
     if found.retrain in FROM_REWOUND:

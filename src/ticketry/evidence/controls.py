@@ -231,7 +231,7 @@ def _draw_mask(control: str, ticket: Mask, seeds: Seeds, drawing: Drawing) -> Ma
 def control_start(lab: Lab, control: str, state: str, ticket: str, seeds: Seeds) -> Start:
     """Compute a control's initial weights from the ticket's, store them, and return them as a start of training.
 
-    `state` and `ticket` are digests of the ticket's stored initial weights (with buffers) and mask.
+    `state` is the digest of the ticket's stored initial weights (with buffers), `ticket` the digest of its mask.
     """
     before = lab.store.get_tensors(state)
     seed = mix(seeds.mask, control, ticket)

@@ -556,7 +556,7 @@ _REGISTERED = (*_HOLDING, Penalty)
 
 
 def restore_variants(lab: Lab, info: RetrainingInfo, mask: Mask, of: str) -> tuple[Variant, ...]:
-    """Restore the variants of training with which a ticket was trained, adapted to its current mask.
+    """Return the training variants (mask, penalty, …) with which a ticket was trained, adapted to its current mask.
 
     If pruned channels were physically removed before training, they are removed here too.
     """

@@ -214,8 +214,7 @@ def method(name: str) -> Method[Any]:
 def check_named_settings(chosen: Method[Any], names: Iterable[str]) -> None:
     """Raise `UsageError` if the user gave settings that would have no effect.
 
-    Examples are a cost budget for a method that has none, and ``levels`` together with ``density``, which overrides
-    levels (`Settings.instead_of`).
+    For example, the method has no cost budget, or ``density`` replaces ``levels`` (see `Settings.instead_of`).
     """
     given = set(names)
     for name, others in getattr(chosen.Settings, "instead_of", {}).items():

@@ -196,10 +196,9 @@ class _PruningStepDetector:
         return self._lab.train(self._whole.until(step), label=f"dense to step {step}", measure=False)
 
     def _choose_mask(self, state: Result, density: float) -> tuple[Mask, float]:
-        """Return the mask that magnitude pruning would choose for this state, and the seconds that this took.
+        """Return the mask by magnitude for a state and a density, and the seconds that choosing the mask took.
 
-        For channels, return the mask of norm scales instead. All other settings, such as layers to spare, are the
-        ticket's.
+        For channels, return the mask of norm scales. Layers to spare and all other settings apply as for the ticket.
         """
         lab, structured = self._lab, self._settings.parsed_structure.channels
         # Latencies are estimated: a moment that depended on timings would not be reproducible.

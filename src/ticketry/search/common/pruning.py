@@ -236,9 +236,9 @@ def choose_mask(
 def structured_mask(
     replicate: Replicate, weights: Result, mask: str, settings: PruningSettings
 ) -> tuple[str, Structured | None]:
-    """Apply the ticket structure of the settings to a search's mask; return (digest of the new mask, description).
+    """Apply the structure that the settings require of tickets to a search's mask; return (new digest, description).
 
-    If the settings have no such structure, return `mask` and None.
+    If the settings require none, return `mask` and None.
     """
     from ticketry.lab.masks import structured_mask
 
