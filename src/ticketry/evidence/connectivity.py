@@ -77,7 +77,7 @@ def distance(
 
     Args:
         one: the first network, as name -> tensor, such as `lab.state(result)`.
-        other: the second network, likewise.
+        other: the second network, in the same form.
         mask: which weights are compared: those that a `Mask` retains, or all weights of the parameters that a `Scope`
             (or any iterable) names; with None every floating-point tensor, including norm statistics.
 

@@ -83,7 +83,7 @@ def standardised(
 ) -> Splits:
     """Split a table, and standardise each column by its mean and standard deviation over the training rows.
 
-    From columns that are constant over the training rows, only the mean is subtracted.
+    Columns that are constant over the training rows are not divided by their standard deviation.
 
     Args:
         inputs: [rows, features] the columns to predict from.

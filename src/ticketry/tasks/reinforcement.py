@@ -218,7 +218,7 @@ def find_step_limit(world: gymnasium.Env[Any, Any]) -> int:
 
 
 def count_observations_and_actions(name: str) -> tuple[int, int]:
-    """Return how many numbers an observation has, and how many actions there are; errors as `create_environment`."""
+    """Return (numbers in an observation, number of actions); raise the errors of `create_environment`."""
     world = create_environment(name)
     return int(np.prod(world.observation_space.shape or (1,))), int(world.action_space.n)
 
@@ -226,7 +226,7 @@ def count_observations_and_actions(name: str) -> tuple[int, int]:
 def digest_environment_source(name: str) -> str:
     """Return a digest of the source code of a custom environment and its wrappers; empty for one of Gymnasium.
 
-    For ``module:NAME`` the digest includes the module, which creates the environment. Errors as `create_environment`.
+    For ``module:NAME`` the digest includes the module. Raise the errors of `create_environment`.
     """
     return digest_defining_source(*parts) if (parts := _custom_parts(name)) else ""
 
@@ -517,7 +517,7 @@ class EnvironmentCourse(Course):
         )
 
     def evaluate(self, model: nn.Module, split: str, arithmetic: Arithmetic) -> dict[str, float]:
-        """Return the mean summed reward and the mean length of `EPISODES` episodes with the network's best actions.
+        """Return the mean summed reward and mean length of `EPISODES` episodes that always take the best-rated action.
 
         Each split has its own episodes, with fixed seeds.
         """

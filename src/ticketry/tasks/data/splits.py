@@ -58,7 +58,7 @@ def select_examples(images: NDArray[np.uint8], labels: NDArray[Any], indices: ND
 def split_published(
     images: NDArray[np.uint8], labels: NDArray[Any], per_class: int, test: tuple[NDArray[np.uint8], NDArray[Any]]
 ) -> Splits:
-    """Split a published data set: `per_class` training examples of each class become validation; `test` is kept."""
+    """Hold out `per_class` training examples of each class for validation, and keep the published `test` set."""
     train, validation = hold_out(labels, per_class)
     return Splits(
         train=select_examples(images, labels, train),

@@ -44,7 +44,7 @@ class LanguageModel(nn.Module):
         return made if state is None else (made, after)
 
     def read(self, tokens: Tensor, state: State, *, first: bool) -> tuple[Any, State]:
-        """Return (each token's features, state after the last token). If `first`, `state` is the initial state."""
+        """Return (each token's features, state after the last token); with `first`, `state` is the initial state."""
         raise NotImplementedError
 
     def scores(self, features: Any) -> Tensor:
