@@ -155,7 +155,7 @@ def train_cyclic_control(
 
 
 def count_cycles(found: Found, steps: int) -> int:
-    """Return how many cycles of `steps` steps come nearest to the steps of a ticket's search after the rewind step."""
+    """Return the number of cycles of `steps` steps whose total is nearest to a search's steps after the rewind step."""
     left = search_cost(found) - found.rewound.segment.last
     return max(1, (2 * left + steps) // (2 * steps))
 

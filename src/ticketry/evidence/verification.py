@@ -168,7 +168,7 @@ def verify_procedure(
 def _train_until_decided(
     rivals: AnyRivals, settings: VerifySettings, on_interim: Callable[[Verdict], None] | None
 ) -> tuple[Verdict, dict[str, list[TrainedNetwork]]]:
-    """Train seeds until an analysis decides, at most to the last one; return (verdict, all trained networks)."""
+    """Train with more seeds until an analysis decides or the plan ends; return (verdict, all trained networks)."""
     plan, trained, margin = settings.plan, dict[str, list[TrainedNetwork]](), settings.margin
     for count in plan.at if plan else (settings.seeds or 1,):
         _add_seeds(rivals, trained, count)

@@ -94,7 +94,7 @@ def read_texts(path: Path, columns: Sequence[str], target: str) -> Labelled:
 
 
 def digest_texts(path: Path) -> str:
-    """Return the SHA-256 of the contents of the text files that `path`, a file or a folder, has."""
+    """Return the SHA-256 of the contents of the text files at `path`, a file or a folder."""
     each = [f"{split} {hashlib.sha256(read_text(file)).hexdigest()}" for split, file in find_text_files(path).items()]
     return hashlib.sha256("\n".join(each).encode()).hexdigest()
 

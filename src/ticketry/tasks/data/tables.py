@@ -198,7 +198,7 @@ def _encode_column(
 ) -> tuple[tuple[str, ...], NDArray[np.float64], tuple[str, ...]]:
     """Encode a column of the file as columns of numbers.
 
-    Returns the names of the new columns, their values [rows, columns], and the words if it is a column of words.
+    Return (names of the new columns, their values [rows, columns], words of a column of words).
     """
     cells = [line.cells[index] for line in lines]
     present = [(line, cell) for line, cell in zip(lines, cells, strict=True) if not _is_missing(cell)]
