@@ -81,8 +81,8 @@ def attention(
 
     The kernels compute in float32; bfloat16 values are converted before and after.
 
-    A head is a run of channels; values have no halo, except with `windows`. k and v have the same tokens. They may have
-    fewer heads than q; each of these is then shared by the same number of heads of q. y must not overlap the inputs. If
+    A head is a run of channels; values have no halo, except with `windows`. k and v have the same tokens. If k and v
+    have fewer heads than q, the same number of heads of q share each head of k and v. y must not overlap the inputs. If
     `causal`, a token attends only to itself and earlier tokens. If `windows`, each row of pixels is a window whose
     tokens attend only to each other.
     """

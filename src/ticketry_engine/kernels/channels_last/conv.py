@@ -133,9 +133,7 @@ class ConvShape:
 
     @property
     def pairs(self) -> bool:
-        """Whether the input is bfloat16, so that a column is a pair of neighbouring channels at a tap, the last one
-        padded.
-        """
+        """Whether the input is bfloat16; then a column is a pair of neighbouring channels at a tap."""
         return self.x.geometry.item == HALF
 
     @property
@@ -159,8 +157,9 @@ class ConvShape:
             raise EngineError("a residual has to have the shape of the output")
 
     def column_offsets(self, columns: int) -> Array:
-        """Return, for each of taps * `columns` columns, the 4-byte words from the input of tap 0 and channel 0 to its
-        input.
+        """Return the distance of each column's input from the input of tap 0 and channel 0, in 4-byte words.
+
+        A tap has `columns` columns.
         """
         geometry = self.x.geometry
         (height, width), (down, right) = self.window.size, self.window.dilation
@@ -288,7 +287,7 @@ class RowBlock:
 
 
 def flatten_by_tap(weight: Array, groups: int) -> Array:
-    """Return a weight [O, I / groups, kh, kw] as [rows, taps * input channels]; groups become zeros."""
+    """Return a weight [O, I / groups, kh, kw] as [rows, taps * input channels], with zeros for other groups' inputs."""
     outputs, inputs, height, width = weight.shape
     flat = weight.transpose(0, 2, 3, 1).reshape(outputs, height * width, inputs)
     if groups > 1:

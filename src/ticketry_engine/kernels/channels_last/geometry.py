@@ -230,8 +230,8 @@ def loop_pixels(
 def loop_vectors(e: Emitter, channels: int, most: int) -> Iterator[tuple[ir.Value, list[int]]]:
     """Emit a loop over the channels of a pixel, `most` vectors at a time; then yield once more for the remaining ones.
 
-    Yield the place of the iteration's first vector in a pixel, counted as if values were float32, and the number of
-    channels in each of its vectors.
+    Yield the byte in a pixel of the iteration's first vector, counted as if values were float32, and the number of
+    channels in each vector of the iteration.
     """
     lanes = e.target.lanes
     full = channels // (most * lanes) * most * lanes

@@ -45,7 +45,7 @@ class ConvArg(enum.IntEnum):
     """Positions of the kernel's arguments."""
 
     X = 0
-    """Arena offset in bytes of the input's first image; Y and RESIDUAL likewise for output and residual."""
+    """Arena offset in bytes of the input's first image; `Y` and `RESIDUAL` are those of output and residual."""
     Y = 1
     RESIDUAL = 2
     GROUPS = 3
@@ -153,7 +153,10 @@ class _ConvWriter:
                     self._write_group(group.index, kind, x, y, residual)
 
     def _divide_work(self, groups: ir.Value, tiles: ir.Value) -> list[ir.Value]:
-        """Return this thread's share, of groups if there are more than tiles, else of tiles: both as first and end."""
+        """Return this thread's (first group, end, first tile, end).
+
+        Threads divide the groups if there are more groups than tiles; otherwise they divide the tiles.
+        """
         e = self.e
         some_groups, some_tiles = e.thread_share(groups), e.thread_share(tiles)
         by_groups = e.b.icmp_signed(">", groups, tiles)
@@ -186,7 +189,10 @@ class _ConvWriter:
         self._store_tile(sums, place, y, residual)
 
     def _accumulate_columns(self, first: ir.Value, last: ir.Value, sums: list[ir.Value], x: ir.Value) -> list[ir.Value]:
-        """Emit the loop over the columns of a run, one per set of accumulators and turn; return the new sums."""
+        """Emit the loop over the columns of a run, and return the new sums.
+
+        An iteration adds one column to each set of accumulators.
+        """
         e, count = self.e, self.accumulators
         stop = last if count == 1 else e.b.sub(last, e.i64(count - 1))
         with e.loop(first, stop, count, carried=sums) as column:
@@ -295,7 +301,7 @@ class _ConvWriter:
 
 @dataclass(frozen=True)
 class Tile:
-    """A box of output pixels that a kernel computes together: their sums stay in registers."""
+    """A box of output pixels that a kernel computes together, with all sums in registers."""
 
     images: int
     rows: int
@@ -314,7 +320,10 @@ class Tile:
 
 @functools.lru_cache(maxsize=4096)
 def _count_tiles(axis: Axis, length: int) -> tuple[int, int, float]:
-    """Return (tiles of `length` along an axis, sum of their live taps, which read any input, share with all live)."""
+    """Return (number of tiles of `length` along an axis, sum of their live taps, share of tiles with only live taps).
+
+    A tap is live in a tile if it reads any input.
+    """
     alive = axis.live_taps(length)
     return len(alive), int(alive.sum()), float(alive.all(axis=1).mean())
 
@@ -332,7 +341,7 @@ class ConvAxes:
         return self.rows.size * self.columns.size
 
     def count_taps(self, tile: Tile) -> float:
-        """Return how many taps are computed per image: the sum over its tiles; shared by the images of a tile."""
+        """Return the number of taps computed per image, summed over tiles and divided by the images of a tile."""
         return _count_tiles(self.rows, tile.rows)[1] * _count_tiles(self.columns, tile.columns)[1] / tile.images
 
     def tiles_per_image(self, tile: Tile) -> float:

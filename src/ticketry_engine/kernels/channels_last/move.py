@@ -43,7 +43,7 @@ class MoveArg(enum.IntEnum):
     NUMBER = 1
     """Index of the tensor among the tensors given to `Program.run`, or the tensor as a table (`Move.is_table`)."""
     IMAGE = 2
-    """Bytes in the tensor from one image to the next; ROW and COLUMN likewise for rows and columns."""
+    """Bytes in the tensor from one image to the next; `ROW` and `COLUMN` are those between rows and columns."""
     ROW = 3
     COLUMN = 4
     CHANNELS = 5
@@ -217,8 +217,9 @@ def _loop_over_parts(e: Emitter, count: int, step: int) -> Iterator[tuple[ir.Val
 def gather(sources: Sequence[ChannelsLastValue], y: ChannelsLastValue, where: tuple[Array, Array]) -> list[Op]:
     """Return the operations that fill y with elements of `sources` and with zeros.
 
-    `where` has two arrays [channels of y, positions of y], positions row by row: the index of the source, or -1 for a
-    zero; and the element of that source, channel * positions + position.
+    `where` has two arrays [channels of y, positions of y], positions row by row. The first holds the index of each
+    element's source, or -1 for a zero. The second holds the number of the element in this source, channel * positions +
+    position.
     """
     source_index, element = where
     g = y.geometry

@@ -42,7 +42,7 @@ def max_pool(x: ChannelsLastValue, y: ChannelsLastValue, window: Window) -> list
 
 
 def avg_pool(x: ChannelsLastValue, y: ChannelsLastValue, window: Window, count_include_pad: bool = True) -> list[Op]:
-    """Return the operations of average pooling over as many windows as y has pixels; padding may count as zeros."""
+    """Return the operations of average pooling; if `count_include_pad`, padding counts as zeros."""
     tables = _window_ranges(x, y, window)
     counts = [table[:, 1] - table[:, 0] for table in tables]
     if count_include_pad:

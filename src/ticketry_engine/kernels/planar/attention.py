@@ -42,7 +42,7 @@ _MOST_KEYS = 12
 """Greatest number of keys per block."""
 
 _HIDDEN = -1e30
-"""Number that replaces -inf in bias tables: its exponential is 0 too, but the number minus itself is 0 and not NaN."""
+"""Number that replaces -inf in bias tables; its exponential is also 0, but its difference to itself is not NaN."""
 
 
 def attention(
@@ -59,8 +59,8 @@ def attention(
 ) -> list[Op]:
     """Return the operations of ``y = softmax(scale * q @ k.T + bias) @ v``, for each image and head.
 
-    The positions of values are tokens; k and v may have other tokens than q. They may also have fewer heads than q;
-    each of these is shared by several heads of q. y must not overlap q, k or v. If `causal`, a query attends only to
+    The positions of values are tokens; k and v may have other tokens than q. If k and v have fewer heads than q,
+    several heads of q share each head of k and v. y must not overlap q, k or v. If `causal`, a query attends only to
     keys up to its own position. If `windows`, each row of pixels is a window whose tokens attend only to each other.
     """
     depth, values = q.channels // heads, y.channels // heads
@@ -226,8 +226,9 @@ class _AttentionWriter:
         return found
 
     def _mask_scores(self, scores: Sequence[ir.Value], first: ir.Value, key: ir.Value, new: ir.Value) -> list[ir.Value]:
-        """Return the scores, with -inf for keys of the block before (before `new`) and, if causal, for keys after the
-        query.
+        """Return the scores, with -inf for keys before `new`, which belong to the block before.
+
+        If the attention is causal, keys after the query also get -inf.
         """
         e, b, found = self.e, self.e.b, []
         none = e.splat(float("-inf"))

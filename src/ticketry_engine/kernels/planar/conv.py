@@ -216,8 +216,8 @@ class SumTables:
 def pack_single_rows(matrix: Matrix, rows: Array, *, block: int, chunks: int) -> SumTables:
     """Return the tables for rows that are computed one by one, where each row has its own columns.
 
-    `rows` are ascending numbers, `block` is the number of input channels per segment of a row, and `chunks` the number
-    of parts for threads.
+    `rows` are ascending numbers. A row is divided into segments of `block` input channels. `chunks` is the number of
+    parts into which the rows are divided for threads.
     """
     blocks = max(1, -(-matrix.inputs // block))
     kept = matrix.weight[rows] != 0
@@ -249,10 +249,10 @@ class _SingleRowTables:
         self._starts.append((sum(len(part[0]) for part in self._parts), sum(len(part[-1]) for part in self._parts)))
 
     def add_segments(self, rows: Array, counts: Array, flags: Array, row: Array, column: Array) -> None:
-        """Add one segment for each of several rows.
+        """Add one segment (part) of each row in `rows`.
 
-        `counts` and `flags` are given for each segment; `row` (an index into `rows`) and `column` for each retained
-        weight.
+        `counts` and `flags` have an entry for each segment. `row` (an index into `rows`) and `column` have an entry for
+        each retained weight.
         """
         m = self._matrix
         index = rows[row]
@@ -275,8 +275,8 @@ class _SingleRowTables:
 def pack_shared_rows(matrix: Matrix, groups: Sequence[Sequence[Array]], *, chunks: int) -> SumTables:
     """Return the tables for rows that share their columns.
 
-    `groups` has, for each group of rows with equal columns, the sets of rows that are summed together, all of one size;
-    `chunks` is the number of parts for threads.
+    `groups` has, for each group of rows with equal columns, the sets of rows that are summed together. All sets have
+    the same size. `chunks` is the number of parts into which the rows are divided for threads.
     """
     sets = [rows for group in groups for rows in group]
     kept = [np.flatnonzero(matrix.weight[group[0][0]]) for group in groups]
@@ -390,9 +390,9 @@ def _build_sum_tables(
 ) -> SumTables:
     """Build `SumTables` with the largest unit and smallest type that the column offsets allow.
 
-    `columns` are bytes relative to the base of a segment, `chunks` are (first segment, number of segments, first
-    weight), `blocked` is whether rows may have several segments, and `reach` is the least and greatest byte of a
-    column.
+    `columns` are bytes relative to the least byte of a segment's columns. `chunks` are (first segment, number of
+    segments, first weight). `blocked` is whether rows may have several segments. `reach` holds the least and greatest
+    byte of a column.
     """
     made = np.array(chunks, dtype=np.int64)
     made[:, 0] *= segments.shape[1] * 4
@@ -448,7 +448,7 @@ class RowKind:
     """For each group of rows with equal columns, its sets of `rows` rows that are summed together."""
     tiles: list[Tiles]
     block: int
-    """Input channels per segment of a row."""
+    """Number of input channels in a segment (part) of a row."""
     cycles: float
 
     @property
@@ -581,8 +581,8 @@ def _set_sizes(rows: int) -> list[int]:
 def tile_vectors(rows: int, target: Target) -> tuple[int, ...]:
     """Return the numbers of vectors per tile to try, for which sums, inputs and a weight fit in the registers.
 
-    Smaller tiles are tried for single rows: more input channels of a small tile fit in the L1 cache, so that rows have
-    fewer segments.
+    For single rows, smaller tiles are also tried. More input channels of a small tile fit in the L1 cache, so that rows
+    are divided into fewer parts.
     """
     if target.registers >= 32:
         return {1: (16, 8), 2: (8,), 3: (8,)}.get(rows, (4,))
@@ -602,7 +602,7 @@ def _build_row_kinds(
     """Return the kinds of rows, each with its fastest tiles.
 
     `rows` are from `row_kinds`; `kept` is bool [O, I / groups, taps]; `columns` [I / groups, taps] are bytes. `x` and
-    `window` are those of the input, or of its copies if the kernel reads those.
+    `window` belong to the input, or to its copies if the kernel reads copies.
     """
     found = []
     near = target.near_of_few if kept.mean() < FEW else target.near
@@ -621,7 +621,7 @@ def _build_row_kinds(
 
 
 def _inputs_per_block(columns: Array, tiles: Sequence[Tiles], near: int) -> int:
-    """Return the number of input channels of which a tile reads about `near` bytes, in whole cache lines."""
+    """Return for how many input channels a tile reads about `near` bytes, counted in whole cache lines."""
     some = columns[:8]
     if not some.size:
         return 1
@@ -630,7 +630,7 @@ def _inputs_per_block(columns: Array, tiles: Sequence[Tiles], near: int) -> int:
 
 
 def _estimate_cycles(kind: RowKind, counts: Sequence[int], columns: Array, target: Target) -> float:
-    """Estimate the cycles of a kind: the cycles of all columns and segments, summed over all tiles.
+    """Estimate the cycles that the rows of `kind` take for columns and segments (parts of rows), over all tiles.
 
     Args:
         counts: number of retained weights of each row.

@@ -139,8 +139,9 @@ def build_ops(
 ) -> list[Op]:
     """Return the operations that compute a layer.
 
-    `matrix` is (weights [rows, columns of a conv group], byte of each column [conv groups, columns]); `kinds` are from
-    `conv.row_kinds`; `rows` are, for each row, the bytes of its planes of y and of the residual, and its bias.
+    `matrix` is (weights [rows, columns of a conv group], byte of each column [conv groups, columns]). `kinds` is the
+    result of `conv.row_kinds`. `rows` has three arrays with an entry for each row: the byte of its plane of y, the byte
+    of its plane of the residual, and its bias.
     """
     weight, columns = matrix
     used = (weight.reshape(*columns.shape[:1], -1, columns.shape[1]) != 0).any(axis=1)

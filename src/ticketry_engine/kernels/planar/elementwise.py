@@ -124,8 +124,9 @@ class Elementwise(EmittedKernel):
                 self._write_run(e, floats, rows, combine)
 
     def _combine(self, e: Emitter, entry: ir.Value, factors: int) -> Callable[..., ir.Value]:
-        """Return a function that emits the result for a vector of each source; `factors` is the argument with scale and
-        shift.
+        """Return a function that emits the result of one vector from each source.
+
+        `factors` is the number of the argument with scale and shift.
         """
         b = e.b
         if self.kind == "affine":

@@ -311,7 +311,7 @@ def load(
     mask: ir.Value | None = None,
     otherwise: ir.Value | None = None,
 ) -> ir.Value:
-    """Load a vector; lanes not in `mask` are not read, but taken from `otherwise`, or zero without it."""
+    """Load a vector; lanes outside `mask` are not read: they come from `otherwise`, or are zero if it is None."""
     if mask is None:
         return e.load(pointer, byte)
     given = [e.at(pointer, byte), ir.Constant(I32, FLOAT), mask, otherwise or ir.Constant(e.vector, None)]
@@ -321,7 +321,7 @@ def load(
 def store(
     e: Emitter, value: ir.Value, pointer: ir.Value, byte: ir.Value | int = 0, mask: ir.Value | None = None
 ) -> None:
-    """Store the lanes of `value` that are set in `mask`; all lanes without a mask."""
+    """Store the lanes of `value` that are set in `mask`; without a mask, store all lanes."""
     if mask is None:
         e.store(value, pointer, byte)
         return
@@ -350,7 +350,7 @@ def clear_lanes(e: Emitter, value: ir.Value, mask: ir.Value) -> ir.Value:
 
 
 def interleave(e: Emitter, rows: Sequence[ir.Value]) -> list[ir.Value]:
-    """Return lane 0 of all rows, then lane 1 of all rows, and so on; for as many rows as lanes, the transpose."""
+    """Return lane 0 of all rows, then lane 1, and so on; with as many rows as lanes, this is the transpose."""
     if len(rows) == 1:
         return list(rows)
     lanes, found = rows[0].type.count, []
@@ -372,7 +372,7 @@ def deinterleave(e: Emitter, vectors: Sequence[ir.Value]) -> list[ir.Value]:
 
 
 def load_repeated(e: Emitter, pointer: ir.Value, images: int, byte: ir.Value | int = 0) -> ir.Value:
-    """Load the values of `images` images at a position, repeated to fill a vector; at most a vector of images."""
+    """Load the values of `images` images (at most a vector) at a position, and repeat them to fill a vector."""
     lanes = e.target.lanes
     if images >= lanes:
         return e.load(pointer, byte)

@@ -98,7 +98,7 @@ class _MoveArguments:
         return self.e.at(plane, b.add(self.start, b.mul(y, self.row)))
 
     def image(self, number: int) -> ir.Value:
-        """Return the bytes in the tensor from the block's first image to image `number`, at most to the last image."""
+        """Return the bytes in the tensor from the block's first image to image `number`, or to the last if earlier."""
         b = self.e.b
         last = b.sub(self.here, self.e.i64(1))
         there = b.icmp_signed("<", self.e.i64(number), self.here)
@@ -286,8 +286,8 @@ class Elements(EmittedKernel):
 def gather(sources: Sequence[Planes], y: Planes, where: tuple[Array, Array]) -> list[Op]:
     """Return the operations that fill y with elements of `sources` and zeros.
 
-    `where` has two arrays [channels of y, pixels of y]: the index of the source, or -1 for a zero; and the element of
-    that source, channel * pixels + pixel.
+    `where` has two arrays [channels of y, pixels of y]. The first holds the index of each element's source, or -1 for a
+    zero. The second holds the number of the element in this source, channel * pixels + pixel.
     """
     of, element = where
     goals, found = _element_offsets(y).reshape(of.shape), np.zeros(of.shape, np.int64)

@@ -39,7 +39,7 @@ def max_pool(x: Planes, y: Planes, window: Window) -> list[Op]:
 
 
 def avg_pool(x: Planes, y: Planes, window: Window, count_include_pad: bool = True) -> list[Op]:
-    """Return the operations of average pooling over as many windows as y has pixels; padding may count as zeros."""
+    """Return the operations of average pooling; if `count_include_pad`, padding counts as zeros."""
     pool = _Pool("mean", x, y, window)
     counts = [pool.taps_inside(axis)[:, 1] for axis in (0, 1)]
     if count_include_pad:
@@ -58,7 +58,7 @@ def global_mean(x: Planes, y: Planes) -> list[Op]:
 
 @dataclass(frozen=True)
 class _Pool:
-    """Which pixels of x each window reads, from which `op` builds the operation."""
+    """The pixels of x that each window reads; `op` builds the pooling operation from them."""
 
     kind: str
     x: Planes
@@ -168,8 +168,9 @@ def _accumulate(e: Emitter, kind: str, old: ir.Value, new: ir.Value) -> ir.Value
 class Windows(EmittedKernel):
     """Kernel of max (``"max"``) or mean (``"mean"``) pooling with windows of any shape, one position at a time.
 
-    A vector holds the images of one position. The last two arguments are tables for the columns of y: the factor of
-    the column's sums; the byte where its windows begin in a row of x, and their number of taps.
+    A vector holds the images of one position. The last two arguments are tables for the columns of y. The first table
+    holds the factor of a column's sums. The second holds the byte in a row of x where the column's windows begin, and
+    their number of taps.
     """
 
     kind: str
@@ -209,9 +210,9 @@ class Spans(EmittedKernel):
     """Kernel of max or mean pooling for few images, where a vector holds several positions.
 
     With a stride, the positions in between are computed and dropped. Outside of the input, a mean adds the zeros of the
-    halo, and a maximum replaces what it reads by -inf (`bounded`). The last two arguments are a table with the factor
-    of each float of an output row ("mean") or the upper bound of each float of an input row ("max"), and the byte where
-    a row's first window begins.
+    halo, and a maximum replaces what it reads by -inf (`bounded`). The last but one argument is a table: the factor of
+    each float of an output row ("mean"), or the upper bound of each float of an input row ("max"). The last argument is
+    the byte where a row's first window begins.
     """
 
     kind: str

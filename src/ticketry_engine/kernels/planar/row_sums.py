@@ -199,7 +199,7 @@ class _SumsBody:
         return loop.results[:count]
 
     def _sum_in_sets(self, x: Any, columns: Any, begin: Any, end: Any) -> tuple[Any, list[Any]]:
-        """Emit a loop over several columns at a time, with `sets` partial sums; return (first column left, sums)."""
+        """Emit a loop over several columns at a time, with `sets` partial sums; return (next column, sums)."""
         e, b, spec = self.e, self.e.b, self.spec
         count, several = spec.rows * self.vectors, max(self.sets, 4)
         turns = b.udiv(b.sub(end, begin), e.i64(several))

@@ -188,7 +188,7 @@ class MaskedTiles:
     read: Array
     """Masks of the lanes that each tap reads, in the form that the module docstring describes."""
     written: Array
-    """Masks of the lanes that are written, likewise."""
+    """Masks of the lanes that are written, in the same form."""
     masks: Array
     """int32 [n, lanes], the masks to which `read` and `written` refer; unused if those tables hold bits."""
     masked: bool
@@ -244,7 +244,7 @@ _Run = tuple[int, int, int]
 
 
 def _vector_runs(y: Geometry, follow: bool, each: int, most: int) -> Iterator[list[_Run]]:
-    """Yield the vectors of `each` positions of each tile (at most `most`); if `follow`, across ends of rows."""
+    """Yield each tile as at most `most` vectors of `each` positions; if `follow`, vectors may cross ends of rows."""
     if follow:
         last = (y.height - 1) * y.row + y.width
         for first, size in split(-(-last // each), most):
@@ -314,7 +314,7 @@ def _in_range(place: Array, extent: int) -> Array:
 
 
 def _lane_masks(there: Array, stride: int, images: int, target: Target) -> Array:
-    """Return the bits of the lanes that are used in each of the `stride` vectors that are read for one vector."""
+    """Return, as bits, the lanes that are used of each of the `stride` vectors that are read for one vector."""
     spread = np.zeros((*there.shape[:-1], there.shape[-1] * stride), dtype=bool)
     spread[..., ::stride] = there
     all_lanes = np.repeat(spread, images, axis=-1).reshape(*there.shape[:-1], stride, target.lanes)
@@ -333,8 +333,9 @@ def build_op(
 ) -> Op:
     """Return the operation that computes a layer.
 
-    `columns` are four arrays with an entry for each retained weight, row by row: row, byte of the plane plus shift of
-    the tap, tap, weight. `rows` are, for each row, the bytes of its planes of y and of the residual, and its bias.
+    `columns` has four arrays with an entry for each retained weight, row by row: row, byte of the plane plus shift of
+    the tap, tap, weight. `rows` has three arrays with an entry for each row: the byte of its plane of y, the byte of
+    its plane of the residual, and its bias.
     """
     row, begins, tap, weights = columns
     y, residual, bias = rows

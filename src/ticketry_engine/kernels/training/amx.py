@@ -231,7 +231,7 @@ SPREAD_CONFIGURATION = bfloat.build_configuration(
 
 
 def spread_positions(inputs: int) -> int:
-    """Return the positions of a tile of `TileSpread` (1 or 2): the sums of `inputs` channels stay in the L1 cache."""
+    """Return the positions per tile of `TileSpread`, 1 or 2, so that sums of `inputs` channels stay in the L1 cache."""
     return max(1, min(2, _NEAR_SUMS // (2 * bfloat.TILE_ROW_BYTES * inputs)))
 
 
@@ -364,7 +364,7 @@ class SpreadTables:
 
 
 def build_spread_tables(places: Array, planes: Array, shifts: Array, sets: Sequence[Array]) -> SpreadTables:
-    """Return the tables of one phase of the stride, the input pixels that the same taps reach.
+    """Return the tables of one phase of the stride, which consists of the input pixels that the same taps read.
 
     Args:
         places: weights as in `MaskedLayer.places`, convolution groups x outputs x inputs of a group x taps.

@@ -394,7 +394,7 @@ class ByToken(EmittedKernel):
 
     finished: ClassVar[bool] = True
     value_count: ClassVar[int]
-    """Number of values without the two results, which follow; each result has a single plane."""
+    """Number of input values; the two results follow them, with a single plane each."""
     sums: ClassVar[int] = 2
 
     vectors: int

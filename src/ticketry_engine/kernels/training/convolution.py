@@ -52,7 +52,7 @@ NEAR = 32_000
 """Number of bytes of inputs that stay in the L1 cache beside weights and outputs."""
 
 FEWEST = 8
-"""Minimum average number of weights per segment and row; to reach it, segments may exceed the L1 cache.
+"""Minimum average number of weights of a row in a segment; to reach it, a segment's inputs may exceed the L1 cache.
 
 Each segment reads and writes the sums of a tile. Measured on ResNet-18 with 1 to 10 % of its weights.
 """
@@ -269,7 +269,7 @@ def _is_single_row(target: Target, size: Pair) -> bool:
 
 
 def _segment_input_bytes(target: Target, size: Pair) -> int:
-    """Return how many bytes of inputs a segment of single rows may read."""
+    """Return how many bytes of inputs a segment (part) of a single row may read."""
     return FLAT_NEAR if _is_single_row(target, size) else NEAR
 
 

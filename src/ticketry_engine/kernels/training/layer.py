@@ -34,7 +34,7 @@ def images_of(item: int) -> int:
 
 @dataclass(frozen=True)
 class Batch:
-    """Layout of a value of a batch: the planes of all channels for one block of images after the other."""
+    """Layout of a value of a whole batch: for each block of images in turn, the planes of all channels."""
 
     geometry: Geometry
     channels: int
@@ -283,7 +283,7 @@ class GatheredOps:
         return table
 
     def gather(self, source: GatheredOps | None = None) -> Op:
-        """Return the operation that fills the table from that of `source`, or from external tensor 0 if None."""
+        """Return the operation that fills the table from the table of `source`, or from external tensor 0 if None."""
         count, item = len(self.index), self.table.itemsize
         if source is None:
             index = self.index
@@ -401,7 +401,7 @@ class Scatter(EmittedKernel):
 
 
 def build_scatter(places: Array, elements: int, *, alone: bool = False) -> Op:
-    """Return the operation that expands packed numbers, external tensor 0, to `elements` numbers, external tensor 1.
+    """Return the operation that expands packed numbers (external tensor 0) to `elements` numbers (external tensor 1).
 
     Args:
         places: int64, index in the dense tensor of each packed number. Repeated indices must have equal numbers.

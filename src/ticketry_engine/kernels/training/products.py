@@ -66,7 +66,7 @@ class Products(EmittedKernel):
 
     @property
     def head(self) -> int:
-        """Number of 4-byte words in a segment's header, which precedes the words of its rows, as in `Sums`."""
+        """Number of 4-byte words in a segment's header, which precedes the words of its rows."""
         return 2 if self.rows == 1 else 3
 
     @property
