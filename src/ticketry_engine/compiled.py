@@ -127,13 +127,13 @@ def compile(
 
 
 def _beside_eager(made: Compiled, model: nn.Module, call: Arguments, *, glance: bool) -> str:
-    """Return a sentence that compares the time of a compiled model's call with that of eager torch.
+    """Return a sentence that compares the time of a call of a compiled model with the time of eager torch.
 
     Args:
         made: the compiled model.
-        model: the model that it was compiled from.
+        model: the model from which `made` was compiled.
         call: the arguments of the calls.
-        glance: whether to use the faster of two rounds (one round for long calls); False: the median of five rounds.
+        glance: True: use the faster of two rounds (one round for long calls); False: the median of five rounds.
     """
     eager = copied(model, {}).to("cpu").eval()
     seconds: tuple[list[float], list[float]] = ([], [])
@@ -223,8 +223,8 @@ class Compiled(ForInference):
         """Compile a graph.
 
         Args:
-            layout: "planes" or "pixels" for all regions, or None for a choice by estimates.
-            library: kernels shared with other compiled models, for trials: programs are then not cached on disk.
+            layout: memory layout of all regions, "planes" or "pixels"; None: choose by estimates for each region.
+            library: kernels that are shared with other compiled models; programs are then not cached on disk.
         """
         super().__init__()
         self.graph = graph
@@ -265,7 +265,7 @@ class Compiled(ForInference):
     def _run_steps(self, values: dict[str, Any], native: _OfNative, other: _OfOther) -> None:
         """Run all steps, and store results in `values`; delete a result after the last step that reads it.
 
-        `native` runs a region, and `other` a torch step.
+        The function `native` runs a region, and `other` runs a step in torch.
         """
         with torch.no_grad(), torch.autocast("cpu", enabled=False):
             for run, reads, makes, done in self._steps:
@@ -276,7 +276,7 @@ class Compiled(ForInference):
                     del values[name]
 
     def tune(self, *args: Any, **kwargs: Any) -> Compiled:
-        """Time all plans (layouts and block sizes) of the regions on these inputs; use the fastest for this batch size.
+        """Time several layouts and block sizes on these inputs, and use the fastest from now on for this batch size.
 
         Args:
             args, kwargs: arguments of a call, or one tuple or dict of example inputs as in `compile`.
@@ -295,17 +295,17 @@ class Compiled(ForInference):
         return self
 
     def forget(self) -> None:
-        """Free the programs of all batch sizes; the next call creates the program that it needs again."""
+        """Free the programs of all batch sizes; later calls create programs again."""
         for native in self._natives:
             native.forget()
 
     def relink(self) -> None:
-        """Copy all programs to new memory: where they lie changes the time of calls a little."""
+        """Copy all programs to other memory addresses, which changes the time of calls a little."""
         for native in self._natives:
             native.relink()
 
     def profile(self, *args: Any, rounds: int = 5, **kwargs: Any) -> list[Layer]:
-        """Return the rows of `layers` with the time of each layer: the median over calls on one thread, in seconds.
+        """Return the rows of `layers` with the seconds of each layer, as medians of `rounds` calls on one thread.
 
         Args:
             args, kwargs: arguments of a call, or one tuple or dict of example inputs as in `compile`.
@@ -315,7 +315,7 @@ class Compiled(ForInference):
         return self.layers()
 
     def time_nodes(self, *args: Any, rounds: int, **kwargs: Any) -> dict[str, float]:
-        """Return the seconds of each node by the name of its output, and those of "load" and "store", as `profile`."""
+        """Return the seconds of each node, by the name of its output, and the seconds of "load" and "store"."""
         inputs = self._call.bind_examples(args, kwargs)
         self._time_nodes_once(inputs)
         self._seconds = median_seconds(lambda: self._time_nodes_once(inputs), rounds)
@@ -335,11 +335,11 @@ class Compiled(ForInference):
         return seconds
 
     def layers(self) -> list[Layer]:
-        """Return a row for each layer, in order of execution, with its kernel, or the reason why it runs in torch."""
+        """Return a row for each layer, in order of execution, with its kernel or the reason why torch runs it."""
         return describe(self.graph, self.reasons, self._natives, self._seconds)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write the compiled model to the file `path`, which `load` reads without the model's code; return the path."""
+        """Write the compiled model to the file `path`, for `load`, and return the path."""
 
         return model_file.save(self.graph, Path(path), {"precision": self.precision})
 
@@ -350,7 +350,7 @@ class Compiled(ForInference):
 
     @property
     def weight_bytes(self) -> int:
-        """Return the bytes of weights and their positions in the tables of all programs created so far."""
+        """Return how many bytes the weights and their positions take in all programs created so far."""
         return sum(program.table_bytes for native in self._natives for program in native.programs.values())
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Compiled:
@@ -361,7 +361,7 @@ class Compiled(ForInference):
 
     @property
     def beside_eager(self) -> str:
-        """Return a sentence that compares times with eager torch on the example inputs; the first access measures."""
+        """Return a sentence that compares the model's time with eager torch; the first access measures both times."""
         model = self._made_of[0]() if self._made_of else None
         if not self._beside_eager and self._made_of and model is not None:
             self._beside_eager = _beside_eager(self, model, self._made_of[1], glance=True)
@@ -393,14 +393,14 @@ class Compiled(ForInference):
         return self._natives[0] if same else None
 
     def _digest_of_graph(self) -> str:
-        """Return the digest that identifies cached programs: that of the model file, or a digest of the graph."""
+        """Return the digest of the model file, or else of the graph, which identifies cached programs."""
         if self._digest is None:
             self._digest = digest_of(self.graph)
         return self._digest
 
 
 def _check_precision(precision: str, target: Target) -> str:
-    """Return the precision; raise `EngineError` if `target` has no kernels for this precision."""
+    """Return `precision`; raise `EngineError` if `target` has no kernels for this precision."""
     if precision not in ITEM:
         raise EngineError(f"the engine computes in {' or '.join(ITEM)}, not in {precision!r}")
     if precision == "bf16" and not target.bf16:
@@ -436,7 +436,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class InspectedLayer:
-    """A layer that is trained under a mask, and the share of its work that kernels save."""
+    """Where a layer runs in training under a mask, and the share of its work that kernels save."""
 
     parameter: str
     """Name of the layer's weight, as in `Module.named_parameters`."""
@@ -462,7 +462,7 @@ def machine() -> Machine:
 def inspect(
     model: nn.Module, keep: Mapping[str, Tensor], example_inputs: Any, *, precision: str = "fp32"
 ) -> list[InspectedLayer]:
-    """Return, for each layer with a weight, where a training step runs it and what share of its work is saved.
+    """Return, for each layer with a weight, where a training step runs the layer, and the share of work that it saves.
 
     Args:
         model: the model, in float32 on the CPU. Its pruned weights are set to 0; nothing else is changed.

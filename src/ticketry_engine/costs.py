@@ -44,7 +44,7 @@ PLANAR, CHANNELS_LAST = "planes", "pixels"
 
 @dataclass
 class CallSeconds:
-    """Seconds of one call of a model, divided into layers and other operations."""
+    """The seconds of one call of a model, by layer and by kind of other operation."""
 
     layers: dict[str, float]
     """Parameter name -> seconds of the layers that use this parameter."""
@@ -60,7 +60,7 @@ class CallSeconds:
 
 
 class MaskedModel:
-    """A captured model that can be compiled under any number of masks."""
+    """A model that is captured once as a graph, and can then be compiled under many masks to compare their costs."""
 
     def __init__(
         self, model: nn.Module, example_inputs: Any, parameters: Iterable[str], *, upsampling: bool = True
@@ -68,7 +68,7 @@ class MaskedModel:
         """Capture a model on the CPU.
 
         `example_inputs` is a tensor, a tuple of arguments, or a dict of arguments by name. `parameters` are the names
-        of the parameters to which time is assigned. `upsampling` is that of `capture`.
+        of the parameters to which time is assigned. `upsampling` means the same as in `capture`.
         """
         self.model, self.names = model, tuple(parameters)
         self._example_inputs, self._upsampling = example_inputs, upsampling
@@ -78,7 +78,7 @@ class MaskedModel:
         self.batch = batch_of(tuple(tree_flatten((self.args, self.kwargs))[0]))
 
     def masked_graph(self, keep: Mapping[str, Tensor] | None) -> Graph:
-        """Return the graph with masked weights; capture again if a masked parameter is not in the graph as it is."""
+        """Return the graph with masked weights; capture the model again if the graph lacks a masked parameter."""
         if keep is None:
             return self.graph
         tensors = self.graph.tensors
@@ -91,9 +91,7 @@ class MaskedModel:
     def compile(
         self, keep: Mapping[str, Tensor] | None, *, threads: int, precision: str, layout: str | None = None
     ) -> Compiled:
-        """Return the compiled masked model, as `ticketry_engine.compile`; `layout` None is the layout estimated to be
-        faster.
-        """
+        """Return the masked model compiled; if `layout` is None, use the layout that is estimated to be faster."""
         graph = self.masked_graph(keep)
         made = Compiled(graph, threads=threads, precision=precision, layout=layout, library=self._library)
         made.clock = time.thread_time  # profiles run on one thread
@@ -110,7 +108,7 @@ class MaskedModel:
     def profile(self, compiled: Compiled, rounds: int, whole: float) -> CallSeconds:
         """Return the seconds of each layer, as medians on one thread, scaled so that their sum is `whole`.
 
-        `whole` is the seconds of a call that is not timed layer by layer, which reads no clock and uses caches better.
+        `whole` is the measured time of a whole call, which is shorter than the sum of times measured layer by layer.
         """
         seconds = compiled.time_nodes(*self.args, rounds=rounds, **self.kwargs)
         factor = whole / max(sum(seconds.values()), 1e-300)
@@ -131,13 +129,13 @@ class MaskedModel:
         return found
 
     def _parameter_of(self, node: Node) -> str | None:
-        """Return the name of the parameter to which a node's time is assigned; None if it uses none in `names`."""
+        """Return the name of the parameter, in `names`, to which a node's time is assigned; None if there is none."""
         own = node.op in ("conv2d", "linear") and node.weights.get("weight")
         return self._parameters.get(layer_name(own) if own else node.output)
 
     @cached_property
     def origins(self) -> dict[str, str]:
-        """Return, for tensors of the graph, the name of the parameter that the tensor was computed from."""
+        """Return, by name of a tensor of the graph, the name of the parameter from which the tensor was computed."""
         return origins(self.graph, self.names)
 
     @cached_property
@@ -158,7 +156,7 @@ _SEAL_BYTES = 80
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor of a model file that stores a parameter's weights; some layers are stored with additional zeros."""
+    """A tensor of a model file that stores a parameter's weights, possibly with additional zeros."""
 
     numbers: int
     number_bytes: int
@@ -171,14 +169,14 @@ class StoredTensor:
         return self.numbers * self.number_bytes
 
     def packed_bytes(self, kept: int) -> float:
-        """Return the bytes of header entry, positions and values if only the `kept` retained weights are stored."""
+        """Return the bytes of header entry, positions and values if only `kept` retained weights are stored."""
         return self.head_bytes + model_file.position_bytes(kept, self.numbers) + self.number_bytes * kept
 
 
 def stored_tensors(
     network: MaskedModel, parameters: Mapping[str, Tensor]
 ) -> tuple[float, dict[str, list[StoredTensor]]]:
-    """Return (bytes of a model file that no mask saves, tensors of the file that store each parameter, by name).
+    """Return (bytes of a model file that no mask changes, tensors of the file that store each parameter, by name).
 
     A parameter has several tensors if several norms are folded into it, and none if the file does not store its values.
     """
@@ -231,7 +229,7 @@ Libraries split the sums of such a product, so that more multiprocessors work.
 
 @dataclass(frozen=True)
 class GpuRates:
-    """Rates and fitted constants of a GPU in one number format."""
+    """Measured speeds of a GPU in one number format, from which times of layers are estimated."""
 
     dtype: torch.dtype
     """Number format of weights and values in compiled networks."""
@@ -294,14 +292,14 @@ class GpuRates:
         return spent
 
     def _move_seconds(self, graph: Graph, node: Node, batch: int) -> float:
-        """Return the estimated seconds of an operation in torch, from the bytes that the operation reads and writes."""
+        """Estimate the seconds of an operation in torch from the bytes that it reads and writes."""
         if node.op in _VIEWS:
             return 0.0
         numbers = sum(graph.values[name].numel(batch) for name in (*node.inputs, node.output))
         return self.kernels.launch + self.kernels.bytes * numbers / self.kernels.bandwidth
 
     def _conversion_seconds(self, graph: Graph, batch: int) -> float:
-        """Return the estimated seconds to convert the number formats of inputs and outputs of the network."""
+        """Estimate the seconds for converting the number formats of the network's inputs and outputs."""
         seconds = 0.0
         for name in (*graph.inputs, *graph.results):
             dtype = getattr(torch, graph.values[name].dtype, None)

@@ -1,4 +1,4 @@
-"""Makes batches of other sizes from example inputs, and compares outputs of models."""
+"""Changes the batch size of example inputs, and compares outputs of models."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ _SEED = 7
 
 @dataclass(frozen=True)
 class ExportCheck:
-    """Result of comparing the outputs of an exported model and its source, on random inputs of one batch size."""
+    """The difference between outputs of an exported model and its source, on random inputs of one batch size."""
 
     batch: int
     error: float
@@ -74,7 +74,7 @@ def export(
     batch: int | None = None,
     facts: Mapping[str, str] | None = None,
 ) -> ExportedFile:
-    """Write a model to a file, read the file, and compare its outputs with the model's; leave no file if that fails.
+    """Write a model to a file, and check that the file gives the model's outputs; delete the file if a check fails.
 
     Args:
         model: the model; a copy of it is exported in evaluation mode.
@@ -212,7 +212,7 @@ def _write_pt2(
 def _export_program(
     model: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], dynamic_shapes: Any
 ) -> torch.export.ExportedProgram:
-    """Return the program of torch.export; if tracing fails, try strict tracing, which supports `len(x)`."""
+    """Return torch.export's program of a model; if tracing fails, try strict tracing, which supports `len(x)`."""
     try:
         return torch.export.export(model, inputs, named, dynamic_shapes=dynamic_shapes)
     except Exception:  # as above
@@ -314,7 +314,7 @@ def write_onnx(
 
 
 def _onnx_program(model: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], dynamic_shapes: Any) -> Any:
-    """Return torch's ONNX program of a model; if the batch size gets fixed or tracing fails, try strict tracing."""
+    """Return torch's ONNX program of a model; if tracing fails or fixes the batch size, try strict tracing."""
     options: dict[str, Any] = {"dynamo": True, "verbose": False, "optimize": True}
     failed: Exception | None = None
     try:

@@ -26,7 +26,8 @@ def describe(
 ) -> list[Layer]:
     """Return a row for each node of a graph, and a row each for loading and storing values of regions.
 
-    `reasons` are by output of a torch node; `seconds` are by layer label, {} if layers were not timed.
+    `reasons` maps a node's output to the reason why the node runs in torch. `seconds` maps a layer's label to its time,
+    and is empty if layers were not timed.
     """
     kernels: dict[str, dict[str, None]] = {}
     why = dict(reasons)
@@ -59,7 +60,7 @@ def layer_of(graph: Graph, node: Node, where: Place, kernel: str, seconds: Mappi
 
 
 def _seconds_and_share(name: str, seconds: Mapping[str, float]) -> tuple[float | None, float | None]:
-    """Return (seconds of a layer, share of the total seconds); None for what was not timed."""
+    """Return (seconds of a layer, share of the total seconds), or (None, None) if the layer was not timed."""
     spent, total = seconds.get(name), sum(seconds.values())
     return spent, spent / total if spent is not None and total else None
 
@@ -94,7 +95,7 @@ class ForInference(nn.Module):
 
 
 def median_seconds(sample: Callable[[], Mapping[str, float]], rounds: int) -> dict[str, float]:
-    """Return the median seconds of each layer over `rounds` calls of `sample`, at least one call."""
+    """Call `sample` `rounds` times, at least once, and return the median seconds of each layer."""
     found: dict[str, list[float]] = {}
     for _ in range(max(1, rounds)):
         for name, spent in sample().items():

@@ -31,7 +31,7 @@ def processor() -> tuple[str, set[str]]:
 
 
 def kind() -> str:
-    """Return a text that identifies the kind of processor; names such as "AMD EPYC" do not."""
+    """Return a text that identifies the kind of processor more exactly than a name such as "AMD EPYC"."""
     return kind_of(_first_processor_facts())
 
 
@@ -73,7 +73,7 @@ def last_cache() -> int:
 
 
 def cache_sizes() -> tuple[int, int, int]:
-    """Return the bytes of core 0's L1 data, L2 and last-level cache, with common sizes for unknown ones."""
+    """Return the bytes of core 0's (L1 data, L2, last-level) caches, with common sizes where the size is unknown."""
     found = dict(zip((1, 2), _USUAL_FIRST, strict=True))
     for one in _CACHES.glob("index*") if _CACHES.is_dir() else ():
         try:

@@ -1,4 +1,4 @@
-"""Defines results of the engine: layers of a compiled model, times of several engines, and times by density."""
+"""Defines results of the engine: layers of a compiled model, times of several engines, and times at densities."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class EngineTime(RecordPart, frozen=True):
 
 
 class Saved(RecordPart, frozen=True):
-    """Share of time that a sparse engine saves compared with another engine: 1 - ratio of times in the same round."""
+    """Share of time that a sparse engine saves relative to another engine: 1 - its time / the other time."""
 
     engine: str
     against: str

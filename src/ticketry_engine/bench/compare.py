@@ -46,7 +46,7 @@ def compare(
     on_cores: Sequence[int] | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> Timed:
-    """Time all contenders on one case alternately, with the same threads on the same cores.
+    """Time all contenders (engines) on one case alternately, with the same threads on the same cores.
 
     A contender that is unavailable, fails or has wrong outputs is not timed; its row in the result contains the reason.
 
@@ -103,7 +103,7 @@ def compare(
 
 
 def saved_against(time_of: EngineTime, base: EngineTime, timing: Timing) -> Saved:
-    """Return the share of time that the engine `time_of` saves relative to `base`, by samples of the same rounds."""
+    """Return the share of time that an engine saves relative to the engine of `base`, by samples of the same rounds."""
     ours, theirs = (row.wall if timing.clock == "wall" else row.cpu for row in (time_of, base))
     shares = [1 - one / other for one, other in zip(ours, theirs, strict=True)]
     found = median_interval(shares, timing.confidence)
@@ -113,7 +113,7 @@ def saved_against(time_of: EngineTime, base: EngineTime, timing: Timing) -> Save
 def _prepare(
     contender: Contender, case: Case, expected: list[torch.Tensor], required: Sequence[str], say: Callable[[str], None]
 ) -> tuple[EngineTime, Call | None]:
-    """Prepare a contender and check its outputs; return its row, and the function to time if the outputs are right."""
+    """Prepare an engine and check its outputs; return its row of results, and the function to time, None on failure."""
     row = EngineTime(contender.name, contender.sparse)
     if contender.model is not None:
         case = case.of(contender.model)
@@ -162,10 +162,10 @@ def _library_versions(contender: Contender) -> dict[str, str]:
 def time_layers(
     fast: Compiled, model: nn.Module, mask: Mapping[str, Tensor], inputs: Tensor, precision: str
 ) -> list[SpeedLayer]:
-    """Return each layer with its time, and with the time of the same layer without a mask in the same engine.
+    """Return the layers of a compiled model, each with its time and with the time that it takes without a mask.
 
     Both times are medians of a few calls on one thread, in seconds. The calls do not alternate, so small differences
-    mean nothing. The second time is None if the model without a mask has no layer of that name.
+    mean nothing. The time without a mask is None if the model compiled without a mask has no layer of that name.
 
     Args:
         fast: the result of compiling `model` with `mask` and `precision`.
@@ -176,7 +176,7 @@ def time_layers(
 
 
 def unpruned(model: nn.Module, mask: Mapping[str, Tensor]) -> nn.Module:
-    """Return a copy of the model with random numbers in place of pruned weights, for timing layers without zeros."""
+    """Return a copy of the model with random numbers in place of pruned weights, to time the layers without zeros."""
     filled, draw = copy.deepcopy(model), torch.Generator().manual_seed(0)
     for name, parameter in masked_parameters(filled, mask).items():
         noise = 0.01 + 0.1 * torch.rand(parameter.shape, generator=draw)

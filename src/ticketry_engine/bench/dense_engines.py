@@ -46,14 +46,14 @@ class Contender(Protocol):
 
     @property
     def sparse(self) -> bool:
-        """Return whether the engine exploits zeros; the time that it saves is relative to the fastest dense engine."""
+        """Return whether the engine exploits zeros, and is therefore compared with the fastest dense engine."""
 
     @property
     def model(self) -> nn.Module | None:
-        """Return the model that replaces the case's model and gives the expected outputs; None: the case's model."""
+        """Return the model that gives the expected outputs; None if that is the case's model."""
 
     def prepare(self, case: Case) -> Call:
-        """Compile the case's model, do all other work that is needed only once, and return the function to time.
+        """Do all work that is needed only once, such as compiling the case's model; return the function to time.
 
         Raises:
             UnavailableError: if the engine is not available on this machine or for this case.
@@ -91,7 +91,7 @@ class ChannelsLast(Eager):
 
 
 class TorchCompile(Eager):
-    """torch.compile with Inductor and freezing, the fastest settings of those tried; images are in channels_last."""
+    """torch.compile with Inductor and freezing, the fastest settings in trials; images are in channels_last."""
 
     name = "compile"
 
@@ -160,7 +160,7 @@ def _with_conversions(function: Call, case: Case, layout: torch.memory_format, m
 
 
 class ShrunkModel:
-    """A dense engine that runs a model without the pruned channels; in comparisons, it counts as sparse.
+    """A dense engine that runs a smaller model, without the pruned channels, and counts as sparse in comparisons.
 
     Args:
         engine: the dense engine.
@@ -183,7 +183,7 @@ class ShrunkModel:
 
 
 class Sparse:
-    """An engine that exploits zeros.
+    """An engine that exploits zeros, given by a function that compiles a model.
 
     Args:
         compile_case: function that compiles the model of a case and returns the function to time.

@@ -50,7 +50,7 @@ _STEADY = 0.1
 
 @dataclass(frozen=True)
 class Timing:
-    """Settings of a measurement: rounds, caches, clock and confidence."""
+    """Settings of a measurement, such as the number of rounds, cold caches, the clock and the confidence."""
 
     rounds: int = ROUNDS
     cold: bool = False
@@ -120,7 +120,7 @@ def take_samples(
 
 
 def warm_up(call: Callable[[], object], seconds: float = _WARM_SECONDS) -> float:
-    """Call until three consecutive calls differ by at most a tenth, or `seconds` are over; return their median time."""
+    """Repeat a call until three times in a row differ by at most a tenth, or for `seconds`; return their median."""
     began = time.perf_counter()
     last: list[float] = []
     while True:
@@ -132,7 +132,7 @@ def warm_up(call: Callable[[], object], seconds: float = _WARM_SECONDS) -> float
 
 
 def settle(call: Callable[[], object], seconds: float = _SETTLING_SECONDS) -> None:
-    """Call up to fifteen times, for at most `seconds`, to fill the caches after another contender's calls."""
+    """Repeat a call up to fifteen times, for at most `seconds`, to fill the caches after calls of another engine."""
     began = time.perf_counter()
     for _ in range(_SETTLING_CALLS):
         call()
@@ -141,7 +141,7 @@ def settle(call: Callable[[], object], seconds: float = _SETTLING_SECONDS) -> No
 
 
 def _take_sample(call: Callable[[], object], calls: int, flush: Callable[[], object] | None) -> tuple[float, float]:
-    """Return the mean (wall, processor) seconds of `calls` calls: consecutive ones, or each after `flush`."""
+    """Return the mean (wall, processor) seconds of `calls` consecutive calls; before each, call `flush` if given."""
     walls, cpus = 0.0, 0.0
     for consecutive in [1] * calls if flush else [calls]:
         (flush or call)()
@@ -201,7 +201,7 @@ PRECISIONS = ("fp32", "bf16")
 
 @dataclass(frozen=True)
 class Case:
-    """A model, the inputs of its calls, the precision and the number of threads, equal for all engines compared."""
+    """What all engines run in a comparison: a model, its inputs, the precision and the number of threads."""
 
     model: nn.Module
     """Model in evaluation mode, float32 on the CPU; pruned weights are zeros in dense tensors."""
@@ -256,7 +256,7 @@ class Case:
 
     @entry_point()
     def rounding(self) -> float:
-        """Return the relative error of `reference` compared with float64; 0 if the model does not run in float64."""
+        """Return the relative difference between `reference` and the outputs in float64; 0 if the model has none."""
 
         def double(leaf: Any) -> Any:
             return leaf.double() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
@@ -304,7 +304,7 @@ def machine(packages: Iterable[str] = ("torch", "ticketry")) -> dict[str, Any]:
 
 
 def another_machine(about: Mapping[str, Any]) -> str:
-    """Return a text that names both processors if `about`, a result of `machine`, describes another one; else ""."""
+    """Return a text that names both machines if `about`, a result of `machine`, describes another one; else ""."""
     here = machine(())
     # Older files have only the name of the processor.
     facts = [fact for fact in PROCESSOR if fact == "processor" or fact in about]

@@ -1,4 +1,4 @@
-"""Compile a model and its mask for a GPU into an `nn.Module` for inference that is called like the model."""
+"""Compiles a model under a mask for a GPU to an `nn.Module` for inference, which is called like the model."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def compile_gpu(
     device: torch.device | str | None = None,
     force: bool = False,
 ) -> CompiledGpu:
-    """Compile a model for a GPU: layers in which groups of rows retain the same columns run in sparse kernels.
+    """Compile a model for a GPU; layers in which groups of rows retain the same columns run in sparse kernels.
 
     Inputs and outputs have the model's dtypes; between layers all floating point numbers have `precision`.
 
@@ -132,11 +132,11 @@ class CompiledGpu(ForInference):
             return build(self.graph.outputs, self._run(inputs)(inputs))
 
     def choices(self, *args: Any, **kwargs: Any) -> dict[str, LayerChoice]:
-        """Return which kernel each layer would use for these inputs, and why, by the name of the layer's output."""
+        """Return, by name of a layer's output, the kernel that the layer would use for these inputs, and why."""
         return self._plan(self._call.bind_examples(args, kwargs))
 
     def layers(self) -> list[Layer]:
-        """Return a row for each layer, in order: which kernel the layer used in the last call, and why."""
+        """Return a row for each layer, in order, with the kernel that the layer used in the last call, and why."""
         return self._layers({})
 
     def profile(self, *args: Any, rounds: int = 5, **kwargs: Any) -> list[Layer]:
@@ -164,7 +164,7 @@ class CompiledGpu(ForInference):
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes on the device of the weights and tables that all calls so far have needed."""
+        """Bytes on the device of all weights and tables that calls have used so far."""
         return self._weights.bytes
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CompiledGpu:
@@ -217,7 +217,7 @@ def _batch(inputs: Sequence[Tensor]) -> int:
 
 
 class _ShapeProgram:
-    """A program for one input shape; if `record`, it is recorded as a CUDA graph at the first call, then replayed."""
+    """A program for one input shape; if `record`, the first call records a CUDA graph, which later calls replay."""
 
     def __init__(self, program: Any, record: bool) -> None:
         self.program = program
@@ -244,7 +244,7 @@ class _ShapeProgram:
 
 
 def warm_up(call: Callable[[], object], device: torch.device) -> None:
-    """Call `call` three times on another stream: kernels are then compiled and tuned, and libraries initialised."""
+    """Call `call` three times on another stream, to compile and tune kernels and to initialise libraries."""
     stream = torch.cuda.Stream(device=device)  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -254,7 +254,7 @@ def warm_up(call: Callable[[], object], device: torch.device) -> None:
 
 
 def record_cuda_graph(call: Callable[[], T]) -> tuple[torch.cuda.CUDAGraph, T]:
-    """Record `call` as a CUDA graph; return the graph and the call's result, which each replay overwrites."""
+    """Record `call` as a CUDA graph; return the graph and the call's result, whose tensors each replay overwrites."""
     graph = torch.cuda.CUDAGraph()
     try:
         with torch.cuda.graph(graph):

@@ -1,4 +1,4 @@
-"""The Triton kernels, called only through the operations in `program`. Importing this module imports Triton.
+"""Defines the Triton kernels, which only the operations in `program` call. Importing this module imports Triton.
 
     group_product   out[row, pixel] = act(sum of weight[row, k] * x[place[k], pixel] over columns k + bias + residual)
     layer_norm      mean and variance over the features of each token
@@ -29,7 +29,7 @@ def clamped(v):
 
 @triton.jit
 def activate(v, ACT: tl.constexpr, SLOPE: tl.constexpr):
-    """Return the activation `ACT` of `ir.native` of float32 numbers; "" is the identity.
+    """Apply the activation named `ACT`, as in `ir.native`, to float32 numbers; "" is the identity.
 
     `SLOPE` is the factor of negative numbers in "leaky_relu".
     """
@@ -196,7 +196,7 @@ def layer_norm(
 def transpose(
     x, out, rest, rest_x, rest_y, a, a_x, a_y, b, b_x, b_y, BLOCK: tl.constexpr, WIDE: tl.constexpr
 ):  # fmt: skip
-    """Copy ``out[r, i, j] = x[r, i, j]`` for any strides; each program copies a square of the last two axes."""
+    """Copy `x` to `out`, which may have other strides; each program copies a square block of the last two axes."""
     blocks = tl.cdiv(b, BLOCK)
     program = tl.program_id(0)
     j = (program % blocks) * BLOCK + tl.arange(0, BLOCK)

@@ -1,4 +1,4 @@
-"""Choose the kernel of each layer by estimated time: the group kernel, a 2:4 product, or a dense layer of torch.
+"""Chooses the kernel of each layer by estimated time: the group kernel, a 2:4 product, or a dense layer of torch.
 
 The group kernel uses the inner layout (batch innermost), torch's layers the outer layout (channels_last or contiguous).
 """
@@ -75,9 +75,9 @@ def plan(
 ) -> dict[str, LayerChoice]:
     """Return the kernel choice of each layer, by the name of the layer's output.
 
-    First, the fastest kernel is chosen for each layer alone. Then single layers are switched between the group kernel
-    and dense as long as this lowers the estimated time of the whole network, which includes changes of layout. The
-    search is repeated from a start in which no layer uses the group kernel, and the faster result is returned.
+    First, choose the fastest kernel for each layer alone. Then switch single layers between the group kernel and dense
+    as long as this lowers the estimated time of the whole network, including changes of layout. Repeat the search from
+    a start in which no layer uses the group kernel, and return the faster result.
 
     Args:
         rates: measured rates of the device, instead of `RATES`.
@@ -187,13 +187,13 @@ def _switch_kernel(choice: LayerChoice) -> LayerChoice:
 def estimate_seconds(
     graph: Graph, batch: int, works: Mapping[str, LayerWork], choices: Mapping[str, LayerChoice], rates: Rates
 ) -> float:
-    """Estimate the seconds of all layers and changes of layout; other operations take the same time in any plan."""
+    """Estimate the seconds of all layers and changes of layout, the only operations whose time depends on `choices`."""
     layers = sum(_choice_seconds(work, choices[name], rates) for name, work in works.items())
     return layers + all_layout_changes_seconds(graph, batch, choices, rates)
 
 
 def all_layout_changes_seconds(graph: Graph, batch: int, choices: Mapping[str, LayerChoice], rates: Rates) -> float:
-    """Estimate the seconds of all changes between the inner and the outer layout."""
+    """Estimate the seconds of all conversions of values between the inner and the outer memory layout."""
     total = 0.0
     held: dict[str, set[str]] = {name: {"outer"} for name in graph.inputs}
 
@@ -240,7 +240,7 @@ def is_group(node: Node, choices: Mapping[str, LayerChoice]) -> bool:
 
 
 def find_inner_values(graph: Graph, choices: Mapping[str, LayerChoice]) -> set[str]:
-    """Return the names of values that some reader prefers in the inner layout; layer norms write them in it."""
+    """Return the names of the values that at least one node prefers to read in the inner layout (batch innermost)."""
     wanted: set[str] = set()
     for node in reversed(graph.nodes):
         if is_group(node, choices):
@@ -252,7 +252,7 @@ def find_inner_values(graph: Graph, choices: Mapping[str, LayerChoice]) -> set[s
 
 
 def _is_grid(graph: Graph, node: Node) -> bool:
-    """Return whether a node is a linear layer over the last axis of an image, which the inner layout cannot hold."""
+    """Return whether a node is a linear layer over the last axis of an image, which the inner layout cannot store."""
     return node.op == "linear" and len(graph.values[node.inputs[0]].shape or ()) == 4
 
 
@@ -400,12 +400,12 @@ class LayerWork:
 
     @property
     def padded_pixels(self) -> int:
-        """Outputs per output channel, with the images of a pixel padded to a multiple of 8."""
+        """Number of outputs per output channel, if the number of images is padded to a multiple of 8."""
         return self.pixels // self.run * -(-self.run // 8) * 8
 
 
 def dense_seconds(work: LayerWork, rates: Rates) -> float:
-    """Estimate the seconds in cuDNN or cuBLAS, including torch's separate passes for a residual and an activation."""
+    """Estimate the seconds of a dense layer in torch, including separate passes for a residual and an activation."""
     return _dense_product_seconds(work, rates, rates.linear if work.linear else rates.conv, 1.0)
 
 
@@ -444,7 +444,7 @@ def _padded_weights(work: LayerWork, tile: int) -> int:
 
 
 def tile_fill(work: LayerWork) -> float:
-    """Return the share of retained weights in the smallest tiles that hold them; 1 if no weight is retained."""
+    """Return the share of retained weights among all entries of the smallest tiles; 1 if no weight is retained."""
     tiles = sum(-(-rows // TILES[0]) * TILES[0] * columns for rows, columns in work.groups)
     return sum(rows * columns for rows, columns in work.groups) / tiles if tiles else 1.0
 
@@ -455,7 +455,7 @@ def layout_change_seconds(numbers: int, rates: Rates) -> float:
 
 
 def best_tile(work: LayerWork, rates: Rates) -> int:
-    """Return the number of rows per tile with the least estimated time for arithmetic and programs' overhead."""
+    """Return the number of rows per tile for which the group kernel has the least estimated time."""
     return min(TILES, key=lambda tile: group_product_seconds(work, tile, rates) + programs_seconds(work, tile, rates))
 
 
@@ -575,7 +575,7 @@ def _seconds(call: Callable[[], None]) -> float:
 
 
 def _limit_pixels(config: Config, outputs: int) -> Config:
-    """Halve the pixels per program until they are about the number of outputs, for Triton's slow interpreter."""
+    """Halve the pixels per program until they are about the number of outputs, to save time in Triton's interpreter."""
     while config.pixels > 16 and config.pixels // 2 >= outputs:
         config = replace(config, pixels=config.pixels // 2)
     return config

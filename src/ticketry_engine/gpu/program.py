@@ -1,4 +1,4 @@
-"""Run a graph on a GPU: each node as a function on a device, and the kernels as torch operations.
+"""Runs the nodes of a graph on a GPU, and registers the kernels as torch operations.
 
 Sparse layers run in the group kernel, everything else in torch. The kernels are registered as torch operations, so that
 torch.compile, torch.export and CUDA graphs can use them:
@@ -180,7 +180,7 @@ class _ImageShape:
 
 @dataclass(frozen=True, eq=False)
 class _Product:
-    """The operands and the output of one call of the group kernel."""
+    """The tensors of one call of the group kernel: its operands and its output."""
 
     x: Tensor
     weight: Tensor
@@ -231,7 +231,7 @@ class _Product:
 
 
 def _storage_extent(x: Tensor) -> int:
-    """Return how many elements the tensor spans in its storage: the largest element offset plus one."""
+    """Return the number of elements from the tensor's first to its last element in memory, both included."""
     return 1 + sum((size - 1) * step for size, step in zip(x.shape, x.stride(), strict=True))
 
 
@@ -265,7 +265,7 @@ turn.register_fake(_empty_in_layout)
 
 
 def _three_axes(x: Tensor, out: Tensor) -> tuple[tuple[int, int, int], ...]:
-    """Return (size, stride in x, stride in out) of three axes that cover the tensor; `transpose` tiles the last two."""
+    """Return (size, stride in x, stride in out) of three axes, in the order that the kernel `transpose` needs."""
     if x.dim() == 2:
         return (1, 0, 0), (x.shape[1], x.stride(1), out.stride(1)), (x.shape[0], x.stride(0), out.stride(0))
     n, c, h, w = x.shape
@@ -280,7 +280,7 @@ def _three_axes(x: Tensor, out: Tensor) -> tuple[tuple[int, int, int], ...]:
 
 @torch.library.custom_op("ticketry::inner_layer_norm", mutates_args=())
 def inner_layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
-    """Return the layer norm of x [tokens, C] in the inner layout, in which the group kernel's linear layers read it."""
+    """Return the layer norm of x [tokens, C] in the inner layout (batch innermost), which the group kernel reads."""
     out = inner_empty(x.shape, x)
     if not out.numel():
         return out
@@ -364,18 +364,18 @@ class GpuValue:
         return cls(made.shape if isinstance(made, Tensor) else torch.Size(), outer=made)
 
     def get_outer(self) -> Any:
-        """Return the value in the outer layout, for torch's operations; a conversion is stored for later calls."""
+        """Return the value in the outer layout, for torch's operations; keep a converted value for later calls."""
         if self.outer is None:
             self.outer = turn(self.inner, False).reshape(self.shape)
         return self.outer
 
     def get_flat(self) -> Tensor:
-        """Return the value in the outer layout, as an image or with all axes but the last flattened to [tokens, C]."""
+        """Return the value in the outer layout: an image unchanged, any other tensor flattened to [tokens, C]."""
         outer: Tensor = self.get_outer()
         return outer if len(self.shape) in (2, 4) else outer.flatten(0, -2)
 
     def get_inner(self) -> Tensor:
-        """Return the value in the inner layout, for the group kernel; a conversion is stored for later calls."""
+        """Return the value in the inner layout, for the group kernel; keep a converted value for later calls."""
         if self.inner is None:
             self.inner = turn(self.get_flat(), True)
         return self.inner
@@ -574,7 +574,7 @@ def kernel_activation(act: str | dict[str, float] | None) -> tuple[str, float]:
 
 
 def _run_in_either_layout(node: Node, outer: Callable[..., Any], inner: Callable[..., Tensor]) -> Step:
-    """Return a step that runs `inner` if the first input exists only in the inner layout, else `outer`."""
+    """Return a function that runs `inner` if the node's first input exists only in the inner layout, else `outer`."""
 
     def run(*reads: GpuValue) -> GpuValue:
         if not reads[0].is_inner:
@@ -603,7 +603,7 @@ def from_memory_order(stored: Tensor, count: int) -> Tensor:
 
 
 def _build_inner_function(node: Node, weights: Weights) -> Callable[..., Tensor]:
-    """Return the operation of a node on tensors in the inner layout."""
+    """Return a function that computes a node from tensors in the inner layout, with a result in the inner layout."""
     # Most operations call torch's function on tensors in memory order, with its axes renumbered.
     attrs = node.attrs
     if node.op in ("max_pool2d", "avg_pool2d"):

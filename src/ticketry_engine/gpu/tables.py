@@ -1,4 +1,4 @@
-"""Pack a layer's weight for the group kernel: dense tiles of rows that share their retained columns.
+"""Packs a layer's weight for the group kernel as dense tiles of rows that share their retained columns.
 
     group:  32 rows, retained columns 3 7 20 ...      tile 0:  rows 0-15   [16, columns padded to 64]
                                                       tile 1:  rows 16-31  [16, columns padded to 64]
@@ -34,7 +34,7 @@ MOST_CHANNELS = 1 << 15
 
 @dataclass(frozen=True)
 class GroupTables:
-    """The arrays that one launch of the group kernel reads."""
+    """The packed weight of a layer, as the arrays that the group kernel reads."""
 
     weight: Tensor
     """The tiles, one after the other, each [rows of a tile, padded columns], in the layer's number format."""
@@ -112,7 +112,7 @@ def pack(
 
 
 def has_taps(kernel: Sequence[int], padding: Sequence[int]) -> bool:
-    """Return whether `GroupTables.places` include taps: always, except for a 1 x 1 kernel without padding."""
+    """Return whether `GroupTables.places` include kernel positions, which only a 1 x 1 kernel without padding lacks."""
     return (*kernel, *padding) != (1, 1, 0, 0)
 
 
@@ -130,7 +130,7 @@ def why_no_tables(shape: Sequence[int], *, groups: int, padding: Sequence[int], 
 
 
 def _input_places(columns: Indices, kernel: Sequence[int], padding: Sequence[int], dilation: Sequence[int]) -> Table:
-    """Return what each column reads, as in `GroupTables.places`; `columns` are numbers of (channel, kh, kw), or -1."""
+    """Return the entries of `GroupTables.places` for `columns`, each an index into [C, kh, kw], or -1 for padding."""
     area = kernel[0] * kernel[1]
     channel, tap = columns // area, columns % area
     if not has_taps(kernel, padding):

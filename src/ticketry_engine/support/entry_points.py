@@ -37,7 +37,7 @@ ARGUMENT_CHECKS: dict[str, Check] = {}
 
 
 class Need(NamedTuple):
-    """The requirements of a function on its model, besides parameters with known shapes."""
+    """Says which kinds of models a public function accepts, such as models on the meta device."""
 
     values: bool = True
     """Whether weights must have values, that is, must not be on the meta device."""
@@ -138,7 +138,7 @@ _QUANTISED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch
 
 
 class _Defaults(NamedTuple):
-    """Default dtype and device of new tensors."""
+    """The dtype and the device that torch gives to new tensors by default."""
 
     dtype: torch.dtype
     device: torch.device
@@ -189,7 +189,7 @@ def callers_defaults() -> Iterator[None]:
 
 @contextmanager
 def _change_defaults(wanted: _Defaults, now: _Defaults, *, callers: _Defaults | None) -> Iterator[None]:
-    """Run a `with` block with the defaults `wanted` instead of `now`; `callers_defaults` restores `callers` in it."""
+    """Run a `with` block with the defaults `wanted` instead of `now`; `callers_defaults` in it restores `callers`."""
     with ExitStack() as stack:
         stack.callback(setattr, _callers, "defaults", getattr(_callers, "defaults", None))
         _callers.defaults = callers
@@ -201,7 +201,7 @@ def _change_defaults(wanted: _Defaults, now: _Defaults, *, callers: _Defaults | 
 
 
 def as_normal_tensors(values: Any) -> Any:
-    """Return containers with a copy in place of each tensor created in inference mode, which gradients cannot use."""
+    """Return the containers `values` with a copy in place of each tensor that was created in inference mode."""
     leaves = tree_leaves(list(values.values()) if isinstance(values, Mapping) else values)
     if not any(isinstance(leaf, Tensor) and leaf.is_inference() for leaf in leaves):
         return values

@@ -179,13 +179,13 @@ def beside(target: Path, *, private: bool = False) -> Path:
 def write_atomically(
     path: Path, data: bytes, *, durable: bool = False, parents: bool = True, private: bool = False
 ) -> None:
-    """Write a file completely or not at all; `durable`, `parents` and `private` are those of `replacing`."""
+    """Write a file completely or not at all; `durable`, `parents` and `private` mean the same as in `replacing`."""
     with replacing(path, durable=durable, parents=parents, private=private) as temporary:
         temporary.write_bytes(data)
 
 
 def flush(path: Path) -> None:
-    """Wait until the content of a file, or the list of names in a folder, is on the disk."""
+    """Wait until the content of a file, or the list of files in a folder, is on the disk."""
     if path.is_dir() and not hasattr(os, "O_DIRECTORY"):  # Windows: a folder cannot be opened, and needs no flush
         return
     descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)

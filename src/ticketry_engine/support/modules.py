@@ -79,8 +79,8 @@ def apply_mask(model: nn.Module, keep: Mapping[str, Tensor]) -> None:
 def copied(model: nn.Module, tensors: Mapping[int, Tensor], shared: Mapping[int, nn.Module] | None = None) -> nn.Module:
     """Return a deep copy of a model in which some tensors are replaced.
 
-    `tensors` is, by `id` of a parameter or buffer of the model, the tensor that replaces it in the copy. `shared` is,
-    by `id` of a submodule, the module that the copy contains instead, itself no copy.
+    `tensors` maps the `id` of a parameter or buffer to the tensor that replaces it in the copy. `shared` maps the `id`
+    of a submodule to the module that the copy contains in its place; this module is not copied.
     """
     memo: dict[int, Any] = dict(shared or {})
     for tensor in parameters_and_buffers(model):
@@ -97,7 +97,7 @@ def copied(model: nn.Module, tensors: Mapping[int, Tensor], shared: Mapping[int,
 
 
 def _copy_module(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
-    """Return a deep copy of a module, for plain modules several times as fast as `copy.deepcopy`."""
+    """Return a deep copy of a module; for plain modules, this is several times as fast as `copy.deepcopy`."""
     if id(module) in memo:
         return memo[id(module)]  # type: ignore[no-any-return]
     if not _copies_by_dict(type(module)):

@@ -1,4 +1,4 @@
-"""Protects state of the whole process: torch's random generators, thread count, `nn.Module`, and default dtype.
+"""Protects state of the whole process: torch's random generators, number of threads, `nn.Module` and default dtype.
 
 If a thread seeds a generator, and another thread draws from it meanwhile, the first thread gets other numbers. A change
 of torch's thread count affects all threads. torch.fx and torch.export modify `nn.Module` and mark the process as

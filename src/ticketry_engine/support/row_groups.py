@@ -31,7 +31,7 @@ class RowGroup:
 
     @cached_property
     def columns(self) -> Indices:
-        """Return the columns that the rows retain, ascending; columns count input channels and kernel positions."""
+        """Return the columns that the rows retain, ascending, as indices into the flattened row of the weight."""
         return np.flatnonzero(self._support)
 
     @cached_property
@@ -78,7 +78,7 @@ def row_groups(kept: np.ndarray[Any, Any] | torch.Tensor) -> list[RowGroup]:
 
 
 def row_groups_by_convolution_group(weight: np.ndarray[Any, Any] | torch.Tensor, groups: int) -> list[RowGroup]:
-    """Return the `row_groups` within each convolution group, because rows of two groups read different channels."""
+    """Return the `row_groups` of each convolution group; rows of two convolution groups read different channels."""
     per = len(weight) // groups
     return [
         RowGroup(found.rows + number * per, found._support)

@@ -14,9 +14,7 @@ def mix(*parts: int | str) -> int:
 
 
 def seed_torch(seed: int) -> None:
-    """Seed torch's generators; without an accelerator, this is faster than `torch.manual_seed`, which stores a stack
-    trace.
-    """
+    """Seed torch's generators; on machines without an accelerator, this is faster than `torch.manual_seed`."""
     if torch.accelerator.is_available():
         torch.manual_seed(seed)
     else:

@@ -1,4 +1,4 @@
-"""Hooks for masked training: listeners of optimiser steps, marks on masked gradients, and an autograd guard.
+"""Hooks for masked training: functions called at optimiser steps, marks on masked gradients, and an autograd guard.
 
 A global hook of torch is registered once and never removed; it calls the current listeners. Torch iterates over its
 global hooks whenever a thread builds a module or takes an optimiser step, and fails if another
@@ -24,8 +24,7 @@ Listener = TypeVar("Listener")
 class Listeners(Generic[Listener]):
     """The current listeners of a torch hook; threads may iterate over them while listeners are added or removed.
 
-    The function `hook` registers torch's hooks, which iterate over `present`; it is called when the first listener is
-    added.
+    Adding the first listener calls the function `hook`, which registers torch's hooks. These iterate over `present`.
     """
 
     def __init__(self, hook: Callable[[], object]) -> None:
@@ -90,10 +89,10 @@ _listening = Listeners[Stepping](_hook)
 def first_derivative_only(
     backward: Callable[..., tuple[Tensor | None, ...]],
 ) -> Callable[..., tuple[Tensor | None, ...]]:
-    """Return `backward` with an error for every second derivative, also where `once_differentiable` raises none.
+    """Return a function that computes `backward`, and raises an error if its result is differentiated again.
 
-    `once_differentiable` raises an error only if the incoming gradients require gradients, which those of a plain sum
-    do not, so that a penalty on gradients would silently count as a constant.
+    Torch's `once_differentiable` raises no error if the incoming gradients require no gradients, as for a plain sum. A
+    penalty on gradients would then silently count as a constant.
     """
     marked = once_differentiable(backward)
 
@@ -124,11 +123,11 @@ _MARK = "_ticketry_masked"
 
 
 def mark_masked(gradient: Tensor, mask: Tensor) -> None:
-    """Mark a gradient as a tensor that is 0 wherever `mask` is False."""
+    """Record in the tensor `gradient` that it is 0 wherever `mask` is False."""
     setattr(gradient, _MARK, (mask, gradient._version))
 
 
 def is_masked(gradient: Tensor, mask: Tensor) -> bool:
-    """Return whether `mark_masked` marked the gradient with this mask, and no in-place operation changed it since."""
+    """Return whether `mark_masked` marked the gradient for this mask, and the gradient was not changed since."""
     marked = getattr(gradient, _MARK, None)
     return marked is not None and marked[0] is mask and marked[1] == gradient._version

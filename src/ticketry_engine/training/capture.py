@@ -63,7 +63,7 @@ weights) took 1.03, 0.90, 0.74 and 0.75 of the dense step's time at a density of
 
 @dataclass(frozen=True)
 class CapturedCall:
-    """A traced call, divided into steps: nodes of the trace that run in torch, and regions for the other nodes."""
+    """A traced call, divided into steps: nodes that run in torch, and regions of nodes that run in kernels."""
 
     graph: fx.Graph
     order: list[fx.Node | FoundRegion]
@@ -75,7 +75,7 @@ class CapturedCall:
 
 @dataclass
 class FoundRegion:
-    """A region under construction: nodes of the trace, and the nodes that replace them in kernels."""
+    """A region under construction: some nodes of the trace, and the nodes that kernels run in their place."""
 
     tokens: bool = False
     nodes: list[Node] = field(default_factory=list)
@@ -97,7 +97,7 @@ class FoundRegion:
         return self.seeds > 0 or self.pruned >= ALONE or len(self.dense) >= DENSE
 
     def region(self) -> TrainingRegion:
-        """Return the region in the form in which it is planned and run."""
+        """Return the region as a `TrainingRegion`, from which its operations are planned."""
         outputs = tuple(dict.fromkeys(self.members[node] for node in self.outputs))
         values = () if self.tokens else (self.inputs | self.members).items()
         flat = frozenset(name for node, name in values if len(shape_of(node) or ()) == 2)
@@ -117,9 +117,9 @@ def capture(
     """Divide a traced call of a model into steps.
 
     Args:
-        kept: module under the mask -> its retained weights.
-        dense: whether convolutions with all their weights run in kernels.
-        limit: density up to which convolutions run in sparse kernels if the batch fills whole blocks (see `LIMITS`).
+        kept: name of a module under the mask -> bool array, True where a weight is retained.
+        dense: whether convolutions may run in kernels that compute with all weights.
+        limit: density up to which convolutions run in sparse kernels, for batches that fill whole blocks of images.
         half: whether kernels compute in bfloat16.
     """
     modules = dict(model.named_modules())
@@ -147,7 +147,7 @@ class _RegionFinder:
         """Node that draws random numbers -> the previous such node."""
 
     def add_node(self, node: fx.Node) -> None:
-        """Add a node to a region if kernels can run it, and a neighbouring or new region can take it."""
+        """Add a node to a neighbouring or new region, if kernels can run the node and a region may contain it."""
         try:
             lowered = self._lower(node)
         except Unsupported as why:
@@ -189,7 +189,7 @@ class _RegionFinder:
                 region.seeds += 1
 
     def _prepend(self, region: FoundRegion, read: fx.Node) -> None:
-        """Add the node `read` to the begin of a region if it is in `free`, after the nodes before it."""
+        """Insert the node `read` at the start of a region, after its own predecessors, if `free` contains the node."""
         if read in self.free:
             self._prepend(region, read.all_input_nodes[0])
             self._add_to_region(read, self.free.pop(read), region)
@@ -211,7 +211,7 @@ class _RegionFinder:
     # -- choose a region -----------------------------------------------------------------------------------------------
 
     def _neighbours(self, node: fx.Node) -> list[FoundRegion]:
-        """Return the regions that compute inputs of a node, then the regions over tokens that share an input."""
+        """Return the regions that compute inputs of `node`, then regions over tokens that share an input with it."""
         # The second kind is how queries, keys and values get into one region.
         found = {id(self.of[read]): self.of[read] for read in node.all_input_nodes if read in self.of}
         for region in self.found:
@@ -220,7 +220,7 @@ class _RegionFinder:
         return list(found.values())
 
     def _other_inputs_depend(self, node: fx.Node, region: FoundRegion) -> bool:
-        """Return whether inputs of a node from outside of a region depend on it, so that the node cannot join it."""
+        """Return whether an input of `node` depends on `region` through nodes outside, so that the node cannot join."""
         seen: set[int] = set()
         queue = [read for read in node.all_input_nodes if self.of.get(read) is not region]
         while queue:
@@ -241,7 +241,7 @@ class _RegionFinder:
     # -- choose nodes --------------------------------------------------------------------------------------------------
 
     def _weight(self, layer: str) -> tuple[int, ...]:
-        """Return the shape of the weight of the layer with this name."""
+        """Return the weight shape of the layer named `layer`."""
         module = self.modules[layer]
         assert isinstance(module, (nn.Conv2d, nn.Linear))
         return weight_shape(module)
@@ -252,14 +252,14 @@ class _RegionFinder:
         return kept is not None and float(kept.mean()) <= self._density_limit(node, layer)
 
     def _density_limit(self, node: fx.Node, layer: str) -> float:
-        """Return the density above which a layer is faster if it computes with all its weights."""
+        """Return the density above which a layer is faster dense than in sparse kernels."""
         if isinstance(self.modules[layer], nn.Linear):
             return LIMIT_LINEAR
         window = self._weight(layer)[2:]
         return self.limit if fills_blocks(_count_images(node), half=self.half) and window != (1, 1) else LIMIT
 
     def _runs_dense(self, node: fx.Node, layer: str) -> bool:
-        """Return whether a convolution runs in kernels with all its weights, because this is as fast as torch."""
+        """Return whether a convolution runs dense in kernels, because these are as fast as torch."""
         groups = getattr(self.modules[layer], "groups", 1)
         return self.dense and groups == 1 and fills_blocks(_count_images(node), half=self.half)
 
@@ -282,7 +282,7 @@ class _RegionFinder:
         return lower_function(node)
 
     def build_steps(self, graph: fx.Graph) -> CapturedCall:
-        """Return the captured call, with its steps in an order in which they can run."""
+        """Return the captured call, with steps sorted so that each runs after the steps whose results it reads."""
         for region in self.found:
             if not region.is_faster:
                 named = {node.name: node for node in region.members}
@@ -326,7 +326,7 @@ def _count_images(node: fx.Node) -> int:
 
 
 def fills_blocks(images: int, *, half: bool = False) -> bool:
-    """Return whether a batch fills blocks of images, with at most as many empty places as `FULL` allows."""
+    """Return whether `images` fill the kernels' blocks of images well enough: `FULL` limits the empty places."""
     block = images_of(HALF if half else FLOAT)
     return 0 < -(-images // block) * block <= FULL * images
 
@@ -354,7 +354,7 @@ def _require_images(node: fx.Node) -> torch.Size:
 def _build_layer_node(
     op: str, node: fx.Node, x: fx.Node, *, weight: bool = True, bias: bool = True, **attrs: Any
 ) -> Node:
-    """Return a node whose weights are those parameters, `weight` and `bias`, that the called module has."""
+    """Return a node with the called module's parameters `weight` and `bias`, as far as the module has them."""
     roles = [role for role, exists in (("weight", weight), ("bias", bias)) if exists]
     prefix = f"{node.target}." if node.target else ""
     return native_node(op, (x.name,), node.name, {role: prefix + role for role in roles}, **attrs)
@@ -521,7 +521,7 @@ _FUNCTIONS: dict[Any, Callable[..., Node | None]] = {
 
 
 def kind_of(module: nn.Module) -> type[nn.Module]:
-    """Return the torch class whose `forward` the module runs, if kernels know it; else the module's own class."""
+    """Return the torch class whose `forward` the module uses, if kernels support it; else the module's own class."""
     own = type(module)
     for base in own.__mro__:
         same = base in _MODULES and own.forward is base.forward
@@ -541,7 +541,7 @@ def lower_module(node: fx.Node, module: nn.Module) -> Node | None:
 
 
 def lower_function(node: fx.Node) -> Node | None:
-    """Return the node for a call of a function or method; None if it returns its input unchanged."""
+    """Return the node for a call of a function or method; None if the call returns its input unchanged."""
     lower = _FUNCTIONS.get(node.target) if node.op in ("call_function", "call_method") else None
     if lower is None:
         raise Unsupported("no kernels")
@@ -560,7 +560,7 @@ _DRAWING = re.compile(
 
 
 def may_draw_random_numbers(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
-    """Return whether a node may draw random numbers; such nodes must keep the order of the model's code."""
+    """Return whether a node may draw random numbers; if so, the order of such nodes must not change."""
     if node.op == "call_module":
         module = modules[str(node.target)]
         known = kind_of(module) in _MODULES and not isinstance(module, nn.Dropout)
@@ -573,7 +573,7 @@ def may_draw_random_numbers(node: fx.Node, modules: Mapping[str, nn.Module]) -> 
 
 
 def allowed_layouts(node: fx.Node, lowered: Node | None) -> set[bool]:
-    """Return in which kinds of regions a node may be: True for regions over tokens, False for regions over images."""
+    """Return the kinds of regions that may contain a node: True stands for tokens, and False for images."""
     sizes = {len(shape_of(read) or ()) for read in node.all_input_nodes}
     if lowered is None and shape_of(node) != shape_of(node.all_input_nodes[0]):
         return {False}

@@ -182,9 +182,9 @@ def _emit_weight_gradient(node: Node, plan: TrainingPlan, x: Batch, dy: Batch, l
 
 
 def _weight_gradient_runs_by_block(node: Node, plan: TrainingPlan, gradients: Gradients) -> bool:
-    """Return whether a layer's weight gradient, which is planned next, runs block by block.
+    """Return whether the weight gradient of the layer `node` is computed block by block.
 
-    The tables of the gradient are stored in the plan.
+    Store the gradient's tables in the plan.
     """
     layer = _build_masked_layer(node, plan)
     if not layer.count:
@@ -245,10 +245,10 @@ def _emit_norm_forward(node: Node, plan: TrainingPlan) -> None:
 
 
 def _recompute_norm(name: str, makers: Mapping[str, Node], plan: TrainingPlan, *, passing: bool = False) -> None:
-    """Add operations to the backward pass that recompute value `name`, the output of a norm, if it is not stored.
+    """If the value `name` is an output of a norm and not stored, add operations to recompute it in the backward pass.
 
     Args:
-        makers: value -> norm that computes the value.
+        makers: name of a value -> node of the norm that computes the value.
     """
     if name in plan.present:
         return
@@ -412,7 +412,7 @@ def _emit_sum_backward(node: Node, plan: TrainingPlan, gradients: Gradients) -> 
 
 
 def _windows_overlap(node: Node) -> bool:
-    """Return whether a pooling needs the kernels for overlapping or padded windows."""
+    """Return whether a pooling has overlapping or padded windows, which need other kernels."""
     if node.op != "max_pool2d":
         return False
     attrs = node.attrs

@@ -1,8 +1,8 @@
-"""Packed weights: the retained weights of each tensor under the mask form a separate parameter, a vector called row.
+"""Packed weights: the retained weights of each tensor under the mask form a separate parameter, a vector named row.
 
-Gradients and optimiser states are then as small as the mask. Rows and the model's tensors are synchronised: after each
-optimiser step, rows are written to their tensors; if a tensor itself was changed (by a state dict), it is copied to its
-row. With deferred writing, rows are written only when something other than the kernels reads the tensors. If a tensor
+Gradients and optimiser states are then as small as the mask. After each optimiser step, rows are written to the
+model's tensors. If a tensor itself was changed, for example by a state dict, its weights are copied to its row. With
+deferred writing, rows are written only when code other than the kernels is about to read the tensors. If a tensor
 is replaced by another, the row is bound to the new tensor.
 """
 
@@ -27,7 +27,7 @@ from ticketry_engine.support.training_hooks import Stepping
 
 
 class PackedWeight:
-    """The retained weights of a tensor as a parameter (the row), in the order of the tensor's elements."""
+    """A parameter (the row) that holds the retained weights of a tensor, in the order of the tensor's elements."""
 
     def __init__(self, dense: nn.Parameter, kept: Tensor) -> None:
         self.dense = dense
@@ -52,7 +52,7 @@ class PackedWeight:
 
     @torch.no_grad()
     def adopt_mask(self, kept: Tensor) -> None:
-        """Use another mask: copy the weights that it retains from the tensor to the row."""
+        """Use the mask `kept` from now on, and copy the weights that it retains from the tensor to the row."""
         self.kept = kept
         self.places = kept.flatten().nonzero()[:, 0]
         self._seen: Array = np.empty(len(self.places), np.int32)
@@ -61,13 +61,13 @@ class PackedWeight:
         self._record_state()
 
     def _record_state(self) -> None:
-        """Record the current state of row and tensor, so that later changes are noticed."""
+        """Record the current state of row and tensor, to detect later changes."""
         self._seen[:] = self._bits()
         self._memory = self.dense.untyped_storage()  # a reference, so that its address is not reused
         self._dense_was = self.dense._version, self.dense.data_ptr()
 
     def _bits(self) -> Array:
-        """Return the row's bits: a NaN equals itself, and NumPy compares integers in a quarter of torch's time."""
+        """Return the row's bits as integers, which are fast to compare, and in which a NaN equals itself."""
         return self.parameter.detach().numpy().view(np.int32)
 
     @property
@@ -82,7 +82,7 @@ class PackedWeight:
         return self.waiting or self.was_changed
 
     def belongs_to(self, dense: object) -> bool:
-        """Return whether the row is bound to the tensor `dense`, and `torch.utils.swap_tensors` left the row's hook."""
+        """Return whether the row is bound to `dense`, and `torch.utils.swap_tensors` did not change the tensor."""
         return dense is self.dense and self.dense._cdata == self._content
 
     def fits(self, dense: object) -> bool:
@@ -91,7 +91,7 @@ class PackedWeight:
         return isinstance(dense, nn.Parameter) and (dense.shape, dense.dtype, dense.device.type) == kind
 
     def bind_to(self, dense: nn.Parameter) -> None:
-        """Bind the row to another tensor, which has replaced the old one, and copy the tensor's weights to the row."""
+        """Bind the row to `dense`, which replaced the old tensor, and copy its retained weights to the row."""
         self.release()
         self.dense, self.waiting = dense, False
         self._add_hook()
@@ -115,7 +115,7 @@ class PackedWeight:
 
     @torch.no_grad()
     def write(self, session: ProgramSession, number: int) -> None:
-        """Write the row to the tensor, by operation `number` of the session's program."""
+        """Write the row to the tensor; operation `number` of the session's program does this."""
         if self.dense.is_contiguous():
             session.run(number, number + 1, [self.parameter.data_ptr(), self.dense.data_ptr()])
             if not self.waiting:
@@ -127,7 +127,7 @@ class PackedWeight:
         self._record_state()
 
     def move_state(self, state: dict[str, object], before: Tensor) -> None:
-        """Convert an optimiser's state from the row's positions `before` to the current ones; new weights get 0."""
+        """Move the weights' optimiser state from the positions `before` to the current ones; new weights get 0."""
         for name, value in state.items():
             if isinstance(value, Tensor) and value.shape == before.shape:
                 whole = value.new_zeros(self.dense.numel())
@@ -159,7 +159,7 @@ def accumulate(row: nn.Parameter, gradient: Tensor) -> None:
 
 
 class _SettleHook:
-    """Hook that calls `settle` before a state dict is saved or loaded; in copies of the model the hook does nothing."""
+    """A hook that calls `settle` before a state dict is saved or loaded, but does nothing in copies of the model."""
 
     __slots__ = ("_settle",)
 
@@ -179,8 +179,8 @@ class PackedWeights:
 
     Args:
         modules: the layers, by name; several layers may share a weight.
-        masks: layer -> its tensor of the mask.
-        stored: modules for which rows and tensors are synchronised before a state dict is saved or loaded.
+        masks: name of a layer -> bool tensor, True where a weight is retained.
+        stored: modules before whose state dict is saved or loaded `synchronise` is called.
     """
 
     def __init__(
@@ -226,11 +226,11 @@ class PackedWeights:
 
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
-        """Layer -> the parameter that holds its retained weights."""
+        """Name of a layer -> the parameter that holds the layer's retained weights."""
         return {name: row.parameter for name, row in self.rows.items()}
 
     def adopt_mask(self, modules: Mapping[str, nn.Module], masks: Mapping[str, Tensor]) -> None:
-        """Use another mask, and convert the states of all optimisers that have stepped rows."""
+        """Use another mask, and convert the states of the optimisers that train the rows."""
         self._modules = modules
         self.synchronise()
         first = {row: name for name, row in reversed(self.rows.items())}
@@ -252,7 +252,7 @@ class PackedWeights:
                 row.copy_changed_tensor()
 
     def prepare_call(self) -> None:
-        """Prepare a call of the model by `synchronise`; with deferred writing, update only rows and not tensors."""
+        """Prepare a call of the model by `synchronise`; if writing is deferred, update only the rows."""
         if not self.late:
             self.synchronise()
             return
@@ -308,14 +308,14 @@ class PackedWeights:
             self.synchronise()
 
     def update_tensors(self, tensors: Iterable[Tensor]) -> None:
-        """Write deferred rows to those of `tensors` that have a row, because these tensors are about to be read."""
+        """Write rows whose writing is deferred to their tensors, for all of `tensors`, which are about to be read."""
         for tensor in tensors if self.late else ():
             number = self._numbers.get(id(tensor))
             if number is not None and self._each[number].needs_write_back:
                 self._each[number].write(self._session, number)
 
     def _copy_loaded_weights(self, optimizer: Optimizer, args: object, kwargs: object) -> None:
-        """Before a step, copy weights that were loaded since the backward pass from tensors to their rows."""
+        """Before an optimiser step, copy weights that were loaded after the backward pass from tensors to rows."""
         if self._rows_stepped_by(optimizer):
             self._bind_to_replaced_tensors()
             for row in self._each:

@@ -1,9 +1,9 @@
 """LSTM layers in sparse kernels: all operations of all words in one program, and the unit that replaces `nn.LSTM`.
 
-A word is a time step of the sequence. Products of the weights with the inputs are one operation over all words.
+A word is a time step of the sequence. The products of the weights with the inputs are one operation over all words.
 Products with the states run word by word, with the same tables. Values have a plane of sixteen examples for each LSTM
-unit. The blocks of a word are contiguous, and words follow one another. Therefore the states of a word form a value,
-and gradients of weights are sums over all blocks.
+unit. The blocks of a word are contiguous, and words follow one another. Therefore the states of a word form a value.
+Gradients of weights are sums over all blocks.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ class LstmLayer:
     # -- operations ----------------------------------------------------------------------------------------------------
 
     def _allocate_value(self, channels: int, blocks: int) -> Batch:
-        """Allocate memory for a value until the end of the call, and return the value's layout."""
+        """Allocate memory for a value, which lasts until the end of the call, and return the value's layout."""
         value = Batch.build(channels, (1, 1), 0, blocks)
         return replace(value, offset=self._reserve(value.bytes))
 
@@ -105,7 +105,7 @@ class LstmLayer:
         return self._memory.take(-(-size // 64) * 64, None)[0].begin
 
     def _words_of(self, value: Batch, word: int, words: int = 1) -> Batch:
-        """Return the layout of `words` consecutive words of a value, from number `word`."""
+        """Return the layout of `words` consecutive words (time steps) of `value`, starting at number `word`."""
         blocks = self.text.blocks
         return replace(value, blocks=words * blocks, offset=value.offset + word * blocks * value.block_bytes)
 
@@ -115,7 +115,7 @@ class LstmLayer:
         return range(len(self._ops) - len(ops), len(self._ops))
 
     def _for_word(self, op: Op, word: int, *values: Batch) -> Op:
-        """Return an operation on `values` of the first word, changed to process `word` with the same tables."""
+        """Return a copy of `op`, an operation on `values` of the first word, that processes the word number `word`."""
         moved = np.array([self.text.blocks * word * value.block_bytes for value in values], dtype=np.int32)
         args = list(op.args)
         for number in range(_TILES, len(args), 3):
@@ -151,7 +151,7 @@ class LstmLayer:
         self.backward_ops = self._add_ops(ops)
 
     def _add_totals(self) -> None:
-        """Add the operations of the backward pass that process all words at once, and the ones that fill tables."""
+        """Add the operations of the backward pass that process all words at once, and operations that fill tables."""
         target, words = self._target, self.text.words
         self._to_inputs = build_input_gradient(self.gates, self.dx, self._layers[INPUTS], target)
         self.to_inputs = self._add_ops([op for each in self._to_inputs for op in each.ops])
@@ -186,7 +186,7 @@ class LstmLayer:
             x: words x examples x inputs, float32.
             past: state and cell before the first word: examples x units.
             bias: the sum of torch's two biases of each gate.
-            seconds: collects the seconds of operations by label.
+            seconds: dict to which the seconds of operations are added, by label.
         """
         state = PassState(self.program.session(self.threads))
         state.session.seconds = seconds
@@ -221,7 +221,7 @@ class LstmLayer:
     ) -> dict[str, Tensor]:
         """Run a backward pass, and return gradients by name: `INPUTS`, `STATES`, ``bias``, ``h``, ``c``, and ``x``.
 
-        The gradients ``h`` and ``c`` belong to the state and the cell before the first word. `given` are the gradients
+        The gradients ``h`` and ``c`` are of the state and the cell before the first word. `given` are the gradients
         of `outputs`, and `inputs` is whether the gradient of ``x`` is needed.
         """
         words, session = self.text.words, state.session
@@ -264,7 +264,7 @@ class LstmLayer:
     # -- to and from tensors -------------------------------------------------------------------------------------------
 
     def _view(self, state: PassState, value: Batch) -> Tensor:
-        """Return a view of a value in working memory: words x blocks x channels x 16."""
+        """Return a view [words, blocks, channels, 16] of a value in working memory."""
         memory = state.session.arena[value.offset : value.offset + value.bytes].view(np.float32)
         return torch.from_numpy(memory).view(-1, self.text.blocks, value.channels, IMAGES)
 
@@ -272,13 +272,13 @@ class LstmLayer:
         _to_blocks(self._view(state, value), tensor.detach())
 
     def _store(self, state: PassState, value: Batch) -> Tensor:
-        """Copy a value from working memory to a new tensor: words x examples x channels."""
+        """Copy a value from working memory to a new tensor [words, examples, channels], and return the tensor."""
         view = self._view(state, value).transpose(2, 3)
         return view.reshape(len(view), -1, value.channels)[:, : self.text.batch].contiguous()
 
 
 def _to_blocks(blocks: Tensor, tensor: Tensor) -> None:
-    """Copy words x examples x channels to words x blocks x channels x 16; pad the last block of a word with zeros."""
+    """Copy `tensor` [words, examples, channels] to `blocks` [words, blocks, channels, 16]; pad with zeros."""
     batch = tensor.shape[1]
     whole = batch // IMAGES
     if whole:
@@ -417,7 +417,7 @@ class LstmUnit(Substitute):
 
     @property
     def steps(self) -> list[LstmUnit]:
-        """The objects that collect seconds: only this unit."""
+        """Return the objects that record seconds, which is only this unit."""
         return [self]
 
     def layer_seconds(self) -> dict[str, float]:
@@ -426,13 +426,13 @@ class LstmUnit(Substitute):
 
 
 def lstm_units(model: nn.Module, context: TrainingContext) -> list[LstmUnit]:
-    """Return a unit, which replaces `forward`, for each LSTM under the mask."""
+    """Return, for each LSTM under the mask, an object that replaces the LSTM's `forward`."""
     modules = ((name, model.get_submodule(name)) for name in context.recurrent)
     return [LstmUnit(name, module, context) for name, module in modules if isinstance(module, nn.LSTM)]
 
 
 def masks_of_lstms(model: nn.Module, masks: Mapping[int, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """Return the tensors of the mask for each LSTM, by parameter name; `masks` has them by ``id`` of the parameter."""
+    """Return LSTM name -> parameter name -> mask; `masks` maps the ``id`` of a parameter to its mask."""
     found = {}
     for name, module in model.named_modules():
         if isinstance(module, nn.LSTM) and type(module).forward is nn.LSTM.forward:
@@ -443,7 +443,7 @@ def masks_of_lstms(model: nn.Module, masks: Mapping[int, Tensor]) -> dict[str, d
 
 
 def _weight_names(layer: int, *, reverse: bool) -> dict[str, str]:
-    """Return a mapping from `INPUTS` and `STATES` to the names of these weights in one layer and direction."""
+    """Return the names in `nn.LSTM` of the weights `INPUTS` and `STATES` of one layer and direction."""
     end = f"_l{layer}" + ("_reverse" if reverse else "")
     return {of: of.removesuffix("_l0") + end for of in (INPUTS, STATES)}
 
@@ -453,7 +453,7 @@ def _count_weights(module: nn.LSTM) -> int:
 
 
 def _why_unsupported(module: nn.LSTM, given: Any) -> str:
-    """Return why kernels cannot run a call with the input `given`; empty if they can."""
+    """Return the reason why kernels cannot run a call with the input `given`; "" if they can."""
     if not isinstance(given, Tensor) or given.dim() != 3:
         return "called with a packed sequence, or with a single one"
     if given.dtype != torch.float32 or given.device.type != "cpu":
@@ -465,7 +465,7 @@ def _why_unsupported(module: nn.LSTM, given: Any) -> str:
 
 
 class _LstmFunction(torch.autograd.Function):
-    """Autograd function of a layer; tensors are input, state, cell, weights and biases."""
+    """Autograd function that runs an LSTM layer; its tensor arguments are input, state, cell, weights and biases."""
 
     @staticmethod
     def forward(

@@ -1,7 +1,7 @@
 """The plan of a region's training step: memory of values and gradients, order of operations, and state of a pass.
 
-Operations run in kernels, one after the other. The exception are batch norms: between two passes over the values, they
-combine the sums of their channels in float64 in NumPy.
+Operations run in kernels, one after the other. Only batch norms also compute in NumPy: between two passes over the
+values, they combine the sums of their channels in float64.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def layer_name(node: Node) -> str:
 
 @dataclass(frozen=True)
 class TrainingRegion(Region):
-    """A region of a training step; values keep the kernels' memory layout between its nodes."""
+    """A region of a training step: nodes that run in kernels, and pass values on in the kernels' memory layout."""
 
     weights: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     """Name of each layer's weight -> its shape."""
@@ -69,7 +69,7 @@ class TrainingRegion(Region):
         return list(dict.fromkeys(name for node in self.nodes for name in node.weights.values()))
 
     def window(self, node: Node) -> Window:
-        """Return the window of a convolution, a linear layer, or a pooling that has a kernel size."""
+        """Return the kernel size, stride, padding and dilation of a layer or pooling; 1 x 1 for a linear layer."""
         size = node.attrs["kernel"] if "kernel" in node.attrs else self.weights[node.weights["weight"]][2:] or (1, 1)
         names = ("stride", "padding", "dilation")
         return Window(tuple(size), **{name: tuple(node.attrs[name]) for name in names if name in node.attrs})
@@ -105,7 +105,7 @@ class TrainingRegion(Region):
 
 
 def fuse_norms(region: TrainingRegion) -> TrainingRegion:
-    """Return the region with sums and ReLUs fused into the batch norms whose outputs nothing else reads."""
+    """Return the region with each sum or ReLU that alone reads a batch norm's output fused into the batch norm."""
     nodes, uses = list(region.nodes), region.uses
     number = 0
     while number < len(nodes):
@@ -149,7 +149,7 @@ def values_read_in_backward(node: Node) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Lifetimes:
-    """When the values of a region are no longer needed; the first two lists have one entry per node."""
+    """The values whose memory can be released after each node, forward and backward."""
 
     after_forward: Sequence[Sequence[str]]
     """For each node, the values that are not needed after the node's forward pass, or not until they are recomputed."""
@@ -167,7 +167,7 @@ class Lifetimes:
 
 
 def compute_lifetimes(region: TrainingRegion) -> Lifetimes:
-    """Return the lifetimes of a region's values for the case that all nodes have a backward pass."""
+    """Return the lifetimes of a region's values if every node has a backward pass."""
     nodes, outputs = region.nodes, set(region.outputs)
     back = {name for node in nodes for name in values_read_in_backward(node)}
     recomputed = {
@@ -197,7 +197,7 @@ _TENSORS = 48
 
 @dataclass
 class Slot:
-    """Index of an operation in the program, the first of several that were added together; -1 until it is known."""
+    """The index in the program of the first of several operations that were added together; -1 until it is known."""
 
     number: int = -1
 
@@ -207,10 +207,10 @@ class TrainingPlan:
 
     Args:
         kept: module -> its retained weights, bool [O, I / groups, kh, kw].
-        live: number of images; the last block is padded with empty images.
+        live: number of images of the batch; the last block of images is filled up with empty images.
         wanted: inputs whose gradients are requested.
         threads: number of threads that share each operation.
-        rows: modules whose weights are packed vectors of the retained weights: see `kept_weights`.
+        rows: modules whose weights are trained as packed vectors of the retained weights, see `kept_weights`.
         item: bytes of a number in values and gradients: `FLOAT`, or `HALF` for bfloat16.
     """
 
@@ -282,7 +282,7 @@ class TrainingPlan:
         self._standalone, self._gathers, self._regathers = [], [], []
 
     def _link_gathers(self) -> None:
-        """Add the operations that fill tables, many per call, because calls take most of a small step's time."""
+        """Link the operations that fill tables, with many operations in each call to save the overhead of calls."""
         first, keys = len(self.ops), [key for _, key in self._gathers]
         for number, (op, _) in enumerate(self._gathers):
             self.ops.append(replace(op, args=(*op.args[:-1], number % _TENSORS)))
@@ -302,7 +302,7 @@ class TrainingPlan:
     # -- memory --------------------------------------------------------------------------------------------------------
 
     def _halo(self, name: str) -> int:
-        """Return the halo, in pixels, that the convolutions reading a value need."""
+        """Return the width in pixels of the zero border (halo) that convolutions need around the value `name`."""
         needed = 0
         for node in self.region.nodes:
             if node.op in LAYERS and node.inputs[0] == name:
@@ -314,7 +314,7 @@ class TrainingPlan:
         return needed
 
     def _gradient_halo(self, name: str) -> int:
-        """Return the halo, in pixels, that the gradient of a value needs; 0 if no convolution computes the value."""
+        """Return the width in pixels of the zero border (halo) that the gradient of the value `name` needs."""
         # If only convolutions read a norm's output, the gradients of its output and input share memory and the halo.
         for node in self.region.nodes:
             if node.op in LAYERS and node.output == name:
@@ -336,14 +336,14 @@ class TrainingPlan:
         )
 
     def store_value(self, name: str, when: str = "forward", *, passing: bool = False) -> Batch:
-        """Reserve memory for a value (if `passing`, for one block) that the pass `when` computes; return its layout."""
+        """Reserve memory for a value of the pass `when` (if `passing`, for one block of it); return the layout."""
         value = self._reserve(replace(self.layout(name), passing=passing), when)
         self.values[name] = value
         self.present.add(name)
         return value
 
     def release_value(self, name: str) -> None:
-        """Release the memory of a value that no later operation reads, unless the value is recomputed."""
+        """Release the memory of a value after its last read; do nothing if the backward pass recomputes the value."""
         if name in self.present:
             self.present.remove(name)
             self.release(self.values[name])
@@ -372,7 +372,7 @@ class TrainingPlan:
         self._arena.release(self._buffers.pop(memory.offset))
 
     def free_scratch(self) -> None:
-        """Append the waiting operations to the backward pass if they use the scratch memory, which is then free."""
+        """Make the scratch memory free: append the waiting operations to the backward pass if they use it."""
         if self._scratch_taken:
             self.append_waiting("backward")
 
@@ -408,10 +408,10 @@ class TrainingPlan:
     # -- stages --------------------------------------------------------------------------------------------------------
 
     def add(self, when: str, ops: list[Op], begin: Sequence[Op] = ()) -> Slot:
-        """Add operations to a pass, either one per block or some for all blocks; return the slot of the first.
+        """Add operations to a pass, either one per block or some for all blocks; return the index of the first.
 
-        Operations per block wait: consecutive ones run together, block by block, so that caches still hold what the
-        previous operation wrote. Everything that processes all blocks runs after the waiting operations.
+        Operations per block wait until more are added. Then they run together, block by block, so that caches still
+        hold what the previous operation wrote. Operations for all blocks run after the waiting operations.
 
         Args:
             when: "forward" or "backward".
@@ -429,7 +429,7 @@ class TrainingPlan:
         return slot
 
     def _run_next(self, when: str, bounds: list[int]) -> None:
-        """Append a range of operations to a pass, in the same call as the previous operations if possible."""
+        """Append the operations between `bounds` to a pass, in the same call as the previous operations if possible."""
         before = self.stages[when][-1] if self.stages[when] else None
         if isinstance(before, OpRange) and len(bounds) == len(before.bounds) == 2 and before.bounds[1] == bounds[0]:
             before.bounds[1] = bounds[1]
@@ -448,19 +448,19 @@ class TrainingPlan:
             self.append_waiting("backward")
 
     def add_final_stage(self, stage: Stage) -> None:
-        """Add a stage to the end of the backward pass; the stage must read a table that no other operation writes."""
+        """Add a stage to the end of the backward pass; no operation but its own may write the table that it reads."""
         self._last.append(stage)
 
     def add_standalone(self, op: Op) -> Slot:
-        """Add an operation that is not part of a pass, but is run by a stage."""
+        """Add an operation that no pass runs by itself, but that a stage runs; return its index."""
         slot = Slot()
         self._standalone.append((self._labelled([op])[0], slot))
         return slot
 
     def gather(self, op: Op, parameter: str | None = None) -> None:
-        """Add an operation that fills a table before the forward pass from `parameter`.
+        """Add an operation that fills a table from `parameter` before the forward pass.
 
-        If that is None, the operation reads another table, and runs before the backward pass.
+        If `parameter` is None, the operation reads another table, and runs before the backward pass.
         """
         (op,) = self._labelled([op])
         if parameter is None:
@@ -472,7 +472,7 @@ class TrainingPlan:
         return [op if op.label == self.label else replace(op, label=self.label) for op in ops]
 
     def append_waiting(self, when: str) -> None:
-        """Append all waiting operations (see `add`) to a pass."""
+        """Append all operations that wait to run block by block (see `add`) to the pass `when`."""
         if lost := [name for name in self.present if self.values[name].passing]:
             raise AssertionError(f"{lost} are still read, but only their last block is stored")
         bounds = [len(self.ops)]
@@ -503,7 +503,7 @@ class TrainingPlan:
     # -- to and from tensors -------------------------------------------------------------------------------------------
 
     def add_move(self, key: str, value: Batch, *, out: bool) -> None:
-        """Add the operations of the move `key`, one per block: load a value from a tensor, or store it if `out`."""
+        """Add operations, named `key`, that load a value from a tensor block by block, or store the value if `out`."""
         channels, height, width = value.channels, value.geometry.height, value.geometry.width
         strides = (channels * height * width, height * width, width, 1)
         if self.region.tokens:  # the first position holds sixteen neighbouring tokens, one per image
@@ -516,7 +516,7 @@ class TrainingPlan:
         self.moves[key] = numbers
 
     def store(self, state: RegionPass, key: str, shape: Sequence[int]) -> Tensor:
-        """Copy a value to a new tensor with the move `key`; `shape` may have fewer images than the blocks hold."""
+        """Copy a value to a new tensor of the given shape, without padding, by the operations `key` of `add_move`."""
         value = self.shapes[key.rpartition(" ")[2]]
         size = self.blocks * self.images * math.prod(value)
         tensor = torch.empty(size, dtype=torch.float32, device="cpu")
@@ -524,7 +524,7 @@ class TrainingPlan:
         return tensor.resize_(*shape)  # not a view, because autograd lets users change it in place
 
     def move(self, state: RegionPass, key: str, tensor: Tensor) -> None:
-        """Copy a value from or to a contiguous float32 tensor of all images, with the move `key` (see `add_move`)."""
+        """Copy a value from or to a contiguous float32 tensor of all images, by the operations `key` of `add_move`."""
         size = tensor.numel() // self.blocks * FLOAT
         numbers, begin = self.moves[key], tensor.data_ptr()
         for first in range(0, len(numbers), _TENSORS):
@@ -533,7 +533,7 @@ class TrainingPlan:
             state.session.run(some[0], some[-1] + 1, addresses, self.images, shared=True)
 
     def run(self, when: str, state: RegionPass) -> None:
-        """Run the pass `when` ("forward" or "backward"), without loading inputs and storing outputs."""
+        """Run the pass `when` ("forward" or "backward"); do not load inputs or store outputs."""
         ready: list[Stage] = []
         if when == "forward" or self._filled != state.number:  # another step may have filled the tables meanwhile
             ready += self.prepare["forward"]
@@ -545,14 +545,14 @@ class TrainingPlan:
                 stage(state)
 
     def table(self, number: int, argument: int) -> Array:
-        """Return a table in the program's memory: argument `argument` of operation `number`."""
+        """Return the table in the program's memory that is argument `argument` of operation `number`."""
         found = self.program.ops[number].args[argument]
         assert isinstance(found, np.ndarray)
         return found
 
 
 class Gradients:
-    """Memory of the gradients of values while the backward pass is planned."""
+    """Records which memory has the gradient of each value while the backward pass is planned."""
 
     def __init__(self, plan: TrainingPlan) -> None:
         self._plan = plan
@@ -574,7 +574,7 @@ class Gradients:
         self._plan.release(memory)
 
     def pass_gradient(self, name: str, memory: Batch) -> None:
-        """Use a gradient that nothing else reads later as the gradient of `name`; copy it if the layouts differ."""
+        """Use `memory`, which nothing else reads later, as the gradient of `name`; copy it if the layouts differ."""
         plan = self._plan
         first = name in self.needed and name not in self.by_value
         if first and plan.gradient_layout(name).geometry != memory.geometry:
@@ -594,7 +594,7 @@ _LARGE = 4 << 20
 
 @dataclass
 class PassState:
-    """The session of one training step, which is closed after one backward pass."""
+    """Working memory of one training step (a session of the program), which the backward pass closes."""
 
     session: ProgramSession
     number: int = field(default_factory=itertools.count().__next__, kw_only=True)
@@ -610,7 +610,7 @@ class PassState:
             )
 
     def close(self) -> None:
-        """Close the session, which returns its working memory."""
+        """Close the session and return its working memory for reuse."""
         if not self.closed:
             self.closed = True
             self.session.close()
@@ -622,7 +622,7 @@ class PassState:
 class GradientMemory:
     """Memory for the gradients of large weights, which the next step reuses.
 
-    In new memory, the system zeroes each page, which takes longer than all products of a large sparse layer.
+    The system zeroes each page of new memory, which can take longer than all products of a large sparse layer.
     """
 
     def __init__(self) -> None:
@@ -646,7 +646,7 @@ class GradientMemory:
 
 @dataclass
 class RegionPass(PassState):
-    """The state of one training step of a region."""
+    """The state of one training step of a region, which the forward pass leaves for the backward pass."""
 
     parameters: dict[str, Tensor]
     modules: Mapping[str, Any]
@@ -663,7 +663,7 @@ Stage = Callable[[RegionPass], None]
 
 @dataclass
 class OpRange:
-    """Stage that runs a range of operations; with more than two bounds, each thread runs those between neighbours."""
+    """Stage that runs a range of operations; with more than two `bounds`, one range between neighbours per thread."""
 
     bounds: list[int]
 

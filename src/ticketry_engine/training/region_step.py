@@ -1,4 +1,4 @@
-"""A region as a single autograd function, whose forward and backward pass run in kernels."""
+"""Runs a region as a single autograd function, whose forward and backward pass run in kernels."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ class RegionStep:
 
     Args:
         modules: the model's modules, by name.
-        kept: module of each convolution and linear layer -> its retained weights.
-        masks: module whose mask is enforced -> its retained weights as a tensor.
-        rows: module -> the packed vector of its retained weights, where this vector is the parameter to train.
+        kept: name of each convolution and linear layer -> bool array, True where a weight is retained.
+        masks: name of a module whose mask is enforced -> bool tensor, True where a weight is retained.
+        rows: name of a module -> the packed vector of its retained weights, if this vector is the parameter to train.
         half: whether to compute as under autocast to bfloat16. Values and their gradients, including the outputs, are
             then bfloat16; parameters and their gradients, sums and statistics are float32.
     """
@@ -79,7 +79,7 @@ class RegionStep:
         return found
 
     def fits(self, inputs: Sequence[Tensor]) -> bool:
-        """Return whether the region computes what the model computes for inputs of these shapes.
+        """Return whether region and model give the same outputs for inputs of these shapes.
 
         With other shapes than those of the trace, the model may broadcast a sum, flatten pixels, or raise an error.
         """
@@ -97,7 +97,7 @@ class RegionStep:
         return self._fitting[shapes] and len({len(tensor) for tensor in inputs}) == 1
 
     def dense_parameters(self) -> Iterator[Tensor]:
-        """Yield the dense parameters that the region reads; weights that are read as packed vectors are left out."""
+        """Yield the dense parameters that the region reads, without weights that are trained as packed vectors."""
         for module, name, attribute in self._sources:
             if attribute != "weight" or name not in self.rows:
                 yield getattr(module, attribute)
@@ -112,7 +112,7 @@ class RegionStep:
         }
 
     def give_gradient(self, module: str, gradient: Tensor, weight: Tensor) -> Tensor | None:
-        """Give a weight's gradient to the weight's packed vector, if there is one; return what autograd receives."""
+        """Return a weight's gradient for autograd, or None after adding the gradient to the weight's packed vector."""
         if module in self.rows:
             if not _has_hooks(weight):
                 accumulate(self.rows[module], gradient)
@@ -163,7 +163,7 @@ class RegionStep:
 
 
 class _RegionFunction(torch.autograd.Function):
-    """Autograd function of a region; arguments are the step, the number of inputs, the inputs and the parameters."""
+    """Autograd function that runs a region; its arguments are step, number of inputs, inputs and parameters."""
 
     @staticmethod
     def forward(ctx: Any, step: RegionStep, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -241,7 +241,7 @@ def _shape(tensor: Tensor) -> PlaneShape:
 
 
 def _pad_to_blocks(tensor: Tensor, plan: TrainingPlan, name: str) -> Tensor:
-    """Return a contiguous tensor, padded with images or tokens of zeros to whole blocks."""
+    """Return `tensor` contiguous and padded to whole blocks, with images or tokens of zeros."""
     tensor = tensor.resolve_neg().contiguous()
     elements = plan.blocks * plan.images * math.prod(plan.shapes[name])
     if tensor.numel() == elements:

@@ -1,4 +1,4 @@
-"""`SparseTraining`: a module with the user's own parameters whose masked layers run in sparse kernels."""
+"""`SparseTraining`: a module with the user's own parameters, whose layers under a mask run in sparse kernels."""
 
 from __future__ import annotations
 
@@ -297,7 +297,7 @@ class SparseTraining(nn.Module):
         return self._eager(*args, **kwargs)
 
     def _prepare_call(self) -> None:
-        """Before a call, update what is out of date: rebuilt layers' units, and changed packed weights or tensors."""
+        """Before a call, update what the user changed: layers that were rebuilt, packed weights and tensors."""
         if not (self._released and self.mask is not None) and [*self._model[0].modules()] != self._modules_seen:
             self.update(self.mask)
         if self._weights is not None:
@@ -386,7 +386,7 @@ class SparseTraining(nn.Module):
         ]
 
     def untraced(self) -> dict[str, str]:
-        """Return the modules that could not be traced, and the reason for each; only parts of them run in kernels."""
+        """Return why modules could not be traced, by module name; only parts of these modules run in kernels."""
         lstms = {unit.name for unit in self._lstms}  # the model itself may be an LSTM
         return {
             unit.name: unit.last.why
@@ -417,12 +417,12 @@ train = SparseTraining
 
 
 def by_parameter(model: nn.Module, mask: Mapping[str, Tensor]) -> dict[int, Tensor]:
-    """Return a mapping from the ``id`` of each parameter under the mask to its tensor of the mask."""
+    """Return the tensors of the mask by the ``id`` of their parameters."""
     return {id(parameter): mask[name] for name, parameter in masked_parameters(model, mask).items()}
 
 
 def masks_of_layers(model: nn.Module, mask: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return a mapping from each convolution or linear layer under the mask to its tensor of the mask."""
+    """Return the mask of each convolution and linear layer, by the layer's name."""
     found = by_parameter(model, mask)
     # Not `module.weight`, which a spectral norm computes anew at each access.
     weights = (
@@ -432,7 +432,7 @@ def masks_of_layers(model: nn.Module, mask: Mapping[str, Tensor]) -> dict[str, T
 
 
 def retained_arrays(masks: Mapping[str, Tensor]) -> dict[str, Array]:
-    """Return a mapping from each layer under the mask to its retained weights: bool [O, I, rows, columns]."""
+    """Return the mask of each layer, by the layer's name, as an array: bool [O, I, rows, columns]."""
     kept = {name: tensor.numpy() for name, tensor in masks.items()}
     return {
         name: np.ascontiguousarray(each.reshape(*each.shape, 1, 1) if each.ndim == 2 else each)

@@ -48,7 +48,7 @@ _FORMS = 16
 
 @dataclass
 class TrainingContext:
-    """State shared by all units of a model; layers have their names in the model."""
+    """State that all units of a model share, such as masks and kernels; layers have their names in the model."""
 
     library: Library
     kept: Mapping[str, Array] = field(default_factory=dict)
@@ -67,14 +67,14 @@ class TrainingContext:
     """Whether a layer is being called as a node of a graph; its module then runs unchanged."""
 
     def update_before_read(self, tensors: Iterable[Tensor]) -> None:
-        """Write packed vectors to those of the model's `tensors` that are out of date, before the tensors are read."""
+        """Write packed vectors to the `tensors` that are out of date, before torch reads the tensors."""
         if self.weights is not None:
             self.weights.update_tensors(tensors)
 
 
 @dataclass
 class _CallForm:
-    """The graph of one form of calls, or the reason why there is no graph; and its regions under the current mask."""
+    """What is known about calls of one form: the graph with its regions, or the reason why there is no graph."""
 
     traced: Traced | None
     why: str = ""
@@ -179,7 +179,7 @@ class Unit(Substitute):
                 yield str(node.target)
 
     def _in_this_module(self, some: Mapping[str, _T]) -> dict[str, _T]:
-        """Return the entries whose names are in this unit's module, by their names in that module."""
+        """Return the entries of `some` for layers in this unit's module, by the layers' names in that module."""
         prefix = f"{self.name}." if self.name else ""
         return {
             name[len(prefix) :] if name != self.name else "": one
@@ -216,7 +216,7 @@ class Unit(Substitute):
 
     @property
     def steps(self) -> list[RegionStep]:
-        """The regions of the previous call's form."""
+        """Return the regions that the previous call ran, or would have run."""
         return [] if self.last is None else list(self.last.steps.values())
 
     def layers_in_kernels(self) -> set[str]:
@@ -230,7 +230,7 @@ class Unit(Substitute):
         return set() if captured is None else {self.name_in_model(name) for name in captured.dense}
 
     def layer_seconds(self) -> dict[str, float]:
-        """Return the seconds of each layer (by its name in the model), and of other operations in regions (by kind)."""
+        """Return the seconds of layers by their names in the model, and of other operations in regions by kind."""
         inside, found = self.layers_in_kernels(), dict[str, float]()
         for step in self.steps:
             for label, seconds in (step.seconds or {}).items():
@@ -240,22 +240,22 @@ class Unit(Substitute):
         return found
 
     def reasons(self) -> dict[str, str]:
-        """Return the layers that run in torch, by their names in the model, and the reason for each."""
+        """Return, for each layer that runs in torch, the reason, by the layer's name in the model."""
         captured = None if self.last is None else self.last.captured
         return {} if captured is None else {self.name_in_model(name): why for name, why in captured.reasons.items()}
 
     def name_in_model(self, name: str) -> str:
-        """Return the name in the model of a module that has `name` in this unit's module."""
+        """Return the name in the whole model of the submodule `name` of this unit's module."""
         return ".".join(part for part in (self.name, name) if part)
 
 
 def _to_float32(value: Any) -> Any:
-    """Return an output as float32 if it is bfloat16, because the caller did not enable autocast."""
+    """Return `value` converted to float32 if it is a bfloat16 tensor, because the caller did not enable autocast."""
     return value.float() if isinstance(value, Tensor) and value.dtype == torch.bfloat16 else value
 
 
 def build_units(model: nn.Module, context: TrainingContext) -> list[Unit]:
-    """Return a unit, which replaces `forward`, for the model and for each of its modules with layers under the mask."""
+    """Return units, which replace `forward`, for the model and for each of its modules with layers under the mask."""
     return [
         Unit(name, module, context)
         for name, module in model.named_modules()
@@ -283,7 +283,7 @@ def replace_forwards(units: Sequence[Substitute]) -> Iterator[None]:
 
 
 class _CapturedRun:
-    """A single run of a captured call, step by step."""
+    """Runs a captured call once, step by step."""
 
     def __init__(self, unit: Unit, form: _CallForm, leaves: Sequence[Any]) -> None:
         assert form.traced is not None
@@ -338,7 +338,7 @@ class _CapturedRun:
         return found
 
     def _call_module(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
-        """Call a module that is a single node of the graph; its submodules may be replaced by units."""
+        """Call a module that is a single node of the graph, and whose submodules may run in kernels."""
         context = self._unit.context
         if not isinstance(module.__dict__.get("forward"), Unit):  # units call `update_before_read` themselves
             context.update_before_read(module.parameters())
@@ -368,7 +368,7 @@ class Untraceable(Exception):
 
 @dataclass(frozen=True)
 class Traced:
-    """The graph of a call, with shapes; its placeholders are the tensors among the call's arguments, in order."""
+    """The graph of a call, with shapes; the graph's inputs are the tensors among the call's arguments, in order."""
 
     graph: fx.Graph
     constants: Mapping[str, Tensor]
@@ -378,7 +378,7 @@ class Traced:
 
 
 def call_key(module: nn.Module, leaves: Sequence[Any], spec: TreeSpec) -> tuple[Any, ...]:
-    """Return a key of the conditions under which a graph is valid: the form of the call and the module's settings."""
+    """Return a key that is equal for calls with the same graph: the form of the call, and the module's settings."""
     given: list[Any] = []
     for leaf in leaves:
         if isinstance(leaf, Tensor):
@@ -399,12 +399,12 @@ def _own_settings(module: nn.Module, seen: dict[int, int]) -> tuple[Any, ...]:
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Return whether a module has hooks, so that a call runs more than the module's own code."""
+    """Return whether a module has hooks, which run in addition to the module's own code."""
     return any(map(module.__dict__.get, _HOOKS))
 
 
 def trace_call(module: nn.Module, leaves: Sequence[Any], spec: TreeSpec) -> Traced:
-    """Return the graph of a call, whose arguments and keywords are flattened to `leaves` and `spec`.
+    """Return the graph of a call; `leaves` and `spec` are the call's arguments, flattened by torch's pytree.
 
     Raises:
         Untraceable: if the call has no graph, or the graph does not compute what the call computes.
@@ -505,7 +505,7 @@ def copy_without_hooks(module: nn.Module) -> nn.Module:
 
 
 def _collect_state(module: nn.Module) -> list[Any]:
-    """Return the state that a module's code must not change, for comparison: random numbers, settings, buffers."""
+    """Return the state that a traced module must not change: random numbers, settings and buffers."""
     drawn = np.random.get_state()  # noqa: NPY002
     found: list[Any] = [bytes(torch.get_rng_state().numpy()), random.getstate(), repr(drawn)]
     seen: dict[int, int] = {}
@@ -517,7 +517,7 @@ def _collect_state(module: nn.Module) -> list[Any]:
 
 
 def trace_layer(module: nn.Module, leaves: Sequence[Any], spec: TreeSpec) -> Traced:
-    """Return the graph of a single layer's call, in which the layer is named ``""``."""
+    """Return the graph of a call of a single layer, which is a node with the target ``""``."""
     if len(leaves) != 1 or not isinstance(leaves[0], Tensor):
         raise Untraceable("it is called with more than one tensor")
     graph = fx.Graph()
@@ -532,7 +532,7 @@ def trace_layer(module: nn.Module, leaves: Sequence[Any], spec: TreeSpec) -> Tra
 
 
 class _CallModule(nn.Module):
-    """A call as a module with the called module's parameters, whose only arguments are the call's tensors."""
+    """A module that makes a given call, and takes as arguments only the tensors among the call's arguments."""
 
     def __init__(self, module: nn.Module, leaves: Sequence[Any], spec: TreeSpec) -> None:
         super().__init__()
@@ -551,7 +551,7 @@ class _CallModule(nn.Module):
 
 
 class _Tracer(fx.Tracer):
-    """Tracer of a copy of `module`; it ignores calls in other threads, and keeps modules with hooks as single nodes."""
+    """Tracer that ignores calls in other threads, and records a module with hooks as a single node."""
 
     proxy_buffer_attributes = True
 
@@ -589,7 +589,7 @@ _SMALL = 16
 
 
 class _Identity:
-    """Key that equals only keys of the same object and version; its reference keeps the address from being reused."""
+    """A key that equals only keys of the same object and version; it keeps a reference to the object."""
 
     def __init__(self, thing: Any, version: int = 0) -> None:
         self.thing, self.version = thing, version
