@@ -46,7 +46,7 @@ _DRAWING = {
 
 
 def __getattr__(name: str) -> Any:
-    """Return the drawing function `name`; import its module at the first use."""
+    """Return the drawing function `name`, and import the function's module at the first use."""
     if name not in _DRAWING:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_DRAWING[name]), name)

@@ -1,4 +1,4 @@
-"""Show a campaign as text tables, Markdown and figure data: its claims, its runs, and all methods side by side."""
+"""Show a campaign as text tables, Markdown and figure data: claims, runs, and all methods side by side."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ _FEWEST_VALUES = 2
 
 
 def side_name(side: Side) -> str:
-    """Return the name of one side of a claim: its fixed number, or its role, run and level."""
+    """Return the name of one side of a claim: a fixed number, or the role, run and level of its networks."""
     if not side.run:
         return f"the number {side.values[0]:g}" if side.values else role_name(side.role)
     return f"{role_name(side.role)} of {side.run}" + (f", level {side.level}" if side.level else "")
 
 
 def style_of(claim: Claim) -> Style:
-    """Return the number format of a claim."""
+    """Return the number format for the values of a claim."""
     return Style.for_summaries([Summary(claim.difference or 0.0, claim.sd, claim.n)], claim.unit)
 
 
@@ -70,7 +70,7 @@ def claim_cells(claim: Claim) -> list[str]:
 
 
 def claims_table(claims: Sequence[Claim], width: int | None = None) -> tuple[list[list[str]], list[str]]:
-    """Return a table of claims with its head, and the names of columns omitted to keep lines within `width` letters."""
+    """Return the rows of a table of claims, first the header, and the names of columns that do not fit into `width`."""
     rows, omitted = [list(CLAIMS), *map(claim_cells, claims)], list[str]()
     for name in OMITTED_FIRST:
         if width is None or max(map(len, align_columns(rows))) <= width:
@@ -82,7 +82,7 @@ def claims_table(claims: Sequence[Claim], width: int | None = None) -> tuple[lis
 
 
 def replicates_needed_text(claim: Claim) -> str:
-    """Return how many more replicates would likely decide a claim; a dash if that is unknown, or more cannot decide it.
+    """Return how many more replicates would likely decide a claim, as text; a dash if no number is known.
 
     If the claim has all its planned replicates, return how many fresh replicates would likely decide a replication.
     """
@@ -103,21 +103,21 @@ def seed_deviations_text(claim: Claim, style: Style) -> str:
 
 
 def noise_text(claim: Claim, style: Style) -> str:
-    """Return mean ± standard deviation of the A/A differences: dense networks in the second minus the first order."""
+    """Return, as mean ± standard deviation, by how much dense networks in two different data orders differ."""
     if len(claim.noise) < _FEWEST_VALUES:
         return "not trained yet" if claim.noise_missing else NONE
     return f"{style.number(fmean(claim.noise), sign=True)} ± {style.number(stdev(claim.noise))}"
 
 
 def method_rows(record: CampaignRecord) -> list[list[str]]:
-    """Return the table rows of all methods, with the columns `METHODS`: dense networks first, then by density."""
+    """Return rows of the table that compares methods: dense networks first, then tickets and controls by density."""
     rows = sorted(record.table, key=lambda row: (row.role != DENSE, -row.density))
     style = Style.for_summaries([Summary(row.mean, row.sd, row.n) for row in rows], "")
     return [_method_cells(row, style) for row in rows]
 
 
 def run_rows(record: CampaignRecord) -> list[list[str]]:
-    """Return the table rows of a campaign's runs, with the columns `RUNS`."""
+    """Return rows of the table of a campaign's runs, with a row for each run."""
     return [
         [
             run.name,
@@ -135,7 +135,7 @@ def run_rows(record: CampaignRecord) -> list[list[str]]:
 
 
 def precision_and_kernels(run: CampaignRun) -> str:
-    """Return precision and kernels of a run's networks as text; if they differ, with the numbers of the replicates."""
+    """Return precision and kernels of a run as text; if they differ between replicates, name the replicates."""
     blocks: dict[str, list[BlockProvenance]] = {}
     for one in run.blocks:
         blocks.setdefault(" + ".join(filter(None, (one.precision, *one.kernels))), []).append(one)
@@ -149,7 +149,7 @@ def precision_and_kernels(run: CampaignRun) -> str:
 
 
 def campaign_sentences(record: CampaignRecord) -> list[str]:
-    """Return sentences that summarise a campaign."""
+    """Return sentences that summarise a campaign, for the top of its pages."""
     found = {word: sum(claim.found == word for claim in record.claims) for word in _VERDICTS}
     counts = ", ".join(f"{count} {word}" for word, count in found.items() if count)
     share = record.segments_trained / max(record.segments_asked, 1)
@@ -177,7 +177,10 @@ def campaign_sentences(record: CampaignRecord) -> list[str]:
 
 
 def _replication_sentence(record: CampaignRecord) -> str:
-    """Return a sentence on how many hypotheses are decided, and how often they may err; empty without replications."""
+    """Return sentences about replications: how many hypotheses are decided, and a bound on their error probability.
+
+    The text is empty if no claim is a replication.
+    """
     decided, hypotheses = record.hypotheses
     count = len(record.claims) - hypotheses
     if not count:
@@ -212,7 +215,7 @@ def _cost_text(value: float | None, what: str) -> str:
 
 
 def run_settings(record: CampaignRecord) -> list[tuple[str, dict[str, object]]]:
-    """Return (name, settings and recipe) of each run of a campaign."""
+    """Return each run's name with a dict of the run's settings and recipe."""
     return [(run.name, {**run.settings, **run.recipe}) for run in record.runs]
 
 
@@ -221,7 +224,7 @@ def file_versions(record: CampaignRecord) -> list[str]:
 
 
 def claim_figure_rows(record: CampaignRecord) -> list[dict[str, str | float | None]]:
-    """Return the data of the figure of claims: a row for each claim that has a difference."""
+    """Return the data of the figure of claims: a row for each claim with a known difference."""
     return [
         {"claim": claim.name, "difference": claim.difference, "above": claim.above, "margin": claim.margin}
         for claim in record.claims
@@ -230,7 +233,7 @@ def claim_figure_rows(record: CampaignRecord) -> list[dict[str, str | float | No
 
 
 def claim_notes(record: CampaignRecord) -> list[tuple[str, str, str]]:
-    """Return (name, description, verdict) of each claim; the description names its source and its replication."""
+    """Return name, description and verdict of each claim; the description names source and replication."""
     replications = {claim.again: claim for claim in record.claims if claim.again}
     return [(claim.name, _describe_claim(claim, replications.get(claim.name)), claim.found) for claim in record.claims]
 

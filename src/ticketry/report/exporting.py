@@ -34,7 +34,7 @@ def export(
 ) -> list[Path]:
     """Write all figures (.svg, .png, .pdf), data (.csv) and LaTeX tables (.tex) into `folder`; return their paths.
 
-    CSV files: `points` (all networks) and `summary` (means and intervals); and if there are data: `rounds` (of gates),
+    CSV files: `points` (all networks) and `summary` (means and intervals). If there are data: `rounds` (of gates),
     `looks` (measurements of detectors), `structure` (fit of structures), `times` (metric and measured time), `costs`
     (of whole trainings), `methods` (several runs at one density), `verdicts`, `verify` (differences), `seeds`,
     `stability`, `barriers`, `engines` and `time-by-density`. LaTeX files, for the package booktabs: `results` (mean and
@@ -60,7 +60,7 @@ def _figure_files(subject: Subject) -> Iterator[tuple[str, bytes]]:
 
 
 def _figure_makers(subject: Subject) -> Iterator[tuple[str, Maker]]:
-    """Yield (name, drawing function) for every figure of the page; a number in the name keeps names distinct."""
+    """Yield name and drawing function of every figure of the page; names that would be equal get a number."""
     several = len(subject.runs) > 1
     for number, makers in enumerate(comparison_figures(subject) if several else [], start=1):
         middle = f"-{number}" if len(subject.by_task) > 1 else ""
@@ -156,7 +156,7 @@ def escape_latex(text: str) -> str:
 
 
 def _tabular(columns: str, head: Sequence[str], groups: Sequence[Sequence[Sequence[str]]], note: str) -> str:
-    """Return a LaTeX tabular with escaped cells and a rule between groups of rows; `note` becomes a comment."""
+    """Return a LaTeX table with escaped cells, a rule between `groups` of rows, and `note` as a comment."""
 
     def line(cells: Sequence[str]) -> str:
         return " & ".join(map(escape_latex, cells)) + r" \\"
@@ -177,7 +177,7 @@ def _tabular(columns: str, head: Sequence[str], groups: Sequence[Sequence[Sequen
 
 
 def _results_tables(subject: Subject) -> str:
-    """Return a table for each task: of a single run by level, or of several runs by the densities that they share."""
+    """Return, for each task, a table of its run by level, or a table of its runs at the densities that they share."""
     texts = []
     for task, indices in subject.by_task.items():
         runs = [subject.runs[index] for index in indices]
@@ -208,7 +208,7 @@ def _table_of_levels(results: Results, style: Style, note: str) -> str:
 
 
 def _table_of_runs(runs: Sequence[Results], labels: Sequence[str], style: Style, note: str) -> str:
-    """Return the table of several runs, with a row for each run and a column for each density that two or more have."""
+    """Return the table of several runs, with a row for each run and a column for each density that two runs have."""
     shared = density_matches(runs)
     head = ["method", "dense", *(f"{percent(one.density)} %" for one in shared)]
     rows = []

@@ -41,7 +41,7 @@ _MOST_NETWORKS = 5_000
 
 @dataclass(frozen=True)
 class PagePart:
-    """State of a part of the page while it is rendered: prefix of ids, number of the next figure, table of contents."""
+    """A part of the page that is being rendered: prefix of its ids, table of contents, and next figure number."""
 
     prefix: str = ""
     contents: list[tuple[str, str]] = field(default_factory=list)
@@ -49,7 +49,7 @@ class PagePart:
     _numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
 
     def nested_part(self, prefix: str, listed: bool = True) -> PagePart:
-        """Return a nested part with another prefix and continued figure numbers; if `listed`, the contents list it."""
+        """Return a nested part with another prefix of ids; if `listed`, the table of contents lists the nested part."""
         return PagePart(f"{self.prefix}{prefix}-", self.contents if listed else [], self._numbers)
 
     def id(self, name: str) -> str:
@@ -98,7 +98,7 @@ def render_campaign(record: CampaignRecord) -> str:
 
 
 def render_watch(title: str, source: str) -> str:
-    """Return the HTML page of `--watch`; its script loads results repeatedly from the file `source` beside the page."""
+    """Return the HTML page of ``--watch``, whose script repeatedly loads results from the file `source`."""
     script = _read_asset("watch.js")
     # 'self' matches nothing where a page is opened from a disk, so that scheme is named.
     policy = f"{_security_policy(script)} 'self' file:"
@@ -149,14 +149,14 @@ def _read_asset(name: str) -> str:
 
 
 def _style_sheet() -> str:
-    """Return the style sheet, with the colours of figures as CSS variables of the light theme."""
+    """Return the style sheet, in which the colours of figures are CSS variables of the light theme."""
     light = "".join(f"--{name}: {colour}; " for name, colour in COLOURS.items())
     runs = "".join(f".swatch.run-{number} {{ background: var(--run-{number}); }}\n" for number in range(1, 9))
     return f":root {{ {light}}}\n{_read_asset('style.css')}\n{runs}"
 
 
 def _page_script(unpacks: bool) -> str:
-    """Return the page's script; with `unpacks`, include the code that unpacks compressed parts."""
+    """Return the page's script; if `unpacks`, with the code that unpacks compressed parts."""
     end, source = "})();\n", _read_asset("report.js")
     if unpacks:
         source = source.removesuffix(end) + _read_asset("packed.js") + end
@@ -164,7 +164,7 @@ def _page_script(unpacks: bool) -> str:
 
 
 def _security_policy(script: str) -> str:
-    """Return a content security policy with which the browser runs only this script, and loads nothing."""
+    """Return a content security policy that lets the browser run only this script, and load nothing."""
     return (
         f"default-src 'none'; base-uri 'none'; form-action 'none'; img-src data:; style-src 'unsafe-inline'; "
         f"script-src {_script_hash(script)}"
@@ -172,13 +172,13 @@ def _security_policy(script: str) -> str:
 
 
 def _script_hash(script: str) -> str:
-    """Return the hash that stands for a script in a content security policy."""
+    """Return the hash by which a content security policy names a script."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
 
 
 @cache
 def _environment() -> Environment:
-    """Return the Jinja environment of the templates, with functions that compute tables, and filters that format."""
+    """Return the Jinja environment of the templates, with functions that compute tables, and filters for text."""
     made = Environment(
         loader=PackageLoader("ticketry.report", "html/templates"),
         extensions=["jinja2.ext.do"],
@@ -222,7 +222,7 @@ def template_macro(template: str, name: str) -> Callable[..., Markup]:
 
 
 def _comparison_drawings(subject: Subject) -> Iterable[tuple[tuple[Task, Sequence[int]], dict[str, Drawing]]]:
-    """Yield ((task, indices of its runs), figures that compare these runs) for each task."""
+    """Yield, for each task, the task with the indices of its runs, and the figures that compare these runs."""
     for one, makers in zip(subject.by_task.items(), figures.comparison_figures(subject), strict=True):
         yield one, draw_figures(makers)
 

@@ -1,4 +1,4 @@
-"""Choose the figures of runs and evidence, by name, and draw them: as SVG or PNG files, or in two widths for a page."""
+"""Choose the figures for which runs and evidence have data, and draw them as SVG or PNG."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ Maker = Callable[[bool], Figure]
 
 
 def measures_with_figures(drawings: Mapping[str, Drawing]) -> list[CostMeasure]:
-    """Return the measures of inference cost (latency, MACs of a call) for which `drawings` has a figure."""
+    """Return the measures of inference cost (latency, MACs of a call) whose figure is in `drawings`."""
     return [measure for measure, name in METRIC_BY.items() if name in drawings]
 
 
@@ -81,25 +81,25 @@ class Drawing:
 
 
 def draw_figures(makers: Mapping[str, Maker]) -> dict[str, Drawing]:
-    """Draw figures as SVG documents in both widths."""
+    """Call the drawing functions `makers`, and return the figures as SVG documents in both widths, by name."""
     with figure_style():
         return {name: Drawing(*(to_svg(make(narrow)) for narrow in (False, True))) for name, make in makers.items()}
 
 
 def _makers_with_data(*figures: tuple[str, object, Callable[..., Figure]]) -> dict[str, Maker]:
-    """Return, by name, functions that draw the figures that have data; each argument is (name, data, function)."""
+    """Return, by name, functions that draw figures; each argument is (name, data, function), with data or skipped."""
     return {name: partial(draw, shown) for name, shown, draw in figures if shown}
 
 
 def _cost_of_call_figures(series: Sequence[Series]) -> Iterator[tuple[str, object, Callable[..., Figure]]]:
-    """Yield (name, runs with data, drawing function) for the metric against latency, and against MACs of a call."""
+    """Yield (name, runs with data, function) for two figures: metric against latency, and metric against MACs."""
     for measure, name in METRIC_BY.items():
         told = [one for one in series if measure in recorded_measures(one.results)]
         yield name, told, partial(metric_by_call_cost, measure)
 
 
 def run_figures(results: Results) -> dict[str, Maker]:
-    """Return, by name, functions that draw the figures that a run has data for."""
+    """Return, by name, functions that draw the figures of one run."""
     alone = [Series("", 0, results)]
     return _makers_with_data(
         *_cost_of_call_figures(alone),
@@ -116,7 +116,7 @@ def run_figures(results: Results) -> dict[str, Maker]:
 
 
 def comparison_figures(subject: Subject) -> list[dict[str, Maker]]:
-    """Return, for each task, functions that draw the figures that overlay the task's runs."""
+    """Return, for each task, functions by name that draw figures with all runs of the task."""
     return [_overlay_figures(series_of(subject, indices)) for indices in subject.by_task.values()]
 
 
@@ -134,17 +134,17 @@ def _overlay_figures(series: list[Series]) -> dict[str, Maker]:
 
 
 def latency_figures(panels: Sequence[LatencyPanel]) -> dict[str, Maker]:
-    """Return a function that draws the metric against measured latency; empty if there are no panels."""
+    """Return, by the name of the figure, a function that draws the metric against latency; {} without panels."""
     return _makers_with_data((METRIC_BY_TIME, panels, metric_by_latency))
 
 
 def verify_figures(verify: VerifyRecord) -> dict[str, Maker]:
-    """Return functions that draw a verification: mean differences, and the values of single seeds if recorded."""
+    """Return, by name, functions that draw a verification: mean differences, and the values of single seeds."""
     return _makers_with_data((FOREST, verify, difference_figure), (SEEDS, verify.networks and verify, seed_figure))
 
 
 def stability_figures(study: StabilityRecord) -> dict[str, Maker]:
-    """Return functions that draw a stability analysis: panels over rewind steps, and error barriers if recorded."""
+    """Return, by name, functions that draw a stability analysis: distances over rewind steps, and error barriers."""
     curves = [row for row in study.rows if row.barrier]
     return _makers_with_data(
         (STABILITY, stability_quantities(study) and study, stability_panels),
@@ -153,7 +153,7 @@ def stability_figures(study: StabilityRecord) -> dict[str, Maker]:
 
 
 def speed_figures(speed: SpeedRecord) -> dict[str, Maker]:
-    """Return functions that draw a timing: engines side by side, and latency against density if recorded."""
+    """Return, by name, functions that draw a timing: engines side by side, or latency against density."""
     timed = [row for compared in speed.comparisons for row in compared.times if row.timed]
     curves = speed.curves if any(curve.points for curve in speed.curves) else ()
     return _makers_with_data(
@@ -162,7 +162,7 @@ def speed_figures(speed: SpeedRecord) -> dict[str, Maker]:
 
 
 def figure_svgs(record: RunValues) -> dict[str, str]:
-    """Return the figures that a run has data for, as separate SVG documents, by name.
+    """Return the figures of a run as SVG documents, by name; figures without data are omitted.
 
     Names: ``metric-by-share-of-time``, ``metric-by-multiplications``, ``metric-by-density``, ``density-by-layer``,
     ``first-layer``, ``structure``, ``density-over-training``, ``gate-histograms``, ``moment``,

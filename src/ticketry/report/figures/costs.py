@@ -1,4 +1,4 @@
-"""Draw the metric against costs of whole trainings, searches or single calls; and the steps until masks are known."""
+"""Draw the metric against costs of whole trainings, searches or single calls, and the steps until a mask is known."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ Range = tuple[float, float]
 
 @dataclass(frozen=True)
 class PlottedNetwork:
-    """A mark in a panel: cost and metric of a network, or means over replicates."""
+    """A mark in a panel: cost and metric of a network, or their means over replicates."""
 
     cost: float
     metric: float
@@ -68,7 +68,7 @@ class PlottedNetwork:
 
 @dataclass(frozen=True)
 class Curve:
-    """The networks of one run in a panel, grouped into lines, and the run's dense network."""
+    """The marks of one run in a panel, grouped into lines, and the mark of the run's dense network."""
 
     look: dict[str, Any]
     lines: Sequence[Sequence[PlottedNetwork]]
@@ -83,7 +83,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class CostPanel:
-    """A panel with the curves of runs over one kind of cost."""
+    """A panel of a figure: the curves of all runs over one kind of cost."""
 
     name: str
     curves: Sequence[Curve]
@@ -95,7 +95,7 @@ class CostPanel:
 def _panel_figure(
     shown: Sequence[CostPanel], metric: Metric, scale: Scale, limits: Range, narrow: bool, height: float
 ) -> tuple[Figure, list[Axes]]:
-    """Draw panels side by side that share the metric's axis; return the figure and its axes."""
+    """Draw the panels `shown` side by side with a common axis for the metric; return the figure and its axes."""
     figure, axes = figure_with_panels(len(shown), narrow, height, sharey=not narrow)
     for number, (each, panel) in enumerate(zip(axes, shown, strict=True)):
         scale.set_limits(each, limits, 6)
@@ -108,7 +108,7 @@ def _panel_figure(
 
 
 def _draw_panel(axes: Axes, panel: CostPanel) -> None:
-    """Draw a panel's curves with marks and thin bars, and grey lines at the dense networks' metric and cost."""
+    """Draw a panel's curves with marks and bars, and grey lines at the metric and cost of dense networks."""
     for level in sorted({curve.dense[1] for curve in panel.curves if curve.dense is not None}):
         axes.axhline(level, color=COLOURS["muted"], lw=0.8, zorder=1)
     if panel.unit is not None and panel.curves:
@@ -132,7 +132,7 @@ def _draw_panel(axes: Axes, panel: CostPanel) -> None:
 def _add_legend_or_names(
     figure: Figure, axes: Sequence[Axes], shown: Sequence[CostPanel], series: Sequence[Series]
 ) -> Figure:
-    """Add a legend for several runs; for a single run, write names beside its points and its dense network."""
+    """Add a legend if there are several runs; for a single run, write names beside points and the dense network."""
     if len(series) > 1:
         add_legend(figure, run_handles(series))
         return figure
@@ -191,7 +191,7 @@ def metric_by_training_cost(series: Sequence[Series], narrow: bool = False) -> F
 
 
 def _training_cost_panel(found: TrainingCosts, measure: str) -> CostPanel:
-    """Build the panel of a cost measure from the runs that have recorded this measure."""
+    """Return the panel of the cost `measure`, with a curve for each run that has recorded it."""
     known = [(one, [point for point in points if point.drawn_cost(measure) is not None]) for one, points in found]
     known = [(one, points) for one, points in known if points]
     name, factor = _TITLES[measure], 1.0
@@ -210,7 +210,7 @@ def _training_cost_panel(found: TrainingCosts, measure: str) -> CostPanel:
 def _training_cost_curve(
     one: Series, points: Sequence[TrainingCostPoint], measure: str, factor: float, several: bool
 ) -> Curve:
-    """Build a run's curve from the densest level, with the largest mark, to the sparsest level, with the smallest."""
+    """Return a run's curve; its marks become smaller from the densest level to the sparsest level."""
     spots = [
         PlottedNetwork(
             factor * (point.drawn_cost(measure) or 0.0),
@@ -240,7 +240,7 @@ def _set_up_cost_axis(axes: Axes, curves: Sequence[Curve]) -> str:
     """Start the cost axis at 0 if all costs are similar to the dense network's; otherwise make the axis logarithmic.
 
     Returns:
-        A suffix for the name of the axis.
+        Text to append to the name of the axis.
     """
     dense = [curve.dense[0] for curve in curves if curve.dense]
     costs = [*dense, *(spot.cost for curve in curves for spot in curve.networks)]
@@ -261,8 +261,8 @@ def _set_up_cost_axis(axes: Axes, curves: Sequence[Curve]) -> str:
 def increasing_lines(points: Sequence[P], steps: Callable[[P], float]) -> list[list[P]]:
     """Split the points of a run into lines that do not zigzag.
 
-    A search that continues from ticket to ticket gives one line. A run of several parallel searches, such as gates with
-    several values s0, gives a line for every number of steps: tickets after one round, tickets after two rounds.
+    A search that continues from ticket to ticket gives one line. Several parallel searches, such as gates with several
+    initial values, give a line for every number of steps: tickets after one round, tickets after two rounds.
     """
     if all(steps(one) <= steps(other) for one, other in pairwise(points)):
         return [list(points)]
@@ -297,7 +297,7 @@ def metric_by_search_cost(series: Sequence[Series], narrow: bool = False) -> Fig
 
 
 def _search_cost_curve(one: Series, points: Sequence[SearchCostPoint], name: str, several: bool) -> Curve:
-    """Build a run's curve over `name`: steps or seconds; `points` begin with the dense network, if it exists."""
+    """Return a run's curve over the cost `name`, steps or seconds; the first point is the dense network, if any."""
 
     def spot(point: SearchCostPoint) -> PlottedNetwork:
         cost = max((point.steps if name == "steps" else point.seconds) or 0.0, 1e-3)
@@ -309,7 +309,7 @@ def _search_cost_curve(one: Series, points: Sequence[SearchCostPoint], name: str
 
 
 def steps_to_ticket(series: Sequence[Series], narrow: bool = False) -> Figure:
-    """Draw the training steps until a mask was known against the mask's density, on log scales."""
+    """Draw, on log scales, the number of training steps until a mask was known against the mask's density."""
     shown = [(one, points) for one in series if (points := ticket_cost_points(one.results))]
     figure, (axes,) = figure_with_panels(1, narrow, 290 if narrow else 350)
     steps = [max(point.known, 1.0) for _, points in shown for point in points]
@@ -333,7 +333,7 @@ _ROOM_SD = 2.5
 
 
 def metric_by_latency(timed: Sequence[LatencyPanel], narrow: bool = False) -> Figure:
-    """Draw the metric against measured time, both with intervals: a panel per batch size, a curve per kind of masks."""
+    """Draw the metric against measured latency, with a panel for each batch size and a curve for each kind of mask."""
     series = list({one.index: one for panel in timed for one, _ in panel.curves}.values())
     mixed = len({panel.setup.conditions for panel in timed}) > 1
     shown = [
@@ -362,7 +362,7 @@ def metric_by_latency(timed: Sequence[LatencyPanel], narrow: bool = False) -> Fi
 
 
 def _latency_curve(one: Series, points: Sequence[LatencyPoint]) -> Curve:
-    """Build a run's curve over time; only its first and last point are labelled, with their density."""
+    """Return a run's curve over latency; only the first and the last point are labelled, with their density."""
     spots = [
         PlottedNetwork(
             point.time,
@@ -385,7 +385,7 @@ _AXES = {
 
 
 def metric_by_call_cost(measure: CostMeasure, series: Sequence[Series], narrow: bool = False) -> Figure:
-    """Draw the metric against latency or MACs of a call: tickets, dense networks, and for a single run its controls."""
+    """Draw the metric of tickets and dense networks, and of a single run's controls, against latency or MACs of a call."""
     runs = {one.index: one.results for one in series}
     shown = frontier_lines(runs, sorted(runs), measure)
     figure = empty_figure(narrow, 340 if narrow else 390)
@@ -408,7 +408,7 @@ def metric_by_call_cost(measure: CostMeasure, series: Sequence[Series], narrow: 
 
 
 def _draw_line(axes: Any, line: FrontierLine, shown: Sequence[FrontierLine], several: bool, scale: Any) -> Any:
-    """Draw a line with markers and the band of its intervals, and return the handle for the legend."""
+    """Draw a line with markers and a band of intervals, and return the line's handle for the legend."""
     ordered, front = sorted(line.points, key=lambda point: point.cost), line.role == TICKET
     if is_matched_dense(line.role):
         kinds = [one.role for one in shown if is_matched_dense(one.role)]

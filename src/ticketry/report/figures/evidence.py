@@ -61,7 +61,7 @@ from ticketry_engine.results import EngineTime, TimeCurve, Timed
 
 
 def difference_figure(verify: VerifyRecord, narrow: bool = False) -> Figure:
-    """Draw a verification's mean differences with intervals, a line at 0, and the margin below which a ticket loses."""
+    """Draw a verification's mean differences with intervals, a line at 0, and a line at the margin for losing."""
     found, margin, style = verify_differences(verify), verify.margin, seed_style(verify)
     names = [
         "ticket, other seeds (A/A)" if row.role == NOISE else shorten_middle(role_name(row.role), 40) for row in found
@@ -128,9 +128,9 @@ def _difference_text(style: Style, row: Difference) -> str:
 
 
 def row_figure(labels: Sequence[tuple[str, str]], narrow: bool, x_name: str) -> tuple[Figure, Axes, list[float]]:
-    """Return a figure with a horizontal row for each label, its axes, and the vertical position of each row's marks.
+    """Return a figure with a horizontal row for each label, its axes, and the vertical positions of the rows' marks.
 
-    A label is (name, numbers), written left and right of the marks; on a narrow figure, both are above the marks.
+    A label is a name and a text with numbers, written left and right of the marks; on a narrow figure, above them.
     """
     figure, (axes,) = figure_with_panels(1, narrow, (46 if narrow else 32) * len(labels) + 80)
     axes.set_ylim(len(labels) - 0.5, -0.5)
@@ -161,7 +161,7 @@ _COLOURS = {"confirmed": "good", "refuted": "bad", "undecided": "muted"}
 
 
 def claims_figure(claims: Sequence[Claim], narrow: bool = False) -> Figure:
-    """Draw each claim's difference with its interval as a row, in units of its margin; 0 is the claim's bound."""
+    """Draw a row for each claim: its difference beyond the claim's bound with the interval, in units of the margin."""
     labels = [(shorten_middle(claim.name, 40), _claim_text(claim)) for claim in claims]
     figure, axes, middles = row_figure(labels, narrow, _LABEL)
     drawn: list[float] = []
@@ -190,7 +190,7 @@ def claims_figure(claims: Sequence[Claim], narrow: bool = False) -> Figure:
 
 
 def _axis_end(distance: float) -> float:
-    """Return an axis limit beyond a distance from 0, with more room in the logarithmic part (beyond `_NEAR`)."""
+    """Return an axis limit a little beyond `distance`, with more room if it is in the logarithmic part of the axis."""
     return 1.8 * distance if distance > _NEAR else distance + 1
 
 
@@ -205,7 +205,7 @@ def _claim_text(claim: Claim) -> str:
 
 
 def stability_panels(study: StabilityRecord, narrow: bool = False) -> Figure:
-    """Draw a panel for each quantity (column) and density (row), over rewind steps at equal distances."""
+    """Draw the quantities of a stability analysis against the rewind step, with a panel per quantity and density."""
     shown, levels = stability_quantities(study), study_densities(study) or [1.0]
     columns = min(2, len(shown)) if narrow else len(shown)
     bands = -(-len(shown) // columns)
@@ -227,7 +227,7 @@ def stability_panels(study: StabilityRecord, narrow: bool = False) -> Figure:
 
 
 def barrier_curves(study: StabilityRecord, narrow: bool = False) -> Figure:
-    """Draw the error on the line between two trained networks at the sparsest level, with a panel per rewind step."""
+    """Draw the error along the line between two networks of the sparsest level, with a panel per rewind step."""
     rows = [row for row in sparsest_level_study(study).rows if row.barriers]
     steps = sorted({row.step for row in rows})
     columns = 2 if narrow else len(steps) if len(steps) <= 5 else min(5, -(-len(steps) // 2))
@@ -259,7 +259,7 @@ def _draw_quantity(
 def _draw_line(
     axes: Axes, rows: Sequence[StabilityRow], role: str, reader: Reader, line: object, steps: Sequence[int]
 ) -> None:
-    """Draw a quantity's means over replicates as a line, with thin bars from the lowest to the highest replicate."""
+    """Draw a quantity's means over replicates as a line, with bars from the lowest to the highest replicate."""
     solid = line == "-"
     options = role_look(role, size=0.75 if solid else 0.55) | {"linestyle": line, "lw": 1.7 if solid else 1.2}
     found = {
@@ -354,7 +354,7 @@ def _bar_colour(timed: Timed, row: EngineTime) -> str:
 
 
 def time_by_density(curves: Sequence[TimeCurve], narrow: bool = False) -> Figure:
-    """Draw milliseconds against density on log scales, a panel per batch size; dense engines are horizontal lines."""
+    """Draw latency against density on log scales, with a panel per batch size; dense engines are horizontal lines."""
     figure, axes = figure_with_panels(len(curves), narrow, 290 if narrow else 330)
     for each, curve in zip(axes, curves, strict=True):
         _draw_times(each, curve)
@@ -370,7 +370,7 @@ def time_by_density(curves: Sequence[TimeCurve], narrow: bool = False) -> Figure
 
 
 def time_by_density_svg(record: EvidenceValues) -> str:
-    """Draw the record of a timing at several densities: return time against density as an SVG document."""
+    """Return the figure of a timing at several densities (latency against density) as an SVG document."""
     timed = read_evidence(record, "record of time against density")
     if not isinstance(timed, CurveRecord):
         raise StoreError("a record of time against density is of kind bench-curve: measure it with --densities")
@@ -393,7 +393,7 @@ def _draw_times(axes: Axes, curve: TimeCurve) -> None:
 
 
 def _dense_milliseconds(curve: TimeCurve) -> list[tuple[str, float]]:
-    """Return (name, milliseconds) of each timed dense engine."""
+    """Return name and milliseconds of each timed dense engine."""
     rows = curve.comparison.times
     return [(row.engine, 1e3 * row.seconds) for row in rows if not row.sparse and row.seconds is not None]
 

@@ -49,7 +49,7 @@ def empty_figure(narrow: bool, height: float) -> Figure:
 def figure_with_panels(
     count: int, narrow: bool, height: float, across: tuple[int, int] = (2, 1), **options: Any
 ) -> tuple[Figure, list[Axes]]:
-    """Return a figure with `count` panels, each `height` pixels high with its labels, and these panels row by row.
+    """Return a figure with `count` panels, each `height` pixels high including labels, and a list of its panels.
 
     `across` gives the largest number of panels side by side on a wide and on a narrow figure. `options` are passed to
     `Figure.subplots`, such as ``sharey``.
@@ -64,7 +64,7 @@ def figure_with_panels(
 
 
 def set_shared_x_label(figure: Figure, text: str) -> None:
-    """Write `text` below all panels as the name of the x axis that they share."""
+    """Write `text` below all panels as the name of their common x axis."""
     figure.supxlabel(text, x=0.99, ha="right", size=SMALL, color=COLOURS["muted"])
 
 
@@ -106,7 +106,7 @@ def write_note(
     frame: Any = ("data", "data"),
     **options: Any,
 ) -> Annotation:
-    """Write text at the offset `shift` in pixels from the point `spot`, in the coordinates `frame`."""
+    """Write text, shifted by `shift` pixels from the point `spot`, which has coordinates of the kind `frame`."""
     options = {"size": SMALL, "color": COLOURS["muted"], **options}
     return axes.annotate(
         text, spot, shift, xycoords=frame, textcoords="offset points", annotation_clip=False, **options
@@ -120,7 +120,7 @@ _LEAST = 14.0
 
 
 def label_line_ends(figure: Figure, named: Sequence[tuple[Axes, Ends]]) -> None:
-    """Write names to the right of the ends of lines, moved apart vertically so that names do not touch."""
+    """Write names to the right of the ends of lines, at vertical distances at which names do not touch."""
     notes = []
     for axes, ends in named:
         low, high = axes.get_ylim()
@@ -141,7 +141,7 @@ def label_line_ends(figure: Figure, named: Sequence[tuple[Axes, Ends]]) -> None:
 
 
 def move_apart(places: Sequence[float], least: float, low: float, high: float) -> list[float]:
-    """Return ascending places moved apart to distances of at least `least`, between `low` and `high` if they fit."""
+    """Return ascending `places`, moved to distances of at least `least`, and if possible between `low` and `high`."""
     spots: list[float] = []
     for place in places:
         spots.append(max(place, spots[-1] + least) if spots else max(place, low))
@@ -160,8 +160,8 @@ _SIDES = ((0, 13), (0, -13), (1, 0), (-1, 0), (1, 11), (-1, 11), (1, -11), (-1, 
 def label_points(axes: Axes, named: Sequence[tuple[float, float, str, str]]) -> None:
     """Write names beside points; omit names that would touch another name, a point or a line.
 
-    The layout of the figure must be finished. `named` are (x, y, text, colour), with x and y in data coordinates; the
-    more important names come first.
+    The layout of the figure must be finished. `named` has (x, y, text, colour) of each name, with x and y in data
+    coordinates, and the most important name first.
     """
     frame = Bbox.from_extents(axes.bbox.x0, axes.bbox.y0, axes.bbox.x1 + 3, axes.bbox.y1 + 8)
     taken = [Bbox.from_bounds(x - 5, y - 5, 10, 10) for x, y in axes.transData.transform([one[:2] for one in named])]
@@ -186,7 +186,7 @@ _DIGIT = 7.4
 
 
 def fitting_labels(positions: Sequence[float], labels: Sequence[str]) -> list[int]:
-    """Return the indices of labels that fit without touching: the first, the last and as many as fit between."""
+    """Return the indices of labels to show so that none touch: the first, the last, and as many as fit between them."""
     last = len(positions) - 1
     letters = [max(map(len, label.split("\n"))) for label in labels]
 
@@ -201,7 +201,7 @@ def fitting_labels(positions: Sequence[float], labels: Sequence[str]) -> list[in
 
 
 class _FittingTicks(FixedLocator):
-    """Places ticks on an x axis, and omits ticks whose labels would overlap another label."""
+    """Places ticks on an x axis, except ticks whose labels would overlap another label."""
 
     def __init__(self, axes: Axes, places: Sequence[float], labels: Sequence[str]) -> None:
         super().__init__(places)
@@ -214,7 +214,7 @@ class _FittingTicks(FixedLocator):
 
 
 def label_places(axis: Axis, places: Sequence[float], labels: Sequence[str], fit: bool = False) -> None:
-    """Set labelled ticks on an axis: all ticks, or with `fit` (for x axes) as many as have room for their labels."""
+    """Set labelled ticks at `places` on an axis; if `fit` (for x axes only), omit ticks whose labels have no room."""
     names = dict(zip(places, labels, strict=True))
     axis.set_major_locator(_FittingTicks(axis.axes, places, labels) if fit else FixedLocator(places))
     axis.set_major_formatter(lambda value, _: names.get(value, ""))
@@ -241,10 +241,10 @@ def tick_label(density: float) -> str:
 def log_axis(
     axes: Axes, axis: Literal["x", "y"], low: float, high: float, text: Callable[[float], str] = short_count
 ) -> list[float]:
-    """Set up a logarithmic axis with ticks at 1, 2, 5, 10, …; for many decades only at 1, 10, 100 ….
+    """Set up a logarithmic axis with ticks at 1, 2, 5, 10, …; on a long axis only at 1, 10, 100, ….
 
     Returns:
-        The places of the ticks.
+        The values at which there are ticks.
     """
     axes.set(**{f"{axis}scale": "log", f"{axis}lim": (low, high)})
     lowest, highest = sorted((low, high))
@@ -287,11 +287,11 @@ class Scale:
 
     @property
     def name_suffix(self) -> str:
-        """Suffix for the name of a logarithmic axis; otherwise empty."""
+        """Text to append to the name of a logarithmic axis; empty for a linear axis."""
         return " (log scale)" if self.log else ""
 
     def position(self, value: float) -> float:
-        """Return the position of a value on the axis: the value, or on a log scale its logarithm."""
+        """Return the position of a value on the axis: the value itself, or on a logarithmic scale its logarithm."""
         return math.log10(value) if self.log else value
 
     def value_at(self, position: float) -> float:
@@ -305,11 +305,11 @@ class Scale:
         return self.position(summary.mean + summary.sd) - self.position(summary.mean) if self.log else summary.sd
 
     def clip_low_end(self, low: float, summary: Summary) -> float:
-        """Return the lower end of an interval; on a log scale, at least half the mean, since ends may be negative."""
+        """Return the lower end of an interval; on a log scale, at least half the mean, so that it is positive."""
         return max(low, _LOWEST * summary.mean) if self.log else low
 
     def limits_with_room(self, low: float, high: float, share: float) -> tuple[float, float]:
-        """Return axis limits around `low` and `high` with free room at both ends, as a share of the range."""
+        """Return axis limits around `low` and `high`; at both ends, `share` of the range is left free."""
         if not self.log:
             room = share * (high - low) or 0.01 * abs(high) or 1.0
             return low - room, high + room
@@ -346,7 +346,7 @@ def round_ticks(low: float, high: float, most: int) -> list[float]:
 
 
 def _every_nth(found: list[float], most: int) -> list[float]:
-    """Return at most `most` of the values, at equal distances."""
+    """Return at most `most` values of the list, taken at equal distances."""
     return found[:: -(-len(found) // most)] if found else []
 
 
@@ -355,12 +355,12 @@ _VARIABLES = {colour: f"var(--{name})" for name, colour in COLOURS.items()}
 
 
 def to_png(figure: Figure) -> bytes:
-    """Return the figure as the bytes of a PNG of twice its size in pixels, without date and version."""
+    """Return the figure as a PNG of twice its size in pixels, without date and version."""
     return _save_figure(figure, "png", ("Software",), dpi=2 * figure.dpi)
 
 
 def to_pdf(figure: Figure) -> bytes:
-    """Return the figure as the bytes of a PDF whose text can be selected, without date and version."""
+    """Return the figure as a PDF whose text can be selected, without date and version."""
     with rc_context({"pdf.fonttype": 42}):
         return _save_figure(figure, "pdf", ("Creator", "Producer", "CreationDate"))
 
@@ -387,9 +387,10 @@ def _save_figure(figure: Figure, kind: str, metadata: tuple[str, ...], **options
 
 
 def to_inline_element(svg: str, prefix: str, caption: str = "") -> str:
-    """Convert a document of `to_svg` to an element of a page: it follows the theme, scales, and has unique ids.
+    """Convert an SVG document to an element of a page, with colours of the page's theme, unique ids and variable size.
 
     Args:
+        svg: a document from `to_svg`.
         prefix: start of all ids in the element.
         caption: id of the page's element that describes the drawing; without it, screen readers skip the drawing.
     """
@@ -410,7 +411,7 @@ _NUMBER, _COLOUR = re.compile(r"\d+\.\d+"), re.compile(r"#[0-9a-f]{6}")
 
 
 def _round_number(number: re.Match[str]) -> str:
-    """Return a number rounded to a hundredth of a pixel."""
+    """Return the text of a number, rounded to a hundredth of a pixel."""
     return f"{float(number[0]):.2f}".rstrip("0").rstrip(".")
 
 

@@ -1,4 +1,4 @@
-"""Draw masks and how they were found: density of layers, pictures, gates, and detectors that decide when to prune."""
+"""Draw masks (density of layers, pictures), and how they were found (gates, detectors that decide when to prune)."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ from ticketry.report.wording import percent, printable, short_count
 
 
 def density_by_layer(profiles: Sequence[LayerProfile], narrow: bool = False) -> Figure:
-    """Draw the mean density of each layer over replicates, at up to six levels that are spread over the run."""
+    """Draw the density of each layer, as the mean over replicates, for up to six levels of the run."""
     shown = pick_evenly(profiles, 4 if narrow else SHADES)
     names = list(dict.fromkeys(name for profile in shown for name in profile.layers))
     row = 30 if len(names) <= 8 else 20 if len(names) <= 24 else 15
@@ -94,7 +94,7 @@ def mask_pictures(shown: Sequence[Picture], narrow: bool = False) -> Figure:
 
 
 def _captions(picture: Picture, narrow: bool) -> list[str]:
-    """Return the caption of a picture: retained shares; for a mask of inputs, also the share that is drawn white."""
+    """Return the caption of a picture: shares of retained weights, and for a mask of inputs, which share is white."""
     layer = picture.layer
     lines = [
         f"{percent(picture.density)} % of all weights",
@@ -115,7 +115,7 @@ _MOST_EDGES = 48
 
 
 def structure_pictures(shown: StructuredLevel, narrow: bool = False) -> Figure:
-    """Draw each layer's mask before and after structuring; white is retained, marks at the left begin a group."""
+    """Draw each layer's mask before and after structuring: white is retained, a mark at the left starts a group."""
     found, copies = shown.structures[0].pictures, 2 if narrow else 1
     heights = [
         _picture_height(picture, 340 if narrow else 400) + 16 * len(_picture_title(picture, narrow)) + 36
@@ -135,13 +135,13 @@ def structure_pictures(shown: StructuredLevel, narrow: bool = False) -> Figure:
 
 
 def _picture_height(picture: LayerPicture, wide: float) -> float:
-    """Return the height in pixels of a picture that is `wide` pixels wide: weights are square, within limits."""
+    """Return the height in pixels of a picture that is `wide` pixels wide, with square weights if the height allows."""
     rows, columns = picture.shape
     return min(max(wide * rows / columns, 60.0), 260.0)
 
 
 def _picture_title(picture: LayerPicture, narrow: bool) -> list[str]:
-    """Return the lines of a picture's title: one line, or up to two on a narrow figure."""
+    """Return the title of a picture as a list of lines, one line or, on a narrow figure, up to two."""
     width = picture.shape[1]
     parts = [f"{picture.name}: {picture.rows} rows, {picture.columns} columns"]
     if picture.every > 1:
@@ -214,8 +214,8 @@ _HOLLOW: Mapping[str, Any] = {"marker": "D", "markersize": 7, "markeredgewidth":
 def moment_figure(results: Results, shown: Sequence[DetectorMoments], narrow: bool = False) -> Figure:
     """Draw what detectors of the pruning moment measured during training, and when each replicate was pruned.
 
-    For the distance detector, draw a panel of changes and a panel of distances; for the mask detector, a panel for each
-    density.
+    For the distance detector, there is a panel of changes and a panel of distances. For the mask detector, there is a
+    panel for each density.
     """
     per_epoch = results.run.steps.per_epoch
     epoch = per_epoch if isinstance(per_epoch, int) and per_epoch > 0 else 0
@@ -270,7 +270,7 @@ def _draw_distances(axes: Axes, shown: Sequence[DetectorMoments], colours: Seque
 
 
 def _longest_measurements(group: Sequence[DetectorMoments]) -> dict[int, Moment]:
-    """Return each replicate's longest series of measurements, which begins with the series of all other densities."""
+    """Return each replicate's longest series of measurements, whose beginning is the series of every other density."""
     found: dict[int, Moment] = {}
     for one in group:
         for replicate, moment in one.moments.items():
@@ -289,14 +289,14 @@ def _mark_moment(axes: Axes, spot: tuple[float, float], moment: Moment, colour: 
 
 
 def _moment_marker(detected: bool, colour: str) -> dict[str, Any]:
-    """Return the marker of a pruning moment: full if it was detected, hollow if it is the last allowed step."""
+    """Return the look of a pruning moment's marker: full if `detected`, hollow if pruned at the last allowed step."""
     if detected:
         return {**_FULL, "markerfacecolor": colour, "markeredgecolor": COLOURS["paper"]}
     return {**_HOLLOW, "markerfacecolor": COLOURS["paper"], "markeredgecolor": colour}
 
 
 def _legend_entries(shown: Sequence[DetectorMoments], colours: Sequence[str]) -> dict[str, Line2D]:
-    """Return legend handles for densities with their thresholds, for both kinds of marks, and for a few replicates."""
+    """Return legend handles for densities with thresholds, for both kinds of markers, and for a few replicates."""
     entries = {
         f"{tick_label(one.density)} %: threshold {one.threshold:.3g}": Line2D([], [], color=colour, lw=2.4)
         for one, colour in zip(shown, colours, strict=True)
@@ -314,7 +314,7 @@ def _legend_entries(shown: Sequence[DetectorMoments], colours: Sequence[str]) ->
 
 
 def _set_up_training_axis(axes: Axes, last: float, epoch: int) -> None:
-    """Set up the x axis of training steps, from 0 to a little beyond `last`, with ticks at whole epochs if known."""
+    """Set up the x axis of training steps up to `last`, with ticks at whole epochs if `epoch`, in steps, is known."""
     axes.set_xlim(0, 1.04 * max(last, 1))
     unit = epoch if epoch and last >= 2 * epoch else 1
     steps = MaxNLocator(6, steps=[1, 2, 5, 10], integer=True).tick_values(0, max(last, 1) / unit)

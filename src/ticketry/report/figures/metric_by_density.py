@@ -37,9 +37,8 @@ X_NAME = "weights remaining, % of the prunable ones (log scale)"
 def metric_by_density(results: Results, narrow: bool = False) -> Figure:
     """Draw the test metric against density: means over replicates, with bands of their 95 % t intervals.
 
-    The run must have a level besides the dense network. If some networks are far worse than the rest, as controls at
-    high sparsity are, the main panel shows the range near the dense network, and a low panel beneath shows the whole
-    range.
+    The run must have a level besides the dense network. If some networks are far worse than the rest (often controls at
+    high sparsity), the main panel shows the range near the dense network, and a low panel beneath it the whole range.
     """
     whole, near, scale = full_limits(results), limits_near_dense(results), scale_of(results)
     tall, strip = (340, 130) if narrow else (390, 150)
@@ -60,7 +59,7 @@ def metric_by_density(results: Results, narrow: bool = False) -> Figure:
 
 
 def full_limits(results: Results) -> tuple[float, float]:
-    """Return limits of the y axis that show every mean, with its band up to `_MOST_SD` standard deviations."""
+    """Return limits of the y axis that show all means of a run and at least most of their intervals."""
     groups = [group for role in results.roles for group in results.groups_of_role(role)]
     return limits_of(groups, scale_of(results), _ROOM)
 
@@ -74,10 +73,10 @@ def scale_of(*runs: Results) -> Scale:
 
 
 def limits_near_dense(results: Results) -> tuple[float, float] | None:
-    """Return limits of the y axis that show the better networks well; None if the limits of all networks do so.
+    """Return limits of the y axis that show the better networks well; None if limits for all networks do so.
 
-    The limits extend from the dense network, in the direction of worse values, by 2.5 times the median shortfall of all
-    other networks, or of the median role if that is smaller. So one collapsed control does not set the scale.
+    The limits extend from the dense network towards worse values, by 2.5 times the median shortfall of all other
+    networks, or of the median role if that is smaller. So a single collapsed control does not set the scale.
     """
     if results.dense is None:
         return None
@@ -108,7 +107,7 @@ def _interval_on_axis(group: Group, scale: Scale, most_sd: float = _MOST_SD) -> 
 
 
 def _cropped_interval(summary: Summary, most_sd: float) -> tuple[float, float]:
-    """Return a mean's interval cropped to `most_sd` standard deviations, to choose axis limits."""
+    """Return a mean's interval, cropped to `most_sd` standard deviations on both sides, for choosing axis limits."""
     low, high = summary.interval or (summary.mean, summary.mean)
     most = most_sd * (summary.sd or 0)
     return max(low, summary.mean - most), min(high, summary.mean + most)
@@ -117,7 +116,7 @@ def _cropped_interval(summary: Summary, most_sd: float) -> tuple[float, float]:
 def limits_of(
     groups: Iterable[Group], scale: Scale, room: float = 0.05, most_sd: float = _MOST_SD
 ) -> tuple[float, float]:
-    """Return axis limits that show every mean, with its interval up to `most_sd` standard deviations, and free room."""
+    """Return axis limits that show all means and their intervals, each cropped to `most_sd` standard deviations."""
     edges = [_interval_on_axis(group, scale, most_sd) for group in groups]
     return scale.limits_with_room(min(low for low, _ in edges), max(high for _, high in edges), room)
 
@@ -133,7 +132,7 @@ def draw_means(axes: Axes, groups: Sequence[Group], scale: Scale, alpha: float, 
 
 
 def _draw_roles(figure: Figure, panels: Sequence[Axes], results: Results) -> None:
-    """Draw all roles and add a legend; tickets are drawn last, on top of controls, but come first in the legend."""
+    """Draw all roles and add a legend; tickets are drawn on top of controls, and come first in the legend."""
     roles, scale = [TICKET, *results.controls], scale_of(results)
     entries: dict[str, Any] = {}
     for role in (role for role in reversed(roles) if results.groups_of_role(role)):
@@ -203,7 +202,7 @@ def _all_controls(series: Sequence[Series]) -> list[str]:
 
 
 def _groups_and_dense(one: Series, roles: Sequence[str]) -> list[Group]:
-    """Return a run's groups of the given roles, and the dense network's group if it exists."""
+    """Return a run's groups of the given roles, and the group of its dense networks if there are any."""
     groups = [group for role in roles for group in one.results.groups_of_role(role)]
     return groups if one.results.dense is None else [*groups, one.results.dense]
 
@@ -221,7 +220,7 @@ def _draw_role(axes: Axes, series: Sequence[Series], role: str, scale: Scale) ->
 
 
 def _line_ends(series: Sequence[Series]) -> list[tuple[float, str, str]]:
-    """Return the ends of the lines of all runs' tickets, and of the line of the dense network."""
+    """Return where each run's line of tickets ends, and where the line of the dense network ends, for their labels."""
     ends = []
     for one in series:
         if tickets := one.results.groups_of_role(TICKET):

@@ -130,7 +130,7 @@ _LOOKS: dict[str, tuple[str, str, float, Any]] = {
 
 
 def role_look(role: str, controls: Sequence[str] = (), size: float = 1.0) -> dict[str, Any]:
-    """Return the options of `Axes.plot` for a role, the same in every figure, with markers scaled by `size`."""
+    """Return the options of `Axes.plot` for a role, with markers scaled by `size`; each figure uses the same options."""
     if role not in _LOOKS:
         unusual = [control for control in controls if control not in CONTROLS]
         role = ("cyclic", "cyclic_random")[(unusual.index(role) if role in unusual else 0) % 2]
@@ -147,12 +147,12 @@ _RUN_MARKERS = "osD^vPX*"
 
 
 def run_colour(index: int) -> str:
-    """Return the name of the colour of run number `index`; there are eight colours, which repeat."""
+    """Return the name of the colour of run number `index`; the colours repeat after eight runs."""
     return f"run-{1 + index % 8}"
 
 
 def run_look(index: int, several: bool = True) -> dict[str, Any]:
-    """Return colour and marker of a run, the same on the whole page; a single run has the look of tickets."""
+    """Return colour and marker of a run for the whole page; a single run gets the colour and marker of tickets."""
     if not several:
         return {"color": COLOURS["ticket"], "marker": "o"}
     return {"color": COLOURS[run_colour(index)], "marker": _RUN_MARKERS[(index + index // 8) % len(_RUN_MARKERS)]}
