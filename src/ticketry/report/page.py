@@ -237,6 +237,6 @@ def to_prose(text: Any) -> Markup:
 
 
 def compress_text(text: str) -> str:
-    """Compress a text (raw deflate) and encode it in base64, so that a browser's DecompressionStream can read it."""
+    """Return the text compressed (raw deflate) and in base64; a browser unpacks it with DecompressionStream."""
     deflate = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
     return base64.b64encode(deflate.compress(text.encode()) + deflate.flush()).decode()

@@ -1,4 +1,4 @@
-"""Read the subject of a page, which is one or several runs with their evidence, and label the runs."""
+"""Read the subject of a page (one or several runs with their evidence), and choose labels for the runs."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Subject:
 
     @cached_property
     def by_task(self) -> Mapping[Task, tuple[int, ...]]:
-        """Indices of runs that can share axes (same data, model and metric), by the task of the first of these runs."""
+        """Indices of runs by task; runs with the same data, model and metric are in one group and can share axes."""
         found: dict[Task, list[int]] = {}
         for index, results in enumerate(self.runs):
             own = results.run.task
@@ -49,7 +49,7 @@ class Subject:
         return [self.runs[index] for index in indices]
 
     def labels_among(self, indices: Sequence[int]) -> tuple[str, ...]:
-        """Return labels for the runs with these indices that distinguish them from each other, not from all runs."""
+        """Return labels for the runs with these indices; the labels only distinguish these runs from each other."""
         return labels_of(self.runs_at(indices))
 
     @property
@@ -59,18 +59,18 @@ class Subject:
 
     @property
     def roles(self) -> list[str]:
-        """The roles that occur in any of the runs, without repeats."""
+        """All roles of networks that occur in the runs, without repeats."""
         return list(dict.fromkeys(role for results in self.runs for role in results.roles))
 
     @property
     def retrain_modes(self) -> list[str]:
-        """The settings `retrain` (how tickets are trained again) of the runs, without repeats."""
+        """How the runs train tickets again: the values of their setting `retrain`, without repeats."""
         modes = [results.run.settings.get("retrain") for results in self.runs]
         return list(dict.fromkeys(mode for mode in modes if isinstance(mode, str) and mode))
 
     @property
     def summary_kinds(self) -> set[str]:
-        """How the runs' metrics are summarised over replicates: ``mean``, ``iqm`` (interquartile mean) or both."""
+        """Statistics that summarise the metrics over replicates: ``mean``, ``iqm`` (interquartile mean) or both."""
         return {results.run.task.metric.summary for results in self.runs}
 
 
@@ -105,7 +105,7 @@ def subject_of(records: RunValues | Sequence[RunValues], evidence: Iterable[Evid
 
 @dataclass(frozen=True)
 class Series:
-    """A run in a figure: its label, its results, and its index, which sets its colour and marker on the whole page."""
+    """A run in a figure: its label, its results, and its index, which sets colour and marker on the whole page."""
 
     label: str
     index: int
@@ -121,8 +121,8 @@ def series_of(subject: Subject, indices: Sequence[int]) -> list[Series]:
 def labels_of(runs: Sequence[Results]) -> tuple[str, ...]:
     """Return a short, unique label for each run.
 
-    A run that the user has named has this name as its label. The label of any other run is its method and the fewest
-    facts that distinguish the runs; if no facts distinguish them, its default name.
+    The label of a run that the user has named is this name. The label of any other run has its method and the fewest
+    facts that distinguish the runs. If no facts distinguish the runs, the label is the default name.
     """
     own = [shorten_middle(results.run.label, 2 * _LONGEST) for results in runs]
     for facts in _label_candidates(runs):
@@ -160,10 +160,10 @@ _PATH_SETTINGS = {"profile"}
 
 
 def _method_labels(runs: Sequence[Results]) -> Iterator[str]:
-    """Yield each run's method, with the settings that distinguish the run from other runs of the method, score first.
+    """Yield, for each run, its method and the settings that distinguish it from other runs of the method, score first.
 
-    The most common value of a setting is omitted, except for the score, which identifies a run best. A setting that a
-    record lacks is newer than the record, and does not count as a difference.
+    The most common value of a setting is omitted, except for the score, which identifies a run best. A setting that is
+    missing in a record is newer than the record, and does not count as a difference.
     """
     for results in runs:
         settings = results.run.effective_settings
@@ -176,7 +176,7 @@ def _method_labels(runs: Sequence[Results]) -> Iterator[str]:
 
 
 def _distinguishes_run(name: str, value: object, alike: Sequence[Mapping[str, Any]]) -> bool:
-    """Return whether a setting's value distinguishes a run from other runs of its method: it is not the usual value."""
+    """Return whether `value` of the setting `name` distinguishes a run from `alike`, the runs of the same method."""
     values = [settings[name] for settings in alike if name in settings]
     counts = [values.count(one) for one in values]
     if min(counts) == len(values):
@@ -187,7 +187,7 @@ def _distinguishes_run(name: str, value: object, alike: Sequence[Mapping[str, An
 
 
 def _setting_text(name: str, value: object) -> str:
-    """Return a setting as text: `score` as its value alone, a switch as its name, others as name and value."""
+    """Return a setting as text: for `score` the value alone, for a switch its name, for others name and value."""
     words = name.replace("_", " ")
     if isinstance(value, bool):
         return words if value else _negated_words(words)
@@ -204,7 +204,7 @@ def _plain_text(value: object) -> str:
 
 
 def rewind_text(results: Results) -> str:
-    """Return the requested rewind step, or as ``step N``; empty if the record has neither."""
+    """Return the rewind step as the user requested it, otherwise as ``step N``; empty if the record has no step."""
     requested, step = results.run.settings.get("rewind"), results.run.steps.rewind
     if isinstance(requested, str) and requested:
         return printable(requested)

@@ -1,4 +1,4 @@
-"""Collect the progress of a store's searches for a page that renews itself: `ticketry report --watch`.
+"""Collect the progress of a store's searches for the page of ``ticketry report --watch``, which renews itself.
 
 The page's script draws values that it loads from a small file beside the page; this file is rewritten every two
 seconds. Only files of the store that have changed are read again.
@@ -30,12 +30,12 @@ T = TypeVar("T")
 
 
 class Watch:
-    """Reads the state of a store repeatedly.
+    """Reads runs, campaigns and progress of a store repeatedly, each file only after it has changed.
 
     Args:
-        running: lists the progress files.
-        done: lists the record files of finished runs.
-        campaigns: lists the record files of campaigns.
+        running: function that lists the progress files.
+        done: function that lists the record files of finished runs.
+        campaigns: function that lists the record files of campaigns.
         read: function that returns the values of a record; for a wrong digest, it returns None or raises an error.
     """
 
@@ -51,7 +51,7 @@ class Watch:
         """For each file that was read: its modification time and size, and the values made of its contents."""
 
     def current_state(self) -> dict[str, Any]:
-        """Return everything that the page shows as JSON values."""
+        """Return, as JSON values, everything that the page shows."""
         running, done, campaigns = (list(place()) for place in self._places)
         self._known = {path: self._known[path] for path in (*running, *done, *campaigns) if path in self._known}
         now = time.time()
@@ -70,7 +70,7 @@ class Watch:
     def _read_valid(
         self, paths: Iterable[Path], read: Callable[[Path], T], convert: Callable[[T], dict[str, Any]]
     ) -> Iterator[dict[str, Any]]:
-        """Yield `convert(read(path))` for each file; read only changed files again, and skip damaged files."""
+        """Yield `convert(read(path))` for each file; unchanged files are not read again, damaged files are skipped."""
         for path in paths:
             with contextlib.suppress(OSError):
                 status = path.stat()
@@ -82,7 +82,7 @@ class Watch:
 
 
 def write_state(path: Path, looked: Mapping[str, Any]) -> None:
-    """Write the script file that the page loads again and again; it passes the values to the page's function `show`."""
+    """Write the script file that the page loads repeatedly; it passes `looked` to the page's function `show`."""
     write_atomically(path, f"show({json.dumps(looked)});\n".encode())
 
 

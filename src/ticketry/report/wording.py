@@ -38,14 +38,14 @@ _ROLES = {
 
 @dataclass(frozen=True)
 class Style:
-    """Number format of a metric: a unit, and a fixed number of decimals, so that numbers in a column compare easily."""
+    """Number format of a metric: its unit, and a fixed number of decimals for all numbers of a column."""
 
     decimals: int
     unit: str
 
     @classmethod
     def for_results(cls, results: Results, split: Split = "test") -> Style:
-        """Return a style for a run's metric: two digits of the typical standard deviation; without it, four digits."""
+        """Return a style for a run's metric that shows two digits of the typical standard deviation."""
         summaries = [group.metric(split) for role in results.roles for group in results.groups_of_role(role)]
         return cls.for_summaries(summaries, results.run.task.metric.unit)
 
@@ -60,14 +60,14 @@ class Style:
         return cls(min(max(decimals, 0), most), unit)
 
     def number(self, value: float, sign: bool = False) -> str:
-        """Format a number with the style's decimals and a true minus sign; `sign` adds a plus to positive numbers."""
+        """Format a number with the style's decimals and a true minus sign; if `sign`, positive numbers get a plus."""
         text = format_number(value, self.decimals, sign=sign)
         if float(text) == 0:
             text = text.lstrip("+-")
         return text.replace("-", MINUS)
 
     def summary(self, summary: Summary, sign: bool = False) -> str:
-        """Format a mean, and its spread if n > 1: ``96.23 ± 0.41``; ``483 [451, 498]`` for an interquartile mean."""
+        """Format a mean with its spread: ``96.23 ± 0.41``, or ``483 [451, 498]`` for an interquartile mean."""
         return self.number(summary.mean, sign) + self.spread_text(summary)
 
     def spread_text(self, summary: Summary) -> str:
@@ -136,13 +136,13 @@ def percent(density: float, decimals: int | None = None) -> str:
 
 
 def removed_percent(density: float) -> str:
-    """Format the removed share of weights in per cent, with decimals such that it and `percent` add up to 100."""
+    """Format the removed share of weights in per cent; together with `percent`, the result adds up to 100."""
     decimals = density_decimals(density)
     return f"{max(0.0, 100 - float(percent(density, decimals))):.{decimals}f}"
 
 
 def density_decimals(density: float) -> int:
-    """Return the number of decimals of a density in per cent: one from 1 % up and for 0; below 1 %, for two digits."""
+    """Return the number of decimals of a density in per cent: one; below 1 %, as many as two digits need."""
     return 1 if density >= 0.01 or density == 0 else 1 - math.floor(math.log10(100 * density))
 
 
@@ -198,7 +198,7 @@ def duration(seconds: float) -> str:
 
 
 def json_text(item: Any) -> str:
-    """Format a JSON value on one line: a text unchanged, a list with commas, an object as JSON."""
+    """Format a JSON value on one line: text unchanged, a list with commas, an object as JSON."""
     if isinstance(item, str):
         return printable(item) or NONE
     if isinstance(item, bool) or item is None:
@@ -228,7 +228,7 @@ def share_percent(share: float | None) -> str:
 
 
 def share_of_all_parameters(task: Task, density: float) -> str:
-    """Format the share in per cent of all parameters that remains, including parameters that are never pruned."""
+    """Format the retained share of all parameters in per cent; parameters that are never pruned count as retained."""
     if task.parameters == 0:
         return NONE
     return percent((density * task.prunable + task.parameters - task.prunable) / task.parameters)
@@ -249,13 +249,13 @@ def printable(text: str) -> str:
 
 
 def align_columns(rows: Sequence[Sequence[str]], justify: Callable[[str, int], str] = str.ljust) -> list[str]:
-    """Return the rows of a plain table as lines of text; each column is as wide as its longest cell."""
+    """Return the rows of a table as lines of text; `justify` pads each cell to the width of its column."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(map(justify, row, widths)).rstrip() for row in rows]
 
 
 def cost_text(number: float, measure: str) -> str:
-    """Format a cost of the kind `measure` with its unit: ``1.24 TFLOP``, ``0.42 s``, ``3.1 MiB``, ``1.2 Wh``."""
+    """Format a cost with the unit of `measure`: ``1.24 TFLOP``, ``0.42 s``, ``3.1 MiB``, ``1.2 Wh``."""
     if measure == "seconds":
         return f"{number:,.2f} s" if number < 100 else f"{number:,.0f} s"
     if measure == "memory":
@@ -271,7 +271,7 @@ def ratio_text(number: float) -> str:
 
 
 def _with_largest_unit(number: float, step: float, units: Sequence[str]) -> str:
-    """Format a number with three digits in the largest of `units` that fits; a unit is `step` times the previous."""
+    """Format a number with three digits in the largest fitting unit; each of `units` is `step` times the one before."""
     power = 0
     while number >= 0.9995 * step and power < len(units) - 1:
         number, power = number / step, power + 1

@@ -1,4 +1,4 @@
-"""Write pages as files: atomically, and with a digest that reveals damage.
+"""Write pages to files atomically, with a digest that reveals damage.
 
 The digest does not make a page trustworthy: a process that can write into a store can write a page with a valid digest.
 """
@@ -36,7 +36,7 @@ def write_campaign_page(record: CampaignRecord, path: Path) -> Path:
 
 
 def write_page(path: Path, page: str) -> Path:
-    """Write a page with its digest, replace an existing file, and return the path; raise `StoreError` if that fails."""
+    """Write a page with its digest to `path`, which may exist, and return the path; raise `StoreError` on failure."""
     try:
         write_atomically(path, _with_digest(page.encode()))
     except OSError as error:

@@ -385,7 +385,7 @@ _AXES = {
 
 
 def metric_by_call_cost(measure: CostMeasure, series: Sequence[Series], narrow: bool = False) -> Figure:
-    """Draw the metric of tickets and dense networks, and of a single run's controls, against latency or MACs of a call."""
+    """Draw the metric of tickets, dense networks, and a single run's controls against latency or MACs of a call."""
     runs = {one.index: one.results for one in series}
     shown = frontier_lines(runs, sorted(runs), measure)
     figure = empty_figure(narrow, 340 if narrow else 390)

@@ -130,7 +130,7 @@ _LOOKS: dict[str, tuple[str, str, float, Any]] = {
 
 
 def role_look(role: str, controls: Sequence[str] = (), size: float = 1.0) -> dict[str, Any]:
-    """Return the options of `Axes.plot` for a role, with markers scaled by `size`; each figure uses the same options."""
+    """Return the options of `Axes.plot` that all figures use for a role, with markers scaled by `size`."""
     if role not in _LOOKS:
         unusual = [control for control in controls if control not in CONTROLS]
         role = ("cyclic", "cyclic_random")[(unusual.index(role) if role in unusual else 0) % 2]

@@ -1,1 +1,1 @@
-"""Compute the numbers that a report shows: means and spreads, costs, measured times, and flat rows of all data."""
+"""Compute the numbers that a report shows: means and spreads, costs, measured times, and rows for CSV files."""

@@ -1,4 +1,4 @@
-"""Compute costs of networks and searches for figures, tables and files: totals, means, and ratios to dense."""
+"""Compute costs of networks and searches: totals, means, and ratios to the dense network."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ NOT_MEASURED = "not measured"
 
 
 def watt_hours_per_second(run: RunRecord) -> float | None:
-    """Return the watt-hours that a run took per second of training; None if its energy was not measured."""
+    """Return a run's energy per second of training, in watt-hours; None if its energy was not measured."""
     cost = numeric_costs(run)
     kwh, seconds = cost.get("energy_kwh"), cost.get("train_seconds_now")
     return 1000 * kwh / seconds if kwh is not None and seconds else None
 
 
 def phase_cost(run: RunRecord, phase: Phase, measure: str) -> float | None:
-    """Return a phase's cost by `measure`: FLOPs, seconds, bytes, or watt-hours (the run's energy by seconds)."""
+    """Return a phase's cost by `measure`, in FLOPs, seconds, bytes, or watt-hours (a share of the run's energy)."""
     if measure == ENERGY:
         hourly = watt_hours_per_second(run)
         return hourly * phase.seconds if hourly is not None and phase.seconds is not None else None
@@ -33,12 +33,12 @@ def phase_cost(run: RunRecord, phase: Phase, measure: str) -> float | None:
 
 
 def total_cost(run: RunRecord, point: Point, measure: str) -> float | None:
-    """Return the cost by `measure` of a network's whole training; None if it was not measured."""
+    """Return the cost of a network's whole training by `measure`, such as seconds; None if it was not measured."""
     return None if point.phases is None else phase_cost(run, point.phases.total, measure)
 
 
 def cost_relative_to_dense(results: Results, group: Group, measure: str) -> Summary | None:
-    """Summarise, over replicates, the ratio of a group's cost to the dense network's; None if a cost is missing."""
+    """Return the ratio of a group's cost to the dense network's cost, over replicates; None if a cost is missing."""
     dense = results.dense
     ratios = []
     for replicate, point in group.points.items():
@@ -67,7 +67,7 @@ def has_measured_energy(runs: Sequence[Results]) -> bool:
 
 
 def cost_facts(results: Results) -> list[tuple[str, str, str]]:
-    """Return (name, number, remark) for each recorded cost: search, controls, stored segments, time and energy."""
+    """Return name, number and remark of each recorded cost: search, controls, stored trainings, time and energy."""
     cost, found = numeric_costs(results.run), []
     if "search_steps_per_replicate" in cost:
         steps, dense = cost["search_steps_per_replicate"], cost.get("dense_steps", 0)
@@ -110,7 +110,7 @@ class TrainingCostPoint:
         return statistics.fmean(self.values)
 
     def drawn_cost(self, measure: str) -> float | None:
-        """Return the cost that a figure shows: watt-hours for energy, otherwise the ratio to the dense network."""
+        """Return the cost that a figure shows: energy in watt-hours, other measures relative to the dense network."""
         return self.watt_hours if measure == ENERGY else self.times_dense.get(measure)
 
 
@@ -152,7 +152,7 @@ class MeanPhase:
 
 
 def phase_costs(results: Results, group: Group) -> dict[str, MeanPhase]:
-    """Return a level's mean phases by name (``dense``, ``search``, ``sparse``, ``whole``); empty if not recorded."""
+    """Return mean costs by phase (``dense``, ``search``, ``sparse``, ``whole``) of a level; empty if not recorded."""
     recorded = [point.phases for point in group.points.values() if point.phases is not None]
     if len(recorded) < len(group.points):
         return {}
@@ -162,7 +162,10 @@ def phase_costs(results: Results, group: Group) -> dict[str, MeanPhase]:
 
 
 def phase_costs_by_level(results: Results) -> list[tuple[Group, dict[str, MeanPhase]]]:
-    """Return (group, its non-empty phases) for dense and each level; ``whole`` only if there are several phases."""
+    """Return the dense group and each level's tickets, with the mean costs of their phases that took place.
+
+    The phase ``whole`` is included only if some group has several phases.
+    """
     found = []
     for group in (
         *results.groups_of_role(DENSE),
@@ -182,13 +185,13 @@ def _mean_phase(run: RunRecord, phases: list[Phase]) -> MeanPhase:
 
 
 def numeric_costs(run: RunRecord) -> dict[str, float]:
-    """Return the costs of a run that are numbers, by name."""
+    """Return, by name, the costs of a run that are numbers."""
     return {name: float(item) for name, item in as_json(run.cost).items() if not isinstance(item, str)}
 
 
 @dataclass(frozen=True)
 class SearchCostPoint:
-    """Cost of the search up to one level; mean over the replicates that reached the level."""
+    """Cost of the search up to one level, as means over the replicates that reached the level."""
 
     level: int
     density: float
@@ -235,5 +238,5 @@ def search_cost_points(results: Results) -> list[SearchCostPoint]:
 
 
 def ticket_cost_points(results: Results) -> list[SearchCostPoint]:
-    """Return the `search_cost_points` of tickets, densest first."""
+    """Return the `search_cost_points` without the dense network, densest first."""
     return sorted((point for point in search_cost_points(results) if point.level), key=lambda point: -point.density)

@@ -1,4 +1,4 @@
-"""Prepare verdicts, verifications and stability analyses for display: differences, sentences, levels, barriers."""
+"""Prepare verdicts, verifications and stability analyses for display."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MOST_LEVELS = 4
 
 
 def verify_differences(verify: VerifyRecord) -> list[Difference]:
-    """Return the differences of the ticket to dense, to each control, and (last) to itself trained with other seeds."""
+    """Return the ticket's mean differences to dense and to each control, and last to itself under other seeds."""
     found = {one.role: one for one in verify.comparisons}
     if DENSE not in found:
         low, high = verify.interval or (None, None)
@@ -47,14 +47,14 @@ def singular_role_name(role: str) -> str:
 
 
 def seeds_text(judged: Judgement) -> str:
-    """Return how many more seeds would likely decide a verdict; ``none`` if it is decided."""
+    """Return how many more seeds would likely decide a verdict, as text; ``none`` if the verdict is decided."""
     if judged.decided:
         return "none"
     return "too many" if judged.more_seeds is None else f"about {judged.more_seeds:,}"
 
 
 def missing_controls(record: RunRecord | VerifyRecord) -> list[tuple[str, str, str]]:
-    """Return (control, reason why it was not trained, "") for each control that a record lacks."""
+    """Return rows of three cells for controls that were not trained: control, reason, and an empty cell."""
     levels = [f", level {one.level}" if isinstance(one, OmittedControlAtLevel) else "" for one in record.left_out]
     return [(f"{role_name(one.role)}{at}", one.why, "") for one, at in zip(record.left_out, levels, strict=True)]
 
@@ -65,7 +65,7 @@ def verdict_with_most_comparisons(run: RunRecord) -> LevelVerdict:
 
 
 def verdict_reasons(run: RunRecord) -> list[tuple[str, str, str]]:
-    """Return (level, reasons, verdict) for each level whose verdict has reasons."""
+    """Return level, reasons and verdict of each level whose verdict has reasons."""
     return [
         (f"level {one.level}, {percent(one.density)} %", "; ".join(one.reasons), one.verdict)
         for one in run.verdicts
@@ -74,12 +74,12 @@ def verdict_reasons(run: RunRecord) -> list[tuple[str, str, str]]:
 
 
 def means_by_role(one: LevelVerdict) -> dict[str, float]:
-    """Return the tickets' mean difference to each network they are compared with, by role."""
+    """Return, by role, the mean difference between the tickets and each network that they are compared with."""
     return {each.role: each.mean for each in (*one.comparisons, *one.beside)}
 
 
 def answer_about_controls(judged: Judgement) -> str:
-    """Return whether tickets are better than every control, and which are not beaten; a dash without controls."""
+    """Return whether tickets are better than every control, and names of unbeaten controls; a dash without controls."""
     if judged.better_than_controls is None or len(judged.comparisons) < 2:
         return NONE
     names = ", ".join(role_name(role) for role in judged.not_beaten)
@@ -99,7 +99,7 @@ def verify_sentence(verify: VerifyRecord, style: Style) -> str:
 
 
 def verify_facts(verify: VerifyRecord, style: Style) -> list[tuple[str, str, str]]:
-    """Return (name, number, remark) for a verification's answers, claim, seeds and noise floor."""
+    """Return name, number and remark of each fact about a verification: answers, claim, seeds and noise floor."""
     noise = verify.noise
     number, remark = NONE, "not measured"
     if noise is not None and noise.sd is None:
@@ -134,7 +134,7 @@ Budget = tuple[str, tuple[float, ...], "int | None", "int | None", str]
 
 
 def verify_budgets(verify: VerifyRecord) -> list[Budget]:
-    """Return (role, values, steps, parameters, remark) for each network and reference of a verification."""
+    """Return role, values, steps, parameters and remark of each network and reference of a verification."""
     budgets = [(one.role, one.values, one.budget, one.parameters, one.model) for one in verify.networks]
     return [*budgets, *((one.role, one.values, one.steps, None, one.note) for one in verify.references)]
 
@@ -150,7 +150,7 @@ def barrier_height(row: StabilityRow) -> float | None:
 
 
 def study_densities(study: StabilityRecord) -> list[float]:
-    """Return the mean densities of at most four levels that are spread over the analysis, densest first."""
+    """Return the mean densities of at most four levels, evenly spread over the analysis, densest first."""
     levels = sorted({row.level for row in study.rows if row.role != DENSE})
     return [_density(study, level) for level in pick_evenly(levels, MOST_LEVELS)]
 
@@ -173,7 +173,7 @@ def rows_at_density(study: StabilityRecord, density: float) -> list[StabilityRow
 
 
 def sparsest_level_study(study: StabilityRecord) -> StabilityRecord:
-    """Return an analysis reduced to its sparsest level and the dense networks, with at most one barrier per row."""
+    """Return an analysis with only its sparsest level and the dense networks, and with at most one barrier per row."""
     levels = study_densities(study)
     rows = rows_at_density(study, levels[-1]) if levels else study.rows
     kept = [structs.replace(row, barriers=(curve,) if (curve := row.barrier) else ()) for row in rows]
@@ -181,7 +181,7 @@ def sparsest_level_study(study: StabilityRecord) -> StabilityRecord:
 
 
 def first_barrier(study: StabilityRecord) -> Curve | None:
-    """Return the first barrier of an analysis; all drawn barriers have the same split and recalibration."""
+    """Return the first barrier of an analysis, for the caption: all drawn barriers have its split and recalibration."""
     return next((found for row in study.rows if (found := row.barrier) is not None), None)
 
 
@@ -207,7 +207,7 @@ class HeatTable:
 
 
 def layer_distances(study: StabilityRecord) -> list[HeatTable]:
-    """Return tables of mean L2 distances of the sparsest tickets by layer: under pruning, and under data order."""
+    """Return two tables of mean L2 distances by layer of the sparsest tickets: under pruning and under data order."""
     levels = study_densities(study)
     rows = [row for row in rows_at_density(study, levels[-1]) if row.role == TICKET and row.layers] if levels else []
     steps, tables = sorted({row.step for row in rows}), []

@@ -38,7 +38,7 @@ COSTS_OF_CALL = (TIME, MULTIPLICATIONS)
 
 @dataclass(frozen=True)
 class CallCostPoint:
-    """Metric and inference cost of the networks that have the same role and level."""
+    """Metric and inference cost of the networks with the same role and level, a point of a figure."""
 
     group: Group
     cost: float
@@ -51,12 +51,12 @@ class CallCostPoint:
 
     @property
     def networks(self) -> tuple[str, ...]:
-        """Names of the networks, if they are not the task's network."""
+        """Names of the networks that are not the task's network."""
         return tuple(dict.fromkeys(point.model for point in self.group.points.values() if point.model))
 
 
 def call_cost_points(results: Results, role: str, measure: CostMeasure) -> list[CallCostPoint]:
-    """Return a point for each level of a role whose networks all have a recorded cost, the most expensive first."""
+    """Return a point for each level whose networks of this role all have a recorded cost, the most expensive first."""
     dense = results.dense
     full = statistics.fmean([_point_cost(one, measure) or 0 for one in dense.points.values()]) if dense else 0.0
     found = []
@@ -69,7 +69,7 @@ def call_cost_points(results: Results, role: str, measure: CostMeasure) -> list[
 
 
 def _point_cost(point: Point, measure: CostMeasure) -> float | None:
-    """Return the recorded cost of a network; for an untimed dense network, latency is 1, since it is the unit."""
+    """Return the recorded cost of a network; the latency of an untimed dense network is 1, the unit of latency."""
     return 1.0 if measure is TIME and point.role == DENSE and point.timed is None else measure.of(point)
 
 
@@ -107,10 +107,10 @@ class FrontierLine:
 def frontier_lines(
     runs: Sequence[Results] | Mapping[int, Results], indices: Sequence[int], measure: CostMeasure
 ) -> list[FrontierLine]:
-    """Return the curves of the runs with these indices, which have one task; for a single run, also of its controls.
+    """Return the curves of the runs with these indices; the runs have one task.
 
-    Dense networks of one kind of all runs form one curve. The task's own network belongs to the curve
-    of its narrower versions.
+    Each run has a curve of tickets; a single run also has curves of its controls. Dense networks of one kind form one
+    curve for all runs. The task's own network belongs to the curve of its narrower versions.
     """
     shown = [(index, runs[index]) for index in indices if measure in recorded_measures(runs[index])]
     lines = [FrontierLine(index, TICKET, tuple(call_cost_points(results, TICKET, measure))) for index, results in shown]
@@ -129,7 +129,7 @@ def frontier_lines(
 
 
 def _matched_dense_points(role: str, runs: Iterable[Results], measure: CostMeasure) -> list[CallCostPoint]:
-    """Return the points of the dense networks of the kind `role` in all runs, without duplicates."""
+    """Return the points of all dense networks with the role `role`, without duplicates."""
     found: dict[tuple[str, ...], CallCostPoint] = {}
     for results in runs:
         for point in call_cost_points(results, role, measure):
@@ -139,7 +139,7 @@ def _matched_dense_points(role: str, runs: Iterable[Results], measure: CostMeasu
 
 @dataclass(frozen=True)
 class EqualCostComparison:
-    """A comparison of tickets with dense networks of the same cost."""
+    """A comparison of tickets with dense networks of the same inference cost."""
 
     rival: CallCostPoint
     difference: Summary
@@ -149,10 +149,10 @@ class EqualCostComparison:
 def compare_at_equal_cost(
     results: Results, point: CallCostPoint, runs: Sequence[Results], measure: CostMeasure
 ) -> EqualCostComparison | None:
-    """Compare tickets with the best dense network of the same cost, paired by replicate; None without one.
+    """Compare tickets with the best dense network of the same cost; return None if there is no such network.
 
-    Candidates are the matched dense networks of the same run and level; and of other runs with the same seeds and
-    recipe, the matched dense networks whose cost differs by at most `EQUAL_COST`.
+    Metrics are paired by replicate. Candidates are the dense networks that the run itself trained as controls at this
+    level, and those of other runs with the same seeds and recipe whose cost differs by at most `EQUAL_COST`.
     """
     metric, found = results.run.task.metric, list[CallCostPoint]()
     for other in runs:
@@ -205,7 +205,7 @@ def frontier_rows(runs: Sequence[Results], lines: Sequence[FrontierLine], measur
 
 @dataclass(frozen=True)
 class LowestCost:
-    """The lowest relative cost at which tickets are as good as the dense network, or the ratio of two such costs."""
+    """The lowest cost, relative to the dense network, at which tickets are as good; or the ratio of two such costs."""
 
     value: float
     interval: tuple[float, float] | None
@@ -218,7 +218,7 @@ class LowestCost:
 
     @property
     def bound_prefix(self) -> str:
-        """Words to write before a value that is only a bound; empty for other values."""
+        """Words to write before `value` if it is only a bound; otherwise empty."""
         return "" if self.reached else "at least " if self.at_least else "at most "
 
     @property
@@ -230,14 +230,17 @@ class LowestCost:
 
 @dataclass(frozen=True)
 class _DifferenceCurve:
-    """Differences of tickets to the dense network (positive: better) by level and replicate, most expensive first."""
+    """Metric of tickets minus the dense network's (positive: better), by level (most expensive first) and replicate."""
 
     costs: Sequence[CallCostPoint]
     differences: Sequence[dict[int, float]]
     replicates: frozenset[int]
 
     def lowest_log_cost(self, replicates: Sequence[int], margin: float) -> tuple[float, bool]:
-        """Return (log cost, True) at the first mean difference below -`margin`; otherwise (lowest log cost, False)."""
+        """Return the log cost at which the mean difference first falls below -`margin`, and True.
+
+        If no level falls below, return the lowest log cost of all levels, and False.
+        """
         above = (0.0, 0.0)  # the dense network
         for point, differences in zip(self.costs, self.differences, strict=True):
             cost = math.log(statistics.fmean(point.costs[one] for one in replicates))
@@ -252,8 +255,8 @@ class _DifferenceCurve:
 def lowest_matching_cost(results: Results, measure: CostMeasure, margin: float) -> LowestCost | None:
     """Return the lowest cost at which the mean of the tickets is at most `margin` worse than the dense network.
 
-    The curve of mean differences runs from the dense network (cost 1, difference 0) through all levels. Its first
-    crossing of the margin counts, so that a lucky level after the crossing does not.
+    The curve of mean differences begins at the dense network (cost 1, difference 0) and goes through all levels. Only
+    its first crossing of the margin counts, so that a lucky level beyond it has no effect.
 
     Returns:
         None if no level has a recorded cost, or no replicate has all levels.
@@ -269,12 +272,13 @@ def lowest_matching_cost(results: Results, measure: CostMeasure, margin: float) 
 
 
 def lowest_cost_ratio(one: Results, other: Results, measure: CostMeasure, margin: float) -> LowestCost | None:
-    """Return the lowest matching cost of `one` run divided by the lowest matching cost of the `other`.
+    """Return the `lowest_matching_cost` of the run `one`, divided by that of the run `other`.
 
-    Only replicates that both runs have are used. If only one run falls below the margin, the ratio is a bound.
+    Only replicates that both runs have are used. If the tickets of only one run become worse than `margin` allows, the
+    ratio is a bound.
 
     Returns:
-        None if a run has no recorded cost, no run falls below the margin, or seeds or recipes of the runs differ.
+        None if a cost is not recorded, if neither run becomes worse, or if seeds or recipes of the runs differ.
     """
     first, second = _difference_curve(one, measure), _difference_curve(other, measure)
     if first is None or second is None or not one.pairs_with(other):
@@ -314,7 +318,7 @@ def _difference_curve(results: Results, measure: CostMeasure) -> _DifferenceCurv
 def _jackknife(
     replicates: Sequence[int], statistic: Callable[[Sequence[int]], tuple[float, bool]]
 ) -> tuple[tuple[float, bool], tuple[float, float] | None]:
-    """Return `statistic` (log cost, whether it was reached) of all replicates, and a jackknife interval of the cost."""
+    """Return `statistic` (log cost, whether it was reached) of all replicates, and the cost's jackknife interval."""
     whole, n = statistic(replicates), len(replicates)
     if n < 3:
         return whole, None
@@ -328,7 +332,7 @@ def _jackknife(
 
 
 def frontier_sentences(results: Results, measure: CostMeasure, name: str, alone: bool) -> str:
-    """Return sentences: down to which cost tickets are as good as dense, and how they compare with dense rivals."""
+    """Return sentences on the cost down to which tickets are as good as dense, and on dense networks of equal cost."""
     sentences, style = [], Style.for_results(results)
     if alone and results.dense is not None:
         margin, margin_text = margin_and_text(results, results.dense)
@@ -353,7 +357,7 @@ def frontier_sentences(results: Results, measure: CostMeasure, name: str, alone:
 
 
 def requested_budgets(runs: Sequence[Results], measure: CostMeasure) -> list[str]:
-    """Return the budgets that the runs requested as text, without repeats: ``flops 0.25, 0.125``."""
+    """Return, as text, the budgets that the runs requested, without repeats: ``flops 0.25, 0.125``."""
     found = []
     for results in runs:
         shares = results.run.settings.get(measure.setting)
@@ -364,7 +368,7 @@ def requested_budgets(runs: Sequence[Results], measure: CostMeasure) -> list[str
 
 
 def lowest_cost_table(subject: Subject, numbers: Sequence[int], measure: CostMeasure) -> tuple[str, list[list[str]]]:
-    """Return the margin as text, and for each run its lowest matching cost, and the lowest of all divided by it."""
+    """Return the margin as text, and a row for each run: its lowest matching cost, and the best run's divided by it."""
     runs = {index: subject.runs[index] for index in numbers}
     margins = {
         index: margin_and_text(results, results.dense) for index, results in runs.items() if results.dense is not None

@@ -44,7 +44,7 @@ class Picture:
 
 
 def pictures(results: Results) -> list[Picture]:
-    """Return the pictures of the densest, the middle and the sparsest level that have a picture."""
+    """Return three pictures: of the densest, the middle and the sparsest level among levels with a picture."""
     found: dict[int, Picture] = {}
     for group in results.groups_of_role(TICKET):
         for point in group.points.values():
@@ -56,25 +56,25 @@ def pictures(results: Results) -> list[Picture]:
 
 
 def mean_retained_share(layer: FirstLayer) -> float:
-    """Return the retained share of a layer's weights; for a mask of inputs, the mean share over all inputs."""
+    """Return the share of a layer's weights that the mask retains; for a mask of inputs, the mean over inputs."""
     return float(retained_shares(layer).mean())
 
 
 def retained_shares(layer: FirstLayer) -> numpy.ndarray:
-    """Return what a mask retains: 0 or 1 per weight of filters; for inputs, a share per (channel, row, column)."""
+    """Return what a mask retains: for filters 0 or 1 per weight, for inputs a share per (channel, row, column)."""
     if layer.kind == "filters":
         return unpack_bits(layer.data, layer.shape).astype(float)
     return numpy.frombuffer(layer.data, dtype=numpy.uint8).reshape(layer.shape) / 255.0
 
 
 def unpack_bits(data: bytes, shape: Sequence[int]) -> numpy.ndarray:
-    """Unpack bits, the highest bit of each byte first, into an array of 0 and 1 of the given shape."""
+    """Return the bits of `data`, the highest bit of each byte first, as an array of 0 and 1 of the given shape."""
     raw = numpy.frombuffer(data, dtype=numpy.uint8)
     return numpy.unpackbits(raw, count=math.prod(shape)).reshape(shape)
 
 
 def mask_pixels(layer: FirstLayer) -> numpy.ndarray:
-    """Return a mask as RGBA pixels: filters as tiles with transparent gaps; inputs in grey, the largest share white."""
+    """Return a mask as RGBA pixels: filters are tiles with transparent gaps; inputs are grey, the largest share white."""
     values = retained_shares(layer)
     if layer.kind == "inputs":
         mean = values.mean(axis=0)
@@ -104,14 +104,14 @@ def to_opaque_pixels(colours: numpy.ndarray) -> numpy.ndarray:
 
 @dataclass(frozen=True)
 class StructuredLevel:
-    """A level whose masks were given a structure; it has the structure of each replicate."""
+    """A level whose masks were given a structure, with the record of the structure in each replicate."""
 
     group: Group
     structures: tuple[Structure, ...]
 
     @property
     def density_before(self) -> float:
-        """Mean density before the structure was imposed."""
+        """Mean density of the level's masks before the structure was imposed."""
         return statistics.fmean(one.before for one in self.structures)
 
     @property
@@ -119,7 +119,7 @@ class StructuredLevel:
         return all(one.layers for one in self.structures)
 
     def mean_share(self, share: str) -> float | None:
-        """Return the fit `share` for all layers together, mean over replicates; None if a replicate lacks it."""
+        """Return the measure of fit `share` for all layers together, mean over replicates; None if unknown."""
         values = [getattr(one.layers[-1], share) for one in self.structures if one.layers]
         return None if not values or None in values else statistics.fmean(values)
 
@@ -142,7 +142,7 @@ _SHARES = {
 
 
 def structure_shares(results: Results) -> dict[str, tuple[str, str]]:
-    """Return name -> (title, meaning) of each share that is recorded for the structure of some layer."""
+    """Return, by name, title and meaning of each measure of fit that is recorded for some layer."""
     fits: list[LayerFit] = [
         fit for level in structured_levels(results) for one in level.structures for fit in one.layers
     ]
@@ -150,7 +150,7 @@ def structure_shares(results: Results) -> dict[str, tuple[str, str]]:
 
 
 def level_to_draw(results: Results) -> StructuredLevel | None:
-    """Return the middle one of the levels with pictures; its first structure is to be drawn."""
+    """Return the middle one of the levels with pictures, to be drawn; None if no level has pictures."""
     found = [
         StructuredLevel(level.group, with_pictures)
         for level in structured_levels(results)
@@ -161,7 +161,7 @@ def level_to_draw(results: Results) -> StructuredLevel | None:
 
 @dataclass(frozen=True)
 class RoundChain:
-    """The rounds of gates of one search, in one replicate; a run may have several parallel searches."""
+    """Training rounds with gates of one search in one replicate; a run may have several parallel searches."""
 
     name: str
     rounds: tuple[Round, ...]
@@ -172,7 +172,7 @@ class RoundChain:
 
     @property
     def path(self) -> tuple[list[float], list[float]]:
-        """Steps since the search began, and the share of gates that are on at each of these steps."""
+        """Two lists: steps since the search began, and the share of gates that are on at each of these steps."""
         steps: list[float] = []
         open_shares: list[float] = []
         before = 0
@@ -224,7 +224,7 @@ class DetectorMoments:
 
 
 def detector_moments(results: Results) -> list[DetectorMoments]:
-    """Return the pruning moments of levels with detector measurements, densest first; at most six, evenly spread."""
+    """Return the pruning moments of at most six levels with detector measurements, evenly spread, densest first."""
     found = []
     for group in groups_with_moment(results):
         moments = {r: point.moment for r, point in group.points.items() if point.moment and point.moment.measurements}
@@ -240,7 +240,7 @@ def groups_with_moment(results: Results) -> list[Group]:
 
 
 def detector_names(groups: Sequence[Group], only_measured: bool = False) -> list[str]:
-    """Return the names of the levels' detectors; if `only_measured`, only of detectors that took measurements."""
+    """Return the names of detectors that chose pruning moments; if `only_measured`, only those with measurements."""
     points = [point for group in groups for point in group.points.values()]
     return sorted({p.moment.detector for p in points if p.moment and (p.moment.measurements or not only_measured)})
 

@@ -1,4 +1,4 @@
-"""Tables of trained networks: all of a run, means of very many, and tickets of several runs at one density."""
+"""Compute tables of trained networks: networks of a run, means of networks, and tickets of several runs."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _KEY = 10
 
 
 def network_cells(results: Results, point: Point, test: Style, validation: Style) -> list[str]:
-    """Return the cells of a network's row, for the columns `NETWORK_COLUMNS`."""
+    """Return the cells of a network's row in the table of networks; `test` and `validation` format the metric."""
     metric = results.run.task.metric.name
     return [
         str(point.replicate),
@@ -106,7 +106,7 @@ _DEFAULTS = {"kernels": "dense", "devices": 1}
 
 @dataclass(frozen=True)
 class DensityMatch:
-    """A requested density, and the tickets of the runs that reached this density."""
+    """A requested density, and the tickets of this density from each run that has such tickets."""
 
     density: float
     """The density that some run requested, as a share of the prunable weights."""
@@ -121,7 +121,7 @@ class DensityMatch:
 
 
 def density_matches(runs: Sequence[Results]) -> list[DensityMatch]:
-    """Return a match for each requested density that two or more runs reached, the densest first."""
+    """Return each requested density that two or more runs reached, with their tickets, the densest first."""
     return [
         match for density in _all_requested_densities(runs) if len((match := _match_density(runs, density)).members) > 1
     ]
@@ -155,7 +155,7 @@ def _all_requested_densities(runs: Sequence[Results]) -> list[float]:
 
 
 def requested_densities(results: Results) -> list[float]:
-    """Return the densities that a run requested; if its method chose densities, the densities that it reached."""
+    """Return the densities that a run requested; if its method chose the densities, return those that it reached."""
     settings = results.run.settings
     given, removed = (
         _shares_among_values(settings.get("density")),

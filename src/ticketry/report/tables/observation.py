@@ -1,4 +1,4 @@
-"""Describe the means of a run in one or two sentences (the observation), without a verdict."""
+"""Describe the means of a run in one or two sentences (the observation), without statistical tests."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ALONE = "There is one replicate only, which shows no spread: this is not yet evi
 
 @dataclass(frozen=True)
 class Observation:
-    """A description of the level that the report highlights."""
+    """A description, in words, of the level that the report highlights."""
 
     finding: str
     """A sentence with the numbers at this level."""
@@ -33,12 +33,11 @@ class Observation:
 
 
 def observe(results: Results) -> Observation:
-    """Describe the sparsest level at which tickets match the dense network; otherwise the tickets' best level.
+    """Describe the sparsest level at which tickets match the dense network; if there is none, the tickets' best level.
 
-    Tickets match if their mean paired difference to the dense network is not worse than the margin, and their mean
-    paired difference to each finished control is above 0; in a run with controls, at least one must be finished. The
-    margin is 0.5 points for a metric in %, otherwise 1 % of the dense network's mean. Only controls with the tickets'
-    budget count.
+    Tickets match if, in the mean of paired differences, they are at most the margin worse than the dense network and
+    better than each finished control with the same budget. A run with controls needs at least one finished control. The
+    margin is 0.5 points for a metric in %, otherwise 1 % of the dense network's mean.
     """
     style = Style.for_results(results)
     dense, tickets = results.dense, results.groups_of_role(TICKET)
@@ -70,7 +69,7 @@ def best_tickets(results: Results) -> Group | None:
 
 
 def verdict_sentence(run: RunRecord) -> str:
-    """Return a sentence that counts levels by verdict, and names the sparsest level that supports the claim."""
+    """Return a sentence on how many levels have each verdict, and on the sparsest level that supports the claim."""
     if not run.verdicts:
         return ""
     total = len(run.verdicts)

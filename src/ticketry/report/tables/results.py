@@ -21,7 +21,7 @@ CONTROLS_WITH_MORE_STEPS = ("cyclic", "cyclic_random")
 
 @dataclass(frozen=True)
 class Summary:
-    """Mean, sample standard deviation (ddof = 1) and count of n numbers."""
+    """Mean, sample standard deviation (ddof = 1) and count of some numbers."""
 
     mean: float
     """The mean, or the interquartile mean if there are `bounds`."""
@@ -33,7 +33,7 @@ class Summary:
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """The two-sided 95 % interval: `bounds`, or Student's t interval of the mean; None if n is 1."""
+        """The two-sided 95 % interval: `bounds` if given, else Student's t interval of the mean; None if n is 1."""
         if self.sd is None or self.bounds is not None:
             return self.bounds
         half = _t_quantile(self.n - 1) * self.sd / math.sqrt(self.n)
@@ -45,7 +45,7 @@ CONFIDENCE = 0.95
 
 @cache
 def _t_quantile(freedom: int) -> float:
-    """Return the quantile of Student's t that is half the width of a confidence interval in standard errors."""
+    """Return the quantile of Student's t for a 95 % interval: half the interval's width in standard errors."""
     from scipy.special import stdtrit  # imports much faster than scipy.stats
 
     return float(stdtrit(freedom, (1 + CONFIDENCE) / 2))
@@ -71,11 +71,11 @@ class Group:
         return interquartile(values) if self.compared.summary == "iqm" else cached_summary(values)
 
     def values(self, split: Split = "test") -> dict[int, float]:
-        """Return each replicate's metric on a split."""
+        """Return the metric on a split, by replicate."""
         return {replicate: point.metric(self.compared.name, split) for replicate, point in self.points.items()}
 
     def paired_difference(self, other: Group, split: Split = "test") -> Summary | None:
-        """Summarise the paired differences of the metric, this group minus `other`; None without shared replicates."""
+        """Summarise paired differences of the metric, this group minus `other`; None without common replicates."""
         shared = sorted(self.points.keys() & other.points.keys())
         if not shared:
             return None
@@ -135,17 +135,17 @@ class Results:
         return [group for group in self._groups.values() if group.role == role]
 
     def tickets_or_control_at(self, level: int) -> Group:
-        """Return the tickets of a level; before they are trained, of the first control, which has the same density."""
+        """Return the tickets of a level; before any is trained, the first control, which has the same density."""
         return next(group for role in (TICKET, *self.controls) if (group := self.group(level, role)))
 
     def common_count(self, role: str) -> int | None:
-        """Return the number of replicates of a role if it is the same at all levels; otherwise None."""
+        """Return the number of replicates of a role; None if the number differs between levels."""
         counts = {len(group.points) for group in self.groups_of_role(role)}
         return counts.pop() if len(counts) == 1 else None
 
     @property
     def has_gaps(self) -> bool:
-        """Whether some replicate lacks a network of some level and role."""
+        """Whether a network of some replicate, level and role is missing."""
         return any(len(group.points) < self.replicates for group in self._groups.values())
 
     @property
@@ -173,7 +173,7 @@ MARGIN_SHARE = 0.01
 
 
 def margin_and_text(results: Results, dense: Group) -> tuple[float, str]:
-    """Return how much worse than the dense network counts as good: as a number in the metric's unit, and as text."""
+    """Return the margin, by which tickets may be worse than dense and still count as good, as number and as text."""
     if results.run.task.metric.unit == "%":
         return MARGIN_POINTS, f"{MARGIN_POINTS:g} points"
     return MARGIN_SHARE * abs(dense.metric().mean), f"{100 * MARGIN_SHARE:g} %"
@@ -194,7 +194,7 @@ def band_caption(runs: Sequence[Results]) -> str:
 
 @lru_cache(maxsize=4096)  # a page needs the same groups many times
 def cached_summary(values: tuple[float, ...]) -> Summary:
-    """Return `summarise(values)` from a cache."""
+    """Return the mean, standard deviation and count of `values`, from a cache."""
     return summarise(values)
 
 
@@ -245,9 +245,9 @@ _FEWEST_TRIMMED = 4
 def interquartile_mean(values: Sequence[float]) -> float:
     """Return the mean without the lowest and the highest quarter of the values (rounded down to whole values).
 
-    It suits values that differ widely between seeds, as returns do: a lucky or a failed seed affects it less than the
-    mean, and it is more precise than the median. See Agarwal et al., "Deep Reinforcement Learning at the Edge of the
-    Statistical Precipice" (2021), section 4.
+    It suits values that differ widely between seeds, such as returns of reinforcement learning. A lucky or failed seed
+    changes it less than the mean, and it is more precise than the median. See Agarwal et al., "Deep Reinforcement
+    Learning at the Edge of the Statistical Precipice" (2021), section 4.
     """
     kept = sorted(values)[len(values) // 4 : len(values) - len(values) // 4]
     return sum(kept) / len(kept)

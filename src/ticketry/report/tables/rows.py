@@ -1,4 +1,4 @@
-"""Return the data of a page as flat rows with plain column names, for CSV files and for links beside figures."""
+"""Return the data of a page as rows of named cells, for CSV files and for the download links beside figures."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _FORMULAS = ("=", "+", "-", "@", "\t", "\r", "\n")
 def csv_text(rows: Sequence[Mapping[str, Cell]]) -> str:
     """Return rows as CSV text with a header; floats have all digits, None becomes an empty cell.
 
-    Put a ' before texts that a spreadsheet would evaluate as a formula.
+    Texts that a spreadsheet would evaluate as a formula begin with a '.
     """
     if not rows:
         return ""
@@ -52,9 +52,9 @@ def _escape_formula(cell: Cell) -> Cell:
 
 
 def _columns_of(item: object, names: str) -> dict[str, Cell]:
-    """Return the fields `names` of an object as columns; ``low=first`` gives the field `first` the column name ``low``.
+    """Return the fields of `item` listed in `names`, as columns by name; ``low=first`` names the field `first` ``low``.
 
-    If the object is None, all cells are None. A truth value becomes 1 or 0.
+    If `item` is None, all cells are None. A truth value becomes 1 or 0.
     """
     cells: dict[str, Cell] = {}
     for name in names.split():
@@ -106,7 +106,7 @@ def point_rows(runs: Sequence[Results]) -> Rows:
 
 
 def detector_rows(runs: Sequence[Results]) -> Rows:
-    """Return a row for every measurement of a detector, with the value that was compared with the threshold."""
+    """Return a row for every measurement of a detector, and the value that was compared with the threshold."""
     return [
         {
             "run": results.run.name,
@@ -155,7 +155,7 @@ def layer_rows(results: Results) -> Rows:
 
 
 def structure_fit_rows(runs: Sequence[Results]) -> Rows:
-    """Return a row for each layer of each structured mask, and for all layers, with how well the structure fits."""
+    """Return a row for each layer of each structured mask, and one for all layers, on how well the structure fits."""
     names = (
         "layer=name rows columns groups rows_per_group density_before density_after coverage null_coverage "
         "random_coverage fill"
@@ -223,7 +223,7 @@ def search_cost_rows(runs: Sequence[Results]) -> Rows:
 
 
 def training_cost_rows(runs: Sequence[Results]) -> Rows:
-    """Return a row for each level, with the mean cost of its tickets' whole training relative to the dense network."""
+    """Return a row for each level: mean cost of all training for its tickets, relative to the dense network."""
     return [
         {
             "run": results.run.name,
@@ -241,7 +241,7 @@ def training_cost_rows(runs: Sequence[Results]) -> Rows:
 
 
 def method_rows(subject: Subject) -> Rows:
-    """Return a row for each run at each density that several runs reached, with metric and relative costs."""
+    """Return a row for each run and each density that several runs reached, with metric and relative costs."""
     rows = []
     for task, indices in subject.by_task.items():
         for match in density_matches([subject.runs[index] for index in indices]):
@@ -327,7 +327,7 @@ def stability_rows(studies: Sequence[StabilityRecord]) -> Rows:
 
 
 def barrier_rows(studies: Sequence[StabilityRecord]) -> Rows:
-    """Return a row for each measured point on a line between two trained networks, with the error there."""
+    """Return a row for each measured point on a line between two trained networks, with the error at this point."""
     return [
         {
             "stability": study.name,
@@ -382,7 +382,7 @@ def time_by_density_rows(speeds: Sequence[SpeedRecord]) -> Rows:
 
 
 def latency_rows(panels: Sequence[LatencyPanel], compared: ComparisonsBySetup) -> Rows:
-    """Return a row for every timed level, with metric, time, and gain over unstructured tickets that are as fast."""
+    """Return a row for every timed level: metric, latency, and difference to unstructured tickets of equal latency."""
     rows = []
     for panel in panels:
         for one, points in panel.curves:

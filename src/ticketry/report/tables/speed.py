@@ -18,7 +18,7 @@ from ticketry_engine.results import EngineTime, Saved, Timed
 
 @dataclass(frozen=True, order=True)
 class TimingSetup:
-    """The conditions of a timing: times are comparable if these are equal."""
+    """The conditions of a timing; only times under equal conditions are comparable."""
 
     batch: int
     precision: str
@@ -38,7 +38,7 @@ class TimingSetup:
 
 @dataclass(frozen=True)
 class LatencyPoint:
-    """Metric of the tickets of a level, and their latency relative to the fastest dense engine."""
+    """Metric of a level's tickets, and the latency of these tickets relative to the fastest dense engine."""
 
     group: Group
     time: float
@@ -56,7 +56,7 @@ class LatencyPoint:
 
 
 def timing_setups(runs: Iterable[Results], speeds: Sequence[SpeedRecord]) -> list[TimingSetup]:
-    """Return all setups in which a ticket of the runs was timed, with smaller batches first."""
+    """Return all timing setups in which a ticket of the runs was timed, sorted by batch size."""
     names = {results.run.name for results in runs}
     return sorted(
         {TimingSetup.from_timing(timed) for speed in speeds if speed.run in names for timed in speed.comparisons}
@@ -66,9 +66,8 @@ def timing_setups(runs: Iterable[Results], speeds: Sequence[SpeedRecord]) -> lis
 def latency_points(results: Results, speeds: Sequence[SpeedRecord], setup: TimingSetup) -> list[LatencyPoint]:
     """Return a point for each level with a ticket that was timed in the setup, the slowest first.
 
-    The time of a ticket is that of its fastest form: in sparse kernels, or, if whole channels are pruned, as a smaller
-    network in a dense engine. If a ticket was timed several times, use the fastest of the comparisons with the most
-    dense engines.
+    A ticket runs in sparse kernels or, if whole channels are pruned, as a smaller network in a dense engine; the faster
+    way counts. If a ticket was timed several times, the fastest of the comparisons with the most dense engines counts.
     """
     found = []
     for group in results.groups_of_role(TICKET):
@@ -88,7 +87,7 @@ def latency_points(results: Results, speeds: Sequence[SpeedRecord], setup: Timin
 
 
 def _best_saving(results: Results, point: Point, speeds: Sequence[SpeedRecord], setup: TimingSetup) -> Saved | None:
-    """Return a ticket's largest saving among the comparisons with the most dense engines; None if it was not timed."""
+    """Return the largest time saved by a ticket, from comparisons with the most dense engines; None if not timed."""
     timings = [
         timed
         for speed in speeds
@@ -106,7 +105,7 @@ def _dense_engine_count(timed: Timed) -> int:
 
 
 def _last_folder(path: str) -> str:
-    """Return the last part of a path, which identifies a run's ticket even if the store has been moved."""
+    """Return the last part of a ticket's path, which stays the same if the store is moved."""
     return path.replace("\\", "/").rstrip("/").rpartition("/")[2]
 
 
@@ -115,7 +114,7 @@ def _last_folder(path: str) -> str:
 
 @dataclass(frozen=True)
 class EqualTimeComparison:
-    """A comparison of a timed level with unstructured tickets that take no longer."""
+    """A comparison of a timed level with unstructured tickets that are at least as fast."""
 
     point: LatencyPoint
     difference: Summary
@@ -136,11 +135,10 @@ def paired_unstructured_run(results: Results, runs: Sequence[Results]) -> Result
 def compare_at_equal_time(
     results: Results, base: Results, speeds: Sequence[SpeedRecord], setup: TimingSetup
 ) -> Mapping[int, EqualTimeComparison]:
-    """Compare each level of a run with unstructured tickets (of the run `base`) that take no longer.
+    """Compare each level of a run with unstructured tickets, from the run `base`, that are at least as fast.
 
-    Candidates are all unstructured levels that take no longer, and the interpolation between two levels to the same
-    time. The best candidate (by mean) is used, so that a slower candidate that is worse by chance does not count.
-    Levels that are faster than all unstructured levels are omitted.
+    Candidates are all unstructured levels that are at least as fast, and the interpolation between two levels to the
+    same time. The candidate with the best mean counts. Levels that are faster than all unstructured levels are omitted.
     """
     curve = _latency_curve(base, latency_points(base, speeds, setup))
     found = {}
@@ -160,7 +158,7 @@ def compare_at_equal_time(
 
 
 def _latency_curve(base: Results, points: Sequence[LatencyPoint]) -> list[tuple[float, MetricByReplicate]]:
-    """Return (time, metric by replicate) of a run's levels and of its dense network, the fastest first."""
+    """Return the time and the metric by replicate of each level and of the dense network, the fastest first."""
     found = [(point.time, point.group.values()) for point in points]
     if base.dense is not None:
         found.append((1.0, base.dense.values()))
@@ -168,7 +166,7 @@ def _latency_curve(base: Results, points: Sequence[LatencyPoint]) -> list[tuple[
 
 
 def _interpolate_metric(curve: Sequence[tuple[float, MetricByReplicate]], time: float) -> MetricByReplicate | None:
-    """Return the metric interpolated to a time between the nearest points of the curve; None outside the curve."""
+    """Return the metric at a time, interpolated between the nearest points of the curve; None beyond its ends."""
     slower = next((one for one in curve if one[0] >= time), None)
     faster = next((one for one in reversed(curve) if one[0] < time), None)
     if slower is None or faster is None:
@@ -179,7 +177,7 @@ def _interpolate_metric(curve: Sequence[tuple[float, MetricByReplicate]], time: 
 
 
 def structure_name(results: Results) -> str:
-    """Return the name of the structure of a run's masks; ``unstructured`` if no ticket or setting names one."""
+    """Return the name of the structure of a run's masks; ``unstructured`` if neither tickets nor settings name one."""
     for group in results.groups_of_role(TICKET):
         for point in group.points.values():
             if point.structure is not None:
@@ -192,7 +190,7 @@ def structure_name(results: Results) -> str:
 
 
 def structure_labels(runs: Sequence[Results]) -> tuple[str, ...]:
-    """Return the structure of each run's masks as a label; add the run's label if several runs have this structure."""
+    """Return the name of each run's structure; if several runs have it, with the run's label in brackets."""
     kinds = [structure_name(results) for results in runs]
     return tuple(
         kind if kinds.count(kind) == 1 else f"{kind} ({label})"
@@ -202,7 +200,7 @@ def structure_labels(runs: Sequence[Results]) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class LatencyPanel:
-    """A panel of a figure: a timing setup, and the runs with tickets that were timed in this setup."""
+    """A panel of the latency figure: a timing setup, and the runs with tickets that were timed in it."""
 
     setup: TimingSetup
     curves: tuple[tuple[Series, tuple[LatencyPoint, ...]], ...]
@@ -213,7 +211,7 @@ class LatencyPanel:
 
 
 def latency_panels(subject: Subject, indices: Sequence[int]) -> list[LatencyPanel]:
-    """Return a panel for each setup in which a ticket of the runs with these indices (of one task) was timed."""
+    """Return a panel for each timing setup of the runs with these indices, which have one task."""
     runs = subject.runs_at(indices)
     series = [Series(*one) for one in zip(structure_labels(runs), indices, runs, strict=True)]
     found = []
@@ -225,7 +223,7 @@ def latency_panels(subject: Subject, indices: Sequence[int]) -> list[LatencyPane
 
 
 def compare_panels(panels: Sequence[LatencyPanel], speeds: Sequence[SpeedRecord]) -> ComparisonsBySetup:
-    """Compare structured tickets with unstructured tickets, in each panel that has both."""
+    """Compare structured with unstructured tickets of equal latency, in each panel that has both."""
     found: dict[tuple[TimingSetup, str], Mapping[int, EqualTimeComparison]] = {}
     for panel in panels:
         runs = [one.results for one, _ in panel.curves]
@@ -241,7 +239,7 @@ def has_comparison(panel: LatencyPanel, compared: ComparisonsBySetup) -> bool:
 
 
 def best_equal_time_sentence(panel: LatencyPanel, compared: ComparisonsBySetup) -> str:
-    """Return a sentence on the structured level that gains most over unstructured tickets of equal latency."""
+    """Return a sentence about the structured level that is best compared with unstructured tickets of equal latency."""
     found = [
         (one, level)
         for one, _ in panel.curves
@@ -275,7 +273,7 @@ _STEADY = 2
 
 
 def savings_sentence(speed: SpeedRecord) -> str:
-    """Return a sentence: how much less time a call takes at each batch size, or that no difference was shown there."""
+    """Return a sentence that says how much time a call saves at each batch size, or that no difference is shown."""
     takes, unknown = [], []
     for timed in speed.comparisons:
         if (best := _first_saving(timed)) is None:
@@ -300,12 +298,12 @@ def _saving_range(best: Saved) -> str:
 
 
 def _first_saving(timed: Timed) -> Saved | None:
-    """Return the time saved by the sparse engine, which is recorded first; None if nothing was compared."""
+    """Return the time saved by the sparse engine, the first entry of `timed.saved`; None if there is no entry."""
     return next(iter(timed.saved), None)
 
 
 def unsteady_sentence(speed: SpeedRecord) -> str:
-    """Return sentences that explain numbers that disagree since other work ran on the machine; empty if none do."""
+    """Return a warning if times varied so much that savings and medians may disagree; otherwise the empty string."""
     apart = {
         timed.batch: _less_or_more(saved)
         for timed in speed.comparisons
@@ -323,7 +321,7 @@ def unsteady_sentence(speed: SpeedRecord) -> str:
 
 
 def _contradicting_saving(timed: Timed) -> float | None:
-    """Return the saving computed from two median times if it contradicts the recorded interval; otherwise None."""
+    """Return the saving according to median times if it is outside the interval of the saving; otherwise None."""
     best, seconds = _first_saving(timed), [row.seconds for row in _compared_times(timed) if row.seconds is not None]
     if best is None or len(seconds) < 2:
         return None
@@ -342,7 +340,7 @@ def _compared_times(timed: Timed) -> list[EngineTime]:
 
 
 def savings_facts(speed: SpeedRecord) -> list[tuple[str, str, str]]:
-    """Return (name, number, remark) for the time saved at each batch size, and for the compile time."""
+    """Return name, number and remark of the time saved at each batch size, and of the compile time."""
     found = []
     for timed in speed.comparisons:
         best = _first_saving(timed)
@@ -359,7 +357,7 @@ def savings_facts(speed: SpeedRecord) -> list[tuple[str, str, str]]:
 
 
 def engine_time_rows(speed: SpeedRecord) -> list[list[str]]:
-    """Return a table row for each engine: median milliseconds and quartiles at each batch size, or why it has none."""
+    """Return a row for each engine: median and quartiles in milliseconds at each batch size, or why it has no times."""
     names = dict.fromkeys(row.engine for timed in speed.comparisons for row in timed.times)
     return [[name, *(_engine_time_text(timed, name) for timed in speed.comparisons)] for name in names]
 
@@ -373,5 +371,5 @@ def _engine_time_text(timed: Timed, name: str) -> str:
 
 
 def lowest_confidence(speed: SpeedRecord) -> float:
-    """Return the lowest confidence level among the intervals of the time saved."""
+    """Return the lowest confidence level of the recorded intervals of the time saved."""
     return min((saved.confidence for timed in speed.comparisons for saved in timed.saved), default=0.0)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 def verdict_line(record: RunValues) -> str:
-    """Return the observation about a run, one or two plain sentences, on one line."""
+    """Return one or two sentences about a run's means (its observation), as a single line."""
     return observe(results_of(record)).text
 
 
@@ -39,13 +39,13 @@ def summary_lines(record: RunValues) -> list[str]:
 
 
 def summary_cells(record: RunValues) -> tuple[str, list[str], list[list[str]]]:
-    """Return the table of `summary_lines` as title, header, and the cells of each level."""
+    """Return the table of test results as title, header, and cells of each level."""
     results = results_of(record)
     return _table_title(results), *_table_cells(results)
 
 
 def summary_table(record: RunValues, width: int | None = None) -> Table:
-    """Return the table of `summary_lines` for a rich console; columns beyond `width` are only named below the table."""
+    """Return the table of test results for a rich console; columns that do not fit are only named below the table."""
     from rich import box
     from rich.table import Table
     from rich.text import Text  # Text is not parsed as rich's markup
@@ -73,7 +73,10 @@ def summary_table(record: RunValues, width: int | None = None) -> Table:
 def _drop_wide_columns(
     header: list[str], rows: list[list[str]], width: int | None
 ) -> tuple[list[str], list[list[str]], list[str]]:
-    """Omit columns until the table fits: the last controls first, then dense; return header, rows and omitted names."""
+    """Omit columns until the table fits, controls from the last to the first, then dense.
+
+    Return the header, the rows, and the names of the omitted columns.
+    """
     every = header
     for name in (*reversed(header[header.index("tickets") + 1 : -1]), header[-1]):
         cells = zip(*rows, strict=True)
@@ -156,7 +159,7 @@ def _share_text(cost: float | None) -> str:
 
 
 def _summary_text(style: Style, group: Group | None, usual: int) -> str:
-    """Format a group's mean and spread, ``96.23 ± 0.41``; add ``(2)`` if 2 replicates are not the `usual` number."""
+    """Format a group's mean and spread: ``96.23 ± 0.41``; add the number of replicates if it is not `usual`."""
     if group is None:
         return NONE
     summary = group.metric()
@@ -164,11 +167,11 @@ def _summary_text(style: Style, group: Group | None, usual: int) -> str:
 
 
 def relative_costs(record: RunValues) -> list[dict[str, Any]]:
-    """Return the costs of each ticket whose training phases are recorded, including its search and dense training.
+    """Return a dict of costs for each ticket with recorded training phases; search and dense training are included.
 
-    A ticket's dict has ``steps``, ``flops``, ``memory`` (the peak of all training steps; scoring is not measured) and
-    ``own_memory`` (of the training with the ticket's own mask), all relative to the dense training of its replicate;
-    and ``seconds``. A cost is None if it is unknown. ``replicate`` and ``level`` identify the ticket.
+    ``replicate`` and ``level`` identify the ticket. Its costs are ``steps``, ``flops``, ``memory`` (the peak over all
+    training steps; scoring is not measured), ``own_memory`` (the peak with the ticket's own mask) and ``seconds``. All
+    but ``seconds`` are relative to the dense training of the same replicate. An unknown cost is None.
     """
     points = read_run(record).points
     dense = {point.replicate: point.phases.dense for point in points if point.role == DENSE and point.phases}
