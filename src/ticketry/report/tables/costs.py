@@ -164,7 +164,7 @@ def phase_costs(results: Results, group: Group) -> dict[str, MeanPhase]:
 def phase_costs_by_level(results: Results) -> list[tuple[Group, dict[str, MeanPhase]]]:
     """Return the dense group and each level's tickets, with the mean costs of their phases that took place.
 
-    The phase ``whole`` is included only if some group has several phases.
+    For a group with a single such phase, the phase ``whole`` is omitted.
     """
     found = []
     for group in (
