@@ -87,7 +87,7 @@ def draw_figures(makers: Mapping[str, Maker]) -> dict[str, Drawing]:
 
 
 def _makers_with_data(*figures: tuple[str, object, Callable[..., Figure]]) -> dict[str, Maker]:
-    """Return, by name, functions that draw figures; each argument is (name, data, function). Skip figures without data."""
+    """Return, by name, functions that draw those figures that have data; an argument is (name, data, function)."""
     return {name: partial(draw, shown) for name, shown, draw in figures if shown}
 
 
