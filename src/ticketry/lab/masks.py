@@ -260,9 +260,9 @@ def measure_dense_latency(lab: Lab, rival: Task, task: Task, costs: CostModel) -
 
 
 def prune_to_latency(lab: Lab, task: Task, costs: CostModel, share: float, prune: Callable[[float], Mask]) -> Mask:
-    """Prune to several densities, time each mask, and return the mask whose latency is nearest to the aim `share`.
+    """Time several masks, and return the mask whose latency is nearest to `share` of the dense network's latency.
 
-    Latencies are shares of the dense network's latency. `prune` returns the mask for an estimated latency.
+    `prune` is called with estimated latencies, also as shares of the dense network's, and returns a mask for each.
     """
     from ticketry.budgets.latency import meet_share
 
