@@ -388,7 +388,6 @@ def format_runs(rows: Sequence[Mapping[str, Any]], *, sizes: bool) -> list[str]:
 
     Args:
         rows: dicts with the keys of `run_row`; if `sizes` is set, also with ``state``, ``bytes`` and ``own_bytes``.
-        sizes: whether to show the state and the size of each run.
     """
     from ticketry.core.tables import one_line
     from ticketry.report.wording import align_columns

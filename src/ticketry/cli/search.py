@@ -82,11 +82,8 @@ def read_arguments(
     """Parse the words of a command that searches; return the method, and an object with all options.
 
     Args:
-        command: name of the command.
         default: name of the method, if neither the words nor a run file name a method.
-        base: class of the arguments.
         extra: further fields of the arguments, in the form that `dataclasses.make_dataclass` takes.
-        description: text of the command's help.
     """
     named = bool(words) and not words[0].startswith("-")
     rest = list(words[1:] if named else words)

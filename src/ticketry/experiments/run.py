@@ -480,8 +480,6 @@ def tickets_within(
 
     Args:
         what: name of the cost, from `RELATIVE_COSTS`.
-        asked: the largest allowed fraction, as a number or as text (30%).
-        run: name of the run, for error messages.
         base: a cost, relative to the dense network's cost.
     """
     limit = BUDGET_FACTOR * parse_share(asked) * base
@@ -514,10 +512,7 @@ def tickets_to_json(
     """Return the tickets of a run, as ``ticketry search --json`` prints them.
 
     Args:
-        points: rows of the run's record.
-        tickets: the saved tickets.
         costs: for each ticket, its replicate, level, and costs relative to the dense network.
-        settings: settings of the method.
     """
     keys = ("replicate", "level")
     relative = {(one["replicate"], one["level"]): {k: v for k, v in one.items() if k not in keys} for one in costs}

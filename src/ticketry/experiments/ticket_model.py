@@ -93,7 +93,6 @@ def load_ticket_model(
 
     Args:
         task: the task, for a ticket that does not name its task.
-        weights: which weights to load.
         data: folder of data sets, for a task that takes its example inputs from a data set.
         trust: whether to import a task and network of user code that the ticket names, see `tasks.file_requests`.
     """

@@ -65,7 +65,6 @@ def read(kind: type[T], value: object, *, what: str, advice: str) -> T:
     """Convert JSON values to a record of class `kind`.
 
     Args:
-        value: the JSON values; a record of this class is returned unchanged.
         what: name of the record in errors, such as its file.
         advice: end of the error message, which says what to do about an invalid record.
     """

@@ -33,10 +33,10 @@ def upgrade_settings(stored: Mapping[str, Any], known: Container[str] = ()) -> d
 
     - In format 1, `structured`, `multiple`, `pattern` and options such as `rows` stood for what `structure` stores now.
     - In format 1, `equal_cost` was called `budget`.
-    - Settings without `base` (the network that shares of latency refer to) get ``engine``, the network that ticketry
-      compiles without pruning.
+    - Settings with `time` (a share of latency) but without `base` refer to the network compiled without pruning, which
+      is now called base ``engine``.
 
-    All other settings are returned unchanged; wrong settings are reported later, when they are read.
+    All other settings are returned unchanged, even if they are wrong.
 
     Args:
         known: names of the method's own settings, which are not converted even if format 1 had the same names.

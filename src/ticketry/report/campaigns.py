@@ -50,7 +50,7 @@ def style_of(claim: Claim) -> Style:
 
 
 def claim_cells(claim: Claim) -> list[str]:
-    """Return the table cells of a claim, one for each column in `CLAIMS`."""
+    """Return the cells of a claim's row in the table of claims."""
     style = style_of(claim)
     p = claim.p_refuted if claim.found == "refuted" else claim.p_confirmed
     return [

@@ -108,7 +108,7 @@ def short_metric(metric: Metric) -> str:
 
 
 def shorten_middle(name: str, most: int = 28) -> str:
-    """Return a text on one line; replace its middle by … if it is longer than `most` letters."""
+    """Return a text on one line; if the text is longer than `most` letters, … replaces its middle."""
     name = printable(name).replace("\n", " ")
     return name if len(name) <= most else f"{name[: most // 2 - 4]}…{name[-most // 2 - 3 :]}"
 

@@ -274,7 +274,6 @@ class TimeEstimator:
         """Learn a run's pace from a finished block.
 
         Args:
-            block: the finished block.
             seconds: seconds that training the block took.
             trained: work of the trainings that were not in the store.
             shared: result of `dense_work` before the block began.

@@ -210,7 +210,7 @@ class StoredTrainings:
     """Reads trainings and files from the store of a campaign."""
 
     def __init__(self, store: Store, modules: Container[str] = ()) -> None:
-        """Create a reader of `store`; `modules` are the modules of user code that may be imported."""
+        """Create a reader of `store`, which may import user code only from `modules`."""
         self._store, self._modules = store, modules
 
     def read_record(self, trajectory: str, step: int) -> dict[str, Any]:

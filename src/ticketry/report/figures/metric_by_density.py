@@ -59,7 +59,7 @@ def metric_by_density(results: Results, narrow: bool = False) -> Figure:
 
 
 def full_limits(results: Results) -> tuple[float, float]:
-    """Return limits of the y axis that show all means of a run and at least most of their intervals."""
+    """Return limits of the y axis that show all means of a run, and at least a part of their intervals."""
     groups = [group for role in results.roles for group in results.groups_of_role(role)]
     return limits_of(groups, scale_of(results), _ROOM)
 

@@ -144,7 +144,7 @@ class MeanPhase:
         return not (self.steps or self.amounts[FLOPS] or self.amounts[SECONDS])
 
     def text(self, measure: str) -> str:
-        """Return the cost by `measure` with its unit, a dash for an empty phase, or the words for an unmeasured one."""
+        """Return the cost by `measure` with its unit; a dash for an empty phase, and words for an unmeasured cost."""
         found = self.amounts[measure]
         if not found and (found is None or measure == MEMORY):
             return NONE if self.is_empty else NOT_MEASURED

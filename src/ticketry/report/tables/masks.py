@@ -36,7 +36,7 @@ MOST_FILTERS = 128
 
 @dataclass(frozen=True)
 class Picture:
-    """Picture of the first layer's mask at one level."""
+    """A picture of the first layer's mask at one level: the level, its density, and the mask's data."""
 
     level: int
     density: float

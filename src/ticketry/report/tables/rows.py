@@ -155,7 +155,7 @@ def layer_rows(results: Results) -> Rows:
 
 
 def structure_fit_rows(runs: Sequence[Results]) -> Rows:
-    """Return a row for each layer of each structured mask, and one for all layers, on how well the structure fits."""
+    """Return how well structures fit masks: a row for each layer of each structured mask, and a row for all layers."""
     names = (
         "layer=name rows columns groups rows_per_group density_before density_after coverage null_coverage "
         "random_coverage fill"
