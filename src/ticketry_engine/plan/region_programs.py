@@ -68,9 +68,9 @@ class Native:
     region: Region
     library: Library
     digest: Callable[[], str] | None
-    """Function that returns a digest of the graph, which identifies cached programs; None: do not cache programs."""
+    """Function that returns a digest of the graph, which names cached programs; None if programs are not cached."""
     layout: str | None = None
-    """"planes" or "pixels"; None: the layout that `choose` returns."""
+    """"planes", "pixels", or None for the layout that `choose` returns."""
     precision: str = "fp32"
     """Number format in the channels-last layout, "fp32" or "bf16"; the planar layout always uses float32."""
     sketch: Sketch = field(init=False)

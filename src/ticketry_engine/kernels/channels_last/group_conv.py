@@ -85,7 +85,7 @@ class GroupConv(EmittedKernel):
     vectors: int
     tile: Tile
     rest: Tile | None
-    """If `tile` covers several images: the tile for the images that are left over; else None."""
+    """The tile for the images that are left over if `tile` covers several images; None if `tile` covers one image."""
     x: Strides
     """Bytes between the inputs of neighbouring output pixels, so that the convolution's stride is included."""
     y: Strides
@@ -409,7 +409,7 @@ WEIGHTS_KEPT = 1 << 19
 """Bytes of weights that stay in the L2 cache while a kernel proceeds from tile to tile."""
 
 _PIXELS = {32: {1: 28, 2: 12, 3: 8, 4: 6}, 16: {1: 12, 2: 6, 3: 4}}
-"""By number of the target's vector registers and vectors of a block: most pixels of a tile, whose sums then fit."""
+"""By the target's vector registers and a block's vectors: greatest number of pixels in a tile whose sums fit."""
 
 _LATENCY = 4
 """Cycles until the result of a fused multiply-add is available."""
@@ -437,7 +437,7 @@ class BlockShape:
     vectors: int
     tile: Tile
     rest: Tile | None
-    """If `tile` covers several images: the tile for the images that are left over; else None."""
+    """The tile for the images that are left over if `tile` covers several images; None if `tile` covers one image."""
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,7 @@ SUM_CONFIGURATION = bfloat.build_configuration([_WHOLE_TILE] * (_SUMS_RIGHT + 1)
 
 @dataclass(frozen=True)
 class TileSums(SegmentKernel):
-    """AMX kernel of weighted sums in bfloat16, plus a residual value if `residual`; each shape gets separate code."""
+    """AMX kernel of weighted sums in bfloat16; if `residual`, another value is added to the sums."""
 
     finished: ClassVar[bool] = True
 
@@ -237,7 +237,7 @@ def spread_positions(inputs: int) -> int:
 
 @dataclass(frozen=True)
 class TileSpread(EmittedKernel):
-    """AMX kernel of the input gradient (`inputs` planes) in bfloat16, plus a residual value if `residual`."""
+    """AMX kernel of the input gradient in bfloat16, with `inputs` planes; if `residual`, another value is added."""
 
     finished: ClassVar[bool] = True
 

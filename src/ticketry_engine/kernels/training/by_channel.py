@@ -442,7 +442,7 @@ class ByToken(EmittedKernel):
 
 @dataclass(frozen=True)
 class TokenMoments(ByToken):
-    """Compute the mean and 1 / deviation of each token. Values: x; both results."""
+    """Compute the mean and 1 / deviation of each token. Values: x, then the two results."""
 
     value_count: ClassVar[int] = 1
 
@@ -464,9 +464,9 @@ class TokenMoments(ByToken):
 
 @dataclass(frozen=True)
 class TokenSums(ByToken):
-    """Compute the means over features of g and of g * n, where g is dy * scale and n is the normalised input.
+    """Compute, for each token, the means of g and of g * n over the features, where g is dy * scale.
 
-    Values: dy, x, mean, 1 / deviation; both results.
+    The normalised input is n. Values: dy, x, mean, 1 / deviation, then the two results.
     """
 
     value_count: ClassVar[int] = 4
@@ -498,9 +498,9 @@ class TokenLayerNorm(ByChannel):
 
 @dataclass(frozen=True)
 class LayerNormGradient(ByChannel):
-    """Compute the gradient of layer norm by x, and sum dy * n and dy per feature, where n is the normalised input.
+    """Compute the gradient dx of layer norm, and sum dy * n and dy per feature, where n is the normalised input.
 
-    Values: dy, x, dx; per token: mean, 1 / deviation, both results of `TokenSums`. Number: scale.
+    Values: dy, x, dx; per token: mean, 1 / deviation, the two results of `TokenSums`. Number: scale.
     """
 
     numbers: ClassVar[int] = 1

@@ -103,7 +103,7 @@ def halo_of_gradient(size: Pair, out: Pair, window: Window) -> int:
 def build_forward(
     x: Batch, y: Batch, layer: MaskedLayer, target: Target, residual: Batch | None = None
 ) -> list[GatheredOps]:
-    """Return the operations of ``y = conv(x)``, plus `residual` if given; pruned weights are not computed with."""
+    """Return the operations of ``y = conv(x)``, plus `residual` if given; pruned weights take no time."""
     window = layer.window
     shifts = np.array([x.geometry.shift(*window.shift(tap)) for tap in window.taps])
     columns = x.channel_bytes.reshape(layer.groups, -1, 1) + shifts
@@ -402,7 +402,7 @@ def _find_equal_column_sets(matrix: Matrix, sizes: Sequence[int]) -> list[list[A
 
 
 def _split_into_chunks(made: SumTables, width: int, threads: int) -> tuple[Array, bool]:
-    """Divide the segments into chunks whose sums stay in the L2 cache, and return whether a single chunk would suffice.
+    """Return (chunks of segments whose sums stay in the L2 cache, whether a single chunk would suffice).
 
     The number of chunks is a multiple of `threads`; `width` is the number of bytes of sums per column.
     """

@@ -44,7 +44,7 @@ class Batch:
     item: int = FLOAT
     """Bytes of a stored value: `FLOAT`, or `HALF` for bfloat16. Planes have the same number of bytes for either."""
     passing: bool = False
-    """Whether all blocks reuse the same memory, because a block is no longer read when the next one is written."""
+    """Whether all blocks reuse the same memory, because a block is no longer read when the next block is written."""
 
     @classmethod
     def build(cls, channels: int, size: Pair, halo: int, blocks: int, offset: int = 0, item: int = FLOAT) -> Batch:

@@ -316,7 +316,7 @@ class _PairSumsBody:
             self._write_segment_end(segment, y, residual, sums)
 
     def _sums(self, x: Any, begin: Any, end: Any) -> list[Any]:
-        """Emit the sums of a segment; return two per row and vector, with images as in `bfloat.interleave_pairs`."""
+        """Emit the sums of a segment; return two per row and vector, in the order of `bfloat.interleave_pairs`."""
         e, b, spec = self.e, self.e.b, self.spec
         vectors = len(self.shape.x)
         with e.loop(begin, end, PAIR, [e.splat(0.0)] * (2 * spec.rows * vectors)) as loop:
