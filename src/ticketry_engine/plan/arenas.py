@@ -318,7 +318,7 @@ def pair_channels(sketch: Sketch, orders: Mapping[int, Array], lanes: int) -> di
 
 
 def _weighted_support(sketch: Sketch, task: RegionTask, lanes: int) -> Array:
-    """Return float32 [channels, groups * taps]: 0 where a group of rows prunes a channel, else the root of its work."""
+    """Return float32 [channels, groups * taps]: the root of a group's work, or 0 where the group prunes the channel."""
     weight = sketch.weight(task.node)
     groups = [group for group in row_groups(weight) if group.width]
     channels = task.inputs[0].channels

@@ -366,7 +366,7 @@ def _delete_oldest(folder: Path) -> None:
 
 
 _WORTH = {"conv2d", "linear"}
-"""A region must contain at least one of these operations; else loading and storing take more time than is saved."""
+"""A region must contain one of these operations; otherwise loading and storing take more time than is saved."""
 
 _LARGE_HEAD = 1 << 16
 """If the layers after the last global pooling retain at least this many weights, they form a separate region.

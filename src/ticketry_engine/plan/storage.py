@@ -92,7 +92,7 @@ class ValueForm:
         return ValueForm("".join(labels), self.planes.reshape(*channels, 2), self.pixels)
 
     def flattened(self) -> ValueForm:
-        """Return the value flattened to one axis besides the batch: "c" if planes have one pixel, else "f"."""
+        """Return the value with one axis besides the batch, labelled "c" if planes have one pixel, else "f"."""
         if self.labels.lstrip("c").strip("p") or "c" not in self.labels:
             raise UnsupportedError("a flattened value whose positions come before its channels")
         if self.pixels == (1, 1) or "p" not in self.labels:

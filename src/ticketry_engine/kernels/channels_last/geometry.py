@@ -228,7 +228,7 @@ def loop_pixels(
 
 
 def loop_vectors(e: Emitter, channels: int, most: int) -> Iterator[tuple[ir.Value, list[int]]]:
-    """Emit a loop over the channels of a pixel, `most` vectors at a time; then yield once more for the remaining ones.
+    """Emit a loop over the channels of a pixel, `most` vectors at a time, then one iteration for the remaining vectors.
 
     Yield the byte in a pixel of the iteration's first vector, counted as if values were float32, and the number of
     channels in each vector of the iteration.

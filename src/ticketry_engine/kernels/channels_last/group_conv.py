@@ -349,7 +349,7 @@ class ConvAxes:
         return _count_tiles(self.rows, tile.rows)[0] * _count_tiles(self.columns, tile.columns)[0] / tile.images
 
     def runs_per_tile(self, tile: Tile) -> float:
-        """Return the mean number of runs of live taps per tile: one if all columns are live, else one per live row."""
+        """Return the mean number of runs of consecutive live taps per tile; a tap is live if it reads any input."""
         tiles, taps, _ = _count_tiles(self.rows, tile.rows)
         whole = _count_tiles(self.columns, tile.columns)[2]
         return whole + (1 - whole) * taps / tiles

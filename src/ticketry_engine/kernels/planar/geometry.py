@@ -50,7 +50,7 @@ class Geometry:
 
     @classmethod
     def of(cls, height: int, width: int, halo: int, images: int, row: int | None = None) -> Geometry:
-        """Build a geometry whose rows start `row` positions apart; without `row`, as close as possible."""
+        """Build a geometry whose rows start `row` positions apart, or as close as possible if `row` is None."""
         return cls(height, width, halo, images, width + halo if row is None else row)
 
     def pixel_position(self, y: int, x: int) -> int:

@@ -77,7 +77,7 @@ SHARING = 4
 """Minimum number of rows with equal columns that are summed together."""
 
 UNITS = 4
-"""Desired number of units of work per operation and thread; if there are fewer tiles, rows are divided too."""
+"""Desired number of units of work per operation and thread; if there are fewer tiles, rows are also divided."""
 
 VECTORS = 16
 """Number of vectors per tile on targets with 32 registers; targets with 16 registers use 12."""
