@@ -131,7 +131,7 @@ _TABLES: dict[str, Any] = {
 
 
 def decode_search_options(tables: Mapping[str, Any], what: str = "the run file") -> SearchOptions:
-    """Check the entries of a run file or preset; return them as `SearchOptions`, without settings and recipe."""
+    """Check the entries of a run file or preset; return all but method, settings and recipe as `SearchOptions`."""
     known = {*_TABLES, "method", *(field.name for field in fields(SearchOptions))} - {"option"}
     check_names(tables, known, what)
     for name in _TABLES.keys() & tables.keys():

@@ -208,7 +208,7 @@ class PointCollector:
     def _add_rounds(self, replicate: int, found: Found) -> None:
         """Add the training rounds with gates that produced a ticket's mask.
 
-        The tickets of a replicate must be added one after the other, by level.
+        The tickets of a replicate must be added one after the other.
         """
         for result in found.searched:
             key = (replicate, result.segment.key)

@@ -185,7 +185,7 @@ _MOST_PIXELS = 1 << 20
 
 
 class LayerPicture(Part, frozen=True):
-    """Pictures of a layer's mask before and after structuring; in both, rows are sorted by their group after it."""
+    """Pictures of a layer's mask before and after structuring; the rows of both are sorted by their new group."""
 
     name: str
     rows: AtLeastOne

@@ -357,8 +357,8 @@ def measure_pace(lab: Lab, whole: Sequence[Segment]) -> Pace:
     """Time the first steps of dense trainings that run at the same time, and return their pace.
 
     Times in the store are not used, since they may come from another machine or another load. Local workers train in a
-    temporary store, with twice as many steps until a second is timed. Workers on other machines cannot use a temporary
-    store. These workers train the first steps in the lab's store, and the search later continues from this result.
+    temporary store, and the number of steps is doubled until their training takes a second. Workers on other machines
+    train the first steps in the lab's store, and the search later continues from this result.
     """
     if lab.on not in (PROCESSES, IN_PROCESS):
         first = [one.until(min(_REMOTE_STEPS, one.last)) for one in whole]

@@ -111,7 +111,7 @@ def check(
     say: Callable[[str], None] = lambda _: None,
     on_event: OnEvent | None = None,
 ) -> list[CheckedRow]:
-    """Draw finished networks of a campaign at random, train each again in an empty store, and compare the metrics.
+    """Draw finished networks of a campaign at random, train each again in an empty store, and compare the results.
 
     Args:
         options: where to train, and the campaign's store, to which only a text file is added.

@@ -63,7 +63,7 @@ class Decision:
         """Return the claim's entry in the campaign record.
 
         Args:
-            seconds: estimated seconds until the claim is decided.
+            seconds: training time of both sides' runs.
             noise: for each dense network, the difference of the metric between two trainings in different data orders.
             noise_missing: number of replicates without a second training of the dense network.
         """
@@ -133,8 +133,8 @@ def decide(
 def family_sizes(claims: Sequence[Hypothesis]) -> list[int]:
     """Return, for each claim, the number of hypotheses in its multiple-testing correction.
 
-    This is the size of the claim's family, but for a replication at least the size for the claim that it repeats.
-    Claims to repeat are chosen by their results, so that a smaller family would make their test too easy.
+    This is the size of the claim's family. For a replication, it is at least the family size of the claim that it
+    repeats: claims to repeat are chosen by their results, so that a smaller family would make the test too easy.
     """
     members = Counter(claim.family for claim in claims)
     named = {claim.name: claim for claim in claims}

@@ -61,7 +61,7 @@ from ticketry_engine.results import EngineTime, TimeCurve, Timed
 
 
 def difference_figure(verify: VerifyRecord, narrow: bool = False) -> Figure:
-    """Draw a verification's mean differences with intervals, a line at 0, and a line at the margin for losing."""
+    """Draw a verification's mean differences with intervals, a line at 0, and a line where a ticket begins to lose."""
     found, margin, style = verify_differences(verify), verify.margin, seed_style(verify)
     names = [
         "ticket, other seeds (A/A)" if row.role == NOISE else shorten_middle(role_name(row.role), 40) for row in found

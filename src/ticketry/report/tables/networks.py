@@ -61,7 +61,7 @@ def columns_of(results: Results) -> dict[str, object]:
 
 @dataclass(frozen=True)
 class MethodSummary:
-    """Summary of all networks with the same method, role and level."""
+    """Summary of all networks of a task with the same method, role and level."""
 
     task: Task
     method: str
