@@ -109,7 +109,7 @@ _DECIDING = ("device", "precision", "threads_per_segment", "devices", "norms", "
 
 
 def warn_of_other_arithmetic(file: Path, lab: Lab, task: Task) -> None:
-    """Warn that results will be replaced, if the run in `file` was trained with other precision, threads or kernels."""
+    """Warn that results will be replaced if the run in `file` used another device, precision or kernels."""
     earlier = read_earlier_record(file, RunRecord)
     if earlier is None or not earlier.environment:
         return

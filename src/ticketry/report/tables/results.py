@@ -135,7 +135,7 @@ class Results:
         return [group for group in self._groups.values() if group.role == role]
 
     def tickets_or_control_at(self, level: int) -> Group:
-        """Return the tickets of a level; if none is trained yet, the networks of its first control (of equal density)."""
+        """Return the tickets of a level; if none is trained yet, its first control, which has the same density."""
         return next(group for role in (TICKET, *self.controls) if (group := self.group(level, role)))
 
     def common_count(self, role: str) -> int | None:
