@@ -679,7 +679,7 @@ def _count_n_of_m_weights(
 def compute_layer_minimums(
     counts: Mapping[str, int], available: Mapping[str, int], least: int, kept: int, density: float
 ) -> dict[str, int]:
-    """Return the smallest number of weights that each layer retains: `least`, or all its candidates if it has fewer."""
+    """Return the smallest number of weights that each layer retains: `least`, or all candidates of smaller layers."""
     floors = {name: min(least, available[name]) for name in counts}
     if none := [name for name, count in counts.items() if not count and not available[name]]:
         raise LayerCollapseError(

@@ -103,7 +103,7 @@ class ComputedWeight:
         return not any(weight[each].any() for each in removed.values())
 
     def zero_originals(self, removed: Mapping[int, Tensor]) -> dict[int, Tensor]:
-        """Return copies of parameters in which the `removed` elements are 0, by index in `originals`."""
+        """Return, by index in `originals`, copies of parameters in which the elements marked in `removed` are 0."""
         return {position: self.originals[position].detach().masked_fill(one, 0) for position, one in removed.items()}
 
     def _compute(self, replaced: Mapping[int, Tensor], draw: torch.Generator | None) -> Tensor:

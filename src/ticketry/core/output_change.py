@@ -106,8 +106,8 @@ def record_calls(
 
     Args:
         parameters: the weights to record, by name. A weight that is not used gets an empty list.
-        others: a set to which the names of weights are added that an unsupported function uses; if None, such a use is
-            an error.
+        others: a set that collects the names of weights which unsupported functions use; if None, such a use is an
+            error.
     """
     names = {id(parameter): name for name, parameter in parameters.items()}
     calls: dict[str, list[LayerCall]] = {name: [] for name in parameters}
@@ -258,7 +258,7 @@ _attention = FunctionType(
 def add_output_gradients(
     value: Tensor, calls: Mapping[str, list[LayerCall]], share: float = 1.0, *, again: bool = False
 ) -> None:
-    """Compute the gradients of a scalar with respect to the outputs of all calls, and add the squares to the calls.
+    """Add to each of the `calls` the squared gradient of the scalar `value` with respect to the output of the call.
 
     Args:
         share: number by which the squares are multiplied.

@@ -121,8 +121,8 @@ def prune(
         time: latency budget on this machine, instead of density: a fraction of the latency of `base`, 0 < time <= 1 or
             "50%", or an amount ("5ms"). The masked model is compiled and timed, and the mask corrected, until the
             budget is met. If the compiled unpruned model meets the budget, nothing is pruned and a `BudgetWarning` is
-            given. `ticketry.cost.meet` does the same and returns all measurements. The arguments that can be given with
-            flops, and cost and structure, can be given with time too.
+            given. `ticketry.cost.meet` does the same and returns all measurements. The options `cost` and `structure`,
+            and all options that `flops` permits, can be given too.
         base: the implementation whose latency `time` is a fraction of: ``eager`` (the uncompiled model),
             ``torch.compile``, ``onnxruntime``, ``openvino``, or ``engine`` (compiled by ticketry without pruning).
         bytes: budget for the model file that `Compiled.save` writes, instead of density: a fraction of the dense

@@ -419,7 +419,7 @@ def _find_parameters(model: nn.Module) -> dict[str, _FoundParameter]:
 def _find_ineffective(
     model: nn.Module, owners: Mapping[str, _FoundParameter], selected: set[str], included: set[str]
 ) -> set[str]:
-    """Return the names in `selected` of parameters whose zeros do not make the weight computed from them zero."""
+    """Return the `selected` names of parameters whose pruning does not zero the weight computed from them."""
     names = {id(owner.parameter): name for name, owner in owners.items()}
     layers = {id(module): name or type(model).__name__ for name, module in model.named_modules()}
     ineffective: set[str] = set()

@@ -137,5 +137,5 @@ def _compute_charge(opened: Tensor, curve: Curve, size: int) -> Tensor:
 
 
 def _round_for_keys(value: float) -> float:
-    """Return `value` rounded to 12 significant digits, as numbers are in the keys of stored results."""
+    """Return `value` rounded to 12 significant digits, for use in keys of stored results."""
     return float(f"{value:.12g}")

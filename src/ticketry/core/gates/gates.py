@@ -480,7 +480,7 @@ class Gates:
             yield opened if kept is None else opened * kept
 
     def _apply_gates(self, numbers: Sequence[int], weights: Sequence[Tensor], everything: bool) -> list[Tensor]:
-        """Return weight * gate of the parameters with the indices `numbers`, for the current mode of the model."""
+        """Return weight * gate of the parameters with the indices `numbers`, in the current mode of the model."""
         if self._lifted:
             return list(weights)
         self._check_devices(numbers, weights)

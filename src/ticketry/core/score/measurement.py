@@ -287,7 +287,7 @@ def batch_loss(model: nn.Module, batch: object, loss: Loss, count: int) -> Tenso
 
 
 def check_loss(value: object, count: int, *, reached: bool = True) -> None:
-    """Check that the loss of the `count`-th batch is a finite scalar and, if `reached`, requires gradients."""
+    """Raise an error unless the loss of the `count`-th batch is a finite scalar and, if `reached`, has a gradient."""
     if not isinstance(value, Tensor) or value.numel() != 1:
         what = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
         raise UsageError(f"a loss is one number in a tensor, the mean over the batch, not {what}")

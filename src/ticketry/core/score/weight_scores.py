@@ -169,7 +169,7 @@ def _explain_type_errors() -> Iterator[None]:
 
 
 class _ModelCalled(Exception):
-    """Raised when the model is called, to stop the call and hand over its arguments."""
+    """Exception that stops a call of the model and contains the arguments of the call."""
 
     def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         super().__init__()

@@ -20,8 +20,8 @@ def drop_and_grow(
 ) -> Mask:
     """Return the mask after one update of dynamic sparse training; each layer retains as many weights as before.
 
-    Each layer removes (drops) its floor(share * retained) weights of smallest magnitude, but no more than it has
-    removed weights. It retains (grows) the same number of other weights, those with the largest `growth`. Of equal
+    Each layer drops its floor(share * retained) weights of smallest magnitude, but no more weights than are removed
+    already. It grows (retains) the same number of other weights, those with the largest `growth`. Of equal
     values, the earlier position is chosen. With |gradient| as `growth` this is RigL (Evci et al., "Rigging the
     Lottery", 2020, arXiv 1911.11134, section 3); with random numbers it is SET (Mocanu et al. 2018).
 

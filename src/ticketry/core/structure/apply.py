@@ -128,13 +128,13 @@ def apply_structuring(
 
 
 def check_structure_score(by: Structuring) -> None:
-    """Raise `UsageError` if the structure removes whole channels by a score that is not known."""
+    """Raise `UsageError` if `by` removes whole channels by an unknown score."""
     if by.whole_channels:
         (check_channel_score if by.kind == "channels" else check_refill_score)(by.score)
 
 
 def channel_score_needs_data(by: Structuring) -> bool:
-    """Return whether the structure removes whole channels by a score that needs data."""
+    """Return whether `by` removes whole channels by a score that needs batches."""
     plain = split_control(by.score)[1]
     plain = "activation" if plain == "activation_l1" else plain
     if not by.whole_channels or plain == "remaining":

@@ -62,7 +62,7 @@ def compute_weight_worth(size: Tensor, kept: Tensor, by: str) -> Tensor:
 
 
 def sum_group_worth(worth: Tensor, second: Tensor, groups: Sequence[Indices]) -> GroupWorth:
-    """Sum the contributions of weights, [rows, columns], over the rows of each group.
+    """Return the worth of each column in each group: the sum of `worth` [rows, columns] over the group's rows.
 
     Args:
         second: contribution of each weight to the second worth, which ranks columns whose worth is 0.

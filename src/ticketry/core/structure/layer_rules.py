@@ -345,7 +345,7 @@ def trace_batch_norm(t: Trace, call: Call) -> Any:
 
 
 def _is_zero_after_norm(t: Trace, call: Call) -> bool:
-    """Return whether a removed channel is 0 after the norm: whether the channel's scale and shift are 0."""
+    """Return whether a removed channel is 0 after the norm, as it is if the channel's scale and shift are 0."""
     pair = call.argument("weight"), call.argument("bias")
     return all(tensor is not None and t.book.get(tensor).zero[0] for tensor in pair)
 

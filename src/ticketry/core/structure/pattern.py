@@ -67,7 +67,7 @@ def check_density(density: float | str | None = None, sparsity: float | str | No
 
 
 def parse_share_option(name: str, value: float | str) -> float:
-    """Return the value of the option `name`, listed in `SHARES`, as a number; raise `UsageError` if out of range."""
+    """Return the fraction `value`, given for the option `name`, as a number; raise `UsageError` if out of range."""
     if name == "sparsity":
         check_density(sparsity=value)
         return parse_share(value)
@@ -361,7 +361,7 @@ class Structuring:
 
     @property
     def share(self) -> float:
-        """The value of `plus` that applies: `PLUS` if it is left at 0, and 0 if a density is to be met instead."""
+        """The fraction `plus` in effect: `PLUS` if the field is 0; but 0 if a density is to be met instead."""
         met = self.kind != "refill+" or self.match or self.density is not None
         return 0.0 if met else self.plus or PLUS
 

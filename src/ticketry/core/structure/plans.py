@@ -465,7 +465,7 @@ def flag_removed_channels(group: ChannelGroup, removed_indices: Mapping[tuple[st
 
 
 def flag_removed_indices(mask: Mapping[str, Tensor]) -> dict[tuple[str, int], Flags]:
-    """Return, by (parameter, dimension), at which indices the mask removes all weights."""
+    """Return, by (parameter, dimension), flags of the indices at which the mask removes all weights."""
     found = {}
     for name, tensor in mask.items():
         for dim in range(tensor.dim()):

@@ -231,7 +231,7 @@ def trace_pad(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], result: 
 
 
 def trace_pixel_shuffle(t: Trace, call: Call) -> Any:
-    """Trace `pixel_shuffle`, which turns each factor^2 channels (dimension -3) into one, or `pixel_unshuffle`."""
+    """Trace `pixel_shuffle`, which merges every factor^2 channels (dimension -3), or its inverse `pixel_unshuffle`."""
     tensor = call.tensors[0]
     ids = t.book.get(tensor).labels[-3]
     if ids is None:

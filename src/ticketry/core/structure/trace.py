@@ -84,7 +84,7 @@ class Labels:
         self._unite_roots(np.minimum(one[free], other[free]), np.maximum(one[free], other[free]))
 
     def _unite_roots(self, low: Ids, high: Ids) -> None:
-        """Unite the classes whose smallest labels are `low[i]` and `high[i]`, for each i; `low[i]` < `high[i]`."""
+        """Merge, for each i, the classes of labels whose smallest labels are `low[i]` and `high[i]` > `low[i]`."""
         if not len(low):
             return
         if len(np.unique(high)) < len(high) or np.isin(low, high).any():  # chains of pairs
@@ -96,7 +96,7 @@ class Labels:
                 self._reasons.setdefault(above, self._reasons.pop(root))
 
     def freeze(self, ids: Ids, reason: str) -> None:
-        """Mark these labels, and all labels united with them, as not removable; an earlier reason is kept."""
+        """Mark labels, and all labels removed together with them, as not removable; an earlier reason is kept."""
         for root in np.unique(self.find_roots(ids)):
             self._reasons.setdefault(int(root), reason)
 
@@ -310,7 +310,7 @@ class Trace:
         return one
 
     def record_unit_count(self, attribute: str, ids: Ids | None) -> None:
-        """Record that an attribute of the running module is the number of these labels."""
+        """Record that the attribute `attribute` of the running module counts the channels with the labels `ids`."""
         if ids is not None:
             known = self.attributes.setdefault((self.running_name, attribute), ids)
             if len(known) == len(ids):  # a module that runs twice
@@ -325,7 +325,7 @@ class Trace:
             self.derived[_storage_address(tensor)] = names
 
     def record_factor(self, tensor: Tensor, summed: Ids | None) -> None:
-        """Record that activations are multiplied by `tensor`, and summed over the dimension with labels `summed`."""
+        """Record that activations are multiplied by `tensor`; the product sums over the channels labelled `summed`."""
         for name in self.derived.get(_storage_address(tensor), ()):
             dimensions = self.factors.setdefault(name, set())
             for (other, dimension), own in self.tensors.items():

@@ -121,7 +121,7 @@ def _import_hub(purpose: str) -> Any:
 
 
 def _explain_hub_error(error: Exception, what: str) -> TicketError:
-    """Return a `TicketError`, with advice, for an error of the hub's client; `what` is what was tried."""
+    """Return a `TicketError`, with advice, for an error of the hub's client; `what` says what was tried."""
     from huggingface_hub import errors
 
     status = getattr(getattr(error, "response", None), "status_code", None)
