@@ -16,7 +16,7 @@ Inputs = Tensor | tuple[Any, ...] | Mapping[str, Any]
 
 
 def as_arguments(inputs: Tensor | Sequence[Any]) -> tuple[Any, ...]:
-    """Return a single tensor, or a tuple or list of arguments, as a tuple of arguments."""
+    """Return `inputs`, a tensor or a sequence of arguments, as a tuple of arguments."""
     return tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
 
 
@@ -37,7 +37,7 @@ def at_batch(inputs: Mapping[str, Any], batch: int, seed: int = 0) -> dict[str, 
 
 
 def at_batch(inputs: Inputs, batch: int, seed: int = 0) -> tuple[Any, ...] | dict[str, Any]:
-    """Return inputs with `batch` examples: the given examples, repeated, with noise added to floating-point tensors.
+    """Repeat the examples of `inputs` until there are `batch`, and add noise to floating-point tensors.
 
     Only tensors whose size 0 is the number of examples are changed. The noise has half the standard deviation of the
     tensor, and makes all examples different, so that a comparison of outputs detects engines that confuse examples.

@@ -113,7 +113,7 @@ def saved_against(time_of: EngineTime, base: EngineTime, timing: Timing) -> Save
 def _prepare(
     contender: Contender, case: Case, expected: list[torch.Tensor], required: Sequence[str], say: Callable[[str], None]
 ) -> tuple[EngineTime, Call | None]:
-    """Prepare an engine and check its outputs; return its row of results, and the function to time, None on failure."""
+    """Prepare an engine and check its outputs; return its row of results, and the function to time (None: failed)."""
     row = EngineTime(contender.name, contender.sparse)
     if contender.model is not None:
         case = case.of(contender.model)

@@ -73,7 +73,7 @@ class Timing:
 
 @dataclass
 class Samples:
-    """Timing samples of one contender: seconds per call, one sample for each round."""
+    """Timing samples of one engine, in seconds per call, with one sample for each round."""
 
     calls: int = 1
     """Number of calls in a sample."""
@@ -271,7 +271,7 @@ class Case:
 
     @cached_property
     def onnx(self) -> Path:
-        """Return an ONNX file of the model, which accepts only inputs of these shapes; it is deleted with the case."""
+        """Return the path of an ONNX file of the model for inputs of these shapes, which is deleted with the case."""
         folder = tempfile.mkdtemp(prefix="ticketry-")
         weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         file = Path(folder) / "model.onnx"
@@ -451,7 +451,7 @@ def _read_ticks() -> dict[int, tuple[int, int]]:
 
 
 def _read_siblings(core: int) -> str:
-    """Return a text that is the same for all hardware threads of one physical core."""
+    """Return a text that identifies the physical core to which the core `core`, a hardware thread, belongs."""
     file = Path(f"/sys/devices/system/cpu/cpu{core}/topology/thread_siblings_list")
     try:
         return file.read_text(encoding="ascii").strip()

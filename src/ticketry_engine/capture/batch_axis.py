@@ -1,4 +1,4 @@
-"""Moves the batch to axis 0 around linear layers and views whose tensors have the batch on another axis.
+"""Moves the batch to axis 0 around linear layers and views of tensors that have the batch on another axis.
 
 Examples are `nn.MultiheadAttention` with [T, N, C] and window attention with [N * W, T, C]. A linear layer treats each
 row separately, so a pass may reorder the rows before the layer and restore the order after the layer. Views between
@@ -351,7 +351,7 @@ def number(editor: Editor, name: str, batch: int) -> int:
 
 
 def example_map(chain: ViewChain, layout: Callable[[Tensor, int], Tensor]) -> Tensor:
-    """Return the source index of each element of one example.
+    """Return a tensor with the source index of each element of one example.
 
     `layout` takes the viewed value and the number of examples, and returns the value with the batch at axis 0.
     Raise `NoMatchError` if an element of an example comes from another example.

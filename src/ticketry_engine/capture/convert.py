@@ -43,7 +43,7 @@ _BY_STRIDES = ("as_strided", "as_strided_copy", "as_strided_scatter", "_reshape_
 
 
 class _Leaf:
-    """A stand-in for a tensor or constant while torch rebuilds the containers of a call's arguments or outputs."""
+    """Stands for a tensor or constant while torch rebuilds the containers of a call's arguments or outputs."""
 
     def __init__(self, tree: Json) -> None:
         self.tree = tree
@@ -188,7 +188,7 @@ class _GraphBuilder:
 
 
 def _check_memory(one: fx.Node) -> None:
-    """Raise `CaptureError` if the input of an operation that reads memory by strides is a view of a larger tensor."""
+    """Raise `CaptureError` if the input of `one`, which reads memory by strides, is a view of a larger tensor."""
     read = one.args[0].meta.get("val") if one.args and isinstance(one.args[0], fx.Node) else None
     if (
         not isinstance(read, Tensor)

@@ -18,7 +18,7 @@ from ticketry_engine.ir.native import TensorFacts, infer, takes
 Shape: TypeAlias = "tuple[int | None, ...]"
 
 Found: TypeAlias = "dict[str, Json]"
-"""Arguments of a torch node, by argument name."""
+"""Arguments of an ATen node, by argument name."""
 
 Rule: TypeAlias = "Callable[[Editor, Node], list[Node] | str | None]"
 """Function that returns the replacement of a node.
@@ -28,7 +28,7 @@ the node, the function returns None or raises `NoMatchError`.
 """
 
 Lowering: TypeAlias = "Callable[[Editor, Node, Found], list[Node] | str | None]"
-"""Function that returns the replacement of a torch node, given its arguments."""
+"""Function that returns the replacement of an ATen node, given its arguments."""
 
 
 class NoMatchError(Exception):
@@ -148,7 +148,7 @@ class Editor:
         return infer(one.op, one.attrs, inputs, weights)[0]
 
     def made_by(self, name: str | None, *ops: str, act: Json = None) -> Node:
-        """Return the node that computes the value `name`; its operation must be in `ops`, and its activation `act`.
+        """Return the node that computes `name`; its operation must be in `ops`, and its activation must be `act`.
 
         ATen operations in `ops` are named without overload, such as "relu". Raise `NoMatchError` if the node differs.
         """
@@ -213,7 +213,7 @@ def rename(one: Node, renamed: Mapping[str, str]) -> Node:
 
 
 def with_arguments(one: Node, changed: Mapping[str, Json]) -> Node:
-    """Return an ATen node with new arguments; `changed` maps the name of a value argument to its replacement."""
+    """Return an ATen node with other arguments; `changed` maps the name of a value that it reads to an argument."""
     inputs: dict[str, None] = {}
     weights: dict[str, str] = {}
 

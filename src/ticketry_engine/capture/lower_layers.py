@@ -37,7 +37,7 @@ from ticketry_engine.support.seeds import generator
 
 
 def weights_of(editor: Editor, found: Mapping[str, Json]) -> dict[str, str]:
-    """Return the names of a layer's weight and bias, by role; raise `NoMatchError` if one is computed from inputs."""
+    """Return the names of a layer's weight and bias, by role; raise `NoMatchError` if one is no weight of the model."""
     given = {role: tensor_of(found.get(role)) for role in ("weight", "bias") if found.get(role) is not None}
     named = {role: name for role, name in given.items() if name is not None}
     require_match(named.keys() == given.keys() and "weight" in named)
@@ -82,7 +82,7 @@ def linear_input(found: Found) -> Json:
 
 
 def linear_weights(editor: Editor, one: Node, found: Found) -> dict[str, str]:
-    """Return {"weight": name, "bias": name} of a linear layer equivalent to `one`; raise `NoMatchError` if none is."""
+    """Return the names of weight and bias of a linear layer that equals `one`; raise `NoMatchError` if none does."""
     if base(one) == "linear":
         named = weights_of(editor, found)
     else:
@@ -639,7 +639,7 @@ def _transposed_axes(
 
 
 def _fold_following(known: Mapping[str, _Transposed], editor: Editor, one: Node) -> _Transposed:
-    """Return the transposed convolution of `known` that `one` reads, with the norm or activation `one` folded in."""
+    """Return the transposed convolution before the norm or activation `one`, from `known`, with `one` folded in."""
     found = known.get(one.inputs[0]) if one.op in _FOLDED else None
     if found is None:
         raise NoMatchError

@@ -249,7 +249,7 @@ def _rescale_layer(editor: Editor, layer: Node, output: str, scale: Tensor, shif
 
 
 def _fold_pad(editor: Editor, one: Node) -> list[Node]:
-    """Fold zero padding into a convolution; if the two sides differ, zeros that extend the kernel make them equal."""
+    """Fold zero padding into a convolution; if the padding is uneven, extend the kernel by zeros."""
     before = editor.computed_for_one_reader(one.inputs[0]) if one.op == "conv2d" else None
     if before is None or base(before) not in ("constant_pad_nd", "pad"):
         raise NoMatchError

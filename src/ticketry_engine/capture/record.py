@@ -129,7 +129,7 @@ def _size_for_call(size: int | LinearSize | None, examples: int) -> int:
 
 
 class FixedSizeError(NotRecordedError):
-    """Error if a model's operations depend on the number of examples, so that a graph can only be for one number."""
+    """Error if a model's operations depend on the number of examples, so that a graph is valid for one number only."""
 
 
 class _MetaCopy:
@@ -240,7 +240,7 @@ def _merge_ops(several: Sequence[RecordedOp]) -> RecordedOp:
 
 
 def _merge(several: Sequence[Any]) -> Any:
-    """Return the containers of the first call, with a `LinearSize` for each integer that differs between the calls."""
+    """Merge equal containers of several calls; an integer that differs between the calls becomes a `LinearSize`."""
     first = several[0]
     if any(type(each) is not type(first) for each in several):
         raise NotRecordedError("other arguments for other numbers of examples")
@@ -403,7 +403,7 @@ _CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Ref:
-    """A reference to a recorded tensor: its index in `Tape.tensors`."""
+    """Stands for a recorded tensor, whose index in `Tape.tensors` is `index`."""
 
     index: int
 

@@ -210,7 +210,7 @@ def _recognise_stack(editor: Editor, one: Node) -> list[Node] | str:
 
 
 def _recognise_repeated_product(editor: Editor, one: Node) -> list[Node] | str:
-    """Replace stack([view(left[t] @ right[t]) for t in ...]) by one batched product for all t."""
+    """Replace stack([view(left[t] @ right[t]) for t in ...]) by one batched matrix product over all t."""
     parts, axis = _stacked_values(editor, one)
     products = [_match_product(editor, name) for name in parts]
     shape = editor.shape(parts[0]) or ()

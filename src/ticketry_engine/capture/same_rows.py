@@ -52,7 +52,7 @@ _LARGEST = 1 << 22
 
 @dataclass
 class _EqualRows:
-    """Values found so far that are the same for every example, and values that their computation needs."""
+    """Collects the values that are the same for every example, and the values from which they are computed."""
 
     graph: Graph
     numbers: dict[str, str] = field(default_factory=dict)
@@ -105,7 +105,7 @@ class _EqualRows:
         return any(value in self.numbers for value in one.inputs) and self._has_batch_as_first_size(one, name)
 
     def _has_batch_as_first_size(self, one: Node, name: str) -> bool:
-        """Return whether an operation uses the number of examples only as the first size of its output."""
+        """Return whether an operation uses the number of examples only as size 0 of its output."""
         found = arguments(one)
         if name == "arange":
             return value_of(found["end"]) in self.numbers and found.get("start", 0) == 0 and found.get("step", 1) == 1

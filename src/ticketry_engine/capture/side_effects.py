@@ -278,7 +278,7 @@ def check_writes(program: torch.export.ExportedProgram) -> None:
 
 
 def program_of(exported: torch.export.ExportedProgram, notes: Sequence[str]) -> TracedProgram:
-    """Return an exported program as a `TracedProgram`; raise `CaptureError` if a graph cannot contain its objects."""
+    """Return an exported program as a `TracedProgram`; raise `CaptureError` for objects that a graph cannot contain."""
     inline(exported)
     signature, spec = exported.graph_signature, exported.call_spec
     kinds = torch.export.graph_signature.InputKind

@@ -88,7 +88,7 @@ def _device(model: nn.Module) -> torch.device:
 
 
 def check_device(device: torch.device) -> torch.device:
-    """Return the device, with the current GPU's index if it has none; raise `EngineError` if it cannot run kernels."""
+    """Return `device` with an index, by default the current GPU's; raise `EngineError` if kernels do not run on it."""
     import triton
 
     if device.type == "cpu":
@@ -254,7 +254,7 @@ def warm_up(call: Callable[[], object], device: torch.device) -> None:
 
 
 def record_cuda_graph(call: Callable[[], T]) -> tuple[torch.cuda.CUDAGraph, T]:
-    """Record `call` as a CUDA graph; return the graph and the call's result, whose tensors each replay overwrites."""
+    """Record `call` as a CUDA graph; return the graph and the call's result, which every replay overwrites."""
     graph = torch.cuda.CUDAGraph()
     try:
         with torch.cuda.graph(graph):

@@ -187,7 +187,7 @@ def _switch_kernel(choice: LayerChoice) -> LayerChoice:
 def estimate_seconds(
     graph: Graph, batch: int, works: Mapping[str, LayerWork], choices: Mapping[str, LayerChoice], rates: Rates
 ) -> float:
-    """Estimate the seconds of all layers and changes of layout, the only operations whose time depends on `choices`."""
+    """Estimate the seconds of all layers and changes of layout; `choices` does not affect other operations."""
     layers = sum(_choice_seconds(work, choices[name], rates) for name, work in works.items())
     return layers + all_layout_changes_seconds(graph, batch, choices, rates)
 
@@ -264,7 +264,7 @@ def _is_grid_result(graph: Graph, name: str) -> bool:
 
 
 def runs_on_inner_inputs(graph: Graph, node: Node) -> bool:
-    """Return whether a node can run in the inner layout: on images, or elementwise on feature rows of one shape."""
+    """Return whether a node can run in the inner layout (batch innermost)."""
     if node.op not in FOLLOWS:
         return False
     shapes = [graph.values[name].shape for name in node.inputs]

@@ -357,7 +357,7 @@ def read_cached(path: Path) -> bytes | None:
 
 
 def write_cached(path: Path, data: bytes) -> None:
-    """Write `data` after a digest, atomically; do nothing if the folder is not writable, or others can write in it."""
+    """Write a digest and `data` to a file; do nothing if the folder is not writable, or if others can write in it."""
     if not _is_usable(path.parent):
         return
     try:
@@ -367,7 +367,7 @@ def write_cached(path: Path, data: bytes) -> None:
 
 
 def _is_usable(cache: Path) -> bool:
-    """Return whether only the user can write in the folder `cache`; log a warning once if other users can."""
+    """Return whether only the user can write in the folder `cache`; if others can, log a warning once."""
     why = why_not_private(cache)
     if why and why not in _warned:
         _warned.add(why)

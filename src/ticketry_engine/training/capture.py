@@ -97,7 +97,7 @@ class FoundRegion:
         return self.seeds > 0 or self.pruned >= ALONE or len(self.dense) >= DENSE
 
     def region(self) -> TrainingRegion:
-        """Return the region as a `TrainingRegion`, from which its operations are planned."""
+        """Return the finished region as a `TrainingRegion`, for the planner."""
         outputs = tuple(dict.fromkeys(self.members[node] for node in self.outputs))
         values = () if self.tokens else (self.inputs | self.members).items()
         flat = frozenset(name for node, name in values if len(shape_of(node) or ()) == 2)
@@ -189,7 +189,7 @@ class _RegionFinder:
                 region.seeds += 1
 
     def _prepend(self, region: FoundRegion, read: fx.Node) -> None:
-        """Insert the node `read` at the start of a region, after its own predecessors, if `free` contains the node."""
+        """If `free` contains the node `read`, add it to a region that is still empty, after its own predecessors."""
         if read in self.free:
             self._prepend(region, read.all_input_nodes[0])
             self._add_to_region(read, self.free.pop(read), region)
@@ -282,7 +282,7 @@ class _RegionFinder:
         return lower_function(node)
 
     def build_steps(self, graph: fx.Graph) -> CapturedCall:
-        """Return the captured call, with steps sorted so that each runs after the steps whose results it reads."""
+        """Return the captured call, whose steps are in an order in which they can run."""
         for region in self.found:
             if not region.is_faster:
                 named = {node.name: node for node in region.members}

@@ -52,7 +52,7 @@ class PackedWeight:
 
     @torch.no_grad()
     def adopt_mask(self, kept: Tensor) -> None:
-        """Use the mask `kept` from now on, and copy the weights that it retains from the tensor to the row."""
+        """Use the mask `kept` from now on, and copy the weights that this mask retains from the tensor to the row."""
         self.kept = kept
         self.places = kept.flatten().nonzero()[:, 0]
         self._seen: Array = np.empty(len(self.places), np.int32)
@@ -72,7 +72,7 @@ class PackedWeight:
 
     @property
     def was_changed(self) -> bool:
-        """Whether the row was changed since its state was last recorded."""
+        """Whether the row was changed since `_record_state` was last called."""
         # Numbers are compared, because ``.data`` and fused optimisers do not increase a tensor's version.
         return not np.array_equal(self._bits(), self._seen)
 
@@ -91,7 +91,7 @@ class PackedWeight:
         return isinstance(dense, nn.Parameter) and (dense.shape, dense.dtype, dense.device.type) == kind
 
     def bind_to(self, dense: nn.Parameter) -> None:
-        """Bind the row to `dense`, which replaced the old tensor, and copy its retained weights to the row."""
+        """Bind the row to `dense`, which replaced the old tensor, and copy the retained weights of `dense` to it."""
         self.release()
         self.dense, self.waiting = dense, False
         self._add_hook()
@@ -180,7 +180,7 @@ class PackedWeights:
     Args:
         modules: the layers, by name; several layers may share a weight.
         masks: name of a layer -> bool tensor, True where a weight is retained.
-        stored: modules before whose state dict is saved or loaded `synchronise` is called.
+        stored: modules for which `synchronise` runs before a state dict is saved or loaded.
     """
 
     def __init__(
@@ -252,7 +252,7 @@ class PackedWeights:
                 row.copy_changed_tensor()
 
     def prepare_call(self) -> None:
-        """Prepare a call of the model by `synchronise`; if writing is deferred, update only the rows."""
+        """Before a call of the model, call `synchronise`; if writing is deferred, update only rows, not tensors."""
         if not self.late:
             self.synchronise()
             return
@@ -308,7 +308,7 @@ class PackedWeights:
             self.synchronise()
 
     def update_tensors(self, tensors: Iterable[Tensor]) -> None:
-        """Write rows whose writing is deferred to their tensors, for all of `tensors`, which are about to be read."""
+        """For each of `tensors` that has a row, write the row to the tensor if this was deferred."""
         for tensor in tensors if self.late else ():
             number = self._numbers.get(id(tensor))
             if number is not None and self._each[number].needs_write_back:

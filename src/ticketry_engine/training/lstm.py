@@ -46,7 +46,7 @@ _TILES = 5
 
 @dataclass(frozen=True)
 class SequenceShape:
-    """The shape of an LSTM layer's input (words x examples x features), and the number of LSTM units."""
+    """The sizes of an LSTM layer: number of words (time steps), examples, input features and LSTM units."""
 
     words: int
     batch: int
@@ -60,10 +60,10 @@ class SequenceShape:
 
 
 class LstmLayer:
-    """The operations of one LSTM layer in one direction, for one shape of the input.
+    """Runs one LSTM layer in one direction, forward and backward, for one shape of the input.
 
     Args:
-        kept: `INPUTS` and `STATES` -> retained weights: bool [4 units, inputs or units].
+        kept: `INPUTS` and `STATES` -> bool array [4 units, inputs or units], True where a weight is retained.
         threads: number of threads that share each operation.
     """
 
@@ -110,7 +110,7 @@ class LstmLayer:
         return replace(value, blocks=words * blocks, offset=value.offset + word * blocks * value.block_bytes)
 
     def _add_ops(self, ops: list[Op]) -> range:
-        """Add operations to the program, and return their numbers in it."""
+        """Add operations to the program, and return their indices in the program."""
         self._ops += ops
         return range(len(self._ops) - len(ops), len(self._ops))
 
@@ -393,17 +393,17 @@ class LstmUnit(Substitute):
 
     @property
     def density(self) -> float:
-        """Share of retained weights among all weights of the LSTM, including weights that are not under the mask."""
+        """Share of retained weights in the LSTM, where weights that are not under the mask count as retained."""
         return self.count / max(1, _count_weights(self.module))
 
     @property
     def count(self) -> int:
-        """Number of retained weights, including weights that are not under the mask."""
+        """Number of retained weights in the LSTM, where weights that are not under the mask count as retained."""
         return _count_weights(self.module) - sum(int((~mask).sum()) for mask in self._masks.values())
 
     @property
     def why(self) -> str:
-        """Why the LSTM runs in torch; empty if the LSTM runs in kernels."""
+        """The reason why the LSTM runs in torch; "" if it runs in kernels."""
         module = self.module
         if module.proj_size or not module.bias or not all(isinstance(p, nn.Parameter) for p in module._flat_weights):
             return "no kernels for an LSTM with projections, without biases, or of computed weights"
@@ -421,7 +421,7 @@ class LstmUnit(Substitute):
         return [self]
 
     def layer_seconds(self) -> dict[str, float]:
-        """Return the seconds of the LSTM's kernels, by the LSTM's name; empty if the LSTM runs in torch."""
+        """Return {name of the LSTM: seconds of its kernels}, or {} if the LSTM runs in torch."""
         return {} if self.why else {self.name: sum((self.seconds or {}).values())}
 
 
@@ -443,7 +443,7 @@ def masks_of_lstms(model: nn.Module, masks: Mapping[int, Tensor]) -> dict[str, d
 
 
 def _weight_names(layer: int, *, reverse: bool) -> dict[str, str]:
-    """Return the names in `nn.LSTM` of the weights `INPUTS` and `STATES` of one layer and direction."""
+    """Return {`INPUTS`: name, `STATES`: name}, the names of the weights in `nn.LSTM` for one layer and direction."""
     end = f"_l{layer}" + ("_reverse" if reverse else "")
     return {of: of.removesuffix("_l0") + end for of in (INPUTS, STATES)}
 

@@ -105,7 +105,7 @@ class TrainingRegion(Region):
 
 
 def fuse_norms(region: TrainingRegion) -> TrainingRegion:
-    """Return the region with each sum or ReLU that alone reads a batch norm's output fused into the batch norm."""
+    """Return the region with sums and ReLUs fused into the batch norms whose outputs only they read."""
     nodes, uses = list(region.nodes), region.uses
     number = 0
     while number < len(nodes):
@@ -206,7 +206,7 @@ class TrainingPlan:
     """Collects the operations of a training step, and links them into a program.
 
     Args:
-        kept: module -> its retained weights, bool [O, I / groups, kh, kw].
+        kept: name of a module -> bool array [O, I / groups, kh, kw], True where a weight is retained.
         live: number of images of the batch; the last block of images is filled up with empty images.
         wanted: inputs whose gradients are requested.
         threads: number of threads that share each operation.
@@ -448,7 +448,7 @@ class TrainingPlan:
             self.append_waiting("backward")
 
     def add_final_stage(self, stage: Stage) -> None:
-        """Add a stage to the end of the backward pass; no operation but its own may write the table that it reads."""
+        """Add a stage to the end of the backward pass; no other operation may write the table that the stage reads."""
         self._last.append(stage)
 
     def add_standalone(self, op: Op) -> Slot:
@@ -663,7 +663,7 @@ Stage = Callable[[RegionPass], None]
 
 @dataclass
 class OpRange:
-    """Stage that runs a range of operations; with more than two `bounds`, one range between neighbours per thread."""
+    """Stage that runs the operations between two `bounds`; with more bounds, each thread runs one of the ranges."""
 
     bounds: list[int]
 

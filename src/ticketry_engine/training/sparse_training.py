@@ -63,14 +63,14 @@ class SparseTraining(nn.Module):
     weights.
 
     In training mode, convolutions, linear layers and LSTMs under the mask run in sparse kernels, forward and backward,
-    together with batch norms, ReLUs, sums and pools around them. Everything else runs in torch. A layer that sparse
-    kernels would slow down, by a fixed rule of density and shape, runs densely; ``print`` of the module shows where
-    each layer runs. In evaluation mode the model itself runs in torch.
+    together with batch norms, ReLUs, sums and pools around them. Everything else runs in torch. A layer runs densely if
+    sparse kernels would slow it down, by a fixed rule of density and shape. ``print`` of the module shows where each
+    layer runs. In evaluation mode the model itself runs in torch.
 
     Args:
         model: float32, on the CPU.
-        keep: parameter name -> bool tensor, True = retained. None if nothing is pruned: then only consecutive
-            convolutions that kernels compute as fast as torch run in kernels, and only on processors with AVX-512.
+        keep: parameter name -> bool tensor, True = retained. None: nothing is pruned, and kernels run only consecutive
+            convolutions in which they are as fast as torch, on processors with AVX-512.
         example_inputs: a tensor, a tuple of arguments or a mapping of named arguments, with the batch first. Later
             calls may have other batch sizes.
         target: the processor to compile kernels for; ``"host"`` is the processor of this computer.
@@ -145,7 +145,7 @@ class SparseTraining(nn.Module):
         self.training = model.training  # not train(), which would change the modes of the model's modules
 
     def update(self, mask: Mapping[str, Tensor] | None) -> None:
-        """Use another mask from now on; None for no mask.
+        """Use another mask from now on, or no mask if `mask` is None.
 
         Kernel tables are rebuilt at the next step; kernels are compiled only for shapes that are new.
 
@@ -312,7 +312,7 @@ class SparseTraining(nn.Module):
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Within the block, calls of the model and its modules run in kernels, for methods other than `forward`.
+        """Within the block, calls of the model's modules run in kernels, also from methods other than `forward`.
 
         For example, `model.read(tokens)` within `with fast.running():` computes in kernels.
         """
@@ -454,7 +454,7 @@ def describe_layers(
     units: Sequence[Unit],
     lstms: Sequence[LstmUnit],
 ) -> list[Layer]:
-    """Return a row, without times, for each layer that kernels can run, and for other modules under the mask."""
+    """Return a row, without times, for each layer that kernels can run, and for each other module under the mask."""
     inside = {name for unit in units for name in unit.layers_in_kernels()}
     dense = {name for unit in units for name in unit.dense_layers()}
     reasons = {name: why for unit in units for name, why in unit.reasons().items()}

@@ -142,7 +142,7 @@ class Unit(Substitute):
     def find_form(
         self, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, twin: nn.Module | None = None
     ) -> tuple[_CallForm, list[Any]]:
-        """Return the form of a call with its regions, and the leaves of the call's arguments.
+        """Return what is known about calls of this form, including regions, and the leaves of the call's arguments.
 
         `twin` is a copy of the module that is traced instead of the module.
         """
@@ -216,7 +216,7 @@ class Unit(Substitute):
 
     @property
     def steps(self) -> list[RegionStep]:
-        """Return the regions that the previous call ran, or would have run."""
+        """Return the regions of the graph that the last call used."""
         return [] if self.last is None else list(self.last.steps.values())
 
     def layers_in_kernels(self) -> set[str]:
