@@ -294,7 +294,7 @@ def time_densities(
     on_cores: Sequence[int] | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> TimeCurve:
-    """Time the compiled model at each density, and the unpruned model in dense engines, taking turns.
+    """Time the compiled model at all `densities`, and the unpruned model in dense engines, taking turns.
 
     Args:
         case: the unpruned model with its inputs; dense engines run only this model, since zeros do not speed them up.

@@ -75,7 +75,7 @@ class FirstLayer(Part, frozen=True):
 
 
 class RelativeLatency(Part, frozen=True):
-    """Latency relative to the task's dense network, as median and interval; both were timed in turns on one machine."""
+    """Latency as a share of the dense network's latency (median and interval); both were timed in turns."""
 
     share: NotNegative
     low: NotNegative

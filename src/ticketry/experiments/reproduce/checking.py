@@ -48,7 +48,7 @@ ROWS = ("run", "network", "replicate", "weights kept, %", "told", "now", "interv
 
 @dataclass(frozen=True)
 class Row:
-    """A trained network of one replicate of a campaign, with the metric in the campaign's record."""
+    """A trained network of one replicate of a campaign, with its metric in the campaign's record, `value`."""
 
     run: str
     replicate: int

@@ -21,7 +21,7 @@ CONTROLS_WITH_MORE_STEPS = ("cyclic", "cyclic_random")
 
 @dataclass(frozen=True)
 class Summary:
-    """Mean, sample standard deviation (ddof = 1) and count of some numbers."""
+    """Mean, sample standard deviation (ddof = 1) and count `n` of some numbers."""
 
     mean: float
     """The mean, or the interquartile mean if there are `bounds`."""

@@ -45,7 +45,7 @@ def summary_cells(record: RunValues) -> tuple[str, list[str], list[list[str]]]:
 
 
 def summary_table(record: RunValues, width: int | None = None) -> Table:
-    """Return the table of test results for a rich console; columns that do not fit are only named below the table."""
+    """Return the table of test results for a rich console; columns beyond `width` are only named below the table."""
     from rich import box
     from rich.table import Table
     from rich.text import Text  # Text is not parsed as rich's markup
