@@ -116,7 +116,7 @@ def _cropped_interval(summary: Summary, most_sd: float) -> tuple[float, float]:
 def limits_of(
     groups: Iterable[Group], scale: Scale, room: float = 0.05, most_sd: float = _MOST_SD
 ) -> tuple[float, float]:
-    """Return axis limits that show all means and their intervals (up to `most_sd` standard deviations), with free `room`."""
+    """Return axis limits that show all means, with intervals up to `most_sd` standard deviations, and free `room`."""
     edges = [_interval_on_axis(group, scale, most_sd) for group in groups]
     return scale.limits_with_room(min(low for low, _ in edges), max(high for _, high in edges), room)
 
