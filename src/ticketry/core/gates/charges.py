@@ -99,7 +99,7 @@ def convex_costs(prices: Prices, sizes: Mapping[str, int]) -> dict[str, Curve]:
 
 
 def share_above_floor(prices: Prices, sizes: Mapping[str, int], share: float) -> float:
-    """Convert a budget to the share of the gates' costs that it permits: 0 permits no open gate, 1 permits all.
+    """Return the share of the cost of all gates that a budget permits: 0 permits no open gate, 1 permits all.
 
     Args:
         share: the budget, as a share of the cost of all these weights or, with a cost model, of the whole network.

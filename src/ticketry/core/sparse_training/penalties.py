@@ -18,7 +18,7 @@ BLOCK_PENALTIES = ("group_hoyer_square", "group_lasso")
 
 
 def check_penalty(kind: str, *, blocks: bool | None = None) -> str:
-    """Return `kind` if it is the name of a penalty.
+    """Return `kind`; raise `UsageError` if it is not the name of a suitable penalty.
 
     Args:
         blocks: whether the penalty will be applied to the blocks of a pattern; None if this is not known yet.

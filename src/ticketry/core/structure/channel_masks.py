@@ -294,7 +294,7 @@ def channels(
 def check_channel_density(
     model: nn.Module, structure: Structure, density: float, *, scope: Scope, keep_at_least: int = 1, multiple: int = 1
 ) -> None:
-    """Raise the error of `channels` if the density cannot be reached by removing channels, for any scores."""
+    """Raise the error of `channels` if no choice of channels to remove can reach the density."""
     order = ChannelOrder("global", keep_at_least, multiple)
     ChannelChoice(model, structure, scope).check_reachable(None, check_density(density), order)
 

@@ -67,7 +67,7 @@ def trace_pointwise(t: Trace, call: Call) -> Any:
 
 
 def record_sum(t: Trace, parts: Iterable[tuple[Tensor, Ids | None]]) -> None:
-    """Record the labels of different channels that an addition adds up, as in a residual stream."""
+    """Record that an addition adds up the channels of different layers, as in a residual stream."""
     met = [ids for tensor, ids in parts if ids is not None and tensor.untyped_storage().data_ptr() not in t.weights]
     t.sums += [
         other[t.labels.find_roots(other) != t.labels.find_roots(one)]

@@ -325,7 +325,7 @@ class Blocks:
         return self.sum_by_block(scores.double()) / self.sizes.to(scores.device)
 
     def expand_to_weights(self, blocks: Tensor) -> Tensor:
-        """Return a tensor in the weight's shape with the entry of the block that each weight is in; differentiable."""
+        """Return a tensor in the weight's shape, in which each weight has the entry of its block; differentiable."""
         parts = [
             own.expand(self._groups, own.shape[1], height, *self._columns).flatten(1, 2)
             for own, height in zip(self.block_views(blocks), self._block_heights(), strict=True)

@@ -126,7 +126,7 @@ def together(fits: Mapping[str, LayerFit] | Iterable[LayerFit], name: str = "all
 
 
 class _LayerComparison:
-    """Compares a layer's structured mask with its unstructured mask, by magnitude: coverage and references."""
+    """Computes how much of a layer's unstructured mask its structured mask retains, and references for comparison."""
 
     def __init__(self, name: str, view: MatrixView, worth: Tensor, new: Tensor) -> None:
         self._name, self._view, self._worth, self._new = name, view, worth, new

@@ -33,7 +33,7 @@ from ticketry.core.structure.trace import (
 
 @rule_for_one_tensor
 def trace_view(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], result: Tensor) -> Axes:
-    """Trace a reshape: find the labels of the merged and split dimensions."""
+    """Trace a reshape: find the channels of the merged and split dimensions."""
     found = Axes.unlabelled(result.dim())
     for before, after in _match_runs(shape, tuple(result.shape)):
         _trace_view_run(t, shape, axes, before, result, found, after)

@@ -296,7 +296,7 @@ class Trace:
             self.freeze(axes.labels[dimension], why)
 
     def unite_axes(self, one: Ids | None, other: Ids | None) -> Ids | None:
-        """Unite the labels of two dimensions index by index, and return the united labels.
+        """Record that channels at the same index of two dimensions go together, and return their labels.
 
         If one dimension has no labels (None), or the sizes differ, mark all labels as not removable and return None.
         """
@@ -468,7 +468,7 @@ def set_output_axes(t: Trace, outputs: Sequence[Tensor], *known: Axes) -> None:
 
 
 def unite_all(t: Trace, several: Iterable[Ids | None]) -> Ids | None:
-    """Unite the labels of several dimensions index by index, and return the united labels.
+    """Record that channels at the same index of several dimensions go together, and return their labels.
 
     If a dimension has no labels, mark all labels as not removable and return None.
     """

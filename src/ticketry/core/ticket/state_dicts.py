@@ -77,7 +77,7 @@ def warn_of_same_weights(
     trained_copy: Mapping[str, Tensor],
     mask: Mask,
 ) -> None:
-    """Warn if `start` has the trained weights, because it was taken from the model without a copy.
+    """Warn if `start` has the trained weights, as happens if it was taken from the model without a copy.
 
     Args:
         start, trained: the caller's state dicts, which may share memory.
