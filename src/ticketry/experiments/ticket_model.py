@@ -58,7 +58,7 @@ class TicketModel:
 
     @property
     def mask(self) -> Mask:
-        """Mask of the ticket, which says which weights are kept."""
+        """Mask of the ticket: which weights are kept."""
         return self.ticket.mask
 
     def describe(self) -> dict[str, Any]:

@@ -74,7 +74,7 @@ class SecondOrders:
                 self._found[one.of, one.replicate] = one
 
     def find_stored(self, run: str, blocks: Sequence[RunRecord]) -> None:
-        """Add the second-order trainings of finished `blocks` that the store already has."""
+        """Add the trainings in the second data order that the store already has for the finished `blocks`."""
         metric = self._campaign.runs[run].task.metric.name
         for replicate, dense_one in enumerate(_dense_points(blocks)):
             if (self._of[run], replicate) in self._found or not dense_one.key:
@@ -386,7 +386,7 @@ class _CampaignState:
             lock.release()
 
     def _merge_record(self, there: CampaignRecord | None) -> None:
-        """Take planned times and second-order trainings from `there`, the record that other processes have written."""
+        """Add the planned times and second trainings from `there`, the record that other processes have written."""
         planned = dict(there.planned if there else self._planned)
         for run, times in self._unwritten.items():
             planned[run] = planned.get(run, PlannedTime()).plus(times)

@@ -1,7 +1,7 @@
 """Check a campaign: train randomly drawn networks again in an empty store, and compare the results.
 
-For each drawn network, the dense network or control that its start weights come from is trained again too. Its mask
-is taken from the campaign's store.
+For each drawn network, the training that its start weights come from (of a dense network or a control) is repeated
+too. Its mask is taken from the campaign's store.
 """
 
 from __future__ import annotations
