@@ -457,8 +457,8 @@ def _allocate_blocks(
 
     Layers without a target number of weights are ranked jointly: the best blocks are retained as long as each brings
     the number of weights nearer to `wanted`. Layers with a target first retain as many of their best blocks as fit.
-    Then layers retain one more block each, the layers first where most of this block would fit, as long as this brings
-    the total nearer to the sum of the targets.
+    Then layers may retain one more block each, as long as this brings the total nearer to the sum of the targets.
+    Layers in which most of this block would fit come first.
 
     Args:
         targets: function that returns the target numbers, see `Targets`.

@@ -57,7 +57,7 @@ def distribute_like(whole: Tensor, like: DTensor) -> DTensor:
 
 
 def gather_shards(local: Tensor, like: Tensor) -> Tensor:
-    """Return the whole tensor, given each process's shard `local`; the tensor is sharded in the same way as `like`.
+    """Return the whole tensor, given each process's shard `local`; the shards are those of a tensor like `like`.
 
     All processes must call this. If `like` is not sharded, return `local`.
     """

@@ -95,7 +95,7 @@ def tried_structure(model: nn.Module, example_inputs: Inputs, spare: Patterns = 
 
 
 def _try_in_double(structure: Structure, scrambled: nn.Module, arguments: Arguments) -> Structure:
-    """Return `structure` after a test in float64, which reveals smaller differences; without one if it does not run."""
+    """Return `structure`, with groups marked not prunable that fail in float64; unchanged if float64 does not run."""
     exact = _Trial(copy_in_dtype(scrambled, torch.float64), copy_arguments(arguments, torch.float64), structure)
     problem = exact.find_problem([*exact.half_channels])
     return structure if problem is None or not problem.ran else exact.find_removable_groups()
@@ -322,7 +322,7 @@ def build_smaller(model_copy: nn.Module, plan: ShrinkPlan) -> nn.Module:
 
 
 def _noise_for_small_weights(parameter: Tensor, spread: float) -> float:
-    """Return the standard deviation of noise for a parameter whose own one, `spread`, is very small; else 0."""
+    """Return the standard deviation of noise for a parameter with a very small standard deviation `spread`, or 0."""
     usual = parameter[0].numel() ** -0.5 if parameter.dim() > 1 and len(parameter) else 0.0
     return usual if spread < 0.5 * usual else 0.0
 
