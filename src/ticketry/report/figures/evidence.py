@@ -370,7 +370,7 @@ def time_by_density(curves: Sequence[TimeCurve], narrow: bool = False) -> Figure
 
 
 def time_by_density_svg(record: EvidenceValues) -> str:
-    """Return the figure of a timing at several densities (latency against density) as an SVG document."""
+    """Return the figure of latency against density as an SVG document; `record` is a timing at several densities."""
     timed = read_evidence(record, "record of time against density")
     if not isinstance(timed, CurveRecord):
         raise StoreError("a record of time against density is of kind bench-curve: measure it with --densities")
