@@ -263,7 +263,7 @@ class Compiled(ForInference):
         return build(self.graph.outputs, values)
 
     def _run_steps(self, values: dict[str, Any], native: _OfNative, other: _OfOther) -> None:
-        """Run all steps, and store results in `values`; delete a result after the last step that reads it.
+        """Run all steps, and store their results in `values`; delete each result after its last use.
 
         The function `native` runs a region, and `other` runs a step in torch.
         """
@@ -385,7 +385,7 @@ class Compiled(ForInference):
         return torch_step(self.graph, step), step.inputs, (step.output,)
 
     def _only_region(self) -> Native | None:
-        """Return the region that computes the only output of the network from its inputs; None if no region does."""
+        """Return the region that computes the network's only output from the network's inputs; None if none does."""
         if len(self._steps) != 1 or not self._natives or not isinstance(self.graph.outputs, str):
             return None
         _, reads, makes, _ = self._steps[0]
@@ -462,7 +462,7 @@ def machine() -> Machine:
 def inspect(
     model: nn.Module, keep: Mapping[str, Tensor], example_inputs: Any, *, precision: str = "fp32"
 ) -> list[InspectedLayer]:
-    """Return, for each layer with a weight, where a training step runs the layer, and the share of work that it saves.
+    """Return, for each layer with a weight, where training runs the layer, and the share of work that kernels save.
 
     Args:
         model: the model, in float32 on the CPU. Its pruned weights are set to 0; nothing else is changed.

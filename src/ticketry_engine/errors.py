@@ -60,7 +60,7 @@ class MaskError(TicketryError):
 
 
 class StructureError(TicketryError):
-    """Error if channels cannot be removed exactly, or if a plan for removing them is damaged or for another model.
+    """Error if channels cannot be removed exactly, or if a plan for their removal is damaged or for another model.
 
     Examples:
         >>> tk.structure.channels(nn.Linear(4, 2), torch.randn(2, 4), density=0.5)

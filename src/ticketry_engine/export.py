@@ -235,7 +235,7 @@ def _read_pt2(file: Path) -> tuple[str, Run]:
 def _check_outputs(
     source: nn.Module, run: Run, given: Arguments, batches: Sequence[int], runtime: str
 ) -> tuple[ExportCheck, ...]:
-    """Compare the outputs of the exported model and its source for each batch size; return the errors.
+    """Compare the outputs of the exported model and its source for each batch size; return the differences.
 
     `run` calls the exported model. Raise `EngineError` if one of the models fails, or if their outputs differ.
     """

@@ -101,7 +101,7 @@ KERNEL_PROCESSORS = ("x86_64", "amd64", "aarch64", "arm64")
 
 
 def no_kernels(system: str | None = None, processor: str | None = None) -> str:
-    """Return the reason why kernels do not run on a system; "" if they run.
+    """Return the reason why kernels do not run on a system; "" if kernels run.
 
     Args:
         system, processor: results of `platform.system` and `platform.machine` on the system; by default, this machine.

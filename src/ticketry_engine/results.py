@@ -149,12 +149,12 @@ class SpeedLayer(Layer, frozen=True):
 
     @property
     def saved(self) -> float | None:
-        """Return the share of the layer's dense time that sparsity saves; None if the layer was not timed."""
+        """Return the share of the layer's time without a mask that the mask saves; None if the layer was not timed."""
         return 1 - self.seconds / self.dense_seconds if self.seconds is not None and self.dense_seconds else None
 
 
 class CurvePoint(RecordPart, frozen=True):
-    """Times of a compiled model at one density."""
+    """Times of a compiled model with a mask of one density."""
 
     density: Density
     """Density of the mask, which may differ from the requested one by rounding."""

@@ -163,7 +163,7 @@ def _matmul_output(x: Tensor, y: Tensor) -> Tensor | None:
 
 
 def _recurrent_output(x: Tensor, states: Any, *settings: Any) -> tuple[Tensor, ...] | None:
-    """Return the outputs of a recurrent layer without running its time steps, as torch's own rule would."""
+    """Return the outputs of a recurrent layer, but do not run its time steps, unlike torch's own rule."""
     several = list(states) if isinstance(states, (list, tuple)) else [states]
     bidirectional, batch_first = settings[-2:]
     if x.dim() != 3 or any(each.dim() != 3 or each.dtype != x.dtype for each in several) or len(settings) != 7:

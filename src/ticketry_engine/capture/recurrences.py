@@ -178,7 +178,7 @@ def _match_whole_axis(editor: Editor, names: list[str]) -> tuple[str, int]:
 
 
 def _add_steps_first(editor: Editor, source: str, axis: int, shape: Shape, nodes: list[Node]) -> str:
-    """Append nodes that move `axis` of `source` to axis 1 and give each slice the shape `shape`; return the name."""
+    """Append nodes that move `axis` of `source` to axis 1 and reshape its slices to `shape`; return the new name."""
     whole = editor.shape(source) or ()
     if axis != 1:
         axes = [0, axis, *(other for other in range(1, len(whole)) if other != axis)]

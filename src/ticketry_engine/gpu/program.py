@@ -564,7 +564,7 @@ def _restore_shape(made: GpuValue, x: GpuValue) -> GpuValue:
 
 
 def kernel_activation(act: str | dict[str, float] | None) -> tuple[str, float]:
-    """Return an activation of the graph as (name, slope) for the kernels; the name is "" if there is no activation."""
+    """Return an activation as (name, slope), arguments of the kernels; the name is "" if there is no activation."""
     if isinstance(act, dict):
         return "leaky_relu", float(act["leaky_relu"])
     return act or "", 0.0

@@ -52,7 +52,7 @@ def private_content_of(path: Path) -> bytes:
 
 
 def why_not_private(folder: Path) -> str:
-    """Return the reason why other users could put files into a folder; "" if only the user can.
+    """Return the reason why other users could put files into a folder; "" if only this user can.
 
     The folder must belong to the user. Each parent folder, up to the home folder, must belong to the user or to root,
     and others may write in a parent only if its sticky bit is set, as for /tmp. A missing folder is accepted, because
@@ -170,7 +170,7 @@ def make_folder(folder: Path, *, private: bool = False) -> None:
 
 
 def beside(target: Path, *, private: bool = False) -> Path:
-    """Create an empty file named ``.*.tmp`` in the folder of `target`, as `replacing` uses it, and return its path."""
+    """Create an empty temporary file, named ``.*.tmp``, in the folder of `target`, and return the path of the file."""
     place = target.with_name(f".{target.name[:80]}.{secrets.token_hex(8)}.tmp")
     os.close(os.open(place, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600 if private else 0o666))
     return place

@@ -14,7 +14,7 @@ from ticketry_engine.errors import MaskError, UsageError
 
 
 def require_model(model: object) -> None:
-    """Raise `UsageError`, whose message says what to do, unless the argument `model` is a module."""
+    """Raise `UsageError` unless the argument `model` is a module; the message says what to do."""
     if isinstance(model, nn.Module):
         return
     if isinstance(model, Mapping):

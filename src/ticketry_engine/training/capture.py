@@ -97,7 +97,7 @@ class FoundRegion:
         return self.seeds > 0 or self.pruned >= ALONE or len(self.dense) >= DENSE
 
     def region(self) -> TrainingRegion:
-        """Return the finished region as a `TrainingRegion`, for the planner."""
+        """Return the finished region as a `TrainingRegion`, which can be planned and run."""
         outputs = tuple(dict.fromkeys(self.members[node] for node in self.outputs))
         values = () if self.tokens else (self.inputs | self.members).items()
         flat = frozenset(name for node, name in values if len(shape_of(node) or ()) == 2)
@@ -147,7 +147,7 @@ class _RegionFinder:
         """Node that draws random numbers -> the previous such node."""
 
     def add_node(self, node: fx.Node) -> None:
-        """Add a node to a neighbouring or new region, if kernels can run the node and a region may contain it."""
+        """Add a node to a neighbouring or a new region, if kernels can run the node; else leave the node to torch."""
         try:
             lowered = self._lower(node)
         except Unsupported as why:

@@ -74,7 +74,7 @@ class TrainingContext:
 
 @dataclass
 class _CallForm:
-    """What is known about calls of one form: the graph with its regions, or the reason why there is no graph."""
+    """The result of tracing a call of one form: the graph and its regions, or the reason why there is no graph."""
 
     traced: Traced | None
     why: str = ""
@@ -378,7 +378,7 @@ class Traced:
 
 
 def call_key(module: nn.Module, leaves: Sequence[Any], spec: TreeSpec) -> tuple[Any, ...]:
-    """Return a key that is equal for calls with the same graph: the form of the call, and the module's settings."""
+    """Return a key of a call's form and the module's settings; calls with equal keys have the same graph."""
     given: list[Any] = []
     for leaf in leaves:
         if isinstance(leaf, Tensor):
