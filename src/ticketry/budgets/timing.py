@@ -249,7 +249,7 @@ class MaskFamily(Protocol):
     def mask(self, granularity: str, amount: float) -> Mask:
         """Return the mask of the family with a granularity, such as ``weights``, that retains `amount`."""
 
-    def held_out(self, amount: float, seed: int) -> Mask:
+    def checking_mask(self, amount: float, seed: int) -> Mask:
         """Return a mask of single weights with other densities per layer, under which estimates are checked."""
 
 
@@ -271,7 +271,7 @@ class RandomMasks:
         found = synthetic(self._model, pattern, amount)
         return Mask({name: found[name] for name in self._shapes})
 
-    def held_out(self, amount: float, seed: int) -> Mask:
+    def checking_mask(self, amount: float, seed: int) -> Mask:
         """Return a random mask of single weights, with a random density around `amount` in each layer."""
         made = {}
         for index, (name, shape) in enumerate(self._shapes.items()):
@@ -310,7 +310,7 @@ class ScoredMasks:
         """Return the mask of the best blocks that take at most the share `amount` of the dense time."""
         return self._best_blocks(granularity, amount, self._seconds)
 
-    def held_out(self, amount: float, seed: int) -> Mask:
+    def checking_mask(self, amount: float, seed: int) -> Mask:
         """Return the mask of the best weights after multiplying each layer's time by a random factor, 0.6 to 1.6."""
         prices = {
             name: seconds * float(torch.empty(1).uniform_(-0.5, 0.5, generator=generator(seed, "cost", index)).exp())
@@ -406,7 +406,7 @@ def measure_costs(
     residuals = []
     for seed, amount in enumerate(_HELD_OUT):
         say(f"checking the estimates at about {amount:g}")
-        mask = family.held_out(amount, seed)
+        mask = family.checking_mask(amount, seed)
         share = meter.share(meter.compiled(mask)).median
         residuals.append(costs.estimate(mask).value / costs.dense / share - 1)
     return msgspec.structs.replace(

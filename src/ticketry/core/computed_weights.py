@@ -279,7 +279,7 @@ def effective_weights(model: nn.Module, parameters: Mapping[str, nn.Parameter]) 
     return weights
 
 
-def check_computed_removed(
+def require_computed_weights_are_removed(
     model: nn.Module, parameters: Mapping[str, nn.Parameter], mask: Mapping[str, Tensor]
 ) -> None:
     """Check that a mask of parameters also removes the weights computed from these parameters.

@@ -17,7 +17,7 @@ from safetensors.torch import save as safetensors_save
 from torch import Tensor, nn
 
 from ticketry.choices import describe_name_difference, require_name
-from ticketry.core.computed_weights import check_computed_removed
+from ticketry.core.computed_weights import require_computed_weights_are_removed
 from ticketry.core.scope import Scope, matching_parameters, normal_name
 from ticketry.core.sharding import local_shard, reshard, shard_like
 from ticketry.core.tables import LayerDensity, LayerTable, html_table
@@ -217,7 +217,7 @@ class Mask(Mapping[str, Tensor]):
         """
         reshard(model)
         parameters = self.parameters(model)
-        check_computed_removed(model, parameters, self)
+        require_computed_weights_are_removed(model, parameters, self)
         for name, parameter in parameters.items():
             own = local_shard(parameter)
             with writing_to(own):

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ticketry.core.computed_weights import check_computed_removed
+from ticketry.core.computed_weights import require_computed_weights_are_removed
 from ticketry.core.mask import Mask
 from ticketry.core.sparse_training.hold import Hold
 from ticketry_engine import Compiled, CompiledGpu, SparseTraining, train
@@ -43,7 +43,7 @@ def compile(
         torch.Size([10, 8])
     """
     if mask is not None:
-        check_computed_removed(model, mask.parameters(model), mask)
+        require_computed_weights_are_removed(model, mask.parameters(model), mask)
     return compile_model(
         *(model, mask, example_inputs),
         threads=threads,

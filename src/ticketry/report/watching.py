@@ -105,7 +105,7 @@ def _modified_at(path: Path) -> float:
 
 def _running_values(progress: Progress) -> dict[str, Any]:
     return {
-        **_run_values(
+        **_page_run_fields(
             progress.run, progress.title, progress.task, progress.metric, progress.unit, progress.higher_is_better
         ),
         "state": "running",
@@ -124,7 +124,9 @@ def _finished_values(values: object) -> dict[str, Any]:
     metric = record.task.metric
     points = [ProgressPoint(p.replicate, p.level, p.role, p.density, p.metric(metric.name)) for p in record.points]
     return {
-        **_run_values(record.name, record.title, record.task.name, metric.words, metric.unit, metric.higher_is_better),
+        **_page_run_fields(
+            record.name, record.title, record.task.name, metric.words, metric.unit, metric.higher_is_better
+        ),
         "state": "done",
         "expected": len(points),
         "networks": len(points),
@@ -133,7 +135,7 @@ def _finished_values(values: object) -> dict[str, Any]:
     }
 
 
-def _run_values(name: str, title: str, task: str, metric: str, unit: str, higher: bool) -> dict[str, Any]:
+def _page_run_fields(name: str, title: str, task: str, metric: str, unit: str, higher: bool) -> dict[str, Any]:
     return {"name": name, "title": title, "task": task, "metric": metric, "unit": unit, "higher": higher}
 
 

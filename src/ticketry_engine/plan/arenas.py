@@ -302,7 +302,7 @@ def pair_channels(sketch: Sketch, orders: Mapping[int, Array], lanes: int) -> di
     for task, node in sketch.products():
         if node.attrs.get("groups", 1) == 1:
             read = storages.orders.find(int(task.inputs[0].flat[0, 0]))
-            readers.setdefault(read, []).append(_weighted_support(sketch, task, lanes))
+            readers.setdefault(read, []).append(_work_roots_by_channel(sketch, task, lanes))
             labels = np.zeros(len(sketch.weight(node)), np.int64)  # number of each row's group
             for number, group in enumerate(row_groups(sketch.weight(node))):
                 labels[np.asarray(group.rows)] = number
@@ -317,7 +317,7 @@ def pair_channels(sketch: Sketch, orders: Mapping[int, Array], lanes: int) -> di
     return found
 
 
-def _weighted_support(sketch: Sketch, task: RegionTask, lanes: int) -> Array:
+def _work_roots_by_channel(sketch: Sketch, task: RegionTask, lanes: int) -> Array:
     """Return float32 [channels, groups * taps]: the root of a group's work, or 0 where the group prunes the channel."""
     weight = sketch.weight(task.node)
     groups = [group for group in row_groups(weight) if group.width]

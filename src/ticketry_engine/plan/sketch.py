@@ -266,7 +266,7 @@ def _add_product(
     return y
 
 
-def _add_pairwise(sketch: Sketch, node: Node, inputs: list[ValueForm]) -> ValueForm:
+def _add_pairwise_operation(sketch: Sketch, node: Node, inputs: list[ValueForm]) -> ValueForm:
     one, other = inputs
     gate = sketch.graph.values[node.inputs[0]].shape != sketch.graph.values[node.inputs[1]].shape
     if one.labels == "f" or (gate and other.channels != one.channels) or not (gate or _has_same_form(one, other)):
@@ -441,8 +441,8 @@ _MOVES: Mapping[str, Callable[[Node, Any], Any]] = {
 RULES: Mapping[str, Rule] = {
     "conv2d": _add_conv2d,
     "linear": _add_linear,
-    "add": _add_pairwise,
-    "mul": _add_pairwise,
+    "add": _add_pairwise_operation,
+    "mul": _add_pairwise_operation,
     "act": _add_pointwise,
     "affine": _over_channels_rule(lambda node: 0, "channels that are not the first axis"),
     "layer_norm": _add_over_last_axis,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ticketry.core.allocate import allocate_for_gates
-from ticketry.core.computed_weights import check_computed_removed
+from ticketry.core.computed_weights import require_computed_weights_are_removed
 from ticketry.core.gates.charges import Charges, charge_penalty
 from ticketry.core.gates.gates import GateFunction, Gates, create_logits
 from ticketry.core.gates.kinds import Kind, make_kind
@@ -133,7 +133,7 @@ def attach(
         raise MaskError("the mask that gates are to stay within is not of the parameters in scope")
     check_attachable(model, parameters)
     if within is not None:
-        check_computed_removed(model, parameters, within)
+        require_computed_weights_are_removed(model, parameters, within)
     if charges is not None and charges.sizes != tuple(parameter.numel() for parameter in parameters.values()):
         raise UsageError("the charges are of gates on other weights: make them of the parameters in scope, in order")
     pattern = Pattern.parse(pattern)

@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _NormBase
 
 from ticketry.choices import check_choice
-from ticketry.core.computed_weights import check_computed_removed
+from ticketry.core.computed_weights import require_computed_weights_are_removed
 from ticketry.core.mask import Mask
 from ticketry.core.model_calls import compilation_disabled
 from ticketry.core.scope import Scope
@@ -51,7 +51,7 @@ def prepare_for_measurement(
             " complex weights; or spare it"
         )
     if at is not None:
-        check_computed_removed(model, parameters, at)  # else the loss could be NaN without an explanation
+        require_computed_weights_are_removed(model, parameters, at)  # else the loss could be NaN without an explanation
     with ExitStack() as stack:
         stack.enter_context(seeded_random_state(seed, model))
         stack.enter_context(compilation_disabled(model))

@@ -136,7 +136,7 @@ def _encode(sources: Sequence[Source]) -> Iterator[tuple[Part, bytes]]:
     for kind, name, read, whole in sources:
         data = read()
         coding, packed = ("whole", data) if whole else _compress(data, before)
-        if kind != "blob" and len(data) > _largest_record(len(packed)):
+        if kind != "blob" and len(data) > _max_record_bytes(len(packed)):
             coding, packed = "whole", data
         before = b"" if coding == "whole" else data  # a reader does the same
         facts = {"kind": kind, "name": name, "size": len(data), "packed": len(packed), "coding": coding}
@@ -152,7 +152,7 @@ def _compress(data: bytes, before: bytes) -> tuple[Coding, bytes]:
     return found if len(data) <= _MOST_INFLATED * len(found[1]) else ("whole", data)
 
 
-def _largest_record(packed: int) -> int:
+def _max_record_bytes(packed: int) -> int:
     """Return the maximum bytes that a record may have if its compressed form has `packed` bytes."""
     return min(_LARGEST_RECORD, max(_PLAIN_RECORD, _MOST_SWOLLEN * packed))
 
@@ -277,7 +277,7 @@ class Bundle:
         if sum(part.size for part in compressed) > most:
             raise self._error(f"its records and masks would take more than {most >> 20} MB once unpacked")
         for part in compressed:
-            if part.kind != "blob" and part.size > (limit := _largest_record(part.packed)):
+            if part.kind != "blob" and part.size > (limit := _max_record_bytes(part.packed)):
                 raise self._error(f"{' '.join(part.name):.80} would take more than {limit >> 20} MB once unpacked")
 
     def _decode(self, part: Part, data: bytes, before: bytes) -> bytes:

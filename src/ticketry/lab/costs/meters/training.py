@@ -42,7 +42,7 @@ class EnergyMeter:
             path for path in _list_folder(powercap) if path.name.count(":") == 1 and path.name.startswith("intel-rapl")
         )
         self._processors = self._read_processors()
-        self._gpus = _read_gpus()
+        self._gpus = _read_gpu_millijoules()
 
     @property
     def readable(self) -> bool:
@@ -58,7 +58,7 @@ class EnergyMeter:
             for domain, before in self._processors.items():
                 spent = now[domain] - before
                 joules += (spent if spent >= 0 else spent + _read_number(domain / "max_energy_range_uj", 0)) / 1e6
-        gpus = _read_gpus()
+        gpus = _read_gpu_millijoules()
         if self._gpus is not None and gpus is not None:
             meters.append("NVML (all GPUs)")
             joules += (gpus - self._gpus) / 1e3
@@ -121,7 +121,7 @@ def _read_number(path: Path, otherwise: float) -> float:
     return otherwise
 
 
-def _read_gpus() -> float | None:
+def _read_gpu_millijoules() -> float | None:
     """Return the millijoules of all GPUs since their drivers were loaded; None if NVML (nvidia-ml-py) is missing."""
     try:
         import pynvml
