@@ -311,7 +311,7 @@ def quality_warnings(found: Met) -> Iterator[str]:
         if found.structure == CHANNELS or denser is not None:
             instead = "request more time, or start from a smaller network"
     other = f" Instead: {denser}" if denser is not None and denser.density > found.mask.density else ""
-    if denser is None:
+    if denser is None and len(found.considered) < 2:
         other = " Leave structure out to have all granularities timed"
     if low:
         worst = min(low, key=lambda stage: low[stage])
