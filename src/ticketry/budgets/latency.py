@@ -229,7 +229,7 @@ def meet_request(request: Request, threads: int) -> Met:
 
 
 def _time_base(request: Request, meter: Meter) -> Latencies:
-    """Time the base thoroughly once more; return the latencies, with the median of all timings of the base so far."""
+    """Time the unpruned model in the request's base again; return latencies with the median of all such timings."""
     effort, meter.effort = meter.effort, _BASE_EFFORT
     known = time_base(meter, request.amount, request.base)
     meter.effort = effort
@@ -278,10 +278,12 @@ class _BudgetSearch:
         self._progress.step("timing the chosen mask once more")
         result = report_nearest(self._meter, best.tried, self._asked, self._known)
         if abs(result.missed_by) > _FAR:
-            first, share = result.first, result.share * self._known.now / self._known.unpruned
+            first, rounds = result.first, result.rounds
+            share = result.share * self._known.now / self._known.unpruned
             chosen = replace(nearest(best.tried, self._asked), found=Interval(share, share, share, 0.0))
             self._approach_again(best, [chosen], _COMPARED)
-            result = replace(report_nearest(self._meter, best.tried, self._asked, self._known), first=first)
+            result = report_nearest(self._meter, best.tried, self._asked, self._known)
+            result = replace(result, first=first, rounds=rounds + result.rounds - 1)
         considered = (*(self._describe(one) for one in found), *self._failed)
         return replace(result, costs=self._costs, structure=best.structure, considered=considered)
 

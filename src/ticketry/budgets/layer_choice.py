@@ -275,7 +275,7 @@ def zero_outside(scores: Mapping[str, Tensor], mask: Mask | None) -> Mapping[str
 
 
 def _descending_order(values: Tensor) -> Tensor:
-    """Return the order [n] of values [n], none below 0, from the highest on; equal values keep their order."""
+    """Return the indices that sort `values`, which must be >= 0, in descending order; equal values keep their order."""
     if values.dtype != torch.float32 or not 0 < len(values) < 1 << 32:
         return values.argsort(descending=True, stable=True)
     # Nonnegative floats are in the order of their bits. Keys of bits and index are sorted several times faster.

@@ -303,17 +303,14 @@ def quality_warnings(found: Met) -> Iterator[str]:
     densities = stage_densities((row.name, row.kept, row.total) for row in found.mask.table())
     low = {stage: density for stage, density in densities.items() if density < _LEAST_STAGE_DENSITY}
     others = [one for one in found.considered if one.structure != found.structure and not one.why_not]
-    denser = max(others, key=lambda one: one.density, default=None)
-    if denser is not None and denser.density > found.mask.density:
-        instead = f"{denser} for this budget; or request more time"
-    else:
-        instead = "request more time, or try structure='channels', which keeps dense kernels"
-        if found.structure == CHANNELS or denser is not None:
-            instead = "request more time, or start from a smaller network"
-    other = f" Instead: {denser}" if denser is not None and denser.density > found.mask.density else ""
-    if denser is None and len(found.considered) < 2:
-        other = " Leave structure out to have all granularities timed"
+    denser = max((one for one in others if one.density > found.mask.density), key=lambda one: one.density, default=None)
     if low:
+        if denser is not None:
+            instead = f"{denser} for this budget; or request more time"
+        elif others or found.structure == CHANNELS:
+            instead = "request more time, or start from a smaller network"
+        else:
+            instead = "request more time, or try structure='channels', which keeps dense kernels"
         worst = min(low, key=lambda stage: low[stage])
         more = f" and {len(low) - 1} more stages are below {100 * _LEAST_STAGE_DENSITY:g} %" if len(low) > 1 else ""
         yield (
@@ -321,6 +318,9 @@ def quality_warnings(found: Met) -> Iterator[str]:
             f" Instead: {instead}"
         )
     if abs(found.first - 1) > _LARGE_ERROR:
+        other = f" Instead: {denser}" if denser is not None else ""
+        if len(found.considered) < 2:
+            other = " Leave structure out to have all granularities timed"
         yield (
             f"the first mask was estimated at {100 * found.first:.0f} % of its measured latency; the budget is met by"
             f" measurement, but how it is spread over the layers is uncertain.{other}"

@@ -238,7 +238,7 @@ def _check_scope(value: object, name: str, model: object) -> object:
 
 
 def to_name_tuple(patterns: Patterns) -> tuple[str, ...]:
-    """Return names and patterns as a tuple; `entry_point` has already replaced modules by their names."""
+    """Return names and patterns as a tuple; a single text counts as one pattern."""
     return (patterns,) if isinstance(patterns, str) else tuple(cast("Iterable[str]", patterns))
 
 

@@ -538,14 +538,16 @@ def _match_scores(editor: Editor, name: str) -> tuple[Node, Tensor, Tensor | Non
             return editor.made_by(name, *_PRODUCTS), factor, bias
         maker = editor.made_by(name, "add_constant", "mul_constant", "affine")
         if maker.op != "mul_constant":
-            constant = _broadcast_constant(editor, maker, "constant" if maker.op == "add_constant" else "shift")
+            constant = _broadcastable_weight(editor, maker, "constant" if maker.op == "add_constant" else "shift")
             bias = constant * factor if bias is None else bias + constant * factor
         if maker.op != "add_constant":
-            factor = factor * _broadcast_constant(editor, maker, "constant" if maker.op == "mul_constant" else "scale")
+            factor = factor * _broadcastable_weight(
+                editor, maker, "constant" if maker.op == "mul_constant" else "scale"
+            )
         name = maker.inputs[0]
 
 
-def _broadcast_constant(editor: Editor, one: Node, role: str) -> Tensor:
+def _broadcastable_weight(editor: Editor, one: Node, role: str) -> Tensor:
     """Return the weight `role` of a node, in a shape that broadcasts to one example of the node's output."""
     found = editor.tensors[one.weights[role]]
     if one.op != "affine":

@@ -466,12 +466,12 @@ def _order_steps(
         elsewhere = {name for node in graph.nodes if node.output not in inside for name in node.inputs}
         outputs = [node.output for node in nodes if node.output in elsewhere | set(graph.results)]
         region = Region(tuple(read), tuple(outputs), tuple(nodes))
-        steps += [(level, part) for part in _split_head(graph, region)]
+        steps += [(level, part) for part in _split_after_last_pooling(graph, region)]
     steps += [(levels[node.output], node) for node in graph.nodes if node.output in reasons]
     return [step for _, step in sorted(steps, key=lambda pair: pair[0])]
 
 
-def _split_head(graph: Graph, region: Region) -> list[Region]:
+def _split_after_last_pooling(graph: Graph, region: Region) -> list[Region]:
     """Return the region, divided after its last global pooling if the layers after the pooling have many weights."""
     means = [number for number, node in enumerate(region.nodes) if node.op == "global_avg_pool"]
     if not means:

@@ -285,7 +285,10 @@ class Storages:
         return found
 
     def halo(self, number: int, *, few: bool = False) -> int:
-        """Return the largest `halo` (`halo_of_few` if `few`) of all storages with the geometry of storage `number`."""
+        """Return the largest halo of the storages that share their geometry with storage `number`.
+
+        With `few`, it is the halo for small batches, `halo_of_few`.
+        """
         key = self.halos.find(number)
         relatives = [storage for other, storage in enumerate(self.all) if self.halos.find(other) == key]
         return max(storage.halo_of_few if few else storage.halo for storage in relatives)

@@ -82,7 +82,7 @@ class PackedWeight:
         return self.waiting or self.was_changed
 
     def belongs_to(self, dense: object) -> bool:
-        """Return whether the row is bound to `dense`, and `torch.utils.swap_tensors` did not change the tensor."""
+        """Return whether these weights are those of `dense`, and `torch.utils.swap_tensors` did not change `dense`."""
         return dense is self.dense and self.dense._cdata == self._content
 
     def fits(self, dense: object) -> bool:

@@ -282,10 +282,13 @@ def split_group_sizes(count: int, rows: int) -> list[int]:
 class PaperBlocks:
     """Finds dense blocks in a mask by the heuristic of Chen et al. (2022, section 3.2, after Rumi et al. 2020).
 
+    The paper's parameters are t1, the number of parts; t2, the least number of rows that retain a column of a block;
+    b1 and b2, the least numbers of rows and columns of a block. Here the number of rows of a group determines t1, and
+    the number of weights to retain determines t2.
+
     Rows are divided into parts by `partition_rows`. In each part of at least b1 rows, the columns that at least t2 rows
-    retain become a dense block, if at least b2 columns do so. Rows without a block are divided again, until no block is
-    found; the rows that are left are removed. The paper's t1, the number of parts, results from the number of rows of a
-    group, and t2 from the number of weights to retain.
+    retain become a dense block, if these are at least b2 columns. Rows without a block are divided again, until no
+    block is found; the remaining rows are removed.
     """
 
     kept: Tensor

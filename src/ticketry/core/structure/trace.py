@@ -325,7 +325,7 @@ class Trace:
             self.derived[_storage_address(tensor)] = names
 
     def record_factor(self, tensor: Tensor, summed: Ids | None) -> None:
-        """Record that activations are multiplied by `tensor`; the product sums over the channels labelled `summed`."""
+        """Record a multiplication of activations by `tensor`; `summed` labels the channels that are summed, if any."""
         for name in self.derived.get(_storage_address(tensor), ()):
             dimensions = self.factors.setdefault(name, set())
             for (other, dimension), own in self.tensors.items():

@@ -265,7 +265,7 @@ class _CampaignState:
             if not waiting:
                 return ""
             known = dict(self._failed)
-            waiting = order_by_decisions(waiting, self._estimate_blocks)
+            waiting = order_by_decisions(waiting, self._estimate_seconds)
             planned, most = self._plan_blocks(waiting), self._estimate_remaining(open_ones)
             if self._failed != known:
                 continue
@@ -303,7 +303,7 @@ class _CampaignState:
             self._add_failure(block, error)
             return 0.0
 
-    def _estimate_blocks(self, blocks: Sequence[Block]) -> float:
+    def _estimate_seconds(self, blocks: Sequence[Block]) -> float:
         """Return the estimated seconds of training blocks one after the other; shared trainings count once."""
         counted = set[str]()
         return sum(self._estimate_block(block, counted) for block in blocks)
@@ -333,7 +333,7 @@ class _CampaignState:
         """Return the estimated seconds of all blocks that undecided claims may still need."""
         runs = {run for one in decisions if one.needs_replicates for run in one.claim.runs}
         left = [block for run in runs for block in blocks_of(run, self._campaign.plans[run])[self._done.counts[run] :]]
-        return self._estimate_blocks(left)
+        return self._estimate_seconds(left)
 
     def _train_block(self, block: Block, claims: tuple[str, ...]) -> None:
         planned, shared = self._clock.estimate(block), self._clock.dense_work(block)

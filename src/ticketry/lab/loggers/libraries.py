@@ -28,7 +28,7 @@ _TENSORBOARD_DONE = "finished"
 
 
 class _Runs:
-    """Logs the metrics and artifacts of runs whose objects have the methods of Weights & Biases."""
+    """Logs metrics and artifacts to a library whose run objects have the methods of those of Weights & Biases."""
 
     _runs: dict[str, Any]
     """The library's object of each run, by `Logged.id`."""

@@ -183,7 +183,7 @@ class Paths:
         return any(map(path_exists, (self.results, self.memo, self.runs, self.evidences, self.campaigns)))
 
     def object_name(self, path: Path) -> str:
-        """Return the object name of the file at `path`, which is in the store's folder."""
+        """Return the path relative to the store's folder, with ``/``; in a bucket, the file's object has this name."""
         return path.relative_to(self.root).as_posix()
 
     def blob(self, digest: str) -> Path:

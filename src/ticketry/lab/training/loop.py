@@ -202,7 +202,7 @@ class Loop:
             yield next(batches)
 
     def resume(self, session: dict[str, Tensor], losses: Tensor) -> None:
-        """Load the session's state and the losses of earlier steps, if they were unknown when the loop was built."""
+        """Load the training session's state and the earlier losses, for a loop that was built without them."""
         self._resume_session(session)
         self._losses[: len(losses)] = losses
 

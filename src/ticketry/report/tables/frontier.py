@@ -272,10 +272,10 @@ def lowest_matching_cost(results: Results, measure: CostMeasure, margin: float) 
 
 
 def lowest_cost_ratio(one: Results, other: Results, measure: CostMeasure, margin: float) -> LowestCost | None:
-    """Return the `lowest_matching_cost` of the run `one`, divided by that of the run `other`.
+    """Return the lowest cost at which tickets of `one` match the dense network, relative to that of `other`.
 
-    Only replicates that both runs have are used. If the tickets of only one run become worse than `margin` allows, the
-    ratio is a bound.
+    Only replicates that both runs have are used. Tickets match as long as they are at most `margin` worse than the
+    dense network. If only one of the runs has tickets that do not match, the ratio is a bound.
 
     Returns:
         None if a cost is not recorded, if neither run becomes worse, or if seeds or recipes of the runs differ.
