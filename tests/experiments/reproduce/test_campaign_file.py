@@ -68,7 +68,7 @@ def test_those_of_the_library_can_be_judged_once_their_runs_are_done(name: str, 
     assert all(plan.at[0] >= 3 for plan in campaign.plans.values()), "three replicates at least"
     narrow = {run for run, precision in campaign.precisions.items() if precision != "fp32"}
     if name == "paper-regime":
-        assert narrow == set(campaign.runs), "one precision for all networks that are compared"
+        assert narrow in (set(), set(campaign.runs)), "one precision for all networks that are compared"
     else:
         assert narrow == {run for run in campaign.runs if scale == "cpu" and run.startswith(("language-", "tiny-"))}
 
