@@ -56,8 +56,8 @@ _GLANCE = 2
 
 _LONG = 0.05
 
-_OfNative = Callable[[Native, list[Tensor]], list[Tensor]]
-_OfOther = Callable[[Callable[..., Any], list[Tensor], str], Any]
+_RunRegion = Callable[[Native, list[Tensor]], list[Tensor]]
+_RunInTorch = Callable[[Callable[..., Any], list[Tensor], str], Any]
 """Function that runs a torch step, given the step, its inputs and the name of its output."""
 
 
@@ -122,36 +122,36 @@ def compile(
         made.tune(*call.args, **call.kwargs)
     made._made_of = weakref.ref(model), call
     if tune:
-        made._beside_eager = _beside_eager(made, model, call, glance=False)
+        made._beside_eager = _describe_speed_against_eager(made, model, call, glance=False)
     return made
 
 
-def _beside_eager(made: Compiled, model: nn.Module, call: Arguments, *, glance: bool) -> str:
+def _describe_speed_against_eager(compiled: Compiled, model: nn.Module, arguments: Arguments, *, glance: bool) -> str:
     """Return a sentence that compares the time of a call of a compiled model with the time of eager torch.
 
     Args:
         made: the compiled model.
-        model: the model from which `made` was compiled.
+        model: the model from which `compiled` was compiled.
         call: the arguments of the calls.
         glance: True: use the faster of two rounds (one round for long calls); False: the median of five rounds.
     """
     eager = copied(model, {}).to("cpu").eval()
     seconds: tuple[list[float], list[float]] = ([], [])
-    called = any(native.programs for native in made._natives)
+    called = any(native.programs for native in compiled._natives)
     rounds = _GLANCE if glance else _ROUNDS
     with torch.no_grad(), private_random_state([]):
         for turn in range(rounds + 1):
-            for one, samples in zip((made, eager), seconds, strict=True):
+            for one, samples in zip((compiled, eager), seconds, strict=True):
                 begin = time.perf_counter()
-                one(*call.args, **call.kwargs)
+                one(*arguments.args, **arguments.kwargs)
                 samples.append(time.perf_counter() - begin)
             if glance and turn and seconds[1][-1] > _LONG:
                 break
     if glance and not called:
-        made.forget()
+        compiled.forget()
     ours, theirs = ((min if glance else statistics.median)(samples[1:]) for samples in seconds)
     said = f"{theirs / ours:.2f} times as fast as" if ours <= theirs else f"{ours / theirs:.2f} times SLOWER than"
-    threads = f"{made._threads()} thread{'' if made._threads() == 1 else 's'}"
+    threads = f"{compiled._thread_count()} thread{'' if compiled._thread_count() == 1 else 's'}"
     return (
         f"On the example inputs {said} eager torch: {1e3 * ours:.3f} ms on {threads},"
         f" {1e3 * theirs:.3f} ms on {torch.get_num_threads()}"
@@ -242,7 +242,7 @@ class Compiled(ForInference):
         done = last_uses([(reads, makes) for _, reads, makes in steps], graph.results)
         self._steps: list[Step] = [(*step, free) for step, free in zip(steps, done, strict=True)]
         self._natives = [run for run, *_ in steps if isinstance(run, Native)]
-        self._whole = self._only_region()
+        self._whole = self._whole_model_region()
         self._seconds: dict[str, float] = {}
         self.clock: Callable[[], float] = time.perf_counter
         """Clock that `profile` uses; with `time.thread_time`, times exclude other processes."""
@@ -254,23 +254,23 @@ class Compiled(ForInference):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         inputs = self._call.bind(args, kwargs)
         if self._whole is not None:  # nothing for torch to do, and so no contexts to enter
-            return self._whole(inputs, self._threads())[0]
+            return self._whole(inputs, self._thread_count())[0]
         values: dict[str, Any] = dict(zip(self.graph.inputs, inputs, strict=True))
-        threads = self._threads()
+        threads = self._thread_count()
         self._run_steps(
             values, lambda native, tensors: native(tensors, threads), lambda step, tensors, _: step(*tensors)
         )
         return build(self.graph.outputs, values)
 
-    def _run_steps(self, values: dict[str, Any], native: _OfNative, other: _OfOther) -> None:
+    def _run_steps(self, values: dict[str, Any], run_region: _RunRegion, run_in_torch: _RunInTorch) -> None:
         """Run all steps, and store their results in `values`; delete each result after its last use.
 
-        The function `native` runs a region, and `other` runs a step in torch.
+        The function `run_region` runs a region, and `run_in_torch` runs a step in torch.
         """
         with torch.no_grad(), torch.autocast("cpu", enabled=False):
             for run, reads, makes, done in self._steps:
                 tensors = [values[name] for name in reads]
-                made = native(run, tensors) if isinstance(run, Native) else [other(run, tensors, makes[0])]
+                made = run_region(run, tensors) if isinstance(run, Native) else [run_in_torch(run, tensors, makes[0])]
                 values.update(zip(makes, made, strict=True))
                 for name in done:
                     del values[name]
@@ -285,13 +285,13 @@ class Compiled(ForInference):
             The compiled model itself.
         """
         values: dict[str, Any] = dict(zip(self.graph.inputs, self._call.bind_examples(args, kwargs), strict=True))
-        threads = self._threads()
+        threads = self._thread_count()
 
-        def tuned(native: Native, tensors: list[Tensor]) -> list[Tensor]:
+        def tune_and_run(native: Native, tensors: list[Tensor]) -> list[Tensor]:
             native.tune(tensors, threads)
             return native(tensors, threads)
 
-        self._run_steps(values, tuned, lambda step, tensors, _: step(*tensors))
+        self._run_steps(values, tune_and_run, lambda step, tensors, _: step(*tensors))
         return self
 
     def forget(self) -> None:
@@ -325,13 +325,13 @@ class Compiled(ForInference):
         values: dict[str, Any] = dict(zip(self.graph.inputs, inputs, strict=True))
         seconds: dict[str, float] = {}
 
-        def timed(step: Callable[..., Any], tensors: list[Tensor], name: str) -> Any:
+        def time_step(step: Callable[..., Any], tensors: list[Tensor], name: str) -> Any:
             begin = self.clock()
             made = step(*tensors)
             seconds[name] = self.clock() - begin
             return made
 
-        self._run_steps(values, lambda native, tensors: native.profile(tensors, seconds, self.clock), timed)
+        self._run_steps(values, lambda native, tensors: native.profile(tensors, seconds, self.clock), time_step)
         return seconds
 
     def layers(self) -> list[Layer]:
@@ -364,7 +364,7 @@ class Compiled(ForInference):
         """Return a sentence that compares the model's time with eager torch; the first access measures both times."""
         model = self._made_of[0]() if self._made_of else None
         if not self._beside_eager and self._made_of and model is not None:
-            self._beside_eager = _beside_eager(self, model, self._made_of[1], glance=True)
+            self._beside_eager = _describe_speed_against_eager(self, model, self._made_of[1], glance=True)
         return self._beside_eager or "Not timed beside eager torch, and so maybe slower: " + (
             "the model it was made of is gone" if self._made_of else "tk.compile makes what can be timed"
         )
@@ -372,7 +372,7 @@ class Compiled(ForInference):
     def __repr__(self) -> str:
         return f"{table(self.layers(), f'Compiled for {self.target.name}', self.graph.notes)}\n{self.beside_eager}"
 
-    def _threads(self) -> int:
+    def _thread_count(self) -> int:
         """Return the number of threads of a call, which is at most the number of available cores."""
         threads = self.threads or torch.get_num_threads()
         return threads if threads == 1 else min(threads, cores())
@@ -384,7 +384,7 @@ class Compiled(ForInference):
             return native, tuple(step.inputs), tuple(step.outputs)
         return torch_step(self.graph, step), step.inputs, (step.output,)
 
-    def _only_region(self) -> Native | None:
+    def _whole_model_region(self) -> Native | None:
         """Return the region that computes the network's only output from the network's inputs; None if none does."""
         if len(self._steps) != 1 or not self._natives or not isinstance(self.graph.outputs, str):
             return None
@@ -486,7 +486,9 @@ def inspect(
                 name = names[id(weight)]
                 computes = layer.where == "engine" and layer.kernel != ALL_WEIGHTS and name in keep
                 saved = 1 - float(keep[name].double().mean()) if computes else 0.0
-                found.append(InspectedLayer(name, layer.where, saved, name in keep and rows_in_sixteens(keep[name])))
+                found.append(
+                    InspectedLayer(name, layer.where, saved, name in keep and has_rows_in_groups_of_16(keep[name]))
+                )
     return found
 
 
@@ -496,6 +498,6 @@ def examples_to_inspect(batch: int, precision: str = "fp32") -> int:
     return images_of(HALF if half else FLOAT) if fills_blocks(batch, half=half) else min(batch, FEWEST)
 
 
-def rows_in_sixteens(kept: Tensor) -> bool:
+def has_rows_in_groups_of_16(kept: Tensor) -> bool:
     """Return whether each row of a weight retains the same columns as fifteen other rows, as AMX kernels require."""
     return all(len(group.rows) % TILE_ROWS == 0 for group in row_groups(kept))

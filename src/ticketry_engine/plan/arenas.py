@@ -202,7 +202,7 @@ def _channel_orders(sketch: Sketch) -> dict[int, Order]:
     storages = sketch.storages
     pinned = {storages.orders.find(one) for one in storages.pinned}
     best: dict[int, tuple[int, Order]] = {}
-    for task, node in sketch.products():
+    for task, node in sketch.layer_tasks():
         root = storages.orders.find(int(task.output.flat[0, 0]))
         if root in pinned:
             continue
@@ -299,7 +299,7 @@ def pair_channels(sketch: Sketch, orders: Mapping[int, Array], lanes: int) -> di
     pinned = {storages.orders.find(one) for one in storages.pinned}
     readers: dict[int, list[Array]] = {}
     writers: dict[int, list[Array]] = {}
-    for task, node in sketch.products():
+    for task, node in sketch.layer_tasks():
         if node.attrs.get("groups", 1) == 1:
             read = storages.orders.find(int(task.inputs[0].flat[0, 0]))
             readers.setdefault(read, []).append(_work_roots_by_channel(sketch, task, lanes))

@@ -96,13 +96,13 @@ def _largest_value_bytes(sketch: Sketch, item: int) -> int:
 
 def _most_positions(sketch: Sketch) -> int:
     """Return the number of output pixels of the layer (convolution or linear) with the most output pixels."""
-    return max((prod(task.output.pixels) for task, _ in sketch.products()), default=1)
+    return max((prod(task.output.pixels) for task, _ in sketch.layer_tasks()), default=1)
 
 
 def _retained_share(sketch: Sketch) -> float:
     """Return the share of all multiplications in which the weight is retained."""
     kept = total = 0
-    for task, node in sketch.products():
+    for task, node in sketch.layer_tasks():
         weight, positions = sketch.weight(node), prod(task.output.pixels)
         kept += positions * int(weight.count_nonzero())
         total += positions * weight.numel()
@@ -128,7 +128,7 @@ def cost(sketch: Sketch, layout: str, target: Target, images: int, item: int = F
     arena, spec, spent = arena_of(sketch, layout, target, images, item), BlockSpec(target, images), 0.0
     for task in sketch.tasks:
         arena.check(task)
-    for task, _ in sketch.products():
+    for task, _ in sketch.layer_tasks():
         x, y = arena.value(task.inputs[0]), arena.value(task.output)
         spent += arena.layout.cost(x, y, convolution(sketch, task, arena), spec)
     return spent if layout == "pixels" else spent / images  # planes' costs are of a block
@@ -217,8 +217,8 @@ def images_per_block(sketch: Sketch, layout: str, images: int, target: Target, i
 def share_in_groups(sketch: Sketch, rows: int) -> float:
     """Return the share of retained weights that are in groups of at least `rows` rows with equal columns."""
     inside = total = 0
-    for _, node in sketch.products():
-        for height, width in sketch.groups(node):
+    for _, node in sketch.layer_tasks():
+        for height, width in sketch.row_group_sizes(node):
             total += height * width
             inside += height * width * (height >= rows)
     return inside / max(1, total)
@@ -232,7 +232,7 @@ def mostly_single_rows(sketch: Sketch) -> bool:
 def pointwise_share(sketch: Sketch) -> float:
     """Return the share of retained multiplications in 1 x 1 convolutions and linear layers."""
     inside = total = 0
-    for task, node in sketch.products():
+    for task, node in sketch.layer_tasks():
         weight = sketch.weight(node)
         spent = int(weight.count_nonzero()) * prod(task.output.pixels)
         total += spent
@@ -242,4 +242,4 @@ def pointwise_share(sketch: Sketch) -> float:
 
 def _weight_bytes(sketch: Sketch, item: int) -> int:
     """Return the size of the region's retained weights in bytes, with `item` bytes per weight."""
-    return sum(item * int(sketch.weight(node).count_nonzero()) for _, node in sketch.products())
+    return sum(item * int(sketch.weight(node).count_nonzero()) for _, node in sketch.layer_tasks())

@@ -29,7 +29,7 @@ from ticketry_engine.kernels.jit import CachedKernel, Library, title
 from ticketry_engine.kernels.program import Op, Program
 from ticketry_engine.plan.emission import Emission, chunks, tensor_layout, with_chunks
 from ticketry_engine.plan.layout_choice import arena_of, choose, images_per_block, images_per_thread
-from ticketry_engine.plan.sketch import VIEWS, Sketch, add
+from ticketry_engine.plan.sketch import VIEWS, Sketch, add_node
 from ticketry_engine.plan.storage import Rearranged, UnsupportedError
 from ticketry_engine.support.files import digest_of_files, private_cache_folder, read_cached, write_cached
 
@@ -381,10 +381,10 @@ def sketch_region(graph: Graph, region: Region) -> Sketch:
     for node in region.nodes:
         for name in node.inputs:
             if name in waiting:
-                sketch.load(name, waiting.pop(name))
-        add(sketch, node)
+                sketch.add_load(name, waiting.pop(name))
+        add_node(sketch, node)
     for number, name in enumerate(region.outputs):
-        sketch.store(name, number)
+        sketch.add_store(name, number)
     return sketch
 
 
@@ -442,8 +442,8 @@ def _assign_levels(
             try:
                 for name in node.inputs:
                     if name not in sketch.forms:
-                        sketch.load(name, 0)
-                add(sketch, node)
+                        sketch.add_load(name, 0)
+                add_node(sketch, node)
             except UnsupportedError as error:
                 reasons[node.output] = str(error)
             else:

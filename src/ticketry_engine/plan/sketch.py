@@ -67,7 +67,7 @@ class Sketch:
 
     The reference to the value keeps its id unique."""
 
-    def load(self, name: str, number: int) -> ValueForm:
+    def add_load(self, name: str, number: int) -> ValueForm:
         """Add a task that loads the value `name` from the region's input tensor with the number `number`."""
         shape = self.graph.values[name].shape
         if shape is None or shape[0] is not None or self.graph.values[name].dtype != "float32":
@@ -79,7 +79,7 @@ class Sketch:
         self.forms[name] = form
         return form
 
-    def store(self, name: str, number: int) -> None:
+    def add_store(self, name: str, number: int) -> None:
         """Add a task that stores the value `name` to the region's output tensor with the number `number`."""
         form = self.forms[name]
         if isinstance(form, Rearranged):
@@ -89,7 +89,7 @@ class Sketch:
         self.storages.pin(form)
         self.tasks.append(RegionTask("store", "store", (form,), form, Node("store", (name,), ""), number))
 
-    def constant(self, node: Node, role: str, like: ValueForm, channels: Sequence[int]) -> ValueForm:
+    def add_constant(self, node: Node, role: str, like: ValueForm, channels: Sequence[int]) -> ValueForm:
         """Return the weight `role` of a node as a value with the labels and pixels of `like`.
 
         `channels` are the sizes of its channel axes. Its channels are never reordered.
@@ -105,14 +105,14 @@ class Sketch:
     def weight(self, node: Node, role: str = "weight") -> Tensor:
         return self.graph.tensors[node.weights[role]]
 
-    def groups(self, node: Node) -> list[tuple[int, int]]:
+    def row_group_sizes(self, node: Node) -> list[tuple[int, int]]:
         """Return (number of rows, number of columns) of each group of rows with equal columns in the node's weight."""
         name = node.weights["weight"]
         if name not in self._groups:
             self._groups[name] = [(len(one.rows), one.width) for one in row_groups(self.graph.tensors[name])]
         return self._groups[name]
 
-    def products(self) -> list[tuple[RegionTask, Node]]:
+    def layer_tasks(self) -> list[tuple[RegionTask, Node]]:
         """Return (task, its node) for each convolution and linear layer."""
         return [(task, task.node) for task in self.tasks if task.kind in ("conv2d", "linear")]
 
@@ -154,12 +154,12 @@ class Sketch:
         key = (id(value), labels, size)
         if isinstance(value, Rearranged) and key in self._copies:
             return self._copies[key][1]
-        made = self._gather(node, table, where, (labels, channels, size))
+        made = self._add_gather(node, table, where, (labels, channels, size))
         if isinstance(value, Rearranged):
             self._copies[key] = (value, made)
         return made
 
-    def _gather(self, node: Node, table: Rearranged, where: Planned, like: Like) -> ValueForm:
+    def _add_gather(self, node: Node, table: Rearranged, where: Planned, like: Like) -> ValueForm:
         sources = [all_planes(number, self.storages) for number in table.sources]
         for source in sources:
             self.record_read(source)
@@ -210,7 +210,7 @@ def _add_conv2d(sketch: Sketch, node: Node, inputs: list[ValueForm]) -> ValueFor
     # A depthwise convolution reads its input without a halo (`taps`); other readers would process the halos, too.
     by_channel = node.attrs.get("groups", 1) == x.channels > 1
     sketch.record_read(x, halo, 0 if by_channel else halo)
-    return _add_product(sketch, node, x, residual, ("cpp", [rows], pixels), node.attrs["stride"] == [1, 1])
+    return _add_layer(sketch, node, x, residual, ("cpp", [rows], pixels), node.attrs["stride"] == [1, 1])
 
 
 def _output_pixels(sketch: Sketch, node: Node) -> tuple[int, int]:
@@ -233,10 +233,10 @@ def _add_linear(sketch: Sketch, node: Node, inputs: list[ValueForm]) -> ValueFor
         raise UnsupportedError("features that are spread over several axes")
     labels, pixels = ("c", (1, 1)) if x.labels == "f" else (x.labels, x.pixels)
     sketch.record_read(x)
-    return _add_product(sketch, node, x, residual, (labels, [sketch.weight(node).shape[0]], pixels), True)
+    return _add_layer(sketch, node, x, residual, (labels, [sketch.weight(node).shape[0]], pixels), True)
 
 
-def _add_product(
+def _add_layer(
     sketch: Sketch,
     node: Node,
     x: ValueForm,
@@ -314,7 +314,7 @@ def _add_with_constant(sketch: Sketch, node: Node, inputs: list[ValueForm]) -> V
     sketch.record_read(x)
     values = [x]
     if any(size > 1 for size, label in zip(shape, x.labels, strict=True) if label == "p"):
-        values.append(sketch.constant(node, "constant", x, x.planes.shape[:-1]))
+        values.append(sketch.add_constant(node, "constant", x, x.planes.shape[:-1]))
         sketch.storages.pin(x)
         sketch.record_read(x)
         sketch.record_read(values[1])
@@ -333,7 +333,7 @@ def _add_rotary(sketch: Sketch, node: Node, inputs: list[ValueForm]) -> ValueFor
     heads = [size for size, label in zip(shape, x.labels, strict=False) if label == "c"][:-1]
     if x.labels[-1] != "c" or x.labels == "f" or any(size > 1 for size in heads):
         raise UnsupportedError("angles that differ between heads, or turn positions")
-    cos, sin = (sketch.constant(node, role, x, [*heads, shape[-1]]) for role in ("cos", "sin"))
+    cos, sin = (sketch.add_constant(node, role, x, [*heads, shape[-1]]) for role in ("cos", "sin"))
     for form in (x, cos, sin):
         sketch.record_read(form)
     sketch.storages.pin(x)
@@ -346,12 +346,12 @@ def _add_rotary(sketch: Sketch, node: Node, inputs: list[ValueForm]) -> ValueFor
 def _over_channels_rule(axis: Callable[[Node], int], otherwise: str) -> Rule:
     """Return a rule for an operation over the only channel axis; `otherwise` is the error message for other axes."""
 
-    def rule(sketch: Sketch, node: Node, inputs: list[ValueForm]) -> ValueForm:
+    def add_over_channels(sketch: Sketch, node: Node, inputs: list[ValueForm]) -> ValueForm:
         if not _is_channels(inputs[0], axis(node)):
             raise UnsupportedError(otherwise)
         return _add_pointwise(sketch, node, inputs)
 
-    return rule
+    return add_over_channels
 
 
 def _add_softmax(sketch: Sketch, node: Node, inputs: list[ValueForm]) -> ValueForm:
@@ -417,16 +417,16 @@ def _add_concat(sketch: Sketch, node: Node, inputs: list[ValueForm]) -> ValueFor
     return y
 
 
-def _view_rule(made: Callable[[Node, ValueForm], ValueForm]) -> Rule:
-    """Return a rule for an operation that moves no data; `made` is a function from (node, input) to the output."""
+def _zero_copy_rule(view_of: Callable[[Node, ValueForm], ValueForm]) -> Rule:
+    """Return a rule for an operation that moves no data; `view_of` is a function from (node, input) to the output."""
 
-    def rule(sketch: Sketch, node: Node, inputs: list[ValueForm]) -> ValueForm:
-        y = made(node, inputs[0])
+    def add_view(sketch: Sketch, node: Node, inputs: list[ValueForm]) -> ValueForm:
+        y = view_of(node, inputs[0])
         if not np.array_equal(y.flat, inputs[0].flat):
             sketch.storages.pin(inputs[0])
         return y
 
-    return rule
+    return add_view
 
 
 _MOVES: Mapping[str, Callable[[Node, Any], Any]] = {
@@ -455,14 +455,14 @@ RULES: Mapping[str, Rule] = {
     "attention": _add_attention,
     "window_attention": _add_window_attention,
     "concat": _add_concat,
-    **{op: _view_rule(made) for op, made in _MOVES.items()},
+    **{op: _zero_copy_rule(made) for op, made in _MOVES.items()},
 }
 
 
 Value = ValueForm | Rearranged
 
 
-def add(sketch: Sketch, node: Node) -> None:
+def add_node(sketch: Sketch, node: Node) -> None:
     """Add a node, with copies of its inputs if necessary; raise `UnsupportedError` if no layout can run the node."""
     if node.op not in RULES and node.op not in _VIEWS:
         raise UnsupportedError(f"no kernel for {node.op}")
@@ -484,11 +484,11 @@ def _apply_rule(sketch: Sketch, node: Node, values: Sequence[Value]) -> ValueFor
 _View = Callable[[Sketch, Node, Sequence[Value], UnsupportedError], Value]
 
 
-def _rearranging_view(made: Callable[[Node, Rearranged], Rearranged]) -> _View:
-    def view(sketch: Sketch, node: Node, values: Sequence[Value], _: UnsupportedError) -> Rearranged:
-        return made(node, rearranged(values[0], sketch.storages))
+def _rearranging_view(view_of: Callable[[Node, Rearranged], Rearranged]) -> _View:
+    def add_rearranged(sketch: Sketch, node: Node, values: Sequence[Value], _: UnsupportedError) -> Rearranged:
+        return view_of(node, rearranged(values[0], sketch.storages))
 
-    return view
+    return add_rearranged
 
 
 def _concatenate(sketch: Sketch, node: Node, values: Sequence[Value], error: UnsupportedError) -> Value:
@@ -532,7 +532,7 @@ def _apply_on_copies(sketch: Sketch, node: Node, values: Sequence[Value], error:
         if "axis" in node.attrs:
             node = replace(node, attrs={**node.attrs, "axis": len(labels)})
     first = sketch.as_planes(node, values[0], labels)
-    same = first.pixels if node.op not in ("attention", "window_attention") and not _is_gate(values) else None
+    same = first.pixels if node.op not in ("attention", "window_attention") and not _has_gate_shape(values) else None
     laid = [first, *(sketch.as_planes(node, value, labels, same) for value in values[1:])]
     if all(one is other for one, other in zip(laid, values, strict=True)):
         raise error
@@ -550,7 +550,7 @@ def _with_two_position_axes(sketch: Sketch, value: Value) -> Rearranged:
     return replace(table, where=table.where.reshape(first, prod(rest), channels))
 
 
-def _is_gate(values: Sequence[Value]) -> bool:
+def _has_gate_shape(values: Sequence[Value]) -> bool:
     return len(values) == 2 and values[0].axes != values[1].axes
 
 
@@ -569,7 +569,7 @@ def _required_labels(sketch: Sketch, node: Node, values: Sequence[Value]) -> str
     if node.op == "rotary":
         angles = sketch.weight(node, "cos").shape
         return "".join("p" if size > 1 else "c" for size in angles[:-1]) + "c"
-    if _is_gate(values):
+    if _has_gate_shape(values):
         return "cpp"
     known = [value.labels for value in values if isinstance(value, ValueForm) and value.labels != "f"]
     if known:
