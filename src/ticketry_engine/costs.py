@@ -63,16 +63,16 @@ class MaskedModel:
     """A model that is captured once as a graph, and can then be compiled under many masks to compare their costs."""
 
     def __init__(
-        self, model: nn.Module, example_inputs: Any, parameters: Iterable[str], *, upsampling: bool = True
+        self, model: nn.Module, example_inputs: Any, parameters: Iterable[str], *, for_kernels: bool = True
     ) -> None:
         """Capture a model on the CPU.
 
         `example_inputs` is a tensor, a tuple of arguments, or a dict of arguments by name. `parameters` are the names
-        of the parameters to which time is assigned. `upsampling` means the same as in `capture`.
+        of the parameters to which time is assigned. `for_kernels` means the same as in `capture`.
         """
         self.model, self.names = model, tuple(parameters)
-        self._example_inputs, self._upsampling = example_inputs, upsampling
-        self.graph = capture(model, None, example_inputs, upsampling=upsampling)
+        self._example_inputs, self._for_kernels = example_inputs, for_kernels
+        self.graph = capture(model, None, example_inputs, for_kernels=for_kernels)
         call = Arguments.from_examples(example_inputs)
         self.args, self.kwargs = call.args, call.kwargs
         self.batch = batch_of(tuple(tree_flatten((self.args, self.kwargs))[0]))
@@ -86,7 +86,7 @@ class MaskedModel:
             # Folding a norm into a weight scales its rows, so that zeros stay where they are.
             masked = {name: tensors[name] * kept for name, kept in keep.items()}
             return replace(self.graph, tensors={**tensors, **masked})
-        return capture(self.model, keep, self._example_inputs, upsampling=self._upsampling)
+        return capture(self.model, keep, self._example_inputs, for_kernels=self._for_kernels)
 
     def compile(
         self, keep: Mapping[str, Tensor] | None, *, threads: int, precision: str, layout: str | None = None

@@ -319,7 +319,7 @@ class Estimator:
         """Capture a model for a batch of example inputs; raise `EngineError` if it cannot be captured."""
         self.model, self._shapes = model, (scope or scope_of(model)).shapes
         self.names = tuple(self._shapes)
-        self.network = MaskedModel(model, example_inputs, self.names, upsampling=False)
+        self.network = MaskedModel(model, example_inputs, self.names, for_kernels=False)
         self._rates = profile.rates
 
     def shape(self, name: str) -> tuple[int, ...]:

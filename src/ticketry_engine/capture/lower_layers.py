@@ -464,6 +464,97 @@ def lower_mean(editor: Editor, one: Node, found: Found) -> list[Node]:
     return [*nodes, pooled, node("reshape", (pooled.output,), one.output, shape=list(made))]
 
 
+# -- group norms, sums over pixels, and products with one channel ------------------------------------------------------
+
+
+def lower_image_statistics(editor: Editor, one: Node) -> list[Node] | str | None:
+    """Lower a group norm, a sum over pixels, or a sum or product of images with images of one channel."""
+    rule = None if one.native else _IMAGE_RULES.get(base(one))
+    if rule is None:
+        raise NoMatchError
+    return rule(editor, one, arguments(one))
+
+
+def _constant_like(editor: Editor, like: str, role: str, tensor: Tensor) -> str:
+    """Add a constant with the data type of the value `like`; return its name, which is derived from `like`."""
+    return editor.constant(f"{like}.{role}", tensor.to(getattr(torch, editor.values[like].dtype)))
+
+
+_LEAST_EPS = 1e-20
+"""Smallest eps of a group norm that is lowered: with less, the activation "inverse_root" could replace a variance."""
+
+
+def _lower_group_norm(editor: Editor, one: Node, found: Found) -> list[Node]:
+    """Lower a group norm of images.
+
+    Convolutions of images with one pixel compute the means of each group, and copy them to the group's channels.
+    """
+    (x,), groups = editor.floats(one, found["input"], axes=4), int(found["num_groups"])
+    given = {role: tensor_of(found[role]) for role in ("weight", "bias") if found[role] is not None}
+    gains, shifts = (editor.tensors.get(given.get(role) or "") for role in ("weight", "bias"))
+    require_match(None not in given.values() and finite_number(found["eps"]) >= _LEAST_EPS)
+    width = int((editor.shape(x) or ())[1] or 0) // groups
+    group_of_channel = torch.eye(groups, dtype=torch.float64).repeat_interleave(width, 0)  # [channels, groups]
+    gain_of_channel = group_of_channel if gains is None else group_of_channel * gains[:, None]
+    means, opposites, scales = (
+        _constant_like(editor, one.output, role, matrix[:, :, None, None])
+        for role, matrix in (
+            ("means", group_of_channel.t() / width),
+            ("opposites", -group_of_channel),
+            ("scales", gain_of_channel),
+        )
+    )
+    eps = _constant_like(editor, one.output, "eps", torch.full((groups,), float(found["eps"])))
+    nodes: list[Node] = []
+
+    def then(op: str, *inputs: str, act: Json = None, **weights: str) -> str:
+        attrs = {} if op == "global_avg_pool" else {"act": act}
+        nodes.append(editor.make(op, inputs, one.output, weights, **attrs))
+        return nodes[-1].output
+
+    mean = then("conv2d", then("global_avg_pool", x), weight=means)
+    centred = then("add", x, then("conv2d", mean, weight=opposites))
+    squares = then("global_avg_pool", then("mul", centred, centred))
+    inverse_deviation = then("conv2d", squares, weight=means, bias=eps, act="inverse_root")
+    scaled = then("mul", centred, then("conv2d", inverse_deviation, weight=scales))
+    if shifts is not None and bool(shifts.any()):
+        then("add_constant", scaled, constant=_constant_like(editor, one.output, "shifts", shifts[:, None, None]))
+    return [*nodes[:-1], replace(nodes[-1], output=one.output)]
+
+
+def _lower_pixel_sum(editor: Editor, one: Node, found: Found) -> list[Node]:
+    """Lower a sum over the rows of images, over their columns, or over both, to a mean times a number of pixels."""
+    (x,) = editor.floats(one, found["self"], axes=4)
+    shape, axes = editor.shape(x) or (), {axis % 4 for axis in found["dim"] or ()}
+    require_match(axes and axes <= {2, 3} and found.get("dtype") is None and all(shape[1:]))
+    kernel = [int(shape[axis] or 0) if axis in axes else 1 for axis in (2, 3)]
+    if tuple(kernel) == shape[2:]:
+        mean = editor.make("global_avg_pool", (x,), one.output)
+    else:
+        mean = editor.make("avg_pool2d", (x,), one.output, kernel=kernel, stride=kernel)
+    pixels = _constant_like(editor, one.output, "pixels", torch.full((1, 1, 1), float(prod(kernel))))
+    total = editor.make("mul_constant", (mean.output,), one.output, {"constant": pixels})
+    return [mean, total, node("reshape", (total.output,), one.output, shape=list(editor.shape(one.output) or ()))]
+
+
+def _lower_product_with_channel(editor: Editor, one: Node, found: Found) -> list[Node]:
+    """Lower a sum or product of images with images of one channel, which a convolution copies to all channels."""
+    require_match(found.get("alpha", 1) == 1)
+    names, made = editor.floats(one, found["self"], found["other"], axes=4), editor.shape(one.output) or ()
+    x, single = names if editor.shape(names[0]) == made else names[::-1]
+    require_match(editor.shape(x) == made and editor.shape(single) == (made[0], 1, *made[2:]))
+    ones = _constant_like(editor, one.output, "copies", torch.ones(int(made[1] or 0), 1, 1, 1))
+    copies = editor.make("conv2d", (single,), one.output, {"weight": ones})
+    return [copies, node(base(one), (x, copies.output), one.output)]
+
+
+_IMAGE_RULES: Mapping[str, Lowering] = {
+    "group_norm": _lower_group_norm,
+    "sum": _lower_pixel_sum,
+    **dict.fromkeys(("add", "mul"), _lower_product_with_channel),
+}
+
+
 # -- transposed convolutions -------------------------------------------------------------------------------------------
 
 # Along one axis, input pixel i times weight t is added to output pixel s i + d t - p (s: stride, d: dilation, p:

@@ -32,7 +32,7 @@ from ticketry_engine.capture.lower_layers import getitem_of
 from ticketry_engine.capture.same_rows import rows_of
 from ticketry_engine.ir import Graph, Json, Node, aten, node
 
-_MOST_COPIES = 64
+_MOST_COPIES = 256
 """Maximum number of copies of a value that a lowered expand or resize may make."""
 
 
@@ -242,7 +242,7 @@ _RULES: Mapping[str, Callable[[Editor, Node, Found], list[Node] | str]] = {
     "pad": _lower_pad,
     "constant_pad_nd": _lower_pad,
     "slice": _lower_strided_slice,
-    "expand": _lower_expand,
+    **dict.fromkeys(("expand", "expand_as"), _lower_expand),
     "upsample_nearest2d": _lower_nearest_resize,
     "stack": _lower_stack,
     "sum": _lower_branch_sum,

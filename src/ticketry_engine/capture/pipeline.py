@@ -32,7 +32,7 @@ from ticketry_engine.capture.editor import (
     without_unused,
 )
 from ticketry_engine.capture.lower_layers import RULES as LAYER_RULES
-from ticketry_engine.capture.lower_layers import lower_resize, lower_transposed
+from ticketry_engine.capture.lower_layers import lower_image_statistics, lower_resize, lower_transposed
 from ticketry_engine.capture.lower_moves import RULES as MOVE_RULES
 from ticketry_engine.capture.lower_moves import TIDY, lower_constant, lower_move, with_plain_zeros
 from ticketry_engine.capture.patterns import FORMULAS, FUSIONS, recognise_masked_attention, recognise_normalize
@@ -64,7 +64,7 @@ def capture(
     mask: Mapping[str, Tensor] | None = None,
     example_inputs: Any = None,
     *,
-    upsampling: bool = True,
+    for_kernels: bool = True,
 ) -> Graph:
     """Return the graph of a model in evaluation mode, with masked weights; do not change the model.
 
@@ -75,8 +75,8 @@ def capture(
     Args:
         mask: mask of the weights to keep, by parameter name; pruned weights are exactly 0 in the graph. None: no mask.
         example_inputs: a tensor, a tuple of arguments, or a dict of arguments by name; only shapes and dtypes matter.
-        upsampling: whether transposed convolutions and interpolations become convolutions whose kernels contain
-            zeros, which sparse kernels skip.
+        for_kernels: whether group norms, transposed convolutions, interpolations and the like become convolutions and
+            other operations of the CPU kernels; sparse kernels skip the zeros of these convolutions.
 
     Raises:
         CaptureError: if torch.export cannot trace the model, if the model writes to its parameters, buffers or inputs,
@@ -91,7 +91,7 @@ def capture(
     twin = own_copy(model)
     if mask is not None:
         apply_mask(twin, mask)
-    return simplify(*_capture_torch_graph(twin, given), upsampling=upsampling).validate(trusted=True)
+    return simplify(*_capture_torch_graph(twin, given), for_kernels=for_kernels).validate(trusted=True)
 
 
 def _capture_torch_graph(model: nn.Module, given: Arguments) -> tuple[Graph, dict[str, Sizes]]:
@@ -143,15 +143,15 @@ def _export_program(
     return program_of(program, [*fixed_batch_note(why_fixed or fixed), *notes])
 
 
-def simplify(graph: Graph, sizes: Mapping[str, Sizes], *, upsampling: bool = True) -> Graph:
+def simplify(graph: Graph, sizes: Mapping[str, Sizes], *, for_kernels: bool = True) -> Graph:
     """Return the captured graph lowered to native nodes, with norms folded and activations fused into layers."""
     captured = graph
     graph = compute_rows(compute_constants(without_unused(graph)))
     for rule in (recognise_normalize, _lower_node, move_batch_first):
         graph = rewrite(graph, rule, sizes)
     graph = reduce(rewrite, FORMULAS, graph)
-    if upsampling:
-        graph = rewrite(lower_transposed(graph), lower_resize)
+    if for_kernels:
+        graph = rewrite(rewrite(lower_transposed(graph), lower_resize), lower_image_statistics)
     graph = recognise_recurrences(reduce(rewrite, (lower_constant, *TIDY, recognise_masked_attention), graph))
     graph = reduce(rewrite, (lower_move, *TIDY, *FUSIONS), graph)
     return with_own_results(with_plain_zeros(graph, captured), captured)

@@ -75,7 +75,7 @@ def compile_gpu(
         raise EngineError("to compile a model an example of its inputs is needed: tk.compile(model, mask, inputs)")
     require_triton()
     where = check_device(_device(model) if device is None else torch.device(device))
-    captured = capture(model, keep, example_inputs, upsampling=False)
+    captured = capture(model, keep, example_inputs, for_kernels=False)
     warn_of_notes(captured, stacklevel=3)
     return CompiledGpu(captured, where, precision=precision, record=graph, force=force)
 

@@ -260,6 +260,7 @@ ACTS: Mapping[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]
     "hardsigmoid": (F.hardsigmoid, lambda x: F.hardsigmoid(x, inplace=True)),
     "sigmoid": (torch.sigmoid, torch.sigmoid_),
     "tanh": (torch.tanh, torch.tanh_),
+    "inverse_root": (lambda x: x.clamp_min(1e-30).rsqrt(), lambda x: x.clamp_min_(1e-30).rsqrt_()),
 }
 """Name of an activation -> (its torch function, the same function that may change its argument in place).
 

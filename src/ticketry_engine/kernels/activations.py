@@ -157,6 +157,11 @@ def silu(e: Emitter, x: Any) -> Any:
     return e.b.fdiv(x, e.b.fadd(_constant_like(x, 1.0), exp(e, e.b.fneg(x))))
 
 
+def inverse_root(e: Emitter, x: Any) -> Any:
+    """Return 1 / sqrt(x), computed at 1e-30 for any smaller x, so that padding, which is 0, gives a finite number."""
+    return e.b.fdiv(_constant_like(x, 1.0), e.intrinsic("llvm.sqrt", _clamp_below(e, x, 1e-30)))
+
+
 def tanh(e: Emitter, x: Any) -> Any:
     """Return tanh(x): 1 - 2 / (exp(2x) + 1), or a polynomial near 0, where that formula loses digits."""
     b = e.b
@@ -281,6 +286,7 @@ _PLAIN: dict[str, Callable[[Emitter, Any], Any]] = {
     "hardsigmoid": hardsigmoid,
     "sigmoid": sigmoid,
     "tanh": tanh,
+    "inverse_root": inverse_root,
 }
 SLOPES: dict[str, Callable[[Emitter, Any], Any]] = {
     "relu6": lambda e, x: _slope_between(e, x, 0.0, 6.0, 1.0),

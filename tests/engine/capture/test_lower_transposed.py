@@ -144,6 +144,6 @@ def test_what_is_pruned_stays_pruned() -> None:
 
 def test_where_zeros_are_not_skipped_it_stays_as_it_is() -> None:
     model = nn.Sequential(nn.ConvTranspose2d(2, 3, 4, 2, 1), nn.Upsample(scale_factor=2, mode="bilinear")).eval()
-    graph = capture(model, None, torch.randn(2, 2, 4, 4), upsampling=False)
+    graph = capture(model, None, torch.randn(2, 2, 4, 4), for_kernels=False)
     assert [one.native for one in graph.nodes] == [False, False]
     assert "0.weight" in graph.tensors

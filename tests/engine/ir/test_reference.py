@@ -66,6 +66,7 @@ FORMULAS = {
     "hardsigmoid": lambda x: min(max(x + 3, 0.0), 6.0) / 6,
     "sigmoid": lambda x: 1 / (1 + math.exp(-x)),
     "tanh": math.tanh,
+    "inverse_root": lambda x: 1 / math.sqrt(max(x, 1e-30)),
 }
 
 

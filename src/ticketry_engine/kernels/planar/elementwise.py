@@ -32,7 +32,7 @@ from ticketry_engine.kernels.planar.geometry import (
 from ticketry_engine.kernels.program import Op
 from ticketry_engine.kernels.window import Array
 
-_NOT_ZERO_AT_ZERO = ("sigmoid", "hardsigmoid")
+_NOT_ZERO_AT_ZERO = ("sigmoid", "hardsigmoid", "inverse_root")
 _UNROLLED = 4
 """Vectors per iteration of the main loop."""
 

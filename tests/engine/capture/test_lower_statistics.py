@@ -1,0 +1,83 @@
+"""Group norms, sums over pixels and products with one channel: nothing stays in torch, and all is as in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ticketry_engine.capture import capture
+from ticketry_engine.compiled import Compiled
+
+
+class _Network(nn.Module):
+    def __init__(self, formula: Callable[[_Network, Tensor], Tensor], **parts: nn.Module) -> None:
+        super().__init__()
+        self.first, self.gate = nn.Conv2d(3, 12, 1), nn.Conv2d(12, 1, 3, padding=1)
+        self.formula = formula
+        for name, part in parts.items():
+            self.add_module(name, part)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.formula(self, self.first(x))
+
+
+def _norm(groups: int, **options: bool) -> nn.GroupNorm:
+    norm = nn.GroupNorm(groups, 12, **options)
+    for parameter in norm.parameters():
+        nn.init.normal_(parameter)
+    return norm
+
+
+def _separable_attention(network: _Network, x: Tensor) -> Tensor:
+    """As in MobileViTv2 (Mehta & Rastegari 2022): one query channel, whose softmax weighs the keys of all pixels."""
+    query, key, value = x.split([1, 5, 6], 1)
+    context = (key * query.softmax(-1)).sum(-1, keepdim=True)
+    return torch.relu(value[:, :5]) * context.expand_as(key)
+
+
+NETWORKS: dict[str, Callable[[], _Network]] = {
+    "one group": lambda: _Network(lambda net, x: net.norm(x), norm=_norm(1)),
+    "several groups": lambda: _Network(lambda net, x: net.norm(x), norm=_norm(4)),
+    "a group for each channel": lambda: _Network(lambda net, x: net.norm(x), norm=_norm(12)),
+    "a norm without parameters": lambda: _Network(lambda net, x: net.norm(x), norm=_norm(3, affine=False)),
+    "a mean far above the deviation": lambda: _Network(lambda net, x: net.norm(x + 1000), norm=_norm(2)),
+    "constant images": lambda: _Network(lambda net, x: net.norm(0 * x), norm=_norm(2)),
+    "separable attention": lambda: _Network(_separable_attention),
+    "a gate of one channel": lambda: _Network(lambda net, x: torch.sigmoid(net.gate(x)) * x + net.gate(x)),
+    "a sum of rows": lambda: _Network(lambda net, x: x.sum(2)),
+    "a sum of columns": lambda: _Network(lambda net, x: x.sum(-1, keepdim=True)),
+    "a sum of pixels": lambda: _Network(lambda net, x: x.sum((2, 3))),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_nothing_stays_in_torch_and_all_is_as_in_float64(name: str) -> None:
+    torch.manual_seed(0)
+    model, x = NETWORKS[name]().eval(), torch.randn(17, 3, 5, 7)
+    graph = capture(model, None, x)
+    assert [one.op for one in graph.nodes if not one.native] == []
+    with torch.no_grad():
+        exact = model.double()(x.double())
+    atol = 5e-3 if name == "a mean far above the deviation" else 1e-5  # float32 has 7 digits of 1000 + x
+    for layout in ("planes", "pixels"):
+        fast = Compiled(graph, threads=1, layout=layout)
+        assert not fast.reasons
+        for batch in (1, 2, 17):
+            torch.testing.assert_close(fast(x[:batch]).double(), exact[:batch], rtol=1e-4, atol=atol)
+
+
+def test_a_norm_whose_eps_is_too_small_stays_in_torch() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.GroupNorm(2, 4, eps=1e-30)).eval()
+    x = torch.randn(2, 3, 5, 5)
+    graph = capture(model, None, x)
+    assert [one.op for one in graph.nodes if not one.native] == ["aten.group_norm.default"]
+    torch.testing.assert_close(Compiled(graph, threads=1)(x), model(x).detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_a_gpu_keeps_group_norms() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.GroupNorm(2, 4)).eval()
+    graph = capture(model, None, torch.randn(2, 3, 5, 5), for_kernels=False)
+    assert [one.op for one in graph.nodes if not one.native] == ["aten.group_norm.default"]
