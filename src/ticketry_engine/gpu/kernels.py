@@ -49,8 +49,6 @@ def activate(v, ACT: tl.constexpr, SLOPE: tl.constexpr):
         v = v / (1.0 + tl.exp(-v))
     elif ACT == "tanh":
         v = 2.0 / (1.0 + tl.exp(-2.0 * v)) - 1.0
-    elif ACT == "inverse_root":
-        v = tl.rsqrt(tl.maximum(v, 1e-30))
     elif ACT == "gelu":
         v = 0.5 * v * (1.0 + tl.erf(v * 0.7071067811865476))
     elif ACT == "gelu_tanh":

@@ -38,7 +38,6 @@ ACTS: dict[Any, Callable[[torch.Tensor], torch.Tensor]] = {
     "hardsigmoid": F.hardsigmoid,
     "sigmoid": torch.sigmoid,
     "tanh": torch.tanh,
-    "inverse_root": lambda x: x.clamp_min(1e-30) ** -0.5,
     ("leaky_relu", 0.2): lambda x: F.leaky_relu(x, 0.2),
 }
 

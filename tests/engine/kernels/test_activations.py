@@ -20,6 +20,7 @@ from ticketry_engine.kernels.target import Target
 
 TRUTH = {act: function for act, function in ACTS.items() if act is not None} | {
     "gelu": lambda x: 0.5 * x * torch.special.erfc(-x / math.sqrt(2)),
+    "inverse_root": lambda x: x.clamp_min(1e-30) ** -0.5,
     "gelu_tanh": lambda x: x * torch.sigmoid(2 * math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)),
 }
 
