@@ -18,8 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from ticketry_engine.capture.eager_checks import own_copy as own_copy
-from ticketry_engine.capture.program import Arguments, named_shapes, returned_object
-from ticketry_engine.capture.program import quiet as silent
+from ticketry_engine.capture.program import (
+    Arguments,
+    advice_on_returned_object,
+    dynamic_shapes_of_call,
+    silence_loggers,
+)
 from ticketry_engine.errors import EngineError, MissingExtraError, UsageError
 from ticketry_engine.example_inputs import Inputs, difference, outputs_of
 from ticketry_engine.support.entry_points import entry_point
@@ -109,7 +113,7 @@ def export(
     given = Arguments.from_examples(example_inputs)
     examples = batch or 2
     call = given.at_batch(examples, seed=_SEED)
-    shapes = named_shapes(source, call.args, call.kwargs, examples) if batch is None else None
+    shapes = dynamic_shapes_of_call(source, call.args, call.kwargs, examples) if batch is None else None
     write: Callable[..., None] = write_onnx if format == "onnx" else _write_pt2
     read = _read_onnx if format == "onnx" else _read_pt2
 
@@ -200,12 +204,12 @@ def _write_pt2(
     facts: dict[str, str],
 ) -> None:
     try:
-        with quiet(), torch.no_grad():
+        with silence_exporters(), torch.no_grad():
             program = _export_program(model, inputs, named, dynamic_shapes)
             torch.export.save(program, str(file), extra_files={"ticketry.json": json.dumps(facts)})
     except Exception as error:  # the exporter runs the model's own code, which may raise anything
         fixed = f"; {_FIXED}" if dynamic_shapes is not None else ""
-        why = returned_object(error) or f"{type(error).__name__}: {first_line(error)}{fixed}"
+        why = advice_on_returned_object(error) or f"{type(error).__name__}: {first_line(error)}{fixed}"
         raise EngineError(f"{type(model).__name__} cannot be exported: {why}") from error
 
 
@@ -222,7 +226,7 @@ def _export_program(
 
 
 def _read_pt2(file: Path) -> tuple[str, Run]:
-    with quiet():
+    with silence_exporters():
         loaded = torch.export.load(str(file)).module()
 
     def run(*inputs: Any, **named: Any) -> list[Tensor]:
@@ -304,12 +308,12 @@ def write_onnx(
             raise MissingExtraError(package, "onnx", "writing ONNX")
     weights = sum(tensor.nbytes for tensor in model.state_dict().values())
     try:
-        with quiet(), torch.no_grad():
+        with silence_exporters(), torch.no_grad():
             program = _onnx_program(model, inputs, named or {}, dynamic_shapes)
             program.model.metadata_props.update(facts or {})
             program.save(str(file), external_data=weights > _ONE_FILE_BYTES)
     except Exception as error:  # the exporter runs the model's own code, which may raise anything
-        why = returned_object(error) or first_line(error.__cause__ or error)
+        why = advice_on_returned_object(error) or first_line(error.__cause__ or error)
         raise EngineError(f"{type(model).__name__} cannot be written as ONNX: {why}") from error
 
 
@@ -332,9 +336,9 @@ def _onnx_program(model: nn.Module, inputs: tuple[Any, ...], named: dict[str, An
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
+def silence_exporters() -> Iterator[None]:
     """Suppress output, log messages and warnings of exporters inside a `with` block."""
-    with contextlib.redirect_stdout(io.StringIO()), silent("torch.onnx", "onnxscript", level=logging.ERROR):
+    with contextlib.redirect_stdout(io.StringIO()), silence_loggers("torch.onnx", "onnxscript", level=logging.ERROR):
         yield
 
 

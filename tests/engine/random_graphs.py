@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ticketry.errors import GraphError
-from ticketry_engine.ir import Graph, Node, Value, node
+from ticketry_engine.ir import Graph, Node, Value, native_node
 from ticketry_engine.ir.native import TensorFacts, infer
 from ticketry_engine.ir.native_shapes import ACTS
 
@@ -42,7 +42,7 @@ class Growing:
         """Add a node and return its value's name; `GraphError` if it cannot be."""
         output = f"v{len(self.nodes)}"
         named = {role: f"{output}.{role}" for role in weights or {}}
-        one = node(op, inputs, output, named, **attrs)
+        one = native_node(op, inputs, output, named, **attrs)
         facts = [TensorFacts(self.values[name].shape or (), "float32") for name in inputs]
         found = {role: TensorFacts(tuple(tensor.shape), "float32") for role, tensor in (weights or {}).items()}
         shape, _ = infer(op, one.attrs, facts, found)

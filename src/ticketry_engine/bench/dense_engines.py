@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_map
 from ticketry_engine.bench.timing import Case
 from ticketry_engine.errors import EngineError, MissingExtraError, UsageError
 from ticketry_engine.example_inputs import outputs_of
-from ticketry_engine.export import first_line, quiet
+from ticketry_engine.export import first_line, silence_exporters
 from ticketry_engine.processor import computes_in_bf16
 
 Call = Callable[..., Any]
@@ -105,7 +105,7 @@ class TorchCompile(Eager):
         try:
             # With the default limit the ninth shape of a module class would silently run in eager torch.
             with (
-                quiet(),
+                silence_exporters(),
                 torch._dynamo.config.patch(
                     recompile_limit=1024, accumulated_recompile_limit=4096, fail_on_recompile_limit_hit=True
                 ),

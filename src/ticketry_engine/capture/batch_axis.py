@@ -18,31 +18,33 @@ from torch import Tensor
 
 from ticketry_engine.capture.editor import (
     Editor,
-    Found,
     NoMatchError,
+    OpArguments,
     arguments,
-    base,
+    aten_name,
     require_match,
-    tensor_of,
-    value_of,
+    value_name,
+    weight_name,
 )
-from ticketry_engine.capture.lower_layers import RULES, act_of, linear_input, linear_weights
-from ticketry_engine.capture.lower_moves import constant_of, is_constant
-from ticketry_engine.capture.patterns import attention
+from ticketry_engine.capture.lower_layers import RULES, activation_of_op, linear_input, linear_weights
+from ticketry_engine.capture.lower_moves import constant_argument, is_constant
+from ticketry_engine.capture.patterns import attention_node
 from ticketry_engine.capture.program import Multiple, Sizes
 from ticketry_engine.errors import GraphError
-from ticketry_engine.ir import FLOATS, Json, Node, Value, aten, node
+from ticketry_engine.ir import FLOATS, Json, Node, Value, aten, native_node
 
 
-def move_batch_first(editor: Editor, one: Node) -> list[Node] | str:
-    """Replace `one`, an ATen operation, by native nodes whose batch is at axis 0."""
-    require_match(not one.native)
-    if base(one) in VIEWS and is_canonical(editor, one.output):
-        editor.makers[one.output] = one
-        chain = chain_to(editor, one.output)
-        return native_views(editor, chain.source, example_map(chain, lambda made, batch: made), one.output)
-    rule = _ROW_BY_ROW.get(base(one), _activation_batch_first)
-    return rule(editor, one, arguments(one))
+def move_batch_first(editor: Editor, node: Node) -> list[Node] | str:
+    """Replace `node`, an ATen operation, by native nodes whose batch is at axis 0."""
+    require_match(not node.native)
+    if aten_name(node) in VIEWS and has_batch_first(editor, node.output):
+        editor.makers[node.output] = node
+        chain = view_chain_to(editor, node.output)
+        return express_as_native_views(
+            editor, chain.source, source_index_of_elements(chain, lambda made, batch: made), node.output
+        )
+    rule = _ROW_BY_ROW.get(aten_name(node), _lower_activation_batch_first)
+    return rule(editor, node, arguments(node))
 
 
 Step = tuple[str, list[Any]]
@@ -69,120 +71,124 @@ Made = Callable[[list[str]], Node]
 """Function that returns the native node which computes the result from the named values; their batch is at axis 0."""
 
 
-def _apply_batch_first(editor: Editor, one: Node, inputs: Sequence[str | None], make: Made) -> list[Node]:
+def _apply_batch_first(editor: Editor, node: Node, inputs: Sequence[str | None], make: Made) -> list[Node]:
     """Return nodes that move the batch of `inputs` to axis 0, apply the row-wise operation `make`, and move it back."""
     sizes = [editor.sizes.get(name or "") for name in inputs]
     first = sizes[0]
     if first is None or any(other is None or other[:-1] != first[:-1] for other in sizes):
         raise NoMatchError
     names = [str(name) for name in inputs]
-    require_match(not is_canonical(editor, names[0]))
+    require_match(not has_batch_first(editor, names[0]))
     require_match(len({editor.values[name].dtype for name in names}) == 1 and editor.values[names[0]].dtype in FLOATS)
-    layouts = _batch_layouts(first)
+    layouts = _possible_batch_layouts(first)
     require_match(layouts)
-    nodes, rows, layout = _bring_batch_first(editor, names[0], layouts)
+    nodes, rows, layout = _move_value_batch_first(editor, names[0], layouts)
     brought = [rows]
     for name in names[1:]:
-        more, rows, _ = _bring_batch_first(editor, name, [layout])
+        more, rows, _ = _move_value_batch_first(editor, name, [layout])
         nodes += more
         brought.append(rows)
     made = make(brought)
     nodes.append(made)
     last = (editor.shape(made.output) or (0,))[-1]
-    return [*nodes, *_apply_torch_ops(editor, made.output, layout.back(int(last or 0)), one.output, one.output)]
+    return [*nodes, *_apply_torch_ops(editor, made.output, layout.back(int(last or 0)), node.output, node.output)]
 
 
-def _linear_batch_first(editor: Editor, one: Node, found: Found) -> list[Node]:
-    x = value_of(linear_input(found))
-    weights = linear_weights(editor, one, found)
+def _lower_linear_batch_first(editor: Editor, node: Node, args: OpArguments) -> list[Node]:
+    x = value_name(linear_input(args))
+    weights = linear_weights(editor, node, args)
     require_match({str(editor.tensors[name].dtype)[6:] for name in weights.values()} == {editor.values[x or ""].dtype})
-    return _apply_batch_first(editor, one, [x], lambda rows: editor.make("linear", (rows[0],), one.output, weights))
+    return _apply_batch_first(
+        editor, node, [x], lambda rows: editor.make_node("linear", (rows[0],), node.output, weights)
+    )
 
 
-def _norm_batch_first(editor: Editor, one: Node, found: Found) -> list[Node]:
-    def make(rows: list[str]) -> Node:
-        made = RULES[base(one)](editor, replace(one, output=rows[0]), {**found, "input": {"value": rows[0]}})
+def _lower_norm_batch_first(editor: Editor, node: Node, args: OpArguments) -> list[Node]:
+    def make_norm(rows: list[str]) -> Node:
+        made = RULES[aten_name(node)](editor, replace(node, output=rows[0]), {**args, "input": {"value": rows[0]}})
         if not isinstance(made, list):
             raise NoMatchError
-        return editor.make(made[-1].op, (rows[0],), one.output, made[-1].weights, **made[-1].attrs)
+        return editor.make_node(made[-1].op, (rows[0],), node.output, made[-1].weights, **made[-1].attrs)
 
-    return _apply_batch_first(editor, one, [value_of(found["input"])], make)
+    return _apply_batch_first(editor, node, [value_name(args["input"])], make_norm)
 
 
-def _activation_batch_first(editor: Editor, one: Node, found: Found) -> list[Node]:
-    act = act_of(base(one), found)
+def _lower_activation_batch_first(editor: Editor, node: Node, args: OpArguments) -> list[Node]:
+    act = activation_of_op(aten_name(node), args)
     require_match(act is not None)
-    x = value_of(found["self"])
-    return _apply_batch_first(editor, one, [x], lambda rows: editor.make("act", (rows[0],), one.output, act=act))
+    x = value_name(args["self"])
+    return _apply_batch_first(editor, node, [x], lambda rows: editor.make_node("act", (rows[0],), node.output, act=act))
 
 
-def _pairwise_batch_first(editor: Editor, one: Node, found: Found) -> list[Node]:
+def _lower_pairwise_batch_first(editor: Editor, node: Node, args: OpArguments) -> list[Node]:
     """Lower a sum or product of two values, or of a value and a constant; the constant is the same for all rows."""
-    name, pair = base(one), [found["self"], found["other"]]
-    require_match(found.get("alpha", 1) == 1)
+    name, pair = aten_name(node), [args["self"], args["other"]]
+    require_match(args.get("alpha", 1) == 1)
     if is_constant(editor, pair[0]) and name != "div":
         pair.reverse()
-    x, other = value_of(pair[0]), value_of(pair[1])
+    x, other = value_name(pair[0]), value_name(pair[1])
     if not is_constant(editor, pair[1]):
         require_match(name in ("add", "mul") and editor.sizes.get(x or "") == editor.sizes.get(other or ""))
         return _apply_batch_first(
-            editor, one, [x, other], lambda rows: editor.make(name, (rows[0], rows[1]), one.output)
+            editor, node, [x, other], lambda rows: editor.make_node(name, (rows[0], rows[1]), node.output)
         )
 
-    def make(rows: list[str]) -> Node:
+    def make_pairwise(rows: list[str]) -> Node:
         like = len(editor.sizes[x or ""])
-        constant = constant_of(editor, pair[1], rows[0])
+        constant = constant_argument(editor, pair[1], rows[0])
         require_match(constant.dim() < like or all(size == 1 for size in constant.shape[: constant.dim() - like + 1]))
         constant = constant.reciprocal() if name == "div" else constant
         op = "add_constant" if name == "add" else "mul_constant"
-        weights = {"constant": editor.constant(f"{one.output}.constant", constant)}
-        return editor.make(op, (rows[0],), one.output, weights)
+        weights = {"constant": editor.add_constant(f"{node.output}.constant", constant)}
+        return editor.make_node(op, (rows[0],), node.output, weights)
 
-    return _apply_batch_first(editor, one, [x], make)
+    return _apply_batch_first(editor, node, [x], make_pairwise)
 
 
-def _softmax_batch_first(editor: Editor, one: Node, found: Found) -> list[Node]:
+def _lower_softmax_batch_first(editor: Editor, node: Node, args: OpArguments) -> list[Node]:
     """Lower a softmax over the last axis of a value whose batch is not at axis 0."""
-    x = value_of(found["self"])
+    x = value_name(args["self"])
     last = len(editor.sizes.get(x or "", ())) - 1
-    require_match(found["dim"] in (-1, last) and found.get("dtype") is None)
+    require_match(args["dim"] in (-1, last) and args.get("dtype") is None)
 
-    def make(rows: list[str]) -> Node:
-        return editor.make("softmax", (rows[0],), one.output, axis=len(editor.shape(rows[0]) or ()) - 1)
+    def make_softmax(rows: list[str]) -> Node:
+        return editor.make_node("softmax", (rows[0],), node.output, axis=len(editor.shape(rows[0]) or ()) - 1)
 
-    return _apply_batch_first(editor, one, [x], make)
+    return _apply_batch_first(editor, node, [x], make_softmax)
 
 
-def _window_matmul(editor: Editor, one: Node, found: Found) -> list[Node]:
+def _lower_window_matmul(editor: Editor, node: Node, args: OpArguments) -> list[Node]:
     """Lower a matrix product of windows [N * W, h, T, d] with a weight, or with other windows of the same sizes."""
-    names = [value_of(found[role]) for role in ("self", "other")]
+    names = [value_name(args[role]) for role in ("self", "other")]
     if None in names:
-        return _linear_batch_first(editor, one, found)
-    nodes, (left, right) = _split_windows(editor, [str(name) for name in names])
+        return _lower_linear_batch_first(editor, node, args)
+    nodes, (left, right) = _split_windows_from_batch(editor, [str(name) for name in names])
     before, last = editor.shape(left) or (), (editor.shape(right) or ())[-1]
-    made = _free_value(editor, one.output, (*before[:-1], last))
+    made = _add_temporary_value(editor, node.output, (*before[:-1], last))
     attrs = {"args": [{"value": left}, {"value": right}], "kwargs": {}}
     product = Node("aten.matmul.default", (left, right), made, attrs, {})
-    return [*nodes, product, _flatten_windows(editor, made, one.output)]
+    return [*nodes, product, _merge_windows_into_batch(editor, made, node.output)]
 
 
-def _window_attention(editor: Editor, one: Node, found: Found) -> list[Node]:
+def _lower_window_attention(editor: Editor, node: Node, args: OpArguments) -> list[Node]:
     """Lower attention in windows [N * W, h, T, d]; the attention bias is a weight that all windows share."""
-    require_match(not found["dropout_p"] and not found["is_causal"])
-    nodes, (q, k, v) = _split_windows(editor, [str(value_of(found[role])) for role in ("query", "key", "value")])
-    mask, bias = found["attn_mask"], None
+    require_match(not args["dropout_p"] and not args["is_causal"])
+    nodes, (q, k, v) = _split_windows_from_batch(
+        editor, [str(value_name(args[role])) for role in ("query", "key", "value")]
+    )
+    mask, bias = args["attn_mask"], None
     if mask is not None:
-        bias = editor.tensors.get(tensor_of(mask) or "")
+        bias = editor.tensors.get(weight_name(mask) or "")
         if bias is None or bias.dim() > 4:
             raise NoMatchError
         bias = bias.reshape((1,) * (4 - bias.dim()) + tuple(bias.shape))
         require_match(bias.is_floating_point() and bias.shape[0] == 1)
-    made = _free_value(editor, one.output, (*(editor.shape(q) or ())[:-1], (editor.shape(v) or ())[-1]))
-    attended = attention(editor, (q, k, v), made, bias, found["scale"])
-    return [*nodes, attended, _flatten_windows(editor, made, one.output)]
+    made = _add_temporary_value(editor, node.output, (*(editor.shape(q) or ())[:-1], (editor.shape(v) or ())[-1]))
+    attended = attention_node(editor, (q, k, v), made, bias, args["scale"])
+    return [*nodes, attended, _merge_windows_into_batch(editor, made, node.output)]
 
 
-def _split_windows(editor: Editor, names: list[str]) -> tuple[list[Node], list[str]]:
+def _split_windows_from_batch(editor: Editor, names: list[str]) -> tuple[list[Node], list[str]]:
     """Return nodes that view the values `names` [N * W, h, ...] as [N, W, h, ...], and the names of the views."""
     sizes = [editor.sizes.get(name, ()) for name in names]
     several = sizes[0][0] if sizes[0] else None
@@ -191,30 +197,30 @@ def _split_windows(editor: Editor, names: list[str]) -> tuple[list[Node], list[s
     nodes, found = [], []
     for name, size in zip(names, sizes, strict=True):
         require_match(editor.values[name].dtype in FLOATS)
-        more, rows, _ = _bring_batch_first(editor, name, _batch_layouts(size)[:1])
+        more, rows, _ = _move_value_batch_first(editor, name, _possible_batch_layouts(size)[:1])
         nodes += more
         found.append(rows)
     return nodes, found
 
 
-def _flatten_windows(editor: Editor, made: str, output: str) -> Node:
+def _merge_windows_into_batch(editor: Editor, made: str, output: str) -> Node:
     """Return the node that views the value `made` [N, W, ...] as `output` [N * W, ...]."""
     sizes = [-1, *(int(size or 0) for size in (editor.shape(made) or ())[2:])]
     return Node("aten.reshape.default", (made,), output, {"args": [{"value": made}, sizes], "kwargs": {}}, {})
 
 
-_ROW_BY_ROW: Mapping[str, Callable[[Editor, Node, Found], list[Node]]] = {
-    **dict.fromkeys(("linear", "addmm", "mm"), _linear_batch_first),
-    "matmul": _window_matmul,
-    "scaled_dot_product_attention": _window_attention,
-    **dict.fromkeys(("softmax", "_softmax"), _softmax_batch_first),
-    **dict.fromkeys(("layer_norm", "rms_norm"), _norm_batch_first),
-    **dict.fromkeys(("add", "mul", "div"), _pairwise_batch_first),
+_ROW_BY_ROW: Mapping[str, Callable[[Editor, Node, OpArguments], list[Node]]] = {
+    **dict.fromkeys(("linear", "addmm", "mm"), _lower_linear_batch_first),
+    "matmul": _lower_window_matmul,
+    "scaled_dot_product_attention": _lower_window_attention,
+    **dict.fromkeys(("softmax", "_softmax"), _lower_softmax_batch_first),
+    **dict.fromkeys(("layer_norm", "rms_norm"), _lower_norm_batch_first),
+    **dict.fromkeys(("add", "mul", "div"), _lower_pairwise_batch_first),
 }
 """Name of a row-wise operation (other than an activation) -> the rule that lowers the operation."""
 
 
-def _batch_layouts(sizes: Sizes) -> list[_Layout]:
+def _possible_batch_layouts(sizes: Sizes) -> list[_Layout]:
     """Return ways to move the batch to axis 0, the most likely way first; [] unless one size depends on the batch."""
     where = [axis for axis, size in enumerate(sizes) if not isinstance(size, int)]
     if len(where) != 1 or where[0] == len(sizes) - 1:
@@ -252,21 +258,21 @@ def _batch_layouts(sizes: Sizes) -> list[_Layout]:
     ]
 
 
-def _bring_batch_first(editor: Editor, x: str, layouts: list[_Layout]) -> tuple[list[Node], str, _Layout]:
+def _move_value_batch_first(editor: Editor, x: str, layouts: list[_Layout]) -> tuple[list[Node], str, _Layout]:
     """Return nodes that move the batch of `x` to axis 0, the name of the moved value, and the layout used."""
     for layout in layouts:
         with contextlib.suppress(NoMatchError):
-            chain = chain_to(editor, x)
-            where = example_map(chain, layout.to_batch_first)
-            rows = _free_value(editor, x, layout.shape)
-            made = native_views(editor, chain.source, where, rows)
+            chain = view_chain_to(editor, x)
+            where = source_index_of_elements(chain, layout.to_batch_first)
+            rows = _add_temporary_value(editor, x, layout.shape)
+            made = express_as_native_views(editor, chain.source, where, rows)
             return ([], made, layout) if isinstance(made, str) else (made, rows, layout)
-    rows = _free_value(editor, x, layouts[0].shape)
+    rows = _add_temporary_value(editor, x, layouts[0].shape)
     return _apply_torch_ops(editor, x, layouts[0].forth, x, rows), rows, layouts[0]
 
 
-def _free_value(editor: Editor, like: str, shape: tuple[int | None, ...] | None = None) -> str:
-    name = editor.value(like, (), "rows")
+def _add_temporary_value(editor: Editor, like: str, shape: tuple[int | None, ...] | None = None) -> str:
+    name = editor.add_value(like, (), "rows")
     editor.values[name] = Value(name, shape, editor.values[like].dtype)
     return name
 
@@ -275,7 +281,7 @@ def _apply_torch_ops(editor: Editor, x: str, steps: Sequence[Step], like: str, o
     """Return nodes that apply the torch operations `steps` in sequence to `x`; the last node computes `output`."""
     nodes = []
     for number, (op, args) in enumerate(steps, start=1):
-        made = output if number == len(steps) else _free_value(editor, like)
+        made = output if number == len(steps) else _add_temporary_value(editor, like)
         nodes.append(Node(op, (x,), made, {"args": [{"value": x}, *args], "kwargs": {}}, {}))
         x = made
     return nodes
@@ -306,12 +312,12 @@ class ViewChain:
     """Function from a number of examples to a tensor with the source index of each viewed element."""
 
 
-def chain_to(editor: Editor, name: str) -> ViewChain:
+def view_chain_to(editor: Editor, name: str) -> ViewChain:
     """Return the views from which `name` is made, starting at the nearest earlier value with the batch at axis 0."""
     steps: list[Node] = []
-    while not is_canonical(editor, name) or not steps:
-        maker = editor.made_by(name, *VIEWS)
-        found = value_of(maker.attrs["args"][0]) if not maker.native else None
+    while not has_batch_first(editor, name) or not steps:
+        maker = editor.match_maker(name, *VIEWS)
+        found = value_name(maker.attrs["args"][0]) if not maker.native else None
         if found is None:
             raise NoMatchError
         steps.append(maker)
@@ -319,38 +325,38 @@ def chain_to(editor: Editor, name: str) -> ViewChain:
     shape = editor.shape(name) or ()
     require_match(prod(size or 1 for size in shape) <= _LARGEST)
 
-    def run(batch: int) -> Tensor:
+    def apply_views(batch: int) -> Tensor:
         sizes = [batch, *(int(size or 0) for size in shape[1:])]
         made = torch.arange(prod(sizes)).view(sizes)
         for one in reversed(steps):
-            viewed = value_of(one.attrs["args"][0])
-            inputs = [made if value == viewed else number(editor, value, batch) for value in one.inputs]
+            viewed = value_name(one.attrs["args"][0])
+            inputs = [made if value == viewed else evaluate_size(editor, value, batch) for value in one.inputs]
             made = aten.prepare(one, editor.tensors, "cpu")(*inputs)
         return made
 
-    return ViewChain(name, prod(int(size or 0) for size in shape[1:]), run)
+    return ViewChain(name, prod(int(size or 0) for size in shape[1:]), apply_views)
 
 
-def is_canonical(editor: Editor, name: str) -> bool:
+def has_batch_first(editor: Editor, name: str) -> bool:
     """Return whether a value is a floating-point tensor with the batch at axis 0."""
-    return editor.floating(name) and (editor.shape(name) or (0,))[0] is None
+    return editor.share_float_dtype(name) and (editor.shape(name) or (0,))[0] is None
 
 
-def number(editor: Editor, name: str, batch: int) -> int:
+def evaluate_size(editor: Editor, name: str, batch: int) -> int:
     """Return the size that the value `name` has for `batch` examples; raise `GraphError` if the value is no size."""
     one = editor.makers.get(name)
     if one is not None and one.op == "aten.sym_size.int":
-        sizes = editor.size(value_of(one.attrs["args"][0]) or "")
+        sizes = editor.value_sizes(value_name(one.attrs["args"][0]) or "")
         if sizes is not None:
             size = sizes[one.attrs["args"][1]]
             return size.of_batch * batch if isinstance(size, Multiple) else int(size or 0)
-    if one is None or not one.op.startswith("operator.") or base(one) == "getitem":
+    if one is None or not one.op.startswith("operator.") or aten_name(one) == "getitem":
         raise GraphError(f"{name} is no size")
-    made = aten.prepare(one, {}, "cpu")(*(number(editor, part, batch) for part in one.inputs))
+    made = aten.prepare(one, {}, "cpu")(*(evaluate_size(editor, part, batch) for part in one.inputs))
     return int(made)
 
 
-def example_map(chain: ViewChain, layout: Callable[[Tensor, int], Tensor]) -> Tensor:
+def source_index_of_elements(chain: ViewChain, layout: Callable[[Tensor, int], Tensor]) -> Tensor:
     """Return a tensor with the source index of each element of one example.
 
     `layout` takes the viewed value and the number of examples, and returns the value with the batch at axis 0.
@@ -372,7 +378,7 @@ def example_map(chain: ViewChain, layout: Callable[[Tensor, int], Tensor]) -> Te
     return found
 
 
-def native_views(editor: Editor, source: str, where: Tensor, output: str) -> list[Node] | str:
+def express_as_native_views(editor: Editor, source: str, where: Tensor, output: str) -> list[Node] | str:
     """Return native nodes that compute `output` [N, ...] by picking, for each element, the source element in `where`.
 
     The last node computes `output`. If nothing moves, return the name `source`. Raise `NoMatchError` if reshapes,
@@ -382,13 +388,13 @@ def native_views(editor: Editor, source: str, where: Tensor, output: str) -> lis
     total = prod(int(size or 0) for size in shape[1:])
     if (None, *where.shape) == shape and torch.equal(where.flatten(), torch.arange(total)):
         return source
-    parts = _stride_decomposition(where)
+    parts = _sizes_and_strides(where)
     order = sorted(range(len(parts)), key=lambda index: -parts[index][1])
-    cuts = _source_axes([parts[index] for index in order], int(where.flatten()[0]), total)
+    cuts = _source_axis_indices([parts[index] for index in order], int(where.flatten()[0]), total)
     return _build_views(editor, source, output, cuts, order, parts)
 
 
-def _stride_decomposition(where: Tensor) -> list[tuple[int, int]]:
+def _sizes_and_strides(where: Tensor) -> list[tuple[int, int]]:
     """Return (size, stride) per axis of the index table `where`; raise `NoMatchError` if no strides give the table."""
     first = int(where.flatten()[0])
     parts: list[tuple[int, int]] = []
@@ -396,12 +402,12 @@ def _stride_decomposition(where: Tensor) -> list[tuple[int, int]]:
     for axis in range(where.dim()):
         line = where[tuple(slice(None) if other == axis else 0 for other in range(where.dim()))] - first
         total = total.unsqueeze(-1) + line
-        parts += _nested_strides(line.tolist())
+        parts += _loops_over_offsets(line.tolist())
     require_match(torch.equal(total + first, where) and all(stride > 0 for _, stride in parts))
     return parts
 
 
-def _nested_strides(line: list[int]) -> list[tuple[int, int]]:
+def _loops_over_offsets(line: list[int]) -> list[tuple[int, int]]:
     """Return pairs (size, stride) of nested loops that visit the offsets `line`, the outermost loop first."""
     if len(line) == 1:
         return []
@@ -411,10 +417,10 @@ def _nested_strides(line: list[int]) -> list[tuple[int, int]]:
     while len(line) % length:
         length -= 1
     require_match(length > 1)
-    return [*_nested_strides(line[::length]), (length, step)]
+    return [*_loops_over_offsets(line[::length]), (length, step)]
 
 
-def _source_axes(parts: list[tuple[int, int]], first: int, total: int) -> list[tuple[int, int | None]]:
+def _source_axis_indices(parts: list[tuple[int, int]], first: int, total: int) -> list[tuple[int, int | None]]:
     """Return (size, index) per axis of the source value, outermost first; `index` is None if all entries are read."""
     cuts: list[tuple[int, int | None]] = []
     reach = 1
@@ -445,19 +451,19 @@ def _build_views(
     nodes: list[Node] = []
     current = source
 
-    def step(op: str, **attrs: Json) -> None:
+    def append_view(op: str, **attrs: Json) -> None:
         nonlocal current
-        nodes.append(editor.make(op, (current,), output, **attrs))
+        nodes.append(editor.make_node(op, (current,), output, **attrs))
         current = nodes[-1].output
 
-    step("reshape", shape=[None, *(size for size, _ in cuts)])
+    append_view("reshape", shape=[None, *(size for size, _ in cuts)])
     for axis, (_, chosen) in enumerate(cuts, start=1):
         if chosen is not None:
-            step("slice", axis=axis, start=chosen, stop=chosen + 1)
+            append_view("slice", axis=axis, start=chosen, stop=chosen + 1)
     if any(chosen is not None for _, chosen in cuts):
-        step("reshape", shape=[None, *(parts[index][0] for index in order)])
+        append_view("reshape", shape=[None, *(parts[index][0] for index in order)])
     if order != sorted(order):
-        step("transpose", axes=[0, *(1 + order.index(index) for index in range(len(order)))])
+        append_view("transpose", axes=[0, *(1 + order.index(index) for index in range(len(order)))])
     made = editor.shape(output) or ()
-    nodes.append(node("reshape", (current,), output, shape=list(made)))
+    nodes.append(native_node("reshape", (current,), output, shape=list(made)))
     return nodes

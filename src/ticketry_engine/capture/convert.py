@@ -52,8 +52,8 @@ class _Leaf:
 def convert(program: TracedProgram, model: nn.Module) -> tuple[Graph, dict[str, Sizes]]:
     """Return a traced program as a graph of ATen operations, and the sizes of all tensors by value name."""
     reader = _GraphBuilder(program)
-    nodes = [made for one in program.graph.nodes if one.op == "call_function" for made in reader.node(one)]
-    outputs = reader.outputs(nodes)
+    nodes = [made for one in program.graph.nodes if one.op == "call_function" for made in reader.convert_node(one)]
+    outputs = reader.encode_outputs(nodes)
     graph = Graph(
         inputs=tuple(reader.inputs),
         outputs=outputs,
@@ -94,46 +94,46 @@ class _GraphBuilder:
                 self._add_value(one)
                 self.arguments[one.name] = one.name
         for name, value in self.program.constants.items():
-            self.arguments[name] = {"constant": _require_plain(value, name)}
+            self.arguments[name] = {"constant": _require_json_value(value, name)}
 
-    def _add_value(self, one: fx.Node) -> None:
-        made = one.meta.get("val")
+    def _add_value(self, node: fx.Node) -> None:
+        made = node.meta.get("val")
         if isinstance(made, Tensor):
-            self._add_tensor(one.name, made, self.program.sizes(one))
+            self._add_tensor(node.name, made, self.program.sizes(node))
         else:
             kind = "list" if isinstance(made, (tuple, list)) else "number"
-            self.values[one.name] = Value(one.name, None, kind)
+            self.values[node.name] = Value(node.name, None, kind)
 
     def _add_tensor(self, name: str, made: Tensor, sizes: Sizes) -> None:
         self.sizes[name] = sizes
         dtype = dtype_name(made.dtype)
         if dtype not in DTYPES | UNFILED:
             raise CaptureError(f"the value {name!r} is of the data type {dtype}, which the engine does not know")
-        self.values[name] = Value(name, shape_of(sizes), dtype)
+        self.values[name] = Value(name, shape_from_sizes(sizes), dtype)
 
-    def node(self, one: fx.Node) -> list[Node]:
+    def convert_node(self, node: fx.Node) -> list[Node]:
         """Return the node for a traced operation as a list; return [] if the operation only checks an assertion."""
-        op = self._operation_name(one)
+        op = self._operation_name(node)
         if not op:
             return []
         inputs: dict[str, None] = {}
         weights: dict[str, str] = {}
-        encode = self._argument_encoder(one, inputs, weights)
-        args = [encode(arg) for arg in one.args]
+        encode = self._argument_encoder(node, inputs, weights)
+        args = [encode(arg) for arg in node.args]
         kwargs = {
-            name: encode(arg) for name, arg in one.kwargs.items() if name not in ("layout", "pin_memory", "generator")
+            name: encode(arg) for name, arg in node.kwargs.items() if name not in ("layout", "pin_memory", "generator")
         }
-        self._add_value(one)
-        return [Node(op, tuple(inputs), one.name, {"args": args, "kwargs": kwargs}, weights)]
+        self._add_value(node)
+        return [Node(op, tuple(inputs), node.name, {"args": args, "kwargs": kwargs}, weights)]
 
-    def _operation_name(self, one: fx.Node) -> str:
-        target = one.target
+    def _operation_name(self, node: fx.Node) -> str:
+        target = node.target
         if isinstance(target, torch._ops.OpOverload):
             if not target._schema.returns:
                 return ""
             namespace, _, name = target._schema.name.partition("::")
             if namespace == "aten" and name in _BY_STRIDES:
-                _check_memory(one)
+                _refuse_strided_view(node)
             op = f"{namespace}.{name}.{target._overloadname or 'default'}"
             return _RESHAPES.get(op, op)
         if target in _OPERATORS:
@@ -146,7 +146,7 @@ class _GraphBuilder:
         raise CaptureError(f"the model computes with {target} on sizes, which the engine does not know")
 
     def _argument_encoder(
-        self, one: fx.Node, inputs: dict[str, None], weights: dict[str, str]
+        self, node: fx.Node, inputs: dict[str, None], weights: dict[str, str]
     ) -> Callable[[Any], Json]:
         def encode(arg: Any) -> Json:
             if isinstance(arg, fx.Node):
@@ -160,23 +160,23 @@ class _GraphBuilder:
                 return {"value": arg.name}
             if isinstance(arg, (list, tuple)):
                 return [encode(part) for part in arg]
-            return _encode_argument(arg, str(one.target))
+            return _encode_argument(arg, str(node.target))
 
         return encode
 
-    def outputs(self, nodes: list[Node]) -> Json:
+    def encode_outputs(self, nodes: list[Node]) -> Json:
         """Return the call's output containers with value names as leaves; add a node for each leaf that is a weight."""
         found: list[Json] = []
         for one in self.program.outputs:
             if isinstance(one, Constant):
-                found.append({"constant": _require_plain(one.value, "an output")})
+                found.append({"constant": _require_json_value(one.value, "an output")})
             elif one.name in self.weights:
-                found.append(self._weight_as_value(self.weights[one.name], nodes))
+                found.append(self._add_weight_as_value(self.weights[one.name], nodes))
             else:
                 found.append(self.arguments.get(one.name, one.name))
-        return _encode_tree(tree_unflatten([_Leaf(tree) for tree in found], self.program.out_spec))
+        return _encode_containers(tree_unflatten([_Leaf(tree) for tree in found], self.program.out_spec))
 
-    def _weight_as_value(self, weight: str, nodes: list[Node]) -> str:
+    def _add_weight_as_value(self, weight: str, nodes: list[Node]) -> str:
         """Add a node that copies `weight` to a value, and return the name of the value."""
         name = f"{weight}.value"
         nodes.append(
@@ -187,9 +187,9 @@ class _GraphBuilder:
         return name
 
 
-def _check_memory(one: fx.Node) -> None:
-    """Raise `CaptureError` if the input of `one`, which reads memory by strides, is a view of a larger tensor."""
-    read = one.args[0].meta.get("val") if one.args and isinstance(one.args[0], fx.Node) else None
+def _refuse_strided_view(node: fx.Node) -> None:
+    """Raise `CaptureError` if the input of `node`, which reads memory by strides, is a view of a larger tensor."""
+    read = node.args[0].meta.get("val") if node.args and isinstance(node.args[0], fx.Node) else None
     if (
         not isinstance(read, Tensor)
         or not read.is_contiguous()
@@ -197,12 +197,12 @@ def _check_memory(one: fx.Node) -> None:
         or read.untyped_storage().nbytes() != read.numel() * read.element_size()
     ):
         raise CaptureError(
-            f"the model reads memory by strides ({one.target}) of a view of another tensor, which has another"
+            f"the model reads memory by strides ({node.target}) of a view of another tensor, which has another"
             " layout when it is compiled: use unfold, slices or an index in its place, or call contiguous() before"
         )
 
 
-def shape_of(sizes: Sizes) -> tuple[int | None, ...] | None:
+def shape_from_sizes(sizes: Sizes) -> tuple[int | None, ...] | None:
     """Return `sizes` as a shape with None for the batch size; return None if any other size is unknown or varies."""
     rest = [size for size in sizes[1:] if isinstance(size, int)]
     if len(rest) < len(sizes) - 1:
@@ -233,7 +233,7 @@ def _encode_argument(arg: Any, where: str) -> Json:
     raise CaptureError(f"{where} has an argument of the type {type(arg).__name__}, which a graph cannot hold")
 
 
-def _require_plain(value: Any, where: str) -> Json:
+def _require_json_value(value: Any, where: str) -> Json:
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     raise CaptureError(f"{where} is {type(value).__name__}: inputs and outputs have to be tensors, numbers or texts")
@@ -244,7 +244,7 @@ def _encode_signature(program: TracedProgram, model: nn.Module, arguments: Mappi
     for given in program.inputs:
         flat.append(
             _Leaf(
-                {"constant": _require_plain(given.value, "an input")}
+                {"constant": _require_json_value(given.value, "an input")}
                 if isinstance(given, Constant)
                 else arguments[given]
             )
@@ -256,13 +256,13 @@ def _encode_signature(program: TracedProgram, model: nn.Module, arguments: Mappi
         if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
     ]
     return {
-        "args": [_encode_tree(arg) for arg in args],
-        "kwargs": {name: _encode_tree(arg) for name, arg in kwargs.items()},
+        "args": [_encode_containers(arg) for arg in args],
+        "kwargs": {name: _encode_containers(arg) for name, arg in kwargs.items()},
         "names": names,
     }
 
 
-def _encode_tree(found: Any) -> Json:
+def _encode_containers(found: Any) -> Json:
     """Return `found`, containers of `_Leaf` objects and constants, as JSON in the form of `Graph.outputs`."""
     if isinstance(found, _Leaf):
         return found.tree
@@ -274,17 +274,17 @@ def _encode_tree(found: Any) -> Json:
                 " of a dict are names, or all are whole numbers"
             )
         kind = "numbered" if int in kinds else "record" if hasattr(found, "to_tuple") else "dict"
-        return {kind: {str(key): _encode_tree(part) for key, part in found.items()}}
+        return {kind: {str(key): _encode_containers(part) for key, part in found.items()}}
     if isinstance(found, tuple):
         fields = getattr(found, "_fields", None) or getattr(found, "__match_args__", None)  # of torch's ``max``
         if fields is not None:
-            return {"fields": {name: _encode_tree(part) for name, part in zip(fields, found, strict=True)}}
-        return {"tuple": [_encode_tree(part) for part in found]}
+            return {"fields": {name: _encode_containers(part) for name, part in zip(fields, found, strict=True)}}
+        return {"tuple": [_encode_containers(part) for part in found]}
     if isinstance(found, list):
-        return {"list": [_encode_tree(part) for part in found]}
+        return {"list": [_encode_containers(part) for part in found]}
     if dataclasses.is_dataclass(found):
-        return {"record": {one.name: _encode_tree(getattr(found, one.name)) for one in dataclasses.fields(found)}}
-    return {"constant": _require_plain(found, "an input or output")}
+        return {"record": {one.name: _encode_containers(getattr(found, one.name)) for one in dataclasses.fields(found)}}
+    return {"constant": _require_json_value(found, "an input or output")}
 
 
 # -- overloads ---------------------------------------------------------------------------------------------------------

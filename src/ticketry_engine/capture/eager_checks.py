@@ -16,9 +16,22 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from ticketry_engine.capture.editor import arguments, base, free_name, op_packet, tensor_of, value_of
+from ticketry_engine.capture.editor import (
+    arguments,
+    aten_name,
+    name_without_overload,
+    unused_name,
+    value_name,
+    weight_name,
+)
 from ticketry_engine.capture.program import Arguments, has_batch_first, traceable_torch
-from ticketry_engine.capture.side_effects import Containers, first_change, state_of, writes_to_input, writes_to_weight
+from ticketry_engine.capture.side_effects import (
+    ArgumentContainers,
+    first_change,
+    input_write_error,
+    model_state,
+    weight_write_error,
+)
 from ticketry_engine.errors import CaptureError, EngineError
 from ticketry_engine.example_inputs import difference, outputs_of
 from ticketry_engine.ir import Graph, Json, Node, aten, leaves, with_leaves
@@ -45,52 +58,52 @@ def own_copy(model: nn.Module) -> nn.Module:
             ) from error
 
 
-def copy_to_call(model: nn.Module) -> nn.Module:
+def copy_sharing_parameters(model: nn.Module) -> nn.Module:
     """Return a copy of the model that shares its parameters, but has separate buffers and attributes."""
     return copy.deepcopy(model, {id(one): one for one in model.parameters()})
 
 
-def holds_for_one(graph: Graph, model: nn.Module, given: Arguments) -> bool:
+def matches_model_for_one_example(graph: Graph, model: nn.Module, given: Arguments) -> bool:
     """Return whether graph and model give equal outputs for the first example alone; True if inputs have no data."""
-    if not given.examples or not _can_run(model, given):
+    if not given.examples or not _is_on_cpu(model, given):
         return True
-    one = given.map(lambda tensor: tensor[:1] if has_batch_first(tensor, given.examples) else tensor)
+    one = given.map_tensors(lambda tensor: tensor[:1] if has_batch_first(tensor, given.examples) else tensor)
     try:
-        wanted = _call_outputs(copy_to_call(model), one)
-        found = _call_outputs(lambda *args, **kwargs: _run_graph(graph, args, kwargs), one)
+        wanted = _outputs_of_seeded_call(copy_sharing_parameters(model), one)
+        found = _outputs_of_seeded_call(lambda *args, **kwargs: _run_graph_in_torch(graph, args, kwargs), one)
         return bool(difference(found, wanted) <= _TOLERANCE)
     except Exception:  # a model may insist on several examples, and fail in any way
         return False
 
 
-def check_calls(model: nn.Module, given: Arguments) -> list[str]:
+def check_calls_are_independent(model: nn.Module, given: Arguments) -> list[str]:
     """Raise an error if `model` changes its inputs, or if its outputs depend on earlier calls.
 
     `model` must not have been called before. Inputs without data are not checked. If every call changes a Python
     attribute of the model, return a note with the attribute's name, else [].
     """
-    if not _can_run(model, given):
+    if not _is_on_cpu(model, given):
         return []
     if given.examples:
-        _check_no_memory_of_calls(model, given)
-    changed = _check_state(model, given)
+        _check_outputs_repeat(model, given)
+    changed = _find_changed_attribute(model, given)
     if changed is None:
         return []
     return [f"the model changes its own {changed!r} in each call, which the compiled one does not"]
 
 
-def _check_state(model: nn.Module, given: Arguments) -> str | None:
+def _find_changed_attribute(model: nn.Module, given: Arguments) -> str | None:
     """Call a copy of the model twice; return the path of the Python attribute that the second call changes, or None."""
-    called = copy_to_call(model)
+    called = copy_sharing_parameters(model)
     try:
-        _call_and_check_inputs(called, given)
-        before = state_of(called)
-        _call_and_check_inputs(called, given)
+        _check_inputs_unchanged(called, given)
+        before = model_state(called)
+        _check_inputs_unchanged(called, given)
     except CaptureError:
         raise
     except Exception:  # a model may fail in any way; the capture then says why
         return None
-    after = state_of(called)
+    after = model_state(called)
     counter = first_change(before, after, counters=True)
     if counter is not None:
         raise CaptureError(
@@ -100,15 +113,15 @@ def _check_state(model: nn.Module, given: Arguments) -> str | None:
     return first_change(before, after)
 
 
-def _call_and_check_inputs(model: nn.Module, given: Arguments) -> None:
+def _check_inputs_unchanged(model: nn.Module, given: Arguments) -> None:
     """Call the model; raise `CaptureError` if the call changes an input or a buffer."""
-    own = given.map(torch.clone)
-    containers = Containers(model, own)
+    own = given.map_tensors(torch.clone)
+    containers = ArgumentContainers(model, own)
     inputs = [(name, tensor, tensor.clone()) for name, tensor in containers.tensors()]
     buffers = [(name, tensor, tensor.clone()) for name, tensor in model.named_buffers()]
     _call_seeded(model, own)
     containers.check()
-    for known, error in ((buffers, writes_to_weight), (inputs, writes_to_input)):
+    for known, error in ((buffers, weight_write_error), (inputs, input_write_error)):
         for name, tensor, value in known:
             if tensor.shape != value.shape or not torch.equal(_raw_bytes(tensor), _raw_bytes(value)):
                 raise error(name)
@@ -119,16 +132,16 @@ def _raw_bytes(tensor: Tensor) -> Tensor:
     return tensor.detach().resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8)
 
 
-def _check_no_memory_of_calls(model: nn.Module, given: Arguments) -> None:
+def _check_outputs_repeat(model: nn.Module, given: Arguments) -> None:
     """Raise `CaptureError` if earlier calls change the outputs for the same inputs."""
     assert given.examples
     others = given.at_batch(given.examples, seed=1)
-    used = copy_to_call(model)
+    used = copy_sharing_parameters(model)
     try:
-        wanted = _call_outputs(copy_to_call(model), given)
+        wanted = _outputs_of_seeded_call(copy_sharing_parameters(model), given)
         for _ in range(2):
-            _call_outputs(used, others)
-        found = _call_outputs(used, given)
+            _outputs_of_seeded_call(used, others)
+        found = _outputs_of_seeded_call(used, given)
     except Exception:  # a model may fail in any way: with other values for one
         return
     try:
@@ -142,15 +155,15 @@ def _check_no_memory_of_calls(model: nn.Module, given: Arguments) -> None:
         )
 
 
-def _can_run(model: nn.Module, given: Arguments) -> bool:
+def _is_on_cpu(model: nn.Module, given: Arguments) -> bool:
     """Return whether the model and its inputs are on the CPU."""
     tensors = [*model.parameters(), *model.buffers(), *outputs_of((given.args, given.kwargs))]
     return all(tensor.device.type == "cpu" for tensor in tensors)
 
 
-def _call_outputs(call: Callable[..., Any], given: Arguments) -> list[Tensor]:
+def _outputs_of_seeded_call(call: Callable[..., Any], given: Arguments) -> list[Tensor]:
     """Return the output tensors of a call with copies of the inputs, and with the same random seed in every call."""
-    made = outputs_of(_call_seeded(call, given.map(torch.clone)))
+    made = outputs_of(_call_seeded(call, given.map_tensors(torch.clone)))
     return [tensor.nan_to_num() if tensor.is_floating_point() else tensor.clone() for tensor in made]
 
 
@@ -160,7 +173,7 @@ def _call_seeded(call: Callable[..., Any], given: Arguments) -> Any:
         return call(*given.args, **given.kwargs)
 
 
-def _run_graph(graph: Graph, args: Any, kwargs: Any) -> list[Any]:
+def _run_graph_in_torch(graph: Graph, args: Any, kwargs: Any) -> list[Any]:
     """Compute a graph node by node in torch, and return its outputs."""
     values: dict[str, Any] = dict(zip(graph.inputs, CallBinder(graph).bind(args, kwargs), strict=True))
     for one in graph.nodes:
@@ -181,7 +194,7 @@ _GIVE_BACK = ("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_drop
 """Operations that return their input itself in evaluation mode although their schemas do not say so."""
 
 
-def with_own_results(graph: Graph, captured: Graph) -> Graph:
+def with_unshared_outputs(graph: Graph, captured: Graph) -> Graph:
     """Return the graph with copies of results that share memory with a weight, an input or another result.
 
     Passes that remove copies, or replace values by weights, can make results share memory.
@@ -194,7 +207,7 @@ def with_own_results(graph: Graph, captured: Graph) -> Graph:
     for old, name in zip(leaves(captured.outputs), leaves(graph.outputs), strict=True):
         root = after[name]
         if root[0] == "weight" or (root in known and known[root] != before[old]):
-            copy = free_name(f"{name}.own", values)
+            copy = unused_name(f"{name}.own", values)
             values[copy] = replace(values[name], name=copy)
             args = {"args": [{"value": name}], "kwargs": {}}
             nodes.append(Node("aten.clone.default", (name,), copy, args, {}))
@@ -218,37 +231,39 @@ def _memory_owners(graph: Graph) -> dict[str, _Root]:
     return roots
 
 
-def _view_source(one: Node) -> tuple[str, str]:
+def _view_source(node: Node) -> tuple[str, str]:
     """Return (kind, name) of the weight or value whose memory a node's result may share; ("value", "") if none."""
-    if one.native:
-        return "value", one.inputs[0] if one.op in _VIEWS else ""
-    if one.op.startswith("operator."):
-        return "value", one.inputs[0] if base(one) == "getitem" and one.inputs else ""
-    found = arguments(one)
-    for known in aten.find(one.op, trusted=True)._schema.arguments:
+    if node.native:
+        return "value", node.inputs[0] if node.op in _VIEWS else ""
+    if node.op.startswith("operator."):
+        return "value", node.inputs[0] if aten_name(node) == "getitem" and node.inputs else ""
+    found = arguments(node)
+    for known in aten.find(node.op, trusted=True)._schema.arguments:
         alias = known.alias_info
-        if (alias is not None and not alias.is_write) or (op_packet(one) in _GIVE_BACK and known.name == "input"):
-            if (name := tensor_of(found[known.name])) is not None:
+        if (alias is not None and not alias.is_write) or (
+            name_without_overload(node) in _GIVE_BACK and known.name == "input"
+        ):
+            if (name := weight_name(found[known.name])) is not None:
                 return "weight", name
-            return "value", value_of(found[known.name]) or ""
+            return "value", value_name(found[known.name]) or ""
     return "value", ""
 
 
-def with_defaults(graph: Graph, model: nn.Module) -> Graph:
+def with_argument_defaults(graph: Graph, model: nn.Module) -> Graph:
     """Add to the graph's signature the defaults of arguments that were captured with a value other than the default."""
     signature = graph.signature
     captured = {**dict(zip(signature["names"], signature["args"], strict=False)), **signature["kwargs"]}
     found: dict[str, Json] = {}
     for name, parameter in inspect.signature(model.forward).parameters.items():
         default = parameter.default
-        if default is parameter.empty or _is_default(captured.get(name, {"constant": None}), default):
+        if default is parameter.empty or _equals_default(captured.get(name, {"constant": None}), default):
             continue
         plain = default is None or isinstance(default, (bool, int, float, str))
         found[name] = {"constant": default} if plain else None
     return replace(graph, signature={**signature, "defaults": found}) if found else graph
 
 
-def _is_default(tree: Json, default: Any) -> bool:
+def _equals_default(tree: Json, default: Any) -> bool:
     """Return whether the captured argument `tree` equals `default`; False for a tensor."""
     if isinstance(tree, str) or "constant" not in tree:
         return False

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from ticketry_engine.capture.convert import OVERLOADS
 from ticketry_engine.capture.program import Multiple, Sizes
-from ticketry_engine.ir import FLOATS, Graph, Json, Node, Value, aten, node, with_leaves
+from ticketry_engine.ir import FLOATS, Graph, Json, Node, Value, aten, native_node, with_leaves
 from ticketry_engine.ir.native import TensorFacts, infer, takes
 
 Shape: TypeAlias = "tuple[int | None, ...]"
 
-Found: TypeAlias = "dict[str, Json]"
+OpArguments: TypeAlias = "dict[str, Json]"
 """Arguments of an ATen node, by argument name."""
 
 Rule: TypeAlias = "Callable[[Editor, Node], list[Node] | str | None]"
@@ -27,7 +27,7 @@ The replacement is the name of an equal value, or a list of nodes; the last one 
 the node, the function returns None or raises `NoMatchError`.
 """
 
-Lowering: TypeAlias = "Callable[[Editor, Node, Found], list[Node] | str | None]"
+Lowering: TypeAlias = "Callable[[Editor, Node, OpArguments], list[Node] | str | None]"
 """Function that returns the replacement of an ATen node, given its arguments."""
 
 
@@ -74,95 +74,99 @@ class Editor:
     def shape(self, name: str) -> Shape | None:
         return self.values[name].shape
 
-    def size(self, name: str) -> Sizes | None:
+    def value_sizes(self, name: str) -> Sizes | None:
         """Return the sizes of a value, including the batch size; None if any size is unknown."""
         found = self.sizes.get(name)
         if found is None and (shape := self.shape(name)) is not None:
             found = tuple(Multiple(1) if size is None else size for size in shape)
         return None if found is None or None in found else found
 
-    def same_size(self, one: str, other: str) -> bool:
+    def have_same_sizes(self, one: str, other: str) -> bool:
         """Return whether the sizes of two values are known and equal."""
-        return self.size(one) is not None and self.size(one) == self.size(other)
+        return self.value_sizes(one) is not None and self.value_sizes(one) == self.value_sizes(other)
 
-    def floating(self, *names: str) -> bool:
+    def share_float_dtype(self, *names: str) -> bool:
         """Return whether all values have known shapes and the same floating-point data type."""
         kinds = {self.values[name].dtype for name in names}
         known = all(self.values[name].shape is not None for name in names)
         return known and len(kinds) == 1 and kinds <= FLOATS
 
-    def floats(self, one: Node, *args: Json, axes: int | None = None) -> list[str]:
-        """Return the value names that `args` refer to; `args` are arguments of the node `one`.
+    def float_inputs(self, node: Node, *args: Json, axes: int | None = None) -> list[str]:
+        """Return the value names that `args` refer to; `args` are arguments of the node `node`.
 
         Raise `NoMatchError` if an argument refers to no value; if the values and the node's output do not all have one
         floating-point data type; or if a value does not have `axes` axes (None: at least one axis).
         """
-        names = [value_of(arg) for arg in args]
+        names = [value_name(arg) for arg in args]
         found = [name for name in names if name is not None]
-        require_match(len(found) == len(names) and self.floating(*found, one.output))
+        require_match(len(found) == len(names) and self.share_float_dtype(*found, node.output))
         shapes = [self.shape(name) or () for name in found]
         require_match(all(len(shape) == axes if axes is not None else shape for shape in shapes))
         return found
 
-    def value(self, like: str, shape: Shape, suffix: str = "part") -> str:
+    def add_value(self, like: str, shape: Shape, suffix: str = "part") -> str:
         """Add a value of the given shape with the data type of the value `like`, and return the new value's name."""
-        name = free_name(f"{like}.{suffix}", self.values)
+        name = unused_name(f"{like}.{suffix}", self.values)
         self.values[name] = Value(name, shape, self.values[like].dtype)
         return name
 
-    def tensor(self, name: str, tensor: Tensor) -> str:
+    def add_weight(self, name: str, tensor: Tensor) -> str:
         """Add `tensor` as the weight `name`, with a number appended if the name is taken; return the weight's name."""
         known = self.tensors.get(name)
         if known is tensor:
             return name
-        name = free_name(name, self.tensors)
+        name = unused_name(name, self.tensors)
         self.tensors[name] = tensor
         return name
 
-    def constant(self, name: str, tensor: Tensor) -> str:
+    def add_constant(self, name: str, tensor: Tensor) -> str:
         """Add a constant as a weight, unless this method added an equal weight before; return the weight's name."""
         tensor = tensor.contiguous()
         key = (str(tensor.dtype), tuple(tensor.shape), tensor.view(torch.uint8).numpy().tobytes())
         if key not in self._constants:
-            self._constants[key] = self.tensor(name, tensor)
+            self._constants[key] = self.add_weight(name, tensor)
         return self._constants[key]
 
-    def replacement(self, name: str, tensor: Tensor) -> str:
+    def replace_weight(self, name: str, tensor: Tensor) -> str:
         """Replace the weight `name` by `tensor` if at most one node uses it, else add a new weight; return the name."""
         if self.holders.get(name, 0) > 1:
-            return self.tensor(name, tensor)
+            return self.add_weight(name, tensor)
         self.tensors[name] = tensor
         return name
 
-    def make(
+    def make_node(
         self, op: str, inputs: tuple[str, ...], like: str, weights: Mapping[str, str] | None = None, **attrs: Json
     ) -> Node:
         """Return a native node, and add a value for its output with the inferred shape and the data type of `like`."""
-        made = node(op, inputs, "", weights, **attrs)
-        return replace(made, output=self.value(like, self.inferred(made)))
+        made = native_node(op, inputs, "", weights, **attrs)
+        return replace(made, output=self.add_value(like, self.infer_shape(made)))
 
-    def inferred(self, one: Node) -> Shape:
+    def infer_shape(self, node: Node) -> Shape:
         """Return the output shape of a native node."""
-        inputs = [TensorFacts(self.shape(name) or (), self.values[name].dtype) for name in one.inputs]
-        weights = {role: TensorFacts.from_tensor(self.tensors[name]) for role, name in one.weights.items()}
-        return infer(one.op, one.attrs, inputs, weights)[0]
+        inputs = [TensorFacts(self.shape(name) or (), self.values[name].dtype) for name in node.inputs]
+        weights = {role: TensorFacts.from_tensor(self.tensors[name]) for role, name in node.weights.items()}
+        return infer(node.op, node.attrs, inputs, weights)[0]
 
-    def made_by(self, name: str | None, *ops: str, act: Json = None) -> Node:
+    def match_maker(self, name: str | None, *ops: str, act: Json = None) -> Node:
         """Return the node that computes `name`; its operation must be in `ops`, and its activation must be `act`.
 
         ATen operations in `ops` are named without overload, such as "relu". Raise `NoMatchError` if the node differs.
         """
         maker = self.makers.get(name or "")
-        if maker is None or (maker.op if maker.native else base(maker)) not in ops or maker.attrs.get("act") != act:
+        if (
+            maker is None
+            or (maker.op if maker.native else aten_name(maker)) not in ops
+            or maker.attrs.get("act") != act
+        ):
             raise NoMatchError
         return maker
 
-    def computed_for_one_reader(self, name: str) -> Node | None:
+    def maker_if_read_once(self, name: str) -> Node | None:
         """Return the node that computes the value `name` if the value is read exactly once; else None."""
         return self.makers.get(name) if self.uses.get(name, 0) == 1 else None
 
 
-def free_name(name: str, taken: Mapping[str, Any]) -> str:
+def unused_name(name: str, taken: Mapping[str, Any]) -> str:
     """Return `name`, with a number appended if it is taken."""
     if name not in taken:
         return name
@@ -172,13 +176,13 @@ def free_name(name: str, taken: Mapping[str, Any]) -> str:
     return f"{name}.{number}"
 
 
-def rewrite(graph: Graph, rule: Rule, sizes: Mapping[str, Sizes] | None = None) -> Graph:
+def rewrite_nodes(graph: Graph, rule: Rule, sizes: Mapping[str, Sizes] | None = None) -> Graph:
     """Return the graph after applying `rule` once to every node, in the graph's order."""
     editor = Editor.from_graph(graph, sizes)
     renamed: dict[str, str] = {}
     done: list[Node] = []
     for old in graph.nodes:
-        current = rename(old, renamed)
+        current = with_renamed_inputs(old, renamed)
         try:
             made = rule(editor, current)
         except NoMatchError:
@@ -193,43 +197,43 @@ def rewrite(graph: Graph, rule: Rule, sizes: Mapping[str, Sizes] | None = None) 
             done.append(one)
     outputs = with_leaves(graph.outputs, lambda name: renamed.get(name, name))
     changed = replace(graph, values=editor.values, tensors=editor.tensors, outputs=outputs)
-    return without_unused(changed.with_nodes(done))
+    return without_unused_nodes(changed.with_nodes(done))
 
 
-def rename_last_output(nodes: list[Node], x: str, output: str) -> list[Node] | str:
+def with_last_output(nodes: list[Node], x: str, output: str) -> list[Node] | str:
     """Return `nodes` with the last node's output renamed to `output`; return `x` if `nodes` is empty."""
     if not nodes:
         return x
     return [*nodes[:-1], replace(nodes[-1], output=output)]
 
 
-def rename(one: Node, renamed: Mapping[str, str]) -> Node:
+def with_renamed_inputs(node: Node, renamed: Mapping[str, str]) -> Node:
     """Return the node with inputs renamed by the mapping `renamed` from old to new names."""
-    if not any(name in renamed for name in one.inputs):
-        return one
-    if one.native:
-        return replace(one, inputs=tuple(renamed.get(name, name) for name in one.inputs))
-    return with_arguments(one, {name: {"value": renamed[name]} for name in one.inputs if name in renamed})
+    if not any(name in renamed for name in node.inputs):
+        return node
+    if node.native:
+        return replace(node, inputs=tuple(renamed.get(name, name) for name in node.inputs))
+    return with_replaced_values(node, {name: {"value": renamed[name]} for name in node.inputs if name in renamed})
 
 
-def with_arguments(one: Node, changed: Mapping[str, Json]) -> Node:
+def with_replaced_values(node: Node, changed: Mapping[str, Json]) -> Node:
     """Return an ATen node with other arguments; `changed` maps the name of a value that it reads to an argument."""
     inputs: dict[str, None] = {}
     weights: dict[str, str] = {}
 
-    def change(kind: str, content: str) -> Json:
+    def replace_value(kind: str, content: str) -> Json:
         made = changed.get(content, {kind: content}) if kind == "value" else {kind: content}
-        if (name := value_of(made)) is not None:
+        if (name := value_name(made)) is not None:
             inputs[name] = None
-        elif (name := tensor_of(made)) is not None:
+        elif (name := weight_name(made)) is not None:
             weights[name] = name
         return made
 
-    attrs = aten.replace_objects(one.attrs, change)
-    return replace(one, inputs=tuple(inputs), attrs=attrs, weights=weights)
+    attrs = aten.replace_objects(node.attrs, replace_value)
+    return replace(node, inputs=tuple(inputs), attrs=attrs, weights=weights)
 
 
-def without_unused(graph: Graph) -> Graph:
+def without_unused_nodes(graph: Graph) -> Graph:
     """Return the graph without nodes that contribute to no output of the graph."""
     wanted = set(graph.results)
     kept = []
@@ -243,51 +247,51 @@ def without_unused(graph: Graph) -> Graph:
 # -- arguments of torch nodes ------------------------------------------------------------------------------------------
 
 
-def arguments(one: Node) -> Found:
+def arguments(node: Node) -> OpArguments:
     """Return the arguments of an ATen node by name, including defaults; {} for a node that computes with sizes."""
-    if one.op.startswith("operator."):
+    if node.op.startswith("operator."):
         return {}
-    schema = aten.find(one.op, trusted=True)._schema
+    schema = aten.find(node.op, trusted=True)._schema
     found = {known.name: known.default_value for known in schema.arguments if known.has_default_value()}
-    found.update(zip((known.name for known in schema.arguments), one.attrs["args"], strict=False))
-    found.update(one.attrs["kwargs"])
+    found.update(zip((known.name for known in schema.arguments), node.attrs["args"], strict=False))
+    found.update(node.attrs["kwargs"])
     return found
 
 
-def value_of(arg: Json) -> str | None:
+def value_name(arg: Json) -> str | None:
     """Return the name of the value that an argument refers to, or None."""
     return arg["value"] if isinstance(arg, dict) and "value" in arg else None
 
 
-def tensor_of(arg: Json) -> str | None:
+def weight_name(arg: Json) -> str | None:
     """Return the name of the weight that an argument refers to, or None."""
     return arg["tensor"] if isinstance(arg, dict) and "tensor" in arg else None
 
 
-def number_of(arg: Json, tensors: Mapping[str, Tensor]) -> float | None:
+def constant_number(arg: Json, tensors: Mapping[str, Tensor]) -> float | None:
     """Return a number, or a weight with one element, as a float; return None for any other argument."""
     if isinstance(arg, (int, float)) and not isinstance(arg, bool):
         return float(arg)
-    name = tensor_of(arg)
+    name = weight_name(arg)
     if name is not None and tensors[name].numel() == 1 and tensors[name].dtype != torch.bool:
         return float(tensors[name])
     return None
 
 
-def base(one: Node) -> str:
+def aten_name(node: Node) -> str:
     """Return the name of a node's ATen operation without the overload, or "getitem" for an entry of a list.
 
     Return "" for a native node, for arithmetic on sizes, and for an overload that rules do not accept (see
     `OVERLOADS`).
     """
-    kind, _, rest = one.op.partition(".")
+    kind, _, rest = node.op.partition(".")
     name, _, overload = rest.partition(".")
     if kind == "aten":
         return name if overload in OVERLOADS.get(name, ("default",)) else ""
     return name if rest == "getitem" else ""
 
 
-def op_packet(one: Node) -> str:
+def name_without_overload(node: Node) -> str:
     """Return the name of an ATen operation without its overload; "" for any other node."""
-    kind, _, rest = one.op.partition(".")
+    kind, _, rest = node.op.partition(".")
     return rest.partition(".")[0] if kind == "aten" else ""

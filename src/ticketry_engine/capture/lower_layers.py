@@ -16,43 +16,43 @@ from torch import Tensor
 
 from ticketry_engine.capture.editor import (
     Editor,
-    Found,
     Lowering,
     NoMatchError,
+    OpArguments,
     arguments,
-    base,
+    aten_name,
+    constant_number,
     finite_number,
-    number_of,
-    rename_last_output,
     require_match,
-    rewrite,
-    tensor_of,
-    value_of,
+    rewrite_nodes,
+    value_name,
+    weight_name,
+    with_last_output,
 )
-from ticketry_engine.capture.same_rows import rows_of
-from ticketry_engine.ir import DTYPES, Graph, Json, Node, aten, node
+from ticketry_engine.capture.same_rows import expanded_row
+from ticketry_engine.ir import DTYPES, Graph, Json, Node, aten, native_node
 from ticketry_engine.ir.native import MOST_MOVED
 from ticketry_engine.ir.native_shapes import ACTS, is_act
 from ticketry_engine.support.seeds import generator
 
 
-def weights_of(editor: Editor, found: Mapping[str, Json]) -> dict[str, str]:
+def weight_and_bias_names(editor: Editor, found: Mapping[str, Json]) -> dict[str, str]:
     """Return the names of a layer's weight and bias, by role; raise `NoMatchError` if one is no weight of the model."""
-    given = {role: tensor_of(found.get(role)) for role in ("weight", "bias") if found.get(role) is not None}
+    given = {role: weight_name(found.get(role)) for role in ("weight", "bias") if found.get(role) is not None}
     named = {role: name for role, name in given.items() if name is not None}
     require_match(named.keys() == given.keys() and "weight" in named)
     require_match(len({editor.tensors[name].dtype for name in named.values()}) == 1)
     return named
 
 
-def _lower_conv2d(editor: Editor, one: Node, found: Found) -> list[Node]:
-    (x,), weights = editor.floats(one, found["input"], axes=4), weights_of(editor, found)
+def _lower_conv2d(editor: Editor, node: Node, args: OpArguments) -> list[Node]:
+    (x,), weights = editor.float_inputs(node, args["input"], axes=4), weight_and_bias_names(editor, args)
     weight = editor.tensors[weights["weight"]]
-    require_match(weight.dim() == 4 and not found.get("transposed"))
-    stride, dilation = pair(found["stride"]), pair(found["dilation"])
-    padding = _resolve_padding(found["padding"], weight.shape[2:], dilation)
-    setting = {"stride": stride, "padding": padding, "dilation": dilation, "groups": found["groups"]}
-    return [node("conv2d", (x,), one.output, weights, **setting)]
+    require_match(weight.dim() == 4 and not args.get("transposed"))
+    stride, dilation = as_pair(args["stride"]), as_pair(args["dilation"])
+    padding = _resolve_padding(args["padding"], weight.shape[2:], dilation)
+    setting = {"stride": stride, "padding": padding, "dilation": dilation, "groups": args["groups"]}
+    return [native_node("conv2d", (x,), node.output, weights, **setting)]
 
 
 def _resolve_padding(padding: Json, kernel: torch.Size, dilation: list[int]) -> list[int]:
@@ -62,108 +62,109 @@ def _resolve_padding(padding: Json, kernel: torch.Size, dilation: list[int]) -> 
         both = [step * (size - 1) for step, size in zip(dilation, kernel, strict=True)]
         require_match(not any(total % 2 for total in both))
         return [total // 2 for total in both]
-    return pair(padding)
+    return as_pair(padding)
 
 
-def _lower_conv1d(editor: Editor, one: Node, found: Found) -> list[Node]:
+def _lower_conv1d(editor: Editor, node: Node, args: OpArguments) -> list[Node]:
     """Lower a one-dimensional convolution to a two-dimensional convolution over images of height 1."""
-    (x,), weights = editor.floats(one, found["input"], axes=3), weights_of(editor, found)
+    (x,), weights = editor.float_inputs(node, args["input"], axes=3), weight_and_bias_names(editor, args)
     weight = editor.tensors[weights["weight"]].unsqueeze(2)
-    stride, dilation = pair(found["stride"])[1], pair(found["dilation"])[1]
-    padding = _resolve_padding(found["padding"], torch.Size((1, weight.shape[3])), [1, dilation])[1]
-    weights = {**weights, "weight": editor.tensor(f"{weights['weight']}.2d", weight)}
-    setting = {"stride": [1, stride], "padding": [0, padding], "dilation": [1, dilation], "groups": found["groups"]}
-    return as_image_operation(editor, one, x, "conv2d", weights, **setting)
+    stride, dilation = as_pair(args["stride"])[1], as_pair(args["dilation"])[1]
+    padding = _resolve_padding(args["padding"], torch.Size((1, weight.shape[3])), [1, dilation])[1]
+    weights = {**weights, "weight": editor.add_weight(f"{weights['weight']}.2d", weight)}
+    setting = {"stride": [1, stride], "padding": [0, padding], "dilation": [1, dilation], "groups": args["groups"]}
+    return as_image_operation(editor, node, x, "conv2d", weights, **setting)
 
 
-def linear_input(found: Found) -> Json:
+def linear_input(args: OpArguments) -> Json:
     """Return the input argument (not the weight) of a linear layer or matrix product."""
-    return found.get("input", found.get("mat1", found.get("self")))
+    return args.get("input", args.get("mat1", args.get("self")))
 
 
-def linear_weights(editor: Editor, one: Node, found: Found) -> dict[str, str]:
-    """Return the names of weight and bias of a linear layer that equals `one`; raise `NoMatchError` if none does."""
-    if base(one) == "linear":
-        named = weights_of(editor, found)
+def linear_weights(editor: Editor, node: Node, args: OpArguments) -> dict[str, str]:
+    """Return the names of weight and bias of a linear layer that equals `node`; raise `NoMatchError` if none does."""
+    if aten_name(node) == "linear":
+        named = weight_and_bias_names(editor, args)
     else:
-        named = {"weight": tensor_of(found.get("mat2", found.get("other"))) or ""}
-        if base(one) == "addmm":  # bias + x weight
-            named["bias"] = tensor_of(found["self"]) or ""
-            require_match(found["beta"] == found["alpha"] == 1)
+        named = {"weight": weight_name(args.get("mat2", args.get("other"))) or ""}
+        if aten_name(node) == "addmm":  # bias + x weight
+            named["bias"] = weight_name(args["self"]) or ""
+            require_match(args["beta"] == args["alpha"] == 1)
     require_match(
         all(name and editor.tensors[name].dim() == {"weight": 2, "bias": 1}[role] for role, name in named.items())
     )
-    rows = editor.tensors[named["weight"]].shape[0 if base(one) == "linear" else 1]
+    rows = editor.tensors[named["weight"]].shape[0 if aten_name(node) == "linear" else 1]
     require_match("bias" not in named or editor.tensors[named["bias"]].shape == (rows,))
-    if base(one) != "linear":
+    if aten_name(node) != "linear":
         weight = named["weight"]
-        named["weight"] = editor.tensor(f"{weight}.T", editor.tensors[weight].t().contiguous())
+        named["weight"] = editor.add_weight(f"{weight}.T", editor.tensors[weight].t().contiguous())
     return named
 
 
-def _lower_linear(editor: Editor, one: Node, found: Found) -> list[Node]:
-    (x,) = editor.floats(one, linear_input(found))
+def _lower_linear(editor: Editor, node: Node, args: OpArguments) -> list[Node]:
+    (x,) = editor.float_inputs(node, linear_input(args))
     require_match(len(editor.shape(x) or ()) >= 2)
-    return [node("linear", (x,), one.output, linear_weights(editor, one, found))]
+    return [native_node("linear", (x,), node.output, linear_weights(editor, node, args))]
 
 
-def _lower_batch_norm(editor: Editor, one: Node, found: Found) -> list[Node]:
+def _lower_batch_norm(editor: Editor, node: Node, args: OpArguments) -> list[Node]:
     """Lower a batch norm in evaluation mode to a scale and a shift of each channel."""
-    named = [tensor_of(found[role]) for role in ("weight", "bias", "running_mean", "running_var")]
-    (x,) = editor.floats(one, found["input"])
-    require_match(not found.get("training") and len(editor.shape(x) or ()) >= 2)
+    named = [weight_name(args[role]) for role in ("weight", "bias", "running_mean", "running_var")]
+    (x,) = editor.float_inputs(node, args["input"])
+    require_match(not args.get("training") and len(editor.shape(x) or ()) >= 2)
     weight, bias, mean, var = (None if name is None else editor.tensors[name].double() for name in named)
     if mean is None or var is None:
         raise NoMatchError
-    scale = torch.rsqrt(var + finite_number(found["eps"]))
+    scale = torch.rsqrt(var + finite_number(args["eps"]))
     scale = scale if weight is None else scale * weight
     shift = -mean * scale if bias is None else bias - mean * scale
     dtype = getattr(torch, editor.values[x].dtype)
     prefix = str(named[2]).removesuffix("running_mean")
     weights = {
-        role: editor.tensor(f"{prefix}{role}", made.to(dtype)) for role, made in (("scale", scale), ("shift", shift))
+        role: editor.add_weight(f"{prefix}{role}", made.to(dtype))
+        for role, made in (("scale", scale), ("shift", shift))
     }
-    return [node("affine", (x,), one.output, weights)]
+    return [native_node("affine", (x,), node.output, weights)]
 
 
-def _lower_layer_norm(editor: Editor, one: Node, found: Found) -> list[Node]:
-    (x,), size = editor.floats(one, found["input"]), found["normalized_shape"]
-    named = {role: tensor_of(found[role]) for role in ("weight", "bias")}
+def _lower_layer_norm(editor: Editor, node: Node, args: OpArguments) -> list[Node]:
+    (x,), size = editor.float_inputs(node, args["input"]), args["normalized_shape"]
+    named = {role: weight_name(args[role]) for role in ("weight", "bias")}
     require_match(len(size) == 1 and len(editor.shape(x) or ()) >= 2)
-    require_match(all((name is None) == (found[role] is None) for role, name in named.items()))
+    require_match(all((name is None) == (args[role] is None) for role, name in named.items()))
     dtype = getattr(torch, editor.values[x].dtype)
     weights = {}
     if any(named.values()):
         neutral = {"weight": torch.ones(size, dtype=dtype), "bias": torch.zeros(size, dtype=dtype)}
         for role, name in named.items():
-            weights[role] = editor.tensor(f"{one.output}.{role}", neutral[role]) if name is None else name
+            weights[role] = editor.add_weight(f"{node.output}.{role}", neutral[role]) if name is None else name
     require_match(all(editor.tensors[name].dtype == dtype for name in weights.values()))
-    return [node("layer_norm", (x,), one.output, weights, eps=finite_number(found["eps"]))]
+    return [native_node("layer_norm", (x,), node.output, weights, eps=finite_number(args["eps"]))]
 
 
-def _lower_softmax(editor: Editor, one: Node, found: Found) -> list[Node]:
-    (x,) = editor.floats(one, found["self"])
-    axis = int(found["dim"]) % len(editor.shape(x) or ())
+def _lower_softmax(editor: Editor, node: Node, args: OpArguments) -> list[Node]:
+    (x,) = editor.float_inputs(node, args["self"])
+    axis = int(args["dim"]) % len(editor.shape(x) or ())
     require_match(axis)
-    return [node("softmax", (x,), one.output, axis=axis)]
+    return [native_node("softmax", (x,), node.output, axis=axis)]
 
 
-def _lower_rms_norm(editor: Editor, one: Node, found: Found) -> list[Node]:
-    (x,), size = editor.floats(one, found["input"]), found["normalized_shape"]
-    name = tensor_of(found["weight"])
+def _lower_rms_norm(editor: Editor, node: Node, args: OpArguments) -> list[Node]:
+    (x,), size = editor.float_inputs(node, args["input"]), args["normalized_shape"]
+    name = weight_name(args["weight"])
     dtype = getattr(torch, editor.values[x].dtype)
-    require_match(len(size) == 1 and len(editor.shape(x) or ()) >= 2 and (name is None) == (found["weight"] is None))
+    require_match(len(size) == 1 and len(editor.shape(x) or ()) >= 2 and (name is None) == (args["weight"] is None))
     require_match(name is None or editor.tensors[name].dtype == dtype)
-    eps = torch.finfo(dtype).eps if found["eps"] is None else finite_number(found["eps"])
-    return [node("rms_norm", (x,), one.output, {} if name is None else {"weight": name}, eps=eps)]
+    eps = torch.finfo(dtype).eps if args["eps"] is None else finite_number(args["eps"])
+    return [native_node("rms_norm", (x,), node.output, {} if name is None else {"weight": name}, eps=eps)]
 
 
-def _lower_attention(editor: Editor, one: Node, found: Found) -> list[Node]:
-    q, k, v = editor.floats(one, *(found[role] for role in ("query", "key", "value")), axes=4)
-    require_match(not found["dropout_p"] and len({(editor.shape(name) or ())[:1] for name in (q, k, v)}) == 1)
+def _lower_attention(editor: Editor, node: Node, args: OpArguments) -> list[Node]:
+    q, k, v = editor.float_inputs(node, *(args[role] for role in ("query", "key", "value")), axes=4)
+    require_match(not args["dropout_p"] and len({(editor.shape(name) or ())[:1] for name in (q, k, v)}) == 1)
     heads, groups = ((editor.shape(name) or ())[1] for name in (q, k))
     require_match(heads and groups and not heads % groups)  # queries that are broadcast are left to torch
-    return [masked_attention(editor, (q, k, v), one.output, found["attn_mask"], found["scale"], found["is_causal"])]
+    return [masked_attention(editor, (q, k, v), node.output, args["attn_mask"], args["scale"], args["is_causal"])]
 
 
 def masked_attention(
@@ -179,16 +180,16 @@ def masked_attention(
     weights = {}
     if bias is not None and bool(bias.any()):
         require_match(bool(bias.isfinite().any(-1).all()))  # torch's rows without a key are 0, a quotient's are NaN
-        weights["bias"] = editor.constant(f"{output}.bias", bias)
-    return node("attention", inputs, output, weights, scale=scale, causal=causal)
+        weights["bias"] = editor.add_constant(f"{output}.bias", bias)
+    return native_node("attention", inputs, output, weights, scale=scale, causal=causal)
 
 
 def _attention_bias(editor: Editor, mask: Json, inputs: Sequence[str]) -> torch.Tensor:
     """Return the attention bias [heads or 1, queries, keys] that is equivalent to `mask`."""
     heads, queries = (editor.shape(inputs[0]) or ())[1:3]
     keys = (editor.shape(inputs[1]) or ())[2]
-    name = tensor_of(mask)
-    known = editor.tensors[name] if name is not None else rows_of(editor.makers, editor.tensors, value_of(mask))
+    name = weight_name(mask)
+    known = editor.tensors[name] if name is not None else expanded_row(editor.makers, editor.tensors, value_name(mask))
     if known is None or known.dim() > 4:
         raise NoMatchError
     known = known.reshape((1,) * (4 - known.dim()) + tuple(known.shape))
@@ -204,7 +205,7 @@ def _attention_bias(editor: Editor, mask: Json, inputs: Sequence[str]) -> torch.
 # -- activations, sums, products, and operations that do nothing in evaluation mode ------------------------------------
 
 
-def act_of(name: str, found: Mapping[str, Any]) -> Json:
+def activation_of_op(name: str, found: Mapping[str, Any]) -> Json:
     """Return the activation that the ATen operation `name` with the arguments `found` computes, or None."""
     if name == "gelu":
         return "gelu_tanh" if found["approximate"] == "tanh" else "gelu"
@@ -229,69 +230,69 @@ def _clamp_activation(least: Json, most: Json) -> str | None:
     return None
 
 
-def _lower_activation(editor: Editor, one: Node, found: Found) -> list[Node]:
-    (x,), act = editor.floats(one, found["self"]), act_of(base(one), found)
+def _lower_activation(editor: Editor, node: Node, args: OpArguments) -> list[Node]:
+    (x,), act = editor.float_inputs(node, args["self"]), activation_of_op(aten_name(node), args)
     require_match(act)
-    return [node("act", (x,), one.output, act=act)]
+    return [native_node("act", (x,), node.output, act=act)]
 
 
-def _lower_pairwise(editor: Editor, one: Node, found: Found) -> list[Node]:
+def _lower_pairwise(editor: Editor, node: Node, args: OpArguments) -> list[Node]:
     """Lower a sum or product of two values; the larger value becomes the first input of the node."""
-    require_match(found.get("alpha", 1) == 1)
+    require_match(args.get("alpha", 1) == 1)
     require_match(
-        all(rows_of(editor.makers, editor.tensors, value_of(found[role])) is None for role in ("self", "other"))
+        all(expanded_row(editor.makers, editor.tensors, value_name(args[role])) is None for role in ("self", "other"))
     )
-    pair = editor.floats(one, found["self"], found["other"])
-    made = editor.shape(one.output)
+    pair = editor.float_inputs(node, args["self"], args["other"])
+    made = editor.shape(node.output)
     if not made:
         raise NoMatchError
     if editor.shape(pair[0]) != made:
         pair.reverse()
     gate = (*made[:2], 1, 1) if len(made) == 4 else None
     require_match(editor.shape(pair[0]) == made and editor.shape(pair[1]) in (made, gate))
-    return [node(base(one), tuple(pair), one.output)]
+    return [native_node(aten_name(node), tuple(pair), node.output)]
 
 
-def _remove_identity(editor: Editor, one: Node, found: Found) -> str:
+def _remove_identity(editor: Editor, node: Node, args: OpArguments) -> str:
     """Return the name of the operation's argument; raise `NoMatchError` if the operation changes shape or data type."""
-    x = value_of(found.get("self", found.get("input")))
-    if x is None or found.get("train") is True or found.get("training") is True:
+    x = value_name(args.get("self", args.get("input")))
+    if x is None or args.get("train") is True or args.get("training") is True:
         raise NoMatchError
-    require_match(editor.values[x].dtype == editor.values[one.output].dtype and editor.same_size(x, one.output))
+    require_match(editor.values[x].dtype == editor.values[node.output].dtype and editor.have_same_sizes(x, node.output))
     require_match(editor.values[x].dtype in DTYPES)  # a copy of a complex tensor computes its lazy conjugate
     return x
 
 
-def _lower_arithmetic(editor: Editor, one: Node, found: Found) -> list[Node] | str:
+def _lower_arithmetic(editor: Editor, node: Node, args: OpArguments) -> list[Node] | str:
     """Remove x * 1, x / 1 and x + 0; lower other sums and products."""
-    name = base(one)
-    number = number_of(found["other"], editor.tensors)
+    name = aten_name(node)
+    number = constant_number(args["other"], editor.tensors)
     if number == (0 if name in ("add", "sub") else 1):
-        return _remove_identity(editor, one, found)
+        return _remove_identity(editor, node, args)
     require_match(name in ("add", "mul"))
-    if value_of(found["self"]) and value_of(found["other"]):
-        return _lower_pairwise(editor, one, found)
-    return _lower_channel_constant(editor, one, found)
+    if value_name(args["self"]) and value_name(args["other"]):
+        return _lower_pairwise(editor, node, args)
+    return _lower_channel_constant(editor, node, args)
 
 
-def _lower_channel_constant(editor: Editor, one: Node, found: Found) -> list[Node]:
+def _lower_channel_constant(editor: Editor, node: Node, args: OpArguments) -> list[Node]:
     """Lower a sum or product with a weight that has one element per channel."""
-    name = base(one)
-    arg, other = (found["self"], found["other"]) if value_of(found["self"]) else (found["other"], found["self"])
-    (x,), weight = editor.floats(one, arg), tensor_of(other)
-    if weight is None or found.get("alpha", 1) != 1:
+    name = aten_name(node)
+    arg, other = (args["self"], args["other"]) if value_name(args["self"]) else (args["other"], args["self"])
+    (x,), weight = editor.float_inputs(node, arg), weight_name(other)
+    if weight is None or args.get("alpha", 1) != 1:
         raise NoMatchError
     shape, tensor = editor.shape(x) or (), editor.tensors[weight]
     channels = shape[1:2] + (1,) * (len(shape) - 2)
     require_match(
-        len(shape) > 1 and tuple(tensor.shape) in (channels, (1, *channels)) and shape == editor.shape(one.output)
+        len(shape) > 1 and tuple(tensor.shape) in (channels, (1, *channels)) and shape == editor.shape(node.output)
     )
     require_match(str(tensor.dtype) == f"torch.{editor.values[x].dtype}")
     vector = tensor.flatten()
     factor = vector if name == "mul" else torch.ones_like(vector)
     term = vector if name == "add" else torch.zeros_like(vector)
-    weights = {role: editor.tensor(f"{weight}.{role}", made) for role, made in (("scale", factor), ("shift", term))}
-    return [node("affine", (x,), one.output, weights)]
+    weights = {role: editor.add_weight(f"{weight}.{role}", made) for role, made in (("scale", factor), ("shift", term))}
+    return [native_node("affine", (x,), node.output, weights)]
 
 
 _NOTHING_TO_DO = (
@@ -301,12 +302,12 @@ _NOTHING_TO_DO = (
 """Operations that have no effect in evaluation mode if they keep shape and data type."""
 
 
-def getitem_of(editor: Editor, one: Node, maker: Node) -> list[Node]:
-    """Lower `one`, which takes entry 0 of the results of `maker`; raise `NoMatchError` for any other entry."""
-    rule = _FIRST_OF.get(base(maker))
-    if rule is None or one.attrs["args"][1] != 0:
+def lower_first_result(editor: Editor, node: Node, maker: Node) -> list[Node]:
+    """Lower `node`, which takes entry 0 of the results of `maker`; raise `NoMatchError` for any other entry."""
+    rule = _FIRST_OF.get(aten_name(maker))
+    if rule is None or node.attrs["args"][1] != 0:
         raise NoMatchError
-    return rule(editor, replace(maker, output=one.output), arguments(maker))
+    return rule(editor, replace(maker, output=node.output), arguments(maker))
 
 
 # -- resizes -----------------------------------------------------------------------------------------------------------
@@ -320,30 +321,30 @@ _REACH = {"upsample_bilinear2d": 1, "upsample_bicubic2d": 2}
 """Resize operation -> number of neighbouring pixels on each side that contribute to an output pixel."""
 
 
-def lower_resize(editor: Editor, one: Node) -> list[Node]:
+def lower_resize(editor: Editor, node: Node) -> list[Node]:
     """Lower bilinear or bicubic upsampling by integer factors."""
-    reach = 0 if one.native else _REACH.get(base(one), 0)
-    require_match(reach and len(one.inputs) == 1)
-    (x,) = editor.floats(one, {"value": one.inputs[0]}, axes=4)
-    shape, made = (editor.shape(name) or () for name in (x, one.output))
+    reach = 0 if node.native else _REACH.get(aten_name(node), 0)
+    require_match(reach and len(node.inputs) == 1)
+    (x,) = editor.float_inputs(node, {"value": node.inputs[0]}, axes=4)
+    shape, made = (editor.shape(name) or () for name in (x, node.output))
     require_match(shape[:2] == made[:2] and all(shape[1:]))
     channels, *sizes = (int(size or 0) for size in shape[1:])
     places = [int(size or 0) for size in made[2:]]
     require_match(all(0 < size <= more and not more % size for size, more in zip(sizes, places, strict=True)))
     require_match(channels * prod(places) <= MOST_MOVED)
-    resize, dtype = aten.prepare(one, editor.tensors, "cpu"), getattr(torch, editor.values[x].dtype)
+    resize, dtype = aten.prepare(node, editor.tensors, "cpu"), getattr(torch, editor.values[x].dtype)
     taps = [_resize_weights(resize, sizes, axis, places[axis] // sizes[axis], reach, dtype) for axis in range(2)]
     kernel = torch.einsum("ra,sb->rsab", *taps)
-    nodes = _repeat_borders(editor, x, one.output, sizes, reach)
+    nodes = _repeat_borders(editor, x, node.output, sizes, reach)
 
-    def then(op: str, weights: dict[str, str] | None = None, **attrs: Json) -> None:
-        nodes.append(editor.make(op, (nodes[-1].output,), one.output, weights, **attrs))
+    def append_node(op: str, weights: dict[str, str] | None = None, **attrs: Json) -> None:
+        nodes.append(editor.make_node(op, (nodes[-1].output,), node.output, weights, **attrs))
 
-    weight = editor.constant(f"{one.output}.taps", kernel.flatten(0, 1).repeat(channels, 1, 1).unsqueeze(1))
-    then("conv2d", {"weight": weight}, stride=[1, 1], padding=[0, 0], dilation=[1, 1], groups=channels)
-    then("reshape", shape=[shape[0], channels, *kernel.shape[:2], *sizes])
-    then("transpose", axes=[0, 1, 4, 2, 5, 3])
-    return [*nodes, node("reshape", (nodes[-1].output,), one.output, shape=list(made))]
+    weight = editor.add_constant(f"{node.output}.taps", kernel.flatten(0, 1).repeat(channels, 1, 1).unsqueeze(1))
+    append_node("conv2d", {"weight": weight}, stride=[1, 1], padding=[0, 0], dilation=[1, 1], groups=channels)
+    append_node("reshape", shape=[shape[0], channels, *kernel.shape[:2], *sizes])
+    append_node("transpose", axes=[0, 1, 4, 2, 5, 3])
+    return [*nodes, native_node("reshape", (nodes[-1].output,), node.output, shape=list(made))]
 
 
 def _resize_weights(
@@ -372,9 +373,9 @@ def _repeat_borders(editor: Editor, x: str, like: str, sizes: Sequence[int], rea
     """Return nodes that repeat an image's first and last rows and columns `reach` times."""
     nodes: list[Node] = []
     for axis, size in enumerate(sizes, start=2):
-        ends = [editor.make("slice", (x,), like, axis=axis, start=at, stop=at + 1) for at in (0, size - 1)]
+        ends = [editor.make_node("slice", (x,), like, axis=axis, start=at, stop=at + 1) for at in (0, size - 1)]
         low, high = ((end.output,) * reach for end in ends)
-        nodes += [*ends, editor.make("concat", (*low, x, *high), like, axis=axis)]
+        nodes += [*ends, editor.make_node("concat", (*low, x, *high), like, axis=axis)]
         x = nodes[-1].output
     return nodes
 
@@ -382,134 +383,136 @@ def _repeat_borders(editor: Editor, x: str, like: str, sizes: Sequence[int], rea
 # -- Poolings and means, over two axes or one --------------------------------------------------------------------------
 
 
-def pair(value: Json) -> list[int]:
+def as_pair(value: Json) -> list[int]:
     """Return a setting such as a stride as two numbers; a single number applies to two axes."""
     sizes = value if isinstance(value, list) else [value]
     require_match(len(sizes) in (1, 2) and all(type(size) is int for size in sizes))
     return [sizes[0], sizes[-1]]
 
 
-def window_of(sizes: Json, axes: int, beside: int) -> list[int]:
+def pooling_window(sizes: Json, axes: int, beside: int) -> list[int]:
     """Return a pooling's kernel size, stride or padding as [height, width]; if `axes` is 1, the height is `beside`."""
-    return pair(sizes) if axes == 2 else [beside, pair(sizes)[1]]
+    return as_pair(sizes) if axes == 2 else [beside, as_pair(sizes)[1]]
 
 
-def lower_pool(editor: Editor, one: Node, found: Found, *, axes: int = 2) -> list[Node]:
-    (x,) = editor.floats(one, found["self"], axes=2 + axes)
-    kernel, padding = window_of(found["kernel_size"], axes, 1), window_of(found["padding"], axes, 0)
+def lower_pool(editor: Editor, node: Node, args: OpArguments, *, axes: int = 2) -> list[Node]:
+    (x,) = editor.float_inputs(node, args["self"], axes=2 + axes)
+    kernel, padding = pooling_window(args["kernel_size"], axes, 1), pooling_window(args["padding"], axes, 0)
     window: dict[str, Json] = {
         "kernel": kernel,
-        "stride": window_of(found["stride"] or found["kernel_size"], axes, 1),
+        "stride": pooling_window(args["stride"] or args["kernel_size"], axes, 1),
         "padding": padding,
-        "ceil": found["ceil_mode"],
+        "ceil": args["ceil_mode"],
     }
-    if "dilation" in found:
-        return _apply_over_axes(
-            axes, editor, one, x, "max_pool2d", **window, dilation=window_of(found["dilation"], axes, 1)
+    if "dilation" in args:
+        return _apply_pooling(
+            axes, editor, node, x, "max_pool2d", **window, dilation=pooling_window(args["dilation"], axes, 1)
         )
-    require_match(found.get("divisor_override") is None)
-    made, shape = editor.shape(one.output) or (), editor.shape(x) or ()
+    require_match(args.get("divisor_override") is None)
+    made, shape = editor.shape(node.output) or (), editor.shape(x) or ()
     covers = all(size >= int(side or 0) for size, side in zip(kernel[-axes:], shape[2:], strict=True))
     if set(made[2:]) == {1} and covers and padding == [0, 0]:
-        return _apply_over_axes(axes, editor, one, x, "global_avg_pool", keepdim=True)
-    return _apply_over_axes(axes, editor, one, x, "avg_pool2d", **window, count_include_pad=found["count_include_pad"])
+        return _apply_pooling(axes, editor, node, x, "global_avg_pool", keepdim=True)
+    return _apply_pooling(axes, editor, node, x, "avg_pool2d", **window, count_include_pad=args["count_include_pad"])
 
 
-def lower_adaptive_pool(editor: Editor, one: Node, found: Found, *, axes: int = 2) -> list[Node] | str:
-    (x,) = editor.floats(one, found["self"], axes=2 + axes)
-    before, after = editor.shape(x) or (), editor.shape(one.output) or ()
+def lower_adaptive_pool(editor: Editor, node: Node, args: OpArguments, *, axes: int = 2) -> list[Node] | str:
+    (x,) = editor.float_inputs(node, args["self"], axes=2 + axes)
+    before, after = editor.shape(x) or (), editor.shape(node.output) or ()
     if before == after:
         return x
     if set(after[2:]) == {1}:
-        return _apply_over_axes(axes, editor, one, x, "global_avg_pool", keepdim=True)
+        return _apply_pooling(axes, editor, node, x, "global_avg_pool", keepdim=True)
     sizes = [(int(old or 0), int(new or 0)) for old, new in zip(before[2:], after[2:], strict=True)]
     require_match(all(new and not old % new for old, new in sizes))
-    kernel = window_of([old // new for old, new in sizes], axes, 1)
-    return _apply_over_axes(axes, editor, one, x, "avg_pool2d", kernel=kernel, stride=kernel)
+    kernel = pooling_window([old // new for old, new in sizes], axes, 1)
+    return _apply_pooling(axes, editor, node, x, "avg_pool2d", kernel=kernel, stride=kernel)
 
 
-def _apply_over_axes(axes: int, editor: Editor, one: Node, x: str, op: str, **attributes: Json) -> list[Node]:
+def _apply_pooling(axes: int, editor: Editor, node: Node, x: str, op: str, **attributes: Json) -> list[Node]:
     """Return nodes that apply the pooling `op` to `x`; if `axes` is 1, view the signals `x` as images of height 1."""
     if axes == 1:
-        return as_image_operation(editor, one, x, op, **attributes)
-    return [node(op, (x,), one.output, **attributes)]
+        return as_image_operation(editor, node, x, op, **attributes)
+    return [native_node(op, (x,), node.output, **attributes)]
 
 
 def as_image_operation(
-    editor: Editor, one: Node, x: str, op: str, weights: Mapping[str, str] | None = None, **attributes: Json
+    editor: Editor, node: Node, x: str, op: str, weights: Mapping[str, str] | None = None, **attributes: Json
 ) -> list[Node]:
     """Return nodes that view signals `x` [N, C, L] as images [N, C, 1, L] and apply the operation `op` to them."""
-    shape, made = editor.shape(x) or (), editor.shape(one.output) or ()
-    picture = editor.make("reshape", (x,), one.output, shape=[*shape[:2], 1, shape[2]])
-    result = editor.make(op, (picture.output,), one.output, weights, **attributes)
-    return [picture, result, node("reshape", (result.output,), one.output, shape=list(made))]
+    shape, made = editor.shape(x) or (), editor.shape(node.output) or ()
+    picture = editor.make_node("reshape", (x,), node.output, shape=[*shape[:2], 1, shape[2]])
+    result = editor.make_node(op, (picture.output,), node.output, weights, **attributes)
+    return [picture, result, native_node("reshape", (result.output,), node.output, shape=list(made))]
 
 
-def lower_mean(editor: Editor, one: Node, found: Found) -> list[Node]:
+def lower_mean(editor: Editor, node: Node, args: OpArguments) -> list[Node]:
     """Lower a mean over the pixels of images, over tokens, or over the length of signals."""
-    (x,) = editor.floats(one, found["self"])
-    shape, made = editor.shape(x) or (), editor.shape(one.output) or ()
-    require_match(isinstance(found.get("dim"), list) and found.get("dtype") is None and all(shape[1:]))
-    axes = sorted(axis % len(shape) for axis in found["dim"])
+    (x,) = editor.float_inputs(node, args["self"])
+    shape, made = editor.shape(x) or (), editor.shape(node.output) or ()
+    require_match(isinstance(args.get("dim"), list) and args.get("dtype") is None and all(shape[1:]))
+    axes = sorted(axis % len(shape) for axis in args["dim"])
     if (len(shape), axes) == (4, [2, 3]):
-        return [node("global_avg_pool", (x,), one.output, keepdim=found["keepdim"])]
-    if (len(shape), axes, found["keepdim"]) == (3, [2], False):  # kept, it is mostly a part of a norm
-        return as_image_operation(editor, one, x, "global_avg_pool", keepdim=True)
+        return [native_node("global_avg_pool", (x,), node.output, keepdim=args["keepdim"])]
+    if (len(shape), axes, args["keepdim"]) == (3, [2], False):  # kept, it is mostly a part of a norm
+        return as_image_operation(editor, node, x, "global_avg_pool", keepdim=True)
     require_match((len(shape), axes) in ((4, [1, 2]), (3, [1])))
     last = len(shape) - 1
-    nodes = [editor.make("transpose", (x,), one.output, axes=[0, last, *axes])]
+    nodes = [editor.make_node("transpose", (x,), node.output, axes=[0, last, *axes])]
     if len(shape) == 3:
-        nodes.append(editor.make("reshape", (nodes[-1].output,), one.output, shape=[shape[0], shape[2], 1, shape[1]]))
-    pooled = editor.make("global_avg_pool", (nodes[-1].output,), one.output, keepdim=False)
-    return [*nodes, pooled, node("reshape", (pooled.output,), one.output, shape=list(made))]
+        nodes.append(
+            editor.make_node("reshape", (nodes[-1].output,), node.output, shape=[shape[0], shape[2], 1, shape[1]])
+        )
+    pooled = editor.make_node("global_avg_pool", (nodes[-1].output,), node.output, keepdim=False)
+    return [*nodes, pooled, native_node("reshape", (pooled.output,), node.output, shape=list(made))]
 
 
 # -- group norms, sums over pixels, and products with one channel ------------------------------------------------------
 
 
-def lower_image_statistics(editor: Editor, one: Node) -> list[Node] | str | None:
+def lower_image_statistics(editor: Editor, node: Node) -> list[Node] | str | None:
     """Lower a group norm, a sum over pixels, or a sum or product of images with images of one channel."""
-    rule = None if one.native else _IMAGE_RULES.get(base(one))
+    rule = None if node.native else _IMAGE_RULES.get(aten_name(node))
     if rule is None:
         raise NoMatchError
-    return rule(editor, one, arguments(one))
+    return rule(editor, node, arguments(node))
 
 
 def _constant_like(editor: Editor, like: str, role: str, tensor: Tensor) -> str:
     """Add a constant with the data type of the value `like`; return its name, which is derived from `like`."""
-    return editor.constant(f"{like}.{role}", tensor.to(getattr(torch, editor.values[like].dtype)))
+    return editor.add_constant(f"{like}.{role}", tensor.to(getattr(torch, editor.values[like].dtype)))
 
 
 _LEAST_EPS = 1e-20
 """Smallest eps of a group norm that is lowered: with less, the activation "inverse_root" could replace a variance."""
 
 
-def _lower_group_norm(editor: Editor, one: Node, found: Found) -> list[Node]:
+def _lower_group_norm(editor: Editor, node: Node, args: OpArguments) -> list[Node]:
     """Lower a group norm of images.
 
     Convolutions of images with one pixel compute the means of each group, and copy them to the group's channels.
     """
-    (x,), groups = editor.floats(one, found["input"], axes=4), int(found["num_groups"])
-    given = {role: tensor_of(found[role]) for role in ("weight", "bias") if found[role] is not None}
+    (x,), groups = editor.float_inputs(node, args["input"], axes=4), int(args["num_groups"])
+    given = {role: weight_name(args[role]) for role in ("weight", "bias") if args[role] is not None}
     gains, shifts = (editor.tensors.get(given.get(role) or "") for role in ("weight", "bias"))
-    require_match(None not in given.values() and finite_number(found["eps"]) >= _LEAST_EPS)
+    require_match(None not in given.values() and finite_number(args["eps"]) >= _LEAST_EPS)
     width = int((editor.shape(x) or ())[1] or 0) // groups
     group_of_channel = torch.eye(groups, dtype=torch.float64).repeat_interleave(width, 0)  # [channels, groups]
     gain_of_channel = group_of_channel if gains is None else group_of_channel * gains[:, None]
     means, opposites, scales = (
-        _constant_like(editor, one.output, role, matrix[:, :, None, None])
+        _constant_like(editor, node.output, role, matrix[:, :, None, None])
         for role, matrix in (
             ("means", group_of_channel.t() / width),
             ("opposites", -group_of_channel),
             ("scales", gain_of_channel),
         )
     )
-    eps = _constant_like(editor, one.output, "eps", torch.full((groups,), float(found["eps"])))
+    eps = _constant_like(editor, node.output, "eps", torch.full((groups,), float(args["eps"])))
     nodes: list[Node] = []
 
     def then(op: str, *inputs: str, act: Json = None, **weights: str) -> str:
         attrs = {} if op == "global_avg_pool" else {"act": act}
-        nodes.append(editor.make(op, inputs, one.output, weights, **attrs))
+        nodes.append(editor.make_node(op, inputs, node.output, weights, **attrs))
         return nodes[-1].output
 
     mean = then("conv2d", then("global_avg_pool", x), weight=means)
@@ -518,34 +521,38 @@ def _lower_group_norm(editor: Editor, one: Node, found: Found) -> list[Node]:
     inverse_deviation = then("conv2d", squares, weight=means, bias=eps, act="inverse_root")
     scaled = then("mul", centred, then("conv2d", inverse_deviation, weight=scales))
     if shifts is not None and bool(shifts.any()):
-        then("add_constant", scaled, constant=_constant_like(editor, one.output, "shifts", shifts[:, None, None]))
-    return [*nodes[:-1], replace(nodes[-1], output=one.output)]
+        then("add_constant", scaled, constant=_constant_like(editor, node.output, "shifts", shifts[:, None, None]))
+    return [*nodes[:-1], replace(nodes[-1], output=node.output)]
 
 
-def _lower_pixel_sum(editor: Editor, one: Node, found: Found) -> list[Node]:
+def _lower_pixel_sum(editor: Editor, node: Node, args: OpArguments) -> list[Node]:
     """Lower a sum over the rows of images, over their columns, or over both, to a mean times a number of pixels."""
-    (x,) = editor.floats(one, found["self"], axes=4)
-    shape, axes = editor.shape(x) or (), {axis % 4 for axis in found["dim"] or ()}
-    require_match(axes and axes <= {2, 3} and found.get("dtype") is None and all(shape[1:]))
+    (x,) = editor.float_inputs(node, args["self"], axes=4)
+    shape, axes = editor.shape(x) or (), {axis % 4 for axis in args["dim"] or ()}
+    require_match(axes and axes <= {2, 3} and args.get("dtype") is None and all(shape[1:]))
     kernel = [int(shape[axis] or 0) if axis in axes else 1 for axis in (2, 3)]
     if tuple(kernel) == shape[2:]:
-        mean = editor.make("global_avg_pool", (x,), one.output)
+        mean = editor.make_node("global_avg_pool", (x,), node.output)
     else:
-        mean = editor.make("avg_pool2d", (x,), one.output, kernel=kernel, stride=kernel)
-    pixels = _constant_like(editor, one.output, "pixels", torch.full((1, 1, 1), float(prod(kernel))))
-    total = editor.make("mul_constant", (mean.output,), one.output, {"constant": pixels})
-    return [mean, total, node("reshape", (total.output,), one.output, shape=list(editor.shape(one.output) or ()))]
+        mean = editor.make_node("avg_pool2d", (x,), node.output, kernel=kernel, stride=kernel)
+    pixels = _constant_like(editor, node.output, "pixels", torch.full((1, 1, 1), float(prod(kernel))))
+    total = editor.make_node("mul_constant", (mean.output,), node.output, {"constant": pixels})
+    return [
+        mean,
+        total,
+        native_node("reshape", (total.output,), node.output, shape=list(editor.shape(node.output) or ())),
+    ]
 
 
-def _lower_product_with_channel(editor: Editor, one: Node, found: Found) -> list[Node]:
+def _lower_product_with_channel(editor: Editor, node: Node, args: OpArguments) -> list[Node]:
     """Lower a sum or product of images with images of one channel, which a convolution copies to all channels."""
-    require_match(found.get("alpha", 1) == 1)
-    names, made = editor.floats(one, found["self"], found["other"], axes=4), editor.shape(one.output) or ()
+    require_match(args.get("alpha", 1) == 1)
+    names, made = editor.float_inputs(node, args["self"], args["other"], axes=4), editor.shape(node.output) or ()
     x, single = names if editor.shape(names[0]) == made else names[::-1]
     require_match(editor.shape(x) == made and editor.shape(single) == (made[0], 1, *made[2:]))
-    ones = _constant_like(editor, one.output, "copies", torch.ones(int(made[1] or 0), 1, 1, 1))
-    copies = editor.make("conv2d", (single,), one.output, {"weight": ones})
-    return [copies, node(base(one), (x, copies.output), one.output)]
+    ones = _constant_like(editor, node.output, "copies", torch.ones(int(made[1] or 0), 1, 1, 1))
+    copies = editor.make_node("conv2d", (single,), node.output, {"weight": ones})
+    return [copies, native_node(aten_name(node), (x, copies.output), node.output)]
 
 
 _IMAGE_RULES: Mapping[str, Lowering] = {
@@ -569,14 +576,14 @@ _FOLDED = ("affine", "act")
 """Operations of following nodes that are folded into a transposed convolution."""
 
 
-def lower_transposed(graph: Graph) -> Graph:
+def lower_transposed_convolutions(graph: Graph) -> Graph:
     """Return the graph with each transposed convolution, and a norm or activation after it, lowered to native nodes."""
     readers = {name: one.op for one in graph.nodes for name in one.inputs}
-    return rewrite(graph, partial(_lower_transposed, readers, {}))
+    return rewrite_nodes(graph, partial(_lower_transposed_conv, readers, {}))
 
 
 @dataclass(frozen=True)
-class _Axis:
+class _TransposedAxis:
     """One axis of a transposed convolution; the phase of an output pixel is its position modulo the stride."""
 
     size: int
@@ -588,37 +595,37 @@ class _Axis:
     made: int
     """Output size in pixels."""
 
-    def place(self, weight: int) -> tuple[int, int]:
+    def phase_and_offset(self, weight: int) -> tuple[int, int]:
         """Return (phase of the output pixel, offset of the input pixel) for the kernel position `weight`."""
         behind, phase = divmod(self.dilation * weight - self.padding, self.stride)
         return phase, -behind
 
     @property
-    def places(self) -> int:
+    def pixels_per_phase(self) -> int:
         """Return the number of output pixels in each phase, rounded up."""
         return -(-self.made // self.stride)
 
     @property
-    def room(self) -> int:
+    def conv_padding(self) -> int:
         """Return the padding, on each side, of the ordinary convolution that replaces the transposed one."""
-        return max(0, -self._first, self.places - self.size + self._last)
+        return max(0, -self._first_input_offset, self.pixels_per_phase - self.size + self._last_input_offset)
 
     @property
-    def taps(self) -> int:
-        return self.room + self._last + 1
+    def conv_kernel(self) -> int:
+        return self.conv_padding + self._last_input_offset + 1
 
     @property
-    def _first(self) -> int:
+    def _first_input_offset(self) -> int:
         """Return the offset of the first input pixel that the kernel multiplies."""
-        return self.place(self.kernel - 1)[1]
+        return self.phase_and_offset(self.kernel - 1)[1]
 
     @property
-    def _last(self) -> int:
-        return self.place(0)[1]
+    def _last_input_offset(self) -> int:
+        return self.phase_and_offset(0)[1]
 
 
 @dataclass(frozen=True)
-class _Transposed:
+class _TransposedConv:
     """A transposed convolution, with the norm and activation that are folded into the convolution."""
 
     x: str
@@ -626,11 +633,11 @@ class _Transposed:
     weight: Tensor
     """Shape [input channels, output channels / groups, kernel height, kernel width]."""
     bias: Tensor | None
-    axes: tuple[_Axis, _Axis]
+    axes: tuple[_TransposedAxis, _TransposedAxis]
     groups: int
     act: Json = None
 
-    def scaled(self, scale: Tensor, shift: Tensor) -> _Transposed:
+    def with_scaled_channels(self, scale: Tensor, shift: Tensor) -> _TransposedConv:
         """Return the convolution with scaled and shifted output channels, computed in float64 and rounded once."""
         kind, (inputs, outputs, *_) = self.weight.dtype, self.weight.shape
         by_group = scale.view(self.groups, 1, outputs, 1, 1)
@@ -638,109 +645,117 @@ class _Transposed:
         bias = shift if self.bias is None else self.bias.double() * scale + shift
         return replace(self, weight=weight.view_as(self.weight).to(kind), bias=bias.to(kind))
 
-    def phases(self) -> Tensor:
+    def phase_weight(self) -> Tensor:
         """Return the weight of an ordinary convolution that computes all phases, each as separate output channels."""
         inputs, outputs, *kernel = self.weight.shape
         down, across = self.axes
         made = self.weight.new_zeros(
-            self.groups, down.stride, across.stride, outputs, inputs // self.groups, down.taps, across.taps
+            self.groups,
+            down.stride,
+            across.stride,
+            outputs,
+            inputs // self.groups,
+            down.conv_kernel,
+            across.conv_kernel,
         )
         given = self.weight.view(self.groups, inputs // self.groups, outputs, *kernel).transpose(1, 2)
         for row in range(kernel[0]):
             for column in range(kernel[1]):
-                (phase, step), (other_phase, other_step) = down.place(row), across.place(column)
-                made[:, phase, other_phase, :, :, down.room + step, across.room + other_step] = given[..., row, column]
+                (phase, step), (other_phase, other_step) = down.phase_and_offset(row), across.phase_and_offset(column)
+                made[:, phase, other_phase, :, :, down.conv_padding + step, across.conv_padding + other_step] = given[
+                    ..., row, column
+                ]
         return made.flatten(0, 3)
 
-    def nodes(self, editor: Editor, output: str) -> list[Node]:
+    def to_native_nodes(self, editor: Editor, output: str) -> list[Node]:
         """Return native nodes that compute the transposed convolution; the last node computes `output`."""
         down, across = self.axes
         strides, outputs = (down.stride, across.stride), self.weight.shape[1]
         batch, *sizes = editor.shape(self.x) or ()
         nodes: list[Node] = []
 
-        def then(op: str, weights: Mapping[str, str] | None = None, **attrs: Json) -> list[int]:
+        def append_node(op: str, weights: Mapping[str, str] | None = None, **attrs: Json) -> list[int]:
             """Append a node that reads the previous node's output; return its output sizes without the batch."""
-            nodes.append(editor.make(op, (nodes[-1].output if nodes else self.x,), output, weights, **attrs))
+            nodes.append(editor.make_node(op, (nodes[-1].output if nodes else self.x,), output, weights, **attrs))
             return [int(size or 0) for size in (editor.shape(nodes[-1].output) or ())[1:]]
 
         if len(sizes) == 2:
-            then("reshape", shape=[batch, sizes[0], 1, sizes[1]])
-        weights = {"weight": editor.tensor(f"{self.name}.phases", self.phases())}
+            append_node("reshape", shape=[batch, sizes[0], 1, sizes[1]])
+        weights = {"weight": editor.add_weight(f"{self.name}.phases", self.phase_weight())}
         if self.bias is not None:
             by_group = self.bias.view(self.groups, 1, outputs).expand(-1, strides[0] * strides[1], -1)
-            weights["bias"] = editor.tensor(f"{self.name.removesuffix('weight')}bias.phases", by_group.flatten())
-        padding = [down.room, across.room]
+            weights["bias"] = editor.add_weight(f"{self.name.removesuffix('weight')}bias.phases", by_group.flatten())
+        padding = [down.conv_padding, across.conv_padding]
         setting: dict[str, Json] = {"stride": [1, 1], "padding": padding, "dilation": [1, 1], "groups": self.groups}
-        _, height, width = then("conv2d", weights, act=self.act, **setting)
+        _, height, width = append_node("conv2d", weights, act=self.act, **setting)
         if strides != (1, 1):
-            then("reshape", shape=[batch, self.groups, *strides, outputs, height, width])
-            then("transpose", axes=[0, 1, 4, 5, 2, 6, 3])
-            then("reshape", shape=[batch, self.groups * outputs, height * strides[0], width * strides[1]])
+            append_node("reshape", shape=[batch, self.groups, *strides, outputs, height, width])
+            append_node("transpose", axes=[0, 1, 4, 5, 2, 6, 3])
+            append_node("reshape", shape=[batch, self.groups * outputs, height * strides[0], width * strides[1]])
         for number, axis in enumerate(self.axes, start=2):
             if axis.made != (editor.shape(nodes[-1].output) or ())[number]:
-                then("slice", axis=number, start=0, stop=axis.made)
+                append_node("slice", axis=number, start=0, stop=axis.made)
         if len(sizes) == 2:
-            then("reshape", shape=list(editor.shape(output) or ()))
+            append_node("reshape", shape=list(editor.shape(output) or ()))
         return nodes
 
 
-def _lower_transposed(
-    readers: Mapping[str, str], known: dict[str, _Transposed], editor: Editor, one: Node
+def _lower_transposed_conv(
+    readers: Mapping[str, str], known: dict[str, _TransposedConv], editor: Editor, node: Node
 ) -> list[Node] | str:
     """Lower a transposed convolution together with a following norm and activation.
 
     If the next node can be folded too, store the convolution in `known`, by output name, and raise `NoMatchError`.
     """
-    found = _fold_following(known, editor, one) if one.native else _parse_transposed(editor, one)
-    if found.act is None and editor.uses[one.output] == 1 and readers.get(one.output) in _FOLDED:
-        known[one.output] = found
+    found = _fold_norm_or_activation(known, editor, node) if node.native else _parse_transposed_conv(editor, node)
+    if found.act is None and editor.uses[node.output] == 1 and readers.get(node.output) in _FOLDED:
+        known[node.output] = found
         raise NoMatchError  # the next node is folded first
-    return rename_last_output(found.nodes(editor, one.output), found.x, one.output)
+    return with_last_output(found.to_native_nodes(editor, node.output), found.x, node.output)
 
 
-def _parse_transposed(editor: Editor, one: Node) -> _Transposed:
-    name = base(one)
+def _parse_transposed_conv(editor: Editor, node: Node) -> _TransposedConv:
+    name = aten_name(node)
     require_match(name in ("conv_transpose1d", "conv_transpose2d", "convolution"))
-    found = arguments(one)
+    found = arguments(node)
     require_match(name != "convolution" or found["transposed"])
-    (x,), weights = editor.floats(one, found["input"]), weights_of(editor, found)
+    (x,), weights = editor.float_inputs(node, found["input"]), weight_and_bias_names(editor, found)
     weight = editor.tensors[weights["weight"]]
-    shape, made = editor.shape(x) or (), editor.shape(one.output) or ()
+    shape, made = editor.shape(x) or (), editor.shape(node.output) or ()
     require_match(weight.dim() == len(shape) == len(made) and len(shape) in (3, 4) and all(shape[1:]) and all(made[1:]))
     if weight.dim() == 3:
         weight = weight.unsqueeze(2)
     bias = editor.tensors[weights["bias"]] if "bias" in weights else None
     axes = _transposed_axes(found, weight, shape, made)
-    return _Transposed(x, weights["weight"], weight, bias, axes, int(found["groups"]))
+    return _TransposedConv(x, weights["weight"], weight, bias, axes, int(found["groups"]))
 
 
 def _transposed_axes(
-    found: Found, weight: Tensor, shape: tuple[int | None, ...], made: tuple[int | None, ...]
-) -> tuple[_Axis, _Axis]:
+    args: OpArguments, weight: Tensor, shape: tuple[int | None, ...], made: tuple[int | None, ...]
+) -> tuple[_TransposedAxis, _TransposedAxis]:
     """Return the axes height and width of a transposed convolution; for a signal, the height is 1."""
-    stride, dilation, padding = (pair(found[role]) for role in ("stride", "dilation", "padding"))
+    stride, dilation, padding = (as_pair(args[role]) for role in ("stride", "dilation", "padding"))
 
-    def axis(number: int) -> _Axis:
-        """Return the `_Axis` at the negative index `number`, such as -1 for the width."""
+    def axis_at(number: int) -> _TransposedAxis:
+        """Return the `_TransposedAxis` at the negative index `number`, such as -1 for the width."""
         size, places = int(shape[number] or 0), int(made[number] or 0)
-        return _Axis(size, weight.shape[number], stride[number], dilation[number], padding[number], places)
+        return _TransposedAxis(size, weight.shape[number], stride[number], dilation[number], padding[number], places)
 
-    return (axis(-2) if len(shape) == 4 else _Axis(1, 1, 1, 1, 0, 1)), axis(-1)
+    return (axis_at(-2) if len(shape) == 4 else _TransposedAxis(1, 1, 1, 1, 0, 1)), axis_at(-1)
 
 
-def _fold_following(known: Mapping[str, _Transposed], editor: Editor, one: Node) -> _Transposed:
-    """Return the transposed convolution before the norm or activation `one`, from `known`, with `one` folded in."""
-    found = known.get(one.inputs[0]) if one.op in _FOLDED else None
+def _fold_norm_or_activation(known: Mapping[str, _TransposedConv], editor: Editor, node: Node) -> _TransposedConv:
+    """Return the transposed convolution before the norm or activation `node`, from `known`, with `node` folded in."""
+    found = known.get(node.inputs[0]) if node.op in _FOLDED else None
     if found is None:
         raise NoMatchError
-    if one.op == "affine":
-        scale, shift = (editor.tensors[one.weights[role]].double() for role in ("scale", "shift"))
-        found = found.scaled(scale, shift)
-    return replace(found, act=one.attrs["act"])
+    if node.op == "affine":
+        scale, shift = (editor.tensors[node.weights[role]].double() for role in ("scale", "shift"))
+        found = found.with_scaled_channels(scale, shift)
+    return replace(found, act=node.attrs["act"])
 
 
-_FIRST_OF: Mapping[str, Callable[[Editor, Node, Found], list[Node]]] = {
+_FIRST_OF: Mapping[str, Callable[[Editor, Node, OpArguments], list[Node]]] = {
     "max_pool2d_with_indices": lower_pool,
     "_native_batch_norm_legit_no_training": _lower_batch_norm,
 }

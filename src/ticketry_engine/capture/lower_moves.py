@@ -15,49 +15,49 @@ from torch import Tensor
 
 from ticketry_engine.capture.editor import (
     Editor,
-    Found,
     Lowering,
     NoMatchError,
+    OpArguments,
     Rule,
     arguments,
-    base,
+    aten_name,
+    constant_number,
     finite_number,
-    number_of,
-    rename_last_output,
     require_match,
-    tensor_of,
-    value_of,
+    value_name,
+    weight_name,
+    with_last_output,
 )
-from ticketry_engine.capture.lower_layers import getitem_of
-from ticketry_engine.capture.same_rows import rows_of
-from ticketry_engine.ir import Graph, Json, Node, aten, node
+from ticketry_engine.capture.lower_layers import lower_first_result
+from ticketry_engine.capture.same_rows import expanded_row
+from ticketry_engine.ir import Graph, Json, Node, aten, native_node
 
 _MOST_COPIES = 256
 """Maximum number of copies of a value that a lowered expand or resize may make."""
 
 
-def lower_move(editor: Editor, one: Node) -> list[Node] | str:
+def lower_move(editor: Editor, node: Node) -> list[Node] | str:
     """Lower an ATen operation that only moves elements and keeps the batch at axis 0."""
-    if one.op == "softmax":
-        return _lower_softmax_over_axis(editor, one)
-    require_match(not one.native)
-    rule = _RULES.get(base(one))
+    if node.op == "softmax":
+        return _lower_softmax_over_axis(editor, node)
+    require_match(not node.native)
+    rule = _RULES.get(aten_name(node))
     if rule is None:
         raise NoMatchError
-    return rule(editor, one, arguments(one))
+    return rule(editor, node, arguments(node))
 
 
-def _moved_value(editor: Editor, one: Node, found: Found) -> tuple[str, tuple[int, ...]]:
-    """Return the value that `one` moves, and its sizes without the batch; raise `NoMatchError` if the batch moves."""
-    (x,) = editor.floats(one, found.get("self", found.get("input")))
-    shape, made = editor.shape(x) or (), editor.shape(one.output) or ()
+def _moved_value_and_sizes(editor: Editor, node: Node, args: OpArguments) -> tuple[str, tuple[int, ...]]:
+    """Return the value that `node` moves, and its sizes without the batch; raise `NoMatchError` if the batch moves."""
+    (x,) = editor.float_inputs(node, args.get("self", args.get("input")))
+    shape, made = editor.shape(x) or (), editor.shape(node.output) or ()
     require_match(len(shape) >= 2 and made and shape[0] == made[0])
     return x, tuple(int(size or 0) for size in shape[1:])
 
 
-def _lower_roll(editor: Editor, one: Node, found: Found) -> list[Node] | str:
-    x, sizes = _moved_value(editor, one, found)
-    shifts, axes = found["shifts"], found["dims"]
+def _lower_roll(editor: Editor, node: Node, args: OpArguments) -> list[Node] | str:
+    x, sizes = _moved_value_and_sizes(editor, node, args)
+    shifts, axes = args["shifts"], args["dims"]
     require_match(axes and len(shifts) == len(axes) and all(type(shift) is int for shift in shifts))
     nodes: list[Node] = []
     current = x
@@ -69,19 +69,19 @@ def _lower_roll(editor: Editor, one: Node, found: Found) -> list[Node] | str:
             continue
         at = size - shift % size
         parts = [
-            editor.make("slice", (current,), one.output, axis=axis, start=low, stop=high)
+            editor.make_node("slice", (current,), node.output, axis=axis, start=low, stop=high)
             for low, high in ((at, size), (0, at))
         ]
-        joined = editor.make("concat", tuple(part.output for part in parts), one.output, axis=axis)
+        joined = editor.make_node("concat", tuple(part.output for part in parts), node.output, axis=axis)
         nodes += [*parts, joined]
         current = joined.output
-    return rename_last_output(nodes, x, one.output)
+    return with_last_output(nodes, x, node.output)
 
 
-def _lower_pad(editor: Editor, one: Node, found: Found) -> list[Node] | str:
-    x, sizes = _moved_value(editor, one, found)
-    sides = found["pad"]
-    require_match(found.get("mode", "constant") == "constant" and not found["value"])
+def _lower_pad(editor: Editor, node: Node, args: OpArguments) -> list[Node] | str:
+    x, sizes = _moved_value_and_sizes(editor, node, args)
+    sides = args["pad"]
+    require_match(args.get("mode", "constant") == "constant" and not args["value"])
     require_match(len(sides) <= 2 * len(sizes) and all(type(side) is int for side in sides))
     pairs = [(0, 0)] * (len(sizes) - len(sides) // 2) + list(zip(sides[::2], sides[1::2], strict=True))[::-1]
     nodes: list[Node] = []
@@ -89,40 +89,40 @@ def _lower_pad(editor: Editor, one: Node, found: Found) -> list[Node] | str:
     for axis, ((low, high), size) in enumerate(zip(pairs, sizes, strict=True), start=1):
         if low < 0 or high < 0:  # a pad of less than nothing cuts
             start, stop = max(0, -low), size - max(0, -high)
-            nodes.append(editor.make("slice", (current,), one.output, axis=axis, start=start, stop=stop))
+            nodes.append(editor.make_node("slice", (current,), node.output, axis=axis, start=start, stop=stop))
             current = nodes[-1].output
     before, after = ([max(0, pair[side]) for pair in pairs] for side in (0, 1))
     if any((*before, *after)):
-        nodes.append(editor.make("pad", (current,), one.output, before=before, after=after))
-    return rename_last_output(nodes, x, one.output)
+        nodes.append(editor.make_node("pad", (current,), node.output, before=before, after=after))
+    return with_last_output(nodes, x, node.output)
 
 
-def _lower_strided_slice(editor: Editor, one: Node, found: Found) -> list[Node] | str:
+def _lower_strided_slice(editor: Editor, node: Node, args: OpArguments) -> list[Node] | str:
     """Lower a slice with a step, such as x[:, start:stop:step]."""
-    x, sizes = _moved_value(editor, one, found)
-    axis, start, step = int(found["dim"]) % (len(sizes) + 1), found["start"] or 0, found["step"]
+    x, sizes = _moved_value_and_sizes(editor, node, args)
+    axis, start, step = int(args["dim"]) % (len(sizes) + 1), args["start"] or 0, args["step"]
     require_match(axis and type(start) is int and type(step) is int and step > 1)
-    size, places = sizes[axis - 1], int((editor.shape(one.output) or ())[axis] or 0)
+    size, places = sizes[axis - 1], int((editor.shape(node.output) or ())[axis] or 0)
     start = min(start, size) if start >= 0 else max(start + size, 0)
     nodes: list[Node] = []
     stop = start + places * step
     if stop > size:
         room = [0] * len(sizes)
         after = [stop - size if other == axis - 1 else 0 for other in range(len(sizes))]
-        nodes.append(editor.make("pad", (x,), one.output, before=room, after=after))
+        nodes.append(editor.make_node("pad", (x,), node.output, before=room, after=after))
     if start or stop < size:
         current = nodes[-1].output if nodes else x
-        nodes.append(editor.make("slice", (current,), one.output, axis=axis, start=start, stop=stop))
+        nodes.append(editor.make_node("slice", (current,), node.output, axis=axis, start=start, stop=stop))
     cut = [*(editor.shape(x) or ())[:axis], places, step, *sizes[axis:]]
-    nodes.append(editor.make("reshape", (nodes[-1].output if nodes else x,), one.output, shape=cut))
-    nodes.append(editor.make("slice", (nodes[-1].output,), one.output, axis=axis + 1, start=0, stop=1))
-    return [*nodes, reshaped(editor, nodes[-1].output, one.output)]
+    nodes.append(editor.make_node("reshape", (nodes[-1].output if nodes else x,), node.output, shape=cut))
+    nodes.append(editor.make_node("slice", (nodes[-1].output,), node.output, axis=axis + 1, start=0, stop=1))
+    return [*nodes, reshape_node(editor, nodes[-1].output, node.output)]
 
 
-def _lower_expand(editor: Editor, one: Node, found: Found) -> list[Node] | str:
+def _lower_expand(editor: Editor, node: Node, args: OpArguments) -> list[Node] | str:
     """Lower an expand of axes of size 1 to concatenations of copies."""
-    x, sizes = _moved_value(editor, one, found)
-    made = tuple(int(size or 0) for size in (editor.shape(one.output) or ())[1:])
+    x, sizes = _moved_value_and_sizes(editor, node, args)
+    made = tuple(int(size or 0) for size in (editor.shape(node.output) or ())[1:])
     require_match(len(made) == len(sizes))
     copies = 1
     nodes: list[Node] = []
@@ -131,17 +131,17 @@ def _lower_expand(editor: Editor, one: Node, found: Found) -> list[Node] | str:
             require_match(size == 1)
             copies *= wanted
             current = nodes[-1].output if nodes else x
-            nodes.append(editor.make("concat", (current,) * wanted, one.output, axis=axis))
+            nodes.append(editor.make_node("concat", (current,) * wanted, node.output, axis=axis))
     require_match(copies <= _MOST_COPIES)
-    return rename_last_output(nodes, x, one.output)
+    return with_last_output(nodes, x, node.output)
 
 
-def _lower_nearest_resize(editor: Editor, one: Node, found: Found) -> list[Node] | str:
+def _lower_nearest_resize(editor: Editor, node: Node, args: OpArguments) -> list[Node] | str:
     """Lower nearest-neighbour upsampling by integer factors to concatenations that repeat pixels."""
-    x, sizes = _moved_value(editor, one, found)
-    made = tuple(int(size or 0) for size in (editor.shape(one.output) or ())[1:])
+    x, sizes = _moved_value_and_sizes(editor, node, args)
+    made = tuple(int(size or 0) for size in (editor.shape(node.output) or ())[1:])
     require_match(len(sizes) == 3 and all(size and not wanted % size for size, wanted in zip(sizes, made, strict=True)))
-    require_match(len(one.inputs) == 1 and _repeats_pixels(editor, one, sizes[1:], made[1:]))
+    require_match(len(node.inputs) == 1 and _repeats_pixels(editor, node, sizes[1:], made[1:]))
     nodes: list[Node] = []
     current, shape, batch = x, list(sizes), (editor.shape(x) or ())[0]
     for axis in (1, 2):
@@ -149,20 +149,22 @@ def _lower_nearest_resize(editor: Editor, one: Node, found: Found) -> list[Node]
         require_match(times <= _MOST_COPIES)
         if times == 1:
             continue
-        cut = editor.make("reshape", (current,), one.output, shape=[batch, *shape[: axis + 1], 1, *shape[axis + 1 :]])
-        several = editor.make("concat", (cut.output,) * times, one.output, axis=axis + 2)
+        cut = editor.make_node(
+            "reshape", (current,), node.output, shape=[batch, *shape[: axis + 1], 1, *shape[axis + 1 :]]
+        )
+        several = editor.make_node("concat", (cut.output,) * times, node.output, axis=axis + 2)
         shape[axis] *= times
-        joined = editor.make("reshape", (several.output,), one.output, shape=[batch, *shape])
+        joined = editor.make_node("reshape", (several.output,), node.output, shape=[batch, *shape])
         nodes += [cut, several, joined]
         current = joined.output
-    return rename_last_output(nodes, x, one.output)
+    return with_last_output(nodes, x, node.output)
 
 
-def _repeats_pixels(editor: Editor, one: Node, sizes: tuple[int, ...], made: tuple[int, ...]) -> bool:
+def _repeats_pixels(editor: Editor, node: Node, sizes: tuple[int, ...], made: tuple[int, ...]) -> bool:
     """Return whether upsampling repeats every pixel equally often, tested on images of row and column numbers."""
-    interpolate = aten.prepare(one, editor.tensors, "cpu")
+    interpolate = aten.prepare(node, editor.tensors, "cpu")
     for axis, (size, wanted) in enumerate(zip(sizes, made, strict=True)):
-        numbers = torch.arange(size, dtype=getattr(torch, editor.values[one.output].dtype))
+        numbers = torch.arange(size, dtype=getattr(torch, editor.values[node.output].dtype))
         pixels = numbers.view(1, 1, *((-1, 1) if axis == 0 else (1, -1))).expand(1, 1, *sizes)
         found = interpolate(pixels.contiguous()).select(3 - axis, 0).flatten()
         if not bool(numbers.diff().all()) or not torch.equal(found, numbers.repeat_interleave(wanted // size)):
@@ -178,66 +180,66 @@ _MOST_BRANCHES = 8
 def _select_entry(editor: Editor, x: str, axis: int, number: int) -> tuple[list[Node], str]:
     """Return nodes that select entry `number` along `axis` and drop the axis, and the name of the selected value."""
     shape = editor.shape(x) or ()
-    part = editor.make("slice", (x,), x, axis=axis, start=number, stop=number + 1)
-    whole = editor.make("reshape", (part.output,), x, shape=[*shape[:axis], *shape[axis + 1 :]])
+    part = editor.make_node("slice", (x,), x, axis=axis, start=number, stop=number + 1)
+    whole = editor.make_node("reshape", (part.output,), x, shape=[*shape[:axis], *shape[axis + 1 :]])
     return [part, whole], whole.output
 
 
-def _lower_stack(editor: Editor, one: Node, found: Found) -> list[Node]:
-    names, shape = editor.floats(one, *found["tensors"]), editor.shape(one.output) or ()
-    axis = int(found["dim"]) % len(shape)
+def _lower_stack(editor: Editor, node: Node, args: OpArguments) -> list[Node]:
+    names, shape = editor.float_inputs(node, *args["tensors"]), editor.shape(node.output) or ()
+    axis = int(args["dim"]) % len(shape)
     require_match(axis and all(editor.shape(name) == (*shape[:axis], *shape[axis + 1 :]) for name in names))
     wide = [*shape[:axis], 1, *shape[axis + 1 :]]
-    parts = [editor.make("reshape", (name,), one.output, shape=wide) for name in names]
-    return [*parts, node("concat", tuple(part.output for part in parts), one.output, axis=axis)]
+    parts = [editor.make_node("reshape", (name,), node.output, shape=wide) for name in names]
+    return [*parts, native_node("concat", tuple(part.output for part in parts), node.output, axis=axis)]
 
 
-def _lower_branch_sum(editor: Editor, one: Node, found: Found) -> list[Node]:
+def _lower_branch_sum(editor: Editor, node: Node, args: OpArguments) -> list[Node]:
     """Lower a sum over an axis with at most 8 entries to additions of the entries."""
-    x, sizes = _moved_value(editor, one, found)
-    require_match(len(found["dim"] or ()) == 1 and found.get("dtype") is None and len(sizes) == 4)
-    axis = int(found["dim"][0]) % (len(sizes) + 1)
+    x, sizes = _moved_value_and_sizes(editor, node, args)
+    require_match(len(args["dim"] or ()) == 1 and args.get("dtype") is None and len(sizes) == 4)
+    axis = int(args["dim"][0]) % (len(sizes) + 1)
     require_match(axis and 1 < sizes[axis - 1] <= _MOST_BRANCHES)
     nodes, total = _select_entry(editor, x, axis, 0)
     for number in range(1, sizes[axis - 1]):
         more, part = _select_entry(editor, x, axis, number)
-        nodes += [*more, editor.make("add", (total, part), one.output)]
+        nodes += [*more, editor.make_node("add", (total, part), node.output)]
         total = nodes[-1].output
-    return [*nodes, reshaped(editor, total, one.output)]
+    return [*nodes, reshape_node(editor, total, node.output)]
 
 
-def _lower_branch_gate(editor: Editor, one: Node, found: Found) -> list[Node]:
+def _lower_branch_gate(editor: Editor, node: Node, args: OpArguments) -> list[Node]:
     """Lower a product of [N, K, C, H, W] and [N, K, C, 1, 1] to one product for each of the K branches."""
-    x, other = editor.floats(one, found["self"], found["other"], axes=5)
-    if editor.shape(x) != editor.shape(one.output):
+    x, other = editor.float_inputs(node, args["self"], args["other"], axes=5)
+    if editor.shape(x) != editor.shape(node.output):
         x, other = other, x
     shape = editor.shape(x) or ()
-    require_match(shape == editor.shape(one.output) and editor.shape(other) == (*shape[:3], 1, 1))
+    require_match(shape == editor.shape(node.output) and editor.shape(other) == (*shape[:3], 1, 1))
     require_match(1 < int(shape[1] or 0) <= _MOST_BRANCHES)
     nodes: list[Node] = []
     made = []
     for number in range(int(shape[1] or 0)):
         (left, value), (right, factor) = (_select_entry(editor, name, 1, number) for name in (x, other))
-        product = editor.make("mul", (value, factor), one.output)
-        wide = editor.make("reshape", (product.output,), one.output, shape=[shape[0], 1, *shape[2:]])
+        product = editor.make_node("mul", (value, factor), node.output)
+        wide = editor.make_node("reshape", (product.output,), node.output, shape=[shape[0], 1, *shape[2:]])
         nodes += [*left, *right, product, wide]
         made.append(wide.output)
-    return [*nodes, node("concat", tuple(made), one.output, axis=1)]
+    return [*nodes, native_node("concat", tuple(made), node.output, axis=1)]
 
 
-def _lower_softmax_over_axis(editor: Editor, one: Node) -> list[Node]:
+def _lower_softmax_over_axis(editor: Editor, node: Node) -> list[Node]:
     """Lower a softmax over an axis other than the last to a transpose, a softmax over the last axis and a transpose."""
-    x, axis = one.inputs[0], int(one.attrs["axis"])
+    x, axis = node.inputs[0], int(node.attrs["axis"])
     shape = editor.shape(x) or ()
     require_match(len(shape) >= 5 and axis < len(shape) - 1)
-    order = [*(other for other in range(len(shape)) if other != axis), axis]
-    turned = editor.make("transpose", (x,), one.output, axes=order)
-    soft = editor.make("softmax", (turned.output,), one.output, axis=len(shape) - 1)
-    back = [order.index(other) for other in range(len(shape))]
-    return [turned, soft, node("transpose", (soft.output,), one.output, axes=back)]
+    transpose_order = [*(other for other in range(len(shape)) if other != axis), axis]
+    turned = editor.make_node("transpose", (x,), node.output, axes=transpose_order)
+    soft = editor.make_node("softmax", (turned.output,), node.output, axis=len(shape) - 1)
+    back = [transpose_order.index(other) for other in range(len(shape))]
+    return [turned, soft, native_node("transpose", (soft.output,), node.output, axes=back)]
 
 
-_RULES: Mapping[str, Callable[[Editor, Node, Found], list[Node] | str]] = {
+_RULES: Mapping[str, Callable[[Editor, Node, OpArguments], list[Node] | str]] = {
     "roll": _lower_roll,
     "pad": _lower_pad,
     "constant_pad_nd": _lower_pad,
@@ -253,156 +255,156 @@ _RULES: Mapping[str, Callable[[Editor, Node, Found], list[Node] | str]] = {
 # -- Reshapes, transposes, slices and concatenations that leave the batch where it is ----------------------------------
 
 
-def _input_with_same_batch(editor: Editor, one: Node, found: Found) -> str:
+def _input_with_same_batch(editor: Editor, node: Node, args: OpArguments) -> str:
     """Return the name of the first argument; raise `NoMatchError` unless it and the output have equal size 0."""
-    (x,) = editor.floats(one, found.get("self"))
-    before, after = editor.shape(x), editor.shape(one.output)
+    (x,) = editor.float_inputs(node, args.get("self"))
+    before, after = editor.shape(x), editor.shape(node.output)
     require_match(before and after and before[0] == after[0])
     return x
 
 
-def _input_of_same_size(editor: Editor, one: Node, found: Found) -> str | None:
+def _input_of_same_size(editor: Editor, node: Node, args: OpArguments) -> str | None:
     """Return the name of the first argument if the output is known to have the same sizes, else None."""
-    x = value_of(found.get("self"))
-    return x if x is not None and editor.same_size(x, one.output) else None
+    x = value_name(args.get("self"))
+    return x if x is not None and editor.have_same_sizes(x, node.output) else None
 
 
-def reshaped(editor: Editor, x: str, output: str) -> Node:
+def reshape_node(editor: Editor, x: str, output: str) -> Node:
     """Return the node that views `x` in the shape of `output`."""
     before, after = editor.shape(x) or (), editor.shape(output) or ()
     if len(after) == 2 and len(before) > 2:
-        return node("flatten", (x,), output)
-    return node("reshape", (x,), output, shape=list(after))
+        return native_node("flatten", (x,), output)
+    return native_node("reshape", (x,), output, shape=list(after))
 
 
-def _lower_reshape(editor: Editor, one: Node, found: Found) -> list[Node] | str:
-    if (raw := _input_of_same_size(editor, one, found)) is not None:
+def _lower_reshape(editor: Editor, node: Node, args: OpArguments) -> list[Node] | str:
+    if (raw := _input_of_same_size(editor, node, args)) is not None:
         return raw
-    x = _input_with_same_batch(editor, one, found)
-    before, after = editor.shape(x) or (), editor.shape(one.output) or ()
+    x = _input_with_same_batch(editor, node, args)
+    before, after = editor.shape(x) or (), editor.shape(node.output) or ()
     if before == after:
         return x
     require_match(prod(map(_size_or_one, before)) == prod(map(_size_or_one, after)))
-    return [reshaped(editor, x, one.output)]
+    return [reshape_node(editor, x, node.output)]
 
 
 def _size_or_one(size: int | None) -> int:
     return 1 if size is None else size
 
 
-def _lower_permute(editor: Editor, one: Node, found: Found) -> list[Node] | str:
-    x = _input_with_same_batch(editor, one, found)
-    axes = order(base(one), found, len(editor.shape(x) or ()))
+def _lower_permute(editor: Editor, node: Node, args: OpArguments) -> list[Node] | str:
+    x = _input_with_same_batch(editor, node, args)
+    axes = transpose_order(aten_name(node), args, len(editor.shape(x) or ()))
     require_match(axes[0] == 0)
-    return x if axes == sorted(axes) else [node("transpose", (x,), one.output, axes=axes)]
+    return x if axes == sorted(axes) else [native_node("transpose", (x,), node.output, axes=axes)]
 
 
 _TWO_AXES = ("dim0", "dim1", "axis0", "axis1")
 
 
-def order(name: str, found: Found, rank: int) -> list[int]:
+def transpose_order(name: str, args: OpArguments, rank: int) -> list[int]:
     """Return, for each output axis of the transposing operation `name`, the index of the input axis."""
     axes = list(range(rank))
     if name == "permute":
-        return [int(axis) % rank for axis in found["dims"]]
+        return [int(axis) % rank for axis in args["dims"]]
     if name in ("transpose", "swapaxes", "swapdims", "mT", "t"):
         pair: list[int] = [-2, -1]  # mT
         if name != "mT":
-            pair = [0, 1] if name == "t" else [int(found[role]) for role in found if role in _TWO_AXES]
+            pair = [0, 1] if name == "t" else [int(args[role]) for role in args if role in _TWO_AXES]
         a, b = (axis % rank for axis in pair)
         axes[a], axes[b] = axes[b], axes[a]
         return axes
     require_match(name in ("movedim", "moveaxis"))
     source, target = (
-        [found[role]] if isinstance(found[role], int) else list(found[role]) for role in ("source", "destination")
+        [args[role]] if isinstance(args[role], int) else list(args[role]) for role in ("source", "destination")
     )
     moved = {int(to) % rank: int(axis) % rank for axis, to in zip(source, target, strict=True)}
     rest = iter(axis for axis in axes if axis not in moved.values())
     return [moved[place] if place in moved else next(rest) for place in axes]
 
 
-def _lower_cut(editor: Editor, x: str, output: str, axis: int, start: int, stop: int) -> list[Node] | str:
+def _lower_range_of_axis(editor: Editor, x: str, output: str, axis: int, start: int, stop: int) -> list[Node] | str:
     if (start, stop) == (0, (editor.shape(x) or ())[axis]):
         return x
-    return [node("slice", (x,), output, axis=axis, start=start, stop=stop)]
+    return [native_node("slice", (x,), output, axis=axis, start=start, stop=stop)]
 
 
-def _lower_slice(editor: Editor, one: Node, found: Found) -> list[Node] | str:
-    require_match(found.get("step", 1) == 1)
-    if (raw := _input_of_same_size(editor, one, found)) is not None:
+def _lower_slice(editor: Editor, node: Node, args: OpArguments) -> list[Node] | str:
+    require_match(args.get("step", 1) == 1)
+    if (raw := _input_of_same_size(editor, node, args)) is not None:
         return raw
-    x = _input_with_same_batch(editor, one, found)
-    shape, made = editor.shape(x) or (), editor.shape(one.output) or ()
-    axis, start = int(found["dim"]) % len(shape), found["start"] or 0
+    x = _input_with_same_batch(editor, node, args)
+    shape, made = editor.shape(x) or (), editor.shape(node.output) or ()
+    axis, start = int(args["dim"]) % len(shape), args["start"] or 0
     require_match(axis and isinstance(start, int))
     size = _size_or_one(shape[axis])
     start = min(start, size) if start >= 0 else max(start + size, 0)
-    return _lower_cut(editor, x, one.output, axis, start, start + _size_or_one(made[axis]))
+    return _lower_range_of_axis(editor, x, node.output, axis, start, start + _size_or_one(made[axis]))
 
 
 def _lower_select(editor: Editor, x: str, output: str, axis: int, index: int) -> list[Node]:
     size = _size_or_one((editor.shape(x) or ())[axis])
     index %= size
     if size == 1:
-        return [reshaped(editor, x, output)]
-    part = editor.make("slice", (x,), output, axis=axis, start=index, stop=index + 1)
-    return [part, reshaped(editor, part.output, output)]
+        return [reshape_node(editor, x, output)]
+    part = editor.make_node("slice", (x,), output, axis=axis, start=index, stop=index + 1)
+    return [part, reshape_node(editor, part.output, output)]
 
 
-def _lower_select_int(editor: Editor, one: Node, found: Found) -> list[Node]:
-    x = _input_with_same_batch(editor, one, found)
-    axis = int(found["dim"]) % len(editor.shape(x) or ())
-    require_match(axis and isinstance(found["index"], int))
-    return _lower_select(editor, x, one.output, axis, found["index"])
+def _lower_select_int(editor: Editor, node: Node, args: OpArguments) -> list[Node]:
+    x = _input_with_same_batch(editor, node, args)
+    axis = int(args["dim"]) % len(editor.shape(x) or ())
+    require_match(axis and isinstance(args["index"], int))
+    return _lower_select(editor, x, node.output, axis, args["index"])
 
 
-def _lower_getitem(editor: Editor, one: Node, _: Found) -> list[Node] | str:
+def _lower_getitem(editor: Editor, node: Node, _: OpArguments) -> list[Node] | str:
     """Lower a node that takes one entry of the list that a chunk, split or unbind returns."""
-    maker = editor.makers.get(one.inputs[0]) if one.inputs else None
-    index = one.attrs["args"][1]
+    maker = editor.makers.get(node.inputs[0]) if node.inputs else None
+    index = node.attrs["args"][1]
     if maker is None or not isinstance(index, int):
         raise NoMatchError
-    if base(maker) not in _PARTS:
-        return getitem_of(editor, one, maker)
+    if aten_name(maker) not in _PARTS:
+        return lower_first_result(editor, node, maker)
     found = arguments(maker)
-    (x,) = editor.floats(one, found.get("self"))
+    (x,) = editor.float_inputs(node, found.get("self"))
     shape = editor.shape(x) or ()
     axis = int(found["dim"]) % len(shape)
     require_match(axis)
-    if base(maker) == "unbind":
-        return _lower_select(editor, x, one.output, axis, index)
-    widths = _PARTS[base(maker)](found, _size_or_one(shape[axis]))
+    if aten_name(maker) == "unbind":
+        return _lower_select(editor, x, node.output, axis, index)
+    widths = _PARTS[aten_name(maker)](found, _size_or_one(shape[axis]))
     start = sum(widths[: index % len(widths)])
-    return _lower_cut(editor, x, one.output, axis, start, start + widths[index])
+    return _lower_range_of_axis(editor, x, node.output, axis, start, start + widths[index])
 
 
-def _equal_parts(size: int, width: int) -> list[int]:
+def _sizes_of_parts(size: int, width: int) -> list[int]:
     return [min(width, size - start) for start in range(0, size, width)]
 
 
 _PARTS: Mapping[str, Callable[[dict[str, Json], int], list[int]]] = {
-    "chunk": lambda found, size: _equal_parts(size, -(-size // int(found["chunks"]))),
-    "split": lambda found, size: _equal_parts(size, n) if isinstance(n := found["split_size"], int) else list(n),
+    "chunk": lambda found, size: _sizes_of_parts(size, -(-size // int(found["chunks"]))),
+    "split": lambda found, size: _sizes_of_parts(size, n) if isinstance(n := found["split_size"], int) else list(n),
     "split_with_sizes": lambda found, size: list(found["split_sizes"]),
     "unbind": lambda found, size: [1] * size,
 }
 """Operation that returns a list -> function from (arguments, axis size) to the sizes of the list's entries."""
 
 
-def _lower_cat(editor: Editor, one: Node, found: Found) -> list[Node]:
-    names, shape = editor.floats(one, *found["tensors"]), editor.shape(one.output)
+def _lower_cat(editor: Editor, node: Node, args: OpArguments) -> list[Node]:
+    names, shape = editor.float_inputs(node, *args["tensors"]), editor.shape(node.output)
     if not shape:
         raise NoMatchError
-    axis = int(found["dim"]) % len(shape)
+    axis = int(args["dim"]) % len(shape)
     parts = [editor.shape(name) or () for name in names]
     require_match(axis and all(len(part) == len(shape) and part[:axis] == shape[:axis] for part in parts))
-    return [node("concat", tuple(names), one.output, axis=axis)]
+    return [native_node("concat", tuple(names), node.output, axis=axis)]
 
 
-def _lower_shuffle(editor: Editor, one: Node, found: Found) -> list[Node]:
-    x = _input_with_same_batch(editor, one, found)
+def _lower_shuffle(editor: Editor, node: Node, args: OpArguments) -> list[Node]:
+    x = _input_with_same_batch(editor, node, args)
     require_match(len(editor.shape(x) or ()) == 4)
-    return [node("channel_shuffle", (x,), one.output, groups=found["groups"])]
+    return [native_node("channel_shuffle", (x,), node.output, groups=args["groups"])]
 
 
 _RESHAPES = "view reshape _unsafe_view flatten unflatten squeeze unsqueeze view_copy view_as reshape_as"
@@ -424,37 +426,37 @@ RULES: Mapping[str, Lowering] = {
 _VIEWS = ("reshape", "flatten")
 
 
-def _recognise_shuffle(editor: Editor, one: Node) -> list[Node]:
+def _recognise_shuffle(editor: Editor, node: Node) -> list[Node]:
     """Replace a reshape to [N, g, C / g, H, W], a swap of axes 1 and 2, and a reshape back by a channel shuffle."""
-    made = editor.shape(one.output) or ()
-    require_match(one.op == "reshape" and len(made) == 4)
-    turned = editor.made_by(one.inputs[0], "transpose")
+    made = editor.shape(node.output) or ()
+    require_match(node.op == "reshape" and len(made) == 4)
+    turned = editor.match_maker(node.inputs[0], "transpose")
     require_match(turned.native and list(turned.attrs["axes"]) == [0, 2, 1, 3, 4])
-    cut = editor.made_by(turned.inputs[0], "reshape")
+    cut = editor.match_maker(turned.inputs[0], "reshape")
     require_match(cut.native)
     parts = editor.shape(cut.output) or ()
     require_match(editor.shape(cut.inputs[0]) == made and parts[3:] == made[2:])
-    return [node("channel_shuffle", cut.inputs, one.output, groups=parts[1])]
+    return [native_node("channel_shuffle", cut.inputs, node.output, groups=parts[1])]
 
 
-def _merge_views(editor: Editor, one: Node) -> list[Node] | str | None:
+def _merge_views(editor: Editor, node: Node) -> list[Node] | str | None:
     """Merge consecutive reshapes, or consecutive transposes."""
-    require_match(one.op in (*_VIEWS, "transpose"))
-    before = editor.makers.get(one.inputs[0])
-    if one.op == "transpose":
-        axes = list(one.attrs["axes"])
+    require_match(node.op in (*_VIEWS, "transpose"))
+    before = editor.makers.get(node.inputs[0])
+    if node.op == "transpose":
+        axes = list(node.attrs["axes"])
         if before is not None and before.op == "transpose":
             axes = [before.attrs["axes"][axis] for axis in axes]
             if axes == sorted(axes):
                 return before.inputs[0]
-            return [node("transpose", before.inputs, one.output, axes=axes)]
-        return one.inputs[0] if axes == sorted(axes) else None
-    source = before.inputs[0] if before is not None and before.op in _VIEWS else one.inputs[0]
-    made = editor.shape(one.output) or ()
+            return [native_node("transpose", before.inputs, node.output, axes=axes)]
+        return node.inputs[0] if axes == sorted(axes) else None
+    source = before.inputs[0] if before is not None and before.op in _VIEWS else node.inputs[0]
+    made = editor.shape(node.output) or ()
     if editor.shape(source) == made:
         return source
-    require_match(source != one.inputs[0])
-    return [reshaped(editor, source, one.output)]
+    require_match(source != node.inputs[0])
+    return [reshape_node(editor, source, node.output)]
 
 
 TIDY: tuple[Rule, ...] = (_recognise_shuffle, _merge_views)
@@ -467,7 +469,7 @@ TIDY: tuple[Rule, ...] = (_recognise_shuffle, _merge_views)
 _NAMES = ("add", "sub", "mul", "div", "neg", "rsub", "addcmul")
 
 
-def constant_of(editor: Editor, arg: Json, like: str) -> Tensor:
+def constant_argument(editor: Editor, arg: Json, like: str) -> Tensor:
     """Return the argument `arg` as a tensor that can be added to one example of the value `like`.
 
     The tensor has the axes of `like` without the batch, each of the size in `like` or 1. Raise `NoMatchError` if the
@@ -476,12 +478,12 @@ def constant_of(editor: Editor, arg: Json, like: str) -> Tensor:
     shape = editor.shape(like)
     if not shape or len(shape) < 2:
         raise NoMatchError
-    single = number_of(arg, editor.tensors)
+    single = constant_number(arg, editor.tensors)
     dtype = getattr(torch, editor.values[like].dtype)
     if single is not None:
         return torch.full((1,) * (len(shape) - 1), single, dtype=dtype)
-    name = tensor_of(arg)
-    tensor = editor.tensors[name] if name is not None else rows_of(editor.makers, editor.tensors, value_of(arg))
+    name = weight_name(arg)
+    tensor = editor.tensors[name] if name is not None else expanded_row(editor.makers, editor.tensors, value_name(arg))
     if tensor is None or tensor.dim() > len(shape) or tensor.dtype != dtype:
         raise NoMatchError
     tensor = tensor.reshape((1,) * (len(shape) - tensor.dim()) + tuple(tensor.shape))
@@ -493,67 +495,67 @@ def constant_of(editor: Editor, arg: Json, like: str) -> Tensor:
 
 def is_constant(editor: Editor, arg: Json) -> bool:
     """Return whether an argument is a number, a weight, or a value that is the same for every example."""
-    named = value_of(arg)
-    return named is None or rows_of(editor.makers, editor.tensors, named) is not None
+    named = value_name(arg)
+    return named is None or expanded_row(editor.makers, editor.tensors, named) is not None
 
 
-def lower_constant(editor: Editor, one: Node) -> list[Node]:
+def lower_constant_operand(editor: Editor, node: Node) -> list[Node]:
     """Lower a sum or product with a constant; run this rule after the rules that recognise formulas."""
-    require_match(not one.native and base(one) in _NAMES)
-    name, found = base(one), arguments(one)
+    require_match(not node.native and aten_name(node) in _NAMES)
+    name, found = aten_name(node), arguments(node)
     if name == "addcmul":
-        return _shifted_product(editor, one, found)
+        return _lower_addcmul(editor, node, found)
     arg, other, alpha = found["self"], found.get("other", -1), finite_number(found.get("alpha", 1))
     first = not is_constant(editor, arg)
     if not first:
         arg, other = other, arg
-    (x,) = editor.floats(one, arg)
-    require_match(editor.shape(x) == editor.shape(one.output))
-    constant = constant_of(editor, other, x)
+    (x,) = editor.float_inputs(node, arg)
+    require_match(editor.shape(x) == editor.shape(node.output))
+    constant = constant_argument(editor, other, x)
     if name in ("mul", "neg"):
-        return [_node_with_constant(editor, "mul_constant", x, constant, one.output)]
+        return [_node_with_constant(editor, "mul_constant", x, constant, node.output)]
     if name == "div":
         require_match(first)
-        return [_node_with_constant(editor, "mul_constant", x, constant.reciprocal(), one.output)]
+        return [_node_with_constant(editor, "mul_constant", x, constant.reciprocal(), node.output)]
     if name == "add" or (name == "sub" and first):
         require_match(first or alpha == 1)
         return [
-            _node_with_constant(editor, "add_constant", x, constant * (-alpha if name == "sub" else alpha), one.output)
+            _node_with_constant(editor, "add_constant", x, constant * (-alpha if name == "sub" else alpha), node.output)
         ]
     # constant - alpha x, which rsub has the other way round
     require_match(name == "sub" or first)
-    turned = editor.make(
-        "mul_constant", (x,), one.output, _constant_weight(editor, one.output, torch.full_like(constant, -alpha))
+    turned = editor.make_node(
+        "mul_constant", (x,), node.output, _add_constant_weight(editor, node.output, torch.full_like(constant, -alpha))
     )
-    return [turned, _node_with_constant(editor, "add_constant", turned.output, constant, one.output)]
+    return [turned, _node_with_constant(editor, "add_constant", turned.output, constant, node.output)]
 
 
-def _shifted_product(editor: Editor, one: Node, found: Found) -> list[Node]:
+def _lower_addcmul(editor: Editor, node: Node, args: OpArguments) -> list[Node]:
     """Lower ``self + value * tensor1 * tensor2`` if one of the two tensors is a constant."""
-    factors = [found["tensor1"], found["tensor2"]]
+    factors = [args["tensor1"], args["tensor2"]]
     if is_constant(editor, factors[1]):
         factors.reverse()
-    (x,) = editor.floats(one, factors[1])
-    require_match(is_constant(editor, factors[0]) and editor.shape(x) == editor.shape(one.output))
-    scale = constant_of(editor, factors[0], x) * finite_number(found["value"])
-    product = editor.make("mul_constant", (x,), one.output, _constant_weight(editor, one.output, scale))
-    if is_constant(editor, found["self"]):
-        shift = constant_of(editor, found["self"], x)
-        return [product, _node_with_constant(editor, "add_constant", product.output, shift, one.output)]
-    (other,) = editor.floats(one, found["self"])
+    (x,) = editor.float_inputs(node, factors[1])
+    require_match(is_constant(editor, factors[0]) and editor.shape(x) == editor.shape(node.output))
+    scale = constant_argument(editor, factors[0], x) * finite_number(args["value"])
+    product = editor.make_node("mul_constant", (x,), node.output, _add_constant_weight(editor, node.output, scale))
+    if is_constant(editor, args["self"]):
+        shift = constant_argument(editor, args["self"], x)
+        return [product, _node_with_constant(editor, "add_constant", product.output, shift, node.output)]
+    (other,) = editor.float_inputs(node, args["self"])
     require_match(editor.shape(other) == editor.shape(x))
-    return [product, node("add", (other, product.output), one.output)]
+    return [product, native_node("add", (other, product.output), node.output)]
 
 
-def _constant_weight(editor: Editor, like: str, constant: Tensor) -> dict[str, str]:
-    return {"constant": editor.constant(f"{like}.constant", constant)}
+def _add_constant_weight(editor: Editor, like: str, constant: Tensor) -> dict[str, str]:
+    return {"constant": editor.add_constant(f"{like}.constant", constant)}
 
 
 def _node_with_constant(editor: Editor, op: str, x: str, constant: Tensor, output: str) -> Node:
-    return node(op, (x,), output, _constant_weight(editor, output, constant))
+    return native_node(op, (x,), output, _add_constant_weight(editor, output, constant))
 
 
-def with_plain_zeros(graph: Graph, captured: Graph) -> Graph:
+def without_negative_zeros(graph: Graph, captured: Graph) -> Graph:
     """Return the graph with -0.0 replaced by 0.0 in weights that passes computed and that only native nodes read.
 
     A pass that multiplies a pruned weight by a negative factor produces -0.0, which takes one more bit per weight of a

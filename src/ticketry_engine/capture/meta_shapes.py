@@ -17,12 +17,12 @@ from ticketry_engine.ir.native_shapes import windows
 _aten = torch.ops.aten
 
 
-def _pointwise(x: Tensor, *_: Any) -> Tensor | None:
+def _pointwise_output(x: Tensor, *_: Any) -> Tensor | None:
     """Return the output of an operation on `x` that keeps shape and dtype; None if `x` is not floating-point."""
-    return _empty_dense(x) if x.is_floating_point() else None
+    return _empty_without_gaps(x) if x.is_floating_point() else None
 
 
-def _empty_dense(x: Tensor) -> Tensor:
+def _empty_without_gaps(x: Tensor) -> Tensor:
     """Return a new tensor with the shape of `x` and the same order of axes in memory, but without gaps."""
     strides = [0] * x.dim()
     step = 1
@@ -32,23 +32,23 @@ def _empty_dense(x: Tensor) -> Tensor:
     return torch.empty_strided(x.shape, strides, dtype=x.dtype, device=x.device)
 
 
-def _in_place_unary(x: Tensor, *_: Any) -> Tensor | None:
+def _in_place_unary_output(x: Tensor, *_: Any) -> Tensor | None:
     """Return `x`, the output of an in-place operation on `x`; None if `x` is not floating-point."""
     return x if x.is_floating_point() else None
 
 
-def _binary(x: Any, y: Any) -> Tensor | None:
+def _binary_output(x: Any, y: Any) -> Tensor | None:
     """Return the output of an operation on two tensors of the same dtype, or on a tensor and a number."""
     if not isinstance(x, Tensor) or not x.is_floating_point():
         return None
     if not isinstance(y, (int, float, Tensor)):
         return None
     if isinstance(y, (int, float)) or (y.dim() == 0 and y.is_floating_point() and x.dim()):
-        return _empty_dense(x)
+        return _empty_without_gaps(x)
     if x.dtype != y.dtype:
         return None
     if x.shape == y.shape:
-        return _empty_dense(x)
+        return _empty_without_gaps(x)
     shape = _broadcast_shape(x.shape, y.shape)
     return None if shape is None else x.new_empty(shape)
 
@@ -61,8 +61,8 @@ def _broadcast_shape(one: Sequence[int], other: Sequence[int]) -> list[int] | No
     return [b if a == 1 else a for a, b in zip(longer, shorter, strict=True)]
 
 
-def _in_place_binary(x: Any, y: Any) -> Tensor | None:
-    made = _binary(x, y)
+def _in_place_binary_output(x: Any, y: Any) -> Tensor | None:
+    made = _binary_output(x, y)
     return x if made is not None and made.shape == x.shape else None
 
 
@@ -87,7 +87,7 @@ def _conv_output(
         return None
     if bias is not None and (bias.dtype != x.dtype or bias.shape != weight.shape[:1]):
         return None
-    each = zip(x.shape[2:], weight.shape[2:], _pair(stride), _pair(padding), _pair(dilation), strict=True)
+    each = zip(x.shape[2:], weight.shape[2:], _as_pair(stride), _as_pair(padding), _as_pair(dilation), strict=True)
     sizes = [windows(*one) for one in each]
     if min(sizes) < 1:
         return None
@@ -95,7 +95,7 @@ def _conv_output(
     return torch.empty((x.shape[0], weight.shape[0], *sizes), dtype=x.dtype, device=x.device, memory_format=kind)
 
 
-def _pair(given: Sequence[int]) -> Sequence[int]:
+def _as_pair(given: Sequence[int]) -> Sequence[int]:
     return list(given) * 2 if len(given) == 1 else given
 
 
@@ -113,7 +113,7 @@ def _pool_output(
 ) -> Tensor | None:
     if x.dim() != 4 or not x.is_floating_point() or not x.is_contiguous():
         return None
-    each = list(zip(x.shape[2:], *map(_pair, (kernel, stride or kernel, padding, dilation)), strict=True))
+    each = list(zip(x.shape[2:], *map(_as_pair, (kernel, stride or kernel, padding, dilation)), strict=True))
     if any(2 * pad > width for _, width, _, pad, _ in each):
         return None
     sizes = [windows(*one, ceil=ceil) for one in each]
@@ -195,7 +195,7 @@ SHAPES: Mapping[torch._ops.OpOverload, Callable[..., Tensor | tuple[Tensor, ...]
             *(_aten.sigmoid.default, _aten.tanh.default, _aten.exp.default, _aten.rsqrt.default, _aten.neg.default),
             *(_aten.sin.default, _aten.cos.default),
         ),
-        _pointwise,
+        _pointwise_output,
     ),
     **dict.fromkeys(
         (
@@ -203,10 +203,12 @@ SHAPES: Mapping[torch._ops.OpOverload, Callable[..., Tensor | tuple[Tensor, ...]
             *(_aten.hardswish_.default, _aten.hardsigmoid_.default, _aten.hardtanh_.default),
             *(_aten.leaky_relu_.default, _aten.sigmoid_.default, _aten.tanh_.default),
         ),
-        _in_place_unary,
+        _in_place_unary_output,
     ),
-    **dict.fromkeys((_aten.add.Tensor, _aten.sub.Tensor, _aten.mul.Tensor, _aten.div.Tensor), _binary),
-    **dict.fromkeys((_aten.add_.Tensor, _aten.sub_.Tensor, _aten.mul_.Tensor, _aten.div_.Tensor), _in_place_binary),
+    **dict.fromkeys((_aten.add.Tensor, _aten.sub.Tensor, _aten.mul.Tensor, _aten.div.Tensor), _binary_output),
+    **dict.fromkeys(
+        (_aten.add_.Tensor, _aten.sub_.Tensor, _aten.mul_.Tensor, _aten.div_.Tensor), _in_place_binary_output
+    ),
     _aten.conv2d.default: _conv_output,
     _aten.linear.default: _linear_output,
     _aten.adaptive_avg_pool2d.default: _adaptive_pool_output,

@@ -16,116 +16,116 @@ from torch.nn.functional import pad
 
 from ticketry_engine.capture.editor import (
     Editor,
-    Found,
     NoMatchError,
+    OpArguments,
     Rule,
     arguments,
-    base,
+    aten_name,
+    constant_number,
     finite_number,
-    number_of,
     require_match,
-    tensor_of,
-    value_of,
+    value_name,
+    weight_name,
 )
-from ticketry_engine.capture.lower_moves import constant_of, is_constant
-from ticketry_engine.ir import FLOATS, Json, Node, node
+from ticketry_engine.capture.lower_moves import constant_argument, is_constant
+from ticketry_engine.ir import FLOATS, Json, Node, native_node
 
 # -- activations -------------------------------------------------------------------------------------------------------
 
 
-def _match_scaled(editor: Editor, name: str, kind: str) -> tuple[str, float]:
+def _match_scaled_value(editor: Editor, name: str, kind: str) -> tuple[str, float]:
     """Return (x, number) if the value `name` is x + number (`kind` "add") or x * number (`kind` "mul")."""
-    return _match_scale(editor, editor.made_by(name, kind, *(["div"] if kind == "mul" else [])), kind)
+    return _match_scale(editor, editor.match_maker(name, kind, *(["div"] if kind == "mul" else [])), kind)
 
 
-def _match_scale(editor: Editor, one: Node, kind: str) -> tuple[str, float]:
+def _match_scale(editor: Editor, node: Node, kind: str) -> tuple[str, float]:
     """Return (x, number) if the node computes x + number (`kind` "add") or x * number or x / (1 / number) ("mul")."""
-    require_match(not one.native and base(one) in (kind, "div" if kind == "mul" else kind))
-    found = arguments(one)
-    x, number = value_of(found["self"]), number_of(found["other"], editor.tensors)
-    if x is None and base(one) != "div":  # a number first
-        x, number = value_of(found["other"]), number_of(found["self"], editor.tensors)
+    require_match(not node.native and aten_name(node) in (kind, "div" if kind == "mul" else kind))
+    found = arguments(node)
+    x, number = value_name(found["self"]), constant_number(found["other"], editor.tensors)
+    if x is None and aten_name(node) != "div":  # a number first
+        x, number = value_name(found["other"]), constant_number(found["self"], editor.tensors)
     if x is None or not number or found.get("alpha", 1) != 1:
         raise NoMatchError
-    return x, (1 / number if base(one) == "div" else number)
+    return x, (1 / number if aten_name(node) == "div" else number)
 
 
 def _match_scaled_by(editor: Editor, name: str, kind: str, number: float) -> str:
     """Return x if the value `name` is x + number (`kind` "add") or x * number (`kind` "mul")."""
-    x, found = _match_scaled(editor, name, kind)
+    x, found = _match_scaled_value(editor, name, kind)
     require_match(isclose(found, number, rel_tol=1e-6))
     return x
 
 
-def _match_division_by_six(editor: Editor, one: Node) -> str:
-    """Return x if the node `one` computes x / 6."""
-    x, number = _match_scale(editor, one, "mul")
-    require_match(isclose(number, 1 / 6, rel_tol=1e-6) and editor.floating(x, one.output))
+def _match_division_by_six(editor: Editor, node: Node) -> str:
+    """Return x if the node `node` computes x / 6."""
+    x, number = _match_scale(editor, node, "mul")
+    require_match(isclose(number, 1 / 6, rel_tol=1e-6) and editor.share_float_dtype(x, node.output))
     return x
 
 
 def _match_relu6_of_shifted(editor: Editor, name: str) -> str:
     """Return x if the value `name` is relu6(x + 3)."""
-    x, number = _match_scaled(editor, editor.made_by(name, "act", act="relu6").inputs[0], "add")
+    x, number = _match_scaled_value(editor, editor.match_maker(name, "act", act="relu6").inputs[0], "add")
     require_match(number == 3)
     return x
 
 
-def _recognise_hardsigmoid(editor: Editor, one: Node) -> list[Node]:
+def _recognise_hardsigmoid(editor: Editor, node: Node) -> list[Node]:
     """Replace relu6(x + 3) / 6 by a hardsigmoid."""
     return [
-        node(
+        native_node(
             "act",
-            (_match_relu6_of_shifted(editor, _match_division_by_six(editor, one)),),
-            one.output,
+            (_match_relu6_of_shifted(editor, _match_division_by_six(editor, node)),),
+            node.output,
             act="hardsigmoid",
         )
     ]
 
 
-def _recognise_gated(editor: Editor, one: Node) -> list[Node]:
+def _recognise_gated_activation(editor: Editor, node: Node) -> list[Node]:
     """Replace x * sigmoid(x) by SiLU, and x * hardsigmoid(x) or (x * relu6(x + 3)) / 6 by hardswish."""
-    if one.op == "mul":
-        require_match(one.attrs["act"] is None)
-        for x, gate in (one.inputs, one.inputs[::-1]):
+    if node.op == "mul":
+        require_match(node.attrs["act"] is None)
+        for x, gate in (node.inputs, node.inputs[::-1]):
             maker = editor.makers.get(gate)
             act = str(maker.attrs["act"]) if maker is not None and maker.op == "act" and maker.inputs == (x,) else ""
             if act in ("sigmoid", "hardsigmoid"):
-                return [node("act", (x,), one.output, act="silu" if act == "sigmoid" else "hardswish")]
+                return [native_node("act", (x,), node.output, act="silu" if act == "sigmoid" else "hardswish")]
         raise NoMatchError
-    product = editor.made_by(_match_division_by_six(editor, one), "mul")
+    product = editor.match_maker(_match_division_by_six(editor, node), "mul")
     require_match(product.native)
     for x, gate in (product.inputs, product.inputs[::-1]):
         with contextlib.suppress(NoMatchError):
             if _match_relu6_of_shifted(editor, gate) == x:
-                return [node("act", (x,), one.output, act="hardswish")]
+                return [native_node("act", (x,), node.output, act="hardswish")]
     raise NoMatchError
 
 
-def _recognise_gelu(editor: Editor, one: Node) -> list[Node]:
+def _recognise_gelu(editor: Editor, node: Node) -> list[Node]:
     """Replace x / 2 * (1 + curve) by GELU, where curve is erf(x / sqrt 2) or tanh((x + 0.044715 x^3) sqrt(2 / pi))."""
-    require_match(one.op == "mul" and one.attrs["act"] is None)
-    for half, sum_ in (one.inputs, one.inputs[::-1]):
+    require_match(node.op == "mul" and node.attrs["act"] is None)
+    for half, sum_ in (node.inputs, node.inputs[::-1]):
         with contextlib.suppress(NoMatchError):
-            x, (curved, plus) = _match_scaled_by(editor, half, "mul", 0.5), _match_scaled(editor, sum_, "add")
-            require_match(plus == 1 and editor.floating(x, one.output))
+            x, (curved, plus) = _match_scaled_by(editor, half, "mul", 0.5), _match_scaled_value(editor, sum_, "add")
+            require_match(plus == 1 and editor.share_float_dtype(x, node.output))
             curve = editor.makers.get(curved)
-            if curve is not None and base(curve) == "erf":
+            if curve is not None and aten_name(curve) == "erf":
                 require_match(_match_scaled_by(editor, curve.inputs[0], "mul", sqrt(0.5)) == x)
-                return [node("act", (x,), one.output, act="gelu")]
-            tanh = editor.made_by(curved, "act", act="tanh")
+                return [native_node("act", (x,), node.output, act="gelu")]
+            tanh = editor.match_maker(curved, "act", act="tanh")
             require_match(_is_gelu_cubic(editor, tanh.inputs[0], x))
-            return [node("act", (x,), one.output, act="gelu_tanh")]
+            return [native_node("act", (x,), node.output, act="gelu_tanh")]
     raise NoMatchError
 
 
 def _is_gelu_cubic(editor: Editor, name: str, x: str) -> bool:
     """Return True if the value `name` is sqrt(2 / pi) (x + 0.044715 x^3), else return False or raise `NoMatchError`."""
-    total = editor.made_by(_match_scaled_by(editor, name, "mul", sqrt(2 / pi)), "add")
+    total = editor.match_maker(_match_scaled_by(editor, name, "mul", sqrt(2 / pi)), "add")
     require_match(total.native and x in total.inputs)
     cubic = _match_scaled_by(editor, total.inputs[1 - total.inputs.index(x)], "mul", 0.044715)
-    found = arguments(editor.made_by(cubic, "pow"))
-    return value_of(found["self"]) == x and found["exponent"] == 3
+    found = arguments(editor.match_maker(cubic, "pow"))
+    return value_name(found["self"]) == x and found["exponent"] == 3
 
 
 # -- attention: softmax(q k^T * scale) v -------------------------------------------------------------------------------
@@ -133,32 +133,32 @@ def _is_gelu_cubic(editor: Editor, name: str, x: str) -> bool:
 _PRODUCTS = ("matmul", "bmm")
 
 
-def _without_scale(editor: Editor, name: str) -> tuple[str, float]:
+def _split_scale(editor: Editor, name: str) -> tuple[str, float]:
     """Return (x, factor) if the value `name` is x * factor, else (name, 1)."""
     try:
-        return _match_scaled(editor, name, "mul")
+        return _match_scaled_value(editor, name, "mul")
     except NoMatchError:
         return name, 1.0
 
 
-def _recognise_plain_attention(editor: Editor, one: Node) -> list[Node]:
+def _recognise_unmasked_attention(editor: Editor, node: Node) -> list[Node]:
     """Replace softmax(q k^T * scale) v by an attention node."""
-    weights, v = _matmul_inputs(editor, one)
-    soft = editor.made_by(weights, "softmax")
+    weights, v = _matmul_inputs(editor, node)
+    soft = editor.match_maker(weights, "softmax")
     require_match(soft.native and soft.attrs["axis"] == 3)
-    name, scale = _without_scale(editor, soft.inputs[0])
-    q, turned = _matmul_inputs(editor, editor.made_by(name, *_PRODUCTS))
-    q, factor = _without_scale(editor, q)
-    maker = editor.made_by(turned, "transpose")
-    require_match(maker.native and editor.floating(q, maker.inputs[0], v, one.output))
+    name, scale = _split_scale(editor, soft.inputs[0])
+    q, turned = _matmul_inputs(editor, editor.match_maker(name, *_PRODUCTS))
+    q, factor = _split_scale(editor, q)
+    maker = editor.match_maker(turned, "transpose")
+    require_match(maker.native and editor.share_float_dtype(q, maker.inputs[0], v, node.output))
     shapes = [editor.shape(part) or () for part in (q, turned, v)]
     require_match(all(len(shape) == 4 for shape in shapes) and shapes[0][:2] == shapes[1][:2] == shapes[2][:2])
     axes = list(maker.attrs["axes"])
     if axes == [0, 1, 3, 2]:
-        return [node("attention", (q, maker.inputs[0], v), one.output, scale=factor * scale)]
+        return [native_node("attention", (q, maker.inputs[0], v), node.output, scale=factor * scale)]
     keys = [axes[0], axes[1], axes[3], axes[2]]  # a transpose that also put the heads in place
-    k = editor.make("transpose", maker.inputs, one.output, axes=keys)
-    return [k, node("attention", (q, k.output, v), one.output, scale=factor * scale)]
+    k = editor.make_node("transpose", maker.inputs, node.output, axes=keys)
+    return [k, native_node("attention", (q, k.output, v), node.output, scale=factor * scale)]
 
 
 _WITH_ACT = ("conv2d", "linear", "add", "mul", "affine")
@@ -166,72 +166,76 @@ _WITH_ACT = ("conv2d", "linear", "add", "mul", "affine")
 
 def _fusable_layer(editor: Editor, name: str | None) -> Node:
     """Return the layer that computes `name`; raise `NoMatchError` if no further operation can be fused into it."""
-    layer = None if name is None else editor.computed_for_one_reader(name)
+    layer = None if name is None else editor.maker_if_read_once(name)
     if layer is None or layer.op not in ("conv2d", "linear"):
         raise NoMatchError
     require_match(layer.attrs["act"] is None and len(layer.inputs) == 1)
     return layer
 
 
-def _fuse_residual(editor: Editor, one: Node) -> list[Node]:
+def _fuse_residual(editor: Editor, node: Node) -> list[Node]:
     """Fuse a sum into the layer that computes one of its inputs, if only the sum reads the layer's output."""
-    require_match(one.op == "add" and editor.shape(one.inputs[0]) == editor.shape(one.inputs[1]))
+    require_match(node.op == "add" and editor.shape(node.inputs[0]) == editor.shape(node.inputs[1]))
     layers = []
-    for name in one.inputs:
+    for name in node.inputs:
         with contextlib.suppress(NoMatchError):
             layers.append(_fusable_layer(editor, name))
     require_match(layers)
     order = list(editor.makers)  # the later one: the other can then be done before it
     layer = max(layers, key=lambda maker: order.index(maker.output)) if len(layers) > 1 else layers[0]
-    other = one.inputs[1] if one.inputs[0] == layer.output else one.inputs[0]
+    other = node.inputs[1] if node.inputs[0] == layer.output else node.inputs[0]
     require_match(other != layer.output)
-    return [replace(layer, inputs=(*layer.inputs, other), output=one.output, attrs={**layer.attrs, **one.attrs})]
+    return [replace(layer, inputs=(*layer.inputs, other), output=node.output, attrs={**layer.attrs, **node.attrs})]
 
 
-def _fuse_activation(editor: Editor, one: Node) -> list[Node]:
+def _fuse_activation(editor: Editor, node: Node) -> list[Node]:
     """Fuse an activation into the preceding node if only the activation reads its output."""
-    before = editor.computed_for_one_reader(one.inputs[0]) if one.op == "act" else None
+    before = editor.maker_if_read_once(node.inputs[0]) if node.op == "act" else None
     if before is None or before.op not in _WITH_ACT or before.attrs["act"] is not None:
         raise NoMatchError
-    return [replace(before, output=one.output, attrs={**before.attrs, "act": one.attrs["act"]})]
+    return [replace(before, output=node.output, attrs={**before.attrs, "act": node.attrs["act"]})]
 
 
-def _fold_norm(editor: Editor, one: Node) -> list[Node]:
+def _fold_norm(editor: Editor, node: Node) -> list[Node]:
     """Fold an `affine` node, which scales and shifts channels, into the preceding layer."""
-    if base(one) == "mul":
-        return _fold_scale(editor, one)
-    require_match(one.op == "affine")
-    scale, shift = (editor.tensors[one.weights[role]].double() for role in ("scale", "shift"))
-    turned = editor.computed_for_one_reader(one.inputs[0])
+    if aten_name(node) == "mul":
+        return _fold_scale(editor, node)
+    require_match(node.op == "affine")
+    scale, shift = (editor.tensors[node.weights[role]].double() for role in ("scale", "shift"))
+    turned = editor.maker_if_read_once(node.inputs[0])
     if turned is None or turned.op != "transpose":
-        layer = _fusable_layer(editor, one.inputs[0])
+        layer = _fusable_layer(editor, node.inputs[0])
         # A linear layer's channels are its last axis, a norm's its second.
-        require_match(layer.op == "conv2d" or len(editor.shape(one.output) or ()) == 2)
-        return [_rescale_layer(editor, layer, one.output, scale, shift, one.attrs["act"])]
+        require_match(layer.op == "conv2d" or len(editor.shape(node.output) or ()) == 2)
+        return [_rescale_layer(editor, layer, node.output, scale, shift, node.attrs["act"])]
     # A linear layer's features, its last axis, have been brought to where a norm's channels are.
     layer, axes = _fusable_layer(editor, turned.inputs[0]), turned.attrs["axes"]
     require_match(layer.op == "linear" and axes[1] == len(axes) - 1)
-    rows = editor.value(layer.output, editor.shape(layer.output) or (), "scaled")
+    rows = editor.add_value(layer.output, editor.shape(layer.output) or (), "scaled")
     return [
-        _rescale_layer(editor, layer, rows, scale, shift, one.attrs["act"]),
-        Node("transpose", (rows,), one.output, turned.attrs, {}),
+        _rescale_layer(editor, layer, rows, scale, shift, node.attrs["act"]),
+        Node("transpose", (rows,), node.output, turned.attrs, {}),
     ]
 
 
-def _fold_scale(editor: Editor, one: Node) -> list[Node]:
+def _fold_scale(editor: Editor, node: Node) -> list[Node]:
     """Fold a multiplication by one factor, or by one factor per feature, into the preceding linear layer."""
-    found = arguments(one)
-    x, factor = (found["self"], found["other"]) if value_of(found["self"]) else (found["other"], found["self"])
-    layer, weight, single = _fusable_layer(editor, value_of(x)), tensor_of(factor), number_of(factor, editor.tensors)
+    found = arguments(node)
+    x, factor = (found["self"], found["other"]) if value_name(found["self"]) else (found["other"], found["self"])
+    layer, weight, single = (
+        _fusable_layer(editor, value_name(x)),
+        weight_name(factor),
+        constant_number(factor, editor.tensors),
+    )
     if layer.op != "linear" or (weight is None and single is None):
         raise NoMatchError
     tensor = torch.tensor([single]) if weight is None else editor.tensors[weight]
     width = editor.tensors[layer.weights["weight"]].shape[0]
-    require_match(editor.floating(one.output) and editor.shape(one.output) == editor.shape(layer.output))
+    require_match(editor.share_float_dtype(node.output) and editor.shape(node.output) == editor.shape(layer.output))
     require_match(tensor.numel() == 1 or (tensor.numel() == width == tensor.shape[-1]))
     require_match(tensor.is_floating_point())
     scale = tensor.double().flatten().expand(width)
-    return [_rescale_layer(editor, layer, one.output, scale, torch.zeros_like(scale), None)]
+    return [_rescale_layer(editor, layer, node.output, scale, torch.zeros_like(scale), None)]
 
 
 def _rescale_layer(editor: Editor, layer: Node, output: str, scale: Tensor, shift: Tensor, act: Json) -> Node:
@@ -239,67 +243,73 @@ def _rescale_layer(editor: Editor, layer: Node, output: str, scale: Tensor, shif
     name = layer.weights["weight"]
     weight = editor.tensors[name]
     folded = (weight.double() * scale.view(-1, *[1] * (weight.dim() - 1))).to(weight.dtype)
-    weights = {"weight": editor.replacement(name, folded)}
+    weights = {"weight": editor.replace_weight(name, folded)}
     if "bias" in layer.weights:
         bias = editor.tensors[layer.weights["bias"]].double() * scale + shift
-        weights["bias"] = editor.replacement(layer.weights["bias"], bias.to(weight.dtype))
+        weights["bias"] = editor.replace_weight(layer.weights["bias"], bias.to(weight.dtype))
     elif bool(shift.any()):
-        weights["bias"] = editor.tensor(f"{name.removesuffix('weight')}bias", shift.to(weight.dtype))
+        weights["bias"] = editor.add_weight(f"{name.removesuffix('weight')}bias", shift.to(weight.dtype))
     return Node(layer.op, layer.inputs, output, {**layer.attrs, "act": act}, weights)
 
 
-def _fold_pad(editor: Editor, one: Node) -> list[Node]:
+def _fold_pad(editor: Editor, node: Node) -> list[Node]:
     """Fold zero padding into a convolution; if the padding is uneven, extend the kernel by zeros."""
-    before = editor.computed_for_one_reader(one.inputs[0]) if one.op == "conv2d" else None
-    if before is None or base(before) not in ("constant_pad_nd", "pad"):
+    before = editor.maker_if_read_once(node.inputs[0]) if node.op == "conv2d" else None
+    if before is None or aten_name(before) not in ("constant_pad_nd", "pad"):
         raise NoMatchError
     found = arguments(before)
-    x, sides, own = value_of(found["self"]), found["pad"], one.attrs["padding"]
+    x, sides, own = value_name(found["self"]), found["pad"], node.attrs["padding"]
     require_match(found.get("mode", "constant") == "constant" and (found["value"] or 0) == 0)
     if x is None or len(sides) != 4 or not all(type(side) is int and side >= 0 for side in sides):
         raise NoMatchError
     left, right, top, bottom = sides
-    require_match(editor.floating(x) and (list(one.attrs["dilation"]) == [1, 1] or (left == right and top == bottom)))
+    require_match(
+        editor.share_float_dtype(x) and (list(node.attrs["dilation"]) == [1, 1] or (left == right and top == bottom))
+    )
     require_match((left == right or not own[1]) and (top == bottom or not own[0]))
     width, height = max(left, right), max(top, bottom)
-    weights = dict(one.weights)
+    weights = dict(node.weights)
     grown = (width - left, width - right, height - top, height - bottom)
     if any(grown):
         # With more padding than before, the zeros of the kernel read it.
-        weights["weight"] = editor.tensor(f"{weights['weight']}.padded", pad(editor.tensors[weights["weight"]], grown))
-    attrs = {**one.attrs, "padding": [own[0] + height, own[1] + width]}
-    made = Node("conv2d", (x,), one.output, attrs, weights)
-    require_match(editor.inferred(made) == editor.shape(one.output))  # more padding, but no more places
+        weights["weight"] = editor.add_weight(
+            f"{weights['weight']}.padded", pad(editor.tensors[weights["weight"]], grown)
+        )
+    attrs = {**node.attrs, "padding": [own[0] + height, own[1] + width]}
+    made = Node("conv2d", (x,), node.output, attrs, weights)
+    require_match(editor.infer_shape(made) == editor.shape(node.output))  # more padding, but no more places
     return [made]
 
 
 # -- x / sqrt(mean(x^2) + eps) * weight --------------------------------------------------------------------------------
 
 
-def _recognise_rms_norm(editor: Editor, one: Node) -> list[Node]:
+def _recognise_rms_norm(editor: Editor, node: Node) -> list[Node]:
     """Replace x / sqrt(mean(x^2) + eps), and a following product with a weight, by an RMS norm."""
-    require_match(not one.native and base(one) in ("mul", "div"))
-    found = arguments(one)
+    require_match(not node.native and aten_name(node) in ("mul", "div"))
+    found = arguments(node)
     pair = [found["self"], found["other"]]
-    if any(tensor_of(arg) is not None for arg in pair):
-        return _fuse_norm_weight(editor, one)
-    for arg, other in (pair, pair[::-1]) if base(one) == "mul" else (pair,):
+    if any(weight_name(arg) is not None for arg in pair):
+        return _fuse_norm_weight(editor, node)
+    for arg, other in (pair, pair[::-1]) if aten_name(node) == "mul" else (pair,):
         with contextlib.suppress(NoMatchError):
-            (x,) = editor.floats(one, arg)
-            square, eps = _match_inverse_root(editor, value_of(other), "rsqrt" if base(one) == "mul" else "sqrt")
-            require_match(square == x and editor.shape(x) == editor.shape(one.output))
-            return [node("rms_norm", (x,), one.output, eps=eps)]
+            (x,) = editor.float_inputs(node, arg)
+            square, eps = _match_inverse_root(
+                editor, value_name(other), "rsqrt" if aten_name(node) == "mul" else "sqrt"
+            )
+            require_match(square == x and editor.shape(x) == editor.shape(node.output))
+            return [native_node("rms_norm", (x,), node.output, eps=eps)]
     raise NoMatchError
 
 
 def _match_inverse_root(editor: Editor, name: str | None, root: str) -> tuple[str, float]:
     """Return (x, eps) if `name` is root(mean(x^2) + eps), a mean over the last axis; `root` is "sqrt" or "rsqrt"."""
-    found = editor.made_by(name, root, "pow")
-    require_match(base(found) == root or _torch_arguments(found)["exponent"] == (-0.5 if root == "rsqrt" else 0.5))
-    total = _torch_arguments(editor.made_by(value_of(_torch_arguments(found)["self"]), "add"))
-    eps = number_of(total["other"], editor.tensors)
-    mean = _torch_arguments(editor.made_by(value_of(total["self"]), "mean"))
-    square = editor.made_by(value_of(mean["self"]), "pow", "square", "mul")
+    found = editor.match_maker(name, root, "pow")
+    require_match(aten_name(found) == root or _aten_arguments(found)["exponent"] == (-0.5 if root == "rsqrt" else 0.5))
+    total = _aten_arguments(editor.match_maker(value_name(_aten_arguments(found)["self"]), "add"))
+    eps = constant_number(total["other"], editor.tensors)
+    mean = _aten_arguments(editor.match_maker(value_name(total["self"]), "mean"))
+    square = editor.match_maker(value_name(mean["self"]), "pow", "square", "mul")
     if eps is None or eps < 0 or total["alpha"] != 1 or mean["dim"] is None or mean["keepdim"] is not True:
         raise NoMatchError
     require_match(mean["dtype"] is None)
@@ -307,68 +317,70 @@ def _match_inverse_root(editor: Editor, name: str | None, root: str) -> tuple[st
         require_match(len(set(square.inputs)) == 1)
         x: str | None = square.inputs[0]
     else:
-        require_match(base(square) != "mul" and (base(square) == "square" or arguments(square)["exponent"] == 2))
-        x = value_of(arguments(square)["self"])
+        require_match(
+            aten_name(square) != "mul" and (aten_name(square) == "square" or arguments(square)["exponent"] == 2)
+        )
+        x = value_name(arguments(square)["self"])
     shape = editor.shape(x or "") if x in editor.values else None
     if x is None or not shape or [axis % len(shape) for axis in mean["dim"]] != [len(shape) - 1]:
         raise NoMatchError
     return x, eps
 
 
-def _torch_arguments(one: Node) -> Found:
+def _aten_arguments(node: Node) -> OpArguments:
     """Return the arguments of an ATen node; raise `NoMatchError` if the node is native."""
-    require_match(not one.native)
-    return arguments(one)
+    require_match(not node.native)
+    return arguments(node)
 
 
-def _fuse_norm_weight(editor: Editor, one: Node) -> list[Node]:
-    """Fuse the node `one`, which multiplies an RMS norm's output by a weight, into the norm."""
-    found = arguments(one)
+def _fuse_norm_weight(editor: Editor, node: Node) -> list[Node]:
+    """Fuse the node `node`, which multiplies an RMS norm's output by a weight, into the norm."""
+    found = arguments(node)
     x, other = found["self"], found["other"]
-    if value_of(x) is None:
+    if value_name(x) is None:
         x, other = other, x
-    norm = editor.computed_for_one_reader(value_of(x) or "")
-    name = tensor_of(other)
-    if norm is None or norm.op != "rms_norm" or norm.weights or name is None or base(one) != "mul":
+    norm = editor.maker_if_read_once(value_name(x) or "")
+    name = weight_name(other)
+    if norm is None or norm.op != "rms_norm" or norm.weights or name is None or aten_name(node) != "mul":
         raise NoMatchError
     weight = editor.tensors[name]
     width = (editor.shape(norm.output) or (0,))[-1]
     require_match(weight.numel() == width and weight.shape[-1] == width)
     require_match(str(weight.dtype) == f"torch.{editor.values[norm.output].dtype}")
-    vector = name if weight.dim() == 1 else editor.tensor(f"{name}.vector", weight.flatten())
-    return [replace(norm, output=one.output, weights={"weight": vector})]
+    vector = name if weight.dim() == 1 else editor.add_weight(f"{name}.vector", weight.flatten())
+    return [replace(norm, output=node.output, weights={"weight": vector})]
 
 
 # -- x * cos + cat(-upper half, lower half) * sin ----------------------------------------------------------------------
 
 
-def _recognise_rotary(editor: Editor, one: Node) -> list[Node]:
+def _recognise_rotary(editor: Editor, node: Node) -> list[Node]:
     """Replace x * cos + cat(-upper half, lower half) * sin by a rotary node."""
-    require_match(one.op == "add" and one.attrs["act"] is None and len(one.inputs) == 2)
-    for straight, crossed in (one.inputs, one.inputs[::-1]):
+    require_match(node.op == "add" and node.attrs["act"] is None and len(node.inputs) == 2)
+    for straight, crossed in (node.inputs, node.inputs[::-1]):
         with contextlib.suppress(NoMatchError):
             x, cos = _match_constant_product(editor, straight)
             turned, sin = _match_constant_product(editor, crossed)
             half, signs = _match_swapped_halves(editor, turned, x)
-            return [_rotary_node(editor, x, cos, sin * signs, half, one.output)]
+            return [_rotary_node(editor, x, cos, sin * signs, half, node.output)]
     raise NoMatchError
 
 
 def _match_constant_product(editor: Editor, name: str) -> tuple[str, Tensor]:
     """Return (x, constant) if an ATen node computes the value `name` as x * constant."""
-    found = _torch_arguments(editor.made_by(name, "mul"))
+    found = _aten_arguments(editor.match_maker(name, "mul"))
     x, other = found["self"], found["other"]
     if is_constant(editor, x):
         x, other = other, x
-    named = value_of(x)
+    named = value_name(x)
     if named is None:
         raise NoMatchError
-    return named, constant_of(editor, other, named)
+    return named, constant_argument(editor, other, named)
 
 
 def _match_swapped_halves(editor: Editor, name: str, x: str) -> tuple[int, Tensor]:
     """Match the value `name` as ``cat(-x[..., half:], x[..., :half])``; return `half` and the sign of each entry."""
-    joined = editor.made_by(name, "concat")
+    joined = editor.match_maker(name, "concat")
     shape = editor.shape(x) or ()
     require_match(joined.native and len(joined.inputs) == 2 and joined.attrs["axis"] == len(shape) - 1)
     half = int(shape[-1] or 0) // 2
@@ -376,9 +388,9 @@ def _match_swapped_halves(editor: Editor, name: str, x: str) -> tuple[int, Tenso
     for part, begin in zip(joined.inputs, (half, 0), strict=True):
         name, sign = part, 1.0
         maker = editor.makers.get(part)
-        if maker is not None and not maker.native and base(maker) == "neg":
+        if maker is not None and not maker.native and aten_name(maker) == "neg":
             name, sign = maker.inputs[0], -1.0
-        cut = editor.made_by(name, "slice")
+        cut = editor.match_maker(name, "slice")
         require_match(cut.native and cut.inputs == (x,) and cut.attrs["axis"] == len(shape) - 1)
         require_match((cut.attrs["start"], cut.attrs["stop"]) == (begin, begin + half) and 2 * half == shape[-1])
         signs += [sign] * half
@@ -389,50 +401,51 @@ def _rotary_node(editor: Editor, x: str, cos: Tensor, sin: Tensor, half: int, ou
     width = (editor.shape(x) or (0,))[-1]
     size = (*(max(pair) for pair in zip(cos.shape[:-1], sin.shape[:-1], strict=True)), int(width or 0))
     weights = {
-        role: editor.constant(f"{output}.{role}", tensor.expand(size)) for role, tensor in (("cos", cos), ("sin", sin))
+        role: editor.add_constant(f"{output}.{role}", tensor.expand(size))
+        for role, tensor in (("cos", cos), ("sin", sin))
     }
-    return node("rotary", (x,), output, weights, half=half)
+    return native_node("rotary", (x,), output, weights, half=half)
 
 
-def _recognise_partial_rotary(editor: Editor, one: Node) -> list[Node]:
+def _recognise_partial_rotary(editor: Editor, node: Node) -> list[Node]:
     """Replace cat(rotary(x[..., :n]), x[..., n:]) by a rotary node that reads x."""
-    require_match(one.op == "concat" and len(one.inputs) == 2)
-    turned, rest = (editor.made_by(name, op) for name, op in zip(one.inputs, ("rotary", "slice"), strict=True))
-    cut = editor.made_by(turned.inputs[0], "slice")
+    require_match(node.op == "concat" and len(node.inputs) == 2)
+    turned, rest = (editor.match_maker(name, op) for name, op in zip(node.inputs, ("rotary", "slice"), strict=True))
+    cut = editor.match_maker(turned.inputs[0], "slice")
     require_match(cut.native and rest.native and cut.inputs == rest.inputs)
-    shape, axis = editor.shape(cut.inputs[0]) or (), len(editor.shape(one.output) or ()) - 1
-    require_match(all(made.attrs["axis"] == axis for made in (one, cut, rest)) and cut.attrs["start"] == 0)
+    shape, axis = editor.shape(cut.inputs[0]) or (), len(editor.shape(node.output) or ()) - 1
+    require_match(all(made.attrs["axis"] == axis for made in (node, cut, rest)) and cut.attrs["start"] == 0)
     require_match(cut.attrs["stop"] == rest.attrs["start"] and rest.attrs["stop"] == shape[axis])
     cos, sin = (editor.tensors[turned.weights[role]] for role in ("cos", "sin"))
     more = (*cos.shape[:-1], int(shape[axis] or 0) - cos.shape[-1])
     ones = torch.cat([cos, cos.new_ones(more)], -1)
     zeros = torch.cat([sin, sin.new_zeros(more)], -1)
-    return [_rotary_node(editor, cut.inputs[0], ones, zeros, int(finite_number(turned.attrs["half"])), one.output)]
+    return [_rotary_node(editor, cut.inputs[0], ones, zeros, int(finite_number(turned.attrs["half"])), node.output)]
 
 
 # -- attention with fewer heads of keys and values than of queries -----------------------------------------------------
 
 
-def _recognise_shared_heads(editor: Editor, one: Node) -> list[Node]:
+def _recognise_grouped_query_attention(editor: Editor, node: Node) -> list[Node]:
     """Let an attention node read keys and values before their heads are repeated to match the heads of the queries."""
-    require_match(one.op == "attention")
-    q, k, v = one.inputs
+    require_match(node.op == "attention")
+    q, k, v = node.inputs
     fewer = [_match_repeated_heads(editor, name) for name in (k, v)]
     require_match(editor.shape(fewer[0]) and (editor.shape(fewer[0]) or ())[1] == (editor.shape(fewer[1]) or ())[1])
-    return [replace(one, inputs=(q, *fewer))]
+    return [replace(node, inputs=(q, *fewer))]
 
 
 def _match_repeated_heads(editor: Editor, name: str) -> str:
     """Return the value [N, g, T, d] whose heads are repeated to give the value `name`."""
-    joined = editor.made_by(name, "reshape", "repeat_interleave")
-    if not joined.native and base(joined) == "repeat_interleave":
+    joined = editor.match_maker(name, "reshape", "repeat_interleave")
+    if not joined.native and aten_name(joined) == "repeat_interleave":
         found = arguments(joined)
-        x = value_of(found["self"])
+        x = value_name(found["self"])
         require_match(found.get("dim") == 1 and type(found.get("repeats")) is int and x is not None)
         return str(x)
-    spread = editor.made_by(joined.inputs[0], "expand")
+    spread = editor.match_maker(joined.inputs[0], "expand")
     require_match(not spread.native)
-    cut = editor.made_by(value_of(arguments(spread)["self"]), "reshape")
+    cut = editor.match_maker(value_name(arguments(spread)["self"]), "reshape")
     x = cut.inputs[0]
     before, made = editor.shape(x) or (), editor.shape(spread.output) or ()
     require_match(len(before) == 4 and len(made) == 5 and (*made[:2], *made[3:]) == before)
@@ -443,42 +456,46 @@ def _match_repeated_heads(editor: Editor, name: str) -> str:
 # -- formulas of L2 normalisation and attention with constants ---------------------------------------------------------
 
 
-def recognise_normalize(editor: Editor, one: Node) -> list[Node]:
+def recognise_l2_normalisation(editor: Editor, node: Node) -> list[Node]:
     """Replace L2 normalisation over the last axis by an equivalent RMS norm."""
-    require_match(not one.native and base(one) == "div")
-    found = arguments(one)
-    x, spread = value_of(found["self"]), editor.made_by(value_of(found["other"]), "expand_as", "expand", "clamp_min")
-    if base(spread) != "clamp_min":
-        spread = editor.made_by(value_of(arguments(spread)["self"]), "clamp_min")
+    require_match(not node.native and aten_name(node) == "div")
+    found = arguments(node)
+    x, spread = (
+        value_name(found["self"]),
+        editor.match_maker(value_name(found["other"]), "expand_as", "expand", "clamp_min"),
+    )
+    if aten_name(spread) != "clamp_min":
+        spread = editor.match_maker(value_name(arguments(spread)["self"]), "clamp_min")
     least = finite_number(arguments(spread)["min"])
-    norm = arguments(editor.made_by(value_of(arguments(spread)["self"]), "linalg_vector_norm"))
-    size = editor.size(x or "")
+    norm = arguments(editor.match_maker(value_name(arguments(spread)["self"]), "linalg_vector_norm"))
+    size = editor.value_sizes(x or "")
     require_match(size is not None and norm["ord"] == 2 and norm["keepdim"] and norm["dtype"] is None and least > 0)
     width = (size or (None,))[-1]
     axes = [int(axis) % len(size or ()) for axis in norm["dim"] or ()]
     require_match(
-        editor.same_size(x or "", one.output) and editor.values[x or ""].dtype == editor.values[one.output].dtype
+        editor.have_same_sizes(x or "", node.output)
+        and editor.values[x or ""].dtype == editor.values[node.output].dtype
     )
     require_match(
-        value_of(norm["self"]) == x and axes == [len(size or ()) - 1] and editor.values[x or ""].dtype in FLOATS
+        value_name(norm["self"]) == x and axes == [len(size or ()) - 1] and editor.values[x or ""].dtype in FLOATS
     )
     if not isinstance(width, int):
         raise NoMatchError
     dtype = getattr(torch, editor.values[x or ""].dtype)
-    name = editor.constant(f"{one.output}.length", torch.full((width,), width**-0.5, dtype=dtype))
+    name = editor.add_constant(f"{node.output}.length", torch.full((width,), width**-0.5, dtype=dtype))
     args = [{"value": x}, [width], {"tensor": name}, least**2 / width]
-    return [Node("aten.rms_norm.default", (str(x),), one.output, {"args": args, "kwargs": {}}, {name: name})]
+    return [Node("aten.rms_norm.default", (str(x),), node.output, {"args": args, "kwargs": {}}, {name: name})]
 
 
-def recognise_masked_attention(editor: Editor, one: Node) -> list[Node]:
+def recognise_masked_attention(editor: Editor, node: Node) -> list[Node]:
     """Replace softmax(f(q k^T)) v by an attention node, if f multiplies by constants and adds constants."""
-    weights, v = _matmul_inputs(editor, one)
-    soft = editor.made_by(weights, "softmax")
+    weights, v = _matmul_inputs(editor, node)
+    soft = editor.match_maker(weights, "softmax")
     rank = len(editor.shape(v) or ())
     require_match(soft.native and rank in (4, 5) and soft.attrs["axis"] == rank - 1)
-    product, factor, bias = _match_scores(editor, soft.inputs[0])
+    product, factor, bias = _match_attention_scores(editor, soft.inputs[0])
     q, turned = _matmul_inputs(editor, product)
-    transposed = editor.made_by(turned, "transpose")
+    transposed = editor.match_maker(turned, "transpose")
     shapes = [editor.shape(name) or () for name in (q, turned, v)]
     require_match(transposed.native and len({shape[: rank - 2] for shape in shapes}) == 1)
     axes = list(transposed.attrs["axes"])
@@ -486,20 +503,20 @@ def recognise_masked_attention(editor: Editor, one: Node) -> list[Node]:
     k = transposed.inputs[0]
     axes[-2:] = axes[:-3:-1]
     if axes != sorted(axes):  # a transpose that also put the heads in place
-        nodes.append(editor.make("transpose", (k,), one.output, axes=axes))
+        nodes.append(editor.make_node("transpose", (k,), node.output, axes=axes))
         k = nodes[-1].output
     scale = 1.0
     if factor.numel() == 1:
         scale = float(factor)
     else:
         require_match(factor.shape[-2:] == (1, 1))
-        held = {"constant": editor.constant(f"{one.output}.factor", factor)}
-        nodes.append(editor.make("mul_constant", (q,), one.output, held))
+        held = {"constant": editor.add_constant(f"{node.output}.factor", factor)}
+        nodes.append(editor.make_node("mul_constant", (q,), node.output, held))
         q = nodes[-1].output
-    return [*nodes, attention(editor, (q, k, v), one.output, bias, scale)]
+    return [*nodes, attention_node(editor, (q, k, v), node.output, bias, scale)]
 
 
-def attention(
+def attention_node(
     editor: Editor, inputs: tuple[str, str, str], output: str, bias: Tensor | None, scale: float | None
 ) -> Node:
     """Return an attention node; return a window attention node if the inputs (q, k, v) have five axes.
@@ -514,29 +531,29 @@ def attention(
         require_match(not bool((bias.isnan() | (bias == float("inf"))).any()))
         require_match(bool(bias.isfinite().any(-1).all()))  # torch's rows without a key are 0, a quotient's are NaN
         whole = bias.expand(*bias.shape[:-2], int(queries or 0), int(keys or 0))
-        held["bias"] = editor.constant(f"{output}.bias", whole)
+        held["bias"] = editor.add_constant(f"{output}.bias", whole)
     if len(several) == 2:
-        return node("attention", inputs, output, held, scale=scale)
-    return node("window_attention", inputs, output, held, scale=scale)
+        return native_node("attention", inputs, output, held, scale=scale)
+    return native_node("window_attention", inputs, output, held, scale=scale)
 
 
-def _matmul_inputs(editor: Editor, one: Node) -> tuple[str, str]:
+def _matmul_inputs(editor: Editor, node: Node) -> tuple[str, str]:
     """Return the names of the two values whose matrix product the node computes."""
-    require_match(base(one) in _PRODUCTS)
-    found = arguments(one)
-    left, right = value_of(found["self"]), value_of(found.get("other", found.get("mat2")))
-    if left is None or right is None or not editor.floating(left, right, one.output):
+    require_match(aten_name(node) in _PRODUCTS)
+    found = arguments(node)
+    left, right = value_name(found["self"]), value_name(found.get("other", found.get("mat2")))
+    if left is None or right is None or not editor.share_float_dtype(left, right, node.output):
         raise NoMatchError
     return left, right
 
 
-def _match_scores(editor: Editor, name: str) -> tuple[Node, Tensor, Tensor | None]:
+def _match_attention_scores(editor: Editor, name: str) -> tuple[Node, Tensor, Tensor | None]:
     """Return (node of the product, factor, constant) if the value `name` is product * factor + constant."""
     factor, bias = torch.ones(()), None
     while True:
         with contextlib.suppress(NoMatchError):
-            return editor.made_by(name, *_PRODUCTS), factor, bias
-        maker = editor.made_by(name, "add_constant", "mul_constant", "affine")
+            return editor.match_maker(name, *_PRODUCTS), factor, bias
+        maker = editor.match_maker(name, "add_constant", "mul_constant", "affine")
         if maker.op != "mul_constant":
             constant = _broadcastable_weight(editor, maker, "constant" if maker.op == "add_constant" else "shift")
             bias = constant * factor if bias is None else bias + constant * factor
@@ -547,17 +564,17 @@ def _match_scores(editor: Editor, name: str) -> tuple[Node, Tensor, Tensor | Non
         name = maker.inputs[0]
 
 
-def _broadcastable_weight(editor: Editor, one: Node, role: str) -> Tensor:
+def _broadcastable_weight(editor: Editor, node: Node, role: str) -> Tensor:
     """Return the weight `role` of a node, in a shape that broadcasts to one example of the node's output."""
-    found = editor.tensors[one.weights[role]]
-    if one.op != "affine":
+    found = editor.tensors[node.weights[role]]
+    if node.op != "affine":
         return found
-    return found.reshape(-1, *(1 for _ in (editor.shape(one.output) or ())[2:]))
+    return found.reshape(-1, *(1 for _ in (editor.shape(node.output) or ())[2:]))
 
 
 FORMULAS: tuple[Rule, ...] = (
-    *(_recognise_hardsigmoid, _recognise_gated, _recognise_gelu, _recognise_plain_attention),
-    *(_recognise_rms_norm, _recognise_rotary, _recognise_partial_rotary, _recognise_shared_heads),
+    *(_recognise_hardsigmoid, _recognise_gated_activation, _recognise_gelu, _recognise_unmasked_attention),
+    *(_recognise_rms_norm, _recognise_rotary, _recognise_partial_rotary, _recognise_grouped_query_attention),
     *(_fold_pad, _fold_norm),
 )
 """Rules for formulas of torch nodes, for pads and for norms, in the order in which they are applied."""

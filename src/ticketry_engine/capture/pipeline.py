@@ -14,28 +14,28 @@ from torch import Tensor, nn
 from ticketry_engine.capture.batch_axis import move_batch_first
 from ticketry_engine.capture.convert import convert
 from ticketry_engine.capture.eager_checks import (
-    check_calls,
-    copy_to_call,
-    holds_for_one,
+    check_calls_are_independent,
+    copy_sharing_parameters,
+    matches_model_for_one_example,
     own_copy,
-    with_defaults,
-    with_own_results,
+    with_argument_defaults,
+    with_unshared_outputs,
 )
 from ticketry_engine.capture.editor import (
     Editor,
     Lowering,
     arguments,
-    base,
-    free_name,
-    rewrite,
-    with_arguments,
-    without_unused,
+    aten_name,
+    rewrite_nodes,
+    unused_name,
+    with_replaced_values,
+    without_unused_nodes,
 )
 from ticketry_engine.capture.lower_layers import RULES as LAYER_RULES
-from ticketry_engine.capture.lower_layers import lower_image_statistics, lower_resize, lower_transposed
+from ticketry_engine.capture.lower_layers import lower_image_statistics, lower_resize, lower_transposed_convolutions
 from ticketry_engine.capture.lower_moves import RULES as MOVE_RULES
-from ticketry_engine.capture.lower_moves import TIDY, lower_constant, lower_move, with_plain_zeros
-from ticketry_engine.capture.patterns import FORMULAS, FUSIONS, recognise_masked_attention, recognise_normalize
+from ticketry_engine.capture.lower_moves import TIDY, lower_constant_operand, lower_move, without_negative_zeros
+from ticketry_engine.capture.patterns import FORMULAS, FUSIONS, recognise_l2_normalisation, recognise_masked_attention
 from ticketry_engine.capture.program import (
     FEWEST,
     ONE_DIFFERS,
@@ -48,8 +48,8 @@ from ticketry_engine.capture.program import (
 )
 from ticketry_engine.capture.record import FixedSizeError, record
 from ticketry_engine.capture.recurrences import recognise_recurrences
-from ticketry_engine.capture.same_rows import compute_rows
-from ticketry_engine.capture.side_effects import check_writes, functional, program_of
+from ticketry_engine.capture.same_rows import replace_equal_rows
+from ticketry_engine.capture.side_effects import as_functional_program, refuse_writes, to_traced_program
 from ticketry_engine.ir import DTYPES, Graph, Node, aten
 from ticketry_engine.ir.binding import readable_tensor
 from ticketry_engine.ir.graph import COMPUTED
@@ -91,7 +91,7 @@ def capture(
     twin = own_copy(model)
     if mask is not None:
         apply_mask(twin, mask)
-    return simplify(*_capture_torch_graph(twin, given), for_kernels=for_kernels).validate(trusted=True)
+    return lower_to_native(*_capture_torch_graph(twin, given), for_kernels=for_kernels).validate(trusted=True)
 
 
 def _capture_torch_graph(model: nn.Module, given: Arguments) -> tuple[Graph, dict[str, Sizes]]:
@@ -101,7 +101,7 @@ def _capture_torch_graph(model: nn.Module, given: Arguments) -> tuple[Graph, dic
     except NotRecordedError as reason:
         _log.info("%s is captured by torch.export: %s", type(model).__name__, reason)
         graph, sizes, for_one = _capture_by_export(model, given)
-    graph = with_defaults(graph, model)
+    graph = with_argument_defaults(graph, model)
     if not for_one:
         graph = replace(graph, signature={**graph.signature, "fewest": FEWEST})
     return graph, sizes
@@ -124,10 +124,10 @@ def _capture_by_recording(model: nn.Module, given: Arguments) -> _Found:
 
 
 def _capture_by_export(model: nn.Module, given: Arguments) -> _Found:
-    fresh = copy_to_call(model)
-    notes = check_calls(fresh, given)
+    fresh = copy_sharing_parameters(model)
+    notes = check_calls_are_independent(fresh, given)
     graph, sizes = convert(_export_program(model, given, True, notes=notes), model)
-    if not graph.dynamic or holds_for_one(graph, fresh, given):
+    if not graph.dynamic or matches_model_for_one_example(graph, fresh, given):
         return graph, sizes, True
     if given.examples != 1:
         return graph, sizes, False
@@ -138,34 +138,36 @@ def _export_program(
     model: nn.Module, given: Arguments, dynamic_batch: bool, why_fixed: str = "", notes: Sequence[str] = ()
 ) -> TracedProgram:
     exported, fixed = export(model, given, dynamic_batch=dynamic_batch)
-    program = functional(exported)
-    check_writes(program)
-    return program_of(program, [*fixed_batch_note(why_fixed or fixed), *notes])
+    program = as_functional_program(exported)
+    refuse_writes(program)
+    return to_traced_program(program, [*fixed_batch_note(why_fixed or fixed), *notes])
 
 
-def simplify(graph: Graph, sizes: Mapping[str, Sizes], *, for_kernels: bool = True) -> Graph:
+def lower_to_native(graph: Graph, sizes: Mapping[str, Sizes], *, for_kernels: bool = True) -> Graph:
     """Return the captured graph lowered to native nodes, with norms folded and activations fused into layers."""
     captured = graph
-    graph = compute_rows(compute_constants(without_unused(graph)))
-    for rule in (recognise_normalize, _lower_node, move_batch_first):
-        graph = rewrite(graph, rule, sizes)
-    graph = reduce(rewrite, FORMULAS, graph)
+    graph = replace_equal_rows(compute_constants(without_unused_nodes(graph)))
+    for rule in (recognise_l2_normalisation, _lower_node, move_batch_first):
+        graph = rewrite_nodes(graph, rule, sizes)
+    graph = reduce(rewrite_nodes, FORMULAS, graph)
     if for_kernels:
-        graph = rewrite(rewrite(lower_transposed(graph), lower_resize), lower_image_statistics)
-    graph = recognise_recurrences(reduce(rewrite, (lower_constant, *TIDY, recognise_masked_attention), graph))
-    graph = reduce(rewrite, (lower_move, *TIDY, *FUSIONS), graph)
-    return with_own_results(with_plain_zeros(graph, captured), captured)
+        graph = rewrite_nodes(rewrite_nodes(lower_transposed_convolutions(graph), lower_resize), lower_image_statistics)
+    graph = recognise_recurrences(
+        reduce(rewrite_nodes, (lower_constant_operand, *TIDY, recognise_masked_attention), graph)
+    )
+    graph = reduce(rewrite_nodes, (lower_move, *TIDY, *FUSIONS), graph)
+    return with_unshared_outputs(without_negative_zeros(graph, captured), captured)
 
 
 _RULES: Mapping[str, Lowering] = {**LAYER_RULES, **MOVE_RULES}
 """Name of an ATen operation, or "getitem" -> the rule that lowers this operation."""
 
 
-def _lower_node(editor: Editor, one: Node) -> list[Node] | str | None:
-    if one.native or not one.op.startswith(("aten.", "operator.getitem")):
+def _lower_node(editor: Editor, node: Node) -> list[Node] | str | None:
+    if node.native or not node.op.startswith(("aten.", "operator.getitem")):
         return None
-    rule = _RULES.get(base(one))
-    return rule(editor, one, arguments(one)) if rule is not None else None
+    rule = _RULES.get(aten_name(node))
+    return rule(editor, node, arguments(node)) if rule is not None else None
 
 
 # -- what depends on weights alone is computed once --------------------------------------------------------------------
@@ -187,7 +189,7 @@ def compute_constants(graph: Graph) -> Graph:
             for name in old.inputs
             if name in constants
         }
-        one = _without_unneeded_input(graph, with_arguments(old, known) if known else old)
+        one = _without_input_of_new_tensor(graph, with_replaced_values(old, known) if known else old)
         if one.inputs or not _is_function_of_weights(one):
             nodes.append(one)
             continue
@@ -199,45 +201,45 @@ def compute_constants(graph: Graph) -> Graph:
             continue
         constants[one.output] = made
         if isinstance(made, Tensor):
-            names[one.output] = _name_of_computed(one, made, tensors)
+            names[one.output] = _name_for_constant(one, made, tensors)
             tensors[names[one.output]] = made.contiguous() if made.numel() else made
         elif isinstance(made, (tuple, list)):
             nodes.append(one)  # its entries are taken by later nodes
             del constants[one.output]
-    return without_unused(replace(graph, tensors=tensors).with_nodes(nodes, tensors=tensors))
+    return without_unused_nodes(replace(graph, tensors=tensors).with_nodes(nodes, tensors=tensors))
 
 
-def _name_of_computed(one: Node, made: Tensor, tensors: Mapping[str, Tensor]) -> str:
+def _name_for_constant(node: Node, made: Tensor, tensors: Mapping[str, Tensor]) -> str:
     """Return a name for the constant `made`, derived from the name of the weight from which `made` was computed."""
-    like = next((name for name in one.weights.values() if tensors[name].shape == made.shape), None)
-    if like is None and len(one.weights) == 1 and (only := next(iter(one.weights.values()))):
+    like = next((name for name in node.weights.values() if tensors[name].shape == made.shape), None)
+    if like is None and len(node.weights) == 1 and (only := next(iter(node.weights.values()))):
         like = only if tensors[only].numel() == made.numel() else None
-    return one.output if like is None else free_name(f"{like}{COMPUTED}", tensors)
+    return node.output if like is None else unused_name(f"{like}{COMPUTED}", tensors)
 
 
 _NEW = {"new_zeros": "zeros", "new_ones": "ones", "new_full": "full"}
 
 
-def _without_unneeded_input(graph: Graph, one: Node) -> Node:
+def _without_input_of_new_tensor(graph: Graph, node: Node) -> Node:
     """Return `new_zeros`, `new_ones` or `new_full` as an operation that reads no tensor, other nodes unchanged."""
-    op = _NEW.get(base(one))
+    op = _NEW.get(aten_name(node))
     if op is None:
-        return one
-    found = arguments(one)
+        return node
+    found = arguments(node)
     if not all(type(size) is int for size in found["size"]):
-        return one
+        return node
     args = [found["size"], *([found["fill_value"]] if op == "full" else [])]
-    kwargs = {"dtype": {"dtype": graph.values[one.output].dtype}}
-    return with_arguments(Node(f"aten.{op}.default", (), one.output, {"args": args, "kwargs": kwargs}, {}), {})
+    kwargs = {"dtype": {"dtype": graph.values[node.output].dtype}}
+    return with_replaced_values(Node(f"aten.{op}.default", (), node.output, {"args": args, "kwargs": kwargs}, {}), {})
 
 
-def _is_function_of_weights(one: Node) -> bool:
-    """Return whether the node `one`, which has no inputs, is an ATen node with the same result in every call."""
-    if one.native:
+def _is_function_of_weights(node: Node) -> bool:
+    """Return whether the node `node`, which has no inputs, is an ATen node with the same result in every call."""
+    if node.native:
         return False
-    if one.op.startswith("operator."):
+    if node.op.startswith("operator."):
         return True
-    return torch.Tag.nondeterministic_seeded not in aten.find(one.op, trusted=True).tags
+    return torch.Tag.nondeterministic_seeded not in aten.find(node.op, trusted=True).tags
 
 
 def _can_be_constant(made: Any, most: int) -> bool:

@@ -103,23 +103,27 @@ class Examples(int):
         self.per_example, self.more, self.traced = per_example, more, traced
         return self
 
-    def _linear(self, per_example: int, more: int) -> int:
+    def _with_coefficients(self, per_example: int, more: int) -> int:
         return Examples(per_example, more, self.traced) if per_example else more
 
     def __add__(self, other: object) -> Any:
         if not isinstance(other, int):
             return NotImplemented
-        return self._linear(self.per_example + _slope(other), self.more + _value_at_more_examples(other))
+        return self._with_coefficients(
+            self.per_example + _per_example_factor(other), self.more + _value_at_more_examples(other)
+        )
 
     __radd__ = __add__
 
     def __neg__(self) -> int:
-        return self._linear(-self.per_example, -self.more)
+        return self._with_coefficients(-self.per_example, -self.more)
 
     def __sub__(self, other: object) -> Any:
         if not isinstance(other, int):
             return NotImplemented
-        return self._linear(self.per_example - _slope(other), self.more - _value_at_more_examples(other))
+        return self._with_coefficients(
+            self.per_example - _per_example_factor(other), self.more - _value_at_more_examples(other)
+        )
 
     def __rsub__(self, other: object) -> Any:
         return NotImplemented if not isinstance(other, int) else (-self) + other
@@ -128,8 +132,8 @@ class Examples(int):
         if not isinstance(other, int):
             return NotImplemented
         if isinstance(other, Examples):
-            _refuse("a product of two sizes that depend on the number of examples")
-        return self._linear(self.per_example * other, self.more * other)
+            _refuse_to_record("a product of two sizes that depend on the number of examples")
+        return self._with_coefficients(self.per_example * other, self.more * other)
 
     __rmul__ = __mul__
 
@@ -139,25 +143,25 @@ class Examples(int):
         if isinstance(other, Examples) and other.per_example * self.more == self.per_example * other.more:
             return self.per_example // other.per_example  # for all numbers the same
         if isinstance(other, Examples) or not other or self.per_example % other:
-            _refuse("a part of the number of examples")
-        return self._linear(self.per_example // other, self.more // other)
+            _refuse_to_record("a part of the number of examples")
+        return self._with_coefficients(self.per_example // other, self.more // other)
 
     def __mod__(self, other: object) -> Any:
         if not isinstance(other, int):
             return NotImplemented
         if isinstance(other, Examples) or not other or self.per_example % other:
-            _refuse("a remainder of the number of examples")
+            _refuse_to_record("a remainder of the number of examples")
         return self.more % other
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, (int, float)):
             return False
-        slope, more = self.per_example - _slope(other), self.more - _value_at_more_examples(other)
+        slope, more = self.per_example - _per_example_factor(other), self.more - _value_at_more_examples(other)
         if not slope:
             return bool(more == 0)
         root = -more / slope
         if root >= FEWEST and root == int(root):
-            _refuse(f"whether the number of examples is {int(root)}")
+            _refuse_to_record(f"whether the number of examples is {int(root)}")
         return False
 
     def __ne__(self, other: object) -> bool:
@@ -178,11 +182,11 @@ class Examples(int):
     def _is_below(self, other: object, *, or_equal: bool) -> bool:
         if not isinstance(other, (int, float)):
             raise TypeError(f"a size cannot be compared with {type(other).__name__}")
-        slope, more = self.per_example - _slope(other), self.more - _value_at_more_examples(other)
+        slope, more = self.per_example - _per_example_factor(other), self.more - _value_at_more_examples(other)
         first = slope * FEWEST + more  # an integer on a line keeps its sign unless the line crosses zero
         holds = bool(first <= 0 if or_equal else first < 0)
         if slope and (slope > 0) == holds:
-            _refuse(f"whether the number of examples is below about {-more / slope:g}")
+            _refuse_to_record(f"whether the number of examples is below about {-more / slope:g}")
         return holds
 
     def __bool__(self) -> bool:
@@ -190,18 +194,18 @@ class Examples(int):
 
     def __hash__(self) -> int:
         """Raise `NotRecordedError`, because a dict or set would use the hash of a single number of examples."""
-        _refuse("an entry of a table for the number of examples")
+        _refuse_to_record("an entry of a table for the number of examples")
 
-    def _only_of_one_number(self, *_: object, **__: object) -> Any:
-        _refuse("the number of examples as a plain number")
+    def _refuse_operation(self, *_: object, **__: object) -> Any:
+        _refuse_to_record("the number of examples as a plain number")
 
-    __int__ = __float__ = __truediv__ = __rtruediv__ = __rfloordiv__ = __rmod__ = _only_of_one_number
-    __divmod__ = __rdivmod__ = __pow__ = __rpow__ = __round__ = __trunc__ = __floor__ = __ceil__ = _only_of_one_number
-    __and__ = __rand__ = __or__ = __ror__ = __xor__ = __rxor__ = __invert__ = _only_of_one_number
-    __lshift__ = __rlshift__ = __rshift__ = __rrshift__ = __abs__ = _only_of_one_number
+    __int__ = __float__ = __truediv__ = __rtruediv__ = __rfloordiv__ = __rmod__ = _refuse_operation
+    __divmod__ = __rdivmod__ = __pow__ = __rpow__ = __round__ = __trunc__ = __floor__ = __ceil__ = _refuse_operation
+    __and__ = __rand__ = __or__ = __ror__ = __xor__ = __rxor__ = __invert__ = _refuse_operation
+    __lshift__ = __rlshift__ = __rshift__ = __rrshift__ = __abs__ = _refuse_operation
 
 
-def _slope(number: float) -> int:
+def _per_example_factor(number: float) -> int:
     return number.per_example if isinstance(number, Examples) else 0
 
 
@@ -209,7 +213,7 @@ def _value_at_more_examples(number: float) -> Any:
     return number.more if isinstance(number, Examples) else number
 
 
-def _refuse(what: str) -> NoReturn:
+def _refuse_to_record(what: str) -> NoReturn:
     raise NotRecordedError(f"the model asks for {what}")
 
 
@@ -236,19 +240,19 @@ class Arguments:
         tensors = [leaf for leaf in tree_flatten((found.args, found.kwargs))[0] if isinstance(leaf, Tensor)]
         if not tensors:
             raise CaptureError("example_inputs hold no tensor: give a tensor, a tuple of arguments, or a dict of them")
-        return found.map(
+        return found.map_tensors(
             lambda one: readable_tensor(
                 one if one.device.type in ("cpu", "meta") else one.cpu(), "an example input"
             ).detach()
         )
 
-    def map(self, change: Any) -> Arguments:
+    def map_tensors(self, change: Any) -> Arguments:
         """Return the arguments with the function `change` applied to every tensor."""
 
-        def each(leaf: Any) -> Any:
+        def change_if_tensor(leaf: Any) -> Any:
             return change(leaf) if isinstance(leaf, Tensor) else leaf
 
-        args, kwargs = tree_map(each, (self.args, self.kwargs))
+        args, kwargs = tree_map(change_if_tensor, (self.args, self.kwargs))
         return Arguments(args, kwargs)
 
     def at_batch(self, batch: int, seed: int) -> Arguments:
@@ -277,7 +281,7 @@ def export(model: nn.Module, arguments: Arguments, *, dynamic_batch: bool) -> tu
         try:
             return _export(model, several, several.examples, strict=strict), ""
         except CaptureError as error:
-            reason = reason or _lines(error.__cause__ or error, 3)
+            reason = reason or _first_lines_of_error(error.__cause__ or error, 3)
     return _export(model, arguments, None), reason
 
 
@@ -286,12 +290,12 @@ def _with_two_examples(arguments: Arguments, examples: int) -> Arguments:
     if examples > 1:
         return arguments
 
-    def repeat(tensor: Tensor) -> Tensor:
+    def repeat_examples(tensor: Tensor) -> Tensor:
         if not has_batch_first(tensor, examples):
             return tensor
         return torch.cat([tensor, tensor]) if examples else tensor.new_zeros((2, *tensor.shape[1:]))
 
-    return arguments.map(repeat)
+    return arguments.map_tensors(repeat_examples)
 
 
 def _export(
@@ -299,23 +303,23 @@ def _export(
 ) -> torch.export.ExportedProgram:
     shapes: Any = None
     if batch is not None:
-        shapes = named_shapes(model, arguments.args, arguments.kwargs, batch)
+        shapes = dynamic_shapes_of_call(model, arguments.args, arguments.kwargs, batch)
     try:
-        with ONE_AT_A_TIME, quiet(), traceable_torch():
+        with ONE_AT_A_TIME, silence_loggers(), traceable_torch():
             return torch.export.export(
                 model, arguments.args, arguments.kwargs or None, dynamic_shapes=shapes, strict=strict
             )
     except Exception as error:  # a model may fail in any way
-        if told := returned_object(error):
+        if told := advice_on_returned_object(error):
             raise CaptureError(f"torch.export does not take {type(model).__name__}: {told}") from error
         raise CaptureError(
-            f"torch.export does not take {type(model).__name__}: {_lines(error, _REASON_LINES)}\n"
+            f"torch.export does not take {type(model).__name__}: {_first_lines_of_error(error, _REASON_LINES)}\n"
             "Look whether model(*example_inputs) runs in evaluation mode, and whether its forward decides by the values"
             " of tensors (`if x.sum() > 0`, `.item()`): such parts have to be rewritten, or left out."
         ) from error
 
 
-def returned_object(error: BaseException) -> str:
+def advice_on_returned_object(error: BaseException) -> str:
     """Return advice for the user if torch.export failed because the model returns a custom object, else ""."""
     found = re.search(r"Found <class '(?:[\w.]*\.)?(\w+)'> in output", f"{error} {error.__cause__}")
     if found is None:
@@ -330,10 +334,10 @@ def dynamic_shapes(inputs: Any, batch: int) -> Any:
     """Return torch's `dynamic_shapes` for containers of inputs: size 0 of a tensor is dynamic if it equals `batch`."""
     dimension = torch.export.Dim("batch")
 
-    def leading(leaf: Any) -> Any:
+    def dynamic_sizes(leaf: Any) -> Any:
         return {0: dimension} if has_batch_first(leaf, batch) else None
 
-    return tree_map(leading, inputs)
+    return tree_map(dynamic_sizes, inputs)
 
 
 def has_batch_first(leaf: Any, examples: int | None) -> bool:
@@ -341,7 +345,7 @@ def has_batch_first(leaf: Any, examples: int | None) -> bool:
     return isinstance(leaf, Tensor) and leaf.dim() > 0 and leaf.shape[0] == examples
 
 
-def named_shapes(model: nn.Module, args: Any, kwargs: Any, batch: int) -> Any:
+def dynamic_shapes_of_call(model: nn.Module, args: Any, kwargs: Any, batch: int) -> Any:
     """Return `dynamic_shapes` as torch.export expects them: a tuple for positional arguments, else a dict."""
     args, kwargs = dynamic_shapes((args, kwargs), batch)
     signature = inspect.signature(model.forward)
@@ -356,7 +360,7 @@ def named_shapes(model: nn.Module, args: Any, kwargs: Any, batch: int) -> Any:
         ) from None
 
 
-def _lines(error: BaseException, count: int) -> str:
+def _first_lines_of_error(error: BaseException, count: int) -> str:
     lines = [line.partition("For more information, run with")[0].strip() for line in str(error).splitlines()]
     return f"{type(error).__name__}: " + "\n".join(line[:300] for line in [line for line in lines if line][:count])
 
@@ -374,7 +378,7 @@ def traceable_torch() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def quiet(*loggers: str, level: int = logging.CRITICAL) -> Iterator[None]:
+def silence_loggers(*loggers: str, level: int = logging.CRITICAL) -> Iterator[None]:
     """Suppress warnings, and messages of `loggers` (default: torch) below `level`, inside a `with` block."""
     found = [logging.getLogger(name) for name in loggers or ("torch",)]
     levels = [logger.level for logger in found]

@@ -35,16 +35,16 @@ from ticketry_engine.capture.program import (
     NotRecordedError,
     TracedProgram,
     has_batch_first,
-    quiet,
+    silence_loggers,
     traceable_torch,
 )
 from ticketry_engine.capture.side_effects import (
-    Containers,
+    ArgumentContainers,
     first_change,
-    state_of,
-    without_writes,
-    writes_to_input,
-    writes_to_weight,
+    input_write_error,
+    model_state,
+    replace_writes,
+    weight_write_error,
 )
 from ticketry_engine.errors import CaptureError
 from ticketry_engine.support.process_state import ONE_AT_A_TIME
@@ -71,7 +71,7 @@ def record(model: nn.Module, arguments: Arguments, *, dynamic_batch: bool) -> Tr
     if dynamic_batch and examples is None:
         raise FixedSizeError("the inputs have no leading axis")
     try:
-        with ONE_AT_A_TIME, quiet(), traceable_torch():
+        with ONE_AT_A_TIME, silence_loggers(), traceable_torch():
             return _record_calls(model, arguments, examples if dynamic_batch else None)
     except CaptureError:
         raise
@@ -83,12 +83,12 @@ def _record_calls(model: nn.Module, arguments: Arguments, examples: int | None) 
     twin = _MetaCopy(model)
     calls = [_RecordedCall(twin, arguments)] if examples is None else _record_three_calls(twin, arguments, examples)
     first = calls[0]
-    steps = [_merge_ops(several) for several in zip(*(call.tape.steps for call in calls), strict=True)]
+    steps = [_merge_recorded_ops(several) for several in zip(*(call.tape.steps for call in calls), strict=True)]
     outputs = _merge([call.outputs for call in calls])
     if any(call.out_spec != first.out_spec for call in calls):
         raise NotRecordedError("other containers for other numbers of examples")
     shapes = [_merge_shapes(calls, index) for index in range(len(first.tape.tensors))]
-    program = _GraphWriter(twin.weights, first, shapes).program(steps, outputs)
+    program = _GraphWriter(twin.weights, first, shapes).write_program(steps, outputs)
     if examples is None:
         return program
     try:
@@ -111,12 +111,12 @@ def _record_three_calls(twin: _MetaCopy, arguments: Arguments, examples: int) ->
         raise FixedSizeError("the model does other operations for other sizes of axis 0")
     number = _EXAMPLES[2]
 
-    def sizes(ref: Ref) -> list[int]:
+    def sizes_for_code(ref: Ref) -> list[int]:
         if ref.index >= len(calls[0].tape.tensors):
             raise NotRecordedError("other operations for other numbers of examples")
         return [_size_for_call(size, number) for size in _merge_shapes(calls, ref.index)]
 
-    return [*calls, _RecordedCall(twin, arguments, examples, number, sizes)]
+    return [*calls, _RecordedCall(twin, arguments, examples, number, sizes_for_code)]
 
 
 def _size_for_call(size: int | LinearSize | None, examples: int) -> int:
@@ -151,7 +151,7 @@ class _MetaCopy:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # recurrent layers say that their weights are not in one piece
             self.model: nn.Module = copy.deepcopy(model, stands_for)
-        self._state = state_of(self.model)
+        self._state = model_state(self.model)
 
     def check(self, tape: Tape, inputs: Sequence[str]) -> None:
         """Raise an error if a call changed weights, attributes or inputs; `inputs` are names of input tensors."""
@@ -159,9 +159,9 @@ class _MetaCopy:
         if tape.written:
             first = min(tape.written)
             if first < len(names):
-                raise writes_to_weight(names[first])
-            raise writes_to_input(inputs[first - len(names)])
-        changed = first_change(self._state, state_of(self.model))
+                raise weight_write_error(names[first])
+            raise input_write_error(inputs[first - len(names)])
+        changed = first_change(self._state, model_state(self.model))
         if changed is not None:
             raise NotRecordedError(f"a model that changes {changed!r} when it is called")
 
@@ -186,12 +186,12 @@ class _RecordedCall:
         sizes: Callable[[Ref], Sequence[int]] | None = None,
     ) -> None:
         self.examples = number
-        meta = arguments.map(lambda tensor: _meta_tensor(tensor, examples, number))
+        meta = arguments.map_tensors(lambda tensor: _meta_tensor(tensor, examples, number))
         self.leaves, self.in_spec = tree_flatten((meta.args, meta.kwargs))
         self.names = _leaf_names(twin.model, meta)
         inputs = [leaf for leaf in self.leaves if isinstance(leaf, Tensor)]
         self.tape = Tape([*(stand_in for _, _, stand_in in twin.weights), *inputs])
-        containers = Containers(twin.model, meta)
+        containers = ArgumentContainers(twin.model, meta)
         tracing = torch._C._EnablePythonDispatcher(), torch._C._EnablePreDispatch()
         with tracing[0], tracing[1], Recorder(self.tape), SizeQueries(self.tape, sizes):
             made = twin.model(*meta.args, **meta.kwargs)
@@ -199,7 +199,7 @@ class _RecordedCall:
         twin.check(self.tape, [name for name, leaf in names if isinstance(leaf, Tensor)])
         containers.check()
         leaves, self.out_spec = tree_flatten(made)
-        self.outputs = [self.tape.find_all(leaf) for leaf in leaves]
+        self.outputs = [self.tape.refs_in(leaf) for leaf in leaves]
 
 
 def _meta_tensor(tensor: Tensor, examples: int | None, number: int | None) -> Tensor:
@@ -230,7 +230,7 @@ def _key_name(part: Any) -> str:
 # -- what several calls have in common ---------------------------------------------------------------------------------
 
 
-def _merge_ops(several: Sequence[RecordedOp]) -> RecordedOp:
+def _merge_recorded_ops(several: Sequence[RecordedOp]) -> RecordedOp:
     first = several[0]
     if any(step.op is not first.op or step.made != first.made for step in several):
         raise NotRecordedError("other operations for other numbers of examples")
@@ -252,13 +252,13 @@ def _merge(several: Sequence[Any]) -> Any:
         return {name: _merge([each[name] for each in several]) for name in first}
     if all(each is first or each == first for each in several):
         return first
-    line = _linear_size(several) if type(first) is int else None
+    line = _fit_linear_size(several) if type(first) is int else None
     if line is None:
         raise NotRecordedError(f"{first} for two examples and {several[1]} for three")
     return line
 
 
-def _linear_size(numbers: Sequence[int]) -> LinearSize | None:
+def _fit_linear_size(numbers: Sequence[int]) -> LinearSize | None:
     """Return the linear function that has the values `numbers` at the numbers of examples `_EXAMPLES`, or None."""
     step, left = divmod(numbers[1] - numbers[0], _EXAMPLES[1] - _EXAMPLES[0])
     line = LinearSize(step, numbers[0] - step * _EXAMPLES[0])
@@ -273,7 +273,7 @@ def _merge_shapes(calls: Sequence[_RecordedCall], index: int) -> list[int | Line
     shapes = [call.tape.shapes[index] for call in calls]
     if any(len(shape) != len(shapes[0]) for shape in shapes):
         raise NotRecordedError("other shapes for other numbers of examples")
-    return [sizes[0] if len(set(sizes)) == 1 else _linear_size(sizes) for sizes in zip(*shapes, strict=True)]
+    return [sizes[0] if len(set(sizes)) == 1 else _fit_linear_size(sizes) for sizes in zip(*shapes, strict=True)]
 
 
 # -- the graph ---------------------------------------------------------------------------------------------------------
@@ -296,15 +296,15 @@ class _GraphWriter:
         self.inputs: list[str | Constant] = []
         self._numbers: dict[LinearSize, fx.Node] = {}
         self._batch: tuple[fx.Node, int] | None = None
-        self._placeholders(weights)
+        self._add_placeholders(weights)
 
-    def _placeholders(self, weights: Sequence[tuple[str, Tensor, Tensor]]) -> None:
+    def _add_placeholders(self, weights: Sequence[tuple[str, Tensor, Tensor]]) -> None:
         index = len(weights)
         for name, leaf in zip(self.call.names, self.call.leaves, strict=True):
             if not isinstance(leaf, Tensor):
                 self.inputs.append(Constant(leaf))
                 continue
-            node = self._store(index, self.graph.placeholder(name))
+            node = self._register_node(index, self.graph.placeholder(name))
             if name not in self.inputs:
                 node.name = name  # fx keeps names of Python's own, as `input`, from being used
             self.inputs.append(node.name)
@@ -312,23 +312,23 @@ class _GraphWriter:
                 self._batch = (node, 0)
             index += 1
         for index, (name, tensor, _) in enumerate(weights):
-            node = self._store(index, self.graph.placeholder("p_" + re.sub(r"[^a-zA-Z0-9]", "_", name).lower()))
+            node = self._register_node(index, self.graph.placeholder("p_" + re.sub(r"[^a-zA-Z0-9]", "_", name).lower()))
             self.weights[node.name] = (name, tensor)
 
-    def _store(self, index: int, node: fx.Node) -> fx.Node:
+    def _register_node(self, index: int, node: fx.Node) -> fx.Node:
         node.meta["val"] = self.call.tape.tensors[index]
         node.meta["sizes"] = tuple(_size_for_batch(size) for size in self.shapes[index])
         self.nodes[index] = node
         return node
 
-    def program(self, steps: Iterable[RecordedOp], outputs: Sequence[Any]) -> TracedProgram:
+    def write_program(self, steps: Iterable[RecordedOp], outputs: Sequence[Any]) -> TracedProgram:
         if self._batch is not None:
-            self._size_node(LinearSize(1, 0))
+            self._fetch_size_node(LinearSize(1, 0))
         for step in steps:
             self._add_op(step)
         found = [self._convert_argument(leaf) if isinstance(leaf, (Ref, LinearSize)) else leaf for leaf in outputs]
         self.graph.output(tuple(found))
-        if not without_writes(self.graph):
+        if not replace_writes(self.graph):
             raise NotRecordedError("a tensor that is written to while others read its memory")
         written: Any = self.graph.output_node().args[0]
         return TracedProgram(
@@ -346,24 +346,24 @@ class _GraphWriter:
         name = step.op._schema.name.partition("::")[2]
         node = self.graph.create_node("call_function", step.op, args, kwargs, name=name)
         if isinstance(step.made, Ref):
-            self._store(step.made.index, node)
+            self._register_node(step.made.index, node)
         elif step.made is not None:
             node.meta["val"] = tuple(self.call.tape.tensors[ref.index] for ref in step.made)
             for place, ref in enumerate(step.made):
-                self._store(ref.index, self.graph.call_function(operator.getitem, (node, place)))
+                self._register_node(ref.index, self.graph.call_function(operator.getitem, (node, place)))
 
     def _convert_argument(self, given: Any) -> Any:
         if isinstance(given, Ref):
             return self.nodes[given.index]
         if isinstance(given, LinearSize):
-            return self._size_node(given)
+            return self._fetch_size_node(given)
         if isinstance(given, tuple):
             return tuple(self._convert_argument(part) for part in given)
         if isinstance(given, dict):
             return {name: self._convert_argument(part) for name, part in given.items()}
         return given
 
-    def _size_node(self, line: LinearSize) -> fx.Node:
+    def _fetch_size_node(self, line: LinearSize) -> fx.Node:
         """Return the node that computes the integer `line` from the number of examples; add it on first use."""
         found = self._numbers.get(line)
         if found is None:
@@ -380,8 +380,10 @@ class _GraphWriter:
                 "call_function", torch.ops.aten.sym_size.int, self._batch, name="sym_size_int"
             )
         if line.more:
-            return self.graph.call_function(operator.add, (self._size_node(LinearSize(line.per_example, 0)), line.more))
-        return self.graph.call_function(operator.mul, (self._size_node(LinearSize(1, 0)), line.per_example))
+            return self.graph.call_function(
+                operator.add, (self._fetch_size_node(LinearSize(line.per_example, 0)), line.more)
+            )
+        return self.graph.call_function(operator.mul, (self._fetch_size_node(LinearSize(1, 0)), line.per_example))
 
 
 def _size_for_batch(size: int | LinearSize | None) -> int | Multiple | None:
@@ -450,12 +452,12 @@ class Tape:
         if index is not None:
             self.written.add(index)
 
-    def adopt(self, tensor: Tensor) -> None:
+    def alias_last_result(self, tensor: Tensor) -> None:
         """Give `tensor` the `Ref` of the last operation's result, which torch returned as another Python object."""
         if id(tensor) in self._place or not self.steps:
             return
         last = self.steps[-1]
-        if not isinstance(last.made, Ref) or _holds_ref(last.args):
+        if not isinstance(last.made, Ref) or _contains_ref(last.args):
             return
         made = self.tensors[last.made.index]
         if (made.shape, made.dtype, made.device) == (tensor.shape, tensor.dtype, tensor.device):
@@ -469,14 +471,14 @@ class Tape:
         except KeyError:
             raise NotRecordedError("a tensor that is neither a weight nor an input nor made of those") from None
 
-    def find_all(self, given: Any) -> Any:
+    def refs_in(self, given: Any) -> Any:
         """Return the containers `given` with a `Ref` in place of each tensor; lists become tuples."""
         if isinstance(given, Tensor):
             return self.find(given)
         if isinstance(given, (list, tuple)):
-            return tuple(self.find_all(part) for part in given)
+            return tuple(self.refs_in(part) for part in given)
         if isinstance(given, dict):
-            return {name: self.find_all(part) for name, part in given.items()}
+            return {name: self.refs_in(part) for name, part in given.items()}
         return given
 
 
@@ -511,9 +513,9 @@ def _written_tensors(op: torch._ops.OpOverload, args: Sequence[Any], kwargs: Map
                 yield each
 
 
-def _holds_ref(given: Any) -> bool:
+def _contains_ref(given: Any) -> bool:
     if isinstance(given, tuple):
-        return any(_holds_ref(part) for part in given)
+        return any(_contains_ref(part) for part in given)
     return isinstance(given, Ref)
 
 
@@ -543,7 +545,7 @@ class Recorder(ProxyTorchDispatchMode):
             raise NotRecordedError(f"{op}, which runs a block of its own")
         if torch.is_autocast_enabled("cpu"):
             raise NotRecordedError("torch.autocast in the model")
-        found = self.tape.find_all(args), self.tape.find_all(kwargs)
+        found = self.tape.refs_in(args), self.tape.refs_in(kwargs)
         for tensor in _written_tensors(op, args, kwargs):
             self.tape.note_write(tensor)
         made = _run_on_meta(op, args, kwargs)
@@ -595,13 +597,13 @@ class SizeQueries(TorchFunctionMode):
         if read is None or type(args[0]) not in _PLAIN or args[0].device != _META:
             made = function(*args, **kwargs)
             if type(made) is Tensor:
-                self.tape.adopt(made)
+                self.tape.alias_last_result(made)
             return made
         if function in _OF_SIZES:
-            return read(self._merge_shapes(args[0]), *args[1:], **kwargs) if self.sizes else function(*args, **kwargs)
+            return read(self._shape_for_code(args[0]), *args[1:], **kwargs) if self.sizes else function(*args, **kwargs)
         return read()
 
-    def _merge_shapes(self, tensor: Tensor) -> torch.Size:
+    def _shape_for_code(self, tensor: Tensor) -> torch.Size:
         assert self.sizes is not None
         shape = self.sizes(self.tape.find(tensor))
         if tuple(int.__index__(size) for size in shape) != tuple(tensor.shape):

@@ -15,13 +15,13 @@ from ticketry_engine.capture.editor import (
     NoMatchError,
     Shape,
     arguments,
-    base,
-    rename_last_output,
+    aten_name,
     require_match,
-    rewrite,
-    value_of,
+    rewrite_nodes,
+    value_name,
+    with_last_output,
 )
-from ticketry_engine.capture.lower_moves import reshaped
+from ticketry_engine.capture.lower_moves import reshape_node
 from ticketry_engine.ir import Graph, Json, Node
 
 _VIEWS = ("reshape", "flatten")
@@ -32,10 +32,10 @@ def recognise_recurrences(graph: Graph) -> Graph:
 
     A recurrence computes ``state = decay[t] * state + added[t]`` for all t along an axis.
     """
-    steps = dict(_find_chains(graph))
+    steps = dict(_find_recurrences(graph))
     if steps:
-        graph = rewrite(graph, _ScanRule(steps))
-    return rewrite(rewrite(graph, _recognise_repeated_product), _recognise_stack)
+        graph = rewrite_nodes(graph, _ScanRule(steps))
+    return rewrite_nodes(rewrite_nodes(graph, _recognise_repeated_product), _recognise_stack)
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class _Entry:
     index: int
 
 
-def _match_entry(makers: Mapping[str, Node], name: str) -> _Entry:
+def _match_single_slice(makers: Mapping[str, Node], name: str) -> _Entry:
     """Return which slice the value `name` is; raise `NoMatchError` if the value is no slice at a single position."""
     maker = makers.get(name)
     while maker is not None and maker.op in _VIEWS:
@@ -90,10 +90,10 @@ class _InChain:
     count: int
 
 
-def _find_chains(graph: Graph) -> Iterator[tuple[str, _InChain]]:
+def _find_recurrences(graph: Graph) -> Iterator[tuple[str, _InChain]]:
     """Yield (name of a state, its place in its recurrence) for all recurrences over all positions of an axis."""
     makers = graph.makers
-    steps = [step for one in graph.nodes for step in _match_steps(graph, makers, one)]
+    steps = [step for one in graph.nodes for step in _match_recurrence_steps(graph, makers, one)]
     behind: dict[str, list[_Step]] = {}
     for step in steps:
         behind.setdefault(step.before, []).append(step)
@@ -107,11 +107,11 @@ def _find_chains(graph: Graph) -> Iterator[tuple[str, _InChain]]:
             yield from ((one.output, _InChain(one, step, len(chain))) for one in chain)
 
 
-def _match_steps(graph: Graph, makers: Mapping[str, Node], one: Node) -> Iterator[_Step]:
-    """Yield each way to interpret the sum `one` as ``decay * before + added``, a step of a recurrence."""
-    if one.op != "add" or one.attrs["act"] is not None:
+def _match_recurrence_steps(graph: Graph, makers: Mapping[str, Node], node: Node) -> Iterator[_Step]:
+    """Yield each way to interpret the sum `node` as ``decay * before + added``, a step of a recurrence."""
+    if node.op != "add" or node.attrs["act"] is not None:
         return
-    for product, added in (one.inputs, one.inputs[::-1]):
+    for product, added in (node.inputs, node.inputs[::-1]):
         maker = makers.get(product)
         if maker is None or maker.op not in ("mul", "mul_constant") or maker.attrs["act"] is not None:
             continue
@@ -119,10 +119,12 @@ def _match_steps(graph: Graph, makers: Mapping[str, Node], one: Node) -> Iterato
         factors = (*maker.inputs, maker.weights["constant"]) if begins else maker.inputs
         for decay, before in (factors,) if begins else (factors, factors[::-1]):
             with contextlib.suppress(NoMatchError):
-                step = _Step(one.output, _match_entry(makers, decay), _match_entry(makers, added), before, begins)
+                step = _Step(
+                    node.output, _match_single_slice(makers, decay), _match_single_slice(makers, added), before, begins
+                )
                 require_match((step.decay.axis, step.decay.index) == (step.added.axis, step.added.index))
                 sources = [graph.values[entry.source] for entry in (step.decay, step.added)]
-                states = [graph.values[name] for name in (decay, added, one.output, *(() if begins else (before,)))]
+                states = [graph.values[name] for name in (decay, added, node.output, *(() if begins else (before,)))]
                 require_match(len({value.dtype for value in (*sources, *states)}) == 1)
                 require_match(sources[0].shape == sources[1].shape and sources[0].shape is not None)
                 shape, axis = sources[0].shape or (), step.axis
@@ -137,8 +139,8 @@ class _ScanRule:
         self._places = places
         self._states: dict[str, str] = {}
 
-    def __call__(self, editor: Editor, one: Node) -> list[Node]:
-        found = self._places.get(one.output)
+    def __call__(self, editor: Editor, node: Node) -> list[Node]:
+        found = self._places.get(node.output)
         if found is None:
             raise NoMatchError
         first, nodes = found.first, []
@@ -146,103 +148,105 @@ class _ScanRule:
             sources = (first.decay.source, first.added.source)
             held = {"start": first.before} if first.begins else {}
             inputs = sources if held else (*sources, first.before)
-            nodes = [editor.make("scan", inputs, one.output, held, axis=first.axis)]
-            self._states[one.output] = nodes[0].output
+            nodes = [editor.make_node("scan", inputs, node.output, held, axis=first.axis)]
+            self._states[node.output] = nodes[0].output
         axis, index = found.step.axis, found.step.added.index
-        part = editor.make("slice", (self._states[first.output],), one.output, axis=axis, start=index, stop=index + 1)
-        return [*nodes, part, reshaped(editor, part.output, one.output)]
+        part = editor.make_node(
+            "slice", (self._states[first.output],), node.output, axis=axis, start=index, stop=index + 1
+        )
+        return [*nodes, part, reshape_node(editor, part.output, node.output)]
 
 
 # -- stack([f(left[t], right[t]) for t in ...]) ------------------------------------------------------------------------
 
 
-def _stacked_values(editor: Editor, one: Node) -> tuple[list[str], int]:
+def _stacked_values(editor: Editor, node: Node) -> tuple[list[str], int]:
     """Return the names of the values that a node stacks, and the index of the new axis."""
-    require_match(not one.native and base(one) == "stack")
-    found = arguments(one)
-    names = [value_of(arg) for arg in found["tensors"]]
+    require_match(not node.native and aten_name(node) == "stack")
+    found = arguments(node)
+    names = [value_name(arg) for arg in found["tensors"]]
     parts = [name for name in names if name is not None]
-    require_match(1 < len(parts) == len(names) and editor.floating(*parts, one.output))
-    axis = int(found["dim"]) % len(editor.shape(one.output) or ())
+    require_match(1 < len(parts) == len(names) and editor.share_float_dtype(*parts, node.output))
+    axis = int(found["dim"]) % len(editor.shape(node.output) or ())
     require_match(axis > 0)
     return parts, axis
 
 
-def _match_whole_axis(editor: Editor, names: list[str]) -> tuple[str, int]:
+def _match_slices_of_axis(editor: Editor, names: list[str]) -> tuple[str, int]:
     """Return (source, axis) if the values `names` are the slices of `source` at all positions of `axis`, in order."""
-    entries = [_match_entry(editor.makers, name) for name in names]
+    entries = [_match_single_slice(editor.makers, name) for name in names]
     source, axis = entries[0].source, entries[0].axis
     require_match(entries == [_Entry(source, axis, index) for index in range(len(names))])
     require_match((editor.shape(source) or ())[axis] == len(names) and len({editor.shape(name) for name in names}) == 1)
     return source, axis
 
 
-def _add_steps_first(editor: Editor, source: str, axis: int, shape: Shape, nodes: list[Node]) -> str:
+def _add_axis_moved_first(editor: Editor, source: str, axis: int, shape: Shape, nodes: list[Node]) -> str:
     """Append nodes that move `axis` of `source` to axis 1 and reshape its slices to `shape`; return the new name."""
     whole = editor.shape(source) or ()
     if axis != 1:
         axes = [0, axis, *(other for other in range(1, len(whole)) if other != axis)]
-        nodes.append(editor.make("transpose", (source,), source, axes=axes))
+        nodes.append(editor.make_node("transpose", (source,), source, axes=axes))
         source = nodes[-1].output
     wanted: list[Json] = [shape[0], whole[axis], *shape[1:]]
     if list(editor.shape(source) or ()) != wanted:
-        nodes.append(editor.make("reshape", (source,), source, shape=wanted))
+        nodes.append(editor.make_node("reshape", (source,), source, shape=wanted))
         source = nodes[-1].output
     return source
 
 
-def _add_moved_steps(editor: Editor, x: str, axis: int, nodes: list[Node]) -> str:
+def _add_axis_moved_back(editor: Editor, x: str, axis: int, nodes: list[Node]) -> str:
     """Append nodes that move axis 1 of the value `x` to `axis`, and return the name of the moved value."""
     if axis == 1:
         return x
     rank = len(editor.shape(x) or ())
     axes = [0, *range(2, axis + 1), 1, *range(axis + 1, rank)]
-    nodes.append(editor.make("transpose", (x,), x, axes=axes))
+    nodes.append(editor.make_node("transpose", (x,), x, axes=axes))
     return nodes[-1].output
 
 
-def _recognise_stack(editor: Editor, one: Node) -> list[Node] | str:
+def _recognise_stack(editor: Editor, node: Node) -> list[Node] | str:
     """Replace a stack of all slices along an axis by the sliced value, with the axis moved."""
-    parts, axis = _stacked_values(editor, one)
+    parts, axis = _stacked_values(editor, node)
     nodes: list[Node] = []
-    x = _add_steps_first(editor, *_match_whole_axis(editor, parts), editor.shape(parts[0]) or (), nodes)
-    return rename_last_output(nodes, _add_moved_steps(editor, x, axis, nodes), one.output)
+    x = _add_axis_moved_first(editor, *_match_slices_of_axis(editor, parts), editor.shape(parts[0]) or (), nodes)
+    return with_last_output(nodes, _add_axis_moved_back(editor, x, axis, nodes), node.output)
 
 
-def _recognise_repeated_product(editor: Editor, one: Node) -> list[Node] | str:
+def _recognise_repeated_product(editor: Editor, node: Node) -> list[Node] | str:
     """Replace stack([view(left[t] @ right[t]) for t in ...]) by one batched matrix product over all t."""
-    parts, axis = _stacked_values(editor, one)
-    products = [_match_product(editor, name) for name in parts]
+    parts, axis = _stacked_values(editor, node)
+    products = [_match_matrix_product(editor, name) for name in parts]
     shape = editor.shape(parts[0]) or ()
     require_match(
-        len({editor.shape(name) for name in parts}) == 1 and shape and shape[0] == (editor.shape(one.output) or ())[0]
+        len({editor.shape(name) for name in parts}) == 1 and shape and shape[0] == (editor.shape(node.output) or ())[0]
     )
-    sides = [[value_of(arguments(product)[role]) or "" for product in products] for role in ("self", "other")]
+    sides = [[value_name(arguments(product)[role]) or "" for product in products] for role in ("self", "other")]
     nodes: list[Node] = []
     together = []
     for names in sides:
         side = editor.shape(names[0]) or ()
         require_match(len(side) >= 3)  # a vector has no batch axis
-        together.append(_add_steps_first(editor, *_match_whole_axis(editor, names), side, nodes))
+        together.append(_add_axis_moved_first(editor, *_match_slices_of_axis(editor, names), side, nodes))
     before = editor.shape(products[0].output) or ()
     steps = len(parts)
-    whole = editor.value(one.output, (before[0], steps, *before[1:]))
+    whole = editor.add_value(node.output, (before[0], steps, *before[1:]))
     args = [{"value": name} for name in together]
     nodes.append(Node(products[0].op, tuple(together), whole, {"args": args, "kwargs": {}}, {}))
     viewed = [shape[0], steps, *shape[1:]]
     if list(editor.shape(whole) or ()) != viewed:
-        nodes.append(editor.make("reshape", (whole,), whole, shape=viewed))
+        nodes.append(editor.make_node("reshape", (whole,), whole, shape=viewed))
         whole = nodes[-1].output
-    return rename_last_output(nodes, _add_moved_steps(editor, whole, axis, nodes), one.output)
+    return with_last_output(nodes, _add_axis_moved_back(editor, whole, axis, nodes), node.output)
 
 
-def _match_product(editor: Editor, name: str) -> Node:
+def _match_matrix_product(editor: Editor, name: str) -> Node:
     """Return the node of the matrix product whose result, possibly reshaped, is the value `name`."""
     maker = editor.makers.get(name)
     while maker is not None and maker.op in _VIEWS:
         maker = editor.makers.get(maker.inputs[0])
-    if maker is None or maker.native or base(maker) != "matmul" or len(set(maker.inputs)) != 2:
+    if maker is None or maker.native or aten_name(maker) != "matmul" or len(set(maker.inputs)) != 2:
         raise NoMatchError
     ranks = {len(editor.shape(side) or ()) for side in maker.inputs}
-    require_match(editor.floating(*maker.inputs, maker.output) and len(ranks) == 1)
+    require_match(editor.share_float_dtype(*maker.inputs, maker.output) and len(ranks) == 1)
     return maker

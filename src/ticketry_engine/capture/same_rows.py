@@ -19,11 +19,11 @@ from torch import Tensor
 from ticketry_engine.capture.editor import (
     NoMatchError,
     arguments,
-    base,
-    op_packet,
+    aten_name,
+    name_without_overload,
     require_match,
-    value_of,
-    without_unused,
+    value_name,
+    without_unused_nodes,
 )
 from ticketry_engine.ir import DTYPES, Graph, Node, aten
 from ticketry_engine.ir.native import dtype_name
@@ -62,65 +62,65 @@ class _EqualRows:
     rows: dict[str, Tensor] = field(default_factory=dict)
     """Name of a value -> the row [1, ...] that is the same for every example."""
 
-    def look(self, one: Node) -> None:
+    def evaluate_node(self, node: Node) -> None:
         """Evaluate an ATen node and store its output; raise `NoMatchError` if the output differs between examples."""
-        name = op_packet(one)
-        if one.op == "aten.sym_size.int":
-            x, axis = one.attrs["args"][:2]
+        name = name_without_overload(node)
+        if node.op == "aten.sym_size.int":
+            x, axis = node.attrs["args"][:2]
             shape = self.graph.values[x["value"]].shape
             require_match(axis == 0 and shape and shape[0] is None)
-            self.numbers[one.output] = x["value"]
+            self.numbers[node.output] = x["value"]
             return
-        require_match(one.op.startswith("aten.") and self._is_followed(one, name))
-        shape = self.graph.values[one.output].shape  # two and three examples cannot distinguish `x[:5]`
+        require_match(node.op.startswith("aten.") and self._can_evaluate(node, name))
+        shape = self.graph.values[node.output].shape  # two and three examples cannot distinguish `x[:5]`
         require_match(shape and shape[0] is None and (name not in _TRIANGLES or len(shape) > 2))
-        made = [self._compute(one, examples) for examples in _EXAMPLES]
+        made = [self._evaluate_for_examples(node, examples) for examples in _EXAMPLES]
         require_match(all(isinstance(tensor, Tensor) for tensor in made))
         require_match(all(tensor.dim() and tensor.shape[0] == n for tensor, n in zip(made, _EXAMPLES, strict=True)))
-        if name == "arange" or any(value in self.orders for value in one.inputs if name != "index"):
+        if name == "arange" or any(value in self.orders for value in node.inputs if name != "index"):
             require_match(all(torch.equal(tensor.flatten(), torch.arange(len(tensor))) for tensor in made))
-            self.orders[one.output] = made
+            self.orders[node.output] = made
             return
         row = made[0][:1]
         require_match(row.numel() <= _LARGEST and dtype_name(row.dtype) in DTYPES)
         require_match(all(tensor.shape[1:] == row.shape[1:] for tensor in made))
         same = partial(torch.allclose, rtol=0, atol=0, equal_nan=True)
         require_match(all(same(tensor, row.expand_as(tensor)) for tensor in made))
-        self.rows[one.output] = row.clone()
+        self.rows[node.output] = row.clone()
 
-    def _is_followed(self, one: Node, name: str) -> bool:
-        tags = aten.find(one.op, trusted=True).tags
+    def _can_evaluate(self, node: Node, name: str) -> bool:
+        tags = aten.find(node.op, trusted=True).tags
         known = self.numbers.keys() | self.orders.keys() | self.rows.keys()
-        if torch.Tag.nondeterministic_seeded in tags or not known.issuperset(one.inputs):
+        if torch.Tag.nondeterministic_seeded in tags or not known.issuperset(node.inputs):
             return False
-        if any(value in self.numbers for value in one.inputs) and name not in _SIZED:
+        if any(value in self.numbers for value in node.inputs) and name not in _SIZED:
             return False
-        rows = any(value in self.rows for value in one.inputs)
-        if any(value in self.orders for value in one.inputs):  # good for picking examples, which are all alike
-            picks = name == "index" and value_of(arguments(one)["self"]) in self.rows
-            whole = name == "slice" and arguments(one)["end"] in (None, _NO_END) and not arguments(one)["start"]
+        rows = any(value in self.rows for value in node.inputs)
+        if any(value in self.orders for value in node.inputs):  # good for picking examples, which are all alike
+            picks = name == "index" and value_name(arguments(node)["self"]) in self.rows
+            whole = name == "slice" and arguments(node)["end"] in (None, _NO_END) and not arguments(node)["start"]
             return picks or (not rows and (whole or name in ("unsqueeze", "view", "reshape")))
         if rows:
             return name in _FOLLOWED or torch.Tag.pointwise in tags
-        return any(value in self.numbers for value in one.inputs) and self._has_batch_as_first_size(one, name)
+        return any(value in self.numbers for value in node.inputs) and self._has_batch_as_first_size(node, name)
 
-    def _has_batch_as_first_size(self, one: Node, name: str) -> bool:
+    def _has_batch_as_first_size(self, node: Node, name: str) -> bool:
         """Return whether an operation uses the number of examples only as size 0 of its output."""
-        found = arguments(one)
+        found = arguments(node)
         if name == "arange":
-            return value_of(found["end"]) in self.numbers and found.get("start", 0) == 0 and found.get("step", 1) == 1
+            return value_name(found["end"]) in self.numbers and found.get("start", 0) == 0 and found.get("step", 1) == 1
         size = found.get("size", found.get("repeats"))
-        fills = [value for value in found.values() if value is not size and value_of(value) is not None]
+        fills = [value for value in found.values() if value is not size and value_name(value) is not None]
         return (
             isinstance(size, list)
-            and value_of(size[0]) in self.numbers
+            and value_name(size[0]) in self.numbers
             and not fills
             and all(type(part) is int for part in size[1:])
         )
 
-    def _compute(self, one: Node, examples: int) -> Any:
+    def _evaluate_for_examples(self, node: Node, examples: int) -> Any:
         inputs: list[Any] = []
-        for name in one.inputs:
+        for name in node.inputs:
             if name in self.rows:
                 row = self.rows[name]
                 inputs.append(row.expand(examples, *row.shape[1:]))
@@ -130,18 +130,18 @@ class _EqualRows:
                 inputs.append(examples)
         try:
             with torch.no_grad():
-                return aten.prepare(one, self.graph.tensors, "cpu")(*inputs)
+                return aten.prepare(node, self.graph.tensors, "cpu")(*inputs)
         except (RuntimeError, IndexError, TypeError, ValueError):
             raise NoMatchError from None
 
 
-def compute_rows(graph: Graph) -> Graph:
+def replace_equal_rows(graph: Graph) -> Graph:
     """Return the graph with values that are the same for every example replaced by an ``expand`` of a constant."""
     known = _EqualRows(graph)
     for one in graph.nodes:
         if not one.native:
             with contextlib.suppress(NoMatchError):
-                known.look(one)
+                known.evaluate_node(one)
     if not known.rows:
         return graph
     tensors = dict(graph.tensors)
@@ -158,18 +158,18 @@ def compute_rows(graph: Graph) -> Graph:
             args = [{"tensor": weight}, [{"value": number}, *row.shape[1:]]]
             attrs = {"args": args, "kwargs": {}}
             nodes.append(Node("aten.expand.default", (number,), one.output, attrs, {weight: weight}))
-    return without_unused(replace(graph, tensors=tensors).with_nodes(nodes, tensors=tensors))
+    return without_unused_nodes(replace(graph, tensors=tensors).with_nodes(nodes, tensors=tensors))
 
 
-def rows_of(made_by: Mapping[str, Node], tensors: Mapping[str, Tensor], name: str | None) -> Tensor | None:
+def expanded_row(made_by: Mapping[str, Node], tensors: Mapping[str, Tensor], name: str | None) -> Tensor | None:
     """Return the row [1, ...] that an ``expand`` repeats to make the value `name`; None if no ``expand`` makes it."""
     maker = made_by.get(name or "")
-    if maker is None or base(maker) != "expand" or len(maker.weights) != 1:
+    if maker is None or aten_name(maker) != "expand" or len(maker.weights) != 1:
         return None
     (weight,) = maker.weights
     sizes = maker.attrs["args"][1]
     row = tensors[weight]
-    if value_of(sizes[0]) is None or len(sizes) != row.dim() or row.shape[0] != 1:
+    if value_name(sizes[0]) is None or len(sizes) != row.dim() or row.shape[0] != 1:
         return None
     wanted = [own if size == -1 else size for own, size in zip(row.shape[1:], sizes[1:], strict=True)]
     return row.expand(1, *wanted) if all(type(size) is int for size in wanted) else None

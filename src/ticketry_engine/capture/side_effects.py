@@ -11,12 +11,19 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_flatten
 
-from ticketry_engine.capture.program import Arguments, Constant, Multiple, TracedProgram, quiet, traceable_torch
+from ticketry_engine.capture.program import (
+    Arguments,
+    Constant,
+    Multiple,
+    TracedProgram,
+    silence_loggers,
+    traceable_torch,
+)
 from ticketry_engine.errors import CaptureError
 from ticketry_engine.ir.aten import is_function
 
 
-def writes_to_weight(name: str) -> CaptureError:
+def weight_write_error(name: str) -> CaptureError:
     """Return the error for a model that writes to the parameter or buffer `name`."""
     return CaptureError(
         f"the model writes to {name!r} in evaluation mode, and so has a memory of earlier calls: the engine takes"
@@ -24,7 +31,7 @@ def writes_to_weight(name: str) -> CaptureError:
     )
 
 
-def writes_to_input(name: str) -> CaptureError:
+def input_write_error(name: str) -> CaptureError:
     """Return the error for a model that changes its input `name` in place."""
     return CaptureError(
         f"the model changes its input {name!r} in place, and a compiled model leaves its inputs as they are: copy the"
@@ -32,7 +39,7 @@ def writes_to_input(name: str) -> CaptureError:
     )
 
 
-class Containers:
+class ArgumentContainers:
     """A call's arguments, and earlier copies of their lists and dicts, which show whether the call changes these."""
 
     def __init__(self, model: nn.Module, arguments: Arguments) -> None:
@@ -50,7 +57,7 @@ class Containers:
         for name, value in self._given.items():
             (before, structure), (after, found) = self._before[name], tree_flatten(value)
             if structure != found or any(one is not other for one, other in zip(before, after, strict=True)):
-                raise writes_to_input(name)
+                raise input_write_error(name)
 
 
 # -- python state ------------------------------------------------------------------------------------------------------
@@ -68,7 +75,7 @@ State: TypeAlias = "dict[tuple[object, ...], Any]"
 """Path of an object in a model -> the object; the reference keeps the object alive, so that its id stays unique."""
 
 
-def state_of(model: nn.Module) -> State:
+def model_state(model: nn.Module) -> State:
     """Return, by path, all objects that a model's modules refer to, directly or through other objects."""
     found: State = {}
     seen: set[int] = set()
@@ -78,8 +85,8 @@ def state_of(model: nn.Module) -> State:
                 if table is module.__dict__ and name in _TORCH_OWN:
                     continue
                 found[prefix, name] = value
-                if not _is_leaf(value):
-                    _add_children(found, (prefix, name), value, seen)
+                if not _has_no_parts(value):
+                    _add_parts(found, (prefix, name), value, seen)
     return found
 
 
@@ -104,26 +111,26 @@ def _is_equal(one: Any, other: Any) -> bool:
     return type(one) is type(other) and isinstance(one, _PLAIN) and (one == other or (one != one and other != other))
 
 
-def _is_leaf(value: Any) -> bool:
-    """Return whether an object has no parts that `state_of` must visit."""
+def _has_no_parts(value: Any) -> bool:
+    """Return whether an object has no parts that `model_state` must visit."""
     kind = type(value)
     if kind in _LEAVES or (kind in _CONTAINERS and not value):
         return True
     return isinstance(value, (*_PLAIN, Tensor, nn.Module, type))
 
 
-def _add_children(found: State, path: tuple[object, ...], value: Any, seen: set[int]) -> None:
+def _add_parts(found: State, path: tuple[object, ...], value: Any, seen: set[int]) -> None:
     if len(path) > _DEEPEST or id(value) in seen:
         return
     seen.add(id(value))
-    for name, part in _children(value):
+    for name, part in _parts_of_object(value):
         place = (*path, name)
         found[place] = part
-        if not _is_leaf(part):
-            _add_children(found, place, part, seen)
+        if not _has_no_parts(part):
+            _add_parts(found, place, part, seen)
 
 
-def _children(value: Any) -> Iterator[tuple[object, Any]]:
+def _parts_of_object(value: Any) -> Iterator[tuple[object, Any]]:
     """Yield (name, part) for the parts of an object: entries of a container, members of a set, or attributes."""
     if isinstance(value, Mapping):
         for key, part in value.items():
@@ -157,7 +164,7 @@ _DROPOUTS = frozenset({"dropout", "feature_dropout", "alpha_dropout"})
 """Operations that return their argument itself in evaluation mode although their schemas do not say so."""
 
 
-def without_writes(graph: fx.Graph) -> bool:
+def replace_writes(graph: fx.Graph) -> bool:
     """Replace in-place operations of the graph by functional ones; if this is impossible, return False."""
     for one in graph.nodes:
         overload = one.target if isinstance(one.target, torch._ops.OpOverload) else None
@@ -178,13 +185,13 @@ def without_writes(graph: fx.Graph) -> bool:
     return True
 
 
-def is_in_place(one: fx.Node) -> bool:
+def is_in_place(node: fx.Node) -> bool:
     """Return whether a node's operation writes to one of its arguments."""
-    return isinstance(one.target, torch._ops.OpOverload) and not is_function(one.target)
+    return isinstance(node.target, torch._ops.OpOverload) and not is_function(node.target)
 
 
-def _written_argument(one: fx.Node) -> fx.Node:
-    target = one.args[0] if one.args else None
+def _written_argument(node: fx.Node) -> fx.Node:
+    target = node.args[0] if node.args else None
     assert isinstance(target, fx.Node)
     return target
 
@@ -201,36 +208,36 @@ def _memory_families(graph: fx.Graph) -> dict[fx.Node, set[fx.Node]]:
     return family
 
 
-def _is_read_through_alias(one: fx.Node, family: set[fx.Node], order: dict[fx.Node, int]) -> bool:
-    """Return whether a later node reads what `one` writes through another node of `family`, which shares the memory."""
-    others = [member for member in family if member is not _written_argument(one) and order[member] < order[one]]
+def _is_read_through_alias(node: fx.Node, family: set[fx.Node], order: dict[fx.Node, int]) -> bool:
+    """Return whether a later node of `family`, the nodes that share memory, reads what `node` writes."""
+    others = [member for member in family if member is not _written_argument(node) and order[member] < order[node]]
     return any(
-        member.op == "placeholder" or any(order[user] > order[one] for user in member.users) for member in others
+        member.op == "placeholder" or any(order[user] > order[node] for user in member.users) for member in others
     )
 
 
-def _possible_aliases(one: fx.Node) -> list[fx.Node]:
+def _possible_aliases(node: fx.Node) -> list[fx.Node]:
     """Return the arguments whose memory the node's output may share."""
-    if one.op != "call_function":
+    if node.op != "call_function":
         return []
-    if not isinstance(one.target, torch._ops.OpOverload):
+    if not isinstance(node.target, torch._ops.OpOverload):
         numbers = (int, float, torch.SymInt, torch.SymFloat, torch.SymBool)
-        return [arg for arg in one.all_input_nodes if not isinstance(arg.meta.get("val"), numbers)]  # getitem of views
-    arguments = zip(one.target._schema.arguments, one.args, strict=False)
+        return [arg for arg in node.all_input_nodes if not isinstance(arg.meta.get("val"), numbers)]  # getitem of views
+    arguments = zip(node.target._schema.arguments, node.args, strict=False)
     return [given for known, given in arguments if known.alias_info is not None and isinstance(given, fx.Node)]
 
 
-def _functional_op(one: fx.Node) -> Any:
+def _functional_op(node: fx.Node) -> Any:
     """Return the functional form of an in-place operation (`relu` for `relu_`), or None."""
-    assert isinstance(one.target, torch._ops.OpOverload)
-    namespace, _, name = one.target._schema.name.partition("::")
-    writes = [arg for arg in one.target._schema.arguments if arg.alias_info is not None and arg.alias_info.is_write]
-    if not name.endswith("_") or len(writes) != 1 or one.target._schema.arguments[0] is not writes[0]:
+    assert isinstance(node.target, torch._ops.OpOverload)
+    namespace, _, name = node.target._schema.name.partition("::")
+    writes = [arg for arg in node.target._schema.arguments if arg.alias_info is not None and arg.alias_info.is_write]
+    if not name.endswith("_") or len(writes) != 1 or node.target._schema.arguments[0] is not writes[0]:
         return None
-    if not one.args or not isinstance(one.args[0], fx.Node) or one.args[0].op == "placeholder":
+    if not node.args or not isinstance(node.args[0], fx.Node) or node.args[0].op == "placeholder":
         return None
     packet = getattr(getattr(torch.ops, namespace), name[:-1], None)
-    found = getattr(packet, one.target._overloadname, None) if packet is not None else None
+    found = getattr(packet, node.target._overloadname, None) if packet is not None else None
     return found if found is not None and is_function(found) else None
 
 
@@ -252,12 +259,12 @@ def _replace_in_place(graph: fx.Graph, one: fx.Node) -> None:
 # -- programs of torch.export as `TracedProgram` -----------------------------------------------------------------------
 
 
-def functional(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+def as_functional_program(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
     """Return the exported program with operations that write to arguments replaced by operations that do not."""
-    if without_writes(program.graph):
+    if replace_writes(program.graph):
         return program
     try:
-        with quiet(), traceable_torch():
+        with silence_loggers(), traceable_torch():
             changed: torch.export.ExportedProgram = program.run_decompositions({})
     except Exception as error:  # of many kinds, by what the model writes to
         raise CaptureError(
@@ -267,19 +274,19 @@ def functional(program: torch.export.ExportedProgram) -> torch.export.ExportedPr
     return changed
 
 
-def check_writes(program: torch.export.ExportedProgram) -> None:
+def refuse_writes(program: torch.export.ExportedProgram) -> None:
     """Raise `CaptureError` if the program writes to a parameter, a buffer or an input."""
     kinds = torch.export.graph_signature.OutputKind
     for spec in program.graph_signature.output_specs:
         if spec.kind in (kinds.BUFFER_MUTATION, kinds.PARAMETER_MUTATION):
-            raise writes_to_weight(str(spec.target))
+            raise weight_write_error(str(spec.target))
         if spec.kind == kinds.USER_INPUT_MUTATION:
-            raise writes_to_input(str(spec.target))
+            raise input_write_error(str(spec.target))
 
 
-def program_of(exported: torch.export.ExportedProgram, notes: Sequence[str]) -> TracedProgram:
+def to_traced_program(exported: torch.export.ExportedProgram, notes: Sequence[str]) -> TracedProgram:
     """Return an exported program as a `TracedProgram`; raise `CaptureError` for objects that a graph cannot contain."""
-    inline(exported)
+    inline_blocks(exported)
     signature, spec = exported.graph_signature, exported.call_spec
     kinds = torch.export.graph_signature.InputKind
     weights: dict[str, tuple[str, Tensor]] = {}
@@ -357,7 +364,7 @@ _ARGUMENTS_BEFORE = {"wrap_with_set_grad_enabled": 1, "wrap_with_autocast": 4}
 """Name of an operation that runs a block of operations -> number of arguments before the block argument."""
 
 
-def inline(program: torch.export.ExportedProgram) -> None:
+def inline_blocks(program: torch.export.ExportedProgram) -> None:
     """Move the operations of each block under torch.no_grad or torch.autocast to the main graph of the program."""
     module, graph = program.graph_module, program.graph
     for one in list(graph.nodes):
@@ -383,12 +390,12 @@ def inline(program: torch.export.ExportedProgram) -> None:
                 outer.meta["val"] = inner.meta.get("val")
 
 
-def _inline_outputs(graph: fx.Graph, one: fx.Node, made: Any) -> None:
-    """Replace the results of `one`, the node that runs a block, by `made`, the block's outputs in the main graph."""
+def _inline_outputs(graph: fx.Graph, node: fx.Node, made: Any) -> None:
+    """Replace the results of `node`, the node that runs a block, by `made`, the block's outputs in the main graph."""
     parts = list(made) if isinstance(made, (tuple, list)) else [made]
-    for user in list(one.users):
+    for user in list(node.users):
         if user.op != "call_function" or getattr(user.target, "__name__", "") != "getitem":
             raise CaptureError("a block under torch.no_grad or torch.autocast cannot be taken apart")
         user.replace_all_uses_with(parts[user.args[1]])  # type: ignore[index]
         graph.erase_node(user)
-    graph.erase_node(one)
+    graph.erase_node(node)

@@ -322,30 +322,30 @@ def _check_tensor(name: str, tensor: Tensor, types: frozenset[str]) -> None:
         raise GraphError(f"the weight {name!r} is no tensor of a data type that the engine knows")
 
 
-def _check_node(graph: Graph, one: Node, known: set[str], trusted: bool) -> None:
-    _check_name(one.output)
-    where = f"{one.op[:80]} -> {one.output[:80]}"
-    if one.output not in graph.values:
+def _check_node(graph: Graph, node: Node, known: set[str], trusted: bool) -> None:
+    _check_name(node.output)
+    where = f"{node.op[:80]} -> {node.output[:80]}"
+    if node.output not in graph.values:
         raise GraphError(f"{where}: its output is no value of the graph")
-    for name in one.inputs:
+    for name in node.inputs:
         if name not in known:
             raise GraphError(f"{where}: its input {shortened(name)} is not made before it")
-    for role, name in one.weights.items():
+    for role, name in node.weights.items():
         if name not in graph.tensors:
             raise GraphError(f"{where}: the graph has no tensor {shortened(name)} for its {role[:80]}")
-    if not one.native:
-        check(one, trusted=trusted)
+    if not node.native:
+        check(node, trusted=trusted)
         return
     try:
         shape, dtype = infer(
-            one.op,
-            one.attrs,
-            [_tensor_facts(graph.values[name]) for name in one.inputs],
-            {role: TensorFacts.from_tensor(graph.tensors[name]) for role, name in one.weights.items()},
+            node.op,
+            node.attrs,
+            [_tensor_facts(graph.values[name]) for name in node.inputs],
+            {role: TensorFacts.from_tensor(graph.tensors[name]) for role, name in node.weights.items()},
         )
     except GraphError as error:
         raise GraphError(f"{where}: {error}") from None
-    made = graph.values[one.output]
+    made = graph.values[node.output]
     if (made.shape, made.dtype) != (shape, dtype):
         raise GraphError(f"{where}: it makes {dtype} {shape}, but its output is said to be {made.dtype} {made.shape}")
 

@@ -504,7 +504,7 @@ class Node:
         return self.op in NATIVE
 
 
-def node(
+def native_node(
     op: str, inputs: tuple[str, ...], output: str, weights: Mapping[str, str] | None = None, **attrs: Json
 ) -> Node:
     """Return a native node; attributes that are not given get defaults. Raise `GraphError` for an unknown operation."""

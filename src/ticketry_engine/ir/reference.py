@@ -151,14 +151,14 @@ _COUNTS = ("chunks", "indices", "n", "sections", "split_size", "split_sizes")
 """Names of arguments that contain the number, sizes or positions of the parts."""
 
 
-def _count_parts(one: Node, weights: Mapping[str, Tensor], made: Mapping[str, Any]) -> int:
+def _count_parts(node: Node, weights: Mapping[str, Tensor], made: Mapping[str, Any]) -> int:
     """Return a bound on the tensors that a node creates in a list or in time steps; 0 for other operations."""
-    family = one.op.split(".")[1]
-    if family not in (*_RECURRENCES, *_BY_AXIS, *_BY_COUNT) or one.op.startswith("operator."):
+    family = node.op.split(".")[1]
+    if family not in (*_RECURRENCES, *_BY_AXIS, *_BY_COUNT) or node.op.startswith("operator."):
         return 0
     known = {"value": made, "tensor": weights}
-    attrs = replace_objects(one.attrs, lambda kind, content: known.get(kind, {}).get(content))
-    arguments = find(one.op)._schema.arguments
+    attrs = replace_objects(node.attrs, lambda kind, content: known.get(kind, {}).get(content))
+    arguments = find(node.op)._schema.arguments
     given = {each.name: each.default_value for each in arguments if each.has_default_value()}
     given |= {**dict(zip((each.name for each in arguments), attrs["args"], strict=False)), **attrs["kwargs"]}
     if family in _RECURRENCES:  # steps or layers, in either order of the axes
@@ -177,10 +177,10 @@ def _count_parts(one: Node, weights: Mapping[str, Tensor], made: Mapping[str, An
     return -(-x.shape[axis] // max(1, count)) if -x.dim() <= axis < x.dim() else 0
 
 
-def _run_on_meta(one: Node, weights: dict[str, Tensor], made: dict[str, Any]) -> Any:
+def _run_on_meta(node: Node, weights: dict[str, Tensor], made: dict[str, Any]) -> Any:
     """Return the node's output on the meta device; None if its shape depends on data."""
     try:
-        return prepare_torch_node(_with_device(one), weights, "meta")(*(made[name] for name in one.inputs))
+        return prepare_torch_node(_with_device(node), weights, "meta")(*(made[name] for name in node.inputs))
     except NotImplementedError:
         return None
     except GraphError:
@@ -189,30 +189,30 @@ def _run_on_meta(one: Node, weights: dict[str, Tensor], made: dict[str, Any]) ->
         if "meta" in str(error).lower():
             return None
         reason = one_line((str(error).splitlines() or [""])[0][:200])
-        raise GraphError(f"{one.op} -> {one.output}: torch does not take its arguments: {reason}") from None
+        raise GraphError(f"{node.op} -> {node.output}: torch does not take its arguments: {reason}") from None
 
 
-def _with_device(one: Node) -> Node:
+def _with_device(node: Node) -> Node:
     """Return the node with the graph's device as its device argument, if its operation has such an argument."""
-    if one.op.startswith("operator."):
-        return one
-    names = [known.name for known in find(one.op)._schema.arguments]
-    if "device" not in names[len(one.attrs["args"]) :]:
-        return one
-    kwargs = {**one.attrs["kwargs"], "device": {"device": "own"}}
-    return replace(one, attrs={"args": one.attrs["args"], "kwargs": kwargs})
+    if node.op.startswith("operator."):
+        return node
+    names = [known.name for known in find(node.op)._schema.arguments]
+    if "device" not in names[len(node.attrs["args"]) :]:
+        return node
+    kwargs = {**node.attrs["kwargs"], "device": {"device": "own"}}
+    return replace(node, attrs={"args": node.attrs["args"], "kwargs": kwargs})
 
 
-def _check_size(one: Node, made: Any, most: int) -> None:
+def _check_size(node: Node, made: Any, most: int) -> None:
     if isinstance(made, Tensor) and made.numel() > most:
         raise GraphError(
-            f"{one.op} -> {one.output}: it makes {made.numel():,} numbers of two examples: too many for these weights"
+            f"{node.op} -> {node.output}: it makes {made.numel():,} numbers of two examples: too many for these weights"
             " and inputs"
         )
 
 
-def _check_claim(one: Node, value: Value, found: Any) -> None:
-    where = f"{one.op} -> {one.output}"
+def _check_claim(node: Node, value: Value, found: Any) -> None:
+    where = f"{node.op} -> {node.output}"
     if not isinstance(found, Tensor):
         kind = "list" if isinstance(found, (tuple, list)) else "number"
         if value.dtype != kind:

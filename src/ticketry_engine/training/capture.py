@@ -18,8 +18,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
-from ticketry_engine.ir import Node
-from ticketry_engine.ir import node as native_node
+from ticketry_engine.ir import Node, native_node
 from ticketry_engine.kernels.activations import SLOPES
 from ticketry_engine.kernels.bfloat import FLOAT, HALF
 from ticketry_engine.kernels.training.layer import images_of

@@ -16,7 +16,7 @@ from samples import sample
 from ticketry.errors import CaptureError
 from ticketry_engine.capture import capture
 from ticketry_engine.capture.program import Arguments, export
-from ticketry_engine.capture.side_effects import functional, is_in_place
+from ticketry_engine.capture.side_effects import as_functional_program, is_in_place
 
 ALL = slice(None)
 
@@ -222,7 +222,7 @@ def test_writes_that_no_view_sees_need_no_second_tracing(
     program = export(Own(function), Arguments.from_examples(torch.randn(2, 4)), dynamic_batch=True)[0]
     assert any(is_in_place(one) for one in program.graph.nodes)
     monkeypatch.setattr(type(program), "run_decompositions", None)
-    assert not any(is_in_place(one) for one in functional(program).graph.nodes)
+    assert not any(is_in_place(one) for one in as_functional_program(program).graph.nodes)
 
 
 def test_writes_to_a_copy_of_an_input_stay_allowed() -> None:

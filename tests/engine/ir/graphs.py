@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ticketry_engine.ir import Graph, Node, Value, node
+from ticketry_engine.ir import Graph, Node, Value, native_node
 
 
 def small(seed: int = 0) -> Graph:
@@ -16,17 +16,17 @@ def small(seed: int = 0) -> Graph:
         return made * (torch.rand(shape, generator=generator) < density)
 
     nodes = (
-        node("conv2d", ("x",), "a", {"weight": "conv.weight", "bias": "conv.bias"}, padding=(1, 1), act="relu"),
-        node("conv2d", ("a", "a"), "b", {"weight": "deep.weight"}, groups=4, act={"leaky_relu": 0.1}),
-        node("affine", ("b",), "c", {"scale": "norm.scale", "shift": "norm.shift"}, act="silu"),
-        node("max_pool2d", ("c",), "d", kernel=(2, 2), stride=(2, 2)),
+        native_node("conv2d", ("x",), "a", {"weight": "conv.weight", "bias": "conv.bias"}, padding=(1, 1), act="relu"),
+        native_node("conv2d", ("a", "a"), "b", {"weight": "deep.weight"}, groups=4, act={"leaky_relu": 0.1}),
+        native_node("affine", ("b",), "c", {"scale": "norm.scale", "shift": "norm.shift"}, act="silu"),
+        native_node("max_pool2d", ("c",), "d", kernel=(2, 2), stride=(2, 2)),
         Node("aten.sym_size.int", ("x",), "n", {"args": [{"value": "x"}, 0], "kwargs": {}}),
         Node("operator.mul", ("n",), "m", {"args": [{"value": "n"}, 4], "kwargs": {}}),
         Node("aten.reshape.default", ("d", "m"), "e", {"args": [{"value": "d"}, [{"value": "m"}, 9]], "kwargs": {}}),
         Node("aten.split.Tensor", ("e",), "f", {"args": [{"value": "e"}, 3, 1], "kwargs": {}}),
         Node("operator.getitem", ("f",), "g", {"args": [{"value": "f"}, 1], "kwargs": {}}),
-        node("flatten", ("d",), "h"),
-        node("linear", ("h",), "y", {"weight": "last.weight"}),
+        native_node("flatten", ("d",), "h"),
+        native_node("linear", ("h",), "y", {"weight": "last.weight"}),
     )
     values = {
         name: Value(name, shape, dtype)

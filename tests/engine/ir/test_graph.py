@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from engine.ir.graphs import small
 from ticketry.errors import GraphError
-from ticketry_engine.ir import Graph, Node, Value, node
+from ticketry_engine.ir import Graph, Node, Value, native_node
 from ticketry_engine.ir.native import TensorFacts, infer
 
 
@@ -198,7 +198,7 @@ PADS = st.integers(0, 3)
 
 def shape_by(op: str, x: torch.Tensor, weights: dict[str, torch.Tensor] | None = None, **attrs: Any) -> Any:
     """What `infer` says, or None if it refuses."""
-    made = node(op, ("x",), "y", dict.fromkeys(weights or {}, "w"), **attrs)
+    made = native_node(op, ("x",), "y", dict.fromkeys(weights or {}, "w"), **attrs)
     facts = {role: TensorFacts(tuple(weight.shape), "float32") for role, weight in (weights or {}).items()}
     try:
         return infer(op, made.attrs, [TensorFacts(tuple(x.shape), "float32")], facts)[0]
@@ -235,7 +235,7 @@ def test_shapes_of_poolings(height, width, kernel, stride, padding, dilation, ce
 
 
 def test_a_node_has_all_attributes():
-    assert node("conv2d", ("x",), "y", {"weight": "w"}, stride=(2, 2)).attrs == {
+    assert native_node("conv2d", ("x",), "y", {"weight": "w"}, stride=(2, 2)).attrs == {
         "act": None,
         "stride": [2, 2],
         "padding": [0, 0],
@@ -243,5 +243,5 @@ def test_a_node_has_all_attributes():
         "groups": 1,
     }
     with pytest.raises(GraphError, match="no native operation 'conv9d'"):
-        node("conv9d", (), "y")
+        native_node("conv9d", (), "y")
     assert not Node("aten.relu.default", ("x",), "y").native

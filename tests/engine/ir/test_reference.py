@@ -12,7 +12,7 @@ from torch import Tensor
 from engine.ir.graphs import small
 from interpreter import Program, reference, run
 from ticketry.errors import EngineError, GraphError
-from ticketry_engine.ir import Graph, Node, Value, node
+from ticketry_engine.ir import Graph, Node, Value, native_node
 from ticketry_engine.ir.native import TensorFacts, activation, infer
 from ticketry_engine.ir.native_shapes import ACTS
 
@@ -27,7 +27,7 @@ def compute(op: str, *inputs: Tensor, weights: dict[str, Tensor] | None = None, 
     """What a node makes; its shape is compared with the inferred one."""
     weights = weights or {}
     names = tuple(f"x{index}" for index in range(len(inputs)))
-    one = node(op, names, "y", {role: role for role in weights}, **attrs)
+    one = native_node(op, names, "y", {role: role for role in weights}, **attrs)
     made: Tensor = reference(one, weights, inputs)
     facts = {role: TensorFacts(tuple(weight.shape), "float64") for role, weight in weights.items()}
     assert infer(op, one.attrs, [TensorFacts(tuple(x.shape), "float64") for x in inputs], facts) == (

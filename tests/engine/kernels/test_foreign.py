@@ -11,7 +11,7 @@ import torch
 from arm_emulator import arm_library, assembly
 from interpreter import Program as Reference
 from samples import sample
-from ticketry_engine.ir import Graph, Node, Value, node
+from ticketry_engine.ir import Graph, Node, Value, native_node
 from ticketry_engine.kernels.jit import Kernel, Library
 from ticketry_engine.kernels.program import Driver, Op, Program
 from ticketry_engine.kernels.target import Target, foreign
@@ -54,36 +54,36 @@ def network() -> Graph:
         "mix": weight(24, 24),
     }
     nodes: list[Node] = [
-        node("conv2d", ("x",), "a", {"weight": "stem"}, padding=(1, 1)),
-        node("affine", ("a",), "b", {"scale": "norm.scale", "shift": "norm.shift"}, act="silu"),
-        node("conv2d", ("b",), "c", {"weight": "deep"}, padding=(1, 1), groups=16, act="hardswish"),
-        node("conv2d", ("c", "b"), "d", {"weight": "one", "bias": "one.bias"}, padding=(1, 1), act="relu"),
-        node("conv2d", ("d",), "e", {"weight": "down"}, stride=(2, 2), padding=(1, 1), act={"leaky_relu": 0.1}),
-        node("max_pool2d", ("e",), "f", kernel=(3, 3), stride=(2, 2), padding=(1, 1)),
-        node("avg_pool2d", ("f",), "g", kernel=(2, 2), padding=(1, 1)),
-        node("global_avg_pool", ("g",), "h", keepdim=False),
-        node("linear", ("h",), "i", {"weight": "squeeze"}, act="gelu"),
-        node("linear", ("i",), "j", {"weight": "excite"}, act="sigmoid"),
-        node("reshape", ("j",), "k", shape=[None, 24, 1, 1]),
-        node("mul", ("f", "k"), "l"),
-        node("add", ("l", "f"), "m", act="tanh"),
-        node("reshape", ("m",), "tokens", shape=[None, 24, 9]),
-        node("transpose", ("tokens",), "t", axes=[0, 2, 1]),
-        node("layer_norm", ("t",), "n", {"weight": "ln.weight", "bias": "ln.bias"}),
-        node("linear", ("n",), "qkv", {"weight": "qkv"}),
+        native_node("conv2d", ("x",), "a", {"weight": "stem"}, padding=(1, 1)),
+        native_node("affine", ("a",), "b", {"scale": "norm.scale", "shift": "norm.shift"}, act="silu"),
+        native_node("conv2d", ("b",), "c", {"weight": "deep"}, padding=(1, 1), groups=16, act="hardswish"),
+        native_node("conv2d", ("c", "b"), "d", {"weight": "one", "bias": "one.bias"}, padding=(1, 1), act="relu"),
+        native_node("conv2d", ("d",), "e", {"weight": "down"}, stride=(2, 2), padding=(1, 1), act={"leaky_relu": 0.1}),
+        native_node("max_pool2d", ("e",), "f", kernel=(3, 3), stride=(2, 2), padding=(1, 1)),
+        native_node("avg_pool2d", ("f",), "g", kernel=(2, 2), padding=(1, 1)),
+        native_node("global_avg_pool", ("g",), "h", keepdim=False),
+        native_node("linear", ("h",), "i", {"weight": "squeeze"}, act="gelu"),
+        native_node("linear", ("i",), "j", {"weight": "excite"}, act="sigmoid"),
+        native_node("reshape", ("j",), "k", shape=[None, 24, 1, 1]),
+        native_node("mul", ("f", "k"), "l"),
+        native_node("add", ("l", "f"), "m", act="tanh"),
+        native_node("reshape", ("m",), "tokens", shape=[None, 24, 9]),
+        native_node("transpose", ("tokens",), "t", axes=[0, 2, 1]),
+        native_node("layer_norm", ("t",), "n", {"weight": "ln.weight", "bias": "ln.bias"}),
+        native_node("linear", ("n",), "qkv", {"weight": "qkv"}),
     ]
     for number, name in enumerate("qpv"):
         nodes += [
-            node("slice", ("qkv",), f"{name}0", axis=2, start=24 * number, stop=24 * number + 24),
-            node("reshape", (f"{name}0",), f"{name}1", shape=[None, 9, 2, 12]),
-            node("transpose", (f"{name}1",), name, axes=[0, 2, 1, 3]),
+            native_node("slice", ("qkv",), f"{name}0", axis=2, start=24 * number, stop=24 * number + 24),
+            native_node("reshape", (f"{name}0",), f"{name}1", shape=[None, 9, 2, 12]),
+            native_node("transpose", (f"{name}1",), name, axes=[0, 2, 1, 3]),
         ]
     nodes += [
-        node("attention", ("q", "p", "v"), "w"),
-        node("transpose", ("w",), "w1", axes=[0, 2, 1, 3]),
-        node("reshape", ("w1",), "w2", shape=[None, 9, 24]),
-        node("linear", ("w2", "t"), "y", {"weight": "mix"}, act="gelu_tanh"),
-        node("softmax", ("y",), "z", axis=2),
+        native_node("attention", ("q", "p", "v"), "w"),
+        native_node("transpose", ("w",), "w1", axes=[0, 2, 1, 3]),
+        native_node("reshape", ("w1",), "w2", shape=[None, 9, 24]),
+        native_node("linear", ("w2", "t"), "y", {"weight": "mix"}, act="gelu_tanh"),
+        native_node("softmax", ("y",), "z", axis=2),
     ]
     return _typed(("x",), {"x": (None, 3, 12, 12)}, "z", nodes, tensors)
 

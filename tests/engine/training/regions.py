@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from ticketry_engine.ir import Node, node
+from ticketry_engine.ir import Node, native_node
 from ticketry_engine.training.capture import weight_shape
 from ticketry_engine.training.plan import TrainingRegion
 
@@ -15,28 +15,28 @@ def layer(x: str, y: str, name: str, module: nn.Conv2d | nn.Linear) -> Node:
     """A convolution or linear layer."""
     weights = {role: f"{name}.{role}" for role, _ in module.named_parameters()}
     if isinstance(module, nn.Linear):
-        return node("linear", (x,), y, weights)
+        return native_node("linear", (x,), y, weights)
     attrs: dict[str, Any] = {role: getattr(module, role) for role in ("stride", "padding", "dilation", "groups")}
-    return node("conv2d", (x,), y, weights, **attrs)
+    return native_node("conv2d", (x,), y, weights, **attrs)
 
 
 def batch_norm(x: str, y: str, name: str, residual: str | None = None, act: str | None = None) -> Node:
     inputs = (x,) if residual is None else (x, residual)
-    return node("batch_norm", inputs, y, {role: f"{name}.{role}" for role in ("weight", "bias")}, act=act)
+    return native_node("batch_norm", inputs, y, {role: f"{name}.{role}" for role in ("weight", "bias")}, act=act)
 
 
 def layer_norm(x: str, y: str, name: str, module: nn.LayerNorm) -> Node:
-    return node(
+    return native_node(
         "layer_norm", (x,), y, {role: f"{name}.{role}" for role, _ in module.named_parameters()}, eps=module.eps
     )
 
 
 def act(x: str, y: str, name: str) -> Node:
-    return node("act", (x,), y, act=name)
+    return native_node("act", (x,), y, act=name)
 
 
 def max_pool(x: str, y: str, kernel: Any, stride: Any = None, padding: Any = (0, 0), *, ceil: bool = False) -> Node:
-    return node("max_pool2d", (x,), y, kernel=kernel, stride=stride or kernel, padding=padding, ceil=ceil)
+    return native_node("max_pool2d", (x,), y, kernel=kernel, stride=stride or kernel, padding=padding, ceil=ceil)
 
 
 def region(model: nn.Module, *nodes: Node, tokens: bool = False) -> TrainingRegion:

@@ -20,7 +20,7 @@ from engine.training.regions import act as activation
 from engine.training.regions import batch_norm, layer, layer_norm, max_pool, region
 from samples import sample
 from ticketry.errors import EngineError
-from ticketry_engine.ir import node
+from ticketry_engine.ir import native_node
 from ticketry_engine.kernels.jit import Library
 from ticketry_engine.kernels.target import target
 from ticketry_engine.training.plan import TrainingRegion
@@ -209,13 +209,13 @@ class Residual(nn.Module):
             batch_norm("1", "2", "b", act="relu"),
             layer("2", "3", "d", self.d),
             batch_norm("3", "4", "c", "2", act="relu"),
-            node("add", ("4", "2"), "5"),
+            native_node("add", ("4", "2"), "5"),
             max_pool("5", "6", (2, 2)),
             activation("6", "7", "relu"),
             layer("5", "8", "e", self.e),
-            node("add", ("7", "8"), "9"),
-            node("avg_pool2d", ("9",), "10", kernel=(2, 2), stride=(2, 2)),
-            node("global_avg_pool", ("10",), "out"),
+            native_node("add", ("7", "8"), "9"),
+            native_node("avg_pool2d", ("9",), "10", kernel=(2, 2), stride=(2, 2)),
+            native_node("global_avg_pool", ("10",), "out"),
         )
 
 

@@ -40,7 +40,7 @@ X = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
 
 def recorded(model: nn.Module, example: Any, dynamic_batch: bool = True) -> Graph:
     model = model.eval().requires_grad_(False)
-    return pipeline.simplify(
+    return pipeline.lower_to_native(
         *convert(record(model, Arguments.from_examples(example), dynamic_batch=dynamic_batch), model)
     )
 
