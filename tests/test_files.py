@@ -7,6 +7,7 @@ import hashlib
 import os
 import random
 import stat
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -157,8 +158,20 @@ def test_only_regular_files_are_read(tmp_path: Path) -> None:
 
 # -- folders -----------------------------------------------------------------------------------------------------------
 
-DEEPEST = 2100
-"""Nested folders: twice as many as Python's recursion limit, and too many for one path."""
+RECURSION = 450
+"""Python's recursion limit in the tests of deep folders: walks of deep trees take time that grows with the square of the
+depth, so these tests lower the limit instead of nesting more than 1,000 folders."""
+
+DEEP = 550
+"""Nested folders: more than a recursive walk could follow."""
+
+
+@pytest.fixture
+def low_recursion_limit() -> Iterator[None]:
+    before = sys.getrecursionlimit()
+    sys.setrecursionlimit(RECURSION)
+    yield
+    sys.setrecursionlimit(before)
 
 
 @pytest.fixture
@@ -167,13 +180,13 @@ def place() -> Iterator[Path]:
         yield folder
 
 
-def make_deep(folder: Path, depth: int) -> None:
-    """Create nested folders with a file in the innermost one."""
+def make_deep(folder: Path, depth: int, name: str = "a") -> None:
+    """Create nested folders of one `name` with a file in the innermost one."""
     folder.mkdir(parents=True, exist_ok=True)
     handle = os.open(folder, os.O_RDONLY)
     for _ in range(depth):
-        os.mkdir("a", dir_fd=handle)
-        inner = os.open("a", os.O_RDONLY, dir_fd=handle)
+        os.mkdir(name, dir_fd=handle)
+        inner = os.open(name, os.O_RDONLY, dir_fd=handle)
         os.close(handle)
         handle = inner
     os.close(os.open("file", os.O_CREAT | os.O_WRONLY, dir_fd=handle))
@@ -294,15 +307,19 @@ def test_as_much_as_possible_is_deleted(place: Path) -> None:
 # -- deep folders ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("low_recursion_limit")
 def test_deep_folders_are_walked_and_deleted(tmp_path: Path) -> None:
-    make_deep(tmp_path / "deep", DEEPEST)
+    make_deep(tmp_path / "deep", DEEP)
+    assert sum(1 for _ in iterate_below(tmp_path / "deep")) == DEEP + 1
     delete_tree(tmp_path / "deep")
     assert not (tmp_path / "deep").exists()
-    make_deep(tmp_path / "deep", 1200)
-    assert sum(1 for _ in iterate_below(tmp_path / "deep")) == 1201
+    make_deep(tmp_path / "deep", 30, LONG_NAME)
     delete_tree_if_possible(tmp_path / "deep")
     assert not (tmp_path / "deep").exists()
 
+
+LONG_NAME = "a" * 200
+"""Thirty folders of this name are too long for one path on every system."""
 
 COMMANDS = (
     "store check --store {0}",
@@ -316,10 +333,11 @@ COMMANDS = (
 )
 
 
+@pytest.mark.usefixtures("low_recursion_limit")
 @pytest.mark.parametrize("part", sample(["runs/a-run", "blobs/ab", ".a.tmp", "results", "memo", "live/x"], 1))
 def test_commands_on_a_store_with_deep_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str], part: str) -> None:
     store = Store(tmp_path / "store").paths.root
-    make_deep(store / part, 1100)
+    make_deep(store / part, DEEP)
     for command in COMMANDS:
         code, _, err = call(capsys, *command.format(store, tmp_path).split())
         assert code in (0, 1), err[-300:]
@@ -331,7 +349,7 @@ def test_commands_on_a_store_with_deep_folders(tmp_path: Path, capsys: pytest.Ca
 
 def test_a_store_that_is_too_deep_for_the_system(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     store = Store(tmp_path / "store").paths.root
-    make_deep(store / "partial", DEEPEST)
+    make_deep(store / "partial", 30, LONG_NAME)
     for command in COMMANDS[:2]:
         code, _, err = call(capsys, *command.format(store, tmp_path).split())
         assert code == 1
@@ -340,15 +358,16 @@ def test_a_store_that_is_too_deep_for_the_system(tmp_path: Path, capsys: pytest.
     delete_tree(tmp_path / "store")
 
 
+@pytest.mark.usefixtures("low_recursion_limit")
 def test_a_deep_folder_in_place_of_a_ticket_a_state_or_images(tmp_path: Path) -> None:
     paths = Paths(tmp_path)
-    make_deep(paths.partial_folder("ab" * 32, 3), 1100)
+    make_deep(paths.partial_folder("ab" * 32, 3), DEEP)
     assert not checkpoints.has_all_shards(paths.partial_folder("ab" * 32, 3))
     checkpoints.delete_shard_folders(paths, "ab" * 32, 3)
     assert not paths.partial_folder("ab" * 32, 3).exists()
     for part in ("train", "val"):
         for name in ("cat", "dog"):
-            make_deep(tmp_path / "images" / part / name, 1100 if (part, name) == ("train", "cat") else 1)
+            make_deep(tmp_path / "images" / part / name, DEEP if (part, name) == ("train", "cat") else 1)
             for number in (1, 2):
                 (tmp_path / "images" / part / name / f"{number}.png").write_bytes(b"")
     assert len(scan(tmp_path / "images").train.labels) == 4
