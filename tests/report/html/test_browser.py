@@ -18,17 +18,19 @@ from ticketry.report.figures.style import COLOURS
 
 pytestmark = NEEDS_BROWSER
 
-_CLASHES = """
-svg => {
+_DRAWINGS = """
+(drawings) => drawings.map(svg => {
   const frame = svg.getBoundingClientRect();
   const boxes = [...svg.querySelectorAll("text")].map(text => [text.textContent, text.getBoundingClientRect()]);
   const outside = boxes.filter(([, b]) => b.left < frame.left - 1 || b.right > frame.right + 1
                                        || b.top < frame.top - 1 || b.bottom > frame.bottom + 1);
   const clashes = boxes.flatMap(([one, a], i) => boxes.slice(i + 1).filter(([, b]) =>
     a.left < b.right && b.left < a.right && a.top + 2 < b.bottom && b.top + 2 < a.bottom).map(([two]) => [one, two]));
-  return {outside: outside.map(([text]) => text), clashes, count: boxes.length};
-}
+  const {x, width, height} = frame;
+  return {outside: outside.map(([text]) => text), clashes, count: boxes.length, x, width, height};
+})
 """
+"""Of each drawing: texts outside of it, pairs of texts that overlap, the number of texts, and its box."""
 
 _SCROLLED = """
 [...document.querySelectorAll(".scroll, pre")].filter(
@@ -104,11 +106,9 @@ def test_it_can_be_seen_and_fits(browser, report, width, scheme):
         assert page.get_by_role("heading", level=1).is_visible()
         shown, hidden = ("narrow", "wide") if width == 400 else ("wide", "narrow")
         assert not page.locator(f".drawing.{hidden} svg").first.is_visible()
-        for svg in page.locator(f".drawing.{shown} svg").all():
-            box = svg.bounding_box()
-            assert min(box["width"], box["height"]) > 100
-            assert 0 <= box["x"] <= box["x"] + box["width"] <= width
-            found = svg.evaluate(_CLASHES)
+        for found in page.locator(f".drawing.{shown} svg").evaluate_all(_DRAWINGS):
+            assert min(found["width"], found["height"]) > 100
+            assert 0 <= found["x"] <= found["x"] + found["width"] <= width
             assert found["count"] > 2
             assert found["clashes"] == []
             assert found["outside"] == []
