@@ -159,8 +159,9 @@ def test_only_regular_files_are_read(tmp_path: Path) -> None:
 # -- folders -----------------------------------------------------------------------------------------------------------
 
 RECURSION = 450
-"""Python's recursion limit in the tests of deep folders: walks of deep trees take time that grows with the square of the
-depth, so these tests lower the limit instead of nesting more than 1,000 folders."""
+"""Python's recursion limit in the tests of deep folders.
+
+Walking a tree takes time that grows with the square of its depth: a lower limit needs no 1,000 folders."""
 
 DEEP = 550
 """Nested folders: more than a recursive walk could follow."""
