@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 
 from ticketry_engine.ir import Graph, Node, last_uses
-from ticketry_engine.ir.binding import CallBinder, build
+from ticketry_engine.ir.binding import CallBinder, build_object
 from ticketry_engine.ir.native import Function
-from ticketry_engine.ir.reference import Cast, check_output, prepare
+from ticketry_engine.ir.reference import Cast, bind_node, with_output_check
 
 
 def reference(node: Node, tensors: Mapping[str, Tensor], inputs: Sequence[Any]) -> Any:
     """Compute a node from its inputs."""
     with torch.no_grad():
-        return prepare(node, tensors)(*inputs)
+        return bind_node(node, tensors)(*inputs)
 
 
 class Program:
@@ -37,12 +37,12 @@ class Program:
         self._cast = Cast(graph, precision)
         slots = {name: index for index, name in enumerate(graph.values)}
         tensors = {name: self._cast(tensor).to(device) for name, tensor in graph.tensors.items()}
-        done = last_uses([(node.inputs, (node.output,)) for node in graph.nodes], graph.results)
+        done = last_uses([(node.inputs, (node.output,)) for node in graph.nodes], graph.output_names)
         self._steps: list[tuple[Function, tuple[int, ...], int, tuple[int, ...]]] = []
         for node, free in zip(graph.nodes, done, strict=True):
-            function = prepare(self._cast.node(node), tensors, device=device)
+            function = bind_node(self._cast.convert_node(node), tensors, device=device)
             if check and not node.native:
-                function = check_output(function, self._cast.value(graph.values[node.output]), node)
+                function = with_output_check(function, self._cast.convert_value(graph.values[node.output]), node)
             inputs = tuple(slots[name] for name in node.inputs)
             self._steps.append((function, inputs, slots[node.output], tuple(slots[name] for name in free)))
         self._inputs = tuple(slots[name] for name in graph.inputs)
@@ -52,7 +52,7 @@ class Program:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the network as the model was called."""
         found = self.values(self._call.bind(args, kwargs))
-        return build(self.graph.outputs, found)
+        return build_object(self.graph.outputs, found)
 
     def values(self, inputs: Sequence[Tensor]) -> dict[str, Any]:
         """Value -> tensor of every output of the graph, of inputs in the graph's order."""
@@ -64,7 +64,7 @@ class Program:
                 held[slot] = function(*[held[argument] for argument in arguments])
                 for old in done:
                     held[old] = None
-        return {name: held[self._slots[name]] for name in self.graph.results}
+        return {name: held[self._slots[name]] for name in self.graph.output_names}
 
 
 def run(graph: Graph, *args: Any, precision: str | None = None, **kwargs: Any) -> Any:

@@ -25,8 +25,8 @@ from ticketry_engine.errors import EngineError
 from ticketry_engine.gpu import compiled as gpu
 from ticketry_engine.gpu.compiled import CompiledGpu
 from ticketry_engine.ir import Graph, Node, Region, last_uses, model_file
-from ticketry_engine.ir.binding import CallBinder, build
-from ticketry_engine.ir.reference import torch_step
+from ticketry_engine.ir.binding import CallBinder, build_object
+from ticketry_engine.ir.reference import bind_checked_node
 from ticketry_engine.kernels.bfloat import FLOAT, HALF, TILE_ROWS
 from ticketry_engine.kernels.jit import Library
 from ticketry_engine.kernels.program import cores
@@ -239,7 +239,7 @@ class Compiled(ForInference):
         self._layout = layout
         parts, self.reasons = partition(graph)
         steps = [self._bind_step(step) for step in parts]
-        done = last_uses([(reads, makes) for _, reads, makes in steps], graph.results)
+        done = last_uses([(reads, makes) for _, reads, makes in steps], graph.output_names)
         self._steps: list[Step] = [(*step, free) for step, free in zip(steps, done, strict=True)]
         self._natives = [run for run, *_ in steps if isinstance(run, Native)]
         self._whole = self._whole_model_region()
@@ -260,7 +260,7 @@ class Compiled(ForInference):
         self._run_steps(
             values, lambda native, tensors: native(tensors, threads), lambda step, tensors, _: step(*tensors)
         )
-        return build(self.graph.outputs, values)
+        return build_object(self.graph.outputs, values)
 
     def _run_steps(self, values: dict[str, Any], run_region: _RunRegion, run_in_torch: _RunInTorch) -> None:
         """Run all steps, and store their results in `values`; delete each result after its last use.
@@ -382,7 +382,7 @@ class Compiled(ForInference):
             make = partial(Native, self.graph, step, self._library, self._digest_of_graph if self._cached else None)
             native = make(self._layout, self.precision)
             return native, tuple(step.inputs), tuple(step.outputs)
-        return torch_step(self.graph, step), step.inputs, (step.output,)
+        return bind_checked_node(self.graph, step), step.inputs, (step.output,)
 
     def _whole_model_region(self) -> Native | None:
         """Return the region that computes the network's only output from the network's inputs; None if none does."""

@@ -33,7 +33,7 @@ from ticketry_engine.gpu.plan import (
     programs_seconds,
 )
 from ticketry_engine.ir import Graph, Node, model_file
-from ticketry_engine.ir.graph import layer_name, origins, parameters_of
+from ticketry_engine.ir.graph import layer_name, parameters_of, tensor_origins
 from ticketry_engine.kernels.jit import Library
 from ticketry_engine.kernels.target import target
 from ticketry_engine.plan.storage import UnsupportedError as UnsupportedError
@@ -124,7 +124,9 @@ class MaskedModel:
                 found.layers[parameter] += factor * spent
                 if output in compiled.reasons:
                     found.torch.add(parameter)
-        native = [parameters_of(node, self.origins) for node in self.graph.nodes if node.output not in compiled.reasons]
+        native = [
+            parameters_of(node, self.tensor_origins) for node in self.graph.nodes if node.output not in compiled.reasons
+        ]
         found.torch |= set(self.names).difference(*native)
         return found
 
@@ -134,15 +136,15 @@ class MaskedModel:
         return self._parameters.get(layer_name(own) if own else node.output)
 
     @cached_property
-    def origins(self) -> dict[str, str]:
+    def tensor_origins(self) -> dict[str, str]:
         """Return, by name of a tensor of the graph, the name of the parameter from which the tensor was computed."""
-        return origins(self.graph, self.names)
+        return tensor_origins(self.graph, self.names)
 
     @cached_property
     def _parameters(self) -> dict[str, str]:
-        found = {layer_name(tensor): parameter for tensor, parameter in self.origins.items()}
+        found = {layer_name(tensor): parameter for tensor, parameter in self.tensor_origins.items()}
         for node in self.graph.nodes:  # what runs in torch is named after its output
-            for parameter in parameters_of(node, self.origins):
+            for parameter in parameters_of(node, self.tensor_origins):
                 found[node.output] = parameter
         return found
 
@@ -170,7 +172,7 @@ class StoredTensor:
 
     def packed_bytes(self, kept: int) -> float:
         """Return the bytes of header entry, positions and values if only `kept` retained weights are stored."""
-        return self.head_bytes + model_file.position_bytes(kept, self.numbers) + self.number_bytes * kept
+        return self.head_bytes + model_file.smallest_position_bytes(kept, self.numbers) + self.number_bytes * kept
 
 
 def stored_tensors(
@@ -182,7 +184,7 @@ def stored_tensors(
     """
     graph = network.graph
     forms: dict[str, list[str]] = {name: [] for name in parameters}
-    for name, parameter in network.origins.items():
+    for name, parameter in network.tensor_origins.items():
         tensor, whole = graph.tensors[name], parameters[parameter]
         # It contains each weight once, and otherwise only zeros.
         if tensor.numel() == whole.numel() or 0 < int(tensor.count_nonzero()) == int(whole.count_nonzero()):
@@ -193,7 +195,7 @@ def stored_tensors(
     total = model_file.weight_bytes(graph)
     stored = {
         parameter: [
-            StoredTensor(full[name].numel(), full[name].element_size(), model_file.head_bytes(name, total))
+            StoredTensor(full[name].numel(), full[name].element_size(), model_file.most_header_bytes(name, total))
             for name in found
         ]
         for parameter, found in forms.items()
@@ -278,7 +280,7 @@ class GpuRates:
             "changes of layout": all_layout_changes_seconds(graph, batch, choices, self.kernels),
         }
         spent = CallSeconds(dict.fromkeys(network.names, 0.0), others, set())
-        of = origins(graph, network.names)
+        of = tensor_origins(graph, network.names)
         for node in graph.nodes:
             if (work := works.get(node.output)) is not None:
                 seconds = self.layer_seconds(work, choices[node.output])
@@ -301,7 +303,7 @@ class GpuRates:
     def _conversion_seconds(self, graph: Graph, batch: int) -> float:
         """Estimate the seconds for converting the number formats of the network's inputs and outputs."""
         seconds = 0.0
-        for name in (*graph.inputs, *graph.results):
+        for name in (*graph.inputs, *graph.output_names):
             dtype = getattr(torch, graph.values[name].dtype, None)
             if isinstance(dtype, torch.dtype) and dtype.is_floating_point and dtype != self.dtype:
                 numbers = graph.values[name].numel(batch)

@@ -63,7 +63,7 @@ class _Layout:
     def to_batch_first(self, made: Tensor, batch: int) -> Tensor:
         """Return the tensor `made` viewed with the batch at axis 0."""
         for op, args in self.forth:
-            made = aten.find(op, trusted=True)(made, *args)
+            made = aten.find_operation(op, trusted=True)(made, *args)
         return made
 
 
@@ -331,7 +331,7 @@ def view_chain_to(editor: Editor, name: str) -> ViewChain:
         for one in reversed(steps):
             viewed = value_name(one.attrs["args"][0])
             inputs = [made if value == viewed else evaluate_size(editor, value, batch) for value in one.inputs]
-            made = aten.prepare(one, editor.tensors, "cpu")(*inputs)
+            made = aten.bind_torch_node(one, editor.tensors, "cpu")(*inputs)
         return made
 
     return ViewChain(name, prod(int(size or 0) for size in shape[1:]), apply_views)
@@ -352,7 +352,7 @@ def evaluate_size(editor: Editor, name: str, batch: int) -> int:
             return size.of_batch * batch if isinstance(size, Multiple) else int(size or 0)
     if one is None or not one.op.startswith("operator.") or aten_name(one) == "getitem":
         raise GraphError(f"{name} is no size")
-    made = aten.prepare(one, {}, "cpu")(*(evaluate_size(editor, part, batch) for part in one.inputs))
+    made = aten.bind_torch_node(one, {}, "cpu")(*(evaluate_size(editor, part, batch) for part in one.inputs))
     return int(made)
 
 

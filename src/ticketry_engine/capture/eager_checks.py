@@ -34,9 +34,9 @@ from ticketry_engine.capture.side_effects import (
 )
 from ticketry_engine.errors import CaptureError, EngineError
 from ticketry_engine.example_inputs import difference, outputs_of
-from ticketry_engine.ir import Graph, Json, Node, aten, leaves, with_leaves
-from ticketry_engine.ir.binding import CallBinder, is_constant
-from ticketry_engine.ir.reference import torch_step
+from ticketry_engine.ir import Graph, Json, Node, aten, value_names, with_value_names
+from ticketry_engine.ir.binding import CallBinder, equals_constant
+from ticketry_engine.ir.reference import bind_checked_node
 from ticketry_engine.support.modules import copied
 from ticketry_engine.support.process_state import private_random_state
 from ticketry_engine.support.seeds import seed_torch
@@ -177,8 +177,8 @@ def _run_graph_in_torch(graph: Graph, args: Any, kwargs: Any) -> list[Any]:
     """Compute a graph node by node in torch, and return its outputs."""
     values: dict[str, Any] = dict(zip(graph.inputs, CallBinder(graph).bind(args, kwargs), strict=True))
     for one in graph.nodes:
-        values[one.output] = torch_step(graph, one)(*(values[name] for name in one.inputs))
-    return [values[name] for name in leaves(graph.outputs)]
+        values[one.output] = bind_checked_node(graph, one)(*(values[name] for name in one.inputs))
+    return [values[name] for name in value_names(graph.outputs)]
 
 
 # -- results that share no memory --------------------------------------------------------------------------------------
@@ -204,7 +204,7 @@ def with_unshared_outputs(graph: Graph, captured: Graph) -> Graph:
     known = {("value", name): ("value", name) for name in graph.inputs}
     """Owner of memory that an input or result uses -> owner of the same value's memory in the captured graph."""
     values, nodes, names = dict(graph.values), list(graph.nodes), []
-    for old, name in zip(leaves(captured.outputs), leaves(graph.outputs), strict=True):
+    for old, name in zip(value_names(captured.outputs), value_names(graph.outputs), strict=True):
         root = after[name]
         if root[0] == "weight" or (root in known and known[root] != before[old]):
             copy = unused_name(f"{name}.own", values)
@@ -218,7 +218,7 @@ def with_unshared_outputs(graph: Graph, captured: Graph) -> Graph:
     if len(nodes) == len(graph.nodes):
         return graph
     given = iter(names)
-    outputs = with_leaves(graph.outputs, lambda _: next(given))
+    outputs = with_value_names(graph.outputs, lambda _: next(given))
     return replace(graph, values=values, nodes=tuple(nodes), outputs=outputs)
 
 
@@ -238,7 +238,7 @@ def _view_source(node: Node) -> tuple[str, str]:
     if node.op.startswith("operator."):
         return "value", node.inputs[0] if aten_name(node) == "getitem" and node.inputs else ""
     found = arguments(node)
-    for known in aten.find(node.op, trusted=True)._schema.arguments:
+    for known in aten.find_operation(node.op, trusted=True)._schema.arguments:
         alias = known.alias_info
         if (alias is not None and not alias.is_write) or (
             name_without_overload(node) in _GIVE_BACK and known.name == "input"
@@ -267,4 +267,4 @@ def _equals_default(tree: Json, default: Any) -> bool:
     """Return whether the captured argument `tree` equals `default`; False for a tensor."""
     if isinstance(tree, str) or "constant" not in tree:
         return False
-    return type(tree["constant"]) is type(default) and is_constant(tree["constant"], default)
+    return type(tree["constant"]) is type(default) and equals_constant(tree["constant"], default)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ticketry_engine.capture.convert import OVERLOADS
 from ticketry_engine.capture.program import Multiple, Sizes
-from ticketry_engine.ir import FLOATS, Graph, Json, Node, Value, aten, native_node, with_leaves
+from ticketry_engine.ir import FLOATS, Graph, Json, Node, Value, aten, native_node, with_value_names
 from ticketry_engine.ir.native import TensorFacts, infer, takes
 
 Shape: TypeAlias = "tuple[int | None, ...]"
@@ -69,7 +69,7 @@ class Editor:
     def from_graph(cls, graph: Graph, sizes: Mapping[str, Sizes] | None = None) -> Editor:
         """Return an editor for a graph; `sizes` are the sizes of the captured values."""
         holders = Counter(name for one in graph.nodes for name in one.weights.values())
-        return cls(graph, dict(graph.values), dict(graph.tensors), sizes or {}, {}, graph.uses(), holders)
+        return cls(graph, dict(graph.values), dict(graph.tensors), sizes or {}, {}, graph.read_counts(), holders)
 
     def shape(self, name: str) -> Shape | None:
         return self.values[name].shape
@@ -195,7 +195,7 @@ def rewrite_nodes(graph: Graph, rule: Rule, sizes: Mapping[str, Sizes] | None = 
         for one in [current] if made is None else made:
             editor.makers[one.output] = one
             done.append(one)
-    outputs = with_leaves(graph.outputs, lambda name: renamed.get(name, name))
+    outputs = with_value_names(graph.outputs, lambda name: renamed.get(name, name))
     changed = replace(graph, values=editor.values, tensors=editor.tensors, outputs=outputs)
     return without_unused_nodes(changed.with_nodes(done))
 
@@ -235,7 +235,7 @@ def with_replaced_values(node: Node, changed: Mapping[str, Json]) -> Node:
 
 def without_unused_nodes(graph: Graph) -> Graph:
     """Return the graph without nodes that contribute to no output of the graph."""
-    wanted = set(graph.results)
+    wanted = set(graph.output_names)
     kept = []
     for one in reversed(graph.nodes):
         if one.output in wanted:
@@ -251,7 +251,7 @@ def arguments(node: Node) -> OpArguments:
     """Return the arguments of an ATen node by name, including defaults; {} for a node that computes with sizes."""
     if node.op.startswith("operator."):
         return {}
-    schema = aten.find(node.op, trusted=True)._schema
+    schema = aten.find_operation(node.op, trusted=True)._schema
     found = {known.name: known.default_value for known in schema.arguments if known.has_default_value()}
     found.update(zip((known.name for known in schema.arguments), node.attrs["args"], strict=False))
     found.update(node.attrs["kwargs"])

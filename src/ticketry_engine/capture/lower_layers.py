@@ -32,7 +32,7 @@ from ticketry_engine.capture.editor import (
 from ticketry_engine.capture.same_rows import expanded_row
 from ticketry_engine.ir import DTYPES, Graph, Json, Node, aten, native_node
 from ticketry_engine.ir.native import MOST_MOVED
-from ticketry_engine.ir.native_shapes import ACTS, is_act
+from ticketry_engine.ir.native_shapes import ACTS, is_activation
 from ticketry_engine.support.seeds import generator
 
 
@@ -211,7 +211,7 @@ def activation_of_op(name: str, found: Mapping[str, Any]) -> Json:
         return "gelu_tanh" if found["approximate"] == "tanh" else "gelu"
     if name in ACTS:
         return name
-    if name == "leaky_relu" and is_act(act := {"leaky_relu": found["negative_slope"]}):
+    if name == "leaky_relu" and is_activation(act := {"leaky_relu": found["negative_slope"]}):
         return act
     if name == "hardtanh":
         return _clamp_activation(found["min_val"], found["max_val"])
@@ -332,7 +332,7 @@ def lower_resize(editor: Editor, node: Node) -> list[Node]:
     places = [int(size or 0) for size in made[2:]]
     require_match(all(0 < size <= more and not more % size for size, more in zip(sizes, places, strict=True)))
     require_match(channels * prod(places) <= MOST_MOVED)
-    resize, dtype = aten.prepare(node, editor.tensors, "cpu"), getattr(torch, editor.values[x].dtype)
+    resize, dtype = aten.bind_torch_node(node, editor.tensors, "cpu"), getattr(torch, editor.values[x].dtype)
     taps = [_resize_weights(resize, sizes, axis, places[axis] // sizes[axis], reach, dtype) for axis in range(2)]
     kernel = torch.einsum("ra,sb->rsab", *taps)
     nodes = _repeat_borders(editor, x, node.output, sizes, reach)

@@ -162,7 +162,7 @@ def _lower_nearest_resize(editor: Editor, node: Node, args: OpArguments) -> list
 
 def _repeats_pixels(editor: Editor, node: Node, sizes: tuple[int, ...], made: tuple[int, ...]) -> bool:
     """Return whether upsampling repeats every pixel equally often, tested on images of row and column numbers."""
-    interpolate = aten.prepare(node, editor.tensors, "cpu")
+    interpolate = aten.bind_torch_node(node, editor.tensors, "cpu")
     for axis, (size, wanted) in enumerate(zip(sizes, made, strict=True)):
         numbers = torch.arange(size, dtype=getattr(torch, editor.values[node.output].dtype))
         pixels = numbers.view(1, 1, *((-1, 1) if axis == 0 else (1, -1))).expand(1, 1, *sizes)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ticketry_engine.ir.native_shapes import windows
+from ticketry_engine.ir.native_shapes import window_count
 
 _aten = torch.ops.aten
 
@@ -88,7 +88,7 @@ def _conv_output(
     if bias is not None and (bias.dtype != x.dtype or bias.shape != weight.shape[:1]):
         return None
     each = zip(x.shape[2:], weight.shape[2:], _as_pair(stride), _as_pair(padding), _as_pair(dilation), strict=True)
-    sizes = [windows(*one) for one in each]
+    sizes = [window_count(*one) for one in each]
     if min(sizes) < 1:
         return None
     kind = torch.channels_last if x.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
@@ -116,7 +116,7 @@ def _pool_output(
     each = list(zip(x.shape[2:], *map(_as_pair, (kernel, stride or kernel, padding, dilation)), strict=True))
     if any(2 * pad > width for _, width, _, pad, _ in each):
         return None
-    sizes = [windows(*one, ceil=ceil) for one in each]
+    sizes = [window_count(*one, ceil=ceil) for one in each]
     return x.new_empty((*x.shape[:2], *sizes)) if min(sizes) >= 1 else None
 
 

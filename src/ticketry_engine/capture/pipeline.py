@@ -127,7 +127,7 @@ def _capture_by_export(model: nn.Module, given: Arguments) -> _Found:
     fresh = copy_sharing_parameters(model)
     notes = check_calls_are_independent(fresh, given)
     graph, sizes = convert(_export_program(model, given, True, notes=notes), model)
-    if not graph.dynamic or matches_model_for_one_example(graph, fresh, given):
+    if not graph.accepts_any_batch or matches_model_for_one_example(graph, fresh, given):
         return graph, sizes, True
     if given.examples != 1:
         return graph, sizes, False
@@ -182,7 +182,7 @@ def compute_constants(graph: Graph) -> Graph:
     names: dict[str, str] = {}
     tensors = dict(graph.tensors)
     nodes: list[Node] = []
-    kept = set(graph.results)
+    kept = set(graph.output_names)
     for old in graph.nodes:
         known = {
             name: {"tensor": names[name]} if name in names else constants[name]
@@ -194,7 +194,7 @@ def compute_constants(graph: Graph) -> Graph:
             nodes.append(one)
             continue
         with torch.no_grad():
-            made = aten.prepare(one, tensors, "cpu")()
+            made = aten.bind_torch_node(one, tensors, "cpu")()
         size = sum(tensors[name].numel() for name in one.weights)
         if one.output in kept or not _can_be_constant(made, size + _LARGEST):
             nodes.append(one)
@@ -239,7 +239,7 @@ def _is_function_of_weights(node: Node) -> bool:
         return False
     if node.op.startswith("operator."):
         return True
-    return torch.Tag.nondeterministic_seeded not in aten.find(node.op, trusted=True).tags
+    return torch.Tag.nondeterministic_seeded not in aten.find_operation(node.op, trusted=True).tags
 
 
 def _can_be_constant(made: Any, most: int) -> bool:

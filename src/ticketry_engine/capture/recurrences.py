@@ -92,7 +92,7 @@ class _InChain:
 
 def _find_recurrences(graph: Graph) -> Iterator[tuple[str, _InChain]]:
     """Yield (name of a state, its place in its recurrence) for all recurrences over all positions of an axis."""
-    makers = graph.makers
+    makers = graph.node_by_output
     steps = [step for one in graph.nodes for step in _match_recurrence_steps(graph, makers, one)]
     behind: dict[str, list[_Step]] = {}
     for step in steps:

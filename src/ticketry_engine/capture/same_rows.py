@@ -89,7 +89,7 @@ class _EqualRows:
         self.rows[node.output] = row.clone()
 
     def _can_evaluate(self, node: Node, name: str) -> bool:
-        tags = aten.find(node.op, trusted=True).tags
+        tags = aten.find_operation(node.op, trusted=True).tags
         known = self.numbers.keys() | self.orders.keys() | self.rows.keys()
         if torch.Tag.nondeterministic_seeded in tags or not known.issuperset(node.inputs):
             return False
@@ -130,7 +130,7 @@ class _EqualRows:
                 inputs.append(examples)
         try:
             with torch.no_grad():
-                return aten.prepare(node, self.graph.tensors, "cpu")(*inputs)
+                return aten.bind_torch_node(node, self.graph.tensors, "cpu")(*inputs)
         except (RuntimeError, IndexError, TypeError, ValueError):
             raise NoMatchError from None
 
@@ -145,7 +145,9 @@ def replace_equal_rows(graph: Graph) -> Graph:
     if not known.rows:
         return graph
     tensors = dict(graph.tensors)
-    read = {name for one in graph.nodes if one.output not in known.rows for name in one.inputs} | set(graph.results)
+    read = {name for one in graph.nodes if one.output not in known.rows for name in one.inputs} | set(
+        graph.output_names
+    )
     number = ""
     nodes: list[Node] = []
     for one in graph.nodes:

@@ -20,7 +20,7 @@ from ticketry_engine.capture.program import (
     traceable_torch,
 )
 from ticketry_engine.errors import CaptureError
-from ticketry_engine.ir.aten import is_function
+from ticketry_engine.ir.aten import has_no_written_argument
 
 
 def weight_write_error(name: str) -> CaptureError:
@@ -187,7 +187,7 @@ def replace_writes(graph: fx.Graph) -> bool:
 
 def is_in_place(node: fx.Node) -> bool:
     """Return whether a node's operation writes to one of its arguments."""
-    return isinstance(node.target, torch._ops.OpOverload) and not is_function(node.target)
+    return isinstance(node.target, torch._ops.OpOverload) and not has_no_written_argument(node.target)
 
 
 def _written_argument(node: fx.Node) -> fx.Node:
@@ -238,7 +238,7 @@ def _functional_op(node: fx.Node) -> Any:
         return None
     packet = getattr(getattr(torch.ops, namespace), name[:-1], None)
     found = getattr(packet, node.target._overloadname, None) if packet is not None else None
-    return found if found is not None and is_function(found) else None
+    return found if found is not None and has_no_written_argument(found) else None
 
 
 def _replace_in_place(graph: fx.Graph, one: fx.Node) -> None:

@@ -21,7 +21,7 @@ from ticketry_engine.capture import capture
 from ticketry_engine.errors import EngineError, MissingExtraError, UsageError
 from ticketry_engine.gpu.plan import LAYERS, LayerChoice, layer_facts, plan, time_on_gpu
 from ticketry_engine.ir import Graph, model_file
-from ticketry_engine.ir.binding import CallBinder, build
+from ticketry_engine.ir.binding import CallBinder, build_object
 from ticketry_engine.layers import ForInference, layer_of, median_seconds, table, warn_of_notes
 from ticketry_engine.results import Layer
 from ticketry_engine.support.entry_points import entry_point
@@ -129,7 +129,7 @@ class CompiledGpu(ForInference):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         inputs = [self._check_device_of(x) for x in self._call.bind(args, kwargs)]
         with self._lock, torch.no_grad(), computing_mode(self.device):
-            return build(self.graph.outputs, self._run(inputs)(inputs))
+            return build_object(self.graph.outputs, self._run(inputs)(inputs))
 
     def choices(self, *args: Any, **kwargs: Any) -> dict[str, LayerChoice]:
         """Return, by name of a layer's output, the kernel that the layer would use for these inputs, and why."""

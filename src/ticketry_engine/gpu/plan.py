@@ -221,7 +221,7 @@ def all_layout_changes_seconds(graph: Graph, batch: int, choices: Mapping[str, L
         if (reads, made) == ("inner", "outer"):  # a linear layer on the last axis of an image
             total += turned(node.output)
         held[node.output] = {made}
-    for name in graph.results:
+    for name in graph.output_names:
         need(name, "outer")
     return total
 
@@ -258,7 +258,7 @@ def _is_grid(graph: Graph, node: Node) -> bool:
 
 def _is_grid_result(graph: Graph, name: str) -> bool:
     """Return whether a value is the result of a linear layer or layer norm over the last axis of an image."""
-    maker = graph.makers.get(name)
+    maker = graph.node_by_output.get(name)
     shape = graph.values[name].shape or ()
     return maker is not None and maker.op in ("linear", "layer_norm") and len(shape) not in (2, 3)
 

@@ -48,8 +48,8 @@ from ticketry_engine.gpu.tables import (
 )
 from ticketry_engine.ir import Graph, Node, last_uses
 from ticketry_engine.ir.native import activation, dtype_name
-from ticketry_engine.ir.native_shapes import windows
-from ticketry_engine.ir.reference import Cast, check_output, prepare
+from ticketry_engine.ir.native_shapes import window_count
+from ticketry_engine.ir.reference import Cast, bind_node, with_output_check
 
 _WIDE = 1 << 31
 _TURN = 64
@@ -106,7 +106,7 @@ def group_conv2d(
 
 def _conv_out(x: Tensor, outputs: int, kernel: Indices, stride: Indices, padding: Indices, dilation: Indices) -> Tensor:
     axes = zip(x.shape[2:], kernel, stride, padding, dilation, strict=True)
-    return inner_empty((x.shape[0], outputs, *(windows(*axis) for axis in axes)), x)
+    return inner_empty((x.shape[0], outputs, *(window_count(*axis) for axis in axes)), x)
 
 
 @group_conv2d.register_fake
@@ -343,7 +343,7 @@ def _inner_pool2d_fake(x: Tensor, *rest: Any) -> Tensor:
 
 def _pool_out(x: Tensor, kernel: Indices, stride: Indices, padding: Indices, dilation: Indices, ceil: bool) -> Tensor:
     axes = zip(x.shape[2:], kernel, stride, padding, dilation, strict=True)
-    return inner_empty((*x.shape[:2], *(windows(*axis, ceil=ceil) for axis in axes)), x)
+    return inner_empty((*x.shape[:2], *(window_count(*axis, ceil=ceil) for axis in axes)), x)
 
 
 # -- values and weights ------------------------------------------------------------------------------------------------
@@ -460,7 +460,7 @@ class GpuProgram:
     def __post_init__(self) -> None:
         self._wanted = find_inner_values(self.graph, self.choices)
         nodes = self.graph.nodes
-        done = last_uses([(node.inputs, (node.output,)) for node in nodes], self.graph.results)
+        done = last_uses([(node.inputs, (node.output,)) for node in nodes], self.graph.output_names)
         for node, free in zip(nodes, done, strict=True):
             self._steps.append((self._build_step(node), node.inputs, node.output, free))
 
@@ -486,7 +486,7 @@ class GpuProgram:
             held[made] = call(made, run, [held[name] for name in reads])
             for name in done:
                 del held[name]
-        return {name: self._result(name, held[name].get_outer()) for name in self.graph.results}
+        return {name: self._result(name, held[name].get_outer()) for name in self.graph.output_names}
 
     def _result(self, name: str, made: Any) -> Any:
         dtype = getattr(torch, self.graph.values[name].dtype, None)
@@ -509,8 +509,12 @@ class GpuProgram:
         cast, weights = self.weights.cast, self.weights.dense(node)
         if two_four:
             weights[node.weights["weight"]] = self.weights.two_four(node)
-        function = prepare(cast.node(node), weights, device=self.weights.device)
-        return function if node.native else check_output(function, cast.value(self.graph.values[node.output]), node)
+        function = bind_node(cast.convert_node(node), weights, device=self.weights.device)
+        return (
+            function
+            if node.native
+            else with_output_check(function, cast.convert_value(self.graph.values[node.output]), node)
+        )
 
 
 # -- sparse layers -----------------------------------------------------------------------------------------------------
@@ -626,5 +630,5 @@ def _build_inner_function(node: Node, weights: Weights) -> Callable[..., Tensor]
             return from_memory_order(made if act is None else act(made), x.shape[0])
 
         return affine
-    function = prepare(node, {})
+    function = bind_node(node, {})
     return lambda *parts: from_memory_order(function(*map(to_memory_order, parts)), parts[0].shape[0])

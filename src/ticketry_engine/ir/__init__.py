@@ -6,8 +6,8 @@ runs.
 
 from __future__ import annotations
 
-from ticketry_engine.ir.graph import Graph, Region, last_uses, leaves, with_leaves
+from ticketry_engine.ir.graph import Graph, Region, last_uses, value_names, with_value_names
 from ticketry_engine.ir.native import DTYPES, FLOATS, UNFILED, Json, Node, Value, native_node
 
-__all__ = ["DTYPES", "FLOATS", "UNFILED", "Graph", "Json", "Node", "Region", "Value", "last_uses", "leaves"]
-__all__ += ["native_node", "with_leaves"]
+__all__ = ["DTYPES", "FLOATS", "UNFILED", "Graph", "Json", "Node", "Region", "Value", "last_uses", "value_names"]
+__all__ += ["native_node", "with_value_names"]

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from ticketry_engine.errors import GraphError
-from ticketry_engine.ir.native import DTYPES, UNFILED, Json, Node, shortened
+from ticketry_engine.ir.native import DTYPES, UNFILED, Json, Node, short_repr
 
 LEAST_INT, LARGEST_INT = -(1 << 63), (1 << 63) - 1  # the largest is what torch takes for the end of an axis
 
@@ -45,10 +45,10 @@ def is_number(value: Any) -> bool:
 def _parse_number(value: Any) -> Any:
     if is_number(value):
         return value
-    raise GraphError(f"{shortened(value)} is no number that sizes are computed with")
+    raise GraphError(f"{short_repr(value)} is no number that sizes are computed with")
 
 
-def _require_numbers(function: Callable[..., Any]) -> Callable[..., Any]:
+def _with_number_checks(function: Callable[..., Any]) -> Callable[..., Any]:
     return lambda *numbers: _parse_number(function(*map(_parse_number, numbers)))
 
 
@@ -58,12 +58,12 @@ def _bounded_power(base: Any, exponent: Any) -> Any:
         near = math.pow(base, exponent)
     except (OverflowError, ValueError) as error:
         raise GraphError(
-            f"{shortened(base)} ** {shortened(exponent)} is no number that sizes are computed with"
+            f"{short_repr(base)} ** {short_repr(exponent)} is no number that sizes are computed with"
         ) from error
     return base**exponent if isinstance(base, int) and isinstance(exponent, int) and exponent >= 0 else near
 
 
-def _checked_entry(sequence: Any, index: int) -> Any:
+def _entry_of_sequence(sequence: Any, index: int) -> Any:
     if not isinstance(sequence, (list, tuple)) or type(index) is not int:
         raise GraphError(f"no entry can be taken from {type(sequence).__name__}")
     return sequence[index]
@@ -71,22 +71,22 @@ def _checked_entry(sequence: Any, index: int) -> Any:
 
 OPERATORS: Mapping[str, tuple[int, Callable[..., Any]]] = {
     **{
-        name: (2, _require_numbers(getattr(operator, name)))
+        name: (2, _with_number_checks(getattr(operator, name)))
         for name in ("add", "sub", "mul", "floordiv", "truediv", "mod", "eq", "ne", "lt", "le", "gt", "ge")
     },
-    "neg": (1, _require_numbers(operator.neg)),
-    "pow": (2, _require_numbers(_bounded_power)),
-    "sqrt": (1, _require_numbers(lambda value: float(_bounded_power(value, 0.5)))),
-    "max": (2, _require_numbers(max)),
-    "min": (2, _require_numbers(min)),
-    "int": (1, _require_numbers(int)),
-    "float": (1, _require_numbers(float)),
-    "getitem": (2, _checked_entry),
+    "neg": (1, _with_number_checks(operator.neg)),
+    "pow": (2, _with_number_checks(_bounded_power)),
+    "sqrt": (1, _with_number_checks(lambda value: float(_bounded_power(value, 0.5)))),
+    "max": (2, _with_number_checks(max)),
+    "min": (2, _with_number_checks(min)),
+    "int": (1, _with_number_checks(int)),
+    "float": (1, _with_number_checks(float)),
+    "getitem": (2, _entry_of_sequence),
 }
 """Name of an operation on numbers or lists -> (number of arguments, function)."""
 
 
-def find(op: str, *, trusted: bool = False) -> Any:
+def find_operation(op: str, *, trusted: bool = False) -> Any:
     """Return the torch function of `op`; unless `trusted`, raise `GraphError` if files may not have the operation."""
     kind, _, rest = op.partition(".")
     if kind == "operator" and rest in OPERATORS:
@@ -98,7 +98,7 @@ def find(op: str, *, trusted: bool = False) -> Any:
     if packet is None or overload not in packet.overloads():
         raise GraphError(f"torch {torch.__version__} has no operation {op[:80]!r}: use the torch of the graph's maker")
     function = getattr(packet, overload)
-    if not is_function(function):
+    if not has_no_written_argument(function):
         raise GraphError(f"the operation {op[:80]!r} writes to its arguments")
     if not trusted and not all(str(one.type) in _RESULTS for one in function._schema.returns):
         raise GraphError(f"the operation {op[:80]!r} makes neither tensors nor numbers")
@@ -118,16 +118,16 @@ def is_portable(op: str) -> bool:
     return rest in OPERATORS if kind == "operator" else kind == "aten" and rest.partition(".")[0] in ALLOWED
 
 
-def is_function(overload: Any) -> bool:
+def has_no_written_argument(overload: Any) -> bool:
     """Return whether the operation of a torch overload writes to none of its arguments."""
     arguments = overload._schema.arguments
     return not any(one.alias_info is not None and one.alias_info.is_write for one in arguments)
 
 
-def check(node: Node, *, trusted: bool = False) -> None:
+def check_torch_node(node: Node, *, trusted: bool = False) -> None:
     """Raise `GraphError` unless the operation is allowed and the node's arguments match its schema and inputs."""
     where = f"{node.op[:80]} -> {node.output[:80]}"
-    function = find(node.op, trusted=trusted)
+    function = find_operation(node.op, trusted=trusted)
     if set(node.attrs) != {"args", "kwargs"}:
         raise GraphError(f"{where}: its attributes have to be args and kwargs")
     args, kwargs = node.attrs["args"], node.attrs["kwargs"]
@@ -155,12 +155,15 @@ def check(node: Node, *, trusted: bool = False) -> None:
 def replace_objects(attrs: Mapping[str, Json], change: Callable[[str, str], Json]) -> dict[str, Json]:
     """Return a torch node's attributes with each JSON object {kind: content} replaced by `change(kind, content)`."""
 
-    def each(value: Json) -> Json:
+    def replace_inside(value: Json) -> Json:
         if isinstance(value, list):
-            return [each(part) for part in value]
+            return [replace_inside(part) for part in value]
         return change(*next(iter(value.items()))) if isinstance(value, dict) else value
 
-    return {"args": each(attrs["args"]), "kwargs": {name: each(value) for name, value in attrs["kwargs"].items()}}
+    return {
+        "args": replace_inside(attrs["args"]),
+        "kwargs": {name: replace_inside(value) for name, value in attrs["kwargs"].items()},
+    }
 
 
 _DEEPEST = 8
@@ -173,7 +176,7 @@ def _iterate_references(value: Json, where: str, depth: int = 0) -> Iterator[tup
     if isinstance(value, (int, float)):
         if not is_number(value):
             raise GraphError(
-                f"{where}: {shortened(value)} in its arguments is too large: not finite, or no integer of 64 bits"
+                f"{where}: {short_repr(value)} in its arguments is too large: not finite, or no integer of 64 bits"
             )
         return
     if isinstance(value, list) and depth < _DEEPEST:
@@ -188,7 +191,7 @@ def _iterate_references(value: Json, where: str, depth: int = 0) -> Iterator[tup
                 return
             if content in _CONTENTS.get(kind, ()) or (kind == "complex" and _is_complex(content)):
                 return
-    raise GraphError(f"{where}: {shortened(value)} is no argument")
+    raise GraphError(f"{where}: {short_repr(value)} is no argument")
 
 
 def _is_complex(text: str) -> bool:
@@ -206,22 +209,22 @@ _CONTENTS: Mapping[str, Any] = {
 }
 
 
-def prepare(node: Node, tensors: Mapping[str, Tensor], device: str | torch.device) -> Callable[..., Any]:
+def bind_torch_node(node: Node, tensors: Mapping[str, Tensor], device: str | torch.device) -> Callable[..., Any]:
     """Return a function from the node's inputs, in order, to its output; the node must have passed `check`.
 
     `tensors` are the weights of the graph by name, and `device` is the device that ``{"device": "own"}`` stands for.
     """
-    function = find(node.op, trusted=True)
+    function = find_operation(node.op, trusted=True)
     if node.op in _OF_PLAIN_MEMORY or node.op.partition(".")[0] not in ("aten", "operator"):
-        function = _on_plain_memory(function)
+        function = _with_contiguous_arguments(function)
     elif not node.attrs["kwargs"]:
         function = _IN_PYTHON.get(node.op, function)
     positions = {name: index for index, name in enumerate(node.inputs)}
 
-    def resolve(value: Json) -> Any:
+    def decode_argument(value: Json) -> Any:
         """Return a JSON argument as a Python object; return a `_ComputedArgument` if the argument depends on inputs."""
         if isinstance(value, list):
-            parts = [resolve(part) for part in value]
+            parts = [decode_argument(part) for part in value]
             if not any(isinstance(part, _ComputedArgument) for part in parts):
                 return parts
             return _ComputedArgument(
@@ -239,8 +242,8 @@ def prepare(node: Node, tensors: Mapping[str, Tensor], device: str | torch.devic
             return complex(content) if kind == "complex" else float(content)
         return torch.device(device) if kind == "device" else getattr(torch, content)
 
-    args = [resolve(value) for value in node.attrs["args"]]
-    kwargs = {name: resolve(value) for name, value in node.attrs["kwargs"].items()}
+    args = [decode_argument(value) for value in node.attrs["args"]]
+    kwargs = {name: decode_argument(value) for name, value in node.attrs["kwargs"].items()}
     count = len(node.inputs)
     if node.attrs["args"][:count] == [{"value": name} for name in node.inputs]:
         rest = args[count:]
@@ -249,11 +252,11 @@ def prepare(node: Node, tensors: Mapping[str, Tensor], device: str | torch.devic
     early = {name: value for name, value in kwargs.items() if not isinstance(value, _ComputedArgument)}
     late = {name: value.compute for name, value in kwargs.items() if isinstance(value, _ComputedArgument)}
 
-    def call(*inputs: Any) -> Any:
+    def call_function(*inputs: Any) -> Any:
         given = [value.compute(inputs) if isinstance(value, _ComputedArgument) else value for value in args]
         return function(*given, **early, **{name: of(inputs) for name, of in late.items()})
 
-    return call
+    return call_function
 
 
 _OF_PLAIN_MEMORY = frozenset(
@@ -266,22 +269,24 @@ _OF_PLAIN_MEMORY = frozenset(
 """Operations that read a tensor's memory, and therefore need a contiguous tensor without a pending conjugation."""
 
 
-def _on_plain_memory(function: Callable[..., Any]) -> Callable[..., Any]:
+def _with_contiguous_arguments(function: Callable[..., Any]) -> Callable[..., Any]:
     """Return a function that makes every tensor argument contiguous, and then calls `function`.
 
     A tensor may be a view of a larger tensor, or have another memory layout than in the original model.
     """
 
-    def plain(value: Any) -> Any:
+    def make_contiguous(value: Any) -> Any:
         if isinstance(value, (list, tuple)):
-            return type(value)(map(plain, value)) if type(value) in (list, tuple) else value
+            return type(value)(map(make_contiguous, value)) if type(value) in (list, tuple) else value
         if not isinstance(value, Tensor) or value.layout != torch.strided:
             return value
         value = value.resolve_conj().resolve_neg()
         whole = value.is_contiguous() and not value.storage_offset()
         return value if whole else value.clone(memory_format=torch.contiguous_format)
 
-    return lambda *args, **kwargs: function(*map(plain, args), **{name: plain(one) for name, one in kwargs.items()})
+    return lambda *args, **kwargs: function(
+        *map(make_contiguous, args), **{name: make_contiguous(one) for name, one in kwargs.items()}
+    )
 
 
 _IN_PYTHON: Mapping[str, Callable[..., Any]] = {

@@ -13,7 +13,7 @@ from torch.utils._pytree import register_pytree_node
 
 from ticketry_engine.errors import EngineError
 from ticketry_engine.ir.graph import Graph
-from ticketry_engine.ir.native import Json, dtype_name, shortened
+from ticketry_engine.ir.native import Json, dtype_name, short_repr
 from ticketry_engine.support.process_state import ONE_AT_A_TIME
 
 
@@ -36,7 +36,7 @@ class Fields(tuple[Any, ...]):
     _fields: tuple[str, ...]
 
     @classmethod
-    def of(cls, content: Mapping[str, Any]) -> Fields:
+    def from_mapping(cls, content: Mapping[str, Any]) -> Fields:
         made = cls(content.values())
         made._fields = tuple(content)
         return made
@@ -51,7 +51,7 @@ class Fields(tuple[Any, ...]):
         return dict(zip(self._fields, self, strict=True))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Fields.of, (self._asdict(),)
+        return Fields.from_mapping, (self._asdict(),)
 
 
 # Registered as pytrees, so that functions such as `tree_map` find the tensors in them.
@@ -64,12 +64,12 @@ register_pytree_node(
 register_pytree_node(
     Fields,
     lambda made: (list(made), list(made._fields)),
-    lambda values, names: Fields.of(dict(zip(names, values, strict=True))),
+    lambda values, names: Fields.from_mapping(dict(zip(names, values, strict=True))),
     serialized_type_name="ticketry.Fields",
 )
 
 
-def build(tree: Json, values: Mapping[str, Any]) -> Any:
+def build_object(tree: Json, values: Mapping[str, Any]) -> Any:
     """Return the Python object that `tree` (JSON like `Graph.outputs`) describes, with tensors from `values`."""
     if isinstance(tree, str):
         return values[tree]
@@ -77,11 +77,11 @@ def build(tree: Json, values: Mapping[str, Any]) -> Any:
     if kind == "constant":
         return content
     if kind in ("tuple", "list"):
-        parts = [build(part, values) for part in content]
+        parts = [build_object(part, values) for part in content]
         return parts if kind == "list" else tuple(parts)
-    made = {key: build(part, values) for key, part in content.items()}
+    made = {key: build_object(part, values) for key, part in content.items()}
     if kind == "fields":
-        return Fields.of(made)
+        return Fields.from_mapping(made)
     if kind == "numbered":
         return {int(key): part for key, part in made.items()}
     return made if kind == "dict" else OutputRecord(made)
@@ -138,11 +138,11 @@ class CallBinder:
     def bind_examples(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
         """Return the result of `bind`; a single tuple, list or dict in `args` may contain all arguments."""
         given = args[0] if len(args) == 1 and not kwargs else None
-        if isinstance(given, (tuple, list, Mapping)) and not self._is_first_argument(given):
+        if isinstance(given, (tuple, list, Mapping)) and not self._resembles_first_argument(given):
             return self.bind((), given) if isinstance(given, Mapping) else self.bind(tuple(given), {})
         return self.bind(args, kwargs)
 
-    def _is_first_argument(self, given: Any) -> bool:
+    def _resembles_first_argument(self, given: Any) -> bool:
         """Return whether the container `given` is of the kind (mapping or sequence) of the first captured argument."""
         trees = [] if self._signature is None else self._signature["args"]
         kind = next(iter(trees[0])) if trees and isinstance(trees[0], dict) else ""
@@ -159,16 +159,16 @@ class CallBinder:
         if len(args) > len(trees):
             raise EngineError(f"{len(args)} arguments by position are more than the {len(trees)} it was captured with")
         for tree, value in zip(trees, args, strict=False):
-            _match_tree(tree, value, found)
+            _match_values_to_tree(tree, value, found)
         for name, tree in list(zip(names, trees, strict=False))[len(args) :]:
             wanted[name] = tree
         if len(args) < len(trees) and len(names) < len(trees):
             raise EngineError(f"{len(args)} arguments by position are fewer than the {len(trees)} it was captured with")
         for name, value in kwargs.items():
             if name not in wanted:
-                self._check_left_out(name, value)
+                self._check_default_argument(name, value)
                 continue
-            _match_tree(wanted.pop(name), value, found)
+            _match_values_to_tree(wanted.pop(name), value, found)
         for name, tree in wanted.items():
             if not (isinstance(tree, dict) and "constant" in tree):
                 raise EngineError(
@@ -182,17 +182,17 @@ class CallBinder:
                 )
         return found
 
-    def _check_left_out(self, name: str, value: Any) -> None:
+    def _check_default_argument(self, name: str, value: Any) -> None:
         """Raise `EngineError` unless `value` is the default of an argument that was left out when capturing."""
         default = self._defaults.get(name, {"constant": None})
-        if default is None or not is_constant(default["constant"], value):
+        if default is None or not equals_constant(default["constant"], value):
             raise EngineError(
                 f"the argument {name!r} was not given when the model was captured: compile it with example inputs"
                 f" that have it, tk.compile(model, mask, {{…, {name!r}: …}})"
             )
 
 
-def is_constant(constant: Any, value: Any) -> bool:
+def equals_constant(constant: Any, value: Any) -> bool:
     """Return whether an argument equals a constant of a graph's signature; NaN counts as equal to NaN."""
     if isinstance(value, Tensor):
         return False
@@ -200,19 +200,19 @@ def is_constant(constant: Any, value: Any) -> bool:
     return both_nan or value is constant or bool(value == constant)
 
 
-def _match_tree(tree: Json, value: Any, found: dict[str, Any]) -> None:
+def _match_values_to_tree(tree: Json, value: Any, found: dict[str, Any]) -> None:
     if isinstance(tree, str):
         found[tree] = value
         return
     ((kind, content),) = tree.items()
     if kind == "constant":
-        if not is_constant(content, value):
-            raise EngineError(f"an argument is {shortened(value)}, but the model was captured with {content!r}")
+        if not equals_constant(content, value):
+            raise EngineError(f"an argument is {short_repr(value)}, but the model was captured with {content!r}")
     elif kind in ("tuple", "list"):
         if not isinstance(value, (tuple, list)) or len(value) != len(content):
             raise EngineError(f"an argument is {type(value).__name__}, not {len(content)} values as when captured")
         for part, entry in zip(content, value, strict=True):
-            _match_tree(part, entry, found)
+            _match_values_to_tree(part, entry, found)
     else:
         if kind == "fields" and isinstance(value, tuple):
             value = dict(zip(getattr(value, "_fields", ()), value, strict=False))
@@ -223,7 +223,7 @@ def _match_tree(tree: Json, value: Any, found: dict[str, Any]) -> None:
                 f"an argument is {type(value).__name__}, not a mapping of {list(content)} as when captured"
             )
         for key, part in content.items():
-            _match_tree(part, value[key], found)
+            _match_values_to_tree(part, value[key], found)
 
 
 # -- Checks that a tensor may be read by its address: dense, with its numbers in its own memory ------------------------
@@ -261,7 +261,7 @@ def readable_tensor(value: object, name: str, keys: frozenset[int] = _ON_CPU) ->
     are the accepted dispatch keys, from `keys_of_dense_tensors`.
     """
     if type(value) not in _TYPES or _dispatch_keys(value) not in keys:
-        value = _resolve(value, name, keys)
+        value = _resolve_view(value, name, keys)
     tensor: Tensor = value  # type: ignore[assignment]
     _check_storage(tensor, name)
     return tensor if tensor.data_ptr() % tensor.itemsize == 0 else tensor.clone()
@@ -289,7 +289,7 @@ def new_output(shape: Sequence[int]) -> Tensor:
     return made
 
 
-def _resolve(value: object, name: str, keys: frozenset[int]) -> Tensor:
+def _resolve_view(value: object, name: str, keys: frozenset[int]) -> Tensor:
     if not isinstance(value, Tensor):
         raise EngineError(f"{name} has to be a tensor, not {type(value).__name__}")
     tensor = value

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from ticketry_engine.errors import GraphError
-from ticketry_engine.ir.aten import check
+from ticketry_engine.ir.aten import check_torch_node
 from ticketry_engine.ir.native import (
     DTYPES,
     LARGEST_SIZE,
@@ -29,7 +29,7 @@ from ticketry_engine.ir.native import (
     Value,
     dtype_name,
     infer,
-    shortened,
+    short_repr,
 )
 from ticketry_engine.support.modules import normal_name
 
@@ -65,28 +65,28 @@ class Graph:
     """Notes for the user, such as why the batch size is fixed."""
 
     @property
-    def dynamic(self) -> bool:
+    def accepts_any_batch(self) -> bool:
         """Return whether the graph accepts any batch size."""
         shapes = [self.values[name].shape for name in self.inputs]
         return any(bool(shape) and shape[0] is None for shape in shapes if shape is not None)
 
     @property
-    def makers(self) -> dict[str, Node]:
+    def node_by_output(self) -> dict[str, Node]:
         """Return, for each value name, the node that computes the value."""
         return {one.output: one for one in self.nodes}
 
     @property
-    def results(self) -> tuple[str, ...]:
+    def output_names(self) -> tuple[str, ...]:
         """Return the names of the values in `outputs`, in order and without repetition."""
-        return tuple(dict.fromkeys(leaves(self.outputs)))
+        return tuple(dict.fromkeys(value_names(self.outputs)))
 
-    def uses(self) -> dict[str, int]:
+    def read_counts(self) -> dict[str, int]:
         """Return, for each value name, how often nodes and the graph's outputs read the value."""
         counts = dict.fromkeys(self.values, 0)
         for one in self.nodes:
             for name in one.inputs:
                 counts[name] += 1
-        for name in leaves(self.outputs):
+        for name in value_names(self.outputs):
             counts[name] += 1
         return counts
 
@@ -113,7 +113,7 @@ class Graph:
                 weight is missing or has a wrong shape; if an output shape disagrees with the input shapes; if an
                 attribute has a wrong type or size; or, unless `trusted`, if a name cannot be printed.
         """
-        _check_counts(self)
+        _check_node_outputs(self)
         if not trusted:
             named = (text for one in self.nodes for text in (one.op, one.output, *one.weights))
             _check_printable([*self.values, *self.tensors, *self.notes, *named])
@@ -132,14 +132,14 @@ class Graph:
         for one in self.nodes:
             _check_node(self, one, known, trusted)
             known.add(one.output)
-        for name in self.results:
+        for name in self.output_names:
             if name not in known:
                 raise GraphError(f"the output {name[:80]!r} is made by no node")
         if len(known) != len(self.values):
             raise GraphError(f"no node makes the value {next(iter(set(self.values) - known))[:80]!r}")
         _check_signature(self)
         if not trusted:
-            _check_printable(_iterate_names([self.outputs, self.signature]))
+            _check_printable(_iterate_names_and_keys([self.outputs, self.signature]))
         return self
 
 
@@ -152,7 +152,7 @@ class Region:
     nodes: tuple[Node, ...]
 
     @property
-    def uses(self) -> dict[str, int]:
+    def read_counts(self) -> dict[str, int]:
         """Return, for each value name, how often the nodes and the outputs of the region read the value."""
         return dict(Counter([*(name for one in self.nodes for name in one.inputs), *self.outputs]))
 
@@ -177,13 +177,13 @@ _WHOLE = re.compile(r"-?(0|[1-9][0-9]{0,18})")
 """Pattern of the only spelling of an integer that keys may have, so that equal integers have equal texts."""
 
 
-def leaves(tree: Json, depth: int = 0) -> Iterator[str]:
+def value_names(tree: Json, depth: int = 0) -> Iterator[str]:
     """Yield the value names in a tree of the form of `Graph.outputs`, in order; raise `GraphError` for other JSON."""
     if isinstance(tree, str):
         yield tree
         return
     if not isinstance(tree, dict) or len(tree) != 1 or depth > _DEEPEST:
-        raise GraphError(f"{shortened(tree)} is no tree of values")
+        raise GraphError(f"{short_repr(tree)} is no tree of values")
     ((kind, content),) = tree.items()
     if kind == "constant" and (content is None or isinstance(content, (bool, int, float, str))):
         return
@@ -197,21 +197,21 @@ def leaves(tree: Json, depth: int = 0) -> Iterator[str]:
     ):
         parts = list(content.values())
     else:
-        raise GraphError(f"{shortened(tree)} is no tree of values")
+        raise GraphError(f"{short_repr(tree)} is no tree of values")
     for part in parts:
-        yield from leaves(part, depth + 1)
+        yield from value_names(part, depth + 1)
 
 
-def with_leaves(tree: Json, change: Callable[[str], str]) -> Json:
-    """Return the tree with each value name replaced by `change(name)`, in the order of `leaves`."""
+def with_value_names(tree: Json, change: Callable[[str], str]) -> Json:
+    """Return the tree with each value name replaced by `change(name)`, in the order of `value_names`."""
     if isinstance(tree, str):
         return change(tree)
     ((kind, content),) = tree.items()
     if kind == "constant":
         return tree
     if isinstance(content, list):
-        return {kind: [with_leaves(part, change) for part in content]}
-    return {kind: {key: with_leaves(part, change) for key, part in content.items()}}
+        return {kind: [with_value_names(part, change) for part in content]}
+    return {kind: {key: with_value_names(part, change) for key, part in content.items()}}
 
 
 # -- the model parameters that tensors of a graph were computed from ---------------------------------------------------
@@ -233,7 +233,7 @@ def layer_name(weight: str) -> str:
     return _FORM.sub("", weight).removesuffix(".weight")
 
 
-def origins(graph: Graph, parameters: Iterable[str]) -> dict[str, str]:
+def tensor_origins(graph: Graph, parameters: Iterable[str]) -> dict[str, str]:
     """Return, by name of a tensor of the graph, the parameter that equals the tensor or from which it was computed."""
     own = {normal_name(name): name for name in parameters}
     found: dict[str, str] = {}
@@ -246,15 +246,15 @@ def origins(graph: Graph, parameters: Iterable[str]) -> dict[str, str]:
     return found
 
 
-def parameters_of(node: Node, of: Mapping[str, str]) -> set[str]:
-    """Return the names of the parameters that a node's weights were computed from; `of` is the result of `origins`."""
-    return {of[weight] for weight in node.weights.values() if weight in of}
+def parameters_of(node: Node, tensor_origins: Mapping[str, str]) -> set[str]:
+    """Return the names of the parameters from which a node's weights were computed."""
+    return {tensor_origins[weight] for weight in node.weights.values() if weight in tensor_origins}
 
 
 # -- checks ------------------------------------------------------------------------------------------------------------
 
 
-def _check_counts(graph: Graph) -> None:
+def _check_node_outputs(graph: Graph) -> None:
     if len(graph.nodes) > MOST_NODES:
         raise GraphError(f"{len(graph.nodes)} nodes are more than a graph may have")
     outputs = [one.output for one in graph.nodes]
@@ -267,7 +267,7 @@ def _check_counts(graph: Graph) -> None:
 
 def _check_name(name: object) -> None:
     if not isinstance(name, str) or not 0 < len(name) <= LONGEST_NAME:
-        raise GraphError(f"{shortened(name)} is no name: a text of 1 to {LONGEST_NAME} characters is needed")
+        raise GraphError(f"{short_repr(name)} is no name: a text of 1 to {LONGEST_NAME} characters is needed")
 
 
 def _check_printable(names: Iterable[str]) -> None:
@@ -275,21 +275,21 @@ def _check_printable(names: Iterable[str]) -> None:
     for name in names:
         if not name.isprintable():
             raise GraphError(
-                f"the name {shortened(name)} has characters that cannot be printed: give the part another one"
+                f"the name {short_repr(name)} has characters that cannot be printed: give the part another one"
             )
 
 
-def _iterate_names(tree: Json) -> Iterator[str]:
+def _iterate_names_and_keys(tree: Json) -> Iterator[str]:
     """Yield all value names and dict keys in a tree, or a list of trees, of the form of `Graph.outputs`."""
     if isinstance(tree, str):
         yield tree
     elif isinstance(tree, dict):
         for key, part in tree.items():
             yield key
-            yield from () if key == "constant" else _iterate_names(part)
+            yield from () if key == "constant" else _iterate_names_and_keys(part)
     elif isinstance(tree, (list, tuple)):
         for part in tree:
-            yield from _iterate_names(part)
+            yield from _iterate_names_and_keys(part)
 
 
 def _check_value(name: str, value: Value, types: frozenset[str]) -> None:
@@ -298,9 +298,9 @@ def _check_value(name: str, value: Value, types: frozenset[str]) -> None:
         raise GraphError(f"the value {name!r} calls itself {value.name!r}")
     if value.dtype not in types and value.dtype not in OTHERS:
         if value.dtype in UNFILED:
-            kind = shortened(value.dtype)
+            kind = short_repr(value.dtype)
             raise GraphError(f"{name!r} has the data type {kind}, which files do not hold: compute it in real numbers")
-        raise GraphError(f"{name!r} has the unknown data type {shortened(value.dtype)}")
+        raise GraphError(f"{name!r} has the unknown data type {short_repr(value.dtype)}")
     if value.shape is None:
         return
     if not isinstance(value.shape, tuple) or len(value.shape) > MOST_DIMENSIONS:
@@ -310,10 +310,10 @@ def _check_value(name: str, value: Value, types: frozenset[str]) -> None:
         if size is None and axis == 0:
             continue
         if type(size) is not int or size < 0:
-            raise GraphError(f"{name!r} has the impossible shape {shortened(value.shape)}")
+            raise GraphError(f"{name!r} has the impossible shape {short_repr(value.shape)}")
         total *= max(size, 1)
         if total > LARGEST_SIZE:
-            raise GraphError(f"{name!r} is too large: {shortened(value.shape)}")
+            raise GraphError(f"{name!r} is too large: {short_repr(value.shape)}")
 
 
 def _check_tensor(name: str, tensor: Tensor, types: frozenset[str]) -> None:
@@ -329,12 +329,12 @@ def _check_node(graph: Graph, node: Node, known: set[str], trusted: bool) -> Non
         raise GraphError(f"{where}: its output is no value of the graph")
     for name in node.inputs:
         if name not in known:
-            raise GraphError(f"{where}: its input {shortened(name)} is not made before it")
+            raise GraphError(f"{where}: its input {short_repr(name)} is not made before it")
     for role, name in node.weights.items():
         if name not in graph.tensors:
-            raise GraphError(f"{where}: the graph has no tensor {shortened(name)} for its {role[:80]}")
+            raise GraphError(f"{where}: the graph has no tensor {short_repr(name)} for its {role[:80]}")
     if not node.native:
-        check(node, trusted=trusted)
+        check_torch_node(node, trusted=trusted)
         return
     try:
         shape, dtype = infer(
@@ -370,8 +370,8 @@ def _check_signature(graph: Graph) -> None:
     if type(signature.get("fewest", 0)) is not int:
         raise GraphError("the fewest examples in the graph's signature are no number")
     defaults = signature.get("defaults", {})
-    if not isinstance(defaults, dict) or any(tree is not None and [*leaves(tree)] for tree in defaults.values()):
+    if not isinstance(defaults, dict) or any(tree is not None and [*value_names(tree)] for tree in defaults.values()):
         raise GraphError("the defaults in the graph's signature are no constants")
-    found = [name for tree in [*args, *kwargs.values()] for name in leaves(tree)]
+    found = [name for tree in [*args, *kwargs.values()] for name in value_names(tree)]
     if sorted(found) != sorted(graph.inputs):
         raise GraphError("the graph's signature does not name each of its inputs once")

@@ -27,7 +27,7 @@ from ticketry_engine.errors import GraphError, ModelFileError
 from ticketry_engine.ir.aten import NOT_FINITE, is_portable
 from ticketry_engine.ir.graph import Graph
 from ticketry_engine.ir.native import DTYPES, LARGEST_SIZE, MOST_DIMENSIONS, Json, Node, Value
-from ticketry_engine.ir.reference import check_claims
+from ticketry_engine.ir.reference import check_stated_outputs
 from ticketry_engine.support.files import content_of, parse_json, read_metadata, sealed, unsealed, write_atomically
 
 KIND = "ticketry.model"
@@ -64,7 +64,7 @@ def load(path: str | Path) -> tuple[Graph, dict[str, Json], str]:
     except (OSError, MemoryError) as error:
         raise ModelFileError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error!r}") from None
     try:
-        graph, meta = loads(_pack_file(data))
+        graph, meta = loads(_verify_seal(data))
     except ModelFileError as error:
         raise ModelFileError(f"{path}: {error}") from None
     return graph, meta, hashlib.blake2b(data, digest_size=16).hexdigest()
@@ -82,7 +82,7 @@ def dumps(graph: Graph, meta: Mapping[str, Json] | None = None) -> bytes:
     graph.validate()
     stored: dict[str, Tensor] = {}
     total = weight_bytes(graph)
-    table = {name: stored_as(name, tensor, stored, total) for name, tensor in sorted(graph.tensors.items())}
+    table = {name: store_weight(name, tensor, stored, total) for name, tensor in sorted(graph.tensors.items())}
     number = FORMAT if any(one.get("packed") == PLACES for one in table.values()) else 1
     document = {"kind": KIND, "format": number, "graph": to_json(graph), "tensors": table, "meta": dict(meta or {})}
     try:
@@ -105,12 +105,12 @@ def loads(data: bytes) -> tuple[Graph, dict[str, Json]]:
     document = _parse_document(metadata[KIND])
     tensors = read_weights(document["tensors"], stored)
     try:
-        return check_claims(from_json(document["graph"], tensors).validate()), document["meta"]
+        return check_stated_outputs(from_json(document["graph"], tensors).validate()), document["meta"]
     except GraphError as error:
         raise ModelFileError(f"the graph in the file cannot be: {error}") from None
 
 
-def _pack_file(data: bytes) -> bytes:
+def _verify_seal(data: bytes) -> bytes:
     try:
         return unsealed(data)
     except ValueError as error:
@@ -197,7 +197,9 @@ def _is_text_list(value: Json) -> bool:
 
 def _parse_document(text: str) -> dict[str, Json]:
     try:
-        found: Any = parse_json(text, parse_constant=_refuse_constant, object_pairs_hook=_unique_keys)
+        found: Any = parse_json(
+            text, parse_constant=_refuse_non_finite_number, object_pairs_hook=_dict_without_repeated_keys
+        )
     except (ValueError, TypeError, RecursionError, MemoryError) as error:
         raise ModelFileError(f"its description is not JSON ({str(error)[:80]})") from None
     require(isinstance(found, dict) and found.get("kind") == KIND, "its description is not that of a model")
@@ -212,14 +214,14 @@ def _parse_document(text: str) -> dict[str, Json]:
     return document
 
 
-def _unique_keys(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
+def _dict_without_repeated_keys(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
     made = dict(pairs)
     if len(made) != len(pairs):
         raise ValueError("a name occurs twice")
     return made
 
 
-def _refuse_constant(name: str) -> NoReturn:
+def _refuse_non_finite_number(name: str) -> NoReturn:
     raise ValueError(f"{name} is no JSON number")
 
 
@@ -238,7 +240,7 @@ PLACES = "places"
 """Value of the table entry "packed" for weights whose positions are stored as an Elias-Fano code."""
 
 
-def head_bytes(name: str, total: int) -> int:
+def most_header_bytes(name: str, total: int) -> int:
     """Return a bound on the bytes that the JSON header grows if only nonzero elements of the weight `name` are stored.
 
     `total` is `weight_bytes` of the graph, which bounds the number of digits in the header.
@@ -247,27 +249,27 @@ def head_bytes(name: str, total: int) -> int:
     return len(json.dumps(entry, separators=(",", ":"))) + len(rf",\"packed\":\"{PLACES}\"") + 2 + _ROUNDED - 1
 
 
-def position_bytes(kept: int, weights: int) -> int:
+def smallest_position_bytes(kept: int, weights: int) -> int:
     """Return the number of bytes that store the positions of `kept` nonzero elements among `weights` elements."""
-    return min(packed_bit_bytes(weights), packed_number_bytes(kept, weights))
+    return min(bitmap_bytes(weights), elias_fano_bytes(kept, weights))
 
 
 _ROUNDED = 8
 """The size of the file's header is rounded up to a multiple of this number of bytes."""
 
 
-def stored_as(name: str, tensor: Tensor, stored: dict[str, Tensor], total: int) -> Json:
+def store_weight(name: str, tensor: Tensor, stored: dict[str, Tensor], total: int) -> Json:
     """Add the tensors that store a weight to `stored`; return the weight's entry for the table of `read_weights`."""
     flat = tensor.detach().cpu().contiguous().flatten()
     facts: dict[str, Json] = {"dtype": str(tensor.dtype).removeprefix("torch."), "shape": list(tensor.shape)}
     kept = flat != 0
     count, weights = int(kept.sum()), flat.numel()
-    packed = head_bytes(name, total) + position_bytes(count, weights) + count * flat.element_size()
+    packed = most_header_bytes(name, total) + smallest_position_bytes(count, weights) + count * flat.element_size()
     if packed >= weights * flat.element_size():
         stored[f"dense:{name}"] = flat.clone()
         return facts
-    if packed_number_bytes(count, weights) < packed_bit_bytes(weights):
-        stored[f"{PLACES}:{name}"] = torch.from_numpy(pack_places(kept.numpy()))
+    if elias_fano_bytes(count, weights) < bitmap_bytes(weights):
+        stored[f"{PLACES}:{name}"] = torch.from_numpy(pack_positions(kept.numpy()))
         facts["packed"] = PLACES
     else:
         stored[f"bits:{name}"] = _pack_flags(kept)
@@ -348,7 +350,7 @@ def _read_flags(where: str, bits: Tensor, total: int, count: int) -> Tensor:
 
 
 def _read_bits(where: str, bits: Tensor, total: int) -> Tensor:
-    fits = bits.dtype == torch.uint8 and tuple(bits.shape) == (packed_bit_bytes(total),)
+    fits = bits.dtype == torch.uint8 and tuple(bits.shape) == (bitmap_bytes(total),)
     require(fits, f"{where} has not the number of bits of its shape")
     return torch.from_numpy(unpack_bits(bits.numpy(), total))
 
@@ -356,15 +358,15 @@ def _read_bits(where: str, bits: Tensor, total: int) -> Tensor:
 def _read_positions(where: str, places: Tensor, total: int, count: int) -> Tensor:
     require(places.dtype == torch.uint8 and places.dim() == 1, f"{where} has places that are no bytes")
     try:
-        return torch.from_numpy(unpack_places(places.numpy(), count, total))
+        return torch.from_numpy(unpack_positions(places.numpy(), count, total))
     except ValueError as error:
         raise ModelFileError(f"{where} is damaged: {error}") from None
 
 
-def require(condition: bool, otherwise: str) -> None:
-    """Raise `ModelFileError` with the reason `otherwise` unless the condition holds."""
+def require(condition: bool, message: str) -> None:
+    """Raise `ModelFileError` with the reason `message` unless the condition holds."""
     if not condition:
-        raise ModelFileError(f"the file is damaged: {otherwise}")
+        raise ModelFileError(f"the file is damaged: {message}")
 
 
 # -- positions as bits or as an Elias-Fano code ------------------------------------------------------------------------
@@ -399,35 +401,35 @@ def unpack_bits(data: Bytes, total: int) -> NDArray[np.bool_]:
     return np.unpackbits(data, count=total, bitorder="little").view(np.bool_)
 
 
-def packed_bit_bytes(total: int) -> int:
+def bitmap_bytes(total: int) -> int:
     """Return the number of bytes that `pack_bits` returns for `total` flags."""
     return (total + 7) // 8
 
 
-def packed_number_bytes(count: int, total: int) -> int:
-    """Return the number of bytes that `pack_places` returns for `total` flags of which `count` are set."""
+def elias_fano_bytes(count: int, total: int) -> int:
+    """Return the number of bytes that `pack_positions` returns for `total` flags of which `count` are set."""
     low = _low_bit_count(count, total)
-    return (count * low + 7) // 8 + (_high_bits(count, total, low) + 7) // 8
+    return (count * low + 7) // 8 + (_high_part_bits(count, total, low) + 7) // 8
 
 
-def pack_places(flags: NDArray[np.bool_]) -> Bytes:
+def pack_positions(flags: NDArray[np.bool_]) -> Bytes:
     """Return the positions of the set flags as an Elias-Fano code."""
     places = np.flatnonzero(flags)
     count, total = len(places), len(flags)
     low = _low_bit_count(count, total)
     lower = (places[:, None] >> np.arange(low)) & 1
-    row = np.zeros(_high_bits(count, total, low), dtype=np.bool_)
+    row = np.zeros(_high_part_bits(count, total, low), dtype=np.bool_)
     row[(places >> low) + np.arange(count)] = True
     return np.concatenate([np.packbits(lower.astype(np.uint8), bitorder="little"), pack_bits(row)])
 
 
-def unpack_places(data: Bytes, count: int, total: int) -> NDArray[np.bool_]:
-    """Return the flags that `pack_places` packed; raise `ValueError` unless `count` of `total` flags are set."""
-    if not 0 <= count <= total or len(data) != packed_number_bytes(count, total):
+def unpack_positions(data: Bytes, count: int, total: int) -> NDArray[np.bool_]:
+    """Return the flags that `pack_positions` packed; raise `ValueError` unless `count` of `total` flags are set."""
+    if not 0 <= count <= total or len(data) != elias_fano_bytes(count, total):
         raise ValueError("the number of bytes does not match its positions")
     low = _low_bit_count(count, total)
     cut = (count * low + 7) // 8
-    ones = np.flatnonzero(unpack_bits(data[cut:], _high_bits(count, total, low)))
+    ones = np.flatnonzero(unpack_bits(data[cut:], _high_part_bits(count, total, low)))
     if len(ones) != count:
         raise ValueError("the number of positions does not match its values")
     lower = np.unpackbits(data[:cut], count=count * low, bitorder="little").reshape(count, low).astype(np.int64)
@@ -442,15 +444,15 @@ def unpack_places(data: Bytes, count: int, total: int) -> NDArray[np.bool_]:
 def _low_bit_count(count: int, total: int) -> int:
     """Return how many low bits of each position the Elias-Fano code stores directly, for the shortest code."""
     low = 0
-    while low < _MOST_LOW and _code_length(count, total, low + 1) < _code_length(count, total, low):
+    while low < _MOST_LOW and _code_bits(count, total, low + 1) < _code_bits(count, total, low):
         low += 1
     return low
 
 
-def _code_length(count: int, total: int, low: int) -> int:
-    return count * low + _high_bits(count, total, low)
+def _code_bits(count: int, total: int, low: int) -> int:
+    return count * low + _high_part_bits(count, total, low)
 
 
-def _high_bits(count: int, total: int, low: int) -> int:
+def _high_part_bits(count: int, total: int, low: int) -> int:
     """Return the number of bits for the positions without their `low` lowest bits, in unary code."""
     return count + (max(total - 1, 0) >> low)

@@ -120,12 +120,12 @@ def infer(
     if not rule.inputs[0] <= len(inputs) <= rule.inputs[1]:
         raise GraphError(f"it takes {rule.inputs[0]} to {rule.inputs[1]} inputs, got {len(inputs)}")
     if set(attrs) != set(rule.checks):
-        raise GraphError(f"its attributes have to be {sorted(rule.checks)}, not {shortened(sorted(map(str, attrs)))}")
+        raise GraphError(f"its attributes have to be {sorted(rule.checks)}, not {short_repr(sorted(map(str, attrs)))}")
     for name, check in rule.checks.items():
         if not check(attrs[name]):
-            raise GraphError(f"{name} cannot be {shortened(attrs[name])}")
+            raise GraphError(f"{name} cannot be {short_repr(attrs[name])}")
     if not rule.required <= set(weights) <= rule.required | rule.optional:
-        raise GraphError(f"its weights have to be {sorted(rule.required)}, not {shortened(sorted(weights))}")
+        raise GraphError(f"its weights have to be {sorted(rule.required)}, not {short_repr(sorted(weights))}")
     kinds = {facts.dtype for facts in [*inputs, *weights.values()]}
     if len(kinds) != 1:
         raise GraphError(f"its inputs and weights are of several data types: {sorted(kinds)}")
@@ -139,7 +139,7 @@ def infer(
     return made, dtype
 
 
-def shortened(value: object) -> str:
+def short_repr(value: object) -> str:
     """Return a representation of a Python value for messages, limited in length and nesting depth."""
     return _SHORT.repr(value)
 
@@ -161,7 +161,7 @@ def _with_residual_and_activation(compute: Function, attrs: Attrs, inputs: int) 
     return lambda x: act(compute(x))
 
 
-def _compute_conv2d(attrs: Attrs, weights: _Weights, inputs: int) -> Function:
+def _make_conv2d(attrs: Attrs, weights: _Weights, inputs: int) -> Function:
     weight, bias = weights["weight"], weights.get("bias")
     stride, padding, dilation = (tuple(attrs[name]) for name in ("stride", "padding", "dilation"))
     groups = attrs["groups"]
@@ -170,61 +170,61 @@ def _compute_conv2d(attrs: Attrs, weights: _Weights, inputs: int) -> Function:
     )
 
 
-def _compute_linear(attrs: Attrs, weights: _Weights, inputs: int) -> Function:
+def _make_linear(attrs: Attrs, weights: _Weights, inputs: int) -> Function:
     weight, bias = weights["weight"], weights.get("bias")
     return _with_residual_and_activation(lambda x: F.linear(x, weight, bias), attrs, inputs)
 
 
-def _compute_affine(attrs: Attrs, weights: _Weights, inputs: int) -> Function:
+def _make_affine(attrs: Attrs, weights: _Weights, inputs: int) -> Function:
     scale, shift = weights["scale"], weights["shift"]
     act = activation(attrs["act"], fresh=True)
 
-    def affine(x: Tensor) -> Tensor:
+    def apply_affine(x: Tensor) -> Tensor:
         channels = (-1,) + (1,) * (x.dim() - 2)
         made = torch.addcmul(shift.view(channels), x, scale.view(channels))
         return made if act is None else act(made)
 
-    return affine
+    return apply_affine
 
 
-def _compute_batch_norm(attrs: Attrs, weights: _Weights, inputs: int) -> Function:
+def _make_batch_norm(attrs: Attrs, weights: _Weights, inputs: int) -> Function:
     weight, bias, eps = weights["weight"], weights["bias"], attrs["eps"]
     return _with_residual_and_activation(
         lambda x: F.batch_norm(x, None, None, weight, bias, training=True, eps=eps), attrs, inputs
     )
 
 
-def _compute_layer_norm(attrs: Attrs, weights: _Weights, inputs: int) -> Function:
+def _make_layer_norm(attrs: Attrs, weights: _Weights, inputs: int) -> Function:
     weight, bias, eps = weights.get("weight"), weights.get("bias"), attrs["eps"]
     return lambda x: torch.layer_norm(x, x.shape[-1:], weight, bias, eps)
 
 
-def _compute_rms_norm(attrs: Attrs, weights: _Weights, inputs: int) -> Function:
+def _make_rms_norm(attrs: Attrs, weights: _Weights, inputs: int) -> Function:
     weight, eps = weights.get("weight"), attrs["eps"]
     return lambda x: torch.rms_norm(x, x.shape[-1:], weight, eps)
 
 
-def _compute_with_constant(operation: Function, attrs: Attrs, weights: _Weights, inputs: int) -> Function:
+def _make_operation_with_constant(operation: Function, attrs: Attrs, weights: _Weights, inputs: int) -> Function:
     constant, act = weights["constant"], activation(attrs["act"], fresh=True)
     if act is None:
         return lambda x: operation(x, constant)
     return lambda x: act(operation(x, constant))
 
 
-def _compute_rotary(attrs: Attrs, weights: _Weights, inputs: int) -> Function:
+def _make_rotary(attrs: Attrs, weights: _Weights, inputs: int) -> Function:
     cos, sin, half = weights["cos"], weights["sin"], attrs["half"]
 
-    def rotary(x: Tensor) -> Tensor:
+    def apply_rotary(x: Tensor) -> Tensor:
         partner = torch.cat([x[..., half : 2 * half], x[..., :half], x[..., 2 * half :]], -1)
         return torch.addcmul(x * cos, partner, sin)
 
-    return rotary
+    return apply_rotary
 
 
-def _compute_attention(attrs: Attrs, weights: _Weights, inputs: int) -> Function:
+def _make_attention(attrs: Attrs, weights: _Weights, inputs: int) -> Function:
     scale, causal, bias = attrs["scale"], attrs["causal"], weights.get("bias")
 
-    def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def compute_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         mask, grouped = bias, k.shape[1] != q.shape[1]
         if bias is not None and causal:  # torch takes only one of them
             mask = bias.masked_fill(bias.new_ones(bias.shape[1:], dtype=torch.bool).triu(1), float("-inf"))
@@ -232,18 +232,18 @@ def _compute_attention(attrs: Attrs, weights: _Weights, inputs: int) -> Function
             q, k, v, mask, is_causal=causal and mask is None, scale=scale, enable_gqa=grouped
         )
 
-    return attention
+    return compute_attention
 
 
-def _compute_window_attention(attrs: Attrs, weights: _Weights, inputs: int) -> Function:
+def _make_window_attention(attrs: Attrs, weights: _Weights, inputs: int) -> Function:
     scale, bias = attrs["scale"], weights.get("bias")
     return lambda q, k, v: F.scaled_dot_product_attention(q, k, v, bias, scale=scale)
 
 
-def _compute_scan(attrs: Attrs, weights: _Weights, inputs: int) -> Function:
+def _make_scan(attrs: Attrs, weights: _Weights, inputs: int) -> Function:
     axis, held = attrs["axis"], weights.get("start")
 
-    def scan(decay: Tensor, added: Tensor, start: Tensor | None = held) -> Tensor:
+    def run_recurrence(decay: Tensor, added: Tensor, start: Tensor | None = held) -> Tensor:
         states: list[Tensor] = []
         state: Any = start
         for factor, more in zip(decay.unbind(axis), added.unbind(axis), strict=True):
@@ -251,47 +251,47 @@ def _compute_scan(attrs: Attrs, weights: _Weights, inputs: int) -> Function:
             states.append(state)
         return torch.stack(states, 1).movedim(1, axis)
 
-    return scan
+    return run_recurrence
 
 
-def _compute_pad(attrs: Attrs, *_: Any) -> Function:
+def _make_pad(attrs: Attrs, *_: Any) -> Function:
     room = [side for pair in zip(attrs["before"][::-1], attrs["after"][::-1], strict=True) for side in pair]
     return lambda x: F.pad(x, room)
 
 
-def _compute_channel_shuffle(attrs: Attrs, *_: Any) -> Function:
+def _make_channel_shuffle(attrs: Attrs, *_: Any) -> Function:
     groups = attrs["groups"]
 
-    def shuffle(x: Tensor) -> Tensor:
+    def shuffle_channels(x: Tensor) -> Tensor:
         n, c, h, w = x.shape
         return x.reshape(n, groups, c // groups, h, w).transpose(1, 2).reshape(n, c, h, w)
 
-    return shuffle
+    return shuffle_channels
 
 
-def _compute_activation(attrs: Attrs, *_: Any) -> Function:
+def _make_activation(attrs: Attrs, *_: Any) -> Function:
     function = activation(attrs["act"])
     assert function is not None
     return function
 
 
-def _compute_pairwise(operation: Function, attrs: Attrs, *_: Any) -> Function:
+def _make_pairwise(operation: Function, attrs: Attrs, *_: Any) -> Function:
     act = activation(attrs["act"], fresh=True)
     return operation if act is None else lambda one, other: act(operation(one, other))
 
 
-def _window_arguments(attrs: Attrs) -> dict[str, Any]:
+def _pooling_arguments(attrs: Attrs) -> dict[str, Any]:
     """Return the window attributes of a pooling as keyword arguments of torch's pooling functions."""
     names = {"kernel_size": "kernel", "stride": "stride", "padding": "padding", "dilation": "dilation"}
     return {name: tuple(attrs[key]) for name, key in names.items() if key in attrs} | {"ceil_mode": attrs["ceil"]}
 
 
-def _compute_slice(attrs: Attrs, *_: Any) -> Function:
+def _make_slice(attrs: Attrs, *_: Any) -> Function:
     axis, start, length = attrs["axis"], attrs["start"], attrs["stop"] - attrs["start"]
     return lambda x: x.narrow(axis, start, length)
 
 
-def _compute_reshape(attrs: Attrs, *_: Any) -> Function:
+def _make_reshape(attrs: Attrs, *_: Any) -> Function:
     rest = tuple(attrs["shape"])[1:]
     return lambda x: x.reshape(x.shape[0], *rest)
 
@@ -306,13 +306,13 @@ def activation(act: str | dict[str, float] | None, *, fresh: bool = False) -> Fu
     return ACTS[act][fresh]
 
 
-_ACT: Mapping[str, Callable[[Any], bool]] = {"act": shapes.is_act}
+_ACT: Mapping[str, Callable[[Any], bool]] = {"act": shapes.is_activation}
 _EPS: Mapping[str, Callable[[Any], bool]] = {"eps": lambda eps: shapes.is_number(eps) and eps >= 0}
 _NO_ACT: Mapping[str, Any] = {"act": None}
 _WINDOW: Mapping[str, Callable[[Any], bool]] = {
-    "kernel": shapes.is_pair(1),
-    "stride": shapes.is_pair(1),
-    "padding": shapes.is_pair(0),
+    "kernel": shapes.pair_checker(1),
+    "stride": shapes.pair_checker(1),
+    "padding": shapes.pair_checker(0),
     "ceil": shapes.is_boolean,
 }
 _STEPS: Mapping[str, Any] = {"stride": (1, 1), "padding": (0, 0)}
@@ -322,129 +322,142 @@ _WEIGHT = frozenset({"weight"})
 NATIVE: Mapping[str, Rule] = {
     "conv2d": Rule(
         (1, 2),
-        shapes.conv2d,
-        _compute_conv2d,
+        shapes.conv2d_shape,
+        _make_conv2d,
         {
             **_ACT,
-            "stride": shapes.is_pair(1),
-            "padding": shapes.is_pair(0),
-            "dilation": shapes.is_pair(1),
+            "stride": shapes.pair_checker(1),
+            "padding": shapes.pair_checker(0),
+            "dilation": shapes.pair_checker(1),
             "groups": lambda n: shapes.is_count(n, 1),
         },
         {**_NO_ACT, **_STEPS, "dilation": (1, 1), "groups": 1},
         _WEIGHT,
         _BIAS,
     ),
-    "linear": Rule((1, 2), shapes.linear, _compute_linear, _ACT, _NO_ACT, _WEIGHT, _BIAS),
-    "add": Rule((2, 2), shapes.pairwise, partial(_compute_pairwise, torch.add), _ACT, _NO_ACT),
-    "mul": Rule((2, 2), shapes.pairwise, partial(_compute_pairwise, torch.mul), _ACT, _NO_ACT),
+    "linear": Rule((1, 2), shapes.linear_shape, _make_linear, _ACT, _NO_ACT, _WEIGHT, _BIAS),
+    "add": Rule((2, 2), shapes.pairwise_shape, partial(_make_pairwise, torch.add), _ACT, _NO_ACT),
+    "mul": Rule((2, 2), shapes.pairwise_shape, partial(_make_pairwise, torch.mul), _ACT, _NO_ACT),
     "act": Rule(
         (1, 1),
-        shapes.same_as_input,
-        _compute_activation,
-        {"act": lambda value: value is not None and shapes.is_act(value)},
+        shapes.shape_of_input,
+        _make_activation,
+        {"act": lambda value: value is not None and shapes.is_activation(value)},
     ),
     "max_pool2d": Rule(
         (1, 1),
-        shapes.pool,
-        lambda attrs, *_: partial(torch.max_pool2d, **_window_arguments(attrs)),
-        {**_WINDOW, "dilation": shapes.is_pair(1)},
+        shapes.pool_shape,
+        lambda attrs, *_: partial(torch.max_pool2d, **_pooling_arguments(attrs)),
+        {**_WINDOW, "dilation": shapes.pair_checker(1)},
         {**_STEPS, "dilation": (1, 1), "ceil": False},
     ),
     "avg_pool2d": Rule(
         (1, 1),
-        shapes.pool,
+        shapes.pool_shape,
         lambda attrs, *_: partial(
-            F.avg_pool2d, **_window_arguments(attrs), count_include_pad=attrs["count_include_pad"]
+            F.avg_pool2d, **_pooling_arguments(attrs), count_include_pad=attrs["count_include_pad"]
         ),
         {**_WINDOW, "count_include_pad": shapes.is_boolean},
         {**_STEPS, "ceil": False, "count_include_pad": True},
     ),
     "global_avg_pool": Rule(
         (1, 1),
-        shapes.global_pool,
+        shapes.global_pool_shape,
         lambda attrs, *_: partial(torch.mean, dim=(2, 3), keepdim=attrs["keepdim"]),
         {"keepdim": shapes.is_boolean},
         {"keepdim": True},
     ),
     "concat": Rule(
         (1, 4096),
-        shapes.concat,
+        shapes.concat_shape,
         lambda attrs, *_: lambda *parts: torch.cat(parts, attrs["axis"]),
         {"axis": shapes.is_axis},
         {"axis": 1},
     ),
     "slice": Rule(
         (1, 1),
-        shapes.slice,
-        _compute_slice,
+        shapes.slice_shape,
+        _make_slice,
         {"axis": shapes.is_axis, "start": shapes.is_size, "stop": shapes.is_size},
         {"axis": 1},
     ),
-    "flatten": Rule((1, 1), shapes.flatten, lambda *_: partial(torch.flatten, start_dim=1)),
-    "affine": Rule((1, 1), shapes.affine, _compute_affine, _ACT, _NO_ACT, frozenset({"scale", "shift"})),
+    "flatten": Rule((1, 1), shapes.flatten_shape, lambda *_: partial(torch.flatten, start_dim=1)),
+    "affine": Rule((1, 1), shapes.affine_shape, _make_affine, _ACT, _NO_ACT, frozenset({"scale", "shift"})),
     "batch_norm": Rule(
         (1, 2),
-        shapes.batch_norm,
-        _compute_batch_norm,
+        shapes.batch_norm_shape,
+        _make_batch_norm,
         {**_ACT, **_EPS},
         {**_NO_ACT, "eps": 1e-5},
         frozenset({"weight", "bias"}),
     ),
     "layer_norm": Rule(
         (1, 1),
-        shapes.layer_norm,
-        _compute_layer_norm,
+        shapes.layer_norm_shape,
+        _make_layer_norm,
         _EPS,
         {"eps": 1e-5},
         optional=frozenset({"weight", "bias"}),
     ),
-    "rms_norm": Rule((1, 1), shapes.rms_norm, _compute_rms_norm, _EPS, {"eps": 1e-6}, optional=_WEIGHT),
+    "rms_norm": Rule((1, 1), shapes.rms_norm_shape, _make_rms_norm, _EPS, {"eps": 1e-6}, optional=_WEIGHT),
     "add_constant": Rule(
-        (1, 1), shapes.constant, partial(_compute_with_constant, torch.add), _ACT, _NO_ACT, frozenset({"constant"})
+        (1, 1),
+        shapes.constant_shape,
+        partial(_make_operation_with_constant, torch.add),
+        _ACT,
+        _NO_ACT,
+        frozenset({"constant"}),
     ),
     "mul_constant": Rule(
-        (1, 1), shapes.constant, partial(_compute_with_constant, torch.mul), _ACT, _NO_ACT, frozenset({"constant"})
+        (1, 1),
+        shapes.constant_shape,
+        partial(_make_operation_with_constant, torch.mul),
+        _ACT,
+        _NO_ACT,
+        frozenset({"constant"}),
     ),
     "rotary": Rule(
         (1, 1),
-        shapes.rotary,
-        _compute_rotary,
+        shapes.rotary_shape,
+        _make_rotary,
         {"half": lambda n: shapes.is_count(n, 1)},
         required=frozenset({"cos", "sin"}),
     ),
     "softmax": Rule(
-        (1, 1), shapes.softmax, lambda attrs, *_: partial(torch.softmax, dim=attrs["axis"]), {"axis": shapes.is_axis}
+        (1, 1),
+        shapes.softmax_shape,
+        lambda attrs, *_: partial(torch.softmax, dim=attrs["axis"]),
+        {"axis": shapes.is_axis},
     ),
     "attention": Rule(
         (3, 3),
-        shapes.attention,
-        _compute_attention,
+        shapes.attention_shape,
+        _make_attention,
         {"scale": lambda scale: scale is None or shapes.is_number(scale), "causal": shapes.is_boolean},
         {"scale": None, "causal": False},
         optional=_BIAS,
     ),
     "window_attention": Rule(
         (3, 3),
-        shapes.window_attention,
-        _compute_window_attention,
+        shapes.window_attention_shape,
+        _make_window_attention,
         {"scale": lambda scale: scale is None or shapes.is_number(scale)},
         {"scale": None},
         optional=_BIAS,
     ),
     "scan": Rule(
-        (2, 3), shapes.scan, _compute_scan, {"axis": shapes.is_axis}, {"axis": 1}, optional=frozenset({"start"})
+        (2, 3), shapes.scan_shape, _make_scan, {"axis": shapes.is_axis}, {"axis": 1}, optional=frozenset({"start"})
     ),
-    "pad": Rule((1, 1), shapes.pad, _compute_pad, {"before": shapes.is_axes, "after": shapes.is_axes}),
+    "pad": Rule((1, 1), shapes.pad_shape, _make_pad, {"before": shapes.is_axes, "after": shapes.is_axes}),
     "transpose": Rule(
         (1, 1),
-        shapes.transpose,
+        shapes.transpose_shape,
         lambda attrs, *_: partial(torch.permute, dims=tuple(attrs["axes"])),
         {"axes": shapes.is_axes},
     ),
-    "reshape": Rule((1, 1), shapes.reshape, _compute_reshape, {"shape": shapes.is_shape}),
+    "reshape": Rule((1, 1), shapes.reshape_shape, _make_reshape, {"shape": shapes.is_shape}),
     "channel_shuffle": Rule(
-        (1, 1), shapes.shuffle, _compute_channel_shuffle, {"groups": lambda n: shapes.is_count(n, 1)}
+        (1, 1), shapes.shuffle_shape, _make_channel_shuffle, {"groups": lambda n: shapes.is_count(n, 1)}
     ),
 }
 

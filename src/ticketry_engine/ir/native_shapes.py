@@ -17,9 +17,9 @@ Shape: TypeAlias = "tuple[Size, ...]"
 Attrs: TypeAlias = "Mapping[str, Any]"
 
 
-def require(condition: bool, otherwise: str) -> None:
+def require(condition: bool, message: str) -> None:
     if not condition:
-        raise GraphError(otherwise)
+        raise GraphError(message)
 
 
 def image_sizes(shape: Shape) -> tuple[Size, int, int, int]:
@@ -40,7 +40,7 @@ def check_residual(inputs: Sequence[Shape], made: Shape) -> Shape:
     return made
 
 
-def windows(size: int, kernel: int, stride: int, padding: int, dilation: int, *, ceil: bool = False) -> int:
+def window_count(size: int, kernel: int, stride: int, padding: int, dilation: int, *, ceil: bool = False) -> int:
     """Return the number of positions of a sliding window along an axis; below 1 if the window does not fit."""
     room = size + 2 * padding - dilation * (kernel - 1) - 1
     places = (room + (stride - 1 if ceil else 0)) // stride + 1
@@ -49,8 +49,10 @@ def windows(size: int, kernel: int, stride: int, padding: int, dilation: int, *,
     return places
 
 
-def _places(size: int, kernel: int, stride: int, padding: int, dilation: int, *, ceil: bool = False) -> int:
-    found = windows(size, kernel, stride, padding, dilation, ceil=ceil)
+def _positive_window_count(
+    size: int, kernel: int, stride: int, padding: int, dilation: int, *, ceil: bool = False
+) -> int:
+    found = window_count(size, kernel, stride, padding, dilation, ceil=ceil)
     require(found >= 1, "the window is larger than the padded input")
     return found
 
@@ -60,7 +62,7 @@ def _check_weight(weight: Shape, axes: int) -> None:
     require(all(weight), f"its weight of the shape {weight} has no elements")
 
 
-def conv2d(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]) -> Shape:
+def conv2d_shape(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]) -> Shape:
     batch, channels, height, width = image_sizes(inputs[0])
     weight, groups = weights["weight"], attrs["groups"]
     _check_weight(weight, 4)
@@ -69,10 +71,10 @@ def conv2d(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]) 
     require(out % groups == 0, f"{out} output channels are no multiple of {groups} groups")
     check_bias(weights, out, "bias")
     kernels = zip((height, width), (kh, kw), attrs["stride"], attrs["padding"], attrs["dilation"], strict=True)
-    return check_residual(inputs, (batch, out, *(_places(*one) for one in kernels)))
+    return check_residual(inputs, (batch, out, *(_positive_window_count(*one) for one in kernels)))
 
 
-def linear(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]) -> Shape:
+def linear_shape(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]) -> Shape:
     weight = weights["weight"]
     _check_weight(weight, 2)
     require(len(inputs[0]) >= 2 and inputs[0][-1] == weight[1], f"{inputs[0]} does not fit its weight {weight}")
@@ -80,18 +82,18 @@ def linear(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]) 
     return check_residual(inputs, (*inputs[0][:-1], weight[0]))
 
 
-def pairwise(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]) -> Shape:
+def pairwise_shape(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]) -> Shape:
     one, other = inputs
     gate = len(one) == 4 and other == (*one[:2], 1, 1)
     require(one == other or gate, f"{one} and {other} are not of one shape, nor [N, C, H, W] and [N, C, 1, 1]")
     return one
 
 
-def same_as_input(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]) -> Shape:
+def shape_of_input(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]) -> Shape:
     return inputs[0]
 
 
-def pool(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]) -> Shape:
+def pool_shape(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]) -> Shape:
     batch, channels, height, width = image_sizes(inputs[0])
     dilation = attrs.get("dilation", (1, 1))
     made = []
@@ -99,17 +101,19 @@ def pool(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]) ->
         kernel, padding = attrs["kernel"][axis], attrs["padding"][axis]
         require(size > 0, "there is nothing to pool")
         require(2 * padding <= kernel, "the padding is larger than half of the window")
-        made.append(_places(size, kernel, attrs["stride"][axis], padding, dilation[axis], ceil=attrs["ceil"]))
+        made.append(
+            _positive_window_count(size, kernel, attrs["stride"][axis], padding, dilation[axis], ceil=attrs["ceil"])
+        )
     return (batch, channels, *made)
 
 
-def global_pool(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]) -> Shape:
+def global_pool_shape(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]) -> Shape:
     batch, channels, height, width = image_sizes(inputs[0])
     require(height * width > 0, "there is nothing to pool")
     return (batch, channels, 1, 1) if attrs["keepdim"] else (batch, channels)
 
 
-def concat(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]) -> Shape:
+def concat_shape(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]) -> Shape:
     axis = attrs["axis"]
     require(axis < len(inputs[0]), f"there is no axis {axis}")
     rest = {(*shape[:axis], *shape[axis + 1 :]) for shape in inputs}
@@ -117,7 +121,7 @@ def concat(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]) 
     return (*inputs[0][:axis], sum(int(shape[axis] or 0) for shape in inputs), *inputs[0][axis + 1 :])
 
 
-def slice(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]) -> Shape:
+def slice_shape(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]) -> Shape:
     axis, start, stop = attrs["axis"], attrs["start"], attrs["stop"]
     require(axis < len(inputs[0]), f"there is no axis {axis}")
     require(start <= stop <= int(inputs[0][axis] or 0), f"{start}:{stop} is not in {inputs[0]}")
@@ -128,24 +132,24 @@ def elements_per_example(shape: Sequence[Size]) -> int:
     return prod(int(size or 0) for size in shape[1:])
 
 
-def flatten(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]) -> Shape:
+def flatten_shape(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]) -> Shape:
     require(len(inputs[0]) >= 2, f"there is nothing to flatten in {inputs[0]}")
     return (inputs[0][0], elements_per_example(inputs[0]))
 
 
-def affine(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]) -> Shape:
+def affine_shape(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]) -> Shape:
     require(len(inputs[0]) >= 2, f"{inputs[0]} has no channels")
     check_bias(weights, inputs[0][1], "scale", "shift")
     return inputs[0]
 
 
-def batch_norm(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]) -> Shape:
+def batch_norm_shape(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]) -> Shape:
     require(len(inputs[0]) >= 2, f"{inputs[0]} has no channels")
     check_bias(weights, inputs[0][1], "weight", "bias")
     return check_residual(inputs, inputs[0])
 
 
-def constant(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]) -> Shape:
+def constant_shape(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]) -> Shape:
     (x,) = inputs
     for role, given in weights.items():
         fits = len(given) == len(x) - 1 and all(size in (1, own) for size, own in zip(given, x[1:], strict=True))
@@ -153,8 +157,8 @@ def constant(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]
     return x
 
 
-def rotary(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]) -> Shape:
-    made = constant(attrs, inputs, weights)
+def rotary_shape(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]) -> Shape:
+    made = constant_shape(attrs, inputs, weights)
     require(
         len(made) >= 2 and 2 * attrs["half"] <= int(made[-1] or 0), f"two halves of {attrs['half']} are not in {made}"
     )
@@ -162,25 +166,25 @@ def rotary(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]) 
     return made
 
 
-def rms_norm(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]) -> Shape:
+def rms_norm_shape(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]) -> Shape:
     require(len(inputs[0]) >= 2 and bool(inputs[0][-1]), f"{inputs[0]} has no last axis to normalise")
     check_bias(weights, inputs[0][-1], "weight")
     return inputs[0]
 
 
-def layer_norm(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]) -> Shape:
+def layer_norm_shape(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]) -> Shape:
     require(len(inputs[0]) >= 2 and bool(inputs[0][-1]), f"{inputs[0]} has no last axis to normalise")
     require(len(weights) != 1, "it takes both a weight and a bias, or neither")
     check_bias(weights, inputs[0][-1], "weight", "bias")
     return inputs[0]
 
 
-def softmax(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]) -> Shape:
+def softmax_shape(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]) -> Shape:
     require(attrs["axis"] < len(inputs[0]), f"there is no axis {attrs['axis']}")
     return inputs[0]
 
 
-def attention(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]) -> Shape:
+def attention_shape(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]) -> Shape:
     q, k, v = inputs
     require(len(q) == len(k) == len(v) == 4, "it takes [N, h, T, d]")
     fits = k[1] == v[1] and q[3] == k[3] and k[2] == v[2] and bool(q[3]) and bool(k[2])
@@ -191,7 +195,7 @@ def attention(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape
     return (*q[:3], v[3])
 
 
-def window_attention(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]) -> Shape:
+def window_attention_shape(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]) -> Shape:
     q, k, v = inputs
     require(len(q) == len(k) == len(v) == 5, "it takes [N, W, h, T, d]")
     fits = q[1:3] == k[1:3] == v[1:3] and k[3] == v[3] and q[4] == k[4] and bool(q[4]) and bool(k[3])
@@ -206,7 +210,7 @@ _MOST_STEPS = 1 << 16
 """Maximum number of steps of a recurrence; in torch, each step is a call."""
 
 
-def scan(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]) -> Shape:
+def scan_shape(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]) -> Shape:
     decay, added, *start = inputs
     axis = attrs["axis"]
     require(axis < len(decay) and decay == added, f"{decay} and {added} are not steps along the axis {axis}")
@@ -215,32 +219,32 @@ def scan(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]) ->
     if start:
         require(start[0] == state, f"its start has the shape {start[0]}, its states {state}")
     else:
-        constant(attrs, [state], {"start": weights["start"]})
+        constant_shape(attrs, [state], {"start": weights["start"]})
     require(0 < int(decay[axis] or 0) <= _MOST_STEPS, f"it takes 1 to {_MOST_STEPS} steps, not {decay[axis]}")
     return added
 
 
-def pad(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]) -> Shape:
+def pad_shape(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]) -> Shape:
     batch, *sizes = inputs[0]
     before, after = attrs["before"], attrs["after"]
     require(len(before) == len(after) == len(sizes), f"it pads {len(before)} and {len(after)} axes of {inputs[0]}")
     return (batch, *(low + int(size or 0) + high for low, size, high in zip(before, sizes, after, strict=True)))
 
 
-def transpose(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]) -> Shape:
+def transpose_shape(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]) -> Shape:
     axes = attrs["axes"]
     require(sorted(axes) == list(range(len(inputs[0]))) and axes[0] == 0, f"{axes} is no order of {inputs[0]}'s axes")
     return tuple(inputs[0][axis] for axis in axes)
 
 
-def reshape(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]) -> Shape:
+def reshape_shape(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]) -> Shape:
     shape = tuple(attrs["shape"])
     fits = shape[0] == inputs[0][0] and elements_per_example(shape) == elements_per_example(inputs[0])
     require(fits, f"{inputs[0]} cannot become {shape}")
     return shape
 
 
-def shuffle(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]) -> Shape:
+def shuffle_shape(attrs: Attrs, inputs: Sequence[Shape], weights: Mapping[str, Shape]) -> Shape:
     require(
         image_sizes(inputs[0])[1] % attrs["groups"] == 0, f"{inputs[0]} has no {attrs['groups']} groups of channels"
     )
@@ -278,7 +282,7 @@ def is_count(value: Any, least: int = 0) -> bool:
     return type(value) is int and least <= value <= _LARGEST_ATTR
 
 
-def is_pair(least: int) -> Callable[[Any], bool]:
+def pair_checker(least: int) -> Callable[[Any], bool]:
     """Return a function that checks whether a value is a list of two integers that `is_count` accepts for `least`."""
     return lambda value: isinstance(value, (list, tuple)) and len(value) == 2 and all(is_count(n, least) for n in value)
 
@@ -304,7 +308,7 @@ def is_number(value: Any) -> bool:
     return type(value) is float and abs(value) <= _LARGEST_NUMBER  # also False for NaN
 
 
-def is_act(value: Any) -> bool:
+def is_activation(value: Any) -> bool:
     """Return whether a value is allowed for the attribute ``act``; None stands for the identity."""
     if isinstance(value, dict):
         return set(value) == {"leaky_relu"} and is_number(value["leaky_relu"])

@@ -13,25 +13,24 @@ import torch
 from torch import Tensor
 
 from ticketry_engine.errors import EngineError, GraphError
-from ticketry_engine.ir.aten import find, replace_objects
-from ticketry_engine.ir.aten import prepare as prepare_torch_node
+from ticketry_engine.ir.aten import bind_torch_node, find_operation, replace_objects
 from ticketry_engine.ir.graph import Graph
 from ticketry_engine.ir.native import FLOATS, NATIVE, OTHERS, Function, Node, Value, dtype_name
 from ticketry_engine.support.files import one_line
 
 
-def prepare(node: Node, tensors: Mapping[str, Tensor], *, device: str | torch.device = "cpu") -> Function:
+def bind_node(node: Node, tensors: Mapping[str, Tensor], *, device: str | torch.device = "cpu") -> Function:
     """Return a function that computes the node's output from its inputs, in order, with torch."""
     if not node.native:
-        return prepare_torch_node(node, tensors, device)
+        return bind_torch_node(node, tensors, device)
     weights = {role: tensors[name] for role, name in node.weights.items()}
     return NATIVE[node.op].compute(node.attrs, weights, len(node.inputs))
 
 
-def torch_step(graph: Graph, node: Node) -> Function:
+def bind_checked_node(graph: Graph, node: Node) -> Function:
     """Return a function that computes the node's output from its inputs with torch, and checks its shape and dtype."""
-    function = prepare(node, graph.tensors)
-    return function if node.native else check_output(function, graph.values[node.output], node)
+    function = bind_node(node, graph.tensors)
+    return function if node.native else with_output_check(function, graph.values[node.output], node)
 
 
 class Cast:
@@ -50,12 +49,12 @@ class Cast:
     def __call__(self, tensor: Tensor) -> Tensor:
         return tensor if self.to is None or tensor.dtype != self.own else tensor.to(self.to)
 
-    def value(self, value: Value) -> Value:
+    def convert_value(self, value: Value) -> Value:
         if self.to is None or value.dtype != dtype_name(self.own):
             return value
         return replace(value, dtype=dtype_name(self.to))
 
-    def node(self, node: Node) -> Node:
+    def convert_node(self, node: Node) -> Node:
         if self.to is None or node.native:
             return node
         own, to = ({"dtype": dtype_name(dtype)} for dtype in (self.own, self.to))
@@ -63,7 +62,7 @@ class Cast:
         return replace(node, attrs=attrs)
 
 
-def check_output(function: Function, value: Value, node: Node) -> Function:
+def with_output_check(function: Function, value: Value, node: Node) -> Function:
     """Return `function` with a check that raises `GraphError` unless the output has the dtype and shape of `value`."""
     if value.dtype in OTHERS:
         return function
@@ -71,7 +70,7 @@ def check_output(function: Function, value: Value, node: Node) -> Function:
     shape = value.shape
     dynamic = bool(shape) and shape is not None and shape[0] is None
 
-    def checked(*inputs: Any) -> Any:
+    def call_and_check(*inputs: Any) -> Any:
         made = function(*inputs)
         fits = isinstance(made, Tensor) and made.dtype == dtype
         if fits and shape is not None:
@@ -82,7 +81,7 @@ def check_output(function: Function, value: Value, node: Node) -> Function:
             raise GraphError(f"{node.op} -> {node.output}: it made {was}, not the {value.dtype} {shape} of the graph")
         return made
 
-    return checked
+    return call_and_check
 
 
 # -- output shapes that a file states for its torch nodes, checked without computing data ------------------------------
@@ -105,7 +104,7 @@ _ONE_BY_ONE = 1 << 17
 """Maximum number of tensors in lists, and of time steps, over all nodes; two per node are allowed in addition."""
 
 
-def check_claims(graph: Graph) -> Graph:
+def check_stated_outputs(graph: Graph) -> Graph:
     """Return the graph itself if the outputs of its torch nodes have the stated shapes and dtypes.
 
     A node is not checked if its output shape depends on data. Raise `GraphError` if a node does not accept its
@@ -120,10 +119,10 @@ def check_claims(graph: Graph) -> Graph:
             value = graph.values[one.output]
             if one.native:
                 made[one.output] = _meta_input(value)
-                _check_size(one, made[one.output], most)
+                _check_output_size(one, made[one.output], most)
                 continue
             known = all(name in made for name in one.inputs)
-            left -= _count_parts(one, weights, made) if known else 0
+            left -= _most_created_tensors(one, weights, made) if known else 0
             if left < 0:
                 raise GraphError(f"{one.op} -> {one.output}: it makes too many tensors, or takes too many steps")
             found = _run_on_meta(one, weights, made) if known else None
@@ -132,8 +131,8 @@ def check_claims(graph: Graph) -> Graph:
                     made[one.output] = _meta_input(value)
                 continue
             for part in found if isinstance(found, (tuple, list)) else [found]:
-                _check_size(one, part, most)
-            _check_claim(one, value, found)
+                _check_output_size(one, part, most)
+            _check_stated_output(one, value, found)
             made[one.output] = found
     return graph
 
@@ -151,14 +150,14 @@ _COUNTS = ("chunks", "indices", "n", "sections", "split_size", "split_sizes")
 """Names of arguments that contain the number, sizes or positions of the parts."""
 
 
-def _count_parts(node: Node, weights: Mapping[str, Tensor], made: Mapping[str, Any]) -> int:
+def _most_created_tensors(node: Node, weights: Mapping[str, Tensor], made: Mapping[str, Any]) -> int:
     """Return a bound on the tensors that a node creates in a list or in time steps; 0 for other operations."""
     family = node.op.split(".")[1]
     if family not in (*_RECURRENCES, *_BY_AXIS, *_BY_COUNT) or node.op.startswith("operator."):
         return 0
     known = {"value": made, "tensor": weights}
     attrs = replace_objects(node.attrs, lambda kind, content: known.get(kind, {}).get(content))
-    arguments = find(node.op)._schema.arguments
+    arguments = find_operation(node.op)._schema.arguments
     given = {each.name: each.default_value for each in arguments if each.has_default_value()}
     given |= {**dict(zip((each.name for each in arguments), attrs["args"], strict=False)), **attrs["kwargs"]}
     if family in _RECURRENCES:  # steps or layers, in either order of the axes
@@ -180,7 +179,7 @@ def _count_parts(node: Node, weights: Mapping[str, Tensor], made: Mapping[str, A
 def _run_on_meta(node: Node, weights: dict[str, Tensor], made: dict[str, Any]) -> Any:
     """Return the node's output on the meta device; None if its shape depends on data."""
     try:
-        return prepare_torch_node(_with_device(node), weights, "meta")(*(made[name] for name in node.inputs))
+        return bind_torch_node(_with_device_argument(node), weights, "meta")(*(made[name] for name in node.inputs))
     except NotImplementedError:
         return None
     except GraphError:
@@ -192,18 +191,18 @@ def _run_on_meta(node: Node, weights: dict[str, Tensor], made: dict[str, Any]) -
         raise GraphError(f"{node.op} -> {node.output}: torch does not take its arguments: {reason}") from None
 
 
-def _with_device(node: Node) -> Node:
+def _with_device_argument(node: Node) -> Node:
     """Return the node with the graph's device as its device argument, if its operation has such an argument."""
     if node.op.startswith("operator."):
         return node
-    names = [known.name for known in find(node.op)._schema.arguments]
+    names = [known.name for known in find_operation(node.op)._schema.arguments]
     if "device" not in names[len(node.attrs["args"]) :]:
         return node
     kwargs = {**node.attrs["kwargs"], "device": {"device": "own"}}
     return replace(node, attrs={"args": node.attrs["args"], "kwargs": kwargs})
 
 
-def _check_size(node: Node, made: Any, most: int) -> None:
+def _check_output_size(node: Node, made: Any, most: int) -> None:
     if isinstance(made, Tensor) and made.numel() > most:
         raise GraphError(
             f"{node.op} -> {node.output}: it makes {made.numel():,} numbers of two examples: too many for these weights"
@@ -211,7 +210,7 @@ def _check_size(node: Node, made: Any, most: int) -> None:
         )
 
 
-def _check_claim(node: Node, value: Value, found: Any) -> None:
+def _check_stated_output(node: Node, value: Value, found: Any) -> None:
     where = f"{node.op} -> {node.output}"
     if not isinstance(found, Tensor):
         kind = "list" if isinstance(found, (tuple, list)) else "number"

@@ -464,7 +464,7 @@ def _order_steps(
         inside = {node.output for node in nodes}
         read = dict.fromkeys(name for node in nodes for name in node.inputs if name not in inside)
         elsewhere = {name for node in graph.nodes if node.output not in inside for name in node.inputs}
-        outputs = [node.output for node in nodes if node.output in elsewhere | set(graph.results)]
+        outputs = [node.output for node in nodes if node.output in elsewhere | set(graph.output_names)]
         region = Region(tuple(read), tuple(outputs), tuple(nodes))
         steps += [(level, part) for part in _split_after_last_pooling(graph, region)]
     steps += [(levels[node.output], node) for node in graph.nodes if node.output in reasons]

@@ -155,9 +155,9 @@ class _RegionFinder:
             return
         layer = str(node.target) if lowered is not None and lowered.op in LAYERS else None
         gains = layer is not None and self._is_faster_in_kernels(node, layer)
-        shortened = layer is not None and (gains or prod(self._weight(layer)[1:]) <= SHORT)
-        dense = layer is not None and not shortened and self._runs_dense(node, layer)
-        starts = shortened or dense
+        short_repr = layer is not None and (gains or prod(self._weight(layer)[1:]) <= SHORT)
+        dense = layer is not None and not short_repr and self._runs_dense(node, layer)
+        starts = short_repr or dense
         layout = allowed_layouts(node, lowered)
         if self.half and layout == {True}:
             if layer is not None:

@@ -106,7 +106,7 @@ class TrainingRegion(Region):
 
 def fuse_norms(region: TrainingRegion) -> TrainingRegion:
     """Return the region with sums and ReLUs fused into the batch norms whose outputs only they read."""
-    nodes, uses = list(region.nodes), region.uses
+    nodes, uses = list(region.nodes), region.read_counts
     number = 0
     while number < len(nodes):
         fused = _fused_norm(nodes, nodes[number], uses)

@@ -72,7 +72,7 @@ def test_inputs_by_name_and_constants():
 def test_any_example_gives_any_batch(examples: int) -> None:
     model = nn.Sequential(nn.Linear(4, 3), nn.ReLU())
     graph = capture(model, None, torch.randn(examples, 4))
-    assert graph.dynamic
+    assert graph.accepts_any_batch
     assert not graph.notes
     for batch in (0, 1, 3, 65):
         x = torch.randn(batch, 4)
@@ -87,7 +87,7 @@ def test_a_model_that_insists_on_its_batch():
 
     x = torch.randn(4, 4)
     graph = capture(Insists(), None, x)
-    assert not graph.dynamic
+    assert not graph.accepts_any_batch
     assert "the model fails for another size of axis 0 (shape '[2, 2, 4]'" in graph.notes[0]
     assert torch.equal(Program(graph)(x), x.view(2, 2, 4).sum(1))
 

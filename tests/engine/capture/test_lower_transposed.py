@@ -18,7 +18,7 @@ from interpreter import Program
 from samples import sample
 from ticketry_engine.capture import capture
 from ticketry_engine.compiled import Compiled
-from ticketry_engine.ir.graph import origins
+from ticketry_engine.ir.graph import tensor_origins
 from ticketry_engine.plan.storage import UnsupportedError
 
 ACTS = {"none": None, "relu": nn.ReLU(), "gelu": nn.GELU(), "leaky": nn.LeakyReLU(0.2), "tanh": nn.Tanh()}
@@ -113,7 +113,7 @@ def test_with_the_stride_for_a_kernel_no_weight_is_added() -> None:
     weight = graph.tensors[layer.weights["weight"]]
     assert weight.shape == (24, 8, 1, 1)
     assert int(weight.count_nonzero()) == model[0].weight.numel()
-    assert origins(graph, ["0.weight"]) == {layer.weights["weight"]: "0.weight"}
+    assert tensor_origins(graph, ["0.weight"]) == {layer.weights["weight"]: "0.weight"}
 
 
 def test_an_output_that_is_read_twice_and_a_third_axis_stay_as_they_are() -> None:

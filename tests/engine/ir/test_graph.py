@@ -158,8 +158,8 @@ WRONG: dict[str, tuple[Callable[[], Graph], str]] = {
 def test_the_small_graph_is_consistent():
     graph = small()
     assert graph.validate() is graph
-    assert graph.dynamic
-    assert graph.results == ("y", "g")
+    assert graph.accepts_any_batch
+    assert graph.output_names == ("y", "g")
 
 
 @pytest.mark.parametrize("name", WRONG)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import ticketry as tk
 from ticketry_engine.capture import capture
-from ticketry_engine.ir.graph import layer_name, origins
+from ticketry_engine.ir.graph import layer_name, tensor_origins
 
 weight_norm = torch.nn.utils.parametrizations.weight_norm
 spectral_norm = torch.nn.utils.parametrizations.spectral_norm
@@ -53,7 +53,7 @@ def test_every_weight_is_found_and_masks_say_that_it_is_the_right_one(name: str)
     model.eval()
     x = torch.randn(2, *shape)
     scope = tk.scope(model)
-    of = origins(capture(model, None, x), scope.shapes)
+    of = tensor_origins(capture(model, None, x), scope.shapes)
     assert set(of.values()) == set(scope.shapes)
     for parameter in scope.shapes:
         kept = {one: torch.ones(size, dtype=torch.bool) for one, size in scope.shapes.items()}
