@@ -16,7 +16,7 @@ from ticketry.budgets.allocation import allocate_cost
 from ticketry.budgets.cost_model import CostModel, Curve, LayerCost
 from ticketry.budgets.latency import mask_nearest_budget, meet_share
 from ticketry.budgets.layer_choice import LayerChoice
-from ticketry.budgets.timing import Meter, RandomMasks, ScoredMasks, build_costs
+from ticketry.budgets.timing import QUICK, Meter, RandomMasks, ScoredMasks, build_costs
 from ticketry.core.output_change import output_change
 from ticketry.errors import CostError, LayerCollapseError, UsageError
 from ticketry_engine.bench.timing import Interval, machine
@@ -108,6 +108,26 @@ def test_costs_reproduce_a_timer(dense_others):
         assert costs.estimate(mask).value == pytest.approx(
             50 + sum(told.layers.values()), rel=1e-6
         )  # densities are of float32
+
+
+class _CountingMeter(Meter):
+    """A meter that notes under which density and in which layout the network was compiled."""
+
+    def compiled(self, mask=None, layout=None):
+        self.__dict__.setdefault("compilations", []).append((1.0 if mask is None else mask.density, layout))
+        return super().compiled(mask, layout)
+
+
+def test_nothing_is_timed_twice():
+    meter = _CountingMeter(network(), X, effort=QUICK)
+    family = RandomMasks(meter.model, tk.scope(meter.model).shapes, (1e-9, 0.2, 1.0))
+    costs = build_costs(meter, ("weights", "rows:4", "rows:16"), family, {})
+    (chosen,) = meter.dense.layouts
+    unpruned = [layout for density, layout in meter.compilations if density == 1]
+    assert sorted(unpruned, key=str) == sorted([None, *({"planes", "pixels"} - {chosen})], key=str)
+    nearly_empty = [layout for density, layout in meter.compilations if density < 0.05]
+    assert sorted(nearly_empty) == ["pixels", "planes"]
+    assert all(list(layer.curves) == ["weights", "rows:4", "rows:16"] for layer in costs.layers.values())
 
 
 def test_layers_in_torch_are_part_of_the_floor():

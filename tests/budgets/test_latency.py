@@ -320,6 +320,8 @@ def test_a_stage_with_hardly_any_weights_is_named_with_the_alternative() -> None
     (said,) = quality_warnings(result(densities, others))
     assert said.startswith("blocks.1 retains 3 % of its weights: retraining seldom recovers the accuracy.")
     assert "Instead: structure='channels' retains 40 % at 1.02 s for this budget" in said
+    (said,) = quality_warnings(result(densities, (Considered("channels", 0.4, 1.2, -0.6),)))
+    assert "Instead: request more time" in said  # the denser mask misses the budget of 1 s
     (said,) = quality_warnings(result({**densities, "blocks.2.c.weight": 0.01}))
     assert "blocks.2 retains 1 % of its weights and 1 more stages are below 5 %" in said
     assert "request more time" in said

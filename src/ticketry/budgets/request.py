@@ -302,8 +302,10 @@ def quality_warnings(found: Met) -> Iterator[str]:
         )
     densities = stage_densities((row.name, row.kept, row.total) for row in found.mask.table())
     low = {stage: density for stage, density in densities.items() if density < _LEAST_STAGE_DENSITY}
-    others = [one for one in found.considered if one.structure != found.structure and not one.why_not]
-    denser = max((one for one in others if one.density > found.mask.density), key=lambda one: one.density, default=None)
+    others = [one for one in found.considered if one.structure != found.structure]
+    most = (1 + _LARGE_MISS) * found.latencies.requested
+    fitting = [one for one in others if one.seconds <= most and one.density > found.mask.density]
+    denser = max(fitting, key=lambda one: one.density, default=None)
     if low:
         if denser is not None:
             instead = f"{denser} for this budget; or request more time"

@@ -100,6 +100,8 @@ class Meter:
         """Base -> function that calls the model in this base."""
         self.base_latencies: dict[str, list[float]] = {}
         """Base -> its measured latencies in seconds, in the order in which they were measured."""
+        self._unpruned_profiles: dict[str | None, CallSeconds] = {}
+        """Memory layout -> profile of the unpruned network in this layout."""
         self._clock: Callable[[], float] = time.process_time if threads == 1 else time.perf_counter
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -133,8 +135,14 @@ class Meter:
 
     def profile(self, mask: Mask, layout: str | None) -> CallSeconds:
         """Return the latency under a mask, divided into its layers and all other operations, as `Timer.profile`."""
-        if mask.density == 1 and self.dense.layouts == {layout}:
-            return self.dense_profile
+        if mask.density < 1:
+            return self._measure_profile(mask, layout)
+        if layout not in self._unpruned_profiles:
+            same = self.dense.layouts == {layout}
+            self._unpruned_profiles[layout] = self.dense_profile if same else self._measure_profile(mask, layout)
+        return self._unpruned_profiles[layout]
+
+    def _measure_profile(self, mask: Mask, layout: str | None) -> CallSeconds:
         compiled = self.compiled(mask, layout)
         whole = self.share(compiled, self.effort.rounds).median * self.dense_seconds
         return self.network.profile(compiled, self.effort.profiles, whole)
@@ -343,6 +351,9 @@ _HELD_OUT = (0.08, 0.3)
 _LEAST_SPREAD = 0.03
 """Smallest relative error of estimates that is reported, because two masks cannot show a smaller one."""
 
+_ALMOST_EMPTY = 1e-6
+"""Amount up to which the mask of a `MaskFamily` retains one weight or group in each layer."""
+
 _CHANNELS_LAST_ROWS = 8
 """Number of rows per group from which a network may be faster in the channels-last layout."""
 
@@ -457,23 +468,32 @@ def build_costs(
 def _time_family(
     timer: Timer, granularities: Sequence[str], family: MaskFamily, say: Callable[[str], None]
 ) -> list[_MaskProfile]:
-    found = []
-    unpruned: dict[str, CallSeconds] = {}
+    """Time the network under all masks of a family, in each memory layout that suits the granularity.
+
+    Almost empty layers take the same time in all granularities, so they are timed only once per layout.
+    """
+    found: list[_MaskProfile] = []
+    almost_empty: dict[str, _MaskProfile] = {}
     for granularity in granularities:
         wide = Granularity.parse(granularity).rows >= _CHANNELS_LAST_ROWS
         for amount in sorted(family.amounts):
-            say(f"timing {granularity} at {amount:g}")
-            mask = family.mask(granularity, amount)
-            densities = {row.name: row.density for row in mask.table()}
+            mask = None
             for layout in (PLANAR, *([CHANNELS_LAST] if wide else [])):
+                if amount <= _ALMOST_EMPTY and layout in almost_empty:
+                    found.append(almost_empty[layout]._replace(granularity=granularity))
+                    continue
+                if mask is None:
+                    say(f"timing {granularity} at {amount:g}")
+                    mask = family.mask(granularity, amount)
                 try:
-                    profile = unpruned.get(layout) if mask.density == 1 else None
-                    profile = profile or timer.profile(mask, layout)
+                    profile = timer.profile(mask, layout)
                 except UnsupportedError:
                     continue
-                if mask.density == 1:
-                    unpruned[layout] = profile
-                found.append(_MaskProfile(granularity, layout, densities, profile))
+                found.append(
+                    _MaskProfile(granularity, layout, {row.name: row.density for row in mask.table()}, profile)
+                )
+                if amount <= _ALMOST_EMPTY:
+                    almost_empty[layout] = found[-1]
     return found
 
 
