@@ -50,10 +50,10 @@ from ticketry.lab.store.maintenance import check, collect_garbage
 from ticketry.lab.store.store import Store
 from ticketry.records.campaign import read_campaign_record
 from ticketry.records.ticket import RetrainingInfo, read_ticket_info
-from ticketry.report import evidence_of, summary_lines, verdict_line
+from ticketry.report import read_evidence_about_runs, summary_lines, verdict_line
 from ticketry.report.campaigns import markdown
 from ticketry.report.exporting import _csv_files
-from ticketry.report.subject import subject_of
+from ticketry.report.subject import read_report_subject
 from ticketry.tasks.recipe import recipe_from
 
 SECONDS = 10
@@ -106,7 +106,7 @@ def record(store: Path, draw: random.Random) -> Callable[[], object]:
         if path.parent.name == "campaigns":
             markdown(read_campaign_record(read_sealed(path) or {}, str(path)))
         run = read_record(next(store.glob("runs/*/run.json")))
-        subject = subject_of(run, evidence_of(store, [RUN]))
+        subject = read_report_subject(run, read_evidence_about_runs(store, [RUN]))
         list(_csv_files(subject))
         summary_lines(run)
         verdict_line(run)

@@ -45,9 +45,9 @@ from ticketry.records.evidence import read_evidence
 from ticketry.records.run import read_run
 from ticketry.records.schema import as_json
 from ticketry.records.ticket import RetrainingInfo, SearchInfo, read_ticket_info
-from ticketry.report import evidence_of, summary_lines, verdict_line
+from ticketry.report import read_evidence_about_runs, summary_lines, verdict_line
 from ticketry.report.exporting import _csv_files
-from ticketry.report.subject import subject_of
+from ticketry.report.subject import read_report_subject
 from ticketry.tasks.data.tables import read_table
 from ticketry.tasks.fine_tuning import read_texts
 from ticketry.tasks.recipe import recipe_from
@@ -165,7 +165,7 @@ def _records(folder: Path) -> Iterator[Format]:
 
         def read(path: Path = path) -> Any:
             run = read_record(path)
-            list(_csv_files(subject_of(run)))
+            list(_csv_files(read_report_subject(run)))
             summary_lines(run)
             verdict_line(run)
             return run
@@ -187,7 +187,7 @@ def _evidence(folder: Path) -> Iterator[Format]:
         good = {**record, "run": RUN}
 
         def read(path: Path = path) -> Any:
-            list(_csv_files(subject_of(run, evidence_of(path.parents[1], [RUN]))))
+            list(_csv_files(read_report_subject(run, read_evidence_about_runs(path.parents[1], [RUN]))))
             return read_evidence(read_sealed(path) or {})
 
         yield Format(f"evidence of {name}", _json_put(path, good), read, lambda found: _text(as_json(found)))

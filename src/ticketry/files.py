@@ -134,25 +134,25 @@ def iterate_below(folder: Path) -> Iterator[Path]:
     Raises:
         OSError: if a folder cannot be read.
     """
-    for path, _ in _walk(folder):
+    for path, _ in _iterate_entries_below(folder):
         yield path
 
 
 def iterate_files(folder: Path) -> Iterator[Path]:
     """Yield the regular files below a folder, but no links; raise the same errors as `iterate_below`."""
-    for path, entry in _walk(folder):
+    for path, entry in _iterate_entries_below(folder):
         if entry.is_file(follow_symlinks=False):
             yield path
 
 
 def iterate_folders(folder: Path) -> Iterator[Path]:
     """Yield the folders below a folder, each before its sub-folders; raise the same errors as `iterate_below`."""
-    for path, entry in _walk(folder):
+    for path, entry in _iterate_entries_below(folder):
         if entry.is_dir(follow_symlinks=False):
             yield path
 
 
-def _walk(folder: Path) -> Iterator[tuple[Path, os.DirEntry[str]]]:
+def _iterate_entries_below(folder: Path) -> Iterator[tuple[Path, os.DirEntry[str]]]:
     waiting = [(folder / entry.name, entry) for entry in reversed(list_entries(folder))]
     while waiting:
         path, entry = waiting.pop()

@@ -42,10 +42,10 @@ __all__ = [
     "Registry",
     "digest_defining_source",
     "digest_source",
-    "find_reached_modules",
-    "import_from_here",
-    "is_offered",
+    "find_imported_modules",
+    "is_plugin_name",
     "load",
+    "put_current_folder_on_path",
     "resolve",
 ]
 
@@ -127,16 +127,16 @@ class Registry(Generic[T]):
         if where == BUILT_IN:
             own = self.aliases.get(name, name)
             if own not in self._built:
-                self._built[own] = self._check_kind_and_build(own, resolve(target))
+                self._built[own] = self._build_checked_object(own, resolve(target))
             return self._built[own]
         offered = name in self._list_entry_points()
         if not offered:
-            import_from_here()
+            put_current_folder_on_path()
         try:
             found = load(target)
             if not offered:
                 require_user_file(name, found)
-            return self._check_kind_and_build(name, found)
+            return self._build_checked_object(name, found)
         except TicketryError as error:
             if offered:
                 raise PluginError(f"the {self.kind} {name!r} of the package {where} cannot be used: {error}") from error
@@ -200,7 +200,7 @@ class Registry(Generic[T]):
         error.exit_code = UsageError.exit_code  # a mistyped word is wrong usage for all error classes
         return error
 
-    def _check_kind_and_build(self, name: str, found: Any) -> T:
+    def _build_checked_object(self, name: str, found: Any) -> T:
         """Return what `make` returns for the object `found`; raise `UsageError` if it lacks a needed attribute."""
         missing = [part for part in self._needs if not hasattr(found, part)]
         if missing:
@@ -231,7 +231,7 @@ class Registry(Generic[T]):
         return found
 
 
-def is_offered(name: str) -> bool:
+def is_plugin_name(name: str) -> bool:
     """Return whether an installed package has an entry point with this name, in any group of ticketry."""
     return any(offer.name == name for offer in _find_entry_points(tuple(sys.path)))
 
@@ -288,7 +288,7 @@ def _find_entry_points(path: tuple[str, ...]) -> tuple[_EntryPoint, ...]:
 # -- import objects ----------------------------------------------------------------------------------------------------
 
 
-def import_from_here() -> None:
+def put_current_folder_on_path() -> None:
     """Put the current directory on `sys.path`, so that modules in the directory can be imported."""
     here = os.getcwd()
     if here not in sys.path and "" not in sys.path:
@@ -348,11 +348,11 @@ def load(target: str) -> Any:
         return resolve(target)
     except AttributeError as error:
         if name not in sys.modules:
-            raise _import_failed(name, error) from error
+            raise _build_import_error(name, error) from error
         file = getattr(sys.modules[name], "__file__", None)
         raise UsageError(f"the module {name} ({file}) has no {path!r}") from None
     except (Exception, SystemExit) as error:  # other people's modules may raise anything
-        raise _import_failed(name, error) from error
+        raise _build_import_error(name, error) from error
 
 
 def resolve(target: str) -> Any:
@@ -364,7 +364,7 @@ def resolve(target: str) -> Any:
     return attrgetter(path)(found) if colon else found
 
 
-def _import_failed(module: str, error: BaseException) -> UsageError:
+def _build_import_error(module: str, error: BaseException) -> UsageError:
     return UsageError(f"the module {module!r} cannot be imported from {os.getcwd()}: {type(error).__name__}: {error}")
 
 
@@ -403,13 +403,13 @@ def digest_defining_source(*objects: object) -> str:
     )
 
 
-def find_reached_modules(target: str) -> set[str]:
+def find_imported_modules(target: str) -> set[str]:
     """Return the names of the modules that define ``module:object``, and of all modules that these import.
 
     Indirect imports are included; only modules of the same package or folder count.
     """
     modules = {target.partition(":")[0]} | _defining_modules(load(target))
-    return modules | _find_reached(modules).keys()
+    return modules | _find_imports_of(modules).keys()
 
 
 def _defining_modules(*objects: object) -> set[str]:
@@ -429,15 +429,15 @@ def _digest_modules(modules: Iterable[str]) -> str:
                 f"{name} has no source file, so that its results cannot have a key: define it in a .py file"
             )
         found.update(read_module_source(name, file))
-    return add_reached_modules(found, modules).hexdigest()
+    return hash_imported_modules(found, modules).hexdigest()
 
 
-def add_reached_modules(found: hashlib._Hash, modules: Iterable[str]) -> hashlib._Hash:
+def hash_imported_modules(found: hashlib._Hash, modules: Iterable[str]) -> hashlib._Hash:
     """Update the hash `found` with the names and sources of all modules that `modules` import, and return `found`.
 
     Indirect imports are included; `modules` themselves are not added.
     """
-    for name, file in sorted(_find_reached(modules).items()):
+    for name, file in sorted(_find_imports_of(modules).items()):
         found.update(f"\0{name}\0".encode())
         found.update(read_module_source(name, file))
     return found
@@ -511,9 +511,9 @@ class _Module:
         return next((_Module(name, file, self.root) for file in files if file.is_file()), None)
 
 
-def _find_reached(modules: Iterable[str]) -> dict[str, Path]:
+def _find_imports_of(modules: Iterable[str]) -> dict[str, Path]:
     """Return the names and files of all other modules that `modules` import, directly or indirectly."""
-    roots = [found for name in modules if (found := _find_imported_module(name))]
+    roots = [found for name in modules if (found := _describe_imported_module(name))]
     seen, waiting = {found.file: found for found in roots}, list(roots)
     while waiting:
         module = waiting.pop()
@@ -525,7 +525,7 @@ def _find_reached(modules: Iterable[str]) -> dict[str, Path]:
     return {found.name: found.file for found in seen.values() if found not in roots}
 
 
-def _find_imported_module(name: str) -> _Module | None:
+def _describe_imported_module(name: str) -> _Module | None:
     """Return the name and file of an imported module; None if it has no source file, or a file with another name."""
     file = _find_source_file(name)
     if file is None:

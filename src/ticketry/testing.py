@@ -88,7 +88,7 @@ def check_search(
             _check_rewound_start(lab, ticket)
             _check_final_weights(lab, ticket)
         trained, middles = lab.ledger.segments_trained, _select_trainings(lab)
-        _check_searched(lab, trial, found)
+        _check_searched_trainings(lab, trial, found)
     bits = _result_digests(found)
     if _result_digests(trial.run_in_new_lab(folder / "blind", task=_TaskWithOtherTest(trial.task))) != bits:
         require(_result_digests(trial.run_in_new_lab(folder / "again")) == bits, "the same seeds give the same bits")
@@ -206,7 +206,7 @@ def _check_final_weights(lab: Lab, ticket: Found) -> None:
         require(not state[name][~kept].any(), f"level {ticket.level} ends with pruned weights of {name!r} at 0")
 
 
-def _check_searched(lab: Lab, trial: _Trial, found: Sequence[Found]) -> None:
+def _check_searched_trainings(lab: Lab, trial: _Trial, found: Sequence[Found]) -> None:
     """Check that the sparsest ticket lists in `searched` the trainings that it needs, unless it needs denser tickets.
 
     It needs no denser tickets if its mask is the same when only its own density is requested. If `searched` is empty,
@@ -328,9 +328,9 @@ def check_score(
     known = scope_of(model)
     kept = None if batches is None else list(batches)
     with torch.set_grad_enabled(torch.is_grad_enabled()):  # restores the gradient mode afterwards
-        before, values = _snapshot(model), _copy_state(model)
+        before, values = _snapshot_for_comparison(model), _copy_state(model)
         first = function(model, known, batches=kept, loss=loss, seed=0)
-        after = _snapshot(model)
+        after = _snapshot_for_comparison(model)
     for what, found in before.items():
         require(after[what] == found, f"a score leaves as before: {what}")
     _require_same(values, _copy_state(model), "a score leaves weights, buffers and gradients as they were")
@@ -355,7 +355,7 @@ def _small_network() -> nn.Module:
         )
 
 
-def _snapshot(model: nn.Module) -> dict[str, object]:
+def _snapshot_for_comparison(model: nn.Module) -> dict[str, object]:
     """Return everything that a score must leave unchanged, except tensor values, by a description for messages."""
     parameters, modules = dict(model.named_parameters()), list(model.modules())
     return {

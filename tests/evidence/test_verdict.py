@@ -350,7 +350,7 @@ def test_judging_at_every_planned_number_keeps_false_wins_rare(
 ) -> None:
     """60 verifications on the edge of a part of the claim; the first answers must also be those of the slow tests."""
     # How many more seeds would do is asked after the outcome, takes most of the time, and has tests of its own.
-    monkeypatch.setattr(sys.modules["ticketry.evidence.verdict"], "more_seeds", lambda *given: None)
+    monkeypatch.setattr(sys.modules["ticketry.evidence.verdict"], "estimate_more_seeds", lambda *given: None)
     runs, interim = 60, InterimAnalyses()
     generator = np.random.default_rng(7)
     to_dense = generator.normal(true_dense, 0.4, (runs, interim.last))
@@ -392,7 +392,7 @@ CELLS = {
 @pytest.mark.parametrize("cell", sample(CELLS, ["collapse"]))
 def test_false_wins_are_rare_where_students_t_errs(monkeypatch: pytest.MonkeyPatch, cell: str) -> None:
     """A sample of the cells of benchmarks/verdict_cells.py: mean exactly at the margin, spread about 0.4 points."""
-    monkeypatch.setattr(sys.modules["ticketry.evidence.verdict"], "more_seeds", lambda *given: None)
+    monkeypatch.setattr(sys.modules["ticketry.evidence.verdict"], "estimate_more_seeds", lambda *given: None)
     differences = CELLS[cell](np.random.default_rng(11), (150, 10)) - 0.5
     found = [decide_after(50 + one, [50.0] * 10, claim="matches", interim=InterimAnalyses()) for one in differences]
     for wrong in ("matches", "loses"):
@@ -401,7 +401,7 @@ def test_false_wins_are_rare_where_students_t_errs(monkeypatch: pytest.MonkeyPat
 
 def test_a_true_tie_is_found_with_ten_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
     """Power of at least 80 % (here within what 150 runs show) at the spread that was seen, 0.4 points."""
-    monkeypatch.setattr(sys.modules["ticketry.evidence.verdict"], "more_seeds", lambda *given: None)
+    monkeypatch.setattr(sys.modules["ticketry.evidence.verdict"], "estimate_more_seeds", lambda *given: None)
     differences = np.random.default_rng(12).normal(0, 0.4, (150, 10))
     found = [decide_after(50 + one, [50.0] * 10, claim="matches", interim=InterimAnalyses()) for one in differences]
     assert stats.binomtest(sum(one.outcome == "matches" for one in found), 150).proportion_ci(0.99).high >= 0.8

@@ -21,9 +21,9 @@ from ticketry.records.network import Moment
 from ticketry.records.run import read_run
 from ticketry.records.schema import as_json, read
 from ticketry.records.ticket import SpeedRecord, StructureRecord
-from ticketry.report import evidence_of
+from ticketry.report import read_evidence_about_runs
 from ticketry.report.page import render
-from ticketry.report.subject import subject_of
+from ticketry.report.subject import read_report_subject
 
 
 def lost(told: Any, kept: Any, place: str = "") -> list[str]:
@@ -228,7 +228,7 @@ def test_any_damage_gives_a_page_or_is_refused(make_record, make_verify, make_st
     path = data.draw(st.sampled_from(sorted(_paths(record), key=str)))
     damaged = _replaced(record, path, data.draw(_ODD))
     try:
-        subject = subject_of(damaged) if record is run else subject_of(run, [damaged])
+        subject = read_report_subject(damaged) if record is run else read_report_subject(run, [damaged])
     except StoreError:
         return
     render(subject).encode("utf-8")
@@ -323,26 +323,26 @@ def test_refuses_a_picture_that_is_none(full_record, key, value, message):
 
 def test_the_evidence_of_runs_is_found(tmp_path, make_verify, make_stability):
     folder = tmp_path / "evidence"
-    assert evidence_of(tmp_path, ["a"]) == []
+    assert read_evidence_about_runs(tmp_path, ["a"]) == []
     folder.mkdir()
     records = {"verify-1": make_verify(), "stability-1": make_stability(), "other": {"kind": "theory", "run": "a"}}
     records["verify-1"]["run"], records["stability-1"]["runs"] = "a", ["b", "c"]
     for name, record in records.items():
         write_sealed(folder / f"{name}.json", record)
-    assert evidence_of(tmp_path, ["a"]) == [records["verify-1"]]
-    assert evidence_of(tmp_path, ["c", "d"]) == [records["stability-1"]]
+    assert read_evidence_about_runs(tmp_path, ["a"]) == [records["verify-1"]]
+    assert read_evidence_about_runs(tmp_path, ["c", "d"]) == [records["stability-1"]]
     for number, kind in enumerate((["verify"], {}, None, 1.5)):
         write_sealed(folder / f"strange-{number}.json", {**records["verify-1"], "kind": kind})
-    assert evidence_of(tmp_path, ["a"]) == [records["verify-1"]]
-    assert evidence_of(tmp_path, ["b", "a"]) == [records["stability-1"], records["verify-1"]]
-    assert evidence_of(tmp_path, ["d", ""]) == []
+    assert read_evidence_about_runs(tmp_path, ["a"]) == [records["verify-1"]]
+    assert read_evidence_about_runs(tmp_path, ["b", "a"]) == [records["stability-1"], records["verify-1"]]
+    assert read_evidence_about_runs(tmp_path, ["d", ""]) == []
     (folder / "broken.json").write_text("{")
     with pytest.raises(StoreError, match="broken"):
-        evidence_of(tmp_path, ["a"])
+        read_evidence_about_runs(tmp_path, ["a"])
 
 
 def test_no_run_or_the_same_twice_is_refused(make_record):
     with pytest.raises(UsageError, match="at least one"):
-        subject_of([])
+        read_report_subject([])
     with pytest.raises(UsageError, match="given twice"):
-        subject_of([make_record(levels=1), make_record(levels=2)])
+        read_report_subject([make_record(levels=1), make_record(levels=2)])

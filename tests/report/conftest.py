@@ -7,7 +7,7 @@ import pytest
 from made_records import *  # noqa: F403
 from ticketry.report import page as page_module
 from ticketry.report.figures import Drawing
-from ticketry.report.subject import subject_of
+from ticketry.report.subject import read_report_subject
 
 _DOT = Drawing(*2 * ('<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 1 1"></svg>',))
 
@@ -27,4 +27,4 @@ def evidence(make_verify, make_stability, make_bench):
 @pytest.fixture(scope="session")
 def whole_page(full_record, evidence):
     """A page with every section, its figures drawn."""
-    return page_module.render(subject_of(full_record, evidence))
+    return page_module.render(read_report_subject(full_record, evidence))

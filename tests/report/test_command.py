@@ -8,7 +8,7 @@ import pytest
 
 from ticketry.cli import main
 from ticketry.lab.store.files import write_sealed
-from ticketry.report.subject import evidence_of
+from ticketry.report.subject import read_evidence_about_runs
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def test_several_runs_on_one_page_with_their_evidence(store, capsys, tmp_path):
     code, out, _ = _call(capsys, "two-ac", "one", "one-aa", "--store", store, "--output", page, "--json")
     (written,) = json.loads(out)["reports"]
     assert (code, written["runs"], written["report"]) == (0, ["two-ac", "one-aa"], str(page))
-    assert written["evidence"] == [record["name"] for record in evidence_of(store, ["one-aa"])] != []
+    assert written["evidence"] == [record["name"] for record in read_evidence_about_runs(store, ["one-aa"])] != []
     assert "Verification" in page.read_text()
 
 

@@ -22,7 +22,7 @@ from ticketry.records.run import read_run
 from ticketry.report import export
 from ticketry.report.figures import METRIC_BY_SPENT, MOMENT, comparison_figures, draw_figures, run_figures
 from ticketry.report.page import PagePart, template_macro
-from ticketry.report.subject import subject_of
+from ticketry.report.subject import read_report_subject
 from ticketry.report.tables.costs import training_cost_points
 from ticketry.report.tables.networks import density_matches
 from ticketry.report.tables.results import Results
@@ -53,7 +53,7 @@ def _drawn(record, name):
 
 def _by_method(runs):
     """The section of tables by method; the whole page would take long to draw."""
-    subject = subject_of(runs)
+    subject = read_report_subject(runs)
     ((task, indices),) = subject.by_task.items()
     return template_macro("comparison.html", "methods_section")(subject, task, indices, PagePart())
 
@@ -198,7 +198,7 @@ def test_an_estimate_is_called_one_and_what_was_not_measured_is_not_drawn(early,
 
 
 def test_runs_are_compared_with_their_names_and_gaps(runs):
-    subject = subject_of(runs)
+    subject = read_report_subject(runs)
     assert subject.labels == (
         "early, crop, iterations 7, when detect",
         "gradual",
@@ -253,7 +253,7 @@ def test_densities_within_five_per_cent_stand_in_one_table(runs):
         row["density"] = 0.314
     for row in _rows(runs[2], "ticket", 1):
         row["density"] = 0.316
-    subject = subject_of(runs)
+    subject = read_report_subject(runs)
     first, second = density_matches(subject.runs)
     assert (first.density, [place for place, _ in first.members], first.nearest) == (0.3, [0, 1], ((2, 0.316),))
     assert [place for place, _ in second.members] == [0, 1, 2]
@@ -273,7 +273,7 @@ def test_what_differs_is_told(runs):
     for row in _rows(runs[2], "ticket"):
         row["budget"] = 760
     page = _by_method(runs)
-    one, two, three = subject_of(runs).labels
+    one, two, three = read_report_subject(runs).labels
     assert f"Schedules differ, and only equal ones compare: lr: 0.0012 ({one}; {three}), 0.1 ({two}). " in page
     assert f"training steps in the weights: 380 ({one}; {two}), 760 ({three})." in page
     assert f"Measured under different conditions: workers: 2 ({one}; {two}), 8 ({three})." in page

@@ -18,7 +18,7 @@ from ticketry.records.ticket import SpeedRecord
 from ticketry.report import export
 from ticketry.report.figures.costs import metric_by_latency
 from ticketry.report.page import render
-from ticketry.report.subject import subject_of
+from ticketry.report.subject import read_report_subject
 from ticketry.report.tables.results import Results
 from ticketry.report.tables.speed import (
     TimingSetup,
@@ -171,7 +171,7 @@ def test_only_like_is_compared_with_like(
     benches = [*evidence, *benches_of(other, 0.9)]
 
     def compared(*records: dict[str, Any]) -> dict[str, Any]:
-        subject = subject_of(records, benches)
+        subject = read_report_subject(records, benches)
         made = compare_panels(latency_panels(subject, range(len(records))), subject.speeds)
         return {name: found for (setup, name), found in made.items() if setup == SETUP}
 
@@ -186,22 +186,22 @@ def test_only_like_is_compared_with_like(
 
 @pytest.mark.usefixtures("dots")
 def test_the_page_of_a_run(runs: list[dict[str, Any]]) -> None:
-    text = render(subject_of(runs[1], benches_of(runs[1], 0.6)))
+    text = render(read_report_subject(runs[1], benches_of(runs[1], 0.6)))
     for told in ("Structure", "regroup, 16 rows", "Accuracy against measured time", "coverage, %", "no structure, %"):
         assert told in text
     assert text.count("What it saves, ticket by ticket") == 1
     assert "t equal time" not in text, "there is nothing to compare with"
-    few = render(subject_of(runs[1], benches_of(runs[1], 0.6)[:2]))
+    few = render(read_report_subject(runs[1], benches_of(runs[1], 0.6)[:2]))
     assert "ticket by ticket" not in few
     assert few.count("<h2>What it saves</h2>") == 2
-    plain = render(subject_of(runs[0]))
+    plain = render(read_report_subject(runs[0]))
     assert "<h2>Structure</h2>" not in plain
     assert "measured time" not in plain
 
 
 @pytest.mark.usefixtures("dots")
 def test_the_page_of_several(runs: list[dict[str, Any]], evidence: list[dict[str, Any]]) -> None:
-    subject = subject_of(runs, evidence)
+    subject = read_report_subject(runs, evidence)
     assert render(subject).count("at equal time the") == 2, "a sentence a batch"
     (indices,) = subject.by_task.values()
     panels = latency_panels(subject, indices)
@@ -214,7 +214,7 @@ def test_bars_are_whole_intervals(runs: list[dict[str, Any]], replicates: int) -
     """Student's t by SciPy; from three replicates on the panel has room for all of them."""
     run = copy.deepcopy(runs[0])
     run["points"] = [point for point in run["points"] if point["replicate"] < replicates]
-    subject = subject_of([run], benches_of(run, 0.6))
+    subject = read_report_subject([run], benches_of(run, 0.6))
     (indices,) = subject.by_task.values()
     axes = metric_by_latency(latency_panels(subject, indices)).axes[0]
     drawn = {tuple(line.get_ydata()) for line in axes.lines if len(set(line.get_xdata())) == 1}

@@ -12,7 +12,7 @@ from ticketry.records.run import read_run
 from ticketry.report.tables.results import Results, Summary
 from ticketry.report.wording import (
     Style,
-    duration,
+    format_duration,
     json_text,
     percent,
     printable,
@@ -81,7 +81,7 @@ def test_a_summary_in_full():
     [(4.26, "4.3 s"), (42, "42 s"), (59.7, "1 min 00 s"), (690, "11 min 30 s"), (11100, "3 h 05 min")],
 )
 def test_durations(seconds, text):
-    assert duration(seconds) == text
+    assert format_duration(seconds) == text
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from ticketry.cli import main
 from ticketry.errors import UsageError
 from ticketry.report.tables.results import Results
 from ticketry.report.tables.rows import point_rows
-from ticketry.search import ALIASES, METHODS, listed_name, method
+from ticketry.search import ALIASES, METHODS, method, method_name_for_lists
 
 PAPERS = {
     "imp": "iterative",
@@ -56,11 +56,11 @@ def test_an_alias_is_its_method_with_other_defaults(name: str) -> None:
 
 def test_the_name_holds_while_the_settings_do() -> None:
     snip = method("snip")
-    assert listed_name("early", "snip", snip.Settings(density=(0.1,), batches=9)) == "snip"
-    assert listed_name("early", "snip", snip.Settings(iterations=5)) == "early"
-    assert listed_name("early", "snip", snip.Settings(structure="channels")) == "early"
-    assert listed_name("early", "", snip.Settings()) == "early"
-    assert listed_name("iterative", "imp", method("imp").Settings(rewind="3%")) == "imp"
+    assert method_name_for_lists("early", "snip", snip.Settings(density=(0.1,), batches=9)) == "snip"
+    assert method_name_for_lists("early", "snip", snip.Settings(iterations=5)) == "early"
+    assert method_name_for_lists("early", "snip", snip.Settings(structure="channels")) == "early"
+    assert method_name_for_lists("early", "", snip.Settings()) == "early"
+    assert method_name_for_lists("iterative", "imp", method("imp").Settings(rewind="3%")) == "imp"
     with pytest.raises(UsageError, match=r"search method 'snips' is not known: .* did you mean snip"):
         method("snips")
 

@@ -16,7 +16,7 @@ from ticketry.lab.lab import Lab
 from ticketry.lab.retrain import retraining
 from ticketry.lab.search_result import Found, search_cost
 from ticketry.search import Method
-from ticketry.testing import _check_searched, _Trial, check_search
+from ticketry.testing import _check_searched_trainings, _Trial, check_search
 
 SHORT = PointsTask().recipe.changed(length="12it")
 
@@ -62,7 +62,7 @@ def test_those_that_do_and_those_that_come_from_one_another_pass(allowed: dict[s
     settings = Settings(density=(0.6, 0.3), **allowed)
     trial = _Trial(MINE, settings, PointsTask(), SHORT)
     with Lab(tmp_path) as lab:
-        _check_searched(lab, trial, trial.run(lab))
+        _check_searched_trainings(lab, trial, trial.run(lab))
 
 
 def test_what_is_asked_for_is_what_one_shot_pruning_of_the_same_trainings_tells(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from ticketry.lab.runners.runner import Activity, Event
 from ticketry.records.network import Point
 from ticketry.records.run import estimate_time_left
 from ticketry.report import summary_table
-from ticketry.report.wording import duration
+from ticketry.report.wording import format_duration
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -157,4 +157,4 @@ class SearchProgress(Progress):
         trained_for = time.time() - (state.since or self._began)
         there, of = len(self._points), self._run.expected
         seconds = estimate_time_left(trained_for, state.trained, there, of, at_once=state.at_once)
-        return f", about {duration(seconds)} left" if seconds else ""
+        return f", about {format_duration(seconds)} left" if seconds else ""

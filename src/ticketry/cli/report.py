@@ -143,11 +143,11 @@ def _list_names(runs: Sequence[Path]) -> str:
 
 def _write_report(arguments: _Arguments, runs: list[RunRecord]) -> dict[str, Any]:
     from ticketry.lab.store.paths import Paths
-    from ticketry.report import evidence_of, export, summary_lines, verdict_line, write_report
+    from ticketry.report import export, read_evidence_about_runs, summary_lines, verdict_line, write_report
 
     paths, names = Paths(arguments.store), [run.name for run in runs]
     folder = paths.run(names[0]) if len(names) == 1 else arguments.store
-    evidence = evidence_of(arguments.store, names)
+    evidence = read_evidence_about_runs(arguments.store, names)
     path = write_report(runs, arguments.output or folder / "report.html", evidence=evidence)
     exported = export(runs, arguments.export, evidence=evidence) if arguments.export else []
     drawn = runs if arguments.figures else []

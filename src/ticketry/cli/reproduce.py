@@ -203,7 +203,7 @@ def summarise_campaign(outcome: Outcome, width: int | None = None) -> list[str]:
 
 def _format_plan(outcome: Outcome) -> list[str]:
     """Return a table of planned blocks as lines of text; empty if nothing was planned."""
-    from ticketry.report.wording import align_columns, duration
+    from ticketry.report.wording import align_columns, format_duration
 
     if not outcome.planned:
         return []
@@ -211,7 +211,7 @@ def _format_plan(outcome: Outcome) -> list[str]:
         (
             one.run,
             f"{one.first + 1} to {one.last}" if one.last > one.first + 1 else str(one.last),
-            duration(one.seconds),
+            format_duration(one.seconds),
             str(len(one.claims)),
         )
         for one in outcome.planned

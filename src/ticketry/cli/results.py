@@ -36,10 +36,10 @@ def make_interim_printer(progress: Progress) -> Callable[[Verdict], None]:
 
 def summarise_verification(record: VerifyRecord) -> list[str]:
     """Return the result of a verification as lines, with as many decimals as the spread over seeds justifies."""
-    from ticketry.report.tables.evidence import seed_style
+    from ticketry.report.tables.evidence import style_of_seed_metrics
     from ticketry.report.wording import role_name
 
-    style = seed_style(record)
+    style = style_of_seed_metrics(record)
     margin = f"{round(record.margin, style.decimals + 2):g}"
     metric, task = record.task.metric, record.task
     unit = metric.unit and f" {metric.unit}"
@@ -174,7 +174,14 @@ def print_run(run: Run, report: Path) -> None:
     """Print levels, verdict and costs of a run, and suggest the next commands."""
     from rich.console import Console
 
-    from ticketry.report import cost_lines, moment_lines, summary_lines, summary_table, verdict_line, verdict_lines
+    from ticketry.report import (
+        cost_lines,
+        pruning_moment_lines,
+        summary_lines,
+        summary_table,
+        verdict_line,
+        verdict_lines,
+    )
 
     console, record, folder = Console(), run.record, run.path
     if console.is_terminal:
@@ -190,7 +197,7 @@ def print_run(run: Run, report: Path) -> None:
     lines = [
         "",
         *(f"left out {one.role} at level {one.level}: {one.why}" for one in record.left_out),
-        *(f"pruned   {line}" for line in moment_lines(record)),
+        *(f"pruned   {line}" for line in pruning_moment_lines(record)),
         *(f"cut      {line}" for line in _pruned_gate_lines(record)),
         f"tickets  {where}",
         f"report   {report}",

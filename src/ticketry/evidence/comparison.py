@@ -32,14 +32,14 @@ from ticketry.evidence.significance import (
     diagnose,
     guarded_p_values,
     guarded_power,
+    import_scipy_special,
     pooled_p_values,
-    scipy_special,
 )
 from ticketry.records.network import DENSE
 from ticketry.records.verdict import MeanDifference
 
 
-def check_settings(
+def check_comparison_settings(
     margin: float, confidence: float, resolution: float | None, least_spread: float | None = None
 ) -> None:
     """Raise `UsageError` if a setting of a comparison is not a number, or is out of range."""
@@ -175,7 +175,7 @@ def compare(
         >>> round(found.mean, 2), found.n, found.p_superior < 0.05
         (0.97, 3, True)
     """
-    check_settings(margin, confidence, resolution, least_spread)
+    check_comparison_settings(margin, confidence, resolution, least_spread)
     differences = _paired_differences(ticket, other, higher_is_better, name)
     n, mean, sd = len(differences), *_mean_and_sd(differences)
     scale = max(abs(value) for value in (*ticket, *other))
@@ -209,7 +209,7 @@ def compare(
     half = None  # half of the interval's width
     if spread:
         freedom = n - 1 if pooled is None else pooled.degrees_of_freedom(n)
-        half = -float(scipy_special().stdtrit(freedom, (1 - confidence) / 2)) * spread / sqrt(n)
+        half = -float(import_scipy_special().stdtrit(freedom, (1 - confidence) / 2)) * spread / sqrt(n)
     return replace(
         found,
         spread=spread,
@@ -230,7 +230,7 @@ def one_sided_p_values(mean: Any, spread: Any, n: Any, null: Any) -> tuple[Any, 
         spread: standard deviation, above 0.
         n: number of differences, at least 2.
     """
-    statistic, stdtr = (mean - null) / (spread / n**0.5), scipy_special().stdtr
+    statistic, stdtr = (mean - null) / (spread / n**0.5), import_scipy_special().stdtr
     return stdtr(n - 1, -statistic), stdtr(n - 1, statistic)
 
 
@@ -249,7 +249,7 @@ def seeds_needed(distance: float, spread: float, alpha: float, least_spread: flo
     Returns:
         The number of seeds; None if the distance is not positive or more than `MOST_SEEDS` would be needed.
     """
-    ndtri, stdtrit, nctdtr = scipy_special().ndtri, scipy_special().stdtrit, scipy_special().nctdtr
+    ndtri, stdtrit, nctdtr = import_scipy_special().ndtri, import_scipy_special().stdtrit, import_scipy_special().nctdtr
     if distance <= 0:
         return None
 

@@ -293,7 +293,7 @@ def barrier(
         >>> found.alphas, found.height >= 0
         ((0.0, 0.5, 1.0), True)
     """
-    _check_arguments(task, one, other, points, split, recalibrate)
+    _check_barrier_arguments(task, one, other, points, split, recalibrate)
     arithmetic, batch = one.segment.arithmetic, one.segment.recipe.batch
     described: dict[str, Any] = {
         "numerics": NUMERICS,
@@ -428,7 +428,7 @@ def metric_to_error(metric: Metric, value: float) -> float:
     return 100 - value if metric.unit == "%" else -value
 
 
-def _check_arguments(task: Task, one: Result, other: Result, points: int, split: str, recalibrate: int) -> None:
+def _check_barrier_arguments(task: Task, one: Result, other: Result, points: int, split: str, recalibrate: int) -> None:
     check_barrier_settings(points, split, recalibrate)
     for result in (one, other):
         if digest_of(dict(result.segment.task.key())) != digest_of(dict(task.key())):

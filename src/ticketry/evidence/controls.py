@@ -55,12 +55,14 @@ def scale_recipe(recipe: Recipe, per_epoch: int, steps: int) -> Recipe:
     """Return the recipe with length, milestones and warm-up scaled to `steps` iterations in all."""
     scale = Fraction(steps, recipe.steps(per_epoch))
 
-    def scaled(text: str) -> str:
+    def scale_step_text(text: str) -> str:
         step = Step.parse(text)
         return text if step.unit == "%" else f"{round(step.iterations(per_epoch=per_epoch) * scale)}it"
 
     return recipe.changed(
-        length=f"{steps}it", warmup=scaled(recipe.warmup), milestones=tuple(scaled(text) for text in recipe.milestones)
+        length=f"{steps}it",
+        warmup=scale_step_text(recipe.warmup),
+        milestones=tuple(scale_step_text(text) for text in recipe.milestones),
     )
 
 
@@ -88,7 +90,7 @@ def narrowest_dense_of_cost(lab: Lab, task: Task, role: str, mask: Mask, terms: 
         raise UsageError(f"{role}: the network of the task {task.name} has no other widths: leave this control out")
     widest = NetworkName.parse(own).width if base.base == NetworkName.parse(own).base else Fraction(1)
 
-    def with_width(steps: int) -> Task:
+    def task_with_width(steps: int) -> Task:
         """Return the task with the network scaled to `steps` / `STEPS` of its full width."""
         assert task.spec is not None
         width = NetworkName.parse(f"{base.base}@{float(widest * steps / STEPS):.6f}").width  # the format of names
@@ -98,19 +100,19 @@ def narrowest_dense_of_cost(lab: Lab, task: Task, role: str, mask: Mask, terms: 
             raise UsageError(f"{role}: {error}") from None
 
     if role.startswith(LATENCY_MATCHED):
-        return _narrowest_of_latency(lab, task, role, mask, terms, with_width)
-    wanted, whole = remaining_macs(lab, task, mask), with_width(STEPS)
+        return _narrowest_of_latency(lab, task, role, mask, terms, task_with_width)
+    wanted, whole = remaining_macs(lab, task, mask), task_with_width(STEPS)
     if dense_macs(lab, whole) < wanted:
         raise UsageError(
             f"{role}: {whole.key()['model']} takes {dense_macs(lab, whole):,} multiplications, fewer than"
             f" the ticket's {wanted:,}: name a network that is dearer at its full width"
         )
-    least = bisect_left(range(1, STEPS), wanted, key=lambda steps: dense_macs(lab, with_width(steps))) + 1
-    return with_width(least)
+    least = bisect_left(range(1, STEPS), wanted, key=lambda steps: dense_macs(lab, task_with_width(steps))) + 1
+    return task_with_width(least)
 
 
 def _narrowest_of_latency(
-    lab: Lab, task: Task, role: str, mask: Mask, terms: str, with_width: Callable[[int], Task]
+    lab: Lab, task: Task, role: str, mask: Mask, terms: str, task_with_width: Callable[[int], Task]
 ) -> Task:
     """Return the task with the narrowest network (in steps of 1 %) that is no faster than the masked network."""
     costs = load_prices(lab, task, mask, terms) if terms.startswith("time") else None
@@ -119,15 +121,16 @@ def _narrowest_of_latency(
     wanted = measure_masked_latency(lab, task, mask, costs)
 
     def relative_latency(hundredths: int) -> float:
-        return measure_dense_latency(lab, with_width(hundredths * STEPS // HUNDRED), task, costs).share
+        return measure_dense_latency(lab, task_with_width(hundredths * STEPS // HUNDRED), task, costs).share
 
     if relative_latency(HUNDRED) < wanted.share:
         raise UsageError(
-            f"{role}: even {with_width(STEPS).key()['model']} takes only {100 * relative_latency(HUNDRED):.1f} % of the"
-            f" dense time, and the ticket {wanted}: name a network that is slower at its full width"
+            f"{role}: even {task_with_width(STEPS).key()['model']} takes only"
+            f" {100 * relative_latency(HUNDRED):.1f} % of the dense time, and the ticket {wanted}:"
+            " name a network that is slower at its full width"
         )
     least = bisect_left(range(1, HUNDRED), wanted.share, key=relative_latency) + 1
-    return with_width(least * STEPS // HUNDRED)
+    return task_with_width(least * STEPS // HUNDRED)
 
 
 def train_cyclic_control(
@@ -141,7 +144,7 @@ def train_cyclic_control(
     data order. The first cycle is the training of the ticket (or of the control `shuffled`) itself. These controls have
     more steps than the ticket, so no verdict is based on them.
     """
-    first = _first_cycle(lab, task, recipe, mask, found, seeds)
+    first = _first_cycle_segment(lab, task, recipe, mask, found, seeds)
     results: list[Result] = []
     count = count_cycles(found, first.steps)
     for number in range(count):
@@ -160,7 +163,7 @@ def count_cycles(found: Found, steps: int) -> int:
     return max(1, (2 * left + steps) // (2 * steps))
 
 
-def _first_cycle(lab: Lab, task: Task, recipe: Recipe, mask: str, found: Found, seeds: Seeds) -> Segment:
+def _first_cycle_segment(lab: Lab, task: Task, recipe: Recipe, mask: str, found: Found, seeds: Seeds) -> Segment:
     at_end = found.rewound.segment.last >= found.result.segment.total
     retrain = found.retrain if found.retrain in REWINDING else "restart" if at_end else "continue"
     return retraining(

@@ -54,12 +54,12 @@ def add_verdicts(record: RunRecord, examples: int | None) -> RunRecord:
         found = judge_levels(points, record.task.metric, examples, roles_with_other_steps=(DENSE,) if bounded else ())
         return structs.replace(record, verdicts=tuple(found))
     except UsageError as error:
-        more = not bounded and _most_steps(record.points, TICKET) > _most_steps(record.points, DENSE)
+        more = not bounded and _largest_step_count(record.points, TICKET) > _largest_step_count(record.points, DENSE)
         advice = f". {_AT_EQUAL_BUDGETS}" if more else ""
         return structs.replace(record, verdict_error=f"{error}{advice}")
 
 
-def _most_steps(points: Sequence[Point], role: str) -> int:
+def _largest_step_count(points: Sequence[Point], role: str) -> int:
     """Return the largest number of training steps among the networks with a role, such as ``dense``."""
     return max((point.budget or 0 for point in points if point.role == role), default=0)
 
@@ -121,7 +121,7 @@ def judge_levels(
     levels = sorted({level for level, role, _ in table if role == "ticket"})
     present = {(level, role) for level, role, _ in table}
 
-    def points_of(level: int, role: str) -> list[Point]:
+    def points_of_level(level: int, role: str) -> list[Point]:
         found = [table.get((level, role, replicate)) for replicate in replicates]
         if any(point is None for point in found):
             raise UsageError(f"level {level} lacks a {role} for some of the {len(replicates)} replicates")
@@ -132,15 +132,18 @@ def judge_levels(
 
     if not points:
         raise UsageError("there are no networks to judge")
-    dense = points_of(0, "dense")
+    dense = points_of_level(0, "dense")
     margin = default_margin(metric.unit, values_of(dense))
-    parents = _dense_parents(dense)
+    parents = _keys_of_shared_dense_networks(dense)
 
     def differences_to(role: str) -> list[Sequence[float]]:
         """Return, for each level with a network of this role, the replicates' differences ticket minus network."""
         at = [level for level in levels if role == DENSE or (level, role) in present]
         pairs = [
-            (values_of(points_of(level, "ticket")), values_of(dense if role == DENSE else points_of(level, role)))
+            (
+                values_of(points_of_level(level, "ticket")),
+                values_of(dense if role == DENSE else points_of_level(level, role)),
+            )
             for level in at
         ]
         return [
@@ -152,7 +155,7 @@ def judge_levels(
     made: list[Verdict] = []
     for level in levels:
         rivals = [role for role in roles if (level, role) in present]
-        rows = {role: points_of(level, role) for role in ("ticket", *rivals)}
+        rows = {role: points_of_level(level, role) for role in ("ticket", *rivals)}
         made.append(
             level_verdict(
                 values_of(rows["ticket"]),
@@ -174,17 +177,17 @@ def judge_levels(
     def longer_difference(level: int, role: str) -> LongerDifference:
         """Return the record of the difference between the ticket and a control that was trained for more steps."""
         compared = compare(
-            values_of(points_of(level, "ticket")),
-            values_of(points_of(level, role)),
+            values_of(points_of_level(level, "ticket")),
+            values_of(points_of_level(level, role)),
             margin=margin,
             higher_is_better=metric.higher_is_better,
             resolution=metric_resolution(metric.unit, examples),
             name=role,
         )
-        steps = round(_mean([point.budget or 0 for point in points_of(level, role)]))
+        steps = round(_mean([point.budget or 0 for point in points_of_level(level, role)]))
         return convert({**structs.asdict(to_difference(role, compared)), "steps": steps}, LongerDifference)
 
-    densities = [_mean([point.density for point in points_of(level, "ticket")]) for level in levels]
+    densities = [_mean([point.density for point in points_of_level(level, "ticket")]) for level in levels]
     corrected = holm_verdicts(made)
     return [
         LevelVerdict(
@@ -224,7 +227,7 @@ def _list_steps_by_network(rows: Mapping[str, Sequence[Point]]) -> dict[str, lis
     return steps if all(len(steps[role]) == len(points) for role, points in rows.items()) else {}
 
 
-def _dense_parents(dense: Sequence[Point]) -> list[str | int] | None:
+def _keys_of_shared_dense_networks(dense: Sequence[Point]) -> list[str | int] | None:
     """Return a key of each replicate's dense network; None if all differ, as is usual unless the task ignores seeds."""
     keys: list[str | int] = [point.key or point.replicate for point in dense]
     return keys if len(set(keys)) < len(keys) else None

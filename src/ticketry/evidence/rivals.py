@@ -54,7 +54,7 @@ from ticketry.lab.training.variant import Variant, explain_mask_dependence, is_k
 from ticketry.lab.training.variants import HeldMask, Penalty, Shrunk
 from ticketry.records.network import MATCHED_DENSE, is_matched_dense
 from ticketry.records.ticket import RetrainingInfo, TaskInfo, TaskRequest, TicketTask, read_ticket_info
-from ticketry.registry import import_from_here, load
+from ticketry.registry import load, put_current_folder_on_path
 from ticketry.tasks import catalogue
 from ticketry.tasks.file_requests import is_widened, quote, refusal
 from ticketry.tasks.recipe import Recipe, recipe_from
@@ -495,14 +495,14 @@ class ProcedureRivals:
         return everything - one.mask.total + one.mask.kept
 
 
-def name_in_errors(ticket: Ticket) -> str:
+def ticket_name_for_errors(ticket: Ticket) -> str:
     """Return how error messages name a ticket: by its folder, or "this ticket" if it has no folder."""
     return str(ticket.path or "this ticket")
 
 
 def read_task_description(ticket: Ticket) -> TicketTask | None:
     """Read the description of a ticket's task; return None if the ticket has no such description."""
-    return read_ticket_info(TaskInfo, ticket.info, name_in_errors(ticket)).task
+    return read_ticket_info(TaskInfo, ticket.info, ticket_name_for_errors(ticket)).task
 
 
 def build_task(ticket: Ticket, *, request: TaskRequest | None = None, trust: bool = False) -> Task:
@@ -513,7 +513,7 @@ def build_task(ticket: Ticket, *, request: TaskRequest | None = None, trust: boo
         trust: whether the user trusts everything that the ticket names, see `tasks.file_requests`. If False, the shapes
             of a large network are checked before memory is allocated.
     """
-    of, asked = name_in_errors(ticket), read_task_description(ticket)
+    of, asked = ticket_name_for_errors(ticket), read_task_description(ticket)
     if asked is None:
         raise TicketError(f"{of} does not contain its task, from which its model is built: name it with --task")
     model = asked.key.get("model")
@@ -534,7 +534,7 @@ def build_task(ticket: Ticket, *, request: TaskRequest | None = None, trust: boo
 
 def _require_same_shapes(task: Task, ticket: Ticket) -> None:
     """Raise `TicketError` unless the task's network has all weights of the ticket, in the same shapes."""
-    of = name_in_errors(ticket)
+    of = ticket_name_for_errors(ticket)
     try:
         with private_random_state([]), torch.device("meta"):
             own = task.build().state_dict()
@@ -579,9 +579,9 @@ def restore_variants(lab: Lab, info: RetrainingInfo, mask: Mask, of: str) -> tup
 
 def import_variants(ticket: Ticket) -> None:
     """Import the modules of custom variants that a ticket names; call this only if the user trusts the ticket."""
-    for each in read_ticket_info(RetrainingInfo, ticket.info, name_in_errors(ticket)).segment.variants:
+    for each in read_ticket_info(RetrainingInfo, ticket.info, ticket_name_for_errors(ticket)).segment.variants:
         if "place" in each:
-            import_from_here()
+            put_current_folder_on_path()
             load(str(each["place"]))
 
 
@@ -664,16 +664,16 @@ def load_tested_ticket(lab: Lab, ticket: Ticket, task: Task | None = None) -> Te
             f"this ticket lacks its {', '.join(missing)}, so it cannot be trained again: verify tickets that a search"
             " has saved, or judge your own numbers with evidence.verdict"
         )
-    training = read_ticket_info(RetrainingInfo, info, name_in_errors(ticket))
+    training = read_ticket_info(RetrainingInfo, info, ticket_name_for_errors(ticket))
     if not trains_after_pruning_only(training):
         raise UsageError(
             f"this ticket keeps trained weights (retrain {training.retrain:.40}), so no dense network or control has"
             " its start and its budget: verify its procedure, the whole search (--about procedure), or tickets of"
             " retrain continue or restart"
         )
-    recipe, form = recipe_from(training.recipe), _mask_form(training, ticket.mask, name_in_errors(ticket))
+    recipe, form = recipe_from(training.recipe), _mask_form(training, ticket.mask, ticket_name_for_errors(ticket))
     task = task or build_task(ticket)
-    check_task(task, training.task)
+    require_same_task(task, training.task)
     model = lab.model(task)
     try:
         ticket.mask.parameters(model)
@@ -681,7 +681,7 @@ def load_tested_ticket(lab: Lab, ticket: Ticket, task: Task | None = None) -> Te
     except (MaskError, TicketError) as error:
         network = task.key().get("model", task.name)
         raise TicketError(f"the ticket does not fit the network {network}: {error}") from None
-    _check_steps(training, recipe.steps(lab.per_epoch(task, recipe)), name_in_errors(ticket))
+    _check_steps(training, recipe.steps(lab.per_epoch(task, recipe)), ticket_name_for_errors(ticket))
     return TestedTicket(
         lab=lab,
         task=task,
@@ -695,7 +695,7 @@ def load_tested_ticket(lab: Lab, ticket: Ticket, task: Task | None = None) -> Te
         seeds=convert(structs.asdict(training.seeds), Seeds),
         info=info,
         parameters=sum(value.numel() for value in named_parameters(model).values()),
-        variants=restore_variants(lab, training, ticket.mask, name_in_errors(ticket)),
+        variants=restore_variants(lab, training, ticket.mask, ticket_name_for_errors(ticket)),
         form=form,
     )
 
@@ -728,7 +728,7 @@ def trains_after_pruning_only(info: RetrainingInfo) -> bool:
     return info.retrain in REWINDING or (info.retrain == GRADUAL and info.rewind_step == info.segment.first == 0)
 
 
-def check_task(task: Task, asked: TicketTask) -> None:
+def require_same_task(task: Task, asked: TicketTask) -> None:
     """Raise `TicketError` unless `asked`, the task that the ticket was found on, is the same as `task`."""
     own, written = json_key(task), asked.key
     if own == written:

@@ -7,7 +7,7 @@ from typing import Literal
 
 from ticketry.choices import check_choices, check_storable_numbers
 from ticketry.errors import UsageError
-from ticketry.evidence.comparison import INTERIM, InterimAnalyses, check_settings
+from ticketry.evidence.comparison import INTERIM, InterimAnalyses, check_comparison_settings
 from ticketry.evidence.control import CONTROLS, LONGER_CONTROLS, check_barrier_settings, check_controls
 from ticketry.records.verdict import Claim
 from ticketry.step import Step
@@ -64,7 +64,7 @@ class VerifySettings:
     def __post_init__(self) -> None:
         check_choices(self)
         check_storable_numbers(self)
-        check_settings(1.0 if self.margin is None else self.margin, self.confidence, None, self.least_spread)
+        check_comparison_settings(1.0 if self.margin is None else self.margin, self.confidence, None, self.least_spread)
         if self.claim == "wins" and self.controls == ("none",):
             raise UsageError("'wins' needs a control to win against: name controls, or claim 'matches'")
         if self.after < 0:

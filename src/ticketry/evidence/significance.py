@@ -37,7 +37,7 @@ from ticketry.errors import needs
 from ticketry.records.verdict import Diagnosis as Found
 
 
-def scipy_special() -> Any:
+def import_scipy_special() -> Any:
     """Import and return `scipy.special`, which loads faster than `scipy.stats`."""
     needs("scipy", "lab", "a verdict")
     import scipy.special
@@ -104,7 +104,7 @@ def guarded_p_values(differences: Any, null: float, least_spread: float) -> tupl
     if n < LEAST_SEEDS:
         return np.ones(values.shape[:-1]), np.ones(values.shape[:-1])
     distance, (statistic, corrected), ordered = _test_statistics(summarise_differences(values), null, least_spread)
-    stdtr = scipy_special().stdtr
+    stdtr = import_scipy_special().stdtr
     students = stdtr(n - 1, -np.minimum(statistic, corrected)), stdtr(n - 1, np.maximum(statistic, corrected))
     collapse = [unseen_collapse_p_value(side * distance, n, UNSEEN_FALL * least_spread, ordered) for side in (1, -1)]
     above, below = (np.maximum(*both) for both in zip(students, collapse, strict=True))
@@ -116,7 +116,7 @@ def is_significantly_above(sample: DifferenceStatistics, least_spread: float, al
     import numpy as np
 
     distance, both, ordered = _test_statistics(sample, 0.0, least_spread)
-    enough = scipy_special().stdtrit(sample.n - 1, 1 - alpha)
+    enough = import_scipy_special().stdtrit(sample.n - 1, 1 - alpha)
     edge = collapse_test_threshold(sample.n, alpha, UNSEEN_FALL * least_spread, ordered)
     return (np.minimum(*both) >= enough) & (distance >= edge)
 
@@ -155,7 +155,7 @@ def unseen_collapse_p_value(distance: Any, n: int, fall: float, spread: Any) -> 
     rates = np.linspace(0, UNSEEN_RATE, _RATES)
     short = np.asarray(distance)[..., None] - rates * fall
     error = np.asarray(spread)[..., None] / sqrt(n)
-    return ((1 - rates) ** n * scipy_special().ndtr(-short / error)).max(axis=-1)
+    return ((1 - rates) ** n * import_scipy_special().ndtr(-short / error)).max(axis=-1)
 
 
 def collapse_test_threshold(n: int, alpha: float, fall: float, spread: Any) -> Any:
@@ -164,7 +164,7 @@ def collapse_test_threshold(n: int, alpha: float, fall: float, spread: Any) -> A
 
     rates = np.linspace(0, UNSEEN_RATE, _RATES)
     unseen = (1 - rates) ** n
-    rates, below = rates[alpha < unseen], scipy_special().ndtri(alpha / unseen[alpha < unseen])
+    rates, below = rates[alpha < unseen], import_scipy_special().ndtri(alpha / unseen[alpha < unseen])
     error = np.asarray(spread)[..., None] / sqrt(n)
     return (rates * fall - below * error).max(axis=-1)
 
@@ -292,7 +292,7 @@ def pooled_p_values(distance: float, spread: float, n: int, pooled: PooledSD) ->
     statistic, freedom = distance / (spread / sqrt(n)), pooled.degrees_of_freedom(n)
     above, below = (
         max(
-            float(scipy_special().stdtr(freedom, -side * statistic)),
+            float(import_scipy_special().stdtr(freedom, -side * statistic)),
             float(unseen_collapse_p_value(side * distance, n, pooled.collapse_depth, spread)),
         )
         for side in (1, -1)
@@ -311,10 +311,10 @@ def replicates_needed(distance: float, spread: float, alpha: float, pooled: Pool
     """
     if distance <= 0:
         return None
-    lift = float(scipy_special().ndtri(POWER)) * spread
+    lift = float(import_scipy_special().ndtri(POWER)) * spread
 
     def has_power(n: int) -> bool:
-        quantile = float(scipy_special().stdtrit(pooled.degrees_of_freedom(n), 1 - alpha))
+        quantile = float(import_scipy_special().stdtrit(pooled.degrees_of_freedom(n), 1 - alpha))
         edge = float(collapse_test_threshold(n, alpha, pooled.collapse_depth, spread))
         return distance >= max(quantile * spread / sqrt(n), edge) + lift / sqrt(n)
 
@@ -380,7 +380,7 @@ def diagnose(differences: Sequence[float], least_spread: float, name: str) -> Di
     far = _FAR * max(_MAD * float(np.median(np.abs(gaps))), least_spread)
     low, high = (tuple(int(seed) + 1 for seed in np.flatnonzero(side * gaps > far)) for side in (-1, 1))
     # Clopper-Pearson; never all are below their median
-    bound = float(scipy_special().betaincinv(len(low) + 1, n - len(low), 0.95))
+    bound = float(import_scipy_special().betaincinv(len(low) + 1, n - len(low), 0.95))
     skew, order = float(skewness(values)), float(lag_1_correlation(values))
     reasons = []
     for seeds, word in ((low, "below"), (high, "above")):

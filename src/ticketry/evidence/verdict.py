@@ -35,7 +35,7 @@ from ticketry.evidence.comparison import (
     Comparison,
     InterimAnalyses,
     check_budgets,
-    check_settings,
+    check_comparison_settings,
     compare,
     seeds_needed,
 )
@@ -165,7 +165,7 @@ def verdict(
         interim=interim,
         unit=unit,
     )
-    _check_planned(len(ticket), interim)
+    _check_plan_has_seeds(len(ticket), interim)
     return _add_reasons(_judge_once(rules, ticket, {DENSE: dense, **(controls or {})}, parents), interim)
 
 
@@ -207,21 +207,21 @@ def decide_after(
     """
     chosen = _Rules(interim=interim, **rules)
     n, others = len(ticket), {DENSE: dense, **(controls or {})}
-    _check_planned(n, interim)
+    _check_plan_has_seeds(n, interim)
     made: Verdict | None = None
     for count in (*(at for at in interim.at if at < n), n):
         if count < n:  # report unequal numbers of values early
-            _check_pairs(n, others)
+            _check_equal_value_counts(n, others)
         first = {name: values[:count] for name, values in others.items()}
         now = _judge_once(chosen, ticket[:count], first, None if parents is None else parents[:count])
-        made = now if made is None else _add_answers(_combine_analyses(made, now, stop), interim)
+        made = now if made is None else _add_answers_and_outcome(_combine_analyses(made, now, stop), interim)
         if made.decided and stop:
             break
     assert made is not None
     return _add_reasons(made, interim)
 
 
-def _check_planned(seeds: int, interim: InterimAnalyses | None) -> None:
+def _check_plan_has_seeds(seeds: int, interim: InterimAnalyses | None) -> None:
     if interim is not None and seeds > interim.last:
         raise UsageError(
             f"{seeds} seeds, but the plan ends at {interim.last}: judge the first {interim.last}, or plan anew"
@@ -274,7 +274,7 @@ def holm_verdicts(
     found = zip(verdicts, plans or [None] * len(verdicts), zip(*lists, strict=True), strict=True)
     for one, plan, (p, as_good, loses, better, not_better) in found:
         made = replace(one, p_as_good=as_good, p_loses=loses, p_better=better, p_not_better=not_better)
-        made = _add_reasons(_add_answers(made, plan, p, total), plan, total)
+        made = _add_reasons(_add_answers_and_outcome(made, plan, p, total), plan, total)
         if one.outcome != made.outcome:
             why = f"{one.outcome!r} does not hold among {total} verdicts (Holm): train more seeds"
             made = replace(made, reasons=(*made.reasons, why))
@@ -307,7 +307,7 @@ class _Rules:
 
     def __post_init__(self) -> None:
         check_choice("claim", self.claim, get_args(Claim))
-        check_settings(self.margin, self.confidence, self.resolution, self.least_spread)
+        check_comparison_settings(self.margin, self.confidence, self.resolution, self.least_spread)
 
     def compare_with(self, ticket: Sequence[float], other: Sequence[float], name: str) -> Comparison:
         return compare(
@@ -333,7 +333,7 @@ def _judge_once(
     seen = [*ticket, *others[DENSE]]
     if rules.may_be_fractions and seen and all(0 <= value <= 1 for value in seen):
         raise UsageError(f"a margin of {margin} for values between 0 and 1: give both in percent, or both as fractions")
-    _check_pairs(n, others)
+    _check_equal_value_counts(n, others)
     own = average_by_parent(ticket, parents)
     compared = {
         name: rules.compare_with(own, average_by_parent(values, parents), name) for name, values in others.items()
@@ -366,7 +366,7 @@ def _judge_once(
         reasons=(),
         assumptions=(),
     )
-    return _add_answers(made, rules.interim)
+    return _add_answers_and_outcome(made, rules.interim)
 
 
 def _check_each_network(name: str, values: Mapping[str, Sequence[float]]) -> None:
@@ -387,7 +387,7 @@ def _check_values(name: str, values: Sequence[float]) -> None:
         raise UsageError(f"{name}= must be a list of numbers, one for each seed, not {values!r:.60}")
 
 
-def _check_pairs(n: int, others: Mapping[str, Sequence[float]]) -> None:
+def _check_equal_value_counts(n: int, others: Mapping[str, Sequence[float]]) -> None:
     for name, values in others.items():
         if len(values) != n:
             raise UsageError(
@@ -420,7 +420,7 @@ def _combine_analyses(before: Verdict, made: Verdict, stop: bool) -> Verdict:
     )
 
 
-def _add_answers(
+def _add_answers_and_outcome(
     made: Verdict, interim: InterimAnalyses | None, p_of_all: float | None = None, verdicts: int = 1
 ) -> Verdict:
     """Return the verdict with answers and outcome set according to its p-values.
@@ -459,7 +459,7 @@ def _controls_not_beaten(controls: Mapping[str, Comparison], level: float) -> tu
 def _add_reasons(made: Verdict, interim: InterimAnalyses | None, verdicts: int = 1) -> Verdict:
     """Return the verdict with its reasons, its assumptions and the estimated number of missing seeds added."""
     following = interim.next_analysis_after(made.n) if interim is not None and not made.decided else None
-    more = 0 if made.decided else more_seeds(made, (1 - made.confidence) / verdicts, interim)
+    more = 0 if made.decided else estimate_more_seeds(made, (1 - made.confidence) / verdicts, interim)
     made = replace(made, more_seeds=more, next_analysis=following)
     return replace(made, reasons=explain_verdict(made, interim), assumptions=list_assumptions(made, interim))
 
@@ -469,7 +469,7 @@ ASSUMED_SPREAD = 0.8
 measured with LeNet-300-100 on Fashion-MNIST."""
 
 
-def more_seeds(made: Verdict, alpha: float, interim: InterimAnalyses | None) -> int | None:
+def estimate_more_seeds(made: Verdict, alpha: float, interim: InterimAnalyses | None) -> int | None:
     """Estimate how many more seeds will answer the undecided questions; None if they are too many.
 
     Args:
@@ -560,7 +560,7 @@ def explain_verdict(made: Verdict, interim: InterimAnalyses | None) -> tuple[str
     sample = _format_seeds(made.n) if made.groups == made.n else _format_parents(made.groups)
     for name, one in {DENSE: made.dense, **made.controls}.items():
         wanted = f"within {one.margin:g} of" if name == DENSE else "above"
-        found = f"{_format_difference(one)} over {sample}"
+        found = f"{_format_mean_and_interval(one)} over {sample}"
         lines.append(f"ticket - {name}: {found}; {wanted} it with p = {one.p_value_for(name):.2g}")
         lines += [one.note] if one.note else []
         lines += one.diagnosis.reasons if one.diagnosis else ()
@@ -575,7 +575,7 @@ def explain_verdict(made: Verdict, interim: InterimAnalyses | None) -> tuple[str
     return (*lines, *_suggest_next_steps(made, interim))
 
 
-def _format_difference(one: Comparison) -> str:
+def _format_mean_and_interval(one: Comparison) -> str:
     """Format a comparison's mean and its interval, if it has one, as ``+0.30 [+0.12, +0.48]``."""
     decimals = 2 if one.margin >= _FINER else 1 - floor(log10(one.margin))
 

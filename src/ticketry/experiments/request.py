@@ -22,7 +22,7 @@ from ticketry.lab.store.store import digest_of
 from ticketry.records.network import LATENCY_MATCHED, is_matched_dense
 from ticketry.records.run import RunRecord
 from ticketry.records.settings import FORMAT_1_DEFAULTS
-from ticketry.search import METHODS, Method, Training, listed_name
+from ticketry.search import METHODS, Method, Training, method_name_for_lists
 from ticketry.search.common.method import source_digests
 from ticketry.search.common.plan import ticket_trainings
 from ticketry.search.common.settings import budget_of, parsed_structure_of
@@ -197,7 +197,7 @@ class SearchRequest:
     @property
     def known_as(self) -> str:
         """Name of the method, or its alias if the settings are those of the alias."""
-        return listed_name(self.method.name, self.method.alias, self.settings)
+        return method_name_for_lists(self.method.name, self.method.alias, self.settings)
 
     def with_new_name(self, paths: Paths) -> SearchRequest:
         """Return the request with the name for a new run; the name contains the method's alias or a non-default score.

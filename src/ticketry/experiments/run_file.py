@@ -21,7 +21,7 @@ from ticketry.files import content_of, reason_of, require_inside
 from ticketry.lab.store.paths import is_url
 from ticketry.records.network import is_matched_dense
 from ticketry.records.settings import FORMAT_1, upgrade_settings
-from ticketry.registry import is_offered
+from ticketry.registry import is_plugin_name
 from ticketry.search import METHODS
 from ticketry.tasks.file_requests import check_network, check_request, refusal
 
@@ -254,7 +254,7 @@ def _code_words(name: str, value: Any) -> Iterator[str]:
 def _names_code(word: str) -> bool:
     """Return whether the value of a setting, such as a score, names an object of another package or of user code."""
     plain = word.removeprefix("inverted:").removeprefix("shuffled:")  # controls of a score
-    return is_offered(plain) or (":" in plain and parse_n_of_m(plain) is None)
+    return is_plugin_name(plain) or (":" in plain and parse_n_of_m(plain) is None)
 
 
 def _format_assignments(table: Mapping[str, Any]) -> list[str]:

@@ -23,9 +23,9 @@ from ticketry.evidence.rivals import (
     ProcedureRivals,
     Rivals,
     build_task,
-    check_task,
     import_variants,
-    name_in_errors,
+    require_same_task,
+    ticket_name_for_errors,
     trains_after_pruning_only,
 )
 from ticketry.evidence.settings import VerifySettings
@@ -221,7 +221,7 @@ def default_subject(ticket: Ticket) -> About:
     """Return what to verify by default: the ticket if it is trained only after pruning, otherwise the procedure."""
     return (
         "ticket"
-        if trains_after_pruning_only(read_ticket_info(RetrainingInfo, ticket.info, name_in_errors(ticket)))
+        if trains_after_pruning_only(read_ticket_info(RetrainingInfo, ticket.info, ticket_name_for_errors(ticket)))
         else "procedure"
     )
 
@@ -360,7 +360,7 @@ def read_search(
         trust: whether to use a method, settings and task of user code that the ticket names.
         store: a store; even without `trust`, the ticket may name files of layer costs in this store.
     """
-    of = name_in_errors(ticket)
+    of = ticket_name_for_errors(ticket)
     if missing := [name for name in _ENTRIES if name not in ticket.info]:
         raise TicketError(f"{of} lacks its {', '.join(missing)}, so its search cannot be repeated")
     info = read_ticket_info(SearchInfo, ticket.info, of)
@@ -381,7 +381,7 @@ def read_search(
         check_trust({"settings": settings}, None, of=of, store=store)
     method, searched = method_called(info.method), info.search
     task = task or build_task(ticket, request=searched.task if searched else None, trust=trust)
-    check_task(of_replicate(task, info.replicate), info.task)
+    require_same_task(of_replicate(task, info.replicate), info.task)
     found = SearchRequest(
         method=method,
         task=task,

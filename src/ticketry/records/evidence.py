@@ -18,8 +18,8 @@ from ticketry.records.schema import (
     Role,
     check_format,
     nan_if_invalid,
+    raise_invalid_field,
     read,
-    reject,
 )
 from ticketry.records.ticket import BenchRecord, CurveRecord, SpeedRecord
 from ticketry.records.verdict import Experiment, Judgement, MeanDifference, OmittedControl, Task
@@ -42,7 +42,7 @@ class Network(Part, frozen=True):
 
     def __post_init__(self) -> None:
         if not self.values:
-            reject("values", "is empty")
+            raise_invalid_field("values", "is empty")
 
 
 class Reference(Part, frozen=True):
@@ -135,7 +135,7 @@ class Curve(Part, frozen=True):
 
     def __post_init__(self) -> None:
         if len(self.alphas) != len(self.recorded_errors):
-            reject("errors", f"has {len(self.recorded_errors)} numbers for {len(self.alphas)} alphas")
+            raise_invalid_field("errors", f"has {len(self.recorded_errors)} numbers for {len(self.alphas)} alphas")
 
     @property
     def height(self) -> float:
@@ -196,7 +196,7 @@ class StabilityRecord(Experiment, frozen=True, kw_only=True, tag_field="kind", t
         for index, row in enumerate(self.rows):
             identity = (row.replicate, row.step, row.level, row.role)
             if identity in seen:
-                reject(f"rows[{index}]", f"is the second {row.role} of its replicate, step and level")
+                raise_invalid_field(f"rows[{index}]", f"is the second {row.role} of its replicate, step and level")
             seen.add(identity)
 
 

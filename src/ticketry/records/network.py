@@ -21,7 +21,7 @@ from ticketry.records.schema import (
     Role,
     describe_json_type,
     nan_if_invalid,
-    reject,
+    raise_invalid_field,
 )
 from ticketry.records.ticket import Structure
 
@@ -68,10 +68,10 @@ class FirstLayer(Part, frozen=True):
     def __post_init__(self) -> None:
         sides = 4 if self.kind == "filters" else 3
         if len(self.shape) != sides or not all(1 <= size <= LARGEST_SIDE for size in self.shape):
-            reject("shape", f"is not that of {self.kind}")
+            raise_invalid_field("shape", f"is not that of {self.kind}")
         elements = math.prod(self.shape)
         if len(self.data) != (-(-elements // 8) if self.kind == "filters" else elements):
-            reject("data", f"is {len(self.data)} bytes long, which does not fit the shape")
+            raise_invalid_field("data", f"is {len(self.data)} bytes long, which does not fit the shape")
 
 
 class RelativeLatency(Part, frozen=True):
@@ -123,13 +123,13 @@ class Phases(Part, frozen=True):
         known = [memory for memory in memories if memory is not None]
         return Phase(
             steps=sum(part.steps for part in parts),
-            flops=_sum([part.flops for part in parts]),
-            seconds=_sum([part.seconds for part in parts]),
+            flops=_sum_or_none([part.flops for part in parts]),
+            seconds=_sum_or_none([part.seconds for part in parts]),
             memory=max(known) if known and len(known) == len(memories) else None,
         )
 
 
-def _sum(numbers: Sequence[float | None]) -> float | None:
+def _sum_or_none(numbers: Sequence[float | None]) -> float | None:
     """Return the sum of `numbers`; None if a number is None, or if there are no numbers."""
     known = [number for number in numbers if number is not None]
     return sum(known) if known and len(known) == len(numbers) else None
@@ -183,9 +183,9 @@ class Moment(Part, frozen=True):
         steps = [step for step, _ in self.recorded_looks]
         for index, step in enumerate(steps):
             if step < 0 or step != int(step):
-                reject(f"looks[{index}]", "is not a step and a value")
+                raise_invalid_field(f"looks[{index}]", "is not a step and a value")
         if any(one >= other for one, other in pairwise(steps)):
-            reject("looks", "are not in the order of steps")
+            raise_invalid_field("looks", "are not in the order of steps")
 
     @property
     def measurements(self) -> tuple[tuple[int, float], ...]:
@@ -276,6 +276,6 @@ def check_metric(values: dict[str, Any], name: str, place: str) -> None:
     """Raise an error unless `values`, at `place` in a record, contain a finite number for the metric `name`."""
     value = values.get(name)
     if isinstance(value, bool) or not isinstance(value, int | float):
-        reject(f"{place}.{name}", f"is {describe_json_type(value)}, not a number")
+        raise_invalid_field(f"{place}.{name}", f"is {describe_json_type(value)}, not a number")
     if not abs(value) <= LARGEST:
-        reject(f"{place}.{name}", f"is no finite number up to {LARGEST:g}")
+        raise_invalid_field(f"{place}.{name}", f"is no finite number up to {LARGEST:g}")

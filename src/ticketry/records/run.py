@@ -20,8 +20,8 @@ from ticketry.records.schema import (
     Role,
     Share,
     check_format,
+    raise_invalid_field,
     read,
-    reject,
 )
 from ticketry.records.verdict import Experiment, LevelVerdict, OmittedControl
 
@@ -66,7 +66,7 @@ class Round(Part, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         if not self.histogram:
-            reject("histogram", "is empty")
+            raise_invalid_field("histogram", "is empty")
 
     def metric(self, name: str, *, soft: bool) -> float:
         """Return the metric `name` on the validation split, with fractional gates if `soft`, else rounded."""
@@ -145,7 +145,7 @@ class RunRecord(Experiment, frozen=True, kw_only=True, omit_defaults=True, tag_f
         for index, point in enumerate(self.points):
             identity = (point.replicate, point.level, point.role)
             if identity in seen:
-                reject(
+                raise_invalid_field(
                     f"points[{index}]",
                     f"is the second {point.role} of replicate {point.replicate} at level {point.level}: "
                     "it would be counted twice",
@@ -157,7 +157,7 @@ class RunRecord(Experiment, frozen=True, kw_only=True, omit_defaults=True, tag_f
             for split in ("validation", "soft_validation"):
                 check_metric(getattr(one, split), metric, f"rounds[{index}].{split}")
         if len({len(one.histogram) for one in self.rounds}) > 1:
-            reject("rounds", "have histograms of different bins")
+            raise_invalid_field("rounds", "have histograms of different bins")
 
 
 RunValues = RunRecord | Mapping[str, Any]

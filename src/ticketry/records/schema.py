@@ -36,7 +36,7 @@ Role = Annotated[
 T = TypeVar("T")
 
 
-def reject(key: str, problem: str) -> NoReturn:
+def raise_invalid_field(key: str, problem: str) -> NoReturn:
     """Raise the error for the invalid field `key`; for use in the ``__post_init__`` of a part of a record."""
     raise ValueError(f"{key} {problem}")
 
@@ -113,14 +113,14 @@ def _locate_fault(kind: Any, value: object, error: msgspec.ValidationError) -> t
     """Return the place of the invalid value in a record, and what is wrong with the value."""
     text, _, path = str(error).partition(" - at `$")
     path = path.rstrip("`").removeprefix(".")
-    if isinstance(error.__cause__, ValueError):  # raised by `reject`
+    if isinstance(error.__cause__, ValueError):  # raised by `raise_invalid_field`
         key, _, problem = text.partition(" ")
         return f"{path}.{key}".strip("."), problem
     if missing := re.search(r"missing required field `(.*)`", text):
         path = f"{path}.{missing[1]}".strip(".")
     parts = [int(index) if index else name for name, index in re.findall(r"([^.\[\]]+)|\[(\d+)\]", path)]
     return path or "the whole", _describe_problem(
-        _declared_type_at(_inspect_type(kind), parts), _value_at(value, parts)
+        _declared_type_at_path(_inspect_type(kind), parts), _value_at_path(value, parts)
     )
 
 
@@ -130,14 +130,14 @@ def _inspect_type(kind: Any) -> inspect.Type:
     return inspect.type_info(kind)
 
 
-def _value_at(value: Any, parts: list[str | int]) -> Any:
+def _value_at_path(value: Any, parts: list[str | int]) -> Any:
     """Return the value at a place in JSON values, given as keys and indices; None if a key is missing."""
     for part in parts:
         value = value.get(part) if isinstance(part, str) else value[part]
     return value
 
 
-def _declared_type_at(kind: inspect.Type, parts: list[str | int]) -> inspect.Type:
+def _declared_type_at_path(kind: inspect.Type, parts: list[str | int]) -> inspect.Type:
     """Return the type that a record's class declares for a place, given as keys and indices."""
     for part in parts:
         kind = _strip_metadata(kind)[0]

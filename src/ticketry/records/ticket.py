@@ -20,8 +20,8 @@ from ticketry.records.schema import (
     Number,
     Part,
     clip_to_unit,
+    raise_invalid_field,
     read,
-    reject,
 )
 from ticketry.records.settings import pattern_of_structure
 from ticketry_engine.results import SpeedLayer, TimeCurve, Timed
@@ -69,7 +69,7 @@ class TrainedSegment(Part, frozen=True):
 
     def __post_init__(self) -> None:
         if self.last < self.first:
-            reject("last", f"is {self.last}, before the first step ({self.first})")
+            raise_invalid_field("last", f"is {self.last}, before the first step ({self.first})")
 
 
 class ControlSettings(Part, frozen=True):
@@ -206,12 +206,12 @@ class LayerPicture(Part, frozen=True):
     def __post_init__(self) -> None:
         height, width = self.shape
         if min(self.shape) < 1 or height * width > _MOST_PIXELS:
-            reject("shape", "is not that of a picture")
+            raise_invalid_field("shape", "is not that of a picture")
         if sum(self.groups) != height or min(self.groups) < 1:
-            reject("groups", "do not add up to the picture's rows")
+            raise_invalid_field("groups", "do not add up to the picture's rows")
         for name in ("before", "after"):
             if len(bits := getattr(self, name)) != -(-height * width // 8):
-                reject(name, f"is {len(bits)} bytes long, which does not fit the shape")
+                raise_invalid_field(name, f"is {len(bits)} bytes long, which does not fit the shape")
 
 
 if TYPE_CHECKING:
@@ -299,7 +299,7 @@ class BenchRecord(SpeedRecord, frozen=True, kw_only=True, tag_field="kind", tag=
 
     def __post_init__(self) -> None:
         if not self.comparisons:
-            reject("comparisons", "is empty")
+            raise_invalid_field("comparisons", "is empty")
 
 
 class CurveRecord(SpeedRecord, frozen=True, kw_only=True, tag_field="kind", tag="bench-curve"):
@@ -311,4 +311,4 @@ class CurveRecord(SpeedRecord, frozen=True, kw_only=True, tag_field="kind", tag=
 
     def __post_init__(self) -> None:
         if not self.curves:
-            reject("curves", "is empty")
+            raise_invalid_field("curves", "is empty")

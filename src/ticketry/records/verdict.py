@@ -8,7 +8,7 @@ from typing import Annotated, Any, Generic, Literal, TypeVar, get_args
 from msgspec import Meta, field
 
 from ticketry.records.metric import Cell, Metric, build_html_table
-from ticketry.records.schema import Count, Density, Number, Part, Role, reject
+from ticketry.records.schema import Count, Density, Number, Part, Role, raise_invalid_field
 
 About = Literal["ticket", "procedure"]
 """Subject of a verdict: a ticket (one mask with its initial weights), or a procedure (a method with its settings, whose
@@ -55,7 +55,7 @@ class Task(Part, frozen=True):
 
     def __post_init__(self) -> None:
         if self.prunable > self.parameters:
-            reject("prunable", f"is more than all parameters ({self.parameters})")
+            raise_invalid_field("prunable", f"is more than all parameters ({self.parameters})")
 
     @property
     def title(self) -> str:
@@ -202,7 +202,7 @@ class Judgement(VerdictAnswers[None], frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         if self.interval is not None and self.interval[0] > self.interval[1]:
-            reject("interval", _NO_INTERVAL)
+            raise_invalid_field("interval", _NO_INTERVAL)
 
     @property
     def claims_of(self) -> str:

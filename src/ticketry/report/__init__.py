@@ -5,10 +5,10 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from ticketry.report.subject import evidence_of
+from ticketry.report.subject import read_evidence_about_runs
 from ticketry.report.tables.terminal import (
     cost_lines,
-    moment_lines,
+    pruning_moment_lines,
     relative_costs,
     summary_lines,
     summary_table,
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "cost_lines",
-    "evidence_of",
     "export",
     "figure_svgs",
-    "moment_lines",
+    "pruning_moment_lines",
+    "read_evidence_about_runs",
     "relative_costs",
     "summary_lines",
     "summary_table",

@@ -13,12 +13,12 @@ from ticketry.report.wording import (
     Style,
     align_columns,
     cost_text,
-    duration,
+    format_duration,
+    format_p_without_name,
     json_text,
     percent,
     role_name,
     short_count,
-    short_p,
 )
 
 CLAIMS = (
@@ -37,21 +37,21 @@ _FEWEST_VALUES = 2
 """Smallest number of values that have a standard deviation."""
 
 
-def side_name(side: Side) -> str:
+def claim_side_name(side: Side) -> str:
     """Return the name of one side of a claim: a fixed number, or the role, run and level of its networks."""
     if not side.run:
         return f"the number {side.values[0]:g}" if side.values else role_name(side.role)
     return f"{role_name(side.role)} of {side.run}" + (f", level {side.level}" if side.level else "")
 
 
-def style_of(claim: Claim) -> Style:
+def claim_number_style(claim: Claim) -> Style:
     """Return the number format for the values of a claim."""
     return Style.for_summaries([Summary(claim.difference or 0.0, claim.sd, claim.n)], claim.unit)
 
 
 def claim_cells(claim: Claim) -> list[str]:
     """Return the cells of a claim's row in the table of claims."""
-    style = style_of(claim)
+    style = claim_number_style(claim)
     p = claim.p_refuted if claim.found == "refuted" else claim.p_confirmed
     return [
         claim.name,
@@ -63,9 +63,9 @@ def claim_cells(claim: Claim) -> list[str]:
         NONE if claim.sd is None else style.number(claim.sd),
         seed_deviations_text(claim, style),
         noise_text(claim, style),
-        short_p(p) if claim.n else NONE,
+        format_p_without_name(p) if claim.n else NONE,
         replicates_needed_text(claim),
-        duration(claim.seconds) if claim.seconds else NONE,
+        format_duration(claim.seconds) if claim.seconds else NONE,
     ]
 
 
@@ -125,9 +125,9 @@ def run_rows(record: CampaignRecord) -> list[list[str]]:
             run.task,
             run.model,
             str(run.replicates),
-            NONE if run.planned_seconds is None else duration(run.planned_seconds),
-            NONE if run.planned_took is None else duration(run.planned_took),
-            duration(run.seconds),
+            NONE if run.planned_seconds is None else format_duration(run.planned_seconds),
+            NONE if run.planned_took is None else format_duration(run.planned_took),
+            format_duration(run.seconds),
             precision_and_kernels(run),
         ]
         for run in record.runs
@@ -156,10 +156,10 @@ def campaign_sentences(record: CampaignRecord) -> list[str]:
     lines = [
         f"{record.decided} of {len(record.claims)} claims decided: {counts}.{_replication_sentence(record)}",
         f"{record.segments_trained} trainings run out of {record.segments_asked} requested ({share:.2f}); searches took"
-        f" {duration(record.seconds)} in total.",
+        f" {format_duration(record.seconds)} in total.",
     ]
     if record.planned_took:
-        times = f"planned {duration(record.planned_seconds)}, took {duration(record.planned_took)}"
+        times = f"planned {format_duration(record.planned_seconds)}, took {format_duration(record.planned_took)}"
         lines.append(f"Trained in this store: {times}.")
     lines.append(f"{short_count(record.steps_trained)} steps were trained.")
     first, *later = record.files
@@ -242,7 +242,7 @@ def _describe_claim(claim: Claim, replication: Claim | None) -> str:
     at = "" if claim.density is None else f" at {percent(claim.density)} % of the weights"
     words = [
         claim.statement,
-        f"A: {side_name(claim.a)}; B: {side_name(claim.b)}; {claim.metric}{at}; margin {claim.margin:g},"
+        f"A: {claim_side_name(claim.a)}; B: {claim_side_name(claim.b)}; {claim.metric}{at}; margin {claim.margin:g},"
         f" confidence {percent(claim.confidence, 0)} %, family {claim.family}.",
     ]
     words += [f"Source: {claim.source}."] if claim.source else []
@@ -266,7 +266,7 @@ def markdown(record: CampaignRecord) -> str:
     ]
     for claim in record.claims:
         at = "" if claim.density is None else f" at {percent(claim.density)} %"
-        of = f"A: {side_name(claim.a)}, B: {side_name(claim.b)}{at}."
+        of = f"A: {claim_side_name(claim.a)}, B: {claim_side_name(claim.b)}{at}."
         source = f" Source: {claim.source}." if claim.source else ""
         figure = f" Result there: {claim.figure}." if claim.figure else ""
         lines.append(f"- **{claim.name}** ({claim.found}): {claim.statement} {of}{source}{figure}")

@@ -20,13 +20,21 @@ from ticketry.report.figures import (
 )
 from ticketry.report.figures.layout import to_pdf, to_png, to_svg
 from ticketry.report.figures.style import figure_style
-from ticketry.report.subject import Subject, subject_of
+from ticketry.report.subject import Subject, read_report_subject
 from ticketry.report.tables import rows
 from ticketry.report.tables.frontier import COSTS_OF_CALL, frontier_lines, frontier_rows
 from ticketry.report.tables.networks import density_matches
 from ticketry.report.tables.results import Group, Results
 from ticketry.report.tables.speed import compare_panels, latency_panels
-from ticketry.report.wording import Style, metric_label, percent, probability_text, role_name, short_p, summary_label
+from ticketry.report.wording import (
+    Style,
+    format_p_without_name,
+    metric_label,
+    percent,
+    probability_text,
+    role_name,
+    summary_label,
+)
 
 
 def export(
@@ -42,7 +50,7 @@ def export(
     """
     from ticketry.lab.store.files import write_atomically
 
-    subject = subject_of(records, evidence)
+    subject = read_report_subject(records, evidence)
     written = []
     for name, data in (*_figure_files(subject), *_csv_files(subject), *_latex_files(subject)):
         written.append(join_inside(folder, name))
@@ -155,7 +163,7 @@ def escape_latex(text: str) -> str:
     return "".join(_SPECIAL.get(letter, letter) for letter in text)
 
 
-def _tabular(columns: str, head: Sequence[str], groups: Sequence[Sequence[Sequence[str]]], note: str) -> str:
+def _latex_table(columns: str, head: Sequence[str], groups: Sequence[Sequence[Sequence[str]]], note: str) -> str:
     """Return a LaTeX table with escaped cells, a rule between `groups` of rows, and `note` as a comment."""
 
     def line(cells: Sequence[str]) -> str:
@@ -204,7 +212,7 @@ def _table_of_levels(results: Results, style: Style, note: str) -> str:
         for level in results.levels
     ]
     first = [[percent(1.0), *(_cell(style, dense) if role == TICKET else "–" for role in roles)]]
-    return _tabular("r" * len(head), head, [first, rows], f"{note}; 100 %: the dense network")
+    return _latex_table("r" * len(head), head, [first, rows], f"{note}; 100 %: the dense network")
 
 
 def _table_of_runs(runs: Sequence[Results], labels: Sequence[str], style: Style, note: str) -> str:
@@ -215,7 +223,7 @@ def _table_of_runs(runs: Sequence[Results], labels: Sequence[str], style: Style,
     for place, results in enumerate(runs):
         groups = [dict(one.members).get(place) for one in shared]
         rows.append([labels[place], _cell(style, results.dense), *(_cell(style, group) for group in groups)])
-    return _tabular("l" + "r" * (len(head) - 1), head, [rows], note)
+    return _latex_table("l" + "r" * (len(head) - 1), head, [rows], note)
 
 
 def _cell(style: Style, group: Group | None) -> str:
@@ -238,7 +246,11 @@ def _verdict_table(subject: Subject) -> str:
             [
                 [
                     *(name, percent(one.density), style.number(one.difference, sign=True)),
-                    *(style.interval(one.interval), probability_text(one.probability), short_p(one.p_holm)),
+                    *(
+                        style.interval(one.interval),
+                        probability_text(one.probability),
+                        format_p_without_name(one.p_holm),
+                    ),
                     one.verdict,
                 ]
                 for one in results.run.verdicts
@@ -246,4 +258,4 @@ def _verdict_table(subject: Subject) -> str:
         )
     margins = sorted({one.margin for _, results in judged for one in results.run.verdicts})
     told = ", ".join(f"{margin:.4g}" for margin in margins)
-    return _tabular("lrrrrrl", head, groups, f"tickets minus dense, paired by replicate; margin {told}")
+    return _latex_table("lrrrrrl", head, groups, f"tickets minus dense, paired by replicate; margin {told}")

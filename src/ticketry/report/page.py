@@ -76,7 +76,7 @@ def render(subject: Subject) -> str:
     """Return the HTML page of one run or several runs; the same records give the same bytes."""
     place, several = PagePart(), len(subject.runs) > 1
     body = template_macro("report.html", "several" if several else "single")(subject, place)
-    head = _comparison_head(subject) if several else _run_head(subject)
+    head = _comparison_page_head(subject) if several else _run_page_head(subject)
     return _render_document(body, place, head)
 
 
@@ -103,7 +103,7 @@ def render_watch(title: str, source: str) -> str:
     # 'self' matches nothing where a page is opened from a disk, so that scheme is named.
     policy = f"{_security_policy(script)} 'self' file:"
     context = {"script": script, "style": _style_sheet() + _read_asset("watch.css"), "policy": policy}
-    template = _environment().get_template("watch.html")
+    template = _template_environment().get_template("watch.html")
     return template.render(title=title, source=source, **{name: Markup(text) for name, text in context.items()})
 
 
@@ -111,10 +111,12 @@ def _render_document(body: str, place: PagePart, head: Mapping[str, object]) -> 
     script = _page_script(unpacks='<details class="packed' in body or '<details class="run packed' in body)
     fixed = {"script": script, "style": _style_sheet(), "policy": _security_policy(script)}
     context = {name: Markup(text) for name, text in fixed.items()}
-    return _environment().get_template("page.html").render(body=body, contents=place.contents, **head, **context)
+    return (
+        _template_environment().get_template("page.html").render(body=body, contents=place.contents, **head, **context)
+    )
 
 
-def _run_head(subject: Subject) -> dict[str, object]:
+def _run_page_head(subject: Subject) -> dict[str, object]:
     one = subject.runs[0]
     run, count = one.run, one.replicates
     facts = [run.task.title, run.known_as, f"{count} replicate{'' if count == 1 else 's'}"]
@@ -130,7 +132,7 @@ def _run_head(subject: Subject) -> dict[str, object]:
     }
 
 
-def _comparison_head(subject: Subject) -> dict[str, object]:
+def _comparison_page_head(subject: Subject) -> dict[str, object]:
     count = f"{len(subject.runs)} runs"
     titles = list(dict.fromkeys(one.run.title for one in subject.runs))
     tasks = list(dict.fromkeys(task.title for task in subject.by_task))
@@ -177,7 +179,7 @@ def _script_hash(script: str) -> str:
 
 
 @cache
-def _environment() -> Environment:
+def _template_environment() -> Environment:
     """Return the Jinja environment of the templates, with functions that compute tables, and filters for text."""
     made = Environment(
         loader=PackageLoader("ticketry.report", "html/templates"),
@@ -197,7 +199,9 @@ def _environment() -> Environment:
         "has_many_runs": lambda subject: len(subject.runs) > _MOST_RUNS,
         "has_many_networks": lambda subject: subject.networks > _MOST_NETWORKS,
         "style_of": wording.Style.for_results,
-        "packed_networks": lambda one: compress_text(json.dumps(networks.columns_of(one), ensure_ascii=False)),
+        "packed_networks": lambda one: compress_text(
+            json.dumps(networks.network_table_columns(one), ensure_ascii=False)
+        ),
         "run_drawings": lambda one: draw_figures(figures.run_figures(one)),
         "comparison_drawings": _comparison_drawings,
         "timed_drawings": lambda subject, indices: draw_figures(
@@ -207,17 +211,18 @@ def _environment() -> Environment:
         "stability_drawings": lambda record: draw_figures(figures.stability_figures(record)),
         "speed_drawings": lambda record: draw_figures(figures.speed_figures(record)),
     }
-    filters = "direction_text metric_label percent difference_unit probability_text role_name short_p shorten_middle"
-    filters += " removed_percent summary_label readable_text retained_percent share_percent thousands"
+    filters = "direction_text metric_label percent difference_unit probability_text role_name shorten_middle"
+    filters += " format_p_without_name removed_percent"
+    filters += " summary_label readable_text retained_percent share_percent format_thousands"
     made.filters |= {name: getattr(wording, name) for name in filters.split()}
-    made.filters |= {"singular_role_name": evidence.singular_role_name, "seeds_text": evidence.seeds_text}
+    made.filters |= {"singular_role_name": evidence.singular_role_name, "seeds_needed_text": evidence.seeds_needed_text}
     made.filters |= {"as_json": as_json, "to_prose": to_prose, "compress_text": compress_text}
     return made
 
 
 def template_macro(template: str, name: str) -> Callable[..., Markup]:
     """Return the macro `name` of a template as a function."""
-    function: Callable[..., Markup] = getattr(_environment().get_template(template).module, name)
+    function: Callable[..., Markup] = getattr(_template_environment().get_template(template).module, name)
     return function
 
 

@@ -41,7 +41,7 @@ class Subject:
         found: dict[Task, list[int]] = {}
         for index, results in enumerate(self.runs):
             own = results.run.task
-            task = next((task for task in found if _share_axes(task, own)), own)
+            task = next((task for task in found if _can_share_axes(task, own)), own)
             found.setdefault(task, []).append(index)
         return {task: tuple(indices) for task, indices in found.items()}
 
@@ -79,12 +79,12 @@ _ALIKE = 0.02
 differs since channel masks also cover norms and biases."""
 
 
-def _share_axes(one: Task, other: Task) -> bool:
+def _can_share_axes(one: Task, other: Task) -> bool:
     same = structs.replace(one, prunable=0) == structs.replace(other, prunable=0)
     return same and abs(one.prunable - other.prunable) <= _ALIKE * max(one.prunable, other.prunable)
 
 
-def subject_of(records: RunValues | Sequence[RunValues], evidence: Iterable[EvidenceValues] = ()) -> Subject:
+def read_report_subject(records: RunValues | Sequence[RunValues], evidence: Iterable[EvidenceValues] = ()) -> Subject:
     """Read run records and evidence records as the subject of a page."""
     several = records if isinstance(records, Sequence) else [records]
     runs = tuple(results_of(record) for record in several)
@@ -169,13 +169,15 @@ def _method_labels(runs: Sequence[Results]) -> Iterator[str]:
         settings = results.run.effective_settings
         alike = [other.run.effective_settings for other in runs if other.run.known_as == results.run.known_as]
         own = [
-            name for name in settings if name not in _PATH_SETTINGS and _distinguishes_run(name, settings[name], alike)
+            name
+            for name in settings
+            if name not in _PATH_SETTINGS and _setting_distinguishes_run(name, settings[name], alike)
         ]
         own.sort(key=lambda name: name != "score")
         yield ", ".join([results.run.known_as, *(_setting_text(name, settings[name]) for name in own)])
 
 
-def _distinguishes_run(name: str, value: object, alike: Sequence[Mapping[str, Any]]) -> bool:
+def _setting_distinguishes_run(name: str, value: object, alike: Sequence[Mapping[str, Any]]) -> bool:
     """Return whether `value` of the setting `name` distinguishes a run from `alike`, the runs of the same method."""
     values = [settings[name] for settings in alike if name in settings]
     counts = [values.count(one) for one in values]
@@ -190,17 +192,19 @@ def _setting_text(name: str, value: object) -> str:
     """Return a setting as text: for `score` the value alone, for a switch its name, for others name and value."""
     words = name.replace("_", " ")
     if isinstance(value, bool):
-        return words if value else _negated_words(words)
-    return _plain_text(value) if name == "score" and value else f"{words} {_plain_text(value) or NONE}"
+        return words if value else _name_disabled_switch(words)
+    return _setting_value_text(value) if name == "score" and value else f"{words} {_setting_value_text(value) or NONE}"
 
 
-def _negated_words(words: str) -> str:
+def _name_disabled_switch(words: str) -> str:
     """Return the text for a switch that is off: "weighed" for `unweighed`, "no structured" for `structured`."""
     return words.removeprefix("un") if words.startswith("un") else f"no {words}"
 
 
-def _plain_text(value: object) -> str:
-    return " ".join(map(_plain_text, value)) if isinstance(value, (list, tuple)) else f"{value}".removesuffix(".0")
+def _setting_value_text(value: object) -> str:
+    return (
+        " ".join(map(_setting_value_text, value)) if isinstance(value, (list, tuple)) else f"{value}".removesuffix(".0")
+    )
 
 
 def rewind_text(results: Results) -> str:
@@ -211,7 +215,7 @@ def rewind_text(results: Results) -> str:
     return f"step {step:,}" if step is not None else ""
 
 
-def evidence_of(store_root: Path, run_names: Collection[str]) -> list[dict[str, Any]]:
+def read_evidence_about_runs(store_root: Path, run_names: Collection[str]) -> list[dict[str, Any]]:
     """Return the evidence records in a store that name one of the runs, sorted by file name."""
     from ticketry.lab.store.files import read_sealed
     from ticketry.lab.store.paths import Paths
@@ -221,12 +225,12 @@ def evidence_of(store_root: Path, run_names: Collection[str]) -> list[dict[str, 
         record = read_sealed(path)
         if record is None:  # it was removed in the meantime
             continue
-        if str(record.get("kind")) in KINDS and wanted & _run_names(record):
+        if str(record.get("kind")) in KINDS and wanted & _run_names_in_evidence(record):
             found.append(record)
     return found
 
 
-def _run_names(record: dict[str, Any]) -> set[str]:
+def _run_names_in_evidence(record: dict[str, Any]) -> set[str]:
     several = record.get("runs")
     named = [record.get("run"), *(several if isinstance(several, list) else [])]
     return {name for name in named if isinstance(name, str) and name}

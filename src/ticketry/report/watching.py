@@ -55,7 +55,11 @@ class Watch:
         running, done, campaigns = (list(place()) for place in self._places)
         self._known = {path: self._known[path] for path in (*running, *done, *campaigns) if path in self._known}
         now = time.time()
-        alive = [one for one in self._read_valid(running, _read_progress, _running_values) if now - one["at"] < _DEAD]
+        alive = [
+            one
+            for one in self._read_valid(running, _read_progress, _running_run_as_page_values)
+            if now - one["at"] < _DEAD
+        ]
         names = {one["name"] for one in alive}
         newest = sorted(done, key=_modified_at, reverse=True)[:MOST_DONE]
         campaigns.sort(key=_modified_at, reverse=True)
@@ -63,8 +67,12 @@ class Watch:
             "at": now,
             "every": PROGRESS_SECONDS,
             "runs": alive
-            + [one for one in self._read_valid(newest, self._read, _finished_values) if one["name"] not in names],
-            "campaigns": list(self._read_valid(campaigns, self._read, _campaign_values)),
+            + [
+                one
+                for one in self._read_valid(newest, self._read, _finished_run_as_page_values)
+                if one["name"] not in names
+            ],
+            "campaigns": list(self._read_valid(campaigns, self._read, _campaign_as_page_values)),
         }
 
     def _read_valid(
@@ -76,7 +84,7 @@ class Watch:
                 status = path.stat()
                 stamp = status.st_mtime_ns, status.st_size
                 if self._known.get(path, (None, None))[0] != stamp:
-                    self._known[path] = stamp, _none_if_invalid(lambda path=path: convert(read(path)))  # type: ignore[misc]
+                    self._known[path] = stamp, _make_or_none_if_invalid(lambda path=path: convert(read(path)))  # type: ignore[misc]
                 if (found := self._known[path][1]) is not None:
                     yield found
 
@@ -86,7 +94,7 @@ def write_state(path: Path, looked: Mapping[str, Any]) -> None:
     write_atomically(path, f"show({json.dumps(looked)});\n".encode())
 
 
-def _none_if_invalid(make: Callable[[], dict[str, Any]]) -> dict[str, Any] | None:
+def _make_or_none_if_invalid(make: Callable[[], dict[str, Any]]) -> dict[str, Any] | None:
     try:
         return make()
     except (StoreError, msgspec.MsgspecError, ValueError, RecursionError):
@@ -103,7 +111,7 @@ def _modified_at(path: Path) -> float:
     return 0.0
 
 
-def _running_values(progress: Progress) -> dict[str, Any]:
+def _running_run_as_page_values(progress: Progress) -> dict[str, Any]:
     return {
         **_page_run_fields(
             progress.run, progress.title, progress.task, progress.metric, progress.unit, progress.higher_is_better
@@ -119,7 +127,7 @@ def _running_values(progress: Progress) -> dict[str, Any]:
     }
 
 
-def _finished_values(values: object) -> dict[str, Any]:
+def _finished_run_as_page_values(values: object) -> dict[str, Any]:
     record = read_run(values)
     metric = record.task.metric
     points = [ProgressPoint(p.replicate, p.level, p.role, p.density, p.metric(metric.name)) for p in record.points]
@@ -152,7 +160,7 @@ def _level_summaries(points: Iterable[ProgressPoint]) -> list[dict[str, Any]]:
     return levels
 
 
-def _campaign_values(values: object) -> dict[str, Any]:
+def _campaign_as_page_values(values: object) -> dict[str, Any]:
     record = read_campaign_record(values)
     claims = [
         {"name": one.name, "found": one.found, "difference": one.difference, "n": one.n, "limit": one.limit}

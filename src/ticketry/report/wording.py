@@ -102,7 +102,7 @@ def metric_label(metric: Metric) -> str:
     return printable(f"{metric.words} ({metric.unit})" if metric.unit else metric.words)
 
 
-def short_metric(metric: Metric) -> str:
+def shortened_metric_label(metric: Metric) -> str:
     """Return the `metric_label` shortened to 40 letters, for the axes of figures."""
     return shorten_middle(metric_label(metric), 40)
 
@@ -151,13 +151,13 @@ def factor_text(ratio: float) -> str:
     return f"{ratio:.1f}" if ratio < 9.95 else f"{ratio:,.0f}"
 
 
-def p_value(p: float) -> str:
+def format_p_value(p: float) -> str:
     """Format a p-value with its name: ``p = 0.031``, ``p < 0.0001``."""
-    text = short_p(p)
+    text = format_p_without_name(p)
     return f"p {text}" if text.startswith("<") else f"p = {text}"
 
 
-def short_p(p: float | None) -> str:
+def format_p_without_name(p: float | None) -> str:
     """Format a p-value without its name: ``0.031``, ``< 0.0001``; a dash for None."""
     if p is None:
         return NONE
@@ -185,7 +185,7 @@ def short_count(number: float) -> str:
     return f"{number:.3g}"
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Format a time in seconds: ``42 s``, ``11 min 30 s``, ``3 h 05 min``."""
     whole = round(seconds)
     if seconds < 10:
@@ -234,7 +234,7 @@ def share_of_all_parameters(task: Task, density: float) -> str:
     return percent((density * task.prunable + task.parameters - task.prunable) / task.parameters)
 
 
-def thousands(number: float | None) -> str:
+def format_thousands(number: float | None) -> str:
     """Format a count with commas; a dash for None."""
     return NONE if number is None else f"{number:,}"
 
@@ -259,10 +259,10 @@ def cost_text(number: float, measure: str) -> str:
     if measure == "seconds":
         return f"{number:,.2f} s" if number < 100 else f"{number:,.0f} s"
     if measure == "memory":
-        return _with_largest_unit(number, 1024.0, ("B", "KiB", "MiB", "GiB", "TiB"))
+        return _format_with_largest_unit(number, 1024.0, ("B", "KiB", "MiB", "GiB", "TiB"))
     if measure == "energy":
-        return _with_largest_unit(1e3 * number, 1e3, ("mWh", "Wh", "kWh"))
-    return _with_largest_unit(number, 1e3, ("FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP", "PFLOP", "EFLOP"))
+        return _format_with_largest_unit(1e3 * number, 1e3, ("mWh", "Wh", "kWh"))
+    return _format_with_largest_unit(number, 1e3, ("FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP", "PFLOP", "EFLOP"))
 
 
 def ratio_text(number: float) -> str:
@@ -270,7 +270,7 @@ def ratio_text(number: float) -> str:
     return f"{number:.2f}" if number < 9.995 else f"{number:,.1f}"
 
 
-def _with_largest_unit(number: float, step: float, units: Sequence[str]) -> str:
+def _format_with_largest_unit(number: float, step: float, units: Sequence[str]) -> str:
     """Format a number with three digits in the largest fitting unit; each of `units` is `step` times the one before."""
     power = 0
     while number >= 0.9995 * step and power < len(units) - 1:

@@ -15,14 +15,14 @@ from ticketry.lab.store.files import InaccessibleError, explain_os_errors
 from ticketry.records.campaign import CampaignRecord
 from ticketry.records.evidence import EvidenceValues
 from ticketry.records.run import RunValues
-from ticketry.report.subject import subject_of
+from ticketry.report.subject import read_report_subject
 
 
 def write_report(
     records: RunValues | Sequence[RunValues], path: Path, *, evidence: Iterable[EvidenceValues] = ()
 ) -> Path:
     """Write the page of one or several run records to the file `path` atomically, and return the path."""
-    subject = subject_of(records, list(evidence))
+    subject = read_report_subject(records, list(evidence))
     from ticketry.report.page import render  # imports matplotlib, which is slow
 
     return write_page(path, render(subject))

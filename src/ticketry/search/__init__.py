@@ -133,16 +133,16 @@ def with_alias_defaults(found: Method[Any], name: str) -> Method[Any]:
     from dataclasses import replace
 
     alias = ALIASES[name]
-    kind = _with_defaults(found.Settings, alias.settings) if alias.settings else found.Settings
+    kind = _subclass_with_defaults(found.Settings, alias.settings) if alias.settings else found.Settings
     return replace(found, alias=name, title=f"{alias.stands_for}: {alias.words}", Settings=kind)
 
 
-def listed_name(method: str, alias: str, settings: object) -> str:
+def method_name_for_lists(method: str, alias: str, settings: object) -> str:
     """Return a search's name for lists and figures: `alias` if `settings` still match it, else `method`."""
     return alias if alias and ALIASES[alias].method == method and ALIASES[alias].matches(settings) else method
 
 
-def _with_defaults(kind: type[Any], values: Mapping[str, Any]) -> type[Any]:
+def _subclass_with_defaults(kind: type[Any], values: Mapping[str, Any]) -> type[Any]:
     """Return a subclass of the settings class `kind` whose fields named in `values` have these defaults."""
     hints = get_type_hints(kind, include_extras=True)
     if missing := values.keys() - hints.keys():

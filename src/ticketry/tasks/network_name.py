@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from ticketry.choices import did_you_mean
 from ticketry.errors import TaskError
-from ticketry.registry import Registry, import_from_here
+from ticketry.registry import Registry, put_current_folder_on_path
 
 if TYPE_CHECKING:
     from ticketry.tasks.models.image_models import Network
@@ -126,7 +126,7 @@ def unknown_network_error(name: str, known: Iterable[str] | None = None) -> Task
 
 def _is_module(name: str) -> bool:
     """Return whether a Python module of this name can be found, without importing it."""
-    import_from_here()
+    put_current_folder_on_path()
     top = name.partition(".")[0]
     return top.isidentifier() and find_spec(top) is not None
 

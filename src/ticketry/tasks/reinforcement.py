@@ -32,7 +32,7 @@ from torch.nn import functional as F
 from ticketry.core.scope import normal_name
 from ticketry.errors import MissingExtraError, TaskError, TrainingError
 from ticketry.records.metric import Metric
-from ticketry.registry import digest_defining_source, import_from_here
+from ticketry.registry import digest_defining_source, put_current_folder_on_path
 from ticketry.tasks import models
 from ticketry.tasks.facts import ENVIRONMENTS, EPISODES, EXTRA, GYM, OTHER, Learning
 from ticketry.tasks.network_name import NetworkName
@@ -181,7 +181,7 @@ def create_environment(name: str) -> gymnasium.Env[Any, Any]:
     except ImportError as error:
         raise MissingExtraError("gymnasium", EXTRA, f"the environment {name}") from error
     if ":" in name:  # module:NAME, which Gymnasium imports
-        import_from_here()
+        put_current_folder_on_path()
     try:
         world = gymnasium.make(name, disable_env_checker=True)
     except gymnasium.error.Error as error:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ticketry.errors import TaskError, TicketryError, UsageError
 from ticketry.records.metric import Metric
-from ticketry.registry import Registry, digest_source, import_from_here
+from ticketry.registry import Registry, digest_source, put_current_folder_on_path
 from ticketry.registry import load as load_object
 from ticketry.tasks.recipe import Recipe
 from ticketry.tasks.task import Spec, Task
@@ -255,7 +255,7 @@ def _explain_unnamed(kind: type[Task], name: str) -> str:
         return "is of a script or a notebook, in which other processes cannot find it"
     if "<locals>" in kind.__qualname__:
         return "is of a class inside a function, in which other processes cannot find it"
-    import_from_here()
+    put_current_folder_on_path()
     try:
         found = load_object(name)
     except TicketryError as error:

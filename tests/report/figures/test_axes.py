@@ -14,8 +14,15 @@ from made_records import add_verdicts
 from ticketry.records.run import read_run
 from ticketry.report import figure_svgs
 from ticketry.report.figures import METRIC_BY_DENSITY
-from ticketry.report.figures.layout import Scale, density_axis, figure_with_panels, finish_layout, log_axis, round_ticks
-from ticketry.report.figures.metric_by_density import full_limits, limits_near_dense
+from ticketry.report.figures.layout import (
+    Scale,
+    figure_with_panels,
+    finish_layout,
+    round_ticks,
+    set_up_density_axis,
+    set_up_log_axis,
+)
+from ticketry.report.figures.metric_by_density import y_limits_near_dense, y_limits_of_all_networks
 from ticketry.report.page import PagePart, template_macro
 from ticketry.report.tables.results import Results, Summary
 
@@ -57,7 +64,7 @@ def test_ticks_are_few_round_numbers_in_the_range(low: float, ratio: float, most
 @settings(deadline=None)
 def test_two_labels_of_a_logarithmic_axis_differ(low: float, ratio: float) -> None:
     """One alone says nothing of the others' distance."""
-    places = log_axis(_AXES, "y", low, low * ratio)
+    places = set_up_log_axis(_AXES, "y", low, low * ratio)
     assert all(low <= place <= low * ratio for place in places)
     assert len({_AXES.yaxis.get_major_formatter()(place) for place in places}) == len(places) >= 2
 
@@ -75,9 +82,9 @@ def perplexities(make_record, **changes):
 def test_the_figure_of_a_perplexity(make_record) -> None:
     record = perplexities(make_record)
     results = Results(read_run(record))
-    low, high = full_limits(results)
+    low, high = y_limits_of_all_networks(results)
     assert 0 < low < high
-    near = limits_near_dense(results)
+    near = y_limits_near_dense(results)
     assert near is None or ((low <= near[0] or near[0] > 0) and near[0] < near[1] <= high * 1.2)
     svg = figure_svgs(record)[METRIC_BY_DENSITY]
     texts = ["".join(text.itertext()) for text in ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}text")]
@@ -98,7 +105,7 @@ def test_verdicts_name_differences_as_they_are_counted(make_record) -> None:
 def test_a_picture_of_twice_the_pixels_has_the_same_labels() -> None:
     """Twenty densities on a narrow figure: labels that have no room at its own size have none at twice that size."""
     figure, (axes,) = figure_with_panels(1, True, 200)
-    density_axis(axes, [0.8**level for level in range(20)])
+    set_up_density_axis(axes, [0.8**level for level in range(20)])
     finish_layout(figure)
     shown = list(axes.xaxis.get_major_locator()())
     assert 3 < len(shown) < 20

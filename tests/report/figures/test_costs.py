@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from ticketry.report.figures.costs import increasing_lines, metric_by_training_cost
-from ticketry.report.subject import series_of, subject_of
+from ticketry.report.figures.costs import metric_by_training_cost, split_into_increasing_lines
+from ticketry.report.subject import read_report_subject, series_of
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class At:
 def test_no_line_goes_back_and_forth(steps: list[float], lines: list[list[float]]) -> None:
     assert [
         [point.steps for point in line]
-        for line in increasing_lines([At(step) for step in steps], lambda point: point.steps)
+        for line in split_into_increasing_lines([At(step) for step in steps], lambda point: point.steps)
     ] == lines
 
 
@@ -48,6 +48,6 @@ def test_levels_that_stand_above_each_other_have_no_names() -> None:
 
 
 def _names_over_memory(record: dict[str, Any]) -> list[str]:
-    axes = metric_by_training_cost(series_of(subject_of([record]), [0])).axes[2]
+    axes = metric_by_training_cost(series_of(read_report_subject([record]), [0])).axes[2]
     assert axes.get_xlabel().startswith("memory")
     return [text.get_text() for text in axes.texts]

@@ -33,14 +33,20 @@ from ticketry.report.figures import (
     stability_figures,
     verify_figures,
 )
-from ticketry.report.figures.layout import add_legend, empty_figure, fitting_labels, move_apart, to_inline_element
-from ticketry.report.figures.masks import short_names
-from ticketry.report.figures.metric_by_density import full_limits, limits_near_dense
-from ticketry.report.figures.style import COLOURS, run_look
+from ticketry.report.figures.layout import (
+    add_legend,
+    empty_figure,
+    indices_of_fitting_labels,
+    spread_label_positions,
+    to_inline_element,
+)
+from ticketry.report.figures.masks import shorten_layer_names
+from ticketry.report.figures.metric_by_density import y_limits_near_dense, y_limits_of_all_networks
+from ticketry.report.figures.style import COLOURS, run_plot_options
 from ticketry.report.figures.style import figure_style as drawing_style
-from ticketry.report.subject import subject_of
+from ticketry.report.subject import read_report_subject
 from ticketry.report.tables.costs import search_cost_points
-from ticketry.report.tables.masks import mask_pixels, mean_retained_share, pictures
+from ticketry.report.tables.masks import first_layer_pictures, mask_pixels, mean_retained_share
 from ticketry.report.tables.results import Results
 
 _SVG = "{http://www.w3.org/2000/svg}"
@@ -104,7 +110,7 @@ def test_hostile_names_are_drawn_as_text(make_record, name):
 @pytest.mark.parametrize("higher_is_better", [True, False])
 def test_the_main_panel_shows_the_better_half(make_record, higher_is_better):
     results = Results(read_run(make_record(metric=("score", "", higher_is_better))))
-    (low, high), (lowest, highest) = limits_near_dense(results), full_limits(results)
+    (low, high), (lowest, highest) = y_limits_near_dense(results), y_limits_of_all_networks(results)
     assert lowest <= low < high <= highest + 1e-9
     assert high - low < 0.5 * (highest - lowest)
     assert low < results.dense.metric().mean < high
@@ -141,7 +147,7 @@ def test_figures_without_data_are_left_out(make_record):
 def test_labels_never_touch(positions, data):
     positions.sort()
     labels = [data.draw(st.text("0123456789.", min_size=1, max_size=6)) for _ in positions]
-    chosen = fitting_labels(positions, labels)
+    chosen = indices_of_fitting_labels(positions, labels)
     assert chosen[0] == 0
     assert chosen == sorted(set(chosen))
     for i, j in itertools.pairwise(chosen):
@@ -149,9 +155,9 @@ def test_labels_never_touch(positions, data):
 
 
 def test_names_of_layers_keep_what_tells_them_apart():
-    assert short_names(["a.weight", "b.weight"], 10) == ["a", "b"]
-    assert short_names(["a.weight", "b.bias"], 10) == ["a.weight", "b.bias"]
-    assert short_names(["transformer.h.11.mlp.c_proj"], 12) == ["….mlp.c_proj"]
+    assert shorten_layer_names(["a.weight", "b.weight"], 10) == ["a", "b"]
+    assert shorten_layer_names(["a.weight", "b.bias"], 10) == ["a.weight", "b.bias"]
+    assert shorten_layer_names(["transformer.h.11.mlp.c_proj"], 12) == ["….mlp.c_proj"]
 
 
 def test_the_forest_shows_every_difference_and_the_margin(make_verify):
@@ -204,7 +210,7 @@ def test_costs_are_the_sums_of_dense_and_tickets(make_record):
 
 def test_filters_are_tiles_in_the_colours_of_the_channels_kept(make_record):
     record = with_filters(make_record(levels=2, replicates=1))
-    picture = pictures(Results(read_run(record)))[0].layer
+    picture = first_layer_pictures(Results(read_run(record)))[0].layer
     pixels = mask_pixels(picture)
     bits = numpy.array([[(byte >> (7 - bit)) & 1 for bit in range(8)] for byte in picture.data]).reshape(-1)[
         : 5 * 3 * 4
@@ -235,7 +241,7 @@ def with_filters(record):
 @given(st.lists(st.floats(0, 300), min_size=1, max_size=12))
 def test_labels_at_line_ends_are_apart_and_in_order(places):
     places.sort()
-    spots = move_apart(places, 14, 0, 300)
+    spots = spread_label_positions(places, 14, 0, 300)
     assert all(b - a >= 14 - 1e-6 for a, b in itertools.pairwise(spots))
     assert spots[-1] <= 300 + 1e-6
 
@@ -249,14 +255,14 @@ def test_one_collapsed_control_does_not_set_the_scale_of_the_tickets(make_record
         short = {"dense": 0.0, "ticket": 0.4, "shuffled": 60.0}[point["role"]] + 0.05 * point["replicate"]
         point["test"]["accuracy"] = 80 - sign * short
     results = Results(read_run(record))
-    low, high = limits_near_dense(results)
+    low, high = y_limits_near_dense(results)
     assert low < 80 - sign * 0.5 < high
     assert high - low < 5
-    assert full_limits(results)[sign < 0] * sign < (80 - sign * 55) * sign
+    assert y_limits_of_all_networks(results)[sign < 0] * sign < (80 - sign * 55) * sign
 
 
 def test_runs_are_overlaid_with_their_names(rewind_runs):
-    subject = subject_of(rewind_runs)
+    subject = read_report_subject(rewind_runs)
     assert subject.labels == tuple(f"iterative, rewind {step}" for step in ("0", "1%", "3%", "10%"))
     (makers,) = comparison_figures(subject)
     drawing = draw_figures({METRIC_BY_DENSITY: makers[METRIC_BY_DENSITY]})[METRIC_BY_DENSITY]
@@ -265,7 +271,7 @@ def test_runs_are_overlaid_with_their_names(rewind_runs):
 
 
 def test_colour_and_marker_tell_runs_apart():
-    looks = [(look["color"], look["marker"]) for look in map(run_look, range(64))]
+    looks = [(look["color"], look["marker"]) for look in map(run_plot_options, range(64))]
     assert len(set(looks)) == 64
     assert len(set(looks[:8])) == len({colour for colour, _ in looks[:8]}) == len({marker for _, marker in looks[:8]})
 
@@ -289,7 +295,7 @@ def early_runs(make_record):
 
 
 def test_of_many_runs_of_a_method_only_what_is_unusual_is_told(early_runs):
-    assert subject_of(early_runs).labels == (
+    assert read_report_subject(early_runs).labels == (
         "early, crop",
         "early, snip",
         "early, random, distribution uniform",
@@ -304,7 +310,7 @@ def test_runs_with_the_same_settings_in_different_values_never_share_a_label(mak
     runs = [make_record(levels=1, replicates=1) for _ in settings]
     for number, (run, own) in enumerate(zip(runs, settings, strict=True)):
         run |= {"run": f"run-{number}", "settings": own}
-    labels = subject_of(runs).labels
+    labels = read_report_subject(runs).labels
     assert len(set(labels)) == len(runs)
     complete = all(own.keys() == settings[0].keys() for own in settings)
     if complete and all(one != other for one, other in itertools.combinations(settings, 2)):
@@ -316,16 +322,16 @@ def test_runs_are_named_by_the_fewest_facts_that_tell_them_apart(make_record):
     for number, run in enumerate(runs):
         run["run"] = f"run-{number}"
     runs[2]["settings"]["rewind"] = "3%"
-    assert subject_of(runs).labels == (
+    assert read_report_subject(runs).labels == (
         "iterative, rewind 1%, n = 1",
         "iterative, rewind 1%, n = 2",
         "iterative, rewind 3%, n = 2",
     )
     runs[2]["settings"]["rewind"] = "1%"
-    assert subject_of(runs).labels == ("run-0", "run-1", "run-2")
+    assert read_report_subject(runs).labels == ("run-0", "run-1", "run-2")
     runs[0]["task"]["name"] = runs[1]["task"]["name"] = "digits"
     runs[2]["points"] = runs[2]["points"][:4]
-    assert len(comparison_figures(subject_of(runs))) == 2
+    assert len(comparison_figures(read_report_subject(runs))) == 2
 
 
 @settings(max_examples=15, deadline=None)

@@ -15,7 +15,7 @@ from browsers import NEEDS_BROWSER, launched, listened_to
 from ticketry.report import page as page_module
 from ticketry.report import write_report
 from ticketry.report.page import render
-from ticketry.report.subject import subject_of
+from ticketry.report.subject import read_report_subject
 
 
 @pytest.fixture(scope="module")
@@ -49,13 +49,13 @@ def chunks(page):
 
 
 def test_what_is_packed_is_what_a_small_report_has(runs, request):
-    subject = subject_of(runs)
+    subject = read_report_subject(runs)
     plain = render(subject)
     assert "text/plain" not in plain
     assert "DecompressionStream" not in plain
     request.getfixturevalue("packed")
     page = render(subject)
-    assert render(subject_of(runs)) == page
+    assert render(read_report_subject(runs)) == page
     found = chunks(page)
     assert len(found) == 6
     rows, folded = [json.loads(one) for one in found[:3]], found[3:]
@@ -74,7 +74,7 @@ def test_what_is_packed_is_what_a_small_report_has(runs, request):
 
 
 def test_the_summary_is_of_all_networks_of_a_method(runs, packed):
-    page = render(subject_of(runs))
+    page = render(read_report_subject(runs))
     rows = re.findall(r"<tr>(.*?)</tr>", page[page.index('id="table-networks"') :], re.S)
     cells = [[re.sub(r"<[^>]*>", "", cell) for cell in re.findall(r"<td>(.*?)</td>", row)] for row in rows]
     (found,) = [row for row in cells if row and row[2:4] == ["tickets", "2"]]

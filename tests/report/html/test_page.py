@@ -23,7 +23,7 @@ from ticketry.report.figures import stability_figures, verify_figures
 from ticketry.report.figures.layout import to_svg
 from ticketry.report.figures.style import COLOURS, figure_style
 from ticketry.report.page import PagePart, template_macro, to_prose
-from ticketry.report.subject import subject_of
+from ticketry.report.subject import read_report_subject
 from ticketry.report.tables.results import Results
 
 _VOID = {"meta", "use", "path", "rect", "input"}
@@ -71,7 +71,7 @@ def whole_page(dots, full_record, evidence):
 
 
 def _page(records, evidence=()):
-    return page_module.render(subject_of(records, evidence))
+    return page_module.render(read_report_subject(records, evidence))
 
 
 def test_the_table_has_the_numbers(make_record):
@@ -387,7 +387,7 @@ def test_text_of_macros_is_escaped_and_cleaned():
 
 def test_what_a_template_does_not_get_is_an_error():
     with pytest.raises(UndefinedError):
-        page_module._environment().get_template("page.html").render()
+        page_module._template_environment().get_template("page.html").render()
 
 
 def test_versions_are_shown_as_people_read_them():

@@ -14,7 +14,7 @@ from ticketry.records.network import RelativeLatency
 from ticketry.records.run import read_run
 from ticketry.report import summary_lines, summary_table
 from ticketry.report.page import render
-from ticketry.report.subject import subject_of
+from ticketry.report.subject import read_report_subject
 from ticketry.report.tables.frontier import (
     MULTIPLICATIONS,
     TIME,
@@ -24,7 +24,7 @@ from ticketry.report.tables.frontier import (
     frontier_rows,
     recorded_measures,
 )
-from ticketry.report.tables.observation import observe
+from ticketry.report.tables.observation import describe_highlighted_level
 from ticketry.report.tables.results import Results
 
 FULL = 1000
@@ -91,10 +91,10 @@ def test_alone_a_run_shows_its_controls_and_the_page_begins_with_the_frontier() 
     made = record()
     lines = frontier_lines([Results(made)], [0], MULTIPLICATIONS)
     assert [line.role for line in lines] == ["ticket", "shuffled", "dense_of_flops"]
-    page = render(subject_of(made))
+    page = render(read_report_subject(made))
     assert page.index('id="frontier"') < page.index('id="results"')
     assert "Tickets minus dense networks of equal cost" in page
-    assert " % of the MACs (" in observe(Results(made)).finding
+    assert " % of the MACs (" in describe_highlighted_level(Results(made)).finding
 
 
 def timed(name: str = "one", **settings: Any) -> Any:
@@ -114,10 +114,10 @@ def test_what_was_measured_comes_before_what_was_counted() -> None:
     assert recorded_measures(results) == [TIME, MULTIPLICATIONS]
     assert [point.cost for point in call_cost_points(results, "dense", TIME)] == [1.0]
     assert [point.cost for point in call_cost_points(results, "ticket", TIME)] == pytest.approx([0.61, 0.41, 0.26])
-    page = render(subject_of(timed()))
+    page = render(read_report_subject(timed()))
     assert page.index('id="frontier"') < page.index('id="frontier-multiplications"') < page.index('id="results"')
     assert page.index("time of a call") < page.index("MACs of a call")
-    assert " % of the dense network's time (" in observe(results).finding
+    assert " % of the dense network's time (" in describe_highlighted_level(results).finding
 
 
 def test_a_level_with_a_network_that_was_not_timed_is_left_out() -> None:

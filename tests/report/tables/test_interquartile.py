@@ -11,7 +11,7 @@ from scipy.stats import bootstrap, t, trim_mean
 from made_records import search_record
 from ticketry.records.run import read_run
 from ticketry.report import summary_lines
-from ticketry.report.tables.results import Results, bootstrap_interval, interquartile, interquartile_mean
+from ticketry.report.tables.results import Results, bootstrap_interval, interquartile_mean, interquartile_summary
 
 RETURNS = np.random.default_rng(0).normal(400, 80, 200)
 
@@ -37,7 +37,7 @@ def test_the_interval_of_a_few_values_is_student_s_and_holds_the_truth_as_often_
     """Of three the bootstrap's lies between the least and the most: 1 - 2 / 2^3 of the time at best."""
     held = {"ours": 0, "bootstrap": 0}
     for values in np.random.default_rng(3).normal(size=(300, count)):
-        found = interquartile(tuple(values.tolist()))
+        found = interquartile_summary(tuple(values.tolist()))
         error = values.std(ddof=1) / count**0.5
         assert found.interval is not None
         assert found.interval == pytest.approx(t.interval(0.95, count - 1, values.mean(), error))

@@ -6,7 +6,7 @@ import pytest
 
 from ticketry.records.run import read_run
 from ticketry.report import verdict_line
-from ticketry.report.tables.observation import observe
+from ticketry.report.tables.observation import describe_highlighted_level
 from ticketry.report.tables.results import Results
 
 
@@ -31,7 +31,7 @@ _CLEAR = {
 
 
 def _level(record):
-    return observe(Results(read_run(record))).level
+    return describe_highlighted_level(Results(read_run(record))).level
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_controls_with_more_steps_are_no_rivals(make_record):
     for point in record["points"]:
         if point["role"] == "random_prune":
             point.update(role="cyclic", test=dict.fromkeys(point["test"], 99.9))
-    told = observe(Results(read_run(record)))
-    assert told == observe(Results(read_run({**record, "points": without})))
+    told = describe_highlighted_level(Results(read_run(record)))
+    assert told == describe_highlighted_level(Results(read_run({**record, "points": without})))
     assert Results(read_run(record)).controls == ["shuffled", "cyclic"]
     assert Results(read_run(record)).equal_budget_controls == ["shuffled"]

@@ -8,7 +8,7 @@ import re
 import pytest
 from rich.console import Console
 
-from ticketry.report import moment_lines, summary_lines, summary_table
+from ticketry.report import pruning_moment_lines, summary_lines, summary_table
 
 
 def _rendered(record, width=160):
@@ -66,13 +66,13 @@ def test_markup_and_control_codes_stay_text(make_record):
 
 def test_the_moments_that_detectors_found_are_told_by_level(make_record):
     record = make_record(levels=2, replicates=2, controls=("shuffled",))
-    assert moment_lines(record) == []
+    assert pruning_moment_lines(record) == []
     tickets = [point for point in record["points"] if point["role"] == "ticket"]
     for point in tickets:
         found = point["level"] == 1 or point["replicate"] == 0
         step = 100 * point["level"] + point["replicate"]
         point["moment"] = {"step": step, "detected": found, "detector": "distance", "threshold": 0.5, "looks": []}
-    assert moment_lines(record) == [
+    assert pruning_moment_lines(record) == [
         "level 1 at step 100 (detected), 101 (detected)",
         "level 2 at step 200 (detected), 201 (the latest allowed)",
     ]

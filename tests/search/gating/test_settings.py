@@ -19,7 +19,7 @@ from installed import site
 from lab_fixtures import Lines
 from ticketry.errors import TaskError, UsageError
 from ticketry.lab.training.variant import variant_from
-from ticketry.search.gating.gating import Gating, divergence, require_class_scores, require_classification
+from ticketry.search.gating.gating import Gating, mean_kl_divergence, require_class_scores, require_classification
 from ticketry.search.gating.search import _GateMovement
 from ticketry.tasks.recipe import Recipe
 
@@ -85,15 +85,19 @@ def test_divergence_is_torch_s(seed: int, classes: int, count: int, scale: float
     draw = torch.Generator().manual_seed(seed)
     outputs, bare = (scale * torch.randn(count, classes, generator=draw, dtype=torch.float64) for _ in range(2))
     p, q = Categorical(logits=outputs), Categorical(logits=bare)
-    assert float(divergence(outputs, bare, reverse=True)) == pytest.approx(float(kl_divergence(p, q).mean()), abs=1e-9)
-    assert float(divergence(outputs, bare, reverse=False)) == pytest.approx(float(kl_divergence(q, p).mean()), abs=1e-9)
-    assert float(divergence(outputs, outputs + 3, reverse=True)) == pytest.approx(0, abs=1e-9)
+    assert float(mean_kl_divergence(outputs, bare, reverse=True)) == pytest.approx(
+        float(kl_divergence(p, q).mean()), abs=1e-9
+    )
+    assert float(mean_kl_divergence(outputs, bare, reverse=False)) == pytest.approx(
+        float(kl_divergence(q, p).mean()), abs=1e-9
+    )
+    assert float(mean_kl_divergence(outputs, outputs + 3, reverse=True)) == pytest.approx(0, abs=1e-9)
 
 
 def test_each_place_of_a_sequence_counts() -> None:
     outputs, bare = torch.randn(4, 7, 5), torch.randn(4, 7, 5)
     flat = [x.transpose(1, 2).reshape(20, 7) for x in (outputs, bare)]
-    torch.testing.assert_close(divergence(outputs, bare, reverse=True), divergence(*flat, reverse=True))
+    torch.testing.assert_close(mean_kl_divergence(outputs, bare, reverse=True), mean_kl_divergence(*flat, reverse=True))
 
 
 NAMED = SimpleNamespace(name="lines")

@@ -44,7 +44,7 @@ from ticketry.records.network import DENSE, Point
 from ticketry.records.run import RunRecord
 from ticketry.records.schema import as_json
 from ticketry.report.campaigns import markdown
-from ticketry.report.wording import duration
+from ticketry.report.wording import format_duration
 from ticketry.report.writing import write_campaign_page
 from ticketry.search.common.method import REPLICATE_ENDING_ERRORS
 
@@ -273,7 +273,7 @@ class _CampaignState:
             decided = sum(one.found != "undecided" for one in decisions)
             self._say(
                 f"{decided} of {len(decisions)} claims decided; the next analysis of the others takes about"
-                f" {duration(left)}, and all that is planned at most {duration(most)}"
+                f" {format_duration(left)}, and all that is planned at most {format_duration(most)}"
             )
             if dry:
                 self.planned = planned
@@ -282,7 +282,7 @@ class _CampaignState:
             block = next((one for one in waiting if self._clock.estimate(one) <= room), None)
             if block is None:
                 least = min(map(self._clock.estimate, waiting))
-                return f"the budget is spent: the shortest of what comes next takes about {duration(least)}"
+                return f"the budget is spent: the shortest of what comes next takes about {format_duration(least)}"
             try:
                 self._train_block(block, waiting[block])
             except REPLICATE_ENDING_ERRORS as error:
@@ -340,7 +340,7 @@ class _CampaignState:
         many = f"{len(claims)} claims" if len(claims) > 1 else claims[0]
         count = block.last - block.first
         more = f"{count} {'more ' if block.first else ''}replicate{'s' if count > 1 else ''}, {block.last} in all"
-        self._say(f"{block.run}: {more}, about {duration(planned)}, for {many}")
+        self._say(f"{block.run}: {more}, about {format_duration(planned)}, for {many}")
         began, before = time.monotonic(), self._lab.ledger.copy()
         self._execute_block(block)
         self._decided = []

@@ -15,7 +15,7 @@ import msgspec
 from msgspec import Meta, Struct, ValidationError, convert
 
 from ticketry.errors import TicketryError, TrustError, UsageError
-from ticketry.evidence.comparison import INTERIM, InterimAnalyses, check_settings
+from ticketry.evidence.comparison import INTERIM, InterimAnalyses, check_comparison_settings
 from ticketry.evidence.settings import StabilitySettings
 from ticketry.experiments.decoding import decode_settings
 from ticketry.experiments.request import SearchRequest, build_request, level_for_density, resolve_method
@@ -285,7 +285,7 @@ class _CampaignReader:
         if named not in (metric.name, DENSITY, *COSTS, *STABILITY):
             known = f"{metric.name}, {DENSITY}, or of costs {', '.join(COSTS)}, or of stability {', '.join(STABILITY)}"
             raise UsageError(f"there is no metric {named!r}: {known}")
-        check_settings(claim.margin, claim.confidence, None)
+        check_comparison_settings(claim.margin, claim.confidence, None)
         units = {**COSTS, DENSITY: "", **dict.fromkeys(STABILITY, ""), "barrier": metric.unit}
         return Hypothesis(
             name=name,

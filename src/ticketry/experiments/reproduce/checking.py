@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ticketry.errors import StoreError, UsageError
-from ticketry.evidence.significance import scipy_special
+from ticketry.evidence.significance import import_scipy_special
 from ticketry.experiments.options import LabOptions, open_lab
 from ticketry.experiments.reproduce.blocks import finished_blocks
 from ticketry.experiments.reproduce.campaign_file import Campaign
@@ -30,7 +30,7 @@ from ticketry.lab.training.kernels import name_local_kernels
 from ticketry.lab.training.precision import DENSE as DENSE_KERNELS
 from ticketry.lab.training.segment import Result, Segment, Start
 from ticketry.lab.training.variant import is_known
-from ticketry.registry import find_reached_modules, load
+from ticketry.registry import find_imported_modules, load
 from ticketry.report.campaigns import markdown_table
 from ticketry.report.tables.results import summarise
 from ticketry.report.wording import Style, percent, role_name
@@ -151,7 +151,7 @@ def check(
 def _user_modules(campaign: Campaign) -> set[str]:
     """Return the modules of the campaign's user-defined methods; no other user code may be imported."""
     own = {request.method.name for request in campaign.runs.values() if METHODS.is_outside(request.method.name)}
-    return set().union(*(find_reached_modules(METHODS.find_target(name)) for name in own))
+    return set().union(*(find_imported_modules(METHODS.find_target(name)) for name in own))
 
 
 def finished_rows(campaign: Campaign, store: Store) -> Iterator[Row]:
@@ -202,7 +202,7 @@ def prediction_interval(values: Sequence[float]) -> tuple[float, float] | None:
         return None
     mean = sum(values) / n
     spread = sqrt(sum((value - mean) ** 2 for value in values) / (n - 1))
-    half = float(scipy_special().stdtrit(n - 1, 0.975)) * spread * sqrt(1 + 1 / n)
+    half = float(import_scipy_special().stdtrit(n - 1, 0.975)) * spread * sqrt(1 + 1 / n)
     return mean - half, mean + half
 
 

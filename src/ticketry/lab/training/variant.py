@@ -30,7 +30,7 @@ from ticketry.core.mask import Mask
 from ticketry.errors import UsageError
 from ticketry.lab.store.store import Store
 from ticketry.lab.training.state import Trainable, TrainingState
-from ticketry.registry import add_reached_modules
+from ticketry.registry import hash_imported_modules
 from ticketry.tasks.recipe import Recipe
 from ticketry.tasks.task import Course, Session, Task
 
@@ -128,7 +128,7 @@ class Variant:
         """Return the variant's name for keys; for a user-defined class also its module and a digest of its source."""
         found = {"variant": cls.name}
         for place in _source_path(cls):
-            whole = add_reached_modules(hashlib.sha256(_read_source(cast(Hashable, cls))), [cls.__module__])
+            whole = hash_imported_modules(hashlib.sha256(_read_source(cast(Hashable, cls))), [cls.__module__])
             found |= {"place": place, "source": whole.hexdigest()}
         return found
 

@@ -14,7 +14,7 @@ from ticketry.report.subject import Series, Subject, series_of
 from ticketry.report.tables.costs import search_cost_points, ticket_cost_points, training_cost_points
 from ticketry.report.tables.evidence import stability_quantities
 from ticketry.report.tables.frontier import MULTIPLICATIONS, TIME, CostMeasure, recorded_measures
-from ticketry.report.tables.masks import detector_moments, level_to_draw, pictures, round_chains
+from ticketry.report.tables.masks import detector_moments, first_layer_pictures, level_to_draw, round_chains
 from ticketry.report.tables.results import Results, layer_profiles, results_of
 from ticketry.report.tables.speed import LatencyPanel
 
@@ -86,7 +86,7 @@ def draw_figures(makers: Mapping[str, Maker]) -> dict[str, Drawing]:
         return {name: Drawing(*(to_svg(make(narrow)) for narrow in (False, True))) for name, make in makers.items()}
 
 
-def _makers_with_data(*figures: tuple[str, object, Callable[..., Figure]]) -> dict[str, Maker]:
+def _makers_of_figures_with_data(*figures: tuple[str, object, Callable[..., Figure]]) -> dict[str, Maker]:
     """Return, by name, functions that draw those figures that have data; an argument is (name, data, function)."""
     return {name: partial(draw, shown) for name, shown, draw in figures if shown}
 
@@ -101,11 +101,11 @@ def _cost_of_call_figures(series: Sequence[Series]) -> Iterator[tuple[str, objec
 def run_figures(results: Results) -> dict[str, Maker]:
     """Return, by name, functions that draw the figures of one run."""
     alone = [Series("", 0, results)]
-    return _makers_with_data(
+    return _makers_of_figures_with_data(
         *_cost_of_call_figures(alone),
         (METRIC_BY_DENSITY, results.levels and results, metric_by_density),
         (DENSITY_BY_LAYER, layer_profiles(results), density_by_layer),
-        (FIRST_LAYER, pictures(results), mask_pictures),
+        (FIRST_LAYER, first_layer_pictures(results), mask_pictures),
         (STRUCTURE, level_to_draw(results), structure_pictures),
         (DENSITY_OVER_TRAINING, round_chains(results), density_over_training),
         (GATE_HISTOGRAMS, round_chains(results), gate_histograms),
@@ -124,7 +124,7 @@ def _overlay_figures(series: list[Series]) -> dict[str, Maker]:
     def having(told: Callable[[Results], object]) -> list[Series]:
         return series if any(told(one.results) for one in series) else []
 
-    return _makers_with_data(
+    return _makers_of_figures_with_data(
         *_cost_of_call_figures(series),
         (METRIC_BY_DENSITY, having(lambda results: results.levels), overlay_runs),
         (METRIC_BY_SPENT, having(training_cost_points), metric_by_training_cost),
@@ -135,18 +135,20 @@ def _overlay_figures(series: list[Series]) -> dict[str, Maker]:
 
 def latency_figures(panels: Sequence[LatencyPanel]) -> dict[str, Maker]:
     """Return, by the name of the figure, a function that draws the metric against latency; {} without panels."""
-    return _makers_with_data((METRIC_BY_TIME, panels, metric_by_latency))
+    return _makers_of_figures_with_data((METRIC_BY_TIME, panels, metric_by_latency))
 
 
 def verify_figures(verify: VerifyRecord) -> dict[str, Maker]:
     """Return, by name, functions that draw a verification: mean differences, and the values of single seeds."""
-    return _makers_with_data((FOREST, verify, difference_figure), (SEEDS, verify.networks and verify, seed_figure))
+    return _makers_of_figures_with_data(
+        (FOREST, verify, difference_figure), (SEEDS, verify.networks and verify, seed_figure)
+    )
 
 
 def stability_figures(study: StabilityRecord) -> dict[str, Maker]:
     """Return, by name, functions that draw a stability analysis: distances over rewind steps, and error barriers."""
     curves = [row for row in study.rows if row.barrier]
-    return _makers_with_data(
+    return _makers_of_figures_with_data(
         (STABILITY, stability_quantities(study) and study, stability_panels),
         (BARRIERS, curves and study, barrier_curves),
     )
@@ -156,7 +158,7 @@ def speed_figures(speed: SpeedRecord) -> dict[str, Maker]:
     """Return, by name, functions that draw a timing: engines side by side, or latency against density."""
     timed = [row for compared in speed.comparisons for row in compared.times if row.timed]
     curves = speed.curves if any(curve.points for curve in speed.curves) else ()
-    return _makers_with_data(
+    return _makers_of_figures_with_data(
         (TIME_BY_ENGINE, timed and speed, time_by_engine), (TIME_BY_DENSITY, curves, time_by_density)
     )
 

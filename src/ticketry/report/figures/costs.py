@@ -17,18 +17,18 @@ from ticketry.records.network import TICKET, is_matched_dense
 from ticketry.report.figures.layout import (
     Scale,
     add_legend,
-    density_axis,
+    density_tick_label,
     empty_figure,
     figure_with_panels,
     finish_layout,
-    label_places,
     label_points,
-    log_axis,
     run_handles,
-    tick_label,
+    set_labelled_ticks,
+    set_up_density_axis,
+    set_up_log_axis,
 )
-from ticketry.report.figures.metric_by_density import limits_of, scale_of
-from ticketry.report.figures.style import COLOURS, role_look, run_look
+from ticketry.report.figures.metric_by_density import metric_scale_of, y_limits_of
+from ticketry.report.figures.style import COLOURS, role_plot_options, run_plot_options
 from ticketry.report.subject import Series
 from ticketry.report.tables.costs import (
     ENERGY,
@@ -46,7 +46,7 @@ from ticketry.report.tables.costs import (
 )
 from ticketry.report.tables.frontier import MULTIPLICATIONS, TIME, CostMeasure, FrontierLine, frontier_lines
 from ticketry.report.tables.speed import LatencyPanel, LatencyPoint
-from ticketry.report.wording import role_name, short_count, short_metric
+from ticketry.report.wording import role_name, short_count, shortened_metric_label
 
 P = TypeVar("P")
 Range = tuple[float, float]
@@ -100,7 +100,7 @@ def _panel_figure(
     for number, (each, panel) in enumerate(zip(axes, shown, strict=True)):
         scale.set_limits(each, limits, 6)
         own = (narrow and panel.curves) or number % 2 == 0
-        name = f"test {short_metric(metric)}{scale.name_suffix}" if own else ""
+        name = f"test {shortened_metric_label(metric)}{scale.name_suffix}" if own else ""
         each.set_title(": ".join(filter(None, (panel.title, name))))
         each.set_xlabel(panel.name)
         _draw_panel(each, panel)
@@ -139,20 +139,20 @@ def _add_legend_or_names(
     finish_layout(figure)
     for each, panel in zip(axes, shown, strict=True):
         named = [(*curve.dense, "dense", COLOURS["muted"]) for curve in panel.curves if curve.dense]
-        if not _points_share_column(each, panel):
-            named += [(*name, COLOURS["muted"]) for curve in panel.curves for name in _named_spots(curve)]
+        if not _points_have_similar_cost(each, panel):
+            named += [(*name, COLOURS["muted"]) for curve in panel.curves for name in _points_to_label(curve)]
         label_points(each, named)
     return figure
 
 
-def _points_share_column(axes: Axes, panel: CostPanel) -> bool:
+def _points_have_similar_cost(axes: Axes, panel: CostPanel) -> bool:
     """Return whether all points have nearly the same cost, so that a name beside a point would be ambiguous."""
     spots = [spot for curve in panel.curves for spot in curve.networks]
     across = axes.transData.transform([(spot.cost, spot.metric) for spot in spots])[:, 0] if spots else [0.0]
     return len(spots) > 1 and max(across) - min(across) < max(spot.size for spot in spots)
 
 
-def _named_spots(curve: Curve) -> list[tuple[float, float, str]]:
+def _points_to_label(curve: Curve) -> list[tuple[float, float, str]]:
     return [(spot.cost, spot.metric, spot.name) for spot in curve.networks if spot.name]
 
 
@@ -215,13 +215,13 @@ def _training_cost_curve(
         PlottedNetwork(
             factor * (point.drawn_cost(measure) or 0.0),
             point.metric,
-            f"{tick_label(point.density)} %",
+            f"{density_tick_label(point.density)} %",
             metrics=(min(point.values), max(point.values)),
             size=8.5 - 4 * rank / max(len(points) - 1, 1),
         )
         for rank, point in enumerate(points)
     ]
-    look, dense = run_look(one.index, several), one.results.dense
+    look, dense = run_plot_options(one.index, several), one.results.dense
     cost = mean_total_cost(one.results, dense, ENERGY) if measure == ENERGY and dense is not None else 1.0
     place = None if dense is None or cost is None else (factor * cost, dense.metric().mean)
     return Curve(look, [spots], place, look["color"] if several and measure == ENERGY else COLOURS["muted"])
@@ -246,19 +246,19 @@ def _set_up_cost_axis(axes: Axes, curves: Sequence[Curve]) -> str:
     costs = [*dense, *(spot.cost for curve in curves for spot in curve.networks)]
     low, high = min(costs), max(costs)
     if low > 0 and high > _MOST_LINEAR * max(dense, default=high):
-        log_axis(axes, "x", low / 1.15, high * 1.15)
+        set_up_log_axis(axes, "x", low / 1.15, high * 1.15)
         return " (log scale)"
     end = 1.08 * high or 1.0
     axes.set_xlim(0, end)
     places = [float(tick) for tick in MaxNLocator(6).tick_values(0, end) if 0 <= tick <= end]
-    label_places(axes.xaxis, places, [short_count(tick) for tick in places], fit=True)
+    set_labelled_ticks(axes.xaxis, places, [short_count(tick) for tick in places], fit=True)
     return ""
 
 
 # -- of the search -----------------------------------------------------------------------------------------------------
 
 
-def increasing_lines(points: Sequence[P], steps: Callable[[P], float]) -> list[list[P]]:
+def split_into_increasing_lines(points: Sequence[P], steps: Callable[[P], float]) -> list[list[P]]:
     """Split the points of a run into lines that do not zigzag.
 
     A search that continues from ticket to ticket gives one line. Several parallel searches, such as gates with several
@@ -292,7 +292,7 @@ def metric_by_search_cost(series: Sequence[Series], narrow: bool = False) -> Fig
     )
     for each, panel in zip(axes, shown, strict=True):
         costs = [spot.cost for curve in panel.curves for spot in curve.networks]
-        log_axis(each, "x", min(costs) / 1.12, max(costs) * 1.12)
+        set_up_log_axis(each, "x", min(costs) / 1.12, max(costs) * 1.12)
     return _add_legend_or_names(figure, axes, shown, [one for one, _ in found])
 
 
@@ -301,11 +301,11 @@ def _search_cost_curve(one: Series, points: Sequence[SearchCostPoint], name: str
 
     def spot(point: SearchCostPoint) -> PlottedNetwork:
         cost = max((point.steps if name == "steps" else point.seconds) or 0.0, 1e-3)
-        return PlottedNetwork(cost, point.metric, f"{tick_label(point.density)} %" if point.level else "")
+        return PlottedNetwork(cost, point.metric, f"{density_tick_label(point.density)} %" if point.level else "")
 
-    lines = [[spot(point) for point in line] for line in increasing_lines(points, lambda point: point.steps)]
+    lines = [[spot(point) for point in line] for line in split_into_increasing_lines(points, lambda point: point.steps)]
     dense = spot(points[0])
-    return Curve(run_look(one.index, several), lines, None if points[0].level else (dense.cost, dense.metric))
+    return Curve(run_plot_options(one.index, several), lines, None if points[0].level else (dense.cost, dense.metric))
 
 
 def steps_to_ticket(series: Sequence[Series], narrow: bool = False) -> Figure:
@@ -313,13 +313,13 @@ def steps_to_ticket(series: Sequence[Series], narrow: bool = False) -> Figure:
     shown = [(one, points) for one in series if (points := ticket_cost_points(one.results))]
     figure, (axes,) = figure_with_panels(1, narrow, 290 if narrow else 350)
     steps = [max(point.known, 1.0) for _, points in shown for point in points]
-    log_axis(axes, "y", min(steps) / 1.3, max(steps) * 1.3)
-    density_axis(axes, [point.density for _, points in shown for point in points])
+    set_up_log_axis(axes, "y", min(steps) / 1.3, max(steps) * 1.3)
+    set_up_density_axis(axes, [point.density for _, points in shown for point in points])
     axes.set_title("training steps until the mask was known (log scale)")
     for one, points in shown:
-        for line in increasing_lines(points, lambda point: point.known):
+        for line in split_into_increasing_lines(points, lambda point: point.known):
             x, y = [100 * point.density for point in line], [max(point.known, 1.0) for point in line]
-            axes.plot(x, y, lw=1.6, clip_on=False, **run_look(one.index))
+            axes.plot(x, y, lw=1.6, clip_on=False, **run_plot_options(one.index))
     add_legend(figure, run_handles([one for one, _ in shown]))
     return figure
 
@@ -346,7 +346,9 @@ def metric_by_latency(timed: Sequence[LatencyPanel], narrow: bool = False) -> Fi
         for panel in timed
     ]
     groups = [point.group for panel in timed for _, points in panel.curves for point in points]
-    limits = limits_of([*groups, *(one.results.dense for one in series if one.results.dense)], Scale(), 0.06, _ROOM_SD)
+    limits = y_limits_of(
+        [*groups, *(one.results.dense for one in series if one.results.dense)], Scale(), 0.06, _ROOM_SD
+    )
     metric = series[0].results.run.task.metric
     figure, axes = _panel_figure(shown, metric, Scale(), limits, narrow, 280 if narrow else 320)
     for each, panel in zip(axes, shown, strict=True):
@@ -357,7 +359,9 @@ def metric_by_latency(timed: Sequence[LatencyPanel], narrow: bool = False) -> Fi
     add_legend(figure, {**run_handles(series), "dense": square})
     finish_layout(figure)
     for each, panel in zip(axes, shown, strict=True):
-        label_points(each, [(*named, curve.look["color"]) for curve in panel.curves for named in _named_spots(curve)])
+        label_points(
+            each, [(*named, curve.look["color"]) for curve in panel.curves for named in _points_to_label(curve)]
+        )
     return figure
 
 
@@ -367,7 +371,7 @@ def _latency_curve(one: Series, points: Sequence[LatencyPoint]) -> Curve:
         PlottedNetwork(
             point.time,
             point.metric.mean,
-            f"{tick_label(point.group.density)} %" if point in (points[0], points[-1]) else "",
+            f"{density_tick_label(point.group.density)} %" if point in (points[0], points[-1]) else "",
             costs=(point.low, point.high),
             metrics=point.metric.interval,
             size=6.2,
@@ -375,7 +379,7 @@ def _latency_curve(one: Series, points: Sequence[LatencyPoint]) -> Curve:
         for point in points
     ]
     dense = one.results.dense
-    return Curve(run_look(one.index), [spots], (1.0, dense.metric().mean) if dense else None)
+    return Curve(run_plot_options(one.index), [spots], (1.0, dense.metric().mean) if dense else None)
 
 
 _AXES = {
@@ -390,11 +394,11 @@ def metric_by_call_cost(measure: CostMeasure, series: Sequence[Series], narrow: 
     shown = frontier_lines(runs, sorted(runs), measure)
     figure = empty_figure(narrow, 340 if narrow else 390)
     axes = figure.subplots()
-    scale = scale_of(*runs.values())
+    scale = metric_scale_of(*runs.values())
     costs = [100 * point.cost for line in shown for point in line.points]
-    log_axis(axes, "x", min(costs) / 1.12, max(costs) * 1.12, lambda value: tick_label(value / 100))
-    scale.set_limits(axes, limits_of([point.group for line in shown for point in line.points], scale))
-    axes.set_title(f"test {short_metric(series[0].results.run.task.metric)}{scale.name_suffix}")
+    set_up_log_axis(axes, "x", min(costs) / 1.12, max(costs) * 1.12, lambda value: density_tick_label(value / 100))
+    scale.set_limits(axes, y_limits_of([point.group for line in shown for point in line.points], scale))
+    axes.set_title(f"test {shortened_metric_label(series[0].results.run.task.metric)}{scale.name_suffix}")
     axes.set_xlabel(_AXES[measure])
     dense = next(one.results.dense for one in series if one.results.dense is not None)
     axes.axhline(dense.metric().mean, color=COLOURS["muted"], lw=0.8, zorder=1)
@@ -418,9 +422,9 @@ def _draw_line(axes: Any, line: FrontierLine, shown: Sequence[FrontierLine], sev
             "linestyle": (0, (4, 2)),
         }
     elif several:
-        look = run_look(line.run or 0)
+        look = run_plot_options(line.run or 0)
     else:
-        look = role_look(line.role, [one.role for one in shown if one.run is not None])
+        look = role_plot_options(line.role, [one.role for one in shown if one.run is not None])
     x = [100 * point.cost for point in ordered]
     bands = [(point.metric.mean, point.metric.interval or (point.metric.mean,) * 2) for point in ordered]
     lows = [scale.clip_low_end(low, point.metric) for (_, (low, _)), point in zip(bands, ordered, strict=True)]

@@ -18,31 +18,31 @@ from ticketry.records.evidence import EvidenceValues, StabilityRecord, Stability
 from ticketry.records.network import DENSE, TICKET
 from ticketry.records.ticket import CurveRecord, SpeedRecord
 from ticketry.records.verdict import Difference
-from ticketry.report.campaigns import style_of
+from ticketry.report.campaigns import claim_number_style
 from ticketry.report.figures.layout import (
     add_legend,
-    density_axis,
     figure_with_panels,
     label_line_ends,
-    label_places,
-    log_axis,
-    number_label,
+    number_tick_label,
+    set_labelled_ticks,
     set_shared_x_label,
+    set_up_density_axis,
+    set_up_log_axis,
     to_svg,
     write_note,
 )
-from ticketry.report.figures.style import COLOURS, TINY, figure_style, role_colour, role_look
+from ticketry.report.figures.style import COLOURS, TINY, figure_style, role_colour, role_plot_options
 from ticketry.report.tables.evidence import (
     NOISE,
     Quantity,
     Reader,
     rows_at_density,
-    seed_style,
     singular_role_name,
     sparsest_level_study,
     stability_quantities,
     study_densities,
     study_roles,
+    style_of_seed_metrics,
     verify_differences,
 )
 from ticketry.report.tables.results import summarise
@@ -50,25 +50,27 @@ from ticketry.report.wording import (
     MINUS,
     NONE,
     Style,
-    p_value,
+    format_p_value,
     percent,
     role_name,
     short_count,
-    short_metric,
     shorten_middle,
+    shortened_metric_label,
 )
 from ticketry_engine.results import EngineTime, TimeCurve, Timed
 
 
 def difference_figure(verify: VerifyRecord, narrow: bool = False) -> Figure:
     """Draw a verification's mean differences with intervals, a line at 0, and a line where a ticket begins to lose."""
-    found, margin, style = verify_differences(verify), verify.margin, seed_style(verify)
+    found, margin, style = verify_differences(verify), verify.margin, style_of_seed_metrics(verify)
     names = [
         "ticket, other seeds (A/A)" if row.role == NOISE else shorten_middle(role_name(row.role), 40) for row in found
     ]
     labels = [(name, _difference_text(style, row)) for name, row in zip(names, found, strict=True)]
     taken = "ticket minus …" if verify.task.metric.higher_is_better else "… minus ticket"
-    figure, axes, middles = row_figure(labels, narrow, f"difference in test {short_metric(verify.task.metric)}")
+    figure, axes, middles = figure_with_labelled_rows(
+        labels, narrow, f"difference in test {shortened_metric_label(verify.task.metric)}"
+    )
     ends = [end for row in found for end in (row.mean, row.low, row.high) if end is not None]
     low, high = min([*ends, 0.0, -margin]), max([*ends, 0.0])
     room = 0.08 * (high - low) or 1.0
@@ -103,12 +105,12 @@ def seed_figure(verify: VerifyRecord, narrow: bool = False) -> Figure:
     """Draw a dot for the test metric of every seed of every network, and a tick for each network's mean."""
     groups = [(one.role, one.values) for one in verify.networks]
     groups += [(one.role, one.values) for one in verify.references if one.values]
-    style = seed_style(verify)
+    style = style_of_seed_metrics(verify)
     labels = [
         (shorten_middle(singular_role_name(role), 40), style.summary(summarise(values))) for role, values in groups
     ]
-    figure, axes, middles = row_figure(
-        labels, narrow, f"test {short_metric(verify.task.metric)}, a dot a seed; bar: mean"
+    figure, axes, middles = figure_with_labelled_rows(
+        labels, narrow, f"test {shortened_metric_label(verify.task.metric)}, a dot a seed; bar: mean"
     )
     everything = [value for _, values in groups for value in values]
     room = 0.06 * (max(everything) - min(everything)) or 0.01 * abs(everything[0]) or 1.0
@@ -124,10 +126,12 @@ def seed_figure(verify: VerifyRecord, narrow: bool = False) -> Figure:
 def _difference_text(style: Style, row: Difference) -> str:
     mean = style.number(row.mean, sign=True)
     interval = "" if row.low is None or row.high is None else f"  [{style.number(row.low)}, {style.number(row.high)}]"
-    return f"{mean}{interval}" + ("" if row.p is None else f"  {p_value(row.p)}")
+    return f"{mean}{interval}" + ("" if row.p is None else f"  {format_p_value(row.p)}")
 
 
-def row_figure(labels: Sequence[tuple[str, str]], narrow: bool, x_name: str) -> tuple[Figure, Axes, list[float]]:
+def figure_with_labelled_rows(
+    labels: Sequence[tuple[str, str]], narrow: bool, x_name: str
+) -> tuple[Figure, Axes, list[float]]:
     """Return a figure with a horizontal row for each label, its axes, and the vertical positions of the rows' marks.
 
     A label is a name and a text with numbers, written left and right of the marks; on a narrow figure, above them.
@@ -140,7 +144,7 @@ def row_figure(labels: Sequence[tuple[str, str]], narrow: bool, x_name: str) -> 
     axes.grid(visible=False)
     if not narrow:
         axes.grid(axis="x")
-    label_places(axes.yaxis, range(len(labels)), ["" if narrow else name or NONE for name, _ in labels])
+    set_labelled_ticks(axes.yaxis, range(len(labels)), ["" if narrow else name or NONE for name, _ in labels])
     axes.tick_params(axis="y", labelcolor=COLOURS["ink"])
     beside: Any = ("axes fraction", "data")
     for index, (name, text) in enumerate(labels):
@@ -163,16 +167,16 @@ _COLOURS = {"confirmed": "good", "refuted": "bad", "undecided": "muted"}
 def claims_figure(claims: Sequence[Claim], narrow: bool = False) -> Figure:
     """Draw a row for each claim: its difference beyond the claim's bound with the interval, in units of the margin."""
     labels = [(shorten_middle(claim.name, 40), _claim_text(claim)) for claim in claims]
-    figure, axes, middles = row_figure(labels, narrow, _LABEL)
+    figure, axes, middles = figure_with_labelled_rows(labels, narrow, _LABEL)
     drawn: list[float] = []
     for middle, claim in zip(middles, claims, strict=True):
         colour = COLOURS[_COLOURS[claim.found]]
         if claim.interval is not None:
-            ends = [_in_margins(claim, end) for end in claim.interval]
+            ends = [_difference_in_margins(claim, end) for end in claim.interval]
             drawn += ends
             axes.plot(ends, [middle, middle], color=colour, lw=2.4, solid_capstyle="round", zorder=3)
         if claim.difference is not None:
-            drawn.append(_in_margins(claim, claim.difference))
+            drawn.append(_difference_in_margins(claim, claim.difference))
             axes.plot(drawn[-1:], [middle], color=colour, marker="o", markersize=7.5, zorder=4)
     low, high = min([0.0, *drawn]), max([0.0, *drawn])
     if max(-low, high) > _FAR:
@@ -181,7 +185,7 @@ def claims_figure(claims: Sequence[Claim], narrow: bool = False) -> Figure:
         axes.set_xticks([tick for tick in _TICKS if low <= tick <= high], minor=False)
         axes.set_xticks([], minor=True)
         axes.xaxis.set_major_formatter("{x:g}")
-        axes.set_xlim(-_axis_end(-low), _axis_end(high))
+        axes.set_xlim(-_axis_limit_beyond(-low), _axis_limit_beyond(high))
     else:
         room = 0.06 * (high - low) or 1.0
         axes.set_xlim(low - room, high + room)
@@ -189,17 +193,17 @@ def claims_figure(claims: Sequence[Claim], narrow: bool = False) -> Figure:
     return figure
 
 
-def _axis_end(distance: float) -> float:
+def _axis_limit_beyond(distance: float) -> float:
     """Return an axis limit a little beyond `distance`, with more room if it is in the logarithmic part of the axis."""
     return 1.8 * distance if distance > _NEAR else distance + 1
 
 
-def _in_margins(claim: Claim, difference: float) -> float:
+def _difference_in_margins(claim: Claim, difference: float) -> float:
     return (difference - claim.above) / claim.margin
 
 
 def _claim_text(claim: Claim) -> str:
-    style = style_of(claim)
+    style = claim_number_style(claim)
     told = "" if claim.difference is None else f"{style.number(claim.difference, sign=True)}  "
     return f"{told}{claim.found}"
 
@@ -238,7 +242,7 @@ def barrier_curves(study: StabilityRecord, narrow: bool = False) -> Figure:
     for axes, step in zip(grid, steps, strict=True):
         axes.set(xlim=(0, 1), ylim=(low - room, high + room))
         axes.locator_params(axis="y", nbins=4)
-        label_places(axes.xaxis, [0, 0.5, 1], ["0", "½", "1"])
+        set_labelled_ticks(axes.xaxis, [0, 0.5, 1], ["0", "½", "1"])
         for role in reversed(study_roles(study)):
             _draw_barrier(axes, [row for row in rows if row.step == step and row.role == role], role)
         axes.set_title(f"step {step:,} ({_rewind_share_text(step, study)})", color=COLOURS["ink"])
@@ -261,7 +265,7 @@ def _draw_line(
 ) -> None:
     """Draw a quantity's means over replicates as a line, with bars from the lowest to the highest replicate."""
     solid = line == "-"
-    options = role_look(role, size=0.75 if solid else 0.55) | {"linestyle": line, "lw": 1.7 if solid else 1.2}
+    options = role_plot_options(role, size=0.75 if solid else 0.55) | {"linestyle": line, "lw": 1.7 if solid else 1.2}
     found = {
         index: values
         for index, step in enumerate(steps)
@@ -279,7 +283,7 @@ def _draw_line(
 
 def _draw_barrier(axes: Axes, rows: Sequence[StabilityRow], role: str) -> None:
     """Draw the mean error over replicates as a thick line, and each replicate as a thin line."""
-    look = {name: role_look(role)[name] for name in ("color", "linestyle")}
+    look = {name: role_plot_options(role)[name] for name in ("color", "linestyle")}
     curves = [curve for row in rows if (curve := row.barrier) is not None]
     if not curves:
         return
@@ -294,7 +298,7 @@ def _draw_barrier(axes: Axes, rows: Sequence[StabilityRow], role: str) -> None:
 def _set_up_step_axis(axes: Axes, steps: Sequence[int], study: StabilityRecord) -> None:
     axes.set_xlim(-0.25, len(steps) - 0.75)
     labels = [f"{short_count(step)}\n{_rewind_share_text(step, study)}" for step in steps]
-    label_places(axes.xaxis, range(len(steps)), labels, fit=True)
+    set_labelled_ticks(axes.xaxis, range(len(steps)), labels, fit=True)
 
 
 def _rewind_share_text(step: int, study: StabilityRecord) -> str:
@@ -306,7 +310,9 @@ def _rewind_share_text(step: int, study: StabilityRecord) -> str:
 
 
 def _legend_entries(study: StabilityRecord) -> dict[str, Line2D]:
-    roles_shown = {role_name(role): role_look(role, size=0.8) | {"linestyle": "-"} for role in study_roles(study)}
+    roles_shown = {
+        role_name(role): role_plot_options(role, size=0.8) | {"linestyle": "-"} for role in study_roles(study)
+    }
     muted: dict[str, Any] = {"color": COLOURS["muted"]}
     kinds = {"pruning (solid)": muted, "data order (dashed)": muted | {"linestyle": (0, (3, 2)), "lw": 1.2}}
     return {name: Line2D([], [], **({"lw": 1.7} | look)) for name, look in (roles_shown | kinds).items()}
@@ -329,7 +335,7 @@ def time_by_engine(speed: SpeedRecord, narrow: bool = False) -> Figure:
         _draw_bars(each, timed, [(names.index(name), row) for name, row in rows.items()])
         each.set_title(f"batch {timed.batch}: ms of a call")
     axes[0].set_ylim(len(names) - 0.5, -0.5)
-    label_places(axes[0].yaxis, range(len(names)), [shorten_middle(name, _LONGEST) for name in names])
+    set_labelled_ticks(axes[0].yaxis, range(len(names)), [shorten_middle(name, _LONGEST) for name in names])
     return figure
 
 
@@ -388,8 +394,8 @@ def _draw_times(axes: Axes, curve: TimeCurve) -> None:
     axes.vlines(x, [1e3 * p.low for p in points], [1e3 * p.high for p in points], color=COLOURS["ticket"], lw=1)
     axes.plot(x, times, color=COLOURS["ticket"], lw=1.8, marker="o", markersize=5.5, clip_on=False, zorder=3)
     everything = [*times, *ideal, *(milliseconds for _, milliseconds in dense)]
-    log_axis(axes, "y", min(everything) / 1.25, max(everything) * 1.25, number_label)
-    density_axis(axes, [point.density for point in points])
+    set_up_log_axis(axes, "y", min(everything) / 1.25, max(everything) * 1.25, number_tick_label)
+    set_up_density_axis(axes, [point.density for point in points])
 
 
 def _dense_milliseconds(curve: TimeCurve) -> list[tuple[str, float]]:

@@ -27,7 +27,7 @@ from matplotlib.ticker import FixedLocator, MaxNLocator, NullFormatter, NullLoca
 from matplotlib.transforms import Bbox
 
 from ticketry.records.metric import Metric
-from ticketry.report.figures.style import COLOURS, SMALL, TINY, run_look
+from ticketry.report.figures.style import COLOURS, SMALL, TINY, run_plot_options
 from ticketry.report.subject import Series
 from ticketry.report.tables.results import Summary
 from ticketry.report.wording import percent, short_count
@@ -84,7 +84,7 @@ def add_legend(figure: Figure, entries: Mapping[str, Any], title: str = "", **op
 
 def run_handles(series: Sequence[Series]) -> dict[str, Any]:
     """Return, by label, the legend handles of runs."""
-    return {one.label: Line2D([], [], lw=2, **run_look(one.index)) for one in series}
+    return {one.label: Line2D([], [], lw=2, **run_plot_options(one.index)) for one in series}
 
 
 def finish_layout(figure: Figure) -> None:
@@ -135,12 +135,12 @@ def label_line_ends(figure: Figure, named: Sequence[tuple[Axes, Ends]]) -> None:
         own = [(float(axes.transData.transform((1, y))[1]), made) for each, y, made in notes if each is axes]
         box = axes.get_window_extent()
         if own:
-            spots = move_apart([end for end, _ in own], _LEAST, box.y0, max(box.y1, box.y0 + _LEAST))
+            spots = spread_label_positions([end for end, _ in own], _LEAST, box.y0, max(box.y1, box.y0 + _LEAST))
             for spot, (end, made) in zip(spots, own, strict=True):
                 made.set_position((8, spot - end))
 
 
-def move_apart(places: Sequence[float], least: float, low: float, high: float) -> list[float]:
+def spread_label_positions(places: Sequence[float], least: float, low: float, high: float) -> list[float]:
     """Return ascending `places`, moved to distances of at least `least`, and if possible between `low` and `high`."""
     spots: list[float] = []
     for place in places:
@@ -185,7 +185,7 @@ _DIGIT = 7.4
 """Largest width of a digit in pixels at size 12."""
 
 
-def fitting_labels(positions: Sequence[float], labels: Sequence[str]) -> list[int]:
+def indices_of_fitting_labels(positions: Sequence[float], labels: Sequence[str]) -> list[int]:
     """Return the indices of labels to show so that none touch: the first, the last, and as many as fit between them."""
     last = len(positions) - 1
     letters = [max(map(len, label.split("\n"))) for label in labels]
@@ -210,10 +210,10 @@ class _FittingTicks(FixedLocator):
     def __call__(self) -> Any:
         pixels = self._axes.transData.transform([(place, 1) for place in self._places])[:, 0]
         pixels *= INCH / self._axes.figure.dpi  # a PNG has a higher resolution
-        return [self._places[index] for index in fitting_labels(pixels.tolist(), self._labels)]
+        return [self._places[index] for index in indices_of_fitting_labels(pixels.tolist(), self._labels)]
 
 
-def label_places(axis: Axis, places: Sequence[float], labels: Sequence[str], fit: bool = False) -> None:
+def set_labelled_ticks(axis: Axis, places: Sequence[float], labels: Sequence[str], fit: bool = False) -> None:
     """Set labelled ticks at `places` on an axis; if `fit` (for x axes only), omit ticks whose labels have no room."""
     names = dict(zip(places, labels, strict=True))
     axis.set_major_locator(_FittingTicks(axis.axes, places, labels) if fit else FixedLocator(places))
@@ -222,23 +222,23 @@ def label_places(axis: Axis, places: Sequence[float], labels: Sequence[str], fit
     axis.set_minor_formatter(NullFormatter())
 
 
-def density_axis(axes: Axes, densities: Iterable[float], name: str = "weights remaining, % (log scale)") -> None:
+def set_up_density_axis(axes: Axes, densities: Iterable[float], name: str = "weights remaining, % (log scale)") -> None:
     """Set up a logarithmic x axis of densities in per cent, sparser to the right, with a tick at each density."""
     shares = [100 * density for density in sorted(set(densities), reverse=True)]
     high, low = shares[0], shares[-1]
     room = (high / low) ** 0.025 if high > low else 1.5
     axes.set_xscale("log")
     axes.set_xlim(high * room, low / room)
-    label_places(axes.xaxis, shares, [tick_label(share / 100) for share in shares], fit=True)
+    set_labelled_ticks(axes.xaxis, shares, [density_tick_label(share / 100) for share in shares], fit=True)
     axes.set_xlabel(name)
 
 
-def tick_label(density: float) -> str:
+def density_tick_label(density: float) -> str:
     """Format a density in per cent without a trailing .0: 100, 51.2, 0.92."""
     return percent(density).removesuffix(".0")
 
 
-def log_axis(
+def set_up_log_axis(
     axes: Axes, axis: Literal["x", "y"], low: float, high: float, text: Callable[[float], str] = short_count
 ) -> list[float]:
     """Set up a logarithmic axis with ticks at 1, 2, 5, 10, …; on a long axis only at 1, 10, 100, ….
@@ -256,11 +256,11 @@ def log_axis(
         inside = [tick for tick in inside if f"{tick:.0e}".startswith("1")]
     if low > high:
         inside.reverse()
-    label_places(getattr(axes, f"{axis}axis"), inside, [text(tick) for tick in inside], fit=axis == "x")
+    set_labelled_ticks(getattr(axes, f"{axis}axis"), inside, [text(tick) for tick in inside], fit=axis == "x")
     return inside
 
 
-def number_label(value: float) -> str:
+def number_tick_label(value: float) -> str:
     """Format a number with as few digits as it needs: 0.05, 2, 500."""
     return f"{value:.6g}"
 
@@ -326,7 +326,7 @@ class Scale:
         axes.set_yscale("log")
         axes.set_ylim(*limits)
         found = round_ticks(*limits, most or 8)
-        label_places(axes.yaxis, found, [f"{tick:,.10g}" for tick in found])
+        set_labelled_ticks(axes.yaxis, found, [f"{tick:,.10g}" for tick in found])
 
 
 def round_ticks(low: float, high: float, most: int) -> list[float]:
@@ -336,16 +336,16 @@ def round_ticks(low: float, high: float, most: int) -> list[float]:
     def ticks_with_digits(digits: Iterable[float]) -> list[float]:
         return [tick for power in powers for d in digits if low <= (tick := d * 10.0**power) <= high]
 
-    decades = _every_nth(ticks_with_digits((1.0,)), most)
+    decades = _take_evenly_spaced(ticks_with_digits((1.0,)), most)
     for digits in _DIGITS:
         if _FEWEST <= len(found := ticks_with_digits(digits)) <= most:
             return found
     values = MaxNLocator(max(most - 1, 1), steps=[1, 2, 5, 10]).tick_values(low, high)
-    even = _every_nth([tick for tick in map(float, values) if low <= tick <= high], most)
+    even = _take_evenly_spaced([tick for tick in map(float, values) if low <= tick <= high], most)
     return max(decades, even, key=len)
 
 
-def _every_nth(found: list[float], most: int) -> list[float]:
+def _take_evenly_spaced(found: list[float], most: int) -> list[float]:
     """Return at most `most` values of the list, taken at equal distances."""
     return found[:: -(-len(found) // most)] if found else []
 
@@ -402,20 +402,20 @@ def to_inline_element(svg: str, prefix: str, caption: str = "") -> str:
     body = re.sub(r">\s+<", "><", body).replace("<defs></defs>", "").replace(" xlink:href=", " href=")
     body = re.sub(r'<g id="[^"]*"', "<g", body)
     body = re.sub(r'(?<= id=")|(?<= href="#)|(?<=url\(#)', f"{prefix}-", body)
-    body = re.sub(r' (?:d|x|y|width|height)="[^"]*"', lambda found: _NUMBER.sub(_round_number, found[0]), body)
-    body = re.sub(r' style="[^"]*"', lambda found: _COLOUR.sub(_theme_colour, found[0]), body)
+    body = re.sub(r' (?:d|x|y|width|height)="[^"]*"', lambda found: _NUMBER.sub(_round_svg_number, found[0]), body)
+    body = re.sub(r' style="[^"]*"', lambda found: _COLOUR.sub(_to_theme_colour, found[0]), body)
     return f'<svg {view[0] if view else ""} focusable="false" {seen}>{body}'
 
 
 _NUMBER, _COLOUR = re.compile(r"\d+\.\d+"), re.compile(r"#[0-9a-f]{6}")
 
 
-def _round_number(number: re.Match[str]) -> str:
+def _round_svg_number(number: re.Match[str]) -> str:
     """Return the text of a number, rounded to a hundredth of a pixel."""
     return f"{float(number[0]):.2f}".rstrip("0").rstrip(".")
 
 
-def _theme_colour(colour: re.Match[str]) -> str:
+def _to_theme_colour(colour: re.Match[str]) -> str:
     return _VARIABLES.get(colour[0], colour[0])
 
 

@@ -16,12 +16,12 @@ from ticketry.records.network import Moment
 from ticketry.records.ticket import LayerPicture
 from ticketry.report.figures.layout import (
     add_legend,
+    density_tick_label,
     figure_with_panels,
-    label_places,
-    log_axis,
-    number_label,
+    number_tick_label,
+    set_labelled_ticks,
     set_shared_x_label,
-    tick_label,
+    set_up_log_axis,
 )
 from ticketry.report.figures.style import COLOURS, SHADES, sequence_colour
 from ticketry.report.tables.masks import (
@@ -48,16 +48,16 @@ def density_by_layer(profiles: Sequence[LayerProfile], narrow: bool = False) -> 
     row = 30 if len(names) <= 8 else 20 if len(names) <= 24 else 15
     figure, (axes,) = figure_with_panels(1, narrow, row * len(names) + 52)
     axes.set_ylim(len(names) - 0.5, -0.5)
-    label_places(axes.yaxis, range(len(names)), short_names(names, 16 if narrow else 34))
+    set_labelled_ticks(axes.yaxis, range(len(names)), shorten_layer_names(names, 16 if narrow else 34))
     axes.tick_params(axis="y", labelcolor=COLOURS["ink"])
     densities = [density for profile in shown for density in profile.layers.values()]
     lowest = min((density for density in densities if density > 0), default=0.5)
     empty = lowest / 2  # position of an empty layer on the logarithmic axis
     floor = empty if min(densities) == 0 else lowest
-    ticks = log_axis(axes, "x", 100, 100 * min(floor, 0.5) / 1.06, number_label)
+    ticks = set_up_log_axis(axes, "x", 100, 100 * min(floor, 0.5) / 1.06, number_tick_label)
     if floor == empty:
         ticks = [*(tick for tick in ticks if tick > 100 * empty), 100 * empty]
-        label_places(axes.xaxis, ticks, [*map(number_label, ticks[:-1]), "0"], fit=True)
+        set_labelled_ticks(axes.xaxis, ticks, [*map(number_tick_label, ticks[:-1]), "0"], fit=True)
     axes.grid(axis="x")
     axes.set_xlabel("weights remaining in the layer, % (log scale)")
     lines = {}
@@ -65,12 +65,12 @@ def density_by_layer(profiles: Sequence[LayerProfile], narrow: bool = False) -> 
         shares = [100 * max(profile.layers.get(name, math.nan), floor) for name in names]
         colour = sequence_colour(index, len(shown))
         (line,) = axes.plot(shares, range(len(names)), color=colour, lw=1.2, marker="o", clip_on=False)
-        lines[tick_label(profile.density)] = line
+        lines[density_tick_label(profile.density)] = line
     add_legend(figure, lines, "all prunable weights together, % remaining:", handlelength=1.2)
     return figure
 
 
-def short_names(names: Sequence[str], most: int) -> list[str]:
+def shorten_layer_names(names: Sequence[str], most: int) -> list[str]:
     """Shorten layer names: remove ``.weight`` if all names end so, and cut the beginning of names that are too long."""
     if all(name.endswith(".weight") for name in names):
         names = [name.removesuffix(".weight") for name in names]
@@ -80,7 +80,7 @@ def short_names(names: Sequence[str], most: int) -> list[str]:
 def mask_pictures(shown: Sequence[Picture], narrow: bool = False) -> Figure:
     """Draw masks of first layers: white weights are retained, black weights are removed; colours are input channels."""
     images = [mask_pixels(picture.layer) for picture in shown]
-    lines = [_captions(picture, narrow) for picture in shown]
+    lines = [_caption_lines(picture, narrow) for picture in shown]
     tall = (170 if narrow else 270) * max(pixels.shape[0] / pixels.shape[1] for pixels in images)
     figure, axes = figure_with_panels(3, narrow, min(tall, 500) + 15 * max(map(len, lines)) + 16, (3, 2))
     for spare in axes[len(shown) :]:
@@ -93,7 +93,7 @@ def mask_pictures(shown: Sequence[Picture], narrow: bool = False) -> Figure:
     return figure
 
 
-def _captions(picture: Picture, narrow: bool) -> list[str]:
+def _caption_lines(picture: Picture, narrow: bool) -> list[str]:
     """Return the caption of a picture: shares of retained weights, and for a mask of inputs, which share is white."""
     layer = picture.layer
     lines = [
@@ -118,7 +118,7 @@ def structure_pictures(shown: StructuredLevel, narrow: bool = False) -> Figure:
     """Draw each layer's mask before and after structuring: white is retained, a mark at the left starts a group."""
     found, copies = shown.structures[0].pictures, 2 if narrow else 1
     heights = [
-        _picture_height(picture, 340 if narrow else 400) + 16 * len(_picture_title(picture, narrow)) + 36
+        _picture_height(picture, 340 if narrow else 400) + 16 * len(_picture_title_lines(picture, narrow)) + 36
         for picture in found
     ]
     heights = [height for height in heights for _ in range(copies)]
@@ -128,7 +128,7 @@ def structure_pictures(shown: StructuredLevel, narrow: bool = False) -> Figure:
         for each, when in zip(axes[2 * number :], ("before", "after"), strict=False):
             pixels = unpack_bits(picture.before if when == "before" else picture.after, picture.shape)
             words = f"{when}: {percent(float(pixels.mean()))} % of the weights shown"
-            title = _picture_title(picture, narrow) if when == "before" else [] if narrow else [""]
+            title = _picture_title_lines(picture, narrow) if when == "before" else [] if narrow else [""]
             each.set_title("\n".join([*title, words]), color=COLOURS["ink"])
             _draw_mask_picture(each, pixels, picture.groups)
     return figure
@@ -140,7 +140,7 @@ def _picture_height(picture: LayerPicture, wide: float) -> float:
     return min(max(wide * rows / columns, 60.0), 260.0)
 
 
-def _picture_title(picture: LayerPicture, narrow: bool) -> list[str]:
+def _picture_title_lines(picture: LayerPicture, narrow: bool) -> list[str]:
     """Return the title of a picture as a list of lines, one line or, on a narrow figure, up to two."""
     width = picture.shape[1]
     parts = [f"{picture.name}: {picture.rows} rows, {picture.columns} columns"]
@@ -167,7 +167,7 @@ def density_over_training(shown: Sequence[RoundChain], narrow: bool = False) -> 
     figure, (axes,) = figure_with_panels(1, narrow, 290 if narrow else 350)
     paths = [chain.path for chain in shown]
     low = 100 * min((share for _, each in paths for share in each if share > 0), default=1.0)
-    log_axis(axes, "y", max(low, 1e-4) / 1.25, 112, number_label)
+    set_up_log_axis(axes, "y", max(low, 1e-4) / 1.25, 112, number_tick_label)
     lines = {}
     for index, (chain, (steps, open_shares)) in enumerate(zip(shown, paths, strict=True)):
         on = [100 * max(share, 1e-9) for share in open_shares]
@@ -196,8 +196,8 @@ def gate_histograms(shown: Sequence[RoundChain], narrow: bool = False) -> Figure
         middles, heights = [(bin_ + 0.5) * size for bin_ in range(len(counts))], [max(count, 0.1) for count in counts]
         panel.bar(middles, heights, width=0.9 * size, color=sequence_colour(index, len(shown)))
         panel.set(yscale="log", ylim=(0.5, 2 * most), xlim=(0, 1))
-        label_places(panel.xaxis, [0, 0.5, 1], ["0", "0.5", "1"])
-        label_places(panel.yaxis, powers, [short_count(power) for power in powers])
+        set_labelled_ticks(panel.xaxis, [0, 0.5, 1], ["0", "0.5", "1"])
+        set_labelled_ticks(panel.yaxis, powers, [short_count(power) for power in powers])
         panel.set_title(chain.name, color=COLOURS["ink"])
     set_shared_x_label(figure, "gate, from 0 (off) to 1; heights: number of gates (log scale)")
     return figure
@@ -230,7 +230,7 @@ def moment_figure(results: Results, shown: Sequence[DetectorMoments], narrow: bo
         _draw_compared_values(each, group, colours if together else [colours[shown.index(group[0])]])
         what = "change of the distance since the measurement before, share of the first"
         if not together:
-            what = f"{tick_label(group[0].density)} % of weights: mask's difference to the one before"
+            what = f"{density_tick_label(group[0].density)} % of weights: mask's difference to the one before"
         each.set_title(what.replace("change of the distance since", "change since") if narrow else what)
     if together:
         _draw_distances(axes[-1], shown, colours)
@@ -243,7 +243,7 @@ def moment_figure(results: Results, shown: Sequence[DetectorMoments], narrow: bo
 def _draw_compared_values(axes: Axes, group: Sequence[DetectorMoments], colours: Sequence[str]) -> None:
     """Draw each replicate's measurements on a log scale, the thresholds, and marks where replicates were pruned."""
     values = [one.threshold for one in group]
-    for replicate, moment in _longest_measurements(group).items():
+    for replicate, moment in _moments_with_most_measurements(group).items():
         points = [(step, max(value, _LOW)) for step, value in moment.compared_measurements if not math.isnan(value)]
         values += [value for _, value in points]
         _draw_measurements(axes, points, replicate)
@@ -252,11 +252,11 @@ def _draw_compared_values(axes: Axes, group: Sequence[DetectorMoments], colours:
         for moment in one.moments.values():
             at = one.threshold if math.isnan(moment.value_at_pruning) else moment.value_at_pruning
             _mark_moment(axes, (moment.step, max(at, _LOW)), moment, colour)
-    log_axis(axes, "y", max(min(values), _LOW) / 1.35, max(values) * 1.35, number_label)
+    set_up_log_axis(axes, "y", max(min(values), _LOW) / 1.35, max(values) * 1.35, number_tick_label)
 
 
 def _draw_distances(axes: Axes, shown: Sequence[DetectorMoments], colours: Sequence[str]) -> None:
-    for replicate, moment in _longest_measurements(shown).items():
+    for replicate, moment in _moments_with_most_measurements(shown).items():
         _draw_measurements(
             axes, [(0, 0.0), *(look for look in moment.measurements if not math.isnan(look[1]))], replicate
         )
@@ -269,7 +269,7 @@ def _draw_distances(axes: Axes, shown: Sequence[DetectorMoments], colours: Seque
     axes.locator_params(axis="y", nbins=6)
 
 
-def _longest_measurements(group: Sequence[DetectorMoments]) -> dict[int, Moment]:
+def _moments_with_most_measurements(group: Sequence[DetectorMoments]) -> dict[int, Moment]:
     """Return each replicate's longest series of measurements, whose beginning is the series of every other density."""
     found: dict[int, Moment] = {}
     for one in group:
@@ -298,7 +298,7 @@ def _moment_marker(detected: bool, colour: str) -> dict[str, Any]:
 def _legend_entries(shown: Sequence[DetectorMoments], colours: Sequence[str]) -> dict[str, Line2D]:
     """Return legend handles for densities with thresholds, for both kinds of markers, and for a few replicates."""
     entries = {
-        f"{tick_label(one.density)} %: threshold {one.threshold:.3g}": Line2D([], [], color=colour, lw=2.4)
+        f"{density_tick_label(one.density)} %: threshold {one.threshold:.3g}": Line2D([], [], color=colour, lw=2.4)
         for one, colour in zip(shown, colours, strict=True)
     }
     found = {moment.detected for one in shown for moment in one.moments.values()}
@@ -320,4 +320,4 @@ def _set_up_training_axis(axes: Axes, last: float, epoch: int) -> None:
     steps = MaxNLocator(6, steps=[1, 2, 5, 10], integer=True).tick_values(0, max(last, 1) / unit)
     ticks = [float(unit * tick) for tick in steps if 0 <= unit * tick <= last]
     labels = [short_count(tick) + (f"\n{tick / epoch:.3g} ep" if epoch else "") for tick in ticks]
-    label_places(axes.xaxis, ticks, labels, fit=True)
+    set_labelled_ticks(axes.xaxis, ticks, labels, fit=True)

@@ -15,16 +15,16 @@ from ticketry.records.network import TICKET
 from ticketry.report.figures.layout import (
     Scale,
     add_legend,
-    density_axis,
     empty_figure,
     label_line_ends,
     run_handles,
     set_shared_x_label,
+    set_up_density_axis,
 )
-from ticketry.report.figures.style import COLOURS, role_look, run_colour, run_look
+from ticketry.report.figures.style import COLOURS, role_plot_options, run_colour, run_plot_options
 from ticketry.report.subject import Series
 from ticketry.report.tables.results import CONTROLS, Group, Results, Summary
-from ticketry.report.wording import role_name, short_metric
+from ticketry.report.wording import role_name, shortened_metric_label
 
 _WORTH_A_PANEL = 0.5
 """If the better networks span less than this share of the whole range, they get a separate panel."""
@@ -40,16 +40,16 @@ def metric_by_density(results: Results, narrow: bool = False) -> Figure:
     The run must have a level besides the dense network. If some networks are far worse than the rest (often controls at
     high sparsity), the main panel shows the range near the dense network, and a low panel beneath it the whole range.
     """
-    whole, near, scale = full_limits(results), limits_near_dense(results), scale_of(results)
+    whole, near, scale = y_limits_of_all_networks(results), y_limits_near_dense(results), metric_scale_of(results)
     tall, strip = (340, 130) if narrow else (390, 150)
     figure = empty_figure(narrow, tall + (strip - 20 if near else 0))
     heights = [tall - 60, strip - 60] if near else [1]
     panels = list(figure.subplots(len(heights), 1, squeeze=False, sharex=True, height_ratios=heights).flat)
     _draw_roles(figure, panels, results)
     densities = [group.density for role in results.roles for group in results.groups_of_role(role)]
-    density_axis(panels[-1], densities, X_NAME)
+    set_up_density_axis(panels[-1], densities, X_NAME)
     scale.set_limits(panels[0], near or whole)
-    panels[0].set_title(f"test {short_metric(results.run.task.metric)}{scale.name_suffix}")
+    panels[0].set_title(f"test {shortened_metric_label(results.run.task.metric)}{scale.name_suffix}")
     if near:
         panels[0].tick_params(axis="x", which="both", length=4)
         scale.set_limits(panels[1], whole, 3)
@@ -58,13 +58,13 @@ def metric_by_density(results: Results, narrow: bool = False) -> Figure:
     return figure
 
 
-def full_limits(results: Results) -> tuple[float, float]:
+def y_limits_of_all_networks(results: Results) -> tuple[float, float]:
     """Return limits of the y axis that show all means of a run, and at least a part of their intervals."""
     groups = [group for role in results.roles for group in results.groups_of_role(role)]
-    return limits_of(groups, scale_of(results), _ROOM)
+    return y_limits_of(groups, metric_scale_of(results), _ROOM)
 
 
-def scale_of(*runs: Results) -> Scale:
+def metric_scale_of(*runs: Results) -> Scale:
     """Return the scale of the metric's axis for figures of these runs."""
     means = [
         group.metric().mean for results in runs for role in results.roles for group in results.groups_of_role(role)
@@ -72,7 +72,7 @@ def scale_of(*runs: Results) -> Scale:
     return Scale.for_values(runs[0].run.task.metric, means)
 
 
-def limits_near_dense(results: Results) -> tuple[float, float] | None:
+def y_limits_near_dense(results: Results) -> tuple[float, float] | None:
     """Return limits of the y axis that show the better networks well; None if limits for all networks do so.
 
     The limits extend from the dense network towards worse values, by 2.5 times the median shortfall of all other
@@ -80,7 +80,7 @@ def limits_near_dense(results: Results) -> tuple[float, float] | None:
     """
     if results.dense is None:
         return None
-    sign, scale = results.run.task.metric.sign, scale_of(results)
+    sign, scale = results.run.task.metric.sign, metric_scale_of(results)
     dense = results.dense.metric()
     at = scale.position(dense.mean)
     others = [group for role in results.roles[1:] for group in results.groups_of_role(role)]
@@ -96,7 +96,7 @@ def limits_near_dense(results: Results) -> tuple[float, float] | None:
     depth = max(2.5 * shortfall, 4 * scale.sd_on_axis(dense), best - sign * at)
     one, other = scale.value_at(at - sign * depth), scale.value_at(sign * best)
     low, high = scale.limits_with_room(min(one, other), max(one, other), _ROOM)
-    lowest, highest = (scale.position(limit) for limit in full_limits(results))
+    lowest, highest = (scale.position(limit) for limit in y_limits_of_all_networks(results))
     worth = _WORTH_A_PANEL * (highest - lowest)
     return (low, high) if 0 < scale.position(high) - scale.position(low) < worth else None
 
@@ -113,7 +113,7 @@ def _cropped_interval(summary: Summary, most_sd: float) -> tuple[float, float]:
     return max(low, summary.mean - most), min(high, summary.mean + most)
 
 
-def limits_of(
+def y_limits_of(
     groups: Iterable[Group], scale: Scale, room: float = 0.05, most_sd: float = _MOST_SD
 ) -> tuple[float, float]:
     """Return axis limits that show all means, with intervals up to `most_sd` standard deviations, and free `room`."""
@@ -133,13 +133,13 @@ def draw_means(axes: Axes, groups: Sequence[Group], scale: Scale, alpha: float, 
 
 def _draw_roles(figure: Figure, panels: Sequence[Axes], results: Results) -> None:
     """Draw all roles and add a legend; tickets are drawn on top of controls, and come first in the legend."""
-    roles, scale = [TICKET, *results.controls], scale_of(results)
+    roles, scale = [TICKET, *results.controls], metric_scale_of(results)
     entries: dict[str, Any] = {}
     for role in (role for role in reversed(roles) if results.groups_of_role(role)):
         front = role == TICKET
         for panel in reversed(panels):
             strip = panel is not panels[0]
-            options = role_look(role, results.controls, 0.6 if strip else 1)
+            options = role_plot_options(role, results.controls, 0.6 if strip else 1)
             options["lw"] = 1.2 if strip else 2.2 if front else 1.6
             options["markeredgewidth"] = 0.5 if strip else 1.0
             alpha = 0.16 if front else 0.09
@@ -176,16 +176,18 @@ def overlay_runs(series: Sequence[Series], narrow: bool = False) -> Figure:
     figure = empty_figure(narrow, tall + small * len(rows))
     layout: list[Any] = [[TICKET] * columns, *rows]
     panels = figure.subplot_mosaic(layout, height_ratios=[tall] + [small] * len(rows))
-    scale = scale_of(*(one.results for one in shown))
+    scale = metric_scale_of(*(one.results for one in shown))
     densities = [g.density for one in shown for role in (TICKET, *controls) for g in one.results.groups_of_role(role)]
     for role, axes in panels.items():
         _draw_role(axes, shown, role, scale)
         own = [TICKET] if role == TICKET else controls
-        limits = limits_of([group for one in shown for group in _groups_and_dense(one, own)], scale)
+        limits = y_limits_of([group for one in shown for group in _groups_and_dense(one, own)], scale)
         scale.set_limits(axes, limits, None if role == TICKET else 4)
-        density_axis(axes, densities, "")
+        set_up_density_axis(axes, densities, "")
         if role == TICKET:
-            axes.set_title(f"tickets: test {short_metric(shown[0].results.run.task.metric)}{scale.name_suffix}")
+            axes.set_title(
+                f"tickets: test {shortened_metric_label(shown[0].results.run.task.metric)}{scale.name_suffix}"
+            )
         else:
             axes.set_title(role_name(role), color=COLOURS["ink"])
     set_shared_x_label(figure, X_NAME)
@@ -216,7 +218,7 @@ def _draw_role(axes: Axes, series: Sequence[Series], role: str, scale: Scale) ->
     for one in series:
         if groups := one.results.groups_of_role(role):
             alpha = 0.12 if large and len(series) < 4 else 0.07
-            draw_means(axes, groups, scale, alpha, front=False, **run_look(one.index), **options)
+            draw_means(axes, groups, scale, alpha, front=False, **run_plot_options(one.index), **options)
 
 
 def _line_ends(series: Sequence[Series]) -> list[tuple[float, str, str]]:

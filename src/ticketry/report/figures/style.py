@@ -129,7 +129,7 @@ _LOOKS: dict[str, tuple[str, str, float, Any]] = {
 """Colour, marker, marker size and line style of each role; controls without an entry alternate between two looks."""
 
 
-def role_look(role: str, controls: Sequence[str] = (), size: float = 1.0) -> dict[str, Any]:
+def role_plot_options(role: str, controls: Sequence[str] = (), size: float = 1.0) -> dict[str, Any]:
     """Return the options of `Axes.plot` that all figures use for a role, with markers scaled by `size`."""
     if role not in _LOOKS:
         unusual = [control for control in controls if control not in CONTROLS]
@@ -140,7 +140,7 @@ def role_look(role: str, controls: Sequence[str] = (), size: float = 1.0) -> dic
 
 def role_colour(role: str) -> str:
     """Return the colour of a role as hexadecimal text."""
-    return str(role_look(role)["color"])
+    return str(role_plot_options(role)["color"])
 
 
 _RUN_MARKERS = "osD^vPX*"
@@ -151,7 +151,7 @@ def run_colour(index: int) -> str:
     return f"run-{1 + index % 8}"
 
 
-def run_look(index: int, several: bool = True) -> dict[str, Any]:
+def run_plot_options(index: int, several: bool = True) -> dict[str, Any]:
     """Return colour and marker of a run for the whole page; a single run gets the colour and marker of tickets."""
     if not several:
         return {"color": COLOURS["ticket"], "marker": "o"}

@@ -10,7 +10,7 @@ from ticketry.records.network import DENSE, PHASES, TICKET, Phase, Point
 from ticketry.records.run import RunRecord
 from ticketry.records.schema import as_json
 from ticketry.report.tables.results import Group, Results, Summary, summarise
-from ticketry.report.wording import NONE, cost_text, duration, factor_text
+from ticketry.report.wording import NONE, cost_text, factor_text, format_duration
 
 FLOPS, SECONDS, MEMORY, ENERGY = "FLOPs", "seconds", "memory", "energy"
 MEASURES = (FLOPS, SECONDS, MEMORY, ENERGY)
@@ -84,8 +84,8 @@ def cost_facts(results: Results) -> list[tuple[str, str, str]]:
         found.append(("Segments trained", f"{trained:,.0f} of {requested:,.0f}", detail))
     if "wall_seconds" in cost:
         training = cost.get("train_seconds")
-        detail = f"{duration(training)} of training, all processes together" if training is not None else ""
-        found.append(("Time", duration(cost["wall_seconds"]), detail))
+        detail = f"{format_duration(training)} of training, all processes together" if training is not None else ""
+        found.append(("Time", format_duration(cost["wall_seconds"]), detail))
     if "energy_kwh" in cost:
         kwh = cost["energy_kwh"]
         number = f"{kwh:.3g} kWh" if kwh >= 0.001 else cost_text(1000 * kwh, ENERGY)

@@ -15,7 +15,15 @@ from ticketry.records.run import OmittedControlAtLevel, RunRecord
 from ticketry.records.verdict import Difference, Judgement, LevelVerdict
 from ticketry.report.tables.masks import pick_evenly
 from ticketry.report.tables.results import CONTROLS, Summary, summarise
-from ticketry.report.wording import NONE, Style, difference_unit, p_value, percent, role_name, short_metric
+from ticketry.report.wording import (
+    NONE,
+    Style,
+    difference_unit,
+    format_p_value,
+    percent,
+    role_name,
+    shortened_metric_label,
+)
 
 NOISE = "noise"
 """Role in differences that stands for the ticket itself, trained with other seeds."""
@@ -35,7 +43,7 @@ def verify_differences(verify: VerifyRecord) -> list[Difference]:
     return rows
 
 
-def seed_style(verify: VerifyRecord) -> Style:
+def style_of_seed_metrics(verify: VerifyRecord) -> Style:
     """Return a number format for a verification, with as many decimals as the spread over seeds justifies."""
     summaries: list[Summary] = [summarise(one.values) for one in verify.networks]
     return Style.for_summaries(summaries, verify.task.metric.unit)
@@ -46,7 +54,7 @@ def singular_role_name(role: str) -> str:
     return "ticket" if role == TICKET else role_name(role)
 
 
-def seeds_text(judged: Judgement) -> str:
+def seeds_needed_text(judged: Judgement) -> str:
     """Return how many more seeds would likely decide a verdict, as text; ``none`` if the verdict is decided."""
     if judged.decided:
         return "none"
@@ -119,13 +127,13 @@ def verify_facts(verify: VerifyRecord, style: Style) -> list[tuple[str, str, str
         answers.pop()
     return [
         *(
-            (name, word, f"{p_value(p)}; {detail}" if p is not None else detail)
+            (name, word, f"{format_p_value(p)}; {detail}" if p is not None else detail)
             for name, word, p, detail in answers
             if word is not None
         ),
-        (f"Claim: {verify.claim}", p_value(verify.p), f"at {percent(verify.confidence, 0)} % confidence"),
+        (f"Claim: {verify.claim}", format_p_value(verify.p), f"at {percent(verify.confidence, 0)} % confidence"),
         ("Seeds", str(verify.n), "; ".join(filter(None, (analyses, skipped)))),
-        ("Likely more seeds", seeds_text(verify), "to decide with a probability of 80 %"),
+        ("Likely more seeds", seeds_needed_text(verify), "to decide with a probability of 80 %"),
         *([("Noise floor (A/A)", number, remark)] if verify.about == "ticket" else []),
     ]
 
@@ -152,10 +160,10 @@ def barrier_height(row: StabilityRow) -> float | None:
 def study_densities(study: StabilityRecord) -> list[float]:
     """Return the mean densities of at most four levels, evenly spread over the analysis, densest first."""
     levels = sorted({row.level for row in study.rows if row.role != DENSE})
-    return [_density(study, level) for level in pick_evenly(levels, MOST_LEVELS)]
+    return [_mean_density_of_level(study, level) for level in pick_evenly(levels, MOST_LEVELS)]
 
 
-def _density(study: StabilityRecord, level: int) -> float:
+def _mean_density_of_level(study: StabilityRecord, level: int) -> float:
     return statistics.fmean(row.density for row in study.rows if row.level == level)
 
 
@@ -168,7 +176,7 @@ def study_roles(study: StabilityRecord) -> list[str]:
 def rows_at_density(study: StabilityRecord, density: float) -> list[StabilityRow]:
     """Return the rows of the level whose mean density is nearest to `density`, and the rows of dense networks."""
     levels = {row.level for row in study.rows if row.role != DENSE}
-    level = min(levels, key=lambda level: abs(_density(study, level) - density), default=0)
+    level = min(levels, key=lambda level: abs(_mean_density_of_level(study, level) - density), default=0)
     return [row for row in study.rows if row.level == level or row.role == DENSE]
 
 
@@ -251,17 +259,19 @@ def stability_quantities(study: StabilityRecord) -> list[Quantity]:
     name = study.task.metric.name
     unit = f" ({study.task.metric.unit})" if study.task.metric.unit else ""
     every = (
-        Quantity(f"test {short_metric(study.task.metric)}", lambda row: row.value),
-        Quantity("L2 distance", lambda row: _l2(row.pruning), lambda row: _l2(row.data_order)),
-        Quantity("angle (°)", lambda row: _angle(row.pruning), lambda row: _angle(row.data_order)),
+        Quantity(f"test {shortened_metric_label(study.task.metric)}", lambda row: row.value),
+        Quantity("L2 distance", lambda row: _l2_distance(row.pruning), lambda row: _l2_distance(row.data_order)),
+        Quantity(
+            "angle (°)", lambda row: _angle_in_degrees(row.pruning), lambda row: _angle_in_degrees(row.data_order)
+        ),
         Quantity(f"error barrier{unit if name == 'accuracy' else ''}", barrier_height),
     )
     return [one for one in every if any(one.is_recorded(row) for row in study.rows)]
 
 
-def _l2(distances: Distances | None) -> float | None:
+def _l2_distance(distances: Distances | None) -> float | None:
     return None if distances is None else distances.l2
 
 
-def _angle(distances: Distances | None) -> float | None:
+def _angle_in_degrees(distances: Distances | None) -> float | None:
     return None if distances is None else distances.angle

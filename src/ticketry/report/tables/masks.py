@@ -43,7 +43,7 @@ class Picture:
     layer: FirstLayer
 
 
-def pictures(results: Results) -> list[Picture]:
+def first_layer_pictures(results: Results) -> list[Picture]:
     """Return three pictures: of the densest, the middle and the sparsest level among levels with a picture."""
     found: dict[int, Picture] = {}
     for group in results.groups_of_role(TICKET):
@@ -245,17 +245,17 @@ def detector_names(groups: Sequence[Group], only_measured: bool = False) -> list
     return sorted({p.moment.detector for p in points if p.moment and (p.moment.measurements or not only_measured)})
 
 
-def replicates_of(groups: Sequence[Group]) -> list[int]:
+def replicates_of_groups(groups: Sequence[Group]) -> list[int]:
     return sorted({replicate for group in groups for replicate in group.points})
 
 
-def threshold_text(group: Group) -> str:
+def detector_threshold_text(group: Group) -> str:
     """Return the threshold of a level's detector; a dash if thresholds of replicates differ or are missing."""
     found = {p.moment.threshold for p in group.points.values() if p.moment and p.moment.measurements}
     return f"{found.pop():.3g}" if len(found) == 1 else NONE
 
 
-def moment_text(results: Results, point: Point | None) -> str:
+def pruning_moment_text(results: Results, point: Point | None) -> str:
     """Format when and why a network was pruned: ``step 57 (3 ep), detected: 0.22``; a dash if that is unknown."""
     moment = point.moment if point else None
     if moment is None:

@@ -47,7 +47,7 @@ def network_cells(results: Results, point: Point, test: Style, validation: Style
     ]
 
 
-def columns_of(results: Results) -> dict[str, object]:
+def network_table_columns(results: Results) -> dict[str, object]:
     """Return a run's table of networks column by column, for the page's script; columns compress better than rows."""
     styles = Style.for_results(results), Style.for_results(results, "validation")
     rows = [network_cells(results, point, *styles) for point in results.run.points]
@@ -158,8 +158,8 @@ def requested_densities(results: Results) -> list[float]:
     """Return the densities that a run requested; if its method chose the densities, return those that it reached."""
     settings = results.run.settings
     given, removed = (
-        _shares_among_values(settings.get("density")),
-        [1 - share for share in _shares_among_values(settings.get("sparsity"))],
+        _keep_fractions(settings.get("density")),
+        [1 - share for share in _keep_fractions(settings.get("sparsity"))],
     )
     if given or removed:
         return given or removed
@@ -168,7 +168,7 @@ def requested_densities(results: Results) -> list[float]:
     return []
 
 
-def has_energy(found: Sequence[DensityMatch], runs: Sequence[Results]) -> bool:
+def have_measured_energy(found: Sequence[DensityMatch], runs: Sequence[Results]) -> bool:
     return any(cost_relative_to_dense(runs[i], group, ENERGY) for match in found for i, group in match.members)
 
 
@@ -210,6 +210,6 @@ def _largest_budget(group: Group) -> int | None:
     return max((one for one in budgets if one is not None), default=None) if None not in budgets else None
 
 
-def _shares_among_values(item: Any) -> list[float]:
+def _keep_fractions(item: Any) -> list[float]:
     found = item if isinstance(item, list | tuple) else [item]
     return [float(x) for x in found if isinstance(x, int | float) and not isinstance(x, bool) and 0 < x < 1]

@@ -32,7 +32,7 @@ class Observation:
         return f"{self.finding} {self.remark}".strip()
 
 
-def observe(results: Results) -> Observation:
+def describe_highlighted_level(results: Results) -> Observation:
     """Describe the sparsest level at which tickets match the dense network; if there is none, the tickets' best level.
 
     Tickets match if, in the mean of paired differences, they are at most the margin worse than the dense network and
@@ -47,10 +47,10 @@ def observe(results: Results) -> Observation:
         text = f"Only the dense network has finished so far: {style.with_count(dense.metric())} on the test set."
         return Observation(text)
     margin, margin_text = margin_and_text(results, dense)
-    matching = [group for group in tickets if _matches(results, group, dense, margin)]
+    matching = [group for group in tickets if _tickets_match_dense(results, group, dense, margin)]
     if matching:
         shown = min(matching, key=lambda group: group.density)
-        remark = _match_remark(results, margin_text)
+        remark = _remark_on_matching_levels(results, margin_text)
     else:
         shown = best_tickets(results) or tickets[0]
         remark = (
@@ -91,7 +91,7 @@ def controls_at(results: Results, level: int) -> list[Group]:
     return [group for role in results.equal_budget_controls if (group := results.group(level, role))]
 
 
-def _matches(results: Results, group: Group, dense: Group, margin: float) -> bool:
+def _tickets_match_dense(results: Results, group: Group, dense: Group, margin: float) -> bool:
     sign = results.run.task.metric.sign
     to_dense = group.paired_difference(dense)
     to_controls = [group.paired_difference(control) for control in controls_at(results, group.level)]
@@ -131,7 +131,7 @@ def _level_sentence(results: Results, style: Style, shown: Group, dense: Group) 
     return "; ".join(parts) + "."
 
 
-def _match_remark(results: Results, margin_text: str) -> str:
+def _remark_on_matching_levels(results: Results, margin_text: str) -> str:
     worse = f"It is the sparsest level at which the tickets' mean is no more than {margin_text} worse than dense"
     if not results.equal_budget_controls:
         return f"{worse}; no controls were trained."

@@ -29,7 +29,7 @@ class Summary:
     """The standard deviation; None if n is 1."""
     n: int
     bounds: tuple[float, float] | None = None
-    """The 95 % interval of an interquartile mean, see `interquartile`."""
+    """The 95 % interval of an interquartile mean, see `interquartile_summary`."""
 
     @property
     def interval(self) -> tuple[float, float] | None:
@@ -68,7 +68,7 @@ class Group:
 
     def metric(self, split: Split = "test") -> Summary:
         values = tuple(self.values(split).values())
-        return interquartile(values) if self.compared.summary == "iqm" else cached_summary(values)
+        return interquartile_summary(values) if self.compared.summary == "iqm" else cached_summary(values)
 
     def values(self, split: Split = "test") -> dict[int, float]:
         """Return the metric on a split, by replicate."""
@@ -179,7 +179,7 @@ def margin_and_text(results: Results, dense: Group) -> tuple[float, str]:
     return MARGIN_SHARE * abs(dense.metric().mean), f"{100 * MARGIN_SHARE:g} %"
 
 
-def band_caption(runs: Sequence[Results]) -> str:
+def metric_band_caption(runs: Sequence[Results]) -> str:
     """Return a caption that explains points and bands in a figure of these runs."""
     if all(results.replicates <= 1 for results in runs):
         return "one replicate, so there is no band"
@@ -199,7 +199,7 @@ def cached_summary(values: tuple[float, ...]) -> Summary:
 
 
 @lru_cache(maxsize=4096)
-def interquartile(values: tuple[float, ...]) -> Summary:
+def interquartile_summary(values: tuple[float, ...]) -> Summary:
     """Return the interquartile mean with its bootstrap interval, standard deviation and count.
 
     For two or three values, the interquartile mean is the mean, and the interval is Student's t interval: a bootstrap

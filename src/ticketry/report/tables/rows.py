@@ -51,7 +51,7 @@ def _escape_formula(cell: Cell) -> Cell:
     return f"'{plain}" if isinstance(cell, str) and cell.startswith(_FORMULAS) else plain
 
 
-def _columns_of(item: object, names: str) -> dict[str, Cell]:
+def _fields_as_columns(item: object, names: str) -> dict[str, Cell]:
     """Return the fields of `item` listed in `names`, as columns by name; ``low=first`` names the field `first` ``low``.
 
     If `item` is None, all cells are None. A truth value becomes 1 or 0.
@@ -83,20 +83,20 @@ def point_rows(runs: Sequence[Results]) -> Rows:
             rows.append(
                 {
                     **named,
-                    **_columns_of(point, "replicate level role density"),
+                    **_fields_as_columns(point, "replicate level role density"),
                     "metric": metric.name,
                     "unit": metric.unit,
                     **{split: point.metric(metric.name, split) for split in ("validation", "test")},
-                    **_columns_of(point, "steps budget seconds key"),
+                    **_fields_as_columns(point, "steps budget seconds key"),
                     **{
                         f"phase_{name}_{part}": cell
                         for name in PHASES
-                        for part, cell in _columns_of(phases.get(name), "steps flops seconds memory").items()
+                        for part, cell in _fields_as_columns(phases.get(name), "steps flops seconds memory").items()
                     },
                     "energy_wh": total_cost(run, point, ENERGY),
                     **{
                         f"pruned_{column}": cell
-                        for column, cell in _columns_of(
+                        for column, cell in _fields_as_columns(
                             point.moment, "at_step=step detected detector threshold"
                         ).items()
                     },
@@ -110,7 +110,7 @@ def detector_rows(runs: Sequence[Results]) -> Rows:
     return [
         {
             "run": results.run.name,
-            **_columns_of(point, "replicate level density"),
+            **_fields_as_columns(point, "replicate level density"),
             "detector": point.moment.detector,
             "step": step,
             "value": value,
@@ -132,10 +132,10 @@ def summary_rows(runs: Sequence[Results]) -> Rows:
     return [
         {
             "run": results.run.name,
-            **_columns_of(group, "role level density"),
+            **_fields_as_columns(group, "role level density"),
             "n": summary.n,
             "statistic": group.compared.summary,
-            **_columns_of(summary, "mean sd"),
+            **_fields_as_columns(summary, "mean sd"),
             **_interval_columns("low high", summary.interval),
         }
         for results in runs
@@ -148,7 +148,7 @@ def summary_rows(runs: Sequence[Results]) -> Rows:
 def layer_rows(results: Results) -> Rows:
     """Return a row for each layer at each level, with the layer's mean density over replicates."""
     return [
-        {"run": results.run.name, **_columns_of(profile, "level density"), "layer": name, "kept_share": share}
+        {"run": results.run.name, **_fields_as_columns(profile, "level density"), "layer": name, "kept_share": share}
         for profile in layer_profiles(results)
         for name, share in profile.layers.items()
     ]
@@ -163,9 +163,9 @@ def structure_fit_rows(runs: Sequence[Results]) -> Rows:
     return [
         {
             "run": results.run.name,
-            **_columns_of(point, "replicate level"),
+            **_fields_as_columns(point, "replicate level"),
             "structure": point.structure.name,
-            **_columns_of(fit, names),
+            **_fields_as_columns(fit, names),
         }
         for results in runs
         for point in results.run.points
@@ -179,7 +179,7 @@ def gate_round_rows(runs: Sequence[Results]) -> Rows:
     return [
         {
             "run": results.run.name,
-            **_columns_of(one, "replicate level used round=number init penalty steps density"),
+            **_fields_as_columns(one, "replicate level used round=number init penalty steps density"),
             "validation_hard": one.metric(results.run.task.metric.name, soft=False),
             "validation_soft": one.metric(results.run.task.metric.name, soft=True),
             **{f"gates_{number}_of_{len(one.histogram)}": count for number, count in enumerate(one.histogram, start=1)},
@@ -194,7 +194,7 @@ def gate_density_rows(results: Results) -> Rows:
     return [
         {
             "run": results.run.name,
-            **_columns_of(one, "replicate level round=number init"),
+            **_fields_as_columns(one, "replicate level round=number init"),
             "step": step,
             "density": share,
         }
@@ -206,7 +206,7 @@ def gate_density_rows(results: Results) -> Rows:
 def steps_to_mask_rows(runs: Sequence[Results]) -> Rows:
     """Return a row for each level, with the mean training steps until its mask was known."""
     return [
-        {"run": results.run.name, **_columns_of(point, "level density steps=known n")}
+        {"run": results.run.name, **_fields_as_columns(point, "level density steps=known n")}
         for results in runs
         for point in ticket_cost_points(results)
     ]
@@ -216,7 +216,7 @@ def search_cost_rows(runs: Sequence[Results]) -> Rows:
     """Return a row for each level, with mean steps and seconds of the search up to this level."""
     names = "level density test=metric search_steps=steps search_seconds=seconds n"
     return [
-        {"run": results.run.name, **_columns_of(point, names)}
+        {"run": results.run.name, **_fields_as_columns(point, names)}
         for results in runs
         for point in search_cost_points(results)
     ]
@@ -227,7 +227,7 @@ def training_cost_rows(runs: Sequence[Results]) -> Rows:
     return [
         {
             "run": results.run.name,
-            **_columns_of(point, "level density"),
+            **_fields_as_columns(point, "level density"),
             "n": len(point.values),
             "test": point.metric,
             "least": min(point.values),
@@ -257,9 +257,9 @@ def method_rows(subject: Subject) -> Rows:
                         "run": results.run.name,
                         "label": subject.labels[indices[place]],
                         "method": results.run.known_as,
-                        **_columns_of(group, "level density"),
-                        **_columns_of(group.metric(), "mean sd n"),
-                        **_columns_of(difference, "minus_dense=mean"),
+                        **_fields_as_columns(group, "level density"),
+                        **_fields_as_columns(group.metric(), "mean sd n"),
+                        **_fields_as_columns(difference, "minus_dense=mean"),
                         **{f"{name.lower()}_times_dense": one.mean if one else None for name, one in ratios.items()},
                     }
                 )
@@ -271,11 +271,11 @@ def verdict_rows(runs: Sequence[Results]) -> Rows:
     return [
         {
             "run": results.run.name,
-            **_columns_of(one, "about level density verdict as_good_as_dense better_than_controls"),
+            **_fields_as_columns(one, "about level density verdict as_good_as_dense better_than_controls"),
             "not_beaten": "; ".join(one.not_beaten),
-            **_columns_of(one, "claim margin confidence n difference"),
+            **_fields_as_columns(one, "claim margin confidence n difference"),
             **_interval_columns("low high", one.interval),
-            **_columns_of(one, "probability p p_holm p_as_good p_better more_seeds rule"),
+            **_fields_as_columns(one, "probability p p_holm p_as_good p_better more_seeds rule"),
             "reasons": "; ".join(one.reasons),
         }
         for results in runs
@@ -290,9 +290,9 @@ def verify_rows(verifications: Sequence[VerifyRecord]) -> Rows:
     """Return a row for every difference in every verification: ticket minus the network in the column `role`."""
     return [
         {
-            **_columns_of(verify, "verify=name run about replicate level density verdict as_good_as_dense"),
-            **_columns_of(verify, "better_than_controls claim margin confidence n"),
-            **_columns_of(row, "role mean low high p"),
+            **_fields_as_columns(verify, "verify=name run about replicate level density verdict as_good_as_dense"),
+            **_fields_as_columns(verify, "better_than_controls claim margin confidence n"),
+            **_fields_as_columns(row, "role mean low high p"),
         }
         for verify in verifications
         for row in verify_differences(verify)
@@ -317,9 +317,9 @@ def stability_rows(studies: Sequence[StabilityRecord]) -> Rows:
     return [
         {
             "stability": study.name,
-            **_columns_of(row, "replicate step level density role test=value"),
-            **_columns_of(row.pruning, "pruning_l2=l2 pruning_angle=angle"),
-            **_columns_of(row.data_order, "data_order_l2=l2 data_order_angle=angle"),
+            **_fields_as_columns(row, "replicate step level density role test=value"),
+            **_fields_as_columns(row.pruning, "pruning_l2=l2 pruning_angle=angle"),
+            **_fields_as_columns(row.data_order, "data_order_l2=l2 data_order_angle=angle"),
         }
         for study in studies
         for row in study.rows
@@ -331,8 +331,8 @@ def barrier_rows(studies: Sequence[StabilityRecord]) -> Rows:
     return [
         {
             "stability": study.name,
-            **_columns_of(row, "replicate step level density role"),
-            **_columns_of(curve, "split recalibrated height"),
+            **_fields_as_columns(row, "replicate step level density role"),
+            **_fields_as_columns(curve, "split recalibrated height"),
             "alpha": alpha,
             "error": error,
         }
@@ -353,11 +353,11 @@ def speed_rows(speeds: Sequence[SpeedRecord]) -> Rows:
                 one = saved.get(row.engine)
                 rows.append(
                     {
-                        **_columns_of(speed, "record=name ticket density"),
-                        **_columns_of(timed, "batch precision threads"),
+                        **_fields_as_columns(speed, "record=name ticket density"),
+                        **_fields_as_columns(timed, "batch precision threads"),
                         "caches": "cold" if timed.cold else "hot",
-                        **_columns_of(row, "engine seconds first_quartile=low third_quartile=high"),
-                        **_columns_of(one, "saved saved_low=low saved_high=high"),
+                        **_fields_as_columns(row, "engine seconds first_quartile=low third_quartile=high"),
+                        **_fields_as_columns(one, "saved saved_low=low saved_high=high"),
                         "against": one.against if one else "",
                         "not_timed": row.why,
                     }
@@ -371,8 +371,10 @@ def time_by_density_rows(speeds: Sequence[SpeedRecord]) -> Rows:
         {
             "record": speed.name,
             "pattern": curve.pattern,
-            **_columns_of(curve.comparison, "batch precision threads"),
-            **_columns_of(point, "density seconds first_quartile=low third_quartile=high ideal_seconds=ideal saved"),
+            **_fields_as_columns(curve.comparison, "batch precision threads"),
+            **_fields_as_columns(
+                point, "density seconds first_quartile=low third_quartile=high ideal_seconds=ideal saved"
+            ),
             "against": curve.comparison.fastest_dense,
         }
         for speed in speeds
@@ -394,13 +396,13 @@ def latency_rows(panels: Sequence[LatencyPanel], compared: ComparisonsBySetup) -
                     {
                         "run": one.results.run.name,
                         "masks": one.label,
-                        **_columns_of(point.group, "level density"),
-                        **_columns_of(panel.setup, "batch precision threads cold"),
-                        **_columns_of(point, "time_by_dense=time time_low=low time_high=high timed"),
+                        **_fields_as_columns(point.group, "level density"),
+                        **_fields_as_columns(panel.setup, "batch precision threads cold"),
+                        **_fields_as_columns(point, "time_by_dense=time time_low=low time_high=high timed"),
                         "engine": ", ".join(point.engines),
                         "metric": one.results.run.task.metric.name,
-                        **_columns_of(point.metric, "n mean sd"),
-                        **_columns_of(difference, "over_unstructured=mean"),
+                        **_fields_as_columns(point.metric, "n mean sd"),
+                        **_fields_as_columns(difference, "over_unstructured=mean"),
                         **_interval_columns("over_low over_high", difference.interval if difference else None),
                     }
                 )

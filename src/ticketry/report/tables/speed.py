@@ -91,7 +91,9 @@ def _best_saving(results: Results, point: Point, speeds: Sequence[SpeedRecord], 
     timings = [
         timed
         for speed in speeds
-        if speed.run == results.run.name and point.ticket and _last_folder(speed.ticket) == _last_folder(point.ticket)
+        if speed.run == results.run.name
+        and point.ticket
+        and _last_part_of_path(speed.ticket) == _last_part_of_path(point.ticket)
         for timed in speed.comparisons
         if TimingSetup.from_timing(timed) == setup and timed.saved
     ]
@@ -104,7 +106,7 @@ def _dense_engine_count(timed: Timed) -> int:
     return sum(one.timed and not one.sparse for one in timed.times)
 
 
-def _last_folder(path: str) -> str:
+def _last_part_of_path(path: str) -> str:
     """Return the last part of a ticket's path, which stays the same if the store is moved."""
     return path.replace("\\", "/").rstrip("/").rpartition("/")[2]
 
@@ -276,12 +278,12 @@ def savings_sentence(speed: SpeedRecord) -> str:
     """Return a sentence that says how much time a call saves at each batch size, or that no difference is shown."""
     takes, unknown = [], []
     for timed in speed.comparisons:
-        if (best := _first_saving(timed)) is None:
+        if (best := _saving_of_sparse_engine(timed)) is None:
             continue
         if best.low <= 0 <= best.high:
-            unknown.append(f"at batch {timed.batch} (saved: {_saving_range(best)}; against {best.against})")
+            unknown.append(f"at batch {timed.batch} (saved: {_format_saving_interval(best)}; against {best.against})")
         else:
-            takes.append(f"{_less_or_more(best.saved)} at batch {timed.batch} (against {best.against})")
+            takes.append(f"{_format_saving(best.saved)} at batch {timed.batch} (against {best.against})")
     shown = [f"a call takes {', '.join(takes)}"] if takes else []
     shown += [f"no difference is shown {', '.join(unknown)}"] if unknown else []
     if not shown:
@@ -289,23 +291,23 @@ def savings_sentence(speed: SpeedRecord) -> str:
     return f"Against the fastest dense engine in the same rounds, {'; '.join(shown)}."
 
 
-def _less_or_more(saved: float) -> str:
+def _format_saving(saved: float) -> str:
     return f"{abs(100 * saved):.0f} % {'less' if saved >= 0 else 'more'}"
 
 
-def _saving_range(best: Saved) -> str:
+def _format_saving_interval(best: Saved) -> str:
     return f"{100 * best.low:.1f} to {100 * best.high:.1f} %".replace("-", MINUS)
 
 
-def _first_saving(timed: Timed) -> Saved | None:
+def _saving_of_sparse_engine(timed: Timed) -> Saved | None:
     """Return the time saved by the sparse engine, the first entry of `timed.saved`; None if there is no entry."""
     return next(iter(timed.saved), None)
 
 
-def unsteady_sentence(speed: SpeedRecord) -> str:
+def unsteady_timing_warning(speed: SpeedRecord) -> str:
     """Return a warning if times varied so much that savings and medians may disagree; otherwise the empty string."""
     apart = {
-        timed.batch: _less_or_more(saved)
+        timed.batch: _format_saving(saved)
         for timed in speed.comparisons
         if (saved := _contradicting_saving(timed)) is not None
     }
@@ -322,7 +324,10 @@ def unsteady_sentence(speed: SpeedRecord) -> str:
 
 def _contradicting_saving(timed: Timed) -> float | None:
     """Return the saving according to median times if it is outside the interval of the saving; otherwise None."""
-    best, seconds = _first_saving(timed), [row.seconds for row in _compared_times(timed) if row.seconds is not None]
+    best, seconds = (
+        _saving_of_sparse_engine(timed),
+        [row.seconds for row in _compared_times(timed) if row.seconds is not None],
+    )
     if best is None or len(seconds) < 2:
         return None
     saved = 1 - seconds[0] / seconds[1]
@@ -335,7 +340,7 @@ def _is_unsteady(timed: Timed) -> bool:
 
 def _compared_times(timed: Timed) -> list[EngineTime]:
     """Return the times of the sparse engine, and of the dense engine that it is compared with."""
-    best, rows = _first_saving(timed), {row.engine: row for row in timed.times}
+    best, rows = _saving_of_sparse_engine(timed), {row.engine: row for row in timed.times}
     return [rows[name] for name in (best.engine, best.against) if name in rows] if best else []
 
 
@@ -343,12 +348,14 @@ def savings_facts(speed: SpeedRecord) -> list[tuple[str, str, str]]:
     """Return name, number and remark of the time saved at each batch size, and of the compile time."""
     found = []
     for timed in speed.comparisons:
-        best = _first_saving(timed)
+        best = _saving_of_sparse_engine(timed)
         if best is None:
             found.append((f"Batch {timed.batch}", NONE, "not compared"))
         else:
             number = f"{100 * best.saved:.1f} %".replace("-", MINUS)
-            found.append((f"Time saved, batch {timed.batch}", number, f"{_saving_range(best)}; against {best.against}"))
+            found.append(
+                (f"Time saved, batch {timed.batch}", number, f"{_format_saving_interval(best)}; against {best.against}")
+            )
     if isinstance(speed, BenchRecord) and speed.compile_seconds is not None:
         found.append(
             ("Compiled in", f"{speed.compile_seconds:.2f} s", "kernels and their tables; later ones are cached")

@@ -10,7 +10,7 @@ from ticketry.records.network import DENSE, TICKET, Phase, Phases, Point, share_
 from ticketry.records.run import RunValues, read_run
 from ticketry.records.verdict import LevelVerdict
 from ticketry.report.tables.frontier import budget_measure, relative_call_cost
-from ticketry.report.tables.observation import observe
+from ticketry.report.tables.observation import describe_highlighted_level
 from ticketry.report.tables.results import Group, Results, results_of
 from ticketry.report.wording import (
     NONE,
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 def verdict_line(record: RunValues) -> str:
     """Return one or two sentences about a run's means (its observation), as a single line."""
-    return observe(results_of(record)).text
+    return describe_highlighted_level(results_of(record)).text
 
 
 def summary_lines(record: RunValues) -> list[str]:
@@ -118,7 +118,7 @@ def _replicates_needed(one: LevelVerdict) -> str:
     return "too many" if one.more_seeds is None else f"about {one.n + one.more_seeds}"
 
 
-def moment_lines(record: RunValues) -> list[str]:
+def pruning_moment_lines(record: RunValues) -> list[str]:
     """Return a line for each level that says when each replicate was pruned: ``level 1 at step 118 (detected)``."""
     levels: dict[int, list[str]] = {}
     for point in sorted(read_run(record).points, key=lambda point: point.replicate):
@@ -194,9 +194,17 @@ def cost_lines(record: RunValues) -> list[str]:
     table: list[tuple[str, ...]] = [("level", "weights remaining", "steps", "FLOPs", "memory", "its own", "seconds")]
     for level, several in sorted(densities.items()):
         own = [one for one in found if one["level"] == level]
-        times = [_times_cell([one[name] for one in own], " x") for name in ("steps", "flops", "memory", "own_memory")]
+        times = [
+            _format_mean_with_unit([one[name] for one in own], " x")
+            for name in ("steps", "flops", "memory", "own_memory")
+        ]
         table.append(
-            (str(level), f"{percent(fmean(several))} %", *times, _times_cell([one["seconds"] for one in own], ""))
+            (
+                str(level),
+                f"{percent(fmean(several))} %",
+                *times,
+                _format_mean_with_unit([one["seconds"] for one in own], ""),
+            )
         )
     title = "costs of tickets, search included (x: of dense; memory: peak of training steps)"
     return [title, *align_columns(table, str.rjust)]
@@ -215,7 +223,7 @@ def _ticket_costs(point: Point, phases: Phases, dense: Phase) -> dict[str, Any]:
     }
 
 
-def _times_cell(values: Sequence[float | None], unit: str) -> str:
+def _format_mean_with_unit(values: Sequence[float | None], unit: str) -> str:
     known = [value for value in values if value is not None]
     if not known or len(known) < len(values):
         return NONE

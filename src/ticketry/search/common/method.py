@@ -395,8 +395,8 @@ def _find_fault_of_dense(found: Found) -> str:
     """Return what is wrong with the first network of a search, for a message; empty for a valid dense network."""
     if found.level != 0 or found.mask is not None or found.result.segment.mask is not None:
         return (
-            f"{_describe(found)} before the dense network: Found(0, None, …), trained without a mask, comes first,"
-            " for all others are compared with it"
+            f"{_describe_network(found)} before the dense network: Found(0, None, …), trained without a mask,"
+            " comes first, for all others are compared with it"
         )
     return _find_fault_of_retrain(found)
 
@@ -404,7 +404,7 @@ def _find_fault_of_dense(found: Found) -> str:
 def _find_fault_of_ticket(found: Found, before: int) -> str:
     """Return what is wrong with a ticket that follows a network of level `before`; empty for a valid ticket."""
     if found.level <= before:
-        return f"{_describe(found)} after one of level {before}: the levels of tickets rise from 1 on, one each"
+        return f"{_describe_network(found)} after one of level {before}: the levels of tickets rise from 1 on, one each"
     mask: object = found.mask
     if mask is None:
         return f"a ticket of level {found.level} without a mask: give what lab.store.put_mask(mask) returns"
@@ -430,10 +430,10 @@ def _find_fault_of_ticket(found: Found, before: int) -> str:
 def _find_fault_of_retrain(found: Found) -> str:
     if found.retrain in HOW_TRAINED:
         return ""
-    return f"{_describe(found)} with retrain {found.retrain!r}: it is {', '.join(HOW_TRAINED)}"
+    return f"{_describe_network(found)} with retrain {found.retrain!r}: it is {', '.join(HOW_TRAINED)}"
 
 
-def _describe(found: Found) -> str:
+def _describe_network(found: Found) -> str:
     return f"a network of level {found.level}"
 
 

@@ -170,7 +170,7 @@ class PruningSettings:
     default methods cost what was published."""
 
     def __post_init__(self) -> None:
-        convert_fields(self)
+        convert_setting_fields(self)
         check_choices(self)
         if self.equal_cost == "flops" and not self.one_training:
             raise UsageError(
@@ -390,7 +390,7 @@ def budget_of(settings: object) -> Budget | None:
 # -- values as users write them ----------------------------------------------------------------------------------------
 
 
-def convert_fields(settings: Any) -> None:
+def convert_setting_fields(settings: Any) -> None:
     """Convert the fields of a frozen dataclass to their declared types; call this in ``__post_init__``.
 
     - If a field's default is a tuple, a single value (``0.2``, ``"fc3"``) or a list is converted to a tuple.
@@ -403,7 +403,7 @@ def convert_fields(settings: Any) -> None:
             continue
         shares = name in SHARES
         if several or (shares and value is not None):
-            value = _split_values(value, apart=shares)
+            value = _split_setting_values(value, apart=shares)
         if shares and value is not None:
             value = tuple(_parse_share(name, item) for item in value)
             if not several and len(value) < 2:
@@ -411,7 +411,7 @@ def convert_fields(settings: Any) -> None:
         object.__setattr__(settings, name, value)
 
 
-def _split_values(value: Any, *, apart: bool) -> tuple[Any, ...]:
+def _split_setting_values(value: Any, *, apart: bool) -> tuple[Any, ...]:
     if isinstance(value, str) and apart:
         return tuple(value.split(","))
     return tuple(value) if isinstance(value, list | tuple) else (value,)
@@ -425,7 +425,7 @@ def _parse_share(name: str, value: Any) -> float:
 
 def requested_densities(density: Shares, sparsity: Shares) -> tuple[float, ...]:
     """Return the densities requested by `density` or `sparsity`, the densest first; empty if neither is given."""
-    retained, removed = _to_tuple(density), _to_tuple(sparsity)
+    retained, removed = _shares_to_tuple(density), _shares_to_tuple(sparsity)
     if retained and removed:
         raise UsageError("give either density (fraction kept) or sparsity (fraction removed), and only one of them")
     found = [check_density(sparsity=share) for share in removed] or [check_density(share) for share in retained]
@@ -434,7 +434,7 @@ def requested_densities(density: Shares, sparsity: Shares) -> tuple[float, ...]:
     return tuple(sorted(found, reverse=True))
 
 
-def _to_tuple(shares: Shares) -> tuple[float, ...]:
+def _shares_to_tuple(shares: Shares) -> tuple[float, ...]:
     return shares if isinstance(shares, tuple) else () if shares is None else (shares,)
 
 

@@ -102,7 +102,7 @@ class Gating(Variant):
     norms use batch statistics."""
     objective: Objective = "loss"
     """Objective: ``loss`` (the task's); with `frozen` also ``reverse_kl`` or ``forward_kl``, the divergence between the
-    outputs with and without gates, see `divergence`."""
+    outputs with and without gates, see `mean_kl_divergence`."""
     density: float | None = None
     """Expected density to which `core.gates.Balance` steers the gates; with None only the penalty affects the
     density."""
@@ -289,7 +289,7 @@ class GatesEffect(Effect):
         require_class_scores(self.around.task, outputs, targets)
         with torch.no_grad(), self.gates.lifted():
             bare, _ = session.outputs(model, batch, of="bare")
-        return divergence(outputs, bare, reverse=self._gating.objective == "reverse_kl")
+        return mean_kl_divergence(outputs, bare, reverse=self._gating.objective == "reverse_kl")
 
     def after_backward(self) -> None:
         self._training.average_gradients(self.gates.parameters())
@@ -425,7 +425,7 @@ def scope_of_names(model: nn.Module, names: Sequence[str]) -> Scope:
 # -- objectives over frozen weights: outputs like those without gates --------------------------------------------------
 
 
-def divergence(outputs: Tensor, bare: Tensor, *, reverse: bool) -> Tensor:
+def mean_kl_divergence(outputs: Tensor, bare: Tensor, *, reverse: bool) -> Tensor:
     """Return the mean Kullback-Leibler divergence, in nats, between two batches of logits [n, classes, ...].
 
     Let p be the class probabilities of `outputs` (the network with gates) and q those of `bare` (without gates). If
@@ -472,9 +472,9 @@ def mask_of_open_gates(lab: Lab, result: Result) -> str:
         try:
             return load_gates(lab, result).harden()
         except LayerCollapseError as error:
-            raise LayerCollapseError(f"{error}. {_describe_empty_since(result)}") from None
+            raise LayerCollapseError(f"{error}. {_describe_when_gates_closed(result)}") from None
 
-    return _cached_mask(lab, result, {}, compute_mask)
+    return _compute_mask_once(lab, result, {}, compute_mask)
 
 
 def mask_of_largest_gates(lab: Lab, result: Result, density: float, collapse: str = "raise") -> str:
@@ -498,7 +498,7 @@ def mask_of_largest_gates(lab: Lab, result: Result, density: float, collapse: st
                 by="collapse keep",
             ) from None
 
-    return _cached_mask(lab, result, {"density": density, "collapse": collapse}, compute_mask)
+    return _compute_mask_once(lab, result, {"density": density, "collapse": collapse}, compute_mask)
 
 
 def mask_of_largest_channel_gates(
@@ -521,10 +521,10 @@ def mask_of_largest_channel_gates(
         )
 
     described = {"density": density, "structured": True, "keep_at_least": keep_at_least, "multiple": multiple}
-    return _cached_mask(lab, result, described, compute_mask)
+    return _compute_mask_once(lab, result, described, compute_mask)
 
 
-def _cached_mask(lab: Lab, result: Result, described: Mapping[str, Any], compute: Callable[[], Mask]) -> str:
+def _compute_mask_once(lab: Lab, result: Result, described: Mapping[str, Any], compute: Callable[[], Mask]) -> str:
     return lab.load_or_compute_mask(
         {"gates": result.variants[Gating.name], "of": result.segment.key, **described}, compute
     )
@@ -549,7 +549,7 @@ def load_gates(lab: Lab, result: Result, model: nn.Module | None = None) -> Gate
     return gates
 
 
-def _describe_empty_since(result: Result) -> str:
+def _describe_when_gates_closed(result: Result) -> str:
     """Describe, for each parameter without open gates, from which recorded step on all its gates were closed."""
     segment, record = result.segment, result.record["gating"]
     parts = []
@@ -599,7 +599,7 @@ def gate_targets(replicate: Replicate, settings: PruningSettings, scope: Scope, 
     return density if settings.unweighed else left, density
 
 
-def budget_share_left(lab: Lab, result: Result, terms: str) -> float:
+def relative_cost_with_gates(lab: Lab, result: Result, terms: str) -> float:
     """Return what the network costs with gates rounded to on or off, as a share of the dense network's cost."""
     from ticketry.lab.masks import remaining_share
 
@@ -628,7 +628,9 @@ def mask_within_budget(
             where = f"{settings.describe_target(share)}, of the gates after {result.segment.steps} steps"
             raise error.with_keep_argument("collapse=keep").with_prefix(where) from None
 
-    return _cached_mask(lab, result, {"budget": {"of": terms, "share": share}, "collapse": collapse}, compute_mask)
+    return _compute_mask_once(
+        lab, result, {"budget": {"of": terms, "share": share}, "collapse": collapse}, compute_mask
+    )
 
 
 def _make_gate_charges(replicate: Replicate, settings: PruningSettings, scope: Scope) -> Charges:

@@ -213,7 +213,7 @@ def _search_one_density(replicate: Replicate, settings: GateSettings) -> Iterato
         return _train_ticket(rounds, level, chain, searched, dense)
 
     if settings.target is not None:
-        for number, (chain, searched) in enumerate(train_towards(rounds, settings.target), start=1):
+        for number, (chain, searched) in enumerate(train_rounds_towards_density(rounds, settings.target), start=1):
             yield train_ticket(number, chain, searched)
         return
 
@@ -309,9 +309,9 @@ class Rounds:
     def remaining_share(self, result: Result) -> float:
         """Return the share of weights with open gates after a round; under a budget, their share of the dense cost."""
         if self.settings.budget:
-            from ticketry.search.gating.gating import budget_share_left
+            from ticketry.search.gating.gating import relative_cost_with_gates
 
-            return budget_share_left(self.lab, result, self.settings.budget.terms)
+            return relative_cost_with_gates(self.lab, result, self.settings.budget.terms)
         return float(result.record["gating"]["density"])
 
     def rewound_state(self, chain: Sequence[Result]) -> Result:
@@ -331,7 +331,7 @@ def is_near_density(rounds: Rounds, result: Result, density: float) -> bool:
     return abs(rounds.remaining_share(result) / density - 1) <= TOLERANCE
 
 
-def train_towards(rounds: Rounds, density: float) -> Iterator[tuple[list[Result], list[Result]]]:
+def train_rounds_towards_density(rounds: Rounds, density: float) -> Iterator[tuple[list[Result], list[Result]]]:
     """Train rounds with initial gate logits s0 by which the last round should reach `density`; yield after each round.
 
     Each item is (trainings of the rounds so far, the same with all tries that were not used). If no try of a round is
@@ -346,13 +346,15 @@ def train_towards(rounds: Rounds, density: float) -> Iterator[tuple[list[Result]
         aim = had * (density / had) ** (1 / (count - number + 1))
         if before is not None:
             init = _GateMovement(rounds.lab, before, chain[-2] if len(chain) > 1 else None).init_for_share(aim / had)
-        *others, used = _try_until_near(rounds, chain, init, aim, density)
+        *others, used = _try_inits_until_near_density(rounds, chain, init, aim, density)
         searched += [*others, used]
         chain = [*chain, used]
         yield chain, list(searched)
 
 
-def _try_until_near(rounds: Rounds, chain: list[Result], init: float, aim: float, density: float) -> list[Result]:
+def _try_inits_until_near_density(
+    rounds: Rounds, chain: list[Result], init: float, aim: float, density: float
+) -> list[Result]:
     """Train the round after `chain` with several initial gate logits, first `init`, until its density is near enough.
 
     The wanted densities are `aim` after this round and `density` after the last round. Return all tries in the order of
