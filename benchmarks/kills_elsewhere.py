@@ -308,7 +308,9 @@ def run_trials(
     draw, began, path = random.Random(arguments.seed), time.monotonic(), arguments.counts.resolve()
     known: dict[str, dict[str, float]] = json.loads(path.read_text()) if path.exists() else {}
     names = {on: settings.name(on) for on in arguments.on}
-    begin = preload_workers() if any(on.startswith("processes") for on in arguments.on) else lambda: None
+    # Forks of a server start faster, but do not end once they have used the thread that reports to a shared store.
+    preload = settings.store == "folder" and any(on.startswith("processes") for on in arguments.on)
+    begin = preload_workers() if preload else lambda: None
     wrong = False
     with contextlib.ExitStack() as stack:
         places = {on: stack.enter_context(place(on, arguments.folder / f"place-{at}")) for at, on in enumerate(names)}
