@@ -10,7 +10,7 @@ import threading
 import pytest
 
 from ticketry.lab import process
-from ticketry.lab.process import SIGNALS, Stopped, defer_signals, handle_signals, raise_if_stopped, stop_signal
+from ticketry.lab.process import SIGNALS, Stopped, defer_signals, handle_signals, raise_if_stopped, received_stop_signal
 
 pytestmark = [
     pytest.mark.skipif(sys.platform == "win32", reason="Windows has other signals"),
@@ -29,8 +29,8 @@ def test_the_first_interrupts_and_the_handlers_of_before_are_back(number: signal
         assert signal.getsignal(number) not in before
         with pytest.raises(Stopped) as caught, handle_signals():  # within, nothing more
             signal.raise_signal(number)
-        assert caught.value.number == request.number == stop_signal() == number
-    assert stop_signal() == 0
+        assert caught.value.number == request.number == received_stop_signal() == number
+    assert received_stop_signal() == 0
     assert handlers() == before
 
 
@@ -39,7 +39,7 @@ def test_deferred_until_there_is_time() -> None:
         with defer_signals():
             signal.raise_signal(signal.SIGTERM)
             signal.raise_signal(signal.SIGHUP)  # of the same request
-            assert stop_signal() == signal.SIGTERM
+            assert received_stop_signal() == signal.SIGTERM
         with pytest.raises(Stopped):
             raise_if_stopped()
 

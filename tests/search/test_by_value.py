@@ -59,7 +59,7 @@ def test_of_a_time_the_mask_is_that_of_prune(tmp_path: Path) -> None:
                 cost=costs(),
                 within=within,
                 keep_at_least=2,
-                batches=Sample(seed=0).limit_to(task()).draw(course, model),
+                batches=Sample(seed=0).limit_batch_size_to_task(task()).draw(course, model),
                 loss=course.loss,
             )
             assert mask == found

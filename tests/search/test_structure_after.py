@@ -12,7 +12,7 @@ import torch
 import ticketry as tk
 from ticketry.core.structure import groups, shrink_plan
 from ticketry.errors import UsageError
-from ticketry.lab.costs.ledger import phases_of
+from ticketry.lab.costs.ledger import training_phases_of
 from ticketry.lab.search_result import Found, Seeds, search_cost, trained_steps
 from ticketry.search import method as method_called
 
@@ -129,7 +129,7 @@ def test_the_whole_search_is_counted(shared_store: Path, settings: dict[str, Any
     assert [each.segment.steps for each in last.searched] == [10, own, own]
     assert last.behind == behind
     assert (search_cost(last), trained_steps(last)) == (chain + own, weights + own)
-    phases = phases_of(last, found[:-1])
+    phases = training_phases_of(last, found[:-1])
     assert phases.steps == chain + own
     assert [len(part) for part in (phases.dense, phases.search, phases.sparse)] == [1, 2, 1]
     structured = [item.structured for item in found[1:]]

@@ -11,7 +11,7 @@ import pytest
 
 import ticketry as tk
 from lab_fixtures import PointsTask
-from ticketry.lab.costs.ledger import phases_of
+from ticketry.lab.costs.ledger import training_phases_of
 from ticketry.lab.lab import Lab
 from ticketry.lab.retrain import retraining
 from ticketry.lab.search_result import Found, search_cost
@@ -73,8 +73,8 @@ def test_what_is_asked_for_is_what_one_shot_pruning_of_the_same_trainings_tells(
         oneshot = tk.search.oneshot.Settings(density=(0.6, 0.3), rewind="0", retrain="continue")
         known = tk.search.oneshot(lab, task, oneshot, recipe=SHORT)[0]
     assert [search_cost(one) for one in mine] == [search_cost(one) for one in known] == [12, 24, 24]
-    assert phases_of(mine[2], mine[:2]).steps == phases_of(known[2], known[:2]).steps == 24
-    assert phases_of(wrong[2], wrong[:2]).steps == search_cost(wrong[2]) == 36  # as of iterative pruning
+    assert training_phases_of(mine[2], mine[:2]).steps == training_phases_of(known[2], known[:2]).steps == 24
+    assert training_phases_of(wrong[2], wrong[:2]).steps == search_cost(wrong[2]) == 36  # as of iterative pruning
 
 
 def test_a_task_by_its_name(tmp_path: Path) -> None:

@@ -164,7 +164,7 @@ def _installed_version(package: str) -> str:
 def _check_caches() -> Iterator[Finding]:
     from ticketry.files import cache_folder as data
     from ticketry.files import is_folder, iterate_files, reason_of, why_not_private
-    from ticketry.lab.store.maintenance import size_of
+    from ticketry.lab.store.maintenance import count_file_bytes
     from ticketry_engine.support import files
 
     folders: dict[str, tuple[Callable[[], Path], str]] = {
@@ -177,7 +177,7 @@ def _check_caches() -> Iterator[Finding]:
     for name, (folder, means) in folders.items():
         place = folder()
         try:
-            size = format_megabytes(size_of(iterate_files(place))) if is_folder(place) else "not there yet"
+            size = format_megabytes(count_file_bytes(iterate_files(place))) if is_folder(place) else "not there yet"
         except OSError as error:
             size = f"not readable ({reason_of(error)})"
         why = why_not_private(place) if name == "kernels" else ""

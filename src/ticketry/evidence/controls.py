@@ -25,7 +25,13 @@ from ticketry.evidence.control import (
     steps_before_control,
 )
 from ticketry.lab.lab import Lab
-from ticketry.lab.masks import dense_macs, load_prices, measure_dense_latency, measure_masked_latency, remaining_macs
+from ticketry.lab.masks import (
+    dense_macs,
+    load_weight_prices,
+    measure_dense_latency,
+    measure_masked_latency,
+    remaining_macs,
+)
 from ticketry.lab.retrain import retraining
 from ticketry.lab.search_result import FROM_REWOUND, GRADUAL, REWINDING, Found, Seeds, search_cost, trained_steps
 from ticketry.lab.training.segment import Result, Segment, Start
@@ -115,7 +121,7 @@ def _narrowest_of_latency(
     lab: Lab, task: Task, role: str, mask: Mask, terms: str, task_with_width: Callable[[int], Task]
 ) -> Task:
     """Return the task with the narrowest network (in steps of 1 %) that is no faster than the masked network."""
-    costs = load_prices(lab, task, mask, terms) if terms.startswith("time") else None
+    costs = load_weight_prices(lab, task, mask, terms) if terms.startswith("time") else None
     if not isinstance(costs, CostModel):
         raise UsageError(f"{role} needs tickets with a latency budget: search with --time, or use dense_of_flops")
     wanted = measure_masked_latency(lab, task, mask, costs)
@@ -195,7 +201,7 @@ def store_control_mask(lab: Lab, task: Task, control: str, ticket: str, seeds: S
         )
     drawing = Drawing(0, form, lambda: lab.model(task), lambda: lab.structure(task))
     if form.aim:
-        drawing = replace(drawing, prices=load_prices(lab, task, lab.store.get_mask(ticket), form.aim))
+        drawing = replace(drawing, prices=load_weight_prices(lab, task, lab.store.get_mask(ticket), form.aim))
     return lab.load_or_compute_mask(
         {**described, **form.key(), "task": dict(task.key())},
         lambda: _draw_mask(control, lab.store.get_mask(ticket), seeds, drawing),

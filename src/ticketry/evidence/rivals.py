@@ -43,10 +43,10 @@ from ticketry.evidence.controls import (
     train_with_scaled_recipe,
 )
 from ticketry.evidence.settings import VerifySettings
-from ticketry.lab.costs.ledger import phases_of
+from ticketry.lab.costs.ledger import training_phases_of
 from ticketry.lab.costs.meters.flops import FlopsByWeight, forward_flops, removed_shares
 from ticketry.lab.lab import Lab
-from ticketry.lab.masks import load_prices
+from ticketry.lab.masks import load_weight_prices
 from ticketry.lab.search_result import GRADUAL, REWINDING, Found, Seeds, trained_steps
 from ticketry.lab.store.store import digest_of
 from ticketry.lab.training.segment import Result, Start
@@ -207,7 +207,7 @@ class Procedure:
                 " its procedure cannot be judged at that level"
             )
         mask = self.lab.store.get_mask(ticket.mask)
-        return RepeatedSearch(task, seeds, found[0], ticket, mask, phases_of(ticket, before).steps)
+        return RepeatedSearch(task, seeds, found[0], ticket, mask, training_phases_of(ticket, before).steps)
 
 
 @dataclass(frozen=True)
@@ -448,7 +448,7 @@ class ProcedureRivals:
         if role in STATIC_MASKS:
             seed = mix(one.seeds.mask, role)
             if one.form.aim:
-                prices = load_prices(self.lab, one.task, one.mask, one.form.aim)
+                prices = load_weight_prices(self.lab, one.task, one.mask, one.form.aim)
                 mask = random_mask_of_equal_cost(one.mask, prices, seed, role)
             else:
                 mask = random_mask(one.mask, seed, role)

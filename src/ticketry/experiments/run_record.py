@@ -25,15 +25,15 @@ from ticketry.core.structure.pattern import Structuring
 from ticketry.core.ticket.ticket import Ticket
 from ticketry.experiments.request import SearchRequest
 from ticketry.files import delete_tree_if_possible, write_atomically
-from ticketry.lab.costs.ledger import Ledger, Phases, phases_of
+from ticketry.lab.costs.ledger import Ledger, Phases, training_phases_of
 from ticketry.lab.costs.step_cost import Costs
 from ticketry.lab.lab import Lab
 from ticketry.lab.loggers.dashboards import Logged
 from ticketry.lab.masks import (
     check_new_costs,
     compute_layer_fits,
-    is_met_by_timing,
-    load_prices,
+    is_budget_timed,
+    load_weight_prices,
     measure_dense_latency,
     measure_masked_latency,
     segment_macs,
@@ -97,7 +97,7 @@ class PointCollector:
         budget = budget_of(run.settings)
         terms = budget.terms if budget else ""
         beside = any(one.startswith(LATENCY_MATCHED) for one in run.controls)
-        self._timed = terms if is_met_by_timing(terms) or (terms and beside) else ""
+        self._timed = terms if is_budget_timed(terms) or (terms and beside) else ""
         """Cost terms for the latencies to record; empty if no latencies are recorded."""
         if self._timed:
             assert budget is not None
@@ -114,7 +114,7 @@ class PointCollector:
         """
         self.rewind_step = found.rewound.segment.last
         self.retrain = found.retrain
-        phases = self.phases_of(replicate, found)
+        phases = self.training_phases_of(replicate, found)
         self._found.setdefault(replicate, []).append(found)
         if found.mask is None:
             self._dense[replicate] = found.result
@@ -154,10 +154,10 @@ class PointCollector:
         self.add_row(replicate, found.level, "ticket", found.result, phases, **more, **counts)
         return counts
 
-    def phases_of(self, replicate: int, found: Found) -> Phases:
+    def training_phases_of(self, replicate: int, found: Found) -> Phases:
         """Return all training phases that a found network needed, including its search."""
         before = [each for each in self._found.get(replicate, []) if each.level < found.level]
-        return phases_of(found, before)
+        return training_phases_of(found, before)
 
     def add_row(self, replicate: int, level: int, role: str, result: Result, phases: Phases, **more: Any) -> None:
         """Add the row of a trained network.
@@ -192,7 +192,7 @@ class PointCollector:
     def _relative_latency(self, result: Result) -> RelativeLatency:
         """Return a network's latency relative to the dense network; measure it if the store lacks it."""
         lab, task, segment = self._lab, self._run.task, result.segment
-        costs = load_prices(lab, task, (), self._timed)
+        costs = load_weight_prices(lab, task, (), self._timed)
         assert isinstance(costs, CostModel)
         if segment.mask is not None:
             return measure_masked_latency(lab, segment.task, lab.store.get_mask(segment.mask), costs)
@@ -218,9 +218,9 @@ class PointCollector:
                 self.rounds[key] = replace(self.rounds[key], used=True, cut_to=found.cut_to)
 
     def rows_with_costs(self) -> list[Point]:
-        """Return the rows, each with its costs by training phase, see `Costs.cost_entry`."""
+        """Return the rows, each with its costs by training phase, see `Costs.build_cost_entry`."""
         costs = Costs(self._lab)
-        by_phase = [convert(costs.cost_entry(own), PhaseCosts) for own in self.phases]
+        by_phase = [convert(costs.build_cost_entry(own), PhaseCosts) for own in self.phases]
         return [replace(row, phases=one) for row, one in zip(self.rows, by_phase, strict=True)]
 
     def cost(self, ledger: Ledger, seconds: float) -> Cost:

@@ -158,7 +158,7 @@ class _ControlTrainer:
             assert last.mask is not None
             mask = self._lab.store.get_mask(last.mask)
             more.update(density=mask.density, kept=mask.kept)
-        ticket = self._points.phases_of(replicate, found)
+        ticket = self._points.training_phases_of(replicate, found)
         phases = control_phases(control_of.searched, found, ticket, trained, control_of.fresh)
         if len(trained) > 1:
             steps = sum(each.segment.steps for each in trained)

@@ -41,7 +41,7 @@ from ticketry.lab.store.files import (
     write_json,
     write_sealed,
 )
-from ticketry.lab.store.locks import is_mark, is_running, mark_in_use
+from ticketry.lab.store.locks import is_running, is_running_mark, mark_in_use
 from ticketry.lab.store.maintenance import Usage, collect_garbage, describe_activity
 from ticketry.lab.store.mirror import replace_folder_in_paths
 from ticketry.lab.store.objects import Listed, Objects, SharedFolder
@@ -81,7 +81,7 @@ def stored_runs(root: Path) -> list[StoredRun]:
     store = open_store(root)
     store.fetch(results=True)
     usage, named = Usage(store, damaged=True), _records_by_run(store)
-    reached = {name: usage.files_of(records) for name, records in named.items()}
+    reached = {name: usage.find_referenced_files(records) for name, records in named.items()}
     times = Counter(path for files in reached.values() for path in files)
     found = []
     for name in (name for name in named if name):
@@ -152,12 +152,14 @@ def remove_run(root: Path, name: str, *, dry_run: bool = False) -> Removed:
     if what := describe_activity(store):
         raise StoreError(f"{what}: remove runs when it has ended")
     usage = Usage(store)
-    others = set[Path]().union(*(usage.files_of(records) for other, records in named.items() if other != name))
+    others = set[Path]().union(
+        *(usage.find_referenced_files(records) for other, records in named.items() if other != name)
+    )
     folder = store.paths.run(name)
     evidence = [path for path in store.paths.evidence_records() if (read_sealed(path) or {}).get("run") == name]
     pages = [page for path in evidence if path_exists(page := path.with_suffix(".html"))]
     inside = set(usage.files_below(folder))
-    doomed = {*inside, *evidence, *pages, *(usage.files_of(named[name]) - others)}
+    doomed = {*inside, *evidence, *pages, *(usage.find_referenced_files(named[name]) - others)}
     size = usage.bytes_of(doomed)
     if dry_run:
         return Removed(name, len(doomed), size)
@@ -341,7 +343,7 @@ def _files_to_copy(here: Objects) -> Iterator[Listed]:
 
 def _is_copied(one: Listed) -> bool:
     parts = one.name.split("/")
-    plain = not is_mark(parts[-1]) and not any(part.startswith(".") for part in parts)
+    plain = not is_running_mark(parts[-1]) and not any(part.startswith(".") for part in parts)
     return plain and not one.name.endswith(".html")  # pages can be written again from the records
 
 

@@ -25,7 +25,7 @@ from ticketry.core.structure.coupling import Structure
 from ticketry.errors import InterruptedTrainingError, TaskError, UsageError
 from ticketry.lab.costs.ledger import Ledger, MaskCost, MaskCosts, Sample, SeenExamples
 from ticketry.lab.loggers.dashboards import Dashboards, Logger
-from ticketry.lab.process import handle_signals, stop_signal
+from ticketry.lab.process import handle_signals, received_stop_signal
 from ticketry.lab.runners.choice import choose_runner
 from ticketry.lab.runners.runner import Event, NoTraining, OnEvent, Order, Runner, raise_first_error
 from ticketry.lab.store.store import NUMERICS, digest_of, open_store
@@ -299,12 +299,12 @@ class Lab:
         if self.workers == 0 or len(pieces) < 2:
             return [piece() for piece in pieces]
 
-        def labelled(piece: Callable[[], T]) -> T:
+        def run_labelled(piece: Callable[[], T]) -> T:
             with self.telling(prefix):
                 return piece()
 
         with handle_signals():
-            futures = self._run_in_threads([functools.partial(labelled, piece) for piece in pieces])
+            futures = self._run_in_threads([functools.partial(run_labelled, piece) for piece in pieces])
         raise_first_error(futures)
         return [future.result() for future in futures]
 
@@ -419,7 +419,7 @@ class Lab:
         """Raise `TaskError` if the batches cannot be divided among `ranks` processes; the store keeps the answer."""
         check_task(task.name, task.spec)
 
-        def check() -> dict[str, str]:
+        def explain_failure() -> dict[str, str]:
             course, model, last = (
                 self.course(task),
                 add_noise_to_constants(self.model(task)),
@@ -434,7 +434,7 @@ class Lab:
 
         deciding = {"task": dict(task.key()), "batch": recipe.batch, "smoothing": recipe.label_smoothing}
         deciding |= {"augment": list(recipe.augment), "ranks": ranks, "rules": 3}
-        if why := self.store.load_or_compute("cut", digest_of(deciding), check)["why"]:
+        if why := self.store.load_or_compute("cut", digest_of(deciding), explain_failure)["why"]:
             raise TaskError(why)
 
     def structure(self, task: Task) -> Structure:
@@ -504,7 +504,7 @@ class Lab:
             model, seen = self.model(task, result), dict[str, Any]()
             if sample is not None:
                 course, model = self.course(task), model.to(self.arithmetic(task).device)
-                seen = {"batches": sample.limit_to(task).draw(course, model), "loss": course.loss}
+                seen = {"batches": sample.limit_batch_size_to_task(task).draw(course, model), "loss": course.loss}
             arguments = {"scope": scope, "within": base, **seen, **settings}
             if structured:
                 return channels(model, lambda: self.structure(task), **arguments)
@@ -523,7 +523,7 @@ class Lab:
         if sample is None:
             return self.load_or_compute_mask(described, compute_mask)
         described |= {"sample": asdict(sample), "task": dict(task.key())}
-        seen = SeenExamples.from_settings(sample.limit_to(task), self.sizes(task)["train"], settings)
+        seen = SeenExamples.from_settings(sample.limit_batch_size_to_task(task), self.sizes(task)["train"], settings)
         return self.load_or_compute_mask(described, compute_mask, seen=seen, ready=prepare)
 
     def load_or_compute_mask(
@@ -566,7 +566,7 @@ class Lab:
         self, segment: Segment, keep: tuple[int, ...], label: str, measure: bool
     ) -> concurrent.futures.Future[Work] | None:
         """Submit a segment to the runner; return the future, or None if its results are stored already."""
-        if number := stop_signal():
+        if number := received_stop_signal():
             raise InterruptedTrainingError("stopped before it began", number)
         key = segment.key
         for step in keep:

@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 def macs_by_layer(lab: Lab, task: Task) -> dict[str, tuple[int, int]]:
     """Return, for each linear and convolution layer, the MACs per weight and example, and the number of weights."""
 
-    def count() -> dict[str, Any]:
+    def count_macs() -> dict[str, Any]:
         model = lab.model(task)
         found = scope_of(model)
         shapes = {name: tuple(value.shape) for name, value in found.parameters(model).items()}
@@ -60,7 +60,7 @@ def macs_by_layer(lab: Lab, task: Task) -> dict[str, tuple[int, int]]:
         prices = count_multiplications(model, layers, lab.course(task).inputs(1)) if known else {}
         return {"layers": {name: [price, prod(shapes[name])] for name, price in prices.items()}}
 
-    layers = lab.store.load_or_compute("prices", digest_of(task.key()), count)["layers"]
+    layers = lab.store.load_or_compute("prices", digest_of(task.key()), count_macs)["layers"]
     return {name: (int(price), int(size)) for name, (price, size) in layers.items()}
 
 
@@ -74,7 +74,7 @@ def store_costs(lab: Lab, task: Task, costs: CostModel, names: Iterable[str]) ->
     lab.store.load_or_compute("costs", costs.digest, lambda: {"model": msgspec.to_builtins(costs)})
 
 
-def load_prices(lab: Lab, task: Task, names: Iterable[str], terms: str) -> Prices:
+def load_weight_prices(lab: Lab, task: Task, names: Iterable[str], terms: str) -> Prices:
     """Return the stored cost model that `terms` (see `Budget.terms`) names; if none is named, the MACs per weight."""
     _, by_costs, digest = terms.partition(":")
     if not by_costs:
@@ -87,12 +87,12 @@ def load_prices(lab: Lab, task: Task, names: Iterable[str], terms: str) -> Price
     return msgspec.convert(known["model"], CostModel)
 
 
-def is_met_by_timing(terms: str) -> bool:
+def is_budget_timed(terms: str) -> bool:
     """Return whether the `terms` of a budget ask that masks be timed on this machine, see `Budget.measured`."""
     return terms.partition(":")[0].endswith("+measured")
 
 
-def prune_to_share(
+def prune_to_cost_share(
     lab: Lab, task: Task, prices: Prices, terms: str, share: float, prune: Callable[[float], Mask]
 ) -> Mask:
     """Return the mask that meets the budget `share`, a share of the dense costs, by estimated costs or by timing.
@@ -102,15 +102,15 @@ def prune_to_share(
         prune: returns the mask for a share of the estimated costs. Without timing it is called once, with `share`.
             With timing it is called with several shares, until the measured latency is near `share`.
     """
-    if not is_met_by_timing(terms):
+    if not is_budget_timed(terms):
         return prune(share)
     assert isinstance(prices, CostModel)
     return prune_to_latency(lab, task, prices, share, prune)
 
 
-def remaining_share(lab: Lab, task: Task, kept: Mapping[str, int], terms: str) -> float:
+def remaining_cost_share(lab: Lab, task: Task, kept: Mapping[str, int], terms: str) -> float:
     """Return the cost that `terms` names, as a share of the dense cost, if each parameter retains `kept` weights."""
-    prices = load_prices(lab, task, kept, terms)
+    prices = load_weight_prices(lab, task, kept, terms)
     if isinstance(prices, CostModel):
         layers = ((layer, kept.get(name, layer.weights)) for name, layer in prices.layers.items())
         return (prices.fixed + sum(layer.at(count / layer.weights) for layer, count in layers)) / prices.dense
@@ -172,16 +172,16 @@ def budget_mask(
         settings: further arguments of `budgets.pruner.budget_pruner`.
     """
 
-    prices = load_prices(lab, task, scope, terms)
+    prices = load_weight_prices(lab, task, scope, terms)
 
     def compute_mask() -> Mask:
         base = lab.store.get_mask(within) if within else None
         model, inputs = lab.model(task, result), ScoreInputs(None, None, seed)
         if sample is not None:
             course, model = lab.course(task), model.to(lab.arithmetic(task).device)
-            inputs = ScoreInputs(sample.limit_to(task).draw(course, model), course.loss, seed)
+            inputs = ScoreInputs(sample.limit_batch_size_to_task(task).draw(course, model), course.loss, seed)
         prune = budget_pruner(model, scope, prices, within=base, inputs=inputs, **settings)
-        return prune_to_share(lab, task, prices, terms, share, prune)
+        return prune_to_cost_share(lab, task, prices, terms, share, prune)
 
     described = {
         "state": result.model,
@@ -198,7 +198,7 @@ def budget_mask(
     if sample is None:
         return lab.load_or_compute_mask(described, compute_mask)
     described |= {"sample": asdict(sample), "task": dict(task.key())}
-    seen = SeenExamples.from_settings(sample.limit_to(task), lab.sizes(task)["train"], settings)
+    seen = SeenExamples.from_settings(sample.limit_batch_size_to_task(task), lab.sizes(task)["train"], settings)
     return lab.load_or_compute_mask(described, compute_mask, seen=seen, ready=lambda: lab.course(task))
 
 
@@ -333,13 +333,15 @@ def structured_mask(lab: Lab, task: Task, found: Result, mask: str, by: Structur
     return lab.load_or_compute_mask(described, compute_mask, seen=seen, ready=lambda: lab.course(task))
 
 
-def compute_layer_fits(lab: Lab, task: Task, how: Structured, mask: str) -> list[dict[str, Any]]:
+def compute_layer_fits(lab: Lab, task: Task, structured: Structured, mask: str) -> list[dict[str, Any]]:
     """Return, per layer and in total, how much of the unstructured mask a structured mask retains (`LayerFit`)."""
-    key = digest_of({"numerics": NUMERICS, "coverage": mask, "of": how.of, "state": how.weights})
+    key = digest_of({"numerics": NUMERICS, "coverage": mask, "of": structured.of, "state": structured.weights})
 
     def measure() -> dict[str, Any]:
-        model = rebuild_model(task, lab.store.get_tensors(how.weights))
-        found = coverage(model, lab.store.get_mask(how.of), lab.store.get_mask(mask), null=how.by.has_null)
+        model = rebuild_model(task, lab.store.get_tensors(structured.weights))
+        found = coverage(
+            model, lab.store.get_mask(structured.of), lab.store.get_mask(mask), null=structured.by.has_null
+        )
         return {"layers": [one.as_json() for one in (*found.values(), together(found))]}
 
     return list(lab.store.load_or_compute("coverage", key, measure)["layers"])

@@ -63,14 +63,14 @@ class StopRequest:
 _current: StopRequest | None = None
 
 
-def stop_signal() -> int:
+def received_stop_signal() -> int:
     """Return the number of the signal that asked this process to end; 0 if there was none."""
     return _current.number if _current else 0
 
 
 def raise_if_stopped() -> None:
     """Raise `Stopped` if a signal asked this process to end."""
-    if number := stop_signal():
+    if number := received_stop_signal():
         raise Stopped(number)
 
 
@@ -129,7 +129,7 @@ def handle_signals(*, command: bool = False) -> Iterator[StopRequest]:
 
 @contextlib.contextmanager
 def defer_signals() -> Iterator[None]:
-    """Within a ``with`` block of the main thread, only record signals; the block must check `stop_signal` itself."""
+    """Within a ``with`` block of the main thread, only record signals; the block must call `received_stop_signal`."""
     request = _current
     if request is None or threading.current_thread() is not threading.main_thread():
         yield
@@ -205,7 +205,7 @@ def unblock_signals(*numbers: int) -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers or (*SIGNALS, *_SCHEDULERS))
 
 
-def ignore_signals_as_reader() -> None:
+def ignore_signals_in_data_loader() -> None:
     """Ignore signals in a data-loading process, as the training process handles them; end 10 seconds after SIGTERM."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
@@ -216,7 +216,7 @@ def ignore_signals_as_reader() -> None:
     unblock_signals(signal.SIGTERM)
 
 
-def ignore_signals_as_rank() -> None:
+def ignore_signals_in_rank_process() -> None:
     """Ignore signals in one of several processes that train a network together; the parent process handles them."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
@@ -232,12 +232,12 @@ def print_error_line(text: str) -> None:
 # -- parent and memory -------------------------------------------------------------------------------------------------
 
 
-def end_with_parent() -> None:
+def exit_when_parent_exits() -> None:
     """End this process as soon as its parent is gone."""
-    threading.Thread(target=_wait_for_parent, daemon=True).start()
+    threading.Thread(target=_exit_after_parent, daemon=True).start()
 
 
-def _wait_for_parent() -> None:
+def _exit_after_parent() -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
         wait([parent.sentinel])
@@ -268,7 +268,7 @@ def keep_freed_memory() -> bool:
     Otherwise the system fills every page of a returned block with zeros, which took a third of a step of a language
     model. Call this only in a process that trains, because the process afterwards never returns memory.
     """
-    return _set_malloc({_MMAP_MAX: 0, _TRIM_THRESHOLD: _MOST})
+    return _set_malloc_options({_MMAP_MAX: 0, _TRIM_THRESHOLD: _MOST})
 
 
 def give_back_freed_memory() -> bool:
@@ -277,10 +277,10 @@ def give_back_freed_memory() -> bool:
     By default glibc places ever larger blocks in its heap, where long-lived tensors fragment the free space. For
     example, a process with half of a sharded network held 2.3 GB instead of 1 GB.
     """
-    return _set_malloc({_MMAP_THRESHOLD: _LARGE, _TRIM_THRESHOLD: _LEFT})
+    return _set_malloc_options({_MMAP_THRESHOLD: _LARGE, _TRIM_THRESHOLD: _LEFT})
 
 
-def _set_malloc(options: Mapping[int, int]) -> bool:
+def _set_malloc_options(options: Mapping[int, int]) -> bool:
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):  # another C library, another system

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from ticketry.core.mask import Mask
 from ticketry.lab.lab import Lab
-from ticketry.lab.search_result import DYNAMIC, FROM_REWOUND, GRADUAL, check_retrain
+from ticketry.lab.search_result import DYNAMIC, FROM_REWOUND, GRADUAL, check_retrain_choice
 from ticketry.lab.training.segment import Result, Segment, Start
 from ticketry.lab.training.variant import Variant
 from ticketry.tasks.recipe import Recipe
@@ -57,7 +57,7 @@ def retraining(
         "none": (end, end),
         GRADUAL: (step, end),
         DYNAMIC: (step, end),
-    }[retrain if retrain in (GRADUAL, DYNAMIC) else check_retrain(retrain)]
+    }[retrain if retrain in (GRADUAL, DYNAMIC) else check_retrain_choice(retrain)]
     weights = rewound if retrain in FROM_REWOUND else trained
     start = Start(state=weights.model, optimizer=weights.training if retrain == GRADUAL else None)
     return lab.segment(

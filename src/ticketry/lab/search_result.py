@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 REWINDING = ("continue", "restart")
 """Ways of retraining that start from the weights of the rewind step."""
 Retrain = Literal["", "continue", "restart", "rewind_lr", "finetune", "none"]
-"""Ways of retraining a ticket; with an empty text, the rewind step decides, see `retrain_after`."""
+"""Ways of retraining a ticket; with an empty text, the rewind step decides, see `choose_retrain`."""
 RETRAINS = tuple(word for word in get_args(Retrain) if word)
 GRADUAL = "gradual"
 """How networks of gradual pruning are trained: their training continues, see `lab.retrain`."""
@@ -33,21 +33,21 @@ Growth = Literal["gradient", "random"]
 """Criterion by which a changing mask chooses the weights that become active again, see `search.dynamic`."""
 
 
-def check_retrain(retrain: str) -> str:
+def check_retrain_choice(retrain: str) -> str:
     """Return `retrain`; `UsageError` if it is unknown."""
     check_choice("retrain", retrain, RETRAINS)
     return retrain
 
 
-def retrain_after(rewind: str, retrain: str) -> str:
+def choose_retrain(rewind: str, retrain: str) -> str:
     """Return `retrain`; if it is empty, return the default: finetune for ``rewind="end"``, otherwise continue."""
     at_end = Step.parse(rewind) == Step.parse("end")
     if at_end and retrain in ("continue", "rewind_lr"):
         raise UsageError(f"with rewind end nothing is left to {retrain}: use finetune, restart or none")
-    return check_retrain(retrain or ("finetune" if at_end else "continue"))
+    return check_retrain_choice(retrain or ("finetune" if at_end else "continue"))
 
 
-def check_rates(retrain: str, schedule: str) -> None:
+def check_schedule_suits_retrain(retrain: str, schedule: str) -> None:
     """Raise `UsageError` if `retrain` is finetune and `schedule` ends with a learning rate of 0."""
     if retrain == "finetune" and schedule in TO_ZERO:
         raise UsageError(

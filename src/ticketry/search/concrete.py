@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Literal
 
 from ticketry.core.structure.pattern import count_retained
 from ticketry.errors import LayerCollapseError, UsageError
-from ticketry.lab.search_result import REWINDING, Found, Retrain, retrain_after
+from ticketry.lab.search_result import REWINDING, Found, Retrain, choose_retrain
 from ticketry.search.common.method import About, Replicate, as_search
 from ticketry.search.common.plan import Schedule, Training, ticket_training_span
 from ticketry.search.common.pruning import compress_to_steps, prunable_scope, ticket_training_steps
@@ -97,7 +97,7 @@ class Settings(PruningSettings):
     @property
     def effective_retrain(self) -> str:
         """How tickets are trained: the setting `retrain`, or its default if it is empty; see `lab.retrain`."""
-        return retrain_after(self.rewind, self.retrain)
+        return choose_retrain(self.rewind, self.retrain)
 
 
 def plan(settings: Settings) -> list[Training]:

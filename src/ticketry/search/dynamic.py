@@ -242,10 +242,10 @@ def first_batch_gradient(lab: Lab, segment: Segment) -> dict[str, Tensor]:
     the segment, so masks derived from it can be cached by the segment's key. It is always computed in this process,
     and not stored.
     """
-    from ticketry.lab.training.job import start_state
+    from ticketry.lab.training.job import load_start_state
     from ticketry.lab.training.loop import Loop
 
     assert all(one.masked_by() for one in segment.variants), "gradients are taken of plain networks, masked or not"
-    course, state = segment.course(lab.data), start_state(lab.store, segment)
+    course, state = segment.course(lab.data), load_start_state(lab.store, segment)
     with segment.arithmetic.active():
         return Loop(lab.store, course, segment.until(segment.first + 1), state).compute_next_gradient()

@@ -24,7 +24,7 @@ from typing_extensions import Self
 from ticketry.choices import format_value
 from ticketry.core.structure.pattern import check_density
 from ticketry.errors import UsageError
-from ticketry.lab.search_result import REWINDING, Found, Retrain, check_rates, retrain_after
+from ticketry.lab.search_result import REWINDING, Found, Retrain, check_schedule_suits_retrain, choose_retrain
 from ticketry.search.common.method import About, Replicate, as_search
 from ticketry.search.common.plan import Training, ticket_training_span
 from ticketry.search.common.pruning import (
@@ -120,7 +120,7 @@ class Settings(AnyStructureSettings):
     @property
     def effective_retrain(self) -> str:
         """How tickets are trained: the setting `retrain`, or its default if it is empty; see `lab.retrain`."""
-        return retrain_after(self.rewind, self.retrain)
+        return choose_retrain(self.rewind, self.retrain)
 
     @property
     def ticket_levels(self) -> range:
@@ -183,7 +183,7 @@ def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
     """Search one replicate: yield the dense network, then the ticket of each level."""
     check_score_setting(settings)
     retrain = settings.effective_retrain
-    check_rates(retrain, replicate.recipe.schedule)
+    check_schedule_suits_retrain(retrain, replicate.recipe.schedule)
     prunable_scope(replicate, settings)  # an error for a budget that cannot be met
 
     def steps_needed(whole: Segment, settings: Settings) -> int:

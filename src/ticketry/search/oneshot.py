@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ticketry.errors import UsageError
-from ticketry.lab.search_result import REWINDING, Found, Retrain, check_rates, retrain_after
+from ticketry.lab.search_result import REWINDING, Found, Retrain, check_schedule_suits_retrain, choose_retrain
 from ticketry.search.common.method import About, Replicate, as_search
 from ticketry.search.common.plan import Training, ticket_training_span
 from ticketry.search.common.pruning import (
@@ -69,7 +69,7 @@ class Settings(AnyStructureSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        retrain_after(self.rewind, self.retrain)
+        choose_retrain(self.rewind, self.retrain)
         if not self.prunes_at_end and (self.rewind != "0" or self.retrain not in ("", "finetune")):
             raise UsageError(
                 f"cut at step {self.when}, training continues unchanged: leave rewind and retrain out, or cut at end"
@@ -87,7 +87,7 @@ class Settings(AnyStructureSettings):
     def effective_retrain(self, recipe: Recipe) -> str:
         """Return how tickets are trained: the setting `retrain`, or its default for `recipe` if it is empty."""
         falls = recipe.schedule in TO_ZERO and Step.parse(self.rewind) != Step.parse("end")
-        return retrain_after(self.rewind, self.retrain or ("rewind_lr" if falls else "finetune"))
+        return choose_retrain(self.rewind, self.retrain or ("rewind_lr" if falls else "finetune"))
 
 
 def plan(settings: Settings) -> list[Training]:
@@ -108,7 +108,7 @@ def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
         yield from prune_once(replicate, scope, steps, settings)
         return
     retrain = settings.effective_retrain(recipe)
-    check_rates(retrain, recipe.schedule)
+    check_schedule_suits_retrain(retrain, recipe.schedule)
 
     def steps_needed(whole: Segment, settings: Settings) -> int:
         return whole.total + ticket_training_steps(retrain, whole.at(settings.rewind, "rewind"), whole.total)

@@ -110,8 +110,8 @@ def test_a_run_that_begins_while_another_is_measured_is_left_alone(
             began.enter_context(mark_running(Store(store).paths.run(second.name)))
             return real(self, records)
 
-        real = Usage.files_of
-        monkeypatch.setattr(Usage, "files_of", of)
+        real = Usage.find_referenced_files
+        monkeypatch.setattr(Usage, "find_referenced_files", of)
         with pytest.raises(StoreError, match=f"the run {second.name} is being carried out"):
             remove_run(store, first.name)
     assert on_disk(store) == before

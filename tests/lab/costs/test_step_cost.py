@@ -15,7 +15,7 @@ from ticketry.core.mask import Mask
 from ticketry.core.prune import prune
 from ticketry.core.score import names
 from ticketry.lab.costs import step_cost as costs
-from ticketry.lab.costs.ledger import phases_of
+from ticketry.lab.costs.ledger import training_phases_of
 from ticketry.lab.costs.step_cost import Costs, scoring_flops, step_flops, step_memory
 from ticketry.lab.lab import Lab
 from ticketry.lab.search_result import Found
@@ -213,7 +213,7 @@ def test_what_cannot_be_measured_has_no_number_and_why_is_told(lab: Lab, caplog:
     task = OneByOne()
     trained = lab.train(segment(lab, task, batch=1), measure=False)
     found = Costs(lab)
-    row = found.cost_entry(phases_of(Found(0, None, trained, trained, "continue", trained)))
+    row = found.build_cost_entry(training_phases_of(Found(0, None, trained, trained, "continue", trained)))
     assert row["dense"]["flops"] is None
     assert row["dense"]["memory"] is not None  # a batch is one example
     assert (row["dense"]["steps"], row["sparse"]) == (20, {"steps": 0, "flops": 0.0, "seconds": 0.0, "memory": 0})

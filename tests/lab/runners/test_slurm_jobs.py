@@ -16,7 +16,7 @@ import pytest
 
 from ticketry.lab.lab import Lab
 from ticketry.lab.runners import slurm_jobs
-from ticketry.lab.runners.slurm_jobs import Chain, next_request
+from ticketry.lab.runners.slurm_jobs import Chain, next_request_file
 
 pytestmark = [
     pytest.mark.timeout(120),
@@ -64,7 +64,7 @@ def test_a_job_leaves_what_its_time_is_too_short_for(tmp_path: Path, trains: Cal
     put(tmp_path, "1", "2")
     assert Chain(tmp_path, linger=30, seconds=0.5)() == 1
     assert requests == ["1"]
-    assert next_request(tmp_path) == tmp_path / "2"
+    assert next_request_file(tmp_path) == tmp_path / "2"
 
 
 def test_sigterm_ends_a_job_behind_its_answer(tmp_path: Path, trains: Callable[..., list[str]]) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from buckets import Faults, environment, free_port, made_bucket
 from ticketry.errors import StoreError
-from ticketry.lab.store.objects import Bucket, patience
+from ticketry.lab.store.objects import Bucket, limit_retry_time
 from ticketry.lab.store.store import open_store
 
 
@@ -52,7 +52,7 @@ def test_what_stays_away_is_told_with_time_and_tries(faults: Faults) -> None:
     bucket = Bucket("s3://harmed/of/us")
     faults.away = True
     unreachable = r"cannot read s3://harmed/of/us/x: no success in [01] s and \d+ tries"
-    with patience(1.0), pytest.raises(StoreError, match=unreachable):
+    with limit_retry_time(1.0), pytest.raises(StoreError, match=unreachable):
         bucket.get("x")
 
 

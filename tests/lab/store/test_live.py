@@ -19,7 +19,7 @@ def test_a_driver_and_a_worker(tmp_path: Path) -> None:
     store = open_store(tmp_path / "store")
     driver, worker = messages_at(store.address, "one"), messages_at(store.address, "one")
     assert not worker.is_driver_active()
-    driver.announce()
+    driver.announce_driver()
     assert worker.is_driver_active()
     assert not worker.is_stop_requested()
     assert driver.read_message("a@3") == {}
@@ -39,7 +39,7 @@ def test_a_driver_that_has_ended_is_told_nothing(tmp_path: Path) -> None:
     """Else a worker that goes on for a while would make its folder again."""
     store = open_store(tmp_path / "store")
     live = messages_at(store.address, "one")
-    live.announce()
+    live.announce_driver()
     live.delete_all()
     live.report("a@3", {"step": 2})
     assert live.is_stop_requested()
@@ -49,14 +49,14 @@ def test_a_driver_that_has_ended_is_told_nothing(tmp_path: Path) -> None:
 def test_what_is_no_word_of_a_worker(tmp_path: Path) -> None:
     store = open_store(tmp_path / "store")
     live = messages_at(store.address, "one")
-    live.announce()
+    live.announce_driver()
     live.report("a@3", {"step": 2})
     (file,) = (store.paths.live / "one").glob("*.json")
     for text in ("", "[1]", "{", "\xff"):
         file.write_text(text, encoding="latin-1")
         assert live.read_message("a@3") == {}
     with pytest.raises(OutsideError):
-        messages_at(store.address, "../elsewhere").announce()
+        messages_at(store.address, "../elsewhere").announce_driver()
 
 
 def test_what_a_killed_driver_left_is_freed(tmp_path: Path) -> None:
@@ -64,7 +64,7 @@ def test_what_a_killed_driver_left_is_freed(tmp_path: Path) -> None:
     store = open_store(tmp_path / "store")
     for name in ("old", "new"):
         live = messages_at(store.address, name)
-        live.announce()
+        live.announce_driver()
         live.report("a@3", {"step": 2})
     for path in (store.paths.live / "old").iterdir():
         os.utime(path, (time.time() - 7200,) * 2)
@@ -91,7 +91,7 @@ def test_progress_and_a_stop_through_a_shared_store(
 
     driver, early = on("one"), on("two")
     assert not early.is_driver_active()
-    driver.announce()
+    driver.announce_driver()
     worker = on("two")
     assert worker.is_driver_active()
     assert not worker.is_stop_requested()

@@ -120,8 +120,11 @@ def test_requests_are_repeated_for_three_minutes_or_less(
     monkeypatch: pytest.MonkeyPatch, seconds: float | None, least: float, most: float
 ) -> None:
     server = _Server(monkeypatch, answers_at=1e9, suspended=0, before=0)
-    with objects.patience(seconds or 1e9), pytest.raises(StoreError, match=r"x: no success in \d+ s and \d+ tries"):
-        objects.repeat("x", server.request)
+    with (
+        objects.limit_retry_time(seconds or 1e9),
+        pytest.raises(StoreError, match=r"x: no success in \d+ s and \d+ tries"),
+    ):
+        objects.retry("x", server.request)
     assert least < server.now <= most
 
 
@@ -131,4 +134,4 @@ def test_the_time_for_which_this_process_was_suspended_does_not_count(
 ) -> None:
     """It is suspended for an hour while it waits, and the first answer after that is one more failure."""
     server = _Server(monkeypatch, answers_at=3650.0, suspended=3600.0, before=before)
-    assert objects.repeat("x", server.request) == "answer"
+    assert objects.retry("x", server.request) == "answer"

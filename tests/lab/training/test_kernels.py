@@ -26,7 +26,7 @@ from ticketry.lab.store.store import Store
 from ticketry.lab.training import kernels as kernels_module
 from ticketry.lab.training.execute import execute
 from ticketry.lab.training.job import Watch
-from ticketry.lab.training.kernels import LEAST, compute_share, name_local_kernels
+from ticketry.lab.training.kernels import LEAST, compute_mac_shares, name_local_kernels
 from ticketry.lab.training.segment import Segment
 from ticketry.lab.training.state import initial_state, rebuild_model
 from ticketry.lab.training.supervised import evaluate
@@ -102,7 +102,7 @@ def test_auto_takes_what_leaves_out_enough(made, densities, monkeypatch):
     taken = [] if min(densities[:2]) > 0.5 else [*products] if densities[1] <= 0.5 else ["0.weight"]
     kept = {name: round(shares[name] * weight.numel()) / weight.numel() for name, weight in weights.items()}
     share = sum(products[name] * (1 - kept[name]) for name in taken) / sum(products.values())
-    found = compute_share(rebuild_model(task, initial_state(task, 0)), mask, made("dense").course(task).inputs(2))
+    found = compute_mac_shares(rebuild_model(task, initial_state(task, 0)), mask, made("dense").course(task).inputs(2))
     assert found["left_out"] == pytest.approx(share, abs=1e-6)
     assert found["inside"] == pytest.approx(sum(products[name] for name in taken) / sum(products.values()), abs=1e-6)
     for kernels, enough in (("auto", share >= LEAST["fp32"]), ("sparse", share > 0)):
@@ -210,7 +210,7 @@ def test_a_tied_layer_counts_under_the_name_that_the_mask_has():
         {name: torch.arange(math.prod(shape)).view(shape) % 10 == 0 for name, shape in scope(model).shapes.items()}
     )
     assert [*mask] == ["encoder.weight", "between.weight"]
-    share = compute_share(model, mask, torch.zeros(4, 32, dtype=torch.int64))
+    share = compute_mac_shares(model, mask, torch.zeros(4, 32, dtype=torch.int64))
     assert share["inside"] == 1.0
     kept = math.ceil(32 * 200 / 10) + math.ceil(32 * 32 / 10)
     assert share["left_out"] == pytest.approx(1 - kept / (32 * 200 + 32 * 32), abs=1e-5)

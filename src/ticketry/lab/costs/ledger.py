@@ -33,7 +33,7 @@ class Sample:
         if self.count < 1 or self.size < 1:
             raise UsageError(f"a score needs at least one batch of one example, got {self.count} of {self.size}")
 
-    def limit_to(self, task: Task) -> Sample:
+    def limit_batch_size_to_task(self, task: Task) -> Sample:
         """Return a copy with a batch size that `task` supports, see `Task.scored`."""
         return replace(self, size=task.scored(self.size))
 
@@ -166,7 +166,7 @@ class Phases:
         return sum(each.segment.steps for each in self.trainings) + self.gradients
 
 
-def phases_of(found: Found, before: Iterable[Found] = ()) -> Phases:
+def training_phases_of(found: Found, before: Iterable[Found] = ()) -> Phases:
     """Return the phases of the network `found`.
 
     Args:
@@ -179,7 +179,7 @@ def phases_of(found: Found, before: Iterable[Found] = ()) -> Phases:
     return _split_phases(found.searched or (found.dense, *earlier), found)
 
 
-def phases_before(trainings: Sequence[Result], mask: str) -> Phases:
+def training_phases_before_sparse(trainings: Sequence[Result], mask: str) -> Phases:
     """Return the phases of a search that ends with the mask `mask`, before the masked network is trained."""
     before = _split_phases(trainings, None)
     return replace(before, masks=tuple(dict.fromkeys([*before.masks, mask])))
@@ -205,12 +205,12 @@ def control_phases(
         own = _split_phases(needed, None)
         return Phases(own.dense, own.search, tuple(trained), masks=own.masks)
     begun = fresh or start  # may end later than the ticket's dense training, as in gradual pruning
-    dense = _longest_parts([*ticket.dense, *([begun] if not begun.segment.variants else [])])
+    dense = _longest_training_per_trajectory([*ticket.dense, *([begun] if not begun.segment.variants else [])])
     return Phases(dense, ticket.search, tuple(trained), ticket.gradients, ticket.masks, ticket.detector_seconds)
 
 
 def _split_phases(needed: Sequence[Result], found: Found | None) -> Phases:
-    parts = _longest_parts(needed)
+    parts = _longest_training_per_trajectory(needed)
     dense = tuple(each for each in parts if not each.segment.variants)
     search = tuple(each for each in parts if each not in dense)
     masks = [each.segment.mask for each in search]
@@ -226,7 +226,7 @@ def _split_phases(needed: Sequence[Result], found: Found | None) -> Phases:
     )
 
 
-def _longest_parts(trainings: Iterable[Result]) -> tuple[Result, ...]:
+def _longest_training_per_trajectory(trainings: Iterable[Result]) -> tuple[Result, ...]:
     """Return the longest of the `trainings` of each trajectory; shorter trainings are its beginning."""
     longest: dict[str, Result] = {}
     for each in trainings:

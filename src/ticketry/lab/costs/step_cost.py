@@ -49,14 +49,14 @@ def step_flops(lab: Lab, segment: Segment) -> tuple[float, float]:
         "variants": {one.name: fact for one in segment.variants if (fact := one.flops_key()) is not None},
     }
 
-    def count() -> dict[str, Any]:
+    def count_network_flops() -> dict[str, Any]:
         deciding = tuple(one for one in segment.variants if one.name in described["variants"])
         loop = _build_loop(lab, replace(segment, variants=deciding), whole.get("batch", _FEW))
-        found = loop.count_next_flops()
+        found = loop.count_next_step_flops()
         products = [[list(names), flops] for names, flops in sorted(found.products.items())]
         return {"examples": loop.segment.recipe.batch, "dense": found.dense, "products": products}
 
-    known = _load_or_measure(lab, "flops", described, count)
+    known = _load_or_measure(lab, "flops", described, count_network_flops)
     by_weight = FlopsByWeight(known["dense"], {tuple(names): flops for names, flops in known["products"]})
     scale = examples / known["examples"]
     spared = segment.mask is not None and not segment.whole_channels
@@ -92,22 +92,26 @@ def scoring_flops(lab: Lab, task: Task, score: str, first: int, others: int = 0)
         score = next((name for name in names() if about(name).channels == plain), score)
     described = {"task": dict(task.key()), "score": score}
 
-    def count() -> dict[str, Any]:
+    def count_score_flops() -> dict[str, Any]:
         course, model = lab.course(task), lab.model(task).to(lab.arithmetic(task).device)
         scope, function = scope_of(model), get(score)
 
-        def flops(count: int, size: int) -> tuple[int, int]:
-            seen = Sample(count, size).draw(course, model)
+        def count_for_batches(batches: int, size: int) -> tuple[int, int]:
+            seen = Sample(batches, size).draw(course, model)
             found = count_flops(
                 lambda: score_pruned_model(function, model, scope, None, ScoreInputs(seen, course.loss))
             )
             return found, sum(map(course.count, seen))
 
-        (few, n), (larger, more), (further, all_) = flops(1, _FEW), flops(1, 2 * _FEW), flops(2, _FEW)
+        (few, n), (larger, more), (further, all_) = (
+            count_for_batches(1, _FEW),
+            count_for_batches(1, 2 * _FEW),
+            count_for_batches(2, _FEW),
+        )
         first = (larger - few) / max(more - n, 1)
         return {"first": first, "others": (further - few) / max(all_ - n, 1), "fixed": few - first * n}
 
-    known = _load_or_measure(lab, "flops", described, count)
+    known = _load_or_measure(lab, "flops", described, count_score_flops)
     return float(known["fixed"] + known["first"] * first + known["others"] * others)
 
 
@@ -121,10 +125,10 @@ class Costs:
         self.failures: list[str] = []
         """Texts that name the costs that could not be measured, and the reasons."""
 
-    def cost_entry(self, phases: Phases) -> dict[str, dict[str, Any]]:
+    def build_cost_entry(self, phases: Phases) -> dict[str, dict[str, Any]]:
         """Return the entry ``cost`` of a network's record: steps, FLOPs, seconds and memory bytes of its `phases`."""
         parts = {"dense": phases.dense, "search": phases.search, "sparse": phases.sparse}
-        found = {name: self._sum_trainings(part) for name, part in parts.items()}
+        found = {name: self._sum_training_costs(part) for name, part in parts.items()}
         search, masks = found["search"], [self._lab.mask_costs.get(mask) for mask in phases.masks]
         if phases.masks and not search["steps"]:
             search["memory"] = None
@@ -137,7 +141,7 @@ class Costs:
         """Return the total FLOPs of the three phases; None if a part could not be measured."""
         return _sum_unless_unknown([*map(self._training_flops, phases.trainings), self._other_flops(phases)])
 
-    def _sum_trainings(self, trainings: Iterable[Result]) -> dict[str, Any]:
+    def _sum_training_costs(self, trainings: Iterable[Result]) -> dict[str, Any]:
         trained = [each for each in trainings if each.segment.steps]
         heights = [self._measure_once("memory", each.segment, step_memory) for each in trained]
         return {

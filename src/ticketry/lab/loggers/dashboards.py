@@ -261,25 +261,25 @@ class Dashboards:
                 if not one.failed:
                     self._deliver_to_logger(one, *waiting)
 
-    def _deliver_to_logger(self, one: _Listener, run: Logged, call: _Call | None) -> None:
+    def _deliver_to_logger(self, listener: _Listener, run: Logged, call: _Call | None) -> None:
         if call is None:
-            if not self._call_logger(one, functools.partial(_start_run, run)):
-                one.finished_before.add(run.id)
-        elif run.id not in one.finished_before:
-            self._call_logger(one, call)
+            if not self._call_logger(listener, functools.partial(_start_run, run)):
+                listener.finished_before.add(run.id)
+        elif run.id not in listener.finished_before:
+            self._call_logger(listener, call)
 
     @staticmethod
-    def _call_logger(one: _Listener, call: _Call) -> Any:
+    def _call_logger(listener: _Listener, call: _Call) -> Any:
         """Call a logger and return its answer; return None if it failed before or fails now, and log a new failure."""
-        if one.failed:
+        if listener.failed:
             return None
         try:
-            return call(one.logger)
+            return call(listener.logger)
         except (Exception, SystemExit) as error:  # a library may do anything
-            one.failed = True
+            listener.failed = True
             _log.warning(
                 "nothing more is logged to %s, which failed (training goes on): %s: %s",
-                *(one.name, type(error).__name__, error),
+                *(listener.name, type(error).__name__, error),
             )
             return None
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from ticketry.errors import UsageError
 from ticketry.lab.runners.executor_runner import ExecutorRunner, Pool
-from ticketry.lab.runners.runner import RUNNERS, OnEvent, Place, Runner, default_workers, takes_details
+from ticketry.lab.runners.runner import RUNNERS, OnEvent, Place, Runner, accepts_place, default_workers
 
 MANY = 1000
 """Number of segments that may be sent to workers on other machines at once; a scheduler there decides when to train."""
@@ -44,20 +44,20 @@ def choose_runner(runner: str | Executor, workers: int) -> Choice:
     place = Place.parse(runner) if runner else Place(PROCESSES if workers else IN_PROCESS)
     found = RUNNERS.get(place.name)
     if place.name in (IN_PROCESS, PROCESSES):
-        count = _local_workers(place, workers)
+        count = _local_worker_count(place, workers)
         return Choice(place.name, count, False, functools.partial(found, count))
     if check := getattr(found, "check", None):
         if workers:
             raise UsageError(f"the runner {place.name} knows its number of workers: leave out workers")
         check(place)
         return Choice(place.name, MANY, True, functools.partial(found, MANY, place=place))
-    more = {"place": place} if takes_details(found) else {}
-    make = functools.partial(_make_custom, place.name, functools.partial(found, workers, **more))
+    more = {"place": place} if accepts_place(found) else {}
+    make = functools.partial(_build_custom_runner, place.name, functools.partial(found, workers, **more))
     elsewhere = isinstance(found, type) and issubclass(found, ExecutorRunner)
     return Choice(place.name, workers or (MANY if elsewhere else 0), elsewhere, make)
 
 
-def _local_workers(place: Place, workers: int) -> int:
+def _local_worker_count(place: Place, workers: int) -> int:
     place.check(())
     if place.name == IN_PROCESS:
         if place.address:
@@ -72,7 +72,7 @@ def _local_workers(place: Place, workers: int) -> int:
     return int(place.address)
 
 
-def _make_custom(name: str, make: Callable[[OnEvent], Runner], on_event: OnEvent) -> Runner:
+def _build_custom_runner(name: str, make: Callable[[OnEvent], Runner], on_event: OnEvent) -> Runner:
     """Build a user-defined runner; raise `UsageError` if it takes other arguments or lacks a method of `Runner`."""
     try:
         inspect.signature(make).bind(on_event)

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ticketry.errors import InterruptedTrainingError, RunnerError, UsageError
-from ticketry.lab.process import block_signals, end_with_parent, signal_name, unblock_signals
+from ticketry.lab.process import block_signals, exit_when_parent_exits, signal_name, unblock_signals
 from ticketry.lab.runners.runner import Event, Needs, OnEvent, Order, Place
 from ticketry.lab.runners.worker import build_request, execute, parse_answer, rebuild_error
 from ticketry.lab.store.live import Messages, messages_at
@@ -128,13 +128,13 @@ class ExecutorRunner:
         request = build_request(order, segment, keep, self._driver)
         with self._guard:
             if self._stopped:
-                raise self._interruption("this lab was stopped: continue with a new one on the same store")
+                raise self._build_interruption_error("this lab was stopped: continue with a new one on the same store")
             if not self._live:
                 for thread in self._threads:
                     thread.start()
             if order.store not in self._live:
                 live = messages_at(order.store, self._driver)
-                live.announce()
+                live.announce_driver()
                 self._live[order.store] = live
             sent = _SentSegment(order, segment, request.text(), Future(), self._live[order.store])
             self._sent[id(sent)] = sent
@@ -143,7 +143,7 @@ class ExecutorRunner:
 
     def _send(self, sent: _SentSegment) -> None:
         if self._stopped:
-            self._set_result(sent, self._interruption("stopped before it began"))
+            self._set_result(sent, self._build_interruption_error("stopped before it began"))
             return
         arithmetic = sent.segment.arithmetic
         try:
@@ -167,7 +167,9 @@ class ExecutorRunner:
         error = CancelledError() if future.cancelled() else future.exception()
         if error is not None:
             if self._stopped:
-                self._set_result(sent, self._interruption("stopped; earlier results and checkpoints are stored"))
+                self._set_result(
+                    sent, self._build_interruption_error("stopped; earlier results and checkpoints are stored")
+                )
             elif self._pool.is_loss(error):
                 self._resend(sent, f"{type(error).__name__}: {error}")
             else:
@@ -178,13 +180,15 @@ class ExecutorRunner:
         if found["kind"] == "left" and self._pool.local and not self._stopped:
             self._signal = int(found["number"])
             threading.Thread(target=self.stop, daemon=True).start()  # `stop` waits for this thread
-            self._set_result(sent, self._interruption("its state is stored"))
+            self._set_result(sent, self._build_interruption_error("its state is stored"))
         elif found["kind"] == "done":
             self._set_result(sent, Work(**found["work"]))
         elif found["kind"] == "failed":
             self._set_result(sent, rebuild_error(found))
         elif found["kind"] == "stopped" or self._stopped:
-            self._set_result(sent, self._interruption(str(found.get("message", "stopped; its state is stored"))))
+            self._set_result(
+                sent, self._build_interruption_error(str(found.get("message", "stopped; its state is stored")))
+            )
         else:
             self._resend(sent, f"it received signal {found['number']}")
 
@@ -213,7 +217,7 @@ class ExecutorRunner:
             " on from there"
         )
 
-    def _interruption(self, message: str) -> InterruptedTrainingError:
+    def _build_interruption_error(self, message: str) -> InterruptedTrainingError:
         if not self._signal:
             return InterruptedTrainingError(message)
         return InterruptedTrainingError(
@@ -246,7 +250,7 @@ class ExecutorRunner:
                 alive = began
                 for live in {sent.live for sent in running}:
                     with contextlib.suppress(Exception):
-                        live.announce()
+                        live.announce_driver()
             pause = max(_POLL_SECONDS, (time.monotonic() - began) / _POLL_SHARE)
 
     def _read_progress(self, sent: _SentSegment) -> None:
@@ -270,13 +274,13 @@ class ExecutorRunner:
             if sent.future is None or not sent.live.read_message(sent.segment.key):  # it has not begun to train
                 if sent.future is not None:
                     self._pool.give_up(sent.future)
-                self._set_result(sent, self._interruption("stopped before it began"))
+                self._set_result(sent, self._build_interruption_error("stopped before it began"))
         _, late = concurrent.futures.wait([one.answer for one in running], timeout=STOP_SECONDS)
         for sent in running:
             if sent.answer in late and sent.future is not None:
                 self._pool.give_up(sent.future)
                 message = f"a worker did not stop within {STOP_SECONDS:.0f} s: its state is that of its last checkpoint"
-                self._set_result(sent, self._interruption(message))
+                self._set_result(sent, self._build_interruption_error(message))
 
     def close(self) -> None:
         if self._sent:
@@ -354,7 +358,7 @@ def _prepare_process(path: list[str]) -> None:
         signal.signal(signal.SIGUSR1, lambda number, frame: None)  # `execute` handles it during a training
     unblock_signals()
     sys.path[:] = path
-    end_with_parent()
+    exit_when_parent_exits()
 
 
 def _execute(request: str) -> str:

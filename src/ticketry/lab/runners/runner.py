@@ -15,7 +15,7 @@ from typing import Any, Protocol, cast
 
 from ticketry.choices import list_choices
 from ticketry.errors import InterruptedTrainingError, NotStoredError, UsageError
-from ticketry.lab.process import raise_if_stopped, stop_signal
+from ticketry.lab.process import raise_if_stopped, received_stop_signal
 from ticketry.lab.training.execute import execute, open_training_store
 from ticketry.lab.training.job import Watch, Work
 from ticketry.lab.training.segment import Segment
@@ -131,7 +131,7 @@ class ReportingWatch(Watch):
         self._send(Event("stored", segment.key, segment.first, step, segment.last))
 
     def is_stop_requested(self) -> bool:
-        return bool(stop_signal()) or self._stopped()
+        return bool(received_stop_signal()) or self._stopped()
 
 
 class InProcess:
@@ -254,7 +254,7 @@ class Place:
     def parse(cls, text: str) -> Place:
         """Parse a text that is NAME, NAME:DETAILS (for a runner that accepts details), or module:object."""
         name, _, details = text.partition(":")
-        if not (name in RUNNERS.built_in or (name in RUNNERS and takes_details(RUNNERS.get(name)))):
+        if not (name in RUNNERS.built_in or (name in RUNNERS and accepts_place(RUNNERS.get(name)))):
             return cls(text)
         address, options = "", dict[str, str]()
         for part in filter(None, (one.strip() for one in details.split(","))):
@@ -320,7 +320,7 @@ class Place:
         return Needs(cpus, gpus, self.parse_memory())
 
 
-def takes_details(make: MakeRunner) -> bool:
+def accepts_place(make: MakeRunner) -> bool:
     """Return whether a runner accepts an address and options after its name."""
     return "place" in inspect.signature(make).parameters
 

@@ -113,7 +113,7 @@ class Chain:
         answered, left = 0, list[int]()
         with contextlib.suppress(OSError):  # the folder is gone: the search has ended
             while not left and time.monotonic() - idle_since < self.linger:
-                if (request := next_request(self.folder)) is None:
+                if (request := next_request_file(self.folder)) is None:
                     time.sleep(_POLL_SECONDS)
                     continue
                 taken = time.monotonic()
@@ -136,7 +136,7 @@ class Chain:
         return DelayedSubmission(self)
 
 
-def next_request(folder: Path) -> Path | None:
+def next_request_file(folder: Path) -> Path | None:
     """Return the first unanswered request file in a job's folder, or None; `OSError` if the folder was deleted."""
     names = _list_names(folder)
     waiting = sorted(name for name in names if name.isdecimal() and f"{name}.answer" not in names)
@@ -329,14 +329,14 @@ class _Jobs(Pool):
         )
         return executor
 
-    def _has_ended(self, one: _Job) -> bool:
-        if one.job.paths.result_pickle.exists():
+    def _has_ended(self, submitted: _Job) -> bool:
+        if submitted.job.paths.result_pickle.exists():
             return True
         if self._local:
-            return bool(one.job.done())
-        if self._queue is None or one.job.job_id in self._queue:
-            one.seen = time.monotonic()
-        return time.monotonic() - one.seen > _GONE_SECONDS
+            return bool(submitted.job.done())
+        if self._queue is None or submitted.job.job_id in self._queue:
+            submitted.seen = time.monotonic()
+        return time.monotonic() - submitted.seen > _GONE_SECONDS
 
 
 def _list_queue() -> set[str] | None:

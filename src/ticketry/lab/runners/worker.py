@@ -186,7 +186,7 @@ def build_answer(kind: str, **more: Any) -> str:
     return json.dumps({"version": VERSION, "kind": kind, "worker": worker_name(), **more})
 
 
-def answer_failed(error: Exception) -> str:
+def build_error_answer(error: Exception) -> str:
     """Return the answer for a failure: class and arguments of a ticketry error, or another error's traceback."""
     args = [part for part in error.args if isinstance(part, (str, int, float, bool, type(None)))]
     ours = isinstance(error, TicketryError) and getattr(errors, type(error).__name__, None) is type(error)
@@ -264,7 +264,7 @@ def _train_and_answer(text: str, leaving: Callable[[], bool], number: Callable[[
             return build_answer("stopped", message=str(error))
         return build_answer("left", number=number())
     except Exception as error:
-        return answer_failed(error)
+        return build_error_answer(error)
 
 
 def _train(request: Request, watch: Watch) -> Work:

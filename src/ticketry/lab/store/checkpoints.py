@@ -36,7 +36,7 @@ from ticketry.lab.store.files import (
     write_atomically,
     write_sealed,
 )
-from ticketry.lab.store.objects import Objects, patience
+from ticketry.lab.store.objects import Objects, limit_retry_time
 from ticketry.lab.store.paths import Paths, partial_name
 
 SHARD_LIST = "parts.json"
@@ -90,7 +90,7 @@ def _link_shard_folder(folder: Path) -> Path:
 
 def find_newest_shard_folder(paths: Paths, trajectory: str, last: int) -> tuple[int, Path] | None:
     """Return step and folder of the newest undamaged sharded checkpoint up to step `last`, or None."""
-    for step, folder in sorted(_folders(paths, trajectory), reverse=True):
+    for step, folder in sorted(_list_shard_folders(paths, trajectory), reverse=True):
         with contextlib.suppress(InaccessibleError):  # an older checkpoint gives the same bits
             if step <= last and has_all_shards(folder):
                 return step, folder
@@ -116,13 +116,13 @@ def has_all_shards(folder: Path) -> bool:
 
 def delete_shard_folders(paths: Paths, trajectory: str, last: int) -> None:
     """Delete the sharded checkpoints, up to step `last`, of the training with the key `trajectory`."""
-    for step, folder in list(_folders(paths, trajectory)):
+    for step, folder in list(_list_shard_folders(paths, trajectory)):
         if step <= last:
             with contextlib.suppress(OSError):
                 delete_tree(folder)
 
 
-def _folders(paths: Paths, trajectory: str) -> Iterator[tuple[int, Path]]:
+def _list_shard_folders(paths: Paths, trajectory: str) -> Iterator[tuple[int, Path]]:
     for folder in paths.partial_folders(trajectory):
         step = folder.stem.rpartition("-")[2]
         if step.isdecimal():
@@ -177,7 +177,7 @@ def list_checkpoints(remote: Objects, trajectory: str) -> Iterator[tuple[Checkpo
             yield found, one.name
 
 
-def upload(remote: Objects, trajectory: str, step: int, path: Path) -> None:
+def upload_checkpoint(remote: Objects, trajectory: str, step: int, path: Path) -> None:
     """Upload the checkpoint at `path`; `FileNotFoundError` if a newer checkpoint has replaced it."""
     if not path.is_dir():
         digest = path.stem.rpartition("-")[2]
@@ -194,7 +194,7 @@ def upload(remote: Objects, trajectory: str, step: int, path: Path) -> None:
         delete_tree_if_possible(linked)
 
 
-def fetch_newest(remote: Objects, paths: Paths, trajectory: str, last: int) -> None:
+def fetch_newest_checkpoint(remote: Objects, paths: Paths, trajectory: str, last: int) -> None:
     """Download the newest undamaged checkpoint, up to step `last`, of the training with the key `trajectory`."""
     found = {checkpoint for checkpoint, _ in list_checkpoints(remote, trajectory) if checkpoint.step <= last}
     for checkpoint in sorted(found, key=lambda one: one.step, reverse=True):
@@ -282,7 +282,7 @@ class Uploads:
     def delete_cancelled(self) -> None:
         """Delete the objects of cancelled checkpoints from the shared store."""
         try:
-            with patience(_LAST_SECONDS):
+            with limit_retry_time(_LAST_SECONDS):
                 self._delete_up_to(self._dropped)
         except StoreError as error:
             _log.info("old checkpoints stay until `ticketry store gc`: %s", error)
@@ -306,7 +306,7 @@ class Uploads:
                 step, path = self._waiting
                 self._waiting, self._busy, self._step = None, True, step
             try:
-                upload(self._remote, self._trajectory, step, path)
+                upload_checkpoint(self._remote, self._trajectory, step, path)
                 self._delete_up_to(max(step - 1, self._dropped))
             except FileNotFoundError:
                 pass  # a newer checkpoint has replaced this one

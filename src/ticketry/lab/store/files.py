@@ -235,24 +235,28 @@ class _Kernels(msgspec.Struct):
             raise ValueError("it has both a share and a reason, or neither")
 
 
-def _schema(**fields: Any) -> Any:
+def _memo_schema(**fields: Any) -> Any:
     return msgspec.defstruct("Memo", list(fields.items()))
 
 
 MEMOS: dict[str, Any] = {
-    "masks": _schema(mask=str),
-    "plans": _schema(plan=str, mask=str),
-    "sizes": _schema(train=_Positive, validation=_Count, test=_Count),
-    "removed": _schema(shares=dict[str, _Share]),
-    "distances": _schema(distance=float),
-    "barriers": _schema(errors=Annotated[list[float], Meta(min_length=2)], recalibrated=_Count),
-    "coverage": _schema(layers=list[dict[str, Any]]),
-    "memory": _schema(bytes=_Count),
+    "masks": _memo_schema(mask=str),
+    "plans": _memo_schema(plan=str, mask=str),
+    "sizes": _memo_schema(train=_Positive, validation=_Count, test=_Count),
+    "removed": _memo_schema(shares=dict[str, _Share]),
+    "distances": _memo_schema(distance=float),
+    "barriers": _memo_schema(errors=Annotated[list[float], Meta(min_length=2)], recalibrated=_Count),
+    "coverage": _memo_schema(layers=list[dict[str, Any]]),
+    "memory": _memo_schema(bytes=_Count),
     "flops": _Flops,
-    "left-out": _schema(trajectory=Digest | None, step=_Count),  # weights that a bundle left out, and their training
-    "again": _schema(model=Digest),  # digest of the weights that were trained again
+    "left-out": _memo_schema(
+        trajectory=Digest | None, step=_Count
+    ),  # weights that a bundle left out, and their training
+    "again": _memo_schema(model=Digest),  # digest of the weights that were trained again
     "kernels": _Kernels,
-    "prices": _schema(layers=dict[str, tuple[_Positive, _Count]]),  # cost of one weight of a layer, number of weights
+    "prices": _memo_schema(
+        layers=dict[str, tuple[_Positive, _Count]]
+    ),  # cost of one weight of a layer, number of weights
 }
 """Schema of each kind of stored value; values of other kinds are not checked."""
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from ticketry.errors import StoreError
 from ticketry.files import delete_tree_if_possible, parse_json
-from ticketry.lab.store.objects import Folder, Objects, patience
+from ticketry.lab.store.objects import Folder, Objects, limit_retry_time
 from ticketry.lab.store.paths import local_folder, shared_url
 
 _DRIVER, _STOP = "driver", "stop"
@@ -37,7 +37,7 @@ class Messages:
         self._known: dict[str, tuple[float, bool]] = {}
         self._waiting: dict[str, bytes] = {}
 
-    def announce(self) -> None:
+    def announce_driver(self) -> None:
         """Announce the driver; repeat this every few minutes, since ``store gc`` deletes messages of silent drivers."""
         self._write(_DRIVER, b"{}")
 
@@ -47,17 +47,17 @@ class Messages:
 
     def read_message(self, key: str) -> dict[str, Any]:
         """Return the last message of the worker that trains a segment, or an empty dict."""
-        with contextlib.suppress(StoreError, ValueError, RecursionError), patience(_PATIENCE_SECONDS):
-            found = parse_json(self._objects.get(self._name(key)) or b"{}")
+        with contextlib.suppress(StoreError, ValueError, RecursionError), limit_retry_time(_PATIENCE_SECONDS):
+            found = parse_json(self._objects.get(self._message_object_name(key)) or b"{}")
             return found if isinstance(found, dict) else {}
         return {}
 
     def delete_message(self, key: str) -> None:
-        with contextlib.suppress(StoreError), patience(_PATIENCE_SECONDS):
-            self._objects.delete([self._name(key)])
+        with contextlib.suppress(StoreError), limit_retry_time(_PATIENCE_SECONDS):
+            self._objects.delete([self._message_object_name(key)])
 
     def delete_all(self) -> None:
-        with contextlib.suppress(StoreError), patience(_PATIENCE_SECONDS):
+        with contextlib.suppress(StoreError), limit_retry_time(_PATIENCE_SECONDS):
             self._objects.delete([one.name for one in self._objects.list(f"{self._folder}/")])
             if isinstance(self._objects, Folder):
                 delete_tree_if_possible(self._objects.path(self._folder))
@@ -74,7 +74,7 @@ class Messages:
         """Report the progress `what` of the segment with this key; errors of the store are ignored."""
         if not self.is_driver_active():  # otherwise the driver's deleted folder would be created again
             return
-        name, data = self._name(key), json.dumps(dict(what)).encode()
+        name, data = self._message_object_name(key), json.dumps(dict(what)).encode()
         if self._thread is None:
             self._write_newest_message(name, data)
             return
@@ -82,17 +82,17 @@ class Messages:
         if not waits:
             self._thread.submit(self._write_newest_message, name)
 
-    def _name(self, key: str) -> str:
+    def _message_object_name(self, key: str) -> str:
         return f"{self._folder}/{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
 
     def _write(self, name: str, data: bytes) -> None:
-        with patience(_PATIENCE_SECONDS):
+        with limit_retry_time(_PATIENCE_SECONDS):
             self._objects.put(f"{self._folder}/{name}", data)
 
     def _write_newest_message(self, name: str, data: bytes | None = None) -> None:
         data = self._waiting.pop(name, None) if data is None else data
         if data is not None:
-            with contextlib.suppress(StoreError), patience(_PATIENCE_SECONDS):
+            with contextlib.suppress(StoreError), limit_retry_time(_PATIENCE_SECONDS):
                 self._objects.put(name, data)
 
     def _exists(self, name: str) -> bool:
@@ -101,15 +101,15 @@ class Messages:
             return self._objects.get(f"{self._folder}/{name}") is not None
         asked, there = self._known.get(name, (0.0, False))
         if not asked:
-            self._check_existence(name)
+            self._update_known_existence(name)
             return self._known.get(name, (0.0, False))[1]
         if time.monotonic() - asked > _KNOWN_SECONDS:
             self._known[name] = time.monotonic(), there
-            self._thread.submit(self._check_existence, name)
+            self._thread.submit(self._update_known_existence, name)
         return there
 
-    def _check_existence(self, name: str) -> None:
-        with contextlib.suppress(StoreError), patience(_PATIENCE_SECONDS):
+    def _update_known_existence(self, name: str) -> None:
+        with contextlib.suppress(StoreError), limit_retry_time(_PATIENCE_SECONDS):
             self._known[name] = time.monotonic(), self._objects.get(f"{self._folder}/{name}") is not None
 
 

@@ -35,7 +35,7 @@ from msgspec import Meta
 from ticketry.errors import StoreError
 from ticketry.files import exists, is_file, list_entries, require_inside
 from ticketry.lab.store.files import explain_os_errors
-from ticketry.lab.store.objects import Listed, Objects, patience
+from ticketry.lab.store.objects import Listed, Objects, limit_retry_time
 from ticketry.lab.store.paths import Paths
 
 if sys.platform != "win32":
@@ -44,7 +44,7 @@ if sys.platform != "win32":
 _MARK, _MOST = "running", 64
 
 
-def is_mark(name: str) -> bool:
+def is_running_mark(name: str) -> bool:
     """Return whether a file of this name in a run's folder is a mark."""
     return name == _MARK or name.startswith(f"{_MARK}-")
 
@@ -78,7 +78,7 @@ def mark_in_use(paths: Paths) -> contextlib.AbstractContextManager[None]:
 def is_running(folder: Path) -> bool:
     """Return whether a process works on the run in `folder`, without writing anything."""
     with explain_os_errors(folder, "read"):
-        return any(is_mark(entry.name) and is_locked(folder / entry.name) for entry in list_entries(folder))
+        return any(is_running_mark(entry.name) and is_locked(folder / entry.name) for entry in list_entries(folder))
 
 
 def _lock_mark(mark: Path) -> filelock.FileLock | None:
@@ -255,7 +255,7 @@ class Lease:
         """Release the lease, so that another machine can take it at once."""
         self._ended.set()
         try:
-            with patience(_RELEASE_SECONDS), self._guard:
+            with limit_retry_time(_RELEASE_SECONDS), self._guard:
                 if not self.lost and self._write(self._number + 1, None):
                     old = (number for number in _list_numbers(self._remote, self._name) if number < self._number)
                     self._remote.delete([f"{self._name}@{number}" for number in old])
@@ -283,7 +283,7 @@ class Lease:
         interval = self._terms.seconds / 3
         while not self._ended.wait(interval):
             try:
-                with patience(interval), self._guard:
+                with limit_retry_time(interval), self._guard:
                     if self._ended.is_set() or self._write(self._number + 1, self._mine):
                         continue
                     number, holder, _ = find_newest_lease(self._remote, self._name)

@@ -27,7 +27,7 @@ from ticketry.lab.store.files import (
 from ticketry.lab.store.locks import is_locked, is_running
 from ticketry.lab.store.paths import Paths, display_address
 from ticketry.lab.store.references import Results, referenced_digests, result_keys_in
-from ticketry.lab.store.store import DESCRIBED, Store, read_format
+from ticketry.lab.store.store import DESCRIBED, Store, read_format_version
 
 GRACE_SECONDS = 3600.0
 """Age in seconds below which `collect_garbage` deletes no file, since an unfinished training may need the file."""
@@ -120,12 +120,12 @@ def repair_format(root: Path) -> list[Path]:
     """Replace a damaged ``store.json``; return a list with its path, or an empty list if the file is undamaged."""
     paths = Paths(root)
     try:
-        read_format(paths.format)
+        read_format_version(paths.format)
     except InaccessibleError:
         raise
     except StoreError:
         if paths.has_folders():
-            _move(paths.format, paths.unused_damaged_path(paths.format))
+            _move_file(paths.format, paths.unused_damaged_path(paths.format))
             write_json(paths.format, DESCRIBED)
             return [paths.format]
     return []
@@ -150,13 +150,13 @@ def _is_damaged(path: Path, digest: str) -> bool:
 
 
 def _move_to_damaged(store: Store, path: Path) -> Path:
-    place = _move(path, store.paths.unused_damaged_path(path))
+    place = _move_file(path, store.paths.unused_damaged_path(path))
     if store.mirror:
         store.mirror.move_aside(path, place)
     return place
 
 
-def _move(path: Path, target: Path) -> Path:
+def _move_file(path: Path, target: Path) -> Path:
     with explain_os_errors(target, "write"):
         target.parent.mkdir(parents=True, exist_ok=True)
         path.replace(target)
@@ -247,10 +247,10 @@ class Usage:
                     self._elsewhere[path] = one.size
         self._places: dict[str, Path | None] = {}
 
-    def files_of(self, records: Iterable[Mapping[str, Any]]) -> set[Path]:
+    def find_referenced_files(self, records: Iterable[Mapping[str, Any]]) -> set[Path]:
         """Return the files of all results and values to which records refer, back to the initialisation."""
         trajectories = {trajectory for record in records for trajectory, _ in result_keys_in(record)}
-        files = set(self._results.follow(trajectories, referenced_digests))
+        files = set(self._results.select_with_references(trajectories, referenced_digests))
         blobs = {blob for path in files for blob in referenced_digests(self._results.records[path])}
         memos = {path for path, named in self._memo_references.items() if named & blobs}
         blobs = blobs.union(*(self._memo_references[path] for path in memos))
@@ -264,7 +264,7 @@ class Usage:
     def bytes_of(self, files: Iterable[Path]) -> int:
         paths = list(files)
         elsewhere = sum(self._elsewhere.get(path, 0) for path in paths)
-        return elsewhere + size_of(path for path in paths if path not in self._elsewhere)
+        return elsewhere + count_file_bytes(path for path in paths if path not in self._elsewhere)
 
     def _find_blob(self, digest: str) -> Path | None:
         """Return the path of the tensor file with this digest, or None if the file is missing; cache the answer."""
@@ -290,7 +290,7 @@ class Usage:
         return {path: referenced_digests(self._read_record(path)) for path in self.store.paths.memo_files()}
 
 
-def size_of(files: Iterable[Path]) -> int:
+def count_file_bytes(files: Iterable[Path]) -> int:
     """Return the total bytes of files; a file that does not exist counts as 0."""
     total = 0
     for path in files:

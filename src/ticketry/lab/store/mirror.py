@@ -37,10 +37,10 @@ from ticketry.files import (
     parse_json,
     write_atomically,
 )
-from ticketry.lab.store.checkpoints import Uploads, fetch_newest
+from ticketry.lab.store.checkpoints import Uploads, fetch_newest_checkpoint
 from ticketry.lab.store.files import REPAIR, explain_os_errors, parse_canonical_record, path_exists, sealed_bytes
-from ticketry.lab.store.locks import Lease, LeaseSettings, find_busy_trajectory, is_mark
-from ticketry.lab.store.objects import Folder, Listed, Objects, patience
+from ticketry.lab.store.locks import Lease, LeaseSettings, find_busy_trajectory, is_running_mark
+from ticketry.lab.store.objects import Folder, Listed, Objects, limit_retry_time
 from ticketry.lab.store.paths import Paths, read_mirror_id
 
 FOLDERS = ("runs/", "evidence/", "campaigns/")
@@ -68,7 +68,7 @@ class Records:
             for name in sorted(names, key=lambda name: (_is_record(name), name)):
                 with contextlib.suppress(FileNotFoundError):
                     stamp, data = self._size_and_time(name), content_of(self._paths.root / name)
-                    data = self._relocate(name, data, str(self._paths.root), self._remote.address)
+                    data = self._replace_store_folder(name, data, str(self._paths.root), self._remote.address)
                     index[name] = {"here": stamp, "there": self._remote.put(name, data).strip()}
 
     def fetch(self) -> None:
@@ -115,12 +115,14 @@ class Records:
                 found = [self._paths.object_name(path) for path in iterate_files(self._paths.root / folder)]
             for name in found:
                 parts = name.split("/")
-                if not (is_mark(parts[-1]) or _is_page(name) or any(part.startswith(".") for part in parts)):
+                if not (is_running_mark(parts[-1]) or _is_page(name) or any(part.startswith(".") for part in parts)):
                     yield name
 
-    def _is_newer(self, one: Listed, index: dict[str, Any]) -> bool:
-        known = index.get(one.name)
-        return known is None or known["there"] != one.version.strip() or not path_exists(self._paths.root / one.name)
+    def _is_newer(self, listed: Listed, index: dict[str, Any]) -> bool:
+        known = index.get(listed.name)
+        return (
+            known is None or known["there"] != listed.version.strip() or not path_exists(self._paths.root / listed.name)
+        )
 
     def _download(self, name: str, index: dict[str, Any], listed: Listed | None = None) -> None:
         data = None if _is_page(name) else self._remote.get(name)
@@ -128,12 +130,12 @@ class Records:
             return
         path = join_inside(self._paths.root, *name.split("/"))
         with explain_os_errors(path, "write"):
-            write_atomically(path, self._relocate(name, data, self._remote.address, str(self._paths.root)))
+            write_atomically(path, self._replace_store_folder(name, data, self._remote.address, str(self._paths.root)))
             if listed is not None:
                 os.utime(path, (listed.modified, listed.modified))  # `ticketry list runs` shows when a run changed
         index[name] = {"here": self._size_and_time(name), "there": listed.version.strip() if listed else ""}
 
-    def _relocate(self, name: str, data: bytes, old: str, new: str) -> bytes:
+    def _replace_store_folder(self, name: str, data: bytes, old: str, new: str) -> bytes:
         """Return the content of a file; in an undamaged record, paths get the folder `new` instead of `old`."""
         if not (_is_record(name) and name.endswith(".json")):
             return data
@@ -220,7 +222,7 @@ class Mirror:
         """Check that the address holds a store or is empty, and upload the objects that are marked as unpublished."""
         if self._opened and path_exists(self.paths.format):
             return
-        with patience(_OPENING_SECONDS):
+        with limit_retry_time(_OPENING_SECONDS):
             found = self.remote.get("store.json")
             if found is None and self._has_foreign_files():
                 raise StoreError(f"{self.address} has other things in it, not a store: choose another folder below it")
@@ -238,7 +240,7 @@ class Mirror:
         self._opened = True
 
     def exists(self) -> bool:
-        with patience(_OPENING_SECONDS):
+        with limit_retry_time(_OPENING_SECONDS):
             return self.remote.get("store.json") is not None
 
     def _has_foreign_files(self) -> bool:
@@ -378,7 +380,7 @@ class Mirror:
 
     def fetch_checkpoint(self, trajectory: str, last: int) -> None:
         """Download the newest checkpoint, up to step `last`, of the training with the key `trajectory`."""
-        fetch_newest(self.remote, self.paths, trajectory, last)
+        fetch_newest_checkpoint(self.remote, self.paths, trajectory, last)
 
     def upload_checkpoint(self, trajectory: str, step: int, path: Path) -> None:
         """Queue the upload of the checkpoint at `path`; do nothing if this process lacks the training's lease."""

@@ -36,7 +36,7 @@ from ticketry.files import (
     replacing,
     write_atomically,
 )
-from ticketry.lab.process import stop_signal
+from ticketry.lab.process import received_stop_signal
 from ticketry.lab.store.files import LARGEST_JSON, explain_os_errors
 
 T = TypeVar("T")
@@ -99,7 +99,7 @@ class TransientError(Exception):
 
 
 @contextlib.contextmanager
-def patience(seconds: float) -> Iterator[None]:
+def limit_retry_time(seconds: float) -> Iterator[None]:
     """Within a ``with`` block, let this thread repeat a failed request for at most `seconds`."""
     before = getattr(_limit, "seconds", PATIENCE_SECONDS)
     _limit.seconds = min(before, seconds)
@@ -109,7 +109,7 @@ def patience(seconds: float) -> Iterator[None]:
         _limit.seconds = before
 
 
-def repeat(what: str, attempt: Callable[[int], T]) -> T:
+def retry(what: str, attempt: Callable[[int], T]) -> T:
     """Call `attempt` with the number of earlier tries, until it raises no `TransientError`, and return its result."""
     last, spent, tries = time.monotonic(), 0.0, 0
     while True:
@@ -120,7 +120,7 @@ def repeat(what: str, attempt: Callable[[int], T]) -> T:
             spent += min(now - last, _LONGEST_TRY)
             last = now
             limit = getattr(_limit, "seconds", PATIENCE_SECONDS)
-            limit = min(limit, _STOPPING_SECONDS) if stop_signal() else limit
+            limit = min(limit, _STOPPING_SECONDS) if received_stop_signal() else limit
             pause = random.uniform(0, min(_LONGEST_PAUSE, _FIRST_PAUSE * 2 ** min(tries, 20)))
             if spent + pause > limit:
                 raise StoreError(
@@ -262,7 +262,7 @@ class SharedFolder(Folder):
                     raise TransientError(error.strerror) from error
                 raise StoreError(f"{what}: {reason_of(error)}") from error
 
-        return repeat(what, attempt)
+        return retry(what, attempt)
 
     def _create(self, path: Path, data: bytes) -> bool:
         """Create a file by a hard link; return False if the name exists."""
@@ -350,7 +350,7 @@ class Bucket:
     def _write(self, name: str, data: bytes, mode: str) -> str:
         client = self._small if len(data) <= _SMALL else self._large
         try:
-            return _version(self._obstore.put(client, name, data, mode=mode, use_multipart=False))
+            return _object_version(self._obstore.put(client, name, data, mode=mode, use_multipart=False))
         except FileNotFoundError as error:
             self._raise_if_bucket_missing(error)
             raise StoreError(f"cannot write {self.address}/{name}: {_message_without_secrets(error)}") from None
@@ -360,7 +360,7 @@ class Bucket:
 
         def attempt(_: int) -> list[Listed]:
             return [
-                Listed(one["path"], one["size"], _version(one), one["last_modified"].timestamp())
+                Listed(one["path"], one["size"], _object_version(one), one["last_modified"].timestamp())
                 for page in self._obstore.list(self._small, f"{folder}/" if folder else None)
                 for one in page
                 if one["path"].startswith(prefix)
@@ -410,7 +410,7 @@ class Bucket:
                     ) from None
                 raise TransientError(_message_without_secrets(error)) from None
 
-        return repeat(f"cannot {verb} {self.address}/{name}", attempt)
+        return retry(f"cannot {verb} {self.address}/{name}", attempt)
 
     def _raise_if_bucket_missing(self, error: BaseException) -> None:
         if any(text in str(error) for text in _NO_BUCKET):
@@ -428,7 +428,7 @@ def _import_obstore() -> Any:
     return obstore
 
 
-def _version(meta: Any) -> str:
+def _object_version(meta: Any) -> str:
     """Return the ETag in an object's metadata, followed by the version number if the provider has one."""
     return f"{meta.get('e_tag') or ''} {meta.get('version') or ''}"
 

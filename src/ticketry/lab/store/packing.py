@@ -82,7 +82,9 @@ class _Selection:
         known = Results(store.paths, lambda path: store.load_valid_result(path.parent.name, int(path.stem)) or _GONE)
         named = {trajectory for _, _, values in self.records for trajectory, _ in result_keys_in(values)}
         # A trajectory in the second order has no results if it was not trained.
-        found = known.follow(named if self.names else known.of_trajectory, _input_digests, second_order_trajectory)
+        found = known.select_with_references(
+            named if self.names else known.of_trajectory, _input_digests, second_order_trajectory
+        )
         records = {(path.parent.name, int(path.stem)): known.records[path] for path in found}
         self.results = {key: record for key, record in records.items() if record is not _GONE}
         if not self.masks:  # retain only dense networks, in both orders of the data
@@ -100,7 +102,7 @@ class _Selection:
             for digest in output_digests(record):
                 made.setdefault(digest, key)
         states = {*made, *started}
-        memos = list(self._memos(needed - states))
+        memos = list(self._select_memos(needed - states))
         masks = (needed - states).union(*(blobs for _, _, blobs in memos)) - states
         included = {digest for digest in states if self.store.has(digest)} if weights else set()
         for digest in sort_by_similarity(masks, self.store.get_bytes):
@@ -136,8 +138,8 @@ class _Selection:
         for name in self.names:
             if name not in known and name not in self._campaigns:
                 raise StoreError(
-                    f"there is no run or campaign {name} in {self.store.paths.root}: {self._describe(known)}. Trainings"
-                    " of a run that has not ended go into a bundle of everything, for which no run is named"
+                    f"there is no run or campaign {name} in {self.store.paths.root}: {self._describe_contents(known)}."
+                    " Trainings of a run that has not ended go into a bundle of everything, for which no run is named"
                 )
             if not (runs := {name} if name in known else self._campaigns[name][1]):
                 raise StoreError(f"nothing is done of the campaign {name} in {self.store.paths.root}")
@@ -149,7 +151,7 @@ class _Selection:
             found |= dict.fromkeys(sorted(runs))
         return tuple(found if self.names else sorted(known))
 
-    def _describe(self, runs: set[str]) -> str:
+    def _describe_contents(self, runs: set[str]) -> str:
         campaigns = f", and the campaigns {', '.join(sorted(self._campaigns))}" if self._campaigns else ""
         more = ", …" if len(runs) > _SHOWN else ""
         return f"it has {', '.join(sorted(runs)[:_SHOWN]) or 'no runs'}{more}{campaigns}"
@@ -168,7 +170,7 @@ class _Selection:
             if not self.names or name in self.names or (needed and needed <= set(self.runs)):
                 yield "campaign", name, record
 
-    def _memos(self, masks: set[str]) -> Iterator[tuple[Path, str, set[str]]]:
+    def _select_memos(self, masks: set[str]) -> Iterator[tuple[Path, str, set[str]]]:
         """Yield stored values to pack: those that contain one of `masks`, and the sizes and prices of the tasks.
 
         If everything in the store is packed, all stored values that contain a mask are included. Each item is a path,
@@ -319,11 +321,12 @@ def compare(kind: Kind, name: tuple[str, ...], known: bytes, new: bytes) -> Comp
             same = _without_origin({**ours, "metrics": None}) == _without_origin({**theirs, "metrics": None})
             return Comparison(same and mine is None and other is not None, "" if same else "numbers")
     return Comparison(
-        take=False, lost="" if _without_origin(ours) == _without_origin(_relocate(theirs, ours)) else "numbers"
+        take=False,
+        lost="" if _without_origin(ours) == _without_origin(_replace_store_folder(theirs, ours)) else "numbers",
     )
 
 
-def _relocate(values: dict[str, Any], beside: dict[str, Any]) -> dict[str, Any]:
+def _replace_store_folder(values: dict[str, Any], beside: dict[str, Any]) -> dict[str, Any]:
     """Return the record `values` with the store's folder of the record `beside` in all its paths."""
     old, new = values.get("store"), beside.get("store")
     if not (isinstance(old, str) and isinstance(new, str) and old):

@@ -58,7 +58,7 @@ class Results:
                     for digest in output_digests(self.records[path]):
                         self.makers.setdefault(digest, (trajectory, step))
 
-    def follow(
+    def select_with_references(
         self,
         trajectories: Iterable[str],
         starts: Callable[[Mapping[str, Any]], Iterable[str]],

@@ -90,7 +90,7 @@ class Store:
 
     def _format(self) -> int | None:
         try:
-            return read_format(self.paths.format)
+            return read_format_version(self.paths.format)
         except StoreError as error:
             if error.__cause__ is not None:  # the file cannot be read
                 raise
@@ -249,8 +249,8 @@ class Store:
         """Return step and tensors of the newest undamaged checkpoint up to step `last`; None if there is none."""
         if self.mirror:
             self.mirror.fetch_checkpoint(trajectory, last)
-        for path in sorted(self.paths.partial_files(trajectory), key=_step_of, reverse=True):
-            if _step_of(path) > last:
+        for path in sorted(self.paths.partial_files(trajectory), key=_step_in_file_name, reverse=True):
+            if _step_in_file_name(path) > last:
                 continue
             try:
                 data = content_of(path)
@@ -258,13 +258,13 @@ class Store:
                 continue
             if hashlib.sha256(data).hexdigest() == path.stem.rpartition("-")[2]:
                 with contextlib.suppress(*_NOT_TENSORS):  # another program's file, named by its digest
-                    return _step_of(path), _read_tensors(data)
+                    return _step_in_file_name(path), _read_tensors(data)
         return None
 
     def last_stored_step(self, trajectory: str, last: int) -> int:
         """Return the largest step up to `last` with a stored checkpoint or result; -1 if there is none."""
         names = (one.name.partition("/")[2] for one in self.objects.list(f"partial/{trajectory}-"))
-        steps = [*self.stored_steps(trajectory), *(_step_of(Path(name.partition("/")[0])) for name in names)]
+        steps = [*self.stored_steps(trajectory), *(_step_in_file_name(Path(name.partition("/")[0])) for name in names)]
         return max((step for step in steps if step <= last), default=-1)
 
     def drop_checkpoints(self, trajectory: str, last: int) -> None:
@@ -275,7 +275,7 @@ class Store:
 
     def _delete_local_checkpoints(self, trajectory: str, last: int, but: Path | None = None) -> None:
         for path in self.paths.partial_files(trajectory):
-            if path != but and _step_of(path) <= last:
+            if path != but and _step_in_file_name(path) <= last:
                 with contextlib.suppress(OSError):
                     path.unlink()
         delete_shard_folders(self.paths, trajectory, last)
@@ -346,7 +346,7 @@ class Store:
             self.mirror.publish()
 
 
-def read_format(path: Path) -> int | None:
+def read_format_version(path: Path) -> int | None:
     """Return the format version in the file ``store.json``; None if the file is missing, `StoreError` if damaged."""
     described = read_json(path)
     if described is None:
@@ -367,7 +367,7 @@ def _read_tensors(data: bytes) -> dict[str, Tensor]:
     return dict(sorted(safetensors_load(data).items()))
 
 
-def _step_of(path: Path) -> int:
+def _step_in_file_name(path: Path) -> int:
     return int(path.stem.split("-")[1])
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ticketry.errors import RunnerError, TicketryError
-from ticketry.lab.process import block_signals, end_with_parent, ignore_signals_as_reader
+from ticketry.lab.process import block_signals, exit_when_parent_exits, ignore_signals_in_data_loader
 from ticketry.tasks.task import Reader, Sharded, Split, place_of_part
 from ticketry_engine.support.seeds import generator, mix
 
@@ -239,6 +239,6 @@ def _choose_start_method() -> Any:
 
 
 def _start_reader(worker: int) -> None:
-    ignore_signals_as_reader()
+    ignore_signals_in_data_loader()
     # Torch watches the parent process, which is the server that forks, not the training.
-    end_with_parent()
+    exit_when_parent_exits()

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ticketry.errors import StoreError
-from ticketry.lab.process import stop_signal
+from ticketry.lab.process import received_stop_signal
 from ticketry.lab.store.references import output_digests
 from ticketry.lab.store.store import Store, digest_of, open_store
 from ticketry.lab.training.job import Job, Watch, Work
@@ -149,4 +149,4 @@ class _WeightsJob(Job):
 
 class _SignalWatch(Watch):
     def is_stop_requested(self) -> bool:
-        return bool(stop_signal())
+        return bool(received_stop_signal())

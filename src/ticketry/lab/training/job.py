@@ -17,7 +17,7 @@ from torch import Tensor
 from ticketry.core.scope import normal_name
 from ticketry.core.ticket.folder import iterate_file_bytes
 from ticketry.errors import InterruptedTrainingError, StoreError
-from ticketry.lab.process import Stopped, defer_signals, describe_machine, raise_if_stopped, stop_signal
+from ticketry.lab.process import Stopped, defer_signals, describe_machine, raise_if_stopped, received_stop_signal
 from ticketry.lab.store.checkpoints import (
     create_shard_folder,
     digest_shards,
@@ -166,7 +166,7 @@ class Job:
             step, tensors = partial
             self._earlier_seconds = float(tensors.pop("seconds"))
             return unpack_state(step, select_prefix(tensors, "model/"), tensors)
-        state = start_state(self.store, self.segment)
+        state = load_start_state(self.store, self.segment)
         around = self.segment.surroundings(self.store, self.course)
         state.variants = {one.name: one.first_state(around, state.model) for one in self.segment.variants}
         return state
@@ -283,7 +283,7 @@ class Checkpoints:
         """Report to the watch that the state is stored, and return the error that then ends the training."""
         self._watch.report_stored(self._job.segment, self._loop.step)
         return InterruptedTrainingError(
-            f"stopped at step {self._loop.step}; its state is stored", stop_signal() or signal.SIGINT
+            f"stopped at step {self._loop.step}; its state is stored", received_stop_signal() or signal.SIGINT
         )
 
     def __call__(self) -> None:
@@ -353,7 +353,7 @@ def find_last_resumable_result(store: Store, trajectory: str, bound: int) -> dic
     return None
 
 
-def start_state(store: Store, segment: Segment) -> TrainingState:
+def load_start_state(store: Store, segment: Segment) -> TrainingState:
     """Return the training state at a segment's first step, without the states of its variants."""
     start = segment.start
     if start.state is not None:

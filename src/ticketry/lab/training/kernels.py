@@ -78,17 +78,17 @@ class Kernels:
                 )
             return plain
         if self.asked == "sparse":
-            self._check_usable(task, plain, batch)
-        elif not self._are_possible(plain):
+            self._check_kernels_usable(task, plain, batch)
+        elif not self._can_run_here(plain):
             return plain
         if not all(one.sparse_kernels for one in variants):
             return plain
         mask = next((digest for one in variants if (digest := one.masked_by()) is not None), None)
-        gains = self._is_worthwhile(task, mask, batch, plain.precision)
+        gains = self._is_kernel_use_worthwhile(task, mask, batch, plain.precision)
         return replace(plain, kernels=name_local_kernels(plain.precision)) if gains else plain
 
-    def _is_worthwhile(self, task: Task, mask: str | None, batch: int, precision: str) -> bool:
-        share = self._load_or_compute_share(task, mask, batch, precision)
+    def _is_kernel_use_worthwhile(self, task: Task, mask: str | None, batch: int, precision: str) -> bool:
+        share = self._load_or_compute_mac_shares(task, mask, batch, precision)
         if self.asked == "sparse":
             return mask is not None and bool(share.get("left_out", 0.0) > 0)
         least = LEAST[precision]
@@ -98,7 +98,7 @@ class Kernels:
             return True
         return precision == "fp32" and machine().kernels in DENSE_PROCESSORS and share.get("inside", 0.0) >= NEARLY_ALL
 
-    def _check_usable(self, task: Task, plain: Arithmetic, batch: int) -> None:
+    def _check_kernels_usable(self, task: Task, plain: Arithmetic, batch: int) -> None:
         if plain.device != "cpu":
             raise UsageError(
                 f"sparse kernels compute on the CPU, and {task.name} would be trained on {plain.device} here: choose"
@@ -110,10 +110,10 @@ class Kernels:
                 f"this processor does not multiply bfloat16, so sparse kernels compute in float32 here, and {task.name}"
                 f" would be trained in {plain.precision}: choose --precision fp32, or --kernels dense"
             )
-        if why := self._load_or_compute_share(task, None, batch, plain.precision).get("why"):
+        if why := self._load_or_compute_mac_shares(task, None, batch, plain.precision).get("why"):
             raise CaptureError(f"{task.name} cannot be trained in sparse kernels: {why} (or choose --kernels dense)")
 
-    def _are_possible(self, plain: Arithmetic) -> bool:
+    def _can_run_here(self, plain: Arithmetic) -> bool:
         if plain.device != "cpu":
             return False
         try:
@@ -122,8 +122,8 @@ class Kernels:
         except MissingExtraError:
             return False
 
-    def _load_or_compute_share(self, task: Task, mask: str | None, batch: int, precision: str) -> dict[str, Any]:
-        """Return the stored or new result of `compute_share`, or an entry ``why`` if kernels are impossible."""
+    def _load_or_compute_mac_shares(self, task: Task, mask: str | None, batch: int, precision: str) -> dict[str, Any]:
+        """Return the stored or new result of `compute_mac_shares`, or an entry ``why`` if kernels are impossible."""
         examples = examples_to_inspect(batch, precision)
         described = {
             "kernels": machine().numerics,
@@ -138,7 +138,7 @@ class Kernels:
             model = rebuild_model(task, initial_state(task, 0))
             kept = self._store.get_mask(mask) if mask else Mask.ones(scope(model))
             try:
-                return compute_share(model, kept, self._course(task).inputs(examples), precision)
+                return compute_mac_shares(model, kept, self._course(task).inputs(examples), precision)
             except (CaptureError, EngineError) as error:
                 return {"why": str(error)}
 
@@ -153,7 +153,7 @@ def name_local_kernels(precision: str = "fp32") -> str:
     return f"sparse {here.numerics} {here.kernels}{half}"
 
 
-def compute_share(model: nn.Module, mask: Mask, inputs: Any, precision: str = "fp32") -> dict[str, float]:
+def compute_mac_shares(model: nn.Module, mask: Mask, inputs: Any, precision: str = "fp32") -> dict[str, float]:
     """Return shares of the MACs of a forward pass, to judge whether sparse kernels pay off.
 
     ``left_out`` is the share that kernels skip, ``inside`` the share in layers with kernels, skipped or not, and

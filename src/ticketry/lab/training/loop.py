@@ -223,7 +223,7 @@ class Loop:
         """Raise an error if a variant's condition is violated, such as that removed weights are 0."""
         for effect in self.effects.values():
             effect.check()
-        self._check_unsaved()
+        self._check_unsaved_buffers()
         if self._group is not None:
             self._group.require_same_weights(self.model)
 
@@ -264,7 +264,7 @@ class Loop:
         self.optimizer.zero_grad(set_to_none=True)
         return found
 
-    def count_next_flops(self) -> FlopsByWeight:
+    def count_next_step_flops(self) -> FlopsByWeight:
         """Return the FLOPs of a forward and a backward pass on the next batch, without training the step."""
         with self._next_batch() as batch:
             for before in self._before_step:
@@ -275,13 +275,13 @@ class Loop:
         """Return the peak bytes of tensors in a training step, without the data set, by training two steps."""
         with self._next_batch() as batch:
             # Start at the first step, so that allocations which the second one frees are recorded.
-            def two_steps() -> None:
+            def train_two_steps() -> None:
                 for _ in range(2):
                     self._train_step(batch)
                     self.step += 1
 
             held = [effect.tensors() for effect in self.effects.values()]
-            return peak_bytes(two_steps, [batch, self.model.state_dict(), *held], self._device)
+            return peak_bytes(train_two_steps, [batch, self.model.state_dict(), *held], self._device)
 
     def state(self) -> TrainingState:
         """Return a copy of the training state, in the shapes of the task's network; sharded tensors are not copied."""
@@ -303,7 +303,7 @@ class Loop:
             state = effect.convert_state_for_store(state)
         return state
 
-    def _check_unsaved(self) -> None:
+    def _check_unsaved_buffers(self) -> None:
         """Raise `TaskError` if training has changed a buffer that the state dict, and so a checkpoint, lacks."""
         for name, buffer in self.model.named_buffers() if self._unsaved else ():
             before = self._unsaved.get(normal_name(name))

@@ -103,12 +103,12 @@ class Replays:
         if self._seen[shape] < WARM_UP or len(self._recorded) == MOST:
             return False
         held = [tensor.clone() for tensor in batch]
-        self._forget_gradients()
+        self._drop_gradients()
         try:
             loss, replay = self._record(lambda: self._compute_loss_and_gradients(held))
         except (RuntimeError, TaskError) as error:  # the first steps without recording succeeded
             self._refused = True
-            self._forget_gradients()
+            self._drop_gradients()
             why = str(error.__cause__ or error).splitlines()[0]
             warnings.warn(
                 f"a training step cannot be recorded as a CUDA graph ({why}): steps are launched kernel by kernel, with"
@@ -120,7 +120,7 @@ class Replays:
         self._recorded[shape] = _Recorded(held, loss.detach(), gradients, replay)
         return True
 
-    def _forget_gradients(self) -> None:
+    def _drop_gradients(self) -> None:
         for parameter in self._parameters:
             parameter.grad = None
 

@@ -215,14 +215,14 @@ class SupervisedPart(Supervised):
         own = replace(examples, inputs=examples.inputs[rows], targets=examples.targets[rows])
         found = self._sum_measures(model, own, arithmetic) if place.own else {}
         if self._ranks.in_parts:
-            self._call_as_often(model, examples, place.own, arithmetic)
+            self._repeat_model_calls(model, examples, place.own, arithmetic)
         sums: dict[str, float] = {}
         for each in self._ranks.gather(found):
             for name, value in each.items():
                 sums[name] = sums.get(name, 0.0) + value
         return self.task.summary(sums, len(examples))
 
-    def _call_as_often(self, model: nn.Module, examples: Split, own: int, arithmetic: Any) -> None:
+    def _repeat_model_calls(self, model: nn.Module, examples: Split, own: int, arithmetic: Any) -> None:
         """Call the network as often as the first rank does; with sharded parameters all ranks must call it together."""
         size = examples.reader.batch if examples.reader else data_loading.EVALUATED
         most = place_of_part(len(examples), 0, self._ranks.world).own
@@ -248,17 +248,17 @@ class PartSession(SupervisedSession):
             self.arithmetic.device,
             augment=self._read_with,
             seed=self.seed,
-            first=lambda step: self._place(step).first,
+            first=lambda step: self._part_of_step(step).first,
         )
         with contextlib.closing(found):
             for step, (inputs, targets) in zip(steps, found, strict=True):
-                place = self._place(step)
+                place = self._part_of_step(step)
                 if self._augment:
                     with self._ranks.drawing(place):
                         inputs = self._augment_inputs(inputs, step)
                 yield Part(inputs, targets, place)
 
-    def _place(self, step: int) -> PartOfBatch:
+    def _part_of_step(self, step: int) -> PartOfBatch:
         done = step % steps_per_epoch(self._whole, self.recipe.batch) * self.recipe.batch
         return place_of_part(min(self.recipe.batch, self._whole - done), self._ranks.rank, self._ranks.world)
 

@@ -406,13 +406,13 @@ def stretch_to_flops(lab: Lab, rest: Segment, before: list[Result], equal_cost: 
     """
     if equal_cost != "flops":
         return rest
-    from ticketry.lab.costs.ledger import phases_before
+    from ticketry.lab.costs.ledger import training_phases_before_sparse
     from ticketry.lab.costs.step_cost import Costs, step_flops
 
     assert rest.mask is not None
     dense, _ = step_flops(lab, replace(rest, variants=()))
     _, flops = step_flops(lab, rest)
-    spent = Costs(lab).flops(phases_before(before, rest.mask))
+    spent = Costs(lab).flops(training_phases_before_sparse(before, rest.mask))
     if spent is None or flops <= 0:
         raise UsageError("equal_cost flops: the FLOPs of this network cannot be counted: use equal_cost steps")
     steps = floor((rest.total * dense - spent) / flops + 1e-9)

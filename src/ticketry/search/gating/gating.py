@@ -589,11 +589,11 @@ def gate_targets(replicate: Replicate, settings: PruningSettings, scope: Scope, 
     Without a budget both are the density `share`. With a budget the target is a share of the gates' total cost.
     """
     from ticketry.core.gates.charges import share_above_floor
-    from ticketry.lab.masks import load_prices
+    from ticketry.lab.masks import load_weight_prices
 
     if not settings.budget:
         return share, share
-    prices = load_prices(replicate.lab, replicate.task, scope, settings.budget.terms)
+    prices = load_weight_prices(replicate.lab, replicate.task, scope, settings.budget.terms)
     left = share_above_floor(prices, scope.sizes, share)
     density = _make_gate_charges(replicate, settings, scope).density_for(left)
     return density if settings.unweighed else left, density
@@ -601,9 +601,9 @@ def gate_targets(replicate: Replicate, settings: PruningSettings, scope: Scope, 
 
 def relative_cost_with_gates(lab: Lab, result: Result, terms: str) -> float:
     """Return what the network costs with gates rounded to on or off, as a share of the dense network's cost."""
-    from ticketry.lab.masks import remaining_share
+    from ticketry.lab.masks import remaining_cost_share
 
-    return remaining_share(lab, result.segment.task, load_gates(lab, result).kept(), terms)
+    return remaining_cost_share(lab, result.segment.task, load_gates(lab, result).kept(), terms)
 
 
 def mask_within_budget(
@@ -611,19 +611,19 @@ def mask_within_budget(
 ) -> str:
     """Store the mask within a cost budget that retains the largest gate logits; return the mask's digest (cached)."""
     from ticketry.budgets.pruner import allocate_budget
-    from ticketry.lab.masks import load_prices, prune_to_share
+    from ticketry.lab.masks import load_weight_prices, prune_to_cost_share
 
     terms, task, least = settings.budget_terms, result.segment.task, int(collapse == "keep")
 
     def compute_mask() -> Mask:
         scores = load_gates(lab, result).by_weight()
-        prices = load_prices(lab, task, scores, terms)
+        prices = load_weight_prices(lab, task, scores, terms)
 
         def allocate(cost_share: float) -> Mask:
             return allocate_budget(scores, prices, cost_share, weighed=False, keep_at_least=least)
 
         try:
-            return prune_to_share(lab, task, prices, terms, share, allocate)
+            return prune_to_cost_share(lab, task, prices, terms, share, allocate)
         except LayerCollapseError as error:
             where = f"{settings.describe_target(share)}, of the gates after {result.segment.steps} steps"
             raise error.with_keep_argument("collapse=keep").with_prefix(where) from None
@@ -635,6 +635,6 @@ def mask_within_budget(
 
 def _make_gate_charges(replicate: Replicate, settings: PruningSettings, scope: Scope) -> Charges:
     from ticketry.core.gates import Charges
-    from ticketry.lab.masks import load_prices
+    from ticketry.lab.masks import load_weight_prices
 
-    return Charges.by(load_prices(replicate.lab, replicate.task, scope, settings.budget_terms), scope.sizes)
+    return Charges.by(load_weight_prices(replicate.lab, replicate.task, scope, settings.budget_terms), scope.sizes)

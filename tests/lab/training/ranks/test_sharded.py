@@ -17,7 +17,7 @@ from ticketry.lab.store.mirror import Mirror
 from ticketry.lab.store.store import Store, local_folder, open_remote
 from ticketry.lab.training.job import Watch
 from ticketry.lab.training.precision import FSDP, OWN, choose_arithmetic
-from ticketry.lab.training.ranks.group import find_blocks
+from ticketry.lab.training.ranks.group import find_blocks_to_shard
 from ticketry.lab.training.state import initial_state
 from ticketry.lab.training.variants import Penalty
 from watches import KillAt, StopAt, children
@@ -163,7 +163,7 @@ def test_blocks_are_what_is_called():
         tied,
         nn.BatchNorm1d(1, affine=False),
     )
-    found = list(find_blocks(model))
+    found = list(find_blocks_to_shard(model))
     assert model[0] in found
     assert model[0][0] in found
     assert found.index(model[0][0]) < found.index(model[0]), "inner ones first"

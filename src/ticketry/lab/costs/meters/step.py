@@ -56,7 +56,7 @@ def allocated_at_peak(work: Callable[[], object], held: Iterable[object]) -> int
     """
     os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # otherwise the profiler writes to standard error
     before, cpu = tensor_bytes(held), [torch.profiler.ProfilerActivity.CPU]
-    with _no_collection(), torch.profiler.profile(activities=cpu, profile_memory=True) as profile:
+    with _without_garbage_collection(), torch.profiler.profile(activities=cpu, profile_memory=True) as profile:
         work()
     results: Any = profile.profiler.kineto_results
     changes = sorted((event.start_ns(), event.nbytes()) for event in results.events() if event.name() == "[memory]")
@@ -68,7 +68,7 @@ def allocated_at_peak(work: Callable[[], object], held: Iterable[object]) -> int
 
 
 @contextlib.contextmanager
-def _no_collection() -> Iterator[None]:
+def _without_garbage_collection() -> Iterator[None]:
     """Within a ``with`` block, disable garbage collection, so that no older tensors are freed during a measurement."""
     enabled = gc.isenabled()
     gc.disable()

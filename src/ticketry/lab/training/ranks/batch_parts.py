@@ -84,46 +84,48 @@ class Draws(EagerMode):  # type: ignore[no-untyped-call]
 
     def _draw_in_place(self, func: Callable[..., Any], args: tuple[Any, ...], given: dict[str, Any]) -> Any:
         own = args[0]
-        if (whole := self._whole_shape(own.shape)) is None:
+        if (whole := self._whole_batch_shape(own.shape)) is None:
             return func(*args, **given)
         drawn = func(_empty_like(own, whole), *(self._embed_in_whole_batch(one) for one in args[1:]), **given)
-        return own.copy_(drawn[self._own_rows(own.shape)])
+        return own.copy_(drawn[self._own_rows_of_batch(own.shape)])
 
     def _draw_like(self, func: Callable[..., Any], args: tuple[Any, ...], given: dict[str, Any], filled: bool) -> Any:
         own = args[0]
-        if (whole := self._whole_shape(own.shape)) is None:
+        if (whole := self._whole_batch_shape(own.shape)) is None:
             return func(*args, **given)
         like = self._embed_in_whole_batch(own) if filled else _empty_like(own, whole)
-        return func(like, *(self._embed_in_whole_batch(one) for one in args[1:]), **given)[self._own_rows(own.shape)]
+        return func(like, *(self._embed_in_whole_batch(one) for one in args[1:]), **given)[
+            self._own_rows_of_batch(own.shape)
+        ]
 
     def _draw_size(self, func: Callable[..., Any], args: tuple[Any, ...], given: dict[str, Any]) -> Any:
         place = next(number for number, one in enumerate(args) if isinstance(one, (list, tuple)))
-        if (whole := self._whole_shape(args[place])) is None:
+        if (whole := self._whole_batch_shape(args[place])) is None:
             return func(*args, **given)
-        return func(*args[:place], whole, *args[place + 1 :], **given)[self._own_rows(args[place])]
+        return func(*args[:place], whole, *args[place + 1 :], **given)[self._own_rows_of_batch(args[place])]
 
     def _draw_dropout(self, func: Callable[..., Any], own: Tensor, p: float, train: bool | None) -> Any:
-        if (whole := self._whole_shape(own.shape)) is None or not train:
+        if (whole := self._whole_batch_shape(own.shape)) is None or not train:
             return func(own, p, train)
-        kept = func(torch.ones_like(_empty_like(own, whole)), p, train)[1][self._own_rows(own.shape)]
+        kept = func(torch.ones_like(_empty_like(own, whole)), p, train)[1][self._own_rows_of_batch(own.shape)]
         return own * kept * (1 / (1 - p) if p < 1 else 0.0), kept
 
-    def _whole_shape(self, shape: Sequence[int]) -> list[int] | None:
+    def _whole_batch_shape(self, shape: Sequence[int]) -> list[int] | None:
         """Return the shape in the whole batch of a tensor with this shape; None if its rows are not examples."""
         if not shape or not shape[0] or shape[0] % self._part.own:
             return None
         return [shape[0] // self._part.own * self._part.whole, *shape[1:]]
 
-    def _own_rows(self, shape: Sequence[int]) -> slice:
+    def _own_rows_of_batch(self, shape: Sequence[int]) -> slice:
         each = shape[0] // self._part.own
         return slice(self._part.first * each, (self._part.first + self._part.own) * each)
 
     def _embed_in_whole_batch(self, value: Any) -> Any:
         """Embed a tensor of examples in a tensor of zeros for the whole batch; return any other value unchanged."""
-        if not isinstance(value, Tensor) or (whole := self._whole_shape(value.shape)) is None:
+        if not isinstance(value, Tensor) or (whole := self._whole_batch_shape(value.shape)) is None:
             return value
         found = _empty_like(value, whole).zero_()
-        found[self._own_rows(value.shape)] = value
+        found[self._own_rows_of_batch(value.shape)] = value
         return found
 
 

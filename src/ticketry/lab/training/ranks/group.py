@@ -160,7 +160,7 @@ class ShardedGroup(Group):
         from torch.distributed.fsdp import fully_shard
 
         mesh = init_device_mesh(self._device, (self.world,))
-        for block in find_blocks(model):
+        for block in find_blocks_to_shard(model):
             fully_shard(block, mesh=mesh)
         fully_shard(model, mesh=mesh)
         return model
@@ -174,7 +174,7 @@ class ShardedGroup(Group):
         """Do nothing, because ranks hold different parts of the weights."""
 
 
-def find_blocks(model: nn.Module) -> Iterator[nn.Module]:
+def find_blocks_to_shard(model: nn.Module) -> Iterator[nn.Module]:
     """Yield the blocks of a network whose parameters are gathered one block at a time, inner blocks first.
 
     Blocks are items of `Sequential` and `ModuleList`; a model may read the weights of other submodules without calling
@@ -188,12 +188,14 @@ def find_blocks(model: nn.Module) -> Iterator[nn.Module]:
     for module in model.modules():
         if isinstance(module, (nn.Sequential, nn.ModuleList)):
             for child in module.children():
-                if not isinstance(child, (nn.ModuleList, nn.ModuleDict)) and _is_separate(child, uses, least):
+                if not isinstance(child, (nn.ModuleList, nn.ModuleDict)) and _is_shardable_separately(
+                    child, uses, least
+                ):
                     found[child] = None
     yield from reversed(found)
 
 
-def _is_separate(block: nn.Module, uses: Mapping[Tensor, int], least: float) -> bool:
+def _is_shardable_separately(block: nn.Module, uses: Mapping[Tensor, int], least: float) -> bool:
     own: dict[Tensor, int] = {}
     for _, parameter in block.named_parameters(remove_duplicate=False):
         own[parameter] = own.get(parameter, 0) + 1

@@ -33,12 +33,12 @@ from ticketry.errors import InterruptedTrainingError, RunnerError, TicketryError
 from ticketry.lab.process import (
     block_signals,
     defer_signals,
-    end_with_parent,
+    exit_when_parent_exits,
     give_back_freed_memory,
-    ignore_signals_as_rank,
+    ignore_signals_in_rank_process,
     keep_freed_memory,
     make_picklable,
-    stop_signal,
+    received_stop_signal,
 )
 from ticketry.lab.store.objects import Folder, Objects
 from ticketry.lab.store.store import Store, tensors_to_bytes
@@ -76,8 +76,8 @@ class RankRequest:
 
 def main(rank: int, request: RankRequest, pipes: Sequence[Connection], stop: Connection, meet: Path) -> None:
     """Run the process of a rank, which at the end sends one answer: ``done``, ``stopped`` or ``failed``."""
-    ignore_signals_as_rank()
-    end_with_parent()
+    ignore_signals_in_rank_process()
+    exit_when_parent_exits()
     # A sharded training has no memory to spare.
     (give_back_freed_memory if request.segment["arithmetic"].get("parallel") == FSDP else keep_freed_memory)()
     sys.path[:] = request.path
@@ -364,7 +364,7 @@ class _RankProcesses:
         if kind == "stopped":
             step, message = value
             watch.report_stored(segment, step)
-            raise InterruptedTrainingError(message, stop_signal() or signal.SIGINT)
+            raise InterruptedTrainingError(message, received_stop_signal() or signal.SIGINT)
         if kind == "failed":
             self._await_others(store, segment, watch)
             raise self._choose_error()
@@ -399,7 +399,7 @@ class _RankProcesses:
         elif time.monotonic() - self._stop_time > _STOP_SECONDS:
             raise InterruptedTrainingError(
                 f"stopped; the newest state of {segment.task.name} is that of its last checkpoint",
-                stop_signal() or signal.SIGINT,
+                received_stop_signal() or signal.SIGINT,
             )
 
     def _await_others(self, store: Store, segment: Segment, watch: Watch) -> None:
