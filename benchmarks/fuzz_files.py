@@ -40,7 +40,7 @@ from flips import KEY, RUN, make_store
 from ticketry.cli.listing import read_record
 from ticketry.cli.search import read_arguments
 from ticketry.core.structure.plans import ShrinkPlan
-from ticketry.core.ticket.folder import sealed_manifest
+from ticketry.core.ticket.folder import build_manifest_with_digest
 from ticketry.errors import TicketryError
 from ticketry.evidence.rivals import build_task
 from ticketry.experiments.stores import find_damaged_files
@@ -75,7 +75,7 @@ def change_json(path: Path, draw: random.Random, seal: Callable[[dict[str, Any]]
 def ticket(store: Path, draw: random.Random) -> Callable[[], object]:
     folder = next(store.glob("runs/*/tickets/*"))
     if draw.random() < 0.7:
-        change_json(folder / "ticket.json", draw, sealed_manifest)
+        change_json(folder / "ticket.json", draw, build_manifest_with_digest)
     else:
         file = folder / draw.choice(("mask.safetensors", "start.safetensors", "model.safetensors"))
         how = draw.choice((changed_header, damaged_bytes))
@@ -84,7 +84,7 @@ def ticket(store: Path, draw: random.Random) -> Callable[[], object]:
         manifest.pop("sha256")
         data = file.read_bytes()
         manifest["files"][file.name] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-        (folder / "ticket.json").write_bytes(sealed_manifest(manifest))
+        (folder / "ticket.json").write_bytes(build_manifest_with_digest(manifest))
 
     def read() -> None:
         found = tk.Ticket.load(folder)

@@ -31,7 +31,7 @@ from strangers import forged, info_of_digits
 from ticketry.cli.listing import read_record
 from ticketry.core.mask import Mask, to_bytes
 from ticketry.core.structure.plans import ShrinkPlan
-from ticketry.core.ticket.folder import sealed_manifest
+from ticketry.core.ticket.folder import build_manifest_with_digest
 from ticketry.core.ticket.state_dicts import state_to_bytes
 from ticketry.errors import TicketryError
 from ticketry.evidence.rivals import build_task
@@ -134,7 +134,7 @@ def _tickets(folder: Path) -> Iterator[Format]:
         parts = [hashlib.sha256(data).hexdigest() for data in (to_bytes(found.mask), *states)]
         return _text([found.info, parts])
 
-    put = _json_put(of_manifest / "ticket.json", manifest, sealed_manifest)
+    put = _json_put(of_manifest / "ticket.json", manifest, build_manifest_with_digest)
     yield Format("ticket.json", put, reading(of_manifest), summary)
     good = {path.name: path.read_bytes() for path in sorted(of_tensors.glob("*.safetensors"))}
 
@@ -147,9 +147,9 @@ def _tickets(folder: Path) -> Iterator[Format]:
         fact = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
         if not by_bytes:
             files = {**manifest["files"], name: fact}
-            (of_tensors / "ticket.json").write_bytes(sealed_manifest({**manifest, "files": files}))
+            (of_tensors / "ticket.json").write_bytes(build_manifest_with_digest({**manifest, "files": files}))
         else:
-            (of_tensors / "ticket.json").write_bytes(sealed_manifest(manifest))
+            (of_tensors / "ticket.json").write_bytes(build_manifest_with_digest(manifest))
 
     yield Format("ticket's tensors", put_tensors, reading(of_tensors), summary)
 

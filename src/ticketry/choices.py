@@ -30,7 +30,7 @@ def check_choices(settings: Any, of: str = "") -> None:
         of: prefix of a field's name in the message, such as "recipe: ".
     """
     kind: Any = type(settings)
-    for name, known in _find_choices(kind).items():
+    for name, known in _choices_by_field(kind).items():
         value = getattr(settings, name)
         for word in value if isinstance(value, tuple) else (value,):
             check_choice(f"{of}{name}", word, known)
@@ -90,14 +90,14 @@ def format_names(names: Iterable[str]) -> str:
     return ", ".join(map(str, names[:_MOST_NAMES])) + (", …" if len(names) > _MOST_NAMES else "")
 
 
-def add_module_names(names: Iterable[str]) -> list[str]:
+def names_with_parent_modules(names: Iterable[str]) -> list[str]:
     """Return the given names of parameters, and the names of all modules that contain these parameters."""
     parts = [name.split(".") for name in names]
     return list(dict.fromkeys(".".join(one[:length]) for one in parts for length in range(1, len(one) + 1)))
 
 
 @lru_cache(maxsize=256)
-def _find_choices(kind: Any) -> dict[str, tuple[Any, ...]]:
+def _choices_by_field(kind: Any) -> dict[str, tuple[Any, ...]]:
     """Return the allowed values, by field name, of each field of a dataclass that is annotated with `Literal`."""
     hints = typing.get_type_hints(kind)
     found = {}
@@ -173,13 +173,13 @@ def check_storable_numbers(settings: Any, what: str = "") -> None:
         what: prefix of each field's name in the message.
     """
     for field in fields(settings):
-        _check_storable(f"{what}{field.name}", getattr(settings, field.name))
+        _check_storable_number(f"{what}{field.name}", getattr(settings, field.name))
 
 
-def _check_storable(name: str, value: Any) -> None:
+def _check_storable_number(name: str, value: Any) -> None:
     if isinstance(value, tuple | list):
         for one in value:
-            _check_storable(name, one)
+            _check_storable_number(name, one)
     elif is_dataclass(value) and not isinstance(value, type):
         check_storable_numbers(value, f"{name}.")
     elif isinstance(value, int) and not isinstance(value, bool):

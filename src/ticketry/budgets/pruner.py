@@ -19,7 +19,7 @@ from ticketry.budgets.layer_choice import LayerChoice, allocate_worth, zero_outs
 from ticketry.budgets.units import FINEST, in_blocks, single_granularity
 from ticketry.core.allocate import allocate, count_candidates, count_largest_per_tensor, count_weights_per_layer
 from ticketry.core.mask import Mask
-from ticketry.core.prune import densities, while_pruning_to
+from ticketry.core.prune import densities, name_final_target_in_errors
 from ticketry.core.scope import Scope
 from ticketry.core.score import Score, ScoreInputs, get
 from ticketry.core.score.measurement import cache_batches, has_mask_option, score_pruned_model
@@ -136,7 +136,7 @@ def budget_pruner(
                 choice = LayerChoice(zero_outside(scores, among), prices, known, only=only)
                 mask = choice.within(prices.budget(target)).mask
                 continue
-            with while_pruning_to(target, share, "a share of"):
+            with name_final_target_in_errors(target, share, "a share of"):
                 if by_value:
                     mask = _allocate_by_value(scores, prices, target, among, rule.get("keep_at_least", 0))
                 else:

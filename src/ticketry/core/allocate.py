@@ -102,7 +102,7 @@ def allocate(
     check_distribution(distribution)
     check_collapse(collapse)
     check_layer_minimum_option(keep_at_least)
-    _check_arguments(scores, within, layouts or {})
+    _check_scores_and_layouts(scores, within, layouts or {})
     half_rate = match_names(scores, half_rate, "half_rate")
     least = max(keep_at_least, 1 if collapse == "keep" else 0)
     total = sum(score.numel() for score in scores.values())
@@ -115,13 +115,13 @@ def allocate(
         kept = _cap_at_available_weights(kept, within, pattern, layouts or {})
     _check_enough_candidates(kept, total, total if within is None else within.kept, wanted)
 
-    def shares(available: Mapping[str, int], amount: int = kept) -> dict[str, int]:
+    def count_per_layer(available: Mapping[str, int], amount: int = kept) -> dict[str, int]:
         return count_weights_per_layer(scores, available, amount, distribution, half_rate)
 
     if pattern.blocks_of_rows:
-        return _allocate_blocks(scores, kept, pattern, layouts or {}, within, targets=shares, least=least)
+        return _allocate_blocks(scores, kept, pattern, layouts or {}, within, targets=count_per_layer, least=least)
     ranking = Ranking({name: score.detach().cpu() for name, score in scores.items()}, within)
-    return _allocate_ranked(ranking, scores, wanted, kept, shares, least)
+    return _allocate_by_ranking(ranking, scores, wanted, kept, count_per_layer, least)
 
 
 def allocate_sharded_magnitudes(
@@ -148,7 +148,7 @@ def allocate_sharded_magnitudes(
     total = sum(parameter.numel() for parameter in parameters.values())
     kept = count_retained(density, total)
     _check_enough_candidates(kept, total, total if within is None else within.kept, density)
-    return _allocate_ranked(
+    return _allocate_by_ranking(
         Ranking(parameters, within, magnitudes=True),
         parameters,
         density,
@@ -158,23 +158,23 @@ def allocate_sharded_magnitudes(
     )
 
 
-def _allocate_ranked(
+def _allocate_by_ranking(
     ranking: Ranking,
     tensors: Mapping[str, Tensor],
     density: float,
     kept: int,
-    shares: Callable[[Mapping[str, int], int], dict[str, int]],
+    count_per_layer: Callable[[Mapping[str, int], int], dict[str, int]],
     least: int,
 ) -> Mask:
     """Return the unstructured mask that retains the `kept` highest weights of a ranking.
 
     Args:
-        shares: function (candidates of each layer, number of weights in total) -> numbers of weights, for the layers
-            whose number is fixed; see `count_weights_per_layer`.
+        count_per_layer: function (candidates of each layer, number of weights in total) -> numbers of weights, for
+            the layers whose number is fixed; see `count_weights_per_layer`.
         least: smallest number of weights that each layer retains; with 0, an empty layer is an error.
     """
     available = {name: ranking.count_candidates(name) for name in tensors}
-    counts = shares(available, kept)
+    counts = count_per_layer(available, kept)
     together = [name for name in tensors if name not in counts]
     lowest = not counts  # shares are rounded, so a slightly lower density may suffice by chance
     chosen = {}
@@ -186,7 +186,7 @@ def _allocate_ranked(
     filled = {name: counts[name] for name, tensor in tensors.items() if tensor.numel()}
     if not least and not all(filled.values()):
         total = sum(tensor.numel() for tensor in tensors.values())
-        enough = _lowest_sufficient_density(ranking, available, filled, kept, total, shares)
+        enough = _lowest_sufficient_density(ranking, available, filled, kept, total, count_per_layer)
         raise _layer_collapse_error(filled, density, enough, lowest=lowest)
     for name, count in _enforce_layer_minimum(filled, available, least, density).items():
         if name not in chosen or count != counts[name]:
@@ -207,7 +207,7 @@ def allocate_for_gates(scores: Mapping[str, Tensor], density: float, *, collapse
         raise error.with_keep_argument("collapse=keep") from None
 
 
-def _check_arguments(scores: Mapping[str, Tensor], within: Mask | None, layouts: Mapping[str, Layout]) -> None:
+def _check_scores_and_layouts(scores: Mapping[str, Tensor], within: Mask | None, layouts: Mapping[str, Layout]) -> None:
     """Raise an error if `scores` is empty, or if `within` or `layouts` do not match the tensors in `scores`."""
     if not scores:
         raise MaskError("there are no scores to allocate by")
@@ -342,7 +342,7 @@ def _lowest_sufficient_density(
     filled: Iterable[str],
     kept: int,
     total: int,
-    shares: Callable[[Mapping[str, int], int], dict[str, int]],
+    count_per_layer: Callable[[Mapping[str, int], int], dict[str, int]],
 ) -> float | None:
     """Return the lowest density, rounded up to four digits, that leaves no layer in `filled` empty.
 
@@ -350,12 +350,12 @@ def _lowest_sufficient_density(
     """
     if not all(available[name] for name in filled):
         return None
-    fixed = shares(available, kept)
+    fixed = count_per_layer(available, kept)
     needed = ranking.count_to_include_all([name for name in available if name not in fixed])
 
     def suffices(count: int) -> bool:
         try:
-            fixed = shares(available, count)
+            fixed = count_per_layer(available, count)
         except MaskError:  # layers at half rate need more
             return False
         return count - sum(fixed.values()) >= needed and all(fixed[name] for name in filled if name in fixed)

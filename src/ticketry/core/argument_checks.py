@@ -28,7 +28,7 @@ def check_whole_number(value: Any, name: str, model: object = None) -> int:
             return operator.index(value)
         if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
             return int(value)
-    raise UsageError(f"{name}= is a whole number, such as 1, not {_describe(value)}")
+    raise UsageError(f"{name}= is a whole number, such as 1, not {_describe_value(value)}")
 
 
 def check_number(value: Any, name: str, model: object = None) -> float:
@@ -36,21 +36,21 @@ def check_number(value: Any, name: str, model: object = None) -> float:
     if isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex():
         value = value.item()
     if isinstance(value, bool) or not isinstance(value, Real):
-        raise UsageError(f"{name}= is a number, such as 0.5, not {_describe(value)}")
+        raise UsageError(f"{name}= is a number, such as 0.5, not {_describe_value(value)}")
     return value  # type: ignore[return-value]
 
 
 def _check_scores(value: object, name: str, model: nn.Module | None) -> object:
     """Return `value` after checking that it maps parameter names to tensors of real scores."""
     if not isinstance(value, Mapping):
-        raise UsageError(f"{name}= must map parameter names to tensors, got {_describe(value)}")
+        raise UsageError(f"{name}= must map parameter names to tensors, got {_describe_value(value)}")
     shapes = {}
     if model is not None:
         shapes = {normal_name(one): tuple(p.shape) for one, p in model.named_parameters(remove_duplicate=False)}
     for parameter, score in value.items():
         require_name(parameter, name, MaskError)
         if not isinstance(score, Tensor) or score.is_complex():
-            kind = "complex numbers" if isinstance(score, Tensor) else _describe(score)
+            kind = "complex numbers" if isinstance(score, Tensor) else _describe_value(score)
             raise UsageError(f"{name}= must hold a tensor of real numbers for {parameter!r}, got {kind}")
         if shapes and parameter not in shapes:
             raise UsageError(
@@ -74,36 +74,38 @@ def _check_loss(value: object, name: str, model: object) -> object:
             except TypeError:
                 wrong = True
     if wrong and not (getattr(value, "__module__", None) or "").startswith("torch.nn."):
-        raise UsageError(f"{name}= is a function loss(model, batch) that gives the mean loss, not {_describe(value)}")
+        raise UsageError(
+            f"{name}= is a function loss(model, batch) that gives the mean loss, not {_describe_value(value)}"
+        )
     return value
 
 
 def _check_training_point(value: object, name: str, model: object) -> object:
     if not isinstance(value, (str, Step, int)):
-        raise UsageError(f"{name}= is a point of the training, such as '500it' or '25%', not {_describe(value)}")
+        raise UsageError(f"{name}= is a point of the training, such as '500it' or '25%', not {_describe_value(value)}")
     try:
         return Step.parse(value)  # type: ignore[arg-type]
     except UsageError as error:
         raise UsageError(f"{name}: {error}") from None
 
 
-def _check_texts(value: object, name: str, model: object) -> tuple[str, ...]:
+def _check_strings(value: object, name: str, model: object) -> tuple[str, ...]:
     words = tuple(value) if isinstance(value, Iterable) and not isinstance(value, (str, bytes)) else (value,)
     for word in words:
         if not isinstance(word, str):
             raise UsageError(
-                f"{name}= is a tuple of texts, such as ('weights',), and not one that has {_describe(word)}"
+                f"{name}= is a tuple of texts, such as ('weights',), and not one that has {_describe_value(word)}"
             )
     return words
 
 
 def _check_densities(value: object, name: str, model: object) -> object:
     if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
-        raise UsageError(f"{name}= is a list of densities, such as [0.5, 0.1], not {_describe(value)}")
+        raise UsageError(f"{name}= is a list of densities, such as [0.5, 0.1], not {_describe_value(value)}")
     return [check_number(one, name) for one in value]
 
 
-def _describe(value: object) -> str:
+def _describe_value(value: object) -> str:
     """Return text for an error message: the value itself if it is a number, a text or None, else its type."""
     if value is None or isinstance(value, (bool, int, float, complex, str, bytes)):
         return f"{value!r:.60}"
@@ -114,7 +116,7 @@ def _is_single_batch(value: object) -> bool:
     return isinstance(value, (Tensor, str, bytes, Mapping, nn.Module))
 
 
-def _is_plain_value(value: object) -> bool:
+def _is_number_tensor_or_container(value: object) -> bool:
     return isinstance(value, (Tensor, bool, int, float, bytes, list, tuple, Mapping)) or type(value) is object
 
 
@@ -134,17 +136,17 @@ _FORMS: dict[str, tuple[Callable[[object], bool], str]] = {
         lambda value: isinstance(value, str) or hasattr(value, "groups"),
         "a word, such as 'auto', or what tk.structure.tried_structure(model, x) gives",
     ),
-    "target": (lambda value: not _is_plain_value(value), "the name of a processor or a profile"),
+    "target": (lambda value: not _is_number_tensor_or_container(value), "the name of a processor or a profile"),
     "distribution": (lambda value: isinstance(value, str), "a text"),
     "precision": (lambda value: isinstance(value, str), "a text"),
 }
 """Argument name -> (function that returns whether a value is allowed, allowed values as text for messages)."""
 
 
-def _check_form(value: object, name: str, model: object) -> object:
+def _check_allowed_form(value: object, name: str, model: object) -> object:
     is_allowed, form = _FORMS[name]
     if not is_allowed(value):
-        raise UsageError(f"{name}= is {form}, not {_describe(value)}")
+        raise UsageError(f"{name}= is {form}, not {_describe_value(value)}")
     return value
 
 
@@ -152,7 +154,7 @@ _WHOLE = "keep_at_least iterations steps multiple n m block_rows block_columns t
 
 ARGUMENT_CHECKS.update(dict.fromkeys(_WHOLE.split(), check_whole_number))
 ARGUMENT_CHECKS.update(dict.fromkeys(("init", "temperature", "plus"), check_number))
-ARGUMENT_CHECKS.update(dict.fromkeys(_FORMS, _check_form))
+ARGUMENT_CHECKS.update(dict.fromkeys(_FORMS, _check_allowed_form))
 ARGUMENT_CHECKS.update(scores=_check_scores, loss=_check_loss, densities=_check_densities)
-ARGUMENT_CHECKS.update(dict.fromkeys(("granularities", "bases"), _check_texts))
+ARGUMENT_CHECKS.update(dict.fromkeys(("granularities", "bases"), _check_strings))
 ARGUMENT_CHECKS.update(dict.fromkeys(("begin", "end", "frequency"), _check_training_point))

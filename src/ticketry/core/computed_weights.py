@@ -112,24 +112,26 @@ class ComputedWeight:
         If `draw` is given, the other parameters are replaced by random numbers.
         """
 
-        def tensor(parameter: Tensor, position: int | None) -> Tensor:
+        def replace_parameter(parameter: Tensor, position: int | None) -> Tensor:
             if position is not None and position in replaced:
                 return replaced[position]
             return parameter.detach() if draw is None else _random_like(parameter, draw)
 
         if isinstance(self.rule, WeightNorm):  # torch.nn.utils.weight_norm, which is older than parametrisations
-            g, v = (tensor(original, position) for position, original in enumerate(self.originals))
+            g, v = (replace_parameter(original, position) for position, original in enumerate(self.originals))
             return torch._weight_norm(v, g, self.rule.dim)
         if isinstance(self.rule, _Hooks):
-            values = {id(original): tensor(original, position) for position, original in enumerate(self.originals)}
-            return self.rule.run(self.module, self.local, values, draw)
+            values = {
+                id(original): replace_parameter(original, position) for position, original in enumerate(self.originals)
+            }
+            return self.rule.run_on_copy(self.module, self.local, values, draw)
         if not isinstance(self.rule, parametrize.ParametrizationList):  # a quantiser, which updates its observers
-            quantised: Tensor = copy.deepcopy(self.rule)(tensor(self.originals[0], 0))
+            quantised: Tensor = copy.deepcopy(self.rule)(replace_parameter(self.originals[0], 0))
             return quantised
         rule = copy.deepcopy(self.rule)
         positions = {id(original): position for position, original in enumerate(rule.parameters(recurse=False))}
         for parameter in rule.parameters():
-            parameter.copy_(tensor(parameter, positions.get(id(parameter))))
+            parameter.copy_(replace_parameter(parameter, positions.get(id(parameter))))
         value: Tensor = rule()
         return value
 
@@ -168,7 +170,9 @@ class _Hooks:
     rounds: int = 1
     """Number of times that all hooks run: more than once if a hook reads a weight that a later hook computes."""
 
-    def run(self, module: nn.Module, local: str, values: Mapping[int, Tensor], draw: torch.Generator | None) -> Tensor:
+    def run_on_copy(
+        self, module: nn.Module, local: str, values: Mapping[int, Tensor], draw: torch.Generator | None
+    ) -> Tensor:
         """Run the hooks on a copy of the module and return its attribute `local`.
 
         Args:
@@ -306,7 +310,7 @@ def require_computed_weights_are_removed(
         _check_finite(computed, computed.zero_originals(removed), what)
 
 
-def check_computed_finite(model: nn.Module, parameters: Iterable[Tensor], products: Iterable[Tensor]) -> None:
+def check_computed_weights_finite(model: nn.Module, parameters: Iterable[Tensor], products: Iterable[Tensor]) -> None:
     """Raise `MaskError` if computed weights are not finite when `products` (times gates) replace `parameters`."""
     given = dict(zip(map(id, parameters), products, strict=True))
     for computed in computed_weights(model):

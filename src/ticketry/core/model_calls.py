@@ -132,7 +132,7 @@ def multiplications_per_weight(
     by_layers = dict.fromkeys(parameters, 0)
     names = {id(parameter): name for name, parameter in parameters.items()}
 
-    def count(name: str, module: nn.Module, inputs: Sequence[Any], output: Tensor) -> None:
+    def count_uses_per_weight(name: str, module: nn.Module, inputs: Sequence[Any], output: Tensor) -> None:
         made = inputs[0] if getattr(module, "transposed", False) and inputs else output
         by_layers[name] += made.numel() // int(getattr(module, "weight").shape[0])  # noqa: B009
 
@@ -140,7 +140,7 @@ def multiplications_per_weight(
     for module in model.modules():
         name = names.get(id(module._parameters.get("weight")))
         if name is not None and isinstance(module, COUNTED_LAYERS):
-            handles.append(module.register_forward_hook(partial(count, name)))
+            handles.append(module.register_forward_hook(partial(count_uses_per_weight, name)))
     try:
         with without_fused_layers(), products:
             call_in_evaluation(model, example_inputs)

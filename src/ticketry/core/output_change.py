@@ -113,10 +113,12 @@ def record_calls(
     calls: dict[str, list[LayerCall]] = {name: [] for name in parameters}
     inside = set[str]()
 
-    def enter(name: str, module: nn.Module, args: tuple[Any, ...]) -> None:
+    def mark_as_running(name: str, module: nn.Module, args: tuple[Any, ...]) -> None:
         inside.add(name)
 
-    def record(name: str, module: nn.Module, args: tuple[Any, ...], named: dict[str, Any], output: Tensor) -> Tensor:
+    def record_layer_call(
+        name: str, module: nn.Module, args: tuple[Any, ...], named: dict[str, Any], output: Tensor
+    ) -> Tensor:
         inside.discard(name)
         axes, groups = module.get_parameter("weight").dim(), int(getattr(module, "groups", 1))
         x = args[0] if args else named["input"]
@@ -129,11 +131,11 @@ def record_calls(
         for module in model.modules():
             name = names.get(id(module._parameters.get("weight")))
             if name is not None and isinstance(module, COUNTED_LAYERS):
-                stack.callback(module.register_forward_pre_hook(partial(enter, name)).remove)
-                stack.callback(module.register_forward_hook(partial(record, name), with_kwargs=True).remove)
+                stack.callback(module.register_forward_pre_hook(partial(mark_as_running, name)).remove)
+                stack.callback(module.register_forward_hook(partial(record_layer_call, name), with_kwargs=True).remove)
         products = stack.enter_context(_ProductRecorder(names, calls, inside, others))
-        stack.callback(model.register_forward_pre_hook(products.enter).remove)
-        stack.callback(model.register_forward_hook(products.leave, always_call=True).remove)
+        stack.callback(model.register_forward_pre_hook(products.start_model_call).remove)
+        stack.callback(model.register_forward_hook(products.end_model_call, always_call=True).remove)
         yield calls
 
 
@@ -154,11 +156,11 @@ class _ProductRecorder(TorchFunctionMode):
         self._names, self._calls, self._inside, self._others = names, calls, inside, others
         self._depth = 0
 
-    def enter(self, model: nn.Module, args: object) -> None:
+    def start_model_call(self, model: nn.Module, args: object) -> None:
         """Start to check how weights are used; uses outside of the model's call, as in a loss, are not checked."""
         self._depth += 1
 
-    def leave(self, model: nn.Module, args: object, output: object) -> None:
+    def end_model_call(self, model: nn.Module, args: object, output: object) -> None:
         self._depth -= 1
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

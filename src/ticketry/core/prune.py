@@ -63,7 +63,7 @@ def densities(density: float, steps: int, schedule: str = "exponential", *, init
 
 
 @contextmanager
-def while_pruning_to(target: float, wanted: float, what: str = "density") -> Iterator[None]:
+def name_final_target_in_errors(target: float, wanted: float, what: str = "density") -> Iterator[None]:
     """Within the block, add "on the way to density `wanted`" to a LayerCollapseError, unless `target` is `wanted`."""
     try:
         yield
@@ -277,7 +277,7 @@ def prune(
         # In the first iteration, a score without `at` sees the model unchanged.
         seen = None if mask is within and not has_mask_option(function) else mask
         scores = score_pruned_model(function, model, scope, seen, inputs)
-        with while_pruning_to(target, wanted):
+        with name_final_target_in_errors(target, wanted):
             mask = allocate(
                 scores,
                 target,

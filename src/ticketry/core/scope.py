@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import UninitializedParameter
 
-from ticketry.choices import add_module_names, did_you_mean, format_names, require_name
+from ticketry.choices import did_you_mean, format_names, names_with_parent_modules, require_name
 from ticketry.core import argument_checks as argument_checks
 from ticketry.core.computed_weights import computed_weights
 from ticketry.errors import ScopeError, UsageError
@@ -294,7 +294,7 @@ def match_names(names: Iterable[str], patterns: Iterable[str], argument: str) ->
         if not named:
             raise UsageError(
                 f"{argument} names {pattern!r}, which is no parameter that is pruned, nor a layer of one: they are"
-                f" {_list_names(known)}; {did_you_mean(pattern, add_module_names(known))}".rstrip("; ")
+                f" {_list_names(known)}; {did_you_mean(pattern, names_with_parent_modules(known))}".rstrip("; ")
             )
         found |= named
     return tuple(name for name in known if name in found)
@@ -461,8 +461,8 @@ def _match_patterns(owners: Mapping[str, _FoundParameter], patterns: Iterable[st
         found = [name for name, owner in owners.items() if any(_pattern_covers(wanted, one) for one in owner.names)]
         if not found:
             raise ScopeError(
-                f"{argument}={pattern!r} matches no parameter; {did_you_mean(wanted, add_module_names(owners))}they are"
-                f" {_list_names(list(owners))}"
+                f"{argument}={pattern!r} matches no parameter;"
+                f" {did_you_mean(wanted, names_with_parent_modules(owners))}they are {_list_names(list(owners))}"
             )
         yield from found
 

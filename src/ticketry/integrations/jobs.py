@@ -23,7 +23,7 @@ from ticketry.core.gates.attach import BlockGates, GateOptions
 from ticketry.core.mask import Mask, read_metadata
 from ticketry.core.sharding import local_shard, reshard, shard_groups, shard_like, sum_over_groups
 from ticketry.core.sparse_training.gradual import Gradual, GradualOptions, PruneOptions, gradual
-from ticketry.core.sparse_training.hold import Attachment, Hold, hold, release_leftovers
+from ticketry.core.sparse_training.hold import Attachment, Hold, hold, release_interrupted_trainings
 from ticketry.core.structure.pattern import check_density
 from ticketry.core.ticket.ticket import Ticket
 from ticketry.errors import LayerCollapseError, MaskError, TicketError, TicketryError, UsageError
@@ -76,7 +76,7 @@ class Job:
         """
         loaded, self._loaded = self._loaded, None
         self.release()
-        release_leftovers(model)
+        release_interrupted_trainings(model)
         self.model = model
         if runs is not None:
             self._attachment = Attachment(

@@ -21,7 +21,7 @@ from ticketry.core.mask import Mask
 from ticketry.core.scope import Scope, named_parameters
 from ticketry.core.scope import scope as scope_of
 from ticketry.core.sharding import is_sharded
-from ticketry.core.sparse_training.hold import release_leftovers
+from ticketry.core.sparse_training.hold import release_interrupted_trainings
 from ticketry.core.structure.channel_choice import removable_group_positions
 from ticketry.core.structure.coupling import ChannelGroup, Member, Structure
 from ticketry.core.structure.layout import layouts
@@ -155,7 +155,7 @@ def check_init(init: float) -> None:
 
 def check_attachable(model: nn.Module, parameters: dict[str, nn.Parameter]) -> None:
     """Check that these parameters of `model` can get gates; raise the errors of `attach`."""
-    release_leftovers(model)
+    release_interrupted_trainings(model)
     taken = find_gated_parameters(model)
     for name, parameter in parameters.items():
         if id(parameter) in taken:
@@ -330,7 +330,9 @@ def find_readers(model: nn.Module, structure: Structure, scope: Scope) -> dict[s
     errors as `attach_channels`.
     """
     parts = structure.roles
-    groups = _name_uniquely([structure.groups[position] for position in removable_group_positions(structure, scope)])
+    groups = _groups_by_unique_name(
+        [structure.groups[position] for position in removable_group_positions(structure, scope)]
+    )
     places = parts.inputs - parts.outputs
     readers = {name: group.within(places) for name, group in groups.items()}
     for name, members in readers.items():
@@ -472,7 +474,7 @@ def _count_weights_per_channel(member: Member, parameter: Tensor) -> int:
     return parameter.numel() // parameter.shape[member.dim] * len(member.indices[0])
 
 
-def _name_uniquely(groups: Sequence[ChannelGroup]) -> dict[str, ChannelGroup]:
+def _groups_by_unique_name(groups: Sequence[ChannelGroup]) -> dict[str, ChannelGroup]:
     """Return groups by name; append a number to the name if several groups have the same one."""
     named: dict[str, ChannelGroup] = {}
     for group in groups:

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from ticketry.choices import describe_name_difference
 from ticketry.core.allocate import allocate_for_gates
-from ticketry.core.computed_weights import check_computed_finite, computed_weights
+from ticketry.core.computed_weights import check_computed_weights_finite, computed_weights
 from ticketry.core.gates.charges import Charges, charge_penalty
 from ticketry.core.gates.kinds import Kind, Moment
 from ticketry.core.gates.parameter_swap import ParameterSwap, find_parameter_locations
@@ -35,7 +35,7 @@ def create_logits(parameter: nn.Parameter, init: float) -> nn.Parameter:
 
 
 @contextmanager
-def temporarily_set(thing: object, flag: str) -> Iterator[None]:
+def temporarily_set_flag(thing: object, flag: str) -> Iterator[None]:
     """Set the attribute `flag` of `thing` to True within the block, and restore its value afterwards."""
     before = getattr(thing, flag)
     setattr(thing, flag, True)
@@ -227,15 +227,15 @@ class Gates:
 
     def hardened(self) -> contextlib.AbstractContextManager[None]:
         """Use hard gates within the block."""
-        return temporarily_set(self, "_hard")
+        return temporarily_set_flag(self, "_hard")
 
     def lifted(self) -> contextlib.AbstractContextManager[None]:
         """Disable the gates within the block: the model then computes with its weights alone, such as a teacher."""
-        return temporarily_set(self, "_lifted")
+        return temporarily_set_flag(self, "_lifted")
 
     def drawing(self) -> contextlib.AbstractContextManager[None]:
         """Within the block, use the gates of training mode also in evaluation mode, to train gates but not weights."""
-        return temporarily_set(self, "_drawing")
+        return temporarily_set_flag(self, "_drawing")
 
     def harden(self, *, collapse: str = "raise") -> Mask:
         """Return the mask of the weights whose gates are on, that is, whose logits exceed `Kind.threshold` (mostly 0).
@@ -361,7 +361,7 @@ class Gates:
         parameters = self._swap.parameters
         if apply and next(computed_weights(self._model), None):
             products = self._apply_gate_function(range(len(parameters)), parameters, self.kind.hard_gate)
-            check_computed_finite(self._model, parameters, products)
+            check_computed_weights_finite(self._model, parameters, products)
         self._swap.remove()
         self._swap = None
         for number, parameter in enumerate(parameters if apply else ()):
@@ -488,7 +488,7 @@ class Gates:
             products = self._apply_gate_function(
                 numbers, weights, self.kind.hard_gate if self._hard else self.kind.test_gate
             )
-            check_computed_finite(self._model, weights, products)
+            check_computed_weights_finite(self._model, weights, products)
             return products
         if self.kind.draws:
             self._step, self._drawn_at = self.step, self._logit_versions

@@ -37,10 +37,10 @@ def inverse_temperature(progress: float, final: float) -> float:
     """
     if not 0 <= progress <= 1:
         raise UsageError(f"progress is a share of the round that is done, from 0 to 1, not {progress!r}")
-    return float(check_final(final) ** progress)
+    return float(check_final_inverse_temperature(final) ** progress)
 
 
-def check_final(final: float) -> float:
+def check_final_inverse_temperature(final: float) -> float:
     """Return `final`, the inverse temperature at the end of a round; raise `UsageError` if it is out of range."""
     if not 1 <= final <= LARGEST_BETA:
         raise UsageError(f"the final inverse temperature is a number from 1 to {LARGEST_BETA:g}, not {final!r}")
@@ -208,7 +208,7 @@ class Continuous(Kind):
     """beta_T, the inverse temperature at the end of a round."""
 
     def __post_init__(self) -> None:
-        check_final(self.final)
+        check_final_inverse_temperature(self.final)
 
     def inverse_temperature(self, progress: float) -> float:
         return inverse_temperature(progress, self.final)
@@ -263,7 +263,7 @@ class Stochastic(Kind):
     """beta_T, the factor of s in the reset between rounds (`Gates.next_round`), as for `Continuous`."""
 
     def __post_init__(self) -> None:
-        check_final(self.final)
+        check_final_inverse_temperature(self.final)
 
     def gate(self, logits: Tensor, moment: Moment, uniform: Tensor | None) -> Tensor:
         assert uniform is not None

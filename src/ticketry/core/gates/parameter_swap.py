@@ -62,7 +62,7 @@ class ParameterSwap:
         self._stack: list[_RunningModule] = []
         sites = [_HookedModule(self, module, self._find_parameter_indices(module)) for module in model.modules()]
         self._handles = [handle for site in sites if site.numbers for handle in site.register_hooks()]
-        _forget_compiled_code()
+        _reset_torch_compile()
 
     @property
     def parameters(self) -> list[Tensor]:
@@ -77,12 +77,12 @@ class ParameterSwap:
         for handle in self._handles:
             handle.remove()
         self._handles = []
-        _forget_compiled_code()
+        _reset_torch_compile()
 
     def clean_up_interrupted_call(self) -> None:
         """Undo the substitutions of a call that was interrupted (Ctrl-C) before the hooks could undo them."""
-        if self._stack and not _is_running(self._stack[0].site.module, entered=0):
-            self._undo_all()
+        if self._stack and not _is_forward_running(self._stack[0].site.module, entered=0):
+            self._undo_all_substitutions()
 
     # -- around a module's call --------------------------------------------------------------------------------------
 
@@ -94,8 +94,8 @@ class ParameterSwap:
             )
         if self._stack and site.module in (self._model, self._stack[0].site.module):
             bottom = self._stack[0].site.module
-            if not _is_running(bottom, entered=int(site.module is bottom)):
-                self._undo_all()
+            if not _is_forward_running(bottom, entered=int(site.module is bottom)):
+                self._undo_all_substitutions()
         if len(self._placed) == len(self._places):
             self._stack.append(_RunningModule(site))
             return
@@ -129,7 +129,7 @@ class ParameterSwap:
         for module, weights in call.flat:
             module.__dict__.update(weights)
 
-    def _undo_all(self) -> None:
+    def _undo_all_substitutions(self) -> None:
         while self._stack:
             self._undo_substitution(self._stack.pop())
 
@@ -172,16 +172,16 @@ class _Hook:
 
     def __call__(self, module: nn.Module, *args: object) -> None:
         if torch.compiler.is_compiling():
-            self._run_uncompiled(module)
+            self._apply_to_module_uncompiled(module)
         else:
-            self._run(module)
+            self._apply_to_module(module)
 
-    def _run(self, module: nn.Module) -> None:
+    def _apply_to_module(self, module: nn.Module) -> None:
         self._act(self.site.swap, self.site, module)
 
     @_disable_dynamo
-    def _run_uncompiled(self, module: nn.Module) -> None:
-        self._run(module)
+    def _apply_to_module_uncompiled(self, module: nn.Module) -> None:
+        self._apply_to_module(module)
 
     def __reduce__(self) -> tuple[type[_Inert], tuple[()]]:
         return _Inert, ()
@@ -227,17 +227,17 @@ def _hide_from_checkpointing() -> contextlib.AbstractContextManager[object]:
     # Only the innermost hooks are called, so these hide the products from it.
     if torch._C._are_functorch_transforms_active():
         return contextlib.nullcontext()
-    return torch.autograd.graph.saved_tensors_hooks(_identity, _identity)
+    return torch.autograd.graph.saved_tensors_hooks(_return_unchanged, _return_unchanged)
 
 
-def _identity(tensor: Tensor) -> Tensor:
+def _return_unchanged(tensor: Tensor) -> Tensor:
     return tensor
 
 
 _CALL = nn.Module._call_impl.__code__
 
 
-def _is_running(module: nn.Module, entered: int) -> bool:
+def _is_forward_running(module: nn.Module, entered: int) -> bool:
     """Return whether more than `entered` calls of `module` are on Python's call stack."""
     calls = 0
     frame: FrameType | None = sys._getframe()
@@ -247,7 +247,7 @@ def _is_running(module: nn.Module, entered: int) -> bool:
     return calls > entered
 
 
-def _forget_compiled_code() -> None:
+def _reset_torch_compile() -> None:
     # torch.compile does not notice hooks added after it compiled a module (skip_nnmodule_hook_guards).
     if "torch._dynamo" in sys.modules:
         torch.compiler.reset()

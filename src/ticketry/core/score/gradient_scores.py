@@ -390,7 +390,7 @@ def kfac(
         for count, batch in enumerate(batches, start=1):
             with record_calls(model, weights, others) as calls:
                 value = call_loss(loss, model, batch)
-                others |= set(_find_without_product(model, weights, calls))
+                others |= set(_find_weights_without_product(model, weights, calls))
                 known = {name: made for name, made in calls.items() if name not in others}
                 check_loss(value, count, reached=not others)
                 if value.requires_grad and any(known.values()):
@@ -428,7 +428,7 @@ def _batch_gradient_squares(
     return found
 
 
-def _find_without_product(
+def _find_weights_without_product(
     model: nn.Module, weights: Mapping[str, nn.Parameter], calls: Mapping[str, Sequence[object]]
 ) -> list[str]:
     """Return the weights whose product with an input was not recorded; leave out layers that the model never calls."""

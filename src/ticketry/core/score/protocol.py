@@ -111,18 +111,18 @@ def described(about: About) -> Callable[[F], F]:
         2
     """
 
-    def set_facts(score: F) -> F:
+    def attach_description(score: F) -> F:
         setattr(score, ABOUT, about)
         return score
 
-    return set_facts
+    return attach_description
 
 
 ABOUT = "about"
 """Name of the attribute of a score that holds its facts."""
 
 
-def get_facts(score: object) -> About:
+def get_score_description(score: object) -> About:
     """Return the facts attached to a score, or default facts if it has none."""
     found = getattr(score, ABOUT, None)
     return found if isinstance(found, About) else About()
@@ -134,8 +134,8 @@ def evaluate_score(score: Score, model: nn.Module, scope: Scope, **options: Any)
     Infinite values are allowed: weights with inf are the last to be removed, and weights with -inf the first.
     """
     found = _call_score(score, model, scope, options)
-    _check_names(score, found, scope)
-    return {name: _check_tensor(score, name, found[name], shape) for name, shape in scope.shapes.items()}
+    _check_score_names(score, found, scope)
+    return {name: _check_score_tensor(score, name, found[name], shape) for name, shape in scope.shapes.items()}
 
 
 def evaluate_partial_score(score: Score, model: nn.Module, scope: Scope, **options: Any) -> dict[str, Tensor]:
@@ -151,7 +151,7 @@ def evaluate_partial_score(score: Score, model: nn.Module, scope: Scope, **optio
             f"{describe_score(score)} gives scores for {_list_names(more)}, and the model has no such parameters;"
             f" {did_you_mean(more[0], shapes)}they are {format_names(shapes)}"
         )
-    return {name: _check_tensor(score, name, values, shapes[name]) for name, values in found.items()}
+    return {name: _check_score_tensor(score, name, values, shapes[name]) for name, values in found.items()}
 
 
 def _call_score(score: Score, model: nn.Module, scope: Scope, options: Mapping[str, Any]) -> Mapping[str, object]:
@@ -188,7 +188,7 @@ def _describe_type(value: object) -> str:
     return "nothing" if value is None else f"a {type(value).__name__}"
 
 
-def _check_names(score: Score, found: Mapping[str, object], scope: Scope) -> None:
+def _check_score_names(score: Score, found: Mapping[str, object], scope: Scope) -> None:
     if missing := [name for name in scope if name not in found]:
         unknown = [str(name) for name in found if name not in scope]
         question = ""
@@ -207,7 +207,7 @@ def _check_names(score: Score, found: Mapping[str, object], scope: Scope) -> Non
         )
 
 
-def _check_tensor(score: Score, name: str, values: object, shape: tuple[int, ...]) -> Tensor:
+def _check_score_tensor(score: Score, name: str, values: object, shape: tuple[int, ...]) -> Tensor:
     if not isinstance(values, Tensor):
         raise ScoreError(
             f"{describe_score(score)} gives {_describe_type(values)} for {name!r}, and not a tensor: use"

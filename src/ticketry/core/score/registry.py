@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ticketry.core.scope import Scope
-from ticketry.core.score.protocol import About, Score, describe_score, evaluate_score, get_facts
+from ticketry.core.score.protocol import About, Score, describe_score, evaluate_score, get_score_description
 from ticketry.errors import UsageError
 from ticketry.registry import Registry
 from ticketry_engine.support.seeds import generator
@@ -141,7 +141,7 @@ def about(name: str) -> About:
         >>> tk.score.about("grasp").paper, tk.score.about("grasp").order
         ('Wang et al. 2020', 2)
     """
-    return get_facts(get(name))
+    return get_score_description(get(name))
 
 
 # -- controls ----------------------------------------------------------------------------------------------------------

@@ -189,10 +189,10 @@ def _capture_inputs(
             raise UsageError("without a loss, a batch is the model's input: a tensor, or a tuple of them")
         return tuple(args), {}
 
-    def reached(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def stop_at_model_call(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         raise _ModelCalled(args, kwargs)
 
-    handle = model.register_forward_pre_hook(reached, prepend=True, with_kwargs=True)
+    handle = model.register_forward_pre_hook(stop_at_model_call, prepend=True, with_kwargs=True)
     try:
         call_loss(loss, model, batch)
     except _ModelCalled as found:
@@ -249,10 +249,10 @@ def _sum_outputs(output: Any) -> Tensor:
 def _linearise(model: nn.Module, passed: tuple[type[nn.Module], ...]) -> Iterator[None]:
     """Within the block, let norms return their input, and embeddings the sum of their rows (a 1 for each row)."""
 
-    def same(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], __: object) -> Any:
+    def return_input(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], __: object) -> Any:
         return args[0] if args else next(iter(kwargs.values()))
 
-    def all_rows(module: nn.Module, _: object, output: Tensor) -> Tensor:
+    def return_sum_of_rows(module: nn.Module, _: object, output: Tensor) -> Tensor:
         weight = module.weight
         assert isinstance(weight, Tensor)
         return weight.sum(0).expand(output.shape)
@@ -260,9 +260,9 @@ def _linearise(model: nn.Module, passed: tuple[type[nn.Module], ...]) -> Iterato
     handles = []
     for module in model.modules():
         if isinstance(module, passed):
-            handles.append(module.register_forward_hook(same, with_kwargs=True))
+            handles.append(module.register_forward_hook(return_input, with_kwargs=True))
         elif isinstance(module, EMBEDDINGS):
-            handles.append(module.register_forward_hook(all_rows))
+            handles.append(module.register_forward_hook(return_sum_of_rows))
     try:
         yield
     finally:

@@ -14,12 +14,12 @@ from typing_extensions import Unpack
 from ticketry.choices import describe_name_difference
 from ticketry.core.allocate import check_layer_minimum
 from ticketry.core.mask import Mask
-from ticketry.core.prune import prune, while_pruning_to
+from ticketry.core.prune import name_final_target_in_errors, prune
 from ticketry.core.scope import Scope
 from ticketry.core.scope import scope as scope_of
 from ticketry.core.score import Score, get
-from ticketry.core.score.protocol import describe_score, get_facts
-from ticketry.core.sparse_training.hold import Hold, hold, release_leftovers
+from ticketry.core.score.protocol import describe_score, get_score_description
+from ticketry.core.sparse_training.hold import Hold, hold, release_interrupted_trainings
 from ticketry.core.sparse_training.schedule import cuts_within
 from ticketry.core.structure.layout import layouts
 from ticketry.core.structure.pattern import (
@@ -87,7 +87,7 @@ class Gradual:
         self._mask = Mask.ones(scope)
         self._hold: Hold | None = None
         self._is_copy = False  # of one that held weights, which the copy does not
-        release_leftovers(model)
+        release_interrupted_trainings(model)
 
     def _check_layer_minimum(self) -> None:
         """Raise the error of `prune`, before training, if the final density is too low for `keep_at_least`."""
@@ -120,7 +120,7 @@ class Gradual:
         if self.done not in self.cuts:
             return False
         density = self.cuts[self.done]
-        with while_pruning_to(density, self.cuts[max(self.cuts)]):
+        with name_final_target_in_errors(density, self.cuts[max(self.cuts)]):
             mask = prune(self._model, density, within=self._mask, **self._choice)
         self._hold_mask(mask)
         return True
@@ -167,7 +167,7 @@ class Gradual:
             raise MaskError("the state is of pruning another model or scope" + (f": {names}" if names else ""))
         done = int(state["done"])
         if "cuts" in state:
-            self.cuts = self._resume_cuts(_parse_cuts(state["cuts"]), done)
+            self.cuts = self._resume_density_steps(_parse_density_steps(state["cuts"]), done)
         else:  # written before states had a schedule
             self._check_reachable(mask, done)
         self.done = done
@@ -177,12 +177,12 @@ class Gradual:
         else:
             self._hold_mask(mask)
 
-    def _resume_cuts(self, cuts: dict[int, float], done: int) -> dict[int, float]:
+    def _resume_density_steps(self, cuts: dict[int, float], done: int) -> dict[int, float]:
         """Return the schedule to continue with after `done` steps; `cuts` is the schedule in the loaded state."""
         if cuts == self.cuts or done < min(*cuts, *self.cuts):
             return self.cuts
         (last, density), (_, wanted) = list(cuts.items())[-1], list(self.cuts.items())[-1]
-        said = f"the state is of gradual pruning to density {density:g}, {_describe_cuts(cuts)}"
+        said = f"the state is of gradual pruning to density {density:g}, {_describe_density_steps(cuts)}"
         if density != wanted:
             raise MaskError(
                 f"{said}, and density {wanted:g} is requested now: resume with density={density:g}, or start from a"
@@ -197,7 +197,7 @@ class Gradual:
             )
         warnings.warn(
             f"{said}. It continues along that schedule, not along the one of this training"
-            f" ({_describe_cuts(self.cuts)} of {self.steps:,})",
+            f" ({_describe_density_steps(self.cuts)} of {self.steps:,})",
             stacklevel=4,
         )
         return cuts
@@ -212,8 +212,8 @@ class Gradual:
         if too_sparse or too_dense:
             raise MaskError(
                 f"the state has a mask of density {mask.density:.4g} after {done:,} steps, which gradual pruning to"
-                f" density {shares[-1]:g}, {_describe_cuts(self.cuts)} of {self.steps:,}, does not reach there: resume"
-                " with the schedule that it was trained with (steps, begin, end, frequency and density)"
+                f" density {shares[-1]:g}, {_describe_density_steps(self.cuts)} of {self.steps:,}, does not reach"
+                " there: resume with the schedule that it was trained with (steps, begin, end, frequency and density)"
             )
 
     def __getstate__(self) -> dict[str, Any]:
@@ -324,13 +324,13 @@ def gradual(
     return Gradual(model, cuts, steps=steps, **choice)
 
 
-def _describe_cuts(cuts: Mapping[int, float]) -> str:
+def _describe_density_steps(cuts: Mapping[int, float]) -> str:
     return (
         f"at step {min(cuts):,}" if len(cuts) == 1 else f"in {len(cuts)} cuts at steps {min(cuts):,} to {max(cuts):,}"
     )
 
 
-def _parse_cuts(stored: Any) -> dict[int, float]:
+def _parse_density_steps(stored: Any) -> dict[int, float]:
     """Return the schedule (density by step) that a state contains; raise `MaskError` if it is malformed."""
     try:
         cuts = {int(step): float(density) for step, density in stored}
@@ -346,7 +346,7 @@ def _parse_cuts(stored: Any) -> dict[int, float]:
 def _require_data_free(score: str | Score) -> Score:
     """Return the function of a score; raise `UsageError` if the score needs data."""
     found = get(score)
-    if get_facts(found).data in ("yes", "shapes"):
+    if get_score_description(found).data in ("yes", "shapes"):
         raise UsageError(
             f"gradual pruning has no data for a score, and {describe_score(found)} needs some: take magnitude, or"
             " another that `ticketry list scores` names as without data"

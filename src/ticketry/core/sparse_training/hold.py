@@ -131,10 +131,10 @@ class MaskedParameters:
         found: dict[str, nn.Parameter] = {}
         for raw, parameter in self.model.named_parameters(remove_duplicate=False):
             name = normal_name(raw)
-            if name in self.masked_by and (name in self._shapes or parameter.shape == self._shape(name)):
+            if name in self.masked_by and (name in self._shapes or parameter.shape == self._mask_shape(name)):
                 found[name] = parameter
         for name in self._shapes:
-            if name not in found or found[name].shape != self._shape(name):
+            if name not in found or found[name].shape != self._mask_shape(name):
                 raise HoldError(
                     f"the mask cannot be held: {type(self.model).__name__} has"
                     f" {'lost' if name not in found else 'another shape of'} its parameter {name!r} since (a module was"
@@ -155,7 +155,7 @@ class MaskedParameters:
         own = {id(parameter) for parameter in self.model.parameters()}
         return any(id(parameter) in own for group in optimizer.param_groups for parameter in group["params"])
 
-    def _shape(self, name: str) -> tuple[int, ...]:
+    def _mask_shape(self, name: str) -> tuple[int, ...]:
         return self._shapes[self.masked_by[name]]
 
     def _remember_module_path(self, name: str) -> None:
@@ -280,7 +280,7 @@ class Hold:
             hooks: whether to mask gradients and optimiser state automatically; False for a loop that calls
                 `mask_gradients` and `mask_state` itself, which takes less time.
         """
-        release_leftovers(model)
+        release_interrupted_trainings(model)
         self._mask, self._hooks, self._is_copy = mask, hooks, False
         reshard(model)
         parameters = mask.parameters(model)
@@ -530,13 +530,13 @@ class Attachment:
         _attachments.remove(self)
 
 
-def release_leftovers(model: nn.Module) -> None:
+def release_interrupted_trainings(model: nn.Module) -> None:
     """Take the masks and gates of interrupted trainings off `model`, and off models that share parameters with it."""
-    for one in _find_leftovers({id(parameter) for parameter in model.parameters()}):
+    for one in _find_interrupted_attachments({id(parameter) for parameter in model.parameters()}):
         one.release()
 
 
-def _find_leftovers(parameters: set[int]) -> list[Attachment]:
+def _find_interrupted_attachments(parameters: set[int]) -> list[Attachment]:
     left = [one for one in _attachments.present if not one.is_running()]
     return [one for one in left if any(id(parameter) in parameters for parameter in one.model.parameters())]
 
@@ -548,7 +548,9 @@ def _release_before_step(optimizer: Optimizer, args: object, kwargs: object) -> 
     """
     if all(one.is_running() for one in _attachments.present):
         return
-    left = _find_leftovers({id(parameter) for group in optimizer.param_groups for parameter in group["params"]})
+    left = _find_interrupted_attachments(
+        {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    )
     acting = [one.what for one in left if one.is_active()]
     for one in left:
         one.release()

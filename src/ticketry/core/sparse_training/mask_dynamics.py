@@ -39,12 +39,15 @@ def drop_and_grow(
             if bool(torch.isnan(tensors[name]).any()):
                 raise MaskError(f"the {what} of {name!r} are not all numbers (NaN)")
     return Mask(
-        {name: _update_layer(kept, weights[name].abs(), growth[name], share, regrow) for name, kept in mask.items()},
+        {
+            name: _drop_and_grow_in_layer(kept, weights[name].abs(), growth[name], share, regrow)
+            for name, kept in mask.items()
+        },
         copy=False,
     )
 
 
-def _update_layer(kept: Tensor, sizes: Tensor, growth: Tensor, share: float, regrow: bool) -> Tensor:
+def _drop_and_grow_in_layer(kept: Tensor, sizes: Tensor, growth: Tensor, share: float, regrow: bool) -> Tensor:
     now = kept.flatten()
     active = int(now.sum())
     count = int(Fraction(str(share)) * active)

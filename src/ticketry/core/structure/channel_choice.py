@@ -371,7 +371,7 @@ class ChannelPath:
         self.dense = RemainingWeights(choice.groups, shapes, self._prices).cost
         """Cost of the network with all channels."""
         self._start = choice.removed_channels(within) if within is not None else []
-        count = self._count_start()
+        count = self._count_starting_weights()
         self._blocks = split_into_blocks(count, self._rank_by_value_per_cost(count, scores), order.multiple)
         self.costs = [count.cost]
         """Costs after 0, 1, 2 … steps, falling; each step removes a block of channels."""
@@ -391,7 +391,7 @@ class ChannelPath:
 
     def mask(self, step: int) -> Mask:
         """Return the mask after `step` steps, where each step removes a block of channels."""
-        count = self._count_start()
+        count = self._count_starting_weights()
         for block in self._blocks[:step]:
             for one in block:
                 count.remove(*one)
@@ -408,7 +408,7 @@ class ChannelPath:
             )
         return step
 
-    def _count_start(self) -> RemainingWeights:
+    def _count_starting_weights(self) -> RemainingWeights:
         shapes = {name: self._choice.shapes[name] for name in self._choice.masked_names}
         count = RemainingWeights(self._choice.groups, shapes, self._prices)
         for step in self._start:

@@ -13,7 +13,7 @@ from ticketry.budgets.request import Request, score_finder
 from ticketry.budgets.units import CHANNELS, EAGER, ENGINE
 from ticketry.core.mask import Mask
 from ticketry.core.model_calls import countable_parameters, multiplications_per_weight
-from ticketry.core.prune import densities, while_pruning_to
+from ticketry.core.prune import densities, name_final_target_in_errors
 from ticketry.core.scope import Patterns, Scope, to_name_tuple
 from ticketry.core.scope import scope as scope_of
 from ticketry.core.score import Loss, Score, ScoreInputs
@@ -285,7 +285,7 @@ def channels(
     mask = within
     for target in densities(wanted, iterations, schedule, initial=initial):
         scores = choice.score_channels(mask, inputs, score=score, reduce=reduce)
-        with while_pruning_to(target, wanted):
+        with name_final_target_in_errors(target, wanted):
             mask = choice.prune_to_density(scores, mask, target, order)
     assert mask is not None
     return mask

@@ -193,15 +193,15 @@ def channel_scores(
     elif plain in ("snap", "crop_gates"):
         read = [_find_reading_weights(group, roles) for group in groups]
         names = {member.name for members in read for member in members}
-        effects = _gate_effects(model, scope, plain, inputs, also=names, second=plain == "crop_gates")
+        effects = _channel_gate_terms(model, scope, plain, inputs, also=names, second=plain == "crop_gates")
         found = [sum_over_channels(effects, members).abs() for members in read]
     else:
         values = weight_scores(model, scope, plain, inputs)
         found = [_reduce_to_channels(values, group, reduce, root=plain == "l2") for group in groups]
-    return apply_control(control, found, inputs.seed)
+    return apply_control_to_scores(control, found, inputs.seed)
 
 
-def apply_control(control: str, scores: list[Tensor], seed: int) -> list[Tensor]:
+def apply_control_to_scores(control: str, scores: list[Tensor], seed: int) -> list[Tensor]:
     """Return scores as modified by a control, which is "inverted", "shuffled" or "" (no change).
 
     "inverted" negates the scores; "shuffled" permutes them within each group.
@@ -222,7 +222,7 @@ def weight_scores(model: nn.Module, scope: Scope, score: str | Score, inputs: Sc
             name: power(weight.double()) for name, weight in effective_weights(model, scope.parameters(model)).items()
         }
     if score == "taylor":
-        return {name: effect.abs() for name, effect in _gate_effects(model, scope, score, inputs).items()}
+        return {name: effect.abs() for name, effect in _channel_gate_terms(model, scope, score, inputs).items()}
     return evaluate_partial_score(get(score), model, scope, **vars(inputs))
 
 
@@ -271,7 +271,7 @@ def _find_reading_weights(group: ChannelGroup, roles: Roles) -> list[Member]:
     return found
 
 
-def _gate_effects(
+def _channel_gate_terms(
     model: nn.Module, scope: Scope, score: str, inputs: ScoreInputs, *, also: Collection[str] = (), second: bool = False
 ) -> dict[str, Tensor]:
     """Return w g for each weight w, where g is the gradient of the mean loss; or, with `second`, g² + w (H g).

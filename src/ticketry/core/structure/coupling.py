@@ -111,7 +111,7 @@ def _unite_recurrent_units(trace: Trace, module: nn.RNNBase) -> None:
 
     This is required because the module has a single hidden size.
     """
-    first = trace.book.get(_get_tensor(module, "weight_hh_l0")).labels[0]
+    first = trace.book.get(_get_parameter_or_buffer(module, "weight_hh_l0")).labels[0]
     assert isinstance(module.hidden_size, int)
     if first is None:
         return
@@ -119,12 +119,12 @@ def _unite_recurrent_units(trace: Trace, module: nn.RNNBase) -> None:
     for name, parameter in module.named_parameters(recurse=False):
         labels = trace.book.get(parameter).labels
         if "weight_hr" in name:
-            trace.unite_axes(trace.book.get(_get_tensor(module, "weight_hr_l0")).labels[0], labels[0])
+            trace.unite_axes(trace.book.get(_get_parameter_or_buffer(module, "weight_hr_l0")).labels[0], labels[0])
         elif labels[0] is not None:
             trace.labels.unite(np.tile(units, len(labels[0]) // len(units)), labels[0], "")
 
 
-def _get_tensor(module: nn.Module, name: str) -> Tensor:
+def _get_parameter_or_buffer(module: nn.Module, name: str) -> Tensor:
     value = getattr(module, name)
     assert isinstance(value, Tensor)
     return value
@@ -141,16 +141,16 @@ def _trace_run(trace: Trace, arguments: Arguments, *, training: bool) -> None:
     with ExitStack() as exits:
         names = {id(module): name for name, module in trace.model.named_modules()}
 
-        def enter(module: nn.Module, arguments: object) -> None:
+        def push_module_name(module: nn.Module, arguments: object) -> None:
             if id(module) in names:
                 trace.stack.append(names[id(module)])
 
-        def leave(module: nn.Module, arguments: object, outputs: object) -> None:
+        def pop_module_name(module: nn.Module, arguments: object, outputs: object) -> None:
             if id(module) in names:
                 trace.stack.pop()
 
-        exits.callback(register_module_forward_pre_hook(enter).remove)
-        exits.callback(register_module_forward_hook(leave, always_call=True).remove)
+        exits.callback(register_module_forward_pre_hook(push_module_name).remove)
+        exits.callback(register_module_forward_hook(pop_module_name, always_call=True).remove)
         exits.enter_context(traceable_operations(trace.model))
         exits.enter_context(_RuleMode(trace))
         exits.enter_context(_AttentionScaleMode(trace))
@@ -173,13 +173,13 @@ PACKING_OPERATIONS = ("_pack_padded_sequence", "_pad_packed_sequence")
 
 def _control_flow_error(t: Trace, call: Call) -> ControlFlowError:
     model = type(t.model).__name__
-    advice = f"spare=({t.running_name!r},) spares it: all channels that enter or leave it stay"
-    if not t.running_name:
+    advice = f"spare=({t.running_module_name!r},) spares it: all channels that enter or leave it stay"
+    if not t.running_module_name:
         advice = "move that decision into a module of its own, whose name `spare=` then takes"
     return ControlFlowError(
-        f"{model} looks at its activations to decide what to do ({call.func} in {t.running_name or model}): what it"
-        f" would do with other inputs cannot be followed; {advice}",
-        t.running_name,
+        f"{model} looks at its activations to decide what to do ({call.func} in"
+        f" {t.running_module_name or model}): what it would do with other inputs cannot be followed; {advice}",
+        t.running_module_name,
     )
 
 

@@ -42,7 +42,7 @@ class GroupWorth:
     """[groups]: number of rows of each group, which is the number of weights that a column costs."""
 
     @property
-    def one_column_each(self) -> int:
+    def weights_of_one_column_per_group(self) -> int:
         """Number of weights that are retained if each group retains a single column."""
         return int(self.sizes.sum())
 
@@ -164,26 +164,26 @@ def _exchange_rows(similarity: Values, groups: list[Indices]) -> list[Indices]:
         group_of_row[rows] = group
     similarity = similarity.copy()
     np.fill_diagonal(similarity, 0)
-    to_groups = np.zeros((count, len(groups)))
-    np.add.at(to_groups.T, group_of_row, similarity)  # similarity of each row to each group, without itself
+    similarity_to_groups = np.zeros((count, len(groups)))
+    np.add.at(similarity_to_groups.T, group_of_row, similarity)  # similarity of each row to each group, without itself
     for _ in range(ROUNDS):
-        within = float(to_groups[np.arange(count), group_of_row].sum())
-        gains, partners = _best_exchanges(similarity, to_groups, group_of_row)
-        if _apply_exchanges(gains, partners, similarity, to_groups, group_of_row) <= SMALLEST_GAIN * within:
+        within = float(similarity_to_groups[np.arange(count), group_of_row].sum())
+        gains, partners = _best_exchanges(similarity, similarity_to_groups, group_of_row)
+        if _apply_exchanges(gains, partners, similarity, similarity_to_groups, group_of_row) <= SMALLEST_GAIN * within:
             break
     return [np.flatnonzero(group_of_row == group) for group in range(len(groups))]
 
 
-def _best_exchanges(similarity: Values, to_groups: Values, group_of_row: Indices) -> tuple[Values, Indices]:
+def _best_exchanges(similarity: Values, similarity_to_groups: Values, group_of_row: Indices) -> tuple[Values, Indices]:
     """Return, for each row, the gain of its best exchange with another row, and the index of that other row.
 
     Args:
         similarity: inner products of all pairs of rows, 0 on the diagonal.
-        to_groups: [rows, groups]: sum of a row's similarities to the other rows of each group.
+        similarity_to_groups: [rows, groups]: sum of a row's similarities to the other rows of each group.
         group_of_row: index of the group of each row.
     """
     group = torch.from_numpy(group_of_row)
-    places = torch.from_numpy(to_groups)
+    places = torch.from_numpy(similarity_to_groups)
     moving = places - places.gather(1, group[:, None])  # [rows, groups]: gain of a row by moving
     turned = moving.T.contiguous()
     likeness = torch.from_numpy(similarity)
@@ -201,7 +201,7 @@ def _best_exchanges(similarity: Values, to_groups: Values, group_of_row: Indices
 
 
 def _apply_exchanges(
-    gains: Values, partners: Indices, similarity: Values, to_groups: Values, group_of_row: Indices
+    gains: Values, partners: Indices, similarity: Values, similarity_to_groups: Values, group_of_row: Indices
 ) -> float:
     """Apply exchanges of rows, the best first and each row at most once; return the total gain of similarity.
 
@@ -209,7 +209,7 @@ def _apply_exchanges(
     applied, and exchanges with half of their original gain or less are skipped.
 
     Args:
-        similarity, to_groups, group_of_row: see `_best_exchanges`; the last two are updated.
+        similarity, similarity_to_groups, group_of_row: see `_best_exchanges`; the last two are updated.
     """
     free = np.ones(len(group_of_row), dtype=bool)
     total = 0.0
@@ -221,10 +221,10 @@ def _apply_exchanges(
         if not (free[row] and free[other]) or one == two:
             continue
         gain = (
-            to_groups[row, two]
-            + to_groups[other, one]
-            - to_groups[row, one]
-            - to_groups[other, two]
+            similarity_to_groups[row, two]
+            + similarity_to_groups[other, one]
+            - similarity_to_groups[row, one]
+            - similarity_to_groups[other, two]
             - 2 * similarity[row, other]
         )
         if gain <= promised / 2:
@@ -232,8 +232,8 @@ def _apply_exchanges(
         free[row] = free[other] = False
         group_of_row[row], group_of_row[other] = two, one
         moved = similarity[other] - similarity[row]
-        to_groups[:, one] += moved
-        to_groups[:, two] -= moved
+        similarity_to_groups[:, one] += moved
+        similarity_to_groups[:, two] -= moved
         total += gain
     return 2 * total
 
@@ -529,7 +529,10 @@ def choose_layer_masks(
     together = [list(layers)] if budget == "global" else [[name] for name in layers]
     new = {}
     for names in together:
-        pays, least = sum(budgets[name] for name in names), sum(made[name].one_column_each for name in names)
+        pays, least = (
+            sum(budgets[name] for name in names),
+            sum(made[name].weights_of_one_column_per_group for name in names),
+        )
         if least > pays and collapse == "raise":
             which = repr(names[0]) if len(names) == 1 else f"{len(names)} layers together"
             raise LayerCollapseError(

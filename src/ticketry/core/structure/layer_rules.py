@@ -27,7 +27,7 @@ from ticketry.core.structure.trace import (
     rule_for_one_tensor,
     run_without_labels,
     set_output_axes,
-    unite_all,
+    unite_all_labels,
 )
 from ticketry_engine.support.process_state import private_random_state
 
@@ -47,8 +47,8 @@ def trace_pointwise(t: Trace, call: Call) -> Any:
             if tensor.dim() >= -dimension and tensor.shape[dimension] == shape[dimension] > 1
         ]
         if call.name in ("add", "sub"):
-            record_sum(t, [(operands[index][0], ids) for index, ids, _ in parts])
-        ids = unite_all(t, [ids for _, ids, _ in parts])
+            record_channel_sum(t, [(operands[index][0], ids) for index, ids, _ in parts])
+        ids = unite_all_labels(t, [ids for _, ids, _ in parts])
         merged.labels[dimension] = ids
         if ids is not None:
             zeros[dimension] = tuple(index for index, _, zero in parts if zero)
@@ -58,7 +58,7 @@ def trace_pointwise(t: Trace, call: Call) -> Any:
         if values[choice] is None:
             t.freeze(merged.labels[dimension], f"{call.func} of a removed channel's zeros is not finite")
     result = call.run()
-    if call.writes and not all(merged.zero[dimension] for dimension in zeros):
+    if call.writes_in_place and not all(merged.zero[dimension] for dimension in zeros):
         for tensor in call.tensors[:1]:
             t.book.forget_zeros(tensor)
     for output in list_tensors(result):
@@ -66,7 +66,7 @@ def trace_pointwise(t: Trace, call: Call) -> Any:
     return result
 
 
-def record_sum(t: Trace, parts: Iterable[tuple[Tensor, Ids | None]]) -> None:
+def record_channel_sum(t: Trace, parts: Iterable[tuple[Tensor, Ids | None]]) -> None:
     """Record that an addition adds up the channels of different layers, as in a residual stream."""
     met = [ids for tensor, ids in parts if ids is not None and tensor.untyped_storage().data_ptr() not in t.weights]
     t.sums += [
@@ -84,7 +84,7 @@ def _evaluate_at_zero(call: Call, choice: tuple[int, ...]) -> float | None:
     """
     if not choice:
         return 1
-    found = [_evaluate(call, choice, scrambled) for scrambled in (False, True)]
+    found = [_evaluate_with_zeros(call, choice, scrambled) for scrambled in (False, True)]
     if not found[0].is_floating_point():
         return 1
     if not bool(torch.isfinite(found[0]).all()):
@@ -92,10 +92,10 @@ def _evaluate_at_zero(call: Call, choice: tuple[int, ...]) -> float | None:
     return 0 if all(not bool(value.any()) for value in found) else 1
 
 
-def _evaluate(call: Call, choice: tuple[int, ...], scrambled: bool) -> Tensor:
+def _evaluate_with_zeros(call: Call, choice: tuple[int, ...], scrambled: bool) -> Tensor:
     count, alone = -1, len(choice) == len(call.tensors)
 
-    def substitute(value: object) -> object:
+    def substitute_operand(value: object) -> object:
         nonlocal count
         if not isinstance(value, Tensor):
             return value
@@ -107,7 +107,7 @@ def _evaluate(call: Call, choice: tuple[int, ...], scrambled: bool) -> Tensor:
         return torch.randn_like(value) if scrambled and value.is_floating_point() else value.clone()
 
     with private_random_state([]):
-        arguments, options = tree_map(substitute, (call.args, call.kwargs))
+        arguments, options = tree_map(substitute_operand, (call.args, call.kwargs))
         return list_tensors(call.func(*arguments, **options))[0]
 
 
@@ -222,7 +222,7 @@ def trace_product(t: Trace, call: Call) -> Any:
     if t.provenance.depend_on_inputs([right]):
         t.record_factor(left, one.labels[-1])
     unite_summed_dimensions(t, one, -1, other, max(-2, -right.dim()))
-    batch = [unite_all(t, [one.labels[d], other.labels[d]]) for d in range(left.dim() - 2)]
+    batch = [unite_all_labels(t, [one.labels[d], other.labels[d]]) for d in range(left.dim() - 2)]
     result = call.run()
     found = Axes.unlabelled(result.dim())
     for d, ids in enumerate(batch):
@@ -232,12 +232,12 @@ def trace_product(t: Trace, call: Call) -> Any:
     for d, (ids, zero) in enumerate(rest, start=len(batch)):
         found.labels[d], found.zero[d] = ids, zero
     if added is not None:
-        _trace_added(t, found, result, added)
+        _trace_added_bias(t, found, result, added)
     t.book.set(result, found)
     return result
 
 
-def _trace_added(t: Trace, found: Axes, result: Tensor, added: Tensor) -> None:
+def _trace_added_bias(t: Trace, found: Axes, result: Tensor, added: Tensor) -> None:
     axes = t.book.get(added)
     for d in range(-result.dim(), 0):
         covers = added.dim() >= -d and added.shape[d] == result.shape[d] and result.shape[d] > 1
@@ -299,7 +299,7 @@ def _unite_grouped_channels(
         t.labels.unite(np.repeat(taken[:, 0], inputs), ids, stays)
         t.labels.unite(np.repeat(taken[:, 0], weight.shape[0] // groups), w.labels[0], stays)
         t.freeze(w.labels[1], "groups of a convolution go as a whole")
-        if isinstance(t.module, _ConvNd):
+        if isinstance(t.running_module, _ConvNd):
             t.record_unit_count("groups", taken[:, 0])
         else:
             t.record_width_use(taken[:, 0])
@@ -328,10 +328,10 @@ def trace_batch_norm(t: Trace, call: Call) -> Any:
     axes = t.book.get(tensor)
     t.freeze_axes(axes, [d for d in range(tensor.dim()) if d != 1], "a norm runs over it")
     vectors = [t.book.get(vector) for vector in call.tensors[1:] if vector.dim() == 1]
-    ids = unite_all(t, [axes.labels[1], *(vector.labels[0] for vector in vectors)])
-    if ids is not None and isinstance(t.module, nn.modules.batchnorm._NormBase):
+    ids = unite_all_labels(t, [axes.labels[1], *(vector.labels[0] for vector in vectors)])
+    if ids is not None and isinstance(t.running_module, nn.modules.batchnorm._NormBase):
         t.record_unit_count(
-            "num_features", ids[: t.module.num_features]
+            "num_features", ids[: t.running_module.num_features]
         )  # instance norms repeat their channels for each example
     result = call.run()
     outputs = list_tensors(result)
@@ -356,11 +356,11 @@ def trace_group_norm(t: Trace, call: Call) -> Any:
     axes = t.book.get(tensor)
     t.freeze_axes(axes, [d for d in range(tensor.dim()) if d != 1], "a norm runs over it")
     vectors = [t.book.get(vector) for vector in call.tensors[1:]]
-    ids = unite_all(t, [axes.labels[1], *(vector.labels[0] for vector in vectors)])
+    ids = unite_all_labels(t, [axes.labels[1], *(vector.labels[0] for vector in vectors)])
     if ids is not None:
         groups = ids.reshape(int(call.argument("group")), -1)
         t.labels.unite(np.repeat(groups[:, 0], groups.shape[1]), ids, t.add_location("its group of the norm stays"))
-        if isinstance(t.module, nn.GroupNorm):
+        if isinstance(t.running_module, nn.GroupNorm):
             t.record_unit_count("num_groups", groups[:, 0])
             t.record_unit_count("num_channels", ids)
         elif not t.record_width_use(groups[:, 0]):
@@ -448,7 +448,7 @@ def trace_attention(t: Trace, call: Call) -> Any:
     unite_summed_dimensions(t, q, -1, k, -1)
     for axes in (q, k, v):
         t.freeze(axes.labels[-2], "attention runs over it")
-    heads = unite_all(t, [q.labels[-3], k.labels[-3], v.labels[-3]]) if len(q.labels) > 2 else None
+    heads = unite_all_labels(t, [q.labels[-3], k.labels[-3], v.labels[-3]]) if len(q.labels) > 2 else None
     mask = call.argument("attn_mask")
     if isinstance(mask, Tensor):
         axes = t.book.get(mask)

@@ -366,8 +366,8 @@ def mark_best_n_of_m(
     if scores.dim() < 2:
         return among.clone()
     rows = layout.rows(scores)
-    values = _split_runs(rows, m)
-    candidates = _split_runs(layout.rows(among), m)
+    values = _split_inputs_into_runs(rows, m)
+    candidates = _split_inputs_into_runs(layout.rows(among), m)
     # Counting better candidates takes a tenth of the time of sorting for small m.
     chosen = []
     for place, (own, candidate) in enumerate(zip(values, candidates, strict=True)):
@@ -380,7 +380,7 @@ def mark_best_n_of_m(
     return layout.weight(found, tuple(scores.shape))
 
 
-def _split_runs(rows: Tensor, m: int) -> tuple[Tensor, ...]:
+def _split_inputs_into_runs(rows: Tensor, m: int) -> tuple[Tensor, ...]:
     """Split the inputs into runs of m, and return m views: view i contains input i of every run.
 
     Each view has the shape [groups, rows, runs, kernel positions …]. A shorter last run is padded with 0 or False.

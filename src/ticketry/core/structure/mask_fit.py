@@ -99,15 +99,15 @@ def together(fits: Mapping[str, LayerFit] | Iterable[LayerFit], name: str = "all
     after = sum(one.density_after * one.rows * one.columns for one in layers)
     magnitude = sum(one.magnitude for one in layers)
 
-    def share(of: str) -> float | None:
-        values = [getattr(one, of) for one in layers]
+    def average_share(field: str) -> float | None:
+        values = [getattr(one, field) for one in layers]
         if all(value is None for value in values):
             return None
         used = [one.coverage if value is None else value for one, value in zip(layers, values, strict=True)]
         whole = sum(value * one.magnitude for value, one in zip(used, layers, strict=True))
         return whole / magnitude if magnitude else 1.0
 
-    covered = share("coverage")
+    covered = average_share("coverage")
     assert covered is not None
     return LayerFit(
         name=name,
@@ -120,8 +120,8 @@ def together(fits: Mapping[str, LayerFit] | Iterable[LayerFit], name: str = "all
         magnitude=magnitude,
         coverage=covered,
         fill=sum(one.fill * one.density_after * one.rows * one.columns for one in layers) / after if after else 0.0,
-        null_coverage=share("null_coverage"),
-        random_coverage=share("random_coverage"),
+        null_coverage=average_share("null_coverage"),
+        random_coverage=average_share("random_coverage"),
     )
 
 

@@ -41,14 +41,14 @@ def choose_tracing_dtype(model: nn.Module) -> torch.dtype:
 def copy_in_dtype(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     """Return a copy of the model on the CPU, with all floats converted to `dtype` and without gradients."""
 
-    def convert(tensor: Tensor) -> Tensor:
+    def convert_dtype(tensor: Tensor) -> Tensor:
         return tensor.detach().to("cpu", _converted_dtype(tensor, dtype), copy=True)
 
     plain = [tensor for tensor in parameters_and_buffers(model) if type(tensor) in (nn.Parameter, Tensor)]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # recurrent layers warn of weights that are not contiguous
         try:
-            model_copy = copied(model, {id(tensor): convert(tensor) for tensor in plain})
+            model_copy = copied(model, {id(tensor): convert_dtype(tensor) for tensor in plain})
             model_copy._apply(lambda tensor: tensor.to("cpu", _converted_dtype(tensor, dtype)))  # type: ignore[no-untyped-call]
         except Exception as error:  # a user's model may contain anything
             raise StructureError(
@@ -73,15 +73,15 @@ def copy_sharing_parameters(model: nn.Module, tensors: Mapping[int, Tensor] | No
 def copy_arguments(inputs: Inputs, dtype: torch.dtype) -> Arguments:
     """Return example inputs as a tuple or dict of arguments, copied to the CPU, with floats converted to `dtype`."""
 
-    def convert(value: object) -> object:
+    def convert_dtype(value: object) -> object:
         if not isinstance(value, Tensor):
             return value
         return value.detach().to("cpu", _converted_dtype(value, dtype), copy=True)
 
     if isinstance(inputs, Mapping):  # a tokenizer's own mapping type would be a leaf
-        converted: Arguments = tree_map(convert, dict(inputs))
+        converted: Arguments = tree_map(convert_dtype, dict(inputs))
     else:
-        converted = tree_map(convert, inputs if isinstance(inputs, tuple) else (inputs,))
+        converted = tree_map(convert_dtype, inputs if isinstance(inputs, tuple) else (inputs,))
     return converted
 
 
@@ -229,7 +229,7 @@ def _collect_unchanged_modules(
 def _refers_to_other_modules(module: nn.Module) -> bool:
     """Return whether an attribute of a module refers to a module other than its children, or to a method of one."""
     held = (value for name, value in vars(module).items() if name != "_modules")
-    found = (getattr(part, "__self__", part) for value in held for part in _iterate_nested(value))
+    found = (getattr(part, "__self__", part) for value in held for part in _iterate_nested_values(value))
     return any(isinstance(part, nn.Module) and part is not module for part in found)
 
 
@@ -252,18 +252,18 @@ def _iterate_stored_values(model: nn.Module) -> Iterator[tuple[Any, int]]:
     """Yield (value, version) for all values stored in modules; in-place changes of a tensor raise its version."""
     for module in model.modules():
         for name, value in vars(module).items():
-            for part in (name, *_iterate_nested(value)):
+            for part in (name, *_iterate_nested_values(value)):
                 yield part, part._version if isinstance(part, Tensor) else 0
 
 
-def _iterate_nested(value: object) -> Iterator[object]:
+def _iterate_nested_values(value: object) -> Iterator[object]:
     """Yield a value and, if it is a container, all values in it at any depth."""
     yield value
     if isinstance(value, dict):
         value = [*value.keys(), *value.values()]
     if isinstance(value, (list, tuple, set, frozenset)):
         for part in value:
-            yield from _iterate_nested(part)
+            yield from _iterate_nested_values(part)
 
 
 FLOAT64_TOLERANCE = 1e-6

@@ -278,14 +278,14 @@ def set_module_sizes(small: nn.Module, plan: ShrinkPlan) -> nn.Module:
         if name not in modules:
             raise StructureError(f"the plan is another model's: it has the module {name!r}")
         for attribute, value in values.items():
-            _set_number(name, modules[name], attribute, value)
+            _set_int_attribute(name, modules[name], attribute, value)
     for module in small.modules():
         if isinstance(module, nn.RNNBase):
             module.flatten_parameters()
     return small
 
 
-def read_number(module: nn.Module, attribute: str) -> int | None:
+def get_int_attribute(module: nn.Module, attribute: str) -> int | None:
     """Return the value of a module attribute, or of entry i of a list (`name.i`); None if it is no integer."""
     name, _, index = attribute.partition(".")
     value: Any = getattr(module, name, None)
@@ -295,8 +295,8 @@ def read_number(module: nn.Module, attribute: str) -> int | None:
     return value if type(value) is int else None
 
 
-def _set_number(where: str, module: nn.Module, attribute: str, number: int) -> None:
-    if read_number(module, attribute) is None:
+def _set_int_attribute(where: str, module: nn.Module, attribute: str, number: int) -> None:
+    if get_int_attribute(module, attribute) is None:
         raise StructureError(f"the plan is another model's: it has a number {attribute!r} of the module {where!r}")
     name, _, index = attribute.partition(".")
     if not index:
@@ -411,14 +411,14 @@ class ModelSizes:
         changed: dict[str, dict[str, int]] = {}
         for name, module in self.modules:
 
-            def shape(local: str, module: nn.Module = module) -> tuple[int, ...]:
+            def shape_after_pruning(local: str, module: nn.Module = module) -> tuple[int, ...]:
                 computed = self.behind.get((id(module), local), module._parameters.get(f"{local}_orig"))
                 tensor: Tensor = getattr(module, local) if computed is None else computed
                 first = self._first_names.get(id(tensor), "")
                 return plan.shape(first) if first in plan.shapes else tuple(tensor.shape)
 
-            values = _sizes_of_module(module, shape, counted.get(name, {}))
-            new = {key: value for key, value in values.items() if read_number(module, key) not in (None, value)}
+            values = _sizes_of_module(module, shape_after_pruning, counted.get(name, {}))
+            new = {key: value for key, value in values.items() if get_int_attribute(module, key) not in (None, value)}
             if new:
                 changed[normal_module_name(name)] = new
         return changed

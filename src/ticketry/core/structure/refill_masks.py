@@ -31,7 +31,12 @@ from ticketry.core.scope import (
 from ticketry.core.score import Loss, Score, ScoreInputs, split_control
 from ticketry.core.score.measurement import temporarily_pruned
 from ticketry.core.structure.channel_choice import ChannelChoice, check_channel_limits
-from ticketry.core.structure.channel_scores import CHANNEL_SCORES, apply_control, check_channel_score, weight_scores
+from ticketry.core.structure.channel_scores import (
+    CHANNEL_SCORES,
+    apply_control_to_scores,
+    check_channel_score,
+    weight_scores,
+)
 from ticketry.core.structure.coupling import ChannelGroup, Member, Structure
 from ticketry.core.structure.layout import Roles
 from ticketry.core.structure.model_copies import Inputs
@@ -67,7 +72,7 @@ def score_for_refill(choice: ChannelChoice, mask: Mask, score: str | Score, inpu
     for group in choice.groups:
         members = group.within(choice.roles.outputs)
         found.append(_combine_layers([_sum_by_channel(layers[m.name, m.dim], m, plain) for m in members], plain))
-    return apply_control(control, found, inputs.seed)
+    return apply_control_to_scores(control, found, inputs.seed)
 
 
 def count_retained_weights(mask: Mask, member: Member, shapes: Mapping[str, tuple[int, ...]]) -> Tensor:
@@ -247,10 +252,12 @@ def refill(
     choice = ChannelChoice(model, known.staying(stays), _scope_with_ends(model, named, first, output))
     budgets = [_compute_group_budget(group, choice.roles, named, choice.shapes) for group in choice.groups]
 
-    def channels(share: float) -> list[int]:
+    def count_filled_channels(share: float) -> list[int]:
         return [budget.count_filled(share, keep_at_least, multiple) for budget in budgets]
 
-    filled = channels(plus) if density is None else _fill_to_density(choice, channels, density)
+    filled = (
+        count_filled_channels(plus) if density is None else _fill_to_density(choice, count_filled_channels, density)
+    )
     scores = score_for_refill(choice, named, score, ScoreInputs(batches, loss, seed))
     choice.check_no_nan(scores)
     return choice.mask([_flag_removed(values, count) for values, count in zip(scores, filled, strict=True)])

@@ -342,7 +342,7 @@ def _add_noise(model_copy: nn.Module) -> nn.Module:
     """
     draw = torch.Generator().manual_seed(0)
 
-    def noisy(tensor: Tensor, amount: float) -> Tensor:
+    def add_noise_to_tensor(tensor: Tensor, amount: float) -> Tensor:
         few = amount * torch.randn(min(tensor.numel(), _MOST_NUMBERS), generator=draw, dtype=tensor.dtype)
         flat = tensor.flatten().clone()
         whole = len(flat) // max(len(few), 1) * len(few)
@@ -355,12 +355,12 @@ def _add_noise(model_copy: nn.Module) -> nn.Module:
         if parameter.is_floating_point():
             spread = float(parameter.std()) if parameter.numel() > 1 else 0.0
             amount = max(0.5 * spread if spread > 0 else 0.1, _noise_for_small_weights(parameter, spread))
-            weights[id(parameter)] = noisy(parameter.detach(), amount)
+            weights[id(parameter)] = add_noise_to_tensor(parameter.detach(), amount)
     model = copy_sharing_parameters(model_copy, weights)
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._NormBase) and module.running_mean is not None:
             assert module.running_var is not None
-            module.running_mean.copy_(noisy(module.running_mean, 0.1))
+            module.running_mean.copy_(add_noise_to_tensor(module.running_mean, 0.1))
             draws = torch.rand(module.running_var.shape, generator=draw, dtype=module.running_var.dtype)
             module.running_var *= 0.5 + draws
     return model

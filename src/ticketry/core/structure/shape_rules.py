@@ -24,8 +24,8 @@ from ticketry.core.structure.trace import (
     list_tensors,
     rule_for_one_tensor,
     set_output_axes,
-    unite_all,
-    unite_pieces,
+    unite_all_labels,
+    unite_labels_of_pieces,
 )
 
 # -- other shapes -----------------------------------------------------------------------------------------------------
@@ -84,12 +84,12 @@ def _trace_view_run(
     if position is None:
         # The dimension is split into several, such as groups or heads. One of these can be narrower; along the others,
         # all indices must lose the same channels.
-        site = t.running_name, shape, tuple(result.shape)
+        site = t.running_module_name, shape, tuple(result.shape)
         if not t.labels.are_frozen(grid.reshape(-1)).all():
             t.cuts[site] = grid.reshape(-1), len(after)
         position = len(after) - 1 - min(t.choices.get(site, 0), len(after) - 1)
         rows = np.moveaxis(grid, position, -1).reshape(-1, grid.shape[position])
-        unite_pieces(t, rows)
+        unite_labels_of_pieces(t, rows)
     found.labels[after[position]] = np.moveaxis(grid, position, -1).reshape(-1, grid.shape[position])[0]
     found.zero[after[position]] = zero
 
@@ -179,7 +179,7 @@ def trace_cat(t: Trace, call: Call) -> Any:
     for d in range(result.dim()):
         found.zero[d] = all(axes.zero[d] for _, axes in parts)
         if d != dimension:
-            found.labels[d] = unite_all(t, [axes.labels[d] for _, axes in parts])
+            found.labels[d] = unite_all_labels(t, [axes.labels[d] for _, axes in parts])
     pieces = [axes.labels[dimension] for _, axes in parts]
     if any(ids is not None for ids in pieces):
         filled = [
@@ -201,7 +201,7 @@ def trace_stack(t: Trace, call: Call) -> Any:
     result = call.run()
     found = Axes.unlabelled(result.dim() - 1)
     for d in range(result.dim() - 1):
-        found.labels[d] = unite_all(t, [axes.labels[d] for axes in parts])
+        found.labels[d] = unite_all_labels(t, [axes.labels[d] for axes in parts])
         found.zero[d] = all(axes.zero[d] for axes in parts)
     order = list(range(result.dim() - 1))
     order.insert(int(call.argument("dim")) % result.dim(), -1)
@@ -263,7 +263,7 @@ def trace_channel_shuffle(t: Trace, call: Call, axes: Axes, shape: tuple[int, ..
     ids, groups = axes.labels[1], int(call.argument("groups"))
     if ids is not None:
         rows = ids.reshape(groups, -1)
-        unite_pieces(t, rows)
+        unite_labels_of_pieces(t, rows)
         t.record_width_use(ids)
         axes.labels[1] = rows.T.reshape(-1)
     return axes
@@ -370,10 +370,10 @@ def _split_labels(t: Trace, ids: Ids | None, sizes: Sequence[int]) -> list[Ids |
     first = dict(zip(reversed(sizes), reversed(parts), strict=True))
     for size, part in zip(sizes, parts, strict=True):
         t.labels.unite(first[size], part, t.add_location("it is one of several that must lose the same channels"))
-    return [_freeze_single(t, part) for part in parts]
+    return [_freeze_single_channel(t, part) for part in parts]
 
 
-def _freeze_single(t: Trace, ids: Ids) -> Ids | None:
+def _freeze_single_channel(t: Trace, ids: Ids) -> Ids | None:
     if len(ids) > 1:
         return ids
     t.freeze(ids, "it is cut into single channels")
@@ -407,12 +407,12 @@ def _slice_labels(t: Trace, ids: Ids, start: int, length: int) -> Ids | None:
     if length and len(ids) % length == 0 and start % length == 0:
         t.record_width_use(found)
         pieces = ids.reshape(-1, length)
-        unite_pieces(t, pieces)
-        return _freeze_single(t, pieces[0])
+        unite_labels_of_pieces(t, pieces)
+        return _freeze_single_channel(t, pieces[0])
     ends = [place for place in (start, stop) if 0 < place < len(ids)]
     known = [[t.record_width_use(ids[:place]), t.record_width_use(ids[place:])] for place in ends]
     if all(any(either) for either in known):
-        return _freeze_single(t, found)
+        return _freeze_single_channel(t, found)
     t.freeze(ids, "it is cut into unequal parts")
     return None
 

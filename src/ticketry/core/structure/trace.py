@@ -269,13 +269,13 @@ class Trace:
         return frozenset(parameter.untyped_storage().data_ptr() for parameter in self.model.parameters())
 
     @property
-    def running_name(self) -> str:
+    def running_module_name(self) -> str:
         return self.stack[-1] if self.stack else ""
 
     @property
-    def module(self) -> nn.Module:
+    def running_module(self) -> nn.Module:
         """The innermost module whose forward is running."""
-        return self.model.get_submodule(self.running_name)
+        return self.model.get_submodule(self.running_module_name)
 
     @property
     def spared_module(self) -> str | None:
@@ -283,7 +283,7 @@ class Trace:
         return next((name for name in self.stack if name in self.spared), None)
 
     def add_location(self, why: str) -> str:
-        return f"{why} (in {self.running_name})" if self.running_name else why
+        return f"{why} (in {self.running_module_name})" if self.running_module_name else why
 
     # -- what rules do -------------------------------------------------------------------------------------------------
 
@@ -312,7 +312,7 @@ class Trace:
     def record_unit_count(self, attribute: str, ids: Ids | None) -> None:
         """Record that the attribute `attribute` of the running module counts the channels with the labels `ids`."""
         if ids is not None:
-            known = self.attributes.setdefault((self.running_name, attribute), ids)
+            known = self.attributes.setdefault((self.running_module_name, attribute), ids)
             if len(known) == len(ids):  # a module that runs twice
                 self.labels.unite(known, ids, self.add_location("it meets a channel that stays"))
 
@@ -340,10 +340,10 @@ class Trace:
         """
         if ids is None:
             return False
-        self.written.setdefault(self.running_name, []).append(ids)
-        names = find_equal_attributes(self.module, len(ids))
+        self.written.setdefault(self.running_module_name, []).append(ids)
+        names = find_equal_attributes(self.running_module, len(ids))
         for name in names:
-            self.numbers.setdefault((self.running_name, name), []).append(ids)
+            self.numbers.setdefault((self.running_module_name, name), []).append(ids)
         return bool(names)
 
 
@@ -354,7 +354,7 @@ def _storage_address(tensor: Tensor) -> int:
 def find_equal_attributes(module: nn.Module, number: int) -> list[str]:
     """Return the attributes of a user-defined module that equal `number`.
 
-    Entries of lists and tuples are named `name.i`, see `plans.read_number`.
+    Entries of lists and tuples are named `name.i`, see `plans.get_int_attribute`.
     """
     if number < 2 or type(module).__module__.startswith("torch.nn."):  # attributes of torch's layers are known
         return []
@@ -401,7 +401,7 @@ class Call:
         return list_tensors(*self.args, *self.kwargs.values())
 
     @property
-    def writes(self) -> bool:
+    def writes_in_place(self) -> bool:
         """Whether the operation changes one of its arguments in place."""
         return bool(self.func._schema.is_mutable)
 
@@ -435,7 +435,7 @@ def rule_for_one_tensor(rule: Callable[[Trace, Call, Axes, tuple[int, ...], Tens
     return apply
 
 
-def unite_pieces(t: Trace, pieces: Ids) -> None:
+def unite_labels_of_pieces(t: Trace, pieces: Ids) -> None:
     """Unite the rows of `pieces` [pieces, labels] position by position, so that all pieces lose the same channels."""
     for piece in pieces[1:]:
         t.labels.unite(pieces[0], piece, t.add_location("it is one of several that must lose the same channels"))
@@ -449,7 +449,7 @@ def freeze_operands(t: Trace, call: Call) -> Any:
     why = f"{call.func} cannot be followed" if t.spared_module is None else f"{t.spared_module} is spared"
     for tensor in call.tensors:
         t.freeze_axes(t.book.get(tensor), range(tensor.dim()), why)
-        if call.writes:
+        if call.writes_in_place:
             t.book.forget_zeros(tensor)
     return run_without_labels(t, call)
 
@@ -467,7 +467,7 @@ def set_output_axes(t: Trace, outputs: Sequence[Tensor], *known: Axes) -> None:
         t.book.set(output, known[index] if index < len(known) else Axes.unlabelled(output.dim()))
 
 
-def unite_all(t: Trace, several: Iterable[Ids | None]) -> Ids | None:
+def unite_all_labels(t: Trace, several: Iterable[Ids | None]) -> Ids | None:
     """Record that channels at the same index of several dimensions go together, and return their labels.
 
     If a dimension has no labels, mark all labels as not removable and return None.

@@ -202,13 +202,13 @@ def _is_ticket(folder: Path) -> bool:
         return False
 
 
-def sealed_manifest(values: Mapping[str, Any]) -> bytes:
+def build_manifest_with_digest(values: Mapping[str, Any]) -> bytes:
     """Return the bytes of a ticket.json that contains `values` and their digest."""
-    whole = {**values, _SEAL: _digest_of(values)}
+    whole = {**values, _SEAL: _digest_of_json_values(values)}
     return (json.dumps(whole, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
-def _digest_of(values: Mapping[str, Any]) -> str:
+def _digest_of_json_values(values: Mapping[str, Any]) -> str:
     text = json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -235,7 +235,7 @@ def read_manifest(folder: Path, root: Path) -> tuple[dict[str, Any], dict[str, F
             f"the ticket {folder} was made by a newer ticketry (its format is not {FORMAT}): pip install -U ticketry"
         )
     seal = manifest.pop(_SEAL, None)
-    if (seal is not None or number > 1) and seal != _digest_of(manifest):  # format 1 had none
+    if (seal is not None or number > 1) and seal != _digest_of_json_values(manifest):  # format 1 had none
         raise TicketError(
             f"{folder / MANIFEST} is damaged: its contents do not match its digest; fetch the ticket anew"
         )

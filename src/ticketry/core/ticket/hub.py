@@ -150,7 +150,7 @@ def _explain_hub_error(error: Exception, what: str) -> TicketError:
 
 def describe(mask: Mask, info: Mapping[str, Any], trained: bool) -> str:
     """Return a ticket's method, density, metric, seeds and table of layers as plain text."""
-    facts = [f"{label + ':':<10} {text}" for label, text in list_facts(mask, info, trained)]
+    facts = [f"{label + ':':<10} {text}" for label, text in list_ticket_properties(mask, info, trained)]
     return "\n".join([*facts, "", *format_layer_lines(mask.table())])
 
 
@@ -166,7 +166,9 @@ def model_card(
     head = ["library_name: ticketry", "tags:", *(f"- {tag}" for tag in _TAGS)]
     if isinstance(licence, str):
         head.append(f"license: {json.dumps(licence)}")
-    table = "\n".join(f"| {label} | {_escape_cell(text)} |" for label, text in list_facts(mask, info, trained))
+    table = "\n".join(
+        f"| {label} | {_escape_cell(text)} |" for label, text in list_ticket_properties(mask, info, trained)
+    )
     which = "trained" if trained else "start"
     claim = f"\n## Does it win?\n\n{_escape_cell(one_line(verdict))}\n" if verdict else ""
     image = f"\n![The metric by the share of weights kept]({figure})\n" if figure else ""
@@ -199,7 +201,7 @@ after it; removed weights are 0. The mask itself is `ticket.mask`.
 """
 
 
-def list_facts(mask: Mask, info: Mapping[str, Any], trained: bool) -> list[tuple[str, str]]:
+def list_ticket_properties(mask: Mask, info: Mapping[str, Any], trained: bool) -> list[tuple[str, str]]:
     """Return the facts about a ticket, except the table of layers, as pairs (label, text)."""
     facts = [("method", _format_value(info.get("method", "not said")))]
     facts += [(key, _format_value(info[key])) for key in ("level", "replicate") if key in info]

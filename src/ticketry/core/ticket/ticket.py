@@ -23,7 +23,7 @@ from ticketry.core.ticket.hub import (
     describe,
     download,
     export_config,
-    list_facts,
+    list_ticket_properties,
     model_card,
     upload,
 )
@@ -130,7 +130,7 @@ class Ticket:
         return f"Ticket({self.mask!r}, {'trained' if self.trained is not None else 'not trained'})"
 
     def _repr_html_(self) -> str:
-        facts = list_facts(self.mask, self.info, self.trained is not None)
+        facts = list_ticket_properties(self.mask, self.info, self.trained is not None)
         return html_table("Ticket", (), facts) + self.mask._repr_html_()
 
     # -- a model -------------------------------------------------------------------------------------------------------
@@ -251,7 +251,7 @@ class Ticket:
             **self._summarise_counts(),
             "files": {name: {"size": fact.size, "sha256": fact.sha256} for name, fact in facts.items()},
         }
-        return files.sealed_manifest(manifest)
+        return files.build_manifest_with_digest(manifest)
 
     def _summarise_counts(self) -> dict[str, Any]:
         """Return the numbers of weights and the densities that `save` writes to ticket.json and `load` compares."""
