@@ -44,7 +44,7 @@ CODE = {
     "built in, with a colon behind": spec("digits:evil"),
     "what a package offers": spec("some-package"),
     "eval": spec("builtins:eval", source="1"),
-    "the registry itself": spec("ticketry.registry:load", target="evil"),
+    "the registry itself": spec("ticketry.registry:load_object", target="evil"),
 }
 PLACES = {
     "a folder of a network": spec("hf:/etc"),

@@ -43,10 +43,10 @@ __all__ = [
     "digest_defining_source",
     "digest_source",
     "find_imported_modules",
+    "import_object",
     "is_plugin_name",
-    "load",
+    "load_object",
     "put_current_folder_on_path",
-    "resolve",
 ]
 
 T = TypeVar("T")
@@ -127,13 +127,13 @@ class Registry(Generic[T]):
         if where == BUILT_IN:
             own = self.aliases.get(name, name)
             if own not in self._built:
-                self._built[own] = self._build_checked_object(own, resolve(target))
+                self._built[own] = self._build_checked_object(own, import_object(target))
             return self._built[own]
         offered = name in self._list_entry_points()
         if not offered:
             put_current_folder_on_path()
         try:
-            found = load(target)
+            found = load_object(target)
             if not offered:
                 require_user_file(name, found)
             return self._build_checked_object(name, found)
@@ -337,7 +337,7 @@ def _find_module_file(path: Path) -> Path | None:
     return next((file for file in (path / "__init__.py", path.with_name(f"{path.name}.py")) if file.is_file()), None)
 
 
-def load(target: str) -> Any:
+def load_object(target: str) -> Any:
     """Import and return the object that ``module:object`` names, or the module that ``module`` names.
 
     Raises:
@@ -345,7 +345,7 @@ def load(target: str) -> Any:
     """
     name, _, path = target.partition(":")
     try:
-        return resolve(target)
+        return import_object(target)
     except AttributeError as error:
         if name not in sys.modules:
             raise _build_import_error(name, error) from error
@@ -355,8 +355,8 @@ def load(target: str) -> Any:
         raise _build_import_error(name, error) from error
 
 
-def resolve(target: str) -> Any:
-    """Return the object or module that `load` returns; unlike `load`, do not convert errors of the import."""
+def import_object(target: str) -> Any:
+    """Return what `load_object` returns, but let errors of the import pass unchanged."""
     name, colon, path = target.partition(":")
     found: Any = importlib.import_module(name)
     if path.isidentifier() and not hasattr(found, path) and hasattr(found, "__path__") and find_spec(f"{name}.{path}"):
@@ -386,7 +386,7 @@ def digest_source(target: str, *objects: object) -> str:
     Args:
         objects: further objects whose defining modules are included.
     """
-    return _digest_modules({target.partition(":")[0]} | _defining_modules(load(target), *objects))
+    return _digest_modules({target.partition(":")[0]} | _defining_modules(load_object(target), *objects))
 
 
 def digest_defining_source(*objects: object) -> str:
@@ -408,7 +408,7 @@ def find_imported_modules(target: str) -> set[str]:
 
     Indirect imports are included; only modules of the same package or folder count.
     """
-    modules = {target.partition(":")[0]} | _defining_modules(load(target))
+    modules = {target.partition(":")[0]} | _defining_modules(load_object(target))
     return modules | _find_imports_of(modules).keys()
 
 

@@ -241,7 +241,7 @@ def _check_resume(
     while stopped:
         stopped = False
 
-        def stop(event: Event) -> None:
+        def interrupt_training(event: Event) -> None:
             nonlocal stopped
             if event.kind == "progress" and event.key in left and event.first + event.last <= 2 * event.step:
                 left.discard(event.key)
@@ -249,7 +249,7 @@ def _check_resume(
                     stopped = True
                     lab.stop()
 
-        with Lab(folder, on_event=stop, checkpoint_seconds=1e-3) as lab:
+        with Lab(folder, on_event=interrupt_training, checkpoint_seconds=1e-3) as lab:
             try:
                 found = trial.run(lab)
             except KeyboardInterrupt:

@@ -22,7 +22,7 @@ from ticketry.records.run import read_run
 from ticketry.records.schema import as_json, read
 from ticketry.records.ticket import SpeedRecord, StructureRecord
 from ticketry.report import read_evidence_about_runs
-from ticketry.report.page import render
+from ticketry.report.page import render_report
 from ticketry.report.subject import read_report_subject
 
 
@@ -231,7 +231,7 @@ def test_any_damage_gives_a_page_or_is_refused(make_record, make_verify, make_st
         subject = read_report_subject(damaged) if record is run else read_report_subject(run, [damaged])
     except StoreError:
         return
-    render(subject).encode("utf-8")
+    render_report(subject).encode("utf-8")
 
 
 def test_reads_a_verification(make_verify):

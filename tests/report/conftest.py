@@ -27,4 +27,4 @@ def evidence(make_verify, make_stability, make_bench):
 @pytest.fixture(scope="session")
 def whole_page(full_record, evidence):
     """A page with every section, its figures drawn."""
-    return page_module.render(read_report_subject(full_record, evidence))
+    return page_module.render_report(read_report_subject(full_record, evidence))

@@ -54,7 +54,7 @@ def _drawn(record, name):
 def _by_method(runs):
     """The section of tables by method; the whole page would take long to draw."""
     subject = read_report_subject(runs)
-    ((task, indices),) = subject.by_task.items()
+    ((task, indices),) = subject.run_indices_by_task.items()
     return template_macro("comparison.html", "methods_section")(subject, task, indices, PagePart())
 
 

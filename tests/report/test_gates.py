@@ -9,7 +9,7 @@ import pytest
 
 from made_records import search_record, with_rounds
 from ticketry.records.run import read_run
-from ticketry.report.page import render
+from ticketry.report.page import render_report
 from ticketry.report.subject import read_report_subject
 from ticketry.report.tables.costs import ticket_cost_points
 from ticketry.report.tables.masks import round_chains
@@ -50,14 +50,14 @@ def test_when_masks_of_an_iterative_search_were_known():
 
 @pytest.mark.usefixtures("dots")
 def test_pages_have_figures_a_row_a_round_and_the_time_to_ticket(record):
-    page = render(read_report_subject([record]))
+    page = render_report(read_report_subject([record]))
     section = re.search(r'<section id="gates">(.*?)</section>', page, re.DOTALL)[1]
     assert section.count("<figure") == 2
     table = section.partition("<tbody>")[2].partition("</tbody>")[0]
     assert table.count("<tr>") == len(record["rounds"]) == 2 * 8 * 4
     assert table.count("<td>no</td>") == 2 * 8
     other = {**search_record(levels=8), "run": "another"}
-    page = render(read_report_subject([record, other]))
+    page = render_report(read_report_subject([record, other]))
     assert "Time to ticket" in page
     assert 'id="task-1-steps-to-ticket"' in page
 

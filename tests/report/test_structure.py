@@ -17,7 +17,7 @@ from ticketry.records.run import read_run
 from ticketry.records.ticket import SpeedRecord
 from ticketry.report import export
 from ticketry.report.figures.costs import metric_by_latency
-from ticketry.report.page import render
+from ticketry.report.page import render_report
 from ticketry.report.subject import read_report_subject
 from ticketry.report.tables.results import Results
 from ticketry.report.tables.speed import (
@@ -186,15 +186,15 @@ def test_only_like_is_compared_with_like(
 
 @pytest.mark.usefixtures("dots")
 def test_the_page_of_a_run(runs: list[dict[str, Any]]) -> None:
-    text = render(read_report_subject(runs[1], benches_of(runs[1], 0.6)))
+    text = render_report(read_report_subject(runs[1], benches_of(runs[1], 0.6)))
     for told in ("Structure", "regroup, 16 rows", "Accuracy against measured time", "coverage, %", "no structure, %"):
         assert told in text
     assert text.count("What it saves, ticket by ticket") == 1
     assert "t equal time" not in text, "there is nothing to compare with"
-    few = render(read_report_subject(runs[1], benches_of(runs[1], 0.6)[:2]))
+    few = render_report(read_report_subject(runs[1], benches_of(runs[1], 0.6)[:2]))
     assert "ticket by ticket" not in few
     assert few.count("<h2>What it saves</h2>") == 2
-    plain = render(read_report_subject(runs[0]))
+    plain = render_report(read_report_subject(runs[0]))
     assert "<h2>Structure</h2>" not in plain
     assert "measured time" not in plain
 
@@ -202,8 +202,8 @@ def test_the_page_of_a_run(runs: list[dict[str, Any]]) -> None:
 @pytest.mark.usefixtures("dots")
 def test_the_page_of_several(runs: list[dict[str, Any]], evidence: list[dict[str, Any]]) -> None:
     subject = read_report_subject(runs, evidence)
-    assert render(subject).count("at equal time the") == 2, "a sentence a batch"
-    (indices,) = subject.by_task.values()
+    assert render_report(subject).count("at equal time the") == 2, "a sentence a batch"
+    (indices,) = subject.run_indices_by_task.values()
     panels = latency_panels(subject, indices)
     assert [panel.setup.batch for panel in panels] == [1, 64]
     assert [one.label for one, _ in panels[0].curves] == ["unstructured", "regroup, 16 rows", "regroup, 4 rows"]
@@ -215,7 +215,7 @@ def test_bars_are_whole_intervals(runs: list[dict[str, Any]], replicates: int) -
     run = copy.deepcopy(runs[0])
     run["points"] = [point for point in run["points"] if point["replicate"] < replicates]
     subject = read_report_subject([run], benches_of(run, 0.6))
-    (indices,) = subject.by_task.values()
+    (indices,) = subject.run_indices_by_task.values()
     axes = metric_by_latency(latency_panels(subject, indices)).axes[0]
     drawn = {tuple(line.get_ydata()) for line in axes.lines if len(set(line.get_xdata())) == 1}
     for level in range(1, 7):

@@ -66,14 +66,14 @@ def test_decimals_show_two_digits_of_the_spread(make_record, sd, decimals):
 )
 def test_small_numbers_are_not_zero(means, sd, told):
     summaries = [Summary(mean, sd, 3) for mean in means]
-    assert [Style.for_summaries(summaries, "").summary(one) for one in summaries] == told
+    assert [Style.for_summaries(summaries, "").format_summary(one) for one in summaries] == told
 
 
 def test_a_summary_in_full():
     style = Style(2, "%")
-    assert style.with_count(Summary(96.2345, 0.4142, 3)) == "96.23 ± 0.41 % (n = 3)"
-    assert style.with_count(Summary(96.2345, None, 1)) == "96.23 % (n = 1)"
-    assert Style(3, "").with_count(Summary(0.3312, 0.0214, 5)) == "0.331 ± 0.021 (n = 5)"
+    assert style.format_with_count(Summary(96.2345, 0.4142, 3)) == "96.23 ± 0.41 % (n = 3)"
+    assert style.format_with_count(Summary(96.2345, None, 1)) == "96.23 % (n = 1)"
+    assert Style(3, "").format_with_count(Summary(0.3312, 0.0214, 5)) == "0.331 ± 0.021 (n = 5)"
 
 
 @pytest.mark.parametrize(

@@ -64,19 +64,21 @@ def summarise_verification(record: VerifyRecord) -> list[str]:
     values = {network.role: network.values for network in record.networks}
 
     def row(name: str, of: Sequence[float]) -> str:
-        return f"  {name:<26} {style.number(_mean(of)):>8}{unit}"
+        return f"  {name:<26} {style.format_number(_mean(of)):>8}{unit}"
 
     for compared in record.comparisons:
         role, interval = compared.role, ""
         if compared.low is not None and compared.high is not None:
-            interval = f"  [{style.number(compared.low, sign=True)}, {style.number(compared.high, sign=True)}]"
+            interval = (
+                f"  [{style.format_number(compared.low, sign=True)}, {style.format_number(compared.high, sign=True)}]"
+            )
         lines.append(
-            f"{row(role_name(role), values[role])}   ticket {style.number(compared.mean, sign=True)}{interval}"
+            f"{row(role_name(role), values[role])}   ticket {style.format_number(compared.mean, sign=True)}{interval}"
         )
     lines.append(row("ticket", values["ticket"]))
     if noise := record.noise:
-        spread = "" if noise.sd is None else f", standard deviation {style.number(noise.sd)}"
-        shown = f"ticket {style.number(noise.mean, sign=True)}{spread}"
+        spread = "" if noise.sd is None else f", standard deviation {style.format_number(noise.sd)}"
+        shown = f"ticket {style.format_number(noise.mean, sign=True)}{spread}"
         lines.append(f"{row('ticket, other seeds (A/A)', noise.values)}   {shown}")
     for reference in record.references:
         lines.append(f"{row(role_name(reference.role), reference.values)}   {reference.steps:,} steps, shown only")

@@ -339,7 +339,7 @@ def train_any_control(
         raise UsageError(
             f"the control {control} is not defined for this ticket: {explain_undefined_control(control, found)}"
         )
-    start, fresh = _train_start(lab, task, chosen, found, steps, seeds, label)
+    start, fresh = _train_to_start_of_control(lab, task, chosen, found, steps, seeds, label)
     segment = retraining(
         lab,
         task,
@@ -360,7 +360,7 @@ def train_any_control(
     )
 
 
-def _train_start(
+def _train_to_start_of_control(
     lab: Lab, task: Task, chosen: Control, found: Found, steps: int, seeds: Seeds, label: str
 ) -> tuple[Result, Result | None]:
     """Return (state from which a control starts, after `steps` dense steps; its training if it is new, else None)."""

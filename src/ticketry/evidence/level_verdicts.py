@@ -127,22 +127,22 @@ def judge_levels(
             raise UsageError(f"level {level} lacks a {role} for some of the {len(replicates)} replicates")
         return [point for point in found if point is not None]
 
-    def values_of(rows: Sequence[Point]) -> list[float]:
+    def metric_values(rows: Sequence[Point]) -> list[float]:
         return [point.metric(metric.name) for point in rows]
 
     if not points:
         raise UsageError("there are no networks to judge")
     dense = points_of_level(0, "dense")
-    margin = default_margin(metric.unit, values_of(dense))
+    margin = default_margin(metric.unit, metric_values(dense))
     parents = _keys_of_shared_dense_networks(dense)
 
-    def differences_to(role: str) -> list[Sequence[float]]:
+    def paired_differences_to(role: str) -> list[Sequence[float]]:
         """Return, for each level with a network of this role, the replicates' differences ticket minus network."""
         at = [level for level in levels if role == DENSE or (level, role) in present]
         pairs = [
             (
-                values_of(points_of_level(level, "ticket")),
-                values_of(dense if role == DENSE else points_of_level(level, role)),
+                metric_values(points_of_level(level, "ticket")),
+                metric_values(dense if role == DENSE else points_of_level(level, role)),
             )
             for level in at
         ]
@@ -151,16 +151,16 @@ def judge_levels(
             for own, others in pairs
         ]
 
-    pooled = {role: pool_sd(differences_to(role), margin) for role in (DENSE, *roles)}
+    pooled = {role: pool_sd(paired_differences_to(role), margin) for role in (DENSE, *roles)}
     made: list[Verdict] = []
     for level in levels:
         rivals = [role for role in roles if (level, role) in present]
         rows = {role: points_of_level(level, role) for role in ("ticket", *rivals)}
         made.append(
             level_verdict(
-                values_of(rows["ticket"]),
-                values_of(dense),
-                {role: values_of(rows[role]) for role in rivals},
+                metric_values(rows["ticket"]),
+                metric_values(dense),
+                {role: metric_values(rows[role]) for role in rivals},
                 pooled=pooled,
                 claim="wins" if rivals else "matches",
                 margin=margin,
@@ -174,11 +174,11 @@ def judge_levels(
             )
         )
 
-    def longer_difference(level: int, role: str) -> LongerDifference:
+    def difference_to_longer_control(level: int, role: str) -> LongerDifference:
         """Return the record of the difference between the ticket and a control that was trained for more steps."""
         compared = compare(
-            values_of(points_of_level(level, "ticket")),
-            values_of(points_of_level(level, role)),
+            metric_values(points_of_level(level, "ticket")),
+            metric_values(points_of_level(level, role)),
             margin=margin,
             higher_is_better=metric.higher_is_better,
             resolution=metric_resolution(metric.unit, examples),
@@ -197,7 +197,7 @@ def judge_levels(
             p_holm=one.p,
             rule=RULE,
             probability=1 - raw.dense.p_noninferior if raw.groups >= LEAST_SEEDS else None,
-            beside=tuple(longer_difference(level, role) for role in longer if (level, role) in present),
+            beside=tuple(difference_to_longer_control(level, role) for role in longer if (level, role) in present),
         )
         for level, density, one, raw in zip(levels, densities, corrected, made, strict=True)
     ]

@@ -54,7 +54,7 @@ from ticketry.lab.training.variant import Variant, explain_mask_dependence, is_k
 from ticketry.lab.training.variants import HeldMask, Penalty, Shrunk
 from ticketry.records.network import MATCHED_DENSE, is_matched_dense
 from ticketry.records.ticket import RetrainingInfo, TaskInfo, TaskRequest, TicketTask, read_ticket_info
-from ticketry.registry import load, put_current_folder_on_path
+from ticketry.registry import load_object, put_current_folder_on_path
 from ticketry.tasks import catalogue
 from ticketry.tasks.file_requests import is_widened, quote, refusal
 from ticketry.tasks.recipe import Recipe, recipe_from
@@ -257,11 +257,11 @@ class Rivals:
             zip(self.roles, self.lab.gather([partial(self.train, role, seeds) for role in self.roles]), strict=True)
         )
 
-    def parents(self) -> list[str] | None:
+    def keys_of_shared_dense_networks(self) -> list[str] | None:
         """Return None, because seeds count as independent in a verdict about the one ticket that they share."""
         return None
 
-    def references(self, count: int) -> list[tuple[Reference, Sequence[float]]]:
+    def train_references(self, count: int) -> list[tuple[Reference, Sequence[float]]]:
         """Train each reference (a dense network with other steps) with `count` seeds; return the metric's values."""
         shown, metric = list_references(self.subject), self.task.metric.name
 
@@ -373,7 +373,7 @@ class ProcedureRivals:
         roles = ("ticket", "dense", *self._defined_controls(one))
         return dict(zip(roles, self.lab.gather([partial(self._train_role, role, one) for role in roles]), strict=True))
 
-    def parents(self) -> list[str] | None:
+    def keys_of_shared_dense_networks(self) -> list[str] | None:
         """Return the key of each seed's dense network if seeds share one, as when the task ignores seeds; else None."""
         keys = [one.dense.result.segment.key for _, one in sorted(self.replicates.items())]
         return keys if len(set(keys)) < len(keys) else None
@@ -396,7 +396,7 @@ class ProcedureRivals:
         """Number of weights that masks cover, whether retained or removed."""
         return self.replicates[0].mask.total
 
-    def references(self, count: int) -> list[tuple[Reference, Sequence[float]]]:
+    def train_references(self, count: int) -> list[tuple[Reference, Sequence[float]]]:
         """Return up to two references with their values: dense networks with the steps of the recipe or whole search.
 
         The latter is trained with `count` seeds. A reference with as many steps as the judged dense network is omitted.
@@ -582,7 +582,7 @@ def import_variants(ticket: Ticket) -> None:
     for each in read_ticket_info(RetrainingInfo, ticket.info, ticket_name_for_errors(ticket)).segment.variants:
         if "place" in each:
             put_current_folder_on_path()
-            load(str(each["place"]))
+            load_object(str(each["place"]))
 
 
 def _restore_variant(described: Mapping[str, Any], of: str) -> Variant:

@@ -217,7 +217,7 @@ def _judge_trained(
         higher_is_better=metric.higher_is_better,
         resolution=metric_resolution(metric.unit, rivals.lab.sizes(rivals.task)["test"]),
         least_spread=settings.least_spread,
-        parents=rivals.parents(),
+        parents=rivals.keys_of_shared_dense_networks(),
         unit=metric.unit,
     )
 
@@ -241,7 +241,7 @@ def _make_verification(
         models={role: rivals.network_name(role) for role in trained},
         again=again,
         noise=noise,
-        references=rivals.references(min(REFERENCE_SEEDS, made.n)) if settings.references else [],
+        references=rivals.train_references(min(REFERENCE_SEEDS, made.n)) if settings.references else [],
         left_out=rivals.left_out,
         compared=rivals,
         trained=[one.result for found in trained.values() for one in found],

@@ -215,7 +215,7 @@ class CampaignRecord(Part, frozen=True, kw_only=True, tag_field="kind", tag="cam
         return sum(claim.found != "undecided" for claim in self.claims)
 
     @property
-    def hypotheses(self) -> tuple[int, int]:
+    def hypothesis_counts(self) -> tuple[int, int]:
         """Number of decided hypotheses, and number of all hypotheses.
 
         A claim and its replications are one hypothesis; it is decided if the claim or a replication is decided. Each of

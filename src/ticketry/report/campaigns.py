@@ -56,11 +56,11 @@ def claim_cells(claim: Claim) -> list[str]:
     return [
         claim.name,
         claim.found,
-        NONE if claim.difference is None else style.number(claim.difference, sign=True),
-        f"above {style.number(claim.above)}",
-        style.interval(claim.interval),
+        NONE if claim.difference is None else style.format_number(claim.difference, sign=True),
+        f"above {style.format_number(claim.above)}",
+        style.format_interval(claim.interval),
         f"{claim.n} of {claim.limit}",
-        NONE if claim.sd is None else style.number(claim.sd),
+        NONE if claim.sd is None else style.format_number(claim.sd),
         seed_deviations_text(claim, style),
         noise_text(claim, style),
         format_p_without_name(p) if claim.n else NONE,
@@ -99,14 +99,14 @@ def seed_deviations_text(claim: Claim, style: Style) -> str:
     """Return the standard deviations of the values of side A and of side B, as text."""
     if claim.n < _FEWEST_VALUES:
         return NONE
-    return ", ".join(style.number(stdev(side.values)) if side.run else NONE for side in (claim.a, claim.b))
+    return ", ".join(style.format_number(stdev(side.values)) if side.run else NONE for side in (claim.a, claim.b))
 
 
 def noise_text(claim: Claim, style: Style) -> str:
     """Return, as mean ± standard deviation, by how much dense networks in two different data orders differ."""
     if len(claim.noise) < _FEWEST_VALUES:
         return "not trained yet" if claim.noise_missing else NONE
-    return f"{style.number(fmean(claim.noise), sign=True)} ± {style.number(stdev(claim.noise))}"
+    return f"{style.format_number(fmean(claim.noise), sign=True)} ± {style.format_number(stdev(claim.noise))}"
 
 
 def method_rows(record: CampaignRecord) -> list[list[str]]:
@@ -181,7 +181,7 @@ def _replication_sentence(record: CampaignRecord) -> str:
 
     The text is empty if no claim is a replication.
     """
-    decided, hypotheses = record.hypotheses
+    decided, hypotheses = record.hypothesis_counts
     count = len(record.claims) - hypotheses
     if not count:
         return ""
@@ -198,20 +198,20 @@ def _method_cells(row: MethodRow, style: Style) -> list[str]:
         row.run,
         role_name(row.role),
         percent(row.density),
-        style.summary(Summary(row.mean, row.sd, row.n)),
-        NONE if row.interval is None else " to ".join(style.number(end) for end in row.interval),
+        style.format_summary(Summary(row.mean, row.sd, row.n)),
+        NONE if row.interval is None else " to ".join(style.format_number(end) for end in row.interval),
         str(row.n),
         *(
-            _cost_text(value, what)
-            for value, what in ((row.steps, "steps"), (row.flops, "flops"), (row.seconds, "seconds"))
+            _format_cost(value, measure)
+            for value, measure in ((row.steps, "steps"), (row.flops, "flops"), (row.seconds, "seconds"))
         ),
     ]
 
 
-def _cost_text(value: float | None, what: str) -> str:
+def _format_cost(value: float | None, measure: str) -> str:
     if value is None:
         return NONE
-    return short_count(value) if what == "steps" else cost_text(value, what)
+    return short_count(value) if measure == "steps" else cost_text(value, measure)
 
 
 def run_settings(record: CampaignRecord) -> list[tuple[str, dict[str, object]]]:

@@ -71,10 +71,10 @@ def _figure_makers(subject: Subject) -> Iterator[tuple[str, Maker]]:
     """Yield name and drawing function of every figure of the page; names that would be equal get a number."""
     several = len(subject.runs) > 1
     for number, makers in enumerate(comparison_figures(subject) if several else [], start=1):
-        middle = f"-{number}" if len(subject.by_task) > 1 else ""
+        middle = f"-{number}" if len(subject.run_indices_by_task) > 1 else ""
         yield from ((f"comparison{middle}-{name}", make) for name, make in makers.items())
-    for number, indices in enumerate(subject.by_task.values(), start=1):
-        after = f"-{number}" if len(subject.by_task) > 1 else ""
+    for number, indices in enumerate(subject.run_indices_by_task.values(), start=1):
+        after = f"-{number}" if len(subject.run_indices_by_task) > 1 else ""
         yield from (
             (f"{name}{after}", make) for name, make in latency_figures(latency_panels(subject, indices)).items()
         )
@@ -91,7 +91,7 @@ def _figure_makers(subject: Subject) -> Iterator[tuple[str, Maker]]:
 
 def _latency_rows(subject: Subject) -> rows.Rows:
     found: list[Mapping[str, rows.Cell]] = []
-    for indices in subject.by_task.values():
+    for indices in subject.run_indices_by_task.values():
         panels = latency_panels(subject, indices)
         found += rows.latency_rows(panels, compare_panels(panels, subject.speeds))
     return found
@@ -100,7 +100,7 @@ def _latency_rows(subject: Subject) -> rows.Rows:
 def _frontier_rows(subject: Subject) -> rows.Rows:
     return [
         row
-        for indices in subject.by_task.values()
+        for indices in subject.run_indices_by_task.values()
         for measure in COSTS_OF_CALL
         for row in frontier_rows(subject.runs, frontier_lines(subject.runs, indices, measure), measure)
     ]
@@ -166,16 +166,16 @@ def escape_latex(text: str) -> str:
 def _latex_table(columns: str, head: Sequence[str], groups: Sequence[Sequence[Sequence[str]]], note: str) -> str:
     """Return a LaTeX table with escaped cells, a rule between `groups` of rows, and `note` as a comment."""
 
-    def line(cells: Sequence[str]) -> str:
+    def latex_row(cells: Sequence[str]) -> str:
         return " & ".join(map(escape_latex, cells)) + r" \\"
 
-    rules = [[r"\midrule", *map(line, rows)] for rows in groups if rows]
+    rules = [[r"\midrule", *map(latex_row, rows)] for rows in groups if rows]
     return "\n".join(
         [
             f"% {note}",
             rf"\begin{{tabular}}{{{columns}}}",
             r"\toprule",
-            line(head),
+            latex_row(head),
             *(text for rows in rules for text in rows),
             r"\bottomrule",
             r"\end{tabular}",
@@ -187,7 +187,7 @@ def _latex_table(columns: str, head: Sequence[str], groups: Sequence[Sequence[Se
 def _results_tables(subject: Subject) -> str:
     """Return, for each task, a table of its run by level, or a table of its runs at the densities that they share."""
     texts = []
-    for task, indices in subject.by_task.items():
+    for task, indices in subject.run_indices_by_task.items():
         runs = [subject.runs[index] for index in indices]
         labels = [subject.labels[index] for index in indices]
         style = Style.for_results(runs[0])
@@ -227,7 +227,7 @@ def _table_of_runs(runs: Sequence[Results], labels: Sequence[str], style: Style,
 
 
 def _cell(style: Style, group: Group | None) -> str:
-    return "–" if group is None else f"{style.summary(group.metric())} ({group.metric().n})"
+    return "–" if group is None else f"{style.format_summary(group.metric())} ({group.metric().n})"
 
 
 def _verdict_table(subject: Subject) -> str:
@@ -245,9 +245,9 @@ def _verdict_table(subject: Subject) -> str:
         groups.append(
             [
                 [
-                    *(name, percent(one.density), style.number(one.difference, sign=True)),
+                    *(name, percent(one.density), style.format_number(one.difference, sign=True)),
                     *(
-                        style.interval(one.interval),
+                        style.format_interval(one.interval),
                         probability_text(one.probability),
                         format_p_without_name(one.p_holm),
                     ),

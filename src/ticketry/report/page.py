@@ -55,12 +55,12 @@ class PagePart:
     def id(self, name: str) -> str:
         return f"{self.prefix}{name}"
 
-    def section(self, name: str, title: str) -> str:
+    def add_section(self, name: str, title: str) -> str:
         """Add a section to the table of contents, and return the section's id."""
         self.contents.append((self.id(name), title))
         return self.id(name)
 
-    def figure(self, drawings: Mapping[str, Drawing], name: str, data: rows.Rows = ()) -> dict[str, object]:
+    def add_figure(self, drawings: Mapping[str, Drawing], name: str, data: rows.Rows = ()) -> dict[str, object]:
         """Return a figure for the templates: its id, number, SVG in both widths, and a link to its data as CSV."""
         one, drawing = self.id(name), drawings[name]
         wide, narrow = (
@@ -72,7 +72,7 @@ class PagePart:
         return {"id": one, "number": next(self._numbers), "wide": wide, "narrow": narrow, "data": link}
 
 
-def render(subject: Subject) -> str:
+def render_report(subject: Subject) -> str:
     """Return the HTML page of one run or several runs; the same records give the same bytes."""
     place, several = PagePart(), len(subject.runs) > 1
     body = template_macro("report.html", "several" if several else "single")(subject, place)
@@ -135,12 +135,16 @@ def _run_page_head(subject: Subject) -> dict[str, object]:
 def _comparison_page_head(subject: Subject) -> dict[str, object]:
     count = f"{len(subject.runs)} runs"
     titles = list(dict.fromkeys(one.run.title for one in subject.runs))
-    tasks = list(dict.fromkeys(task.title for task in subject.by_task))
+    tasks = list(dict.fromkeys(task.title for task in subject.run_indices_by_task))
     return {
         "title": f"{count} compared",
         "eyebrow": "ticketry report",
         "heading": titles[0] if len(titles) == 1 else f"{count} compared",
-        "facts": [*(tasks if len(tasks) < 4 else [f"{len(tasks)} tasks"]), count, f"{subject.networks:,} networks"],
+        "facts": [
+            *(tasks if len(tasks) < 4 else [f"{len(tasks)} tasks"]),
+            count,
+            f"{subject.network_count:,} networks",
+        ],
         "name": "",
         "lead": "",
     }
@@ -197,7 +201,7 @@ def _template_environment() -> Environment:
     made.globals |= {"run_colour": run_colour, "rewind_text": rewind_text}
     made.globals |= {
         "has_many_runs": lambda subject: len(subject.runs) > _MOST_RUNS,
-        "has_many_networks": lambda subject: subject.networks > _MOST_NETWORKS,
+        "has_many_networks": lambda subject: subject.network_count > _MOST_NETWORKS,
         "style_of": wording.Style.for_results,
         "packed_networks": lambda one: compress_text(
             json.dumps(networks.network_table_columns(one), ensure_ascii=False)
@@ -228,7 +232,7 @@ def template_macro(template: str, name: str) -> Callable[..., Markup]:
 
 def _comparison_drawings(subject: Subject) -> Iterable[tuple[tuple[Task, Sequence[int]], dict[str, Drawing]]]:
     """Yield, for each task, the task with the indices of its runs, and the figures that compare these runs."""
-    for one, makers in zip(subject.by_task.items(), figures.comparison_figures(subject), strict=True):
+    for one, makers in zip(subject.run_indices_by_task.items(), figures.comparison_figures(subject), strict=True):
         yield one, draw_figures(makers)
 
 

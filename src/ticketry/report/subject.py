@@ -36,7 +36,7 @@ class Subject:
         return labels_of(self.runs)
 
     @cached_property
-    def by_task(self) -> Mapping[Task, tuple[int, ...]]:
+    def run_indices_by_task(self) -> Mapping[Task, tuple[int, ...]]:
         """Indices of runs by task; runs with the same data, model and metric are in one group and can share axes."""
         found: dict[Task, list[int]] = {}
         for index, results in enumerate(self.runs):
@@ -53,7 +53,7 @@ class Subject:
         return labels_of(self.runs_at(indices))
 
     @property
-    def networks(self) -> int:
+    def network_count(self) -> int:
         """Total number of trained networks in all runs."""
         return sum(len(results.run.points) for results in self.runs)
 

@@ -89,9 +89,9 @@ class Watch:
                     yield found
 
 
-def write_state(path: Path, looked: Mapping[str, Any]) -> None:
-    """Write the script file that the page loads repeatedly; it passes `looked` to the page's function `show`."""
-    write_atomically(path, f"show({json.dumps(looked)});\n".encode())
+def write_state(path: Path, state: Mapping[str, Any]) -> None:
+    """Write the script file that the page loads repeatedly; it passes `state` to the page's function `show`."""
+    write_atomically(path, f"show({json.dumps(state)});\n".encode())
 
 
 def _make_or_none_if_invalid(make: Callable[[], dict[str, Any]]) -> dict[str, Any] | None:

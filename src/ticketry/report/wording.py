@@ -59,34 +59,38 @@ class Style:
         most = 6 - math.floor(math.log10(largest)) if 0 < largest < 1 else 6
         return cls(min(max(decimals, 0), most), unit)
 
-    def number(self, value: float, sign: bool = False) -> str:
+    def format_number(self, value: float, sign: bool = False) -> str:
         """Format a number with the style's decimals and a true minus sign; if `sign`, positive numbers get a plus."""
         text = format_number(value, self.decimals, sign=sign)
         if float(text) == 0:
             text = text.lstrip("+-")
         return text.replace("-", MINUS)
 
-    def summary(self, summary: Summary, sign: bool = False) -> str:
+    def format_summary(self, summary: Summary, sign: bool = False) -> str:
         """Format a mean with its spread: ``96.23 ± 0.41``, or ``483 [451, 498]`` for an interquartile mean."""
-        return self.number(summary.mean, sign) + self.spread_text(summary)
+        return self.format_number(summary.mean, sign) + self.spread_text(summary)
 
     def spread_text(self, summary: Summary) -> str:
         """Format the spread that follows a mean: `` ± 0.41``, `` [451, 498]``, or the empty string if n is 1."""
         if summary.sd is None:
             return ""
         if summary.bounds is None:
-            return f" ± {self.number(summary.sd)}"
-        low, high = map(self.number, summary.bounds)
+            return f" ± {self.format_number(summary.sd)}"
+        low, high = map(self.format_number, summary.bounds)
         return f" [{low}, {high}]"
 
-    def interval(self, ends: tuple[float, float] | None) -> str:
+    def format_interval(self, ends: tuple[float, float] | None) -> str:
         """Format an interval: ``+0.05 to +0.57``; a dash for None."""
-        return NONE if ends is None else f"{self.number(ends[0], sign=True)} to {self.number(ends[1], sign=True)}"
+        return (
+            NONE
+            if ends is None
+            else f"{self.format_number(ends[0], sign=True)} to {self.format_number(ends[1], sign=True)}"
+        )
 
-    def with_count(self, summary: Summary) -> str:
+    def format_with_count(self, summary: Summary) -> str:
         """Format a summary with unit and number of replicates: ``96.23 ± 0.41 % (n = 3)``."""
         unit = f" {printable(self.unit)}" if self.unit else ""
-        return f"{self.summary(summary)}{unit} (n = {summary.n})"
+        return f"{self.format_summary(summary)}{unit} (n = {summary.n})"
 
 
 def role_name(role: str) -> str:

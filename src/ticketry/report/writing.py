@@ -23,9 +23,9 @@ def write_report(
 ) -> Path:
     """Write the page of one or several run records to the file `path` atomically, and return the path."""
     subject = read_report_subject(records, list(evidence))
-    from ticketry.report.page import render  # imports matplotlib, which is slow
+    from ticketry.report.page import render_report  # imports matplotlib, which is slow
 
-    return write_page(path, render(subject))
+    return write_page(path, render_report(subject))
 
 
 def write_campaign_page(record: CampaignRecord, path: Path) -> Path:

@@ -154,10 +154,10 @@ class _PruningStepDetector:
         return (
             self._find_by_mask_changes(density)
             if self._settings.detector == "masks"
-            else self._find_by_distance(density)
+            else self._find_by_weight_distance(density)
         )
 
-    def _find_by_distance(self, density: float) -> Moment:
+    def _find_by_weight_distance(self, density: float) -> Moment:
         from ticketry.core.sparse_training.mask_dynamics import first_slow_checkpoint
 
         threshold = self._settings.threshold or max(density, SLOWEST)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ticketry.choices import did_you_mean
 from ticketry.errors import PluginError, TaskError, UsageError
-from ticketry.registry import BUILT_IN, Registry, resolve
+from ticketry.registry import BUILT_IN, Registry, import_object
 from ticketry.tasks import facts as texts
 from ticketry.tasks.facts import (
     CONV6,
@@ -165,7 +165,7 @@ def _create(spec: Spec, *, annotated: bool = False) -> Task:
     entry = _registered_name(spec.name)
     if TASKS.find_origin(entry) != BUILT_IN:
         return user_task.load(spec, TASKS, annotated=annotated)
-    task: Task = resolve(TASKS.find_target(entry))(spec)
+    task: Task = import_object(TASKS.find_target(entry))(spec)
     return task
 
 

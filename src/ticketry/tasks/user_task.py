@@ -16,8 +16,7 @@ from torch import Tensor, nn
 
 from ticketry.errors import TaskError, TicketryError, UsageError
 from ticketry.records.metric import Metric
-from ticketry.registry import Registry, digest_source, put_current_folder_on_path
-from ticketry.registry import load as load_object
+from ticketry.registry import Registry, digest_source, load_object, put_current_folder_on_path
 from ticketry.tasks.recipe import Recipe
 from ticketry.tasks.task import Spec, Task
 

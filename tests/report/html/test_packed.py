@@ -14,7 +14,7 @@ import pytest
 from browsers import NEEDS_BROWSER, launched, listened_to
 from ticketry.report import page as page_module
 from ticketry.report import write_report
-from ticketry.report.page import render
+from ticketry.report.page import render_report
 from ticketry.report.subject import read_report_subject
 
 
@@ -50,12 +50,12 @@ def chunks(page):
 
 def test_what_is_packed_is_what_a_small_report_has(runs, request):
     subject = read_report_subject(runs)
-    plain = render(subject)
+    plain = render_report(subject)
     assert "text/plain" not in plain
     assert "DecompressionStream" not in plain
     request.getfixturevalue("packed")
-    page = render(subject)
-    assert render(read_report_subject(runs)) == page
+    page = render_report(subject)
+    assert render_report(read_report_subject(runs)) == page
     found = chunks(page)
     assert len(found) == 6
     rows, folded = [json.loads(one) for one in found[:3]], found[3:]
@@ -74,7 +74,7 @@ def test_what_is_packed_is_what_a_small_report_has(runs, request):
 
 
 def test_the_summary_is_of_all_networks_of_a_method(runs, packed):
-    page = render(read_report_subject(runs))
+    page = render_report(read_report_subject(runs))
     rows = re.findall(r"<tr>(.*?)</tr>", page[page.index('id="table-networks"') :], re.S)
     cells = [[re.sub(r"<[^>]*>", "", cell) for cell in re.findall(r"<td>(.*?)</td>", row)] for row in rows]
     (found,) = [row for row in cells if row and row[2:4] == ["tickets", "2"]]

@@ -71,7 +71,7 @@ def whole_page(dots, full_record, evidence):
 
 
 def _page(records, evidence=()):
-    return page_module.render(read_report_subject(records, evidence))
+    return page_module.render_report(read_report_subject(records, evidence))
 
 
 def test_the_table_has_the_numbers(make_record):

@@ -20,7 +20,7 @@ from ticketry.report.campaigns import campaign_sentences, replicates_needed_text
 )
 def test_a_claim_and_the_one_that_asks_it_again_are_one_question(first: Found, second: Found, decided: int) -> None:
     made = record(claim("x", first), claim("y", "confirmed"), claim("z", "undecided"), claim("x-again", second, "x"))
-    assert made.hypotheses == (decided, 3)
+    assert made.hypothesis_counts == (decided, 3)
     assert (
         f" One is a replication on fresh replicates: {decided} of 3 hypotheses are decided."
         in campaign_sentences(made)[0]

@@ -13,7 +13,7 @@ from made_records import search_record
 from ticketry.records.network import RelativeLatency
 from ticketry.records.run import read_run
 from ticketry.report import summary_lines, summary_table
-from ticketry.report.page import render
+from ticketry.report.page import render_report
 from ticketry.report.subject import read_report_subject
 from ticketry.report.tables.frontier import (
     MULTIPLICATIONS,
@@ -91,7 +91,7 @@ def test_alone_a_run_shows_its_controls_and_the_page_begins_with_the_frontier() 
     made = record()
     lines = frontier_lines([Results(made)], [0], MULTIPLICATIONS)
     assert [line.role for line in lines] == ["ticket", "shuffled", "dense_of_flops"]
-    page = render(read_report_subject(made))
+    page = render_report(read_report_subject(made))
     assert page.index('id="frontier"') < page.index('id="results"')
     assert "Tickets minus dense networks of equal cost" in page
     assert " % of the MACs (" in describe_highlighted_level(Results(made)).finding
@@ -114,7 +114,7 @@ def test_what_was_measured_comes_before_what_was_counted() -> None:
     assert recorded_measures(results) == [TIME, MULTIPLICATIONS]
     assert [point.cost for point in call_cost_points(results, "dense", TIME)] == [1.0]
     assert [point.cost for point in call_cost_points(results, "ticket", TIME)] == pytest.approx([0.61, 0.41, 0.26])
-    page = render(read_report_subject(timed()))
+    page = render_report(read_report_subject(timed()))
     assert page.index('id="frontier"') < page.index('id="frontier-multiplications"') < page.index('id="results"')
     assert page.index("time of a call") < page.index("MACs of a call")
     assert " % of the dense network's time (" in describe_highlighted_level(results).finding

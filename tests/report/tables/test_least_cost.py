@@ -13,7 +13,7 @@ from msgspec import structs
 from made_records import search_record
 from ticketry.records.network import RelativeLatency
 from ticketry.records.run import read_run
-from ticketry.report.page import render
+from ticketry.report.page import render_report
 from ticketry.report.subject import read_report_subject
 from ticketry.report.tables.frontier import MULTIPLICATIONS, TIME, lowest_cost_ratio, lowest_matching_cost
 from ticketry.report.tables.results import Results
@@ -132,7 +132,7 @@ def test_other_seeds_make_no_ratio_and_two_replicates_no_interval() -> None:
 def test_the_page_tells_it_of_each_run_and_lays_them_side_by_side() -> None:
     one = run([[0.1, -0.2, -2.0], [0.2, -0.1, -1.5], [0.0, -0.3, -1.8]])
     other = run([[-0.1, -1.2, -2.0], [-0.2, -1.1, -2.5], [0.0, -1.3, -2.8]], name="two")
-    page = render(read_report_subject(one.run))
+    page = render_report(read_report_subject(one.run))
     assert "The mean of the tickets is within 0.5 points of the dense network&#39;s down to" in page
-    both = render(read_report_subject([one.run, other.run]))
+    both = render_report(read_report_subject([one.run, other.run]))
     assert "the first&#39;s, by it" in both

@@ -30,7 +30,7 @@ from ticketry.lab.training.kernels import name_local_kernels
 from ticketry.lab.training.precision import DENSE as DENSE_KERNELS
 from ticketry.lab.training.segment import Result, Segment, Start
 from ticketry.lab.training.variant import is_known
-from ticketry.registry import find_imported_modules, load
+from ticketry.registry import find_imported_modules, load_object
 from ticketry.report.campaigns import markdown_table
 from ticketry.report.tables.results import summarise
 from ticketry.report.wording import Style, percent, role_name
@@ -93,9 +93,9 @@ class CheckedRow:
         """Return a table row as text: network, recorded value, value of the new training, interval, and result."""
         row = self.row
         style = Style.for_summaries([summarise(row.others)], "")
-        interval = "–" if self.interval is None else " to ".join(map(style.number, self.interval))
+        interval = "–" if self.interval is None else " to ".join(map(style.format_number, self.interval))
         named = [row.run, role_name(row.role), str(row.replicate + 1), percent(row.density)]
-        return [*named, style.number(row.value), style.number(self.value), interval, self.found]
+        return [*named, style.format_number(row.value), style.format_number(self.value), interval, self.found]
 
     def as_json(self) -> dict[str, Any]:
         """Return the result as JSON values."""
@@ -226,7 +226,7 @@ class StoredTrainings:
         for each in described["variants"]:
             place = str(each.get("place", ""))
             if not is_known(each) and place.partition(":")[0] in self._modules:
-                load(place)
+                load_object(place)
         return described
 
     def read_blob(self, digest: str) -> bytes | None:

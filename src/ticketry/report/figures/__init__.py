@@ -117,19 +117,19 @@ def run_figures(results: Results) -> dict[str, Maker]:
 
 def comparison_figures(subject: Subject) -> list[dict[str, Maker]]:
     """Return, for each task, functions by name that draw figures with all runs of the task."""
-    return [_overlay_figures(series_of(subject, indices)) for indices in subject.by_task.values()]
+    return [_overlay_figures(series_of(subject, indices)) for indices in subject.run_indices_by_task.values()]
 
 
 def _overlay_figures(series: list[Series]) -> dict[str, Maker]:
-    def having(told: Callable[[Results], object]) -> list[Series]:
+    def series_with(told: Callable[[Results], object]) -> list[Series]:
         return series if any(told(one.results) for one in series) else []
 
     return _makers_of_figures_with_data(
         *_cost_of_call_figures(series),
-        (METRIC_BY_DENSITY, having(lambda results: results.levels), overlay_runs),
-        (METRIC_BY_SPENT, having(training_cost_points), metric_by_training_cost),
-        (METRIC_BY_COST, having(search_cost_points), metric_by_search_cost),
-        (STEPS_TO_TICKET, having(ticket_cost_points), steps_to_ticket),
+        (METRIC_BY_DENSITY, series_with(lambda results: results.levels), overlay_runs),
+        (METRIC_BY_SPENT, series_with(training_cost_points), metric_by_training_cost),
+        (METRIC_BY_COST, series_with(search_cost_points), metric_by_search_cost),
+        (STEPS_TO_TICKET, series_with(ticket_cost_points), steps_to_ticket),
     )
 
 

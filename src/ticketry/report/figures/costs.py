@@ -299,12 +299,15 @@ def metric_by_search_cost(series: Sequence[Series], narrow: bool = False) -> Fig
 def _search_cost_curve(one: Series, points: Sequence[SearchCostPoint], name: str, several: bool) -> Curve:
     """Return a run's curve over the cost `name`, steps or seconds; the first point is the dense network, if any."""
 
-    def spot(point: SearchCostPoint) -> PlottedNetwork:
+    def plotted_network(point: SearchCostPoint) -> PlottedNetwork:
         cost = max((point.steps if name == "steps" else point.seconds) or 0.0, 1e-3)
         return PlottedNetwork(cost, point.metric, f"{density_tick_label(point.density)} %" if point.level else "")
 
-    lines = [[spot(point) for point in line] for line in split_into_increasing_lines(points, lambda point: point.steps)]
-    dense = spot(points[0])
+    lines = [
+        [plotted_network(point) for point in line]
+        for line in split_into_increasing_lines(points, lambda point: point.steps)
+    ]
+    dense = plotted_network(points[0])
     return Curve(run_plot_options(one.index, several), lines, None if points[0].level else (dense.cost, dense.metric))
 
 

@@ -81,7 +81,7 @@ def difference_figure(verify: VerifyRecord, narrow: bool = False) -> Figure:
         axes.vlines([0], top, foot, color=COLOURS["muted"], lw=1.2, zorder=1)
         axes.vlines([-margin], top, foot, color=COLOURS["muted"], lw=1, linestyle=(0, (4, 3)), zorder=1)
     left = low < -margin
-    mark, shift = f"margin {style.number(-margin)}", -4 if left else 4
+    mark, shift = f"margin {style.format_number(-margin)}", -4 if left else 4
     write_note(axes, mark, (-margin, 1), (shift, 6), ("data", "axes fraction"), ha="right" if left else "left")
     axes.set_title(taken, pad=24)
     for middle, row in zip(middles, found, strict=True):
@@ -107,7 +107,8 @@ def seed_figure(verify: VerifyRecord, narrow: bool = False) -> Figure:
     groups += [(one.role, one.values) for one in verify.references if one.values]
     style = style_of_seed_metrics(verify)
     labels = [
-        (shorten_middle(singular_role_name(role), 40), style.summary(summarise(values))) for role, values in groups
+        (shorten_middle(singular_role_name(role), 40), style.format_summary(summarise(values)))
+        for role, values in groups
     ]
     figure, axes, middles = figure_with_labelled_rows(
         labels, narrow, f"test {shortened_metric_label(verify.task.metric)}, a dot a seed; bar: mean"
@@ -124,8 +125,12 @@ def seed_figure(verify: VerifyRecord, narrow: bool = False) -> Figure:
 
 
 def _difference_text(style: Style, row: Difference) -> str:
-    mean = style.number(row.mean, sign=True)
-    interval = "" if row.low is None or row.high is None else f"  [{style.number(row.low)}, {style.number(row.high)}]"
+    mean = style.format_number(row.mean, sign=True)
+    interval = (
+        ""
+        if row.low is None or row.high is None
+        else f"  [{style.format_number(row.low)}, {style.format_number(row.high)}]"
+    )
     return f"{mean}{interval}" + ("" if row.p is None else f"  {format_p_value(row.p)}")
 
 
@@ -204,7 +209,7 @@ def _difference_in_margins(claim: Claim, difference: float) -> float:
 
 def _claim_text(claim: Claim) -> str:
     style = claim_number_style(claim)
-    told = "" if claim.difference is None else f"{style.number(claim.difference, sign=True)}  "
+    told = "" if claim.difference is None else f"{style.format_number(claim.difference, sign=True)}  "
     return f"{told}{claim.found}"
 
 

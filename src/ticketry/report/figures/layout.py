@@ -140,16 +140,16 @@ def label_line_ends(figure: Figure, named: Sequence[tuple[Axes, Ends]]) -> None:
                 made.set_position((8, spot - end))
 
 
-def spread_label_positions(places: Sequence[float], least: float, low: float, high: float) -> list[float]:
-    """Return ascending `places`, moved to distances of at least `least`, and if possible between `low` and `high`."""
+def spread_label_positions(positions: Sequence[float], min_distance: float, low: float, high: float) -> list[float]:
+    """Move ascending `positions` apart to `min_distance` or more, if possible between `low` and `high`; return them."""
     spots: list[float] = []
-    for place in places:
-        spots.append(max(place, spots[-1] + least) if spots else max(place, low))
+    for position in positions:
+        spots.append(max(position, spots[-1] + min_distance) if spots else max(position, low))
     over = spots[-1] - high
     if over > 0:
         spots[-1] -= over
         for index in range(len(spots) - 2, -1, -1):
-            spots[index] = min(spots[index], spots[index + 1] - least)
+            spots[index] = min(spots[index], spots[index + 1] - min_distance)
     return spots
 
 

@@ -313,11 +313,11 @@ def _legend_entries(shown: Sequence[DetectorMoments], colours: Sequence[str]) ->
     return entries
 
 
-def _set_up_training_axis(axes: Axes, last: float, epoch: int) -> None:
-    """Set up the x axis of training steps up to `last`, with ticks at whole epochs if `epoch`, in steps, is known."""
-    axes.set_xlim(0, 1.04 * max(last, 1))
-    unit = epoch if epoch and last >= 2 * epoch else 1
-    steps = MaxNLocator(6, steps=[1, 2, 5, 10], integer=True).tick_values(0, max(last, 1) / unit)
-    ticks = [float(unit * tick) for tick in steps if 0 <= unit * tick <= last]
-    labels = [short_count(tick) + (f"\n{tick / epoch:.3g} ep" if epoch else "") for tick in ticks]
+def _set_up_training_axis(axes: Axes, last_step: float, steps_per_epoch: int) -> None:
+    """Set up an x axis of training steps up to `last_step`, with ticks at epochs if `steps_per_epoch` is not 0."""
+    axes.set_xlim(0, 1.04 * max(last_step, 1))
+    unit = steps_per_epoch if steps_per_epoch and last_step >= 2 * steps_per_epoch else 1
+    steps = MaxNLocator(6, steps=[1, 2, 5, 10], integer=True).tick_values(0, max(last_step, 1) / unit)
+    ticks = [float(unit * tick) for tick in steps if 0 <= unit * tick <= last_step]
+    labels = [short_count(tick) + (f"\n{tick / steps_per_epoch:.3g} ep" if steps_per_epoch else "") for tick in ticks]
     set_labelled_ticks(axes.xaxis, ticks, labels, fit=True)

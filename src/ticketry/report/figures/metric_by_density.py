@@ -85,13 +85,15 @@ def y_limits_near_dense(results: Results) -> tuple[float, float] | None:
     at = scale.position(dense.mean)
     others = [group for role in results.roles[1:] for group in results.groups_of_role(role)]
 
-    def short_of_dense(groups: Sequence[Group]) -> float:
+    def median_shortfall(groups: Sequence[Group]) -> float:
         return statistics.median(sign * (at - scale.position(group.metric().mean)) for group in groups)
 
-    by_role = statistics.median_low(short_of_dense(results.groups_of_role(role)) for role in results.roles[1:])
-    shortfall = min(short_of_dense(others), by_role)
+    by_role = statistics.median_low(median_shortfall(results.groups_of_role(role)) for role in results.roles[1:])
+    shortfall = min(median_shortfall(others), by_role)
     best = max(
-        sign * scale.position(edge) for group in [results.dense, *others] for edge in _interval_on_axis(group, scale)
+        sign * scale.position(edge)
+        for group in [results.dense, *others]
+        for edge in _interval_ends_on_axis(group, scale)
     )
     depth = max(2.5 * shortfall, 4 * scale.sd_on_axis(dense), best - sign * at)
     one, other = scale.value_at(at - sign * depth), scale.value_at(sign * best)
@@ -101,7 +103,7 @@ def y_limits_near_dense(results: Results) -> tuple[float, float] | None:
     return (low, high) if 0 < scale.position(high) - scale.position(low) < worth else None
 
 
-def _interval_on_axis(group: Group, scale: Scale, most_sd: float = _MOST_SD) -> tuple[float, float]:
+def _interval_ends_on_axis(group: Group, scale: Scale, most_sd: float = _MOST_SD) -> tuple[float, float]:
     low, high = _cropped_interval(group.metric(), most_sd)
     return scale.clip_low_end(low, group.metric()), high
 
@@ -117,7 +119,7 @@ def y_limits_of(
     groups: Iterable[Group], scale: Scale, room: float = 0.05, most_sd: float = _MOST_SD
 ) -> tuple[float, float]:
     """Return axis limits that show all means, with intervals up to `most_sd` standard deviations, and free `room`."""
-    edges = [_interval_on_axis(group, scale, most_sd) for group in groups]
+    edges = [_interval_ends_on_axis(group, scale, most_sd) for group in groups]
     return scale.limits_with_room(min(low for low, _ in edges), max(high for _, high in edges), room)
 
 

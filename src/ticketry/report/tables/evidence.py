@@ -97,12 +97,13 @@ def answer_about_controls(judged: Judgement) -> str:
 def verify_sentence(verify: VerifyRecord, style: Style) -> str:
     """Return a sentence that states a verification's mean difference to the dense network."""
     metric = verify.task.metric
-    interval = f" ({style.interval(verify.interval)})" if verify.interval else ""
+    interval = f" ({style.format_interval(verify.interval)})" if verify.interval else ""
     side = "better" if verify.difference >= 0 else "worse"
     whose = "the ticket's" if verify.about == "ticket" else "its tickets'"
     return (
         f"Over {verify.n} paired seeds {whose} test {metric.words} is "
-        f"{style.number(abs(verify.difference))}{difference_unit(metric)} {side} than the dense network's{interval}."
+        f"{style.format_number(abs(verify.difference))}{difference_unit(metric)} {side}"
+        f" than the dense network's{interval}."
     )
 
 
@@ -111,9 +112,9 @@ def verify_facts(verify: VerifyRecord, style: Style) -> list[tuple[str, str, str
     noise = verify.noise
     number, remark = NONE, "not measured"
     if noise is not None and noise.sd is None:
-        number, remark = style.number(noise.mean, sign=True), "the same ticket, other seeds"
+        number, remark = style.format_number(noise.mean, sign=True), "the same ticket, other seeds"
     elif noise is not None and noise.sd is not None:
-        number = f"± {style.number(noise.sd)}{difference_unit(verify.task.metric)}"
+        number = f"± {style.format_number(noise.sd)}{difference_unit(verify.task.metric)}"
         remark = f"the same ticket, other seeds; sd of {noise.n} differences"
     analyses = f"interim analyses planned at {', '.join(map(str, verify.interim))} seeds" if verify.interim else ""
     skipped = f"the first {verify.after} fresh ones skipped" if verify.after else ""

@@ -264,7 +264,9 @@ def lowest_matching_cost(results: Results, measure: CostMeasure, margin: float) 
     curve = _difference_curve(results, measure)
     if curve is None:
         return None
-    (value, reached), ends = _jackknife(sorted(curve.replicates), lambda some: curve.lowest_log_cost(some, margin))
+    (value, reached), ends = _estimate_with_jackknife_interval(
+        sorted(curve.replicates), lambda some: curve.lowest_log_cost(some, margin)
+    )
     if ends is None or not reached:
         return LowestCost(math.exp(value), None, reached)
     # There is no doubt at the cost of the dense network.
@@ -287,7 +289,7 @@ def lowest_cost_ratio(one: Results, other: Results, measure: CostMeasure, margin
     if not shared:
         return None
 
-    def ratio(replicates: Sequence[int]) -> tuple[float, bool]:
+    def log_ratio_of_lowest_costs(replicates: Sequence[int]) -> tuple[float, bool]:
         (above, fell), (below, also) = (
             first.lowest_log_cost(replicates, margin),
             second.lowest_log_cost(replicates, margin),
@@ -297,7 +299,7 @@ def lowest_cost_ratio(one: Results, other: Results, measure: CostMeasure, margin
     fell, also = (curve.lowest_log_cost(shared, margin)[1] for curve in (first, second))
     if not fell and not also:
         return None
-    (value, reached), ends = _jackknife(shared, ratio)
+    (value, reached), ends = _estimate_with_jackknife_interval(shared, log_ratio_of_lowest_costs)
     return LowestCost(math.exp(value), ends if reached else None, reached, at_least=fell and not reached)
 
 
@@ -315,7 +317,7 @@ def _difference_curve(results: Results, measure: CostMeasure) -> _DifferenceCurv
     )
 
 
-def _jackknife(
+def _estimate_with_jackknife_interval(
     replicates: Sequence[int], statistic: Callable[[Sequence[int]], tuple[float, bool]]
 ) -> tuple[tuple[float, bool], tuple[float, float] | None]:
     """Return `statistic` (log cost, whether it was reached) of all replicates, and the cost's jackknife interval."""
@@ -348,9 +350,9 @@ def frontier_sentences(results: Results, measure: CostMeasure, name: str, alone:
         against = compare_at_equal_cost(results, point, [results], measure)
         if against is not None:
             ends = against.difference.interval
-            interval = f" [{style.interval(ends)}]" if ends else ""
+            interval = f" [{style.format_interval(ends)}]" if ends else ""
             cost = f"{percent(point.cost)} % (theirs: {percent(against.rival.cost)} %)"
-            rivals.append(f"{style.number(against.difference.mean, True)}{interval} at {cost}")
+            rivals.append(f"{style.format_number(against.difference.mean, True)}{interval} at {cost}")
     if rivals:
         sentences.append(f"Tickets minus dense networks of equal cost, by share of the {name}: {'; '.join(rivals)}.")
     return " ".join(sentences)
@@ -367,9 +369,11 @@ def requested_budgets(runs: Sequence[Results], measure: CostMeasure) -> list[str
     return list(dict.fromkeys(found))
 
 
-def lowest_cost_table(subject: Subject, numbers: Sequence[int], measure: CostMeasure) -> tuple[str, list[list[str]]]:
+def lowest_cost_table(
+    subject: Subject, run_indices: Sequence[int], measure: CostMeasure
+) -> tuple[str, list[list[str]]]:
     """Return the margin as text, and a row for each run: its lowest matching cost, and the best run's divided by it."""
-    runs = {index: subject.runs[index] for index in numbers}
+    runs = {index: subject.runs[index] for index in run_indices}
     margins = {
         index: margin_and_text(results, results.dense) for index, results in runs.items() if results.dense is not None
     }

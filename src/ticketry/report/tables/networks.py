@@ -39,8 +39,8 @@ def network_cells(results: Results, point: Point, test: Style, validation: Style
         str(point.level),
         role_name(point.role),
         percent(point.density),
-        validation.number(point.metric(metric, "validation")),
-        test.number(point.metric(metric)),
+        validation.format_number(point.metric(metric, "validation")),
+        test.format_number(point.metric(metric)),
         NONE if point.steps is None else f"{point.steps:,}",
         NONE if point.seconds is None else f"{point.seconds:,.1f}",
         point.key[:_KEY],
@@ -76,7 +76,7 @@ class MethodSummary:
 
 def summarised_networks(subject: Subject) -> Iterator[MethodSummary]:
     """Yield a summary over all runs of a task, for each task, method, role and level."""
-    for task, indices in subject.by_task.items():
+    for task, indices in subject.run_indices_by_task.items():
         groups: dict[tuple[str, str, int], list[tuple[Results, list[Point]]]] = {}
         for results in subject.runs_at(indices):
             for role in results.roles:

@@ -44,7 +44,7 @@ def describe_highlighted_level(results: Results) -> Observation:
     if dense is None:
         return Observation("No dense network has finished yet, so there is nothing to compare with.")
     if not tickets:
-        text = f"Only the dense network has finished so far: {style.with_count(dense.metric())} on the test set."
+        text = f"Only the dense network has finished so far: {style.format_with_count(dense.metric())} on the test set."
         return Observation(text)
     margin, margin_text = margin_and_text(results, dense)
     matching = [group for group in tickets if _tickets_match_dense(results, group, dense, margin)]
@@ -118,15 +118,15 @@ def _level_sentence(results: Results, style: Style, shown: Group, dense: Group) 
         place = f"{percent(cost)} % of the {of} ({percent(shown.density)} % of the prunable weights)"
     parts = [
         f"At {place} the tickets reach "
-        f"a test {printable(results.run.task.metric.words)} of {style.with_count(shown.metric())}",
-        f"the dense network reaches {style.with_count(dense.metric())}",
+        f"a test {printable(results.run.task.metric.words)} of {style.format_with_count(shown.metric())}",
+        f"the dense network reaches {style.format_with_count(dense.metric())}",
     ]
     controls = controls_at(results, shown.level)
     if controls:
         best = max(controls, key=_metric_sort_key(results))
         parts.append(
             f"the {'best ' if len(controls) > 1 else ''}control, {role_name(best.role)}, "
-            f"reaches {style.with_count(best.metric())}"
+            f"reaches {style.format_with_count(best.metric())}"
         )
     return "; ".join(parts) + "."
 

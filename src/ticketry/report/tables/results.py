@@ -44,11 +44,11 @@ CONFIDENCE = 0.95
 
 
 @cache
-def _t_quantile(freedom: int) -> float:
+def _t_quantile(degrees_of_freedom: int) -> float:
     """Return the quantile of Student's t for a 95 % interval: half the interval's width in standard errors."""
     from scipy.special import stdtrit  # imports much faster than scipy.stats
 
-    return float(stdtrit(freedom, (1 + CONFIDENCE) / 2))
+    return float(stdtrit(degrees_of_freedom, (1 + CONFIDENCE) / 2))
 
 
 @dataclass(frozen=True)

@@ -243,7 +243,7 @@ def training_cost_rows(runs: Sequence[Results]) -> Rows:
 def method_rows(subject: Subject) -> Rows:
     """Return a row for each run and each density that several runs reached, with metric and relative costs."""
     rows = []
-    for task, indices in subject.by_task.items():
+    for task, indices in subject.run_indices_by_task.items():
         for match in density_matches([subject.runs[index] for index in indices]):
             for place, group in match.members:
                 results = subject.runs[indices[place]]

@@ -251,7 +251,7 @@ def best_equal_time_sentence(panel: LatencyPanel, compared: ComparisonsBySetup) 
         return ""
     one, best = max(found, key=lambda each: each[1].difference.mean)
     style, ends = Style.for_results(one.results), best.difference.interval
-    interval = f" (95 % interval {style.interval(ends)})" if ends else ""
+    interval = f" (95 % interval {style.format_interval(ends)})" if ends else ""
     what = "largest gain of a structured level" if best.difference.mean > 0 else "smallest loss of a structured level"
     count = (
         "the only comparable level"
@@ -261,8 +261,8 @@ def best_equal_time_sentence(panel: LatencyPanel, compared: ComparisonsBySetup) 
     where = f"{one.label} at {percent(best.point.group.density)} % of the weights"
     return (
         f"Batch {panel.setup.batch}: at equal time the {what} over unstructured tickets is"
-        f" {style.number(best.difference.mean, True)}{interval}: {where}, in {100 * best.point.time:.0f} % of the dense"
-        f" time; {count}."
+        f" {style.format_number(best.difference.mean, True)}{interval}: {where},"
+        f" in {100 * best.point.time:.0f} % of the dense time; {count}."
     )
 
 

@@ -97,12 +97,12 @@ def verdict_lines(record: RunValues) -> list[str]:
     style, first = Style.for_results(results), verdicts[0]
     head = (
         *("level", "weights remaining", "verdict", "minus dense", f"{percent(first.confidence, 0)} % interval"),
-        *(f"P(> {style.number(-first.margin)})", "replicates needed"),
+        *(f"P(> {style.format_number(-first.margin)})", "replicates needed"),
     )
     table = [
         (
             *(str(one.level), f"{percent(one.density)} %", one.verdict),
-            *(style.number(one.difference, sign=True), style.interval(one.interval)),
+            *(style.format_number(one.difference, sign=True), style.format_interval(one.interval)),
             *(probability_text(one.probability), _replicates_needed(one)),
         )
         for one in verdicts
@@ -163,7 +163,7 @@ def _summary_text(style: Style, group: Group | None, usual: int) -> str:
     if group is None:
         return NONE
     summary = group.metric()
-    return style.summary(summary) + (f" ({summary.n})" if summary.n != usual else "")
+    return style.format_summary(summary) + (f" ({summary.n})" if summary.n != usual else "")
 
 
 def relative_costs(record: RunValues) -> list[dict[str, Any]]:

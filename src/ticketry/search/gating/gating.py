@@ -425,15 +425,15 @@ def scope_of_names(model: nn.Module, names: Sequence[str]) -> Scope:
 # -- objectives over frozen weights: outputs like those without gates --------------------------------------------------
 
 
-def mean_kl_divergence(outputs: Tensor, bare: Tensor, *, reverse: bool) -> Tensor:
+def mean_kl_divergence(outputs: Tensor, ungated_outputs: Tensor, *, reverse: bool) -> Tensor:
     """Return the mean Kullback-Leibler divergence, in nats, between two batches of logits [n, classes, ...].
 
-    Let p be the class probabilities of `outputs` (the network with gates) and q those of `bare` (without gates). If
-    `reverse`, return KL(p, q) = sum p log(p / q), as in CTS-KL of Arora & Teuscher (2025); it is large where only the
-    network with gates is confident. Else return KL(q, p), as in distillation (Hinton et al. 2015); it is large where
+    Let p be the class probabilities of `outputs`, and q those of `ungated_outputs` (the network without gates). If
+    `reverse`, return KL(p, q) = sum p log(p / q), as in CTS-KL of Arora & Teuscher (2025); this is large where only the
+    network with gates is confident. Else return KL(q, p), as in distillation (Hinton et al. 2015); this is large where
     the network with gates misses a class.
     """
-    p, q = F.log_softmax(outputs, 1), F.log_softmax(bare, 1)
+    p, q = F.log_softmax(outputs, 1), F.log_softmax(ungated_outputs, 1)
     one, other = (p, q) if reverse else (q, p)
     return (one.exp() * (one - other)).sum(1).mean()
 

@@ -10,8 +10,7 @@ from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
-from ticketry.registry import BUILT_IN, digest_source
-from ticketry.registry import load as load_object
+from ticketry.registry import BUILT_IN, digest_source, load_object
 from ticketry.tasks.data.locate import Place, places
 from ticketry.tasks.data.splits import average_splits, load_or_prepare, take_fewer
 from ticketry.tasks.facts import DATA_SETS
