@@ -101,7 +101,7 @@ def test_every_method_for_budgets_takes_amounts(name: str) -> None:
     settings = decode_settings({"bytes": "20kB"}, tk.search.method(name).Settings, what=name)[0]
     assert settings.budget.needs_measurement
     with pytest.raises(UsageError, match="needs the costs of this network"):
-        _ = settings.budget.terms
+        _ = settings.budget.cache_key
 
 
 @pytest.mark.parametrize("given", [{"batch": 0}, {"structure": "regroup"}, {"unit": "bytes", "structure": "auto"}])

@@ -24,7 +24,7 @@ from ticketry.report.figures import METRIC_BY_SPENT, MOMENT, comparison_figures,
 from ticketry.report.page import PagePart, template_macro
 from ticketry.report.subject import read_report_subject
 from ticketry.report.tables.costs import training_cost_points
-from ticketry.report.tables.networks import density_matches
+from ticketry.report.tables.networks import tickets_of_equal_density
 from ticketry.report.tables.results import Results
 from ticketry.report.tables.rows import detector_rows
 
@@ -254,7 +254,7 @@ def test_densities_within_five_per_cent_stand_in_one_table(runs):
     for row in _rows(runs[2], "ticket", 1):
         row["density"] = 0.316
     subject = read_report_subject(runs)
-    first, second = density_matches(subject.runs)
+    first, second = tickets_of_equal_density(subject.runs)
     assert (first.density, [place for place, _ in first.members], first.nearest) == (0.3, [0, 1], ((2, 0.316),))
     assert [place for place, _ in second.members] == [0, 1, 2]
     words = "Without networks of this density: early, snip, iterations 1, when 0 (nearest: 31.6\N{NO-BREAK SPACE}%)"

@@ -12,7 +12,7 @@ from ticketry.records.run import read_run
 from ticketry.report.page import render_report
 from ticketry.report.subject import read_report_subject
 from ticketry.report.tables.costs import ticket_cost_points
-from ticketry.report.tables.masks import round_chains
+from ticketry.report.tables.masks import gate_round_chains
 from ticketry.report.tables.results import Results
 from ticketry.report.tables.rows import gate_density_rows, gate_round_rows
 
@@ -24,7 +24,7 @@ def record():
 
 def test_a_line_is_the_rounds_of_one_search(record):
     """Of the first replicate, without tries, the densest first, six of the eight."""
-    shown = round_chains(Results(read_run(record)))
+    shown = gate_round_chains(Results(read_run(record)))
     assert [len(chain.rounds) for chain in shown] == [3] * 6
     assert [chain.density for chain in shown] == pytest.approx([0.8**level for level in (1, 2, 4, 5, 7, 8)])
     assert all(one.replicate == 0 and one.used for chain in shown for one in chain.rounds)
@@ -38,7 +38,7 @@ def test_rounds_with_s0_of_their_own_are_one_line(record):
     for row in changed["rounds"]:
         row["level"], row["init"] = row["round"], 0.1 * row["round"]
     changed["rounds"] = [row for row in changed["rounds"] if row["replicate"] == 0][:3]
-    (line,) = round_chains(Results(read_run(changed)))
+    (line,) = gate_round_chains(Results(read_run(changed)))
     assert line.name.startswith("0.1 … 0.3 (")
 
 

@@ -14,7 +14,7 @@ from experiments.conftest import no_figures  # noqa: F401
 from ticketry.cli import main
 from ticketry.errors import UsageError
 from ticketry.report.tables.results import Results
-from ticketry.report.tables.rows import point_rows
+from ticketry.report.tables.rows import trained_network_rows
 from ticketry.search import ALIASES, METHODS, method, method_name_for_lists
 
 PAPERS = {
@@ -92,7 +92,7 @@ def test_a_run_by_an_alias_is_that_of_its_method_and_shows_the_alias(
 
     run = tk.run("snip", density=0.2, **options)
     assert (run.name, run.now["steps_trained"]) == (by_alias["run"], 0)
-    assert {row["method"] for row in point_rows([Results(run.record)])} == {"snip"}
+    assert {row["method"] for row in trained_network_rows([Results(run.record)])} == {"snip"}
     listed = {row["run"]: row["method"] for row in answer(capsys, "list", "runs", "--json")}
     assert (listed[by_alias["run"]], listed[by_method.name]) == ("snip", "early")
     changed = tk.run("snip", density=0.2, iterations=3, **options)

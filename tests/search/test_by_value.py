@@ -82,12 +82,12 @@ def test_of_a_time_the_mask_is_that_of_prune(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_asked_for_is_done(name: str, given: dict[str, Any], expected: bool) -> None:
-    assert decode_settings(given, tk.search.method(name).Settings, what=name)[0].spends_by_importance is expected
+    assert decode_settings(given, tk.search.method(name).Settings, what=name)[0].spends_budget_by_importance is expected
 
 
 def test_bytes_are_the_same_for_every_weight(tmp_path: Path) -> None:
     file = str(costs("bytes", 4.0).save(tmp_path / "bytes.json"))
-    assert not tk.search.oneshot.Settings(bytes=(0.5,), profile=file).spends_by_importance
+    assert not tk.search.oneshot.Settings(bytes=(0.5,), profile=file).spends_budget_by_importance
 
 
 def test_a_run_is_not_called_what_it_was_when_it_went_by_magnitude() -> None:

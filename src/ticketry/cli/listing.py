@@ -366,11 +366,11 @@ def describe_run(record: RunRecord | None) -> dict[str, Any]:
     """Return method, score, ticket densities and best test mean of a run; if `record` is None, with empty values."""
     if record is None:
         return {"method": "", "score": "", "densities": [], "best": None, "metric": "", "unit": "", "replicates": 0}
-    from ticketry.report.tables.observation import best_tickets
+    from ticketry.report.tables.observation import tickets_with_best_mean
     from ticketry.report.tables.results import Results
 
     results, metric = Results(record), record.task.metric
-    best = best_tickets(results)
+    best = tickets_with_best_mean(results)
     score = record.effective_settings.get("score")
     return {
         "method": record.known_as,

@@ -181,7 +181,7 @@ def compare(
     scale = max(abs(value) for value in (*ticket, *other))
     spread, note = _choose_sd_for_tests(sd, scale, resolution, least_spread, name)
     if pooled is not None and sd is not None:
-        spread = max(sd, pooled.sd, pooled.floor, resolution or 0.0)
+        spread = max(sd, pooled.sd, pooled.sd_floor, resolution or 0.0)
     found = Comparison(
         n=n,
         mean=mean,

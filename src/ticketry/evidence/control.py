@@ -90,7 +90,8 @@ class Drawing:
 class Control:
     """A network as sparse as a ticket and trained for as long, but without one property of the ticket.
 
-    A subclass overrides `mask` or `weights`, whose results must depend only on their arguments, or sets `fresh`.
+    A subclass overrides `mask` or `weights`, whose results must depend only on their arguments, or sets `fresh` to
+    start from a new initialisation.
     ``ticketry list controls`` shows the docstring of the subclass.
 
     Examples:

@@ -88,7 +88,7 @@ def narrowest_dense_of_cost(lab: Lab, task: Task, role: str, mask: Mask, terms: 
     Args:
         role: a name of `records.network.MATCHED_DENSE`. A colon and a network may follow (``dense_of_flops:vgg-11``);
             by default it is the task's network.
-        terms: `Budget.terms` of the ticket, which identify the measured latencies.
+        terms: `Budget.cache_key` of the ticket, which identify the measured latencies.
     """
     own = str(task.key().get("model", ""))
     base = NetworkName.parse(role.partition(":")[2] or own)

@@ -132,7 +132,7 @@ class RepeatedSearch:
         return trained_steps(self.ticket)
 
     @property
-    def form(self) -> MaskForm:
+    def mask_form(self) -> MaskForm:
         return MaskForm.of_found(self.ticket)
 
 
@@ -383,7 +383,7 @@ class ProcedureRivals:
         return round(fmean(self._count_parameters(role, one) for one in self.replicates.values()))
 
     def network_name(self, role: str) -> str:
-        """Return the name of a role's network with the first seed."""
+        """Return the name of the network that `role` has with the first seed."""
         return str(self._task_of_role(role, self.replicates[0]).key().get("model", ""))
 
     @property
@@ -392,7 +392,7 @@ class ProcedureRivals:
         return round(fmean(one.mask.kept for one in self.replicates.values()))
 
     @property
-    def scope_size(self) -> int:
+    def weights_in_scope(self) -> int:
         """Number of weights that masks cover, whether retained or removed."""
         return self.replicates[0].mask.total
 
@@ -421,7 +421,7 @@ class ProcedureRivals:
     # -- one seed ------------------------------------------------------------------------------------------------------
 
     def _defined_controls(self, one: RepeatedSearch) -> list[str]:
-        suited = PROCEDURE_RIVALS if one.form.kind == WEIGHTS.kind else STRUCTURED_RIVALS
+        suited = PROCEDURE_RIVALS if one.mask_form.kind == WEIGHTS.kind else STRUCTURED_RIVALS
         asked = [role for role in self._settings.rivals(suited) if role not in self.left_out]
         wanted = {role: self._explain_undefined(role, one) for role in asked}
         self.left_out |= {role: why for role, why in wanted.items() if why}
@@ -430,8 +430,8 @@ class ProcedureRivals:
     def _explain_undefined(self, role: str, one: RepeatedSearch) -> str:
         """Return why a control is undefined for this repetition of the search; empty if it is defined."""
         if role in STATIC_MASKS:
-            if one.form.kind != WEIGHTS.kind:
-                return f"draws masks of single weights, but these are of {one.form.kind}"
+            if one.mask_form.kind != WEIGHTS.kind:
+                return f"draws masks of single weights, but these are of {one.mask_form.kind}"
             return explain_mask_dependence(one.ticket.result.segment.variants)
         if role == SMALL_DENSE:
             return (
@@ -447,8 +447,8 @@ class ProcedureRivals:
             return TrainedNetwork(self._train_from_initialisation(one, steps, role), steps)
         if role in STATIC_MASKS:
             seed = mix(one.seeds.mask, role)
-            if one.form.aim:
-                prices = load_weight_prices(self.lab, one.task, one.mask, one.form.aim)
+            if one.mask_form.aim:
+                prices = load_weight_prices(self.lab, one.task, one.mask, one.mask_form.aim)
                 mask = random_mask_of_equal_cost(one.mask, prices, seed, role)
             else:
                 mask = random_mask(one.mask, seed, role)
@@ -478,7 +478,7 @@ class ProcedureRivals:
     def _task_of_role(self, role: str, one: RepeatedSearch) -> Task:
         """Return the task of a repeated search, with the network that `role` trains."""
         if is_matched_dense(role):
-            return narrowest_dense_of_cost(self.lab, one.task, role, one.mask, one.form.aim)
+            return narrowest_dense_of_cost(self.lab, one.task, role, one.mask, one.mask_form.aim)
         found = self._narrower_task(one) if role == SMALL_DENSE else one.task
         assert found is not None
         return found

@@ -257,7 +257,7 @@ class PooledSD(NamedTuple):
     margin: float
 
     @property
-    def floor(self) -> float:
+    def sd_floor(self) -> float:
         return SD_FLOOR * self.margin
 
     @property

@@ -60,7 +60,7 @@ def decide_answer(p_yes: float, p_no: float, alpha: float) -> Answer:
 
 
 def find_outcome(claim: str, as_good: Answer, better: Answer) -> Outcome:
-    """Return the strongest outcome that the answers to both questions show.
+    """Return the strongest outcome that follows from `as_good` (as dense) and `better` (than every control).
 
     "wins": as good as dense and better than every control. "matches": as good as dense. "loses": shown not to be as
     good as dense. Otherwise "undecided". With the claim "matches" there is no "wins".
@@ -181,7 +181,7 @@ def level_verdict(
 ) -> Verdict:
     """Judge one level of a search like `verdict`, but by the tests of `significance` that pool the SD over levels."""
     check_budgets(steps or {})
-    chosen = _Rules(least_spread=next(iter(pooled.values())).floor, pooled=pooled, **rules)
+    chosen = _Rules(least_spread=next(iter(pooled.values())).sd_floor, pooled=pooled, **rules)
     return _add_reasons(_judge_once(chosen, ticket, {DENSE: dense, **controls}, parents), None)
 
 
@@ -507,7 +507,7 @@ def _seeds_needed_by_test(one: Comparison, distance: float, spread: float, alpha
     """Return the number of seeds that the comparison's test needs at `alpha`; None if more than `MOST_SEEDS`."""
     if one.pooled is None:
         return seeds_needed(distance, spread, alpha, least_spread=one.least_spread)
-    return replicates_needed(distance, max(spread, one.pooled.floor), alpha, one.pooled)
+    return replicates_needed(distance, max(spread, one.pooled.sd_floor), alpha, one.pooled)
 
 
 def _alphas_of_later_analyses(n: int, interim: InterimAnalyses | None) -> dict[int, float]:

@@ -170,9 +170,9 @@ class Run:
     def frame(self) -> pandas.DataFrame:
         """Return a pandas table with a row for each trained network; raise `MissingExtraError` if pandas is missing."""
         from ticketry.report.tables.results import Results
-        from ticketry.report.tables.rows import point_rows
+        from ticketry.report.tables.rows import trained_network_rows
 
-        return to_frame(point_rows([Results(self.record)]))
+        return to_frame(trained_network_rows([Results(self.record)]))
 
     def report(self, path: str | Path | None = None) -> Path:
         """Write the HTML report of the run, with verification and timing if there are any, and return its path.

@@ -95,7 +95,7 @@ class PointCollector:
         self._counted = bool(budget_of(run.settings)) or any(map(is_matched_dense, run.controls))
         """Whether to record MACs: if the search has a budget, or a control is matched by MACs."""
         budget = budget_of(run.settings)
-        terms = budget.terms if budget else ""
+        terms = budget.cache_key if budget else ""
         beside = any(one.startswith(LATENCY_MATCHED) for one in run.controls)
         self._timed = terms if is_budget_timed(terms) or (terms and beside) else ""
         """Cost terms for the latencies to record; empty if no latencies are recorded."""

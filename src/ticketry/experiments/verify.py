@@ -270,10 +270,10 @@ def _describe_procedure(rivals: Rivals | ProcedureRivals, search: SearchRequest,
         "settings": asdict(search.settings),
         "recipe": asdict(search.recipe),
         "level": level,
-        "density": rivals.kept_weights / rivals.scope_size,
+        "density": rivals.kept_weights / rivals.weights_in_scope,
         "kept": rivals.kept_weights,
         "task": describe_task(
-            search.task, rivals.lab, parameters=rivals.count_parameters("dense"), prunable=rivals.scope_size
+            search.task, rivals.lab, parameters=rivals.count_parameters("dense"), prunable=rivals.weights_in_scope
         ),
     }
 
@@ -416,8 +416,8 @@ def build_procedure(lab: Lab, search: SearchRequest, level: int) -> Procedure:
     For data with several splits, the procedure uses splits that the original search did not use.
     """
     settings, wanted = search.settings, level
-    if hasattr(settings, "for_level"):  # a shorter search that finds the ticket too
-        settings, wanted = settings.for_level(level)
+    if hasattr(settings, "settings_for_level"):  # a shorter search that finds the ticket too
+        settings, wanted = settings.settings_for_level(level)
     return Procedure(
         lab=lab,
         search=search.method.search,

@@ -75,7 +75,7 @@ def store_costs(lab: Lab, task: Task, costs: CostModel, names: Iterable[str]) ->
 
 
 def load_weight_prices(lab: Lab, task: Task, names: Iterable[str], terms: str) -> Prices:
-    """Return the stored cost model that `terms` (see `Budget.terms`) names; if none is named, the MACs per weight."""
+    """Return the stored cost model that `terms` (`Budget.cache_key`) names, or the MACs per weight if it names none."""
     _, by_costs, digest = terms.partition(":")
     if not by_costs:
         return macs_per_weight(lab, task, names)
@@ -98,7 +98,7 @@ def prune_to_cost_share(
     """Return the mask that meets the budget `share`, a share of the dense costs, by estimated costs or by timing.
 
     Args:
-        terms: the quantity that the budget limits, and whether masks are timed, see `Budget.terms`.
+        terms: the quantity that the budget limits, and whether masks are timed, see `Budget.cache_key`.
         prune: returns the mask for a share of the estimated costs. Without timing it is called once, with `share`.
             With timing it is called with several shares, until the measured latency is near `share`.
     """
@@ -165,7 +165,7 @@ def budget_mask(
     """Compute the mask that meets a budget, store it, and return its digest; a later call only looks the digest up.
 
     Args:
-        terms: the quantity that the budget limits, see `Budget.terms`.
+        terms: the quantity that the budget limits, see `Budget.cache_key`.
         share: the budget, as a share of the dense network's costs.
         within: digest of a mask; only weights that it retains can be chosen.
         sample: the batches on which the score is computed; None for scores without data.

@@ -150,7 +150,7 @@ class Found:
     pattern: str = UNSTRUCTURED
     """The pattern of the mask, see `core.structure.pattern`."""
     aim: str = ""
-    """The quantity that the search's budget limits, see `Budget.terms`; empty if the search had a density."""
+    """The quantity that the search's budget limits, see `Budget.cache_key`; empty if the search had a density."""
     cut_to: float | None = None
     """Density to which a mask was pruned by the values of trained gates, because the gates alone did not reach this
     density; None if that was not needed."""

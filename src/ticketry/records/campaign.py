@@ -201,7 +201,7 @@ class CampaignRecord(Part, frozen=True, kw_only=True, tag_field="kind", tag="cam
     store: str = ""
 
     @property
-    def planned(self) -> dict[str, PlannedTime]:
+    def planned_times(self) -> dict[str, PlannedTime]:
         """Planned and measured training time, by name of the run, of blocks that this store planned and trained."""
         return {
             run.name: PlannedTime(run.planned_seconds or 0.0, run.planned_took)
@@ -210,7 +210,7 @@ class CampaignRecord(Part, frozen=True, kw_only=True, tag_field="kind", tag="cam
         }
 
     @property
-    def decided(self) -> int:
+    def decided_claims(self) -> int:
         """Number of claims that are confirmed or refuted."""
         return sum(claim.found != "undecided" for claim in self.claims)
 

@@ -151,7 +151,7 @@ def _declared_type_at_path(kind: inspect.Type, parts: list[str | int]) -> inspec
 
 
 def _strip_metadata(kind: inspect.Type) -> tuple[inspect.Type, Mapping[str, Any]]:
-    """Return a type without its metadata and without None, and the metadata."""
+    """Return `kind` without its metadata and without the alternative None, and return the metadata."""
     extra: Mapping[str, Any] = {}
     while isinstance(kind, inspect.Metadata | inspect.UnionType):
         if isinstance(kind, inspect.Metadata):

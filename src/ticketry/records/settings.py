@@ -31,15 +31,16 @@ _OPTIONS = {
 def upgrade_settings(stored: Mapping[str, Any], known: Container[str] = ()) -> dict[str, Any]:
     """Return stored settings of a search, converted to the present names and values.
 
-    - In format 1, `structured`, `multiple`, `pattern` and options such as `rows` stood for what `structure` stores now.
-    - In format 1, `equal_cost` was called `budget`.
-    - Settings with `time` (a share of latency) but without `base` refer to the network compiled without pruning, which
-      is now called base ``engine``.
+    - Format 1 had `structured`, `multiple`, `pattern` and options such as `rows`. They become one setting `structure`;
+      those with default values are dropped.
+    - Format 1 had the name `budget` for `equal_cost`.
+    - Settings with `time` (a share of latency) but without `base` get the base ``engine``: the share then refers to the
+      dense network compiled by ticketry's engine.
 
     All other settings are returned unchanged, even if they are wrong.
 
     Args:
-        known: names of the method's own settings, which are not converted even if format 1 had the same names.
+        known: names of the method's own settings; a setting of format 1 with one of these names is not converted.
     """
     settings = dict(stored)
     if settings.get("time") and "base" not in settings:

@@ -49,7 +49,7 @@ def claim_number_style(claim: Claim) -> Style:
     return Style.for_summaries([Summary(claim.difference or 0.0, claim.sd, claim.n)], claim.unit)
 
 
-def claim_cells(claim: Claim) -> list[str]:
+def claim_table_cells(claim: Claim) -> list[str]:
     """Return the cells of a claim's row in the table of claims."""
     style = claim_number_style(claim)
     p = claim.p_refuted if claim.found == "refuted" else claim.p_confirmed
@@ -71,7 +71,7 @@ def claim_cells(claim: Claim) -> list[str]:
 
 def claims_table(claims: Sequence[Claim], width: int | None = None) -> tuple[list[list[str]], list[str]]:
     """Return the rows of a table of claims, first the header, and the names of columns that do not fit into `width`."""
-    rows, omitted = [list(CLAIMS), *map(claim_cells, claims)], list[str]()
+    rows, omitted = [list(CLAIMS), *map(claim_table_cells, claims)], list[str]()
     for name in OMITTED_FIRST:
         if width is None or max(map(len, align_columns(rows))) <= width:
             break
@@ -116,7 +116,7 @@ def method_rows(record: CampaignRecord) -> list[list[str]]:
     return [_method_cells(row, style) for row in rows]
 
 
-def run_rows(record: CampaignRecord) -> list[list[str]]:
+def campaign_run_rows(record: CampaignRecord) -> list[list[str]]:
     """Return rows of the table of a campaign's runs, with a row for each run."""
     return [
         [
@@ -154,7 +154,7 @@ def campaign_sentences(record: CampaignRecord) -> list[str]:
     counts = ", ".join(f"{count} {word}" for word, count in found.items() if count)
     share = record.segments_trained / max(record.segments_asked, 1)
     lines = [
-        f"{record.decided} of {len(record.claims)} claims decided: {counts}.{_replication_sentence(record)}",
+        f"{record.decided_claims} of {len(record.claims)} claims decided: {counts}.{_replication_sentence(record)}",
         f"{record.segments_trained} trainings run out of {record.segments_asked} requested ({share:.2f}); searches took"
         f" {format_duration(record.seconds)} in total.",
     ]
@@ -257,7 +257,7 @@ def markdown(record: CampaignRecord) -> str:
     lines = [f"# {record.title}: {record.scale}", ""]
     lines += [f"{record.paper}."] if record.paper else []
     lines += ["", *(f"- {fact}" for fact in campaign_sentences(record)), "", "## Claims", ""]
-    lines += markdown_table(CLAIMS, [claim_cells(claim) for claim in record.claims])
+    lines += markdown_table(CLAIMS, [claim_table_cells(claim) for claim in record.claims])
     lines += ["", "A is better than B by more than the bound: corrected for interim analyses and within families."]
     lines += [f"{SIGN_NOTE}.", ""]
     lines += [
@@ -271,7 +271,7 @@ def markdown(record: CampaignRecord) -> str:
         figure = f" Result there: {claim.figure}." if claim.figure else ""
         lines.append(f"- **{claim.name}** ({claim.found}): {claim.statement} {of}{source}{figure}")
     lines += ["", "## All methods", "", *markdown_table(METHODS, method_rows(record))]
-    lines += ["", "## Runs", "", *markdown_table(RUNS, run_rows(record))]
+    lines += ["", "## Runs", "", *markdown_table(RUNS, campaign_run_rows(record))]
     environment = [f"{name}: {json_text(item)}" for name, item in record.environment.items()]
     lines += ["", "## How this was made", "", f"`{record.command}`", "", *(f"- {line}" for line in environment), ""]
     return "\n".join(lines)

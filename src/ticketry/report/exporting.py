@@ -23,7 +23,7 @@ from ticketry.report.figures.style import figure_style
 from ticketry.report.subject import Subject, read_report_subject
 from ticketry.report.tables import rows
 from ticketry.report.tables.frontier import COSTS_OF_CALL, frontier_lines, frontier_rows
-from ticketry.report.tables.networks import density_matches
+from ticketry.report.tables.networks import tickets_of_equal_density
 from ticketry.report.tables.results import Group, Results
 from ticketry.report.tables.speed import compare_panels, latency_panels
 from ticketry.report.wording import (
@@ -112,7 +112,7 @@ def _latex_files(subject: Subject) -> Iterator[tuple[str, bytes]]:
 
 def _csv_files(subject: Subject) -> Iterator[tuple[str, bytes]]:
     tables = {
-        "points": rows.point_rows(subject.runs),
+        "points": rows.trained_network_rows(subject.runs),
         "summary": rows.summary_rows(subject.runs),
         "rounds": rows.gate_round_rows(subject.runs),
         "looks": rows.detector_rows(subject.runs),
@@ -185,7 +185,7 @@ def _latex_table(columns: str, head: Sequence[str], groups: Sequence[Sequence[Se
 
 
 def _results_tables(subject: Subject) -> str:
-    """Return, for each task, a table of its run by level, or a table of its runs at the densities that they share."""
+    """Return a LaTeX table per task: of levels for a single run, of shared densities for several runs."""
     texts = []
     for task, indices in subject.run_indices_by_task.items():
         runs = [subject.runs[index] for index in indices]
@@ -217,7 +217,7 @@ def _table_of_levels(results: Results, style: Style, note: str) -> str:
 
 def _table_of_runs(runs: Sequence[Results], labels: Sequence[str], style: Style, note: str) -> str:
     """Return the table of several runs, with a row for each run and a column for each density that two runs have."""
-    shared = density_matches(runs)
+    shared = tickets_of_equal_density(runs)
     head = ["method", "dense", *(f"{percent(one.density)} %" for one in shared)]
     rows = []
     for place, results in enumerate(runs):

@@ -52,17 +52,17 @@ class PagePart:
         """Return a nested part with another prefix of ids; if `listed`, the table of contents lists the nested part."""
         return PagePart(f"{self.prefix}{prefix}-", self.contents if listed else [], self._numbers)
 
-    def id(self, name: str) -> str:
+    def element_id(self, name: str) -> str:
         return f"{self.prefix}{name}"
 
     def add_section(self, name: str, title: str) -> str:
         """Add a section to the table of contents, and return the section's id."""
-        self.contents.append((self.id(name), title))
-        return self.id(name)
+        self.contents.append((self.element_id(name), title))
+        return self.element_id(name)
 
     def add_figure(self, drawings: Mapping[str, Drawing], name: str, data: rows.Rows = ()) -> dict[str, object]:
         """Return a figure for the templates: its id, number, SVG in both widths, and a link to its data as CSV."""
-        one, drawing = self.id(name), drawings[name]
+        one, drawing = self.element_id(name), drawings[name]
         wide, narrow = (
             Markup(to_inline_element(svg, f"{one}-{width}", f"{one}-caption"))
             for svg, width in ((drawing.wide, "wide"), (drawing.narrow, "narrow"))

@@ -97,7 +97,7 @@ def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
             *(level, mask, searched[-1], dense.result, GRADUAL, result),
             searched=tuple(searched),
             behind=last,
-            aim=settings.budget_terms,
+            aim=settings.budget_cache_key,
         )
 
     yield from replicate.find_each(find_ticket, settings.targets)

@@ -91,7 +91,7 @@ class Settings(PruningSettings):
             raise UsageError(f"a ticket of {self.describe_target(1)} is the dense network: ask for less")
 
     @property
-    def one_training(self) -> bool:
+    def finds_ticket_in_one_training(self) -> bool:
         return False
 
     @property
@@ -145,7 +145,7 @@ def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
         segment = own.ticket_training(mask, retrain=retrain, rewound=early, trained=early)
         result = lab.train(segment, label=f"level {level} ticket")
         searched = (early, trained) if early.segment.steps else (trained,)
-        return replace(dense, level=level, mask=mask, result=result, searched=searched, aim=settings.budget_terms)
+        return replace(dense, level=level, mask=mask, result=result, searched=searched, aim=settings.budget_cache_key)
 
     yield from replicate.find_each(find_ticket, pieces)
 

@@ -85,7 +85,7 @@ class Settings(PruningSettings):
             )
 
     @property
-    def steps_per_move(self) -> int:
+    def steps_replaced_per_mask_change(self) -> int:
         """Number of training steps that each change of the mask replaces: 1 if the change needs a gradient, else 0."""
         return int(self.grow == "gradient")
 
@@ -105,7 +105,7 @@ def plan(settings: Settings) -> list[Training]:
 def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
     """Search one replicate: yield the dense network, then the ticket of each density, the densest first."""
     lab, whole, seeds = replicate.lab, replicate.dense_training, replicate.seeds
-    if settings.steps_per_move and min(_replaced_shares_by_step(settings, whole, whole.total)) < 2:
+    if settings.steps_replaced_per_mask_change and min(_replaced_shares_by_step(settings, whole, whole.total)) < 2:
         raise UsageError(
             f"frequency {settings.frequency} is one step, and with growth by gradient a move takes the place of a step:"
             " nothing would be trained between moves"
@@ -114,7 +114,7 @@ def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
     initial = lab.train(whole.until(0), label="initialisation", measure=False)
     chosen = {"score": "random", "distribution": settings.distribution}
     masks = [
-        choose_mask(replicate, initial, scope, share, settings.budget_terms, **chosen) for share in settings.targets
+        choose_mask(replicate, initial, scope, share, settings.budget_cache_key, **chosen) for share in settings.targets
     ]
     dense = lab.train(whole, label="dense")
     yield Found(0, None, initial, dense, DYNAMIC, dense)
@@ -132,7 +132,9 @@ def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
             mask = update_dynamic_mask(
                 lab, still, moves[step], grow=settings.grow, seed=seeds.mask, regrow=settings.regrow
             )
-            segment = own.continue_from(before, step + settings.steps_per_move, optimizer=before, mask=mask, last=after)
+            segment = own.continue_from(
+                before, step + settings.steps_replaced_per_mask_change, optimizer=before, mask=mask, last=after
+            )
             label = f"{goal} from step {step}"
             chain.append(lab.train(segment, label=label, measure=after == sparse.total))
         *searched, result = chain
@@ -145,8 +147,8 @@ def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
             result,
             tuple(searched),
             behind=result.segment.first,
-            gradients=settings.steps_per_move * len(moves),
-            aim=settings.budget_terms,
+            gradients=settings.steps_replaced_per_mask_change * len(moves),
+            aim=settings.budget_cache_key,
         )
 
     pieces = zip(settings.targets, masks, strict=True)
@@ -182,7 +184,7 @@ def _prolong_to_dense_flops(lab: Lab, segment: Segment, settings: Settings) -> R
     total = segment.total
 
     def is_affordable(length: int) -> bool:
-        gradients = settings.steps_per_move * len(_replaced_shares_by_step(settings, segment, length))
+        gradients = settings.steps_replaced_per_mask_change * len(_replaced_shares_by_step(settings, segment, length))
         return (length - gradients) * flops + gradients * dense_gradient_flops(dense, flops) <= total * dense * (
             1 + 1e-12
         )

@@ -108,7 +108,7 @@ def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
             searched=tuple(searched),
             behind=last,
             pattern=settings.parsed_structure.pattern,
-            aim=settings.budget_terms,
+            aim=settings.budget_cache_key,
         )
 
     yield from replicate.find_each(find_ticket, schedules)

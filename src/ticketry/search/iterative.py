@@ -30,7 +30,7 @@ from ticketry.search.common.plan import Training, ticket_training_span
 from ticketry.search.common.pruning import (
     check_score_setting,
     compress_to_steps,
-    dense_by_full_recipe,
+    dense_trained_by_full_recipe,
     prunable_scope,
     prune,
     structured_mask,
@@ -109,7 +109,7 @@ class Settings(AnyStructureSettings):
             )
 
     @property
-    def one_training(self) -> bool:
+    def finds_ticket_in_one_training(self) -> bool:
         return False
 
     @cached_property
@@ -128,7 +128,7 @@ class Settings(AnyStructureSettings):
         last = len(self.targets)
         return range(1 + (last - self.structured_levels if self.structured_levels else 0), last + 1)
 
-    def for_level(self, level: int) -> tuple[Self, int | None]:
+    def settings_for_level(self, level: int) -> tuple[Self, int | None]:
         return self, level  # each level needs those before it
 
 
@@ -195,7 +195,7 @@ def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
     own, settings = compress_to_steps(replicate, settings, steps_needed, ("rewind",))
     whole = own.dense_training
     dense = own.train_dense(whole.at(settings.rewind, "rewind"), retrain=retrain)
-    yield dense_by_full_recipe(replicate, dense)
+    yield dense_trained_by_full_recipe(replicate, dense)
     yield from _train_levels(own, settings, dense)
 
 
@@ -234,7 +234,7 @@ def _train_levels(replicate: Replicate, settings: Settings, dense: Found) -> Ite
                     behind = sum(each.segment.steps for each in chain)
                 yield replace(ticket, searched=tuple(chain), behind=behind)
             else:
-                yield replace(ticket, pattern=settings.parsed_structure.pattern, aim=settings.budget_terms)
+                yield replace(ticket, pattern=settings.parsed_structure.pattern, aim=settings.budget_cache_key)
         chain.append(found[-1])
 
 

@@ -29,7 +29,7 @@ from ticketry.search.common.plan import Training, ticket_training_span
 from ticketry.search.common.pruning import (
     check_score_setting,
     compress_to_steps,
-    dense_by_full_recipe,
+    dense_trained_by_full_recipe,
     prunable_scope,
     prune,
     prune_once,
@@ -76,7 +76,7 @@ class Settings(AnyStructureSettings):
             )
 
     @property
-    def one_training(self) -> bool:
+    def finds_ticket_in_one_training(self) -> bool:
         return not self.prunes_at_end
 
     @property
@@ -117,7 +117,7 @@ def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
     step = own.dense_training.at(settings.rewind, "rewind")
     begun = own.train_dense(step, retrain=retrain)
     rewound, dense = begun.rewound, begun.dense
-    yield dense_by_full_recipe(replicate, begun)
+    yield dense_trained_by_full_recipe(replicate, begun)
 
     def find_ticket(level: int, density: float) -> Found:
         mask, derived = structured_mask(own, dense, prune(own, dense, scope, density, settings), settings)
@@ -138,7 +138,7 @@ def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
             behind=step if retrain in REWINDING else own.dense_training.total,
             structured=derived,
             pattern=settings.parsed_structure.pattern,
-            aim=settings.budget_terms,
+            aim=settings.budget_cache_key,
         )
 
     yield from replicate.find_each(find_ticket, settings.targets)

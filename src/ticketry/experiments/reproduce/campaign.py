@@ -241,7 +241,7 @@ class _CampaignState:
         self._file = self._paths.campaign(self._name)
         earlier = read_earlier_record(self._file, CampaignRecord)
         self._versions = file_versions(campaign, earlier)
-        self._planned = earlier.planned if earlier else {}
+        self._planned = earlier.planned_times if earlier else {}
         self._unwritten: dict[str, PlannedTime] = {}
         self._done = FinishedBlocks(campaign, self._paths)
         self._twins = SecondOrders(lab, campaign, earlier.twins if earlier else ())
@@ -387,7 +387,7 @@ class _CampaignState:
 
     def _merge_record(self, there: CampaignRecord | None) -> None:
         """Add the planned times and second trainings from `there`, the record that other processes have written."""
-        planned = dict(there.planned if there else self._planned)
+        planned = dict(there.planned_times if there else self._planned)
         for run, times in self._unwritten.items():
             planned[run] = planned.get(run, PlannedTime()).plus(times)
         self._planned, self._unwritten = planned, {}

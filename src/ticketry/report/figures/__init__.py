@@ -14,7 +14,12 @@ from ticketry.report.subject import Series, Subject, series_of
 from ticketry.report.tables.costs import search_cost_points, ticket_cost_points, training_cost_points
 from ticketry.report.tables.evidence import stability_quantities
 from ticketry.report.tables.frontier import MULTIPLICATIONS, TIME, CostMeasure, recorded_measures
-from ticketry.report.tables.masks import detector_moments, first_layer_pictures, level_to_draw, round_chains
+from ticketry.report.tables.masks import (
+    detector_moments,
+    first_layer_pictures,
+    gate_round_chains,
+    structured_level_to_draw,
+)
 from ticketry.report.tables.results import Results, layer_profiles, results_of
 from ticketry.report.tables.speed import LatencyPanel
 
@@ -106,9 +111,9 @@ def run_figures(results: Results) -> dict[str, Maker]:
         (METRIC_BY_DENSITY, results.levels and results, metric_by_density),
         (DENSITY_BY_LAYER, layer_profiles(results), density_by_layer),
         (FIRST_LAYER, first_layer_pictures(results), mask_pictures),
-        (STRUCTURE, level_to_draw(results), structure_pictures),
-        (DENSITY_OVER_TRAINING, round_chains(results), density_over_training),
-        (GATE_HISTOGRAMS, round_chains(results), gate_histograms),
+        (STRUCTURE, structured_level_to_draw(results), structure_pictures),
+        (DENSITY_OVER_TRAINING, gate_round_chains(results), density_over_training),
+        (GATE_HISTOGRAMS, gate_round_chains(results), gate_histograms),
         (MOMENT, detector_moments(results), partial(moment_figure, results)),
         (METRIC_BY_SPENT, training_cost_points(results) and alone, metric_by_training_cost),
         (METRIC_BY_COST, search_cost_points(results) and alone, metric_by_search_cost),

@@ -22,7 +22,7 @@ from ticketry.report.figures.layout import (
     figure_with_panels,
     finish_layout,
     label_points,
-    run_handles,
+    run_legend_handles,
     set_labelled_ticks,
     set_up_density_axis,
     set_up_log_axis,
@@ -134,7 +134,7 @@ def _add_legend_or_names(
 ) -> Figure:
     """Add a legend if there are several runs; for a single run, write names beside points and the dense network."""
     if len(series) > 1:
-        add_legend(figure, run_handles(series))
+        add_legend(figure, run_legend_handles(series))
         return figure
     finish_layout(figure)
     for each, panel in zip(axes, shown, strict=True):
@@ -192,11 +192,11 @@ def metric_by_training_cost(series: Sequence[Series], narrow: bool = False) -> F
 
 def _training_cost_panel(found: TrainingCosts, measure: str) -> CostPanel:
     """Return the panel of the cost `measure`, with a curve for each run that has recorded it."""
-    known = [(one, [point for point in points if point.drawn_cost(measure) is not None]) for one, points in found]
+    known = [(one, [point for point in points if point.cost_in_figures(measure) is not None]) for one, points in found]
     known = [(one, points) for one, points in known if points]
     name, factor = _TITLES[measure], 1.0
     if measure == ENERGY and known:
-        most = max(point.drawn_cost(measure) or 0.0 for _, points in known for point in points)
+        most = max(point.cost_in_figures(measure) or 0.0 for _, points in known for point in points)
         unit = "mWh" if most < 1 else "kWh" if most >= 1e3 else "Wh"
         name, factor = f"{name}, {unit}", _UNITS[unit]
         if any(one.results.has_estimated_energy for one, _ in known):
@@ -213,7 +213,7 @@ def _training_cost_curve(
     """Return a run's curve; its marks become smaller from the densest level to the sparsest level."""
     spots = [
         PlottedNetwork(
-            factor * (point.drawn_cost(measure) or 0.0),
+            factor * (point.cost_in_figures(measure) or 0.0),
             point.metric,
             f"{density_tick_label(point.density)} %",
             metrics=(min(point.values), max(point.values)),
@@ -323,7 +323,7 @@ def steps_to_ticket(series: Sequence[Series], narrow: bool = False) -> Figure:
         for line in split_into_increasing_lines(points, lambda point: point.known):
             x, y = [100 * point.density for point in line], [max(point.known, 1.0) for point in line]
             axes.plot(x, y, lw=1.6, clip_on=False, **run_plot_options(one.index))
-    add_legend(figure, run_handles([one for one, _ in shown]))
+    add_legend(figure, run_legend_handles([one for one, _ in shown]))
     return figure
 
 
@@ -359,7 +359,7 @@ def metric_by_latency(timed: Sequence[LatencyPanel], narrow: bool = False) -> Fi
         each.set_xlim(max(0.0, min(times) - _TIME_ROOM), max(times) + _TIME_ROOM)
         each.locator_params(axis="x", nbins=7)
     square = Line2D([], [], color=COLOURS["muted"], marker="s", markersize=7, lw=0)
-    add_legend(figure, {**run_handles(series), "dense": square})
+    add_legend(figure, {**run_legend_handles(series), "dense": square})
     finish_layout(figure)
     for each, panel in zip(axes, shown, strict=True):
         label_points(

@@ -170,7 +170,7 @@ _COLOURS = {"confirmed": "good", "refuted": "bad", "undecided": "muted"}
 
 
 def claims_figure(claims: Sequence[Claim], narrow: bool = False) -> Figure:
-    """Draw a row for each claim: its difference beyond the claim's bound with the interval, in units of the margin."""
+    """Draw a row for each claim: by how many margins the difference exceeds the claim's bound, with the interval."""
     labels = [(shorten_middle(claim.name, 40), _claim_text(claim)) for claim in claims]
     figure, axes, middles = figure_with_labelled_rows(labels, narrow, _LABEL)
     drawn: list[float] = []

@@ -82,7 +82,7 @@ def add_legend(figure: Figure, entries: Mapping[str, Any], title: str = "", **op
     figure.set_figheight(figure.get_figheight() + made.get_window_extent().height / INCH)
 
 
-def run_handles(series: Sequence[Series]) -> dict[str, Any]:
+def run_legend_handles(series: Sequence[Series]) -> dict[str, Any]:
     """Return, by label, the legend handles of runs."""
     return {one.label: Line2D([], [], lw=2, **run_plot_options(one.index)) for one in series}
 
@@ -106,7 +106,7 @@ def write_note(
     frame: Any = ("data", "data"),
     **options: Any,
 ) -> Annotation:
-    """Write text, shifted by `shift` pixels from the point `spot`, which has coordinates of the kind `frame`."""
+    """Write text beside the point `spot`, at a distance of `shift` pixels; `frame` is matplotlib's ``xycoords``."""
     options = {"size": SMALL, "color": COLOURS["muted"], **options}
     return axes.annotate(
         text, spot, shift, xycoords=frame, textcoords="offset points", annotation_clip=False, **options

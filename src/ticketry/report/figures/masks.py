@@ -270,7 +270,7 @@ def _draw_distances(axes: Axes, shown: Sequence[DetectorMoments], colours: Seque
 
 
 def _moments_with_most_measurements(group: Sequence[DetectorMoments]) -> dict[int, Moment]:
-    """Return each replicate's longest series of measurements, whose beginning is the series of every other density."""
+    """Return, for each replicate, the moment with the most measurements; it repeats those of all other densities."""
     found: dict[int, Moment] = {}
     for one in group:
         for replicate, moment in one.moments.items():

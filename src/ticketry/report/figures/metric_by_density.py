@@ -17,7 +17,7 @@ from ticketry.report.figures.layout import (
     add_legend,
     empty_figure,
     label_line_ends,
-    run_handles,
+    run_legend_handles,
     set_shared_x_label,
     set_up_density_axis,
 )
@@ -196,7 +196,7 @@ def overlay_runs(series: Sequence[Series], narrow: bool = False) -> Figure:
     if beside:
         label_line_ends(figure, [(panels[TICKET], _line_ends(shown))])
     else:
-        add_legend(figure, run_handles(shown))
+        add_legend(figure, run_legend_handles(shown))
     return figure
 
 

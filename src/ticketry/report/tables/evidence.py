@@ -216,7 +216,7 @@ class HeatTable:
 
 
 def layer_distances(study: StabilityRecord) -> list[HeatTable]:
-    """Return two tables of mean L2 distances by layer of the sparsest tickets: under pruning and under data order."""
+    """Return mean L2 distances of the sparsest tickets by layer: a table for pruning, and one for data order."""
     levels = study_densities(study)
     rows = [row for row in rows_at_density(study, levels[-1]) if row.role == TICKET and row.layers] if levels else []
     steps, tables = sorted({row.step for row in rows}), []

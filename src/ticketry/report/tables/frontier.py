@@ -139,7 +139,7 @@ def _matched_dense_points(role: str, runs: Iterable[Results], measure: CostMeasu
 
 @dataclass(frozen=True)
 class EqualCostComparison:
-    """A comparison of tickets with dense networks of the same inference cost."""
+    """The difference between tickets and the best dense network of about the same inference cost."""
 
     rival: CallCostPoint
     difference: Summary
@@ -156,7 +156,7 @@ def compare_at_equal_cost(
     """
     metric, found = results.run.task.metric, list[CallCostPoint]()
     for other in runs:
-        for role in other.roles if results.pairs_with(other) else ():
+        for role in other.roles if results.can_be_paired_with(other) else ():
             if is_matched_dense(role):
                 beside = other is results and role.partition(":")[0] == measure.rival
                 found += [
@@ -283,7 +283,7 @@ def lowest_cost_ratio(one: Results, other: Results, measure: CostMeasure, margin
         None if a cost is not recorded, if neither run becomes worse, or if seeds or recipes of the runs differ.
     """
     first, second = _difference_curve(one, measure), _difference_curve(other, measure)
-    if first is None or second is None or not one.pairs_with(other):
+    if first is None or second is None or not one.can_be_paired_with(other):
         return None
     shared = sorted(first.replicates & second.replicates)
     if not shared:

@@ -149,7 +149,7 @@ def structure_shares(results: Results) -> dict[str, tuple[str, str]]:
     return {share: words for share, words in _SHARES.items() if any(getattr(fit, share) is not None for fit in fits)}
 
 
-def level_to_draw(results: Results) -> StructuredLevel | None:
+def structured_level_to_draw(results: Results) -> StructuredLevel | None:
     """Return the middle one of the levels with pictures, to be drawn; None if no level has pictures."""
     found = [
         StructuredLevel(level.group, with_pictures)
@@ -185,7 +185,7 @@ class RoundChain:
         return steps, open_shares
 
 
-def round_chains(results: Results) -> list[RoundChain]:
+def gate_round_chains(results: Results) -> list[RoundChain]:
     """Return the rounds of each search of the first replicate, densest first; at most six searches, evenly spread."""
     first = min((one.replicate for one in results.run.rounds), default=0)
     used = sorted((one for one in results.run.rounds if one.used and one.replicate == first), key=lambda one: one.level)

@@ -120,7 +120,7 @@ class DensityMatch:
         return Style.for_summaries([group.metric() for _, group in self.members], metric.unit)
 
 
-def density_matches(runs: Sequence[Results]) -> list[DensityMatch]:
+def tickets_of_equal_density(runs: Sequence[Results]) -> list[DensityMatch]:
     """Return each requested density that two or more runs reached, with their tickets, the densest first."""
     return [
         match for density in _all_requested_densities(runs) if len((match := _match_density(runs, density)).members) > 1

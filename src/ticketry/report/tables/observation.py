@@ -52,7 +52,7 @@ def describe_highlighted_level(results: Results) -> Observation:
         shown = min(matching, key=lambda group: group.density)
         remark = _remark_on_matching_levels(results, margin_text)
     else:
-        shown = best_tickets(results) or tickets[0]
+        shown = tickets_with_best_mean(results) or tickets[0]
         remark = (
             f"This is the tickets' best level: at no level is their mean within {margin_text} of the dense network's"
             f"{' and better than every control at that level' if results.equal_budget_controls else ''}."
@@ -63,7 +63,7 @@ def describe_highlighted_level(results: Results) -> Observation:
     )
 
 
-def best_tickets(results: Results) -> Group | None:
+def tickets_with_best_mean(results: Results) -> Group | None:
     """Return the tickets of the level with the best mean on the test split; None without tickets."""
     return max(results.groups_of_role(TICKET), key=_metric_sort_key(results), default=None)
 
@@ -86,7 +86,7 @@ def verdict_sentence(run: RunRecord) -> str:
     return f"{text}."
 
 
-def controls_at(results: Results, level: int) -> list[Group]:
+def equal_budget_controls_at(results: Results, level: int) -> list[Group]:
     """Return the groups of the controls of a level that were trained for as many steps as the tickets."""
     return [group for role in results.equal_budget_controls if (group := results.group(level, role))]
 
@@ -94,7 +94,7 @@ def controls_at(results: Results, level: int) -> list[Group]:
 def _tickets_match_dense(results: Results, group: Group, dense: Group, margin: float) -> bool:
     sign = results.run.task.metric.sign
     to_dense = group.paired_difference(dense)
-    to_controls = [group.paired_difference(control) for control in controls_at(results, group.level)]
+    to_controls = [group.paired_difference(control) for control in equal_budget_controls_at(results, group.level)]
     return (
         to_dense is not None
         and sign * to_dense.mean >= -margin
@@ -121,7 +121,7 @@ def _level_sentence(results: Results, style: Style, shown: Group, dense: Group) 
         f"a test {printable(results.run.task.metric.words)} of {style.format_with_count(shown.metric())}",
         f"the dense network reaches {style.format_with_count(dense.metric())}",
     ]
-    controls = controls_at(results, shown.level)
+    controls = equal_budget_controls_at(results, shown.level)
     if controls:
         best = max(controls, key=_metric_sort_key(results))
         parts.append(

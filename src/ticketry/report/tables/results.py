@@ -93,7 +93,7 @@ class Results:
             members.setdefault((point.level, point.role), {})[point.replicate] = point
         self._groups = {key: Group(*key, points, run.task.metric) for key, points in sorted(members.items())}
 
-    def pairs_with(self, other: Results) -> bool:
+    def can_be_paired_with(self, other: Results) -> bool:
         """Return whether both runs used the same seeds and the same recipe, so that replicates can be paired."""
         return (self.run.seeds, self.run.recipe) == (other.run.seeds, other.run.recipe)
 
@@ -138,13 +138,13 @@ class Results:
         """Return the tickets of a level; if none is trained yet, its first control, which has the same density."""
         return next(group for role in (TICKET, *self.controls) if (group := self.group(level, role)))
 
-    def common_count(self, role: str) -> int | None:
+    def replicate_count_if_equal(self, role: str) -> int | None:
         """Return the number of replicates of a role; None if the number differs between levels."""
         counts = {len(group.points) for group in self.groups_of_role(role)}
         return counts.pop() if len(counts) == 1 else None
 
     @property
-    def has_gaps(self) -> bool:
+    def has_missing_networks(self) -> bool:
         """Whether a network of some replicate, level and role is missing."""
         return any(len(group.points) < self.replicates for group in self._groups.values())
 

@@ -20,7 +20,7 @@ from ticketry.report.tables.costs import (
     training_cost_points,
 )
 from ticketry.report.tables.evidence import verify_differences
-from ticketry.report.tables.networks import density_matches
+from ticketry.report.tables.networks import tickets_of_equal_density
 from ticketry.report.tables.results import Results, layer_profiles
 from ticketry.report.tables.speed import ComparisonsBySetup, LatencyPanel
 
@@ -72,7 +72,7 @@ def _interval_columns(names: str, interval: tuple[float, float] | None) -> dict[
 # -- runs --------------------------------------------------------------------------------------------------------------
 
 
-def point_rows(runs: Sequence[Results]) -> Rows:
+def trained_network_rows(runs: Sequence[Results]) -> Rows:
     """Return a row for every trained network, with the cost of each phase and the network's share of the energy."""
     rows = []
     for results in runs:
@@ -244,7 +244,7 @@ def method_rows(subject: Subject) -> Rows:
     """Return a row for each run and each density that several runs reached, with metric and relative costs."""
     rows = []
     for task, indices in subject.run_indices_by_task.items():
-        for match in density_matches([subject.runs[index] for index in indices]):
+        for match in tickets_of_equal_density([subject.runs[index] for index in indices]):
             for place, group in match.members:
                 results = subject.runs[indices[place]]
                 difference = group.paired_difference(results.dense) if results.dense else None

@@ -131,7 +131,7 @@ UNSTRUCTURED = "unstructured"
 
 def paired_unstructured_run(results: Results, runs: Sequence[Results]) -> Results | None:
     """Return the first run with unstructured masks that has the same seeds and recipe as `results`; otherwise None."""
-    return next((one for one in runs if results.pairs_with(one) and structure_name(one) == UNSTRUCTURED), None)
+    return next((one for one in runs if results.can_be_paired_with(one) and structure_name(one) == UNSTRUCTURED), None)
 
 
 def compare_at_equal_time(
@@ -326,7 +326,7 @@ def _contradicting_saving(timed: Timed) -> float | None:
     """Return the saving according to median times if it is outside the interval of the saving; otherwise None."""
     best, seconds = (
         _saving_of_sparse_engine(timed),
-        [row.seconds for row in _compared_times(timed) if row.seconds is not None],
+        [row.seconds for row in _times_behind_saving(timed) if row.seconds is not None],
     )
     if best is None or len(seconds) < 2:
         return None
@@ -335,10 +335,10 @@ def _contradicting_saving(timed: Timed) -> float | None:
 
 
 def _is_unsteady(timed: Timed) -> bool:
-    return any(row.low and row.high and row.high > _STEADY * row.low for row in _compared_times(timed))
+    return any(row.low and row.high and row.high > _STEADY * row.low for row in _times_behind_saving(timed))
 
 
-def _compared_times(timed: Timed) -> list[EngineTime]:
+def _times_behind_saving(timed: Timed) -> list[EngineTime]:
     """Return the times of the sparse engine, and of the dense engine that it is compared with."""
     best, rows = _saving_of_sparse_engine(timed), {row.engine: row for row in timed.times}
     return [rows[name] for name in (best.engine, best.against) if name in rows] if best else []

@@ -88,7 +88,7 @@ def _check_budget(replicate: Replicate, scope: Scope, settings: PruningSettings,
     budget = settings.budget
     assert budget is not None
     share = min(budget.shares)
-    least = least or int(settings.spends_by_importance or getattr(settings, "collapse", "raise") == "keep")
+    least = least or int(settings.spends_budget_by_importance or getattr(settings, "collapse", "raise") == "keep")
     if budget.kind in MEASURED:
         costs = budget.costs()
         if budget.measured:
@@ -137,7 +137,7 @@ def check_score_setting(settings: ScoreSettings) -> None:
         )
     else:
         get(settings.score)
-        if settings.budget and settings.scores_per_cost and (control == "inverted" or about(plain).signed):
+        if settings.budget and settings.ranks_by_score_per_cost and (control == "inverted" or about(plain).signed):
             raise UsageError(
                 f"score {settings.score!r} may be below 0, and cannot be weighed against what weights cost: take"
                 f" another for {settings.budget.kind}, or the highest scores whatever they cost (--unweighed,"
@@ -202,7 +202,7 @@ def prune(
         more |= {"score": score, "weighed": not settings.unweighed}
         if shape.granularity:
             more["structure"] = shape.granularity
-        if settings.spends_by_importance:
+        if settings.spends_budget_by_importance:
             more["by_value"] = True
     elif shape.channels:
         more |= {"structured": True, "score": _channel_score(settings.score)}
@@ -212,7 +212,7 @@ def prune(
         more |= {"score": settings.score, "half_rate": settings.half_rate}
         if shape.pattern != UNSTRUCTURED:  # masks are remembered since before there were patterns
             more["pattern"] = shape.pattern
-    return choose_mask(replicate, trained, scope, density, settings.budget_terms, **more)
+    return choose_mask(replicate, trained, scope, density, settings.budget_cache_key, **more)
 
 
 def choose_mask(
@@ -222,7 +222,7 @@ def choose_mask(
 
     Args:
         share: density of the mask, or its share of the dense cost if `terms` are given.
-        terms: `Budget.terms` of a cost budget; empty without a budget.
+        terms: `Budget.cache_key` of a cost budget; empty without a budget.
         chosen: further arguments of `Lab.prune`, or with `terms` of `lab.masks.budget_mask`.
     """
     from ticketry.lab.masks import budget_mask
@@ -328,7 +328,7 @@ def train_after_pruning(
         searched=(source,),
         behind=step,
         pattern=settings.parsed_structure.pattern,
-        aim=settings.budget_terms,
+        aim=settings.budget_cache_key,
     )
 
 
@@ -385,7 +385,7 @@ def _with_schedule_length(
     return replace(replicate, recipe=recipe), replace(settings, **scaled)
 
 
-def dense_by_full_recipe(replicate: Replicate, found: Found) -> Found:
+def dense_trained_by_full_recipe(replicate: Replicate, found: Found) -> Found:
     """Return `found`, or, if its schedule was shortened, a dense network trained by the whole recipe instead."""
     if found.result.segment.recipe == replicate.recipe:
         return found

@@ -91,7 +91,7 @@ class Budget:
         return self.base if shares and self.base != ENGINE else None
 
     @cached_property
-    def terms(self) -> str:
+    def cache_key(self) -> str:
         """Text that identifies the budget in cache keys: its kind and, for measured costs, the digest of the costs."""
         if self.kind not in MEASURED:
             return self.kind
@@ -172,7 +172,7 @@ class PruningSettings:
     def __post_init__(self) -> None:
         convert_setting_fields(self)
         check_choices(self)
-        if self.equal_cost == "flops" and not self.one_training:
+        if self.equal_cost == "flops" and not self.finds_ticket_in_one_training:
             raise UsageError(
                 "equal_cost flops trains a network for longer once it is sparse, which this method of several trainings"
                 " has no place for: use equal_cost steps, or a method that costs 1 a density (ticketry list methods)"
@@ -185,7 +185,7 @@ class PruningSettings:
         self._check_budget()
 
     @property
-    def one_training(self) -> bool:
+    def finds_ticket_in_one_training(self) -> bool:
         """Whether the method finds each ticket in a single training, so that `equal_cost` may be ``flops``."""
         return True
 
@@ -201,9 +201,9 @@ class PruningSettings:
         return Budget(kind=named[0], amounts=getattr(self, named[0]), **common)
 
     @property
-    def budget_terms(self) -> str:
-        """`Budget.terms` of the cost budget; empty if there is no budget."""
-        return self.budget.terms if self.budget else ""
+    def budget_cache_key(self) -> str:
+        """`Budget.cache_key` of the cost budget; empty if there is no budget."""
+        return self.budget.cache_key if self.budget else ""
 
     @cached_property
     def parsed_structure(self) -> ParsedStructure:
@@ -221,12 +221,12 @@ class PruningSettings:
         return requested_densities(self.density, self.sparsity) or (0.1,)
 
     @property
-    def scores_per_cost(self) -> bool:
+    def ranks_by_score_per_cost(self) -> bool:
         """Whether weights are ranked by score divided by cost, as is the default under a budget."""
         return self.budget is not None and not self.unweighed and getattr(self, "distribution", "global") == "global"
 
     @property
-    def spends_by_importance(self) -> bool:
+    def spends_budget_by_importance(self) -> bool:
         """Whether a budget is spent on the weights of the highest importance per cost, leaving no layer empty."""
         return False
 
@@ -237,8 +237,8 @@ class PruningSettings:
             for level, target in enumerate(self.targets, start=1)
         ]
 
-    def for_level(self, level: int) -> tuple[Self, int | None]:
-        """Return (settings that find only the ticket of `level`, the ticket's level with them; None for the last)."""
+    def settings_for_level(self, level: int) -> tuple[Self, int | None]:
+        """Return settings that find only the ticket of `level`, and its level in that search (None: the last level)."""
         own: Any = {self.budget.kind if self.budget else "density": (self.targets[level - 1],)}
         return replace(self, **{"density": (), "sparsity": (), **own}), 1
 
@@ -250,8 +250,8 @@ class PruningSettings:
         values["budget"] = values.pop("equal_cost")
         if self.budget:
             if self.profile:
-                values["profile"] = self.budget.terms  # the costs themselves, wherever the file is stored
-            if self.spends_by_importance:
+                values["profile"] = self.budget.cache_key  # the costs themselves, wherever the file is stored
+            if self.spends_budget_by_importance:
                 values["by_value"] = True  # such budgets were once spent by magnitudes
         del values["base"]
         if self.budget and self.budget.base_for_run_name:
@@ -290,7 +290,7 @@ class PruningSettings:
         elif shape.text != NONE or getattr(self, "half_rate", None):
             name = "half_rate" if shape.text == NONE else f"structure {shape}"
             raise UsageError(f"{kind} is spent on single weights: leave {name} out, or give a density")
-        if budget.profile and self.spends_by_importance:
+        if budget.profile and self.spends_budget_by_importance:
             read_costs(budget.profile).check_granularity(FINEST)
 
     def _check_granularity(self) -> None:
@@ -343,7 +343,7 @@ class ScoreSettings(PruningSettings):
         return self.targets
 
     @property
-    def spends_by_importance(self) -> bool:
+    def spends_budget_by_importance(self) -> bool:
         """Whether a budget is spent by the importance of weights per cost, which leaves no layer empty.
 
         This is so for budgets of time and FLOPs if the score is magnitude, the default. Ranking by magnitude divided by
@@ -351,7 +351,7 @@ class ScoreSettings(PruningSettings):
         """
         default = self.score == getattr(type(self), "score", "") == "magnitude"
         spent = self.budget is not None and self.budget.kind in ("time", "flops")
-        return default and spent and self.scores_per_cost and not self.parsed_structure.granularity
+        return default and spent and self.ranks_by_score_per_cost and not self.parsed_structure.granularity
 
     @property
     def replacing_score(self) -> str:
@@ -359,7 +359,7 @@ class ScoreSettings(PruningSettings):
 
         kfac replaces magnitude if layers must be compared by how much the loss rises without their weights.
         """
-        replaced = (self.spends_by_importance or self.parsed_structure.granularity) and self.score == "magnitude"
+        replaced = (self.spends_budget_by_importance or self.parsed_structure.granularity) and self.score == "magnitude"
         return "kfac" if replaced else ""
 
 

@@ -593,7 +593,7 @@ def gate_targets(replicate: Replicate, settings: PruningSettings, scope: Scope, 
 
     if not settings.budget:
         return share, share
-    prices = load_weight_prices(replicate.lab, replicate.task, scope, settings.budget.terms)
+    prices = load_weight_prices(replicate.lab, replicate.task, scope, settings.budget.cache_key)
     left = share_above_floor(prices, scope.sizes, share)
     density = _make_gate_charges(replicate, settings, scope).density_for(left)
     return density if settings.unweighed else left, density
@@ -613,7 +613,7 @@ def mask_within_budget(
     from ticketry.budgets.pruner import allocate_budget
     from ticketry.lab.masks import load_weight_prices, prune_to_cost_share
 
-    terms, task, least = settings.budget_terms, result.segment.task, int(collapse == "keep")
+    terms, task, least = settings.budget_cache_key, result.segment.task, int(collapse == "keep")
 
     def compute_mask() -> Mask:
         scores = load_gates(lab, result).by_weight()
@@ -637,4 +637,4 @@ def _make_gate_charges(replicate: Replicate, settings: PruningSettings, scope: S
     from ticketry.core.gates import Charges
     from ticketry.lab.masks import load_weight_prices
 
-    return Charges.by(load_weight_prices(replicate.lab, replicate.task, scope, settings.budget_terms), scope.sizes)
+    return Charges.by(load_weight_prices(replicate.lab, replicate.task, scope, settings.budget_cache_key), scope.sizes)

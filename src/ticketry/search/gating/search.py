@@ -125,7 +125,7 @@ class GateSettings(PruningSettings):
             raise UsageError(f"{kind} finds s0 itself: give one init at most, where it begins, and one penalty")
 
     @property
-    def one_training(self) -> bool:
+    def finds_ticket_in_one_training(self) -> bool:
         return False
 
     @property
@@ -149,8 +149,8 @@ class GateSettings(PruningSettings):
             return (self,)
         return tuple(replace(self, density=density, sparsity=None) for density in self.targets)
 
-    def for_level(self, level: int) -> tuple[Self, int | None]:
-        """Return (settings that find the ticket of `level`, the ticket's level in that search; None for the last)."""
+    def settings_for_level(self, level: int) -> tuple[Self, int | None]:
+        """Return settings that find the ticket of `level`, and its level in that search (None: the last level)."""
         return (self.split_by_density()[(level - 1) // self.rounds], None) if self.targets else (self, level)
 
     def shared_gating_arguments(self) -> dict[str, Any]:
@@ -256,7 +256,7 @@ def _train_ticket(rounds: Rounds, level: int, chain: list[Result], searched: lis
         searched=tuple(searched),
         behind=None if retrain in REWINDING else _steps_since_initialisation(chain, rewound),
         pattern=settings.parsed_structure.pattern,
-        aim=settings.budget_terms,
+        aim=settings.budget_cache_key,
         cut_to=cut_to,
     )
 
@@ -311,7 +311,7 @@ class Rounds:
         if self.settings.budget:
             from ticketry.search.gating.gating import relative_cost_with_gates
 
-            return relative_cost_with_gates(self.lab, result, self.settings.budget.terms)
+            return relative_cost_with_gates(self.lab, result, self.settings.budget.cache_key)
         return float(result.record["gating"]["density"])
 
     def rewound_state(self, chain: Sequence[Result]) -> Result:
@@ -332,10 +332,10 @@ def is_near_density(rounds: Rounds, result: Result, density: float) -> bool:
 
 
 def train_rounds_towards_density(rounds: Rounds, density: float) -> Iterator[tuple[list[Result], list[Result]]]:
-    """Train rounds with initial gate logits s0 by which the last round should reach `density`; yield after each round.
+    """Train rounds of gates until the last round reaches `density`; yield two lists of trainings after each round.
 
-    Each item is (trainings of the rounds so far, the same with all tries that were not used). If no try of a round is
-    near enough, the nearest try is used.
+    The first list has the rounds so far. The second list also has the discarded tries, which had other initial gate
+    logits. If no try of a round is near enough to the wanted density, the nearest try is used.
     """
     count, (init, _) = rounds.settings.rounds, rounds.settings.inits_and_penalties[0]
     chain: list[Result] = []
@@ -386,7 +386,7 @@ def _try_inits_until_near_density(
             init = _extrapolate_init(tried[-2], tried[-1], aim)
         else:
             moves = _GateMovement(rounds.lab, result, before)
-            reach = 2 * max(abs(init), min(moves.median, _MOST_TYPICAL))  # guesses from afar are wild
+            reach = 2 * max(abs(init), min(moves.median_distance, _MOST_TYPICAL))  # guesses from afar are wild
             way = min(max(abs(moves.init_for_share(aim / had) - init), reach / 8), reach)
             init += way if found < aim else -way
         init = min(max(init, -_FARTHEST), _FARTHEST)
@@ -437,7 +437,7 @@ class _GateMovement:
         self._returned = int((ends[~began] > self._threshold).sum())
 
     @property
-    def median(self) -> float:
+    def median_distance(self) -> float:
         """The median of the absolute distances by which gates moved."""
         return max(float(self._moves.abs().median()), _LEAST_STEP)
 

@@ -100,7 +100,7 @@ class Tick(Variant):
 
 
 class TickEffect(Effect):
-    """Effect of a `Tick` on a training: scales serve as gates, only they and `head` are trained, importance is summed.
+    """Effect of a `Tick` on a training: train only norm scales and the last linear layer, and sum channel importance.
 
     The network is in training mode, so running statistics are updated. The optimiser is used only within the tick. For
     each scale, the stored state has the entries ``scale/worth`` (importance of its channels so far, float64) and
