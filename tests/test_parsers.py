@@ -20,7 +20,7 @@ from ticketry.lab.runners.worker import Request, parse_answer
 from ticketry.lab.store.files import read_json, read_sealed
 from ticketry.lab.store.locks import read_holder
 from ticketry.lab.store.store import Store
-from ticketry.records.schema import AtLeastOne, NotNegative, Part, read
+from ticketry.records.schema import AtLeastOne, NotNegative, Part, decode_record
 from ticketry.tasks.data.shards import MANIFEST, Source, open_shards
 
 DIGITS = "9" * 20_000
@@ -185,7 +185,7 @@ def test_numbers_in_messages_about_records() -> None:
         {"count": 1, "share": -1},
     ):
         with pytest.raises(StoreError, match="record"):
-            read(Head, values, what="record", advice="")
+            decode_record(Head, values, what="record", advice="")
 
 
 def test_other_odd_files(tmp_path: Path) -> None:

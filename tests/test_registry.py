@@ -145,7 +145,7 @@ def test_a_broken_package_is_named_and_disturbs_nothing(site, caplog, source, ta
     ):
         shapes.get("bad")
     assert shapes.get("good").corners == 4
-    assert list(shapes.load_usable()) == ["good"]
+    assert list(shapes.load_usable_objects()) == ["good"]
     assert [record.getMessage() for record in caplog.records if "bad-shapes 0.1" in record.getMessage()]
 
 
@@ -241,7 +241,7 @@ def test_an_object_that_cannot_be_created_is_named_and_disturbs_nothing(site, ca
         shapes.get("bad")
     with pytest.raises(UsageError, match=rf"shape 'made:Bad' is not known: it cannot be made: {reason}"):
         shapes.get("made:Bad")
-    assert list(shapes.load_usable()) == ["good"]
+    assert list(shapes.load_usable_objects()) == ["good"]
     assert "made-shapes 1.2" in caplog.text
 
 

@@ -180,7 +180,7 @@ class Registry(Generic[T]):
         """Return a digest of the source code of the object `name`, to detect changes; "" for a built-in object."""
         return "" if self.find_origin(name) == BUILT_IN else digest_source(self.find_target(name), self.get(name))
 
-    def load_usable(self) -> dict[str, T]:
+    def load_usable_objects(self) -> dict[str, T]:
         """Return all objects by name; omit an object of a package that cannot be used, with a warning in the log."""
         found = {}
         for name in self.names():
@@ -501,7 +501,7 @@ class _Module:
         """Name of the package to which relative imports in this module refer."""
         return self.name if self.file.name == "__init__.py" else self.name.rpartition(".")[0]
 
-    def sibling(self, name: str) -> _Module | None:
+    def find_sibling(self, name: str) -> _Module | None:
         """Return the module `name` in the same root folder; None if missing or part of another installed package."""
         first = name.partition(".")[0]
         if _is_library_module(name) or (first != self.name.partition(".")[0] and _is_package_folder(self.root)):
@@ -518,7 +518,7 @@ def _find_imports_of(modules: Iterable[str]) -> dict[str, Path]:
     while waiting:
         module = waiting.pop()
         for names in _parse_imports(read_module_source(module.name, module.file), module.package):
-            found = next((one for name in names if (one := module.sibling(name))), None)
+            found = next((one for name in names if (one := module.find_sibling(name))), None)
             if found and found.file not in seen:
                 seen[found.file] = found
                 waiting.append(found)
@@ -536,7 +536,7 @@ def _describe_imported_module(name: str) -> _Module | None:
             return _Module(file.stem, file, file.parent)
         name = spec.name
     root = file.parents[name.count(".") + (file.name == "__init__.py")]
-    found = _Module(name, file, root).sibling(name)
+    found = _Module(name, file, root).find_sibling(name)
     return found if found and found.file == file else None
 
 
@@ -547,10 +547,10 @@ def _parse_imports(source: bytes, package: str) -> tuple[tuple[str, ...], ...]:
         tree = ast.parse(source)
     except (SyntaxError, ValueError):  # for another Python version; importing it raises the error
         return ()
-    return tuple(names for node in ast.walk(tree) for names in _imported_names(node, package))
+    return tuple(names for node in ast.walk(tree) for names in _imported_module_names(node, package))
 
 
-def _imported_names(node: ast.AST, package: str) -> Iterator[tuple[str, ...]]:
+def _imported_module_names(node: ast.AST, package: str) -> Iterator[tuple[str, ...]]:
     """Yield, for each name that the statement `node` imports, the names of the modules that it may mean."""
     if isinstance(node, ast.Import):
         yield from ((alias.name,) for alias in node.names)

@@ -83,11 +83,11 @@ def check_search(
     trial = _Trial(method, settings, catalogue.resolve_task(task or "digits"), recipe)
     with Lab(folder / "first") as lab, _check_every_step():
         found = trial.run(lab)
-        _check_levels(lab, found, densities)
+        _check_masks_of_levels(lab, found, densities)
         for ticket in found[1:]:
             _check_rewound_start(lab, ticket)
             _check_final_weights(lab, ticket)
-        trained, middles = lab.ledger.segments_trained, _select_trainings(lab)
+        trained, middles = lab.ledger.segments_trained, _keys_of_trainings_to_interrupt(lab)
         _check_searched_trainings(lab, trial, found)
     bits = _result_digests(found)
     if _result_digests(trial.run_in_new_lab(folder / "blind", task=_TaskWithOtherTest(trial.task))) != bits:
@@ -155,7 +155,7 @@ class _CourseWithOtherTest(Course):
         return {name: value + 1.0 for name, value in found.items()} if split == "test" else found
 
 
-def _check_levels(lab: Lab, found: Sequence[Found], densities: Sequence[float] | None) -> None:
+def _check_masks_of_levels(lab: Lab, found: Sequence[Found], densities: Sequence[float] | None) -> None:
     require(all(isinstance(item, Found) for item in found), "a search yields a Found for each network")
     require(len(found) > 1, "a search finds at least one ticket")
     require(found[0].level == 0 and found[0].mask is None, "the dense network comes first, as level 0")
@@ -262,7 +262,7 @@ def _check_resume(
     require(done <= trained, f"no finished segment is trained again: {done} trainings instead of {trained}")
 
 
-def _select_trainings(lab: Lab) -> set[str]:
+def _keys_of_trainings_to_interrupt(lab: Lab) -> set[str]:
     """Return the keys of the trainings to interrupt: the first of at least two steps for each set of variants."""
     first: dict[tuple[str, ...], str] = {}
     for key in lab.ledger.keys:
@@ -333,7 +333,7 @@ def check_score(
         after = _snapshot_for_comparison(model)
     for what, found in before.items():
         require(after[what] == found, f"a score leaves as before: {what}")
-    _require_same(values, _copy_state(model), "a score leaves weights, buffers and gradients as they were")
+    _require_equal_tensors(values, _copy_state(model), "a score leaves weights, buffers and gradients as they were")
     require(list(first) == list(known), f"a score names the parameters in scope, in order: {list(known)}")
     for name, tensor in first.items():
         shape = tuple(tensor.shape) if isinstance(tensor, Tensor) else None
@@ -341,7 +341,9 @@ def check_score(
         real = not tensor.is_complex() and not bool(tensor.isnan().any())
         require(real, f"the score of {name!r} is of real numbers, none of them NaN")
         require(not tensor.requires_grad, f"the score of {name!r} is detached from the graph")
-    _require_same(first, function(model, known, batches=kept, loss=loss, seed=0), "the same seed, the same scores")
+    _require_equal_tensors(
+        first, function(model, known, batches=kept, loss=loss, seed=0), "the same seed, the same scores"
+    )
     for density in (1.0, 0.5, 0.2):
         mask = prune(model, density, score=function, batches=kept, loss=loss, collapse="keep")
         require(mask.kept == round(density * known.total), f"density {density} is met to the element")
@@ -381,5 +383,5 @@ def _copy_state(model: nn.Module) -> dict[str, Tensor]:
     return values | {f"{name}.grad": gradient for name, gradient in gradients.items()}
 
 
-def _require_same(one: dict[str, Tensor], other: dict[str, Tensor], promise: str) -> None:
+def _require_equal_tensors(one: dict[str, Tensor], other: dict[str, Tensor], promise: str) -> None:
     require(one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one), promise)

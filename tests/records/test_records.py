@@ -19,7 +19,7 @@ from ticketry.records.metric import Metric
 from ticketry.records.network import LayerDensity as Layer
 from ticketry.records.network import Moment
 from ticketry.records.run import read_run
-from ticketry.records.schema import as_json, read
+from ticketry.records.schema import as_json, decode_record
 from ticketry.records.ticket import SpeedRecord, StructureRecord
 from ticketry.report import read_evidence_about_runs
 from ticketry.report.page import render_report
@@ -105,7 +105,7 @@ def test_the_place_is_that_in_the_file() -> None:
 )
 def test_what_is_wrong_is_said_in_the_words_of_json(value: Any, message: str) -> None:
     with pytest.raises(StoreError, match=f"^{message}"):
-        read(Layer, value, what="x", advice="y")
+        decode_record(Layer, value, what="x", advice="y")
 
 
 def test_a_record_of_another_version_is_told(make_verify: Any) -> None:
@@ -115,7 +115,7 @@ def test_a_record_of_another_version_is_told(make_verify: Any) -> None:
 
 
 def test_looks_without_a_value_are_nan() -> None:
-    made = read(
+    made = decode_record(
         Moment,
         {"step": 4, "detected": True, "detector": "masks", "threshold": 0.1, "looks": [[2, None], [4, 0.05]]},
         what="x",
@@ -131,7 +131,7 @@ def test_a_structure_tells_the_options_of_its_kind_alone() -> None:
         "format": 1, "kind": "structure", "ticket": "a", "path": "b", "task": "t", "model": "m", "weights": "start",
         "density": 0.1, "kept": 1, "prunable": 10, "parameters": 12, "seconds": 0.1, "structure": told, "command": "c",
     }  # fmt: skip
-    made = read(StructureRecord, copy.deepcopy(record), what="x", advice="y")
+    made = decode_record(StructureRecord, copy.deepcopy(record), what="x", advice="y")
     assert as_json(made) == record
 
 

@@ -199,7 +199,7 @@ def _list_scores(_: Path) -> list[dict[str, Any]]:
 
     of_weights = {
         name: ((found.__doc__ or "").split("\n")[0], score.about(name))
-        for name, found in score.SCORES.load_usable().items()
+        for name, found in score.SCORES.load_usable_objects().items()
     }
     of_channels = {name: (found.description, found.about) for name, found in CHANNEL_ONLY.items()}
     return [
@@ -223,7 +223,7 @@ def _list_registry(module: str, name: str) -> Callable[[Path], list[dict[str, An
         registry: Registry[Any] = getattr(import_module(module), name)
         return [
             {"name": name, "from": registry.find_origin(name), "description": first_paragraph(found)}
-            for name, found in registry.load_usable().items()
+            for name, found in registry.load_usable_objects().items()
         ]
 
     return rows

@@ -185,7 +185,7 @@ def judge_levels(
             name=role,
         )
         steps = round(_mean([point.budget or 0 for point in points_of_level(level, role)]))
-        return convert({**structs.asdict(to_difference(role, compared)), "steps": steps}, LongerDifference)
+        return convert({**structs.asdict(to_difference_record(role, compared)), "steps": steps}, LongerDifference)
 
     densities = [_mean([point.density for point in points_of_level(level, "ticket")]) for level in levels]
     corrected = holm_verdicts(made)
@@ -211,11 +211,11 @@ def to_judgement_fields(made: Verdict) -> dict[str, Any]:
         "verdict": made.outcome,
         "difference": dense.mean,
         "interval": None if dense.low is None or dense.high is None else (dense.low, dense.high),
-        "comparisons": tuple(to_difference(role, one) for role, one in compared.items()),
+        "comparisons": tuple(to_difference_record(role, one) for role, one in compared.items()),
     }
 
 
-def to_difference(role: str, one: Comparison) -> Difference:
+def to_difference_record(role: str, one: Comparison) -> Difference:
     """Convert the comparison with the network of `role` to its record, a `Difference`."""
     diagnosis = one.diagnosis and convert(one.diagnosis, Diagnosis, from_attributes=True)
     return Difference(role=role, p=one.p_value_for(role), diagnosis=diagnosis, **one.numbers())

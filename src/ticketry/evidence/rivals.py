@@ -254,7 +254,9 @@ class Rivals:
         """Train the networks of all roles with one seed, or load them from the store; return them by role."""
         seeds = self.subject.fresh_seeds(number)
         return dict(
-            zip(self.roles, self.lab.gather([partial(self.train, role, seeds) for role in self.roles]), strict=True)
+            zip(
+                self.roles, self.lab.gather([partial(self.train_role, role, seeds) for role in self.roles]), strict=True
+            )
         )
 
     def keys_of_shared_dense_networks(self) -> list[str] | None:
@@ -276,19 +278,19 @@ class Rivals:
         values = self.lab.gather([partial(train_reference, reference, each) for reference in shown for each in seeds])
         return [(reference, values[index * count : (index + 1) * count]) for index, reference in enumerate(shown)]
 
-    def train(self, role: str, seeds: Seeds) -> TrainedNetwork:
+    def train_role(self, role: str, seeds: Seeds) -> TrainedNetwork:
         """Train the network of one role with the given seeds, or load it from the store."""
         subject, lab = self.subject, self.subject.lab
         task, mask, start = subject.task, subject.mask_digest if role != "dense" else None, Start(state=subject.start)
         if role in self._dense_tasks:
             task, mask = self._dense_tasks[role], None
-            start = self._fresh_start(task, seeds, role)
+            start = self._train_fresh_start(task, seeds, role)
         elif role in self.controls:
             control = CONTROLS.get(role)
             if control.changes_mask:
                 mask = store_control_mask(lab, task, role, subject.mask_digest, seeds, subject.form)
             if control.fresh:
-                start = self._fresh_start(task, seeds, role)
+                start = self._train_fresh_start(task, seeds, role)
             if control.remakes_weights:
                 assert start.state is not None
                 start = control_start(lab, role, start.state, subject.mask_digest, seeds)
@@ -316,7 +318,7 @@ class Rivals:
         task = self._dense_tasks.get(role, self.subject.task)
         return str(task.key().get("model", ""))
 
-    def _fresh_start(self, task: Task, seeds: Seeds, role: str) -> Start:
+    def _train_fresh_start(self, task: Task, seeds: Seeds, role: str) -> Start:
         """Initialise a role's network afresh, train it densely up to the rewind step, and return this start."""
         lab, subject = self.subject.lab, self.subject
         seed = mix(seeds.initialisation, "random_reinit")
@@ -423,11 +425,11 @@ class ProcedureRivals:
     def _defined_controls(self, one: RepeatedSearch) -> list[str]:
         suited = PROCEDURE_RIVALS if one.mask_form.kind == WEIGHTS.kind else STRUCTURED_RIVALS
         asked = [role for role in self._settings.rivals(suited) if role not in self.left_out]
-        wanted = {role: self._explain_undefined(role, one) for role in asked}
+        wanted = {role: self._explain_undefined_control(role, one) for role in asked}
         self.left_out |= {role: why for role, why in wanted.items() if why}
         return [role for role, why in wanted.items() if not why]
 
-    def _explain_undefined(self, role: str, one: RepeatedSearch) -> str:
+    def _explain_undefined_control(self, role: str, one: RepeatedSearch) -> str:
         """Return why a control is undefined for this repetition of the search; empty if it is defined."""
         if role in STATIC_MASKS:
             if one.mask_form.kind != WEIGHTS.kind:
@@ -671,7 +673,10 @@ def load_tested_ticket(lab: Lab, ticket: Ticket, task: Task | None = None) -> Te
             " its start and its budget: verify its procedure, the whole search (--about procedure), or tickets of"
             " retrain continue or restart"
         )
-    recipe, form = recipe_from(training.recipe), _mask_form(training, ticket.mask, ticket_name_for_errors(ticket))
+    recipe, form = (
+        recipe_from(training.recipe),
+        _mask_form_of_ticket(training, ticket.mask, ticket_name_for_errors(ticket)),
+    )
     task = task or build_task(ticket)
     require_same_task(task, training.task)
     model = lab.model(task)
@@ -681,7 +686,7 @@ def load_tested_ticket(lab: Lab, ticket: Ticket, task: Task | None = None) -> Te
     except (MaskError, TicketError) as error:
         network = task.key().get("model", task.name)
         raise TicketError(f"the ticket does not fit the network {network}: {error}") from None
-    _check_steps(training, recipe.steps(lab.per_epoch(task, recipe)), ticket_name_for_errors(ticket))
+    _check_steps_within_recipe(training, recipe.steps(lab.per_epoch(task, recipe)), ticket_name_for_errors(ticket))
     return TestedTicket(
         lab=lab,
         task=task,
@@ -700,7 +705,7 @@ def load_tested_ticket(lab: Lab, ticket: Ticket, task: Task | None = None) -> Te
     )
 
 
-def _mask_form(training: RetrainingInfo, mask: Mask, of: str) -> MaskForm:
+def _mask_form_of_ticket(training: RetrainingInfo, mask: Mask, of: str) -> MaskForm:
     """Return the structure of the ticket's mask; raise `TicketError` if it has groups larger than any layer."""
     pattern = Pattern.parse(training.mask_pattern)
     form = MaskForm.from_structure(
@@ -714,7 +719,7 @@ def _mask_form(training: RetrainingInfo, mask: Mask, of: str) -> MaskForm:
     return form
 
 
-def _check_steps(training: RetrainingInfo, total: int, of: str) -> None:
+def _check_steps_within_recipe(training: RetrainingInfo, total: int, of: str) -> None:
     """Raise `TicketError` if a step of the ticket exceeds the `total` steps of its recipe."""
     for name, step in (("segment.last", training.segment.last), ("rewind_step", training.rewind_step)):
         if step > total:

@@ -147,8 +147,8 @@ def verdict(
         >>> print(found.reasons[0])
         as good as dense: yes; better than every control: yes
     """
-    _check_values("ticket", ticket)
-    _check_values(DENSE, dense)
+    _check_metric_values("ticket", ticket)
+    _check_metric_values(DENSE, dense)
     _check_each_network("controls", {} if controls is None else controls)
     _check_each_network("steps", {} if steps is None else steps)
     check_budgets(steps or {})
@@ -166,7 +166,7 @@ def verdict(
         unit=unit,
     )
     _check_plan_has_seeds(len(ticket), interim)
-    return _add_reasons(_judge_once(rules, ticket, {DENSE: dense, **(controls or {})}, parents), interim)
+    return _add_reasons(_judge_with_given_seeds(rules, ticket, {DENSE: dense, **(controls or {})}, parents), interim)
 
 
 def level_verdict(
@@ -182,7 +182,7 @@ def level_verdict(
     """Judge one level of a search like `verdict`, but by the tests of `significance` that pool the SD over levels."""
     check_budgets(steps or {})
     chosen = _Rules(least_spread=next(iter(pooled.values())).sd_floor, pooled=pooled, **rules)
-    return _add_reasons(_judge_once(chosen, ticket, {DENSE: dense, **controls}, parents), None)
+    return _add_reasons(_judge_with_given_seeds(chosen, ticket, {DENSE: dense, **controls}, parents), None)
 
 
 def decide_after(
@@ -213,7 +213,7 @@ def decide_after(
         if count < n:  # report unequal numbers of values early
             _check_equal_value_counts(n, others)
         first = {name: values[:count] for name, values in others.items()}
-        now = _judge_once(chosen, ticket[:count], first, None if parents is None else parents[:count])
+        now = _judge_with_given_seeds(chosen, ticket[:count], first, None if parents is None else parents[:count])
         made = now if made is None else _add_answers_and_outcome(_combine_analyses(made, now, stop), interim)
         if made.decided and stop:
             break
@@ -323,7 +323,7 @@ class _Rules:
         )
 
 
-def _judge_once(
+def _judge_with_given_seeds(
     rules: _Rules, ticket: Sequence[float], others: Mapping[str, Sequence[float]], parents: Sequence[Hashable] | None
 ) -> Verdict:
     """Test both questions once with all given seeds; `others` are the dense network and all controls."""
@@ -373,10 +373,10 @@ def _check_each_network(name: str, values: Mapping[str, Sequence[float]]) -> Non
     if not isinstance(values, Mapping):
         raise UsageError(f"{name}= must be a mapping from names of networks to lists of numbers, not {values!r:.60}")
     for network, each in values.items():
-        _check_values(f"{name}[{network!r}]", each)
+        _check_metric_values(f"{name}[{network!r}]", each)
 
 
-def _check_values(name: str, values: Sequence[float]) -> None:
+def _check_metric_values(name: str, values: Sequence[float]) -> None:
     try:
         wrong = isinstance(values, (str, bytes)) or any(isinstance(one, (str, bytes)) for one in values)
         for one in values:
@@ -557,7 +557,7 @@ _FINER = 0.01
 def explain_verdict(made: Verdict, interim: InterimAnalyses | None) -> tuple[str, ...]:
     """Explain a verdict in lines of text: answers, comparisons, unusual findings, and next steps if undecided."""
     lines = [describe_answers(made.as_good_as_dense, made.better_than_controls, made.not_beaten, bool(made.controls))]
-    sample = _format_seeds(made.n) if made.groups == made.n else _format_parents(made.groups)
+    sample = _format_seed_count(made.n) if made.groups == made.n else _format_parent_count(made.groups)
     for name, one in {DENSE: made.dense, **made.controls}.items():
         wanted = f"within {one.margin:g} of" if name == DENSE else "above"
         found = f"{_format_mean_and_interval(one)} over {sample}"
@@ -567,8 +567,8 @@ def explain_verdict(made: Verdict, interim: InterimAnalyses | None) -> tuple[str
     if made.groups < made.n:
         few = f": fewer than {LEAST_SEEDS} decide nothing" if made.groups < LEAST_SEEDS else ""
         lines.append(
-            f"the {_format_seeds(made.n)} come from {_format_parents(made.groups)}; those of one parent count as one"
-            f"{few}"
+            f"the {_format_seed_count(made.n)} come from {_format_parent_count(made.groups)};"
+            f" those of one parent count as one{few}"
         )
     elif 1 < made.n < LEAST_SEEDS:
         lines.append(f"fewer than {LEAST_SEEDS} seeds decide nothing")
@@ -591,7 +591,9 @@ def list_assumptions(made: Verdict, interim: InterimAnalyses | None) -> tuple[st
     """List the assumptions of the p-values, and the rate of collapses that the seeds cannot exclude."""
     least = made.dense.least_spread or 0.0
     own = (
-        "seeds share no randomness" if made.groups == made.n else f"{_format_parents(made.groups)} share no randomness"
+        "seeds share no randomness"
+        if made.groups == made.n
+        else f"{_format_parent_count(made.groups)} share no randomness"
     )
     pooled = made.dense.pooled
     lines = [
@@ -624,7 +626,7 @@ def _suggest_next_steps(made: Verdict, interim: InterimAnalyses | None) -> list[
         return []
     lines = []
     if interim is not None and made.n not in interim.at:
-        lines.append(f"no decision is planned at {_format_seeds(made.n)}")
+        lines.append(f"no decision is planned at {_format_seed_count(made.n)}")
     if made.next_analysis is not None:
         lines.append(f"next interim analysis at {made.next_analysis} seeds")
     if made.more_seeds is None:
@@ -635,12 +637,12 @@ def _suggest_next_steps(made: Verdict, interim: InterimAnalyses | None) -> list[
     beyond = interim is not None and made.n + made.more_seeds > interim.last
     fresh = f"a new plan of {made.n + made.more_seeds} fresh seeds"  # seeds that were analysed do not count
     limit = f", beyond the plan's {interim.last}: that takes {fresh}" if interim and beyond else ""
-    return [*lines, f"likely to decide: about {_format_seeds(made.more_seeds, 'more ')}{guess}{limit}"]
+    return [*lines, f"likely to decide: about {_format_seed_count(made.more_seeds, 'more ')}{guess}{limit}"]
 
 
-def _format_seeds(count: int, more: str = "") -> str:
+def _format_seed_count(count: int, more: str = "") -> str:
     return f"{count} {more}seed{'' if count == 1 else 's'}"
 
 
-def _format_parents(count: int) -> str:
+def _format_parent_count(count: int) -> str:
     return f"{count} parent{'' if count == 1 else 's'}"

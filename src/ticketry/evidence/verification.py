@@ -171,7 +171,7 @@ def _train_until_decided(
     """Train with more seeds until an analysis decides or the plan ends; return (verdict, all trained networks)."""
     plan, trained, margin = settings.plan, dict[str, list[TrainedNetwork]](), settings.margin
     for count in plan.at if plan else (settings.seeds or 1,):
-        _add_seeds(rivals, trained, count)
+        _train_further_seeds(rivals, trained, count)
         # One margin for all analyses, so that more seeds do not change earlier answers.
         if margin is None:
             margin = default_margin(rivals.task.metric.unit, _test_metric_values(rivals, trained["dense"]))
@@ -183,7 +183,7 @@ def _train_until_decided(
     return made, trained
 
 
-def _add_seeds(rivals: AnyRivals, trained: dict[str, list[TrainedNetwork]], count: int) -> None:
+def _train_further_seeds(rivals: AnyRivals, trained: dict[str, list[TrainedNetwork]], count: int) -> None:
     """Train the networks of all roles with further seeds until each role has `count` networks."""
 
     def train_seed(number: int) -> dict[str, TrainedNetwork]:
@@ -253,7 +253,7 @@ def _train_ticket_again(rivals: Rivals, count: int) -> list[float]:
 
     def train_seed(number: int) -> TrainedNetwork:
         with rivals.lab.telling(f"seed {number} {AGAIN} "):
-            return rivals.train("ticket", rivals.subject.fresh_seeds(number, AGAIN))
+            return rivals.train_role("ticket", rivals.subject.fresh_seeds(number, AGAIN))
 
     return _test_metric_values(rivals, rivals.lab.gather([partial(train_seed, number) for number in range(count)]))
 

@@ -22,7 +22,7 @@ from ticketry.lab.store.paths import Paths
 from ticketry.lab.training.precision import DENSE, SYNCHRONISED, Arithmetic, non_default_choices
 from ticketry.lab.training.segment import Result
 from ticketry.records.run import RunRecord
-from ticketry.records.schema import as_json, read
+from ticketry.records.schema import as_json, decode_record
 from ticketry.records.verdict import Task as TaskTold
 from ticketry.tasks.task import Task
 
@@ -37,7 +37,7 @@ _log = logging.getLogger(__name__)
 def normalise_record(record: R) -> R:
     """Return the record as if it were written to a file and read again: validated, and with values that JSON has."""
     values = json.loads(json.dumps(as_json(record)))
-    return read(type(record), values, what="record", advice="What was trained is in the store")
+    return decode_record(type(record), values, what="record", advice="What was trained is in the store")
 
 
 def read_earlier_record(file: Path, kind: type[R]) -> R | None:
@@ -47,7 +47,7 @@ def read_earlier_record(file: Path, kind: type[R]) -> R | None:
     """
     try:
         found = read_sealed(file)
-        return None if found is None else read(kind, found, what=str(file), advice="")
+        return None if found is None else decode_record(kind, found, what=str(file), advice="")
     except InaccessibleError:
         raise
     except StoreError as error:

@@ -23,8 +23,7 @@ from ticketry.experiments.request import SearchRequest, build_request, resolve_m
 from ticketry.lab.search_result import Seeds
 from ticketry.records.evidence import VerifyRecord
 from ticketry.records.metric import Cell, build_html_table
-from ticketry.records.network import DENSE, TICKET, Point
-from ticketry.records.network import share_of as ratio_of
+from ticketry.records.network import DENSE, TICKET, Point, ratio_or_none
 from ticketry.records.run import RunRecord
 from ticketry.records.schema import as_json
 from ticketry.records.settings import upgrade_settings
@@ -114,7 +113,7 @@ class Run:
                 validation_value=point.metric(metric, "validation"),
                 dense_value=dense[point.replicate].metric(metric),
                 time=point.timed.share if point.timed else None,
-                multiplications=ratio_of(point.multiplications, dense[point.replicate].multiplications),
+                multiplications=ratio_or_none(point.multiplications, dense[point.replicate].multiplications),
             )
             for point in self._points
         )

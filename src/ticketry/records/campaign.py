@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final, Literal, NamedTuple
 from msgspec import Meta, field
 
 from ticketry.errors import StoreError
-from ticketry.records.schema import Count, Density, NotNegative, Number, Part, Role, check_format, read
+from ticketry.records.schema import Count, Density, NotNegative, Number, Part, Role, check_format, decode_record
 
 FORMAT: Final = 1
 OUTCOMES = ("confirmed", "refuted", "undecided")
@@ -247,4 +247,4 @@ def read_campaign_record(record: object, what: str = "campaign record") -> Campa
     check_format(record, FORMAT, what=what, advice=_ADVICE)
     if isinstance(record, Mapping) and (kind := record.get("kind")) != "campaign":
         raise StoreError(f"{what}: kind must be campaign, got {kind!r:.60}. {_ADVICE}")
-    return read(CampaignRecord, record, what=what, advice=_ADVICE)
+    return decode_record(CampaignRecord, record, what=what, advice=_ADVICE)

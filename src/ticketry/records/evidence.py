@@ -17,9 +17,9 @@ from ticketry.records.schema import (
     Part,
     Role,
     check_format,
+    decode_record,
     nan_if_invalid,
     raise_invalid_field,
-    read,
 )
 from ticketry.records.ticket import BenchRecord, CurveRecord, SpeedRecord
 from ticketry.records.verdict import Experiment, Judgement, MeanDifference, OmittedControl, Task
@@ -219,4 +219,4 @@ def read_evidence(record: object, what: str = "evidence record") -> Evidence:
     kind = record.get("kind") if isinstance(record, Mapping) else None
     if not isinstance(kind, str) or kind not in KINDS:
         raise StoreError(f"{what}: kind is {kind!r:.60}, not one of {', '.join(KINDS)}. {_ADVICE}")
-    return read(KINDS[kind], record, what=what, advice=_ADVICE)
+    return decode_record(KINDS[kind], record, what=what, advice=_ADVICE)

@@ -43,7 +43,7 @@ def is_matched_dense(role: str) -> bool:
     return role.partition(":")[0] in MATCHED_DENSE
 
 
-def share_of(part: float | None, whole: float | None) -> float | None:
+def ratio_or_none(part: float | None, whole: float | None) -> float | None:
     """Return `part / whole`, such as a cost relative to the dense network; None if `part` or `whole` is unknown."""
     return None if part is None or not whole else part / whole
 

@@ -20,8 +20,8 @@ from ticketry.records.schema import (
     Role,
     Share,
     check_format,
+    decode_record,
     raise_invalid_field,
-    read,
 )
 from ticketry.records.verdict import Experiment, LevelVerdict, OmittedControl
 
@@ -171,7 +171,7 @@ def read_run(record: object, what: str = "run record") -> RunRecord:
     check_format(record, FORMAT, what=what, advice=_ADVICE)
     if isinstance(record, Mapping) and record.get("kind") != "search":
         raise StoreError(f"{what}: kind is not 'search', and only searches can be shown. {_ADVICE}")
-    return read(RunRecord, record, what=what, advice=_ADVICE)
+    return decode_record(RunRecord, record, what=what, advice=_ADVICE)
 
 
 PROGRESS_FILE: Final = "progress.json"

@@ -42,7 +42,7 @@ def raise_invalid_field(key: str, problem: str) -> NoReturn:
 
 
 def as_json(record: msgspec.Struct) -> dict[str, Any]:
-    """Convert a record to JSON values, which `read` converts back."""
+    """Convert a record to JSON values, which `decode_record` converts back."""
     values: dict[str, Any] = _tuples_to_lists(msgspec.to_builtins(record, enc_hook=_encode_string))
     return values
 
@@ -61,7 +61,7 @@ def _tuples_to_lists(value: Any) -> Any:
     return [_tuples_to_lists(one) for one in value] if isinstance(value, list | tuple) else value
 
 
-def read(kind: type[T], value: object, *, what: str, advice: str) -> T:
+def decode_record(kind: type[T], value: object, *, what: str, advice: str) -> T:
     """Convert JSON values to a record of class `kind`.
 
     Args:
@@ -83,7 +83,7 @@ class _FormatHeader(Part, frozen=True):
 
 def check_format(value: object, version: int, *, what: str, advice: str) -> None:
     """Raise `StoreError` unless a record has the format version `version`."""
-    found = read(_FormatHeader, value, what=what, advice=advice).format
+    found = decode_record(_FormatHeader, value, what=what, advice=advice).format
     if found != version:
         raise StoreError(
             f"{what}: format {found} is not the one this ticketry reads ({version}): "

@@ -20,8 +20,8 @@ from ticketry.records.schema import (
     Number,
     Part,
     clip_to_unit,
+    decode_record,
     raise_invalid_field,
-    read,
 )
 from ticketry.records.settings import pattern_of_structure
 from ticketry_engine.results import SpeedLayer, TimeCurve, Timed
@@ -169,7 +169,7 @@ class TicketRecord(Part, frozen=True, kw_only=True):
 def read_ticket_info(kind: type[T], info: Mapping[str, Any], of: str) -> T:
     """Convert `info`, read from a ticket's ticket.json, to an instance of `kind`, which is a class of this module."""
     try:
-        return read(kind, {"info": dict(info)}["info"], what=of, advice="")
+        return decode_record(kind, {"info": dict(info)}["info"], what=of, advice="")
     except StoreError as error:
         if "task" not in info:
             raise TicketError(

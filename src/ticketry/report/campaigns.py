@@ -62,7 +62,7 @@ def claim_table_cells(claim: Claim) -> list[str]:
         f"{claim.n} of {claim.limit}",
         NONE if claim.sd is None else style.format_number(claim.sd),
         seed_deviations_text(claim, style),
-        noise_text(claim, style),
+        data_order_noise_text(claim, style),
         format_p_without_name(p) if claim.n else NONE,
         replicates_needed_text(claim),
         format_duration(claim.seconds) if claim.seconds else NONE,
@@ -102,7 +102,7 @@ def seed_deviations_text(claim: Claim, style: Style) -> str:
     return ", ".join(style.format_number(stdev(side.values)) if side.run else NONE for side in (claim.a, claim.b))
 
 
-def noise_text(claim: Claim, style: Style) -> str:
+def data_order_noise_text(claim: Claim, style: Style) -> str:
     """Return, as mean ± standard deviation, by how much dense networks in two different data orders differ."""
     if len(claim.noise) < _FEWEST_VALUES:
         return "not trained yet" if claim.noise_missing else NONE

@@ -207,11 +207,11 @@ def _table_of_levels(results: Results, style: Style, note: str) -> str:
     rows = [
         [
             percent(results.tickets_or_control_at(level).density),
-            *(_cell(style, results.group(level, role)) for role in roles),
+            *(_summary_cell(style, results.group(level, role)) for role in roles),
         ]
         for level in results.levels
     ]
-    first = [[percent(1.0), *(_cell(style, dense) if role == TICKET else "–" for role in roles)]]
+    first = [[percent(1.0), *(_summary_cell(style, dense) if role == TICKET else "–" for role in roles)]]
     return _latex_table("r" * len(head), head, [first, rows], f"{note}; 100 %: the dense network")
 
 
@@ -222,11 +222,13 @@ def _table_of_runs(runs: Sequence[Results], labels: Sequence[str], style: Style,
     rows = []
     for place, results in enumerate(runs):
         groups = [dict(one.members).get(place) for one in shared]
-        rows.append([labels[place], _cell(style, results.dense), *(_cell(style, group) for group in groups)])
+        rows.append(
+            [labels[place], _summary_cell(style, results.dense), *(_summary_cell(style, group) for group in groups)]
+        )
     return _latex_table("l" + "r" * (len(head) - 1), head, [rows], note)
 
 
-def _cell(style: Style, group: Group | None) -> str:
+def _summary_cell(style: Style, group: Group | None) -> str:
     return "–" if group is None else f"{style.format_summary(group.metric())} ({group.metric().n})"
 
 

@@ -102,14 +102,14 @@ def render_watch(title: str, source: str) -> str:
     script = _read_asset("watch.js")
     # 'self' matches nothing where a page is opened from a disk, so that scheme is named.
     policy = f"{_security_policy(script)} 'self' file:"
-    context = {"script": script, "style": _style_sheet() + _read_asset("watch.css"), "policy": policy}
+    context = {"script": script, "style": _read_style_sheet() + _read_asset("watch.css"), "policy": policy}
     template = _template_environment().get_template("watch.html")
     return template.render(title=title, source=source, **{name: Markup(text) for name, text in context.items()})
 
 
 def _render_document(body: str, place: PagePart, head: Mapping[str, object]) -> str:
-    script = _page_script(unpacks='<details class="packed' in body or '<details class="run packed' in body)
-    fixed = {"script": script, "style": _style_sheet(), "policy": _security_policy(script)}
+    script = _build_page_script(unpacks='<details class="packed' in body or '<details class="run packed' in body)
+    fixed = {"script": script, "style": _read_style_sheet(), "policy": _security_policy(script)}
     context = {name: Markup(text) for name, text in fixed.items()}
     return (
         _template_environment().get_template("page.html").render(body=body, contents=place.contents, **head, **context)
@@ -154,14 +154,14 @@ def _read_asset(name: str) -> str:
     return (files("ticketry.report") / "html" / name).read_text(encoding="utf-8")
 
 
-def _style_sheet() -> str:
+def _read_style_sheet() -> str:
     """Return the style sheet, in which the colours of figures are CSS variables of the light theme."""
     light = "".join(f"--{name}: {colour}; " for name, colour in COLOURS.items())
     runs = "".join(f".swatch.run-{number} {{ background: var(--run-{number}); }}\n" for number in range(1, 9))
     return f":root {{ {light}}}\n{_read_asset('style.css')}\n{runs}"
 
 
-def _page_script(unpacks: bool) -> str:
+def _build_page_script(unpacks: bool) -> str:
     """Return the page's script; if `unpacks`, with the code that unpacks compressed parts."""
     end, source = "})();\n", _read_asset("report.js")
     if unpacks:
@@ -203,7 +203,7 @@ def _template_environment() -> Environment:
         "has_many_runs": lambda subject: len(subject.runs) > _MOST_RUNS,
         "has_many_networks": lambda subject: subject.network_count > _MOST_NETWORKS,
         "style_of": wording.Style.for_results,
-        "packed_networks": lambda one: compress_text(
+        "packed_networks": lambda one: compress_to_base64(
             json.dumps(networks.network_table_columns(one), ensure_ascii=False)
         ),
         "run_drawings": lambda one: draw_figures(figures.run_figures(one)),
@@ -220,7 +220,11 @@ def _template_environment() -> Environment:
     filters += " summary_label readable_text retained_percent share_percent format_thousands"
     made.filters |= {name: getattr(wording, name) for name in filters.split()}
     made.filters |= {"singular_role_name": evidence.singular_role_name, "seeds_needed_text": evidence.seeds_needed_text}
-    made.filters |= {"as_json": as_json, "to_prose": to_prose, "compress_text": compress_text}
+    made.filters |= {
+        "as_json": as_json,
+        "with_no_break_spaces": with_no_break_spaces,
+        "compress_to_base64": compress_to_base64,
+    }
     return made
 
 
@@ -236,7 +240,7 @@ def _comparison_drawings(subject: Subject) -> Iterable[tuple[tuple[Task, Sequenc
         yield one, draw_figures(makers)
 
 
-def to_prose(text: Any) -> Markup:
+def with_no_break_spaces(text: Any) -> Markup:
     """Return a sentence on one line, with no-break spaces between numbers and their signs and units."""
     if not isinstance(text, Markup):
         text = escape(printable(str(text)))
@@ -245,7 +249,7 @@ def to_prose(text: Any) -> Markup:
     return Markup(re.sub(kept_together, "\N{NO-BREAK SPACE}", text))
 
 
-def compress_text(text: str) -> str:
+def compress_to_base64(text: str) -> str:
     """Return the text compressed (raw deflate) and in base64; a browser unpacks it with DecompressionStream."""
     deflate = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
     return base64.b64encode(deflate.compress(text.encode()) + deflate.flush()).decode()

@@ -45,12 +45,12 @@ class Subject:
             found.setdefault(task, []).append(index)
         return {task: tuple(indices) for task, indices in found.items()}
 
-    def runs_at(self, indices: Sequence[int]) -> list[Results]:
+    def runs_with_indices(self, indices: Sequence[int]) -> list[Results]:
         return [self.runs[index] for index in indices]
 
-    def labels_among(self, indices: Sequence[int]) -> tuple[str, ...]:
+    def labels_distinguishing_runs(self, indices: Sequence[int]) -> tuple[str, ...]:
         """Return labels for the runs with these indices; the labels only distinguish these runs from each other."""
-        return labels_of(self.runs_at(indices))
+        return labels_of(self.runs_with_indices(indices))
 
     @property
     def network_count(self) -> int:
@@ -112,7 +112,7 @@ class Series:
     results: Results
 
 
-def series_of(subject: Subject, indices: Sequence[int]) -> list[Series]:
+def labelled_runs(subject: Subject, indices: Sequence[int]) -> list[Series]:
     """Return the runs with these indices, with labels that distinguish them from each other."""
     labels = labels_of([subject.runs[index] for index in indices])
     return [Series(label, index, subject.runs[index]) for label, index in zip(labels, indices, strict=True)]
@@ -174,7 +174,7 @@ def _method_labels(runs: Sequence[Results]) -> Iterator[str]:
             if name not in _PATH_SETTINGS and _setting_distinguishes_run(name, settings[name], alike)
         ]
         own.sort(key=lambda name: name != "score")
-        yield ", ".join([results.run.known_as, *(_setting_text(name, settings[name]) for name in own)])
+        yield ", ".join([results.run.known_as, *(_format_setting(name, settings[name]) for name in own)])
 
 
 def _setting_distinguishes_run(name: str, value: object, alike: Sequence[Mapping[str, Any]]) -> bool:
@@ -188,7 +188,7 @@ def _setting_distinguishes_run(name: str, value: object, alike: Sequence[Mapping
     return name == "score" or several or values.count(value) < commonest
 
 
-def _setting_text(name: str, value: object) -> str:
+def _format_setting(name: str, value: object) -> str:
     """Return a setting as text: for `score` the value alone, for a switch its name, for others name and value."""
     words = name.replace("_", " ")
     if isinstance(value, bool):

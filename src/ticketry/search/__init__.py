@@ -184,7 +184,7 @@ def methods() -> dict[str, Method[Any]]:
         >>> tk.search.methods()["l0"].about.paper
         'Louizos et al. 2018'
     """
-    return METHODS.load_usable()
+    return METHODS.load_usable_objects()
 
 
 def method(name: str) -> Method[Any]:

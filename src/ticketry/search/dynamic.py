@@ -32,7 +32,7 @@ from ticketry.errors import UsageError
 from ticketry.lab.search_result import DYNAMIC, Found, Growth
 from ticketry.search.common.method import About, Replicate, as_search
 from ticketry.search.common.plan import Schedule, Training
-from ticketry.search.common.pruning import choose_mask, prunable_scope
+from ticketry.search.common.pruning import prunable_scope, store_chosen_mask
 from ticketry.search.common.settings import PruningSettings
 from ticketry.step import Step
 
@@ -114,7 +114,8 @@ def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
     initial = lab.train(whole.until(0), label="initialisation", measure=False)
     chosen = {"score": "random", "distribution": settings.distribution}
     masks = [
-        choose_mask(replicate, initial, scope, share, settings.budget_cache_key, **chosen) for share in settings.targets
+        store_chosen_mask(replicate, initial, scope, share, settings.budget_cache_key, **chosen)
+        for share in settings.targets
     ]
     dense = lab.train(whole, label="dense")
     yield Found(0, None, initial, dense, DYNAMIC, dense)

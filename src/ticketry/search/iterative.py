@@ -28,12 +28,12 @@ from ticketry.lab.search_result import REWINDING, Found, Retrain, check_schedule
 from ticketry.search.common.method import About, Replicate, as_search
 from ticketry.search.common.plan import Training, ticket_training_span
 from ticketry.search.common.pruning import (
+    apply_ticket_structure,
     check_score_setting,
     compress_to_steps,
     dense_trained_by_full_recipe,
     prunable_scope,
     prune,
-    structured_mask,
     ticket_training_steps,
 )
 from ticketry.search.common.settings import AnyStructureSettings, Shares, requested_densities
@@ -221,7 +221,7 @@ def _train_levels(replicate: Replicate, settings: Settings, dense: Found) -> Ite
         mask = prune(replicate, chain[-1], scope, density, settings, within=mask)
         segments = {}
         if level in with_ticket:
-            own, derived = structured_mask(replicate, chain[-1], mask, settings)
+            own, derived = apply_ticket_structure(replicate, chain[-1], mask, settings)
             segments[f"level {level} {name}"] = make_segment(own, settings.parsed_structure.trains_smaller_network)
         if structured and level < len(settings.targets):
             segments[f"level {level} without structure"] = make_segment(mask, False)

@@ -27,13 +27,13 @@ from ticketry.lab.search_result import REWINDING, Found, Retrain, check_schedule
 from ticketry.search.common.method import About, Replicate, as_search
 from ticketry.search.common.plan import Training, ticket_training_span
 from ticketry.search.common.pruning import (
+    apply_ticket_structure,
     check_score_setting,
     compress_to_steps,
     dense_trained_by_full_recipe,
     prunable_scope,
     prune,
     prune_once,
-    structured_mask,
     ticket_training_steps,
 )
 from ticketry.search.common.settings import AnyStructureSettings
@@ -120,7 +120,7 @@ def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
     yield dense_trained_by_full_recipe(replicate, begun)
 
     def find_ticket(level: int, density: float) -> Found:
-        mask, derived = structured_mask(own, dense, prune(own, dense, scope, density, settings), settings)
+        mask, derived = apply_ticket_structure(own, dense, prune(own, dense, scope, density, settings), settings)
         segment = own.ticket_training(
             mask,
             retrain=retrain,

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from ticketry.report.figures.costs import metric_by_training_cost, split_into_increasing_lines
-from ticketry.report.subject import read_report_subject, series_of
+from ticketry.report.subject import labelled_runs, read_report_subject
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,6 @@ def test_levels_that_stand_above_each_other_have_no_names() -> None:
 
 
 def _names_over_memory(record: dict[str, Any]) -> list[str]:
-    axes = metric_by_training_cost(series_of(read_report_subject([record]), [0])).axes[2]
+    axes = metric_by_training_cost(labelled_runs(read_report_subject([record]), [0])).axes[2]
     assert axes.get_xlabel().startswith("memory")
     return [text.get_text() for text in axes.texts]

@@ -22,7 +22,7 @@ from ticketry.report import write_report
 from ticketry.report.figures import stability_figures, verify_figures
 from ticketry.report.figures.layout import to_svg
 from ticketry.report.figures.style import COLOURS, figure_style
-from ticketry.report.page import PagePart, template_macro, to_prose
+from ticketry.report.page import PagePart, template_macro, with_no_break_spaces
 from ticketry.report.subject import read_report_subject
 from ticketry.report.tables.results import Results
 
@@ -381,8 +381,8 @@ def test_a_bad_record_leaves_the_old_report(make_record, tmp_path):
 def test_text_of_macros_is_escaped_and_cleaned():
     rows = template_macro("parts.html", "rows")([["<tr>", "1 < 2", "a\x1b"]])
     assert str(rows).strip() == '<tr><th scope="row">&lt;tr&gt;</th><td>1 &lt; 2</td><td>a\ufffd</td></tr>'
-    assert to_prose("96.2 ± 0.4 % (n = 3)") == "96.2_±_0.4_% (n_=_3)".replace("_", "\N{NO-BREAK SPACE}")
-    assert to_prose("a <\n  b") == "a &lt; b"
+    assert with_no_break_spaces("96.2 ± 0.4 % (n = 3)") == "96.2_±_0.4_% (n_=_3)".replace("_", "\N{NO-BREAK SPACE}")
+    assert with_no_break_spaces("a <\n  b") == "a &lt; b"
 
 
 def test_what_a_template_does_not_get_is_an_error():

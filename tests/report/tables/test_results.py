@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ticketry.records.run import read_run
-from ticketry.report.tables.results import Results, layer_profiles, summarise
+from ticketry.report.tables.results import Results, mean_layer_densities, summarise
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=2, max_size=20))
@@ -63,7 +63,7 @@ def test_layer_profiles_are_means_over_replicates(make_record):
     tickets = [p for p in record["points"] if (p["level"], p["role"]) == (2, "ticket")]
     tickets[0]["layers"][0]["kept"] = 235200
     tickets[1]["layers"][0]["kept"] = 0
-    profile = layer_profiles(Results(read_run(record)))[1]
+    profile = mean_layer_densities(Results(read_run(record)))[1]
     assert profile.level == 2
     assert list(profile.layers) == ["fc1.weight", "fc2.weight", "fc3.weight"]
     assert profile.layers["fc1.weight"] == 0.5

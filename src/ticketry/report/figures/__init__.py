@@ -10,7 +10,7 @@ from ticketry.errors import MissingExtraError
 from ticketry.records.evidence import StabilityRecord, VerifyRecord
 from ticketry.records.run import RunValues
 from ticketry.records.ticket import SpeedRecord
-from ticketry.report.subject import Series, Subject, series_of
+from ticketry.report.subject import Series, Subject, labelled_runs
 from ticketry.report.tables.costs import search_cost_points, ticket_cost_points, training_cost_points
 from ticketry.report.tables.evidence import stability_quantities
 from ticketry.report.tables.frontier import MULTIPLICATIONS, TIME, CostMeasure, recorded_measures
@@ -20,7 +20,7 @@ from ticketry.report.tables.masks import (
     gate_round_chains,
     structured_level_to_draw,
 )
-from ticketry.report.tables.results import Results, layer_profiles, results_of
+from ticketry.report.tables.results import Results, mean_layer_densities, results_of
 from ticketry.report.tables.speed import LatencyPanel
 
 try:
@@ -109,7 +109,7 @@ def run_figures(results: Results) -> dict[str, Maker]:
     return _makers_of_figures_with_data(
         *_cost_of_call_figures(alone),
         (METRIC_BY_DENSITY, results.levels and results, metric_by_density),
-        (DENSITY_BY_LAYER, layer_profiles(results), density_by_layer),
+        (DENSITY_BY_LAYER, mean_layer_densities(results), density_by_layer),
         (FIRST_LAYER, first_layer_pictures(results), mask_pictures),
         (STRUCTURE, structured_level_to_draw(results), structure_pictures),
         (DENSITY_OVER_TRAINING, gate_round_chains(results), density_over_training),
@@ -122,7 +122,7 @@ def run_figures(results: Results) -> dict[str, Maker]:
 
 def comparison_figures(subject: Subject) -> list[dict[str, Maker]]:
     """Return, for each task, functions by name that draw figures with all runs of the task."""
-    return [_overlay_figures(series_of(subject, indices)) for indices in subject.run_indices_by_task.values()]
+    return [_overlay_figures(labelled_runs(subject, indices)) for indices in subject.run_indices_by_task.values()]
 
 
 def _overlay_figures(series: list[Series]) -> dict[str, Maker]:

@@ -409,12 +409,12 @@ def metric_by_call_cost(measure: CostMeasure, series: Sequence[Series], narrow: 
     entries: dict[str, Any] = {}
     for line in reversed(shown):
         name = role_name(line.role) if line.run is None or len(series) == 1 else names[line.run]
-        entries[name] = _draw_line(axes, line, shown, len(series) > 1, scale)
+        entries[name] = _draw_frontier_line(axes, line, shown, len(series) > 1, scale)
     add_legend(figure, dict(reversed(entries.items())), fontsize=12)
     return figure
 
 
-def _draw_line(axes: Any, line: FrontierLine, shown: Sequence[FrontierLine], several: bool, scale: Any) -> Any:
+def _draw_frontier_line(axes: Any, line: FrontierLine, shown: Sequence[FrontierLine], several: bool, scale: Any) -> Any:
     """Draw a line with markers and a band of intervals, and return the line's handle for the legend."""
     ordered, front = sorted(line.points, key=lambda point: point.cost), line.role == TICKET
     if is_matched_dense(line.role):

@@ -223,7 +223,7 @@ def stability_panels(study: StabilityRecord, narrow: bool = False) -> Figure:
     for index, density in enumerate(levels):
         rows, band = rows_at_density(study, density), grid[index * columns * bands : (index + 1) * columns * bands]
         for axes, quantity in zip(band, shown, strict=False):
-            _draw_quantity(axes, study, rows, quantity, steps)
+            _draw_quantity_panel(axes, study, rows, quantity, steps)
             _set_up_step_axis(axes, steps, study)
             axes.set_title(quantity.name)
         for spare in band[len(shown) :]:
@@ -255,17 +255,17 @@ def barrier_curves(study: StabilityRecord, narrow: bool = False) -> Figure:
     return figure
 
 
-def _draw_quantity(
+def _draw_quantity_panel(
     axes: Axes, study: StabilityRecord, rows: Sequence[StabilityRow], quantity: Quantity, steps: Sequence[int]
 ) -> None:
     for role in reversed(study_roles(study)):
         for reader, line in ((quantity.solid, "-"), (quantity.dashed, (0, (3, 2)))):
             if reader is not None:
-                _draw_line(axes, [row for row in rows if row.role == role], role, reader, line, steps)
+                _draw_quantity_line(axes, [row for row in rows if row.role == role], role, reader, line, steps)
     axes.locator_params(axis="y", nbins=4)
 
 
-def _draw_line(
+def _draw_quantity_line(
     axes: Axes, rows: Sequence[StabilityRow], role: str, reader: Reader, line: object, steps: Sequence[int]
 ) -> None:
     """Draw a quantity's means over replicates as a line, with bars from the lowest to the highest replicate."""
@@ -368,7 +368,7 @@ def time_by_density(curves: Sequence[TimeCurve], narrow: bool = False) -> Figure
     """Draw latency against density on log scales, with a panel per batch size; dense engines are horizontal lines."""
     figure, axes = figure_with_panels(len(curves), narrow, 290 if narrow else 330)
     for each, curve in zip(axes, curves, strict=True):
-        _draw_times(each, curve)
+        _draw_latency_curves(each, curve)
         each.set_title(f"batch {curve.comparison.batch}: ms of a call (log scale)")
     handles = {
         "sparse, this engine": Line2D([], [], color=COLOURS["ticket"], marker="o", markersize=5.5, lw=1.8),
@@ -389,7 +389,7 @@ def time_by_density_svg(record: EvidenceValues) -> str:
         return to_svg(time_by_density(timed.curves), "time by density")
 
 
-def _draw_times(axes: Axes, curve: TimeCurve) -> None:
+def _draw_latency_curves(axes: Axes, curve: TimeCurve) -> None:
     points, dense = curve.points, _dense_milliseconds(curve)
     x, times, ideal = zip(*((100 * p.density, 1e3 * p.seconds, 1e3 * p.ideal) for p in points), strict=True)
     axes.plot(x, ideal, color=COLOURS["muted"], lw=1.2, dashes=(4, 3))

@@ -31,7 +31,7 @@ from ticketry.report.tables.masks import (
     StructuredLevel,
     mask_pixels,
     mean_retained_share,
-    pick_evenly,
+    pick_evenly_spaced,
     retained_shares,
     to_grey_pixels,
     to_opaque_pixels,
@@ -43,7 +43,7 @@ from ticketry.report.wording import percent, printable, short_count
 
 def density_by_layer(profiles: Sequence[LayerProfile], narrow: bool = False) -> Figure:
     """Draw the density of each layer, as the mean over replicates, for up to six levels of the run."""
-    shown = pick_evenly(profiles, 4 if narrow else SHADES)
+    shown = pick_evenly_spaced(profiles, 4 if narrow else SHADES)
     names = list(dict.fromkeys(name for profile in shown for name in profile.layers))
     row = 30 if len(names) <= 8 else 20 if len(names) <= 24 else 15
     figure, (axes,) = figure_with_panels(1, narrow, row * len(names) + 52)
@@ -165,7 +165,7 @@ def _draw_mask_picture(axes: Axes, pixels: numpy.ndarray, groups: Sequence[int])
 def density_over_training(shown: Sequence[RoundChain], narrow: bool = False) -> Figure:
     """Draw the share of gates that are on against the steps of the search, with a line for each search."""
     figure, (axes,) = figure_with_panels(1, narrow, 290 if narrow else 350)
-    paths = [chain.path for chain in shown]
+    paths = [chain.gate_shares_by_step for chain in shown]
     low = 100 * min((share for _, each in paths for share in each if share > 0), default=1.0)
     set_up_log_axis(axes, "y", max(low, 1e-4) / 1.25, 112, number_tick_label)
     lines = {}

@@ -66,7 +66,7 @@ def has_measured_energy(runs: Sequence[Results]) -> bool:
     return any(watt_hours_per_second(results.run) is not None for results in runs)
 
 
-def cost_facts(results: Results) -> list[tuple[str, str, str]]:
+def cost_table_rows(results: Results) -> list[tuple[str, str, str]]:
     """Return name, number and remark of each recorded cost: search, controls, stored trainings, time and energy."""
     cost, found = numeric_costs(results.run), []
     if "search_steps_per_replicate" in cost:

@@ -13,7 +13,7 @@ from ticketry.records.evidence import Curve, Distances, StabilityRecord, Stabili
 from ticketry.records.network import DENSE, TICKET
 from ticketry.records.run import OmittedControlAtLevel, RunRecord
 from ticketry.records.verdict import Difference, Judgement, LevelVerdict
-from ticketry.report.tables.masks import pick_evenly
+from ticketry.report.tables.masks import pick_evenly_spaced
 from ticketry.report.tables.results import CONTROLS, Summary, summarise
 from ticketry.report.wording import (
     NONE,
@@ -107,7 +107,7 @@ def verify_sentence(verify: VerifyRecord, style: Style) -> str:
     )
 
 
-def verify_facts(verify: VerifyRecord, style: Style) -> list[tuple[str, str, str]]:
+def verification_table_rows(verify: VerifyRecord, style: Style) -> list[tuple[str, str, str]]:
     """Return name, number and remark of each fact about a verification: answers, claim, seeds and noise floor."""
     noise = verify.noise
     number, remark = NONE, "not measured"
@@ -161,7 +161,7 @@ def barrier_height(row: StabilityRow) -> float | None:
 def study_densities(study: StabilityRecord) -> list[float]:
     """Return the mean densities of at most four levels, evenly spread over the analysis, densest first."""
     levels = sorted({row.level for row in study.rows if row.role != DENSE})
-    return [_mean_density_of_level(study, level) for level in pick_evenly(levels, MOST_LEVELS)]
+    return [_mean_density_of_level(study, level) for level in pick_evenly_spaced(levels, MOST_LEVELS)]
 
 
 def _mean_density_of_level(study: StabilityRecord, level: int) -> float:

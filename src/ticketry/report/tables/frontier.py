@@ -88,7 +88,7 @@ def recorded_measures(results: Results) -> list[CostMeasure]:
     ]
 
 
-def budget_measure(results: Results) -> CostMeasure | None:
+def measure_limited_by_budget(results: Results) -> CostMeasure | None:
     """Return the cost measure that the run's budgets limit; None if it is not recorded, or the search has no budget."""
     found = (measure for measure in recorded_measures(results) if results.run.settings.get(measure.setting))
     return next(found, None)

@@ -19,7 +19,7 @@ from ticketry.report.wording import MINUS, NONE
 T = TypeVar("T")
 
 
-def pick_evenly(found: Sequence[T], most: int = 6) -> list[T]:
+def pick_evenly_spaced(found: Sequence[T], most: int = 6) -> list[T]:
     """Return at most `most` items, evenly spread, including the first and the last item."""
     if len(found) <= most:
         return list(found)
@@ -141,7 +141,7 @@ _SHARES = {
 }
 
 
-def structure_shares(results: Results) -> dict[str, tuple[str, str]]:
+def recorded_fit_measures(results: Results) -> dict[str, tuple[str, str]]:
     """Return, by name, title and meaning of each measure of fit that is recorded for some layer."""
     fits: list[LayerFit] = [
         fit for level in structured_levels(results) for one in level.structures for fit in one.layers
@@ -171,7 +171,7 @@ class RoundChain:
         return self.rounds[-1].density
 
     @property
-    def path(self) -> tuple[list[float], list[float]]:
+    def gate_shares_by_step(self) -> tuple[list[float], list[float]]:
         """Two lists: steps since the search began, and the share of gates that are on at each of these steps."""
         steps: list[float] = []
         open_shares: list[float] = []
@@ -195,11 +195,11 @@ def gate_round_chains(results: Results) -> list[RoundChain]:
             groups.append([])
         groups[-1].append(one)
     penalties = len({one.penalty for one in used}) > 1
-    found = [RoundChain(_chain_name(group, penalties), tuple(group)) for group in groups]
-    return pick_evenly(sorted(found, key=lambda chain: -chain.density))
+    found = [RoundChain(_name_gate_search(group, penalties), tuple(group)) for group in groups]
+    return pick_evenly_spaced(sorted(found, key=lambda chain: -chain.density))
 
 
-def _chain_name(rounds: Sequence[Round], penalties: bool) -> str:
+def _name_gate_search(rounds: Sequence[Round], penalties: bool) -> str:
     inits = list(dict.fromkeys(f"{one.init:.3g}" for one in rounds))
     inside = inits[0] if len(inits) == 1 else f"{inits[0]} … {inits[-1]}"
     extra = f", λ {rounds[0].penalty:.2g}" if penalties else ""
@@ -230,7 +230,7 @@ def detector_moments(results: Results) -> list[DetectorMoments]:
         moments = {r: point.moment for r, point in group.points.items() if point.moment and point.moment.measurements}
         if moments:
             found.append(DetectorMoments(group.level, group.density, moments))
-    return pick_evenly(found)
+    return pick_evenly_spaced(found)
 
 
 def groups_with_moment(results: Results) -> list[Group]:

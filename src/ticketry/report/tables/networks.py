@@ -78,7 +78,7 @@ def summarised_networks(subject: Subject) -> Iterator[MethodSummary]:
     """Yield a summary over all runs of a task, for each task, method, role and level."""
     for task, indices in subject.run_indices_by_task.items():
         groups: dict[tuple[str, str, int], list[tuple[Results, list[Point]]]] = {}
-        for results in subject.runs_at(indices):
+        for results in subject.runs_with_indices(indices):
             for role in results.roles:
                 for group in results.groups_of_role(role):
                     members = groups.setdefault((results.run.known_as, role, group.level), [])

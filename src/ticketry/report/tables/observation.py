@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ticketry.records.network import TICKET
 from ticketry.records.run import RunRecord
 from ticketry.records.verdict import VERDICTS
-from ticketry.report.tables.frontier import TIME, budget_measure, relative_call_cost
+from ticketry.report.tables.frontier import TIME, measure_limited_by_budget, relative_call_cost
 from ticketry.report.tables.results import Group, Results, margin_and_text
 from ticketry.report.wording import Style, factor_text, percent, printable, role_name
 
@@ -112,7 +112,7 @@ def _level_sentence(results: Results, style: Style, shown: Group, dense: Group) 
     """Return a sentence about a level: ``At 5.5 % of the prunable weights (1 in 18) the tickets reach …``."""
     share = f" (1 in {factor_text(1 / shown.density)})" if shown.density <= 0.5 else ""
     place = f"{percent(shown.density)} % of the prunable weights{share}"
-    measure = budget_measure(results)
+    measure = measure_limited_by_budget(results)
     if measure is not None and (cost := relative_call_cost(results, shown, measure)) is not None:
         of = "dense network's time" if measure is TIME else "MACs"
         place = f"{percent(cost)} % of the {of} ({percent(shown.density)} % of the prunable weights)"

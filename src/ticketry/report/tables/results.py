@@ -221,7 +221,7 @@ class LayerProfile:
     """Mean density by name of the layer, in the order of the model."""
 
 
-def layer_profiles(results: Results) -> list[LayerProfile]:
+def mean_layer_densities(results: Results) -> list[LayerProfile]:
     """Return the mean density of each layer over replicates, for every level whose tickets have recorded it."""
     profiles = []
     for group in results.groups_of_role(TICKET):

@@ -21,7 +21,7 @@ from ticketry.report.tables.costs import (
 )
 from ticketry.report.tables.evidence import verify_differences
 from ticketry.report.tables.networks import tickets_of_equal_density
-from ticketry.report.tables.results import Results, layer_profiles
+from ticketry.report.tables.results import Results, mean_layer_densities
 from ticketry.report.tables.speed import ComparisonsBySetup, LatencyPanel
 
 Cell = str | int | float | None
@@ -64,7 +64,7 @@ def _fields_as_columns(item: object, names: str) -> dict[str, Cell]:
     return cells
 
 
-def _interval_columns(names: str, interval: tuple[float, float] | None) -> dict[str, Cell]:
+def _interval_as_columns(names: str, interval: tuple[float, float] | None) -> dict[str, Cell]:
     """Return both ends of an interval as two columns with the given names."""
     return dict(zip(names.split(), interval or (None, None), strict=True))
 
@@ -136,7 +136,7 @@ def summary_rows(runs: Sequence[Results]) -> Rows:
             "n": summary.n,
             "statistic": group.compared.summary,
             **_fields_as_columns(summary, "mean sd"),
-            **_interval_columns("low high", summary.interval),
+            **_interval_as_columns("low high", summary.interval),
         }
         for results in runs
         for role in results.roles
@@ -149,7 +149,7 @@ def layer_rows(results: Results) -> Rows:
     """Return a row for each layer at each level, with the layer's mean density over replicates."""
     return [
         {"run": results.run.name, **_fields_as_columns(profile, "level density"), "layer": name, "kept_share": share}
-        for profile in layer_profiles(results)
+        for profile in mean_layer_densities(results)
         for name, share in profile.layers.items()
     ]
 
@@ -274,7 +274,7 @@ def verdict_rows(runs: Sequence[Results]) -> Rows:
             **_fields_as_columns(one, "about level density verdict as_good_as_dense better_than_controls"),
             "not_beaten": "; ".join(one.not_beaten),
             **_fields_as_columns(one, "claim margin confidence n difference"),
-            **_interval_columns("low high", one.interval),
+            **_interval_as_columns("low high", one.interval),
             **_fields_as_columns(one, "probability p p_holm p_as_good p_better more_seeds rule"),
             "reasons": "; ".join(one.reasons),
         }
@@ -403,7 +403,7 @@ def latency_rows(panels: Sequence[LatencyPanel], compared: ComparisonsBySetup) -
                         "metric": one.results.run.task.metric.name,
                         **_fields_as_columns(point.metric, "n mean sd"),
                         **_fields_as_columns(difference, "over_unstructured=mean"),
-                        **_interval_columns("over_low over_high", difference.interval if difference else None),
+                        **_interval_as_columns("over_low over_high", difference.interval if difference else None),
                     }
                 )
     return rows

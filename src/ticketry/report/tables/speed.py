@@ -214,7 +214,7 @@ class LatencyPanel:
 
 def latency_panels(subject: Subject, indices: Sequence[int]) -> list[LatencyPanel]:
     """Return a panel for each timing setup of the runs with these indices, which have one task."""
-    runs = subject.runs_at(indices)
+    runs = subject.runs_with_indices(indices)
     series = [Series(*one) for one in zip(structure_labels(runs), indices, runs, strict=True)]
     found = []
     for setup in timing_setups(runs, subject.speeds):
@@ -344,7 +344,7 @@ def _times_behind_saving(timed: Timed) -> list[EngineTime]:
     return [rows[name] for name in (best.engine, best.against) if name in rows] if best else []
 
 
-def savings_facts(speed: SpeedRecord) -> list[tuple[str, str, str]]:
+def savings_table_rows(speed: SpeedRecord) -> list[tuple[str, str, str]]:
     """Return name, number and remark of the time saved at each batch size, and of the compile time."""
     found = []
     for timed in speed.comparisons:

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from ticketry.records.network import DENSE, TICKET, Phase, Phases, Point, share_of
+from ticketry.records.network import DENSE, TICKET, Phase, Phases, Point, ratio_or_none
 from ticketry.records.run import RunValues, read_run
 from ticketry.records.verdict import LevelVerdict
-from ticketry.report.tables.frontier import budget_measure, relative_call_cost
+from ticketry.report.tables.frontier import measure_limited_by_budget, relative_call_cost
 from ticketry.report.tables.observation import describe_highlighted_level
 from ticketry.report.tables.results import Group, Results, results_of
 from ticketry.report.wording import (
@@ -136,7 +136,7 @@ def _table_title(results: Results) -> str:
 def _table_cells(results: Results) -> tuple[list[str], list[list[str]]]:
     style = Style.for_results(results)
     roles = [TICKET, *results.controls]
-    asked = budget_measure(results)
+    asked = measure_limited_by_budget(results)
     controls = [printable(role).replace("_", " ") for role in roles[1:]]
     header = ["level", *([_HEADERS[asked.name]] if asked else []), _WEIGHTS, "tickets", *controls, "dense"]
     usual = results.replicates
@@ -215,10 +215,10 @@ def _ticket_costs(point: Point, phases: Phases, dense: Phase) -> dict[str, Any]:
     return {
         "replicate": point.replicate,
         "level": point.level,
-        "steps": share_of(whole.steps, dense.steps),
-        "flops": share_of(whole.flops, dense.flops),
-        "memory": share_of(whole.memory, dense.memory),
-        "own_memory": share_of(phases.sparse.memory or None, dense.memory),
+        "steps": ratio_or_none(whole.steps, dense.steps),
+        "flops": ratio_or_none(whole.flops, dense.flops),
+        "memory": ratio_or_none(whole.memory, dense.memory),
+        "own_memory": ratio_or_none(phases.sparse.memory or None, dense.memory),
         "seconds": None if whole.seconds is None else round(whole.seconds, 3),
     }
 

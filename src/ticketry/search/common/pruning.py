@@ -212,10 +212,10 @@ def prune(
         more |= {"score": settings.score, "half_rate": settings.half_rate}
         if shape.pattern != UNSTRUCTURED:  # masks are remembered since before there were patterns
             more["pattern"] = shape.pattern
-    return choose_mask(replicate, trained, scope, density, settings.budget_cache_key, **more)
+    return store_chosen_mask(replicate, trained, scope, density, settings.budget_cache_key, **more)
 
 
-def choose_mask(
+def store_chosen_mask(
     replicate: Replicate, weights: Result, scope: Scope, share: float, terms: str = "", **chosen: Any
 ) -> str:
     """Choose a mask of a given density or cost, store the mask, and return the mask's digest (cached).
@@ -233,7 +233,7 @@ def choose_mask(
     return budget_mask(lab, task, weights, scope, terms=terms, share=share, seed=seed, **chosen)
 
 
-def structured_mask(
+def apply_ticket_structure(
     replicate: Replicate, weights: Result, mask: str, settings: PruningSettings
 ) -> tuple[str, Structured | None]:
     """Apply the structure that the settings require of tickets to a search's mask; return (new digest, description).
@@ -291,7 +291,7 @@ def prune_once(
     def find_ticket(level: int, density: float) -> Found:
         state = replicate.lab.at(dense, steps[density])
         mask = prune(replicate, state, scope, density, settings, **how)
-        mask, derived = structured_mask(replicate, state, mask, settings)
+        mask, derived = apply_ticket_structure(replicate, state, mask, settings)
         found = train_after_pruning(replicate, dense, state, mask, settings, level=level, density=density)
         return replace(found, moment=(moments or {}).get(density), structured=derived)
 
