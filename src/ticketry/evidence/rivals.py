@@ -336,7 +336,7 @@ def make_narrower_task(task: Task, most: int) -> Task | None:
 
 
 def explain_no_narrower(task: Task, most: int) -> str:
-    """Return the message for ``small_dense`` if the task has no narrower network of at most `most` parameters."""
+    """Return the error message for ``small_dense`` if the task has no network of at most `most` parameters."""
     network = task.key().get("model", "its network")
     return f"the task {task.name} defines no narrower form of {network} with at most {most:,} parameters"
 

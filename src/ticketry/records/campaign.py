@@ -100,7 +100,7 @@ class BlockProvenance(Part, frozen=True, kw_only=True):
 
 
 class PlannedTime(NamedTuple):
-    """Training time, in seconds, that was planned for some blocks, and the time that their training took."""
+    """Training time, in seconds, that was planned for blocks of replicates, and the time that their training took."""
 
     planned: float = 0.0
     took: float = 0.0

@@ -61,7 +61,7 @@ class PagePart:
         return self.element_id(name)
 
     def add_figure(self, drawings: Mapping[str, Drawing], name: str, data: rows.Rows = ()) -> dict[str, object]:
-        """Return a figure for the templates: its id, number, SVG in both widths, and a link to its data as CSV."""
+        """Number a figure; return its id, number, SVG in both widths and link to its CSV data for the templates."""
         one, drawing = self.element_id(name), drawings[name]
         wide, narrow = (
             Markup(to_inline_element(svg, f"{one}-{width}", f"{one}-caption"))

@@ -139,7 +139,7 @@ def _densities_by_round(settings: Settings, density: float) -> list[float]:
 
 
 def plan(settings: Settings) -> list[Training]:
-    """Plan one training for each density, which is split into ticks and tocks."""
+    """Plan one training per density, in which ticks (only gates are trained) and tocks (all weights) alternate."""
 
     def densities_by_step(density: float, schedule: Schedule) -> dict[int, float | None]:
         length, shares = _parse_tick_length(settings, schedule), [1.0, *_densities_by_round(settings, density)]

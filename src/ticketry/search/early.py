@@ -112,7 +112,7 @@ class Settings(ScoreSettings):
 
 
 def plan(settings: Settings) -> list[Training]:
-    """Plan one training for each density, from its pruning step on (the earliest possible one if detected)."""
+    """Plan one training per density, from its pruning step to the end; assume the earliest step if it is detected."""
     return settings.plan_tickets(first=settings.every if settings.when == "detect" else settings.when)
 
 
@@ -198,7 +198,7 @@ class _PruningStepDetector:
     def _choose_mask(self, state: Result, density: float) -> tuple[Mask, float]:
         """Return the mask by magnitude for a state and a density, and the seconds that choosing the mask took.
 
-        For channels, return the mask of norm scales. Layers to spare and all other settings apply as for the ticket.
+        If channels are pruned, the mask covers only norm scales, which have one element per channel.
         """
         lab, structured = self._lab, self._settings.parsed_structure.channels
         # Latencies are estimated: a moment that depended on timings would not be reproducible.

@@ -85,7 +85,7 @@ class Settings(PruningSettings):
 
 
 def plan(settings: Settings) -> list[Training]:
-    """Plan one training with gates, shared by all densities, then one rest of the schedule per density."""
+    """Plan one training with gates, shared by all densities, then per density the rest of the schedule."""
     return [Training(last=settings.until), *settings.plan_tickets(first=settings.until)]
 
 

@@ -86,7 +86,7 @@ class Budget:
 
     @property
     def base_for_run_name(self) -> Base | None:
-        """The base to include in the run's name: only for shares of latency with a base other than the default."""
+        """The `base` to name in the run's name: only if it is not the default and an amount is a share of latency."""
         shares = self.kind == "time" and any(parse_share_or_amount(one, "seconds")[1] for one in self.amounts)
         return self.base if shares and self.base != ENGINE else None
 
@@ -546,7 +546,7 @@ class ParsedStructure:
 
     @classmethod
     def parse(cls, text: str, offered: Iterable[Family], *, latency: bool = False) -> ParsedStructure:
-        """Parse a value of the setting ``structure``, which must be of one of the families that the method offers.
+        """Parse a value of the setting ``structure``; raise `UsageError` unless its family is in `offered`.
 
         `latency` says whether there is a latency budget.
         """

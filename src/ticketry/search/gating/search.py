@@ -161,7 +161,7 @@ class GateSettings(PruningSettings):
 
 
 def plan_by_gates(settings: GateSettings) -> list[Training]:
-    """Plan, for every round of every (density, s0, penalty), one training with gates and one of a ticket."""
+    """Plan two trainings per round, with gates and of the ticket, for every (density, initial gate logit, penalty)."""
     span = ticket_training_span(choose_retrain(settings.rewind, settings.retrain), settings.rewind)
     planned: list[Training] = []
     for alone in settings.split_by_density():
@@ -179,7 +179,7 @@ def plan_by_gates(settings: GateSettings) -> list[Training]:
 
 @as_search
 def search_by_gates(replicate: Replicate, settings: GateSettings) -> Iterator[Found]:
-    """Search one replicate: yield the dense network, then a ticket per round of every (density, s0, penalty)."""
+    """Yield the dense network, then a ticket per round for every (density, initial gate logit, penalty)."""
     alone = settings.split_by_density()
     if len(alone) == 1:
         yield from _search_one_density(replicate, settings)
