@@ -149,8 +149,8 @@ def verdict(
     """
     _check_metric_values("ticket", ticket)
     _check_metric_values(DENSE, dense)
-    _check_each_network("controls", {} if controls is None else controls)
-    _check_each_network("steps", {} if steps is None else steps)
+    _check_values_by_network("controls", {} if controls is None else controls)
+    _check_values_by_network("steps", {} if steps is None else steps)
     check_budgets(steps or {})
     networks = ["ticket", DENSE, *(controls or {})]
     if unknown := [name for name in steps or {} if name not in networks]:
@@ -369,7 +369,7 @@ def _judge_with_given_seeds(
     return _add_answers_and_outcome(made, rules.interim)
 
 
-def _check_each_network(name: str, values: Mapping[str, Sequence[float]]) -> None:
+def _check_values_by_network(name: str, values: Mapping[str, Sequence[float]]) -> None:
     if not isinstance(values, Mapping):
         raise UsageError(f"{name}= must be a mapping from names of networks to lists of numbers, not {values!r:.60}")
     for network, each in values.items():

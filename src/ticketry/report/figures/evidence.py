@@ -171,7 +171,7 @@ _COLOURS = {"confirmed": "good", "refuted": "bad", "undecided": "muted"}
 
 def claims_figure(claims: Sequence[Claim], narrow: bool = False) -> Figure:
     """Draw a row for each claim: by how many margins the difference exceeds the claim's bound, with the interval."""
-    labels = [(shorten_middle(claim.name, 40), _claim_text(claim)) for claim in claims]
+    labels = [(shorten_middle(claim.name, 40), _format_difference_and_verdict(claim)) for claim in claims]
     figure, axes, middles = figure_with_labelled_rows(labels, narrow, _LABEL)
     drawn: list[float] = []
     for middle, claim in zip(middles, claims, strict=True):
@@ -207,7 +207,7 @@ def _difference_in_margins(claim: Claim, difference: float) -> float:
     return (difference - claim.above) / claim.margin
 
 
-def _claim_text(claim: Claim) -> str:
+def _format_difference_and_verdict(claim: Claim) -> str:
     style = claim_number_style(claim)
     told = "" if claim.difference is None else f"{style.format_number(claim.difference, sign=True)}  "
     return f"{told}{claim.found}"
@@ -390,7 +390,7 @@ def time_by_density_svg(record: EvidenceValues) -> str:
 
 
 def _draw_latency_curves(axes: Axes, curve: TimeCurve) -> None:
-    points, dense = curve.points, _dense_milliseconds(curve)
+    points, dense = curve.points, _milliseconds_of_dense_engines(curve)
     x, times, ideal = zip(*((100 * p.density, 1e3 * p.seconds, 1e3 * p.ideal) for p in points), strict=True)
     axes.plot(x, ideal, color=COLOURS["muted"], lw=1.2, dashes=(4, 3))
     for name, milliseconds in dense:
@@ -403,7 +403,7 @@ def _draw_latency_curves(axes: Axes, curve: TimeCurve) -> None:
     set_up_density_axis(axes, [point.density for point in points])
 
 
-def _dense_milliseconds(curve: TimeCurve) -> list[tuple[str, float]]:
+def _milliseconds_of_dense_engines(curve: TimeCurve) -> list[tuple[str, float]]:
     """Return name and milliseconds of each timed dense engine."""
     rows = curve.comparison.times
     return [(row.engine, 1e3 * row.seconds) for row in rows if not row.sparse and row.seconds is not None]
@@ -413,5 +413,5 @@ def _engine_labels(curve: TimeCurve) -> list[tuple[float, str, str]]:
     fastest = curve.comparison.fastest_dense
     return [
         (time, shorten_middle(name, _LONGEST), "ink" if name == fastest else "muted")
-        for name, time in _dense_milliseconds(curve)
+        for name, time in _milliseconds_of_dense_engines(curve)
     ]

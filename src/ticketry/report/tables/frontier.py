@@ -58,17 +58,17 @@ class CallCostPoint:
 def call_cost_points(results: Results, role: str, measure: CostMeasure) -> list[CallCostPoint]:
     """Return a point for each level whose networks of this role all have a recorded cost, the most expensive first."""
     dense = results.dense
-    full = statistics.fmean([_point_cost(one, measure) or 0 for one in dense.points.values()]) if dense else 0.0
+    full = statistics.fmean([_network_call_cost(one, measure) or 0 for one in dense.points.values()]) if dense else 0.0
     found = []
     for group in results.groups_of_role(role) if full else ():
-        recorded = {replicate: _point_cost(point, measure) for replicate, point in group.points.items()}
+        recorded = {replicate: _network_call_cost(point, measure) for replicate, point in group.points.items()}
         known = {replicate: cost / full for replicate, cost in recorded.items() if cost is not None}
         if len(known) == len(recorded):
             found.append(CallCostPoint(group, statistics.fmean(known.values()), known))
     return sorted(found, key=lambda point: -point.cost)
 
 
-def _point_cost(point: Point, measure: CostMeasure) -> float | None:
+def _network_call_cost(point: Point, measure: CostMeasure) -> float | None:
     """Return the recorded cost of a network; the latency of an untimed dense network is 1, the unit of latency."""
     return 1.0 if measure is TIME and point.role == DENSE and point.timed is None else measure.of(point)
 

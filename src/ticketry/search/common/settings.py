@@ -403,7 +403,7 @@ def convert_setting_fields(settings: Any) -> None:
             continue
         shares = name in SHARES
         if several or (shares and value is not None):
-            value = _split_setting_values(value, apart=shares)
+            value = _split_setting_values(value, at_commas=shares)
         if shares and value is not None:
             value = tuple(_parse_share(name, item) for item in value)
             if not several and len(value) < 2:
@@ -411,8 +411,8 @@ def convert_setting_fields(settings: Any) -> None:
         object.__setattr__(settings, name, value)
 
 
-def _split_setting_values(value: Any, *, apart: bool) -> tuple[Any, ...]:
-    if isinstance(value, str) and apart:
+def _split_setting_values(value: Any, *, at_commas: bool) -> tuple[Any, ...]:
+    if isinstance(value, str) and at_commas:
         return tuple(value.split(","))
     return tuple(value) if isinstance(value, list | tuple) else (value,)
 
