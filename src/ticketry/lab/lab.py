@@ -388,7 +388,7 @@ class Lab:
         return course_of(task, self.data)
 
     def sizes(self, task: Task) -> dict[str, int]:
-        """Return the number of examples of each split (train, validation, test); the store has them after one call."""
+        """Return the number of examples of each split (train, validation, test); the numbers are stored."""
         known = self.store.load_or_compute(
             "sizes", digest_of(task.key()), lambda: task_checks.check_sizes(task, self.course(task).sizes())
         )
@@ -416,7 +416,7 @@ class Lab:
         return non_default_choices(precision=precision, threads=threads, devices=ranks, norms=norms, parallel=parallel)
 
     def check_cut(self, task: Task, recipe: Recipe, ranks: int) -> None:
-        """Raise `TaskError` if the batches cannot be divided among `ranks` processes; the store keeps the answer."""
+        """Raise `TaskError` if the batches cannot be divided among `ranks` processes; the answer is stored."""
         check_task(task.name, task.spec)
 
         def explain_failure() -> dict[str, str]:
@@ -438,7 +438,7 @@ class Lab:
             raise TaskError(why)
 
     def structure(self, task: Task) -> Structure:
-        """Return which channels of the task's network can only be removed together; a lab traces a network once."""
+        """Return which channels of the task's network can only be removed together; the answer is cached."""
         key = digest_of(task.key())
         with self._tracing:
             if key not in self._structures:

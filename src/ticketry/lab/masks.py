@@ -75,7 +75,7 @@ def store_costs(lab: Lab, task: Task, costs: CostModel, names: Iterable[str]) ->
 
 
 def load_weight_prices(lab: Lab, task: Task, names: Iterable[str], terms: str) -> Prices:
-    """Return the stored cost model that `terms` (`Budget.cache_key`) names, or the MACs per weight if it names none."""
+    """Return the cost model whose digest is in `terms` (`Budget.cache_key`); without a digest, the MACs per weight."""
     _, by_costs, digest = terms.partition(":")
     if not by_costs:
         return macs_per_weight(lab, task, names)
@@ -262,7 +262,7 @@ def measure_dense_latency(lab: Lab, rival: Task, task: Task, costs: CostModel) -
 def prune_to_latency(lab: Lab, task: Task, costs: CostModel, share: float, prune: Callable[[float], Mask]) -> Mask:
     """Time several masks, and return the mask whose latency is nearest to `share` of the dense network's latency.
 
-    `prune` is called with estimated latencies, also as shares of the dense network's, and returns a mask for each.
+    `prune` returns the mask for an estimated latency, which is also a share of the dense network's latency.
     """
     from ticketry.budgets.latency import meet_share
 

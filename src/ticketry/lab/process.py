@@ -294,7 +294,7 @@ def _set_malloc_options(options: Mapping[int, int]) -> bool:
 
 
 def describe_machine() -> dict[str, Any]:
-    """Return the software versions and the machine for a stored record; the keys of results contain neither."""
+    """Return the software versions, processor and GPU for a stored record; the keys of results do not contain them."""
     import torch
 
     return {

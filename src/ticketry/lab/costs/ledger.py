@@ -122,12 +122,12 @@ class MaskCosts:
         self._made: dict[str, MaskCost] = {}
 
     def add(self, mask: str, making: MaskCost) -> None:
-        """Record the cost `making` of the mask with the digest `mask`; keep the higher cost if there is one already."""
+        """Record the cost `making` of the mask with the digest `mask`, unless a higher cost is recorded already."""
         with self._lock:
             self._made[mask] = max(self._made.get(mask, making), making, key=_cost_sort_key)
 
     def get(self, mask: str) -> MaskCost:
-        """Return the cost of the mask with the digest `mask`; an unknown mask has no cost."""
+        """Return the cost of the mask with the digest `mask`; a cost of 0 for an unknown mask."""
         return self._made.get(mask, MaskCost())
 
 
@@ -167,7 +167,7 @@ class Phases:
 
 
 def training_phases_of(found: Found, before: Iterable[Found] = ()) -> Phases:
-    """Return the phases of the network `found`.
+    """Return the work that led to the network `found`, divided into phases.
 
     Args:
         before: networks that the same search with the same seeds found earlier. If `found.searched` is empty, as in
@@ -227,7 +227,7 @@ def _split_phases(needed: Sequence[Result], found: Found | None) -> Phases:
 
 
 def _longest_training_per_trajectory(trainings: Iterable[Result]) -> tuple[Result, ...]:
-    """Return the longest of the `trainings` of each trajectory; shorter trainings are its beginning."""
+    """Return the longest of each set of `trainings` that differ only in their last step."""
     longest: dict[str, Result] = {}
     for each in trainings:
         known = longest.get(each.segment.trajectory)

@@ -158,7 +158,7 @@ class Costs:
         return None if flops is None else trained.segment.steps * flops
 
     def _other_flops(self, phases: Phases) -> float | None:
-        """Return the FLOPs of a search outside training steps: for scores on examples, and for gradients for a mask."""
+        """Return a search's FLOPs outside training steps: of pruning scores, and of gradients that choose a mask."""
         parts = [self._scoring_flops(phases, making.seen) for making in map(self._lab.mask_costs.get, phases.masks)]
         if phases.gradients:
             dense, flops = self._step_flops(phases.sparse[-1].segment)
@@ -261,6 +261,6 @@ def _load_or_measure(
 
 
 def _removed_shares(lab: Lab, mask: str) -> dict[str, float]:
-    """Return, for each parameter, the share of weights that a stored mask removes; the store keeps the result."""
+    """Return, for each parameter, the share of weights that a stored mask removes; the result is stored."""
     known = lab.store.load_or_compute("removed", mask, lambda: {"shares": removed_shares(lab.store.get_mask(mask))})
     return dict(known["shares"])

@@ -186,8 +186,8 @@ class Dashboards:
     def reporting(self, name: str, kind: str, config: Mapping[str, Any], *, by_label: bool) -> Iterator[Logged]:
         """Within a ``with`` block, report a search or verification.
 
-        Trainings in the block belong to the group `name`. Unless `by_label`, the block must report them by
-        `report_training`.
+        If `by_label`, trainings that `report_training` reports in the block belong to the group `name` by default;
+        otherwise each call must name the group.
         """
         run, before = Logged(name, name, kind, config), self.group
         self.group = name if by_label else ""

@@ -178,7 +178,7 @@ def _absolute_paths(path: tuple[str, ...], here: str) -> list[str]:
 
 
 def build_answer(kind: str, **more: Any) -> str:
-    """Return an answer of some kind as JSON text, with further entries `more`.
+    """Return a worker's answer as JSON text, with its `kind` and the further entries `more`.
 
     Kinds: ``done`` (with the work done), ``failed`` (with the error), ``stopped`` (on the driver's request) and
     ``left`` (because a signal ended the worker).

@@ -50,7 +50,8 @@ that is more."""
 Kind = Literal["blob", "result", "memo", "run", "evidence", "campaign"]
 Coding = Literal["whole", "zlib", "difference"]
 """How a part is stored: unchanged (whole), compressed by zlib, or (difference) compressed after XOR with the previous
-part of the same size. Differences make the masks of research/bundles 20 % to 50 % smaller."""
+part of the same size. Without differences the bundles in research/bundles would be 16 % larger, and their masks 36 %;
+claims-lenet would be 34 % larger, and its masks 74 %."""
 _Size = Annotated[int, Meta(ge=0, le=1 << 50)]
 
 

@@ -171,7 +171,7 @@ def parse_checkpoint_name(name: str) -> Checkpoint | None:
 
 
 def list_checkpoints(remote: Objects, trajectory: str) -> Iterator[tuple[Checkpoint, str]]:
-    """Yield each checkpoint of the training with the key `trajectory`, with the name of each of its objects."""
+    """Yield, for each object that belongs to a checkpoint of the training `trajectory`, the checkpoint and the name."""
     for one in remote.list(f"partial/{trajectory}-"):
         if (found := parse_checkpoint_name(one.name)) and found.trajectory == trajectory:
             yield found, one.name

@@ -27,7 +27,7 @@ _KNOWN_SECONDS = 3.0
 
 
 class Messages:
-    """Reads and writes the messages between one driver and its workers; in a thread if the store is `remote`."""
+    """Exchanges messages between a driver, which requests trainings, and its workers; in a thread if `remote`."""
 
     def __init__(self, objects: Objects, driver: str, *, remote: bool) -> None:
         self._objects, self._folder = objects, f"live/{driver}"

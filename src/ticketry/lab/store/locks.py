@@ -45,7 +45,7 @@ _MARK, _MOST = "running", 64
 
 
 def is_running_mark(name: str) -> bool:
-    """Return whether a file of this name in a run's folder is a mark."""
+    """Return whether a file of this name in a run's folder marks the run as running."""
     return name == _MARK or name.startswith(f"{_MARK}-")
 
 

@@ -136,7 +136,7 @@ class Records:
         index[name] = {"here": self._size_and_time(name), "there": listed.version.strip() if listed else ""}
 
     def _replace_store_folder(self, name: str, data: bytes, old: str, new: str) -> bytes:
-        """Return the content of a file; in an undamaged record, paths get the folder `new` instead of `old`."""
+        """Return the content of a file, with `new` in place of the folder `old` in the paths of an undamaged record."""
         if not (_is_record(name) and name.endswith(".json")):
             return data
         try:

@@ -327,7 +327,7 @@ def compare(kind: Kind, name: tuple[str, ...], known: bytes, new: bytes) -> Comp
 
 
 def _replace_store_folder(values: dict[str, Any], beside: dict[str, Any]) -> dict[str, Any]:
-    """Return the record `values` with the store's folder of the record `beside` in all its paths."""
+    """Return the record `values`, with the store folder in its paths replaced by that of the record `beside`."""
     old, new = values.get("store"), beside.get("store")
     if not (isinstance(old, str) and isinstance(new, str) and old):
         return values

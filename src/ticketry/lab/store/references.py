@@ -66,8 +66,8 @@ class Results:
     ) -> list[Path]:
         """Return the files of all results of `trajectories`, and of all trainings to which these results refer.
 
-        For a result, `starts` returns the digests of tensors that other trainings produced; these trainings are
-        followed. `more` returns the key of a further training to follow, or None.
+        `starts` returns digests of tensors to which a result refers; the trainings that produced these tensors are
+        included. `more` returns the key of another training to include with the result, or None.
         """
         waiting, seen = sorted(set(trajectories)), set[str]()
         found: list[Path] = []
@@ -88,12 +88,12 @@ class Results:
 
 
 def second_order_seed(seed: int) -> int:
-    """Return the seed for the second order of the data, derived from the seed for the first order."""
+    """Return the seed of another order of the training data, derived from the `seed` of the first order."""
     return mix(seed, "second order")
 
 
 def second_order_trajectory(result: Mapping[str, Any]) -> str | None:
-    """Return the key of the training of `result` with the second data order; None if `result` has no description."""
+    """Return the key of the same training in another data order; None if `result` does not describe its training."""
     segment = result["segment"]
     if not isinstance(segment, dict) or not isinstance(segment.get("order_seed"), int):
         return None

@@ -65,7 +65,7 @@ def is_done(store: Store, segment: Segment, keep: Sequence[int] = (), *, measure
 
 
 class WeightRetrainer:
-    """Trains weights again that a bundle left out, for given tasks (by digest); see `Store.retrain`."""
+    """Repeats trainings of given tasks, to restore weights that a bundle left out; see `Store.retrain`."""
 
     def __init__(self, store: Store, data: Path | None, tasks: Mapping[str, Task]) -> None:
         self._store, self._data, self._tasks = store, data, tasks

@@ -172,7 +172,7 @@ class Job:
         return state
 
     def _stored_state(self, record: Mapping[str, Any]) -> TrainingState:
-        """Return the training state in a stored result, which has only weights at the end of a schedule."""
+        """Return the training state of a stored result; a result at the end of a schedule has only the weights."""
         training: dict[str, Tensor] = {"losses": torch.zeros(0)}
         if record["training"]:
             training = self.store.get_tensors(record["training"])

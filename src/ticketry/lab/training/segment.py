@@ -105,7 +105,7 @@ class Segment:
         return self.last - self.first
 
     def at(self, step: str, of: str = "") -> int:
-        """Return the step of a point such as 2ep, 500it or 3%; `of` names the setting, for the error message."""
+        """Return the number of a step given as 2ep, 500it or 3% (of the schedule); `of` is for the error message."""
         return Step.parse(step).at(total=self.total, per_epoch=self.per_epoch, of=of)
 
     @cached_property

@@ -182,13 +182,13 @@ class Variant:
         return {}
 
     def round_fields(self, record: Mapping[str, Any]) -> dict[str, Any]:
-        """Return fields of `records.run.Round` from a training's record; empty if the training is no round."""
+        """Return the fields of `records.run.Round` that a training's record gives; empty if it is no pruning round."""
         return {}
 
     # -- costs ---------------------------------------------------------------------------------------------------------
 
     def without_history(self: Own) -> Own:
-        """Return a copy without references to earlier trainings, with which the cost of a step can be measured."""
+        """Return a copy without references to earlier trainings, for measuring the cost of a step."""
         return self
 
     def flops_key(self) -> object:

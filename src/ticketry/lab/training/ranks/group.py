@@ -68,7 +68,7 @@ class Group:
         dist.destroy_process_group()
 
     def convert_norms(self, model: nn.Module) -> nn.Module:
-        """Return the network with batch norms that use the statistics of the whole batch, if the arithmetic asks so."""
+        """Return the network; if norms are synchronised, its batch norms use the statistics of the whole batch."""
         return synchronise_norms(model) if self._norms == SYNCHRONISED else model
 
     def wrap(self, model: nn.Module) -> nn.Module:
@@ -107,7 +107,7 @@ class Group:
         return total
 
     def average_loss(self, value: Tensor) -> Tensor:
-        """Return the mean of the loss over all ranks, and exchange wishes to store; call this once per step."""
+        """Return the mean loss of all ranks, and learn whether a rank wants to store; call this once per step."""
         if not self.stores_together:
             return self.mean(value)
         both = torch.stack([value.detach() / self.world, value.new_tensor(float(self._wish))])
