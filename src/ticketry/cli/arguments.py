@@ -23,7 +23,7 @@ from tyro.constructors import (
 
 from ticketry.choices import check_choice
 from ticketry.errors import UsageError
-from ticketry.experiments.decoding import decode_value, find_choices, inner_types, takes_several
+from ticketry.experiments.decoding import accepts_several_values, decode_value, find_choices, iterate_nested_types
 
 T = TypeVar("T")
 
@@ -41,7 +41,9 @@ def parse(kind: type[T] | Any, words: Sequence[str], *, prog: str, description: 
     if dataclasses.is_dataclass(kind):
         if {"-h", "--help"} & set(words):
             shown = _everyday_options(kind)
-        words = _merge_repeated_options(words, {flag for flag, hint in _iterate_flags(kind) if takes_several(hint)})
+        words = _merge_repeated_options(
+            words, {flag for flag, hint in _iterate_flags(kind) if accepts_several_values(hint)}
+        )
     elif words and not words[0].startswith("-"):
         check_choice(f"{prog}:", words[0], [name for one in typing.get_args(kind) if (name := _subcommand_name(one))])
     if shown is not None:
@@ -86,7 +88,7 @@ def _iterate_flags(kind: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """
     hints = typing.get_type_hints(kind, include_extras=True)
     for field in dataclasses.fields(kind):
-        (inner, *_) = inner_types(hints[field.name])
+        (inner, *_) = iterate_nested_types(hints[field.name])
         if dataclasses.is_dataclass(inner):
             for before in ("", f"{prefix}{field.name}."):
                 yield from _iterate_flags(inner, before)
@@ -123,7 +125,7 @@ def make_registry(shown: frozenset[str] | None = None) -> ConstructorRegistry:
             return None
         prefix = prefixes.get(info.type, "")
         for field in found.fields:
-            (inner, *_) = inner_types(field.type)
+            (inner, *_) = iterate_nested_types(field.type)
             if dataclasses.is_dataclass(inner) and tyro.conf.OmitArgPrefixes not in typing.get_args(field.type):
                 prefixes.setdefault(inner, f"{prefix}{field.name}.")
         fields = tuple(_prepare_field(field, prefix, shown) for field in found.fields)
@@ -135,35 +137,35 @@ def make_registry(shown: frozenset[str] | None = None) -> ConstructorRegistry:
 def _prepare_field(field: StructFieldSpec, prefix: str, shown: frozenset[str] | None) -> StructFieldSpec:
     """Return a tyro field with one-line help; unless it is a flag or a dataclass, `decode_value` converts its words."""
 
-    def helptext() -> str | None:
+    def build_help_text() -> str | None:
         text = field.helptext() if callable(field.helptext) else field.helptext
         text = text and " ".join(text.split())
         return text if shown is None or not text else _first_sentence(text)
 
-    kind: Any = Annotated[field.type, tyro.conf.arg(help_behavior_hint=_default_hint)]
-    (inner, *others) = inner_types(field.type)
+    kind: Any = Annotated[field.type, tyro.conf.arg(help_behavior_hint=_format_default)]
+    (inner, *others) = iterate_nested_types(field.type)
     if not dataclasses.is_dataclass(inner) and (inner is not bool or others):
         kind = Annotated[kind, _make_primitive_spec(field.name, prefix, field.type)]
     if shown is not None and field.name not in shown:
         hidden: Any = tyro.conf.Suppress
         kind = hidden[kind]
-    return dataclasses.replace(field, type=kind, helptext=helptext)
+    return dataclasses.replace(field, type=kind, helptext=build_help_text)
 
 
 def _make_primitive_spec(name: str, prefix: str, hint: Any) -> PrimitiveConstructorSpec[Any]:
     """Return the specification that makes tyro convert the words of an option with `decode_value`."""
-    several = takes_several(hint)
+    several = accepts_several_values(hint)
 
-    def convert(words: list[str]) -> Any:
+    def parse_words(words: list[str]) -> Any:
         parts = [part for word in words for part in split_list(word)] if several else words
-        if Path in inner_types(hint) and name != "store":
+        if Path in iterate_nested_types(hint) and name != "store":
             parts = [_local_path(part) for part in parts]
         return decode_value(name, parts if several else parts[0], hint, what=prefix.rstrip("."), text=True)
 
     return PrimitiveConstructorSpec(
         nargs="*" if several else 1,
-        metavar=_placeholder(hint),
-        instance_from_str=convert,
+        metavar=_value_placeholder(hint),
+        instance_from_str=parse_words,
         is_instance=lambda _: True,
         str_from_instance=lambda value: [str(one) for one in (value if isinstance(value, tuple) else [value])],
     )
@@ -221,7 +223,9 @@ def _everyday_options(kind: Any) -> frozenset[str] | None:
     if usual == names:
         return None
     hints = typing.get_type_hints(kind)
-    inner = {name: one for name, hint in hints.items() if dataclasses.is_dataclass(one := next(inner_types(hint)))}
+    inner = {
+        name: one for name, hint in hints.items() if dataclasses.is_dataclass(one := next(iterate_nested_types(hint)))
+    }
     groups = frozenset(inner) | {name for one in inner.values() for name in _plugin_options(one)}
     return (usual if len(usual) <= _MOST_SHOWN else usual & _EVERYDAY) | groups
 
@@ -237,7 +241,7 @@ def _first_sentence(text: str) -> str:
     return sentence if len(sentence) <= _LONGEST_HELP else f"{sentence[:_LONGEST_HELP].rpartition(' ')[0]} …"
 
 
-def _default_hint(default: str) -> str:
+def _format_default(default: str) -> str:
     """Return the note about an option's default in help; empty for the defaults None, '' and False."""
     if default == "True":
         return "(done unless this is given)"
@@ -247,14 +251,14 @@ def _default_hint(default: str) -> str:
 _PLACEHOLDERS = {int: "INT", float: "FLOAT", str: "TEXT", Path: "PATH"}
 
 
-def _placeholder(hint: Any) -> str:
+def _value_placeholder(hint: Any) -> str:
     """Return the placeholder of an option's value: PATH, {a,b} for choices, or INT ... for a list."""
     if choices := find_choices(hint):
         word = "{" + ",".join(str(one) for one in choices if one) + "}"
     else:
-        names = {_PLACEHOLDERS.get(one, "VALUE") for one in inner_types(hint) if one is not types.NoneType}
+        names = {_PLACEHOLDERS.get(one, "VALUE") for one in iterate_nested_types(hint) if one is not types.NoneType}
         word = names.pop() if len(names) == 1 else "VALUE"
-    return f"{word} ..." if takes_several(hint) else word
+    return f"{word} ..." if accepts_several_values(hint) else word
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

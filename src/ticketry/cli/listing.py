@@ -219,14 +219,14 @@ def _list_scores(_: Path) -> list[dict[str, Any]]:
 def _list_registry(module: str, name: str) -> Callable[[Path], list[dict[str, Any]]]:
     """Return a function that lists the registry `name` of `module`; the function imports the module when called."""
 
-    def rows(_: Path) -> list[dict[str, Any]]:
+    def list_entries(_: Path) -> list[dict[str, Any]]:
         registry: Registry[Any] = getattr(import_module(module), name)
         return [
             {"name": name, "from": registry.find_origin(name), "description": first_paragraph(found)}
             for name, found in registry.load_usable_objects().items()
         ]
 
-    return rows
+    return list_entries
 
 
 def _list_controls(store: Path) -> list[dict[str, Any]]:

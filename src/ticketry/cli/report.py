@@ -63,18 +63,18 @@ def main(words: Sequence[str]) -> int:
     if arguments.watch:
         if given := [name for name in ("runs", "all", "export", "figures", "json") if getattr(arguments, name)]:
             raise UsageError(f"--watch shows all that the store is doing: leave out {', '.join(given)}")
-        return _watch(require_store(arguments.store), arguments.output)
+        return _rewrite_page_while_training(require_store(arguments.store), arguments.output)
     known = run_record_files(require_store(arguments.store))
     chosen = [read_record(path) for path in (known if arguments.all and known else _choose_runs(known, arguments.runs))]
     if arguments.all:
-        chosen.sort(key=_similarity_key)
+        chosen.sort(key=_group_of_similar_runs)
     written = _write_report(arguments, chosen)
     if arguments.json:
         print(json.dumps({"reports": [written]}))
     return 0
 
 
-def _watch(store: Path, page: Path | None) -> int:
+def _rewrite_page_while_training(store: Path, page: Path | None) -> int:
     """Write the page of ``--watch``, renew the page's data every two seconds until Ctrl-C, and return 0."""
     from ticketry.files import write_atomically
     from ticketry.lab.store.files import read_sealed
@@ -107,7 +107,7 @@ def _choose_runs(known: Sequence[Path], names: Sequence[str]) -> list[Path]:
     return list(dict.fromkeys(_find_run(known, name) for name in names)) or [known[-1]]
 
 
-def _similarity_key(record: RunRecord) -> tuple[str, str, float]:
+def _group_of_similar_runs(record: RunRecord) -> tuple[str, str, float]:
     """Return a sort key that groups similar runs: task, method and rewind step."""
     return record.task.name, record.method, record.steps.rewind or 0
 
@@ -118,7 +118,7 @@ def _find_run(known: Sequence[Path], name: str) -> Path:
     exact = [path for path in matching if path.parent.name == name]
     if not matching:
         near = did_you_mean(name, [path.parent.name for path in known])
-        raise StoreError(f"no run is called {name!r}; {near}there are {_list_names(known)}")
+        raise StoreError(f"no run is called {name!r}; {near}there are {_format_run_names(known)}")
     if len(exact or matching) > 1:
         rows, unreadable = [], []
         for path in matching[-_LISTED:]:
@@ -135,7 +135,7 @@ def _find_run(known: Sequence[Path], name: str) -> Path:
     return (exact or matching)[0]
 
 
-def _list_names(runs: Sequence[Path]) -> str:
+def _format_run_names(runs: Sequence[Path]) -> str:
     """Return the names of runs as text; of many runs only the newest."""
     names = [path.parent.name for path in runs[-_NAMED:]]
     return ", ".join(names) + (f" and {len(runs) - _NAMED} older ones" if len(runs) > _NAMED else "")

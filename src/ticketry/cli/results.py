@@ -63,7 +63,7 @@ def summarise_verification(record: VerifyRecord) -> list[str]:
         lines.append(f"         {record.answers}")
     values = {network.role: network.values for network in record.networks}
 
-    def row(name: str, of: Sequence[float]) -> str:
+    def format_row(name: str, of: Sequence[float]) -> str:
         return f"  {name:<26} {style.format_number(_mean(of)):>8}{unit}"
 
     for compared in record.comparisons:
@@ -73,15 +73,17 @@ def summarise_verification(record: VerifyRecord) -> list[str]:
                 f"  [{style.format_number(compared.low, sign=True)}, {style.format_number(compared.high, sign=True)}]"
             )
         lines.append(
-            f"{row(role_name(role), values[role])}   ticket {style.format_number(compared.mean, sign=True)}{interval}"
+            f"{format_row(role_name(role), values[role])}   ticket {style.format_number(compared.mean, sign=True)}{interval}"
         )
-    lines.append(row("ticket", values["ticket"]))
+    lines.append(format_row("ticket", values["ticket"]))
     if noise := record.noise:
         spread = "" if noise.sd is None else f", standard deviation {style.format_number(noise.sd)}"
         shown = f"ticket {style.format_number(noise.mean, sign=True)}{spread}"
-        lines.append(f"{row('ticket, other seeds (A/A)', noise.values)}   {shown}")
+        lines.append(f"{format_row('ticket, other seeds (A/A)', noise.values)}   {shown}")
     for reference in record.references:
-        lines.append(f"{row(role_name(reference.role), reference.values)}   {reference.steps:,} steps, shown only")
+        lines.append(
+            f"{format_row(role_name(reference.role), reference.values)}   {reference.steps:,} steps, shown only"
+        )
     lines += [f"left out {one.role}: {one.why}" for one in record.left_out]
     if not record.decided:
         more = record.more_seeds
@@ -135,11 +137,11 @@ def _verify_command(record: RunRecord, level: LevelVerdict, seeds: int, run_file
         words += ["--interim", f"{-(-seeds // 2)},{seeds}"]
     if record.store and record.store != str(LabOptions.store):
         words += ["--store", record.store]
-    words += lab_options(record)
+    words += recorded_lab_options(record)
     return shlex.join([*words, *(["--trust"] if needs_trust(run_file, record.store) else [])])
 
 
-def lab_options(record: RunRecord) -> list[str]:
+def recorded_lab_options(record: RunRecord) -> list[str]:
     """Return the lab options, except ``--store``, with which a run's networks are trained again bit for bit."""
     environment = record.environment
     usual = {"device": ("cpu", None), "kernels": ("dense", None), "threads": (1, None)}
@@ -289,7 +291,7 @@ def engines_table(comparisons: Sequence[Mapping[str, Any]]) -> Group:
         cells = [_format_time(one, name) for one in comparisons]
         sparse = any(row["sparse"] for one in comparisons for row in one["times"] if row["engine"] == name)
         table.add_row(Text(name, style="green" if sparse else ""), *cells)
-    return _with_title("time of a call, ms: median (quartiles over rounds); the fastest dense engine in bold", table)
+    return _add_title("time of a call, ms: median (quartiles over rounds); the fastest dense engine in bold", table)
 
 
 def time_saved_table(comparisons: Sequence[Mapping[str, Any]]) -> Group:
@@ -303,7 +305,7 @@ def time_saved_table(comparisons: Sequence[Mapping[str, Any]]) -> Group:
     table.add_row(Text("against", style="dim"), *(Text(name, style="dim") for name in against))
     sure = min((saved["confidence"] for one in comparisons for saved in one["saved"]), default=0)
     title = f"time saved against the fastest dense engine, %: median of the rounds [{100 * sure:.0f} % interval]"
-    return _with_title(title, table)
+    return _add_title(title, table)
 
 
 def layers_table(layers: Sequence[Mapping[str, Any]]) -> Table:
@@ -349,9 +351,7 @@ def structure_fit_table(layers: Sequence[Mapping[str, Any]]) -> Group:
         if last:
             table.add_section()
         table.add_row(Text(layer["name"].removesuffix(".weight")), *map(Text, cells))
-    return _with_title(
-        "before, after: density; coverage of the kept magnitude, beside chance; fill: added. In %", table
-    )
+    return _add_title("before, after: density; coverage of the kept magnitude, beside chance; fill: added. In %", table)
 
 
 def density_curve_table(curve: Mapping[str, Any]) -> Group:
@@ -367,7 +367,7 @@ def density_curve_table(curve: Mapping[str, Any]) -> Group:
         )
     one = curve["comparison"]
     title = f"batch {one['batch']}, masks {curve['pattern']}; ideal: density times that of {one['fastest_dense']}"
-    return _with_title(title, table)
+    return _add_title(title, table)
 
 
 def _format_time(one: Mapping[str, Any], name: str) -> Any:
@@ -415,7 +415,7 @@ def _make_batch_table(comparisons: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
-def _with_title(title: str, table: Table) -> Group:
+def _add_title(title: str, table: Table) -> Group:
     from rich.console import Group
     from rich.text import Text
 

@@ -162,7 +162,7 @@ def execute_bench(
     last = at_batch(source.inputs, options.batch[-1])[0]
     layers = time_layers(fast, source.model, source.mask, last, options.precision)
     record = BenchRecord(
-        **_common_fields(source, options, store, command),
+        **_common_record_fields(source, options, store, command),
         structure="channel-wise" if small is not None else "unstructured or group-wise",
         compile_seconds=seconds,
         weight_bytes=fast.weight_bytes,
@@ -203,7 +203,7 @@ def execute_density_sweep(
             )
         )
     record = CurveRecord(
-        **_common_fields(source, options, store, command), pattern=options.pattern, seed=0, curves=tuple(found)
+        **_common_record_fields(source, options, store, command), pattern=options.pattern, seed=0, curves=tuple(found)
     )
     return _store_record(record, store, options)
 
@@ -251,7 +251,9 @@ def shrunk_model(source: TicketModel) -> nn.Module | None:
     return small.eval().requires_grad_(False) if smaller else None
 
 
-def _common_fields(source: TicketModel, options: BenchOptions, store: Path | None, command: str) -> dict[str, Any]:
+def _common_record_fields(
+    source: TicketModel, options: BenchOptions, store: Path | None, command: str
+) -> dict[str, Any]:
     """Return the fields that `BenchRecord` and `CurveRecord` have in common."""
     return {
         **source.describe(),
@@ -490,17 +492,17 @@ def _choose_masks(
 def _time_steps(model: nn.Module, inputs: Any, masks: Mapping[str, Mask], options: SpeedupOptions, say: Say) -> Timed:
     """Check that dense engines and pruned models give the outputs of eager mode, then time all of them in turns."""
 
-    def compiled(mask: Mask | None) -> Callable[[Case], Any]:
+    def make_compiler(mask: Mask | None) -> Callable[[Case], Any]:
         return lambda case: compile(case.model, mask, case.kwargs or case.args, threads=options.threads)
 
     plain = copy.deepcopy(model).eval().requires_grad_(False)
     contenders: list[Contender] = [*rivals(("eager", "compile", "onnxruntime", "openvino"))]
-    contenders.append(Sparse(compiled(None), UNPRUNED))
+    contenders.append(Sparse(make_compiler(None), UNPRUNED))
     for name, mask in masks.items():
         masked = copy.deepcopy(plain)
         with torch.no_grad():
             mask.apply_(masked)
-        contenders.append(Sparse(compiled(mask), name, model=masked))
+        contenders.append(Sparse(make_compiler(mask), name, model=masked))
     given = inputs if isinstance(inputs, tuple | Mapping) else (inputs,)
     case = Case(plain, given, "fp32", options.threads)
     return compare(case, contenders, Timing(rounds=options.rounds, clock=options.clock), say=say)

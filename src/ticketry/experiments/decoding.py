@@ -31,7 +31,7 @@ def decode_settings(given: Mapping[str, Any], *kinds: type[Any], what: str) -> t
         what: where the values come from, for error messages: ``run("iterative", …)`` or ``the run file run.toml``.
     """
     known = {field.name for kind in kinds for field in fields(kind) if field.init}
-    check_names(given, known, what)
+    check_setting_names(given, known, what)
     found = []
     for kind in kinds:
         hints, own = get_type_hints(kind), {field.name for field in fields(kind) if field.init}
@@ -40,7 +40,7 @@ def decode_settings(given: Mapping[str, Any], *kinds: type[Any], what: str) -> t
     return tuple(found)
 
 
-def check_names(given: Mapping[str, Any], known: set[str], what: str) -> None:
+def check_setting_names(given: Mapping[str, Any], known: set[str], what: str) -> None:
     """Raise `UsageError` for a name that is not in `known`, and suggest the nearest names."""
     for name in given:
         if name not in known:
@@ -66,7 +66,7 @@ def decode_value(name: str, value: Any, hint: Any, *, what: str = "", text: bool
         return None
     if get_origin(hint) is tuple and not isinstance(value, (list, tuple)):
         value = (value,)
-    if text and {float, str} <= set(inner_types(hint)):
+    if text and {float, str} <= set(iterate_nested_types(hint)):
         value = tuple(map(_parse_number, value)) if isinstance(value, (list, tuple)) else _parse_number(value)
     label = name
     if what:
@@ -83,7 +83,7 @@ def decode_value(name: str, value: Any, hint: Any, *, what: str = "", text: bool
 def find_choices(hint: Any) -> tuple[Any, ...]:
     """Return the values that an annotation of `Literal`s and None allows; for other annotations, an empty tuple."""
     found: list[Any] = []
-    for kind in inner_types(hint):
+    for kind in iterate_nested_types(hint):
         if get_origin(kind) is Literal:
             found += get_args(kind)
         elif kind is types.NoneType:
@@ -93,23 +93,23 @@ def find_choices(hint: Any) -> tuple[Any, ...]:
     return tuple(found) if any(one is not None for one in found) else ()
 
 
-def inner_types(hint: Any) -> Iterator[Any]:
+def iterate_nested_types(hint: Any) -> Iterator[Any]:
     """Yield the types in an annotation, with unions replaced by their members and tuples by their elements."""
     origin = get_origin(hint)
     if origin is Annotated:
-        yield from inner_types(get_args(hint)[0])
+        yield from iterate_nested_types(get_args(hint)[0])
     elif origin in (typing.Union, types.UnionType, tuple):
         for one in get_args(hint):
             if one is not Ellipsis:
-                yield from inner_types(one)
+                yield from iterate_nested_types(one)
     else:
         yield hint
 
 
-def takes_several(hint: Any) -> bool:
+def accepts_several_values(hint: Any) -> bool:
     """Return whether an annotation allows a tuple."""
     if get_origin(hint) in (Annotated, typing.Union, types.UnionType):
-        return any(takes_several(one) for one in get_args(hint))
+        return any(accepts_several_values(one) for one in get_args(hint))
     return get_origin(hint) is tuple
 
 
@@ -140,5 +140,5 @@ _TYPE_NAMES = {
 
 def _describe_type(hint: Any) -> str:
     """Return a description of an annotation's types for error messages."""
-    names = [_TYPE_NAMES.get(kind, getattr(kind, "__name__", str(kind))) for kind in inner_types(hint)]
-    return " or ".join(dict.fromkeys(names)) + (", or several" if takes_several(hint) else "")
+    names = [_TYPE_NAMES.get(kind, getattr(kind, "__name__", str(kind))) for kind in iterate_nested_types(hint)]
+    return " or ".join(dict.fromkeys(names)) + (", or several" if accepts_several_values(hint) else "")

@@ -15,7 +15,7 @@ from ticketry.choices import MAX_INTEGER, MIN_INTEGER
 from ticketry.core.structure.pattern import parse_n_of_m
 from ticketry.errors import OutsideError, UsageError
 from ticketry.evidence.control import CONTROLS
-from ticketry.experiments.decoding import check_names, decode_settings, decode_value
+from ticketry.experiments.decoding import check_setting_names, decode_settings, decode_value
 from ticketry.experiments.options import SearchOptions
 from ticketry.files import content_of, reason_of, require_inside
 from ticketry.lab.store.paths import is_url
@@ -133,7 +133,7 @@ _TABLES: dict[str, Any] = {
 def decode_search_options(tables: Mapping[str, Any], what: str = "the run file") -> SearchOptions:
     """Check the entries of a run file or preset; return all but method, settings and recipe as `SearchOptions`."""
     known = {*_TABLES, "method", *(field.name for field in fields(SearchOptions))} - {"option"}
-    check_names(tables, known, what)
+    check_setting_names(tables, known, what)
     for name in _TABLES.keys() & tables.keys():
         decode_value(name, tables[name], _TABLES[name], what=what)
     decode_value("method", tables.get("method", ""), str, what=what)
@@ -160,7 +160,7 @@ def check_trust(
         store: store of the command; its files of layer costs are trusted.
     """
 
-    def instead(advice: str) -> str:
+    def add_alternative(advice: str) -> str:
         return "" if said is None else f"{advice}, or, "
 
     own = () if said is None else said
@@ -171,12 +171,12 @@ def check_trust(
                 if network := name.partition(":")[2]:
                     check_network(network, of=of)
             elif registry.is_outside(name):
-                raise refusal(what.removesuffix("s"), name, of, instead("name it yourself"))
+                raise refusal(what.removesuffix("s"), name, of, add_alternative("name it yourself"))
     for what in ("store", "data"):
         if what in tables and what not in own:
-            raise refusal(what, tables[what], of, instead(f"name the folder yourself with --{what}"))
+            raise refusal(what, tables[what], of, add_alternative(f"name the folder yourself with --{what}"))
     if "on" in tables and "on" not in own and not _is_local_runner(str(tables["on"])):
-        raise refusal("on", tables["on"], of, instead("name where to train yourself with --on"))
+        raise refusal("on", tables["on"], of, add_alternative("name where to train yourself with --on"))
     task, options = tables.get("task", "digits"), tables.get("options", {})
     if "task" not in own or options:
         check_request(str(task), None, [(name, str(value)) for name, value in options.items()], of=of)
@@ -184,11 +184,13 @@ def check_trust(
         check_network(str(tables["model"]), of=of)
     profile = tables.get("settings", {}).get("profile")
     if profile and "profile" not in own and not _is_stored_cost_file(str(profile), store):
-        raise refusal("setting profile", str(profile), of, instead("name the file yourself with --profile"))
+        raise refusal("setting profile", str(profile), of, add_alternative("name the file yourself with --profile"))
     for name, value in tables.get("settings", {}).items():
-        for word in _code_words(name, value):
+        for word in _words_that_may_name_code(name, value):
             if name not in own and _names_code(word):
-                raise refusal(f"setting {name}", word, of, instead(f"name it yourself with --{name.replace('_', '-')}"))
+                raise refusal(
+                    f"setting {name}", word, of, add_alternative(f"name it yourself with --{name.replace('_', '-')}")
+                )
 
 
 def upgrade_stored_settings(
@@ -239,7 +241,7 @@ def _is_local_runner(on: str) -> bool:
 _SHAPE = re.compile(r"(?:[a-z]+\+?:)?[\d.:]+|[a-z]+\+?|refill\+:match")
 
 
-def _code_words(name: str, value: Any) -> Iterator[str]:
+def _words_that_may_name_code(name: str, value: Any) -> Iterator[str]:
     """Yield the texts in the value of a setting that may name code; for a structure, the values of its options."""
     for word in value if isinstance(value, list) else [value]:
         if not isinstance(word, str):

@@ -67,7 +67,7 @@ def execute(
     controls = _ControlTrainer(lab, run, collected)
     ended: list[TicketryError] = []
 
-    def add(replicate: int, found: Found) -> None:
+    def add_found_ticket(replicate: int, found: Found) -> None:
         counts = collected.add_found(replicate, found)
         if found.mask is not None:
             controls.start_controls(replicate, found, counts)
@@ -83,7 +83,7 @@ def execute(
                 recipe=run.recipe,
                 replicates=run.replicates,
                 seeds=run.seeds,
-                on_found=add,
+                on_found=add_found_ticket,
                 on_ended=ended.append,
             )
             if ended and not any(row.role == TICKET for row in collected.rows):

@@ -158,14 +158,14 @@ def execute_stability(
         rewinds.append(Rewind(step, asked[step], searched.name))
         for replicate, item in found:
             if item.mask is None or _is_requested(lab, item, settings, levels):
-                pieces += list(_row_functions(lab, one, settings, replicate, item))
+                pieces += list(_row_computations(lab, one, settings, replicate, item))
     rows = lab.gather(pieces)
     if settings.at and all(row.role == DENSE for row in rows):
         there = sorted({row.density for one in searches for row in one.points if row.role == TICKET}, reverse=True)
         known = ", ".join(f"{one:g}" for one in there)
         raise UsageError(f"at must name densities of tickets: {known}")
     done = lab.ledger.since(ledger)
-    name = record_name(run, settings)
+    name = stability_record_name(run, settings)
     record = StabilityRecord(
         name=name,
         runs=tuple(rewind.run for rewind in rewinds),
@@ -200,7 +200,7 @@ def _check_rewinds(run: SearchRequest, settings: StabilitySettings, steps: Mappi
     return {level_for_density(density, planned, "the search") for density in settings.at} if planned else set()
 
 
-def record_name(run: SearchRequest, settings: StabilitySettings) -> str:
+def stability_record_name(run: SearchRequest, settings: StabilitySettings) -> str:
     """Return the name of the record of a stability analysis in the store's folder `evidence`."""
     return f"stability-{digest_of(json.loads(json.dumps([run.identity(), asdict(settings)])))[:8]}"
 
@@ -215,14 +215,14 @@ def _run_search(lab: Lab, run: SearchRequest, command: str) -> tuple[RunRecord, 
 def _train_dense_to_rewinds(lab: Lab, run: SearchRequest, steps: Sequence[int]) -> None:
     """Train the dense network of each replicate once, and store its weights after each of `steps`."""
 
-    def one(number: int) -> None:
+    def train_replicate(number: int) -> None:
         seeds = run.seeds.replicate(number)
         with lab.telling(f"replicate {number} "):
             task = run.task_of(number)
             segment = lab.segment(task, start=seeds.initialisation, order_seed=seeds.order, recipe=run.recipe)
             lab.train(segment, keep=steps, label="dense")
 
-    lab.gather([partial(one, number) for number in range(run.replicates)])
+    lab.gather([partial(train_replicate, number) for number in range(run.replicates)])
 
 
 def _is_requested(lab: Lab, found: Found, settings: StabilitySettings, levels: set[int | None]) -> bool:
@@ -234,7 +234,7 @@ def _is_requested(lab: Lab, found: Found, settings: StabilitySettings, levels: s
     return not settings.at or any(abs(density / asked - 1) <= TOLERANCE for asked in settings.at)
 
 
-def _row_functions(
+def _row_computations(
     lab: Lab, run: SearchRequest, settings: StabilitySettings, replicate: int, found: Found
 ) -> Iterator[Any]:
     """Yield functions that each compute a row of the record for the network `found`; they can run in parallel."""
@@ -278,7 +278,7 @@ def _analyse_network(
             )
             for made in barriers
         ),
-        layers=_layer_records(distances) if distances and settings.layers else (),
+        layers=_layer_distance_records(distances) if distances and settings.layers else (),
     )
 
 
@@ -286,6 +286,6 @@ def _distance_record(part: Distance) -> Distances:
     return Distances(part.l2, part.angle)
 
 
-def _layer_records(made: Stability) -> tuple[LayerDistances, ...]:
+def _layer_distance_records(made: Stability) -> tuple[LayerDistances, ...]:
     pruning, order = made.pruning.layers, made.data_order.layers
     return tuple(LayerDistances(name, pruning[name].l2, order[name].l2) for name in pruning)

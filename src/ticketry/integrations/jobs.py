@@ -255,24 +255,24 @@ class Kernels:
 
             self._fast = train(model, mask, self._example, precision=self._precision)
 
-    def follow(self, mask: Mask) -> None:
+    def update_mask(self, mask: Mask) -> None:
         """Adapt the kernels to `mask` if the mask has changed."""
         if self._fast is not None and self._fast.mask is not mask:
             self._fast.update(mask)
 
-    def enter(self) -> None:
+    def switch_on(self) -> None:
         """Switch the kernels on for a step."""
-        self.leave()
+        self.switch_off()
         if self._fast is not None:
             self._step.enter_context(self._fast.running())
 
-    def leave(self) -> None:
+    def switch_off(self) -> None:
         """Switch the kernels off after a step, or after an interruption in it."""
         self._step.close()
 
     def release(self) -> None:
         """Remove the kernels from the model."""
-        self.leave()
+        self.switch_off()
         if self._fast is not None:
             self._fast.release()
             self._fast = None
@@ -304,10 +304,10 @@ class HoldJob(Job):
         return self._mask
 
     def before_step(self, done: int) -> None:
-        self._kernels.enter()
+        self._kernels.switch_on()
 
     def after_update(self, done: int) -> None:
-        self._kernels.leave()
+        self._kernels.switch_off()
 
     def finish(self) -> None:
         try:
@@ -368,11 +368,11 @@ class GradualJob(Job):
         pruning.done = done
 
     def before_step(self, done: int) -> None:
-        self._kernels.follow(self.mask)
-        self._kernels.enter()
+        self._kernels.update_mask(self.mask)
+        self._kernels.switch_on()
 
     def after_update(self, done: int) -> None:
-        self._kernels.leave()
+        self._kernels.switch_off()
         self._prune_up_to(done)
 
     def _prune_up_to(self, done: int) -> None:
@@ -645,18 +645,18 @@ def write_state(path: Path, state: dict[str, Any]) -> None:
     """Write a job's state to a file: nested dicts (with string keys) and lists of tensors and plain values."""
     tensors: dict[str, Tensor] = {}
 
-    def to_json(value: Any) -> Any:
+    def encode_tensors(value: Any) -> Any:
         if isinstance(value, Tensor):
             number = str(len(tensors))
             tensors[number] = value.detach().to("cpu", copy=True).contiguous()
             return {_TENSOR: number}
         if isinstance(value, dict):
-            return {"items": {name: to_json(item) for name, item in value.items()}}
+            return {"items": {name: encode_tensors(item) for name, item in value.items()}}
         if isinstance(value, list | tuple):
-            return [to_json(item) for item in value]
+            return [encode_tensors(item) for item in value]
         return value
 
-    described = json.dumps(to_json(state))
+    described = json.dumps(encode_tensors(state))
     write_atomically(path, sealed(save(tensors, metadata={_ENTRY: described})))
 
 

@@ -228,10 +228,10 @@ def _make_is_running(state: TrainerState) -> Callable[[], bool]:
     """
     known = weakref.ref(state)
 
-    def runs() -> bool:
+    def is_training_running() -> bool:
         return next(_find_train_calls(known()), None) is not None
 
-    return runs if runs() else lambda: True
+    return is_training_running if is_training_running() else lambda: True
 
 
 def _find_resumed_checkpoint(state: TrainerState) -> str | None:

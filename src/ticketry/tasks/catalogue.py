@@ -141,7 +141,7 @@ def resolve_task(task: str | Task) -> Task:
 
 def create_task(spec: Spec) -> Task:
     """Create the task that `spec`, a request of the user, names; the task's attribute `spec` is the request."""
-    return _create(spec)
+    return _create_task_from_spec(spec)
 
 
 def create_task_from_file(file: str, spec: Spec, *, trust: bool = False) -> Task:
@@ -153,10 +153,10 @@ def create_task_from_file(file: str, spec: Spec, *, trust: bool = False) -> Task
     """
     if not trust:
         check_request(spec.name, spec.model, spec.options, of=file)
-    return _create(spec, annotated=True)
+    return _create_task_from_spec(spec, annotated=True)
 
 
-def _create(spec: Spec, *, annotated: bool = False) -> Task:
+def _create_task_from_spec(spec: Spec, *, annotated: bool = False) -> Task:
     # Importing torch takes a second, and `names` and `describe` do not need it.
     from ticketry.tasks import images, user_task
 

@@ -123,7 +123,7 @@ class Source:
         """Return inputs and targets of the examples `rows`; each has a seed of its random transforms in `seeds`."""
         examples = []
         for row, seed in zip(rows, seeds, strict=True):
-            with _seeded(seed):
+            with _seed_generators_temporarily(seed):
                 examples.append(self.data[row])
         try:
             inputs, targets = self.collate(examples)
@@ -181,11 +181,11 @@ class DatasetTask(Task):
 
     @functools.cached_property
     def _splits(self) -> Splits:
-        def split(part: str) -> Split:
+        def make_split(part: str) -> Split:
             source, targets = self._sources[part], self._targets[part]
             return Split(torch.arange(len(targets)), targets, DatasetReader(source, self._workers))
 
-        return Splits(*(split(part) for part in ("train", "validation", "test")))
+        return Splits(*(make_split(part) for part in ("train", "validation", "test")))
 
     def build(self) -> nn.Module:
         return self._model()
@@ -271,7 +271,7 @@ def _load_source(file: str) -> Source:
 
 
 @contextmanager
-def _seeded(seed: int) -> Iterator[None]:
+def _seed_generators_temporarily(seed: int) -> Iterator[None]:
     """Within the block, seed the global generators of torch, Python and NumPy; restore them afterwards."""
     import numpy as np
 

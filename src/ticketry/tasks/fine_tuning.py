@@ -178,7 +178,7 @@ class Pretrained:
         """Return values that identify the files in the folder, and the version of the library with the network."""
         names = [_CONFIG, _WEIGHTS, *_TOKENIZER]
         found = sorted({file for name in names for file in self._find_files(name) if is_file(file)})
-        each = [f"{file.name} {_digest_file(file, *_stamp(file))}" for file in found]
+        each = [f"{file.name} {_digest_file(file, *_file_size_and_change_time(file))}" for file in found]
         return {
             "model": str(self._config.get("model_type", "")),
             "folder": hashlib.sha256("\n".join(each).encode()).hexdigest(),
@@ -287,7 +287,7 @@ class Pretrained:
     def _config(self) -> dict[str, Any]:
         self.check()
         file = self.path / _CONFIG
-        return _read_json(file, *_stamp(file))
+        return _read_json(file, *_file_size_and_change_time(file))
 
     @property
     def _tokenizer(self) -> Any:
@@ -338,7 +338,7 @@ def _load_tokenizer(path: Path) -> Any:
     return _import_transformers(path).AutoTokenizer.from_pretrained(path, **_LOCAL)
 
 
-def _stamp(file: Path) -> tuple[int, int]:
+def _file_size_and_change_time(file: Path) -> tuple[int, int]:
     """Return the size and the modification time of a file."""
     about = file.stat()
     return about.st_size, about.st_mtime_ns

@@ -114,11 +114,11 @@ class Recipe:
             return self
         factor = Fraction(length, max(self.steps(per_epoch), 1))
 
-        def scale(point: str) -> str:
+        def scale_step(point: str) -> str:
             return str(Step.parse(point).scaled(factor, per_epoch=per_epoch))
 
-        milestones = tuple(scale(point) for point in self.milestones)
-        return replace(self, length=f"{length}it", milestones=milestones, warmup=scale(self.warmup))
+        milestones = tuple(scale_step(point) for point in self.milestones)
+        return replace(self, length=f"{length}it", milestones=milestones, warmup=scale_step(self.warmup))
 
 
 _GIANT = "it has a number of thousands of digits"

@@ -23,7 +23,7 @@ from ticketry.tasks import models
 from ticketry.tasks.data import tables as uci
 from ticketry.tasks.data.locate import places
 from ticketry.tasks.data.splits import hold_out
-from ticketry.tasks.data.tables import Missing, Table, index_of, read_table
+from ticketry.tasks.data.tables import Missing, Table, find_column_index, read_table
 from ticketry.tasks.facts import EACH, MODEL, OPTIONS, RECIPE, TABLE, UCI
 from ticketry.tasks.file_requests import Options
 from ticketry.tasks.network_name import NetworkName
@@ -101,11 +101,11 @@ def standardised(
             " learn: name another column or split"
         )
 
-    def split(rows: NDArray[np.int64]) -> Split:
+    def standardise_rows(rows: NDArray[np.int64]) -> Split:
         wanted = np.stack([(target[rows] - centre) / unit, np.full(len(rows), unit)], axis=1)
         return Split(_to_float32((inputs[rows] - mean) / std), _to_float32(wanted))
 
-    return Splits(train=split(train), validation=split(validation), test=split(test))
+    return Splits(train=standardise_rows(train), validation=standardise_rows(validation), test=standardise_rows(test))
 
 
 def _to_float32(values: NDArray[Any]) -> Tensor:
@@ -240,7 +240,7 @@ class CustomTableRegression(TableRegression):
     @cached_property
     def _table(self) -> Table:
         table = read_table(self.path, self.drop, categories=self.categories, missing=self.missing, target=self.target)
-        index_of(table.columns, self.target, self.path)
+        find_column_index(table.columns, self.target, self.path)
         rows, columns = table.values.shape
         if columns < 2:
             raise TaskError(f"{self.path} has no column but the target: there is nothing to predict it from")
@@ -252,7 +252,7 @@ class CustomTableRegression(TableRegression):
     @cached_property
     def _splits(self) -> Splits:
         table = self._table
-        at = index_of(table.columns, self.target, self.path)
+        at = find_column_index(table.columns, self.target, self.path)
         rows, held = len(table.values), _share_to_count(self.test, len(table.values))
         if held >= rows - 1:
             raise TaskError(f"{self.path}: {rows} rows are too few for a test part of {float(self.test):g} of them")

@@ -61,7 +61,7 @@ class Environments:
         steps = find_step_limit(worlds[0])
         self.limit = -(-steps // repeat)
         """Largest number of actions in an episode."""
-        unwrapped = [_unwrap(world) for world in worlds]
+        unwrapped = [_unwrap_environment(world) for world in worlds]
         self._environments: list[Any] = (
             unwrapped if repeat == 1 else [_Repeated(world, repeat, steps) for world in unwrapped]
         )
@@ -200,7 +200,7 @@ def create_environment(name: str) -> gymnasium.Env[Any, Any]:
     return world
 
 
-def _unwrap(world: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
+def _unwrap_environment(world: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
     """Return the environment without the wrappers that Gymnasium always adds, which take longer than a CartPole step.
 
     Wrappers that the environment was registered with (`additional_wrappers`) stay.
@@ -228,11 +228,11 @@ def digest_environment_source(name: str) -> str:
 
     For ``module:NAME`` the digest includes the module. Raise the errors of `create_environment`.
     """
-    return digest_defining_source(*parts) if (parts := _custom_parts(name)) else ""
+    return digest_defining_source(*parts) if (parts := _custom_environment_key(name)) else ""
 
 
 @lru_cache(maxsize=64)
-def _custom_parts(name: str) -> tuple[object, ...]:
+def _custom_environment_key(name: str) -> tuple[object, ...]:
     world: Any = create_environment(name)
     module, colon, _ = name.partition(":")
     found: list[object] = [sys.modules[module]] if colon else []
@@ -365,7 +365,7 @@ class Learner(Session):
             self._start(parameters)
         with torch.no_grad():
             if self._acts:
-                self._act(model, step)
+                self._act_and_store(model, step)
             if step % learning.period == 0:
                 for name, parameter in parameters.items():
                     self._target[name].lerp_(parameter, learning.blend)
@@ -398,10 +398,10 @@ class Learner(Session):
 
     def _start(self, parameters: Mapping[str, Tensor]) -> None:
         self._create_environments()
-        fill_randomly(self._memory, self._environments, self._choices, self._learning.warmup)
+        fill_memory_with_random_actions(self._memory, self._environments, self._choices, self._learning.warmup)
         self._target = {name: parameter.detach().clone() for name, parameter in parameters.items()}
 
-    def _act(self, model: nn.Module, step: int) -> None:
+    def _act_and_store(self, model: nn.Module, step: int) -> None:
         learning, environments = self._learning, self._environments
         fallen = step / self._falls if step < self._falls else 1.0
         explore = 1.0 + (learning.explore - 1.0) * fallen
@@ -418,7 +418,7 @@ class Learner(Session):
     def _target_values(self, model: nn.Module, parameters: Mapping[str, Tensor], seen: Transitions) -> Tensor:
         """Return the targets [b]: reward + discounted value that the target network gives the next observation."""
         best = self._action_values(model, seen.after).argmax(1, keepdim=True) if self._learning.double else None
-        with _replaced_weights(parameters, self._target):
+        with _replace_weights_temporarily(parameters, self._target):
             values = self._action_values(model, seen.after)
         following = values.amax(1) if best is None else values.gather(1, best).squeeze(1)
         return seen.rewards + self._learning.gamma * following * (1 - seen.ended)
@@ -436,7 +436,7 @@ def q_loss(values: Tensor, actions: Tensor, wanted: Tensor, kind: str) -> Tensor
     return F.smooth_l1_loss(taken, wanted) if kind == "huber" else F.mse_loss(taken, wanted)
 
 
-def fill_randomly(memory: Memory, environments: Environments, choices: int, count: int) -> None:
+def fill_memory_with_random_actions(memory: Memory, environments: Environments, choices: int, count: int) -> None:
     """Store `count` transitions; each action is one of `choices` actions, drawn from torch's global generator."""
     copies = len(environments.seen)
     for actions in torch.randint(choices, (count // copies, copies)).tolist():
@@ -451,7 +451,7 @@ def step_and_store(memory: Memory, environments: Environments, actions: list[int
 
 
 @contextlib.contextmanager
-def _replaced_weights(parameters: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> Iterator[None]:
+def _replace_weights_temporarily(parameters: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> Iterator[None]:
     """Within the block, replace the data of `parameters` by `weights`, without copying."""
     own = {name: parameter.data for name, parameter in parameters.items()}
     try:
@@ -522,7 +522,7 @@ class EnvironmentCourse(Course):
         Each split has its own episodes, with fixed seeds.
         """
 
-        def best(seen: Numbers) -> list[int]:
+        def choose_best_actions(seen: Numbers) -> list[int]:
             with arithmetic.autocast():
                 values = model(torch.from_numpy(seen).to(arithmetic.device))
             if not bool(torch.isfinite(values).all()):  # argmax would take one of them for the best
@@ -534,7 +534,7 @@ class EnvironmentCourse(Course):
             return actions
 
         environments = Environments(self.environment, EPISODES, mix("evaluate", split), self.learning.repeat)
-        returns, lengths = environments.play(best)
+        returns, lengths = environments.play(choose_best_actions)
         if not isfinite(found := float(returns.mean())):
             raise TrainingError(f"the mean return in {self.environment} is {found}: its rewards are no finite numbers")
         return {"return": found, "length": float(lengths.mean())}

@@ -114,10 +114,10 @@ def _call_method(task: Task, method: str, call: Callable[..., T], *tensors: Tens
     except (TicketryError, torch.OutOfMemoryError):  # their messages suffice
         raise
     except Exception as error:
-        raise _failure(task, method, error, *tensors) from error
+        raise _method_failure_error(task, method, error, *tensors) from error
 
 
-def _failure(task: Task, method: str, error: Exception, *tensors: Tensor) -> TaskError:
+def _method_failure_error(task: Task, method: str, error: Exception, *tensors: Tensor) -> TaskError:
     where = _method_name(task, method) if method else f"the model of the task {task.name!r}"
     arguments = " and ".join(f"{_describe(tensor)} ({str(tensor.dtype).removeprefix('torch.')})" for tensor in tensors)
     alone = " (a single example: where the last batch of an epoch has one, choose another batch)"

@@ -66,7 +66,7 @@ class OwnTask(Task):
             "name": self.spec.name,
             "source": self.source,
             "options": _parse_arguments(self.spec),
-            "key": self.inner.key() if _overrides(self.inner, "key") else None,
+            "key": self.inner.key() if _overrides_method(self.inner, "key") else None,
         }
 
     def unfit(self, key: Mapping[str, object]) -> str:
@@ -175,8 +175,8 @@ def _check_task(task: Task, name: str) -> None:
     for attribute, kind in _ATTRIBUTES.items():
         if not isinstance(getattr(task, attribute, None), kind):
             raise TaskError(f"{name}: a task's {attribute} is a {kind.__name__}, see ticketry.tasks.task.Task")
-    for method in _METHODS_OF_COURSES if _overrides(task, "course") else _METHODS:
-        if not _overrides(task, method):
+    for method in _METHODS_OF_COURSES if _overrides_method(task, "course") else _METHODS:
+        if not _overrides_method(task, method):
             raise TaskError(f"{name}: {type(task).__name__} has no {method}, see ticketry.tasks.task.Task")
         _check_signature(task, method, name)
 
@@ -196,7 +196,7 @@ def _check_signature(task: Task, method: str, name: str) -> None:
         ) from None
 
 
-def _overrides(task: Task, method: str) -> bool:
+def _overrides_method(task: Task, method: str) -> bool:
     return getattr(type(task), method) is not getattr(Task, method)
 
 

@@ -19,7 +19,7 @@ from ticketry.experiments.record_files import current_time, read_earlier_record
 from ticketry.experiments.reproduce.campaign_file import Campaign
 from ticketry.experiments.reproduce.claims import Decision
 from ticketry.experiments.request import SearchRequest
-from ticketry.experiments.stability import record_name
+from ticketry.experiments.stability import stability_record_name
 from ticketry.lab.lab import Lab
 from ticketry.lab.runners.choice import IN_PROCESS, PROCESSES
 from ticketry.lab.runners.runner import Event
@@ -187,7 +187,7 @@ class FinishedBlocks:
         for block, found in finished_blocks(self._campaign, run, self._paths):
             analysed = None
             if settings is not None:
-                name = record_name(block.stored_request(self._campaign, self._paths), settings)
+                name = stability_record_name(block.stored_request(self._campaign, self._paths), settings)
                 analysed = read_earlier_record(self._paths.evidence(name), StabilityRecord)
                 if analysed is None or analysed.environment.get("precision") != self._campaign.precisions[run]:
                     return
@@ -367,16 +367,16 @@ def measure_pace(lab: Lab, whole: Sequence[Segment]) -> Pace:
     with tempfile.TemporaryDirectory(prefix="ticketry-pace-") as folder:
         store = open_store(Path(folder))
 
-        def train(step: int) -> tuple[float, float]:
+        def time_training_to(step: int) -> tuple[float, float]:
             done = lab.train_aside([one.until(step) for one in whole], store.address, measure=False)
             return fmean(one.train_seconds for one in done), fmean(one.other_seconds for one in done)
 
         last = whole[0].last
         at = min(_WARM_STEPS, last - 1)
-        (took, beside), count = train(at), max(at, 1)  # also starts processes and reads the data
+        (took, beside), count = time_training_to(at), max(at, 1)  # also starts processes and reads the data
         while at < min(last, _MOST_STEPS) and (at <= _WARM_STEPS or took < _LONG_ENOUGH):
             then = min(at + max(4, at), last)
-            (took, beside), count, at = train(then), then - at, then
+            (took, beside), count, at = time_training_to(then), then - at, then
     sizes = lab.sizes(whole[0].task)
     batches = whole[0].per_epoch * (sizes["validation"] + sizes["test"]) / max(sizes["train"], 1)
     step = took / count
@@ -412,13 +412,13 @@ def stored_work(lab: Lab, request: SearchRequest) -> Work:
     """
     there: dict[str, int] = {}
 
-    def add(event: Event) -> None:
+    def add_event_work(event: Event) -> None:
         if event.kind == "cached":
             there[event.key] = event.last - event.first
 
     for number in range(request.replicates):
         alone = replace(request, replicates=1, seeds=request.seeds.replicate(number))
-        with lab.training_nothing(), lab.listening(add), contextlib.suppress(NotStoredError):
+        with lab.training_nothing(), lab.listening(add_event_work), contextlib.suppress(NotStoredError):
             _replay_search(lab, alone)
     own = {dense_segment(lab, request, number).trajectory for number in range(request.replicates)}
     steps = [count for key, count in there.items() if key.partition("@")[0] not in own]
@@ -428,7 +428,7 @@ def stored_work(lab: Lab, request: SearchRequest) -> Work:
 def _replay_search(lab: Lab, request: SearchRequest) -> None:
     """Run a search of one replicate, with its controls, until a training is missing in the store."""
 
-    def add(_: int, found: Found) -> None:
+    def start_controls_of(_: int, found: Found) -> None:
         if found.mask is None:
             return
         for control in request.controls_for(found.level, lab.store.get_mask(found.mask).density):
@@ -437,5 +437,11 @@ def _replay_search(lab: Lab, request: SearchRequest) -> None:
                     train_any_control(lab, request.task, control, found, request.seeds, label=control)
 
     request.method(
-        lab, request.task, request.settings, recipe=request.recipe, replicates=1, seeds=request.seeds, on_found=add
+        lab,
+        request.task,
+        request.settings,
+        recipe=request.recipe,
+        replicates=1,
+        seeds=request.seeds,
+        on_found=start_controls_of,
     )

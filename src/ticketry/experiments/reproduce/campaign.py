@@ -73,7 +73,7 @@ class SecondOrders:
             if one.of in self._of.values() and (mine is None or (one.trained and not mine.trained)):
                 self._found[one.of, one.replicate] = one
 
-    def find_stored(self, run: str, blocks: Sequence[RunRecord]) -> None:
+    def add_stored(self, run: str, blocks: Sequence[RunRecord]) -> None:
         """Add the trainings in the second data order that the store already has for the finished `blocks`."""
         metric = self._campaign.runs[run].task.metric.name
         for replicate, dense_one in enumerate(_dense_points(blocks)):
@@ -246,7 +246,7 @@ class _CampaignState:
         self._done = FinishedBlocks(campaign, self._paths)
         self._twins = SecondOrders(lab, campaign, earlier.twins if earlier else ())
         for name, done in self._done.runs.items():
-            self._twins.find_stored(name, done)
+            self._twins.add_stored(name, done)
         self._clock = TimeEstimator(lab, campaign, self._twins.missing)
         self._resolution: dict[str, float | None] = {}
         self._decided: list[Decision] = []
@@ -365,7 +365,7 @@ class _CampaignState:
     def write(self) -> CampaignRecord:
         """Write and return the campaign record with all blocks finished so far, also by other processes."""
         for name in self._done.refresh():
-            self._twins.find_stored(name, self._done.runs[name])
+            self._twins.add_stored(name, self._done.runs[name])
             self._decided = []
         with self._lock():
             self._merge_record(read_earlier_record(self._file, CampaignRecord))

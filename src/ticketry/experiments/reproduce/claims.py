@@ -116,7 +116,7 @@ def decide(
         records: records of the finished blocks of each run, in order.
         resolution: smallest possible difference of each run's metric; None for a continuous metric.
     """
-    made = [_judge(claim, records, resolution, stable or {}) for claim in claims]
+    made = [_decide_claim(claim, records, resolution, stable or {}) for claim in claims]
     sizes = family_sizes(claims)
     for family in dict.fromkeys(claim.family for claim in claims):
         members = [index for index, one in enumerate(made) if one.claim.family == family]
@@ -148,7 +148,7 @@ def family_sizes(claims: Sequence[Hypothesis]) -> list[int]:
     return sizes
 
 
-def _judge(
+def _decide_claim(
     claim: Hypothesis,
     records: Mapping[str, Sequence[RunRecord]],
     resolution: Mapping[str, float | None],

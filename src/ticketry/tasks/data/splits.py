@@ -100,10 +100,10 @@ def average_pixels(images: Tensor, factor: int) -> Tensor:
 def average_splits(splits: Splits, factor: int) -> Splits:
     """Reduce the images of all splits by `average_pixels`."""
 
-    def reduce(inputs: Tensor) -> Tensor:
+    def average_inputs(inputs: Tensor) -> Tensor:
         return torch.cat([average_pixels(part, factor) for part in torch.split(inputs, _AT_ONCE)])
 
-    return Splits(**{name: replace(part, inputs=reduce(part.inputs)) for name, part in vars(splits).items()})
+    return Splits(**{name: replace(part, inputs=average_inputs(part.inputs)) for name, part in vars(splits).items()})
 
 
 def load_or_prepare(name: str, *, folder: Path, make: Callable[[], Splits]) -> Splits:
@@ -112,32 +112,32 @@ def load_or_prepare(name: str, *, folder: Path, make: Callable[[], Splits]) -> S
     `make` creates the splits. If the splits cannot be saved (no space, no permission), they are returned unsaved.
     """
     path = folder / "prepared" / f"{name}.safetensors"
-    splits = _load(path)
+    splits = _load_splits(path)
     if splits is None:
         splits = make()
-        if _save(splits, path):
-            splits = _load(path) or splits  # memory-mapped, so that processes share it
+        if _save_splits(splits, path):
+            splits = _load_splits(path) or splits  # memory-mapped, so that processes share it
     return splits
 
 
-def _save(splits: Splits, path: Path) -> bool:
+def _save_splits(splits: Splits, path: Path) -> bool:
     tensors = {f"{name}.inputs": part.inputs for name, part in vars(splits).items()}
     tensors |= {f"{name}.targets": part.targets for name, part in vars(splits).items()}
     try:
         with replacing(path) as temporary:
-            save_file(tensors, temporary, metadata={"sha256": _digest(tensors)})
+            save_file(tensors, temporary, metadata={"sha256": _digest_tensors(tensors)})
     except (OSError, SafetensorError):
         return False
     return True
 
 
-def _load(path: Path) -> Splits | None:
+def _load_splits(path: Path) -> Splits | None:
     """Load the splits in a file; return None if the file is missing or its content does not match its digest."""
     try:
         with safe_open(path, framework="pt") as file:
             wanted = (file.metadata() or {}).get("sha256")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        return _to_splits(tensors) if _digest(tensors) == wanted else None
+        return _to_splits(tensors) if _digest_tensors(tensors) == wanted else None
     except (OSError, SafetensorError, KeyError):
         return None
 
@@ -147,7 +147,7 @@ def _to_splits(tensors: Mapping[str, Tensor]) -> Splits:
     return Splits(*(Split(tensors[f"{name}.inputs"], tensors[f"{name}.targets"]) for name in parts))
 
 
-def _digest(tensors: Mapping[str, Tensor]) -> str:
+def _digest_tensors(tensors: Mapping[str, Tensor]) -> str:
     """Return the SHA-256 (hex) of the names, types, shapes and values of tensors."""
     found = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):

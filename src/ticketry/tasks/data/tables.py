@@ -101,13 +101,17 @@ def read_table(
     _check_columns(columns, path)
     if not lines:
         raise DataError(f"{path} has a row of names ({', '.join(columns[:5])} …) and no rows of numbers")
-    used = [index for index, name in enumerate(columns) if index not in {index_of(columns, one, path) for one in drop}]
+    used = [
+        index
+        for index, name in enumerate(columns)
+        if index not in {find_column_index(columns, one, path) for one in drop}
+    ]
     for line in lines:
         if len(line.cells) != len(columns):
             raise DataError(f"{path}, line {line.number} has {len(line.cells)} values, not {len(columns)} as the first")
     row_count = len(lines)
     lines = _drop_missing(lines, columns, used, path, missing, target)
-    named = {index_of(columns, one, path) for one in categories}
+    named = {find_column_index(columns, one, path) for one in categories}
     encoded = [
         _encode_column(lines, index, columns[index], path, index in named, columns[index] == target) for index in used
     ]
@@ -126,7 +130,7 @@ def read_table(
     )
 
 
-def index_of(columns: Sequence[str], name: str, path: Path) -> int:
+def find_column_index(columns: Sequence[str], name: str, path: Path) -> int:
     """Return the index of the column `name`; `path` is the table's path in messages."""
     if name not in columns:
         raise DataError(f"{path} has no column {name!r}: {did_you_mean(name, columns)}it has {', '.join(columns)}")
@@ -338,15 +342,15 @@ def read(published: Published, split: int, where: tuple[Place, ...]) -> SplitTab
     indices = {name: file(name) for name in _INDICES}
     check_digest(b"".join(indices.values()), published.indices_md5, f"the index files of {source}")
 
-    def rows(name: str) -> NDArray[np.int64]:
+    def read_indices(name: str) -> NDArray[np.int64]:
         return np.loadtxt(io.BytesIO(indices[name]), ndmin=1).astype(np.int64)
 
     table = np.loadtxt(io.BytesIO(data))
     return SplitTable(
-        table[:, rows("index_features.txt")],
-        table[:, rows("index_target.txt")[0]],
-        rows(f"index_train_{split}.txt"),
-        rows(f"index_test_{split}.txt"),
+        table[:, read_indices("index_features.txt")],
+        table[:, read_indices("index_target.txt")[0]],
+        read_indices(f"index_train_{split}.txt"),
+        read_indices(f"index_test_{split}.txt"),
     )
 
 
@@ -356,13 +360,13 @@ _File = Callable[[str], bytes]
 def _make_folder_reader(folder: Path) -> _File:
     """Return a function that returns the content of a file in `folder`, given its name."""
 
-    def content(name: str) -> bytes:
+    def read_file(name: str) -> bytes:
         try:
             return (folder / name).read_bytes()
         except OSError as error:
             raise DataError(f"{folder / name} cannot be read: {error.strerror}") from None
 
-    return content
+    return read_file
 
 
 def _make_archive_reader(path: Path, folder: str) -> _File:

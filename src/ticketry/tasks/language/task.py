@@ -91,13 +91,13 @@ class TextCourse(Course):
         padded = part.tokens.new_zeros(rows * length + 1)
         padded[: count + 1] = part.tokens
         tokens, targets = padded[:-1].view(rows, length), padded[1:].view(rows, length)
-        loss = self._sum_costs(model, tokens, targets, known, arithmetic) / count
+        loss = self._sum_cross_entropy(model, tokens, targets, known, arithmetic) / count
         found = {"loss": loss, "perplexity": exp(min(loss, _LARGEST))}
         if part.characters:
             found["bits_per_character"] = loss / log(2) * len(part.tokens) / part.characters
         return found
 
-    def _sum_costs(
+    def _sum_cross_entropy(
         self, model: nn.Module, tokens: Tensor, targets: Tensor, known: Tensor, arithmetic: Arithmetic
     ) -> float:
         """Return the sum of the losses of all `targets` [rows, length] for which `known` is True."""
@@ -295,7 +295,7 @@ class TextCoursePart(TextCourse):
         found.ranks = self._ranks
         return found
 
-    def _sum_costs(
+    def _sum_cross_entropy(
         self, model: nn.Module, tokens: Tensor, targets: Tensor, known: Tensor, arithmetic: Arithmetic
     ) -> float:
         """Return the summed loss of all processes, added up in the order of ranks.
@@ -306,7 +306,7 @@ class TextCoursePart(TextCourse):
         place = place_of_part(len(tokens), self._ranks.rank, self._ranks.world)
         rows = slice(place.first, place.first + place.own) if place.own else slice(1)
         counted = known[rows] & bool(place.own)
-        found = super()._sum_costs(model, tokens[rows], targets[rows], counted, arithmetic)
+        found = super()._sum_cross_entropy(model, tokens[rows], targets[rows], counted, arithmetic)
         return sum(self._ranks.gather(found), 0.0)
 
 

@@ -132,22 +132,22 @@ def narrower(name: str, *, shape: tuple[int, int, int], classes: int, parameters
     parsed = NetworkName.parse(name)
     if parsed.library or not _find_network(parsed, name).scales:
         return None
-    return widest(parsed, lambda one: _count_parameters(one, shape, classes), parameters)
+    return widest_network_within(parsed, lambda one: _count_parameters(one, shape, classes), parameters)
 
 
-def widest(name: NetworkName, count: Callable[[NetworkName], int], parameters: int) -> str | None:
+def widest_network_within(name: NetworkName, count: Callable[[NetworkName], int], parameters: int) -> str | None:
     """Return the name of the widest network with at most `parameters` parameters, as `narrower` does."""
 
-    def fits(width: Fraction) -> bool:
+    def has_at_most_parameters(width: Fraction) -> bool:
         return count(NetworkName(name.base, width)) <= parameters
 
-    if fits(name.width):
+    if has_at_most_parameters(name.width):
         return str(name)
     # A network never has fewer parameters than a narrower one: bisection finds the last width that fits.
     few, many = 0, ceil(name.width * WIDTH_STEPS)
     while many - few > 1:
         middle = (few + many) // 2
-        few, many = (middle, many) if fits(Fraction(middle, WIDTH_STEPS)) else (few, middle)
+        few, many = (middle, many) if has_at_most_parameters(Fraction(middle, WIDTH_STEPS)) else (few, middle)
     return str(NetworkName(name.base, Fraction(few, WIDTH_STEPS))) if few else None
 
 
@@ -164,7 +164,7 @@ Shape = tuple[int, int, int]
 
 def _check_library_network(name: NetworkName, shape: Shape) -> None:
     """Raise the errors that `build` would raise; each process tries a network once, on the meta device."""
-    known = _classifier_names(name.library)
+    known = _classifier_names_of_library(name.library)
     if name.base not in known:
         call = "timm.list_models()" if name.library == "timm" else "torchvision.models.list_models(torchvision.models)"
         raise TaskError(
@@ -218,18 +218,18 @@ def _try_without_data(name: NetworkName, shape: Shape) -> None:
     except Exception as error:  # a library's network may fail in any way
         raise TaskError(
             f"{name} does not take images of {shape[1]}x{shape[2]} pixels and {shape[0]} channels: "
-            f"{type(error).__name__}: {_first_line(error)}"
+            f"{type(error).__name__}: {_first_line_of_message(error)}"
         ) from error
     if not isinstance(outputs, Tensor) or outputs.shape != (2, _TRIAL_CLASSES):
         raise TaskError(f"{name} is no classifier: its output for n images is not [n, classes]")
 
 
-def _first_line(error: Exception) -> str:
+def _first_line_of_message(error: Exception) -> str:
     return (str(error).splitlines() or [""])[0]
 
 
 @lru_cache(maxsize=2)
-def _classifier_names(library: str) -> frozenset[str]:
+def _classifier_names_of_library(library: str) -> frozenset[str]:
     module: Any = _import_library(library)
     # Classifiers only: torchvision.models defines detection and other models in modules below it.
     found = module.list_models() if library == "timm" else module.models.list_models(module=module.models)
@@ -243,6 +243,6 @@ def _import_library(library: str) -> ModuleType:
         if isinstance(error, ModuleNotFoundError) and error.name == library:
             raise MissingExtraError(library, library, f"a network of {library}'s") from None
         raise TaskError(
-            f"{library} is installed but cannot be imported ({type(error).__name__}: {_first_line(error)}): "
+            f"{library} is installed but cannot be imported ({type(error).__name__}: {_first_line_of_message(error)}): "
             f"install it anew; torch {torch.__version__} and torchvision must be builds that belong together"
         ) from error

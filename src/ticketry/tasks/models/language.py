@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from ticketry.errors import TaskError
 from ticketry.registry import digest_source
-from ticketry.tasks.models import widest
+from ticketry.tasks.models import widest_network_within
 from ticketry.tasks.network_name import LANGUAGE_MODELS, NetworkName, unknown_network_error
 
 State = dict[str, Tensor]
@@ -216,14 +216,14 @@ class PointerLSTM(LSTM):
         vocabulary = to_float32(super().scores(read.outputs)).log_softmax(-1)
         places = read.words.clamp(min=0)[:, None].expand_as(pointed)  # nothing is pointed at where there is no word
         return torch.logaddexp(
-            log_g + vocabulary, _safe_log(torch.zeros_like(vocabulary).scatter_add(-1, places, pointed))
+            log_g + vocabulary, _log_with_floor(torch.zeros_like(vocabulary).scatter_add(-1, places, pointed))
         )
 
     def costs(self, features: Any, targets: Tensor) -> Tensor:
         read: _PointerFeatures = features
         log_g = read.attention[..., -1]
         hits = read.words[:, None] == targets[..., None]
-        pointed = _safe_log((read.attention[..., :-1].exp() * hits).sum(-1))
+        pointed = _log_with_floor((read.attention[..., :-1].exp() * hits).sum(-1))
         vocabulary = -cross_entropy(super().scores(read.outputs), targets)
         costs = -torch.logaddexp(log_g + vocabulary, pointed)
         return costs - torch.logaddexp(log_g, pointed) if self.training else costs
@@ -239,7 +239,7 @@ class PointerLSTM(LSTM):
         return ((at > now) | (at <= now - self.window)) | (words == _NO_WORD)[:, None]
 
 
-def _safe_log(mass: Tensor) -> Tensor:
+def _log_with_floor(mass: Tensor) -> Tensor:
     """Return the logarithm of `mass`, constant below the smallest normal number, so that its gradient is never NaN."""
     return mass.clamp(min=torch.finfo(mass.dtype).tiny).log()
 
@@ -386,9 +386,9 @@ def _find_model_class(name: NetworkName) -> Any:
 def narrower(name: str, *, vocabulary: int, context: int, parameters: int) -> str | None:
     """Return the widest variant of a model, not wider than `name`, with at most `parameters` parameters, or None."""
 
-    def count(candidate: NetworkName) -> int:
+    def count_parameters(candidate: NetworkName) -> int:
         with torch.device("meta"):
             model = build(str(candidate), vocabulary=vocabulary, context=context, dropout=0.0)
         return sum(parameter.numel() for parameter in model.parameters())
 
-    return widest(check(name), count, parameters)
+    return widest_network_within(check(name), count_parameters, parameters)
