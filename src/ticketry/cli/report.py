@@ -108,7 +108,7 @@ def _choose_runs(known: Sequence[Path], names: Sequence[str]) -> list[Path]:
 
 
 def _group_of_similar_runs(record: RunRecord) -> tuple[str, str, float]:
-    """Return a sort key that groups similar runs: task, method and rewind step."""
+    """Return a key for sorting that puts similar runs together: task, method and rewind step."""
     return record.task.name, record.method, record.steps.rewind or 0
 
 

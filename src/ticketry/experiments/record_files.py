@@ -59,7 +59,8 @@ def read_earlier_record(file: Path, kind: type[R]) -> R | None:
 def write_record(file: Path, record: R, done: Ledger, *, unless_same: str) -> R:
     """Write a record and return it; if nothing new was trained, keep and return the earlier record instead.
 
-    The earlier record has the cost and date of the training. It is kept only if its field `unless_same` is equal.
+    The earlier record has the cost and date of the training. It is kept only if the field named
+    `unless_same` is equal in both records.
     """
     record = normalise_record(record)
     earlier = read_earlier_record(file, type(record))

@@ -260,7 +260,7 @@ class SearchRequest:
         return {
             "method": self.method.name,
             "task": dict(self.task.key()),
-            "settings": _non_default_settings(self.settings),
+            "settings": _user_settings(self.settings),
             "recipe": asdict(self.recipe),
             "replicates": self.replicates,
             "seeds": asdict(self.seeds),
@@ -270,7 +270,7 @@ class SearchRequest:
         }
 
 
-def _non_default_settings(settings: Any) -> dict[str, Any]:
+def _user_settings(settings: Any) -> dict[str, Any]:
     """Return the settings that a user can choose, by name."""
     values = asdict(settings)
     return {one.name: values[one.name] for one in fields(settings) if one.init}

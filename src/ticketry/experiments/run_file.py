@@ -160,7 +160,7 @@ def check_trust(
         store: store of the command; its files of layer costs are trusted.
     """
 
-    def add_alternative(advice: str) -> str:
+    def format_advice(advice: str) -> str:
         return "" if said is None else f"{advice}, or, "
 
     own = () if said is None else said
@@ -171,12 +171,12 @@ def check_trust(
                 if network := name.partition(":")[2]:
                     check_network(network, of=of)
             elif registry.is_outside(name):
-                raise refusal(what.removesuffix("s"), name, of, add_alternative("name it yourself"))
+                raise refusal(what.removesuffix("s"), name, of, format_advice("name it yourself"))
     for what in ("store", "data"):
         if what in tables and what not in own:
-            raise refusal(what, tables[what], of, add_alternative(f"name the folder yourself with --{what}"))
+            raise refusal(what, tables[what], of, format_advice(f"name the folder yourself with --{what}"))
     if "on" in tables and "on" not in own and not _is_local_runner(str(tables["on"])):
-        raise refusal("on", tables["on"], of, add_alternative("name where to train yourself with --on"))
+        raise refusal("on", tables["on"], of, format_advice("name where to train yourself with --on"))
     task, options = tables.get("task", "digits"), tables.get("options", {})
     if "task" not in own or options:
         check_request(str(task), None, [(name, str(value)) for name, value in options.items()], of=of)
@@ -184,12 +184,12 @@ def check_trust(
         check_network(str(tables["model"]), of=of)
     profile = tables.get("settings", {}).get("profile")
     if profile and "profile" not in own and not _is_stored_cost_file(str(profile), store):
-        raise refusal("setting profile", str(profile), of, add_alternative("name the file yourself with --profile"))
+        raise refusal("setting profile", str(profile), of, format_advice("name the file yourself with --profile"))
     for name, value in tables.get("settings", {}).items():
         for word in _words_that_may_name_code(name, value):
             if name not in own and _names_code(word):
                 raise refusal(
-                    f"setting {name}", word, of, add_alternative(f"name it yourself with --{name.replace('_', '-')}")
+                    f"setting {name}", word, of, format_advice(f"name it yourself with --{name.replace('_', '-')}")
                 )
 
 

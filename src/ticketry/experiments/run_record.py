@@ -69,7 +69,7 @@ OnPoint = Callable[[Point], None]
 
 
 class PointCollector:
-    """Collects the rows of a run's record; several threads may add rows."""
+    """Collects the rows of a run's record, one for each trained network; several threads may add rows."""
 
     def __init__(self, lab: Lab, run: SearchRequest, folder: Path, listeners: Sequence[OnPoint] = ()) -> None:
         self._lab, self._run, self._folder, self._listeners = lab, run, folder, listeners

@@ -102,7 +102,7 @@ def stored_runs(root: Path) -> list[StoredRun]:
 
 
 def _last_change(folder: Path, *, shared: bool) -> float:
-    """Return when a run last changed, in seconds since 1970; if `shared`, by its files only, not by its folder."""
+    """Return when a run last changed, in seconds since 1970; in a `shared` store, ignore the time of its folder."""
     with explain_os_errors(folder, "read"):
         paths = [*([] if shared else [folder]), *iterate_files(folder)]
         return max((path.stat().st_mtime for path in paths), default=0.0)

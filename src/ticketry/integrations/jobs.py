@@ -440,7 +440,7 @@ _SCHEDULE_OPTIONS = GradualOptions.__annotations__.keys() - PruneOptions.__annot
 
 
 class GatesJob(Job):
-    """Trains gates together with the weights; the gates have their own optimiser."""
+    """Trains gates (soft mask values) together with the weights; the gates have their own optimiser."""
 
     name = "gates"
     one_process = True
@@ -661,7 +661,7 @@ def write_state(path: Path, state: dict[str, Any]) -> None:
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """Return the state that `write_state` wrote to a file; what was a tuple is a list."""
+    """Return the state that `write_state` wrote to a file; tuples come back as lists."""
     try:
         data = unsealed(content_of(path))
         tensors, described = load(data), parse_json(read_metadata(data)[_ENTRY])

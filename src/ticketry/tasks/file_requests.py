@@ -44,7 +44,7 @@ _VALUE = re.compile(r"[A-Za-z0-9.+-]{0,32}")
 
 
 def check_request(task: str, model: str | None, options: Iterable[tuple[str, str]], *, of: str) -> None:
-    """Raise `TrustError` unless the file named `of` may make this request; the error says how a user can allow it."""
+    """Raise `TrustError` if the file named `of` may not request this task; the error says how a user can allow it."""
     if task not in ALLOWED_OPTIONS:
         raise refusal("task", task, of, "name it yourself with --task, or, ")
     if model is not None:
@@ -64,13 +64,13 @@ def check_network(name: str, *, of: str) -> None:
 
 
 def is_widened(network: str | None) -> bool:
-    """Return whether the name widens a built-in network beyond its paper, so that it may not fit into memory."""
+    """Return whether `network` is wider than the built-in network of this name, so that it may not fit into memory."""
     _, at, width = (network or "").partition("@")
     return bool(at) and not width.startswith(("0.", "."))
 
 
 def _is_perceptron(base: str) -> bool:
-    """Return whether `base` names a perceptron, and one that fits into memory."""
+    """Return whether `base`, a name without its width factor, names a perceptron that fits into memory."""
     widths = [int(width) for width in base.split("-")[1:]] if _PERCEPTRON.fullmatch(base) else []
     return bool(widths) and sum(one * other for one, other in pairwise(widths)) <= _MOST_WEIGHTS
 
@@ -123,7 +123,7 @@ class Options:
         return replace(spec, options=found)
 
     def whole(self, option: str, default: int, *, least: int | None = 0, what: str = "whole number") -> int:
-        """Return the whole number in an option, at least `least`; None means 0, without mention in messages."""
+        """Return the whole number in an option; it must be at least `least` (if None: 0, which messages then omit)."""
         text = self.text(option, str(default))
         if not text.isdecimal() or len(text) > _DIGITS or int(text) < (least or 0):
             bound = "" if least is None else f", at least {least}"

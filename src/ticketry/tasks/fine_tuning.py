@@ -428,7 +428,7 @@ class FineTuning(Classification):
         return self.folder.build_network(len(self.classes), pretrained=self.pretrained)
 
     def scored(self, size: int) -> int:
-        """Return the size of a batch for scores: `size`, but at most the size of a training batch."""
+        """Return the batch size for importance scores: `size`, but at most the size of a training batch."""
         return min(size, self.recipe.batch)
 
     def load(self, data: Path | None = None) -> Splits:

@@ -234,7 +234,7 @@ class CustomTableRegression(TableRegression):
         return found
 
     def load(self, data: Path | None = None) -> Splits:
-        """Return the random splits that `splits.hold_out` gives with the number of the split as seed."""
+        """Return random splits, drawn by `splits.hold_out` with the number of the split as seed."""
         return self._splits
 
     @cached_property

@@ -228,11 +228,11 @@ def digest_environment_source(name: str) -> str:
 
     For ``module:NAME`` the digest includes the module. Raise the errors of `create_environment`.
     """
-    return digest_defining_source(*parts) if (parts := _custom_environment_key(name)) else ""
+    return digest_defining_source(*parts) if (parts := _find_custom_environment_code(name)) else ""
 
 
 @lru_cache(maxsize=64)
-def _custom_environment_key(name: str) -> tuple[object, ...]:
+def _find_custom_environment_code(name: str) -> tuple[object, ...]:
     world: Any = create_environment(name)
     module, colon, _ = name.partition(":")
     found: list[object] = [sys.modules[module]] if colon else []

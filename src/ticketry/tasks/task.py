@@ -184,7 +184,7 @@ class Task:
         return ""
 
     def scored(self, size: int) -> int:
-        """Return the batch size for scores: `size`, or less if batches of `size` do not fit into memory."""
+        """Return the batch size for importance scores: `size`, or less if `size` examples need too much memory."""
         return size
 
     def load(self, data: Path | None = None) -> Splits:

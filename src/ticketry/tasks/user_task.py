@@ -49,7 +49,7 @@ def load(spec: Spec, registry: Registry[Any], *, annotated: bool = False) -> Tas
 
 
 class OwnTask(Task):
-    """Wraps a user-defined task to give it the requested name and a key; all else is that of the wrapped task."""
+    """Wraps a user-defined task to give it the requested name and a key; all else is taken from the wrapped task."""
 
     def __init__(self, inner: Task, spec: Spec, source: str) -> None:
         self.inner = inner

@@ -412,13 +412,13 @@ def stored_work(lab: Lab, request: SearchRequest) -> Work:
     """
     there: dict[str, int] = {}
 
-    def add_event_work(event: Event) -> None:
+    def note_stored_training(event: Event) -> None:
         if event.kind == "cached":
             there[event.key] = event.last - event.first
 
     for number in range(request.replicates):
         alone = replace(request, replicates=1, seeds=request.seeds.replicate(number))
-        with lab.training_nothing(), lab.listening(add_event_work), contextlib.suppress(NotStoredError):
+        with lab.training_nothing(), lab.listening(note_stored_training), contextlib.suppress(NotStoredError):
             _replay_search(lab, alone)
     own = {dense_segment(lab, request, number).trajectory for number in range(request.replicates)}
     steps = [count for key, count in there.items() if key.partition("@")[0] not in own]
@@ -428,7 +428,7 @@ def stored_work(lab: Lab, request: SearchRequest) -> Work:
 def _replay_search(lab: Lab, request: SearchRequest) -> None:
     """Run a search of one replicate, with its controls, until a training is missing in the store."""
 
-    def start_controls_of(_: int, found: Found) -> None:
+    def replay_controls(_: int, found: Found) -> None:
         if found.mask is None:
             return
         for control in request.controls_for(found.level, lab.store.get_mask(found.mask).density):
@@ -443,5 +443,5 @@ def _replay_search(lab: Lab, request: SearchRequest) -> None:
         recipe=request.recipe,
         replicates=1,
         seeds=request.seeds,
-        on_found=start_controls_of,
+        on_found=replay_controls,
     )

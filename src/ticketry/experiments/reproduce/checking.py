@@ -234,7 +234,7 @@ class StoredTrainings:
         return self._store.get_bytes(digest) if self._store.has(digest) else None
 
     def find_producer(self, digest: str, task: Task) -> tuple[str, int] | None:
-        """Return trajectory and step of the simplest training that produced the file `digest`; None if unknown."""
+        """Return key (`trajectory`) and last step of the simplest training that wrote the file `digest`, or None."""
         key = json_key(task)
         made = [one for one in self._producers.get(digest, ()) if one.task == key]
         best = min(made, key=lambda one: (one.variants, one.step, one.trajectory), default=None)

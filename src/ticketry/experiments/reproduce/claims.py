@@ -177,7 +177,7 @@ def _decide_claim(
 
 
 def _count_finite_replicates(claim: Hypothesis, a: Sequence[float], b: Sequence[float]) -> tuple[int, str]:
-    """Return how many first replicates have finite values on both sides, and what is wrong with the next replicate."""
+    """Return how many replicates, from the first, have finite values on both sides, and why the next one has not."""
     for n, values in enumerate(zip(a, b, strict=False)):
         for side, value in zip((claim.a, claim.b), values, strict=True):
             if not isfinite(value):

@@ -122,7 +122,7 @@ def places(data: Path | None = None) -> tuple[Place, ...]:
 
 
 def find_files(collection: Collection, where: tuple[Place, ...]) -> tuple[Path, ...]:
-    """Return the files of the data set in the first place of `where` that has all files; empty if no place has."""
+    """Return the files of the data set in the first folder of `where` that has all of them; empty if none has."""
     for place in where:
         for layout in collection.layouts:
             if found := layout.find(place.folder):

@@ -234,7 +234,7 @@ class TextSession(Session):
 
 
 class RowsSession(TextSession):
-    """A training run of a recurrent model, in which each row of a batch continues the same row of the last batch."""
+    """A training run of a recurrent model; each row of a batch continues the same row of the previous batch."""
 
     @staticmethod
     def per_epoch(tokens: int, batch: int, time: int) -> int:
@@ -454,7 +454,7 @@ class Language(Task):
         return f"its vocabulary is {_format_vocabulary(theirs)}, and that of {self.name} {_format_vocabulary(own)}"
 
     def scored(self, size: int) -> int:
-        """Return the batch size for scores: `size`, but at most that of training, as logits need much memory."""
+        """Return the batch size for importance scores: `size`, but at most that of training, since logits are large."""
         return min(size, self.recipe.batch)
 
     def example(self, count: int, data: Path | None = None) -> Tensor:
