@@ -475,7 +475,7 @@ _KNOWN = {
 
 
 class _Batch(pickle.Unpickler):
-    """An unpickler that refuses all classes and functions except those in `_KNOWN`, so that it cannot run other code."""
+    """An unpickler that refuses all classes and functions except those in `_KNOWN`, to run no other code."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _KNOWN:
