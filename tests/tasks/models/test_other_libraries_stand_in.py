@@ -95,7 +95,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install
 
 
 def _forget() -> None:
-    models._classifier_names.cache_clear()
+    models._classifier_names_of_library.cache_clear()
     models._try_without_data.cache_clear()
 
 
