@@ -72,9 +72,8 @@ def summarise_verification(record: VerifyRecord) -> list[str]:
             interval = (
                 f"  [{style.format_number(compared.low, sign=True)}, {style.format_number(compared.high, sign=True)}]"
             )
-        lines.append(
-            f"{format_row(role_name(role), values[role])}   ticket {style.format_number(compared.mean, sign=True)}{interval}"
-        )
+        shown = f"ticket {style.format_number(compared.mean, sign=True)}{interval}"
+        lines.append(f"{format_row(role_name(role), values[role])}   {shown}")
     lines.append(format_row("ticket", values["ticket"]))
     if noise := record.noise:
         spread = "" if noise.sd is None else f", standard deviation {style.format_number(noise.sd)}"
