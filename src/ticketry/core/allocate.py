@@ -298,7 +298,7 @@ def count_largest_per_tensor(values: Mapping[str, Tensor], kept: int) -> dict[st
 def apportion(amount: int, weights: Mapping[str, Fraction], capacity: Mapping[str, int]) -> dict[str, int]:
     """Divide the integer `amount` among the names in proportion to `weights`; no name gets more than its `capacity`.
 
-    What exceeds a capacity goes to the other names in proportion. Fractions are rounded by the largest-remainder
+    What exceeds a name's capacity is divided among the other names. Fractions are rounded by the largest-remainder
     method; of equal remainders, the earlier name gets the unit.
     """
     shares: dict[str, Fraction] = {}
@@ -469,7 +469,7 @@ def _allocate_blocks(
     aims = targets({name: layer.available_weights for name, layer in layers.items()})
     counts = _count_blocks_for_targets({name: layers[name] for name in aims}, aims)
     ranked = {name: layer for name, layer in layers.items() if name not in aims}
-    counts |= _count_blocks_by_joint_ranking(ranked, wanted - _count_weights(layers, counts))
+    counts |= _count_blocks_by_joint_ranking(ranked, wanted - _count_weights_in_best_blocks(layers, counts))
     with_weights = {name: layers[name] for name, score in scores.items() if score.numel()}
     counts |= _enforce_layer_minimum_in_blocks(with_weights, counts, wanted, least)
     return Mask({name: layer.best_blocks_mask(counts[name]) for name, layer in layers.items()}, copy=False)
@@ -479,7 +479,7 @@ def _cap_at_available_weights(wanted: int, within: Mask, pattern: Pattern, layou
     """Return how many weights to retain: `wanted`, or all in `within` if `wanted` is larger by less than a block.
 
     A mask of whole blocks may retain slightly fewer weights than were requested. The next density of a slowly falling
-    schedule may then request more weights than this mask has; the nearest mask is then the mask itself.
+    schedule may then request more weights than this mask retains; all of them are then retained.
     """
     largest = max(
         (
@@ -508,7 +508,7 @@ def _rank_blocks(
     return _LayerBlocks(blocks, means, positions, weights)
 
 
-def _count_weights(layers: Mapping[str, _LayerBlocks], counts: Mapping[str, int]) -> int:
+def _count_weights_in_best_blocks(layers: Mapping[str, _LayerBlocks], counts: Mapping[str, int]) -> int:
     """Return the total number of weights if each layer `name` retains its `counts[name]` best blocks."""
     return sum(int(layers[name].weights[count]) for name, count in counts.items())
 
@@ -569,19 +569,21 @@ def _enforce_layer_minimum_in_blocks(
         name: int(torch.searchsorted(layer.weights, torch.tensor(min(least, layer.available_weights))))
         for name, layer in layers.items()
     }
-    had = _count_weights(layers, {name: counts[name] for name in layers})
-    if any(not layers[name].available_weights for name in empty) or _count_weights(layers, floors) > max(had, wanted):
+    had = _count_weights_in_best_blocks(layers, {name: counts[name] for name in layers})
+    if any(not layers[name].available_weights for name in empty) or _count_weights_in_best_blocks(layers, floors) > max(
+        had, wanted
+    ):
         largest = max(floors, key=lambda name: int(layers[name].weights[floors[name]]))
         raise LayerCollapseError(
             f"{wanted} weights are too few to keep at least {max(least, 1)} in each of {len(layers)} layers, in whole"
             f" blocks of pattern {next(iter(layers.values())).blocks.pattern}: those would be"
-            f" {_count_weights(layers, floors):,}, {int(layers[largest].weights[floors[largest]]):,} of them in"
-            f" {largest}",
+            f" {_count_weights_in_best_blocks(layers, floors):,},"
+            f" {int(layers[largest].weights[floors[largest]]):,} of them in {largest}",
             "choose a higher density, keep fewer in each (keep_at_least), smaller blocks, or spare layers",
         )
     raised = {name: max(counts[name], floors[name]) for name in layers}
     if any(raised[name] > counts[name] for name in layers):
-        _remove_worst_blocks(layers, raised, floors, _count_weights(layers, raised) - max(had, wanted))
+        _remove_worst_blocks(layers, raised, floors, _count_weights_in_best_blocks(layers, raised) - max(had, wanted))
     return raised
 
 

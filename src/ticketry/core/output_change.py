@@ -174,17 +174,17 @@ class _ProductRecorder(TorchFunctionMode):
             weight: Tensor = args[1] if len(args) > 1 else kwargs["weight"]
             name, first, transposed = self._find_rows(weight)
             if name:
-                return output if name in self._inside else self._record(name, x, output, first, transposed)
+                return output if name in self._inside else self._record_product(name, x, output, first, transposed)
         if (right := _matrix_product_factors(func, args, kwargs)) is not None:
             x, factor = right
             name, first, transposed = self._find_rows(factor.t()) if factor.dim() == 2 else ("", 0, False)
             if name and name not in self._inside:
-                return self._record(name, x, output, first, transposed)
+                return self._record_product(name, x, output, first, transposed)
         if self._depth and torch.is_grad_enabled() and func not in _HARMLESS:
             self._refuse_other_uses(func, (args, kwargs), output)
         return output
 
-    def _record(self, name: str, x: Tensor, output: Tensor, first_row: int, transposed: bool) -> Tensor:
+    def _record_product(self, name: str, x: Tensor, output: Tensor, first_row: int, transposed: bool) -> Tensor:
         call = LayerCall(x, output, first_row=first_row, is_layer=False, transposed=transposed)
         self._calls[name].append(call)
         return output + call.output_shift

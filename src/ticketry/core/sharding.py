@@ -229,7 +229,7 @@ class Ranking:
         return Threshold(above, count)
 
     def select_above(self, name: str, threshold: Threshold) -> tuple[Tensor, int]:
-        """Return the mask (bool, unsharded, on the CPU) of retained elements, and how many equal the threshold."""
+        """Return the mask of retained elements (unsharded, on the CPU), and how many of them equal the threshold."""
         numbers = self._numbers[name]
         codes = torch.zeros(local_shard(numbers).numel(), dtype=torch.uint8, device=local_shard(numbers).device)
         for keys, piece in zip(

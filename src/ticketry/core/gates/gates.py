@@ -283,11 +283,11 @@ class Gates:
 
     def ties(self) -> dict[str, int]:
         """Return the number of gates exactly at the threshold, by parameter name; `harden` turns them off."""
-        return self._count_logits(torch.eq)
+        return self._count_logits_where(torch.eq)
 
     def kept(self) -> dict[str, int]:
         """Return the number of gates that are on, by parameter name."""
-        return self._count_logits(torch.gt)
+        return self._count_logits_where(torch.gt)
 
     def density(self) -> float:
         """Return the fraction of weights whose gates are on: the density of the mask that `harden` returns."""
@@ -469,7 +469,7 @@ class Gates:
         for logits, kept in zip(self._logits, self._kept, strict=True):
             yield logits.detach() if kept is None else logits.detach()[kept != 0]
 
-    def _count_logits(self, where: Callable[[Tensor, float], Tensor]) -> dict[str, int]:
+    def _count_logits_where(self, where: Callable[[Tensor, float], Tensor]) -> dict[str, int]:
         """Return, by parameter name, the number of logits for which `where(logits, threshold)` is True."""
         at = self.kind.threshold
         return {name: int(where(s, at).sum()) for name, s in zip(self._names, self._retained_logits(), strict=True)}

@@ -60,8 +60,10 @@ class ParameterSwap:
         self._model, self._places, self._products = model, places, products
         self._placed: set[int] = set()
         self._stack: list[_RunningModule] = []
-        sites = [_HookedModule(self, module, self._find_parameter_indices(module)) for module in model.modules()]
-        self._handles = [handle for site in sites if site.numbers for handle in site.register_hooks()]
+        hooked_modules = [
+            _HookedModule(self, module, self._find_parameter_indices(module)) for module in model.modules()
+        ]
+        self._handles = [handle for hooked in hooked_modules if hooked.numbers for handle in hooked.register_hooks()]
         _reset_torch_compile()
 
     @property
@@ -81,39 +83,39 @@ class ParameterSwap:
 
     def clean_up_interrupted_call(self) -> None:
         """Undo the substitutions of a call that was interrupted (Ctrl-C) before the hooks could undo them."""
-        if self._stack and not _is_forward_running(self._stack[0].site.module, entered=0):
+        if self._stack and not _is_forward_running(self._stack[0].hooked.module, entered=0):
             self._undo_all_substitutions()
 
     # -- around a module's call --------------------------------------------------------------------------------------
 
-    def enter_module(self, site: _HookedModule, module: nn.Module) -> None:
-        if module is not site.module:
+    def enter_module(self, hooked: _HookedModule, module: nn.Module) -> None:
+        if module is not hooked.module:
             raise UsageError(
                 f"a shallow copy of {type(module).__name__} was called (by nn.DataParallel, copy.copy, …) whose gates"
                 " belong to the original: use DistributedDataParallel, or copy.deepcopy, which leaves the gates behind"
             )
-        if self._stack and site.module in (self._model, self._stack[0].site.module):
-            bottom = self._stack[0].site.module
-            if not _is_forward_running(bottom, entered=int(site.module is bottom)):
+        if self._stack and hooked.module in (self._model, self._stack[0].hooked.module):
+            bottom = self._stack[0].hooked.module
+            if not _is_forward_running(bottom, entered=int(hooked.module is bottom)):
                 self._undo_all_substitutions()
         if len(self._placed) == len(self._places):
-            self._stack.append(_RunningModule(site))
+            self._stack.append(_RunningModule(hooked))
             return
-        numbers = [number for number in site.numbers if number not in self._placed]
-        call = _RunningModule(site, numbers)
+        numbers = [number for number in hooked.numbers if number not in self._placed]
+        call = _RunningModule(hooked, numbers)
         if numbers:
             tensors = [self._places[number][0].parameter() for number in numbers]
             with _hide_from_checkpointing():
                 products = self._products(numbers, tensors, len(numbers) == len(self._places))
-            self._substitute(call, products)
+            self._substitute_products(call, products)
         self._stack.append(call)
 
-    def leave_module(self, site: _HookedModule, module: nn.Module) -> None:
+    def leave_module(self, hooked: _HookedModule, module: nn.Module) -> None:
         # torch runs this even if `enter`, or another hook before it, raised.
-        if self._stack and self._stack[-1].site is site and module is site.module:
+        if self._stack and self._stack[-1].hooked is hooked and module is hooked.module:
             self._undo_substitution(self._stack.pop())
 
-    def _substitute(self, call: _RunningModule, products: Sequence[Tensor]) -> None:
+    def _substitute_products(self, call: _RunningModule, products: Sequence[Tensor]) -> None:
         for number, product in zip(call.numbers, products, strict=True):
             self._placed.add(number)
             for place in self._places[number]:
@@ -143,10 +145,10 @@ class ParameterSwap:
 class _RunningModule:
     """A module while it runs, and the substitutions made when it was called."""
 
-    __slots__ = ("flat", "numbers", "site")
+    __slots__ = ("flat", "hooked", "numbers")
 
-    def __init__(self, site: _HookedModule, numbers: Sequence[int] = ()) -> None:
-        self.site, self.numbers = site, numbers
+    def __init__(self, hooked: _HookedModule, numbers: Sequence[int] = ()) -> None:
+        self.hooked, self.numbers = hooked, numbers
         self.flat: list[tuple[nn.Module, dict[str, Any]]] = []
 
 
@@ -167,8 +169,8 @@ class _HookedModule:
 class _Hook:
     """A hook that calls the `ParameterSwap` before or after a module runs; in a copy of the model it does nothing."""
 
-    def __init__(self, site: _HookedModule, act: Callable[[ParameterSwap, _HookedModule, nn.Module], None]) -> None:
-        self.site, self._act = site, act
+    def __init__(self, hooked: _HookedModule, act: Callable[[ParameterSwap, _HookedModule, nn.Module], None]) -> None:
+        self.hooked, self._act = hooked, act
 
     def __call__(self, module: nn.Module, *args: object) -> None:
         if torch.compiler.is_compiling():
@@ -177,7 +179,7 @@ class _Hook:
             self._apply_to_module(module)
 
     def _apply_to_module(self, module: nn.Module) -> None:
-        self._act(self.site.swap, self.site, module)
+        self._act(self.hooked.swap, self.hooked, module)
 
     @_disable_dynamo
     def _apply_to_module_uncompiled(self, module: nn.Module) -> None:
@@ -212,8 +214,8 @@ def find_gated_parameters(model: nn.Module) -> set[int]:
         for module in model.modules()
         for register_hooks in module._forward_pre_hooks.values()
         if isinstance(register_hooks, _Hook)
-        for number in register_hooks.site.numbers
-        for place in register_hooks.site.swap._places[number]
+        for number in register_hooks.hooked.numbers
+        for place in register_hooks.hooked.swap._places[number]
     }
 
 

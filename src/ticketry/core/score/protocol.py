@@ -139,7 +139,7 @@ def evaluate_score(score: Score, model: nn.Module, scope: Scope, **options: Any)
 
 
 def evaluate_partial_score(score: Score, model: nn.Module, scope: Scope, **options: Any) -> dict[str, Tensor]:
-    """Call a score of channels: it may return tensors for any parameters of the model, such as scales of norms."""
+    """Call a score of channels, which may return tensors for any parameters of the model, such as scales of norms."""
     found = _call_score(score, model, scope, options)
     shapes = {name: tuple(one.shape) for name, one in named_parameters(model).items()}
     if not found:

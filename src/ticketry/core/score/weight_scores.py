@@ -118,13 +118,16 @@ def synflow(
     if batches is None:
         raise UsageError("score 'synflow' needs the shape of the inputs: give batches= of one batch")
     passed = (*NORMS, *bypass)
-    with prepare_for_measurement(model, scope, norms="running", seed=seed) as weights, _linearise(model, passed):
+    with (
+        prepare_for_measurement(model, scope, norms="running", seed=seed) as weights,
+        _bypass_norms_and_embeddings(model, passed),
+    ):
         _refuse_norm_parameters(model, weights, passed)
         args, kwargs = _replace_floats_by_ones(_capture_inputs(model, batches, loss))
         inner = unwrapped(model)  # functional_call takes no nn.DataParallel
         tensors, leaves = _copy_absolute_tensors(inner, at)
         wanted = [leaves[id(weight)] for weight in weights.values()]
-        with default_dtype(torch.float64), _explain_type_errors():
+        with default_dtype(torch.float64), _explain_dtype_errors():
             found = functional_call(_SummedOutput(inner, wanted), tensors, args, kwargs, tie_weights=False)
     scores = {name: torch.zeros_like(weight, dtype=torch.float64) for name, weight in weights.items()}
     for (name, weight), gradient in zip(weights.items(), found, strict=bool(found)):
@@ -153,7 +156,7 @@ class _SummedOutput(nn.Module):
 
 
 @contextmanager
-def _explain_type_errors() -> Iterator[None]:
+def _explain_dtype_errors() -> Iterator[None]:
     """Within the block, replace torch's errors about mismatched dtypes by a `ScoreError` with advice."""
     try:
         yield
@@ -246,7 +249,7 @@ def _sum_outputs(output: Any) -> Tensor:
 
 
 @contextmanager
-def _linearise(model: nn.Module, passed: tuple[type[nn.Module], ...]) -> Iterator[None]:
+def _bypass_norms_and_embeddings(model: nn.Module, passed: tuple[type[nn.Module], ...]) -> Iterator[None]:
     """Within the block, let norms return their input, and embeddings the sum of their rows (a 1 for each row)."""
 
     def return_input(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], __: object) -> Any:

@@ -398,21 +398,21 @@ class Hold:
             try:
                 self._mask_replaced_parameters()
             except HoldError:
-                if self._steps_held_parameter(optimizer) or self._named.has_parameter_of(optimizer):
+                if self._updates_masked_parameter(optimizer) or self._named.has_parameter_of(optimizer):
                     raise
                 return  # the step of another model; the next step of this model, or the check, raises
         # State from before the mask would move removed weights. Loading a state creates a new dictionary.
-        if self._masked_states.get(optimizer) is not optimizer.state and self._steps_held_parameter(optimizer):
+        if self._masked_states.get(optimizer) is not optimizer.state and self._updates_masked_parameter(optimizer):
             self._masked_states[optimizer] = optimizer.state
             self.mask_state(optimizer)
 
     def _mask_weights_after_step(self, optimizer: Optimizer, args: object, kwargs: object) -> None:
-        if optimizer not in self._masked_states and not self._steps_held_parameter(optimizer):
+        if optimizer not in self._masked_states and not self._updates_masked_parameter(optimizer):
             return
         if type(optimizer) not in _ELEMENTWISE:
             self.mask_weights()
 
-    def _steps_held_parameter(self, optimizer: Optimizer) -> bool:
+    def _updates_masked_parameter(self, optimizer: Optimizer) -> bool:
         """Return whether `optimizer` updates a parameter that the mask names."""
         own = {id(held.parameter) for held in self._held.values()}
         return any(id(parameter) in own for group in optimizer.param_groups for parameter in group["params"])

@@ -156,11 +156,10 @@ class ChannelOrder:
 
 
 def split_into_blocks(count: RemainingWeights, steps: Sequence[Channel], multiple: int) -> list[list[Channel]]:
-    """Divide `steps` into blocks of channels; after each block, its group retains a multiple of `multiple` channels.
+    """Divide `steps`, the channels in order of removal, into blocks of `multiple` channels of one group.
 
-    A block consists of the next channels of one group. Blocks are sorted by the mean position of their channels in
-    `steps`. The first block of a group is smaller if the group's size is not a multiple. Channels that do not fill a
-    block are left out, and are not removed.
+    The first block of a group is smaller if the group's size is not a multiple of `multiple`. Blocks are sorted by the
+    mean position of their channels in `steps`. Channels that do not fill a block are left out, and are not removed.
     """
     waiting: dict[int, list[tuple[int, int]]] = {}
     left = [count.count_remaining(g) for g in range(len(count.groups))]
@@ -275,7 +274,7 @@ class ChannelChoice:
         )
 
     def check_whole_channel_mask(self, mask: Mask) -> None:
-        """Raise `MaskError` unless a mask removes whole channels only, of the groups that may be pruned in scope."""
+        """Raise `MaskError` unless a mask removes only whole channels, and only from groups that may be pruned."""
         flags = [np.zeros(group.size, dtype=bool) for group in self.groups]
         if set(mask) == set(self.masked_names):
             for g, channel in self.removed_channels(mask):

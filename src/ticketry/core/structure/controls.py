@@ -72,7 +72,7 @@ def _shuffle_row_groups(name: str, kept: Tensor, view: MatrixView, seed: int) ->
     matrix = view.to_matrix(kept.cpu())
     new = torch.zeros_like(matrix)
     draw = generator(seed, "structure", name)
-    for run in view.runs:
+    for run in view.row_ranges:
         order = torch.randperm(len(run), generator=draw) + run.start
         for group in row_groups(matrix[run.start : run.stop]):
             rows, order = order[: len(group.rows)], order[len(group.rows) :]
@@ -110,7 +110,7 @@ def _median_group_size(mask: Mask, views: dict[str, MatrixView]) -> int:
     sizes = [
         len(group.rows)
         for name, view in views.items()
-        for run in view.runs
+        for run in view.row_ranges
         for group in row_groups(view.to_matrix(mask[name].cpu())[run.start : run.stop])
         if group.width
     ]
@@ -121,7 +121,7 @@ def _draw_row_groups(name: str, view: MatrixView, size: int, seed: int) -> list[
     draw = generator(seed, "groups", name)
     return [
         part
-        for run in view.runs
+        for run in view.row_ranges
         for part in torch.split(torch.randperm(len(run), generator=draw) + run.start, min(size, len(run)))
     ]
 

@@ -400,7 +400,7 @@ def find_structure(
     channel_of: dict[int, tuple[int, int]] = {}
     sums = set(trace.labels.find_roots(np.concatenate(trace.sums)).tolist()) if trace.sums else set()
     for channel_class in _classify_channels(trace):
-        reason = trace.labels.reason(channel_class.roots[0])
+        reason = trace.labels.reason_not_removable(channel_class.roots[0])
         if reason == NO_CHANNEL or all(name in buffers for name, _ in channel_class.places):
             continue
         channel_of |= {root: (len(made), channel) for channel, root in enumerate(channel_class.roots)}
@@ -419,7 +419,7 @@ def _find_groups(trace: Trace, channel_of: Mapping[int, tuple[int, int]], severa
 
 
 def _find_channel_counts(trace: Trace, channel_of: Mapping[int, tuple[int, int]]) -> tuple[ChannelCount, ...]:
-    """Return the attributes that count channels, and attributes that may only have an equal value by chance."""
+    """Return module attributes that count channels, or that may equal a number of channels only by chance."""
     guesses: dict[tuple[str, str], Ids] = {}
     for key, several in trace.numbers.items():
         roots = [trace.labels.find_roots(ids) for ids in several]
@@ -457,7 +457,7 @@ def _classify_channels(trace: Trace) -> list[_ChannelClass]:
     last = np.append(first[1:], len(order))
     classes: dict[tuple[bytes, str | None], list[int]] = {}
     for run in np.argsort(order[first]).tolist():  # by first occurrence
-        reason = trace.labels.reason(int(roots[order[first[run]]]))
+        reason = trace.labels.reason_not_removable(int(roots[order[first[run]]]))
         classes.setdefault((tensor[order[first[run] : last[run]]].tobytes(), reason), []).append(run)
     found = []
     for runs in classes.values():

@@ -134,11 +134,11 @@ def group_similar_rows(worth: Tensor, sizes: Sequence[int]) -> list[Indices]:
     The result is deterministic: of equal rows, the earlier is taken. Takes O(rows^2 columns) time and O(rows^2) memory.
     """
     similarity = (worth @ worth.T).numpy()
-    groups = _match_rows(similarity, sorted(sizes, reverse=True))
+    groups = _group_rows_by_similarity(similarity, sorted(sizes, reverse=True))
     return _exchange_rows(similarity, groups) if len(groups) > 1 else groups
 
 
-def _match_rows(similarity: Values, sizes: Sequence[int]) -> list[Indices]:
+def _group_rows_by_similarity(similarity: Values, sizes: Sequence[int]) -> list[Indices]:
     norms = np.sqrt(similarity.diagonal())
     cosine = similarity / np.maximum(np.outer(norms, norms), np.finfo(np.float64).tiny)
     by_norm = (-norms).argsort(kind="stable")
@@ -426,7 +426,7 @@ def regroup(
         >>> grouped.density
         0.25
     """
-    by = _check_options(method, budget, by, rows, collapse, (block_rows, block_columns))
+    by = _check_regroup_options(method, budget, by, rows, collapse, (block_rows, block_columns))
     views = matrix_views(model, mask, spare=spare, first_conv=first_conv, output=output)
     layers = {
         name: LayerMatrix(name, views[name], size, views[name].to_matrix(mask[name].cpu()), mix(seed, "regroup", name))
@@ -469,11 +469,11 @@ class LayerMatrix:
 
     def group_rows(self, method: str, rows: int) -> list[Indices]:
         """Divide the rows that are not empty into groups of `rows`; the rows of a group read the same inputs."""
-        if rows == 1 or len(self.view.runs[0]) == 1:
+        if rows == 1 or len(self.view.row_ranges[0]) == 1:
             return list(self.nonempty_rows[:, None].numpy())
         nonempty = self.nonempty_rows.numpy()
         found = []
-        for number, run in enumerate(self.view.runs):
+        for number, run in enumerate(self.view.row_ranges):
             members = nonempty[(nonempty >= run.start) & (nonempty < run.stop)]
             if not len(members):
                 continue
@@ -550,7 +550,7 @@ def choose_layer_masks(
 def _regroup_by_paper(layer: LayerMatrix, budget: int, rows: int, b1: int, b2: int) -> Tensor:
     new = torch.zeros_like(layer.kept)
     total = int(layer.kept.sum())
-    for number, run in enumerate(layer.view.runs):
+    for number, run in enumerate(layer.view.row_ranges):
         members = layer.nonempty_rows[(layer.nonempty_rows >= run.start) & (layer.nonempty_rows < run.stop)]
         if len(members):
             kept = layer.kept[members]
@@ -564,7 +564,9 @@ def _regroup_by_paper(layer: LayerMatrix, budget: int, rows: int, b1: int, b2: i
     return new
 
 
-def _check_options(method: str, budget: str, by: str | None, rows: int, collapse: str, least: tuple[int, int]) -> str:
+def _check_regroup_options(
+    method: str, budget: str, by: str | None, rows: int, collapse: str, least: tuple[int, int]
+) -> str:
     """Return `by`, or its default, after checking the options of `regroup`; raise `UsageError` if they are invalid."""
     for what, word, known in (
         ("method", method, REGROUP_METHODS),

@@ -68,7 +68,11 @@ def trace_pointwise(t: Trace, call: Call) -> Any:
 
 def record_channel_sum(t: Trace, parts: Iterable[tuple[Tensor, Ids | None]]) -> None:
     """Record that an addition adds up the channels of different layers, as in a residual stream."""
-    met = [ids for tensor, ids in parts if ids is not None and tensor.untyped_storage().data_ptr() not in t.weights]
+    met = [
+        ids
+        for tensor, ids in parts
+        if ids is not None and tensor.untyped_storage().data_ptr() not in t.weight_addresses
+    ]
     t.sums += [
         other[t.labels.find_roots(other) != t.labels.find_roots(one)]
         for one, other in pairwise(met)
@@ -212,7 +216,7 @@ def unite_summed_dimensions(t: Trace, one: Axes, axis: int, other: Axes, other_a
 
 
 def trace_product(t: Trace, call: Call) -> Any:
-    """Trace a matrix product (mm, bmm, mv, dot, addmm, baddbmm or addmv): factors lose the same summed channels."""
+    """Trace a matrix product (mm, bmm, addmm, …): the summed dimensions of both factors must lose the same channels."""
     added, left, right = ([None] * (3 - len(call.tensors)) + call.tensors)[:3]
     assert left is not None
     assert right is not None
@@ -323,7 +327,7 @@ def _unite_grouped_channels(
 
 
 def trace_batch_norm(t: Trace, call: Call) -> Any:
-    """Trace a batch or instance norm: a channel (dimension 1) goes with its scale, shift and statistics."""
+    """Trace a batch or instance norm: a channel (dimension 1) is removed with its scale, shift and statistics."""
     tensor = call.tensors[0]
     axes = t.book.get(tensor)
     t.freeze_axes(axes, [d for d in range(tensor.dim()) if d != 1], "a norm runs over it")

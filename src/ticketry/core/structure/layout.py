@@ -433,7 +433,7 @@ class MatrixView:
         return self.shape[0] // self.layout.groups if self.layout.inputs_first else self.shape[1]
 
     @property
-    def runs(self) -> list[range]:
+    def row_ranges(self) -> list[range]:
         """Ranges of rows that read the same inputs: one for each group of a convolution, otherwise a single range."""
         length = self.row_count // self.layout.groups
         return [range(start, start + length) for start in range(0, self.row_count, length)] if length else []

@@ -130,7 +130,7 @@ class _LayerComparison:
 
     def __init__(self, name: str, view: MatrixView, worth: Tensor, new: Tensor) -> None:
         self._name, self._view, self._worth, self._new = name, view, worth, new
-        found = [row_groups(new[run.start : run.stop]) for run in view.runs]
+        found = [row_groups(new[run.start : run.stop]) for run in view.row_ranges]
         self._sizes = [[len(group.rows) for group in groups if group.width] for groups in found]
         """For each run of rows that read the same inputs: the sizes of its row groups."""
         self._flat = sorted(size for sizes in self._sizes for size in sizes)
@@ -165,7 +165,7 @@ class _LayerComparison:
         """Return the coverage that groups of similar rows reach if the entries of each column are shuffled first."""
         worth = shuffle_columns(self._worth, self._view, self._name, seed)
         grouped: list[Indices] = []
-        for run, sizes in zip(self._view.runs, self._sizes, strict=True):
+        for run, sizes in zip(self._view.row_ranges, self._sizes, strict=True):
             part = worth[run.start : run.stop]
             rows = part.sum(1).argsort(descending=True, stable=True)[: sum(sizes)].sort().values
             groups = group_similar_rows(part[rows], sizes) if sizes else []
@@ -175,7 +175,7 @@ class _LayerComparison:
     def random_coverage(self, seed: int) -> float:
         """Return the coverage of random groups of rows, which have the sizes of the structured mask's groups."""
         grouped: list[Indices] = []
-        for number, (run, sizes) in enumerate(zip(self._view.runs, self._sizes, strict=True)):
+        for number, (run, sizes) in enumerate(zip(self._view.row_ranges, self._sizes, strict=True)):
             rows = self._worth[run.start : run.stop].any(1).nonzero().flatten().numpy() + run.start
             if len(rows) < sum(sizes):
                 rows = np.arange(run.start, run.stop)
@@ -204,7 +204,7 @@ def _check_same_shapes(mask: Mask, structured: Mask, views: Mapping[str, MatrixV
 def shuffle_columns(matrix: Tensor, view: MatrixView, name: str, seed: int) -> Tensor:
     """Return a matrix [rows, columns] in which each column is shuffled among rows that read the same inputs."""
     shuffled = torch.empty_like(matrix)
-    for number, run in enumerate(view.runs):
+    for number, run in enumerate(view.row_ranges):
         keys = torch.rand(len(run), matrix.shape[1], generator=generator(seed, "null", name, number))
         shuffled[run.start : run.stop] = matrix[run.start : run.stop].gather(0, keys.argsort(dim=0, stable=True))
     return shuffled

@@ -361,7 +361,7 @@ class Structuring:
 
     @property
     def share(self) -> float:
-        """The fraction `plus` in effect: `PLUS` if the field is 0; but 0 if a density is to be met instead."""
+        """The `plus` to use: for refill+ the field `plus`, by default `PLUS`; otherwise, or to meet a density, 0."""
         met = self.kind != "refill+" or self.match or self.density is not None
         return 0.0 if met else self.plus or PLUS
 

@@ -239,13 +239,13 @@ def refill(
     """
     check_refill_score(score)
     density = None if density is None else parse_share(density)
-    _check_options(plus, density, coupled, keep_at_least, multiple)
+    _check_refill_options(plus, density, coupled, keep_at_least, multiple)
     named = _rename_to_first_names(model, mask)
     spare = to_name_tuple(spare)
     known, unseen = (
         find_structure_sparing_untraceable(model, example_inputs, spare) if structure is None else (structure, ())
     )
-    _check_structure(known, named_shapes(model))
+    _check_structure_fits_model(known, named_shapes(model))
     stays = _find_retained_groups(
         model, known, known.roles, coupled, first, output, _match_spared_parameters(model, spare, unseen)
     )
@@ -263,7 +263,7 @@ def refill(
     return choice.mask([_flag_removed(values, count) for values, count in zip(scores, filled, strict=True)])
 
 
-def _check_options(plus: float, density: float | None, coupled: str, keep_at_least: int, multiple: int) -> None:
+def _check_refill_options(plus: float, density: float | None, coupled: str, keep_at_least: int, multiple: int) -> None:
     if not 0 <= plus <= 1:
         raise UsageError(f"plus is the share of the emptied channels that is filled back, 0 to 1, not {plus:g}")
     if density is not None and check_density(density) and plus:
@@ -273,7 +273,7 @@ def _check_options(plus: float, density: float | None, coupled: str, keep_at_lea
     check_channel_limits(keep_at_least, multiple)
 
 
-def _check_structure(structure: Structure, shapes: Mapping[str, tuple[int, ...]]) -> None:
+def _check_structure_fits_model(structure: Structure, shapes: Mapping[str, tuple[int, ...]]) -> None:
     if not isinstance(structure, Structure):
         raise UsageError(
             "structure= is what tk.structure.tried_structure(model, example_inputs) gives, not a"
@@ -386,16 +386,23 @@ def _compute_group_budget(
     return _GroupBudget(group.size, kept, total)
 
 
-def _fill_to_density(choice: ChannelChoice, channels: Callable[[float], list[int]], density: float) -> list[int]:
-    """Return the result of `channels`, the number to fill in each group, whose mask is nearest to `density`.
+def _fill_to_density(
+    choice: ChannelChoice, count_filled_channels: Callable[[float], list[int]], density: float
+) -> list[int]:
+    """Return how many channels to fill in each group, so that the density of the mask is nearest to `density`.
 
-    The argument of `channels` is `plus`, the fraction of the emptied channels that is filled too.
+    `count_filled_channels` returns these numbers for a value of `plus`, the fraction of the emptied channels to fill.
     """
     low, high = 0.0, 1.0
     while high - low > 1e-6:
         middle = (low + high) / 2
-        low, high = (middle, high) if _density_if_filled(choice, channels(middle)) < density else (low, middle)
-    return min((channels(low), channels(high)), key=lambda filled: abs(_density_if_filled(choice, filled) - density))
+        low, high = (
+            (middle, high) if _density_if_filled(choice, count_filled_channels(middle)) < density else (low, middle)
+        )
+    return min(
+        (count_filled_channels(low), count_filled_channels(high)),
+        key=lambda filled: abs(_density_if_filled(choice, filled) - density),
+    )
 
 
 def _density_if_filled(choice: ChannelChoice, filled: Sequence[int]) -> float:

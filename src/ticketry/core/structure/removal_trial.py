@@ -191,10 +191,10 @@ class _Trial:
         if self.removable and self.find_problem(self.removable, training=True, evaluation=False):
             settled, self.removable, self.training = self.removable, [], True
             self._test_groups(settled)
-        self._drop_guesses()
+        self._leave_unrelated_attributes_unchanged()
         return self.structure.staying(self.not_removable)
 
-    def _drop_guesses(self) -> None:
+    def _leave_unrelated_attributes_unchanged(self) -> None:
         """Find module attributes that need not be changed when channels are removed, and leave them unchanged.
 
         An attribute that equals a number of channels may count something else, such as the longest text. The model is
@@ -226,35 +226,35 @@ class _Trial:
             else:
                 waiting += self._divide_failing_groups(several, problem)
 
-    def _divide_failing_groups(self, several: list[int], problem: Problem) -> list[tuple[list[int], bool]]:
+    def _divide_failing_groups(self, positions: list[int], problem: Problem) -> list[tuple[list[int], bool]]:
         """Divide groups that fail together into parts, which are tested separately, the last part first.
 
         Suspects, which are groups that may make the module fail, become parts of their own. Without suspects, the
         groups are halved. Each part is returned with a flag that says whether it is a suspect.
         """
-        suspects = self._find_suspects(several, problem.where)
+        suspects = self._find_suspect_groups(positions, problem.where)
         if len(suspects) == 1 and suspects[0] in self.structure.written.get(problem.where, ()):
             self._mark_not_removable(suspects[0], problem)
-            return [([position for position in several if position not in suspects], False)]
-        if 0 < len(suspects) < len(several):
+            return [([position for position in positions if position not in suspects], False)]
+        if 0 < len(suspects) < len(positions):
             alone = [([position], True) for position in suspects]
-            return [*reversed(alone), ([position for position in several if position not in suspects], False)]
-        middle = len(several) // 2
-        return [(several[middle:], False), (several[:middle], False)]
+            return [*reversed(alone), ([position for position in positions if position not in suspects], False)]
+        middle = len(positions) // 2
+        return [(positions[middle:], False), (positions[:middle], False)]
 
-    def _find_suspects(self, several: list[int], where: str) -> list[int]:
-        """Return those of the groups `several` that may make the module `where` fail.
+    def _find_suspect_groups(self, positions: list[int], where: str) -> list[int]:
+        """Return those of the groups at `positions` that may make the module `where` fail.
 
         These are groups whose width the module's code may contain as a number, or else groups with channels in the
         module or in a module around it.
         """
         written = self.structure.written.get(where, frozenset())
-        touching = [position for position in several if position in written]
+        touching = [position for position in positions if position in written]
         while where and not touching:
             prefix = f"{normal_module_name(where)}."
             touching = [
                 position
-                for position in several
+                for position in positions
                 if any(member.name.startswith(prefix) for member in self.structure.groups[position].members)
             ]
             where = where.rpartition(".")[0]
@@ -268,7 +268,9 @@ class _Trial:
         return problem is not None
 
     def _mark_not_removable(self, position: int, problem: Problem) -> None:
-        """Mark a failing group as not removable, unless it passes if attributes that may count other things stay."""
+        """Mark a failing group as not removable, unless it passes if ambiguous attributes keep their old values.
+
+        Ambiguous attributes equal the number of channels, but may count something else."""
         guesses = [c for c in self.structure.counted if c.guessed and any(u and u[0] == position for u in c.units)]
         counted = self.structure.counted
         for dropped in (*([guess] for guess in guesses), guesses)[:_MOST_GUESSES] if guesses else ():

@@ -35,14 +35,14 @@ from ticketry.core.structure.trace import (
 def trace_view(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], result: Tensor) -> Axes:
     """Trace a reshape: find the channels of the merged and split dimensions."""
     found = Axes.unlabelled(result.dim())
-    for before, after in _match_runs(shape, tuple(result.shape)):
-        _trace_view_run(t, shape, axes, before, result, found, after)
+    for before, after in _match_reshaped_dimensions(shape, tuple(result.shape)):
+        _trace_reshaped_dimensions(t, shape, axes, before, result, found, after)
     for ids in (*axes.labels, *found.labels):
         t.record_width_use(ids)
     return found
 
 
-def _match_runs(before: tuple[int, ...], after: tuple[int, ...]) -> list[tuple[list[int], list[int]]]:
+def _match_reshaped_dimensions(before: tuple[int, ...], after: tuple[int, ...]) -> list[tuple[list[int], list[int]]]:
     """Match the dimensions of a tensor before and after a reshape; dimensions of size 1 are left out.
 
     Each match is a pair of lists of consecutive dimensions with equally many elements. The lists are as short as
@@ -65,7 +65,7 @@ def _match_runs(before: tuple[int, ...], after: tuple[int, ...]) -> list[tuple[l
     return runs
 
 
-def _trace_view_run(
+def _trace_reshaped_dimensions(
     t: Trace, shape: tuple[int, ...], axes: Axes, before: list[int], result: Tensor, found: Axes, after: list[int]
 ) -> None:
     labelled = [d for d in before if axes.labels[d] is not None]
@@ -282,7 +282,7 @@ def trace_im2col(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], resul
 
 @rule_for_one_tensor
 def trace_col2im(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], result: Tensor) -> Axes:
-    """Trace `col2im`, which adds up overlapping windows into an image: a channel's values in a window go together."""
+    """Trace `col2im`, which adds up overlapping windows into an image: a channel loses its whole window."""
     t.freeze_axes(axes, [-1, *range(len(shape) - 2)], "windows of it are taken")
     found = Axes.unlabelled(result.dim())
     ids = axes.labels[-2]

@@ -81,6 +81,7 @@ def shrink_plan(model: nn.Module, mask: Mask, example_inputs: Inputs, *, spare: 
     """Return the plan by which `shrink` builds the smaller model.
 
     `rebuild` builds a smaller model by the plan. The errors raised are those of `shrink`.
+
     Args:
         model: any module; it is not changed.
         mask: channel-wise mask, as from `structure.channels`.

@@ -104,7 +104,7 @@ class Labels:
         """Return, for each label, whether it cannot be removed."""
         return np.asarray([root in self._reasons for root in self.find_roots(ids).tolist()], dtype=bool)
 
-    def reason(self, root: int) -> str | None:
+    def reason_not_removable(self, root: int) -> str | None:
         """Return why the labels whose smallest is `root` cannot be removed; None if they can."""
         return self._reasons.get(root)
 
@@ -195,7 +195,9 @@ class Provenance:
     @classmethod
     def from_arguments(cls, arguments: Arguments) -> Provenance:
         found = cls()
-        found._record([value for value in tree_flatten(arguments)[0] if isinstance(value, Tensor)], True, False)
+        found._record_dependence(
+            [value for value in tree_flatten(arguments)[0] if isinstance(value, Tensor)], True, False
+        )
         return found
 
     def depend_on_inputs(self, tensors: Iterable[Tensor]) -> bool:
@@ -209,9 +211,9 @@ class Provenance:
     def record_operation(self, operands: Iterable[Tensor], results: Iterable[Tensor]) -> None:
         """Record that an operation computed `results` from `operands`."""
         storages = {_storage_address(tensor) for tensor in operands}
-        self._record(results, bool(storages & self._inputs), bool(storages & self._activations))
+        self._record_dependence(results, bool(storages & self._inputs), bool(storages & self._activations))
 
-    def _record(self, tensors: Iterable[Tensor], inputs: bool, activations: bool) -> None:
+    def _record_dependence(self, tensors: Iterable[Tensor], inputs: bool, activations: bool) -> None:
         for tensor in tensors:
             storage = _storage_address(tensor)  # memory may be reused
             (set.add if inputs else set.discard)(self._inputs, storage)
@@ -228,7 +230,7 @@ NO_CHANNEL = ""
 
 @dataclass
 class Trace:
-    """Collects what is found while a run of a model is traced."""
+    """Collects which channels must be removed together, and which must stay, while a run of a model is traced."""
 
     model: nn.Module
     """The copy of the model that runs, on the CPU."""
@@ -264,7 +266,7 @@ class Trace:
     """
 
     @cached_property
-    def weights(self) -> frozenset[int]:
+    def weight_addresses(self) -> frozenset[int]:
         """Memory addresses of all parameters."""
         return frozenset(parameter.untyped_storage().data_ptr() for parameter in self.model.parameters())
 
@@ -296,7 +298,7 @@ class Trace:
             self.freeze(axes.labels[dimension], why)
 
     def unite_axes(self, one: Ids | None, other: Ids | None) -> Ids | None:
-        """Record that channels at the same index of two dimensions go together, and return their labels.
+        """Record that channels at the same index of two dimensions must be removed together; return their labels.
 
         If one dimension has no labels (None), or the sizes differ, mark all labels as not removable and return None.
         """
@@ -333,10 +335,10 @@ class Trace:
                     dimensions.add(dimension)
 
     def record_width_use(self, ids: Ids | None) -> bool:
-        """Record that the running module's code used the number of these labels; return whether an attribute equals it.
+        """Record that the running module's code used the number of labels in `ids`.
 
-        The code may have read the number from any attribute that equals it. After pruning, such an attribute gets the
-        new number, unless the attribute also counts other channels.
+        Return whether an attribute of the module equals this number. The code may have read the number from it.
+        After pruning, the attribute gets the new number, unless it also counts other channels.
         """
         if ids is None:
             return False
@@ -468,7 +470,7 @@ def set_output_axes(t: Trace, outputs: Sequence[Tensor], *known: Axes) -> None:
 
 
 def unite_all_labels(t: Trace, several: Iterable[Ids | None]) -> Ids | None:
-    """Record that channels at the same index of several dimensions go together, and return their labels.
+    """Record that channels at the same index of several dimensions must be removed together; return their labels.
 
     If a dimension has no labels, mark all labels as not removable and return None.
     """

@@ -200,7 +200,7 @@ class Ticket:
         return bool(manifest.get("info") == json.loads(json.dumps(to_json_values(dict(info), "info"))))
 
     def is_as_written(self, path: str | Path) -> bool:
-        """Return whether `save` would write the ticket.json that is at `path`, from which this ticket was read."""
+        """Return whether the ticket.json at `path`, from which this ticket was read, is what `save` would write."""
         folder = Path(path)
         _, facts = files.read_manifest(folder, folder)
         written = {name: facts[name] for name in files.FILES if name in facts}  # in the order of `save`
