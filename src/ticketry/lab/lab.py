@@ -261,10 +261,10 @@ class Lab:
                 if len(segments) > 1 or not isinstance(error, Exception):
                     self.stop()
                 raise
-        results = [self._result(segment) for segment in segments]
+        results = [self._load_result(segment) for segment in segments]
         if self.dashboards.group and measure:
             for result, name in zip(results, names, strict=True):
-                label = f"{self._prefix}{name}"
+                label = f"{self._label_prefix}{name}"
                 self.dashboards.report_training(result, name=label or result.segment.key[:8], kind=name or "training")
         return results
 
@@ -290,12 +290,12 @@ class Lab:
 
     def at(self, result: Result, step: int) -> Result:
         """Return the state at another `step` of the training that gave `result`; `UsageError` if it is not stored."""
-        return self._result(result.segment.until(step))
+        return self._load_result(result.segment.until(step))
 
     def gather(self, functions: Iterable[Callable[[], T]]) -> list[T]:
         """Call `functions`, in parallel threads if the lab has workers, and return their results in order."""
         pieces = list(functions)
-        prefix = self._prefix
+        prefix = self._label_prefix
         if self.workers == 0 or len(pieces) < 2:
             return [piece() for piece in pieces]
 
@@ -320,7 +320,7 @@ class Lab:
     @contextlib.contextmanager
     def telling(self, prefix: str) -> Iterator[None]:
         """Within a ``with`` block, put `prefix` before the label of every training that this thread starts."""
-        before = self._prefix
+        before = self._label_prefix
         self._thread.prefix = prefix
         try:
             yield
@@ -559,7 +559,7 @@ class Lab:
         return str(known["mask"])
 
     @property
-    def _prefix(self) -> str:
+    def _label_prefix(self) -> str:
         return getattr(self._thread, "prefix", "")
 
     def _submit(
@@ -576,7 +576,7 @@ class Lab:
             self.ledger.segments_asked += 1
             self.ledger.keys.append(key)
             self.ledger.steps_asked += segment.steps
-            self._labels[key] = f"{self._prefix}{label}"
+            self._labels[key] = f"{self._label_prefix}{label}"
             if is_done(self.store, segment, keep, measure=measure):
                 self._emit(Event("cached", key, segment.first, segment.last, segment.last))
                 return None
@@ -610,7 +610,7 @@ class Lab:
         segment = self._remaker.segment(digest, trajectory, step)
         order = replace(self._order, measure=False, weights=True)
         with handle_signals(), self._guard:
-            self._labels[segment.key] = f"{self._prefix}weights that a bundle left out"
+            self._labels[segment.key] = f"{self._label_prefix}weights that a bundle left out"
             future = self._get_runner().submit(order, segment, ())
         concurrent.futures.wait([future])
         self._emit(Event("aside", segment.key, segment.first, segment.last, segment.last))
@@ -632,7 +632,7 @@ class Lab:
                 self.ledger.processor_seconds += work.processor_seconds
         self._emit(Event("finished", segment.key, segment.first, segment.last, segment.last))
 
-    def _result(self, segment: Segment) -> Result:
+    def _load_result(self, segment: Segment) -> Result:
         record = self.store.load_valid_result(segment.trajectory, segment.last)
         if record is None:
             raise UsageError(f"step {segment.last} of this trajectory is not stored: name it in keep=")

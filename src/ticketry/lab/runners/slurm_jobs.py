@@ -274,7 +274,7 @@ class _Jobs(Pool):
                 if one.item and _CLOSED in names:
                     self._waiting.appendleft(one.item)  # the job closed before it saw the request
                 elif one.item:
-                    one.set_result(_describe_end(one.job))
+                    one.set_result(_build_lost_job_error(one.job))
         for item in list(self._waiting):
             if free := next((one for one in self._jobs if one.item is None and one.needs == item.needs), None):
                 self._waiting.remove(item)
@@ -349,7 +349,7 @@ def _list_queue() -> set[str] | None:
     return None if found.returncode else set(found.stdout.split())
 
 
-def _describe_end(job: Any) -> Exception:
+def _build_lost_job_error(job: Any) -> Exception:
     """Return the error for a job that ended without an answer: the job's own error, or a `LostJobError`."""
     if job.paths.result_pickle.exists() and (error := job.exception()):
         return RunnerError(f"the job {job.job_id} failed: {str(error).strip()[-600:]}")

@@ -290,7 +290,7 @@ class _Watch(ReportingWatch):
 
     def __init__(self, request: Request, leaving: Callable[[], bool]) -> None:
         """Raise `RunnerError` if this worker cannot see the driver's store."""
-        super().__init__(request.checkpoint_seconds, self._report, leaving)
+        super().__init__(request.checkpoint_seconds, self._report_event, leaving)
         self._live = messages_at(request.store, request.driver)
         if not self._live.is_driver_active():
             raise RunnerError(
@@ -306,7 +306,7 @@ class _Watch(ReportingWatch):
             self.stopped_by_driver = self._live.is_stop_requested()
         return self.stopped_by_driver or super().is_stop_requested()
 
-    def _report(self, event: Event) -> None:
+    def _report_event(self, event: Event) -> None:
         if event.kind == "progress":
             if time.monotonic() < self._next_report:
                 return

@@ -63,11 +63,13 @@ class Records:
         """Upload files that were written here since the last synchronisation."""
         with self._locked_index() as index:
             names = [
-                name for name in self._local_names() if index.get(name, {}).get("here") != self._size_and_time(name)
+                name
+                for name in self._local_names()
+                if index.get(name, {}).get("here") != self._file_size_and_time(name)
             ]
             for name in sorted(names, key=lambda name: (_is_record(name), name)):
                 with contextlib.suppress(FileNotFoundError):
-                    stamp, data = self._size_and_time(name), content_of(self._paths.root / name)
+                    stamp, data = self._file_size_and_time(name), content_of(self._paths.root / name)
                     data = self._replace_store_folder(name, data, str(self._paths.root), self._remote.address)
                     index[name] = {"here": stamp, "there": self._remote.put(name, data).strip()}
 
@@ -133,7 +135,7 @@ class Records:
             write_atomically(path, self._replace_store_folder(name, data, self._remote.address, str(self._paths.root)))
             if listed is not None:
                 os.utime(path, (listed.modified, listed.modified))  # `ticketry list runs` shows when a run changed
-        index[name] = {"here": self._size_and_time(name), "there": listed.version.strip() if listed else ""}
+        index[name] = {"here": self._file_size_and_time(name), "there": listed.version.strip() if listed else ""}
 
     def _replace_store_folder(self, name: str, data: bytes, old: str, new: str) -> bytes:
         """Return the content of a file, with `new` in place of the folder `old` in the paths of an undamaged record."""
@@ -160,7 +162,7 @@ class Records:
                     with explain_os_errors(self._index, "write"):
                         write_atomically(self._index, json.dumps(index).encode(), private=True)
 
-    def _size_and_time(self, name: str) -> list[int]:
+    def _file_size_and_time(self, name: str) -> list[int]:
         about = (self._paths.root / name).stat()
         return [about.st_size, about.st_mtime_ns]
 
@@ -248,7 +250,7 @@ class Mirror:
         return any(top not in _TOP and not top.startswith(".") for top in tops)
 
     def get(self, name: str, *, fresh: bool = False) -> bytes | None:
-        if fresh and path_exists(self._unpublished_marker(name)):  # the local copy is newer
+        if fresh and path_exists(self._unpublished_marker_path(name)):  # the local copy is newer
             fresh = False
         data = None if fresh else self.folder.get(name)
         if data is not None:
@@ -336,10 +338,10 @@ class Mirror:
             if path_exists(self.paths.root / name):
                 self._publish(name, replace=replace)
             else:
-                self._unpublished_marker(name).unlink(missing_ok=True)
+                self._unpublished_marker_path(name).unlink(missing_ok=True)
 
     def _mark_unpublished(self, name: str, *, replace: bool) -> None:
-        marker = self._unpublished_marker(name)
+        marker = self._unpublished_marker_path(name)
         with explain_os_errors(marker, "write"):
             make_folder(marker.parent, private=True)
             write_atomically(marker, json.dumps({"name": name, "replace": replace}).encode())
@@ -352,10 +354,10 @@ class Mirror:
             self.remote.put(name, data)
         new = replace or self.remote.create_if_absent(name, data)
         self._seen[name] = time.monotonic()
-        self._unpublished_marker(name).unlink(missing_ok=True)
+        self._unpublished_marker_path(name).unlink(missing_ok=True)
         return new
 
-    def _unpublished_marker(self, name: str) -> Path:
+    def _unpublished_marker_path(self, name: str) -> Path:
         return self._unpublished / f"{hashlib.sha256(name.encode()).hexdigest()}.json"
 
     # -- trajectories ------------------------------------------------------------------------------------------------
@@ -413,7 +415,7 @@ class Mirror:
             return
         if name.startswith(FOLDERS):
             self.records.get(name)
-        elif not path_exists(self._unpublished_marker(name)) and (data := self.remote.get(name)) is not None:
+        elif not path_exists(self._unpublished_marker_path(name)) and (data := self.remote.get(name)) is not None:
             self.folder.put(name, data)
 
     def publish(self) -> None:

@@ -77,7 +77,7 @@ class _Selection:
     def __init__(self, store: Store, names: Sequence[str], masks: bool) -> None:
         self.store, self.names, self.masks = store, tuple(names), masks
         self._campaigns = self._read_campaigns()
-        self.runs = self._named_runs()
+        self.runs = self._select_run_names()
         self.records = list(self._select_records())
         known = Results(store.paths, lambda path: store.load_valid_result(path.parent.name, int(path.stem)) or _GONE)
         named = {trajectory for _, _, values in self.records for trajectory, _ in result_keys_in(values)}
@@ -131,7 +131,7 @@ class _Selection:
             read[path.stem] = (values, runs)
         return read
 
-    def _named_runs(self) -> tuple[str, ...]:
+    def _select_run_names(self) -> tuple[str, ...]:
         """Return the names of the runs to pack: the given runs and the runs of given campaigns, or by default all."""
         known = {path.parent.name for path in self.store.paths.run_records()}
         found: dict[str, None] = {}

@@ -70,7 +70,7 @@ class Store:
         self.objects: Mirror | Folder = mirror or Folder(self.paths.root)
         if mirror:
             mirror.open()
-        known = self._format()
+        known = self._read_own_format()
         if known is None:
             if self._has_foreign_files():
                 raise StoreError(f"{self.paths.root} is a folder with other things in it: choose another with --store")
@@ -88,7 +88,7 @@ class Store:
         """Address with which another process can open the store, see `open_store`."""
         return self.mirror.address if self.mirror else str(self.paths.root.resolve())
 
-    def _format(self) -> int | None:
+    def _read_own_format(self) -> int | None:
         try:
             return read_format_version(self.paths.format)
         except StoreError as error:
@@ -106,7 +106,9 @@ class Store:
             if not exists(root) or self.paths.has_folders():
                 return False
             others = [name for name in os.listdir(root) if not name.startswith(f".{self.paths.format.name}.")]
-        return bool(others) and self._format() is None  # another process may have created the store this very moment
+        return (
+            bool(others) and self._read_own_format() is None
+        )  # another process may have created the store this very moment
 
     # -- tensors -----------------------------------------------------------------------------------------------------
 

@@ -161,7 +161,7 @@ class Job:
         record = find_last_resumable_result(self.store, self.trajectory, bound)
         if record and not (partial and partial[0] >= record["step"]):
             self._earlier_seconds = record["cost"]["train_seconds"]
-            return self._stored_state(record)
+            return self._load_stored_state(record)
         if partial:
             step, tensors = partial
             self._earlier_seconds = float(tensors.pop("seconds"))
@@ -171,7 +171,7 @@ class Job:
         state.variants = {one.name: one.first_state(around, state.model) for one in self.segment.variants}
         return state
 
-    def _stored_state(self, record: Mapping[str, Any]) -> TrainingState:
+    def _load_stored_state(self, record: Mapping[str, Any]) -> TrainingState:
         """Return the training state of a stored result; a result at the end of a schedule has only the weights."""
         training: dict[str, Tensor] = {"losses": torch.zeros(0)}
         if record["training"]:
@@ -209,7 +209,7 @@ class Job:
             "step": stop,
             **self.store_tensors(loop, state),
             **(loop.measured() if self.measure and stop == self.segment.last else {"metrics": None}),
-            "loss": _loss_curve(state.losses, segment.first),
+            "loss": _compute_loss_curve(state.losses, segment.first),
             "cost": {
                 "steps": stop - segment.first,
                 "train_seconds": round(self._earlier_seconds + self.train_seconds, 3),
@@ -250,7 +250,7 @@ class Job:
 
     def measure_again(self, record: Mapping[str, Any]) -> dict[str, Any]:
         """Compute the metrics of a stored result, and return them as entries of its record."""
-        loop = Loop(self.store, self.course, self.segment, self._stored_state(record), self.group)
+        loop = Loop(self.store, self.course, self.segment, self._load_stored_state(record), self.group)
         loop.notify_pause()
         return dict(loop.measured())
 
@@ -368,7 +368,7 @@ def load_start_state(store: Store, segment: Segment) -> TrainingState:
     return state
 
 
-def _loss_curve(losses: Tensor, first: int) -> list[tuple[int, float]]:
+def _compute_loss_curve(losses: Tensor, first: int) -> list[tuple[int, float]]:
     """Return at most 100 points of the loss curve: a step, and the mean loss since the previous point."""
     if not len(losses):
         return []

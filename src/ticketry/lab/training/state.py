@@ -165,7 +165,7 @@ def learning_rate(recipe: Recipe, step: int, *, total: int, per_epoch: int) -> f
     step = min(step, max(total - 1, 0))
     warmup = Step.parse(recipe.warmup).iterations(per_epoch=per_epoch, total=total)
     if recipe.schedule == "onecycle":
-        return recipe.lr * _onecycle_factor(step, total, warmup or _ONECYCLE_RISE * total)
+        return recipe.lr * _onecycle_rate_factor(step, total, warmup or _ONECYCLE_RISE * total)
     if step < warmup:
         return recipe.lr * (step + 1) / warmup
     return recipe.lr * _rate_after_warmup(recipe, step, warmup, total, per_epoch)
@@ -185,13 +185,13 @@ def _rate_after_warmup(recipe: Recipe, step: int, warmup: int, total: int, per_e
     return 1.0
 
 
-def _onecycle_factor(step: int, total: int, rise: float) -> float:
+def _onecycle_rate_factor(step: int, total: int, rise: float) -> float:
     peak, end = rise - 1, total - 1
     low, lowest = 1 / _ONECYCLE_START, 1 / _ONECYCLE_START / _ONECYCLE_END
     if step <= peak:
-        return _cosine_between(low, 1.0, step / peak if peak > 0 else 1.0)
-    return _cosine_between(1.0, lowest, (step - peak) / (end - peak) if end > peak else 1.0)
+        return _cosine_interpolation(low, 1.0, step / peak if peak > 0 else 1.0)
+    return _cosine_interpolation(1.0, lowest, (step - peak) / (end - peak) if end > peak else 1.0)
 
 
-def _cosine_between(start: float, end: float, share: float) -> float:
+def _cosine_interpolation(start: float, end: float, share: float) -> float:
     return end + (start - end) * (1 + cos(pi * share)) / 2

@@ -74,7 +74,7 @@ class Draws(EagerMode):  # type: ignore[no-untyped-call]
         if name in _LIKE or (name in _DRAWN_FROM and args and isinstance(args[0], Tensor)):
             return self._draw_like(func, args, given, filled=name in _DRAWN_FROM)
         if name in _OF_SIZE:
-            return self._draw_size(func, args, given)
+            return self._draw_with_size(func, args, given)
         if name == "native_dropout":
             return self._draw_dropout(func, *args)
         raise TrainingError(
@@ -98,7 +98,7 @@ class Draws(EagerMode):  # type: ignore[no-untyped-call]
             self._own_rows_of_batch(own.shape)
         ]
 
-    def _draw_size(self, func: Callable[..., Any], args: tuple[Any, ...], given: dict[str, Any]) -> Any:
+    def _draw_with_size(self, func: Callable[..., Any], args: tuple[Any, ...], given: dict[str, Any]) -> Any:
         place = next(number for number, one in enumerate(args) if isinstance(one, (list, tuple)))
         if (whole := self._whole_batch_shape(args[place])) is None:
             return func(*args, **given)
