@@ -110,7 +110,7 @@ class SearchRequest:
         )
 
     def with_stored_name(self, paths: Paths) -> SearchRequest:
-        """Return the request with the name of its run in a store; older versions used names without the arithmetic."""
+        """Return the request with the name of its run in a store; in older stores, it lacks precision and kernels."""
         if not self.arithmetic or self.label or self.stored_name:
             return self
         plain = replace(self, arithmetic={})
@@ -271,7 +271,7 @@ class SearchRequest:
 
 
 def _user_settings(settings: Any) -> dict[str, Any]:
-    """Return the settings that a user can choose, by name."""
+    """Return the values of the fields that the constructor of `settings` takes, by name."""
     values = asdict(settings)
     return {one.name: values[one.name] for one in fields(settings) if one.init}
 

@@ -206,7 +206,7 @@ class PointCollector:
             self.segments.update({each.segment.key: each for each in results})
 
     def _add_rounds(self, replicate: int, found: Found) -> None:
-        """Add the training rounds with gates that produced a ticket's mask.
+        """Add to the record each training with gates (soft mask values) that led to a ticket's mask.
 
         The tickets of a replicate must be added one after the other.
         """

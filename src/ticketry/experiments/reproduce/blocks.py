@@ -316,7 +316,7 @@ class TimeEstimator:
         return [one for one in segments if self._lab.store.load_valid_result(one.trajectory, one.last) is None]
 
     def dense_work(self, block: Block, counted: set[str] | None = None) -> Work:
-        """Return the work of the block's dense networks that the store lacks; networks in both data orders count."""
+        """Return the work of the block's missing dense trainings, in the first and the second data order."""
         whole, known = self._dense_of_block(block), set[str]() if counted is None else counted
         twins = [
             replace(one, order_seed=second_order_seed(one.order_seed))

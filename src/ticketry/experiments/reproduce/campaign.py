@@ -63,7 +63,7 @@ class SecondOrders:
 
     @property
     def rows(self) -> tuple[SecondOrderRun, ...]:
-        """Rows of the campaign record for all known trainings in the second data order."""
+        """Rows of the campaign record: one for each dense network that was trained again in another data order."""
         return tuple(self._found[key] for key in sorted(self._found))
 
     def merge(self, others: Iterable[SecondOrderRun]) -> None:

@@ -207,7 +207,7 @@ def prediction_interval(values: Sequence[float]) -> tuple[float, float] | None:
 
 
 class StoredTrainings:
-    """Reads trainings and files from the store of a campaign."""
+    """Reads stored trainings and the files that they wrote from the store of a campaign."""
 
     def __init__(self, store: Store, modules: Container[str] = ()) -> None:
         """Create a reader of `store`, which may import user code only from `modules`."""

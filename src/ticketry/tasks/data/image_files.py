@@ -195,7 +195,7 @@ class Listing:
         return os.path.join(self.folder, self.classes[self.labels[row]], os.fsdecode(bytes(self.names[row])))
 
     def request(self, rows: list[int], size: int, resize: int, seed: int | None, first: int = 0) -> ImageRequest:
-        """Return a function that reads the images with indices `rows`; for the other arguments see `ImageRequest`."""
+        """Return a callable that reads the images with indices `rows`; for the other arguments see `ImageRequest`."""
         return ImageRequest(tuple(map(self.path, rows)), size, resize, seed, first)
 
 

@@ -330,7 +330,7 @@ class SplitTable:
 
 
 def read(published: Published, split: int, where: tuple[Place, ...]) -> SplitTable:
-    """Read a published table with its split number `split`."""
+    """Read a published table, and the training and test rows of its split number `split`."""
     found = find_or_download(published.collection(), where)
     if found[0].name == _ARCHIVE:
         file, source = _make_archive_reader(found[0], published.folder), f"{found[0]}, {published.folder}"

@@ -298,7 +298,7 @@ class TextCoursePart(TextCourse):
     def _sum_cross_entropy(
         self, model: nn.Module, tokens: Tensor, targets: Tensor, known: Tensor, arithmetic: Arithmetic
     ) -> float:
-        """Return the summed loss of all processes, added up in the order of ranks.
+        """Return the loss summed over all processes, always in the order of their ranks.
 
         A process without rows reads the first row, and does not count its loss: with sharded parameters, all processes
         must call the network equally often.
