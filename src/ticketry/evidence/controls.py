@@ -61,14 +61,14 @@ def scale_recipe(recipe: Recipe, per_epoch: int, steps: int) -> Recipe:
     """Return the recipe with length, milestones and warm-up scaled to `steps` iterations in all."""
     scale = Fraction(steps, recipe.steps(per_epoch))
 
-    def scale_step_text(text: str) -> str:
+    def scale_step(text: str) -> str:
         step = Step.parse(text)
         return text if step.unit == "%" else f"{round(step.iterations(per_epoch=per_epoch) * scale)}it"
 
     return recipe.changed(
         length=f"{steps}it",
-        warmup=scale_step_text(recipe.warmup),
-        milestones=tuple(scale_step_text(text) for text in recipe.milestones),
+        warmup=scale_step(recipe.warmup),
+        milestones=tuple(scale_step(text) for text in recipe.milestones),
     )
 
 

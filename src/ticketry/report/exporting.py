@@ -28,7 +28,7 @@ from ticketry.report.tables.results import Group, Results
 from ticketry.report.tables.speed import compare_panels, latency_panels
 from ticketry.report.wording import (
     Style,
-    format_p_without_name,
+    bare_p_value,
     metric_label,
     percent,
     probability_text,
@@ -251,7 +251,7 @@ def _verdict_table(subject: Subject) -> str:
                     *(
                         style.format_interval(one.interval),
                         probability_text(one.probability),
-                        format_p_without_name(one.p_holm),
+                        bare_p_value(one.p_holm),
                     ),
                     one.verdict,
                 ]

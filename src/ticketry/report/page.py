@@ -216,7 +216,7 @@ def _template_environment() -> Environment:
         "speed_drawings": lambda record: draw_figures(figures.speed_figures(record)),
     }
     filters = "direction_text metric_label percent difference_unit probability_text role_name shorten_middle"
-    filters += " format_p_without_name removed_percent"
+    filters += " bare_p_value removed_percent"
     filters += " summary_label readable_text retained_percent share_percent format_thousands"
     made.filters |= {name: getattr(wording, name) for name in filters.split()}
     made.filters |= {"singular_role_name": evidence.singular_role_name, "seeds_needed_text": evidence.seeds_needed_text}

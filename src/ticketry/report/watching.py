@@ -56,9 +56,7 @@ class Watch:
         self._known = {path: self._known[path] for path in (*running, *done, *campaigns) if path in self._known}
         now = time.time()
         alive = [
-            one
-            for one in self._read_valid(running, _read_progress, _running_run_as_page_values)
-            if now - one["at"] < _DEAD
+            one for one in self._read_valid(running, _read_progress, _running_run_values) if now - one["at"] < _DEAD
         ]
         names = {one["name"] for one in alive}
         newest = sorted(done, key=_modified_at, reverse=True)[:MOST_DONE]
@@ -67,12 +65,8 @@ class Watch:
             "at": now,
             "every": PROGRESS_SECONDS,
             "runs": alive
-            + [
-                one
-                for one in self._read_valid(newest, self._read, _finished_run_as_page_values)
-                if one["name"] not in names
-            ],
-            "campaigns": list(self._read_valid(campaigns, self._read, _campaign_as_page_values)),
+            + [one for one in self._read_valid(newest, self._read, _finished_run_values) if one["name"] not in names],
+            "campaigns": list(self._read_valid(campaigns, self._read, _campaign_values)),
         }
 
     def _read_valid(
@@ -111,7 +105,7 @@ def _modified_at(path: Path) -> float:
     return 0.0
 
 
-def _running_run_as_page_values(progress: Progress) -> dict[str, Any]:
+def _running_run_values(progress: Progress) -> dict[str, Any]:
     return {
         **_page_run_fields(
             progress.run, progress.title, progress.task, progress.metric, progress.unit, progress.higher_is_better
@@ -127,7 +121,7 @@ def _running_run_as_page_values(progress: Progress) -> dict[str, Any]:
     }
 
 
-def _finished_run_as_page_values(values: object) -> dict[str, Any]:
+def _finished_run_values(values: object) -> dict[str, Any]:
     record = read_run(values)
     metric = record.task.metric
     points = [ProgressPoint(p.replicate, p.level, p.role, p.density, p.metric(metric.name)) for p in record.points]
@@ -160,7 +154,7 @@ def _level_summaries(points: Iterable[ProgressPoint]) -> list[dict[str, Any]]:
     return levels
 
 
-def _campaign_as_page_values(values: object) -> dict[str, Any]:
+def _campaign_values(values: object) -> dict[str, Any]:
     record = read_campaign_record(values)
     claims = [
         {"name": one.name, "found": one.found, "difference": one.difference, "n": one.n, "limit": one.limit}

@@ -106,7 +106,7 @@ def metric_label(metric: Metric) -> str:
     return printable(f"{metric.words} ({metric.unit})" if metric.unit else metric.words)
 
 
-def shortened_metric_label(metric: Metric) -> str:
+def short_metric_label(metric: Metric) -> str:
     """Return the `metric_label` shortened to 40 letters, for the axes of figures."""
     return shorten_middle(metric_label(metric), 40)
 
@@ -157,11 +157,11 @@ def factor_text(ratio: float) -> str:
 
 def format_p_value(p: float) -> str:
     """Format a p-value with its name: ``p = 0.031``, ``p < 0.0001``."""
-    text = format_p_without_name(p)
+    text = bare_p_value(p)
     return f"p {text}" if text.startswith("<") else f"p = {text}"
 
 
-def format_p_without_name(p: float | None) -> str:
+def bare_p_value(p: float | None) -> str:
     """Format a p-value without its name: ``0.031``, ``< 0.0001``; a dash for None."""
     if p is None:
         return NONE

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ticketry.report.figures.costs import metric_by_training_cost, split_into_increasing_lines
+from ticketry.report.figures.costs import metric_by_training_cost, split_into_lines
 from ticketry.report.subject import labelled_runs, read_report_subject
 
 
@@ -31,7 +31,7 @@ class At:
 def test_no_line_goes_back_and_forth(steps: list[float], lines: list[list[float]]) -> None:
     assert [
         [point.steps for point in line]
-        for line in split_into_increasing_lines([At(step) for step in steps], lambda point: point.steps)
+        for line in split_into_lines([At(step) for step in steps], lambda point: point.steps)
     ] == lines
 
 

@@ -46,7 +46,7 @@ from ticketry.report.tables.costs import (
 )
 from ticketry.report.tables.frontier import MULTIPLICATIONS, TIME, CostMeasure, FrontierLine, frontier_lines
 from ticketry.report.tables.speed import LatencyPanel, LatencyPoint
-from ticketry.report.wording import role_name, short_count, shortened_metric_label
+from ticketry.report.wording import role_name, short_count, short_metric_label
 
 P = TypeVar("P")
 Range = tuple[float, float]
@@ -100,7 +100,7 @@ def _panel_figure(
     for number, (each, panel) in enumerate(zip(axes, shown, strict=True)):
         scale.set_limits(each, limits, 6)
         own = (narrow and panel.curves) or number % 2 == 0
-        name = f"test {shortened_metric_label(metric)}{scale.name_suffix}" if own else ""
+        name = f"test {short_metric_label(metric)}{scale.name_suffix}" if own else ""
         each.set_title(": ".join(filter(None, (panel.title, name))))
         each.set_xlabel(panel.name)
         _draw_panel(each, panel)
@@ -258,7 +258,7 @@ def _set_up_cost_axis(axes: Axes, curves: Sequence[Curve]) -> str:
 # -- of the search -----------------------------------------------------------------------------------------------------
 
 
-def split_into_increasing_lines(points: Sequence[P], steps: Callable[[P], float]) -> list[list[P]]:
+def split_into_lines(points: Sequence[P], steps: Callable[[P], float]) -> list[list[P]]:
     """Split the points of a run into lines that do not zigzag.
 
     A search that continues from ticket to ticket gives one line. Several parallel searches, such as gates with several
@@ -303,10 +303,7 @@ def _search_cost_curve(one: Series, points: Sequence[SearchCostPoint], name: str
         cost = max((point.steps if name == "steps" else point.seconds) or 0.0, 1e-3)
         return PlottedNetwork(cost, point.metric, f"{density_tick_label(point.density)} %" if point.level else "")
 
-    lines = [
-        [plotted_network(point) for point in line]
-        for line in split_into_increasing_lines(points, lambda point: point.steps)
-    ]
+    lines = [[plotted_network(point) for point in line] for line in split_into_lines(points, lambda point: point.steps)]
     dense = plotted_network(points[0])
     return Curve(run_plot_options(one.index, several), lines, None if points[0].level else (dense.cost, dense.metric))
 
@@ -320,7 +317,7 @@ def steps_to_ticket(series: Sequence[Series], narrow: bool = False) -> Figure:
     set_up_density_axis(axes, [point.density for _, points in shown for point in points])
     axes.set_title("training steps until the mask was known (log scale)")
     for one, points in shown:
-        for line in split_into_increasing_lines(points, lambda point: point.known):
+        for line in split_into_lines(points, lambda point: point.known):
             x, y = [100 * point.density for point in line], [max(point.known, 1.0) for point in line]
             axes.plot(x, y, lw=1.6, clip_on=False, **run_plot_options(one.index))
     add_legend(figure, run_legend_handles([one for one, _ in shown]))
@@ -401,7 +398,7 @@ def metric_by_call_cost(measure: CostMeasure, series: Sequence[Series], narrow: 
     costs = [100 * point.cost for line in shown for point in line.points]
     set_up_log_axis(axes, "x", min(costs) / 1.12, max(costs) * 1.12, lambda value: density_tick_label(value / 100))
     scale.set_limits(axes, y_limits_of([point.group for line in shown for point in line.points], scale))
-    axes.set_title(f"test {shortened_metric_label(series[0].results.run.task.metric)}{scale.name_suffix}")
+    axes.set_title(f"test {short_metric_label(series[0].results.run.task.metric)}{scale.name_suffix}")
     axes.set_xlabel(_AXES[measure])
     dense = next(one.results.dense for one in series if one.results.dense is not None)
     axes.axhline(dense.metric().mean, color=COLOURS["muted"], lw=0.8, zorder=1)

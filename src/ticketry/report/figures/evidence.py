@@ -54,8 +54,8 @@ from ticketry.report.wording import (
     percent,
     role_name,
     short_count,
+    short_metric_label,
     shorten_middle,
-    shortened_metric_label,
 )
 from ticketry_engine.results import EngineTime, TimeCurve, Timed
 
@@ -68,8 +68,8 @@ def difference_figure(verify: VerifyRecord, narrow: bool = False) -> Figure:
     ]
     labels = [(name, _difference_text(style, row)) for name, row in zip(names, found, strict=True)]
     taken = "ticket minus …" if verify.task.metric.higher_is_better else "… minus ticket"
-    figure, axes, middles = figure_with_labelled_rows(
-        labels, narrow, f"difference in test {shortened_metric_label(verify.task.metric)}"
+    figure, axes, middles = figure_with_rows(
+        labels, narrow, f"difference in test {short_metric_label(verify.task.metric)}"
     )
     ends = [end for row in found for end in (row.mean, row.low, row.high) if end is not None]
     low, high = min([*ends, 0.0, -margin]), max([*ends, 0.0])
@@ -110,8 +110,8 @@ def seed_figure(verify: VerifyRecord, narrow: bool = False) -> Figure:
         (shorten_middle(singular_role_name(role), 40), style.format_summary(summarise(values)))
         for role, values in groups
     ]
-    figure, axes, middles = figure_with_labelled_rows(
-        labels, narrow, f"test {shortened_metric_label(verify.task.metric)}, a dot a seed; bar: mean"
+    figure, axes, middles = figure_with_rows(
+        labels, narrow, f"test {short_metric_label(verify.task.metric)}, a dot a seed; bar: mean"
     )
     everything = [value for _, values in groups for value in values]
     room = 0.06 * (max(everything) - min(everything)) or 0.01 * abs(everything[0]) or 1.0
@@ -134,9 +134,7 @@ def _difference_text(style: Style, row: Difference) -> str:
     return f"{mean}{interval}" + ("" if row.p is None else f"  {format_p_value(row.p)}")
 
 
-def figure_with_labelled_rows(
-    labels: Sequence[tuple[str, str]], narrow: bool, x_name: str
-) -> tuple[Figure, Axes, list[float]]:
+def figure_with_rows(labels: Sequence[tuple[str, str]], narrow: bool, x_name: str) -> tuple[Figure, Axes, list[float]]:
     """Return a figure with a horizontal row for each label, its axes, and the vertical positions of the rows' marks.
 
     A label is a name and a text with numbers, written left and right of the marks; on a narrow figure, above them.
@@ -172,7 +170,7 @@ _COLOURS = {"confirmed": "good", "refuted": "bad", "undecided": "muted"}
 def claims_figure(claims: Sequence[Claim], narrow: bool = False) -> Figure:
     """Draw a row for each claim: by how many margins the difference exceeds the claim's bound, with the interval."""
     labels = [(shorten_middle(claim.name, 40), _format_difference_and_verdict(claim)) for claim in claims]
-    figure, axes, middles = figure_with_labelled_rows(labels, narrow, _LABEL)
+    figure, axes, middles = figure_with_rows(labels, narrow, _LABEL)
     drawn: list[float] = []
     for middle, claim in zip(middles, claims, strict=True):
         colour = COLOURS[_COLOURS[claim.found]]

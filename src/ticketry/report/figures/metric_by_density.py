@@ -24,7 +24,7 @@ from ticketry.report.figures.layout import (
 from ticketry.report.figures.style import COLOURS, role_plot_options, run_colour, run_plot_options
 from ticketry.report.subject import Series
 from ticketry.report.tables.results import CONTROLS, Group, Results, Summary
-from ticketry.report.wording import role_name, shortened_metric_label
+from ticketry.report.wording import role_name, short_metric_label
 
 _WORTH_A_PANEL = 0.5
 """If the better networks span less than this share of the whole range, they get a separate panel."""
@@ -49,7 +49,7 @@ def metric_by_density(results: Results, narrow: bool = False) -> Figure:
     densities = [group.density for role in results.roles for group in results.groups_of_role(role)]
     set_up_density_axis(panels[-1], densities, X_NAME)
     scale.set_limits(panels[0], near or whole)
-    panels[0].set_title(f"test {shortened_metric_label(results.run.task.metric)}{scale.name_suffix}")
+    panels[0].set_title(f"test {short_metric_label(results.run.task.metric)}{scale.name_suffix}")
     if near:
         panels[0].tick_params(axis="x", which="both", length=4)
         scale.set_limits(panels[1], whole, 3)
@@ -187,9 +187,7 @@ def overlay_runs(series: Sequence[Series], narrow: bool = False) -> Figure:
         scale.set_limits(axes, limits, None if role == TICKET else 4)
         set_up_density_axis(axes, densities, "")
         if role == TICKET:
-            axes.set_title(
-                f"tickets: test {shortened_metric_label(shown[0].results.run.task.metric)}{scale.name_suffix}"
-            )
+            axes.set_title(f"tickets: test {short_metric_label(shown[0].results.run.task.metric)}{scale.name_suffix}")
         else:
             axes.set_title(role_name(role), color=COLOURS["ink"])
     set_shared_x_label(figure, X_NAME)

@@ -53,10 +53,10 @@ def cost_relative_to_dense(results: Results, group: Group, measure: str) -> Summ
 def mean_total_cost(results: Results, group: Group, measure: str) -> float | None:
     """Return a group's mean cost over replicates; None if some replicate's cost was not measured."""
     found = [total_cost(results.run, point, measure) for point in group.points.values()]
-    return mean_unless_missing(found)
+    return mean_or_none(found)
 
 
-def mean_unless_missing(found: list[float | None]) -> float | None:
+def mean_or_none(found: list[float | None]) -> float | None:
     known = [value for value in found if value is not None]
     return statistics.fmean(known) if known and len(known) == len(found) else None
 
@@ -180,9 +180,7 @@ def phase_costs_by_level(results: Results) -> list[tuple[Group, dict[str, MeanPh
 
 
 def _mean_phase(run: RunRecord, phases: list[Phase]) -> MeanPhase:
-    amounts = {
-        measure: mean_unless_missing([phase_cost(run, phase, measure) for phase in phases]) for measure in MEASURES
-    }
+    amounts = {measure: mean_or_none([phase_cost(run, phase, measure) for phase in phases]) for measure in MEASURES}
     return MeanPhase(statistics.fmean(phase.steps for phase in phases), amounts)
 
 
@@ -232,7 +230,7 @@ def search_cost_points(results: Results) -> list[SearchCostPoint]:
                 metric=statistics.fmean(point.metric(name) for point, _, _ in entries),
                 steps=statistics.fmean(steps for _, steps, _ in entries),
                 known=statistics.fmean(steps - (point.steps or 0) for point, steps, _ in entries),
-                seconds=mean_unless_missing([seconds for _, _, seconds in entries]),
+                seconds=mean_or_none([seconds for _, _, seconds in entries]),
                 n=len(entries),
             )
         )

@@ -22,7 +22,7 @@ from ticketry.report.wording import (
     format_p_value,
     percent,
     role_name,
-    shortened_metric_label,
+    short_metric_label,
 )
 
 NOISE = "noise"
@@ -260,11 +260,9 @@ def stability_quantities(study: StabilityRecord) -> list[Quantity]:
     name = study.task.metric.name
     unit = f" ({study.task.metric.unit})" if study.task.metric.unit else ""
     every = (
-        Quantity(f"test {shortened_metric_label(study.task.metric)}", lambda row: row.value),
+        Quantity(f"test {short_metric_label(study.task.metric)}", lambda row: row.value),
         Quantity("L2 distance", lambda row: _l2_distance(row.pruning), lambda row: _l2_distance(row.data_order)),
-        Quantity(
-            "angle (°)", lambda row: _angle_in_degrees(row.pruning), lambda row: _angle_in_degrees(row.data_order)
-        ),
+        Quantity("angle (°)", lambda row: _angle_degrees(row.pruning), lambda row: _angle_degrees(row.data_order)),
         Quantity(f"error barrier{unit if name == 'accuracy' else ''}", barrier_height),
     )
     return [one for one in every if any(one.is_recorded(row) for row in study.rows)]
@@ -274,5 +272,5 @@ def _l2_distance(distances: Distances | None) -> float | None:
     return None if distances is None else distances.l2
 
 
-def _angle_in_degrees(distances: Distances | None) -> float | None:
+def _angle_degrees(distances: Distances | None) -> float | None:
     return None if distances is None else distances.angle

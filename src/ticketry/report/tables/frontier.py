@@ -264,7 +264,7 @@ def lowest_matching_cost(results: Results, measure: CostMeasure, margin: float) 
     curve = _difference_curve(results, measure)
     if curve is None:
         return None
-    (value, reached), ends = _estimate_with_jackknife_interval(
+    (value, reached), ends = _jackknife_estimate(
         sorted(curve.replicates), lambda some: curve.lowest_log_cost(some, margin)
     )
     if ends is None or not reached:
@@ -299,7 +299,7 @@ def lowest_cost_ratio(one: Results, other: Results, measure: CostMeasure, margin
     fell, also = (curve.lowest_log_cost(shared, margin)[1] for curve in (first, second))
     if not fell and not also:
         return None
-    (value, reached), ends = _estimate_with_jackknife_interval(shared, log_ratio_of_lowest_costs)
+    (value, reached), ends = _jackknife_estimate(shared, log_ratio_of_lowest_costs)
     return LowestCost(math.exp(value), ends if reached else None, reached, at_least=fell and not reached)
 
 
@@ -317,7 +317,7 @@ def _difference_curve(results: Results, measure: CostMeasure) -> _DifferenceCurv
     )
 
 
-def _estimate_with_jackknife_interval(
+def _jackknife_estimate(
     replicates: Sequence[int], statistic: Callable[[Sequence[int]], tuple[float, bool]]
 ) -> tuple[tuple[float, bool], tuple[float, float] | None]:
     """Return `statistic` (log cost, whether it was reached) of all replicates, and the cost's jackknife interval."""

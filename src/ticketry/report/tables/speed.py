@@ -91,9 +91,7 @@ def _best_saving(results: Results, point: Point, speeds: Sequence[SpeedRecord], 
     timings = [
         timed
         for speed in speeds
-        if speed.run == results.run.name
-        and point.ticket
-        and _last_part_of_path(speed.ticket) == _last_part_of_path(point.ticket)
+        if speed.run == results.run.name and point.ticket and _folder_name(speed.ticket) == _folder_name(point.ticket)
         for timed in speed.comparisons
         if TimingSetup.from_timing(timed) == setup and timed.saved
     ]
@@ -106,7 +104,7 @@ def _dense_engine_count(timed: Timed) -> int:
     return sum(one.timed and not one.sparse for one in timed.times)
 
 
-def _last_part_of_path(path: str) -> str:
+def _folder_name(path: str) -> str:
     """Return the last part of a ticket's path, which stays the same if the store is moved."""
     return path.replace("\\", "/").rstrip("/").rpartition("/")[2]
 
@@ -278,10 +276,10 @@ def savings_sentence(speed: SpeedRecord) -> str:
     """Return a sentence that says how much time a call saves at each batch size, or that no difference is shown."""
     takes, unknown = [], []
     for timed in speed.comparisons:
-        if (best := _saving_of_sparse_engine(timed)) is None:
+        if (best := _sparse_engine_saving(timed)) is None:
             continue
         if best.low <= 0 <= best.high:
-            unknown.append(f"at batch {timed.batch} (saved: {_format_saving_interval(best)}; against {best.against})")
+            unknown.append(f"at batch {timed.batch} (saved: {_saving_interval_text(best)}; against {best.against})")
         else:
             takes.append(f"{_format_saving(best.saved)} at batch {timed.batch} (against {best.against})")
     shown = [f"a call takes {', '.join(takes)}"] if takes else []
@@ -295,11 +293,11 @@ def _format_saving(saved: float) -> str:
     return f"{abs(100 * saved):.0f} % {'less' if saved >= 0 else 'more'}"
 
 
-def _format_saving_interval(best: Saved) -> str:
+def _saving_interval_text(best: Saved) -> str:
     return f"{100 * best.low:.1f} to {100 * best.high:.1f} %".replace("-", MINUS)
 
 
-def _saving_of_sparse_engine(timed: Timed) -> Saved | None:
+def _sparse_engine_saving(timed: Timed) -> Saved | None:
     """Return the time saved by the sparse engine, the first entry of `timed.saved`; None if there is no entry."""
     return next(iter(timed.saved), None)
 
@@ -325,8 +323,8 @@ def unsteady_timing_warning(speed: SpeedRecord) -> str:
 def _contradicting_saving(timed: Timed) -> float | None:
     """Return the saving according to median times if it is outside the interval of the saving; otherwise None."""
     best, seconds = (
-        _saving_of_sparse_engine(timed),
-        [row.seconds for row in _times_behind_saving(timed) if row.seconds is not None],
+        _sparse_engine_saving(timed),
+        [row.seconds for row in _compared_times(timed) if row.seconds is not None],
     )
     if best is None or len(seconds) < 2:
         return None
@@ -335,12 +333,12 @@ def _contradicting_saving(timed: Timed) -> float | None:
 
 
 def _is_unsteady(timed: Timed) -> bool:
-    return any(row.low and row.high and row.high > _STEADY * row.low for row in _times_behind_saving(timed))
+    return any(row.low and row.high and row.high > _STEADY * row.low for row in _compared_times(timed))
 
 
-def _times_behind_saving(timed: Timed) -> list[EngineTime]:
+def _compared_times(timed: Timed) -> list[EngineTime]:
     """Return the times of the sparse engine, and of the dense engine that it is compared with."""
-    best, rows = _saving_of_sparse_engine(timed), {row.engine: row for row in timed.times}
+    best, rows = _sparse_engine_saving(timed), {row.engine: row for row in timed.times}
     return [rows[name] for name in (best.engine, best.against) if name in rows] if best else []
 
 
@@ -348,13 +346,13 @@ def savings_table_rows(speed: SpeedRecord) -> list[tuple[str, str, str]]:
     """Return name, number and remark of the time saved at each batch size, and of the compile time."""
     found = []
     for timed in speed.comparisons:
-        best = _saving_of_sparse_engine(timed)
+        best = _sparse_engine_saving(timed)
         if best is None:
             found.append((f"Batch {timed.batch}", NONE, "not compared"))
         else:
             number = f"{100 * best.saved:.1f} %".replace("-", MINUS)
             found.append(
-                (f"Time saved, batch {timed.batch}", number, f"{_format_saving_interval(best)}; against {best.against}")
+                (f"Time saved, batch {timed.batch}", number, f"{_saving_interval_text(best)}; against {best.against}")
             )
     if isinstance(speed, BenchRecord) and speed.compile_seconds is not None:
         found.append(

@@ -195,15 +195,14 @@ def cost_lines(record: RunValues) -> list[str]:
     for level, several in sorted(densities.items()):
         own = [one for one in found if one["level"] == level]
         times = [
-            _format_mean_with_unit([one[name] for one in own], " x")
-            for name in ("steps", "flops", "memory", "own_memory")
+            _mean_with_unit([one[name] for one in own], " x") for name in ("steps", "flops", "memory", "own_memory")
         ]
         table.append(
             (
                 str(level),
                 f"{percent(fmean(several))} %",
                 *times,
-                _format_mean_with_unit([one["seconds"] for one in own], ""),
+                _mean_with_unit([one["seconds"] for one in own], ""),
             )
         )
     title = "costs of tickets, search included (x: of dense; memory: peak of training steps)"
@@ -223,7 +222,7 @@ def _ticket_costs(point: Point, phases: Phases, dense: Phase) -> dict[str, Any]:
     }
 
 
-def _format_mean_with_unit(values: Sequence[float | None], unit: str) -> str:
+def _mean_with_unit(values: Sequence[float | None], unit: str) -> str:
     known = [value for value in values if value is not None]
     if not known or len(known) < len(values):
         return NONE
