@@ -118,10 +118,6 @@ def _shrink(model: nn.Module, mask: Mask, inputs: Any, shrink: bool | None) -> t
         if shrink:
             raise
         return model, first_line(error)
-    if not _has_fewer_parameters(small, model):
+    if sum(value.numel() for value in small.parameters()) >= sum(value.numel() for value in model.parameters()):
         return model, "the mask removes no channel"
     return small.eval().requires_grad_(False), ""
-
-
-def _has_fewer_parameters(one: nn.Module, other: nn.Module) -> bool:
-    return sum(value.numel() for value in one.parameters()) < sum(value.numel() for value in other.parameters())

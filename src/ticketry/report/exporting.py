@@ -52,7 +52,8 @@ def export(
 
     subject = read_report_subject(records, evidence)
     written = []
-    for name, data in (*_figure_files(subject), *_csv_files(subject), *_latex_files(subject)):
+    tables = [(f"{name}.tex", text.encode()) for name, text in latex_tables(subject).items()]
+    for name, data in (*_figure_files(subject), *_csv_files(subject), *tables):
         written.append(join_inside(folder, name))
         write_atomically(written[-1], data)
     return written
@@ -104,10 +105,6 @@ def _frontier_rows(subject: Subject) -> rows.Rows:
         for measure in COSTS_OF_CALL
         for row in frontier_rows(subject.runs, frontier_lines(subject.runs, indices, measure), measure)
     ]
-
-
-def _latex_files(subject: Subject) -> Iterator[tuple[str, bytes]]:
-    yield from ((f"{name}.tex", text.encode()) for name, text in latex_tables(subject).items())
 
 
 def _csv_files(subject: Subject) -> Iterator[tuple[str, bytes]]:

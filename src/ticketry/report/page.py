@@ -171,15 +171,11 @@ def _build_page_script(unpacks: bool) -> str:
 
 def _security_policy(script: str) -> str:
     """Return a content security policy that lets the browser run only this script, and load nothing."""
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return (
-        f"default-src 'none'; base-uri 'none'; form-action 'none'; img-src data:; style-src 'unsafe-inline'; "
-        f"script-src {_script_hash(script)}"
+        "default-src 'none'; base-uri 'none'; form-action 'none'; img-src data:; style-src 'unsafe-inline'; "
+        f"script-src 'sha256-{digest}'"
     )
-
-
-def _script_hash(script: str) -> str:
-    """Return the hash by which a content security policy names a script."""
-    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
 
 
 @cache

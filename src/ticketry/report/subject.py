@@ -138,7 +138,8 @@ def _label_candidates(runs: Sequence[Results]) -> Iterator[Sequence[Sequence[str
     """Yield combinations of facts that may distinguish the runs; a fact is a list with a text for every run."""
     tasks = [results.run.task.title for results in runs]
     methods = [results.run.known_as for results in runs]
-    rewinds = [f"rewind {rewind_text(results) or NONE}" for results in runs] if _have_rewind_setting(runs) else []
+    rewinds = [f"rewind {rewind_text(results) or NONE}" for results in runs if "rewind" in results.run.settings]
+    rewinds = rewinds if len(rewinds) == len(runs) else []  # a step that some runs do not have cannot tell them apart
     replicates = [f"n = {results.replicates}" for results in runs]
     settings = list(_method_labels(runs))
     telling = [texts for texts in (tasks, rewinds) if len(set(texts)) > 1]
@@ -148,11 +149,6 @@ def _label_candidates(runs: Sequence[Results]) -> Iterator[Sequence[Sequence[str
     yield from ([settings], [tasks, settings])
     yield from ([*facts, replicates] for facts in some)
     yield from ([settings, replicates], [tasks, settings, replicates])
-
-
-def _have_rewind_setting(runs: Sequence[Results]) -> bool:
-    """Return whether all runs have the setting `rewind`; only then can rewind steps distinguish the runs."""
-    return all("rewind" in results.run.settings for results in runs)
 
 
 _PATH_SETTINGS = {"profile"}

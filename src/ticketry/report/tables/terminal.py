@@ -144,18 +144,16 @@ def _table_cells(results: Results) -> tuple[list[str], list[list[str]]]:
     rows = []
     for level in results.levels:
         cells = [_summary_text(style, results.group(level, role), usual) for role in roles]
-        share = [_share_text(relative_call_cost(results, results.tickets_or_control_at(level), asked))] if asked else []
-        rows.append([str(level), *share, f"{percent(results.tickets_or_control_at(level).density)} %", *cells, dense])
+        shown = results.tickets_or_control_at(level)
+        cost = relative_call_cost(results, shown, asked) if asked else None
+        share = [NONE if cost is None else f"{percent(cost)} %"] if asked else []
+        rows.append([str(level), *share, f"{percent(shown.density)} %", *cells, dense])
     return header, rows or [["0", *(["100.0 %"] if asked else []), "100.0 %", *([NONE] * len(roles)), dense]]
 
 
 _WEIGHTS = "weights remaining"
 _HEADERS = {"time": "time", "multiplications": "FLOPs"}
 """Table headers of the cost of a call relative to the dense network, by measure."""
-
-
-def _share_text(cost: float | None) -> str:
-    return NONE if cost is None else f"{percent(cost)} %"
 
 
 def _summary_text(style: Style, group: Group | None, usual: int) -> str:
