@@ -371,7 +371,7 @@ def test_masks_of_scores_are_those_of_an_allocation():
     worth = torch.cat([(scores[one] / (seconds[one] / scores[one].numel())).flatten() for one in scores])
     flat = torch.cat([kept[one].flatten() for one in scores])
     assert worth[flat].min() >= worth[~flat].max() * (1 - 1e-6)
-    assert family.checking_mask(0.2, 0) != kept
+    assert family.mask_for_check(0.2, 0) != kept
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ import pytest
 import torch
 from scipy.spatial import ConvexHull
 
-from ticketry.budgets.cost_model import CostModel, Curve, LayerCost, advice_to_lower, mask_granularity
+from ticketry.budgets.cost_model import CostModel, Curve, LayerCost, advice_for_cheaper_parts, mask_granularity
 from ticketry.budgets.units import parse_amount
 from ticketry.core.mask import Mask
 from ticketry.errors import CostError, UsageError
@@ -177,4 +177,4 @@ def test_only_operations_are_advised_upon() -> None:
     with pytest.raises(UsageError) as caught:
         costs({"attention": 50.0}, "bytes").budget("1B")
     assert "what lowers it" not in str(caught.value)
-    assert advice_to_lower(["encoder.attention.mul, empty", "unknown"]) == "fewer layers"
+    assert advice_for_cheaper_parts(["encoder.attention.mul, empty", "unknown"]) == "fewer layers"

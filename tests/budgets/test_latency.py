@@ -15,8 +15,8 @@ import ticketry as tk
 from samples import sample
 from ticketry.budgets import latency, timing
 from ticketry.budgets.cost_model import CostModel, Curve, LayerCost
-from ticketry.budgets.latency import approach, nearest
-from ticketry.budgets.layer_choice import LayerChoice, value_of
+from ticketry.budgets.latency import nearest_timed_mask, time_masks_near_budget
+from ticketry.budgets.layer_choice import LayerChoice, mask_value
 from ticketry.budgets.request import Considered, Met, quality_warnings
 from ticketry.budgets.timing import Meter
 from ticketry.budgets.units import BASES, Latencies
@@ -79,7 +79,7 @@ def test_only_shares_depend_on_the_base(
 def test_nothing_is_pruned_where_the_unpruned_model_meets_the_budget(
     budget: float | str, base: str, seconds: dict[str, float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("measure_costs", "approach"):
+    for name in ("measure_costs", "time_masks_near_budget"):
         monkeypatch.setattr(latency, name, never)
     with pytest.warns(BudgetWarning, match="nothing was pruned: .*compiled without pruning 2 s, .*no pruning needed"):
         mask = tk.prune(network(), time=budget, base=base, example_inputs=X)
@@ -257,8 +257,8 @@ def test_a_named_structure_is_the_only_one_timed(machine: Any) -> None:
 def test_value_of_a_mask() -> None:
     scores = {"a": torch.tensor([3.0, 1.0]), "b": torch.tensor([2.0, 2.0])}
     mask = tk.Mask({"a": torch.tensor([True, False]), "b": torch.tensor([True, False]), "c": torch.tensor([False])})
-    assert value_of(scores, mask) == pytest.approx(4 * math.log(0.75) + 4 * math.log(0.5))
-    assert value_of(scores, tk.Mask.ones({"a": (2,), "b": (2,)})) == 0
+    assert mask_value(scores, mask) == pytest.approx(4 * math.log(0.75) + 4 * math.log(0.5))
+    assert mask_value(scores, tk.Mask.ones({"a": (2,), "b": (2,)})) == 0
 
 
 # -- approaching a budget ----------------------------------------------------------------------------------------------
@@ -287,16 +287,16 @@ def mask_at(aim: float) -> tuple[tk.Mask, float]:
 @pytest.mark.parametrize("asked", [0.7, 0.3])
 def test_no_mask_is_timed_twice(asked: float) -> None:
     meter: Any = Scripted(lambda density: 1.5 * density)
-    first = approach(meter, asked, mask_at, floor=0.05, rounds=1)
+    first = time_masks_near_budget(meter, asked, mask_at, floor=0.05, rounds=1)
     assert first[0].found.median == pytest.approx(1.5 * asked, rel=1e-3)
-    tried = approach(meter, asked, mask_at, floor=0.05, rounds=3, known=first)
+    tried = time_masks_near_budget(meter, asked, mask_at, floor=0.05, rounds=3, known=first)
     assert tried[0] is first[0]
-    assert nearest(tried, asked).found.median == pytest.approx(asked, rel=0.015)
+    assert nearest_timed_mask(tried, asked).found.median == pytest.approx(asked, rel=0.015)
     assert len(tried) == 2
     steep: Any = Scripted(lambda density: 10 * density)
-    assert [one.aim for one in approach(steep, 0.3, mask_at, floor=0.01)] == [0.3]
+    assert [one.aim for one in time_masks_near_budget(steep, 0.3, mask_at, floor=0.01)] == [0.3]
     with pytest.raises(UsageError, match="below the floor"):
-        approach(steep, 0.02, mask_at, floor=0.01)
+        time_masks_near_budget(steep, 0.02, mask_at, floor=0.01)
 
 
 # -- warnings ----------------------------------------------------------------------------------------------------------

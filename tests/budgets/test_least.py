@@ -167,7 +167,7 @@ def test_a_minimum_of_all_weights_is_refused_before_measuring(budget: str, monke
 
 def test_a_budget_with_measured_costs_refuses_before_timing_masks(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("ticketry.budgets.latency.measure_costs", lambda *_, **__: known_costs("seconds"))
-    monkeypatch.setattr("ticketry.budgets.latency.approach", never)
+    monkeypatch.setattr("ticketry.budgets.latency.time_masks_near_budget", never)
     with pytest.raises(LayerCollapseError, match=r"50 weights in each of 2 layers, of which 0\.weight takes 50 s"):
         tk.cost.meet(network(), X, 0.5, base="engine", keep_at_least=50)
 

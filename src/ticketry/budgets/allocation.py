@@ -41,7 +41,7 @@ _DIGIT_BITS = 16
 # -- the knapsack ------------------------------------------------------------------------------------------------------
 
 
-def affordable(worth: Tensor, price: Tensor, budget: int) -> Tensor:
+def select_affordable(worth: Tensor, price: Tensor, budget: int) -> Tensor:
     """Return bool [n] that selects the elements of highest worth until the next one would exceed the budget.
 
     Equal elements are selected in their order. A radix sort that follows a single bucket takes linear time for many
@@ -52,18 +52,18 @@ def affordable(worth: Tensor, price: Tensor, budget: int) -> Tensor:
         price: int64 [n], at least 0, with a sum below 2^63.
         budget: largest sum of prices, at least 0.
 
-        >>> affordable(torch.tensor([3.0, 1.0, 2.0]).double(), torch.tensor([4, 1, 5]), 9).tolist()
+        >>> select_affordable(torch.tensor([3.0, 1.0, 2.0]).double(), torch.tensor([4, 1, 5]), 9).tolist()
         [True, False, True]
     """
     bits = (worth + 0.0).view(torch.int64)  # non-negative floats sort like their bits; + 0.0 removes -0.0
     chosen = torch.zeros(len(worth), dtype=torch.bool)
     among: Tensor | None = None
 
-    def take(which: Tensor) -> None:
+    def mark_selected(selected: Tensor) -> None:
         if among is None:
-            chosen.logical_or_(which)
+            chosen.logical_or_(selected)
         else:
-            chosen[among[which]] = True
+            chosen[among[selected]] = True
 
     if bool((bits < 0).any()):
         among = (bits >= 0).nonzero().flatten()
@@ -73,19 +73,19 @@ def affordable(worth: Tensor, price: Tensor, budget: int) -> Tensor:
         spent = torch.zeros(1 << _DIGIT_BITS, dtype=torch.int64).scatter_add_(0, digit, price)
         above = spent.flip(0).cumsum(0).flip(0)  # including this digit
         crossing = int((above > budget).sum()) - 1  # `above` falls, so these are the first digits
-        take(digit > crossing)
+        mark_selected(digit > crossing)
         if crossing < 0:
             return chosen
         budget -= int(above[crossing] - spent[crossing])
         left = (digit == crossing).nonzero().flatten()
         bits, price = bits[left], price[left]
         among = left if among is None else among[left]
-    take(price.cumsum(0) <= budget)
+    mark_selected(price.cumsum(0) <= budget)
     return chosen
 
 
-def cost_up_to(worth: Tensor, price: Tensor, index: int) -> int:
-    """Return the total price of element `index` and all elements that `affordable` selects before it."""
+def cost_of_elements_up_to(worth: Tensor, price: Tensor, index: int) -> int:
+    """Return the total price of element `index` and all elements of higher worth, or equal worth and lower index."""
     before = worth > worth[index]
     before[: index + 1] |= worth[: index + 1] == worth[index]
     return int(price[before].sum())
@@ -93,7 +93,7 @@ def cost_up_to(worth: Tensor, price: Tensor, index: int) -> int:
 
 @dataclass(frozen=True)
 class FlatScores:
-    """Flat scores of all layers, with the weights that may be retained, to select weights over all layers."""
+    """Scores of all layers as vectors, with the weights that may be retained, to select weights over all layers."""
 
     scores: Mapping[str, Tensor]
     values: tuple[Tensor, ...]
@@ -109,7 +109,7 @@ class FlatScores:
         check_mask_covers_tensors({name: tuple(score.shape) for name, score in scores.items()}, within)
         values = []
         for name, score in scores.items():
-            check_worth(name, score)
+            check_scores(name, score)
             values.append(score.detach().cpu().flatten().double())
         chosen = [None if within is None else within[name].cpu().flatten() for name in scores]
         return cls(scores, tuple(values), tuple(chosen))
@@ -129,7 +129,7 @@ class FlatScores:
                 part[mask_of_largest(allowed, min(least, room))] = torch.inf
             part[allowed < 0] = -1.0
         price = torch.cat(list(prices))
-        return affordable(worth, price, budget), worth, price
+        return select_affordable(worth, price, budget), worth, price
 
     def to_mask(self, chosen: Tensor) -> Mask:
         """Return the mask that retains the weights that `chosen` selects: bool, concatenated over all layers."""
@@ -138,19 +138,19 @@ class FlatScores:
             {name: part.reshape(self.scores[name].shape) for name, part in zip(self.scores, parts, strict=True)}
         )
 
-    def cost_of_one_each(self, worth: Tensor, price: Tensor) -> int | None:
+    def smallest_budget_for_all_layers(self, worth: Tensor, price: Tensor) -> int | None:
         """Return the smallest budget for which each layer retains a weight; None if a layer has no candidate."""
         found, start = 0, 0
         for part in torch.split(worth, [len(value) for value in self.values]):
             if len(part):
                 if bool(part.max() < 0):
                     return None
-                found = max(found, cost_up_to(worth, price, start + int(part.argmax())))
+                found = max(found, cost_of_elements_up_to(worth, price, start + int(part.argmax())))
             start += len(part)
         return found
 
 
-def check_worth(name: str, score: Tensor) -> None:
+def check_scores(name: str, score: Tensor) -> None:
     """Raise `MaskError` if a score of the parameter `name` is NaN, and `UsageError` if one is below 0."""
     if bool(score.isnan().any()):
         raise MaskError(f"the scores of {name!r} are not all numbers (NaN)")
@@ -189,7 +189,7 @@ def allocate_cost(
         MaskError: for scores that are NaN.
         LayerCollapseError: if a layer would be left empty; the message has the smallest budget that avoids this.
     """
-    check_priced(scores, curves)
+    check_costs_known(scores, curves)
     flat = FlatScores.build(scores, within)
     hulls = [curves[name].convex() for name in scores]
     base = sum(hull.costs[0] for hull in hulls)
@@ -212,7 +212,7 @@ def allocate_cost(
         )
     mask = flat.to_mask(chosen)
     if empty := [name for name, part in mask.items() if part.numel() and not bool(part.any())]:
-        enough, least = "", flat.cost_of_one_each(worth, price)
+        enough, least = "", flat.smallest_budget_for_all_layers(worth, price)
         if least is not None:
             amount = f"{1.0005 * (base + least * unit):.4g}"
             if in_words is not None:
@@ -284,17 +284,17 @@ def allocate_multiplications(
         LayerCollapseError: if a layer would be left empty; the message has the smallest budget that avoids this. Also
             if the budget does not pay for `keep_at_least` weights in each layer, see `check_floor`.
     """
-    share = parse_flops(flops)
+    share = parse_flops_share(flops)
     flat = FlatScores.build(scores, within)
     parts = zip(scores, flat.values, strict=True)
     each = tuple(torch.full((len(values),), prices[name], dtype=torch.int64) for name, values in parts)
     total = total_price({name: score.numel() for name, score in scores.items()}, prices)
     shapes = {name: tuple(score.shape) for name, score in scores.items()}
     check_multiplications(shapes, prices, share, within=within, least=keep_at_least)
-    chosen, worth, price = flat.select(each, share_in_units(share, total), keep_at_least)
+    chosen, worth, price = flat.select(each, exact_share(share, total), keep_at_least)
     mask = flat.to_mask(chosen)
     if empty := [name for name, part in mask.items() if not bool(part.any())]:
-        least = flat.cost_of_one_each(worth, price)
+        least = flat.smallest_budget_for_all_layers(worth, price)
         enough = "" if least is None else f"each is left some at {-(-10_000 * least // total) / 10_000:g}: choose it, "
         raise LayerCollapseError(
             f"{share:g} of the multiplications would leave no weight in {', '.join(empty)} (layer collapse)",
@@ -304,7 +304,7 @@ def allocate_multiplications(
     return mask
 
 
-def parse_flops(flops: float | str) -> float:
+def parse_flops_share(flops: float | str) -> float:
     """Parse a share of the multiplications such as 0.25 or "25%"; raise `UsageError` if it is outside (0, 1]."""
     share = parse_share(flops)
     if not 0 < share <= 1:
@@ -317,7 +317,7 @@ def total_price(sizes: Mapping[str, int], prices: Mapping[str, int]) -> int:
     return sum(prices[name] * size for name, size in sizes.items())
 
 
-def share_in_units(share: float, total: int) -> int:
+def exact_share(share: float, total: int) -> int:
     """Return `share` times `total`, rounded down, computed exactly from the decimal digits of `share`."""
     return int(Fraction(str(share)) * total)
 
@@ -357,7 +357,7 @@ def check_floor(
     counts as 1.
     """
     least, total = max(least, 1), total_price(sizes, prices)
-    budget = share_in_units(share, total)
+    budget = exact_share(share, total)
     floors = {name: prices[name] * min(least, size) for name, size in (available or sizes).items()}
     floor = sum(floors.values())
     if floor > budget:
@@ -388,7 +388,7 @@ def check_floor_of_costs(costs: CostModel, available: Mapping[str, int], amount:
     if not least:
         return
     curves = costs.curves()
-    check_priced(available, curves)
+    check_costs_known(available, curves)
     floors = {
         name: curves[name].convex().at(min(least, count) / costs.layers[name].weights)
         for name, count in available.items()
@@ -405,7 +405,7 @@ def check_floor_of_costs(costs: CostModel, available: Mapping[str, int], amount:
         )
 
 
-def check_priced(names: Iterable[str], curves: Mapping[str, Curve]) -> None:
+def check_costs_known(names: Iterable[str], curves: Mapping[str, Curve]) -> None:
     """Raise `UsageError` if one of the layers `names` has no cost curve."""
     if missing := [name for name in names if name not in curves]:
         raise UsageError(f"there is no cost of {', '.join(missing)}: spare them in the scope")

@@ -319,7 +319,7 @@ class CostModel(Struct, frozen=True):
         share = f"{100 * self.floor / self.dense:.1f} %" if self.dense else "0 %"
         most = ", ".join(f"{name} {format_cost(cost, self.unit)}" for name, cost in largest if cost > 0)
         in_torch = self.in_torch_in_words()
-        lower = advice_to_lower(name for name, cost in largest if cost > 0) if self.unit == "seconds" else ""
+        lower = advice_for_cheaper_parts(name for name, cost in largest if cost > 0) if self.unit == "seconds" else ""
         return (
             f"{format_cost(self.floor, self.unit)} ({share} of dense) are left with empty layers; most of it: {most}"
             f"{in_torch and f'; {in_torch}'}{lower and f'; what lowers it: {lower}'}"
@@ -445,15 +445,15 @@ _ADVICE = (
 """Pairs of words in the names of operations and advice on what makes these operations cheaper."""
 
 
-def advice_to_lower(parts: Iterable[str]) -> str:
+def advice_for_cheaper_parts(parts: Iterable[str]) -> str:
     """Return advice on what makes the given parts of a network cheaper; empty if no advice applies.
 
     Args:
         parts: names of operations and of empty layers, the most expensive first.
 
     Examples:
-        >>> from ticketry.budgets.cost_model import advice_to_lower
-        >>> advice_to_lower(["attention", "encoder.0, empty"])
+        >>> from ticketry.budgets.cost_model import advice_for_cheaper_parts
+        >>> advice_for_cheaper_parts(["attention", "encoder.0, empty"])
         "fewer heads (structure='channels') or shorter sequences, fewer layers"
     """
     found = []
@@ -465,13 +465,13 @@ def advice_to_lower(parts: Iterable[str]) -> str:
     return ", ".join(found)
 
 
-def half_error_interval(residuals: Iterable[float]) -> float:
+def half_width_of_error_interval(residuals: Iterable[float]) -> float:
     """Return half the width of the 95 % interval of relative errors: the 95 % quantile of their magnitudes."""
     sizes = sorted(abs(each) for each in residuals)
     return sizes[min(len(sizes) - 1, int(0.95 * len(sizes)))] if sizes else 0.0
 
 
-def required_budget(costs: CostModel, mask: Mask) -> str:
+def describe_required_budget(costs: CostModel, mask: Mask) -> str:
     """Return a text with the budget that suffices for a mask: its cost, rounded up, and its share of the dense cost."""
     cost = 1.0005 * costs.estimate(mask).value
     return f"{format_cost_above(cost, costs.unit)} ({100 * cost / costs.dense:.3g} % of the dense network's)"

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from ticketry.budgets import model_costs
 from ticketry.budgets.allocation import allocate_cost
-from ticketry.budgets.cost_model import CostModel, required_budget
-from ticketry.budgets.layer_choice import LayerChoice, value_of, zero_outside
+from ticketry.budgets.cost_model import CostModel, describe_required_budget
+from ticketry.budgets.layer_choice import LayerChoice, mask_value, zero_outside
 from ticketry.budgets.request import (
     Considered,
     Met,
@@ -152,10 +152,10 @@ def meet(
     return meet_request(request, threads or torch.get_num_threads())
 
 
-def mask_for(request: Request) -> Mask:
+def mask_for_budget(request: Request) -> Mask:
     """Return the mask for a budget: measured if it is a latency on this machine, else by estimated costs."""
     if request.unit == "seconds":
-        if request.cost is not None and (other := model_costs.why_elsewhere(request.cost)):
+        if request.cost is not None and (other := model_costs.describe_other_machine(request.cost)):
             return _mask_by_estimate(request, request.cost, other)
         found = meet_request(request, torch.get_num_threads())
         if not found.pruned:
@@ -167,7 +167,7 @@ def mask_for(request: Request) -> Mask:
     if request.channels is not None:
         return _densest_channel_mask(request, costs)
     request.check_floor(costs, request.amount)
-    return _mask_within(costs, costs.budget(request.amount), _mask_allocator(request, costs, request.scores()))
+    return _mask_of_exact_cost(costs, costs.budget(request.amount), _mask_allocator(request, costs, request.scores()))
 
 
 def _mask_by_estimate(request: Request, costs: CostModel, other: str) -> Mask:
@@ -179,7 +179,7 @@ def _mask_by_estimate(request: Request, costs: CostModel, other: str) -> Mask:
     if request.structure == CHANNELS:
         raise CostError(f"whole channels are chosen by timing the model, which cannot be done here: {other}")
     warnings.warn(f"the time is estimated and not measured: {other}", stacklevel=5)
-    _warn_of_torch(costs)
+    _warn_of_time_in_torch(costs)
     if costs.budget(request.amount) >= costs.dense:
         unpruned = f"unpruned {format_cost(costs.dense, 'seconds')}, requested {request.amount}"
         warnings.warn(f"nothing was pruned: {unpruned}", BudgetWarning, stacklevel=5)
@@ -189,7 +189,7 @@ def _mask_by_estimate(request: Request, costs: CostModel, other: str) -> Mask:
     return mask_nearest_budget(costs, costs.budget(request.amount), allocate)
 
 
-def _mask_within(costs: CostModel, budget: float, allocate: Callable[[float], Mask]) -> Mask:
+def _mask_of_exact_cost(costs: CostModel, budget: float, allocate: Callable[[float], Mask]) -> Mask:
     """Return a mask whose exact cost is within `budget`.
 
     `allocate` maps a budget to a mask. Because it underestimates costs, it gets lower budgets until its mask fits.
@@ -212,16 +212,16 @@ def meet_request(request: Request, threads: int) -> Met:
         progress.step("compiling the model without pruning")
         meter = Meter(request.model, request.example_inputs, threads, "fp32", request.scope, QUICK)
         if request.cost is not None:  # refuse unsuitable costs before weights are scored
-            if other := model_costs.why_elsewhere(request.cost):
+            if other := model_costs.describe_other_machine(request.cost):
                 raise CostError(f"a latency budget cannot be met here: {other}")
-            model_costs.check_fits(request.cost, meter)
+            model_costs.check_costs_fit_model(request.cost, meter)
         progress.step(f"timing {request.base} beside it")
         known = _time_base(request, meter)
-        for _ in range(2 if known.is_close else 0):
+        for _ in range(2 if known.is_near_unpruned else 0):
             known = _time_base(request, meter)
         if known.met_unpruned:
             return result_without_pruning(request.all_candidates(), known)
-        request.check_retained(known.requested / known.unpruned)
+        request.check_not_all_retained(known.requested / known.unpruned)
         found = _BudgetSearch(request, meter, known, progress).run()
     for concern in quality_warnings(found):
         warnings.warn(concern, BudgetWarning, stacklevel=4)
@@ -268,28 +268,31 @@ class _BudgetSearch:
         self._values = add_small_magnitudes(self._request.scores(), parameters)
         if needs_costs:
             self._costs = self._request.cost or self._measure_costs()
-            self._update_request()
-            _warn_of_torch(self._costs)
+            self._time_base_again()
+            _warn_of_time_in_torch(self._costs)
         found = [one for name in self._names if (one := self._time_granularity(name)) is not None]
-        self._update_request()
-        best = max(found, key=self._rank_of)
-        if abs(nearest(best.tried, self._asked).found.median / self._asked - 1) > _NEAR:
-            self._approach_again(best, best.tried, len(best.tried) + _ROUNDS - _COMPARED)
+        self._time_base_again()
+        best = max(found, key=self._sort_key)
+        if abs(nearest_timed_mask(best.tried, self._asked).found.median / self._asked - 1) > _NEAR:
+            self._time_more_masks(best, best.tried, len(best.tried) + _ROUNDS - _COMPARED)
         self._progress.step("timing the chosen mask once more")
-        result = report_nearest(self._meter, best.tried, self._asked, self._known)
+        result = retime_nearest_mask(self._meter, best.tried, self._asked, self._known)
         if abs(result.missed_by) > _FAR:
             first, rounds = result.first, result.rounds
             share = result.share * self._known.now / self._known.unpruned
-            chosen = replace(nearest(best.tried, self._asked), found=Interval(share, share, share, 0.0))
-            self._approach_again(best, [chosen], _COMPARED)
-            result = report_nearest(self._meter, best.tried, self._asked, self._known)
+            chosen = replace(nearest_timed_mask(best.tried, self._asked), found=Interval(share, share, share, 0.0))
+            self._time_more_masks(best, [chosen], _COMPARED)
+            result = retime_nearest_mask(self._meter, best.tried, self._asked, self._known)
             result = replace(result, first=first, rounds=rounds + result.rounds - 1)
-        considered = (*(self._describe(one) for one in found), *self._failed)
+        considered = (*(self._summarise(one) for one in found), *self._failed)
         return replace(result, costs=self._costs, structure=best.structure, considered=considered)
 
-    def _approach_again(self, best: _Candidate, known: list[TimedMask], rounds: int) -> None:
-        """Time more masks of `best` until one is near the budget, or `rounds` are timed, including those in `known`."""
-        best.tried = approach(
+    def _time_more_masks(self, best: _Candidate, known: list[TimedMask], rounds: int) -> None:
+        """Time more masks of the granularity of `best`, until one is near the budget or `rounds` masks are timed.
+
+        `known` are masks that were timed before; they count as rounds.
+        """
+        best.tried = time_masks_near_budget(
             self._meter,
             self._asked,
             best.mask_at,
@@ -300,7 +303,7 @@ class _BudgetSearch:
             known=known,
         )
 
-    def _update_request(self) -> None:
+    def _time_base_again(self) -> None:
         """Time the base again, and update the requested latency if it is a share of the base's."""
         self._known = _time_base(self._request, self._meter)
         self._asked = self._known.requested / self._known.unpruned
@@ -333,10 +336,10 @@ class _BudgetSearch:
 
             alone = len(self._names) == 1
             rounds, near = (_ROUNDS, _NEAR) if alone else (_COMPARED, _NEAR_COMPARED)
-            tried = approach(
+            tried = time_masks_near_budget(
                 self._meter, self._asked, mask_with_progress, floor=floor, rounds=rounds, near=near, turns=_TURNS
             )
-            self._check_minimum(tried)
+            self._check_layer_minimum(tried)
         except (UsageError, LayerCollapseError, StructureError) as error:
             self._failed.append(Considered(name, math.nan, math.nan, math.nan, str(error)))
             if len(self._failed) == len(self._names):
@@ -344,35 +347,35 @@ class _BudgetSearch:
             return None
         return _Candidate(name, mask_at, floor, tried)
 
-    def _check_minimum(self, tried: list[TimedMask]) -> None:
+    def _check_layer_minimum(self, tried: list[TimedMask]) -> None:
         """Raise `LayerCollapseError` if the mask nearest to the budget leaves fewer weights than `keep_at_least`."""
         least = self._request.keep_at_least
-        for row in nearest(tried, self._asked).mask.table() if least else ():
+        for row in nearest_timed_mask(tried, self._asked).mask.table() if least else ():
             if row.kept < min(least, row.total) and row.name in self._request.scope.shapes:
                 raise LayerCollapseError(f"{row.name} would keep {row.kept} weights, fewer than keep_at_least={least}")
 
     def _mask_builder(self, name: str) -> tuple[MaskAt, float]:
         """Return (function that maps a wanted share of the latency to a mask of granularity `name`, smallest share)."""
         if name == CHANNELS:
-            return _channel_masks(self._request, self._meter, self._values)
+            return _channel_mask_builder(self._request, self._meter, self._values)
         assert self._costs is not None
         costs = self._costs
         costs.budget(self._asked)
         allocate = _mask_allocator(replace(self._request, structure=name), costs, self._values)
         return masks_by_estimate(costs, allocate), costs.floor / costs.dense
 
-    def _rank_of(self, one: _Candidate) -> tuple[bool, float]:
+    def _sort_key(self, one: _Candidate) -> tuple[bool, float]:
         """Return a sort key: masks within the budget rank highest, by retained importance; others rank by latency."""
-        best = nearest(one.tried, self._asked)
+        best = nearest_timed_mask(one.tried, self._asked)
         over = best.found.median / self._asked
         if over > _MET:
             return False, -over
-        return True, value_of(self._values, best.mask)
+        return True, mask_value(self._values, best.mask)
 
-    def _describe(self, one: _Candidate) -> Considered:
-        best = nearest(one.tried, self._asked)
+    def _summarise(self, one: _Candidate) -> Considered:
+        best = nearest_timed_mask(one.tried, self._asked)
         total = sum(float(score.sum(dtype=torch.float64)) for score in self._values.values())
-        value = value_of(self._values, best.mask) / max(total, 1e-300)
+        value = mask_value(self._values, best.mask) / max(total, 1e-300)
         return Considered(one.structure, best.mask.density, best.found.median * self._known.unpruned, value)
 
 
@@ -396,11 +399,11 @@ def _mask_allocator(request: Request, costs: CostModel, values: Mapping[str, Ten
         costs.left_for(values, budget),
         within=request.within,
         keep_at_least=request.keep_at_least,
-        in_words=partial(required_budget, costs),
+        in_words=partial(describe_required_budget, costs),
     )
 
 
-def _channel_masks(request: Request, meter: Meter, values: Mapping[str, Tensor]) -> tuple[MaskAt, float]:
+def _channel_mask_builder(request: Request, meter: Meter, values: Mapping[str, Tensor]) -> tuple[MaskAt, float]:
     """Return (function that maps a wanted share of the latency to a mask of whole channels, smallest share).
 
     The time of a layer is assumed to be proportional to the number of its weights that remain.
@@ -438,19 +441,19 @@ def _densest_channel_mask(request: Request, costs: CostModel) -> Mask:
     path = _channel_path(request, request.scores(), prices)
     low, high = 0, len(path)  # costs fall from step to step
 
-    def cost(step: int) -> float:
+    def cost_of_step(step: int) -> float:
         mask = path.mask(step)
         return costs.estimate(Mask({name: mask[name] for name in costs.layers})).value
 
-    if cost(high) > budget:
+    if cost_of_step(high) > budget:
         path.first_step_within(-math.inf)
     while low < high:
         middle = (low + high) // 2
-        low, high = (low, middle) if cost(middle) <= budget else (middle + 1, high)
+        low, high = (low, middle) if cost_of_step(middle) <= budget else (middle + 1, high)
     return path.mask(low)
 
 
-def _warn_of_torch(costs: CostModel) -> None:
+def _warn_of_time_in_torch(costs: CostModel) -> None:
     """Warn if more than half of the time is spent in layers that run in torch, which no mask makes faster."""
     if costs.in_torch > costs.dense / 2:
         warnings.warn(f"most of the time is of layers {costs.in_torch_in_words()}", stacklevel=6)
@@ -475,7 +478,7 @@ MaskAt = Callable[[float], tuple[Mask, float]]
 """Function that maps a share of the unpruned latency to (mask, its estimated share)."""
 
 
-def approach(
+def time_masks_near_budget(
     meter: Meter,
     asked: float,
     mask_at: MaskAt,
@@ -507,7 +510,7 @@ def approach(
         aim = asked
         if tried:
             points = [(one.aim, one.found.median) for one in tried]
-            aim = min(max(_next_aim(points, asked), floor), 1.2)
+            aim = min(max(_next_share_to_aim_at(points, asked), floor), 1.2)
             if any(abs(aim - one.aim) <= 1e-9 for one in tried):
                 break
         try:
@@ -522,7 +525,7 @@ def approach(
     return tried
 
 
-def _next_aim(points: list[tuple[float, float]], asked: float) -> float:
+def _next_share_to_aim_at(points: list[tuple[float, float]], asked: float) -> float:
     """Return the next share to aim at, from (aim, measured) `points`.
 
     Interpolate between the nearest points below and above `asked`. If all are on one side, scale the nearest aim in
@@ -537,14 +540,14 @@ def _next_aim(points: list[tuple[float, float]], asked: float) -> float:
     return aim * asked / one
 
 
-def nearest(tried: Sequence[TimedMask], asked: float) -> TimedMask:
+def nearest_timed_mask(tried: Sequence[TimedMask], asked: float) -> TimedMask:
     """Return the timed mask whose measured share of the latency is nearest to the requested share `asked`."""
     return min(tried, key=lambda one: abs(one.found.median / asked - 1))
 
 
-def report_nearest(meter: Meter, tried: Sequence[TimedMask], asked: float, latencies: Latencies) -> Met:
+def retime_nearest_mask(meter: Meter, tried: Sequence[TimedMask], asked: float, latencies: Latencies) -> Met:
     """Time the mask in `tried` that is nearest to `asked` once more, in new memory, and return the result."""
-    best, to_base = nearest(tried, asked), latencies.unpruned / latencies.now
+    best, to_base = nearest_timed_mask(tried, asked), latencies.unpruned / latencies.now
     assert best.compiled is not None
     achieved = meter.share_anew(best.compiled, _REPORTED_ROUNDS)
     return Met(
@@ -572,8 +575,10 @@ def meet_share(meter: Meter, costs: CostModel, time: float | str, allocate: Call
             " example_inputs)"
         )
     asked, dense = costs.budget(time) / costs.dense, meter.dense_seconds
-    tried = approach(meter, asked, masks_by_estimate(costs, allocate), floor=costs.floor / costs.dense)
-    return replace(report_nearest(meter, tried, asked, Latencies(ENGINE, dense, dense, asked * dense)), costs=costs)
+    tried = time_masks_near_budget(meter, asked, masks_by_estimate(costs, allocate), floor=costs.floor / costs.dense)
+    return replace(
+        retime_nearest_mask(meter, tried, asked, Latencies(ENGINE, dense, dense, asked * dense)), costs=costs
+    )
 
 
 def masks_by_estimate(costs: CostModel, allocate: Callable[[float], Mask]) -> MaskAt:

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ticketry.budgets.allocation import check_multiplications, check_worth, parse_flops
+from ticketry.budgets.allocation import check_multiplications, check_scores, parse_flops_share
 from ticketry.budgets.cost_model import CostModel, Curve, LayerCost
 from ticketry.budgets.units import FINEST, Granularity
 from ticketry.core.mask import Mask
@@ -166,7 +166,7 @@ class LayerChoice:
         for name, score in scores.items():
             if name not in costs.layers:
                 raise UsageError(f"there is no cost of {name}: spare it in the scope")
-            check_worth(name, score)
+            check_scores(name, score)
         costs.check_granularity(only)
         self.costs, self._among = costs, among
         scores = zero_outside(scores, among)
@@ -194,14 +194,14 @@ class LayerChoice:
         Raises:
             UsageError: if the network costs more than the budget even with one block in each layer.
         """
-        found = [self._solve(number, budget) for number in range(2)]
+        found = [self._choose_in_layout(number, budget) for number in range(2)]
         solved = [each for each in found if isinstance(each, ChosenLayers)]
         if not solved:
             least = min(each for each in found if isinstance(each, float))
             raise UsageError(f"a budget of {budget:.4g} is below the {least:.4g} that one block in each layer takes")
         return max(solved, key=lambda each: each.value)
 
-    def _solve(self, number: int, budget: float) -> ChosenLayers | float:
+    def _choose_in_layout(self, number: int, budget: float) -> ChosenLayers | float:
         """Return the best choice in memory layout `number`, or the smallest possible budget if `budget` is lower."""
         layers, hulls = self._layers[number], self._hulls[number]
         chosen = {name: hull[0] for name, hull in hulls.items()}
@@ -240,7 +240,7 @@ def allocate_worth(
     The value of a layer is that of `LayerChoice`. No layer is left empty. Arguments and errors are those of
     `allocation.allocate_multiplications`.
     """
-    share, least = parse_flops(flops), max(1, keep_at_least)
+    share, least = parse_flops_share(flops), max(1, keep_at_least)
     shapes = {name: tuple(value.shape) for name, value in values.items()}
     check_multiplications(shapes, prices, share, within=within, least=least)
     costs = multiplication_costs({name: value.numel() for name, value in values.items()}, prices)
@@ -257,7 +257,7 @@ def multiplication_costs(sizes: Mapping[str, int], prices: Mapping[str, int]) ->
     return CostModel("multiplications", layers, 0.0, 0.0, {"of": "the layers in scope"})
 
 
-def value_of(scores: Mapping[str, Tensor], mask: Mask) -> float:
+def mask_value(scores: Mapping[str, Tensor], mask: Mask) -> float:
     """Return the total value of a mask's layers by the rule of `LayerChoice`; 0 if all scores are retained."""
     value = 0.0
     for name, score in scores.items():

@@ -107,7 +107,7 @@ def model(
     if unit == "multiplications":
         return multiplication_costs(chosen.sizes, count_multiplications(model, chosen, example_inputs))
     if unit == "bytes":
-        return _file_costs(model, example_inputs, chosen)
+        return _file_size_costs(model, example_inputs, chosen)
     source = _resolve_target(target)
     if bases and source is not None:
         raise UsageError(f"the latency of {', '.join(bases)} is measured on this machine: leave target or bases out")
@@ -120,7 +120,7 @@ def model(
         return msgspec.structs.replace(build_costs(estimator, granularities, masks, about, say), spread=source.spread)
     meter = Meter(model, example_inputs, threads, precision, chosen)
     if source is not None:
-        return check_fits(source, meter)
+        return check_costs_fit_model(source, meter)
     costs = measure_costs(meter, granularities, mask_family(meter, chosen, scores, densities), say)
     if not bases:
         return costs
@@ -178,13 +178,13 @@ def _resolve_target(target: str | Path | CostModel | GpuProfile) -> CostModel | 
     return CostModel.load(target)
 
 
-def why_elsewhere(costs: CostModel) -> str:
+def describe_other_machine(costs: CostModel) -> str:
     """Return a message that says on which other machine `costs` were measured; empty if it was this machine."""
     other = another_machine(costs.about)
     return other and f"the costs are of another machine ({other})"
 
 
-def check_fits(costs: CostModel, meter: Meter) -> CostModel:
+def check_costs_fit_model(costs: CostModel, meter: Meter) -> CostModel:
     """Return `costs`; raise `CostError` if model, threads, precision or batch size differ from the meter's."""
     for name in meter.names:
         if name not in costs.layers or costs.layers[name].weights != prod(meter.shape(name)):
@@ -208,7 +208,7 @@ _ROUNDING_BYTES = 2.0
 """Number of bytes by which packed positions of weights may exceed a linear interpolation, because of rounding."""
 
 
-def _file_costs(model: nn.Module, example_inputs: Any, scope: Scope) -> CostModel:
+def _file_size_costs(model: nn.Module, example_inputs: Any, scope: Scope) -> CostModel:
     """Return a cost model in bytes of the file that `Compiled.save` writes."""
     parameters = scope.parameters(model)
     fixed, stored = stored_tensors(MaskedModel(model, example_inputs, parameters), parameters)
@@ -226,18 +226,18 @@ def _layer_file_cost(weights: int, tensors: list[StoredTensor]) -> LayerCost:
         tensors: tensors of the file that store the layer; some also store zeros.
     """
 
-    def packed(kept: int) -> float:
+    def packed_bytes(kept: int) -> float:
         return sum(tensor.packed_bytes(kept) for tensor in tensors)
 
     values = sum(tensor.number_bytes for tensor in tensors) * weights
-    dense = float(min(packed(weights), sum(tensor.dense_bytes for tensor in tensors)))
+    dense = float(min(packed_bytes(weights), sum(tensor.dense_bytes for tensor in tensors)))
     edges = {tensor.numbers >> halvings for tensor in tensors for halvings in _HALVINGS} | {0}
     points = [
-        (kept / weights, packed(kept) + _ROUNDING_BYTES)
+        (kept / weights, packed_bytes(kept) + _ROUNDING_BYTES)
         for kept in sorted(edges)
-        if kept <= weights and packed(kept) + _ROUNDING_BYTES < dense
+        if kept <= weights and packed_bytes(kept) + _ROUNDING_BYTES < dense
     ]
-    full = 1 - (packed(weights) - dense) / values  # above a quarter, positions take as much as for all weights
+    full = 1 - (packed_bytes(weights) - dense) / values  # above a quarter, positions take as much as for all weights
     if points and points[-1][0] < full < 1:
         points.append((full, dense))
     points = [*points, (1.0, dense)] if points else [(0.0, dense), (1.0, dense)]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ticketry.budgets.allocation import allocate_cost, allocate_multiplications, check_floor
-from ticketry.budgets.cost_model import CostModel, Prices, mask_cost, required_budget
+from ticketry.budgets.cost_model import CostModel, Prices, describe_required_budget, mask_cost
 from ticketry.budgets.layer_choice import LayerChoice, allocate_worth, zero_outside
 from ticketry.budgets.units import FINEST, in_blocks, single_granularity
 from ticketry.core.allocate import allocate, count_candidates, count_largest_per_tensor, count_weights_per_layer
@@ -120,16 +120,16 @@ def budget_pruner(
         inputs = cache_batches(inputs, model)
 
     @cache
-    def first_scores() -> dict[str, Tensor]:
+    def unpruned_scores() -> dict[str, Tensor]:
         return score_pruned_model(function, model, scope, within if has_mask_option(function) else None, inputs)
 
     only = single_granularity(structure)
     known = (layouts_or_rows if only == FINEST else layouts)(model, scope) if in_blocks(structure) else {}
 
-    def prune(share: float) -> Mask:
+    def prune_to_share(share: float) -> Mask:
         mask = within
         for target in densities(share, iterations, schedule):
-            scores = first_scores() if mask is within else score_pruned_model(function, model, scope, mask, inputs)
+            scores = unpruned_scores() if mask is within else score_pruned_model(function, model, scope, mask, inputs)
             among = within if regrow else mask
             if in_blocks(structure):
                 assert isinstance(prices, CostModel)
@@ -144,7 +144,7 @@ def budget_pruner(
         assert mask is not None
         return mask
 
-    return prune
+    return prune_to_share
 
 
 def _allocate_by_value(
@@ -182,7 +182,7 @@ def _allocate_by_hulls(
     half of its weights), a mask costs more than the hulls say, so the hulls get a smaller budget.
     """
     curves, left = costs.curves(), costs.left_for(scores, amount)
-    in_words = partial(required_budget, costs)
+    in_words = partial(describe_required_budget, costs)
     found = allocate_cost(scores, curves, left, within=within, keep_at_least=least, in_words=in_words)
     if mask_cost(found, costs) <= amount:
         return found
@@ -235,22 +235,22 @@ def _count_affordable(
     available = {name: score.numel() if within is None else int(within[name].sum()) for name, score in scores.items()}
     if not isinstance(prices, CostModel):
 
-        def price_of(count: int) -> float:
+        def price_of_count(count: int) -> float:
             shares = count_weights_per_layer(scores, available, count, distribution, ())
             return sum(prices[name] * kept for name, kept in shares.items())
 
-        return _largest_that_holds(lambda count: price_of(count) <= budget, sum(available.values()))
+        return _largest_number_satisfying(lambda count: price_of_count(count) <= budget, sum(available.values()))
     values_of = {name: _candidate_scores(scores, name, within) for name in scores}
     finite = {name: part[part > -torch.inf] for name, part in values_of.items()}
     left = prices.left_for(scores, budget)
 
-    def cost(count: int) -> float:
+    def cost_of_count(count: int) -> float:
         shares = count_weights_per_layer(scores, available, count, distribution, ()) or count_largest_per_tensor(
             finite, count
         )
         return sum(prices.layers[name].at(kept / scores[name].numel()) for name, kept in shares.items())
 
-    return _largest_that_holds(lambda count: cost(count) <= left, sum(available.values()))
+    return _largest_number_satisfying(lambda count: cost_of_count(count) <= left, sum(available.values()))
 
 
 def _candidate_scores(scores: Mapping[str, Tensor], name: str, within: Mask | None) -> Tensor:
@@ -259,7 +259,7 @@ def _candidate_scores(scores: Mapping[str, Tensor], name: str, within: Mask | No
     return values if within is None else values.masked_fill(~within[name].cpu().flatten(), -torch.inf)
 
 
-def _largest_that_holds(holds: Callable[[int], bool], most: int) -> int:
+def _largest_number_satisfying(holds: Callable[[int], bool], most: int) -> int:
     """Return the largest number up to `most` for which `holds` is true; it must be true for 0 and change only once."""
     low, high = 0, most + 1
     while high - low > 1:

@@ -92,9 +92,9 @@ class Request:
         check_layer_minimum_option(self.keep_at_least)
         share, is_share = parse_share_or_amount(self.amount, self.unit)
         if is_share and (self.unit != "seconds" or self.base == ENGINE):
-            self.check_retained(share)
+            self.check_not_all_retained(share)
 
-    def check_retained(self, share: float) -> None:
+    def check_not_all_retained(self, share: float) -> None:
         """Raise `LayerCollapseError` if `keep_at_least` retains all weights although `share` is below 1."""
         if self.keep_at_least:
             check_not_all_kept(self._candidate_counts, share, self.keep_at_least, self.unit)

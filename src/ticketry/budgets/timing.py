@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ticketry.budgets.allocation import allocate_cost
-from ticketry.budgets.cost_model import CostModel, Curve, LayerCost, half_error_interval
+from ticketry.budgets.cost_model import CostModel, Curve, LayerCost, half_width_of_error_interval
 from ticketry.budgets.units import ENGINE, FINEST, Granularity, Latencies, check_base, parse_share_or_amount
 from ticketry.core.mask import Mask
 from ticketry.core.scope import Scope
@@ -257,7 +257,7 @@ class MaskFamily(Protocol):
     def mask(self, granularity: str, amount: float) -> Mask:
         """Return the mask of the family with a granularity, such as ``weights``, that retains `amount`."""
 
-    def checking_mask(self, amount: float, seed: int) -> Mask:
+    def mask_for_check(self, amount: float, seed: int) -> Mask:
         """Return a mask of single weights with other densities per layer, under which estimates are checked."""
 
 
@@ -279,7 +279,7 @@ class RandomMasks:
         found = synthetic(self._model, pattern, amount)
         return Mask({name: found[name] for name in self._shapes})
 
-    def checking_mask(self, amount: float, seed: int) -> Mask:
+    def mask_for_check(self, amount: float, seed: int) -> Mask:
         """Return a random mask of single weights, with a random density around `amount` in each layer."""
         made = {}
         for index, (name, shape) in enumerate(self._shapes.items()):
@@ -316,17 +316,17 @@ class ScoredMasks:
 
     def mask(self, granularity: str, amount: float) -> Mask:
         """Return the mask of the best blocks that take at most the share `amount` of the dense time."""
-        return self._best_blocks(granularity, amount, self._seconds)
+        return self._mask_of_best_blocks(granularity, amount, self._seconds)
 
-    def checking_mask(self, amount: float, seed: int) -> Mask:
+    def mask_for_check(self, amount: float, seed: int) -> Mask:
         """Return the mask of the best weights after multiplying each layer's time by a random factor, 0.6 to 1.6."""
         prices = {
             name: seconds * float(torch.empty(1).uniform_(-0.5, 0.5, generator=generator(seed, "cost", index)).exp())
             for index, (name, seconds) in enumerate(self._seconds.items())
         }
-        return self._best_blocks(FINEST, amount, prices)
+        return self._mask_of_best_blocks(FINEST, amount, prices)
 
-    def _best_blocks(self, granularity: str, amount: float, seconds: Mapping[str, float]) -> Mask:
+    def _mask_of_best_blocks(self, granularity: str, amount: float, seconds: Mapping[str, float]) -> Mask:
         if amount >= 1:
             return Mask.ones({name: tuple(score.shape) for name, score in self._scores.items()})
         rows = Granularity.parse(granularity).rows
@@ -417,12 +417,12 @@ def measure_costs(
     residuals = []
     for seed, amount in enumerate(_HELD_OUT):
         say(f"checking the estimates at about {amount:g}")
-        mask = family.checking_mask(amount, seed)
+        mask = family.mask_for_check(amount, seed)
         share = meter.share(meter.compiled(mask)).median
         residuals.append(costs.estimate(mask).value / costs.dense / share - 1)
     return msgspec.structs.replace(
         costs,
-        spread=max(_LEAST_SPREAD, 1.5 * half_error_interval(residuals)),
+        spread=max(_LEAST_SPREAD, 1.5 * half_width_of_error_interval(residuals)),
         about={**costs.about, "residuals": [round(each, 4) for each in residuals]},
     )
 

@@ -127,7 +127,7 @@ class Latencies:
         return self.requested >= self.unpruned
 
     @property
-    def is_close(self) -> bool:
+    def is_near_unpruned(self) -> bool:
         """Whether request and unpruned latency differ by at most about a quarter, so that noise might decide."""
         return 0.8 < self.requested / self.unpruned < 1.25
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ticketry.budgets.allocation import allocate_multiplications, check_multiplications, parse_flops
+from ticketry.budgets.allocation import allocate_multiplications, check_multiplications, parse_flops_share
 from ticketry.budgets.cost_model import CostModel
 from ticketry.budgets.layer_choice import allocate_worth
 from ticketry.budgets.request import Request, default_structure, default_structure_of_latency, score_finder
@@ -236,9 +236,9 @@ def prune(
             cost=cost,
             base=base if name == "time" else ENGINE,
         )
-        from ticketry.budgets.latency import mask_for
+        from ticketry.budgets.latency import mask_for_budget
 
-        return mask_for(request)
+        return mask_for_budget(request)
     _require_no_costs(cost, structure)
     if example_inputs is not None and pattern.unstructured:
         raise UsageError("example_inputs are for flops, time, bytes and patterns: give one of these, or leave them out")
@@ -304,7 +304,7 @@ def _prune_to_multiplications(
     keep_at_least: int,
 ) -> Mask:
     """Return the mask that retains a share `amount` of the MACs; raise an error before scoring if it is impossible."""
-    share, least = parse_flops(amount), check_layer_minimum_option(keep_at_least)
+    share, least = parse_flops_share(amount), check_layer_minimum_option(keep_at_least)
     prices = count_multiplications(model, scope, example_inputs)
     check_multiplications(scope.shapes, prices, share, within=within, least=least)
     allocated = allocate_worth if in_blocks(structure) else allocate_multiplications

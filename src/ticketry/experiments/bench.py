@@ -412,11 +412,14 @@ def load_model(named: str) -> tuple[nn.Module, Any]:
 def speedups(
     model: nn.Module, example_inputs: Any, options: SpeedupOptions, *, say: Say = lambda _: None
 ) -> Iterator[Speedup]:
-    """Prune a model in steps without training it, time each step, and yield a table for each batch size.
+    """Time a model in dense engines, compiled, and pruned in two ways; yield a table for each batch size.
+
+    The model is pruned to the latency budget of `options` once by whole channels, and once by single weights and groups
+    of rows. Nothing is trained.
 
     Args:
         model: model in evaluation mode; its weights are not changed.
-        example_inputs: inputs of one call of the model; they are repeated or cut to each batch size.
+        example_inputs: inputs of one call; examples are left out, or repeated with noise, to reach a batch size.
     """
     for batch in options.batch:
         inputs = at_batch(example_inputs, batch)

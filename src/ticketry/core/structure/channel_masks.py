@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ticketry.budgets.allocation import parse_flops
+from ticketry.budgets.allocation import parse_flops_share
 from ticketry.budgets.request import Request, score_finder
 from ticketry.budgets.units import CHANNELS, EAGER, ENGINE
 from ticketry.core.mask import Mask
@@ -82,7 +82,7 @@ def channels_within_budget(
         options = ChannelOptions(options.order, options.spare, options.known, score_channels)
     if unit == "flops":
         return _channels_within_macs(model, example_inputs, amount, scope, within, options, weight_importance)
-    from ticketry.budgets.latency import mask_for
+    from ticketry.budgets.latency import mask_for_budget
 
     request = Request(
         model=model,
@@ -96,7 +96,7 @@ def channels_within_budget(
         base=base if unit == "time" else ENGINE,
         channels=options,
     )
-    return mask_for(request)
+    return mask_for_budget(request)
 
 
 def _channels_within_macs(
@@ -109,7 +109,7 @@ def _channels_within_macs(
     weight_importance: Any,
 ) -> Mask:
     """Return the densest mask of whole channels whose MACs are at most a fraction `amount` of all MACs in scope."""
-    share, parameters = parse_flops(amount), scope.parameters(model)
+    share, parameters = parse_flops_share(amount), scope.parameters(model)
     prices = multiplications_per_weight(
         model, {name: parameters[name] for name in countable_parameters(model, scope)}, example_inputs
     )

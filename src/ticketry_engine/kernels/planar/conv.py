@@ -9,6 +9,8 @@ stored as the byte of the channel's plane plus the tap's shift. `choose_way` cho
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -496,8 +498,40 @@ def choose_way(
     `weight` is [O, I / groups, taps]; x may be copied to scratch memory if `unfold`. Raise `ValueError` if x has to be
     copied, but `unfold` is false or a position takes several vectors.
     """
-    outputs, inputs, size = weight.shape
-    kept = weight != 0
+    return _choose_way_of_pattern(_Pattern(weight != 0), x, y, residual, window, groups, target, unfold)
+
+
+class _Pattern:
+    """The positions of the retained weights of a layer; equal patterns have equal hashes."""
+
+    def __init__(self, kept: Array) -> None:
+        self.kept = kept
+        self._key = (kept.shape, hashlib.blake2b(np.packbits(kept).tobytes(), digest_size=16).digest())
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Pattern) and self._key == other._key
+
+
+_CACHED_WAYS = 256
+"""Number of plans that are cached: masks of a model that are compared leave many layers as they are."""
+
+
+@functools.lru_cache(maxsize=_CACHED_WAYS)
+def _choose_way_of_pattern(
+    pattern: _Pattern,
+    x: Geometry,
+    y: Geometry,
+    residual: Geometry | None,
+    window: Window,
+    groups: int,
+    target: Target,
+    unfold: bool,
+) -> Way:
+    kept = pattern.kept
+    outputs, inputs, size = kept.shape
     rows = row_kinds(kept.reshape(outputs, -1), groups)
     ways = []
     filled = y.images >= target.lanes
