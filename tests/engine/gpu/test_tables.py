@@ -19,7 +19,7 @@ from ticketry_engine.gpu.tables import (
     pack,
     why_no_tables,
 )
-from ticketry_engine.ir.native_shapes import windows
+from ticketry_engine.ir.native_shapes import window_count
 from ticketry_engine.support.row_groups import row_groups_by_convolution_group
 
 
@@ -157,4 +157,4 @@ def test_outer_tensors_are_what_torch_likes():
 def test_windows_are_torch_s(size, kernel, stride, padding, dilation, ceil):
     assume(2 * padding <= kernel and dilation * (kernel - 1) < size + 2 * padding)
     wanted = torch.max_pool2d(torch.zeros(1, 1, size, size), kernel, stride, padding, dilation, ceil).shape[2]
-    assert windows(size, kernel, stride, padding, dilation, ceil=ceil) == wanted
+    assert window_count(size, kernel, stride, padding, dilation, ceil=ceil) == wanted
