@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ticketry.version import __version__
 from ticketry_engine import processor as _platforms
 
-_platforms.warn()
+_platforms.warn_of_unsupported()
 
 if TYPE_CHECKING:
     from ticketry import budgets as cost

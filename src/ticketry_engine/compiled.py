@@ -33,9 +33,9 @@ from ticketry_engine.kernels.program import cores
 from ticketry_engine.kernels.target import Target, target
 from ticketry_engine.kernels.target import target as find_target
 from ticketry_engine.kernels.training.layer import images_of
-from ticketry_engine.layers import ForInference, describe, median_seconds, table, warn_of_notes
-from ticketry_engine.plan.region_programs import ITEM, Native, digest_of, partition
-from ticketry_engine.processor import kind, processor
+from ticketry_engine.layers import ForInference, describe_layers, layer_table, median_seconds, warn_of_graph_notes
+from ticketry_engine.plan.region_programs import ITEM, Native, graph_digest, partition_graph
+from ticketry_engine.processor import name_and_features, processor_kind
 from ticketry_engine.results import Layer, Place
 from ticketry_engine.support.entry_points import entry_point
 from ticketry_engine.support.modules import copied
@@ -116,7 +116,7 @@ def compile(
     if example_inputs is None:
         raise EngineError("to compile a model an example of its inputs is needed: tk.compile(model, mask, inputs)")
     made = Compiled(capture(model, keep, example_inputs), threads=threads, target=target, precision=precision)
-    warn_of_notes(made.graph, stacklevel=3)
+    warn_of_graph_notes(made.graph, stacklevel=3)
     call = Arguments.from_examples(example_inputs)
     if tune:
         made.tune(*call.args, **call.kwargs)
@@ -237,7 +237,7 @@ class Compiled(ForInference):
         self._library = library or Library(self.target)
         self._cached = library is None
         self._layout = layout
-        parts, self.reasons = partition(graph)
+        parts, self.reasons = partition_graph(graph)
         steps = [self._bind_step(step) for step in parts]
         done = last_uses([(reads, makes) for _, reads, makes in steps], graph.output_names)
         self._steps: list[Step] = [(*step, free) for step, free in zip(steps, done, strict=True)]
@@ -297,12 +297,12 @@ class Compiled(ForInference):
     def forget(self) -> None:
         """Free the programs of all batch sizes; later calls create programs again."""
         for native in self._natives:
-            native.forget()
+            native.free_programs()
 
     def relink(self) -> None:
         """Copy all programs to other memory addresses, which changes the time of calls a little."""
         for native in self._natives:
-            native.relink()
+            native.move_programs()
 
     def profile(self, *args: Any, rounds: int = 5, **kwargs: Any) -> list[Layer]:
         """Return the rows of `layers` with the seconds of each layer, as medians of `rounds` calls on one thread.
@@ -336,7 +336,7 @@ class Compiled(ForInference):
 
     def layers(self) -> list[Layer]:
         """Return a row for each layer, in order of execution, with its kernel or the reason why torch runs it."""
-        return describe(self.graph, self.reasons, self._natives, self._seconds)
+        return describe_layers(self.graph, self.reasons, self._natives, self._seconds)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the compiled model to the file `path`, for `load`, and return the path."""
@@ -370,7 +370,9 @@ class Compiled(ForInference):
         )
 
     def __repr__(self) -> str:
-        return f"{table(self.layers(), f'Compiled for {self.target.name}', self.graph.notes)}\n{self.beside_eager}"
+        return (
+            f"{layer_table(self.layers(), f'Compiled for {self.target.name}', self.graph.notes)}\n{self.beside_eager}"
+        )
 
     def _thread_count(self) -> int:
         """Return the number of threads of a call, which is at most the number of available cores."""
@@ -395,7 +397,7 @@ class Compiled(ForInference):
     def _digest_of_graph(self) -> str:
         """Return the digest of the model file, or else of the graph, which identifies cached programs."""
         if self._digest is None:
-            self._digest = digest_of(self.graph)
+            self._digest = graph_digest(self.graph)
         return self._digest
 
 
@@ -456,7 +458,7 @@ def machine() -> Machine:
         MissingExtraError: if llvmlite is not installed.
     """
     here = target()
-    return Machine(f"{processor()[0]} ({kind()})", here.name, here.bf16, here.tiles, VERSION)
+    return Machine(f"{name_and_features()[0]} ({processor_kind()})", here.name, here.bf16, here.tiles, VERSION)
 
 
 def inspect(

@@ -101,17 +101,17 @@ class MaskedModel:
     def _library(self) -> Library:
         return Library(target("host"))
 
-    def call(self, compiled: Callable[..., Any]) -> Callable[[], Any]:
+    def call_with_examples(self, compiled: Callable[..., Any]) -> Callable[[], Any]:
         """Return a function that calls `compiled` with the example inputs."""
         return lambda: compiled(*self.args, **self.kwargs)
 
-    def profile(self, compiled: Compiled, rounds: int, whole: float) -> CallSeconds:
-        """Return the seconds of each layer, as medians on one thread, scaled so that their sum is `whole`.
+    def profile(self, compiled: Compiled, rounds: int, call_seconds: float) -> CallSeconds:
+        """Return the seconds of each layer, as medians on one thread, scaled so that their sum is `call_seconds`.
 
-        `whole` is the measured time of a whole call, which is shorter than the sum of times measured layer by layer.
+        `call_seconds` is the measured time of a whole call; times measured layer by layer add up to more.
         """
         seconds = compiled.time_nodes(*self.args, rounds=rounds, **self.kwargs)
-        factor = whole / max(sum(seconds.values()), 1e-300)
+        factor = call_seconds / max(sum(seconds.values()), 1e-300)
         nodes = {node.output: node for node in compiled.graph.nodes}
         found = CallSeconds(dict.fromkeys(self.names, 0.0), {}, set())
         for output, spent in seconds.items():
@@ -175,7 +175,7 @@ class StoredTensor:
         return self.head_bytes + model_file.smallest_position_bytes(kept, self.numbers) + self.number_bytes * kept
 
 
-def stored_tensors(
+def fixed_bytes_and_tensors(
     network: MaskedModel, parameters: Mapping[str, Tensor]
 ) -> tuple[float, dict[str, list[StoredTensor]]]:
     """Return (bytes of a model file that no mask changes, tensors of the file that store each parameter, by name).
@@ -276,7 +276,7 @@ class GpuRates:
         choices = plan(graph, batch, facts, self.dtype, torch.device("cpu"), rates=self.kernels)
         works = layer_works(graph, batch, facts)
         others = {
-            "inputs and outputs": self._conversion_seconds(graph, batch),
+            "inputs and outputs": self._dtype_conversion_seconds(graph, batch),
             "changes of layout": all_layout_changes_seconds(graph, batch, choices, self.kernels),
         }
         spent = CallSeconds(dict.fromkeys(network.names, 0.0), others, set())
@@ -285,7 +285,7 @@ class GpuRates:
             if (work := works.get(node.output)) is not None:
                 seconds = self.layer_seconds(work, choices[node.output])
             else:
-                seconds = self._move_seconds(graph, node, batch)
+                seconds = self._memory_bound_seconds(graph, node, batch)
             parameters = parameters_of(node, of)
             for name in parameters:
                 spent.layers[name] += seconds / len(parameters)
@@ -293,14 +293,14 @@ class GpuRates:
                 spent.others[node.op] = spent.others.get(node.op, 0.0) + seconds
         return spent
 
-    def _move_seconds(self, graph: Graph, node: Node, batch: int) -> float:
+    def _memory_bound_seconds(self, graph: Graph, node: Node, batch: int) -> float:
         """Estimate the seconds of an operation in torch from the bytes that it reads and writes."""
         if node.op in _VIEWS:
             return 0.0
         numbers = sum(graph.values[name].numel(batch) for name in (*node.inputs, node.output))
         return self.kernels.launch + self.kernels.bytes * numbers / self.kernels.bandwidth
 
-    def _conversion_seconds(self, graph: Graph, batch: int) -> float:
+    def _dtype_conversion_seconds(self, graph: Graph, batch: int) -> float:
         """Estimate the seconds for converting the number formats of the network's inputs and outputs."""
         seconds = 0.0
         for name in (*graph.inputs, *graph.output_names):

@@ -15,7 +15,7 @@ Inputs = Tensor | tuple[Any, ...] | Mapping[str, Any]
 """A tensor, a tuple of a model's arguments, or a dict of a model's arguments by name."""
 
 
-def as_arguments(inputs: Tensor | Sequence[Any]) -> tuple[Any, ...]:
+def to_argument_tuple(inputs: Tensor | Sequence[Any]) -> tuple[Any, ...]:
     """Return `inputs`, a tensor or a sequence of arguments, as a tuple of arguments."""
     return tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
 
@@ -43,14 +43,14 @@ def at_batch(inputs: Inputs, batch: int, seed: int = 0) -> tuple[Any, ...] | dic
     tensor, and makes all examples different, so that a comparison of outputs detects engines that confuse examples.
     `seed` determines the noise.
     """
-    arguments = dict(inputs) if isinstance(inputs, Mapping) else as_arguments(inputs)
+    arguments = dict(inputs) if isinstance(inputs, Mapping) else to_argument_tuple(inputs)
     examples = batch_of(arguments)
     if not examples:
         raise UsageError("the example inputs hold no example: their batch has the size 0")
     generator = torch.Generator().manual_seed(seed)
     leaves, spec = tree_flatten(arguments)
 
-    def to_batch(leaf: Any) -> Any:
+    def resize_leaf(leaf: Any) -> Any:
         if not isinstance(leaf, Tensor) or not leaf.dim() or leaf.shape[0] != examples:
             return leaf
         rows = leaf[torch.arange(batch) % examples].contiguous()
@@ -60,11 +60,11 @@ def at_batch(inputs: Inputs, batch: int, seed: int = 0) -> tuple[Any, ...] | dic
         spread = float(finite.std()) if finite.numel() > 1 else 1.0
         return rows + 0.5 * spread * torch.randn(rows.shape, generator=generator, dtype=rows.dtype)
 
-    whole: tuple[Any, ...] | dict[str, Any] = tree_unflatten([to_batch(leaf) for leaf in leaves], spec)
+    whole: tuple[Any, ...] | dict[str, Any] = tree_unflatten([resize_leaf(leaf) for leaf in leaves], spec)
     return whole
 
 
-def outputs_of(output: Any) -> list[Tensor]:
+def output_tensors(output: Any) -> list[Tensor]:
     """Return the tensors in a model's output, which may be a container of tensors, in order."""
     return [leaf for leaf in tree_flatten(output)[0] if isinstance(leaf, Tensor)]
 

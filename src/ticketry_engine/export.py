@@ -25,7 +25,7 @@ from ticketry_engine.capture.program import (
     silence_loggers,
 )
 from ticketry_engine.errors import EngineError, MissingExtraError, UsageError
-from ticketry_engine.example_inputs import Inputs, difference, outputs_of
+from ticketry_engine.example_inputs import Inputs, difference, output_tensors
 from ticketry_engine.support.entry_points import entry_point
 
 T = TypeVar("T")
@@ -117,12 +117,12 @@ def export(
     write: Callable[..., None] = write_onnx if format == "onnx" else _write_pt2
     read = _read_onnx if format == "onnx" else _read_pt2
 
-    def draft(file: Path) -> tuple[str, tuple[ExportCheck, ...]]:
+    def write_draft(file: Path) -> tuple[str, tuple[ExportCheck, ...]]:
         write(source, call.args, file, named=call.kwargs, dynamic_shapes=shapes, facts=dict(facts or {}))
         runtime, run = read(file)
         return runtime, _check_outputs(source, run, given, _BATCHES if batch is None else (batch,), runtime)
 
-    (runtime, checks), size = _write_and_move(target, draft)
+    (runtime, checks), size = _write_and_move(target, write_draft)
     parameters = list(source.parameters())
     return ExportedFile(
         path=str(target),
@@ -152,16 +152,16 @@ def format_of(path: Path, format: str | None) -> str:
     return format or named or FORMATS[0]
 
 
-def _write_and_move(target: Path, draft: Callable[[Path], T]) -> tuple[T, int]:
-    """Call `draft` with a temporary path, move the file that it wrote to `target`, and return (its result, file size).
+def _write_and_move(target: Path, write_draft: Callable[[Path], T]) -> tuple[T, int]:
+    """Call `write_draft` with a temporary path, and move the file written there to `target`.
 
-    The size is in bytes.
+    Return (result of `write_draft`, size of the file in bytes).
     """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         # The names inside are the final ones, for an ONNX file names the one beside it.
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=".ticketry-") as folder:
-            made = draft(Path(folder) / target.name)
+            made = write_draft(Path(folder) / target.name)
             files = sorted(Path(folder).iterdir())
             size = sum(file.stat().st_size for file in files)
             for file in files:
@@ -187,11 +187,11 @@ def _read_onnx(file: Path) -> tuple[str, Run]:
         raise EngineError(f"ONNX Runtime does not take what was exported: {first_line(error)}") from error
     names = [entry.name for entry in session.get_inputs()]
 
-    def run(*inputs: Any, **named: Any) -> list[Tensor]:
-        arrays = [leaf.numpy() for leaf in outputs_of((inputs, named))]
+    def run_session(*inputs: Any, **named: Any) -> list[Tensor]:
+        arrays = [leaf.numpy() for leaf in output_tensors((inputs, named))]
         return [torch.from_numpy(found) for found in session.run(None, dict(zip(names, arrays, strict=True)))]
 
-    return f"ONNX Runtime {ort.__version__}", run
+    return f"ONNX Runtime {ort.__version__}", run_session
 
 
 def _write_pt2(
@@ -229,33 +229,33 @@ def _read_pt2(file: Path) -> tuple[str, Run]:
     with silence_exporters():
         loaded = torch.export.load(str(file)).module()
 
-    def run(*inputs: Any, **named: Any) -> list[Tensor]:
+    def run_program(*inputs: Any, **named: Any) -> list[Tensor]:
         with torch.no_grad():
-            return outputs_of(loaded(*inputs, **named))
+            return output_tensors(loaded(*inputs, **named))
 
-    return f"torch {torch.__version__}", run
+    return f"torch {torch.__version__}", run_program
 
 
 def _check_outputs(
-    source: nn.Module, run: Run, given: Arguments, batches: Sequence[int], runtime: str
+    source: nn.Module, run_exported: Run, arguments: Arguments, batches: Sequence[int], runtime: str
 ) -> tuple[ExportCheck, ...]:
     """Compare the outputs of the exported model and its source for each batch size; return the differences.
 
-    `run` calls the exported model. Raise `EngineError` if one of the models fails, or if their outputs differ.
+    `run_exported` calls the exported model. Raise `EngineError` if one of the models fails, or if their outputs differ.
     """
     found = []
     for number, batch in enumerate(batches):
-        call = given.at_batch(batch, seed=_SEED + 1 + number)
+        call = arguments.at_batch(batch, seed=_SEED + 1 + number)
         try:
             with torch.no_grad():
-                expected = outputs_of(source(*call.args, **call.kwargs))
+                expected = output_tensors(source(*call.args, **call.kwargs))
         except Exception as error:  # of the model's own code
             raise EngineError(
                 f"{type(source).__name__} itself does not take a batch of {batch}, in the first axis of its inputs:"
                 f" {first_line(error)}; {_FIXED}"
             ) from error
         try:
-            made = list(run(*call.args, **call.kwargs))
+            made = list(run_exported(*call.args, **call.kwargs))
         except Exception as error:  # of any runtime
             raise EngineError(
                 f"{runtime} cannot run what was exported with a batch of {batch}: {first_line(error)}; {_FIXED}"

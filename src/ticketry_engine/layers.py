@@ -21,7 +21,7 @@ FP32 = "fp32: rows that differ gain nothing by bf16"
 """Reason in the table for a layer in float32 of a model compiled in bf16: its region uses the planar layout."""
 
 
-def describe(
+def describe_layers(
     graph: Graph, reasons: Mapping[str, str], natives: Iterable[Native], seconds: Mapping[str, float]
 ) -> list[Layer]:
     """Return a row for each node of a graph, and a row each for loading and storing values of regions.
@@ -47,13 +47,15 @@ def describe(
         if where == "engine" and kernels and node.output not in kernels:
             continue  # another view of the same planes: nothing runs
         kernel = ", ".join(kernels.get(node.output, {}))
-        rows.append(layer_of(graph, node, where, kernel, seconds, why.get(node.output, "")))
+        rows.append(describe_layer(graph, node, where, kernel, seconds, why.get(node.output, "")))
     return rows
 
 
-def layer_of(graph: Graph, node: Node, where: Place, kernel: str, seconds: Mapping[str, float], why: str = "") -> Layer:
+def describe_layer(
+    graph: Graph, node: Node, where: Place, kernel: str, seconds: Mapping[str, float], why: str = ""
+) -> Layer:
     """Return the row of a node; `why` is the reason why the node runs in torch, or in float32."""
-    name, facts = _weights_of(graph, node)
+    name, facts = _layer_name_and_density(graph, node)
     density, kept, rows = facts or (None, None, "")
     spent, share = _seconds_and_share(node.output, seconds)
     return Layer(name or node.output, node.op, where, kernel, density, kept, rows, spent, share, why)
@@ -65,7 +67,7 @@ def _seconds_and_share(name: str, seconds: Mapping[str, float]) -> tuple[float |
     return spent, spent / total if spent is not None and total else None
 
 
-def _weights_of(graph: Graph, node: Node) -> tuple[str, tuple[float, int, str] | None]:
+def _layer_name_and_density(graph: Graph, node: Node) -> tuple[str, tuple[float, int, str] | None]:
     """Return (layer name, (density, retained weights, rows per group)) of a layer; ("", None) for any other node."""
     name = node.weights.get("weight")
     if name is None or node.op not in ("conv2d", "linear"):
@@ -103,13 +105,13 @@ def median_seconds(sample: Callable[[], Mapping[str, float]], rounds: int) -> di
     return {name: sorted(several)[len(several) // 2] for name, several in found.items()}
 
 
-def warn_of_notes(graph: Graph, *, stacklevel: int) -> None:
+def warn_of_graph_notes(graph: Graph, *, stacklevel: int) -> None:
     """Issue a warning for each note of a graph, such as a fixed number of examples."""
     for note in graph.notes:
         warnings.warn(f"compiled with a limit: {note}", stacklevel=stacklevel + 1)
 
 
-def table(layers: Sequence[Layer], title: str, notes: Sequence[str] = ()) -> str:
+def layer_table(layers: Sequence[Layer], title: str, notes: Sequence[str] = ()) -> str:
     """Return the rows as a text table with a title, and the notes of the graph below the table."""
     head = ("layer", "kind", "kernel", "density", "rows", "ms", "share", "why")
     cells = [head]

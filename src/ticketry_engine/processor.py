@@ -24,25 +24,25 @@ _TELLING = ("avx2", "avx512f", "avx512_vnni", "avx512_fp16", *BF16, "amx_tile", 
 """Processor features by which libraries choose kernels; a virtual machine may hide some of them."""
 
 
-def processor() -> tuple[str, set[str]]:
+def name_and_features() -> tuple[str, set[str]]:
     """Return (name of the processor, set of its features as Linux names them)."""
     facts = _first_processor_facts()
     return facts.get("model name") or platform.processor() or platform.machine(), _kernel_features(facts)
 
 
-def kind() -> str:
+def processor_kind() -> str:
     """Return a text that identifies the kind of processor more exactly than a name such as "AMD EPYC"."""
-    return kind_of(_first_processor_facts())
+    return kind_from_cpuinfo(_first_processor_facts())
 
 
-def kind_of(facts: Mapping[str, str]) -> str:
+def kind_from_cpuinfo(facts: Mapping[str, str]) -> str:
     """Return the text that `kind` returns on a processor whose entries in /proc/cpuinfo are `facts`."""
     numbers = next((found for names in _NAMED if (found := [facts[name] for name in names if name in facts])), [])
     features = _kernel_features(facts)
     return " ".join([*(numbers or [platform.machine()]), *(one for one in _TELLING if one in features)])
 
 
-def facts_of(cpuinfo: str) -> dict[str, str]:
+def parse_cpuinfo(cpuinfo: str) -> dict[str, str]:
     """Return the entries of the first processor in `cpuinfo`, the text of /proc/cpuinfo."""
     first, _, _ = cpuinfo.strip().partition("\n\n")
     return {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in first.splitlines())}
@@ -56,23 +56,23 @@ def _kernel_features(facts: Mapping[str, str]) -> set[str]:
 def _first_processor_facts() -> Mapping[str, str]:
     """Return the entries of the first processor in /proc/cpuinfo; {} on systems other than Linux."""
     try:
-        return facts_of(Path("/proc/cpuinfo").read_text(encoding="utf-8"))
+        return parse_cpuinfo(Path("/proc/cpuinfo").read_text(encoding="utf-8"))
     except OSError:
         return {}
 
 
 def computes_in_bf16() -> bool:
     """Return whether the processor has instructions that multiply bfloat16."""
-    return not processor()[1].isdisjoint(BF16)
+    return not name_and_features()[1].isdisjoint(BF16)
 
 
-def last_cache() -> int:
+def last_level_cache_bytes() -> int:
     """Return the size of core 0's last-level cache in bytes; 32 MB if the system does not report the size."""
     sizes = [_read_bytes(file) for file in _CACHES.glob("index*/size")] if _CACHES.is_dir() else []
     return max(sizes, default=0) or _USUAL_CACHE
 
 
-def cache_sizes() -> tuple[int, int, int]:
+def cache_bytes() -> tuple[int, int, int]:
     """Return the bytes of core 0's (L1 data, L2, last-level) caches, with common sizes where the size is unknown."""
     found = dict(zip((1, 2), _USUAL_FIRST, strict=True))
     for one in _CACHES.glob("index*") if _CACHES.is_dir() else ():
@@ -82,7 +82,7 @@ def cache_sizes() -> tuple[int, int, int]:
             continue
         if kind != "Instruction" and level in found and (size := _read_bytes(one / "size")):
             found[level] = size
-    return found[1], found[2], last_cache()
+    return found[1], found[2], last_level_cache_bytes()
 
 
 def _read_bytes(file: Path) -> int:
@@ -100,7 +100,7 @@ KERNEL_PROCESSORS = ("x86_64", "amd64", "aarch64", "arm64")
 """Names, in lower case, that systems give to the processors for which the engine has kernels."""
 
 
-def no_kernels(system: str | None = None, processor: str | None = None) -> str:
+def why_kernels_do_not_run(system: str | None = None, processor: str | None = None) -> str:
     """Return the reason why kernels do not run on a system; "" if kernels run.
 
     Args:
@@ -118,7 +118,7 @@ _PERMISSION, _TILE_DATA = 0x1023, 18
 """Linux numbers: the request for permission to use a part of the processor's state, and the part for AMX tiles."""
 
 
-def may_use_tiles() -> bool:
+def request_amx_tiles() -> bool:
     """Request permission from Linux to use AMX tiles in all threads of this process; return whether it is granted."""
     if platform.system() != "Linux" or platform.machine().lower() not in ("x86_64", "amd64"):
         return False
@@ -126,23 +126,23 @@ def may_use_tiles() -> bool:
     return int(ctypes.CDLL(None).syscall(arch_prctl, _PERMISSION, _TILE_DATA)) == 0
 
 
-def missing(system: str | None = None, processor: str | None = None) -> list[str]:
+def list_unsupported(system: str | None = None, processor: str | None = None) -> list[str]:
     """Return texts that say what does not run on a system; [] for Linux and macOS with an x86-64 or Arm processor.
 
     Args:
         system, processor: results of `platform.system` and `platform.machine` on the system; by default, this machine.
     """
     found = []
-    if why := no_kernels(system, processor):
+    if why := why_kernels_do_not_run(system, processor):
         found.append(f"tk.compile, tk.sparse_training, ticketry compile and bench, and --kernels auto|sparse: {why}")
     if (system or platform.system()) == "Windows":
         found.append("--on slurm: Slurm has no Windows")
     return found
 
 
-def warn() -> None:
+def warn_of_unsupported() -> None:
     """Issue one warning that lists everything that does not run on this machine."""
-    if found := missing():
+    if found := list_unsupported():
         warnings.warn(
             f"what of ticketry does not run on this machine: {'; '.join(found)}", RuntimeWarning, stacklevel=3
         )

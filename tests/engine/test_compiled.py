@@ -111,7 +111,7 @@ def test_channels_last_is_read_without_a_copy(model, mask, layout, monkeypatch):
     again._natives[0].layout = layout
     assert torch.equal(again(last), wanted)
     fast.tune(last)
-    assert native.plan(5, 1, (0,)).last == (0,)
+    assert native.choose_plan(5, 1, (0,)).last == (0,)
     close(fast(last), expected(model, mask, x))
 
 
@@ -210,7 +210,7 @@ def test_tuning_keeps_the_fastest_plan_and_the_numbers(model, mask):
     (native,) = fast._natives
     seconds = native.tune([x], 2)
     assert {plan.layout for plan in seconds} == {"planes", "pixels"}
-    assert native.plan(9, 2) == min(seconds, key=seconds.get)
+    assert native.choose_plan(9, 2) == min(seconds, key=seconds.get)
     close(fast(x), expected(model, mask, x))
 
 

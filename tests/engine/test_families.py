@@ -119,7 +119,7 @@ def compiled(
 def runs(native: Native, layout: str) -> bool:
     """Whether a layout can run a region: concatenations leave pixels some that they cannot."""
     try:
-        native._emission(Plan(layout, 1, "batch"))
+        native._emit_plan(Plan(layout, 1, "batch"))
     except UnsupportedError:
         return False
     return True

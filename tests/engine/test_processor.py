@@ -11,7 +11,7 @@ import torch
 import ticketry as tk
 from ticketry.lab.process import describe_machine
 from ticketry_engine.bench.timing import another_machine, machine
-from ticketry_engine.processor import facts_of, kind_of, missing
+from ticketry_engine.processor import kind_from_cpuinfo, list_unsupported, parse_cpuinfo
 
 ZEN_3 = """processor\t: 0
 vendor_id\t: AuthenticAMD
@@ -41,12 +41,12 @@ CPU part\t: 0xfff
 
 
 def test_generations_of_one_name_are_of_different_kinds(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert facts_of(ZEN_3)["model name"] == facts_of(ZEN_4)["model name"] == "AMD EPYC"
-    assert kind_of(facts_of(ZEN_3)) == "AuthenticAMD 25 1 1 avx2"
-    assert kind_of(facts_of(ZEN_4)) == "AuthenticAMD 25 17 1 avx2 avx512f avx512_bf16"
-    assert kind_of(facts_of(ARM)) == "0x41 8 0x1 0xd40 1 bf16 asimd sve"
+    assert parse_cpuinfo(ZEN_3)["model name"] == parse_cpuinfo(ZEN_4)["model name"] == "AMD EPYC"
+    assert kind_from_cpuinfo(parse_cpuinfo(ZEN_3)) == "AuthenticAMD 25 1 1 avx2"
+    assert kind_from_cpuinfo(parse_cpuinfo(ZEN_4)) == "AuthenticAMD 25 17 1 avx2 avx512f avx512_bf16"
+    assert kind_from_cpuinfo(parse_cpuinfo(ARM)) == "0x41 8 0x1 0xd40 1 bf16 asimd sve"
     monkeypatch.setattr("platform.machine", lambda: "arm64")
-    assert kind_of({}) == "arm64"
+    assert kind_from_cpuinfo({}) == "arm64"
 
 
 def test_another_machine_is_one_of_another_kind_where_that_is_told() -> None:
@@ -90,7 +90,7 @@ else:
     ],
 )
 def test_what_is_missing(system: str, processor: str, what: str) -> None:
-    told = "; ".join(missing(system, processor))
+    told = "; ".join(list_unsupported(system, processor))
     assert (what in told) if what else not told
 
 

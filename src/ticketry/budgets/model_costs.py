@@ -37,7 +37,7 @@ from ticketry.core.structure.layout import layouts_or_rows
 from ticketry.errors import CostError, UsageError
 from ticketry.files import exists
 from ticketry_engine.bench.timing import another_machine
-from ticketry_engine.costs import H100_BF16, CallSeconds, GpuRates, MaskedModel, StoredTensor, stored_tensors
+from ticketry_engine.costs import H100_BF16, CallSeconds, GpuRates, MaskedModel, StoredTensor, fixed_bytes_and_tensors
 from ticketry_engine.support.entry_points import entry_point
 
 THIS_MACHINE = "this machine"
@@ -211,7 +211,7 @@ _ROUNDING_BYTES = 2.0
 def _file_size_costs(model: nn.Module, example_inputs: Any, scope: Scope) -> CostModel:
     """Return a cost model in bytes of the file that `Compiled.save` writes."""
     parameters = scope.parameters(model)
-    fixed, stored = stored_tensors(MaskedModel(model, example_inputs, parameters), parameters)
+    fixed, stored = fixed_bytes_and_tensors(MaskedModel(model, example_inputs, parameters), parameters)
     if other := [name for name, tensors in stored.items() if not tensors]:
         raise CostError(f"{other[0]} is not in the model file as it is in the model: spare it in the scope")
     layers = {name: _layer_file_cost(parameters[name].numel(), tensors) for name, tensors in stored.items()}

@@ -125,7 +125,7 @@ class Meter:
     @cached_property
     def dense_seconds(self) -> float:
         """Latency of one call of the unpruned network, in seconds."""
-        run = self.network.call(self.dense)
+        run = self.network.call_with_examples(self.dense)
         return self._seconds_per_call(run, warm_up(run, self.effort.warming))
 
     @cached_property
@@ -152,7 +152,7 @@ class Meter:
 
         The ratio is the median over `rounds`, with a 95 % interval.
         """
-        return self.ratio_to_dense(self.network.call(compiled), rounds)
+        return self.ratio_to_dense(self.network.call_with_examples(compiled), rounds)
 
     def share_anew(self, compiled: Compiled, rounds: int) -> Interval:
         """Copy the programs of both networks to new memory, and return the result of `share`.
@@ -166,7 +166,7 @@ class Meter:
     def ratio_to_dense(self, call: Callable[[], object], rounds: int) -> Interval:
         """Time `call` and the unpruned compiled network alternately; return the ratio of their latencies."""
         seconds = warm_up(call, self.effort.warming)
-        pair = ((call, seconds), (self.network.call(self.dense), self.dense_seconds))
+        pair = ((call, seconds), (self.network.call_with_examples(self.dense), self.dense_seconds))
         ratios = []
         for turn in range(rounds):
             taken = [self._seconds_per_call(*each) for each in (pair if turn % 2 else pair[::-1])]

@@ -125,7 +125,7 @@ def _check_machine() -> Iterator[Finding]:
 
 def _check_vector_units(features: Sequence[str]) -> Finding:
     width, means = "none that is used here", "Kernels run without wide vectors; training stays in torch by default."
-    if why := processor.no_kernels():
+    if why := processor.why_kernels_do_not_run():
         means = f"Models run and train in torch alone: {why}."
     elif "avx512f" in features:
         width, means = "AVX-512, 16 float32", "All kernels run here; --kernels auto trains sparse networks in them."

@@ -28,8 +28,7 @@ from typing import Any
 
 from ticketry.errors import RunnerError
 from ticketry.version import __version__
-from ticketry_engine.processor import kind
-from ticketry_engine.processor import processor as name_and_features
+from ticketry_engine.processor import name_and_features, processor_kind
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT") if hasattr(signal, name))
 _SCHEDULERS = tuple(getattr(signal, name) for name in ("SIGUSR1", "SIGUSR2") if hasattr(signal, name))
@@ -303,7 +302,7 @@ def describe_machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
         "processor": processor_name(),
-        "processor_kind": kind(),
+        "processor_kind": processor_kind(),
     }
 
 

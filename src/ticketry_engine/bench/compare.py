@@ -28,7 +28,7 @@ from ticketry_engine.bench.timing import (
 from ticketry_engine.compiled import Compiled, compile
 from ticketry_engine.errors import EngineError
 from ticketry_engine.example_inputs import difference
-from ticketry_engine.processor import last_cache
+from ticketry_engine.processor import last_level_cache_bytes
 from ticketry_engine.results import EngineTime, Saved, SpeedLayer, Timed
 from ticketry_engine.support.modules import masked_parameters
 from ticketry_engine.support.process_state import torch_threads
@@ -79,7 +79,7 @@ def compare(
             raise EngineError(f"no dense engine can be timed ({reasons})")
         say(f"timing {len(ready)} engines, {timing.rounds} rounds")
         with pin_for_block(chosen):
-            samples = take_samples(ready, timing, last_cache())
+            samples = take_samples(ready, timing, last_level_cache_bytes())
     versions = {contender.name: _library_versions(contender) for contender in contenders}
     times = tuple(
         _with_samples(row, samples[row.engine], timing, versions[row.engine]) if row.engine in samples else row

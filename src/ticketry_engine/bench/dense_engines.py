@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_map
 
 from ticketry_engine.bench.timing import Case
 from ticketry_engine.errors import EngineError, MissingExtraError, UsageError
-from ticketry_engine.example_inputs import outputs_of
+from ticketry_engine.example_inputs import output_tensors
 from ticketry_engine.export import first_line, silence_exporters
 from ticketry_engine.processor import computes_in_bf16
 
@@ -237,7 +237,7 @@ class _OnnxContender:
             )
 
         def run(*inputs: Any, **named: Any) -> list[Tensor]:
-            arrays = (tensor.detach().contiguous().numpy() for tensor in outputs_of((inputs, named)))
+            arrays = (tensor.detach().contiguous().numpy() for tensor in output_tensors((inputs, named)))
             return [torch.from_numpy(array) for array in infer(dict(zip(declared, arrays, strict=True)))]
 
         return run

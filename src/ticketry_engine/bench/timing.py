@@ -31,9 +31,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from ticketry_engine.errors import UsageError
-from ticketry_engine.example_inputs import batch_of, difference, outputs_of
+from ticketry_engine.example_inputs import batch_of, difference, output_tensors
 from ticketry_engine.export import write_onnx
-from ticketry_engine.processor import BF16, kind, last_cache, processor
+from ticketry_engine.processor import BF16, last_level_cache_bytes, name_and_features, processor_kind
 from ticketry_engine.support.entry_points import check_model, entry_point
 
 ROUNDS = 15
@@ -232,12 +232,12 @@ class Case:
 
     def outputs(self, function: Callable[..., Any]) -> list[Tensor]:
         """Call `function` with the inputs, and return its output tensors."""
-        return outputs_of(function(*self.args, **self.kwargs))
+        return output_tensors(function(*self.args, **self.kwargs))
 
     @property
     def tensors(self) -> list[Tensor]:
         """Return the tensors among the inputs, in order."""
-        return outputs_of((self.args, self.kwargs))
+        return output_tensors((self.args, self.kwargs))
 
     @property
     def batch(self) -> int:
@@ -264,7 +264,7 @@ class Case:
         args, kwargs = tree_map(double, (self.args, self.kwargs))
         try:
             with torch.inference_mode():
-                exact = outputs_of(copy.deepcopy(self.model).double()(*args, **kwargs))
+                exact = output_tensors(copy.deepcopy(self.model).double()(*args, **kwargs))
         except RuntimeError:  # the model has float32 in its code
             return 0.0
         return difference(self.reference(), exact)
@@ -289,13 +289,13 @@ _FEATURES = ("avx2", "avx512f", *BF16, "asimd", "sve")
 
 def machine(packages: Iterable[str] = ("torch", "ticketry")) -> dict[str, Any]:
     """Return a description of this machine as JSON values, with the versions of `packages`."""
-    name, flags = processor()
+    name, flags = name_and_features()
     return {
         "processor": name,
-        "processor_kind": kind(),
+        "processor_kind": processor_kind(),
         "features": [feature for feature in _FEATURES if feature in flags],
         "cores": len(available_cores()),
-        "last_cache_bytes": last_cache(),
+        "last_cache_bytes": last_level_cache_bytes(),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "versions": {package: found for package in packages if (found := _version(package))},

@@ -33,7 +33,7 @@ from ticketry_engine.capture.side_effects import (
     weight_write_error,
 )
 from ticketry_engine.errors import CaptureError, EngineError
-from ticketry_engine.example_inputs import difference, outputs_of
+from ticketry_engine.example_inputs import difference, output_tensors
 from ticketry_engine.ir import Graph, Json, Node, aten, value_names, with_value_names
 from ticketry_engine.ir.binding import CallBinder, equals_constant
 from ticketry_engine.ir.reference import bind_checked_node
@@ -157,13 +157,13 @@ def _check_outputs_repeat(model: nn.Module, given: Arguments) -> None:
 
 def _is_on_cpu(model: nn.Module, given: Arguments) -> bool:
     """Return whether the model and its inputs are on the CPU."""
-    tensors = [*model.parameters(), *model.buffers(), *outputs_of((given.args, given.kwargs))]
+    tensors = [*model.parameters(), *model.buffers(), *output_tensors((given.args, given.kwargs))]
     return all(tensor.device.type == "cpu" for tensor in tensors)
 
 
 def _outputs_of_seeded_call(call: Callable[..., Any], given: Arguments) -> list[Tensor]:
     """Return the output tensors of a call with copies of the inputs, and with the same random seed in every call."""
-    made = outputs_of(_call_seeded(call, given.map_tensors(torch.clone)))
+    made = output_tensors(_call_seeded(call, given.map_tensors(torch.clone)))
     return [tensor.nan_to_num() if tensor.is_floating_point() else tensor.clone() for tensor in made]
 
 

@@ -22,7 +22,7 @@ from ticketry_engine.errors import EngineError, MissingExtraError, UsageError
 from ticketry_engine.gpu.plan import LAYERS, LayerChoice, layer_facts, plan, time_on_gpu
 from ticketry_engine.ir import Graph, model_file
 from ticketry_engine.ir.binding import CallBinder, build_object
-from ticketry_engine.layers import ForInference, layer_of, median_seconds, table, warn_of_notes
+from ticketry_engine.layers import ForInference, describe_layer, layer_table, median_seconds, warn_of_graph_notes
 from ticketry_engine.results import Layer
 from ticketry_engine.support.entry_points import entry_point
 
@@ -76,7 +76,7 @@ def compile_gpu(
     require_triton()
     where = check_device(_device(model) if device is None else torch.device(device))
     captured = capture(model, keep, example_inputs, for_kernels=False)
-    warn_of_notes(captured, stacklevel=3)
+    warn_of_graph_notes(captured, stacklevel=3)
     return CompiledGpu(captured, where, precision=precision, record=graph, force=force)
 
 
@@ -176,7 +176,7 @@ class CompiledGpu(ForInference):
     def __repr__(self) -> str:
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else str(self.device)
         shapes = "" if not self._runs else f", inputs of {[list(shape) for shape in next(reversed(self._runs))]}"
-        return table(self.layers(), f"{name}, {self.precision}{shapes}", self.graph.notes)
+        return layer_table(self.layers(), f"{name}, {self.precision}{shapes}", self.graph.notes)
 
     def _check_device_of(self, x: Tensor) -> Tensor:
         if x.device != self.device:
@@ -208,7 +208,7 @@ class CompiledGpu(ForInference):
             sparse = choice is not None and choice.kernel != "dense"
             kernel = choice.kernel if choice is not None and sparse else ""
             kernel += f", tiles of {choice.tile} rows" if choice is not None and kernel == "group" else ""
-            rows.append(layer_of(self.graph, node, "engine" if sparse else "torch", kernel, seconds, why))
+            rows.append(describe_layer(self.graph, node, "engine" if sparse else "torch", kernel, seconds, why))
         return rows
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from ticketry_engine import processor
 from ticketry_engine.errors import EngineError, MissingExtraError
-from ticketry_engine.processor import cache_sizes
+from ticketry_engine.processor import cache_bytes
 
 _X86 = {"avx512": 16, "avx2": 8, "generic": 4}
 """By x86-64 level: float32 values per vector register. A processor of one level also runs code of the later levels."""
@@ -101,7 +101,7 @@ def near_input_bytes(first: int) -> tuple[int, int]:
 
 @functools.cache
 def _host() -> Target:
-    if why := processor.no_kernels():
+    if why := processor.why_kernels_do_not_run():
         raise EngineError(why)
     llvm = llvmlite_binding()
     llvm.initialize_native_target()
@@ -109,11 +109,11 @@ def _host() -> Target:
     features = llvm.get_host_cpu_features()
     flags = {name for name, there in features.items() if there}
     triple = llvm.get_process_triple()
-    first, second, _ = cache_sizes()
+    first, second, _ = cache_bytes()
     common = {"triple": triple, "cpu": llvm.get_host_cpu_name(), "features": features.flatten(), "second": second}
     if {"avx512f", "avx512bw", "avx512dq", "avx512vl"} <= flags:
         half = "avx512bf16" in flags
-        tiles = half and {"amx-tile", "amx-bf16"} <= flags and processor.may_use_tiles()
+        tiles = half and {"amx-tile", "amx-bf16"} <= flags and processor.request_amx_tiles()
         near, of_few = near_input_bytes(first)
         return Target("avx512", **common, lanes=16, registers=32, bf16=half, tiles=tiles, near=near, near_of_few=of_few)
     if {"avx2", "fma"} <= flags:

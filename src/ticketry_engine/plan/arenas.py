@@ -28,7 +28,7 @@ Order = np.ndarray[Any, np.dtype[np.int64]]
 
 
 @dataclass
-class _Wide:
+class _WideValue:
     """Storages that are neighbours in memory, so that an operation can read all their channels as one value."""
 
     members: list[int]
@@ -48,7 +48,7 @@ class PixelsArena:
         """Assign all places; `lanes` is the number of lanes of a vector, `item` the bytes of an element."""
         self._item = item
         self._storages = sketch.storages
-        self._wides = _wide_values(sketch, lanes)
+        self._wides = _join_wide_values(sketch, lanes)
         self._in = {
             member: (wide, first)
             for wide in self._wides
@@ -56,18 +56,20 @@ class PixelsArena:
         }
         self._apart = _inputs_with_separate_channels(sketch) if item == FLOAT else set()
         self._channel_orders = (
-            _channel_orders(sketch) if item == FLOAT else pair_channels(sketch, _channel_orders(sketch), lanes)
+            _reordered_residual_channels(sketch)
+            if item == FLOAT
+            else pair_channels(sketch, _reordered_residual_channels(sketch), lanes)
         )
         self.bytes = self._assign_offsets(images)
 
-    def value(self, form: ValueForm) -> channels_last.ChannelsLastValue:
+    def value_memory(self, form: ValueForm) -> channels_last.ChannelsLastValue:
         """Return the memory of a value, or of one chunk of its channels if it is computed in chunks.
 
         Raise `UnsupportedError` if the value's channels are not consecutive.
         """
         runs = _channel_runs(form, self._storages)
         wide, first = self._in[runs[0][0]]
-        if runs[0][2] > self._storages.all[runs[0][0]].channels:  # see `chunks`
+        if runs[0][2] > self._storages.all[runs[0][0]].channels:  # see `choose_chunks`
             return channels_last.ChannelsLastValue(wide.geometry, wide.offset)
         start = first + runs[0][1]
         at = start
@@ -78,14 +80,14 @@ class PixelsArena:
             at = base + high
         return channels_last.ChannelsLastValue(wide.geometry, wide.offset, start, at - start)
 
-    def order(self, form: ValueForm) -> Order | None:
+    def channel_order(self, form: ValueForm) -> Order | None:
         """Return the channel numbers of a value in their order in memory; None if they keep their original order."""
         number = int(form.flat[0, 0])
         return self._channel_orders.get(self._storages.orders.find(number))
 
-    def check(self, task: RegionTask) -> None:
+    def check_task(self, task: RegionTask) -> None:
         """Raise `UnsupportedError` if this layout cannot store the task's inputs or has no kernel for the attention."""
-        values = [self.value(form) for form in task.inputs]
+        values = [self.value_memory(form) for form in task.inputs]
         if task.kind not in ("attention", "window_attention"):
             return
         q, k, v = values
@@ -101,7 +103,7 @@ class PixelsArena:
         memory: LayoutSlots[channels_last.ChannelsLastGeometry] = LayoutSlots()
         slots: dict[int, int] = {}
         order = sorted(self._wides, key=lambda wide: min(self._storages.all[one].born for one in wide.members))
-        first = self._storages.places(once=True)
+        first = self._storages.memory_owners(once=True)
         under = [self._memory_owner(wide, first) for wide in order]
         dies: dict[int, int] = {}
         for wide, place in zip(order, under, strict=True):
@@ -111,24 +113,24 @@ class PixelsArena:
             members = [self._storages.all[one] for one in wide.members]
             wide.geometry = self._wide_geometry(wide)
             if place is wide:
-                slots[id(wide)] = memory.add(wide.geometry, 1, min(one.born for one in members), dies[id(wide)])
+                slots[id(wide)] = memory.add_value(wide.geometry, 1, min(one.born for one in members), dies[id(wide)])
             else:
                 slots[id(wide)] = slots[id(place)]
-        starts, size = memory.lay_out(lambda geometry: geometry.bytes(images))
+        starts, size = memory.offsets_and_total_bytes(lambda geometry: geometry.bytes(images))
         for wide in order:
             wide.offset = starts[wide.geometry] + slots[id(wide)] * wide.geometry.bytes(images)
         return size
 
-    def _wide_geometry(self, wide: _Wide) -> channels_last.ChannelsLastGeometry:
+    def _wide_geometry(self, wide: _WideValue) -> channels_last.ChannelsLastGeometry:
         height, width = self._storages.all[wide.members[0]].pixels
-        halo = max(self._storages.halo(one) for one in wide.members)
+        halo = max(self._storages.largest_halo(one) for one in wide.members)
         found = channels_last.ChannelsLastGeometry.build(height, width, wide.channels, halo, self._item)
         if len(wide.members) > 1 or wide.members[0] not in self._apart:
             return found
         flat = channels_last.ChannelsLastGeometry.build_channel_planes(height, width, wide.channels, halo)
         return flat if _WORTH_APART * flat.image <= found.image else found
 
-    def _memory_owner(self, wide: _Wide, first: Sequence[int]) -> _Wide:
+    def _memory_owner(self, wide: _WideValue, first: Sequence[int]) -> _WideValue:
         """Return the value whose memory `wide` uses: `wide` itself, or a value that `wide` may overwrite."""
         if len(wide.members) > 1:
             return wide
@@ -149,7 +151,7 @@ def _channel_runs(form: ValueForm, storages: Storages) -> list[Run]:
     return [(int(part[0, 0]), int(part[0, 1]), int(part[-1, 1]) + 1) for part in np.split(flat, breaks)]
 
 
-def _wide_values(sketch: Sketch, lanes: int) -> list[_Wide]:
+def _join_wide_values(sketch: Sketch, lanes: int) -> list[_WideValue]:
     """Return the storages of a region as wide values, which join the storages that an operation reads as one value."""
     storages = sketch.storages
     sequences: dict[int, list[int]] = {}
@@ -165,7 +167,7 @@ def _wide_values(sketch: Sketch, lanes: int) -> list[_Wide]:
             continue
         seen.update(members)
         sizes = [storages.all[one].channels for one in members]
-        wides.append(_Wide(members, [sum(sizes[:index]) for index in range(len(sizes))], sum(sizes)))
+        wides.append(_WideValue(members, [sum(sizes[:index]) for index in range(len(sizes))], sum(sizes)))
     return wides
 
 
@@ -197,7 +199,7 @@ def _inputs_with_separate_channels(sketch: Sketch) -> set[int]:
     return found
 
 
-def _channel_orders(sketch: Sketch) -> dict[int, Order]:
+def _reordered_residual_channels(sketch: Sketch) -> dict[int, Order]:
     """Return the channel orders that change, by the storage that represents a residual stream (`Storages.orders`)."""
     storages = sketch.storages
     pinned = {storages.orders.find(one) for one in storages.pinned}
@@ -230,42 +232,44 @@ class PlanesArena:
         self.geometries = _plane_geometries(storages, images, lanes, halos)
         self._channels = np.array([one.channels for one in storages.all], dtype=np.int64)
         memory: LayoutSlots[planar.Geometry] = LayoutSlots()
-        under = storages.places()
+        under = storages.memory_owners()
         dies: dict[int, int] = {}
         for place, one in zip(under, storages.all, strict=True):
             dies[place] = max(dies.get(place, 0), one.dies)
         slots = {
-            number: memory.add(self.geometries[number], one.channels, one.born, dies[number])
+            number: memory.add_value(self.geometries[number], one.channels, one.born, dies[number])
             for number, one in enumerate(storages.all)
             if under[number] == number
         }
         self._slots = np.array([slots[number] for number in under], dtype=np.int64)
-        self._starts, self.bytes = memory.lay_out(lambda geometry: geometry.bytes)
+        self._starts, self.bytes = memory.offsets_and_total_bytes(lambda geometry: geometry.bytes)
 
-    def value(self, form: ValueForm) -> planar.Planes:
+    def value_memory(self, form: ValueForm) -> planar.Planes:
         """Return the memory of a value, or of one chunk of its channels if it is computed in chunks."""
         storages, numbers = form.flat[:, 0], form.flat[:, 1]
-        if (numbers >= self._channels[storages]).any():  # see `chunks`: of one storage, from its first channel on
+        if (
+            numbers >= self._channels[storages]
+        ).any():  # see `choose_chunks`: of one storage, from its first channel on
             storages, numbers = storages[: self._channels[storages[0]]], numbers[: self._channels[storages[0]]]
         geometry = self.geometries[int(storages[0])] if len(storages) else self.geometries[0]
         return planar.Planes(geometry, self._starts[geometry] + geometry.bytes * (self._slots[storages] + numbers))
 
-    def order(self, form: ValueForm) -> None:
+    def channel_order(self, form: ValueForm) -> None:
         """Return None, because the planar layout never reorders channels."""
 
-    def check(self, task: RegionTask) -> None:
+    def check_task(self, task: RegionTask) -> None:
         """Do nothing, because the planar layout has a kernel for every task of a region."""
 
 
-def _plane_geometries(storages: Storages, images: int, lanes: int, wanted: bool) -> list[planar.Geometry]:
+def _plane_geometries(storages: Storages, images: int, lanes: int, with_halos: bool) -> list[planar.Geometry]:
     """Return the geometry of each storage's planes.
 
     The halo (zeros around a plane) is the largest that a reader needs. It is 0 if a row does not fill a vector, because
-    a halo would leave lanes unused. Unless `wanted`, it is also 0 if the images of a block do not fill a vector.
+    a halo would leave lanes unused. Unless `with_halos`, it is also 0 if the images of a block do not fill a vector.
     """
     few = images < lanes
-    none = [storage.pixels[1] * images < lanes or (few and not wanted) for storage in storages.all]
-    halos = [0 if none[number] else storages.halo(number, few=few) for number in range(len(storages.all))]
+    none = [storage.pixels[1] * images < lanes or (few and not with_halos) for storage in storages.all]
+    halos = [0 if none[number] else storages.largest_halo(number, few=few) for number in range(len(storages.all))]
     rows: dict[int, int] = {}
     for number, storage in enumerate(storages.all):
         key = storages.rows.find(number)

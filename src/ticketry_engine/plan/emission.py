@@ -56,14 +56,16 @@ class Emission:
         """Task of each operation; if the task is computed in chunks, a task restricted to the channels of a chunk."""
         self.scratch = 0
         for number, task in enumerate(sketch.tasks):
-            arena.check(task)
+            arena.check_task(task)
             if number in found:
                 for each, ops in _emit_in_chunks(self, task, sketch.tasks[number + 1], found[number].parts):
-                    self._add(each, ops)
+                    self._append_task_operations(each, ops)
             elif number - 1 not in found:
-                self._add(task, _emit_operations(self, task, [arena.value(form) for form in task.inputs]))
+                self._append_task_operations(
+                    task, _emit_operations(self, task, [arena.value_memory(form) for form in task.inputs])
+                )
 
-    def _add(self, task: RegionTask, ops: list[Op]) -> None:
+    def _append_task_operations(self, task: RegionTask, ops: list[Op]) -> None:
         self.ops += [replace(op, label=task.label) for op in ops]
         self.tasks += [task] * len(ops)
 
@@ -77,10 +79,10 @@ class Emission:
         self.scratch = max(self.scratch, size)
         return -(-self.arena.bytes // 64) * 64
 
-    def output(self, task: RegionTask) -> Any:
-        return self.arena.value(task.output)
+    def output_memory(self, task: RegionTask) -> Any:
+        return self.arena.value_memory(task.output)
 
-    def ordered(self, task: RegionTask, *roles: str) -> list[Array | None]:
+    def weights_in_stored_order(self, task: RegionTask, *roles: str) -> list[Array | None]:
         """Return the task's weights `roles`, in the stored order of output channels; None for a missing weight."""
         return [_weight_in_storage_order(self.sketch, task, role, self.arena) for role in roles]
 
@@ -88,7 +90,7 @@ class Emission:
 Strides = tuple[int, int, int, int]
 
 
-def strides(form: ValueForm, last: bool = False) -> Strides:
+def tensor_strides(form: ValueForm, last: bool = False) -> Strides:
     """Return the strides (image, channel, row, column), in elements, of the torch tensor that stores a value.
 
     The tensor is contiguous, or in torch's channels_last format if `last`.
@@ -119,11 +121,11 @@ def _weight_in_storage_order(sketch: Sketch, task: RegionTask, role: str, arena:
     if role not in task.node.weights:
         return None
     weight: Array = sketch.weight(task.node, role).detach().cpu().float().numpy()
-    order = arena.order(task.output)
+    order = arena.channel_order(task.output)
     return weight if order is None else weight[order]
 
 
-def convolution(sketch: Sketch, task: RegionTask, arena: Arena) -> Convolution:
+def to_convolution(sketch: Sketch, task: RegionTask, arena: Arena) -> Convolution:
     """Return a layer as a convolution whose weights are in the stored order of input and output channels.
 
     A linear layer is a convolution with a kernel of one pixel or, after a flattening, of a whole plane.
@@ -136,7 +138,7 @@ def convolution(sketch: Sketch, task: RegionTask, arena: Arena) -> Convolution:
         slides = {name: tuple(node.attrs[name]) for name in ("stride", "padding", "dilation")}
     else:
         weight = weight.reshape(weight.shape[0], -1, *(x.pixels if x.labels == "f" else (1, 1)))
-    columns, groups = arena.order(x), node.attrs.get("groups", 1)
+    columns, groups = arena.channel_order(x), node.attrs.get("groups", 1)
     weight = weight if columns is None or groups > 1 else weight[:, columns]
     bias = _weight_in_storage_order(sketch, task, "bias", arena)
     return Convolution(weight, bias, **slides, groups=groups, act=node.attrs["act"])
@@ -157,7 +159,7 @@ def _element_sources(emission: Emission, task: RegionTask) -> tuple[Array, Array
     The number is -1 if the output element is 0. Outputs and inputs have their channels in the stored order.
     """
     assert task.where is not None
-    order = emission.arena.order(task.output)
+    order = emission.arena.channel_order(task.output)
     where = task.where if order is None else task.where[order]
     of, element = np.full(where.shape, -1), np.zeros(where.shape, np.int64)
     begin = 0
@@ -166,7 +168,7 @@ def _element_sources(emission: Emission, task: RegionTask) -> tuple[Array, Array
         end = begin + form.channels * positions
         inside = (where >= begin) & (where < end)
         channel, position = np.divmod(where[inside] - begin, positions)
-        order = emission.arena.order(form)
+        order = emission.arena.channel_order(form)
         of[inside] = number
         element[inside] = (channel if order is None else np.argsort(order)[channel]) * positions + position
         begin = end
@@ -179,7 +181,7 @@ def _constant_by_channel(emission: Emission, task: RegionTask, role: str) -> Arr
     constant = emission.sketch.weight(task.node, role).detach().cpu().float()
     sizes = [size for size, label in zip(constant.shape, form.labels, strict=True) if label == "c"]
     flat: Array = constant.reshape(sizes).expand(form.planes.shape[:-1]).reshape(-1).numpy()
-    order = emission.arena.order(form)
+    order = emission.arena.channel_order(form)
     return flat if order is None else flat[order]
 
 
@@ -190,7 +192,9 @@ def _emit_head_by_head(emission: Emission, task: RegionTask, x: Any, y: Any) -> 
     alone = size == task.output.channels
     weights = ["weight", "bias"] if kind == "layer_norm" else ["weight"] if kind == "rms_norm" else []
     found: list[Array | None] = (
-        emission.ordered(task, *weights) if alone else [_head_weight(emission, task, role) for role in weights]
+        emission.weights_in_stored_order(task, *weights)
+        if alone
+        else [_head_weight(emission, task, role) for role in weights]
     )
     settings = [attrs["eps"]] if weights else []
     operation = getattr(layout, kind)
@@ -213,8 +217,8 @@ def _emit_in_chunks(
 ) -> Iterator[tuple[RegionTask, list[Op]]]:
     """Yield (task limited to a chunk of channels, its operations): for each chunk, first `task` and then `then`."""
     layout, arena, spec = emission.layout, emission.arena, emission.spec
-    x, between, y = (cast("Any", arena.value(form)) for form in (task.inputs[0], task.output, then.output))
-    first, second = (convolution(emission.sketch, one, arena) for one in (task, then))
+    x, between, y = (cast("Any", arena.value_memory(form)) for form in (task.inputs[0], task.output, then.output))
+    first, second = (to_convolution(emission.sketch, one, arena) for one in (task, then))
     beside = spec
     if isinstance(between, planar.Planes) and planar.scratch_bytes(between, y, second, spec) == 0:
         # For few channels, estimates may favour copying them first, because they ignore that these are in the cache.
@@ -229,11 +233,11 @@ def _emit_in_chunks(
 
 def _emit_operations(emission: Emission, task: RegionTask, inputs: list[Any]) -> Any:
     """Return the operations that compute a task; `inputs` is the memory of the task's inputs."""
-    layout, kind, attrs, y = emission.layout, task.kind, task.node.attrs, emission.output(task)
+    layout, kind, attrs, y = emission.layout, task.kind, task.node.attrs, emission.output_memory(task)
     if kind == "load":
-        return layout.load(task.number, strides(task.output, task.number in emission.last), y)
+        return layout.load(task.number, tensor_strides(task.output, task.number in emission.last), y)
     if kind == "store":
-        return layout.store(emission.inputs + task.number, strides(task.output), y)
+        return layout.store(emission.inputs + task.number, tensor_strides(task.output), y)
     if kind == "constant":
         return layout.constant(_constant_by_position(emission.sketch, task, "constant"), y)
     if kind == "gather":
@@ -251,14 +255,14 @@ def _emit_operations(emission: Emission, task: RegionTask, inputs: list[Any]) ->
     if kind == "copy":
         return layout.copy(x, y)
     if kind in ("conv2d", "linear"):
-        layer = convolution(emission.sketch, task, emission.arena)
+        layer = to_convolution(emission.sketch, task, emission.arena)
         return layout.conv(x, y, layer, others[0] if others else None, emission.spec)
     if kind in ("add", "mul"):
         return layout.elementwise(kind, x, others[0], y, attrs["act"])
     if kind == "act":
         return layout.apply(attrs["act"], x, y)
     if kind == "affine":
-        return layout.affine(x, y, *emission.ordered(task, "scale", "shift"), attrs["act"])
+        return layout.affine(x, y, *emission.weights_in_stored_order(task, "scale", "shift"), attrs["act"])
     if kind in ("layer_norm", "rms_norm", "softmax"):
         return _emit_head_by_head(emission, task, x, y)
     if kind == "global_avg_pool":
@@ -316,7 +320,7 @@ class Chunk:
         return [self.order[at : at + self.channels] for at in range(0, len(self.order), self.channels)]
 
 
-def chunks(sketch: Sketch, layout: str, images: int, lanes: int, item: int) -> dict[int, Chunk]:
+def choose_chunks(sketch: Sketch, layout: str, images: int, lanes: int, item: int) -> dict[int, Chunk]:
     """Return, by task number, the chunks of channels in which a task and the next task take turns.
 
     The first task is a pointwise convolution with an output of more than `BYTES`. Only the next task, a depthwise

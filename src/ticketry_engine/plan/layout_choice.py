@@ -20,7 +20,7 @@ from ticketry_engine.kernels.channels_last.geometry import FLOAT
 from ticketry_engine.kernels.program import BlockSpec
 from ticketry_engine.kernels.target import Target
 from ticketry_engine.plan.arenas import PixelsArena, PlanesArena
-from ticketry_engine.plan.emission import Arena, convolution
+from ticketry_engine.plan.emission import Arena, to_convolution
 from ticketry_engine.plan.sketch import Sketch
 from ticketry_engine.plan.storage import UnsupportedError
 
@@ -58,21 +58,21 @@ The share counts multiplications, not weights, because the last linear layer of 
 but takes little time."""
 
 
-def choose(sketch: Sketch, target: Target, images: int, item: int = FLOAT) -> str:
+def choose_layout(sketch: Sketch, target: Target, images: int, item: int = FLOAT) -> str:
     """Return the layout that is estimated to be faster: "planes" (planar) or "pixels" (channels-last)."""
-    small, masked = share_in_groups(sketch, target.lanes) < _WORTH_A_LOOK, _retained_share(sketch) < _NEARLY_DENSE
+    small, masked = share_in_row_groups(sketch, target.lanes) < _WORTH_A_LOOK, _retained_share(sketch) < _NEARLY_DENSE
     if item == FLOAT and small and masked:
         return "planes"
     few = target.registers < 32
 
-    def estimate(layout: str) -> float:
+    def estimate_layout_time(layout: str) -> float:
         """Return the estimated time of a layout; with few registers, for the block size of `images_per_block`."""
-        return cost(
+        return estimate_nanoseconds(
             sketch, layout, target, images_per_block(sketch, layout, images, target, item) if few else images, item
         )
 
     try:
-        pixels = estimate("pixels")
+        pixels = estimate_layout_time("pixels")
     except UnsupportedError:
         return "planes"
     over = 1.0
@@ -86,7 +86,7 @@ def choose(sketch: Sketch, target: Target, images: int, item: int = FLOAT) -> st
         over = _WITHOUT_MASK
     elif item == FLOAT and pointwise_share(sketch) > _NEARLY_ALL:
         over = _OF_ONE_PIXEL
-    return "pixels" if pixels < over * estimate("planes") else "planes"
+    return "pixels" if pixels < over * estimate_layout_time("planes") else "planes"
 
 
 def _largest_value_bytes(sketch: Sketch, item: int) -> int:
@@ -94,7 +94,7 @@ def _largest_value_bytes(sketch: Sketch, item: int) -> int:
     return max((item * one.channels * prod(one.pixels) for one in sketch.storages.all), default=1)
 
 
-def _most_positions(sketch: Sketch) -> int:
+def _most_output_pixels(sketch: Sketch) -> int:
     """Return the number of output pixels of the layer (convolution or linear) with the most output pixels."""
     return max((prod(task.output.pixels) for task, _ in sketch.layer_tasks()), default=1)
 
@@ -109,7 +109,7 @@ def _retained_share(sketch: Sketch) -> float:
     return kept / max(1, total)
 
 
-def arena_of(sketch: Sketch, layout: str, target: Target, images: int, item: int = FLOAT) -> Arena:
+def build_arena(sketch: Sketch, layout: str, target: Target, images: int, item: int = FLOAT) -> Arena:
     """Return the memory of a region's values in the given layout.
 
     In the planar layout, zeros (halos) surround the planes unless convolutions run faster by copying their input.
@@ -117,20 +117,22 @@ def arena_of(sketch: Sketch, layout: str, target: Target, images: int, item: int
     """
     if layout == "pixels":
         return PixelsArena(sketch, images, target.lanes, item)
-    return PlanesArena(sketch.storages, images, target.lanes, images >= target.lanes or not mostly_single_rows(sketch))
+    return PlanesArena(
+        sketch.storages, images, target.lanes, images >= target.lanes or not has_mostly_single_rows(sketch)
+    )
 
 
-def cost(sketch: Sketch, layout: str, target: Target, images: int, item: int = FLOAT) -> float:
+def estimate_nanoseconds(sketch: Sketch, layout: str, target: Target, images: int, item: int = FLOAT) -> float:
     """Return the estimated time of a region's convolutions and linear layers for one image, in nanoseconds.
 
     Raise `UnsupportedError` if the layout cannot run the region.
     """
-    arena, spec, spent = arena_of(sketch, layout, target, images, item), BlockSpec(target, images), 0.0
+    arena, spec, spent = build_arena(sketch, layout, target, images, item), BlockSpec(target, images), 0.0
     for task in sketch.tasks:
-        arena.check(task)
+        arena.check_task(task)
     for task, _ in sketch.layer_tasks():
-        x, y = arena.value(task.inputs[0]), arena.value(task.output)
-        spent += arena.layout.cost(x, y, convolution(sketch, task, arena), spec)
+        x, y = arena.value_memory(task.inputs[0]), arena.value_memory(task.output)
+        spent += arena.layout.cost(x, y, to_convolution(sketch, task, arena), spec)
     return spent if layout == "pixels" else spent / images  # planes' costs are of a block
 
 
@@ -194,7 +196,7 @@ def images_per_block(sketch: Sketch, layout: str, images: int, target: Target, i
     element.
     """
     largest = _largest_value_bytes(sketch, item)
-    if layout == "planes" and mostly_single_rows(sketch):
+    if layout == "planes" and has_mostly_single_rows(sketch):
         single = pointwise_share(sketch) > _NEARLY_ALL
         if images * largest > _PLANES_BYTES and not single:
             return min(images, _FEWEST_OF_LARGE_KERNELS)
@@ -202,7 +204,7 @@ def images_per_block(sketch: Sketch, layout: str, images: int, target: Target, i
             return images
         bound, fewest = _FEW_PLANES_BYTES, 1.0
         if single:
-            bound, fewest = target.second, max(1.0, _FEWEST_POSITIONS * target.lanes / _most_positions(sketch))
+            bound, fewest = target.second, max(1.0, _FEWEST_POSITIONS * target.lanes / _most_output_pixels(sketch))
         while images >= 2 * fewest and images * largest > bound:
             images //= 2
         return images
@@ -214,7 +216,7 @@ def images_per_block(sketch: Sketch, layout: str, images: int, target: Target, i
     return images
 
 
-def share_in_groups(sketch: Sketch, rows: int) -> float:
+def share_in_row_groups(sketch: Sketch, rows: int) -> float:
     """Return the share of retained weights that are in groups of at least `rows` rows with equal columns."""
     inside = total = 0
     for _, node in sketch.layer_tasks():
@@ -224,9 +226,9 @@ def share_in_groups(sketch: Sketch, rows: int) -> float:
     return inside / max(1, total)
 
 
-def mostly_single_rows(sketch: Sketch) -> bool:
+def has_mostly_single_rows(sketch: Sketch) -> bool:
     """Return whether most retained weights are in groups of fewer than 4 rows with equal columns."""
-    return share_in_groups(sketch, _FEW_ROWS) < _MOSTLY
+    return share_in_row_groups(sketch, _FEW_ROWS) < _MOSTLY
 
 
 def pointwise_share(sketch: Sketch) -> float:

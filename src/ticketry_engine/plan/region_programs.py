@@ -27,8 +27,8 @@ from ticketry_engine.ir.binding import new_output, require_float32
 from ticketry_engine.kernels.channels_last.geometry import FLOAT, HALF
 from ticketry_engine.kernels.jit import CachedKernel, Library, title
 from ticketry_engine.kernels.program import Op, Program
-from ticketry_engine.plan.emission import Emission, chunks, tensor_layout, with_chunks
-from ticketry_engine.plan.layout_choice import arena_of, choose, images_per_block, images_per_thread
+from ticketry_engine.plan.emission import Emission, choose_chunks, tensor_layout, with_chunks
+from ticketry_engine.plan.layout_choice import build_arena, choose_layout, images_per_block, images_per_thread
 from ticketry_engine.plan.sketch import VIEWS, Sketch, add_node
 from ticketry_engine.plan.storage import Rearranged, UnsupportedError
 from ticketry_engine.support.files import digest_of_files, private_cache_folder, read_cached, write_cached
@@ -95,12 +95,12 @@ class Native:
 
     def __call__(self, tensors: Sequence[Tensor], threads: int) -> list[Tensor]:
         """Return the region's outputs for the inputs `tensors`, computed with `threads` threads."""
-        batch, last, used, made = self._bind(tensors)
+        batch, last, used, made = self._bind_tensors(tensors)
         if batch:
             key = (batch, threads, last, self.layout)
             program = self._ready_programs.get(key)
             if program is None:
-                program = self.program(self.plan(*key[:3]))
+                program = self.fetch_program(self.choose_plan(*key[:3]))
                 if len(self._ready_programs) < _MOST_READY:
                     self._ready_programs[key] = program
             program.run(batch, [tensor.data_ptr() for tensor in used], threads, used)
@@ -110,10 +110,10 @@ class Native:
         self, tensors: Sequence[Tensor], seconds: dict[str, float], clock: Callable[[], float] = time.perf_counter
     ) -> list[Tensor]:
         """Run the region on one thread and return its outputs; add each layer's time, by `clock`, to `seconds`."""
-        batch, last, used, made = self._bind(tensors)
+        batch, last, used, made = self._bind_tensors(tensors)
         if not batch:
             return made
-        program = self.program(self.plan(batch, 1, last))
+        program = self.fetch_program(self.choose_plan(batch, 1, last))
         found = program.profile(batch, [tensor.data_ptr() for tensor in used], clock)
         for op, spent in zip(program.ops, found, strict=True):
             seconds[op.label] = seconds.get(op.label, 0.0) + spent
@@ -121,12 +121,12 @@ class Native:
 
     def tune(self, tensors: Sequence[Tensor], threads: int) -> dict[Plan, float]:
         """Time every possible plan for this batch size, keep the fastest, and return the seconds of each plan."""
-        batch, last, used, _ = self._bind(tensors)
+        batch, last, used, _ = self._bind_tensors(tensors)
         addresses = [tensor.data_ptr() for tensor in used]
         programs: dict[Plan, Program] = {}
         for plan in _candidate_plans(batch, threads, last, self.precision) if batch else ():
             try:
-                programs[plan] = self.program(plan)
+                programs[plan] = self.fetch_program(plan)
             except UnsupportedError:
                 continue
         samples: dict[Plan, list[float]] = {plan: [] for plan in programs}
@@ -146,19 +146,19 @@ class Native:
                     self.programs.pop(plan, None)
         return found
 
-    def forget(self) -> None:
+    def free_programs(self) -> None:
         """Free the memory of all programs."""
         with self._lock:
             self._ready_programs.clear()
             self.programs.clear()
 
-    def relink(self) -> None:
+    def move_programs(self) -> None:
         """Copy all programs to new memory; the new addresses change their times a little."""
         with self._lock:
             self._ready_programs.clear()
             self.programs = {plan: replace(program) for plan, program in self.programs.items()}
 
-    def plan(self, batch: int, threads: int, last: Last = ()) -> Plan:
+    def choose_plan(self, batch: int, threads: int, last: Last = ()) -> Plan:
         """Return the plan for a batch: the one that `tune` found, else the plan with the lowest estimated time."""
         with self._lock:
             if (batch, threads, last) in self._tuned:
@@ -173,44 +173,44 @@ class Native:
     def _choose_layout(self, images: int) -> str:
         if images not in self._chosen:
             key = ("layout", images, self.precision)
-            kept = self._plans.fetch(*key) if self._plans else None
+            kept = self._cached_plans.fetch_record(*key) if self._cached_plans else None
             if kept is not None:
                 self._chosen[images] = str(kept.facts["layout"])
                 return self._chosen[images]
-            self._chosen[images] = choose(self.sketch, self.library.target, images, ITEM[self.precision])
-            if self._plans:
-                self._plans.keep([], {"layout": self._chosen[images]}, *key)
+            self._chosen[images] = choose_layout(self.sketch, self.library.target, images, ITEM[self.precision])
+            if self._cached_plans:
+                self._cached_plans.store_record([], {"layout": self._chosen[images]}, *key)
         return self._chosen[images]
 
     @functools.cached_property
-    def _plans(self) -> Plans | None:
+    def _cached_plans(self) -> Plans | None:
         return Plans(self.digest(), self.region, self.library) if self.digest else None
 
-    def program(self, plan: Plan) -> Program:
+    def fetch_program(self, plan: Plan) -> Program:
         """Return the program of a plan; create the program if it does not exist yet."""
         with self._lock:
             if plan not in self.programs:
-                self.programs[plan] = self._program(plan)
+                self.programs[plan] = self._create_program(plan)
             return self.programs[plan]
 
-    def _program(self, plan: Plan) -> Program:
+    def _create_program(self, plan: Plan) -> Program:
         key = (plan.layout, plan.images, plan.last, plan.precision)
-        kept = self._plans.fetch(*key) if self._plans else None
+        kept = self._cached_plans.fetch_record(*key) if self._cached_plans else None
         if kept is None:
-            emission = self._emission(plan)
+            emission = self._emit_plan(plan)
             kept = Record(emission.ops, {"arena": emission.bytes})
-            if self._plans:
-                self._plans.keep(kept.ops, kept.facts, *key)
+            if self._cached_plans:
+                self._cached_plans.store_record(kept.ops, kept.facts, *key)
         return Program(kept.ops, plan.images, int(kept.facts["arena"]), self.library, plan.split, denormals=False)
 
-    def _emission(self, plan: Plan) -> Emission:
+    def _emit_plan(self, plan: Plan) -> Emission:
         target, images, item = self.library.target, plan.images, ITEM[plan.precision]
-        found = chunks(self.sketch, plan.layout, images, target.lanes, item)
+        found = choose_chunks(self.sketch, plan.layout, images, target.lanes, item)
         sketch = with_chunks(self.sketch, found)
-        arena = arena_of(sketch, plan.layout, target, images, item)
+        arena = build_arena(sketch, plan.layout, target, images, item)
         return Emission(sketch, arena, target, images, len(self.region.inputs), plan.last, found)
 
-    def _bind(self, tensors: Sequence[Tensor]) -> tuple[int, Last, list[Tensor], list[Tensor]]:
+    def _bind_tensors(self, tensors: Sequence[Tensor]) -> tuple[int, Last, list[Tensor], list[Tensor]]:
         """Check inputs and create outputs for a call.
 
         Return (batch size, numbers of channels_last inputs, tensors that the program reads and writes, outputs)."""
@@ -285,7 +285,7 @@ class Plans:
         self._digest = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
         self._library = library
 
-    def fetch(self, *key: object) -> Record | None:
+    def fetch_record(self, *key: object) -> Record | None:
         """Return the record with the key `key`; None if the record or one of its kernels is not in the cache."""
         data = read_cached(self._cache_path(key))
         if data is None:
@@ -298,7 +298,7 @@ class Plans:
         ]
         return Record(ops, document["facts"]) if all(self._library.has(op.kernel) for op in ops) else None
 
-    def keep(self, ops: Sequence[Op], facts: dict[str, Any], *key: object) -> None:
+    def store_record(self, ops: Sequence[Op], facts: dict[str, Any], *key: object) -> None:
         """Store operations and further values under the key `key`, if the cache is writable."""
         tables: dict[str, np.ndarray[Any, Any]] = {}
         known: dict[int, str] = {}
@@ -325,7 +325,7 @@ class Plans:
         return private_cache_folder("plans") / f"{digest}.plan"
 
 
-def digest_of(graph: Graph) -> str:
+def graph_digest(graph: Graph) -> str:
     """Return a digest of a graph's nodes, values and weights."""
     digest = hashlib.blake2b(digest_size=16)
     for one in graph.nodes:
@@ -388,7 +388,7 @@ def sketch_region(graph: Graph, region: Region) -> Sketch:
     return sketch
 
 
-def partition(graph: Graph) -> tuple[list[Region | Node], dict[str, str]]:
+def partition_graph(graph: Graph) -> tuple[list[Region | Node], dict[str, str]]:
     """Divide a graph into regions that are as large as possible, and nodes that run in torch.
 
     Return (the steps in the order in which they run, a dict from the output of a node to the reason for torch).
@@ -400,7 +400,9 @@ def partition(graph: Graph) -> tuple[list[Region | Node], dict[str, str]]:
         for nodes in poor:
             reasons.update({node.output: "alone between torch nodes" for node in nodes})
         moved = {
-            name for level, nodes in regions.items() for name in _moves_read_by_torch(graph, nodes, sketches[level])
+            name
+            for level, nodes in regions.items()
+            for name in _rearrangements_read_by_torch(graph, nodes, sketches[level])
         }
         reasons.update(dict.fromkeys(moved, "moved for torch alone"))
         if not poor and not moved:
@@ -408,7 +410,7 @@ def partition(graph: Graph) -> tuple[list[Region | Node], dict[str, str]]:
     return _order_steps(graph, levels, regions, reasons), reasons
 
 
-def _moves_read_by_torch(graph: Graph, nodes: Sequence[Node], sketch: Sketch) -> set[str]:
+def _rearrangements_read_by_torch(graph: Graph, nodes: Sequence[Node], sketch: Sketch) -> set[str]:
     """Return the values that only rearrange elements and that only torch reads; views in torch take no time."""
     readers: dict[str, list[str]] = {}
     inside = {node.output for node in nodes}

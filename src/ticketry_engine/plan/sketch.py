@@ -22,11 +22,11 @@ from ticketry_engine.plan.storage import (
     UnsupportedError,
     ValueForm,
     all_planes,
-    in_planes,
+    as_rearranged,
+    as_whole_planes,
     join_channels,
     join_rearranged,
     new_value,
-    rearranged,
     region_input,
     source_table,
 )
@@ -73,8 +73,8 @@ class Sketch:
         if shape is None or shape[0] is not None or self.graph.values[name].dtype != "float32":
             raise UnsupportedError("a value that is not float32 with the batch first")
         blank = region_input(shape, 0)
-        form = region_input(shape, self.storages.add(blank.channels, blank.pixels, len(self.tasks)))
-        self.storages.pin(form)
+        form = region_input(shape, self.storages.add_storage(blank.channels, blank.pixels, len(self.tasks)))
+        self.storages.pin_channel_order(form)
         self.tasks.append(RegionTask("load", "load", (), form, Node("load", (), name), number))
         self.forms[name] = form
         return form
@@ -86,7 +86,7 @@ class Sketch:
             labels = ("c" * (len(form.axes) - 2) + "pp")[-len(form.axes) :]
             form = self.as_planes(Node("store", (name,), ""), form, labels)
         self.storages.record_read(form, len(self.tasks))
-        self.storages.pin(form)
+        self.storages.pin_channel_order(form)
         self.tasks.append(RegionTask("store", "store", (form,), form, Node("store", (name,), ""), number))
 
     def add_constant(self, node: Node, role: str, like: ValueForm, channels: Sequence[int]) -> ValueForm:
@@ -98,7 +98,7 @@ class Sketch:
         if key not in self._constants:
             held = Node("constant", (), node.weights[role], {}, {"constant": node.weights[role]})
             self._constants[key] = self.add_task(held, [], (like.labels, channels, like.pixels))
-            self.storages.pin(self._constants[key])
+            self.storages.pin_channel_order(self._constants[key])
         self.storages.require_equal_geometry([like, self._constants[key]])
         return self._constants[key]
 
@@ -119,7 +119,7 @@ class Sketch:
     def add_task(self, node: Node, inputs: Sequence[ValueForm], like: Like, kind: str = "") -> ValueForm:
         """Add a task and return its output; `like` is (labels, sizes of the channel axes, pixels) of the output."""
         labels, channels, pixels = like
-        storage = self.storages.add(prod(channels), pixels, len(self.tasks))
+        storage = self.storages.add_storage(prod(channels), pixels, len(self.tasks))
         output = new_value(labels, channels, pixels, storage)
         self.tasks.append(RegionTask(kind or node.op, node.output, tuple(inputs), output, node))
         return output
@@ -129,9 +129,9 @@ class Sketch:
         if form.pixels[0] == 1:
             return form
         self.record_read(form)
-        self.storages.pin(form)
+        self.storages.pin_channel_order(form)
         output = self.add_task(node, [form], (form.labels, form.planes.shape[:-1], form.pixels), "copy")
-        self.storages.pin(output)
+        self.storages.pin_channel_order(output)
         return output
 
     def as_planes(
@@ -140,12 +140,12 @@ class Sketch:
         """Return `value` as planes with the given labels and pixels; copy the value if necessary."""
         if isinstance(value, ValueForm) and value.labels == labels and pixels in (None, value.pixels):
             return value
-        table = rearranged(value, self.storages)
+        table = as_rearranged(value, self.storages)
         if len(labels) != len(table.axes):
             raise UnsupportedError(f"a value of {len(table.axes) + 1} axes")
-        found = in_planes(table, labels, self.storages)
+        found = as_whole_planes(table, labels, self.storages)
         if found is not None and pixels in (None, found.pixels):
-            self.storages.pin(found)
+            self.storages.pin_channel_order(found)
             return found
         where, channels, size = source_table(table, labels)
         size = size if pixels is None else pixels
@@ -171,7 +171,7 @@ class Sketch:
             self.storages.require_equal_order(sources[0], made)
             return made
         for form in (*sources, made):
-            self.storages.pin(form)
+            self.storages.pin_channel_order(form)
         return made
 
     def record_read(self, form: ValueForm, halo: int = 0, halo_of_few: int | None = None) -> None:
@@ -253,7 +253,7 @@ def _add_layer(
         sketch.record_read(other)
     y = sketch.add_task(node, [x, *residual], like)
     if same_rows:
-        sketch.storages.same_rows(x, y)
+        sketch.storages.require_equal_row_distances(x, y)
     for other in residual:
         sketch.storages.require_equal_geometry([other, y])
         sketch.storages.require_equal_order(other, y)
@@ -261,8 +261,8 @@ def _add_layer(
     if node.attrs.get("groups", 1) == x.channels == y.channels > 1:
         sketch.storages.require_equal_order(x, y)
     elif node.attrs.get("groups", 1) > 1:
-        sketch.storages.pin(x)
-        sketch.storages.pin(y)
+        sketch.storages.pin_channel_order(x)
+        sketch.storages.pin_channel_order(y)
     return y
 
 
@@ -299,10 +299,10 @@ def _add_over_last_axis(sketch: Sketch, node: Node, inputs: list[ValueForm]) -> 
     if x.labels.count("c") == 1:
         return _add_pointwise(sketch, node, inputs)
     sketch.record_read(x)
-    sketch.storages.pin(x)
+    sketch.storages.pin_channel_order(x)
     y = sketch.add_task(node, [x], (x.labels, x.planes.shape[:-1], x.pixels))
     sketch.storages.require_equal_geometry([x, y])
-    sketch.storages.pin(y)
+    sketch.storages.pin_channel_order(y)
     return y
 
 
@@ -315,13 +315,13 @@ def _add_with_constant(sketch: Sketch, node: Node, inputs: list[ValueForm]) -> V
     values = [x]
     if any(size > 1 for size, label in zip(shape, x.labels, strict=True) if label == "p"):
         values.append(sketch.add_constant(node, "constant", x, x.planes.shape[:-1]))
-        sketch.storages.pin(x)
+        sketch.storages.pin_channel_order(x)
         sketch.record_read(x)
         sketch.record_read(values[1])
     y = sketch.add_task(node, values, (x.labels, x.planes.shape[:-1], x.pixels))
     sketch.storages.require_equal_geometry([*values, y])
     if len(values) > 1:
-        sketch.storages.pin(y)
+        sketch.storages.pin_channel_order(y)
     else:
         sketch.storages.require_equal_order(x, y)
     return y
@@ -336,10 +336,10 @@ def _add_rotary(sketch: Sketch, node: Node, inputs: list[ValueForm]) -> ValueFor
     cos, sin = (sketch.add_constant(node, role, x, [*heads, shape[-1]]) for role in ("cos", "sin"))
     for form in (x, cos, sin):
         sketch.record_read(form)
-    sketch.storages.pin(x)
+    sketch.storages.pin_channel_order(x)
     y = sketch.add_task(node, [x, cos, sin], (x.labels, x.planes.shape[:-1], x.pixels))
     sketch.storages.require_equal_geometry([x, y])
-    sketch.storages.pin(y)
+    sketch.storages.pin_channel_order(y)
     return y
 
 
@@ -388,11 +388,11 @@ def _add_attention(sketch: Sketch, node: Node, inputs: list[ValueForm]) -> Value
     q, k, v = inputs
     for form in inputs:
         sketch.record_read(form)
-        sketch.storages.pin(form)
+        sketch.storages.pin_channel_order(form)
     sketch.storages.require_equal_geometry([k, v])
     heads, size = q.planes.shape[0], v.planes.shape[1]
     y = sketch.add_task(node, inputs, ("cpc", [heads, size], q.pixels))
-    sketch.storages.pin(y)
+    sketch.storages.pin_channel_order(y)
     return sketch.without_row_gaps(node, y)
 
 
@@ -401,19 +401,19 @@ def _add_window_attention(sketch: Sketch, node: Node, inputs: list[ValueForm]) -
         raise UnsupportedError("windows whose tokens are no positions")
     for form in inputs:
         sketch.record_read(form)
-        sketch.storages.pin(form)
+        sketch.storages.pin_channel_order(form)
     q, k, v = inputs
     sketch.storages.require_equal_geometry([k, v])
     y = sketch.add_task(node, inputs, ("pcpc", v.planes.shape[:-1], q.pixels))
     sketch.storages.require_equal_geometry([q, y])
-    sketch.storages.pin(y)
+    sketch.storages.pin_channel_order(y)
     return y
 
 
 def _add_concat(sketch: Sketch, node: Node, inputs: list[ValueForm]) -> ValueForm:
     y = join_channels(inputs, node.attrs["axis"])
     sketch.storages.require_equal_geometry(inputs)
-    sketch.storages.pin(y)
+    sketch.storages.pin_channel_order(y)
     return y
 
 
@@ -423,7 +423,7 @@ def _zero_copy_rule(view_of: Callable[[Node, ValueForm], ValueForm]) -> Rule:
     def add_view(sketch: Sketch, node: Node, inputs: list[ValueForm]) -> ValueForm:
         y = view_of(node, inputs[0])
         if not np.array_equal(y.flat, inputs[0].flat):
-            sketch.storages.pin(inputs[0])
+            sketch.storages.pin_channel_order(inputs[0])
         return y
 
     return add_view
@@ -486,7 +486,7 @@ _View = Callable[[Sketch, Node, Sequence[Value], UnsupportedError], Value]
 
 def _rearranging_view(view_of: Callable[[Node, Rearranged], Rearranged]) -> _View:
     def add_rearranged(sketch: Sketch, node: Node, values: Sequence[Value], _: UnsupportedError) -> Rearranged:
-        return view_of(node, rearranged(values[0], sketch.storages))
+        return view_of(node, as_rearranged(values[0], sketch.storages))
 
     return add_rearranged
 
@@ -501,7 +501,7 @@ def _concatenate(sketch: Sketch, node: Node, values: Sequence[Value], error: Uns
                 return RULES["concat"](
                     sketch, node, [sketch.as_planes(node, one, labels, like.pixels) for one in values]
                 )
-    several = [rearranged(value, sketch.storages) for value in values]
+    several = [as_rearranged(value, sketch.storages) for value in values]
     return join_rearranged(several, node.attrs["axis"], sketch.storages)
 
 
@@ -539,13 +539,13 @@ def _apply_on_copies(sketch: Sketch, node: Node, values: Sequence[Value], error:
     made = RULES[node.op](sketch, node, laid)
     if together is None:
         return made
-    apart = rearranged(made, sketch.storages)
-    return apart.view(apart.where.reshape(*together[:-1], -1))
+    apart = as_rearranged(made, sketch.storages)
+    return apart.with_sources(apart.where.reshape(*together[:-1], -1))
 
 
 def _with_two_position_axes(sketch: Sketch, value: Value) -> Rearranged:
     """Return a value of several pixel axes and one channel axis with its pixels reshaped to two axes."""
-    table = rearranged(value, sketch.storages)
+    table = as_rearranged(value, sketch.storages)
     first, *rest, channels = table.axes
     return replace(table, where=table.where.reshape(first, prod(rest), channels))
 

@@ -222,7 +222,7 @@ class Storages:
     once: set[int] = field(default_factory=set)
     """Numbers of the storages in `over` whose elements every layout writes only once."""
 
-    def add(self, channels: int, pixels: tuple[int, int], born: int) -> int:
+    def add_storage(self, channels: int, pixels: tuple[int, int], born: int) -> int:
         self.all.append(Storage(channels, pixels, born=born, dies=born))
         return len(self.all) - 1
 
@@ -250,13 +250,13 @@ class Storages:
             self.orders.join(numbers)
         for form in forms:
             if len(form.storages) > 1 or form.channels != self.all[form.storages[0]].channels:
-                self.pin(form)
+                self.pin_channel_order(form)
 
-    def pin(self, form: ValueForm) -> None:
+    def pin_channel_order(self, form: ValueForm) -> None:
         """Require that the channels of a value keep their original order."""
         self.pinned.update(form.storages)
 
-    def same_rows(self, one: ValueForm, other: ValueForm) -> None:
+    def require_equal_row_distances(self, one: ValueForm, other: ValueForm) -> None:
         self.rows.join([*one.storages, *other.storages])
 
     def allow_overwriting(self, y: ValueForm, x: ValueForm, others: Iterable[ValueForm], *, once: bool) -> None:
@@ -272,7 +272,7 @@ class Storages:
             if once:
                 self.once.add(y.storages[0])
 
-    def places(self, *, once: bool = False) -> list[int]:
+    def memory_owners(self, *, once: bool = False) -> list[int]:
         """Return, for each storage, the storage whose memory it uses: itself, or a storage that it overwrites.
 
         If `once`, only the storages in `Storages.once` overwrite others.
@@ -284,7 +284,7 @@ class Storages:
             found.append(found[below] if over and below is not None else number)
         return found
 
-    def halo(self, number: int, *, few: bool = False) -> int:
+    def largest_halo(self, number: int, *, few: bool = False) -> int:
         """Return the largest halo of the storages that share their geometry with storage `number`.
 
         With `few`, it is the halo for small batches, `halo_of_few`.
@@ -336,7 +336,7 @@ class BufferAllocator:
         """Number of released buffers that waiting operations may still use."""
         self._given: list[Buffer] = []
 
-    def take(self, size: int, layout: Hashable) -> tuple[Buffer, bool]:
+    def allocate(self, size: int, layout: Hashable) -> tuple[Buffer, bool]:
         """Return (a buffer, whether it reuses a buffer of the same layout, so that its borders are still zero)."""
         for number in reversed(range(len(self._clean))):
             buffer = self._clean[number]
@@ -360,13 +360,13 @@ class BufferAllocator:
     def release(self, buffer: Buffer) -> None:
         """Release a buffer that operations added from now on do not use.
 
-        Operations added before may not have run yet. Until `settle`, the memory is reused only by a buffer of equal
-        layout and size.
+        Operations added before may not have run yet. Until `free_released_buffers` is called, only a buffer of equal
+        layout and size reuses the memory.
         """
         self._clean.append(buffer)
         self._waiting += 1
 
-    def settle(self) -> None:
+    def free_released_buffers(self) -> None:
         """Record that all waiting operations have run, so that released buffers become free."""
         for buffer in self._clean[len(self._clean) - self._waiting :]:
             bisect.insort(self._free, (buffer.begin, buffer.end))
@@ -410,18 +410,18 @@ class LayoutSlots(Generic[G]):
         self._memories: dict[G, BufferAllocator] = {}
         self._live: dict[G, list[tuple[int, Buffer]]] = {}
 
-    def add(self, layout: G, size: int, born: int, dies: int) -> int:
+    def add_value(self, layout: G, size: int, born: int, dies: int) -> int:
         """Return the first of `size` slots for a value that operation `born` writes and operation `dies` reads last."""
         memory, live = self._memories.setdefault(layout, BufferAllocator()), self._live.setdefault(layout, [])
         for end, buffer in live:
             if end < born:
                 memory.release(buffer)
-        memory.settle()
-        buffer, _ = memory.take(size, layout)
+        memory.free_released_buffers()
+        buffer, _ = memory.allocate(size, layout)
         self._live[layout] = [(end, other) for end, other in live if end >= born] + [(dies, buffer)]
         return buffer.begin
 
-    def lay_out(self, bytes_of: Callable[[G], int]) -> tuple[dict[G, int], int]:
+    def offsets_and_total_bytes(self, bytes_of: Callable[[G], int]) -> tuple[dict[G, int], int]:
         """Return (first byte of each layout's memory, total bytes), if a slot has ``bytes_of(layout)`` bytes."""
         starts, end = {}, 0
         for layout, memory in self._memories.items():
@@ -456,39 +456,39 @@ class Rearranged:
         """Return the value's shape without the batch."""
         return tuple(self.where.shape)
 
-    def view(self, where: Planned) -> Rearranged:
+    def with_sources(self, where: Planned) -> Rearranged:
         """Return a value with the same sources and the table `where`."""
         return replace(self, where=where)
 
     def transposed(self, axes: Sequence[int]) -> Rearranged:
         """Return the value with permuted axes; `axes` includes the batch, axis 0, which stays in place."""
-        return self.view(self.where.transpose([axis - 1 for axis in axes[1:]]))
+        return self.with_sources(self.where.transpose([axis - 1 for axis in axes[1:]]))
 
     def reshaped(self, shape: Sequence[int | None]) -> Rearranged:
         """Return the value reshaped to `shape`, which includes the batch."""
-        return self.view(self.where.reshape([int(size or 0) for size in shape[1:]]))
+        return self.with_sources(self.where.reshape([int(size or 0) for size in shape[1:]]))
 
     def flattened(self) -> Rearranged:
         """Return the value flattened to one axis besides the batch."""
-        return self.view(self.where.reshape(-1))
+        return self.with_sources(self.where.reshape(-1))
 
     def sliced(self, axis: int, start: int, stop: int) -> Rearranged:
         """Return the entries from `start` to before `stop` along `axis`, where the batch is axis 0."""
-        return self.view(self.where[(slice(None),) * (axis - 1) + (slice(start, stop),)])
+        return self.with_sources(self.where[(slice(None),) * (axis - 1) + (slice(start, stop),)])
 
     def padded(self, before: Sequence[int], after: Sequence[int]) -> Rearranged:
         """Return the value padded with zeros; `before` and `after` are their numbers for each axis except the batch."""
         room = list(zip(before, after, strict=True))
-        return self.view(np.pad(self.where, room, constant_values=ZERO))
+        return self.with_sources(np.pad(self.where, room, constant_values=ZERO))
 
     def shuffled(self, groups: int) -> Rearranged:
         """Return the value with channels shuffled between groups as in ShuffleNet."""
         channels, *rest = self.axes
         split = self.where.reshape(groups, channels // groups, *rest).swapaxes(0, 1)
-        return self.view(split.reshape(channels, *rest))
+        return self.with_sources(split.reshape(channels, *rest))
 
 
-def rearranged(value: ValueForm | Rearranged, storages: Storages) -> Rearranged:
+def as_rearranged(value: ValueForm | Rearranged, storages: Storages) -> Rearranged:
     """Return a value as a table of its elements' sources; raise `UnsupportedError` if it has too many elements."""
     if isinstance(value, Rearranged):
         return value
@@ -510,7 +510,7 @@ def rearranged(value: ValueForm | Rearranged, storages: Storages) -> Rearranged:
     return Rearranged(tuple(bases), where.transpose(order))
 
 
-def in_planes(value: Rearranged, labels: str, storages: Storages) -> ValueForm | None:
+def as_whole_planes(value: Rearranged, labels: str, storages: Storages) -> ValueForm | None:
     """Return a value as whole planes of its sources; None if its elements are in another order.
 
     `labels` has "c" (channels) or "p" (pixels) for each axis.
@@ -543,7 +543,9 @@ def _elements_by_channel(where: Planned, labels: str) -> Planned:
 
 
 def source_table(value: Rearranged, labels: str) -> tuple[Planned, list[int], tuple[int, int]]:
-    """Return (sources [channels, pixels], sizes of channel axes, (height, width)); see `in_planes` for `labels`."""
+    """Return (sources [channels, pixels], sizes of channel axes, (height, width)) of a value.
+
+    `labels` has "c" (channels) or "p" (pixels) for each axis."""
     places = [size for size, label in zip(value.axes, labels, strict=True) if label == "p"]
     channels = [size for size, label in zip(value.axes, labels, strict=True) if label == "c"]
     if len(places) > 2 or len(labels) != len(value.axes):

@@ -102,7 +102,7 @@ class LstmLayer:
         return replace(value, offset=self._reserve(value.bytes))
 
     def _reserve(self, size: int) -> int:
-        return self._memory.take(-(-size // 64) * 64, None)[0].begin
+        return self._memory.allocate(-(-size // 64) * 64, None)[0].begin
 
     def _words_of(self, value: Batch, word: int, words: int = 1) -> Batch:
         """Return the layout of `words` consecutive words (time steps) of `value`, starting at number `word`."""

@@ -387,7 +387,7 @@ class TrainingPlan:
         return self._scratch.begin
 
     def _take(self, size: int, layout: Hashable) -> tuple[Buffer, bool]:
-        found = self._arena.take(size, layout)
+        found = self._arena.allocate(size, layout)
         if self._arena.size > LARGEST_ARENA:
             raise EngineError(
                 f"a batch of {self.live} needs more working memory than the {LARGEST_ARENA >> 20} MiB that kernels"
@@ -489,7 +489,7 @@ class TrainingPlan:
             self._run_next(when, bounds)
         self.stages[when] += self._later
         self._waiting, self._later, self._scratch_taken = [], [], False
-        self._arena.settle()
+        self._arena.free_released_buffers()
 
     def copy_into(self, value: Batch, other: Batch, *, added: bool = False) -> None:
         """Add the operation ``other = value``, or ``other += value`` if `added`, to the backward pass."""

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from ticketry_engine.errors import CaptureError, EngineError, UsageError
-from ticketry_engine.example_inputs import as_arguments, outputs_of
+from ticketry_engine.example_inputs import output_tensors, to_argument_tuple
 from ticketry_engine.kernels.jit import Library
 from ticketry_engine.kernels.target import target as find_target
 from ticketry_engine.kernels.window import Array
-from ticketry_engine.layers import median_seconds, table
+from ticketry_engine.layers import layer_table, median_seconds
 from ticketry_engine.results import Layer
 from ticketry_engine.support.entry_points import CHANGES, entry_point
 from ticketry_engine.support.modules import apply_mask, masked_parameters
@@ -141,7 +141,7 @@ class SparseTraining(nn.Module):
         self._eager = torch.compiler.disable(self._forward, reason=NOT_COMPILED)  # type: ignore[no-untyped-call]
         self.update(keep)
         named = dict(example_inputs) if isinstance(example_inputs, Mapping) else {}
-        self._capture_example(() if named else as_arguments(example_inputs), named)
+        self._capture_example(() if named else to_argument_tuple(example_inputs), named)
         self.training = model.training  # not train(), which would change the modes of the model's modules
 
     def update(self, mask: Mapping[str, Tensor] | None) -> None:
@@ -344,7 +344,7 @@ class SparseTraining(nn.Module):
 
     def _run_pass(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._model[0].zero_grad()  # or they would be added to
-        made = [one for one in outputs_of(self(*args, **kwargs)) if one.requires_grad]
+        made = [one for one in output_tensors(self(*args, **kwargs)) if one.requires_grad]
         torch.autograd.backward(made, [torch.ones_like(one) for one in made])
 
     def _time_pass(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, float]:
@@ -396,7 +396,7 @@ class SparseTraining(nn.Module):
 
     def __repr__(self) -> str:
         rows, where = self.layers(), ", in bfloat16" if self._context.half else ""
-        lines = [table(rows, f"Sparse training for {self._context.library.target.name}{where}")]
+        lines = [layer_table(rows, f"Sparse training for {self._context.library.target.name}{where}")]
         lines += [f"{name or 'The model'} is not traced: {why}" for name, why in self.untraced().items()]
         if not any(row.where == "engine" for row in rows):
             lines.append("Nothing runs in kernels.")

@@ -15,7 +15,7 @@ from ticketry_engine.bench import dense_engines
 from ticketry_engine.bench.compare import TOLERANCE
 from ticketry_engine.bench.dense_engines import ShrunkModel, UnavailableError, names, rivals
 from ticketry_engine.bench.timing import Case
-from ticketry_engine.example_inputs import at_batch, difference, outputs_of
+from ticketry_engine.example_inputs import at_batch, difference, output_tensors
 
 HAS_BF16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
@@ -63,7 +63,7 @@ def test_images(name: str, precision: str) -> None:
         return
     call = engine.prepare(one)
     for _ in range(2):
-        found = outputs_of(call(*one.inputs))
+        found = output_tensors(call(*one.inputs))
         assert [tensor.dtype for tensor in found] == [torch.float32]
         error = difference(found, one.reference())
         assert error <= TOLERANCE[precision]
@@ -90,7 +90,7 @@ def test_missing_libraries_and_shrunk_models(monkeypatch: pytest.MonkeyPatch, ca
     one, small = case(Net(), torch.randn(2, 3, 12, 12)), Net().eval()
     shrunk = ShrunkModel(rivals(["onnxruntime"])[0], small)
     assert (shrunk.name, shrunk.sparse) == ("onnxruntime, shrunk", True)
-    assert difference(outputs_of(shrunk.prepare(one)(*one.inputs)), one.of(small).reference()) <= 1e-5
+    assert difference(output_tensors(shrunk.prepare(one)(*one.inputs)), one.of(small).reference()) <= 1e-5
     assert capsys.readouterr() == ("", ""), "the exporter is silent"
     real = importlib.util.find_spec
     monkeypatch.setattr(dense_engines, "find_spec", lambda name: None if name == "openvino" else real(name))
@@ -144,4 +144,4 @@ def test_two_threads_are_really_given(monkeypatch: pytest.MonkeyPatch) -> None:
     one = case(Net(), torch.randn(2, 3, 12, 12), threads=2)
     for name in ("onnxruntime", "openvino"):
         (engine,) = rivals([name])
-        assert difference(outputs_of(engine.prepare(one)(*one.inputs)), one.reference()) <= 1e-5
+        assert difference(output_tensors(engine.prepare(one)(*one.inputs)), one.reference()) <= 1e-5

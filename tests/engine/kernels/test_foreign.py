@@ -16,7 +16,7 @@ from ticketry_engine.kernels.jit import Kernel, Library
 from ticketry_engine.kernels.program import Driver, Op, Program
 from ticketry_engine.kernels.target import Target, foreign
 from ticketry_engine.plan.emission import Emission
-from ticketry_engine.plan.region_programs import Native, Plan, partition
+from ticketry_engine.plan.region_programs import Native, Plan, partition_graph
 
 LAYOUTS = ("planes", "pixels")
 ARM = foreign("aarch64")
@@ -108,10 +108,10 @@ def _typed(
 
 def emitted(graph: Graph, layout: str, images: int, target: Target = ARM) -> Emission:
     """The whole graph as operations of a layout."""
-    (region,), reasons = partition(graph)
+    (region,), reasons = partition_graph(graph)
     assert not reasons
     native = Native(graph, region, Library(target), lambda: "none")
-    return native._emission(Plan(layout, images, "batch"))
+    return native._emit_plan(Plan(layout, images, "batch"))
 
 
 def named(ops: list[Op]) -> list[tuple[Kernel, str]]:

@@ -16,7 +16,7 @@ from ticketry_engine.capture import capture
 from ticketry_engine.ir import Region
 from ticketry_engine.plan import region_programs
 from ticketry_engine.plan.arenas import PixelsArena, order_by_best_pairs, pair_channels
-from ticketry_engine.plan.region_programs import partition, sketch_region
+from ticketry_engine.plan.region_programs import partition_graph, sketch_region
 from ticketry_engine.plan.sketch import Sketch
 
 LANES = 16
@@ -31,7 +31,7 @@ def network() -> nn.Module:
 
 def sketch_of(model: nn.Module, mask: tk.Mask) -> Sketch:
     graph = capture(model, mask, torch.randn(2, 4, 8, 8))
-    ((region,), _) = partition(graph)
+    ((region,), _) = partition_graph(graph)
     assert isinstance(region, Region)
     return sketch_region(graph, region)
 
@@ -112,19 +112,19 @@ def test_pictures_that_only_convolutions_read_have_their_channels_apart(
     channels = model.first.in_channels if isinstance(model, Seen) else 1
     x = torch.randn(3, channels, pixels, pixels)
     graph = capture(model.eval(), None, x)
-    ((region,), _) = partition(graph)
+    ((region,), _) = partition_graph(graph)
     assert isinstance(region, Region)
     sketch = sketch_region(graph, region)
     arena = PixelsArena(sketch, 2, LANES)
     (loaded,) = [task for task in sketch.tasks if task.kind == "load"]
-    assert bool(arena.value(loaded.output).geometry.channel_stride) == apart
+    assert bool(arena.value_memory(loaded.output).geometry.channel_stride) == apart
     assert not PixelsArena(sketch, 2, LANES, 2).value(loaded.output).geometry.channel_stride, (
         "bfloat16 multiplies pairs"
     )
     if not apart:
         return
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(region_programs, "choose", lambda *_: "pixels")
+        patch.setattr(region_programs, "choose_layout", lambda *_: "pixels")
         patch.setenv("TICKETRY_CACHE", str(tmp_path))  # where no choice is kept
         compiled = tk.compile(model, None, x)
     for given in (x, x.contiguous(memory_format=torch.channels_last), torch.randn(5, *x.shape[1:])):

@@ -16,9 +16,9 @@ from ticketry_engine.capture import capture
 from ticketry_engine.ir import Region
 from ticketry_engine.kernels.target import target
 from ticketry_engine.plan import emission, region_programs
-from ticketry_engine.plan.emission import Chunk, Emission, chunks, with_chunks
-from ticketry_engine.plan.layout_choice import arena_of
-from ticketry_engine.plan.region_programs import partition, sketch_region
+from ticketry_engine.plan.emission import Chunk, Emission, choose_chunks, with_chunks
+from ticketry_engine.plan.layout_choice import build_arena
+from ticketry_engine.plan.region_programs import partition_graph, sketch_region
 from ticketry_engine.plan.sketch import Sketch
 
 LAYOUTS = ["planes", "pixels"]
@@ -56,14 +56,14 @@ def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def sketch_of(model: nn.Module, x: Tensor, mask: tk.Mask | None = None) -> Sketch:
     graph = capture(model.eval(), mask, x)
-    ((region,), _) = partition(graph)
+    ((region,), _) = partition_graph(graph)
     assert isinstance(region, Region)
     return sketch_region(graph, region)
 
 
 def found_in(model: nn.Module, layout: str, mask: tk.Mask | None = None) -> list[Chunk]:
     x = torch.randn(2, 8, 20, 20)
-    return list(chunks(sketch_of(model, x, mask), layout, 2, 16, 4).values())
+    return list(choose_chunks(sketch_of(model, x, mask), layout, 2, 16, 4).values())
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -107,9 +107,9 @@ def test_memory_is_for_some_channels(layout: str) -> None:
     x = torch.randn(2, 8, 20, 20)
     sketch, here = sketch_of(Inverted(), x), target()
     sizes = []
-    for found in ({}, chunks(sketch, layout, 2, here.lanes, 4)):
+    for found in ({}, choose_chunks(sketch, layout, 2, here.lanes, 4)):
         some = with_chunks(sketch, found)
-        sizes.append(Emission(some, arena_of(some, layout, here, 2, 4), here, 2, 1, (), found).bytes)
+        sizes.append(Emission(some, build_arena(some, layout, here, 2, 4), here, 2, 1, (), found).bytes)
     assert sizes[1] < sizes[0] - 20 * 20 * 2 * 4 * 16
 
 
@@ -128,18 +128,18 @@ def test_the_same_numbers(case: str, layout: str, where: str, monkeypatch: pytes
     """As of torch, and for any batch and number of threads."""
     if where == "avx2" and target().lanes < 8:
         pytest.skip("another processor")
-    monkeypatch.setattr(region_programs, "choose", lambda *_: layout)
+    monkeypatch.setattr(region_programs, "choose_layout", lambda *_: layout)
     model = CASES[case]().eval()
     mask = tk.prune(model, density=0.5, score="random", distribution="uniform")
     mask.apply_(model)
     seen: list[int] = []
 
     def counted(*given: object) -> dict[int, Chunk]:
-        found = chunks(*given)  # type: ignore[arg-type]
+        found = choose_chunks(*given)  # type: ignore[arg-type]
         seen.append(len(found))
         return found
 
-    monkeypatch.setattr(region_programs, "chunks", counted)
+    monkeypatch.setattr(region_programs, "choose_chunks", counted)
     for threads, batches in ((1, (4,)), (2, (1, 7))):
         compiled = tk.compile(model, mask, torch.randn(4, 8, 20, 20), threads=threads, target=where)
         for images in batches:

@@ -58,7 +58,7 @@ def test_what_counts_is_the_multiplications_that_are_kept_and_not_the_weights(co
             one.weight.mul_(torch.rand_like(one.weight) < (0.15 if one is model[6] else convolutions))
     fast = tk.compile(model, None, torch.randn(16, 32, 16, 16), threads=1)
     (native,) = fast._natives
-    assert native.plan(16, 1).layout == layout
+    assert native.choose_plan(16, 1).layout == layout
 
 
 @needs_avx2
@@ -75,7 +75,7 @@ def test_dense_layers_and_large_groups_run_over_pixels_with_few_registers(rows: 
     x = torch.randn(2, 197, 192)
     fast = tk.compile(model, None, x, threads=1, target="avx2")
     (native,) = fast._natives
-    assert native.plan(8, 1).layout == layout
+    assert native.choose_plan(8, 1).layout == layout
     with torch.no_grad():
         wanted = model.double()(x.double())
     assert float((fast(x).double() - wanted).abs().max() / wanted.abs().max()) < 1e-5
@@ -90,7 +90,7 @@ def test_single_rows_run_over_planes_and_dense_layers_over_pixels(density: float
             one.weight.mul_(torch.rand_like(one.weight) < density)
     fast = tk.compile(model, None, torch.randn(2, 32, 16, 16), threads=1)
     (native,) = fast._natives
-    assert native.plan(16, 1).layout == layout
+    assert native.choose_plan(16, 1).layout == layout
 
 
 @pytest.mark.parametrize(("kernel", "expected"), [(1, 2), (3, 16)])

@@ -13,7 +13,7 @@ from torch import nn
 
 import ticketry as tk
 from ticketry_engine.plan import region_programs
-from ticketry_engine.plan.region_programs import digest_of
+from ticketry_engine.plan.region_programs import graph_digest
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +44,7 @@ def test_a_second_process_packs_nothing(cache, monkeypatch):
         raise AssertionError("planned again")
 
     monkeypatch.setattr("ticketry_engine.plan.region_programs.Emission", never)
-    monkeypatch.setattr("ticketry_engine.plan.region_programs.choose", never)
+    monkeypatch.setattr("ticketry_engine.plan.region_programs.choose_layout", never)
     again = compiled(network())
     assert torch.equal(again(x), wanted)
     assert again._library.compiled == 0
@@ -69,7 +69,11 @@ def test_damaged_plans_and_missing_kernels_are_made_anew(cache):
     assert torch.equal(compiled(network())(x), wanted)
     second = compiled(network(1))
     assert not torch.equal(second(x), wanted)
-    assert digest_of(second.graph) != digest_of(compiled(network(0)).graph) == digest_of(compiled(network(0)).graph)
+    assert (
+        graph_digest(second.graph)
+        != graph_digest(compiled(network(0)).graph)
+        == graph_digest(compiled(network(0)).graph)
+    )
 
 
 def test_a_cache_that_cannot_be_written(monkeypatch, tmp_path):
@@ -96,7 +100,7 @@ def test_a_plan_comes_back_as_it_was_stored(cache):
     (native,) = fast._natives
     store = native._plans
     rng = np.random.default_rng(0)
-    emission = native._emission(native.plan(16, 1))
+    emission = native._emit_plan(native.choose_plan(16, 1))
     tables = (rng.normal(size=(3, 4)).astype(np.float32), 7, np.arange(5, dtype=np.uint16), np.zeros((0, 2), np.int32))
     op = type(emission.ops[0])(emission.ops[0].kernel, tables, "layer")
     native.library.addresses([op.kernel])

@@ -13,9 +13,9 @@ from ticketry_engine.plan.storage import Rearranged, Storages
 def loaded(x: torch.Tensor, storages: Storages) -> tuple[Rearranged, torch.Tensor]:
     """A tensor without batch as a table, and the elements that the table's numbers mean."""
     blank = tables.region_input((None, *x.shape), 0)
-    form = tables.region_input((None, *x.shape), storages.add(blank.channels, blank.pixels, 0))
+    form = tables.region_input((None, *x.shape), storages.add_storage(blank.channels, blank.pixels, 0))
     elements = x.T.reshape(-1) if x.dim() == 2 else x.reshape(-1)
-    return tables.rearranged(form, storages), elements
+    return tables.as_rearranged(form, storages), elements
 
 
 def read(value: Rearranged, elements: torch.Tensor) -> torch.Tensor:
@@ -53,13 +53,13 @@ def test_what_views_put_back_is_a_list_of_planes_again() -> None:
     storages = Storages()
     value, _ = loaded(torch.randn(4, 6, 5), storages)
     there = value.reshaped([None, 4, 30]).transposed([0, 2, 1])
-    form = tables.in_planes(there, "pc", storages)
+    form = tables.as_whole_planes(there, "pc", storages)
     assert form is not None
     assert form.pixels == (6, 5)
     assert form.flat[:, 1].tolist() == [0, 1, 2, 3]
-    assert tables.in_planes(there, "cp", storages) is None
+    assert tables.as_whole_planes(there, "cp", storages) is None
     moved = tables.join_rearranged([there.sliced(1, 1, 30), there.sliced(1, 0, 1)], 1, storages)
-    assert tables.in_planes(moved, "pc", storages) is None
+    assert tables.as_whole_planes(moved, "pc", storages) is None
 
 
 def test_concatenations_of_several_storages() -> None:

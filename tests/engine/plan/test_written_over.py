@@ -12,7 +12,7 @@ import ticketry as tk
 from samples import sample
 from ticketry_engine.capture import capture
 from ticketry_engine.ir import Region
-from ticketry_engine.plan.region_programs import partition, sketch_region
+from ticketry_engine.plan.region_programs import partition_graph, sketch_region
 from ticketry_engine.plan.storage import UnsupportedError
 
 F = nn.functional
@@ -96,7 +96,7 @@ class Joined(nn.Module):
 def test_what_is_joined_to_planes_is_copied_alone(then: str, channels: list[int]) -> None:
     model, x = Joined(then).eval(), torch.randn(2, 3, 8, 10)
     graph = capture(model, None, x)
-    ((region,), _) = partition(graph)
+    ((region,), _) = partition_graph(graph)
     assert isinstance(region, Region)
     tasks = sketch_region(graph, region).tasks
     assert [task.output.channels for task in tasks if task.kind == "gather"] == channels

@@ -38,7 +38,7 @@ def test_places_are_given_once(data: st.DataObject) -> None:
         what = data.draw(st.sampled_from(["take", "take", "give", "settle"]))
         if what == "take":
             layout = data.draw(st.sampled_from(sorted(SIZES)))
-            place, clean = arena.take(SIZES[layout], layout)
+            place, clean = arena.allocate(SIZES[layout], layout)
             assert place.end - place.begin == SIZES[layout]
             assert place.end <= arena.size
             assert not any(place.overlaps(other) for other in live)
@@ -53,18 +53,18 @@ def test_places_are_given_once(data: st.DataObject) -> None:
             arena.release(place)
             read.append(place)
         elif what == "settle":
-            arena.settle()
+            arena.free_released_buffers()
             read.clear()
 
 
 def test_free_bytes_are_joined_and_taken_before_new_ones() -> None:
     arena = BufferAllocator()
-    one, other = (arena.take(64, name)[0] for name in ("one", "other"))
+    one, other = (arena.allocate(64, name)[0] for name in ("one", "other"))
     arena.release(one)
-    assert arena.take(64, "third")[0].begin == 128, "operations that wait may still read it"
+    assert arena.allocate(64, "third")[0].begin == 128, "operations that wait may still read it"
     arena.release(other)
-    arena.settle()
-    whole, clean = arena.take(128, "whole")
+    arena.free_released_buffers()
+    whole, clean = arena.allocate(128, "whole")
     assert (whole.begin, whole.end, clean, arena.size) == (0, 128, False, 192)
     assert not arena.is_exclusive(one)
     assert arena.is_exclusive(Buffer(128, 192, "third"))
