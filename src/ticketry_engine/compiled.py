@@ -387,7 +387,7 @@ class Compiled(ForInference):
         return bind_checked_node(self.graph, step), step.inputs, (step.output,)
 
     def _whole_model_region(self) -> Native | None:
-        """Return the region that computes the network's only output from the network's inputs; None if none does."""
+        """Return the region that computes the network's only output from the network's inputs, or None."""
         if len(self._steps) != 1 or not self._natives or not isinstance(self.graph.outputs, str):
             return None
         _, reads, makes, _ = self._steps[0]

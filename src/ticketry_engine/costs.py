@@ -131,7 +131,7 @@ class MaskedModel:
         return found
 
     def _parameter_of(self, node: Node) -> str | None:
-        """Return the name of the parameter, in `names`, to which a node's time is assigned; None if there is none."""
+        """Return the name of the parameter to which a node's time is assigned, or None."""
         own = node.op in ("conv2d", "linear") and node.weights.get("weight")
         return self._parameters.get(layer_name(own) if own else node.output)
 

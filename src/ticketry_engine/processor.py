@@ -36,7 +36,7 @@ def processor_kind() -> str:
 
 
 def kind_from_cpuinfo(facts: Mapping[str, str]) -> str:
-    """Return the text that `kind` returns on a processor whose entries in /proc/cpuinfo are `facts`."""
+    """Return the result of `processor_kind` for a processor whose entries in /proc/cpuinfo are `facts`."""
     numbers = next((found for names in _NAMED if (found := [facts[name] for name in names if name in facts])), [])
     features = _kernel_features(facts)
     return " ".join([*(numbers or [platform.machine()]), *(one for one in _TELLING if one in features)])

@@ -210,7 +210,7 @@ _CONTENTS: Mapping[str, Any] = {
 
 
 def bind_torch_node(node: Node, tensors: Mapping[str, Tensor], device: str | torch.device) -> Callable[..., Any]:
-    """Return a function from the node's inputs, in order, to its output; the node must have passed `check`.
+    """Return a function from the node's inputs, in order, to its output; the node must have passed `check_torch_node`.
 
     `tensors` are the weights of the graph by name, and `device` is the device that ``{"device": "own"}`` stands for.
     """

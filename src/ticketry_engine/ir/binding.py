@@ -230,7 +230,7 @@ def _match_values_to_tree(tree: Json, value: Any, found: dict[str, Any]) -> None
 
 # A torch tensor may also be without data, on another device, sparse, a negated view, a wrapper of another tensor, or
 # have freed memory. `readable_tensor` accepts tensors that kernels can read, and raises a specific error for others.
-# Every address passed to a kernel comes from a tensor returned by `readable_tensor`, `fitting` or `new_output`.
+# Every address passed to a kernel comes from a tensor returned by `readable_tensor`, `require_float32` or `new_output`.
 
 
 _TYPES = (Tensor, nn.Parameter)

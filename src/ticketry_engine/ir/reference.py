@@ -151,7 +151,7 @@ _COUNTS = ("chunks", "indices", "n", "sections", "split_size", "split_sizes")
 
 
 def _most_created_tensors(node: Node, weights: Mapping[str, Tensor], made: Mapping[str, Any]) -> int:
-    """Return a bound on the tensors that a node creates in a list or in time steps; 0 for other operations."""
+    """Return the most tensors that a list operation or recurrent layer may create; 0 for other operations."""
     family = node.op.split(".")[1]
     if family not in (*_RECURRENCES, *_BY_AXIS, *_BY_COUNT) or node.op.startswith("operator."):
         return 0

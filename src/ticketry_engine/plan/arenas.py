@@ -200,7 +200,10 @@ def _inputs_with_separate_channels(sketch: Sketch) -> set[int]:
 
 
 def _reordered_residual_channels(sketch: Sketch) -> dict[int, Order]:
-    """Return the channel orders that change, by the storage that represents a residual stream (`Storages.orders`)."""
+    """Return a new order of channels for each residual stream that gets one, by one of the stream's storages.
+
+    The rows of the stream's most expensive layer that retain equal columns become neighbours.
+    """
     storages = sketch.storages
     pinned = {storages.orders.find(one) for one in storages.pinned}
     best: dict[int, tuple[int, Order]] = {}
@@ -322,7 +325,10 @@ def pair_channels(sketch: Sketch, orders: Mapping[int, Array], lanes: int) -> di
 
 
 def _work_roots_by_channel(sketch: Sketch, task: RegionTask, lanes: int) -> Array:
-    """Return float32 [channels, groups * taps]: the root of a group's work, or 0 where the group prunes the channel."""
+    """Return, for each input channel, the square root of the work of each group of rows that retains the channel.
+
+    The result is float32 [channels, groups * kernel size]; groups that prune the channel have 0.
+    """
     weight = sketch.weight(task.node)
     groups = [group for group in row_groups(weight) if group.width]
     channels = task.inputs[0].channels
@@ -335,7 +341,10 @@ def _work_roots_by_channel(sketch: Sketch, task: RegionTask, lanes: int) -> Arra
 
 
 def _pair_within_groups(kept: Array, labels: list[Array]) -> Array:
-    """Return an order in which similar rows of `kept` are neighbours; rows move only within runs of equal `labels`."""
+    """Return an order of the rows of `kept` in which similar rows are neighbours.
+
+    Rows move only within runs in which each array of `labels` is constant.
+    """
     count = len(kept)
     new = np.zeros(count, bool)
     for each in labels:
@@ -351,7 +360,10 @@ def _pair_within_groups(kept: Array, labels: list[Array]) -> Array:
 
 
 def order_by_best_pairs(together: Array) -> Array:
-    """Return an order whose pairs, at positions 2c and 2c + 1, have large entries in the matrix `together` [n, n]."""
+    """Return an order of n elements in which the two elements at positions 2c and 2c + 1 have much in common.
+
+    The matrix `together` [n, n] says how much two elements have in common.
+    """
     count = len(together)
     rows, columns = np.triu_indices(count, 1)
     free = np.ones(count, bool)
@@ -368,7 +380,7 @@ def order_by_best_pairs(together: Array) -> Array:
 
 
 def _exchange_partners(together: Array, pairs: list[tuple[int, int]]) -> None:
-    """Exchange elements between pairs, in place, while an exchange increases the sum of `together` over all pairs."""
+    """Exchange elements between `pairs`, in place, while this increases the sum of `together` over all pairs."""
     better = True
     while better:
         better = False

@@ -70,7 +70,7 @@ class Native:
     digest: Callable[[], str] | None
     """Function that returns a digest of the graph, which names cached programs; None if programs are not cached."""
     layout: str | None = None
-    """"planes", "pixels", or None for the layout that `choose` returns."""
+    """"planes", "pixels", or None for the layout that `choose_layout` returns."""
     precision: str = "fp32"
     """Number format in the channels-last layout, "fp32" or "bf16"; the planar layout always uses float32."""
     sketch: Sketch = field(init=False)
@@ -428,7 +428,7 @@ def _rearrangements_read_by_torch(graph: Graph, nodes: Sequence[Node], sketch: S
 def _assign_levels(
     graph: Graph, reasons: dict[str, str]
 ) -> tuple[dict[str, int], dict[int, list[Node]], dict[int, Sketch]]:
-    """Return (level of each value, nodes of each level's region, sketch of each level's region).
+    """Return (level of each value, nodes of the region at each level, sketch of the region at each level).
 
     The level of a value is the number of changes between torch and the engine on the way to it. Nodes that no layout
     can run are added to `reasons`.
