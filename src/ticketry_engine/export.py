@@ -112,7 +112,7 @@ def export(
     # By itself not 1: torch.export takes a size of 1 for a constant.
     given = Arguments.from_examples(example_inputs)
     examples = batch or 2
-    call = given.at_batch(examples, seed=_SEED)
+    call = given.with_batch_size(examples, seed=_SEED)
     shapes = dynamic_shapes_of_call(source, call.args, call.kwargs, examples) if batch is None else None
     write: Callable[..., None] = write_onnx if format == "onnx" else _write_pt2
     read = _read_onnx if format == "onnx" else _read_pt2
@@ -245,7 +245,7 @@ def _check_outputs(
     """
     found = []
     for number, batch in enumerate(batches):
-        call = arguments.at_batch(batch, seed=_SEED + 1 + number)
+        call = arguments.with_batch_size(batch, seed=_SEED + 1 + number)
         try:
             with torch.no_grad():
                 expected = output_tensors(source(*call.args, **call.kwargs))

@@ -63,11 +63,11 @@ def copy_sharing_parameters(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, {id(one): one for one in model.parameters()})
 
 
-def matches_model_for_one_example(graph: Graph, model: nn.Module, given: Arguments) -> bool:
+def matches_model_for_one_example(graph: Graph, model: nn.Module, arguments: Arguments) -> bool:
     """Return whether graph and model give equal outputs for the first example alone; True if inputs have no data."""
-    if not given.examples or not _is_on_cpu(model, given):
+    if not arguments.examples or not _is_on_cpu(model, arguments):
         return True
-    one = given.map_tensors(lambda tensor: tensor[:1] if has_batch_first(tensor, given.examples) else tensor)
+    one = arguments.map_tensors(lambda tensor: tensor[:1] if has_batch_first(tensor, arguments.examples) else tensor)
     try:
         wanted = _outputs_of_seeded_call(copy_sharing_parameters(model), one)
         found = _outputs_of_seeded_call(lambda *args, **kwargs: _run_graph_in_torch(graph, args, kwargs), one)
@@ -76,29 +76,29 @@ def matches_model_for_one_example(graph: Graph, model: nn.Module, given: Argumen
         return False
 
 
-def check_calls_are_independent(model: nn.Module, given: Arguments) -> list[str]:
+def check_calls_are_independent(model: nn.Module, arguments: Arguments) -> list[str]:
     """Raise an error if `model` changes its inputs, or if its outputs depend on earlier calls.
 
     `model` must not have been called before. Inputs without data are not checked. If every call changes a Python
     attribute of the model, return a note with the attribute's name, else [].
     """
-    if not _is_on_cpu(model, given):
+    if not _is_on_cpu(model, arguments):
         return []
-    if given.examples:
-        _check_outputs_repeat(model, given)
-    changed = _find_changed_attribute(model, given)
+    if arguments.examples:
+        _check_outputs_repeat(model, arguments)
+    changed = _find_changed_attribute(model, arguments)
     if changed is None:
         return []
     return [f"the model changes its own {changed!r} in each call, which the compiled one does not"]
 
 
-def _find_changed_attribute(model: nn.Module, given: Arguments) -> str | None:
+def _find_changed_attribute(model: nn.Module, arguments: Arguments) -> str | None:
     """Call a copy of the model twice; return the path of the Python attribute that the second call changes, or None."""
     called = copy_sharing_parameters(model)
     try:
-        _check_inputs_unchanged(called, given)
+        _check_inputs_unchanged(called, arguments)
         before = model_state(called)
-        _check_inputs_unchanged(called, given)
+        _check_inputs_unchanged(called, arguments)
     except CaptureError:
         raise
     except Exception:  # a model may fail in any way; the capture then says why
@@ -113,9 +113,9 @@ def _find_changed_attribute(model: nn.Module, given: Arguments) -> str | None:
     return first_change(before, after)
 
 
-def _check_inputs_unchanged(model: nn.Module, given: Arguments) -> None:
+def _check_inputs_unchanged(model: nn.Module, arguments: Arguments) -> None:
     """Call the model; raise `CaptureError` if the call changes an input or a buffer."""
-    own = given.map_tensors(torch.clone)
+    own = arguments.map_tensors(torch.clone)
     containers = ArgumentContainers(model, own)
     inputs = [(name, tensor, tensor.clone()) for name, tensor in containers.tensors()]
     buffers = [(name, tensor, tensor.clone()) for name, tensor in model.named_buffers()]
@@ -132,16 +132,16 @@ def _raw_bytes(tensor: Tensor) -> Tensor:
     return tensor.detach().resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8)
 
 
-def _check_outputs_repeat(model: nn.Module, given: Arguments) -> None:
+def _check_outputs_repeat(model: nn.Module, arguments: Arguments) -> None:
     """Raise `CaptureError` if earlier calls change the outputs for the same inputs."""
-    assert given.examples
-    others = given.at_batch(given.examples, seed=1)
+    assert arguments.examples
+    others = arguments.with_batch_size(arguments.examples, seed=1)
     used = copy_sharing_parameters(model)
     try:
-        wanted = _outputs_of_seeded_call(copy_sharing_parameters(model), given)
+        wanted = _outputs_of_seeded_call(copy_sharing_parameters(model), arguments)
         for _ in range(2):
             _outputs_of_seeded_call(used, others)
-        found = _outputs_of_seeded_call(used, given)
+        found = _outputs_of_seeded_call(used, arguments)
     except Exception:  # a model may fail in any way: with other values for one
         return
     try:
@@ -155,22 +155,22 @@ def _check_outputs_repeat(model: nn.Module, given: Arguments) -> None:
         )
 
 
-def _is_on_cpu(model: nn.Module, given: Arguments) -> bool:
+def _is_on_cpu(model: nn.Module, arguments: Arguments) -> bool:
     """Return whether the model and its inputs are on the CPU."""
-    tensors = [*model.parameters(), *model.buffers(), *output_tensors((given.args, given.kwargs))]
+    tensors = [*model.parameters(), *model.buffers(), *output_tensors((arguments.args, arguments.kwargs))]
     return all(tensor.device.type == "cpu" for tensor in tensors)
 
 
-def _outputs_of_seeded_call(call: Callable[..., Any], given: Arguments) -> list[Tensor]:
+def _outputs_of_seeded_call(call: Callable[..., Any], arguments: Arguments) -> list[Tensor]:
     """Return the output tensors of a call with copies of the inputs, and with the same random seed in every call."""
-    made = output_tensors(_call_seeded(call, given.map_tensors(torch.clone)))
+    made = output_tensors(_call_seeded(call, arguments.map_tensors(torch.clone)))
     return [tensor.nan_to_num() if tensor.is_floating_point() else tensor.clone() for tensor in made]
 
 
-def _call_seeded(call: Callable[..., Any], given: Arguments) -> Any:
+def _call_seeded(call: Callable[..., Any], arguments: Arguments) -> Any:
     with torch.no_grad(), traceable_torch(), private_random_state([]):
         seed_torch(0)
-        return call(*given.args, **given.kwargs)
+        return call(*arguments.args, **arguments.kwargs)
 
 
 def _run_graph_in_torch(graph: Graph, args: Any, kwargs: Any) -> list[Any]:

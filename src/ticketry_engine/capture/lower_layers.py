@@ -49,7 +49,7 @@ def _lower_conv2d(editor: Editor, node: Node, args: OpArguments) -> list[Node]:
     (x,), weights = editor.float_inputs(node, args["input"], axes=4), weight_and_bias_names(editor, args)
     weight = editor.tensors[weights["weight"]]
     require_match(weight.dim() == 4 and not args.get("transposed"))
-    stride, dilation = as_pair(args["stride"]), as_pair(args["dilation"])
+    stride, dilation = to_pair(args["stride"]), to_pair(args["dilation"])
     padding = _resolve_padding(args["padding"], weight.shape[2:], dilation)
     setting = {"stride": stride, "padding": padding, "dilation": dilation, "groups": args["groups"]}
     return [native_node("conv2d", (x,), node.output, weights, **setting)]
@@ -62,14 +62,14 @@ def _resolve_padding(padding: Json, kernel: torch.Size, dilation: list[int]) -> 
         both = [step * (size - 1) for step, size in zip(dilation, kernel, strict=True)]
         require_match(not any(total % 2 for total in both))
         return [total // 2 for total in both]
-    return as_pair(padding)
+    return to_pair(padding)
 
 
 def _lower_conv1d(editor: Editor, node: Node, args: OpArguments) -> list[Node]:
     """Lower a one-dimensional convolution to a two-dimensional convolution over images of height 1."""
     (x,), weights = editor.float_inputs(node, args["input"], axes=3), weight_and_bias_names(editor, args)
     weight = editor.tensors[weights["weight"]].unsqueeze(2)
-    stride, dilation = as_pair(args["stride"])[1], as_pair(args["dilation"])[1]
+    stride, dilation = to_pair(args["stride"])[1], to_pair(args["dilation"])[1]
     padding = _resolve_padding(args["padding"], torch.Size((1, weight.shape[3])), [1, dilation])[1]
     weights = {**weights, "weight": editor.add_weight(f"{weights['weight']}.2d", weight)}
     setting = {"stride": [1, stride], "padding": [0, padding], "dilation": [1, dilation], "groups": args["groups"]}
@@ -383,7 +383,7 @@ def _repeat_borders(editor: Editor, x: str, like: str, sizes: Sequence[int], rea
 # -- Poolings and means, over two axes or one --------------------------------------------------------------------------
 
 
-def as_pair(value: Json) -> list[int]:
+def to_pair(value: Json) -> list[int]:
     """Return a setting such as a stride as two numbers; a single number applies to two axes."""
     sizes = value if isinstance(value, list) else [value]
     require_match(len(sizes) in (1, 2) and all(type(size) is int for size in sizes))
@@ -392,7 +392,7 @@ def as_pair(value: Json) -> list[int]:
 
 def pooling_window(sizes: Json, axes: int, beside: int) -> list[int]:
     """Return a pooling's kernel size, stride or padding as [height, width]; if `axes` is 1, the height is `beside`."""
-    return as_pair(sizes) if axes == 2 else [beside, as_pair(sizes)[1]]
+    return to_pair(sizes) if axes == 2 else [beside, to_pair(sizes)[1]]
 
 
 def lower_pool(editor: Editor, node: Node, args: OpArguments, *, axes: int = 2) -> list[Node]:
@@ -734,7 +734,7 @@ def _transposed_axes(
     args: OpArguments, weight: Tensor, shape: tuple[int | None, ...], made: tuple[int | None, ...]
 ) -> tuple[_TransposedAxis, _TransposedAxis]:
     """Return the axes height and width of a transposed convolution; for a signal, the height is 1."""
-    stride, dilation, padding = (as_pair(args[role]) for role in ("stride", "dilation", "padding"))
+    stride, dilation, padding = (to_pair(args[role]) for role in ("stride", "dilation", "padding"))
 
     def axis_at(number: int) -> _TransposedAxis:
         """Return the `_TransposedAxis` at the negative index `number`, such as -1 for the width."""

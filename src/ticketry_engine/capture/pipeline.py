@@ -94,13 +94,13 @@ def capture(
     return lower_to_native(*_capture_torch_graph(twin, given), for_kernels=for_kernels).validate(trusted=True)
 
 
-def _capture_torch_graph(model: nn.Module, given: Arguments) -> tuple[Graph, dict[str, Sizes]]:
+def _capture_torch_graph(model: nn.Module, arguments: Arguments) -> tuple[Graph, dict[str, Sizes]]:
     """Return the model's graph of ATen operations, and the sizes of its values by name."""
     try:
-        graph, sizes, for_one = _capture_by_recording(model, given)
+        graph, sizes, for_one = _capture_by_recording(model, arguments)
     except NotRecordedError as reason:
         _log.info("%s is captured by torch.export: %s", type(model).__name__, reason)
-        graph, sizes, for_one = _capture_by_export(model, given)
+        graph, sizes, for_one = _capture_by_export(model, arguments)
     graph = with_argument_defaults(graph, model)
     if not for_one:
         graph = replace(graph, signature={**graph.signature, "fewest": FEWEST})
@@ -111,33 +111,33 @@ _Found = tuple[Graph, dict[str, Sizes], bool]
 """(graph, sizes of its values by name, whether the graph is also valid for one example)."""
 
 
-def _capture_by_recording(model: nn.Module, given: Arguments) -> _Found:
+def _capture_by_recording(model: nn.Module, arguments: Arguments) -> _Found:
     try:
-        program = record(model, given, dynamic_batch=True)
+        program = record(model, arguments, dynamic_batch=True)
     except FixedSizeError as reason:
-        why = f"{reason}; it takes {given.examples} alone there. The batch has to be on axis 0 to be of any size"
-        notes = fixed_batch_note(str(reason) if given.examples is None else why)
-        program = replace(record(model, given, dynamic_batch=False), notes=notes)
-    if not program.for_one and given.examples == 1:
-        program = replace(record(model, given, dynamic_batch=False), notes=fixed_batch_note(ONE_DIFFERS))
+        why = f"{reason}; it takes {arguments.examples} alone there. The batch has to be on axis 0 to be of any size"
+        notes = fixed_batch_note(str(reason) if arguments.examples is None else why)
+        program = replace(record(model, arguments, dynamic_batch=False), notes=notes)
+    if not program.for_one and arguments.examples == 1:
+        program = replace(record(model, arguments, dynamic_batch=False), notes=fixed_batch_note(ONE_DIFFERS))
     return *convert(program, model), program.for_one
 
 
-def _capture_by_export(model: nn.Module, given: Arguments) -> _Found:
+def _capture_by_export(model: nn.Module, arguments: Arguments) -> _Found:
     fresh = copy_sharing_parameters(model)
-    notes = check_calls_are_independent(fresh, given)
-    graph, sizes = convert(_export_program(model, given, True, notes=notes), model)
-    if not graph.accepts_any_batch or matches_model_for_one_example(graph, fresh, given):
+    notes = check_calls_are_independent(fresh, arguments)
+    graph, sizes = convert(_export_program(model, arguments, True, notes=notes), model)
+    if not graph.accepts_any_batch or matches_model_for_one_example(graph, fresh, arguments):
         return graph, sizes, True
-    if given.examples != 1:
+    if arguments.examples != 1:
         return graph, sizes, False
-    return *convert(_export_program(model, given, False, ONE_DIFFERS, notes), model), True
+    return *convert(_export_program(model, arguments, False, ONE_DIFFERS, notes), model), True
 
 
 def _export_program(
-    model: nn.Module, given: Arguments, dynamic_batch: bool, why_fixed: str = "", notes: Sequence[str] = ()
+    model: nn.Module, arguments: Arguments, dynamic_batch: bool, why_fixed: str = "", notes: Sequence[str] = ()
 ) -> TracedProgram:
-    exported, fixed = export(model, given, dynamic_batch=dynamic_batch)
+    exported, fixed = export(model, arguments, dynamic_batch=dynamic_batch)
     program = as_functional_program(exported)
     refuse_writes(program)
     return to_traced_program(program, [*fixed_batch_note(why_fixed or fixed), *notes])
@@ -242,8 +242,8 @@ def _is_function_of_weights(node: Node) -> bool:
     return torch.Tag.nondeterministic_seeded not in aten.find_operation(node.op, trusted=True).tags
 
 
-def _can_be_constant(made: Any, most: int) -> bool:
-    """Return whether a result is a tensor of at most `most` elements, a number, or a list."""
+def _can_be_constant(made: Any, most_elements: int) -> bool:
+    """Return whether a result is a tensor of at most `most_elements` elements, a number, or a list."""
     if isinstance(made, Tensor):
-        return made.numel() <= most and dtype_name(made.dtype) in DTYPES
+        return made.numel() <= most_elements and dtype_name(made.dtype) in DTYPES
     return isinstance(made, (bool, int, float, tuple, list))

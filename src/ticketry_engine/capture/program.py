@@ -255,8 +255,8 @@ class Arguments:
         args, kwargs = tree_map(change_if_tensor, (self.args, self.kwargs))
         return Arguments(args, kwargs)
 
-    def at_batch(self, batch: int, seed: int) -> Arguments:
-        """Return arguments resized to `batch` examples by `example_inputs.at_batch`."""
+    def with_batch_size(self, batch: int, seed: int) -> Arguments:
+        """Return arguments resized to `batch` examples by `example_inputs.with_batch_size`."""
         return Arguments(*at_batch((self.args, self.kwargs), batch, seed))
 
     @property

@@ -153,7 +153,7 @@ class _MetaCopy:
             self.model: nn.Module = copy.deepcopy(model, stands_for)
         self._state = model_state(self.model)
 
-    def check(self, tape: Tape, inputs: Sequence[str]) -> None:
+    def check_unchanged(self, tape: Tape, inputs: Sequence[str]) -> None:
         """Raise an error if a call changed weights, attributes or inputs; `inputs` are names of input tensors."""
         names = [name for name, _, _ in self.weights]
         if tape.written:
@@ -196,7 +196,7 @@ class _RecordedCall:
         with tracing[0], tracing[1], Recorder(self.tape), SizeQueries(self.tape, sizes):
             made = twin.model(*meta.args, **meta.kwargs)
         names = zip(self.names, self.leaves, strict=True)
-        twin.check(self.tape, [name for name, leaf in names if isinstance(leaf, Tensor)])
+        twin.check_unchanged(self.tape, [name for name, leaf in names if isinstance(leaf, Tensor)])
         containers.check()
         leaves, self.out_spec = tree_flatten(made)
         self.outputs = [self.tape.refs_in(leaf) for leaf in leaves]
@@ -433,10 +433,10 @@ class Tape:
         self._place: dict[int, Ref] = {}
         self._memory: dict[int, int] = {}
         for index, tensor in enumerate(given):
-            self.add(tensor)
+            self.add_tensor(tensor)
             self._memory[_memory_id(tensor)] = index
 
-    def add(self, tensor: Tensor) -> Ref:
+    def add_tensor(self, tensor: Tensor) -> Ref:
         """Add a tensor and return its `Ref`; a tensor that an operation changed in place gets a new `Ref`."""
         before = self._place.get(id(tensor))
         if before is not None and self.shapes[before.index] != tuple(tensor.shape):
@@ -446,7 +446,7 @@ class Tape:
         self.shapes.append(tuple(tensor.shape))
         return ref
 
-    def note_write(self, tensor: Tensor) -> None:
+    def record_write(self, tensor: Tensor) -> None:
         """Record in `written` that an operation wrote to `tensor`, if a weight or input has the same memory."""
         index = self._memory.get(_memory_id(tensor))
         if index is not None:
@@ -464,7 +464,7 @@ class Tape:
             self._place[id(tensor)] = last.made
             self._adopted.append(tensor)
 
-    def find(self, tensor: Tensor) -> Ref:
+    def find_ref(self, tensor: Tensor) -> Ref:
         """Return the `Ref` of a tensor; raise `NotRecordedError` if the tensor was not recorded."""
         try:
             return self._place[id(tensor)]
@@ -474,7 +474,7 @@ class Tape:
     def refs_in(self, given: Any) -> Any:
         """Return the containers `given` with a `Ref` in place of each tensor; lists become tuples."""
         if isinstance(given, Tensor):
-            return self.find(given)
+            return self.find_ref(given)
         if isinstance(given, (list, tuple)):
             return tuple(self.refs_in(part) for part in given)
         if isinstance(given, dict):
@@ -547,7 +547,7 @@ class Recorder(ProxyTorchDispatchMode):
             raise NotRecordedError("torch.autocast in the model")
         found = self.tape.refs_in(args), self.tape.refs_in(kwargs)
         for tensor in _written_tensors(op, args, kwargs):
-            self.tape.note_write(tensor)
+            self.tape.record_write(tensor)
         made = _run_on_meta(op, args, kwargs)
         self.tape.steps.append(RecordedOp(op, *found, self._record_result(op, made)))
         return made
@@ -560,7 +560,7 @@ class Recorder(ProxyTorchDispatchMode):
             raise NotRecordedError(f"{op} gives something else than tensors")
         if any(part.device != _META for part in parts):
             raise NotRecordedError(f"{op} gives numbers that are known already")
-        refs = tuple(self.tape.add(part) for part in parts)
+        refs = tuple(self.tape.add_tensor(part) for part in parts)
         return refs if isinstance(made, (list, tuple)) else refs[0]
 
 
@@ -605,7 +605,7 @@ class SizeQueries(TorchFunctionMode):
 
     def _shape_for_code(self, tensor: Tensor) -> torch.Size:
         assert self.sizes is not None
-        shape = self.sizes(self.tape.find(tensor))
+        shape = self.sizes(self.tape.find_ref(tensor))
         if tuple(int.__index__(size) for size in shape) != tuple(tensor.shape):
             raise NotRecordedError("a size that depends on the number of examples in a way of its own")
         return torch.Size(shape)

@@ -623,7 +623,7 @@ def _build_inner_function(node: Node, weights: Weights) -> Callable[..., Tensor]
         return lambda x: from_memory_order(to_memory_order(x).narrow(0, start, length), x.shape[0])
     if node.op == "affine":
         scale, shift = (weights.dense(node)[node.weights[role]].view(-1, 1, 1, 1) for role in ("scale", "shift"))
-        act = activation(attrs["act"], fresh=True)
+        act = activation(attrs["act"], may_overwrite=True)
 
         def affine(x: Tensor) -> Tensor:
             made = torch.addcmul(shift, to_memory_order(x), scale)

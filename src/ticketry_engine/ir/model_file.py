@@ -64,7 +64,7 @@ def load(path: str | Path) -> tuple[Graph, dict[str, Json], str]:
     except (OSError, MemoryError) as error:
         raise ModelFileError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error!r}") from None
     try:
-        graph, meta = loads(_verify_seal(data))
+        graph, meta = loads(_verify_and_strip_digest(data))
     except ModelFileError as error:
         raise ModelFileError(f"{path}: {error}") from None
     return graph, meta, hashlib.blake2b(data, digest_size=16).hexdigest()
@@ -110,7 +110,7 @@ def loads(data: bytes) -> tuple[Graph, dict[str, Json]]:
         raise ModelFileError(f"the graph in the file cannot be: {error}") from None
 
 
-def _verify_seal(data: bytes) -> bytes:
+def _verify_and_strip_digest(data: bytes) -> bytes:
     try:
         return unsealed(data)
     except ValueError as error:
@@ -444,12 +444,12 @@ def unpack_positions(data: Bytes, count: int, total: int) -> NDArray[np.bool_]:
 def _low_bit_count(count: int, total: int) -> int:
     """Return how many low bits of each position the Elias-Fano code stores directly, for the shortest code."""
     low = 0
-    while low < _MOST_LOW and _code_bits(count, total, low + 1) < _code_bits(count, total, low):
+    while low < _MOST_LOW and _elias_fano_bits(count, total, low + 1) < _elias_fano_bits(count, total, low):
         low += 1
     return low
 
 
-def _code_bits(count: int, total: int, low: int) -> int:
+def _elias_fano_bits(count: int, total: int, low: int) -> int:
     return count * low + _high_part_bits(count, total, low)
 
 

@@ -151,7 +151,7 @@ _Weights: TypeAlias = "Mapping[str, Tensor]"
 
 def _with_residual_and_activation(compute: Function, attrs: Attrs, inputs: int) -> Function:
     """Return a function that calls `compute`, adds the residual if `inputs` is 2, and applies the activation."""
-    act = activation(attrs["act"], fresh=True)
+    act = activation(attrs["act"], may_overwrite=True)
     if inputs == 2:
         if act is None:
             return lambda x, residual: compute(x).add_(residual)
@@ -177,7 +177,7 @@ def _make_linear(attrs: Attrs, weights: _Weights, inputs: int) -> Function:
 
 def _make_affine(attrs: Attrs, weights: _Weights, inputs: int) -> Function:
     scale, shift = weights["scale"], weights["shift"]
-    act = activation(attrs["act"], fresh=True)
+    act = activation(attrs["act"], may_overwrite=True)
 
     def apply_affine(x: Tensor) -> Tensor:
         channels = (-1,) + (1,) * (x.dim() - 2)
@@ -205,7 +205,7 @@ def _make_rms_norm(attrs: Attrs, weights: _Weights, inputs: int) -> Function:
 
 
 def _make_operation_with_constant(operation: Function, attrs: Attrs, weights: _Weights, inputs: int) -> Function:
-    constant, act = weights["constant"], activation(attrs["act"], fresh=True)
+    constant, act = weights["constant"], activation(attrs["act"], may_overwrite=True)
     if act is None:
         return lambda x: operation(x, constant)
     return lambda x: act(operation(x, constant))
@@ -276,7 +276,7 @@ def _make_activation(attrs: Attrs, *_: Any) -> Function:
 
 
 def _make_pairwise(operation: Function, attrs: Attrs, *_: Any) -> Function:
-    act = activation(attrs["act"], fresh=True)
+    act = activation(attrs["act"], may_overwrite=True)
     return operation if act is None else lambda one, other: act(operation(one, other))
 
 
@@ -296,14 +296,16 @@ def _make_reshape(attrs: Attrs, *_: Any) -> Function:
     return lambda x: x.reshape(x.shape[0], *rest)
 
 
-def activation(act: str | dict[str, float] | None, *, fresh: bool = False) -> Function | None:
-    """Return the torch function of an activation, which may change its argument if `fresh`; None for the identity."""
+def activation(act: str | dict[str, float] | None, *, may_overwrite: bool = False) -> Function | None:
+    """Return the torch function of an activation; None for the identity.
+
+    If `may_overwrite`, the function may change its argument in place."""
     if act is None:
         return None
     if isinstance(act, dict):
         slope = act["leaky_relu"]
-        return lambda x: F.leaky_relu(x, slope, inplace=fresh)
-    return ACTS[act][fresh]
+        return lambda x: F.leaky_relu(x, slope, inplace=may_overwrite)
+    return ACTS[act][may_overwrite]
 
 
 _ACT: Mapping[str, Callable[[Any], bool]] = {"act": shapes.is_activation}

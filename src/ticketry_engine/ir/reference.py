@@ -202,8 +202,8 @@ def _with_device_argument(node: Node) -> Node:
     return replace(node, attrs={"args": node.attrs["args"], "kwargs": kwargs})
 
 
-def _check_output_size(node: Node, made: Any, most: int) -> None:
-    if isinstance(made, Tensor) and made.numel() > most:
+def _check_output_size(node: Node, made: Any, most_elements: int) -> None:
+    if isinstance(made, Tensor) and made.numel() > most_elements:
         raise GraphError(
             f"{node.op} -> {node.output}: it makes {made.numel():,} numbers of two examples: too many for these weights"
             " and inputs"

@@ -44,9 +44,9 @@ class PixelsArena:
 
     layout: ModuleType = channels_last
 
-    def __init__(self, sketch: Sketch, images: int, lanes: int, item: int = FLOAT) -> None:
-        """Assign all places; `lanes` is the number of lanes of a vector, `item` the bytes of an element."""
-        self._item = item
+    def __init__(self, sketch: Sketch, images: int, lanes: int, element_bytes: int = FLOAT) -> None:
+        """Assign all places; `lanes` is the number of lanes of a vector, `element_bytes` the bytes of an element."""
+        self._item = element_bytes
         self._storages = sketch.storages
         self._wides = _join_wide_values(sketch, lanes)
         self._in = {
@@ -54,10 +54,10 @@ class PixelsArena:
             for wide in self._wides
             for member, first in zip(wide.members, wide.firsts, strict=True)
         }
-        self._apart = _inputs_with_separate_channels(sketch) if item == FLOAT else set()
+        self._apart = _inputs_with_separate_channels(sketch) if element_bytes == FLOAT else set()
         self._channel_orders = (
             _reordered_residual_channels(sketch)
-            if item == FLOAT
+            if element_bytes == FLOAT
             else pair_channels(sketch, _reordered_residual_channels(sketch), lanes)
         )
         self.bytes = self._assign_offsets(images)

@@ -90,13 +90,13 @@ class Emission:
 Strides = tuple[int, int, int, int]
 
 
-def tensor_strides(form: ValueForm, last: bool = False) -> Strides:
+def tensor_strides(form: ValueForm, channels_last: bool = False) -> Strides:
     """Return the strides (image, channel, row, column), in elements, of the torch tensor that stores a value.
 
-    The tensor is contiguous, or in torch's channels_last format if `last`.
+    The tensor is contiguous, or in torch's channels_last format if `channels_last`.
     """
     channels, (height, width) = form.channels, form.pixels
-    if form.labels == "pc" or last:
+    if form.labels == "pc" or channels_last:
         return (channels * height * width, 1, width * channels, channels)
     return (channels * height * width, height * width, width, 1)
 
@@ -213,22 +213,22 @@ def _head_weight(emission: Emission, task: RegionTask, role: str) -> Array | Non
 
 
 def _emit_in_chunks(
-    emission: Emission, task: RegionTask, then: RegionTask, parts: list[Array]
+    emission: Emission, task: RegionTask, next_task: RegionTask, parts: list[Array]
 ) -> Iterator[tuple[RegionTask, list[Op]]]:
-    """Yield (task limited to a chunk of channels, its operations): for each chunk, first `task` and then `then`."""
+    """Yield (task limited to a chunk of channels, its operations), in turns `task` and `next_task` for each chunk."""
     layout, arena, spec = emission.layout, emission.arena, emission.spec
-    x, between, y = (cast("Any", arena.value_memory(form)) for form in (task.inputs[0], task.output, then.output))
-    first, second = (to_convolution(emission.sketch, one, arena) for one in (task, then))
+    x, between, y = (cast("Any", arena.value_memory(form)) for form in (task.inputs[0], task.output, next_task.output))
+    first, second = (to_convolution(emission.sketch, one, arena) for one in (task, next_task))
     beside = spec
     if isinstance(between, planar.Planes) and planar.scratch_bytes(between, y, second, spec) == 0:
         # For few channels, estimates may favour copying them first, because they ignore that these are in the cache.
         beside = replace(spec, reserve=None)
     for rows in parts:
         some = between.take(np.arange(len(rows)))
-        made, gone = (replace(form, planes=form.planes[rows]) for form in (task.output, then.output))
+        made, gone = (replace(form, planes=form.planes[rows]) for form in (task.output, next_task.output))
         yield replace(task, output=made), layout.conv(x, some, select_rows(first, rows), None, spec)
         out = layout.conv(some, y.take(rows), select_rows(second, rows), None, beside)
-        yield replace(then, inputs=(made,), output=gone), out
+        yield replace(next_task, inputs=(made,), output=gone), out
 
 
 def _emit_operations(emission: Emission, task: RegionTask, inputs: list[Any]) -> Any:
@@ -320,11 +320,11 @@ class Chunk:
         return [self.order[at : at + self.channels] for at in range(0, len(self.order), self.channels)]
 
 
-def choose_chunks(sketch: Sketch, layout: str, images: int, lanes: int, item: int) -> dict[int, Chunk]:
+def choose_chunks(sketch: Sketch, layout: str, images: int, lanes: int, element_bytes: int) -> dict[int, Chunk]:
     """Return, by task number, the chunks of channels in which a task and the next task take turns.
 
     The first task is a pointwise convolution with an output of more than `BYTES`. Only the next task, a depthwise
-    convolution, reads this output. `item` is the number of bytes of an element.
+    convolution, reads this output. `element_bytes` is the number of bytes of an element.
     """
     readers = _reading_tasks(sketch)
     found = {}
@@ -332,7 +332,7 @@ def choose_chunks(sketch: Sketch, layout: str, images: int, lanes: int, item: in
         storage = int(task.output.flat[0, 0])
         if not (_is_pointwise_conv(sketch, task) and _is_depthwise_conv(then) and readers.get(storage) == [number + 1]):
             continue
-        size = item * images * prod(task.output.pixels)
+        size = element_bytes * images * prod(task.output.pixels)
         times = -(-size * task.output.channels // BYTES)
         each = lanes if layout == "pixels" else _ROWS
         at_once = -(-task.output.channels // (times * each)) * each
@@ -341,16 +341,16 @@ def choose_chunks(sketch: Sketch, layout: str, images: int, lanes: int, item: in
     return found
 
 
-def with_chunks(sketch: Sketch, found: Mapping[int, Chunk]) -> Sketch:
-    """Return the region with memory for a single chunk of the output of each task in `found`.
+def with_chunks(sketch: Sketch, chunks: Mapping[int, Chunk]) -> Sketch:
+    """Return the region with memory for a single chunk of the output of each task in `chunks`.
 
     The inputs of these tasks keep their memory until the last chunk is computed.
     """
-    if not found:
+    if not chunks:
         return sketch
     storages = sketch.storages
     all_ = list(storages.all)
-    for number, chunk in found.items():
+    for number, chunk in chunks.items():
         (made,) = sketch.tasks[number].output.storages
         all_[made] = replace(all_[made], channels=chunk.channels)
         for form in sketch.tasks[number].inputs:

@@ -58,17 +58,24 @@ The share counts multiplications, not weights, because the last linear layer of 
 but takes little time."""
 
 
-def choose_layout(sketch: Sketch, target: Target, images: int, item: int = FLOAT) -> str:
+def choose_layout(sketch: Sketch, target: Target, images: int, element_bytes: int = FLOAT) -> str:
     """Return the layout that is estimated to be faster: "planes" (planar) or "pixels" (channels-last)."""
-    small, masked = share_in_row_groups(sketch, target.lanes) < _WORTH_A_LOOK, _retained_share(sketch) < _NEARLY_DENSE
-    if item == FLOAT and small and masked:
+    small, masked = (
+        share_of_weights_in_row_groups(sketch, target.lanes) < _WORTH_A_LOOK,
+        _retained_share(sketch) < _NEARLY_DENSE,
+    )
+    if element_bytes == FLOAT and small and masked:
         return "planes"
     few = target.registers < 32
 
     def estimate_layout_time(layout: str) -> float:
         """Return the estimated time of a layout; with few registers, for the block size of `images_per_block`."""
         return estimate_nanoseconds(
-            sketch, layout, target, images_per_block(sketch, layout, images, target, item) if few else images, item
+            sketch,
+            layout,
+            target,
+            images_per_block(sketch, layout, images, target, element_bytes) if few else images,
+            element_bytes,
         )
 
     try:
@@ -79,19 +86,19 @@ def choose_layout(sketch: Sketch, target: Target, images: int, item: int = FLOAT
     if few:
         over = (
             _FEW_REGISTERS_AND_WAITING
-            if small or images * _largest_value_bytes(sketch, item) > _LARGE
+            if small or images * _largest_value_bytes(sketch, element_bytes) > _LARGE
             else _FEW_REGISTERS
         )
     elif not masked:
         over = _WITHOUT_MASK
-    elif item == FLOAT and pointwise_share(sketch) > _NEARLY_ALL:
+    elif element_bytes == FLOAT and pointwise_share(sketch) > _NEARLY_ALL:
         over = _OF_ONE_PIXEL
     return "pixels" if pixels < over * estimate_layout_time("planes") else "planes"
 
 
-def _largest_value_bytes(sketch: Sketch, item: int) -> int:
+def _largest_value_bytes(sketch: Sketch, element_bytes: int) -> int:
     """Return the size of the region's largest value for one image, in bytes."""
-    return max((item * one.channels * prod(one.pixels) for one in sketch.storages.all), default=1)
+    return max((element_bytes * one.channels * prod(one.pixels) for one in sketch.storages.all), default=1)
 
 
 def _most_output_pixels(sketch: Sketch) -> int:
@@ -109,25 +116,25 @@ def _retained_share(sketch: Sketch) -> float:
     return kept / max(1, total)
 
 
-def build_arena(sketch: Sketch, layout: str, target: Target, images: int, item: int = FLOAT) -> Arena:
+def build_arena(sketch: Sketch, layout: str, target: Target, images: int, element_bytes: int = FLOAT) -> Arena:
     """Return the memory of a region's values in the given layout.
 
     In the planar layout, zeros (halos) surround the planes unless convolutions run faster by copying their input.
-    `layout` is "planes" or "pixels", and `item` the number of bytes of an element.
+    `layout` is "planes" or "pixels", and `element_bytes` the number of bytes of an element.
     """
     if layout == "pixels":
-        return PixelsArena(sketch, images, target.lanes, item)
+        return PixelsArena(sketch, images, target.lanes, element_bytes)
     return PlanesArena(
         sketch.storages, images, target.lanes, images >= target.lanes or not has_mostly_single_rows(sketch)
     )
 
 
-def estimate_nanoseconds(sketch: Sketch, layout: str, target: Target, images: int, item: int = FLOAT) -> float:
+def estimate_nanoseconds(sketch: Sketch, layout: str, target: Target, images: int, element_bytes: int = FLOAT) -> float:
     """Return the estimated time of a region's convolutions and linear layers for one image, in nanoseconds.
 
     Raise `UnsupportedError` if the layout cannot run the region.
     """
-    arena, spec, spent = build_arena(sketch, layout, target, images, item), BlockSpec(target, images), 0.0
+    arena, spec, spent = build_arena(sketch, layout, target, images, element_bytes), BlockSpec(target, images), 0.0
     for task in sketch.tasks:
         arena.check_task(task)
     for task, _ in sketch.layer_tasks():
@@ -189,13 +196,12 @@ def images_per_thread(batch: int, threads: int) -> int:
     return 1 << (max(1, min(each, MOST_IMAGES)) - 1).bit_length()
 
 
-def images_per_block(sketch: Sketch, layout: str, images: int, target: Target, item: int = FLOAT) -> int:
+def images_per_block(sketch: Sketch, layout: str, images: int, target: Target, element_bytes: int = FLOAT) -> int:
     """Return the number of images of a block.
 
-    `layout` is "planes" or "pixels", `images` the number of images of a thread, `item` the number of bytes of an
-    element.
+    `layout` is "planes" or "pixels", `images` the number of images of a thread.
     """
-    largest = _largest_value_bytes(sketch, item)
+    largest = _largest_value_bytes(sketch, element_bytes)
     if layout == "planes" and has_mostly_single_rows(sketch):
         single = pointwise_share(sketch) > _NEARLY_ALL
         if images * largest > _PLANES_BYTES and not single:
@@ -208,7 +214,7 @@ def images_per_block(sketch: Sketch, layout: str, images: int, target: Target, i
         while images >= 2 * fewest and images * largest > bound:
             images //= 2
         return images
-    bound = _GROUPS_BYTES_OF_MANY_WEIGHTS if _weight_bytes(sketch, item) > _MANY_WEIGHTS else _GROUPS_BYTES
+    bound = _GROUPS_BYTES_OF_MANY_WEIGHTS if _weight_bytes(sketch, element_bytes) > _MANY_WEIGHTS else _GROUPS_BYTES
     if layout == "pixels":
         images = min(images, _MOST_OVER_PIXELS)
     while images > 1 and images * largest > bound:
@@ -216,19 +222,19 @@ def images_per_block(sketch: Sketch, layout: str, images: int, target: Target, i
     return images
 
 
-def share_in_row_groups(sketch: Sketch, rows: int) -> float:
-    """Return the share of retained weights that are in groups of at least `rows` rows with equal columns."""
+def share_of_weights_in_row_groups(sketch: Sketch, least_rows: int) -> float:
+    """Return the share of retained weights that are in groups of at least `least_rows` rows with equal columns."""
     inside = total = 0
     for _, node in sketch.layer_tasks():
         for height, width in sketch.row_group_sizes(node):
             total += height * width
-            inside += height * width * (height >= rows)
+            inside += height * width * (height >= least_rows)
     return inside / max(1, total)
 
 
 def has_mostly_single_rows(sketch: Sketch) -> bool:
     """Return whether most retained weights are in groups of fewer than 4 rows with equal columns."""
-    return share_in_row_groups(sketch, _FEW_ROWS) < _MOSTLY
+    return share_of_weights_in_row_groups(sketch, _FEW_ROWS) < _MOSTLY
 
 
 def pointwise_share(sketch: Sketch) -> float:
@@ -242,6 +248,6 @@ def pointwise_share(sketch: Sketch) -> float:
     return inside / max(1, total)
 
 
-def _weight_bytes(sketch: Sketch, item: int) -> int:
-    """Return the size of the region's retained weights in bytes, with `item` bytes per weight."""
-    return sum(item * int(sketch.weight(node).count_nonzero()) for _, node in sketch.layer_tasks())
+def _weight_bytes(sketch: Sketch, element_bytes: int) -> int:
+    """Return the size of the region's retained weights in bytes, with `element_bytes` bytes per weight."""
+    return sum(element_bytes * int(sketch.weight(node).count_nonzero()) for _, node in sketch.layer_tasks())

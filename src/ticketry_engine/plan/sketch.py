@@ -21,7 +21,6 @@ from ticketry_engine.plan.storage import (
     Storages,
     UnsupportedError,
     ValueForm,
-    all_planes,
     as_rearranged,
     as_whole_planes,
     join_channels,
@@ -29,6 +28,7 @@ from ticketry_engine.plan.storage import (
     new_value,
     region_input,
     source_table,
+    value_of_all_planes,
 )
 from ticketry_engine.support.row_groups import row_groups
 
@@ -160,7 +160,7 @@ class Sketch:
         return made
 
     def _add_gather(self, node: Node, table: Rearranged, where: Planned, like: Like) -> ValueForm:
-        sources = [all_planes(number, self.storages) for number in table.sources]
+        sources = [value_of_all_planes(number, self.storages) for number in table.sources]
         for source in sources:
             self.record_read(source)
         made = self.add_task(node, sources, like, "gather")

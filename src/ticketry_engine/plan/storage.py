@@ -577,7 +577,7 @@ def join_rearranged(values: Sequence[Rearranged], axis: int, storages: Storages)
     return Rearranged(tuple(sources), np.concatenate(tables, axis=axis - 1))
 
 
-def all_planes(storage: int, storages: Storages) -> ValueForm:
+def value_of_all_planes(storage: int, storages: Storages) -> ValueForm:
     """Return the value that consists of all planes of the storage with the number `storage`."""
     one = storages.all[storage]
     return new_value("cpp", [one.channels], one.pixels, storage)

@@ -76,7 +76,7 @@ def test_activations(act: Any) -> None:
     x = torch.linspace(-8, 8, 65, dtype=F64).reshape(1, 65)
     wanted = torch.tensor([formula(float(value)) for value in x[0]], dtype=F64)
     assert torch.allclose(compute("act", x, act=act)[0], wanted, rtol=1e-12, atol=1e-14)
-    fresh = activation(act, fresh=True)
+    fresh = activation(act, may_overwrite=True)
     assert fresh is not None
     assert torch.allclose(fresh(x.clone())[0], wanted, rtol=1e-12, atol=1e-14)
 
