@@ -156,7 +156,6 @@ def _check_outputs_repeat(model: nn.Module, arguments: Arguments) -> None:
 
 
 def _is_on_cpu(model: nn.Module, arguments: Arguments) -> bool:
-    """Return whether the model and its inputs are on the CPU."""
     tensors = [*model.parameters(), *model.buffers(), *output_tensors((arguments.args, arguments.kwargs))]
     return all(tensor.device.type == "cpu" for tensor in tensors)
 
@@ -174,7 +173,6 @@ def _call_seeded(call: Callable[..., Any], arguments: Arguments) -> Any:
 
 
 def _run_graph_in_torch(graph: Graph, args: Any, kwargs: Any) -> list[Any]:
-    """Compute a graph node by node in torch, and return its outputs."""
     values: dict[str, Any] = dict(zip(graph.inputs, CallBinder(graph).bind(args, kwargs), strict=True))
     for one in graph.nodes:
         values[one.output] = bind_checked_node(graph, one)(*(values[name] for name in one.inputs))

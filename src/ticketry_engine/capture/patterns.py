@@ -58,7 +58,7 @@ def _match_scaled_by(editor: Editor, name: str, kind: str, number: float) -> str
 
 
 def _match_division_by_six(editor: Editor, node: Node) -> str:
-    """Return x if the node `node` computes x / 6."""
+    """Return x if the node computes x / 6."""
     x, number = _match_scale(editor, node, "mul")
     require_match(isclose(number, 1 / 6, rel_tol=1e-6) and editor.share_float_dtype(x, node.output))
     return x
@@ -334,7 +334,7 @@ def _aten_arguments(node: Node) -> OpArguments:
 
 
 def _fuse_norm_weight(editor: Editor, node: Node) -> list[Node]:
-    """Fuse the node `node`, which multiplies an RMS norm's output by a weight, into the norm."""
+    """Fuse the multiplication `node` of an RMS norm's output with a weight into the norm."""
     found = arguments(node)
     x, other = found["self"], found["other"]
     if value_name(x) is None:

@@ -503,7 +503,6 @@ def _written_arguments(op: torch._ops.OpOverload) -> tuple[tuple[int, str], ...]
 
 
 def _written_tensors(op: torch._ops.OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[Tensor]:
-    """Yield the tensors that a call of an operation writes to."""
     if op in _UPDATES_STATISTICS and args[5]:  # training: what its schema does not say
         yield from (each for each in args[3:5] if isinstance(each, Tensor))
     for index, name in _written_arguments(op):

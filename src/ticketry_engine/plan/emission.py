@@ -324,7 +324,7 @@ def choose_chunks(sketch: Sketch, layout: str, images: int, lanes: int, element_
     """Return, by task number, the chunks of channels in which a task and the next task take turns.
 
     The first task is a pointwise convolution with an output of more than `BYTES`. Only the next task, a depthwise
-    convolution, reads this output. `element_bytes` is the number of bytes of an element.
+    convolution, reads this output.
     """
     readers = _reading_tasks(sketch)
     found = {}

@@ -535,7 +535,9 @@ def as_whole_planes(value: Rearranged, labels: str, storages: Storages) -> Value
 
 
 def _elements_by_channel(where: Planned, labels: str) -> Planned:
-    """Return the table transposed and reshaped to [channel axes..., pixels]; `labels` says which axes are channels."""
+    """Return the table `where` transposed and reshaped to [channel axes..., pixels].
+
+    `labels` has "c" (channels) or "p" (pixels) for each axis."""
     order = [axis for kind in "cp" for axis, label in enumerate(labels) if label == kind]
     channels = [where.shape[axis] for axis, label in enumerate(labels) if label == "c"]
     made: Planned = where.transpose(order).reshape(*channels, -1)
