@@ -34,7 +34,7 @@ from ticketry_engine.kernels.target import Target, target
 from ticketry_engine.kernels.target import target as find_target
 from ticketry_engine.kernels.training.layer import images_of
 from ticketry_engine.layers import ForInference, describe_layers, layer_table, median_seconds, warn_of_graph_notes
-from ticketry_engine.plan.region_programs import ITEM, Native, graph_digest, partition_graph
+from ticketry_engine.plan.region_programs import ITEM, Native, compute_graph_digest, partition_graph
 from ticketry_engine.processor import name_and_features, processor_kind
 from ticketry_engine.results import Layer, Place
 from ticketry_engine.support.entry_points import entry_point
@@ -397,7 +397,7 @@ class Compiled(ForInference):
     def _digest_of_graph(self) -> str:
         """Return the digest of the model file, or else of the graph, which identifies cached programs."""
         if self._digest is None:
-            self._digest = graph_digest(self.graph)
+            self._digest = compute_graph_digest(self.graph)
         return self._digest
 
 

@@ -351,7 +351,7 @@ def _lower_select(editor: Editor, x: str, output: str, axis: int, index: int) ->
     return [part, reshape_node(editor, part.output, output)]
 
 
-def _lower_select_int(editor: Editor, node: Node, args: OpArguments) -> list[Node]:
+def _lower_select_by_integer(editor: Editor, node: Node, args: OpArguments) -> list[Node]:
     x = _input_with_same_batch(editor, node, args)
     axis = int(args["dim"]) % len(editor.shape(x) or ())
     require_match(axis and isinstance(args["index"], int))
@@ -414,7 +414,7 @@ RULES: Mapping[str, Lowering] = {
     **dict.fromkeys(("permute", "transpose", "swapaxes", "swapdims", "movedim", "moveaxis", "mT"), _lower_permute),
     "expand": _input_of_same_size,
     **dict.fromkeys(("slice", "narrow"), _lower_slice),
-    "select": _lower_select_int,
+    "select": _lower_select_by_integer,
     "getitem": _lower_getitem,
     **dict.fromkeys(("cat", "concat", "concatenate"), _lower_cat),
     "channel_shuffle": _lower_shuffle,

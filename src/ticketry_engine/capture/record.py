@@ -114,12 +114,12 @@ def _record_three_calls(twin: _MetaCopy, arguments: Arguments, examples: int) ->
     def sizes_for_code(ref: Ref) -> list[int]:
         if ref.index >= len(calls[0].tape.tensors):
             raise NotRecordedError("other operations for other numbers of examples")
-        return [_size_for_call(size, number) for size in _merge_shapes(calls, ref.index)]
+        return [_size_seen_by_code(size, number) for size in _merge_shapes(calls, ref.index)]
 
     return [*calls, _RecordedCall(twin, arguments, examples, number, sizes_for_code)]
 
 
-def _size_for_call(size: int | LinearSize | None, examples: int) -> int:
+def _size_seen_by_code(size: int | LinearSize | None, examples: int) -> int:
     if size is None:
         raise NotRecordedError("a size that depends on the number of examples in a way of its own")
     return Examples(*size, examples) if isinstance(size, LinearSize) else size

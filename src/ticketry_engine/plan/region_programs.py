@@ -325,7 +325,7 @@ class Plans:
         return private_cache_folder("plans") / f"{digest}.plan"
 
 
-def graph_digest(graph: Graph) -> str:
+def compute_graph_digest(graph: Graph) -> str:
     """Return a digest of a graph's nodes, values and weights."""
     digest = hashlib.blake2b(digest_size=16)
     for one in graph.nodes:

@@ -13,7 +13,7 @@ from torch import nn
 
 import ticketry as tk
 from ticketry_engine.plan import region_programs
-from ticketry_engine.plan.region_programs import graph_digest
+from ticketry_engine.plan.region_programs import compute_graph_digest
 
 
 @pytest.fixture(autouse=True)
@@ -70,9 +70,9 @@ def test_damaged_plans_and_missing_kernels_are_made_anew(cache):
     second = compiled(network(1))
     assert not torch.equal(second(x), wanted)
     assert (
-        graph_digest(second.graph)
-        != graph_digest(compiled(network(0)).graph)
-        == graph_digest(compiled(network(0)).graph)
+        compute_graph_digest(second.graph)
+        != compute_graph_digest(compiled(network(0)).graph)
+        == compute_graph_digest(compiled(network(0)).graph)
     )
 
 
