@@ -42,14 +42,14 @@ RECIPES = {
         (
             "ir/native.py",
             '    "linear": Rule(',
-            '    "deg2rad": Rule((1, 1), shapes.same_as_input, lambda *_: torch.deg2rad),\n'
-            '    "cumsum": Rule((1, 1), shapes.same_as_input, lambda *_: lambda x: x.cumsum(1)),\n',
+            '    "deg2rad": Rule((1, 1), shapes.shape_of_input, lambda *_: torch.deg2rad),\n'
+            '    "cumsum": Rule((1, 1), shapes.shape_of_input, lambda *_: lambda x: x.cumsum(1)),\n',
         ),
         (
             "capture/lower_layers.py",
             '    "batch_norm": _lower_batch_norm,',
-            '    "deg2rad": lambda e, one, found: [node("deg2rad", e.floats(one, found["self"]), one.output)],\n'
-            '    "cumsum": lambda e, one, found: [node("cumsum", e.floats(one, found["self"]), one.output)],\n',
+            '    "deg2rad": lambda e, node, args: [native_node("deg2rad", e.float_inputs(node, args["self"]), node.output)],\n'
+            '    "cumsum": lambda e, node, args: [native_node("cumsum", e.float_inputs(node, args["self"]), node.output)],\n',
         ),
     ],
     "a kernel for a layer kind": [

@@ -118,7 +118,7 @@ def test_pictures_that_only_convolutions_read_have_their_channels_apart(
     arena = PixelsArena(sketch, 2, LANES)
     (loaded,) = [task for task in sketch.tasks if task.kind == "load"]
     assert bool(arena.value_memory(loaded.output).geometry.channel_stride) == apart
-    assert not PixelsArena(sketch, 2, LANES, 2).value(loaded.output).geometry.channel_stride, (
+    assert not PixelsArena(sketch, 2, LANES, 2).value_memory(loaded.output).geometry.channel_stride, (
         "bfloat16 multiplies pairs"
     )
     if not apart:

@@ -98,17 +98,17 @@ def test_the_oldest_plans_go(cache, monkeypatch):
 def test_a_plan_comes_back_as_it_was_stored(cache):
     fast = compiled(network())
     (native,) = fast._natives
-    store = native._plans
+    store = native._cached_plans
     rng = np.random.default_rng(0)
     emission = native._emit_plan(native.choose_plan(16, 1))
     tables = (rng.normal(size=(3, 4)).astype(np.float32), 7, np.arange(5, dtype=np.uint16), np.zeros((0, 2), np.int32))
     op = type(emission.ops[0])(emission.ops[0].kernel, tables, "layer")
     native.library.addresses([op.kernel])
-    store.keep([op], {"arena": 5}, "key")
-    found = store.fetch("key")
+    store.store_record([op], {"arena": 5}, "key")
+    found = store.fetch_record("key")
     assert found.facts == {"arena": 5}
     assert found.ops[0].label == "layer"
     for made, wanted in zip(found.ops[0].args, tables, strict=True):
         assert np.array_equal(made, wanted)
         assert isinstance(wanted, int) or made.dtype == wanted.dtype
-    assert store.fetch("another key") is None
+    assert store.fetch_record("another key") is None

@@ -42,9 +42,11 @@ def tensor(shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 EACH = [
-    op for op, rule in SHAPES.items() if rule.__name__ in ("_pointwise", "_in_place_unary") and "norm" not in str(op)
+    op
+    for op, rule in SHAPES.items()
+    if rule.__name__ in ("_pointwise_output", "_in_place_unary_output") and "norm" not in str(op)
 ]
-TWO = [op for op, rule in SHAPES.items() if rule.__name__ in ("_binary", "_in_place_binary")]
+TWO = [op for op, rule in SHAPES.items() if rule.__name__ in ("_binary_output", "_in_place_binary_output")]
 TYPES = [torch.float32, torch.float64, torch.bfloat16, torch.int64, torch.bool]
 
 
@@ -155,7 +157,7 @@ NAMED = {str(op): op for op in SHAPES}
 def test_integers_are_left_to_torch(name):
     x = torch.empty(2, 3, 4, 4, dtype=torch.int64, device="meta")
     rule = SHAPES[NAMED[name]]
-    if rule.__name__ in ("_pointwise", "_in_place_unary"):
+    if rule.__name__ in ("_pointwise_output", "_in_place_unary_output"):
         assert rule(x) is None
-    elif rule.__name__ in ("_binary", "_in_place_binary"):
+    elif rule.__name__ in ("_binary_output", "_in_place_binary_output"):
         assert rule(x, x) is None
