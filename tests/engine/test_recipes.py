@@ -48,8 +48,10 @@ RECIPES = {
         (
             "capture/lower_layers.py",
             '    "batch_norm": _lower_batch_norm,',
-            '    "deg2rad": lambda e, node, args: [native_node("deg2rad", e.float_inputs(node, args["self"]), node.output)],\n'
-            '    "cumsum": lambda e, node, args: [native_node("cumsum", e.float_inputs(node, args["self"]), node.output)],\n',
+            '    "deg2rad": lambda e, node, args: ['
+            'native_node("deg2rad", e.float_inputs(node, args["self"]), node.output)],\n'
+            '    "cumsum": lambda e, node, args: ['
+            'native_node("cumsum", e.float_inputs(node, args["self"]), node.output)],\n',
         ),
     ],
     "a kernel for a layer kind": [
