@@ -51,7 +51,7 @@ def test_what_a_whole_training_is_too_much_for_is_trained_over_the_schedule_s_en
     made = train_any_control(lab, TASK, control, found, SEEDS)
     assert [(each.segment.first, each.segment.last) for each in made.trainings] == [(3, 12), (3, 12), (9, 12)]
     assert len({each.segment.order_seed for each in made.trainings}) == 3
-    assert made.budget == trained_steps(found) == behind(made, [made.fresh or found.dense])
+    assert made.total_steps == trained_steps(found) == behind(made, [made.fresh or found.dense])
     assert (made.fresh is None) == (control == "shuffled")
 
 
@@ -66,7 +66,7 @@ def test_under_a_budget_it_begins_with_a_dense_network_of_the_tickets_schedule(l
     assert (made.fresh.segment.mask, made.fresh.segment.recipe) == (None, found.result.segment.recipe)
     assert (made.fresh.segment.start.seed == SEEDS.initialisation) == (control == "shuffled")
     assert [each.segment.steps for each in made.trainings] == [short] * rounds
-    assert made.budget == TOTAL == behind(made, [made.fresh])
+    assert made.total_steps == TOTAL == behind(made, [made.fresh])
 
 
 def test_what_cannot_have_as_many_steps_is_refused(lab: tk.Lab) -> None:
@@ -76,7 +76,7 @@ def test_what_cannot_have_as_many_steps_is_refused(lab: tk.Lab) -> None:
     assert not explain_undefined_control("cyclic", found)
     assert not explain_undefined_control("dense_of_flops", found)
     first = gates(lab, rounds=1, rewind="3it", retrain="none")
-    assert train_any_control(lab, TASK, "shuffled", first, SEEDS).budget == trained_steps(first) == TOTAL
+    assert train_any_control(lab, TASK, "shuffled", first, SEEDS).total_steps == trained_steps(first) == TOTAL
 
 
 @pytest.mark.parametrize(

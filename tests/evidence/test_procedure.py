@@ -182,6 +182,6 @@ def test_what_is_pruned_before_the_first_step_is_trained_again_like_the_ticket(l
     saved = run.tickets[0].load()
     with tk.Lab(tmp_path) as own:
         about = load_tested_ticket(own, saved)
-        again = Rivals(about, VerifySettings(controls=("none",))).train("ticket", about.seeds)
+        again = Rivals(about, VerifySettings(controls=("none",))).train_role("ticket", about.seeds)
     assert again.result.model == saved.info["trained_state"]
-    assert (again.budget, about.step) == (20, 0)
+    assert (again.total_steps, about.step) == (20, 0)

@@ -23,7 +23,7 @@ from ticketry.report.tables.results import Results
 from ticketry.report.tables.speed import (
     TimingSetup,
     compare_at_equal_time,
-    compare_panels,
+    compare_with_unstructured_tickets,
     latency_panels,
     latency_points,
     structure_labels,
@@ -172,7 +172,7 @@ def test_only_like_is_compared_with_like(
 
     def compared(*records: dict[str, Any]) -> dict[str, Any]:
         subject = read_report_subject(records, benches)
-        made = compare_panels(latency_panels(subject, range(len(records))), subject.speeds)
+        made = compare_with_unstructured_tickets(latency_panels(subject, range(len(records))), subject.speeds)
         return {name: found for (setup, name), found in made.items() if setup == SETUP}
 
     name = runs[1]["run"]

@@ -91,8 +91,7 @@ class Control:
     """A network as sparse as a ticket and trained for as long, but without one property of the ticket.
 
     A subclass overrides `mask` or `weights`, whose results must depend only on their arguments, or sets `fresh` to
-    start from a new initialisation.
-    ``ticketry list controls`` shows the docstring of the subclass.
+    start from a new initialisation. ``ticketry list controls`` shows the docstring of the subclass.
 
     Examples:
         >>> class SameSigns(tk.evidence.Control):

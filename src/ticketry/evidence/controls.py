@@ -307,7 +307,7 @@ class ControlTrainings:
     """Whether the search counts as part of the control's cost, see `Control.searched`."""
 
     @property
-    def budget(self) -> int:
+    def total_steps(self) -> int:
         """Number of training steps since initialisation."""
         return self.steps_before + sum(each.segment.steps for each in self.trainings)
 

@@ -76,7 +76,7 @@ class Reference:
 def list_references(subject: TestedTicket) -> list[Reference]:
     """List two references: as many steps as the whole search (if recorded), and as many FLOPs as the ticket."""
     made = []
-    spent, once = subject.info.get("search_steps"), subject.budget
+    spent, once = subject.info.get("search_steps"), subject.total_steps
     if spent:
         note = (
             f"the {spent:,} steps that the search had trained when the ticket was found, {spent / once:.1f} trainings"
@@ -127,7 +127,7 @@ class RepeatedSearch:
     """Number of training steps of all trainings that the ticket needed, see `lab.costs.ledger`."""
 
     @property
-    def budget(self) -> int:
+    def total_steps(self) -> int:
         """Number of steps for which the ticket's weights were trained."""
         return trained_steps(self.ticket)
 
@@ -215,7 +215,7 @@ class TrainedNetwork:
     """A network trained with one seed: its result and its number of steps."""
 
     result: Result
-    budget: int
+    total_steps: int
     """Number of training steps since initialisation."""
 
 
@@ -443,7 +443,7 @@ class ProcedureRivals:
 
     def _train_role(self, role: str, one: RepeatedSearch) -> TrainedNetwork:
         if role == "ticket":
-            return TrainedNetwork(one.ticket.result, one.budget)
+            return TrainedNetwork(one.ticket.result, one.total_steps)
         if role == "dense":
             steps = self._count_dense_steps(one)
             return TrainedNetwork(self._train_from_initialisation(one, steps, role), steps)
@@ -455,19 +455,22 @@ class ProcedureRivals:
             else:
                 mask = random_mask(one.mask, seed, role)
             variants = with_other_mask(one.ticket.result.segment.variants, self.lab.store.put_mask(mask))
-            return TrainedNetwork(self._train_from_initialisation(one, one.budget, role, variants=variants), one.budget)
+            return TrainedNetwork(
+                self._train_from_initialisation(one, one.total_steps, role, variants=variants), one.total_steps
+            )
         if role == SMALL_DENSE or is_matched_dense(role):
             return TrainedNetwork(
-                self._train_from_initialisation(one, one.budget, role, task=self._task_of_role(role, one)), one.budget
+                self._train_from_initialisation(one, one.total_steps, role, task=self._task_of_role(role, one)),
+                one.total_steps,
             )
         # A control of the ticket, trained repeatedly if the ticket was trained at each level.
         made = train_any_control(self.lab, one.task, role, one.ticket, one.seeds, label=role)
-        return TrainedNetwork(made.trainings[-1], made.budget)
+        return TrainedNetwork(made.trainings[-1], made.total_steps)
 
     def _count_dense_steps(self, one: RepeatedSearch) -> int:
         if self.subject.bounded:
             return one.dense.result.segment.steps
-        return one.cost if self._settings.dense_at == "cost" else one.budget
+        return one.cost if self._settings.dense_at == "cost" else one.total_steps
 
     def _train_from_initialisation(
         self, one: RepeatedSearch, steps: int, label: str, *, task: Task | None = None, variants: Sequence[Variant] = ()
@@ -637,7 +640,7 @@ class TestedTicket:
         return self.parameters - self.mask.total + self.mask.kept
 
     @property
-    def budget(self) -> int:
+    def total_steps(self) -> int:
         """Number of steps from the initialisation to the end of the ticket's training."""
         return self.step + self.last - self.first
 

@@ -204,7 +204,7 @@ def _judge_trained(
     values = {role: _test_metric_values(rivals, found) for role, found in trained.items()}
     even = {role: found for role, found in trained.items() if role not in rivals.roles_with_other_steps}
     for number in range(len(trained["ticket"])):
-        check_budgets({role: [found[number].budget] for role, found in even.items()})
+        check_budgets({role: [found[number].total_steps] for role, found in even.items()})
     metric = rivals.task.metric
     judged = verdict if settings.plan is None else partial(decide_after, interim=settings.plan)
     return judged(
@@ -236,7 +236,7 @@ def _make_verification(
         about=about,
         verdict=made,
         values={role: _test_metric_values(rivals, found) for role, found in trained.items()},
-        budgets={role: round(sum(one.budget for one in found) / len(found)) for role, found in trained.items()},
+        budgets={role: round(sum(one.total_steps for one in found) / len(found)) for role, found in trained.items()},
         parameters={role: rivals.count_parameters(role) for role in trained},
         models={role: rivals.network_name(role) for role in trained},
         again=again,

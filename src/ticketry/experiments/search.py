@@ -149,7 +149,7 @@ class _ControlTrainer:
                 run.seeds.replicate(replicate),
                 label=f"level {found.level} {control}",
             )
-        more, trained = {**counts, "budget": control_of.budget}, control_of.trainings
+        more, trained = {**counts, "budget": control_of.total_steps}, control_of.trainings
         last = trained[-1].segment
         if is_matched_dense(control):
             more.update(self._count_dense_weights(last.task, found.mask))

@@ -170,7 +170,7 @@ class MethodRow(Part, frozen=True, kw_only=True):
 
 
 class CampaignRecord(Part, frozen=True, kw_only=True, tag_field="kind", tag="campaign"):
-    """The record of a campaign at one scale, with all results so far."""
+    """The record of a campaign with all results so far; `scale` names the sizes of its networks and trainings."""
 
     format: Literal[1] = FORMAT
     name: str

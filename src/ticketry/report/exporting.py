@@ -25,7 +25,7 @@ from ticketry.report.tables import rows
 from ticketry.report.tables.frontier import COSTS_OF_CALL, frontier_lines, frontier_rows
 from ticketry.report.tables.networks import tickets_of_equal_density
 from ticketry.report.tables.results import Group, Results
-from ticketry.report.tables.speed import compare_panels, latency_panels
+from ticketry.report.tables.speed import compare_with_unstructured_tickets, latency_panels
 from ticketry.report.wording import (
     Style,
     bare_p_value,
@@ -94,7 +94,7 @@ def _latency_rows(subject: Subject) -> rows.Rows:
     found: list[Mapping[str, rows.Cell]] = []
     for indices in subject.run_indices_by_task.values():
         panels = latency_panels(subject, indices)
-        found += rows.latency_rows(panels, compare_panels(panels, subject.speeds))
+        found += rows.latency_rows(panels, compare_with_unstructured_tickets(panels, subject.speeds))
     return found
 
 

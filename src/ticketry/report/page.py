@@ -108,7 +108,7 @@ def render_watch(title: str, source: str) -> str:
 
 
 def _render_document(body: str, place: PagePart, head: Mapping[str, object]) -> str:
-    script = _build_page_script(unpacks='<details class="packed' in body or '<details class="run packed' in body)
+    script = _build_page_script(with_unpacking='<details class="packed' in body or '<details class="run packed' in body)
     fixed = {"script": script, "style": _read_style_sheet(), "policy": _security_policy(script)}
     context = {name: Markup(text) for name, text in fixed.items()}
     return (
@@ -161,10 +161,10 @@ def _read_style_sheet() -> str:
     return f":root {{ {light}}}\n{_read_asset('style.css')}\n{runs}"
 
 
-def _build_page_script(unpacks: bool) -> str:
-    """Return the page's script; if `unpacks`, with the code that unpacks compressed parts."""
+def _build_page_script(with_unpacking: bool) -> str:
+    """Return the page's script; if `with_unpacking`, with the code that unpacks compressed parts."""
     end, source = "})();\n", _read_asset("report.js")
-    if unpacks:
+    if with_unpacking:
         source = source.removesuffix(end) + _read_asset("packed.js") + end
     return source.replace("= COLOURS;", f"= {json.dumps(COLOURS)};")
 

@@ -115,7 +115,7 @@ class DensityMatch:
     nearest: tuple[tuple[int, float], ...]
     """(index of the run, its nearest density) for each other run that has tickets."""
 
-    def style(self, metric: Metric) -> Style:
+    def number_style(self, metric: Metric) -> Style:
         """Return the number format for the metric of all matched runs."""
         return Style.for_summaries([group.metric() for _, group in self.members], metric.unit)
 

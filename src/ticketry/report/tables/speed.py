@@ -222,7 +222,9 @@ def latency_panels(subject: Subject, indices: Sequence[int]) -> list[LatencyPane
     return found
 
 
-def compare_panels(panels: Sequence[LatencyPanel], speeds: Sequence[SpeedRecord]) -> ComparisonsBySetup:
+def compare_with_unstructured_tickets(
+    panels: Sequence[LatencyPanel], speeds: Sequence[SpeedRecord]
+) -> ComparisonsBySetup:
     """Compare structured with unstructured tickets of equal latency, in each panel that has both."""
     found: dict[tuple[TimingSetup, str], Mapping[int, EqualTimeComparison]] = {}
     for panel in panels:
