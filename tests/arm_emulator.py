@@ -15,7 +15,7 @@ import pytest
 
 from ticketry_engine.kernels.jit import Kernel, Library, create_target_machine, optimise
 from ticketry_engine.kernels.program import Driver
-from ticketry_engine.kernels.target import Target, foreign, llvmlite_binding
+from ticketry_engine.kernels.target import Target, cross_compile_target, llvmlite_binding
 
 _CODE, _CODE_BYTES = 1 << 32, 256 << 20
 _STACK, _STACK_BYTES = 1 << 33, 1 << 20
@@ -37,7 +37,7 @@ class ArmLibrary(Library):
     """Kernels of AArch64 with NEON: a program's driver is a call into the emulator."""
 
     def __init__(self) -> None:
-        super().__init__(foreign("aarch64"))
+        super().__init__(cross_compile_target("aarch64"))
         self.calls = 0
         self._emulator = _Emulator()
 

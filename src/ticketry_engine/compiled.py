@@ -32,7 +32,7 @@ from ticketry_engine.kernels.jit import Library
 from ticketry_engine.kernels.program import cores
 from ticketry_engine.kernels.target import Target, target
 from ticketry_engine.kernels.target import target as find_target
-from ticketry_engine.kernels.training.layer import images_of
+from ticketry_engine.kernels.training.layer import images_per_block
 from ticketry_engine.layers import ForInference, describe_layers, layer_table, median_seconds, warn_of_graph_notes
 from ticketry_engine.plan.region_programs import ITEM, Native, compute_graph_digest, partition_graph
 from ticketry_engine.processor import name_and_features, processor_kind
@@ -497,7 +497,7 @@ def inspect(
 def examples_to_inspect(batch: int, precision: str = "fp32") -> int:
     """Return the number of examples with which `inspect` gives the result for the batch size `batch`, but faster."""
     half = precision == "bf16"
-    return images_of(HALF if half else FLOAT) if fills_blocks(batch, half=half) else min(batch, FEWEST)
+    return images_per_block(HALF if half else FLOAT) if fills_blocks(batch, half=half) else min(batch, FEWEST)
 
 
 def has_rows_in_groups_of_16(kept: Tensor) -> bool:

@@ -10,7 +10,7 @@ import torch
 
 import ticketry as tk
 from ticketry.lab.process import describe_machine
-from ticketry_engine.bench.timing import another_machine, machine
+from ticketry_engine.bench.timing import describe_machine_difference, machine
 from ticketry_engine.processor import kind_from_cpuinfo, list_unsupported, parse_cpuinfo
 
 ZEN_3 = """processor\t: 0
@@ -51,12 +51,15 @@ def test_generations_of_one_name_are_of_different_kinds(monkeypatch: pytest.Monk
 
 def test_another_machine_is_one_of_another_kind_where_that_is_told() -> None:
     here = machine()
-    assert another_machine(here) == ""
-    assert another_machine({"processor": here["processor"]}) == ""  # a file that was written before kinds were told
-    assert another_machine({**here, "processor_kind": "AuthenticAMD 25 1 1"}).startswith(
+    assert describe_machine_difference(here) == ""
+    # The next mapping is from a file that was written before kinds were told.
+    assert describe_machine_difference({"processor": here["processor"]}) == ""
+    assert describe_machine_difference({**here, "processor_kind": "AuthenticAMD 25 1 1"}).startswith(
         f"{here['processor']}, AuthenticAMD 25 1 1; this one is {here['processor']}, {here['processor_kind']}"
     )
-    assert another_machine({"processor": "Another 3000"}) == f"Another 3000; this one is {here['processor']}"
+    assert (
+        describe_machine_difference({"processor": "Another 3000"}) == f"Another 3000; this one is {here['processor']}"
+    )
 
 
 _ELSEWHERE = """

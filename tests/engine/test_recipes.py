@@ -78,7 +78,7 @@ RECIPES = {
 CHECK = """
 import platform, torch, ticketry_engine as engine
 from torch import nn
-from ticketry_engine.kernels.target import foreign
+from ticketry_engine.kernels.target import cross_compile_target
 
 class Model(nn.Module):
     def __init__(self):
@@ -89,7 +89,7 @@ class Model(nn.Module):
 
 torch.manual_seed(0)
 model, x = Model().eval(), torch.randn(3, 4, 8, 8)
-assert foreign("core2").lanes == 4
+assert cross_compile_target("core2").lanes == 4
 for target in ("host", *(["core2"] if platform.machine() == "x86_64" else [])):
     fast = engine.compile(model, None, x, target=target)
     assert fast.target.name == target or target == "host"

@@ -36,7 +36,7 @@ from ticketry.core.scope import scope as scope_of
 from ticketry.core.structure.layout import layouts_or_rows
 from ticketry.errors import CostError, UsageError
 from ticketry.files import exists
-from ticketry_engine.bench.timing import another_machine
+from ticketry_engine.bench.timing import describe_machine_difference
 from ticketry_engine.costs import H100_BF16, CallSeconds, GpuRates, MaskedModel, StoredTensor, fixed_bytes_and_tensors
 from ticketry_engine.support.entry_points import entry_point
 
@@ -180,7 +180,7 @@ def _resolve_target(target: str | Path | CostModel | GpuProfile) -> CostModel | 
 
 def describe_other_machine(costs: CostModel) -> str:
     """Return a message that says on which other machine `costs` were measured; empty if it was this machine."""
-    other = another_machine(costs.about)
+    other = describe_machine_difference(costs.about)
     return other and f"the costs are of another machine ({other})"
 
 

@@ -27,7 +27,7 @@ from ticketry.core.synthetic_masks import synthetic
 from ticketry.errors import EngineError
 from ticketry_engine import Compiled
 from ticketry_engine.bench.dense_engines import UnavailableError, rivals
-from ticketry_engine.bench.timing import Case, Interval, machine, median_interval, settle, warm_up
+from ticketry_engine.bench.timing import Case, Interval, fill_caches_by_calls, machine, median_interval, warm_up
 from ticketry_engine.costs import CHANNELS_LAST, PLANAR, CallSeconds, MaskedModel, UnsupportedError
 from ticketry_engine.support.modules import copied
 from ticketry_engine.support.process_state import torch_threads
@@ -179,7 +179,7 @@ class Meter:
         several, effort = max(1, ceil(_LEAST_SECONDS / usual)), self.effort
         found: list[float] = []
         with torch.no_grad():
-            settle(run, effort.settling)
+            fill_caches_by_calls(run, effort.settling)
             while len(found) < effort.fewest or (len(found) < effort.most and several * sum(found) < effort.seconds):
                 begin = self._clock()
                 for _ in range(several):

@@ -214,11 +214,11 @@ _ROUNDS = 11
 
 def check_measurable_here(costs: CostModel) -> None:
     """Raise `CostError` unless `costs` are in seconds, of this machine, and of at most as many threads as cores."""
-    from ticketry_engine.bench.timing import another_machine
+    from ticketry_engine.bench.timing import describe_machine_difference
 
     if costs.unit != "seconds":
         raise CostError(f"a latency is measured with costs in seconds, not in {costs.unit}")
-    if other := another_machine(costs.about):
+    if other := describe_machine_difference(costs.about):
         raise CostError(
             f"the costs are of another machine ({other}): nothing can be timed for them here, leave out measured"
             " and dense_of_time, or search there"

@@ -139,7 +139,7 @@ def _with_conversions(function: Call, case: Case, layout: torch.memory_format, m
     """
     half = case.precision == "bf16"
 
-    def convert(leaf: Any) -> Any:
+    def convert_input(leaf: Any) -> Any:
         if not isinstance(leaf, Tensor):
             return leaf
         if half and leaf.is_floating_point():
@@ -148,15 +148,15 @@ def _with_conversions(function: Call, case: Case, layout: torch.memory_format, m
             leaf = leaf.contiguous(memory_format=layout)
         return leaf
 
-    def back(leaf: Any) -> Any:
+    def convert_output_to_float32(leaf: Any) -> Any:
         return leaf.float() if isinstance(leaf, Tensor) and leaf.dtype == torch.bfloat16 else leaf
 
-    def run(*inputs: Any, **named: Any) -> Any:
+    def run_converted(*inputs: Any, **named: Any) -> Any:
         with mode():
-            made = function(*tree_map(convert, inputs), **tree_map(convert, named))
-            return tree_map(back, made) if half else made
+            made = function(*tree_map(convert_input, inputs), **tree_map(convert_input, named))
+            return tree_map(convert_output_to_float32, made) if half else made
 
-    return run
+    return run_converted
 
 
 class ShrunkModel:

@@ -131,7 +131,7 @@ def warm_up(call: Callable[[], object], seconds: float = _WARM_SECONDS) -> float
             return statistics.median(last)
 
 
-def settle(call: Callable[[], object], seconds: float = _SETTLING_SECONDS) -> None:
+def fill_caches_by_calls(call: Callable[[], object], seconds: float = _SETTLING_SECONDS) -> None:
     """Repeat a call up to fifteen times, for at most `seconds`, to fill the caches after calls of another engine."""
     began = time.perf_counter()
     for _ in range(_SETTLING_CALLS):
@@ -258,10 +258,10 @@ class Case:
     def rounding(self) -> float:
         """Return the relative difference between `reference` and the outputs in float64; 0 if the model has none."""
 
-        def double(leaf: Any) -> Any:
+        def to_float64(leaf: Any) -> Any:
             return leaf.double() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
 
-        args, kwargs = tree_map(double, (self.args, self.kwargs))
+        args, kwargs = tree_map(to_float64, (self.args, self.kwargs))
         try:
             with torch.inference_mode():
                 exact = output_tensors(copy.deepcopy(self.model).double()(*args, **kwargs))
@@ -303,7 +303,7 @@ def machine(packages: Iterable[str] = ("torch", "ticketry")) -> dict[str, Any]:
     }
 
 
-def another_machine(about: Mapping[str, Any]) -> str:
+def describe_machine_difference(about: Mapping[str, Any]) -> str:
     """Return a text that names both machines if `about`, a result of `machine`, describes another one; else ""."""
     here = machine(())
     # Older files have only the name of the processor.

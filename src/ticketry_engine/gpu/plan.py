@@ -197,13 +197,13 @@ def all_layout_changes_seconds(graph: Graph, batch: int, choices: Mapping[str, L
     total = 0.0
     held: dict[str, set[str]] = {name: {"outer"} for name in graph.inputs}
 
-    def turned(name: str) -> float:
+    def change_layout_seconds(name: str) -> float:
         return layout_change_seconds(graph.values[name].numel(batch), rates)
 
-    def need(name: str, layout: str) -> None:
+    def add_change_unless_held(name: str, layout: str) -> None:
         nonlocal total
         if layout not in held[name]:
-            total += turned(name)
+            total += change_layout_seconds(name)
             held[name].add(layout)
 
     wanted = find_inner_values(graph, choices)
@@ -217,12 +217,12 @@ def all_layout_changes_seconds(graph: Graph, batch: int, choices: Mapping[str, L
         elif runs_on_inner_inputs(graph, node):
             reads = made = "outer" if "outer" in held[node.inputs[0]] else "inner"
         for name in node.inputs:
-            need(name, reads)
+            add_change_unless_held(name, reads)
         if (reads, made) == ("inner", "outer"):  # a linear layer on the last axis of an image
-            total += turned(node.output)
+            total += change_layout_seconds(node.output)
         held[node.output] = {made}
     for name in graph.output_names:
-        need(name, "outer")
+        add_change_unless_held(name, "outer")
     return total
 
 
@@ -530,7 +530,7 @@ def choose(key: Hashable, tile: int, outputs: int, tiles: int, x: Tensor, run: C
             return candidates[0]
         with _lock:
             if key not in _found:
-                _found[key] = find_fastest(candidates, run, _seconds)
+                _found[key] = find_fastest(candidates, run, _mean_seconds_of_four_calls)
     return _found[key]
 
 
@@ -566,12 +566,12 @@ def time_on_gpu(call: Callable[[], T]) -> tuple[T, float]:
     return made, float(begin.elapsed_time(end)) / 1e3
 
 
-def _seconds(call: Callable[[], None]) -> float:
-    def four() -> None:
+def _mean_seconds_of_four_calls(call: Callable[[], None]) -> float:
+    def call_four_times() -> None:
         for _ in range(4):
             call()
 
-    return time_on_gpu(four)[1] / 4
+    return time_on_gpu(call_four_times)[1] / 4
 
 
 def _limit_pixels(config: Config, outputs: int) -> Config:

@@ -161,10 +161,10 @@ def _prepare_operands(
             raise EngineError(f"the {name} is {one.dtype} on {one.device}, but x is {x.dtype} on {x.device}")
     if residual is not None and residual.shape != out.shape:
         raise EngineError(f"the residual has the shape {list(residual.shape)}, not {list(out.shape)}")
-    return _to_inner(x), None if residual is None else _to_inner(residual)
+    return _to_inner_layout(x), None if residual is None else _to_inner_layout(residual)
 
 
-def _to_inner(x: Tensor) -> Tensor:
+def _to_inner_layout(x: Tensor) -> Tensor:
     return x if is_inner(x) else _change_layout(x, True)
 
 
@@ -326,7 +326,7 @@ def inner_pool2d(
     out = _pool_out(x, kernel, stride, padding, dilation, ceil)
     if not out.numel():
         return out
-    x = _to_inner(x)
+    x = _to_inner_layout(x)
     run = round_up(x.shape[0])
     grid = (out.shape[1] * triton.cdiv(out.shape[2] * out.shape[3] * run, _POOL),)
     kernels.pool[grid](
@@ -486,9 +486,9 @@ class GpuProgram:
             held[made] = call(made, run, [held[name] for name in reads])
             for name in done:
                 del held[name]
-        return {name: self._result(name, held[name].get_outer()) for name in self.graph.output_names}
+        return {name: self._cast_to_dtype_of_graph(name, held[name].get_outer()) for name in self.graph.output_names}
 
-    def _result(self, name: str, made: Any) -> Any:
+    def _cast_to_dtype_of_graph(self, name: str, made: Any) -> Any:
         dtype = getattr(torch, self.graph.values[name].dtype, None)
         return made.to(dtype) if isinstance(made, Tensor) and isinstance(dtype, torch.dtype) else made
 

@@ -60,15 +60,15 @@ class ChannelCursor(Protocol):
     def fill_padding(self, values: Vectors, number: float) -> Vectors:
         """Return `values` with `number` in the lanes after the last channel."""
 
-    def spread(self, totals: Vectors) -> Vectors:
+    def broadcast_totals(self, totals: Vectors) -> Vectors:
         """Return totals as vectors that can be combined with the values of a step."""
 
-    def larger(self, one: ir.Value, other: ir.Value) -> ir.Value: ...
+    def elementwise_maximum(self, one: ir.Value, other: ir.Value) -> ir.Value: ...
 
-    def one(self) -> ir.Value:
+    def scalar_one(self) -> ir.Value:
         """Return 1 as a number of the type that `reduce` returns."""
 
-    def mean_plus(self, total: ir.Value, share: ir.Value, number: ir.Value) -> ir.Value:
+    def mean_plus_constant(self, total: ir.Value, share: ir.Value, number: ir.Value) -> ir.Value:
         """Return ``total * share + number``: for RMS norm, the mean of squares plus epsilon."""
 
 
@@ -79,7 +79,7 @@ def write_layer_norm(c: ChannelCursor) -> None:
     def add(values: Vectors, totals: Vectors) -> Vectors:
         return [b.fadd(total, value) for total, value in zip(totals, values, strict=True)]
 
-    means = c.spread([b.fmul(total, share) for total in c.reduce(add)])
+    means = c.broadcast_totals([b.fmul(total, share) for total in c.reduce(add)])
 
     def add_squares(values: Vectors, totals: Vectors) -> Vectors:
         apart = c.fill_padding([b.fsub(value, mean) for value, mean in zip(values, means, strict=True)], 0.0)
@@ -90,7 +90,9 @@ def write_layer_norm(c: ChannelCursor) -> None:
     missed, variances = (shares[: len(means)], shares[len(means) :]) if c.compensated else ([], shares)
     if missed:
         variances = [b.fsub(square, b.fmul(m, m)) for square, m in zip(variances, missed, strict=True)]
-    inverse = c.spread([b.fdiv(c.one(), e.intrinsic("llvm.sqrt", b.fadd(variance, eps))) for variance in variances])
+    inverse = c.broadcast_totals(
+        [b.fdiv(c.scalar_one(), e.intrinsic("llvm.sqrt", b.fadd(variance, eps))) for variance in variances]
+    )
 
     def normalise(values: Vectors, weights: Weights) -> Vectors:
         apart = [b.fsub(value, mean) for value, mean in zip(values, means, strict=True)]
@@ -109,8 +111,8 @@ def write_rms_norm(c: ChannelCursor) -> None:
     def add_squares(values: Vectors, totals: Vectors) -> Vectors:
         return [e.fma(value, value, total) for total, value in zip(totals, values, strict=True)]
 
-    roots = [e.intrinsic("llvm.sqrt", c.mean_plus(total, share, eps)) for total in c.reduce(add_squares)]
-    inverse = c.spread([b.fdiv(c.one(), root) for root in roots])
+    roots = [e.intrinsic("llvm.sqrt", c.mean_plus_constant(total, share, eps)) for total in c.reduce(add_squares)]
+    inverse = c.broadcast_totals([b.fdiv(c.scalar_one(), root) for root in roots])
 
     def normalise(values: Vectors, weights: Weights) -> Vectors:
         scaled = zip(values, inverse, strict=True)
@@ -124,16 +126,16 @@ def write_softmax(c: ChannelCursor) -> None:
 
     def take_larger(values: Vectors, totals: Vectors) -> Vectors:
         values = c.fill_padding(values, float("-inf"))
-        return [c.larger(total, value) for total, value in zip(totals, values, strict=True)]
+        return [c.elementwise_maximum(total, value) for total, value in zip(totals, values, strict=True)]
 
-    largest = c.spread(c.reduce(take_larger, float("-inf"), largest=True))
+    largest = c.broadcast_totals(c.reduce(take_larger, float("-inf"), largest=True))
 
     def add_powers(values: Vectors, totals: Vectors) -> Vectors:
         powers = [exp(e, b.fsub(value, most)) for value, most in zip(values, largest, strict=True)]
         c.store(powers)
         return [b.fadd(total, power) for total, power in zip(totals, c.fill_padding(powers, 0.0), strict=True)]
 
-    inverse = c.spread([b.fdiv(c.one(), total) for total in c.reduce(add_powers)])
+    inverse = c.broadcast_totals([b.fdiv(c.scalar_one(), total) for total in c.reduce(add_powers)])
     c.write(lambda values, _: [b.fmul(value, i) for value, i in zip(values, inverse, strict=True)])
 
 

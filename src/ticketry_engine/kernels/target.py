@@ -84,10 +84,10 @@ def target(name: str = "host") -> Target:
         raise EngineError(f"no target {name!r} for kernels: choose from host, {', '.join(_FOREIGN)}")
     if name not in _X86 or _X86[name] > _X86.get(host.name, 0):
         raise EngineError(f"kernels for {name} do not run on this processor ({host.cpu}, {host.name})")
-    return replace(foreign(name), triple=host.triple, second=host.second)
+    return replace(cross_compile_target(name), triple=host.triple, second=host.second)
 
 
-def foreign(name: str) -> Target:
+def cross_compile_target(name: str) -> Target:
     """Return the target called `name` for cross-compilation, even if this machine cannot run its code."""
     if name not in _FOREIGN:
         raise EngineError(f"no target {name!r} for kernels: choose from {', '.join(_FOREIGN)}")

@@ -71,7 +71,7 @@ def entry_point(need: Need = READS, *, autocast: bool = False) -> Callable[[Call
         def checked(*args: P.args, **kwargs: P.kwargs) -> R:
             model = kwargs["model"] if "model" in kwargs else dict(zip(names, args, strict=False)).get("model")
 
-            def pass_on(name: str, value: Any) -> Any:
+            def check_argument(name: str, value: Any) -> Any:
                 if value is None and (name in optional or name not in parameters):
                     return None
                 if name in ("model", "small"):
@@ -80,8 +80,8 @@ def entry_point(need: Need = READS, *, autocast: bool = False) -> Callable[[Call
                 return value if check is None else check(value, name, model)
 
             with plain_torch_state(autocast=autocast):
-                positional: Any = [*map(pass_on, names, args), *args[len(names) :]]
-                named: Any = {name: pass_on(name, value) for name, value in kwargs.items()}
+                positional: Any = [*map(check_argument, names, args), *args[len(names) :]]
+                named: Any = {name: check_argument(name, value) for name, value in kwargs.items()}
                 return function(*positional, **named)
 
         return checked

@@ -63,24 +63,24 @@ class Stepping:
         _listening.remove(self)
 
 
-def _hook() -> None:
-    register_optimizer_step_pre_hook(_call_before)
-    register_optimizer_step_post_hook(_call_after)
+def _register_optimizer_hooks() -> None:
+    register_optimizer_step_pre_hook(_call_before_step)
+    register_optimizer_step_post_hook(_call_after_step)
 
 
-def _call_before(optimizer: Optimizer, args: object, kwargs: object) -> None:
+def _call_before_step(optimizer: Optimizer, args: object, kwargs: object) -> None:
     for one in _listening.present:
         if one.before is not None:
             one.before(optimizer, args, kwargs)
 
 
-def _call_after(optimizer: Optimizer, args: object, kwargs: object) -> None:
+def _call_after_step(optimizer: Optimizer, args: object, kwargs: object) -> None:
     for one in _listening.present:
         if one.after is not None:
             one.after(optimizer, args, kwargs)
 
 
-_listening = Listeners[Stepping](_hook)
+_listening = Listeners[Stepping](_register_optimizer_hooks)
 
 
 # -- an error for second derivatives of kernels -----------------------------------------------------------------------

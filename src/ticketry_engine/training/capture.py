@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from ticketry_engine.ir import Node, native_node
 from ticketry_engine.kernels.activations import SLOPES
 from ticketry_engine.kernels.bfloat import FLOAT, HALF
-from ticketry_engine.kernels.training.layer import images_of
+from ticketry_engine.kernels.training.layer import images_per_block
 from ticketry_engine.kernels.window import Array
 from ticketry_engine.training.plan import LAYERS, TrainingRegion, fuse_norms, layer_name
 
@@ -299,16 +299,16 @@ class _RegionFinder:
         order: list[fx.Node | FoundRegion] = []
         done: set[int] = set()
 
-        def visit(step: fx.Node | FoundRegion) -> None:
+        def append_after_inputs(step: fx.Node | FoundRegion) -> None:
             if id(step) in done:
                 return
             done.add(id(step))
             for read in step.inputs if isinstance(step, FoundRegion) else self._predecessors(step):
-                visit(self.of.get(read, read))
+                append_after_inputs(self.of.get(read, read))
             order.append(step)
 
         for node in graph.nodes:
-            visit(self.of.get(node, node))
+            append_after_inputs(self.of.get(node, node))
         dense = {name for region in self.found if region.is_faster for name in region.dense}
         return CapturedCall(graph, order, self.reasons, dense)
 
@@ -326,7 +326,7 @@ def _count_images(node: fx.Node) -> int:
 
 def fills_blocks(images: int, *, half: bool = False) -> bool:
     """Return whether `images` fill the kernels' blocks of images well enough: `FULL` limits the empty places."""
-    block = images_of(HALF if half else FLOAT)
+    block = images_per_block(HALF if half else FLOAT)
     return 0 < -(-images // block) * block <= FULL * images
 
 

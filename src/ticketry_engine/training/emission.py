@@ -131,12 +131,12 @@ def _emit_layer_forward(node: Node, plan: TrainingPlan) -> None:
     plan.packed[layer_name(node)] = found
     rows = found.rows // y.geometry.bytes
 
-    def fill(state: RegionPass) -> None:
+    def fill_biases(state: RegionPass) -> None:
         bias = state.parameters[node.weights["bias"]].detach().numpy()
         plan.table(slot.number, 0)[:, -rows.shape[1] :] = bias[rows].view(np.int32)
 
     if "bias" in node.weights:
-        plan.prepare["forward"].append(fill)
+        plan.prepare["forward"].append(fill_biases)
 
 
 def _emit_layer_backward(node: Node, plan: TrainingPlan, gradients: Gradients) -> None:
@@ -160,10 +160,10 @@ def _emit_weight_gradient(node: Node, plan: TrainingPlan, x: Batch, dy: Batch, l
     weight = node.weights["weight"]
     if not layer.count:
 
-        def zeros(state: RegionPass) -> None:
+        def set_zero_gradient(state: RegionPass) -> None:
             state.gradients[weight] = torch.zeros_like(state.parameters[weight])
 
-        plan.add_stage("backward", zeros)
+        plan.add_stage("backward", set_zero_gradient)
         return
     tables = plan.tables.pop(layer_name(node), None)
     found = build_weight_gradient(x, dy, layer, plan.target, plan.reserve_scratch, tables)
@@ -172,13 +172,13 @@ def _emit_weight_gradient(node: Node, plan: TrainingPlan, x: Batch, dy: Batch, l
         plan.release_value(node.inputs[0])
     ends = [plan.add_standalone(op) for op in found.end]
 
-    def totals(state: RegionPass) -> None:
+    def store_weight_gradient(state: RegionPass) -> None:
         packed = torch.empty(found.packed, dtype=torch.float32, device="cpu")
         gradient = state.memory.empty(weight, state.parameters[weight].shape)
         state.session.run(ends[0].number, ends[-1].number + 1, [packed.data_ptr(), gradient.data_ptr()])
         state.gradients[weight] = gradient
 
-    plan.add_waiting_stage(totals)
+    plan.add_waiting_stage(store_weight_gradient)
 
 
 def _weight_gradient_runs_by_block(node: Node, plan: TrainingPlan, gradients: Gradients) -> bool:
@@ -199,11 +199,11 @@ def _weight_gradient_runs_by_block(node: Node, plan: TrainingPlan, gradients: Gr
 def _emit_bias_gradient(node: Node, plan: TrainingPlan, dy: Batch) -> None:
     slot = plan.add("backward", build_channel_ops(Total, [dy], plan.live, plan.target))
 
-    def total(state: RegionPass) -> None:
+    def store_bias_gradient(state: RegionPass) -> None:
         sums = read_sums(plan.program.ops[slot.number], plan.target)[:, 0]
         state.gradients[node.weights["bias"]] = torch.from_numpy(sums.astype(np.float32))
 
-    plan.add_final_stage(total)
+    plan.add_final_stage(store_bias_gradient)
 
 
 # -- batch norms -------------------------------------------------------------------------------------------------------
@@ -225,7 +225,7 @@ def _emit_norm_forward(node: Node, plan: TrainingPlan) -> None:
     counts = [(end - begin) * size[0] * size[1] for begin, end in itertools.pairwise([0, *ends])]
     moments = plan.add("forward", build_channel_ops(Moments, [x], plan.live, plan.target))
 
-    def statistics(state: RegionPass) -> None:
+    def fill_scale_and_shift(state: RegionPass) -> None:
         ops = plan.program.ops
         mean, variance = read_moments(ops[moments.number], counts, plan.target)
         module = state.modules[layer_name(node)]
@@ -237,7 +237,7 @@ def _emit_norm_forward(node: Node, plan: TrainingPlan) -> None:
         numbers[:, 1] = bias - weight * inverse * mean
         state.saved[node.output] = mean, inverse, numbers.copy()
 
-    plan.add_stage("forward", statistics)
+    plan.add_stage("forward", fill_scale_and_shift)
     y = plan.store_value(node.output, passing=node.output in plan.passing)
     values = [x, y, *(plan.values[name] for name in node.inputs[1:])]
     flags = {"relu": node.attrs["act"] is not None, "residual": len(node.inputs) > 1}
@@ -258,10 +258,10 @@ def _recompute_norm(name: str, makers: Mapping[str, Node], plan: TrainingPlan, *
     flags = {"relu": node.attrs["act"] is not None, "residual": False}
     slot = plan.add("backward", build_channel_ops(ScaleShift, values, plan.live, plan.target, **flags))
 
-    def fill(state: RegionPass) -> None:
+    def restore_scale_and_shift(state: RegionPass) -> None:
         channel_numbers(plan.program.ops[slot.number])[:] = state.saved[name][2]
 
-    plan.prepare["backward"].append(fill)
+    plan.prepare["backward"].append(restore_scale_and_shift)
 
 
 def _update_running_statistics(module: Any, mean: Array, variance: Array) -> None:
@@ -284,7 +284,7 @@ def _emit_norm_backward(node: Node, plan: TrainingPlan, gradients: Gradients) ->
     sums = plan.add("backward", ops)
     count = _count_elements(plan, x)
 
-    def means(state: RegionPass) -> None:
+    def fill_means_and_scales(state: RegionPass) -> None:
         mean, _, scale = state.saved[node.output]
         numbers = channel_numbers(plan.program.ops[sums.number])
         numbers[:, 0], numbers[:, 1:] = mean, scale
@@ -301,7 +301,7 @@ def _emit_norm_backward(node: Node, plan: TrainingPlan, gradients: Gradients) ->
         numbers[:, 2] = -a * found[:, 0] / count - b * mean
         numbers[:, 3:] = scale
 
-    plan.prepare["backward"].append(means)
+    plan.prepare["backward"].append(fill_means_and_scales)
     plan.add_stage("backward", norm)
     over = not residual and plan.gradient_layout(node.inputs[0]).geometry == dy.geometry
     dx = dy if over else plan.gradient_memory(node.inputs[0])
@@ -324,13 +324,13 @@ def _emit_layer_norm_forward(node: Node, plan: TrainingPlan) -> None:
     plan.add("forward", build_token_ops(TokenMoments, [x, *statistics], epsilon, plan.target))
     slot = plan.add("forward", build_channel_ops(TokenLayerNorm, [x, y, *statistics], plan.live, plan.target))
 
-    def fill(state: RegionPass) -> None:
+    def fill_scale_and_shift(state: RegionPass) -> None:
         numbers = channel_numbers(plan.program.ops[slot.number])
         numbers[:, 0] = _layer_norm_scale(node, state)
         bias = node.weights.get("bias")
         numbers[:, 1] = 0 if bias is None else state.parameters[bias].detach().numpy()
 
-    plan.prepare["forward"].append(fill)
+    plan.prepare["forward"].append(fill_scale_and_shift)
 
 
 def _emit_layer_norm_backward(node: Node, plan: TrainingPlan, gradients: Gradients) -> None:
@@ -344,19 +344,19 @@ def _emit_layer_norm_backward(node: Node, plan: TrainingPlan, gradients: Gradien
     for memory in (*statistics, *means):
         plan.release(memory)
 
-    def fill(state: RegionPass) -> None:
+    def fill_scale(state: RegionPass) -> None:
         scale = _layer_norm_scale(node, state)
         feature_factors(plan.program.ops[sums.number])[:] = scale
         channel_numbers(plan.program.ops[back.number])[:, 0] = scale
 
-    def totals(state: RegionPass) -> None:
+    def store_parameter_gradients(state: RegionPass) -> None:
         found = read_sums(plan.program.ops[back.number], plan.target).astype(np.float32)
         for column, role in enumerate(("weight", "bias")):
             if role in node.weights:
                 state.gradients[node.weights[role]] = torch.from_numpy(found[:, column].copy())
 
-    plan.prepare["backward"].append(fill)
-    plan.add_waiting_stage(totals)
+    plan.prepare["backward"].append(fill_scale)
+    plan.add_waiting_stage(store_parameter_gradients)
     gradients.add_gradient(node.inputs[0], dx)
     plan.release(dy)
 

@@ -62,11 +62,11 @@ class PackedWeight:
 
     def _record_state(self) -> None:
         """Record the current state of row and tensor, to detect later changes."""
-        self._seen[:] = self._bits()
+        self._seen[:] = self._values_as_integers()
         self._memory = self.dense.untyped_storage()  # a reference, so that its address is not reused
         self._dense_was = self.dense._version, self.dense.data_ptr()
 
-    def _bits(self) -> Array:
+    def _values_as_integers(self) -> Array:
         """Return the row's bits as integers, which are fast to compare, and in which a NaN equals itself."""
         return self.parameter.detach().numpy().view(np.int32)
 
@@ -74,7 +74,7 @@ class PackedWeight:
     def was_changed(self) -> bool:
         """Whether the row was changed since `_record_state` was last called."""
         # Numbers are compared, because ``.data`` and fused optimisers do not increase a tensor's version.
-        return not np.array_equal(self._bits(), self._seen)
+        return not np.array_equal(self._values_as_integers(), self._seen)
 
     @property
     def needs_write_back(self) -> bool:
@@ -204,8 +204,8 @@ class PackedWeights:
         self._optimizers: weakref.WeakSet[Optimizer] = weakref.WeakSet()
         self.late = False
         """Whether tensors are written only by `update_tensors`, and not after each step."""
-        self._number()
-        self._link()
+        self._number_rows()
+        self._build_copy_program()
         self._handles: list[Stepping | RemovableHandle] = [
             Stepping(before=self._copy_loaded_weights, after=self._write_stepped_rows)
         ]
@@ -214,10 +214,10 @@ class PackedWeights:
             self._handles.append(module.register_state_dict_pre_hook(settling))  # type: ignore[no-untyped-call]
             self._handles.append(module.register_load_state_dict_pre_hook(settling))  # type: ignore[no-untyped-call]
 
-    def _number(self) -> None:
+    def _number_rows(self) -> None:
         self._numbers = {id(row.dense): number for number, row in enumerate(self._each)}
 
-    def _link(self) -> None:
+    def _build_copy_program(self) -> None:
         ops = [
             Op(PackedCopy(spread=True), (row.places.numpy().astype(np.int32), len(row.places), 0, 1))
             for row in self._each
@@ -240,7 +240,7 @@ class PackedWeights:
             for optimizer in self._optimizers:
                 if row.parameter in optimizer.state:
                     row.move_state(optimizer.state[row.parameter], before)
-        self._link()
+        self._build_copy_program()
 
     def synchronise(self) -> None:
         """Write changed rows to their tensors; then copy changed tensors to rows that were not changed."""
@@ -265,7 +265,7 @@ class PackedWeights:
 
     def _bind_to_replaced_tensors(self) -> None:
         """Bind each row to the tensor that its layer has now; raise `EngineError` if that is impossible."""
-        now = [(name, row, self._weight(name)) for name, row in self.rows.items()]
+        now = [(name, row, self._weight_parameter(name)) for name, row in self.rows.items()]
         for name, row, dense in now:
             if not row.fits(dense):
                 raise EngineError(
@@ -288,9 +288,9 @@ class PackedWeights:
         for _, row, dense in now:
             if isinstance(dense, nn.Parameter) and not row.belongs_to(dense):
                 row.bind_to(dense)
-        self._number()
+        self._number_rows()
 
-    def _weight(self, name: str) -> nn.Parameter | None:
+    def _weight_parameter(self, name: str) -> nn.Parameter | None:
         """Return a layer's weight, without computing a parametrisation; None if the layer has no such parameter."""
         return self._modules[name]._parameters.get("weight") if name in self._modules else None
 

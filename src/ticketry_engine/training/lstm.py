@@ -99,9 +99,9 @@ class LstmLayer:
     def _allocate_value(self, channels: int, blocks: int) -> Batch:
         """Allocate memory for a value, which lasts until the end of the call, and return the value's layout."""
         value = Batch.build(channels, (1, 1), 0, blocks)
-        return replace(value, offset=self._reserve(value.bytes))
+        return replace(value, offset=self._reserve_bytes(value.bytes))
 
-    def _reserve(self, size: int) -> int:
+    def _reserve_bytes(self, size: int) -> int:
         return self._memory.allocate(-(-size // 64) * 64, None)[0].begin
 
     def _words_of(self, value: Batch, word: int, words: int = 1) -> Batch:
@@ -159,7 +159,7 @@ class LstmLayer:
         self.to_weights, self._ends_of, self._packed = {}, dict[str, range](), dict[str, int]()
         for name, read in ((INPUTS, self.x), (STATES, self._words_of(self.states, 0, words))):
             if self._layers[name].count:
-                made = build_weight_gradient(read, self.gates, self._layers[name], target, self._reserve)
+                made = build_weight_gradient(read, self.gates, self._layers[name], target, self._reserve_bytes)
                 self.to_weights[name] = self._add_ops([*made.begin, *made.ops])
                 self._ends_of[name], self._packed[name] = self._add_ops(made.end), made.packed
         self._gathers = {
@@ -195,9 +195,9 @@ class LstmLayer:
         table = self.program.ops[self.forward_ops.start].args[0]
         assert isinstance(table, np.ndarray)
         table[:, -rows.shape[1] :] = bias.numpy()[rows].view(np.int32)
-        self._load(state, self.x, x)
+        self._copy_to_memory(state, self.x, x)
         for value, before in zip((self.states, self.cells), past, strict=True):
-            self._load(state, self._words_of(value, 0), before[None])
+            self._copy_to_memory(state, self._words_of(value, 0), before[None])
         self._run(state, self.forward_ops)
         return state
 
@@ -213,8 +213,8 @@ class LstmLayer:
     def outputs(self, state: PassState) -> tuple[Tensor, Tensor, Tensor]:
         """Return the states of all words (words x examples x units), and the state and the cell after the last word."""
         words = self.text.words
-        states = self._store(state, self._words_of(self.states, 1, words))
-        return states, states[-1].clone(), self._store(state, self._words_of(self.cells, words))[0]
+        states = self._copy_from_memory(state, self._words_of(self.states, 1, words))
+        return states, states[-1].clone(), self._copy_from_memory(state, self._words_of(self.cells, words))[0]
 
     def backward(
         self, state: PassState, given: tuple[Tensor, Tensor, Tensor], weights: Mapping[str, Tensor], *, inputs: bool
@@ -229,17 +229,17 @@ class LstmLayer:
             self._fill_tables(state, weights)
         if len(self._later):
             session.run(self._later.start, self._later.stop)
-        self._load(state, self._words_of(self.gradients, 1, words), given[0])
-        last = self._view(state, self._words_of(self.gradients, words))
+        self._copy_to_memory(state, self._words_of(self.gradients, 1, words), given[0])
+        last = self._memory_view(state, self._words_of(self.gradients, words))
         more = torch.empty_like(last)
-        _to_blocks(more, given[1][None])
+        _copy_to_blocks(more, given[1][None])
         last += more
-        self._view(state, self._words_of(self.gradients, 0)).zero_()
-        self._load(state, self.carried, given[2][None])
+        self._memory_view(state, self._words_of(self.gradients, 0)).zero_()
+        self._copy_to_memory(state, self.carried, given[2][None])
         self._run(state, self.backward_ops)
         found = {
-            "h": self._store(state, self._words_of(self.gradients, 0))[0],
-            "c": self._store(state, self.carried)[0],
+            "h": self._copy_from_memory(state, self._words_of(self.gradients, 0))[0],
+            "c": self._copy_from_memory(state, self.carried)[0],
         }
         for name in (INPUTS, STATES):
             found[name] = (
@@ -250,7 +250,7 @@ class LstmLayer:
         found["bias"] = torch.from_numpy(total.astype(np.float32))
         if inputs:
             self._run(state, self.to_inputs)
-            found["x"] = self._store(state, self.dx)
+            found["x"] = self._copy_from_memory(state, self.dx)
         return found
 
     def _weight_gradient(self, state: PassState, name: str) -> Tensor:
@@ -263,21 +263,21 @@ class LstmLayer:
 
     # -- to and from tensors -------------------------------------------------------------------------------------------
 
-    def _view(self, state: PassState, value: Batch) -> Tensor:
+    def _memory_view(self, state: PassState, value: Batch) -> Tensor:
         """Return a view [words, blocks, channels, 16] of a value in working memory."""
         memory = state.session.arena[value.offset : value.offset + value.bytes].view(np.float32)
         return torch.from_numpy(memory).view(-1, self.text.blocks, value.channels, IMAGES)
 
-    def _load(self, state: PassState, value: Batch, tensor: Tensor) -> None:
-        _to_blocks(self._view(state, value), tensor.detach())
+    def _copy_to_memory(self, state: PassState, value: Batch, tensor: Tensor) -> None:
+        _copy_to_blocks(self._memory_view(state, value), tensor.detach())
 
-    def _store(self, state: PassState, value: Batch) -> Tensor:
+    def _copy_from_memory(self, state: PassState, value: Batch) -> Tensor:
         """Copy a value from working memory to a new tensor [words, examples, channels], and return the tensor."""
-        view = self._view(state, value).transpose(2, 3)
+        view = self._memory_view(state, value).transpose(2, 3)
         return view.reshape(len(view), -1, value.channels)[:, : self.text.batch].contiguous()
 
 
-def _to_blocks(blocks: Tensor, tensor: Tensor) -> None:
+def _copy_to_blocks(blocks: Tensor, tensor: Tensor) -> None:
     """Copy `tensor` [words, examples, channels] to `blocks` [words, blocks, channels, 16]; pad with zeros."""
     batch = tensor.shape[1]
     whole = batch // IMAGES

@@ -32,7 +32,7 @@ from ticketry_engine.kernels.training.layer import (
     Batch,
     GatheredOps,
     build_border_ops,
-    images_of,
+    images_per_block,
     operation_blocks,
     split_blocks_by_thread,
 )
@@ -228,7 +228,7 @@ class TrainingPlan:
         rows: frozenset[str] = frozenset(),
         item: int = FLOAT,
     ) -> None:
-        self.threads, self.rows, self.item, self.images = threads, rows, item, images_of(item)
+        self.threads, self.rows, self.item, self.images = threads, rows, item, images_per_block(item)
         self._apart = -(-live // self.images) >= threads
         self.region, self.kept, self.live, self.target = region, kept, live, library.target
         self._library = library
@@ -289,13 +289,13 @@ class TrainingPlan:
         again = range(len(self.ops), len(self.ops) + len(self._regathers))
         self.ops += self._regathers
 
-        def fill(state: RegionPass) -> None:
+        def copy_parameters_to_tables(state: RegionPass) -> None:
             for low in range(0, len(keys), _TENSORS):
                 weights = [state.parameters[key].detach().contiguous() for key in keys[low : low + _TENSORS]]
                 begin, addresses = first + low, [weight.data_ptr() for weight in weights]
                 state.session.run(begin, begin + len(weights), addresses)
 
-        self.prepare["forward"].append(fill)
+        self.prepare["forward"].append(copy_parameters_to_tables)
         if again:
             self.prepare["backward"].append(lambda state: state.session.run(again.start, again.stop))
 
@@ -337,7 +337,7 @@ class TrainingPlan:
 
     def store_value(self, name: str, when: str = "forward", *, passing: bool = False) -> Batch:
         """Reserve memory for a value of the pass `when` (if `passing`, for one block of it); return the layout."""
-        value = self._reserve(replace(self.layout(name), passing=passing), when)
+        value = self._reserve_value(replace(self.layout(name), passing=passing), when)
         self.values[name] = value
         self.present.add(name)
         return value
@@ -351,7 +351,7 @@ class TrainingPlan:
     def token_memory(self, name: str, when: str) -> Batch:
         """Allocate memory for one number per token of a value, written in the pass `when`; return the layout."""
         _, *size = self.shapes[name]
-        return self._reserve(Batch.build(1, (size[0], size[1]), 0, self.blocks), when)
+        return self._reserve_value(Batch.build(1, (size[0], size[1]), 0, self.blocks), when)
 
     def layout(self, name: str) -> Batch:
         """Return the layout that a value would have at offset 0."""
@@ -360,7 +360,7 @@ class TrainingPlan:
 
     def gradient_memory(self, name: str) -> Batch:
         """Allocate memory for a gradient of a value, and return the gradient's layout."""
-        return self._reserve(self.gradient_layout(name), "backward")
+        return self._reserve_value(self.gradient_layout(name), "backward")
 
     def gradient_layout(self, name: str) -> Batch:
         """Return the layout that a gradient of a value would have at offset 0."""
@@ -383,10 +383,10 @@ class TrainingPlan:
         if size > self._scratch.end - self._scratch.begin:
             if self._scratch.end:
                 self._arena.release(self._scratch)
-            self._scratch, _ = self._take(-(-size // 64) * 64, "scratch")
+            self._scratch, _ = self._take_from_arena(-(-size // 64) * 64, "scratch")
         return self._scratch.begin
 
-    def _take(self, size: int, layout: Hashable) -> tuple[Buffer, bool]:
+    def _take_from_arena(self, size: int, layout: Hashable) -> tuple[Buffer, bool]:
         found = self._arena.allocate(size, layout)
         if self._arena.size > LARGEST_ARENA:
             raise EngineError(
@@ -395,12 +395,12 @@ class TrainingPlan:
             )
         return found
 
-    def _reserve(self, value: Batch, when: str) -> Batch:
-        buffer, clean = self._take(value.bytes, (value.geometry, value.channels, value.passing))
+    def _reserve_value(self, value: Batch, when: str) -> Batch:
+        buffer, clean = self._take_from_arena(value.bytes, (value.geometry, value.channels, value.passing))
         self._buffers[buffer.begin] = buffer
         value = replace(value, offset=buffer.begin)
         if value.geometry.halo and not clean:
-            ops = self._labelled(build_border_ops(value))
+            ops = self._label_ops(build_border_ops(value))
             self._borders += [(buffer, op) for op in ops]
             self.add(when, ops)
         return value
@@ -417,7 +417,7 @@ class TrainingPlan:
             when: "forward" or "backward".
             begin: operations that run before `ops`: one, or one for each thread that processes whole blocks.
         """
-        slot, ops, begin = Slot(), self._labelled(ops), self._labelled(begin)
+        slot, ops, begin = Slot(), self._label_ops(ops), self._label_ops(begin)
         if len(ops) == self.blocks:
             self._waiting.append((ops, list(begin), slot))
             return slot
@@ -454,7 +454,7 @@ class TrainingPlan:
     def add_standalone(self, op: Op) -> Slot:
         """Add an operation that no pass runs by itself, but that a stage runs; return its index."""
         slot = Slot()
-        self._standalone.append((self._labelled([op])[0], slot))
+        self._standalone.append((self._label_ops([op])[0], slot))
         return slot
 
     def gather(self, op: Op, parameter: str | None = None) -> None:
@@ -462,13 +462,13 @@ class TrainingPlan:
 
         If `parameter` is None, the operation reads another table, and runs before the backward pass.
         """
-        (op,) = self._labelled([op])
+        (op,) = self._label_ops([op])
         if parameter is None:
             self._regathers.append(op)
         else:
             self._gathers.append((op, parameter))
 
-    def _labelled(self, ops: Sequence[Op]) -> list[Op]:
+    def _label_ops(self, ops: Sequence[Op]) -> list[Op]:
         return [op if op.label == self.label else replace(op, label=self.label) for op in ops]
 
     def append_waiting(self, when: str) -> None:
@@ -512,7 +512,7 @@ class TrainingPlan:
         for block in range(value.blocks):
             planes = Planes.at(value.geometry, channels, value.offset + block * value.block_bytes)
             numbers.append(len(self.ops))
-            self.ops += self._labelled((store if out else load)(block % _TENSORS, strides, planes, self.item))
+            self.ops += self._label_ops((store if out else load)(block % _TENSORS, strides, planes, self.item))
         self.moves[key] = numbers
 
     def store(self, state: RegionPass, key: str, shape: Sequence[int]) -> Tensor:

@@ -170,7 +170,7 @@ class SparseTraining(nn.Module):
             self._context.rows = {name: row for name, row in self._weights.parameters.items() if name in masks}
         before = {(unit.name, unit.module): unit for unit in self._units}
         self._units = [before.get((unit.name, unit.module), unit) for unit in build_units(model, self._context)]
-        self._context.recurrent = {} if mask is None else masks_of_lstms(model, by_parameter(model, mask))
+        self._context.recurrent = {} if mask is None else masks_of_lstms(model, masks_by_parameter_id(model, mask))
         self._lstms = lstm_units(model, self._context)
         self._seconds = {}
         self._drop_regions()
@@ -249,11 +249,11 @@ class SparseTraining(nn.Module):
             return
         calls: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {}
 
-        def record(name: str) -> Callable[..., None]:
+        def make_call_recorder(name: str) -> Callable[..., None]:
             return lambda module, args, kwargs: None if name in calls else calls.update({name: (args, kwargs)})
 
         handles = [
-            twin.get_submodule(unit.name).register_forward_pre_hook(record(unit.name), with_kwargs=True)
+            twin.get_submodule(unit.name).register_forward_pre_hook(make_call_recorder(unit.name), with_kwargs=True)
             for unit in self._units
             if unit.name
         ]
@@ -416,14 +416,14 @@ train = SparseTraining
 # -- The tensors of a mask by layer ------------------------------------------------------------------------------------
 
 
-def by_parameter(model: nn.Module, mask: Mapping[str, Tensor]) -> dict[int, Tensor]:
+def masks_by_parameter_id(model: nn.Module, mask: Mapping[str, Tensor]) -> dict[int, Tensor]:
     """Return the tensors of the mask by the ``id`` of their parameters."""
     return {id(parameter): mask[name] for name, parameter in masked_parameters(model, mask).items()}
 
 
 def masks_of_layers(model: nn.Module, mask: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the mask of each convolution and linear layer, by the layer's name."""
-    found = by_parameter(model, mask)
+    found = masks_by_parameter_id(model, mask)
     # Not `module.weight`, which a spectral norm computes anew at each access.
     weights = (
         (name, id(one._parameters.get("weight"))) for name, one in model.named_modules() if isinstance(one, LAYERS)

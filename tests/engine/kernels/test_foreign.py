@@ -14,12 +14,12 @@ from samples import sample
 from ticketry_engine.ir import Graph, Node, Value, native_node
 from ticketry_engine.kernels.jit import Kernel, Library
 from ticketry_engine.kernels.program import Driver, Op, Program
-from ticketry_engine.kernels.target import Target, foreign
+from ticketry_engine.kernels.target import Target, cross_compile_target
 from ticketry_engine.plan.emission import Emission
 from ticketry_engine.plan.region_programs import Native, Plan, partition_graph
 
 LAYOUTS = ("planes", "pixels")
-ARM = foreign("aarch64")
+ARM = cross_compile_target("aarch64")
 BEYOND = {"avx2": r"%?zmm\d", "generic": r"%?[yz]mm\d|\bvmovups\b", "aarch64": r"\bptrue\b|\bz\d+\.s\b"}
 """What the assembly of a target has not: wider registers, and on Arm those of SVE."""
 
@@ -133,7 +133,7 @@ def unique(called: list[tuple[Kernel, str]]) -> list[tuple[Kernel, str]]:
     ),
 )
 def test_every_kernel_keeps_to_its_target(name: str, layout: str, images: int) -> None:
-    target, sums = foreign(name), 0
+    target, sums = cross_compile_target(name), 0
     for kernel, symbol in unique(named(emitted(network(), layout, images, target).ops)):
         text = assembly(kernel, symbol, target)
         defined = set(re.findall(r"^([\w.$]+):", text, re.M))
@@ -148,7 +148,7 @@ def test_every_kernel_keeps_to_its_target(name: str, layout: str, images: int) -
 @pytest.mark.parametrize("denormals", [True, False])
 @pytest.mark.parametrize("name", BEYOND)
 def test_the_driver_tells_every_processor_what_to_do_with_denormals(name: str, denormals: bool) -> None:
-    text = assembly(Driver(denormals), "drive", foreign(name)).lower()
+    text = assembly(Driver(denormals), "drive", cross_compile_target(name)).lower()
     told = text.count("msr\tfpcr" if name == "aarch64" else "ldmxcsr")
     assert told == (0 if denormals else 2), text
 

@@ -15,7 +15,7 @@ from probes import Constant
 from ticketry.errors import EngineError, MissingExtraError
 from ticketry_engine.kernels import target as module
 from ticketry_engine.kernels.emitter import Emitter
-from ticketry_engine.kernels.target import Target, foreign, llvmlite_binding, near_input_bytes, target
+from ticketry_engine.kernels.target import Target, cross_compile_target, llvmlite_binding, near_input_bytes, target
 
 NAMES = ("avx512", "avx2", "generic", "aarch64")
 
@@ -66,12 +66,14 @@ def test_what_a_host_runs(host: Target, runs: list[str], monkeypatch: pytest.Mon
 def test_rows_range_over_more_inputs_where_the_nearest_cache_of_this_processor_is_larger() -> None:
     assert near_input_bytes(48 << 10) == (40_000, 44_000)
     assert near_input_bytes(32 << 10) == (32_000, 32_000)
-    assert {(foreign(name).near, foreign(name).near_of_few) for name in NAMES} == {(32_000, 32_000)}
+    assert {(cross_compile_target(name).near, cross_compile_target(name).near_of_few) for name in NAMES} == {
+        (32_000, 32_000)
+    }
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_any_host_makes_code_for_any_target(name: str) -> None:
-    made = foreign(name)
+    made = cross_compile_target(name)
     text = assembly(Constant(5), "five", made)
     assert re.search(r"^five:", text, re.M)
     assert ("rax" in text) == (name != "aarch64")
@@ -83,18 +85,18 @@ def test_any_host_makes_code_for_any_target(name: str) -> None:
 def test_multiplying_and_adding_calls_no_function() -> None:
     """Where there is no instruction for both, LLVM would call ``fmaf`` lane by lane."""
     for name in NAMES:
-        e = Emitter("sum", foreign(name))
+        e = Emitter("sum", cross_compile_target(name))
         x = e.load(e.table(0))
         e.store(e.fma(x, x, x), e.table(0))
         written = Written(e.text())
-        text = assembly(written, "sum", foreign(name))
+        text = assembly(written, "sum", cross_compile_target(name))
         assert "fmaf" not in text
-        assert bool(re.search(r"\b(v?fmadd\d*ps|fmla)\b", text)) == foreign(name).fused
+        assert bool(re.search(r"\b(v?fmadd\d*ps|fmla)\b", text)) == cross_compile_target(name).fused
 
 
 def test_an_unknown_name_is_told() -> None:
     with pytest.raises(EngineError, match=r"no target 'avx1024' .* choose from avx512"):
-        foreign("avx1024")
+        cross_compile_target("avx1024")
     with pytest.raises(EngineError, match=r"no target 'avx1024' .* choose from host, avx512, avx2, generic, aarch64"):
         target("avx1024")
 

@@ -9,7 +9,7 @@ import pytest
 
 from arm_emulator import assembly
 from ticketry_engine.kernels.planar.row_sums import RowSums
-from ticketry_engine.kernels.target import foreign
+from ticketry_engine.kernels.target import cross_compile_target
 from ticketry_engine.kernels.training.convolution import build_forward, build_input_gradient, build_weight_gradient
 from ticketry_engine.kernels.training.layer import Batch, MaskedLayer
 from ticketry_engine.kernels.training.products import Products
@@ -21,7 +21,7 @@ SUMS = {"avx512": r"vfmadd\d+ps\s.*zmm", "avx2": r"vfmadd\d+ps\s.*ymm", "aarch64
 @pytest.mark.parametrize("rows", [1, 4])
 @pytest.mark.parametrize("where", SUMS)
 def test_convolutions(where: str, rows: int) -> None:
-    target = foreign(where)
+    target = cross_compile_target(where)
     kept = np.repeat(np.random.default_rng(0).random((32 // rows, 16, 3, 3)) < 0.2, rows, axis=0)
     window = Window((3, 3), (1, 1), (1, 1), (1, 1))
     x, y = (Batch.build(channels, (8, 8), 1, 2, offset << 24) for offset, channels in enumerate((16, 32)))

@@ -299,16 +299,16 @@ class _PixelCursor:
         with e.loop(0, whole, size, carried=[e.splat(start)] * _UNROLL) as turn:
             byte = e.b.mul(turn.index, e.i64(4))
             turn.next = [
-                self._step(step, vector_offset(e, byte, number), lanes, value)
+                self._combine_vector(step, vector_offset(e, byte, number), lanes, value)
                 for number, value in enumerate(turn.carried)
             ]
         totals = list(turn.results)
         for number, at in enumerate(range(whole, channels, lanes)):
-            totals[number] = self._step(step, e.i64(4 * at), min(lanes, channels - at), totals[number])
-        combine, finish = (self.larger, max_lane) if largest else (e.b.fadd, sum_lanes)
+            totals[number] = self._combine_vector(step, e.i64(4 * at), min(lanes, channels - at), totals[number])
+        combine, finish = (self.elementwise_maximum, max_lane) if largest else (e.b.fadd, sum_lanes)
         return [finish(e, combine(combine(totals[0], totals[1]), combine(totals[2], totals[3])))]
 
-    def _step(
+    def _combine_vector(
         self, step: Callable[[Vectors, Vectors], Vectors], byte: ir.Value, lanes: int, total: ir.Value
     ) -> ir.Value:
         self._at = byte, lanes
@@ -335,14 +335,14 @@ class _PixelCursor:
             return values
         return [e.select(first_lanes_mask(e, lanes), values[0], e.splat(number))]
 
-    def spread(self, totals: Vectors) -> Vectors:
+    def broadcast_totals(self, totals: Vectors) -> Vectors:
         return [self.e.splat(total) for total in totals]
 
-    def larger(self, one: ir.Value, other: ir.Value) -> ir.Value:
+    def elementwise_maximum(self, one: ir.Value, other: ir.Value) -> ir.Value:
         return self.e.intrinsic("llvm.maxnum", one, other)
 
-    def one(self) -> ir.Value:
+    def scalar_one(self) -> ir.Value:
         return self.e.f32(1.0)
 
-    def mean_plus(self, total: ir.Value, share: ir.Value, number: ir.Value) -> ir.Value:
+    def mean_plus_constant(self, total: ir.Value, share: ir.Value, number: ir.Value) -> ir.Value:
         return self.e.b.fadd(self.e.b.fmul(total, share), number)

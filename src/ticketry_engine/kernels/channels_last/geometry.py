@@ -311,13 +311,13 @@ def _masked_load(e: Emitter, pointer: ir.Value, count: ir.Value | int, align: in
     """Load `count` values of type `kind` into the first lanes of a vector; the other lanes are zero and not read."""
     vector = ir.VectorType(kind, e.target.lanes)
     given = [pointer, ir.Constant(I32, align), first_lanes_mask(e, count), ir.Constant(vector, None)]
-    return e.call(f"llvm.masked.load.{_suffix(vector)}.p0", vector, given)
+    return e.call(f"llvm.masked.load.{_intrinsic_suffix(vector)}.p0", vector, given)
 
 
 def _masked_store(e: Emitter, value: ir.Value, pointer: ir.Value, count: ir.Value | int, align: int = 4) -> None:
     """Store the first `count` lanes of `value`; the memory of the other lanes is not written."""
     given = [value, pointer, ir.Constant(I32, align), first_lanes_mask(e, count)]
-    e.call(f"llvm.masked.store.{_suffix(value.type)}.p0", ir.VoidType(), given)
+    e.call(f"llvm.masked.store.{_intrinsic_suffix(value.type)}.p0", ir.VoidType(), given)
 
 
 def lane_addresses(e: Emitter, base: ir.Value, offsets: ir.Value) -> ir.Value:
@@ -328,27 +328,27 @@ def lane_addresses(e: Emitter, base: ir.Value, offsets: ir.Value) -> ir.Value:
 
 def gather(e: Emitter, pointers: ir.Value, mask: ir.Value) -> ir.Value:
     """Load one float32 per lane from the lane's pointer; lanes not in `mask` are zero and not read."""
-    name = f"llvm.masked.gather.{_suffix(e.vector)}.v{e.target.lanes}p0"
+    name = f"llvm.masked.gather.{_intrinsic_suffix(e.vector)}.v{e.target.lanes}p0"
     return e.call(name, e.vector, [pointers, ir.Constant(I32, 4), mask, e.splat(0.0)])
 
 
 def scatter(e: Emitter, value: ir.Value, pointers: ir.Value, mask: ir.Value) -> None:
     """Store each lane that is set in `mask` to the lane's pointer."""
-    name = f"llvm.masked.scatter.{_suffix(e.vector)}.v{e.target.lanes}p0"
+    name = f"llvm.masked.scatter.{_intrinsic_suffix(e.vector)}.v{e.target.lanes}p0"
     e.call(name, ir.VoidType(), [value, pointers, ir.Constant(I32, 4), mask])
 
 
 def sum_lanes(e: Emitter, vector: ir.Value) -> ir.Value:
     """Return the sum of all lanes of a vector, added pairwise."""
-    return _reduce(e, vector, e.b.fadd)
+    return _reduce_lanes(e, vector, e.b.fadd)
 
 
 def max_lane(e: Emitter, vector: ir.Value) -> ir.Value:
     """Return the largest lane of a vector."""
-    return _reduce(e, vector, lambda a, b: e.intrinsic("llvm.maxnum", a, b))
+    return _reduce_lanes(e, vector, lambda a, b: e.intrinsic("llvm.maxnum", a, b))
 
 
-def _reduce(e: Emitter, vector: ir.Value, combine: object) -> ir.Value:
+def _reduce_lanes(e: Emitter, vector: ir.Value, combine: object) -> ir.Value:
     """Return one number: all lanes of `vector`, combined in pairs by the function `combine` until one is left."""
     lanes = e.target.lanes
     while lanes > 1:
@@ -380,6 +380,6 @@ def _shuffle(e: Emitter, a: ir.Value, b: ir.Value, order: list[int]) -> ir.Value
     return e.b.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, len(order)), order))
 
 
-def _suffix(vector: ir.VectorType) -> str:
+def _intrinsic_suffix(vector: ir.VectorType) -> str:
     """Return how the names of LLVM intrinsics spell a vector type, such as ``v16f32``."""
     return f"v{vector.count}{'f32' if vector.element == F32 else vector.element}"

@@ -199,15 +199,15 @@ class _ConvWriter:
             one = len(sums) // count
             for number in range(count):
                 at = e.b.add(column.index, e.i64(number)) if number else column.index
-                column.next += self._multiply(at, column.carried[number * one : (number + 1) * one], x)
+                column.next += self._add_column_products(at, column.carried[number * one : (number + 1) * one], x)
         if count == 1:
             return column.results
         done = e.b.mul(e.b.sdiv(e.b.sub(last, first), e.i64(count)), e.i64(count))
         with e.loop(e.b.add(first, done), last, carried=column.results[:one]) as column_left:
-            column_left.next = self._multiply(column_left.index, column_left.carried, x)
+            column_left.next = self._add_column_products(column_left.index, column_left.carried, x)
         return column_left.results + column.results[one:]
 
-    def _multiply(self, column: ir.Value, sums: list[ir.Value], x: ir.Value) -> list[ir.Value]:
+    def _add_column_products(self, column: ir.Value, sums: list[ir.Value], x: ir.Value) -> list[ir.Value]:
         e, vectors, size = self.e, self.kernel.vectors, self.e.target.lanes * FLOAT
         if self.kernel.wide_offsets:
             offset = e.load_i32(self.offsets, e.b.mul(column, e.i64(4)))
@@ -511,9 +511,9 @@ def choose_block_shape(work: ConvWork, vectors: int, target: Target) -> tuple[Bl
     """Return the fastest tiles for blocks of `vectors` vectors, and the estimated cycles of a block for an image."""
     most = _PIXELS[target.registers][vectors]
 
-    def price(tile: Tile) -> float:
+    def estimate_tile_cycles(tile: Tile) -> float:
         return estimate_cycles(work, vectors, tile, target)
 
-    tile = min(work.plane.candidate_tiles(most, work.images), key=price)
-    rest = None if tile.images == 1 else min(work.plane.candidate_tiles(most, 1), key=price)
-    return BlockShape(vectors, tile, rest), price(tile)
+    tile = min(work.plane.candidate_tiles(most, work.images), key=estimate_tile_cycles)
+    rest = None if tile.images == 1 else min(work.plane.candidate_tiles(most, 1), key=estimate_tile_cycles)
+    return BlockShape(vectors, tile, rest), estimate_tile_cycles(tile)

@@ -589,7 +589,7 @@ def row_kinds(kept: Array, groups: int) -> dict[int, list[list[Array]]]:
         equal.setdefault((row // per, columns), []).append(row)
     found: dict[int, list[list[Array]]] = {}
     for (_, columns), rows in equal.items():
-        parts = _set_sizes(len(rows)) if any(columns) else [1] * len(rows)
+        parts = _row_set_sizes(len(rows)) if any(columns) else [1] * len(rows)
         if len(parts) == 1:
             found.setdefault(len(rows), []).append([numbers[rows]])
             continue
@@ -604,7 +604,7 @@ def _split_into_single_rows(kinds: dict[int, list[list[Array]]]) -> dict[int, li
     return {1: [[row for rows in sets for row in rows.reshape(-1, 1)] for some in kinds.values() for sets in some]}
 
 
-def _set_sizes(rows: int) -> list[int]:
+def _row_set_sizes(rows: int) -> list[int]:
     """Return the sizes of the sets into which `rows` equal rows are split: at most 6, and all equal if possible."""
     for size in (6, 4, 5):
         if rows % size == 0:

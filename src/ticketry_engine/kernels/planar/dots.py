@@ -157,7 +157,7 @@ def build_ops(
             numbers = number[some[0] // (len(weight) // len(columns)), kept]
             tables.add(numbers, weight[some][:, kept], _pack_words(some, rows))
         kernel = Dots(size, wide, rows[1] is not None, act)
-        groups, chunks, weights = tables.arrays(np.int32 if wide else np.uint16)
+        groups, chunks, weights = tables.stack_arrays(np.int32 if wide else np.uint16)
         found.append(Op(kernel, (groups, len(groups), scratch, chunks, weights)))
     return found
 
@@ -184,7 +184,7 @@ class _Tables:
         self._weights += list(values.reshape(self._rows, count, self._lanes).swapaxes(0, 1))
         self._groups.append([begin, begin + count, *words])
 
-    def arrays(self, kind: type) -> tuple[Array, Array, Array]:
+    def stack_arrays(self, kind: type) -> tuple[Array, Array, Array]:
         """Return (groups, columns, weights); the first chunk is unused, so that no table is empty."""
         return np.array(self._groups, np.int32), np.stack(self._columns).astype(kind), np.concatenate(self._weights)
 

@@ -243,16 +243,16 @@ class _PositionCursor:
     def fill_padding(self, values: Vectors, number: float) -> Vectors:
         return values
 
-    def spread(self, totals: Vectors) -> Vectors:
+    def broadcast_totals(self, totals: Vectors) -> Vectors:
         return totals
 
-    def larger(self, one: ir.Value, other: ir.Value) -> ir.Value:
+    def elementwise_maximum(self, one: ir.Value, other: ir.Value) -> ir.Value:
         return self.e.select(self.e.b.fcmp_ordered(">", one, other), one, other)
 
-    def one(self) -> ir.Value:
+    def scalar_one(self) -> ir.Value:
         return self.e.splat(1.0)
 
-    def mean_plus(self, total: ir.Value, share: ir.Value, number: ir.Value) -> ir.Value:
+    def mean_plus_constant(self, total: ir.Value, share: ir.Value, number: ir.Value) -> ir.Value:
         return self.e.fma(total, share, number)
 
     def _load(self, *, y: bool = False) -> list[ir.Value]:

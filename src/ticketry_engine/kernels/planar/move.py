@@ -97,14 +97,14 @@ class _MoveArguments:
         plane = self.e.arena_pointer(self.e.load_i64(self.planes, b.mul(channel, self.e.i64(8))))
         return self.e.at(plane, b.add(self.start, b.mul(y, self.row)))
 
-    def image(self, number: int) -> ir.Value:
+    def image_offset(self, number: int) -> ir.Value:
         """Return the bytes in the tensor from the block's first image to image `number`, or to the last if earlier."""
         b = self.e.b
         last = b.sub(self.here, self.e.i64(1))
         there = b.icmp_signed("<", self.e.i64(number), self.here)
         return b.mul(self.e.select(there, self.e.i64(number), last), self.by_image)
 
-    def chunks(self, count: ir.Value, few: int, size: int) -> tuple[ir.Value, ir.Value]:
+    def count_chunks(self, count: ir.Value, few: int, size: int) -> tuple[ir.Value, ir.Value]:
         """Return how many chunks of `size` items cover `count` items, and where the last chunk starts.
 
         The last chunk ends at the last item, so that it may overlap the chunk before. `few` is the smaller of `count`
@@ -170,10 +170,10 @@ class MovedRows(EmittedKernel):
 
     def write(self, e: Emitter) -> None:
         s = _MoveArguments(e, self.held)
-        images = [s.image(n) for n in range(self.images)]
+        images = [s.image_offset(n) for n in range(self.images)]
         with e.loop_share_of_pairs(s.channels, s.height) as (channel, y):
             outside, inside = s.tensor_row(channel, y), s.plane_row(channel, y)
-            count, last = s.chunks(s.width, self.width, e.target.lanes)
+            count, last = s.count_chunks(s.width, self.width, e.target.lanes)
             with e.loop(0, count) as chunk:
                 x = minimum(e, e.b.mul(chunk.index, e.i64(e.target.lanes)), last)
                 pixels = e.at(outside, e.b.mul(x, e.i64(FLOAT)))
@@ -187,12 +187,12 @@ class MovedRows(EmittedKernel):
         together = min(self.images, width)
         for part in range(0, self.images, together):
             # byte offsets and masks of the vectors that hold these images in the plane
-            places = [self._place(index, part, width) for index in range(together)]
+            places = [self._vector_byte_and_lanes(index, part, width) for index in range(together)]
             near = [(plane, byte, lanes.constant_mask(e, floats)) for byte, floats in places if floats > 0]
             ways = (lanes.interleave, lanes.deinterleave)
             _move_transposed(e, near, rows[part : part + together], mask, ways[self.out], self.out, self.item)
 
-    def _place(self, index: int, part: int, width: int) -> tuple[int, int]:
+    def _vector_byte_and_lanes(self, index: int, part: int, width: int) -> tuple[int, int]:
         """Return the byte of vector `index` of a chunk for images from `part` on, and its lanes in the row."""
         if self.images >= width:
             return self.item * (index * self.images + part), width if index < self.width else 0
@@ -214,15 +214,15 @@ class Columns(EmittedKernel):
 
     def write(self, e: Emitter) -> None:
         s = _MoveArguments(e)
-        images = [s.image(n) for n in range(self.images)]
-        tiles, last_tile = s.chunks(s.channels, self.channels, e.target.lanes)
+        images = [s.image_offset(n) for n in range(self.images)]
+        tiles, last_tile = s.count_chunks(s.channels, self.channels, e.target.lanes)
         pixels = max(1, e.target.lanes // self.images)
         with e.loop_share_of_pairs(tiles, s.height) as (tile, y):
             channel = minimum(e, e.b.mul(tile, e.i64(e.target.lanes)), last_tile)
             outside = s.tensor_row(channel, y)
             rows = range(min(self.channels, e.target.lanes))
             inside = [s.plane_row(e.b.add(channel, e.i64(k)), y) for k in rows]
-            count, last = s.chunks(s.width, self.width, pixels)
+            count, last = s.count_chunks(s.width, self.width, pixels)
             with e.loop(0, count) as chunk:
                 x = minimum(e, e.b.mul(chunk.index, e.i64(pixels)), last)
                 pixel = e.at(outside, e.b.mul(x, s.by_column))
@@ -237,11 +237,13 @@ class Columns(EmittedKernel):
         mask = lanes.constant_mask(e, self.channels)
         floats = lanes.constant_mask(e, self.width * self.images)
         for part in range(0, self.images, width):
-            rows = list(self._rows(e, s, images[part : part + width], pixel))
+            rows = list(self._lane_addresses(e, s, images[part : part + width], pixel))
             near = [(plane, self.item * part, floats) for plane in planes]
             _move_transposed(e, near, rows, mask, lanes.interleave, self.out, self.item)
 
-    def _rows(self, e: Emitter, s: _MoveArguments, images: Sequence[ir.Value], pixel: ir.Value) -> Iterator[ir.Value]:
+    def _lane_addresses(
+        self, e: Emitter, s: _MoveArguments, images: Sequence[ir.Value], pixel: ir.Value
+    ) -> Iterator[ir.Value]:
         """Yield, per lane, the tensor address of its pixel and image; lanes past a row's end use the last pixel."""
         for x in range(e.target.lanes // len(images)):
             here = e.at(pixel, e.b.mul(s.by_column, e.i64(min(x, self.width - 1))))

@@ -178,10 +178,10 @@ def build_sum_tables(matrix: Matrix, sets: Sequence[Array], chunks: int) -> SumT
     segments, before = build_segment_table(matrix, head, np.stack(list(sets))), np.cumsum(count) - count
     parts = split_evenly(count, chunks)
     starts = [(4 * segments.shape[1] * part.start, part.stop - part.start, before[part.start]) for part in parts]
-    return _sum_tables(segments, columns, np.concatenate(weights).reshape(-1), np.array(starts))
+    return _pack_sum_tables(segments, columns, np.concatenate(weights).reshape(-1), np.array(starts))
 
 
-def _sum_tables(segments: Array, columns: Sequence[Array], weights: Array, chunks: Array) -> SumTables:
+def _pack_sum_tables(segments: Array, columns: Sequence[Array], weights: Array, chunks: Array) -> SumTables:
     every = np.concatenate(columns)
     bounds = (int(every.min()), int(every.max())) if len(every) else (0, 0)
     return SumTables(segments, every.astype(np.int32), weights, chunks, 1, True, False, bounds)
@@ -544,4 +544,4 @@ def build_product_tables(matrix: Matrix, sets: Sequence[Array]) -> SumTables:
     count = np.array(counts)
     nothing = np.zeros_like(count)
     segments = build_segment_table(matrix, [count << FLAG_BITS, nothing, nothing], np.stack(list(sets)))
-    return _sum_tables(segments, columns, np.concatenate(places), np.zeros((0, 3), dtype=np.int64))
+    return _pack_sum_tables(segments, columns, np.concatenate(places), np.zeros((0, 3), dtype=np.int64))

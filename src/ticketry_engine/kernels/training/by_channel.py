@@ -28,7 +28,7 @@ from ticketry_engine.kernels.emitter import EmittedKernel, Emitter
 from ticketry_engine.kernels.planar.geometry import FLOAT, LINE, first_lanes_mask
 from ticketry_engine.kernels.program import Op
 from ticketry_engine.kernels.target import Target
-from ticketry_engine.kernels.training.layer import IMAGES, Batch, images_of, operation_blocks
+from ticketry_engine.kernels.training.layer import IMAGES, Batch, images_per_block, operation_blocks
 from ticketry_engine.kernels.window import Array
 
 _HEAD = 7
@@ -104,7 +104,7 @@ class ByChannel(EmittedKernel):
             sums = e.at(table, b.add(place, b.mul(channel.index, e.i64(width * self.vectors_per_channel))))
             totals = [e.splat(0.0)] * (self.sums * _CHAINS)
             with e.loop(begin, end, carried=totals) as block:
-                there = self._image_masks(e, b.sub(images, b.mul(block.index, e.i64(images_of(self.item)))))
+                there = self._image_masks(e, b.sub(images, b.mul(block.index, e.i64(images_per_block(self.item)))))
                 planes = [e.at(at, b.mul(block.index, place[2])) for at, place in zip(first, places, strict=True)]
                 with e.loop(0, rows, carried=block.carried) as row:
                     lines = [e.at(at, b.mul(row.index, place[3])) for at, place in zip(planes, places, strict=True)]
@@ -135,7 +135,7 @@ class ByChannel(EmittedKernel):
         """Return a mask of the existing images for each vector of a position; None if all images exist."""
         if not self.masked:
             return None
-        firsts = range(0, images_of(self.item), e.target.lanes)
+        firsts = range(0, images_per_block(self.item), e.target.lanes)
         return [first_lanes_mask(e, e.b.sub(images, e.i64(first))) for first in firsts]
 
 

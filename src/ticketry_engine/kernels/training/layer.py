@@ -27,7 +27,7 @@ IMAGES = 16
 """Images per block in float32, one per lane of a 64-byte vector; a block has twice as many images in bfloat16."""
 
 
-def images_of(item: int) -> int:
+def images_per_block(item: int) -> int:
     """Return the number of images per block for values of `item` bytes."""
     return IMAGES * FLOAT // item
 
@@ -56,7 +56,7 @@ class Batch:
     @property
     def images(self) -> int:
         """Number of images per block."""
-        return images_of(self.item)
+        return images_per_block(self.item)
 
     @property
     def block_bytes(self) -> int:

@@ -48,13 +48,13 @@ class AdjacentPool(EmittedKernel):
         with e.loop(*e.thread_share(planes)) as plane, e.loop(0, rows) as row, e.loop(0, columns) as column:
             turn = (plane.index, row.index, column.index)
 
-            def place(side: tuple[Any, ...]) -> Any:
+            def advance_pointer(side: tuple[Any, ...]) -> Any:
                 at = side[0]
                 for index, step in zip(turn, side[1:], strict=True):
                     at = e.at(at, b.mul(index, step))
                 return at
 
-            places = [place(side) for side in (small, large, other)]
+            places = [advance_pointer(side) for side in (small, large, other)]
             for part in range(0, IMAGES * FLOAT, e.target.lanes * self.item):
                 at = [e.at(one, part) for one in places]
                 (self._backward if self.backward else self._forward)(e, *at)
