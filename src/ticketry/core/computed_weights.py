@@ -199,7 +199,6 @@ class _Hooks:
 
 
 def _find_hook_computed_weights(module: nn.Module) -> Iterator[ComputedWeight]:
-    """Yield the weights of a module that its forward pre-hooks compute."""
     sources: dict[str, tuple[str, ...]] = {}
     known: list[Callable[..., Any]] = []
     for hook in module._forward_pre_hooks.values():

@@ -167,7 +167,7 @@ def scope(
                 f"{name!r} of {type(model).__name__} holds {owners[name].parameter.dtype}, as quantised weights do,"
                 " which cannot be pruned: prune before the model is quantised, or leave it out with spare="
             )
-    _warn_of_experts(model, owners, shapes, spared)
+    _warn_of_unselected_stacked_matrices(model, owners, shapes, spared)
     return Scope(shapes, sum(owner.parameter.numel() for owner in owners.values()))
 
 
@@ -180,7 +180,7 @@ def _advise_empty_scope(model: nn.Module) -> str:
     return "name others with include= or types="
 
 
-def _warn_of_experts(
+def _warn_of_unselected_stacked_matrices(
     model: nn.Module, owners: Mapping[str, _FoundParameter], selected: Collection[str], spared: Collection[str]
 ) -> None:
     """Warn about stacked matrices, such as those of a mixture of experts, that are out of scope.

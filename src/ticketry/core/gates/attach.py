@@ -268,23 +268,23 @@ class BlockGates(Gates):
         return made
 
     def _apply_gate_function(
-        self, numbers: Sequence[int], weights: Sequence[Tensor], act: GateFunction
+        self, positions: Sequence[int], weights: Sequence[Tensor], act: GateFunction
     ) -> list[Tensor]:
         return self._apply_block_gates(
-            numbers, weights, [act(self._logits[number], self._moment) for number in numbers]
+            positions, weights, [act(self._logits[number], self._moment) for number in positions]
         )
 
     def _apply_training_gates(
-        self, numbers: Sequence[int], weights: Sequence[Tensor], everything: bool
+        self, positions: Sequence[int], weights: Sequence[Tensor], all_parameters: bool
     ) -> list[Tensor]:
-        gates = [self.kind.gate(self._logits[number], self._moment, self._draw_uniform(number)) for number in numbers]
-        return self._apply_block_gates(numbers, weights, gates)
+        gates = [self.kind.gate(self._logits[number], self._moment, self._draw_uniform(number)) for number in positions]
+        return self._apply_block_gates(positions, weights, gates)
 
     def _apply_block_gates(
-        self, numbers: Sequence[int], weights: Sequence[Tensor], gates: Sequence[Tensor]
+        self, positions: Sequence[int], weights: Sequence[Tensor], gates: Sequence[Tensor]
     ) -> list[Tensor]:
         products = []
-        for number, weight, gate in zip(numbers, weights, gates, strict=True):
+        for number, weight, gate in zip(positions, weights, gates, strict=True):
             kept = self._kept[number]
             products.append(block_product(weight, gate if kept is None else gate * kept, self._blocks[number]))
         return products
@@ -426,32 +426,32 @@ class ChannelGates(Gates):
         return made
 
     def _apply_gate_function(
-        self, numbers: Sequence[int], weights: Sequence[Tensor], act: GateFunction
+        self, positions: Sequence[int], weights: Sequence[Tensor], act: GateFunction
     ) -> list[Tensor]:
-        return self._apply_channel_gates(numbers, weights, lambda group: act(self._logits[group], self._moment))
+        return self._apply_channel_gates(positions, weights, lambda group: act(self._logits[group], self._moment))
 
     def _apply_training_gates(
-        self, numbers: Sequence[int], weights: Sequence[Tensor], everything: bool
+        self, positions: Sequence[int], weights: Sequence[Tensor], all_parameters: bool
     ) -> list[Tensor]:
         def gate(group: int) -> Tensor:
             return self.kind.gate(self._logits[group], self._moment, self._draw_uniform(group))
 
-        return self._apply_channel_gates(numbers, weights, gate)
+        return self._apply_channel_gates(positions, weights, gate)
 
     def _apply_channel_gates(
-        self, numbers: Sequence[int], weights: Sequence[Tensor], gate: Callable[[int], Tensor]
+        self, positions: Sequence[int], weights: Sequence[Tensor], gate: Callable[[int], Tensor]
     ) -> list[Tensor]:
-        gates = {part.group: Tensor() for number in numbers for part in self._channel_indices[number]}
+        gates = {part.group: Tensor() for number in positions for part in self._channel_indices[number]}
         for group in gates:
             gates[group] = gate(group)  # once per group, although it multiplies several weights
         products = []
-        for number, weight in zip(numbers, weights, strict=True):
+        for number, weight in zip(positions, weights, strict=True):
             factors = [_broadcast_gates(weight, part, gates[part.group]) for part in self._channel_indices[number]]
             products.append(apply_gate(weight, math.prod(factors[1:], start=factors[0]), None))
         return products
 
-    def _check_devices(self, numbers: Sequence[int], weights: Sequence[Tensor]) -> None:
-        for number, weight in zip(numbers, weights, strict=True):
+    def _check_devices(self, positions: Sequence[int], weights: Sequence[Tensor]) -> None:
+        for number, weight in zip(positions, weights, strict=True):
             places = {part.index.device for part in self._channel_indices[number]}
             places |= {self._logits[part.group].device for part in self._channel_indices[number]}
             if places != {weight.device}:

@@ -423,7 +423,6 @@ class Gates:
                 )
 
     def _check_resumable(self, state: Mapping[str, Any]) -> None:
-        """Check that these gates can resume from a state dict."""
         own = self.state_dict()
         if missing := own.keys() - state.keys():
             raise MaskError(f"this is no state of gates: it lacks {', '.join(sorted(missing))}")
@@ -443,7 +442,6 @@ class Gates:
             )
 
     def _count_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Count an optimiser step if `optimizer` trains any of the logits."""
         mine = {id(logits) for logits in self._logits}
         if any(id(parameter) in mine for group in optimizer.param_groups for parameter in group["params"]):
             self._updates += 1
@@ -479,45 +477,45 @@ class Gates:
             opened = self.kind.open(logits, self._moment)
             yield opened if kept is None else opened * kept
 
-    def _apply_gates(self, numbers: Sequence[int], weights: Sequence[Tensor], everything: bool) -> list[Tensor]:
-        """Return weight * gate of the parameters with the indices `numbers`, in the current mode of the model."""
+    def _apply_gates(self, positions: Sequence[int], weights: Sequence[Tensor], all_parameters: bool) -> list[Tensor]:
+        """Return weight * gate of the parameters with the indices `positions`, in the current mode of the model."""
         if self._lifted:
             return list(weights)
-        self._check_devices(numbers, weights)
+        self._check_devices(positions, weights)
         if self._hard or not (self._model.training or self._drawing):
             products = self._apply_gate_function(
-                numbers, weights, self.kind.hard_gate if self._hard else self.kind.test_gate
+                positions, weights, self.kind.hard_gate if self._hard else self.kind.test_gate
             )
             check_computed_weights_finite(self._model, weights, products)
             return products
         if self.kind.draws:
             self._step, self._drawn_at = self.step, self._logit_versions
-        return self._apply_training_gates(numbers, weights, everything)
+        return self._apply_training_gates(positions, weights, all_parameters)
 
     def _apply_gate_function(
-        self, numbers: Sequence[int], weights: Sequence[Tensor], act: GateFunction
+        self, positions: Sequence[int], weights: Sequence[Tensor], act: GateFunction
     ) -> list[Tensor]:
-        """Return weight * gate of the parameters with the indices `numbers`; `act` computes the gates."""
+        """Return weight * gate of the parameters with the indices `positions`; `act` computes the gates."""
         return [
             apply_gate(weight, act(self._logits[number], self._moment), self._kept[number])
-            for number, weight in zip(numbers, weights, strict=True)
+            for number, weight in zip(positions, weights, strict=True)
         ]
 
     def _apply_training_gates(
-        self, numbers: Sequence[int], weights: Sequence[Tensor], everything: bool
+        self, positions: Sequence[int], weights: Sequence[Tensor], all_parameters: bool
     ) -> list[Tensor]:
         """Return weight * gate for training.
 
-        If `everything` (these are all parameters with gates), cache the sums of open gates for the penalty.
+        If `all_parameters` (`positions` lists all parameters with gates), cache the sums of open gates for the penalty.
         """
         pairs = [
             self.kind.product(
                 weight, self._logits[number], self._kept[number], self._moment, self._draw_uniform(number)
             )
-            for number, weight in zip(numbers, weights, strict=True)
+            for number, weight in zip(positions, weights, strict=True)
         ]
         totals = [total for _, total in pairs if total is not None]
-        if everything and len(totals) == len(pairs) and torch.is_grad_enabled():
+        if all_parameters and len(totals) == len(pairs) and torch.is_grad_enabled():
             self._sums = totals, self._moment, self._logit_versions
         return [product for product, _ in pairs]
 
@@ -532,8 +530,8 @@ class Gates:
         draws = torch.rand(logits.shape, dtype=logits.dtype, generator=draw)
         return torch.empty_like(logits, requires_grad=False).copy_(draws.clamp_(min=torch.finfo(draws.dtype).eps))
 
-    def _check_devices(self, numbers: Sequence[int], weights: Sequence[Tensor]) -> None:
-        for number, weight in zip(numbers, weights, strict=True):
+    def _check_devices(self, positions: Sequence[int], weights: Sequence[Tensor]) -> None:
+        for number, weight in zip(positions, weights, strict=True):
             if weight.device != self._logits[number].device:
                 raise UsageError(
                     f"{self._names[number]!r} is on {weight.device} and its gates are on"

@@ -392,7 +392,6 @@ def _check_gate_class(name: str, found: Any) -> type[Kind]:
 
 
 def _check_required_methods(kind: type[Kind]) -> None:
-    """Raise `UsageError` if a class of gates lacks a required method or a name."""
     lacks = [f"{name}()" for name in ("gate", "test_gate", "open") if getattr(kind, name) is getattr(Kind, name)]
     if not isinstance(getattr(kind, "name", None), str):
         lacks.append("name, a word")

@@ -57,8 +57,8 @@ def prepare_for_measurement(
         stack.enter_context(compilation_disabled(model))
         if isinstance(model, nn.parallel.DistributedDataParallel):  # no gradient exchange: `backward` is never called
             stack.enter_context(model.no_sync())
-        stack.enter_context(_set_norm_modes(model, norms))
-        stack.enter_context(_restore_buffers(model))
+        stack.enter_context(_temporarily_set_norm_modes(model, norms))
+        stack.enter_context(_restore_buffers_afterwards(model))
         stack.enter_context(temporarily_pruned(at, parameters))
         stack.enter_context(_require_all_gradients(parameters))
         yield parameters
@@ -115,7 +115,7 @@ def _require_all_gradients(parameters: Mapping[str, nn.Parameter]) -> Iterator[N
 
 
 @contextmanager
-def _set_norm_modes(model: nn.Module, norms: str) -> Iterator[None]:
+def _temporarily_set_norm_modes(model: nn.Module, norms: str) -> Iterator[None]:
     # The flags are set one by one, because an overridden train() may have side effects.
     before = [(module, module.training) for module in model.modules()]
     try:
@@ -128,7 +128,7 @@ def _set_norm_modes(model: nn.Module, norms: str) -> Iterator[None]:
 
 
 @contextmanager
-def _restore_buffers(model: nn.Module) -> Iterator[None]:
+def _restore_buffers_afterwards(model: nn.Module) -> Iterator[None]:
     before = [
         (module, name, buffer, None if buffer is None else buffer.detach().clone())
         for module in model.modules()

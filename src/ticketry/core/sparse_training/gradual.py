@@ -344,7 +344,6 @@ def _parse_density_steps(stored: Any) -> dict[int, float]:
 
 
 def _require_data_free(score: str | Score) -> Score:
-    """Return the function of a score; raise `UsageError` if the score needs data."""
     found = get(score)
     if get_score_description(found).data in ("yes", "shapes"):
         raise UsageError(
@@ -355,7 +354,6 @@ def _require_data_free(score: str | Score) -> Score:
 
 
 def _parse_pattern_for_any_density(pattern: str | Pattern) -> Pattern:
-    """Parse a pattern; raise `UsageError` for an N:M pattern, which has a single density."""
     found = Pattern.parse(pattern)
     if found.m:
         raise UsageError(

@@ -83,11 +83,11 @@ def n_m(model: nn.Module, mask: Mask, n: int = 2, m: int = 4, *, fill: bool = Tr
                 f" as the mask has it with spare={name!r}"
             )
         else:
-            found[name] = _retain_n_of_m(name, weights[name].abs(), mask[name], n, m, where[name], fill)
+            found[name] = _n_of_m_mask_of_weight(name, weights[name].abs(), mask[name], n, m, where[name], fill)
     return Mask(found)
 
 
-def _retain_n_of_m(name: str, size: Tensor, kept: Tensor, n: int, m: int, layout: Layout, fill: bool) -> Tensor:
+def _n_of_m_mask_of_weight(name: str, size: Tensor, kept: Tensor, n: int, m: int, layout: Layout, fill: bool) -> Tensor:
     if not bool(size.isfinite().all()):
         raise MaskError(f"{name!r} has weights that are no finite numbers: they cannot be compared")
     chosen = mark_best_n_of_m(size, n, m, layout, among=kept.to(size.device))

@@ -84,10 +84,12 @@ def activation_scores(
             seen.setdefault(reader.name, []).append(reader.mean())
     if score == "apoz" and all(bool((value == 1).all()) for values in seen.values() for value in values):
         raise UsageError("score 'apoz' counts zeros, and no input of any layer is 0: it is for networks with ReLU")
-    return [_score_group(group, seen, roles, score) for group in groups]
+    return [_score_channels_of_group(group, seen, roles, score) for group in groups]
 
 
-def _score_group(group: ChannelGroup, seen: Mapping[str, Sequence[Tensor]], roles: Roles, score: str) -> Tensor:
+def _score_channels_of_group(
+    group: ChannelGroup, seen: Mapping[str, Sequence[Tensor]], roles: Roles, score: str
+) -> Tensor:
     read = group.within(roles.inputs)
     found = [value[torch.tensor(member.indices)].mean(1) for member in read for value in seen.get(member.name, ())]
     if not found:
@@ -306,33 +308,33 @@ class ChannelScore:
     about: About
 
 
-def _describe_score(description: str, paper: str, *, data: str = "yes", order: int = 0) -> ChannelScore:
+def _create_channel_score(description: str, paper: str, *, data: str = "yes", order: int = 0) -> ChannelScore:
     return ChannelScore(description, About(paper, data, order, "only"))
 
 
 CHANNEL_ONLY = {
-    "activation": _describe_score(
+    "activation": _create_channel_score(
         "Mean of |input| where layers read the channel; needs data.", "Molchanov et al. 2017"
     ),
-    "activation_l2": _describe_score(
+    "activation_l2": _create_channel_score(
         "Root of the mean of input² where layers read the channel; needs data.", "Chen et al. 2022"
     ),
-    "apoz": _describe_score(
+    "apoz": _create_channel_score(
         "Share of a channel's inputs to the layers that read it that are not 0: one less the average percentage of"
         " zeros; needs data.",
         "Hu et al. 2016",
     ),
-    "crop_gates": _describe_score(
+    "crop_gates": _create_channel_score(
         "Effect on the gradient flow of a gate on each channel (structured CroP); needs data.",
         "Rachwan et al. 2022",
         order=2,
     ),
-    "l1": _describe_score("L1 norm of all weights of a channel; needs no data.", "Li et al. 2017", data="no"),
-    "l2": _describe_score("L2 norm of all weights of a channel; needs no data.", "He et al. 2018", data="no"),
-    "slimming": _describe_score(
+    "l1": _create_channel_score("L1 norm of all weights of a channel; needs no data.", "Li et al. 2017", data="no"),
+    "l2": _create_channel_score("L2 norm of all weights of a channel; needs no data.", "He et al. 2018", data="no"),
+    "slimming": _create_channel_score(
         "|scale| of the norms that a channel passes (network slimming); needs no data.", "Liu et al. 2017", data="no"
     ),
-    "snap": _describe_score(
+    "snap": _create_channel_score(
         "|dL/dgate| of a gate on each channel (SNAP, structured SNIP); needs data.", "Verdenius et al. 2020", order=1
     ),
 }

@@ -405,15 +405,17 @@ def find_structure(
             continue
         channel_of |= {root: (len(made), channel) for channel, root in enumerate(channel_class.roots)}
         made.append(_build_group(channel_class, reason or "", buffers, parts, residual=channel_class.roots[0] in sums))
-    written = {module: _find_groups(trace, channel_of, several) for module, several in trace.written.items()}
+    written = {module: _find_groups_of_labels(trace, channel_of, several) for module, several in trace.written.items()}
     cuts = tuple(
-        DimensionSplit(site, options, _find_groups(trace, channel_of, [ids]))
+        DimensionSplit(site, options, _find_groups_of_labels(trace, channel_of, [ids]))
         for site, (ids, options) in trace.cuts.items()
     )
     return Structure(tuple(made), _find_channel_counts(trace, channel_of), cuts, written, parts)
 
 
-def _find_groups(trace: Trace, channel_of: Mapping[int, tuple[int, int]], several: list[Ids]) -> frozenset[int]:
+def _find_groups_of_labels(
+    trace: Trace, channel_of: Mapping[int, tuple[int, int]], several: list[Ids]
+) -> frozenset[int]:
     roots = np.unique(trace.labels.find_roots(np.concatenate(several))).tolist()
     return frozenset(channel_of[root][0] for root in roots if root in channel_of)
 

@@ -310,12 +310,12 @@ class PaperBlocks:
         """
         found: list[tuple[Indices, Tensor]] = []
         for threshold in range(min(self.rows, len(self.kept)), 0, -1):
-            found = self._find_blocks(threshold)
+            found = self._find_dense_blocks(threshold)
             if sum(len(rows) * int((counts >= threshold).sum()) for rows, counts in found) >= budget:
                 return self._build_mask(found, threshold, budget)
         return self._build_mask(found, 1, budget)
 
-    def _find_blocks(self, threshold: int) -> list[tuple[Indices, Tensor]]:
+    def _find_dense_blocks(self, threshold: int) -> list[tuple[Indices, Tensor]]:
         """Return, for each block, its rows and, for each column, how many of these rows retain it.
 
         `threshold` is t2, the number of rows that must retain a column of a block.

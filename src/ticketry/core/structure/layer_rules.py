@@ -148,7 +148,7 @@ def trace_reduction(t: Trace, call: Call) -> Any:
     axes = t.book.get(tensor)
     reduced = reduced_dimensions(call.argument("dim"), tensor.dim())
     for dimension in reduced:
-        if not (_is_sum_like(call) and axes.zero[dimension]):
+        if not (_is_sum_or_norm(call) and axes.zero[dimension]):
             t.freeze(axes.labels[dimension], f"{call.func} reduces it")
     result = call.run()
     for output in list_tensors(result):
@@ -161,7 +161,7 @@ def trace_reduction(t: Trace, call: Call) -> Any:
     return result
 
 
-def _is_sum_like(call: Call) -> bool:
+def _is_sum_or_norm(call: Call) -> bool:
     power = {"linalg_vector_norm": call.argument("ord"), "norm": call.argument("p")}
     return call.name == "sum" or (call.name in power and float(2 if power[call.name] is None else power[call.name]) > 0)
 

@@ -179,7 +179,6 @@ def _layout_from_use(use: FactorUse, dimensions: int) -> Layout | None:
 
 
 def _describe_unknown_layout(model: nn.Module, name: str, *, called: bool) -> str:
-    """Return the error message for a parameter whose layout is unknown."""
     shape = tuple(named_parameters(model)[name].shape) if name in named_parameters(model) else ()
     advice = f"leave it out (spare=[{name!r}]), or prune single weights (pattern='unstructured')"
     if called:

@@ -155,7 +155,7 @@ def _move_into_place(temporary: Path, target: Path) -> None:
             if exists(target):
                 if _have_same_files(temporary, target):
                     return
-                _require_replaceable(target)
+                _require_replaceable_ticket_folder(target)
                 target.rename(aside)  # a folder cannot replace one with files
             temporary.rename(target)
             return
@@ -163,10 +163,10 @@ def _move_into_place(temporary: Path, target: Path) -> None:
             if not tries_left:
                 raise
         finally:
-            _restore_or_delete(aside, target)
+            _restore_or_delete_replaced_ticket(aside, target)
 
 
-def _restore_or_delete(aside: Path, target: Path) -> None:
+def _restore_or_delete_replaced_ticket(aside: Path, target: Path) -> None:
     """Move the replaced ticket from `aside` back to `target` if no new ticket is at `target`; otherwise delete it."""
     if exists(aside) and not exists(target):
         with contextlib.suppress(OSError):
@@ -182,7 +182,7 @@ def _have_same_files(one: Path, other: Path) -> bool:
     return all(filecmp.cmp(one / name, other / name, shallow=False) for name in names)
 
 
-def _require_replaceable(target: Path) -> None:
+def _require_replaceable_ticket_folder(target: Path) -> None:
     if target.is_file():
         raise TicketError(f"{target} is a file: a ticket is a folder, choose another name")
     before = target.stat()

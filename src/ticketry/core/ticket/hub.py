@@ -167,10 +167,10 @@ def model_card(
     if isinstance(licence, str):
         head.append(f"license: {json.dumps(licence)}")
     table = "\n".join(
-        f"| {label} | {_escape_cell(text)} |" for label, text in list_ticket_properties(mask, info, trained)
+        f"| {label} | {_escape_table_cell(text)} |" for label, text in list_ticket_properties(mask, info, trained)
     )
     which = "trained" if trained else "start"
-    claim = f"\n## Does it win?\n\n{_escape_cell(one_line(verdict))}\n" if verdict else ""
+    claim = f"\n## Does it win?\n\n{_escape_table_cell(one_line(verdict))}\n" if verdict else ""
     image = f"\n![The metric by the share of weights kept]({figure})\n" if figure else ""
     return _CARD.format(head="\n".join(head), table=table, repo_id=repo_id, which=which, verdict=claim + image)
 
@@ -224,5 +224,5 @@ def _format_value(value: Any) -> str:
     return one_line(value if isinstance(value, str) else json.dumps(value, sort_keys=True, ensure_ascii=False))
 
 
-def _escape_cell(text: str) -> str:
+def _escape_table_cell(text: str) -> str:
     return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
