@@ -348,7 +348,7 @@ def _estimate_from_weight_gradients(
                     whole = gradient.to_dense() if gradient.is_sparse else gradient
                     total[name] += whole.detach().cpu().double().square() / _DRAWS
                     reached.add(name)
-    _require_gradients([name for name in parameters if name not in reached])
+    _refuse_parameters_without_gradient([name for name in parameters if name not in reached])
     return {name: total[name] * parameter.detach().cpu().double().square() for name, parameter in parameters.items()}
 
 
@@ -366,7 +366,7 @@ def _random_combination(outputs: Sequence[Tensor], draw: int) -> Tensor:
     return combined
 
 
-def _require_gradients(names: Sequence[str]) -> None:
+def _refuse_parameters_without_gradient(names: Sequence[str]) -> None:
     """Raise `UsageError` if `names` is not empty: the names of parameters without a gradient from any output."""
     if names:
         raise UsageError(
@@ -382,7 +382,9 @@ def _add_combined_output_gradients(outputs: Any, calls: Mapping[str, list[LayerC
     draws = (2 if examples < _ENOUGH_EXAMPLES else 1) if found else 0
     for draw in range(draws):
         add_output_gradients(_random_combination(found, draw), calls, 1 / draws, again=draw + 1 < draws)
-    _require_gradients([name for name, made in calls.items() if all(call.squared_gradients is None for call in made)])
+    _refuse_parameters_without_gradient(
+        [name for name, made in calls.items() if all(call.squared_gradients is None for call in made)]
+    )
 
 
 _MAGNITUDE_SHARE = 1e-6

@@ -133,7 +133,7 @@ def trace_like(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], result:
 
 
 def trace_overwriting(t: Trace, call: Call) -> Any:
-    """Trace an operation that fills a tensor with random numbers or a constant, so that no part is known to be 0."""
+    """Trace an operation that fills a tensor with random numbers or a constant; no part is then known to be 0."""
     result = call.run()
     t.book.forget_zeros(call.tensors[0])
     return result
@@ -435,7 +435,7 @@ def trace_pooling(t: Trace, call: Call) -> Any:
 
 
 def freeze_query_and_key_widths(t: Trace, *several: Axes) -> None:
-    """Mark the last dimension of query and key as not removable, because attention computes its scale from it."""
+    """Mark the last dimension of query and key as not removable: attention computes its scale from this width."""
     for axes in several:
         t.freeze(axes.labels[-1], "attention scales its scores by the width of query and key")
 

@@ -302,7 +302,7 @@ def _read_checked_file(folder: Path, root: Path, name: str, size: int | None = N
 
 def _parse_json_object(data: bytes) -> dict[str, Any]:
     try:
-        value = parse_json(data.decode(), parse_constant=_refuse_constant)
+        value = parse_json(data.decode(), parse_constant=_refuse_infinity_and_nan)
     except (ValueError, RecursionError) as error:
         raise TicketError(f"{MANIFEST} is not JSON ({str(error)[:80]}): the ticket is damaged") from None
     if not isinstance(value, dict):
@@ -310,7 +310,7 @@ def _parse_json_object(data: bytes) -> dict[str, Any]:
     return value
 
 
-def _refuse_constant(name: str) -> NoReturn:
+def _refuse_infinity_and_nan(name: str) -> NoReturn:
     raise ValueError(f"{name} is no JSON number")
 
 
