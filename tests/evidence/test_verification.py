@@ -200,7 +200,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch, values: dict[str, float], budgets: 
         result = SimpleNamespace(metrics={"test": {"accuracy": values[role] + wobble}})
         return TrainedNetwork(result, (budgets or {}).get(role, TOTAL))
 
-    monkeypatch.setattr(rivals_module.Rivals, "train", train)
+    monkeypatch.setattr(rivals_module.Rivals, "train_role", train)
     return asked
 
 
