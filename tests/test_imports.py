@@ -96,13 +96,15 @@ def imported(path: Path, sources: Path) -> frozenset[str]:
 
 def imports_between(package: str) -> Iterator[tuple[Path, str, str]]:
     """Yield (file, its first-level part, imported first-level part), the last empty for the package itself."""
-    root = ROOTS[package]
-    for path in modules(root).values():
+    parts = {
+        path: path.relative_to(ROOTS[package]).parts[0].removesuffix(".py") for path in modules(ROOTS[package]).values()
+    }
+    known = set(parts.values())
+    for path, part in parts.items():
         for name in imported(path, SOURCES):
             if name == package or name.startswith(f"{package}."):
                 first = name.split(".", 2)[1] if "." in name else ""
-                known = (root / first).is_dir() or (root / f"{first}.py").is_file()
-                yield path, path.relative_to(root).parts[0].removesuffix(".py"), first if known else ""
+                yield path, part, first if first in known else ""
 
 
 def cycles(edges: dict[str, set[str]]) -> list[list[str]]:
@@ -221,16 +223,16 @@ def top_level_names(module: str) -> set[str]:
     """Return the names that a module defines or imports, or lists in `__all__`."""
     if not module or not is_importable(module):
         return set()
-    names: set[str] = set()
-    for node in ast.walk(ast.parse(modules(ROOTS[module.split(".")[0]])[module].read_text(encoding="utf-8"))):
+    text = modules(ROOTS[module.split(".")[0]])[module].read_text(encoding="utf-8")
+    names = set(re.findall(r"""["'](\w+)["']""", text))  # what `__getattr__` of a package loads is listed as strings
+    for node in statements(ast.parse(text)):
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
             names.add(node.name)
         elif isinstance(node, (ast.Import, ast.ImportFrom)):
             names |= {one.asname or one.name for one in node.names}
-        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-            names.add(node.id)
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-            names.add(node.value)  # names that `__getattr__` of a package loads are listed as strings
+        elif isinstance(node, (ast.Assign, ast.AnnAssign)):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            names |= {one.id for target in targets for one in ast.walk(target) if isinstance(one, ast.Name)}
     return names
 
 

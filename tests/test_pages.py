@@ -144,6 +144,13 @@ def test_commands_of_pages_exist_with_their_options() -> None:
 # -- named tests -------------------------------------------------------------------------------------------------------
 
 
+@cache
+def functions_and_constants(path: Path) -> tuple[set[str], set[object]]:
+    nodes = [*ast.walk(ast.parse(path.read_text(encoding="utf-8")))]
+    constants = {node.value for node in nodes if isinstance(node, ast.Constant)}
+    return {node.name for node in nodes if isinstance(node, ast.FunctionDef)}, constants
+
+
 def test_rows_of_optimisers_name_tests_that_exist() -> None:
     rows = [
         line.strip("|").split("|")
@@ -156,11 +163,8 @@ def test_rows_of_optimisers_name_tests_that_exist() -> None:
         tests = re.findall(r"`(test_\w+)(?:\.(test_\w+)|\[([\w-]+)\])`", row[-1])
         assert len(tests) == row[-1].count("`") / 2, row
         for file, function, optimizer in tests:
-            nodes = [*ast.walk(ast.parse(files[file].read_text(encoding="utf-8")))]
-            if optimizer:
-                assert optimizer in {node.value for node in nodes if isinstance(node, ast.Constant)}
-            else:
-                assert function in {node.name for node in nodes if isinstance(node, ast.FunctionDef)}
+            functions, constants = functions_and_constants(files[file])
+            assert (optimizer in constants) if optimizer else (function in functions)
     shown = " ".join(row[0] for row in rows).replace("-", "").lower()
     kinds = [kind for kind in vars(torch.optim).values() if isinstance(kind, type)]
     for kind in kinds:
