@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code.
 
     Exit codes: 0 for success, 1 for failure, 2 for wrong usage, 141 if the reader of the output has exited (`| head`),
-    and 128 + n after signal n: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP, 131 for SIGQUIT.
+    and 128 + n if signal n ended the command: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP, 131 for SIGQUIT.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     for stream in (sys.stdout, sys.stderr):
@@ -81,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _report_exception(error: BaseException, words: Sequence[str]) -> int:
-    """Print why an exception ended a command, and return the exit code; raise `error` again if it is unexpected."""
+    """Print why `error` ended the command line `words`, and return the exit code; raise unexpected errors again."""
     match error:
         case InterruptedTrainingError() if error.number != signal.SIGINT:
             return _report_signal(f"ended, since a worker process got {signal_name(error.number)}", error.number, words)
@@ -192,7 +192,7 @@ def _is_output_closed() -> bool:
 
 
 def _is_pipe_closed(stream: TextIO) -> bool:
-    """Return whether the reader of a pipe has closed it, even if there is no output left to write."""
+    """Return whether `stream` is a pipe whose reader has closed the pipe; no output needs to be written to find out."""
     try:
         watched = select.poll()
         watched.register(stream.fileno(), 0)

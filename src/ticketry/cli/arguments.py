@@ -61,12 +61,12 @@ def parse(kind: type[T] | Any, words: Sequence[str], *, prog: str, description: 
 
 
 def option_names(words: Sequence[str]) -> set[str]:
-    """Return the names of all options on a command line, with underscores as in fields and run files."""
+    """Return the names of all options on a command line, with underscores instead of hyphens."""
     return {word.partition("=")[0][2:].replace("-", "_") for word in words if word.startswith("--")}
 
 
 def _merge_repeated_options(words: Sequence[str], flags: set[str]) -> list[str]:
-    """Return the words with repeated options merged: each option in `flags` is at the end, with all its values."""
+    """Return `words` with each option of `flags` moved to the end and written once, followed by all its values."""
     others: list[str] = []
     values: dict[str, list[str]] = {}
     flag = ""
@@ -82,7 +82,7 @@ def _merge_repeated_options(words: Sequence[str], flags: set[str]) -> list[str]:
 
 
 def _iterate_flags(kind: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield each option of a dataclass with its annotation.
+    """Yield each option of the dataclass `kind` with the type annotation of its field.
 
     Options of nested dataclasses are yielded twice, with and without the prefix of the nested dataclass.
     """
@@ -135,7 +135,7 @@ def make_registry(shown: frozenset[str] | None = None) -> ConstructorRegistry:
 
 
 def _prepare_field(field: StructFieldSpec, prefix: str, shown: frozenset[str] | None) -> StructFieldSpec:
-    """Return a tyro field with one-line help; unless it is a flag or a dataclass, `decode_value` converts its words."""
+    """Return `field` with one-line help; `decode_value` converts its value unless it is a flag or a dataclass."""
 
     def build_help_text() -> str | None:
         text = field.helptext() if callable(field.helptext) else field.helptext
@@ -236,13 +236,13 @@ def _plugin_options(kind: Any) -> tuple[str, ...]:
 
 
 def _first_sentence(text: str) -> str:
-    """Return the text up to its first full stop or semicolon, shortened to about a line."""
+    """Return `text` up to its first full stop or semicolon, shortened to about the length of a line."""
     sentence = re.split(r"(?<=[.;])\s", text, maxsplit=1)[0].rstrip(";")
     return sentence if len(sentence) <= _LONGEST_HELP else f"{sentence[:_LONGEST_HELP].rpartition(' ')[0]} …"
 
 
 def _format_default(default: str) -> str:
-    """Return the note about an option's default in help; empty for the defaults None, '' and False."""
+    """Return the help's remark about the default of an option; empty if the default is None, '' or False."""
     if default == "True":
         return "(done unless this is given)"
     return "" if default in ("None", "", "''", "False") else f"(default: {default})"
@@ -270,7 +270,7 @@ class OutputOptions:
 
 
 def output_file(given: Path | None, ticket: Path, ending: str) -> Path:
-    """Return the output file: `given`, or if it is None, the ticket's name with `ending`, in the current folder."""
+    """Return `given`; if `given` is None, return a file in the current folder named after `ticket`, with `ending`."""
     output = given or Path(f"{ticket.resolve().name}.{ending}")
     if output.is_dir():
         raise UsageError(f"output must be a file, got the folder {output}")

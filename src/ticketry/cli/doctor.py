@@ -61,7 +61,7 @@ class _Arguments:
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """Result of one check of the machine or environment: what was found, and what this means for speed."""
+    """Result of one check of the machine or the installed software, with the effect on speed."""
 
     part: str
     found: str

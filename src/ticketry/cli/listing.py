@@ -98,7 +98,7 @@ def _format_cell(value: object) -> str:
 
 
 def printable_text(value: object) -> str:
-    """Return a value as one printable line, since a name from a file may contain control characters."""
+    """Return a value as one line of text without control characters."""
     from ticketry.core.tables import one_line
 
     return one_line(str(value))
@@ -136,12 +136,12 @@ def _print_scores(rows: list[dict[str, Any]]) -> None:
 
 
 def _origin_note(row: Mapping[str, Any]) -> str:
-    """Return, in brackets, the package that defines the entry of a row; empty for entries of ticketry itself."""
+    """Return, in brackets, the name of the package that defines the listed entry `row`; empty if it is ticketry."""
     return "" if row["from"] == BUILT_IN else f" (of {row['from']})"
 
 
 def _print_with_descriptions(table: list[tuple[str, ...]], more: list[str]) -> None:
-    """Print a table with a text of `more` below each row, at most 80 columns wide."""
+    """Print a table, at most 80 columns wide; below each row, print the text of `more` with the same index."""
     from ticketry.report.wording import align_columns
 
     head, *lines = align_columns(table)
@@ -217,7 +217,7 @@ def _list_scores(_: Path) -> list[dict[str, Any]]:
 
 
 def _list_registry(module: str, name: str) -> Callable[[Path], list[dict[str, Any]]]:
-    """Return a function that lists the registry `name` of `module`; the function imports the module when called."""
+    """Return a function that imports `module` and returns a dict for each entry of the module's registry `name`."""
 
     def list_entries(_: Path) -> list[dict[str, Any]]:
         registry: Registry[Any] = getattr(import_module(module), name)
@@ -303,7 +303,7 @@ def _list_tickets(store: Path) -> list[dict[str, Any]]:
 
 
 def _find_ticket_folder(store: Path, record: RunRecord, point: Point) -> str | None:
-    """Return the folder of a ticket in this store; None if the store lacks it, as after unpacking a bundle."""
+    """Return the folder of a run's ticket in `store`; None if the folder is missing."""
     from ticketry.lab.store.files import path_exists
     from ticketry.lab.store.paths import Paths, ticket_folder
 
@@ -314,7 +314,7 @@ def _find_ticket_folder(store: Path, record: RunRecord, point: Point) -> str | N
 
 
 def read_run_records(store: Path) -> list[RunRecord]:
-    """Return the records of all finished runs of a store, the oldest first; see `read_record` for errors."""
+    """Return the records of all finished runs of a store, the oldest first; raise the errors of `read_record`."""
     return [read_record(path) for path in run_record_files(store)]
 
 
@@ -363,7 +363,7 @@ NONE = "–"
 
 
 def describe_run(record: RunRecord | None) -> dict[str, Any]:
-    """Return method, score, ticket densities and best test mean of a run; if `record` is None, with empty values."""
+    """Return a dict with a run's method, score, ticket densities and best test mean; all empty if `record` is None."""
     if record is None:
         return {"method": "", "score": "", "densities": [], "best": None, "metric": "", "unit": "", "replicates": 0}
     from ticketry.report.tables.observation import tickets_with_best_mean
@@ -387,7 +387,8 @@ def format_runs(rows: Sequence[Mapping[str, Any]], *, sizes: bool) -> list[str]:
     """Return a table of runs as lines of text.
 
     Args:
-        rows: dicts with the keys of `run_row`; if `sizes` is set, also with ``state``, ``bytes`` and ``own_bytes``.
+        rows: dicts with the keys that `run_row` returns.
+        sizes: whether to add columns from the keys ``state``, ``bytes`` and ``own_bytes`` of the rows.
     """
     from ticketry.core.tables import one_line
     from ticketry.report.wording import align_columns
@@ -408,7 +409,7 @@ _MOST_DENSITIES = 3
 
 
 def _format_densities(densities: Sequence[float]) -> str:
-    """Return densities in % as text, such as ``20, 10``; for many levels only the first and the last density."""
+    """Return densities in % as text, such as ``20, 10``; of many densities only the first and the last."""
     words = [f"{100 * one:.3g}" for one in densities]
     if len(words) > _MOST_DENSITIES:
         return f"{words[0]} … {words[-1]} ({len(words)} levels)"

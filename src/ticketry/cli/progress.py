@@ -30,7 +30,7 @@ _REFRESHES_PER_SECOND = 4
 
 
 class Progress:
-    """Shows the progress of running trainings; the lab must be given the method `on_event`."""
+    """Shows the progress of running trainings; `on_event` must be called with each event of the trainings."""
 
     def __init__(self, title: str) -> None:
         self._title = title
@@ -88,7 +88,7 @@ class Progress:
 
 
 def progress_bars(active: list[Event]) -> Table:
-    """Return a table with a progress bar for each running training; `active` has the last event of each."""
+    """Return a table with a progress bar for each running training; `active` has the last event of every training."""
     table = Table.grid(padding=(0, 1))
     for event in active:
         steps = max(event.last - event.first, 1)
@@ -99,7 +99,7 @@ def progress_bars(active: list[Event]) -> Table:
 
 
 class SearchProgress(Progress):
-    """Shows the progress of a search; the lab must be given the method `on_event`, and the search `on_point`."""
+    """Shows the progress of a search: `on_event` takes events of trainings, and `on_point` each trained network."""
 
     def __init__(self, run: SearchRequest) -> None:
         super().__init__(run.method.title)

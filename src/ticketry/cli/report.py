@@ -75,7 +75,7 @@ def main(words: Sequence[str]) -> int:
 
 
 def _rewrite_page_while_training(store: Path, page: Path | None) -> int:
-    """Write the page of ``--watch``, renew the page's data every two seconds until Ctrl-C, and return 0."""
+    """Write a report page, rewrite the page's data every two seconds until Ctrl-C, and return 0."""
     from ticketry.files import write_atomically
     from ticketry.lab.store.files import read_sealed
     from ticketry.lab.store.store import open_store
@@ -101,14 +101,14 @@ def _rewrite_page_while_training(store: Path, page: Path | None) -> int:
 
 
 def _choose_runs(known: Sequence[Path], names: Sequence[str]) -> list[Path]:
-    """Return the record files of the runs in `names`, without repeats; if `names` is empty, of the newest run."""
+    """Return the record files of the runs in `names`, each once; if `names` is empty, the newest run's record file."""
     if not known:
         raise StoreError("there is no finished run in this store: run `ticketry search` first")
     return list(dict.fromkeys(_find_run(known, name) for name in names)) or [known[-1]]
 
 
 def _group_of_similar_runs(record: RunRecord) -> tuple[str, str, float]:
-    """Return a key for sorting that puts similar runs together: task, method and rewind step."""
+    """Return a sort key that puts similar runs together: task, method and rewind step of the run."""
     return record.task.name, record.method, record.steps.rewind or 0
 
 
@@ -173,7 +173,7 @@ def _write_report(arguments: _Arguments, runs: list[RunRecord]) -> dict[str, Any
 
 
 def _verdict_lines(run: RunRecord, paths: Paths) -> list[str]:
-    """Return the verdicts of a run as lines; if a level is undecided, suggest a command that may decide it."""
+    """Return the verdict for each density of a run as lines of text, with a suggested command if one is undecided."""
     from ticketry.cli.results import suggestion_lines
     from ticketry.evidence.level_verdicts import recompute_verdicts
     from ticketry.report import verdict_lines

@@ -92,7 +92,7 @@ def main(words: Sequence[str]) -> int:
 
 
 def _check_toml(campaign: Path) -> None:
-    """Raise `UsageError` if a campaign file is invalid TOML; called before the slow import of torch."""
+    """Raise `UsageError` if a campaign file is invalid TOML."""
     from ticketry.experiments.run_file import read_toml
 
     if campaign.suffix == ".toml":
@@ -105,7 +105,7 @@ def _as_json(outcome: Outcome) -> dict[str, Any]:
 
 
 def _check_rows(arguments: Any, chosen: Mapping[str, Any]) -> int:
-    """Train some finished networks of campaigns again, print the comparison, and return 1 if any differs too much."""
+    """Train some networks of finished campaigns again, and return 1 if a metric differs too much from its record."""
     from ticketry.cli.progress import Progress
     from ticketry.experiments.reproduce.checking import ROWS, check
     from ticketry.report.wording import align_columns
@@ -158,7 +158,7 @@ def _run_campaigns(arguments: Any, chosen: Mapping[str, Any], command: str) -> l
 
 
 def _with_arithmetic(campaign: Campaign, chosen: Mapping[str, Any]) -> Campaign:
-    """Return the campaign with the precision and kernels in `chosen` for all its runs."""
+    """Return the campaign, with all its runs set to the precision and kernels in `chosen`."""
     if "kernels" in chosen:
         campaign = dataclasses.replace(campaign, kernels=dict.fromkeys(campaign.runs, chosen["kernels"]))
     if "precision" in chosen:
@@ -177,10 +177,10 @@ def parse_budget_seconds(text: str) -> float:
 
 
 def summarise_campaign(outcome: Outcome, width: int | None = None) -> list[str]:
-    """Return lines of text about a campaign: a table of the requested claims, and the files with the full report.
+    """Return lines of text about a campaign: a table of the requested claims, and the paths of the full report.
 
     Args:
-        width: width of the terminal, for which columns are omitted if necessary; None if there is no terminal.
+        width: width of the terminal in characters; columns that do not fit are omitted. None for any width.
     """
     from ticketry.report.campaigns import campaign_sentences, claims_table
     from ticketry.report.wording import align_columns
@@ -202,7 +202,7 @@ def summarise_campaign(outcome: Outcome, width: int | None = None) -> list[str]:
 
 
 def _format_plan(outcome: Outcome) -> list[str]:
-    """Return a table of planned blocks as lines of text; empty if nothing was planned."""
+    """Return a table of the planned trainings as lines of text; empty if nothing was planned."""
     from ticketry.report.wording import align_columns, format_duration
 
     if not outcome.planned:

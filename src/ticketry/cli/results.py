@@ -30,12 +30,12 @@ if TYPE_CHECKING:
 
 
 def make_interim_printer(progress: Progress) -> Callable[[Verdict], None]:
-    """Return a function that prints the verdict of an interim analysis above the bars of `progress`."""
+    """Return a function that prints an interim verdict (before all seeds are trained) above the progress bars."""
     return lambda made: progress.say(f"{made.n} seeds: {made.reasons[0]}")
 
 
 def summarise_verification(record: VerifyRecord) -> list[str]:
-    """Return the result of a verification as lines, with as many decimals as the spread over seeds justifies."""
+    """Return a verification's result as lines of text, with as many decimals as the spread over seeds justifies."""
     from ticketry.report.tables.evidence import style_of_seed_metrics
     from ticketry.report.wording import role_name
 
@@ -101,13 +101,13 @@ _PASSED_ON = ("data", "workers", "on", "precision", "devices", "parallel", "norm
 
 
 def suggestion_lines(record: RunRecord, run_file: Path) -> list[str]:
-    """Return lines that suggest a verification of an undecided level; empty if all levels are decided.
+    """Return lines that suggest verifying an undecided level (tickets of one density); empty if all are decided.
 
-    The suggested level is the sparsest with a mean at most the margin worse than dense. If no level is that good, the
-    level with the best mean is suggested.
+    The suggested level is the sparsest one whose mean is at most the margin worse than the dense mean. If no level is
+    that good, the level with the best mean is suggested.
 
     Args:
-        record: record of the run, with verdicts that were computed by the current rule.
+        record: record of the run, with the verdicts of its levels.
         run_file: run file of the run, which shows whether the command needs ``--trust``.
     """
     undecided = [one for one in record.verdicts if not one.decided]
@@ -141,7 +141,7 @@ def _verify_command(record: RunRecord, level: LevelVerdict, seeds: int, run_file
 
 
 def recorded_lab_options(record: RunRecord) -> list[str]:
-    """Return the lab options, except ``--store``, with which a run's networks are trained again bit for bit."""
+    """Return the command-line options, except ``--store``, that reproduce a run's trainings bit for bit."""
     environment = record.environment
     usual = {"device": ("cpu", None), "kernels": ("dense", None), "threads": (1, None)}
     found = {name: environment.get("threads_per_segment" if name == "threads" else name) for name in usual}
@@ -174,7 +174,7 @@ _NAME_ONE = "; ticketry verify {} --density D{} does it for one that you name"
 
 
 def print_run(run: Run, report: Path) -> None:
-    """Print levels, verdict and costs of a run, and suggest the next commands."""
+    """Print results per density, verdict and costs of a run, and suggest the next commands."""
     from rich.console import Console
 
     from ticketry.report import (
@@ -215,7 +215,7 @@ def print_run(run: Run, report: Path) -> None:
 
 
 def print_evidence(run: Run, *, verified: bool, timed: bool) -> None:
-    """Print a run's verification if `verified`, and its timing if `timed`."""
+    """Print the results of a run's verification if `verified`, and of its timing if `timed`."""
     if verified:
         none = _NO_WINNER.format("verdict", "verified") + _NAME_ONE.format(run.name, _store_option(run.record.store))
         print("\n".join(summarise_verification(run.verification) if run.verification else [none]))
@@ -227,7 +227,7 @@ def print_evidence(run: Run, *, verified: bool, timed: bool) -> None:
 
 
 def _pruned_gate_lines(record: RunRecord) -> list[str]:
-    """Return a line for each ticket whose mask, found with gates, had to be pruned further to the requested density."""
+    """Return a line for each ticket whose trained gates (soft masks) kept too many weights and were pruned further."""
     return [
         f"replicate {one.replicate} level {one.level}: no s0 leaves {100 * one.cut_to:.3g} %; the nearest leaves"
         f" {100 * one.density:.3g} %, and the gates with the largest values were kept"
@@ -237,7 +237,7 @@ def _pruned_gate_lines(record: RunRecord) -> list[str]:
 
 
 def _describe_ticket_folders(run: Run) -> tuple[list[str], str]:
-    """Return the folders of a run's tickets, and a text that describes these folders."""
+    """Return the folders of a run's tickets, and a text for the user that describes them."""
     found = sorted(str(point.ticket) for point in run.record.points if point.role == TICKET and point.ticket)
     folders = f"{len(found)} folder{'' if len(found) == 1 else 's'}"
     missing = len(run.tickets) - len(found)
@@ -253,7 +253,7 @@ def _store_option(store: str) -> str:
 
 
 def _repeat_command(file: Path, record: RunRecord) -> str:
-    """Return the command that repeats a run from its run file."""
+    """Return the command that repeats a run from its run file `file`."""
     arithmetic = {name: record.environment.get(name) for name in ("kernels", "precision", "device")}
     arithmetic["threads"] = record.environment.get("threads_per_segment")
     left_out = {"device": "cpu", "threads": 1}  # also omitted in a run file
@@ -294,7 +294,7 @@ def engines_table(comparisons: Sequence[Mapping[str, Any]]) -> Group:
 
 
 def time_saved_table(comparisons: Sequence[Mapping[str, Any]]) -> Group:
-    """Return a table of the time in % that each sparse engine saves, with a column for each batch size."""
+    """Return a table of the time in % that each sparse engine saves against dense, with a column per batch size."""
     from rich.text import Text
 
     table = _make_batch_table(comparisons)
@@ -329,7 +329,7 @@ def layers_table(layers: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def _format_layer_saving(layer: Mapping[str, Any]) -> str:
-    """Return the time in % that pruning saves in a layer, measured in the same engine; empty if not measured."""
+    """Return the time in % that pruning saves in a layer; empty if the layer was not timed without pruning."""
     dense = layer.get("dense_seconds")
     return f"{100 * (1 - layer['seconds'] / dense):.0f} %" if dense and layer["seconds"] is not None else ""
 
@@ -393,7 +393,7 @@ def _format_time_saved(one: Mapping[str, Any], name: str) -> Any:
 
 
 def _make_table(words: str, numbers: str = "", more: str = "") -> Table:
-    """Return a table without rows, with columns named by `words`, then `numbers` (right-aligned), then `more`.
+    """Return a table without rows; its columns are named by `words`, `numbers` (right-aligned) and `more`.
 
     Each argument lists names, separated by spaces; ``_`` stands for a space inside a name.
     """
@@ -422,7 +422,7 @@ def _add_title(title: str, table: Table) -> Group:
 
 
 def print_timing(record: Mapping[str, Any], *, layers: bool = True) -> None:
-    """Print the tables of a timing record; with `layers`, also the table of layers."""
+    """Print the tables of a timing record; if `layers`, also print the table of layers."""
     out = make_console()
     curves = record.get("curves", [])
     comparisons = record.get("comparisons") or [curve["comparison"] for curve in curves]

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SearchArguments(OutputOptions, SearchOptions):
-    """Arguments that all commands that search have in common."""
+    """Command-line arguments that are common to all commands that search for tickets."""
 
     preset: str = ""
     """Published experiment, see `ticketry list presets`; other options override it."""
@@ -79,11 +79,11 @@ def read_arguments(
     extra: Sequence[Any] = (),
     description: str = "",
 ) -> tuple[Method, Any]:
-    """Parse the words of a command that searches; return the method, and an object with all options.
+    """Parse the command line of a command that searches for tickets; return the method and all options.
 
     Args:
         default: name of the method, if neither the words nor a run file name a method.
-        extra: further fields of the arguments, in the form that `dataclasses.make_dataclass` takes.
+        extra: further options of the command, in the form of fields for `dataclasses.make_dataclass`.
     """
     named = bool(words) and not words[0].startswith("-")
     rest = list(words[1:] if named else words)
@@ -143,7 +143,7 @@ def _read_early_options(words: Sequence[str]) -> argparse.Namespace:
 
 
 def _default_recipe(options: SearchOptions, tables: Mapping[str, Any]) -> Recipe:
-    """Return the recipe of a run file; if `tables` has none, the recipe of the task."""
+    """Return the recipe in `tables`, the entries of a run file; if they have no recipe, return the task's."""
     if "recipe" in tables:
         return recipe_from(tables["recipe"])
     if options.task in DATA_SETS.built_in:  # without torch, for --help

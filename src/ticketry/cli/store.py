@@ -61,7 +61,7 @@ class _Unpack(OutputOptions):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Usage(_StoreOptions):
-    """Arguments of `ticketry store du`, which prints the disk usage."""
+    """Arguments of `ticketry store du`, which prints how many bytes a store takes."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -118,7 +118,7 @@ def main(words: Sequence[str]) -> int:
 
 
 def store_exists(folder: Path) -> bool:
-    """Return whether there is a store in a folder; if the store is shared, fetch its records first."""
+    """Return whether a folder contains a store; for a shared store, first download its records."""
     if not shared_url(folder):
         from ticketry.lab.store.files import path_exists
 
@@ -129,7 +129,7 @@ def store_exists(folder: Path) -> bool:
 
 
 def require_store(folder: Path) -> Path:
-    """Return `folder` if there is a store in it; otherwise raise `StoreError`. Fetch the records of a shared store."""
+    """Return `folder` if it contains a store, after downloading a shared store's records; else raise `StoreError`."""
     if not store_exists(folder):
         raise StoreError(
             f"there is no store in {display_address(folder)}: name another with --store, or run a search first"
@@ -281,7 +281,7 @@ def _unpack_bundle(arguments: _Unpack) -> int:
 
 
 def _describe_differences(paths: Sequence[Path]) -> str:
-    """Return a warning about the stored records in `paths`, which differ from the bundle's and were not replaced."""
+    """Return a warning that the stored records in `paths` differ from the unpacked ones and were not replaced."""
     records = sorted({path.parent.name if path.name == "run.json" else path.stem for path in paths if _is_record(path)})
     others = len(paths) - sum(map(_is_record, paths))
     parts = [", ".join(records)] if records else []

@@ -84,7 +84,7 @@ def bench(words: Sequence[str]) -> int:
 
 
 def _bench_run(arguments: _Bench, command: str) -> int:
-    """Time the tickets of a run's first replicates, print the results, and return 0."""
+    """Time the tickets from the first replicates of a run, print the results, and return 0."""
     if arguments.densities or arguments.ticket:
         raise UsageError(f"{arguments.what} is a run, whose own tickets are timed: leave --densities and --ticket away")
     from ticketry.experiments.bench import list_run_tickets
@@ -241,7 +241,7 @@ def speedup(words: Sequence[str]) -> int:
 
 
 def speedup_table(found: Speedup) -> Table:
-    """Return a table for the terminal, with a row for each engine or pruning step."""
+    """Return the timings in `found` as a table for the terminal, with a row for each engine or pruning step."""
     from rich.table import Table
 
     values = any(row.value is not None for row in found.rows)

@@ -116,7 +116,7 @@ def stability(words: Sequence[str]) -> int:
 
 
 def summarise_stability(record: StabilityRecord) -> list[str]:
-    """Return the means over replicates of a stability analysis as lines of text, by density, role and rewind step."""
+    """Return a stability analysis as lines of text: means over replicates for each density, role and rewind step."""
     from ticketry.report.wording import role_name
 
     header = f"{'rewind':>14}  {'mask':<22} {'test':>7}  {'pruning':>15}  {'data order':>15}  barriers"

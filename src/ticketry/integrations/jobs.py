@@ -59,7 +59,7 @@ class Job:
 
     @property
     def mask(self) -> Mask:
-        """The mask at this step of the training."""
+        """The mask at the current step of the training."""
         raise NotImplementedError
 
     def start(
@@ -87,20 +87,20 @@ class Job:
             self._load(loaded)
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Restore a state that the method `state` returned; before `start`, keep it until `start` is called."""
+        """Restore a result of the method `state`; if `start` was not called yet, `start` restores the result."""
         if self.model is None:
             self._loaded = state
         else:
             self._load(state)
 
     def resume(self, done: int) -> None:
-        """Continue a training after `done` optimiser steps; call this when model and job have loaded their states."""
+        """Continue a training after `done` optimiser steps; the states of model and job must have been loaded."""
 
     def before_step(self, done: int) -> None:
         """Prepare the model for the forward passes of the next step; `done` is the number of earlier steps."""
 
     def before_update(self, scaler: torch.amp.GradScaler | None) -> None:
-        """Use or change the gradients of a step before the optimiser does.
+        """Use or change the gradients of a step before the optimiser uses them.
 
         Args:
             scaler: the gradient scaler of mixed-precision training that has scaled the gradients; None without one.
@@ -149,7 +149,7 @@ class CallbackBase:
 
     @property
     def mask(self) -> Mask:
-        """The current mask; with gradual pruning and gates it is final when training has ended."""
+        """The current mask; gradual pruning and gates change the mask until training ends."""
         return self.job.mask
 
     def ticket(self, start: Mapping[str, Tensor], info: Mapping[str, Any] | None = None) -> Ticket:
@@ -186,7 +186,7 @@ class CallbackBase:
 
 
 def count_removed(model: nn.Module, mask: Mask) -> int:
-    """Return the number of weights of `model` that `mask` removes but that are not 0, summed over all processes."""
+    """Return how many weights of `model` are not 0 although `mask` removes them, summed over all processes."""
     reshard(model)
     count = 0
     for name, parameter in mask.parameters(model).items():
@@ -218,7 +218,7 @@ PRECISIONS = ("fp32", "bf16")
 
 
 class Kernels:
-    """Switches sparse kernels on for the training steps of a model; with ``kernels="dense"`` it does nothing.
+    """Switches sparse kernels on and off for the training steps of a model; does nothing if ``kernels="dense"``.
 
     Args:
         kernels: dense or sparse.
@@ -248,7 +248,7 @@ class Kernels:
         self._step = contextlib.ExitStack()
 
     def attach(self, model: nn.Module, mask: Mask) -> None:
-        """Create kernels for a model in which the caller enforces `mask`; raise the errors of `tk.sparse_training`."""
+        """Create kernels for a model in which the caller enforces `mask`; for errors see `tk.sparse_training`."""
         if self.sparse:
             # llvmlite is an extra, and only these kernels need it.
             from ticketry_engine import train
@@ -267,7 +267,7 @@ class Kernels:
             self._step.enter_context(self._fast.running())
 
     def switch_off(self) -> None:
-        """Switch the kernels off after a step, or after an interruption in it."""
+        """Switch the kernels off after a step, or when a step is interrupted."""
         self._step.close()
 
     def release(self) -> None:
@@ -336,7 +336,7 @@ class HoldJob(Job):
 
 
 class GradualJob(Job):
-    """Prunes the model gradually, see `ticketry.gradual`."""
+    """Prunes the model in many small steps while a trainer trains it, see `ticketry.gradual`."""
 
     name = "gradual"
 
@@ -376,7 +376,7 @@ class GradualJob(Job):
         self._prune_up_to(done)
 
     def _prune_up_to(self, done: int) -> None:
-        """Make all pruning steps that are due up to optimiser step `done`."""
+        """Carry out all pruning steps that the schedule has up to optimiser step `done`."""
         pruning = _require_started(self._gradual)
         while pruning.done < done:
             pruning.step()
@@ -416,7 +416,7 @@ class GradualJob(Job):
         self._kernels.attach(model, self.mask)
 
     def _build_trial_run(self, model: nn.Module, total: int) -> Gradual:
-        """Return a pruner for a trial run of `total` steps: it prunes to the final density after the last step."""
+        """Return a pruner for a trial run of `total` steps, which prunes to the final density after the last step."""
         for point in ("begin", "end", "frequency"):
             Step.parse(self._options.get(point, "0"))  # type: ignore[arg-type]
         density = check_density(self._density, self._options.get("sparsity"))
@@ -492,7 +492,7 @@ class GatesJob(Job):
         self._done = done
 
     def _annealing_progress(self, done: int) -> float:
-        """Return the completed share of the temperature schedule after `done` steps."""
+        """Return which share (0 to 1) of the gates' temperature schedule is completed after `done` steps."""
         return min(done / self._total, 1.0) if self._total else 1.0
 
     def before_step(self, done: int) -> None:
@@ -528,7 +528,7 @@ class GatesJob(Job):
             )
 
     def finish_and_watch(self) -> None:
-        """Call `finish`, then watch the removed weights, so that `check` finds any that are written afterwards."""
+        """Call `finish`, then watch the removed weights, so that `check` finds those that are changed later."""
         model = self.model
         self.finish()
         if model is not None:
@@ -536,7 +536,7 @@ class GatesJob(Job):
                 self._hard = hold(model, self.mask)
 
     def check(self) -> None:
-        """Raise `HoldError` if a removed weight was written after `finish_and_watch`, so that it is not 0."""
+        """Raise `HoldError` if a removed weight is not 0 because it was written after `finish_and_watch`."""
         try:
             if self._hard:
                 self._hard.check()
@@ -587,7 +587,7 @@ class GatesJob(Job):
         self._total, self._fresh, self._applied = total, False, bool(state.get("applied", False))
 
     def _schedule_length_on_resume(self, total: int, done: int) -> int:
-        """Return the number of steps of the temperature schedule after a checkpoint was loaded.
+        """Return the number of steps of the gates' temperature schedule when training resumes from a checkpoint.
 
         Args:
             total: number of steps of the training that wrote the checkpoint.
@@ -610,7 +610,7 @@ class GatesJob(Job):
         return total
 
     def _add_penalty_gradient(self) -> None:
-        """Add the penalty's gradient to the gates' gradients, since the loss of the trainer lacks the penalty."""
+        """Add the gradient of the gates' penalty to the gates' gradients; the trainer's loss lacks the penalty."""
         if not self._penalty:
             return
         gates = self.gates

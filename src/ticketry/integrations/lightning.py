@@ -84,7 +84,7 @@ class _JobCallback(CallbackBase, Callback):
         self.job.after_update(trainer.global_step)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """End the job and check the removed weights, now that no callback's `on_train_end` can write weights."""
+        """End the job and check that removed weights are 0; Lightning calls this after all `on_train_end` hooks."""
         if self.job.model is None:
             return
         if not self._went_on:  # from a checkpoint of a complete training Lightning trains nothing, and does not say so
@@ -140,7 +140,7 @@ class HoldCallback(_JobCallback):
 
 
 class GradualCallback(_JobCallback):
-    """Prunes the module gradually while it trains, see `ticketry.gradual`; `mask` is the current mask."""
+    """Prunes the module in many small steps while it trains, see `ticketry.gradual`; `mask` is the current mask."""
 
     def __init__(
         self,
@@ -155,7 +155,7 @@ class GradualCallback(_JobCallback):
         """Args:
         density: share of the weights that remains at the end.
         module: dotted name of the submodule to prune; empty for the whole LightningModule.
-        kernels, example_inputs, precision: see `HoldCallback`; sparse kernels adapt to every new mask.
+        kernels, example_inputs, precision: as for `HoldCallback`; sparse kernels adapt to every new mask.
         options: arguments of `ticketry.gradual`: sparsity, begin, end, frequency, scope, score, distribution,
             half_rate, collapse, keep_at_least, pattern, seed. The number of steps comes from the trainer.
         """
@@ -204,12 +204,12 @@ class GatesCallback(_JobCallback):
 
     @property
     def gates(self) -> Gates:
-        """The gates, whose densities, histogram and temperature can be inspected."""
+        """The gates (soft mask values) of the module, for example to inspect their densities and temperature."""
         return self.job.gates
 
 
 def _count_steps(trainer: Trainer) -> int:
-    """Return the number of optimiser steps of the whole training; `UsageError` if the trainer does not know it."""
+    """Return the number of optimiser steps of the whole training; raise `UsageError` if the number is unknown."""
     steps = 0 if trainer.limit_train_batches == 0 else trainer.estimated_stepping_batches
     if steps == float("inf") or steps < 0:
         raise UsageError(

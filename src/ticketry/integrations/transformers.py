@@ -155,7 +155,7 @@ class HoldCallback(_JobCallback):
 
 
 class GradualCallback(_JobCallback):
-    """Prunes the model gradually while it trains, see `ticketry.gradual`; `mask` is the current mask."""
+    """Prunes the model in many small steps while it trains, see `ticketry.gradual`; `mask` is the current mask."""
 
     def __init__(
         self,
@@ -172,7 +172,7 @@ class GradualCallback(_JobCallback):
         density: share of the weights that remains at the end.
         module: dotted name of the submodule to prune; empty for the whole model.
         resume_from: the checkpoint from which training resumes, if it is not in the trainer's output_dir.
-        kernels, example_inputs, precision: see `HoldCallback`; sparse kernels adapt to every new mask.
+        kernels, example_inputs, precision: as for `HoldCallback`; sparse kernels adapt to every new mask.
         options: arguments of `ticketry.gradual`: sparsity, begin, end, frequency, scope, score, distribution,
             half_rate, collapse, keep_at_least, pattern, seed. The number of steps comes from the trainer.
         """
@@ -215,16 +215,16 @@ class GatesCallback(_JobCallback):
 
     @property
     def gates(self) -> Gates:
-        """The gates, whose densities, histogram and temperature can be inspected."""
+        """The gates (soft mask values) of the model, for example to inspect their densities and temperature."""
         return self.job.gates
 
 
 def _make_is_running(state: TrainerState) -> Callable[[], bool]:
-    """Return a function that returns whether the call of `Trainer.train` with this state is still running.
+    """Return a function that returns whether the `Trainer.train` call to which `state` belongs is still running.
 
     The Trainer calls no callback when an exception ends a training. So the function searches the stacks of all threads
-    for the call of `train` whose trainer has this state. If there is no such call now, other code than `train` calls
-    the callbacks, and the function always returns True.
+    for the call of `train` whose trainer has this state. If there is no such call when the function
+    is made, the function always returns True.
     """
     known = weakref.ref(state)
 
@@ -235,7 +235,7 @@ def _make_is_running(state: TrainerState) -> Callable[[], bool]:
 
 
 def _find_resumed_checkpoint(state: TrainerState) -> str | None:
-    """Return the checkpoint from which the call of `Trainer.train` with this state resumes; None if unknown."""
+    """Return the checkpoint from which the `Trainer.train` call with this `state` resumes; None if unknown."""
     training = next(_find_train_calls(state), None)
     found = training.f_locals.get("resume_from_checkpoint") if training is not None else None
     return found if isinstance(found, str) else None
