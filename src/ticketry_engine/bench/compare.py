@@ -103,7 +103,7 @@ def compare(
 
 
 def saved_against(time_of: EngineTime, base: EngineTime, timing: Timing) -> Saved:
-    """Return the share of time that an engine saves relative to the engine of `base`, by samples of the same rounds."""
+    """Compare samples of the same rounds; return the share of time that an engine saves relative to that of `base`."""
     ours, theirs = (row.wall if timing.clock == "wall" else row.cpu for row in (time_of, base))
     shares = [1 - one / other for one, other in zip(ours, theirs, strict=True)]
     found = median_interval(shares, timing.confidence)
@@ -113,7 +113,7 @@ def saved_against(time_of: EngineTime, base: EngineTime, timing: Timing) -> Save
 def _prepare(
     contender: Contender, case: Case, expected: list[torch.Tensor], required: Sequence[str], say: Callable[[str], None]
 ) -> tuple[EngineTime, Call | None]:
-    """Prepare an engine and check its outputs; return its row of results, and the function to time (None: failed)."""
+    """Prepare an engine, check its outputs; return its row of results, and the function to time, or None on failure."""
     row = EngineTime(contender.name, contender.sparse)
     if contender.model is not None:
         case = case.of(contender.model)
@@ -176,7 +176,7 @@ def time_layers(
 
 
 def unpruned(model: nn.Module, mask: Mapping[str, Tensor]) -> nn.Module:
-    """Return a copy of the model with random numbers in place of pruned weights, to time the layers without zeros."""
+    """Return a copy of the model in which random numbers replace pruned weights, to time layers without zeros."""
     filled, draw = copy.deepcopy(model), torch.Generator().manual_seed(0)
     for name, parameter in masked_parameters(filled, mask).items():
         noise = 0.01 + 0.1 * torch.rand(parameter.shape, generator=draw)

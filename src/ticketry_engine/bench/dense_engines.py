@@ -249,12 +249,12 @@ class _OnnxContender:
         """Raise `UnavailableError` if the engine does not support the case."""
 
     def _load_file(self, file: Path, case: Case) -> tuple[list[str], Infer]:
-        """Load the ONNX file; return the names of its inputs, and a function from input arrays by name to outputs."""
+        """Load the ONNX file; return its input names, and a function that computes outputs from named input arrays."""
         raise NotImplementedError
 
 
 class OnnxRuntime(_OnnxContender):
-    """ONNX Runtime's CPU provider with all graph optimisations; operators run one after the other."""
+    """ONNX Runtime on the CPU with all graph optimisations; operators run one after the other."""
 
     name, title = "onnxruntime", "ONNX Runtime"
 
@@ -278,7 +278,7 @@ class OnnxRuntime(_OnnxContender):
 
 
 class OpenVino(_OnnxContender):
-    """OpenVINO's CPU plug-in with one stream; in fp32, a precision hint keeps OpenVINO from computing in bf16."""
+    """OpenVINO's CPU plug-in with one stream; for fp32, a hint forbids OpenVINO to compute in bf16."""
 
     name, title = "openvino", "OpenVINO"
 

@@ -86,7 +86,7 @@ class Samples:
 
 
 class CacheFlush:
-    """Function that empties the caches, by reading and writing a buffer of four times `cache_bytes`."""
+    """Function that evicts all other data from the caches: it reads and writes a buffer of four times `cache_bytes`."""
 
     def __init__(self, cache_bytes: int) -> None:
         self._buffer = np.zeros(4 * cache_bytes // 8, dtype=np.int64)
@@ -120,7 +120,7 @@ def take_samples(
 
 
 def warm_up(call: Callable[[], object], seconds: float = _WARM_SECONDS) -> float:
-    """Repeat a call until three times in a row differ by at most a tenth, or for `seconds`; return their median."""
+    """Repeat a call until the last three durations differ by at most a tenth, or for `seconds`; return their median."""
     began = time.perf_counter()
     last: list[float] = []
     while True:
@@ -141,7 +141,7 @@ def fill_caches_by_calls(call: Callable[[], object], seconds: float = _SETTLING_
 
 
 def _take_sample(call: Callable[[], object], calls: int, flush: Callable[[], object] | None) -> tuple[float, float]:
-    """Return the mean (wall, processor) seconds of `calls` consecutive calls; before each, call `flush` if given."""
+    """Return the mean wall and processor seconds of `calls` consecutive calls; if given, call `flush` before each."""
     walls, cpus = 0.0, 0.0
     for consecutive in [1] * calls if flush else [calls]:
         (flush or call)()
@@ -158,7 +158,7 @@ def _take_sample(call: Callable[[], object], calls: int, flush: Callable[[], obj
 
 @dataclass(frozen=True)
 class Interval:
-    """A median, and a confidence interval from `low` to `high`."""
+    """A median, and its confidence interval from `low` to `high`."""
 
     median: float
     low: float
@@ -256,7 +256,7 @@ class Case:
 
     @entry_point()
     def rounding(self) -> float:
-        """Return the relative difference between `reference` and the outputs in float64; 0 if the model has none."""
+        """Return the relative difference between `reference` and the outputs in float64; 0 if float64 cannot run."""
 
         def to_float64(leaf: Any) -> Any:
             return leaf.double() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
@@ -271,7 +271,7 @@ class Case:
 
     @cached_property
     def onnx(self) -> Path:
-        """Return the path of an ONNX file of the model for inputs of these shapes, which is deleted with the case."""
+        """Return the path of an ONNX file of the model for these input shapes; the file is deleted with the case."""
         folder = tempfile.mkdtemp(prefix="ticketry-")
         weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         file = Path(folder) / "model.onnx"
@@ -374,7 +374,7 @@ def choose_cores(threads: int, load: Mapping[int, float] | None = None) -> tuple
 
 @contextlib.contextmanager
 def pin_for_block(cores: Sequence[int]) -> Iterator[None]:
-    """Pin all threads of this process, and threads started meanwhile, to `cores` inside a `with` block."""
+    """Run a `with` block in which all threads of this process, and threads started meanwhile, are pinned to `cores`."""
     before = _current_affinities()
     pin(cores)
     try:
@@ -421,7 +421,7 @@ def _pin_thread(thread: int, cores: set[int]) -> None:
 
 
 def _measure_load() -> dict[int, float]:
-    """Return, for each core, the share of 0.2 seconds in which the core was busy; {} if unknown."""
+    """Measure for 0.2 seconds; return, for each core, the share of that time in which it was busy; {} if unknown."""
     before = _read_ticks()
     if not before:
         return {}
@@ -436,7 +436,7 @@ def _busy_share(before: tuple[int, int], after: tuple[int, int]) -> float:
 
 
 def _read_ticks() -> dict[int, tuple[int, int]]:
-    """Return, for each core, (idle ticks, all ticks) since the start of the machine."""
+    """Return, for each core, the system's counts (idle clock ticks, all clock ticks) since the machine started."""
     found = {}
     try:
         lines = Path("/proc/stat").read_text(encoding="ascii").splitlines()
@@ -451,7 +451,7 @@ def _read_ticks() -> dict[int, tuple[int, int]]:
 
 
 def _read_siblings(core: int) -> str:
-    """Return a text that identifies the physical core to which the core `core`, a hardware thread, belongs."""
+    """Return a text that identifies the physical core to which the hardware thread `core` belongs."""
     file = Path(f"/sys/devices/system/cpu/cpu{core}/topology/thread_siblings_list")
     try:
         return file.read_text(encoding="ascii").strip()

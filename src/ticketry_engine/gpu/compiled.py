@@ -164,7 +164,7 @@ class CompiledGpu(ForInference):
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes on the device of all weights and tables that calls have used so far."""
+        """Number of bytes that the weights and tables of all calls so far take on the device."""
         return self._weights.bytes
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CompiledGpu:
@@ -217,7 +217,7 @@ def _batch(inputs: Sequence[Tensor]) -> int:
 
 
 class _ShapeProgram:
-    """A program for one input shape; if `record`, the first call records a CUDA graph, which later calls replay."""
+    """Runs a model for one input shape; if `record`, the first call records a CUDA graph, which later calls replay."""
 
     def __init__(self, program: Any, record: bool) -> None:
         self.program = program
@@ -267,7 +267,7 @@ def record_cuda_graph(call: Callable[[], T]) -> tuple[torch.cuda.CUDAGraph, T]:
 
 
 class _ReplayClock:
-    """Measures the seconds of a function by replaying its CUDA graph."""
+    """Measures how many seconds a function takes, by replaying a CUDA graph of the function."""
 
     REPLAYS = 10
 
@@ -332,7 +332,8 @@ def compile_gpu_in_own_precision(
     """Call `compile_gpu` with the precision of the model's weights; float32 weights are multiplied as TF32.
 
     Raises:
-        EngineError: if settings for a CPU are given, if weights are float64, or if `compile_gpu` raises it.
+        EngineError: if `threads` or `target`, which are settings for a CPU, are given; if weights are float64; or if
+            `compile_gpu` raises it.
     """
     if threads is not None or target != "host":
         raise EngineError("threads and target apply to a CPU only: leave them out, or move the model to the CPU")

@@ -232,7 +232,7 @@ def pool(
     BLOCK: tl.constexpr,
     WIDE: tl.constexpr,
 ):
-    """Pool an image [C, H, W, N]; each program computes `BLOCK` outputs of one channel."""
+    """Pool images stored as [C, H, W, N]; each Triton program computes `BLOCK` outputs of one channel."""
     images = eights * 8
     outputs = out_height * out_width * images
     blocks = tl.cdiv(outputs, BLOCK)

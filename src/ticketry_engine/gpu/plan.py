@@ -75,12 +75,12 @@ def plan(
 ) -> dict[str, LayerChoice]:
     """Return the kernel choice of each layer, by the name of the layer's output.
 
-    First, choose the fastest kernel for each layer alone. Then switch single layers between the group kernel and dense
-    as long as this lowers the estimated time of the whole network, including changes of layout. Repeat the search from
-    a start in which no layer uses the group kernel, and return the faster result.
+    First, choose the fastest kernel for each layer alone. Then switch single layers between the sparse group kernel and
+    torch's dense kernel as long as this lowers the estimated time of the whole network, including changes of memory
+    layout. Repeat the search from a start in which no layer uses the group kernel, and return the faster result.
 
     Args:
-        rates: measured rates of the device, instead of `RATES`.
+        rates: measured speeds of the device; None: the speeds in `RATES`.
         force: whether to use the group kernel wherever it can run.
     """
     rates = rates or RATES[dtype]
@@ -193,7 +193,7 @@ def estimate_seconds(
 
 
 def all_layout_changes_seconds(graph: Graph, batch: int, choices: Mapping[str, LayerChoice], rates: Rates) -> float:
-    """Estimate the seconds of all conversions of values between the inner and the outer memory layout."""
+    """Estimate the seconds to convert values between torch's layout and the group kernel's layout (batch innermost)."""
     total = 0.0
     held: dict[str, set[str]] = {name: {"outer"} for name in graph.inputs}
 
@@ -287,7 +287,7 @@ def is_two_four(weight: Tensor) -> bool:
 
 
 def supports_two_four(device: torch.device, dtype: torch.dtype) -> bool:
-    """Return whether torch can compute 2:4 products with this dtype on the device."""
+    """Return whether torch can multiply semi-structured (2:4) weights of this dtype on the device."""
     if device.type != "cuda" or dtype not in (torch.float16, torch.bfloat16) or torch.version.hip:
         return False
     return torch.cuda.get_device_capability(device) >= (8, 0)
@@ -319,7 +319,7 @@ Unstructured masks fill 1/16 of a tile; they are assumed to be slower than dense
 
 @dataclass(frozen=True)
 class Rates:
-    """Measured speeds of a device with one number format."""
+    """Measured speeds of a device for one number format, from which the seconds of layers are estimated."""
 
     conv: float
     """FLOP/s of cuDNN on a large convolution."""
@@ -400,7 +400,7 @@ class LayerWork:
 
     @property
     def padded_pixels(self) -> int:
-        """Number of outputs per output channel, if the number of images is padded to a multiple of 8."""
+        """Number of outputs per output channel, with the number of images padded to a multiple of 8."""
         return self.pixels // self.run * -(-self.run // 8) * 8
 
 
@@ -410,7 +410,7 @@ def dense_seconds(work: LayerWork, rates: Rates) -> float:
 
 
 def two_four_seconds(work: LayerWork, rates: Rates) -> float:
-    """Estimate the seconds of torch's semi-structured (2:4) product."""
+    """Estimate the seconds of a layer as a semi-structured (2:4) product in torch."""
     return _dense_product_seconds(work, rates, rates.two_four, 0.6)
 
 
@@ -427,7 +427,7 @@ def _extra_pass_seconds(work: LayerWork, rates: Rates) -> float:
 
 
 def group_seconds(work: LayerWork, tile: int, rates: Rates) -> float:
-    """Estimate the seconds in the group kernel with tiles of `tile` rows, including bias, residual and activation."""
+    """Estimate a layer's seconds in the group kernel with `tile` rows per tile, with bias, residual and activation."""
     product, weights = group_product_seconds(work, tile, rates), _padded_weights(work, tile)
     moved = work.inputs + work.outputs * (1 + work.residual) + weights
     longest = max((columns for _, columns in work.groups), default=0)
@@ -444,13 +444,13 @@ def _padded_weights(work: LayerWork, tile: int) -> int:
 
 
 def tile_fill(work: LayerWork) -> float:
-    """Return the share of retained weights among all entries of the smallest tiles; 1 if no weight is retained."""
+    """Return the share of retained weights among all that tiles of the smallest size store; 1 if none is retained."""
     tiles = sum(-(-rows // TILES[0]) * TILES[0] * columns for rows, columns in work.groups)
     return sum(rows * columns for rows, columns in work.groups) / tiles if tiles else 1.0
 
 
 def layout_change_seconds(numbers: int, rates: Rates) -> float:
-    """Estimate the seconds to convert a tensor of `numbers` elements between the inner and the outer layout."""
+    """Estimate the seconds to convert a tensor of `numbers` elements between torch's and the group kernel's layout."""
     return rates.launch + 2.0 * rates.bytes * numbers / rates.turned
 
 
@@ -464,7 +464,7 @@ _PIXELS = 128
 
 
 def programs_seconds(work: LayerWork, tile: int, rates: Rates) -> float:
-    """Estimate the seconds that the group kernel's programs take in addition to their arithmetic."""
+    """Estimate the seconds that the Triton programs of the group kernel take in addition to their arithmetic."""
     count = sum(-(-rows // tile) for rows, _ in work.groups) * -(-work.padded_pixels // _PIXELS)
     return count * (rates.program + tile * rates.row)
 
@@ -517,7 +517,7 @@ def candidate_configs(tile: int, outputs: int, tiles: int) -> list[Config]:
 
 
 def choose(key: Hashable, tile: int, outputs: int, tiles: int, x: Tensor, run: Callable[[Config], None]) -> Config:
-    """Return the fastest launch parameters for `key`, from the cache or by timing each candidate with `run`.
+    """Return a product's fastest launch parameters, from the cache under `key` or by timing candidates with `run`.
 
     Where timing is impossible (on a CPU, or while a CUDA graph is recorded), return the first candidate.
     """
@@ -537,7 +537,7 @@ def choose(key: Hashable, tile: int, outputs: int, tiles: int, x: Tensor, run: C
 def find_fastest(
     candidates: list[Config], run: Callable[[Config], None], seconds: Callable[[Callable[[], None]], float]
 ) -> Config:
-    """Return the candidate with the least median time over alternating rounds; skip candidates that cannot run."""
+    """Time candidates alternately, and return the one with the least median time; skip candidates that cannot run."""
     times: dict[Config, list[float]] = {}
     errors: list[Exception] = []
     for config in candidates:
@@ -575,7 +575,7 @@ def _mean_seconds_of_four_calls(call: Callable[[], None]) -> float:
 
 
 def _limit_pixels(config: Config, outputs: int) -> Config:
-    """Halve the pixels per program until they are about the number of outputs, to save time in Triton's interpreter."""
+    """Halve the pixels per program until they are about as many as `outputs`, to save time in Triton's interpreter."""
     while config.pixels > 16 and config.pixels // 2 >= outputs:
         config = replace(config, pixels=config.pixels // 2)
     return config

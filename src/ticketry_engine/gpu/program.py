@@ -131,7 +131,7 @@ def group_linear(
     act: str,
     slope: float,
 ) -> Tensor:
-    """Return ``act(x weight^T + bias + residual)`` in the inner layout (batch innermost), for x [tokens, I].
+    """Return ``act(x @ weight.T + bias + residual)`` in the inner layout (tokens innermost), for x [tokens, I].
 
     The arguments have the same meaning as in `group_conv2d`.
     """
@@ -155,7 +155,7 @@ def _group_linear_fake(x: Tensor, *rest: Any) -> Tensor:
 def _prepare_operands(
     x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, out: Tensor
 ) -> tuple[Tensor, Tensor | None]:
-    """Return x and the residual in the inner layout; raise `EngineError` if an operand does not match."""
+    """Return x and the residual with the batch innermost; raise `EngineError` if dtype, device or shape differ."""
     for name, one in {"weight": weight, "bias": bias, "residual": residual}.items():
         if one is not None and (one.dtype != x.dtype or one.device != x.device):
             raise EngineError(f"the {name} is {one.dtype} on {one.device}, but x is {x.dtype} on {x.device}")
@@ -240,7 +240,7 @@ def _storage_extent(x: Tensor) -> int:
 
 @torch.library.custom_op("ticketry::turn", mutates_args=())
 def turn(x: Tensor, inner: bool) -> Tensor:
-    """Return a copy of x [N, C, H, W] or [tokens, C] in the inner layout if `inner`, else in the outer layout."""
+    """Return a copy of x [N, C, H, W] or [tokens, C], with the batch innermost if `inner`, else in torch's layout."""
     return _change_layout(x, inner)
 
 
@@ -360,17 +360,17 @@ class GpuValue:
 
     @classmethod
     def from_torch(cls, made: Any) -> GpuValue:
-        """Wrap a result of torch: a tensor in the outer layout, a number or a list."""
+        """Wrap a result of torch: a tensor in torch's (outer) layout, a number or a list."""
         return cls(made.shape if isinstance(made, Tensor) else torch.Size(), outer=made)
 
     def get_outer(self) -> Any:
-        """Return the value in the outer layout, for torch's operations; keep a converted value for later calls."""
+        """Return the value in torch's (outer) layout; if it had to be converted, keep the result for later calls."""
         if self.outer is None:
             self.outer = turn(self.inner, False).reshape(self.shape)
         return self.outer
 
     def get_flat(self) -> Tensor:
-        """Return the value in the outer layout: an image unchanged, any other tensor flattened to [tokens, C]."""
+        """Return the value in torch's (outer) layout: images unchanged, any other tensor flattened to [tokens, C]."""
         outer: Tensor = self.get_outer()
         return outer if len(self.shape) in (2, 4) else outer.flatten(0, -2)
 
@@ -382,7 +382,7 @@ class GpuValue:
 
     @property
     def is_inner(self) -> bool:
-        """Whether the value exists only in the inner layout."""
+        """Whether the value exists only in the group kernel's (inner) layout."""
         return self.outer is None
 
 
@@ -405,7 +405,7 @@ class Weights:
         self._dense: dict[tuple[str, str], Tensor] = {}
 
     def tables(self, node: Node, tile: int) -> GroupTables:
-        """Return the packed weight of a layer, in tiles of `tile` rows."""
+        """Return the packed weight of a layer, divided into tiles of `tile` rows."""
         key = (node.output, tile)
         if key not in self._tables:
             weight = self.graph.tensors[node.weights["weight"]]
@@ -437,7 +437,7 @@ class Weights:
 
     @property
     def bytes(self) -> int:
-        """Bytes on the device of all weights that were used so far."""
+        """Number of bytes on the device of all weights that were used so far."""
         dense = sum(part.nbytes for one in self._dense.values() for part in _inner_tensors(one))
         return dense + sum(tables.bytes for tables in self._tables.values())
 
@@ -568,7 +568,7 @@ def _restore_shape(made: GpuValue, x: GpuValue) -> GpuValue:
 
 
 def kernel_activation(act: str | dict[str, float] | None) -> tuple[str, float]:
-    """Return an activation as (name, slope), arguments of the kernels; the name is "" if there is no activation."""
+    """Return an activation as the kernels' arguments (name, slope); the name is "" if there is no activation."""
     if isinstance(act, dict):
         return "leaky_relu", float(act["leaky_relu"])
     return act or "", 0.0
@@ -578,7 +578,7 @@ def kernel_activation(act: str | dict[str, float] | None) -> tuple[str, float]:
 
 
 def _run_in_either_layout(node: Node, outer: Callable[..., Any], inner: Callable[..., Tensor]) -> Step:
-    """Return a function that runs `inner` if the node's first input exists only in the inner layout, else `outer`."""
+    """Return a function that calls `inner` if the node's first input exists only with batch innermost, else `outer`."""
 
     def run(*reads: GpuValue) -> GpuValue:
         if not reads[0].is_inner:
@@ -590,7 +590,7 @@ def _run_in_either_layout(node: Node, outer: Callable[..., Any], inner: Callable
 
 
 def to_memory_order(x: Tensor) -> Tensor:
-    """Return a view of an inner tensor's memory: contiguous [C, H, W, P] or [C, P], where P is the padded batch."""
+    """View a tensor in the inner layout as contiguous [C, H, W, P] or [C, P], where P is the padded batch size."""
     run = round_up(x.shape[0])
     shape = (*x.shape[1:], run)
     steps = [1]
@@ -607,7 +607,7 @@ def from_memory_order(stored: Tensor, count: int) -> Tensor:
 
 
 def _build_inner_function(node: Node, weights: Weights) -> Callable[..., Tensor]:
-    """Return a function that computes a node from tensors in the inner layout, with a result in the inner layout."""
+    """Return a function that computes a node; its inputs and its result are in the inner layout (batch innermost)."""
     # Most operations call torch's function on tensors in memory order, with its axes renumbered.
     attrs = node.attrs
     if node.op in ("max_pool2d", "avg_pool2d"):

@@ -53,7 +53,7 @@ class GroupTables:
 
     @property
     def bytes(self) -> int:
-        """Total bytes of all tables."""
+        """Total number of bytes of all tables."""
         return sum(held.nbytes for one in fields(self) if isinstance(held := getattr(self, one.name), Tensor))
 
     def to(self, device: torch.device | str) -> GroupTables:
@@ -112,7 +112,7 @@ def pack(
 
 
 def has_taps(kernel: Sequence[int], padding: Sequence[int]) -> bool:
-    """Return whether `GroupTables.places` include kernel positions, which only a 1 x 1 kernel without padding lacks."""
+    """Return whether `GroupTables.places` contains kernel positions; a 1 x 1 kernel without padding needs none."""
     return (*kernel, *padding) != (1, 1, 0, 0)
 
 

@@ -58,7 +58,7 @@ BY_NAME = Need(values=False, python=False, floats=False)
 def entry_point(need: Need = READS, *, autocast: bool = False) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Return a decorator for public functions that checks common arguments and normalises torch's state.
 
-    `need` are the requirements on the function's arguments `model` and `small`, which are models. If `autocast`, the
+    `need` says what the function's arguments `model` and `small`, which are models, must fulfil. If `autocast`, the
     caller's autocast stays on, for functions that time the caller's training step.
     """
 
@@ -189,7 +189,7 @@ def callers_defaults() -> Iterator[None]:
 
 @contextmanager
 def _change_defaults(wanted: _Defaults, now: _Defaults, *, callers: _Defaults | None) -> Iterator[None]:
-    """Run a `with` block with the defaults `wanted` instead of `now`; `callers_defaults` in it restores `callers`."""
+    """Run a `with` block with the defaults `wanted` instead of `now`; in it, `callers_defaults` restores `callers`."""
     with ExitStack() as stack:
         stack.callback(setattr, _callers, "defaults", getattr(_callers, "defaults", None))
         _callers.defaults = callers
@@ -201,7 +201,7 @@ def _change_defaults(wanted: _Defaults, now: _Defaults, *, callers: _Defaults | 
 
 
 def as_normal_tensors(values: Any) -> Any:
-    """Return the containers `values` with a copy in place of each tensor that was created in inference mode."""
+    """Return `values` (nested containers) with a copy in place of each tensor that was created in inference mode."""
     leaves = tree_leaves(list(values.values()) if isinstance(values, Mapping) else values)
     if not any(isinstance(leaf, Tensor) and leaf.is_inference() for leaf in leaves):
         return values

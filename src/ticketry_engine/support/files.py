@@ -273,7 +273,7 @@ _ENTRY = len(_BEGIN) + _DIGITS + len(_END)
 
 
 def sealed(data: bytes) -> bytes:
-    """Return the bytes of a safetensors file with a digest of `data` added to the metadata; the file has metadata."""
+    """Return `data`, a safetensors file with metadata, with a digest of `data` added to the metadata."""
     length, rest = int.from_bytes(data[:8], "little"), data[8:]
     if not rest.startswith(_HEAD):
         raise ValueError("only a file with metadata can be sealed")
@@ -282,7 +282,7 @@ def sealed(data: bytes) -> bytes:
 
 
 def unsealed(data: bytes, *, required: bool = True) -> bytes:
-    """Return the bytes that were given to `sealed`.
+    """Return the bytes that were given to `sealed`, whose result is `data`.
 
     Raise `ValueError` if the content does not match the digest, or if the digest is missing. If not `required`, return
     the bytes of a file without a digest unchanged.

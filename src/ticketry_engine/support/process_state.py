@@ -66,7 +66,7 @@ def private_random_state(devices: Iterable[torch.device | int] | None = None) ->
 
 @contextlib.contextmanager
 def default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """Run a `with` block in which new tensors have the dtype `dtype` by default; `ONE_AT_A_TIME` is held."""
+    """Run a `with` block in which new tensors have the dtype `dtype` by default; the lock `ONE_AT_A_TIME` is held."""
     with ONE_AT_A_TIME:
         before = torch.get_default_dtype()
         torch.set_default_dtype(dtype)

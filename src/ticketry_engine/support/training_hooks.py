@@ -22,9 +22,10 @@ Listener = TypeVar("Listener")
 
 
 class Listeners(Generic[Listener]):
-    """The current listeners of a torch hook; threads may iterate over them while listeners are added or removed.
+    """The functions that a global torch hook calls; threads may iterate over them while listeners are added or removed.
 
-    Adding the first listener calls the function `hook`, which registers torch's hooks. These iterate over `present`.
+    Adding the first listener calls the function `hook`, which registers torch's hooks. These hooks iterate over
+    `present`.
     """
 
     def __init__(self, hook: Callable[[], object]) -> None:
