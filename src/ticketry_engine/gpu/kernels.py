@@ -94,7 +94,7 @@ def group_product(
     PRECISION: tl.constexpr,  # input precision of float32 products
     WIDEN: tl.constexpr,  # multiply 16-bit numbers as float32: for Triton's interpreter
 ):
-    """Compute ``act(x[columns] weight^T + bias + residual)`` for one tile of rows and `PIXELS` outputs of each row."""
+    """Compute ``act(x[columns] @ weight.T + bias + residual)`` for a tile of rows and `PIXELS` outputs of each row."""
     images = eights * 8
     outputs = out_height * out_width * images
     program = tl.program_id(0)
@@ -196,7 +196,7 @@ def layer_norm(
 def transpose(
     x, out, rest, rest_x, rest_y, a, a_x, a_y, b, b_x, b_y, BLOCK: tl.constexpr, WIDE: tl.constexpr
 ):  # fmt: skip
-    """Copy `x` to `out`, which may have other strides; each program copies a square block of the last two axes."""
+    """Copy `x` to `out`, which may have other strides; a Triton program copies a square block of the last two axes."""
     blocks = tl.cdiv(b, BLOCK)
     program = tl.program_id(0)
     j = (program % blocks) * BLOCK + tl.arange(0, BLOCK)

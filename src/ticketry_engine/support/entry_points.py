@@ -212,7 +212,7 @@ def as_normal_tensors(values: Any) -> Any:
 
 @contextmanager
 def writing_to(tensor: Tensor) -> Iterator[None]:
-    """Run a `with` block that changes `tensor` in place, in inference mode if `tensor` was created in it."""
+    """Run a `with` block that changes `tensor` in place; enable inference mode if `tensor` was created in that mode."""
     with torch.inference_mode() if tensor.is_inference() else torch.no_grad():
         yield
 

@@ -62,7 +62,7 @@ weights) took 1.03, 0.90, 0.74 and 0.75 of the dense step's time at a density of
 
 @dataclass(frozen=True)
 class CapturedCall:
-    """A traced call, divided into steps: nodes that run in torch, and regions of nodes that run in kernels."""
+    """A traced call, divided into steps: nodes that run in torch, and regions (groups of nodes) that run in kernels."""
 
     graph: fx.Graph
     order: list[fx.Node | FoundRegion]
@@ -146,7 +146,7 @@ class _RegionFinder:
         """Node that draws random numbers -> the previous such node."""
 
     def add_node(self, node: fx.Node) -> None:
-        """Add a node to a neighbouring or a new region, if kernels can run the node; else leave the node to torch."""
+        """If kernels can run a node, add it to a neighbouring or a new region; else leave the node to torch."""
         try:
             lowered = self._lower(node)
         except Unsupported as why:
@@ -188,7 +188,7 @@ class _RegionFinder:
                 region.seeds += 1
 
     def _prepend(self, region: FoundRegion, read: fx.Node) -> None:
-        """If `free` contains the node `read`, add it to a region that is still empty, after its own predecessors."""
+        """If the node `read` is in `free`, add its predecessors and then `read` to `region`, which is still empty."""
         if read in self.free:
             self._prepend(region, read.all_input_nodes[0])
             self._add_to_region(read, self.free.pop(read), region)
@@ -258,7 +258,7 @@ class _RegionFinder:
         return self.limit if fills_blocks(_count_images(node), half=self.half) and window != (1, 1) else LIMIT
 
     def _runs_dense(self, node: fx.Node, layer: str) -> bool:
-        """Return whether a convolution runs dense in kernels, because these are as fast as torch."""
+        """Return whether a convolution runs in dense kernels, which is the case if they are as fast as torch."""
         groups = getattr(self.modules[layer], "groups", 1)
         return self.dense and groups == 1 and fills_blocks(_count_images(node), half=self.half)
 
@@ -314,7 +314,7 @@ class _RegionFinder:
 
 
 def _may_begin_region(node: Node) -> bool:
-    """Return whether a region over tokens may begin with this node, before the region's first layer."""
+    """Return whether a region over tokens may begin with this node, although it is no layer."""
     return node.op == "layer_norm" or (node.op == "act" and node.attrs["act"] != "relu")
 
 
@@ -325,7 +325,7 @@ def _count_images(node: fx.Node) -> int:
 
 
 def fills_blocks(images: int, *, half: bool = False) -> bool:
-    """Return whether `images` fill the kernels' blocks of images well enough: `FULL` limits the empty places."""
+    """Return whether `images`, padded to whole blocks of the kernels, become at most `FULL` times as many."""
     block = images_per_block(HALF if half else FLOAT)
     return 0 < -(-images // block) * block <= FULL * images
 
@@ -353,7 +353,7 @@ def _require_images(node: fx.Node) -> torch.Size:
 def _build_layer_node(
     op: str, node: fx.Node, x: fx.Node, *, weight: bool = True, bias: bool = True, **attrs: Any
 ) -> Node:
-    """Return a node with the called module's parameters `weight` and `bias`, as far as the module has them."""
+    """Return a node of kind `op` that reads x; `weight` and `bias` say which of these parameters the module has."""
     roles = [role for role, exists in (("weight", weight), ("bias", bias)) if exists]
     prefix = f"{node.target}." if node.target else ""
     return native_node(op, (x.name,), node.name, {role: prefix + role for role in roles}, **attrs)
@@ -572,7 +572,7 @@ def may_draw_random_numbers(node: fx.Node, modules: Mapping[str, nn.Module]) -> 
 
 
 def allowed_layouts(node: fx.Node, lowered: Node | None) -> set[bool]:
-    """Return the kinds of regions that may contain a node: True stands for tokens, and False for images."""
+    """Return which regions may contain a node: True stands for regions over tokens, False for regions over images."""
     sizes = {len(shape_of(read) or ()) for read in node.all_input_nodes}
     if lowered is None and shape_of(node) != shape_of(node.all_input_nodes[0]):
         return {False}

@@ -67,7 +67,7 @@ _LABELS = {
 
 
 def emit_region(plan: TrainingPlan) -> None:
-    """Add the operations of all nodes of the plan's region, forward and backward, and link them into a program."""
+    """Add the operations of the forward and backward pass of all nodes to a plan, and link them into a program."""
     plan.label, region = MOVES, plan.region
     lives = compute_lifetimes(region)
     plan.passing = {name for name, reader in lives.passing.items() if plan.runs_by_block(name, reader.output)}
@@ -108,7 +108,7 @@ def emit_region(plan: TrainingPlan) -> None:
 
 
 def _layer_label(node: Node) -> str:
-    """Return the label of a node's operations: the name of the module for layers, else the kind of the node."""
+    """Return the label under which a node's operations are timed: a layer's module name, or another node's kind."""
     return layer_name(node) if node.op in LAYERS else _LABELS[node.op]
 
 
@@ -245,7 +245,7 @@ def _emit_norm_forward(node: Node, plan: TrainingPlan) -> None:
 
 
 def _recompute_norm(name: str, makers: Mapping[str, Node], plan: TrainingPlan, *, passing: bool = False) -> None:
-    """If the value `name` is an output of a norm and not stored, add operations to recompute it in the backward pass.
+    """If the value `name` is a norm's output that is not stored, add operations that recompute it in the backward pass.
 
     Args:
         makers: name of a value -> node of the norm that computes the value.
@@ -412,7 +412,7 @@ def _emit_sum_backward(node: Node, plan: TrainingPlan, gradients: Gradients) -> 
 
 
 def _windows_overlap(node: Node) -> bool:
-    """Return whether a pooling has overlapping or padded windows, which need other kernels."""
+    """Return whether a pooling layer has overlapping or padded windows, which need other kernels."""
     if node.op != "max_pool2d":
         return False
     attrs = node.attrs

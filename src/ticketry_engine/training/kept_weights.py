@@ -52,7 +52,7 @@ class PackedWeight:
 
     @torch.no_grad()
     def adopt_mask(self, kept: Tensor) -> None:
-        """Use the mask `kept` from now on, and copy the weights that this mask retains from the tensor to the row."""
+        """Use the mask `kept` from now on; copy the weights that `kept` retains from the dense tensor to the row."""
         self.kept = kept
         self.places = kept.flatten().nonzero()[:, 0]
         self._seen: Array = np.empty(len(self.places), np.int32)
@@ -61,7 +61,7 @@ class PackedWeight:
         self._record_state()
 
     def _record_state(self) -> None:
-        """Record the current state of row and tensor, to detect later changes."""
+        """Record the current state of the row and of the dense tensor, to detect later changes."""
         self._seen[:] = self._values_as_integers()
         self._memory = self.dense.untyped_storage()  # a reference, so that its address is not reused
         self._dense_was = self.dense._version, self.dense.data_ptr()
@@ -82,7 +82,7 @@ class PackedWeight:
         return self.waiting or self.was_changed
 
     def belongs_to(self, dense: object) -> bool:
-        """Return whether these weights are those of `dense`, and `torch.utils.swap_tensors` did not change `dense`."""
+        """Return whether the row holds weights of `dense`, and `torch.utils.swap_tensors` did not change `dense`."""
         return dense is self.dense and self.dense._cdata == self._content
 
     def fits(self, dense: object) -> bool:
@@ -103,19 +103,19 @@ class PackedWeight:
         self._record_state()
 
     def copy_changed_tensor(self) -> None:
-        """Copy the tensor's weights to the row if the tensor was changed or moved, and the row was not changed."""
+        """If the dense tensor was changed or moved, and the row was not, copy the retained weights to the row."""
         if (self.dense._version, self.dense.data_ptr()) != self._dense_was and not self.needs_write_back:
             self._copy_from_tensor()
 
     def defer_write(self) -> None:
-        """Defer writing the changed row to the tensor; autograd treats the tensor as changed from now on."""
+        """Postpone writing the changed row to the dense tensor, which autograd treats as changed from now on."""
         self.waiting = True
         torch.autograd.graph.increment_version(self.dense)
         self._record_state()
 
     @torch.no_grad()
     def write(self, session: ProgramSession, number: int) -> None:
-        """Write the row to the tensor; operation `number` of the session's program does this."""
+        """Write the row to the dense tensor by running operation `number` of the session's program."""
         if self.dense.is_contiguous():
             session.run(number, number + 1, [self.parameter.data_ptr(), self.dense.data_ptr()])
             if not self.waiting:
@@ -135,7 +135,7 @@ class PackedWeight:
                 state[name] = whole[self.places]
 
     def _collect_gradient(self, dense: Tensor) -> None:
-        """Move the tensor's gradient to the row, after a pass in which the layer ran in torch."""
+        """After a pass in which the layer ran in torch, move the gradient of the dense tensor to the row."""
         if dense.grad is None:
             return
         found = dense.grad.flatten()[self.places]
@@ -143,12 +143,12 @@ class PackedWeight:
         accumulate(self.parameter, found)
 
     def release(self) -> None:
-        """Remove the hook, so that gradients stay in the tensor from now on."""
+        """Remove the hook that moves gradients to the row, so that gradients stay in the dense tensor."""
         self._handle.remove()
 
 
 def accumulate(row: nn.Parameter, gradient: Tensor) -> None:
-    """Add a gradient to the gradient of a row, and call the row's hooks, as autograd does for parameters."""
+    """Add `gradient` to the gradient of `row`, and call the hooks of `row`, as autograd does for parameters."""
     # Rows are not part of autograd graphs, because their sizes change with the mask.
     for hook in [*(row._backward_hooks or {}).values()]:
         other = hook(gradient)
@@ -175,7 +175,7 @@ class _SettleHook:
 
 
 class PackedWeights:
-    """The rows of all tensors of a model that are trained as packed weights.
+    """The packed vectors (rows) of retained weights of a model, which are trained instead of the dense tensors.
 
     Args:
         modules: the layers, by name; several layers may share a weight.
@@ -243,7 +243,7 @@ class PackedWeights:
         self._build_copy_program()
 
     def synchronise(self) -> None:
-        """Write changed rows to their tensors; then copy changed tensors to rows that were not changed."""
+        """Write changed rows to their dense tensors; then copy changed dense tensors to rows that were not changed."""
         self._bind_to_replaced_tensors()
         for number, row in enumerate(self._each):
             if row.needs_write_back:
@@ -252,7 +252,7 @@ class PackedWeights:
                 row.copy_changed_tensor()
 
     def prepare_call(self) -> None:
-        """Before a call of the model, call `synchronise`; if writing is deferred, update only rows, not tensors."""
+        """Before a call of the model, call `synchronise`; if writing is deferred, update only the rows."""
         if not self.late:
             self.synchronise()
             return
@@ -308,14 +308,14 @@ class PackedWeights:
             self.synchronise()
 
     def update_tensors(self, tensors: Iterable[Tensor]) -> None:
-        """For each of `tensors` that has a row, write the row to the tensor if this was deferred."""
+        """For each of `tensors` that has a row, write the row to the tensor if this write was deferred."""
         for tensor in tensors if self.late else ():
             number = self._numbers.get(id(tensor))
             if number is not None and self._each[number].needs_write_back:
                 self._each[number].write(self._session, number)
 
     def _copy_loaded_weights(self, optimizer: Optimizer, args: object, kwargs: object) -> None:
-        """Before an optimiser step, copy weights that were loaded after the backward pass from tensors to rows."""
+        """Before an optimiser step, copy weights to the rows that were loaded into tensors after the backward pass."""
         if self._rows_stepped_by(optimizer):
             self._bind_to_replaced_tensors()
             for row in self._each:

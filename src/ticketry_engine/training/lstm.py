@@ -97,7 +97,7 @@ class LstmLayer:
     # -- operations ----------------------------------------------------------------------------------------------------
 
     def _allocate_value(self, channels: int, blocks: int) -> Batch:
-        """Allocate memory for a value, which lasts until the end of the call, and return the value's layout."""
+        """Allocate memory for a value until the end of the call, and return the value's layout."""
         value = Batch.build(channels, (1, 1), 0, blocks)
         return replace(value, offset=self._reserve_bytes(value.bytes))
 
@@ -151,7 +151,7 @@ class LstmLayer:
         self.backward_ops = self._add_ops(ops)
 
     def _add_totals(self) -> None:
-        """Add the operations of the backward pass that process all words at once, and operations that fill tables."""
+        """Add the backward pass's operations that process all words at once, and the operations that fill tables."""
         target, words = self._target, self.text.words
         self._to_inputs = build_input_gradient(self.gates, self.dx, self._layers[INPUTS], target)
         self.to_inputs = self._add_ops([op for each in self._to_inputs for op in each.ops])
@@ -180,7 +180,7 @@ class LstmLayer:
         bias: Tensor,
         seconds: dict[str, float] | None = None,
     ) -> PassState:
-        """Run a forward pass, and return its state for the backward pass.
+        """Run a forward pass, and return the state that the backward pass needs.
 
         Args:
             x: words x examples x inputs, float32.
@@ -219,10 +219,10 @@ class LstmLayer:
     def backward(
         self, state: PassState, given: tuple[Tensor, Tensor, Tensor], weights: Mapping[str, Tensor], *, inputs: bool
     ) -> dict[str, Tensor]:
-        """Run a backward pass, and return gradients by name: `INPUTS`, `STATES`, ``bias``, ``h``, ``c``, and ``x``.
+        """Run a backward pass; return gradients under the names `INPUTS`, `STATES`, ``bias``, ``h``, ``c`` and ``x``.
 
-        The gradients ``h`` and ``c`` are of the state and the cell before the first word. `given` are the gradients
-        of `outputs`, and `inputs` is whether the gradient of ``x`` is needed.
+        ``h`` and ``c`` are the state and the cell before the first word. `given` has the gradients of the results of
+        `outputs`. The gradient of ``x`` is computed only if `inputs`.
         """
         words, session = self.text.words, state.session
         if self._filled != state.number:  # another call may have filled the tables with other weights
@@ -382,7 +382,7 @@ class LstmUnit(Substitute):
 
     @property
     def _masks(self) -> Mapping[str, Tensor]:
-        """Tensors of the mask for this LSTM's weights, by parameter name."""
+        """The masks of this LSTM's weights, by parameter name."""
         return self.context.recurrent.get(self.name, {})
 
     def drop_regions(self) -> None:
@@ -393,12 +393,12 @@ class LstmUnit(Substitute):
 
     @property
     def density(self) -> float:
-        """Share of retained weights in the LSTM, where weights that are not under the mask count as retained."""
+        """Share of retained weights in the LSTM; weights without a mask count as retained."""
         return self.count / max(1, _count_weights(self.module))
 
     @property
     def count(self) -> int:
-        """Number of retained weights in the LSTM, where weights that are not under the mask count as retained."""
+        """Number of retained weights in the LSTM; weights without a mask count as retained."""
         return _count_weights(self.module) - sum(int((~mask).sum()) for mask in self._masks.values())
 
     @property
@@ -417,7 +417,7 @@ class LstmUnit(Substitute):
 
     @property
     def steps(self) -> list[LstmUnit]:
-        """Return the objects that record seconds, which is only this unit."""
+        """Return the objects that record the seconds of kernels: only this unit."""
         return [self]
 
     def layer_seconds(self) -> dict[str, float]:
@@ -443,7 +443,7 @@ def masks_of_lstms(model: nn.Module, masks: Mapping[int, Tensor]) -> dict[str, d
 
 
 def _weight_names(layer: int, *, reverse: bool) -> dict[str, str]:
-    """Return {`INPUTS`: name, `STATES`: name}, the names of the weights in `nn.LSTM` for one layer and direction."""
+    """Return the names in `nn.LSTM` of the input weight (key `INPUTS`) and of the recurrent weight (`STATES`)."""
     end = f"_l{layer}" + ("_reverse" if reverse else "")
     return {of: of.removesuffix("_l0") + end for of in (INPUTS, STATES)}
 

@@ -105,7 +105,7 @@ class TrainingRegion(Region):
 
 
 def fuse_norms(region: TrainingRegion) -> TrainingRegion:
-    """Return the region with sums and ReLUs fused into the batch norms whose outputs only they read."""
+    """Fuse each sum or ReLU that alone reads a batch norm's output into that norm; return the new region."""
     nodes, uses = list(region.nodes), region.read_counts
     number = 0
     while number < len(nodes):
@@ -119,7 +119,7 @@ def fuse_norms(region: TrainingRegion) -> TrainingRegion:
 
 
 def _fused_norm(nodes: Sequence[Node], node: Node, uses: Mapping[str, int]) -> tuple[int, Node] | None:
-    """Return the index of the norm into which `node` can be fused, and the fused norm; None if there is none."""
+    """Return the index of the norm into which `node` can be fused, and the fused norm; None if no norm qualifies."""
     relu = node.op == "act" and node.attrs["act"] == "relu"
     if not relu and node.op != "add":
         return None
@@ -149,7 +149,7 @@ def values_read_in_backward(node: Node) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Lifetimes:
-    """The values whose memory can be released after each node, forward and backward."""
+    """For each node, the values whose memory can be released after the node's forward and after its backward pass."""
 
     after_forward: Sequence[Sequence[str]]
     """For each node, the values that are not needed after the node's forward pass, or not until they are recomputed."""
@@ -197,7 +197,7 @@ _TENSORS = 48
 
 @dataclass
 class Slot:
-    """The index in the program of the first of several operations that were added together; -1 until it is known."""
+    """The program index of the first of several operations that were added together; -1 until it is known."""
 
     number: int = -1
 
@@ -282,7 +282,7 @@ class TrainingPlan:
         self._standalone, self._gathers, self._regathers = [], [], []
 
     def _link_gathers(self) -> None:
-        """Link the operations that fill tables, with many operations in each call to save the overhead of calls."""
+        """Link the operations that fill tables; group many of them in each native call to save overhead."""
         first, keys = len(self.ops), [key for _, key in self._gathers]
         for number, (op, _) in enumerate(self._gathers):
             self.ops.append(replace(op, args=(*op.args[:-1], number % _TENSORS)))
@@ -330,13 +330,13 @@ class TrainingPlan:
         return name not in self.region.outputs and all(node.op in LAYERS for node in readers)
 
     def runs_by_block(self, *names: str) -> bool:
-        """Return whether operations on these values run block by block, on a single thread."""
+        """Return whether operations on the values `names` run block by block, each block on a single thread."""
         return self.threads == 1 and all(
             len(operation_blocks(self.blocks, self.shapes[name][1:])) == self.blocks for name in names
         )
 
     def store_value(self, name: str, when: str = "forward", *, passing: bool = False) -> Batch:
-        """Reserve memory for a value of the pass `when` (if `passing`, for one block of it); return the layout."""
+        """Reserve memory for a value, or for one block of it if `passing`, in the pass `when`; return the layout."""
         value = self._reserve_value(replace(self.layout(name), passing=passing), when)
         self.values[name] = value
         self.present.add(name)
@@ -349,12 +349,12 @@ class TrainingPlan:
             self.release(self.values[name])
 
     def token_memory(self, name: str, when: str) -> Batch:
-        """Allocate memory for one number per token of a value, written in the pass `when`; return the layout."""
+        """Allocate memory for one number per token of a value, which the pass `when` writes; return the layout."""
         _, *size = self.shapes[name]
         return self._reserve_value(Batch.build(1, (size[0], size[1]), 0, self.blocks), when)
 
     def layout(self, name: str) -> Batch:
-        """Return the layout that a value would have at offset 0."""
+        """Return the layout that the value `name` would have at memory offset 0."""
         channels, *size = self.shapes[name]
         return Batch.build(channels, (size[0], size[1]), self._halo(name), self.blocks, item=self.item)
 
@@ -363,7 +363,7 @@ class TrainingPlan:
         return self._reserve_value(self.gradient_layout(name), "backward")
 
     def gradient_layout(self, name: str) -> Batch:
-        """Return the layout that a gradient of a value would have at offset 0."""
+        """Return the layout that a gradient of the value `name` would have at memory offset 0."""
         channels, *size = self.shapes[name]
         return Batch.build(channels, (size[0], size[1]), self._gradient_halo(name), self.blocks, item=self.item)
 
@@ -372,7 +372,7 @@ class TrainingPlan:
         self._arena.release(self._buffers.pop(memory.offset))
 
     def free_scratch(self) -> None:
-        """Make the scratch memory free: append the waiting operations to the backward pass if they use it."""
+        """If waiting operations use the scratch memory, append them to the backward pass, so that it can be reused."""
         if self._scratch_taken:
             self.append_waiting("backward")
 
@@ -408,14 +408,15 @@ class TrainingPlan:
     # -- stages --------------------------------------------------------------------------------------------------------
 
     def add(self, when: str, ops: list[Op], begin: Sequence[Op] = ()) -> Slot:
-        """Add operations to a pass, either one per block or some for all blocks; return the index of the first.
+        """Add operations to a pass, one for each block of images or some for all blocks; return the index of the first.
 
-        Operations per block wait until more are added. Then they run together, block by block, so that caches still
-        hold what the previous operation wrote. Operations for all blocks run after the waiting operations.
+        Operations for single blocks wait until more are added. Then they run together, block by block, so that caches
+        still hold what the previous operation wrote. Operations for all blocks run after the waiting operations.
 
         Args:
             when: "forward" or "backward".
-            begin: operations that run before `ops`: one, or one for each thread that processes whole blocks.
+            begin: operations that run before `ops`: a single one, or one for each thread if threads process whole
+                blocks.
         """
         slot, ops, begin = Slot(), self._label_ops(ops), self._label_ops(begin)
         if len(ops) == self.blocks:
@@ -429,7 +430,7 @@ class TrainingPlan:
         return slot
 
     def _run_next(self, when: str, bounds: list[int]) -> None:
-        """Append the operations between `bounds` to a pass, in the same call as the previous operations if possible."""
+        """Append the operations between `bounds` to a pass; run them in the previous operations' call if possible."""
         before = self.stages[when][-1] if self.stages[when] else None
         if isinstance(before, OpRange) and len(bounds) == len(before.bounds) == 2 and before.bounds[1] == bounds[0]:
             before.bounds[1] = bounds[1]
@@ -437,7 +438,7 @@ class TrainingPlan:
             self.stages[when].append(OpRange(bounds))
 
     def add_stage(self, when: str, stage: Stage) -> None:
-        """Add a stage that runs after everything that was added before."""
+        """Add a stage (a function of the region's state) that runs after everything that was added before."""
         self.append_waiting(when)
         self.stages[when].append(stage)
 
@@ -452,13 +453,13 @@ class TrainingPlan:
         self._last.append(stage)
 
     def add_standalone(self, op: Op) -> Slot:
-        """Add an operation that no pass runs by itself, but that a stage runs; return its index."""
+        """Add an operation that runs only when a stage calls it; return its index."""
         slot = Slot()
         self._standalone.append((self._label_ops([op])[0], slot))
         return slot
 
     def gather(self, op: Op, parameter: str | None = None) -> None:
-        """Add an operation that fills a table from `parameter` before the forward pass.
+        """Add an operation that fills a kernel's table from the parameter `parameter` before the forward pass.
 
         If `parameter` is None, the operation reads another table, and runs before the backward pass.
         """
@@ -503,7 +504,7 @@ class TrainingPlan:
     # -- to and from tensors -------------------------------------------------------------------------------------------
 
     def add_move(self, key: str, value: Batch, *, out: bool) -> None:
-        """Add operations, named `key`, that load a value from a tensor block by block, or store the value if `out`."""
+        """Add operations, named `key`, that load a value from a tensor block by block, or store it there if `out`."""
         channels, height, width = value.channels, value.geometry.height, value.geometry.width
         strides = (channels * height * width, height * width, width, 1)
         if self.region.tokens:  # the first position holds sixteen neighbouring tokens, one per image
@@ -516,7 +517,7 @@ class TrainingPlan:
         self.moves[key] = numbers
 
     def store(self, state: RegionPass, key: str, shape: Sequence[int]) -> Tensor:
-        """Copy a value to a new tensor of the given shape, without padding, by the operations `key` of `add_move`."""
+        """Run the operations that `add_move` named `key`, to copy a value without padding to a new tensor."""
         value = self.shapes[key.rpartition(" ")[2]]
         size = self.blocks * self.images * math.prod(value)
         tensor = torch.empty(size, dtype=torch.float32, device="cpu")
@@ -524,7 +525,7 @@ class TrainingPlan:
         return tensor.resize_(*shape)  # not a view, because autograd lets users change it in place
 
     def move(self, state: RegionPass, key: str, tensor: Tensor) -> None:
-        """Copy a value from or to a contiguous float32 tensor of all images, by the operations `key` of `add_move`."""
+        """Run the operations that `add_move` named `key` to copy a value from or to `tensor`, contiguous float32."""
         size = tensor.numel() // self.blocks * FLOAT
         numbers, begin = self.moves[key], tensor.data_ptr()
         for first in range(0, len(numbers), _TENSORS):
@@ -533,7 +534,7 @@ class TrainingPlan:
             state.session.run(some[0], some[-1] + 1, addresses, self.images, shared=True)
 
     def run(self, when: str, state: RegionPass) -> None:
-        """Run the pass `when` ("forward" or "backward"); do not load inputs or store outputs."""
+        """Run the pass `when` ("forward" or "backward") without loading inputs or storing outputs."""
         ready: list[Stage] = []
         if when == "forward" or self._filled != state.number:  # another step may have filled the tables meanwhile
             ready += self.prepare["forward"]
@@ -545,7 +546,7 @@ class TrainingPlan:
                 stage(state)
 
     def table(self, number: int, argument: int) -> Array:
-        """Return the table in the program's memory that is argument `argument` of operation `number`."""
+        """Return the table that is argument number `argument` of operation `number`, in the program's memory."""
         found = self.program.ops[number].args[argument]
         assert isinstance(found, np.ndarray)
         return found
@@ -594,7 +595,7 @@ _LARGE = 4 << 20
 
 @dataclass
 class PassState:
-    """Working memory of one training step (a session of the program), which the backward pass closes."""
+    """Holds the working memory of one training step, in a program session that the backward pass closes."""
 
     session: ProgramSession
     number: int = field(default_factory=itertools.count().__next__, kw_only=True)
@@ -602,7 +603,7 @@ class PassState:
     closed: bool = field(default=False, kw_only=True)
 
     def require_open(self, what: str) -> None:
-        """Raise EngineError if the session is closed: a second backward pass runs through `what`."""
+        """Raise EngineError if the session is closed, because a second backward pass runs through `what`."""
         if self.closed:
             raise EngineError(
                 f"backward runs a second time through {what} of sparse training, which keeps its values for one:"
@@ -620,7 +621,7 @@ class PassState:
 
 
 class GradientMemory:
-    """Memory for the gradients of large weights, which the next step reuses.
+    """Memory for the gradients of large weights that each step reuses.
 
     The system zeroes each page of new memory, which can take longer than all products of a large sparse layer.
     """
@@ -630,7 +631,7 @@ class GradientMemory:
         self._lent: dict[object, weakref.ref[Array]] = {}
 
     def empty(self, key: object, shape: torch.Size) -> Tensor:
-        """Return an uninitialised float32 tensor, in the memory of `key` if no other tensor uses that memory."""
+        """Return an uninitialised float32 tensor; reuse the memory kept under `key` if no other tensor uses it."""
         size = shape.numel() * FLOAT
         lent = self._lent.get(key)
         if size < _LARGE or (lent is not None and lent() is not None):
@@ -646,7 +647,7 @@ class GradientMemory:
 
 @dataclass
 class RegionPass(PassState):
-    """The state of one training step of a region, which the forward pass leaves for the backward pass."""
+    """What the forward pass of a region leaves for the backward pass of the same training step."""
 
     parameters: dict[str, Tensor]
     modules: Mapping[str, Any]
@@ -663,7 +664,7 @@ Stage = Callable[[RegionPass], None]
 
 @dataclass
 class OpRange:
-    """Stage that runs the operations between two `bounds`; with more bounds, each thread runs one of the ranges."""
+    """Stage that runs the operations between two `bounds`; if there are more bounds, each thread runs one range."""
 
     bounds: list[int]
 

@@ -79,7 +79,7 @@ class RegionStep:
         return found
 
     def fits(self, inputs: Sequence[Tensor]) -> bool:
-        """Return whether region and model give the same outputs for inputs of these shapes.
+        """Return whether the region gives the model's outputs for inputs of these shapes.
 
         With other shapes than those of the trace, the model may broadcast a sum, flatten pixels, or raise an error.
         """
@@ -163,7 +163,7 @@ class RegionStep:
 
 
 class _RegionFunction(torch.autograd.Function):
-    """Autograd function that runs a region; its arguments are step, number of inputs, inputs and parameters."""
+    """Autograd function that runs a region; its arguments are a `RegionStep`, the number of inputs, and tensors."""
 
     @staticmethod
     def forward(ctx: Any, step: RegionStep, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -222,7 +222,7 @@ def _has_hooks(weight: Tensor) -> bool:
 
 
 def _require_readable(tensor: Tensor, what: str, *, half: bool = False) -> None:
-    """Raise EngineError if kernels cannot read a tensor."""
+    """Raise EngineError, which names the tensor `what`, if kernels cannot read a tensor."""
     known = (torch.float32, torch.bfloat16) if half else (torch.float32,)
     if tensor.device.type != "cpu" or tensor.dtype not in known:
         raise EngineError(
@@ -241,7 +241,7 @@ def _shape(tensor: Tensor) -> PlaneShape:
 
 
 def _pad_to_blocks(tensor: Tensor, plan: TrainingPlan, name: str) -> Tensor:
-    """Return `tensor` contiguous and padded to whole blocks, with images or tokens of zeros."""
+    """Return `tensor`, contiguous and padded with zeros to whole blocks of images or tokens."""
     tensor = tensor.resolve_neg().contiguous()
     elements = plan.blocks * plan.images * math.prod(plan.shapes[name])
     if tensor.numel() == elements:

@@ -297,7 +297,7 @@ class SparseTraining(nn.Module):
         return self._eager(*args, **kwargs)
 
     def _prepare_call(self) -> None:
-        """Before a call, update what the user changed: layers that were rebuilt, packed weights and tensors."""
+        """Before a call, take over what the user changed: rebuilt layers, packed weights and dense tensors."""
         if not (self._released and self.mask is not None) and [*self._model[0].modules()] != self._modules_seen:
             self.update(self.mask)
         if self._weights is not None:
@@ -312,7 +312,7 @@ class SparseTraining(nn.Module):
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Within the block, calls of the model's modules run in kernels, also from methods other than `forward`.
+        """Within the block, run calls of the model's modules in kernels, also calls from methods other than `forward`.
 
         For example, `model.read(tokens)` within `with fast.running():` computes in kernels.
         """
@@ -432,7 +432,7 @@ def masks_of_layers(model: nn.Module, mask: Mapping[str, Tensor]) -> dict[str, T
 
 
 def retained_arrays(masks: Mapping[str, Tensor]) -> dict[str, Array]:
-    """Return the mask of each layer, by the layer's name, as an array: bool [O, I, rows, columns]."""
+    """Return the mask of each layer, by the layer's name, as a bool array [O, I, kernel rows, kernel columns]."""
     kept = {name: tensor.numpy() for name, tensor in masks.items()}
     return {
         name: np.ascontiguousarray(each.reshape(*each.shape, 1, 1) if each.ndim == 2 else each)

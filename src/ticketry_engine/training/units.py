@@ -74,7 +74,7 @@ class TrainingContext:
 
 @dataclass
 class _CallForm:
-    """The result of tracing a call of one form: the graph and its regions, or the reason why there is no graph."""
+    """The traced graph and regions for calls with the same argument structure, or the reason why tracing failed."""
 
     traced: Traced | None
     why: str = ""
@@ -142,7 +142,7 @@ class Unit(Substitute):
     def find_form(
         self, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, twin: nn.Module | None = None
     ) -> tuple[_CallForm, list[Any]]:
-        """Return what is known about calls of this form, including regions, and the leaves of the call's arguments.
+        """Return the traced graph and regions for calls of this form, and the leaves of the call's arguments.
 
         `twin` is a copy of the module that is traced instead of the module.
         """
@@ -179,7 +179,7 @@ class Unit(Substitute):
                 yield str(node.target)
 
     def _in_this_module(self, some: Mapping[str, _T]) -> dict[str, _T]:
-        """Return the entries of `some` for layers in this unit's module, by the layers' names in that module."""
+        """Return the entries of `some` for layers in this unit's module; the keys become the layers' names in it."""
         prefix = f"{self.name}." if self.name else ""
         return {
             name[len(prefix) :] if name != self.name else "": one
@@ -240,7 +240,7 @@ class Unit(Substitute):
         return found
 
     def reasons(self) -> dict[str, str]:
-        """Return, for each layer that runs in torch, the reason, by the layer's name in the model."""
+        """Return why layers run in torch, by the layers' names in the model."""
         captured = None if self.last is None else self.last.captured
         return {} if captured is None else {self.name_in_model(name): why for name, why in captured.reasons.items()}
 
@@ -338,7 +338,7 @@ class _CapturedRun:
         return found
 
     def _call_module(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
-        """Call a module that is a single node of the graph, and whose submodules may run in kernels."""
+        """Call a module that is a single node of the graph; its submodules may run in kernels."""
         context = self._unit.context
         if not isinstance(module.__dict__.get("forward"), Unit):  # units call `update_before_read` themselves
             context.update_before_read(module.parameters())
@@ -363,7 +363,7 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 
 
 class Untraceable(Exception):
-    """Raised if a call has no graph; the message is the reason."""
+    """Raised if a call cannot be traced to a graph; the message is the reason."""
 
 
 @dataclass(frozen=True)
@@ -378,7 +378,7 @@ class Traced:
 
 
 def call_key(module: nn.Module, leaves: Sequence[Any], spec: TreeSpec) -> tuple[Any, ...]:
-    """Return a key of a call's form and the module's settings; calls with equal keys have the same graph."""
+    """Return a key of a call's argument structure and the module's settings; equal keys mean equal graphs."""
     given: list[Any] = []
     for leaf in leaves:
         if isinstance(leaf, Tensor):
@@ -484,7 +484,7 @@ def _first_line(error: Exception) -> str:
 
 
 def copy_without_hooks(module: nn.Module) -> nn.Module:
-    """Return a copy of a module whose calls run the module's own code and no hooks."""
+    """Return a copy of a module without hooks, whose calls run only the module's own code."""
     held = [one for one in module.modules() if isinstance(one.__dict__.get("forward"), Substitute)]
     forwards = [one.__dict__.pop("forward") for one in held]
     try:
@@ -532,7 +532,7 @@ def trace_layer(module: nn.Module, leaves: Sequence[Any], spec: TreeSpec) -> Tra
 
 
 class _CallModule(nn.Module):
-    """A module that makes a given call, and takes as arguments only the tensors among the call's arguments."""
+    """A module that repeats a given call, and takes as arguments only the tensors among the call's arguments."""
 
     def __init__(self, module: nn.Module, leaves: Sequence[Any], spec: TreeSpec) -> None:
         super().__init__()
