@@ -273,7 +273,7 @@ class Lab:
 
         Args:
             segments: what to train.
-            address: address of the other store, which all workers must see.
+            address: folder or URL of the other store, which all workers must be able to open.
             measure: whether metrics are measured at the end.
 
         Raises:
@@ -347,7 +347,8 @@ class Lab:
     def training_nothing(self) -> Iterator[NoTraining]:
         """Within a ``with`` block, raise `NotStoredError` instead of training a segment whose result is not stored.
 
-        A request for weights that a bundle left out raises it too. The ledger of the lab does not count these requests.
+        `NotStoredError` is also raised for weights that the store lacks because it was unpacked from a bundle without
+    weights. The ledger of the lab does not count these requests.
         """
         with self._guard:
             before, nothing = (self._runner, self.ledger, self.store.retrain), NoTraining()
@@ -600,11 +601,11 @@ class Lab:
         return futures
 
     def _remake_by_worker(self, digest: str, trajectory: str, step: int) -> None:
-        """Ask a worker to compute weights again that a bundle left out, and wait for the worker.
+        """Ask a worker to train weights again that are missing from the store, and wait for the worker.
 
         Args:
             digest: digest of the missing weights.
-            trajectory: key of the training that gave them.
+            trajectory: key of the training that gave the missing weights.
             step: the step of that training at which the weights are needed.
         """
         segment = self._remaker.segment(digest, trajectory, step)

@@ -65,7 +65,7 @@ def macs_by_layer(lab: Lab, task: Task) -> dict[str, tuple[int, int]]:
 
 
 def store_costs(lab: Lab, task: Task, costs: CostModel, names: Iterable[str]) -> None:
-    """Store `costs` under its digest; `CostError` if a parameter in `names` is missing there or has another size."""
+    """Store `costs` by digest; raise `CostError` if `costs` lacks a parameter in `names` or has another size for it."""
     model = lab.model(task)
     sizes = {name: value.numel() for name, value in scope_of(model).parameters(model).items()}
     for name in names:
@@ -75,7 +75,7 @@ def store_costs(lab: Lab, task: Task, costs: CostModel, names: Iterable[str]) ->
 
 
 def load_weight_prices(lab: Lab, task: Task, names: Iterable[str], terms: str) -> Prices:
-    """Return the cost model whose digest is in `terms` (`Budget.cache_key`); without a digest, the MACs per weight."""
+    """Return each weight's price: stored costs whose digest is in `terms` (see `Budget.cache_key`), by default MACs."""
     _, by_costs, digest = terms.partition(":")
     if not by_costs:
         return macs_per_weight(lab, task, names)
@@ -95,7 +95,7 @@ def is_budget_timed(terms: str) -> bool:
 def prune_to_cost_share(
     lab: Lab, task: Task, prices: Prices, terms: str, share: float, prune: Callable[[float], Mask]
 ) -> Mask:
-    """Return the mask that meets the budget `share`, a share of the dense costs, by estimated costs or by timing.
+    """Return a mask that meets a budget: the `share` of the dense network's cost, which is estimated or timed.
 
     Args:
         terms: the quantity that the budget limits, and whether masks are timed, see `Budget.cache_key`.
@@ -308,7 +308,7 @@ def fill_zero_parameters(model: nn.Module) -> nn.Module:
 
 
 def structured_mask(lab: Lab, task: Task, found: Result, mask: str, by: Structuring, seeds: Seeds) -> str:
-    """Derive a structured mask from the mask `mask` and the weights of `found`, store it, and return its digest."""
+    """Derive, by the method `by`, a structured mask from `mask` and the weights of `found`; return its digest."""
     sample = Sample(seed=seeds.mask) if channel_score_needs_data(by) else None
 
     def compute_mask() -> Mask:

@@ -40,7 +40,7 @@ _LAST_SECONDS = 10
 
 
 class Stopped(KeyboardInterrupt):
-    """Raised when a signal asks this process to end; like `KeyboardInterrupt`, no ``except Exception`` catches it."""
+    """Raised when a signal asks this process to end; ``except Exception`` does not catch this exception."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -49,7 +49,7 @@ class Stopped(KeyboardInterrupt):
 
 @dataclass
 class StopRequest:
-    """Holds the signal that asked this process to end, if there was one."""
+    """Holds the number and the time of the first signal that asked this process to end."""
 
     raises: bool
     """Whether a signal raises `Stopped` in the main thread."""

@@ -34,7 +34,7 @@ Growth = Literal["gradient", "random"]
 
 
 def check_retrain_choice(retrain: str) -> str:
-    """Return `retrain`; `UsageError` if it is unknown."""
+    """Return `retrain`; raise `UsageError` if it is not one of the ways to train a ticket, see `retraining`."""
     check_choice("retrain", retrain, RETRAINS)
     return retrain
 

@@ -37,7 +37,7 @@ class CostOptions:
     """For seconds on this machine: also time the unpruned network in this engine, for searches whose --time is a share
     of that time. The value engine means the network that ticketry compiles without pruning; it is always timed."""
     target: str = HERE
-    """Where seconds come from: "this machine", which is timed; a GPU profile (h100-bf16), for an estimate from the
+    """Source of the seconds: "this machine", which is timed; a GPU profile (h100-bf16), for an estimate from the
     rates of that GPU; or a file with costs of the same network that were measured on another machine."""
 
     def __post_init__(self) -> None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Sample:
-    """Describes the random training batches on which a pruning score is computed; they are not augmented."""
+    """Describes the random training batches on which a pruning score is computed; the batches are not augmented."""
 
     count: int = 5
     """Number of batches."""
@@ -38,13 +38,13 @@ class Sample:
         return replace(self, size=task.scored(self.size))
 
     def draw(self, course: Course, model: nn.Module) -> list[Any]:
-        """Draw the batches from the training data of `course`, and return them on the model's device."""
+        """Draw the batches from the training data of `course` (the loaded task); return them on the model's device."""
         return course.sample(model, self.count, self.size, mix(self.seed, "score"))
 
 
 @dataclass
 class Ledger:
-    """Counts the segments and steps that were requested from a lab, and those that were trained."""
+    """Counts the segments (ranges of steps of a training) and steps that a lab was asked for, and those it trained."""
 
     segments_asked: int = 0
     segments_trained: int = 0
@@ -61,7 +61,7 @@ class Ledger:
 
     @property
     def segments_distinct(self) -> int:
-        """Number of different segments that were requested; with an empty store, all of them would be trained."""
+        """Number of different segments (ranges of training steps) that were requested, stored already or not."""
         return len(set(self.keys))
 
     def copy(self) -> Ledger:
@@ -74,7 +74,7 @@ class Ledger:
         return Ledger(**counts, keys=self.keys[len(before.keys) :])
 
     def counts(self) -> dict[str, int]:
-        """Return the numbers of segments and steps by name, for a stored record."""
+        """Return the numbers of segments and steps, by name, as entries of a stored record."""
         names = ("segments_asked", "segments_distinct", "segments_trained", "steps_asked", "steps_trained")
         return {name: getattr(self, name) for name in names}
 
@@ -97,7 +97,7 @@ class SeenExamples:
 
     @classmethod
     def from_settings(cls, sample: Sample, available: int, settings: Mapping[str, Any]) -> SeenExamples:
-        """Return the numbers of examples that `Lab.prune` uses with these `settings` (score, iterations)."""
+        """Return how many examples `Lab.prune` uses with `sample` and `settings`, if `available` examples exist."""
         score = settings.get("score", "magnitude")
         first, examples = min(sample.size, available), min(sample.count * sample.size, available)
         name = score if isinstance(score, str) else ""
@@ -141,7 +141,10 @@ def _cost_sort_key(making: MaskCost) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Phases:
-    """Lists the work that led to a network, in phases; a training that several networks share counts in full."""
+    """Lists the work that led to a network, in three phases: dense training, search, and training with the final mask.
+
+    A training that several networks share counts in full for each of them.
+    """
 
     dense: tuple[Result, ...] = ()
     """Trainings of the unchanged dense network."""
@@ -162,7 +165,7 @@ class Phases:
 
     @property
     def steps(self) -> int:
-        """Number of training steps of the three phases; a gradient without a training step counts as a step."""
+        """Number of training steps in all phases; a gradient that was computed without training counts as one step."""
         return sum(each.segment.steps for each in self.trainings) + self.gradients
 
 
@@ -188,7 +191,7 @@ def training_phases_before_sparse(trainings: Sequence[Result], mask: str) -> Pha
 def control_phases(
     searched: bool, found: Found, ticket: Phases, trained: Sequence[Result], fresh: Result | None
 ) -> Phases:
-    """Return the phases of a control, which is a network that is trained to be compared with a ticket.
+    """Return the phases of the work for a control, which is a network that is trained to be compared with a ticket.
 
     A control with the ticket's mask, shuffled or not, needs all the work that led to the ticket. Any other control
     needs only the trainings that gave its initial weights.
@@ -227,7 +230,7 @@ def _split_phases(needed: Sequence[Result], found: Found | None) -> Phases:
 
 
 def _longest_training_per_trajectory(trainings: Iterable[Result]) -> tuple[Result, ...]:
-    """Return the longest of each set of `trainings` that differ only in their last step."""
+    """Group `trainings` that differ only in their last step, and return the longest training of each group."""
     longest: dict[str, Result] = {}
     for each in trainings:
         known = longest.get(each.segment.trajectory)

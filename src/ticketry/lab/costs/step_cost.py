@@ -66,7 +66,7 @@ def step_flops(lab: Lab, segment: Segment) -> tuple[float, float]:
 
 
 def step_memory(lab: Lab, segment: Segment) -> int:
-    """Return the stored or measured peak bytes of tensors in a training step, see `Loop.peak_bytes`."""
+    """Return the peak bytes of tensors in a training step of `segment`; measure them unless they are stored."""
     recipe = {name: value for name, value in asdict(segment.recipe).items() if name not in _PACE}
     described = {
         "task": dict(segment.task.key()),
@@ -126,7 +126,7 @@ class Costs:
         """Texts that name the costs that could not be measured, and the reasons."""
 
     def build_cost_entry(self, phases: Phases) -> dict[str, dict[str, Any]]:
-        """Return the entry ``cost`` of a network's record: steps, FLOPs, seconds and memory bytes of its `phases`."""
+        """Return steps, FLOPs, seconds and memory bytes of `phases`, as the entry ``cost`` of a network's record."""
         parts = {"dense": phases.dense, "search": phases.search, "sparse": phases.sparse}
         found = {name: self._sum_training_costs(part) for name, part in parts.items()}
         search, masks = found["search"], [self._lab.mask_costs.get(mask) for mask in phases.masks]
@@ -138,7 +138,7 @@ class Costs:
         return found
 
     def flops(self, phases: Phases) -> float | None:
-        """Return the total FLOPs of the three phases; None if a part could not be measured."""
+        """Return the total FLOPs of all phases; None if the FLOPs of any work could not be measured."""
         return _sum_unless_unknown([*map(self._training_flops, phases.trainings), self._other_flops(phases)])
 
     def _sum_training_costs(self, trainings: Iterable[Result]) -> dict[str, Any]:
@@ -158,7 +158,7 @@ class Costs:
         return None if flops is None else trained.segment.steps * flops
 
     def _other_flops(self, phases: Phases) -> float | None:
-        """Return a search's FLOPs outside training steps: of pruning scores, and of gradients that choose a mask."""
+        """Return the FLOPs outside of training steps: for pruning scores, and for gradients that choose a mask."""
         parts = [self._scoring_flops(phases, making.seen) for making in map(self._lab.mask_costs.get, phases.masks)]
         if phases.gradients:
             dense, flops = self._step_flops(phases.sparse[-1].segment)
@@ -188,7 +188,7 @@ class Costs:
             return self._known[key]
 
     def _try_to_measure(self, what: str, measure: Callable[[], Any]) -> Any:
-        """Return the result of `measure`; after an error, log it, add it to `failures`, and return None."""
+        """Return the result of `measure`; if `measure` fails, log this, add it to `failures`, and return None."""
         try:
             return measure()
         except Exception as error:  # such as of a user's model that does not take two examples

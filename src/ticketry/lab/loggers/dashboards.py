@@ -20,7 +20,7 @@ from ticketry_engine.support.seeds import mix
 
 @dataclass(frozen=True)
 class Logged:
-    """Describes a run on a dashboard, which is a training, or a whole search or verification."""
+    """Describes a run on a dashboard; the run is a single training, a whole search, or a whole verification."""
 
     group: str
     """Name of the search or verification to which the run belongs."""
@@ -184,7 +184,7 @@ class Dashboards:
 
     @contextlib.contextmanager
     def reporting(self, name: str, kind: str, config: Mapping[str, Any], *, by_label: bool) -> Iterator[Logged]:
-        """Within a ``with`` block, report a search or verification.
+        """Within a ``with`` block, report a search or verification as a run with this `name`, `kind` and `config`.
 
         If `by_label`, trainings that `report_training` reports in the block belong to the group `name` by default;
         otherwise each call must name the group.
@@ -270,7 +270,7 @@ class Dashboards:
 
     @staticmethod
     def _call_logger(listener: _Listener, call: _Call) -> Any:
-        """Call a logger and return its answer; return None if it failed before or fails now, and log a new failure."""
+        """Return the logger's answer to `call`; None if the logger failed before, or fails now (which is logged)."""
         if listener.failed:
             return None
         try:

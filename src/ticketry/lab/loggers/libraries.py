@@ -28,7 +28,7 @@ _TENSORBOARD_DONE = "finished"
 
 
 class _Runs:
-    """Logs metrics and artifacts to a library whose run objects have the methods of those of Weights & Biases."""
+    """Logs metrics and artifacts to a library whose runs have the same methods as runs of Weights & Biases."""
 
     _runs: dict[str, Any]
     """The library's object of each run, by `Logged.id`."""
@@ -42,7 +42,7 @@ class _Runs:
 
 
 class Trackio(_Runs):
-    """Logs to the Trackio project TRACKIO_PROJECT (by default ticketry), in a Space if TRACKIO_SPACE_ID is set."""
+    """Logs to Trackio's project TRACKIO_PROJECT (or ticketry), in the Hugging Face Space TRACKIO_SPACE_ID if set."""
 
     def __init__(self, store: Path) -> None:
         needs("trackio", "trackio", "logging to trackio")

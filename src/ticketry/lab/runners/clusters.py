@@ -145,7 +145,7 @@ def _read_environment(place: Place) -> dict[str, Any] | None:
 
 
 def check_port(address: str, what: str) -> None:
-    """Raise `RunnerError` if no server answers at the address HOST:PORT in time."""
+    """Raise `RunnerError`, which names the server `what`, if no server answers at the address HOST:PORT in time."""
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 65536:
         raise RunnerError(f"the address of {what} is HOST:PORT, not {address!r}")
@@ -200,7 +200,7 @@ class DaskRunner(ExecutorRunner):
 
 
 def execute_on_dask(request: str) -> str:
-    """Carry out a request on a Dask worker; stop when Dask closes the worker, because Dask sends no signal then."""
+    """Carry out a training request on a Dask worker; stop when Dask closes the worker, because Dask sends no signal."""
     from distributed import get_worker
     from distributed.core import Status
 

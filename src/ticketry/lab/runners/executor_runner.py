@@ -69,7 +69,7 @@ class Pool:
         return f"{type(error).__name__}: {error}"
 
     def interrupt(self) -> None:
-        """Make workers notice a request to stop at once, without waiting for their check every second."""
+        """Make workers stop at once; otherwise they look for a request to stop only once a second."""
 
     def give_up(self, future: Future[str]) -> None:
         """Cancel the request with this future, because its training did not stop in time."""
@@ -81,7 +81,7 @@ class Pool:
 
 @dataclass
 class _SentSegment:
-    """Holds a segment that was sent to a worker, the futures for the answer, and the progress so far."""
+    """Holds a segment (range of training steps) that was sent to a worker, the futures for the answer, and progress."""
 
     order: Order
     segment: Segment
@@ -193,7 +193,7 @@ class ExecutorRunner:
             self._resend(sent, f"it received signal {found['number']}")
 
     def _resend(self, sent: _SentSegment, why: str) -> None:
-        """Send a segment to another worker after a loss; fail if `LOSSES` workers were lost in succession."""
+        """Send a segment to another worker after one was lost (`why`); give up after `LOSSES` losses in succession."""
         furthest = open_store(sent.order.store).last_stored_step(sent.segment.trajectory, sent.segment.last)
         sent.losses = 1 if furthest > sent.furthest else sent.losses + 1
         sent.furthest = furthest
@@ -366,7 +366,7 @@ def _execute(request: str) -> str:
 
 
 def _exit_after_answer(number: int) -> None:
-    """End this process shortly after it has returned its answer; ignore SIGUSR1, which only requests a stop."""
+    """Handle the signal `number`: end this process shortly after its answer; ignore SIGUSR1, which requests a stop."""
     if number in (signal.SIGTERM, getattr(signal, "SIGHUP", 0), getattr(signal, "SIGQUIT", 0)):
         timer = threading.Timer(_LEAVE_SECONDS, os._exit, [128 + number])
         timer.daemon = True

@@ -96,10 +96,10 @@ class LostJobError(Exception):
 
 @dataclass
 class Chain:
-    """Function that a Slurm job runs: it answers the numbered request files in the job's folder, one after another.
+    """Runs in a Slurm job as a function that answers the numbered request files in the job's folder, one by one.
 
-    It returns when the folder is deleted, when no request came for `linger` seconds, when less time is left than the
-    last segment took, or after SIGTERM. The answer to the request in the file ``N`` is the file ``N.answer``.
+    The function returns when the folder is deleted, when no request came for `linger` seconds, when less time is left
+    than the last segment took, or after SIGTERM. The answer to the request in the file ``N`` is the file ``N.answer``.
     """
 
     folder: Path

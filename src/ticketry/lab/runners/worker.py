@@ -48,7 +48,7 @@ _PER_MACHINE = ("TICKETRY_CACHE",)
 
 @dataclass(frozen=True)
 class Request:
-    """Describes a segment that a worker, on any machine, shall train for the driver, the sending process."""
+    """Describes a segment (a range of training steps) that a worker shall train for the sending process, the driver."""
 
     version: int
     driver: str
@@ -96,7 +96,7 @@ class Request:
         return Spec(self.task["name"], self.task["model"], options)
 
     def check_worker(self) -> None:
-        """Raise `RunnerError` if versions or processor here differ from the driver's, so that results might differ."""
+        """Raise `RunnerError` if worker and driver have different versions or processors; results might then differ."""
         own = describe_versions(self.made_with["device"])
         for what, wanted in self.made_with.items():
             if own[what] != wanted:

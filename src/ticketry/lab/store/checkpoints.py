@@ -1,8 +1,8 @@
 """Store sharded checkpoints of unfinished segments in folders, and upload all checkpoints to shared stores.
 
 A sharded checkpoint is a folder with one or more files from each process that trains a network. The folder is written
-under a temporary name, and renamed when all files are on the disk. It contains a list of the files' digests, which has
-a digest of its own, so that an incomplete or damaged folder is recognised and ignored.
+under a temporary name, and renamed when all files are on the disk. It contains a list of the files' digests, and a
+digest of that list, so that an incomplete or damaged folder is recognised and ignored.
 
 In a shared store a checkpoint is one object; a sharded checkpoint has one object for each file, and one for the list of
 files. The list is uploaded last and fetched first, and the names of the objects contain the list's digest. A thread
@@ -264,7 +264,7 @@ class Uploads:
             self._changed.notify_all()
 
     def cancel(self, last: int) -> None:
-        """Cancel uploads of checkpoints up to step `last`; `delete_cancelled` deletes those that were uploaded."""
+        """Cancel uploads of checkpoints up to step `last`; call `delete_cancelled` to delete those already uploaded."""
         with self._changed:
             self._dropped = last
             if self._waiting and self._waiting[0] <= last:

@@ -27,7 +27,7 @@ _KNOWN_SECONDS = 3.0
 
 
 class Messages:
-    """Exchanges messages between a driver, which requests trainings, and its workers; in a thread if `remote`."""
+    """Exchanges messages between a driver (the process that requests trainings) and its workers, through the store."""
 
     def __init__(self, objects: Objects, driver: str, *, remote: bool) -> None:
         self._objects, self._folder = objects, f"live/{driver}"

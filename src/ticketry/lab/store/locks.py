@@ -82,7 +82,7 @@ def is_running(folder: Path) -> bool:
 
 
 def _lock_mark(mark: Path) -> filelock.FileLock | None:
-    """Create and lock a mark; return None if another process holds the lock, or the file is another user's."""
+    """Create and lock the file `mark`; return None if another process holds the lock, or another user owns the file."""
     if mark.is_symlink() or (exists(mark) and not is_file(mark)):  # FileLock would open and empty the file
         return None
     try:
@@ -163,7 +163,7 @@ class Holder(msgspec.Struct, frozen=True):
 
 
 class _Content(msgspec.Struct, frozen=True):
-    """The JSON content of a lease object; `lease` is None in an object that releases the lease."""
+    """Describes the JSON content of a lease object; `lease` is None in an object that releases the lease."""
 
     lease: Holder | None = None
     beat: str = ""

@@ -138,7 +138,7 @@ class Records:
         index[name] = {"here": self._file_size_and_time(name), "there": listed.version.strip() if listed else ""}
 
     def _replace_store_folder(self, name: str, data: bytes, old: str, new: str) -> bytes:
-        """Return the content of a file, with `new` in place of the folder `old` in the paths of an undamaged record."""
+        """Return `data`; if it is an undamaged record, replace the folder `old` by `new` in all paths."""
         if not (_is_record(name) and name.endswith(".json")):
             return data
         try:
@@ -364,7 +364,7 @@ class Mirror:
 
     @contextlib.contextmanager
     def hold_lease(self, trajectory: str) -> Iterator[None]:
-        """Within a ``with`` block, hold the lease of a training, and upload its checkpoints by a thread."""
+        """Within a ``with`` block, hold the lease (exclusive right) of a training; a thread uploads checkpoints."""
         held = Lease(self.remote, trajectory, self._terms)
         held.take()
         uploads = self._uploads[trajectory] = Uploads(self.remote, trajectory)
@@ -424,7 +424,7 @@ class Mirror:
         self.records.publish()
 
     def move_aside(self, path: Path, place: Path) -> None:
-        """Move a damaged file or folder in the shared store, as it was moved from `path` to `place` in the mirror."""
+        """Move a damaged file or folder in the shared store, after the mirror has moved it from `path` to `place`."""
         with explain_os_errors(place, "read"):
             files = [place] if is_file(place) else list(iterate_files(place))
             for file in files:

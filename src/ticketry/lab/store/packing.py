@@ -223,7 +223,7 @@ class Unpacked:
     renewed: tuple[Path, ...] = ()
     """Files that the bundle's files replaced: results now with metrics, campaigns now with more replicates."""
     apart: tuple[str, ...] = ()
-    """Campaigns of which the bundle and the store have different replicates; only one of the two records stays.
+    """Campaigns with different replicates in bundle and store; only one of the two records stays.
     Planning or continuing the campaign writes a record with all replicates."""
 
 
@@ -295,7 +295,7 @@ class Comparison(NamedTuple):
     take: bool
     """Whether the bundle's file replaces the store's."""
     lost: Literal["", "numbers", "replicates"] = ""
-    """What is lost with the version that does not stay: other numbers, replicates of a campaign, or nothing."""
+    """Content that only the dropped version has: other numbers, replicates of a campaign, or nothing (empty)."""
 
 
 _OF_MAKING = ("seconds", "train_seconds", "other_seconds", "cost", "environment", "command", "config", "store")
@@ -327,7 +327,7 @@ def compare(kind: Kind, name: tuple[str, ...], known: bytes, new: bytes) -> Comp
 
 
 def _replace_store_folder(values: dict[str, Any], beside: dict[str, Any]) -> dict[str, Any]:
-    """Return the record `values`, with the store folder in its paths replaced by that of the record `beside`."""
+    """Return the record `values` after replacing the store folder in all paths by the store folder of `beside`."""
     old, new = values.get("store"), beside.get("store")
     if not (isinstance(old, str) and isinstance(new, str) and old):
         return values

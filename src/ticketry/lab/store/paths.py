@@ -41,7 +41,7 @@ def is_url(address: str | Path) -> bool:
 
 
 def canonical_url(address: str) -> str:
-    """Return a URL in its canonical form; `UsageError` if it is invalid or has credentials, which the message omits."""
+    """Return a URL in its canonical form; raise `UsageError` if the URL is invalid or contains credentials."""
     scheme, _, rest = address.partition("://")
     scheme = scheme.lower()
     if scheme not in SCHEMES:
@@ -298,7 +298,7 @@ class Paths:
         return self._list_matching(self.live, f"*/{name}")
 
     def leftovers(self) -> Iterator[Path]:
-        """Yield what killed processes may have left behind: temporary files, unfinished tickets, and messages."""
+        """Yield files that killed processes may have left behind: temporary files, unfinished tickets, messages."""
         with explain_os_errors(self.root, "read"):
             below = iterate_below(self.root)
             found = [path for path in below if path.name.startswith(".") and path.name.endswith((".tmp", ".old"))]

@@ -102,7 +102,7 @@ def second_order_trajectory(result: Mapping[str, Any]) -> str | None:
 
 
 def find_second_order_result(store: Store, key: str) -> tuple[str, dict[str, Any]] | None:
-    """Return key and result of the training `key` repeated with another data order; None without stored metrics."""
+    """Return key and result of the training that repeats training `key` in another data order; None if unmeasured."""
     trajectory, _, step = key.partition("@")
     first = store.load_valid_result(trajectory, int(step)) if step.isdigit() else None
     second = second_order_trajectory(first) if first else None

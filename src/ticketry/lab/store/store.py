@@ -248,7 +248,7 @@ class Store:
             self.mirror.upload_checkpoint(trajectory, step, path)
 
     def newest_checkpoint(self, trajectory: str, last: int) -> tuple[int, dict[str, Tensor]] | None:
-        """Return step and tensors of the newest undamaged checkpoint up to step `last`; None if there is none."""
+        """Return step and tensors of the newest undamaged checkpoint up to step `last`; None without a checkpoint."""
         if self.mirror:
             self.mirror.fetch_checkpoint(trajectory, last)
         for path in sorted(self.paths.partial_files(trajectory), key=_step_in_file_name, reverse=True):
@@ -264,7 +264,7 @@ class Store:
         return None
 
     def last_stored_step(self, trajectory: str, last: int) -> int:
-        """Return the largest step up to `last` with a stored checkpoint or result; -1 if there is none."""
+        """Return the largest step up to `last` that has a stored checkpoint or result; -1 if no step has."""
         names = (one.name.partition("/")[2] for one in self.objects.list(f"partial/{trajectory}-"))
         steps = [*self.stored_steps(trajectory), *(_step_in_file_name(Path(name.partition("/")[0])) for name in names)]
         return max((step for step in steps if step <= last), default=-1)

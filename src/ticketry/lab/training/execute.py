@@ -34,7 +34,7 @@ def execute(
 ) -> Work:
     """Train a segment from the latest stored state, store its result, and return the amount of work done.
 
-    Nothing is trained if the store has everything. While another process trains the same, this call waits, and then
+    Nothing is trained if the store has everything. While another process trains the segment, this call waits, and then
     uses the results of that process. If `weights`, weights that a bundle left out of a stored result are trained again.
     """
     started, busy = time.perf_counter(), time.process_time()
@@ -75,7 +75,7 @@ class WeightRetrainer:
         retrain_left_out_weights(self._store, self._data, self.segment(digest, trajectory, step), _SignalWatch())
 
     def segment(self, digest: str, trajectory: str, step: int) -> Segment:
-        """Return the segment that ends with the weights; `StoreError` if it cannot be trained here."""
+        """Return the segment whose training gives the weights `digest`; `StoreError` if it cannot be trained here."""
         record = self._store.load_valid_result(trajectory, step)
         described = dict(record["segment"]) if record else {}
         described.pop("blobs", None)

@@ -64,9 +64,10 @@ class Kernels:
     def arithmetic(self, task: Task, plain: Arithmetic, variants: Sequence[Variant], batch: int) -> Arithmetic:
         """Return the arithmetic for a training: `plain`, or `plain` with sparse kernels.
 
-        If a variant needs removed weights (gates) or takes channels out of the network, the training is dense.
-        Otherwise ``sparse`` chooses kernels if they skip anything, and ``auto`` if they skip at least the share `LEAST`
-        of the MACs, or if in float32 on `DENSE_PROCESSORS` layers with kernels have at least the share `NEARLY_ALL`.
+        With ``sparse``, sparse kernels are chosen if they skip any MAC. With ``auto``, they are chosen if they skip at
+        least the share `LEAST` of the MACs; in float32 on `DENSE_PROCESSORS`, also if the layers that can use them
+        have at least the share `NEARLY_ALL` of the MACs. Sparse kernels are not chosen if a variant needs the removed
+        weights (such as gates) or takes channels out of the network.
         """
         if self.asked == DENSE:
             return plain

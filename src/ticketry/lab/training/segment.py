@@ -97,7 +97,7 @@ class Segment:
         return any(one.whole_channels for one in self.variants)
 
     def variant(self, kind: type[Kind]) -> Kind | None:
-        """Return the segment's variant of this class, or None."""
+        """Return the segment's variant (change to the training) that has this class, or None."""
         return next((one for one in self.variants if isinstance(one, kind)), None)
 
     @property

@@ -32,7 +32,7 @@ _MEAN_OF, _EQUAL = 16, 1e-4
 
 
 def course_of(task: Task, data: Path | None = None) -> Course:
-    """Return the course that the task defines, or by default the supervised course on its examples."""
+    """Return the object (course) that trains on and evaluates a task's data; by default a `Supervised`."""
     found = task.course(data)
     return Supervised(task, task_checks.load_splits(task, data)) if found is None else found
 

@@ -52,7 +52,7 @@ class HeldMask(Variant):
 
 
 class HoldingEffect(Effect):
-    """Enforces a mask in one training."""
+    """Keeps removed weights, their gradients and their optimiser states at 0 in one training, for `HeldMask`."""
 
     def begin(self, training: InTraining, carried: Mapping[str, Tensor]) -> None:
         assert self.around.mask is not None
@@ -290,7 +290,10 @@ def load_or_compute_plan(store: Store, task: Task, mask: str, course: Course) ->
 
 
 def trace_task_structure(task: Task, course: Course) -> Structure:
-    """Trace a task's network and return which channels can only be removed together; untraceable modules keep all."""
+    """Trace a task's network and return which channels can only be removed together.
+
+    Modules that cannot be traced keep all channels.
+    """
     return find_structure_sparing_untraceable(
         rebuild_model(task, initial_state(task, 0)), course.inputs(FOLLOWED), ("*",)
     )[0]

@@ -100,9 +100,9 @@ def removed_shares(mask: Mask) -> dict[str, float]:
 
 
 def flops_by_weight(parameters: Mapping[str, nn.Parameter], forward: Callable[[], Tensor]) -> FlopsByWeight:
-    """Count the FLOPs of a forward and a backward pass once, so that they are known for every mask.
+    """Count the FLOPs of a forward and a backward pass, in total and for the products with each parameter.
 
-    `FlopsByWeight.left` returns the FLOPs for a mask.
+    From the result, `FlopsByWeight.left` computes the FLOPs of the network with any mask.
 
     Args:
         parameters: parameters that may be masked, by name.
@@ -156,7 +156,7 @@ def _make_counter() -> FlopCounterMode:
 
 
 def _convolution_backward_flops(*shapes: Any, **_: Any) -> int:
-    """Return the FLOPs of a convolution's gradients (torch 2.13 counts the weight's gradient once for every group)."""
+    """Return the FLOPs of a convolution's gradients, where torch 2.13 counts too many for grouped convolutions."""
     gradient, inputs, weight, *_rest = shapes
     transposed, asked = shapes[7], shapes[10]
     return 2 * int(prod(inputs if transposed else gradient) * prod(weight[1:])) * sum(map(bool, asked[:2]))
@@ -188,7 +188,7 @@ _RECURRENT = {
 
 
 class _WeightNames:
-    """Finds the name of a weight, given the weight, a view or a registered copy, by comparing memory addresses."""
+    """Finds the name of a weight by memory address, given the weight, a view of the weight, or a registered copy."""
 
     def __init__(self) -> None:
         self._ranges: dict[int, list[tuple[int, int, str, bool]]] = {}

@@ -141,8 +141,7 @@ NOT_MEASURED = "not measured"
 
 @dataclass(frozen=True)
 class Cost:
-    """Holds the cost of a whole training.
-
+    """Holds the measured steps, FLOPs, time, memory and energy of a whole training.
     Examples:
         >>> with tk.meters.Meter() as meter:
         ...     for _ in range(3):

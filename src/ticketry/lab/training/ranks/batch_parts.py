@@ -111,7 +111,7 @@ class Draws(EagerMode):  # type: ignore[no-untyped-call]
         return own * kept * (1 / (1 - p) if p < 1 else 0.0), kept
 
     def _whole_batch_shape(self, shape: Sequence[int]) -> list[int] | None:
-        """Return the shape in the whole batch of a tensor with this shape; None if its rows are not examples."""
+        """Return the shape that a tensor of `shape` has for the whole batch; None if its rows are not examples."""
         if not shape or not shape[0] or shape[0] % self._part.own:
             return None
         return [shape[0] // self._part.own * self._part.whole, *shape[1:]]

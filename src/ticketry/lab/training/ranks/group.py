@@ -33,7 +33,7 @@ _GPU_LOOKS = 16
 
 
 class Group:
-    """Connects one rank, which has the whole network, with the others; all call the same methods in one order."""
+    """Connects one rank (a training process with the whole network) with the others; all call the same methods."""
 
     in_parts = False
     """Whether each rank has only a part of each parameter."""
@@ -132,7 +132,7 @@ class Group:
         return self.gather(value)[0]
 
     def require_same(self, what: str, value: Any) -> None:
-        """Raise `TrainingError` in all ranks if `value` is not the same in all; `what` describes it in the message."""
+        """Raise `TrainingError` in all ranks unless all have the same `value`; the message calls the value `what`."""
         found = self.gather(value)
         others = [rank for rank, each in enumerate(found) if each != found[0]]
         if others:
@@ -141,7 +141,7 @@ class Group:
             )
 
     def require_same_weights(self, model: nn.Module) -> None:
-        """Raise `TrainingError` in all ranks if the model's parameters are not bit-identical in all."""
+        """Raise `TrainingError` in all ranks unless the model's parameters have the same bits in all ranks."""
         found = hashlib.sha256()
         for parameter in model.parameters():
             raw = parameter.detach().to("cpu").contiguous().flatten()
@@ -150,7 +150,7 @@ class Group:
 
 
 class ShardedGroup(Group):
-    """Connects one rank, which has a part of every parameter, with the other ranks that train the network."""
+    """Connects one rank (a training process with a part of every parameter) with the other ranks."""
 
     in_parts = True
 

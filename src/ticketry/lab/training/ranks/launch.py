@@ -126,7 +126,7 @@ class _StoppedAt(Exception):
 
 
 class _SilentWatch(Watch):
-    """Watch for all ranks except the first; it reports nothing and never stops the training."""
+    """Implements `Watch` for all ranks except the first: reports nothing and never stops the training."""
 
     stored_at = 0
 
@@ -135,7 +135,7 @@ class _SilentWatch(Watch):
 
 
 class _FirstRankWatch(_SilentWatch):
-    """Watch for the first rank; it reports progress to the parent process, and stops the training on request."""
+    """Implements `Watch` for the first rank: reports progress to the parent process, and stops on request."""
 
     def __init__(self, checkpoint_seconds: float, pipe: Connection, stop: Connection) -> None:
         super().__init__()
