@@ -347,8 +347,8 @@ class Lab:
     def training_nothing(self) -> Iterator[NoTraining]:
         """Within a ``with`` block, raise `NotStoredError` instead of training a segment whose result is not stored.
 
-        `NotStoredError` is also raised for weights that the store lacks because it was unpacked from a bundle without
-    weights. The ledger of the lab does not count these requests.
+        `NotStoredError` is also raised for weights that the store lacks because a bundle left them out. The ledger of
+        the lab does not count these requests.
         """
         with self._guard:
             before, nothing = (self._runner, self.ledger, self.store.retrain), NoTraining()
