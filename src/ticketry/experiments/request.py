@@ -23,7 +23,7 @@ from ticketry.records.network import LATENCY_MATCHED, is_matched_dense
 from ticketry.records.run import RunRecord
 from ticketry.records.settings import FORMAT_1_DEFAULTS
 from ticketry.search import METHODS, Method, Training, method_name_for_lists
-from ticketry.search.common.method import source_digests
+from ticketry.search.common.method import user_source_digests
 from ticketry.search.common.plan import ticket_trainings
 from ticketry.search.common.settings import budget_of, parsed_structure_of
 from ticketry.tasks import catalogue
@@ -169,7 +169,7 @@ class SearchRequest:
     @cached_property
     def source_digests(self) -> dict[str, str]:
         """Digests of the user code that the search uses, without controls."""
-        return source_digests(self.method, self.settings)
+        return user_source_digests(self.method, self.settings)
 
     @cached_property
     def sources(self) -> dict[str, str]:

@@ -164,7 +164,7 @@ def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
     yield dense
 
     def find_ticket(level: int, density: float) -> Found:
-        searched, mask, result = rounds.train(lab.at(dense.result, first), density)
+        searched, mask, result = rounds.prune_in_rounds(lab.at(dense.result, first), density)
         return replace(dense, level=level, mask=mask, result=result, searched=searched, behind=last)
 
     yield from replicate.find_each(find_ticket, settings.targets)
@@ -183,9 +183,9 @@ class _TicksAndTocks:
         self.penalties: list[Penalty] = []
         """The L1 penalty on gates that tocks train under; empty if its strength is 0."""
         if settings.strength:
-            self.penalties = [Penalty(kind="l1_scales", strength=settings.strength, names=self.ticking.scales)]
+            self.penalties = [Penalty(kind="l1_scales", strength=settings.strength, names=self.ticking.scale_names)]
 
-    def train(self, dense: Result, density: float) -> tuple[tuple[Result, ...], str, Result]:
+    def prune_in_rounds(self, dense: Result, density: float) -> tuple[tuple[Result, ...], str, Result]:
         """Prune a dense network round by round; return (earlier trainings, digest of the final mask, last training)."""
         replicate, lab, goal = self.replicate, self.replicate.lab, self.settings.describe_target(density)
         searched: list[Result] = [dense]
@@ -225,7 +225,7 @@ def channel_importance(lab: Lab, result: Result) -> dict[str, Tensor]:
     tick = result.segment.variant(Tick)
     assert tick is not None
     state = lab.store.get_tensors(result.variants[Tick.name])
-    return {name: state[f"{name}/{IMPORTANCE}"] for name in tick.scales}
+    return {name: state[f"{name}/{IMPORTANCE}"] for name in tick.scale_names}
 
 
 def prune_least_important(

@@ -144,14 +144,14 @@ def _compute_level_densities(settings: Settings) -> tuple[float, ...]:
         if named != sorted(set(named), reverse=True):
             raise UsageError(f"densities must fall from level to level: {', '.join(map(str, named))}")
         return tuple(named)
-    requested = shares or tuple(map(_round_density, requested_densities(settings.density, settings.sparsity)))
+    requested = shares or tuple(map(_round_to_12_digits, requested_densities(settings.density, settings.sparsity)))
     if not requested:
-        return tuple(_round_density((1 - settings.rate) ** level) for level in range(1, settings.levels + 1))
+        return tuple(_round_to_12_digits((1 - settings.rate) ** level) for level in range(1, settings.levels + 1))
     found: list[float] = []
     reached = 1.0
     for wanted in requested:
         steps = 1
-        while (density := _round_density(reached * (1 - settings.rate) ** steps)) > wanted * (1 + 1e-9):
+        while (density := _round_to_12_digits(reached * (1 - settings.rate) ** steps)) > wanted * (1 + 1e-9):
             found.append(density)
             steps += 1
             if len(found) >= _MOST_LEVELS:
@@ -238,6 +238,6 @@ def _train_levels(replicate: Replicate, settings: Settings, dense: Found) -> Ite
         chain.append(found[-1])
 
 
-def _round_density(density: float) -> float:
+def _round_to_12_digits(density: float) -> float:
     """Round to 12 digits to remove the floating-point error of a power, so that 0.8 ** 5 is 0.32768."""
     return float(f"{density:.12g}")

@@ -322,7 +322,7 @@ class Method(Generic[S]):
 
         all_found = lab.gather([partial(search_replicate, number) for number in range(replicates)])
         if ended:
-            error = _first_error(ended, replicates)
+            error = _first_error_of_replicates(ended, replicates)
             if on_ended is None:
                 raise error
             on_ended(error)
@@ -352,7 +352,7 @@ def _yield_until_error(
         ended[number] = error
 
 
-def _first_error(ended: Mapping[int, TicketryError], replicates: int) -> TicketryError:
+def _first_error_of_replicates(ended: Mapping[int, TicketryError], replicates: int) -> TicketryError:
     """Return the first failed replicate's error, after adding the numbers of all failed replicates to its message."""
     *others, last = map(str, sorted(ended))
     error = ended[min(ended)]
@@ -437,7 +437,7 @@ def _describe_network(found: Found) -> str:
     return f"a network of level {found.level}"
 
 
-def source_digests(method: Method[Any], settings: Any) -> dict[str, str]:
+def user_source_digests(method: Method[Any], settings: Any) -> dict[str, str]:
     """Return digests of the user's own source files that a search uses, by role: method, score, kind (of gates).
 
     Built-in code is omitted. So are methods defined at a prompt or in a notebook, because they have no file.

@@ -40,15 +40,15 @@ def prunable_scope(replicate: Replicate, settings: PruningSettings) -> Scope:
     least = getattr(settings, "keep_at_least", 0)
     if settings.parsed_structure.channels:
         if least > 1:
-            _check_channels(replicate, chosen, settings, least)
+            _check_channels_per_group(replicate, chosen, settings, least)
     else:
-        _check_layers(replicate, chosen, settings, least)
+        _check_weights_per_layer(replicate, chosen, settings, least)
     if settings.budget:
-        _check_budget(replicate, chosen, settings, least)
+        _check_budget_can_be_met(replicate, chosen, settings, least)
     return chosen
 
 
-def _check_layers(replicate: Replicate, scope: Scope, settings: PruningSettings, least: int) -> None:
+def _check_weights_per_layer(replicate: Replicate, scope: Scope, settings: PruningSettings, least: int) -> None:
     """Raise `UsageError` if `half_rate` names an unpruned layer, or layers cannot retain `least` weights."""
     from ticketry.core.allocate import check_layer_minimum
     from ticketry.core.scope import match_names
@@ -61,7 +61,7 @@ def _check_layers(replicate: Replicate, scope: Scope, settings: PruningSettings,
         check_layer_minimum(scope.shapes, settings.targets[-1], least, pattern=pattern, layouts=known)
 
 
-def _check_channels(replicate: Replicate, scope: Scope, settings: PruningSettings, least: int) -> None:
+def _check_channels_per_group(replicate: Replicate, scope: Scope, settings: PruningSettings, least: int) -> None:
     """Raise `UsageError` if `least` channels in each group have more weights than the smallest density retains.
 
     Do not call this for a minimum of one channel: tracing the network takes seconds, and pruning reports the error too.
@@ -79,7 +79,7 @@ def _check_channels(replicate: Replicate, scope: Scope, settings: PruningSetting
     )
 
 
-def _check_budget(replicate: Replicate, scope: Scope, settings: PruningSettings, least: int) -> None:
+def _check_budget_can_be_met(replicate: Replicate, scope: Scope, settings: PruningSettings, least: int) -> None:
     """Raise `UsageError` if the smallest allowed mask costs more than the budget, or a layer has no known cost."""
     from ticketry.budgets.allocation import check_floor, check_floor_of_costs
     from ticketry.core.allocate import count_candidates

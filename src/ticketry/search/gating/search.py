@@ -220,7 +220,7 @@ def _search_one_density(replicate: Replicate, settings: GateSettings) -> Iterato
     def run_rounds(position: int, init: float, penalty: float) -> Iterator[Found]:
         chain: list[Result] = []
         for number in range(1, settings.rounds + 1):
-            chain = [*chain, rounds.train(init, penalty, chain)]
+            chain = [*chain, rounds.train_next_round(init, penalty, chain)]
             yield train_ticket(position * settings.rounds + number, chain, chain)
 
     yield from replicate.find_all(
@@ -290,7 +290,7 @@ class Rounds:
             for earlier in (None, "a digest"):  # wrong values raise before anything is trained
                 self._make_gating(init, penalty, 1, earlier)
 
-    def train(self, init: float, penalty: float, chain: Sequence[Result]) -> Result:
+    def train_next_round(self, init: float, penalty: float, chain: Sequence[Result]) -> Result:
         """Train the round that follows the rounds in `chain`, which may be empty.
 
         Each round has a new optimiser and its own data order.
@@ -369,7 +369,7 @@ def _try_inits_until_near_density(
     tried: list[tuple[float, float]] = []
     results: list[Result] = []
     for _ in range(_MOST_TRIES):
-        result = rounds.train(init, rounds.settings.penalty[0], chain)
+        result = rounds.train_next_round(init, rounds.settings.penalty[0], chain)
         results.append(result)
         found = rounds.remaining_cost_share(result)
         if is_near_density(rounds, result, density) if last else found >= density:

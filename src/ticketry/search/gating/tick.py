@@ -56,7 +56,7 @@ class Tick(Variant):
             )
 
     @property
-    def scales(self) -> tuple[str, ...]:
+    def scale_names(self) -> tuple[str, ...]:
         """Names of the norms' scale parameters, which serve as gates during the tick."""
         return tuple(scale for scale, _ in self.norms)
 
@@ -116,7 +116,7 @@ class TickEffect(Effect):
         return recipe.changed(optimizer="sgd", schedule="constant", warmup="0it", **own)
 
     def trained(self, model: nn.Module) -> Trainable:
-        gates = _ParameterSubset(model, {*self._tick.scales, *self._tick.head})
+        gates = _ParameterSubset(model, {*self._tick.scale_names, *self._tick.head})
         shifts = {shift for _, shift in self._tick.norms}
         for name, parameter in named_parameters(model).items():
             parameter.requires_grad_(name in gates.names or name in shifts)
@@ -126,7 +126,7 @@ class TickEffect(Effect):
         known = named_parameters(training.model)
         self._norms = [(known[scale], known[shift] if shift else None) for scale, shift in self._tick.norms]
         self._importance, self._ratios = [], []
-        for name, (scale, shift) in zip(self._tick.scales, self._norms, strict=True):
+        for name, (scale, shift) in zip(self._tick.scale_names, self._norms, strict=True):
             importance, ratio = (carried.get(f"{name}/{entry}") for entry in (IMPORTANCE, _RATIO))
             zeros = torch.zeros(scale.shape, dtype=torch.float64)
             importance = zeros if importance is None else importance.clone()
@@ -153,7 +153,7 @@ class TickEffect(Effect):
 
     def state(self) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}
-        for name, importance, ratio in zip(self._tick.scales, self._importance, self._ratios, strict=True):
+        for name, importance, ratio in zip(self._tick.scale_names, self._importance, self._ratios, strict=True):
             found |= {f"{name}/{IMPORTANCE}": importance.cpu().clone(), f"{name}/{_RATIO}": ratio.cpu().clone()}
         return found
 
