@@ -88,7 +88,6 @@ def is_folder(path: Path) -> bool:
 
 
 def _stat_mode(path: Path) -> int | None:
-    """Return the mode bits of a file or folder; None if it does not exist."""
     try:
         return os.stat(path).st_mode
     except _MISSING:

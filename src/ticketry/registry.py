@@ -328,7 +328,6 @@ def require_user_file(name: str, found: object) -> None:
 
 
 def _find_user_file(name: str) -> Path | None:
-    """Return the file of the module `name` in the current directory, or None."""
     return _find_module_file(Path(os.getcwd(), *name.split(".")))
 
 

@@ -60,7 +60,6 @@ def add_verdicts(record: RunRecord, examples: int | None) -> RunRecord:
 
 
 def _largest_step_count(points: Sequence[Point], role: str) -> int:
-    """Return the largest number of training steps among the networks with a role, such as ``dense``."""
     return max((point.budget or 0 for point in points if point.role == role), default=0)
 
 

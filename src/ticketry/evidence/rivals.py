@@ -430,7 +430,6 @@ class ProcedureRivals:
         return [role for role, why in wanted.items() if not why]
 
     def _explain_undefined_control(self, role: str, one: RepeatedSearch) -> str:
-        """Return why a control is undefined for this repetition of the search; empty if it is defined."""
         if role in STATIC_MASKS:
             if one.mask_form.kind != WEIGHTS.kind:
                 return f"draws masks of single weights, but these are of {one.mask_form.kind}"
@@ -481,7 +480,6 @@ class ProcedureRivals:
         )
 
     def _task_of_role(self, role: str, one: RepeatedSearch) -> Task:
-        """Return the task of a repeated search, with the network that `role` trains."""
         if is_matched_dense(role):
             return narrowest_dense_of_cost(self.lab, one.task, role, one.mask, one.mask_form.aim)
         found = self._narrower_task(one) if role == SMALL_DENSE else one.task
@@ -538,7 +536,6 @@ def build_task(ticket: Ticket, *, request: TaskRequest | None = None, trust: boo
 
 
 def _require_same_shapes(task: Task, ticket: Ticket) -> None:
-    """Raise `TicketError` unless the task's network has all weights of the ticket, in the same shapes."""
     of = ticket_name_for_errors(ticket)
     try:
         with private_random_state([]), torch.device("meta"):
@@ -723,7 +720,6 @@ def _mask_form_of_ticket(training: RetrainingInfo, mask: Mask, of: str) -> MaskF
 
 
 def _check_steps_within_recipe(training: RetrainingInfo, total: int, of: str) -> None:
-    """Raise `TicketError` if a step of the ticket exceeds the `total` steps of its recipe."""
     for name, step in (("segment.last", training.segment.last), ("rewind_step", training.rewind_step)):
         if step > total:
             raise TicketError(

@@ -230,7 +230,6 @@ def _centre_and_scale(values: Any) -> Any:
 
 
 def _divide_or_zero(one: Any, two: Any) -> Any:
-    """Return `one` / `two`, elementwise; 0 where `two` is 0."""
     import numpy as np
 
     return np.where(two == 0, 0.0, one / np.where(two == 0, 1.0, two))

@@ -611,7 +611,6 @@ def list_assumptions(made: Verdict, interim: InterimAnalyses | None) -> tuple[st
 
 
 def _describe_pooled_sd(made: Verdict, pooled: PooledSD) -> str:
-    """Return a sentence about the pooled standard deviation with which a level was tested."""
     levels = f"{pooled.levels} level{'' if pooled.levels == 1 else 's'} of this search"
     used = "" if made.dense.spread is None else f": {made.dense.spread:.2g} here"
     return (

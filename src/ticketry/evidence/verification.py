@@ -184,8 +184,6 @@ def _train_until_decided(
 
 
 def _train_further_seeds(rivals: AnyRivals, trained: dict[str, list[TrainedNetwork]], count: int) -> None:
-    """Train the networks of all roles with further seeds until each role has `count` networks."""
-
     def train_seed(number: int) -> dict[str, TrainedNetwork]:
         with rivals.lab.telling(f"seed {number} "):
             return rivals.train_all_roles(number)

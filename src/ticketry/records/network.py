@@ -130,7 +130,6 @@ class Phases(Part, frozen=True):
 
 
 def _sum_or_none(numbers: Sequence[float | None]) -> float | None:
-    """Return the sum of `numbers`; None if a number is None, or if there are no numbers."""
     known = [number for number in numbers if number is not None]
     return sum(known) if known and len(known) == len(numbers) else None
 

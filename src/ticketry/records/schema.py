@@ -55,7 +55,6 @@ def _encode_string(value: object) -> str:
 
 
 def _tuples_to_lists(value: Any) -> Any:
-    """Return the value with all tuples replaced by lists, at any depth."""
     if isinstance(value, dict):
         return {key: _tuples_to_lists(one) for key, one in value.items()}
     return [_tuples_to_lists(one) for one in value] if isinstance(value, list | tuple) else value
@@ -175,7 +174,6 @@ _TYPE_WORDS: dict[type[inspect.Type], tuple[str, tuple[type, ...]]] = {
 
 
 def _format_number(value: float) -> str:
-    """Format a number briefly, even an integer that is too large for a float."""
     try:
         return f"{value:g}"
     except OverflowError:

@@ -197,7 +197,6 @@ def _results_tables(subject: Subject) -> str:
 
 
 def _table_of_levels(results: Results, style: Style, note: str) -> str:
-    """Return the table of a single run, with a row for each level and a column for each role."""
     roles = [role for role in results.roles if role != DENSE]
     head = ["weights (%)", *("ticket" if role == TICKET else role_name(role) for role in roles)]
     dense = results.dense
@@ -230,7 +229,6 @@ def _summary_cell(style: Style, group: Group | None) -> str:
 
 
 def _verdict_table(subject: Subject) -> str:
-    """Return the table of verdicts, with a row for each level of each run; empty without verdicts."""
     judged = [
         (label, results) for label, results in zip(subject.labels, subject.runs, strict=True) if results.run.verdicts
     ]

@@ -162,7 +162,6 @@ def _read_style_sheet() -> str:
 
 
 def _build_page_script(with_unpacking: bool) -> str:
-    """Return the page's script; if `with_unpacking`, with the code that unpacks compressed parts."""
     end, source = "})();\n", _read_asset("report.js")
     if with_unpacking:
         source = source.removesuffix(end) + _read_asset("packed.js") + end

@@ -142,7 +142,6 @@ def _page_run_fields(name: str, title: str, task: str, metric: str, unit: str, h
 
 
 def _level_summaries(points: Iterable[ProgressPoint]) -> list[dict[str, Any]]:
-    """Return, for each level and role, mean, standard deviation and number of replicates of the metric."""
     found: dict[tuple[int, str], list[ProgressPoint]] = {}
     for point in points:
         found.setdefault((point.level, point.role), []).append(point)

@@ -143,7 +143,6 @@ def method_name_for_lists(method: str, alias: str, settings: object) -> str:
 
 
 def _subclass_with_defaults(kind: type[Any], values: Mapping[str, Any]) -> type[Any]:
-    """Return a subclass of the settings class `kind` whose fields named in `values` have these defaults."""
     hints = get_type_hints(kind, include_extras=True)
     if missing := values.keys() - hints.keys():
         raise UsageError(f"{kind.__module__} has no setting {', '.join(sorted(missing))}")

@@ -211,7 +211,6 @@ class _PruningStepDetector:
         return (self._norm_scale_mask(kept) if structured else kept), seconds
 
     def _norm_scale_mask(self, mask: Mask) -> Mask:
-        """Return the entries of a mask that belong to norm scales, which have one element per channel."""
         from ticketry.core.mask import Mask
         from ticketry.core.structure.layout import find_roles
 

@@ -191,7 +191,6 @@ def metric_by_training_cost(series: Sequence[Series], narrow: bool = False) -> F
 
 
 def _training_cost_panel(found: TrainingCosts, measure: str) -> CostPanel:
-    """Return the panel of the cost `measure`, with a curve for each run that has recorded it."""
     known = [(one, [point for point in points if point.cost_in_figures(measure) is not None]) for one, points in found]
     known = [(one, points) for one, points in known if points]
     name, factor = _TITLES[measure], 1.0
@@ -228,7 +227,6 @@ def _training_cost_curve(
 
 
 def _write_placeholder(axes: Axes, words: str) -> None:
-    """Write `words` into a panel that has no data."""
     axes.set_facecolor(COLOURS["shade"])
     axes.tick_params(labelleft=False, labelbottom=False, length=0)
     axes.grid(visible=False)

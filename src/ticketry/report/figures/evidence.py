@@ -402,7 +402,6 @@ def _draw_latency_curves(axes: Axes, curve: TimeCurve) -> None:
 
 
 def _milliseconds_of_dense_engines(curve: TimeCurve) -> list[tuple[str, float]]:
-    """Return name and milliseconds of each timed dense engine."""
     rows = curve.comparison.times
     return [(row.engine, 1e3 * row.seconds) for row in rows if not row.sparse and row.seconds is not None]
 

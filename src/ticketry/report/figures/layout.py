@@ -346,7 +346,6 @@ def round_ticks(low: float, high: float, most: int) -> list[float]:
 
 
 def _take_evenly_spaced(found: list[float], most: int) -> list[float]:
-    """Return at most `most` values of the list, taken at equal distances."""
     return found[:: -(-len(found) // most)] if found else []
 
 
@@ -411,7 +410,6 @@ _NUMBER, _COLOUR = re.compile(r"\d+\.\d+"), re.compile(r"#[0-9a-f]{6}")
 
 
 def _round_svg_number(number: re.Match[str]) -> str:
-    """Return the text of a number, rounded to a hundredth of a pixel."""
     return f"{float(number[0]):.2f}".rstrip("0").rstrip(".")
 
 
@@ -420,7 +418,6 @@ def _to_theme_colour(colour: re.Match[str]) -> str:
 
 
 def _remove_font_family(style: re.Match[str]) -> str:
-    """Remove the font family from a style, so that text has the font of the page; keep size and weight."""
     text = re.sub(r"font-family: [^;\"]*;? ?", "", style[0])
     return re.sub(
         r"font: (?:(?:normal|italic) )*(?:(\w+) )?([\d.]+px) [^;\"]*",

@@ -204,7 +204,6 @@ def _all_controls(series: Sequence[Series]) -> list[str]:
 
 
 def _groups_and_dense(one: Series, roles: Sequence[str]) -> list[Group]:
-    """Return a run's groups of the given roles, and the group of its dense networks if there are any."""
     groups = [group for role in roles for group in one.results.groups_of_role(role)]
     return groups if one.results.dense is None else [*groups, one.results.dense]
 

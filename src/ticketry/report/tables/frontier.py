@@ -129,7 +129,6 @@ def frontier_lines(
 
 
 def _matched_dense_points(role: str, runs: Iterable[Results], measure: CostMeasure) -> list[CallCostPoint]:
-    """Return the points of all dense networks with the role `role`, without duplicates."""
     found: dict[tuple[str, ...], CallCostPoint] = {}
     for results in runs:
         for point in call_cost_points(results, role, measure):

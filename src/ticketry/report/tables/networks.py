@@ -146,7 +146,6 @@ def _match_density(runs: Sequence[Results], density: float) -> DensityMatch:
 
 
 def _all_requested_densities(runs: Sequence[Results]) -> list[float]:
-    """Return the densities that any run requested, in descending order, without near duplicates."""
     distinct: list[float] = []
     for density in sorted({one for results in runs for one in requested_densities(results)}, reverse=True):
         if not distinct or abs(density - distinct[-1]) > TOLERANCE * distinct[-1]:

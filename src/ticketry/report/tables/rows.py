@@ -65,7 +65,6 @@ def _fields_as_columns(item: object, names: str) -> dict[str, Cell]:
 
 
 def _interval_as_columns(names: str, interval: tuple[float, float] | None) -> dict[str, Cell]:
-    """Return both ends of an interval as two columns with the given names."""
     return dict(zip(names.split(), interval or (None, None), strict=True))
 
 

@@ -330,7 +330,6 @@ class Method(Generic[S]):
 
 
 def _require_search_signature(search: Any, what: str) -> None:
-    """Raise `UsageError` unless a search takes ``(lab, task, recipe, settings, seeds)``."""
     given = ("lab", "task", "recipe", "settings", "seeds")
     try:
         inspect.signature(search, follow_wrapped=False).bind(*given)

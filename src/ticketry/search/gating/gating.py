@@ -283,7 +283,6 @@ class GatesEffect(Effect):
         return loss + self.gates.penalty(gating.penalty) if gating.penalty else loss
 
     def _divergence(self, batch: Any) -> Tensor:
-        """Return the divergence between the network's outputs with gates and without gates on a batch."""
         session, model = self._training.session, self._training.model
         outputs, targets = session.outputs(model, batch)
         require_class_scores(self.around.task, outputs, targets)
