@@ -65,7 +65,7 @@ def bench(
     Args:
         what: a ticket to time (its folder, a ticket of a run, or a loaded `Ticket`), or a model file.
         ticket: for a model file, the ticket that it was compiled from; the dense engines run the ticket's model.
-        store: the store; it keeps the record if the ticket belongs to a run of this store.
+        store: folder of the store; the record is saved in it if the ticket belongs to a run of this store.
         options: the fields of `BenchOptions` (``batch``, ``against``, ``densities`` …) and of `ModelOptions`.
 
     Raises:
@@ -115,7 +115,7 @@ def bench_ticket(
 
 
 def list_run_tickets(run: Path, replicates: int) -> list[Path]:
-    """Return the ticket folders of the first `replicates` replicates in a run's folder, the densest first."""
+    """Return the ticket folders in the folder `run` that belong to its first `replicates` replicates, densest first."""
     with explain_os_errors(run, "read"):
         found = sorted(list_matching(run / "tickets", "*"), key=_parse_ticket_name)
     found = [ticket for ticket in found if _parse_ticket_name(ticket)[1] < replicates]
@@ -125,7 +125,7 @@ def list_run_tickets(run: Path, replicates: int) -> list[Path]:
 
 
 def _parse_ticket_name(ticket: Path) -> tuple[int, int]:
-    """Return the level and the replicate that the folder name of a run's ticket contains."""
+    """Return the level (pruning step) and the replicate, which the folder name of a run's ticket contains."""
     found = re.fullmatch(r"replicate-(\d+)-level-(\d+)", ticket.name)
     if found is None:
         raise UsageError(f"{ticket} is not a ticket of a run")
@@ -226,7 +226,7 @@ def _prefix_with_batch(batch: int, say: Say) -> Say:
 
 
 def _tune_if_requested(fast: Compiled, case: Case, options: BenchOptions) -> Compiled:
-    """Return the compiled model, with its fastest plan for this batch if `options` request tuning."""
+    """Return `fast`, the compiled model; if `options` request tuning, tune it for the batch of `case` first."""
     return fast.tune(*case.args, **case.kwargs) if options.tune else fast
 
 
@@ -268,7 +268,7 @@ def _common_record_fields(
 
 
 def _store_record(record: S, store: Path | None, options: BenchOptions, file: Path | None = None) -> S:
-    """Return the record, named by a digest of its request; store the record if its ticket belongs to a stored run."""
+    """Return `record` with a name built from a digest of its request; save it if its ticket belongs to a stored run."""
     values = as_json(record)
     request = {name: values.get(name) for name in ("kind", "ticket", "weights")}
     request |= {one.name: getattr(options, one.name) for one in fields(BenchOptions)}
@@ -296,11 +296,11 @@ def time_densities(
     on_cores: Sequence[int] | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> TimeCurve:
-    """Time the compiled model at all `densities`, and the unpruned model in dense engines, taking turns.
+    """Time the compiled model at each of `densities` and the unpruned model in dense engines, in alternation.
 
     Args:
         case: the unpruned model with its inputs; dense engines run only this model, since zeros do not speed them up.
-        compile_case: function that compiles the model of a case, in which pruned weights are zero.
+        compile_case: compiles the model of a case (model and inputs) in which pruned weights are zero.
         required: names of dense engines that must be available.
     """
     pattern = Pattern.parse(pattern) if isinstance(pattern, str) else pattern
@@ -338,7 +338,7 @@ def time_densities(
 
 
 def break_even(points: Sequence[CurvePoint]) -> float | None:
-    """Return the largest density up to which no point is slower than the fastest dense engine; None if all are slower.
+    """Return the largest density such that no point up to this density is slower than dense; None without one.
 
     The `points` are sorted by density, the densest first.
     """
@@ -357,7 +357,7 @@ STEPS = {CHANNELS_STEP: CHANNELS, WEIGHTS_STEP: AUTO}
 
 @dataclass(frozen=True)
 class SpeedupRow:
-    """A row of a `Speedup` table: the timing of one engine or pruning step."""
+    """A row of a `Speedup` table, with the timing of one engine or pruning step."""
 
     name: str
     seconds: float | None
@@ -419,7 +419,7 @@ def speedups(
 
     Args:
         model: model in evaluation mode; its weights are not changed.
-        example_inputs: inputs of one call; examples are left out, or repeated with noise, to reach a batch size.
+        example_inputs: inputs of one call; to get another batch size, examples are left out, or repeated with noise.
     """
     for batch in options.batch:
         inputs = at_batch(example_inputs, batch)
@@ -473,7 +473,7 @@ def task_speedups(
 def _choose_masks(
     model: nn.Module, inputs: Any, options: SpeedupOptions, say: Say
 ) -> tuple[dict[str, Mask], dict[str, str]]:
-    """Return the mask of each pruning step, and the reason for each step without a mask."""
+    """Return two dicts by pruning step: masks, and, for steps without a mask, the reason why there is none."""
     masks: dict[str, Mask] = {}
     notes: dict[str, str] = {}
     for step, structure in STEPS.items():
@@ -493,7 +493,7 @@ def _choose_masks(
 
 
 def _time_steps(model: nn.Module, inputs: Any, masks: Mapping[str, Mask], options: SpeedupOptions, say: Say) -> Timed:
-    """Check that dense engines and pruned models give the outputs of eager mode, then time all of them in turns."""
+    """Check that dense engines and pruned models give the outputs of eager mode, then time all in alternation."""
 
     def make_compiler(mask: Mask | None) -> Callable[[Case], Any]:
         return lambda case: compile(case.model, mask, case.kwargs or case.args, threads=options.threads)
@@ -519,7 +519,7 @@ def _build_table(
     values: Mapping[str, float | None],
     said: tuple[str, ...],
 ) -> Speedup:
-    """Return the table of one batch size; the dense engines come first."""
+    """Return the speedup table of one batch size; the rows of dense engines come first."""
     seconds = {one.engine: one.seconds for one in timed.times}
     why = {one.engine: one.why for one in timed.times} | dict(notes)
     eager = seconds.get("eager")
@@ -542,7 +542,7 @@ def _build_table(
 
 @contextmanager
 def _collect_budget_warnings() -> Iterator[list[str]]:
-    """Collect warnings about budgets during a `with` block; they are in the yielded list when the block ends."""
+    """Yield a list to which all warnings about budgets are appended at the end of the `with` block."""
     found: list[str] = []
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

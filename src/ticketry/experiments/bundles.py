@@ -19,7 +19,7 @@ from ticketry.records.run import read_run
 
 @dataclass(frozen=True)
 class Packed:
-    """Path, size and contents of a bundle that `pack` has written.
+    """Describes a bundle (a file with results of runs) that `pack` has written.
 
     Examples:
         >>> run = tk.run("iterative", levels=2, replicates=1, controls=(), recipe={"length": "20it"}, workers=0)
@@ -64,8 +64,8 @@ def pack(
         weights: whether to pack the weights. Without them, a mask takes one bit per weight, and dense weights are
             trained again when a search needs them.
         masks: whether to pack the masks. Without them, the other store still has all verdicts, tables, reports and
-            campaigns, but tickets must be trained again. This saves most space for methods with dozens of pruning
-            steps (RigL, gradual pruning).
+            campaigns, but tickets must be trained again. Leaving masks out saves most space for methods
+            with dozens of pruning steps (RigL, gradual pruning).
 
     Raises:
         StoreError: for an unknown run or campaign, weights without masks, or damaged files.
@@ -86,13 +86,13 @@ def pack(
 
 
 def unpack(path: str | Path, *, store: str | Path = ".ticketry") -> Unpacked:
-    """Add the contents of a bundle to a store, as ``ticketry store unpack`` does; a missing store is created.
+    """Add the results in a bundle that `pack` wrote to a store, as ``ticketry store unpack`` does.
 
     The whole bundle is checked before anything is written. Existing files of the store stay unchanged.
 
     Args:
         path: file of the bundle.
-        store: folder of the store.
+        store: folder of the store, which is created if missing.
 
     Raises:
         StoreError: if the bundle is damaged, forged, or has another format or another version of the arithmetic.

@@ -22,12 +22,12 @@ from ticketry.lab.store.paths import local_folder
 
 
 def decode_settings(given: Mapping[str, Any], *kinds: type[Any], what: str) -> tuple[Any, ...]:
-    """Return an instance of each dataclass in `kinds`, with the given values of its fields.
+    """Return an instance of each dataclass in `kinds`, whose fields have the values in `given`.
 
     If a field is a tuple, its value may be given as a list or as a single value.
 
     Args:
-        given: values by name; if several classes have a field of this name, each gets the value.
+        given: values by field name; if several classes have a field of the same name, each gets the value.
         what: where the values come from, for error messages: ``run("iterative", …)`` or ``the run file run.toml``.
     """
     known = {field.name for kind in kinds for field in fields(kind) if field.init}
@@ -41,7 +41,7 @@ def decode_settings(given: Mapping[str, Any], *kinds: type[Any], what: str) -> t
 
 
 def check_setting_names(given: Mapping[str, Any], known: set[str], what: str) -> None:
-    """Raise `UsageError` for a name that is not in `known`, and suggest the nearest names."""
+    """Raise `UsageError` if a name in `given` is not in `known`; the error suggests similar names."""
     for name in given:
         if name not in known:
             raise UsageError(
@@ -81,7 +81,7 @@ def decode_value(name: str, value: Any, hint: Any, *, what: str = "", text: bool
 
 
 def find_choices(hint: Any) -> tuple[Any, ...]:
-    """Return the values that an annotation of `Literal`s and None allows; for other annotations, an empty tuple."""
+    """Return the values that the annotation `hint` lists as `Literal` or None; empty if it allows other values."""
     found: list[Any] = []
     for kind in iterate_nested_types(hint):
         if get_origin(kind) is Literal:
@@ -139,6 +139,6 @@ _TYPE_NAMES = {
 
 
 def _describe_type(hint: Any) -> str:
-    """Return a description of an annotation's types for error messages."""
+    """Return the types in the annotation `hint` as words for an error message."""
     names = [_TYPE_NAMES.get(kind, getattr(kind, "__name__", str(kind))) for kind in iterate_nested_types(hint)]
     return " or ".join(dict.fromkeys(names)) + (", or several" if accepts_several_values(hint) else "")

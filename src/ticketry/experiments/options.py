@@ -26,7 +26,7 @@ USUAL_CONTROLS = ("random_reinit", "shuffled", "random_prune")
 
 @dataclass(frozen=True, kw_only=True)
 class LabOptions:
-    """Options of a lab (the object that trains networks): where and how it trains.
+    """Options of a lab (the object that trains networks), such as its folder, devices and number of workers.
 
     Examples:
         >>> run = tk.run("iterative", levels=2, replicates=1, controls=(), recipe={"length": "20it"}, workers=0)
@@ -66,7 +66,7 @@ class LabOptions:
 
     @property
     def together(self) -> dict[str, Any]:
-        """Arguments for `Lab`: threads and devices of each training, and how devices share a training."""
+        """Arguments of `Lab` that say how many threads and devices train a network together, and how."""
         return {name: getattr(self, name) for name in ("threads", "devices", "parallel", "norms")}
 
     def __post_init__(self) -> None:
@@ -79,7 +79,7 @@ class LabOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class SearchOptions(LabOptions):
-    """Options of a search, without the settings of its method and its recipe."""
+    """Options of a search, except the settings of its method and its training recipe."""
 
     task: str = "digits"
     """Task: a name of `ticketry list tasks`; or your own as package.module:object."""
@@ -117,7 +117,7 @@ class SearchOptions(LabOptions):
 
     @property
     def task_options(self) -> tuple[str, ...]:
-        """All options of the task, as name=value."""
+        """All options of the task, as texts of the form name=value."""
         return (*self.option, f"target={self.target}") if self.target else self.option
 
     @property
@@ -131,7 +131,7 @@ class SearchOptions(LabOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions:
-    """Options for rebuilding the model of a ticket: which weights to load, and the task that defines the network."""
+    """Options for rebuilding a ticket's model, such as the weights to load and the task that defines the network."""
 
     weights: Literal["trained", "start"] = "trained"
     """trained, or start: the weights at the start of the ticket's training."""
@@ -145,7 +145,7 @@ class ModelOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class BenchOptions:
-    """Options of ``ticketry bench``: which engines to time, and how."""
+    """Options of ``ticketry bench``, which times a ticket against dense engines."""
 
     batch: tuple[int, ...] = (1, 8, 64)
     """Batch sizes."""
@@ -207,7 +207,7 @@ class SpeedupOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class StructureOptions:
-    """Options for giving a mask a structure that hardware can use."""
+    """Options for changing a mask to a structure that hardware can use, such as 2:4."""
 
     rows: int = 16
     """Rows of a group, for regroup."""
@@ -245,7 +245,7 @@ class StructureOptions:
 def open_lab(options: LabOptions, task: Task | None, on_event: OnEvent | None = None) -> Iterator[Lab]:
     """Open a lab with these options during a `with` block.
 
-    If `task` is an object that cannot be built from a name, the lab trains in this process.
+    If `task` is an object that other processes cannot build by its name, the lab trains in this process.
     """
     for package in ("scipy", "matplotlib"):
         needs(package, "lab", "a command that trains and judges")

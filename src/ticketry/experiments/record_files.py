@@ -35,7 +35,7 @@ _log = logging.getLogger(__name__)
 
 
 def normalise_record(record: R) -> R:
-    """Return the record as if it were written to a file and read again: validated, and with values that JSON has."""
+    """Return a validated copy of `record` with JSON values only, as if it had been written to a file and read again."""
     values = json.loads(json.dumps(as_json(record)))
     return decode_record(type(record), values, what="record", advice="What was trained is in the store")
 
@@ -57,10 +57,10 @@ def read_earlier_record(file: Path, kind: type[R]) -> R | None:
 
 
 def write_record(file: Path, record: R, done: Ledger, *, unless_same: str) -> R:
-    """Write a record and return it; if nothing new was trained, keep and return the earlier record instead.
+    """Write `record` to `file` and return it; if nothing was trained, keep and return the earlier record in `file`.
 
-    The earlier record has the cost and date of the training. It is kept only if the field named
-    `unless_same` is equal in both records.
+    The earlier record has the cost and date of the training. It is kept only if the field whose name is `unless_same`
+    has the same value in both records.
     """
     record = normalise_record(record)
     earlier = read_earlier_record(file, type(record))
@@ -83,7 +83,7 @@ def describe_task(task: Task, lab: Lab | None, *, parameters: int, prunable: int
 
 
 def describe_environment(lab: Lab, arithmetic: Arithmetic, trained: Iterable[Result] = ()) -> dict[str, Any]:
-    """Return the environment of a record: the date, and all that affects the record's numbers besides the settings."""
+    """Return the date, machine, software and arithmetic of a training, which also affect the numbers in a record."""
     used = sorted({each.segment.arithmetic.kernels for each in trained})
     return {
         **describe_machine(),
@@ -128,7 +128,7 @@ def warn_of_other_arithmetic(file: Path, lab: Lab, task: Task) -> None:
 
 
 def is_trained_in(file: Path, unusual_words: Mapping[str, Any]) -> bool:
-    """Return whether the run recorded in `file` has `unusual_words` as its non-default choices of arithmetic."""
+    """Return whether `unusual_words` are the non-default choices of arithmetic of the run recorded in `file`."""
     earlier = read_earlier_record(file, RunRecord)
     found = earlier.environment if earlier else {}
     if found.get("norms") == "none":  # of a network without norms, for which the option has no effect
@@ -143,7 +143,7 @@ def current_time() -> str:
 
 
 def find_run_folder(named: Path, store: Path) -> Path | None:
-    """Return the folder of a run that `named` gives as a path or as a name in the store; None if it is no run."""
+    """Return the folder of the run `named`, which is a path or a name in the store; None if there is no such run."""
     if _is_record(named / "run.json"):
         return named
     name = str(named)
@@ -175,7 +175,7 @@ def run_name_of(store: Path, ticket: Path) -> str:
 
 
 def to_frame(rows: Sequence[Mapping[str, Any]]) -> pandas.DataFrame:
-    """Return rows as a pandas table; raise `MissingExtraError` if pandas is missing."""
+    """Return `rows` as a pandas table; raise `MissingExtraError` if pandas is missing."""
     try:
         import pandas
     except ModuleNotFoundError:

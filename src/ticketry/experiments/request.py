@@ -103,14 +103,14 @@ class SearchRequest:
                 level_for_density(density, planned, "the search")
 
     def for_lab(self, lab: Lab) -> SearchRequest:
-        """Return the request with the lab's arithmetic, and with the name that its run has in the lab's store."""
+        """Return the request with the lab's arithmetic, and with the name that the run has in the lab's store."""
         chosen = lab.unusual(self.task)
         return (self if chosen == self.arithmetic else replace(self, arithmetic=chosen)).with_stored_name(
             lab.store.paths
         )
 
     def with_stored_name(self, paths: Paths) -> SearchRequest:
-        """Return the request with the name of its run in a store; in older stores, it lacks precision and kernels."""
+        """Return the request with the name of its run in a store; in old stores the name ignores the arithmetic."""
         if not self.arithmetic or self.label or self.stored_name:
             return self
         plain = replace(self, arithmetic={})
@@ -138,29 +138,29 @@ class SearchRequest:
         return catalogue.of_replicate(self.task, replicate)
 
     def count_controls(self, ticket: Training) -> int:
-        """Return the number of controls of a planned ticket."""
+        """Return the number of controls (networks that should lose) that are trained beside a planned ticket."""
         if self.control_densities and not self.planned_densities:
             return len(self.controls) if ticket.level <= len(self.control_densities) else 0
         return len(self.controls_for(ticket.level, ticket.density or 1.0))
 
     @cached_property
     def plan(self) -> list[Training]:
-        """Planned trainings of one replicate, without dense network and controls; empty if the method has no plan."""
+        """Trainings of one replicate, without dense network and controls; empty if the method cannot plan them."""
         return self.method.plan(self.settings) if self.method.plan else []
 
     @cached_property
     def tickets(self) -> list[Training]:
-        """Planned trainings that produce tickets, sorted by level."""
+        """Planned trainings that produce tickets, the densest ticket first."""
         return ticket_trainings(self.plan)
 
     @property
     def planned_densities(self) -> dict[float, int]:
-        """Level of each planned density; empty if densities are not known before the search."""
+        """Level (number of the pruning step) of each density; empty if densities are not known before the search."""
         return {one.density: one.level for one in self.tickets if one.density is not None}
 
     @property
     def expected(self) -> int:
-        """Number of dense networks, tickets and controls of all replicates; 0 if the method has no plan."""
+        """Number of dense networks, tickets and controls of all replicates; 0 if not known before the search."""
         if not self.plan:
             return 0
         beside = sum(1 + self.count_controls(one) for one in self.tickets)
@@ -190,17 +190,17 @@ class SearchRequest:
 
     @property
     def title(self) -> str:
-        """Title of the method, or of its alias if the settings are those of the alias."""
+        """Title of the method; if the settings are those of a named variant (alias), the title of the variant."""
         holds = not self.method.alias or self.known_as == self.method.alias
         return self.method.title if holds else search.method(self.method.name).title
 
     @property
     def known_as(self) -> str:
-        """Name of the method, or its alias if the settings are those of the alias."""
+        """Name of the method; if the settings are those of a named variant (alias), the name of the variant."""
         return method_name_for_lists(self.method.name, self.method.alias, self.settings)
 
     def with_new_name(self, paths: Paths) -> SearchRequest:
-        """Return the request with the name for a new run; the name contains the method's alias or a non-default score.
+        """Return the request with the name for a new run, which contains the method's variant or non-default score.
 
         A run that is stored under its default name keeps this name. Campaigns always use `default_name`.
         """
@@ -218,7 +218,7 @@ class SearchRequest:
 
     @property
     def non_default_score(self) -> str:
-        """Score in the settings; empty for the default score, or if the method has no score."""
+        """Name of the pruning score in the settings; empty for the default score, or if the method has no score."""
         score = getattr(self.settings, "score", None)
         kind = search.method(self.method.name).Settings if self.method.alias else self.settings
         usual = {each.name: each.default for each in fields(kind)}.get("score")
@@ -244,7 +244,7 @@ class SearchRequest:
             )
 
     def identity(self) -> dict[str, Any]:
-        """Return the values from which the digest in the run's name is computed; settings are in format 1."""
+        """Return the values from which the digest in the run's name is computed."""
         values = (
             self.settings.values_for_run_name()
             if hasattr(self.settings, "values_for_run_name")
@@ -255,7 +255,7 @@ class SearchRequest:
         return self.describe() | {"settings": settings} | chosen
 
     def describe(self) -> dict[str, Any]:
-        """Return the search as JSON values; control densities and sources are omitted if empty."""
+        """Return the search as JSON values; empty control densities and source digests are omitted."""
         beside = {"control_densities": list(self.control_densities)} if self.control_densities else {}
         return {
             "method": self.method.name,
@@ -279,7 +279,7 @@ def _user_settings(settings: Any) -> dict[str, Any]:
 def with_measured_costs(
     request: SearchRequest, options: LabOptions, say: Callable[[str], None] = lambda _: None
 ) -> SearchRequest:
-    """Return the request; if its budget needs measured layer costs, measure them and enter the file of costs."""
+    """Return the request; if its budget needs layer costs, measure them and enter the path of their file."""
     settings = request.settings
     if not (budget := budget_of(settings)) or not budget.needs_measurement:
         return request
@@ -296,7 +296,7 @@ def with_measured_costs(
 
 
 def level_for_density(density: float, planned: Mapping[float, int], what: str) -> int:
-    """Return the level whose planned density is nearly `density`; raise `UsageError` if there is none."""
+    """Return the level for which about `density` is planned; raise `UsageError` if there is no such level."""
     nearest = min(planned, key=lambda one: abs(one / density - 1), default=0.0)
     if _is_close(nearest, density):
         return planned[nearest]

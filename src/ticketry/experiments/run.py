@@ -87,7 +87,7 @@ class Run:
 
     @property
     def name(self) -> str:
-        """Name of the run: chosen by the user, or built from method, score, task and a digest of the request."""
+        """Name of the run, chosen by the user, or built from method, score, task and a digest of the request."""
         return self.record.name
 
     @property
@@ -120,7 +120,7 @@ class Run:
 
     @property
     def verdicts(self) -> tuple[LevelVerdict, ...]:
-        """Verdict of each level: how its tickets compare with dense networks and controls of the same replicates.
+        """Verdict of each level (density): how its tickets compare with dense networks and controls.
 
         P-values are corrected with Holm's method.
         """
@@ -128,16 +128,16 @@ class Run:
 
     @property
     def costs(self) -> list[dict[str, Any]]:
-        """Cost of each ticket with its search, divided by the dense network's cost; see `report.relative_costs`."""
+        """Cost of finding and training each ticket, relative to the dense network's cost; see `relative_costs`."""
         return relative_costs(self.record)
 
     def best(
         self, density: float | str | None = None, *, time: float | str | None = None, flops: float | str | None = None
     ) -> RunTicket:
-        """Return the ticket that is best on the validation split, so that its test value is unbiased.
+        """Return the ticket with the best metric on the validation split; its test metric is therefore unbiased.
 
-        By default, choose from the sparsest level that looks like a winner. If no level looks like a winner, choose
-        from all tickets.
+        By default, choose from the sparsest level that looks like a winner (see `verify.sparsest_winner`). If no level
+        does, choose from all tickets.
 
         Args:
             density: choose from the level with the nearest density.
@@ -199,10 +199,10 @@ class Run:
         Return None if no ticket looks like a winner. A run with a single level is always verified.
 
         Args:
-            settings: how to verify; by default, a ticket is compared with the run's controls and a small dense network.
+            settings: how to verify; by default, compare the ticket with the run's controls and a small dense network.
             density: choose the level with the nearest density instead of the sparsest winner.
             on_event: called with each event of training.
-            on_interim: called with the verdict of each interim analysis.
+            on_interim: called with each interim verdict, before all seeds are trained.
 
         Raises:
             UsageError: if there are no tickets of about this density.
@@ -286,7 +286,7 @@ class Run:
         return [point for point in self.record.points if point.role == TICKET]
 
     def winner(self) -> Point | None:
-        """Return the row of the sparsest ticket that looks like a winner; see `verify.sparsest_winner`."""
+        """Return the record row of the sparsest ticket that looks like a winner; see `verify.sparsest_winner`."""
         from ticketry.experiments.verify import sparsest_winner
 
         return sparsest_winner(self.record)
@@ -385,7 +385,7 @@ def run(
 
 @dataclass(frozen=True, kw_only=True)
 class _ExtraOptions:
-    """Options of `run` besides method settings and lab options."""
+    """Options of the function `run` that are neither method settings nor lab options."""
 
     energy: Literal["meter", "estimate"] = "meter"
     bench: bool = False
@@ -401,7 +401,7 @@ def run_search(
     on_event: OnEvent | None = None,
     on_ended: Callable[[TicketryError], None] | None = None,
 ) -> Run:
-    """Open a lab with the given `options`, and execute a search in the lab: see `search.execute`."""
+    """Open a lab with `options`, execute the search `request` in it, and return its results; see `search.execute`."""
     from ticketry.experiments.search import execute
 
     with open_lab(options, request.task, on_event) as lab:
@@ -417,7 +417,7 @@ RELATIVE_COSTS = ("time", "multiplications")
 
 @dataclass(frozen=True)
 class RunTicket:
-    """A ticket that a run saved: its folder, density, metric and costs.
+    """Describes a ticket that a run saved: its folder, density, metric and costs.
 
     Examples:
         >>> run = tk.run("iterative", levels=2, replicates=1, controls=(), recipe={"length": "20it"}, workers=0)
@@ -475,7 +475,7 @@ BUDGET_FACTOR = 1.02
 def tickets_within(
     tickets: Sequence[RunTicket], what: str, asked: float | str, run: str, *, base: float = 1.0
 ) -> tuple[RunTicket, ...]:
-    """Return the tickets whose cost is at most the fraction `asked` of the cost `base`.
+    """Return the tickets whose cost is at most `asked` (a fraction such as 0.3 or 30%) times the cost `base`.
 
     Args:
         what: name of the cost, from `RELATIVE_COSTS`.
@@ -540,7 +540,7 @@ def tickets_to_json(
 
 
 def controls_to_json(record: RunRecord) -> list[dict[str, Any]]:
-    """Return the controls of a run, as ``ticketry search --json`` prints them, by replicate and level."""
+    """Return the controls of a run as ``ticketry search --json`` prints them, sorted by replicate and level."""
     metric = record.task.metric.name
     return [
         {
@@ -560,7 +560,7 @@ def controls_to_json(record: RunRecord) -> list[dict[str, Any]]:
 
 
 def _structure_to_json(structure: Structure) -> dict[str, Any]:
-    """Return, as JSON values, the structure of a ticket's mask and how well the structure fits the whole network."""
+    """Return as JSON values how a ticket's mask is structured, and how well the structure fits the original mask."""
     values = as_json(replace(structure, layers=(), pictures=()))
     whole = structure.layers[-1]
     return values | {name: getattr(whole, name) for name in ("coverage", "null_coverage", "random_coverage", "fill")}

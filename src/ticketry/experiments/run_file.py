@@ -42,7 +42,7 @@ _LONG_KEY = re.compile(rf"^[ \t]*\[{{0,2}}[ \t]*(?:{_PART}[ \t]*\.[ \t]*){{{_MOS
 
 
 def format_run_file(described: Mapping[str, Any], spec: Any, chosen: Mapping[str, Any] | None = None) -> str:
-    """Format the run file (TOML) that repeats a run.
+    """Return the text of the run file (TOML) from which a run can be repeated.
 
     Args:
         described: description of the search, from `SearchRequest.describe`.
@@ -131,7 +131,7 @@ _TABLES: dict[str, Any] = {
 
 
 def decode_search_options(tables: Mapping[str, Any], what: str = "the run file") -> SearchOptions:
-    """Check the entries of a run file or preset; return all but method, settings and recipe as `SearchOptions`."""
+    """Check the entries `tables` of a run file; return all except method, settings and recipe as `SearchOptions`."""
     known = {*_TABLES, "method", *(field.name for field in fields(SearchOptions))} - {"option"}
     check_setting_names(tables, known, what)
     for name in _TABLES.keys() & tables.keys():
@@ -155,7 +155,7 @@ def check_trust(
 
     Args:
         tables: entries of the file.
-        said: entries that the command line overrides; None for a file that no command line reads, such as a ticket.
+        said: names of the entries that the command line overrides; None if the file is not a run file.
         of: description of the file for error messages.
         store: store of the command; its files of layer costs are trusted.
     """
@@ -196,7 +196,7 @@ def check_trust(
 def upgrade_stored_settings(
     stored: Mapping[str, Any], method: object, store: str | Path | None = None
 ) -> dict[str, Any]:
-    """Return stored settings in the current format, with the present path of the file of layer costs.
+    """Return `stored` settings in the current format, with the present path of their file of layer costs, if any.
 
     If this file has moved, it is looked up in `store`. A file of other costs cannot be used by mistake, since a digest
     of the costs is part of the run's name.
@@ -234,7 +234,7 @@ def _costs_folder(store: str | Path | None) -> Path | None:
 
 
 def _is_local_runner(on: str) -> bool:
-    """Return whether the runner that `on` describes trains on this machine."""
+    """Return whether `on`, the description of a runner of trainings, stands for this machine."""
     return on.partition(":")[0] in ("processes", "in-process")
 
 
@@ -254,7 +254,7 @@ def _words_that_may_name_code(name: str, value: Any) -> Iterator[str]:
 
 
 def _names_code(word: str) -> bool:
-    """Return whether the value of a setting, such as a score, names an object of another package or of user code."""
+    """Return whether `word`, the value of a setting, names an object outside ticketry, such as a user's score."""
     plain = word.removeprefix("inverted:").removeprefix("shuffled:")  # controls of a score
     return is_plugin_name(plain) or (":" in plain and parse_n_of_m(plain) is None)
 

@@ -69,7 +69,7 @@ OnPoint = Callable[[Point], None]
 
 
 class PointCollector:
-    """Collects the rows of a run's record, one for each trained network; several threads may add rows."""
+    """Collects the rows of a run's record, one row for each trained network; several threads may add rows."""
 
     def __init__(self, lab: Lab, run: SearchRequest, folder: Path, listeners: Sequence[OnPoint] = ()) -> None:
         self._lab, self._run, self._folder, self._listeners = lab, run, folder, listeners
@@ -107,7 +107,7 @@ class PointCollector:
         """Number of prunable weights; 0 until the first ticket."""
 
     def add_found(self, replicate: int, found: Found) -> dict[str, Any]:
-        """Add the row of the dense network or of a ticket; save a ticket's folder.
+        """Add the row of the dense network or of a ticket to the record; save a ticket to its folder.
 
         Returns:
             Fields of a ticket's row (density, number of weights, budget), empty for the dense network.
@@ -155,7 +155,7 @@ class PointCollector:
         return counts
 
     def training_phases_of(self, replicate: int, found: Found) -> Phases:
-        """Return all training phases that a found network needed, including its search."""
+        """Return all trainings that produced a found network, by phase, including the search for its mask."""
         before = [each for each in self._found.get(replicate, []) if each.level < found.level]
         return training_phases_of(found, before)
 
@@ -164,7 +164,7 @@ class PointCollector:
 
         Args:
             level: level of the ticket that the network belongs to; 0 for the dense network.
-            phases: the training phases that the network needed.
+            phases: all trainings that produced the network, by phase.
             more: further fields of the row, such as the density of a sparse network.
         """
         values: dict[str, Any] = {
@@ -201,7 +201,7 @@ class PointCollector:
         return measure_dense_latency(lab, segment.task, task, costs)
 
     def add_trainings(self, results: Iterable[Result]) -> None:
-        """Add the cost of trainings that have no row in the record to the cost of the run."""
+        """Add the cost of `results`, trainings without a row in the record, to the cost of the run."""
         with self._lock:
             self.segments.update({each.segment.key: each for each in results})
 
@@ -218,13 +218,13 @@ class PointCollector:
                 self.rounds[key] = replace(self.rounds[key], used=True, cut_to=found.cut_to)
 
     def rows_with_costs(self) -> list[Point]:
-        """Return the rows, each with its costs by training phase, see `Costs.build_cost_entry`."""
+        """Return the rows of the record, each with its costs by training phase, see `Costs.build_cost_entry`."""
         costs = Costs(self._lab)
         by_phase = [convert(costs.build_cost_entry(own), PhaseCosts) for own in self.phases]
         return [replace(row, phases=one) for row, one in zip(self.rows, by_phase, strict=True)]
 
     def cost(self, ledger: Ledger, seconds: float) -> Cost:
-        """Return the cost of the whole run, and the part of it that was spent in this call."""
+        """Return the cost of the whole run; `ledger` and `seconds` say which part of the cost this call has spent."""
         trained, searched = list(self.segments.values()), list(self.searched.values())
         replicates = self._run.replicates
         steps = {role: sum(row.steps or 0 for row in self.rows if row.role == role) for role in ("dense", "ticket")}
@@ -304,7 +304,7 @@ def _task_spec(task: Task) -> dict[str, Any] | None:
 
 
 def structure_record(by: Structuring, before: float, layers: Sequence[Mapping[str, Any]]) -> Structure:
-    """Return the record of a structure: its options, the mask's density `before`, and its fit in each layer."""
+    """Return the record of how a mask was structured: options, density `before`, and fit of each layer."""
     return convert({**by.describe(), "name": str(by), "density_before": before, "layers": layers}, Structure)
 
 
@@ -317,7 +317,7 @@ def _round_record(replicate: int, level: int, result: Result) -> Round | None:
 
 
 def update_record(earlier: RunRecord, record: RunRecord) -> RunRecord | None:
-    """Return `earlier`, completed with costs and paths from `record`; None if the two have different networks."""
+    """Return `earlier` with missing costs, and all paths, taken from `record`; None if the networks differ."""
     if earlier.name != record.name:
         return None
     if list(map(_without_cost_and_path, earlier.points)) != list(map(_without_cost_and_path, record.points)):
@@ -337,7 +337,7 @@ _FIELDS = ("replicate", "level", "role", "density", "kept", "budget", "search_st
 
 
 class SearchLog:
-    """Logs a search to dashboards: a run for each network, each training that made a mask, and the whole search."""
+    """Logs a search to dashboards, as one run per network, per training that made a mask, and for the whole search."""
 
     def __init__(self, lab: Lab, run: SearchRequest) -> None:
         self._dashboards, self._name = lab.dashboards, run.name
@@ -380,7 +380,7 @@ class SearchLog:
             )
 
     def log_record(self, run: Logged, record: RunRecord, folder: Path) -> None:
-        """Log the record and the run file, and per level and role the mean over replicates, with the level as step."""
+        """Log the record, the run file, and the mean metric over replicates for each role, with the level as step."""
         metric = record.task.metric.name
         for level in sorted({point.level for point in record.points}):
             points = [point for point in record.points if point.level == level]
@@ -393,7 +393,7 @@ class SearchLog:
 
 
 def log_verification(lab: Lab, run: Logged, record: VerifyRecord, file: Path) -> None:
-    """Log the record of a verification, and the metric of its networks for each seed, with the seed as step."""
+    """Log a verification: its record, and the metric of each of its networks per seed, with the seed as step."""
     metric = record.task.metric.name
     for seed in range(record.n):
         values = {f"test/{metric}/{one.role}": one.values[seed] for one in record.networks}

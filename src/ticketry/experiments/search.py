@@ -54,7 +54,8 @@ def execute(
 
     Args:
         on_point: called with the record's row of each trained network, from several threads.
-        on_found: called with (replicate, found) for the dense network and each ticket, from several threads.
+        on_found: called with the replicate's number and the found network, for the dense network and each
+            ticket, from several threads.
         energy: ``meter``, or ``estimate`` for a machine without a meter, see `lab.costs.meters.training`.
         on_ended: called at the end with the error of each failed replicate; by default the error is raised.
     """
@@ -169,7 +170,7 @@ class _ControlTrainer:
         self._points.add_row(replicate, found.level, control, trained[-1], phases, **more)
 
     def _count_dense_weights(self, task: Task, ticket: str) -> dict[str, Any]:
-        """Return the fields of a dense control's row: its name, its number of weights, and this number as a density."""
+        """Return, for the row of a small dense control, its name, its number of weights, and this number as density."""
         weights = sum(size for _, size in macs_by_layer(self._lab, task).values())
         share = weights / self._lab.store.get_mask(ticket).total
         return {"model": str(task.key()["model"]), "density": min(share, 1.0), "kept": weights}

@@ -44,7 +44,7 @@ CONTINUE = REWINDING[0]
 
 @dataclass(frozen=True)
 class Stabilities:
-    """Result of `stability`: a record with distances between tickets, and the records of the searches."""
+    """Result of `stability`, with a record of distances between tickets, and the records of the searches."""
 
     record: StabilityRecord
     """Record of the analysis, equal to the one in the store's folder `evidence`."""
@@ -118,7 +118,7 @@ def run_stability_analysis(
     command: str = "",
     on_event: OnEvent | None = None,
 ) -> Stabilities:
-    """Open a lab with the given `options`, and call `execute_stability` in the lab."""
+    """Open a lab with `options`, call `execute_stability` in it, and return the results."""
     with open_lab(options, request.task, on_event) as lab:
         record, searches = execute_stability(lab, request, settings, command=command)
     return Stabilities(record, tuple(searches), options.store)
@@ -127,7 +127,7 @@ def run_stability_analysis(
 def execute_stability(
     lab: Lab, run: SearchRequest, settings: StabilitySettings, *, command: str = ""
 ) -> tuple[StabilityRecord, list[RunRecord]]:
-    """Search with each rewind step, analyse the tickets, and write the record.
+    """Search once for each rewind step, measure distances between networks, and write and return the record.
 
     Args:
         run: a search whose settings have ``rewind``; the search's controls are trained too.
@@ -184,7 +184,7 @@ def execute_stability(
 
 
 def _check_rewinds(run: SearchRequest, settings: StabilitySettings, steps: Mapping[int, str]) -> set[int | None]:
-    """Check the rewind steps, and return the levels to analyse.
+    """Raise `UsageError` for invalid rewind steps; return the levels (pruning steps) to analyse.
 
     The result is empty if all levels are to be analysed, or if densities are known only after the search.
     """
@@ -201,12 +201,12 @@ def _check_rewinds(run: SearchRequest, settings: StabilitySettings, steps: Mappi
 
 
 def stability_record_name(run: SearchRequest, settings: StabilitySettings) -> str:
-    """Return the name of the record of a stability analysis in the store's folder `evidence`."""
+    """Return the name under which the store's folder `evidence` has the record of a stability analysis."""
     return f"stability-{digest_of(json.loads(json.dumps([run.identity(), asdict(settings)])))[:8]}"
 
 
 def _run_search(lab: Lab, run: SearchRequest, command: str) -> tuple[RunRecord, list[tuple[int, Found]]]:
-    """Run a search; return its record, and pairs of replicate and network, sorted, the dense network first."""
+    """Run a search; return its record, and sorted pairs (replicate, network), with the dense network first."""
     found: list[tuple[int, Found]] = []
     record = execute(lab, run, command=command, on_found=lambda *item: found.append(item))
     return record, sorted(found, key=lambda pair: (pair[0], pair[1].level))
@@ -226,7 +226,7 @@ def _train_dense_to_rewinds(lab: Lab, run: SearchRequest, steps: Sequence[int]) 
 
 
 def _is_requested(lab: Lab, found: Found, settings: StabilitySettings, levels: set[int | None]) -> bool:
-    """Return whether to analyse a ticket, by its level; if `levels` is empty, by its density."""
+    """Return whether `settings` request the ticket `found`, by its level; if `levels` is empty, by its density."""
     if levels:
         return None in levels or found.level in levels
     assert found.mask is not None
@@ -249,7 +249,7 @@ def _row_computations(
 def _analyse_network(
     lab: Lab, run: SearchRequest, settings: StabilitySettings, replicate: int, found: Found, control: str | None
 ) -> StabilityRow:
-    """Return the distances and error barriers of a found network, or of its control if `control` is given."""
+    """Return the distances and error barriers of the network `found`, or of its control named `control`."""
     seeds, task = run.seeds.replicate(replicate), run.task_of(replicate)
     about = (lab, task, run.recipe, found, seeds)
     with lab.telling(f"replicate {replicate} rewind {run.settings.rewind} "):

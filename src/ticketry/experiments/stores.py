@@ -102,14 +102,14 @@ def stored_runs(root: Path) -> list[StoredRun]:
 
 
 def _last_change(folder: Path, *, shared: bool) -> float:
-    """Return when a run last changed, in seconds since 1970; in a `shared` store, ignore the time of its folder."""
+    """Return when a run last changed, in seconds since 1970; if `shared`, ignore the change time of its folder."""
     with explain_os_errors(folder, "read"):
         paths = [*([] if shared else [folder]), *iterate_files(folder)]
         return max((path.stat().st_mtime for path in paths), default=0.0)
 
 
 def _records_by_run(store: Store) -> dict[str, list[Mapping[str, Any]]]:
-    """Return the records of a store by run: for each name, the run's own record and the evidence about it alone.
+    """Return the records of a store by name of the run: its own record, and verifications and timings of it alone.
 
     All other records have the key "".
     """
@@ -137,7 +137,7 @@ class Removed:
 
 
 def remove_run(root: Path, name: str, *, dry_run: bool = False) -> Removed:
-    """Delete a run: its folder, the evidence about it, and the results and weights that no other run needs.
+    """Delete a run's folder, its verifications and timings, and the results and weights that no other run needs.
 
     If the run has no record, its results and weights are kept, since other runs may need them.
     """
@@ -224,7 +224,7 @@ def find_damaged_files(store: Store) -> Iterator[Path]:
 
 
 def _read_undamaged(read: Callable[[object, str], T], path: Path) -> T | None:
-    """Return the record in a file; None if it is invalid, or if writing it again would give other bytes."""
+    """Return the record in the file `path`; None if it is invalid, or if writing it again would give other bytes."""
     try:
         record = read(read_sealed(path) or {}, str(path))
         return record if has_canonical_bytes(path) else None
@@ -319,12 +319,12 @@ def _read_for_target(here: Objects, one: Listed, origin: str, target: str) -> by
 
 
 def _is_record_part(name: str) -> bool:
-    """Return whether `name` is a file of a run, a campaign or evidence, except Markdown pages."""
+    """Return whether `name` is a file of a run, a campaign or a verification, except Markdown pages."""
     return name.partition("/")[0] not in ("blobs", *_SEALED) and not name.endswith(".md")
 
 
 def _record_name(name: str) -> str:
-    """Return the file name of the record that the file `name` belongs to: of a run, a campaign or evidence."""
+    """Return the name of the JSON record to which the stored file `name` belongs."""
     parts = name.split("/")
     return f"runs/{parts[1]}/run.json" if parts[0] == "runs" else str(PurePosixPath(name).with_suffix(".json"))
 
@@ -368,7 +368,7 @@ def _read_checked(here: Objects, one: Listed) -> bytes:
 
 
 def _digest_by_record(here: Objects, name: str) -> str | None:
-    """Return the SHA-256 that a record states for a ticket's file or a run file; None for other files."""
+    """Return the SHA-256 that a stored record states for the file `name`; None if no record states its digest."""
     if name.startswith("runs/") and name.endswith("/run.toml") and name.count("/") == 2:
         record = here.get(name.removesuffix("toml") + "json")
         config = _parse_object(record or b"").get("config")

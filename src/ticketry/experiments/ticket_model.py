@@ -76,7 +76,7 @@ class TicketModel:
 
 
 def load_source(options: ModelOptions, ticket: str | PathLike[str]) -> TicketModel:
-    """Call `load_ticket_model` with the given `options`."""
+    """Read a ticket and rebuild its model according to `options`, see `load_ticket_model`."""
     task = catalogue.get(options.task) if options.task else None
     return load_ticket_model(ticket, task=task, weights=options.weights, data=options.data, trust=options.trust)
 

@@ -86,7 +86,7 @@ def verify(
         store).
         density: density of a run's ticket; by default the sparsest level that looks like a winner, or the only one.
         task: the task, for a ticket that does not name its task.
-        trust: import and run the task, method and network that the ticket names.
+        trust: whether to import and run user code (task, method, network) that the ticket names.
         options: the fields of `VerifySettings` (``about``, ``margin``, ``interim``, ``controls`` …) and of `LabOptions`
             (``store``, ``workers`` …).
 
@@ -107,7 +107,7 @@ def verify(
 
 
 def find_ticket(named: str | PathLike[str], store: Path, density: float | str | None = None) -> Path:
-    """Return the folder of a ticket that is named by its folder, or by the folder or name of its run."""
+    """Return the folder of the ticket `named`: its own folder, or the folder or name of its run."""
     path = Path(named)
     if shared_url(store):
         open_existing_store(store)
@@ -146,7 +146,7 @@ def verify_ticket(
     on_event: OnEvent | None = None,
     on_interim: Callable[[Verdict], None] | None = None,
 ) -> VerifyRecord:
-    """Open a lab with the given `options`, and call `execute_verify` in the lab."""
+    """Open a lab with `options`, verify a ticket in it, and return the record; see `execute_verify`."""
     if trust and task is None:
         task = build_task(Ticket.load(Path(ticket), trained=False), trust=True)
     with open_lab(options, task or (search.task if search else None), on_event) as lab:
@@ -218,7 +218,7 @@ def execute_verify(
 
 
 def default_subject(ticket: Ticket) -> About:
-    """Return what to verify by default: the ticket if it is trained only after pruning, otherwise the procedure."""
+    """Return ``ticket`` if the ticket is trained only after pruning, otherwise ``procedure``: what to verify."""
     return (
         "ticket"
         if trains_after_pruning_only(read_ticket_info(RetrainingInfo, ticket.info, ticket_name_for_errors(ticket)))
@@ -258,7 +258,7 @@ def _procedure_name(search: SearchRequest, level: int, settings: VerifySettings)
 
 
 def _named_settings(settings: VerifySettings) -> dict[str, Any]:
-    """Return the settings that determine the record's name; an unset `after` is omitted to keep older names valid."""
+    """Return the settings from which a record's name is computed; `after` is omitted if it is not set."""
     return {name: value for name, value in vars(settings).items() if name != "after" or value}
 
 
@@ -286,10 +286,11 @@ def _digest_name(described: dict[str, Any]) -> str:
 
 
 def choose_ticket(record: RunRecord, density: float | str | None = None) -> Point | None:
-    """Return the ticket of a run to verify, from the first replicate with one; None if no level looks like a winner.
+    """Return the ticket of a run to verify, from the first replicate that has one; None if no level is a winner.
 
     Args:
-        density: choose the level with the nearest density; by default that of `sparsest_winner`, or the only level.
+        density: choose the level with the nearest density; by default the level of `sparsest_winner`, or the only
+            level.
     """
     tickets = [one for one in record.points if one.role == TICKET]
     if density is not None:
@@ -314,7 +315,7 @@ def nearest_level(record: RunRecord, asked: float | str) -> int:
 
 
 def _list_densities(record: RunRecord) -> str:
-    """Return the densities of a run's tickets as text for messages."""
+    """Return the densities of a run's tickets as text for an error message."""
     found: Iterable[float] = {one.density for one in record.points if one.role == TICKET}
     return ", ".join(f"{one:.4g}" for one in sorted(found, reverse=True)) or "none"
 
@@ -323,7 +324,8 @@ def sparsest_winner(record: RunRecord) -> Point | None:
     """Return the first replicate's ticket at the sparsest level that looks like a winner; None if no level does.
 
     A level looks like a winner if its mean on the *validation* split is better than that of every control with the same
-    budget, and at most the default margin worse than the dense network. This chooses a ticket, and is not a verdict.
+    budget, and at most the default margin worse than the dense network. This rule only chooses a ticket; the
+    verdict uses another rule.
     """
     metric = record.task.metric
     rows: dict[tuple[int, str], list[Point]] = {}
@@ -411,7 +413,7 @@ def _check_sources(search: SearchRequest, recorded: Mapping[str, str] | None, of
 
 
 def build_procedure(lab: Lab, search: SearchRequest, level: int) -> Procedure:
-    """Return a procedure that repeats `search` with other seeds, to verify how well its tickets of one `level` do.
+    """Return an object that repeats `search` with other seeds, to verify its tickets of one `level`.
 
     For data with several splits, the procedure uses splits that the original search did not use.
     """

@@ -223,8 +223,8 @@ def _make_is_running(state: TrainerState) -> Callable[[], bool]:
     """Return a function that returns whether the `Trainer.train` call to which `state` belongs is still running.
 
     The Trainer calls no callback when an exception ends a training. So the function searches the stacks of all threads
-    for the call of `train` whose trainer has this state. If there is no such call when the function
-    is made, the function always returns True.
+    for the call of `train` whose trainer has this state. If no such call exists when the function is
+    created, the function always returns True.
     """
     known = weakref.ref(state)
 

@@ -39,7 +39,7 @@ from ticketry.search import Training
 
 @dataclass(frozen=True)
 class Block:
-    """The replicates of a run that are searched together, between one interim analysis and the next."""
+    """Replicates of a run that are trained together; after each block, the claims are analysed again."""
 
     run: str
     index: int
@@ -57,12 +57,12 @@ class Block:
         return replace(one, replicates=count, seeds=seeds, arithmetic=chosen)
 
     def stored_request(self, campaign: Campaign, paths: Paths) -> SearchRequest:
-        """Return the search request for the block's replicates, with the name under which the store has the run."""
+        """Return the search request for the block's replicates, under the name that the run has in the store."""
         return self.request(campaign).with_stored_name(paths)
 
 
 def blocks_of(run: str, plan: InterimAnalyses) -> list[Block]:
-    """Return all blocks of a run; the last block ends at the largest number of replicates in `plan`."""
+    """Return all blocks (replicates trained together) of a run, up to the largest number of replicates in `plan`."""
     ends = (0, *plan.at)
     return [Block(run, index, ends[index], ends[index + 1]) for index in range(len(plan.at))]
 
@@ -80,7 +80,7 @@ def finished_blocks(campaign: Campaign, run: str, paths: Paths) -> Iterator[tupl
 
 
 def _find_defect(found: RunRecord, block: Block, metric: str) -> str:
-    """Return the reason why a stored record of a block cannot be judged; the empty string if it can be judged."""
+    """Return why the stored record of a block cannot be used for claims; the empty string if it can be used."""
     count = block.last - block.first
     if found.replicates != count:
         return f"replicates must be {count}, got {found.replicates}"
@@ -96,7 +96,7 @@ def _find_defect(found: RunRecord, block: Block, metric: str) -> str:
 
 
 def next_blocks(decisions: Sequence[Decision], done: Mapping[str, int]) -> dict[Block, tuple[str, ...]]:
-    """Return the next block of each run with the names of the undecided claims that need it; the most needed first."""
+    """Return each run's next block, with the undecided claims that need it; blocks that most claims need are first."""
     waiting: dict[Block, list[str]] = {}
     for one in decisions:
         if not one.needs_replicates:
@@ -114,7 +114,7 @@ def next_blocks(decisions: Sequence[Decision], done: Mapping[str, int]) -> dict[
 def order_by_decisions(
     waiting: Mapping[Block, tuple[str, ...]], seconds: Callable[[tuple[Block, ...]], float]
 ) -> dict[Block, tuple[str, ...]]:
-    """Return the blocks in an order that decides many claims early.
+    """Return the blocks of `waiting` in an order that decides many claims early.
 
     A claim can be judged when all its blocks are done. Each step appends the missing blocks of one claim. It chooses
     the claim whose blocks complete the most claims per second.
@@ -225,7 +225,7 @@ class Work:
     trainings: int = 0
 
     def minus(self, other: Work) -> Work:
-        """Return the steps and trainings that remain after subtracting `other`, at least 0."""
+        """Return the work minus the steps and trainings of `other`; negative numbers become 0."""
         return Work(max(self.steps - other.steps, 0), max(self.trainings - other.trainings, 0))
 
     def times(self, count: int) -> Work:
@@ -246,20 +246,20 @@ class Pace:
     """Seconds of a training that are not steps: evaluation, reading, writing."""
 
     def seconds(self, work: Work) -> float:
-        """Return the seconds that `work` takes if it is done in sequence."""
+        """Return the seconds that `work` takes at this pace."""
         return work.steps * self.step + work.trainings * self.training
 
 
 class TimeEstimator:
     """Estimates the seconds that blocks take to train.
 
-    A run continues at the pace of its last finished block. If it has none, a step is assumed to take as long as a step
-    of its dense networks; this is rough for runs in sparse kernels or with gates. Dense networks that several runs
-    share count once; other shared trainings count for each run.
+    A run is assumed to continue at the pace of its last finished block. Before its first block, a step is assumed to
+    take as long as a step of its dense networks, which is rough for sparse kernels and gates. Dense networks that
+    several runs share count once; other shared trainings count for each run.
 
     Args:
-        twins: function that returns the replicates, up to the end of a block, without a dense network in the second
-        data order.
+        twins: returns the replicates, up to the end of a block, whose dense network was not yet trained a second time
+        in another data order.
     """
 
     def __init__(self, lab: Lab, campaign: Campaign, twins: Callable[[Block], Sequence[int]]) -> None:
@@ -271,12 +271,12 @@ class TimeEstimator:
         self._there: dict[Block, Work] = {}
 
     def learn_pace(self, block: Block, seconds: float, trained: Work, shared: Work) -> None:
-        """Learn a run's pace from a finished block.
+        """Compute a run's pace (time per step) from a finished block, for later estimates.
 
         Args:
             seconds: seconds that training the block took.
             trained: work of the trainings that were not in the store.
-            shared: result of `dense_work` before the block began.
+            shared: work of the dense networks, which `dense_work` returned before the block began.
         """
         own, seconds = trained.minus(shared), seconds - self._estimate_work(block, shared, dense=True)
         if own.trainings and own.steps and seconds > 0:
@@ -294,7 +294,7 @@ class TimeEstimator:
         return self._estimate_work(block, left) + self._estimate_work(block, self.dense_work(block, known), dense=True)
 
     def _stored_work(self, block: Block) -> Work:
-        """Return the work of a block's stored trainings, without dense networks; it is computed at the first call."""
+        """Return the work of a block's stored trainings, without dense networks; later calls return the same result."""
         whole = self._dense_of_block(block)
         if len(self._missing_segments(whole)) == len(whole):
             return Work()  # without dense networks there is nothing else
@@ -304,7 +304,7 @@ class TimeEstimator:
         return self._there[block]
 
     def _dense_of_block(self, block: Block) -> list[Segment]:
-        """Return the segments (trainings up to a step) of a block's dense networks, in the first data order."""
+        """Return the segments (trainings up to a step) of a block's dense networks, without their second trainings."""
         return self._dense_segments(block.run, range(block.first, block.last))
 
     def _dense_segments(self, run: str, replicates: Sequence[int]) -> list[Segment]:
@@ -312,11 +312,15 @@ class TimeEstimator:
             return [dense_segment(self._lab, self._campaign.runs[run], replicate) for replicate in replicates]
 
     def _missing_segments(self, segments: Sequence[Segment]) -> list[Segment]:
-        """Return the segments that the store lacks."""
+        """Return those of `segments` whose results are not in the store."""
         return [one for one in segments if self._lab.store.load_valid_result(one.trajectory, one.last) is None]
 
     def dense_work(self, block: Block, counted: set[str] | None = None) -> Work:
-        """Return the work of the block's missing dense trainings, in the first and the second data order."""
+        """Return the work of the block's dense trainings that the store lacks, including second data orders.
+
+        Args:
+            counted: keys of dense networks that are counted already; the keys of this block's networks are added.
+        """
         whole, known = self._dense_of_block(block), set[str]() if counted is None else counted
         twins = [
             replace(one, order_seed=second_order_seed(one.order_seed))
@@ -338,7 +342,7 @@ class TimeEstimator:
         return min(max(self._lab.workers, 1), replicates)
 
     def _dense_pace(self, run: str) -> Pace:
-        """Return the pace of a run's dense networks; it is measured at the first call."""
+        """Return the time per step of a run's dense networks; the first call measures it."""
         whole = self._dense_segments(run, range(self._side_by_side(self._campaign.plans[run].at[0])))
         if (key := whole[0].key) not in self._pace:
             self._pace[key] = measure_pace(self._lab, whole)
@@ -356,7 +360,7 @@ _FORWARD = 1 / 3
 def measure_pace(lab: Lab, whole: Sequence[Segment]) -> Pace:
     """Time the first steps of dense trainings that run at the same time, and return their pace.
 
-    Times in the store are not used, since they may come from another machine or another load. Local workers train in a
+    Local workers train in a
     temporary store, and the number of steps is doubled until their training takes a second. Workers on other machines
     train the first steps in the lab's store, and the search later continues from this result.
     """
@@ -407,7 +411,7 @@ def dense_segment(lab: Lab, request: SearchRequest, replicate: int = 0) -> Segme
 def stored_work(lab: Lab, request: SearchRequest) -> Work:
     """Return the work of a search's stored trainings, without its dense networks.
 
-    To find these trainings, run the search without training, and stop each replicate at its first missing training.
+    To find these trainings, run the search without training; each replicate stops at its first missing training.
     A stored result counts even if its weights are not in the store.
     """
     there: dict[str, int] = {}
@@ -426,7 +430,7 @@ def stored_work(lab: Lab, request: SearchRequest) -> Work:
 
 
 def _replay_search(lab: Lab, request: SearchRequest) -> None:
-    """Run a search of one replicate, with its controls, until a training is missing in the store."""
+    """Run a search of one replicate, with its controls, from stored results, until a result is missing."""
 
     def replay_controls(_: int, found: Found) -> None:
         if found.mask is None:

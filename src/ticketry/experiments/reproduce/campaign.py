@@ -50,10 +50,10 @@ from ticketry.search.common.method import REPLICATE_ENDING_ERRORS
 
 
 class SecondOrders:
-    """Finds and trains each dense network of a campaign a second time, in another data order.
+    """Trains each dense network of a campaign a second time, in another data order, unless the store has it.
 
-    Both trainings start from the same weights, so their difference shows the effect of chance alone. It is reported
-    beside every claim (an A/A comparison). A stability analysis uses the same second training.
+    Both trainings start from the same weights, so the difference of their results shows the effect of chance alone (an
+    A/A comparison). The difference is reported beside every claim.
     """
 
     def __init__(self, lab: Lab, campaign: Campaign, known: Iterable[SecondOrderRun]) -> None:
@@ -92,11 +92,11 @@ class SecondOrders:
                 )
 
     def missing(self, block: Block) -> list[int]:
-        """Return the replicates up to the block's end without a dense network in the second data order."""
+        """Return the replicates up to the end of `block` without a second training of their dense network."""
         return [one for one in range(block.last) if (self._of[block.run], one) not in self._found]
 
     def train(self, block: Block) -> None:
-        """Train the missing dense networks in the second data order, for `block` and earlier blocks of its run."""
+        """Train dense networks in another data order, where missing, for `block` and earlier blocks of its run."""
         unknown, run = self.missing(block), self._campaign.runs[block.run]
         began, of, metric = time.monotonic(), self._of[block.run], run.task.metric.name
         firsts = [dense_segment(self._lab, run, replicate) for replicate in unknown]
@@ -137,7 +137,7 @@ def has_order_comparison(claim: Hypothesis) -> bool:
 
 
 def _dense_points(blocks: Sequence[RunRecord]) -> list[Point]:
-    """Return the rows of the dense networks in the records `blocks`, in order of replicates."""
+    """Return the record rows of the dense networks in `blocks`, in order of replicates."""
     return [
         next(one for one in record.points if (one.replicate, one.role) == (replicate, DENSE))
         for record in blocks
@@ -158,7 +158,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Outcome:
-    """Result of `reproduce`: the campaign record, its pages, and the reason why training stopped."""
+    """Result of `reproduce`, with the campaign record, its pages, and the reason why training stopped."""
 
     record: CampaignRecord
     page: Path
@@ -171,7 +171,7 @@ class Outcome:
 
     @property
     def failed(self) -> dict[str, str]:
-        """Error messages of failed runs that requested claims depend on, by name of the run."""
+        """Error messages, by name of the run, of failed runs that requested claims depend on."""
         rested_on = {side.run for one in self.record.claims if one.name in self.wanted for side in (one.a, one.b)}
         return {run.name: run.failed for run in self.record.runs if run.failed and run.name in rested_on}
 
@@ -200,10 +200,10 @@ def reproduce(
     say: Say = lambda _: None,
     on_event: OnEvent | None = None,
 ) -> Outcome:
-    """Decide the claims of a campaign by training; trainings in the store are used again.
+    """Train a campaign's runs until its claims are confirmed or rejected; stored trainings are used again.
 
-    A finished block in the store counts if it was trained with the run's precision, threads and devices. Its kernels
-    may differ; the record names them. New blocks use the kernels of this machine.
+    A run is trained in blocks of replicates. A finished block in the store is used if it was trained with the run's
+    precision, threads and devices; its kernels may differ. New blocks use the kernels of this machine.
 
     If a run fails (an empty layer, a loss that is not finite), other runs continue. Claims that depend on the failed
     run stay undecided, and the record has the reason.
@@ -212,7 +212,7 @@ def reproduce(
         options: where to train; precision and kernels are taken from the campaign instead.
         only: names of claims to decide; by default all. The record contains all claims anyway.
         budget: time limit in seconds; a block is not begun if it is estimated to end later.
-        dry: whether to only plan, after a quick timing of training steps.
+        dry: whether to estimate the training times and then stop without training.
     """
     wanted, campaign = _choose_claims(campaign, tuple(only)), replace(campaign, together=options.together)
     with open_lab(options, None, on_event) as lab:
@@ -386,7 +386,7 @@ class _CampaignState:
             lock.release()
 
     def _merge_record(self, there: CampaignRecord | None) -> None:
-        """Add the planned times and second trainings from `there`, the record that other processes have written."""
+        """Add the planned times and second dense trainings from `there`, a record that another process has written."""
         planned = dict(there.planned_times if there else self._planned)
         for run, times in self._unwritten.items():
             planned[run] = planned.get(run, PlannedTime()).plus(times)

@@ -60,7 +60,7 @@ class Campaign:
         return hashlib.sha256(self.text.encode()).hexdigest()
 
     def with_arithmetic(self, lab: Lab, run: str) -> AbstractContextManager[None]:
-        """Return a context manager under which `lab` trains with the kernels and precision of the run."""
+        """Return a context manager in which `lab` trains with the kernels and precision of `run`."""
         return lab.training_in(self.kernels[run], self.precisions[run])
 
 
@@ -77,7 +77,7 @@ def campaigns_at_scale(scale: Scale) -> list[str]:
 
 
 def read_campaign(path: Path, scale: Scale, *, trust: bool = False) -> Campaign:
-    """Read a campaign file at a scale, and check that every claim can be judged once its runs are finished.
+    """Read the runs and claims for `scale` from a campaign file, and check that the runs suffice for the claims.
 
     Args:
         path: the file, or the name of one of the library's campaigns.
@@ -212,7 +212,7 @@ class _CampaignReader:
     # -- claims ------------------------------------------------------------------------------------------------------
 
     def claims(self) -> tuple[Hypothesis, ...]:
-        """Return the claims of the scale, one for each density; a replication names the claim that it repeats."""
+        """Return the claims, one for each density; the field `again` of a replication names the repeated claim."""
         named = list(self._named_claims())
         made = [
             replace(one, again=self._find_original_claim(name, one, named)) if one.again else one for name, one in named
@@ -222,7 +222,7 @@ class _CampaignReader:
         return tuple(made)
 
     def _named_claims(self) -> Iterator[tuple[str, Hypothesis]]:
-        """Yield each claim of the scale at each density, as pairs: name of the claim's table in the file, claim."""
+        """Yield pairs of the name of a claim's table in the file and the claim, for each density of the claim."""
         wanted = {name: claim for name, claim in self.file.claims.items() if self._scale_name in claim.scales}
         if not wanted:
             raise self._error_at("claims", f"none is made at the scale {self._scale_name}")
@@ -239,7 +239,7 @@ class _CampaignReader:
                 yield name, self._with_place_in_errors(place, partial(self._read_claim, told, claim, found))
 
     def _find_original_claim(self, name: str, claim: Hypothesis, claims: Sequence[tuple[str, Hypothesis]]) -> str:
-        """Return the name of the claim that a replication repeats: the claim of equal density, or the only claim."""
+        """Return the name of the claim that `claim` repeats: the candidate of equal density, or the only candidate."""
         place = f"claims.{name}"
         named = [one for table, one in claims if table == claim.again]
         found = [one for one in named if one.density == claim.density] or (named if len(named) == 1 else [])
@@ -340,7 +340,7 @@ class _CampaignReader:
         return Side(side.run, side.role, level)
 
     def _check_role(self, side: SideTable, density: float | None, metric: str) -> None:
-        """Raise `UsageError` if the side's run has no network of the side's role, or does not measure `metric`."""
+        """Raise `UsageError` if the run of `side` does not train networks of its role, or does not measure `metric`."""
         if metric not in STABILITY:
             roles = (TICKET, DENSE, *self.runs[side.run].controls)
             if side.role not in roles:
@@ -375,7 +375,7 @@ class _CampaignReader:
 
 
 def _planned_density(level: int, planned: Mapping[float, int]) -> float:
-    """Return the density that is planned for a level; 1 if densities are not known beforehand."""
+    """Return the density that `planned` has for a level; 1 if `planned` is empty."""
     return next((density for density, one in planned.items() if one == level), 1.0)
 
 
@@ -471,7 +471,7 @@ _NAMED: dict[str, type[Struct]] = {
 
 
 def decode_file(tables: Mapping[str, Any], path: Path) -> FileTable:
-    """Decode the tables of a campaign file; for a value of a wrong type, raise `UsageError` with file and key."""
+    """Return the tables of a campaign file as dataclasses; raise `UsageError` for a value of a wrong type."""
     try:
         return convert(tables, FileTable)
     except ValidationError as error:
@@ -520,7 +520,7 @@ class Side:
 
 @dataclass(frozen=True, kw_only=True)
 class Hypothesis:
-    """A claim: side `a` is better than side `b` by more than `above`. See `records.campaign.Claim`."""
+    """A claim that the metric of side `a` is better than that of side `b` by more than `above`."""
 
     name: str
     statement: str

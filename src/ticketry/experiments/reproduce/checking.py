@@ -48,7 +48,7 @@ ROWS = ("run", "network", "replicate", "weights kept, %", "told", "now", "interv
 
 @dataclass(frozen=True)
 class Row:
-    """A trained network of one replicate of a campaign, with its metric in the campaign's record, `value`."""
+    """A trained network of a campaign; `value` is its metric in the campaign's record."""
 
     run: str
     replicate: int
@@ -81,7 +81,7 @@ class CheckedRow:
     def found(self) -> Found:
         """Result of the comparison: ``same bits``, or whether `value` is inside or outside the prediction interval.
 
-        On the same kind of machine, all results without the same bits are ``outside``.
+        On the same kind of machine, every result that is not bit for bit the same is ``outside``.
         """
         if self.same_bits:
             return "same bits"
@@ -179,7 +179,7 @@ def _has_training(store: Store, row: Row) -> bool:
 
 
 def retrain_row(lab: Lab, task: Task, row: Row, sources: StoredTrainings) -> CheckedRow:
-    """Train a row's network again in the lab's empty store, after the networks that its start weights come from."""
+    """Train a row's network again in the lab's empty store; first train the networks that its start weights need."""
     trajectory, _, step = row.key.partition("@")
     recorded = sources.read_record(trajectory, int(step))
     result = _retrain(lab, task, trajectory, int(step), sources, measure=True)
@@ -234,7 +234,7 @@ class StoredTrainings:
         return self._store.get_bytes(digest) if self._store.has(digest) else None
 
     def find_producer(self, digest: str, task: Task) -> tuple[str, int] | None:
-        """Return key (`trajectory`) and last step of the simplest training that wrote the file `digest`, or None."""
+        """Return key and last step of the simplest stored training that wrote the file `digest`; None without one."""
         key = json_key(task)
         made = [one for one in self._producers.get(digest, ()) if one.task == key]
         best = min(made, key=lambda one: (one.variants, one.step, one.trajectory), default=None)
@@ -255,7 +255,7 @@ class StoredTrainings:
 
 @dataclass(frozen=True)
 class _Producer:
-    """A training, up to a step, that produced stored weights or a stored state of the optimiser."""
+    """A training up to a step, which produced stored weights or a stored optimiser state."""
 
     trajectory: str
     step: int

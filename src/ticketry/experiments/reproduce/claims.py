@@ -95,7 +95,7 @@ class Decision:
 
 
 def _side_record(claim: Hypothesis, side: Side, values: tuple[float, ...]) -> campaign_record.Side:
-    """Return the entry of one side of a claim in the campaign record; `values` are the side's values per replicate."""
+    """Return the record of one side of a claim; `values` are the metric's values on this side, one per replicate."""
     by_level = claim.density is None and side.role != DENSE
     return campaign_record.Side(side.run, side.role, values, side.level if by_level else None)
 
@@ -109,7 +109,7 @@ def decide(
     resolution: Mapping[str, float | None],
     stable: Mapping[str, Sequence[StabilityRecord]] | None = None,
 ) -> list[Decision]:
-    """Return the decision of each claim from the finished blocks of replicates.
+    """Return the decision of each claim, judged by the finished blocks (replicates that were trained together).
 
     Args:
         claims: all claims of the campaign, since the claims of a family are corrected together.
@@ -177,7 +177,7 @@ def _decide_claim(
 
 
 def _count_finite_replicates(claim: Hypothesis, a: Sequence[float], b: Sequence[float]) -> tuple[int, str]:
-    """Return how many replicates, from the first, have finite values on both sides, and why the next one has not."""
+    """Return the number of replicates before the first that has a non-finite value, and text that names this value."""
     for n, values in enumerate(zip(a, b, strict=False)):
         for side, value in zip((claim.a, claim.b), values, strict=True):
             if not isfinite(value):
@@ -211,7 +211,7 @@ def _compute_verdict(claim: Hypothesis, a: Sequence[float], b: Sequence[float], 
 
 
 def _empty_verdict(claim: Hypothesis) -> Verdict:
-    """Return a verdict for a claim without replicates; its p-values are 1, so that the claim counts in its family."""
+    """Return a verdict with p-values of 1 for a claim without replicates, so that corrections count the claim."""
     return _compute_verdict(claim, [100.0], [100.0], 1.0)
 
 
@@ -263,7 +263,7 @@ def network_cost(point: Point, what: str) -> float:
 
 
 def method_table(campaign: Campaign, done: Mapping[str, Sequence[RunRecord]]) -> Iterator[MethodRow]:
-    """Yield a row for the tickets and controls of each level, and for each distinct dense network."""
+    """Yield table rows of a campaign: for tickets and controls at each level, and for each distinct dense network."""
     seen = set[str]()
     for name, request in campaign.runs.items():
         points: dict[tuple[int, str], list[Point]] = {}
