@@ -252,7 +252,7 @@ def find_inner_values(graph: Graph, choices: Mapping[str, LayerChoice]) -> set[s
 
 
 def _is_grid(graph: Graph, node: Node) -> bool:
-    """Return whether a node is a linear layer over the last axis of an image, which the group kernel cannot run."""
+    """Return whether a node is a linear layer over the last axis of an image; its result is in torch's layout."""
     return node.op == "linear" and len(graph.values[node.inputs[0]].shape or ()) == 4
 
 

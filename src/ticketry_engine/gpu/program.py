@@ -375,7 +375,7 @@ class GpuValue:
         return outer if len(self.shape) in (2, 4) else outer.flatten(0, -2)
 
     def get_inner(self) -> Tensor:
-        """Return the value in the inner layout, for the group kernel; keep a converted value for later calls."""
+        """Return the value in the group kernel's (inner) layout; after converting it, keep the result for later."""
         if self.inner is None:
             self.inner = turn(self.get_flat(), True)
         return self.inner

@@ -45,7 +45,7 @@ error 5e-8."""
 
 
 def activation(act: str | Mapping[str, float] | tuple[str, float] | None) -> Activation:
-    """Return `act`, a name or ``{"leaky_relu": slope}``, in the form that kernels store."""
+    """Return `act`, a name or ``{"leaky_relu": slope}``, as the hashable value that kernels store."""
     if act is None or (isinstance(act, str) and act in _PLAIN):
         return act
     if isinstance(act, Mapping) and len(act) == 1:
@@ -56,10 +56,10 @@ def activation(act: str | Mapping[str, float] | tuple[str, float] | None) -> Act
 
 
 def activate(e: Emitter, act: str | Mapping[str, float] | tuple[str, float] | None, vector: Any) -> Any:
-    """Return the activation `act` of each value of a vector of any width.
+    """Emit code for the activation `act` of a vector of any width, and return the result.
 
-    Long activations (with an exponential) become a function in the LLVM module, so that a kernel contains their code
-    only once per vector width.
+    Long activations (with an exponential) become a function in the LLVM module, so that a kernel contains the code of
+    each only once per vector width.
     """
     act = activation(act)
     if act is None:
@@ -74,7 +74,7 @@ def activate(e: Emitter, act: str | Mapping[str, float] | tuple[str, float] | No
 def activate_all(
     e: Emitter, act: str | Mapping[str, float] | tuple[str, float] | None, vectors: Sequence[Any]
 ) -> list[Any]:
-    """Return the activation `act` of each vector; activations with an exponential process several vectors at once."""
+    """Emit the activation `act` of each vector; activations with an exponential process several vectors at once."""
     act = activation(act)
     if act not in _WITH_EXPONENTIAL:
         return [activate(e, act, vector) for vector in vectors]
@@ -100,7 +100,7 @@ def _concatenate(e: Emitter, vectors: Sequence[Any]) -> Any:
 
 
 def _split_vectors(e: Emitter, wide: Any, count: int) -> list[Any]:
-    """Split a wide vector into its first `count` vectors of the target's width."""
+    """Split a wide vector into vectors of the target's width, and return the first `count` of them."""
     width = e.target.lanes
     if count == 1:
         return [wide]
@@ -158,7 +158,7 @@ def silu(e: Emitter, x: Any) -> Any:
 
 
 def inverse_root(e: Emitter, x: Any) -> Any:
-    """Return 1 / sqrt(x), computed at 1e-30 for any smaller x, so that padding, which is 0, gives a finite number."""
+    """Return 1 / sqrt(max(x, 1e-30)), so that padding, where x is 0, gives a finite number."""
     return e.b.fdiv(_constant_like(x, 1.0), e.intrinsic("llvm.sqrt", _clamp_below(e, x, 1e-30)))
 
 
@@ -205,7 +205,7 @@ def _gelu_slope(e: Emitter, x: Any) -> Any:
 
 
 def _gelu_tanh_slope(e: Emitter, x: Any) -> Any:
-    """Return the derivative of x * s with s = sigmoid(2u), namely s + x * s * (1 - s) * 2u'."""
+    """Return the derivative of `gelu_tanh`, s + x * s * (1 - s) * 2u' with s = sigmoid(2u)."""
     b, square, one, twice = e.b, e.b.fmul(x, x), _constant_like(x, 1.0), _constant_like(x, 2 * 0.7978845608028654)
     s = sigmoid(e, b.fmul(b.fmul(x, twice), e.fma(square, _constant_like(x, 0.044715), one)))
     inner = b.fmul(twice, e.fma(square, _constant_like(x, 3 * 0.044715), one))
@@ -234,7 +234,7 @@ def _slope_between(e: Emitter, x: Any, low: float, high: float, slope: float) ->
 
 
 def _hardswish_slope(e: Emitter, x: Any) -> Any:
-    """Return x / 3 + 1/2 between -3 and 3, 0 below and 1 above."""
+    """Return the derivative of hardswish: x / 3 + 1/2 between -3 and 3, 0 below -3, and 1 above 3."""
     middle = e.fma(x, _constant_like(x, 1 / 3), _constant_like(x, 0.5))
     outside = e.select(e.b.fcmp_ordered(">", x, _constant_like(x, 0.0)), _constant_like(x, 1.0), _constant_like(x, 0.0))
     return e.select(e.b.fcmp_ordered("<", e.intrinsic("llvm.fabs", x), _constant_like(x, 3.0)), middle, outside)

@@ -51,14 +51,14 @@ def rounded(values: Array) -> Array:
 
 
 def load(e: Emitter, pointer: ir.Value, byte: ir.Value | int = 0, item: int = FLOAT) -> ir.Value:
-    """Load a vector of float32 or bfloat16 (`item` bytes a value) and return it as float32."""
+    """Load a vector of float32 or bfloat16 values of `item` bytes, and return the vector as float32."""
     if item == FLOAT:
         return e.load(pointer, byte)
     return widen(e, e.b.load(e.at(pointer, byte), typ=half_vector_type(e), align=HALF))
 
 
 def store(e: Emitter, vector: ir.Value, pointer: ir.Value, byte: ir.Value | int = 0, item: int = FLOAT) -> None:
-    """Store a float32 vector as float32, or rounded to bfloat16, depending on `item`."""
+    """Store a float32 vector; if `item` (bytes of a stored value) is 2, round the vector to bfloat16."""
     if item == FLOAT:
         e.store(vector, pointer, byte)
     else:
@@ -66,7 +66,7 @@ def store(e: Emitter, vector: ir.Value, pointer: ir.Value, byte: ir.Value | int 
 
 
 def load_scalar(e: Emitter, pointer: ir.Value, item: int = FLOAT) -> ir.Value:
-    """Load one float32 or bfloat16 (`item` bytes) and return it as float32."""
+    """Load one float32 or bfloat16 value of `item` bytes, and return the value as float32."""
     if item == FLOAT:
         return e.load_f32(pointer)
     half = e.b.zext(e.b.load(pointer, typ=I16, align=HALF), I32)
@@ -74,7 +74,7 @@ def load_scalar(e: Emitter, pointer: ir.Value, item: int = FLOAT) -> ir.Value:
 
 
 def store_scalar(e: Emitter, value: ir.Value, pointer: ir.Value, item: int = FLOAT) -> None:
-    """Store one float32 value as float32, or rounded to bfloat16, depending on `item`."""
+    """Store one float32 value; if `item` (bytes of a stored value) is 2, round the value to bfloat16."""
     if item == FLOAT:
         e.b.store(value, pointer, align=FLOAT)
     else:
@@ -82,7 +82,7 @@ def store_scalar(e: Emitter, value: ir.Value, pointer: ir.Value, item: int = FLO
 
 
 def half_vector_type(e: Emitter) -> ir.VectorType:
-    """Return the type of a vector that holds the bits of as many bfloat16 as a float32 vector has lanes."""
+    """Return the type of a vector of bfloat16 bits that has as many lanes as a float32 vector."""
     return ir.VectorType(I16, e.target.lanes)
 
 
@@ -98,7 +98,7 @@ def narrow(e: Emitter, vector: ir.Value) -> ir.Value:
 
 
 def pair_vector_type(e: Emitter) -> ir.VectorType:
-    """Return the type of a vector that holds two bfloat16 per float32 lane."""
+    """Return the type of a vector that has the size of a float32 vector and holds two bfloat16 per lane."""
     return ir.VectorType(BFLOAT, 2 * e.target.lanes)
 
 
@@ -114,15 +114,15 @@ def multiply_pairs(e: Emitter, a: ir.Value, x: ir.Value, y: ir.Value) -> ir.Valu
 
 
 def load_pairs(e: Emitter, pointer: ir.Value, byte: ir.Value | int, align: int = HALF) -> ir.Value:
-    """Load consecutive bfloat16 as a vector of pairs (`pair_vector_type`)."""
+    """Load consecutive bfloat16 values as a vector of pairs, of the type `pair_vector_type`."""
     return e.b.load(e.at(pointer, byte), typ=pair_vector_type(e), align=align)
 
 
 def interleave_pairs(e: Emitter, one: ir.Value, other: ir.Value) -> list[ir.Value]:
     """Return the pairs (one[i], other[i]) of two bfloat16 vectors, as two vectors of pairs.
 
-    Of each 128-bit piece, the first result holds the pairs of the first half, and the second result those of the second
-    half. In this order, each result takes one instruction.
+    For each 128-bit piece of the two vectors, the first result holds the pairs from the first half of the piece, and
+    the second result the pairs from the second half. In this order, each result takes one instruction.
     """
     width = 2 * e.target.lanes
     words = ir.VectorType(I16, width)
@@ -141,7 +141,7 @@ def interleave_pairs(e: Emitter, one: ir.Value, other: ir.Value) -> list[ir.Valu
 
 
 def split_to_float32(e: Emitter, values: ir.Value) -> list[ir.Value]:
-    """Convert a vector of bfloat16, two per lane, to two float32 vectors, in the order of `interleave_pairs`."""
+    """Convert a vector of twice as many bfloat16 to two float32 vectors, in the order of `interleave_pairs`."""
     nothing = same(ir.VectorType(I16, 2 * e.target.lanes), 0)
     return [e.b.bitcast(one, e.vector) for one in interleave_pairs(e, nothing, values)]
 
@@ -177,7 +177,7 @@ TILE_DEPTH = 32
 
 
 def build_configuration(tiles: Sequence[tuple[int, int]]) -> Array:
-    """Return the table for `configure_tiles`; `tiles` holds (rows, bytes per row) of each tile register."""
+    """Return the table for `configure_tiles`; `tiles` holds (rows, bytes per row) of each AMX tile register."""
     table = np.zeros(64, dtype=np.uint8)
     table[0] = 1
     for number, (rows, size) in enumerate(tiles):
@@ -186,12 +186,12 @@ def build_configuration(tiles: Sequence[tuple[int, int]]) -> Array:
 
 
 def configure_tiles(e: Emitter, table: Any) -> None:
-    """Emit the instruction that sets the tile registers' shapes from a table of `build_configuration`."""
+    """Emit the instruction that sets the shapes of the AMX tile registers from a table of `build_configuration`."""
     e.call("llvm.x86.ldtilecfg", ir.VoidType(), [table])
 
 
 def release_tiles(e: Emitter) -> None:
-    """Emit the instruction that frees the tile registers."""
+    """Emit the instruction that frees the AMX tile registers."""
     e.call("llvm.x86.tilerelease", ir.VoidType(), [])
 
 
@@ -200,7 +200,7 @@ def zero_tile(e: Emitter, tile: int) -> None:
 
 
 def load_tile(e: Emitter, tile: int, pointer: Any, stride: int = TILE_ROW_BYTES) -> None:
-    """Load tile register `tile` from memory, where its rows are `stride` bytes apart."""
+    """Emit a load of AMX tile register number `tile` from memory, where rows are `stride` bytes apart."""
     e.call("llvm.x86.tileloadd64", ir.VoidType(), [_tile_number(tile), pointer, e.i64(stride)])
 
 
@@ -209,7 +209,7 @@ def store_tile(e: Emitter, tile: int, pointer: Any) -> None:
 
 
 def multiply_tiles(e: Emitter, sums: int, left: int, right: int) -> None:
-    """Emit ``sums += left @ right`` for three tile registers: float32 sums of bfloat16 products."""
+    """Emit ``sums += left @ right`` for three AMX tile registers; bfloat16 products are summed in float32."""
     e.call("llvm.x86.tdpbf16ps", ir.VoidType(), [_tile_number(sums), _tile_number(left), _tile_number(right)])
 
 

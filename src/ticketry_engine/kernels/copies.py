@@ -26,7 +26,7 @@ _UNROLLED = 4
 
 
 class CopyArg(enum.IntEnum):
-    """Positions of the arguments of a `Copies` kernel."""
+    """Indices of the arguments of a `Copies` kernel."""
 
     SOURCE = 0
     """Byte offset of the source in the arena; `RESULT` is the byte offset of the destination."""
@@ -46,7 +46,7 @@ class CopyArg(enum.IntEnum):
 def plan_copies(destinations: Array, places: Array, of: Array, size: int) -> Iterator[tuple[int, Array, Array, int]]:
     """Yield the copies to make: (number of a source, table `starts`, table `runs`, elements per run).
 
-    The module docstring describes the two tables. The number is -1 if the copies write zeros.
+    The tables hold byte offsets: each run is copied once for each start. The number is -1 if the copies write zeros.
 
     Args:
         destinations: int64 [outer, inner], byte to which each element is copied. It is the sum of a number for the row
@@ -76,8 +76,9 @@ def plan_copies(destinations: Array, places: Array, of: Array, size: int) -> Ite
 def _group_into_runs(to: Array, source: Array, size: int, zeros: bool) -> Iterator[tuple[Array, int]]:
     """Yield (first bytes of runs, elements per run), where a run consists of consecutive elements.
 
-    The first bytes are int64 [runs, 2], in destination and source. `to` and `source` are the bytes of each element, and
-    an element has `size` bytes. If `zeros`, elements need to be consecutive only in the destination.
+    The first bytes are int64 [runs, 2], in the destination and in the source. `to` and `source` are the byte offsets of
+    each element in both, and an element has `size` bytes. If `zeros`, elements need to be consecutive only in the
+    destination.
     """
     breaks = np.diff(to) != size
     if not zeros:
@@ -150,6 +151,6 @@ class Copies(EmittedKernel):
 
 
 def _copy_types(lanes: int) -> list[tuple[ir.Type, int]]:
-    """Return (type, bytes) of the loads that copy less than a vector, widest first."""
+    """Return (LLVM type, bytes) of the loads that copy less than a vector of `lanes` lanes, widest first."""
     widths = [width for width in (8, 4) if width < lanes]
     return [*((ir.VectorType(I32, width), 4 * width) for width in widths), (I64, 8), (I32, 4), (I16, 2)]

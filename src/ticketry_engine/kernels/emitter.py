@@ -26,13 +26,13 @@ PTR = ir.PointerType()
 
 
 def same(kind: ir.Type, value: Any) -> ir.Constant:
-    """Return the (cached) constant `value` of type `kind`; if `kind` is a vector type, every lane holds `value`."""
+    """Return the LLVM constant `value` of type `kind`, cached; if `kind` is a vector type, every lane holds `value`."""
     return _cached_constant(kind, value, repr(value))
 
 
 @functools.lru_cache(maxsize=1024)
 def _cached_constant(kind: ir.Type, value: Any, text: str) -> ir.Constant:
-    """Build the constant for `same`; `text` is only part of the cache key, because 0.0 == -0.0."""
+    """Build the constant for `same`; `text` serves only to tell 0.0 from -0.0 in the cache."""
     listed = isinstance(kind, ir.VectorType) and value is not ir.Undefined
     return ir.Constant(kind, [value] * kind.count if listed else value)
 
@@ -62,7 +62,7 @@ class StateSlot(enum.IntEnum):
 
 @dataclass
 class EmittedLoop:
-    """A loop while its body is being written.
+    """A loop whose body is being written.
 
     `index` is the loop variable, and `carried` holds values that each iteration receives from the iteration before. The
     body must set `next` to the values for the next iteration.
@@ -76,7 +76,7 @@ class EmittedLoop:
 
 
 class Emitter:
-    """Builder of one kernel for one target; `b` is llvmlite's IRBuilder, for instructions without a method here."""
+    """Builder of one kernel for one target; its attribute `b` is llvmlite's IRBuilder, for all other instructions."""
 
     def __init__(self, name: str, target: Target) -> None:
         self.target = target
@@ -110,7 +110,7 @@ class Emitter:
         return self.b.inttoptr(self.arg(index), PTR)
 
     def arena_pointer(self, offset: ir.Value | int = 0) -> ir.Value:
-        """Return a pointer to byte `offset` of this thread's working memory (the arena)."""
+        """Return a pointer to byte `offset` of the arena, which is this thread's working memory."""
         return self.at(self.b.inttoptr(self.state(StateSlot.ARENA), PTR), offset)
 
     def tensor_pointer(self, number: ir.Value) -> ir.Value:
@@ -189,7 +189,7 @@ class Emitter:
         return self.b.call(self.module.globals[name], values)
 
     def hide_from_optimiser(self, value: ir.Value) -> ir.Value:
-        """Return `value` as the result of empty inline assembly, which the optimiser neither moves nor rewrites."""
+        """Pass `value` through empty inline assembly, so that the optimiser neither moves nor rewrites the result."""
         register = _REGISTERS.get(self.target.triple.split("-")[0])
         if register is None or (isinstance(value.type, ir.VectorType) and value.type.count > self.target.lanes):
             return value
@@ -210,7 +210,7 @@ class Emitter:
     def loop(
         self, start: ir.Value | int, stop: ir.Value | int, step: ir.Value | int = 1, carried: Sequence[ir.Value] = ()
     ) -> Iterator[EmittedLoop]:
-        """Write ``for index in range(start, stop, step)``, where each iteration passes values on to the next.
+        """Emit ``for index in range(start, stop, step)``, where each iteration passes values on to the next.
 
         `carried` are the values for the first iteration; they stay in registers. In the ``with`` block, set
         ``loop.next`` to the values for the next iteration. After the block, read the last values from ``loop.results``.
@@ -244,13 +244,13 @@ class Emitter:
 
     @contextmanager
     def when(self, condition: ir.Value) -> Iterator[None]:
-        """Write ``if condition:`` around the code that the ``with`` block emits."""
+        """Emit ``if condition:`` around the code that the ``with`` block emits."""
         with self.b.if_then(condition):
             yield
 
     @contextmanager
     def loop_share_of_pairs(self, outer: ir.Value, inner: ir.Value) -> Iterator[tuple[ir.Value, ir.Value]]:
-        """Loop over this thread's share of the pairs (i < outer, j < inner), and yield i and j."""
+        """Emit a loop over this thread's share of all pairs (i, j) with i < `outer` and j < `inner`; yield i and j."""
         low, high = self.thread_share(self.b.mul(outer, inner))
         with self.loop(low, high) as turn:
             yield self.b.udiv(turn.index, inner), self.b.urem(turn.index, inner)
@@ -260,7 +260,7 @@ class Emitter:
 
 
 def minimum(e: Emitter, one: ir.Value, other: ir.Value) -> ir.Value:
-    """Return the smaller of two signed integers."""
+    """Emit the minimum of two signed integers."""
     return e.select(e.b.icmp_signed("<", one, other), one, other)
 
 

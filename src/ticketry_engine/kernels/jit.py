@@ -76,7 +76,7 @@ class Library:
 
     @functools.cached_property
     def identity(self) -> str:
-        """Text that identifies the generators' sources, the LLVM version and the target of the machine code."""
+        """Text that identifies all that machine code depends on: generator sources, LLVM version and target."""
         return f"{_source_digest()} {llvmlite_binding().llvm_version_info} {self.target!r}"
 
     def name(self, kernel: Kernel) -> str:
@@ -144,7 +144,7 @@ def optimise(kernel: Kernel, name: str, target: Target, machine: Any) -> Any:
 
 @functools.cache
 def _source_digest() -> str:
-    """Return a digest of the generator sources, so that machine code from other versions is not used."""
+    """Return a digest of the sources that generate code, so that machine code from other versions is not used."""
     return digest_of_files(Path(__file__).parent.rglob("*.py"))
 
 
@@ -159,7 +159,7 @@ try:
 except ModuleNotFoundError:
 
     class _NamedStruct:
-        """Stand-in for a type of llvmlite that modules derive from or instantiate when they are imported."""
+        """Stand-in, if llvmlite is missing, for one of its types that modules use when they are imported."""
 
         def __init__(self, *of: Any, **how: Any) -> None:
             pass

@@ -30,7 +30,7 @@ LastStep = Callable[[Vectors, Weights], Vectors]
 
 
 class ChannelCursor(Protocol):
-    """Emits the loops over channels that norms and softmax consist of; each layout has its own implementation."""
+    """Emits the loops over channels of which norms and softmax consist; each memory layout has an implementation."""
 
     e: Emitter
     compensated: bool
@@ -41,14 +41,14 @@ class ChannelCursor(Protocol):
         """Return (1 / channels, epsilon), as numbers of the type that `reduce` returns."""
 
     def reduce(self, step: Step, start: float = 0.0, sums: int = 1, *, largest: bool = False) -> Vectors:
-        """Emit a loop of `step` over all channels of x, and return the final totals.
+        """Emit a loop that calls `step` for all channels of x, and return the final totals.
 
         The function `step` adds the values of some channels to the totals. There are `sums` totals per position, and
         each begins as `start`. If `largest`, totals are maxima instead of sums.
         """
 
     def write(self, step: LastStep, *, weights: int = 0) -> None:
-        """Emit a loop of `step` over all channels, and store what it returns in y.
+        """Emit a loop that calls `step` for all channels, and store what `step` returns in y.
 
         The function `step` gets the values of x and `weights` weights per channel. If `weights` is 0, `step` gets the
         values of y instead of x.
@@ -61,7 +61,7 @@ class ChannelCursor(Protocol):
         """Return `values` with `number` in the lanes after the last channel."""
 
     def broadcast_totals(self, totals: Vectors) -> Vectors:
-        """Return totals as vectors that can be combined with the values of a step."""
+        """Return totals as vectors that can be combined with the channel values that a step gets."""
 
     def elementwise_maximum(self, one: ir.Value, other: ir.Value) -> ir.Value: ...
 
@@ -69,7 +69,7 @@ class ChannelCursor(Protocol):
         """Return 1 as a number of the type that `reduce` returns."""
 
     def mean_plus_constant(self, total: ir.Value, share: ir.Value, number: ir.Value) -> ir.Value:
-        """Return ``total * share + number``: for RMS norm, the mean of squares plus epsilon."""
+        """Return ``total * share + number``, which for RMS norm is the mean of squares plus epsilon."""
 
 
 def write_layer_norm(c: ChannelCursor) -> None:

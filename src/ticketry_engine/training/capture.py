@@ -210,7 +210,7 @@ class _RegionFinder:
     # -- choose a region -----------------------------------------------------------------------------------------------
 
     def _neighbours(self, node: fx.Node) -> list[FoundRegion]:
-        """Return the regions that compute inputs of `node`, then regions over tokens that share an input with it."""
+        """Return the regions that compute inputs of `node`, then regions over tokens that read an input of `node`."""
         # The second kind is how queries, keys and values get into one region.
         found = {id(self.of[read]): self.of[read] for read in node.all_input_nodes if read in self.of}
         for region in self.found:
@@ -219,7 +219,7 @@ class _RegionFinder:
         return list(found.values())
 
     def _other_inputs_depend(self, node: fx.Node, region: FoundRegion) -> bool:
-        """Return whether an input of `node` depends on `region` through nodes outside, so that the node cannot join."""
+        """Return whether an input of `node` depends on `region` through outside nodes; if so, `node` cannot join."""
         seen: set[int] = set()
         queue = [read for read in node.all_input_nodes if self.of.get(read) is not region]
         while queue:

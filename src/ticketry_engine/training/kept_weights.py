@@ -127,7 +127,7 @@ class PackedWeight:
         self._record_state()
 
     def move_state(self, state: dict[str, object], before: Tensor) -> None:
-        """Move the weights' optimiser state from the positions `before` to the current ones; new weights get 0."""
+        """Move optimiser state from the weight positions `before` to the current positions; new weights get 0."""
         for name, value in state.items():
             if isinstance(value, Tensor) and value.shape == before.shape:
                 whole = value.new_zeros(self.dense.numel())

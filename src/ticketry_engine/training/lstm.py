@@ -359,7 +359,7 @@ class LstmUnit(Substitute):
         return x.transpose(0, 1) if module.batch_first else x, (torch.stack(states), torch.stack(cells))
 
     def _run_layer(self, x: Tensor, past: tuple[Tensor, Tensor], layer: int, *, reverse: bool) -> tuple[Tensor, ...]:
-        """Run one layer in one direction; return its states (words x examples x units), last state and last cell."""
+        """Run a layer in one direction; return all states [words, examples, units], last state and last cell."""
         names = _weight_names(layer, reverse=reverse)
         weights = [getattr(self.module, names[of]) for of in (INPUTS, STATES)]
         biases = [getattr(self.module, name.replace("weight", "bias")) for name in names.values()]

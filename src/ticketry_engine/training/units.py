@@ -128,7 +128,7 @@ class Unit(Substitute):
         return type(self.module).forward(self.module, *args, **kwargs)
 
     def direct_call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Callable[[], Any] | None:
-        """Return a function that runs the call, if the call consists only of kernels and functions; else None."""
+        """Return a function that runs the call, if the call needs only kernels and functions, no modules; else None."""
         # It bypasses `nn.Module.__call__`, which takes a tenth of a small network's step.
         module, context = self.module, self.context
         plain = type(module).__call__ is nn.Module.__call__ and module._compiled_call_impl is None

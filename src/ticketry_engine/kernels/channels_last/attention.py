@@ -54,7 +54,7 @@ MOST_KEYS = 4096
 
 
 class AttentionArg(enum.IntEnum):
-    """Positions of both kernels' arguments: arena offsets of first pixels and of the transposed keys; the bias."""
+    """Indices of both kernels' arguments: memory offsets of first pixels and of the transposed keys, and the bias."""
 
     Q = 0
     K = 1
@@ -77,13 +77,13 @@ def attention(
     bias: Bias | None = None,
     windows: bool = False,
 ) -> list[Op]:
-    """Return the operations of ``y = softmax(scale * q k' + bias) v``, for each head.
+    """Return the operations of ``y = softmax(scale * q @ k.T + bias) @ v``, for each head.
 
     The kernels compute in float32; bfloat16 values are converted before and after.
 
-    A head is a run of channels; values have no halo, except with `windows`. k and v have the same tokens. If k and v
-    have fewer heads than q, the same number of heads of q share each head of k and v. y must not overlap the inputs. If
-    `causal`, a token attends only to itself and earlier tokens. If `windows`, each row of pixels is a window whose
+    A head is a run of channels. Values have no halo, except with `windows`. k and v have the same tokens. If k and v
+    have fewer heads than q, each head of k and v serves the same number of heads of q. y must not overlap the inputs.
+    If `causal`, a token attends only to itself and earlier tokens. If `windows`, each row of pixels is a window whose
     tokens attend only to each other.
     """
     queries, keys, channels = _count_tokens(q, windows), _count_tokens(k, windows), q.channels
@@ -140,7 +140,7 @@ Steps = tuple[int, int, int]
 
 
 def _window_offset(e: Emitter, number: ir.Value, windows: int, steps: Steps) -> ir.Value:
-    """Return the bytes from a value's first pixel to the first token of a window, numbered through all images."""
+    """Return the bytes from a value's first pixel to the first token of window `number`, counted over all images."""
     if windows == 1:
         return e.b.mul(number, e.i64(steps[2]))
     image, window = e.b.udiv(number, e.i64(windows)), e.b.urem(number, e.i64(windows))
@@ -234,7 +234,7 @@ class _QueryTile:
     def __init__(
         self, kernel: ChannelsLastAttention, e: Emitter, tile: int, stage: ir.Value, place: Sequence[ir.Value]
     ) -> None:
-        """Prepare a tile; `place` is (image, head, first query), where windows of all images count as images."""
+        """Prepare a tile; `place` is (image, head, first query), where with windows each window counts as an image."""
         self.kernel, self.e, self.tile, self.stage = kernel, e, tile, stage
         self.image, self.head, self.query = place
         self.vectors = _TILE[e.target.registers][0]
@@ -271,7 +271,7 @@ class _QueryTile:
         return e.at(e.arena_pointer(e.arg(arg)), b.add(byte, b.mul(head, e.i64(self.kernel.size * FLOAT))))
 
     def _write_scores(self, first: ir.Value) -> None:
-        """Emit the code that stores the scores of all queries with some vectors of keys, from key `first` on."""
+        """Emit the code that stores the scores of all queries of the tile with some vectors of keys from `first` on."""
         e, b, kernel = self.e, self.e.b, self.kernel
         size = e.target.lanes * FLOAT
         key_heads = e.i64(kernel.heads // kernel.group)
@@ -309,7 +309,7 @@ class _QueryTile:
         return e.at(e.table(AttentionArg.BIAS), b.mul(row, e.i64(self.row)))
 
     def _exponentiate(self, number: int) -> ir.Value:
-        """Replace the scores of query `number` by exp(score - largest), 0 for hidden keys; return the sum."""
+        """Replace the scores of query `number` by exp(score - largest score), 0 for masked keys; return the sum."""
         e, b, lanes = self.e, self.e.b, self.e.target.lanes
         limit = e.i64(self.kernel.keys)
         if self.kernel.causal:

@@ -54,7 +54,8 @@ def conv(
     """Return the operations of ``y = act(convolution(x) + bias + residual)``.
 
     If x is bfloat16, weights are rounded to bfloat16 and products are added in float32. Depthwise convolutions keep
-    float32 weights. The halo of x is at least as wide as the padding, and y must not overlap x or the residual.
+    float32 weights. The halo (zero border) of x must be at least as wide as the padding. y must not overlap x or the
+    residual.
     """
     shape = ConvShape(x, y, residual, layer.window)
     weights, parts = _plan_parts(shape, layer, spec.images, spec.target)
@@ -72,7 +73,7 @@ def cost(x: ChannelsLastValue, y: ChannelsLastValue, layer: Convolution, spec: B
 
 
 def _plan_parts(shape: ConvShape, layer: Convolution, images: int, target: Target) -> tuple[Array, list[ConvPart]]:
-    """Return the weights [rows, columns] (bfloat16: [rows, columns, 2]), and the layer's parts with their blocks."""
+    """Return the weights [rows, columns], or [rows, columns, 2] for bfloat16, and the layer's parts."""
     weight, groups = layer.weight, layer.groups
     shape.check(len(weight), weight.shape[1] * groups)
     if shape.pairs and not target.bf16:
@@ -90,7 +91,7 @@ def _plan_parts(shape: ConvShape, layer: Convolution, images: int, target: Targe
 
 
 def _plan_depthwise(shape: ConvShape, weights: Array, images: int, target: Target) -> ConvPart:
-    """Plan a depthwise convolution, in which a vector of rows reads a vector of channels and a column is a tap."""
+    """Plan a depthwise convolution: for each tap, a vector of output channels reads a vector of input channels."""
     groups = [np.arange(at, min(at + target.lanes, len(weights))) for at in range(0, len(weights), target.lanes)]
     blocks = split_into_blocks(weights != 0, groups, target.lanes, {1: 1.0})
     work = ConvWork(shape.plane, target.lanes, images, len(blocks), float(weights.shape[1]))
@@ -120,7 +121,7 @@ def _plan_grouped(shape: ConvShape, support: Array, images: int, target: Target)
 
 @dataclass(frozen=True)
 class ConvShape:
-    """Input, output, residual and window of a convolution."""
+    """The values that a convolution reads and writes (input, output, residual), and its window."""
 
     x: ChannelsLastValue
     y: ChannelsLastValue
@@ -133,12 +134,12 @@ class ConvShape:
 
     @property
     def pairs(self) -> bool:
-        """Whether the input is bfloat16; then a column is a pair of neighbouring channels at a tap."""
+        """Whether the input is bfloat16; then each column is a pair of neighbouring channels at a kernel position."""
         return self.x.geometry.item == HALF
 
     @property
     def columns(self) -> int:
-        """Number of columns per tap."""
+        """Number of columns (channels, or pairs of channels) per tap (kernel position)."""
         return -(-self.x.channels // 2) if self.pairs else self.x.channels
 
     def check(self, outputs: int, inputs: int) -> None:
@@ -157,7 +158,7 @@ class ConvShape:
             raise EngineError("a residual has to have the shape of the output")
 
     def column_offsets(self, columns: int) -> Array:
-        """Return the distance of each column's input from the input of tap 0 and channel 0, in 4-byte words.
+        """Return where each column's input is, in 4-byte words from the input of tap 0 and channel 0.
 
         A tap has `columns` columns.
         """
@@ -171,7 +172,7 @@ class ConvShape:
 
 @dataclass(frozen=True, eq=False)
 class ConvPart:
-    """All blocks of a layer that have one shape; one operation computes them."""
+    """All blocks of rows of a layer that have the same shape, so that one operation computes them."""
 
     shape: BlockShape
     blocks: list[RowBlock]
@@ -226,7 +227,7 @@ def _padded_rows(block: RowBlock, row_count: int) -> Array:
 
 
 def _pack_weights(weights: Array, block: RowBlock, row_count: int) -> Array:
-    """Return the weights of a block, [columns, row_count] or, with bfloat16, [columns, row_count, 2]."""
+    """Return the weights of a block, [columns, row_count], or [columns, row_count, 2] with bfloat16."""
     packed = np.ascontiguousarray(weights[_padded_rows(block, row_count)[:, None], block.columns].swapaxes(0, 1))
     return packed if packed.ndim == 2 else rounded(packed)
 
@@ -253,12 +254,12 @@ def _pixel_offsets(geometry: ChannelsLastGeometry, rows: Array, columns: Array) 
 def _run_tables(
     blocks: Sequence[RowBlock], spans: Sequence[list[tuple[int, int]]], channels: int
 ) -> tuple[Array, Array]:
-    """Return the tables of runs: index of the first run per block and tile class; (first column, end) per run.
+    """Return two tables: the index of the first run per block and tile class, and (first column, end) per run.
 
     A run is a range of a block's columns that a class of tiles computes. The columns of all blocks are numbered
     consecutively.
 
-    `spans` are, for each tile class, the runs of taps that touch the image (`Tiling.spans`); a tap has `channels`
+    `spans` holds, for each tile class, the runs of taps that read the image (`Tiling.spans`). A tap has `channels`
     columns.
     """
     starts = np.cumsum([0, *(len(block.columns) for block in blocks)])
@@ -287,7 +288,7 @@ class RowBlock:
 
 
 def flatten_by_tap(weight: Array, groups: int) -> Array:
-    """Return a weight [O, I / groups, kh, kw] as [rows, taps * input channels], with zeros for other groups' inputs."""
+    """Reshape a weight [O, I / groups, kh, kw] to [O, kh * kw * I], with zeros for inputs of other groups."""
     outputs, inputs, height, width = weight.shape
     flat = weight.transpose(0, 2, 3, 1).reshape(outputs, height * width, inputs)
     if groups > 1:
@@ -298,7 +299,7 @@ def flatten_by_tap(weight: Array, groups: int) -> Array:
 
 
 def pair_channels(weights: Array, channels: int) -> Array:
-    """Return weights [rows, taps * channels] as [rows, taps * pairs, 2], with a zero after an odd last channel."""
+    """Reshape weights [rows, taps * channels] to [rows, taps * pairs, 2]; a zero follows an odd last channel."""
     rows = len(weights)
     taps = np.pad(weights.reshape(rows, -1, channels), ((0, 0), (0, 0), (0, channels % 2)))
     return taps.reshape(rows, -1, 2)
@@ -354,7 +355,7 @@ def join_groups(support: Array, groups: Sequence[Array], lanes: int, cost: dict[
 
 
 def split_into_blocks(support: Array, groups: Sequence[Array], lanes: int, cost: dict[int, float]) -> list[RowBlock]:
-    """Split groups of rows into blocks, with the least cost; the arguments are those of `join_groups`."""
+    """Split groups of rows into blocks so that the cost is least; the arguments are those of `join_groups`."""
     best = _cheapest_splits(max((-(-len(group) // lanes) for group in groups), default=0), cost)
     blocks = []
     for group in groups:

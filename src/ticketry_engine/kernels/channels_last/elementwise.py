@@ -102,7 +102,7 @@ def _build_kernel(
 
 @dataclass(frozen=True)
 class ChannelsLastElementwise(EmittedKernel):
-    """Kernel of one elementwise operation, chosen by `operation`."""
+    """Kernel of one elementwise operation, which the field `operation` names."""
 
     title: ClassVar[str] = "elementwise"
 
@@ -196,7 +196,7 @@ class Rotary(EmittedKernel):
                 self._write_run(e, (x, cos, sin, y), first, partner, count)
 
     def _channel_runs(self) -> list[tuple[int, int, int]]:
-        """Return runs of channels with equal distances to their partners, as (first, first partner, count)."""
+        """Return (first channel, its partner, count) of runs of channels that are equally far from their partners."""
         rest = self.size - 2 * self.half
         runs = [(0, self.half, self.half), (self.half, 0, self.half), (2 * self.half, 2 * self.half, rest)]
         return [run for run in runs if run[2]]
@@ -280,7 +280,7 @@ class ChannelsLastNorm(EmittedKernel):
 
 
 class _PixelCursor:
-    """The `norms.ChannelCursor` of this layout: it steps through the vectors of channels of a pixel."""
+    """The `norms.ChannelCursor` of the channels-last layout; it steps through the vectors of channels of a pixel."""
 
     compensated = False
 

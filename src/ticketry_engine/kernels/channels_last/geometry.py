@@ -42,7 +42,7 @@ SLACK = 64
 
 @dataclass(frozen=True)
 class ChannelsLastGeometry:
-    """Shape and strides of a value; a sequence of tokens is an image of one row, a vector an image of one pixel."""
+    """Shape and strides of a value; a sequence of tokens is stored as an image of one row, a vector as one pixel."""
 
     height: int
     width: int
@@ -59,7 +59,7 @@ class ChannelsLastGeometry:
 
     @classmethod
     def build_channel_planes(cls, height: int, width: int, channels: int, halo: int = 0) -> ChannelsLastGeometry:
-        """Return the geometry of a float32 image with a plane for each channel, which only convolutions can read."""
+        """Return the geometry of a float32 image in which each channel is contiguous; only convolutions can read it."""
         plane = _round_to_odd_lines(_count_positions(height, width, halo) * FLOAT)
         return cls(height, width, channels, halo, FLOAT, _round_to_odd_lines(channels * plane), channel_stride=plane)
 
@@ -67,8 +67,8 @@ class ChannelsLastGeometry:
     def build(cls, height: int, width: int, channels: int, halo: int = 0, item: int = FLOAT) -> ChannelsLastGeometry:
         """Return the geometry of a value with innermost channels.
 
-        Pixels and images are odd numbers of cache lines apart: powers of two would map all to a small part of the L1
-        cache.
+        Pixels and images are odd numbers of cache lines apart, because powers of two would map all of them to a small
+        part of the L1 cache.
         """
         pixel = _round_to_odd_lines(item * channels)
         return cls(
@@ -107,9 +107,9 @@ def _round_to_odd_lines(size: int) -> int:
 
 @dataclass(frozen=True)
 class ChannelsLastValue:
-    """A value in the arena: a geometry, an offset, and the range of channels that belong to the value.
+    """A value in the arena (working memory): its geometry, its offset, and the range of channels that belong to it.
 
-    Values with the same geometry and offset but other channels are parts of a concatenation, which needs no copies.
+    Values with the same geometry and offset but different channels form a concatenation without copies.
     """
 
     geometry: ChannelsLastGeometry
@@ -137,11 +137,11 @@ class ChannelsLastValue:
 
     @property
     def start(self) -> int:
-        """Arena offset in bytes of the value's first channel where the first image starts, halo included."""
+        """Memory offset in bytes of the value's first channel at the start of the first image, including its halo."""
         return self.offset + (self.geometry.channel_stride or self.geometry.item) * self.first
 
     def like(self, other: ChannelsLastValue) -> bool:
-        """Return whether both values have the same height, width and number of channels."""
+        """Return whether this value and `other` have the same height, width and number of channels."""
         mine, its = self.geometry, other.geometry
         return (mine.height, mine.width, self.channels) == (its.height, its.width, other.channels)
 
@@ -173,12 +173,12 @@ class Strides:
         return cls(geometry.image, row, 0 if geometry.width == 1 < width else geometry.pixel, geometry.item)
 
     def bytes_to(self, place: tuple[int, int, int]) -> int:
-        """Return how many bytes a pointer moves for `place`, a number of (images, rows, pixels)."""
+        """Return the bytes that `place`, numbers of (images, rows, pixels), adds to a pointer."""
         return place[0] * self.image + place[1] * self.row + place[2] * self.pixel
 
 
 def pad_to_vectors(values: Array, channels: int) -> Array:
-    """Return the values of all channels as float32, padded with zeros to whole vectors of the widest registers."""
+    """Return `values`, one per channel, as float32, padded with zeros to whole vectors of the widest registers."""
     values = np.asarray(values, dtype=np.float32).reshape(-1)
     if len(values) != channels:
         raise EngineError(f"{len(values)} values for {channels} channels")
@@ -205,7 +205,7 @@ def first_pixel(value: ChannelsLastValue) -> int:
 def loop_rows(
     e: Emitter, height: int, strides: Sequence[tuple[int, Strides]]
 ) -> Iterator[tuple[ir.Value, ir.Value, list[ir.Value]]]:
-    """Loop over this thread's share of rows; yield image, row, and a pointer to the row per (argument, strides)."""
+    """Loop over this thread's share of rows; yield image, row, and a row pointer for each entry of `strides`."""
     b = e.b
     low, high = e.thread_share(b.mul(e.state(StateSlot.IMAGES), e.i64(height)))
     bases = [e.arena_pointer(e.arg(arg)) for arg, _ in strides]
@@ -220,7 +220,7 @@ def loop_rows(
 def loop_pixels(
     e: Emitter, height: int, width: int, strides: Sequence[tuple[int, Strides]]
 ) -> Iterator[tuple[ir.Value, ir.Value, list[ir.Value]]]:
-    """Loop over the pixels of this thread's share of rows; yield row, column, and each value's pointer to the pixel."""
+    """Loop over the pixels of this thread's rows; yield row, column, and a pixel pointer per entry of `strides`."""
     with loop_rows(e, height, strides) as (_, row, starts), e.loop(0, width) as turn:
         pairs = zip(starts, strides, strict=True)
         places = [e.at(start, e.b.mul(turn.index, e.i64(steps.pixel))) for start, (_, steps) in pairs]
@@ -230,8 +230,8 @@ def loop_pixels(
 def loop_vectors(e: Emitter, channels: int, most: int) -> Iterator[tuple[ir.Value, list[int]]]:
     """Emit a loop over the channels of a pixel, `most` vectors at a time, then one iteration for the remaining vectors.
 
-    Yield the byte in a pixel of the iteration's first vector, counted as if values were float32, and the number of
-    channels in each vector of the iteration.
+    For each iteration, yield the byte offset of the first vector in the pixel, counted as if values were float32, and a
+    list with the number of channels in each vector.
     """
     lanes = e.target.lanes
     full = channels // (most * lanes) * most * lanes
@@ -321,7 +321,7 @@ def _masked_store(e: Emitter, value: ir.Value, pointer: ir.Value, count: ir.Valu
 
 
 def lane_addresses(e: Emitter, base: ir.Value, offsets: ir.Value) -> ir.Value:
-    """Return a vector of pointers, ``base + offsets[lane]`` for each lane; `offsets` is a vector of int64, in bytes."""
+    """Return a vector of pointers, ``base + offsets[lane]`` in each lane; `offsets` are int64, in bytes."""
     everywhere = e.splat(e.b.ptrtoint(base, I64))
     return e.b.inttoptr(e.b.add(everywhere, offsets), ir.VectorType(PTR, e.target.lanes))
 
@@ -349,7 +349,7 @@ def max_lane(e: Emitter, vector: ir.Value) -> ir.Value:
 
 
 def _reduce_lanes(e: Emitter, vector: ir.Value, combine: object) -> ir.Value:
-    """Return one number: all lanes of `vector`, combined in pairs by the function `combine` until one is left."""
+    """Combine the lanes of `vector` in pairs by the function `combine` until one number is left; return it."""
     lanes = e.target.lanes
     while lanes > 1:
         lanes //= 2
@@ -381,5 +381,5 @@ def _shuffle(e: Emitter, a: ir.Value, b: ir.Value, order: list[int]) -> ir.Value
 
 
 def _intrinsic_suffix(vector: ir.VectorType) -> str:
-    """Return how the names of LLVM intrinsics spell a vector type, such as ``v16f32``."""
+    """Return the suffix, such as ``v16f32``, for a vector type in names of LLVM intrinsics."""
     return f"v{vector.count}{'f32' if vector.element == F32 else vector.element}"

@@ -42,7 +42,7 @@ from ticketry_engine.kernels.window import Array, Axis
 
 
 class ConvArg(enum.IntEnum):
-    """Positions of the kernel's arguments."""
+    """Indices of the kernel's arguments."""
 
     X = 0
     """Arena offset in bytes of the input's first image; `Y` and `RESIDUAL` are those of output and residual."""
@@ -129,7 +129,7 @@ class _ConvWriter:
             self.stage = e.scratch(tile.pixels * kernel.vectors)
 
     def write_tiles(self, first_image: ir.Value, blocks: ir.Value) -> None:
-        """Emit the loops over this thread's share of tiles and groups; a block has as many images as a tile."""
+        """Emit the loops over this thread's share of tiles and of groups of weight rows."""
         e, kernel = self.e, self.kernel
         count = e.b.mul(blocks, self.per_image)
         low_group, high_group, low, high = self._divide_work(e.arg(ConvArg.GROUPS), count)
@@ -189,7 +189,7 @@ class _ConvWriter:
         self._store_tile(sums, place, y, residual)
 
     def _accumulate_columns(self, first: ir.Value, last: ir.Value, sums: list[ir.Value], x: ir.Value) -> list[ir.Value]:
-        """Emit the loop over the columns of a run, and return the new sums.
+        """Emit the loop over columns `first` to ``last - 1``, which adds products to `sums`; return the new sums.
 
         An iteration adds one column to each set of accumulators.
         """
@@ -227,7 +227,7 @@ class _ConvWriter:
         return results
 
     def _load_input(self, source: ir.Value, byte: int) -> ir.Value:
-        """Load the input of a column at a pixel: a vector of channels if depthwise, else a number in all lanes."""
+        """Load a column's input at a pixel: a vector of channels if depthwise, otherwise one number in all lanes."""
         e, kernel = self.e, self.kernel
         if kernel.depthwise:
             return bfloat.load(e, source, byte, kernel.x.item)
@@ -314,13 +314,13 @@ class Tile:
 
     @property
     def places(self) -> list[tuple[int, int, int]]:
-        """Image, row and column of each pixel, relative to the tile's first pixel."""
+        """(Image, row, column) of each pixel of the tile, relative to the tile's first pixel."""
         return [(n, y, x) for n in range(self.images) for y in range(self.rows) for x in range(self.columns)]
 
 
 @functools.lru_cache(maxsize=4096)
 def _count_tiles(axis: Axis, length: int) -> tuple[int, int, float]:
-    """Return (number of tiles of `length` along an axis, sum of their live taps, share of tiles with only live taps).
+    """Count tiles of `length`: return (number of tiles, sum of their live taps, share of tiles with only live taps).
 
     A tap is live in a tile if it reads any input.
     """
@@ -330,7 +330,7 @@ def _count_tiles(axis: Axis, length: int) -> tuple[int, int, float]:
 
 @dataclass(frozen=True)
 class ConvAxes:
-    """The window of a convolution along rows and along columns, with counts for the choice of a tile."""
+    """The window of a convolution along rows and along columns; its methods count what the choice of a tile needs."""
 
     rows: Axis
     columns: Axis
@@ -359,7 +359,7 @@ class ConvAxes:
         return tile.images * self.rows.input_span(tile.rows) * self.columns.input_span(tile.columns)
 
     def candidate_tiles(self, pixels: int, images: int) -> list[Tile]:
-        """Return the tiles to try: at most `pixels` pixels, with a number of images that divides `images`."""
+        """Return the tiles to try: each has at most `pixels` pixels, and a number of images that divides `images`."""
         found = []
         for n in (n for n in range(1, min(images, pixels) + 1) if images % n == 0):
             for y in range(1, min(self.rows.outputs, pixels // n) + 1):
@@ -370,7 +370,7 @@ class ConvAxes:
 
 
 def find_runs(alive: Sequence[bool] | Array) -> list[tuple[int, int]]:
-    """Return (first, end) of each run of consecutive True in `alive`."""
+    """Return (first index, end) of each run of consecutive True values in `alive`."""
     edges = np.flatnonzero(np.diff(np.concatenate(([False], np.asarray(alive, dtype=bool), [False])).astype(np.int8)))
     return [(int(first), int(last)) for first, last in edges.reshape(-1, 2)]
 
@@ -432,7 +432,7 @@ _INPUT_LINE, _WEIGHT_LINE, _FAR_WEIGHT_LINE = 0.67, 1.4, 1.75
 
 @dataclass(frozen=True)
 class BlockShape:
-    """Number of vectors of a block of rows, and the tiles on which the block is computed."""
+    """The number of vectors in a block of rows, and the tiles of output pixels for which the block is computed."""
 
     vectors: int
     tile: Tile
@@ -480,7 +480,7 @@ def estimate_cycles(work: ConvWork, vectors: int, tile: Tile, target: Target) ->
 
 
 def estimate_column_cycles(work: ConvWork, vectors: int, tile: Tile, target: Target) -> float:
-    """Estimate the cycles of a column in a tile: the most that multipliers, loads, latency and caches need."""
+    """Estimate the cycles of a column in a tile: the maximum over multipliers, loads, latency and caches."""
     plane = work.plane
     waiting = _LATENCY / count_accumulators(vectors, tile, target)
     multiplied = vectors * tile.pixels / _MULTIPLIERS
@@ -508,7 +508,7 @@ def estimate_fetched_lines(work: ConvWork, tile: Tile) -> float:
 
 
 def choose_block_shape(work: ConvWork, vectors: int, target: Target) -> tuple[BlockShape, float]:
-    """Return the fastest tiles for blocks of `vectors` vectors, and the estimated cycles of a block for an image."""
+    """Return the fastest tiles for blocks of `vectors` vectors of rows, and the cycles per block and image."""
     most = _PIXELS[target.registers][vectors]
 
     def estimate_tile_cycles(tile: Tile) -> float:

@@ -27,7 +27,7 @@ from ticketry_engine.kernels.window import Array
 
 
 class TensorOrder(enum.Enum):
-    """Which numbers of a tensor are contiguous in memory; this decides how a kernel copies them."""
+    """Says which numbers of a tensor are contiguous in memory, which decides how a kernel copies the tensor."""
 
     CHANNELS = "the channels of a pixel"
     PLANES = "the pixels of a row"
@@ -36,7 +36,7 @@ class TensorOrder(enum.Enum):
 
 
 class MoveArg(enum.IntEnum):
-    """Positions of the arguments of a `Move` kernel."""
+    """Indices of the arguments of a `Move` kernel."""
 
     VALUE = 0
     """Arena offset in bytes of pixel (0, 0) of the value's first image."""
@@ -51,7 +51,7 @@ class MoveArg(enum.IntEnum):
 
 
 def load(number: int, strides: Sequence[int], y: ChannelsLastValue) -> list[Op]:
-    """Return the operations that copy a float32 tensor into a value.
+    """Return the operations that copy a float32 tensor into the value y.
 
     `number` is the index of the tensor among the tensors given to `Program.run`. `strides` are the tensor's strides in
     elements: image, channel, row, column.
@@ -60,7 +60,7 @@ def load(number: int, strides: Sequence[int], y: ChannelsLastValue) -> list[Op]:
 
 
 def store(number: int, strides: Sequence[int], x: ChannelsLastValue) -> list[Op]:
-    """Return the operations that copy a value into a float32 tensor; `number` and `strides` are those of `load`."""
+    """Return the operations that copy the value x into a float32 tensor; `number` and `strides` are as in `load`."""
     if x.geometry.channel_stride:
         raise EngineError("a value with one plane for each channel can only be read by convolutions")
     return [_build_move(number, strides, x, to_tensor=True)]
@@ -127,7 +127,7 @@ class Move(EmittedKernel):
             write(e, inside, e.at(outside, there))
 
     def _move_channel_planes(self, e: Emitter, inside: ir.Value, outside: ir.Value) -> None:
-        """Emit the copy of a row into the value's channel planes, channel by channel."""
+        """Emit the copy of a row of pixels into a value in which each channel is contiguous, channel by channel."""
         with e.loop(0, self.channels) as channel:
             near = e.at(inside, e.b.mul(channel.index, e.i64(self.channel_stride)))
             far = e.at(outside, e.load_i64(e.at(e.table(MoveArg.CHANNELS), e.b.mul(channel.index, e.i64(8)))))
@@ -217,9 +217,9 @@ def _loop_over_parts(e: Emitter, count: int, step: int) -> Iterator[tuple[ir.Val
 def gather(sources: Sequence[ChannelsLastValue], y: ChannelsLastValue, where: tuple[Array, Array]) -> list[Op]:
     """Return the operations that fill y with elements of `sources` and with zeros.
 
-    `where` has two arrays [channels of y, positions of y], positions row by row. The first holds the index of each
-    element's source, or -1 for a zero. The second holds the number of the element in this source, channel * positions +
-    position.
+    `where` has two arrays [channels of y, pixels of y], with pixels row by row. The first holds the index of each
+    element's source, or -1 for a zero. The second holds the number of the element in this source: channel * pixels +
+    pixel.
     """
     source_index, element = where
     g = y.geometry
@@ -239,7 +239,7 @@ def gather(sources: Sequence[ChannelsLastValue], y: ChannelsLastValue, where: tu
 
 
 def _element_offsets(value: ChannelsLastValue) -> Array:
-    """Return an array [channels, pixels]: bytes from pixel (0, 0) of an image to each of its elements."""
+    """Return an array [channels, pixels] of the bytes from an image's pixel (0, 0) to each element of the image."""
     g = value.geometry
     rows, columns = np.arange(g.height) * g.row, np.arange(g.width) * g.pixel
     positions = (rows[:, None] + columns).reshape(-1)

@@ -66,7 +66,7 @@ def _height_and_width(value: ChannelsLastValue) -> Pair:
 
 
 def _window_ranges(x: ChannelsLastValue, y: ChannelsLastValue, window: Window) -> list[Array]:
-    """Return an array [outputs, 2] for rows and for columns: the first input that each window reads, and its end."""
+    """Return, for rows and for columns, an array [windows, 2] of the first input that a window reads, and the end."""
     tables = []
     for axis, outputs in zip(window.axes(x.geometry), _height_and_width(y), strict=True):
         first = axis.first_inputs(outputs)

@@ -83,7 +83,7 @@ def attention(
 
 
 def _bias_table(bias: Bias, spec: BlockSpec) -> tuple[Array | int, ...]:
-    """Return the bias as the kernel reads it: a table [tables, keys, queries] and three distances in bytes.
+    """Return the bias as the kernel's arguments: a table [tables, keys, queries] and three distances in bytes.
 
     The distances lead from one head, one key and one window to the next.
     """
@@ -103,7 +103,7 @@ def _token_layout(g: Geometry) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Attention(EmittedKernel):
-    """Kernel of attention over planes, described in the module docstring."""
+    """Kernel of attention on values that are stored as one plane per channel."""
 
     images: int
     values: int
@@ -119,7 +119,7 @@ class Attention(EmittedKernel):
 
 
 class _AttentionWriter:
-    """Writer of the kernel's code: a tile is `across` vectors of queries, and a block is `block` keys."""
+    """Writer of the kernel's code for tiles of `across` vectors of queries and blocks of `block` keys."""
 
     def __init__(self, kernel: Attention, e: Emitter) -> None:
         self.kernel, self.e, target = kernel, e, e.target
@@ -226,7 +226,7 @@ class _AttentionWriter:
         return found
 
     def _mask_scores(self, scores: Sequence[ir.Value], first: ir.Value, key: ir.Value, new: ir.Value) -> list[ir.Value]:
-        """Return the scores, with -inf for keys before `new`, which belong to the block before.
+        """Return the scores, with -inf for keys before `new`, which the previous block has already processed.
 
         If the attention is causal, keys after the query also get -inf.
         """
@@ -267,7 +267,7 @@ class _AttentionWriter:
         return j.results
 
     def _add_values(self, head: ir.Value, key: ir.Value, part: ir.Value, shrink: Sequence[ir.Value]) -> None:
-        """Emit the code that multiplies the sums by `shrink` and adds the block's rows of v, times the exponentials."""
+        """Emit the code that multiplies the sums by `shrink`, and adds v times the exponentials for a block of keys."""
         e, b = self.e, self.e.b
         powers = [e.load(self.scores, index * self._size, self._size) for index in range(self.block * self.across)]
         begin = b.mul(b.udiv(head, self.group), e.i64(self.kernel.values))
@@ -281,7 +281,7 @@ class _AttentionWriter:
                 e.store(total, here, v * self._size, self._size)
 
     def _write_results(self, head: ir.Value, first: ir.Value, part: ir.Value, totals: Sequence[ir.Value]) -> None:
-        """Emit the code that stores sums / totals; lanes after the last query are not stored."""
+        """Emit the code that stores sums / totals in y, without the lanes after the last query."""
         e, b = self.e, self.e.b
         inverse = [b.fdiv(e.splat(1.0), total) for total in totals]
         left = b.sub(self.queries, first)
@@ -305,7 +305,7 @@ class _AttentionWriter:
         return self.e.at(self.sums, self.e.b.mul(feature, self.e.i64(self.across * self._size)))
 
     def _token_pointer(self, which: int, channel: ir.Value, position: ir.Value, part: ir.Value) -> ir.Value:
-        """Return a pointer to token `position` in a plane of q, k, v or y (`which` is 0 to 3)."""
+        """Return a pointer to token `position` of a channel of q, k, v or y, for `which` = 0 to 3."""
         b = self.e.b
         plane = self.e.load_i64(self.tables[which], b.mul(channel, self.e.i64(8)))
         byte = b.add(b.mul(position, self.e.i64(FLOAT * self.kernel.images)), b.add(part, self.begins[which]))

@@ -32,9 +32,9 @@ from ticketry_engine.kernels.window import Array, Convolution, Window
 def conv(x: Planes, y: Planes, layer: Convolution, residual: Planes | None, spec: BlockSpec) -> list[Op]:
     """Return the operations that compute ``y = act(conv(x) + bias + residual)``; pruned weights take no time.
 
-    The residual is a value with the channels of y; it may be y itself. Without scratch memory (`BlockSpec.reserve`), x
-    is read in place even where copying it would be faster. Raise `ValueError` if shapes do not match, or if x cannot be
-    read in place and there is no scratch memory.
+    The residual has as many channels as y, and may be y itself. Without scratch memory (`BlockSpec.reserve`), x is read
+    in place even where copying it would be faster. Raise `ValueError` if shapes do not match, or if x cannot be read in
+    place and there is no scratch memory.
     """
     window, groups = layer.window, layer.groups
     _check_shapes(x, y, layer, residual)
@@ -67,7 +67,7 @@ def conv(x: Planes, y: Planes, layer: Convolution, residual: Planes | None, spec
 
 
 def _build_taps_op(tiles: Sequence[MaskedTiles], matrix: Matrix, layer: Convolution, images: int, target: Target) -> Op:
-    """Return the operation that computes the layer with the kernel for rows with few inputs (`taps`)."""
+    """Return the operation that computes the layer with the kernel `taps`, for rows that read few inputs."""
     row, column = np.nonzero(matrix.weight)
     begins = matrix.columns[row // matrix.group_rows, column]
     entries = (row, begins, column % matrix.taps, matrix.weight[row, column])
@@ -82,7 +82,7 @@ def _build_dots_ops(
     layer: Convolution,
     spec: BlockSpec,
 ) -> list[Op]:
-    """Return the operations that compute the layer as inner products (`dots`), for values of one position."""
+    """Return the operations that compute the layer with the kernel `dots` (inner products), for one pixel and image."""
     assert spec.reserve is not None
     x, y, residual = (0 if g is None else g.pixel_position(0, 0) * g.step for g in geometries)
     at = replace(
@@ -117,7 +117,7 @@ def _fastest_way(x: Planes, y: Planes, layer: Convolution, target: Target) -> Wa
 
 
 def _zero_halo_taps(weight: Array, x: Geometry, y: Geometry, window: Window) -> Array:
-    """Return the weights as [O, I, taps], with zeros at taps that only read the halo."""
+    """Return the weights as [O, I / groups, taps], with zeros at taps (kernel positions) that only read the halo."""
     weight = weight.reshape(*weight.shape[:2], -1)
     inside = np.array([window.reads_any_pixel(x, y, tap) for tap in window.taps])
     return weight if inside.all() else weight * inside.astype(np.float32)
@@ -125,7 +125,7 @@ def _zero_halo_taps(weight: Array, x: Geometry, y: Geometry, window: Window) -> 
 
 @dataclass(frozen=True, eq=False)
 class _ConvLayer:
-    """Builder of operations with the kernel `RowSums`, for one layer."""
+    """Builder of the operations that compute one layer with the kernel `RowSums`."""
 
     matrix: Matrix
     x: Planes
@@ -134,7 +134,7 @@ class _ConvLayer:
     target: Target
 
     def op(self, kind: RowKind) -> Op:
-        """Return the operation that computes the rows of one kind."""
+        """Return the operation that computes the rows of the kind `kind`."""
         made = self._tables(kind)
         spec = RowSums(
             kind.rows,
@@ -192,7 +192,7 @@ class Matrix:
 
     @property
     def inputs(self) -> int:
-        """Number of input channels per conv group."""
+        """Number of input channels per convolution group."""
         return int(self.weight.shape[1]) // self.taps
 
     @property
@@ -216,7 +216,7 @@ class SumTables:
 
 
 def pack_single_rows(matrix: Matrix, rows: Array, *, block: int, chunks: int) -> SumTables:
-    """Return the tables for rows that are computed one by one, where each row has its own columns.
+    """Return the tables for rows that are computed one by one, each with its own columns.
 
     `rows` are ascending numbers. A row is divided into segments of `block` input channels. `chunks` is the number of
     parts into which the rows are divided for threads.
@@ -277,8 +277,8 @@ class _SingleRowTables:
 def pack_shared_rows(matrix: Matrix, groups: Sequence[Sequence[Array]], *, chunks: int) -> SumTables:
     """Return the tables for rows that share their columns.
 
-    `groups` has, for each group of rows with equal columns, the sets of rows that are summed together. All sets have
-    the same size. `chunks` is the number of parts into which the rows are divided for threads.
+    `groups` has, for each group of rows with equal columns, the sets of rows that the kernel computes together. All
+    sets have the same size. `chunks` is the number of parts into which the rows are divided for threads.
     """
     sets = [rows for group in groups for rows in group]
     kept = [np.flatnonzero(matrix.weight[group[0][0]]) for group in groups]
@@ -300,7 +300,7 @@ def pack_shared_rows(matrix: Matrix, groups: Sequence[Sequence[Array]], *, chunk
 
 
 class ReadBounds(Protocol):
-    """Tables of a kernel, with the range of bytes where their columns begin."""
+    """Interface of a kernel's tables that know the range of bytes at which their columns begin."""
 
     @property
     def weights(self) -> Array: ...
@@ -313,8 +313,8 @@ class ReadBounds(Protocol):
 def check_reads(tables: ReadBounds, x: Planes, places: Array, reach: tuple[int, int]) -> None:
     """Check that a kernel reads nothing before the first or after the last plane of x.
 
-    A tile at one of `places` (`Tiles.places`) reads from the first to before the second byte in `reach`, relative to
-    its place. Raise `ValueError` if a tile reads outside of the planes.
+    `reach` holds two bytes: a tile at one of `places` (`Tiles.places`) reads from the first to before the second,
+    counted from the tile's place. Raise `ValueError` if a tile reads outside of the planes.
     """
     if not tables.weights.size:
         return
@@ -340,7 +340,7 @@ def _least_column_starts(begins: Array, counts: Array) -> Array:
 def build_segment_table(matrix: Matrix, head: Sequence[Array], rows: Array) -> Array:
     """Return the table of segments.
 
-    `head` are the first words of each segment, an array per word; `rows` [segments, rows per segment] are row numbers.
+    `head` has an array for each of the first words of a segment; `rows` [segments, rows per segment] are row numbers.
     """
     each = rows.shape[1]
     words = np.empty((len(rows), len(head) + (2 if matrix.residual is None else 3) * each), dtype=np.int32)
@@ -355,7 +355,7 @@ def build_segment_table(matrix: Matrix, head: Sequence[Array], rows: Array) -> A
 
 
 def _segment_flags(counts: Array) -> Array:
-    """Return flags [rows, blocks]: FIRST for a row's first block with weights, and LAST for its last such block.
+    """Return flags [rows, blocks]: FIRST for each row's first block with weights, and LAST for the last such block.
 
     A row without weights has both flags on block 0. `counts` [rows, blocks] are the numbers of retained weights.
     """
@@ -371,7 +371,7 @@ def _segment_flags(counts: Array) -> Array:
 def split_evenly(work: Array, parts: int, groups: Array | None = None) -> Iterator[slice]:
     """Yield consecutive slices of items such that each slice has about equal work.
 
-    A slice never contains items of two of the `groups`, given as a number for each item.
+    `groups` has a group number for each item; a slice never contains items of two groups.
     """
     done = np.cumsum(work + 1)
     cuts = np.searchsorted(done, done[-1] * np.arange(1, parts) / parts)
@@ -442,7 +442,7 @@ _WIDEST_STRIDE = 2
 
 @dataclass(frozen=True, eq=False)
 class RowKind:
-    """Rows of a layer that one `RowSums` kernel computes, and how the kernel proceeds."""
+    """The rows of a layer that one `RowSums` kernel computes, and the tiles and blocks in which they are computed."""
 
     rows: int
     """Number of rows that are summed together."""
@@ -461,7 +461,7 @@ class RowKind:
 
 @dataclass(frozen=True, eq=False)
 class Way:
-    """One of the possible plans for a layer, with its estimated time."""
+    """A possible plan for a layer: the choice of kernels and copies, with the estimated time."""
 
     folds: Unfolding | None
     kinds: list[RowKind]
@@ -477,7 +477,7 @@ class Way:
 
     @property
     def visits(self) -> int:
-        """How often kernels move on to the planes of other rows: once for each tile and set of rows."""
+        """Number of pairs of a tile and a set of rows; for each pair, kernels move on to other planes of y."""
         return sum(
             len(tiles.places) * sum(len(group) for group in kind.groups) for kind in self.kinds for tiles in kind.tiles
         )
@@ -502,7 +502,7 @@ def choose_way(
 
 
 class _Pattern:
-    """The positions of the retained weights of a layer; equal patterns have equal hashes."""
+    """The positions of a layer's retained weights, as a hashable value."""
 
     def __init__(self, kept: Array) -> None:
         self.kept = kept
@@ -576,7 +576,7 @@ def _choose_way_of_pattern(
 
 
 def row_kinds(kept: Array, groups: int) -> dict[int, list[list[Array]]]:
-    """Return the sets of rows that are summed together, by number of rows in a set.
+    """Divide the rows into sets that are computed together, and return the sets by their number of rows.
 
     Each entry is a list with an element per group of rows with equal columns: the group's sets of that size.
 
@@ -600,7 +600,7 @@ def row_kinds(kept: Array, groups: int) -> dict[int, list[list[Array]]]:
 
 
 def _split_into_single_rows(kinds: dict[int, list[list[Array]]]) -> dict[int, list[list[Array]]]:
-    """Return the rows of `kinds` in the same form, with each row in a set of its own."""
+    """Return the rows of `kinds` in the form of `row_kinds`, with each row in a separate set."""
     return {1: [[row for rows in sets for row in rows.reshape(-1, 1)] for some in kinds.values() for sets in some]}
 
 
@@ -633,7 +633,7 @@ def _build_row_kinds(
     window: Window,
     target: Target,
 ) -> list[RowKind]:
-    """Return the kinds of rows, each with its fastest tiles.
+    """Return the `RowKind` of each size of row sets, with its fastest tiles.
 
     `rows` are from `row_kinds`; `kept` is bool [O, I / groups, taps]; `columns` [I / groups, taps] are bytes. `x` and
     `window` belong to the input, or to its copies if the kernel reads copies.
@@ -655,7 +655,7 @@ def _build_row_kinds(
 
 
 def _inputs_per_block(columns: Array, tiles: Sequence[Tiles], near: int) -> int:
-    """Return for how many input channels a tile reads about `near` bytes, counted in whole cache lines."""
+    """Return the number of input channels for which a tile reads about `near` bytes, counted in whole cache lines."""
     some = columns[:8]
     if not some.size:
         return 1
@@ -664,7 +664,7 @@ def _inputs_per_block(columns: Array, tiles: Sequence[Tiles], near: int) -> int:
 
 
 def _estimate_cycles(kind: RowKind, counts: Sequence[int], columns: Array, target: Target) -> float:
-    """Estimate the cycles that the rows of `kind` take for columns and segments (parts of rows), over all tiles.
+    """Estimate the cycles that the rows of `kind` take over all tiles, from the numbers of columns and segments.
 
     Args:
         counts: number of retained weights of each row.

@@ -56,7 +56,7 @@ def estimate_cycles(columns: int, kinds: dict[int, list[list[Array]]], kept: Arr
 
 @dataclass(frozen=True)
 class Collect(EmittedKernel):
-    """Kernel that copies floats from arbitrary arena addresses side by side, followed by a zero."""
+    """Kernel that copies floats from arbitrary places in working memory side by side, followed by a zero."""
 
     finished: ClassVar[bool] = True
 
@@ -71,10 +71,10 @@ class Collect(EmittedKernel):
 
 @dataclass(frozen=True)
 class Dots(EmittedKernel):
-    """Kernel of inner products of weight rows with the packed inputs.
+    """Kernel that computes inner products of sparse weight rows with the inputs that `Collect` packed.
 
-    A group has `rows` rows, which share their columns. A column takes 32 bits if `wide`, else 16. If `residual`,
-    another value is added to y.
+    `rows` rows share their columns and are computed together. A column index takes 32 bits if `wide`, else 16. If
+    `residual`, another value is added to y.
     """
 
     finished: ClassVar[bool] = True
@@ -185,7 +185,7 @@ class _Tables:
         self._groups.append([begin, begin + count, *words])
 
     def stack_arrays(self, kind: type) -> tuple[Array, Array, Array]:
-        """Return (groups, columns, weights); the first chunk is unused, so that no table is empty."""
+        """Return the tables (groups, columns, weights); the first entry is unused, so that no table is empty."""
         return np.array(self._groups, np.int32), np.stack(self._columns).astype(kind), np.concatenate(self._weights)
 
 

@@ -38,9 +38,9 @@ _UNROLLED = 4
 
 
 def elementwise(kind: str, a: Planes, b: Planes, y: Planes, act: Any = None) -> list[Op]:
-    """Return the operations of ``y = act(a + b)`` (kind "add") or ``act(a * b)`` ("mul"); y may be a or b.
+    """Return the operations of ``y = act(a + b)`` (kind "add") or ``y = act(a * b)`` ("mul"); y may be a or b.
 
-    The height and width of b are those of a, or both are 1: then b is broadcast.
+    b has the height and width of a, or is broadcast if its height and width are 1.
     """
     if kind not in ("add", "mul"):
         raise EngineError(f"no elementwise {kind!r}: choose from add, mul")
@@ -124,7 +124,7 @@ class Elementwise(EmittedKernel):
                 self._write_run(e, floats, rows, combine)
 
     def _combine(self, e: Emitter, entry: ir.Value, factors: int) -> Callable[..., ir.Value]:
-        """Return a function that emits the result of one vector from each source.
+        """Return a function that, given one vector from each source, emits the result.
 
         `factors` is the number of the argument with scale and shift.
         """
@@ -205,7 +205,7 @@ def _build_norm_op(title: str, x: Planes, y: Planes, *tables: Array) -> Op:
 
 
 class _PositionCursor:
-    """The `norms.ChannelCursor` of this layout: it processes a few vectors of positions, channel by channel."""
+    """The `norms.ChannelCursor` of the planar layout; it processes a few vectors of positions, channel by channel."""
 
     compensated = True
 

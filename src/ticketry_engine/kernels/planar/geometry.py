@@ -39,7 +39,7 @@ SLACK = 256
 
 @dataclass(frozen=True)
 class Geometry:
-    """The shape of one plane; values of equal geometry may use the same memory in turn, as all keep the halo zero."""
+    """The shape of a plane (one channel); values of equal geometry can reuse memory, as all keep the halo zero."""
 
     height: int
     width: int
@@ -54,7 +54,7 @@ class Geometry:
         return cls(height, width, halo, images, width + halo if row is None else row)
 
     def pixel_position(self, y: int, x: int) -> int:
-        """Return the position of pixel (y, x) in its plane; up to ``halo`` outside of the image."""
+        """Return the position in its plane of pixel (y, x), which may be up to ``halo`` outside of the image."""
         return (y + self.halo) * self.row + x + self.halo
 
     def shift(self, rows: int, columns: int) -> int:
@@ -63,12 +63,12 @@ class Geometry:
 
     @property
     def positions(self) -> int:
-        """Number of positions of a plane, halo included."""
+        """Number of positions (pixels) of a plane, halo included."""
         return (self.height + 2 * self.halo) * self.row + self.halo
 
     @property
     def step(self) -> int:
-        """Bytes from one position to the next."""
+        """Bytes from one position (pixel) of a plane to the next."""
         return FLOAT * self.images
 
     @property
@@ -79,7 +79,7 @@ class Geometry:
 
 @dataclass(frozen=True)
 class Bare(Geometry):
-    """A geometry of planes without `SLACK`, for kernels whose tiles end exactly where planes end."""
+    """A geometry without the extra bytes `SLACK`, for kernels whose tiles end exactly where planes end."""
 
     @property
     def bytes(self) -> int:
@@ -88,7 +88,7 @@ class Bare(Geometry):
 
 @dataclass(frozen=True, eq=False)
 class Planes:
-    """A value: the shape of its planes, and the arena byte where each channel's plane begins."""
+    """A value: the shape of its planes, and the byte in working memory at which each channel's plane begins."""
 
     geometry: Geometry
     offsets: np.ndarray[Any, np.dtype[np.int64]]
@@ -121,7 +121,7 @@ class Planes:
 
 @dataclass(frozen=True)
 class Shape:
-    """The vectors of a tile: their byte offsets from where the tile begins, in planes of x, y and the residual."""
+    """The byte offsets of a tile's vectors from the tile's first vector, in planes of x, y and the residual."""
 
     x: tuple[int, ...]
     y: tuple[int, ...]
@@ -149,11 +149,11 @@ def cut_tiles(
     most: int,
     taps: int = 1,
 ) -> list[Tiles]:
-    """Return tiles of at most four shapes that cover each pixel of y once.
+    """Divide the pixels of y into tiles of at most four shapes.
 
-    A tile has at most `most` vectors of `lanes` lanes. `taps` is the larger of the window's height and
-    width; larger windows get squarer tiles. Raise `ValueError` if the same vectors cannot cover the positions of x, y
-    and the residual.
+    A tile has at most `most` vectors of `lanes` lanes. `taps` is the larger of the window's height and width; for large
+    windows, tiles are closer to squares. Raise `ValueError` if the same vectors cannot cover the positions of x, y and
+    the residual.
     """
     residual = y if residual is None else residual
     if (residual.images, residual.height, residual.width) != (y.images, y.height, y.width) or x.images != y.images:
@@ -266,7 +266,7 @@ def vector_type(lanes: int) -> ir.VectorType:
 
 
 def shuffle(e: Emitter, a: ir.Value, b: ir.Value, lanes: Sequence[int]) -> ir.Value:
-    """Return a vector of the selected `lanes` of a and b, where the lanes of b are numbered after those of a."""
+    """Return a vector of the selected `lanes` of a and b; the lanes of b are numbered after those of a."""
     return e.b.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, len(lanes)), list(lanes)))
 
 
@@ -285,7 +285,7 @@ def first_lanes_mask(e: Emitter, count: ir.Value) -> ir.Value:
 
 
 def load_bit_mask(e: Emitter, pointer: ir.Value, byte: ir.Value | int = 0) -> ir.Value:
-    """Load a mask that is stored as one bit per lane, in an element of `mask_type`."""
+    """Load a mask that is stored as an element of type `mask_type`, with one bit per lane."""
     lanes = e.target.lanes
     bits = e.b.load(e.at(pointer, byte), typ=I16 if lanes == 16 else I8, align=1)
     if lanes < 8:
@@ -299,7 +299,7 @@ def mask_type(target: Target) -> np.dtype[Any]:
 
 
 def constant_mask(e: Emitter, count: int) -> ir.Value | None:
-    """Return a constant mask with the first `count` lanes set; None if these are all lanes."""
+    """Return a constant mask with the first `count` lanes set; None if a vector has only `count` lanes."""
     lanes = e.target.lanes
     return None if count >= lanes else ir.Constant(ir.VectorType(I1, lanes), [lane < count for lane in range(lanes)])
 
@@ -383,7 +383,7 @@ def load_repeated(e: Emitter, pointer: ir.Value, images: int, byte: ir.Value | i
 
 
 def sum_positions(e: Emitter, value: ir.Value, images: int) -> ir.Value:
-    """Return the sum over the positions of a vector: a vector with one lane per image (`images`)."""
+    """Sum a vector over the positions that it holds, and return a vector with one lane for each of `images` images."""
     count = value.type.count
     while count > images:
         count //= 2
@@ -410,7 +410,7 @@ def pick_positions(e: Emitter, vectors: Sequence[ir.Value], images: int, phase: 
 def find_contiguous_runs(
     geometries: Sequence[Geometry], halos: bool = False
 ) -> tuple[int, int, tuple[tuple[int, int], ...]]:
-    """Return how planes of equal height, width and number of images can be processed as runs of consecutive floats.
+    """Return how planes of equal height, width and number of images are divided into runs of consecutive floats.
 
     The result has the number of runs, the floats per run, and for each geometry (byte of the first run, bytes between
     two runs). If `halos`, runs may contain the halo between rows, so that a plane can be a single run.

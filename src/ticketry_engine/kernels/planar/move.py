@@ -38,7 +38,7 @@ def load(number: int, strides: Sequence[int], y: Planes, item: int = FLOAT) -> l
 
 
 def store(number: int, strides: Sequence[int], x: Planes, item: int = FLOAT) -> list[Op]:
-    """Return the operations that copy planes into a float32 tensor; the arguments are those of `load`."""
+    """Return the operations that copy planes into a float32 tensor; the other arguments mean the same as in `load`."""
     return [_build_move(number, strides, x, item, out=True)]
 
 
@@ -73,7 +73,7 @@ def _build_move(number: int, strides: Sequence[int], planes: Planes, item: int, 
 
 
 class _MoveArguments:
-    """Addresses in the tensor and in the planes, computed from the operation's arguments."""
+    """Computes addresses in the tensor and in the planes from the operation's arguments."""
 
     def __init__(self, e: Emitter, held: bool = False) -> None:
         """Emit the loads of the arguments; `held` is whether the tensor is a table of the operation."""
@@ -98,14 +98,14 @@ class _MoveArguments:
         return self.e.at(plane, b.add(self.start, b.mul(y, self.row)))
 
     def image_offset(self, number: int) -> ir.Value:
-        """Return the bytes in the tensor from the block's first image to image `number`, or to the last if earlier."""
+        """Return the bytes in the tensor from the block's first image to image `number`, at most to the last image."""
         b = self.e.b
         last = b.sub(self.here, self.e.i64(1))
         there = b.icmp_signed("<", self.e.i64(number), self.here)
         return b.mul(self.e.select(there, self.e.i64(number), last), self.by_image)
 
     def count_chunks(self, count: ir.Value, few: int, size: int) -> tuple[ir.Value, ir.Value]:
-        """Return how many chunks of `size` items cover `count` items, and where the last chunk starts.
+        """Return the number of chunks of `size` items that cover `count` items, and the start of the last chunk.
 
         The last chunk ends at the last item, so that it may overlap the chunk before. `few` is the smaller of `count`
         and `lanes.MOST`, known when the kernel is written; if `few` is below `size`, there is one chunk.

@@ -58,7 +58,7 @@ def global_mean(x: Planes, y: Planes) -> list[Op]:
 
 @dataclass(frozen=True)
 class _Pool:
-    """The pixels of x that each window reads; `op` builds the pooling operation from them."""
+    """Describes the pixels of x that each window reads, and builds the pooling operation from them."""
 
     kind: str
     x: Planes
@@ -109,7 +109,7 @@ class _Pool:
         return int(along.first_inputs(outputs)[-1]) + (along.size - 1) * along.dilation
 
     def _window_upper_bounds(self) -> Array:
-        """Return an upper bound for each float of an input row, from the first window on: inf, or -inf in padding."""
+        """Return an upper bound for each float of an input row, from the first window on: -inf in padding, else inf."""
         g, (along, outputs) = self.x.geometry, self.axis_windows(1)
         count = (_round_to_vectors(outputs * g.images) * along.stride) // g.images + along.size * along.dilation
         columns = np.arange(count) - along.padding
@@ -129,7 +129,7 @@ def _round_to_vectors(floats: int) -> int:
 
 
 class _PoolRow:
-    """Pointers and numbers for one output row: `y` points to it, `x` to the first input row of its windows."""
+    """Pointers and numbers for one output row: `y` points to the row, `x` to the first input row of its windows."""
 
     def __init__(self, e: Emitter, turn: ir.Value) -> None:
         b = e.b
@@ -266,7 +266,7 @@ class Spans(EmittedKernel):
 
 @dataclass(frozen=True)
 class Mean(EmittedKernel):
-    """Kernel of the mean over the pixels of each plane; the zeros between rows are added too, and change nothing."""
+    """Kernel of the mean over the pixels of each plane; it also adds the zeros between rows, which changes nothing."""
 
     images: int
 
