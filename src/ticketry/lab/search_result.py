@@ -157,7 +157,7 @@ class Found:
 
     @property
     def search_steps(self) -> int:
-        """Number of training steps of all trainings in `searched`, plus `gradients`."""
+        """Number of training steps of the search: the steps of all trainings in `searched`, plus `gradients`."""
         return sum(result.segment.steps for result in self.searched) + self.gradients
 
 

@@ -170,7 +170,7 @@ class Phases:
 
 
 def training_phases_of(found: Found, before: Iterable[Found] = ()) -> Phases:
-    """Return the work that led to the network `found`, divided into phases.
+    """Return the work that led to the network `found`, divided into dense training, search and sparse training.
 
     Args:
         before: networks that the same search with the same seeds found earlier. If `found.searched` is empty, as in
@@ -183,7 +183,7 @@ def training_phases_of(found: Found, before: Iterable[Found] = ()) -> Phases:
 
 
 def training_phases_before_sparse(trainings: Sequence[Result], mask: str) -> Phases:
-    """Return the phases of a search that ends with the mask `mask`, before the masked network is trained."""
+    """Return the phases of the work that led to the mask `mask`, without the training of the masked network."""
     before = _split_phases(trainings, None)
     return replace(before, masks=tuple(dict.fromkeys([*before.masks, mask])))
 

@@ -87,7 +87,7 @@ class Activity:
 
 @dataclass(frozen=True)
 class Order:
-    """Holds settings that a lab sends to its runner together with a segment."""
+    """Holds settings that a lab sends to its runner together with a segment, the training to carry out."""
 
     store: str
     """Address of the store, see `lab.store.store.open_store`."""
@@ -177,7 +177,7 @@ class NoTraining:
         """Segments that were requested but are not stored, with the intermediate steps whose states are needed."""
 
     def retrain(self, digest: str, trajectory: str, step: int) -> None:
-        """Raise `NotStoredError` for weights that a bundle left out; used in place of `Store.retrain`."""
+        """Raise `NotStoredError` for weights that the store lacks, instead of training them again (`Store.retrain`)."""
         self.wanted.append((trajectory, step))
         raise NotStoredError(f"{trajectory}@{step}: a bundle left the weights {digest[:12]}… out")
 
@@ -321,7 +321,7 @@ class Place:
 
 
 def accepts_place(make: MakeRunner) -> bool:
-    """Return whether a runner accepts an address and options after its name."""
+    """Return whether `make`, which builds a runner, accepts a `Place` (address and options after the name)."""
     return "place" in inspect.signature(make).parameters
 
 

@@ -56,7 +56,7 @@ _Size = Annotated[int, Meta(ge=0, le=1 << 50)]
 
 
 class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Describes one file of a store that a bundle contains."""
+    """Describes one file in a bundle, which is an archive of files of a store."""
 
     kind: Kind
     name: tuple[str, ...]
@@ -145,7 +145,7 @@ def _encode(sources: Sequence[Source]) -> Iterator[tuple[Part, bytes]]:
 
 
 def _compress(data: bytes, before: bytes) -> tuple[Coding, bytes]:
-    """Return the coding that makes `data` smallest, and the compressed bytes; `before` is the part before `data`."""
+    """Return the coding that makes `data` smallest, and the compressed bytes; `before` is the file before `data`."""
     found: tuple[Coding, bytes] = "zlib", zlib.compress(data, _LEVEL)
     if len(before) == len(data):
         other = zlib.compress(_xor(data, before), _LEVEL)
@@ -209,7 +209,7 @@ _BITS = np.array([byte.bit_count() for byte in range(256)], np.uint8)
 
 
 class Bundle:
-    """Opens a bundle for reading, and verifies its digest and its list of parts; use it as a context manager."""
+    """Opens a bundle (archive) for reading and verifies its digest and list of parts; use it as a context manager."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

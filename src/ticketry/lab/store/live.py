@@ -38,7 +38,7 @@ class Messages:
         self._waiting: dict[str, bytes] = {}
 
     def announce_driver(self) -> None:
-        """Announce the driver; repeat this every few minutes, since ``store gc`` deletes messages of silent drivers."""
+        """Announce that the driver runs; repeat this, since ``store gc`` deletes messages of drivers silent for minutes."""
         self._write(_DRIVER, b"{}")
 
     def request_stop(self) -> None:

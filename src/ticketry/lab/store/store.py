@@ -175,14 +175,14 @@ class Store:
     # -- weights that a bundle left out ------------------------------------------------------------------------------
 
     def is_left_out(self, digest: str) -> bool:
-        """Return whether the weights with this digest are missing because a bundle left them out."""
+        """Return whether the store lacks the weights `digest` because a bundle (archive) was packed without them."""
         if self.has(digest) or self.memo("left-out", digest) is None:
             return False
         again = self.memo("again", digest)
         return again is None or not self.has(again["model"])
 
     def _retrain_left_out(self, digest: str) -> bytes:
-        """Train weights again that a bundle left out, and return their file; `DamagedBlobError` if they are lost."""
+        """Return the bytes of weights that a bundle was packed without, after training them again where necessary."""
         path, source = self.paths.blob(digest), self.memo("left-out", digest)
         if source is None:
             raise DamagedBlobError(f"{path} is missing. {_ADVICE}")
@@ -220,7 +220,7 @@ class Store:
             self.objects.create_if_absent(name, data)
 
     def load_valid_result(self, trajectory: str, step: int) -> dict[str, Any] | None:
-        """Return what `result` returns, after checking the result's entries."""
+        """Return the result of training `trajectory` at `step`, after checking its entries; None if not stored."""
         record = self.result(trajectory, step)
         if record is not None and (why := describe_mismatch(Trained, record)):
             raise StoreError(f"{self.paths.result(trajectory, step)} is no result: {why}; {REPAIR}")

@@ -35,7 +35,7 @@ def execute(
     """Train a segment from the latest stored state, store its result, and return the amount of work done.
 
     Nothing is trained if the store has everything. While another process trains the segment, this call waits, and then
-    uses the results of that process. If `weights`, weights that a bundle left out of a stored result are trained again.
+    uses the results of that process. If `weights`, missing weights of a stored result are trained again.
     """
     started, busy = time.perf_counter(), time.process_time()
     watch.report_waiting(segment)
@@ -65,7 +65,7 @@ def is_done(store: Store, segment: Segment, keep: Sequence[int] = (), *, measure
 
 
 class WeightRetrainer:
-    """Repeats trainings of given tasks, to restore weights that a bundle left out; see `Store.retrain`."""
+    """Repeats trainings to restore weights that the store lacks because a bundle (archive) was packed without them."""
 
     def __init__(self, store: Store, data: Path | None, tasks: Mapping[str, Task]) -> None:
         self._store, self._data, self._tasks = store, data, tasks
@@ -99,7 +99,7 @@ def open_training_store(address: str, data: Path | None, segment: Segment) -> St
 
 
 def lacks_weights(store: Store, segment: Segment) -> bool:
-    """Return whether tensors of the segment's stored result are missing because a bundle left them out."""
+    """Return whether the store has the result of `segment` without weights, as a bundle was packed without them."""
     record = store.load_valid_result(segment.trajectory, segment.last)
     if record is None:
         return False

@@ -59,7 +59,7 @@ class Watch:
         """Receive a report that training has reached `step`; called a few times a second."""
 
     def report_waiting(self, segment: Segment) -> None:
-        """Receive a report that this process waits for another process, which trains the same trajectory."""
+        """Receive a report that this process waits, because another process carries out the same training."""
 
     def report_stored(self, segment: Segment, step: int) -> None:
         """Receive a report that the state at `step` was stored because of a request to stop."""
@@ -280,7 +280,7 @@ class Checkpoints:
             self._job.steps_trained += self._loop.step - before
 
     def report_interruption(self) -> InterruptedTrainingError:
-        """Report to the watch that the state is stored, and return the error that then ends the training."""
+        """Report to the `Watch` that the state is stored, and return the error with which the training then ends."""
         self._watch.report_stored(self._job.segment, self._loop.step)
         return InterruptedTrainingError(
             f"stopped at step {self._loop.step}; its state is stored", received_stop_signal() or signal.SIGINT
@@ -354,7 +354,7 @@ def find_last_resumable_result(store: Store, trajectory: str, bound: int) -> dic
 
 
 def load_start_state(store: Store, segment: Segment) -> TrainingState:
-    """Return the training state at a segment's first step, without the states of its variants."""
+    """Return the training state (weights, optimiser) at a segment's first step, without states of variants."""
     start = segment.start
     if start.state is not None:
         model = store.get_tensors(start.state)

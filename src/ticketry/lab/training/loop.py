@@ -48,7 +48,7 @@ _LOOK_EVERY = 100
 
 
 class Loop:
-    """Trains a segment: `train_until` trains steps, and `state` returns a copy of the training state.
+    """Trains a segment (a range of steps): `train_until` trains, and `state` returns a copy of the training state.
 
     In a `group`, `course` yields this process's part of each batch, and the states of the first process are stored.
     """
@@ -202,7 +202,7 @@ class Loop:
             yield next(batches)
 
     def resume(self, session: dict[str, Tensor], losses: Tensor) -> None:
-        """Load the training session's state and the earlier losses, for a loop that was built without them."""
+        """Load the state of the task's `Session` and the earlier losses into a loop that was built without them."""
         self._resume_session(session)
         self._losses[: len(losses)] = losses
 
@@ -220,7 +220,7 @@ class Loop:
                     parameter.grad = self._group.mean(parameter.grad)
 
     def check(self) -> None:
-        """Raise an error if a variant's condition is violated, such as that removed weights are 0."""
+        """Raise an error if the training violates a condition of a variant, such as that removed weights are 0."""
         for effect in self.effects.values():
             effect.check()
         self._check_unsaved_buffers()
@@ -228,7 +228,7 @@ class Loop:
             self._group.require_same_weights(self.model)
 
     def notify_pause(self) -> None:
-        """Notify the variants that training pauses."""
+        """Notify the variants (changes to the training, such as a mask) that training pauses."""
         for effect in self.effects.values():
             effect.stopped()
 
@@ -314,7 +314,7 @@ class Loop:
                 )
 
     def facts(self) -> dict[str, Any]:
-        """Return entries that the variants add to the result's record, as JSON values."""
+        """Return entries that the variants (changes to the training) add to the result's record, as JSON values."""
         return {name: fact for effect in self.effects.values() for name, fact in effect.facts().items()}
 
     def measured(self) -> dict[str, Metrics]:

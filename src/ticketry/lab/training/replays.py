@@ -35,7 +35,7 @@ Recorder = Callable[[Callable[[], Tensor]], tuple[Tensor, Replay]]
 
 
 def can_replay_steps(task: Task, session: Session, model: nn.Module, variants: Sequence[Variant]) -> bool:
-    """Return whether all steps with the same batch shape run the same operations, so that they can be replayed.
+    """Return whether a recorded step can be replayed, as all steps with the same batch shape run the same operations.
 
     This holds if task and layers are those of ticketry and torch; a user's task declares it by `Task.replayable`.
     """

@@ -121,7 +121,7 @@ class Segment:
         return f"{self.trajectory}@{self.last}"
 
     def until(self, last: int) -> Segment:
-        """Return the segment of the same trajectory that ends at step `last`."""
+        """Return a copy of this segment that ends at step `last`; everything else is equal."""
         return replace(self, last=last)
 
     def blobs(self) -> list[str]:
@@ -158,7 +158,7 @@ class Segment:
         return cls(task=task, **values)
 
     def surroundings(self, store: Store, course: Course) -> Surroundings:
-        """Return the information about this training that its variants may use."""
+        """Return the information about this training that the variants may use."""
         return Surroundings(
             store, course, self.task, self.recipe, self.first, self.last, self.total, self.per_epoch, self.mask
         )

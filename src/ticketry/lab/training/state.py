@@ -40,7 +40,7 @@ class TrainingState:
 
 
 def pack_state(state: TrainingState, variants: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Return one dict with the tensors of optimiser, session and losses of `state`, and the tensors of `variants`."""
+    """Return one dict with the tensors of `variants` and of `state` (optimiser, session, losses) except the model's."""
     parts = {"optimizer/": state.optimizer, "session/": state.session}
     parts |= {f"variants/{name}/": dict(own) for name, own in variants.items()}
     packed = {name: value for prefix, tensors in parts.items() for name, value in add_prefix(prefix, tensors).items()}

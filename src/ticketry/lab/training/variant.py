@@ -178,11 +178,11 @@ class Variant:
     # -- fields of records ---------------------------------------------------------------------------------------------
 
     def ticket_fields(self) -> dict[str, Any]:
-        """Return fields of `records.network.Point` for a ticket whose mask a training with this variant has found."""
+        """Return entries for a ticket's record (`records.network.Point`), if this variant found the ticket's mask."""
         return {}
 
     def round_fields(self, record: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the fields of `records.run.Round` that a training's record gives; empty if it is no pruning round."""
+        """Return entries for the `records.run.Round` of a pruning round from a training's `record`; else empty."""
         return {}
 
     # -- costs ---------------------------------------------------------------------------------------------------------
@@ -232,7 +232,7 @@ class Effect:
         """Start the effect; `carried` is its stored state or, in a new training, that of `Variant.first_state`."""
 
     def convert_loaded_session(self, entries: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Convert `entries`, the stored state of a session, to the shapes of the network that is trained."""
+        """Convert `entries`, the stored state of the task's `Session`, to the shapes of the network that is trained."""
         return entries
 
     # -- each step -----------------------------------------------------------------------------------------------------
@@ -263,7 +263,7 @@ class Effect:
         return {}
 
     def lasting(self, name: str) -> bool:
-        """Return whether the entry `name` of `state` belongs to the final result; other entries serve to resume."""
+        """Return whether the entry `name` of `state` belongs to the final result; other entries serve only to resume."""
         return False
 
     def convert_state_for_store(self, state: TrainingState) -> TrainingState:
@@ -271,7 +271,7 @@ class Effect:
         return state
 
     def convert_session_for_store(self, entries: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Convert `entries`, the state of a session, to the shapes of the task's network, for the store."""
+        """Convert `entries`, the state of the task's `Session`, to the shapes of the task's network, for the store."""
         return entries
 
     def facts(self) -> dict[str, Any]:
