@@ -38,7 +38,7 @@ class Messages:
         self._waiting: dict[str, bytes] = {}
 
     def announce_driver(self) -> None:
-        """Announce that the driver runs; repeat this, since ``store gc`` deletes messages of drivers silent for minutes."""
+        """Announce that the driver runs, every few minutes; ``store gc`` deletes messages of drivers that do not."""
         self._write(_DRIVER, b"{}")
 
     def request_stop(self) -> None:

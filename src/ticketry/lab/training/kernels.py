@@ -62,7 +62,7 @@ class Kernels:
         self._store, self._course = store, course
 
     def arithmetic(self, task: Task, plain: Arithmetic, variants: Sequence[Variant], batch: int) -> Arithmetic:
-        """Return the arithmetic (device, number format, kernels) of a training: `plain`, with sparse kernels or without.
+        """Return the arithmetic (device, format, kernels) of a training: `plain`, or `plain` with sparse kernels.
 
         With ``sparse``, sparse kernels are chosen if they skip any MAC. With ``auto``, they are chosen if they skip at
         least the share `LEAST` of the MACs; in float32 on `DENSE_PROCESSORS`, also if the layers that can use them
