@@ -263,7 +263,7 @@ class Effect:
         return {}
 
     def lasting(self, name: str) -> bool:
-        """Return whether the entry `name` of `state` is part of the final result; other entries serve only to resume."""
+        """Return whether the entry `name` of `state` is part of the final result; other entries serve to resume."""
         return False
 
     def convert_state_for_store(self, state: TrainingState) -> TrainingState:
