@@ -72,7 +72,7 @@ class Bias:
 
 @dataclass(frozen=True)
 class BlockSpec:
-    """The settings of functions that build operations: the processor, the block size and the scratch memory."""
+    """Settings for functions that build operations: the processor, the images per block and the scratch memory."""
 
     target: Target
     images: int = 1
@@ -86,7 +86,7 @@ class BlockSpec:
 
 @dataclass
 class _Workspace:
-    """State of one call of a program: an array per thread, working memory, a barrier and worker threads."""
+    """What one call of a program needs: a state array per thread, working memory, a barrier and worker threads."""
 
     states: list[np.ndarray[Any, Any]]
     starts: list[int]
@@ -122,7 +122,7 @@ class MappedMemory:
 
 @dataclass
 class Program:
-    """Operations that are linked and ready to run.
+    """Operations that are linked with machine code and tables, and ready to run on blocks of images.
 
     Args:
         ops: the operations, in the order in which each block passes through them.
@@ -159,7 +159,7 @@ class Program:
     def _link(self, addresses: Sequence[int]) -> None:
         """Copy all tables, the list of operations and their arguments into one memory, as native code reads them.
 
-        The tables of `ops` become views of that memory, so that no table is stored twice.
+        The tables in `ops` become views of this memory, so that no table is stored twice.
         """
         # Shared tables are stored once. A vector load at a table's end may read a cache line after it.
         tables = {id(arg): arg for op in self.ops for arg in op.args if isinstance(arg, np.ndarray)}
@@ -242,13 +242,13 @@ class Program:
         return seconds
 
     def _time_empty_call(self, start: int, batch: int, clock: Callable[[], float]) -> float:
-        """Return the seconds that a native call without operations takes: a microsecond or two."""
+        """Measure how many seconds a native call without operations takes."""
         begin = clock()
         self._drive(start, self._first_entry, 0, 0, 1, self.images, batch)
         return clock() - begin
 
     def session(self, threads: int = 1) -> ProgramSession:
-        """Return a `ProgramSession`; more than one thread requires a program with ``split="parts"``."""
+        """Return a new `ProgramSession`; more than one thread requires a program with ``split="parts"``."""
         return ProgramSession(self, self._take_workspace(threads))
 
     def _take_workspace(self, threads: int) -> _Workspace:
@@ -551,7 +551,7 @@ def cores() -> int:
 
 @dataclass(slots=True)
 class _JobBatch:
-    """State shared by the jobs of one call of `Workers.run`."""
+    """State that the jobs of one call of `Workers.run` share."""
 
     holding: object
     """Objects that the jobs use; each thread keeps a reference until its job ends, even if the caller does not."""
@@ -579,8 +579,8 @@ class Workers:
     def run(self, jobs: Sequence[Job], holding: object = None) -> None:
         """Run the first job on the calling thread and each other job on a worker; return when all jobs have finished.
 
-        There is at most one job more than there are workers. Either all jobs start or none. After all jobs have ended,
-        raise the first error of a job or signal handler; these workers must not be used again after an error. The
+        `jobs` has at most one job more than there are workers. Either all jobs start or none. After all jobs have
+        ended, raise the first error of a job or signal handler; do not use these workers again after an error. The
         objects in `holding` are kept alive until the last job ends.
         """
         queues = self._queues[: len(jobs) - 1]

@@ -30,7 +30,7 @@ FEW = 0.15
 
 @dataclass(frozen=True)
 class Target:
-    """Properties of a processor that generated code depends on; equal targets share compiled kernels."""
+    """The properties of a processor on which generated code depends; equal targets share compiled kernels."""
 
     name: str
     triple: str
@@ -95,7 +95,7 @@ def cross_compile_target(name: str) -> Target:
 
 
 def near_input_bytes(first: int) -> tuple[int, int]:
-    """Return (`Target.near`, `Target.near_of_few`) for an AVX-512 processor whose L1 cache has `first` bytes."""
+    """Return (`Target.near`, `Target.near_of_few`) for an AVX-512 processor with an L1 cache of `first` bytes."""
     return (WIDE_NEAR, WIDE_NEAR_OF_FEW) if first >= 48 << 10 else (NEAR, NEAR)
 
 

@@ -49,7 +49,7 @@ class Axis:
         return np.arange(outputs) * self.stride - self.padding
 
     def count_padded_taps(self, outputs: int) -> Array:
-        """Return, for each of `outputs` windows, how many taps fall on inputs or padding; the dilation must be 1."""
+        """Return, for each of `outputs` windows, how many taps read inputs or padding; the dilation must be 1."""
         counts: Array = np.minimum(self.size, self.extent + self.padding - self.first_inputs(outputs))
         return counts
 
@@ -62,7 +62,7 @@ class Axis:
         return np.minimum(np.arange(0, self.outputs, length), self.outputs - length)
 
     def live_taps(self, length: int) -> Array:
-        """Return, for each tile of `length` outputs, which taps read any input: bool [tiles, size]."""
+        """Return a bool array [tiles, size]: whether a tap reads any input for a tile of `length` outputs."""
         outputs = self.tile_starts(length)[:, None] + np.arange(length)
         inputs = outputs[:, :, None] * self.stride - self.padding + np.arange(self.size) * self.dilation
         seen = (inputs >= 0) & (inputs < self.extent)
@@ -94,7 +94,7 @@ class Window:
         return position * self.stride[axis] + tap * self.dilation[axis] - self.padding[axis]
 
     def shift(self, tap: Pair) -> Pair:
-        """Return (rows, columns) between pixel ``p * stride`` of x and the pixel that `tap` reads for pixel p of y."""
+        """Return (rows, columns) from pixel ``p * stride`` of x to the pixel of x that `tap` reads for pixel p of y."""
         return self.input(0, tap[0], 0), self.input(0, tap[1], 1)
 
     def reads_any_pixel(self, x: PixelGeometry, y: PixelGeometry, tap: Pair) -> bool:
@@ -117,7 +117,7 @@ class Window:
 
 @dataclass(frozen=True, eq=False)
 class Convolution:
-    """Weights, bias, window and activation of a convolution; a linear layer is a convolution of one pixel."""
+    """Weights, bias, window and activation of a convolution; linear layers are convolutions of images of one pixel."""
 
     weight: Array
     """float32 [O, I / groups, kh, kw]; row i computes channel i of the output. A pruned weight is exactly 0."""

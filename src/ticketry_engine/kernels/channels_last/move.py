@@ -198,7 +198,7 @@ class Move(EmittedKernel):
 
 
 def _loop_over_parts(e: Emitter, count: int, step: int) -> Iterator[tuple[ir.Value, int]]:
-    """Emit loops that divide `count` items into parts of `step` items and a smaller rest; yield (first item, size)."""
+    """Emit loops over `count` items in parts of `step` items and a smaller rest; yield (first item, size) of a part."""
     whole = count // step * step
     for first, last, size in ((0, whole, step), (whole, count, count - whole)):
         if first < last:

@@ -164,7 +164,7 @@ class _AttentionWriter:
             self._write_tile(head, b.mul(tile, size), b.mul(part, e.i64(self._size)))
 
     def _write_tile(self, head: ir.Value, first: ir.Value, part: ir.Value) -> None:
-        """Emit the code for a tile of queries from `first` on; `part` is the byte of its images in a position."""
+        """Emit the code for a tile of queries from `first` on, for the images at byte `part` of each token."""
         e, b, k = self.e, self.e.b, self.kernel
         zero, none = e.splat(0.0), e.splat(float("-inf"))
         with e.loop(0, k.values) as i:

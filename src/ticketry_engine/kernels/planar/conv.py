@@ -578,7 +578,8 @@ def _choose_way_of_pattern(
 def row_kinds(kept: Array, groups: int) -> dict[int, list[list[Array]]]:
     """Divide the rows into sets that are computed together, and return the sets by their number of rows.
 
-    Each entry is a list with an element per group of rows with equal columns: the group's sets of that size.
+    All rows of a set retain equal columns. Each entry of the result has a list for each group of rows with equal
+    columns: the group's sets of that size.
 
     `kept` is bool [rows, columns].
     """
@@ -605,7 +606,7 @@ def _split_into_single_rows(kinds: dict[int, list[list[Array]]]) -> dict[int, li
 
 
 def _row_set_sizes(rows: int) -> list[int]:
-    """Return the sizes of the sets into which `rows` equal rows are split: at most 6, and all equal if possible."""
+    """Return the sizes, at most 6 and equal if possible, of the sets into which `rows` similar rows are divided."""
     for size in (6, 4, 5):
         if rows % size == 0:
             return [size] * (rows // size)

@@ -171,7 +171,7 @@ def cut_tiles(
 
 
 def split(extent: int, most: int) -> list[tuple[int, int]]:
-    """Split `extent` items into the fewest parts of at most `most` items, of nearly equal size: (start, size) each."""
+    """Split `extent` items into few parts of at most `most` items and similar size; return (start, size) of each."""
     parts = -(-extent // most)
     bounds = [extent * part // parts for part in range(parts + 1)]
     return [(low, high - low) for low, high in itertools.pairwise(bounds)]
@@ -299,7 +299,7 @@ def mask_type(target: Target) -> np.dtype[Any]:
 
 
 def constant_mask(e: Emitter, count: int) -> ir.Value | None:
-    """Return a constant mask with the first `count` lanes set; None if a vector has only `count` lanes."""
+    """Return a constant mask with the first `count` lanes set; None if these are all lanes of a vector."""
     lanes = e.target.lanes
     return None if count >= lanes else ir.Constant(ir.VectorType(I1, lanes), [lane < count for lane in range(lanes)])
 
@@ -311,7 +311,7 @@ def load(
     mask: ir.Value | None = None,
     otherwise: ir.Value | None = None,
 ) -> ir.Value:
-    """Load a vector; lanes outside `mask` are not read: they come from `otherwise`, or are zero if it is None."""
+    """Load the lanes in `mask`, without reading others; these come from `otherwise`, or are zero if that is None."""
     if mask is None:
         return e.load(pointer, byte)
     given = [e.at(pointer, byte), ir.Constant(I32, FLOAT), mask, otherwise or ir.Constant(e.vector, None)]
@@ -393,7 +393,7 @@ def sum_positions(e: Emitter, value: ir.Value, images: int) -> ir.Value:
 
 
 def pick_positions(e: Emitter, vectors: Sequence[ir.Value], images: int, phase: int = 0) -> ir.Value:
-    """Return a vector with every n-th position (`images` lanes) of n consecutive vectors, from position `phase` on."""
+    """From n vectors, take every n-th position from `phase` on as a vector; a position has `images` lanes."""
     width = e.target.lanes
     position, lane = np.divmod(np.arange(width), images)
     wanted = [int(place) for place in (position * len(vectors) + phase) * images + lane]

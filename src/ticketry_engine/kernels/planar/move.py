@@ -147,7 +147,7 @@ def _load_vector(e: Emitter, plane: ir.Value, byte: int, floats: ir.Value | None
 
 
 def _store_vector(e: Emitter, value: ir.Value, plane: ir.Value, byte: int, floats: ir.Value | None, item: int) -> None:
-    """Store the lanes in the mask `floats` of a vector; with bfloat16 (`item`), store all lanes."""
+    """Store the lanes of `value` in the mask `floats`; if values are bfloat16 (`item` is 2), store all lanes."""
     if item == FLOAT:
         lanes.store(e, value, plane, byte, floats)
     else:
@@ -244,7 +244,7 @@ class Columns(EmittedKernel):
     def _lane_addresses(
         self, e: Emitter, s: _MoveArguments, images: Sequence[ir.Value], pixel: ir.Value
     ) -> Iterator[ir.Value]:
-        """Yield, per lane, the tensor address of its pixel and image; lanes past a row's end use the last pixel."""
+        """Yield, for each lane, the address of a pixel in the tensor; lanes past a row's end use the last pixel."""
         for x in range(e.target.lanes // len(images)):
             here = e.at(pixel, e.b.mul(s.by_column, e.i64(min(x, self.width - 1))))
             for image in images:

@@ -190,7 +190,7 @@ class Windows(EmittedKernel):
                 b.store(value, e.at(here, FLOAT * e.target.lanes * part), align=FLOAT)
 
     def _reduce_window(self, e: Emitter, line: _PoolRow, first: ir.Value, count: ir.Value) -> list[ir.Value]:
-        """Return the maximum or sum over the taps inside the input, as vectors that hold the images of one position."""
+        """Return the maximum or sum over a window's taps inside the input, as vectors of the images of a position."""
         b = e.b
         kind = vector_type(min(self.images, e.target.lanes))
         begin = ir.Constant(kind, [_initial_value(self.kind)] * kind.count)
@@ -245,7 +245,7 @@ class Spans(EmittedKernel):
         store(e, value, line.y, byte, mask)
 
     def _reduce_windows(self, e: Emitter, line: _PoolRow, byte: ir.Value) -> list[ir.Value]:
-        """Return the maxima or sums of windows at all positions, also those that the stride skips: `stride` vectors."""
+        """Return `stride` vectors of maxima or sums of windows at all positions, also those that the stride skips."""
         b = e.b
         vectors = [FLOAT * e.target.lanes * part for part in range(self.stride)]
         with e.loop(0, line.rows, carried=[e.splat(_initial_value(self.kind))] * self.stride) as row:

@@ -55,7 +55,7 @@ _UNDER_WAY = 8
 
 
 def count_partial_sums(rows: int, vectors: int) -> int:
-    """Return into how many partial sums each sum of a small tile is split, so that additions do not wait for others."""
+    """Return the number of partial sums per sum of a small tile, such that additions do not wait for each other."""
     return -(-_UNDER_WAY // (rows * vectors))
 
 
@@ -80,7 +80,7 @@ class SegmentKernel(EmittedKernel):
 
 @dataclass(frozen=True)
 class RowSums(SegmentKernel):
-    """Kernel that computes rows of a layer as weighted sums of planes.
+    """Kernel that computes output channels of a layer (rows) as weighted sums of input planes.
 
     Args:
         rows: number of rows that are summed together and share their columns.
@@ -114,7 +114,7 @@ class RowSums(SegmentKernel):
 
 @dataclass
 class _Tile:
-    """Pointers to a tile's positions, in planes of x, y and the residual at arena byte 0, and to the tile's masks."""
+    """Pointers to a tile in planes of x, y and the residual that would begin at byte 0, and to the tile's masks."""
 
     x: Any
     y: Any
@@ -137,7 +137,7 @@ class _SumsBody:
         self.places, self.count, self.masks = e.table(at), e.arg(at + 1), e.table(at + 2)
 
     def emit(self) -> None:
-        """Emit the loop over this thread's share of all pairs of a tile and a chunk of rows."""
+        """Emit the loop over this thread's share of all pairs (tile of positions, chunk of weight rows)."""
         e, b = self.e, self.e.b
         low, high = e.thread_share(b.mul(self.count, self.chunk_count))
         with e.loop(low, high) as unit:
@@ -145,7 +145,7 @@ class _SumsBody:
             self._write_chunk(chunk, self._tile_pointers(b.udiv(unit.index, self.chunk_count)))
 
     def _write_chunk(self, chunk: Any, tile: _Tile) -> None:
-        """Emit the loop over the segments of a chunk, for one tile."""
+        """Emit the loop over the segments (parts of weight rows) of a chunk, for one tile of positions."""
         e, b, spec = self.e, self.e.b, self.spec
         start, count, weight = (e.load_i64(chunk, 8 * word) for word in range(3))
         stop = b.add(start, b.mul(count, e.i64(spec.segment_bytes)))
@@ -230,7 +230,7 @@ class _SumsBody:
             self.e.prefetch(here, ahead + byte)
 
     def _load_columns(self, columns: Any, index: Any, count: int) -> list[Any]:
-        """Return the byte offsets of `count` columns from `index` on; a load of 8 bytes reads several of them."""
+        """Return the byte offsets of `count` columns from `index` on; each load of 8 bytes reads several offsets."""
         e, b, size = self.e, self.e.b, self._column_bytes
         found, bits = [], 8 * size
         for number in range(count):
@@ -245,7 +245,7 @@ class _SumsBody:
         return found
 
     def _load_weights(self, index: Any, count: int) -> list[list[Any]]:
-        """Return for each of `count` columns from `index` on, the weight of each row as a vector of equal lanes."""
+        """Return, for each of `count` columns from `index` on, the weight of each row as a vector of equal lanes."""
         e, b, rows = self.e, self.e.b, self.spec.rows
         at = e.at(self.weights, b.mul(index, e.i64(4 * rows)))
         if rows > 1 or count == 1:

@@ -63,7 +63,7 @@ SEGMENT_WORDS = 4
 
 @dataclass(frozen=True)
 class Taps(EmittedKernel):
-    """Kernel that computes rows with few inputs as sums of planes, masked at the border.
+    """Kernel that computes output channels with few inputs as sums of planes, masked at the border of the image.
 
     Args:
         shapes: shapes of the tiles; the kernel contains separate code for each shape.
@@ -157,7 +157,7 @@ class _Tiles:
         return clear_lanes(self.e, value, self.e.at(self.masks, at))
 
     def _load_input(self, source: Any, masks: Any, number: int) -> Any:
-        """Return what a tap reads for vector `number` of a tile, with zeros for pixels outside of x."""
+        """Load what a tap (kernel position) reads for vector `number` of a tile, with zeros for pixels outside of x."""
         e, stride, width = self.e, self.kernel.stride, self.e.target.lanes * FLOAT
         if not e.target.masks:
             read = [e.load(source, self.shape.x[number] + part * width) for part in range(stride)]
@@ -214,7 +214,7 @@ class _Vector:
 def make_tiles(
     x: Geometry, y: Geometry, residual: Geometry | None, window: Window, target: Target
 ) -> list[MaskedTiles]:
-    """Return tiles that cover each pixel of y once.
+    """Divide the pixels of y into tiles.
 
     If all rows have equal length and the stride is 1, a vector may continue into the next row.
     """
@@ -244,7 +244,7 @@ _Run = tuple[int, int, int]
 
 
 def _vector_runs(y: Geometry, follow: bool, each: int, most: int) -> Iterator[list[_Run]]:
-    """Yield each tile as at most `most` vectors of `each` positions; if `follow`, vectors may cross ends of rows."""
+    """Yield the vectors of each tile: at most `most`, of `each` positions, which may cross ends of rows if `follow`."""
     if follow:
         last = (y.height - 1) * y.row + y.width
         for first, size in split(-(-last // each), most):
@@ -314,7 +314,7 @@ def _in_range(place: Array, extent: int) -> Array:
 
 
 def _lane_masks(there: Array, stride: int, images: int, target: Target) -> Array:
-    """Return, as bits, the lanes that are used of each of the `stride` vectors that are read for one vector."""
+    """For an output vector, `stride` vectors are read; return, as bits, which of their lanes are used."""
     spread = np.zeros((*there.shape[:-1], there.shape[-1] * stride), dtype=bool)
     spread[..., ::stride] = there
     all_lanes = np.repeat(spread, images, axis=-1).reshape(*there.shape[:-1], stride, target.lanes)
@@ -382,7 +382,7 @@ _SECOND = 1 << 20
 def estimate_cycles(
     tiles: Sequence[MaskedTiles], kept: Array, plane: int, planes: int, stride: int, target: Target
 ) -> float:
-    """Estimate the cycles of the kernel: arithmetic, overhead per tile and row, and repeated reads of planes.
+    """Estimate the kernel's cycles for arithmetic, overhead per tile and row, and repeated reads of planes.
 
     `kept` [rows, inputs of a conv group, taps] is True for retained weights; x has `planes` planes of `plane` bytes.
     """

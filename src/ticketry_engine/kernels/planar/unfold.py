@@ -36,7 +36,7 @@ from ticketry_engine.kernels.window import Array, Pair, Window
 
 @dataclass(frozen=True)
 class PlaneCopy:
-    """Which rows and columns of x a copy contains; it serves one or several taps of the window."""
+    """Describes which rows and columns of x a copy of a plane contains; the copy serves one or several taps."""
 
     row: int
     """First row of x; further rows follow at the window's vertical stride."""
@@ -50,7 +50,7 @@ class PlaneCopy:
 
 @dataclass(frozen=True, eq=False)
 class Unfolding:
-    """The copies that a layer reads, and their layout in scratch memory."""
+    """The copies of input planes that a layer reads, and the layout of these copies in scratch memory."""
 
     x: Geometry
     y: Geometry
@@ -73,17 +73,17 @@ class Unfolding:
 
     @property
     def copy_bytes(self) -> int:
-        """Bytes from one copied plane to the next: whole cache lines without `SLACK`, so that copies take few pages."""
+        """Bytes from one copied plane to the next: whole cache lines without `SLACK`, so that copies use few pages."""
         return -(-self.geometry.positions * self.geometry.step // LINE) * LINE
 
     @property
     def phases(self) -> list[int]:
-        """The different values of `PlaneCopy.phase`; empty if the horizontal stride is 1."""
+        """The distinct values of `PlaneCopy.phase` among the copies; empty if the horizontal stride is 1."""
         return sorted({copy.phase for copy in self.copies}) if self.window.stride[1] > 1 else []
 
     @property
     def phase(self) -> Geometry:
-        """Shape of the planes that hold the columns of x with one phase."""
+        """Shape of the planes that hold every stride-th column of x, from one of the first columns (phases) on."""
         return Geometry.of(self.x.height, -(-self.x.width // self.window.stride[1]), 0, self.x.images)
 
     @property
@@ -114,11 +114,11 @@ class Unfolding:
         return vectors * (2 + 2 * pieces) * (1 if self.target.lanes == 16 else 2)  # masks need mask registers
 
     def value(self, offset: int) -> Planes:
-        """Return the copied planes as a value whose planes follow one another from arena byte `offset` on."""
+        """Return the copied planes as a value, stored one after the other from memory byte `offset` on."""
         return Planes(self.geometry, offset + self.copy_bytes * np.arange(int(self.used.sum())))
 
     def columns(self, offset: int) -> Array:
-        """Return an array [channels, taps]: the byte where the convolution's column begins; 0 if no weight reads it."""
+        """Return an array [channels, taps] of the memory byte that weights read from; 0 where no weight reads."""
         starts = self._copy_offsets(offset)
         columns = np.zeros((self.used.shape[1], len(self.window.taps)), dtype=np.int64)
         for number, tap in enumerate(self.window.taps):
@@ -247,7 +247,7 @@ def plan_unfolding(x: Geometry, y: Geometry, window: Window, used: Array, target
 
 
 def _copy_key(window: Window, tap: Pair, y: Geometry, each: int, whole: bool) -> tuple[int, int, int, int]:
-    """Return a key that is equal for taps that can share a copy, because their reads in the copy stay aligned."""
+    """Return a key for a tap; taps with equal keys can share a copy, because their reads in it stay aligned."""
     row, column = (window.input(0, tap[axis], axis) for axis in (0, 1))
     shift, phase = divmod(column, window.stride[1])
     shift = shift % each if whole else shift

@@ -77,7 +77,7 @@ SUM_CONFIGURATION = bfloat.build_configuration([_WHOLE_TILE] * (_SUMS_RIGHT + 1)
 
 @dataclass(frozen=True)
 class TileSums(SegmentKernel):
-    """AMX kernel of weighted sums in bfloat16; if `residual`, another value is added to the sums."""
+    """AMX kernel of a layer's forward pass in bfloat16; if `residual`, another value is added to the result."""
 
     finished: ClassVar[bool] = True
 
@@ -92,7 +92,7 @@ class TileSums(SegmentKernel):
 
 
 class _TileSumsBody:
-    """Emits the loops of a `TileSums` kernel for one tile shape."""
+    """Emits the loops of a `TileSums` kernel for tiles of one shape."""
 
     def __init__(self, e: Emitter, spec: TileSums, number: int) -> None:
         self.e, self.spec, self.shape = e, spec, spec.shapes[number]
@@ -130,7 +130,7 @@ class _TileSumsBody:
             bfloat.store_tile(e, tile, e.at(self.sums, tile * bfloat.TILE_BYTES))
 
     def _interleave_pairs(self, x: Any, first: Any, last: Any, goal: Any) -> None:
-        """Emit a loop that interleaves what columns `first` to `last` read, in pairs, into the buffer `goal`."""
+        """Emit a loop that interleaves the inputs of columns `first` to `last` in pairs, and writes them to `goal`."""
         # Old data after the last pair is multiplied by zero weights.
         e, b = self.e, self.e.b
         with e.loop(first, last, PAIR, [e.i64(0)]) as loop:
@@ -161,7 +161,8 @@ def _zeroed_scratch(e: Emitter, size: int) -> Any:
 def build_sum_tables(matrix: Matrix, sets: Sequence[Array], chunks: int) -> SumTables:
     """Return the tables of `TileSums` for a layer.
 
-    `sets` are groups of sixteen rows with equal (possibly no) columns, and `chunks` is the number of parts for threads.
+    `sets` are groups of sixteen rows with equal (possibly no) columns. The rows are divided into `chunks` parts for
+    threads.
     """
     columns, weights, counts = [], [], []
     for rows in sets:
@@ -252,7 +253,7 @@ class TileSpread(EmittedKernel):
 
 
 class _TileSpreadBody:
-    """Emits the loops of a `TileSpread` kernel for one tile shape."""
+    """Emits the loops of a `TileSpread` kernel for tiles of one shape."""
 
     def __init__(self, e: Emitter, spec: TileSpread, number: int) -> None:
         self.e, self.spec, self.shape = e, spec, spec.shapes[number]
@@ -269,7 +270,7 @@ class _TileSpreadBody:
         self.made = e.scratch(2 * self.made_bytes // bfloat.TILE_ROW_BYTES)
 
     def emit(self) -> None:
-        """Emit the loop over this thread's tiles of planes."""
+        """Emit the loop over the tiles of planes that this thread computes."""
         e, b, blocks = self.e, self.e.b, self.e.arg(_BLOCK_COUNT)
         with e.loop(*e.thread_share(self.count)) as unit:
             place = e.at(self.places, b.mul(unit.index, e.i64(12)))
@@ -352,7 +353,7 @@ class _TileSpreadBody:
 
 @dataclass(frozen=True, eq=False)
 class SpreadTables:
-    """Tables of `TileSpread` for one phase of the stride."""
+    """Tables of `TileSpread` for one phase: the input pixels that the same taps of a strided window read."""
 
     sets: Array
     blocks: Array
@@ -421,7 +422,7 @@ PRODUCT_CONFIGURATION = bfloat.build_configuration([_WHOLE_TILE] * (_PRODUCTS_RI
 
 @dataclass(frozen=True)
 class TileProducts(EmittedKernel):
-    """AMX kernel that computes the gradients of retained weights; `shapes` is the number of shapes of tiles."""
+    """AMX kernel that computes the gradients of retained weights, for tiles of `shapes` different shapes."""
 
     finished: ClassVar[bool] = True
 
@@ -437,7 +438,7 @@ class TileProducts(EmittedKernel):
 
 
 class _TileProductsBody:
-    """Emits the loops of a `TileProducts` kernel for one tile shape."""
+    """Emits the loops of a `TileProducts` kernel for tiles of one shape."""
 
     def __init__(self, e: Emitter, spec: TileProducts, number: int) -> None:
         self.e, self.spec, self.first_argument = e, spec, _SHAPES + 4 * number
@@ -454,7 +455,7 @@ class _TileProductsBody:
             self._write_strips(x, begin, end)
 
     def _transpose_gradients(self, segment: Any, y: Any) -> None:
-        """Emit the transposition of the sixteen rows' gradients into pairs of images, for all positions."""
+        """Emit code that transposes the output gradients of sixteen rows into pairs of images, for all positions."""
         e, b = self.e, self.e.b
         rows = [e.at(y, e.load_i32(segment, 4 * (self.spec.head + row))) for row in range(bfloat.TILE_ROWS)]
         words = ir.VectorType(I32, bfloat.TILE_ROWS)
@@ -466,7 +467,7 @@ class _TileProductsBody:
                 b.store(vector, e.at(goal, number * bfloat.TILE_ROW_BYTES), align=bfloat.TILE_ROW_BYTES)
 
     def _write_strips(self, x: Any, begin: Any, end: Any) -> None:
-        """Emit the products of all columns, ``16 * _STRIP`` at a time; for the rest, halve this number repeatedly."""
+        """Emit the products of ``16 * _STRIP`` columns at a time, and of half as many, repeatedly, for the rest."""
         e, b = self.e, self.e.b
         size = _STRIP
         while size:
@@ -531,7 +532,7 @@ def positions_of(shape: Shape) -> tuple[Array, int]:
 def build_product_tables(matrix: Matrix, sets: Sequence[Array]) -> SumTables:
     """Return the tables of `TileProducts` for a layer; `sets` are groups of sixteen rows with equal columns.
 
-    Partial groups of sixteen columns are padded by repeating the last column and the indices of its weights.
+    Groups of fewer than sixteen columns are padded by repeating the last column and the indices of its weights.
     """
     columns, places, counts = [], [], []
     for rows in sets:
