@@ -230,11 +230,16 @@ def test_checkpoints_from_elsewhere(tmp_path: Path) -> None:
     train(tmp_path / "one", CALLBACKS["gradual"]())
     moved = tmp_path / "moved-5"
     (tmp_path / "one" / "checkpoint-5").rename(moved)
+    resumed = CALLBACKS["gradual"]()
+    train(tmp_path / "two", resumed, resume=str(moved))
+    assert resumed.mask.kept == round(0.1 * resumed.mask.total)
+    (tmp_path / "elsewhere").mkdir()
+    (moved / "ticketry-gradual.safetensors").rename(tmp_path / "elsewhere" / "ticketry-gradual.safetensors")
     with pytest.raises(TicketryError, match=r"ticketry-gradual\.safetensors is missing.*resume_from="):
-        train(tmp_path / "two", CALLBACKS["gradual"](), resume=str(moved))
-    told = GradualCallback(density=0.1, resume_from=moved, **CUTS)
-    train(tmp_path / "two", told, resume=str(moved))
-    assert told.mask.kept == round(0.1 * told.mask.total)
+        train(tmp_path / "three", CALLBACKS["gradual"](), resume=str(moved))
+    named = GradualCallback(density=0.1, resume_from=tmp_path / "elsewhere", **CUTS)
+    train(tmp_path / "four", named, resume=str(moved))
+    assert named.mask == resumed.mask
 
 
 @pytest.mark.parametrize("name", sample(CALLBACKS, ["gradual"]))

@@ -326,9 +326,10 @@ class _Processes(Pool):
 
     def _build(self) -> ProcessPoolExecutor:
         context = multiprocessing.get_context("spawn")  # a fork would inherit torch's threads in an unknown state
-        return ProcessPoolExecutor(
-            self._workers, mp_context=context, initializer=_prepare_process, initargs=(list(sys.path),)
-        )
+        with block_signals():  # it starts Python's resource tracker, which a signal to the group must not end
+            return ProcessPoolExecutor(
+                self._workers, mp_context=context, initializer=_prepare_process, initargs=(list(sys.path),)
+            )
 
     def submit(self, request: str, needs: Needs) -> Future[str]:
         with self._guard, block_signals():  # `submit` may start processes
