@@ -22,6 +22,7 @@ from ticketry.records.schema import as_json
 
 RECIPE = {"length": "8it"}
 OWN: dict[str, dict[str, Any]] = {
+    "acdc": {"warmup": "1it", "phase": "2it", "end": "5it"},
     "stochastic": {"rewind": "10%"},
     "early": {"every": "25%"},
     "decorators": {"rounds": 2},

@@ -8,8 +8,8 @@ LENGTH = "16it"
 TWO: dict[str, Any] = {"density": (0.5, 0.2)}
 METHODS: dict[str, dict[str, Any]] = {
     "acdc": {**TWO, "warmup": "3it", "phase": "4it", "end": "12it"},
-    "concrete": {**TWO, "objective": "loss", "mask_length": LENGTH},
-    "continuous": {"rounds": 2, "gate_lr": 10.0, "rewind": "10%"},
+    "concrete": {**TWO, "objective": "loss", "mask_length": LENGTH, "collapse": "keep"},
+    "continuous": {"rounds": 2, "gate_lr": 10.0, "rewind": "10%", "init": 0.05},
     "dynamic": {**TWO, "frequency": "5it"},
     "early": TWO,
     "gradual": {**TWO, "frequency": "5it"},

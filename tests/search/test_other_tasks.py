@@ -49,7 +49,7 @@ def test_contract_on_a_table(tmp_path: Path, method: str) -> None:
 
 def check_contract(folder: Path, method: str, task: tk.Task, metrics: set[str]) -> None:
     settings = getattr(tk.search, method).Settings(**METHODS[method])
-    densities = settings.targets if hasattr(settings, "targets") else METHODS[method].get("density")
+    densities = getattr(settings, "targets", ()) or METHODS[method].get("density")
     recipe = task.recipe.changed(length=LENGTH, batch=16)
     found = check_search(method, folder, settings=settings, densities=densities, task=task, recipe=recipe)
     assert all(set(one.result.metrics["test"]) == metrics for one in found)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from os import PathLike
 from pathlib import Path
 from statistics import fmean
@@ -382,6 +382,9 @@ def read_search(
             raise refusal("search method", info.method, of)
         check_trust({"settings": settings}, None, of=of, store=store)
     method, searched = method_called(info.method), info.search
+    fixed = {field.name: field.default for field in fields(method.Settings) if not field.init}
+    given = {name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()}
+    settings = {name: value for name, value in given.items() if name not in fixed or value != fixed[name]}
     task = task or build_task(ticket, request=searched.task if searched else None, trust=trust)
     require_same_task(of_replicate(task, info.replicate), info.task)
     found = SearchRequest(

@@ -376,6 +376,7 @@ def test_a_campaign_is_packed_by_its_name_with_all_that_it_needs(
 
     # where the campaign goes on they are trained with the next replicates, and so they are planned
     file.write_text(SMALL.replace("interim = [3]", "interim = [3, 4]").replace("margin = 5", "margin = 95"))
+    capsys.readouterr()
     code, out, _ = call(capsys, *words, str(other), "--plan", "--json")
     assert code == 0
     (planned,) = json.loads(out)[0]["planned"]
