@@ -609,7 +609,7 @@ class Workers:
 
 
 def _run_queued_jobs(queue: _Queue, gone: weakref.ref[Workers]) -> None:
-    """Run jobs from `queue` until it delivers `gone`, a weak reference to the garbage-collected `Workers`."""
+    """Run jobs from `queue` until the queue delivers `gone`, the weak reference to a deleted `Workers` object."""
     while not isinstance(given := queue.get(), weakref.ref):
         (function, arguments), call = given
         error: BaseException | None = None

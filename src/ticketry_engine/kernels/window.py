@@ -32,7 +32,7 @@ class PixelGeometry(Protocol):
 
 @dataclass(frozen=True)
 class Axis:
-    """A window along one axis: ``size`` taps that slide over ``extent`` inputs."""
+    """A convolution or pooling window along one axis: ``size`` kernel positions (taps) slide over ``extent`` inputs."""
 
     extent: int
     size: int
@@ -45,7 +45,7 @@ class Axis:
         return (self.extent + 2 * self.padding - self.dilation * (self.size - 1) - 1) // self.stride + 1
 
     def first_inputs(self, outputs: int) -> Array:
-        """Return, for each of `outputs` outputs, the input that its first tap reads; negative in the padding."""
+        """Return, for each of `outputs` outputs, the index of the input that the first tap reads; negative: padding."""
         return np.arange(outputs) * self.stride - self.padding
 
     def count_padded_taps(self, outputs: int) -> Array:

@@ -311,7 +311,7 @@ def load(
     mask: ir.Value | None = None,
     otherwise: ir.Value | None = None,
 ) -> ir.Value:
-    """Load the lanes in `mask`, without reading others; these come from `otherwise`, or are zero if that is None."""
+    """Load a vector. If there is a `mask`, read only its lanes; the others come from `otherwise`, by default zero."""
     if mask is None:
         return e.load(pointer, byte)
     given = [e.at(pointer, byte), ir.Constant(I32, FLOAT), mask, otherwise or ir.Constant(e.vector, None)]

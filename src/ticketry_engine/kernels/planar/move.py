@@ -193,7 +193,7 @@ class MovedRows(EmittedKernel):
             _move_transposed(e, near, rows[part : part + together], mask, ways[self.out], self.out, self.item)
 
     def _vector_byte_and_lanes(self, index: int, part: int, width: int) -> tuple[int, int]:
-        """Return the byte of vector `index` of a chunk for images from `part` on, and its lanes in the row."""
+        """Return the byte of vector `index` of a chunk for images from `part` on, and how many lanes a row fills."""
         if self.images >= width:
             return self.item * (index * self.images + part), width if index < self.width else 0
         return FLOAT * index * width, self.width * self.images - index * width

@@ -196,13 +196,13 @@ class MaskedTiles:
 
 
 def _mask_entry_type(target: Target) -> np.dtype[Any]:
-    """Return the element type of the tables `MaskedTiles.read` and `written`: bits, or the byte of a mask."""
+    """Return the dtype of the tables `MaskedTiles.read` and `written`, which hold bits or byte offsets of masks."""
     return mask_type(target) if target.masks else np.dtype(np.uint16)
 
 
 @dataclass(frozen=True)
 class _Vector:
-    """A vector of the output: the bytes of its first lane in planes of x, y and the residual, and its pixels."""
+    """A vector of output pixels: the byte of its first lane in planes of x, y and the residual, and the pixels."""
 
     x: int
     y: int

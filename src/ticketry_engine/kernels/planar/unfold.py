@@ -177,7 +177,7 @@ class Unfolding:
         return Op(kernel, (places, count, *numbers, bits.astype(mask_type(self.target))))
 
     def _build_gather_op(self, sources: dict[int, Planes], offset: int, channels: Array) -> Op:
-        """Return the operation that copies some channels of `sources` (planes by phase) from pieces (`Gather`)."""
+        """Return the operation that assembles the copies of `channels` from pieces of `sources` (phase -> planes)."""
         places, all_pieces, all_bits, done = [], [], [], 0
         made = [self._piece_tables(copy, next(iter(sources.values())).geometry) for copy in self.copies]
         most = max(pieces.shape[1] for pieces, _ in made)
@@ -197,7 +197,7 @@ class Unfolding:
         return Op(Gather(most), (table, len(table), pieces, bits.astype(mask_type(self.target))))
 
     def _piece_tables(self, copy: PlaneCopy, source: Geometry) -> tuple[Array, Array]:
-        """Return two arrays [vectors of a copy, pieces]: byte of each piece in the source, and its lanes as bits."""
+        """Return two arrays [vectors of a copy, pieces]: each piece's byte in the source, and its lanes as bits."""
         width, images = self.target.lanes, self.y.images
         each = width // images
         vectors = -(-((copy.rows - 1) * self.row + copy.columns) // each)

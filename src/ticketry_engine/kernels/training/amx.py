@@ -45,7 +45,7 @@ _WHOLE_TILE = (bfloat.TILE_ROWS, bfloat.TILE_ROW_BYTES)
 
 @contextmanager
 def _configured_tiles(e: Emitter, argument: int) -> Iterator[None]:
-    """Emit the configuration of the tile registers from the table `argument`, and their release after the block."""
+    """Emit code that configures AMX tile registers from the table `argument`, and releases them after the block."""
     bfloat.configure_tiles(e, e.table(argument))
     yield
     bfloat.release_tiles(e)
@@ -232,13 +232,13 @@ SPREAD_CONFIGURATION = bfloat.build_configuration(
 
 
 def spread_positions(inputs: int) -> int:
-    """Return the positions per tile of `TileSpread`, 1 or 2, so that sums of `inputs` channels stay in the L1 cache."""
+    """Return how many positions (1 or 2) a tile of `TileSpread` has, so that `inputs` sums fit in the L1 cache."""
     return max(1, min(2, _NEAR_SUMS // (2 * bfloat.TILE_ROW_BYTES * inputs)))
 
 
 @dataclass(frozen=True)
 class TileSpread(EmittedKernel):
-    """AMX kernel of the input gradient in bfloat16, with `inputs` planes; if `residual`, another value is added."""
+    """AMX kernel of the gradient of a layer's input (`inputs` planes) in bfloat16; adds another value if `residual`."""
 
     finished: ClassVar[bool] = True
 
@@ -300,7 +300,7 @@ class _TileSpreadBody:
         return self.e.load_i32(self.blocks, self.e.b.add(self.e.b.mul(block, self.e.i64(24)), self.e.i64(4 * word)))
 
     def _interleave(self, block: Any, x: Any) -> None:
-        """Emit code that interleaves a block's outputs in pairs, unless the previous block has the same outputs."""
+        """Emit code that interleaves a block's output gradients in pairs, unless the previous block has the same."""
         e, b = self.e, self.e.b
         with e.when(b.icmp_signed("!=", self._load_word(block, _FRESH), e.i64(0))):
             one, shifted = e.at(self.sets, self._load_word(block, _SET)), e.at(x, self._load_word(block, _SHIFT))
@@ -525,7 +525,7 @@ def _transpose_words(e: Emitter, vectors: Sequence[Any]) -> list[Any]:
 
 
 def positions_of(shape: Shape) -> tuple[Array, int]:
-    """Return (byte offset of each position of a tile in x and in dy: int32 [positions, 2], number of positions)."""
+    """Return the bytes of a tile's positions in x and in dy (int32 [positions, 2]), and the number of positions."""
     return np.ascontiguousarray(np.array([shape.x, shape.y], dtype=np.int32).T), len(shape.x)
 
 

@@ -52,8 +52,8 @@ class ByChannel(EmittedKernel):
     Args:
         vectors: number of vectors per row of pixels.
         item: bytes of a stored value. Arithmetic and sums are always float32.
-        masked: whether the last block has room for more images than exist: its empty lanes are written as 0 and do not
-            change sums.
+        masked: whether the last block has room for more images than exist. Lanes of missing images are written as 0 and
+            do not change sums.
     """
 
     finished: ClassVar[bool] = True
@@ -71,14 +71,14 @@ class ByChannel(EmittedKernel):
 
     @property
     def vectors_per_channel(self) -> int:
-        """Number of vectors per channel in the table."""
+        """Number of vectors that a channel takes in the table."""
         return self.sums + self.near
 
     def write_vector(self, e: Emitter, at: Sequence[Any], numbers: Sequence[Any], there: Any) -> list[Any]:
         """Emit the processing of one vector, and return what to add to each sum.
 
         Args:
-            at: pointer to the vector in each value.
+            at: for each value, a pointer to the vector.
             numbers: the channel's numbers, each in all lanes, after the shift if `near`.
             there: mask of the existing images, or None if all exist.
         """
@@ -132,7 +132,7 @@ class ByChannel(EmittedKernel):
                 e.store(numbers[0], sums, width * self.sums)
 
     def _image_masks(self, e: Emitter, images: Any) -> list[Any] | None:
-        """Return a mask of the existing images for each vector of a position; None if all images exist."""
+        """Return a mask of the images that exist for each vector of a position; None if all images exist."""
         if not self.masked:
             return None
         firsts = range(0, images_per_block(self.item), e.target.lanes)
@@ -145,7 +145,7 @@ def _mask_images(e: Emitter, there: Any, value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Moments(ByChannel):
-    """Sum ``x - shift`` and its square per channel, for `read_moments`. Value: x."""
+    """Sum ``x - shift`` and ``(x - shift)²`` per channel, for `read_moments`. Value: x."""
 
     near: ClassVar[bool] = True
     sums: ClassVar[int] = 2
@@ -193,7 +193,7 @@ class NormSums(ByChannel):
     """Sum ``g`` and ``g * (x - mean)`` per channel, where g is dy, or 0 where the ReLU gave 0.
 
     Values: dy, x; with ReLU and residual also y. Numbers: mean, scale, shift. Without a residual, the sign of y is
-    computed from x. With ReLU and residual, it is read from y, and dy is overwritten by g.
+    computed from x. With ReLU and residual, the sign is read from y, and dy is overwritten by g.
     """
 
     numbers: ClassVar[int] = 3
@@ -221,7 +221,7 @@ class NormSums(ByChannel):
 class NormGradient(ByChannel):
     """Compute ``dx = a * g + b * x + c``, where g is dy, or 0 where the ReLU gave 0. Values: dy, x, dx.
 
-    Numbers: a, b, c; scale and shift, from which the sign of the ReLU's input is computed.
+    Numbers: a, b, c, scale, shift. The sign of the ReLU's input is computed from scale and shift.
     """
 
     numbers: ClassVar[int] = 5
@@ -291,9 +291,9 @@ class ActivationGradient(ByChannel):
 def build_channel_ops(
     kind: type[ByChannel], values: Sequence[Batch], images: int, target: Target, **flags: Any
 ) -> list[Op]:
-    """Return the operations of the kernel class `kind` on values with the same pixels, divided by blocks of images.
+    """Return one operation of the kernel class `kind` for each range of image blocks; all values have the same pixels.
 
-    A value with one channel is used for all channels. The operations share one table.
+    A value with only one channel is used for all channels. The operations share one table.
 
     Args:
         images: number of existing images; the last block may have room for more.
@@ -326,21 +326,21 @@ def build_channel_ops(
 
 
 def channel_numbers(op: Op) -> Array:
-    """Return a view of the numbers of each channel in an operation's table: channels x numbers."""
+    """Return a view [channels, numbers] of the numbers in an operation's table."""
     kernel, table = _find_table(op)
     return table[: int(op.args[0]) * kernel.numbers].reshape(-1, kernel.numbers)
 
 
 def read_sums(op: Op, target: Target) -> Array:
-    """Return the sums of a kernel over all operations that share the table of `op`: channels x sums, float64."""
+    """Add the sums of all operations that share the table of `op`; return float64 [channels, sums]."""
     return np.asarray(_read_stored_sums(op, target).sum(axis=(0, 3), dtype=np.float64))
 
 
 def read_moments(op: Op, counts: Sequence[int], target: Target) -> tuple[Array, Array]:
     """Return the mean and the variance of each channel in float64, combined from all operations of `Moments`.
 
-    `counts` are the numbers of values per channel that each operation summed (Chan, Golub and LeVeque, "Updating
-    Formulae and a Pairwise Algorithm for Computing Sample Variances", 1979).
+    `counts` has, for each operation, how many values per channel it summed (Chan, Golub and LeVeque, "Updating Formulae
+    and a Pairwise Algorithm for Computing Sample Variances", 1979).
     """
     stored = _read_stored_sums(op, target)
     sums, near = stored[:, :, :2].sum(axis=3, dtype=np.float64), stored[:, :, 2, 0].astype(np.float64)
@@ -352,7 +352,7 @@ def read_moments(op: Op, counts: Sequence[int], target: Target) -> tuple[Array, 
 
 
 def _read_stored_sums(op: Op, target: Target) -> Array:
-    """Return the vectors of sums in an operation's table: operations x channels x vectors x lanes."""
+    """Return the sums in the table of `op` as an array [operations, channels, vectors, lanes]."""
     kernel, table = _find_table(op)
     channels = int(op.args[0])
     return table[channels * kernel.numbers : -1].reshape(-1, channels, kernel.vectors_per_channel, target.lanes)
@@ -400,11 +400,11 @@ class ByToken(EmittedKernel):
     vectors: int
 
     def load_token_values(self, e: Emitter, at: Sequence[Any]) -> Any:
-        """Load what all features of a vector of tokens need; `at` has the pointer to the vector in each value."""
+        """Load the numbers per token that all features need; `at` has a pointer to the tokens for each value."""
         raise NotImplementedError
 
     def sum_terms(self, e: Emitter, at: Sequence[Any], loaded: Any, factor: Any) -> list[Any]:
-        """Return what a feature adds to each sum; `loaded` is the result of `load_token_values`."""
+        """Return what a feature adds to each sum over features; `loaded` is the result of `load_token_values`."""
         raise NotImplementedError
 
     def store_means(self, e: Emitter, at: Sequence[Any], loaded: Any, means: Sequence[Any], epsilon: Any) -> None:
@@ -442,7 +442,7 @@ class ByToken(EmittedKernel):
 
 @dataclass(frozen=True)
 class TokenMoments(ByToken):
-    """Compute the mean and 1 / deviation of each token. Values: x, then the two results."""
+    """Compute the mean and 1 / (standard deviation) of each token. Values: x, then the two results."""
 
     value_count: ClassVar[int] = 1
 
@@ -466,7 +466,7 @@ class TokenMoments(ByToken):
 class TokenSums(ByToken):
     """Compute, for each token, the means of g and of g * n over the features, where g is dy * scale.
 
-    The normalised input is n. Values: dy, x, mean, 1 / deviation, then the two results.
+    n is the normalised input. Values: dy, x, mean, 1 / (standard deviation), then the two results.
     """
 
     value_count: ClassVar[int] = 4
@@ -500,7 +500,7 @@ class TokenLayerNorm(ByChannel):
 class LayerNormGradient(ByChannel):
     """Compute the gradient dx of layer norm, and sum dy * n and dy per feature, where n is the normalised input.
 
-    Values: dy, x, dx; per token: mean, 1 / deviation, the two results of `TokenSums`. Number: scale.
+    Values: dy, x, dx; per token: mean, 1 / (standard deviation), the two results of `TokenSums`. Number: scale.
     """
 
     numbers: ClassVar[int] = 1
@@ -517,7 +517,7 @@ class LayerNormGradient(ByChannel):
 
 
 def build_token_ops(kind: type[ByToken], values: Sequence[Batch], epsilon: float, target: Target) -> list[Op]:
-    """Return the operations of the kernel class `kind` on values of the same tokens.
+    """Return the operations of the kernel class `kind` on `values`, which have the same tokens.
 
     `feature_factors` sets the factors of features, which are 1 initially.
     """
@@ -538,7 +538,7 @@ def build_token_ops(kind: type[ByToken], values: Sequence[Batch], epsilon: float
 
 
 def feature_factors(op: Op) -> Array:
-    """Return a view of the features' factors in an operation's table."""
+    """Return a view of the factors of all features in an operation's table."""
     table = op.args[_TOKEN_HEAD - 1]
     assert isinstance(table, np.ndarray)
     return table[_FACTORS:]
@@ -570,7 +570,7 @@ class _UnitKernel(EmittedKernel):
 
     @contextmanager
     def vectors(self, e: Emitter, states: int) -> Iterator[tuple[list[Any], list[Any]]]:
-        """Loop over all vectors; yield pointers to a vector in each gate and in each of `states` other values."""
+        """Loop over all vectors; yield a pointer to the vector in each gate, and in each of `states` other values."""
         b, units, blocks = e.b, e.arg(0), e.arg(1)
         parts = e.i64(IMAGES // e.target.lanes)
         with e.loop_share_of_pairs(blocks, b.mul(units, parts)) as (block, turn):
@@ -584,9 +584,9 @@ class _UnitKernel(EmittedKernel):
 
 @dataclass(frozen=True)
 class LstmGates(_UnitKernel):
-    """Compute the gates, cells and states of one time step; the gates overwrite their sums.
+    """Compute the gates, cells and states of one time step; the gates overwrite their inputs (sums).
 
-    Arguments: number of units, number of blocks; bytes of the sums, previous cells, cells and states.
+    Arguments: number of units, number of blocks; arena offsets in bytes of sums, previous cells, cells and states.
     """
 
     def write(self, e: Emitter) -> None:
@@ -632,5 +632,5 @@ class LstmGatesGradient(_UnitKernel):
 
     @staticmethod
     def _sigmoid_gradient(e: Emitter, gradient: Any, gate: Any) -> Any:
-        """Return the gradient by the input of a sigmoid, from the gradient by its output `gate`."""
+        """Return the gradient of a sigmoid's input, from `gradient`, the gradient of its output `gate`."""
         return e.b.fmul(gradient, e.b.fmul(gate, e.b.fsub(e.splat(1.0), gate)))

@@ -115,7 +115,7 @@ def build_forward(
 def build_input_gradient(
     dy: Batch, dx: Batch, layer: MaskedLayer, target: Target, residual: Batch | None = None
 ) -> list[GatheredOps]:
-    """Return the operations of the gradient by the input, for each phase of the stride.
+    """Return the operations that compute the gradient of the input, for each phase of the stride.
 
     A phase consists of the input pixels that are read by the same taps.
 
@@ -221,7 +221,7 @@ def build_weight_gradient(
     reserve: Callable[[int], int],
     tables: ProductTables | None = None,
 ) -> WeightGradient:
-    """Return the operations of the gradient by the retained weights.
+    """Return the operations that compute the gradients of the retained weights.
 
     Args:
         reserve: function that reserves a number of temporary bytes in the arena and returns their offset.
@@ -256,7 +256,7 @@ def build_weight_gradient(
 
 
 def _output_times_stride(window: Window, axis: int, position: int, tap: int) -> int:
-    """Return ``stride * output``, where output number ``output`` reads input `position` through `tap`, along `axis`."""
+    """Return ``stride * output`` for the output, along `axis`, that reads input number `position` through `tap`."""
     return position + window.padding[axis] - tap * window.dilation[axis]
 
 
@@ -274,14 +274,14 @@ def _segment_input_bytes(target: Target, size: Pair) -> int:
 
 
 def _tile_vectors(target: Target, size: Pair) -> int:
-    """Return the maximum number of vectors per tile for rows that are summed singly."""
+    """Return the maximum number of vectors per tile for rows that are computed one by one."""
     if _is_single_row(target, size):
         return FLAT_VECTORS
     return VECTORS if target.registers >= 32 else 12
 
 
 def _build_matrix(places: Array, columns: Array, y: Batch, residual: Batch | None) -> Matrix:
-    """Return the matrix of a product.
+    """Return the matrix by which a product multiplies planes, as tables of weights and column offsets.
 
     Args:
         places: weights as in `MaskedLayer.places`, rows x inputs x taps.
@@ -298,7 +298,7 @@ def _build_matrix(places: Array, columns: Array, y: Batch, residual: Batch | Non
 
 
 def _build_tables(matrix: Matrix, cut: Sequence[Tiles], near: int, chunks: int = 1) -> SumTables:
-    """Return tables of single rows, whose segments read at most about `near` bytes of inputs per tile."""
+    """Return tables for rows that are computed one by one; a segment reads about `near` bytes of inputs per tile."""
     some = matrix.columns[0, : 8 * matrix.taps].reshape(-1, 1)
     lines = np.unique((some + np.array(cut[0].shape.x)) // LINE)
     block = max(1, near * min(8, matrix.columns.shape[1] // max(1, matrix.taps)) // (LINE * max(1, len(lines))))
@@ -317,7 +317,7 @@ def _check_reads(made: ReadBounds, x: Batch, cut: Sequence[Tiles], target: Targe
 
 
 def _build_zeroing(value: Batch, target: Target) -> GatheredOps:
-    """Return operations that zero a value, as `GatheredOps` with an empty table."""
+    """Return the operations that set a value to zero, as `GatheredOps` with an empty table."""
     vectors = value.block_bytes // (FLOAT * target.lanes)
     ops = [
         Op(Zero(), (value.offset + part.start * value.block_bytes, len(part) * vectors))
@@ -373,7 +373,7 @@ def _build_sums(matrix: Matrix, sides: Sequence[TileSide], size: Pair, target: T
 
 
 def _find_row_sets(matrix: Matrix, target: Target) -> list[list[Array]]:
-    """Return sets of rows with equal columns that are summed together; empty if single rows are faster.
+    """Return sets of rows with equal columns to compute together; empty if computing rows one by one is faster.
 
     All sets have the same number of rows. With few registers, all inputs of a tile must also stay in the L1 cache.
     """
@@ -402,7 +402,7 @@ def _find_equal_column_sets(matrix: Matrix, sizes: Sequence[int]) -> list[list[A
 
 
 def _split_into_chunks(made: SumTables, width: int, threads: int) -> tuple[Array, bool]:
-    """Return (chunks of segments whose sums stay in the L2 cache, whether a single chunk would suffice).
+    """Divide segments into chunks whose sums fit the L2 cache; return these, and whether one chunk would suffice.
 
     The number of chunks is a multiple of `threads`; `width` is the number of bytes of sums per column.
     """
@@ -421,7 +421,7 @@ def _split_into_chunks(made: SumTables, width: int, threads: int) -> tuple[Array
 def find_tile_row_sets(weight: Array, groups: int, value: Batch, target: Target) -> list[Array]:
     """Return sets of sixteen rows with equal (possibly no) columns, for AMX tiles; empty if tiles cannot be used.
 
-    Tiles need AMX, bfloat16 in the `value` that rows read, and a `weight` [rows, columns] that consists of such sets in
+    Tiles require AMX, a `value` (the input) in bfloat16, and a `weight` [rows, columns] that consists of such sets in
     each of the convolution's `groups`.
     """
     if not target.tiles or value.item != HALF or len(weight) % (groups * TILE_ROWS):
@@ -438,11 +438,11 @@ def find_tile_row_sets(weight: Array, groups: int, value: Batch, target: Target)
 def _build_tile_spread(
     places: Array, shifts: Array, sets: Sequence[Array], sides: Sequence[TileSide], size: Pair, target: Target
 ) -> GatheredOps:
-    """Return the operations of the input gradient on AMX tiles, for one phase of the stride.
+    """Return the operations that compute the input gradient on AMX tiles, for one phase of the stride.
 
     Args:
         places: weights as in `MaskedLayer.places`, convolution groups x outputs x inputs x taps of the phase.
-        shifts: byte shifts of these taps.
+        shifts: the distance in bytes at which each of these taps reads.
     """
     dy, dx = (side.value for side in sides[:2])
     made = amx.build_spread_tables(places, dy.channel_bytes, shifts, sets)

@@ -74,7 +74,7 @@ class Batch:
 
     @property
     def channel_bytes(self) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-        """Byte offset of each channel's plane in a block."""
+        """Byte offset of each channel's plane from the start of a block."""
         return np.arange(self.channels, dtype=np.int64) * self.geometry.bytes
 
     @property
@@ -85,14 +85,14 @@ class Batch:
 
 @dataclass(frozen=True)
 class TileSide:
-    """The position of tiles in a value: the pixel at which the tiles begin, and their stride in pixels."""
+    """How tiles lie in a value: the pixel at which the first tile begins, and the stride in pixels."""
 
     value: Batch
     begin: Pair = (0, 0)
     stride: Pair = (1, 1)
 
     def place(self, block: int, row: int, column: int) -> int:
-        """Return the arena byte, in channel 0, of a tile that begins at `row` and `column` of a block."""
+        """Return the memory byte, in channel 0, of the tile that begins at `row` and `column` of block `block`."""
         g = self.value.geometry
         pixel = g.pixel_position(self.begin[0] + row * self.stride[0], self.begin[1] + column * self.stride[1])
         return self.value.offset + block * self.value.block_bytes + pixel * g.step
@@ -110,7 +110,7 @@ class TileSide:
 
 
 def build_tiles(sides: Sequence[TileSide], size: Pair, lanes: int, most: int, part: range | None = None) -> list[Tiles]:
-    """Return tiles of at most `most` vectors that cover all rows and columns of every block (in `part`) exactly once.
+    """Divide the positions of all blocks, or of the blocks in `part`, into tiles of at most `most` vectors.
 
     `sides` are the positions of the tiles in the input, the output, and optionally an added value.
     """
@@ -146,7 +146,7 @@ def _compute_tiles(sides: tuple[TileSide, ...], size: Pair, lanes: int, most: in
 def _places_in_block(
     sides: tuple[TileSide, ...], size: Pair, rows: int, columns: int
 ) -> dict[Pair, np.ndarray[tuple[int, int], np.dtype[np.int64]]]:
-    """Return the offsets of the tiles in the first block, by (rows, columns) of a tile."""
+    """Return the memory bytes of the tiles of the first block, by the size (rows, columns) of a tile."""
     spots: dict[Pair, list[list[int]]] = {}
     for top, height in split(size[0], rows):
         for left, width in split(size[1], columns):
@@ -155,15 +155,15 @@ def _places_in_block(
 
 
 def _tile_size(size: Pair, most: int) -> Pair:
-    """Return the rows and columns of a tile of at most `most` positions; long rows suit hardware prefetching."""
+    """Return the size (rows, columns) of a tile of at most `most` positions; long rows suit hardware prefetching."""
     columns = min(size[1], most)
     return max(1, min(size[0], most // columns)), columns
 
 
 def operation_blocks(blocks: int, size: Pair) -> list[range]:
-    """Return the blocks of each operation: single blocks if their pixels fill tiles, otherwise all blocks.
+    """Return the range of blocks of each operation: one block each if a block fills tiles, otherwise all blocks.
 
-    After an operation on a single block, caches serve the next operation.
+    With single blocks, the next operation finds the results of an operation in the caches.
     """
     return [range(block, block + 1) for block in range(blocks)] if size[0] * size[1] >= 16 else [range(blocks)]
 
@@ -190,7 +190,7 @@ def threads_take_blocks(blocks: int, size: Pair, threads: int) -> bool:
 
 @dataclass(frozen=True)
 class Border(EmittedKernel):
-    """Kernel that zeroes everything around the pixels of consecutive planes.
+    """Kernel that zeroes the border (halo) around the pixels of consecutive planes.
 
     Arguments: number of planes; byte of the first plane; bytes per plane; bytes before the first pixel; number of rows
     minus one; bytes of a row's pixels; bytes from a row to the next; byte after the last pixel.
@@ -232,7 +232,7 @@ def build_border_ops(value: Batch) -> list[Op]:
 
 @dataclass(frozen=True, eq=False)
 class MaskedLayer:
-    """A layer's mask, its window, and how its weights are stored."""
+    """A layer's mask, its window, and the memory layout of its weights."""
 
     kept: Array
     """bool [O, I / groups, kh, kw]: True where a weight is retained."""
@@ -322,7 +322,7 @@ class WeightGradient:
 
 @dataclass(frozen=True)
 class WeightGather(EmittedKernel):
-    """Kernel of ``table[i] = source[index[i]]``. Arguments: index (int32), table, length, source.
+    """Kernel that copies ``table[i] = source[index[i]]``. Arguments: index (int32), table, length, source.
 
     Args:
         packed: whether the source is another table; otherwise it is an external tensor, given by its number.
@@ -348,7 +348,7 @@ class WeightGather(EmittedKernel):
 
 @dataclass(frozen=True)
 class PackedCopy(EmittedKernel):
-    """Kernel of ``goal[i] = source[index[i]]``, or ``goal[index[i]] = source[i]`` if `spread`.
+    """Kernel that copies ``goal[i] = source[index[i]]``, or ``goal[index[i]] = source[i]`` if `spread`.
 
     Arguments: index (int32), length, numbers of the two external tensors.
     """

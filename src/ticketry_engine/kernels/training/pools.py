@@ -23,7 +23,7 @@ from ticketry_engine.kernels.window import Pair, Window
 
 @dataclass(frozen=True)
 class AdjacentPool(EmittedKernel):
-    """Kernel of pooling with windows that adjoin each other.
+    """Kernel of pooling with windows that adjoin each other without overlap.
 
     Args:
         size: rows and columns of a window.
@@ -60,7 +60,7 @@ class AdjacentPool(EmittedKernel):
                 (self._backward if self.backward else self._forward)(e, *at)
 
     def _tap_bytes(self, side: int) -> list[int]:
-        """Return the byte offset of each tap of a window: in x or dx if `side` is 0, in x if it is 1."""
+        """Return the byte offset of each tap of a window, in x or dx if `side` is 0, in x if `side` is 1."""
         by_row, by_column = self.steps[side]
         return [r * by_row + c * by_column for r in range(self.size[0]) for c in range(self.size[1])]
 
@@ -91,7 +91,7 @@ class AdjacentPool(EmittedKernel):
 
 
 def build_adjacent_op(small: Batch, large: Batch, x: Batch, size: Pair, *, largest: bool, backward: bool) -> Op:
-    """Return the operation that pools over windows that adjoin each other, or that computes the gradient.
+    """Return the operation of pooling over windows that adjoin each other, or of its gradient if `backward`.
 
     Args:
         small: the output y, or its gradient dy if `backward`.
@@ -194,7 +194,7 @@ def build_overlapping_op(small: Batch, large: list[Batch], window: Window, *, ba
 
     Args:
         small: the output y, or its gradient dy if `backward`.
-        large: the input x, given twice. If `backward`, the input's gradient dx, to which the gradient is added, and x.
+        large: [x, x], the input twice. If `backward`, [dx, x]; the gradient is added to dx.
         window: size, stride and padding of the windows.
         backward: whether to compute the gradient.
     """

@@ -66,7 +66,7 @@ class Products(EmittedKernel):
 
     @property
     def head(self) -> int:
-        """Number of 4-byte words in a segment's header, which precedes the words of its rows."""
+        """Number of 4-byte words in the header of a segment, before the words that describe its rows."""
         return 2 if self.rows == 1 else 3
 
     @property
@@ -79,7 +79,7 @@ class Products(EmittedKernel):
 
 
 class _ProductsBody:
-    """Emits the loops of a `Products` kernel for one tile shape."""
+    """Emits the loops of a `Products` kernel for tiles of one shape."""
 
     def __init__(self, e: Emitter, spec: Products, number: int) -> None:
         self.e, self.spec, self.shape = e, spec, spec.shapes[number]
@@ -170,7 +170,7 @@ class Zero(EmittedKernel):
 
 @dataclass(frozen=True)
 class Totals(EmittedKernel):
-    """Kernel that adds the lanes of each column and writes the totals to an external tensor, one vector per iteration.
+    """Kernel that adds each column's lanes and writes the totals to an external tensor, one vector per iteration.
 
     Arguments: arena offset of the sums in bytes; number of iterations; number of the external tensor; bytes between the
     sums of two threads.
@@ -196,7 +196,7 @@ class Totals(EmittedKernel):
 
 
 def fold_lanes(e: Emitter, vectors: Sequence[Any]) -> Any:
-    """Add neighbouring lanes of several vectors (a power of two) into one vector; the sums keep the vectors' order."""
+    """Add neighbouring lanes of several vectors (a power of two), and return a vector of sums in the vectors' order."""
     while len(vectors) > 1:
         vectors = [_add_neighbours(e, *pair) for pair in zip(vectors[::2], vectors[1::2], strict=True)]
     return vectors[0]
@@ -224,7 +224,7 @@ PAIR = 2
 
 @contextmanager
 def _loop_segments(e: Emitter, chunk: Any, segment_bytes: int) -> Iterator[tuple[Any, Any, Any]]:
-    """Loop over the segments of a chunk; yield the segment, its first column, and the column after its last."""
+    """Loop over a chunk's segments (parts of weight rows); yield the segment, its first column, and its end."""
     b, segments = e.b, e.table(SEGMENTS)
     start, count, first = (e.load_i64(chunk, 8 * word) for word in range(3))
     stop = b.add(start, b.mul(count, e.i64(segment_bytes)))
@@ -236,7 +236,7 @@ def _loop_segments(e: Emitter, chunk: Any, segment_bytes: int) -> Iterator[tuple
 
 
 def _tile_pointers(e: Emitter, places: Any, number: Any, values: int) -> tuple[Any, ...]:
-    """Return pointers to tile `number` of x, of y and of the residual: the first `values` of them."""
+    """Return the first `values` of three pointers: to tile `number` of x, of y and of the residual."""
     place = e.at(places, e.b.mul(number, e.i64(12)))
     return tuple(e.at(e.arena_pointer(), e.load_i32(place, 4 * word)) for word in range(values))
 
@@ -279,7 +279,7 @@ def loop_segments_by_chunk(
 
 @dataclass(frozen=True)
 class PairSums(SegmentKernel):
-    """Kernel of weighted sums in bfloat16.
+    """Kernel of a layer's forward pass in bfloat16: weighted sums of input planes.
 
     Args:
         rows: number of rows that share their columns and are summed together.
@@ -303,7 +303,7 @@ class PairSums(SegmentKernel):
 
 
 class _PairSumsBody:
-    """Emits the loops of a `PairSums` kernel for one tile shape."""
+    """Emits the loops of a `PairSums` kernel for tiles of one shape."""
 
     def __init__(self, e: Emitter, spec: PairSums, number: int) -> None:
         self.e, self.spec, self.shape = e, spec, spec.shapes[number]
@@ -350,7 +350,7 @@ def write_rows(
 
     Args:
         at: pointers to the segment, to a tile of y, and to a tile of the residual.
-        sums: function (row, vector) -> its two sums.
+        sums: function that returns the two vectors of sums for (row, vector).
     """
     b, (segment, y, residual) = e.b, at
     for row in range(spec.rows):
@@ -386,9 +386,9 @@ def load_column(e: Emitter, table: Any, index: Any, further: int, unit: int, *, 
 def pad_segments(made: SumTables, rows: int, together: int, *, once: bool = False) -> SumTables:
     """Pad the columns of each segment to a multiple of `together` by repeating the segment's last column.
 
-    If segments have several rows, columns that segments shared are copied for each segment. Weights are put in the
-    order in which kernels read them: for each `together` columns, one row after the other. Repeated columns get zero
-    weights if `once`, else copies of the last column's weights.
+    If segments have several rows, columns that several segments share are copied for each segment. Weights are put in
+    the order in which kernels read them: for each `together` columns, one row after the other. Repeated columns get
+    zero weights if `once`, else copies of the last column's weights.
     """
     counts = made.segments[:, 0].astype(np.int64) >> FLAG_BITS
     filled = -(-counts // together) * together
