@@ -154,7 +154,7 @@ class Lab:
         self._structures: dict[str, Structure] = {}
         self._tracing = threading.Lock()
         self._remaker = WeightRetrainer(self.store, self.data, self._tasks)
-        self.store.retrain = self._remake_by_worker if self.workers else self._remaker
+        self.store.retrain = self._retrain_by_worker if self.workers else self._remaker
 
     def segment(
         self,
@@ -600,7 +600,7 @@ class Lab:
                     self.stop()
         return futures
 
-    def _remake_by_worker(self, digest: str, trajectory: str, step: int) -> None:
+    def _retrain_by_worker(self, digest: str, trajectory: str, step: int) -> None:
         """Ask a worker to train weights again that are missing from the store, and wait for the worker.
 
         Args:

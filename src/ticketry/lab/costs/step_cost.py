@@ -42,7 +42,7 @@ def step_flops(lab: Lab, segment: Segment) -> tuple[float, float]:
     user-defined way of training, FLOPs are counted on a whole batch.
     """
     examples = min(segment.recipe.batch, lab.sizes(segment.task)["train"])
-    whole = {} if _is_proportional(segment.task) else {"batch": examples}
+    whole = {} if _are_flops_proportional_to_batch(segment.task) else {"batch": examples}
     described: dict[str, Any] = {
         **whole,
         "task": dict(segment.task.key()),
@@ -61,7 +61,7 @@ def step_flops(lab: Lab, segment: Segment) -> tuple[float, float]:
     scale = examples / known["examples"]
     spared = segment.mask is not None and not segment.whole_channels
     spared = spared and not any(one.computes_removed for one in segment.variants)
-    left = by_weight.left(_removed_shares(lab, str(segment.mask))) if spared else by_weight.dense
+    left = by_weight.left(_load_removed_shares(lab, str(segment.mask))) if spared else by_weight.dense
     return scale * by_weight.dense, scale * left
 
 
@@ -133,13 +133,13 @@ class Costs:
         if phases.masks and not search["steps"]:
             search["memory"] = None
         search["steps"] += phases.gradients
-        search["flops"] = _sum_unless_unknown([search["flops"], self._other_flops(phases)])
+        search["flops"] = _sum_unless_unknown([search["flops"], self._flops_outside_training(phases)])
         search["seconds"] = round(search["seconds"] + sum(mask.seconds for mask in masks) + phases.detector_seconds, 3)
         return found
 
     def flops(self, phases: Phases) -> float | None:
         """Return the total FLOPs of all phases; None if the FLOPs of any work could not be measured."""
-        return _sum_unless_unknown([*map(self._training_flops, phases.trainings), self._other_flops(phases)])
+        return _sum_unless_unknown([*map(self._training_flops, phases.trainings), self._flops_outside_training(phases)])
 
     def _sum_training_costs(self, trainings: Iterable[Result]) -> dict[str, Any]:
         trained = [each for each in trainings if each.segment.steps]
@@ -157,7 +157,7 @@ class Costs:
         flops = self._step_flops(trained.segment)[1]
         return None if flops is None else trained.segment.steps * flops
 
-    def _other_flops(self, phases: Phases) -> float | None:
+    def _flops_outside_training(self, phases: Phases) -> float | None:
         """Return the FLOPs outside of training steps: for pruning scores, and for gradients that choose a mask."""
         parts = [self._scoring_flops(phases, making.seen) for making in map(self._lab.mask_costs.get, phases.masks)]
         if phases.gradients:
@@ -217,7 +217,7 @@ def _sum_unless_unknown(parts: Iterable[float | None]) -> float | None:
     return found
 
 
-def _is_proportional(task: Task) -> bool:
+def _are_flops_proportional_to_batch(task: Task) -> bool:
     """Return whether the FLOPs of a step are proportional to the batch size.
 
     This is assumed of every task whose way of training is not user-defined. User code may, for example, play episodes,
@@ -253,14 +253,14 @@ def _dense_arithmetic(segment: Segment) -> Arithmetic:
 def _load_or_measure(
     lab: Lab, kind: str, described: Mapping[str, Any], measure: Callable[[], dict[str, Any]]
 ) -> dict[str, Any]:
-    def measure_alone() -> dict[str, Any]:
+    def measure_while_others_wait() -> dict[str, Any]:
         with ONE_AT_A_TIME:
             return measure()
 
-    return lab.store.load_or_compute(kind, digest_of({"version": _VERSION, **described}), measure_alone)
+    return lab.store.load_or_compute(kind, digest_of({"version": _VERSION, **described}), measure_while_others_wait)
 
 
-def _removed_shares(lab: Lab, mask: str) -> dict[str, float]:
+def _load_removed_shares(lab: Lab, mask: str) -> dict[str, float]:
     """Return, for each parameter, the share of weights that a stored mask removes; the result is stored."""
     known = lab.store.load_or_compute("removed", mask, lambda: {"shares": removed_shares(lab.store.get_mask(mask))})
     return dict(known["shares"])

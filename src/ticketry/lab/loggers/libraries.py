@@ -56,7 +56,7 @@ class Trackio(_Runs):
 
         if self._existing is None:
             _silence_prints()
-            self._existing = self._fetch_runs() if self._is_local() else {}
+            self._existing = self._fetch_runs() if self._logs_locally() else {}
         name = run.group if run.whole else f"{run.group} {run.name}"
         if (known := self._existing.pop(name, None)) is not None:
             if not run.whole:
@@ -93,7 +93,7 @@ class Trackio(_Runs):
         except ValueError:  # there is no such project yet
             return {}
 
-    def _is_local(self) -> bool:
+    def _logs_locally(self) -> bool:
         return not any(os.environ.get(name) for name in ("TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL"))
 
 
@@ -162,7 +162,7 @@ class MLflow:
                 return False
             self._client.update_run(self._runs[run.id], status="RUNNING")
         else:
-            self._runs[run.id] = self._create(run)
+            self._runs[run.id] = self._create_run(run)
         self._metrics[run.id] = []
         return True
 
@@ -193,7 +193,7 @@ class MLflow:
         known = self._client.get_experiment_by_name(name)
         self._experiment = known.experiment_id if known else self._client.create_experiment(name)
 
-    def _create(self, run: Logged) -> str:
+    def _create_run(self, run: Logged) -> str:
         """Create a run in MLflow inside the run of its search, log its settings, and return MLflow's id of the run."""
         from mlflow.entities import Param
 

@@ -322,9 +322,9 @@ class _Processes(Pool):
 
     def __init__(self, workers: int) -> None:
         self._workers, self._guard = workers, threading.Lock()
-        super().__init__(self._build(), "processes")
+        super().__init__(self._build_pool(), "processes")
 
-    def _build(self) -> ProcessPoolExecutor:
+    def _build_pool(self) -> ProcessPoolExecutor:
         context = multiprocessing.get_context("spawn")  # a fork would inherit torch's threads in an unknown state
         with block_signals():  # it starts Python's resource tracker, which a signal to the group must not end
             return ProcessPoolExecutor(
@@ -334,10 +334,10 @@ class _Processes(Pool):
     def submit(self, request: str, needs: Needs) -> Future[str]:
         with self._guard, block_signals():  # `submit` may start processes
             try:
-                return self.executor.submit(_execute, request)
+                return self.executor.submit(_execute_request, request)
             except BrokenProcessPool:
-                self.executor = self._build()
-                return self.executor.submit(_execute, request)
+                self.executor = self._build_pool()
+                return self.executor.submit(_execute_request, request)
 
     def is_loss(self, error: BaseException) -> bool:
         return isinstance(error, BrokenProcessPool)
@@ -362,7 +362,7 @@ def _prepare_process(path: list[str]) -> None:
     exit_when_parent_exits()
 
 
-def _execute(request: str) -> str:
+def _execute_request(request: str) -> str:
     return execute(request, pass_signal_on=_exit_after_answer)
 
 

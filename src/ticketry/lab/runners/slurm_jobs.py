@@ -138,12 +138,12 @@ class Chain:
 
 def next_request_file(folder: Path) -> Path | None:
     """Return the first unanswered request file in a job's folder, or None; `OSError` if the folder was deleted."""
-    names = _list_names(folder)
+    names = _list_file_names(folder)
     waiting = sorted(name for name in names if name.isdecimal() and f"{name}.answer" not in names)
     return folder / waiting[0] if waiting else None
 
 
-def _list_names(folder: Path) -> set[str]:
+def _list_file_names(folder: Path) -> set[str]:
     """Return the names of the files in a folder; on a network file system this is more up to date than `exists`."""
     with os.scandir(folder) as found:
         return {one.name for one in found}
@@ -249,11 +249,11 @@ class _Jobs(Pool):
             except Exception as error:
                 failures += 1
                 if not (isinstance(error, OSError) and self._own.is_dir() and failures < _FAILURES):
-                    self._fail_all(
+                    self._fail_all_requests(
                         f"Slurm's jobs cannot be managed: {type(error).__name__}: {str(error).strip()[-400:]}"
                     )
 
-    def _fail_all(self, message: str) -> None:
+    def _fail_all_requests(self, message: str) -> None:
         """End all open requests with a `RunnerError` that has this message."""
         while self._waiting:
             self._waiting.popleft().set_result(RunnerError(message))
@@ -266,7 +266,7 @@ class _Jobs(Pool):
             self._queue, self._next_queue = _list_queue(), time.monotonic() + _QUEUE_SECONDS
         for one in list(self._jobs):
             ended = self._has_ended(one)  # asked before the last answer is read
-            names = _list_names(one.folder)
+            names = _list_file_names(one.folder)
             if one.item and (answer := f"{one.number:09d}.answer") in names:
                 one.set_result((one.folder / answer).read_text())
             if ended or _CLOSED in names:

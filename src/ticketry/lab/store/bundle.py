@@ -108,7 +108,7 @@ def write_bundle(
     target: Path, sources: Sequence[Source], *, store: int, numerics: int, weights: bool, runs: Sequence[str]
 ) -> Contents:
     """Write a bundle to `target` and return the list of its parts; each part is read twice."""
-    parts = tuple(part for part, _ in _encode(sources))
+    parts = tuple(part for part, _ in _encode_parts(sources))
     contents = Contents(store=store, numerics=numerics, weights=weights, runs=tuple(runs), parts=parts)
     encoded = msgspec.json.encode(contents)
     seal = hashlib.sha256()
@@ -121,7 +121,7 @@ def write_bundle(
         file.write(MAGIC + b" " * _SEAL)
         write(len(encoded).to_bytes(8, "little"))
         write(encoded)
-        for part, (now, packed) in zip(parts, _encode(sources), strict=True):
+        for part, (now, packed) in zip(parts, _encode_parts(sources), strict=True):
             if now != part:
                 changed = " ".join(part.name)
                 raise StoreError(f"{changed} changed while it was packed: pack again when nothing writes to it")
@@ -131,7 +131,7 @@ def write_bundle(
     return contents
 
 
-def _encode(sources: Sequence[Source]) -> Iterator[tuple[Part, bytes]]:
+def _encode_parts(sources: Sequence[Source]) -> Iterator[tuple[Part, bytes]]:
     """Yield the description and the compressed bytes of each part."""
     before = b""
     for kind, name, read, whole in sources:
@@ -148,7 +148,7 @@ def _compress(data: bytes, before: bytes) -> tuple[Coding, bytes]:
     """Return the coding that makes `data` smallest, and the compressed bytes; `before` is the file before `data`."""
     found: tuple[Coding, bytes] = "zlib", zlib.compress(data, _LEVEL)
     if len(before) == len(data):
-        other = zlib.compress(_xor(data, before), _LEVEL)
+        other = zlib.compress(_xor_bytes(data, before), _LEVEL)
         found = ("difference", other) if len(other) < len(found[1]) else found
     return found if len(data) <= _MOST_INFLATED * len(found[1]) else ("whole", data)
 
@@ -158,7 +158,7 @@ def _max_record_bytes(packed: int) -> int:
     return min(_LARGEST_RECORD, max(_PLAIN_RECORD, _MOST_SWOLLEN * packed))
 
 
-def _xor(data: bytes, other: bytes) -> bytes:
+def _xor_bytes(data: bytes, other: bytes) -> bytes:
     return (np.frombuffer(data, np.uint8) ^ np.frombuffer(other, np.uint8)).tobytes()
 
 
@@ -250,36 +250,38 @@ class Bundle:
             while chunk := self._file.read(_CHUNK):
                 seal.update(chunk)
             if head[len(MAGIC) :] != seal.hexdigest().encode() + b"\n":
-                raise self._error("its contents do not match its digest")
+                raise self._build_error("its contents do not match its digest")
             self._file.seek(_START)
             length = int.from_bytes(self._file.read(8), "little")
             if length > min(_LARGEST_LIST, size - _START - 8):
-                raise self._error("its list of parts is longer than it can be")
+                raise self._build_error("its list of parts is longer than it can be")
             encoded = self._file.read(length)
         try:
             contents = msgspec.json.decode(encoded, type=Contents)
         except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
-            raise self._error(f"its list of parts is not valid ({error})") from None
+            raise self._build_error(f"its list of parts is not valid ({error})") from None
         if contents.format != version or any((part.coding != "") != (version == 2) for part in contents.parts):
-            raise self._error(f"its list of parts is not one of version {version}")
+            raise self._build_error(f"its list of parts is not one of version {version}")
         self._first = _START + 8 + length
         self._check_sizes(contents.parts, size)
         return contents
 
     def _check_sizes(self, parts: Sequence[Part], size: int) -> None:
         if self._first + sum(part.packed for part in parts) != size:
-            raise self._error("its parts have other sizes than its list says")
+            raise self._build_error("its parts have other sizes than its list says")
         if len({(part.kind, part.name) for part in parts}) < len(parts):
-            raise self._error("it has a part twice")
+            raise self._build_error("it has a part twice")
         compressed = [part for part in parts if part.compressed]
         if any(part.size != part.packed for part in parts if not part.compressed):
-            raise self._error("its list has two sizes of a file of tensors")
+            raise self._build_error("its list has two sizes of a file of tensors")
         most = max(_AT_LEAST, _MOST_INFLATED * size)
         if sum(part.size for part in compressed) > most:
-            raise self._error(f"its records and masks would take more than {most >> 20} MB once unpacked")
+            raise self._build_error(f"its records and masks would take more than {most >> 20} MB once unpacked")
         for part in compressed:
             if part.kind != "blob" and part.size > (limit := _max_record_bytes(part.packed)):
-                raise self._error(f"{' '.join(part.name):.80} would take more than {limit >> 20} MB once unpacked")
+                raise self._build_error(
+                    f"{' '.join(part.name):.80} would take more than {limit >> 20} MB once unpacked"
+                )
 
     def _decode(self, part: Part, data: bytes, before: bytes) -> bytes:
         name = " ".join(part.name)
@@ -288,16 +290,16 @@ class Bundle:
             try:
                 data = inflate.decompress(data, part.size + 1)
             except zlib.error as error:
-                raise self._error(f"{name} cannot be unpacked: {error}") from None
+                raise self._build_error(f"{name} cannot be unpacked: {error}") from None
             if not inflate.eof or inflate.unused_data:
-                raise self._error(f"{name} has another size than the list says")
+                raise self._build_error(f"{name} has another size than the list says")
             if part.coding == "difference":
                 if len(before) != len(data):
-                    raise self._error(f"{name} is stored as a difference from a part of another size")
-                data = _xor(data, before)
+                    raise self._build_error(f"{name} is stored as a difference from a part of another size")
+                data = _xor_bytes(data, before)
         if len(data) != part.size or hashlib.sha256(data).hexdigest() != part.sha256:
-            raise self._error(f"{name} does not match its digest")
+            raise self._build_error(f"{name} does not match its digest")
         return data
 
-    def _error(self, why: str) -> StoreError:
+    def _build_error(self, why: str) -> StoreError:
         return StoreError(f"{self.path} is damaged or forged: {why}. Fetch it again, or pack it again")

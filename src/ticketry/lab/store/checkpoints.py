@@ -273,8 +273,8 @@ class Uploads:
     def close(self) -> None:
         """Wait at most 15 seconds for the last upload unless it was cancelled, and end the thread."""
         with self._changed:
-            self._changed.wait_for(lambda: not self._is_awaited(), timeout=_LAST_SECONDS)
-            if self._is_awaited():
+            self._changed.wait_for(lambda: not self._has_upload_to_await(), timeout=_LAST_SECONDS)
+            if self._has_upload_to_await():
                 _log.warning("the last checkpoint of a training was not uploaded in time: only this machine has it")
             self._closed = True
             self._changed.notify_all()
@@ -283,14 +283,14 @@ class Uploads:
         """Delete the objects of cancelled checkpoints from the shared store."""
         try:
             with limit_retry_time(_LAST_SECONDS):
-                self._delete_up_to(self._dropped)
+                self._delete_checkpoints_up_to(self._dropped)
         except StoreError as error:
             _log.info("old checkpoints stay until `ticketry store gc`: %s", error)
 
-    def _is_awaited(self) -> bool:
+    def _has_upload_to_await(self) -> bool:
         return bool(self._waiting or (self._busy and self._step > self._dropped))
 
-    def _delete_up_to(self, last: int) -> None:
+    def _delete_checkpoints_up_to(self, last: int) -> None:
         if last < 0:
             return
         found = [name for one, name in list_checkpoints(self._remote, self._trajectory) if one.step <= last]
@@ -307,7 +307,7 @@ class Uploads:
                 self._waiting, self._busy, self._step = None, True, step
             try:
                 upload_checkpoint(self._remote, self._trajectory, step, path)
-                self._delete_up_to(max(step - 1, self._dropped))
+                self._delete_checkpoints_up_to(max(step - 1, self._dropped))
             except FileNotFoundError:
                 pass  # a newer checkpoint has replaced this one
             except (StoreError, OSError) as error:

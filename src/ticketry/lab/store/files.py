@@ -94,7 +94,7 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def write_json(path: Path, value: object) -> None:
-    write_atomically(path, _to_bytes(value))
+    write_atomically(path, _to_json_bytes(value))
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
@@ -106,21 +106,21 @@ def read_json(path: Path) -> dict[str, Any] | None:
         if isinstance(error.__cause__, (FileNotFoundError, NotADirectoryError)) and not path.is_symlink():
             return None
         raise
-    return _parse(data, str(path))
+    return _parse_json_or_raise(data, str(path))
 
 
 def has_canonical_bytes(path: Path) -> bool:
     """Return whether a JSON file has exactly the bytes that `write_json` would write for its values."""
     with explain_os_errors(path, "read"):
         data = files.content_of(path, most=LARGEST_JSON)
-    return data == _to_bytes(parse_json(data))
+    return data == _to_json_bytes(parse_json(data))
 
 
-def _to_bytes(value: object) -> bytes:
+def _to_json_bytes(value: object) -> bytes:
     return (json.dumps(value, indent=1, sort_keys=True) + "\n").encode()
 
 
-def _parse(data: bytes, what: str) -> dict[str, Any]:
+def _parse_json_or_raise(data: bytes, what: str) -> dict[str, Any]:
     value = _parse_json_object(data)
     if value is None:
         raise StoreError(f"{what} is damaged (not a JSON object): run `ticketry store check --repair`")
@@ -148,7 +148,7 @@ def digest_of(value: object) -> str:
 
 def sealed_bytes(record: Mapping[str, Any]) -> bytes:
     """Return a record as JSON bytes, with an entry that contains the digest of all other entries."""
-    return _to_bytes({**record, _SEAL: digest_of(record)})
+    return _to_json_bytes({**record, _SEAL: digest_of(record)})
 
 
 def write_sealed(path: Path, record: Mapping[str, Any]) -> None:
@@ -163,7 +163,7 @@ def read_sealed(path: Path) -> dict[str, Any] | None:
 
 def parse_sealed(data: bytes, what: str) -> dict[str, Any]:
     """Return the record from bytes that `sealed_bytes` returned; `what` names the bytes in error messages."""
-    return _check_seal(_parse(data, what), what)
+    return _check_seal(_parse_json_or_raise(data, what), what)
 
 
 def _check_seal(record: dict[str, Any], what: str) -> dict[str, Any]:
@@ -178,7 +178,7 @@ def _check_seal(record: dict[str, Any], what: str) -> dict[str, Any]:
 def parse_canonical_record(data: bytes, what: str) -> dict[str, Any]:
     """Return the record in `data`, which must be exactly the bytes that `sealed_bytes` returns for the record."""
     record = _parse_json_object(data)
-    if record is None or data != _to_bytes(record) or record.pop(_SEAL, None) != digest_of(record):
+    if record is None or data != _to_json_bytes(record) or record.pop(_SEAL, None) != digest_of(record):
         raise StoreError(f"{what} is damaged or forged: it is not a record with its digest")
     return record
 

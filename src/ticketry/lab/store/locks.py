@@ -187,7 +187,7 @@ def lease_name(trajectory: str) -> str:
 
 def find_newest_lease(remote: Objects, name: str) -> tuple[int, Holder | None, Listed | None]:
     """Return the number of the newest object of a lease (0 without objects), the holder, and the object's listing."""
-    while numbers := _list_numbers(remote, name):
+    while numbers := _list_lease_numbers(remote, name):
         newest = max(numbers)
         if (data := remote.get(f"{name}@{newest}")) is not None:
             return newest, read_holder(data), numbers[newest]
@@ -217,7 +217,7 @@ def find_busy_trajectory(remote: Objects, terms: LeaseSettings) -> str:
     return ""
 
 
-def _list_numbers(remote: Objects, name: str) -> dict[int, Listed]:
+def _list_lease_numbers(remote: Objects, name: str) -> dict[int, Listed]:
     found = ((one.name.rpartition("@")[2], one) for one in remote.list(f"{name}@"))
     return {int(number): one for number, one in found if number.isdecimal()}
 
@@ -257,7 +257,7 @@ class Lease:
         try:
             with limit_retry_time(_RELEASE_SECONDS), self._guard:
                 if not self.lost and self._write(self._number + 1, None):
-                    old = (number for number in _list_numbers(self._remote, self._name) if number < self._number)
+                    old = (number for number in _list_lease_numbers(self._remote, self._name) if number < self._number)
                     self._remote.delete([f"{self._name}@{number}" for number in old])
         except StoreError as error:
             _log.warning("a lease could not be released, and expires in %.0f s: %s", self._terms.seconds, error)
@@ -270,7 +270,7 @@ class Lease:
         data = msgspec.json.encode(_Content(holder, uuid.uuid4().hex))
         if not self._remote.create_if_absent(f"{self._name}@{number}", data):
             return False
-        numbers = _list_numbers(self._remote, self._name)
+        numbers = _list_lease_numbers(self._remote, self._name)
         if max(numbers, default=0) > number:  # this machine was suspended, and the number was deleted meanwhile
             self._remote.delete([f"{self._name}@{number}"])
             return False

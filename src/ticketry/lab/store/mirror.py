@@ -71,7 +71,7 @@ class Records:
                 with contextlib.suppress(FileNotFoundError):
                     stamp, data = self._file_size_and_time(name), content_of(self._paths.root / name)
                     data = self._replace_store_folder(name, data, str(self._paths.root), self._remote.address)
-                    index[name] = {"here": stamp, "there": self._remote.put(name, data).strip()}
+                    index[name] = {"here": stamp, "there": self._remote.write(name, data).strip()}
 
     def fetch(self) -> None:
         """Download new records of runs, evidence and campaigns, and delete records that other machines deleted."""
@@ -229,7 +229,7 @@ class Mirror:
             if found is None and self._has_foreign_files():
                 raise StoreError(f"{self.address} has other things in it, not a store: choose another folder below it")
         if found is not None:
-            self.folder.put("store.json", found)
+            self.folder.write("store.json", found)
             try:
                 parse_json(found)
             except (ValueError, RecursionError):
@@ -237,7 +237,7 @@ class Mirror:
                     f"{self.address}/store.json is damaged: delete this object, the next command writes it again"
                 ) from None
         elif path_exists(self.paths.format):  # the mirror outlived its store
-            self._publish("store.json", replace=False)
+            self._upload_object("store.json", replace=False)
         self.publish_unpublished()
         self._opened = True
 
@@ -258,7 +258,7 @@ class Mirror:
         data = self._download(name)
         if data is None:
             return self.folder.get(name) if fresh else None
-        self.folder.put(name, data)
+        self.folder.write(name, data)
         self._seen[name] = time.monotonic()
         return data
 
@@ -270,10 +270,10 @@ class Mirror:
                 return data
         raise DamagedBlobError(f"{self.address}/{name} is damaged: its contents do not match its digest; {REPAIR}")
 
-    def put(self, name: str, data: bytes) -> str:
+    def write(self, name: str, data: bytes) -> str:
         self._mark_unpublished(name, replace=True)
-        self.folder.put(name, data)
-        self._publish(name, replace=True)
+        self.folder.write(name, data)
+        self._upload_object(name, replace=True)
         return ""
 
     def create_if_absent(self, name: str, data: bytes) -> bool:
@@ -283,7 +283,7 @@ class Mirror:
             return False
         self._mark_unpublished(name, replace=False)
         self.folder.create_if_absent(name, data)
-        return self._publish(name, replace=False)
+        return self._upload_object(name, replace=False)
 
     def adopt_file(self, name: str, file: Path) -> None:
         """Turn a finished file into the object `name` by renaming it, and upload it; see `Folder.adopt_file`."""
@@ -294,7 +294,7 @@ class Mirror:
         if known:
             self._ensure_published(name)
         else:
-            self._publish(name, replace=False)
+            self._upload_object(name, replace=False)
 
     def list(self, prefix: str = "") -> Iterator[Listed]:
         found = {one.name: one for one in self.folder.list(prefix)}
@@ -318,7 +318,7 @@ class Mirror:
         found = [one for one in self.remote.list(name) if one.name == name]
         if not found or self.remote.now() - found[0].modified > _FRESH_SECONDS:
             self._mark_unpublished(name, replace=bool(found))
-            self._publish(name, replace=bool(found))
+            self._upload_object(name, replace=bool(found))
         self._seen[name] = time.monotonic()
 
     # -- publishing --------------------------------------------------------------------------------------------------
@@ -336,7 +336,7 @@ class Mirror:
                 waiting.append((order, told["name"], bool(told["replace"])))
         for _, name, replace in sorted(waiting):
             if path_exists(self.paths.root / name):
-                self._publish(name, replace=replace)
+                self._upload_object(name, replace=replace)
             else:
                 self._unpublished_marker_path(name).unlink(missing_ok=True)
 
@@ -346,12 +346,12 @@ class Mirror:
             make_folder(marker.parent, private=True)
             write_atomically(marker, json.dumps({"name": name, "replace": replace}).encode())
 
-    def _publish(self, name: str, *, replace: bool) -> bool:
+    def _upload_object(self, name: str, *, replace: bool) -> bool:
         """Upload an object; return False if the shared store already had it and `replace` is False."""
         with explain_os_errors(self.paths.root / name, "read"):
             data = content_of(self.paths.root / name)
         if replace:
-            self.remote.put(name, data)
+            self.remote.write(name, data)
         new = replace or self.remote.create_if_absent(name, data)
         self._seen[name] = time.monotonic()
         self._unpublished_marker_path(name).unlink(missing_ok=True)
@@ -416,7 +416,7 @@ class Mirror:
         if name.startswith(FOLDERS):
             self.records.get(name)
         elif not path_exists(self._unpublished_marker_path(name)) and (data := self.remote.get(name)) is not None:
-            self.folder.put(name, data)
+            self.folder.write(name, data)
 
     def publish(self) -> None:
         """Upload everything that this machine has written and not uploaded yet."""
@@ -428,5 +428,5 @@ class Mirror:
         with explain_os_errors(place, "read"):
             files = [place] if is_file(place) else list(iterate_files(place))
             for file in files:
-                self.remote.put(self.paths.object_name(file), content_of(file))
+                self.remote.write(self.paths.object_name(file), content_of(file))
         self.delete([self.paths.object_name(path / file.relative_to(place)) for file in files])

@@ -254,12 +254,12 @@ def _add_contents(opened: Bundle, store: Store) -> Unpacked:
         if part.kind == "run":
             _write_run_file(path, data)
         if not path_exists(path):
-            _write(store, path, data)
+            _write_store_file(store, path, data)
             new += 1
             continue
         found = compare(part.kind, part.name, _read_file(path), data)
         if found.take:
-            _write(store, path, data)
+            _write_store_file(store, path, data)
         (renewed if found.take else unchanged).append(path)
         if found.lost == "numbers":
             differing.append(path)
@@ -271,10 +271,10 @@ def _add_contents(opened: Bundle, store: Store) -> Unpacked:
     return Unpacked(opened.contents.runs, new, len(unchanged), tuple(differing), left_out, tuple(renewed), tuple(apart))
 
 
-def _write(store: Store, path: Path, data: bytes) -> None:
+def _write_store_file(store: Store, path: Path, data: bytes) -> None:
     """Write a file of the store; in a shared store, results and stored values are uploaded at once, records later."""
     if path.is_relative_to(store.paths.results) or path.is_relative_to(store.paths.memo):
-        store.objects.put(store.paths.object_name(path), data)
+        store.objects.write(store.paths.object_name(path), data)
     else:
         write_atomically(path, data)
 
@@ -344,14 +344,14 @@ def _without_origin(value: Any) -> Any:
 
 def _compare_campaigns(ours: CampaignRecord, theirs: CampaignRecord) -> Comparison:
     """Choose the record with more replicates; if both have the same number, choose the later record."""
-    take = _campaign_order(theirs) > _campaign_order(ours)
+    take = _campaign_sort_key(theirs) > _campaign_sort_key(ours)
     winner, other = (theirs, ours) if take else (ours, theirs)
     have = {run.name: run.replicates for run in winner.runs}
     lost = any(run.replicates > have.get(run.name, 0) for run in other.runs)
     return Comparison(take, "replicates" if lost else "")
 
 
-def _campaign_order(record: CampaignRecord) -> tuple[int, int, str]:
+def _campaign_sort_key(record: CampaignRecord) -> tuple[int, int, str]:
     replicates = sum(run.replicates for run in record.runs)
     return replicates, len(record.twins), str(record.environment.get("date", ""))
 

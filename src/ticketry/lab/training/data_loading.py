@@ -201,7 +201,7 @@ def _read_ahead(requests: Iterator[Request], workers: int, *, pin: bool) -> Gene
             prefetch_factor=_AHEAD,
             pin_memory=pin,
             multiprocessing_context=_choose_start_method(),
-            worker_init_fn=_start_reader,
+            worker_init_fn=_prepare_reading_process,
             generator=torch.Generator(),  # otherwise it would advance the global one
         )
         answers = iter(loader)
@@ -238,7 +238,7 @@ def _choose_start_method() -> Any:
     return context
 
 
-def _start_reader(worker: int) -> None:
+def _prepare_reading_process(worker: int) -> None:
     ignore_signals_in_data_loader()
     # Torch watches the parent process, which is the server that forks, not the training.
     exit_when_parent_exits()

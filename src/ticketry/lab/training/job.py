@@ -401,7 +401,7 @@ def save_sharded_state(group: Group, store: Store, trajectory: str, step: int, t
         fqn_to_index_mapping={name: numbers[number] for name, number in numbered.items()},
         save_distributed=True,
     )
-    _run_checkpoint(folder, "save", flat, by)
+    _save_or_load_shards(folder, "save", flat, by)
     found: dict[str, str] = {}
     for each in group.gather(digest_shards(folder, group.rank, group.world)):
         found |= each
@@ -426,7 +426,7 @@ def load_sharded_state(folder: Path, loop: Loop) -> float:
             target[name] = torch.empty_like(like, dtype=dtype, requires_grad=False)
         else:
             target[name] = torch.empty(about.size, dtype=dtype)
-    _run_checkpoint(folder, "load", target, HuggingFaceStorageReader(path=str(folder)))
+    _save_or_load_shards(folder, "load", target, HuggingFaceStorageReader(path=str(folder)))
     with torch.no_grad():
         for name, value in model.items():
             value.copy_(target[name].reshape(value.shape) if value.dim() == 0 else target[name])
@@ -438,7 +438,7 @@ def load_sharded_state(folder: Path, loop: Loop) -> float:
     return float(target["seconds"])
 
 
-def _run_checkpoint(folder: Path, what: str, tensors: dict[str, Tensor], by: Any) -> None:
+def _save_or_load_shards(folder: Path, what: str, tensors: dict[str, Tensor], by: Any) -> None:
     from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.state_dict_loader import load
     from torch.distributed.checkpoint.state_dict_saver import save

@@ -76,10 +76,12 @@ class Loop:
             group.stores_together = True
         self._resume_session(state.session)
         # Only overridden methods are called, so that others cost nothing.
-        self._before_step = [effect.before_step for effect in effects if _overrides(effect, "before_step")]
-        self._losses_of = [effect.loss for effect in effects if _overrides(effect, "loss")]
-        self._after_backward = [one.after_backward for one in reversed(effects) if _overrides(one, "after_backward")]
-        self._after_step = [effect.after_step for effect in effects if _overrides(effect, "after_step")]
+        self._before_step = [effect.before_step for effect in effects if _overrides_method(effect, "before_step")]
+        self._losses_of = [effect.loss for effect in effects if _overrides_method(effect, "loss")]
+        self._after_backward = [
+            one.after_backward for one in reversed(effects) if _overrides_method(one, "after_backward")
+        ]
+        self._after_step = [effect.after_step for effect in effects if _overrides_method(effect, "after_step")]
         self._batches: Batches | None = None
         self._losses = torch.zeros(segment.last - segment.first, device=self._device)
         self._losses[: len(state.losses)] = state.losses
@@ -321,7 +323,7 @@ class Loop:
         """Return the metrics of the network, rounded by `round_metric`, as entries of the result's record."""
         measure = self._measure_metrics
         for effect in self.effects.values():
-            if _overrides(effect, "measured"):
+            if _overrides_method(effect, "measured"):
                 return effect.measured(measure)
         return {"metrics": measure()}
 
@@ -341,7 +343,7 @@ class Loop:
         return replace_non_finite(found)
 
 
-def _overrides(effect: Effect, method: str) -> bool:
+def _overrides_method(effect: Effect, method: str) -> bool:
     """Return whether the class of `effect` overrides this method of `Effect`."""
     return getattr(type(effect), method) is not getattr(Effect, method)
 

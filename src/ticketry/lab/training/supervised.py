@@ -110,10 +110,10 @@ class Supervised(Course):
                 " each with a part of the batch, need its request(rows, augment, seed, first), where first is the place"
                 " of the first of these rows in the batch; train it on one (--devices 1), or give it that argument"
             )
-        self._check_mean(model, recipe)
+        self._check_loss_is_mean(model, recipe)
 
     @torch.no_grad()
-    def _check_mean(self, model: nn.Module, recipe: Recipe) -> None:
+    def _check_loss_is_mean(self, model: nn.Module, recipe: Recipe) -> None:
         """Raise `TaskError` if the loss of a few examples is not the weighted mean of the losses of parts of them."""
         rows = _pick_different_targets(self.splits.train.targets, _MEAN_OF)
         with contextlib.closing(data_loading.batches(self.splits.train, lambda step: rows, range(1), "cpu")) as read:

@@ -108,7 +108,7 @@ class Variant:
         super().__init_subclass__(**others)
         if not (isinstance(getattr(cls, "name", None), str) and cls.name.isidentifier()):
             raise UsageError(f"{cls.__qualname__} is no variant of training: its name is no identifier")
-        _KNOWN[json.dumps([cls.name, *_source_path(cls)])] = cls
+        _KNOWN[json.dumps([cls.name, *_class_path(cls)])] = cls
 
     # -- as values -----------------------------------------------------------------------------------------------------
 
@@ -127,7 +127,7 @@ class Variant:
     def identity(cls) -> dict[str, str]:
         """Return the variant's name for keys; for a user-defined class also its module and a digest of its source."""
         found = {"variant": cls.name}
-        for place in _source_path(cls):
+        for place in _class_path(cls):
             whole = hash_imported_modules(hashlib.sha256(_read_source(cast(Hashable, cls))), [cls.__module__])
             found |= {"place": place, "source": whole.hexdigest()}
         return found
@@ -362,7 +362,7 @@ def _registry_key(described: Mapping[str, Any]) -> str:
     return json.dumps([described[key] for key in ("variant", "place") if key in described])
 
 
-def _source_path(cls: type) -> list[str]:
+def _class_path(cls: type) -> list[str]:
     """Return a list with ``module:name`` of a class; an empty list for a class of ticketry."""
     inside = cls.__module__.partition(".")[0] == "ticketry"
     return [] if inside else [f"{cls.__module__}:{cls.__qualname__}"]

@@ -260,15 +260,15 @@ class ShrinkingEffect(Effect):
     # have the parameter's shape.
 
     def _shrink_entries(self, entries: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {key: self._shrink(normal_name(key.rpartition("/")[0]), value) for key, value in entries.items()}
+        return {key: self._shrink_tensor(normal_name(key.rpartition("/")[0]), value) for key, value in entries.items()}
 
-    def _shrink(self, name: str, value: Tensor) -> Tensor:
+    def _shrink_tensor(self, name: str, value: Tensor) -> Tensor:
         return self._plan.cut(name, value) if value.shape == self._shapes.get(name) else value
 
     def _expand_entries(self, entries: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {key: self._expand(normal_name(key.rpartition("/")[0]), value) for key, value in entries.items()}
+        return {key: self._expand_tensor(normal_name(key.rpartition("/")[0]), value) for key, value in entries.items()}
 
-    def _expand(self, name: str, value: Tensor) -> Tensor:
+    def _expand_tensor(self, name: str, value: Tensor) -> Tensor:
         if name not in self._plan.kept or value.shape != self._plan.shape(name):
             return value
         return self._plan.expand(name, value, torch.zeros(self._shapes[name], dtype=value.dtype, device=value.device))

@@ -164,7 +164,7 @@ def _convolution_backward_flops(*shapes: Any, **_: Any) -> int:
 
 def _recurrent_flops(inputs: Any, *shapes: Any, **_: Any) -> int:
     """Return the FLOPs of a recurrent layer: a product with each weight matrix at every step of the sequence."""
-    return int(2 * prod(inputs[:-1]) * sum(prod(shape) for shape in _weight_shapes(shapes)))
+    return int(2 * prod(inputs[:-1]) * sum(prod(shape) for shape in _recurrent_weight_shapes(shapes)))
 
 
 def _recurrent_backward_flops(*shapes: Any, **_: Any) -> int:
@@ -172,7 +172,7 @@ def _recurrent_backward_flops(*shapes: Any, **_: Any) -> int:
     return 2 * _recurrent_flops(*shapes)
 
 
-def _weight_shapes(shapes: Sequence[Any]) -> Sequence[Any]:
+def _recurrent_weight_shapes(shapes: Sequence[Any]) -> Sequence[Any]:
     """Return the shapes of the weight matrices, given the arguments of a recurrent operation after its input."""
     weights = shapes[0] if shapes and isinstance(shapes[0], list) else shapes[:4]
     return [shape for shape in weights if len(shape) == 2]
@@ -237,17 +237,17 @@ class _Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
             rows = prod(args[0].shape[:-1]) * (1 if _RECURRENT[packet] is _recurrent_flops else 2)
             for tensor, (name, _) in seen:
                 if tensor.dim() == 2:
-                    self._add((name,), 2.0 * rows * tensor.numel())
+                    self._add_flops((name,), 2.0 * rows * tensor.numel())
         elif weights and packet in self._formulas:
             flops = self._formulas[packet](*args, **kwargs, out_val=out)
             # The backward pass of a convolution has the weight among its arguments and is counted there. The weight's
             # gradient of a matrix product is a product of two other tensors, with as many FLOPs.
             trained = any(trained for _, trained in weights)
             alone = self.forward and trained and torch.is_grad_enabled() and "conv" not in str(packet)
-            self._add(tuple(sorted({name for name, _ in weights})), flops * (2 if alone else 1))
+            self._add_flops(tuple(sorted({name for name, _ in weights})), flops * (2 if alone else 1))
         return out
 
-    def _add(self, names: tuple[str, ...], flops: float) -> None:
+    def _add_flops(self, names: tuple[str, ...], flops: float) -> None:
         self.flops[names] = self.flops.get(names, 0.0) + flops
 
 

@@ -131,13 +131,13 @@ class Draws(EagerMode):  # type: ignore[no-untyped-call]
 
 def draws_random_numbers(func: Any, args: tuple[Any, ...], given: Mapping[str, Any]) -> bool:
     """Return whether the torch operation `func` draws random numbers when it is called with these arguments."""
-    return _is_random(func) and (
-        "attention" not in func.overloadpacket.__name__ or _attention_dropout(func, args, given) > 0
+    return _is_random_operation(func) and (
+        "attention" not in func.overloadpacket.__name__ or _attention_dropout_probability(func, args, given) > 0
     )
 
 
 @functools.lru_cache(maxsize=1024)
-def _is_random(func: Any) -> bool:
+def _is_random_operation(func: Any) -> bool:
     return torch.Tag.nondeterministic_seeded in func.tags
 
 
@@ -155,7 +155,7 @@ def _empty_like(tensor: Tensor, shape: Sequence[int]) -> Tensor:
     return permuted.permute([axes.index(axis) for axis in range(tensor.dim())])
 
 
-def _attention_dropout(func: Any, args: tuple[Any, ...], given: Mapping[str, Any]) -> float:
+def _attention_dropout_probability(func: Any, args: tuple[Any, ...], given: Mapping[str, Any]) -> float:
     """Return the dropout probability in a call of fused attention."""
     names = [argument.name for argument in func._schema.arguments]
     defaults = {argument.name: argument.default_value for argument in func._schema.arguments}

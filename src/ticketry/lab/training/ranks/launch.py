@@ -192,12 +192,12 @@ class _ParentMirror:
 
     def get(self, name: str, *, fresh: bool = False) -> bytes | None:
         data = None if fresh else self._folder.get(name)
-        return self._call("get", name, fresh=fresh) if data is None else data
+        return self._call_parent("get", name, fresh=fresh) if data is None else data
 
     def __getattr__(self, name: str) -> Any:
-        return functools.partial(self._call, name)
+        return functools.partial(self._call_parent, name)
 
-    def _call(self, name: str, *arguments: Any, **named: Any) -> Any:
+    def _call_parent(self, name: str, *arguments: Any, **named: Any) -> Any:
         self._pipe.send(("store", (name, arguments, named)))
         kind, value = self._pipe.recv()
         if kind == "failed":
@@ -357,7 +357,7 @@ class _RankProcesses:
             while first.answer is None:
                 self._receive_messages(store, segment, watch)
                 if any(rank.is_lost or _has_failed(rank) for rank in self.ranks):
-                    self._await_others(store, segment, watch)
+                    self._await_other_ranks(store, segment, watch)
                     raise self._choose_error()
                 self._ask_to_stop(segment, watch)
         kind, value = first.answer
@@ -366,7 +366,7 @@ class _RankProcesses:
             watch.report_stored(segment, step)
             raise InterruptedTrainingError(message, received_stop_signal() or signal.SIGINT)
         if kind == "failed":
-            self._await_others(store, segment, watch)
+            self._await_other_ranks(store, segment, watch)
             raise self._choose_error()
         found: Work = value
         return found
@@ -402,7 +402,7 @@ class _RankProcesses:
                 received_stop_signal() or signal.SIGINT,
             )
 
-    def _await_others(self, store: Store, segment: Segment, watch: Watch) -> None:
+    def _await_other_ranks(self, store: Store, segment: Segment, watch: Watch) -> None:
         until = time.monotonic() + _OTHERS_SECONDS
         while time.monotonic() < until and any(rank.answer is None and not rank.is_lost for rank in self.ranks):
             self._receive_messages(store, segment, watch)
