@@ -170,7 +170,7 @@ def _to_inner_layout(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class _ImageShape:
-    """The number of images, padded to a multiple of 8, and (height, width) before and after the layer."""
+    """Sizes of a layer's images: their padded number, height and width before and after the layer, and the stride."""
 
     run: int
     size: Indices = (1, 1)
@@ -194,7 +194,7 @@ class _Product:
     slope: float
 
     def launch(self, images: _ImageShape, *, taps: bool = False, border: bool = False) -> None:
-        """Run the group kernel; `taps` and `border` are arguments of `kernels.group_product`."""
+        """Run the group kernel; `taps` and `border` are passed to `kernels.group_product`."""
         x, out, (count, tile) = self.x, self.out, (self.tiles.shape[0], self.rows.shape[1])
         outputs = images.run * images.out_size[0] * images.out_size[1]
         bias, residual = (x if one is None else one for one in (self.bias, self.residual))

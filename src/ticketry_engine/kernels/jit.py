@@ -21,7 +21,7 @@ from ticketry_engine.support.files import digest_of_files, private_cache_folder,
 
 
 class Kernel(Protocol):
-    """A kernel description: a frozen dataclass of plain values; kernels with equal ``repr`` have the same machine code.
+    """Description of a kernel, a frozen dataclass of plain values; equal ``repr`` means equal machine code.
 
     If the class attribute ``finished`` is true, LLVM runs only clean-up passes, because the loops are in final form.
     """

@@ -184,7 +184,7 @@ def _emit_weight_gradient(node: Node, plan: TrainingPlan, x: Batch, dy: Batch, l
 def _weight_gradient_runs_by_block(node: Node, plan: TrainingPlan, gradients: Gradients) -> bool:
     """Return whether the weight gradient of the layer `node` is computed block by block.
 
-    Store the gradient's tables in the plan.
+    Also store the tables of the weight gradient in `plan`.
     """
     layer = _build_masked_layer(node, plan)
     if not layer.count:

@@ -54,7 +54,7 @@ def layer_name(node: Node) -> str:
 
 @dataclass(frozen=True)
 class TrainingRegion(Region):
-    """A region of a training step: nodes that run in kernels, and pass values on in the kernels' memory layout."""
+    """A part of a model whose nodes run in kernels, and pass values to each other in the kernels' memory layout."""
 
     weights: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     """Name of each layer's weight -> its shape."""
@@ -203,7 +203,7 @@ class Slot:
 
 
 class TrainingPlan:
-    """Collects the operations of a training step, and links them into a program.
+    """Collects the operations of a region's training step, and links them into a program.
 
     Args:
         kept: name of a module -> bool array [O, I / groups, kh, kw], True where a weight is retained.
@@ -443,7 +443,7 @@ class TrainingPlan:
         self.stages[when].append(stage)
 
     def add_waiting_stage(self, stage: Stage) -> None:
-        """Add a stage of the backward pass that runs after all waiting operations."""
+        """Add a stage to the backward pass, after all operations that wait to run block by block (see `add`)."""
         self._later.append(stage)
         if not self._waiting:
             self.append_waiting("backward")

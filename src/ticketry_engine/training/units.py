@@ -225,7 +225,7 @@ class Unit(Substitute):
         return {self.name_in_model(layer_name(node)) for node in nodes if node.op in LAYER_OPS}
 
     def dense_layers(self) -> set[str]:
-        """Return the layers in kernels that compute with all their weights; their pruned weights are zeros."""
+        """Return the layers in kernels that compute with all weights, where pruned weights are zeros."""
         captured = None if self.last is None else self.last.captured
         return set() if captured is None else {self.name_in_model(name) for name in captured.dense}
 
@@ -368,7 +368,7 @@ class Untraceable(Exception):
 
 @dataclass(frozen=True)
 class Traced:
-    """The graph of a call, with shapes; the graph's inputs are the tensors among the call's arguments, in order."""
+    """The traced graph of a call, with shapes; its inputs are the tensors among the call's arguments, in order."""
 
     graph: fx.Graph
     constants: Mapping[str, Tensor]

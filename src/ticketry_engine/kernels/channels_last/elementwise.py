@@ -172,7 +172,7 @@ def rotary(
 
 @dataclass(frozen=True)
 class Rotary(EmittedKernel):
-    """Kernel of rotary embeddings: see `rotary`."""
+    """Kernel of rotary embeddings, which the function `rotary` describes."""
 
     height: int
     width: int

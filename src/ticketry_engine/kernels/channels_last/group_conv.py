@@ -114,7 +114,7 @@ class GroupConv(EmittedKernel):
 
 
 class _ConvWriter:
-    """Writer of the kernel's code for the tiles of one shape."""
+    """Writer of the code of a `GroupConv` kernel for the tiles of one shape."""
 
     def __init__(self, kernel: GroupConv, e: Emitter, tile: Tile, first_arg: int) -> None:
         self.kernel, self.e, self.tile = kernel, e, tile
@@ -370,7 +370,7 @@ class ConvAxes:
 
 
 def find_runs(alive: Sequence[bool] | Array) -> list[tuple[int, int]]:
-    """Return (first index, end) of each run of consecutive True values in `alive`."""
+    """Return (first index, end) of each run of neighbouring True values in `alive`."""
     edges = np.flatnonzero(np.diff(np.concatenate(([False], np.asarray(alive, dtype=bool), [False])).astype(np.int8)))
     return [(int(first), int(last)) for first, last in edges.reshape(-1, 2)]
 

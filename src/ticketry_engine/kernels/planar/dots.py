@@ -114,7 +114,7 @@ class Dots(EmittedKernel):
 
 
 def _gather_floats(e: Emitter, x: Any, index: Any) -> Any:
-    """Load the floats with the indices `index` (a vector of int32) from the array at `x`."""
+    """Load floats from the array at `x`; `index`, a vector of int32, holds their indices."""
     count, scale = e.target.lanes, FLOAT
     if count == 16:
         everywhere = ir.Constant(ir.VectorType(I1, count), [1] * count)
@@ -137,11 +137,11 @@ def build_ops(
     act: Activation,
     target: Target,
 ) -> list[Op]:
-    """Return the operations that compute a layer.
+    """Return the operations that pack a layer's inputs (`Collect`) and compute its outputs (`Dots`).
 
-    `matrix` is (weights [rows, columns of a conv group], byte of each column [conv groups, columns]). `kinds` is the
-    result of `conv.row_kinds`. `rows` has three arrays with an entry for each row: the byte of its plane of y, the byte
-    of its plane of the residual, and its bias.
+    `matrix` is (weights [rows, columns], byte of each column's input [convolution groups, columns]). `kinds` is the
+    result of `conv.row_kinds`. `rows` has three arrays with an entry for each row: the byte of the row's plane of y,
+    the byte of its plane of the residual, and its bias. `scratch` is the byte of the packed inputs.
     """
     weight, columns = matrix
     used = (weight.reshape(*columns.shape[:1], -1, columns.shape[1]) != 0).any(axis=1)
@@ -185,7 +185,7 @@ class _Tables:
         self._groups.append([begin, begin + count, *words])
 
     def stack_arrays(self, kind: type) -> tuple[Array, Array, Array]:
-        """Return the tables (groups, columns, weights); the first entry is unused, so that no table is empty."""
+        """Return the tables (groups, columns, weights); one unused vector of columns keeps them from being empty."""
         return np.array(self._groups, np.int32), np.stack(self._columns).astype(kind), np.concatenate(self._weights)
 
 

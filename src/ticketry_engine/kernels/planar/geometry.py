@@ -73,7 +73,7 @@ class Geometry:
 
     @property
     def bytes(self) -> int:
-        """Bytes of a plane including `SLACK`: a multiple of 64."""
+        """Bytes of a plane, with `SLACK` extra bytes at the end, rounded to a multiple of 64."""
         return -(-self.positions * self.step // 64) * 64 + SLACK
 
 
@@ -361,7 +361,7 @@ def interleave(e: Emitter, rows: Sequence[ir.Value]) -> list[ir.Value]:
 
 
 def deinterleave(e: Emitter, vectors: Sequence[ir.Value]) -> list[ir.Value]:
-    """Return the rows from which `interleave` makes the given vectors."""
+    """Invert `interleave`: return the rows from which it makes `vectors`."""
     if len(vectors) == 1:
         return list(vectors)
     lanes, halves = vectors[0].type.count, []

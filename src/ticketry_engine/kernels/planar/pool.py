@@ -117,7 +117,7 @@ class _Pool:
         return np.repeat(bounds, g.images).astype(np.float32)
 
     def _repeat_shares(self, shares: Array) -> Array:
-        """Return the factor of each column, repeated for each image and padded with zeros to whole vectors."""
+        """Return the factors of columns, `shares`, repeated for each image and padded with zeros to whole vectors."""
         values = np.zeros(_round_to_vectors(len(shares) * self.x.geometry.images), np.float32)
         values[: len(shares) * self.x.geometry.images] = np.repeat(shares, self.x.geometry.images)
         return values
@@ -142,7 +142,7 @@ class _PoolRow:
         self._e, self._row = e, row
 
     def share(self) -> ir.Value:
-        """Load the factor by which sums of this row are multiplied to give means."""
+        """Load the factor that turns sums of this row into means."""
         return self._e.load_f32(self._e.table(8), self._e.b.mul(self._row, self._e.i64(FLOAT)))
 
 

@@ -114,7 +114,7 @@ class RowSums(SegmentKernel):
 
 @dataclass
 class _Tile:
-    """Pointers to a tile in planes of x, y and the residual that would begin at byte 0, and to the tile's masks."""
+    """Pointers to which the byte offsets of planes of x, y and the residual are added, and a pointer to the masks."""
 
     x: Any
     y: Any
@@ -123,7 +123,7 @@ class _Tile:
 
 
 class _SumsBody:
-    """Writer of the kernel's code for the tiles of one shape."""
+    """Writer of the code of a `RowSums` kernel for the tiles of one shape."""
 
     def __init__(self, e: Emitter, spec: RowSums, number: int) -> None:
         self.e, self.spec, self.number = e, spec, number

@@ -104,7 +104,7 @@ class Taps(EmittedKernel):
 
 
 class _Tiles:
-    """Writer of the kernel's code for the tiles of one shape."""
+    """Writer of the code of a `Taps` kernel for the tiles of one shape."""
 
     def __init__(self, kernel: Taps, e: Emitter, number: int) -> None:
         self.kernel, self.e, self.shape = kernel, e, kernel.shapes[number]
@@ -178,7 +178,7 @@ class _Tiles:
 
 @dataclass(frozen=True, eq=False)
 class MaskedTiles:
-    """All tiles of one shape, with masks of the lanes that are read and written."""
+    """All tiles of one shape, with masks that say which lanes are read and written."""
 
     shape: Shape
     few: tuple[int, ...]
@@ -314,7 +314,7 @@ def _in_range(place: Array, extent: int) -> Array:
 
 
 def _lane_masks(there: Array, stride: int, images: int, target: Target) -> Array:
-    """For an output vector, `stride` vectors are read; return, as bits, which of their lanes are used."""
+    """Return, as bits, which lanes are used of the `stride` input vectors that are read for an output vector."""
     spread = np.zeros((*there.shape[:-1], there.shape[-1] * stride), dtype=bool)
     spread[..., ::stride] = there
     all_lanes = np.repeat(spread, images, axis=-1).reshape(*there.shape[:-1], stride, target.lanes)
@@ -331,7 +331,7 @@ def build_op(
     act: Activation,
     target: Target,
 ) -> Op:
-    """Return the operation that computes a layer.
+    """Return the operation that computes a layer with the kernel `Taps`.
 
     `columns` has four arrays with an entry for each retained weight, row by row: row, byte of the plane plus shift of
     the tap, tap, weight. `rows` has three arrays with an entry for each row: the byte of its plane of y, the byte of

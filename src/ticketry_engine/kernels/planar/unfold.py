@@ -36,7 +36,7 @@ from ticketry_engine.kernels.window import Array, Pair, Window
 
 @dataclass(frozen=True)
 class PlaneCopy:
-    """Describes which rows and columns of x a copy of a plane contains; the copy serves one or several taps."""
+    """Says which rows and columns of a plane of x a copy contains; one or several kernel positions read the copy."""
 
     row: int
     """First row of x; further rows follow at the window's vertical stride."""
@@ -114,7 +114,7 @@ class Unfolding:
         return vectors * (2 + 2 * pieces) * (1 if self.target.lanes == 16 else 2)  # masks need mask registers
 
     def value(self, offset: int) -> Planes:
-        """Return the copied planes as a value, stored one after the other from memory byte `offset` on."""
+        """Return the copied planes, which follow one another from memory byte `offset` on, as one value."""
         return Planes(self.geometry, offset + self.copy_bytes * np.arange(int(self.used.sum())))
 
     def columns(self, offset: int) -> Array:

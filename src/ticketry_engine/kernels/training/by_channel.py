@@ -79,8 +79,8 @@ class ByChannel(EmittedKernel):
 
         Args:
             at: for each value, a pointer to the vector.
-            numbers: the channel's numbers, each in all lanes, after the shift if `near`.
-            there: mask of the existing images, or None if all exist.
+            numbers: vectors, each with one number of the channel in all lanes. If `near`, the shift comes first.
+            there: mask of the lanes whose images exist; None if all images exist.
         """
         raise NotImplementedError
 
@@ -167,7 +167,7 @@ class Total(ByChannel):
 
 @dataclass(frozen=True)
 class ScaleShift(ByChannel):
-    """Compute ``y = scale * x + shift``, plus a residual r if `residual`, then ReLU if `relu`. Values: x, y, r."""
+    """Compute ``y = scale * x + shift``; add r if `residual`, and apply ReLU if `relu`. Values: x, y, r."""
 
     numbers: ClassVar[int] = 2
 
@@ -190,7 +190,7 @@ class ScaleShift(ByChannel):
 
 @dataclass(frozen=True)
 class NormSums(ByChannel):
-    """Sum ``g`` and ``g * (x - mean)`` per channel, where g is dy, or 0 where the ReLU gave 0.
+    """Sum ``g`` and ``g * (x - mean)`` per channel, where g is dy with zeros where the ReLU gave 0.
 
     Values: dy, x; with ReLU and residual also y. Numbers: mean, scale, shift. Without a residual, the sign of y is
     computed from x. With ReLU and residual, the sign is read from y, and dy is overwritten by g.
@@ -219,7 +219,7 @@ class NormSums(ByChannel):
 
 @dataclass(frozen=True)
 class NormGradient(ByChannel):
-    """Compute ``dx = a * g + b * x + c``, where g is dy, or 0 where the ReLU gave 0. Values: dy, x, dx.
+    """Compute ``dx = a * g + b * x + c``, where g is dy with zeros where the ReLU gave 0. Values: dy, x, dx.
 
     Numbers: a, b, c, scale, shift. The sign of the ReLU's input is computed from scale and shift.
     """
@@ -241,7 +241,7 @@ class NormGradient(ByChannel):
 
 @dataclass(frozen=True)
 class Add(ByChannel):
-    """Compute ``out = g + r`` if `residual`, else ``out = g``, where g is dy, or 0 where the ReLU gave 0.
+    """Compute ``out = g + r`` if `residual`, else ``out = g``; g is dy with zeros where the ReLU gave 0.
 
     Values: dy; y if `relu`; out; r if `residual`.
     """
@@ -339,8 +339,8 @@ def read_sums(op: Op, target: Target) -> Array:
 def read_moments(op: Op, counts: Sequence[int], target: Target) -> tuple[Array, Array]:
     """Return the mean and the variance of each channel in float64, combined from all operations of `Moments`.
 
-    `counts` has, for each operation, how many values per channel it summed (Chan, Golub and LeVeque, "Updating Formulae
-    and a Pairwise Algorithm for Computing Sample Variances", 1979).
+    `counts` has the number of values per channel that each operation summed (Chan, Golub and LeVeque, "Updating
+    Formulae and a Pairwise Algorithm for Computing Sample Variances", 1979).
     """
     stored = _read_stored_sums(op, target)
     sums, near = stored[:, :, :2].sum(axis=3, dtype=np.float64), stored[:, :, 2, 0].astype(np.float64)
@@ -408,7 +408,7 @@ class ByToken(EmittedKernel):
         raise NotImplementedError
 
     def store_means(self, e: Emitter, at: Sequence[Any], loaded: Any, means: Sequence[Any], epsilon: Any) -> None:
-        """Store the results, computed from `means`, the means of the sums over features."""
+        """Compute the results per token from `means`, the sums divided by the number of features, and store them."""
         raise NotImplementedError
 
     def write(self, e: Emitter) -> None:

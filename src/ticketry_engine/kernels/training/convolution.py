@@ -421,7 +421,7 @@ def _split_into_chunks(made: SumTables, width: int, threads: int) -> tuple[Array
 def find_tile_row_sets(weight: Array, groups: int, value: Batch, target: Target) -> list[Array]:
     """Return sets of sixteen rows with equal (possibly no) columns, for AMX tiles; empty if tiles cannot be used.
 
-    Tiles require AMX, a `value` (the input) in bfloat16, and a `weight` [rows, columns] that consists of such sets in
+    Tiles require AMX, bfloat16 in the multiplied `value`, and a `weight` [rows, columns] that consists of such sets in
     each of the convolution's `groups`.
     """
     if not target.tiles or value.item != HALF or len(weight) % (groups * TILE_ROWS):

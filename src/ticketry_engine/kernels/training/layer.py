@@ -175,7 +175,7 @@ def split_blocks_by_thread(blocks: int, threads: int) -> list[range]:
 
 
 def threads_take_blocks(blocks: int, size: Pair, threads: int) -> bool:
-    """Return whether each thread processes whole blocks; otherwise all threads share each operation."""
+    """Return whether each thread processes whole blocks of images; if not, all threads share each operation."""
     return threads > 1 and blocks >= threads and len(operation_blocks(blocks, size)) == blocks
 
 
@@ -245,7 +245,7 @@ class MaskedLayer:
 
     @property
     def places(self) -> Array:
-        """For each weight, 1 + its index in the dense tensor; 0 if pruned: [O, I / groups, taps]."""
+        """Array [O, I / groups, taps]: 1 + index in the dense tensor for retained weights, 0 for pruned weights."""
         # int32 if possible: for large layers this array needs most of the memory while tables are built.
         numbered = np.arange(1, self.kept.size + 1, dtype=np.int32 if self.kept.size < 1 << 31 else np.int64)
         numbered = numbered.reshape(self.kept.shape)
@@ -283,7 +283,7 @@ class GatheredOps:
         return table
 
     def gather(self, source: GatheredOps | None = None) -> Op:
-        """Return the operation that fills the table from the table of `source`, or from external tensor 0 if None."""
+        """Return the operation that fills the table from the table of `source`; None: from external tensor 0."""
         count, item = len(self.index), self.table.itemsize
         if source is None:
             index = self.index

@@ -176,7 +176,7 @@ class Totals(EmittedKernel):
     sums of two threads.
 
     Args:
-        several: number of threads that have separate sums; their sums are added first.
+        several: number of threads that have separate sums. The kernel adds the sums of all threads first.
         together: number of columns that share a vector of sums.
     """
 
@@ -316,7 +316,7 @@ class _PairSumsBody:
             self._write_segment_end(segment, y, residual, sums)
 
     def _sums(self, x: Any, begin: Any, end: Any) -> list[Any]:
-        """Emit the sums of a segment; return two per row and vector, in the order of `bfloat.interleave_pairs`."""
+        """Emit a segment's sums; return two vectors per row and tile vector, in the order of `interleave_pairs`."""
         e, b, spec = self.e, self.e.b, self.spec
         vectors = len(self.shape.x)
         with e.loop(begin, end, PAIR, [e.splat(0.0)] * (2 * spec.rows * vectors)) as loop:
