@@ -86,12 +86,12 @@ def names() -> tuple[str, ...]:
 
 
 def find_origin(name: str) -> str:
-    """Return the name of the package that a task comes from, or "built in"."""
+    """Return the name of the installed package that defines the task `name`, or "built in"."""
     return (DATA_SETS if _is_data_set(name) else TASKS).find_origin(_registered_name(name))
 
 
 def describe(name: str) -> str:
-    """Return a one-line description of a task; for a broken task of an installed package, why it cannot be used."""
+    """Return a one-line description of a task; if the task cannot be used, return the reason instead."""
     if name in _LINES:
         return _LINES[name]
     try:
@@ -105,7 +105,7 @@ def describe(name: str) -> str:
 
 
 def get(name: str, *, model: str | None = None, options: Mapping[str, object] | None = None) -> Task:
-    """Return the task named `name`: built in, of an installed package, or module:object (see `user_task.load`).
+    """Return the task named `name`: a built-in task, one of an installed package, or module:object.
 
     `model` is the name of a network that replaces the task's default network. `options` are options of the task: data
     sets in memory take ``train`` (fewer training examples) and ``size`` (fewer pixels); for other tasks see
@@ -133,19 +133,19 @@ def get(name: str, *, model: str | None = None, options: Mapping[str, object] | 
 
 
 def resolve_task(task: str | Task) -> Task:
-    """Return the task for a name or a task object; an object without a key gets a key from its class and options."""
+    """Return the task that a name stands for, or `task` itself; a task without a key gets one from its source code."""
     from ticketry.tasks.user_task import recreate
 
     return get(task) if isinstance(task, str) else recreate(task, get)
 
 
 def create_task(spec: Spec) -> Task:
-    """Create the task that `spec`, a request of the user, names; the task's attribute `spec` is the request."""
+    """Create the task that the user requests by `spec` (name, network, options), and set the task's `spec`."""
     return _create_task_from_spec(spec)
 
 
 def create_task_from_file(file: str, spec: Spec, *, trust: bool = False) -> Task:
-    """Create the task of `spec`, a request that was read from a file; `file_requests` says which are allowed.
+    """Create the task that `spec` requests, after checking that a file may request it, see `file_requests`.
 
     Args:
         trust: whether the user trusts the names in the file. Even then, a function that a name refers to is called only
@@ -180,12 +180,12 @@ def _is_data_set(name: str) -> bool:
 
 
 def of_replicate(task: Task, number: int) -> Task:
-    """Return the task for replicate `number` of a search: `task`, or a copy with the options of `Task.of_replicate`."""
+    """Return the task for replicate `number` of a search: a copy with the options of `Task.of_replicate`, if any."""
     return _add_options(task, task.of_replicate(number), "differs between replicates")
 
 
 def with_random_weights(task: Task) -> Task:
-    """Return the task with randomly initialised networks: `task`, or a copy with the options of `Task.untrained`."""
+    """Return the task with random instead of pre-trained weights: a copy with options `Task.untrained`, if any."""
     return _add_options(task, task.untrained(), "begins with trained weights")
 
 
@@ -199,7 +199,7 @@ def _add_options(task: Task, options: Mapping[str, str], why: str) -> Task:
 
 @dataclass(frozen=True)
 class Experiment:
-    """A published experiment: a search with its task, network, recipe and settings."""
+    """A published experiment as a preset: method, task, network, training recipe and settings."""
 
     title: str
     source: str
@@ -388,7 +388,7 @@ _SOURCE = "our own choice: models and recipes as docs/domains.md lists them"
 
 
 def _text_search(title: str, task: str, model: str, recipe: Recipe, *, tokens: int = 0) -> Experiment:
-    """Return the search on a text, or, if `tokens` is given, a shortened one on its first `tokens` tokens."""
+    """Return a preset that searches on a text; if `tokens` is not 0, only on the first `tokens` tokens."""
     if tokens:
         title += f", shortened: narrower, {tokens:,} tokens, {recipe.length.removesuffix('ep')} epochs"
     settings, options = {"rewind": "3%", "densities": [0.5, 0.3, 0.1, 0.05]}, {"train": str(tokens)} if tokens else {}

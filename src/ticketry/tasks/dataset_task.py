@@ -114,13 +114,13 @@ def dataset_task(
 
 @dataclass(frozen=True)
 class Source:
-    """A data set, and the function that collates its examples to batches."""
+    """A data set, with the function that collates its examples to batches."""
 
     data: Any
     collate: Callable[[list[Any]], Any] = default_collate
 
     def read(self, rows: list[int], seeds: list[int]) -> tuple[Tensor, Tensor]:
-        """Return inputs and targets of the examples `rows`; each has a seed of its random transforms in `seeds`."""
+        """Return inputs and targets of the examples `rows`; `seeds` has a seed for the random transforms of each."""
         examples = []
         for row, seed in zip(rows, seeds, strict=True):
             with _seed_generators_temporarily(seed):
@@ -155,7 +155,7 @@ class DatasetTask(Task):
         self._measure, self._workers, self._version = measure, workers, version
 
     def key(self) -> Mapping[str, object]:
-        """Return name and version of the task, and digests of its first examples, its targets and its network."""
+        """Return values that identify the task: name, version, and digests of first examples, targets and network."""
         return self._key
 
     @functools.cached_property
@@ -213,7 +213,7 @@ class DatasetTask(Task):
 
 
 class DatasetReader:
-    """Reads the examples of a data set, see `tasks.task.Reader`."""
+    """Reads examples of a PyTorch data set by index; implements `tasks.task.Reader`."""
 
     augmentations: ClassVar[tuple[str, ...]] = (TRANSFORMS,)
     batch: ClassVar[int] = _READ_AT_ONCE
@@ -235,7 +235,7 @@ class DatasetReader:
         return functools.partial(_read_inputs_of_file, self._pickle_source(), numbers, seeds)
 
     def _pickle_source(self) -> str:
-        """Write the pickled data set to a file for the reading processes, unless done before; return its path.
+        """Write the pickled data set to a file for the reading processes, and return its path; do this only once.
 
         The file is deleted together with this reader.
         """
@@ -272,7 +272,7 @@ def _load_source(file: str) -> Source:
 
 @contextmanager
 def _seed_generators_temporarily(seed: int) -> Iterator[None]:
-    """Within the block, seed the global generators of torch, Python and NumPy; restore them afterwards."""
+    """Within the `with` block, seed the global generators of torch, Python and NumPy; restore them at its end."""
     import numpy as np
 
     with private_random_state([]):
@@ -289,7 +289,7 @@ def _seed_generators_temporarily(seed: int) -> Iterator[None]:
 
 
 def _check_data_set(data: Data, part: str) -> Source:
-    """Return the data set `data`, with its collate function if `data` is a loader; `part` names the split."""
+    """Return the data set and collate function of `data`; raise `TaskError`, which names the split `part`, if unfit."""
     collate: Callable[[list[Any]], Any] = default_collate
     if isinstance(data, DataLoader):
         if not isinstance(data.sampler, (RandomSampler, SequentialSampler)):
@@ -322,7 +322,7 @@ def _split_off_validation(source: Source) -> tuple[Source, Source]:
 
 
 def _read_targets(source: Source) -> Tensor:
-    """Return the targets of all examples, from the data set's attribute `targets` if it agrees with a few examples."""
+    """Return all targets: the data set's attribute `targets` if it agrees with a few examples, else read them."""
     named = _targets_attribute(source.data)
     rows = sorted({row * len(source.data) // _SAMPLED for row in range(_SAMPLED)})
     if named is not None and torch.equal(source.read(rows, rows)[1], named[rows]):

@@ -74,7 +74,7 @@ _LARGE = 96
 
 @dataclass(frozen=True, kw_only=True)
 class ImageData:
-    """Facts about an image data set, with the default network and its recipe."""
+    """Facts about an image data set, such as its size, and its default network and training recipe."""
 
     title: str
     shape: tuple[int, int, int]
@@ -95,7 +95,7 @@ class ImageData:
     """Whether the recipes of this data set mirror and shift images."""
 
     def recipe_of(self, model: str) -> Recipe:
-        """Return the default recipe on this data set for the network named `model`, of any width.
+        """Return the default training recipe on this data set for the network `model`, of any width.
 
         Networks of other libraries and packages, and custom networks, get the recipe of ResNets; for large images, they
         get the recipe of ResNet-50 on ImageNet.
@@ -225,7 +225,7 @@ DATA_SETS: Registry[ImageData] = Registry(
 
 @dataclass(frozen=True)
 class Published:
-    """Facts about a published text whose tokens are words."""
+    """Facts about a published text, which is split into words as tokens."""
 
     title: str
     words: int
@@ -295,7 +295,7 @@ def describe(name: str) -> str:
 
 
 def default_text_recipe(task: str, model: str) -> Recipe:
-    """Return the recipe of a model, of any width, on a task of `MODELS`; custom models get the recipe of the GPT."""
+    """Return a model's default training recipe on a language task; custom models get the recipe of the GPT."""
     base = model.partition("@")[0]
     return OWN if task == TEXT and base != "gpt" else _TEXT_RECIPES.get(base, GPT)
 
@@ -326,7 +326,7 @@ OPTIONS = ("split", "validation")
 
 @dataclass(frozen=True)
 class TableFacts:
-    """Facts about a published table."""
+    """Facts about a published table for regression."""
 
     title: str
     rows: int
@@ -400,7 +400,7 @@ class Learning:
             raise TaskError(f"the option loss is huber or squared, not {self.loss!r}")
 
     def changed(self, options: Mapping[str, str]) -> Learning:
-        """Return a copy in which the fields named in `options` have these values, given as text."""
+        """Return a copy with the fields that `options` names changed; the values in `options` are text."""
         known = {field.name: field.type for field in fields(self)}
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         for name, text in options.items():
@@ -439,7 +439,7 @@ def _parse_option(name: str, text: str, kind: str) -> Any:
 
 @dataclass(frozen=True)
 class EnvironmentFacts:
-    """Facts about an environment: its name, and the default network with its settings."""
+    """Facts about a reinforcement learning environment: name, default network and training settings."""
 
     title: str
     environment: str

@@ -44,7 +44,7 @@ _VALUE = re.compile(r"[A-Za-z0-9.+-]{0,32}")
 
 
 def check_request(task: str, model: str | None, options: Iterable[tuple[str, str]], *, of: str) -> None:
-    """Raise `TrustError` if the file named `of` may not request this task; the error says how a user can allow it."""
+    """Raise `TrustError` if the file named `of` may not request this task; the error says how to allow the task."""
     if task not in ALLOWED_OPTIONS:
         raise refusal("task", task, of, "name it yourself with --task, or, ")
     if model is not None:
@@ -64,7 +64,7 @@ def check_network(name: str, *, of: str) -> None:
 
 
 def is_widened(network: str | None) -> bool:
-    """Return whether `network` is wider than the built-in network of this name, so that it may not fit into memory."""
+    """Return whether `network` names a wider variant of a built-in network, which may not fit into memory."""
     _, at, width = (network or "").partition("@")
     return bool(at) and not width.startswith(("0.", "."))
 
@@ -76,9 +76,9 @@ def _is_perceptron(base: str) -> bool:
 
 
 def refusal(what: str, name: object, of: str, instead: str = "") -> TrustError:
-    """Return the error for a name in a file that is not allowed.
+    """Return the error for a file that contains a name which is not allowed.
 
-    `what` says what is named, `of` is the name of the file, and `instead` says what the user can do.
+    `what` is the kind of the named object, `of` the file, and `instead` says what the user can do.
     """
     return TrustError(
         f"{of} names the {what} {quote(name)}, which is not one of the built-in ones that a file may ask for. What a"
@@ -110,7 +110,7 @@ class Options:
         return self.given.get(option, default)
 
     def names(self, option: str, default: str = "") -> tuple[str, ...]:
-        """Return the names in an option, which are separated by commas."""
+        """Return the comma-separated names in the value of an option."""
         return tuple(part.strip() for part in self.text(option, default).split(",") if part.strip())
 
     def path(self, option: str) -> Path | None:
@@ -123,7 +123,7 @@ class Options:
         return replace(spec, options=found)
 
     def whole(self, option: str, default: int, *, least: int | None = 0, what: str = "whole number") -> int:
-        """Return the whole number in an option; it must be at least `least` (if None: 0, which messages then omit)."""
+        """Return the value of an option, a whole number of at least `least` (at least 0 if `least` is None)."""
         text = self.text(option, str(default))
         if not text.isdecimal() or len(text) > _DIGITS or int(text) < (least or 0):
             bound = "" if least is None else f", at least {least}"

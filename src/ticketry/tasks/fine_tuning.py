@@ -47,7 +47,7 @@ class Labelled:
 
 
 def find_text_files(path: Path) -> dict[str, Path]:
-    """Return the files of the splits ``train``, ``validation`` and ``test`` in a folder; a single file is ``all``."""
+    """Return the files of the splits ``train``, ``validation`` and ``test`` in a folder; a file `path` is ``all``."""
     if path.is_file():
         if path.suffix not in SUFFIXES:
             raise DataError(
@@ -188,8 +188,8 @@ class Pretrained:
     def build_network(self, classes: int, *, pretrained: bool) -> Classifier:
         """Build the network in float32 with this number of classes.
 
-        Weights that the folder lacks, such as those of a last layer for other classes, are drawn from torch's global
-        random state; without `pretrained` all weights are.
+        Weights that the folder lacks, such as a last layer for other classes, are drawn from torch's global random
+        state. If not `pretrained`, all weights are drawn.
         """
         auto, padding = _import_transformers(self.path).AutoModelForSequenceClassification, self.padding
         with self._report_errors("a sequence classifier"):
@@ -230,7 +230,7 @@ class Pretrained:
         return int(self._config.get("vocab_size") or len(self._tokenizer))
 
     def tokenize(self, texts: Sequence[tuple[str, ...]], length: int) -> Tensor:
-        """Return the first tokens of each text, at most `length`, padded to the longest text: int32 [n, t].
+        """Return the first tokens, at most `length`, of each text as int32 [n, t], padded to the longest text.
 
         If the texts are pairs and the tokenizer marks the two texts, the shape is [n, 2, t], with tokens, and for each
         token the number of its text.
@@ -261,7 +261,7 @@ class Pretrained:
         return int(positions) if positions else None
 
     def order_classes(self, labels: set[str]) -> list[str]:
-        """Return the labels in the order of the network's outputs, if its configuration names them; else sorted."""
+        """Return `labels` in the order of the network's outputs if its configuration names all of them, else sorted."""
         own = self._config.get("label2id") or {}
         if set(own) == labels:
             return sorted(labels, key=lambda label: int(own[label]))
@@ -302,7 +302,7 @@ class Pretrained:
 
     @contextlib.contextmanager
     def _report_errors(self, what: str) -> Iterator[None]:
-        """Within the block, turn errors of transformers into `TaskError`, and silence its other messages."""
+        """Within the `with` block, turn errors of transformers into `TaskError`, and silence its log messages."""
         logging = _import_transformers(self.path).utils.logging
         level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
         logging.set_verbosity_error()
@@ -428,7 +428,7 @@ class FineTuning(Classification):
         return self.folder.build_network(len(self.classes), pretrained=self.pretrained)
 
     def scored(self, size: int) -> int:
-        """Return the batch size for importance scores: `size`, but at most the size of a training batch."""
+        """Return the batch size for importance scores: `size`, but at most the training batch size."""
         return min(size, self.recipe.batch)
 
     def load(self, data: Path | None = None) -> Splits:
@@ -436,7 +436,7 @@ class FineTuning(Classification):
         return self._splits
 
     def prepare(self, inputs: Tensor) -> Tensor:
-        """Return a batch without the columns at its end that are padding in all texts."""
+        """Return a batch of tokens without the last columns that are padding in all texts."""
         ids = inputs if inputs.dim() == 2 else inputs[:, 0]
         used = (ids != self.folder.padding).any(0).nonzero()
         return inputs[..., : 1 + int(used[-1]) if len(used) else 1].long()

@@ -96,7 +96,7 @@ class Images(Classification):
         return torch.randn(count, *self.shape, generator=torch.Generator().manual_seed(0))
 
     def augment(self, inputs: Tensor, names: tuple[str, ...], generator: torch.Generator) -> Tensor:
-        """Apply the augmentations in `names` (``flip``, ``crop``) in this order."""
+        """Return stored images after the augmentations in `names` (``flip``, ``crop``), applied in this order."""
         for name in names:
             if name not in _AUGMENTATIONS:
                 raise TaskError(
@@ -128,7 +128,7 @@ class ImageClassification(Images):
 
     @property
     def padding(self) -> int:  # type: ignore[override]
-        """Largest shift by ``crop`` in pixels: always the same share of the image, also for reduced images."""
+        """Largest shift by the augmentation ``crop``, in pixels; it is proportional to the size of the images."""
         return max(1, PADDING // self.factor)
 
     def key(self) -> Mapping[str, object]:
@@ -156,7 +156,7 @@ def _compute_scale_and_offset(
 ) -> tuple[Tensor, Tensor]:
     """Return factor and offset [c, 1, 1] with which x * factor + offset = (x / largest - mean) / std.
 
-    Cached, because a copy to a device stalls the device.
+    Results are cached, because a copy to a device stalls the device.
     """
     with torch.inference_mode(False):
         means = torch.tensor(mean, dtype=torch.float64).view(-1, 1, 1)
@@ -189,7 +189,7 @@ def create_task(spec: Spec) -> ImageClassification:
 
 
 def _parse_factor(data: ImageData, options: Options) -> int:
-    """Return the factor by which height and width are reduced to the value of the option ``size``."""
+    """Return the factor by which images must be reduced to have the height and width in the option ``size``."""
     _, height, width = data.shape
     sizes = {height // factor: factor for factor in range(1, height + 1) if not height % factor and not width % factor}
     size = options.whole("size", height, least=1)
@@ -216,7 +216,7 @@ _EVALUATED_PIXELS = 500 * 64 * 64
 
 @dataclass(frozen=True)
 class FolderReader:
-    """Reads the image files of a listing, see `tasks.task.Reader`."""
+    """Reads the image files of a split; implements `tasks.task.Reader`."""
 
     augmentations: ClassVar[tuple[str, ...]] = ("resized_crop",)
 
@@ -227,7 +227,7 @@ class FolderReader:
 
     @property
     def batch(self) -> int:
-        """Batch size of evaluation: at most 500 images, with at most the pixels of 500 images of 64x64."""
+        """Batch size of evaluation: at most 500 images, fewer if images are larger than 64x64 pixels."""
         return max(1, min(500, _EVALUATED_PIXELS // self.size**2))
 
     def request(
@@ -286,7 +286,7 @@ class FolderClassification(Images):
         }
 
     def load(self, data: Path | None = None) -> Splits:
-        """Return the splits, whose images are read when needed; the folder val (or test) is the test set."""
+        """Return the splits, whose images are read when needed; the test split has the images in val (or test)."""
         return self._splits
 
     @cached_property
@@ -322,7 +322,7 @@ def create_folder_task(spec: Spec) -> FolderClassification:
 
 
 def parse_folder_options(spec: Spec, options: Options) -> dict[str, Any]:
-    """Return the arguments of `FolderClassification` that a request and its `options` give."""
+    """Return the arguments for `FolderClassification` that a request and its parsed `options` contain."""
     size = options.whole("size", 224, least=1)
     resize = options.whole("resize", round(size / _SHARE_OF_SIDE), least=size)
     network = spec.model or MODEL
@@ -342,13 +342,13 @@ def parse_folder_options(spec: Spec, options: Options) -> dict[str, Any]:
 
 
 def default_recipe(network: str, size: int) -> Recipe:
-    """Return the recipe of a network for images of this size; the ImageNet recipe crops and resizes at random."""
+    """Return the default training recipe of a network for images of `size` x `size` pixels."""
     recipe = replace(TINY_IMAGENET, shape=(3, size, size)).recipe_of(network)
     return recipe.changed(augment=("resized_crop", "flip")) if recipe == IMAGENET else recipe
 
 
 def _parse_channels(options: Options, name: str, default: tuple[float, ...]) -> tuple[float, ...]:
-    """Return the value of an option: three numbers that are separated by spaces or commas."""
+    """Return the value of the option `name`, three numbers separated by spaces or commas."""
     if name not in options.given:
         return default
     try:
@@ -366,7 +366,7 @@ WINDOW = 16
 
 @dataclass(frozen=True)
 class ShardReader(FolderReader):
-    """Reads images from shards, see `tasks.task.Reader` and `tasks.task.Sharded`."""
+    """Reads images from shards (tar files of images); implements `tasks.task.Reader` and `tasks.task.Sharded`."""
 
     listing: ShardListing
     window: int = WINDOW
@@ -377,7 +377,7 @@ class ShardReader(FolderReader):
 
 @dataclass(frozen=True, kw_only=True)
 class ShardClassification(FolderClassification):
-    """A task that classifies images in shards."""
+    """A task that classifies images that are stored in shards (tar files of images)."""
 
     replayable = True
 

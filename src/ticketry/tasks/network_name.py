@@ -68,7 +68,7 @@ _DECIMALS = 6
 
 @dataclass(frozen=True)
 class NetworkName:
-    """A parsed name of a network; `str` of this object is the canonical name, under which results are stored."""
+    """A parsed name of a network; `str` gives the canonical name, under which results are stored."""
 
     base: str
     """The name without its width and without the library before the colon."""
@@ -97,11 +97,11 @@ class NetworkName:
 
     @property
     def is_outside(self) -> bool:
-        """Whether the network is custom or comes from an installed package."""
+        """Whether the network is custom or comes from an installed package, not from ticketry."""
         return ":" in self.base or (self.base not in NETWORKS.built_in and self.base in NETWORKS)
 
     def scaled(self, width: int) -> int:
-        """Return the scaled hidden width max(1, round(W * width)), with halves rounded to even numbers."""
+        """Return a hidden width multiplied by the factor in the name: max(1, round(factor * width))."""
         return max(1, round(self.width * width))
 
     def __str__(self) -> str:
@@ -114,7 +114,7 @@ class NetworkName:
 
 
 def unknown_network_error(name: str, known: Iterable[str] | None = None) -> TaskError:
-    """Return the error for a name that is not the name of a network, or not in `known`."""
+    """Return the error for the name of an unknown network; it suggests similar names from `known`."""
     names = list(NETWORKS.names() if known is None else known)
     base = name.partition("@")[0]
     return TaskError(

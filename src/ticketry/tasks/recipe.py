@@ -21,7 +21,7 @@ TO_ZERO = ("cosine", "onecycle", "linear")
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """The settings with which a network is trained, as plain values.
+    """The training settings of a network: length, batch size, optimiser, learning rate and its schedule.
 
     Examples:
         >>> recipe = tk.Recipe(length="2ep", batch=64, lr=0.05, schedule="cosine")
@@ -98,7 +98,7 @@ class Recipe:
         return Step.parse(self.length).iterations(per_epoch=per_epoch)
 
     def scaled(self, length: int, *, per_epoch: int) -> Recipe:
-        """Return a copy with `length` iterations, in which milestones and warm-up have the same shares of training.
+        """Return a copy with `length` iterations, in which milestones and warm-up are scaled to the new length.
 
         Milestones in iterations or epochs are rounded to iterations. The peak learning rate does not change.
 
@@ -135,7 +135,7 @@ _BOUNDS = {
 
 
 def recipe_from(values: dict[str, Any]) -> Recipe:
-    """Return the recipe with these values from JSON or TOML, where tuples are lists."""
+    """Return the recipe with `values` from JSON or TOML; lists become tuples."""
     known = {field.name for field in fields(Recipe)}
     unknown = sorted(set(values) - known)
     if unknown:

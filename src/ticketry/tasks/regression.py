@@ -32,10 +32,10 @@ from ticketry.tasks.task import Spec, Split, Splits, Task
 
 
 class Regression(Task):
-    """Base class of tasks whose network predicts a standardised number; outputs are [n, 1].
+    """Base class of tasks whose network predicts a number with mean 0 and variance 1; outputs are [n, 1].
 
-    Targets are float32 [n, 2]: the standardised number, and the standard deviation of the original targets. The latter
-    is the same in every row, and serves to report errors on the original scale. `standardised` creates such splits.
+    Targets are float32 [n, 2]. The first column has the standardised numbers. The second has the standard deviation of
+    the original targets in every row, to report errors in the original unit. `standardised` creates such splits.
 
     A subclass adds `name`, `recipe`, `build` and `load`.
     """
@@ -49,7 +49,7 @@ class Regression(Task):
         return F.mse_loss(outputs, targets[:, :1])
 
     def measure(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        """Return the sums over a batch from which `summary` computes RMSE and R2, in float64."""
+        """Return the sums over a batch, in float64, from which `summary` computes the metrics."""
         wanted, unit = targets.double().unbind(1)
         squares = (outputs.double().squeeze(1) - wanted).square()
         return {
@@ -86,8 +86,10 @@ def standardised(
     Columns that are constant over the training rows are not divided by their standard deviation.
 
     Args:
-        inputs: [rows, features] the columns to predict from.
-        target: [rows] the column to predict.
+        inputs: columns to predict from, [rows, features].
+        target: column to predict, [rows].
+        train, validation, test: row numbers of the splits.
+        what: description of the table for error messages.
     """
     first = inputs[train[0]]
     # Compared exactly: by rounding, the standard deviation of equal numbers need not be 0.
@@ -122,7 +124,7 @@ _FEWEST = 10
 
 @dataclass(frozen=True, kw_only=True)
 class TableRegression(Regression):
-    """Base class of regression on published and custom tables."""
+    """Base class of regression tasks on published and custom tables."""
 
     name: str
     model: str
@@ -223,7 +225,7 @@ class CustomTableRegression(TableRegression):
 
     @property
     def _encoding(self) -> Mapping[str, object]:
-        """Return values that say how words and missing values were encoded; empty if the table has neither."""
+        """Return a dict that says how words and missing values were encoded; empty if the table has neither."""
         table = self._table
         found: dict[str, object] = {}
         if table.categories:
@@ -234,7 +236,7 @@ class CustomTableRegression(TableRegression):
         return found
 
     def load(self, data: Path | None = None) -> Splits:
-        """Return random splits, drawn by `splits.hold_out` with the number of the split as seed."""
+        """Return splits of the table, drawn at random with the task's split number as seed."""
         return self._splits
 
     @cached_property
@@ -312,7 +314,7 @@ def create_task(spec: Spec) -> TableRegression:
 def _split_off_validation(
     train: NDArray[np.int64], validation: Fraction, what: str
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Split a share of the training rows off for validation, by `splits.hold_out`; return the rest and the share."""
+    """Split the share `validation` of the training rows off at random; return the other rows, then these rows."""
     held = _share_to_count(validation, len(train))
     if held >= len(train):
         raise TaskError(f"{what}: {len(train)} training rows are too few to hold out {float(validation):g} of them")
@@ -321,7 +323,7 @@ def _split_off_validation(
 
 
 def _share_to_count(share: Fraction, of: int) -> int:
-    """Return `share` times the number `of`, with halves rounded up, and at least 1."""
+    """Return `share` * `of` as a whole number, rounded half up, and at least 1."""
     return max(1, int(share * of + Fraction(1, 2)))
 
 

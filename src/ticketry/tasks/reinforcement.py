@@ -52,10 +52,10 @@ LONGEST = 10_000
 
 
 class Environments:
-    """Copies of an environment that are stepped together; a copy whose episode ends starts the next one at once."""
+    """Copies of an environment that are stepped together; when an episode ends, its copy starts the next episode."""
 
     def __init__(self, name: str, copies: int, seed: int, repeat: int = 1) -> None:
-        """Start the first episode of each copy; an action is repeated for `repeat` steps, whose rewards are summed."""
+        """Start the first episode of each copy; `repeat` is the number of environment steps for each action."""
         worlds = [create_environment(name) for _ in range(copies)]
         self.name, self.seed, self.repeat = name, seed, repeat
         steps = find_step_limit(worlds[0])
@@ -105,9 +105,9 @@ class Environments:
         return rewards, after, ended
 
     def play(self, choose: Callable[[Numbers], list[int]]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-        """Play an episode in each copy; return summed rewards [copies] and lengths in environment steps [copies].
+        """Play an episode in each copy; return the sum of rewards and the number of steps of each episode, [copies].
 
-        `choose` returns n actions for the observations [n, numbers] of unfinished episodes.
+        `choose` is called with the observations [n, numbers] of unfinished episodes, and returns n actions.
         """
         returns, lengths = np.zeros(len(self.seen)), np.zeros(len(self.seen), np.int64)
         unfinished = list(range(len(self.seen)))
@@ -132,7 +132,7 @@ class Environments:
         }
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Restore the copies from `state`, as the method `state` returned it, by repeating the actions."""
+        """Restore the copies from `state`, a result of the method `state`, by repeating the actions of its episodes."""
         self._episodes = state["episodes"].tolist()
         self._actions = [[action for action in taken if action >= 0] for taken in state["actions"].tolist()]
         for copy, taken in enumerate(self._actions):
@@ -201,9 +201,9 @@ def create_environment(name: str) -> gymnasium.Env[Any, Any]:
 
 
 def _unwrap_environment(world: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
-    """Return the environment without the wrappers that Gymnasium always adds, which take longer than a CartPole step.
+    """Return the environment without the wrappers that Gymnasium always adds, since they are slow.
 
-    Wrappers that the environment was registered with (`additional_wrappers`) stay.
+    Wrappers with which the environment was registered (`additional_wrappers`) stay.
     """
     from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
 
@@ -213,7 +213,7 @@ def _unwrap_environment(world: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, An
 
 
 def find_step_limit(world: gymnasium.Env[Any, Any]) -> int:
-    """Return the largest number of steps of an episode: the limit of the environment, or `LONGEST` without one."""
+    """Return the largest number of steps of an episode; `LONGEST` if the environment sets no limit."""
     return (world.spec and world.spec.max_episode_steps) or LONGEST
 
 
@@ -224,7 +224,7 @@ def count_observations_and_actions(name: str) -> tuple[int, int]:
 
 
 def digest_environment_source(name: str) -> str:
-    """Return a digest of the source code of a custom environment and its wrappers; empty for one of Gymnasium.
+    """Return a digest of the source code of a custom environment and its wrappers; empty for Gymnasium's own.
 
     For ``module:NAME`` the digest includes the module. Raise the errors of `create_environment`.
     """
@@ -248,10 +248,10 @@ _ENTRIES = ("seen", "after", "actions", "rewards", "ended")
 
 @dataclass(frozen=True)
 class Transitions:
-    """Transitions of an environment: observations, actions, rewards and next observations.
+    """A batch of n transitions of an environment: observations, actions, rewards and next observations.
 
-    Shapes are [n, numbers] for observations and [n] for actions (int64) and rewards. The last field [n] is 1 where a
-    terminal state ended the episode, else 0.
+    Observations are [n, numbers]; actions (int64) and rewards are [n]. The last field [n] is 1 where a terminal state
+    ended the episode, else 0.
     """
 
     seen: Tensor
@@ -268,7 +268,7 @@ class Transitions:
 
 
 class Memory:
-    """The replay memory: the last `capacity` transitions."""
+    """The replay memory, which stores the last `capacity` transitions."""
 
     def __init__(self, capacity: int, numbers: int) -> None:
         self.capacity = capacity
@@ -291,7 +291,7 @@ class Memory:
         after: NDArray[np.float32],
         ended: NDArray[np.bool_],
     ) -> None:
-        """Store transitions: always the same number per call, a divisor of `capacity`."""
+        """Store transitions; every call must have the same number of transitions, a divisor of `capacity`."""
         first, last = self._next, self._next + len(actions)
         arrays = self._arrays
         arrays["seen"][first:last] = seen
@@ -312,7 +312,7 @@ class Memory:
         return found | {"next": torch.tensor(self._next)}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Restore a result of `state`."""
+        """Restore the transitions from `state`, a result of the method `state`."""
         self.count, self._next = len(state["actions"]), int(state["next"])
         for name in _ENTRIES:
             self._tensors[name][: self.count] = state[name]
@@ -324,8 +324,8 @@ TARGET = "target/"
 class Learner(Session):
     """A training run by deep Q-learning, which first fills the replay memory by random actions.
 
-    The state of a run has the entries ``target/NAME`` (weights), ``memory/…`` and ``worlds/…``; before the first step,
-    the state is empty.
+    The state of a run has the entries ``target/NAME`` (weights of the target network), ``memory/…`` (replay memory) and
+    ``worlds/…`` (environments); before the first step, the state is empty.
     """
 
     copies = TARGET
@@ -416,7 +416,7 @@ class Learner(Session):
             step_and_store(self._memory, environments, actions)
 
     def _target_values(self, model: nn.Module, parameters: Mapping[str, Tensor], seen: Transitions) -> Tensor:
-        """Return the targets [b]: reward + discounted value that the target network gives the next observation."""
+        """Return the targets [b]: the reward plus the target network's discounted value of the next observation."""
         best = self._action_values(model, seen.after).argmax(1, keepdim=True) if self._learning.double else None
         with _replace_weights_temporarily(parameters, self._target):
             values = self._action_values(model, seen.after)
@@ -424,20 +424,26 @@ class Learner(Session):
         return seen.rewards + self._learning.gamma * following * (1 - seen.ended)
 
     def _action_values(self, model: nn.Module, seen: Tensor) -> Tensor:
-        """Return the values of all actions, float32 [n, actions]."""
+        """Return the model's values of all actions for observations `seen`, float32 [n, actions]."""
         with self._arithmetic.autocast():
             values: Tensor = model(seen)
         return values.float()
 
 
 def q_loss(values: Tensor, actions: Tensor, wanted: Tensor, kind: str) -> Tensor:
-    """Return the mean loss of `values` [b, actions] at the taken `actions` [b] against the targets `wanted` [b]."""
+    """Return the mean loss, of the given kind, between the values of the taken `actions` [b] and `wanted` [b].
+
+    Args:
+        values: values of all actions, [b, actions].
+        wanted: target values, [b].
+        kind: ``huber``, or another name for the squared error.
+    """
     taken = values.gather(1, actions.unsqueeze(1)).squeeze(1)
     return F.smooth_l1_loss(taken, wanted) if kind == "huber" else F.mse_loss(taken, wanted)
 
 
 def fill_memory_with_random_actions(memory: Memory, environments: Environments, choices: int, count: int) -> None:
-    """Store `count` transitions; each action is one of `choices` actions, drawn from torch's global generator."""
+    """Store `count` transitions in `memory`; draw their actions, of `choices` possible ones, at random."""
     copies = len(environments.seen)
     for actions in torch.randint(choices, (count // copies, copies)).tolist():
         step_and_store(memory, environments, actions)
@@ -452,7 +458,7 @@ def step_and_store(memory: Memory, environments: Environments, actions: list[int
 
 @contextlib.contextmanager
 def _replace_weights_temporarily(parameters: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> Iterator[None]:
-    """Within the block, replace the data of `parameters` by `weights`, without copying."""
+    """Within the `with` block, let `parameters` use the data of `weights`, without copying."""
     own = {name: parameter.data for name, parameter in parameters.items()}
     try:
         for name, parameter in parameters.items():
@@ -481,7 +487,7 @@ _EXPLORED = 0.5
 
 @dataclass(frozen=True)
 class ScoreBatch:
-    """A batch for scores: observations [n, numbers], the actions taken [n] and the target values of these [n]."""
+    """A batch for pruning scores: observations [n, numbers], actions taken [n], and their target values [n]."""
 
     seen: Tensor
     actions: Tensor
@@ -489,10 +495,10 @@ class ScoreBatch:
 
 
 class EnvironmentCourse(Course):
-    """Training and evaluation in an environment; an epoch has as many transitions as fit into the replay memory."""
+    """Trains and evaluates in an environment; an epoch has as many transitions as fit into the replay memory."""
 
     def __init__(self, environment: str, sizes: tuple[int, int], learning: Learning, acts: bool = True) -> None:
-        """Create a course; for `sizes` and `acts` see `Learner`."""
+        """Create a course (training and evaluation of a task); for `sizes` and `acts` see `Learner`."""
         self.environment, self.numbers_and_choices, self.learning, self._acts = environment, sizes, learning, acts
 
     def sizes(self) -> dict[str, int]:
@@ -517,7 +523,7 @@ class EnvironmentCourse(Course):
         )
 
     def evaluate(self, model: nn.Module, split: str, arithmetic: Arithmetic) -> dict[str, float]:
-        """Return the mean summed reward and mean length of `EPISODES` episodes that always take the best-rated action.
+        """Return mean reward and mean length of `EPISODES` episodes that take the actions of highest value.
 
         Each split has its own episodes, with fixed seeds.
         """
@@ -541,9 +547,9 @@ class EnvironmentCourse(Course):
 
     @torch.no_grad()
     def sample(self, model: nn.Module, count: int, size: int, seed: int) -> list[ScoreBatch]:
-        """Return `count` batches of transitions; half of the actions are random, the others are the network's.
+        """Return `count` batches of transitions; half of the actions are random, the model chooses the others.
 
-        The target of a transition is the reward + the discounted value that the network gives the next observation.
+        The target of a transition is the reward plus the model's discounted value of the next observation.
         """
         device = next(model.parameters()).device
         numbers, choices = self.numbers_and_choices
@@ -571,11 +577,11 @@ class EnvironmentCourse(Course):
         return len(batch.actions)
 
     def inputs(self, count: int) -> Tensor:
-        """Return standard normal noise for `count` observations; this creates no environment."""
+        """Return standard normal noise in the shape of `count` observations; this creates no environment."""
         return torch.randn(count, self.numbers_and_choices[0], generator=torch.Generator().manual_seed(0))
 
     def few(self, count: int) -> EnvironmentCourse:
-        """Return the course with few random transitions and no further actions, to measure the cost of an update."""
+        """Return a course with few random transitions, which are never replaced, to measure the cost of an update."""
         copies = self.learning.copies
         warmup = min(copies * -(-count // copies), self.learning.memory)
         return EnvironmentCourse(
@@ -598,7 +604,7 @@ class Reinforcement(Task):
     spec: Spec | None = None
 
     def key(self) -> Mapping[str, object]:
-        """Return values that identify the task, also by the version of Gymnasium and a custom environment's source."""
+        """Return values that identify the task, including Gymnasium's version and a custom environment's source."""
         source = "" if self.name in ENVIRONMENTS else digest_environment_source(self.environment)
         return {
             "name": self.name,

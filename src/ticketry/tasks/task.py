@@ -33,7 +33,7 @@ class Spec:
 
 @dataclass(frozen=True)
 class Split:
-    """Examples as they are stored, such as images in uint8; `Task.prepare` converts them to inputs of the model.
+    """A set of examples in stored form, such as images in uint8; `Task.prepare` converts them to model inputs.
 
     Examples:
         >>> digits = tk.task("digits").load()
@@ -72,8 +72,8 @@ class Task:
 
     Every task overrides `build`. Tasks with independent examples also override `load`, `loss`, `measure` and `summary`
     (`Classification` defines the last three). Other tasks, such as language modelling, override `course` instead.
-    A task contains settings only; each process loads the data once, when the data is used. Data must be the same every
-    time, and models too if torch has the same seed, because results are stored under the `key` of the task.
+    A task contains settings only; each process loads the data when it is first used. Results are stored under the `key`
+    of the task, so `load` must always return the same data, and `build` the same model for the same seed of torch.
 
     Examples:
         >>> class Circles(tk.Task):
@@ -125,10 +125,10 @@ class Task:
     inherit the value."""
 
     def key(self) -> Mapping[str, object]:
-        """Return JSON values that identify the task in stored results: name, version, options, model.
+        """Return JSON values (name, version, options, model) that identify the task in stored results.
 
-        Tasks that are named module:object, and task objects for `tk.run` or a search, need not override this method:
-        `catalogue.get` and `resolve_task` make a key from source code and options.
+        Tasks that are named module:object, and task objects for `tk.run`, need not override this method, since
+        `catalogue.get` and `resolve_task` compute a key from source code and options.
 
         Raises:
             TaskError: if the class does not override this method.
@@ -140,7 +140,7 @@ class Task:
         )
 
     def of_replicate(self, number: int) -> Mapping[str, str]:
-        """Return options of the task for replicate `number` (from 0); empty if replicates have the same options.
+        """Return options of the task for replicate `number` (from 0); empty if all replicates use the same task.
 
         For example, each replicate may have another split of the data. See `catalogue.of_replicate`.
         """
@@ -149,7 +149,7 @@ class Task:
     def untrained(self) -> Mapping[str, str]:
         """Return options that give the task random instead of pre-trained weights; empty if weights are random anyway.
 
-        The control `random_reinit` needs a network without pre-trained weights, see `catalogue.with_random_weights`.
+        The control `random_reinit` trains a ticket's mask from random weights, see `catalogue.with_random_weights`.
         """
         return {}
 
@@ -158,14 +158,14 @@ class Task:
         raise NotImplementedError
 
     def narrower(self, parameters: int) -> str | None:
-        """Return the name of the widest network of this kind with at most `parameters` parameters, or None.
+        """Return the name of the widest variant of the task's network with at most `parameters` parameters, or None.
 
         `evidence.verify` trains this network as a control: a dense network with as many parameters as the ticket.
         """
         return None
 
     def course(self, data: Path | None = None) -> Course | None:
-        """Return the course of a task whose examples are not independent; None if `load` gives independent examples.
+        """Return how to train and evaluate if examples are not independent; None if `load` gives independent examples.
 
         Args:
             data: folder of data sets from the command line.
@@ -206,7 +206,7 @@ class Task:
         return self.prepare(first if split.reader is None else split.reader.request(first)())
 
     def augment(self, inputs: Tensor, names: tuple[str, ...], generator: torch.Generator) -> Tensor:
-        """Return stored inputs [n, ...] after the augmentations `names`; `generator` (on the CPU) is their randomness.
+        """Return stored inputs [n, ...] after the augmentations `names`, which draw from `generator` (on the CPU).
 
         Raises:
             TaskError: for an unknown augmentation.
@@ -216,15 +216,15 @@ class Task:
         return inputs
 
     def loss(self, outputs: Tensor, targets: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
-        """Return the mean loss of a batch, a scalar; `label_smoothing` is the recipe's."""
+        """Return the mean loss of a batch, a scalar; `label_smoothing` comes from the training recipe."""
         raise NotImplementedError
 
     def measure(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        """Return sums over the examples of a batch, by name; `summary` gets their sums over all batches."""
+        """Return sums over the examples of a batch, by name; `summary` gets the same sums over all batches."""
         raise NotImplementedError
 
     def summary(self, sums: Mapping[str, float], count: int) -> dict[str, float]:
-        """Return the metrics of a split of `count` examples, from the sums of `measure`; include `metric.name`."""
+        """Return the metrics of `count` examples, which include `metric.name`, from the added `sums` of `measure`."""
         raise NotImplementedError
 
 
@@ -239,14 +239,14 @@ Inputs = Tensor | tuple[Any, ...]
 
 
 class Arithmetic(Protocol):
-    """The device and number format of networks, as far as a course needs to know them."""
+    """The device and number format with which a `Course` trains and evaluates networks."""
 
     @property
     def device(self) -> str:
         """The type of the device: ``cpu`` or ``cuda``."""
 
     def autocast(self) -> contextlib.AbstractContextManager[object]:
-        """Return the context for a forward pass; outputs must be converted to float32 before a loss is computed."""
+        """Return the autocast context for a forward pass; convert outputs to float32 before computing a loss."""
 
 
 class Session:
@@ -307,7 +307,7 @@ _NOT_SPLITTABLE = (
 
 
 class Course:
-    """Data, training and evaluation of a task whose examples are not independent."""
+    """Trains and evaluates on a task whose examples are not independent, such as a text."""
 
     def sizes(self) -> dict[str, int]:
         """Return the numbers of examples, all positive, of the splits ``train``, ``validation`` and ``test``."""
@@ -349,13 +349,13 @@ class Course:
         raise NotImplementedError
 
     def inputs(self, count: int) -> Inputs:
-        """Return inputs of the model for at most `count` examples, on the CPU, for tracing the model."""
+        """Return model inputs for at most `count` examples, on the CPU, with which the model can be traced."""
         raise NotImplementedError
 
     def cut(self, ranks: Ranks) -> Course:
-        """Return the course for one of several processes that train a network together.
+        """Return the course for the process `ranks`, one of several that train a network together.
 
-        `ranks` is this process among the others. Each batch is split over the processes. The mean of the processes'
+        Each batch is split over the processes. The mean of the processes'
         losses must be the loss of the whole batch, and random numbers must depend on the step and on the position of an
         example in the whole batch. In every process, `evaluate` returns the metrics of the whole split.
 
@@ -365,7 +365,7 @@ class Course:
         raise TaskError(_NOT_SPLITTABLE)
 
     def check_cut(self, model: nn.Module, recipe: Recipe, world: int) -> None:
-        """Check that training by `world` processes together gives the same results as training by a single process.
+        """Raise `TaskError` if training by `world` processes would give other results than training by one.
 
         Args:
             model: a new model on the CPU.
@@ -378,7 +378,7 @@ class Course:
         raise TaskError(_NOT_SPLITTABLE)
 
     def few(self, count: int) -> Course:
-        """Return the course with about `count` training examples, to measure a step's cost; by default this course."""
+        """Return a course with about `count` training examples, to measure a step's cost; by default, return `self`."""
         return self
 
 
@@ -440,7 +440,7 @@ class Reader(Protocol):
 
 @runtime_checkable
 class Sharded(Protocol):
-    """Further members of a `Reader` of shards, large files of examples that are read fastest one after another."""
+    """The further members of a `Reader` of shards (large files of examples, which are read one after another)."""
 
     @property
     def window(self) -> int:
@@ -452,7 +452,7 @@ class Sharded(Protocol):
 
 @dataclass(frozen=True)
 class PartOfBatch:
-    """The `own` examples, from position `first` on, that one process gets of a batch of `whole` examples."""
+    """Says which part of a batch a process gets: of `whole` examples, the `own` examples from position `first` on."""
 
     first: int
     own: int
@@ -462,7 +462,7 @@ class PartOfBatch:
 def place_of_part(examples: int, rank: int, world: int) -> PartOfBatch:
     """Return the part of a batch of `examples` examples that process `rank` of `world` processes gets.
 
-    If `examples` is not a multiple of `world`, the first parts have one example more than the others.
+    If `examples` is not a multiple of `world`, the first processes get one example more than the others.
     """
     each, more = divmod(examples, world)
     return PartOfBatch(rank * each + min(rank, more), each + (rank < more), examples)
@@ -479,7 +479,7 @@ class Ranks(Protocol):
     """Whether parameters are sharded, so that all processes must call the network equally often."""
 
     def gather(self, value: Any) -> list[Any]:
-        """Return the values that all processes pass, in order of rank; all processes must call this together."""
+        """Return the `value` of every process, in order of rank; all processes must call this method together."""
 
     def drawing(self, place: PartOfBatch) -> AbstractContextManager[object]:
         """Return a context in which the examples in `place` get the same random numbers as in the whole batch."""

@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 
 def build_model(task: Task) -> nn.Module:
-    """Return a new model of the task."""
+    """Return a new model of the task; raise `TaskError` if `Task.build` fails or the model is unfit."""
     model = task.build()
     if not isinstance(model, nn.Module):
         raise TaskError(f"{_method_name(task, 'build')} gave {_describe(model)}: return a torch.nn.Module")
@@ -35,7 +35,7 @@ def build_model(task: Task) -> nn.Module:
 
 
 def _explain_untrainable(model: nn.Module) -> str:
-    """Return a text that says why a model cannot be trained and stored; empty if it can."""
+    """Return as text why a model cannot be trained and stored; empty if it can."""
     if not any(True for _ in model.parameters()):
         return "without a parameter: there is nothing to train"
     if unshaped := [name for name, one in model.named_parameters() if is_lazy(one)]:
@@ -47,7 +47,7 @@ def _explain_untrainable(model: nn.Module) -> str:
 
 
 def load_splits(task: Task, data: Path | None) -> Splits:
-    """Return the splits of the task."""
+    """Return the splits of the task; raise an error if `Task.load` returns anything invalid."""
     splits = task.load(data)
     if not isinstance(splits, Splits):
         raise TaskError(
@@ -92,7 +92,7 @@ def prepare_inputs(task: Task, inputs: Tensor) -> Tensor:
 
 
 def compute_outputs(task: Task, model: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
-    """Return the outputs of the model for prepared inputs."""
+    """Return the model's outputs for prepared inputs; raise an error that names the task if this fails."""
     found = _call_method(task, "", model, inputs)
     if not isinstance(found, Tensor):
         raise TaskError(
@@ -103,12 +103,12 @@ def compute_outputs(task: Task, model: Callable[[Tensor], Tensor], inputs: Tenso
 
 
 def compute_loss(task: Task, outputs: Tensor, targets: Tensor, **options: float) -> Tensor:
-    """Return the loss of a batch."""
+    """Return the result of `Task.loss` for a batch; if the call fails, raise an error that names the task."""
     return _call_method(task, "loss", task.loss, outputs, targets, **options)
 
 
 def _call_method(task: Task, method: str, call: Callable[..., T], *tensors: Tensor, **options: float) -> T:
-    """Return the result of `call`, which calls a method of `task`; an error names the `method` and its arguments."""
+    """Return `call(*tensors, **options)`, a call of the task's method `method`; errors name method and arguments."""
     try:
         return call(*tensors, **options)
     except (TicketryError, torch.OutOfMemoryError):  # their messages suffice
@@ -126,7 +126,7 @@ def _method_failure_error(task: Task, method: str, error: Exception, *tensors: T
 
 
 def check_loss(task: Task, loss: Any) -> Tensor:
-    """Return the loss of a training step after checking that it can be differentiated."""
+    """Return `loss`, the loss of a training step; raise an error if it cannot be differentiated."""
     if isinstance(loss, Tensor) and loss.numel() == 1 and loss.requires_grad:
         return loss
     wanted = "a loss is one number, computed from the model's outputs by torch"
@@ -144,7 +144,7 @@ def check_loss(task: Task, loss: Any) -> Tensor:
 
 
 def measure_sums(task: Task, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
-    """Return the result of `Task.measure` for a batch."""
+    """Return the result of `Task.measure` for a batch; raise an error if it is invalid."""
     sums = _call_method(task, "measure", task.measure, outputs, targets)
     if not isinstance(sums, Mapping):
         raise TaskError(
@@ -197,7 +197,7 @@ def check_comparable(task: Task, metrics: Mapping[str, float], split: str) -> No
 
 
 def _method_name(task: Task, name: str) -> str:
-    """Return the name of the method `name` of a task, with the class, for an error message."""
+    """Return the method `name` and the name of the task as words for an error message."""
     return f"{name}() of the task {task.name!r}"
 
 

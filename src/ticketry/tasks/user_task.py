@@ -26,11 +26,12 @@ _METHODS_OF_COURSES = ("build", "course")
 
 
 def load(spec: Spec, registry: Registry[Any], *, annotated: bool = False) -> Task:
-    """Create the task of an installed package, or the task that `spec.name` = module:object names.
+    """Create the task `spec.name`, which is registered by an installed package or has the form module:object.
 
     The object is a task, a subclass of `Task`, or a function that returns a task; this is checked before a call.
-    Classes and functions are called with the options (and the model, if requested) as keyword arguments. Texts that
-    look like numbers, true or false are converted. A function with an argument `spec` gets the whole request instead.
+    Classes and functions are called with the options (and the model, if requested) as keyword arguments. Option values
+    that look like numbers, true or false are converted. A function with an argument `spec` gets the whole request
+    instead.
     The key of the task contains a digest of the source code of the object, see `registry.digest_source`.
 
     Args:
@@ -49,7 +50,7 @@ def load(spec: Spec, registry: Registry[Any], *, annotated: bool = False) -> Tas
 
 
 class OwnTask(Task):
-    """Wraps a user-defined task to give it the requested name and a key; all else is taken from the wrapped task."""
+    """Wraps a user-defined task to give it the requested name and a key; all other members are the wrapped task's."""
 
     def __init__(self, inner: Task, spec: Spec, source: str) -> None:
         self.inner = inner
@@ -113,7 +114,7 @@ def _check_makes_tasks(found: object, name: str, *, annotated: bool) -> None:
 
 
 def _annotation_is_task(function: Any, annotation: str) -> bool:
-    """Return whether an annotation names a subclass of `Task`, or ends in Task if the name cannot be found."""
+    """Return whether `annotation` is the name of a subclass of `Task`, or an unknown name that ends in Task."""
     first, *rest = annotation.strip("'\" ").split(".")
     found = function.__globals__.get(first)
     for part in rest:
@@ -182,7 +183,7 @@ def _check_task(task: Task, name: str) -> None:
 
 
 def _check_signature(task: Task, method: str, name: str) -> None:
-    """Raise an error unless a method of a task takes the arguments that the same method of `Task` takes."""
+    """Raise an error unless the task's method `method` takes the same arguments as that method of `Task`."""
     _, *wanted = inspect.signature(getattr(Task, method)).parameters.values()
     named = {one.name: one.default for one in wanted if one.kind is one.KEYWORD_ONLY}
     given = [one.name for one in wanted if one.kind is not one.KEYWORD_ONLY]
@@ -249,7 +250,7 @@ def _explain_not_a_task(given: object) -> str:
 
 
 def _explain_unnamed(kind: type[Task], name: str) -> str:
-    """Return a text that says why other processes cannot find a class by its name; empty if they can."""
+    """Return as text why other processes cannot import the class `kind` by its name; empty if they can."""
     if kind.__module__ == "__main__":
         return "is of a script or a notebook, in which other processes cannot find it"
     if "<locals>" in kind.__qualname__:

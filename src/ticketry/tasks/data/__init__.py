@@ -36,7 +36,7 @@ def load(name: str, data: Path | None = None, *, train: int = 0, factor: int = 1
 
 
 def source_digest(name: str) -> str:
-    """Return the digest of the code that reads a data set of an installed package; empty for a built-in data set."""
+    """Return a digest of the code that reads the data set `name`; empty if the data set is built in."""
     if name not in DATA_SETS.names() or DATA_SETS.find_origin(name) == BUILT_IN:
         return ""
     return digest_source(DATA_SETS.get(name).read)

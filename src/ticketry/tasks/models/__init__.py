@@ -33,7 +33,7 @@ __all__ = ["build", "check", "names", "narrower", "network_key", "parameters"]
 
 
 def names() -> tuple[str, ...]:
-    """Return the names of all registered networks: those of this package and of installed plugins.
+    """Return the names of all registered networks, which are the built-in ones and those of installed plugins.
 
     `build` also accepts NAME@W, mlp-WIDTH…, timm:NAME, torchvision:NAME and package.module:object.
     """
@@ -64,7 +64,7 @@ def build(name: str, *, shape: tuple[int, int, int], classes: int) -> nn.Module:
 
 
 def check(name: str, *, shape: tuple[int, int, int]) -> None:
-    """Raise the errors that `build` would raise, without building the network.
+    """Raise the errors that `build` would raise, without allocating the network.
 
     A network of timm or torchvision is built on the meta device, where it takes no memory."""
     parsed = NetworkName.parse(name)
@@ -91,7 +91,7 @@ def _find_network(parsed: NetworkName, name: str) -> Network:
 
 
 def network_key(name: str) -> dict[str, str]:
-    """Return the part of a task's key that identifies its network.
+    """Return the entries of a task's key (the dict that identifies stored results) that identify its network.
 
     The entry `model` is the canonical name. A network of timm or torchvision also has `library`, such as "timm 1.0.31",
     because the version decides what the name means. A custom network also has `source`, the digest of its source code.
@@ -124,10 +124,10 @@ def _count_parameters(name: NetworkName, shape: tuple[int, int, int], classes: i
 
 
 def narrower(name: str, *, shape: tuple[int, int, int], classes: int, parameters: int) -> str | None:
-    """Return the name of the widest network with at most `parameters` parameters: `name` or a narrower variant.
+    """Return the name of the widest variant of `name`, or `name` itself, with at most `parameters` parameters.
 
     A narrower variant is NAME@W, where W is a multiple of 1/64. The result is None if even the narrowest variant is too
-    large, or the width of the network cannot be chosen.
+    large, or if the network has no such variants.
     """
     parsed = NetworkName.parse(name)
     if parsed.library or not _find_network(parsed, name).scales:
@@ -163,7 +163,7 @@ Shape = tuple[int, int, int]
 
 
 def _check_library_network(name: NetworkName, shape: Shape) -> None:
-    """Raise the errors that `build` would raise; each process tries a network once, on the meta device."""
+    """Raise the errors that `build` would raise, after trying the network once on the meta device."""
     known = _classifier_names_of_library(name.library)
     if name.base not in known:
         call = "timm.list_models()" if name.library == "timm" else "torchvision.models.list_models(torchvision.models)"

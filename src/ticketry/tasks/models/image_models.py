@@ -68,7 +68,7 @@ _MLP_NAME = re.compile(r"mlp((?:-[1-9][0-9]{0,5})+)")
 
 
 class MLP(nn.Module):
-    """A perceptron: linear layers with ReLU between them, from flattened inputs [n, ...] to logits [n, classes].
+    """A perceptron: linear layers with ReLU between them, which map flattened inputs [n, ...] to logits [n, classes].
 
     Weights and biases have PyTorch's default initialisation.
     """
@@ -91,7 +91,7 @@ class MLP(nn.Module):
 
 
 def parse_hidden_widths(base: str) -> tuple[int, ...] | None:
-    """Return the hidden widths in a name such as mlp-50-50, or None for any other name."""
+    """Return the hidden widths in a name such as mlp-50-50; None for names of other networks."""
     found = _MLP_NAME.fullmatch(base)
     return tuple(int(width) for width in found[1].split("-")[1:]) if found else None
 

@@ -34,7 +34,7 @@ class LanguageModel(nn.Module):
     """State entries with a dimension of units of the network, see `tasks.task.Session.follows`."""
 
     def begin(self, batch: int) -> State:
-        """Return the state in which `batch` texts begin."""
+        """Return the initial state for a batch of `batch` texts."""
         return {}
 
     def forward(self, tokens: Tensor, state: State | None = None, targets: Tensor | None = None) -> Any:
@@ -44,7 +44,13 @@ class LanguageModel(nn.Module):
         return made if state is None else (made, after)
 
     def read(self, tokens: Tensor, state: State, *, first: bool) -> tuple[Any, State]:
-        """Return (each token's features, state after the last token); with `first`, `state` is the initial state."""
+        """Return the features of each token, and the state after the last token.
+
+        Args:
+            tokens: int64 [b, t].
+            state: state before the first token.
+            first: whether `state` is the initial state.
+        """
         raise NotImplementedError
 
     def scores(self, features: Any) -> Tensor:
@@ -63,7 +69,7 @@ def cross_entropy(scores: Tensor, targets: Tensor) -> Tensor:
 
 
 def to_float32(tensor: Tensor) -> Tensor:
-    """Return the tensor, converted to float32 if its type is less precise."""
+    """Return `tensor`, converted to float32 if its type is less precise."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
@@ -148,7 +154,7 @@ _NO_WORD = -1
 
 @dataclass(frozen=True)
 class _PointerFeatures:
-    """The features that `PointerLSTM` computes for tokens [b, t], which follow `past` earlier words."""
+    """The features that `PointerLSTM` computes for tokens [b, t]; `past` earlier words precede the tokens."""
 
     outputs: Tensor
     """[b, t, units] outputs of the LSTM."""
@@ -210,7 +216,7 @@ class PointerLSTM(LSTM):
         return _PointerFeatures(outputs, attention, words), after
 
     def scores(self, features: Any) -> Tensor:
-        """Return the log probabilities [b, t, vocabulary] of the mixture of pointing and vocabulary."""
+        """Return the log probabilities [b, t, vocabulary] of each next word."""
         read: _PointerFeatures = features
         pointed, log_g = read.attention[..., :-1].exp(), read.attention[..., -1:]
         vocabulary = to_float32(super().scores(read.outputs)).log_softmax(-1)
@@ -240,7 +246,7 @@ class PointerLSTM(LSTM):
 
 
 def _log_with_floor(mass: Tensor) -> Tensor:
-    """Return the logarithm of `mass`, constant below the smallest normal number, so that its gradient is never NaN."""
+    """Return log(max(`mass`, smallest normal number)), so that the gradient is never NaN."""
     return mass.clamp(min=torch.finfo(mass.dtype).tiny).log()
 
 
@@ -310,7 +316,7 @@ class _TransformerBlock(nn.Module):
 
 
 class _Attention(nn.Module):
-    """Causal multi-head self-attention; if heads are pruned, the width of the remaining heads stays the same."""
+    """Causal multi-head self-attention; heads can be pruned without changing the width of the others."""
 
     def __init__(self, size: int, heads: int) -> None:
         super().__init__()
@@ -372,7 +378,7 @@ def is_recurrent(name: str) -> bool:
 
 
 def network_key(name: str) -> dict[str, str]:
-    """Return the part of a task's key that identifies the model: its name, and for a custom model also its source."""
+    """Return the entries of a task's key that identify the model: name, and a custom model's source digest."""
     parsed = check(name)
     target = LANGUAGE_MODELS.find_target(parsed.base)
     source = {} if parsed.base in LANGUAGE_MODELS.built_in else {"source": digest_source(target)}
@@ -384,7 +390,7 @@ def _find_model_class(name: NetworkName) -> Any:
 
 
 def narrower(name: str, *, vocabulary: int, context: int, parameters: int) -> str | None:
-    """Return the widest variant of a model, not wider than `name`, with at most `parameters` parameters, or None."""
+    """Return the widest variant of the model, at most as wide as `name`, within `parameters` parameters, or None."""
 
     def count_parameters(candidate: NetworkName) -> int:
         with torch.device("meta"):
