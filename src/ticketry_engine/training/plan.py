@@ -372,7 +372,7 @@ class TrainingPlan:
         self._arena.release(self._buffers.pop(memory.offset))
 
     def free_scratch(self) -> None:
-        """If waiting operations use the scratch memory, append them to the backward pass, so that it can be reused."""
+        """Make scratch memory free: if operations that wait use the memory, append them to the backward pass."""
         if self._scratch_taken:
             self.append_waiting("backward")
 

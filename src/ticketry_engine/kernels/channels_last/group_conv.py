@@ -78,7 +78,7 @@ TILE_ARGS = 5
 
 @dataclass(frozen=True)
 class GroupConv(EmittedKernel):
-    """The convolution kernel, described at the top of this module; `ConvArg` lists its arguments."""
+    """Kernel of sparse convolutions and linear layers (see the top of the module); `ConvArg` lists its arguments."""
 
     finished: ClassVar[bool] = True
 

@@ -369,7 +369,7 @@ def _segment_flags(counts: Array) -> Array:
 
 
 def split_evenly(work: Array, parts: int, groups: Array | None = None) -> Iterator[slice]:
-    """Divide items into consecutive slices, about `parts`, of about equal work; `work` has the work of each item.
+    """Yield about `parts` slices of consecutive items, with about equal work; `work` has the work of each item.
 
     `groups` has a group number for each item; a slice never contains items of two groups.
     """

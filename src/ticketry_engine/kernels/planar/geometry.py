@@ -350,7 +350,7 @@ def clear_lanes(e: Emitter, value: ir.Value, mask: ir.Value) -> ir.Value:
 
 
 def interleave(e: Emitter, rows: Sequence[ir.Value]) -> list[ir.Value]:
-    """Return lane 0 of all rows, then lane 1, and so on; with as many rows as lanes, this is the transpose."""
+    """Return vectors with lane 0 of all rows, then lane 1, and so on: for as many rows as lanes, the transpose."""
     if len(rows) == 1:
         return list(rows)
     lanes, found = rows[0].type.count, []

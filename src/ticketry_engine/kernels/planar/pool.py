@@ -96,7 +96,7 @@ class _Pool:
         return Op(kernel, (*args, table, -padding * g.step))
 
     def _runs_over_positions(self) -> bool:
-        """Return whether to use `Spans`: there are few images, and windows read only the plane and its halo."""
+        """Return whether to use the kernel `Spans`, for few images and windows that read nothing beyond the halo."""
         g = self.x.geometry
         size, stride, padding = self.window.size[1], self.window.stride[1], self.window.padding[1]
         saved = stride * g.images <= 8 and stride <= 4 and size <= 7

@@ -221,7 +221,7 @@ class _SumsBody:
         return middle, parts[0]
 
     def _prefetch_table(self, table: Any, index: Any, size: int, count: int) -> None:
-        """Prefetch `count` entries of `table` (`size` bytes each), as far ahead as `FETCHED_AHEAD` bytes of weights."""
+        """Prefetch `count` entries (of `size` bytes) of `table` that are needed `FETCHED_AHEAD` weight bytes later."""
         if not self.e.target.masks:
             return
         ahead = FETCHED_AHEAD * size // (4 * self.spec.rows)
