@@ -172,8 +172,9 @@ class _Tables:
         self._weights: list[Array] = [np.zeros((rows, lanes_), np.float32)]
 
     def add(self, columns: Array, weights: Array, words: list[int]) -> None:
-        """Add a group of rows: index of each column's packed input, weights [rows, columns], and `_pack_words` of the
-        rows.
+        """Add a group of rows.
+
+        `columns` are indices of packed inputs, `weights` is [rows, columns], and `words` is from `_pack_words`.
         """
         begin, count = len(self._columns), -(-len(columns) // self._lanes)
         filled = np.full(count * self._lanes, self._zero)

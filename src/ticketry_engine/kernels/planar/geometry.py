@@ -130,7 +130,7 @@ class Shape:
 
 @dataclass(frozen=True, eq=False)
 class Tiles:
-    """All tiles of a plane that have one shape."""
+    """All tiles of a plane that have the same shape, with the places where they begin."""
 
     shape: Shape
     places: np.ndarray[Any, np.dtype[np.int32]]

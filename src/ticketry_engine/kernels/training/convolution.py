@@ -392,7 +392,7 @@ def _find_row_sets(matrix: Matrix, target: Target) -> list[list[Array]]:
 
 
 def _find_equal_column_sets(matrix: Matrix, sizes: Sequence[int]) -> list[list[Array]]:
-    """Return sets of rows with equal columns, of the first size in `sizes` that divides all groups of such rows."""
+    """Divide rows with equal columns into sets, whose size is the first of `sizes` that leaves no rest."""
     same = row_groups_by_convolution_group(matrix.weight, len(matrix.columns))
     if not all(group.width for group in same):
         return []

@@ -247,8 +247,9 @@ def loop_segments_by_unit(
 ) -> Iterator[tuple[Any, tuple[Any, ...], Any, Any]]:
     """Loop over the segments of this thread's units of work; a unit is one chunk of rows on one tile.
 
-    Yields the segment; pointers to the tile of x, of y and of the residual; the segment's first column, and the column
-    after its last. The kernel arguments `argument` and the next one are the tiles' offsets and their number.
+    Yield the segment (part of a weight row); pointers to the tile of x, of y and of the residual; the segment's first
+    column; and the column after its last. The kernel arguments with index `argument` and `argument` + 1 are the tiles'
+    offsets and the number of tiles.
     """
     b, chunks, chunk_count = e.b, e.table(CHUNKS), e.arg(CHUNK_COUNT)
     places, count = e.table(argument), e.arg(argument + 1)
@@ -265,7 +266,7 @@ def loop_segments_by_chunk(
 ) -> Iterator[tuple[Any, tuple[Any, ...], Any, Any]]:
     """Loop over this thread's chunks of rows, all tiles of each chunk, and the chunk's segments.
 
-    Yields what `loop_segments_by_unit` yields, without a residual. A chunk's sums stay in the cache over all tiles.
+    Yield what `loop_segments_by_unit` yields, without a residual. A chunk's sums stay in the cache over all tiles.
     """
     b, chunks = e.b, e.table(CHUNKS)
     places, count = e.table(argument), e.arg(argument + 1)
