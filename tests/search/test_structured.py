@@ -48,15 +48,15 @@ def masks_of(lab: tk.Lab, found: list[tk.search.Found]) -> list[tk.Mask]:
 def scored(task: tk.Task) -> list[tuple[torch.Tensor, torch.Tensor]]:
     train = task.load().train
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(mix(mix(SEED, "score"), "order", 0)))
-    return [(task.prepare(train.inputs[rows]), train.targets[rows]) for rows in order[:100].split(50)]
+    return [(task.prepare(train.inputs[rows]), train.targets[rows]) for rows in order[:40].split(20)]
 
 
 @pytest.mark.parametrize("recipe", sample([SGD, ADAM], 1, ids=["sgd", "adam"]))
 def test_early_pruning_is_that_of_a_plain_loop(tmp_path: Path, recipe: tk.Recipe) -> None:
     """Trained dense, scored by gates, shrunk with the optimiser's state, trained on: the same bits in float32."""
-    task, total, when = convolutional(), 10, 4
+    task, total, when = convolutional(), 6, 2
     recipe = recipe.changed(length=f"{total}it")
-    settings = {"when": f"{when}it", "iterations": 1, "batches": 2, "batch": 50}
+    settings = {"when": f"{when}it", "iterations": 1, "batches": 2, "batch": 20}
     with tk.Lab(tmp_path, precision="fp32") as lab:
         ticket = found_by(lab, tk.search.early, task, recipe, **settings)[1]
         mine, layout = lab.state(ticket.result), ticket.result.segment.arithmetic

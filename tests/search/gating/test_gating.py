@@ -182,7 +182,7 @@ def everything(store, segment):
     return {name: record.get(name) for name in names}
 
 
-@pytest.mark.parametrize("kind", ["continuous", "stochastic", "hard-concrete"])
+@pytest.mark.parametrize("kind", sample(["stochastic", "hard-concrete", "continuous"], 2))
 @pytest.mark.parametrize("optimizer", sample(["adam", "sgd"], 1))
 def test_going_on_gives_the_same_bits(tmp_path, points, kind, optimizer):
     """A network with batch norm and dropout, in a second round, stopped at several steps, with a state on the way."""
