@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Literal
 from ticketry.core.structure.pattern import count_retained
 from ticketry.errors import LayerCollapseError, UsageError
 from ticketry.lab.search_result import REWINDING, Found, Retrain, choose_retrain
-from ticketry.search.common.method import About, Replicate, as_search
+from ticketry.search.common.method import About, Replicate, search_by_replicate
 from ticketry.search.common.plan import Schedule, Training, ticket_training_span
 from ticketry.search.common.pruning import compress_to_steps, prunable_scope, ticket_training_steps
 from ticketry.search.common.settings import PruningSettings
@@ -106,7 +106,7 @@ def plan(settings: Settings) -> list[Training]:
     return [*of_masks, *settings.plan_tickets(**ticket_training_span(settings.effective_retrain, settings.rewind))]
 
 
-@as_search
+@search_by_replicate
 def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
     """Search one replicate: yield the dense network, then the ticket of each density, the densest first."""
     from ticketry.search.gating.gating import mask_of_largest_gates, mask_within_budget, require_classification
@@ -153,10 +153,10 @@ def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
 def make_gating(replicate: Replicate, scope: Scope, settings: Settings, share: float) -> Gating:
     """Describe the gates that choose the mask of one ticket; `share` is its density, or its share of the dense cost."""
     from ticketry.core.gates import BinaryConcrete
-    from ticketry.search.gating.gating import Gating, gate_prices, gate_targets
+    from ticketry.search.gating.gating import Gating, gate_prices, gate_target_and_initial_density
     from ticketry_engine.support.seeds import mix
 
-    target, density = gate_targets(replicate, settings, scope, share)
+    target, density = gate_target_and_initial_density(replicate, settings, scope, share)
     kept = count_retained(density, scope.total)
     if kept < len(scope):
         raise LayerCollapseError(

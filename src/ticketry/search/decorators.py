@@ -30,7 +30,7 @@ from ticketry.budgets.units import Base
 from ticketry.core.structure.pattern import check_layer_minimum_option
 from ticketry.errors import UsageError
 from ticketry.lab.search_result import Found
-from ticketry.search.common.method import About, Replicate, as_search
+from ticketry.search.common.method import About, Replicate, search_by_replicate
 from ticketry.search.common.plan import Schedule, Training
 from ticketry.search.common.pruning import prunable_scope, require_norm_scales, stretch_to_flops
 from ticketry.search.common.settings import ParsedStructure, PruningSettings
@@ -153,7 +153,7 @@ def plan(settings: Settings) -> list[Training]:
     ]
 
 
-@as_search
+@search_by_replicate
 def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
     """Search one replicate: yield the dense network, then the ticket of each density, the densest first."""
     lab, scope = replicate.lab, prunable_scope(replicate, settings)

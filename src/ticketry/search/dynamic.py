@@ -30,7 +30,7 @@ from ticketry.choices import check_choice
 from ticketry.core.sparse_training.schedule import moves_within
 from ticketry.errors import UsageError
 from ticketry.lab.search_result import DYNAMIC, Found, Growth
-from ticketry.search.common.method import About, Replicate, as_search
+from ticketry.search.common.method import About, Replicate, search_by_replicate
 from ticketry.search.common.plan import Schedule, Training
 from ticketry.search.common.pruning import prunable_scope, store_chosen_mask
 from ticketry.search.common.settings import PruningSettings
@@ -101,7 +101,7 @@ def plan(settings: Settings) -> list[Training]:
     ]
 
 
-@as_search
+@search_by_replicate
 def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
     """Search one replicate: yield the dense network, then the ticket of each density, the densest first."""
     lab, whole, seeds = replicate.lab, replicate.dense_training, replicate.seeds

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from ticketry.errors import UsageError
 from ticketry.lab.search_result import Found
 from ticketry.records.network import Moment
-from ticketry.search.common.method import About, Replicate, as_search
+from ticketry.search.common.method import About, Replicate, search_by_replicate
 from ticketry.search.common.plan import Training
 from ticketry.search.common.pruning import check_score_setting, prunable_scope, prune, prune_once
 from ticketry.search.common.settings import Family, ScoreSettings
@@ -116,7 +116,7 @@ def plan(settings: Settings) -> list[Training]:
     return settings.plan_tickets(first=settings.every if settings.when == "detect" else settings.when)
 
 
-@as_search
+@search_by_replicate
 def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
     """Search one replicate: yield the dense network, then the ticket of each density, the densest first."""
     from ticketry.lab.costs.ledger import Sample

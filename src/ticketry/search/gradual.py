@@ -21,7 +21,7 @@ from typing import ClassVar
 
 from ticketry.core.sparse_training.schedule import cuts_within
 from ticketry.lab.search_result import Found
-from ticketry.search.common.method import About, Replicate, as_search
+from ticketry.search.common.method import About, Replicate, search_by_replicate
 from ticketry.search.common.plan import Schedule, Training
 from ticketry.search.common.pruning import check_score_setting, prunable_scope, prune, stretch_to_flops
 from ticketry.search.common.settings import Family, ScoreSettings
@@ -76,7 +76,7 @@ def plan(settings: Settings) -> list[Training]:
     return [replace(one, cuts=partial(densities_by_step, target)) for one, target in planned]
 
 
-@as_search
+@search_by_replicate
 def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
     """Search one replicate: yield the dense network, then the ticket of each density, the densest first."""
     check_score_setting(settings)

@@ -25,7 +25,7 @@ from ticketry.choices import format_value
 from ticketry.core.structure.pattern import check_density
 from ticketry.errors import UsageError
 from ticketry.lab.search_result import REWINDING, Found, Retrain, check_schedule_suits_retrain, choose_retrain
-from ticketry.search.common.method import About, Replicate, as_search
+from ticketry.search.common.method import About, Replicate, search_by_replicate
 from ticketry.search.common.plan import Training, ticket_training_span
 from ticketry.search.common.pruning import (
     apply_ticket_structure,
@@ -178,7 +178,7 @@ def plan(settings: Settings) -> list[Training]:
     return planned
 
 
-@as_search
+@search_by_replicate
 def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
     """Search one replicate: yield the dense network, then the ticket of each level."""
     check_score_setting(settings)

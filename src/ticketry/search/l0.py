@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from ticketry.core.structure.pattern import check_layer_minimum_option
 from ticketry.errors import UsageError
 from ticketry.lab.search_result import Found
-from ticketry.search.common.method import About, Replicate, as_search
+from ticketry.search.common.method import About, Replicate, search_by_replicate
 from ticketry.search.common.plan import Training
 from ticketry.search.common.pruning import parse_pruning_step, prunable_scope, train_after_pruning
 from ticketry.search.common.settings import Family, PruningSettings
@@ -89,7 +89,7 @@ def plan(settings: Settings) -> list[Training]:
     return [Training(last=settings.until), *settings.plan_tickets(first=settings.until)]
 
 
-@as_search
+@search_by_replicate
 def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
     """Search one replicate: yield the dense network, then the ticket of each density, the densest first."""
     from ticketry.core.gates.attach import find_readers

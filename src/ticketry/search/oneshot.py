@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 
 from ticketry.errors import UsageError
 from ticketry.lab.search_result import REWINDING, Found, Retrain, check_schedule_suits_retrain, choose_retrain
-from ticketry.search.common.method import About, Replicate, as_search
+from ticketry.search.common.method import About, Replicate, search_by_replicate
 from ticketry.search.common.plan import Training, ticket_training_span
 from ticketry.search.common.pruning import (
     apply_ticket_structure,
@@ -97,7 +97,7 @@ def plan(settings: Settings) -> list[Training]:
     return settings.plan_tickets(**ticket_training_span(settings.retrain or "finetune", settings.rewind))
 
 
-@as_search
+@search_by_replicate
 def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
     """Search one replicate: yield the dense network, then the ticket of each density, the densest first."""
     check_score_setting(settings)

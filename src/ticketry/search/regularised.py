@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from ticketry.errors import UsageError
 from ticketry.lab.search_result import Found
-from ticketry.search.common.method import About, Replicate, as_search
+from ticketry.search.common.method import About, Replicate, search_by_replicate
 from ticketry.search.common.plan import Training
 from ticketry.search.common.pruning import (
     check_score_setting,
@@ -121,7 +121,7 @@ def plan(settings: Settings) -> list[Training]:
     return [Training(last=settings.until), *settings.plan_tickets(first=settings.until)]
 
 
-@as_search
+@search_by_replicate
 def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
     """Search one replicate: yield the dense network, then the ticket of each density, the densest first."""
     from ticketry.core.score import split_control

@@ -68,7 +68,7 @@ NEW_METHOD = '''"""Prune the trained network, and train on from a third of the s
 from dataclasses import dataclass
 
 from ticketry.search import Found, Training
-from ticketry.search.common.method import as_search
+from ticketry.search.common.method import search_by_replicate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +84,7 @@ def plan(settings):
     return [Training(level=n, density=one, first="30%") for n, one in enumerate(settings.density, start=1)]
 
 
-@as_search
+@search_by_replicate
 def search(replicate, settings):
     """Yield the dense network, then a ticket for each density."""
     import ticketry as tk

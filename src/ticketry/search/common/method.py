@@ -136,7 +136,7 @@ class Replicate:
             raise min(errors, key=lambda error: error[0])[1]
 
 
-def as_search(
+def search_by_replicate(
     found: Callable[[Replicate, S], Iterator[Found]],
 ) -> Callable[[Lab, Task, Recipe, S, Seeds], Iterator[Found]]:
     """Convert a function of (replicate, settings) to a method's ``search(lab, task, recipe, settings, seeds)``."""

@@ -130,7 +130,7 @@ def check_score_setting(settings: ScoreSettings) -> None:
 
     control, plain = split_control(settings.score)
     if settings.parsed_structure.channels:
-        check_channel_score(_channel_score(settings.score))
+        check_channel_score(_channel_wise_variant_of_score(settings.score))
     elif plain in CHANNEL_SCORES and plain not in names():
         raise UsageError(
             f"score {settings.score!r} ranks whole channels: add --structure channels (structure='channels')"
@@ -147,7 +147,7 @@ def check_score_setting(settings: ScoreSettings) -> None:
         apply.check_structure_score(settings.parsed_structure.tickets)
 
 
-def _channel_score(score: str) -> str:
+def _channel_wise_variant_of_score(score: str) -> str:
     from ticketry.core.score import split_control
 
     control, plain = split_control(score)
@@ -205,7 +205,7 @@ def prune(
         if settings.spends_budget_by_importance:
             more["by_value"] = True
     elif shape.channels:
-        more |= {"structured": True, "score": _channel_score(settings.score)}
+        more |= {"structured": True, "score": _channel_wise_variant_of_score(settings.score)}
         if shape.multiple != 1:
             more["multiple"] = shape.multiple
     else:

@@ -572,7 +572,7 @@ def gate_prices(replicate: Replicate, settings: PruningSettings, scope: Scope) -
     """Return the argument `prices` of `Gating` as {name: value}; empty if all gates have the same penalty."""
     if not settings.budget:
         return {}
-    gate_targets(replicate, settings, scope, min(settings.budget.shares))
+    gate_target_and_initial_density(replicate, settings, scope, min(settings.budget.shares))
     if settings.unweighed:
         return {}
     return {
@@ -582,7 +582,9 @@ def gate_prices(replicate: Replicate, settings: PruningSettings, scope: Scope) -
     }
 
 
-def gate_targets(replicate: Replicate, settings: PruningSettings, scope: Scope, share: float) -> tuple[float, float]:
+def gate_target_and_initial_density(
+    replicate: Replicate, settings: PruningSettings, scope: Scope, share: float
+) -> tuple[float, float]:
     """Return (target to which gates are steered, initial expected density of every layer).
 
     Without a budget both are the density `share`. With a budget the target is a share of the gates' total cost.

@@ -35,7 +35,7 @@ from ticketry.choices import format_value
 from ticketry.core.structure.pattern import UNSTRUCTURED
 from ticketry.errors import UsageError
 from ticketry.lab.search_result import REWINDING, Found, Retrain, check_schedule_suits_retrain, choose_retrain
-from ticketry.search.common.method import Replicate, as_search
+from ticketry.search.common.method import Replicate, search_by_replicate
 from ticketry.search.common.plan import Training, ticket_training_span
 from ticketry.search.common.pruning import compress_to_steps, prunable_scope, ticket_training_steps
 from ticketry.search.common.settings import Family, PruningSettings, Shares, requested_densities
@@ -177,7 +177,7 @@ def plan_by_gates(settings: GateSettings) -> list[Training]:
     return planned
 
 
-@as_search
+@search_by_replicate
 def search_by_gates(replicate: Replicate, settings: GateSettings) -> Iterator[Found]:
     """Yield the dense network, then a ticket per round for every (density, initial gate logit, penalty)."""
     alone = settings.split_by_density()
@@ -306,7 +306,7 @@ class Rounds:
         label = f"s0 {init:.4g}" + (f" penalty {penalty:.4g}" if len(self.settings.penalty) > 1 else "")
         return self.lab.train(segment, keep=keep, label=f"{label} round {number}")
 
-    def remaining_cost_share(self, result: Result) -> float:
+    def remaining_share(self, result: Result) -> float:
         """Return the share of weights with open gates after a round; under a budget, their share of the dense cost."""
         if self.settings.budget:
             from ticketry.search.gating.gating import relative_cost_with_gates
@@ -328,7 +328,7 @@ class Rounds:
 
 def is_near_density(rounds: Rounds, result: Result, density: float) -> bool:
     """Return whether the density after a round deviates from `density` by at most the relative `TOLERANCE`."""
-    return abs(rounds.remaining_cost_share(result) / density - 1) <= TOLERANCE
+    return abs(rounds.remaining_share(result) / density - 1) <= TOLERANCE
 
 
 def train_rounds_towards_density(rounds: Rounds, density: float) -> Iterator[tuple[list[Result], list[Result]]]:
@@ -342,7 +342,7 @@ def train_rounds_towards_density(rounds: Rounds, density: float) -> Iterator[tup
     searched: list[Result] = []
     for number in range(1, count + 1):
         before = chain[-1] if chain else None
-        had = rounds.remaining_cost_share(before) if before else 1.0
+        had = rounds.remaining_share(before) if before else 1.0
         aim = had * (density / had) ** (1 / (count - number + 1))
         if before is not None:
             init = _GateMovement(rounds.lab, before, chain[-2] if len(chain) > 1 else None).init_for_share(aim / had)
@@ -362,7 +362,7 @@ def _try_inits_until_near_density(
     """
     before, number = chain[-1] if chain else None, len(chain) + 1
     last = number == rounds.settings.rounds
-    had = rounds.remaining_cost_share(before) if before else 1.0
+    had = rounds.remaining_share(before) if before else 1.0
     low: tuple[float, float] | None = None  # (s0, density) that is too sparse
     high: tuple[float, float] | None = None
     side: bool | None = None  # whether the last try was too sparse
@@ -371,7 +371,7 @@ def _try_inits_until_near_density(
     for _ in range(_MOST_TRIES):
         result = rounds.train_next_round(init, rounds.settings.penalty[0], chain)
         results.append(result)
-        found = rounds.remaining_cost_share(result)
+        found = rounds.remaining_share(result)
         if is_near_density(rounds, result, density) if last else found >= density:
             return results
         stuck, side = side == (found < aim), found < aim
