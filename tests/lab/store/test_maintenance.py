@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from lab_fixtures import PointsTask
 from ticketry.core.scope import scope
 from ticketry.errors import DamagedBlobError, StoreError
 from ticketry.files import file_digest
@@ -34,9 +35,20 @@ def small_search(lab: Lab, points) -> list[Result]:
     return [dense, rewound, lab.train(ticket), lab.train(lab.segment(points, start=1))]
 
 
+@pytest.fixture(scope="module")
+def store_of_a_search(shared_store: Path) -> Path:
+    with Lab(shared_store) as lab:
+        small_search(lab, PointsTask())
+    return shared_store
+
+
 @pytest.fixture
-def searched(lab: Lab, points) -> list[Result]:
-    return small_search(lab, points)
+def searched(lab: Lab, points, store_of_a_search: Path) -> list[Result]:
+    """In a copy of a store in which all is trained."""
+    shutil.copytree(store_of_a_search, lab.store.paths.root, dirs_exist_ok=True)
+    found = small_search(lab, points)
+    assert lab.ledger.segments_trained == 0
+    return found
 
 
 def again(lab: Lab, points) -> tuple[list[Result], int]:
