@@ -467,12 +467,12 @@ class Lab:
         names = list(names)
         key = digest_of({"numerics": NUMERICS, "of": result.model, "from": reference.model, "names": names})
 
-        def measure() -> dict[str, float]:
+        def measure_distance_and_seconds() -> dict[str, float]:
             began = time.perf_counter()
             distance = relative_distance(self.state(result), self.state(reference), names)
             return {"distance": distance, "seconds": round(time.perf_counter() - began, 3)}
 
-        known = self.store.load_or_compute("distances", key, measure)
+        known = self.store.load_or_compute("distances", key, measure_distance_and_seconds)
         return float(known["distance"]), float(known.get("seconds", 0.0))  # older stores lack the seconds
 
     def prune(
@@ -511,7 +511,7 @@ class Lab:
                 return channels(model, lambda: self.structure(task), **arguments)
             return prune(model, **arguments)
 
-        def prepare() -> None:
+        def load_data_and_structure() -> None:
             self.course(task)
             if structured:
                 self.structure(task)
@@ -525,7 +525,7 @@ class Lab:
             return self.load_or_compute_mask(described, compute_mask)
         described |= {"sample": asdict(sample), "task": dict(task.key())}
         seen = SeenExamples.from_settings(sample.limit_batch_size_to_task(task), self.sizes(task)["train"], settings)
-        return self.load_or_compute_mask(described, compute_mask, seen=seen, ready=prepare)
+        return self.load_or_compute_mask(described, compute_mask, seen=seen, ready=load_data_and_structure)
 
     def load_or_compute_mask(
         self,

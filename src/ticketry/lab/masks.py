@@ -241,22 +241,22 @@ def measure_masked_latency(lab: Lab, task: Task, mask: Mask, costs: CostModel) -
     """Return the stored or measured latency of the masked network, as a share of the dense network's latency."""
     described = {"task": dict(task.key()), "mask": mask.digest, "costs": costs.digest}
 
-    def measure() -> Interval:
+    def measure_share() -> Interval:
         meter = _build_meter(lab, task, costs)
         return meter.share(meter.compiled(mask), _ROUNDS)
 
-    return _load_or_measure(lab, described, measure)
+    return _load_or_measure(lab, described, measure_share)
 
 
 def measure_dense_latency(lab: Lab, rival: Task, task: Task, costs: CostModel) -> RelativeLatency:
     """Return the latency of the dense network of `rival` as a share of the latency of the dense network of `task`."""
     described = {"task": dict(task.key()), "network": dict(rival.key()), "costs": costs.digest}
 
-    def measure() -> Interval:
+    def measure_share() -> Interval:
         meter, other = _build_meter(lab, task, costs), _build_meter(lab, rival, costs)
         return meter.share(other.compiled(), _ROUNDS)
 
-    return _load_or_measure(lab, described, measure)
+    return _load_or_measure(lab, described, measure_share)
 
 
 def prune_to_latency(lab: Lab, task: Task, costs: CostModel, share: float, prune: Callable[[float], Mask]) -> Mask:
@@ -273,12 +273,12 @@ def prune_to_latency(lab: Lab, task: Task, costs: CostModel, share: float, prune
 
 
 def _load_or_measure(lab: Lab, described: dict[str, Any], measure: Callable[[], Interval]) -> RelativeLatency:
-    def record() -> dict[str, Any]:
+    def measure_while_others_wait() -> dict[str, Any]:
         with _TIMING:
             found = measure()
         return {"share": found.median, "low": found.low, "high": found.high}
 
-    return RelativeLatency(**lab.store.load_or_compute("times", digest_of(described), record))
+    return RelativeLatency(**lab.store.load_or_compute("times", digest_of(described), measure_while_others_wait))
 
 
 def _build_meter(lab: Lab, task: Task, costs: CostModel) -> Meter:
@@ -337,11 +337,11 @@ def compute_layer_fits(lab: Lab, task: Task, structured: Structured, mask: str) 
     """Return, per layer and in total, how much of the unstructured mask a structured mask retains (`LayerFit`)."""
     key = digest_of({"numerics": NUMERICS, "coverage": mask, "of": structured.of, "state": structured.weights})
 
-    def measure() -> dict[str, Any]:
+    def compute_fits() -> dict[str, Any]:
         model = rebuild_model(task, lab.store.get_tensors(structured.weights))
         found = coverage(
             model, lab.store.get_mask(structured.of), lab.store.get_mask(mask), null=structured.by.has_null
         )
         return {"layers": [one.as_json() for one in (*found.values(), together(found))]}
 
-    return list(lab.store.load_or_compute("coverage", key, measure)["layers"])
+    return list(lab.store.load_or_compute("coverage", key, compute_fits)["layers"])

@@ -98,7 +98,7 @@ def handle_signals(*, command: bool = False) -> Iterator[StopRequest]:
     before = {number: signal.getsignal(number) for number in SIGNALS}
     ours = [number for number, handler in before.items() if handler in (signal.SIG_DFL, signal.default_int_handler)]
 
-    def handle(number: int, frame: Any) -> None:
+    def handle_signal(number: int, frame: Any) -> None:
         if not request.number:
             request.number, request.since = number, time.monotonic()
             if request.raises:
@@ -112,7 +112,7 @@ def handle_signals(*, command: bool = False) -> Iterator[StopRequest]:
     request = _current = StopRequest(raises=True)
     try:
         for number in ours:
-            signal.signal(number, handle)
+            signal.signal(number, handle_signal)
         yield request
     finally:
         for number in ours:
@@ -156,7 +156,7 @@ def record_signals() -> Iterator[StopRequest]:
         return
     request = StopRequest(raises=False)
 
-    def handle(number: int, frame: Any) -> None:
+    def handle_signal(number: int, frame: Any) -> None:
         if not request.number:
             request.number = number
             if request.raises:
@@ -167,7 +167,7 @@ def record_signals() -> Iterator[StopRequest]:
     ours = [number for number in ours if number in SIGNALS or callable(before[number])]
     try:
         for number in ours:
-            signal.signal(number, handle)
+            signal.signal(number, handle_signal)
         _current, request.raises = request, True
         yield request
     finally:

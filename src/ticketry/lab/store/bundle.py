@@ -114,18 +114,18 @@ def write_bundle(
     seal = hashlib.sha256()
     with explain_os_errors(target, "write"), replacing(target, durable=True) as temporary, temporary.open("wb") as file:
 
-        def write(data: bytes) -> None:
+        def write_and_digest(data: bytes) -> None:
             seal.update(data)
             file.write(data)
 
         file.write(MAGIC + b" " * _SEAL)
-        write(len(encoded).to_bytes(8, "little"))
-        write(encoded)
+        write_and_digest(len(encoded).to_bytes(8, "little"))
+        write_and_digest(encoded)
         for part, (now, packed) in zip(parts, _encode_parts(sources), strict=True):
             if now != part:
                 changed = " ".join(part.name)
                 raise StoreError(f"{changed} changed while it was packed: pack again when nothing writes to it")
-            write(packed)
+            write_and_digest(packed)
         file.seek(len(MAGIC))
         file.write(seal.hexdigest().encode() + b"\n")
     return contents

@@ -165,14 +165,14 @@ class Folder:
     def create_if_absent(self, name: str, data: bytes) -> bool:
         path = self.path(name)
 
-        def create(tries: int) -> bool:
+        def create_file(tries: int) -> bool:
             if exists(path):
                 with contextlib.suppress(OSError):  # the file belongs to another user
                     os.utime(path)
                 return False if tries == 0 else content_of(path) == data
             return self._create(path, data)
 
-        return self._run_file_operation("write", path, create)
+        return self._run_file_operation("write", path, create_file)
 
     def _create(self, path: Path, data: bytes) -> bool:
         write_atomically(path, data, durable=True)  # no race: the caller holds a lock, or the name is a digest
@@ -239,7 +239,7 @@ class SharedFolder(Folder):
                 raise StoreError(f"{address}: there is no folder {self.root.parent}: is it mounted on this machine?")
 
     def now(self) -> float:
-        def write(_: int) -> float:
+        def read_server_time(_: int) -> float:
             self.root.mkdir(parents=True, exist_ok=True)
             handle, name = tempfile.mkstemp(prefix=".clock.", suffix=".tmp", dir=self.root)
             try:
@@ -249,12 +249,12 @@ class SharedFolder(Folder):
                 os.close(handle)
                 os.unlink(name)
 
-        return self._run_file_operation("write", self.root, write)
+        return self._run_file_operation("write", self.root, read_server_time)
 
     def _run_file_operation(self, verb: str, path: Path, action: Callable[[int], T]) -> T:
         what = f"cannot {verb} {path}"
 
-        def attempt(tries: int) -> T:
+        def convert_errors(tries: int) -> T:
             try:
                 return action(tries)
             except OSError as error:
@@ -262,7 +262,7 @@ class SharedFolder(Folder):
                     raise TransientError(error.strerror) from error
                 raise StoreError(f"{what}: {reason_of(error)}") from error
 
-        return retry(what, attempt)
+        return retry(what, convert_errors)
 
     def _create(self, path: Path, data: bytes) -> bool:
         """Create a file by a hard link; return False if the name exists."""
@@ -321,7 +321,7 @@ class Bucket:
             raise StoreError(f"{self.address} cannot be opened: {_message_without_secrets(error)}") from None
 
     def get(self, name: str, *, fresh: bool = False) -> bytes | None:
-        def attempt(_: int) -> bytes | None:
+        def download(_: int) -> bytes | None:
             try:
                 found = self._obstore.get(self._large, name)
                 data = bytes(found.bytes())
@@ -332,20 +332,20 @@ class Bucket:
                 raise TransientError("the answer ended early")
             return data
 
-        return self._request("read", name, attempt)
+        return self._request("read", name, download)
 
     def write(self, name: str, data: bytes) -> str:
         return self._request("write", name, lambda _: self._write(name, data, "overwrite"))
 
     def create_if_absent(self, name: str, data: bytes) -> bool:
-        def attempt(tries: int) -> bool:
+        def create_object(tries: int) -> bool:
             try:
                 self._write(name, data, "create")
             except (self._obstore.exceptions.AlreadyExistsError, self._obstore.exceptions.PreconditionError):
                 return tries > 0 and self.get(name) == data  # an earlier try whose answer was lost
             return True
 
-        return self._request("write", name, attempt)
+        return self._request("write", name, create_object)
 
     def _write(self, name: str, data: bytes, mode: str) -> str:
         client = self._small if len(data) <= _SMALL else self._large
@@ -358,7 +358,7 @@ class Bucket:
     def list(self, prefix: str = "") -> Iterator[Listed]:
         folder = prefix.rpartition("/")[0]
 
-        def attempt(_: int) -> list[Listed]:
+        def list_objects(_: int) -> list[Listed]:
             return [
                 Listed(one["path"], one["size"], _object_version(one), one["last_modified"].timestamp())
                 for page in self._obstore.list(self._small, f"{folder}/" if folder else None)
@@ -366,7 +366,7 @@ class Bucket:
                 if one["path"].startswith(prefix)
             ]
 
-        yield from self._request("list", prefix, attempt)
+        yield from self._request("list", prefix, list_objects)
 
     def delete(self, names: Iterable[str]) -> None:
         for name in names:
@@ -391,7 +391,7 @@ class Bucket:
         """Call `action` with the number of earlier tries, until it raises no transient error; return its result."""
         known = self._obstore.exceptions
 
-        def attempt(tries: int) -> T:
+        def convert_errors(tries: int) -> T:
             try:
                 return action(tries)
             except (known.PermissionDeniedError, known.UnauthenticatedError) as error:
@@ -410,7 +410,7 @@ class Bucket:
                     ) from None
                 raise TransientError(_message_without_secrets(error)) from None
 
-        return retry(f"cannot {verb} {self.address}/{name}", attempt)
+        return retry(f"cannot {verb} {self.address}/{name}", convert_errors)
 
     def _raise_if_bucket_missing(self, error: BaseException) -> None:
         if any(text in str(error) for text in _NO_BUCKET):

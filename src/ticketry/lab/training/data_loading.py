@@ -160,14 +160,14 @@ def _batches_read_ahead(
 ) -> Batches:
     pending: deque[Tensor] = deque()  # targets of requested batches
 
-    def requests() -> Iterator[Request]:
+    def build_requests() -> Iterator[Request]:
         for step in steps:
             index = examples(step)
             pending.append(split.targets[index])
             place = {"first": first(step)} if first and augment else {}
             yield reader.request(split.inputs[index], augment, mix(seed, "read", step) if augment else 0, **place)
 
-    answers = _read_ahead(requests(), min(reader.workers, len(steps)), pin=device == "cuda")
+    answers = _read_ahead(build_requests(), min(reader.workers, len(steps)), pin=device == "cuda")
     try:
         for answer in answers:
             if isinstance(answer, TicketryError):

@@ -135,7 +135,7 @@ class Kernels:
         }
         key = digest_of(described if precision == "fp32" else {**described, "precision": precision})
 
-        def compute() -> dict[str, Any]:
+        def compute_shares_or_reason() -> dict[str, Any]:
             model = rebuild_model(task, initial_state(task, 0))
             kept = self._store.get_mask(mask) if mask else Mask.ones(scope(model))
             try:
@@ -144,7 +144,7 @@ class Kernels:
                 return {"why": str(error)}
 
         with ONE_AT_A_TIME:
-            return self._store.load_or_compute("kernels", key, compute)
+            return self._store.load_or_compute("kernels", key, compute_shares_or_reason)
 
 
 def name_local_kernels(precision: str = "fp32") -> str:

@@ -120,16 +120,16 @@ class Supervised(Course):
             inputs, targets = next(read)
         outputs = forward(self.task, model.eval(), inputs, Arithmetic())
 
-        def loss(rows: slice) -> float:
+        def loss_of_rows(rows: slice) -> float:
             return float(
                 task_checks.compute_loss(
                     self.task, outputs[rows], targets[rows], label_smoothing=recipe.label_smoothing
                 )
             )
 
-        count, whole = len(rows), loss(slice(None))
+        count, whole = len(rows), loss_of_rows(slice(None))
         for cut in sorted({1, count // 4, count // 2, count - 1} & set(range(1, count))):
-            first, others = loss(slice(cut)), loss(slice(cut, None))
+            first, others = loss_of_rows(slice(cut)), loss_of_rows(slice(cut, None))
             parts = (cut * first + (count - cut) * others) / count
             if abs(whole - parts) > _EQUAL * max(abs(whole), abs(first), abs(others)):  # False for NaN
                 raise TaskError(

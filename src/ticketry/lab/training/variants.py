@@ -278,14 +278,14 @@ def load_or_compute_plan(store: Store, task: Task, mask: str, course: Course) ->
     """Return the plan for taking the channels that `mask` removes out of a task's network; the store keeps the plan."""
     key = digest_of({"numerics": NUMERICS, "task": dict(task.key()), "mask": mask})
 
-    def compute() -> dict[str, str]:
+    def compute_and_store_plan() -> dict[str, str]:
         model = rebuild_model(task, initial_state(task, 0))
         plan = plan_for_structure(
             model, store.get_mask(mask), course.inputs(FOLLOWED), trace_task_structure(task, course)
         )
         return {"plan": store.put_bytes(plan.to_bytes()), "mask": mask}
 
-    known = store.load_or_compute("plans", key, compute)
+    known = store.load_or_compute("plans", key, compute_and_store_plan)
     return ShrinkPlan.from_bytes(store.get_bytes(str(known["plan"])), "a stored plan")
 
 

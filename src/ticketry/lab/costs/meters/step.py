@@ -177,7 +177,7 @@ def measure_step(
     if first is None:
         raise UsageError(f"{type(model).__name__} has no parameters, so there is no step to measure")
 
-    def step() -> None:
+    def train_one_step() -> None:
         optimizer.zero_grad(set_to_none=True)
         loss(model, batch).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
@@ -187,10 +187,12 @@ def measure_step(
     with _restore_afterwards(model, optimizer, device), callers_defaults():
         optimizer.zero_grad(set_to_none=True)
         flops = step_flops(model, lambda: loss(model, batch), mask)
-        step()  # creates the optimiser's state
-        seconds = statistics.median(_time_step(step, device) for _ in range(repeats))
+        train_one_step()  # creates the optimiser's state
+        seconds = statistics.median(_time_step(train_one_step, device) for _ in range(repeats))
         optimizer.zero_grad(set_to_none=True)
-        allocated, reserved = _measure_peak(step, device, [model.state_dict(), batch, optimizer.state.values()])
+        allocated, reserved = _measure_peak(
+            train_one_step, device, [model.state_dict(), batch, optimizer.state.values()]
+        )
     return StepCost(seconds, flops.sparse, flops.dense, allocated, reserved, resident_at_peak(), str(device))
 
 
