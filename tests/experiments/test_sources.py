@@ -20,7 +20,7 @@ from ticketry.experiments.reproduce.blocks import finished_blocks
 from ticketry.experiments.reproduce.campaign import reproduce
 from ticketry.experiments.reproduce.campaign_file import read_campaign
 from ticketry.experiments.request import build_request
-from ticketry.experiments.verify import _procedure_name, read_search
+from ticketry.experiments.verify import _procedure_verification_name, read_search
 from ticketry.lab.store.paths import Paths
 from ticketry.search import Method
 
@@ -168,7 +168,7 @@ def test_the_earlier_run_keeps_its_folder_and_its_evidence(own: Path, tmp_path: 
     assert verified.run == first.name
     kept = first.tickets[0].load().mask
     asked = read_search(first.tickets[0].load(), trust=True)
-    assert _procedure_name(asked, 1, settings) == verified.name
+    assert _procedure_verification_name(asked, 1, settings) == verified.name
 
     change(own, "own_score", "abs()", "abs().neg()")
     second = search()

@@ -65,24 +65,26 @@ def test_scores_are_those_of_transformers(folder: Path, texts: Path) -> None:
         split, network = task.load().test, task.build().eval()
         with torch.no_grad():
             found = network(task.prepare(split.inputs))
-            wanted = torch.cat([other(**tokenizer(*text, return_tensors="pt")).logits for text in task._parts[2].texts])
+            wanted = torch.cat(
+                [other(**tokenizer(*text, return_tensors="pt")).logits for text in task._labelled_splits[2].texts]
+            )
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
-        assert [task.classes[target] for target in split.targets] == list(task._parts[2].labels)
+        assert [task.classes[target] for target in split.targets] == list(task._labelled_splits[2].labels)
 
 
 def test_splits_cover_the_texts_and_share_the_classes(folder: Path, texts: Path) -> None:
     task = task_of(folder, texts, validation="0.2")
-    assert [len(part) for part in task._parts] == [84, 24, 12]
-    everything = sorted(text for part in task._parts for text in part.texts)
+    assert [len(part) for part in task._labelled_splits] == [84, 24, 12]
+    everything = sorted(text for part in task._labelled_splits for text in part.texts)
     assert everything == sorted((row["text"],) for row in rows(120))
-    assert all(2 * part.labels.count("good") == len(part) for part in task._parts)
+    assert all(2 * part.labels.count("good") == len(part) for part in task._labelled_splits)
     assert len(task_of(folder, texts, train="20").load().train) == 20
 
 
 def test_three_files_are_three_splits(folder: Path, tmp_path: Path) -> None:
     for seed, name in enumerate(("train", "dev", "test")):
         write_rows(tmp_path / f"{name}.jsonl", rows(10 + seed, seed))
-    assert [len(part) for part in task_of(folder, tmp_path)._parts] == [10, 11, 12]
+    assert [len(part) for part in task_of(folder, tmp_path)._labelled_splits] == [10, 11, 12]
     write_rows(tmp_path / "test.jsonl", [{"text": "my net wins", "label": "great"}])
     with pytest.raises(TaskError, match="no training text has the label 'great'"):
         task_of(folder, tmp_path).load()

@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")  # for a terminal that lacks a letter
     with handle_signals(command=True) as request:
         try:
-            code = _dispatch(words)
+            code = _dispatch_command(words)
             sys.stdout.flush()  # while errors of a closed pipe can still be handled
             return code
         except BaseException as error:
@@ -133,7 +133,7 @@ def _describe_os_error(error: OSError) -> str:
     return f"{what}{reason_of(error)}"
 
 
-def _dispatch(words: list[str]) -> int:
+def _dispatch_command(words: list[str]) -> int:
     if not words or words[0] in ("-h", "--help", "help"):
         print(_build_help())
         return 0 if words else 2

@@ -226,11 +226,11 @@ def _everyday_options(kind: Any) -> frozenset[str] | None:
     inner = {
         name: one for name, hint in hints.items() if dataclasses.is_dataclass(one := next(iterate_nested_types(hint)))
     }
-    groups = frozenset(inner) | {name for one in inner.values() for name in _plugin_options(one)}
+    groups = frozenset(inner) | {name for one in inner.values() for name in _own_options_of_plugin(one)}
     return (usual if len(usual) <= _MOST_SHOWN else usual & _EVERYDAY) | groups
 
 
-def _plugin_options(kind: Any) -> tuple[str, ...]:
+def _own_options_of_plugin(kind: Any) -> tuple[str, ...]:
     """Return the options that a class from outside ticketry defines itself; empty for classes of ticketry."""
     return () if kind.__module__.partition(".")[0] == "ticketry" else tuple(vars(kind).get("__annotations__", ()))
 

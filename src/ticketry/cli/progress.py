@@ -42,11 +42,11 @@ class Progress:
         """Update the progress of a running training."""
         self._activity.on_event(event)
         if event.kind == "finished":
-            self._on_finished(event)
+            self._on_training_finished(event)
         if event.kind == "stored":
             self.say(f"stored as it is: {event.label or 'a training'} at step {event.step} of {event.last}")
 
-    def _on_finished(self, event: Event) -> None:
+    def _on_training_finished(self, event: Event) -> None:
         if not self.has_terminal:
             self.say(f"[{self._activity.trained} trained, {self._activity.asked} asked for] {event.label}")
 
@@ -116,7 +116,7 @@ class SearchProgress(Progress):
         if not self.has_terminal:
             self.say(line)
 
-    def _on_finished(self, event: Event) -> None:
+    def _on_training_finished(self, event: Event) -> None:
         """Print nothing about a finished training, since `on_point` prints trained networks."""
 
     def _format_point(self, point: Point) -> str:

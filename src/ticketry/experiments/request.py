@@ -130,7 +130,7 @@ class SearchRequest:
         if planned:
             beside = level in {level_for_density(one, planned, "the search") for one in asked}
         else:
-            beside = any(_is_close(density, one) for one in asked)
+            beside = any(_is_density_close(density, one) for one in asked)
         return self.controls if beside else ()
 
     def task_of(self, replicate: int) -> Task:
@@ -260,7 +260,7 @@ class SearchRequest:
         return {
             "method": self.method.name,
             "task": dict(self.task.key()),
-            "settings": _user_settings(self.settings),
+            "settings": _constructor_arguments(self.settings),
             "recipe": asdict(self.recipe),
             "replicates": self.replicates,
             "seeds": asdict(self.seeds),
@@ -270,7 +270,7 @@ class SearchRequest:
         }
 
 
-def _user_settings(settings: Any) -> dict[str, Any]:
+def _constructor_arguments(settings: Any) -> dict[str, Any]:
     """Return the values of the fields that the constructor of `settings` takes, by name."""
     values = asdict(settings)
     return {one.name: values[one.name] for one in fields(settings) if one.init}
@@ -298,7 +298,7 @@ def with_measured_costs(
 def level_for_density(density: float, planned: Mapping[float, int], what: str) -> int:
     """Return the level for which about `density` is planned; raise `UsageError` if there is no such level."""
     nearest = min(planned, key=lambda one: abs(one / density - 1), default=0.0)
-    if _is_close(nearest, density):
+    if _is_density_close(nearest, density):
         return planned[nearest]
     if not planned:
         raise UsageError(
@@ -309,7 +309,7 @@ def level_for_density(density: float, planned: Mapping[float, int], what: str) -
     raise UsageError(f"{what} has no tickets of density {density:g}: it has {known}")
 
 
-def _is_close(density: float, asked: float) -> bool:
+def _is_density_close(density: float, asked: float) -> bool:
     return abs(density / asked - 1) <= TOLERANCE
 
 

@@ -203,7 +203,7 @@ def upgrade_stored_settings(
     """
     outside = isinstance(method, str) and METHODS.is_outside(method)
     current = upgrade_settings(stored, FORMAT_1 if outside else ())
-    if not (named := current.get("profile")) or (folder := _costs_folder(store)) is None:
+    if not (named := current.get("profile")) or (folder := _layer_costs_folder(store)) is None:
         return current
     profile = Path(str(named))
     kept = folder / profile.name
@@ -216,7 +216,7 @@ def upgrade_stored_settings(
 
 def _is_stored_cost_file(profile: str, store: str | Path | None) -> bool:
     """Return whether the path `profile`, with links resolved, is a file of layer costs in the store."""
-    if (folder := _costs_folder(store)) is None:
+    if (folder := _layer_costs_folder(store)) is None:
         return False
     try:
         return require_inside(folder, Path(profile)).is_file()
@@ -224,7 +224,7 @@ def _is_stored_cost_file(profile: str, store: str | Path | None) -> bool:
         return False
 
 
-def _costs_folder(store: str | Path | None) -> Path | None:
+def _layer_costs_folder(store: str | Path | None) -> Path | None:
     """Return the store's folder of layer costs; None without a store, or for a store on another machine."""
     if store is None or is_url(store):
         return None

@@ -130,7 +130,7 @@ class PointCollector:
             for variant in found.searched[-1].segment.variants:
                 more |= variant.ticket_fields()
             with self._lock:
-                self._add_rounds(replicate, found)
+                self._add_gate_trainings(replicate, found)
                 self.searched.update({f"{replicate} {each.segment.key}": each for each in found.searched})
                 self.gradients += found.gradients
         else:
@@ -205,14 +205,14 @@ class PointCollector:
         with self._lock:
             self.segments.update({each.segment.key: each for each in results})
 
-    def _add_rounds(self, replicate: int, found: Found) -> None:
+    def _add_gate_trainings(self, replicate: int, found: Found) -> None:
         """Add to the record each training with gates (soft mask values) that led to a ticket's mask.
 
         The tickets of a replicate must be added one after the other.
         """
         for result in found.searched:
             key = (replicate, result.segment.key)
-            if key not in self.rounds and (row := _round_record(replicate, found.level, result)):
+            if key not in self.rounds and (row := _build_round_record(replicate, found.level, result)):
                 self.rounds[key] = row
             if key in self.rounds and result is found.searched[-1]:
                 self.rounds[key] = replace(self.rounds[key], used=True, cut_to=found.cut_to)
@@ -308,7 +308,7 @@ def structure_record(by: Structuring, before: float, layers: Sequence[Mapping[st
     return convert({**by.describe(), "name": str(by), "density_before": before, "layers": layers}, Structure)
 
 
-def _round_record(replicate: int, level: int, result: Result) -> Round | None:
+def _build_round_record(replicate: int, level: int, result: Result) -> Round | None:
     """Return the record of a training round with gates; None if the training had no gates."""
     rows = [row for variant in result.segment.variants if (row := variant.round_fields(result.record))]
     common = {"replicate": replicate, "level": level, "used": False, "key": result.segment.key}

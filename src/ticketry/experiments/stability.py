@@ -158,7 +158,7 @@ def execute_stability(
         rewinds.append(Rewind(step, asked[step], searched.name))
         for replicate, item in found:
             if item.mask is None or _is_requested(lab, item, settings, levels):
-                pieces += list(_row_computations(lab, one, settings, replicate, item))
+                pieces += list(_yield_row_computations(lab, one, settings, replicate, item))
     rows = lab.gather(pieces)
     if settings.at and all(row.role == DENSE for row in rows):
         there = sorted({row.density for one in searches for row in one.points if row.role == TICKET}, reverse=True)
@@ -234,7 +234,7 @@ def _is_requested(lab: Lab, found: Found, settings: StabilitySettings, levels: s
     return not settings.at or any(abs(density / asked - 1) <= TOLERANCE for asked in settings.at)
 
 
-def _row_computations(
+def _yield_row_computations(
     lab: Lab, run: SearchRequest, settings: StabilitySettings, replicate: int, found: Found
 ) -> Iterator[Any]:
     """Yield functions that each compute a row of the record for the network `found`; they can run in parallel."""

@@ -95,13 +95,13 @@ def stored_runs(root: Path) -> list[StoredRun]:
                 state,
                 usage.bytes_of({*own, *reached[name]}),
                 usage.bytes_of({*own, *alone}),
-                _last_change(folder, shared=store.mirror is not None),
+                _last_change_time(folder, shared=store.mirror is not None),
             )
         )
     return sorted(found, key=lambda one: one.changed)
 
 
-def _last_change(folder: Path, *, shared: bool) -> float:
+def _last_change_time(folder: Path, *, shared: bool) -> float:
     """Return when a run last changed, in seconds since 1970; if `shared`, ignore the change time of its folder."""
     with explain_os_errors(folder, "read"):
         paths = [*([] if shared else [folder]), *iterate_files(folder)]
@@ -210,7 +210,7 @@ def find_damaged_files(store: Store) -> Iterator[Path]:
         run = _read_undamaged(read_run, path)
         if run is None or run.name != path.parent.name:
             yield path
-        elif not _has_config(path.with_name("run.toml"), run.config):
+        elif not _has_run_file_text(path.with_name("run.toml"), run.config):
             yield path.with_name("run.toml")
     yield from (path for path in store.paths.evidence_records() if _read_undamaged(read_evidence, path) is None)
     for path in store.paths.campaign_records():
@@ -234,7 +234,7 @@ def _read_undamaged(read: Callable[[object, str], T], path: Path) -> T | None:
         return None
 
 
-def _has_config(file: Path, config: str) -> bool:
+def _has_run_file_text(file: Path, config: str) -> bool:
     """Return whether a run file has the text `config`; a missing file counts as a match."""
     try:
         with explain_os_errors(file, "read"):
@@ -280,7 +280,7 @@ def copy_store(origin: str, target: str) -> Copied:
     here, there = _open_objects(origin), _open_objects(target)
     if (described := here.get("store.json")) is None:
         raise StoreError(f"there is no store at {origin}")
-    if (number := _parse_object(described).get("format")) != FORMAT:
+    if (number := _parse_json_object(described).get("format")) != FORMAT:
         raise StoreError(
             f"the store at {origin} has the store format {str(number)[:20]!r}, this ticketry copies {FORMAT}: use the"
             " ticketry that made it, or, if its store.json is damaged, `ticketry store check --repair`"
@@ -315,7 +315,7 @@ def _copy_missing(here: Objects, there: Objects, origin: str, target: str) -> Co
 
 
 def _read_for_target(here: Objects, one: Listed, origin: str, target: str) -> bytes:
-    return _with_new_address(_read_checked(here, one), one.name, origin, target)
+    return _replace_store_address(_read_checked(here, one), one.name, origin, target)
 
 
 def _is_record_part(name: str) -> bool:
@@ -371,19 +371,19 @@ def _digest_by_record(here: Objects, name: str) -> str | None:
     """Return the SHA-256 that a stored record states for the file `name`; None if no record states its digest."""
     if name.startswith("runs/") and name.endswith("/run.toml") and name.count("/") == 2:
         record = here.get(name.removesuffix("toml") + "json")
-        config = _parse_object(record or b"").get("config")
+        config = _parse_json_object(record or b"").get("config")
         return hashlib.sha256(config.encode(errors="replace")).hexdigest() if isinstance(config, str) else None
     run, _, place = name.partition("/tickets/")
     ticket, _, file = place.partition("/")
     if not run.startswith("runs/") or file in ("", "ticket.json"):
         return None
     manifest = here.get(f"{run}/tickets/{ticket}/ticket.json")
-    fact = _parse_object(_parse_object(manifest or b"").get("files")).get(file)
-    digest = _parse_object(fact).get("sha256")
+    fact = _parse_json_object(_parse_json_object(manifest or b"").get("files")).get(file)
+    digest = _parse_json_object(fact).get("sha256")
     return digest if isinstance(digest, str) else None
 
 
-def _parse_object(value: object) -> dict[str, Any]:
+def _parse_json_object(value: object) -> dict[str, Any]:
     """Return `value` as a dict, parsed from JSON if it is bytes; any other value gives an empty dict."""
     try:
         found = parse_json(value) if isinstance(value, bytes) else value
@@ -392,7 +392,7 @@ def _parse_object(value: object) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _with_new_address(data: bytes, name: str, origin: str, target: str) -> bytes:
+def _replace_store_address(data: bytes, name: str, origin: str, target: str) -> bytes:
     """Return a record's bytes with the store's address `origin` replaced by `target`; return other files unchanged."""
     if not _is_record(name):
         return data
@@ -427,7 +427,9 @@ def move_store(root: Path, target: Path) -> Path:
     if not goes_on and not _try_rename(root, target):
         write_json(begun, {"from": str(source)})
     copied = _copy_files(root, target) if path_exists(root) else {}
-    _rename_records(Paths(target), tuple(dict.fromkeys(map(str, (root, root.absolute(), source)))), str(target))
+    _replace_paths_in_records(
+        Paths(target), tuple(dict.fromkeys(map(str, (root, root.absolute(), source)))), str(target)
+    )
     if path_exists(root):
         _delete_original(root, target, copied)
     with explain_os_errors(begun, "delete"):
@@ -512,7 +514,7 @@ def _copy_file(path: Path, place: Path) -> None:
             raise StoreError(f"{path} changed while it was moved: run the same command again to continue")
 
 
-def _rename_records(paths: Paths, origins: tuple[str, ...], new: str) -> None:
+def _replace_paths_in_records(paths: Paths, origins: tuple[str, ...], new: str) -> None:
     for path in _record_files(paths):
         values = read_sealed(path) or {}
         moved = replace_store_path(values, origins, new)

@@ -182,12 +182,12 @@ def execute_verify(
     level = int(ticket.info["level"]) if searched else 0
     if searched:
         searched = searched.for_lab(lab)
-        name = _procedure_name(searched, level, settings)
+        name = _procedure_verification_name(searched, level, settings)
     else:
         if trust:
             import_variants(ticket)
         task = task or build_task(ticket)
-        name = _ticket_name(ticket.info, settings, lab.unusual(task))
+        name = _ticket_verification_name(ticket.info, settings, lab.unusual(task))
     config = {"about": about, "ticket": str(path), "settings": vars(settings)}
     with lab.dashboards.reporting(name, "verification", config, by_label=True) as run:
         if searched is None:
@@ -226,11 +226,11 @@ def default_subject(ticket: Ticket) -> About:
     )
 
 
-def _ticket_name(info: Mapping[str, Any], settings: VerifySettings, arithmetic: Mapping[str, Any]) -> str:
-    asked = {**_named_settings(settings), "controls": settings.controls or RIVALS}
+def _ticket_verification_name(info: Mapping[str, Any], settings: VerifySettings, arithmetic: Mapping[str, Any]) -> str:
+    asked = {**_settings_for_record_name(settings), "controls": settings.controls or RIVALS}
     described = {name: value for name, value in asked.items() if name not in ("about", "dense_at")}
     chosen = {"arithmetic": dict(arithmetic)} if arithmetic else {}
-    return _digest_name({"ticket": info.get("segment"), **described, **chosen})
+    return _name_from_digest({"ticket": info.get("segment"), **described, **chosen})
 
 
 def _describe_ticket(rivals: Rivals | ProcedureRivals) -> dict[str, Any]:
@@ -247,17 +247,17 @@ def _describe_ticket(rivals: Rivals | ProcedureRivals) -> dict[str, Any]:
     }
 
 
-def _procedure_name(search: SearchRequest, level: int, settings: VerifySettings) -> str:
+def _procedure_verification_name(search: SearchRequest, level: int, settings: VerifySettings) -> str:
     described = {
         name: value
         for name, value in search.identity().items()
         if name not in ("replicates", "controls", "control_densities", "sources")
     }
     described |= {"sources": search.source_digests} if search.source_digests else {}
-    return _digest_name({"procedure": described, "level": level, **_named_settings(settings)})
+    return _name_from_digest({"procedure": described, "level": level, **_settings_for_record_name(settings)})
 
 
-def _named_settings(settings: VerifySettings) -> dict[str, Any]:
+def _settings_for_record_name(settings: VerifySettings) -> dict[str, Any]:
     """Return the settings from which a record's name is computed; `after` is omitted if it is not set."""
     return {name: value for name, value in vars(settings).items() if name != "after" or value}
 
@@ -278,7 +278,7 @@ def _describe_procedure(rivals: Rivals | ProcedureRivals, search: SearchRequest,
     }
 
 
-def _digest_name(described: dict[str, Any]) -> str:
+def _name_from_digest(described: dict[str, Any]) -> str:
     return f"verify-{digest_of(json.loads(json.dumps(described)))[:8]}"
 
 

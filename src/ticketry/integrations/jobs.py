@@ -82,16 +82,16 @@ class Job:
             self._attachment = Attachment(
                 model, self.name, is_running=runs, is_active=self._is_active, release=self.release
             )
-        self._attach(model, total, trial)
+        self._attach_to_model(model, total, trial)
         if loaded is not None:
-            self._load(loaded)
+            self._load_state(loaded)
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Restore a result of the method `state`; if `start` was not called yet, `start` restores the result."""
         if self.model is None:
             self._loaded = state
         else:
-            self._load(state)
+            self._load_state(state)
 
     def resume(self, done: int) -> None:
         """Continue a training after `done` optimiser steps; the states of model and job must have been loaded."""
@@ -127,10 +127,10 @@ class Job:
         """Return whether the job has any effect on the next training step."""
         return True
 
-    def _attach(self, model: nn.Module, total: int, trial: bool) -> None:
+    def _attach_to_model(self, model: nn.Module, total: int, trial: bool) -> None:
         raise NotImplementedError
 
-    def _load(self, state: Mapping[str, Any]) -> None:
+    def _load_state(self, state: Mapping[str, Any]) -> None:
         raise NotImplementedError
 
 
@@ -326,11 +326,11 @@ class HoldJob(Job):
     def state(self) -> dict[str, Any]:
         return {"mask": self._mask.digest}
 
-    def _attach(self, model: nn.Module, total: int, trial: bool) -> None:
+    def _attach_to_model(self, model: nn.Module, total: int, trial: bool) -> None:
         self._kernels.attach(model, self._mask)
         self._hold = hold(model, self._mask)
 
-    def _load(self, state: Mapping[str, Any]) -> None:
+    def _load_state(self, state: Mapping[str, Any]) -> None:
         if state.get("mask") != self._mask.digest:
             raise MaskError("the checkpoint was trained under another mask: give the callback that one, or start anew")
 
@@ -406,7 +406,7 @@ class GradualJob(Job):
     def _is_active(self) -> bool:
         return self._kernels.sparse or self.mask.kept < self.mask.total
 
-    def _attach(self, model: nn.Module, total: int, trial: bool) -> None:
+    def _attach_to_model(self, model: nn.Module, total: int, trial: bool) -> None:
         made = (
             self._build_trial_run(model, total)
             if trial
@@ -423,7 +423,7 @@ class GradualJob(Job):
         choice = {name: value for name, value in self._options.items() if name not in _SCHEDULE_OPTIONS}
         return Gradual(model, {total: density}, steps=total, **choice)  # type: ignore[arg-type]
 
-    def _load(self, state: Mapping[str, Any]) -> None:
+    def _load_state(self, state: Mapping[str, Any]) -> None:
         pruning = _require_started(self._gradual)
         stored, model = state.get("mask"), self.model
         if model is not None and isinstance(stored, Mapping) and (stray := count_removed(model, Mask(stored))):
@@ -568,13 +568,13 @@ class GatesJob(Job):
             },
         }
 
-    def _attach(self, model: nn.Module, total: int, trial: bool) -> None:
+    def _attach_to_model(self, model: nn.Module, total: int, trial: bool) -> None:
         self._steps = self._total = total
         self._done, self._fresh, self._applied = 0, True, False
         self._gates = attach(model, **self._options)
         self._optimizer = self._make_optimizer(self._gates.parameters())
 
-    def _load(self, state: Mapping[str, Any]) -> None:
+    def _load_state(self, state: Mapping[str, Any]) -> None:
         if not {"gates", "optimizer"} <= state.keys():
             raise MaskError("the checkpoint has no state of gates: it was written with another callback")
         total = self._schedule_length_on_resume(int(state.get("total", self._total)), int(state.get("done", 0)))

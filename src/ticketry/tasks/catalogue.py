@@ -253,7 +253,7 @@ _IMAGENET = _Network(
 )
 
 
-def _paper_search(
+def _make_paper_experiment(
     network: _Network, what: str, rewind: str, *, figures: str = "figures 2 and 3", **changes: Any
 ) -> Experiment:
     source = f"Frankle et al. 2019 (arXiv 1903.01611 v3), {figures}"
@@ -261,7 +261,7 @@ def _paper_search(
     return Experiment(f"{network.title}, {what}", source, "iterative", network.task, network.model, recipe, settings)
 
 
-def _short_search(network: _Network, width: float, **changes: Any) -> Experiment:
+def _make_short_experiment(network: _Network, width: float, **changes: Any) -> Experiment:
     after = "batch, learning rate and the shares of training at which it drops"
     return Experiment(
         title=f"{network.title}, shortened: narrower, 10,000 images, a few epochs",
@@ -280,35 +280,35 @@ _SATURATES = "figures 2 and 3, sections 3 and 4 (saturates at iteration {})"
 """Parts of the paper that show that rewinding to later steps gains nothing."""
 
 IMP_PRESETS = {
-    "lenet": _paper_search(_LENET, "rewound to step 0", "0"),
-    "resnet-20": _paper_search(
+    "lenet": _make_paper_experiment(_LENET, "rewound to step 0", "0"),
+    "resnet-20": _make_paper_experiment(
         _RESNET, "learning rate 0.1, rewound to iteration 500", "500it", figures=_SATURATES.format(500)
     ),
-    "resnet-20-low": _paper_search(_RESNET, _LOW, "0", lr=0.01),
-    "resnet-20-warmup": _paper_search(
+    "resnet-20-low": _make_paper_experiment(_RESNET, _LOW, "0", lr=0.01),
+    "resnet-20-warmup": _make_paper_experiment(
         _RESNET, "20,000 iterations of warm-up to 0.03, rewound to step 0", "0", lr=0.03, warmup="20000it"
     ),
-    "vgg-19": _paper_search(
+    "vgg-19": _make_paper_experiment(
         _VGG, "learning rate 0.1, rewound to iteration 100", "100it", figures=_SATURATES.format(100)
     ),
-    "vgg-19-low": _paper_search(_VGG, _LOW, "0", lr=0.01),
-    "vgg-19-warmup": _paper_search(
+    "vgg-19-low": _make_paper_experiment(_VGG, _LOW, "0", lr=0.01),
+    "vgg-19-warmup": _make_paper_experiment(
         _VGG, "10,000 iterations of warm-up to 0.1, rewound to step 0", "0", warmup="10000it"
     ),
-    "resnet-50": _paper_search(
+    "resnet-50": _make_paper_experiment(
         _IMAGENET,
         "rewound to epoch 6, down to 20 % of the weights",
         "6ep",
         figures="figure 2, and the iterative search on ImageNet",
     ),
-    "resnet-50-imagenet": _paper_search(
+    "resnet-50-imagenet": _make_paper_experiment(
         replace(_IMAGENET, title="ResNet-50 on ImageNet in shards", task="imageshards"),
         "rewound to epoch 6, down to 20 % of the weights",
         "6ep",
         figures="figure 2, and the iterative search on ImageNet",
     ),
-    "resnet-20-short": _short_search(_RESNET, 0.5, length="9ep", milestones=("6ep", "7.5ep")),
-    "vgg-19-short": _short_search(_VGG, 0.25, length="8ep", milestones=("4ep", "6ep")),
+    "resnet-20-short": _make_short_experiment(_RESNET, 0.5, length="9ep", milestones=("6ep", "7.5ep")),
+    "vgg-19-short": _make_short_experiment(_VGG, 0.25, length="8ep", milestones=("4ep", "6ep")),
 }
 """Experiments of iterative magnitude pruning, by preset name."""
 
@@ -318,7 +318,7 @@ _CODE = RESIDUAL.changed(length="85ep", batch=128, nesterov=True, milestones=("5
 _OFFICIAL = "the official code of Savarese et al. 2020 (arXiv 1912.04427)"
 
 
-def _gated_search(
+def _make_gated_experiment(
     title: str,
     source: str,
     model: str,
@@ -341,10 +341,10 @@ _GATES: dict[str, Any] = {
 }
 
 CS_PRESETS = {
-    "cs-resnet-20": _gated_search(
+    "cs-resnet-20": _make_gated_experiment(
         "ResNet-20 on CIFAR-10, three rounds", _OFFICIAL, "resnet-20", _CODE, spare_output=True, **_GATES
     ),
-    "cs-vgg-16": _gated_search(
+    "cs-vgg-16": _make_gated_experiment(
         "VGG-16 on CIFAR-10, three rounds",
         f"the training that {_OFFICIAL} has for ResNet-20",
         "vgg-16",
@@ -352,14 +352,14 @@ CS_PRESETS = {
         spare_output=True,
         **_GATES,
     ),
-    "cs-conv-6": _gated_search(
+    "cs-conv-6": _make_gated_experiment(
         "Conv-6 on CIFAR-10, three rounds",
         f"Conv-6 and its training as in Frankle and Carbin 2019 (figure 2), its gates as in {_OFFICIAL}",
         "conv-6",
         CONV6,
         **_GATES,
     ),
-    "cs-resnet-50": _gated_search(
+    "cs-resnet-50": _make_gated_experiment(
         "ResNet-50 on ImageNet, one round, to prune",
         f"our own choice: the usual training of 90 epochs, with the gates of {_OFFICIAL}; the paper's own is not known"
         " to us",
@@ -369,7 +369,7 @@ CS_PRESETS = {
         **{**_GATES, "rounds": 1, "rewind": "end", "retrain": "none"},
         spare_output=True,
     ),
-    "cs-resnet-20-short": _gated_search(
+    "cs-resnet-20-short": _make_gated_experiment(
         "ResNet-20 on CIFAR-10, shortened: narrower, 10,000 images, a few epochs",
         "our own choice after cs-resnet-20: the shares of training at which the learning rate drops; gates learn"
         " faster, because a short training leaves them little time to move",
@@ -387,7 +387,7 @@ CS_PRESETS = {
 _SOURCE = "our own choice: models and recipes as docs/domains.md lists them"
 
 
-def _text_search(title: str, task: str, model: str, recipe: Recipe, *, tokens: int = 0) -> Experiment:
+def _make_text_experiment(title: str, task: str, model: str, recipe: Recipe, *, tokens: int = 0) -> Experiment:
     """Return a preset that searches on a text; if `tokens` is not 0, only on the first `tokens` tokens."""
     if tokens:
         title += f", shortened: narrower, {tokens:,} tokens, {recipe.length.removesuffix('ep')} epochs"
@@ -396,20 +396,20 @@ def _text_search(title: str, task: str, model: str, recipe: Recipe, *, tokens: i
 
 
 LANGUAGE_PRESETS = {
-    "ptb-lstm": _text_search("LSTM on Penn Treebank", "ptb", "lstm-tied", LSTM),
-    "ptb-pointer-lstm": _text_search("Pointer sentinel LSTM on Penn Treebank", "ptb", "pointer-lstm", POINTER),
-    "wikitext-2-gpt": _text_search("GPT on WikiText-2", "wikitext-2", "gpt", GPT),
-    "ptb-lstm-short": _text_search(
+    "ptb-lstm": _make_text_experiment("LSTM on Penn Treebank", "ptb", "lstm-tied", LSTM),
+    "ptb-pointer-lstm": _make_text_experiment("Pointer sentinel LSTM on Penn Treebank", "ptb", "pointer-lstm", POINTER),
+    "wikitext-2-gpt": _make_text_experiment("GPT on WikiText-2", "wikitext-2", "gpt", GPT),
+    "ptb-lstm-short": _make_text_experiment(
         "LSTM on Penn Treebank", "ptb", "lstm-tied@0.5", LSTM.changed(length="8ep"), tokens=200_000
     ),
-    "ptb-pointer-lstm-short": _text_search(
+    "ptb-pointer-lstm-short": _make_text_experiment(
         "Pointer sentinel LSTM on Penn Treebank",
         "ptb",
         "pointer-lstm@0.5",
         LSTM.changed(length="8ep"),  # 4 epochs of 100,000 tokens: 469 on the validation text, by Adam 623
         tokens=200_000,
     ),
-    "wikitext-2-gpt-short": _text_search(
+    "wikitext-2-gpt-short": _make_text_experiment(
         "GPT on WikiText-2", "wikitext-2", "gpt@0.5", GPT.changed(length="4ep", batch=16, lr=2e-3), tokens=200_000
     ),
 }

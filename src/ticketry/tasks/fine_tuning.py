@@ -450,7 +450,7 @@ class FineTuning(Classification):
     @cached_property
     def classes(self) -> list[str]:
         """The labels of the training texts, in the order of the network's outputs."""
-        found = self.folder.order_classes(set(self._parts[0].labels))
+        found = self.folder.order_classes(set(self._labelled_splits[0].labels))
         if len(found) < 2:
             raise TaskError(f"{self._path}: all texts have the label {found[0]!r}: there is nothing to learn")
         return found
@@ -465,7 +465,7 @@ class FineTuning(Classification):
         return self.texts
 
     @cached_property
-    def _parts(self) -> tuple[Labelled, Labelled, Labelled]:
+    def _labelled_splits(self) -> tuple[Labelled, Labelled, Labelled]:
         texts = {
             name: read_texts(file, self.columns, self.target) for name, file in find_text_files(self._path).items()
         }
@@ -477,7 +477,7 @@ class FineTuning(Classification):
     def _splits(self) -> Splits:
         number = {label: index for index, label in enumerate(self.classes)}
         splits = []
-        for part in self._parts:
+        for part in self._labelled_splits:
             if unknown := sorted(set(part.labels) - set(number)):
                 raise TaskError(f"{self._path}: no training text has the label {unknown[0]!r}, and others have")
             targets = torch.tensor([number[label] for label in part.labels])
@@ -527,7 +527,7 @@ def create_task(spec: Spec) -> FineTuning:
         texts=texts,
         columns=columns,
         target=options.text("target", "label"),
-        length=_parse_length(options, spec.name, folder),
+        length=_parse_text_length(options, spec.name, folder),
         train=options.whole("train", 0),
         validation=validation,
         test=test,
@@ -536,7 +536,7 @@ def create_task(spec: Spec) -> FineTuning:
     )
 
 
-def _parse_length(options: Options, name: str, folder: Pretrained) -> int:
+def _parse_text_length(options: Options, name: str, folder: Pretrained) -> int:
     longest = folder.max_length
     length = options.whole("length", min(LENGTH, longest or LENGTH), least=4)
     if longest and length > longest:

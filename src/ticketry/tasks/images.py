@@ -168,7 +168,7 @@ def _compute_scale_and_offset(
 def create_task(spec: Spec) -> ImageClassification:
     """Create the task for the request `spec`, whose name is a data set of `facts.DATA_SETS`."""
     data, options = DATA_SETS.get(spec.name), Options(spec, ("train", "size"))
-    factor = _parse_factor(data, options)
+    factor = _parse_reduction_factor(data, options)
     channels, height, width = data.shape
     data = replace(data, shape=(channels, height // factor, width // factor))
     network = spec.model or data.model
@@ -188,7 +188,7 @@ def create_task(spec: Spec) -> ImageClassification:
     )
 
 
-def _parse_factor(data: ImageData, options: Options) -> int:
+def _parse_reduction_factor(data: ImageData, options: Options) -> int:
     """Return the factor by which images must be reduced to have the height and width in the option ``size``."""
     _, height, width = data.shape
     sizes = {height // factor: factor for factor in range(1, height + 1) if not height % factor and not width % factor}
@@ -268,7 +268,7 @@ class FolderClassification(Images):
 
     @property
     def classes(self) -> int:  # type: ignore[override]
-        return len(self._files.train.classes)
+        return len(self._image_set.train.classes)
 
     def key(self) -> Mapping[str, object]:
         """Return values that identify the images and how they are read and split, but not their location."""
@@ -276,7 +276,7 @@ class FolderClassification(Images):
             **({"train": self.train} if self.train else {}),
             "name": self.name,
             "data_version": VERSION,
-            "files": self._files.digest,
+            "files": self._image_set.digest,
             "size": self.size,
             "resize": self.resize,
             "validation": float(self.validation),
@@ -290,7 +290,7 @@ class FolderClassification(Images):
         return self._splits
 
     @cached_property
-    def _files(self) -> ImageSet[Any]:
+    def _image_set(self) -> ImageSet[Any]:
         if self.path is None:
             raise TaskError(
                 f"the task {self.name} needs to know the folder: --option path=DIR, where DIR holds train/<class>/* and"
@@ -300,19 +300,19 @@ class FolderClassification(Images):
 
     @cached_property
     def _splits(self) -> Splits:
-        labels = self._files.train.labels
+        labels = self._image_set.train.labels
         rest, held = hold_out(labels, count_share_of_each(labels, self.validation))
         reader = self._build_reader()
         train, validation = (
             Split(torch.from_numpy(rows), torch.from_numpy(labels[rows]), reader) for rows in (rest, held)
         )
-        targets = torch.from_numpy(self._files.test.labels)
-        test = Split(torch.arange(len(targets)), targets, replace(reader, listing=self._files.test))
+        targets = torch.from_numpy(self._image_set.test.labels)
+        test = Split(torch.arange(len(targets)), targets, replace(reader, listing=self._image_set.test))
         return Splits(take_fewer(train, self.train) if self.train else train, validation, test)
 
     def _build_reader(self) -> FolderReader:
         """Return the reader of the training images; the readers of other splits differ only in their listing."""
-        return FolderReader(self._files.train, self.size, self.resize, self.workers)
+        return FolderReader(self._image_set.train, self.size, self.resize, self.workers)
 
 
 def create_folder_task(spec: Spec) -> FolderClassification:
@@ -392,7 +392,7 @@ class ShardClassification(FolderClassification):
         return {**super().key(), "window": self.window}
 
     @cached_property
-    def _files(self) -> ImageSet[Any]:
+    def _image_set(self) -> ImageSet[Any]:
         if not self.address:
             raise TaskError(
                 f"the task {self.name} needs to know where they are: --option path=DIR or a URL, with train-*.tar and"
@@ -401,7 +401,7 @@ class ShardClassification(FolderClassification):
         return open_shards(parse_address(self.address))
 
     def _build_reader(self) -> ShardReader:
-        return ShardReader(self._files.train, self.size, self.resize, self.workers, self.window)
+        return ShardReader(self._image_set.train, self.size, self.resize, self.workers, self.window)
 
 
 def create_shards_task(spec: Spec) -> ShardClassification:

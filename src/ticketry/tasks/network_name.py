@@ -81,7 +81,7 @@ class NetworkName:
     def parse(cls, text: str) -> NetworkName:
         """Parse a name in any of its forms, without checking that the network exists."""
         library, colon, rest = text.partition(":")
-        if not colon or (library not in LIBRARIES and _is_module(library)):
+        if not colon or (library not in LIBRARIES and _is_importable_module(library)):
             base, at, width = text.partition("@")
             return cls(base, _parse_width(width, text)) if at else cls(base)
         if library not in LIBRARIES:
@@ -124,7 +124,7 @@ def unknown_network_error(name: str, known: Iterable[str] | None = None) -> Task
     )
 
 
-def _is_module(name: str) -> bool:
+def _is_importable_module(name: str) -> bool:
     """Return whether a Python module of this name can be found, without importing it."""
     put_current_folder_on_path()
     top = name.partition(".")[0]

@@ -155,15 +155,15 @@ class TableRegression(Regression):
         }
 
     @property
-    def _shape(self) -> tuple[int, int, int]:
+    def _network_input_shape(self) -> tuple[int, int, int]:
         """Shape of a row as input of a network, (features, 1, 1): an image of 1x1 pixels."""
         return self.features, 1, 1
 
     def build(self) -> nn.Module:
-        return models.build(self.model, shape=self._shape, classes=1)
+        return models.build(self.model, shape=self._network_input_shape, classes=1)
 
     def narrower(self, parameters: int) -> str | None:
-        return models.narrower(self.model, shape=self._shape, classes=1, parameters=parameters)
+        return models.narrower(self.model, shape=self._network_input_shape, classes=1, parameters=parameters)
 
     def example(self, count: int, data: Path | None = None) -> Tensor:
         """Return standard normal noise [count, features]; this reads no data."""
@@ -220,11 +220,11 @@ class CustomTableRegression(TableRegression):
             "target": self.target,
             "test": float(self.test),
             "drop": list(self.drop),
-            **self._encoding,
+            **self._encoding_key,
         }
 
     @property
-    def _encoding(self) -> Mapping[str, object]:
+    def _encoding_key(self) -> Mapping[str, object]:
         """Return a dict that says how words and missing values were encoded; empty if the table has neither."""
         table = self._table
         found: dict[str, object] = {}
@@ -263,11 +263,11 @@ class CustomTableRegression(TableRegression):
         target, inputs = table.values[:, at], np.delete(table.values, at, axis=1)
         what = f"{self.path}, column {self.target!r}"
         if table.incomplete:
-            inputs = _fill_missing(inputs, train, np.delete(np.array(table.columns), at), str(self.path))
+            inputs = _replace_missing_by_medians(inputs, train, np.delete(np.array(table.columns), at), str(self.path))
         return standardised(inputs, target, train=train, validation=validation, test=test, what=what)
 
 
-def _fill_missing(
+def _replace_missing_by_medians(
     inputs: NDArray[np.float64], train: NDArray[np.int64], columns: NDArray[np.str_], what: str
 ) -> NDArray[np.float64]:
     """Return the inputs with each missing number replaced by the median of its column over the training rows."""

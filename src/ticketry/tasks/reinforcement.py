@@ -362,7 +362,7 @@ class Learner(Session):
         step, learning = batch, self._learning
         parameters = {normal_name(name): parameter for name, parameter in model.named_parameters()}
         if not self._started:
-            self._start(parameters)
+            self._start_training(parameters)
         with torch.no_grad():
             if self._acts:
                 self._act_and_store(model, step)
@@ -385,10 +385,10 @@ class Learner(Session):
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         self._create_environments()
-        target = _select_prefix(state, TARGET)
+        target = _select_tensors_with_prefix(state, TARGET)
         self._target = {name: tensor.to(self._device, copy=True) for name, tensor in target.items()}
-        self._memory.load_state(_select_prefix(state, "memory/"))
-        self._environments.load_state(_select_prefix(state, "worlds/"))
+        self._memory.load_state(_select_tensors_with_prefix(state, "memory/"))
+        self._environments.load_state(_select_tensors_with_prefix(state, "worlds/"))
 
     def _create_environments(self) -> None:
         learning = self._learning
@@ -396,7 +396,7 @@ class Learner(Session):
         self._memory = Memory(learning.memory, self._numbers)
         self._started = True
 
-    def _start(self, parameters: Mapping[str, Tensor]) -> None:
+    def _start_training(self, parameters: Mapping[str, Tensor]) -> None:
         self._create_environments()
         fill_memory_with_random_actions(self._memory, self._environments, self._choices, self._learning.warmup)
         self._target = {name: parameter.detach().clone() for name, parameter in parameters.items()}
@@ -469,7 +469,7 @@ def _replace_weights_temporarily(parameters: Mapping[str, Tensor], weights: Mapp
             parameter.data = own[name]
 
 
-def _select_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def _select_tensors_with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """Return the tensors whose names start with `prefix`, under their names without the prefix."""
     return {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}
 

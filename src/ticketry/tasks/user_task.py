@@ -75,7 +75,7 @@ class OwnTask(Task):
         return self.inner.unfit(theirs) if isinstance(theirs, Mapping) else ""
 
 
-def _delegate(name: str) -> Callable[..., Any]:
+def _make_delegating_method(name: str) -> Callable[..., Any]:
     @wraps(getattr(Task, name))
     def method(self: OwnTask, *args: Any, **named: Any) -> Any:
         return getattr(self.inner, name)(*args, **named)
@@ -85,7 +85,7 @@ def _delegate(name: str) -> Callable[..., Any]:
 
 for _name, _method in vars(Task).items():
     if callable(_method) and not _name.startswith("_") and _name not in vars(OwnTask):
-        setattr(OwnTask, _name, _delegate(_name))
+        setattr(OwnTask, _name, _make_delegating_method(_name))
 
 
 def _check_makes_tasks(found: object, name: str, *, annotated: bool) -> None:
@@ -218,12 +218,12 @@ def recreate(task: object, get: Callable[..., Task]) -> Task:
     if task.spec is not None or isinstance(task, OwnTask) or kind.key is not Task.key:
         return task
     name = f"{kind.__module__}:{kind.__qualname__}"
-    if why := _explain_unnamed(kind, name):
+    if why := _explain_unimportable_class(kind, name):
         raise TaskError(
             f'the task {kind.__name__} {why}: write the class into a module, and name it tk.task("module:'
             f'{kind.__name__}", options={{…}}); or give it a key() that identifies its results'
         )
-    options = _find_options(task, name)
+    options = _find_non_default_arguments(task, name)
     call = ", ".join(f"{argument}={value!r}" for argument, value in options.items())
     copy = get(name, model=options.pop("model", None), options=options)
     if not isinstance(copy, OwnTask):
@@ -249,7 +249,7 @@ def _explain_not_a_task(given: object) -> str:
     return f'{what}: give a name ("digits", "my_tasks:Line") or a tk.Task'
 
 
-def _explain_unnamed(kind: type[Task], name: str) -> str:
+def _explain_unimportable_class(kind: type[Task], name: str) -> str:
     """Return as text why other processes cannot import the class `kind` by its name; empty if they can."""
     if kind.__module__ == "__main__":
         return "is of a script or a notebook, in which other processes cannot find it"
@@ -263,7 +263,7 @@ def _explain_unnamed(kind: type[Task], name: str) -> str:
     return "" if found is kind else f"is of a class that is not the one that {name} is now"
 
 
-def _find_options(task: Task, name: str) -> dict[str, Any]:
+def _find_non_default_arguments(task: Task, name: str) -> dict[str, Any]:
     """Return the constructor arguments of a task that differ from their defaults.
 
     The values are read from the attributes with the names of the arguments.

@@ -112,7 +112,7 @@ def test_to_another_disk_all_of_it_goes(store: Path, another_disk: None, tmp_pat
 
 
 @pytest.mark.parametrize(
-    "where", ["_copy_file", "_rename_records", "_delete_original", "write_sealed", "delete_tree", "flush"]
+    "where", ["_copy_file", "_replace_paths_in_records", "_delete_original", "write_sealed", "delete_tree", "flush"]
 )
 def test_ended_at_any_point_the_same_call_goes_on(store: Path, another_disk: None, where: str) -> None:
     before, target = contents(store), store.with_name("new")
@@ -158,14 +158,14 @@ def test_a_full_disk_is_told_in_words(store: Path, another_disk: None, monkeypat
 def test_what_was_written_meanwhile_is_not_deleted(
     store: Path, another_disk: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    target, rename = store.with_name("new"), moving._rename_records
+    target, rename = store.with_name("new"), moving._replace_paths_in_records
 
     def written(*args: Any) -> None:
         rename(*args)
         Store(store).put_result(KEY, 5, {"model": KEY})
 
     with monkeypatch.context() as patch:
-        patch.setattr(moving, "_rename_records", written)
+        patch.setattr(moving, "_replace_paths_in_records", written)
         with pytest.raises(StoreError, match="changed while it was moved"):
             move_store(store, target)
     with mark_running(store / "live"), pytest.raises(StoreError, match="something is being trained in"):

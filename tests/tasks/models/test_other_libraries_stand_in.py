@@ -96,7 +96,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install
 
 def _forget() -> None:
     models._classifier_names_of_library.cache_clear()
-    models._try_without_data.cache_clear()
+    models._try_on_meta_device.cache_clear()
 
 
 def test_timm_builds_an_untrained_network(install: Installed) -> None:

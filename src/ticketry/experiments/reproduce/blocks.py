@@ -74,12 +74,12 @@ def finished_blocks(campaign: Campaign, run: str, paths: Paths) -> Iterator[tupl
         found = read_earlier_record(file, RunRecord)
         if found is None or found.ended or found.environment.get("precision") != campaign.precisions[run]:
             return
-        if why := _find_defect(found, block, campaign.runs[run].task.metric.name):
+        if why := _explain_unusable_record(found, block, campaign.runs[run].task.metric.name):
             raise StoreError(f"{file} is not what the campaign's run {run} would write: {why}. Remove it: ticketry rm")
         yield block, found
 
 
-def _find_defect(found: RunRecord, block: Block, metric: str) -> str:
+def _explain_unusable_record(found: RunRecord, block: Block, metric: str) -> str:
     """Return why the stored record of a block cannot be used for claims; the empty string if it can be used."""
     count = block.last - block.first
     if found.replicates != count:
@@ -149,7 +149,7 @@ class FinishedBlocks:
         self.runs: dict[str, list[RunRecord]] = {name: [] for name in campaign.runs}
         self.stable: dict[str, list[StabilityRecord]] = {name: [] for name in campaign.stability}
         for name in campaign.runs:
-            self._read_run(name)
+            self._read_finished_blocks(name)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -168,7 +168,7 @@ class FinishedBlocks:
         for name, count in self.counts.items():
             blocks = blocks_of(name, self._campaign.plans[name])
             if count < len(blocks) and self._is_finished(blocks[count]):
-                self._read_run(name)
+                self._read_finished_blocks(name)
                 if len(self.runs[name]) > count:
                     grown.append(name)
         return grown
@@ -176,7 +176,7 @@ class FinishedBlocks:
     def _is_finished(self, block: Block) -> bool:
         return path_exists(self._paths.run(block.stored_request(self._campaign, self._paths).name) / "run.json")
 
-    def _read_run(self, run: str) -> None:
+    def _read_finished_blocks(self, run: str) -> None:
         pairs = list(self._read_blocks(run))
         self.runs[run] = [record for record, _ in pairs]
         if run in self.stable:
@@ -295,7 +295,7 @@ class TimeEstimator:
 
     def _stored_work(self, block: Block) -> Work:
         """Return the work of a block's stored trainings, without dense networks; later calls return the same result."""
-        whole = self._dense_of_block(block)
+        whole = self._dense_segments_of_block(block)
         if len(self._missing_segments(whole)) == len(whole):
             return Work()  # without dense networks there is nothing else
         if block not in self._there:
@@ -303,7 +303,7 @@ class TimeEstimator:
                 self._there[block] = stored_work(self._lab, block.request(self._campaign))
         return self._there[block]
 
-    def _dense_of_block(self, block: Block) -> list[Segment]:
+    def _dense_segments_of_block(self, block: Block) -> list[Segment]:
         """Return the segments (trainings up to a step) of a block's dense networks, without their second trainings."""
         return self._dense_segments(block.run, range(block.first, block.last))
 
@@ -321,7 +321,7 @@ class TimeEstimator:
         Args:
             counted: keys of dense networks that are counted already; the keys of this block's networks are added.
         """
-        whole, known = self._dense_of_block(block), set[str]() if counted is None else counted
+        whole, known = self._dense_segments_of_block(block), set[str]() if counted is None else counted
         twins = [
             replace(one, order_seed=second_order_seed(one.order_seed))
             for one in self._dense_segments(block.run, self._twins(block))
@@ -335,15 +335,15 @@ class TimeEstimator:
             return 0.0
         if not dense and (seen := self._seen.get(block.run)):
             return seen.seconds(work)  # as many side by side as then
-        return self._dense_pace(block.run).seconds(work) / self._side_by_side(block.last - block.first)
+        return self._dense_pace(block.run).seconds(work) / self._count_parallel_trainings(block.last - block.first)
 
-    def _side_by_side(self, replicates: int) -> int:
+    def _count_parallel_trainings(self, replicates: int) -> int:
         """Return how many of `replicates` networks the lab trains at the same time."""
         return min(max(self._lab.workers, 1), replicates)
 
     def _dense_pace(self, run: str) -> Pace:
         """Return the time per step of a run's dense networks; the first call measures it."""
-        whole = self._dense_segments(run, range(self._side_by_side(self._campaign.plans[run].at[0])))
+        whole = self._dense_segments(run, range(self._count_parallel_trainings(self._campaign.plans[run].at[0])))
         if (key := whole[0].key) not in self._pace:
             self._pace[key] = measure_pace(self._lab, whole)
         return self._pace[key]

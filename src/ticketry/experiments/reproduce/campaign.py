@@ -58,7 +58,7 @@ class SecondOrders:
 
     def __init__(self, lab: Lab, campaign: Campaign, known: Iterable[SecondOrderRun]) -> None:
         self._lab, self._campaign = lab, campaign
-        self._of = {name: _dense_digest(campaign, name) for name in campaign.runs}
+        self._of = {name: _dense_network_digest(campaign, name) for name in campaign.runs}
         self._found = {(one.of, one.replicate): one for one in known if one.of in self._of.values()}
 
     @property
@@ -76,7 +76,7 @@ class SecondOrders:
     def add_stored(self, run: str, blocks: Sequence[RunRecord]) -> None:
         """Add the trainings in the second data order that the store already has for the finished `blocks`."""
         metric = self._campaign.runs[run].task.metric.name
-        for replicate, dense_one in enumerate(_dense_points(blocks)):
+        for replicate, dense_one in enumerate(_dense_network_rows(blocks)):
             if (self._of[run], replicate) in self._found or not dense_one.key:
                 continue
             if (second := find_second_order_result(self._lab.store, dense_one.key)) is not None:
@@ -126,7 +126,7 @@ class SecondOrders:
         if not has_order_comparison(claim):
             return ()
         run = claim.runs[0]
-        values = [one.metric(claim.metric) for one in _dense_points(done[run])][: decision.n]
+        values = [one.metric(claim.metric) for one in _dense_network_rows(done[run])][: decision.n]
         others = [self._found.get((self._of[run], replicate)) for replicate in range(len(values))]
         return tuple(one.value - value for one, value in zip(others, values, strict=True) if one is not None)
 
@@ -136,7 +136,7 @@ def has_order_comparison(claim: Hypothesis) -> bool:
     return claim.metric not in (*COSTS, *STABILITY, DENSITY)
 
 
-def _dense_points(blocks: Sequence[RunRecord]) -> list[Point]:
+def _dense_network_rows(blocks: Sequence[RunRecord]) -> list[Point]:
     """Return the record rows of the dense networks in `blocks`, in order of replicates."""
     return [
         next(one for one in record.points if (one.replicate, one.role) == (replicate, DENSE))
@@ -145,7 +145,7 @@ def _dense_points(blocks: Sequence[RunRecord]) -> list[Point]:
     ]
 
 
-def _dense_digest(campaign: Campaign, run: str) -> str:
+def _dense_network_digest(campaign: Campaign, run: str) -> str:
     """Return a digest of everything that determines a run's dense networks: task, recipe, seeds and arithmetic."""
     request = campaign.runs[run]
     precision, together = campaign.precisions[run], non_default_choices(precision="fp32", **campaign.together)
@@ -367,14 +367,14 @@ class _CampaignState:
         for name in self._done.refresh():
             self._twins.add_stored(name, self._done.runs[name])
             self._decided = []
-        with self._lock():
+        with self._lock_record():
             self._merge_record(read_earlier_record(self._file, CampaignRecord))
             record = normalise_record(self._build_record())
             write_sealed(self._file, as_json(record))
         return record
 
     @contextmanager
-    def _lock(self) -> Iterator[None]:
+    def _lock_record(self) -> Iterator[None]:
         """Lock the record against other processes during a `with` block."""
         lock = filelock.FileLock(self._file.with_name(f".{self._file.name}.lock"))
         with explain_os_errors(self._file, "write"):
@@ -396,7 +396,7 @@ class _CampaignState:
     def _build_record(self) -> CampaignRecord:
         campaign, twins = self._campaign, self._twins.rows
         costs = [one.cost for name, done in self._done.runs.items() for one in self._done.stable.get(name, done)]
-        runs = tuple(self._run_record(name) for name in campaign.runs)
+        runs = tuple(self._build_run_record(name) for name in campaign.runs)
         seconds = {run.name: run.seconds for run in runs}
         decisions = self.decisions()
         first, run = next(iter(campaign.runs.items()))
@@ -409,7 +409,9 @@ class _CampaignState:
             paper=campaign.paper,
             scale=campaign.scale,
             files=self._versions,
-            claims=tuple(self._claim_record(one, sum(seconds[run] for run in one.claim.runs)) for one in decisions),
+            claims=tuple(
+                self._build_claim_record(one, sum(seconds[run] for run in one.claim.runs)) for one in decisions
+            ),
             runs=runs,
             table=tuple(method_table(campaign, self._done.runs)),
             twins=twins,
@@ -426,7 +428,7 @@ class _CampaignState:
             store=display_address(self._paths.root),
         )
 
-    def _claim_record(self, decision: Decision, seconds: float) -> Claim:
+    def _build_claim_record(self, decision: Decision, seconds: float) -> Claim:
         noise = self._twins.order_differences(decision, self._done.runs)
         lacking = decision.n - len(noise) if has_order_comparison(decision.claim) else 0
         return decision.to_record(seconds, noise, lacking)
@@ -438,7 +440,7 @@ class _CampaignState:
         write_atomically(text, markdown(record).encode())
         return write_campaign_page(record, self._file.with_suffix(".html")), text
 
-    def _run_record(self, name: str) -> CampaignRun:
+    def _build_run_record(self, name: str) -> CampaignRun:
         request, done = self._campaign.runs[name], self._done.runs[name]
         times = self._planned.get(name)
         return CampaignRun(

@@ -121,9 +121,9 @@ class _CampaignReader:
             for name, run in self._scale.runs.items()
             if (found := self._read_stability(name, run)) is not None
         }
-        own = self._read_interim(f"scales.{scale}.interim", self._scale.interim)
+        own = self._read_interim_plan(f"scales.{scale}.interim", self._scale.interim)
         others = {
-            name: self._read_interim(f"scales.{scale}.bases.{name}.interim", base.interim) if base.interim else own
+            name: self._read_interim_plan(f"scales.{scale}.bases.{name}.interim", base.interim) if base.interim else own
             for name, base in self._scale.bases.items()
         }
         self.plans = {name: others.get(run.base, own) for name, run in self._scale.runs.items()}
@@ -137,7 +137,7 @@ class _CampaignReader:
 
     def _read_run(self, name: str, run: RunTable) -> SearchRequest:
         place = f"scales.{self._scale_name}.runs.{name}"
-        base = self._find_base(run, place)
+        base = self._find_base_table(run, place)
         method, task = run.method or base.method, run.task or base.task or "digits"
         model, options = run.model or base.model, {**base.options, **run.options}
         settings, recipe = {**base.settings, **run.settings}, {**base.recipe, **run.recipe}
@@ -173,7 +173,7 @@ class _CampaignReader:
 
     def _read_stability(self, name: str, run: RunTable) -> StabilitySettings | None:
         place = f"scales.{self._scale_name}.runs.{name}"
-        asked = {**self._find_base(run, place).stability, **run.stability}
+        asked = {**self._find_base_table(run, place).stability, **run.stability}
         if not asked:
             return None
         place, words = f"{place}.stability", dict[str, Any](vars(self.runs[name].settings))
@@ -196,7 +196,7 @@ class _CampaignReader:
 
         return self._with_place_in_errors(place, decode_stability)
 
-    def _find_base(self, run: RunTable, place: str) -> BaseTable | OtherBaseTable:
+    def _find_base_table(self, run: RunTable, place: str) -> BaseTable | OtherBaseTable:
         if not run.base:
             return self.base
         if run.base not in self._scale.bases:
@@ -206,7 +206,7 @@ class _CampaignReader:
             )
         return self._scale.bases[run.base]
 
-    def _read_interim(self, place: str, at: tuple[int, ...]) -> InterimAnalyses:
+    def _read_interim_plan(self, place: str, at: tuple[int, ...]) -> InterimAnalyses:
         return self._with_place_in_errors(place, lambda: InterimAnalyses(at))
 
     # -- claims ------------------------------------------------------------------------------------------------------
@@ -316,7 +316,7 @@ class _CampaignReader:
         if side.run not in self.runs:
             raise UsageError(f"there is no run {side.run!r}: there are {', '.join(self.runs)}")
         request, planned, of = self.runs[side.run], self.runs[side.run].planned_densities, f"the run {side.run}"
-        self._check_role(side, density, metric)
+        self._check_side_role(side, density, metric)
         if side.role == DENSE:
             return Side(side.run, DENSE, 0)
         if side.level is not None:
@@ -339,7 +339,7 @@ class _CampaignReader:
             raise UsageError(f"{of} has {side.role} beside tickets of density {told} alone")
         return Side(side.run, side.role, level)
 
-    def _check_role(self, side: SideTable, density: float | None, metric: str) -> None:
+    def _check_side_role(self, side: SideTable, density: float | None, metric: str) -> None:
         """Raise `UsageError` if the run of `side` does not train networks of its role, or does not measure `metric`."""
         if metric not in STABILITY:
             roles = (TICKET, DENSE, *self.runs[side.run].controls)

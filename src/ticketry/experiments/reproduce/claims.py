@@ -76,8 +76,8 @@ class Decision:
                 interval = (made.dense.low + shift, made.dense.high + shift)
         return campaign_record.Claim(
             **{name: getattr(claim, name) for name in _SHARED_FIELDS},
-            a=_side_record(claim, claim.a, self.a[: self.n]),
-            b=_side_record(claim, claim.b, self.b[: self.n]),
+            a=_build_side_record(claim, claim.a, self.a[: self.n]),
+            b=_build_side_record(claim, claim.b, self.b[: self.n]),
             found=self.found,
             n=self.n,
             limit=claim.plan.last,
@@ -94,7 +94,7 @@ class Decision:
         )
 
 
-def _side_record(claim: Hypothesis, side: Side, values: tuple[float, ...]) -> campaign_record.Side:
+def _build_side_record(claim: Hypothesis, side: Side, values: tuple[float, ...]) -> campaign_record.Side:
     """Return the record of one side of a claim; `values` are the metric's values on this side, one per replicate."""
     by_level = claim.density is None and side.role != DENSE
     return campaign_record.Side(side.run, side.role, values, side.level if by_level else None)
@@ -157,7 +157,7 @@ def _decide_claim(
     a, b = (
         _stability_values(claim, side, stable.get(side.run, ()))
         if claim.metric in STABILITY
-        else _side_values(claim, side, records.get(side.run, ()))
+        else _side_metrics(claim, side, records.get(side.run, ()))
         for side in (claim.a, claim.b)
     )
     # A number is compared with every replicate.
@@ -234,7 +234,7 @@ def _stability_value(metric: str, row: StabilityRow) -> float:
     return apart.l2
 
 
-def _side_values(claim: Hypothesis, side: Side, blocks: Sequence[RunRecord]) -> tuple[float, ...]:
+def _side_metrics(claim: Hypothesis, side: Side, blocks: Sequence[RunRecord]) -> tuple[float, ...]:
     """Return the value of a claim's metric on one side, for each replicate in `blocks`."""
     found = []
     for record in blocks:
@@ -242,11 +242,11 @@ def _side_values(claim: Hypothesis, side: Side, blocks: Sequence[RunRecord]) -> 
         if level is None:
             level = max(point.level for point in record.points if point.role == TICKET)
         for replicate in range(record.replicates):
-            found.append(_network_value(claim, side.role, level, replicate, record))
+            found.append(_network_metric(claim, side.role, level, replicate, record))
     return tuple(found)
 
 
-def _network_value(claim: Hypothesis, role: str, level: int, replicate: int, record: RunRecord) -> float:
+def _network_metric(claim: Hypothesis, role: str, level: int, replicate: int, record: RunRecord) -> float:
     role_level = 0 if role == DENSE else level
     named = {(one.replicate, one.level, one.role): one for one in record.points}
     if (point := named.get((replicate, role_level, role))) is None:
@@ -275,12 +275,12 @@ def method_table(campaign: Campaign, done: Mapping[str, Sequence[RunRecord]]) ->
                 continue
             if role == DENSE:
                 seen.add(key)
-            yield _method_row(
+            yield _build_method_row(
                 name, request.method.title, role, found, request.task.metric.name, request.task.metric.unit
             )
 
 
-def _method_row(run: str, method: str, role: str, points: list[Point], metric: str, unit: str) -> MethodRow:
+def _build_method_row(run: str, method: str, role: str, points: list[Point], metric: str, unit: str) -> MethodRow:
     found = summarise([point.metric(metric) for point in points])
     costs = {
         what: sum(network_cost(point, what) for point in points) / len(points) for what in ("steps", "flops", "seconds")

@@ -94,7 +94,7 @@ class Source:
                 raise DataError(f"{self.url}/{name} could not be downloaded to {path}: {error}") from error
 
     def _download(self, name: str, target: Path) -> None:
-        store = _open_store(self.url)
+        store = _open_remote_store(self.url)
         import obstore
         from obstore.exceptions import BaseError
 
@@ -109,7 +109,7 @@ class Source:
             raise DataError(f"{self.url}/{name} cannot be fetched: {text:.300}") from None
 
 
-def _open_store(url: str) -> Any:
+def _open_remote_store(url: str) -> Any:
     try:
         from obstore.store import from_url
     except ImportError:
@@ -255,10 +255,10 @@ def open_shards(source: Source) -> ImageSet[ShardListing]:
         manifest, index = _read_manifest(source)
     else:
         manifest, index = scan_shards(Path(source.folder))
-    return _build_shard_set(source, manifest, index)
+    return _build_image_set(source, manifest, index)
 
 
-def _build_shard_set(source: Source, manifest: Manifest, index: Index) -> ImageSet[ShardListing]:
+def _build_image_set(source: Source, manifest: Manifest, index: Index) -> ImageSet[ShardListing]:
     listings = {}
     count = int(index.label.max()) + 1
     classes = manifest.classes or tuple(map(str, range(count)))
@@ -371,19 +371,19 @@ def iterate_images(path: Path) -> Iterator[tuple[int, int, int]]:
                 own, _, kind = member.name.rpartition("/")[2].partition(".")
                 own = f"{member.name.rpartition('/')[0]}/{own}"
                 if own != key:
-                    yield from _yield_image(path, key, image, label)
+                    yield from _yield_image_location(path, key, image, label)
                     key, image, label = own, None, None
                 if f".{kind.lower()}" in SUFFIXES:
                     image = (member.offset_data, member.size)
                 elif kind == "cls":
                     file = archive.extractfile(member)
-                    label = _parse_class(path, member.name, file.read(32) if file else b"")
-            yield from _yield_image(path, key, image, label)
+                    label = _parse_class_number(path, member.name, file.read(32) if file else b"")
+            yield from _yield_image_location(path, key, image, label)
     except (tarfile.TarError, OSError) as error:
         raise DataError(f"{path} cannot be read as a shard: {error}. Get it again") from error
 
 
-def _yield_image(
+def _yield_image_location(
     path: Path, key: str, image: tuple[int, int] | None, label: int | None
 ) -> Iterator[tuple[int, int, int]]:
     if image is None:
@@ -393,7 +393,7 @@ def _yield_image(
     yield (*image, label)
 
 
-def _parse_class(path: Path, name: str, text: bytes) -> int:
+def _parse_class_number(path: Path, name: str, text: bytes) -> int:
     try:
         number = int(text)
     except ValueError:

@@ -110,7 +110,7 @@ def read_table(
         if len(line.cells) != len(columns):
             raise DataError(f"{path}, line {line.number} has {len(line.cells)} values, not {len(columns)} as the first")
     row_count = len(lines)
-    lines = _drop_missing(lines, columns, used, path, missing, target)
+    lines = _drop_lines_with_missing_values(lines, columns, used, path, missing, target)
     named = {find_column_index(columns, one, path) for one in categories}
     encoded = [
         _encode_column(lines, index, columns[index], path, index in named, columns[index] == target) for index in used
@@ -173,7 +173,7 @@ def _check_columns(columns: Sequence[str], path: Path) -> None:
         raise DataError(f"{path}: column {list(columns).index('') + 1} has no name: give it one")
 
 
-def _drop_missing(
+def _drop_lines_with_missing_values(
     lines: list[_Line], columns: Sequence[str], used: Sequence[int], path: Path, missing: Missing, target: str | None
 ) -> list[_Line]:
     """Return the lines to use; `missing` decides on lines that lack a value in one of the columns `used`."""
@@ -217,7 +217,7 @@ def _encode_column(
         ]
         return (name,), np.array(values)[:, None], ()
     if is_target:
-        raise DataError(f"{_describe_word(present, name, path)}, and the target is one: name another column")
+        raise DataError(f"{_describe_first_word(present, name, path)}, and the target is one: name another column")
     if not is_words:
         _check_words(present, name, path)
     plain = ["" if _is_missing(cell) else cell for cell in cells]
@@ -232,16 +232,16 @@ def _check_words(present: Sequence[tuple[_Line, str]], name: str, path: Path) ->
     )
     if any(_is_number(cell) for _, cell in present):
         raise DataError(
-            f"{_describe_word(present, name, path)}, though others in the column are: correct it, or {advice}"
+            f"{_describe_first_word(present, name, path)}, though others in the column are: correct it, or {advice}"
         )
     if (count := len({cell for _, cell in present})) > MOST_WORDS:
         raise DataError(
-            f"{_describe_word(present, name, path)}, and the column has {count} different words, not up to"
+            f"{_describe_first_word(present, name, path)}, and the column has {count} different words, not up to"
             f" {MOST_WORDS}: {advice}"
         )
 
 
-def _describe_word(present: Sequence[tuple[_Line, str]], name: str, path: Path) -> str:
+def _describe_first_word(present: Sequence[tuple[_Line, str]], name: str, path: Path) -> str:
     """Return the start of an error message that names the first word in a column and its line."""
     line, cell = next(((line, cell) for line, cell in present if not _is_number(cell)), present[0])
     return f"{path}, line {line.number}, column {name!r}: {cell!r} is no number"

@@ -116,7 +116,7 @@ def _count_parameters(name: NetworkName, shape: tuple[int, int, int], classes: i
     if name.library:
         _check_library_network(name, shape)
         with private_random_state([]):
-            model = _create_without_memory(name, shape, classes)
+            model = _create_on_meta_device(name, shape, classes)
     else:
         with torch.device("meta"):
             model = build(str(name), shape=shape, classes=classes)
@@ -175,7 +175,7 @@ def _check_library_network(name: NetworkName, shape: Shape) -> None:
         raise TaskError(
             f"{name}: torchvision's networks take images of 3 channels, not {shape[0]}: choose one of timm's"
         )
-    _try_without_data(name, shape)
+    _try_on_meta_device(name, shape)
 
 
 def _library_version(name: NetworkName) -> str:
@@ -198,7 +198,7 @@ def _create_network(name: NetworkName, shape: Shape, classes: int) -> nn.Module:
     return model
 
 
-def _create_without_memory(name: NetworkName, shape: Shape, classes: int) -> nn.Module:
+def _create_on_meta_device(name: NetworkName, shape: Shape, classes: int) -> nn.Module:
     try:
         with torch.device("meta"):
             return _create_network(name, shape, classes)
@@ -207,11 +207,11 @@ def _create_without_memory(name: NetworkName, shape: Shape, classes: int) -> nn.
 
 
 @lru_cache(maxsize=256)
-def _try_without_data(name: NetworkName, shape: Shape) -> None:
+def _try_on_meta_device(name: NetworkName, shape: Shape) -> None:
     """Apply the network to two images on the meta device; raise `TaskError` if this fails or gives no logits."""
     try:
         with private_random_state([]):
-            model = _create_without_memory(name, shape, _TRIAL_CLASSES).to("meta")
+            model = _create_on_meta_device(name, shape, _TRIAL_CLASSES).to("meta")
             outputs = model(torch.zeros(2, *shape, device="meta"))
     except NotImplementedError:
         return  # an operation that needs data: training will show

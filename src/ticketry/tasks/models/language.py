@@ -210,7 +210,9 @@ class PointerLSTM(LSTM):
             words = torch.cat([state["words"], tokens], 1)
             after |= {"outputs": keys[:, -self.window :], "words": words[:, -self.window :]}
         query = torch.tanh(self.query(outputs))
-        scores = to_float32(query @ keys.mT).masked_fill(self._masked_words(words, tokens.shape[1]), float("-inf"))
+        scores = to_float32(query @ keys.mT).masked_fill(
+            self._mask_of_unreachable_words(words, tokens.shape[1]), float("-inf")
+        )
         sentinel = to_float32(query @ self.sentinel)[..., None]
         attention = torch.cat([scores, sentinel], -1).log_softmax(-1)
         return _PointerFeatures(outputs, attention, words), after
@@ -234,7 +236,7 @@ class PointerLSTM(LSTM):
         costs = -torch.logaddexp(log_g + vocabulary, pointed)
         return costs - torch.logaddexp(log_g, pointed) if self.training else costs
 
-    def _masked_words(self, words: Tensor, length: int) -> Tensor:
+    def _mask_of_unreachable_words(self, words: Tensor, length: int) -> Tensor:
         """Return a mask [b, length, past + length] that is True where a token must not point at a word.
 
         Such words come after the token, are more than L words before it, or are missing.
