@@ -128,7 +128,7 @@ def handle_signals(*, command: bool = False) -> Iterator[StopRequest]:
 
 @contextlib.contextmanager
 def defer_signals() -> Iterator[None]:
-    """Within a ``with`` block of the main thread, only record signals; the block must call `received_stop_signal`."""
+    """Within a ``with`` block of the main thread, only record signals; `received_stop_signal` returns the signal."""
     request = _current
     if request is None or threading.current_thread() is not threading.main_thread():
         yield

@@ -103,7 +103,7 @@ class _SentSegment:
 
 
 class ExecutorRunner:
-    """Trains segments on the workers of an executor, which must all have access to the store.
+    """Trains segments (ranges of training steps) on the workers of an executor; all workers must see the store.
 
     Workers report progress, and receive requests to stop, through messages in the store. If a worker is lost, another
     worker resumes from the last stored state. A training that raises an error is not repeated.
@@ -312,7 +312,7 @@ class ProcessRunner(ExecutorRunner):
 
 
 class _Processes(Pool):
-    """Sends requests to a process pool of the standard library, and builds a new pool after a process was lost."""
+    """Sends training requests to a process pool of the standard library; builds a new pool if a process was lost."""
 
     advice = (
         "A worker process was killed, ran out of memory, or the script that started it is not guarded by"

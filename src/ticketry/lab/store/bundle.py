@@ -107,7 +107,7 @@ class Source(NamedTuple):
 def write_bundle(
     target: Path, sources: Sequence[Source], *, store: int, numerics: int, weights: bool, runs: Sequence[str]
 ) -> Contents:
-    """Write a bundle to `target` and return the list of its parts; each part is read twice."""
+    """Write a bundle (archive of files of a store) to `target` and return its list of parts; read each part twice."""
     parts = tuple(part for part, _ in _encode_parts(sources))
     contents = Contents(store=store, numerics=numerics, weights=weights, runs=tuple(runs), parts=parts)
     encoded = msgspec.json.encode(contents)

@@ -139,7 +139,7 @@ _log = logging.getLogger(__name__)
 
 
 class _List(msgspec.Struct):
-    """Lists the files of a sharded checkpoint, with the SHA-256 of each."""
+    """Lists the files of a sharded checkpoint, with the SHA-256 of each file."""
 
     files: dict[Annotated[str, Meta(pattern=r"^\.?\w[\w.-]*$", max_length=200)], str]
 

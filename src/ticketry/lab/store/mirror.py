@@ -148,7 +148,7 @@ class Records:
 
     @contextlib.contextmanager
     def _locked_index(self) -> Iterator[dict[str, Any]]:
-        """Within a ``with`` block, lock the index for other processes and yield it; store it afterwards."""
+        """Within a ``with`` block, lock the index and yield its entries; afterwards store the entries."""
         with self._guard:
             make_folder(self._index.parent, private=True)
             with self._lock:

@@ -130,7 +130,7 @@ class Job:
         return self.group is not None and self.group.in_parts
 
     def _load_unmeasured_result(self) -> dict[str, Any] | None:
-        """Return the stored result if it lacks metrics although they are needed, else None."""
+        """Return the stored result if metrics are needed and the result lacks them; else None."""
         record = self.store.load_valid_result(self.trajectory, self.segment.last)
         found = record if self.measure and record and not record["metrics"] else None
         if self.group is not None:

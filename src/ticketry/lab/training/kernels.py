@@ -148,7 +148,7 @@ class Kernels:
 
 
 def name_local_kernels(precision: str = "fp32") -> str:
-    """Return the name of this machine's sparse kernels for keys; it lists all that affects the bits of results."""
+    """Return the name, for keys, of this machine's sparse kernels; the name lists all that affects bits of results."""
     here = machine()
     half = "" if precision == "fp32" else f" {precision}" + (" amx" if here.tiles else "")
     return f"sparse {here.numerics} {here.kernels}{half}"

@@ -50,7 +50,7 @@ class Supervised(Course):
         return SupervisedSession(self.task, self.splits.train, recipe, seed, arithmetic)
 
     def evaluate(self, model: nn.Module, split: str, arithmetic: Any) -> dict[str, float]:
-        """Return the metrics of a split, which `Task.summary` computes from the sums of `Task.measure` over batches."""
+        """Return the metrics of a split: `Task.summary` computes them from sums of `Task.measure` over the batches."""
         examples: Split = getattr(self.splits, split)
         return self.task.summary(self._sum_measures(model, examples, arithmetic), len(examples))
 
@@ -114,7 +114,7 @@ class Supervised(Course):
 
     @torch.no_grad()
     def _check_loss_is_mean(self, model: nn.Module, recipe: Recipe) -> None:
-        """Raise `TaskError` if the loss of a few examples is not the weighted mean of the losses of parts of them."""
+        """Raise `TaskError` unless the loss of some examples is the mean of the losses of two parts, weighted by size."""
         rows = _pick_different_targets(self.splits.train.targets, _MEAN_OF)
         with contextlib.closing(data_loading.batches(self.splits.train, lambda step: rows, range(1), "cpu")) as read:
             inputs, targets = next(read)

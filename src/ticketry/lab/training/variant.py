@@ -279,7 +279,7 @@ class Effect:
         return {}
 
     def measured(self, measure: Callable[[], Metrics]) -> dict[str, Metrics]:
-        """Return metrics as entries of the result's record; `measure` returns the trained network's metrics."""
+        """Return metrics for the result's record, by entry; `measure` returns the metrics of the trained network."""
         return {"metrics": measure()}
 
     def tensors(self) -> object:

@@ -56,7 +56,7 @@ class FlopsByWeight:
     """FLOPs of products, forward and backward, by the names of the parameters in the product; mostly one name."""
 
     def left(self, removed: Mapping[str, float]) -> float:
-        """Return the FLOPs that remain without the products with removed weights.
+        """Return the FLOPs of the network, without the products with removed weights.
 
         Args:
             removed: for each parameter, the share of its weights that is removed.
