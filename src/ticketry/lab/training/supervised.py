@@ -114,7 +114,7 @@ class Supervised(Course):
 
     @torch.no_grad()
     def _check_loss_is_mean(self, model: nn.Module, recipe: Recipe) -> None:
-        """Raise `TaskError` unless the loss of some examples is the mean of the losses of two parts, weighted by size."""
+        """Raise `TaskError` unless the loss of examples is the mean of the losses of two parts, weighted by size."""
         rows = _pick_different_targets(self.splits.train.targets, _MEAN_OF)
         with contextlib.closing(data_loading.batches(self.splits.train, lambda step: rows, range(1), "cpu")) as read:
             inputs, targets = next(read)
