@@ -243,7 +243,7 @@ class StructureOptions:
 
 @contextlib.contextmanager
 def open_lab(options: LabOptions, task: Task | None, on_event: OnEvent | None = None) -> Iterator[Lab]:
-    """Open a lab with these options during a `with` block.
+    """Open a lab, which trains networks with the given `options`, during a `with` block.
 
     If `task` is an object that other processes cannot build by its name, the lab trains in this process.
     """

@@ -401,7 +401,7 @@ def run_search(
     on_event: OnEvent | None = None,
     on_ended: Callable[[TicketryError], None] | None = None,
 ) -> Run:
-    """Open a lab with `options`, execute the search `request` in it, and return its results; see `search.execute`."""
+    """Train the networks of the search `request` with `options`, and return the results; see `search.execute`."""
     from ticketry.experiments.search import execute
 
     with open_lab(options, request.task, on_event) as lab:

@@ -72,7 +72,7 @@ def format_run_file(described: Mapping[str, Any], spec: Any, chosen: Mapping[str
 
 
 def read_run_file(path: Path) -> dict[str, Any]:
-    """Read a run file, check its entries, and return them."""
+    """Read a run file (TOML, from which a run can be repeated), check its entries, and return them."""
     _, tables = read_toml(path, "run file")
     decode_search_options(tables, f"the run file {path}")
     return tables

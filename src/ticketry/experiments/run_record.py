@@ -424,7 +424,7 @@ class ProgressFile:
             self._points.append(ProgressPoint(point.replicate, point.level, point.role, point.density, value))
 
     def snapshot(self) -> Progress:
-        """Return the current progress."""
+        """Return the progress that the run has made so far, as it is written to the file."""
         metric = self._run.task.metric
         with self._guard:
             points = tuple(self._points)

@@ -118,7 +118,7 @@ def run_stability_analysis(
     command: str = "",
     on_event: OnEvent | None = None,
 ) -> Stabilities:
-    """Open a lab with `options`, call `execute_stability` in it, and return the results."""
+    """Measure the stability of tickets, training with `options`, and return the results; see `execute_stability`."""
     with open_lab(options, request.task, on_event) as lab:
         record, searches = execute_stability(lab, request, settings, command=command)
     return Stabilities(record, tuple(searches), options.store)

@@ -89,7 +89,7 @@ def load_ticket_model(
     data: Path | None = None,
     trust: bool = False,
 ) -> TicketModel:
-    """Read a ticket and rebuild its model.
+    """Read a ticket from a folder, rebuild its model, and load the model's weights.
 
     Args:
         task: the task, for a ticket that does not name its task.

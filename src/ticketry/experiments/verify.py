@@ -146,7 +146,7 @@ def verify_ticket(
     on_event: OnEvent | None = None,
     on_interim: Callable[[Verdict], None] | None = None,
 ) -> VerifyRecord:
-    """Open a lab with `options`, verify a ticket in it, and return the record; see `execute_verify`."""
+    """Verify a ticket, training with `options`, and return the record; see `execute_verify`."""
     if trust and task is None:
         task = build_task(Ticket.load(Path(ticket), trained=False), trust=True)
     with open_lab(options, task or (search.task if search else None), on_event) as lab:

@@ -177,7 +177,7 @@ def _decide_claim(
 
 
 def _count_finite_replicates(claim: Hypothesis, a: Sequence[float], b: Sequence[float]) -> tuple[int, str]:
-    """Return the number of replicates before the first that has a non-finite value, and text that names this value."""
+    """Return how many replicates come before the first with a non-finite value, and a text about that value."""
     for n, values in enumerate(zip(a, b, strict=False)):
         for side, value in zip((claim.a, claim.b), values, strict=True):
             if not isfinite(value):

@@ -136,7 +136,11 @@ def narrower(name: str, *, shape: tuple[int, int, int], classes: int, parameters
 
 
 def widest_network_within(name: NetworkName, count: Callable[[NetworkName], int], parameters: int) -> str | None:
-    """Return the name of the widest network with at most `parameters` parameters, as `narrower` does."""
+    """Return the name of the widest variant of network `name` with at most `parameters` parameters, or None.
+
+    Args:
+        count: returns the number of parameters of a variant.
+    """
 
     def has_at_most_parameters(width: Fraction) -> bool:
         return count(NetworkName(name.base, width)) <= parameters
