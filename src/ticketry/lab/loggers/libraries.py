@@ -55,7 +55,7 @@ class Trackio(_Runs):
         import trackio
 
         if self._existing is None:
-            _silence_prints()
+            _silence_prints_of_trackio()
             self._existing = self._fetch_runs() if self._logs_locally() else {}
         name = run.group if run.whole else f"{run.group} {run.name}"
         if (known := self._existing.pop(name, None)) is not None:
@@ -97,7 +97,7 @@ class Trackio(_Runs):
         return not any(os.environ.get(name) for name in ("TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL"))
 
 
-def _silence_prints() -> None:
+def _silence_prints_of_trackio() -> None:
     """Stop trackio from printing, because the standard output of a ticketry command is its result."""
     for name, module in list(sys.modules.items()):
         if name.partition(".")[0] == "trackio":

@@ -256,7 +256,7 @@ def _train_and_answer(text: str, leaving: Callable[[], bool], number: Callable[[
         watch = _Watch(request, leaving)
         if watch.is_stop_requested():
             return build_answer("stopped", message="stopped before it began")
-        return build_answer("done", work=asdict(_train(request, watch)))
+        return build_answer("done", work=asdict(_train_requested_segment(request, watch)))
     except Stopped:
         return build_answer("left", number=number())
     except InterruptedTrainingError as error:
@@ -267,7 +267,7 @@ def _train_and_answer(text: str, leaving: Callable[[], bool], number: Callable[[
         return build_error_answer(error)
 
 
-def _train(request: Request, watch: Watch) -> Work:
+def _train_requested_segment(request: Request, watch: Watch) -> Work:
     os.environ.update(request.environment)
     known = set(sys.path)
     sys.path += [folder for folder in request.folders if folder not in known and os.path.isdir(folder)]

@@ -245,7 +245,7 @@ class Lease:
                 seen, unchanged_since = number, now
                 if holder is not None and listed is not None:
                     unchanged_since -= max(0.0, self._remote.now() - listed.modified)
-            if self._is_free(holder, now - unchanged_since) and self._write(number + 1, self._mine):
+            if self._is_lease_free(holder, now - unchanged_since) and self._write(number + 1, self._mine):
                 break
             time.sleep(random.uniform(0.5, 1) * pause)
             pause = min(pause * 1.5, 2.0, self._terms.seconds / 10)
@@ -262,7 +262,7 @@ class Lease:
         except StoreError as error:
             _log.warning("a lease could not be released, and expires in %.0f s: %s", self._terms.seconds, error)
 
-    def _is_free(self, holder: Holder | None, unchanged: float) -> bool:
+    def _is_lease_free(self, holder: Holder | None, unchanged: float) -> bool:
         return holder is None or holder.mirror == self._terms.mirror or unchanged > _SLACK * holder.seconds
 
     def _write(self, number: int, holder: Holder | None) -> bool:

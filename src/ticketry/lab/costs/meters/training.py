@@ -41,7 +41,7 @@ class EnergyMeter:
         self._domains = sorted(
             path for path in _list_folder(powercap) if path.name.count(":") == 1 and path.name.startswith("intel-rapl")
         )
-        self._processors = self._read_processors()
+        self._processors = self._read_processor_microjoules()
         self._gpus = _read_gpu_millijoules()
 
     @property
@@ -52,7 +52,7 @@ class EnergyMeter:
     def used(self) -> Energy | None:
         """Return the energy that the whole machine used since creation; None if no meter can be read."""
         joules, meters = 0.0, []
-        now = self._read_processors()
+        now = self._read_processor_microjoules()
         if self._processors is not None and now is not None:
             meters.append("RAPL (whole processors)")
             for domain, before in self._processors.items():
@@ -66,7 +66,7 @@ class EnergyMeter:
             return None
         return Energy(joules / _JOULES_PER_KWH, f"{' and '.join(meters)}, other work on the machine included")
 
-    def _read_processors(self) -> dict[Path, float] | None:
+    def _read_processor_microjoules(self) -> dict[Path, float] | None:
         """Return the microjoules of each processor; None if there are no meters, or if only root may read them."""
         try:
             found = {domain: float((domain / "energy_uj").read_text()) for domain in self._domains}

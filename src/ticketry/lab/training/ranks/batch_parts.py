@@ -72,7 +72,7 @@ class Draws(EagerMode):  # type: ignore[no-untyped-call]
         if name in _IN_PLACE:
             return self._draw_in_place(func, args, given)
         if name in _LIKE or (name in _DRAWN_FROM and args and isinstance(args[0], Tensor)):
-            return self._draw_like(func, args, given, filled=name in _DRAWN_FROM)
+            return self._draw_in_shape_of_tensor(func, args, given, filled=name in _DRAWN_FROM)
         if name in _OF_SIZE:
             return self._draw_with_size(func, args, given)
         if name == "native_dropout":
@@ -89,7 +89,9 @@ class Draws(EagerMode):  # type: ignore[no-untyped-call]
         drawn = func(_empty_like(own, whole), *(self._embed_in_whole_batch(one) for one in args[1:]), **given)
         return own.copy_(drawn[self._own_rows_of_batch(own.shape)])
 
-    def _draw_like(self, func: Callable[..., Any], args: tuple[Any, ...], given: dict[str, Any], filled: bool) -> Any:
+    def _draw_in_shape_of_tensor(
+        self, func: Callable[..., Any], args: tuple[Any, ...], given: dict[str, Any], filled: bool
+    ) -> Any:
         own = args[0]
         if (whole := self._whole_batch_shape(own.shape)) is None:
             return func(*args, **given)

@@ -91,7 +91,7 @@ def main(rank: int, request: RankRequest, pipes: Sequence[Connection], stop: Con
         if number != rank:
             other.close()
     try:
-        answer: tuple[str, Any] = ("done", _train(rank, request, pipe, stop, meet))
+        answer: tuple[str, Any] = ("done", _train_in_rank(rank, request, pipe, stop, meet))
     except _StoppedAt as stopped:
         answer = ("stopped", stopped.args)
     except Exception as error:
@@ -99,7 +99,7 @@ def main(rank: int, request: RankRequest, pipes: Sequence[Connection], stop: Con
     pipe.send(answer)  # the parent then ends all ranks
 
 
-def _train(rank: int, request: RankRequest, pipe: Connection, stop: Connection, meet: Path) -> Work:
+def _train_in_rank(rank: int, request: RankRequest, pipe: Connection, stop: Connection, meet: Path) -> Work:
     for module in request.modules:  # the user's own process has imported them
         importlib.import_module(module)
     segment = Segment.from_description(request.segment, catalogue.create_task(request.spec))
