@@ -400,7 +400,10 @@ def format_runs(rows: Sequence[Mapping[str, Any]], *, sizes: bool) -> list[str]:
         cells = [row["run"], row["method"] or NONE, row["score"] or NONE, _format_densities(row["densities"]), best]
         more = [row["state"], format_megabytes(row["bytes"]), format_megabytes(row["own_bytes"])] if sizes else []
         table.append(
-            [one_line(str(cell)) for cell in (*cells, row["replicates"] or NONE, *more, format_age(row["age_seconds"]))]
+            [
+                one_line(str(cell))
+                for cell in (*cells, row["replicates"] or NONE, *more, format_elapsed_time(row["age_seconds"]))
+            ]
         )
     return align_columns(table)
 
@@ -421,7 +424,7 @@ def run_row(record: RunRecord, age_seconds: float) -> dict[str, Any]:
     return {"run": record.name, **describe_run(record), "age_seconds": age_seconds}
 
 
-def format_age(seconds: float) -> str:
+def format_elapsed_time(seconds: float) -> str:
     """Return an elapsed time as text, such as ``3 hours ago``, in the largest unit that fits."""
     for unit, length in (("day", 86_400), ("hour", 3_600), ("minute", 60)):
         if seconds >= length:

@@ -67,7 +67,7 @@ class Progress:
     def __enter__(self) -> Self:
         if self._console.is_terminal and not self._console.is_dumb_terminal:
             self._rich = Live(
-                get_renderable=self._render,
+                get_renderable=self._render_bars,
                 console=self._console,
                 refresh_per_second=_REFRESHES_PER_SECOND,
                 transient=True,
@@ -81,7 +81,7 @@ class Progress:
         if self._rich:
             self._rich.__exit__(kind, error, trace)
 
-    def _render(self) -> RenderableType:
+    def _render_bars(self) -> RenderableType:
         active, trained, asked = self._activity.active(), self._activity.trained, self._activity.asked
         head = f"{self._title}: {trained} networks trained, {asked - trained} from the store"
         return Group(Text(head, style="bold"), *([progress_bars(active)] if active else []))
@@ -129,7 +129,7 @@ class SearchProgress(Progress):
             f"{metric.unit and ' ' + metric.unit}  ({point.seconds or 0:.1f} s{self._format_time_left()})"
         )
 
-    def _render(self) -> RenderableType:
+    def _render_bars(self) -> RenderableType:
         with self._lock:
             points, head = list(self._points), self._render_title()
         active = self._activity.active()

@@ -425,7 +425,7 @@ def speedups(
         inputs = at_batch(example_inputs, batch)
         with _collect_budget_warnings() as said:
             masks, notes = _choose_masks(model, inputs, options, say)
-            timed = _time_steps(model, inputs, masks, options, say)
+            timed = _time_pruning_steps(model, inputs, masks, options, say)
         yield _build_table(batch, timed, masks, notes, {}, tuple(said))
 
 
@@ -453,7 +453,7 @@ def task_speedups(
             model, inputs = lab.model(task, dense).eval(), lab.course(task).inputs(batch)
             with _collect_budget_warnings() as said:
                 masks, notes = _choose_masks(model, inputs, options, say)
-                timed = _time_steps(model, inputs, masks, options, say)
+                timed = _time_pruning_steps(model, inputs, masks, options, say)
             values = dict.fromkeys(("eager", UNPRUNED), dense.metrics["test"][metric])
             for name, mask in masks.items():
                 say(f"training with {name[2:]}")
@@ -492,7 +492,9 @@ def _choose_masks(
     return masks, notes
 
 
-def _time_steps(model: nn.Module, inputs: Any, masks: Mapping[str, Mask], options: SpeedupOptions, say: Say) -> Timed:
+def _time_pruning_steps(
+    model: nn.Module, inputs: Any, masks: Mapping[str, Mask], options: SpeedupOptions, say: Say
+) -> Timed:
     """Check that dense engines and pruned models give the outputs of eager mode, then time all in alternation."""
 
     def make_compiler(mask: Mask | None) -> Callable[[Case], Any]:

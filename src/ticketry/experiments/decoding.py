@@ -59,7 +59,7 @@ def decode_value(name: str, value: Any, hint: Any, *, what: str = "", text: bool
         text: whether the value comes from the command line, where numbers are written as text.
     """
     if name in SHARES:
-        value = _decode_fractions(name, value)
+        value = _decode_densities(name, value)
     elif name == "store" and isinstance(value, str):
         value = local_folder(value)
     elif text and value == "None" and types.NoneType in get_args(hint):
@@ -113,10 +113,10 @@ def accepts_several_values(hint: Any) -> bool:
     return get_origin(hint) is tuple
 
 
-def _decode_fractions(name: str, value: Any) -> Any:
+def _decode_densities(name: str, value: Any) -> Any:
     """Convert a density such as 10%, or each density of a list, to a number; return values of other types unchanged."""
     if isinstance(value, (list, tuple)):
-        return tuple(_decode_fractions(name, one) for one in value)
+        return tuple(_decode_densities(name, one) for one in value)
     return parse_share_option(name, value) if isinstance(value, str | int | float) else value
 
 

@@ -142,7 +142,7 @@ class PointCollector:
         if found.structured:
             before = self._lab.store.get_mask(found.structured.of)
             fits = compute_layer_fits(self._lab, self._run.task, found.structured, found.mask)
-            structure = structure_record(found.structured.by, before.density, fits)
+            structure = build_structure_record(found.structured.by, before.density, fits)
             pictures = draw_structure_pictures(before, mask) if replicate == 0 else []
             more["structure"] = replace(structure, pictures=convert(pictures, tuple[LayerPicture, ...]))
         more["ticket"] = str(self._save_ticket(replicate, found, mask, phases, structure) or "")
@@ -303,7 +303,7 @@ def _task_spec(task: Task) -> dict[str, Any] | None:
     return {**asdict(task.spec), "options": dict(task.spec.options)} if task.spec else None
 
 
-def structure_record(by: Structuring, before: float, layers: Sequence[Mapping[str, Any]]) -> Structure:
+def build_structure_record(by: Structuring, before: float, layers: Sequence[Mapping[str, Any]]) -> Structure:
     """Return the record of how a mask was structured: options, density `before`, and fit of each layer."""
     return convert({**by.describe(), "name": str(by), "density_before": before, "layers": layers}, Structure)
 

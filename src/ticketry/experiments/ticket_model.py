@@ -25,7 +25,7 @@ from ticketry.evidence.rivals import build_task, read_task_description
 from ticketry.experiments.decoding import decode_settings
 from ticketry.experiments.options import ModelOptions, StructureOptions, ticket_path
 from ticketry.experiments.record_files import normalise_record
-from ticketry.experiments.run_record import structure_record
+from ticketry.experiments.run_record import build_structure_record
 from ticketry.lab.costs.ledger import Sample
 from ticketry.lab.training.supervised import course_of
 from ticketry.records.schema import as_json
@@ -236,7 +236,7 @@ def restructure_ticket(
     seconds = time.perf_counter() - began
     before = source.mask
     fits = coverage(source.model, before, made, null=options.null and by.has_null, seed=options.seed)
-    structure = structure_record(by, before.density, [one.as_json() for one in (*fits.values(), together(fits))])
+    structure = build_structure_record(by, before.density, [one.as_json() for one in (*fits.values(), together(fits))])
     folder = output or Path(f"{ticket.resolve().name}-{by.kind.replace(':', '-of-')}")
     written = Ticket(made, source.ticket.start, _ticket_info(source.ticket, made, by, structure)).save(folder)
     about = {**source.describe(), "density": made.density, "kept": made.kept, "prunable": made.total}

@@ -196,7 +196,7 @@ def count_removed(model: nn.Module, mask: Mask) -> int:
     return count
 
 
-def find_part(model: nn.Module, module: str) -> nn.Module:
+def find_submodule(model: nn.Module, module: str) -> nn.Module:
     """Return the submodule with this dotted name, or the model itself if the name is empty."""
     try:
         return model.get_submodule(module)

@@ -31,7 +31,7 @@ from ticketry.integrations.jobs import (
     Kernels,
     MakeOptimizer,
     check_training_setup,
-    find_part,
+    find_submodule,
 )
 
 try:
@@ -64,7 +64,7 @@ class _JobCallback(CallbackBase, Callback):
         check_training_setup(self.job, optimizers=len(trainer.optimizers), processes=trainer.world_size)
         self._refuse_weight_averaging(trainer)
         self._went_on = False
-        self._trained = find_part(pl_module, self._module)
+        self._trained = find_submodule(pl_module, self._module)
         total = _count_steps(trainer) if self.job.needs_length else 0
         self.job.start(self._trained, total, trial=bool(getattr(trainer, "fast_dev_run", False)))
 

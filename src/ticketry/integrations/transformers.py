@@ -34,7 +34,7 @@ from ticketry.integrations.jobs import (
     Kernels,
     MakeOptimizer,
     check_training_setup,
-    find_part,
+    find_submodule,
     read_state,
     write_state,
 )
@@ -73,7 +73,7 @@ class _JobCallback(CallbackBase, TrainerCallback):
                 f"this training has {state.max_steps} steps: give TrainingArguments max_steps or num_train_epochs above"
                 " 0, or leave the callback out"
             )
-        self._trained = find_part(more["model"], self._module)
+        self._trained = find_submodule(more["model"], self._module)
         try:
             self.job.start(self._trained, state.max_steps, _make_is_running(state))
             if state.global_step:

@@ -66,7 +66,7 @@ class OwnTask(Task):
         return {
             "name": self.spec.name,
             "source": self.source,
-            "options": _parse_arguments(self.spec),
+            "options": _arguments_from_options(self.spec),
             "key": self.inner.key() if _overrides_method(self.inner, "key") else None,
         }
 
@@ -125,7 +125,7 @@ def _annotation_is_task(function: Any, annotation: str) -> bool:
 
 
 def _create_task(found: Any, spec: Spec) -> Task:
-    arguments: dict[str, Any] = _parse_arguments(spec)
+    arguments: dict[str, Any] = _arguments_from_options(spec)
     if isinstance(found, Task):
         if arguments:
             raise TaskError(f"{spec.name} is a task already and takes no options, but got {arguments}")
@@ -157,7 +157,7 @@ def _check_arguments(function: Callable[..., object], arguments: Mapping[str, ob
     return signature.parameters
 
 
-def _parse_arguments(spec: Spec) -> dict[str, Any]:
+def _arguments_from_options(spec: Spec) -> dict[str, Any]:
     arguments: dict[str, Any] = {name: _parse_value(text) for name, text in spec.options}
     return arguments if spec.model is None else {**arguments, "model": spec.model}
 

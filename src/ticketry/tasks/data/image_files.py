@@ -105,14 +105,14 @@ def decode_image(file: str | bytes, name: str) -> Image:
     try:
         with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
             image.load()
-            return _to_rgb(image)
+            return _convert_to_rgb(image)
     except Exception as error:  # damaged files make decoders raise nearly anything, from SyntaxError to struct.error
         raise DataError(
             f"{name} cannot be read as an image ({type(error).__name__}: {error}): get it again, or remove it"
         ) from error
 
 
-def _to_rgb(image: Image) -> Image:
+def _convert_to_rgb(image: Image) -> Image:
     from PIL import Image
 
     if image.mode.startswith("I;16"):  # Pillow would clip values above 255

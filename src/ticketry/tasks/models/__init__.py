@@ -49,7 +49,7 @@ def build(name: str, *, shape: tuple[int, int, int], classes: int) -> nn.Module:
     parsed = NetworkName.parse(name)
     if parsed.library:
         return _create_network(parsed, shape, classes)
-    network = _find_network(parsed, name)
+    network = _find_registered_network(parsed, name)
     if not parsed.is_outside:
         return network.make(shape, classes, scale=parsed.scaled)
     try:
@@ -71,7 +71,7 @@ def check(name: str, *, shape: tuple[int, int, int]) -> None:
     if parsed.library:
         _check_library_network(parsed, shape)
         return
-    smallest = _find_network(parsed, name).smallest
+    smallest = _find_registered_network(parsed, name).smallest
     if min(shape[1:]) < smallest:
         raise TaskError(
             f"{name} takes images of at least {smallest}x{smallest} pixels, not {shape[1]}x{shape[2]}: "
@@ -79,7 +79,7 @@ def check(name: str, *, shape: tuple[int, int, int]) -> None:
         )
 
 
-def _find_network(parsed: NetworkName, name: str) -> Network:
+def _find_registered_network(parsed: NetworkName, name: str) -> Network:
     if widths := parse_hidden_widths(parsed.base):
         return Network(partial(MLP, hidden=widths))
     if parsed.base not in NETWORKS.built_in and not parsed.is_outside:
@@ -99,7 +99,10 @@ def network_key(name: str) -> dict[str, str]:
     parsed = NetworkName.parse(name)
     model = {"model": str(parsed)}
     if parsed.is_outside:
-        return {**model, "source": digest_source(NETWORKS.find_target(parsed.base), _find_network(parsed, name).make)}
+        return {
+            **model,
+            "source": digest_source(NETWORKS.find_target(parsed.base), _find_registered_network(parsed, name).make),
+        }
     return {**model, "library": _library_version(parsed)} if parsed.library else model
 
 
@@ -130,7 +133,7 @@ def narrower(name: str, *, shape: tuple[int, int, int], classes: int, parameters
     large, or if the network has no such variants.
     """
     parsed = NetworkName.parse(name)
-    if parsed.library or not _find_network(parsed, name).scales:
+    if parsed.library or not _find_registered_network(parsed, name).scales:
         return None
     return widest_network_within(parsed, lambda one: _count_parameters(one, shape, classes), parameters)
 
