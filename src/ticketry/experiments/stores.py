@@ -309,7 +309,7 @@ def _copy_missing(here: Objects, there: Objects, origin: str, target: str) -> Co
             skipped += 1
             continue
         data = _read_for_target(here, one, origin, target)
-        there.write(one.name, data)
+        there.put(one.name, data)
         files, size = files + 1, size + len(data)
     return Copied(files, size, skipped)
 

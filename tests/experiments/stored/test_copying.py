@@ -90,7 +90,7 @@ def test_what_is_there_stays_whole(origin: str, tmp_path: Path, recorded: bool) 
 
 
 def test_a_copy_that_was_ended_goes_on(origin: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    target, real, left = str(tmp_path / "target"), SharedFolder.write, [2]
+    target, real, left = str(tmp_path / "target"), SharedFolder.put, [2]
 
     def ended(self: SharedFolder, *more: Any) -> str:
         if not left[0]:
@@ -98,7 +98,7 @@ def test_a_copy_that_was_ended_goes_on(origin: str, tmp_path: Path, monkeypatch:
         left[0] -= 1
         return real(self, *more)
 
-    monkeypatch.setattr(SharedFolder, "write", ended)
+    monkeypatch.setattr(SharedFolder, "put", ended)
     with pytest.raises(KeyboardInterrupt):
         copy_store(origin, target)
     monkeypatch.undo()

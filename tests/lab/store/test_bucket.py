@@ -34,7 +34,7 @@ def test_every_kind_of_fault_is_overcome(faults: Faults) -> None:
         assert bucket.create_if_absent(f"one/{number}", data)
         assert not bucket.create_if_absent(f"one/{number}", b"another")
         assert bucket.get(f"one/{number}") == data
-        bucket.write("other", data)
+        bucket.put("other", data)
         assert bucket.get("other") == data
     assert {one.name for one in bucket.list("one/")} == {f"one/{number}" for number in range(60)}
     assert min(faults.counts[kind] for kind in faults.rates) > 5
@@ -44,7 +44,7 @@ def test_a_network_that_is_away_for_a_while_is_waited_for(faults: Faults) -> Non
     bucket, began = Bucket("s3://harmed/of/us"), time.monotonic()
     faults.away = True
     threading.Timer(1, lambda: setattr(faults, "away", False)).start()
-    bucket.write("late", b"data")
+    bucket.put("late", b"data")
     assert time.monotonic() - began > 0.8
 
 

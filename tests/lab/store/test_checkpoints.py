@@ -86,18 +86,18 @@ def test_a_damaged_state_is_none(
     (first, _) = sorted(set(names) - {listed})
     remote = one.mirror.remote
     if what == "file":
-        remote.write(first, b"other bytes")
+        remote.put(first, b"other bytes")
     elif what == "list":
-        remote.write(listed, b'{"files": {}}')
+        remote.put(listed, b'{"files": {}}')
     elif what == "gone":
         remote.delete([first])
     else:
         forged = b'{"files": {"../../store.json": "00"}}'
-        remote.write(listed, forged)
+        remote.put(listed, forged)
     two = machine("two")
     if what == "forged":  # with a digest that is right
         folder = listed.rpartition("/")[0]
-        remote.write(f"{folder[:-70]}{hashlib.sha256(forged).hexdigest()}.parts/{checkpoints.SHARD_LIST}", forged)
+        remote.put(f"{folder[:-70]}{hashlib.sha256(forged).hexdigest()}.parts/{checkpoints.SHARD_LIST}", forged)
     with two.lock(KEY):
         assert two.newest_checkpoint(KEY, 100) is None
         assert checkpoints.find_newest_shard_folder(two.paths, KEY, 100) is None

@@ -116,7 +116,7 @@ def test_training_never_waits_for_a_message() -> None:
             time.sleep(0.6)
             return b"{}" if name.endswith("driver") else None
 
-        def write(self, name: str, data: bytes) -> None:
+        def put(self, name: str, data: bytes) -> None:
             self.count += 1
             time.sleep(0.6)
 

@@ -75,7 +75,7 @@ def test_a_damaged_copy_is_fetched_again_and_a_damaged_object_told(machine: Mach
     digest = one.put_bytes(b"weights")
     one.paths.blob(digest).write_bytes(b"weighty")
     assert one.get_bytes(digest) == b"weights"
-    one.mirror.remote.write(f"blobs/{digest[:2]}/{digest}.safetensors", b"weighty")
+    one.mirror.remote.put(f"blobs/{digest[:2]}/{digest}.safetensors", b"weighty")
     with pytest.raises(DamagedBlobError, match=r"damaged.*--repair"):
         machine("two").get_bytes(digest)
     assert one.get_bytes(digest) == b"weights"
@@ -84,7 +84,7 @@ def test_a_damaged_copy_is_fetched_again_and_a_damaged_object_told(machine: Mach
 def test_a_damaged_answer_is_made_anew_for_all(machine: Machine, caplog: pytest.LogCaptureFixture) -> None:
     one, two = machine("one"), machine("two")
     one.put_memo("masks", KEY, {"mask": "12" * 32})
-    one.mirror.remote.write(f"memo/masks/ab/{KEY}.json", b"{")
+    one.mirror.remote.put(f"memo/masks/ab/{KEY}.json", b"{")
     with caplog.at_level(logging.WARNING):
         assert two.load_or_compute("masks", KEY, lambda: {"mask": "34" * 32}) == {"mask": "34" * 32}
     assert "computed again" in caplog.text
@@ -132,8 +132,8 @@ def test_runs_are_published_records_last_and_name_their_own_place(
     (folder / "running").touch()
     (folder / "report.html").touch()
     written: list[str] = []
-    real = one.mirror.remote.write
-    monkeypatch.setattr(one.mirror.remote, "write", lambda name, *more: (written.append(name), real(name, *more))[1])
+    real = one.mirror.remote.put
+    monkeypatch.setattr(one.mirror.remote, "put", lambda name, *more: (written.append(name), real(name, *more))[1])
     one.publish()
     assert written == ["runs/a-run/tickets/level-01/ticket.json", "runs/a-run/run.json"]
     one.publish()
@@ -162,7 +162,7 @@ def test_check_reads_what_is_there_and_sets_it_aside(machine: Machine) -> None:
     good, bad = one.put_bytes(b"good"), one.put_bytes(b"bad")
     one.put_result(KEY, 3, record(model=bad, metrics={}))
     name = f"blobs/{bad[:2]}/{bad}.safetensors"
-    one.mirror.remote.write(name, b"worse")
+    one.mirror.remote.put(name, b"worse")
     two = machine("two")
     health = check(two)
     assert [path.stem for path in health.damaged] == [bad]

@@ -41,7 +41,7 @@ def test_objects_of_every_backend(backend: Objects) -> None:
         assert not backend.create_if_absent(name, b"other")
     for fresh in (False, True):
         assert [backend.get(name, fresh=fresh) for name in names] == [name.encode() for name in names]
-    backend.write(names[0], b"replaced")
+    backend.put(names[0], b"replaced")
     assert backend.get(names[0]) == b"replaced"
     found = {one.name: one for one in backend.list()}
     assert sorted(found) == sorted(names)
@@ -51,7 +51,7 @@ def test_objects_of_every_backend(backend: Objects) -> None:
     assert {one.name for one in backend.list("partial/ab-6.parts/")} == {names[2]}
     assert not list(backend.list("missing/"))
     version = found[names[0]].version
-    backend.write(names[0], b"replaced again")
+    backend.put(names[0], b"replaced again")
     assert next(iter(backend.list(names[0]))).version != version
     backend.delete([*names[:2], "missing"])
     assert {one.name for one in backend.list()} == set(names[2:])
@@ -83,7 +83,7 @@ def test_no_name_leads_out_of_a_folder(tmp_path: Path, name: str) -> None:
     folder = Folder(tmp_path / "store")
     folder.root.mkdir()
     (folder.root / "link").symlink_to(tmp_path)
-    for action in (folder.get, lambda name: folder.write(name, b""), lambda name: folder.delete([name])):
+    for action in (folder.get, lambda name: folder.put(name, b""), lambda name: folder.delete([name])):
         with pytest.raises(OutsideError):
             action(name)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["store"]

@@ -87,13 +87,13 @@ class Messages:
 
     def _write(self, name: str, data: bytes) -> None:
         with limit_retry_time(_PATIENCE_SECONDS):
-            self._objects.write(f"{self._folder}/{name}", data)
+            self._objects.put(f"{self._folder}/{name}", data)
 
     def _write_newest_message(self, name: str, data: bytes | None = None) -> None:
         data = self._waiting.pop(name, None) if data is None else data
         if data is not None:
             with contextlib.suppress(StoreError), limit_retry_time(_PATIENCE_SECONDS):
-                self._objects.write(name, data)
+                self._objects.put(name, data)
 
     def _exists(self, name: str) -> bool:
         """Return whether an object exists; in a shared store, return the last known answer, which a thread renews."""

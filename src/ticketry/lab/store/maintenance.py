@@ -112,7 +112,7 @@ def check(store: Store, *, repair: bool = False, more: Iterable[Path] = ()) -> H
         if not path_exists(paths.format):
             write_json(paths.format, DESCRIBED)
             if store.mirror:
-                store.mirror.write("store.json", paths.format.read_bytes())
+                store.mirror.put("store.json", paths.format.read_bytes())
     return health
 
 

@@ -71,7 +71,7 @@ class Records:
                 with contextlib.suppress(FileNotFoundError):
                     stamp, data = self._file_size_and_time(name), content_of(self._paths.root / name)
                     data = self._replace_store_folder(name, data, str(self._paths.root), self._remote.address)
-                    index[name] = {"here": stamp, "there": self._remote.write(name, data).strip()}
+                    index[name] = {"here": stamp, "there": self._remote.put(name, data).strip()}
 
     def fetch(self) -> None:
         """Download new records of runs, evidence and campaigns, and delete records that other machines deleted."""
@@ -229,7 +229,7 @@ class Mirror:
             if found is None and self._has_foreign_files():
                 raise StoreError(f"{self.address} has other things in it, not a store: choose another folder below it")
         if found is not None:
-            self.folder.write("store.json", found)
+            self.folder.put("store.json", found)
             try:
                 parse_json(found)
             except (ValueError, RecursionError):
@@ -258,7 +258,7 @@ class Mirror:
         data = self._download(name)
         if data is None:
             return self.folder.get(name) if fresh else None
-        self.folder.write(name, data)
+        self.folder.put(name, data)
         self._seen[name] = time.monotonic()
         return data
 
@@ -270,9 +270,9 @@ class Mirror:
                 return data
         raise DamagedBlobError(f"{self.address}/{name} is damaged: its contents do not match its digest; {REPAIR}")
 
-    def write(self, name: str, data: bytes) -> str:
+    def put(self, name: str, data: bytes) -> str:
         self._mark_unpublished(name, replace=True)
-        self.folder.write(name, data)
+        self.folder.put(name, data)
         self._upload_object(name, replace=True)
         return ""
 
@@ -351,7 +351,7 @@ class Mirror:
         with explain_os_errors(self.paths.root / name, "read"):
             data = content_of(self.paths.root / name)
         if replace:
-            self.remote.write(name, data)
+            self.remote.put(name, data)
         new = replace or self.remote.create_if_absent(name, data)
         self._seen[name] = time.monotonic()
         self._unpublished_marker_path(name).unlink(missing_ok=True)
@@ -416,7 +416,7 @@ class Mirror:
         if name.startswith(FOLDERS):
             self.records.get(name)
         elif not path_exists(self._unpublished_marker_path(name)) and (data := self.remote.get(name)) is not None:
-            self.folder.write(name, data)
+            self.folder.put(name, data)
 
     def publish(self) -> None:
         """Upload everything that this machine has written and not uploaded yet."""
@@ -428,5 +428,5 @@ class Mirror:
         with explain_os_errors(place, "read"):
             files = [place] if is_file(place) else list(iterate_files(place))
             for file in files:
-                self.remote.write(self.paths.object_name(file), content_of(file))
+                self.remote.put(self.paths.object_name(file), content_of(file))
         self.delete([self.paths.object_name(path / file.relative_to(place)) for file in files])

@@ -63,7 +63,7 @@ class Objects(Protocol):
     def get(self, name: str, *, fresh: bool = False) -> bytes | None:
         """Return the content of an object, or None if it is missing; if `fresh`, do not return a cached copy."""
 
-    def write(self, name: str, data: bytes) -> str:
+    def put(self, name: str, data: bytes) -> str:
         """Write an object, replacing any object of this name; return `Listed.version`, or an empty text if unknown."""
 
     def create_if_absent(self, name: str, data: bytes) -> bool:
@@ -155,7 +155,7 @@ class Folder:
 
         return self._run_file_operation("read", path, read_file)
 
-    def write(self, name: str, data: bytes) -> str:
+    def put(self, name: str, data: bytes) -> str:
         path = self.path(name)
         self._run_file_operation(
             "write", path, lambda _: write_atomically(path, data, durable=not name.startswith("live/"))
@@ -334,7 +334,7 @@ class Bucket:
 
         return self._request("read", name, download)
 
-    def write(self, name: str, data: bytes) -> str:
+    def put(self, name: str, data: bytes) -> str:
         return self._request("write", name, lambda _: self._write(name, data, "overwrite"))
 
     def create_if_absent(self, name: str, data: bytes) -> bool:
@@ -381,7 +381,7 @@ class Bucket:
     def now(self) -> float:
         if self._ahead is None:
             name = f".clock/{uuid.uuid4().hex}"
-            self.write(name, b"")
+            self.put(name, b"")
             meta = self._request("read", name, lambda _: self._obstore.head(self._small, name))
             self._ahead = meta["last_modified"].timestamp() - time.monotonic()
             self.delete([name])

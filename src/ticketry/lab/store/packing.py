@@ -274,7 +274,7 @@ def _add_contents(opened: Bundle, store: Store) -> Unpacked:
 def _write_store_file(store: Store, path: Path, data: bytes) -> None:
     """Write a file of the store; in a shared store, results and stored values are uploaded at once, records later."""
     if path.is_relative_to(store.paths.results) or path.is_relative_to(store.paths.memo):
-        store.objects.write(store.paths.object_name(path), data)
+        store.objects.put(store.paths.object_name(path), data)
     else:
         write_atomically(path, data)
 

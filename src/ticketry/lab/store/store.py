@@ -215,7 +215,7 @@ class Store:
         """Store a result; replace a result of this machine, but not a result that another machine uploaded."""
         name, data = result_name(trajectory, step), sealed_bytes(record)
         if path_exists(self.paths.result(trajectory, step)):
-            self.objects.write(name, data)
+            self.objects.put(name, data)
         else:
             self.objects.create_if_absent(name, data)
 
@@ -238,7 +238,7 @@ class Store:
         """Store a checkpoint of an unfinished segment at a step, and delete older checkpoints."""
         data = tensors_to_bytes(tensors)
         path = self.paths.partial_file(trajectory, step, hashlib.sha256(data).hexdigest())
-        Folder(self.paths.root).write(self.paths.object_name(path), data)
+        Folder(self.paths.root).put(self.paths.object_name(path), data)
         self._delete_local_checkpoints(trajectory, step, but=path)
         self.upload_checkpoint(trajectory, step, path)
 
@@ -314,7 +314,7 @@ class Store:
 
     def put_memo(self, kind: str, key: str, value: Mapping[str, Any]) -> None:
         """Store a small value, such as the digest of a computed mask, under `kind` (such as "masks") and `key`."""
-        self.objects.write(memo_name(kind, key), sealed_bytes(value))
+        self.objects.put(memo_name(kind, key), sealed_bytes(value))
 
     # -- other processes and machines --------------------------------------------------------------------------------
 
