@@ -21,7 +21,7 @@ TO_ZERO = ("cosine", "onecycle", "linear")
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """The training settings of a network: length, batch size, optimiser, learning rate and its schedule.
+    """The training settings of a network, such as length and learning rate.
 
     Examples:
         >>> recipe = tk.Recipe(length="2ep", batch=64, lr=0.05, schedule="cosine")
