@@ -55,7 +55,7 @@ def compare(
         contenders: the engines to time.
         timing: settings of the measurement; None: defaults.
         required: names of contenders that must be available.
-        on_cores: numbers of the cores for the threads, one per thread; by default the idlest cores.
+        on_cores: numbers of the cores to which threads are pinned, one per thread; by default the least busy cores.
         say: function that is called with progress messages.
 
     Raises:

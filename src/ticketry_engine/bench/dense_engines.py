@@ -38,7 +38,7 @@ class UnavailableError(EngineError):
 
 
 class Contender(Protocol):
-    """Interface of an engine that can be compared and timed."""
+    """Interface of an engine that `compare` can time."""
 
     @property
     def name(self) -> str:

@@ -201,7 +201,7 @@ PRECISIONS = ("fp32", "bf16")
 
 @dataclass(frozen=True)
 class Case:
-    """What all engines run in a comparison: a model, its inputs, the precision and the number of threads."""
+    """The task that all engines run in a comparison: a model, its inputs, the precision and the number of threads."""
 
     model: nn.Module
     """Model in evaluation mode, float32 on the CPU; pruned weights are zeros in dense tensors."""
@@ -345,7 +345,7 @@ def check_cores(cores: Sequence[int]) -> None:
 
 
 def choose_cores(threads: int, load: Mapping[int, float] | None = None) -> tuple[int, ...]:
-    """Return the numbers of the idlest cores, one per thread, on different physical cores if possible.
+    """Return the numbers of the least busy cores, one per thread, on different physical cores if possible.
 
     Args:
         threads: number of threads.
@@ -436,7 +436,7 @@ def _busy_share(before: tuple[int, int], after: tuple[int, int]) -> float:
 
 
 def _read_ticks() -> dict[int, tuple[int, int]]:
-    """Return, for each core, the system's counts (idle clock ticks, all clock ticks) since the machine started."""
+    """Return, for each core, (idle time, total time) since the machine started, in the system's clock units."""
     found = {}
     try:
         lines = Path("/proc/stat").read_text(encoding="ascii").splitlines()

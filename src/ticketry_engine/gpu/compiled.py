@@ -47,7 +47,7 @@ def compile_gpu(
     device: torch.device | str | None = None,
     force: bool = False,
 ) -> CompiledGpu:
-    """Compile a model for a GPU; layers in which groups of rows retain the same columns run in sparse kernels.
+    """Compile a model for a GPU, with sparse kernels where groups of a weight's rows retain the same columns.
 
     Inputs and outputs have the model's dtypes; between layers all floating point numbers have `precision`.
 
@@ -57,8 +57,9 @@ def compile_gpu(
             pruned weights are already zero.
         example_inputs: a tensor, a tuple of tensors or a dict of keyword arguments, with the batch first. Calls may
             have other batch sizes; each batch size gets a separate plan.
-        precision: "bf16", "fp16", or "tf32"; the last is float32 multiplied with 10 bits of fraction.
-        graph: whether to record a CUDA graph for each input shape and replay it in later calls.
+        precision: number format of values between layers: "bf16", "fp16", or "tf32". With "tf32", values are float32,
+            and products round their factors to 10 bits of mantissa.
+        graph: whether to record a CUDA graph in the first call with an input shape, and replay it in later calls.
         device: device to run on; None for the device of the model's parameters.
         force: whether to use the sparse kernels wherever they can run, even where they are estimated to be slower.
 
@@ -105,7 +106,10 @@ def check_device(device: torch.device) -> torch.device:
 
 
 class CompiledGpu(ForInference):
-    """A model compiled for a GPU by `compile_gpu`; it keeps one program for each input shape."""
+    """A model compiled for a GPU by `compile_gpu`.
+
+    The first call with an input shape chooses a kernel for each layer; later calls with this shape use the same choice.
+    """
 
     def __init__(
         self, graph: Graph, device: torch.device, *, precision: str = "bf16", record: bool = True, force: bool = False

@@ -21,7 +21,7 @@ import triton.language as tl
 def clamped(v):
     """Return v clamped to [0, 6].
 
-    NaN stays NaN as in torch, which the GPU's minimum and maximum do not guarantee.
+    NaN stays NaN, as in torch. The GPU's minimum and maximum alone may replace NaN by a bound.
     """
     v = tl.where(v < 0, 0.0, v)
     return tl.where(v > 6, 6.0, v)
@@ -29,7 +29,7 @@ def clamped(v):
 
 @triton.jit
 def activate(v, ACT: tl.constexpr, SLOPE: tl.constexpr):
-    """Apply the activation named `ACT`, as in `ir.native`, to float32 numbers; "" is the identity.
+    """Apply the activation named `ACT` (such as "relu" or "gelu") to float32 numbers; "" is the identity.
 
     `SLOPE` is the factor of negative numbers in "leaky_relu".
     """
@@ -196,7 +196,10 @@ def layer_norm(
 def transpose(
     x, out, rest, rest_x, rest_y, a, a_x, a_y, b, b_x, b_y, BLOCK: tl.constexpr, WIDE: tl.constexpr
 ):  # fmt: skip
-    """Copy `x` to `out`, which may have other strides; a Triton program copies a square block of the last two axes."""
+    """Copy `x` to `out`, which may have other strides.
+
+    Each Triton program copies a square block of the last two axes.
+    """
     blocks = tl.cdiv(b, BLOCK)
     program = tl.program_id(0)
     j = (program % blocks) * BLOCK + tl.arange(0, BLOCK)

@@ -76,11 +76,12 @@ def plan(
     """Return the kernel choice of each layer, by the name of the layer's output.
 
     First, choose the fastest kernel for each layer alone. Then switch single layers between the sparse group kernel and
-    torch's dense kernel as long as this lowers the estimated time of the whole network, including changes of memory
-    layout. Repeat the search from a start in which no layer uses the group kernel, and return the faster result.
+    torch's dense kernel as long as this lowers the estimated time of the whole network. The estimate includes copies
+    between memory layouts: the group kernel stores the batch as the innermost axis, torch does not. Repeat the search
+    from a start in which no layer uses the group kernel, and return the faster of the two choices.
 
     Args:
-        rates: measured speeds of the device; None: the speeds in `RATES`.
+        rates: measured speeds of the device; None: the stored speeds (`RATES`).
         force: whether to use the group kernel wherever it can run.
     """
     rates = rates or RATES[dtype]
@@ -187,7 +188,10 @@ def _switch_kernel(choice: LayerChoice) -> LayerChoice:
 def estimate_seconds(
     graph: Graph, batch: int, works: Mapping[str, LayerWork], choices: Mapping[str, LayerChoice], rates: Rates
 ) -> float:
-    """Estimate the seconds of all layers and changes of layout; `choices` does not affect other operations."""
+    """Estimate the seconds of all layers, and of copies between torch's memory layout and that of the group kernel.
+
+    Other operations are left out, because `choices` does not affect them.
+    """
     layers = sum(_choice_seconds(work, choices[name], rates) for name, work in works.items())
     return layers + all_layout_changes_seconds(graph, batch, choices, rates)
 
@@ -240,7 +244,7 @@ def is_group(node: Node, choices: Mapping[str, LayerChoice]) -> bool:
 
 
 def find_inner_values(graph: Graph, choices: Mapping[str, LayerChoice]) -> set[str]:
-    """Return the names of the values that at least one node prefers to read in the inner layout (batch innermost)."""
+    """Return the names of the values that at least one node prefers to read with the batch as innermost axis."""
     wanted: set[str] = set()
     for node in reversed(graph.nodes):
         if is_group(node, choices):
@@ -264,7 +268,7 @@ def _is_grid_result(graph: Graph, name: str) -> bool:
 
 
 def runs_on_inner_inputs(graph: Graph, node: Node) -> bool:
-    """Return whether a node can run in the inner layout (batch innermost)."""
+    """Return whether a node can read and write tensors that are stored with the batch as innermost axis."""
     if node.op not in FOLLOWS:
         return False
     shapes = [graph.values[name].shape for name in node.inputs]
@@ -477,7 +481,7 @@ def programs_seconds(work: LayerWork, tile: int, rates: Rates) -> float:
 
 @dataclass(frozen=True)
 class Config:
-    """Launch parameters of the group kernel."""
+    """Launch parameters of the sparse group kernel, such as block sizes and warps."""
 
     pixels: int
     """Output pixels that a program computes."""
@@ -517,7 +521,9 @@ def candidate_configs(tile: int, outputs: int, tiles: int) -> list[Config]:
 
 
 def choose(key: Hashable, tile: int, outputs: int, tiles: int, x: Tensor, run: Callable[[Config], None]) -> Config:
-    """Return a product's fastest launch parameters, from the cache under `key` or by timing candidates with `run`.
+    """Return the fastest launch parameters of a product, from the cache under `key` or by timing candidates.
+
+    The function `run` runs the product with given parameters.
 
     Where timing is impossible (on a CPU, or while a CUDA graph is recorded), return the first candidate.
     """

@@ -81,7 +81,7 @@ def group_conv2d(
     act: str,
     slope: float,
 ) -> Tensor:
-    """Return ``act(conv2d(x) + bias + residual)`` in the inner layout (batch innermost).
+    """Return ``act(conv2d(x) + bias + residual)``, stored with the batch as innermost axis.
 
     Args:
         x: [N, C, H, W] in float16, bfloat16 or float32 (multiplied as TF32); all tensors have the same dtype.
@@ -131,7 +131,7 @@ def group_linear(
     act: str,
     slope: float,
 ) -> Tensor:
-    """Return ``act(x @ weight.T + bias + residual)`` in the inner layout (tokens innermost), for x [tokens, I].
+    """Return ``act(x @ weight.T + bias + residual)`` for x [tokens, I], stored with tokens as innermost axis.
 
     The arguments have the same meaning as in `group_conv2d`.
     """
@@ -240,7 +240,10 @@ def _storage_extent(x: Tensor) -> int:
 
 @torch.library.custom_op("ticketry::turn", mutates_args=())
 def turn(x: Tensor, inner: bool) -> Tensor:
-    """Return a copy of x [N, C, H, W] or [tokens, C], with the batch innermost if `inner`, else in torch's layout."""
+    """Return a copy of x [N, C, H, W] or [tokens, C] in another memory layout.
+
+    If `inner`, the copy has the batch as innermost axis, else torch's layout.
+    """
     return _change_layout(x, inner)
 
 
@@ -280,7 +283,7 @@ def _three_axes(x: Tensor, out: Tensor) -> tuple[tuple[int, int, int], ...]:
 
 @torch.library.custom_op("ticketry::inner_layer_norm", mutates_args=())
 def inner_layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
-    """Return the layer norm of x [tokens, C] in the inner layout (batch innermost), which the group kernel reads."""
+    """Return the layer norm of x [tokens, C], stored with tokens as innermost axis, as the group kernel reads it."""
     out = inner_empty(x.shape, x)
     if not out.numel():
         return out
@@ -318,7 +321,7 @@ def inner_pool2d(
     ceil: bool,
     mode: str,
 ) -> Tensor:
-    """Return max or average pooling of x [N, C, H, W] in the inner layout, with torch's semantics.
+    """Return max or average pooling of x [N, C, H, W] as in torch, but stored with the batch as innermost axis.
 
     Args:
         mode: "max", "mean" (over elements inside the image) or "padded_mean" (padding counts as zeros).
@@ -351,7 +354,11 @@ def _pool_out(x: Tensor, kernel: Indices, stride: Indices, padding: Indices, dil
 
 @dataclass
 class GpuValue:
-    """A value of the graph, stored in torch's (outer) layout, in the group kernel's (inner) layout, or in both."""
+    """A value of the graph, stored in torch's layout, with the batch as innermost axis, or in both layouts.
+
+    The group kernel reads and writes values with the batch as innermost axis (the inner layout). Torch's layout is
+    called the outer layout.
+    """
 
     shape: torch.Size
     outer: Any = None
@@ -393,7 +400,7 @@ Clock: TypeAlias = "Callable[[Callable[[], GpuValue]], tuple[GpuValue, float]]"
 
 
 class Weights:
-    """Dense and packed weights on a device, shared by a model's programs for all input shapes."""
+    """A model's dense and packed weights on a device, which its programs for all input shapes share."""
 
     def __init__(self, graph: Graph, facts: Mapping[str, LayerFacts], dtype: torch.dtype, device: torch.device) -> None:
         self.graph = graph
@@ -600,7 +607,10 @@ def to_memory_order(x: Tensor) -> Tensor:
 
 
 def from_memory_order(stored: Tensor, count: int) -> Tensor:
-    """View the result of `to_memory_order` as a tensor in the inner layout, with `count` images or tokens."""
+    """Return a contiguous tensor [C, H, W, P] or [C, P] as a view [`count`, C, H, W] or [`count`, C] without copying.
+
+    `count` is the number of images or tokens; P is this number with padding.
+    """
     shape = (count, *stored.shape[:-1])
     stored = stored.contiguous()
     return stored.as_strided(shape, inner_strides(shape))

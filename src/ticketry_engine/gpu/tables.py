@@ -34,7 +34,7 @@ MOST_CHANNELS = 1 << 15
 
 @dataclass(frozen=True)
 class GroupTables:
-    """The packed weight of a layer, as the arrays that the group kernel reads."""
+    """The packed weight of a layer: arrays that the sparse group kernel reads."""
 
     weight: Tensor
     """The tiles, one after the other, each [rows of a tile, padded columns], in the layer's number format."""
@@ -159,7 +159,7 @@ def round_up(count: int) -> int:
 
 
 def inner_strides(shape: Sequence[int]) -> tuple[int, ...]:
-    """Return the strides of a tensor [N, C, H, W] or [tokens, C] in the inner layout (batch innermost)."""
+    """Return the strides of a tensor [N, C, H, W] or [tokens, C] that is stored with the first axis innermost."""
     run = round_up(shape[0])
     if len(shape) == 2:
         return 1, run
@@ -168,7 +168,7 @@ def inner_strides(shape: Sequence[int]) -> tuple[int, ...]:
 
 
 def inner_empty(shape: Sequence[int], like: Tensor) -> Tensor:
-    """Return an uninitialised tensor in the inner layout (batch innermost), with the dtype and device of `like`."""
+    """Return an uninitialised tensor, stored with the batch as innermost axis, with dtype and device of `like`."""
     shape = tuple(shape)
     return like.new_empty(prod(shape[1:]) * round_up(shape[0])).as_strided(shape, inner_strides(shape))
 
@@ -181,7 +181,7 @@ def outer_empty(shape: Sequence[int], like: Tensor) -> Tensor:
 
 
 def is_inner(x: Tensor) -> bool:
-    """Return whether x is in the inner layout: its strides match, and its storage includes the padding of the batch."""
+    """Return whether x is stored with the batch as innermost axis, and its storage includes padding of the batch."""
     if x.dim() not in (2, 4) or x.storage_offset() % EIGHT:
         return False
     steps = zip(x.shape, x.stride(), inner_strides(x.shape), strict=True)

@@ -56,9 +56,12 @@ BY_NAME = Need(values=False, python=False, floats=False)
 
 
 def entry_point(need: Need = READS, *, autocast: bool = False) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Return a decorator for public functions that checks common arguments and normalises torch's state.
+    """Return a decorator for public functions that checks common arguments and resets torch's global state.
 
-    `need` says what the function's arguments `model` and `small`, which are models, must fulfil. If `autocast`, the
+    During a call of the decorated function, gradients are enabled, autocast and inference mode are off, and new tensors
+    are float32 on the CPU.
+
+    `need` says which kinds of models the function accepts as its arguments `model` and `small`. If `autocast`, the
     caller's autocast stays on, for functions that time the caller's training step.
     """
 
@@ -189,7 +192,10 @@ def callers_defaults() -> Iterator[None]:
 
 @contextmanager
 def _change_defaults(wanted: _Defaults, now: _Defaults, *, callers: _Defaults | None) -> Iterator[None]:
-    """Run a `with` block with the defaults `wanted` instead of `now`; in it, `callers_defaults` restores `callers`."""
+    """Run a `with` block with the default dtype and device `wanted` instead of `now`.
+
+    Within the block, `callers_defaults` restores `callers`.
+    """
     with ExitStack() as stack:
         stack.callback(setattr, _callers, "defaults", getattr(_callers, "defaults", None))
         _callers.defaults = callers

@@ -42,8 +42,9 @@ def private_content_of(path: Path) -> bytes:
     """Return the content of a regular file that only the user can write, such as executable code.
 
     The check applies to the open file, so that the file cannot be replaced between check and reading. The caller must
-    check the folder with `why_not_private`. Raise `OSError` for the reasons of `content_of`; if the file is a link; or
-    if another user owns or can write the file.
+    check the folder with `why_not_private`. Raise `OSError` if the file does not exist, is no regular file, has more
+    than `most` bytes, or cannot be read. Also raise it if the file is a link, or if another user owns or can write the
+    file.
     """
     with regular(path, follow_links=False) as file:
         if not _is_private(os.fstat(file.fileno())):
@@ -107,8 +108,8 @@ def _is_private(about: os.stat_result) -> bool:
 def regular(path: Path, *, follow_links: bool = True) -> BinaryIO:
     """Open a regular file for reading, and return it; reject pipes and devices, which might never end.
 
-    Raise `OSError` if the file does not exist, is no regular file, or cannot be read; or if it is a link, unless
-    `follow_links`.
+    If `follow_links` is false, links are rejected too. Raise `OSError` if the file is rejected, does not exist, or
+    cannot be read.
     """
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     descriptor = os.open(path, flags | (0 if follow_links else getattr(os, "O_NOFOLLOW", 0)))
@@ -282,7 +283,7 @@ def sealed(data: bytes) -> bytes:
 
 
 def unsealed(data: bytes, *, required: bool = True) -> bytes:
-    """Return the bytes that were given to `sealed`, whose result is `data`.
+    """Return the safetensors file to which `sealed` added a digest; `data` is the file with the digest.
 
     Raise `ValueError` if the content does not match the digest, or if the digest is missing. If not `required`, return
     the bytes of a file without a digest unchanged.
@@ -325,7 +326,7 @@ def digest_of_files(files: Iterable[Path]) -> str:
 
 
 def private_cache_folder(name: str) -> Path:
-    """Return the folder for cached files of the kind `name`, in `cache_folder`.
+    """Return the folder called `name` for cached files, in ticketry's cache folder.
 
     Cached files are executed, so only the user may write in the folder. If others can write in the folder called
     `name`, the name of the returned folder also contains the user's number. `read_cached` and `write_cached` check the

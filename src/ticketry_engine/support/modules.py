@@ -50,8 +50,8 @@ def unwrapped(model: nn.Module) -> nn.Module:
 def masked_parameters(model: nn.Module, keep: Mapping[str, Tensor]) -> dict[str, nn.Parameter]:
     """Return the parameters that a mask covers, by the mask's names.
 
-    `keep` is by parameter name, True = retained; its names may omit prefixes that wrappers add. Raise `MaskError` if
-    the model does not have a parameter of the mask, or has it with another shape.
+    `keep` maps parameter names to tensors, True = retained. Its names may omit prefixes that wrappers add. Raise
+    `MaskError` if the model does not have a parameter of the mask, or has it with another shape.
     """
     own = {normal_name(name): parameter for name, parameter in model.named_parameters(remove_duplicate=False)}
     for name, kept in keep.items():

@@ -56,7 +56,7 @@ A thread that holds the lock must not wait for the lock of a lab.
 
 @contextlib.contextmanager
 def private_random_state(devices: Iterable[torch.device | int] | None = None) -> Iterator[None]:
-    """Run a `with` block in which only this thread uses torch's generators, and restore their states afterwards.
+    """Run a `with` block in which only this thread uses torch's random generators; restore their states afterwards.
 
     `devices` are the GPUs whose generators are restored, besides that of the CPU; None: all GPUs.
     """
@@ -66,7 +66,10 @@ def private_random_state(devices: Iterable[torch.device | int] | None = None) ->
 
 @contextlib.contextmanager
 def default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """Run a `with` block in which new tensors have the dtype `dtype` by default; the lock `ONE_AT_A_TIME` is held."""
+    """Run a `with` block in which new tensors have the dtype `dtype` by default.
+
+    The default applies to the whole process, so the block holds the lock `ONE_AT_A_TIME`.
+    """
     with ONE_AT_A_TIME:
         before = torch.get_default_dtype()
         torch.set_default_dtype(dtype)

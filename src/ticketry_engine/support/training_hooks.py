@@ -22,9 +22,11 @@ Listener = TypeVar("Listener")
 
 
 class Listeners(Generic[Listener]):
-    """The functions that a global torch hook calls; threads may iterate over them while listeners are added or removed.
+    """The functions that a global torch hook calls.
 
-    Adding the first listener calls the function `hook`, which registers torch's hooks. These hooks iterate over
+    Threads may iterate over the functions while others are added or removed.
+
+    When the first function is added, `hook` is called, which registers torch's hooks. These hooks call the functions in
     `present`.
     """
 

@@ -74,7 +74,10 @@ class CapturedCall:
 
 @dataclass
 class FoundRegion:
-    """A region under construction: some nodes of the trace, and the nodes that kernels run in their place."""
+    """A region (group of nodes that run in kernels) under construction.
+
+    It consists of nodes of the trace, and of the nodes that kernels run in their place.
+    """
 
     tokens: bool = False
     nodes: list[Node] = field(default_factory=list)
@@ -92,11 +95,11 @@ class FoundRegion:
 
     @property
     def is_faster(self) -> bool:
-        """Whether the region is expected to be faster than its layers in torch."""
+        """Whether kernels are expected to run the region's nodes faster than torch."""
         return self.seeds > 0 or self.pruned >= ALONE or len(self.dense) >= DENSE
 
     def region(self) -> TrainingRegion:
-        """Return the finished region as a `TrainingRegion`, which can be planned and run."""
+        """Return the finished group of nodes as a `TrainingRegion`, which can be planned and run."""
         outputs = tuple(dict.fromkeys(self.members[node] for node in self.outputs))
         values = () if self.tokens else (self.inputs | self.members).items()
         flat = frozenset(name for node, name in values if len(shape_of(node) or ()) == 2)
@@ -113,7 +116,9 @@ def capture(
     limit: float = LIMIT,
     half: bool = False,
 ) -> CapturedCall:
-    """Divide a traced call of a model into steps.
+    """Divide a traced call of a model into steps: single nodes that run in torch, and regions that run in kernels.
+
+    A region is a group of connected nodes.
 
     Args:
         kept: name of a module under the mask -> bool array, True where a weight is retained.
@@ -314,7 +319,7 @@ class _RegionFinder:
 
 
 def _may_begin_region(node: Node) -> bool:
-    """Return whether a region over tokens may begin with this node, although it is no layer."""
+    """Return whether a group of nodes that kernels run on tokens may begin with this node, although it is no layer."""
     return node.op == "layer_norm" or (node.op == "act" and node.attrs["act"] != "relu")
 
 
@@ -334,7 +339,7 @@ def fills_blocks(images: int, *, half: bool = False) -> bool:
 
 
 class Unsupported(Exception):
-    """Raised if a node must run in torch; the message is the reason."""
+    """Error that is raised if a node must run in torch; the message is the reason."""
 
 
 def shape_of(node: fx.Node) -> torch.Size | None:
@@ -572,7 +577,7 @@ def may_draw_random_numbers(node: fx.Node, modules: Mapping[str, nn.Module]) -> 
 
 
 def allowed_layouts(node: fx.Node, lowered: Node | None) -> set[bool]:
-    """Return which regions may contain a node: True stands for regions over tokens, False for regions over images."""
+    """Return on which inputs kernels can run a node: True stands for tokens, False for images."""
     sizes = {len(shape_of(read) or ()) for read in node.all_input_nodes}
     if lowered is None and shape_of(node) != shape_of(node.all_input_nodes[0]):
         return {False}

@@ -108,7 +108,7 @@ def emit_region(plan: TrainingPlan) -> None:
 
 
 def _layer_label(node: Node) -> str:
-    """Return the label under which a node's operations are timed: a layer's module name, or another node's kind."""
+    """Return the label under which a node's operations are timed: a layer's module name, or the operation's name."""
     return layer_name(node) if node.op in LAYERS else _LABELS[node.op]
 
 
@@ -182,7 +182,7 @@ def _emit_weight_gradient(node: Node, plan: TrainingPlan, x: Batch, dy: Batch, l
 
 
 def _weight_gradient_runs_by_block(node: Node, plan: TrainingPlan, gradients: Gradients) -> bool:
-    """Return whether the weight gradient of the layer `node` is computed block by block.
+    """Return whether the weight gradient of the layer `node` is computed for one block of images at a time.
 
     Also store the tables of the weight gradient in `plan`.
     """

@@ -27,7 +27,7 @@ from ticketry_engine.support.training_hooks import Stepping
 
 
 class PackedWeight:
-    """A parameter (the row) that holds the retained weights of a tensor, in the order of the tensor's elements."""
+    """A parameter (a vector) that holds the retained weights of a tensor, in the order of the tensor's elements."""
 
     def __init__(self, dense: nn.Parameter, kept: Tensor) -> None:
         self.dense = dense
@@ -159,7 +159,10 @@ def accumulate(row: nn.Parameter, gradient: Tensor) -> None:
 
 
 class _SettleHook:
-    """A hook that calls `settle` before a state dict is saved or loaded, but does nothing in copies of the model."""
+    """A hook that calls the function `settle` before a state dict is saved or loaded.
+
+    It does nothing in copies of the model.
+    """
 
     __slots__ = ("_settle",)
 
@@ -175,12 +178,12 @@ class _SettleHook:
 
 
 class PackedWeights:
-    """The packed vectors (rows) of retained weights of a model, which are trained instead of the dense tensors.
+    """The vectors of retained weights of a model, which are trained instead of the dense tensors.
 
     Args:
         modules: the layers, by name; several layers may share a weight.
         masks: name of a layer -> bool tensor, True where a weight is retained.
-        stored: modules for which `synchronise` runs before a state dict is saved or loaded.
+        stored: modules whose tensors are updated from the vectors before their state dict is saved or loaded.
     """
 
     def __init__(

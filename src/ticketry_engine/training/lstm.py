@@ -97,7 +97,7 @@ class LstmLayer:
     # -- operations ----------------------------------------------------------------------------------------------------
 
     def _allocate_value(self, channels: int, blocks: int) -> Batch:
-        """Allocate memory for a value until the end of the call, and return the value's layout."""
+        """Allocate memory for a value until the end of the call, and return the value's memory layout."""
         value = Batch.build(channels, (1, 1), 0, blocks)
         return replace(value, offset=self._reserve_bytes(value.bytes))
 
@@ -105,7 +105,7 @@ class LstmLayer:
         return self._memory.allocate(-(-size // 64) * 64, None)[0].begin
 
     def _words_of(self, value: Batch, word: int, words: int = 1) -> Batch:
-        """Return the layout of `words` consecutive words (time steps) of `value`, starting at number `word`."""
+        """Return the memory layout of `words` consecutive time steps of `value`, starting at time step `word`."""
         blocks = self.text.blocks
         return replace(value, blocks=words * blocks, offset=value.offset + word * blocks * value.block_bytes)
 
@@ -221,8 +221,8 @@ class LstmLayer:
     ) -> dict[str, Tensor]:
         """Run a backward pass; return gradients under the names `INPUTS`, `STATES`, ``bias``, ``h``, ``c`` and ``x``.
 
-        ``h`` and ``c`` are the state and the cell before the first word. `given` has the gradients of the results of
-        `outputs`. The gradient of ``x`` is computed only if `inputs`.
+        ``h`` and ``c`` are the state and the cell before the first word (time step). `given` has the gradients of the
+        layer's outputs. The gradient of ``x`` is computed only if `inputs`.
         """
         words, session = self.text.words, state.session
         if self._filled != state.number:  # another call may have filled the tables with other weights

@@ -54,7 +54,7 @@ def layer_name(node: Node) -> str:
 
 @dataclass(frozen=True)
 class TrainingRegion(Region):
-    """A part of a model whose nodes run in kernels, and pass values to each other in the kernels' memory layout."""
+    """A group of a model's nodes that run in kernels and pass values to each other in the kernels' memory layout."""
 
     weights: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     """Name of each layer's weight -> its shape."""
@@ -105,7 +105,10 @@ class TrainingRegion(Region):
 
 
 def fuse_norms(region: TrainingRegion) -> TrainingRegion:
-    """Fuse each sum or ReLU that alone reads a batch norm's output into that norm; return the new region."""
+    """Return a copy of `region` in which batch norms also compute the following sum or ReLU.
+
+    A sum or ReLU becomes part of the norm if nothing else reads the norm's output.
+    """
     nodes, uses = list(region.nodes), region.read_counts
     number = 0
     while number < len(nodes):
@@ -149,7 +152,7 @@ def values_read_in_backward(node: Node) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Lifetimes:
-    """For each node, the values whose memory can be released after the node's forward and after its backward pass."""
+    """The values whose memory can be released after each node's forward pass, and after its backward pass."""
 
     after_forward: Sequence[Sequence[str]]
     """For each node, the values that are not needed after the node's forward pass, or not until they are recomputed."""
@@ -167,7 +170,7 @@ class Lifetimes:
 
 
 def compute_lifetimes(region: TrainingRegion) -> Lifetimes:
-    """Return the lifetimes of a region's values if every node has a backward pass."""
+    """Return after which node the memory of each value can be released, if every node has a backward pass."""
     nodes, outputs = region.nodes, set(region.outputs)
     back = {name for node in nodes for name in values_read_in_backward(node)}
     recomputed = {
@@ -197,7 +200,10 @@ _TENSORS = 48
 
 @dataclass
 class Slot:
-    """The program index of the first of several operations that were added together; -1 until it is known."""
+    """The index of an operation in the program; -1 until it is known.
+
+    If several operations were added together, it is the index of the first.
+    """
 
     number: int = -1
 
@@ -210,7 +216,7 @@ class TrainingPlan:
         live: number of images of the batch; the last block of images is filled up with empty images.
         wanted: inputs whose gradients are requested.
         threads: number of threads that share each operation.
-        rows: modules whose weights are trained as packed vectors of the retained weights, see `kept_weights`.
+        rows: modules whose weights are trained as vectors of the retained weights only.
         item: bytes of a number in values and gradients: `FLOAT`, or `HALF` for bfloat16.
     """
 
@@ -336,7 +342,11 @@ class TrainingPlan:
         )
 
     def store_value(self, name: str, when: str = "forward", *, passing: bool = False) -> Batch:
-        """Reserve memory for a value, or for one block of it if `passing`, in the pass `when`; return the layout."""
+        """Reserve memory for a value, and return its memory layout.
+
+        The memory is for use from the pass `when` ("forward" or "backward") on. If `passing`, reserve memory only for
+        one block of images.
+        """
         value = self._reserve_value(replace(self.layout(name), passing=passing), when)
         self.values[name] = value
         self.present.add(name)
@@ -349,21 +359,24 @@ class TrainingPlan:
             self.release(self.values[name])
 
     def token_memory(self, name: str, when: str) -> Batch:
-        """Allocate memory for one number per token of a value, which the pass `when` writes; return the layout."""
+        """Allocate memory for one number per token of a value, and return the memory layout.
+
+        The pass `when` ("forward" or "backward") writes the numbers.
+        """
         _, *size = self.shapes[name]
         return self._reserve_value(Batch.build(1, (size[0], size[1]), 0, self.blocks), when)
 
     def layout(self, name: str) -> Batch:
-        """Return the layout that the value `name` would have at memory offset 0."""
+        """Return the sizes and strides of the value `name` in memory, with offset 0."""
         channels, *size = self.shapes[name]
         return Batch.build(channels, (size[0], size[1]), self._halo(name), self.blocks, item=self.item)
 
     def gradient_memory(self, name: str) -> Batch:
-        """Allocate memory for a gradient of a value, and return the gradient's layout."""
+        """Allocate memory for a gradient of a value, and return the gradient's memory layout."""
         return self._reserve_value(self.gradient_layout(name), "backward")
 
     def gradient_layout(self, name: str) -> Batch:
-        """Return the layout that a gradient of the value `name` would have at memory offset 0."""
+        """Return the sizes and strides in memory of a gradient of the value `name`, with offset 0."""
         channels, *size = self.shapes[name]
         return Batch.build(channels, (size[0], size[1]), self._gradient_halo(name), self.blocks, item=self.item)
 
@@ -415,8 +428,7 @@ class TrainingPlan:
 
         Args:
             when: "forward" or "backward".
-            begin: operations that run before `ops`: a single one, or one for each thread if threads process whole
-                blocks.
+            begin: operations that run before `ops`: a single one, or, if threads process whole blocks, one per thread.
         """
         slot, ops, begin = Slot(), self._label_ops(ops), self._label_ops(begin)
         if len(ops) == self.blocks:
@@ -438,7 +450,7 @@ class TrainingPlan:
             self.stages[when].append(OpRange(bounds))
 
     def add_stage(self, when: str, stage: Stage) -> None:
-        """Add a stage (a function of the region's state) that runs after everything that was added before."""
+        """Add a function of the pass's state (a stage) that runs after everything that was added before."""
         self.append_waiting(when)
         self.stages[when].append(stage)
 
@@ -575,7 +587,10 @@ class Gradients:
         self._plan.release(memory)
 
     def pass_gradient(self, name: str, memory: Batch) -> None:
-        """Use `memory`, which nothing else reads later, as the gradient of `name`; copy it if the layouts differ."""
+        """Use `memory`, which nothing else reads later, as the gradient of `name`.
+
+        The numbers are copied if the gradient needs another memory layout.
+        """
         plan = self._plan
         first = name in self.needed and name not in self.by_value
         if first and plan.gradient_layout(name).geometry != memory.geometry:
@@ -647,7 +662,7 @@ class GradientMemory:
 
 @dataclass
 class RegionPass(PassState):
-    """What the forward pass of a region leaves for the backward pass of the same training step."""
+    """What a forward pass in kernels saves for the backward pass of the same training step."""
 
     parameters: dict[str, Tensor]
     modules: Mapping[str, Any]
@@ -664,7 +679,10 @@ Stage = Callable[[RegionPass], None]
 
 @dataclass
 class OpRange:
-    """Stage that runs the operations between two `bounds`; if there are more bounds, each thread runs one range."""
+    """Stage of a pass that runs a range of operations, from the first of `bounds` to before the second.
+
+    If there are more bounds, each thread runs the range between two consecutive bounds.
+    """
 
     bounds: list[int]
 

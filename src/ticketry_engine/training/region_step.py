@@ -34,7 +34,9 @@ MOST_THREADS = 8
 
 
 class RegionStep:
-    """Function that runs a region on tensors [images, channels, ...], or [..., features] over tokens.
+    """Function that runs a region, a group of a model's nodes, in kernels.
+
+    Its inputs are tensors [images, channels, ...], or [..., features] for a region over tokens.
 
     Args:
         modules: the model's modules, by name.
@@ -79,7 +81,7 @@ class RegionStep:
         return found
 
     def fits(self, inputs: Sequence[Tensor]) -> bool:
-        """Return whether the region gives the model's outputs for inputs of these shapes.
+        """Return whether the kernels compute the model's outputs for inputs of these shapes.
 
         With other shapes than those of the trace, the model may broadcast a sum, flatten pixels, or raise an error.
         """
@@ -151,7 +153,7 @@ class RegionStep:
     def begin_step(
         self, inputs: Sequence[Tensor], wanted: frozenset[str], parameters: Sequence[Tensor]
     ) -> tuple[TrainingPlan, RegionPass]:
-        """Begin a step: load the inputs into the kernels' layout, and return the plan and the step's state."""
+        """Copy the inputs to the kernels' memory, and return the plan and the state of a new training step."""
         plan = self.plan(inputs, wanted)
         state = RegionPass(
             plan.program.session(plan.threads), self.named_parameters(parameters), self._modules, self._memory
@@ -163,7 +165,10 @@ class RegionStep:
 
 
 class _RegionFunction(torch.autograd.Function):
-    """Autograd function that runs a region; its arguments are a `RegionStep`, the number of inputs, and tensors."""
+    """Autograd function that runs a group of nodes in kernels.
+
+    Its arguments are a `RegionStep`, the number of inputs, the inputs, and the parameters.
+    """
 
     @staticmethod
     def forward(ctx: Any, step: RegionStep, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:

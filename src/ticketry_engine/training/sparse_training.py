@@ -46,7 +46,7 @@ OUTSIDE = "outside of kernels"
 
 
 class Enforcement(Protocol):
-    """Object that keeps the pruned weights of a model at 0."""
+    """Interface of an object that keeps the pruned weights of a model at 0 until `release` is called."""
 
     def release(self) -> None:
         """Stop enforcing the mask."""
@@ -63,12 +63,12 @@ class SparseTraining(nn.Module):
     weights.
 
     In training mode, convolutions, linear layers and LSTMs under the mask run in sparse kernels, forward and backward,
-    together with batch norms, ReLUs, sums and pools around them. Everything else runs in torch. A layer runs densely if
-    sparse kernels would slow it down, by a fixed rule of density and shape. ``print`` of the module shows where each
-    layer runs. In evaluation mode the model itself runs in torch.
+    together with batch norms, ReLUs, sums and pools around them. Everything else runs in torch. A layer whose density
+    is too high for a speed-up, by thresholds that depend on the layer's shape, runs densely. ``print`` of the module
+    shows where each layer runs. In evaluation mode the model itself runs in torch.
 
     Args:
-        model: float32, on the CPU.
+        model: the model to train; float32, on the CPU.
         keep: parameter name -> bool tensor, True = retained. None: nothing is pruned, and kernels run only consecutive
             convolutions in which they are as fast as torch, on processors with AVX-512.
         example_inputs: a tensor, a tuple of arguments or a mapping of named arguments, with the batch first. Later
@@ -184,7 +184,9 @@ class SparseTraining(nn.Module):
             unit.drop_regions()
 
     def named_kept_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Yield the parameters of `kept_parameters` with their names in the model.
+        """Yield (name in the model, parameter) for each parameter to train; weights under the mask are packed.
+
+        A packed weight is a vector of the retained weights of a tensor, see `kept_parameters`.
 
         Raises EngineError if there is no mask.
         """
@@ -221,7 +223,7 @@ class SparseTraining(nn.Module):
 
     @contextmanager
     def writing_late(self) -> Iterator[None]:
-        """Within the block, defer writing the weights of `kept_parameters` to the model's tensors.
+        """Within the block, do not write packed weights (`kept_parameters`) to the model's tensors after each step.
 
         Kernels read packed weights directly, and writing them to tensors takes much of the time of a step with large
         linear layers. Calls of this module (also in evaluation mode) and state dicts remain correct, because a tensor
@@ -321,7 +323,9 @@ class SparseTraining(nn.Module):
             yield
 
     def profile(self, *args: Any, rounds: int = 3, **kwargs: Any) -> list[Layer]:
-        """Return the rows of `layers` with the seconds of each layer, forward and backward, on one thread.
+        """Measure the seconds of each layer, forward and backward, on one thread; return a row for each layer.
+
+        Rows have the same fields as those of `layers`.
 
         Seconds are medians of `rounds` calls; `layers` and ``print`` of the module show them from then on. Operations
         are timed one by one; the row "outside of kernels" is the time of torch and of Python. Gradients, running
@@ -348,7 +352,7 @@ class SparseTraining(nn.Module):
         torch.autograd.backward(made, [torch.ones_like(one) for one in made])
 
     def _time_pass(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, float]:
-        """Return the seconds of one pass forward and backward, by the name of a layer or the kind of an operation."""
+        """Return the seconds of one forward and backward pass, by the name of a layer or of another operation."""
         steps = [step for unit in self._all_units for step in unit.steps]
         for step in steps:
             step.seconds = {}

@@ -48,7 +48,10 @@ _FORMS = 16
 
 @dataclass
 class TrainingContext:
-    """State that all units of a model share, such as masks and kernels; layers have their names in the model."""
+    """State that the substitutes (`Unit`) of all modules of a model share, such as masks and compiled kernels.
+
+    Layers are named by their names in the model.
+    """
 
     library: Library
     kept: Mapping[str, Array] = field(default_factory=dict)
@@ -74,7 +77,10 @@ class TrainingContext:
 
 @dataclass
 class _CallForm:
-    """The traced graph and regions for calls with the same argument structure, or the reason why tracing failed."""
+    """The traced graph of a module's calls with the same argument structure, or the reason why tracing failed.
+
+    It also holds the regions: groups of the graph's nodes that run in kernels.
+    """
 
     traced: Traced | None
     why: str = ""
@@ -105,7 +111,7 @@ class Substitute:
 
 
 class Unit(Substitute):
-    """Runs the calls of a module in kernels as far as possible."""
+    """Substitute for a module's `forward` that runs calls in kernels as far as possible."""
 
     def __init__(self, name: str, module: nn.Module, context: TrainingContext) -> None:
         super().__init__(name, module, context)
@@ -142,7 +148,9 @@ class Unit(Substitute):
     def find_form(
         self, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, twin: nn.Module | None = None
     ) -> tuple[_CallForm, list[Any]]:
-        """Return the traced graph and regions for calls of this form, and the leaves of the call's arguments.
+        """Return the traced graph for calls with this argument structure, and the leaves of the call's arguments.
+
+        The graph is divided into regions, which run in kernels, and nodes that run in torch.
 
         `twin` is a copy of the module that is traced instead of the module.
         """
@@ -208,7 +216,7 @@ class Unit(Substitute):
         form.direct = bool(form.steps) and not any(step.op == "call_module" for step in others)
 
     def drop_regions(self) -> None:
-        """Drop all regions, because the mask has changed; graphs are kept."""
+        """Discard all kernel plans, because the mask has changed; traced graphs are kept."""
         for form in self._forms.values():
             form.captured, form.steps, form.direct = None, {}, False
 
@@ -216,7 +224,7 @@ class Unit(Substitute):
 
     @property
     def steps(self) -> list[RegionStep]:
-        """Return the regions of the graph that the last call used."""
+        """Return the functions that run parts of the graph in kernels, for the graph that the last call used."""
         return [] if self.last is None else list(self.last.steps.values())
 
     def layers_in_kernels(self) -> set[str]:
@@ -363,7 +371,7 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 
 
 class Untraceable(Exception):
-    """Raised if a call cannot be traced to a graph; the message is the reason."""
+    """Error that is raised if a call cannot be traced to a graph; the message is the reason."""
 
 
 @dataclass(frozen=True)
