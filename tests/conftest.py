@@ -27,7 +27,7 @@ for _name in ("SIGQUIT", "SIGHUP"):
     if hasattr(signal, _name):
         signal.signal(getattr(signal, _name), signal.SIG_DFL)
 
-# Tests make many objects and few cycles: looking for cycles after each 700 objects took a tenth of their time.
+# Tests make many objects and few cycles: looking for cycles after each 700 objects takes a twentieth of their time.
 gc.set_threshold(20_000, 10, 10)
 
 # No power is cut during tests, and a disk that discards what it frees takes milliseconds for each file that is flushed.
