@@ -15,7 +15,7 @@ from ticketry.report.writing import is_undamaged, write_campaign_page
 
 @pytest.fixture(autouse=True)
 def quickly_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("render", "render_campaign"):
+    for name in ("render_report", "render_campaign"):
         monkeypatch.setattr(f"ticketry.report.page.{name}", lambda record: "<html>drawn</html>\n")
 
 
