@@ -246,7 +246,9 @@ def test_a_forked_process_has_threads_and_memory_of_its_own() -> None:
 
 
 def test_seconds_of_each_operation() -> None:
-    program = Program([Op(Sum(), (2_000_000, np.ones(2_000_000, np.int64))), Op(Constant(1), ())], 4, 0, library("host"))
+    program = Program(
+        [Op(Sum(), (2_000_000, np.ones(2_000_000, np.int64))), Op(Constant(1), ())], 4, 0, library("host")
+    )
     found = np.zeros(1, np.int64)
     long, short = program.profile(9, [found.ctypes.data])
     assert found[0] == 3 * 2_000_001
