@@ -58,8 +58,8 @@ def activation(act: str | Mapping[str, float] | tuple[str, float] | None) -> Act
 def activate(e: Emitter, act: str | Mapping[str, float] | tuple[str, float] | None, vector: Any) -> Any:
     """Emit code for the activation `act` of a vector of any width, and return the result.
 
-    Long activations (with an exponential) become a function in the LLVM module, so that a kernel contains the code of
-    each only once per vector width.
+    The code of an activation with an exponential is long, so it becomes a function in the LLVM module. A kernel then
+    contains it only once per vector width.
     """
     act = activation(act)
     if act is None:

@@ -44,7 +44,9 @@ class CopyArg(enum.IntEnum):
 
 
 def plan_copies(destinations: Array, places: Array, of: Array, size: int) -> Iterator[tuple[int, Array, Array, int]]:
-    """Yield the copies to make: (number of a source, table `starts`, table `runs`, elements per run).
+    """Yield the copies to make, as (number of a source, table `starts`, table `runs`, elements per run).
+
+    A run is a group of consecutive elements.
 
     The tables hold byte offsets: each run is copied once for each start. The number is -1 if the copies write zeros.
 

@@ -23,7 +23,7 @@ from ticketry_engine.support.files import digest_of_files, private_cache_folder,
 class Kernel(Protocol):
     """Description of a kernel, a frozen dataclass of plain values; equal ``repr`` means equal machine code.
 
-    If the class attribute ``finished`` is true, LLVM runs only clean-up passes, because the loops are in final form.
+    If the class attribute ``finished`` is true, LLVM does not optimise loops (it only runs clean-up passes).
     """
 
     def emit(self, name: str, target: Target) -> str:
@@ -32,7 +32,7 @@ class Kernel(Protocol):
 
 @dataclass(frozen=True)
 class CachedKernel:
-    """A kernel that can only be loaded from the cache, by the name of its machine code; it cannot be compiled again."""
+    """A kernel that can only be loaded from the cache of compiled kernels, by name; it cannot be compiled again."""
 
     name: str
     title: str
@@ -159,7 +159,7 @@ try:
 except ModuleNotFoundError:
 
     class _NamedStruct:
-        """Stand-in, if llvmlite is missing, for one of its types that modules use when they are imported."""
+        """Stand-in for a type of llvmlite, so that modules can be imported if llvmlite is missing."""
 
         def __init__(self, *of: Any, **how: Any) -> None:
             pass

@@ -30,7 +30,10 @@ LastStep = Callable[[Vectors, Weights], Vectors]
 
 
 class ChannelCursor(Protocol):
-    """Emits the loops over channels of which norms and softmax consist; each memory layout has an implementation."""
+    """Interface of objects that emit loops over channels, for norms and softmax.
+
+    Each memory layout has an implementation.
+    """
 
     e: Emitter
     compensated: bool

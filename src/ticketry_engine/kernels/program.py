@@ -296,9 +296,9 @@ class ProgramSession:
     ) -> None:
         """Run the operations ``first`` to ``last - 1`` on one block of images.
 
-        If `external` (addresses of the input and output tensors) is empty, the addresses of the call before remain
-        valid. `images` None stands for all images of a block. If `shared`, all threads share each operation. Sharing is
-        faster only if operations take longer than waking up a thread.
+        `external` are the addresses of the input and output tensors; if it is empty, those of the previous call are
+        used. `images` is the number of images in the block; None: the block is full. If `shared`, all threads share
+        each operation, which is faster only if an operation takes longer than waking up a thread.
         """
         states = self._workspace.states if shared else self._workspace.states[:1]
         for state in states if external else ():
@@ -513,7 +513,7 @@ done:
 
 @dataclass(frozen=True)
 class Driver:
-    """The native function ``drive``, which calls the kernels of all operations on all blocks."""
+    """A compiled function, ``drive``, which calls the kernels of all operations on all blocks of images."""
 
     denormals: bool = True
     """Whether denormal numbers are kept, as in torch, or flushed to zero."""
@@ -566,7 +566,10 @@ _Queue = SimpleQueue["tuple[Job, _JobBatch] | weakref.ref[Workers]"]
 
 
 class Workers:
-    """A fixed number of worker threads for one caller at a time; they end when this object is garbage-collected."""
+    """Worker threads, whose number does not change, for one caller at a time.
+
+    The threads end when this object is garbage-collected.
+    """
 
     def __init__(self, count: int) -> None:
         self._queues: list[_Queue] = [SimpleQueue() for _ in range(count)]
@@ -579,8 +582,8 @@ class Workers:
     def run(self, jobs: Sequence[Job], holding: object = None) -> None:
         """Run the first job on the calling thread and each other job on a worker; return when all jobs have finished.
 
-        `jobs` has at most one job more than there are workers. Either all jobs start or none. After all jobs have
-        ended, raise the first error of a job or signal handler; do not use these workers again after an error. The
+        There is at most one job more than workers. Either all jobs start or none. If a job or a signal handler raises
+        an error, the first error is raised after all jobs have ended; do not use these workers again after that. The
         objects in `holding` are kept alive until the last job ends.
         """
         queues = self._queues[: len(jobs) - 1]

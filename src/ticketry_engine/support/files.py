@@ -42,9 +42,8 @@ def private_content_of(path: Path) -> bytes:
     """Return the content of a regular file that only the user can write, such as executable code.
 
     The check applies to the open file, so that the file cannot be replaced between check and reading. The caller must
-    check the folder with `why_not_private`. Raise `OSError` if the file does not exist, is no regular file, has more
-    than `most` bytes, or cannot be read. Also raise it if the file is a link, or if another user owns or can write the
-    file.
+    check the folder with `why_not_private`. Raise `OSError` if the file does not exist, is no regular file, is too
+    large, or cannot be read. Also raise it if the file is a link, or if another user owns or can write the file.
     """
     with regular(path, follow_links=False) as file:
         if not _is_private(os.fstat(file.fileno())):

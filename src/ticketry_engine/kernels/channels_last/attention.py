@@ -54,7 +54,10 @@ MOST_KEYS = 4096
 
 
 class AttentionArg(enum.IntEnum):
-    """Indices of both kernels' arguments: memory offsets of first pixels and of the transposed keys, and the bias."""
+    """Indices of the arguments of both kernels, `TransposeKeys` and `ChannelsLastAttention`.
+
+    The arguments are memory offsets of the values' first pixels and of the transposed keys, and the bias.
+    """
 
     Q = 0
     K = 1
@@ -81,10 +84,10 @@ def attention(
 
     The kernels compute in float32; bfloat16 values are converted before and after.
 
-    A head is a run of channels. Values have no halo, except with `windows`. k and v have the same tokens. If k and v
-    have fewer heads than q, each head of k and v serves the same number of heads of q. y must not overlap the inputs.
-    If `causal`, a token attends only to itself and earlier tokens. If `windows`, each row of pixels is a window whose
-    tokens attend only to each other.
+    A head is a range of consecutive channels. Values have no halo (zero border), except with `windows`. k and v have
+    the same tokens. If k and v have fewer heads than q, several consecutive heads of q use the same head of k and v. y
+    must not overlap the inputs. If `causal`, a token attends only to itself and earlier tokens. If `windows`, each row
+    of pixels is a window whose tokens attend only to each other.
     """
     queries, keys, channels = _count_tokens(q, windows), _count_tokens(k, windows), q.channels
     rows = q.geometry.height if windows else 1
@@ -191,7 +194,7 @@ class TransposeKeys(EmittedKernel):
 
 @dataclass(frozen=True)
 class ChannelsLastAttention(EmittedKernel):
-    """Kernel of attention with transposed keys; it computes a tile of queries of one head at a time."""
+    """Kernel of attention with transposed keys; it computes a few queries of one head (a tile) at a time."""
 
     title: ClassVar[str] = "attention"
 
@@ -229,7 +232,7 @@ class ChannelsLastAttention(EmittedKernel):
 
 
 class _QueryTile:
-    """Writer of the kernel's code for one tile of queries of one head."""
+    """Writer of the kernel's code for a tile: a few queries of one head."""
 
     def __init__(
         self, kernel: ChannelsLastAttention, e: Emitter, tile: int, stage: ir.Value, place: Sequence[ir.Value]

@@ -53,9 +53,9 @@ def conv(
 ) -> list[Op]:
     """Return the operations of ``y = act(convolution(x) + bias + residual)``.
 
-    If x is bfloat16, weights are rounded to bfloat16 and products are added in float32. Depthwise convolutions keep
-    float32 weights. The halo (zero border) of x must be at least as wide as the padding. y must not overlap x or the
-    residual.
+    If x is bfloat16, weights are rounded to bfloat16 and products are added in float32; but the weights of depthwise
+    convolutions stay float32. The halo (zero border) of x must be at least as wide as the padding. y must not overlap x
+    or the residual.
     """
     shape = ConvShape(x, y, residual, layer.window)
     weights, parts = _plan_parts(shape, layer, spec.images, spec.target)
@@ -201,7 +201,7 @@ def build_kernel(shape: ConvShape, part: ConvPart, act: Activation, target: Targ
 def kernel_arguments(
     shape: ConvShape, part: ConvPart, weights: Array, bias: Array, kernel: GroupConv, target: Target
 ) -> tuple[int | Array, ...]:
-    """Return the kernel's arguments, in the order of `group_conv.ConvArg`."""
+    """Return the kernel's arguments, in the order that the indices in `group_conv.ConvArg` define."""
     blocks, row_count = part.blocks, part.shape.vectors * target.lanes
     channels = 1 if part.depthwise else shape.columns  # columns per tap; a depthwise row reads one input channel
     packed = np.concatenate([_pack_weights(weights, block, row_count) for block in blocks])
@@ -335,8 +335,8 @@ def join_groups(support: Array, groups: Sequence[Array], lanes: int, cost: dict[
 
     Rows with few pruned weights are thus computed as in the dense layer, and take no more time than there.
 
-    `cost` is, by number of vectors in a block, the cost of one column of such a block; the other arguments are those of
-    `group_rows`.
+    `cost` is, by number of vectors in a block, the cost of one column of such a block; `support` and `lanes` have the
+    same meaning as in `group_rows`.
     """
     splits = _cheapest_splits(-(-len(support) // lanes), cost)
     prices = [sum(cost[size] for size in split) for split in splits]
@@ -355,7 +355,11 @@ def join_groups(support: Array, groups: Sequence[Array], lanes: int, cost: dict[
 
 
 def split_into_blocks(support: Array, groups: Sequence[Array], lanes: int, cost: dict[int, float]) -> list[RowBlock]:
-    """Split groups of rows into blocks so that the cost is least; the arguments are those of `join_groups`."""
+    """Split groups of rows into blocks so that the total cost is least.
+
+    `support` [rows, columns] is True where a row retains a column. A vector holds `lanes` rows. `cost` is, by number of
+    vectors in a block, the cost of one column of such a block.
+    """
     best = _cheapest_splits(max((-(-len(group) // lanes) for group in groups), default=0), cost)
     blocks = []
     for group in groups:

@@ -72,7 +72,10 @@ def apply(act: Activation, x: ChannelsLastValue, y: ChannelsLastValue) -> list[O
 
 
 def copy(x: ChannelsLastValue, y: ChannelsLastValue) -> list[Op]:
-    """Return the operations that copy x to y; halo, number format and channel range may differ."""
+    """Return the operations that copy x to y.
+
+    The width of the halo (zero border), the number format and the range of channels may differ.
+    """
     return apply(None, x, y)
 
 
@@ -172,7 +175,7 @@ def rotary(
 
 @dataclass(frozen=True)
 class Rotary(EmittedKernel):
-    """Kernel of rotary embeddings, which the function `rotary` describes."""
+    """Kernel of rotary embeddings: ``y = x * cos + partner(x) * sin``, where a partner is another channel."""
 
     height: int
     width: int
@@ -264,7 +267,7 @@ def _build_norm(title: str, x: ChannelsLastValue, y: ChannelsLastValue, eps: flo
 
 @dataclass(frozen=True)
 class ChannelsLastNorm(EmittedKernel):
-    """Kernel of a norm or softmax over the channels of each pixel; `title` is a key of `NORMS`."""
+    """Kernel of a norm or softmax over the channels of each pixel; `title` names the operation."""
 
     title: str
     height: int
@@ -280,7 +283,7 @@ class ChannelsLastNorm(EmittedKernel):
 
 
 class _PixelCursor:
-    """The `norms.ChannelCursor` of the channels-last layout; it steps through the vectors of channels of a pixel."""
+    """Emits loops over the channels of a pixel, for norms and softmax (see `norms.ChannelCursor`)."""
 
     compensated = False
 

@@ -42,7 +42,10 @@ SLACK = 64
 
 @dataclass(frozen=True)
 class ChannelsLastGeometry:
-    """Shape and strides of a value; a sequence of tokens is stored as an image of one row, a vector as one pixel."""
+    """Shape and strides of a value that is stored with channels as innermost axis.
+
+    A sequence of tokens is stored as an image of one row, and a vector as an image of one pixel.
+    """
 
     height: int
     width: int
@@ -67,8 +70,8 @@ class ChannelsLastGeometry:
     def build(cls, height: int, width: int, channels: int, halo: int = 0, item: int = FLOAT) -> ChannelsLastGeometry:
         """Return the geometry of a value with innermost channels.
 
-        Pixels and images are odd numbers of cache lines apart, because powers of two would map all of them to a small
-        part of the L1 cache.
+        Pixels and images are odd numbers of cache lines apart. At distances of powers of two, all of them would be
+        mapped to a small part of the L1 cache.
         """
         pixel = _round_to_odd_lines(item * channels)
         return cls(
@@ -96,7 +99,7 @@ class ChannelsLastGeometry:
 
 
 def _count_positions(height: int, width: int, halo: int) -> int:
-    """Return the number of pixels that an image takes in memory, halo included."""
+    """Return the number of pixels that an image takes in memory, including its halo (zero border)."""
     return (height + 2 * halo) * (width + halo) + halo
 
 
@@ -107,7 +110,7 @@ def _round_to_odd_lines(size: int) -> int:
 
 @dataclass(frozen=True)
 class ChannelsLastValue:
-    """A value in the arena (working memory): its geometry, its offset, and the range of channels that belong to it.
+    """A value in working memory (the arena): its geometry, its offset, and the range of channels that belong to it.
 
     Values with the same geometry and offset but different channels form a concatenation without copies.
     """
@@ -360,7 +363,10 @@ def _reduce_lanes(e: Emitter, vector: ir.Value, combine: object) -> ir.Value:
 
 
 def transpose(e: Emitter, rows: list[ir.Value]) -> list[ir.Value]:
-    """Transpose a square block: `rows` are as many vectors as a vector has lanes; the result are its columns."""
+    """Transpose a square matrix of values: given its rows as vectors, return its columns as vectors.
+
+    A vector has as many lanes as there are rows.
+    """
     lanes = e.target.lanes
     half = 1
     while half < lanes:

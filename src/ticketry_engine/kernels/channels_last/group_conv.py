@@ -42,7 +42,7 @@ from ticketry_engine.kernels.window import Array, Axis
 
 
 class ConvArg(enum.IntEnum):
-    """Indices of the kernel's arguments."""
+    """Indices of the arguments of a `GroupConv` kernel."""
 
     X = 0
     """Arena offset in bytes of the input's first image; `Y` and `RESIDUAL` are those of output and residual."""
@@ -153,9 +153,10 @@ class _ConvWriter:
                     self._write_group(group.index, kind, x, y, residual)
 
     def _divide_work(self, groups: ir.Value, tiles: ir.Value) -> list[ir.Value]:
-        """Return this thread's (first group, end, first tile, end).
+        """Return what this thread computes: (first group of rows, end, first tile, end).
 
-        Threads divide the groups if there are more groups than tiles; otherwise they divide the tiles.
+        If there are more groups than tiles, each thread gets some groups and all tiles; otherwise some tiles and all
+        groups.
         """
         e = self.e
         some_groups, some_tiles = e.thread_share(groups), e.thread_share(tiles)
@@ -322,7 +323,7 @@ class Tile:
 def _count_tiles(axis: Axis, length: int) -> tuple[int, int, float]:
     """Count tiles of `length`: return (number of tiles, sum of their live taps, share of tiles with only live taps).
 
-    A tap is live in a tile if it reads any input.
+    A tap (kernel position) is live in a tile if it reads any input there, not only padding.
     """
     alive = axis.live_taps(length)
     return len(alive), int(alive.sum()), float(alive.all(axis=1).mean())
@@ -330,7 +331,7 @@ def _count_tiles(axis: Axis, length: int) -> tuple[int, int, float]:
 
 @dataclass(frozen=True)
 class ConvAxes:
-    """The window of a convolution along rows and along columns; its methods count what the choice of a tile needs."""
+    """The window of a convolution along rows and along columns; methods count tiles and kernel positions."""
 
     rows: Axis
     columns: Axis
@@ -377,7 +378,7 @@ def find_runs(alive: Sequence[bool] | Array) -> list[tuple[int, int]]:
 
 @dataclass(frozen=True, eq=False)
 class Tiling:
-    """All tiles of an image; tiles of the same class compute the same taps."""
+    """All tiles of an image, in classes: tiles of the same class compute the same taps (kernel positions)."""
 
     row: Array
     """Row of the first pixel of each tile."""

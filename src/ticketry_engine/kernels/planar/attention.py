@@ -59,9 +59,10 @@ def attention(
 ) -> list[Op]:
     """Return the operations of ``y = softmax(scale * q @ k.T + bias) @ v``, for each image and head.
 
-    The positions of values are tokens; k and v may have other tokens than q. If k and v have fewer heads than q,
-    several heads of q share each head of k and v. y must not overlap q, k or v. If `causal`, a query attends only to
-    keys up to its own position. If `windows`, each row of pixels is a window whose tokens attend only to each other.
+    Each position (pixel) of a value is a token; k and v may have other tokens than q. If k and v have fewer heads than
+    q, several consecutive heads of q use the same head of k and v. y must not overlap q, k or v. If `causal`, a query
+    attends only to keys up to its own position. If `windows`, each row of pixels is a window whose tokens attend only
+    to each other.
     """
     depth, values = q.channels // heads, y.channels // heads
     key_heads = k.channels // max(depth, 1)
@@ -226,7 +227,7 @@ class _AttentionWriter:
         return found
 
     def _mask_scores(self, scores: Sequence[ir.Value], first: ir.Value, key: ir.Value, new: ir.Value) -> list[ir.Value]:
-        """Return the scores, with -inf for keys before `new`, which the previous block has already processed.
+        """Return the scores, with -inf for keys before `new`, because an earlier block of keys includes them.
 
         If the attention is causal, keys after the query also get -inf.
         """
@@ -298,7 +299,7 @@ class _AttentionWriter:
 
     @property
     def _vector_bytes(self) -> int:
-        """Bytes in a plane from one vector of queries to the next."""
+        """Bytes from one vector of queries to the next, in the memory of one channel (a plane)."""
         return FLOAT * max(self.kernel.images, self.e.target.lanes)
 
     def _sum_pointer(self, feature: ir.Value) -> ir.Value:

@@ -32,9 +32,9 @@ from ticketry_engine.kernels.window import Array, Convolution, Window
 def conv(x: Planes, y: Planes, layer: Convolution, residual: Planes | None, spec: BlockSpec) -> list[Op]:
     """Return the operations that compute ``y = act(conv(x) + bias + residual)``; pruned weights take no time.
 
-    The residual has as many channels as y, and may be y itself. Without scratch memory (`BlockSpec.reserve`), x is read
-    in place even where copying it would be faster. Raise `ValueError` if shapes do not match, or if x cannot be read in
-    place and there is no scratch memory.
+    The residual has the same number of channels as y, and may be y itself. Without scratch memory
+    (`BlockSpec.reserve`), x is read in place even where copying it would be faster. Raise `ValueError` if shapes do not
+    match, or if x cannot be read in place and there is no scratch memory.
     """
     window, groups = layer.window, layer.groups
     _check_shapes(x, y, layer, residual)
@@ -106,7 +106,7 @@ def scratch_bytes(x: Planes, y: Planes, layer: Convolution, spec: BlockSpec) -> 
 def cost(x: Planes, y: Planes, layer: Convolution, spec: BlockSpec) -> float:
     """Estimate the nanoseconds that `conv` takes for one block of images on one thread.
 
-    The estimate only serves to compare alternatives for the same layer: see `choose_way`.
+    The estimate only serves to compare alternatives for the same layer.
     """
     return _fastest_way(x, y, layer, spec.target).nanoseconds
 
@@ -117,7 +117,7 @@ def _fastest_way(x: Planes, y: Planes, layer: Convolution, target: Target) -> Wa
 
 
 def _zero_halo_taps(weight: Array, x: Geometry, y: Geometry, window: Window) -> Array:
-    """Return the weights as [O, I / groups, taps], with zeros at taps (kernel positions) that only read the halo."""
+    """Return the weights as [O, I / groups, taps], with zeros at kernel positions (taps) that only read padding."""
     weight = weight.reshape(*weight.shape[:2], -1)
     inside = np.array([window.reads_any_pixel(x, y, tap) for tap in window.taps])
     return weight if inside.all() else weight * inside.astype(np.float32)
@@ -125,7 +125,7 @@ def _zero_halo_taps(weight: Array, x: Geometry, y: Geometry, window: Window) -> 
 
 @dataclass(frozen=True, eq=False)
 class _ConvLayer:
-    """Builder of the operations that compute one layer with the kernel `RowSums`."""
+    """Builder of the operations that compute one layer as weighted sums of input planes (kernel `RowSums`)."""
 
     matrix: Matrix
     x: Planes
@@ -134,7 +134,7 @@ class _ConvLayer:
     target: Target
 
     def op(self, kind: RowKind) -> Op:
-        """Return the operation that computes the rows of the kind `kind`."""
+        """Return the operation that computes the rows in `kind`."""
         made = self._tables(kind)
         spec = RowSums(
             kind.rows,
@@ -202,7 +202,7 @@ class Matrix:
 
 @dataclass(frozen=True, eq=False)
 class SumTables:
-    """The tables of a `RowSums` kernel (see `row_sums`), and the fields of the kernel that depend on them."""
+    """The tables that a `RowSums` kernel reads, and the fields of the kernel that depend on the tables."""
 
     segments: Array
     columns: Array
@@ -218,8 +218,8 @@ class SumTables:
 def pack_single_rows(matrix: Matrix, rows: Array, *, block: int, chunks: int) -> SumTables:
     """Return the tables for rows that are computed one by one, each with its own columns.
 
-    `rows` are ascending numbers. A row is divided into segments of `block` input channels. `chunks` is the number of
-    parts into which the rows are divided for threads.
+    `rows` are the numbers of the rows, ascending. Each row is divided into parts (segments) of `block` input channels.
+    `chunks` is the number of parts into which the rows are divided for threads.
     """
     blocks = max(1, -(-matrix.inputs // block))
     kept = matrix.weight[rows] != 0
@@ -326,7 +326,7 @@ def check_reads(tables: ReadBounds, x: Planes, places: Array, reach: tuple[int, 
 
 
 def _least_column_starts(begins: Array, counts: Array) -> Array:
-    """Return the least byte at which a column of each segment begins; 0 for segments without columns.
+    """Return, for each segment (part of a row), the least byte at which a column begins; 0 if it has no columns.
 
     `begins` are the bytes of the columns, segment by segment; `counts` are the numbers of columns of the segments.
     """
@@ -338,9 +338,10 @@ def _least_column_starts(begins: Array, counts: Array) -> Array:
 
 
 def build_segment_table(matrix: Matrix, head: Sequence[Array], rows: Array) -> Array:
-    """Return the table of segments.
+    """Return the table of segments (parts of weight rows), as the kernels read it.
 
-    `head` has an array for each of the first words of a segment; `rows` [segments, rows per segment] are row numbers.
+    `head` has, for each word at the start of a segment's entry, an array with a number for each segment. `rows`
+    [segments, rows per segment] are row numbers.
     """
     each = rows.shape[1]
     words = np.empty((len(rows), len(head) + (2 if matrix.residual is None else 3) * each), dtype=np.int32)
@@ -357,7 +358,8 @@ def build_segment_table(matrix: Matrix, head: Sequence[Array], rows: Array) -> A
 def _segment_flags(counts: Array) -> Array:
     """Return flags [rows, blocks]: FIRST for each row's first block with weights, and LAST for the last such block.
 
-    A row without weights has both flags on block 0. `counts` [rows, blocks] are the numbers of retained weights.
+    A row without weights has both flags on block 0. `counts` [rows, blocks] are the numbers of retained weights of each
+    row in each block of input channels.
     """
     some = counts > 0
     flags = np.zeros(counts.shape, dtype=np.int64)
@@ -390,11 +392,11 @@ def _build_sum_tables(
     blocked: bool,
     reach: tuple[int, int],
 ) -> SumTables:
-    """Build `SumTables` with the largest unit and smallest type that the column offsets allow.
+    """Build `SumTables`; store column offsets in the largest unit and smallest type that hold them exactly.
 
-    `columns` are bytes relative to the least byte of a segment's columns. `chunks` are (first segment, number of
-    segments, first weight). `blocked` is whether rows may have several segments. `reach` holds the least and greatest
-    byte of a column.
+    A segment is a part of a row of weights. `columns` are bytes relative to the least byte of a segment's columns.
+    `chunks` are (first segment, number of segments, first weight). `blocked` is whether rows may have several segments.
+    `reach` holds the least and greatest byte of a column.
     """
     made = np.array(chunks, dtype=np.int64)
     made[:, 0] *= segments.shape[1] * 4
@@ -442,7 +444,7 @@ _WIDEST_STRIDE = 2
 
 @dataclass(frozen=True, eq=False)
 class RowKind:
-    """The rows of a layer that one `RowSums` kernel computes, and the tiles and blocks in which they are computed."""
+    """Rows of a layer that one `RowSums` kernel computes, with their tiles of pixels and blocks of input channels."""
 
     rows: int
     """Number of rows that are summed together."""
@@ -461,7 +463,7 @@ class RowKind:
 
 @dataclass(frozen=True, eq=False)
 class Way:
-    """A possible plan for a layer: the choice of kernels and copies, with the estimated time."""
+    """A possible choice of kernels and copies for a layer, with the estimated time."""
 
     folds: Unfolding | None
     kinds: list[RowKind]
@@ -477,7 +479,7 @@ class Way:
 
     @property
     def visits(self) -> int:
-        """Number of pairs of a tile and a set of rows; for each pair, kernels move on to other planes of y."""
+        """Number of pairs of a tile and a set of rows; for each pair, kernels write another part of y."""
         return sum(
             len(tiles.places) * sum(len(group) for group in kind.groups) for kind in self.kinds for tiles in kind.tiles
         )
@@ -495,8 +497,8 @@ def choose_way(
 ) -> Way:
     """Return the plan for a layer with the least estimated time.
 
-    `weight` is [O, I / groups, taps]; x may be copied to scratch memory if `unfold`. Raise `ValueError` if x has to be
-    copied, but `unfold` is false or a position takes several vectors.
+    `weight` is [O, I / groups, taps]. If `unfold`, x may be copied to scratch memory. Raise `ValueError` if x has to be
+    copied although `unfold` is false, or if it has to be copied and the images of one pixel take several vectors.
     """
     return _choose_way_of_pattern(_Pattern(weight != 0), x, y, residual, window, groups, target, unfold)
 
@@ -636,8 +638,8 @@ def _build_row_kinds(
 ) -> list[RowKind]:
     """Return the `RowKind` of each size of row sets, with its fastest tiles.
 
-    `rows` are from `row_kinds`; `kept` is bool [O, I / groups, taps]; `columns` [I / groups, taps] are bytes. `x` and
-    `window` belong to the input, or to its copies if the kernel reads copies.
+    `rows` is a result of `row_kinds`; `kept` is bool [O, I / groups, taps]; `columns` [I / groups, taps] are the bytes
+    of each column's input. `x` and `window` belong to the input, or to its copies if the kernel reads copies.
     """
     found = []
     near = target.near_of_few if kept.mean() < FEW else target.near

@@ -44,7 +44,10 @@ def can_use(x: Geometry, y: Geometry, target: Target) -> bool:
 
 
 def estimate_cycles(columns: int, kinds: dict[int, list[list[Array]]], kept: Array, target: Target) -> float:
-    """Estimate the cycles that `Collect` and `Dots` take; `kinds` are rows with equal columns (`conv.row_kinds`)."""
+    """Estimate the cycles that the kernels `Collect` and `Dots` take for a layer.
+
+    `kinds` are sets of rows with equal columns, a result of `conv.row_kinds`.
+    """
     total = 2.0 * columns
     for rows, groups in kinds.items():
         for sets in groups:
@@ -73,7 +76,7 @@ class Collect(EmittedKernel):
 class Dots(EmittedKernel):
     """Kernel that computes inner products of sparse weight rows with the inputs that `Collect` packed.
 
-    `rows` rows share their columns and are computed together. A column index takes 32 bits if `wide`, else 16. If
+    `rows` rows share their columns and are computed together. An index of an input takes 32 bits if `wide`, else 16. If
     `residual`, another value is added to y.
     """
 

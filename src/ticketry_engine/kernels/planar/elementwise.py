@@ -95,7 +95,7 @@ def _build_op(kernel: Elementwise, sources: Sequence[Planes], y: Planes, tables:
 
 @dataclass(frozen=True)
 class Elementwise(EmittedKernel):
-    """Kernel of one elementwise operation on runs of floats in the planes of each channel."""
+    """Kernel of one elementwise operation on consecutive floats of each channel."""
 
     kind: str
     """"copy", "affine" (one source), "add", "mul" (two) or "rotary" (four)."""
@@ -124,9 +124,9 @@ class Elementwise(EmittedKernel):
                 self._write_run(e, floats, rows, combine)
 
     def _combine(self, e: Emitter, entry: ir.Value, factors: int) -> Callable[..., ir.Value]:
-        """Return a function that, given one vector from each source, emits the result.
+        """Return a function that emits the result, given one vector from each source.
 
-        `factors` is the number of the argument with scale and shift.
+        `factors` is the index of the kernel argument that holds scale and shift.
         """
         b = e.b
         if self.kind == "affine":
@@ -205,7 +205,7 @@ def _build_norm_op(title: str, x: Planes, y: Planes, *tables: Array) -> Op:
 
 
 class _PositionCursor:
-    """The `norms.ChannelCursor` of the planar layout; it processes a few vectors of positions, channel by channel."""
+    """Emits loops over channels for a few vectors of pixels, for norms and softmax (see `norms.ChannelCursor`)."""
 
     compensated = True
 
@@ -270,7 +270,7 @@ def _identity(value: ir.Value) -> ir.Value:
 
 @dataclass(frozen=True)
 class PlanarNorm(EmittedKernel):
-    """Kernel of a norm or softmax over channels; `title` is a key of `NORMS`."""
+    """Kernel of a norm or softmax over channels; `title` names the operation."""
 
     title: str
 

@@ -39,7 +39,10 @@ SLACK = 256
 
 @dataclass(frozen=True)
 class Geometry:
-    """The shape of a plane (one channel); values of equal geometry can reuse memory, as all keep the halo zero."""
+    """The shape of a plane, the memory of one channel.
+
+    A value can reuse the memory of a value of equal geometry, because both keep the halo (border) zero.
+    """
 
     height: int
     width: int
@@ -79,7 +82,7 @@ class Geometry:
 
 @dataclass(frozen=True)
 class Bare(Geometry):
-    """A geometry without the extra bytes `SLACK`, for kernels whose tiles end exactly where planes end."""
+    """Shape of a plane without extra bytes at the end, for kernels that never read or write beyond a plane."""
 
     @property
     def bytes(self) -> int:
@@ -88,14 +91,14 @@ class Bare(Geometry):
 
 @dataclass(frozen=True, eq=False)
 class Planes:
-    """A value: the shape of its planes, and the byte in working memory at which each channel's plane begins."""
+    """A value: the shape of its planes (one per channel), and the byte in working memory where each begins."""
 
     geometry: Geometry
     offsets: np.ndarray[Any, np.dtype[np.int64]]
 
     @classmethod
     def at(cls, geometry: Geometry, channels: int, offset: int) -> Planes:
-        """Return a value whose planes follow one another from arena byte `offset` (a multiple of 64) on."""
+        """Return a value whose planes follow one another in working memory from byte `offset` (a multiple of 64) on."""
         return cls(geometry, offset + geometry.bytes * np.arange(channels, dtype=np.int64))
 
     @property
@@ -103,7 +106,7 @@ class Planes:
         return len(self.offsets)
 
     def take(self, channels: Sequence[int] | np.ndarray[Any, Any]) -> Planes:
-        """Return a view of the given channels, in the given order."""
+        """Return a value that consists of the given channels, in the given order, in the same memory."""
         return Planes(self.geometry, self.offsets[np.asarray(channels, dtype=np.int64)])
 
     def part(self, first: int, channels: int) -> Planes:
@@ -121,7 +124,10 @@ class Planes:
 
 @dataclass(frozen=True)
 class Shape:
-    """The byte offsets of a tile's vectors from the tile's first vector, in planes of x, y and the residual."""
+    """The shape of a tile (group of output vectors that are computed together).
+
+    It consists of the byte offsets of the tile's vectors from its first vector, in planes of x, y and the residual.
+    """
 
     x: tuple[int, ...]
     y: tuple[int, ...]
@@ -151,9 +157,9 @@ def cut_tiles(
 ) -> list[Tiles]:
     """Divide the pixels of y into tiles of at most four shapes.
 
-    A tile has at most `most` vectors of `lanes` lanes. `taps` is the larger of the window's height and width; for large
-    windows, tiles are closer to squares. Raise `ValueError` if the same vectors cannot cover the positions of x, y and
-    the residual.
+    A tile has at most `most` vectors of `lanes` lanes. `taps` is the larger of the window's height and width. The
+    larger the window, the closer tiles are to squares. Raise `ValueError` if the same vectors cannot cover the
+    positions of x, y and the residual.
     """
     residual = y if residual is None else residual
     if (residual.images, residual.height, residual.width) != (y.images, y.height, y.width) or x.images != y.images:
@@ -393,7 +399,10 @@ def sum_positions(e: Emitter, value: ir.Value, images: int) -> ir.Value:
 
 
 def pick_positions(e: Emitter, vectors: Sequence[ir.Value], images: int, phase: int = 0) -> ir.Value:
-    """From n vectors, take every n-th position from `phase` on as a vector; a position has `images` lanes."""
+    """Return a vector of every n-th position of n vectors, from position `phase` on.
+
+    A position (pixel) has `images` lanes, one for each image.
+    """
     width = e.target.lanes
     position, lane = np.divmod(np.arange(width), images)
     wanted = [int(place) for place in (position * len(vectors) + phase) * images + lane]

@@ -29,16 +29,19 @@ from ticketry_engine.kernels.window import Array
 def load(number: int, strides: Sequence[int], y: Planes, item: int = FLOAT) -> list[Op]:
     """Return the operations that copy a float32 tensor into planes.
 
-    In a block with fewer images than the planes hold, the last image is repeated. `number` is the index of the tensor
-    among the tensors given to `Program.run`. `strides` are the tensor's strides in elements: image, channel, row,
-    column. `item` is the bytes per value of the planes: `FLOAT`, or `bfloat.HALF` for bfloat16. With bfloat16 a
+    If a block has fewer images than the planes have room for, the last image is repeated. `number` is the index of the
+    tensor among the tensors given to `Program.run`. `strides` are the tensor's strides in elements: image, channel,
+    row, column. `item` is the bytes per value of the planes: `FLOAT`, or `bfloat.HALF` for bfloat16. With bfloat16 a
     position holds twice as many images, and vectors must have 16 lanes.
     """
     return [_build_move(number, strides, y, item, out=False)]
 
 
 def store(number: int, strides: Sequence[int], x: Planes, item: int = FLOAT) -> list[Op]:
-    """Return the operations that copy planes into a float32 tensor; the other arguments mean the same as in `load`."""
+    """Return the operations that copy planes into a float32 tensor.
+
+    `number`, `strides` and `item` have the same meaning as in `load`.
+    """
     return [_build_move(number, strides, x, item, out=True)]
 
 
@@ -128,7 +131,8 @@ def _move_transposed(
     """Emit the copy of vectors between planes and rows of the tensor, with a transpose in between.
 
     `near` has, for each vector in a plane, (pointer, bytes to add, mask); `far` are pointers to rows of the tensor, and
-    `mask` selects lanes of these rows. `turned` transposes vectors. If `out`, the tensor is written, else the planes.
+    `mask` selects lanes of these rows. The function `turned` transposes vectors. If `out`, copy from planes to the
+    tensor, else from the tensor to planes.
     """
     if not out:
         vectors = turned(e, [lanes.load(e, row, 0, mask) for row in far])

@@ -207,7 +207,7 @@ class Windows(EmittedKernel):
 
 @dataclass(frozen=True)
 class Spans(EmittedKernel):
-    """Kernel of max or mean pooling for few images, where a vector holds several positions.
+    """Kernel of max or mean pooling for few images, where a vector holds several positions (pixels).
 
     With a stride, the positions in between are computed and dropped. Outside of the input, a mean adds the zeros of the
     halo, and a maximum replaces what it reads by -inf (`bounded`). The last but one argument is a table: the factor of
@@ -266,7 +266,10 @@ class Spans(EmittedKernel):
 
 @dataclass(frozen=True)
 class Mean(EmittedKernel):
-    """Kernel of the mean over the pixels of each plane; it also adds the zeros between rows, which changes nothing."""
+    """Kernel of the mean over all pixels of each channel.
+
+    The sum includes the zeros that are stored between rows, which do not change it.
+    """
 
     images: int
 

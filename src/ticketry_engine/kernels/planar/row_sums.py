@@ -88,10 +88,10 @@ class RowSums(SegmentKernel):
         masked: for each shape, whether its tiles have masks.
         residual: whether another value is added to the sums.
         act: activation of the result.
-        blocked: whether a row may have several segments.
+        blocked: whether a row may be divided into several segments.
         unit: unit of the column offsets, in bytes.
         wide: whether column offsets take 32 bits (signed) instead of 16.
-        sets: number of partial sums per row and vector; 0 for as many as a tile needs (`count_partial_sums`).
+        sets: number of partial sums per row and vector; 0: each tile shape has its own number (`count_partial_sums`).
     """
 
     title: ClassVar[str] = "sums"

@@ -73,17 +73,23 @@ class Unfolding:
 
     @property
     def copy_bytes(self) -> int:
-        """Bytes from one copied plane to the next: whole cache lines without `SLACK`, so that copies use few pages."""
+        """Bytes from one copied plane to the next, a multiple of the cache line.
+
+        Copies have no extra bytes at the end of each plane, so that they use few memory pages.
+        """
         return -(-self.geometry.positions * self.geometry.step // LINE) * LINE
 
     @property
     def phases(self) -> list[int]:
-        """The distinct values of `PlaneCopy.phase` among the copies; empty if the horizontal stride is 1."""
+        """The values of `PlaneCopy.phase` among the copies, without repetition; empty if the horizontal stride is 1."""
         return sorted({copy.phase for copy in self.copies}) if self.window.stride[1] > 1 else []
 
     @property
     def phase(self) -> Geometry:
-        """Shape of the planes that hold every stride-th column of x, from one of the first columns (phases) on."""
+        """Shape of the planes that hold every n-th column of x, for the horizontal stride n.
+
+        There is a plane for each possible first column, 0 to n - 1 (its phase).
+        """
         return Geometry.of(self.x.height, -(-self.x.width // self.window.stride[1]), 0, self.x.images)
 
     @property
@@ -93,7 +99,7 @@ class Unfolding:
 
     @property
     def bytes(self) -> int:
-        """Bytes of scratch memory for the copies and for the planes of the phases."""
+        """Bytes of scratch memory for the copies, and for the planes that hold every stride-th column of x."""
         return int(self.used.sum()) * self.copy_bytes + SLACK + len(self.phases) * len(self.channels) * self.phase.bytes
 
     @property
@@ -134,7 +140,7 @@ class Unfolding:
         return starts
 
     def ops(self, x: Planes, offset: int) -> list[Op]:
-        """Return the operations that copy planes of x to scratch memory from arena byte `offset` on."""
+        """Return the operations that copy planes of x to working memory, from byte `offset` on."""
         ops, sources = [], {0: x}
         if self.phases:
             first = offset + int(self.used.sum()) * self.copy_bytes + SLACK
@@ -177,7 +183,10 @@ class Unfolding:
         return Op(kernel, (places, count, *numbers, bits.astype(mask_type(self.target))))
 
     def _build_gather_op(self, sources: dict[int, Planes], offset: int, channels: Array) -> Op:
-        """Return the operation that assembles the copies of `channels` from pieces of `sources` (phase -> planes)."""
+        """Return the operation that assembles the copies of `channels` from pieces of planes.
+
+        `sources` maps a phase (first column of every stride-th column) to the planes that hold these columns.
+        """
         places, all_pieces, all_bits, done = [], [], [], 0
         made = [self._piece_tables(copy, next(iter(sources.values())).geometry) for copy in self.copies]
         most = max(pieces.shape[1] for pieces, _ in made)
@@ -290,7 +299,7 @@ class Gather(EmittedKernel):
 
 @dataclass(frozen=True)
 class Turn(EmittedKernel):
-    """Kernel that makes several copies of a plane at once, with rows moved sideways and zeros outside of the plane.
+    """Kernel that makes several copies of a plane at once, each shifted sideways, with zeros outside of the plane.
 
     Arguments: a table of planes (int64: byte of the first row to copy, byte of each copy); the number of planes; bytes
     from one row of the plane to the next; of a copy, the number of its first row inside of x, the number of its first
