@@ -98,14 +98,17 @@ class Window:
         return self.input(0, tap[0], 0), self.input(0, tap[1], 1)
 
     def reads_any_pixel(self, x: PixelGeometry, y: PixelGeometry, tap: Pair) -> bool:
-        """Return whether `tap` reads a pixel of x for any pixel of y; False if it reads only zeros of the halo."""
+        """Return whether the kernel position `tap` reads a pixel of x for any pixel of y, and not only padding."""
         return all(
             any(0 <= self.input(position, tap[axis], axis) < size for position in range(extent))
             for axis, (extent, size) in enumerate(((y.height, x.height), (y.width, x.width)))
         )
 
     def reads_inside(self, x: PixelGeometry, y: PixelGeometry) -> bool:
-        """Return whether no tap reads beyond the halo of x; taps that read only zeros are ignored."""
+        """Return whether no kernel position (tap) reads beyond the zero border (halo) of x.
+
+        Kernel positions that read only zeros are ignored.
+        """
         for axis, (extent, size) in enumerate(((y.height, x.height), (y.width, x.width))):
             taps = [tap[axis] for tap in self.taps if self.reads_any_pixel(x, y, tap)]
             low = min((self.input(0, tap, axis) for tap in taps), default=0)
@@ -117,7 +120,10 @@ class Window:
 
 @dataclass(frozen=True, eq=False)
 class Convolution:
-    """Weights, bias, window and activation of a convolution; linear layers are convolutions of images of one pixel."""
+    """Weights, bias, window and activation of a convolution.
+
+    A linear layer is a convolution of images of one pixel.
+    """
 
     weight: Array
     """float32 [O, I / groups, kh, kw]; row i computes channel i of the output. A pruned weight is exactly 0."""

@@ -63,14 +63,16 @@ SEGMENT_WORDS = 4
 
 @dataclass(frozen=True)
 class Taps(EmittedKernel):
-    """Kernel that computes output channels with few inputs as sums of planes, masked at the border of the image.
+    """Kernel that computes output channels with few inputs, as weighted sums of input planes.
+
+    Masks at the border of the image replace what is outside by zeros.
 
     Args:
         shapes: shapes of the tiles; the kernel contains separate code for each shape.
         taps: number of taps of the window.
         stride: horizontal stride of the window.
         images: images per position.
-        few: for each shape and vector, the number of leading lanes that are written.
+        few: for each shape and vector, how many lanes are written; these are the first lanes.
         masked: for each shape, whether some of the leading lanes are between two rows and must stay zero.
         residual: whether another value is added to the sums.
         act: activation of the result.
@@ -235,7 +237,7 @@ def make_tiles(
 
 
 def largest_read_distance(x: Geometry, window: Window) -> int:
-    """Return how many bytes before or after a plane of x the taps of a window may read."""
+    """Return how many bytes before or after a plane of x the kernel positions of a window may read."""
     return max(abs(x.shift(*window.shift(tap))) for tap in window.taps) + (window.stride[1] + 1) * MOST * FLOAT
 
 
@@ -333,9 +335,9 @@ def build_op(
 ) -> Op:
     """Return the operation that computes a layer with the kernel `Taps`.
 
-    `columns` has four arrays with an entry for each retained weight, row by row: row, byte of the plane plus shift of
-    the tap, tap, weight. `rows` has three arrays with an entry for each row: the byte of its plane of y, the byte of
-    its plane of the residual, and its bias.
+    `columns` has four arrays with an entry for each retained weight, row by row: its row, the byte that it reads (byte
+    of the plane plus shift of the tap), its tap (kernel position), and the weight. `rows` has three arrays with an
+    entry for each row: the byte of its plane of y, the byte of its plane of the residual, and its bias.
     """
     row, begins, tap, weights = columns
     y, residual, bias = rows

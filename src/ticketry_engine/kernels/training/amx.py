@@ -45,7 +45,10 @@ _WHOLE_TILE = (bfloat.TILE_ROWS, bfloat.TILE_ROW_BYTES)
 
 @contextmanager
 def _configured_tiles(e: Emitter, argument: int) -> Iterator[None]:
-    """Emit code that configures AMX tile registers from the table `argument`, and releases them after the block."""
+    """Emit code that configures AMX tile registers, and, at the end of the `with` block, code that releases them.
+
+    The configuration is read from the table with the argument index `argument`.
+    """
     bfloat.configure_tiles(e, e.table(argument))
     yield
     bfloat.release_tiles(e)
@@ -77,7 +80,7 @@ SUM_CONFIGURATION = bfloat.build_configuration([_WHOLE_TILE] * (_SUMS_RIGHT + 1)
 
 @dataclass(frozen=True)
 class TileSums(SegmentKernel):
-    """AMX kernel of a layer's forward pass in bfloat16; if `residual`, another value is added to the result."""
+    """Kernel of a layer's forward pass in bfloat16 with AMX; if `residual`, another value is added to the result."""
 
     finished: ClassVar[bool] = True
 
@@ -161,8 +164,8 @@ def _zeroed_scratch(e: Emitter, size: int) -> Any:
 def build_sum_tables(matrix: Matrix, sets: Sequence[Array], chunks: int) -> SumTables:
     """Return the tables of `TileSums` for a layer.
 
-    `sets` are groups of sixteen rows with equal (possibly no) columns. The rows are divided into `chunks` parts for
-    threads.
+    `sets` are groups of sixteen rows that retain the same columns, or none. The rows are divided into `chunks` parts
+    for threads.
     """
     columns, weights, counts = [], [], []
     for rows in sets:
@@ -353,7 +356,10 @@ class _TileSpreadBody:
 
 @dataclass(frozen=True, eq=False)
 class SpreadTables:
-    """Tables of `TileSpread` for one phase: the input pixels that the same taps of a strided window read."""
+    """Tables of `TileSpread` for one phase of a strided window.
+
+    A phase consists of the input pixels that the same taps (kernel positions) read.
+    """
 
     sets: Array
     blocks: Array
@@ -365,13 +371,15 @@ class SpreadTables:
 
 
 def build_spread_tables(places: Array, planes: Array, shifts: Array, sets: Sequence[Array]) -> SpreadTables:
-    """Return the tables of one phase of the stride, which consists of the input pixels that the same taps read.
+    """Return the tables of `TileSpread` for one phase of a strided window.
+
+    A phase consists of the input pixels that the same taps (kernel positions) read.
 
     Args:
         places: weights as in `MaskedLayer.places`, convolution groups x outputs x inputs of a group x taps.
         planes: byte offset of each output's plane.
         shifts: byte shift of each tap.
-        sets: groups of sixteen outputs with equal columns.
+        sets: sets of sixteen outputs whose weights retain the same columns.
     """
     _, per, each, taps = places.shape
     blocks: list[tuple[int, ...]] = []
@@ -422,7 +430,7 @@ PRODUCT_CONFIGURATION = bfloat.build_configuration([_WHOLE_TILE] * (_PRODUCTS_RI
 
 @dataclass(frozen=True)
 class TileProducts(EmittedKernel):
-    """AMX kernel that computes the gradients of retained weights, for tiles of `shapes` different shapes."""
+    """Kernel that computes the gradients of retained weights with AMX, for tiles of `shapes` different shapes."""
 
     finished: ClassVar[bool] = True
 

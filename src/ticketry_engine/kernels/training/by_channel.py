@@ -145,7 +145,10 @@ def _mask_images(e: Emitter, there: Any, value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Moments(ByChannel):
-    """Sum ``x - shift`` and ``(x - shift)²`` per channel, for `read_moments`. Value: x."""
+    """Sum ``x - shift`` and ``(x - shift)²`` per channel, for means and variances. Value: x.
+
+    `read_moments` computes means and variances from the sums.
+    """
 
     near: ClassVar[bool] = True
     sums: ClassVar[int] = 2
@@ -291,7 +294,9 @@ class ActivationGradient(ByChannel):
 def build_channel_ops(
     kind: type[ByChannel], values: Sequence[Batch], images: int, target: Target, **flags: Any
 ) -> list[Op]:
-    """Return one operation of the kernel class `kind` for each range of image blocks; all values have the same pixels.
+    """Return one operation of the kernel class `kind` for each range of image blocks.
+
+    All values have the same numbers of images, rows and columns.
 
     A value with only one channel is used for all channels. The operations share one table.
 
@@ -337,10 +342,10 @@ def read_sums(op: Op, target: Target) -> Array:
 
 
 def read_moments(op: Op, counts: Sequence[int], target: Target) -> tuple[Array, Array]:
-    """Return the mean and the variance of each channel in float64, combined from all operations of `Moments`.
+    """Return the mean and the variance of each channel in float64, from the sums of all operations of `Moments`.
 
-    `counts` has the number of values per channel that each operation summed (Chan, Golub and LeVeque, "Updating
-    Formulae and a Pairwise Algorithm for Computing Sample Variances", 1979).
+    `counts` has the number of values per channel that each operation summed. The sums are combined as in Chan, Golub
+    and LeVeque, "Updating Formulae and a Pairwise Algorithm for Computing Sample Variances" (1979).
     """
     stored = _read_stored_sums(op, target)
     sums, near = stored[:, :, :2].sum(axis=3, dtype=np.float64), stored[:, :, 2, 0].astype(np.float64)
@@ -564,7 +569,7 @@ _PLANE = IMAGES * FLOAT
 
 @dataclass(frozen=True)
 class _UnitKernel(EmittedKernel):
-    """Base class of kernels that process all LSTM units of some blocks."""
+    """Base class of kernels that process all LSTM units of some blocks of examples."""
 
     finished: ClassVar[bool] = True
 
@@ -584,7 +589,7 @@ class _UnitKernel(EmittedKernel):
 
 @dataclass(frozen=True)
 class LstmGates(_UnitKernel):
-    """Compute the gates, cells and states of one time step; the gates overwrite their inputs (sums).
+    """Compute the gates, cells and states of an LSTM for one time step; the gates overwrite their inputs (sums).
 
     Arguments: number of units, number of blocks; arena offsets in bytes of sums, previous cells, cells and states.
     """
@@ -602,7 +607,7 @@ class LstmGates(_UnitKernel):
 
 @dataclass(frozen=True)
 class LstmGatesGradient(_UnitKernel):
-    """Compute the gradients of one time step.
+    """Compute the gradients of an LSTM for one time step.
 
     Arguments: number of units, number of blocks; arena offsets in bytes of gates, previous cells, cells, state
     gradients and cell gradients. The gates are overwritten by their gradients, the cell gradients by those of the

@@ -115,12 +115,13 @@ def build_forward(
 def build_input_gradient(
     dy: Batch, dx: Batch, layer: MaskedLayer, target: Target, residual: Batch | None = None
 ) -> list[GatheredOps]:
-    """Return the operations that compute the gradient of the input, for each phase of the stride.
+    """Return the operations that compute the gradient of the input.
 
-    A phase consists of the input pixels that are read by the same taps.
+    There are separate operations for each phase of the stride: the input pixels that the same taps (kernel positions)
+    read.
 
     Args:
-        residual: a gradient of x to add; must be `dx` itself if the stride skips pixels.
+        residual: a gradient of x that is added to the result; must be `dx` itself if the stride skips pixels.
     """
     window, groups, found, untouched = layer.window, layer.groups, [], False
     places = layer.places.reshape(groups, -1, *layer.places.shape[1:])  # groups, O, I, taps
@@ -161,7 +162,7 @@ def build_input_gradient(
 
 @dataclass(frozen=True, eq=False)
 class ProductTables:
-    """Tables of a layer's weight gradient; they do not depend on where in memory values are stored."""
+    """Tables for computing a layer's weight gradient; they do not depend on where in memory values are stored."""
 
     made: SumTables
     sets: list[Array]
@@ -178,7 +179,7 @@ class ProductTables:
 
 
 def build_product_tables(x: Batch, dy: Batch, layer: MaskedLayer, target: Target) -> ProductTables:
-    """Return the tables of the weight gradient for values with the layouts of `x` and `dy`."""
+    """Return the tables for the weight gradient; of `x` and `dy`, only sizes and strides matter."""
     window, lanes = layer.window, target.lanes
     shifts = np.array([x.geometry.shift(*window.shift(tap)) for tap in window.taps])
     columns = x.channel_bytes.reshape(layer.groups, -1, 1) + shifts
@@ -298,7 +299,10 @@ def _build_matrix(places: Array, columns: Array, y: Batch, residual: Batch | Non
 
 
 def _build_tables(matrix: Matrix, cut: Sequence[Tiles], near: int, chunks: int = 1) -> SumTables:
-    """Return tables for rows that are computed one by one; a segment reads about `near` bytes of inputs per tile."""
+    """Return tables for rows that are computed one by one.
+
+    Rows are divided into segments, which read about `near` bytes of inputs per tile.
+    """
     some = matrix.columns[0, : 8 * matrix.taps].reshape(-1, 1)
     lines = np.unique((some + np.array(cut[0].shape.x)) // LINE)
     block = max(1, near * min(8, matrix.columns.shape[1] // max(1, matrix.taps)) // (LINE * max(1, len(lines))))
@@ -373,7 +377,9 @@ def _build_sums(matrix: Matrix, sides: Sequence[TileSide], size: Pair, target: T
 
 
 def _find_row_sets(matrix: Matrix, target: Target) -> list[list[Array]]:
-    """Return sets of rows with equal columns to compute together; empty if computing rows one by one is faster.
+    """Return sets of rows to compute together, which retain the same columns.
+
+    The result is empty if computing rows one by one is faster.
 
     All sets have the same number of rows. With few registers, all inputs of a tile must also stay in the L1 cache.
     """
@@ -402,7 +408,9 @@ def _find_equal_column_sets(matrix: Matrix, sizes: Sequence[int]) -> list[list[A
 
 
 def _split_into_chunks(made: SumTables, width: int, threads: int) -> tuple[Array, bool]:
-    """Divide segments into chunks whose sums fit the L2 cache; return these, and whether one chunk would suffice.
+    """Divide segments (parts of rows) into chunks whose sums fit in the L2 cache.
+
+    Return the chunks, and whether all segments would fit in one chunk.
 
     The number of chunks is a multiple of `threads`; `width` is the number of bytes of sums per column.
     """
@@ -419,9 +427,11 @@ def _split_into_chunks(made: SumTables, width: int, threads: int) -> tuple[Array
 
 
 def find_tile_row_sets(weight: Array, groups: int, value: Batch, target: Target) -> list[Array]:
-    """Return sets of sixteen rows with equal (possibly no) columns, for AMX tiles; empty if tiles cannot be used.
+    """Return sets of sixteen rows for AMX tiles; empty if tiles cannot be used.
 
-    Tiles require AMX, bfloat16 in the multiplied `value`, and a `weight` [rows, columns] that consists of such sets in
+    All rows of a set retain the same columns, or none.
+
+    Tiles require AMX, a multiplied `value` in bfloat16, and a `weight` [rows, columns] whose rows form such sets in
     each of the convolution's `groups`.
     """
     if not target.tiles or value.item != HALF or len(weight) % (groups * TILE_ROWS):
@@ -439,6 +449,8 @@ def _build_tile_spread(
     places: Array, shifts: Array, sets: Sequence[Array], sides: Sequence[TileSide], size: Pair, target: Target
 ) -> GatheredOps:
     """Return the operations that compute the input gradient on AMX tiles, for one phase of the stride.
+
+    A phase consists of the input pixels that the same taps (kernel positions) read.
 
     Args:
         places: weights as in `MaskedLayer.places`, convolution groups x outputs x inputs x taps of the phase.

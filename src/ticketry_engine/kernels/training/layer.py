@@ -34,7 +34,7 @@ def images_per_block(item: int) -> int:
 
 @dataclass(frozen=True)
 class Batch:
-    """Layout of a value of a whole batch: for each block of images in turn, the planes of all channels."""
+    """Memory layout of a value of a whole batch: block after block of images, each with one plane per channel."""
 
     geometry: Geometry
     channels: int
@@ -48,7 +48,7 @@ class Batch:
 
     @classmethod
     def build(cls, channels: int, size: Pair, halo: int, blocks: int, offset: int = 0, item: int = FLOAT) -> Batch:
-        """Return the layout of a value with `channels` planes of `size` (rows, columns)."""
+        """Return the memory layout of a value with `channels` planes of `size` (rows, columns)."""
         # Without unused bytes between planes of a single position, tiles of linear layers end where the planes end.
         kind = Bare if tuple(size) == (1, 1) and not halo else Geometry
         return cls(kind.of(*size, halo, IMAGES), channels, blocks, offset, item)
@@ -65,7 +65,7 @@ class Batch:
 
     @property
     def _places(self) -> int:
-        """Number of blocks stored at the same time."""
+        """Number of blocks of images that are stored at the same time."""
         return 1 if self.passing else self.blocks
 
     @property
@@ -110,9 +110,9 @@ class TileSide:
 
 
 def build_tiles(sides: Sequence[TileSide], size: Pair, lanes: int, most: int, part: range | None = None) -> list[Tiles]:
-    """Divide the positions of all blocks, or of the blocks in `part`, into tiles of at most `most` vectors.
+    """Divide the pixels of all blocks, or of the blocks in `part`, into tiles of at most `most` vectors.
 
-    `sides` are the positions of the tiles in the input, the output, and optionally an added value.
+    `sides` says where tiles lie in the input, in the output, and optionally in a value that is added.
     """
     part = range(sides[0].value.blocks) if part is None else part
     return list(_compute_tiles(tuple(sides), size, lanes, most, part))
@@ -146,7 +146,7 @@ def _compute_tiles(sides: tuple[TileSide, ...], size: Pair, lanes: int, most: in
 def _places_in_block(
     sides: tuple[TileSide, ...], size: Pair, rows: int, columns: int
 ) -> dict[Pair, np.ndarray[tuple[int, int], np.dtype[np.int64]]]:
-    """Return the memory bytes of the tiles of the first block, by the size (rows, columns) of a tile."""
+    """Return where the tiles of the first block begin in memory, by the size (rows, columns) of a tile."""
     spots: dict[Pair, list[list[int]]] = {}
     for top, height in split(size[0], rows):
         for left, width in split(size[1], columns):
@@ -161,9 +161,11 @@ def _tile_size(size: Pair, most: int) -> Pair:
 
 
 def operation_blocks(blocks: int, size: Pair) -> list[range]:
-    """Return the range of blocks of each operation: one block each if a block fills tiles, otherwise all blocks.
+    """Return the range of blocks that each operation computes.
 
-    With single blocks, the next operation finds the results of an operation in the caches.
+    An operation computes one block if a block has enough pixels for a whole tile, otherwise all blocks.
+
+    If operations compute single blocks, the caches still hold the results of an operation when the next one reads them.
     """
     return [range(block, block + 1) for block in range(blocks)] if size[0] * size[1] >= 16 else [range(blocks)]
 
@@ -175,7 +177,7 @@ def split_blocks_by_thread(blocks: int, threads: int) -> list[range]:
 
 
 def threads_take_blocks(blocks: int, size: Pair, threads: int) -> bool:
-    """Return whether each thread processes whole blocks of images; if not, all threads share each operation."""
+    """Return whether each thread processes separate blocks of images; if not, all threads share each operation."""
     return threads > 1 and blocks >= threads and len(operation_blocks(blocks, size)) == blocks
 
 
@@ -232,7 +234,7 @@ def build_border_ops(value: Batch) -> list[Op]:
 
 @dataclass(frozen=True, eq=False)
 class MaskedLayer:
-    """A layer's mask, its window, and the memory layout of its weights."""
+    """A layer's mask, its window, and where its weights are stored."""
 
     kept: Array
     """bool [O, I / groups, kh, kw]: True where a weight is retained."""
@@ -259,7 +261,10 @@ class MaskedLayer:
 
 @dataclass(frozen=True, eq=False)
 class GatheredOps:
-    """Operations on blocks of images that share a weight table, which is filled from the weights before each pass."""
+    """Operations on blocks of images that read the same table of weights.
+
+    The table is filled from the layer's weights before each pass.
+    """
 
     ops: list[Op]
     index: Array
@@ -269,7 +274,7 @@ class GatheredOps:
 
     @property
     def rows(self) -> Array:
-        """Byte offsets of the planes of y, in the order of the biases: int64 [segments, rows per segment]."""
+        """Byte offsets of the planes of y, as int64 [segments, rows per segment]; biases are in the same order."""
         spec, segments = self.ops[0].kernel, self.ops[0].args[0]
         assert isinstance(spec, SegmentKernel)
         assert isinstance(segments, np.ndarray)
@@ -372,7 +377,7 @@ PART = 4096
 
 @dataclass(frozen=True)
 class Scatter(EmittedKernel):
-    """Kernel that expands packed numbers to a dense tensor: ``goal[places[i]] = source[order[i]]``, 0 elsewhere.
+    """Kernel that writes packed numbers to a dense tensor: ``goal[places[i]] = source[order[i]]``, 0 elsewhere.
 
     Arguments: three int32 tables: ascending places, order, and the number of the first place in each part of `PART`
     elements; number of parts; number of elements; numbers of the two external tensors.
@@ -401,7 +406,9 @@ class Scatter(EmittedKernel):
 
 
 def build_scatter(places: Array, elements: int, *, alone: bool = False) -> Op:
-    """Return the operation that expands packed numbers (external tensor 0) to `elements` numbers (external tensor 1).
+    """Return the operation that writes packed numbers (tensor 0) to a dense tensor of `elements` numbers (tensor 1).
+
+    Both tensors are given when the operation runs. Unless `alone`, elements without a packed number become 0.
 
     Args:
         places: int64, index in the dense tensor of each packed number. Repeated indices must have equal numbers.

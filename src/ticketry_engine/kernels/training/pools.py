@@ -27,7 +27,8 @@ class AdjacentPool(EmittedKernel):
 
     Args:
         size: rows and columns of a window.
-        steps: bytes between two rows and between two positions, first in the windows' value (x or dx), then in x.
+        steps: bytes between two rows and between two pixels, first in the value that windows cover (x or dx), then in
+            x.
         largest: whether to compute the maximum rather than the mean.
         backward: whether to compute gradients; the values are then dy, dx and, for max pooling, x.
         item: bytes of a stored value.
@@ -112,11 +113,13 @@ def build_adjacent_op(small: Batch, large: Batch, x: Batch, size: Pair, *, large
 
 @dataclass(frozen=True)
 class Overlapping(EmittedKernel):
-    """Kernel of max pooling with overlapping or padded windows; a tap outside the image reads the nearest pixel inside.
+    """Kernel of max pooling with overlapping or padded windows.
+
+    A tap (position in the window) outside of the image reads the nearest pixel of the image.
 
     Args:
         window: size, stride and padding.
-        steps: bytes between two rows and between two positions: in x; for gradients, in dx and then in x.
+        steps: bytes between two rows and between two pixels, in x; for gradients, first in dx and then in x.
         inside: rows and columns of x.
         backward: whether to add gradients to dx (values dy, dx, x) rather than pool (values y, x).
         item: bytes of a stored value.

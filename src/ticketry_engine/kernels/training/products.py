@@ -46,7 +46,7 @@ SIDE_BY_SIDE = 8
 
 @dataclass(frozen=True)
 class Products(EmittedKernel):
-    """Kernel that computes the gradients of retained weights in vector registers.
+    """Kernel that computes the gradients of retained weights with vector instructions.
 
     Args:
         shapes: shapes of the tiles of x and of the gradient of y.
@@ -170,13 +170,13 @@ class Zero(EmittedKernel):
 
 @dataclass(frozen=True)
 class Totals(EmittedKernel):
-    """Kernel that adds each column's lanes and writes the totals to an external tensor, one vector per iteration.
+    """Kernel that adds the lanes of each column's sum and writes the totals to a tensor, one vector per iteration.
 
-    Arguments: arena offset of the sums in bytes; number of iterations; number of the external tensor; bytes between the
-    sums of two threads.
+    Arguments: arena offset of the sums in bytes; number of iterations; number of the tensor among those given to the
+    program; bytes between the sums of two threads.
 
     Args:
-        several: number of threads that have separate sums. The kernel adds the sums of all threads first.
+        several: number of threads that have separate sums; the kernel first adds the sums of all threads.
         together: number of columns that share a vector of sums.
     """
 
@@ -196,7 +196,10 @@ class Totals(EmittedKernel):
 
 
 def fold_lanes(e: Emitter, vectors: Sequence[Any]) -> Any:
-    """Add neighbouring lanes of several vectors (a power of two), and return a vector of sums in the vectors' order."""
+    """Add neighbouring lanes of several vectors, and return a vector of the sums in the order of the vectors.
+
+    The number of vectors is a power of two.
+    """
     while len(vectors) > 1:
         vectors = [_add_neighbours(e, *pair) for pair in zip(vectors[::2], vectors[1::2], strict=True)]
     return vectors[0]
@@ -224,7 +227,7 @@ PAIR = 2
 
 @contextmanager
 def _loop_segments(e: Emitter, chunk: Any, segment_bytes: int) -> Iterator[tuple[Any, Any, Any]]:
-    """Loop over a chunk's segments (parts of weight rows); yield the segment, its first column, and its end."""
+    """Emit a loop over a chunk's segments (parts of weight rows); yield each segment, its first column, and its end."""
     b, segments = e.b, e.table(SEGMENTS)
     start, count, first = (e.load_i64(chunk, 8 * word) for word in range(3))
     stop = b.add(start, b.mul(count, e.i64(segment_bytes)))
@@ -245,7 +248,7 @@ def _tile_pointers(e: Emitter, places: Any, number: Any, values: int) -> tuple[A
 def loop_segments_by_unit(
     e: Emitter, segment_bytes: int, argument: int
 ) -> Iterator[tuple[Any, tuple[Any, ...], Any, Any]]:
-    """Loop over the segments of this thread's units of work; a unit is one chunk of rows on one tile.
+    """Emit a loop over the segments of this thread's units of work; a unit is one chunk of rows on one tile.
 
     Yield the segment (part of a weight row); pointers to the tile of x, of y and of the residual; the segment's first
     column; and the column after its last. The kernel arguments with index `argument` and `argument` + 1 are the tiles'
@@ -264,7 +267,7 @@ def loop_segments_by_unit(
 def loop_segments_by_chunk(
     e: Emitter, segment_bytes: int, argument: int
 ) -> Iterator[tuple[Any, tuple[Any, ...], Any, Any]]:
-    """Loop over this thread's chunks of rows, all tiles of each chunk, and the chunk's segments.
+    """Emit a loop over this thread's chunks of rows, all tiles of each chunk, and the chunk's segments.
 
     Yield what `loop_segments_by_unit` yields, without a residual. A chunk's sums stay in the cache over all tiles.
     """
@@ -347,7 +350,7 @@ class _PairSumsBody:
 def write_rows(
     e: Emitter, spec: SegmentKernel, shape: Shape, at: tuple[Any, Any, Any], sums: Callable[[int, int], Sequence[Any]]
 ) -> None:
-    """Emit the end of a segment: add bias and residual to the sums, round to bfloat16, and store.
+    """Emit the end of a segment (part of rows): add bias and residual to the sums, round to bfloat16, and store.
 
     Args:
         at: pointers to the segment, to a tile of y, and to a tile of the residual.
@@ -385,11 +388,11 @@ def load_column(e: Emitter, table: Any, index: Any, further: int, unit: int, *, 
 
 
 def pad_segments(made: SumTables, rows: int, together: int, *, once: bool = False) -> SumTables:
-    """Pad the columns of each segment to a multiple of `together` by repeating the segment's last column.
+    """Pad the columns of each segment (part of rows) to a multiple of `together` by repeating its last column.
 
     If segments have several rows, columns that several segments share are copied for each segment. Weights are put in
-    the order in which kernels read them: for each `together` columns, one row after the other. Repeated columns get
-    zero weights if `once`, else copies of the last column's weights.
+    the order in which kernels read them: for each `together` columns, one row after the other. If `once`, repeated
+    columns get zero weights, so that each weight counts once; else copies of the last column's weights.
     """
     counts = made.segments[:, 0].astype(np.int64) >> FLAG_BITS
     filled = -(-counts // together) * together
