@@ -269,7 +269,7 @@ class Lab:
         return results
 
     def train_aside(self, segments: Sequence[Segment], address: str, *, measure: bool) -> list[Work]:
-        """Train segments side by side in another store, to time them; the ledger of the lab does not count this work.
+        """Train segments side by side in another store, to time them; the lab's ledger does not count this work.
 
         Args:
             segments: what to train.
@@ -289,11 +289,11 @@ class Lab:
         return [future.result() for future in futures]
 
     def at(self, result: Result, step: int) -> Result:
-        """Return the state at another `step` of the training that gave `result`; `UsageError` if it is not stored."""
+        """Return the result for another `step` of the same training; raise `UsageError` if its state is not stored."""
         return self._load_result(result.segment.until(step))
 
     def gather(self, functions: Iterable[Callable[[], T]]) -> list[T]:
-        """Call `functions`, in parallel threads if the lab has workers, and return their results in order."""
+        """Call each of the `functions`, in threads if the lab has workers, and return their results in order."""
         pieces = list(functions)
         prefix = self._label_prefix
         if self.workers == 0 or len(pieces) < 2:
@@ -345,10 +345,10 @@ class Lab:
 
     @contextlib.contextmanager
     def training_nothing(self) -> Iterator[NoTraining]:
-        """Within a ``with`` block, raise `NotStoredError` instead of training a segment whose result is not stored.
+        """Within a ``with`` block, use only stored results: where a training is needed, raise `NotStoredError` instead.
 
-        `NotStoredError` is also raised for weights that the store lacks because a bundle left them out. The ledger of
-        the lab does not count these requests.
+        The error is also raised for weights that are missing because the store was filled from a bundle (archive)
+        without weights. The ledger of the lab does not count requests in the block.
         """
         with self._guard:
             before, nothing = (self._runner, self.ledger, self.store.retrain), NoTraining()
@@ -364,7 +364,7 @@ class Lab:
             self._runner.stop()
 
     def close(self) -> None:
-        """Release worker processes, and wait until loggers have received everything."""
+        """End the worker processes, and wait until all reports to dashboards are sent."""
         if self._runner:
             self._runner.close()
             self._runner = None
@@ -385,7 +385,7 @@ class Lab:
         return task.steps_per_epoch(self.sizes(task)["train"], recipe or task.recipe)
 
     def course(self, task: Task) -> Course:
-        """Return the task with its data loaded."""
+        """Load the task's data, and return the object that trains on them and evaluates on them."""
         return course_of(task, self.data)
 
     def sizes(self, task: Task) -> dict[str, int]:
@@ -408,7 +408,7 @@ class Lab:
         return str(self._choices["device"])
 
     def unusual(self, task: Task) -> dict[str, Any]:
-        """Return the settings of precision, threads and devices that differ from the defaults, for a run's name."""
+        """Return the settings of precision, threads and devices that differ from the defaults."""
         precision, threads, ranks, norms, parallel = (
             self._choices[name] for name in ("precision", "threads", "ranks", "norms", "parallel")
         )
@@ -417,7 +417,7 @@ class Lab:
         return non_default_choices(precision=precision, threads=threads, devices=ranks, norms=norms, parallel=parallel)
 
     def check_cut(self, task: Task, recipe: Recipe, ranks: int) -> None:
-        """Raise `TaskError` if the batches cannot be divided among `ranks` processes; the answer is stored."""
+        """Raise `TaskError` if the task's batches cannot be divided among `ranks` processes."""
         check_task(task.name, task.spec)
 
         def explain_failure() -> dict[str, str]:
@@ -590,7 +590,7 @@ class Lab:
             return future
 
     def _run_in_threads(self, pieces: Sequence[Callable[[], T]]) -> list[concurrent.futures.Future[T]]:
-        """Call each function in its own thread and wait for all of them; the first error stops all trainings."""
+        """Call each function in its own thread, and wait for all. If one raises an error, all trainings are stopped."""
         with concurrent.futures.ThreadPoolExecutor(len(pieces), thread_name_prefix="search") as pool:
             futures = [pool.submit(piece) for piece in pieces]
             try:

@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
 
 def macs_by_layer(lab: Lab, task: Task) -> dict[str, tuple[int, int]]:
-    """Return, for each linear and convolution layer, the MACs per weight and example, and the number of weights."""
+    """Return, for each linear and convolution layer, its MACs per weight for one example, and its number of weights."""
 
     def count_macs() -> dict[str, Any]:
         model = lab.model(task)
@@ -65,7 +65,7 @@ def macs_by_layer(lab: Lab, task: Task) -> dict[str, tuple[int, int]]:
 
 
 def store_costs(lab: Lab, task: Task, costs: CostModel, names: Iterable[str]) -> None:
-    """Store `costs` by digest; raise `CostError` if `costs` lacks a parameter in `names` or has another size for it."""
+    """Store measured costs of weights; raise `CostError` if they do not fit the parameters `names` of the task."""
     model = lab.model(task)
     sizes = {name: value.numel() for name, value in scope_of(model).parameters(model).items()}
     for name in names:
@@ -75,7 +75,10 @@ def store_costs(lab: Lab, task: Task, costs: CostModel, names: Iterable[str]) ->
 
 
 def load_weight_prices(lab: Lab, task: Task, names: Iterable[str], terms: str) -> Prices:
-    """Return each weight's price: stored costs whose digest is in `terms` (see `Budget.cache_key`), by default MACs."""
+    """Return the price of each weight of the parameters `names`: stored measured costs, or by default MACs.
+
+    `terms` says what the budget limits, and contains the digest of stored costs (see `Budget.cache_key`).
+    """
     _, by_costs, digest = terms.partition(":")
     if not by_costs:
         return macs_per_weight(lab, task, names)
@@ -88,7 +91,7 @@ def load_weight_prices(lab: Lab, task: Task, names: Iterable[str], terms: str) -
 
 
 def is_budget_timed(terms: str) -> bool:
-    """Return whether the `terms` of a budget ask that masks be timed on this machine, see `Budget.measured`."""
+    """Return whether a budget requires that masks are timed on this machine; `terms` is the budget's `cache_key`."""
     return terms.partition(":")[0].endswith("+measured")
 
 
@@ -109,7 +112,10 @@ def prune_to_cost_share(
 
 
 def remaining_cost_share(lab: Lab, task: Task, kept: Mapping[str, int], terms: str) -> float:
-    """Return the cost that `terms` names, as a share of the dense cost, if each parameter retains `kept` weights."""
+    """Return the cost of a masked network as a share of the dense network's cost.
+
+    `kept` is the number of weights that each parameter retains; `terms` (`Budget.cache_key`) names the kind of cost.
+    """
     prices = load_weight_prices(lab, task, kept, terms)
     if isinstance(prices, CostModel):
         layers = ((layer, kept.get(name, layer.weights)) for name, layer in prices.layers.items())
@@ -162,7 +168,7 @@ def budget_mask(
     seed: int = 0,
     **settings: Any,
 ) -> str:
-    """Compute the mask that meets a budget, store it, and return its digest; a later call only looks the digest up.
+    """Compute the mask that meets a budget, store it, and return its digest. A later call returns the stored digest.
 
     Args:
         terms: the quantity that the budget limits, see `Budget.cache_key`.
@@ -213,7 +219,10 @@ _ROUNDS = 11
 
 
 def check_measurable_here(costs: CostModel) -> None:
-    """Raise `CostError` unless `costs` are in seconds, of this machine, and of at most as many threads as cores."""
+    """Raise `CostError` unless masks can be timed here: `costs` were measured in seconds on this machine.
+
+    Their number of threads must not exceed the number of cores.
+    """
     from ticketry_engine.bench.timing import describe_machine_difference
 
     if costs.unit != "seconds":
@@ -232,13 +241,13 @@ def check_measurable_here(costs: CostModel) -> None:
 
 
 def check_new_costs(lab: Lab, costs: CostModel) -> None:
-    """Call `check_measurable_here` if `costs` are not stored; results for stored costs can be read on any machine."""
+    """Raise `CostError` if masks cannot be timed with `costs` on this machine; stored costs are not checked."""
     if lab.store.memo("costs", costs.digest) is None:
         check_measurable_here(costs)
 
 
 def measure_masked_latency(lab: Lab, task: Task, mask: Mask, costs: CostModel) -> RelativeLatency:
-    """Return the stored or measured latency of the masked network, as a share of the dense network's latency."""
+    """Return the latency of the masked network divided by that of the dense network; it is measured unless stored."""
     described = {"task": dict(task.key()), "mask": mask.digest, "costs": costs.digest}
 
     def measure_share() -> Interval:
@@ -249,7 +258,7 @@ def measure_masked_latency(lab: Lab, task: Task, mask: Mask, costs: CostModel) -
 
 
 def measure_dense_latency(lab: Lab, rival: Task, task: Task, costs: CostModel) -> RelativeLatency:
-    """Return the latency of the dense network of `rival` as a share of the latency of the dense network of `task`."""
+    """Return the latency of the dense network of `rival`, divided by the latency of the dense network of `task`."""
     described = {"task": dict(task.key()), "network": dict(rival.key()), "costs": costs.digest}
 
     def measure_share() -> Interval:
@@ -262,7 +271,7 @@ def measure_dense_latency(lab: Lab, rival: Task, task: Task, costs: CostModel) -
 def prune_to_latency(lab: Lab, task: Task, costs: CostModel, share: float, prune: Callable[[float], Mask]) -> Mask:
     """Time several masks, and return the mask whose latency is nearest to `share` of the dense network's latency.
 
-    `prune` returns the mask for an estimated latency, which is also a share of the dense network's latency.
+    `prune` returns the mask for an estimated latency, which is also given as a share of the dense network's latency.
     """
     from ticketry.budgets.latency import meet_share
 
@@ -296,7 +305,7 @@ def _build_meter(lab: Lab, task: Task, costs: CostModel) -> Meter:
 
 
 def fill_zero_parameters(model: nn.Module) -> nn.Module:
-    """Fill parameters that contain a zero with small random values, so that no kernel skips zeros; return the model."""
+    """Give small random values to parameters that contain a zero, so that no kernel skips zeros; return the model."""
     with torch.no_grad():
         for index, parameter in enumerate(model.parameters()):
             if not bool(parameter.all()):
@@ -308,7 +317,10 @@ def fill_zero_parameters(model: nn.Module) -> nn.Module:
 
 
 def structured_mask(lab: Lab, task: Task, found: Result, mask: str, by: Structuring, seeds: Seeds) -> str:
-    """Derive, by the method `by`, a structured mask from `mask` and the weights of `found`; return its digest."""
+    """Derive a structured mask from an unstructured mask by the method `by`, store it, and return its digest.
+
+    `mask` is the digest of the unstructured mask; `found` is the result whose weights the method may use.
+    """
     sample = Sample(seed=seeds.mask) if channel_score_needs_data(by) else None
 
     def compute_mask() -> Mask:
@@ -334,7 +346,10 @@ def structured_mask(lab: Lab, task: Task, found: Result, mask: str, by: Structur
 
 
 def compute_layer_fits(lab: Lab, task: Task, structured: Structured, mask: str) -> list[dict[str, Any]]:
-    """Return, per layer and in total, how much of the unstructured mask a structured mask retains (`LayerFit`)."""
+    """Return, for each layer and in total, how much of an unstructured mask a structured mask retains (`LayerFit`).
+
+    `structured` says how the structured mask was derived; `mask` is its digest.
+    """
     key = digest_of({"numerics": NUMERICS, "coverage": mask, "of": structured.of, "state": structured.weights})
 
     def compute_fits() -> dict[str, Any]:

@@ -34,11 +34,12 @@ class Sample:
             raise UsageError(f"a score needs at least one batch of one example, got {self.count} of {self.size}")
 
     def limit_batch_size_to_task(self, task: Task) -> Sample:
-        """Return a copy with a batch size that `task` supports, see `Task.scored`."""
+        """Return a copy with a smaller batch size if a batch of this size needs too much memory for `task`."""
         return replace(self, size=task.scored(self.size))
 
     def draw(self, course: Course, model: nn.Module) -> list[Any]:
-        """Draw the batches from the training data of `course` (the loaded task); return them on the model's device."""
+        """Draw the batches from the training examples of `course` (the loaded task), and move them to the model's
+        device."""
         return course.sample(model, self.count, self.size, mix(self.seed, "score"))
 
 
@@ -65,16 +66,16 @@ class Ledger:
         return len(set(self.keys))
 
     def copy(self) -> Ledger:
-        """Return a copy that later work of the lab does not change."""
+        """Return a copy, which later work of the lab does not change."""
         return replace(self, keys=list(self.keys))
 
     def since(self, before: Ledger) -> Ledger:
-        """Return a ledger with the work since `before`, an earlier copy of this ledger."""
+        """Return a ledger that counts only the work after the copy `before` of this ledger was made."""
         counts = {name: value - getattr(before, name) for name, value in vars(self).items() if name != "keys"}
         return Ledger(**counts, keys=self.keys[len(before.keys) :])
 
     def counts(self) -> dict[str, int]:
-        """Return the numbers of segments and steps, by name, as entries of a stored record."""
+        """Return the numbers of segments and steps in a dict, as entries of a stored record."""
         names = ("segments_asked", "segments_distinct", "segments_trained", "steps_asked", "steps_trained")
         return {name: getattr(self, name) for name in names}
 
@@ -97,7 +98,11 @@ class SeenExamples:
 
     @classmethod
     def from_settings(cls, sample: Sample, available: int, settings: Mapping[str, Any]) -> SeenExamples:
-        """Return how many examples `Lab.prune` uses with `sample` and `settings`, if `available` examples exist."""
+        """Return the numbers of examples that a call of `Lab.prune` uses.
+
+        `sample` describes the batches, `available` is the number of training examples, and `settings` are the further
+        arguments of `Lab.prune`.
+        """
         score = settings.get("score", "magnitude")
         first, examples = min(sample.size, available), min(sample.count * sample.size, available)
         name = score if isinstance(score, str) else ""
@@ -183,7 +188,7 @@ def training_phases_of(found: Found, before: Iterable[Found] = ()) -> Phases:
 
 
 def training_phases_before_sparse(trainings: Sequence[Result], mask: str) -> Phases:
-    """Return the phases of the work that led to the mask `mask`, without the training of the masked network."""
+    """Return the phases of the work that led to the mask with the digest `mask`, without training with the mask."""
     before = _split_phases(trainings, None)
     return replace(before, masks=tuple(dict.fromkeys([*before.masks, mask])))
 

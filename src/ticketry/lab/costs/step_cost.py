@@ -38,8 +38,8 @@ _PACE = ("length", "schedule", "milestones", "gamma", "warmup", "lr")
 def step_flops(lab: Lab, segment: Segment) -> tuple[float, float]:
     """Return the FLOPs of a training step (forward and backward) of the dense network, and of the masked network.
 
-    FLOPs are counted on two examples and scaled to the batch, once for all masks of a network. For a task with a
-    user-defined way of training, FLOPs are counted on a whole batch.
+    FLOPs are counted for two examples and scaled to the batch size. For a task with a user-defined way of training,
+    they are counted for a whole batch. The counts are stored, and serve for all masks of a network.
     """
     examples = min(segment.recipe.batch, lab.sizes(segment.task)["train"])
     whole = {} if _are_flops_proportional_to_batch(segment.task) else {"batch": examples}
@@ -82,10 +82,10 @@ def step_memory(lab: Lab, segment: Segment) -> int:
 
 
 def scoring_flops(lab: Lab, task: Task, score: str, first: int, others: int = 0) -> float:
-    """Return the FLOPs of computing a pruning score of a task's network once; removed weights count too.
+    """Return the FLOPs of computing a pruning score of a task's dense network once.
 
-    FLOPs are counted on a few examples and scaled to `first` examples in the first batch and `others` in later batches.
-    Some scores (SynFlow) use the first batch only. A score of channels costs as much as its score of single weights.
+    FLOPs are counted for a few examples and scaled to the real numbers: `first` examples in the first batch, `others`
+    in all later batches. Some scores (SynFlow) use only the first batch.
     """
     plain = split_control(score)[1]
     if plain not in SCORES:
@@ -158,7 +158,7 @@ class Costs:
         return None if flops is None else trained.segment.steps * flops
 
     def _flops_outside_training(self, phases: Phases) -> float | None:
-        """Return the FLOPs outside of training steps: for pruning scores, and for gradients that choose a mask."""
+        """Return the FLOPs of pruning scores, and of gradients that were computed only to choose a mask."""
         parts = [self._scoring_flops(phases, making.seen) for making in map(self._lab.mask_costs.get, phases.masks)]
         if phases.gradients:
             dense, flops = self._step_flops(phases.sparse[-1].segment)
@@ -188,7 +188,7 @@ class Costs:
             return self._known[key]
 
     def _try_to_measure(self, what: str, measure: Callable[[], Any]) -> Any:
-        """Return the result of `measure`; if `measure` fails, log this, add it to `failures`, and return None."""
+        """Return the result of `measure`, or None if it raises an error, which is logged and added to `failures`."""
         try:
             return measure()
         except Exception as error:  # such as of a user's model that does not take two examples
@@ -200,10 +200,10 @@ class Costs:
 
 
 def dense_gradient_flops(dense: float, flops: float) -> float:
-    """Return the FLOPs of a sparse step in which removed weights get gradients too: (2 `flops` + `dense`) / 3.
+    """Return the FLOPs of a step of a sparse network that also computes the gradients of removed weights.
 
-    `dense` and `flops` are the FLOPs of the dense and of the sparse step. Only the gradients of the weights are dense
-    (Evci et al. 2020, appendix H).
+    This is (2 `flops` + `dense`) / 3, where `dense` and `flops` are the FLOPs of a step of the dense and of the sparse
+    network (Evci et al. 2020, appendix H).
     """
     return (2 * flops + dense) / 3
 
@@ -220,8 +220,8 @@ def _sum_unless_unknown(parts: Iterable[float | None]) -> float | None:
 def _are_flops_proportional_to_batch(task: Task) -> bool:
     """Return whether the FLOPs of a step are proportional to the batch size.
 
-    This is assumed of every task whose way of training is not user-defined. User code may, for example, play episodes,
-    or pad texts to the longest text in a batch.
+    The answer is True unless the task's way of training is user-defined. User code may, for example, pad texts to the
+    longest text in a batch.
     """
     own = type(task.inner if isinstance(task, OwnTask) else task)
     return own.course is Task.course or own.__module__.partition(".")[0] == "ticketry"
@@ -246,7 +246,7 @@ def _build_loop(lab: Lab, segment: Segment, examples: int) -> Loop:
 
 
 def _dense_arithmetic(segment: Segment) -> Arithmetic:
-    """Return the arithmetic of `segment` with dense kernels, whose FLOPs torch can count, and in one process."""
+    """Return device and number format of `segment`, for one process with dense kernels, whose FLOPs torch can count."""
     return replace(segment.arithmetic, kernels=DENSE, ranks=1, norms="", parallel="")
 
 
@@ -261,6 +261,6 @@ def _load_or_measure(
 
 
 def _load_removed_shares(lab: Lab, mask: str) -> dict[str, float]:
-    """Return, for each parameter, the share of weights that a stored mask removes; the result is stored."""
+    """Return, for each parameter, the share of weights that a mask removes; `mask` is the mask's digest."""
     known = lab.store.load_or_compute("removed", mask, lambda: {"shares": removed_shares(lab.store.get_mask(mask))})
     return dict(known["shares"])

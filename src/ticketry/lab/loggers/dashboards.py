@@ -56,19 +56,19 @@ class Logger(Protocol):
     """
 
     def start(self, run: Logged) -> bool:
-        """Start a run and return True; if the dashboard has the finished run, return False to get no more reports."""
+        """Start a run and return True; return False if the dashboard has the finished run, to get no more reports."""
 
     def metrics(self, run: Logged, values: Mapping[str, float], step: int) -> None:
-        """Log numbers for a step, which is the iteration of a training or the level of a search; steps increase."""
+        """Log numbers by name; `step` increases, and is the iteration of a training or the level of a search."""
 
     def artifact(self, run: Logged, path: Path, kind: str) -> None:
-        """Log a file or folder of some kind, such as a ticket or a record with verdicts."""
+        """Log a file or folder; `kind` says what it contains, such as a ticket."""
 
     def finish(self, run: Logged, *, failed: bool = False) -> None:
         """End a run; `failed` says whether the run was stopped or raised an error."""
 
     def where(self) -> str:
-        """Return a command or an address with which a user can look at the logs."""
+        """Return the command or the address with which a user can view the logs."""
 
 
 MakeLogger = Callable[[Path], Logger]
@@ -117,7 +117,7 @@ _Call = Callable[[Logger], Any]
 
 @dataclass
 class _Listener:
-    """Holds a logger, the runs that its dashboard already has, and whether the logger has failed."""
+    """Holds a logger, the ids of runs that its dashboard already has, and whether the logger has failed."""
 
     name: str
     logger: Logger
@@ -127,7 +127,10 @@ class _Listener:
 
 
 class Dashboards:
-    """Reports trainings to a lab's loggers: objects, names in `LOGGERS` (except ``none``), or texts module:object."""
+    """Reports trainings to the loggers of a lab.
+
+    A logger is given as an object, as a name in `LOGGERS` (but not ``none``), or as a text module:object.
+    """
 
     def __init__(self, loggers: Sequence[str | Logger], store: Path) -> None:
         created = [_create_listener(one, store) for one in dict.fromkeys(loggers) if one != NONE]
@@ -208,7 +211,10 @@ class Dashboards:
         self._enqueue(run, lambda logger: logger.metrics(run, numbers, step))
 
     def report_artifact(self, run: Logged, path: Path, kind: str) -> None:
-        """Report the file or folder `path` as part of a run; its content is read later, when the thread sends it."""
+        """Report a file or folder as part of a run; `kind` says what it contains, such as a ticket.
+
+        The thread that sends reports reads the content later.
+        """
         self._enqueue(run, lambda logger: logger.artifact(run, path, kind))
 
     def describe_locations(self) -> list[str]:
@@ -229,8 +235,8 @@ class Dashboards:
     def _unique_name(self, group: str, name: str, key: str) -> str:
         """Return a name that is unique in its group; an empty text if the training was reported before.
 
-        `key` is added to `name` if another training has the name. Outside of a search `key` is always added, because
-        the names that earlier processes used are unknown.
+        The name is `name`, with `key` added if another training of the group has it. Outside of a search `key` is
+        always added.
         """
         known = f"{name} {key[:8]}"
         with self._guard:
@@ -270,7 +276,7 @@ class Dashboards:
 
     @staticmethod
     def _call_logger(listener: _Listener, call: _Call) -> Any:
-        """Return the logger's answer to `call`; None if the logger failed before, or fails now (which is logged)."""
+        """Call the logger and return its answer; return None if the logger raises an error or has raised one before."""
         if listener.failed:
             return None
         try:

@@ -28,7 +28,7 @@ _TENSORBOARD_DONE = "finished"
 
 
 class _Runs:
-    """Logs metrics and artifacts to a library whose runs have the same methods as runs of Weights & Biases."""
+    """Logs metrics and files to libraries whose run objects have the methods of Weights & Biases runs."""
 
     _runs: dict[str, Any]
     """The library's object of each run, by `Logged.id`."""
@@ -211,9 +211,9 @@ class MLflow:
 
 
 class TensorBoard:
-    """Writes TensorBoard event files into the store's folder ``tensorboard``, with settings as hyper-parameters.
+    """Writes TensorBoard event files to the folder ``tensorboard`` of the store; settings become hyper-parameters.
 
-    TensorBoard cannot store files. So for an artifact the path is logged, and for a JSON file also the content.
+    TensorBoard cannot store files: for a file its path is logged, and for a JSON file also the content.
     """
 
     def __init__(self, store: Path) -> None:

@@ -134,7 +134,10 @@ def flops_by_weight(parameters: Mapping[str, nn.Parameter], forward: Callable[[]
 
 @torch.no_grad()
 def forward_flops(parameters: Mapping[str, nn.Parameter], forward: Callable[[], object]) -> FlopsByWeight:
-    """Return the FLOPs of a forward pass only; the arguments are those of `flops_by_weight`."""
+    """Return the FLOPs of a forward pass.
+
+    `parameters` are the parameters that may be masked, by name; `forward` is a function that computes the forward pass.
+    """
     with (
         _make_counter() as counter,
         _Products(_WeightNames.from_parameters(parameters), counter.flop_registry) as products,
@@ -144,7 +147,7 @@ def forward_flops(parameters: Mapping[str, nn.Parameter], forward: Callable[[], 
 
 
 def count_flops(work: Callable[[], object]) -> int:
-    """Return the FLOPs of all operations in a call of `work`; see `step_flops` for what is counted."""
+    """Return the FLOPs of the matrix products, convolutions, attention and recurrent layers in a call of `work`."""
     with _make_counter() as counter:
         work()
     return int(counter.get_total_flops())
@@ -156,7 +159,7 @@ def _make_counter() -> FlopCounterMode:
 
 
 def _convolution_backward_flops(*shapes: Any, **_: Any) -> int:
-    """Return the FLOPs of a convolution's gradients, where torch 2.13 counts too many for grouped convolutions."""
+    """Return the FLOPs of a convolution's backward pass; for grouped convolutions, torch 2.13 counts too many."""
     gradient, inputs, weight, *_rest = shapes
     transposed, asked = shapes[7], shapes[10]
     return 2 * int(prod(inputs if transposed else gradient) * prod(weight[1:])) * sum(map(bool, asked[:2]))
@@ -188,7 +191,7 @@ _RECURRENT = {
 
 
 class _WeightNames:
-    """Finds the name of a weight by memory address, given the weight, a view of the weight, or a registered copy."""
+    """Finds the name of a weight by its memory address; also works for views and for copies that were registered."""
 
     def __init__(self) -> None:
         self._ranges: dict[int, list[tuple[int, int, str, bool]]] = {}
@@ -214,7 +217,7 @@ class _WeightNames:
 
 
 class _Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Adds up, while active, the FLOPs of products with weights; weights are recognised by their memory addresses."""
+    """While active, adds up the FLOPs of the products with each weight; weights are recognised by memory address."""
 
     def __init__(self, named: _WeightNames, formulas: Any) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

@@ -80,7 +80,10 @@ def _without_garbage_collection() -> Iterator[None]:
 
 
 def peak_bytes(work: Callable[[], object], held: Iterable[object], device: str) -> int:
-    """Return the peak bytes of tensors on `device` during a call of `work`; see `allocated_at_peak` for `held`."""
+    """Return the peak bytes of tensors on `device` during a call of `work`.
+
+    `held` are tensors that exist before the call, and are included.
+    """
     if not device.startswith("cuda"):
         return allocated_at_peak(work, held)
     torch.cuda.synchronize()
@@ -210,7 +213,10 @@ def _synchronize(device: torch.device) -> None:
 
 
 def _measure_peak(step: _Step, device: torch.device, held: list[object]) -> tuple[int, int | None]:
-    """Return the peak bytes of tensors in a step, including `held`, and the peak bytes of reserved GPU memory."""
+    """Return the peak bytes of tensors during a step, and the peak bytes of GPU memory that torch reserved.
+
+    `held` are tensors that exist before the step, and are included. On the CPU, the second number is None.
+    """
     if device.type != "cuda":
         return allocated_at_peak(step, held), None
     torch.cuda.reset_peak_memory_stats(device)

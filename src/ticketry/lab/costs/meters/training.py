@@ -34,10 +34,10 @@ class Energy:
 
 
 class EnergyMeter:
-    """Measures energy with the machine's meters, which are read at creation and at each call of `used`."""
+    """Measures the machine's energy: the method `used` returns the energy since the object was created."""
 
     def __init__(self, powercap: Path = POWERCAP) -> None:
-        """Read the RAPL meters of whole processors below `powercap`, and the meters of GPUs, for the first time."""
+        """Read the energy meters of processors (RAPL, in the folder `powercap`) and of GPUs for the first time."""
         self._domains = sorted(
             path for path in _list_folder(powercap) if path.name.count(":") == 1 and path.name.startswith("intel-rapl")
         )
