@@ -103,7 +103,7 @@ def seed_deviations_text(claim: Claim, style: Style) -> str:
 
 
 def data_order_noise_text(claim: Claim, style: Style) -> str:
-    """Return, as mean ± standard deviation, by how much dense networks in two different data orders differ."""
+    """Return mean ± standard deviation of the metric's difference between dense networks trained in two data orders."""
     if len(claim.noise) < _FEWEST_VALUES:
         return "not trained yet" if claim.noise_missing else NONE
     return f"{style.format_number(fmean(claim.noise), sign=True)} ± {style.format_number(stdev(claim.noise))}"
@@ -233,7 +233,7 @@ def claim_figure_rows(record: CampaignRecord) -> list[dict[str, str | float | No
 
 
 def claim_notes(record: CampaignRecord) -> list[tuple[str, str, str]]:
-    """Return name, description and verdict of each claim; the description names source and replication."""
+    """Return name, description and verdict of each claim; the description names the source and any replication."""
     replications = {claim.again: claim for claim in record.claims if claim.again}
     return [(claim.name, _describe_claim(claim, replications.get(claim.name)), claim.found) for claim in record.claims]
 

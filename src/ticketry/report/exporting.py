@@ -69,7 +69,7 @@ def _figure_files(subject: Subject) -> Iterator[tuple[str, bytes]]:
 
 
 def _figure_makers(subject: Subject) -> Iterator[tuple[str, Maker]]:
-    """Yield name and drawing function of every figure of the page; names that would be equal get a number."""
+    """Yield name and drawing function of every figure of the page; a number is appended to repeated names."""
     several = len(subject.runs) > 1
     for number, makers in enumerate(comparison_figures(subject) if several else [], start=1):
         middle = f"-{number}" if len(subject.run_indices_by_task) > 1 else ""
@@ -182,7 +182,7 @@ def _latex_table(columns: str, head: Sequence[str], groups: Sequence[Sequence[Se
 
 
 def _results_tables(subject: Subject) -> str:
-    """Return a LaTeX table per task: of levels for a single run, of shared densities for several runs."""
+    """Return a LaTeX table per task; its rows are the levels of a single run, or densities that several runs share."""
     texts = []
     for task, indices in subject.run_indices_by_task.items():
         runs = [subject.runs[index] for index in indices]

@@ -48,7 +48,7 @@ class Settings(ScoreSettings):
 
 
 def _list_phase_starts(settings: Settings, schedule: Schedule) -> list[tuple[int, bool]]:
-    """Return (first step, whether the phase trains the pruned network) of each phase, in order."""
+    """Return (first step, whether the network is pruned) of each phase; dense and pruned phases alternate."""
     return phases_within(
         warmup=settings.warmup,
         phase=settings.phase,
@@ -59,7 +59,7 @@ def _list_phase_starts(settings: Settings, schedule: Schedule) -> list[tuple[int
 
 
 def plan(settings: Settings) -> list[Training]:
-    """Plan one training for each density, split into compressed and decompressed phases."""
+    """Plan one training for each density, split into phases that train the pruned or the dense network."""
 
     def densities_by_step(density: float | None, schedule: Schedule) -> dict[int, float | None]:
         phases = _list_phase_starts(settings, schedule)

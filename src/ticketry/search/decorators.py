@@ -110,7 +110,7 @@ def _parse_tick_length(settings: Settings, schedule: Schedule) -> int:
 
 
 def _pruning_steps(settings: Settings, schedule: Schedule) -> list[int]:
-    """Return the training steps at which channels are removed: the ends of the ticks."""
+    """Return the training steps at which channels are removed: the ends of the phases that train only gates."""
 
     def parse_step(name: str) -> int:
         point = Step.parse(getattr(settings, name))
@@ -219,7 +219,7 @@ class _TicksAndTocks:
 
 
 def channel_importance(lab: Lab, result: Result) -> dict[str, Tensor]:
-    """Return the channels' importance that a tick measured: name of a norm's scale -> one float64 per channel."""
+    """Return the importance of channels, measured by training only gates: norm's scale name -> float64 [channels]."""
     from ticketry.search.gating.tick import IMPORTANCE, Tick
 
     tick = result.segment.variant(Tick)
@@ -236,7 +236,7 @@ def prune_least_important(
     A channel that passes several norms, such as one on a residual shortcut, has the sum of the importances.
 
     Args:
-        within: digest of the mask that the tick was trained with; channels that it removes stay removed.
+        within: digest of the mask under which the importance was measured; channels that it removes stay removed.
     """
     from ticketry.core.structure.channel_masks import channels
 

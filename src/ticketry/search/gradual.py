@@ -54,7 +54,7 @@ class Settings(ScoreSettings):
 
 
 def _pruning_steps(settings: Settings, density: float, schedule: Schedule) -> dict[int, float]:
-    """Return pruning step -> density after that step, on the way to a final density (or share of a budget)."""
+    """Return pruning step -> density after that step, falling to the final `density` (or share of the dense cost)."""
     return cuts_within(
         density,
         begin=settings.begin,

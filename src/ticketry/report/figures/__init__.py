@@ -92,7 +92,7 @@ def draw_figures(makers: Mapping[str, Maker]) -> dict[str, Drawing]:
 
 
 def _makers_with_data(*figures: tuple[str, object, Callable[..., Figure]]) -> dict[str, Maker]:
-    """Return, by name, functions that draw those figures that have data; an argument is (name, data, function)."""
+    """Return {name: drawing function} for the arguments (name, data, function) whose data are not empty."""
     return {name: partial(draw, shown) for name, shown, draw in figures if shown}
 
 

@@ -102,7 +102,7 @@ def _draw_difference(axes: Axes, middle: float, row: Difference) -> None:
 
 
 def seed_figure(verify: VerifyRecord, narrow: bool = False) -> Figure:
-    """Draw a dot for the test metric of every seed of every network, and a tick for each network's mean."""
+    """Draw a dot for the test metric of every seed of every network, and a short line for each network's mean."""
     groups = [(one.role, one.values) for one in verify.networks]
     groups += [(one.role, one.values) for one in verify.references if one.values]
     style = style_of_seed_metrics(verify)
@@ -137,7 +137,8 @@ def _difference_text(style: Style, row: Difference) -> str:
 def figure_with_rows(labels: Sequence[tuple[str, str]], narrow: bool, x_name: str) -> tuple[Figure, Axes, list[float]]:
     """Return a figure with a horizontal row for each label, its axes, and the vertical positions of the rows' marks.
 
-    A label is a name and a text with numbers, written left and right of the marks; on a narrow figure, above them.
+    Each label is (name, text with numbers). The name is written left of the marks and the text right of them; on a
+    narrow figure, both are written above the marks.
     """
     figure, (axes,) = figure_with_panels(1, narrow, (46 if narrow else 32) * len(labels) + 80)
     axes.set_ylim(len(labels) - 0.5, -0.5)

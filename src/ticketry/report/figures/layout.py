@@ -141,7 +141,7 @@ def label_line_ends(figure: Figure, named: Sequence[tuple[Axes, Ends]]) -> None:
 
 
 def spread_label_positions(positions: Sequence[float], min_distance: float, low: float, high: float) -> list[float]:
-    """Move ascending `positions` apart to `min_distance` or more, if possible between `low` and `high`; return them."""
+    """Return ascending `positions`, moved at least `min_distance` apart, and if possible between `low` and `high`."""
     spots: list[float] = []
     for position in positions:
         spots.append(max(position, spots[-1] + min_distance) if spots else max(position, low))
@@ -186,7 +186,7 @@ _DIGIT = 7.4
 
 
 def indices_of_fitting_labels(positions: Sequence[float], labels: Sequence[str]) -> list[int]:
-    """Return the indices of labels to show so that none touch: the first, the last, and as many as fit between them."""
+    """Return the indices of labels to show so that none touch: the first, the last, and others that fit between."""
     last = len(positions) - 1
     letters = [max(map(len, label.split("\n"))) for label in labels]
 

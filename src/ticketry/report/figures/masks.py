@@ -212,9 +212,9 @@ _HOLLOW: Mapping[str, Any] = {"marker": "D", "markersize": 7, "markeredgewidth":
 
 
 def moment_figure(results: Results, shown: Sequence[DetectorMoments], narrow: bool = False) -> Figure:
-    """Draw what detectors of the pruning moment measured during training, and when each replicate was pruned.
+    """Draw the measurements by which detectors chose when to prune, and the step at which each replicate was pruned.
 
-    For the distance detector, there is a panel of changes and a panel of distances. For the mask detector, there is a
+    A detector of weight distances has two panels: the distances and their changes. A detector of mask changes has a
     panel for each density.
     """
     per_epoch = results.run.steps.per_epoch
@@ -270,7 +270,7 @@ def _draw_distances(axes: Axes, shown: Sequence[DetectorMoments], colours: Seque
 
 
 def _moments_with_most_measurements(group: Sequence[DetectorMoments]) -> dict[int, Moment]:
-    """Return, for each replicate, the moment with the most measurements; it repeats those of all other densities."""
+    """Return, for each replicate, the record of pruning with the most measurements, which include all others."""
     found: dict[int, Moment] = {}
     for one in group:
         for replicate, moment in one.moments.items():
@@ -289,7 +289,7 @@ def _mark_moment(axes: Axes, spot: tuple[float, float], moment: Moment, colour: 
 
 
 def _moment_marker(detected: bool, colour: str) -> dict[str, Any]:
-    """Return the look of a pruning moment's marker: full if `detected`, hollow if pruned at the last allowed step."""
+    """Return plot options of the marker of a pruning step: filled if it was `detected`, else hollow."""
     if detected:
         return {**_FULL, "markerfacecolor": colour, "markeredgecolor": COLOURS["paper"]}
     return {**_HOLLOW, "markerfacecolor": COLOURS["paper"], "markeredgecolor": colour}

@@ -118,7 +118,10 @@ def _cropped_interval(summary: Summary, most_sd: float) -> tuple[float, float]:
 def y_limits_of(
     groups: Iterable[Group], scale: Scale, room: float = 0.05, most_sd: float = _MOST_SD
 ) -> tuple[float, float]:
-    """Return axis limits that show all means, with intervals up to `most_sd` standard deviations, and free `room`."""
+    """Return axis limits that show all means, with intervals up to `most_sd` standard deviations.
+
+    `room` is the share of the range that is left free at both ends.
+    """
     edges = [_interval_ends_on_axis(group, scale, most_sd) for group in groups]
     return scale.limits_with_room(min(low for low, _ in edges), max(high for _, high in edges), room)
 

@@ -25,7 +25,7 @@ def watt_hours_per_second(run: RunRecord) -> float | None:
 
 
 def phase_cost(run: RunRecord, phase: Phase, measure: str) -> float | None:
-    """Return a phase's cost by `measure`, in FLOPs, seconds, bytes, or watt-hours (a share of the run's energy)."""
+    """Return a training phase's cost by `measure`: FLOPs, seconds, bytes, or watt-hours (part of the run's energy)."""
     if measure == ENERGY:
         hourly = watt_hours_per_second(run)
         return hourly * phase.seconds if hourly is not None and phase.seconds is not None else None
@@ -144,7 +144,7 @@ class MeanPhase:
         return not (self.steps or self.amounts[FLOPS] or self.amounts[SECONDS])
 
     def text(self, measure: str) -> str:
-        """Return the cost by `measure` with its unit; a dash for an empty phase, and words for an unmeasured cost."""
+        """Return the cost by `measure` with its unit; a dash if the phase did not occur, words if unmeasured."""
         found = self.amounts[measure]
         if not found and (found is None or measure == MEMORY):
             return NONE if self.is_empty else NOT_MEASURED
@@ -152,7 +152,10 @@ class MeanPhase:
 
 
 def phase_costs(results: Results, group: Group) -> dict[str, MeanPhase]:
-    """Return mean costs by phase (``dense``, ``search``, ``sparse``, ``whole``) of a level; empty if not recorded."""
+    """Return a level's mean costs by training phase: ``dense``, ``search``, ``sparse``, ``whole`` (their sum).
+
+    The result is empty if costs were not recorded.
+    """
     recorded = [point.phases for point in group.points.values() if point.phases is not None]
     if len(recorded) < len(group.points):
         return {}
@@ -162,9 +165,9 @@ def phase_costs(results: Results, group: Group) -> dict[str, MeanPhase]:
 
 
 def phase_costs_by_level(results: Results) -> list[tuple[Group, dict[str, MeanPhase]]]:
-    """Return the dense group and each level's tickets, with the mean costs of their phases that took place.
+    """Return the dense networks and each level's tickets, with their mean costs by training phase.
 
-    For a group with a single such phase, the phase ``whole`` is omitted.
+    Phases that did not occur are omitted, as is their sum ``whole`` if only one phase occurred.
     """
     found = []
     for group in (

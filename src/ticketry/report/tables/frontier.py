@@ -204,7 +204,7 @@ def frontier_rows(runs: Sequence[Results], lines: Sequence[FrontierLine], measur
 
 @dataclass(frozen=True)
 class LowestCost:
-    """The lowest cost, relative to the dense network, at which tickets are as good; or the ratio of two such costs."""
+    """The lowest relative cost at which tickets match the dense network's metric, or the ratio of two such costs."""
 
     value: float
     interval: tuple[float, float] | None

@@ -208,7 +208,7 @@ def _name_gate_search(rounds: Sequence[Round], penalties: bool) -> str:
 
 @dataclass(frozen=True)
 class DetectorMoments:
-    """The pruning moments of all replicates at one density, with the measurements of the detector."""
+    """The steps at which the replicates were pruned to one density, with the measurements of the detector."""
 
     level: int
     density: float
@@ -224,7 +224,7 @@ class DetectorMoments:
 
 
 def detector_moments(results: Results) -> list[DetectorMoments]:
-    """Return the pruning moments of at most six levels with detector measurements, evenly spread, densest first."""
+    """Return the pruning steps of at most six levels with detector measurements, evenly spread, densest first."""
     found = []
     for group in groups_with_moment(results):
         moments = {r: point.moment for r, point in group.points.items() if point.moment and point.moment.measurements}
@@ -234,13 +234,13 @@ def detector_moments(results: Results) -> list[DetectorMoments]:
 
 
 def groups_with_moment(results: Results) -> list[Group]:
-    """Return the levels with a recorded pruning moment, densest first."""
+    """Return the levels for which the step of pruning is recorded, densest first."""
     found = [group for group in results.groups_of_role(TICKET) if any(point.moment for point in group.points.values())]
     return sorted(found, key=lambda group: -group.density)
 
 
 def detector_names(groups: Sequence[Group], only_measured: bool = False) -> list[str]:
-    """Return the names of detectors that chose pruning moments; if `only_measured`, only those with measurements."""
+    """Return the names of detectors that chose when to prune; if `only_measured`, only those with measurements."""
     points = [point for group in groups for point in group.points.values()]
     return sorted({p.moment.detector for p in points if p.moment and (p.moment.measurements or not only_measured)})
 

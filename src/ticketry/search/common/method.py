@@ -49,13 +49,14 @@ class Replicate:
         return self.from_initialisation()
 
     def from_initialisation(self, mask: str | None = None, variants: Sequence[Variant] = ()) -> Segment:
-        """Describe a training from the initialisation to the end of the recipe, optionally under a mask."""
+        """Describe a training from the initialisation to the end of the recipe; `mask` is a stored mask's digest."""
         return self._make_segment(self.seeds.initialisation, mask=mask, variants=variants)
 
     def train_dense(self, *keep: int, retrain: str = GRADUAL) -> Found:
-        """Train the dense network, storing its state at the steps `keep`, and return it as level 0 of a search.
+        """Train the dense network and return it as level 0 of a search.
 
-        Steps are in rising order; the last state becomes `Found.rewound`.
+        Its state is stored at the ascending steps `keep`; that at the last of these steps becomes `Found.rewound`.
+        `retrain` names the way in which tickets will be trained.
         """
         dense = self.lab.train(self.dense_training, keep=keep, label="dense")
         return Found(0, None, self.lab.at(dense, keep[-1]), dense, retrain, dense)
@@ -87,6 +88,8 @@ class Replicate:
         """Describe the training of a ticket after pruning.
 
         Args:
+            mask: digest of the ticket's stored mask.
+            retrain: name of the way to train the ticket, such as ``continue`` from the rewind step.
             rewound: the network at the rewind step.
             trained: the trained network that was pruned.
             shrunk: whether pruned channels are removed from the network.

@@ -10,7 +10,7 @@ from ticketry.step import Step
 
 
 class Schedule(Protocol):
-    """Length of a whole training by the recipe and length of an epoch, in iterations; a `Segment` is a `Schedule`."""
+    """Lengths, in iterations, of a whole training and of an epoch; a `Segment` can be passed as a `Schedule`."""
 
     @property
     def total(self) -> int:

@@ -280,7 +280,7 @@ def prune_once(
 
     Args:
         steps: density -> the step at which the network is pruned to that density; the densest first.
-        moments: density -> the measurements by which its pruning step was detected; None if steps were fixed.
+        moments: density -> the measurements by which its pruning step was detected; None if no step was detected.
     """
     if (last := replicate.dense_training.total) in steps.values():
         raise UsageError(f"cut at step {last} of {last} nothing is left to train: cut earlier")

@@ -601,7 +601,10 @@ def gate_target_and_initial_density(
 
 
 def relative_cost_with_gates(lab: Lab, result: Result, terms: str) -> float:
-    """Return what the network costs with gates rounded to on or off, as a share of the dense network's cost."""
+    """Return what the network costs with gates rounded to on or off, as a share of the dense network's cost.
+
+    `terms` is the `Budget.cache_key` that says which cost is meant.
+    """
     from ticketry.lab.masks import remaining_cost_share
 
     return remaining_cost_share(lab, result.segment.task, load_gates(lab, result).kept(), terms)

@@ -34,7 +34,7 @@ _LARGEST_RATIO = 10.0
 
 @dataclass(frozen=True, kw_only=True)
 class Tick(Variant):
-    """Variant of training that trains only gates on norms and the last linear layer, and sums channel importance."""
+    """Variant of training that trains only norm scales and the last linear layer, and sums channel importance."""
 
     name = "tick"
     norms: tuple[tuple[str, str], ...]
@@ -57,7 +57,7 @@ class Tick(Variant):
 
     @property
     def scale_names(self) -> tuple[str, ...]:
-        """Names of the norms' scale parameters, which serve as gates during the tick."""
+        """Names of the norms' scale parameters, which serve as gates of channels during this training."""
         return tuple(scale for scale, _ in self.norms)
 
     @classmethod
@@ -81,7 +81,7 @@ class Tick(Variant):
 
     @classmethod
     def for_model(cls, model: nn.Module, **values: float) -> Tick:
-        """Return a tick with gates on all norms of a model that have a scale; `values` are further fields."""
+        """Return the variant for all norms of a model that have a scale; `values` are further fields."""
         names = {id(parameter): name for name, parameter in named_parameters(model).items()}
         norms: list[tuple[str, str]] = []
         head: tuple[str, ...] = ()
@@ -102,9 +102,9 @@ class Tick(Variant):
 class TickEffect(Effect):
     """Effect of a `Tick` on a training: train only norm scales and the last linear layer, and sum channel importance.
 
-    The network is in training mode, so running statistics are updated. The optimiser is used only within the tick. For
-    each scale, the stored state has the entries ``scale/worth`` (importance of its channels so far, float64) and
-    ``scale/ratio`` (shift / scale).
+    The network is in training mode, so running statistics are updated. This training has an optimiser of its own. For each scale,
+    the stored state has the entries ``scale/worth`` (importance of its channels so far, float64) and ``scale/ratio``
+    (shift / scale).
     """
 
     def __init__(self, around: Surroundings, tick: Tick) -> None:
