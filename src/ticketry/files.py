@@ -195,7 +195,7 @@ def _delete(folder: Path, *, lenient: bool) -> None:
 
 
 def _empty_folder(root: int, attempt: contextlib.AbstractContextManager[None]) -> None:
-    """Delete the contents of an open folder, after moving deeper folders up into it so that paths stay short.
+    """Delete the contents of an open folder; folders that are not empty are first moved up, so that paths stay short.
 
     `root` is the folder's file descriptor; `attempt` is the context of each deletion, which may ignore errors.
     """

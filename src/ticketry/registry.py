@@ -562,5 +562,5 @@ def _imported_module_names(node: ast.AST, package: str) -> Iterator[tuple[str, .
 
 @lru_cache(maxsize=64)
 def _is_package_folder(folder: Path) -> bool:
-    """Return whether pip installs packages into `folder`, so that the modules in it are unrelated to one another."""
+    """Return whether `folder` is one into which pip installs packages, whose modules are unrelated to one another."""
     return folder.name in ("site-packages", "dist-packages") or any(folder.glob("*.dist-info"))

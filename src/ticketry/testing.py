@@ -101,7 +101,7 @@ def check_search(
 
 
 class _Trial:
-    """Run one replicate of a method with fixed settings, as often as the checks need it."""
+    """Runs one replicate of a method, always with the same settings, as often as the checks need it."""
 
     def __init__(
         self, method: str | Method | ModuleType | type, settings: Any, task: Task, recipe: Recipe | None

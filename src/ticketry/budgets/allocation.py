@@ -93,7 +93,7 @@ def cost_of_elements_up_to(worth: Tensor, price: Tensor, index: int) -> int:
 
 @dataclass(frozen=True)
 class FlatScores:
-    """Scores of all layers as vectors, with the weights that may be retained, to select weights over all layers."""
+    """Scores of all layers as vectors, and the candidates: the weights that a mask over all layers may retain."""
 
     scores: Mapping[str, Tensor]
     values: tuple[Tensor, ...]
@@ -103,7 +103,7 @@ class FlatScores:
 
     @classmethod
     def build(cls, scores: Mapping[str, Tensor], within: Mask | None) -> FlatScores:
-        """Flatten `scores`, with the weights that `within` retains as candidates; raise an error for invalid scores."""
+        """Flatten `scores`; the candidates are the weights that `within` retains. Raise an error for invalid scores."""
         if not scores:
             raise MaskError("there are no scores to allocate by")
         check_mask_covers_tensors({name: tuple(score.shape) for name, score in scores.items()}, within)

@@ -238,7 +238,7 @@ def _time_base(request: Request, meter: Meter) -> Latencies:
 
 @dataclass
 class _Candidate:
-    """A granularity that the search tries, with the masks that were timed in it."""
+    """A granularity (such as groups of 16 rows) that the search tries, with the timed masks of this granularity."""
 
     structure: str
     mask_at: MaskAt

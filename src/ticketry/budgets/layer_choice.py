@@ -42,7 +42,7 @@ blocks."""
 
 @dataclass(frozen=True)
 class Option:
-    """One way to prune a layer: a granularity and a number of retained blocks, with the resulting cost and value."""
+    """One way to prune a layer: granularity and number of the retained blocks, with the layer's cost and value."""
 
     cost: float
     value: float
@@ -71,7 +71,8 @@ class LayerOptions:
     def blocks(self, granularity: str) -> tuple[Blocks, Tensor, np.ndarray, np.ndarray]:
         """Return (blocks, their order by falling mean score, values, numbers of weights) of a granularity.
 
-        Entry i of the last two is for the layer that retains only the first i blocks in this order.
+        If the layer retains only the first i blocks in this order, its value is `values[i]`, and it has
+        `numbers of weights[i]` weights.
         """
         if granularity not in self.ranked:
             rows = Granularity.parse(granularity).rows
@@ -113,7 +114,7 @@ class LayerOptions:
         return found
 
     def mask(self, option: Option) -> Tensor:
-        """Return the layer's mask (bool tensor) that an option stands for."""
+        """Return the layer's mask (bool tensor) that retains the blocks of an option."""
         if option is self.dense:
             return torch.ones(self.scores.shape, dtype=torch.bool)
         blocks, order, _, _ = self.blocks(option.granularity)
@@ -124,7 +125,7 @@ class LayerOptions:
 
 @dataclass(frozen=True)
 class ChosenLayers:
-    """A mask of all layers, with the granularity that was chosen for each layer."""
+    """A mask of all layers, with the granularity (size of the blocks that are retained whole) of each layer."""
 
     mask: Mask
     granularities: dict[str, str]

@@ -158,7 +158,7 @@ def _allocate_by_value(
 
 
 def random_mask_of_equal_cost(like: Mask, prices: Prices, seed: int, distribution: str = "global") -> Mask:
-    """Return a random mask that costs as much as `like`, or less by under the cost of one weight, with no empty layer.
+    """Return a random mask without empty layers that costs as much as `like`, or less by under one weight's cost.
 
     Retained weights are spread over the layers at random (``global``), or by the distribution ``uniform`` or ``erk``.
     """

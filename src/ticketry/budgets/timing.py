@@ -155,7 +155,7 @@ class Meter:
         return self.ratio_to_dense(self.network.call_with_examples(compiled), rounds)
 
     def share_anew(self, compiled: Compiled, rounds: int) -> Interval:
-        """Copy the programs of both networks to new memory, and return the result of `share`.
+        """Copy both compiled networks to new memory, time them alternately, and return the ratio of latencies.
 
         The timings are then independent of those by which the mask was chosen.
         """
@@ -247,7 +247,7 @@ SHARES = (1e-9, 0.01, 0.04, 0.1, 0.2, 0.4, 0.7, 1.0)
 
 
 class MaskFamily(Protocol):
-    """Masks under which a network is timed for its cost model, from one weight in each layer to all weights."""
+    """Masks of several densities under which a network is timed for its cost model."""
 
     about: str
     """Description of the masks, stored in the cost model."""
@@ -255,7 +255,7 @@ class MaskFamily(Protocol):
     """For each mask, how much it retains, from almost 0 to 1; see `mask` of the family for the unit."""
 
     def mask(self, granularity: str, amount: float) -> Mask:
-        """Return the mask of the family with a granularity, such as ``weights``, that retains `amount`."""
+        """Return a mask that retains `amount` (in the family's unit), in a granularity such as ``weights``."""
 
     def mask_for_check(self, amount: float, seed: int) -> Mask:
         """Return a mask of single weights with other densities per layer, under which estimates are checked."""

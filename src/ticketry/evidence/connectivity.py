@@ -58,7 +58,10 @@ class Distance:
 
 @dataclass(frozen=True)
 class Stability:
-    """Two distances between trained networks over the weights that the mask retains; small distances mean stable."""
+    """Distances of a ticket's trained weights from the dense network's, and from those under another data order.
+
+    Only weights that the mask retains count. Small distances mean that the ticket is stable.
+    """
 
     pruning: Distance
     """Distance between the dense network, masked after training, and the sub-network, masked before training; both have

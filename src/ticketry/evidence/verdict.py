@@ -511,9 +511,9 @@ def _seeds_needed_by_test(one: Comparison, distance: float, spread: float, alpha
 
 
 def _alphas_of_later_analyses(n: int, interim: InterimAnalyses | None) -> dict[int, float]:
-    """Return number of seeds -> share of alpha, for each planned analysis with more than `n` seeds.
+    """Return {number of seeds: share of alpha} of the planned analyses with more than `n` seeds, and of the last one.
 
-    The last analysis is always included. Without a plan the result is {0: 1.0}, one test with all of alpha.
+    Without a plan, there is a single test with all of alpha, and the result is {0: 1.0}.
     """
     shares = {0: 1.0} if interim is None else interim.alphas(1.0)
     last = max(shares)
@@ -521,7 +521,9 @@ def _alphas_of_later_analyses(n: int, interim: InterimAnalyses | None) -> dict[i
 
 
 def seeds_for_verification(level: LevelVerdict) -> int | None:
-    """Estimate the number of seeds with which a verification decides with probability 80 %; None above 1,000.
+    """Estimate the number of seeds with which a verification decides with probability 80 %.
+
+    The result is None if the number is above 1,000.
 
     The true differences and SDs are assumed to be those observed at this level. A verification uses the guarded tests,
     with a share of alpha for its last analysis.

@@ -86,7 +86,7 @@ class Claim(Part, frozen=True, kw_only=True):
 
 
 class BlockProvenance(Part, frozen=True, kw_only=True):
-    """How a block of replicates was trained: precision, kernels, processor and date."""
+    """How a block (consecutive replicates of a run) was trained: precision, kernels, processor and date."""
 
     first: Count
     last: Count
@@ -100,7 +100,7 @@ class BlockProvenance(Part, frozen=True, kw_only=True):
 
 
 class PlannedTime(NamedTuple):
-    """Training time, in seconds, that was planned for blocks of replicates, and the time that their training took."""
+    """Planned and measured seconds of training for blocks of replicates."""
 
     planned: float = 0.0
     took: float = 0.0

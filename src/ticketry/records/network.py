@@ -55,7 +55,7 @@ _StepValue = Annotated[tuple[Number, float | None], Meta(extra={"problem": "is n
 
 
 class FirstLayer(Part, frozen=True):
-    """The mask of the first layer, for a picture: all bits of a convolution, else the retained share per input."""
+    """The first layer's mask, for a picture: each weight's bit for a convolution, else each input's retained share."""
 
     name: str
     kind: Literal["filters", "inputs"]
@@ -86,7 +86,7 @@ class RelativeLatency(Part, frozen=True):
 
 
 class Phase(Part, frozen=True):
-    """Costs of one phase of a network's training; values that were not measured are None."""
+    """Costs of one phase (dense, search or sparse) of a network's training; None for values not measured."""
 
     steps: Count
     flops: NotNegative | None = None

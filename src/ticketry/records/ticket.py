@@ -167,7 +167,7 @@ class TicketRecord(Part, frozen=True, kw_only=True):
 
 
 def read_ticket_info(kind: type[T], info: Mapping[str, Any], of: str) -> T:
-    """Convert `info`, read from a ticket's ticket.json, to an instance of `kind`, which is a class of this module."""
+    """Convert `info`, read from a ticket's ticket.json, to an instance of the class `kind`, such as `TrainingInfo`."""
     try:
         return decode_record(kind, {"info": dict(info)}["info"], what=of, advice="")
     except StoreError as error:
@@ -185,7 +185,7 @@ _MOST_PIXELS = 1 << 20
 
 
 class LayerPicture(Part, frozen=True):
-    """Pictures of a layer's mask before and after structuring; the rows of both are sorted by their new group."""
+    """Pictures of a layer's mask before and after structuring; rows of the same new group are adjacent in both."""
 
     name: str
     rows: AtLeastOne

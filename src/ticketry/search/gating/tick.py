@@ -102,9 +102,9 @@ class Tick(Variant):
 class TickEffect(Effect):
     """Effect of a `Tick` on a training: train only norm scales and the last linear layer, and sum channel importance.
 
-    The network is in training mode, so running statistics are updated. This training has an optimiser of its own. For each scale,
-    the stored state has the entries ``scale/worth`` (importance of its channels so far, float64) and ``scale/ratio``
-    (shift / scale).
+    The network is in training mode, so running statistics are updated. This training has an optimiser of its own. For
+    each scale, the stored state has the entries ``scale/worth`` (importance of its channels so far, float64) and
+    ``scale/ratio`` (shift / scale).
     """
 
     def __init__(self, around: Surroundings, tick: Tick) -> None:
