@@ -130,9 +130,9 @@ def _describe_speed_against_eager(compiled: Compiled, model: nn.Module, argument
     """Return a sentence that compares the time of a call of a compiled model with the time of eager torch.
 
     Args:
-        made: the compiled model.
+        compiled: the compiled model.
         model: the model from which `compiled` was compiled.
-        call: the arguments of the calls.
+        arguments: the arguments of the calls.
         glance: True: use the faster of two rounds (one round for long calls); False: the median of five rounds.
     """
     eager = copied(model, {}).to("cpu").eval()

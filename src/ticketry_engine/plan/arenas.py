@@ -29,7 +29,7 @@ Order = np.ndarray[Any, np.dtype[np.int64]]
 
 @dataclass
 class _WideValue:
-    """Storages that are neighbours in memory, so that an operation can read all their channels as one value."""
+    """Memory areas that lie next to each other, so that an operation can read their channels as one tensor."""
 
     members: list[int]
     firsts: list[int]
@@ -40,12 +40,15 @@ class _WideValue:
 
 
 class PixelsArena:
-    """Places of a region's values in memory in the channels-last layout, for blocks of `images` images."""
+    """Assigns memory to the tensors of a subgraph, in the channels-last layout, for `images` images at a time."""
 
     layout: ModuleType = channels_last
 
     def __init__(self, sketch: Sketch, images: int, lanes: int, element_bytes: int = FLOAT) -> None:
-        """Assign all places; `lanes` is the number of lanes of a vector, `element_bytes` the bytes of an element."""
+        """Assign memory to all tensors of the tasks in `sketch`.
+
+        `lanes` is the number of lanes of a vector register, `element_bytes` the number of bytes of an element.
+        """
         self._item = element_bytes
         self._storages = sketch.storages
         self._wides = _join_wide_values(sketch, lanes)
@@ -63,9 +66,9 @@ class PixelsArena:
         self.bytes = self._assign_offsets(images)
 
     def value_memory(self, form: ValueForm) -> channels_last.ChannelsLastValue:
-        """Return the memory of a value, or of one chunk of its channels if it is computed in chunks.
+        """Return where a tensor lies in memory; if it is computed in chunks of channels, return where one chunk lies.
 
-        Raise `UnsupportedError` if the value's channels are not consecutive.
+        Raise `UnsupportedError` if the tensor's channels are not consecutive.
         """
         runs = _channel_runs(form, self._storages)
         wide, first = self._in[runs[0][0]]
@@ -86,7 +89,7 @@ class PixelsArena:
         return self._channel_orders.get(self._storages.orders.find(number))
 
     def check_task(self, task: RegionTask) -> None:
-        """Raise `UnsupportedError` if this layout cannot store the task's inputs or has no kernel for the attention."""
+        """Raise `UnsupportedError` if the channels-last layout cannot store the task's inputs or compute the task."""
         values = [self.value_memory(form) for form in task.inputs]
         if task.kind not in ("attention", "window_attention"):
             return
@@ -99,7 +102,7 @@ class PixelsArena:
             raise UnsupportedError("an attention that pixels have no kernel for")
 
     def _assign_offsets(self, images: int) -> int:
-        """Assign an offset to each value, and return the size of the whole memory in bytes."""
+        """Assign to each tensor its first byte in the working memory, and return the memory's size in bytes."""
         memory: LayoutSlots[channels_last.ChannelsLastGeometry] = LayoutSlots()
         slots: dict[int, int] = {}
         order = sorted(self._wides, key=lambda wide: min(self._storages.all[one].born for one in wide.members))
@@ -152,7 +155,7 @@ def _channel_runs(form: ValueForm, storages: Storages) -> list[Run]:
 
 
 def _join_wide_values(sketch: Sketch, lanes: int) -> list[_WideValue]:
-    """Return the storages of a region as wide values, which join the storages that an operation reads as one value."""
+    """Return the memory areas of all tensors; those that one operation reads as a single tensor are joined to one."""
     storages = sketch.storages
     sequences: dict[int, list[int]] = {}
     for task in sketch.tasks:
@@ -172,7 +175,10 @@ def _join_wide_values(sketch: Sketch, lanes: int) -> list[_WideValue]:
 
 
 def _append_runs(sequences: dict[int, list[int]], storages: Storages, runs: Sequence[Run], lanes: int) -> None:
-    """Record that the storages of `runs` must be neighbours in memory; raise `UnsupportedError` if they cannot."""
+    """Record that the tensors in `runs` must be neighbours in memory; raise `UnsupportedError` if they cannot be.
+
+    `sequences` is changed: it has, by number of a tensor's memory area, the areas that must follow each other.
+    """
     whole = [storage for storage, low, high in runs if (low, high) == (0, storages.all[storage].channels)]
     if len(whole) != len(runs) or len(set(whole)) != len(whole):
         raise UnsupportedError("parts of values side by side")
@@ -188,7 +194,10 @@ def _append_runs(sequences: dict[int, list[int]], storages: Storages, runs: Sequ
 
 
 def _inputs_with_separate_channels(sketch: Sketch) -> set[int]:
-    """Return the storages of inputs that may be stored channel by channel, because only ungrouped layers read them."""
+    """Return the numbers of the inputs that may be stored one channel after the other.
+
+    These are the inputs that only linear layers and convolutions with one group read.
+    """
     found = {int(task.output.flat[0, 0]) for task in sketch.tasks if task.kind == "load"}
     for task in sketch.tasks:
         whole = task.kind == "conv2d" and task.node.attrs.get("groups", 1) == 1
@@ -200,9 +209,10 @@ def _inputs_with_separate_channels(sketch: Sketch) -> set[int]:
 
 
 def _reordered_residual_channels(sketch: Sketch) -> dict[int, Order]:
-    """Return a new order of channels for each residual stream that gets one, by one of the stream's storages.
+    """Return a new order of channels for tensors that are connected by residual additions.
 
-    The rows of the stream's most expensive layer that retain equal columns become neighbours.
+    The key of an order is the number of one of these tensors' memory areas. The order follows the most expensive layer
+    that writes to such a tensor: weight rows of this layer that retain equal columns become neighbours.
     """
     storages = sketch.storages
     pinned = {storages.orders.find(one) for one in storages.pinned}
@@ -223,10 +233,10 @@ def _reordered_residual_channels(sketch: Sketch) -> dict[int, Order]:
 
 
 class PlanesArena:
-    """Places of a region's planes, one for each channel, in memory in the planar layout.
+    """Assigns memory to the tensors of a subgraph in the planar layout, in which each channel is stored separately.
 
-    If `halos`, zeros surround the planes that convolutions read; otherwise convolutions copy (unfold) their input.
-    If the images of a block fill a vector, `halos` has no effect.
+    If `halos` is True, zeros surround the channels that convolutions read; else convolutions copy (unfold) their input.
+    If there are enough images to fill a vector register with one pixel of each, `halos` has no effect.
     """
 
     layout: ModuleType = planar
@@ -248,7 +258,7 @@ class PlanesArena:
         self._starts, self.bytes = memory.offsets_and_total_bytes(lambda geometry: geometry.bytes)
 
     def value_memory(self, form: ValueForm) -> planar.Planes:
-        """Return the memory of a value, or of one chunk of its channels if it is computed in chunks."""
+        """Return where a tensor lies in memory; if it is computed in chunks of channels, return where a chunk lies."""
         storages, numbers = form.flat[:, 0], form.flat[:, 1]
         if (
             numbers >= self._channels[storages]
@@ -261,14 +271,15 @@ class PlanesArena:
         """Return None, because the planar layout never reorders channels."""
 
     def check_task(self, task: RegionTask) -> None:
-        """Do nothing, because the planar layout has a kernel for every task of a region."""
+        """Do nothing, because the planar layout has a kernel for every task."""
 
 
 def _plane_geometries(storages: Storages, images: int, lanes: int, with_halos: bool) -> list[planar.Geometry]:
-    """Return the geometry of each storage's planes.
+    """Return, for each tensor, how its channels are arranged in memory.
 
-    The halo (zeros around a plane) is the largest that a reader needs. It is 0 if a row does not fill a vector, because
-    a halo would leave lanes unused. Unless `with_halos`, it is also 0 if the images of a block do not fill a vector.
+    The halo (zeros around a channel) is the largest that an operation needs. It is 0 if a row does not fill a vector,
+    because a halo would leave lanes unused. If `with_halos` is False, it is also 0 if the images that are computed at a
+    time do not fill a vector.
     """
     few = images < lanes
     none = [storage.pixels[1] * images < lanes or (few and not with_halos) for storage in storages.all]
@@ -301,7 +312,10 @@ _MOST = 256
 
 
 def pair_channels(sketch: Sketch, orders: Mapping[int, Array], lanes: int) -> dict[int, Array]:
-    """Return `orders`, changed so that channels which layers retain together become neighbours."""
+    """Return `orders` with changes, so that channels which layers retain together become neighbours.
+
+    `orders` has, by number of a tensor's memory area, the channel numbers in their order in memory.
+    """
     storages = sketch.storages
     pinned = {storages.orders.find(one) for one in storages.pinned}
     readers: dict[int, list[Array]] = {}
@@ -343,7 +357,7 @@ def _work_roots_by_channel(sketch: Sketch, task: RegionTask, lanes: int) -> Arra
 def _pair_within_groups(kept: Array, labels: list[Array]) -> Array:
     """Return an order of the rows of `kept` in which similar rows are neighbours.
 
-    Rows move only within runs in which each array of `labels` is constant.
+    Two rows can change places only if every array in `labels` has equal numbers for them and for all rows in between.
     """
     count = len(kept)
     new = np.zeros(count, bool)

@@ -24,18 +24,18 @@ Arena = PixelsArena | PlanesArena
 
 
 class Emission:
-    """The operations of a region for one block of images.
+    """The operations that compute a subgraph for a block of images, which are computed together.
 
     Raise `UnsupportedError` if the layout cannot run a task.
 
     Args:
-        sketch: the tasks of the region.
-        arena: the places of the region's values in memory.
+        sketch: the subgraph as a list of tasks.
+        arena: the places of all tensors in memory.
         target: the processor.
-        images: images per block.
+        images: number of images in the block.
         inputs: number of input tensors; output tensors are numbered after them.
         last: numbers of the inputs whose channels are innermost in memory (torch's channels_last).
-        found: by task number, the chunks of channels in which this task and the next one take turns.
+        found: by task number, the chunks of channels in which this task and the next one are computed alternately.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ def tensor_strides(form: ValueForm, channels_last: bool = False) -> Strides:
 
 
 def tensor_layout(form: ValueForm) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
-    """Return (shape, permutation) of the contiguous tensor that stores a value.
+    """Return (shape, permutation) of the contiguous tensor that stores a value of the graph.
 
     The shape excludes the batch. Permuting the tensor's axes by the permutation gives the value; None stands for no
     permutation.
@@ -126,9 +126,9 @@ def _weight_in_storage_order(sketch: Sketch, task: RegionTask, role: str, arena:
 
 
 def to_convolution(sketch: Sketch, task: RegionTask, arena: Arena) -> Convolution:
-    """Return a layer as a convolution whose weights are in the stored order of input and output channels.
+    """Return a layer as a convolution, with weights in the order in which input and output channels lie in memory.
 
-    A linear layer is a convolution with a kernel of one pixel or, after a flattening, of a whole plane.
+    A linear layer becomes a convolution with a kernel of one pixel or, after a flattening, as large as the image.
     """
     node, x = task.node, task.inputs[0]
     weight = _weight_in_storage_order(sketch, task, "weight", arena)
@@ -154,9 +154,10 @@ def _constant_by_position(sketch: Sketch, task: RegionTask, role: str) -> Array:
 
 
 def _element_sources(emission: Emission, task: RegionTask) -> tuple[Array, Array]:
-    """Return two arrays with an entry per output element: the number of the input to copy from, and the index there.
+    """Return (number of the input, index in this input) from which each element of the task's output is copied.
 
-    The number is -1 if the output element is 0. Outputs and inputs have their channels in the stored order.
+    Both are arrays with one entry per output element. The number is -1 if the output element is 0. Output and inputs
+    have their channels in the order in which they lie in memory.
     """
     assert task.where is not None
     order = emission.arena.channel_order(task.output)
@@ -176,7 +177,10 @@ def _element_sources(emission: Emission, task: RegionTask) -> tuple[Array, Array
 
 
 def _constant_by_channel(emission: Emission, task: RegionTask, role: str) -> Array:
-    """Return a constant that is the same for all pixels, as one float32 per channel, in the stored channel order."""
+    """Return a weight of `task` as one float32 per channel, in the order in which channels lie in memory.
+
+    The weight, `role` by name, must be the same for all pixels.
+    """
     form = task.output
     constant = emission.sketch.weight(task.node, role).detach().cpu().float()
     sizes = [size for size, label in zip(constant.shape, form.labels, strict=True) if label == "c"]
@@ -186,7 +190,10 @@ def _constant_by_channel(emission: Emission, task: RegionTask, role: str) -> Arr
 
 
 def _emit_head_by_head(emission: Emission, task: RegionTask, x: Any, y: Any) -> Any:
-    """Return the operations of a norm or softmax over the last axis, separately for each attention head."""
+    """Return the operations of a norm or softmax over the last axis, separately for each attention head.
+
+    `x` and `y` are the memory of the task's input and output.
+    """
     layout, kind, attrs = emission.layout, task.kind, task.node.attrs
     size = task.output.planes.shape[-2]
     alone = size == task.output.channels
@@ -205,7 +212,7 @@ def _emit_head_by_head(emission: Emission, task: RegionTask, x: Any, y: Any) -> 
 
 
 def _head_weight(emission: Emission, task: RegionTask, role: str) -> Array | None:
-    """Return a weight of the channels of one head, in their original order; None if the task has no such weight."""
+    """Return the part of the weight `role` for one attention head, or None if the task has no such weight."""
     if role not in task.node.weights:
         return None
     found: Array = emission.sketch.weight(task.node, role).detach().cpu().float().numpy()
@@ -215,7 +222,10 @@ def _head_weight(emission: Emission, task: RegionTask, role: str) -> Array | Non
 def _emit_in_chunks(
     emission: Emission, task: RegionTask, next_task: RegionTask, parts: list[Array]
 ) -> Iterator[tuple[RegionTask, list[Op]]]:
-    """Yield (task limited to a chunk of channels, its operations), in turns `task` and `next_task` for each chunk."""
+    """Yield (a task limited to some channels, operations that compute it), for all channels of two consecutive tasks.
+
+    The channels are divided into `parts`. For each part, `task` is followed by `next_task`.
+    """
     layout, arena, spec = emission.layout, emission.arena, emission.spec
     x, between, y = (cast("Any", arena.value_memory(form)) for form in (task.inputs[0], task.output, next_task.output))
     first, second = (to_convolution(emission.sketch, one, arena) for one in (task, next_task))
@@ -232,7 +242,7 @@ def _emit_in_chunks(
 
 
 def _emit_operations(emission: Emission, task: RegionTask, inputs: list[Any]) -> Any:
-    """Return the operations that compute a task; `inputs` is the memory of the task's inputs."""
+    """Return the operations that compute a task; `inputs` says where the task's inputs lie in memory."""
     layout, kind, attrs, y = emission.layout, task.kind, task.node.attrs, emission.output_memory(task)
     if kind == "load":
         return layout.load(task.number, tensor_strides(task.output, task.number in emission.last), y)
@@ -307,7 +317,7 @@ In the channels-last layout, it is a multiple of the lanes of a vector."""
 
 @dataclass(frozen=True, eq=False)
 class Chunk:
-    """The division of a value's channels into chunks, which one operation computes and the next operation reads."""
+    """The division of a tensor's channels into chunks; a chunk is computed and read before the next is computed."""
 
     channels: int
     """Number of channels of a chunk."""
@@ -321,10 +331,10 @@ class Chunk:
 
 
 def choose_chunks(sketch: Sketch, layout: str, images: int, lanes: int, element_bytes: int) -> dict[int, Chunk]:
-    """Return, by task number, the chunks of channels in which a task and the next task take turns.
+    """Return, by task number, the chunks of channels in which the task and the next task are computed alternately.
 
-    The first task is a pointwise convolution with an output of more than `BYTES`. Only the next task, a depthwise
-    convolution, reads this output.
+    Only a pointwise convolution with an output of more than `BYTES` is computed in chunks, and only if the next task is
+    a depthwise convolution, and no other task reads the output.
     """
     readers = _reading_tasks(sketch)
     found = {}
@@ -342,7 +352,7 @@ def choose_chunks(sketch: Sketch, layout: str, images: int, lanes: int, element_
 
 
 def with_chunks(sketch: Sketch, chunks: Mapping[int, Chunk]) -> Sketch:
-    """Return the region with memory for a single chunk of the output of each task in `chunks`.
+    """Return a copy of `sketch` with memory for only one chunk of the output channels of each task in `chunks`.
 
     The inputs of these tasks keep their memory until the last chunk is computed.
     """
@@ -360,14 +370,17 @@ def with_chunks(sketch: Sketch, chunks: Mapping[int, Chunk]) -> Sketch:
 
 
 def select_rows(layer: Convolution, rows: Array) -> Convolution:
-    """Return the convolution limited to the output channels `rows`; if depthwise, also to these input channels."""
+    """Return the convolution limited to the output channels `rows`.
+
+    A depthwise convolution is also limited to the input channels `rows`.
+    """
     bias = None if layer.bias is None else layer.bias[rows]
     groups = len(rows) if layer.groups > 1 else 1
     return replace(layer, weight=layer.weight[rows], bias=bias, groups=groups)
 
 
 def _reading_tasks(sketch: Sketch) -> dict[int, list[int]]:
-    """Return, for each storage, the numbers of the tasks that read it."""
+    """Return, by number of a tensor's memory area, the numbers of the tasks that read the tensor."""
     found: dict[int, list[int]] = {}
     for number, task in enumerate(sketch.tasks):
         for one in {one for form in task.inputs for one in form.storages}:
@@ -392,10 +405,10 @@ def _is_depthwise_conv(task: RegionTask) -> bool:
 
 
 def _chunk_order(sketch: Sketch, task: RegionTask, layout: str) -> Array:
-    """Return the order of channels for chunks.
+    """Return the order in which the output channels of `task` are divided into chunks.
 
     In the planar layout, weight rows that retain equal columns become neighbours. In the channels-last layout, the
-    stored order of channels stays.
+    channels keep their order in memory.
     """
     channels = np.arange(task.output.channels)
     if layout == "pixels":

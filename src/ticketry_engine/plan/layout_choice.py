@@ -59,7 +59,7 @@ but takes little time."""
 
 
 def choose_layout(sketch: Sketch, target: Target, images: int, element_bytes: int = FLOAT) -> str:
-    """Return the layout that is estimated to be faster: "planes" (planar) or "pixels" (channels-last)."""
+    """Return the memory layout that is estimated to be faster: "planes" (planar) or "pixels" (channels-last)."""
     small, masked = (
         share_of_weights_in_row_groups(sketch, target.lanes) < _WORTH_A_LOOK,
         _retained_share(sketch) < _NEARLY_DENSE,
@@ -69,7 +69,7 @@ def choose_layout(sketch: Sketch, target: Target, images: int, element_bytes: in
     few = target.registers < 32
 
     def estimate_layout_time(layout: str) -> float:
-        """Return the estimated time of a layout; with few registers, for the block size of `images_per_block`."""
+        """Return the estimated time for one image in `layout`."""
         return estimate_nanoseconds(
             sketch,
             layout,
@@ -97,7 +97,7 @@ def choose_layout(sketch: Sketch, target: Target, images: int, element_bytes: in
 
 
 def _largest_value_bytes(sketch: Sketch, element_bytes: int) -> int:
-    """Return the size of the region's largest value for one image, in bytes."""
+    """Return the size in bytes of the largest tensor that the tasks read or write, for one image."""
     return max((element_bytes * one.channels * prod(one.pixels) for one in sketch.storages.all), default=1)
 
 
@@ -117,10 +117,10 @@ def _retained_share(sketch: Sketch) -> float:
 
 
 def build_arena(sketch: Sketch, layout: str, target: Target, images: int, element_bytes: int = FLOAT) -> Arena:
-    """Return the memory of a region's values in the given layout.
+    """Return the memory of all tensors in the layout `layout`, which is "planes" (planar) or "pixels" (channels-last).
 
-    In the planar layout, zeros (halos) surround the planes unless convolutions run faster by copying their input.
-    `layout` is "planes" or "pixels", and `element_bytes` the number of bytes of an element.
+    In the planar layout, zeros (halos) surround the channels unless convolutions run faster by copying their input.
+    `element_bytes` is the number of bytes of an element.
     """
     if layout == "pixels":
         return PixelsArena(sketch, images, target.lanes, element_bytes)
@@ -130,9 +130,9 @@ def build_arena(sketch: Sketch, layout: str, target: Target, images: int, elemen
 
 
 def estimate_nanoseconds(sketch: Sketch, layout: str, target: Target, images: int, element_bytes: int = FLOAT) -> float:
-    """Return the estimated time of a region's convolutions and linear layers for one image, in nanoseconds.
+    """Return the estimated time of all convolutions and linear layers for one image, in nanoseconds.
 
-    Raise `UnsupportedError` if the layout cannot run the region.
+    Raise `UnsupportedError` if one of the tasks cannot run in the layout.
     """
     arena, spec, spent = build_arena(sketch, layout, target, images, element_bytes), BlockSpec(target, images), 0.0
     for task in sketch.tasks:
@@ -197,9 +197,9 @@ def images_per_thread(batch: int, threads: int) -> int:
 
 
 def images_per_block(sketch: Sketch, layout: str, images: int, target: Target, element_bytes: int = FLOAT) -> int:
-    """Return the number of images of a block.
+    """Return the number of images that a thread computes at a time.
 
-    `layout` is "planes" or "pixels", `images` the number of images of a thread.
+    `layout` is "planes" or "pixels", `images` the number of images of the thread.
     """
     largest = _largest_value_bytes(sketch, element_bytes)
     if layout == "planes" and has_mostly_single_rows(sketch):
@@ -249,5 +249,5 @@ def pointwise_share(sketch: Sketch) -> float:
 
 
 def _weight_bytes(sketch: Sketch, element_bytes: int) -> int:
-    """Return the size of the region's retained weights in bytes, with `element_bytes` bytes per weight."""
+    """Return the size of all retained weights in bytes, with `element_bytes` bytes per weight."""
     return sum(element_bytes * int(sketch.weight(node).count_nonzero()) for _, node in sketch.layer_tasks())

@@ -48,7 +48,7 @@ Last = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Plan:
-    """The way in which a region runs a batch: layout, block size, and division among threads."""
+    """The way in which kernels run a batch: memory layout, number of images at a time, and division among threads."""
 
     layout: str
     images: int
@@ -62,7 +62,7 @@ class Plan:
 
 @dataclass
 class Native:
-    """A region compiled to programs of kernels: one program for each `Plan`, created when it is first needed."""
+    """A subgraph compiled to programs of kernels: one program for each `Plan`, created when it is first needed."""
 
     graph: Graph
     region: Region
@@ -94,7 +94,7 @@ class Native:
         `binding.CallBinder` checks all other inputs."""
 
     def __call__(self, tensors: Sequence[Tensor], threads: int) -> list[Tensor]:
-        """Return the region's outputs for the inputs `tensors`, computed with `threads` threads."""
+        """Return the subgraph's outputs for the inputs `tensors`, computed with `threads` threads."""
         batch, last, used, made = self._bind_tensors(tensors)
         if batch:
             key = (batch, threads, last, self.layout)
@@ -109,7 +109,7 @@ class Native:
     def profile(
         self, tensors: Sequence[Tensor], seconds: dict[str, float], clock: Callable[[], float] = time.perf_counter
     ) -> list[Tensor]:
-        """Run the region on one thread and return its outputs; add each layer's time, by `clock`, to `seconds`."""
+        """Run the subgraph on one thread and return its outputs; add each layer's time, by `clock`, to `seconds`."""
         batch, last, used, made = self._bind_tensors(tensors)
         if not batch:
             return made
@@ -120,7 +120,7 @@ class Native:
         return made
 
     def tune(self, tensors: Sequence[Tensor], threads: int) -> dict[Plan, float]:
-        """Time every possible plan for this batch size, keep the fastest, and return the seconds of each plan."""
+        """Time every possible plan for these inputs, keep the fastest, and return the seconds of each plan."""
         batch, last, used, _ = self._bind_tensors(tensors)
         addresses = [tensor.data_ptr() for tensor in used]
         programs: dict[Plan, Program] = {}
@@ -153,13 +153,16 @@ class Native:
             self.programs.clear()
 
     def move_programs(self) -> None:
-        """Copy all programs to new memory; the new addresses change their times a little."""
+        """Copy all programs to new memory addresses, which changes their times a little."""
         with self._lock:
             self._ready_programs.clear()
             self.programs = {plan: replace(program) for plan, program in self.programs.items()}
 
     def choose_plan(self, batch: int, threads: int, last: Last = ()) -> Plan:
-        """Return the plan for a batch: the one that `tune` found, else the plan with the lowest estimated time."""
+        """Return the plan for a batch: the one that `tune` found, else the plan with the lowest estimated time.
+
+        `last` are the numbers of the inputs in torch's channels_last format.
+        """
         with self._lock:
             if (batch, threads, last) in self._tuned:
                 return self._tuned[batch, threads, last]
@@ -213,7 +216,9 @@ class Native:
     def _bind_tensors(self, tensors: Sequence[Tensor]) -> tuple[int, Last, list[Tensor], list[Tensor]]:
         """Check inputs and create outputs for a call.
 
-        Return (batch size, numbers of channels_last inputs, tensors that the program reads and writes, outputs)."""
+        Return (batch size, numbers of the inputs in channels_last format, inputs and outputs as the program reads and
+        writes them, outputs as the caller gets them).
+        """
         batch = tensors[0].shape[0]
         used = list(tensors)
         for number, size in self._from_torch:
@@ -234,13 +239,17 @@ class Native:
 
 
 def _divide_batch(layout: str, images: int, batch: int, threads: int, last: Last, precision: str) -> Plan:
-    """Return a plan: threads divide the batch if each gets at least one block; otherwise they divide each operation."""
+    """Return a plan in which threads divide the batch or, if it is too small, divide each operation.
+
+    `images` is the number of images that a thread computes at a time. The batch is too small if it consists of fewer
+    than `threads` groups of so many images.
+    """
     split = "batch" if -(-batch // images) >= threads else "parts"
     return Plan(layout, images, split, last, precision if layout == "pixels" else "fp32")
 
 
 def _candidate_plans(batch: int, threads: int, last: Last, precision: str) -> list[Plan]:
-    """Return the plans that `tune` times: both layouts, with all block sizes that the batch fills."""
+    """Return the plans that `tune` times: both memory layouts, with all possible numbers of images at a time."""
     most = images_per_thread(batch, 1)
     blocks = [images for images in (1, 2, 4, 8, 16) if images <= most]
     layouts = ("planes", "pixels")
@@ -277,7 +286,7 @@ class Record:
 
 
 class Plans:
-    """Cached programs and layout choices of a region, in files."""
+    """Programs and layout choices of a subgraph that earlier processes stored in cache files."""
 
     def __init__(self, graph_digest: str, region: Region, library: Library) -> None:
         outputs = [node.output for node in region.nodes]
@@ -286,7 +295,7 @@ class Plans:
         self._library = library
 
     def fetch_record(self, *key: object) -> Record | None:
-        """Return the record with the key `key`; None if the record or one of its kernels is not in the cache."""
+        """Return the content of the cache file for `key`; None if the file or one of its kernels does not exist."""
         data = read_cached(self._cache_path(key))
         if data is None:
             return None
@@ -299,7 +308,7 @@ class Plans:
         return Record(ops, document["facts"]) if all(self._library.has(op.kernel) for op in ops) else None
 
     def store_record(self, ops: Sequence[Op], facts: dict[str, Any], *key: object) -> None:
-        """Store operations and further values under the key `key`, if the cache is writable."""
+        """Store operations and further values (`facts`) in the cache file for `key`, if the cache is writable."""
         tables: dict[str, np.ndarray[Any, Any]] = {}
         known: dict[int, str] = {}
         entries = []
@@ -343,7 +352,7 @@ def compute_graph_digest(graph: Graph) -> str:
 
 @functools.cache
 def _sources_digest() -> str:
-    """Return a digest of the sources of planner and graph; programs of other versions are not used."""
+    """Return a digest of the source code that creates programs; cached programs of other source code are not used."""
     here = Path(__file__).parent
     return digest_of_files([*here.glob("*.py"), *Path(ir.__file__).parent.glob("*.py")])
 
@@ -375,7 +384,7 @@ Values after the pooling are small, so a separate region can have larger blocks,
 
 
 def sketch_region(graph: Graph, region: Region) -> Sketch:
-    """Return the region as tasks on values whose axes are assigned to channels and pixels."""
+    """Return the subgraph `region` as tasks; each axis of a tensor is assigned to channels or to pixels."""
     sketch = Sketch(graph)
     waiting = {name: number for number, name in enumerate(region.inputs)}
     for node in region.nodes:
@@ -389,9 +398,9 @@ def sketch_region(graph: Graph, region: Region) -> Sketch:
 
 
 def partition_graph(graph: Graph) -> tuple[list[Region | Node], dict[str, str]]:
-    """Divide a graph into regions that are as large as possible, and nodes that run in torch.
+    """Divide a graph into subgraphs for kernels, as large as possible, and nodes that run in torch.
 
-    Return (the steps in the order in which they run, a dict from the output of a node to the reason for torch).
+    Return (these in the order in which they run, a dict from the output of a node to the reason why it runs in torch).
     """
     reasons = {node.output: "the engine has no such operation" for node in graph.nodes if not node.native}
     while True:
@@ -411,7 +420,10 @@ def partition_graph(graph: Graph) -> tuple[list[Region | Node], dict[str, str]]:
 
 
 def _rearrangements_read_by_torch(graph: Graph, nodes: Sequence[Node], sketch: Sketch) -> set[str]:
-    """Return the values that only rearrange elements and that only torch reads; views in torch take no time."""
+    """Return the names of values that only rearrange elements and are read only by nodes that run in torch.
+
+    Torch computes these values as views, which takes no time.
+    """
     readers: dict[str, list[str]] = {}
     inside = {node.output for node in nodes}
     for node in graph.nodes:
@@ -428,10 +440,10 @@ def _rearrangements_read_by_torch(graph: Graph, nodes: Sequence[Node], sketch: S
 def _assign_levels(
     graph: Graph, reasons: dict[str, str]
 ) -> tuple[dict[str, int], dict[int, list[Node]], dict[int, Sketch]]:
-    """Return (level of each value, nodes of the region at each level, sketch of the region at each level).
+    """Return (level of each value by name, nodes for kernels by level, these nodes as tasks by level).
 
-    The level of a value is the number of changes between torch and the engine on the way to it. Nodes that no layout
-    can run are added to `reasons`.
+    The level of a value is the number of changes between torch and kernels on the way to it. Nodes that kernels cannot
+    run are added to `reasons`.
     """
     levels: dict[str, int] = dict.fromkeys(graph.inputs, 0)
     native: set[str] = set()
@@ -460,7 +472,7 @@ def _assign_levels(
 def _order_steps(
     graph: Graph, levels: Mapping[str, int], regions: Mapping[int, Sequence[Node]], reasons: Mapping[str, str]
 ) -> list[Region | Node]:
-    """Return the regions, and the nodes that run in torch, in an order in which they can run."""
+    """Return the subgraphs for kernels, and the nodes that run in torch, in an order in which they can run."""
     steps: list[tuple[int, Region | Node]] = []
     for level, nodes in regions.items():
         inside = {node.output for node in nodes}
@@ -474,7 +486,7 @@ def _order_steps(
 
 
 def _split_after_last_pooling(graph: Graph, region: Region) -> list[Region]:
-    """Return the region, divided after its last global pooling if the layers after the pooling have many weights."""
+    """Return the subgraph in two parts if the layers after its last global pooling have many weights, else whole."""
     means = [number for number, node in enumerate(region.nodes) if node.op == "global_avg_pool"]
     if not means:
         return [region]

@@ -37,7 +37,7 @@ Like = tuple[str, Sequence[int], tuple[int, int]]
 
 @dataclass(frozen=True, eq=False)
 class RegionTask:
-    """One operation of a region: the operation of a node, a load, a store, or a copy of elements."""
+    """One operation of a subgraph: the operation of a node, a load or store of a tensor, or a copy of elements."""
 
     kind: str
     label: str
@@ -53,7 +53,7 @@ class RegionTask:
 
 @dataclass
 class Sketch:
-    """A region as tasks on values whose axes are assigned to channels and pixels, but which have no memory yet."""
+    """A subgraph as tasks on tensors whose axes are assigned to channels and pixels, but which have no memory yet."""
 
     graph: Graph
     storages: Storages = field(default_factory=Storages)
@@ -68,7 +68,7 @@ class Sketch:
     The reference to the value keeps its id unique."""
 
     def add_load(self, name: str, number: int) -> ValueForm:
-        """Add a task that loads the value `name` from the region's input tensor with the number `number`."""
+        """Add a task that loads the value `name` from the subgraph's input tensor with the number `number`."""
         shape = self.graph.values[name].shape
         if shape is None or shape[0] is not None or self.graph.values[name].dtype != "float32":
             raise UnsupportedError("a value that is not float32 with the batch first")
@@ -80,7 +80,7 @@ class Sketch:
         return form
 
     def add_store(self, name: str, number: int) -> None:
-        """Add a task that stores the value `name` to the region's output tensor with the number `number`."""
+        """Add a task that stores the value `name` to the subgraph's output tensor with the number `number`."""
         form = self.forms[name]
         if isinstance(form, Rearranged):
             labels = ("c" * (len(form.axes) - 2) + "pp")[-len(form.axes) :]
@@ -90,7 +90,7 @@ class Sketch:
         self.tasks.append(RegionTask("store", "store", (form,), form, Node("store", (name,), ""), number))
 
     def add_constant(self, node: Node, role: str, like: ValueForm, channels: Sequence[int]) -> ValueForm:
-        """Return the weight `role` of a node as a value with the labels and pixels of `like`.
+        """Return the weight `role` of a node as a tensor with the axis labels and pixels of `like`.
 
         `channels` are the sizes of its channel axes. Its channels are never reordered.
         """
@@ -117,7 +117,10 @@ class Sketch:
         return [(task, task.node) for task in self.tasks if task.kind in ("conv2d", "linear")]
 
     def add_task(self, node: Node, inputs: Sequence[ValueForm], like: Like, kind: str = "") -> ValueForm:
-        """Add a task and return its output; `like` is (labels, sizes of the channel axes, pixels) of the output."""
+        """Add a task and return its output.
+
+        `like` is (axis labels, sizes of the channel axes, pixels) of the output.
+        """
         labels, channels, pixels = like
         storage = self.storages.add_storage(prod(channels), pixels, len(self.tasks))
         output = new_value(labels, channels, pixels, storage)
@@ -125,7 +128,7 @@ class Sketch:
         return output
 
     def without_row_gaps(self, node: Node, form: ValueForm) -> ValueForm:
-        """Return the value `form` without zeros (halos) between rows; add a copy if the value has several rows."""
+        """Return `form` without zeros (halos) between the rows of an image; add a copy if it has several rows."""
         if form.pixels[0] == 1:
             return form
         self.record_read(form)
@@ -137,7 +140,10 @@ class Sketch:
     def as_planes(
         self, node: Node, value: ValueForm | Rearranged, labels: str, pixels: tuple[int, int] | None = None
     ) -> ValueForm:
-        """Return `value` as planes with the given labels and pixels; copy the value if necessary."""
+        """Return `value` with the axis labels `labels` and images of the size `pixels`; add a copy if necessary.
+
+        `labels` has "c" (channels) or "p" (pixels) for each axis except the batch.
+        """
         if isinstance(value, ValueForm) and value.labels == labels and pixels in (None, value.pixels):
             return value
         table = as_rearranged(value, self.storages)
@@ -175,9 +181,9 @@ class Sketch:
         return made
 
     def record_read(self, form: ValueForm, halo: int = 0, halo_of_few: int | None = None) -> None:
-        """Record that the next task reads a value with `halo` zeros around each plane.
+        """Record that the next task reads a tensor with `halo` zeros around each channel's image.
 
-        If the images of a block do not fill a vector, `halo_of_few` replaces `halo`.
+        If there are too few images to fill a vector register with one pixel of each, `halo_of_few` replaces `halo`.
         """
         self.storages.record_read(form, len(self.tasks), halo, halo_of_few)
 
@@ -220,7 +226,10 @@ def _output_pixels(sketch: Sketch, node: Node) -> tuple[int, int]:
 
 
 def _required_halo(node: Node, axis: int, kernel: Sequence[int], x: Sequence[int], y: Sequence[int]) -> int:
-    """Return by how many pixels windows exceed the input along `axis`; `kernel`, `x` and `y` are sizes."""
+    """Return how many zeros a sliding window needs around an image along `axis`.
+
+    `kernel`, `x` and `y` are the (height, width) of the window, the input and the output.
+    """
     stride, padding = node.attrs["stride"][axis], node.attrs["padding"][axis]
     dilation = node.attrs.get("dilation", (1, 1))[axis]
     behind = (y[axis] - 1) * stride + (kernel[axis] - 1) * dilation - padding - (x[axis] - 1)
@@ -244,7 +253,11 @@ def _add_layer(
     like: Like,
     same_rows: bool,
 ) -> ValueForm:
-    """Add a convolution or linear layer; if `same_rows`, input and output need equal distances between rows."""
+    """Add a convolution or linear layer and return its output.
+
+    `like` is (axis labels, sizes of the channel axes, pixels) of the output. If `same_rows`, the rows of input and
+    output must have equal distances in memory.
+    """
     labels, _, pixels = like
     for other in residual:
         if (other.labels, other.pixels) != (labels, pixels) and not (other.pixels == pixels == (1, 1)):
@@ -292,7 +305,7 @@ def _add_pointwise(sketch: Sketch, node: Node, inputs: list[ValueForm]) -> Value
 
 
 def _add_over_last_axis(sketch: Sketch, node: Node, inputs: list[ValueForm]) -> ValueForm:
-    """Add an operation over the last axis; with several channel axes, it is computed separately for each head."""
+    """Add an operation over the last axis; if there are several channel axes, each attention head is separate."""
     (x,) = inputs
     if node.attrs.get("axis", len(x.labels)) != len(x.labels) or x.labels[-1] != "c":
         raise UnsupportedError(f"a {node.op} over positions")
@@ -344,7 +357,11 @@ def _add_rotary(sketch: Sketch, node: Node, inputs: list[ValueForm]) -> ValueFor
 
 
 def _over_channels_rule(axis: Callable[[Node], int], otherwise: str) -> Rule:
-    """Return a rule for an operation over the only channel axis; `otherwise` is the error message for other axes."""
+    """Return a function that adds an operation over the only channel axis of its input.
+
+    `axis` is a function that returns the axis of a node's operation. For any other axis, `UnsupportedError` is raised
+    with the message `otherwise`.
+    """
 
     def add_over_channels(sketch: Sketch, node: Node, inputs: list[ValueForm]) -> ValueForm:
         if not _is_channels(inputs[0], axis(node)):
@@ -365,7 +382,7 @@ def _add_softmax(sketch: Sketch, node: Node, inputs: list[ValueForm]) -> ValueFo
 
 
 def _is_channels(form: ValueForm, axis: int) -> bool:
-    """Return whether `axis`, counted without the batch, is the only channel axis."""
+    """Return whether `axis`, where 0 is the first axis after the batch, is the only channel axis."""
     return form.labels[axis] == "c" and form.labels.count("c") == 1
 
 
@@ -418,7 +435,10 @@ def _add_concat(sketch: Sketch, node: Node, inputs: list[ValueForm]) -> ValueFor
 
 
 def _zero_copy_rule(view_of: Callable[[Node, ValueForm], ValueForm]) -> Rule:
-    """Return a rule for an operation that moves no data; `view_of` is a function from (node, input) to the output."""
+    """Return a function that adds an operation which moves no data.
+
+    `view_of` is a function from (node, input) to the output, which uses the memory of the input.
+    """
 
     def add_view(sketch: Sketch, node: Node, inputs: list[ValueForm]) -> ValueForm:
         y = view_of(node, inputs[0])
@@ -463,7 +483,7 @@ Value = ValueForm | Rearranged
 
 
 def add_node(sketch: Sketch, node: Node) -> None:
-    """Add a node, with copies of its inputs if necessary; raise `UnsupportedError` if no layout can run the node."""
+    """Add a node, with copies of its inputs if necessary; raise `UnsupportedError` if kernels cannot run the node."""
     if node.op not in RULES and node.op not in _VIEWS:
         raise UnsupportedError(f"no kernel for {node.op}")
     values = [sketch.forms[name] for name in node.inputs]
@@ -492,7 +512,10 @@ def _rearranging_view(view_of: Callable[[Node, Rearranged], Rearranged]) -> _Vie
 
 
 def _concatenate(sketch: Sketch, node: Node, values: Sequence[Value], error: UnsupportedError) -> Value:
-    """Return values concatenated as planes; as a table of sources if that is impossible or a view follows."""
+    """Return the concatenated values as channels in memory, or else as a table that says where each element is.
+
+    The table is used if channels are impossible, or if the next node only rearranges elements.
+    """
     if like := next((value for value in values if isinstance(value, ValueForm)), None):
         axis, labels = node.attrs["axis"], like.labels
         moved = any(node.output in one.inputs and one.op in _VIEWS for one in sketch.graph.nodes)
@@ -521,7 +544,7 @@ _ON_IMAGES = frozenset({"conv2d", "max_pool2d", "avg_pool2d", "global_avg_pool"}
 
 
 def _apply_on_copies(sketch: Sketch, node: Node, values: Sequence[Value], error: UnsupportedError) -> Value:
-    """Add the node on copies of its inputs with suitable axis labels; raise `error` if that is impossible."""
+    """Add the node on copies of its inputs that have suitable axes for it; raise `error` if that is impossible."""
     labels = _required_labels(sketch, node, values)
     rank = len(values[0].axes)
     if labels is None or any(len(value.axes) != rank for value in values):
@@ -544,7 +567,7 @@ def _apply_on_copies(sketch: Sketch, node: Node, values: Sequence[Value], error:
 
 
 def _with_two_position_axes(sketch: Sketch, value: Value) -> Rearranged:
-    """Return a value of several pixel axes and one channel axis with its pixels reshaped to two axes."""
+    """Return a value of several pixel axes and one channel axis, reshaped so that it has two pixel axes."""
     table = as_rearranged(value, sketch.storages)
     first, *rest, channels = table.axes
     return replace(table, where=table.where.reshape(first, prod(rest), channels))
@@ -555,7 +578,10 @@ def _has_gate_shape(values: Sequence[Value]) -> bool:
 
 
 def _required_labels(sketch: Sketch, node: Node, values: Sequence[Value]) -> str | None:
-    """Return the axis labels that the inputs of a node must have; None if no labels are suitable."""
+    """Return the axis labels that the inputs of a node must have; None if the node can run with no labels.
+
+    A label is "c" (channels) or "p" (pixels) for each axis except the batch.
+    """
     rank = len(values[0].axes)
     rows = "p" * (rank - 1) + "c"
     if node.op in _ROW_BY_ROW:

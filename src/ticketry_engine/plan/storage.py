@@ -22,12 +22,12 @@ Planned = np.ndarray[Any, np.dtype[np.int64]]
 
 
 class UnsupportedError(Exception):
-    """Error for a node that a layout cannot run; torch then runs the node, and `Compiled.layers` shows the message."""
+    """Error for a node that kernels cannot run; torch then runs the node, and `Compiled.layers` shows the message."""
 
 
 @dataclass(frozen=True, eq=False)
 class ValueForm:
-    """The axis labels of a value, the planes that store it, and the pixels of a plane."""
+    """Where a tensor lies: which axes are channels and which are pixels, and where each channel is stored."""
 
     labels: str
     planes: Planned
@@ -37,7 +37,7 @@ class ValueForm:
 
     @property
     def flat(self) -> Planned:
-        """Return the planes as [channels, 2], with all channel axes flattened."""
+        """Return (memory area, position in it) of each channel as [channels, 2], with all channel axes flattened."""
         return self.planes.reshape(-1, 2)
 
     @property
@@ -46,13 +46,13 @@ class ValueForm:
 
     @property
     def storages(self) -> list[int]:
-        """Return the numbers of the storages that contain the value's planes."""
+        """Return the numbers of the memory areas that contain the tensor's channels."""
         found: list[int] = np.unique(self.planes[..., 0]).tolist()
         return found
 
     @property
     def axes(self) -> tuple[int, ...]:
-        """Return the value's shape without the batch."""
+        """Return the tensor's shape without the batch."""
         sizes = iter(self.planes.shape[:-1])
         if self.labels == "f":
             return (prod(self.planes.shape[:-1]) * prod(self.pixels),)
@@ -60,7 +60,7 @@ class ValueForm:
         return tuple(next(sizes) if label == "c" else next(places) for label in self.labels)
 
     def transposed(self, axes: Sequence[int]) -> ValueForm:
-        """Return the value with permuted axes; `axes` includes the batch, axis 0, which stays in place."""
+        """Return the tensor with permuted axes; `axes` includes the batch, axis 0, which stays in place."""
         order = [axis - 1 for axis in axes[1:]]
         places = [axis for axis in order if self.labels[axis] == "p"]
         if places != sorted(places) or self.labels == "f":
@@ -71,7 +71,7 @@ class ValueForm:
         return ValueForm("".join(self.labels[axis] for axis in order), planes, self.pixels)
 
     def reshaped(self, shape: Sequence[int | None]) -> ValueForm:
-        """Return the value in a new shape (with batch); raise an error if a new axis would mix channels and pixels."""
+        """Return the tensor in a new shape (with batch); raise an error if a new axis would mix channels and pixels."""
         if self.labels == "f":
             raise UnsupportedError("a new shape of a flattened value")
         old, new = list(self.axes), [int(size or 0) for size in shape[1:]]
@@ -92,7 +92,10 @@ class ValueForm:
         return ValueForm("".join(labels), self.planes.reshape(*channels, 2), self.pixels)
 
     def flattened(self) -> ValueForm:
-        """Return the value with one axis besides the batch, labelled "c" if planes have one pixel, else "f"."""
+        """Return the tensor with a single axis besides the batch.
+
+        The axis has the label "c" (channels) if each channel is one pixel, else "f" (channels and pixels flattened).
+        """
         if self.labels.lstrip("c").strip("p") or "c" not in self.labels:
             raise UnsupportedError("a flattened value whose positions come before its channels")
         if self.pixels == (1, 1) or "p" not in self.labels:
@@ -105,7 +108,7 @@ class ValueForm:
         return replace(self, planes=self.planes[(slice(None),) * number + (slice(start, stop),)])
 
     def shuffled(self, groups: int) -> ValueForm:
-        """Return the value with channels shuffled between groups as in ShuffleNet."""
+        """Return the tensor with channels shuffled between groups as in ShuffleNet."""
         if self.labels != "cpp":
             raise UnsupportedError("a shuffle of other than images")
         planes = self.planes.reshape(groups, -1, 2).transpose(1, 0, 2).reshape(-1, 2)
@@ -120,7 +123,7 @@ class ValueForm:
 
 
 def region_input(shape: Sequence[int | None], storage: int) -> ValueForm:
-    """Return an input of a region with the given shape as a value in the storage with the number `storage`."""
+    """Return an input of a subgraph with the given shape; `storage` is the number of its memory area."""
     sizes = [int(size or 0) for size in shape[1:]]
     if len(sizes) == 3:
         return new_value("cpp", sizes[:1], (sizes[1], sizes[2]), storage)
@@ -132,14 +135,21 @@ def region_input(shape: Sequence[int | None], storage: int) -> ValueForm:
 
 
 def new_value(labels: str, channels: Sequence[int], pixels: tuple[int, int], storage: int) -> ValueForm:
-    """Return a value that consists of all planes of the storage `storage`; `channels` are its channel axes."""
+    """Return a tensor that consists of all channels in the memory area with the number `storage`.
+
+    `labels` has "c" (channels) or "p" (pixels) for each axis, `channels` are the sizes of the channel axes, and
+    `pixels` is (height, width).
+    """
     count = prod(channels)
     planes = np.stack([np.full(count, storage, dtype=np.int64), np.arange(count, dtype=np.int64)], axis=-1)
     return ValueForm(labels, planes.reshape(*channels, 2), pixels)
 
 
 def _matching_axis_runs(old: list[int], new: list[int]) -> list[tuple[list[int], list[int]]]:
-    """Divide old and new axes into the shortest runs with equal numbers of elements, and return the pairs of runs."""
+    """Divide old and new axes of a reshape into the shortest groups with equal numbers of elements.
+
+    Return pairs (sizes of the old axes, sizes of the new axes) of a group.
+    """
     blocks, i, j = [], 0, 0
     while i < len(old) or j < len(new):
         a, b = i, j
@@ -160,7 +170,7 @@ def _matching_axis_runs(old: list[int], new: list[int]) -> list[tuple[list[int],
 
 
 def join_channels(forms: Sequence[ValueForm], axis: int) -> ValueForm:
-    """Return the values concatenated along the channel axis `axis`, where the batch is axis 0."""
+    """Return the tensors concatenated along the channel axis `axis`, where the batch is axis 0."""
     first = forms[0]
     if any(form.labels != first.labels or form.pixels != first.pixels for form in forms):
         raise UnsupportedError("a concatenation of values that lie differently")
@@ -169,7 +179,7 @@ def join_channels(forms: Sequence[ValueForm], axis: int) -> ValueForm:
 
 @dataclass
 class Storage:
-    """Requirements on the memory of the planes (channels) that one operation writes."""
+    """What a memory area must provide: the channels that one operation writes, their size, and zeros around them."""
 
     channels: int
     pixels: tuple[int, int]
@@ -203,7 +213,7 @@ class Union:
 
 @dataclass
 class Storages:
-    """All storages of a region, and the constraints between storages."""
+    """All memory areas of a subgraph's tensors, and the conditions under which they are arranged."""
 
     all: list[Storage] = field(default_factory=list)
     halos: Union = field(default_factory=Union)
@@ -227,9 +237,9 @@ class Storages:
         return len(self.all) - 1
 
     def record_read(self, form: ValueForm, when: int, halo: int = 0, halo_of_few: int | None = None) -> None:
-        """Record that operation `when` reads a value with `halo` zeros around each plane.
+        """Record that operation `when` reads a tensor with `halo` zeros around each channel's image.
 
-        If the images of a block do not fill a vector, `halo_of_few` replaces `halo`.
+        If there are too few images to fill a vector register with one pixel of each, `halo_of_few` replaces `halo`.
         """
         for number in form.storages:
             storage = self.all[number]
@@ -239,13 +249,13 @@ class Storages:
         self.require_equal_geometry([form])
 
     def require_equal_geometry(self, forms: Iterable[ValueForm]) -> None:
-        """Require that all storages of the values `forms` have equal geometries."""
+        """Require that all channels of these tensors have equal distances and equally many zeros around them."""
         numbers = [number for form in forms for number in form.storages]
         self.halos.join(numbers)
         self.rows.join(numbers)
 
     def require_equal_order(self, *forms: ValueForm) -> None:
-        """Require that the values `forms` have the same order of channels."""
+        """Require that the channels of all given tensors are stored in the same order."""
         for numbers in zip(*(form.flat[:, 0].tolist() for form in forms), strict=True):
             self.orders.join(numbers)
         for form in forms:
@@ -253,7 +263,7 @@ class Storages:
                 self.pin_channel_order(form)
 
     def pin_channel_order(self, form: ValueForm) -> None:
-        """Require that the channels of a value keep their original order."""
+        """Require that the channels of a tensor keep their original order."""
         self.pinned.update(form.storages)
 
     def require_equal_row_distances(self, one: ValueForm, other: ValueForm) -> None:
@@ -262,8 +272,8 @@ class Storages:
     def allow_overwriting(self, y: ValueForm, x: ValueForm, others: Iterable[ValueForm], *, once: bool) -> None:
         """Allow y to overwrite x: the operation that computes y reads each element of x right before writing it in y.
 
-        `others` are further inputs, which must not share memory with y. If `once`, every layout writes each element
-        only once; the last tile of a channels-last convolution writes elements again.
+        `others` are further inputs, which must not share memory with y. `once` says whether every layout writes each
+        element only once, which is not true of a convolution in the channels-last layout.
         """
         whole = len(x.storages) == 1 and x.channels == self.all[x.storages[0]].channels == y.channels
         elsewhere = all(x.storages[0] not in other.storages for other in others)
@@ -273,9 +283,9 @@ class Storages:
                 self.once.add(y.storages[0])
 
     def memory_owners(self, *, once: bool = False) -> list[int]:
-        """Return, for each storage, the storage whose memory it uses: itself, or a storage that it overwrites.
+        """Return, for each memory area, the number of the area that it overwrites; its own number if none.
 
-        If `once`, only the storages in `Storages.once` overwrite others.
+        If `once`, areas overwrite others only if each of their elements is written once.
         """
         found: list[int] = []
         for number, storage in enumerate(self.all):
@@ -285,9 +295,10 @@ class Storages:
         return found
 
     def largest_halo(self, number: int, *, few: bool = False) -> int:
-        """Return the largest halo of the storages that share their geometry with storage `number`.
+        """Return the largest number of zeros around a channel among the areas that must have as many as area `number`.
 
-        With `few`, it is the halo for small batches, `halo_of_few`.
+        If `few`, return the number for batches that are too small to fill a vector register with one pixel of each
+        image.
         """
         key = self.halos.find(number)
         relatives = [storage for other, storage in enumerate(self.all) if self.halos.find(other) == key]
@@ -337,7 +348,10 @@ class BufferAllocator:
         self._given: list[Buffer] = []
 
     def allocate(self, size: int, layout: Hashable) -> tuple[Buffer, bool]:
-        """Return (a buffer, whether it reuses a buffer of the same layout, so that its borders are still zero)."""
+        """Return (a buffer, whether its zero borders are still intact).
+
+        The borders are intact if all earlier users of the buffer had the same `layout`.
+        """
         for number in reversed(range(len(self._clean))):
             buffer = self._clean[number]
             if buffer.layout == layout and buffer.end - buffer.begin == size:
@@ -358,16 +372,16 @@ class BufferAllocator:
         return buffer, False
 
     def release(self, buffer: Buffer) -> None:
-        """Release a buffer that operations added from now on do not use.
+        """Release a buffer; operations that are added from now on do not use its content.
 
-        Operations added before may not have run yet. Until `free_released_buffers` is called, only a buffer of equal
-        layout and size reuses the memory.
+        Operations that were added before may not have run yet. Until `free_released_buffers` is called, only a buffer
+        of equal layout and size reuses the memory.
         """
         self._clean.append(buffer)
         self._waiting += 1
 
     def free_released_buffers(self) -> None:
-        """Record that all waiting operations have run, so that released buffers become free."""
+        """Make all released buffers available; call this when the operations that use them have run."""
         for buffer in self._clean[len(self._clean) - self._waiting :]:
             bisect.insort(self._free, (buffer.begin, buffer.end))
         self._waiting = 0
@@ -379,7 +393,7 @@ class BufferAllocator:
         self._free = joined
 
     def is_exclusive(self, buffer: Buffer) -> bool:
-        """Return whether only buffers of one layout ever used the bytes of `buffer`, so that its borders stay zero."""
+        """Return whether all buffers that ever used these bytes had the same layout, so that borders stay zero."""
         return all(
             other.layout == buffer.layout and other.begin == buffer.begin
             for other in self._given
@@ -401,7 +415,7 @@ G = TypeVar("G", bound=Hashable)
 
 
 class LayoutSlots(Generic[G]):
-    """Assigns slots (places of equal size) to values, in a separate memory for each layout.
+    """Assigns places of equal size (slots) to values, in a separate memory for each layout.
 
     Values are added in the order in which they are written.
     """
@@ -411,7 +425,10 @@ class LayoutSlots(Generic[G]):
         self._live: dict[G, list[tuple[int, Buffer]]] = {}
 
     def add_value(self, layout: G, size: int, born: int, dies: int) -> int:
-        """Return the first of `size` slots for a value that operation `born` writes and operation `dies` reads last."""
+        """Reserve `size` consecutive slots for a value, and return the number of the first slot.
+
+        The operation with the number `born` writes the value, and operation `dies` is the last that reads it.
+        """
         memory, live = self._memories.setdefault(layout, BufferAllocator()), self._live.setdefault(layout, [])
         for end, buffer in live:
             if end < born:
@@ -422,7 +439,7 @@ class LayoutSlots(Generic[G]):
         return buffer.begin
 
     def offsets_and_total_bytes(self, bytes_of: Callable[[G], int]) -> tuple[dict[G, int], int]:
-        """Return (first byte of each layout's memory, total bytes), if a slot has ``bytes_of(layout)`` bytes."""
+        """Return (first byte of each layout's memory, total bytes); a slot takes ``bytes_of(layout)`` bytes."""
         starts, end = {}, 0
         for layout, memory in self._memories.items():
             starts[layout] = end
@@ -442,7 +459,7 @@ ZERO = -1
 
 @dataclass(frozen=True, eq=False)
 class Rearranged:
-    """A value that contains elements of some storages in any arrangement."""
+    """A tensor whose elements are elements of other tensors in any arrangement; a table says which."""
 
     sources: tuple[int, ...]
     """Numbers of the storages that the elements come from."""
@@ -453,23 +470,23 @@ class Rearranged:
 
     @property
     def axes(self) -> tuple[int, ...]:
-        """Return the value's shape without the batch."""
+        """Return the tensor's shape without the batch."""
         return tuple(self.where.shape)
 
     def with_sources(self, where: Planned) -> Rearranged:
-        """Return a value with the same sources and the table `where`."""
+        """Return a copy in which the table `where` says which element is where."""
         return replace(self, where=where)
 
     def transposed(self, axes: Sequence[int]) -> Rearranged:
-        """Return the value with permuted axes; `axes` includes the batch, axis 0, which stays in place."""
+        """Return the tensor with permuted axes; `axes` includes the batch, axis 0, which stays in place."""
         return self.with_sources(self.where.transpose([axis - 1 for axis in axes[1:]]))
 
     def reshaped(self, shape: Sequence[int | None]) -> Rearranged:
-        """Return the value reshaped to `shape`, which includes the batch."""
+        """Return the tensor reshaped to `shape`, which includes the batch."""
         return self.with_sources(self.where.reshape([int(size or 0) for size in shape[1:]]))
 
     def flattened(self) -> Rearranged:
-        """Return the value flattened to one axis besides the batch."""
+        """Return the tensor flattened to one axis besides the batch."""
         return self.with_sources(self.where.reshape(-1))
 
     def sliced(self, axis: int, start: int, stop: int) -> Rearranged:
@@ -477,19 +494,19 @@ class Rearranged:
         return self.with_sources(self.where[(slice(None),) * (axis - 1) + (slice(start, stop),)])
 
     def padded(self, before: Sequence[int], after: Sequence[int]) -> Rearranged:
-        """Return the value padded with zeros; `before` and `after` are their numbers for each axis except the batch."""
+        """Return the tensor padded with zeros; `before` and `after` are counts for each axis except the batch."""
         room = list(zip(before, after, strict=True))
         return self.with_sources(np.pad(self.where, room, constant_values=ZERO))
 
     def shuffled(self, groups: int) -> Rearranged:
-        """Return the value with channels shuffled between groups as in ShuffleNet."""
+        """Return the tensor with channels shuffled between groups as in ShuffleNet."""
         channels, *rest = self.axes
         split = self.where.reshape(groups, channels // groups, *rest).swapaxes(0, 1)
         return self.with_sources(split.reshape(channels, *rest))
 
 
 def as_rearranged(value: ValueForm | Rearranged, storages: Storages) -> Rearranged:
-    """Return a value as a table of its elements' sources; raise `UnsupportedError` if it has too many elements."""
+    """Return a tensor as a table that says where each element is; raise `UnsupportedError` for too many elements."""
     if isinstance(value, Rearranged):
         return value
     positions = prod(value.pixels)
@@ -511,7 +528,7 @@ def as_rearranged(value: ValueForm | Rearranged, storages: Storages) -> Rearrang
 
 
 def as_whole_planes(value: Rearranged, labels: str, storages: Storages) -> ValueForm | None:
-    """Return a value as whole planes of its sources; None if its elements are in another order.
+    """Return a tensor as a list of whole channels of other tensors; None if its elements are in another order.
 
     `labels` has "c" (channels) or "p" (pixels) for each axis.
     """
@@ -545,9 +562,10 @@ def _elements_by_channel(where: Planned, labels: str) -> Planned:
 
 
 def source_table(value: Rearranged, labels: str) -> tuple[Planned, list[int], tuple[int, int]]:
-    """Return (sources [channels, pixels], sizes of channel axes, (height, width)) of a value.
+    """Return (table [channels, pixels] of where each element is, sizes of channel axes, (height, width)) of a tensor.
 
-    `labels` has "c" (channels) or "p" (pixels) for each axis."""
+    `labels` has "c" (channels) or "p" (pixels) for each axis.
+    """
     places = [size for size, label in zip(value.axes, labels, strict=True) if label == "p"]
     channels = [size for size, label in zip(value.axes, labels, strict=True) if label == "c"]
     if len(places) > 2 or len(labels) != len(value.axes):
@@ -557,7 +575,7 @@ def source_table(value: Rearranged, labels: str) -> tuple[Planned, list[int], tu
 
 
 def join_rearranged(values: Sequence[Rearranged], axis: int, storages: Storages) -> Rearranged:
-    """Return the values concatenated along `axis`, where the batch is axis 0."""
+    """Return the tensors concatenated along `axis`, where the batch is axis 0."""
     sources: dict[int, int] = {}
     tables, at = [], 0
     for value in values:
@@ -580,6 +598,6 @@ def join_rearranged(values: Sequence[Rearranged], axis: int, storages: Storages)
 
 
 def value_of_all_planes(storage: int, storages: Storages) -> ValueForm:
-    """Return the value that consists of all planes of the storage with the number `storage`."""
+    """Return the tensor that consists of all channels in the memory area with the number `storage`."""
     one = storages.all[storage]
     return new_value("cpp", [one.channels], one.pixels, storage)
