@@ -38,7 +38,7 @@ _SHOWN = 5
 
 @dataclass(frozen=True)
 class ComputedWeight:
-    """A weight that `module` computes from parameters and stores as its attribute `local`."""
+    """A weight that `module` computes from parameters and stores in its attribute whose name is `local`."""
 
     module: nn.Module
     local: str
@@ -337,7 +337,7 @@ def _random_like(like: Tensor, draw: torch.Generator) -> Tensor:
 
 
 def _random_half_mask(like: Tensor, draw: torch.Generator) -> Tensor:
-    """Mark about half of the elements of `like` at random, but never a whole row (first dimension) or column."""
+    """Mark about half of the elements of `like` at random, but never all of a row (first dimension) or column."""
     removed = torch.rand(like.shape, generator=draw) < 0.5
     flat = removed.reshape(len(removed), -1) if like.dim() else removed.reshape(1, 1)
     rows, columns = flat.shape

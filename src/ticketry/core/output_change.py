@@ -62,6 +62,8 @@ class LayerCall:
         """Record a call that multiplies `x` by a weight.
 
         Args:
+            axes: number of dimensions of the weight: 2 for a linear layer, 4 for a 2-d convolution.
+            groups: number of groups of a grouped convolution.
             first_row: index of the first row of the weight that is used, if the call uses only some rows.
             is_layer: whether a module is called; then the first axis of `x` indexes examples.
             transposed: whether the first axis of the weight indexes inputs.

@@ -64,7 +64,10 @@ def densities(density: float, steps: int, schedule: str = "exponential", *, init
 
 @contextmanager
 def name_final_target_in_errors(target: float, wanted: float, what: str = "density") -> Iterator[None]:
-    """Within the block, add "on the way to density `wanted`" to a LayerCollapseError, unless `target` is `wanted`."""
+    """Within the block, start the message of a LayerCollapseError with "on the way to density `wanted`".
+
+    The message is unchanged if the pruning step's own density, `target`, equals `wanted`. `what` replaces "density".
+    """
     try:
         yield
     except LayerCollapseError as error:
@@ -303,7 +306,10 @@ def _prune_to_multiplications(
     within: Mask | None,
     keep_at_least: int,
 ) -> Mask:
-    """Return the mask that retains a share `amount` of the MACs; raise an error before scoring if it is impossible."""
+    """Return the mask that retains at most a share `amount` of the MACs.
+
+    If no mask can, an error is raised before weights are scored. `find` is the function that returns the scores.
+    """
     share, least = parse_flops_share(amount), check_layer_minimum_option(keep_at_least)
     prices = count_multiplications(model, scope, example_inputs)
     check_multiplications(scope.shapes, prices, share, within=within, least=least)

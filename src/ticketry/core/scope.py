@@ -419,7 +419,12 @@ def _find_parameters(model: nn.Module) -> dict[str, _FoundParameter]:
 def _find_ineffective(
     model: nn.Module, owners: Mapping[str, _FoundParameter], selected: set[str], included: set[str]
 ) -> set[str]:
-    """Return the `selected` names of parameters whose pruning does not zero the weight computed from them."""
+    """Return the names in `selected` to leave out, since a weight computed from several parameters is pruned by one.
+
+    This is the first parameter whose zeros make the weight 0 at the same positions (v, not g, of weight_norm). If a
+    parameter in `included` is used for a weight, the weight's other parameters are left out. Raise `ScopeError` if
+    there is no suitable parameter.
+    """
     names = {id(owner.parameter): name for name, owner in owners.items()}
     layers = {id(module): name or type(model).__name__ for name, module in model.named_modules()}
     ineffective: set[str] = set()

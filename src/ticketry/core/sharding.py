@@ -187,9 +187,11 @@ class Ranking:
     def __init__(
         self, numbers: Mapping[str, Tensor], within: Mapping[str, Tensor] | None, *, magnitudes: bool = False
     ) -> None:
-        """Create a ranking.
+        """Create a ranking of the elements of all tensors in `numbers`.
 
         Args:
+            numbers: tensors by name; they may be sharded.
+            magnitudes: whether to rank absolute values instead of the numbers.
             within: bool tensors by name, not sharded; elements where they are False are excluded. None: include all.
         """
         self._numbers = numbers

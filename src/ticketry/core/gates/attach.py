@@ -31,7 +31,7 @@ from ticketry_engine.support.entry_points import CHANGES, entry_point
 
 
 class GateOptions(TypedDict, total=False):
-    """Keyword arguments of `attach`."""
+    """The keyword arguments of `attach`, the function that adds trainable gates to the weights of a model."""
 
     init: float
     kind: str | Kind
@@ -240,11 +240,20 @@ class BlockGates(Gates):
         return sum(float((value.double() * sizes).sum()) for value, sizes in opened) / self.weights
 
     def harden(self, *, collapse: str = "raise") -> Mask:
-        """Return the mask of the gates that are on, in whole blocks; see `Gates.harden`."""
+        """Return the mask that retains the blocks whose gates are on, that is, whose logits exceed a threshold.
+
+        Args:
+            collapse: what to do if no gate of a parameter is on: ``raise`` an error, or ``keep`` the best block.
+        """
         return Mask(self._expand_to_weights(super().harden(collapse=collapse)))
 
     def allocate(self, density: float, *, collapse: str = "raise") -> Mask:
-        """Return the mask of the blocks with the largest logits, as close to `density` as whole blocks permit."""
+        """Return the mask of the blocks with the largest logits, as close to `density` as whole blocks permit.
+
+        Args:
+            density: fraction of the weights to retain.
+            collapse: what to do if a layer would be left empty: ``raise`` an error, or ``keep`` its best block.
+        """
         more = {"pattern": self.pattern, "layouts": self._layouts, "within": self._initial_mask()}
         return allocate_for_gates(self.by_weight(), density, collapse=collapse, **more)
 

@@ -91,7 +91,12 @@ class Charges:
 
 
 def convex_costs(prices: Prices, sizes: Mapping[str, int]) -> dict[str, Curve]:
-    """Return the cost of each parameter as a function of density, as a convex curve."""
+    """Return, for each parameter, the lower convex hull of its cost as a function of its density.
+
+    Args:
+        prices: the cost of a single weight, by parameter name; or a `CostModel`.
+        sizes: the number of weights, by parameter name.
+    """
     if isinstance(prices, CostModel):
         curves = prices.curves()
         return {name: curves[name].convex() for name in sizes}
@@ -102,6 +107,8 @@ def share_above_floor(prices: Prices, sizes: Mapping[str, int], share: float) ->
     """Return the share of the cost of all gates that a budget permits: 0 permits no open gate, 1 permits all.
 
     Args:
+        prices: the cost of a single weight, by parameter name; or a `CostModel`.
+        sizes: the number of weights, by name, of the parameters that have gates.
         share: the budget, as a share of the cost of all these weights or, with a cost model, of the whole network.
     """
     if not isinstance(prices, CostModel):

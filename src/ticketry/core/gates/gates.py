@@ -160,12 +160,12 @@ class Gates:
 
     @property
     def beta(self) -> float:
-        """Current inverse temperature; 1 for kinds that are not annealed."""
+        """Current inverse temperature, the factor of the logits; 1 for kinds of gates that do not change it."""
         return self._moment.beta
 
     @property
     def progress(self) -> float:
-        """Progress of the current round, as last passed to `anneal`."""
+        """Share (0 to 1) of the current round of training that is done, as last passed to `anneal`."""
         return self._progress
 
     def penalty(self, coefficient: float) -> Tensor:
@@ -226,7 +226,7 @@ class Gates:
         self._hard = on
 
     def hardened(self) -> contextlib.AbstractContextManager[None]:
-        """Use hard gates within the block."""
+        """Within the block, use hard gates: 0 for gates that are off, and without gradients; see `hard`."""
         return temporarily_set_flag(self, "_hard")
 
     def lifted(self) -> contextlib.AbstractContextManager[None]:
@@ -234,7 +234,7 @@ class Gates:
         return temporarily_set_flag(self, "_lifted")
 
     def drawing(self) -> contextlib.AbstractContextManager[None]:
-        """Within the block, use the gates of training mode also in evaluation mode, to train gates but not weights."""
+        """Within the block, let a model in evaluation mode use the gates of training mode, which may be random."""
         return temporarily_set_flag(self, "_drawing")
 
     def harden(self, *, collapse: str = "raise") -> Mask:
@@ -268,7 +268,8 @@ class Gates:
     def allocate(self, density: float, *, collapse: str = "raise") -> Mask:
         """Return the mask that retains the share `density` of the weights, those with the largest logits.
 
-        For `collapse` and the errors see `tk.allocate`.
+        The errors are those of `tk.allocate`. If a layer would be left empty, the `collapse` value ``raise`` raises an
+        error, and ``keep`` retains the layer's best weight.
         """
         return allocate_for_gates(self.by_weight(), density, within=self._initial_mask(), collapse=collapse)
 
@@ -478,7 +479,7 @@ class Gates:
             yield opened if kept is None else opened * kept
 
     def _apply_gates(self, positions: Sequence[int], weights: Sequence[Tensor], all_parameters: bool) -> list[Tensor]:
-        """Return weight * gate of the parameters with the indices `positions`, in the current mode of the model."""
+        """Return weight * gate of the parameters with the indices `positions`, for training or evaluation mode."""
         if self._lifted:
             return list(weights)
         self._check_devices(positions, weights)

@@ -154,7 +154,9 @@ def _multiply_in_place(gate: Tensor, other: Tensor, scale: float) -> Tensor:
 def _gate_gradient(weight: Tensor, grad: Tensor | None, grad_total: Tensor | None, beta: float, scale: float) -> Tensor:
     """Return `beta` times the gradient with respect to the gate, as a new tensor in the weight's memory layout.
 
-    `grad` and `grad_total` are the gradients of the product and of the sum; None means 0.
+    Args:
+        grad: gradient with respect to the product `scale` * weight * gate; None means 0.
+        grad_total: gradient with respect to the sum of all gates; None means 0.
     """
     charge = weight.new_zeros(()) if grad_total is None else grad_total * beta
     if grad is None:

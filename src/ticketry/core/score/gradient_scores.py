@@ -43,7 +43,8 @@ class DataScore(Protocol):
         batches: batches of training data; every batch counts the same.
         loss: ``loss(model, batch)``, the mean loss of a batch, a scalar.
         seed: seed of random numbers that the model draws (dropout is off).
-        norms, at: see `ticketry.score`.
+        norms: ``batch``: norms use the statistics of the batch; ``running``: they use running statistics.
+        at: a mask; the weights that it removes are 0 during the measurement.
 
     Raises:
         UsageError: without batches or loss.

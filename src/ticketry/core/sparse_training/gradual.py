@@ -126,7 +126,7 @@ class Gradual:
         return True
 
     def check(self, optimizer: Optimizer | None = None) -> None:
-        """Raise `HoldError` if removed weights are not exactly 0; see `Hold.check`."""
+        """Raise `HoldError` if removed weights, or the state of `optimizer` for them, are not exactly 0."""
         self._refuse_copy()
         if self._hold:
             self._hold.check(optimizer)

@@ -53,7 +53,7 @@ class HeldParameter:
         return self._factors
 
     def factors_like(self, tensor: Tensor, *, once: bool = False) -> Tensor:
-        """Return `factors` in the dtype and on the device of `tensor`.
+        """Return the mask as numbers 0 and 1, in the dtype and on the device of `tensor`.
 
         Args:
             tensor: the parameter, its gradient or a tensor of its optimiser state; for a sharded parameter, the shard
@@ -118,7 +118,7 @@ class MaskedParameters:
         self.find_and_remember()
 
     def find_and_remember(self) -> dict[str, nn.Parameter]:
-        """Return the result of `find_parameters`, and remember the modules and parameters for `are_unchanged`."""
+        """Return the parameters that the mask names, and remember them and the model's modules for `are_unchanged`."""
         found = self.find_parameters()
         self._path: dict[tuple[int, str], tuple[Mapping[str, object], str, object]] = {}
         for raw, _ in self.model.named_parameters(remove_duplicate=False):
@@ -145,7 +145,7 @@ class MaskedParameters:
         return {name: one for name, one in found.items() if not tied[name]}
 
     def are_unchanged(self, held: Mapping[str, HeldParameter]) -> bool:
-        """Return whether the model has the same modules and parameters as remembered, and `held` these parameters."""
+        """Return whether the model still has the remembered modules and parameters, and `held` has these parameters."""
         return all(key in entries and entries[key] is value for entries, key, value in self._path.values()) and all(
             _tensor_identity(each.parameter) == each._content for each in held.values()
         )
@@ -275,8 +275,8 @@ class Hold:
         """Start enforcing a mask.
 
         Args:
-            model: see `hold`.
-            mask: see `hold`.
+            model: the model that is trained; it may be wrapped or sharded.
+            mask: its removed weights are set to 0 now and stay 0.
             hooks: whether to mask gradients and optimiser state automatically; False for a loop that calls
                 `mask_gradients` and `mask_state` itself, which takes less time.
         """
@@ -502,7 +502,7 @@ def hold(model: nn.Module, mask: Mask) -> Hold:
 
 
 class Attachment:
-    """A mask or gates that a training has attached to a model, in a register of all such attachments.
+    """An entry in the register of all masks and gates that trainings have attached to models.
 
     Args:
         model: the model.

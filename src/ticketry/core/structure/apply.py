@@ -108,6 +108,7 @@ def apply_structuring(
     """Return the structured mask that a `Structuring` derives from an unstructured mask, see `ticketry.structure`.
 
     Args:
+        by: the kind of structured mask and its options.
         model: the model, with the weights by which `mask` was chosen.
         structure: the model's channel structure, if known; otherwise it is found, which takes seconds.
     """

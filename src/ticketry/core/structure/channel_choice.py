@@ -92,7 +92,8 @@ class RemainingWeights:
 def rank_channels_globally(count: RemainingWeights, scores: Sequence[Tensor], keep_at_least: int) -> list[Channel]:
     """Return the channels of all groups that may still be removed, in the order of their scores, lowest first.
 
-    Of equal scores, the later channel comes first. Each group retains `keep_at_least` channels.
+    Of equal scores, the later channel comes first. Each group retains `keep_at_least` channels. `count` knows which
+    channels have been removed already.
     """
     ranked = sorted(
         (float(value), -g, -c)
@@ -112,7 +113,8 @@ def rank_channels_globally(count: RemainingWeights, scores: Sequence[Tensor], ke
 def rank_channels_uniformly(count: RemainingWeights, scores: Sequence[Tensor], keep_at_least: int) -> list[Channel]:
     """Return the channels that may still be removed, in an order by which groups lose about equal shares of channels.
 
-    Within each group, channels are ordered by score, lowest first. Each group retains `keep_at_least` channels.
+    Within each group, channels are ordered by score, lowest first. Each group retains `keep_at_least` channels. `count`
+    knows which channels have been removed already.
     """
     ranked = []
     for g, (group, values) in enumerate(zip(count.groups, scores, strict=True)):
@@ -150,7 +152,10 @@ class ChannelOrder:
         return f"{least}{f' (the least multiple of {self.multiple})' if self.multiple > 1 else ''}"
 
     def rank_blocks(self, count: RemainingWeights, scores: Sequence[Tensor]) -> list[list[Channel]]:
-        """Return blocks of the channels that `count` has not removed yet, in the order in which to remove them."""
+        """Return blocks of `multiple` channels of one group, in the order in which to remove the blocks.
+
+        Channels that `count` has removed already are left out.
+        """
         steps = DISTRIBUTIONS[self.distribution](count, scores, self.keep_at_least)
         return split_into_blocks(count, steps, self.multiple)
 
@@ -180,6 +185,8 @@ def remove_to_density(
     """Remove blocks in order until the density is nearest to `density`; return flags of each group's removed channels.
 
     Args:
+        count: counts the remaining weights, from which blocks are removed.
+        blocks: lists of channels that are removed together, the least important first.
         limits: text for the error message that says how many channels each group retains.
     """
     target = density * count.total
@@ -221,7 +228,10 @@ class ChannelChoice:
     def score_channels(
         self, mask: Mask | None, inputs: ScoreInputs, *, score: str | Score, reduce: str
     ) -> list[Tensor]:
-        """Return, for each group, the scores of its channels in the network pruned by `mask` (None: unpruned)."""
+        """Return, for each group, the scores of its channels in the network pruned by `mask` (None: unpruned).
+
+        `reduce` says whether the score of a channel is the ``mean`` or the ``sum`` over its weights.
+        """
         with temporarily_pruned(mask, mask.parameters(self.model) if mask is not None else {}):
             found = channel_scores(self.model, self.groups, self.scope, self.roles, inputs, score=score, reduce=reduce)
         self.check_no_nan(found)
@@ -252,7 +262,10 @@ class ChannelChoice:
         self.prune_to_density(sizes, within, density, order)
 
     def prune_to_density(self, scores: list[Tensor], within: Mask | None, density: float, order: ChannelOrder) -> Mask:
-        """Return the mask that removes the channels of `within` and then those of lowest score, down to `density`."""
+        """Return the mask that removes channels in the order of their scores, lowest first, down to `density`.
+
+        The mask also removes all channels that `within` removes. `order` says how groups share the removal.
+        """
         count = RemainingWeights(self.groups, {name: self.shapes[name] for name in self.masked_names})
         if within is not None:
             for g, channel in self.removed_channels(within):
@@ -310,7 +323,10 @@ def removable_group_positions(structure: Structure, scope: Scope) -> list[int]:
 
 
 def explain_out_of_scope(group: ChannelGroup, parts: Roles, scope: Scope) -> str:
-    """Return why the channels of a group cannot be removed in a scope; "" if they can."""
+    """Return why the channels of a group cannot be removed in a scope; "" if they can.
+
+    `parts` says which dimensions of weights compute channels and which read them.
+    """
     makers = list(dict.fromkeys(member.name for member in group.within(parts.outputs)))
     if not makers:
         return "no weight of a layer makes them"

@@ -37,7 +37,11 @@ from ticketry_engine.support.entry_points import entry_point
 def parse_budget(
     budgets: Mapping[str, float | str | None], base: str, density: object, sparsity: object
 ) -> tuple[str, float | str] | None:
-    """Return (name, amount) of the requested budget; None if a density or sparsity is requested, or nothing."""
+    """Return (name, amount) of the only budget in `budgets` that is not None; None if there is no budget.
+
+    Raise `UsageError` for several budgets, for a budget besides a density or sparsity, or if `base`, whose latency a
+    budget of time is a share of, is given without such a budget.
+    """
     given = [(name, amount) for name, amount in budgets.items() if amount is not None]
     if base != EAGER and "time" not in dict(given):
         raise UsageError(f"base={base!r} says what a share of the latency is of: give time= too, or leave base out")
@@ -294,7 +298,10 @@ def channels(
 def check_channel_density(
     model: nn.Module, structure: Structure, density: float, *, scope: Scope, keep_at_least: int = 1, multiple: int = 1
 ) -> None:
-    """Raise the error of `channels` if no choice of channels to remove can reach the density."""
+    """Raise `LayerCollapseError` if no choice of channels to remove can reach the density.
+
+    Each group must retain `keep_at_least` channels, and a group that loses channels a multiple of `multiple`.
+    """
     order = ChannelOrder("global", keep_at_least, multiple)
     ChannelChoice(model, structure, scope).check_reachable(None, check_density(density), order)
 
@@ -309,7 +316,14 @@ def prune_channels_by_scores(
     keep_at_least: int = 1,
     multiple: int = 1,
 ) -> Mask:
-    """Return the mask that `channels` returns at a density, for given `scores` of channels."""
+    """Return a mask that removes the channels with the lowest scores until the density is met.
+
+    Args:
+        scores: for each channel group that can be removed in `scope`, the score of each channel.
+        density: fraction of the elements of all tensors in the mask that the mask retains.
+        keep_at_least: smallest number of channels that each group retains.
+        multiple: each group that loses channels retains a multiple of this number.
+    """
     order = ChannelOrder("global", keep_at_least, multiple)
     choice = ChannelChoice(model, structure, scope_of(model) if scope is None else scope)
     if (wanted := [group.size for group in choice.groups]) != [len(values) for values in scores]:

@@ -181,7 +181,11 @@ def channel_scores(
     score: str | Score,
     reduce: str,
 ) -> list[Tensor]:
-    """Return, for each group, the scores of its channels: float64 [channels]; the higher, the more important."""
+    """Return, for each group, the scores of its channels: float64 [channels]; the higher, the more important.
+
+    `roles` says which dimensions of weights compute and read channels. `reduce` says whether the score of a channel
+    is the ``mean`` or the ``sum`` over its weights.
+    """
     if reduce not in REDUCTIONS:
         raise UsageError(f"reduce is {' or '.join(REDUCTIONS)}, not {reduce!r}")
     check_channel_score(score)

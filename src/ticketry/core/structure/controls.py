@@ -129,7 +129,10 @@ def _draw_row_groups(name: str, view: MatrixView, size: int, seed: int) -> list[
 def _draw_columns(
     views: dict[str, MatrixView], groups: dict[str, list[Tensor]], budget: int, seed: int
 ) -> dict[str, Tensor]:
-    """Draw the columns that each group retains: bool [groups, columns] for each layer."""
+    """Draw at random the columns that each group retains: bool [groups, columns] for each layer.
+
+    Each group retains at least one column. Further columns are added while all together have at most `budget` weights.
+    """
     keys = {
         name: torch.rand(
             len(groups[name]), view.column_count, dtype=torch.float64, generator=generator(seed, "keys", name)

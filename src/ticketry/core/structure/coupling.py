@@ -56,6 +56,7 @@ def trace_channels(
     Args:
         model_copy: a copy on the CPU, see `copy_in_dtype`; it is not changed.
         choices: which dimension becomes narrower where a reshape splits a dimension, see `Trace.choices`.
+        spared: names of modules that are not traced.
     """
     trace = Trace(copy_sharing_parameters(model_copy), choices=choices, spared=spared)
     _label_parameters(trace)
@@ -184,7 +185,7 @@ def _control_flow_error(t: Trace, call: Call) -> ControlFlowError:
 
 
 class _RuleMode(EagerMode):
-    """A dispatch mode that traces every operation of a run by the operation's rule."""
+    """A dispatch mode that calls, for every operation of a run, the function that follows channels through it."""
 
     def __init__(self, trace: Trace) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -392,7 +393,12 @@ class Structure:
 def find_structure(
     model_copy: nn.Module, arguments: Arguments, choices: Mapping[ViewCall, int], spared: frozenset[str] = frozenset()
 ) -> Structure:
-    """Find a model's channel structure by tracing a copy of the model; do not test whether channels can be removed."""
+    """Find a model's channel structure by tracing a copy of the model; do not test whether channels can be removed.
+
+    Args:
+        choices: which dimension becomes narrower where a reshape splits a dimension, see `Trace.choices`.
+        spared: names of modules that are not traced.
+    """
     trace = trace_channels(model_copy, arguments, choices, spared)
     parts = find_roles(trace.model, trace.factors)
     buffers = {name for name, _ in trace.model.named_buffers()}

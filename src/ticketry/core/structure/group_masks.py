@@ -32,7 +32,7 @@ WORTHS = ("kept", "all", "squares", "count")
 
 @dataclass(frozen=True)
 class GroupWorth:
-    """Contains the worth and the cost of retaining each column in each row group of a layer."""
+    """Contains what retaining each column in each row group of a layer is worth, and how many weights it costs."""
 
     worth: Tensor
     """[groups, columns]: worth of each column, summed over the rows of the group."""
@@ -51,6 +51,8 @@ def compute_weight_worth(size: Tensor, kept: Tensor, by: str) -> Tensor:
     """Return what each weight contributes to the worth of its column: [rows, columns].
 
     Args:
+        size: absolute weights [rows, columns].
+        kept: the mask: bool [rows, columns].
         by: the contribution of a weight w. ``kept``: |w| if the mask retains w, else 0; for given groups, this retains
             the largest total magnitude. ``all``: |w|. ``squares``: w ** 2 if retained. ``count``: 1 if retained.
     """
@@ -468,7 +470,13 @@ class LayerMatrix:
         return self.kept.any(1).nonzero().flatten()
 
     def group_rows(self, method: str, rows: int) -> list[Indices]:
-        """Divide the rows that are not empty into groups of `rows`; the rows of a group read the same inputs."""
+        """Divide the rows in which the mask retains weights into groups of `rows` rows.
+
+        Args:
+            method: ``random``; ``hypergraph``: by `partition_rows`; anything else: by `group_similar_rows`.
+            rows: size of the groups; the last may be smaller. In a grouped convolution, no group of rows contains
+                rows of several convolution groups.
+        """
         if rows == 1 or len(self.view.row_ranges[0]) == 1:
             return list(self.nonempty_rows[:, None].numpy())
         nonempty = self.nonempty_rows.numpy()
@@ -521,7 +529,16 @@ def choose_layer_masks(
     budget: str,
     collapse: str,
 ) -> dict[str, Tensor]:
-    """Choose the columns of each row group in `grouped`, and return the mask of each layer: bool [rows, columns]."""
+    """Choose the columns that each row group retains, and return the mask of each layer: bool [rows, columns].
+
+    Args:
+        grouped: the row groups of each layer, as arrays of row indices.
+        budgets: number of weights that each layer is to retain.
+        by: what a weight contributes to the worth of its column, see `compute_weight_worth`.
+        budget: ``global``: all layers together retain the sum of `budgets`; otherwise each layer its own number.
+        collapse: what to do if there are fewer weights than one column of each row group has: ``raise`` an error, or
+            ``keep`` at least one column in each layer.
+    """
     made = {
         name: sum_group_worth(compute_weight_worth(layer.size, layer.kept, by), layer.size, grouped[name])
         for name, layer in layers.items()

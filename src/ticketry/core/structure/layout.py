@@ -88,7 +88,7 @@ class Layout:
         return parted.transpose(1, 2) if self.inputs_first else parted
 
     def weight(self, rows: Tensor, shape: tuple[int, ...]) -> Tensor:
-        """Return the weight of the given shape from `rows`, a tensor in the form that the method `rows` returns."""
+        """Return the weight of the given shape from `rows` [groups, rows of a group, inputs, kernel positions …]."""
         if len(shape) < 2:
             return rows.reshape(shape)
         if self.stacked:
@@ -135,7 +135,7 @@ def layouts(model: nn.Module, names: Iterable[str], example_inputs: Any = None) 
 
 
 def layouts_or_rows(model: nn.Module, names: Iterable[str]) -> dict[str, Layout]:
-    """Return `layouts`, but assume outputs in dimension 0 where the layout is unknown."""
+    """Return the `Layout` of each parameter; where it is unknown, assume that outputs are in dimension 0."""
     return {name: layout or Layout() for name, layout in _layouts_by_class(model, list(names)).items()}
 
 
@@ -308,7 +308,7 @@ class Blocks:
         return [full, rows[:, whole * height :].unsqueeze(1)] if self._high > whole else [full]
 
     def block_views(self, blocks: Tensor) -> list[Tensor]:
-        """Return views of a tensor with one entry per block, in shapes that broadcast with the views from `views`."""
+        """Return views of a tensor with one entry per block; they broadcast with the views of a weight from `views`."""
         columns = (1,) * len(self._columns) if self.whole_rows else self._columns
         parted = blocks.view(self._groups, self._high, 1, *columns)
         return [parted[:, : self._whole], parted[:, self._whole :]] if self._high > self._whole else [parted]
@@ -452,7 +452,11 @@ class MatrixView:
 def matrix_views(
     model: nn.Module, mask: Mask, *, spare: Patterns = (), first_conv: bool = True, output: bool = True
 ) -> dict[str, MatrixView]:
-    """Return the `MatrixView` of each parameter of a mask with two or more dimensions."""
+    """Return the `MatrixView` of each parameter of a mask with two or more dimensions.
+
+    Left out are parameters that the names or patterns `spare` match, the first convolution if `first_conv` is False,
+    and the last layer if `output` is False.
+    """
     parameters = mask.parameters(model)
     known = first_names_of_tied(model, parameters)
     chosen = filter_by_scope_options(model, known.values(), spare=spare, first_conv=first_conv, output=output)

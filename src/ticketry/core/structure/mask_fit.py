@@ -162,7 +162,10 @@ class _LayerComparison:
         )
 
     def null_coverage(self, seed: int) -> float:
-        """Return the coverage that groups of similar rows reach if the entries of each column are shuffled first."""
+        """Return the share of magnitude that groups of similar rows retain if each column is shuffled first.
+
+        The groups have the sizes of the structured mask's groups.
+        """
         worth = shuffle_columns(self._worth, self._view, self._name, seed)
         grouped: list[Indices] = []
         for run, sizes in zip(self._view.row_ranges, self._sizes, strict=True):
@@ -173,7 +176,10 @@ class _LayerComparison:
         return self._coverage_of_groups(worth, grouped)
 
     def random_coverage(self, seed: int) -> float:
-        """Return the coverage of random groups of rows, which have the sizes of the structured mask's groups."""
+        """Return the share of magnitude that random groups of rows retain with their best columns.
+
+        The groups have the sizes of the structured mask's groups.
+        """
         grouped: list[Indices] = []
         for number, (run, sizes) in enumerate(zip(self._view.row_ranges, self._sizes, strict=True)):
             rows = self._worth[run.start : run.stop].any(1).nonzero().flatten().numpy() + run.start

@@ -361,7 +361,10 @@ class Structuring:
 
     @property
     def share(self) -> float:
-        """The `plus` to use: for refill+ the field `plus`, by default `PLUS`; otherwise, or to meet a density, 0."""
+        """Fraction of the emptied channels that are filled in addition: for refill+ the field `plus` or its default.
+
+        It is 0 for other kinds, and if channels are filled until a density is met.
+        """
         met = self.kind != "refill+" or self.match or self.density is not None
         return 0.0 if met else self.plus or PLUS
 

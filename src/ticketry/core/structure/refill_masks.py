@@ -298,7 +298,10 @@ def _rename_to_first_names(model: nn.Module, mask: Mask) -> Mask:
 
 
 def _scope_with_ends(model: nn.Module, mask: Mask, first: bool | None, output: bool | None) -> Scope:
-    """Return the scope of the tensors in `mask`; `first` adds the first convolution, `output` the last layer."""
+    """Return the scope that contains the tensors in `mask`.
+
+    If `first` is True, the first convolution is added; if `output` is True, the last layer.
+    """
     asked = [names for names, want in zip(first_and_last_layer_parameters(model), (first, output), strict=True) if want]
     parameters = named_parameters(model)
     shapes = mask.shapes
@@ -317,7 +320,14 @@ def _find_retained_groups(
     output: bool | None,
     spared: set[str],
 ) -> dict[int, str]:
-    """Return why the options protect a channel group from pruning, by the index of each protected group."""
+    """Return why the options protect a channel group from pruning, by the index of each protected group.
+
+    Args:
+        parts: which dimensions of weights compute channels and which read them.
+        coupled: ``inner`` protects channels of residual streams.
+        first, output: False protects the outputs of the first convolution or of the last layer.
+        spared: names of parameters; the channels that they compute are protected.
+    """
     ends = first_and_last_layer_parameters(model)
     spared = spared | (ends[0] if first is False else set()) | (ends[1] if output is False else set())
     found: dict[int, str] = {}

@@ -95,7 +95,11 @@ def tried_structure(model: nn.Module, example_inputs: Inputs, spare: Patterns = 
 
 
 def _try_in_double(structure: Structure, scrambled: nn.Module, arguments: Arguments) -> Structure:
-    """Return `structure`, with groups marked not prunable that fail in float64; unchanged if float64 does not run."""
+    """Test in float64 whether channel groups can be removed, and mark those that cannot as not prunable.
+
+    If the model does not run in float64, `structure` is returned unchanged. `scrambled` is a copy of the model with
+    noise in its weights.
+    """
     exact = _Trial(copy_in_dtype(scrambled, torch.float64), copy_arguments(arguments, torch.float64), structure)
     problem = exact.find_problem([*exact.half_channels])
     return structure if problem is None or not problem.ran else exact.find_removable_groups()
@@ -104,7 +108,7 @@ def _try_in_double(structure: Structure, scrambled: nn.Module, arguments: Argume
 def find_structure_sparing_untraceable(
     model: nn.Module, example_inputs: Inputs, spare: Sequence[str]
 ) -> tuple[Structure, tuple[str, ...]]:
-    """Return the result of `tried_structure`; modules in `spare` that cannot be traced are left out of the trace.
+    """Return the tested channel structure of `model`; modules in `spare` that cannot be traced are not traced.
 
     Args:
         spare: names or patterns of modules whose control flow, or that of a module inside, may depend on activations.

@@ -161,7 +161,7 @@ class AxesByTensor:
         self._axes: dict[int, dict[View, Axes]] = {}
 
     def get(self, tensor: Tensor) -> Axes:
-        """Return a copy of the tensor's axes; if the tensor is unknown, none of its dimensions has labels."""
+        """Return a copy of the `Axes` of a tensor; if the tensor is unknown, none of its dimensions has labels."""
         found = self._axes_by_view(tensor).get(_view_key(tensor))
         return found.copy() if found else Axes.unlabelled(tensor.dim())
 

@@ -36,6 +36,7 @@ def to_json_values(value: object, where: str, depth: int = 0) -> Any:
 
     Args:
         where: name of the value in messages, such as ``info``.
+        depth: number of containers around the value; too many are an error.
     """
     if depth > _DEEPEST:
         raise TicketError(f"{where:.80}… is nested more than {_DEEPEST} levels deep: make it flatter")
@@ -334,7 +335,7 @@ def write_folder_from_all_ranks(
         path: path of the ticket's folder, for rank 0.
         files: name of each file, with a sharded state dict, or with a function that returns the contents and that only
             rank 0 calls.
-        manifest: see `write_folder`.
+        manifest: function that returns the contents of ticket.json, given the sizes and digests of all other files.
     """
     import torch.distributed as dist
 
