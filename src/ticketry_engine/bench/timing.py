@@ -422,11 +422,11 @@ def _pin_thread(thread: int, cores: set[int]) -> None:
 
 def _measure_load() -> dict[int, float]:
     """Measure for 0.2 seconds; return, for each core, the share of that time in which it was busy; {} if unknown."""
-    before = _read_ticks()
+    before = _read_core_times()
     if not before:
         return {}
     time.sleep(_LOAD_SECONDS)
-    after = _read_ticks()
+    after = _read_core_times()
     return {core: _busy_share(before[core], after[core]) for core in before.keys() & after.keys()}
 
 
@@ -435,7 +435,7 @@ def _busy_share(before: tuple[int, int], after: tuple[int, int]) -> float:
     return 1 - idle / whole if whole > 0 else 0.0
 
 
-def _read_ticks() -> dict[int, tuple[int, int]]:
+def _read_core_times() -> dict[int, tuple[int, int]]:
     """Return, for each core, (idle time, total time) since the machine started, in the system's clock units."""
     found = {}
     try:

@@ -156,7 +156,7 @@ class CompiledGpu(ForInference):
             if self._record:
                 warm_up(lambda: program(inputs), self.device)
                 return self._layers(program.timed(inputs, _ReplayClock(rounds)))
-            clock = time_on_gpu if self.device.type == "cuda" else _wall_clock
+            clock = time_on_gpu if self.device.type == "cuda" else _time_on_wall_clock
             return self._layers(median_seconds(lambda: program.timed(inputs, clock), rounds))
 
     def save(self, path: str | os.PathLike[str]) -> Path:
@@ -313,7 +313,7 @@ def computing_mode(device: torch.device) -> Iterator[None]:
         matmul.fp32_precision, conv.fp32_precision = before
 
 
-def _wall_clock(call: Callable[[], T]) -> tuple[T, float]:
+def _time_on_wall_clock(call: Callable[[], T]) -> tuple[T, float]:
     begin = time.perf_counter()
     return call(), time.perf_counter() - begin
 

@@ -113,7 +113,7 @@ def _choose_kernel(work: LayerWork | None, two_four: bool, rates: Rates, force: 
     kept = sum(rows * columns for rows, columns in work.groups)
     if kept == work.rows * work.columns:
         return LayerChoice("dense", "no weight is removed")
-    if tile_fill(work) < LEAST_FILLED:
+    if retained_share_in_tiles(work) < LEAST_FILLED:
         return LayerChoice("dense", "too few rows share their columns to fill a tile of the tensor cores")
     if work.run < FEWEST_IMAGES:
         return LayerChoice("dense", f"{work.run} images or tokens are too few for vectors of 8")
@@ -213,7 +213,7 @@ def all_layout_changes_seconds(graph: Graph, batch: int, choices: Mapping[str, L
     wanted = find_inner_values(graph, choices)
     for node in graph.nodes:
         reads = made = "outer"
-        if is_group(node, choices):
+        if uses_group_kernel(node, choices):
             reads = "inner"
             made = "outer" if _is_grid(graph, node) else "inner"
         elif node.op == "layer_norm":
@@ -238,7 +238,7 @@ def _choice_seconds(work: LayerWork, choice: LayerChoice, rates: Rates) -> float
     return dense_seconds(work, rates)
 
 
-def is_group(node: Node, choices: Mapping[str, LayerChoice]) -> bool:
+def uses_group_kernel(node: Node, choices: Mapping[str, LayerChoice]) -> bool:
     """Return whether a node is a layer that runs in the group kernel."""
     return node.op in LAYERS and choices[node.output].kernel == "group"
 
@@ -247,7 +247,7 @@ def find_inner_values(graph: Graph, choices: Mapping[str, LayerChoice]) -> set[s
     """Return the names of the values that at least one node prefers to read with the batch as innermost axis."""
     wanted: set[str] = set()
     for node in reversed(graph.nodes):
-        if is_group(node, choices):
+        if uses_group_kernel(node, choices):
             if not _is_grid(graph, node):
                 wanted.update(node.inputs)
         elif runs_on_inner_inputs(graph, node) and node.output in wanted:
@@ -447,7 +447,7 @@ def _padded_weights(work: LayerWork, tile: int) -> int:
     return sum(-(-rows // tile) * tile * -(-columns // 64) * 64 for rows, columns in work.groups)
 
 
-def tile_fill(work: LayerWork) -> float:
+def retained_share_in_tiles(work: LayerWork) -> float:
     """Return the share of retained weights among all that tiles of the smallest size store; 1 if none is retained."""
     tiles = sum(-(-rows // TILES[0]) * TILES[0] * columns for rows, columns in work.groups)
     return sum(rows * columns for rows, columns in work.groups) / tiles if tiles else 1.0

@@ -89,7 +89,7 @@ def group_conv2d(
         outputs: number of output channels.
         act: an activation of `ir.native`, or "" for none; "leaky_relu" uses `slope`.
     """
-    out = _conv_out(x, outputs, kernel, stride, padding, dilation)
+    out = _empty_conv_output(x, outputs, kernel, stride, padding, dilation)
     x, residual = _prepare_operands(x, weight, bias, residual, out)
     if not out.numel():
         return out
@@ -104,7 +104,9 @@ def group_conv2d(
     return out
 
 
-def _conv_out(x: Tensor, outputs: int, kernel: Indices, stride: Indices, padding: Indices, dilation: Indices) -> Tensor:
+def _empty_conv_output(
+    x: Tensor, outputs: int, kernel: Indices, stride: Indices, padding: Indices, dilation: Indices
+) -> Tensor:
     axes = zip(x.shape[2:], kernel, stride, padding, dilation, strict=True)
     return inner_empty((x.shape[0], outputs, *(window_count(*axis) for axis in axes)), x)
 
@@ -112,7 +114,7 @@ def _conv_out(x: Tensor, outputs: int, kernel: Indices, stride: Indices, padding
 @group_conv2d.register_fake
 def _group_conv2d_fake(x: Tensor, *rest: Any) -> Tensor:
     outputs, kernel, stride, padding, dilation, _, _ = rest[6:]
-    return _conv_out(x, outputs, kernel, stride, padding, dilation)
+    return _empty_conv_output(x, outputs, kernel, stride, padding, dilation)
 
 
 # -- linear ------------------------------------------------------------------------------------------------------------
@@ -326,7 +328,7 @@ def inner_pool2d(
     Args:
         mode: "max", "mean" (over elements inside the image) or "padded_mean" (padding counts as zeros).
     """
-    out = _pool_out(x, kernel, stride, padding, dilation, ceil)
+    out = _empty_pool_output(x, kernel, stride, padding, dilation, ceil)
     if not out.numel():
         return out
     x = _to_inner_layout(x)
@@ -341,10 +343,12 @@ def inner_pool2d(
 
 @inner_pool2d.register_fake
 def _inner_pool2d_fake(x: Tensor, *rest: Any) -> Tensor:
-    return _pool_out(x, *rest[:-1])
+    return _empty_pool_output(x, *rest[:-1])
 
 
-def _pool_out(x: Tensor, kernel: Indices, stride: Indices, padding: Indices, dilation: Indices, ceil: bool) -> Tensor:
+def _empty_pool_output(
+    x: Tensor, kernel: Indices, stride: Indices, padding: Indices, dilation: Indices, ceil: bool
+) -> Tensor:
     axes = zip(x.shape[2:], kernel, stride, padding, dilation, strict=True)
     return inner_empty((*x.shape[:2], *(window_count(*axis, ceil=ceil) for axis in axes)), x)
 
@@ -596,7 +600,7 @@ def _run_in_either_layout(node: Node, outer: Callable[..., Any], inner: Callable
     return run
 
 
-def to_memory_order(x: Tensor) -> Tensor:
+def view_batch_last(x: Tensor) -> Tensor:
     """View a tensor in the inner layout as contiguous [C, H, W, P] or [C, P], where P is the padded batch size."""
     run = round_up(x.shape[0])
     shape = (*x.shape[1:], run)
@@ -606,7 +610,7 @@ def to_memory_order(x: Tensor) -> Tensor:
     return x.as_strided(shape, tuple(reversed(steps)))
 
 
-def from_memory_order(stored: Tensor, count: int) -> Tensor:
+def view_batch_first(stored: Tensor, count: int) -> Tensor:
     """Return a contiguous tensor [C, H, W, P] or [C, P] as a view [`count`, C, H, W] or [`count`, C] without copying.
 
     `count` is the number of images or tokens; P is this number with padding.
@@ -625,20 +629,20 @@ def _build_inner_function(node: Node, weights: Weights) -> Callable[..., Tensor]
         window = [list(attrs.get(name, (1, 1))) for name in ("kernel", "stride", "padding", "dilation")]
         return lambda x: inner_pool2d(x, *window, attrs["ceil"], mode)
     if node.op == "global_avg_pool":
-        return lambda x: from_memory_order(to_memory_order(x).mean((1, 2), attrs["keepdim"]), x.shape[0])
+        return lambda x: view_batch_first(view_batch_last(x).mean((1, 2), attrs["keepdim"]), x.shape[0])
     if node.op == "concat":
-        return lambda *parts: from_memory_order(torch.cat([to_memory_order(part) for part in parts]), parts[0].shape[0])
+        return lambda *parts: view_batch_first(torch.cat([view_batch_last(part) for part in parts]), parts[0].shape[0])
     if node.op == "slice":
         start, length = attrs["start"], attrs["stop"] - attrs["start"]
-        return lambda x: from_memory_order(to_memory_order(x).narrow(0, start, length), x.shape[0])
+        return lambda x: view_batch_first(view_batch_last(x).narrow(0, start, length), x.shape[0])
     if node.op == "affine":
         scale, shift = (weights.dense(node)[node.weights[role]].view(-1, 1, 1, 1) for role in ("scale", "shift"))
         act = activation(attrs["act"], may_overwrite=True)
 
         def affine(x: Tensor) -> Tensor:
-            made = torch.addcmul(shift, to_memory_order(x), scale)
-            return from_memory_order(made if act is None else act(made), x.shape[0])
+            made = torch.addcmul(shift, view_batch_last(x), scale)
+            return view_batch_first(made if act is None else act(made), x.shape[0])
 
         return affine
     function = bind_node(node, {})
-    return lambda *parts: from_memory_order(function(*map(to_memory_order, parts)), parts[0].shape[0])
+    return lambda *parts: view_batch_first(function(*map(view_batch_last, parts)), parts[0].shape[0])

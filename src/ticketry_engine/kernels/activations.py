@@ -129,11 +129,11 @@ def _call_function(e: Emitter, what: str, write: Callable[[Emitter, Any], Any], 
 
 
 def relu(e: Emitter, x: Any) -> Any:
-    return _clamp_below(e, x, 0.0)
+    return _max_keeping_nan(e, x, 0.0)
 
 
 def relu6(e: Emitter, x: Any) -> Any:
-    return _clamp_above(e, _clamp_below(e, x, 0.0), 6.0)
+    return _min_keeping_nan(e, _max_keeping_nan(e, x, 0.0), 6.0)
 
 
 def leaky_relu(e: Emitter, x: Any, slope: float) -> Any:
@@ -159,7 +159,7 @@ def silu(e: Emitter, x: Any) -> Any:
 
 def inverse_root(e: Emitter, x: Any) -> Any:
     """Return 1 / sqrt(max(x, 1e-30)), so that padding, where x is 0, gives a finite number."""
-    return e.b.fdiv(_constant_like(x, 1.0), e.intrinsic("llvm.sqrt", _clamp_below(e, x, 1e-30)))
+    return e.b.fdiv(_constant_like(x, 1.0), e.intrinsic("llvm.sqrt", _max_keeping_nan(e, x, 1e-30)))
 
 
 def tanh(e: Emitter, x: Any) -> Any:
@@ -243,7 +243,7 @@ def _hardswish_slope(e: Emitter, x: Any) -> Any:
 def exp(e: Emitter, x: Any) -> Any:
     """Return exp(x) as 2**n * exp(r), where n is the integer nearest to x / ln 2; x is clamped to [-87, 88.3]."""
     b = e.b
-    x = _clamp_above(e, _clamp_below(e, x, -87.0), 88.3)
+    x = _min_keeping_nan(e, _max_keeping_nan(e, x, -87.0), 88.3)
     shifted = e.fma(x, _constant_like(x, _LOG2_E), _constant_like(x, _ROUND))
     n = b.fsub(shifted, _constant_like(x, _ROUND))
     r = e.fma(n, _constant_like(x, -_LN2_HIGH), x)
@@ -261,12 +261,12 @@ def _polynomial(e: Emitter, x: Any, coefficients: tuple[float, ...]) -> Any:
     return value
 
 
-def _clamp_below(e: Emitter, x: Any, bound: float) -> Any:
+def _max_keeping_nan(e: Emitter, x: Any, bound: float) -> Any:
     """Return max(x, bound), or NaN where x is NaN."""
     return e.select(e.b.fcmp_ordered("<", x, _constant_like(x, bound)), _constant_like(x, bound), x)
 
 
-def _clamp_above(e: Emitter, x: Any, bound: float) -> Any:
+def _min_keeping_nan(e: Emitter, x: Any, bound: float) -> Any:
     return e.select(e.b.fcmp_ordered(">", x, _constant_like(x, bound)), _constant_like(x, bound), x)
 
 

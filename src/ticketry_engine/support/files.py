@@ -230,21 +230,21 @@ def parse_json(text: str | bytes | bytearray, **hooks: Any) -> Any:
     """
     text = text if isinstance(text, str) else text.decode()
     try:
-        value = json.loads(text, parse_int=_whole_number if _GIANT.search(text) else None, **hooks)
+        value = json.loads(text, parse_int=_parse_integer if _GIANT.search(text) else None, **hooks)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
-    if _is_deep(value, text):
+    if _is_too_deep(value, text):
         raise ValueError("it is nested too deeply")
     return value
 
 
-def _whole_number(digits: str) -> int:
+def _parse_integer(digits: str) -> int:
     if len(digits) > _MOST_DIGITS:
         raise ValueError(f"it has a number of {len(digits)} digits")
     return int(digits)
 
 
-def _is_deep(value: object, text: str) -> bool:
+def _is_too_deep(value: object, text: str) -> bool:
     if text.count("[") + text.count("{") <= _DEEPEST:
         return False
     level = [value]

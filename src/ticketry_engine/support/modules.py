@@ -100,7 +100,7 @@ def _copy_module(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
     """Return a deep copy of a module; for plain modules, this is several times as fast as `copy.deepcopy`."""
     if id(module) in memo:
         return memo[id(module)]  # type: ignore[no-any-return]
-    if not _copies_by_dict(type(module)):
+    if not _can_copy_by_dict(type(module)):
         found: nn.Module = copy.deepcopy(module, memo)
         return found
     twin = memo[id(module)] = type(module).__new__(type(module))
@@ -122,7 +122,7 @@ def _copy_module(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
 _PLAIN = (type(None), bool, int, float, str)
 
 
-def _copies_by_dict(kind: type[nn.Module]) -> bool:
+def _can_copy_by_dict(kind: type[nn.Module]) -> bool:
     """Return whether instances of a class can be copied by copying their `__dict__`."""
     same = all(getattr(kind, name, None) is getattr(nn.Module, name, None) for name in _COPYING)
     return same and kind.__setstate__.__module__.startswith("torch.nn.modules.") and not hasattr(kind, "__slots__")

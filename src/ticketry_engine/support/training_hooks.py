@@ -100,13 +100,13 @@ def first_derivative_only(
     marked = once_differentiable(backward)
 
     @functools.wraps(backward)
-    def refuse_second(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+    def refuse_second_derivative(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         found = marked(ctx, *gradients)
         if not torch.is_grad_enabled():
             return found
         return tuple(None if one is None else _Refusal.apply(one.detach().requires_grad_()) for one in found)  # type: ignore[no-untyped-call]
 
-    return refuse_second
+    return refuse_second_derivative
 
 
 class _Refusal(torch.autograd.Function):

@@ -163,14 +163,14 @@ class _RegionFinder:
         short_repr = layer is not None and (gains or prod(self._weight(layer)[1:]) <= SHORT)
         dense = layer is not None and not short_repr and self._runs_dense(node, layer)
         starts = short_repr or dense
-        layout = allowed_layouts(node, lowered)
+        layout = allowed_input_kinds(node, lowered)
         if self.half and layout == {True}:
             if layer is not None:
                 self.reasons[layer] = "over tokens: no kernels in bfloat16"
             return
         layout -= {True} if self.half else set()
-        neighbours = [region for region in self._neighbours(node) if region.tokens in layout]
-        region = next((region for region in neighbours if not self._other_inputs_depend(node, region)), None)
+        neighbours = [region for region in self._candidate_regions(node) if region.tokens in layout]
+        region = next((region for region in neighbours if not self._other_inputs_depend_on(node, region)), None)
         if layer is not None and not starts:
             self.reasons[layer] = self._why_faster_dense(node, layer)
             return
@@ -182,7 +182,7 @@ class _RegionFinder:
             region = FoundRegion(tokens=True in layout)
             self.found.append(region)
             if region.tokens:
-                self._prepend(region, node.all_input_nodes[0])
+                self._add_with_predecessors(region, node.all_input_nodes[0])
         self._add_to_region(node, lowered, region)
         if layer is not None and dense:
             region.dense.add(layer)
@@ -192,10 +192,10 @@ class _RegionFinder:
             else:
                 region.seeds += 1
 
-    def _prepend(self, region: FoundRegion, read: fx.Node) -> None:
+    def _add_with_predecessors(self, region: FoundRegion, read: fx.Node) -> None:
         """If the node `read` is in `free`, add its predecessors and then `read` to `region`, which is still empty."""
         if read in self.free:
-            self._prepend(region, read.all_input_nodes[0])
+            self._add_with_predecessors(region, read.all_input_nodes[0])
             self._add_to_region(read, self.free.pop(read), region)
 
     def _add_to_region(self, node: fx.Node, lowered: Node | None, region: FoundRegion) -> None:
@@ -214,7 +214,7 @@ class _RegionFinder:
 
     # -- choose a region -----------------------------------------------------------------------------------------------
 
-    def _neighbours(self, node: fx.Node) -> list[FoundRegion]:
+    def _candidate_regions(self, node: fx.Node) -> list[FoundRegion]:
         """Return the regions that compute inputs of `node`, then regions over tokens that read an input of `node`."""
         # The second kind is how queries, keys and values get into one region.
         found = {id(self.of[read]): self.of[read] for read in node.all_input_nodes if read in self.of}
@@ -223,7 +223,7 @@ class _RegionFinder:
                 found.setdefault(id(region), region)
         return list(found.values())
 
-    def _other_inputs_depend(self, node: fx.Node, region: FoundRegion) -> bool:
+    def _other_inputs_depend_on(self, node: fx.Node, region: FoundRegion) -> bool:
         """Return whether an input of `node` depends on `region` through outside nodes; if so, `node` cannot join."""
         seen: set[int] = set()
         queue = [read for read in node.all_input_nodes if self.of.get(read) is not region]
@@ -576,7 +576,7 @@ def may_draw_random_numbers(node: fx.Node, modules: Mapping[str, nn.Module]) -> 
     return attends or bool(_DRAWING.search(str(name)))
 
 
-def allowed_layouts(node: fx.Node, lowered: Node | None) -> set[bool]:
+def allowed_input_kinds(node: fx.Node, lowered: Node | None) -> set[bool]:
     """Return on which inputs kernels can run a node: True stands for tokens, False for images."""
     sizes = {len(shape_of(read) or ()) for read in node.all_input_nodes}
     if lowered is None and shape_of(node) != shape_of(node.all_input_nodes[0]):

@@ -72,7 +72,7 @@ def emit_region(plan: TrainingPlan) -> None:
     lives = compute_lifetimes(region)
     plan.passing = {name for name, reader in lives.passing.items() if plan.runs_by_block(name, reader.output)}
     for name in region.inputs:
-        plan.add_move(f"load {name}", plan.store_value(name), out=False)
+        plan.add_tensor_copy(f"load {name}", plan.store_value(name), out=False)
     for node, over in zip(region.nodes, lives.after_forward, strict=True):
         plan.label = _layer_label(node)
         _FORWARD[node.op](node, plan)
@@ -81,20 +81,20 @@ def emit_region(plan: TrainingPlan) -> None:
     plan.append_waiting("forward")
     plan.label = MOVES
     for name in region.outputs:
-        plan.add_move(f"store {name}", plan.values[name], out=True)
+        plan.add_tensor_copy(f"store {name}", plan.values[name], out=True)
     for name in lives.after_outputs:
         plan.release_value(name)
     plan.append_waiting("forward")
     gradients = Gradients(plan)
     for name in region.outputs:
         gradients.by_value[name] = plan.gradient_memory(name)
-        plan.add_move(f"load gradient {name}", gradients.by_value[name], out=False)
+        plan.add_tensor_copy(f"load gradient {name}", gradients.by_value[name], out=False)
     for node, over in zip(reversed(region.nodes), reversed(lives.after_backward), strict=True):
         if node.output in gradients.by_value:
             plan.label = NORMS
             for name in values_read_in_backward(node):
                 passing = name in plan.passing and _weight_gradient_runs_by_block(node, plan, gradients)
-                _recompute_norm(name, lives.recomputed, plan, passing=passing)
+                _add_norm_recomputation(name, lives.recomputed, plan, passing=passing)
             plan.label = _layer_label(node)
             _BACKWARD[node.op](node, plan, gradients)
         for name in over:
@@ -103,7 +103,7 @@ def emit_region(plan: TrainingPlan) -> None:
     plan.label = MOVES
     for name in region.inputs:
         if name in plan.wanted and name in gradients.by_value:
-            plan.add_move(f"store gradient {name}", gradients.by_value[name], out=True)
+            plan.add_tensor_copy(f"store gradient {name}", gradients.by_value[name], out=True)
     plan.link()
 
 
@@ -244,7 +244,9 @@ def _emit_norm_forward(node: Node, plan: TrainingPlan) -> None:
     scale = plan.add("forward", build_channel_ops(ScaleShift, values, plan.live, plan.target, **flags))
 
 
-def _recompute_norm(name: str, makers: Mapping[str, Node], plan: TrainingPlan, *, passing: bool = False) -> None:
+def _add_norm_recomputation(
+    name: str, makers: Mapping[str, Node], plan: TrainingPlan, *, passing: bool = False
+) -> None:
     """If the value `name` is a norm's output that is not stored, add operations that recompute it in the backward pass.
 
     Args:
@@ -253,7 +255,7 @@ def _recompute_norm(name: str, makers: Mapping[str, Node], plan: TrainingPlan, *
     if name in plan.present:
         return
     node = makers[name]
-    _recompute_norm(node.inputs[0], makers, plan)
+    _add_norm_recomputation(node.inputs[0], makers, plan)
     values = [plan.values[node.inputs[0]], plan.store_value(name, "backward", passing=passing)]
     flags = {"relu": node.attrs["act"] is not None, "residual": False}
     slot = plan.add("backward", build_channel_ops(ScaleShift, values, plan.live, plan.target, **flags))
@@ -309,7 +311,7 @@ def _emit_norm_backward(node: Node, plan: TrainingPlan, gradients: Gradients) ->
     back = plan.add("backward", build_channel_ops(NormGradient, [dy, x, dx], plan.live, plan.target, **flags))
     gradients.add_gradient(node.inputs[0], dx)
     if residual:
-        gradients.pass_gradient(node.inputs[1], dy)
+        gradients.set_gradient_memory(node.inputs[1], dy)
     elif not over:
         plan.release(dy)
 
@@ -405,7 +407,7 @@ def _emit_sum_backward(node: Node, plan: TrainingPlan, gradients: Gradients) -> 
         copy = plan.gradient_memory(one)
         plan.copy_into(dy, copy)
         gradients.add_gradient(one, copy)
-    gradients.pass_gradient(other, dy)
+    gradients.set_gradient_memory(other, dy)
 
 
 # -- pools -------------------------------------------------------------------------------------------------------------

@@ -298,7 +298,7 @@ class PackedWeights:
         return self._modules[name]._parameters.get("weight") if name in self._modules else None
 
     @contextmanager
-    def written_late(self) -> Iterator[None]:
+    def defer_tensor_writes(self) -> Iterator[None]:
         """Within the block, defer writing rows to tensors, except for state dicts."""
         if self.late:
             yield

@@ -82,9 +82,9 @@ class LstmLayer:
             self._allocate_value(text.units, (words + 1) * blocks) for _ in range(3)
         )
         self.carried = self._allocate_value(text.units, blocks)
-        self._add_forward()
-        self._add_backward()
-        self._add_totals()
+        self._add_forward_ops()
+        self._add_backward_ops()
+        self._add_sums_over_words()
         if self._memory.size > LARGEST_ARENA:
             raise EngineError(
                 f"{words} words of {text.batch} examples need {self._memory.size >> 20} MiB of working memory in an"
@@ -104,7 +104,7 @@ class LstmLayer:
     def _reserve_bytes(self, size: int) -> int:
         return self._memory.allocate(-(-size // 64) * 64, None)[0].begin
 
-    def _words_of(self, value: Batch, word: int, words: int = 1) -> Batch:
+    def _time_steps_of(self, value: Batch, word: int, words: int = 1) -> Batch:
         """Return the memory layout of `words` consecutive time steps of `value`, starting at time step `word`."""
         blocks = self.text.blocks
         return replace(value, blocks=words * blocks, offset=value.offset + word * blocks * value.block_bytes)
@@ -114,7 +114,7 @@ class LstmLayer:
         self._ops += ops
         return range(len(self._ops) - len(ops), len(self._ops))
 
-    def _for_word(self, op: Op, word: int, *values: Batch) -> Op:
+    def _op_for_time_step(self, op: Op, word: int, *values: Batch) -> Op:
         """Return a copy of `op`, an operation on `values` of the first word, that processes the word number `word`."""
         moved = np.array([self.text.blocks * word * value.block_bytes for value in values], dtype=np.int32)
         args = list(op.args)
@@ -122,42 +122,44 @@ class LstmLayer:
             args[number] = args[number] + moved
         return replace(op, args=tuple(args))
 
-    def _add_forward(self) -> None:
-        text, first = self.text, self._words_of(self.gates, 0)
+    def _add_forward_ops(self) -> None:
+        text, first = self.text, self._time_steps_of(self.gates, 0)
         self._products = build_forward(self.x, self.gates, self._layers[INPUTS], self._target)[0]
         self._recurrent = build_forward(
-            self._words_of(self.states, 0), first, self._layers[STATES], self._target, first
+            self._time_steps_of(self.states, 0), first, self._layers[STATES], self._target, first
         )[0]
         ops = list(self._products.ops)
         for word in range(text.words):
-            ops += [self._for_word(op, word, self.states, self.gates, self.gates) for op in self._recurrent.ops]
-            ops.append(self._build_gates_op(LstmGates(), word, self._words_of(self.states, word + 1)))
+            ops += [self._op_for_time_step(op, word, self.states, self.gates, self.gates) for op in self._recurrent.ops]
+            ops.append(self._build_gates_op(LstmGates(), word, self._time_steps_of(self.states, word + 1)))
         self.forward_ops = self._add_ops(ops)
 
     def _build_gates_op(self, kernel: LstmGates | LstmGatesGradient, word: int, *others: Batch) -> Op:
-        cells = (self._words_of(self.cells, word + further) for further in range(2))
-        values = (self._words_of(self.gates, word), *cells, *others)
+        cells = (self._time_steps_of(self.cells, word + further) for further in range(2))
+        values = (self._time_steps_of(self.gates, word), *cells, *others)
         return Op(kernel, (self.text.units, self.text.blocks, *(value.offset for value in values)))
 
-    def _add_backward(self) -> None:
-        text, first = self.text, self._words_of(self.gradients, 0)
-        made = build_input_gradient(self._words_of(self.gates, 0), first, self._layers[STATES], self._target, first)
+    def _add_backward_ops(self) -> None:
+        text, first = self.text, self._time_steps_of(self.gradients, 0)
+        made = build_input_gradient(
+            self._time_steps_of(self.gates, 0), first, self._layers[STATES], self._target, first
+        )
         self._transposed, ops = made, list[Op]()
         for word in reversed(range(text.words)):
-            after = self._words_of(self.gradients, word + 1)
+            after = self._time_steps_of(self.gradients, word + 1)
             ops.append(self._build_gates_op(LstmGatesGradient(), word, after, self.carried))
             for each in made:
-                ops += [self._for_word(op, word, self.gates, self.gradients, self.gradients) for op in each.ops]
+                ops += [self._op_for_time_step(op, word, self.gates, self.gradients, self.gradients) for op in each.ops]
         self.backward_ops = self._add_ops(ops)
 
-    def _add_totals(self) -> None:
+    def _add_sums_over_words(self) -> None:
         """Add the backward pass's operations that process all words at once, and the operations that fill tables."""
         target, words = self._target, self.text.words
         self._to_inputs = build_input_gradient(self.gates, self.dx, self._layers[INPUTS], target)
         self.to_inputs = self._add_ops([op for each in self._to_inputs for op in each.ops])
         self.to_bias = self._add_ops(build_channel_ops(Total, [self.gates], IMAGES * self.gates.blocks, target))
         self.to_weights, self._ends_of, self._packed = {}, dict[str, range](), dict[str, int]()
-        for name, read in ((INPUTS, self.x), (STATES, self._words_of(self.states, 0, words))):
+        for name, read in ((INPUTS, self.x), (STATES, self._time_steps_of(self.states, 0, words))):
             if self._layers[name].count:
                 made = build_weight_gradient(read, self.gates, self._layers[name], target, self._reserve_bytes)
                 self.to_weights[name] = self._add_ops([*made.begin, *made.ops])
@@ -197,7 +199,7 @@ class LstmLayer:
         table[:, -rows.shape[1] :] = bias.numpy()[rows].view(np.int32)
         self._copy_to_memory(state, self.x, x)
         for value, before in zip((self.states, self.cells), past, strict=True):
-            self._copy_to_memory(state, self._words_of(value, 0), before[None])
+            self._copy_to_memory(state, self._time_steps_of(value, 0), before[None])
         self._run(state, self.forward_ops)
         return state
 
@@ -213,8 +215,8 @@ class LstmLayer:
     def outputs(self, state: PassState) -> tuple[Tensor, Tensor, Tensor]:
         """Return the states of all words (words x examples x units), and the state and the cell after the last word."""
         words = self.text.words
-        states = self._copy_from_memory(state, self._words_of(self.states, 1, words))
-        return states, states[-1].clone(), self._copy_from_memory(state, self._words_of(self.cells, words))[0]
+        states = self._copy_from_memory(state, self._time_steps_of(self.states, 1, words))
+        return states, states[-1].clone(), self._copy_from_memory(state, self._time_steps_of(self.cells, words))[0]
 
     def backward(
         self, state: PassState, given: tuple[Tensor, Tensor, Tensor], weights: Mapping[str, Tensor], *, inputs: bool
@@ -229,16 +231,16 @@ class LstmLayer:
             self._fill_tables(state, weights)
         if len(self._later):
             session.run(self._later.start, self._later.stop)
-        self._copy_to_memory(state, self._words_of(self.gradients, 1, words), given[0])
-        last = self._memory_view(state, self._words_of(self.gradients, words))
+        self._copy_to_memory(state, self._time_steps_of(self.gradients, 1, words), given[0])
+        last = self._memory_view(state, self._time_steps_of(self.gradients, words))
         more = torch.empty_like(last)
         _copy_to_blocks(more, given[1][None])
         last += more
-        self._memory_view(state, self._words_of(self.gradients, 0)).zero_()
+        self._memory_view(state, self._time_steps_of(self.gradients, 0)).zero_()
         self._copy_to_memory(state, self.carried, given[2][None])
         self._run(state, self.backward_ops)
         found = {
-            "h": self._copy_from_memory(state, self._words_of(self.gradients, 0))[0],
+            "h": self._copy_from_memory(state, self._time_steps_of(self.gradients, 0))[0],
             "c": self._copy_from_memory(state, self.carried)[0],
         }
         for name in (INPUTS, STATES):

@@ -438,10 +438,10 @@ class TrainingPlan:
         first = len(self.ops)
         self.ops += [*begin, *ops]
         slot.number = len(self.ops) - len(ops)
-        self._run_next(when, [first, len(self.ops)])
+        self._append_range(when, [first, len(self.ops)])
         return slot
 
-    def _run_next(self, when: str, bounds: list[int]) -> None:
+    def _append_range(self, when: str, bounds: list[int]) -> None:
         """Append the operations between `bounds` to a pass; run them in the previous operations' call if possible."""
         before = self.stages[when][-1] if self.stages[when] else None
         if isinstance(before, OpRange) and len(bounds) == len(before.bounds) == 2 and before.bounds[1] == bounds[0]:
@@ -499,7 +499,7 @@ class TrainingPlan:
                     self.ops.append(ops[block])
             bounds.append(len(self.ops))
         if bounds[-1] > bounds[0]:
-            self._run_next(when, bounds)
+            self._append_range(when, bounds)
         self.stages[when] += self._later
         self._waiting, self._later, self._scratch_taken = [], [], False
         self._arena.free_released_buffers()
@@ -515,7 +515,7 @@ class TrainingPlan:
 
     # -- to and from tensors -------------------------------------------------------------------------------------------
 
-    def add_move(self, key: str, value: Batch, *, out: bool) -> None:
+    def add_tensor_copy(self, key: str, value: Batch, *, out: bool) -> None:
         """Add operations, named `key`, that load a value from a tensor block by block, or store it there if `out`."""
         channels, height, width = value.channels, value.geometry.height, value.geometry.width
         strides = (channels * height * width, height * width, width, 1)
@@ -529,7 +529,7 @@ class TrainingPlan:
         self.moves[key] = numbers
 
     def store(self, state: RegionPass, key: str, shape: Sequence[int]) -> Tensor:
-        """Run the operations that `add_move` named `key`, to copy a value without padding to a new tensor."""
+        """Run the operations that `add_tensor_copy` named `key`, to copy a value without padding to a new tensor."""
         value = self.shapes[key.rpartition(" ")[2]]
         size = self.blocks * self.images * math.prod(value)
         tensor = torch.empty(size, dtype=torch.float32, device="cpu")
@@ -537,7 +537,7 @@ class TrainingPlan:
         return tensor.resize_(*shape)  # not a view, because autograd lets users change it in place
 
     def move(self, state: RegionPass, key: str, tensor: Tensor) -> None:
-        """Run the operations that `add_move` named `key` to copy a value from or to `tensor`, contiguous float32."""
+        """Run the operations called `key` (`add_tensor_copy`): copy a value from or to `tensor`, contiguous float32."""
         size = tensor.numel() // self.blocks * FLOAT
         numbers, begin = self.moves[key], tensor.data_ptr()
         for first in range(0, len(numbers), _TENSORS):
@@ -586,7 +586,7 @@ class Gradients:
             self._plan.copy_into(memory, first, added=True)
         self._plan.release(memory)
 
-    def pass_gradient(self, name: str, memory: Batch) -> None:
+    def set_gradient_memory(self, name: str, memory: Batch) -> None:
         """Use `memory`, which nothing else reads later, as the gradient of `name`.
 
         The numbers are copied if the gradient needs another memory layout.

@@ -113,7 +113,7 @@ class RegionStep:
             )
         }
 
-    def give_gradient(self, module: str, gradient: Tensor, weight: Tensor) -> Tensor | None:
+    def deliver_weight_gradient(self, module: str, gradient: Tensor, weight: Tensor) -> Tensor | None:
         """Return a weight's gradient for autograd, or None after adding the gradient to the weight's packed vector."""
         if module in self.rows:
             if not _has_hooks(weight):
@@ -150,7 +150,7 @@ class RegionStep:
             self._plans[key] = plan
         return self._plans[key]
 
-    def begin_step(
+    def prepare_step(
         self, inputs: Sequence[Tensor], wanted: frozenset[str], parameters: Sequence[Tensor]
     ) -> tuple[TrainingPlan, RegionPass]:
         """Copy the inputs to the kernels' memory, and return the plan and the state of a new training step."""
@@ -175,7 +175,7 @@ class _RegionFunction(torch.autograd.Function):
         inputs, parameters = tensors[:count], tensors[count:]
         needed = ctx.needs_input_grad[2:]
         wanted = frozenset(name for name, need in zip(step.region.inputs, needed, strict=False) if need)
-        plan, state = step.begin_step(inputs, wanted, parameters)
+        plan, state = step.prepare_step(inputs, wanted, parameters)
         plan.run("forward", state)
         lead = inputs[0].shape[:-1]
         made = tuple(
@@ -214,7 +214,7 @@ class _RegionFunction(torch.autograd.Function):
             # Removed from the state, so that autograd need not copy it.
             parameter = state.gradients.pop(name, None) if name in state.wanted else None
             if parameter is not None and attribute == "weight":
-                parameter = step.give_gradient(module, parameter, weight)
+                parameter = step.deliver_weight_gradient(module, parameter, weight)
             found.append(parameter)
         state.close()
         return None, None, *found

@@ -239,14 +239,14 @@ class SparseTraining(nn.Module):
         """
         self.kept_parameters()
         assert self._weights is not None
-        with self._weights.written_late():
+        with self._weights.defer_tensor_writes():
             yield
 
     def _capture_example(self, example: tuple[Any, ...], named: dict[str, Any]) -> None:
         """Capture the call with the example inputs, and the calls of modules in it, on a copy in training mode."""
         twin = copy_without_hooks(self._model[0]).train()
         root = next(unit for unit in self._units if not unit.name)
-        form, _ = root.find_form(example, named, twin=twin)
+        form, _ = root.find_traced_form(example, named, twin=twin)
         if form.traced is not None and not form.wholes:
             return
         calls: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {}
@@ -272,7 +272,7 @@ class SparseTraining(nn.Module):
         for unit in self._units:
             name = unit.name
             if name in calls and (not is_within(name, inside) or is_within(name, apart)):
-                form, _ = unit.find_form(*calls[name], twin=twin.get_submodule(name))
+                form, _ = unit.find_traced_form(*calls[name], twin=twin.get_submodule(name))
                 if form.traced is not None:
                     inside, apart = [*inside, name], [*apart, *(unit.name_in_model(whole) for whole in form.wholes)]
 

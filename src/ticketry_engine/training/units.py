@@ -125,7 +125,7 @@ class Unit(Substitute):
                 made = self._forward(*args, **kwargs)
             return tree_map(_to_float32, made)
         if self.module.training and not self.context.walking:
-            form, leaves = self.find_form(args, kwargs)
+            form, leaves = self.find_traced_form(args, kwargs)
             # With a mask, other units in the module run its layers one by one.
             innermost = not self.context.kept or isinstance(self.module, LAYERS)
             if form.traced is not None and (form.steps or not innermost):
@@ -142,10 +142,10 @@ class Unit(Substitute):
             return None
         if has_hooks(module) or _has_any_global_hook():  # type: ignore[no-untyped-call]
             return None
-        form, leaves = self.find_form(args, kwargs)
+        form, leaves = self.find_traced_form(args, kwargs)
         return _CapturedRun(self, form, leaves).result if form.direct else None
 
-    def find_form(
+    def find_traced_form(
         self, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, twin: nn.Module | None = None
     ) -> tuple[_CallForm, list[Any]]:
         """Return the traced graph for calls with this argument structure, and the leaves of the call's arguments.
@@ -186,7 +186,7 @@ class Unit(Substitute):
             if node.op == "call_module" and any(name.startswith(inside) for name in self.context.kept):
                 yield str(node.target)
 
-    def _in_this_module(self, some: Mapping[str, _T]) -> dict[str, _T]:
+    def _entries_in_this_module(self, some: Mapping[str, _T]) -> dict[str, _T]:
         """Return the entries of `some` for layers in this unit's module; the keys become the layers' names in it."""
         prefix = f"{self.name}." if self.name else ""
         return {
@@ -197,8 +197,8 @@ class Unit(Substitute):
 
     def _capture_form(self, form: _CallForm, found: Traced) -> None:
         context = self.context
-        kept = self._in_this_module(context.kept)
-        masks, rows = self._in_this_module(context.masks), self._in_this_module(context.rows)
+        kept = self._entries_in_this_module(context.kept)
+        masks, rows = self._entries_in_this_module(context.masks), self._entries_in_this_module(context.rows)
         modules = dict(self.module.named_modules())
         half, target = self.context.half, self.context.library.target
         # Dense layers are slower with few registers. In bfloat16, ResNet-18 without a mask took 1.02.

@@ -82,7 +82,11 @@ def test_groups_of_48_rows_do_not_pay_for_64():
     padded = plan.group_seconds(work(rows=480, group=48), 128, BF16)
     assert plan.group_seconds(work(rows=480, group=48), 64, BF16) < padded
     assert work(run=9, pixels=9 * 10).padded_pixels == 16 * 10
-    assert [plan.tile_fill(work(**one)) for one in ({"group": 16}, {"group": 1}, {"groups": []})] == [1, 1 / 16, 1]
+    assert [plan.retained_share_in_tiles(work(**one)) for one in ({"group": 16}, {"group": 1}, {"groups": []})] == [
+        1,
+        1 / 16,
+        1,
+    ]
 
 
 # -- choices -----------------------------------------------------------------------------------------------------------

@@ -71,7 +71,7 @@ def attention(
     if found != fitting or 0 in found or heads % key_heads:
         raise EngineError(f"attention of {heads} heads does not fit queries, keys, values, results of {found} channels")
     geometries = [value.geometry for value in (q, k, v, y)]
-    places = [(g.width, g.pixel_position(0, 0) * g.step) if windows else _token_layout(g) for g in geometries]
+    places = [(g.width, g.pixel_position(0, 0) * g.step) if windows else _token_count_and_start(g) for g in geometries]
     queries, keys = places[0][0], places[1][0]
     if windows and len({g.height for g in geometries}) > 1:
         raise EngineError("as many windows of queries as of keys have to be")
@@ -95,7 +95,7 @@ def _bias_table(bias: Bias, spec: BlockSpec) -> tuple[Array | int, ...]:
     return (table, bias.by_head * table.strides[0], table.strides[1], bias.by_window * table.strides[0])
 
 
-def _token_layout(g: Geometry) -> tuple[int, int]:
+def _token_count_and_start(g: Geometry) -> tuple[int, int]:
     """Return (number of tokens, byte of the first token in its plane)."""
     if g.height > 1 and g.row != g.width:
         raise EngineError(f"tokens must follow one another: {g.height} rows of {g.width} lie {g.row} positions apart")
@@ -185,7 +185,7 @@ class _AttentionWriter:
             if k.biased:
                 scores = self._add_bias(scores, head, first, key)
             scores = self._mask_scores(scores, first, key, new)
-            most = [self._largest([largest[v], *scores[v :: self.across]]) for v in range(self.across)]
+            most = [self._elementwise_maximum([largest[v], *scores[v :: self.across]]) for v in range(self.across)]
             shrink = [exp(e, b.fsub(old, now)) for old, now in zip(largest, most, strict=True)]
             totals = [b.fmul(total, factor) for total, factor in zip(totals, shrink, strict=True)]
             totals = self._store_exponentials(scores, most, totals)
@@ -202,7 +202,7 @@ class _AttentionWriter:
                 self._token_pointer(which, b.add(b.mul(of, self.depth), i.index), position, part)
                 for which, of, position in ((0, head, first), (1, key_head, key))
             )
-            queries = [e.load(q, v * self._vector_bytes) for v in range(self.across)]
+            queries = [e.load(q, v * self._bytes_between_vectors) for v in range(self.across)]
             for j in range(self.block):
                 value = self._load_token_value(k, j)
                 pairs = zip(queries, i.carried[j * self.across :], strict=False)
@@ -246,7 +246,7 @@ class _AttentionWriter:
             found.append(value)
         return found
 
-    def _largest(self, values: Sequence[ir.Value]) -> ir.Value:
+    def _elementwise_maximum(self, values: Sequence[ir.Value]) -> ir.Value:
         found = values[0]
         for value in values[1:]:
             found = self.e.select(self.e.b.fcmp_ordered(">", found, value), found, value)
@@ -295,10 +295,10 @@ class _AttentionWriter:
             place, here = self._token_pointer(3, channel, first, part), self._sum_pointer(i.index)
             for v, (factor, mask) in enumerate(zip(inverse, masks, strict=True)):
                 value = b.fmul(e.load(here, v * self._size, self._size), factor)
-                store(e, value, place, v * self._vector_bytes, mask)
+                store(e, value, place, v * self._bytes_between_vectors, mask)
 
     @property
-    def _vector_bytes(self) -> int:
+    def _bytes_between_vectors(self) -> int:
         """Bytes from one vector of queries to the next, in the memory of one channel (a plane)."""
         return FLOAT * max(self.kernel.images, self.e.target.lanes)
 

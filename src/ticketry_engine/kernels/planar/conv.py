@@ -3,8 +3,8 @@
     y[row] = act(bias[row] + residual[row] + sum over columns of weight[row, column] * x_shifted[column])
 
 A linear layer is a 1x1 convolution. A row is an output channel. A column is an input channel at one tap of the window,
-stored as the byte of the channel's plane plus the tap's shift. `choose_way` chooses among the kernels of `row_sums`,
-`taps` and `dots`. This module packs the tables of `row_sums`, without a Python loop over weights.
+stored as the byte of the channel's plane plus the tap's shift. `choose_fastest_plan` chooses among the kernels of
+`row_sums`, `taps` and `dots`. This module packs the tables of `row_sums`, without a Python loop over weights.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ def conv(x: Planes, y: Planes, layer: Convolution, residual: Planes | None, spec
     """
     window, groups = layer.window, layer.groups
     _check_shapes(x, y, layer, residual)
-    weight = _zero_halo_taps(np.ascontiguousarray(layer.weight, dtype=np.float32), x.geometry, y.geometry, window)
+    weight = _zero_padding_taps(np.ascontiguousarray(layer.weight, dtype=np.float32), x.geometry, y.geometry, window)
     beside, unfold = None if residual is None else residual.geometry, spec.reserve is not None
-    way = choose_way(x.geometry, y.geometry, beside, weight, window, groups, spec.target, unfold=unfold)
+    way = choose_fastest_plan(x.geometry, y.geometry, beside, weight, window, groups, spec.target, unfold=unfold)
     ops: list[Op] = []
     if way.folds is None:
         shifts = [x.geometry.shift(*window.shift(tap)) for tap in window.taps]
@@ -99,7 +99,7 @@ def _build_dots_ops(
 
 def scratch_bytes(x: Planes, y: Planes, layer: Convolution, spec: BlockSpec) -> int:
     """Return the bytes of scratch memory that `conv` needs for copies of x; 0 if it reads x in place."""
-    way = _fastest_way(x, y, layer, spec.target)
+    way = _fastest_plan(x, y, layer, spec.target)
     return 0 if way.folds is None else way.folds.bytes
 
 
@@ -108,15 +108,15 @@ def cost(x: Planes, y: Planes, layer: Convolution, spec: BlockSpec) -> float:
 
     The estimate only serves to compare alternatives for the same layer.
     """
-    return _fastest_way(x, y, layer, spec.target).nanoseconds
+    return _fastest_plan(x, y, layer, spec.target).nanoseconds
 
 
-def _fastest_way(x: Planes, y: Planes, layer: Convolution, target: Target) -> Way:
-    weight = _zero_halo_taps(layer.weight, x.geometry, y.geometry, layer.window)
-    return choose_way(x.geometry, y.geometry, None, weight, layer.window, layer.groups, target)
+def _fastest_plan(x: Planes, y: Planes, layer: Convolution, target: Target) -> Way:
+    weight = _zero_padding_taps(layer.weight, x.geometry, y.geometry, layer.window)
+    return choose_fastest_plan(x.geometry, y.geometry, None, weight, layer.window, layer.groups, target)
 
 
-def _zero_halo_taps(weight: Array, x: Geometry, y: Geometry, window: Window) -> Array:
+def _zero_padding_taps(weight: Array, x: Geometry, y: Geometry, window: Window) -> Array:
     """Return the weights as [O, I / groups, taps], with zeros at kernel positions (taps) that only read padding."""
     weight = weight.reshape(*weight.shape[:2], -1)
     inside = np.array([window.reads_any_pixel(x, y, tap) for tap in window.taps])
@@ -485,7 +485,7 @@ class Way:
         )
 
 
-def choose_way(
+def choose_fastest_plan(
     x: Geometry,
     y: Geometry,
     residual: Geometry | None,
@@ -500,7 +500,7 @@ def choose_way(
     `weight` is [O, I / groups, taps]. If `unfold`, x may be copied to scratch memory. Raise `ValueError` if x has to be
     copied although `unfold` is false, or if it has to be copied and the images of one pixel take several vectors.
     """
-    return _choose_way_of_pattern(_Pattern(weight != 0), x, y, residual, window, groups, target, unfold)
+    return _choose_plan_of_pattern(_Pattern(weight != 0), x, y, residual, window, groups, target, unfold)
 
 
 class _Pattern:
@@ -522,7 +522,7 @@ _CACHED_WAYS = 256
 
 
 @functools.lru_cache(maxsize=_CACHED_WAYS)
-def _choose_way_of_pattern(
+def _choose_plan_of_pattern(
     pattern: _Pattern,
     x: Geometry,
     y: Geometry,

@@ -173,7 +173,7 @@ def cut_tiles(
         return _rectangle_tiles(x, y, residual, stride, lanes, most, taps)
     if not x.row == y.row == residual.row:
         raise ValueError(f"rows of different lengths: {x}, {residual}, {y}")
-    return _run_tiles(x, y, residual, lanes, most)
+    return _tiles_of_consecutive_pixels(x, y, residual, lanes, most)
 
 
 def split(extent: int, most: int) -> list[tuple[int, int]]:
@@ -233,7 +233,7 @@ def _best_rectangle(
     return best
 
 
-def _run_tiles(x: Geometry, y: Geometry, residual: Geometry, lanes: int, most: int) -> list[Tiles]:
+def _tiles_of_consecutive_pixels(x: Geometry, y: Geometry, residual: Geometry, lanes: int, most: int) -> list[Tiles]:
     positions = lanes // y.images
     pixels = np.zeros((y.height, y.row), dtype=bool)
     pixels[:, : y.width] = True

@@ -124,25 +124,25 @@ def _move_transposed(
     near: Sequence[tuple[ir.Value, int, ir.Value | None]],
     far: Sequence[ir.Value],
     mask: ir.Value | None,
-    turned: Callable[[Emitter, Sequence[ir.Value]], list[ir.Value]],
+    transpose: Callable[[Emitter, Sequence[ir.Value]], list[ir.Value]],
     out: bool,
     item: int,
 ) -> None:
     """Emit the copy of vectors between planes and rows of the tensor, with a transpose in between.
 
     `near` has, for each vector in a plane, (pointer, bytes to add, mask); `far` are pointers to rows of the tensor, and
-    `mask` selects lanes of these rows. The function `turned` transposes vectors. If `out`, copy from planes to the
+    `mask` selects lanes of these rows. The function `transpose` transposes vectors. If `out`, copy from planes to the
     tensor, else from the tensor to planes.
     """
     if not out:
-        vectors = turned(e, [lanes.load(e, row, 0, mask) for row in far])
+        vectors = transpose(e, [lanes.load(e, row, 0, mask) for row in far])
         for value, (plane, byte, floats) in zip(vectors, near, strict=False):
             _store_vector(e, value, plane, byte, floats, item)
         return
     vectors = [_load_vector(e, plane, byte, floats, item) for plane, byte, floats in near]
     vectors += [ir.Constant(e.vector, None)] * (len(far) - len(vectors))
     # Lanes of missing images are written to the last image's row first, and the last image then overwrites them.
-    for value, row in reversed(list(zip(turned(e, vectors), far, strict=True))):
+    for value, row in reversed(list(zip(transpose(e, vectors), far, strict=True))):
         lanes.store(e, value, row, 0, mask)
 
 

@@ -41,7 +41,7 @@ def max_pool(x: Planes, y: Planes, window: Window) -> list[Op]:
 def avg_pool(x: Planes, y: Planes, window: Window, count_include_pad: bool = True) -> list[Op]:
     """Return the operations of average pooling; if `count_include_pad`, padding counts as zeros."""
     pool = _Pool("mean", x, y, window)
-    counts = [pool.taps_inside(axis)[:, 1] for axis in (0, 1)]
+    counts = [pool.taps_inside_input(axis)[:, 1] for axis in (0, 1)]
     if count_include_pad:
         counts = [along.count_padded_taps(outputs) for along, outputs in map(pool.axis_windows, (0, 1))]
     return [pool.op(*(1 / np.maximum(count, 1) for count in counts))]
@@ -70,7 +70,7 @@ class _Pool:
         g = self.y.geometry
         return self.window.axes(self.x.geometry)[axis], (g.height, g.width)[axis]
 
-    def taps_inside(self, axis: int) -> Array:
+    def taps_inside_input(self, axis: int) -> Array:
         """Return int64 [windows, 2]: for each window along an axis, its first input and its number of inputs."""
         along, outputs = self.axis_windows(axis)
         begin, step = along.first_inputs(outputs), along.dilation
@@ -81,21 +81,21 @@ class _Pool:
     def op(self, share_rows: Array, share_columns: Array) -> Op:
         """Return the pooling operation; a mean is a sum times a factor of its row and a factor of its column."""
         g, h, dilation = self.x.geometry, self.y.geometry, self.window.dilation
-        rows, columns = self.taps_inside(0), self.taps_inside(1)
+        rows, columns = self.taps_inside_input(0), self.taps_inside_input(1)
         rows[:, 0] = (rows[:, 0] * g.row + g.pixel_position(0, 0)) * g.step
         columns[:, 0] *= g.step
         taps = (dilation[0] * g.row * g.step, dilation[1] * g.step)
         args: tuple[int | Array, ...] = (self.x.channels, h.height, h.width, *taps, h.pixel_position(0, 0) * h.step)
         args += (h.row * h.step, rows, share_rows.astype(np.float32), self.x.offsets, self.y.offsets)
-        if not self._runs_over_positions():
+        if not self._uses_spans_kernel():
             return Op(Windows(self.kind, g.images), (*args, share_columns.astype(np.float32), columns))
         size, stride, padding = self.window.size[1], self.window.stride[1], self.window.padding[1]
         over = padding > 0 or self._last_column_read >= g.width
         kernel = Spans(self.kind, g.images, size, stride, over and self.kind == "max")
-        table = self._window_upper_bounds() if self.kind == "max" else self._repeat_shares(share_columns)
+        table = self._window_upper_bounds() if self.kind == "max" else self._repeat_column_factors(share_columns)
         return Op(kernel, (*args, table, -padding * g.step))
 
-    def _runs_over_positions(self) -> bool:
+    def _uses_spans_kernel(self) -> bool:
         """Return whether to use the kernel `Spans`, for few images and windows that read nothing beyond the halo."""
         g = self.x.geometry
         size, stride, padding = self.window.size[1], self.window.stride[1], self.window.padding[1]
@@ -116,7 +116,7 @@ class _Pool:
         bounds = np.where((columns >= 0) & (columns < g.width), np.inf, -np.inf)
         return np.repeat(bounds, g.images).astype(np.float32)
 
-    def _repeat_shares(self, shares: Array) -> Array:
+    def _repeat_column_factors(self, shares: Array) -> Array:
         """Return the factors of columns, `shares`, repeated for each image and padded with zeros to whole vectors."""
         values = np.zeros(_round_to_vectors(len(shares) * self.x.geometry.images), np.float32)
         values[: len(shares) * self.x.geometry.images] = np.repeat(shares, self.x.geometry.images)

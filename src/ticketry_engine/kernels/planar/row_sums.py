@@ -190,7 +190,7 @@ class _SumsBody:
         count = spec.rows * self.vectors
         sums = [e.splat(0.0)] * count
         if self.sets > 1:
-            begin, sums = self._sum_in_sets(x, columns, begin, end)
+            begin, sums = self._accumulate_partial_sums(x, columns, begin, end)
         ahead = [self._load_column(columns, begin, number) for number in range(AHEAD if spec.rows == 1 else 0)]
         with e.loop(begin, end, 1, [*sums, *ahead]) as loop:
             queue = [*loop.carried[count:], self._load_column(columns, loop.index, len(ahead))]
@@ -198,7 +198,7 @@ class _SumsBody:
             loop.next = self._add_column(x, queue[0], weights, loop.carried[:count]) + queue[1:]
         return loop.results[:count]
 
-    def _sum_in_sets(self, x: Any, columns: Any, begin: Any, end: Any) -> tuple[Any, list[Any]]:
+    def _accumulate_partial_sums(self, x: Any, columns: Any, begin: Any, end: Any) -> tuple[Any, list[Any]]:
         """Emit a loop over several columns at a time, with `sets` partial sums; return (next column, sums)."""
         e, b, spec = self.e, self.e.b, self.spec
         count, several = spec.rows * self.vectors, max(self.sets, 4)

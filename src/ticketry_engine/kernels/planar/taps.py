@@ -223,7 +223,7 @@ def make_tiles(
     beside = y if residual is None else residual
     each, follow = target.lanes // y.images, window.stride == (1, 1) and x.row == y.row == beside.row
     found: dict[tuple[Shape, tuple[int, ...]], list[list[_Vector]]] = {}
-    for pixels in _vector_runs(y, follow, each, 12 if target.registers >= 32 else 6):
+    for pixels in _iterate_tile_vectors(y, follow, each, 12 if target.registers >= 32 else 6):
         vectors = [_build_vector(x, y, beside, window, some, each) for some in pixels]
         first = vectors[0]
         shape = Shape(
@@ -245,7 +245,7 @@ _Run = tuple[int, int, int]
 """A vector's row, first column and number of positions; a column after the row's end is in a later row."""
 
 
-def _vector_runs(y: Geometry, follow: bool, each: int, most: int) -> Iterator[list[_Run]]:
+def _iterate_tile_vectors(y: Geometry, follow: bool, each: int, most: int) -> Iterator[list[_Run]]:
     """Yield the vectors of each tile: at most `most`, of `each` positions, which may cross ends of rows if `follow`."""
     if follow:
         last = (y.height - 1) * y.row + y.width
@@ -289,8 +289,8 @@ def _build_tiles(
     seen = np.stack(
         [
             there
-            & _in_range(window.input(0, tap[0], 0) + pixels[..., 0] * window.stride[0], x.height)
-            & _in_range(window.input(0, tap[1], 1) + pixels[..., 1] * window.stride[1], x.width)
+            & _is_in_range(window.input(0, tap[0], 0) + pixels[..., 0] * window.stride[0], x.height)
+            & _is_in_range(window.input(0, tap[1], 1) + pixels[..., 1] * window.stride[1], x.width)
             for tap in window.taps
         ],
         axis=1,
@@ -310,7 +310,7 @@ def _build_tiles(
     return MaskedTiles(shape, few, places, read, written, np.ascontiguousarray(masks, dtype=np.int32), masked)
 
 
-def _in_range(place: Array, extent: int) -> Array:
+def _is_in_range(place: Array, extent: int) -> Array:
     found: Array = (place >= 0) & (place < extent)
     return found
 

@@ -150,7 +150,7 @@ class Unfolding:
                 offsets = np.zeros(x.channels, dtype=np.int64)
                 offsets[self.channels] = first + number * stride + self.phase.bytes * np.arange(count)
                 sources[phase] = Planes(self.phase, offsets)
-            ops.append(self._build_split_op(x, first, stride))
+            ops.append(self._build_phase_split_op(x, first, stride))
         whole = np.asarray(self.used.all(axis=0) & self.turned)
         if whole.any():
             ops.append(self._build_turn_op(x, np.flatnonzero(whole), offset))
@@ -170,7 +170,7 @@ class Unfolding:
         kernel = Turn(shifts, vectors, row)
         return Op(kernel, (places, len(places), g.row * g.step, above, above + inside, rows))
 
-    def _build_split_op(self, x: Planes, first: int, copy_bytes: int) -> Op:
+    def _build_phase_split_op(self, x: Planes, first: int, copy_bytes: int) -> Op:
         stride, count = self.window.stride[1], len(self.channels)
         each = -(-self.phase.width * x.geometry.images // self.target.lanes)
         valid = np.arange(each * stride * self.target.lanes) < x.geometry.width * x.geometry.images

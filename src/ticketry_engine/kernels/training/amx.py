@@ -234,7 +234,7 @@ SPREAD_CONFIGURATION = bfloat.build_configuration(
 )
 
 
-def spread_positions(inputs: int) -> int:
+def positions_per_spread_tile(inputs: int) -> int:
     """Return how many positions (1 or 2) a tile of `TileSpread` has, so that `inputs` sums fit in the L1 cache."""
     return max(1, min(2, _NEAR_SUMS // (2 * bfloat.TILE_ROW_BYTES * inputs)))
 
@@ -532,7 +532,7 @@ def _transpose_words(e: Emitter, vectors: Sequence[Any]) -> list[Any]:
     return found
 
 
-def positions_of(shape: Shape) -> tuple[Array, int]:
+def tile_position_bytes(shape: Shape) -> tuple[Array, int]:
     """Return the bytes of a tile's positions in x and in dy (int32 [positions, 2]), and the number of positions."""
     return np.ascontiguousarray(np.array([shape.x, shape.y], dtype=np.int32).T), len(shape.x)
 

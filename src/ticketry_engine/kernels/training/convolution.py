@@ -109,7 +109,7 @@ def build_forward(
     columns = x.channel_bytes.reshape(layer.groups, -1, 1) + shifts
     sides = [TileSide(x, stride=window.stride), TileSide(y)] + ([] if residual is None else [TileSide(residual)])
     matrix = _build_matrix(layer.places, columns, y, residual)
-    return [replace(_build_sums(matrix, sides, _plane_size(y), target, layer.threads), alone=layer.alone)]
+    return [replace(_build_weighted_sums(matrix, sides, _plane_size(y), target, layer.threads), alone=layer.alone)]
 
 
 def build_input_gradient(
@@ -152,9 +152,9 @@ def build_input_gradient(
         if sets and not find_tile_row_sets(matrix.weight, groups, dy, target):
             found.append(_build_tile_spread(places[:, :, :, taps], np.array(shifts), sets, sides, size, target))
             continue
-        found.append(_build_sums(matrix, sides, size, target, layer.threads))
+        found.append(_build_weighted_sums(matrix, sides, size, target, layer.threads))
     if untouched and residual is None:
-        found.insert(0, _build_zeroing(dx, target))
+        found.insert(0, _build_zero_fill(dx, target))
     elif untouched and residual != dx:
         raise ValueError("a stride that leaves pixels out adds to the gradient that is there, not to another one")
     return found
@@ -244,7 +244,7 @@ def build_weight_gradient(
         args: list[int | Array] = [made.segments, made.columns, sums, chunks, len(chunks)]
         args += [amx.PRODUCT_CONFIGURATION] if sets else []
         for t in cut:
-            args += [t.places, len(t.places), *(amx.positions_of(t.shape) if sets else ())]
+            args += [t.places, len(t.places), *(amx.tile_position_bytes(t.shape) if sets else ())]
         shapes = tuple(t.shape for t in cut)
         products = Products(shapes, made.unit, made.wide, tables.rows, x.item == HALF)
         ops.append(Op(amx.TileProducts(len(cut)) if sets else products, tuple(args)))
@@ -320,7 +320,7 @@ def _check_reads(made: ReadBounds, x: Batch, cut: Sequence[Tiles], target: Targe
         check_reads(made, x.planes, t.places, (min(t.shape.x), max(t.shape.x) + target.lanes * FLOAT))
 
 
-def _build_zeroing(value: Batch, target: Target) -> GatheredOps:
+def _build_zero_fill(value: Batch, target: Target) -> GatheredOps:
     """Return the operations that set a value to zero, as `GatheredOps` with an empty table."""
     vectors = value.block_bytes // (FLOAT * target.lanes)
     ops = [
@@ -330,7 +330,9 @@ def _build_zeroing(value: Batch, target: Target) -> GatheredOps:
     return GatheredOps(ops, np.zeros(0, dtype=np.int64))
 
 
-def _build_sums(matrix: Matrix, sides: Sequence[TileSide], size: Pair, target: Target, threads: int) -> GatheredOps:
+def _build_weighted_sums(
+    matrix: Matrix, sides: Sequence[TileSide], size: Pair, target: Target, threads: int
+) -> GatheredOps:
     x, half = sides[0].value, sides[0].value.item == HALF
     sets = find_tile_row_sets(matrix.weight, len(matrix.columns), x, target)
     groups = [] if sets else _find_row_sets(matrix, target)
@@ -462,7 +464,7 @@ def _build_tile_spread(
     weights = np.zeros(max(1, len(index)), dtype=np.uint16)
     beside = sides[2].value.geometry.bytes if len(sides) > 2 else 0
     for part in operation_blocks(dy.blocks, size):
-        cut = build_tiles(sides, size, target.lanes, amx.spread_positions(dx.channels), part)
+        cut = build_tiles(sides, size, target.lanes, amx.positions_per_spread_tile(dx.channels), part)
         _check_reads(made, dy, cut, target)
         args: list[int | Array] = [made.sets, made.blocks, weights, made.inputs]
         args += [len(made.blocks), dx.geometry.bytes, beside, amx.SPREAD_CONFIGURATION]

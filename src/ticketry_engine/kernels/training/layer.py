@@ -132,7 +132,7 @@ def _compute_tiles(sides: tuple[TileSide, ...], size: Pair, lanes: int, most: in
     found = {
         (blocks, *shape): (np.array(begins)[:, None, None] * steps + places).reshape(-1, len(sides))
         for blocks, begins in groups.items()
-        for shape, places in _places_in_block(sides, size, rows, columns).items()
+        for shape, places in _tile_starts_in_block(sides, size, rows, columns).items()
     }
     made = []
     for shape, places in found.items():
@@ -143,7 +143,7 @@ def _compute_tiles(sides: tuple[TileSide, ...], size: Pair, lanes: int, most: in
 
 
 @functools.lru_cache(maxsize=1024)
-def _places_in_block(
+def _tile_starts_in_block(
     sides: tuple[TileSide, ...], size: Pair, rows: int, columns: int
 ) -> dict[Pair, np.ndarray[tuple[int, int], np.dtype[np.int64]]]:
     """Return where the tiles of the first block begin in memory, by the size (rows, columns) of a tile."""

@@ -3,9 +3,9 @@
     dW[row, column] = sum over positions and images t of dy[row][t] * x[column + t]        (sampled dense-dense product)
 
 For a tile of positions, the output gradients of a row stay in registers while the tile's inputs are read for `TOGETHER`
-columns at a time. The product vectors of these columns are added lane by lane into one vector of sums (`fold_lanes`),
-in which each column has some lanes; this vector is added to the sums of earlier tiles. The lanes of a column are added
-once, at the end. Thus the order of each sum does not depend on the number of threads.
+columns at a time. The product vectors of these columns are added lane by lane into one vector of sums
+(`add_neighbouring_lanes`), in which each column has some lanes; this vector is added to the sums of earlier tiles. The
+lanes of a column are added once, at the end. Thus the order of each sum does not depend on the number of threads.
 
 Rows with equal columns are multiplied several at a time, so that each load of a gradient or an input serves several
 products.
@@ -114,7 +114,7 @@ class _ProductsBody:
                         part[number] = self._multiply(gradient, value, part[number])
             for number, part in enumerate(parts):
                 here = e.at(place, number * width)
-                e.store(b.fadd(e.load(here), fold_lanes(e, part)), here)
+                e.store(b.fadd(e.load(here), add_neighbouring_lanes(e, part)), here)
 
     def _write_segment(self, gradients: list[Any], x: Any, begin: Any, end: Any) -> None:
         e, b = self.e, self.e.b
@@ -139,7 +139,7 @@ class _ProductsBody:
             for number in range(together // TOGETHER):
                 here = e.at(place, number * width)
                 some = parts[number * TOGETHER : (number + 1) * TOGETHER]
-                e.store(b.fadd(e.load(here), fold_lanes(e, some)), here)
+                e.store(b.fadd(e.load(here), add_neighbouring_lanes(e, some)), here)
 
     def _load(self, pointer: Any, byte: int) -> Any:
         return bfloat.load_pairs(self.e, pointer, byte) if self.spec.half else self.e.load(pointer, byte)
@@ -192,10 +192,10 @@ class Totals(EmittedKernel):
             for thread in range(1, self.several):
                 more = e.at(here, b.mul(e.i64(thread), e.arg(3)))
                 sums = [b.fadd(one, e.load(more, width * number)) for number, one in enumerate(sums)]
-            e.store(fold_lanes(e, sums), out, b.mul(turn.index, e.i64(width)))
+            e.store(add_neighbouring_lanes(e, sums), out, b.mul(turn.index, e.i64(width)))
 
 
-def fold_lanes(e: Emitter, vectors: Sequence[Any]) -> Any:
+def add_neighbouring_lanes(e: Emitter, vectors: Sequence[Any]) -> Any:
     """Add neighbouring lanes of several vectors, and return a vector of the sums in the order of the vectors.
 
     The number of vectors is a power of two.
