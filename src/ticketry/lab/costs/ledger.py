@@ -38,8 +38,7 @@ class Sample:
         return replace(self, size=task.scored(self.size))
 
     def draw(self, course: Course, model: nn.Module) -> list[Any]:
-        """Draw the batches from the training examples of `course` (the loaded task), and move them to the model's
-        device."""
+        """Draw the batches from the training data of `course` (the loaded task) and move them to the model's device."""
         return course.sample(model, self.count, self.size, mix(self.seed, "score"))
 
 

@@ -31,7 +31,10 @@ class Choice:
 
 
 def choose_runner(runner: str | Executor, workers: int) -> Choice:
-    """Check `runner` and return a `Choice`; an empty text means local processes if `workers` > 0, else this process."""
+    """Check `runner` and return it as a `Choice`.
+
+    If `runner` is empty, segments train in local processes if `workers` is above 0, and otherwise in this process.
+    """
     if isinstance(runner, Executor):
         if workers:
             raise UsageError("an executor knows its number of workers: leave out workers")

@@ -193,7 +193,10 @@ class ExecutorRunner:
             self._resend(sent, f"it received signal {found['number']}")
 
     def _resend(self, sent: _SentSegment, why: str) -> None:
-        """Send a segment to another worker after one was lost (`why`); give up after `LOSSES` losses in succession."""
+        """Send a segment to another worker after its worker was lost; `why` describes the loss.
+
+        After `LOSSES` losses without a new stored state, give up.
+        """
         furthest = open_store(sent.order.store).last_stored_step(sent.segment.trajectory, sent.segment.last)
         sent.losses = 1 if furthest > sent.furthest else sent.losses + 1
         sent.furthest = furthest

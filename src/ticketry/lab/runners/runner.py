@@ -87,7 +87,7 @@ class Activity:
 
 @dataclass(frozen=True)
 class Order:
-    """Holds settings that a lab sends to its runner together with a segment, the training to carry out."""
+    """Holds settings with which a segment (a range of training steps) is trained; a lab sends them to its runner."""
 
     store: str
     """Address of the store, see `lab.store.store.open_store`."""
@@ -193,7 +193,7 @@ class NoTraining:
 
 
 def raise_first_error(futures: Iterable[concurrent.futures.Future[Any]]) -> None:
-    """Raise the first error of finished futures; an interruption is raised only if there is no other error."""
+    """Raise the first error of finished futures; an `InterruptedTrainingError` only if there is no other error."""
     errors = [error for future in futures if (error := future.exception()) is not None]
     for error in sorted(errors, key=lambda error: isinstance(error, InterruptedTrainingError)):
         raise error

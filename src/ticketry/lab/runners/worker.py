@@ -77,7 +77,7 @@ class Request:
 
     @classmethod
     def parse(cls, text: str) -> Request:
-        """Parse a request; raise `RunnerError` if it is invalid or of another version."""
+        """Parse the JSON text of a request; raise `RunnerError` if it is invalid or has another format version."""
         try:
             values = parse_json(text)
         except ValueError as error:
@@ -187,7 +187,7 @@ def build_answer(kind: str, **more: Any) -> str:
 
 
 def build_error_answer(error: Exception) -> str:
-    """Return the answer for a failure: class and arguments of a ticketry error, or another error's traceback."""
+    """Return the answer for an error: its class and arguments if it is a ticketry error, otherwise its traceback."""
     args = [part for part in error.args if isinstance(part, (str, int, float, bool, type(None)))]
     ours = isinstance(error, TicketryError) and getattr(errors, type(error).__name__, None) is type(error)
     if ours and len(args) == len(error.args):

@@ -71,7 +71,7 @@ def mark_running(folder: Path) -> Iterator[None]:
 
 
 def mark_in_use(paths: Paths) -> contextlib.AbstractContextManager[None]:
-    """Within a ``with`` block, mark a store as in use; commands then refuse to remove runs or to move the store."""
+    """Within a ``with`` block, mark a store as in use, so that no command removes its runs or moves the store."""
     return mark_running(require_inside(paths.root, paths.live))
 
 
@@ -150,7 +150,7 @@ _log = logging.getLogger(__name__)
 
 
 class Holder(msgspec.Struct, frozen=True):
-    """Describes the process that holds a lease."""
+    """Describes the process that holds a lease, which is the exclusive right to carry out a training."""
 
     owner: Annotated[str, Meta(pattern="^[0-9a-f]{1,64}$")]
     """Random id of this lease."""
@@ -172,7 +172,7 @@ class _Content(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class LeaseSettings:
-    """Holds the settings of all leases that a process takes."""
+    """Holds the settings of the leases that a process takes; a lease is the exclusive right to carry out a training."""
 
     mirror: str
     """Id of this machine's mirror of the store."""
@@ -181,7 +181,7 @@ class LeaseSettings:
 
 
 def lease_name(trajectory: str) -> str:
-    """Return the name, without ``@`` and number, of the lease objects for the training with the key `trajectory`."""
+    """Return the name of the lease objects of the training with the key `trajectory`; ``@`` and a number follow it."""
     return f"trajectories/{trajectory[:2]}/{trajectory}.json"
 
 

@@ -233,7 +233,7 @@ def _delete_leftovers(store: Store, grace_seconds: float, *, dry_run: bool) -> t
 
 
 class Usage:
-    """Finds the files to which a record refers, directly or through other files; the store must not lack any result."""
+    """Finds the files that a record needs, directly or through other files; no needed result may be missing."""
 
     def __init__(self, store: Store, *, damaged: bool = False) -> None:
         self.store = store

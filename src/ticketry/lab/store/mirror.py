@@ -286,7 +286,7 @@ class Mirror:
         return self._upload_object(name, replace=False)
 
     def adopt_file(self, name: str, file: Path) -> None:
-        """Turn a finished file into the object `name` by renaming it, and upload it; see `Folder.adopt_file`."""
+        """Rename a finished file, so that it becomes the object `name`, and upload it."""
         known = path_exists(self.folder.path(name))
         if not known:
             self._mark_unpublished(name, replace=False)

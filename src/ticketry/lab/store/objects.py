@@ -110,7 +110,7 @@ def limit_retry_time(seconds: float) -> Iterator[None]:
 
 
 def retry(what: str, attempt: Callable[[int], T]) -> T:
-    """Call `attempt` with the number of earlier tries, until it raises no `TransientError`, and return its result."""
+    """Call `attempt` again after each `TransientError`, with the number of earlier tries, and return its result."""
     last, spent, tries = time.monotonic(), 0.0, 0
     while True:
         try:
@@ -205,7 +205,7 @@ class Folder:
         return join_inside(self.root, *name.split("/"))
 
     def _run_file_operation(self, verb: str, path: Path, action: Callable[[int], T]) -> T:
-        """Call `action` with the number of earlier tries, here 0, and turn an `OSError` into a `StoreError`."""
+        """Return the result of ``action(0)``; turn an `OSError` into a `StoreError` that names `verb` and `path`."""
         with explain_os_errors(path, verb):
             return action(0)
 
@@ -388,7 +388,7 @@ class Bucket:
         return time.monotonic() + self._ahead
 
     def _request(self, verb: str, name: str, action: Callable[[int], T]) -> T:
-        """Call `action` with the number of earlier tries, until it raises no transient error; return its result."""
+        """Call `action` again after each transient error, with the number of earlier tries, and return its result."""
         known = self._obstore.exceptions
 
         def convert_errors(tries: int) -> T:

@@ -303,7 +303,10 @@ _OF_MAKING = ("seconds", "train_seconds", "other_seconds", "cost", "environment"
 
 
 def compare(kind: Kind, name: tuple[str, ...], known: bytes, new: bytes) -> Comparison:
-    """Decide whether a file of the store (`known`) is replaced by the file of the same name in a bundle (`new`)."""
+    """Decide which version of a file stays: `known` from the store, or `new` from a bundle (archive).
+
+    `kind` and `name` identify the file.
+    """
     if known == new:
         return Comparison(take=False)
     if kind == "blob" or (kind == "memo" and name[0] == "left-out"):
@@ -327,7 +330,7 @@ def compare(kind: Kind, name: tuple[str, ...], known: bytes, new: bytes) -> Comp
 
 
 def _replace_store_folder(values: dict[str, Any], beside: dict[str, Any]) -> dict[str, Any]:
-    """Return the record `values` after replacing the store folder in all paths by the store folder of `beside`."""
+    """Return the record `values`, with the store folder in all its paths replaced by that of the record `beside`."""
     old, new = values.get("store"), beside.get("store")
     if not (isinstance(old, str) and isinstance(new, str) and old):
         return values
@@ -336,7 +339,7 @@ def _replace_store_folder(values: dict[str, Any], beside: dict[str, Any]) -> dic
 
 
 def _without_origin(value: Any) -> Any:
-    """Return a JSON value without the entries that say how and when it was made, see `_OF_MAKING`."""
+    """Return a JSON value without the entries that say how and when it was made, such as seconds and command."""
     if isinstance(value, dict):
         return {name: _without_origin(one) for name, one in value.items() if name not in _OF_MAKING}
     return [_without_origin(one) for one in value] if isinstance(value, list) else value

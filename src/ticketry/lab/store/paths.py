@@ -203,7 +203,7 @@ class Paths:
         return self._resolve(partial_name(trajectory, step, digest))
 
     def partial_folder(self, trajectory: str, step: int) -> Path:
-        """Return the folder of a sharded checkpoint, see `checkpoints`."""
+        """Return the folder of a checkpoint that several processes write together, each a part of the tensors."""
         return self._resolve(f"partial/{trajectory}-{step}.parts")
 
     def run(self, name: str) -> Path:

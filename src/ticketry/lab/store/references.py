@@ -42,7 +42,7 @@ def referenced_digests(record: Mapping[str, Any]) -> set[str]:
 
 
 class Results:
-    """Reads all results of a store, and follows their references; `read` returns the result in a file."""
+    """Reads all results of a store and finds the results to which they refer; `read` returns the result in a file."""
 
     def __init__(self, paths: Paths, read: Callable[[Path], Mapping[str, Any]]) -> None:
         self.records = {path: read(path) for path in paths.result_files() if path.stem.isdecimal()}

@@ -270,7 +270,7 @@ class Store:
         return max((step for step in steps if step <= last), default=-1)
 
     def drop_checkpoints(self, trajectory: str, last: int) -> None:
-        """Delete the checkpoints up to step `last`; later checkpoints belong to a longer, interrupted segment."""
+        """Delete the checkpoints of the training with the key `trajectory` at steps up to `last`."""
         self._delete_local_checkpoints(trajectory, last)
         if self.mirror:
             self.mirror.drop_checkpoints(trajectory, last)
@@ -320,7 +320,7 @@ class Store:
 
     @contextlib.contextmanager
     def lock(self, trajectory: str) -> Iterator[None]:
-        """Within a ``with`` block, hold the lock of a training, after waiting for other processes."""
+        """Within a ``with`` block, hold the lock of the training `trajectory`; first wait for other processes."""
         path = self.paths.lock(trajectory)
         with explain_os_errors(path, "lock"):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -333,7 +333,10 @@ class Store:
             lock.release()
 
     def fetch(self, *, results: bool = False, everything: bool = False) -> None:
-        """Download records of a shared store; if asked, also results, or everything again; see `Mirror.fetch`."""
+        """Download the records of a shared store.
+
+        With `results`, also download results that the folder lacks; with `everything`, download all objects again.
+        """
         if self.mirror:
             self.mirror.fetch(results=results, everything=everything)
 

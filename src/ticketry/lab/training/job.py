@@ -155,7 +155,7 @@ class Job:
         return loop
 
     def load_resumable_state(self) -> TrainingState:
-        """Return the latest stored state before the first missing result, or the segment's initial state."""
+        """Return the latest stored state at or before the first missing result, or the segment's initial state."""
         bound = self.missing[0]
         partial = self.store.newest_checkpoint(self.trajectory, bound)
         record = find_last_resumable_result(self.store, self.trajectory, bound)
@@ -249,7 +249,7 @@ class Job:
         self.store.put_result(self.trajectory, self.segment.last, {**record, **self.measure_again(record)})
 
     def measure_again(self, record: Mapping[str, Any]) -> dict[str, Any]:
-        """Compute the metrics of a stored result, and return them as entries of its record."""
+        """Compute the metrics of a stored result, and return them as entries of the result's record."""
         loop = Loop(self.store, self.course, self.segment, self._load_stored_state(record), self.group)
         loop.notify_pause()
         return dict(loop.measured())

@@ -103,7 +103,11 @@ class Loop:
         return optimizer
 
     def train_until(self, last: int, tick: Callable[[], None]) -> None:
-        """Train up to step `last`, and call `tick` after each step; raise the errors of `check_losses` and `check`."""
+        """Train up to step `last`, and call `tick` after each step.
+
+        Raise an error if a loss is not finite, or if a variant finds its condition violated, such as that removed
+        weights are 0.
+        """
         with private_random_state(), self._open_batches() as batches:
             while self.step < last:
                 self._train_step(next(batches))
@@ -138,7 +142,8 @@ class Loop:
 
     @cached_property
     def _kernel_context(self) -> Callable[[], contextlib.AbstractContextManager[None]]:
-        """Function that returns a context manager, in which the model's forward pass uses the segment's kernels."""
+        """Function that returns a context manager, in which a forward pass uses the segment's kernels (dense or
+        sparse)."""
         arithmetic = self.segment.arithmetic
         if arithmetic.kernels == DENSE:
             return contextlib.nullcontext
@@ -157,7 +162,10 @@ class Loop:
     def _compute_loss_and_gradients(
         self, batch: Any, kernels: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
     ) -> Tensor:
-        """Return the loss of a batch, and store new gradients in all parameters; removed weights get gradients too."""
+        """Return the loss of a batch and store new gradients in all parameters; removed weights get gradients too.
+
+        The forward pass runs in the context manager that `kernels` returns.
+        """
         with kernels():
             loss = task_checks.check_loss(self.task, self._compute_loss(batch))
         self.optimizer.zero_grad(set_to_none=True)
@@ -354,5 +362,8 @@ def set_learning_rate(optimizer: Optimizer, lr: float) -> None:
 
 
 def round_metric(value: float) -> float:
-    """Return a metric rounded to 6 decimals, or to 6 significant digits if its absolute value is below 1."""
+    """Return a metric rounded to 6 decimals.
+
+    A metric between -1 and 1 is rounded to 6 significant digits instead.
+    """
     return float(f"{value:.6g}") if abs(value) < 1 else round(value, 6)

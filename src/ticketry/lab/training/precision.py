@@ -83,7 +83,7 @@ class Arithmetic:
         return torch.autocast(self.device, dtype=torch.bfloat16)
 
     def place(self, model: nn.Module) -> nn.Module:
-        """Return the model on the device and in the memory layout of this arithmetic."""
+        """Move the model to the device and memory layout of this arithmetic, and return it."""
         model = model.to(self.device)
         if not self.channels_last or self.kernels != DENSE:
             return model
@@ -126,10 +126,10 @@ def choose_arithmetic(
     norms: str = SYNCHRONISED,
     parallel: str = DDP,
 ) -> Arithmetic:
-    """Choose the arithmetic of a model by a fixed rule, never by a timing.
+    """Choose device, number format and memory layout for a model; nothing is timed for this choice.
 
-    With ``auto``, a GPU is used if there is one. Convolutional networks train in bfloat16 if the processor has
-    instructions for it (AVX-512 BF16, AMX, or a GPU of compute capability 8), which halves the time of a step; other
+    With ``device="auto"``, a GPU is used if there is one. With ``precision="auto"``, convolutional networks train in
+    bfloat16 if the processor has instructions for it (AVX-512 BF16, AMX, or a GPU of compute capability 8); other
     networks train in fp32. Two-dimensional convolutions use the memory layout channels_last.
     """
     check_choice("precision", precision, PRECISIONS)

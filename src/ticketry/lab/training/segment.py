@@ -105,7 +105,10 @@ class Segment:
         return self.last - self.first
 
     def at(self, step: str, of: str = "") -> int:
-        """Return the number of a step given as 2ep, 500it or 3% (of the schedule); `of` is for the error message."""
+        """Return the step for a text such as 2ep (epochs), 500it (iterations) or 3% (of the schedule).
+
+        `of` names the setting in an error message.
+        """
         return Step.parse(step).at(total=self.total, per_epoch=self.per_epoch, of=of)
 
     @cached_property
@@ -121,7 +124,7 @@ class Segment:
         return f"{self.trajectory}@{self.last}"
 
     def until(self, last: int) -> Segment:
-        """Return a copy of this segment that ends at step `last`; everything else is equal."""
+        """Return a copy of this segment that ends at step `last`."""
         return replace(self, last=last)
 
     def blobs(self) -> list[str]:
@@ -180,7 +183,7 @@ class Segment:
 
 
 def check_task(name: str, spec: Spec | None) -> None:
-    """Raise `TaskError` if other processes cannot build the task, because `spec` is None."""
+    """Raise `TaskError` if the task `name` has no `spec`, from which other processes could build it."""
     if spec is None:
         raise TaskError(
             f"the task {name!r} was made in this process and another cannot make it: name it as"

@@ -141,7 +141,7 @@ class Supervised(Course):
 
 
 def _pick_different_targets(targets: Tensor, count: int) -> Tensor:
-    """Return the indices of `count` examples with as many different targets as possible, sorted by target."""
+    """Return the indices of `count` examples, sorted by target, among which as many targets as possible occur."""
     values = targets.flatten(1).sum(1, dtype=torch.float64) if targets.dim() > 1 else targets
     order = values.argsort(stable=True)
     alike = torch.unique_consecutive(values[order], return_counts=True)[1]

@@ -93,7 +93,7 @@ class Variant:
 
     @property
     def several_ranks(self) -> bool:
-        """Whether several processes may train together with this variant, whose effect is then the same in each."""
+        """Whether several processes may train together with this variant; its effect is then equal in all of them."""
         return False
 
     replayable: ClassVar[bool] = False
@@ -241,7 +241,7 @@ class Effect:
         """Do what the variant requires before the forward pass of a step, such as to set gates."""
 
     def loss(self, batch: Any, inner: Callable[[], Tensor]) -> Tensor:
-        """Return the loss of a batch; `inner` computes it without this effect."""
+        """Return the loss of a batch; a call of `inner` returns the loss without this effect."""
         return inner()
 
     def after_backward(self) -> None:

@@ -181,8 +181,8 @@ def add_noise_to_constants(model: nn.Module) -> nn.Module:
 def check_parts(name: str, course: Course, model: nn.Module, recipe: Recipe, steps: Iterable[int], world: int) -> None:
     """Raise `TaskError` if the parts of a batch draw other random numbers, or give other outputs, than the whole batch.
 
-    Batch norms run in evaluation mode; in training, `--norms` determines their statistics. `model` must be new
-    and on the CPU, and is modified. `steps` must include a batch of each size that occurs.
+    Batch norms run in evaluation mode. `model` must be new and on the CPU, and is modified. `steps` must include a
+    batch of each size that occurs; `world` is the number of parts.
     """
     model.train()
     for module in model.modules():

@@ -48,7 +48,7 @@ class Group:
 
     @classmethod
     def join(cls, rank: int, arithmetic: Arithmetic, meet: Path) -> Group:
-        """Connect to the other ranks on this machine through the file `meet`; use NCCL on GPUs, otherwise gloo."""
+        """Connect to the other ranks through the file `meet` on this machine, with NCCL on GPUs and otherwise gloo."""
         if arithmetic.device == "cuda":
             torch.cuda.set_device(rank)
         elif sys.platform == "linux":  # otherwise gloo resolves this machine's host name, which may be wrong
@@ -90,10 +90,10 @@ class Group:
         return copy_state(model)
 
     def agree_to_store(self, wish: bool) -> bool:
-        """Return whether this rank stores a state now; all ranks call this after each step.
+        """Return whether this rank stores a state now; `wish` is whether it wants to. All ranks call this every step.
 
-        If the first rank stores the state alone, the answer is `wish`. If all ranks must store together, the answer is
-        the same in all ranks, and becomes True a step or more after a rank's `wish`.
+        If the first rank stores states alone, the answer is `wish`. If all ranks store their parts together, all get
+        the same answer, which becomes True a step or more after one rank's `wish`.
         """
         if not self.stores_together:
             return wish
@@ -101,7 +101,7 @@ class Group:
         return self._heard
 
     def mean(self, value: Tensor) -> Tensor:
-        """Return the mean of a value over all ranks."""
+        """Return the mean of `value` over all ranks (training processes)."""
         total = value.detach() / self.world
         dist.all_reduce(total)
         return total

@@ -408,7 +408,7 @@ class _RankProcesses:
             self._receive_messages(store, segment, watch)
 
     def _choose_error(self) -> Exception:
-        """Return the error to raise: an error for a lost rank, if there is one, else preferably a ticketry error."""
+        """Return the error of a lost rank, else a ticketry error that a rank raised, else any error of a rank."""
         for rank in self.ranks:
             if rank.is_lost:
                 return _LostRankError(
