@@ -82,7 +82,7 @@ def compare(
             samples = take_samples(ready, timing, last_level_cache_bytes())
     versions = {contender.name: _library_versions(contender) for contender in contenders}
     times = tuple(
-        _with_samples(row, samples[row.engine], timing, versions[row.engine]) if row.engine in samples else row
+        _add_samples_to_row(row, samples[row.engine], timing, versions[row.engine]) if row.engine in samples else row
         for row, _ in prepared
     )
     packages = {package for found in versions.values() for package in found}
@@ -144,7 +144,7 @@ def _prepare(
     return structs.replace(row, why=why), None
 
 
-def _with_samples(row: EngineTime, samples: Samples, timing: Timing, versions: dict[str, str]) -> EngineTime:
+def _add_samples_to_row(row: EngineTime, samples: Samples, timing: Timing, versions: dict[str, str]) -> EngineTime:
     low, seconds, high = quartiles(samples.by_clock(timing.clock))
     wall, cpu = tuple(samples.wall), tuple(samples.cpu)
     return structs.replace(

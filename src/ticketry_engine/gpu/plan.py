@@ -109,7 +109,7 @@ def _choose_kernel(work: LayerWork | None, two_four: bool, rates: Rates, force: 
         return LayerChoice("group", "it was asked for", tile)
     dense, group = dense_seconds(work, rates), group_seconds(work, tile, rates)
     if two_four and two_four_seconds(work, rates) < min(group, MARGIN * dense):
-        return LayerChoice("2:4", _compare_times(two_four_seconds(work, rates), dense))
+        return LayerChoice("2:4", _format_time_comparison(two_four_seconds(work, rates), dense))
     kept = sum(rows * columns for rows, columns in work.groups)
     if kept == work.rows * work.columns:
         return LayerChoice("dense", "no weight is removed")
@@ -118,11 +118,11 @@ def _choose_kernel(work: LayerWork | None, two_four: bool, rates: Rates, force: 
     if work.run < FEWEST_IMAGES:
         return LayerChoice("dense", f"{work.run} images or tokens are too few for vectors of 8")
     if group >= MARGIN * dense:
-        return LayerChoice("dense", f"in the group kernel {_compare_times(group, dense)}", tile)
-    return LayerChoice("group", _compare_times(group, dense), tile)
+        return LayerChoice("dense", f"in the group kernel {_format_time_comparison(group, dense)}", tile)
+    return LayerChoice("group", _format_time_comparison(group, dense), tile)
 
 
-def _compare_times(seconds: float, dense: float) -> str:
+def _format_time_comparison(seconds: float, dense: float) -> str:
     return f"estimated {1e6 * seconds:.1f} us against {1e6 * dense:.1f} dense"
 
 
@@ -215,7 +215,7 @@ def all_layout_changes_seconds(graph: Graph, batch: int, choices: Mapping[str, L
         reads = made = "outer"
         if uses_group_kernel(node, choices):
             reads = "inner"
-            made = "outer" if _is_grid(graph, node) else "inner"
+            made = "outer" if _is_linear_on_image(graph, node) else "inner"
         elif node.op == "layer_norm":
             made = "inner" if node.output in wanted else "outer"
         elif runs_on_inner_inputs(graph, node):
@@ -248,19 +248,19 @@ def find_inner_values(graph: Graph, choices: Mapping[str, LayerChoice]) -> set[s
     wanted: set[str] = set()
     for node in reversed(graph.nodes):
         if uses_group_kernel(node, choices):
-            if not _is_grid(graph, node):
+            if not _is_linear_on_image(graph, node):
                 wanted.update(node.inputs)
         elif runs_on_inner_inputs(graph, node) and node.output in wanted:
             wanted.update(node.inputs)
-    return {name for name in wanted if not _is_grid_result(graph, name)}
+    return {name for name in wanted if not _is_last_axis_result(graph, name)}
 
 
-def _is_grid(graph: Graph, node: Node) -> bool:
+def _is_linear_on_image(graph: Graph, node: Node) -> bool:
     """Return whether a node is a linear layer over the last axis of an image; its result is in torch's layout."""
     return node.op == "linear" and len(graph.values[node.inputs[0]].shape or ()) == 4
 
 
-def _is_grid_result(graph: Graph, name: str) -> bool:
+def _is_last_axis_result(graph: Graph, name: str) -> bool:
     """Return whether a value is the result of a linear layer or layer norm over the last axis of an image."""
     maker = graph.node_by_output.get(name)
     shape = graph.values[name].shape or ()
@@ -422,10 +422,10 @@ def _dense_product_seconds(work: LayerWork, rates: Rates, rate: float, stored: f
     """Estimate the seconds of a product at `rate` FLOP/s that reads the share `stored` of the dense weight's bytes."""
     product = 2.0 * work.pixels * work.rows * work.columns / rate
     bytes_ = rates.bytes * (work.inputs + work.outputs + stored * work.rows * work.columns)
-    return rates.launch + max(product, bytes_ / rates.bandwidth) + _extra_pass_seconds(work, rates)
+    return rates.launch + max(product, bytes_ / rates.bandwidth) + _residual_and_act_seconds(work, rates)
 
 
-def _extra_pass_seconds(work: LayerWork, rates: Rates) -> float:
+def _residual_and_act_seconds(work: LayerWork, rates: Rates) -> float:
     made = rates.bytes * work.outputs / rates.bandwidth
     return (rates.launch + 3 * made) * work.residual + (rates.launch + 2 * made) * work.act
 

@@ -67,7 +67,7 @@ class Library:
         with self._lock:
             new = {name: kernel for name, kernel in zip(names, kernels, strict=True) if name not in self._addresses}
             for name, kernel in new.items():
-                self._add(self._object(name, kernel))
+                self._add_object_file(self._load_or_compile(name, kernel))
             if new:
                 self._engine.finalize_object()
             for name in new:
@@ -96,7 +96,7 @@ class Library:
             self._read[name] = code  # hold the bytes: the file may be gone when the kernel runs
         return code is not None
 
-    def _object(self, name: str, kernel: Kernel) -> bytes:
+    def _load_or_compile(self, name: str, kernel: Kernel) -> bytes:
         path = private_cache_folder("kernels") / f"{name}.o"
         code = self._read.pop(name, None) or read_cached(path)
         if code is None:
@@ -107,7 +107,7 @@ class Library:
             write_cached(path, code)
         return code
 
-    def _add(self, code: bytes) -> None:
+    def _add_object_file(self, code: bytes) -> None:
         llvm = llvmlite_binding()
         if self._engine is None:
             self._engine = llvm.create_mcjit_compiler(

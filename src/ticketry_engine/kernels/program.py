@@ -148,7 +148,7 @@ class Program:
     def __post_init__(self) -> None:
         addresses = self.library.addresses([Driver(self.denormals), *(op.kernel for op in self.ops)])
         self._drive = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, *[ctypes.c_int64] * 5)(addresses[0])
-        self._link(addresses[1:])
+        self._copy_to_native_memory(addresses[1:])
 
     @property
     def table_bytes(self) -> int:
@@ -156,7 +156,7 @@ class Program:
         tables = [arg for op in self.ops for arg in op.args if isinstance(arg, np.ndarray)]
         return sum({table.ctypes.data: table.nbytes for table in tables}.values())
 
-    def _link(self, addresses: Sequence[int]) -> None:
+    def _copy_to_native_memory(self, addresses: Sequence[int]) -> None:
         """Copy all tables, the list of operations and their arguments into one memory, as native code reads them.
 
         The tables in `ops` become views of this memory, so that no table is stored twice.

@@ -46,7 +46,7 @@ def private_content_of(path: Path) -> bytes:
     large, or cannot be read. Also raise it if the file is a link, or if another user owns or can write the file.
     """
     with regular(path, follow_links=False) as file:
-        if not _is_private(os.fstat(file.fileno())):
+        if not _only_user_can_write(os.fstat(file.fileno())):
             raise PermissionError(errno.EPERM, "it is another user's, or others may write it", str(path))
         return file.read()
 
@@ -67,7 +67,7 @@ def why_not_private(folder: Path) -> str:
             return f"{folder} is a link"
         if not stat.S_ISDIR(about.st_mode):
             return f"{folder} is not a folder"
-        if not _is_private(about):
+        if not _only_user_can_write(about):
             return f"{folder} belongs to another user, or others may write in it"
     except FileNotFoundError:
         pass
@@ -98,7 +98,7 @@ def _why_parents_not_private(folder: Path) -> str:
     return ""
 
 
-def _is_private(about: os.stat_result) -> bool:
+def _only_user_can_write(about: os.stat_result) -> bool:
     if not hasattr(os, "geteuid"):
         return True
     return about.st_uid == os.geteuid() and not about.st_mode & (stat.S_IWGRP | stat.S_IWOTH)

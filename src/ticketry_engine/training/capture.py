@@ -153,14 +153,14 @@ class _RegionFinder:
     def add_node(self, node: fx.Node) -> None:
         """If kernels can run a node, add it to a neighbouring or a new region; else leave the node to torch."""
         try:
-            lowered = self._lower(node)
+            lowered = self._to_kernel_node(node)
         except Unsupported as why:
             if node.op == "call_module":
                 self.reasons[str(node.target)] = str(why)
             return
         layer = str(node.target) if lowered is not None and lowered.op in LAYERS else None
         gains = layer is not None and self._is_faster_in_kernels(node, layer)
-        short_repr = layer is not None and (gains or prod(self._weight(layer)[1:]) <= SHORT)
+        short_repr = layer is not None and (gains or prod(self._weight_shape_of(layer)[1:]) <= SHORT)
         dense = layer is not None and not short_repr and self._runs_dense(node, layer)
         starts = short_repr or dense
         layout = allowed_input_kinds(node, lowered)
@@ -208,7 +208,7 @@ class _RegionFinder:
         if lowered is not None:
             region.nodes.append(replace(lowered, inputs=tuple(names[name] for name in lowered.inputs)))
             if lowered.op in LAYERS:
-                region.weights[lowered.weights["weight"]] = self._weight(str(node.target))
+                region.weights[lowered.weights["weight"]] = self._weight_shape_of(str(node.target))
             if lowered.op in (*LAYERS, "batch_norm", "layer_norm"):
                 self.used.add(str(node.target))
 
@@ -244,7 +244,7 @@ class _RegionFinder:
 
     # -- choose nodes --------------------------------------------------------------------------------------------------
 
-    def _weight(self, layer: str) -> tuple[int, ...]:
+    def _weight_shape_of(self, layer: str) -> tuple[int, ...]:
         """Return the weight shape of the layer named `layer`."""
         module = self.modules[layer]
         assert isinstance(module, (nn.Conv2d, nn.Linear))
@@ -259,7 +259,7 @@ class _RegionFinder:
         """Return the density above which a layer is faster dense than in sparse kernels."""
         if isinstance(self.modules[layer], nn.Linear):
             return LIMIT_LINEAR
-        window = self._weight(layer)[2:]
+        window = self._weight_shape_of(layer)[2:]
         return self.limit if fills_blocks(_count_images(node), half=self.half) and window != (1, 1) else LIMIT
 
     def _runs_dense(self, node: fx.Node, layer: str) -> bool:
@@ -275,7 +275,7 @@ class _RegionFinder:
             return "small linear layers without a convolution: faster dense"
         return f"density {float(kept.mean()):.2f}: above {self._density_limit(node, layer)} faster dense"
 
-    def _lower(self, node: fx.Node) -> Node | None:
+    def _to_kernel_node(self, node: fx.Node) -> Node | None:
         if node.op == "call_module":
             module = self.modules[str(node.target)]
             if str(node.target) in self.used:

@@ -396,10 +396,10 @@ def call_key(module: nn.Module, leaves: Sequence[Any], spec: TreeSpec) -> tuple[
         else:
             raise Untraceable(f"it is called with a {type(leaf).__name__}")
     seen: dict[int, int] = {}
-    return spec, tuple(given), tuple([_own_settings(one, seen) for one in module.modules()])
+    return spec, tuple(given), tuple([_settings_and_hooks(one, seen) for one in module.modules()])
 
 
-def _own_settings(module: nn.Module, seen: dict[int, int]) -> tuple[Any, ...]:
+def _settings_and_hooks(module: nn.Module, seen: dict[int, int]) -> tuple[Any, ...]:
     # Gates replace parameters by products. A graph would hold the product of one step, and kernels read parameters.
     if hidden := module.__dict__.keys() & module._parameters.keys():
         raise Untraceable(f"something else stands in for its parameter {min(hidden)}")

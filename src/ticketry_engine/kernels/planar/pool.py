@@ -157,7 +157,7 @@ def _initial_value(kind: str) -> float:
     return 0.0 if kind == "mean" else float("-inf")
 
 
-def _accumulate(e: Emitter, kind: str, old: ir.Value, new: ir.Value) -> ir.Value:
+def _add_or_take_larger(e: Emitter, kind: str, old: ir.Value, new: ir.Value) -> ir.Value:
     if kind == "mean":
         return e.b.fadd(old, new)
     larger = e.b.or_(e.b.fcmp_ordered(">", old, new), e.b.fcmp_unordered("uno", old, old))
@@ -200,7 +200,7 @@ class Windows(EmittedKernel):
             with e.loop(0, count, carried=row.carried) as tap:
                 place = e.at(taps, b.mul(tap.index, line.right))
                 values = [b.load(e.at(place, FLOAT * kind.count * part), typ=kind, align=FLOAT) for part in parts]
-                tap.next = [_accumulate(e, self.kind, *pair) for pair in zip(tap.carried, values, strict=True)]
+                tap.next = [_add_or_take_larger(e, self.kind, *pair) for pair in zip(tap.carried, values, strict=True)]
             row.next = tap.results
         return row.results
 
@@ -260,7 +260,7 @@ class Spans(EmittedKernel):
                         value = e.select(
                             b.fcmp_ordered(">", most, e.splat(0.0)), value, most
                         )  # NaN outside of the input is replaced too
-                    row.next[part] = _accumulate(e, self.kind, row.next[part], value)
+                    row.next[part] = _add_or_take_larger(e, self.kind, row.next[part], value)
         return row.results
 
 

@@ -170,7 +170,7 @@ class _SumsBody:
         x, columns = e.at(tile.x, e.load_i32(segment, 4)), self.columns
         if spec.rows > 1:
             columns = e.at(columns, b.mul(b.sub(e.load_i32(segment, 8), begin), e.i64(self._column_bytes)))
-        sums = self._sums(x, columns, begin, end)
+        sums = self._compute_sums(x, columns, begin, end)
         bases = self._initial_sums(segment, head, outputs, tile)
         sums = [b.fadd(value, base) for value, base in zip(sums, bases, strict=True)]
         self._write_segment_end(head, outputs, tile, sums)
@@ -185,7 +185,7 @@ class _SumsBody:
     def _column_bytes(self) -> int:
         return 4 if self.spec.wide else 2
 
-    def _sums(self, x: Any, columns: Any, begin: Any, end: Any) -> list[Any]:
+    def _compute_sums(self, x: Any, columns: Any, begin: Any, end: Any) -> list[Any]:
         e, spec = self.e, self.spec
         count = spec.rows * self.vectors
         sums = [e.splat(0.0)] * count

@@ -103,7 +103,7 @@ class Unfolding:
         return int(self.used.sum()) * self.copy_bytes + SLACK + len(self.phases) * len(self.channels) * self.phase.bytes
 
     @property
-    def turned(self) -> bool:
+    def uses_turn_kernel(self) -> bool:
         """Whether each copy consists of the same rows of x, moved sideways, so that the kernel `Turn` can be used."""
         each = self.target.lanes // self.y.images
         alike = len({(copy.row, copy.rows) for copy in self.copies}) == 1
@@ -113,7 +113,7 @@ class Unfolding:
     def cycles(self) -> float:
         """Estimated cycles for making the copies."""
         vectors = int(self.used.sum()) * -(-self.geometry.positions * self.y.images // self.target.lanes)
-        if self.turned:
+        if self.uses_turn_kernel:
             return 1.5 * vectors
         each = self.target.lanes // self.y.images
         pieces = 1 if self.row % each == 0 else 1 + -(-each // self.row)  # of x, from which a vector is assembled
@@ -151,7 +151,7 @@ class Unfolding:
                 offsets[self.channels] = first + number * stride + self.phase.bytes * np.arange(count)
                 sources[phase] = Planes(self.phase, offsets)
             ops.append(self._build_phase_split_op(x, first, stride))
-        whole = np.asarray(self.used.all(axis=0) & self.turned)
+        whole = np.asarray(self.used.all(axis=0) & self.uses_turn_kernel)
         if whole.any():
             ops.append(self._build_turn_op(x, np.flatnonzero(whole), offset))
         if (self.used & ~whole).any():

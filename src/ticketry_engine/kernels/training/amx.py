@@ -299,15 +299,18 @@ class _TileSpreadBody:
                 for part, value in enumerate(values):
                     e.store(value, here, (2 * t + part) * bfloat.TILE_ROW_BYTES, align=bfloat.TILE_ROW_BYTES)
 
-    def _load_word(self, block: Any, word: int) -> Any:
+    def _load_block_word(self, block: Any, word: int) -> Any:
         return self.e.load_i32(self.blocks, self.e.b.add(self.e.b.mul(block, self.e.i64(24)), self.e.i64(4 * word)))
 
     def _interleave(self, block: Any, x: Any) -> None:
         """Emit code that interleaves a block's output gradients in pairs, unless the previous block has the same."""
         e, b = self.e, self.e.b
-        with e.when(b.icmp_signed("!=", self._load_word(block, _FRESH), e.i64(0))):
-            one, shifted = e.at(self.sets, self._load_word(block, _SET)), e.at(x, self._load_word(block, _SHIFT))
-            goal = e.at(self.pairs, b.mul(self._load_word(block, _HALF), e.i64(self.pair_bytes)))
+        with e.when(b.icmp_signed("!=", self._load_block_word(block, _FRESH), e.i64(0))):
+            one, shifted = (
+                e.at(self.sets, self._load_block_word(block, _SET)),
+                e.at(x, self._load_block_word(block, _SHIFT)),
+            )
+            goal = e.at(self.pairs, b.mul(self._load_block_word(block, _HALF), e.i64(self.pair_bytes)))
             for pair in range(bfloat.TILE_ROWS // 2):
                 outputs = [e.at(shifted, e.load_i32(one, 4 * (2 * pair + further))) for further in range(2)]
                 for t, at in enumerate(self.shape.x):
@@ -322,7 +325,7 @@ class _TileSpreadBody:
         e, b = self.e, self.e.b
         weights = e.at(self.weights, b.mul(block, e.i64(_BLOCK_BYTES)))
         bfloat.load_tile(e, _SPREAD_LEFT, weights, _BLOCK_BYTES // bfloat.TILE_ROWS)
-        pairs = e.at(self.pairs, b.mul(self._load_word(block, _HALF), e.i64(self.pair_bytes)))
+        pairs = e.at(self.pairs, b.mul(self._load_block_word(block, _HALF), e.i64(self.pair_bytes)))
         made = _alternating_buffer(e, self.made, block, self.made_bytes)
         for tile in self.tiles:
             bfloat.zero_tile(e, tile)
@@ -333,8 +336,8 @@ class _TileSpreadBody:
 
     def _add_products(self, block: Any, _: Any) -> None:
         e, b = self.e, self.e.b
-        inputs = e.at(self.inputs, b.mul(self._load_word(block, _FIRST), e.i64(4)))
-        count, made = self._load_word(block, _COUNT), _alternating_buffer(e, self.made, block, self.made_bytes)
+        inputs = e.at(self.inputs, b.mul(self._load_block_word(block, _FIRST), e.i64(4)))
+        count, made = self._load_block_word(block, _COUNT), _alternating_buffer(e, self.made, block, self.made_bytes)
         with e.loop(0, count, 1, [made]) as loop:
             number = e.load_i32(inputs, b.mul(loop.index, e.i64(4)))
             here = e.at(self.sums, b.mul(number, e.i64(self.width)))

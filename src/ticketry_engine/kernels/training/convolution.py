@@ -265,18 +265,18 @@ def _plane_size(value: Batch) -> Pair:
     return value.geometry.height, value.geometry.width
 
 
-def _is_single_row(target: Target, size: Pair) -> bool:
+def _has_single_row(target: Target, size: Pair) -> bool:
     return size[0] == 1 and target.lanes == IMAGES
 
 
 def _segment_input_bytes(target: Target, size: Pair) -> int:
     """Return how many bytes of inputs a segment (part) of a single row may read."""
-    return FLAT_NEAR if _is_single_row(target, size) else NEAR
+    return FLAT_NEAR if _has_single_row(target, size) else NEAR
 
 
 def _tile_vectors(target: Target, size: Pair) -> int:
     """Return the maximum number of vectors per tile for rows that are computed one by one."""
-    if _is_single_row(target, size):
+    if _has_single_row(target, size):
         return FLAT_VECTORS
     return VECTORS if target.registers >= 32 else 12
 

@@ -64,13 +64,13 @@ class Batch:
         return 0 if self.passing else self.geometry.bytes * self.channels
 
     @property
-    def _places(self) -> int:
+    def _stored_block_count(self) -> int:
         """Number of blocks of images that are stored at the same time."""
         return 1 if self.passing else self.blocks
 
     @property
     def bytes(self) -> int:
-        return self.geometry.bytes * self.channels * self._places
+        return self.geometry.bytes * self.channels * self._stored_block_count
 
     @property
     def channel_bytes(self) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
@@ -80,7 +80,7 @@ class Batch:
     @property
     def planes(self) -> Planes:
         """All planes of all blocks."""
-        return Planes.at(self.geometry, self.channels * self._places, self.offset)
+        return Planes.at(self.geometry, self.channels * self._stored_block_count, self.offset)
 
 
 @dataclass(frozen=True)

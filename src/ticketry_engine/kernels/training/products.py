@@ -316,10 +316,10 @@ class _PairSumsBody:
     def emit(self) -> None:
         with loop_segments_by_unit(self.e, self.spec.segment_bytes, self.first_argument) as (segment, tile, begin, end):
             x, y, residual = tile
-            sums = self._sums(self.e.at(x, self.e.load_i32(segment, 4)), begin, end)
+            sums = self._compute_sums(self.e.at(x, self.e.load_i32(segment, 4)), begin, end)
             self._write_segment_end(segment, y, residual, sums)
 
-    def _sums(self, x: Any, begin: Any, end: Any) -> list[Any]:
+    def _compute_sums(self, x: Any, begin: Any, end: Any) -> list[Any]:
         """Emit a segment's sums; return two vectors per row and tile vector, in the order of `interleave_pairs`."""
         e, b, spec = self.e, self.e.b, self.spec
         vectors = len(self.shape.x)
