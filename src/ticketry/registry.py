@@ -460,12 +460,12 @@ def read_module_source(name: str, file: Path) -> bytes:
         _loaded_sources[name, file] = loaded, source
         return source
     _loaded_sources[name, file] = loaded, known
-    _warn_of_edit(name, file, hashlib.sha256(source).hexdigest())
+    _warn_of_edited_module(name, file, hashlib.sha256(source).hexdigest())
     return known
 
 
 @lru_cache(maxsize=256)
-def _warn_of_edit(name: str, file: Path, source: str) -> None:
+def _warn_of_edited_module(name: str, file: Path, source: str) -> None:
     _log.warning(
         "%s was edited after this process had loaded %s: the source before the edit runs, and results are stored under"
         " its digest; to use the new source, call importlib.reload or start a new process",

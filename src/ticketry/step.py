@@ -58,7 +58,7 @@ class Step:
         Raises:
             UsageError: for other text. A bare number other than 0 is refused, because its unit is unclear.
         """
-        return text if isinstance(text, Step) else _parse_text(text)
+        return text if isinstance(text, Step) else _parse_position(text)
 
     def at(self, *, total: int, per_epoch: int, of: str = "") -> int:
         """Return the number of iterations before this position; halves are rounded up.
@@ -125,7 +125,7 @@ class Step:
 
 
 @lru_cache(maxsize=1024)  # learning-rate schedules call this at every step
-def _parse_text(text: str) -> Step:
+def _parse_position(text: str) -> Step:
     cleaned = str(text).strip().lower()
     if cleaned == "end":
         return Step(Fraction(100), "%")

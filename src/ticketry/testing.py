@@ -81,7 +81,7 @@ def check_search(
         AssertionError: if a promise is broken; the message names it.
     """
     trial = _Trial(method, settings, catalogue.resolve_task(task or "digits"), recipe)
-    with Lab(folder / "first") as lab, _check_every_step():
+    with Lab(folder / "first") as lab, _check_pruned_weights_every_step():
         found = trial.run(lab)
         _check_masks_of_levels(lab, found, densities)
         for ticket in found[1:]:
@@ -96,7 +96,7 @@ def check_search(
     require(
         _result_digests(trial.run_in_new_lab(folder / "seeds", Seeds.of(1))) != bits, "other seeds give other networks"
     )
-    _check_resume(trial, folder / "interrupted", bits, trained, middles)
+    _check_interrupted_search_resumes(trial, folder / "interrupted", bits, trained, middles)
     return found
 
 
@@ -185,14 +185,14 @@ def _check_rewound_start(lab: Lab, ticket: Found) -> None:
     start = lab.state(lab.train(segment.until(segment.first)))
     dense = lab.state(ticket.rewound)
     require(start.keys() == dense.keys(), f"level {ticket.level} starts with all of level 0's weights and buffers")
-    masked = _first_parameter_names(segment.task)  # a mask lists a shared parameter once
+    masked = _first_name_of_each_parameter(segment.task)  # a mask lists a shared parameter once
     for name, tensor in start.items():
         kept = mask.get(masked[name])
         wanted = dense[name] if kept is None else dense[name] * kept
         require(torch.equal(tensor, wanted), f"level {ticket.level} starts at level 0's {name!r} times the mask")
 
 
-def _first_parameter_names(task: Task) -> dict[str, str]:
+def _first_name_of_each_parameter(task: Task) -> dict[str, str]:
     """Return, for each name in the state dict of the task's network, the first name of the same (tied) tensor."""
     first: dict[int, str] = {}
     named = task.build().state_dict(keep_vars=True).items()
@@ -227,7 +227,7 @@ def _check_searched_trainings(lab: Lab, trial: _Trial, found: Sequence[Found]) -
     )
 
 
-def _check_resume(
+def _check_interrupted_search_resumes(
     trial: _Trial, folder: Path, bits: list[tuple[str | None, str]], trained: int, middles: set[str]
 ) -> None:
     """Check that a search resumes with the same bits after a stop in the middle of each training in `middles`.
@@ -280,7 +280,7 @@ def _result_digests(found: Sequence[Found]) -> list[tuple[str | None, str]]:
 
 
 @contextmanager
-def _check_every_step() -> Iterator[None]:
+def _check_pruned_weights_every_step() -> Iterator[None]:
     original = Loop._train_step
 
     def check_step(loop: Loop, batch: Any) -> None:

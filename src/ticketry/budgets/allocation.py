@@ -195,7 +195,9 @@ def allocate_cost(
     base = sum(hull.costs[0] for hull in hulls)
     savings = sum(hull.costs[-1] for hull in hulls) - base
     unit = max(savings, 1e-290) / _PRICE_UNITS
-    prices = tuple(_marginal_prices(*each, unit) for each in zip(flat.values, flat.candidates, hulls, strict=True))
+    prices = tuple(
+        _cost_added_by_each_weight(*each, unit) for each in zip(flat.values, flat.candidates, hulls, strict=True)
+    )
     left = 0.0 if abs(budget - base) <= 1e-9 * base else budget - base  # both are sums of many floats
     if left < savings:
         money = int(max(left, -unit) / unit)
@@ -226,7 +228,7 @@ def allocate_cost(
     return mask
 
 
-def _marginal_prices(values: Tensor, among: Tensor | None, hull: Curve, unit: float) -> Tensor:
+def _cost_added_by_each_weight(values: Tensor, among: Tensor | None, hull: Curve, unit: float) -> Tensor:
     """Return, for each weight, what it adds to the cost of its layer if all better weights are retained.
 
     The result is int64 [n], at least 1.

@@ -74,10 +74,10 @@ class Curve(Struct, frozen=True):
         if len(known) < 2:
             raise ValueError("a curve needs two points")
         if known[-1][0] < 1:
-            known.append((1.0, max(_extrapolate(known[-2], known[-1], 1.0), known[-1][1])))
+            known.append((1.0, max(_extrapolate_line(known[-2], known[-1], 1.0), known[-1][1])))
         costs = _fit_non_falling([cost for _, cost in known])
         if known[0][0] > 0:
-            first = _extrapolate((known[0][0], costs[0]), (known[1][0], costs[1]), 0.0)
+            first = _extrapolate_line((known[0][0], costs[0]), (known[1][0], costs[1]), 0.0)
             known.insert(0, (0.0, first))
             costs.insert(0, min(max(first, 0.0), costs[0]))
         return cls(tuple(float(density) for density, _ in known), tuple(costs))
@@ -91,7 +91,7 @@ class Curve(Struct, frozen=True):
         """Return the cost at `density`, interpolated linearly."""
         index = min(max(bisect_right(self.densities, density), 1), len(self.densities) - 1)
         points = list(zip(self.densities, self.costs, strict=True))
-        return _extrapolate(points[index - 1], points[index], density)
+        return _extrapolate_line(points[index - 1], points[index], density)
 
     def convex(self) -> Curve:
         """Return the lower convex hull of the curve: the largest convex curve that is nowhere above this curve."""
@@ -122,7 +122,7 @@ def _slope_between(one: tuple[float, float], other: tuple[float, float]) -> floa
     return (other[1] - one[1]) / (other[0] - one[0])
 
 
-def _extrapolate(one: tuple[float, float], other: tuple[float, float], density: float) -> float:
+def _extrapolate_line(one: tuple[float, float], other: tuple[float, float], density: float) -> float:
     return one[1] + (density - one[0]) * _slope_between(one, other)
 
 

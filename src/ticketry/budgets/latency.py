@@ -165,7 +165,7 @@ def mask_for_budget(request: Request) -> Mask:
         request.model, request.example_inputs, unit=request.unit, scope=request.scope
     )
     if request.channels is not None:
-        return _densest_channel_mask(request, costs)
+        return _densest_channel_mask_within_bytes(request, costs)
     request.check_floor(costs, request.amount)
     return _mask_of_exact_cost(costs, costs.budget(request.amount), _mask_allocator(request, costs, request.scores()))
 
@@ -216,9 +216,9 @@ def meet_request(request: Request, threads: int) -> Met:
                 raise CostError(f"a latency budget cannot be met here: {other}")
             model_costs.check_costs_fit_model(request.cost, meter)
         progress.step(f"timing {request.base} beside it")
-        known = _time_base(request, meter)
+        known = _time_unpruned_base(request, meter)
         for _ in range(2 if known.is_near_unpruned else 0):
-            known = _time_base(request, meter)
+            known = _time_unpruned_base(request, meter)
         if known.met_unpruned:
             return result_without_pruning(request.all_candidates(), known)
         request.check_not_all_retained(known.requested / known.unpruned)
@@ -228,7 +228,7 @@ def meet_request(request: Request, threads: int) -> Met:
     return found
 
 
-def _time_base(request: Request, meter: Meter) -> Latencies:
+def _time_unpruned_base(request: Request, meter: Meter) -> Latencies:
     """Time the unpruned model in the request's base again; return latencies with the median of all such timings."""
     effort, meter.effort = meter.effort, _BASE_EFFORT
     known = time_base(meter, request.amount, request.base)
@@ -270,7 +270,7 @@ class _BudgetSearch:
             self._costs = self._request.cost or self._measure_costs()
             self._time_base_again()
             _warn_of_time_in_torch(self._costs)
-        found = [one for name in self._names if (one := self._time_granularity(name)) is not None]
+        found = [one for name in self._names if (one := self._time_masks_of_granularity(name)) is not None]
         self._time_base_again()
         best = max(found, key=self._sort_key)
         if abs(nearest_timed_mask(best.tried, self._asked).found.median / self._asked - 1) > _NEAR:
@@ -305,7 +305,7 @@ class _BudgetSearch:
 
     def _time_base_again(self) -> None:
         """Time the base again, and update the requested latency if it is a share of the base's."""
-        self._known = _time_base(self._request, self._meter)
+        self._known = _time_unpruned_base(self._request, self._meter)
         self._asked = self._known.requested / self._known.unpruned
 
     @property
@@ -322,7 +322,7 @@ class _BudgetSearch:
         self._request.check_floor(costs, self._asked)
         return costs
 
-    def _time_granularity(self, name: str) -> _Candidate | None:
+    def _time_masks_of_granularity(self, name: str) -> _Candidate | None:
         """Time masks of the granularity `name` near the budget.
 
         If it has no such mask, note the reason and return None. If no granularity has one, raise the error.
@@ -410,7 +410,7 @@ def _channel_mask_builder(request: Request, meter: Meter, values: Mapping[str, T
     """
     profile, dense = meter.dense_profile, meter.dense_seconds
     prices = {name: seconds / max(prod(meter.shape(name)), 1) for name, seconds in profile.layers.items()}
-    path = _channel_path(request, values, prices)
+    path = _channel_removal_order(request, values, prices)
     fixed = dense - path.costs[0]
 
     def mask_at(aim: float) -> tuple[Mask, float]:
@@ -420,7 +420,7 @@ def _channel_mask_builder(request: Request, meter: Meter, values: Mapping[str, T
     return mask_at, (fixed + path.floor) / dense
 
 
-def _channel_path(request: Request, values: Mapping[str, Tensor], prices: Mapping[str, float]) -> ChannelPath:
+def _channel_removal_order(request: Request, values: Mapping[str, Tensor], prices: Mapping[str, float]) -> ChannelPath:
     """Return the order in which whole channels are removed: by the requested scores, or else by sums of `values`.
 
     `prices` has the cost of one weight of each parameter.
@@ -434,11 +434,11 @@ def _channel_path(request: Request, values: Mapping[str, Tensor], prices: Mappin
     return ChannelPath(choice, scores, prices, options.order, request.within)
 
 
-def _densest_channel_mask(request: Request, costs: CostModel) -> Mask:
+def _densest_channel_mask_within_bytes(request: Request, costs: CostModel) -> Mask:
     """Return the mask of whole channels that retains most within a budget of bytes."""
     budget = costs.budget(request.amount)
     prices = {name: layer.dense / max(layer.weights, 1) for name, layer in costs.layers.items()}
-    path = _channel_path(request, request.scores(), prices)
+    path = _channel_removal_order(request, request.scores(), prices)
     low, high = 0, len(path)  # costs fall from step to step
 
     def cost_of_step(step: int) -> float:
@@ -650,7 +650,7 @@ class Progress:
         self.done += 1
         self.planned = max(self.planned, self.done)
         if self._bar is None and clock.monotonic() - self._began > _PATIENCE:
-            self._bar = _start_bar()
+            self._bar = _start_progress_bar()
         if self._bar is not None:
             self._bar.update(
                 self._bar.task_ids[0],
@@ -669,7 +669,7 @@ class Progress:
             self._bar.stop()
 
 
-def _start_bar() -> Bar | None:
+def _start_progress_bar() -> Bar | None:
     """Start a progress bar on standard error or in a notebook; return None if neither can display a bar."""
     from rich.console import Console
     from rich.progress import BarColumn, TextColumn, TimeRemainingColumn

@@ -81,7 +81,7 @@ class LayerOptions:
             order = _descending_order(
                 sums.float() if rows == 1 and self.scores.dtype == torch.float32 else sums / sizes
             )
-            value = _values_of_retained(np.concatenate([[0.0], sums[order].cumsum(0).numpy()]))
+            value = _values_of_retained_sums(np.concatenate([[0.0], sums[order].cumsum(0).numpy()]))
             weights = np.concatenate([[0], sizes[order].cumsum(0).numpy()])
             self.ranked[granularity] = blocks, order, value, weights
         return self.ranked[granularity]
@@ -264,7 +264,7 @@ def mask_value(scores: Mapping[str, Tensor], mask: Mask) -> float:
     for name, score in scores.items():
         whole = float(score.sum(dtype=torch.float64))
         kept = float((score * mask[name].to(score.device)).sum(dtype=torch.float64)) if name in mask else whole
-        value += float(_values_of_retained(np.array([kept, whole]))[0])
+        value += float(_values_of_retained_sums(np.array([kept, whole]))[0])
     return value
 
 
@@ -286,7 +286,7 @@ def _descending_order(values: Tensor) -> Tensor:
     return torch.from_numpy((keys & np.uint64(0xFFFFFFFF)).astype(np.int64))
 
 
-def _values_of_retained(kept: np.ndarray) -> np.ndarray:
+def _values_of_retained_sums(kept: np.ndarray) -> np.ndarray:
     """Return the layer's value for each sum of retained scores in `kept` [n]; the last sum is that of all scores."""
     whole = kept[-1]
     return whole * np.log(np.maximum(kept / whole, _LEAST_SHARE)) if whole > 0 else np.zeros_like(kept)

@@ -65,8 +65,8 @@ def allocate_budget(
     if isinstance(prices, CostModel):
         amount = prices.budget(share)
         if weighed and distribution == "global":
-            return _allocate_by_hulls(scores, prices, amount, within, keep_at_least)
-        return _allocate_by_rule(scores, prices, amount, distribution, within, keep_at_least)
+            return _allocate_by_convex_hulls(scores, prices, amount, within, keep_at_least)
+        return _allocate_ignoring_prices(scores, prices, amount, distribution, within, keep_at_least)
     wanted = parse_share(share)
     if not 0 < wanted <= 1:
         raise UsageError(f"a budget is a share of all {what}, 0 < share <= 1, not {share}")
@@ -76,7 +76,7 @@ def allocate_budget(
     if weighed and distribution == "global":
         return allocate_multiplications(scores, prices, wanted, within=within, keep_at_least=keep_at_least)
     try:
-        return _allocate_by_rule(scores, prices, budget, distribution, within, keep_at_least)
+        return _allocate_ignoring_prices(scores, prices, budget, distribution, within, keep_at_least)
     except LayerCollapseError as error:
         raise error.with_prefix(f"{wanted:g} of the {what}, distribution {distribution}") from None
 
@@ -166,14 +166,14 @@ def random_mask_of_equal_cost(like: Mask, prices: Prices, seed: int, distributio
         name: torch.rand(shape, dtype=torch.float64, generator=generator(seed, "random_prune", index))
         for index, (name, shape) in enumerate(like.shapes.items())
     }
-    return _allocate_by_rule(scores, prices, mask_cost(like, prices), distribution, None, 1)
+    return _allocate_ignoring_prices(scores, prices, mask_cost(like, prices), distribution, None, 1)
 
 
 _HALVINGS = 20
 """Number of bisections that find, to a millionth, the budget that convex hulls of curves get."""
 
 
-def _allocate_by_hulls(
+def _allocate_by_convex_hulls(
     scores: Mapping[str, Tensor], costs: CostModel, amount: float, within: Mask | None, least: int
 ) -> Mask:
     """Return the mask with the largest sum of scores whose exact cost is within `amount`.
@@ -207,7 +207,7 @@ def _allocate_by_hulls(
     return best
 
 
-def _allocate_by_rule(
+def _allocate_ignoring_prices(
     scores: Mapping[str, Tensor], prices: Prices, budget: float, distribution: str, within: Mask | None, least: int
 ) -> Mask:
     """Return a mask by a rule that ignores prices, with as many weights as the budget pays for."""

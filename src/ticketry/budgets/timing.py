@@ -449,7 +449,7 @@ def build_costs(
     """
     say("timing the network without a mask")
     whole, dense = timer.dense_seconds, timer.dense_profile
-    samples = _time_family(timer, granularities, family, say)
+    samples = _time_all_masks(timer, granularities, family, say)
     rest = [sample.profile.others for sample in samples if sample.layout == PLANAR]
     rest = rest or [sample.profile.others for sample in samples] or [dense.others]
     unpruned = min(rest, key=lambda others: sum(others.values()))
@@ -460,12 +460,12 @@ def build_costs(
     layers = {}
     for name in timer.names:
         known = [] if name in dense.torch else samples
-        curves, all_rows = (dict(_layer_curves(name, known, each, fixed)) for each in (PLANAR, CHANNELS_LAST))
+        curves, all_rows = (dict(_layer_cost_curves(name, known, each, fixed)) for each in (PLANAR, CHANNELS_LAST))
         layers[name] = LayerCost(prod(timer.shape(name)), factor * dense.layers[name], curves, all_rows)
     return CostModel("seconds", layers, fixed, 0.0, about, unpruned)
 
 
-def _time_family(
+def _time_all_masks(
     timer: Timer, granularities: Sequence[str], family: MaskFamily, say: Callable[[str], None]
 ) -> list[_MaskProfile]:
     """Time the network under all masks of a family, in each memory layout that suits the granularity.
@@ -497,7 +497,9 @@ def _time_family(
     return found
 
 
-def _layer_curves(name: str, samples: Sequence[_MaskProfile], layout: str, fixed: float) -> Iterator[tuple[str, Curve]]:
+def _layer_cost_curves(
+    name: str, samples: Sequence[_MaskProfile], layout: str, fixed: float
+) -> Iterator[tuple[str, Curve]]:
     """Yield (granularity, cost curve) of a layer for each granularity, from its times in one memory layout.
 
     Operations without prunable weights take less time if channels before them are empty. Their time beyond the minimum

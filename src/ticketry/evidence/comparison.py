@@ -253,7 +253,7 @@ def seeds_needed(distance: float, spread: float, alpha: float, least_spread: flo
     if distance <= 0:
         return None
 
-    def parts_have_power(n: int) -> bool:
+    def each_test_has_power(n: int) -> bool:
         """Return whether each test of the combined test, taken alone, has the power `POWER` with n seeds."""
         error = spread / sqrt(n)
         lift = float(ndtri(POWER)) * error
@@ -268,7 +268,7 @@ def seeds_needed(distance: float, spread: float, alpha: float, least_spread: flo
         return distance - enough * least_spread / sqrt(n) >= lift
 
     def has_power(n: int) -> bool:
-        if not parts_have_power(n):  # then the whole test lacks it too
+        if not each_test_has_power(n):  # then the whole test lacks it too
             return False
         return least_spread is None or n > SIMULATED or guarded_power(n, distance, spread, alpha, least_spread) >= POWER
 

@@ -94,12 +94,12 @@ def distance(
         (1.4142, 90.0, 2)
     """
     _warn_of_shared_memory(one, other)
-    pairs = {name: (a.double().cpu(), b.double().cpu()) for name, a, b in _select_compared(one, other, mask)}
+    pairs = {name: (a.double().cpu(), b.double().cpu()) for name, a, b in _select_compared_tensors(one, other, mask)}
     layers = {name: _distance_of_vectors([pair]) for name, pair in pairs.items()}
     return replace(_distance_of_vectors(list(pairs.values())), layers=layers)
 
 
-def _select_compared(
+def _select_compared_tensors(
     one: Mapping[str, Tensor], other: Mapping[str, Tensor], mask: Mask | Iterable[str] | None
 ) -> Iterator[tuple[str, Tensor, Tensor]]:
     everything = {**other, **one}
@@ -232,12 +232,12 @@ def train_two_data_orders(
         first = train_control(lab, task, recipe, control, found, seeds, label=f"level {found.level} {control}")
         begins = first.segment
     elif found.mask is None:
-        begins = _dense_from_rewind_step(found)
+        begins = _dense_training_from_rewind_step(found)
     label = f"level {found.level} {control or 'ticket' if found.mask else 'dense'} (second order)"
     return first, lab.train(replace(begins, order_seed=second_order_seed(seeds.order)), label=label)
 
 
-def _dense_from_rewind_step(found: Found) -> Segment:
+def _dense_training_from_rewind_step(found: Found) -> Segment:
     """Describe the training that continues the dense network from the rewind step, with the optimiser's state."""
     rewound, whole = found.rewound, found.result.segment
     if rewound.segment.last == whole.first:

@@ -175,7 +175,7 @@ def _train_until_decided(
         # One margin for all analyses, so that more seeds do not change earlier answers.
         if margin is None:
             margin = default_margin(rivals.task.metric.unit, _test_metric_values(rivals, trained["dense"]))
-        made = _judge_trained(rivals, trained, settings, margin)
+        made = _judge_trained_networks(rivals, trained, settings, margin)
         if on_interim:
             on_interim(made)
         if made.decided:
@@ -196,7 +196,7 @@ def _train_further_seeds(rivals: AnyRivals, trained: dict[str, list[TrainedNetwo
         trained.pop(role, None)
 
 
-def _judge_trained(
+def _judge_trained_networks(
     rivals: AnyRivals, trained: Mapping[str, Sequence[TrainedNetwork]], settings: VerifySettings, margin: float
 ) -> Verdict:
     values = {role: _test_metric_values(rivals, found) for role, found in trained.items()}

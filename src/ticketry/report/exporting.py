@@ -61,14 +61,14 @@ def export(
 
 def _figure_files(subject: Subject) -> Iterator[tuple[str, bytes]]:
     with figure_style():
-        for name, make in _figure_makers(subject):
+        for name, make in _figure_drawing_functions(subject):
             figure = make(False)
             yield f"{name}.svg", to_svg(figure, name.replace("-", " ")).encode()
             yield f"{name}.png", to_png(figure)
             yield f"{name}.pdf", to_pdf(figure)
 
 
-def _figure_makers(subject: Subject) -> Iterator[tuple[str, Maker]]:
+def _figure_drawing_functions(subject: Subject) -> Iterator[tuple[str, Maker]]:
     """Yield name and drawing function of every figure of the page; a number is appended to repeated names."""
     several = len(subject.runs) > 1
     for number, makers in enumerate(comparison_figures(subject) if several else [], start=1):

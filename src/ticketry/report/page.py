@@ -101,7 +101,7 @@ def render_watch(title: str, source: str) -> str:
     """Return the HTML page of ``--watch``, whose script repeatedly loads results from the file `source`."""
     script = _read_asset("watch.js")
     # 'self' matches nothing where a page is opened from a disk, so that scheme is named.
-    policy = f"{_security_policy(script)} 'self' file:"
+    policy = f"{_content_security_policy(script)} 'self' file:"
     context = {"script": script, "style": _read_style_sheet() + _read_asset("watch.css"), "policy": policy}
     template = _template_environment().get_template("watch.html")
     return template.render(title=title, source=source, **{name: Markup(text) for name, text in context.items()})
@@ -109,7 +109,7 @@ def render_watch(title: str, source: str) -> str:
 
 def _render_document(body: str, place: PagePart, head: Mapping[str, object]) -> str:
     script = _build_page_script(with_unpacking='<details class="packed' in body or '<details class="run packed' in body)
-    fixed = {"script": script, "style": _read_style_sheet(), "policy": _security_policy(script)}
+    fixed = {"script": script, "style": _read_style_sheet(), "policy": _content_security_policy(script)}
     context = {name: Markup(text) for name, text in fixed.items()}
     return (
         _template_environment().get_template("page.html").render(body=body, contents=place.contents, **head, **context)
@@ -168,7 +168,7 @@ def _build_page_script(with_unpacking: bool) -> str:
     return source.replace("= COLOURS;", f"= {json.dumps(COLOURS)};")
 
 
-def _security_policy(script: str) -> str:
+def _content_security_policy(script: str) -> str:
     """Return a content security policy that lets the browser run only this script, and load nothing."""
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return (

@@ -38,7 +38,7 @@ def write_campaign_page(record: CampaignRecord, path: Path) -> Path:
 def write_page(path: Path, page: str) -> Path:
     """Write a page with its digest to `path`, which may exist, and return the path; raise `StoreError` on failure."""
     try:
-        write_atomically(path, _with_digest(page.encode()))
+        write_atomically(path, _append_digest_comment(page.encode()))
     except OSError as error:
         raise StoreError(f"cannot write the report {path}: {error.strerror}; choose another place for it") from error
     return path
@@ -58,10 +58,10 @@ def is_undamaged(page: Path) -> bool:
     except StoreError:
         return False
     body = data[: -len(_END) - _COMMENT]
-    return data == _with_digest(body + _END)
+    return data == _append_digest_comment(body + _END)
 
 
-def _with_digest(page: bytes) -> bytes:
+def _append_digest_comment(page: bytes) -> bytes:
     """Return a page with its SHA-256 as an HTML comment before its end."""
     body = page.removesuffix(_END)
     return body + b"<!-- " + hashlib.sha256(body).hexdigest().encode() + b" -->" + _END

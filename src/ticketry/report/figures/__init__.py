@@ -91,12 +91,12 @@ def draw_figures(makers: Mapping[str, Maker]) -> dict[str, Drawing]:
         return {name: Drawing(*(to_svg(make(narrow)) for narrow in (False, True))) for name, make in makers.items()}
 
 
-def _makers_with_data(*figures: tuple[str, object, Callable[..., Figure]]) -> dict[str, Maker]:
+def _drawing_functions_with_data(*figures: tuple[str, object, Callable[..., Figure]]) -> dict[str, Maker]:
     """Return {name: drawing function} for the arguments (name, data, function) whose data are not empty."""
     return {name: partial(draw, shown) for name, shown, draw in figures if shown}
 
 
-def _cost_of_call_figures(series: Sequence[Series]) -> Iterator[tuple[str, object, Callable[..., Figure]]]:
+def _inference_cost_figures(series: Sequence[Series]) -> Iterator[tuple[str, object, Callable[..., Figure]]]:
     """Yield (name, runs with data, function) for two figures: metric against latency, and metric against MACs."""
     for measure, name in METRIC_BY.items():
         told = [one for one in series if measure in recorded_measures(one.results)]
@@ -106,8 +106,8 @@ def _cost_of_call_figures(series: Sequence[Series]) -> Iterator[tuple[str, objec
 def run_figures(results: Results) -> dict[str, Maker]:
     """Return, by name, functions that draw the figures of one run."""
     alone = [Series("", 0, results)]
-    return _makers_with_data(
-        *_cost_of_call_figures(alone),
+    return _drawing_functions_with_data(
+        *_inference_cost_figures(alone),
         (METRIC_BY_DENSITY, results.levels and results, metric_by_density),
         (DENSITY_BY_LAYER, mean_layer_densities(results), density_by_layer),
         (FIRST_LAYER, first_layer_pictures(results), mask_pictures),
@@ -126,32 +126,34 @@ def comparison_figures(subject: Subject) -> list[dict[str, Maker]]:
 
 
 def _overlay_figures(series: list[Series]) -> dict[str, Maker]:
-    def series_with(told: Callable[[Results], object]) -> list[Series]:
+    def series_if_any_has(told: Callable[[Results], object]) -> list[Series]:
         return series if any(told(one.results) for one in series) else []
 
-    return _makers_with_data(
-        *_cost_of_call_figures(series),
-        (METRIC_BY_DENSITY, series_with(lambda results: results.levels), overlay_runs),
-        (METRIC_BY_SPENT, series_with(training_cost_points), metric_by_training_cost),
-        (METRIC_BY_COST, series_with(search_cost_points), metric_by_search_cost),
-        (STEPS_TO_TICKET, series_with(ticket_cost_points), steps_to_ticket),
+    return _drawing_functions_with_data(
+        *_inference_cost_figures(series),
+        (METRIC_BY_DENSITY, series_if_any_has(lambda results: results.levels), overlay_runs),
+        (METRIC_BY_SPENT, series_if_any_has(training_cost_points), metric_by_training_cost),
+        (METRIC_BY_COST, series_if_any_has(search_cost_points), metric_by_search_cost),
+        (STEPS_TO_TICKET, series_if_any_has(ticket_cost_points), steps_to_ticket),
     )
 
 
 def latency_figures(panels: Sequence[LatencyPanel]) -> dict[str, Maker]:
     """Return, by the name of the figure, a function that draws the metric against latency; {} without panels."""
-    return _makers_with_data((METRIC_BY_TIME, panels, metric_by_latency))
+    return _drawing_functions_with_data((METRIC_BY_TIME, panels, metric_by_latency))
 
 
 def verify_figures(verify: VerifyRecord) -> dict[str, Maker]:
     """Return, by name, functions that draw a verification: mean differences, and the values of single seeds."""
-    return _makers_with_data((FOREST, verify, difference_figure), (SEEDS, verify.networks and verify, seed_figure))
+    return _drawing_functions_with_data(
+        (FOREST, verify, difference_figure), (SEEDS, verify.networks and verify, seed_figure)
+    )
 
 
 def stability_figures(study: StabilityRecord) -> dict[str, Maker]:
     """Return, by name, functions that draw a stability analysis: distances over rewind steps, and error barriers."""
     curves = [row for row in study.rows if row.barrier]
-    return _makers_with_data(
+    return _drawing_functions_with_data(
         (STABILITY, stability_quantities(study) and study, stability_panels),
         (BARRIERS, curves and study, barrier_curves),
     )
@@ -161,7 +163,7 @@ def speed_figures(speed: SpeedRecord) -> dict[str, Maker]:
     """Return, by name, functions that draw a timing: engines side by side, or latency against density."""
     timed = [row for compared in speed.comparisons for row in compared.times if row.timed]
     curves = speed.curves if any(curve.points for curve in speed.curves) else ()
-    return _makers_with_data(
+    return _drawing_functions_with_data(
         (TIME_BY_ENGINE, timed and speed, time_by_engine), (TIME_BY_DENSITY, curves, time_by_density)
     )
 

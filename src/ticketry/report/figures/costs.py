@@ -92,7 +92,7 @@ class CostPanel:
     """Cost of the dense network, to be marked by a vertical line; None if curves do not share this cost."""
 
 
-def _panel_figure(
+def _draw_panels_side_by_side(
     shown: Sequence[CostPanel], metric: Metric, scale: Scale, limits: Range, narrow: bool, height: float
 ) -> tuple[Figure, list[Axes]]:
     """Draw the panels `shown` side by side with a common axis for the metric; return the figure and its axes."""
@@ -179,7 +179,7 @@ def metric_by_training_cost(series: Sequence[Series], narrow: bool = False) -> F
     values = [value for groups in roles for group in groups if group is not None for value in group.values().values()]
     metric = found[0][0].results.run.task.metric
     scale = Scale.for_values(metric, values)
-    figure, axes = _panel_figure(
+    figure, axes = _draw_panels_side_by_side(
         shown, metric, scale, scale.limits_with_room(min(values), max(values), 0.08), narrow, 250
     )
     for each, panel in zip(axes, shown, strict=True):
@@ -285,7 +285,7 @@ def metric_by_search_cost(series: Sequence[Series], narrow: bool = False) -> Fig
     ]
     metric, means = found[0][0].results.run.task.metric, [point.metric for _, points in found for point in points]
     scale = Scale.for_values(metric, means)
-    figure, axes = _panel_figure(
+    figure, axes = _draw_panels_side_by_side(
         shown, metric, scale, scale.limits_with_room(min(means), max(means), 0.08), narrow, 260 if narrow else 300
     )
     for each, panel in zip(axes, shown, strict=True):
@@ -348,7 +348,7 @@ def metric_by_latency(timed: Sequence[LatencyPanel], narrow: bool = False) -> Fi
         [*groups, *(one.results.dense for one in series if one.results.dense)], Scale(), 0.06, _ROOM_SD
     )
     metric = series[0].results.run.task.metric
-    figure, axes = _panel_figure(shown, metric, Scale(), limits, narrow, 280 if narrow else 320)
+    figure, axes = _draw_panels_side_by_side(shown, metric, Scale(), limits, narrow, 280 if narrow else 320)
     for each, panel in zip(axes, shown, strict=True):
         times = [1.0, *(edge for curve in panel.curves for spot in curve.networks for edge in spot.costs or ())]
         each.set_xlim(max(0.0, min(times) - _TIME_ROOM), max(times) + _TIME_ROOM)

@@ -227,7 +227,7 @@ def moment_figure(results: Results, shown: Sequence[DetectorMoments], narrow: bo
     for each in axes:
         _set_up_training_axis(each, last, epoch)
     for each, group in zip(axes, groups, strict=False):
-        _draw_compared_values(each, group, colours if together else [colours[shown.index(group[0])]])
+        _draw_values_and_thresholds(each, group, colours if together else [colours[shown.index(group[0])]])
         what = "change of the distance since the measurement before, share of the first"
         if not together:
             what = f"{density_tick_label(group[0].density)} % of weights: mask's difference to the one before"
@@ -240,10 +240,10 @@ def moment_figure(results: Results, shown: Sequence[DetectorMoments], narrow: bo
     return figure
 
 
-def _draw_compared_values(axes: Axes, group: Sequence[DetectorMoments], colours: Sequence[str]) -> None:
+def _draw_values_and_thresholds(axes: Axes, group: Sequence[DetectorMoments], colours: Sequence[str]) -> None:
     """Draw each replicate's measurements on a log scale, the thresholds, and marks where replicates were pruned."""
     values = [one.threshold for one in group]
-    for replicate, moment in _moments_with_most_measurements(group).items():
+    for replicate, moment in _pruning_with_most_measurements(group).items():
         points = [(step, max(value, _LOW)) for step, value in moment.compared_measurements if not math.isnan(value)]
         values += [value for _, value in points]
         _draw_measurements(axes, points, replicate)
@@ -251,12 +251,12 @@ def _draw_compared_values(axes: Axes, group: Sequence[DetectorMoments], colours:
         axes.axhline(max(one.threshold, _LOW), color=colour, lw=1.3, zorder=2)
         for moment in one.moments.values():
             at = one.threshold if math.isnan(moment.value_at_pruning) else moment.value_at_pruning
-            _mark_moment(axes, (moment.step, max(at, _LOW)), moment, colour)
+            _mark_pruning_step(axes, (moment.step, max(at, _LOW)), moment, colour)
     set_up_log_axis(axes, "y", max(min(values), _LOW) / 1.35, max(values) * 1.35, number_tick_label)
 
 
 def _draw_distances(axes: Axes, shown: Sequence[DetectorMoments], colours: Sequence[str]) -> None:
-    for replicate, moment in _moments_with_most_measurements(shown).items():
+    for replicate, moment in _pruning_with_most_measurements(shown).items():
         _draw_measurements(
             axes, [(0, 0.0), *(look for look in moment.measurements if not math.isnan(look[1]))], replicate
         )
@@ -264,12 +264,12 @@ def _draw_distances(axes: Axes, shown: Sequence[DetectorMoments], colours: Seque
         for moment in one.moments.values():
             value = next((value for step, value in reversed(moment.measurements) if step <= moment.step), 0.0)
             if not math.isnan(value):
-                _mark_moment(axes, (moment.step, value), moment, colour)
+                _mark_pruning_step(axes, (moment.step, value), moment, colour)
     axes.set_ylim(bottom=0)
     axes.locator_params(axis="y", nbins=6)
 
 
-def _moments_with_most_measurements(group: Sequence[DetectorMoments]) -> dict[int, Moment]:
+def _pruning_with_most_measurements(group: Sequence[DetectorMoments]) -> dict[int, Moment]:
     """Return, for each replicate, the record of pruning with the most measurements, which include all others."""
     found: dict[int, Moment] = {}
     for one in group:
@@ -284,11 +284,11 @@ def _draw_measurements(axes: Axes, points: Sequence[tuple[float, float]], replic
     axes.plot([x for x, _ in points], [y for _, y in points], marker="o", markersize=2.4, markeredgewidth=0, **options)
 
 
-def _mark_moment(axes: Axes, spot: tuple[float, float], moment: Moment, colour: str) -> None:
-    axes.plot(*spot, clip_on=False, zorder=5, **_moment_marker(moment.detected, colour))
+def _mark_pruning_step(axes: Axes, spot: tuple[float, float], moment: Moment, colour: str) -> None:
+    axes.plot(*spot, clip_on=False, zorder=5, **_pruning_step_marker(moment.detected, colour))
 
 
-def _moment_marker(detected: bool, colour: str) -> dict[str, Any]:
+def _pruning_step_marker(detected: bool, colour: str) -> dict[str, Any]:
     """Return plot options of the marker of a pruning step: filled if it was `detected`, else hollow."""
     if detected:
         return {**_FULL, "markerfacecolor": colour, "markeredgecolor": COLOURS["paper"]}
@@ -304,7 +304,7 @@ def _legend_entries(shown: Sequence[DetectorMoments], colours: Sequence[str]) ->
     found = {moment.detected for one in shown for moment in one.moments.values()}
     for detected, words in ((True, "pruned: detected"), (False, "pruned: latest allowed")):
         if detected in found:
-            entries[words] = Line2D([], [], **_moment_marker(detected, COLOURS["muted"]))
+            entries[words] = Line2D([], [], **_pruning_step_marker(detected, COLOURS["muted"]))
     replicates = sorted({replicate for one in shown for replicate in one.moments})
     if 1 < len(replicates) <= _MOST_NAMED:
         for replicate in replicates:

@@ -45,7 +45,7 @@ def metric_by_density(results: Results, narrow: bool = False) -> Figure:
     figure = empty_figure(narrow, tall + (strip - 20 if near else 0))
     heights = [tall - 60, strip - 60] if near else [1]
     panels = list(figure.subplots(len(heights), 1, squeeze=False, sharex=True, height_ratios=heights).flat)
-    _draw_roles(figure, panels, results)
+    _draw_all_roles(figure, panels, results)
     densities = [group.density for role in results.roles for group in results.groups_of_role(role)]
     set_up_density_axis(panels[-1], densities, X_NAME)
     scale.set_limits(panels[0], near or whole)
@@ -136,7 +136,7 @@ def draw_means(axes: Axes, groups: Sequence[Group], scale: Scale, alpha: float, 
     return axes.plot(x, [summary.mean for summary in summaries], zorder=4 + front, **options)[0]
 
 
-def _draw_roles(figure: Figure, panels: Sequence[Axes], results: Results) -> None:
+def _draw_all_roles(figure: Figure, panels: Sequence[Axes], results: Results) -> None:
     """Draw all roles and add a legend; tickets are drawn on top of controls, and come first in the legend."""
     roles, scale = [TICKET, *results.controls], metric_scale_of(results)
     entries: dict[str, Any] = {}
@@ -151,11 +151,11 @@ def _draw_roles(figure: Figure, panels: Sequence[Axes], results: Results) -> Non
             entries[role_name(role)] = draw_means(panel, results.groups_of_role(role), scale, alpha, front, **options)
     entries = dict(reversed(entries.items()))
     if results.dense is not None:
-        entries["dense"] = _draw_dense(panels, results.dense, scale)
+        entries["dense"] = _draw_dense_network(panels, results.dense, scale)
     add_legend(figure, entries, fontsize=12)
 
 
-def _draw_dense(panels: Sequence[Axes], dense: Group, scale: Scale) -> Any:
+def _draw_dense_network(panels: Sequence[Axes], dense: Group, scale: Scale) -> Any:
     """Draw the dense network's mean and interval across the panels; return the handle for the legend."""
     muted, summary = COLOURS["muted"], dense.metric()
     low, high = summary.interval or (summary.mean, summary.mean)
@@ -186,7 +186,7 @@ def overlay_runs(series: Sequence[Series], narrow: bool = False) -> Figure:
     for role, axes in panels.items():
         _draw_role(axes, shown, role, scale)
         own = [TICKET] if role == TICKET else controls
-        limits = y_limits_of([group for one in shown for group in _groups_and_dense(one, own)], scale)
+        limits = y_limits_of([group for one in shown for group in _groups_of_roles_and_dense(one, own)], scale)
         scale.set_limits(axes, limits, None if role == TICKET else 4)
         set_up_density_axis(axes, densities, "")
         if role == TICKET:
@@ -206,7 +206,7 @@ def _all_controls(series: Sequence[Series]) -> list[str]:
     return [role for role in CONTROLS if role in found] + sorted(found - set(CONTROLS))
 
 
-def _groups_and_dense(one: Series, roles: Sequence[str]) -> list[Group]:
+def _groups_of_roles_and_dense(one: Series, roles: Sequence[str]) -> list[Group]:
     groups = [group for role in roles for group in one.results.groups_of_role(role)]
     return groups if one.results.dense is None else [*groups, one.results.dense]
 

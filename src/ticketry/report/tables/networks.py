@@ -157,8 +157,8 @@ def requested_densities(results: Results) -> list[float]:
     """Return the densities that a run requested; if its method chose the densities, return those that it reached."""
     settings = results.run.settings
     given, removed = (
-        _keep_fractions(settings.get("density")),
-        [1 - share for share in _keep_fractions(settings.get("sparsity"))],
+        _select_numbers_between_0_and_1(settings.get("density")),
+        [1 - share for share in _select_numbers_between_0_and_1(settings.get("sparsity"))],
     )
     if given or removed:
         return given or removed
@@ -209,6 +209,6 @@ def _largest_budget(group: Group) -> int | None:
     return max((one for one in budgets if one is not None), default=None) if None not in budgets else None
 
 
-def _keep_fractions(item: Any) -> list[float]:
+def _select_numbers_between_0_and_1(item: Any) -> list[float]:
     found = item if isinstance(item, list | tuple) else [item]
     return [float(x) for x in found if isinstance(x, int | float) and not isinstance(x, bool) and 0 < x < 1]
