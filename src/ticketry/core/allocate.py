@@ -353,7 +353,7 @@ def _lowest_sufficient_density(
     fixed = count_per_layer(available, kept)
     needed = ranking.count_to_include_all([name for name in available if name not in fixed])
 
-    def suffices(count: int) -> bool:
+    def leaves_no_layer_empty(count: int) -> bool:
         try:
             fixed = count_per_layer(available, count)
         except MaskError:  # layers at half rate need more
@@ -361,13 +361,13 @@ def _lowest_sufficient_density(
         return count - sum(fixed.values()) >= needed and all(fixed[name] for name in filled if name in fixed)
 
     low, high = kept, sum(available.values())
-    if not suffices(high):
+    if not leaves_no_layer_empty(high):
         return None
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if suffices(middle) else (middle, high)
+        low, high = (low, middle) if leaves_no_layer_empty(middle) else (middle, high)
     rounded = Context(prec=4, rounding=ROUND_CEILING).divide(Decimal(high), Decimal(total))
-    return float(rounded) if suffices(count_retained(float(rounded), total)) else high / total
+    return float(rounded) if leaves_no_layer_empty(count_retained(float(rounded), total)) else high / total
 
 
 def _enforce_layer_minimum(

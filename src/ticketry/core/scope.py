@@ -149,7 +149,7 @@ def scope(
     spared = _find_spared(model, owners, spare, first_conv=first_conv, output=output)
     included = set(_match_patterns(owners, include, "include"))
     selected = (choices.select_parameters(owners) | included) - spared
-    selected -= _find_ineffective(model, owners, selected, included)
+    selected -= _find_computed_weight_names_to_exclude(model, owners, selected, included)
     shapes = {name: tuple(owner.parameter.shape) for name, owner in owners.items() if name in selected}
     if not shapes:
         if quantised := [name for name, module in model.named_modules() if is_quantised(module)]:
@@ -221,7 +221,7 @@ def filter_default_scope(model: nn.Module, names: Iterable[str]) -> set[str]:
     """Return the `names` of parameters that are in the default scope of `model`."""
     owners = _find_parameters(model)
     selected = _LayerKinds().select_parameters(owners) & set(names)
-    return selected - _find_ineffective(model, owners, selected, set())
+    return selected - _find_computed_weight_names_to_exclude(model, owners, selected, set())
 
 
 def scope_of_shapes(model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> Scope:
@@ -290,7 +290,7 @@ def match_names(names: Iterable[str], patterns: Iterable[str], argument: str) ->
     known, found = list(names), set[str]()
     for pattern in (patterns,) if isinstance(patterns, str) else patterns:
         wanted = require_name(pattern, f"{argument}=", UsageError).rstrip(".")
-        named = {name for name in known if name == pattern or _pattern_covers(wanted, name)}
+        named = {name for name in known if name == pattern or _pattern_matches_name(wanted, name)}
         if not named:
             raise UsageError(
                 f"{argument} names {pattern!r}, which is no parameter that is pruned, nor a layer of one: they are"
@@ -377,9 +377,11 @@ class _LayerKinds:
 
     def select_parameters(self, owners: Mapping[str, _FoundParameter]) -> set[str]:
         """Return the names of the parameters that are in scope because of the type of their layer."""
-        return {name for name, owner in owners.items() if any(self._includes(*place) for place in owner.places)}
+        return {
+            name for name, owner in owners.items() if any(self._includes_attribute(*place) for place in owner.places)
+        }
 
-    def _includes(self, module: nn.Module, local: str, dimensions: int) -> bool:
+    def _includes_attribute(self, module: nn.Module, local: str, dimensions: int) -> bool:
         """Return whether the attribute `local` of `module`, with this number of dimensions, is in scope."""
         if isinstance(module, NORMS):
             return self.norms
@@ -416,7 +418,7 @@ def _find_parameters(model: nn.Module) -> dict[str, _FoundParameter]:
     return owners
 
 
-def _find_ineffective(
+def _find_computed_weight_names_to_exclude(
     model: nn.Module, owners: Mapping[str, _FoundParameter], selected: set[str], included: set[str]
 ) -> set[str]:
     """Return the names in `selected` to leave out, since a weight computed from several parameters is pruned by one.
@@ -463,7 +465,9 @@ def _find_spared(
 def _match_patterns(owners: Mapping[str, _FoundParameter], patterns: Iterable[str], argument: str) -> Iterator[str]:
     for pattern in (patterns,) if isinstance(patterns, str) else patterns:
         wanted = require_name(pattern, f"{argument}=", UsageError).rstrip(".")
-        found = [name for name, owner in owners.items() if any(_pattern_covers(wanted, one) for one in owner.names)]
+        found = [
+            name for name, owner in owners.items() if any(_pattern_matches_name(wanted, one) for one in owner.names)
+        ]
         if not found:
             raise ScopeError(
                 f"{argument}={pattern!r} matches no parameter;"
@@ -477,7 +481,7 @@ def _list_names(names: list[str]) -> str:
     return ", ".join(names[:MOST_NAMES]) + (f" and {more} more" if more > 0 else "")
 
 
-def _pattern_covers(pattern: str, name: str) -> bool:
+def _pattern_matches_name(pattern: str, name: str) -> bool:
     """Return whether `pattern` matches the parameter name `name`, or the name of a module around the parameter."""
     parts = name.split(".")
     return any(fnmatchcase(".".join(parts[:length]), pattern) for length in range(1, len(parts) + 1))

@@ -216,13 +216,13 @@ class Ranking:
         numbers = [self._numbers[name] for name in names]
         # Sorting is faster than histograms for few numbers.
         if sum(each.numel() for each in numbers) <= _CHUNK and not any(map(is_sharded, numbers)):
-            keys = torch.cat([keys.cpu() for name in names for keys in self._order_keys(name)])
+            keys = torch.cat([keys.cpu() for name in names for keys in self._iterate_sort_keys(name)])
             ranked = keys[keys != _UNRANKED]
             key = int(ranked.kthvalue(len(ranked) - count + 1).values)
             return Threshold(key, count - int((ranked > key).sum()))
         above: int | None = None  # the digits found so far
         for shift in range(self._bits - _DIGIT, -1, -_DIGIT):
-            histogram = self._digit_histogram(names, shift, above)
+            histogram = self._count_keys_by_digit(names, shift, above)
             at_least = histogram.flip(0).cumsum(0).flip(0)  # how many are in a bin or in a higher one
             place = int((at_least >= count).nonzero()[-1])
             count -= int(at_least[place] - histogram[place])
@@ -235,7 +235,7 @@ class Ranking:
         numbers = self._numbers[name]
         codes = torch.zeros(local_shard(numbers).numel(), dtype=torch.uint8, device=local_shard(numbers).device)
         for keys, piece in zip(
-            self._order_keys(name), torch.split(codes, _CHUNK), strict=False
+            self._iterate_sort_keys(name), torch.split(codes, _CHUNK), strict=False
         ):  # an empty shard has none
             piece.copy_(keys >= threshold.key).add_(keys > threshold.key)
         everything = gather_shards(codes.reshape(local_shard(numbers).shape), numbers).cpu().contiguous()
@@ -256,7 +256,7 @@ class Ranking:
         counts = (int(self.select_above(name, each)[0].sum()) for name, each in zip(names, thresholds, strict=True))
         return sum(counts) + len(best[:1])
 
-    def _order_keys(self, name: str) -> Iterator[Tensor]:
+    def _iterate_sort_keys(self, name: str) -> Iterator[Tensor]:
         """Yield, in chunks, an int64 key for each element of this process's shard; keys order like the numbers."""
         numbers = self._numbers[name]
         values = local_shard(numbers.detach()).flatten()
@@ -274,7 +274,7 @@ class Ranking:
             keys ^= negative & ((1 << (self._bits - 1)) - 1)  # of negative numbers the larger magnitude ranks lower
             yield keys if ranked is None else keys.masked_fill_(~ranked[begin : begin + _CHUNK], _UNRANKED)
 
-    def _digit_histogram(self, names: Sequence[str], shift: int, above: int | None) -> Tensor:
+    def _count_keys_by_digit(self, names: Sequence[str], shift: int, above: int | None) -> Tensor:
         """Count the keys by the 16 bits from bit `shift` on, over all processes: int64 [_BINS].
 
         Only keys whose higher bits equal `above` are counted. If `above` is None, the 16 bits are the highest ones;
@@ -289,7 +289,7 @@ class Ranking:
             counts = by_groups.setdefault(
                 (device, shard_groups(numbers)), torch.zeros(_BINS, dtype=torch.int64, device=device)
             )
-            for keys in self._order_keys(name):
+            for keys in self._iterate_sort_keys(name):
                 if above is None:
                     digits = (keys[keys != _UNRANKED] >> shift) + _BINS // 2
                 else:  # no ranked key starts with the digits of _UNRANKED

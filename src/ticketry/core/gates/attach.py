@@ -442,10 +442,10 @@ class ChannelGates(Gates):
     def _apply_training_gates(
         self, positions: Sequence[int], weights: Sequence[Tensor], all_parameters: bool
     ) -> list[Tensor]:
-        def gate(group: int) -> Tensor:
+        def draw_training_gates(group: int) -> Tensor:
             return self.kind.gate(self._logits[group], self._moment, self._draw_uniform(group))
 
-        return self._apply_channel_gates(positions, weights, gate)
+        return self._apply_channel_gates(positions, weights, draw_training_gates)
 
     def _apply_channel_gates(
         self, positions: Sequence[int], weights: Sequence[Tensor], gate: Callable[[int], Tensor]

@@ -365,19 +365,19 @@ class HardConcrete(Kind):
 
     def gate(self, logits: Tensor, moment: Moment, uniform: Tensor | None) -> Tensor:
         assert uniform is not None
-        return self._stretch(draw_concrete(logits, uniform, self.temperature))
+        return self._stretch_and_clip(draw_concrete(logits, uniform, self.temperature))
 
     def test_gate(self, logits: Tensor, moment: Moment) -> Tensor:
-        return self._stretch(sigmoid(logits))
+        return self._stretch_and_clip(sigmoid(logits))
 
     def hard_gate(self, logits: Tensor, moment: Moment) -> Tensor:
         # At the threshold itself, rounding would leave a gate slightly above 0 outside of the mask.
-        return self._stretch(sigmoid(logits)) * (logits > self.threshold)
+        return self._stretch_and_clip(sigmoid(logits)) * (logits > self.threshold)
 
     def open(self, logits: Tensor, moment: Moment) -> Tensor:
         return sigmoid(logits - self.temperature * self.threshold)
 
-    def _stretch(self, concrete: Tensor) -> Tensor:
+    def _stretch_and_clip(self, concrete: Tensor) -> Tensor:
         return (concrete * (self.zeta - self.gamma) + self.gamma).clamp(0, 1)
 
 

@@ -241,12 +241,12 @@ def hessian_gradient_product(
             fixed = average_gradients(model, weights, kept, loss) if gradient is None else gradient
             if at is not None:
                 fixed = {name: value * at[name].to(value.device) for name, value in fixed.items()}
-            return _average_products(model, weights, kept, loss, fixed)
+            return _average_hessian_products(model, weights, kept, loss, fixed)
     except _OnceDifferentiableError as error:
         raise ScoreError(f"score {score!r} needs second derivatives: {error}") from None
 
 
-def _average_products(
+def _average_hessian_products(
     model: nn.Module, weights: Mapping[str, nn.Parameter], batches: list[object], loss: Loss, fixed: dict[str, Tensor]
 ) -> dict[str, Tensor]:
     total = {name: torch.zeros_like(value) for name, value in fixed.items()}

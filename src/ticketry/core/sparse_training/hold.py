@@ -49,7 +49,7 @@ class HeldParameter:
         own = local_shard(self.parameter.detach())
         if self._factors is None or self._factors.device != own.device or self._factors.dtype != own.dtype:
             with torch.inference_mode(False):  # it outlives the caller's mode
-                self._factors = self._compute_factors(own)
+                self._factors = self._convert_mask_to_factors(own)
         return self._factors
 
     def factors_like(self, tensor: Tensor, *, once: bool = False) -> Tensor:
@@ -61,10 +61,10 @@ class HeldParameter:
             once: True if the call is not repeated at each step, so that the result is not cached.
         """
         own = local_shard(self.parameter.detach())
-        factors = self._compute_factors(own) if once and self._factors is None else self.factors
+        factors = self._convert_mask_to_factors(own) if once and self._factors is None else self.factors
         return factors.to(device=tensor.device, dtype=tensor.dtype)
 
-    def _compute_factors(self, own: Tensor) -> Tensor:
+    def _convert_mask_to_factors(self, own: Tensor) -> Tensor:
         # In the layout of the parameter: elementwise products of mixed layouts (channels_last) are slow.
         return torch.empty_like(own).copy_(shard_like(self._mask, self.parameter))
 

@@ -65,7 +65,7 @@ def penalty(kind: str, weights: Iterable[Tensor], blocks: Iterable[Blocks] | Non
                 if kind == "hoyer_square"
                 else [norms.sum() for norms in _row_and_column_norms(weight)]
             )
-        values.append(sum((one.square() for one in sums), torch.zeros_like(squares)) / _at_least_tiny(squares))
+        values.append(sum((one.square() for one in sums), torch.zeros_like(squares)) / _raise_zeros_to_tiny(squares))
     return torch.stack(values).sum() if values else torch.zeros(())
 
 
@@ -88,7 +88,7 @@ def add_penalty_gradients_(
         if own is not None:
             _add_block_gradients_(kind, strength, parameter, own)
             continue
-        squares = _at_least_tiny(parameter.square().sum())
+        squares = _raise_zeros_to_tiny(parameter.square().sum())
         if kind == "hoyer_square":
             total = parameter.abs().sum() / squares
             parameter.grad.addcmul_(parameter.sign(), total, value=2 * strength)
@@ -111,7 +111,7 @@ def _add_block_gradients_(kind: str, strength: float, parameter: Tensor, blocks:
     if kind == "group_lasso":
         factor = (_square_roots_of_block_sizes(blocks, parameter) / norms).masked_fill_(norms == 0, 0)
     else:
-        total, squares = norms.sum(), _at_least_tiny(parameter.square().sum())
+        total, squares = norms.sum(), _raise_zeros_to_tiny(parameter.square().sum())
         factor = ((total / norms).masked_fill_(norms == 0, 0) - total.square() / squares).mul_(2 / squares)
     views = zip(blocks.views(parameter.grad), blocks.views(parameter), blocks.block_views(factor), strict=True)
     for gradient, weight, own in views:
@@ -140,5 +140,5 @@ def _row_and_column_norms(weight: Tensor) -> tuple[Tensor, Tensor]:
     return torch.linalg.vector_norm(weight, dim=[1, *inner]), torch.linalg.vector_norm(weight, dim=[0, *inner])
 
 
-def _at_least_tiny(squares: Tensor) -> Tensor:
+def _raise_zeros_to_tiny(squares: Tensor) -> Tensor:
     return squares.clamp_min(torch.finfo(squares.dtype).tiny)

@@ -65,7 +65,7 @@ def cuts(density: float, *, begin: int, end: int, frequency: int, initial: float
     if frequency < 1:
         raise UsageError(f"frequency, the number of steps between two cuts, must be at least 1, got {frequency}")
     steps = [*range(begin + frequency, end, frequency), end]
-    return {step: _round_last_bits(cubic((step - begin) / (end - begin), density, initial)) for step in steps} | {
+    return {step: _round_to_12_digits(cubic((step - begin) / (end - begin), density, initial)) for step in steps} | {
         end: density
     }
 
@@ -99,7 +99,7 @@ def cuts_within(
         >>> tk.schedule.cuts_within(0.2, begin="0%", end="40%", frequency="20%", total=100)
         {20: 0.3, 40: 0.2}
     """
-    first, last, every = (_to_iterations(point, total, per_epoch) for point in (begin, end, frequency))
+    first, last, every = (_convert_to_iterations(point, total, per_epoch) for point in (begin, end, frequency))
     if last >= total:
         raise UsageError(
             f"pruning ends at {Step.parse(end)}, step {last} of {total}, which leaves nothing to train at the final"
@@ -153,14 +153,14 @@ def moves_within(
     """
     if not 0 < share < 1:
         raise UsageError(f"the share of weights that move must be in (0, 1), got {share}")
-    last, every = (_to_iterations(point, total, per_epoch) for point in (end, frequency))
+    last, every = (_convert_to_iterations(point, total, per_epoch) for point in (end, frequency))
     steps = range(max(1, every), min(last, total), max(1, every))
     if not steps:
         raise UsageError(
             f"the mask would never move: every {Step.parse(frequency)} is every {every} steps, and it is fixed from"
             f" {Step.parse(end)}, step {last} of {total}, on: let it move more often, or for longer"
         )
-    return {step: _round_last_bits(cosine(step / last, share)) for step in steps}
+    return {step: _round_to_12_digits(cosine(step / last, share)) for step in steps}
 
 
 def phases_within(
@@ -187,7 +187,7 @@ def phases_within(
         >>> tk.schedule.phases_within(warmup="10ep", phase="5ep", end="28ep", total=40, per_epoch=1)
         [(0, False), (10, True), (15, False), (28, True)]
     """
-    first, length, last = (_to_iterations(point, total, per_epoch) for point in (warmup, phase, end))
+    first, length, last = (_convert_to_iterations(point, total, per_epoch) for point in (warmup, phase, end))
     if length < 1 or first + 2 * length > last or last >= total:
         raise UsageError(
             f"between the warm-up ({Step.parse(warmup)}, {first} steps) and the last phase (from {Step.parse(end)},"
@@ -200,12 +200,12 @@ def phases_within(
     return [*found, (last, True)]
 
 
-def _round_last_bits(density: float) -> float:
+def _round_to_12_digits(density: float) -> float:
     """Return `density` rounded to 12 digits, since the last bits of computed densities differ between machines."""
     return float(f"{density:.12g}")
 
 
-def _to_iterations(point: str | Step, total: int, per_epoch: int | None) -> int:
+def _convert_to_iterations(point: str | Step, total: int, per_epoch: int | None) -> int:
     step = Step.parse(point)
     if step.unit == "ep" and per_epoch is None:
         raise UsageError(

@@ -442,13 +442,13 @@ class ChannelPath:
             logs = np.log(np.maximum(np.concatenate([[whole], left]) / whole, _LEAST_SHARE)) if whole > 0 else None
             losses = whole * -np.diff(logs) if logs is not None else np.zeros(len(worst_first))
             rates = accumulate(
-                (loss / self._cost_saved(group, c) for loss, c in zip(losses, worst_first, strict=True)), max
+                (loss / self._compute_cost_saved(group, c) for loss, c in zip(losses, worst_first, strict=True)), max
             )
             may_go = max(len(there) - self._order.keep_at_least, 0)
             ranked += [(rate, -g, -c) for rate, c in list(zip(rates, worst_first, strict=True))[:may_go]]
         return [(-g, -c) for _, g, c in sorted(ranked, key=lambda one: one[:2])]
 
-    def _cost_saved(self, group: ChannelGroup, channel: int) -> float:
+    def _compute_cost_saved(self, group: ChannelGroup, channel: int) -> float:
         """Return the cost saved by removing one channel from the unpruned network."""
         saved = 0.0
         for member in group.parameters:

@@ -121,7 +121,7 @@ class _InputStatistics:
         """Number of inputs that were summed for each index so far."""
 
     def create_hook(self, score: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        def add_inputs(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             inputs = args[0] if args else next(iter(kwargs.values()))
             inputs = (inputs.data if isinstance(inputs, PackedSequence) else inputs).detach()
             dim = inputs.dim() - 1
@@ -133,7 +133,7 @@ class _InputStatistics:
             self.total = self.total + summed.cpu()
             self.entries += inputs.numel() // max(inputs.shape[dim], 1)
 
-        return hook
+        return add_inputs
 
     def mean(self) -> Tensor:
         """Return the mean over the inputs, for each index of the weight's input dimension, as float64."""

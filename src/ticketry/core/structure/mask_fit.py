@@ -155,7 +155,7 @@ class _LayerComparison:
             density_before=int(kept.sum()) / kept.numel(),
             density_after=after / kept.numel(),
             magnitude=float(self._worth.sum()),
-            coverage=_covered_share(self._worth, self._new),
+            coverage=_share_of_worth_retained(self._worth, self._new),
             fill=int((self._new & ~kept).sum()) / after if after else 0.0,
             null_coverage=null,
             random_coverage=random,
@@ -196,7 +196,7 @@ class _LayerComparison:
         return float(made.worth[columns].sum()) / total if total else 1.0
 
 
-def _covered_share(worth: Tensor, new: Tensor) -> float:
+def _share_of_worth_retained(worth: Tensor, new: Tensor) -> float:
     total = float(worth.sum())
     return float(worth[new].sum()) / total if total else 1.0
 

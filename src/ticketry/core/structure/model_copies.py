@@ -333,12 +333,12 @@ def _compare_outputs(
         return Problem(f"its outputs have other shapes{mode}")
     worst, double = _largest_difference(wanted, found), choose_tracing_dtype(masked) == torch.float64
     if not double and (worst > RETRY_IN_FLOAT64 or not all(bool(tensor.isfinite().all()) for tensor in wanted)):
-        worst, double = _largest_difference_in_double(masked, small, arguments, worst, training)
+        worst, double = _largest_difference_in_float64(masked, small, arguments, worst, training)
     most = FLOAT64_TOLERANCE if double else TRAINING_TOLERANCE if training else FLOAT32_TOLERANCE
     return None if worst <= most else Problem(f"its outputs{mode} differ by {worst:.2g} of the largest")
 
 
-def _largest_difference_in_double(
+def _largest_difference_in_float64(
     masked: nn.Module, small: nn.Module, arguments: Arguments, worst: float, training: bool
 ) -> tuple[float, bool]:
     """Return (largest relative difference in float64, True); (`worst`, False) if a model does not run in float64."""

@@ -246,10 +246,10 @@ def refill(
         find_structure_sparing_untraceable(model, example_inputs, spare) if structure is None else (structure, ())
     )
     _check_structure_fits_model(known, named_shapes(model))
-    stays = _find_retained_groups(
+    stays = _find_protected_groups(
         model, known, known.roles, coupled, first, output, _match_spared_parameters(model, spare, unseen)
     )
-    choice = ChannelChoice(model, known.staying(stays), _scope_with_ends(model, named, first, output))
+    choice = ChannelChoice(model, known.staying(stays), _scope_with_end_layers(model, named, first, output))
     budgets = [_compute_group_budget(group, choice.roles, named, choice.shapes) for group in choice.groups]
 
     def count_filled_channels(share: float) -> list[int]:
@@ -297,7 +297,7 @@ def _rename_to_first_names(model: nn.Module, mask: Mask) -> Mask:
     return Mask({names[id(parameter)]: mask[name].cpu() for name, parameter in mask.parameters(model).items()})
 
 
-def _scope_with_ends(model: nn.Module, mask: Mask, first: bool | None, output: bool | None) -> Scope:
+def _scope_with_end_layers(model: nn.Module, mask: Mask, first: bool | None, output: bool | None) -> Scope:
     """Return the scope that contains the tensors in `mask`.
 
     If `first` is True, the first convolution is added; if `output` is True, the last layer.
@@ -311,7 +311,7 @@ def _scope_with_ends(model: nn.Module, mask: Mask, first: bool | None, output: b
     return scope_of_shapes(model, shapes)
 
 
-def _find_retained_groups(
+def _find_protected_groups(
     model: nn.Module,
     structure: Structure,
     parts: Roles,

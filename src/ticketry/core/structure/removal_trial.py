@@ -90,11 +90,11 @@ def tried_structure(model: nn.Module, example_inputs: Inputs, spare: Patterns = 
         ).find_removable_groups()
         best = last if last.free > best.free else best
     if dtype != torch.float64:
-        best = _try_in_double(best, scrambled, arguments)
+        best = _test_groups_in_float64(best, scrambled, arguments)
     return _Trial(scrambled, arguments, best).confirm_in_training_mode()
 
 
-def _try_in_double(structure: Structure, scrambled: nn.Module, arguments: Arguments) -> Structure:
+def _test_groups_in_float64(structure: Structure, scrambled: nn.Module, arguments: Arguments) -> Structure:
     """Test in float64 whether channel groups can be removed, and mark those that cannot as not prunable.
 
     If the model does not run in float64, `structure` is returned unchanged. `scrambled` is a copy of the model with
@@ -220,7 +220,7 @@ class _Trial:
         waiting = [(positions, False)] if positions else []
         while waiting:
             several, suspected = waiting.pop()
-            if suspected and len(several) == 1 and self._fails_alone(several[0]):
+            if suspected and len(several) == 1 and self._mark_group_if_failing(several[0]):
                 continue
             problem = self.find_problem([*self.removable, *several])
             if problem is None:
@@ -264,7 +264,7 @@ class _Trial:
             where = where.rpartition(".")[0]
         return touching
 
-    def _fails_alone(self, position: int) -> bool:
+    def _mark_group_if_failing(self, position: int) -> bool:
         """Test a single group; if the test fails, mark the group as not removable and return True."""
         problem = self.find_problem([position])
         if problem is not None:
@@ -327,7 +327,7 @@ def build_smaller(model_copy: nn.Module, plan: ShrinkPlan) -> nn.Module:
 # -- noisy weights -----------------------------------------------------------------------------------------------------
 
 
-def _noise_for_small_weights(parameter: Tensor, spread: float) -> float:
+def _noise_deviation_for_small_weights(parameter: Tensor, spread: float) -> float:
     """Return the standard deviation of noise for a parameter with a very small standard deviation `spread`, or 0."""
     usual = parameter[0].numel() ** -0.5 if parameter.dim() > 1 and len(parameter) else 0.0
     return usual if spread < 0.5 * usual else 0.0
@@ -360,7 +360,7 @@ def _add_noise(model_copy: nn.Module) -> nn.Module:
     for parameter in model_copy.parameters():
         if parameter.is_floating_point():
             spread = float(parameter.std()) if parameter.numel() > 1 else 0.0
-            amount = max(0.5 * spread if spread > 0 else 0.1, _noise_for_small_weights(parameter, spread))
+            amount = max(0.5 * spread if spread > 0 else 0.1, _noise_deviation_for_small_weights(parameter, spread))
             weights[id(parameter)] = add_noise_to_tensor(parameter.detach(), amount)
     model = copy_sharing_parameters(model_copy, weights)
     for module in model.modules():

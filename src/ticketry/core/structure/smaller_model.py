@@ -123,9 +123,9 @@ def plan_for_structure(model: nn.Module, mask: Mask, example_inputs: Inputs, str
 
 def _check_same_outputs(model: nn.Module, mask: Mask, found: ShrinkPlan, example_inputs: Inputs) -> None:
     inner = unwrapped(model)
-    problem = _compare_to_masked(inner, mask, found, example_inputs, torch.float64)
+    problem = _compare_with_masked_model(inner, mask, found, example_inputs, torch.float64)
     if problem is not None and not problem.ran:  # other contents of the model may have their own type
-        problem = _compare_to_masked(inner, mask, found, example_inputs, choose_tracing_dtype(inner))
+        problem = _compare_with_masked_model(inner, mask, found, example_inputs, choose_tracing_dtype(inner))
     if problem is not None:
         where = f" (in {problem.where})" if problem.where else ""
         raise StructureError(
@@ -135,7 +135,7 @@ def _check_same_outputs(model: nn.Module, mask: Mask, found: ShrinkPlan, example
         )
 
 
-def _compare_to_masked(
+def _compare_with_masked_model(
     model: nn.Module, mask: Mask, found: ShrinkPlan, example_inputs: Inputs, dtype: torch.dtype
 ) -> Problem | None:
     masked = copy_in_dtype(model, dtype).eval()

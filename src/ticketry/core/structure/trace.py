@@ -428,13 +428,13 @@ def rule_for_one_tensor(rule: Callable[[Trace, Call, Axes, tuple[int, ...], Tens
     The axes and the shape of the operand are read before the operation runs, because it may change the tensor in place.
     """
 
-    def apply(t: Trace, call: Call) -> Tensor:
+    def run_and_set_axes(t: Trace, call: Call) -> Tensor:
         axes, shape = t.book.get(call.tensors[0]), tuple(call.tensors[0].shape)
         result: Tensor = call.run()
         t.book.set(result, rule(t, call, axes, shape, result))
         return result
 
-    return apply
+    return run_and_set_axes
 
 
 def unite_labels_of_pieces(t: Trace, pieces: Ids) -> None:
