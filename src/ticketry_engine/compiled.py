@@ -222,9 +222,9 @@ class Compiled(ForInference):
     ) -> None:
         """Compile a graph.
 
-        Args:
-            layout: memory layout of all regions, "planes" or "pixels"; None: choose by estimates for each region.
-            library: kernels that are shared with other compiled models; programs are then not cached on disk.
+        `layout` is the memory layout for everything that runs in kernels, "planes" or "pixels"; None: choose by
+        estimates. `library` has kernels that are shared with other compiled models; programs are then not cached on
+        disk. The other arguments are those of `compile`, and `digest` identifies the graph in the cache.
         """
         super().__init__()
         self.graph = graph
@@ -263,9 +263,9 @@ class Compiled(ForInference):
         return build_object(self.graph.outputs, values)
 
     def _run_steps(self, values: dict[str, Any], run_region: _RunRegion, run_in_torch: _RunInTorch) -> None:
-        """Run all steps, and store their results in `values`; delete each result after its last use.
+        """Run all steps, and store their results in `values` by name; delete each result after its last use.
 
-        The function `run_region` runs a region, and `run_in_torch` runs a step in torch.
+        The function `run_region` runs a step in kernels, and `run_in_torch` runs a step in torch.
         """
         with torch.no_grad(), torch.autocast("cpu", enabled=False):
             for run, reads, makes, done in self._steps:
@@ -295,7 +295,7 @@ class Compiled(ForInference):
         return self
 
     def forget(self) -> None:
-        """Free the programs of all batch sizes; later calls create programs again."""
+        """Free the programs that were made for each batch size; later calls create them again."""
         for native in self._natives:
             native.free_programs()
 
@@ -387,7 +387,7 @@ class Compiled(ForInference):
         return bind_checked_node(self.graph, step), step.inputs, (step.output,)
 
     def _whole_model_region(self) -> Native | None:
-        """Return the region that computes the network's only output from the network's inputs, or None."""
+        """Return the part of the graph that runs in kernels if it is the whole model and has one output, else None."""
         if len(self._steps) != 1 or not self._natives or not isinstance(self.graph.outputs, str):
             return None
         _, reads, makes, _ = self._steps[0]
@@ -438,7 +438,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class InspectedLayer:
-    """Where a layer runs in training under a mask, and the share of its work that kernels save."""
+    """Where a layer runs when a masked model is trained, and the share of its work that sparse kernels save."""
 
     parameter: str
     """Name of the layer's weight, as in `Module.named_parameters`."""

@@ -131,7 +131,7 @@ class MaskedModel:
         return found
 
     def _parameter_of(self, node: Node) -> str | None:
-        """Return the name of the parameter to which a node's time is assigned, or None."""
+        """Return the name of the parameter to which the time of `node` is assigned; None if there is none."""
         own = node.op in ("conv2d", "linear") and node.weights.get("weight")
         return self._parameters.get(layer_name(own) if own else node.output)
 
@@ -171,16 +171,17 @@ class StoredTensor:
         return self.numbers * self.number_bytes
 
     def packed_bytes(self, kept: int) -> float:
-        """Return the bytes of header entry, positions and values if only `kept` retained weights are stored."""
+        """Return the bytes that the tensor takes in a file if only `kept` weights, with their positions, are stored."""
         return self.head_bytes + model_file.smallest_position_bytes(kept, self.numbers) + self.number_bytes * kept
 
 
 def fixed_bytes_and_tensors(
     network: MaskedModel, parameters: Mapping[str, Tensor]
 ) -> tuple[float, dict[str, list[StoredTensor]]]:
-    """Return (bytes of a model file that no mask changes, tensors of the file that store each parameter, by name).
+    """Return (bytes of the model file that no mask changes, tensors of the file for each parameter by name).
 
-    A parameter has several tensors if several norms are folded into it, and none if the file does not store its values.
+    A parameter has several tensors if it was combined with several norms, and none if the file does not store its
+    values.
     """
     graph = network.graph
     forms: dict[str, list[str]] = {name: [] for name in parameters}
@@ -245,7 +246,7 @@ class GpuRates:
     """
 
     def layer_seconds(self, work: LayerWork, choice: LayerChoice) -> float:
-        """Return the estimated seconds of the layer `work` in the kernel of `choice`."""
+        """Return the estimated seconds of the layer `work` in the kernel that `choice` describes."""
         rates = self.kernels
         if choice.kernel == "group":
             product = self.group["product"] * group_product_seconds(work, choice.tile, rates)
@@ -262,12 +263,10 @@ class GpuRates:
     def call_seconds(
         self, network: MaskedModel, keep: Mapping[str, Tensor] | None, layout: str | None = None
     ) -> CallSeconds:
-        """Return the estimated seconds of a call of the model under a mask.
+        """Return the estimated seconds of a call of the model with the mask `keep`; None: nothing is pruned.
 
         An operation other than a convolution or linear layer takes the time to read its inputs and write its output.
-
-        `keep` is a mask by parameter name; None: nothing is pruned. Raise `UnsupportedError` if `layout` is
-        `CHANNELS_LAST`, because the planner for GPUs chooses layouts itself.
+        Raise `UnsupportedError` if `layout` is `CHANNELS_LAST`, because layouts on a GPU are chosen automatically.
         """
         if layout == CHANNELS_LAST:
             raise UnsupportedError("a GPU's plan chooses its layouts by itself")

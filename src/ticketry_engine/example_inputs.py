@@ -21,7 +21,10 @@ def to_argument_tuple(inputs: Tensor | Sequence[Any]) -> tuple[Any, ...]:
 
 
 def batch_of(inputs: Inputs) -> int:
-    """Return the number of examples: size 0 of the first input tensor with an axis; raise `UsageError` without one."""
+    """Return the number of examples, which is size 0 of the first input tensor that has an axis.
+
+    Raise `UsageError` if no input tensor has an axis.
+    """
     for leaf in tree_flatten(dict(inputs) if isinstance(inputs, Mapping) else inputs)[0]:
         if isinstance(leaf, Tensor) and leaf.dim():
             return leaf.shape[0]
@@ -65,7 +68,7 @@ def at_batch(inputs: Inputs, batch: int, seed: int = 0) -> tuple[Any, ...] | dic
 
 
 def output_tensors(output: Any) -> list[Tensor]:
-    """Return the tensors in a model's output, which may be a container of tensors, in order."""
+    """Return the tensors in a model's output, which may be a tensor or nested containers of tensors, in order."""
     return [leaf for leaf in tree_flatten(output)[0] if isinstance(leaf, Tensor)]
 
 

@@ -24,7 +24,7 @@ FP32 = "fp32: rows that differ gain nothing by bf16"
 def describe_layers(
     graph: Graph, reasons: Mapping[str, str], natives: Iterable[Native], seconds: Mapping[str, float]
 ) -> list[Layer]:
-    """Return a row for each node of a graph, and a row each for loading and storing values of regions.
+    """Return a row for each node of a graph, and rows for loading inputs of kernels and storing their outputs.
 
     `reasons` maps a node's output to the reason why the node runs in torch. `seconds` maps a layer's label to its time,
     and is empty if layers were not timed.
@@ -106,13 +106,13 @@ def median_seconds(sample: Callable[[], Mapping[str, float]], rounds: int) -> di
 
 
 def warn_of_graph_notes(graph: Graph, *, stacklevel: int) -> None:
-    """Issue a warning for each note of a graph, such as a fixed number of examples."""
+    """Issue each of the graph's notes as a warning, for example that the graph accepts only one number of examples."""
     for note in graph.notes:
         warnings.warn(f"compiled with a limit: {note}", stacklevel=stacklevel + 1)
 
 
 def layer_table(layers: Sequence[Layer], title: str, notes: Sequence[str] = ()) -> str:
-    """Return the rows as a text table with a title, and the notes of the graph below the table."""
+    """Return the rows as a text table with the title `title`, and with `notes` below the table."""
     head = ("layer", "kind", "kernel", "density", "rows", "ms", "share", "why")
     cells = [head]
     for layer in layers:

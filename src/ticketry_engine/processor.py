@@ -31,12 +31,12 @@ def name_and_features() -> tuple[str, set[str]]:
 
 
 def processor_kind() -> str:
-    """Return a text that identifies the kind of processor more exactly than a name such as "AMD EPYC"."""
+    """Return a text that tells kinds of processors apart which have the same name, such as "AMD EPYC"."""
     return kind_from_cpuinfo(_first_processor_facts())
 
 
 def kind_from_cpuinfo(facts: Mapping[str, str]) -> str:
-    """Return the result of `processor_kind` for a processor whose entries in /proc/cpuinfo are `facts`."""
+    """Return a text that identifies a kind of processor; `facts` are its entries in /proc/cpuinfo."""
     numbers = next((found for names in _NAMED if (found := [facts[name] for name in names if name in facts])), [])
     features = _kernel_features(facts)
     return " ".join([*(numbers or [platform.machine()]), *(one for one in _TELLING if one in features)])

@@ -33,7 +33,7 @@ AtLeastOne = Annotated[int, Meta(ge=1, le=LARGEST_COUNT)]
 
 
 class RecordPart(msgspec.Struct, frozen=True):
-    """Base class of parts of a stored record; unknown fields are ignored when a record is read."""
+    """Base class of dataclasses that are stored as JSON; unknown keys are ignored when they are read."""
 
 
 class EngineTime(RecordPart, frozen=True):
@@ -80,7 +80,7 @@ class Saved(RecordPart, frozen=True):
 
 
 class Timed(RecordPart, frozen=True, kw_only=True):
-    """Times of all engines at one batch size, measured alternately."""
+    """Times of all engines at one batch size; the engines were called in turn, so that noise affects all equally."""
 
     batch: AtLeastOne
     precision: str

@@ -35,7 +35,7 @@ from ticketry_engine.ir import FLOATS, Json, Node, Value, aten, native_node
 
 
 def move_batch_first(editor: Editor, node: Node) -> list[Node] | str:
-    """Replace `node`, an ATen operation, by native nodes whose batch is at axis 0."""
+    """Replace `node`, a torch operation, by operations of the engine, on tensors whose batch is moved to axis 0."""
     require_match(not node.native)
     if aten_name(node) in VIEWS and has_batch_first(editor, node.output):
         editor.makers[node.output] = node
@@ -61,7 +61,7 @@ class _Layout:
     """Function from the size of the last axis, which may have changed, to the operations that undo the view."""
 
     def to_batch_first(self, made: Tensor, batch: int) -> Tensor:
-        """Return the tensor `made` viewed with the batch at axis 0."""
+        """Return a view of the tensor `made` in which the batch is axis 0."""
         for op, args in self.forth:
             made = aten.find_operation(op, trusted=True)(made, *args)
         return made
@@ -72,7 +72,10 @@ Made = Callable[[list[str]], Node]
 
 
 def _apply_batch_first(editor: Editor, node: Node, inputs: Sequence[str | None], make: Made) -> list[Node]:
-    """Return nodes that move the batch of `inputs` to axis 0, apply the row-wise operation `make`, and move it back."""
+    """Return nodes that move the batch of `inputs` to axis 0, apply an operation, and move the batch back.
+
+    `make` is a function from the names of the moved values to the node of the operation.
+    """
     sizes = [editor.sizes.get(name or "") for name in inputs]
     first = sizes[0]
     if first is None or any(other is None or other[:-1] != first[:-1] for other in sizes):
@@ -121,7 +124,7 @@ def _lower_activation_batch_first(editor: Editor, node: Node, args: OpArguments)
 
 
 def _lower_pairwise_batch_first(editor: Editor, node: Node, args: OpArguments) -> list[Node]:
-    """Lower a sum or product of two values, or of a value and a constant; the constant is the same for all rows."""
+    """Replace a sum or product of two values, or of a value and a constant that is the same for all examples."""
     name, pair = aten_name(node), [args["self"], args["other"]]
     require_match(args.get("alpha", 1) == 1)
     if is_constant(editor, pair[0]) and name != "div":
@@ -146,7 +149,7 @@ def _lower_pairwise_batch_first(editor: Editor, node: Node, args: OpArguments) -
 
 
 def _lower_softmax_batch_first(editor: Editor, node: Node, args: OpArguments) -> list[Node]:
-    """Lower a softmax over the last axis of a value whose batch is not at axis 0."""
+    """Replace a softmax over the last axis of a value whose batch is not at axis 0."""
     x = value_name(args["self"])
     last = len(editor.sizes.get(x or "", ())) - 1
     require_match(args["dim"] in (-1, last) and args.get("dtype") is None)
@@ -158,7 +161,7 @@ def _lower_softmax_batch_first(editor: Editor, node: Node, args: OpArguments) ->
 
 
 def _lower_window_matmul(editor: Editor, node: Node, args: OpArguments) -> list[Node]:
-    """Lower a matrix product of windows [N * W, h, T, d] with a weight, or with other windows of the same sizes."""
+    """Replace a matrix product of windows [N * W, h, T, d] with a weight, or with other windows of the same sizes."""
     names = [value_name(args[role]) for role in ("self", "other")]
     if None in names:
         return _lower_linear_batch_first(editor, node, args)
@@ -171,7 +174,7 @@ def _lower_window_matmul(editor: Editor, node: Node, args: OpArguments) -> list[
 
 
 def _lower_window_attention(editor: Editor, node: Node, args: OpArguments) -> list[Node]:
-    """Lower attention in windows [N * W, h, T, d]; the attention bias is a weight that all windows share."""
+    """Replace attention in windows [N * W, h, T, d]; the attention bias is a weight that all windows share."""
     require_match(not args["dropout_p"] and not args["is_causal"])
     nodes, (q, k, v) = _split_windows_from_batch(
         editor, [str(value_name(args[role])) for role in ("query", "key", "value")]
@@ -221,7 +224,10 @@ _ROW_BY_ROW: Mapping[str, Callable[[Editor, Node, OpArguments], list[Node]]] = {
 
 
 def _possible_batch_layouts(sizes: Sizes) -> list[_Layout]:
-    """Return ways to move the batch to axis 0, the most likely way first; [] unless one size depends on the batch."""
+    """Return ways to move the batch to axis 0, the most likely way first.
+
+    Return [] if the batch is part of no axis, or of several axes.
+    """
     where = [axis for axis, size in enumerate(sizes) if not isinstance(size, int)]
     if len(where) != 1 or where[0] == len(sizes) - 1:
         return []
@@ -259,7 +265,10 @@ def _possible_batch_layouts(sizes: Sizes) -> list[_Layout]:
 
 
 def _move_value_batch_first(editor: Editor, x: str, layouts: list[_Layout]) -> tuple[list[Node], str, _Layout]:
-    """Return nodes that move the batch of `x` to axis 0, the name of the moved value, and the layout used."""
+    """Return nodes that move the batch of `x` to axis 0, the name of the moved value, and the way that was used.
+
+    `layouts` are the ways to try.
+    """
     for layout in layouts:
         with contextlib.suppress(NoMatchError):
             chain = view_chain_to(editor, x)
@@ -278,7 +287,10 @@ def _add_temporary_value(editor: Editor, like: str, shape: tuple[int | None, ...
 
 
 def _apply_torch_ops(editor: Editor, x: str, steps: Sequence[Step], like: str, output: str) -> list[Node]:
-    """Return nodes that apply the torch operations `steps` in sequence to `x`; the last node computes `output`."""
+    """Return nodes that apply the torch operations `steps` in sequence to `x`; the last node computes `output`.
+
+    New values have the dtype of `like`.
+    """
     nodes = []
     for number, (op, args) in enumerate(steps, start=1):
         made = output if number == len(steps) else _add_temporary_value(editor, like)
@@ -302,7 +314,7 @@ _LARGEST = 1 << 22
 
 @dataclass(frozen=True)
 class ViewChain:
-    """A chain of views, stored as a function that returns, for each viewed element, its index in the source value."""
+    """Consecutive views of a tensor, as a function that returns the index of each viewed element in the tensor."""
 
     source: str
     """Name of the value at which the chain starts; its batch is at axis 0."""
@@ -313,7 +325,7 @@ class ViewChain:
 
 
 def view_chain_to(editor: Editor, name: str) -> ViewChain:
-    """Return the views from which `name` is made, starting at the nearest earlier value with the batch at axis 0."""
+    """Return the views that make `name` from the nearest earlier value with the batch at axis 0."""
     steps: list[Node] = []
     while not has_batch_first(editor, name) or not steps:
         maker = editor.match_maker(name, *VIEWS)
@@ -357,10 +369,10 @@ def evaluate_size(editor: Editor, name: str, batch: int) -> int:
 
 
 def source_index_of_elements(chain: ViewChain, layout: Callable[[Tensor, int], Tensor]) -> Tensor:
-    """Return a tensor with the source index of each element of one example.
+    """Return, for each element of one example, its index in the tensor at which the views start.
 
-    `layout` takes the viewed value and the number of examples, and returns the value with the batch at axis 0.
-    Raise `NoMatchError` if an element of an example comes from another example.
+    `layout` takes the viewed value and the number of examples, and returns the value with the batch at axis 0. Raise
+    `NoMatchError` if an element of an example comes from another example.
     """
     found: Tensor | None = None
     for batch in _BATCHES:
@@ -379,10 +391,10 @@ def source_index_of_elements(chain: ViewChain, layout: Callable[[Tensor, int], T
 
 
 def express_as_native_views(editor: Editor, source: str, where: Tensor, output: str) -> list[Node] | str:
-    """Return native nodes that compute `output` [N, ...] by picking, for each element, the source element in `where`.
+    """Return nodes that compute `output` [N, ...] by picking, for each element, the element of `source` in `where`.
 
-    The last node computes `output`. If nothing moves, return the name `source`. Raise `NoMatchError` if reshapes,
-    slices and a transpose cannot express the arrangement.
+    If nothing moves, return the name `source`. Raise `NoMatchError` if reshapes, slices and a transpose of the engine
+    cannot express the arrangement.
     """
     shape = editor.shape(source) or ()
     total = prod(int(size or 0) for size in shape[1:])
@@ -408,7 +420,7 @@ def _sizes_and_strides(where: Tensor) -> list[tuple[int, int]]:
 
 
 def _loops_over_offsets(line: list[int]) -> list[tuple[int, int]]:
-    """Return pairs (size, stride) of nested loops that visit the offsets `line`, the outermost loop first."""
+    """Return pairs (size, stride) of nested loops that visit the numbers in `line`, the outermost loop first."""
     if len(line) == 1:
         return []
     step, length = line[1] - line[0], 2
@@ -421,7 +433,11 @@ def _loops_over_offsets(line: list[int]) -> list[tuple[int, int]]:
 
 
 def _source_axis_indices(parts: list[tuple[int, int]], first: int, total: int) -> list[tuple[int, int | None]]:
-    """Return (size, index) per axis of the source value, outermost first; `index` is None if all entries are read."""
+    """Return (size, index) per axis of the source value, outermost first; `index` is None if all entries are read.
+
+    `parts` are (size, stride) of the axes that are read, `first` is the index of the first element, and `total` the
+    number of elements.
+    """
     cuts: list[tuple[int, int | None]] = []
     reach = 1
     skipped = 0

@@ -43,14 +43,14 @@ _BY_STRIDES = ("as_strided", "as_strided_copy", "as_strided_scatter", "_reshape_
 
 
 class _Leaf:
-    """Stands for a tensor or constant while torch rebuilds the containers of a call's arguments or outputs."""
+    """A placeholder for a tensor or constant while torch rebuilds the containers of a call's arguments or outputs."""
 
     def __init__(self, tree: Json) -> None:
         self.tree = tree
 
 
 def convert(program: TracedProgram, model: nn.Module) -> tuple[Graph, dict[str, Sizes]]:
-    """Return a traced program as a graph of ATen operations, and the sizes of all tensors by value name."""
+    """Return a traced program as a graph of torch operations, and the sizes of all tensors by value name."""
     reader = _GraphBuilder(program)
     nodes = [made for one in program.graph.nodes if one.op == "call_function" for made in reader.convert_node(one)]
     outputs = reader.encode_outputs(nodes)
@@ -165,7 +165,10 @@ class _GraphBuilder:
         return encode
 
     def encode_outputs(self, nodes: list[Node]) -> Json:
-        """Return the call's output containers with value names as leaves; add a node for each leaf that is a weight."""
+        """Return the call's output containers as JSON, with value names in place of tensors.
+
+        If an output is a weight, append a node to `nodes` that copies the weight to a value.
+        """
         found: list[Json] = []
         for one in self.program.outputs:
             if isinstance(one, Constant):
@@ -177,7 +180,7 @@ class _GraphBuilder:
         return _encode_containers(tree_unflatten([_Leaf(tree) for tree in found], self.program.out_spec))
 
     def _add_weight_as_value(self, weight: str, nodes: list[Node]) -> str:
-        """Add a node that copies `weight` to a value, and return the name of the value."""
+        """Append a node to `nodes` that copies `weight` to a value, and return the name of the value."""
         name = f"{weight}.value"
         nodes.append(
             Node("aten.clone.default", (), name, {"args": [{"tensor": weight}], "kwargs": {}}, {weight: weight})
@@ -188,7 +191,7 @@ class _GraphBuilder:
 
 
 def _refuse_strided_view(node: fx.Node) -> None:
-    """Raise `CaptureError` if the input of `node`, which reads memory by strides, is a view of a larger tensor."""
+    """Raise `CaptureError` if `node` reads memory by strides, and its input is a view of a larger tensor."""
     read = node.args[0].meta.get("val") if node.args and isinstance(node.args[0], fx.Node) else None
     if (
         not isinstance(read, Tensor)
@@ -203,7 +206,7 @@ def _refuse_strided_view(node: fx.Node) -> None:
 
 
 def shape_from_sizes(sizes: Sizes) -> tuple[int | None, ...] | None:
-    """Return `sizes` as a shape with None for the batch size; return None if any other size is unknown or varies."""
+    """Return `sizes` with None in place of the batch size; return None if another size is unknown or varies."""
     rest = [size for size in sizes[1:] if isinstance(size, int)]
     if len(rest) < len(sizes) - 1:
         return None

@@ -93,7 +93,7 @@ def check_calls_are_independent(model: nn.Module, arguments: Arguments) -> list[
 
 
 def _find_changed_attribute(model: nn.Module, arguments: Arguments) -> str | None:
-    """Call a copy of the model twice; return the path of the Python attribute that the second call changes, or None."""
+    """Return the path of a Python attribute that the second call of a copy of the model changes, or None."""
     called = copy_sharing_parameters(model)
     try:
         _check_inputs_unchanged(called, arguments)
@@ -128,7 +128,7 @@ def _check_inputs_unchanged(model: nn.Module, arguments: Arguments) -> None:
 
 
 def _raw_bytes(tensor: Tensor) -> Tensor:
-    """Return a tensor's bytes; a comparison of bytes finds NaN equal to NaN."""
+    """Return the bytes of a tensor's elements, so that a comparison finds NaN equal to NaN."""
     return tensor.detach().resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8)
 
 
@@ -193,10 +193,10 @@ _GIVE_BACK = ("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_drop
 
 
 def with_unshared_outputs(graph: Graph, captured: Graph) -> Graph:
-    """Return the graph with copies of results that share memory with a weight, an input or another result.
+    """Return the graph with copies of outputs that share memory with a weight, an input or another output.
 
-    Passes that remove copies, or replace values by weights, can make results share memory.
-    Results that already share memory in the graph `captured` are not copied, unless they share with a weight.
+    An output that also shares memory with an input or output in the graph `captured` is not copied, unless it shares
+    memory with a weight.
     """
     before, after = _memory_owners(captured), _memory_owners(graph)
     known = {("value", name): ("value", name) for name in graph.inputs}
@@ -221,7 +221,7 @@ def with_unshared_outputs(graph: Graph, captured: Graph) -> Graph:
 
 
 def _memory_owners(graph: Graph) -> dict[str, _Root]:
-    """Return, by value name, the weight or value that owns the memory of the value."""
+    """Return, by value name, the kind ("tensor" or "value") and name of the weight or value that owns its memory."""
     roots: dict[str, _Root] = {name: ("value", name) for name in graph.inputs}
     for one in graph.nodes:
         kind, source = _view_source(one)
@@ -248,7 +248,7 @@ def _view_source(node: Node) -> tuple[str, str]:
 
 
 def with_argument_defaults(graph: Graph, model: nn.Module) -> Graph:
-    """Add to the graph's signature the defaults of arguments that were captured with a value other than the default."""
+    """Return the graph with the defaults of those arguments that the captured call gave with another value."""
     signature = graph.signature
     captured = {**dict(zip(signature["names"], signature["args"], strict=False)), **signature["kwargs"]}
     found: dict[str, Json] = {}
@@ -262,7 +262,10 @@ def with_argument_defaults(graph: Graph, model: nn.Module) -> Graph:
 
 
 def _equals_default(tree: Json, default: Any) -> bool:
-    """Return whether the captured argument `tree` equals `default`; False for a tensor."""
+    """Return whether an argument of the captured call equals `default`; False for a tensor.
+
+    `tree` is the argument as JSON.
+    """
     if isinstance(tree, str) or "constant" not in tree:
         return False
     return type(tree["constant"]) is type(default) and equals_constant(tree["constant"], default)

@@ -32,7 +32,7 @@ Lowering: TypeAlias = "Callable[[Editor, Node, OpArguments], list[Node] | str | 
 
 
 class NoMatchError(Exception):
-    """Error that a rule raises if it does not apply to a node."""
+    """Error of a function that rewrites nodes of a graph, if the given node is not of the kind that it rewrites."""
 
 
 def finite_number(arg: Json) -> float:
@@ -49,7 +49,7 @@ def require_match(condition: object) -> None:
 
 @dataclass
 class Editor:
-    """The graph during one pass: rules look up its values, weights and nodes here, and add new values and weights."""
+    """A graph that is being rewritten: gives access to its values, weights and nodes, and adds values and weights."""
 
     graph: Graph
     values: dict[str, Value]
@@ -92,7 +92,7 @@ class Editor:
         return known and len(kinds) == 1 and kinds <= FLOATS
 
     def float_inputs(self, node: Node, *args: Json, axes: int | None = None) -> list[str]:
-        """Return the value names that `args` refer to; `args` are arguments of the node `node`.
+        """Return the names of the values that `args`, arguments of `node`, refer to.
 
         Raise `NoMatchError` if an argument refers to no value; if the values and the node's output do not all have one
         floating-point data type; or if a value does not have `axes` axes (None: at least one axis).
@@ -137,7 +137,10 @@ class Editor:
     def make_node(
         self, op: str, inputs: tuple[str, ...], like: str, weights: Mapping[str, str] | None = None, **attrs: Json
     ) -> Node:
-        """Return a native node, and add a value for its output with the inferred shape and the data type of `like`."""
+        """Return a node with one of the engine's own operations, and add a value for its output.
+
+        The value has the shape that follows from the inputs and the data type of `like`.
+        """
         made = native_node(op, inputs, "", weights, **attrs)
         return replace(made, output=self.add_value(like, self.infer_shape(made)))
 
@@ -150,7 +153,7 @@ class Editor:
     def match_maker(self, name: str | None, *ops: str, act: Json = None) -> Node:
         """Return the node that computes `name`; its operation must be in `ops`, and its activation must be `act`.
 
-        ATen operations in `ops` are named without overload, such as "relu". Raise `NoMatchError` if the node differs.
+        Torch operations in `ops` are named without overload, such as "relu". Raise `NoMatchError` if the node differs.
         """
         maker = self.makers.get(name or "")
         if (
@@ -177,7 +180,10 @@ def unused_name(name: str, taken: Mapping[str, Any]) -> str:
 
 
 def rewrite_nodes(graph: Graph, rule: Rule, sizes: Mapping[str, Sizes] | None = None) -> Graph:
-    """Return the graph after applying `rule` once to every node, in the graph's order."""
+    """Return the graph after calling `rule` once for every node, in the graph's order, to replace the node.
+
+    `sizes` are the sizes of the captured values by name.
+    """
     editor = Editor.from_graph(graph, sizes)
     renamed: dict[str, str] = {}
     done: list[Node] = []
@@ -201,7 +207,7 @@ def rewrite_nodes(graph: Graph, rule: Rule, sizes: Mapping[str, Sizes] | None = 
 
 
 def with_last_output(nodes: list[Node], x: str, output: str) -> list[Node] | str:
-    """Return `nodes` with the last node's output renamed to `output`; return `x` if `nodes` is empty."""
+    """Return `nodes` with the last node's output renamed to `output`; return the name `x` if there are no nodes."""
     if not nodes:
         return x
     return [*nodes[:-1], replace(nodes[-1], output=output)]
@@ -217,7 +223,10 @@ def with_renamed_inputs(node: Node, renamed: Mapping[str, str]) -> Node:
 
 
 def with_replaced_values(node: Node, changed: Mapping[str, Json]) -> Node:
-    """Return an ATen node with other arguments; `changed` maps the name of a value that it reads to an argument."""
+    """Return a node that torch runs with other arguments.
+
+    `changed` maps names of values that the node reads to the arguments, as JSON, that replace them.
+    """
     inputs: dict[str, None] = {}
     weights: dict[str, str] = {}
 
@@ -248,7 +257,7 @@ def without_unused_nodes(graph: Graph) -> Graph:
 
 
 def arguments(node: Node) -> OpArguments:
-    """Return the arguments of an ATen node by name, including defaults; {} for a node that computes with sizes."""
+    """Return the arguments of a torch operation by name, including defaults; {} for arithmetic with sizes."""
     if node.op.startswith("operator."):
         return {}
     schema = aten.find_operation(node.op, trusted=True)._schema
@@ -279,10 +288,9 @@ def constant_number(arg: Json, tensors: Mapping[str, Tensor]) -> float | None:
 
 
 def aten_name(node: Node) -> str:
-    """Return the name of a node's ATen operation without the overload, or "getitem" for an entry of a list.
+    """Return the name of a node's torch operation without the overload, or "getitem" for an entry of a list.
 
-    Return "" for a native node, for arithmetic on sizes, and for an overload that rules do not accept (see
-    `OVERLOADS`).
+    Return "" for the engine's own operations, for arithmetic on sizes, and for overloads that are not in `OVERLOADS`.
     """
     kind, _, rest = node.op.partition(".")
     name, _, overload = rest.partition(".")
@@ -292,6 +300,6 @@ def aten_name(node: Node) -> str:
 
 
 def name_without_overload(node: Node) -> str:
-    """Return the name of an ATen operation without its overload; "" for any other node."""
+    """Return the name of a torch operation without its overload; "" for any other node."""
     kind, _, rest = node.op.partition(".")
     return rest.partition(".")[0] if kind == "aten" else ""

@@ -37,7 +37,10 @@ from ticketry_engine.support.seeds import generator
 
 
 def weight_and_bias_names(editor: Editor, found: Mapping[str, Json]) -> dict[str, str]:
-    """Return the names of a layer's weight and bias, by role; raise `NoMatchError` if one is no weight of the model."""
+    """Return the names of a layer's weight and bias, by role, from the arguments `found` of its torch operation.
+
+    Raise `NoMatchError` if one of them is no weight of the model.
+    """
     given = {role: weight_name(found.get(role)) for role in ("weight", "bias") if found.get(role) is not None}
     named = {role: name for role, name in given.items() if name is not None}
     require_match(named.keys() == given.keys() and "weight" in named)
@@ -170,7 +173,10 @@ def _lower_attention(editor: Editor, node: Node, args: OpArguments) -> list[Node
 def masked_attention(
     editor: Editor, inputs: tuple[str, str, str], output: str, mask: Json, scale: Json, causal: bool = False
 ) -> Node:
-    """Return an attention node; raise `NoMatchError` if the mask differs between examples or hides all keys."""
+    """Return an attention node that reads `inputs` (q, k, v) and computes `output`.
+
+    Raise `NoMatchError` if the mask differs between examples, or hides all keys from a query.
+    """
     bias = None if mask is None else _attention_bias(editor, mask, inputs)
     if bias is not None and not causal:
         # A mask that hides what follows is no matter of numbers.
@@ -185,7 +191,7 @@ def masked_attention(
 
 
 def _attention_bias(editor: Editor, mask: Json, inputs: Sequence[str]) -> torch.Tensor:
-    """Return the attention bias [heads or 1, queries, keys] that is equivalent to `mask`."""
+    """Return a tensor [heads or 1, queries, keys] that has the effect of `mask` when it is added to the scores."""
     heads, queries = (editor.shape(inputs[0]) or ())[1:3]
     keys = (editor.shape(inputs[1]) or ())[2]
     name = weight_name(mask)
@@ -237,7 +243,7 @@ def _lower_activation(editor: Editor, node: Node, args: OpArguments) -> list[Nod
 
 
 def _lower_pairwise(editor: Editor, node: Node, args: OpArguments) -> list[Node]:
-    """Lower a sum or product of two values; the larger value becomes the first input of the node."""
+    """Replace a sum or product of two values; the larger value becomes the first input of the new node."""
     require_match(args.get("alpha", 1) == 1)
     require_match(
         all(expanded_row(editor.makers, editor.tensors, value_name(args[role])) is None for role in ("self", "other"))
@@ -264,7 +270,7 @@ def _remove_identity(editor: Editor, node: Node, args: OpArguments) -> str:
 
 
 def _lower_arithmetic(editor: Editor, node: Node, args: OpArguments) -> list[Node] | str:
-    """Remove x * 1, x / 1 and x + 0; lower other sums and products."""
+    """Return the name of x for x * 1, x / 1 and x + 0; replace other sums and products by the engine's operations."""
     name = aten_name(node)
     number = constant_number(args["other"], editor.tensors)
     if number == (0 if name in ("add", "sub") else 1):
@@ -276,7 +282,7 @@ def _lower_arithmetic(editor: Editor, node: Node, args: OpArguments) -> list[Nod
 
 
 def _lower_channel_constant(editor: Editor, node: Node, args: OpArguments) -> list[Node]:
-    """Lower a sum or product with a weight that has one element per channel."""
+    """Replace a sum or product with a weight that has one element per channel."""
     name = aten_name(node)
     arg, other = (args["self"], args["other"]) if value_name(args["self"]) else (args["other"], args["self"])
     (x,), weight = editor.float_inputs(node, arg), weight_name(other)
@@ -350,7 +356,7 @@ def lower_resize(editor: Editor, node: Node) -> list[Node]:
 def _resize_weights(
     resize: Callable[[Tensor], Tensor], sizes: Sequence[int], axis: int, scale: int, reach: int, dtype: torch.dtype
 ) -> Tensor:
-    """Return the factors [scale, 2 reach + 1] of an upsampling along `axis`, measured by calling `resize`.
+    """Return the factors [scale, 2 reach + 1] of an upsampling along `axis`, measured by calls of `resize`.
 
     Each of the `scale` output pixels per input pixel is a weighted sum of the pixel and `reach` pixels on each side.
     Raise `NoMatchError` if the factors depend on the position in the image, or if the image is too small.
@@ -370,7 +376,10 @@ def _resize_weights(
 
 
 def _repeat_borders(editor: Editor, x: str, like: str, sizes: Sequence[int], reach: int) -> list[Node]:
-    """Return nodes that repeat an image's first and last rows and columns `reach` times."""
+    """Return nodes that repeat the first and last rows and columns of the images `x`, `reach` times each.
+
+    `sizes` are the sizes of `x`, and new values have the data type of `like`.
+    """
     nodes: list[Node] = []
     for axis, size in enumerate(sizes, start=2):
         ends = [editor.make_node("slice", (x,), like, axis=axis, start=at, stop=at + 1) for at in (0, size - 1)]
@@ -391,7 +400,10 @@ def to_pair(value: Json) -> list[int]:
 
 
 def pooling_window(sizes: Json, axes: int, beside: int) -> list[int]:
-    """Return a pooling's kernel size, stride or padding as [height, width]; if `axes` is 1, the height is `beside`."""
+    """Return a pooling's kernel size, stride or padding as [height, width].
+
+    If `axes` is 1, `sizes` has only the width, and the height is `beside`.
+    """
     return to_pair(sizes) if axes == 2 else [beside, to_pair(sizes)[1]]
 
 
@@ -596,13 +608,13 @@ class _TransposedAxis:
     """Output size in pixels."""
 
     def phase_and_offset(self, weight: int) -> tuple[int, int]:
-        """Return (phase of the output pixel, offset of the input pixel) for the kernel position `weight`."""
+        """Return (output position modulo the stride, offset of the input pixel) for the kernel position `weight`."""
         behind, phase = divmod(self.dilation * weight - self.padding, self.stride)
         return phase, -behind
 
     @property
     def pixels_per_phase(self) -> int:
-        """Return the number of output pixels in each phase, rounded up."""
+        """Return the number of output pixels with an equal position modulo the stride, rounded up."""
         return -(-self.made // self.stride)
 
     @property
@@ -626,7 +638,7 @@ class _TransposedAxis:
 
 @dataclass(frozen=True)
 class _TransposedConv:
-    """A transposed convolution, with the norm and activation that are folded into the convolution."""
+    """A transposed convolution, combined with the norm and the activation that follow it."""
 
     x: str
     name: str
@@ -638,7 +650,10 @@ class _TransposedConv:
     act: Json = None
 
     def with_scaled_channels(self, scale: Tensor, shift: Tensor) -> _TransposedConv:
-        """Return the convolution with scaled and shifted output channels, computed in float64 and rounded once."""
+        """Return the convolution with its output channels multiplied by `scale` and increased by `shift`.
+
+        The new weights are computed in float64, and then rounded.
+        """
         kind, (inputs, outputs, *_) = self.weight.dtype, self.weight.shape
         by_group = scale.view(self.groups, 1, outputs, 1, 1)
         weight = self.weight.double().view(self.groups, inputs // self.groups, *self.weight.shape[1:]) * by_group
@@ -646,7 +661,10 @@ class _TransposedConv:
         return replace(self, weight=weight.view_as(self.weight).to(kind), bias=bias.to(kind))
 
     def phase_weight(self) -> Tensor:
-        """Return the weight of an ordinary convolution that computes all phases, each as separate output channels."""
+        """Return the weight of an ordinary convolution that computes the outputs of the transposed convolution.
+
+        Output pixels with different positions modulo the stride are separate output channels.
+        """
         inputs, outputs, *kernel = self.weight.shape
         down, across = self.axes
         made = self.weight.new_zeros(
@@ -668,7 +686,7 @@ class _TransposedConv:
         return made.flatten(0, 3)
 
     def to_native_nodes(self, editor: Editor, output: str) -> list[Node]:
-        """Return native nodes that compute the transposed convolution; the last node computes `output`."""
+        """Return nodes of the engine that compute the transposed convolution; the last node computes `output`."""
         down, across = self.axes
         strides, outputs = (down.stride, across.stride), self.weight.shape[1]
         batch, *sizes = editor.shape(self.x) or ()
@@ -745,7 +763,10 @@ def _transposed_axes(
 
 
 def _fold_norm_or_activation(known: Mapping[str, _TransposedConv], editor: Editor, node: Node) -> _TransposedConv:
-    """Return the transposed convolution before the norm or activation `node`, from `known`, with `node` folded in."""
+    """Return the transposed convolution that precedes the norm or activation `node`, combined with `node`.
+
+    `known` has the transposed convolutions by output name.
+    """
     found = known.get(node.inputs[0]) if node.op in _FOLDED else None
     if found is None:
         raise NoMatchError

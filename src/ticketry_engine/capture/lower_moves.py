@@ -37,7 +37,7 @@ _MOST_COPIES = 256
 
 
 def lower_move(editor: Editor, node: Node) -> list[Node] | str:
-    """Lower an ATen operation that only moves elements and keeps the batch at axis 0."""
+    """Replace a torch operation that only moves elements and keeps the batch at axis 0 by the engine's operations."""
     if node.op == "softmax":
         return _lower_softmax_over_axis(editor, node)
     require_match(not node.native)
@@ -98,7 +98,7 @@ def _lower_pad(editor: Editor, node: Node, args: OpArguments) -> list[Node] | st
 
 
 def _lower_strided_slice(editor: Editor, node: Node, args: OpArguments) -> list[Node] | str:
-    """Lower a slice with a step, such as x[:, start:stop:step]."""
+    """Replace a slice with a step, such as x[:, start:stop:step]."""
     x, sizes = _moved_value_and_sizes(editor, node, args)
     axis, start, step = int(args["dim"]) % (len(sizes) + 1), args["start"] or 0, args["step"]
     require_match(axis and type(start) is int and type(step) is int and step > 1)
@@ -120,7 +120,7 @@ def _lower_strided_slice(editor: Editor, node: Node, args: OpArguments) -> list[
 
 
 def _lower_expand(editor: Editor, node: Node, args: OpArguments) -> list[Node] | str:
-    """Lower an expand of axes of size 1 to concatenations of copies."""
+    """Replace an expand of axes of size 1 by concatenations of copies."""
     x, sizes = _moved_value_and_sizes(editor, node, args)
     made = tuple(int(size or 0) for size in (editor.shape(node.output) or ())[1:])
     require_match(len(made) == len(sizes))
@@ -137,7 +137,7 @@ def _lower_expand(editor: Editor, node: Node, args: OpArguments) -> list[Node] |
 
 
 def _lower_nearest_resize(editor: Editor, node: Node, args: OpArguments) -> list[Node] | str:
-    """Lower nearest-neighbour upsampling by integer factors to concatenations that repeat pixels."""
+    """Replace nearest-neighbour upsampling by integer factors by concatenations that repeat pixels."""
     x, sizes = _moved_value_and_sizes(editor, node, args)
     made = tuple(int(size or 0) for size in (editor.shape(node.output) or ())[1:])
     require_match(len(sizes) == 3 and all(size and not wanted % size for size, wanted in zip(sizes, made, strict=True)))
@@ -256,7 +256,7 @@ _RULES: Mapping[str, Callable[[Editor, Node, OpArguments], list[Node] | str]] = 
 
 
 def _input_with_same_batch(editor: Editor, node: Node, args: OpArguments) -> str:
-    """Return the name of the first argument; raise `NoMatchError` unless it and the output have equal size 0."""
+    """Return the name of the first argument; raise `NoMatchError` unless its size 0 equals that of the output."""
     (x,) = editor.float_inputs(node, args.get("self"))
     before, after = editor.shape(x), editor.shape(node.output)
     require_match(before and after and before[0] == after[0])
@@ -270,7 +270,7 @@ def _input_of_same_size(editor: Editor, node: Node, args: OpArguments) -> str | 
 
 
 def reshape_node(editor: Editor, x: str, output: str) -> Node:
-    """Return the node that views `x` in the shape of `output`."""
+    """Return the node that reshapes `x` to the shape of `output`, and computes `output`."""
     before, after = editor.shape(x) or (), editor.shape(output) or ()
     if len(after) == 2 and len(before) > 2:
         return native_node("flatten", (x,), output)
@@ -556,10 +556,10 @@ def _node_with_constant(editor: Editor, op: str, x: str, constant: Tensor, outpu
 
 
 def without_negative_zeros(graph: Graph, captured: Graph) -> Graph:
-    """Return the graph with -0.0 replaced by 0.0 in weights that passes computed and that only native nodes read.
+    """Return the graph with -0.0 replaced by 0.0 in weights that were computed and that no torch operation reads.
 
-    A pass that multiplies a pruned weight by a negative factor produces -0.0, which takes one more bit per weight of a
-    file. Native nodes ignore the sign of a zero.
+    `captured` is the graph before weights were computed. A product of a pruned weight and a negative factor is -0.0,
+    which takes one more bit per weight of a file. The engine's operations ignore the sign of a zero.
     """
     in_torch = {name for one in graph.nodes if not one.native for name in one.weights.values()}
     made = {

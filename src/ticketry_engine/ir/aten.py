@@ -87,7 +87,10 @@ OPERATORS: Mapping[str, tuple[int, Callable[..., Any]]] = {
 
 
 def find_operation(op: str, *, trusted: bool = False) -> Any:
-    """Return the torch function of `op`; unless `trusted`, raise `GraphError` if files may not have the operation."""
+    """Return the torch function of the operation `op`.
+
+    Raise `GraphError` if there is no such operation, or if it is not allowed in model files and `trusted` is False.
+    """
     kind, _, rest = op.partition(".")
     if kind == "operator" and rest in OPERATORS:
         return OPERATORS[rest][1]
@@ -113,19 +116,22 @@ The types exclude overloads on lists or texts (``aten.mul.left_t``), whose resul
 
 
 def is_portable(op: str) -> bool:
-    """Return whether a graph in a file may contain a torch node with the operation `op`."""
+    """Return whether a model file may contain the torch operation `op`."""
     kind, _, rest = op.partition(".")
     return rest in OPERATORS if kind == "operator" else kind == "aten" and rest.partition(".")[0] in ALLOWED
 
 
 def has_no_written_argument(overload: Any) -> bool:
-    """Return whether the operation of a torch overload writes to none of its arguments."""
+    """Return whether a torch operation writes to none of its arguments."""
     arguments = overload._schema.arguments
     return not any(one.alias_info is not None and one.alias_info.is_write for one in arguments)
 
 
 def check_torch_node(node: Node, *, trusted: bool = False) -> None:
-    """Raise `GraphError` unless the operation is allowed and the node's arguments match its schema and inputs."""
+    """Raise `GraphError` unless the operation is allowed and the node's arguments match its schema and inputs.
+
+    If `trusted`, operations are allowed that a model file may not contain.
+    """
     where = f"{node.op[:80]} -> {node.output[:80]}"
     function = find_operation(node.op, trusted=trusted)
     if set(node.attrs) != {"args", "kwargs"}:
@@ -153,7 +159,10 @@ def check_torch_node(node: Node, *, trusted: bool = False) -> None:
 
 
 def replace_objects(attrs: Mapping[str, Json], change: Callable[[str, str], Json]) -> dict[str, Json]:
-    """Return a torch node's attributes with each JSON object {kind: content} replaced by `change(kind, content)`."""
+    """Return the attributes of a node that torch runs, with each JSON object changed.
+
+    An object {kind: content}, such as {"dtype": "float32"}, is replaced by the result of `change(kind, content)`.
+    """
 
     def replace_inside(value: Json) -> Json:
         if isinstance(value, list):
@@ -170,7 +179,11 @@ _DEEPEST = 8
 
 
 def _iterate_references(value: Json, where: str, depth: int = 0) -> Iterator[tuple[str, str]]:
-    """Yield ("value", name) or ("tensor", name) for each reference in a JSON argument that is `depth` lists deep."""
+    """Yield ("value", name) or ("tensor", name) for each value or weight that a JSON argument refers to.
+
+    Raise `GraphError` for any other JSON object, and for lists that are nested too deep. `where` begins the message,
+    and `depth` is the number of lists around `value`.
+    """
     if value is None or isinstance(value, (bool, str)):
         return
     if isinstance(value, (int, float)):
@@ -210,9 +223,10 @@ _CONTENTS: Mapping[str, Any] = {
 
 
 def bind_torch_node(node: Node, tensors: Mapping[str, Tensor], device: str | torch.device) -> Callable[..., Any]:
-    """Return a function from the node's inputs, in order, to its output; the node must have passed `check_torch_node`.
+    """Return a function that computes the node's output from its inputs, in order.
 
-    `tensors` are the weights of the graph by name, and `device` is the device that ``{"device": "own"}`` stands for.
+    `tensors` are the weights of the graph by name. The node must have passed `check_torch_node`. `device` replaces the
+    JSON argument ``{"device": "own"}``.
     """
     function = find_operation(node.op, trusted=True)
     if node.op in _OF_PLAIN_MEMORY or node.op.partition(".")[0] not in ("aten", "operator"):
@@ -272,7 +286,7 @@ _OF_PLAIN_MEMORY = frozenset(
 def _with_contiguous_arguments(function: Callable[..., Any]) -> Callable[..., Any]:
     """Return a function that makes every tensor argument contiguous, and then calls `function`.
 
-    A tensor may be a view of a larger tensor, or have another memory layout than in the original model.
+    This is for operations whose result depends on how their arguments lie in memory.
     """
 
     def make_contiguous(value: Any) -> Any:
@@ -309,7 +323,7 @@ torch.
 
 
 class _ComputedArgument:
-    """An argument that the function `compute` returns for the inputs of a call."""
+    """An argument of a torch function that depends on a node's inputs; `compute(inputs)` returns its value."""
 
     __slots__ = ("compute",)
 

@@ -18,7 +18,7 @@ from ticketry_engine.support.process_state import ONE_AT_A_TIME
 
 
 class OutputRecord(dict[str, Any]):
-    """A dict with attribute access and indexing by position, which calls return in place of a model's output class."""
+    """A dict with attribute access and indexing by position, returned in place of a model's own output class."""
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -31,7 +31,7 @@ class OutputRecord(dict[str, Any]):
 
 
 class Fields(tuple[Any, ...]):
-    """A tuple with named entries; calls return it if the model returns a NamedTuple or a result such as `torch.max`."""
+    """A tuple with named entries, returned if the model returns a NamedTuple or a result such as `torch.max`."""
 
     _fields: tuple[str, ...]
 
@@ -70,7 +70,10 @@ register_pytree_node(
 
 
 def build_object(tree: Json, values: Mapping[str, Any]) -> Any:
-    """Return the Python object that `tree` (JSON like `Graph.outputs`) describes, with tensors from `values`."""
+    """Return the container that the JSON `tree` describes, with tensors from `values` by name.
+
+    `tree` has the form of `Graph.outputs`: nested containers with names of tensors.
+    """
     if isinstance(tree, str):
         return values[tree]
     ((kind, content),) = tree.items()
@@ -88,7 +91,7 @@ def build_object(tree: Json, values: Mapping[str, Any]) -> Any:
 
 
 class CallBinder:
-    """Checks the arguments of calls of a graph, and returns them as tensors in the order of `Graph.inputs`."""
+    """Checks the arguments with which a graph is called, and returns them as tensors in the order of `Graph.inputs`."""
 
     def __init__(self, graph: Graph, device: str = "cpu") -> None:
         self._dispatch_keys = keys_of_dense_tensors(device)
@@ -136,14 +139,18 @@ class CallBinder:
         return inputs
 
     def bind_examples(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
-        """Return the result of `bind`; a single tuple, list or dict in `args` may contain all arguments."""
+        """Check example inputs and return them as tensors in the order of `Graph.inputs`.
+
+        The arguments are given as in a call of the model, or all in one tuple, list or dict, which is the only one in
+        `args`.
+        """
         given = args[0] if len(args) == 1 and not kwargs else None
         if isinstance(given, (tuple, list, Mapping)) and not self._resembles_first_argument(given):
             return self.bind((), given) if isinstance(given, Mapping) else self.bind(tuple(given), {})
         return self.bind(args, kwargs)
 
     def _resembles_first_argument(self, given: Any) -> bool:
-        """Return whether the container `given` is of the kind (mapping or sequence) of the first captured argument."""
+        """Return whether the first argument of the captured call was a dict if `given` is one, else a sequence."""
         trees = [] if self._signature is None else self._signature["args"]
         kind = next(iter(trees[0])) if trees and isinstance(trees[0], dict) else ""
         return kind in (("dict", "record", "numbered") if isinstance(given, Mapping) else ("tuple", "list", "fields"))
@@ -237,7 +244,7 @@ _TYPES = (Tensor, nn.Parameter)
 
 
 def _dispatch_keys(tensor: Any) -> int:
-    """Return torch's dispatch keys of a tensor as the bits of an integer."""
+    """Return the set of torch's dispatch keys of a tensor, as an integer with one bit per key."""
     return torch._C._dispatch_keys(tensor).raw_repr()
 
 
@@ -255,10 +262,10 @@ _ON_CPU = keys_of_dense_tensors("cpu")
 
 
 def readable_tensor(value: object, name: str, keys: frozenset[int] = _ON_CPU) -> Tensor:
-    """Return `value`, or a copy if `value` is a negated or conjugated view, as a tensor that kernels can read.
+    """Return `value` as a tensor that kernels can read: itself, or a copy if it is a negated or conjugated view.
 
-    Methods that a subclass of Tensor overrides are ignored. `name` names the object in error messages. `keys`
-    are the accepted dispatch keys, from `keys_of_dense_tensors`.
+    Methods that a subclass of Tensor overrides are ignored. `name` names the object in error messages. `keys` are the
+    accepted dispatch keys, from `keys_of_dense_tensors`. Raise `EngineError` if kernels cannot read the tensor.
     """
     if type(value) not in _TYPES or _dispatch_keys(value) not in keys:
         value = _resolve_view(value, name, keys)
@@ -268,7 +275,10 @@ def readable_tensor(value: object, name: str, keys: frozenset[int] = _ON_CPU) ->
 
 
 def require_float32(value: object, shape: Sequence[int], name: str) -> Tensor:
-    """Return `readable_tensor(value, name)`; raise `EngineError` unless `value` is float32 of the shape `shape`."""
+    """Return `value` as a tensor that kernels can read.
+
+    Raise `EngineError` unless it is a float32 tensor on the CPU with the shape `shape`. `name` names it in messages.
+    """
     tensor = readable_tensor(value, name)
     if tensor.dtype is not torch.float32 or tensor.shape != shape:
         raise EngineError(f"{name} is {tensor.dtype} {list(tensor.shape)}, but the kernels take float32 {list(shape)}")

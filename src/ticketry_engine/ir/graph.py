@@ -66,7 +66,7 @@ class Graph:
 
     @property
     def accepts_any_batch(self) -> bool:
-        """Return whether the graph accepts any batch size."""
+        """Return whether the graph accepts any number of examples."""
         shapes = [self.values[name].shape for name in self.inputs]
         return any(bool(shape) and shape[0] is None for shape in shapes if shape is not None)
 
@@ -91,7 +91,10 @@ class Graph:
         return counts
 
     def with_nodes(self, nodes: tuple[Node, ...] | list[Node], **changes: Any) -> Graph:
-        """Return a copy of the graph with other nodes and the fields `changes`, without unused values and tensors."""
+        """Return a copy with the nodes `nodes`; `changes` are new values for other fields of the graph.
+
+        Values and weights that the new nodes neither read nor make are left out.
+        """
         changed = replace(self, nodes=tuple(nodes), **changes)
         named = {*changed.inputs, *(one.output for one in changed.nodes)}
         held = {name for one in changed.nodes for name in one.weights.values()}
@@ -102,16 +105,14 @@ class Graph:
         )
 
     def validate(self, *, trusted: bool = False) -> Graph:
-        """Return the graph itself if the graph is consistent, else raise an error.
+        """Return the graph itself if the graph is consistent, else raise `GraphError`.
 
-        Output shapes of torch nodes are not checked here, but when the node runs, before a native node reads the
-        output. If `trusted`, the graph was built in this process, and operations are allowed that a file may not
-        contain.
+        It is inconsistent if an operation is unknown; if a name is used before its definition, or defined twice; if a
+        weight is missing or has a wrong shape; if an output shape disagrees with the input shapes; or if an attribute
+        has a wrong type or size. Outputs of operations that torch runs are checked later, when they run.
 
-        Raises:
-            GraphError: if an operation is unknown; if a name is used before its definition, or defined twice; if a
-                weight is missing or has a wrong shape; if an output shape disagrees with the input shapes; if an
-                attribute has a wrong type or size; or, unless `trusted`, if a name cannot be printed.
+        If `trusted`, the graph was built in this process. Otherwise it is also inconsistent if it has operations that a
+        model file may not contain, or names that cannot be printed.
         """
         _check_node_outputs(self)
         if not trusted:
@@ -145,7 +146,7 @@ class Graph:
 
 @dataclass(frozen=True)
 class Region:
-    """Nodes that run together in kernels, with the values that they read from other nodes and make for other nodes."""
+    """A subgraph that runs in kernels, with the values that it reads from other nodes and makes for other nodes."""
 
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
@@ -153,12 +154,15 @@ class Region:
 
     @property
     def read_counts(self) -> dict[str, int]:
-        """Return, for each value name, how often the nodes and the outputs of the region read the value."""
+        """Return, for each value name, how often the nodes and the outputs of the subgraph read the value."""
         return dict(Counter([*(name for one in self.nodes for name in one.inputs), *self.outputs]))
 
 
 def last_uses(steps: Sequence[tuple[Sequence[str], Sequence[str]]], kept: Iterable[str]) -> list[tuple[str, ...]]:
-    """Return, for each step (values read, values made), the values to free after the step; `kept` are never freed."""
+    """Return, for each step, the names of the values that are no longer needed after the step.
+
+    A step is (names of values read, names of values made). The values `kept` are always needed.
+    """
     last = {name: number for number, (reads, _) in enumerate(steps) for name in reads}
     free = set().union(*(set(reads) | set(makes) for reads, makes in steps)) - set(kept)
     return [
@@ -178,7 +182,10 @@ _WHOLE = re.compile(r"-?(0|[1-9][0-9]{0,18})")
 
 
 def value_names(tree: Json, depth: int = 0) -> Iterator[str]:
-    """Yield the value names in a tree of the form of `Graph.outputs`, in order; raise `GraphError` for other JSON."""
+    """Yield the value names in a tree of the form of `Graph.outputs`, in order.
+
+    The tree consists of nested JSON containers with value names as leaves; raise `GraphError` for other JSON.
+    """
     if isinstance(tree, str):
         yield tree
         return
@@ -203,7 +210,10 @@ def value_names(tree: Json, depth: int = 0) -> Iterator[str]:
 
 
 def with_value_names(tree: Json, change: Callable[[str], str]) -> Json:
-    """Return the tree with each value name replaced by `change(name)`, in the order of `value_names`."""
+    """Return a copy of `tree`, JSON of the form of `Graph.outputs`, with `change(name)` in place of each value name.
+
+    `change` is called in the order in which `value_names` yields the names.
+    """
     if isinstance(tree, str):
         return change(tree)
     ((kind, content),) = tree.items()
@@ -234,7 +244,10 @@ def layer_name(weight: str) -> str:
 
 
 def tensor_origins(graph: Graph, parameters: Iterable[str]) -> dict[str, str]:
-    """Return, by name of a tensor of the graph, the parameter that equals the tensor or from which it was computed."""
+    """Return, by name of a tensor of the graph, the parameter that equals the tensor or from which it was computed.
+
+    Only the names in `parameters` are considered.
+    """
     own = {normal_name(name): name for name in parameters}
     found: dict[str, str] = {}
     for tensor in graph.tensors:
@@ -247,7 +260,10 @@ def tensor_origins(graph: Graph, parameters: Iterable[str]) -> dict[str, str]:
 
 
 def parameters_of(node: Node, tensor_origins: Mapping[str, str]) -> set[str]:
-    """Return the names of the parameters from which a node's weights were computed."""
+    """Return the names of the parameters from which a node's weights were computed.
+
+    `tensor_origins` has the parameter for each weight of the graph.
+    """
     return {tensor_origins[weight] for weight in node.weights.values() if weight in tensor_origins}
 
 

@@ -137,7 +137,10 @@ def to_json(graph: Graph) -> Json:
 
 
 def from_json(document: Json, tensors: dict[str, Tensor]) -> Graph:
-    """Return the graph that `to_json` wrote, not validated; raise `ModelFileError` for any other JSON."""
+    """Return the graph that `to_json` wrote, with the weights `tensors`; the graph is not checked for consistency.
+
+    Raise `ModelFileError` if `document` does not have the form that `to_json` returns.
+    """
     keys = {"inputs", "outputs", "nodes", "values", "signature", "notes"}
     require(isinstance(document, dict) and set(document) == keys, f"its graph has not the parts {sorted(keys)}")
     require(_is_text_list(document["inputs"]) and _is_text_list(document["notes"]), "its inputs or notes are no texts")
@@ -155,7 +158,7 @@ def from_json(document: Json, tensors: dict[str, Tensor]) -> Graph:
 
 
 def _encode_floats(tree: Json) -> Json:
-    """Return a tree of the form of `Graph.outputs` with ``{"float": "inf"}`` or similar for each non-finite float."""
+    """Return `tree` with an object such as ``{"float": "inf"}`` for each number that JSON cannot express."""
     if isinstance(tree, dict):
         return {key: _encode_floats(part) for key, part in tree.items()}
     if isinstance(tree, (list, tuple)):
@@ -164,7 +167,7 @@ def _encode_floats(tree: Json) -> Json:
 
 
 def _decode_floats(tree: Json) -> Json:
-    """Return the tree that `_encode_floats` encoded, with non-finite floats restored."""
+    """Return `tree` with infinity or NaN in place of objects such as ``{"float": "inf"}``."""
     if isinstance(tree, dict):
         spelled = tree.get("constant") if set(tree) == {"constant"} else None
         if isinstance(spelled, dict) and set(spelled) == {"float"} and spelled["float"] in NOT_FINITE:
@@ -241,16 +244,16 @@ PLACES = "places"
 
 
 def most_header_bytes(name: str, total: int) -> int:
-    """Return a bound on the bytes that the JSON header grows if only nonzero elements of the weight `name` are stored.
+    """Return the most bytes by which the file's JSON header grows if a weight is stored without its zeros.
 
-    `total` is `weight_bytes` of the graph, which bounds the number of digits in the header.
+    `name` is the name of the weight. `total` is the size of all weights in bytes, which limits the number of digits.
     """
     entry = {f"kept:{name}": {"dtype": "F32", "shape": [total], "data_offsets": [total, total]}}
     return len(json.dumps(entry, separators=(",", ":"))) + len(rf",\"packed\":\"{PLACES}\"") + 2 + _ROUNDED - 1
 
 
 def smallest_position_bytes(kept: int, weights: int) -> int:
-    """Return the number of bytes that store the positions of `kept` nonzero elements among `weights` elements."""
+    """Return the bytes that the shortest code takes for the positions of `kept` nonzero among `weights` elements."""
     return min(bitmap_bytes(weights), elias_fano_bytes(kept, weights))
 
 
@@ -259,7 +262,10 @@ _ROUNDED = 8
 
 
 def store_weight(name: str, tensor: Tensor, stored: dict[str, Tensor], total: int) -> Json:
-    """Add the tensors that store a weight to `stored`; return the weight's entry for the table of `read_weights`."""
+    """Store a weight in one or more tensors, which are added to `stored` by name; return JSON that describes them.
+
+    `total` is the size of all weights in bytes. Zeros are left out if this makes the file smaller.
+    """
     flat = tensor.detach().cpu().contiguous().flatten()
     facts: dict[str, Json] = {"dtype": str(tensor.dtype).removeprefix("torch."), "shape": list(tensor.shape)}
     kept = flat != 0
@@ -286,7 +292,10 @@ def _pack_flags(flags: Tensor) -> Tensor:
 
 
 def read_weights(table: Json, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the weights by name, restored from the table and `stored`; raise `ModelFileError` if the two disagree."""
+    """Return the weights by name, restored from `stored`, the tensors of a file by name.
+
+    `table` is JSON with an entry from `store_weight` for each weight. Raise `ModelFileError` if the two disagree.
+    """
     require(isinstance(table, dict), "its table of weights is no object")
     made: dict[str, Tensor] = {}
     wanted: set[str] = set()
@@ -392,7 +401,7 @@ elements, so that a small untrusted file cannot claim very large weights.
 
 
 def pack_bits(flags: NDArray[np.bool_]) -> Bytes:
-    """Return flags [t] packed as one bit per flag, the lowest bit of each byte first."""
+    """Return bytes with one bit per flag; the first flag is the lowest bit of the first byte."""
     return np.packbits(flags, bitorder="little")
 
 
@@ -407,13 +416,13 @@ def bitmap_bytes(total: int) -> int:
 
 
 def elias_fano_bytes(count: int, total: int) -> int:
-    """Return the number of bytes that `pack_positions` returns for `total` flags of which `count` are set."""
+    """Return the number of bytes that `pack_positions` returns for `total` flags of which `count` are True."""
     low = _low_bit_count(count, total)
     return (count * low + 7) // 8 + (_high_part_bits(count, total, low) + 7) // 8
 
 
 def pack_positions(flags: NDArray[np.bool_]) -> Bytes:
-    """Return the positions of the set flags as an Elias-Fano code."""
+    """Return the positions of the flags that are True as an Elias-Fano code."""
     places = np.flatnonzero(flags)
     count, total = len(places), len(flags)
     low = _low_bit_count(count, total)
@@ -424,7 +433,7 @@ def pack_positions(flags: NDArray[np.bool_]) -> Bytes:
 
 
 def unpack_positions(data: Bytes, count: int, total: int) -> NDArray[np.bool_]:
-    """Return the flags that `pack_positions` packed; raise `ValueError` unless `count` of `total` flags are set."""
+    """Return the `total` flags that `pack_positions` packed; raise `ValueError` unless `count` of them are True."""
     if not 0 <= count <= total or len(data) != elias_fano_bytes(count, total):
         raise ValueError("the number of bytes does not match its positions")
     low = _low_bit_count(count, total)
@@ -454,5 +463,5 @@ def _elias_fano_bits(count: int, total: int, low: int) -> int:
 
 
 def _high_part_bits(count: int, total: int, low: int) -> int:
-    """Return the number of bits for the positions without their `low` lowest bits, in unary code."""
+    """Return the bits that an Elias-Fano code takes for the positions without their `low` lowest bits."""
     return count + (max(total - 1, 0) >> low)

@@ -90,7 +90,7 @@ Infer: TypeAlias = Callable[[Attrs, "Sequence[Shape]", "Mapping[str, Shape]"], S
 
 @dataclass(frozen=True)
 class Rule:
-    """The definition of a native operation: its inputs, attributes, weights, shape rule and torch function."""
+    """The definition of one of the engine's own operations: inputs, attributes, weights, shape and torch function."""
 
     inputs: tuple[int, int]
     """Minimum and maximum number of inputs."""
@@ -106,7 +106,7 @@ class Rule:
 
 
 def takes(op: str, attrs: Attrs) -> bool:
-    """Return whether `attrs`, values for all attributes of the operation `op`, are allowed."""
+    """Return whether the engine's operation `op` allows the values in `attrs` for its attributes."""
     return all(check(attrs[name]) for name, check in NATIVE[op].checks.items())
 
 
@@ -150,7 +150,10 @@ _Weights: TypeAlias = "Mapping[str, Tensor]"
 
 
 def _with_residual_and_activation(compute: Function, attrs: Attrs, inputs: int) -> Function:
-    """Return a function that calls `compute`, adds the residual if `inputs` is 2, and applies the activation."""
+    """Return a function that calls `compute`, adds its second input if `inputs` is 2, and applies the activation.
+
+    The activation is the attribute "act" in `attrs`.
+    """
     act = activation(attrs["act"], may_overwrite=True)
     if inputs == 2:
         if act is None:
@@ -504,7 +507,7 @@ class Value:
 
 @dataclass(frozen=True)
 class Node:
-    """One operation of a graph; `ir.native` lists the native operations with their attributes and weights."""
+    """One operation of a graph: either one of the engine's own operations (`Node.native`), or a torch operation."""
 
     op: str
     inputs: tuple[str, ...]
@@ -515,14 +518,17 @@ class Node:
 
     @property
     def native(self) -> bool:
-        """Return whether the operation is native."""
+        """Return whether the operation is one of the engine's own, which `ir.native` lists; all others are torch's."""
         return self.op in NATIVE
 
 
 def native_node(
     op: str, inputs: tuple[str, ...], output: str, weights: Mapping[str, str] | None = None, **attrs: Json
 ) -> Node:
-    """Return a native node; attributes that are not given get defaults. Raise `GraphError` for an unknown operation."""
+    """Return a node with one of the engine's own operations; attributes that are not given get defaults.
+
+    `weights` are names of tensors by role, such as "weight". Raise `GraphError` for an unknown operation.
+    """
     if op not in NATIVE:
         raise GraphError(f"there is no native operation {op!r}")
     whole = {**NATIVE[op].defaults, **attrs}

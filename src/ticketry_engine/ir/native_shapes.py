@@ -278,12 +278,12 @@ _LARGEST_NUMBER = 3.4028234663852886e38
 
 
 def is_count(value: Any, least: int = 0) -> bool:
-    """Return whether a value is an integer from `least` to the maximum stride, kernel size or number of groups."""
+    """Return whether `value` is an integer from `least` to the largest number that is allowed for strides."""
     return type(value) is int and least <= value <= _LARGEST_ATTR
 
 
 def pair_checker(least: int) -> Callable[[Any], bool]:
-    """Return a function that checks whether a value is a list of two integers that `is_count` accepts for `least`."""
+    """Return a function that checks whether its argument is a list of two integers of at least `least`."""
     return lambda value: isinstance(value, (list, tuple)) and len(value) == 2 and all(is_count(n, least) for n in value)
 
 
@@ -316,7 +316,7 @@ def is_activation(value: Any) -> bool:
 
 
 def is_axes(value: Any) -> bool:
-    """Return whether a value is a list of up to 16 integers from 0 on: axes, or numbers of zeros to pad axes with."""
+    """Return whether a value is a list of 1 to 16 integers >= 0, such as axes or numbers of padding zeros."""
     return isinstance(value, (list, tuple)) and 0 < len(value) <= 16 and all(is_count(one) for one in value)
 
 

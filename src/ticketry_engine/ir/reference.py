@@ -20,7 +20,10 @@ from ticketry_engine.support.files import one_line
 
 
 def bind_node(node: Node, tensors: Mapping[str, Tensor], *, device: str | torch.device = "cpu") -> Function:
-    """Return a function that computes the node's output from its inputs, in order, with torch."""
+    """Return a function that computes the node's output with torch, from the node's inputs in order.
+
+    `tensors` are the weights by name.
+    """
     if not node.native:
         return bind_torch_node(node, tensors, device)
     weights = {role: tensors[name] for role, name in node.weights.items()}
@@ -28,13 +31,13 @@ def bind_node(node: Node, tensors: Mapping[str, Tensor], *, device: str | torch.
 
 
 def bind_checked_node(graph: Graph, node: Node) -> Function:
-    """Return a function that computes the node's output from its inputs with torch, and checks its shape and dtype."""
+    """Return a function that computes the node's output with torch, and checks the output's shape and dtype."""
     function = bind_node(node, graph.tensors)
     return function if node.native else with_output_check(function, graph.values[node.output], node)
 
 
 class Cast:
-    """Converts tensors, values and nodes of a graph to `precision`, from the dtype that most weight elements have."""
+    """Converts a graph's tensors and nodes to `precision`, from the dtype that most of the weights have."""
 
     def __init__(self, graph: Graph, precision: str | None) -> None:
         if precision is not None and precision not in FLOATS:
@@ -105,10 +108,10 @@ _ONE_BY_ONE = 1 << 17
 
 
 def check_stated_outputs(graph: Graph) -> Graph:
-    """Return the graph itself if the outputs of its torch nodes have the stated shapes and dtypes.
+    """Return the graph itself if its torch operations give outputs of the shapes and dtypes in `Graph.values`.
 
-    A node is not checked if its output shape depends on data. Raise `GraphError` if a node does not accept its
-    arguments, or if its output is too large or not as stated.
+    Operations whose output shape depends on data are not checked. Raise `GraphError` if an operation does not accept
+    its arguments, or if its output is too large or differs.
     """
     weights = {name: tensor.to("meta") for name, tensor in graph.tensors.items()}
     made: dict[str, Any] = {name: _meta_input(graph.values[name]) for name in graph.inputs}
@@ -151,7 +154,10 @@ _COUNTS = ("chunks", "indices", "n", "sections", "split_size", "split_sizes")
 
 
 def _most_created_tensors(node: Node, weights: Mapping[str, Tensor], made: Mapping[str, Any]) -> int:
-    """Return the most tensors that a list operation or recurrent layer may create; 0 for other operations."""
+    """Return the most tensors that `node` may create if it returns a list or is a recurrent layer; 0 for other nodes.
+
+    `weights` and `made` are the weights and the inputs by name.
+    """
     family = node.op.split(".")[1]
     if family not in (*_RECURRENCES, *_BY_AXIS, *_BY_COUNT) or node.op.startswith("operator."):
         return 0
@@ -177,7 +183,10 @@ def _most_created_tensors(node: Node, weights: Mapping[str, Tensor], made: Mappi
 
 
 def _run_on_meta(node: Node, weights: dict[str, Tensor], made: dict[str, Any]) -> Any:
-    """Return the node's output on the meta device; None if its shape depends on data."""
+    """Return the node's output on the meta device; None if its shape depends on data.
+
+    `weights` and `made` are the weights and the inputs by name.
+    """
     try:
         return bind_torch_node(_with_device_argument(node), weights, "meta")(*(made[name] for name in node.inputs))
     except NotImplementedError:
@@ -192,7 +201,7 @@ def _run_on_meta(node: Node, weights: dict[str, Tensor], made: dict[str, Any]) -
 
 
 def _with_device_argument(node: Node) -> Node:
-    """Return the node with the graph's device as its device argument, if its operation has such an argument."""
+    """Return the node with the device argument "own" (the graph's device), if its operation has a device argument."""
     if node.op.startswith("operator."):
         return node
     names = [known.name for known in find_operation(node.op)._schema.arguments]
