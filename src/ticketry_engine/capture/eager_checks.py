@@ -221,7 +221,7 @@ def with_unshared_outputs(graph: Graph, captured: Graph) -> Graph:
 
 
 def _memory_owners(graph: Graph) -> dict[str, _Root]:
-    """Return, by value name, the kind ("tensor" or "value") and name of the weight or value that owns its memory."""
+    """Return, by value name, the kind ("weight" or "value") and name of the weight or value that owns its memory."""
     roots: dict[str, _Root] = {name: ("value", name) for name in graph.inputs}
     for one in graph.nodes:
         kind, source = _view_source(one)
@@ -230,7 +230,10 @@ def _memory_owners(graph: Graph) -> dict[str, _Root]:
 
 
 def _view_source(node: Node) -> tuple[str, str]:
-    """Return (kind, name) of the weight or value whose memory a node's result may share; ("value", "") if none."""
+    """Return (kind, name) of the weight or value whose memory a node's result may share; ("value", "") if none.
+
+    The kind is "weight" or "value".
+    """
     if node.native:
         return "value", node.inputs[0] if node.op in _VIEWS else ""
     if node.op.startswith("operator."):

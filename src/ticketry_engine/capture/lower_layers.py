@@ -596,7 +596,7 @@ def lower_transposed_convolutions(graph: Graph) -> Graph:
 
 @dataclass(frozen=True)
 class _TransposedAxis:
-    """One axis of a transposed convolution; the phase of an output pixel is its position modulo the stride."""
+    """One axis of a transposed convolution, which is replaced by an ordinary convolution with more channels."""
 
     size: int
     """Input size in pixels."""

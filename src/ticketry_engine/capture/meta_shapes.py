@@ -33,7 +33,7 @@ def _empty_without_gaps(x: Tensor) -> Tensor:
 
 
 def _in_place_unary_output(x: Tensor, *_: Any) -> Tensor | None:
-    """Return `x`, the output of an in-place operation on `x`; None if `x` is not floating-point."""
+    """Return `x`, which an in-place operation on `x` returns; None if `x` is not floating-point."""
     return x if x.is_floating_point() else None
 
 
@@ -163,7 +163,10 @@ def _matmul_output(x: Tensor, y: Tensor) -> Tensor | None:
 
 
 def _recurrent_output(x: Tensor, states: Any, *settings: Any) -> tuple[Tensor, ...] | None:
-    """Return the outputs of a recurrent layer, but do not run its time steps, unlike torch's own rule."""
+    """Return empty tensors with the shapes of a recurrent layer's outputs, without running its time steps.
+
+    `states` and `settings` are the other arguments of torch's operation. Return None to let torch compute the outputs.
+    """
     several = list(states) if isinstance(states, (list, tuple)) else [states]
     bidirectional, batch_first = settings[-2:]
     if x.dim() != 3 or any(each.dim() != 3 or each.dtype != x.dtype for each in several) or len(settings) != 7:

@@ -34,12 +34,18 @@ from ticketry_engine.ir import FLOATS, Json, Node, native_node
 
 
 def _match_scaled_value(editor: Editor, name: str, kind: str) -> tuple[str, float]:
-    """Return (x, number) if the value `name` is x + number (`kind` "add") or x * number (`kind` "mul")."""
+    """Return (x, number) if the value `name` is x + number (`kind` "add") or x * number (`kind` "mul").
+
+    Raise `NoMatchError` if it is neither.
+    """
     return _match_scale(editor, editor.match_maker(name, kind, *(["div"] if kind == "mul" else [])), kind)
 
 
 def _match_scale(editor: Editor, node: Node, kind: str) -> tuple[str, float]:
-    """Return (x, number) if the node computes x + number (`kind` "add") or x * number or x / (1 / number) ("mul")."""
+    """Return (x, number) if `node` computes x + number, for `kind` "add", or x * number or x / (1 / number), for "mul".
+
+    Raise `NoMatchError` if it computes anything else.
+    """
     require_match(not node.native and aten_name(node) in (kind, "div" if kind == "mul" else kind))
     found = arguments(node)
     x, number = value_name(found["self"]), constant_number(found["other"], editor.tensors)
@@ -120,7 +126,7 @@ def _recognise_gelu(editor: Editor, node: Node) -> list[Node]:
 
 
 def _is_gelu_cubic(editor: Editor, name: str, x: str) -> bool:
-    """Return True if the value `name` is sqrt(2 / pi) (x + 0.044715 x^3), else return False or raise `NoMatchError`."""
+    """Return whether the value `name` is sqrt(2 / pi) (x + 0.044715 x^3); if not, `NoMatchError` may also be raised."""
     total = editor.match_maker(_match_scaled_by(editor, name, "mul", sqrt(2 / pi)), "add")
     require_match(total.native and x in total.inputs)
     cubic = _match_scaled_by(editor, total.inputs[1 - total.inputs.index(x)], "mul", 0.044715)
@@ -165,7 +171,10 @@ _WITH_ACT = ("conv2d", "linear", "add", "mul", "affine")
 
 
 def _fusable_layer(editor: Editor, name: str | None) -> Node:
-    """Return the layer that computes `name`; raise `NoMatchError` if no further operation can be fused into it."""
+    """Return the layer that computes `name`, if a residual or activation can be computed as part of it.
+
+    Raise `NoMatchError` otherwise.
+    """
     layer = None if name is None else editor.maker_if_read_once(name)
     if layer is None or layer.op not in ("conv2d", "linear"):
         raise NoMatchError
@@ -174,7 +183,7 @@ def _fusable_layer(editor: Editor, name: str | None) -> Node:
 
 
 def _fuse_residual(editor: Editor, node: Node) -> list[Node]:
-    """Fuse a sum into the layer that computes one of its inputs, if only the sum reads the layer's output."""
+    """Compute a sum as part of the layer that computes one of its inputs, if only the sum reads the layer's output."""
     require_match(node.op == "add" and editor.shape(node.inputs[0]) == editor.shape(node.inputs[1]))
     layers = []
     for name in node.inputs:
@@ -189,7 +198,7 @@ def _fuse_residual(editor: Editor, node: Node) -> list[Node]:
 
 
 def _fuse_activation(editor: Editor, node: Node) -> list[Node]:
-    """Fuse an activation into the preceding node if only the activation reads its output."""
+    """Compute an activation as part of the preceding node, if only the activation reads the node's output."""
     before = editor.maker_if_read_once(node.inputs[0]) if node.op == "act" else None
     if before is None or before.op not in _WITH_ACT or before.attrs["act"] is not None:
         raise NoMatchError
@@ -197,7 +206,7 @@ def _fuse_activation(editor: Editor, node: Node) -> list[Node]:
 
 
 def _fold_norm(editor: Editor, node: Node) -> list[Node]:
-    """Fold an `affine` node, which scales and shifts channels, into the preceding layer."""
+    """Combine an `affine` node, which scales and shifts channels, with the weights of the preceding layer."""
     if aten_name(node) == "mul":
         return _fold_scale(editor, node)
     require_match(node.op == "affine")
@@ -219,7 +228,7 @@ def _fold_norm(editor: Editor, node: Node) -> list[Node]:
 
 
 def _fold_scale(editor: Editor, node: Node) -> list[Node]:
-    """Fold a multiplication by one factor, or by one factor per feature, into the preceding linear layer."""
+    """Multiply the weights of a linear layer by the factor, or factor per feature, that follows the layer."""
     found = arguments(node)
     x, factor = (found["self"], found["other"]) if value_name(found["self"]) else (found["other"], found["self"])
     layer, weight, single = (
@@ -253,7 +262,7 @@ def _rescale_layer(editor: Editor, layer: Node, output: str, scale: Tensor, shif
 
 
 def _fold_pad(editor: Editor, node: Node) -> list[Node]:
-    """Fold zero padding into a convolution; if the padding is uneven, extend the kernel by zeros."""
+    """Let a convolution do the zero padding that precedes it; if it is uneven, extend the kernel by zeros."""
     before = editor.maker_if_read_once(node.inputs[0]) if node.op == "conv2d" else None
     if before is None or aten_name(before) not in ("constant_pad_nd", "pad"):
         raise NoMatchError
@@ -303,7 +312,10 @@ def _recognise_rms_norm(editor: Editor, node: Node) -> list[Node]:
 
 
 def _match_inverse_root(editor: Editor, name: str | None, root: str) -> tuple[str, float]:
-    """Return (x, eps) if `name` is root(mean(x^2) + eps), a mean over the last axis; `root` is "sqrt" or "rsqrt"."""
+    """Return (x, eps) if the value `name` is root(mean(x^2) + eps), with a mean over the last axis.
+
+    `root` is "sqrt" or "rsqrt". Raise `NoMatchError` if the value is anything else.
+    """
     found = editor.match_maker(name, root, "pow")
     require_match(aten_name(found) == root or _aten_arguments(found)["exponent"] == (-0.5 if root == "rsqrt" else 0.5))
     total = _aten_arguments(editor.match_maker(value_name(_aten_arguments(found)["self"]), "add"))
@@ -328,13 +340,13 @@ def _match_inverse_root(editor: Editor, name: str | None, root: str) -> tuple[st
 
 
 def _aten_arguments(node: Node) -> OpArguments:
-    """Return the arguments of an ATen node; raise `NoMatchError` if the node is native."""
+    """Return the arguments of a torch operation by name; raise `NoMatchError` for an operation of the engine."""
     require_match(not node.native)
     return arguments(node)
 
 
 def _fuse_norm_weight(editor: Editor, node: Node) -> list[Node]:
-    """Fuse the multiplication `node` of an RMS norm's output with a weight into the norm."""
+    """Let an RMS norm apply the weight by which `node` multiplies its output."""
     found = arguments(node)
     x, other = found["self"], found["other"]
     if value_name(x) is None:
@@ -355,7 +367,7 @@ def _fuse_norm_weight(editor: Editor, node: Node) -> list[Node]:
 
 
 def _recognise_rotary(editor: Editor, node: Node) -> list[Node]:
-    """Replace x * cos + cat(-upper half, lower half) * sin by a rotary node."""
+    """Replace x * cos + cat(-upper half, lower half) * sin by a node for rotary position embedding."""
     require_match(node.op == "add" and node.attrs["act"] is None and len(node.inputs) == 2)
     for straight, crossed in (node.inputs, node.inputs[::-1]):
         with contextlib.suppress(NoMatchError):
@@ -379,7 +391,10 @@ def _match_constant_product(editor: Editor, name: str) -> tuple[str, Tensor]:
 
 
 def _match_swapped_halves(editor: Editor, name: str, x: str) -> tuple[int, Tensor]:
-    """Match the value `name` as ``cat(-x[..., half:], x[..., :half])``; return `half` and the sign of each entry."""
+    """Return `half` and the sign of each entry if the value `name` is ``cat(-x[..., half:], x[..., :half])``.
+
+    Raise `NoMatchError` if it is anything else.
+    """
     joined = editor.match_maker(name, "concat")
     shape = editor.shape(x) or ()
     require_match(joined.native and len(joined.inputs) == 2 and joined.attrs["axis"] == len(shape) - 1)
@@ -408,7 +423,7 @@ def _rotary_node(editor: Editor, x: str, cos: Tensor, sin: Tensor, half: int, ou
 
 
 def _recognise_partial_rotary(editor: Editor, node: Node) -> list[Node]:
-    """Replace cat(rotary(x[..., :n]), x[..., n:]) by a rotary node that reads x."""
+    """Replace cat(rotary(x[..., :n]), x[..., n:]) by a node for rotary position embedding that reads all of x."""
     require_match(node.op == "concat" and len(node.inputs) == 2)
     turned, rest = (editor.match_maker(name, op) for name, op in zip(node.inputs, ("rotary", "slice"), strict=True))
     cut = editor.match_maker(turned.inputs[0], "slice")
@@ -519,7 +534,7 @@ def recognise_masked_attention(editor: Editor, node: Node) -> list[Node]:
 def attention_node(
     editor: Editor, inputs: tuple[str, str, str], output: str, bias: Tensor | None, scale: float | None
 ) -> Node:
-    """Return an attention node; return a window attention node if the inputs (q, k, v) have five axes.
+    """Return a node that computes attention of `inputs` (q, k, v), within windows if these have five axes.
 
     `bias` is added to the scores; each of its axes has the size of that axis of the scores, or 1. Raise `NoMatchError`
     if it masks all keys of a query, or contains NaN or +inf.
@@ -548,7 +563,7 @@ def _matmul_inputs(editor: Editor, node: Node) -> tuple[str, str]:
 
 
 def _match_attention_scores(editor: Editor, name: str) -> tuple[Node, Tensor, Tensor | None]:
-    """Return (node of the product, factor, constant) if the value `name` is product * factor + constant."""
+    """Return (node of the product q k^T, factor, constant) if the value `name` is product * factor + constant."""
     factor, bias = torch.ones(()), None
     while True:
         with contextlib.suppress(NoMatchError):
@@ -565,7 +580,10 @@ def _match_attention_scores(editor: Editor, name: str) -> tuple[Node, Tensor, Te
 
 
 def _broadcastable_weight(editor: Editor, node: Node, role: str) -> Tensor:
-    """Return the weight `role` of a node, in a shape that broadcasts to one example of the node's output."""
+    """Return a weight of `node`, in a shape that broadcasts to one example of the node's output.
+
+    `role` is the name of the weight in the node, such as "constant".
+    """
     found = editor.tensors[node.weights[role]]
     if node.op != "affine":
         return found

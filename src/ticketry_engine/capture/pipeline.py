@@ -95,7 +95,7 @@ def capture(
 
 
 def _capture_torch_graph(model: nn.Module, arguments: Arguments) -> tuple[Graph, dict[str, Sizes]]:
-    """Return the model's graph of ATen operations, and the sizes of its values by name."""
+    """Return the model as a graph of torch operations, and the sizes of its values by name."""
     try:
         graph, sizes, for_one = _capture_by_recording(model, arguments)
     except NotRecordedError as reason:
@@ -144,7 +144,10 @@ def _export_program(
 
 
 def lower_to_native(graph: Graph, sizes: Mapping[str, Sizes], *, for_kernels: bool = True) -> Graph:
-    """Return the captured graph lowered to native nodes, with norms folded and activations fused into layers."""
+    """Return the graph with torch operations replaced by the engine's own, and norms combined with layers.
+
+    `sizes` are the sizes of the values by name. `for_kernels` means the same as in `capture`.
+    """
     captured = graph
     graph = replace_equal_rows(compute_constants(without_unused_nodes(graph)))
     for rule in (recognise_l2_normalisation, _lower_node, move_batch_first):
@@ -177,7 +180,7 @@ _LARGEST = 1 << 20
 
 
 def compute_constants(graph: Graph) -> Graph:
-    """Return the graph with constants in place of the ATen nodes that depend only on weights and numbers."""
+    """Return the graph with constants in place of operations that depend only on weights and numbers."""
     constants: dict[str, Any] = {}
     names: dict[str, str] = {}
     tensors = dict(graph.tensors)
@@ -210,7 +213,7 @@ def compute_constants(graph: Graph) -> Graph:
 
 
 def _name_for_constant(node: Node, made: Tensor, tensors: Mapping[str, Tensor]) -> str:
-    """Return a name for the constant `made`, derived from the name of the weight from which `made` was computed."""
+    """Return an unused name for the constant that `node` computes, derived from the name of the node's weight."""
     like = next((name for name in node.weights.values() if tensors[name].shape == made.shape), None)
     if like is None and len(node.weights) == 1 and (only := next(iter(node.weights.values()))):
         like = only if tensors[only].numel() == made.numel() else None
@@ -221,7 +224,7 @@ _NEW = {"new_zeros": "zeros", "new_ones": "ones", "new_full": "full"}
 
 
 def _without_input_of_new_tensor(graph: Graph, node: Node) -> Node:
-    """Return `new_zeros`, `new_ones` or `new_full` as an operation that reads no tensor, other nodes unchanged."""
+    """Return `node` as a node that reads no tensor if it is `new_zeros`, `new_ones` or `new_full`; else unchanged."""
     op = _NEW.get(aten_name(node))
     if op is None:
         return node
@@ -234,7 +237,7 @@ def _without_input_of_new_tensor(graph: Graph, node: Node) -> Node:
 
 
 def _is_function_of_weights(node: Node) -> bool:
-    """Return whether the node `node`, which has no inputs, is an ATen node with the same result in every call."""
+    """Return whether a node without inputs computes the same result in every call, and is a torch operation."""
     if node.native:
         return False
     if node.op.startswith("operator."):
@@ -243,7 +246,7 @@ def _is_function_of_weights(node: Node) -> bool:
 
 
 def _can_be_constant(made: Any, most_elements: int) -> bool:
-    """Return whether a result is a tensor of at most `most_elements` elements, a number, or a list."""
+    """Return whether a result is a number, a list, or a tensor with at most `most_elements` elements."""
     if isinstance(made, Tensor):
         return made.numel() <= most_elements and dtype_name(made.dtype) in DTYPES
     return isinstance(made, (bool, int, float, tuple, list))

@@ -67,7 +67,10 @@ ONE_DIFFERS = "the model does something else for one example than for more"
 
 
 def fixed_batch_note(reason: str) -> tuple[str, ...]:
-    """Return a tuple with a message that the number of examples is fixed, and why; () if `reason` is empty."""
+    """Return a tuple with one message: the graph accepts only one number of examples, because of `reason`.
+
+    Return () if `reason` is empty.
+    """
     return (f"the number of examples is fixed: {reason}",) if reason else ()
 
 
@@ -79,7 +82,7 @@ FEWEST = 2
 
 
 class NotRecordedError(BaseException):
-    """Error if a call cannot be recorded; no `Exception`, because the code of a model may catch `Exception`."""
+    """Error if a call cannot be recorded; no `Exception`, so that `except Exception` in a model does not catch it."""
 
 
 class Examples(int):
@@ -269,7 +272,10 @@ class Arguments:
 
 
 def export(model: nn.Module, arguments: Arguments, *, dynamic_batch: bool) -> tuple[torch.export.ExportedProgram, str]:
-    """Return (exported program, reason): the reason is "" if the program takes any number of examples."""
+    """Return (exported program, reason why it does not take any number of examples as `dynamic_batch` requests).
+
+    The reason is "" if the request was fulfilled, or if `dynamic_batch` is False.
+    """
     if not dynamic_batch:
         return _export(model, arguments, None), ""
     examples = arguments.examples
@@ -286,7 +292,10 @@ def export(model: nn.Module, arguments: Arguments, *, dynamic_batch: bool) -> tu
 
 
 def _with_two_examples(arguments: Arguments, examples: int) -> Arguments:
-    """Return arguments with at least two examples; torch.export cannot make the sizes 0 and 1 dynamic."""
+    """Return arguments with at least two examples; torch.export cannot make the sizes 0 and 1 dynamic.
+
+    `examples` is their present number.
+    """
     if examples > 1:
         return arguments
 
@@ -331,7 +340,10 @@ def advice_on_returned_object(error: BaseException) -> str:
 
 
 def dynamic_shapes(inputs: Any, batch: int) -> Any:
-    """Return torch's `dynamic_shapes` for containers of inputs: size 0 of a tensor is dynamic if it equals `batch`."""
+    """Return the argument `dynamic_shapes` of torch.export: size 0 of an input is variable if it equals `batch`.
+
+    `inputs` is a tensor or nested containers of tensors.
+    """
     dimension = torch.export.Dim("batch")
 
     def dynamic_sizes(leaf: Any) -> Any:
@@ -341,7 +353,7 @@ def dynamic_shapes(inputs: Any, batch: int) -> Any:
 
 
 def has_batch_first(leaf: Any, examples: int | None) -> bool:
-    """Return whether `leaf` is a tensor whose size 0 equals `examples`."""
+    """Return whether `leaf` is a tensor with `examples` as its size 0."""
     return isinstance(leaf, Tensor) and leaf.dim() > 0 and leaf.shape[0] == examples
 
 

@@ -129,11 +129,11 @@ def _size_seen_by_code(size: int | LinearSize | None, examples: int) -> int:
 
 
 class FixedSizeError(NotRecordedError):
-    """Error if a model's operations depend on the number of examples, so that a graph is valid for one number only."""
+    """Error if a model's operations depend on the number of examples, so that a graph fits only one number."""
 
 
 class _MetaCopy:
-    """A copy of a model with weights on the meta device, which is called in place of the model."""
+    """A copy of a model with its weights on the meta device (without data), which is called in place of the model."""
 
     def __init__(self, model: nn.Module) -> None:
         self.weights: list[tuple[str, Tensor, Tensor]] = []
@@ -154,7 +154,7 @@ class _MetaCopy:
         self._state = model_state(self.model)
 
     def check_unchanged(self, tape: Tape, inputs: Sequence[str]) -> None:
-        """Raise an error if a call changed weights, attributes or inputs; `inputs` are names of input tensors."""
+        """Raise an error if the recorded call changed weights, attributes or inputs; `inputs` are names of tensors."""
         names = [name for name, _, _ in self.weights]
         if tape.written:
             first = min(tape.written)
@@ -209,7 +209,7 @@ def _meta_tensor(tensor: Tensor, examples: int | None, number: int | None) -> Te
 
 
 def _leaf_names(model: nn.Module, arguments: Arguments) -> list[str]:
-    """Return a name for each leaf of the argument containers, the same as torch.export would choose."""
+    """Return the name that torch.export would give to each tensor or constant in the arguments."""
     bound = inspect.signature(model.forward).bind(*arguments.args, **arguments.kwargs).arguments
     found = []
     for path, _ in tree_flatten_with_path(bound)[0]:
@@ -240,7 +240,10 @@ def _merge_recorded_ops(several: Sequence[RecordedOp]) -> RecordedOp:
 
 
 def _merge(several: Sequence[Any]) -> Any:
-    """Merge equal containers of several calls; an integer that differs between the calls becomes a `LinearSize`."""
+    """Return one container for the equal containers of several calls, which had different numbers of examples.
+
+    An integer that differs between the calls becomes a `LinearSize`, a function of the number of examples.
+    """
     first = several[0]
     if any(type(each) is not type(first) for each in several):
         raise NotRecordedError("other arguments for other numbers of examples")
@@ -259,7 +262,10 @@ def _merge(several: Sequence[Any]) -> Any:
 
 
 def _fit_linear_size(numbers: Sequence[int]) -> LinearSize | None:
-    """Return the linear function that has the values `numbers` at the numbers of examples `_EXAMPLES`, or None."""
+    """Return the linear function of the number of examples that gives `numbers`, or None if there is none.
+
+    `numbers` are the values for the numbers of examples in `_EXAMPLES`.
+    """
     step, left = divmod(numbers[1] - numbers[0], _EXAMPLES[1] - _EXAMPLES[0])
     line = LinearSize(step, numbers[0] - step * _EXAMPLES[0])
     fits = not left and all(
@@ -269,7 +275,10 @@ def _fit_linear_size(numbers: Sequence[int]) -> LinearSize | None:
 
 
 def _merge_shapes(calls: Sequence[_RecordedCall], index: int) -> list[int | LinearSize | None]:
-    """Return the sizes of tensor `index` of the calls; None for a size that is not linear in the number of examples."""
+    """Return the sizes of the tensor that has the number `index` in each of the calls.
+
+    A size that varies with the number of examples is a `LinearSize`, or None if it is not linear.
+    """
     shapes = [call.tape.shapes[index] for call in calls]
     if any(len(shape) != len(shapes[0]) for shape in shapes):
         raise NotRecordedError("other shapes for other numbers of examples")
@@ -280,7 +289,7 @@ def _merge_shapes(calls: Sequence[_RecordedCall], index: int) -> list[int | Line
 
 
 class _GraphWriter:
-    """Writes operations, merged from several recorded calls, as a torch.fx graph."""
+    """Writes recorded operations as a torch.fx graph, in which sizes may depend on the number of examples."""
 
     def __init__(
         self,
@@ -364,7 +373,7 @@ class _GraphWriter:
         return given
 
     def _fetch_size_node(self, line: LinearSize) -> fx.Node:
-        """Return the node that computes the integer `line` from the number of examples; add it on first use."""
+        """Return the node that computes the integer `line` from the number of examples, and add it on first use."""
         found = self._numbers.get(line)
         if found is None:
             found = self._numbers[line] = self._add_size_node(line)
@@ -405,7 +414,7 @@ _CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Ref:
-    """Stands for a recorded tensor, whose index in `Tape.tensors` is `index`."""
+    """Stands for a recorded tensor: `index` is the tensor's number in the order in which tensors were created."""
 
     index: int
 
@@ -437,7 +446,7 @@ class Tape:
             self._memory[_memory_id(tensor)] = index
 
     def add_tensor(self, tensor: Tensor) -> Ref:
-        """Add a tensor and return its `Ref`; a tensor that an operation changed in place gets a new `Ref`."""
+        """Give a number to a tensor, and return it as a `Ref`; a tensor that was changed in place gets a new number."""
         before = self._place.get(id(tensor))
         if before is not None and self.shapes[before.index] != tuple(tensor.shape):
             raise NotRecordedError("a tensor whose shape is changed in place")
@@ -453,7 +462,7 @@ class Tape:
             self.written.add(index)
 
     def alias_last_result(self, tensor: Tensor) -> None:
-        """Give `tensor` the `Ref` of the last operation's result, which torch returned as another Python object."""
+        """Record that `tensor` is the result of the last operation, which torch returned as another Python object."""
         if id(tensor) in self._place or not self.steps:
             return
         last = self.steps[-1]
@@ -465,7 +474,7 @@ class Tape:
             self._adopted.append(tensor)
 
     def find_ref(self, tensor: Tensor) -> Ref:
-        """Return the `Ref` of a tensor; raise `NotRecordedError` if the tensor was not recorded."""
+        """Return the `Ref` that stands for a tensor; raise `NotRecordedError` if the tensor was not recorded."""
         try:
             return self._place[id(tensor)]
         except KeyError:
@@ -519,7 +528,7 @@ def _contains_ref(given: Any) -> bool:
 
 
 class Recorder(ProxyTorchDispatchMode):
-    """Torch mode that runs every operation on the meta device and records the operation on a tape.
+    """Torch mode that runs every operation on the meta device (without data) and records it on a `Tape`.
 
     The base class is torch's tracer, because torch passes operations to other modes only after decomposing them.
     """
@@ -645,7 +654,11 @@ class LinearSize(NamedTuple):
 
 
 def matches_call(said: Any, found: Any, examples: int) -> bool:
-    """Return whether the recorded arguments `said` give the arguments `found` of a call with `examples` examples."""
+    """Return whether recorded arguments are right for a call with `examples` examples.
+
+    `said` are the recorded arguments, with a `LinearSize` where a number depends on the examples, and `found` those of
+    the call.
+    """
     if isinstance(said, LinearSize):
         return bool(said.evaluate(examples) == found)
     if isinstance(said, RecordedOp):
@@ -661,6 +674,9 @@ def matches_call(said: Any, found: Any, examples: int) -> bool:
 
 
 def matches_shape(said: Sequence[int | LinearSize | None], found: Sequence[int], examples: int) -> bool:
-    """Return whether the recorded sizes `said` give the shape `found` for `examples` examples; None fits any size."""
+    """Return whether the recorded sizes `said` give the shape `found` for `examples` examples; None fits any size.
+
+    A recorded size may be a function of the number of examples.
+    """
     known = [(size, other) for size, other in zip(said, found, strict=False) if size is not None]
     return len(said) == len(found) and all(matches_call(*pair, examples) for pair in known)

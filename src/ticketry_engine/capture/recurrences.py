@@ -28,9 +28,10 @@ _VIEWS = ("reshape", "flatten")
 
 
 def recognise_recurrences(graph: Graph) -> Graph:
-    """Return the graph with a ``scan`` node for each recurrence, and one product for each loop of matrix products.
+    """Return the graph with one node in place of each recurrence, and of each loop of matrix products.
 
-    A recurrence computes ``state = decay[t] * state + added[t]`` for all t along an axis.
+    A recurrence computes ``state = decay[t] * state + added[t]`` for all t along an axis; its node has the operation
+    ``scan``.
     """
     steps = dict(_find_recurrences(graph))
     if steps:
@@ -40,7 +41,7 @@ def recognise_recurrences(graph: Graph) -> Graph:
 
 @dataclass(frozen=True)
 class _Entry:
-    """A slice at one position of an axis, possibly reshaped: position `index` along `axis` of the value `source`."""
+    """A slice of the value `source` at the position `index` along `axis`, possibly reshaped."""
 
     source: str
     axis: int
@@ -48,7 +49,7 @@ class _Entry:
 
 
 def _match_single_slice(makers: Mapping[str, Node], name: str) -> _Entry:
-    """Return which slice the value `name` is; raise `NoMatchError` if the value is no slice at a single position."""
+    """Return the slice that the value `name` is; raise `NoMatchError` if it is no slice at a single position."""
     maker = makers.get(name)
     while maker is not None and maker.op in _VIEWS:
         maker = makers.get(maker.inputs[0])
@@ -62,7 +63,7 @@ def _match_single_slice(makers: Mapping[str, Node], name: str) -> _Entry:
 
 @dataclass(frozen=True)
 class _Step:
-    """One step of a recurrence, ``output = decay * before + added``."""
+    """A step of a recurrence, ``output = decay * before + added``, where `before` is the previous step's output."""
 
     output: str
     decay: _Entry
@@ -83,7 +84,7 @@ class _Step:
 
 @dataclass(frozen=True)
 class _InChain:
-    """The place of `step` in its recurrence, which has `count` steps and starts with the step `first`."""
+    """The place of `step` in its recurrence, which has `count` steps and begins with the step `first`."""
 
     step: _Step
     first: _Step
@@ -91,7 +92,10 @@ class _InChain:
 
 
 def _find_recurrences(graph: Graph) -> Iterator[tuple[str, _InChain]]:
-    """Yield (name of a state, its place in its recurrence) for all recurrences over all positions of an axis."""
+    """Yield (name of a step's output, place of the step in its recurrence).
+
+    Only recurrences over all positions of an axis are found.
+    """
     makers = graph.node_by_output
     steps = [step for one in graph.nodes for step in _match_recurrence_steps(graph, makers, one)]
     behind: dict[str, list[_Step]] = {}
@@ -108,7 +112,10 @@ def _find_recurrences(graph: Graph) -> Iterator[tuple[str, _InChain]]:
 
 
 def _match_recurrence_steps(graph: Graph, makers: Mapping[str, Node], node: Node) -> Iterator[_Step]:
-    """Yield each way to interpret the sum `node` as ``decay * before + added``, a step of a recurrence."""
+    """Yield each way in which the sum `node` is ``decay * before + added``, a step of a recurrence.
+
+    `makers` has the node that computes each value, by value name.
+    """
     if node.op != "add" or node.attrs["act"] is not None:
         return
     for product, added in (node.inputs, node.inputs[::-1]):
@@ -133,7 +140,7 @@ def _match_recurrence_steps(graph: Graph, makers: Mapping[str, Node], node: Node
 
 
 class _ScanRule:
-    """A rule that adds a ``scan`` node for a recurrence, and replaces each state by a slice of the scan."""
+    """A function for `rewrite_nodes` that computes a recurrence in one ``scan`` node, and each state as its slice."""
 
     def __init__(self, places: Mapping[str, _InChain]) -> None:
         self._places = places
@@ -206,7 +213,7 @@ def _add_axis_moved_back(editor: Editor, x: str, axis: int, nodes: list[Node]) -
 
 
 def _recognise_stack(editor: Editor, node: Node) -> list[Node] | str:
-    """Replace a stack of all slices along an axis by the sliced value, with the axis moved."""
+    """Replace a stack of all slices along an axis by the value that was sliced, with the axis moved."""
     parts, axis = _stacked_values(editor, node)
     nodes: list[Node] = []
     x = _add_axis_moved_first(editor, *_match_slices_of_axis(editor, parts), editor.shape(parts[0]) or (), nodes)

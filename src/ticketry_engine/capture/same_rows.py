@@ -52,7 +52,7 @@ _LARGEST = 1 << 22
 
 @dataclass
 class _EqualRows:
-    """Collects the values that are the same for every example, and the values from which they are computed."""
+    """Finds the values of a graph that are the same for every example."""
 
     graph: Graph
     numbers: dict[str, str] = field(default_factory=dict)
@@ -63,7 +63,7 @@ class _EqualRows:
     """Name of a value -> the row [1, ...] that is the same for every example."""
 
     def evaluate_node(self, node: Node) -> None:
-        """Evaluate an ATen node and store its output; raise `NoMatchError` if the output differs between examples."""
+        """Compute the output of a torch operation and store it; raise `NoMatchError` if it differs between examples."""
         name = name_without_overload(node)
         if node.op == "aten.sym_size.int":
             x, axis = node.attrs["args"][:2]
@@ -105,7 +105,10 @@ class _EqualRows:
         return any(value in self.numbers for value in node.inputs) and self._has_batch_as_first_size(node, name)
 
     def _has_batch_as_first_size(self, node: Node, name: str) -> bool:
-        """Return whether an operation uses the number of examples only as size 0 of its output."""
+        """Return whether `node` uses a number of examples only as size 0 of its output.
+
+        `name` is the name of the node's operation, such as "arange".
+        """
         found = arguments(node)
         if name == "arange":
             return value_name(found["end"]) in self.numbers and found.get("start", 0) == 0 and found.get("step", 1) == 1
@@ -164,7 +167,10 @@ def replace_equal_rows(graph: Graph) -> Graph:
 
 
 def expanded_row(made_by: Mapping[str, Node], tensors: Mapping[str, Tensor], name: str | None) -> Tensor | None:
-    """Return the row [1, ...] that an ``expand`` repeats to make the value `name`; None if no ``expand`` makes it."""
+    """Return the row [1, ...] that an ``expand`` repeats to make the value `name`; None if no ``expand`` makes it.
+
+    `made_by` has the node that computes each value, by value name, and `tensors` are the weights.
+    """
     maker = made_by.get(name or "")
     if maker is None or aten_name(maker) != "expand" or len(maker.weights) != 1:
         return None

@@ -40,7 +40,7 @@ def input_write_error(name: str) -> CaptureError:
 
 
 class ArgumentContainers:
-    """A call's arguments, and earlier copies of their lists and dicts, which show whether the call changes these."""
+    """A call's arguments with earlier copies of their lists and dicts, which show whether the call changes them."""
 
     def __init__(self, model: nn.Module, arguments: Arguments) -> None:
         bound = inspect.signature(model.forward).bind(*arguments.args, **arguments.kwargs)
@@ -91,7 +91,10 @@ def model_state(model: nn.Module) -> State:
 
 
 def first_change(before: State, after: State, *, counters: bool = False) -> str | None:
-    """Return the path of the first object that differs between two states; if `counters`, among numbers and texts."""
+    """Return the path of the first object that differs between two states; None if all are equal.
+
+    If `counters`, changes of objects other than numbers and texts are ignored.
+    """
     for path in after if before.keys() == after.keys() else (*after, *before):
         if path not in before or path not in after:
             return _path_text(path)
@@ -209,7 +212,10 @@ def _memory_families(graph: fx.Graph) -> dict[fx.Node, set[fx.Node]]:
 
 
 def _is_read_through_alias(node: fx.Node, family: set[fx.Node], order: dict[fx.Node, int]) -> bool:
-    """Return whether a later node of `family`, the nodes that share memory, reads what `node` writes."""
+    """Return whether a later node reads what `node` writes, through another tensor with the same memory.
+
+    `family` are the nodes whose results share the memory, and `order` is the position of each node in the graph.
+    """
     others = [member for member in family if member is not _written_argument(node) and order[member] < order[node]]
     return any(
         member.op == "placeholder" or any(order[user] > order[node] for user in member.users) for member in others
@@ -228,7 +234,7 @@ def _possible_aliases(node: fx.Node) -> list[fx.Node]:
 
 
 def _functional_op(node: fx.Node) -> Any:
-    """Return the functional form of an in-place operation (`relu` for `relu_`), or None."""
+    """Return the operation that returns what an in-place operation writes (`relu` for `relu_`); None without one."""
     assert isinstance(node.target, torch._ops.OpOverload)
     namespace, _, name = node.target._schema.name.partition("::")
     writes = [arg for arg in node.target._schema.arguments if arg.alias_info is not None and arg.alias_info.is_write]
@@ -330,7 +336,7 @@ def _program_tensor(exported: torch.export.ExportedProgram, target: str) -> Tens
 
 
 def _program_outputs(exported: torch.export.ExportedProgram) -> list[fx.Node | Constant]:
-    """Return the leaves of the model's return value, without the changed inputs that torch.export appends."""
+    """Return the tensors and constants that the model returns, without changed inputs that torch.export appends."""
     kinds = torch.export.graph_signature.OutputKind
     given: Any = exported.graph.output_node().args[0]  # names of nodes change, those in the signature do not
     pairs = zip(exported.graph_signature.output_specs, given, strict=True)
@@ -391,7 +397,7 @@ def inline_blocks(program: torch.export.ExportedProgram) -> None:
 
 
 def _inline_outputs(graph: fx.Graph, node: fx.Node, made: Any) -> None:
-    """Replace the results of `node`, the node that runs a block, by `made`, the block's outputs in the main graph."""
+    """Replace the results of `node`, which runs a block of operations, by `made`, the outputs of these operations."""
     parts = list(made) if isinstance(made, (tuple, list)) else [made]
     for user in list(node.users):
         if user.op != "call_function" or getattr(user.target, "__name__", "") != "getitem":

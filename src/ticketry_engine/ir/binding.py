@@ -190,7 +190,7 @@ class CallBinder:
         return found
 
     def _check_default_argument(self, name: str, value: Any) -> None:
-        """Raise `EngineError` unless `value` is the default of an argument that was left out when capturing."""
+        """Raise `EngineError` unless `value` is the default of the argument `name`, which the captured call omitted."""
         default = self._defaults.get(name, {"constant": None})
         if default is None or not equals_constant(default["constant"], value):
             raise EngineError(
