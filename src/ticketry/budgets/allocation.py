@@ -414,7 +414,7 @@ def check_costs_known(names: Iterable[str], curves: Mapping[str, Curve]) -> None
 
 
 def check_not_all_kept(sizes: Mapping[str, int], share: float, least: int, unit: Unit) -> None:
-    """Raise `LayerCollapseError` if `least` weights per layer are all weights, although the share is below 1.
+    """Raise `LayerCollapseError` if retaining `least` weights per layer retains all, although `share` < 1.
 
     `sizes` has the number of candidates of each layer; `unit` is named in the error.
     """

@@ -294,7 +294,7 @@ _LARGE_MISS = 0.1
 
 
 def quality_warnings(found: Met) -> Iterator[str]:
-    """Yield warnings about a result: a missed request, stages with hardly any weights, and estimates far off."""
+    """Yield warnings about a result: a missed budget, stages with hardly any weights, and an inaccurate estimate."""
     if found.missed_by > _LARGE_MISS:
         yield (
             f"the budget was missed: {100 * found.share:.0f} % of the base's latency was achieved, and"

@@ -197,9 +197,9 @@ _BASE_ROUNDS = 5
 
 
 def time_base(meter: Meter, budget: float | str, base: str) -> Latencies:
-    """Time the base and the unpruned compiled model; return both latencies and the requested one.
+    """Time the unpruned model, run as `base` says and compiled by ticketry; return both latencies and the requested.
 
-    `budget` is a share of the base's latency (0.5, "50%") or an amount ("5ms"); `base` is one of `units.BASES`.
+    `base` is one of `units.BASES`; `budget` is a share of its latency (0.5, "50%") or an amount ("5ms").
     """
     check_base(base)
     number, is_share = parse_share_or_amount(budget, "seconds")

@@ -220,7 +220,7 @@ class TrainedNetwork:
 
 
 class Rivals:
-    """Train a ticket and its rivals, one seed at a time.
+    """Train a ticket and its rivals (the dense network and controls), one seed at a time.
 
     All networks are trained over the same steps of one schedule; the networks of one seed have the same data order. The
     dense network and most controls start with the ticket's initial weights. Controls with fresh weights are first
@@ -251,7 +251,7 @@ class Rivals:
         self.roles = ("ticket", "dense", *self.controls)
 
     def train_all_roles(self, number: int) -> dict[str, TrainedNetwork]:
-        """Train the networks of all roles with one seed, or load them from the store; return them by role."""
+        """Train the ticket, the dense network and the controls with one seed, or load them; return them by role."""
         seeds = self.subject.fresh_seeds(number)
         return dict(
             zip(

@@ -88,7 +88,7 @@ def summarise_differences(differences: Any) -> DifferenceStatistics:
 
 
 def guarded_p_values(differences: Any, null: float, least_spread: float) -> tuple[Any, Any]:
-    """Return the guarded p-values of H0: true mean <= `null` and H0: true mean >= `null`, see the module.
+    """Return p-values of H0: true mean <= `null` and H0: true mean >= `null`, guarded against skewness and collapses.
 
     Args:
         differences: array of shape (..., n), with n seeds.

@@ -303,7 +303,7 @@ class BenchRecord(SpeedRecord, frozen=True, kw_only=True, tag_field="kind", tag=
 
 
 class CurveRecord(SpeedRecord, frozen=True, kw_only=True, tag_field="kind", tag="bench-curve"):
-    """The record of a timing of a ticket's network under synthetic masks of several densities."""
+    """The record of how long a call of a ticket's network takes under artificial masks of several densities."""
 
     pattern: str = ""
     seed: int = 0

@@ -190,7 +190,7 @@ def sparsest_level_study(study: StabilityRecord) -> StabilityRecord:
 
 
 def first_barrier(study: StabilityRecord) -> Curve | None:
-    """Return the first barrier of an analysis, for the caption: all drawn barriers have its split and recalibration."""
+    """Return an analysis's first barrier, whose split and recalibration are those of all drawn barriers."""
     return next((found for row in study.rows if (found := row.barrier) is not None), None)
 
 

@@ -312,6 +312,7 @@ def train_after_pruning(
     """Continue training under a mask, from a state with its optimiser to the end of the schedule.
 
     Args:
+        mask: digest of the stored mask.
         density: target of the ticket, for the label.
         state: result to continue from.
         searched: training that chose the mask; by default `state`. Give it if the weights of `state` were changed after
