@@ -276,7 +276,10 @@ def add_output_gradients(
 
 
 def squared_output_change(weight: Tensor, calls: list[LayerCall]) -> Tensor:
-    """Return, for each weight, the squared change of the outputs if the weight is removed, as float64."""
+    """Return, for each weight, the squared change of the outputs if the weight is removed, as float64.
+
+    `calls` are the recorded calls of the layer, with inputs and squared gradients of outputs.
+    """
     factors = torch.zeros(weight.shape[:2], dtype=torch.float64)
     for call in calls:
         call.add_factors_to(factors)

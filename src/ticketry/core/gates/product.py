@@ -13,7 +13,10 @@ from ticketry.errors import TrainingError
 
 
 def apply_gate(weight: Tensor, gate: Tensor, kept: Tensor | None) -> Tensor:
-    """Return weight * gate (* kept, if given) in the weight's dtype; compute in the gate's dtype."""
+    """Return weight * gate in the weight's dtype, computed in the gate's dtype.
+
+    If `kept` (1 for weights that the initial mask retains, else 0) is not None, the result is multiplied by it.
+    """
     if kept is not None:
         gate = gate * kept
     return (weight.to(gate.dtype) * gate).to(weight.dtype)

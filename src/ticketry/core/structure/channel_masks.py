@@ -68,6 +68,7 @@ def channels_within_budget(
     """Return the mask of whole channels that meets a budget.
 
     Args:
+        unit: what is limited: ``time``, ``bytes`` or ``flops``.
         amount: the budget: a fraction of the unpruned model's cost (for time, of the latency of `base`), or an absolute
             amount.
         score: score of weights or channels; by default the change of the loss if there is a loss, else of the outputs.

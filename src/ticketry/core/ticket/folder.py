@@ -374,7 +374,8 @@ def _require_all_processes(state: Mapping[str, Tensor], world: int) -> None:
 def iterate_file_bytes(state: Mapping[str, Tensor], written: _Serialiser = state_to_bytes) -> Iterator[bytes]:
     """Yield the bytes of the safetensors file of a state dict, one tensor at a time.
 
-    All processes that hold shards of the state dict must consume the iterator. `written` converts one tensor.
+    All processes that hold shards of the state dict must consume the iterator. `written` converts a state
+    dict to such a file; it is called with empty tensors, to find the order of the tensors in the file.
     """
     names, header = _build_header(state, written)
     yield header
@@ -385,7 +386,10 @@ def iterate_file_bytes(state: Mapping[str, Tensor], written: _Serialiser = state
 
 
 def _build_header(state: Mapping[str, Tensor], written: _Serialiser) -> tuple[list[str], bytes]:
-    """Return the names of the tensors in the order of the safetensors file, and the header of the file."""
+    """Return the names of the tensors in the order of the safetensors file, and the header of the file.
+
+    Both are taken from the file that `written` makes of empty tensors; sizes and offsets are those of `state`.
+    """
     hollow = written({name: torch.empty(0, dtype=tensor.dtype) for name, tensor in state.items()})
     entries: dict[str, Any] = parse_json(hollow[8:])
     names = [name for name in entries if name != "__metadata__"]
