@@ -275,7 +275,7 @@ def allocate_multiplications(
 
     Args:
         scores: parameter name -> score of each weight, none below 0.
-        prices: parameter name -> number of multiplications of one of its weights, see `multiplications.uses`.
+        prices: parameter name -> number of multiplications of one of its weights, see `multiplications_per_weight`.
         flops: share of these layers' multiplications that the mask may take, 0 < flops <= 1 or "25%".
         within: a mask of the candidates.
         keep_at_least: number of best weights that every layer retains.

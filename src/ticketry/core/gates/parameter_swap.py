@@ -111,7 +111,7 @@ class ParameterSwap:
         self._stack.append(call)
 
     def leave_module(self, hooked: _HookedModule, module: nn.Module) -> None:
-        # torch runs this even if `enter`, or another hook before it, raised.
+        # torch runs this even if `enter_module`, or another hook before it, raised.
         if self._stack and self._stack[-1].hooked is hooked and module is hooked.module:
             self._undo_substitution(self._stack.pop())
 

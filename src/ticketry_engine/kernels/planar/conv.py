@@ -500,7 +500,11 @@ def choose_fastest_plan(
     `weight` is [O, I / groups, taps]. If `unfold`, x may be copied to scratch memory. Raise `ValueError` if x has to be
     copied although `unfold` is false, or if it has to be copied and the images of one pixel take several vectors.
     """
-    return _choose_plan_of_pattern(_Pattern(weight != 0), x, y, residual, window, groups, target, unfold)
+    pattern = _Pattern(weight != 0)
+    try:
+        return _choose_plan_of_pattern(pattern, x, y, residual, window, groups, target, unfold)
+    finally:
+        del pattern.kept  # the cache keeps `pattern`, which is compared by its digest
 
 
 class _Pattern:
