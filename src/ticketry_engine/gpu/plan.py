@@ -256,7 +256,10 @@ def find_inner_values(graph: Graph, choices: Mapping[str, LayerChoice]) -> set[s
 
 
 def _is_linear_on_image(graph: Graph, node: Node) -> bool:
-    """Return whether a node is a linear layer over the last axis of an image; its result is in torch's layout."""
+    """Return whether a node is a linear layer over the last axis of an image.
+
+    The result of such a layer is stored as torch stores it, not with the batch as innermost axis.
+    """
     return node.op == "linear" and len(graph.values[node.inputs[0]].shape or ()) == 4
 
 

@@ -124,7 +124,7 @@ def capture(
         kept: name of a module under the mask -> bool array, True where a weight is retained.
         dense: whether convolutions may run in kernels that compute with all weights.
         limit: density up to which convolutions run in sparse kernels, for batches that fill whole blocks of images.
-        half: whether kernels compute in bfloat16.
+        half: whether values in kernels are bfloat16.
     """
     modules = dict(model.named_modules())
     finder = _RegionFinder(modules, kept, dense, limit, half)
@@ -151,7 +151,10 @@ class _RegionFinder:
         """Node that draws random numbers -> the previous such node."""
 
     def add_node(self, node: fx.Node) -> None:
-        """If kernels can run a node, add it to a neighbouring or a new region; else leave the node to torch."""
+        """If kernels can run a node, add it to a region; else leave the node to torch.
+
+        A region is a group of connected nodes that run in kernels. The node begins a new region if it fits in none.
+        """
         try:
             lowered = self._to_kernel_node(node)
         except Unsupported as why:
@@ -193,7 +196,7 @@ class _RegionFinder:
                 region.seeds += 1
 
     def _add_with_predecessors(self, region: FoundRegion, read: fx.Node) -> None:
-        """If the node `read` is in `free`, add its predecessors and then `read` to `region`, which is still empty."""
+        """If the node `read` is in `free`, add it to `region`, which is still empty, after the nodes that it needs."""
         if read in self.free:
             self._add_with_predecessors(region, read.all_input_nodes[0])
             self._add_to_region(read, self.free.pop(read), region)
@@ -215,7 +218,10 @@ class _RegionFinder:
     # -- choose a region -----------------------------------------------------------------------------------------------
 
     def _candidate_regions(self, node: fx.Node) -> list[FoundRegion]:
-        """Return the regions that compute inputs of `node`, then regions over tokens that read an input of `node`."""
+        """Return the regions (groups of nodes that run in kernels) that `node` may join.
+
+        First come those that compute inputs of `node`, then those on tokens that read an input of `node`.
+        """
         # The second kind is how queries, keys and values get into one region.
         found = {id(self.of[read]): self.of[read] for read in node.all_input_nodes if read in self.of}
         for region in self.found:
@@ -224,7 +230,10 @@ class _RegionFinder:
         return list(found.values())
 
     def _other_inputs_depend_on(self, node: fx.Node, region: FoundRegion) -> bool:
-        """Return whether an input of `node` depends on `region` through outside nodes; if so, `node` cannot join."""
+        """Return whether an input of `node` depends on `region` through nodes outside of the region.
+
+        If so, `node` cannot become part of the region.
+        """
         seen: set[int] = set()
         queue = [read for read in node.all_input_nodes if self.of.get(read) is not region]
         while queue:
@@ -286,7 +295,7 @@ class _RegionFinder:
         return lower_function(node)
 
     def build_steps(self, graph: fx.Graph) -> CapturedCall:
-        """Return the captured call, whose steps are in an order in which they can run."""
+        """Return the captured call; each step comes after the steps whose results it reads."""
         for region in self.found:
             if not region.is_faster:
                 named = {node.name: node for node in region.members}
@@ -330,7 +339,10 @@ def _count_images(node: fx.Node) -> int:
 
 
 def fills_blocks(images: int, *, half: bool = False) -> bool:
-    """Return whether `images`, padded to whole blocks of the kernels, become at most `FULL` times as many."""
+    """Return whether a batch of `images` fills whole blocks of the kernels almost completely.
+
+    The number of images, rounded up to whole blocks, may be at most `FULL` times as large.
+    """
     block = images_per_block(HALF if half else FLOAT)
     return 0 < -(-images // block) * block <= FULL * images
 
@@ -358,7 +370,7 @@ def _require_images(node: fx.Node) -> torch.Size:
 def _build_layer_node(
     op: str, node: fx.Node, x: fx.Node, *, weight: bool = True, bias: bool = True, **attrs: Any
 ) -> Node:
-    """Return a node of kind `op` that reads x; `weight` and `bias` say which of these parameters the module has."""
+    """Return a node for the operation `op` on x; `weight` and `bias` say which of these parameters the module has."""
     roles = [role for role, exists in (("weight", weight), ("bias", bias)) if exists]
     prefix = f"{node.target}." if node.target else ""
     return native_node(op, (x.name,), node.name, {role: prefix + role for role in roles}, **attrs)
@@ -564,7 +576,7 @@ _DRAWING = re.compile(
 
 
 def may_draw_random_numbers(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
-    """Return whether a node may draw random numbers; if so, the order of such nodes must not change."""
+    """Return whether a node may draw random numbers; such nodes must run in the same order as in the model."""
     if node.op == "call_module":
         module = modules[str(node.target)]
         known = kind_of(module) in _MODULES and not isinstance(module, nn.Dropout)

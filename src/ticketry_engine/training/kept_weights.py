@@ -61,37 +61,40 @@ class PackedWeight:
         self._record_state()
 
     def _record_state(self) -> None:
-        """Record the current state of the row and of the dense tensor, to detect later changes."""
+        """Record the current state of this vector and of the dense tensor, to detect later changes."""
         self._seen[:] = self._values_as_integers()
         self._memory = self.dense.untyped_storage()  # a reference, so that its address is not reused
         self._dense_was = self.dense._version, self.dense.data_ptr()
 
     def _values_as_integers(self) -> Array:
-        """Return the row's bits as integers, which are fast to compare, and in which a NaN equals itself."""
+        """Return the bits of this vector as integers, which are fast to compare, and in which a NaN equals itself."""
         return self.parameter.detach().numpy().view(np.int32)
 
     @property
     def was_changed(self) -> bool:
-        """Whether the row was changed since `_record_state` was last called."""
+        """Whether this vector was changed since `_record_state` was last called."""
         # Numbers are compared, because ``.data`` and fused optimisers do not increase a tensor's version.
         return not np.array_equal(self._values_as_integers(), self._seen)
 
     @property
     def needs_write_back(self) -> bool:
-        """Whether the row was changed since it was last written to the tensor."""
+        """Whether this vector was changed since it was last written to the dense tensor."""
         return self.waiting or self.was_changed
 
     def belongs_to(self, dense: object) -> bool:
-        """Return whether the row holds weights of `dense`, and `torch.utils.swap_tensors` did not change `dense`."""
+        """Return whether this vector holds weights of `dense`.
+
+        The result is False if `torch.utils.swap_tensors` exchanged the content of `dense`.
+        """
         return dense is self.dense and self.dense._cdata == self._content
 
     def fits(self, dense: object) -> bool:
-        """Return whether a tensor has the shape, dtype and device that the row needs."""
+        """Return whether a tensor has the shape, dtype and device for which this vector was made."""
         kind = self.kept.shape, torch.float32, "cpu"
         return isinstance(dense, nn.Parameter) and (dense.shape, dense.dtype, dense.device.type) == kind
 
     def bind_to(self, dense: nn.Parameter) -> None:
-        """Bind the row to `dense`, which replaced the old tensor, and copy the retained weights of `dense` to it."""
+        """Use `dense`, which replaced the old dense tensor, from now on; copy its retained weights to this vector."""
         self.release()
         self.dense, self.waiting = dense, False
         self._add_hook()
@@ -103,19 +106,19 @@ class PackedWeight:
         self._record_state()
 
     def copy_changed_tensor(self) -> None:
-        """If the dense tensor was changed or moved, and the row was not, copy the retained weights to the row."""
+        """If the dense tensor was changed or moved, and this vector was not, copy the retained weights to it."""
         if (self.dense._version, self.dense.data_ptr()) != self._dense_was and not self.needs_write_back:
             self._copy_from_tensor()
 
     def defer_write(self) -> None:
-        """Postpone writing the changed row to the dense tensor, which autograd treats as changed from now on."""
+        """Postpone writing this vector to the dense tensor, which autograd treats as changed from now on."""
         self.waiting = True
         torch.autograd.graph.increment_version(self.dense)
         self._record_state()
 
     @torch.no_grad()
     def write(self, session: ProgramSession, number: int) -> None:
-        """Write the row to the dense tensor by running operation `number` of the session's program."""
+        """Write this vector to the dense tensor by running operation `number` of the session's program."""
         if self.dense.is_contiguous():
             session.run(number, number + 1, [self.parameter.data_ptr(), self.dense.data_ptr()])
             if not self.waiting:
@@ -127,7 +130,10 @@ class PackedWeight:
         self._record_state()
 
     def move_state(self, state: dict[str, object], before: Tensor) -> None:
-        """Move optimiser state from the weight positions `before` to the current positions; new weights get 0."""
+        """Convert optimiser state from the old mask to the current one; weights that were pruned before get 0.
+
+        `before` holds the positions in the dense tensor of the weights that the old mask retained.
+        """
         for name, value in state.items():
             if isinstance(value, Tensor) and value.shape == before.shape:
                 whole = value.new_zeros(self.dense.numel())
@@ -135,7 +141,7 @@ class PackedWeight:
                 state[name] = whole[self.places]
 
     def _collect_gradient(self, dense: Tensor) -> None:
-        """After a pass in which the layer ran in torch, move the gradient of the dense tensor to the row."""
+        """After a pass in which the layer ran in torch, move the gradient of the dense tensor to this vector."""
         if dense.grad is None:
             return
         found = dense.grad.flatten()[self.places]
@@ -143,7 +149,7 @@ class PackedWeight:
         accumulate(self.parameter, found)
 
     def release(self) -> None:
-        """Remove the hook that moves gradients to the row, so that gradients stay in the dense tensor."""
+        """Remove the hook that moves gradients to this vector, so that gradients stay in the dense tensor."""
         self._handle.remove()
 
 
@@ -233,7 +239,7 @@ class PackedWeights:
         return {name: row.parameter for name, row in self.rows.items()}
 
     def adopt_mask(self, modules: Mapping[str, nn.Module], masks: Mapping[str, Tensor]) -> None:
-        """Use another mask, and convert the states of the optimisers that train the rows."""
+        """Use another mask, and convert the states of the optimisers that train the vectors."""
         self._modules = modules
         self.synchronise()
         first = {row: name for name, row in reversed(self.rows.items())}
@@ -246,7 +252,7 @@ class PackedWeights:
         self._build_copy_program()
 
     def synchronise(self) -> None:
-        """Write changed rows to their dense tensors; then copy changed dense tensors to rows that were not changed."""
+        """Write changed vectors to their dense tensors; then copy changed dense tensors to unchanged vectors."""
         self._bind_to_replaced_tensors()
         for number, row in enumerate(self._each):
             if row.needs_write_back:
@@ -255,7 +261,10 @@ class PackedWeights:
                 row.copy_changed_tensor()
 
     def prepare_call(self) -> None:
-        """Before a call of the model, call `synchronise`; if writing is deferred, update only the rows."""
+        """Before a call of the model, update vectors and dense tensors from each other (`synchronise`).
+
+        If writing to dense tensors is deferred, update only the vectors.
+        """
         if not self.late:
             self.synchronise()
             return
@@ -267,7 +276,7 @@ class PackedWeights:
                 row.copy_changed_tensor()
 
     def _bind_to_replaced_tensors(self) -> None:
-        """Bind each row to the tensor that its layer has now; raise `EngineError` if that is impossible."""
+        """Bind each vector to the tensor that its layer has now; raise `EngineError` if that is impossible."""
         now = [(name, row, self._weight_parameter(name)) for name, row in self.rows.items()]
         for name, row, dense in now:
             if not row.fits(dense):
@@ -299,7 +308,7 @@ class PackedWeights:
 
     @contextmanager
     def defer_tensor_writes(self) -> Iterator[None]:
-        """Within the block, defer writing rows to tensors, except for state dicts."""
+        """Within the block, do not write vectors to dense tensors, except before a state dict is saved or loaded."""
         if self.late:
             yield
             return
@@ -311,7 +320,7 @@ class PackedWeights:
             self.synchronise()
 
     def update_tensors(self, tensors: Iterable[Tensor]) -> None:
-        """For each of `tensors` that has a row, write the row to the tensor if this write was deferred."""
+        """For each of `tensors` that has a packed vector, write the vector to the tensor if this write was deferred."""
         for tensor in tensors if self.late else ():
             number = self._numbers.get(id(tensor))
             if number is not None and self._each[number].needs_write_back:

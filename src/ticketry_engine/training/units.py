@@ -70,7 +70,7 @@ class TrainingContext:
     """Whether a layer is being called as a node of a graph; its module then runs unchanged."""
 
     def update_before_read(self, tensors: Iterable[Tensor]) -> None:
-        """Write packed vectors to the `tensors` that are out of date, before torch reads the tensors."""
+        """Before torch reads the `tensors`, update those whose retained weights were changed in a packed vector."""
         if self.weights is not None:
             self.weights.update_tensors(tensors)
 
@@ -134,7 +134,7 @@ class Unit(Substitute):
         return type(self.module).forward(self.module, *args, **kwargs)
 
     def direct_call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Callable[[], Any] | None:
-        """Return a function that runs the call, if the call needs only kernels and functions, no modules; else None."""
+        """Return a function that runs the call without calling any module; None if modules must be called."""
         # It bypasses `nn.Module.__call__`, which takes a tenth of a small network's step.
         module, context = self.module, self.context
         plain = type(module).__call__ is nn.Module.__call__ and module._compiled_call_impl is None
@@ -238,7 +238,10 @@ class Unit(Substitute):
         return set() if captured is None else {self.name_in_model(name) for name in captured.dense}
 
     def layer_seconds(self) -> dict[str, float]:
-        """Return the seconds of layers by their names in the model, and of other operations in regions by kind."""
+        """Return the seconds of layers and of other operations in kernels.
+
+        Keys are names of layers in the model, or names of operations.
+        """
         inside, found = self.layers_in_kernels(), dict[str, float]()
         for step in self.steps:
             for label, seconds in (step.seconds or {}).items():
@@ -291,7 +294,7 @@ def replace_forwards(units: Sequence[Substitute]) -> Iterator[None]:
 
 
 class _CapturedRun:
-    """Runs a captured call once, step by step."""
+    """Runs a captured call once: parts of the model's graph in kernels, and other nodes in torch."""
 
     def __init__(self, unit: Unit, form: _CallForm, leaves: Sequence[Any]) -> None:
         assert form.traced is not None
@@ -597,7 +600,10 @@ _SMALL = 16
 
 
 class _Identity:
-    """A key that equals only keys of the same object and version; it keeps a reference to the object."""
+    """A dict key for an object and a version; it equals only keys of the same object and the same version.
+
+    It keeps a reference to the object, so that no other object gets the same address.
+    """
 
     def __init__(self, thing: Any, version: int = 0) -> None:
         self.thing, self.version = thing, version

@@ -237,7 +237,10 @@ class _QueryTile:
     def __init__(
         self, kernel: ChannelsLastAttention, e: Emitter, tile: int, stage: ir.Value, place: Sequence[ir.Value]
     ) -> None:
-        """Prepare a tile; `place` is (image, head, first query), where with windows each window counts as an image."""
+        """Prepare a tile; `place` is (image, head, first query).
+
+        With windows, the first number of `place` counts windows instead of images.
+        """
         self.kernel, self.e, self.tile, self.stage = kernel, e, tile, stage
         self.image, self.head, self.query = place
         self.vectors = _TILE[e.target.registers][0]

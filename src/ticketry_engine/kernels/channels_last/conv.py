@@ -254,13 +254,13 @@ def _pixel_offsets(geometry: ChannelsLastGeometry, rows: Array, columns: Array) 
 def _run_tables(
     blocks: Sequence[RowBlock], spans: Sequence[list[tuple[int, int]]], channels: int
 ) -> tuple[Array, Array]:
-    """Return two tables: the index of the first run per block and tile class, and (first column, end) per run.
+    """Return two tables: the first run for each block and tile class, and (first column, end) of each run.
 
     A run is a range of a block's columns that a class of tiles computes. The columns of all blocks are numbered
     consecutively.
 
-    `spans` holds, for each tile class, the runs of taps that read the image (`Tiling.spans`). A tap has `channels`
-    columns.
+    `spans` holds, for each tile class, the ranges of kernel positions (taps) that read the image and not only padding.
+    A tap has `channels` columns.
     """
     starts = np.cumsum([0, *(len(block.columns) for block in blocks)])
     longest = max(len(each) for each in spans)

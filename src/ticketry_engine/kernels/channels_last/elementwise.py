@@ -199,7 +199,10 @@ class Rotary(EmittedKernel):
                 self._write_run(e, (x, cos, sin, y), first, partner, count)
 
     def _channel_runs(self) -> list[tuple[int, int, int]]:
-        """Return (first channel, its partner, count) of runs of channels that are equally far from their partners."""
+        """Divide the channels into ranges in which all channels are equally far from their partners.
+
+        Return (first channel, its partner, number of channels) for each range.
+        """
         rest = self.size - 2 * self.half
         runs = [(0, self.half, self.half), (self.half, 0, self.half), (2 * self.half, 2 * self.half, rest)]
         return [run for run in runs if run[2]]

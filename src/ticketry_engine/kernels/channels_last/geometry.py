@@ -176,7 +176,7 @@ class Strides:
         return cls(geometry.image, row, 0 if geometry.width == 1 < width else geometry.pixel, geometry.item)
 
     def bytes_to(self, place: tuple[int, int, int]) -> int:
-        """Return the bytes that `place`, numbers of (images, rows, pixels), adds to a pointer."""
+        """Return how many bytes the element at `place` (image, row, pixel) is after the first element."""
         return place[0] * self.image + place[1] * self.row + place[2] * self.pixel
 
 
@@ -311,7 +311,10 @@ def first_lanes_mask(e: Emitter, count: ir.Value | int) -> ir.Value:
 
 
 def _masked_load(e: Emitter, pointer: ir.Value, count: ir.Value | int, align: int = 4, kind: ir.Type = F32) -> ir.Value:
-    """Load `count` values of type `kind` into the first lanes of a vector; the other lanes are zero and not read."""
+    """Load `count` values of type `kind` into the first lanes of a vector.
+
+    The other lanes are zero, and their memory is not read.
+    """
     vector = ir.VectorType(kind, e.target.lanes)
     given = [pointer, ir.Constant(I32, align), first_lanes_mask(e, count), ir.Constant(vector, None)]
     return e.call(f"llvm.masked.load.{_intrinsic_suffix(vector)}.p0", vector, given)

@@ -350,7 +350,10 @@ class ConvAxes:
         return _count_tiles(self.rows, tile.rows)[0] * _count_tiles(self.columns, tile.columns)[0] / tile.images
 
     def runs_per_tile(self, tile: Tile) -> float:
-        """Return the mean number of runs of consecutive live taps per tile; a tap is live if it reads any input."""
+        """Return the mean number of ranges of consecutive live taps per tile.
+
+        A tap (kernel position) is live if it reads any input, not only padding.
+        """
         tiles, taps, _ = _count_tiles(self.rows, tile.rows)
         whole = _count_tiles(self.columns, tile.columns)[2]
         return whole + (1 - whole) * taps / tiles

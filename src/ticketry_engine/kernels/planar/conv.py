@@ -313,8 +313,8 @@ class ReadBounds(Protocol):
 def check_reads(tables: ReadBounds, x: Planes, places: Array, reach: tuple[int, int]) -> None:
     """Check that a kernel reads nothing before the first or after the last plane of x.
 
-    `reach` holds two bytes: a tile at one of `places` (`Tiles.places`) reads from the first to before the second,
-    counted from the tile's place. Raise `ValueError` if a tile reads outside of the planes.
+    `places` are the bytes at which tiles begin. `reach` holds two byte offsets from a tile's beginning: a tile reads
+    from the first to before the second. Raise `ValueError` if a tile reads outside of the planes.
     """
     if not tables.weights.size:
         return
@@ -395,8 +395,8 @@ def _build_sum_tables(
     """Build `SumTables`; store column offsets in the largest unit and smallest type that hold them exactly.
 
     A segment is a part of a row of weights. `columns` are bytes relative to the least byte of a segment's columns.
-    `chunks` are (first segment, number of segments, first weight). `blocked` is whether rows may have several segments.
-    `reach` holds the least and greatest byte of a column.
+    `chunks`, the parts that are divided among threads, are (first segment, number of segments, first weight). `blocked`
+    is whether rows may have several segments. `reach` holds the least and greatest byte of a column.
     """
     made = np.array(chunks, dtype=np.int64)
     made[:, 0] *= segments.shape[1] * 4
@@ -671,7 +671,7 @@ def _inputs_per_block(columns: Array, tiles: Sequence[Tiles], near: int) -> int:
 
 
 def _estimate_cycles(kind: RowKind, counts: Sequence[int], columns: Array, target: Target) -> float:
-    """Estimate the cycles that the rows of `kind` take over all tiles, from the numbers of columns and segments.
+    """Estimate the cycles that the rows in `kind` take over all tiles, from the numbers of columns and segments.
 
     Args:
         counts: number of retained weights of each row.

@@ -59,7 +59,7 @@ def estimate_cycles(columns: int, kinds: dict[int, list[list[Array]]], kept: Arr
 
 @dataclass(frozen=True)
 class Collect(EmittedKernel):
-    """Kernel that copies floats from arbitrary places in working memory side by side, followed by a zero."""
+    """Kernel that copies floats from any bytes of working memory to consecutive elements, followed by a zero."""
 
     finished: ClassVar[bool] = True
 

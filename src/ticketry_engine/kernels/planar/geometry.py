@@ -136,7 +136,7 @@ class Shape:
 
 @dataclass(frozen=True, eq=False)
 class Tiles:
-    """All tiles of a plane that have the same shape, with the places where they begin."""
+    """All tiles of a plane that have the same shape, with the bytes at which they begin."""
 
     shape: Shape
     places: np.ndarray[Any, np.dtype[np.int32]]
@@ -422,7 +422,7 @@ def find_contiguous_runs(
     """Return how planes of equal height, width and number of images are divided into runs of consecutive floats.
 
     The result has the number of runs, the floats per run, and for each geometry (byte of the first run, bytes between
-    two runs). If `halos`, runs may contain the halo between rows, so that a plane can be a single run.
+    two runs). If `halos`, runs may include the zeros between rows (halo), so that a whole plane can be a single run.
     """
     first = geometries[0]
     places = tuple((g.pixel_position(0, 0) * g.step, g.row * g.step) for g in geometries)
