@@ -67,7 +67,7 @@ _LABELS = {
 
 
 def emit_region(plan: TrainingPlan) -> None:
-    """Add the operations of the forward and backward pass of all nodes to a plan, and link them into a program."""
+    """Add the operations of all nodes' forward and backward passes to a plan, and build the plan's program."""
     plan.label, region = MOVES, plan.region
     lives = compute_lifetimes(region)
     plan.passing = {name for name, reader in lives.passing.items() if plan.runs_by_block(name, reader.output)}
@@ -247,7 +247,9 @@ def _emit_norm_forward(node: Node, plan: TrainingPlan) -> None:
 def _add_norm_recomputation(
     name: str, makers: Mapping[str, Node], plan: TrainingPlan, *, passing: bool = False
 ) -> None:
-    """If the value `name` is a norm's output that is not stored, add operations that recompute it in the backward pass.
+    """Add operations that recompute a norm's output in the backward pass, if the value `name` is such an output.
+
+    Nothing is added if the output is still stored.
 
     Args:
         makers: name of a value -> node of the norm that computes the value.

@@ -52,7 +52,7 @@ class PackedWeight:
 
     @torch.no_grad()
     def adopt_mask(self, kept: Tensor) -> None:
-        """Use the mask `kept` from now on; copy the weights that `kept` retains from the dense tensor to the row."""
+        """Use the mask `kept` from now on; copy the weights that it retains from the dense tensor to this vector."""
         self.kept = kept
         self.places = kept.flatten().nonzero()[:, 0]
         self._seen: Array = np.empty(len(self.places), np.int32)
@@ -327,7 +327,7 @@ class PackedWeights:
                 self._each[number].write(self._session, number)
 
     def _copy_loaded_weights(self, optimizer: Optimizer, args: object, kwargs: object) -> None:
-        """Before an optimiser step, copy weights to the rows that were loaded into tensors after the backward pass."""
+        """Before an optimiser step, copy to the vectors what was loaded into dense tensors since the backward pass."""
         if self._rows_stepped_by(optimizer):
             self._bind_to_replaced_tensors()
             for row in self._each:

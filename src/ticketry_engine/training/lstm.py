@@ -55,7 +55,7 @@ class SequenceShape:
 
     @property
     def blocks(self) -> int:
-        """Number of blocks of sixteen examples per word."""
+        """Number of blocks of sixteen examples for each word (time step)."""
         return -(-self.batch // IMAGES)
 
 
@@ -63,7 +63,8 @@ class LstmLayer:
     """Runs one LSTM layer in one direction, forward and backward, for one shape of the input.
 
     Args:
-        kept: `INPUTS` and `STATES` -> bool array [4 units, inputs or units], True where a weight is retained.
+        kept: `INPUTS` -> bool array [4 * units, inputs] and `STATES` -> [4 * units, units], True where a weight is
+            retained.
         threads: number of threads that share each operation.
     """
 
@@ -115,7 +116,7 @@ class LstmLayer:
         return range(len(self._ops) - len(ops), len(self._ops))
 
     def _op_for_time_step(self, op: Op, word: int, *values: Batch) -> Op:
-        """Return a copy of `op`, an operation on `values` of the first word, that processes the word number `word`."""
+        """Return a copy of `op` that processes time step `word`; `op` processes `values` of the first time step."""
         moved = np.array([self.text.blocks * word * value.block_bytes for value in values], dtype=np.int32)
         args = list(op.args)
         for number in range(_TILES, len(args), 3):
@@ -185,8 +186,8 @@ class LstmLayer:
         """Run a forward pass, and return the state that the backward pass needs.
 
         Args:
-            x: words x examples x inputs, float32.
-            past: state and cell before the first word: examples x units.
+            x: float32 [words, examples, inputs], where words are time steps.
+            past: state and cell before the first word, each [examples, units].
             bias: the sum of torch's two biases of each gate.
             seconds: dict to which the seconds of operations are added, by label.
         """
@@ -213,7 +214,7 @@ class LstmLayer:
             state.session.run(ops.start, ops.stop, shared=True)
 
     def outputs(self, state: PassState) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the states of all words (words x examples x units), and the state and the cell after the last word."""
+        """Return the states of all time steps, [words, examples, units], and the state and the cell after the last."""
         words = self.text.words
         states = self._copy_from_memory(state, self._time_steps_of(self.states, 1, words))
         return states, states[-1].clone(), self._copy_from_memory(state, self._time_steps_of(self.cells, words))[0]
@@ -318,7 +319,7 @@ _SHAPES = 8
 
 
 class LstmUnit(Substitute):
-    """Runs the calls of an `nn.LSTM` in kernels."""
+    """Substitute for the `forward` of an `nn.LSTM`, which runs calls in kernels."""
 
     module: nn.LSTM
     last = None
@@ -388,7 +389,7 @@ class LstmUnit(Substitute):
         return self.context.recurrent.get(self.name, {})
 
     def drop_regions(self) -> None:
-        """Drop all operations and tables, because the mask has changed."""
+        """Discard all operations and tables, because the mask has changed."""
         self._layers = {}
 
     # -- report --------------------------------------------------------------------------------------------------------
@@ -419,7 +420,7 @@ class LstmUnit(Substitute):
 
     @property
     def steps(self) -> list[LstmUnit]:
-        """Return the objects that record the seconds of kernels: only this unit."""
+        """Return a list of the objects that record the seconds of kernels; it contains only this object."""
         return [self]
 
     def layer_seconds(self) -> dict[str, float]:

@@ -142,7 +142,7 @@ def _fused_norm(nodes: Sequence[Node], node: Node, uses: Mapping[str, int]) -> t
 
 
 def values_read_in_backward(node: Node) -> tuple[str, ...]:
-    """Return the values that a node's backward pass reads, in addition to the gradient of the node's output."""
+    """Return the values that a node's backward pass reads besides the gradient of the node's output."""
     if node.op == "batch_norm":
         return (node.inputs[0], node.output) if node.attrs["act"] and len(node.inputs) > 1 else node.inputs[:1]
     if node.op == "act":
@@ -209,7 +209,9 @@ class Slot:
 
 
 class TrainingPlan:
-    """Collects the operations of a region's training step, and links them into a program.
+    """Collects the operations of a training step for a region: a group of a model's nodes that run in kernels.
+
+    After all have been added, `link` builds a program from them.
 
     Args:
         kept: name of a module -> bool array [O, I / groups, kh, kw], True where a weight is retained.
@@ -272,7 +274,7 @@ class TrainingPlan:
         self._filled = -1
 
     def link(self) -> None:
-        """Link the added operations into the plan's program."""
+        """Build the plan's program from the added operations."""
         size = self._arena.size
         for op, slot in self._standalone:
             slot.number = len(self.ops)
@@ -288,7 +290,7 @@ class TrainingPlan:
         self._standalone, self._gathers, self._regathers = [], [], []
 
     def _link_gathers(self) -> None:
-        """Link the operations that fill tables; group many of them in each native call to save overhead."""
+        """Add the operations that fill tables to the program; each native call runs many of them, to save overhead."""
         first, keys = len(self.ops), [key for _, key in self._gathers]
         for number, (op, _) in enumerate(self._gathers):
             self.ops.append(replace(op, args=(*op.args[:-1], number % _TENSORS)))
@@ -336,7 +338,7 @@ class TrainingPlan:
         return name not in self.region.outputs and all(node.op in LAYERS for node in readers)
 
     def runs_by_block(self, *names: str) -> bool:
-        """Return whether operations on the values `names` run block by block, each block on a single thread."""
+        """Return whether operations on the values `names` process one block of images at a time, on a single thread."""
         return self.threads == 1 and all(
             len(operation_blocks(self.blocks, self.shapes[name][1:])) == self.blocks for name in names
         )
@@ -385,7 +387,7 @@ class TrainingPlan:
         self._arena.release(self._buffers.pop(memory.offset))
 
     def free_scratch(self) -> None:
-        """Make scratch memory free: if operations that wait use the memory, append them to the backward pass."""
+        """Make scratch memory free for reuse; operations that use it are appended to the backward pass before that."""
         if self._scratch_taken:
             self.append_waiting("backward")
 
@@ -423,8 +425,9 @@ class TrainingPlan:
     def add(self, when: str, ops: list[Op], begin: Sequence[Op] = ()) -> Slot:
         """Add operations to a pass, one for each block of images or some for all blocks; return the index of the first.
 
-        Operations for single blocks wait until more are added. Then they run together, block by block, so that caches
-        still hold what the previous operation wrote. Operations for all blocks run after the waiting operations.
+        Operations for single blocks are first collected. All collected operations then run on one block after the
+        other, so that caches still hold what the previous operation wrote. Operations for all blocks run after those
+        that were collected.
 
         Args:
             when: "forward" or "backward".
@@ -442,7 +445,7 @@ class TrainingPlan:
         return slot
 
     def _append_range(self, when: str, bounds: list[int]) -> None:
-        """Append the operations between `bounds` to a pass; run them in the previous operations' call if possible."""
+        """Append the operations between `bounds` to a pass, as part of the last native call if possible."""
         before = self.stages[when][-1] if self.stages[when] else None
         if isinstance(before, OpRange) and len(bounds) == len(before.bounds) == 2 and before.bounds[1] == bounds[0]:
             before.bounds[1] = bounds[1]
@@ -461,7 +464,7 @@ class TrainingPlan:
             self.append_waiting("backward")
 
     def add_final_stage(self, stage: Stage) -> None:
-        """Add a stage to the end of the backward pass; no other operation may write the table that the stage reads."""
+        """Add a function (a stage) to the end of the backward pass; nothing else may write the table that it reads."""
         self._last.append(stage)
 
     def add_standalone(self, op: Op) -> Slot:
@@ -485,7 +488,7 @@ class TrainingPlan:
         return [op if op.label == self.label else replace(op, label=self.label) for op in ops]
 
     def append_waiting(self, when: str) -> None:
-        """Append all operations that wait to run block by block (see `add`) to the pass `when`."""
+        """Append all operations on single blocks that `add` has collected to the pass `when`."""
         if lost := [name for name in self.present if self.values[name].passing]:
             raise AssertionError(f"{lost} are still read, but only their last block is stored")
         bounds = [len(self.ops)]
@@ -516,7 +519,7 @@ class TrainingPlan:
     # -- to and from tensors -------------------------------------------------------------------------------------------
 
     def add_tensor_copy(self, key: str, value: Batch, *, out: bool) -> None:
-        """Add operations, named `key`, that load a value from a tensor block by block, or store it there if `out`."""
+        """Add operations, named `key`, that copy a value from a tensor, or to a tensor if `out`."""
         channels, height, width = value.channels, value.geometry.height, value.geometry.width
         strides = (channels * height * width, height * width, width, 1)
         if self.region.tokens:  # the first position holds sixteen neighbouring tokens, one per image
@@ -565,7 +568,7 @@ class TrainingPlan:
 
 
 class Gradients:
-    """Records which memory has the gradient of each value while the backward pass is planned."""
+    """Records which memory holds the gradient of each value, while operations are added to the backward pass."""
 
     def __init__(self, plan: TrainingPlan) -> None:
         self._plan = plan
@@ -610,7 +613,7 @@ _LARGE = 4 << 20
 
 @dataclass
 class PassState:
-    """Holds the working memory of one training step, in a program session that the backward pass closes."""
+    """Holds the working memory of one training step; the backward pass releases it by closing `session`."""
 
     session: ProgramSession
     number: int = field(default_factory=itertools.count().__next__, kw_only=True)
@@ -618,7 +621,7 @@ class PassState:
     closed: bool = field(default=False, kw_only=True)
 
     def require_open(self, what: str) -> None:
-        """Raise EngineError if the session is closed, because a second backward pass runs through `what`."""
+        """Raise EngineError if a backward pass has already used and released the memory; `what` names the layers."""
         if self.closed:
             raise EngineError(
                 f"backward runs a second time through {what} of sparse training, which keeps its values for one:"
@@ -636,7 +639,7 @@ class PassState:
 
 
 class GradientMemory:
-    """Memory for the gradients of large weights that each step reuses.
+    """Memory for gradients of large weights; each training step reuses the memory of the step before.
 
     The system zeroes each page of new memory, which can take longer than all products of a large sparse layer.
     """

@@ -233,7 +233,7 @@ class Unit(Substitute):
         return {self.name_in_model(layer_name(node)) for node in nodes if node.op in LAYER_OPS}
 
     def dense_layers(self) -> set[str]:
-        """Return the layers in kernels that compute with all weights, where pruned weights are zeros."""
+        """Return the layers that run in kernels without sparsity, which compute with pruned weights as zeros."""
         captured = None if self.last is None else self.last.captured
         return set() if captured is None else {self.name_in_model(name) for name in captured.dense}
 
@@ -266,7 +266,7 @@ def _to_float32(value: Any) -> Any:
 
 
 def build_units(model: nn.Module, context: TrainingContext) -> list[Unit]:
-    """Return units, which replace `forward`, for the model and for each of its modules with layers under the mask."""
+    """Return a `Unit`, which replaces `forward`, for the model and for each module with layers under the mask."""
     return [
         Unit(name, module, context)
         for name, module in model.named_modules()
