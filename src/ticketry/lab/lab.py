@@ -285,7 +285,7 @@ class Lab:
             futures = [self._get_runner().submit(order, one, ()) for one in segments]
             raise_first_error(concurrent.futures.wait(futures).done)
         for one in segments:
-            self._emit(Event("aside", one.key, one.first, one.last, one.last))
+            self._report_event(Event("aside", one.key, one.first, one.last, one.last))
         return [future.result() for future in futures]
 
     def at(self, result: Result, step: int) -> Result:
@@ -579,11 +579,11 @@ class Lab:
             self.ledger.steps_asked += segment.steps
             self._labels[key] = f"{self._label_prefix}{label}"
             if is_done(self.store, segment, keep, measure=measure):
-                self._emit(Event("cached", key, segment.first, segment.last, segment.last))
+                self._report_event(Event("cached", key, segment.first, segment.last, segment.last))
                 return None
             future = self._in_flight.get((key, keep, measure))
             if future is None or future.done():
-                self._emit(Event("started", key, segment.first, segment.first, segment.last))
+                self._report_event(Event("started", key, segment.first, segment.first, segment.last))
                 runner = self._get_runner()
                 order = replace(self._order, measure=measure)
                 future = self._in_flight[key, keep, measure] = runner.submit(order, segment, keep)
@@ -614,13 +614,13 @@ class Lab:
             self._labels[segment.key] = f"{self._label_prefix}weights that a bundle left out"
             future = self._get_runner().submit(order, segment, ())
         concurrent.futures.wait([future])
-        self._emit(Event("aside", segment.key, segment.first, segment.last, segment.last))
+        self._report_event(Event("aside", segment.key, segment.first, segment.last, segment.last))
         future.result()
 
     def _get_runner(self) -> Runner:
         with self._guard:
             if self._runner is None:
-                self._runner = self._chosen.make(self._emit)
+                self._runner = self._chosen.make(self._report_event)
             return self._runner
 
     def _record_work(self, segment: Segment, request: _Request, work: Work) -> None:
@@ -631,7 +631,7 @@ class Lab:
                 self.ledger.train_seconds += work.train_seconds
                 self.ledger.other_seconds += work.other_seconds
                 self.ledger.processor_seconds += work.processor_seconds
-        self._emit(Event("finished", segment.key, segment.first, segment.last, segment.last))
+        self._report_event(Event("finished", segment.key, segment.first, segment.last, segment.last))
 
     def _load_result(self, segment: Segment) -> Result:
         record = self.store.load_valid_result(segment.trajectory, segment.last)
@@ -647,7 +647,7 @@ class Lab:
             record=record,
         )
 
-    def _emit(self, event: Event) -> None:
+    def _report_event(self, event: Event) -> None:
         if self._listeners:
             labelled = Event(**{**vars(event), "label": self._labels.get(event.key, "")})
             for listener in tuple(self._listeners):

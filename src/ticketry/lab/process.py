@@ -233,10 +233,10 @@ def print_error_line(text: str) -> None:
 
 def exit_when_parent_exits() -> None:
     """End this process as soon as its parent is gone."""
-    threading.Thread(target=_exit_after_parent, daemon=True).start()
+    threading.Thread(target=_exit_when_parent_is_gone, daemon=True).start()
 
 
-def _exit_after_parent() -> None:
+def _exit_when_parent_is_gone() -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
         wait([parent.sentinel])

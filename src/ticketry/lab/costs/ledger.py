@@ -183,12 +183,12 @@ def training_phases_of(found: Found, before: Iterable[Found] = ()) -> Phases:
     if found.mask is None:
         return Phases(dense=(found.result,))
     earlier = [each.result for each in before if each.mask is not None and not each.searched]
-    return _split_phases(found.searched or (found.dense, *earlier), found)
+    return _divide_trainings_into_phases(found.searched or (found.dense, *earlier), found)
 
 
 def training_phases_before_sparse(trainings: Sequence[Result], mask: str) -> Phases:
     """Return the phases of the work that led to the mask with the digest `mask`, without training with the mask."""
-    before = _split_phases(trainings, None)
+    before = _divide_trainings_into_phases(trainings, None)
     return replace(before, masks=tuple(dict.fromkeys([*before.masks, mask])))
 
 
@@ -209,14 +209,14 @@ def control_phases(
     if not searched:
         start = fresh or start
         needed = [start] if start.segment.start.seed is not None else list(found.searched)
-        own = _split_phases(needed, None)
+        own = _divide_trainings_into_phases(needed, None)
         return Phases(own.dense, own.search, tuple(trained), masks=own.masks)
     begun = fresh or start  # may end later than the ticket's dense training, as in gradual pruning
     dense = _longest_training_per_trajectory([*ticket.dense, *([begun] if not begun.segment.variants else [])])
     return Phases(dense, ticket.search, tuple(trained), ticket.gradients, ticket.masks, ticket.detector_seconds)
 
 
-def _split_phases(needed: Sequence[Result], found: Found | None) -> Phases:
+def _divide_trainings_into_phases(needed: Sequence[Result], found: Found | None) -> Phases:
     parts = _longest_training_per_trajectory(needed)
     dense = tuple(each for each in parts if not each.segment.variants)
     search = tuple(each for each in parts if each not in dense)

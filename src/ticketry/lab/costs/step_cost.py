@@ -133,20 +133,20 @@ class Costs:
         if phases.masks and not search["steps"]:
             search["memory"] = None
         search["steps"] += phases.gradients
-        search["flops"] = _sum_unless_unknown([search["flops"], self._flops_outside_training(phases)])
+        search["flops"] = _sum_or_none([search["flops"], self._flops_outside_training(phases)])
         search["seconds"] = round(search["seconds"] + sum(mask.seconds for mask in masks) + phases.detector_seconds, 3)
         return found
 
     def flops(self, phases: Phases) -> float | None:
         """Return the total FLOPs of all phases; None if the FLOPs of any work could not be measured."""
-        return _sum_unless_unknown([*map(self._training_flops, phases.trainings), self._flops_outside_training(phases)])
+        return _sum_or_none([*map(self._training_flops, phases.trainings), self._flops_outside_training(phases)])
 
     def _sum_training_costs(self, trainings: Iterable[Result]) -> dict[str, Any]:
         trained = [each for each in trainings if each.segment.steps]
         heights = [self._measure_once("memory", each.segment, step_memory) for each in trained]
         return {
             "steps": sum(each.segment.steps for each in trained),
-            "flops": _sum_unless_unknown(map(self._training_flops, trained)),
+            "flops": _sum_or_none(map(self._training_flops, trained)),
             "seconds": round(sum((each.train_seconds for each in trained), 0.0), 3),
             "memory": None if None in heights else max((height for height in heights if height is not None), default=0),
         }
@@ -163,7 +163,7 @@ class Costs:
         if phases.gradients:
             dense, flops = self._step_flops(phases.sparse[-1].segment)
             parts.append(None if flops is None else phases.gradients * dense_gradient_flops(dense, flops))
-        return _sum_unless_unknown(parts)
+        return _sum_or_none(parts)
 
     def _scoring_flops(self, phases: Phases, seen: SeenExamples | None) -> float | None:
         if seen is None:
@@ -208,7 +208,7 @@ def dense_gradient_flops(dense: float, flops: float) -> float:
     return (2 * flops + dense) / 3
 
 
-def _sum_unless_unknown(parts: Iterable[float | None]) -> float | None:
+def _sum_or_none(parts: Iterable[float | None]) -> float | None:
     found = 0.0
     for part in parts:
         if part is None:

@@ -177,7 +177,7 @@ class Dashboards:
         }
         last |= {"train_seconds": result.train_seconds, **(values or {})}
         with self._guard:  # one run at a time, if several threads report
-            self._enqueue(run, None)
+            self._enqueue_call(run, None)
             for step, loss in result.record.get("loss", ()):
                 self.report_metrics(run, {"train/loss": loss}, step)
             self.report_metrics(run, last, result.segment.last)
@@ -194,7 +194,7 @@ class Dashboards:
         """
         run, before = Logged(name, name, kind, config), self.group
         self.group = name if by_label else ""
-        self._enqueue(run, None)
+        self._enqueue_call(run, None)
         try:
             yield run
         except BaseException:
@@ -208,14 +208,14 @@ class Dashboards:
     def report_metrics(self, run: Logged, values: Mapping[str, float], step: int) -> None:
         """Report the numbers `values`, by name, for a step of a run."""
         numbers = {name: float(value) for name, value in values.items()}
-        self._enqueue(run, lambda logger: logger.metrics(run, numbers, step))
+        self._enqueue_call(run, lambda logger: logger.metrics(run, numbers, step))
 
     def report_artifact(self, run: Logged, path: Path, kind: str) -> None:
         """Report a file or folder as part of a run; `kind` says what it contains, such as a ticket.
 
         The thread that sends reports reads the content later.
         """
-        self._enqueue(run, lambda logger: logger.artifact(run, path, kind))
+        self._enqueue_call(run, lambda logger: logger.artifact(run, path, kind))
 
     def describe_locations(self) -> list[str]:
         """Return, for each logger that has not failed, a line of text that says how to view its logs."""
@@ -249,9 +249,9 @@ class Dashboards:
         return ""
 
     def _finish_run(self, run: Logged, *, failed: bool = False) -> None:
-        self._enqueue(run, lambda logger: logger.finish(run, failed=failed))
+        self._enqueue_call(run, lambda logger: logger.finish(run, failed=failed))
 
-    def _enqueue(self, run: Logged, call: _Call | None) -> None:
+    def _enqueue_call(self, run: Logged, call: _Call | None) -> None:
         """Queue `call`, which the thread makes for every logger; if `call` is None, the thread starts the run."""
         if not self:
             return

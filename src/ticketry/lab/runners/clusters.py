@@ -61,12 +61,14 @@ class _RayTasks(Pool):
         self._ours, self._closed = not ray.is_initialized(), threading.Event()
         if self._ours:
             connected: Future[None] = Future()
-            threading.Thread(target=self._stay_connected, args=[connected], name="ray", daemon=True).start()
+            threading.Thread(
+                target=self._connect_and_keep_thread_alive, args=[connected], name="ray", daemon=True
+            ).start()
             connected.result()
         self._execute = ray.remote(max_retries=0, max_calls=0)(execute)
         self._refs: dict[Future[str], Any] = {}
 
-    def _stay_connected(self, connected: Future[None]) -> None:
+    def _connect_and_keep_thread_alive(self, connected: Future[None]) -> None:
         """Connect to Ray in this thread, set the future `connected`, and keep the thread alive until `close`.
 
         On Linux, processes that Ray starts end with the thread that connected (prctl(2), PR_SET_PDEATHSIG). The thread
@@ -90,7 +92,7 @@ class _RayTasks(Pool):
                 log_to_driver=False,
                 logging_level="ERROR",
                 include_dashboard=None if address else False,
-                runtime_env=_read_environment(self._place),
+                runtime_env=_read_ray_environment(self._place),
             )
         except Exception as error:
             raise RunnerError(
@@ -131,7 +133,7 @@ class _RayTasks(Pool):
         self._closed.set()
 
 
-def _read_environment(place: Place) -> dict[str, Any] | None:
+def _read_ray_environment(place: Place) -> dict[str, Any] | None:
     """Return the content of the JSON file that the option ``env=`` names; None without this option."""
     if "env" not in place.options:
         return None

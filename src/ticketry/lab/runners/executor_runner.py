@@ -150,7 +150,7 @@ class ExecutorRunner:
             needs = self._place.resources_per_training(arithmetic.threads, arithmetic.device, arithmetic.ranks)
             sent.future = self._pool.submit(sent.text, needs)
         except Exception as error:
-            self._set_result(sent, self._explain(error, sent))
+            self._set_result(sent, self._convert_error_for_user(error, sent))
             return
         sent.future.add_done_callback(lambda future: self._answers.put((sent, future)))  # in a thread of the executor
 
@@ -173,7 +173,7 @@ class ExecutorRunner:
             elif self._pool.is_loss(error):
                 self._resend(sent, f"{type(error).__name__}: {error}")
             else:
-                self._set_result(sent, self._explain(error, sent))
+                self._set_result(sent, self._convert_error_for_user(error, sent))
             return
         found = parse_answer(future.result())
         sent.worker = str(found["worker"])
@@ -211,7 +211,7 @@ class ExecutorRunner:
         )
         self._set_result(sent, RunnerError(message))
 
-    def _explain(self, error: BaseException, sent: _SentSegment) -> Exception:
+    def _convert_error_for_user(self, error: BaseException, sent: _SentSegment) -> Exception:
         if isinstance(error, (RunnerError, InterruptedTrainingError)):
             return error
         return RunnerError(

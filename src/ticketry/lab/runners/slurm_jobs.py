@@ -263,7 +263,7 @@ class _Jobs(Pool):
     def _poll_once(self) -> None:
         """Read new answers, handle jobs that have ended, and send waiting requests to free or new jobs."""
         if not self._local and time.monotonic() > self._next_queue:
-            self._queue, self._next_queue = _list_queue(), time.monotonic() + _QUEUE_SECONDS
+            self._queue, self._next_queue = _list_queued_job_ids(), time.monotonic() + _QUEUE_SECONDS
         for one in list(self._jobs):
             ended = self._has_ended(one)  # asked before the last answer is read
             names = _list_file_names(one.folder)
@@ -339,7 +339,7 @@ class _Jobs(Pool):
         return time.monotonic() - submitted.seen > _GONE_SECONDS
 
 
-def _list_queue() -> set[str] | None:
+def _list_queued_job_ids() -> set[str] | None:
     """Return the ids of this user's jobs in Slurm's queue; None if Slurm does not answer."""
     words = ["squeue", "--me", "-h", "-r", "-o", "%i"]
     try:

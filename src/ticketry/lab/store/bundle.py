@@ -136,7 +136,7 @@ def _encode_parts(sources: Sequence[Source]) -> Iterator[tuple[Part, bytes]]:
     before = b""
     for kind, name, read, whole in sources:
         data = read()
-        coding, packed = ("whole", data) if whole else _compress(data, before)
+        coding, packed = ("whole", data) if whole else _compress_to_smallest(data, before)
         if kind != "blob" and len(data) > _max_record_bytes(len(packed)):
             coding, packed = "whole", data
         before = b"" if coding == "whole" else data  # a reader does the same
@@ -144,7 +144,7 @@ def _encode_parts(sources: Sequence[Source]) -> Iterator[tuple[Part, bytes]]:
         yield msgspec.convert({**facts, "sha256": hashlib.sha256(data).hexdigest()}, Part), packed
 
 
-def _compress(data: bytes, before: bytes) -> tuple[Coding, bytes]:
+def _compress_to_smallest(data: bytes, before: bytes) -> tuple[Coding, bytes]:
     """Return the coding that makes `data` smallest, and the compressed bytes; `before` is the file before `data`."""
     found: tuple[Coding, bytes] = "zlib", zlib.compress(data, _LEVEL)
     if len(before) == len(data):
@@ -233,7 +233,7 @@ class Bundle:
             self._file.seek(self._first)
             before = b""
             for part in self.contents.parts:
-                data = self._decode(part, self._file.read(part.packed), before)
+                data = self._decompress_part(part, self._file.read(part.packed), before)
                 before = data if part.compressed else b""
                 yield part, data
 
@@ -263,10 +263,10 @@ class Bundle:
         if contents.format != version or any((part.coding != "") != (version == 2) for part in contents.parts):
             raise self._build_error(f"its list of parts is not one of version {version}")
         self._first = _START + 8 + length
-        self._check_sizes(contents.parts, size)
+        self._check_part_sizes(contents.parts, size)
         return contents
 
-    def _check_sizes(self, parts: Sequence[Part], size: int) -> None:
+    def _check_part_sizes(self, parts: Sequence[Part], size: int) -> None:
         if self._first + sum(part.packed for part in parts) != size:
             raise self._build_error("its parts have other sizes than its list says")
         if len({(part.kind, part.name) for part in parts}) < len(parts):
@@ -283,7 +283,7 @@ class Bundle:
                     f"{' '.join(part.name):.80} would take more than {limit >> 20} MB once unpacked"
                 )
 
-    def _decode(self, part: Part, data: bytes, before: bytes) -> bytes:
+    def _decompress_part(self, part: Part, data: bytes, before: bytes) -> bytes:
         name = " ".join(part.name)
         if part.compressed:
             inflate = zlib.decompressobj()

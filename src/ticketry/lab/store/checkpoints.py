@@ -198,11 +198,13 @@ def fetch_newest_checkpoint(remote: Objects, paths: Paths, trajectory: str, last
     """Download the newest undamaged checkpoint, up to step `last`, of the training with the key `trajectory`."""
     found = {checkpoint for checkpoint, _ in list_checkpoints(remote, trajectory) if checkpoint.step <= last}
     for checkpoint in sorted(found, key=lambda one: one.step, reverse=True):
-        if (_fetch_parts if checkpoint.in_parts else _fetch_file)(remote, paths, checkpoint):
+        if (_download_sharded_checkpoint if checkpoint.in_parts else _download_checkpoint_file)(
+            remote, paths, checkpoint
+        ):
             return
 
 
-def _fetch_file(remote: Objects, paths: Paths, checkpoint: Checkpoint) -> bool:
+def _download_checkpoint_file(remote: Objects, paths: Paths, checkpoint: Checkpoint) -> bool:
     path = paths.partial_file(checkpoint.trajectory, checkpoint.step, checkpoint.digest)
     if path_exists(path):
         return True
@@ -213,7 +215,7 @@ def _fetch_file(remote: Objects, paths: Paths, checkpoint: Checkpoint) -> bool:
     return True
 
 
-def _fetch_parts(remote: Objects, paths: Paths, checkpoint: Checkpoint) -> bool:
+def _download_sharded_checkpoint(remote: Objects, paths: Paths, checkpoint: Checkpoint) -> bool:
     trajectory, step = checkpoint.trajectory, checkpoint.step
     if path_exists(paths.partial_folder(trajectory, step)):
         return True

@@ -55,7 +55,7 @@ def mark_running(folder: Path) -> Iterator[None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         names = (_MARK, *(f"{_MARK}-{number}" for number in range(2, _MOST + 1)))
-        lock = next(filter(None, (_lock_mark(folder / name) for name in names)), None)
+        lock = next(filter(None, (_lock_mark_file(folder / name) for name in names)), None)
     except OSError:  # a folder that cannot be written: the caller reports that when it writes results
         lock = None
     if lock is None:
@@ -81,7 +81,7 @@ def is_running(folder: Path) -> bool:
         return any(is_running_mark(entry.name) and is_locked(folder / entry.name) for entry in list_entries(folder))
 
 
-def _lock_mark(mark: Path) -> filelock.FileLock | None:
+def _lock_mark_file(mark: Path) -> filelock.FileLock | None:
     """Create and lock the file `mark`; return None if another process holds the lock, or another user owns the file."""
     if mark.is_symlink() or (exists(mark) and not is_file(mark)):  # FileLock would open and empty the file
         return None

@@ -180,7 +180,7 @@ def collect_garbage(store: Store, *, grace_seconds: float = GRACE_SECONDS, dry_r
     for path in [*store.paths.result_files(), *store.paths.memo_files()]:
         needed |= referenced_digests(read_sealed(path) or {})
     now = store.objects.now()
-    doomed = [one for one in _unneeded_objects(store, needed) if now - one.modified >= grace_seconds]
+    doomed = [one for one in _find_deletable_objects(store, needed) if now - one.modified >= grace_seconds]
     if not dry_run:
         store.objects.delete([one.name for one in doomed])
         for folder in {store.paths.root / one.name for one in doomed}:
@@ -191,7 +191,7 @@ def collect_garbage(store: Store, *, grace_seconds: float = GRACE_SECONDS, dry_r
     return len(doomed) + files, sum(one.size for one in doomed) + size
 
 
-def _unneeded_objects(store: Store, needed: set[str]) -> Iterator[Any]:
+def _find_deletable_objects(store: Store, needed: set[str]) -> Iterator[Any]:
     """Yield objects that can be deleted: tensors that are not in `needed`, and checkpoints that are not the newest."""
     for one in store.objects.list("blobs/"):
         if one.name.endswith(".safetensors") and Path(one.name).stem not in needed:
@@ -254,7 +254,7 @@ class Usage:
         blobs = {blob for path in files for blob in referenced_digests(self._results.records[path])}
         memos = {path for path, named in self._memo_references.items() if named & blobs}
         blobs = blobs.union(*(self._memo_references[path] for path in memos))
-        return files | memos | {path for path in map(self._find_blob, blobs) if path}
+        return files | memos | {path for path in map(self._find_tensor_file, blobs) if path}
 
     def files_below(self, folder: Path) -> list[Path]:
         with explain_os_errors(folder, "read"):
@@ -266,7 +266,7 @@ class Usage:
         elsewhere = sum(self._elsewhere.get(path, 0) for path in paths)
         return elsewhere + count_file_bytes(path for path in paths if path not in self._elsewhere)
 
-    def _find_blob(self, digest: str) -> Path | None:
+    def _find_tensor_file(self, digest: str) -> Path | None:
         """Return the path of the tensor file with this digest, or None if the file is missing; cache the answer."""
         if digest not in self._places:
             path = self.store.paths.blob(digest)

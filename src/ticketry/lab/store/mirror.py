@@ -79,7 +79,7 @@ class Records:
         with self._locked_index() as index:
             there = {one.name: one for folder in FOLDERS for one in self._remote.list(folder)}
             for name, one in there.items():
-                if _is_record(name) and self._is_newer(one, index):
+                if _is_record(name) and self._is_newer_than_index(one, index):
                     self._download(name, index, one)
             for name in [name for name in index if name not in there]:
                 record = self._paths.root / name
@@ -97,7 +97,7 @@ class Records:
         """Download all new files below `folder`, such as the tickets of a run."""
         with self._locked_index() as index:
             for one in self._remote.list(f"{folder}/"):
-                if self._is_newer(one, index):
+                if self._is_newer_than_index(one, index):
                     self._download(one.name, index, one)
 
     def get(self, name: str) -> None:
@@ -117,17 +117,19 @@ class Records:
                 found = [self._paths.object_name(path) for path in iterate_files(self._paths.root / folder)]
             for name in found:
                 parts = name.split("/")
-                if not (is_running_mark(parts[-1]) or _is_page(name) or any(part.startswith(".") for part in parts)):
+                if not (
+                    is_running_mark(parts[-1]) or _is_html_page(name) or any(part.startswith(".") for part in parts)
+                ):
                     yield name
 
-    def _is_newer(self, listed: Listed, index: dict[str, Any]) -> bool:
+    def _is_newer_than_index(self, listed: Listed, index: dict[str, Any]) -> bool:
         known = index.get(listed.name)
         return (
             known is None or known["there"] != listed.version.strip() or not path_exists(self._paths.root / listed.name)
         )
 
     def _download(self, name: str, index: dict[str, Any], listed: Listed | None = None) -> None:
-        data = None if _is_page(name) else self._remote.get(name)
+        data = None if _is_html_page(name) else self._remote.get(name)
         if data is None:
             return
         path = join_inside(self._paths.root, *name.split("/"))
@@ -186,7 +188,7 @@ def _is_record(name: str) -> bool:
     return rest.count("/") == 0 and rest.endswith((".json", ".toml", ".md"))
 
 
-def _is_page(name: str) -> bool:
+def _is_html_page(name: str) -> bool:
     return name.endswith(".html")
 
 

@@ -83,12 +83,14 @@ class _Selection:
         named = {trajectory for _, _, values in self.records for trajectory, _ in result_keys_in(values)}
         # A trajectory in the second order has no results if it was not trained.
         found = known.select_with_references(
-            named if self.names else known.of_trajectory, _input_digests, second_order_trajectory
+            named if self.names else known.of_trajectory, _digests_of_start_tensors, second_order_trajectory
         )
         records = {(path.parent.name, int(path.stem)): known.records[path] for path in found}
         self.results = {key: record for key, record in records.items() if record is not _GONE}
         if not self.masks:  # retain only dense networks, in both orders of the data
-            self.results = {key: record for key, record in self.results.items() if not _input_digests(record)}
+            self.results = {
+                key: record for key, record in self.results.items() if not _digests_of_start_tensors(record)
+            }
 
     def sources(self, weights: bool) -> Iterator[Source]:
         """Yield the parts of the bundle; a part comes after all parts to which it refers."""
@@ -98,7 +100,7 @@ class _Selection:
             segment = record["segment"]
             start = segment["start"] if isinstance(segment.get("start"), dict) else {}
             started |= {digest for digest in (start.get("state"), start.get("optimizer")) if digest}
-            needed |= set(_input_digests(record))
+            needed |= set(_digests_of_start_tensors(record))
             for digest in output_digests(record):
                 made.setdefault(digest, key)
         states = {*made, *started}
@@ -189,7 +191,7 @@ class _Selection:
                     yield path, kind, blobs
 
 
-def _input_digests(record: Mapping[str, Any]) -> Sequence[str]:
+def _digests_of_start_tensors(record: Mapping[str, Any]) -> Sequence[str]:
     """Return the digests of the tensors with which a training starts: initial state and mask."""
     blobs: Sequence[str] = record["segment"].get("blobs", ())
     return blobs
@@ -232,7 +234,7 @@ def unpack(bundle: Path, root: Path, *, check: Check) -> Unpacked:
     with Bundle(bundle) as opened:
         _check_versions(opened.contents, bundle)
         for part, data in opened.parts():
-            _check_part(Paths(root), part, data, check, f"{bundle}: {' '.join(part.name)}")
+            _check_part_content(Paths(root), part, data, check, f"{bundle}: {' '.join(part.name)}")
         store = open_store(root)
         store.fetch(results=True)
         with mark_in_use(store.paths):  # so that no other process deletes what unpacked results need
@@ -243,7 +245,7 @@ def _add_contents(opened: Bundle, store: Store) -> Unpacked:
     new, unchanged = 0, list[Path]()
     renewed, differing, apart = list[Path](), list[Path](), list[str]()
     for part, data in opened.parts():
-        path = _path_of_part(store.paths, part)
+        path = _store_path_of_part(store.paths, part)
         if part.kind == "blob":
             known = store.has(part.name[0])
             store.objects.create_if_absent(store.paths.object_name(path), data)
@@ -321,11 +323,15 @@ def compare(kind: Kind, name: tuple[str, ...], known: bytes, new: bytes) -> Comp
     if kind == "result":
         mine, other = ours["metrics"], theirs["metrics"]
         if mine is None or other is None:
-            same = _without_origin({**ours, "metrics": None}) == _without_origin({**theirs, "metrics": None})
+            same = _remove_origin_entries({**ours, "metrics": None}) == _remove_origin_entries(
+                {**theirs, "metrics": None}
+            )
             return Comparison(same and mine is None and other is not None, "" if same else "numbers")
     return Comparison(
         take=False,
-        lost="" if _without_origin(ours) == _without_origin(_replace_store_folder(theirs, ours)) else "numbers",
+        lost=""
+        if _remove_origin_entries(ours) == _remove_origin_entries(_replace_store_folder(theirs, ours))
+        else "numbers",
     )
 
 
@@ -338,11 +344,11 @@ def _replace_store_folder(values: dict[str, Any], beside: dict[str, Any]) -> dic
     return moved
 
 
-def _without_origin(value: Any) -> Any:
+def _remove_origin_entries(value: Any) -> Any:
     """Return a JSON value without the entries that say how and when it was made, such as seconds and command."""
     if isinstance(value, dict):
-        return {name: _without_origin(one) for name, one in value.items() if name not in _OF_MAKING}
-    return [_without_origin(one) for one in value] if isinstance(value, list) else value
+        return {name: _remove_origin_entries(one) for name, one in value.items() if name not in _OF_MAKING}
+    return [_remove_origin_entries(one) for one in value] if isinstance(value, list) else value
 
 
 def _compare_campaigns(ours: CampaignRecord, theirs: CampaignRecord) -> Comparison:
@@ -375,7 +381,7 @@ def _check_versions(contents: Contents, bundle: Path) -> None:
         )
 
 
-def _path_of_part(paths: Paths, part: Part) -> Path:
+def _store_path_of_part(paths: Paths, part: Part) -> Path:
     """Return the path in the store for a part of a bundle; `OutsideError` if its name is invalid."""
     names = part.name
     if part.kind == "blob":
@@ -387,7 +393,7 @@ def _path_of_part(paths: Paths, part: Part) -> Path:
     return paths.record(part.kind, names[0])
 
 
-def _check_part(paths: Paths, part: Part, data: bytes, check: Check, what: str) -> None:
+def _check_part_content(paths: Paths, part: Part, data: bytes, check: Check, what: str) -> None:
     """Raise `StoreError` if the content of a part is invalid or does not belong to the part's name."""
     wanted = 2 if part.kind in ("result", "memo") else 1
     if len(part.name) != wanted:
@@ -401,7 +407,7 @@ def _check_part(paths: Paths, part: Part, data: bytes, check: Check, what: str) 
             raise StoreError(f"{what}: {step!r:.80} is no step")
     if part.kind == "memo" and part.name[0] not in MEMOS:
         raise StoreError(f"{what}: there are no remembered values of the kind {part.name[0]!r:.80}")
-    _path_of_part(paths, part)
+    _store_path_of_part(paths, part)
     if part.kind == "blob":
         if part.sha256 != key:
             raise StoreError(f"{what}: its digest is another")

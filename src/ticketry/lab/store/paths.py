@@ -187,24 +187,24 @@ class Paths:
         return path.relative_to(self.root).as_posix()
 
     def blob(self, digest: str) -> Path:
-        return self._resolve(blob_name(digest))
+        return self._path_inside_store(blob_name(digest))
 
     def result(self, trajectory: str, step: int) -> Path:
-        return self._resolve(result_name(trajectory, step))
+        return self._path_inside_store(result_name(trajectory, step))
 
     def memo_file(self, kind: str, key: str) -> Path:
-        return self._resolve(memo_name(kind, key))
+        return self._path_inside_store(memo_name(kind, key))
 
     def lock(self, trajectory: str) -> Path:
         """Return the path of the file that a process locks during the training with the key `trajectory`."""
-        return self._resolve(f"{results_name(trajectory)}lock")
+        return self._path_inside_store(f"{results_name(trajectory)}lock")
 
     def partial_file(self, trajectory: str, step: int, digest: str) -> Path:
-        return self._resolve(partial_name(trajectory, step, digest))
+        return self._path_inside_store(partial_name(trajectory, step, digest))
 
     def partial_folder(self, trajectory: str, step: int) -> Path:
         """Return the folder of a checkpoint that several processes write together, each a part of the tensors."""
-        return self._resolve(f"partial/{trajectory}-{step}.parts")
+        return self._path_inside_store(f"partial/{trajectory}-{step}.parts")
 
     def run(self, name: str) -> Path:
         """Return the folder of a run: run.json, run.toml, report.html, figures and tickets."""
@@ -302,20 +302,20 @@ class Paths:
         with explain_os_errors(self.root, "read"):
             below = iterate_below(self.root)
             found = [path for path in below if path.name.startswith(".") and path.name.endswith((".tmp", ".old"))]
-        yield from self._require_inside(found)
+        yield from self._require_paths_inside_store(found)
         yield from self._list_matching(self.live, "*/*")
 
     def _list_matching(self, folder: Path, pattern: str) -> Iterator[Path]:
         with explain_os_errors(folder, "read"):
             found = list_matching(folder, pattern)
-        yield from self._require_inside(found)
+        yield from self._require_paths_inside_store(found)
 
-    def _require_inside(self, paths: list[Path]) -> Iterator[Path]:
+    def _require_paths_inside_store(self, paths: list[Path]) -> Iterator[Path]:
         sound = set[Path]()  # each folder is resolved once, not for each of thousands of files in it
         for path in paths:
             if path.parent not in sound:
                 sound.add(require_inside(self.root, path.parent))
             yield require_inside(self.root, path) if path.is_symlink() else path
 
-    def _resolve(self, name: str) -> Path:
+    def _path_inside_store(self, name: str) -> Path:
         return join_inside(self.root, *name.split("/"))

@@ -112,8 +112,8 @@ def batches(
             part of each batch.
     """
     if split.reader is None:
-        return _batches_in_memory(split, examples, steps, device)
-    return _batches_read_ahead(split, split.reader, examples, steps, device, augment, seed, first)
+        return _yield_batches_in_memory(split, examples, steps, device)
+    return _yield_batches_read_ahead(split, split.reader, examples, steps, device, augment, seed, first)
 
 
 def batches_in_order(split: Split, device: str) -> Batches:
@@ -138,7 +138,9 @@ def move_to_device(split: Split, device: str) -> Split:
     return split if split.reader else Split(split.inputs.to(device), split.targets.to(device))
 
 
-def _batches_in_memory(split: Split, examples: Callable[[int], Tensor], steps: Iterable[int], device: str) -> Batches:
+def _yield_batches_in_memory(
+    split: Split, examples: Callable[[int], Tensor], steps: Iterable[int], device: str
+) -> Batches:
     inputs, targets = split.inputs, split.targets
     home = inputs.device
     move = home.type != device  # computed once: a step of a LeNet takes 1 ms
@@ -148,7 +150,7 @@ def _batches_in_memory(split: Split, examples: Callable[[int], Tensor], steps: I
         yield (batch[0].to(device), batch[1].to(device)) if move else batch
 
 
-def _batches_read_ahead(
+def _yield_batches_read_ahead(
     split: Split,
     reader: Reader,
     examples: Callable[[int], Tensor],

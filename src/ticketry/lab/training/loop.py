@@ -142,8 +142,7 @@ class Loop:
 
     @cached_property
     def _kernel_context(self) -> Callable[[], contextlib.AbstractContextManager[None]]:
-        """Function that returns a context manager, in which a forward pass uses the segment's kernels (dense or
-        sparse)."""
+        """Function that returns a context manager, in which a forward pass uses the kernels that are chosen."""
         arithmetic = self.segment.arithmetic
         if arithmetic.kernels == DENSE:
             return contextlib.nullcontext

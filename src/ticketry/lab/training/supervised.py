@@ -120,16 +120,16 @@ class Supervised(Course):
             inputs, targets = next(read)
         outputs = forward(self.task, model.eval(), inputs, Arithmetic())
 
-        def loss_of_rows(rows: slice) -> float:
+        def loss_of_examples(rows: slice) -> float:
             return float(
                 task_checks.compute_loss(
                     self.task, outputs[rows], targets[rows], label_smoothing=recipe.label_smoothing
                 )
             )
 
-        count, whole = len(rows), loss_of_rows(slice(None))
+        count, whole = len(rows), loss_of_examples(slice(None))
         for cut in sorted({1, count // 4, count // 2, count - 1} & set(range(1, count))):
-            first, others = loss_of_rows(slice(cut)), loss_of_rows(slice(cut, None))
+            first, others = loss_of_examples(slice(cut)), loss_of_examples(slice(cut, None))
             parts = (cut * first + (count - cut) * others) / count
             if abs(whole - parts) > _EQUAL * max(abs(whole), abs(first), abs(others)):  # False for NaN
                 raise TaskError(
@@ -168,7 +168,7 @@ class SupervisedSession(Session):
         found = data_loading.batches(
             self._examples, self._order, steps, device, augment=self._read_with, seed=self.seed
         )
-        return self._augmented_batches(found, steps) if self._augment else found
+        return self._augment_batches(found, steps) if self._augment else found
 
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
         inputs, targets = batch
@@ -179,7 +179,7 @@ class SupervisedSession(Session):
         inputs, targets = batch
         return forward(self.task, model, inputs, self.arithmetic), targets
 
-    def _augmented_batches(self, batches: data_loading.Batches, steps: range) -> data_loading.Batches:
+    def _augment_batches(self, batches: data_loading.Batches, steps: range) -> data_loading.Batches:
         with contextlib.closing(batches):
             for step, (inputs, targets) in zip(steps, batches, strict=True):
                 yield self._augment_inputs(inputs, step), targets

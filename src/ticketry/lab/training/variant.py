@@ -108,7 +108,7 @@ class Variant:
         super().__init_subclass__(**others)
         if not (isinstance(getattr(cls, "name", None), str) and cls.name.isidentifier()):
             raise UsageError(f"{cls.__qualname__} is no variant of training: its name is no identifier")
-        _KNOWN[json.dumps([cls.name, *_class_path(cls)])] = cls
+        _KNOWN[json.dumps([cls.name, *_module_and_class_name(cls)])] = cls
 
     # -- as values -----------------------------------------------------------------------------------------------------
 
@@ -127,7 +127,7 @@ class Variant:
     def identity(cls) -> dict[str, str]:
         """Return the variant's name for keys; for a user-defined class also its module and a digest of its source."""
         found = {"variant": cls.name}
-        for place in _class_path(cls):
+        for place in _module_and_class_name(cls):
             whole = hash_imported_modules(hashlib.sha256(_read_source(cast(Hashable, cls))), [cls.__module__])
             found |= {"place": place, "source": whole.hexdigest()}
         return found
@@ -323,7 +323,7 @@ def variant_from(described: Mapping[str, Any]) -> Variant:
     """Build a variant from the JSON values of `Variant.identity` and `Variant.describe`."""
     values = dict(described)
     source = values.get("source")
-    found = _KNOWN.get(_registry_key(described))
+    found = _KNOWN.get(_registry_key_of_variant(described))
     name, *place = [values.pop(key) for key in ("variant", "place") if key in values]
     if found is None:
         where = f" of {place[0]}" if place else ""
@@ -342,7 +342,7 @@ def variant_from(described: Mapping[str, Any]) -> Variant:
 
 def is_known(described: Mapping[str, Any]) -> bool:
     """Return whether the class of the variant that `described` describes has been imported."""
-    return _registry_key(described) in _KNOWN
+    return _registry_key_of_variant(described) in _KNOWN
 
 
 @cache
@@ -358,11 +358,11 @@ def _read_source(cls: Hashable) -> bytes:
         ) from None
 
 
-def _registry_key(described: Mapping[str, Any]) -> str:
+def _registry_key_of_variant(described: Mapping[str, Any]) -> str:
     return json.dumps([described[key] for key in ("variant", "place") if key in described])
 
 
-def _class_path(cls: type) -> list[str]:
+def _module_and_class_name(cls: type) -> list[str]:
     """Return a list with ``module:name`` of a class; an empty list for a class of ticketry."""
     inside = cls.__module__.partition(".")[0] == "ticketry"
     return [] if inside else [f"{cls.__module__}:{cls.__qualname__}"]

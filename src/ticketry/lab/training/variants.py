@@ -223,32 +223,35 @@ class ShrinkingEffect(Effect):
     def convert_loaded_session(self, entries: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         cut = {
             name: entries[name].index_select(dim, kept)
-            for name, dim, kept, _ in self._entries_with_fewer_channels(entries)
+            for name, dim, kept, _ in self._find_entries_with_fewer_channels(entries)
         }
         copied = {
-            name: self._plan.cut(parameter, entries[name]) for name, parameter in self._copies_of_parameters(entries)
+            name: self._plan.cut(parameter, entries[name])
+            for name, parameter in self._find_copies_of_parameters(entries)
         }
         return {**entries, **cut, **copied}
 
     def convert_session_for_store(self, entries: dict[str, Tensor]) -> dict[str, Tensor]:
         found = dict(entries)
-        for name, dim, kept, size in self._entries_with_fewer_channels(entries):
+        for name, dim, kept, size in self._find_entries_with_fewer_channels(entries):
             part = entries[name]
             whole = torch.zeros((*part.shape[:dim], size, *part.shape[dim + 1 :]), dtype=part.dtype)
             found[name] = whole.index_copy_(dim, kept, part)
-        for name, parameter in self._copies_of_parameters(entries):
+        for name, parameter in self._find_copies_of_parameters(entries):
             whole = torch.zeros(self._shapes[parameter], dtype=entries[name].dtype)
             found[name] = self._plan.expand(parameter, entries[name], whole)
         return found
 
-    def _copies_of_parameters(self, entries: Mapping[str, Tensor]) -> Iterator[tuple[str, str]]:
+    def _find_copies_of_parameters(self, entries: Mapping[str, Tensor]) -> Iterator[tuple[str, str]]:
         """Yield, for each entry that is a copy of a parameter, the name of the entry and that of the parameter."""
         prefix = self._training.session.copies
         for name in entries if prefix else ():
             if name.startswith(prefix):
                 yield name, self._names[name[len(prefix) :]]
 
-    def _entries_with_fewer_channels(self, entries: Mapping[str, Tensor]) -> Iterator[tuple[str, int, Tensor, int]]:
+    def _find_entries_with_fewer_channels(
+        self, entries: Mapping[str, Tensor]
+    ) -> Iterator[tuple[str, int, Tensor, int]]:
         """Yield the entries of a session that have fewer channels in the smaller network.
 
         Each item is the entry's name, the dimension of the channels, the indices of the retained channels, and the

@@ -192,20 +192,22 @@ def check_parts(name: str, course: Course, model: nn.Module, recipe: Recipe, ste
                 module.forward = lambda inputs: inputs  # type: ignore[assignment, method-assign]
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
     for step in steps:
-        whole, outputs = _run_step(course, model, before, recipe, step)
+        whole, outputs = _compute_outputs_and_random_draws(course, model, before, recipe, step)
         parts = []
         for rank in range(world):
             try:
-                drawn, own = _run_step(course.cut(_SimulatedRank(rank, world)), model, before, recipe, step)
+                drawn, own = _compute_outputs_and_random_draws(
+                    course.cut(_SimulatedRank(rank, world)), model, before, recipe, step
+                )
             except TrainingError as error:  # numbers that cannot be split
                 raise TaskError(str(error)) from error
-            _check_drawn(name, whole, drawn)
+            _check_same_random_draws(name, whole, drawn)
             parts.append(own)
-        _check_outputs(name, outputs, torch.cat(parts))
+        _check_same_outputs(name, outputs, torch.cat(parts))
 
 
 @torch.no_grad()
-def _run_step(
+def _compute_outputs_and_random_draws(
     course: Course, model: nn.Module, before: Mapping[str, Tensor], recipe: Recipe, step: int
 ) -> tuple[list[Drawn], Tensor]:
     """Compute the loss of a step after setting buffers to `before`; return the random draws and the model's outputs."""
@@ -222,7 +224,7 @@ def _run_step(
     return recorder.drawn, found[-1]
 
 
-def _check_drawn(name: str, whole: Sequence[Drawn], drawn: Sequence[Drawn]) -> None:
+def _check_same_random_draws(name: str, whole: Sequence[Drawn], drawn: Sequence[Drawn]) -> None:
     if drawn == whole:
         return
     pairs = zip(whole, drawn, strict=False)
@@ -236,7 +238,7 @@ def _check_drawn(name: str, whole: Sequence[Drawn], drawn: Sequence[Drawn]) -> N
     )
 
 
-def _check_outputs(name: str, whole: Tensor, parts: Tensor) -> None:
+def _check_same_outputs(name: str, whole: Tensor, parts: Tensor) -> None:
     alike = parts.shape == whole.shape
     apart = float((parts.double() - whole.double()).norm() / whole.double().norm()) if alike else 1.0
     if apart > _TOLERANCE:  # False for NaN

@@ -355,11 +355,11 @@ class _RankProcesses:
         first = self.ranks[0]
         with defer_signals():
             while first.answer is None:
-                self._receive_messages(store, segment, watch)
+                self._handle_rank_messages(store, segment, watch)
                 if any(rank.is_lost or _has_failed(rank) for rank in self.ranks):
                     self._await_other_ranks(store, segment, watch)
                     raise self._choose_error()
-                self._ask_to_stop(segment, watch)
+                self._ask_ranks_to_stop(segment, watch)
         kind, value = first.answer
         if kind == "stopped":
             step, message = value
@@ -371,7 +371,7 @@ class _RankProcesses:
         found: Work = value
         return found
 
-    def _receive_messages(self, store: Store, segment: Segment, watch: Watch) -> None:
+    def _handle_rank_messages(self, store: Store, segment: Segment, watch: Watch) -> None:
         """Handle messages of the ranks; without messages, wait a fraction of a second."""
         pipes = {rank.pipe: rank for rank in self.ranks if rank.answer is None and not rank.silent}
         ends = [rank.process.sentinel for rank in self.ranks if rank.answer is None and not rank.is_lost]
@@ -390,7 +390,7 @@ class _RankProcesses:
             elif kind != "store":
                 rank.answer = kind, value
 
-    def _ask_to_stop(self, segment: Segment, watch: Watch) -> None:
+    def _ask_ranks_to_stop(self, segment: Segment, watch: Watch) -> None:
         if not self._stop_time:
             if watch.is_stop_requested():
                 self._stop_time = time.monotonic()
@@ -405,7 +405,7 @@ class _RankProcesses:
     def _await_other_ranks(self, store: Store, segment: Segment, watch: Watch) -> None:
         until = time.monotonic() + _OTHERS_SECONDS
         while time.monotonic() < until and any(rank.answer is None and not rank.is_lost for rank in self.ranks):
-            self._receive_messages(store, segment, watch)
+            self._handle_rank_messages(store, segment, watch)
 
     def _choose_error(self) -> Exception:
         """Return the error of a lost rank, else a ticketry error that a rank raised, else any error of a rank."""
