@@ -72,22 +72,22 @@ _MISSING = (FileNotFoundError, NotADirectoryError)
 
 def exists(path: Path) -> bool:
     """Return whether a file or folder exists, following links; raise `OSError` if access is denied."""
-    return _stat_mode(path) is not None
+    return _file_mode_or_none(path) is not None
 
 
 def is_file(path: Path) -> bool:
     """Return whether a path is a regular file, following links; raise `OSError` if access is denied."""
-    mode = _stat_mode(path)
+    mode = _file_mode_or_none(path)
     return mode is not None and stat.S_ISREG(mode)
 
 
 def is_folder(path: Path) -> bool:
     """Return whether a path is a folder, following links; raise `OSError` if access is denied."""
-    mode = _stat_mode(path)
+    mode = _file_mode_or_none(path)
     return mode is not None and stat.S_ISDIR(mode)
 
 
-def _stat_mode(path: Path) -> int | None:
+def _file_mode_or_none(path: Path) -> int | None:
     try:
         return os.stat(path).st_mode
     except _MISSING:
@@ -188,13 +188,13 @@ def _delete(folder: Path, *, lenient: bool) -> None:
         return
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
-        _empty_folder(handle, contextlib.suppress(OSError) if lenient else contextlib.nullcontext())
+        _delete_folder_contents(handle, contextlib.suppress(OSError) if lenient else contextlib.nullcontext())
     finally:
         os.close(handle)
     os.rmdir(folder)
 
 
-def _empty_folder(root: int, attempt: contextlib.AbstractContextManager[None]) -> None:
+def _delete_folder_contents(root: int, attempt: contextlib.AbstractContextManager[None]) -> None:
     """Delete the contents of an open folder; folders that are not empty are first moved up, so that paths stay short.
 
     `root` is the folder's file descriptor; `attempt` is the context of each deletion, which may ignore errors.
@@ -207,13 +207,13 @@ def _empty_folder(root: int, attempt: contextlib.AbstractContextManager[None]) -
             try:
                 for inner in _unlink_files(handle, attempt):
                     with attempt:
-                        waiting += _rmdir_or_move_up(inner, handle, root)
+                        waiting += _delete_if_empty_or_move_up(inner, handle, root)
             finally:
                 os.close(handle)
             os.rmdir(name, dir_fd=root)
 
 
-def _rmdir_or_move_up(name: str, parent: int, root: int) -> list[str]:
+def _delete_if_empty_or_move_up(name: str, parent: int, root: int) -> list[str]:
     """Delete the folder `name` in `parent` if it is empty; else move it to `root` and return its new name."""
     try:
         os.rmdir(name, dir_fd=parent)

@@ -187,7 +187,7 @@ def skewness(differences: Any) -> Any:
     n = values.shape[-1]
     if n < 3:
         return np.zeros(values.shape[:-1])
-    centred = _centre_and_scale(values)
+    centred = _subtract_mean_and_rescale(values)
     spread = centred.std(axis=-1, ddof=1)
     third = n / ((n - 1) * (n - 2)) * (centred**3).sum(axis=-1)
     return _divide_or_zero(third, spread**3)
@@ -197,7 +197,7 @@ def lag_1_correlation(differences: Any) -> Any:
     """Return the correlation between each difference and the next, in the order of seeds; 0 for equal values."""
     import numpy as np
 
-    centred = _centre_and_scale(np.asarray(differences, dtype=np.float64))
+    centred = _subtract_mean_and_rescale(np.asarray(differences, dtype=np.float64))
     return _divide_or_zero((centred[..., 1:] * centred[..., :-1]).sum(axis=-1), (centred**2).sum(axis=-1))
 
 
@@ -216,7 +216,7 @@ def standard_error_inflation(correlation: Any, n: int) -> Any:
     return np.where(shown, np.sqrt((1 + size) / (1 - size)), 1.0)
 
 
-def _centre_and_scale(values: Any) -> Any:
+def _subtract_mean_and_rescale(values: Any) -> Any:
     """Subtract the mean, then divide by the largest magnitude; squares and cubes then neither underflow nor overflow.
 
     Values that differ only by rounding errors become 0.

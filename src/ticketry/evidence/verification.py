@@ -121,7 +121,7 @@ def verify(
     settings = settings or VerifySettings()
     rivals = Rivals(replace(load_tested_ticket(lab, ticket, task), after=settings.after), settings)
     made, trained = _train_until_decided(rivals, settings, on_interim)
-    again = _train_ticket_again(rivals, made.n) if settings.noise else []
+    again = _train_ticket_with_other_seeds(rivals, made.n) if settings.noise else []
     noise = (
         _compare_ticket_with_itself(rivals, _test_metric_values(rivals, trained["ticket"])[: made.n], again, made)
         if again
@@ -246,7 +246,7 @@ def _make_verification(
     )
 
 
-def _train_ticket_again(rivals: Rivals, count: int) -> list[float]:
+def _train_ticket_with_other_seeds(rivals: Rivals, count: int) -> list[float]:
     """Train the ticket with `count` other seeds, for its comparison with itself; return the metric's values."""
 
     def train_seed(number: int) -> TrainedNetwork:

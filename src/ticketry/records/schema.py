@@ -70,7 +70,7 @@ def decode_record(kind: type[T], value: object, *, what: str, advice: str) -> T:
     try:
         return msgspec.convert(value, kind)
     except msgspec.ValidationError as error:
-        place, problem = _locate_fault(kind, value, error)
+        place, problem = _find_invalid_value(kind, value, error)
         raise StoreError(f"{what}: {place} {problem}. {advice}") from None
 
 
@@ -108,7 +108,7 @@ def describe_json_type(value: object) -> str:
     return names.get(type(value), f"of type {type(value).__name__}")
 
 
-def _locate_fault(kind: Any, value: object, error: msgspec.ValidationError) -> tuple[str, str]:
+def _find_invalid_value(kind: Any, value: object, error: msgspec.ValidationError) -> tuple[str, str]:
     """Return the place of the invalid value in a record, and what is wrong with the value."""
     text, _, path = str(error).partition(" - at `$")
     path = path.rstrip("`").removeprefix(".")

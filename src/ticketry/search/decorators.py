@@ -133,7 +133,7 @@ def _pruning_steps(settings: Settings, schedule: Schedule) -> list[int]:
     return cuts
 
 
-def _densities_by_round(settings: Settings, density: float) -> list[float]:
+def _falling_densities(settings: Settings, density: float) -> list[float]:
     """Return the density after each pruning step: it falls by the same factor every time, down to `density`."""
     return [float(f"{density ** (number / settings.rounds):.12g}") for number in range(1, settings.rounds + 1)]
 
@@ -142,7 +142,7 @@ def plan(settings: Settings) -> list[Training]:
     """Plan one training per density, in which ticks (only gates are trained) and tocks (all weights) alternate."""
 
     def densities_by_step(density: float, schedule: Schedule) -> dict[int, float | None]:
-        length, shares = _parse_tick_length(settings, schedule), [1.0, *_densities_by_round(settings, density)]
+        length, shares = _parse_tick_length(settings, schedule), [1.0, *_falling_densities(settings, density)]
         found: dict[int, float | None] = {}
         for cut, before, after in zip(_pruning_steps(settings, schedule), shares, shares[1:], strict=False):
             found |= {cut - length: before, cut: after}
@@ -190,7 +190,7 @@ class _TicksAndTocks:
         replicate, lab, goal = self.replicate, self.replicate.lab, self.settings.describe_target(density)
         searched: list[Result] = [dense]
         mask: str | None = None
-        shares = _densities_by_round(self.settings, density)
+        shares = _falling_densities(self.settings, density)
         for number, (cut, share) in enumerate(zip(self.cuts, shares, strict=True), start=1):
             trained, final = searched[-1], number == len(self.cuts)
             # A tick has its own optimiser; that of the last tock continues afterwards.

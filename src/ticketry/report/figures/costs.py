@@ -129,7 +129,7 @@ def _draw_panel(axes: Axes, panel: CostPanel) -> None:
             axes.scatter(*curve.dense, 49, color=curve.dense_colour, marker="s", zorder=5, **edge)
 
 
-def _add_legend_or_names(
+def _add_legend_or_point_names(
     figure: Figure, axes: Sequence[Axes], shown: Sequence[CostPanel], series: Sequence[Series]
 ) -> Figure:
     """Add a legend if there are several runs; for a single run, write names beside points and the dense network."""
@@ -187,7 +187,7 @@ def metric_by_training_cost(series: Sequence[Series], narrow: bool = False) -> F
             each.set_xlabel(panel.name + _set_up_cost_axis(each, panel.curves))
         else:
             _write_placeholder(each, NOT_MEASURED)
-    return _add_legend_or_names(figure, axes, shown, [one for one, _ in found])
+    return _add_legend_or_point_names(figure, axes, shown, [one for one, _ in found])
 
 
 def _training_cost_panel(found: TrainingCosts, measure: str) -> CostPanel:
@@ -291,7 +291,7 @@ def metric_by_search_cost(series: Sequence[Series], narrow: bool = False) -> Fig
     for each, panel in zip(axes, shown, strict=True):
         costs = [spot.cost for curve in panel.curves for spot in curve.networks]
         set_up_log_axis(each, "x", min(costs) / 1.12, max(costs) * 1.12)
-    return _add_legend_or_names(figure, axes, shown, [one for one, _ in found])
+    return _add_legend_or_point_names(figure, axes, shown, [one for one, _ in found])
 
 
 def _search_cost_curve(one: Series, points: Sequence[SearchCostPoint], name: str, several: bool) -> Curve:

@@ -223,7 +223,7 @@ def stability_panels(study: StabilityRecord, narrow: bool = False) -> Figure:
         rows, band = rows_at_density(study, density), grid[index * columns * bands : (index + 1) * columns * bands]
         for axes, quantity in zip(band, shown, strict=False):
             _draw_quantity_panel(axes, study, rows, quantity, steps)
-            _set_up_step_axis(axes, steps, study)
+            _set_up_rewind_step_axis(axes, steps, study)
             axes.set_title(quantity.name)
         for spare in band[len(shown) :]:
             spare.remove()
@@ -248,7 +248,7 @@ def barrier_curves(study: StabilityRecord, narrow: bool = False) -> Figure:
         axes.locator_params(axis="y", nbins=4)
         set_labelled_ticks(axes.xaxis, [0, 0.5, 1], ["0", "½", "1"])
         for role in reversed(study_roles(study)):
-            _draw_barrier(axes, [row for row in rows if row.step == step and row.role == role], role)
+            _draw_error_between_networks(axes, [row for row in rows if row.step == step and row.role == role], role)
         axes.set_title(f"step {step:,} ({_rewind_share_text(step, study)})", color=COLOURS["ink"])
     set_shared_x_label(figure, "from the one network (0) to the other (1)")
     return figure
@@ -285,7 +285,7 @@ def _draw_quantity_line(
     axes.plot(list(found), means, zorder=3 + (role == TICKET), clip_on=False, **options)
 
 
-def _draw_barrier(axes: Axes, rows: Sequence[StabilityRow], role: str) -> None:
+def _draw_error_between_networks(axes: Axes, rows: Sequence[StabilityRow], role: str) -> None:
     """Draw the mean error over replicates as a thick line, and each replicate as a thin line."""
     look = {name: role_plot_options(role)[name] for name in ("color", "linestyle")}
     curves = [curve for row in rows if (curve := row.barrier) is not None]
@@ -299,7 +299,7 @@ def _draw_barrier(axes: Axes, rows: Sequence[StabilityRow], role: str) -> None:
     axes.plot(curves[0].alphas, means, lw=1.9 if front else 1.5, zorder=3 + front, **look)
 
 
-def _set_up_step_axis(axes: Axes, steps: Sequence[int], study: StabilityRecord) -> None:
+def _set_up_rewind_step_axis(axes: Axes, steps: Sequence[int], study: StabilityRecord) -> None:
     axes.set_xlim(-0.25, len(steps) - 0.75)
     labels = [f"{short_count(step)}\n{_rewind_share_text(step, study)}" for step in steps]
     set_labelled_ticks(axes.xaxis, range(len(steps)), labels, fit=True)
@@ -336,14 +336,14 @@ def time_by_engine(speed: SpeedRecord, narrow: bool = False) -> Figure:
     names = list(dict.fromkeys(name for _, rows in shown for name in rows))
     figure, axes = figure_with_panels(len(shown), narrow, _BAR * len(names) + 44, (3, 1), sharey=True)
     for each, (timed, rows) in zip(axes, shown, strict=True):
-        _draw_bars(each, timed, [(names.index(name), row) for name, row in rows.items()])
+        _draw_engine_bars(each, timed, [(names.index(name), row) for name, row in rows.items()])
         each.set_title(f"batch {timed.batch}: ms of a call")
     axes[0].set_ylim(len(names) - 0.5, -0.5)
     set_labelled_ticks(axes[0].yaxis, range(len(names)), [shorten_middle(name, _LONGEST) for name in names])
     return figure
 
 
-def _draw_bars(axes: Axes, timed: Timed, rows: Sequence[tuple[int, EngineTime]]) -> None:
+def _draw_engine_bars(axes: Axes, timed: Timed, rows: Sequence[tuple[int, EngineTime]]) -> None:
     places, times = [place for place, _ in rows], [1e3 * (row.seconds or 0) for _, row in rows]
     axes.barh(places, times, height=0.65, color=[_bar_colour(timed, row) for _, row in rows])
     for (place, row), time in zip(rows, times, strict=True):

@@ -190,14 +190,14 @@ def indices_of_fitting_labels(positions: Sequence[float], labels: Sequence[str])
     last = len(positions) - 1
     letters = [max(map(len, label.split("\n"))) for label in labels]
 
-    def are_apart(i: int, j: int) -> bool:
+    def labels_do_not_touch(i: int, j: int) -> bool:
         return positions[j] - positions[i] >= _DIGIT * (letters[i] + letters[j]) / 2 + _DIGIT
 
     chosen = [0]
     for index in range(1, last):
-        if are_apart(chosen[-1], index) and are_apart(index, last):
+        if labels_do_not_touch(chosen[-1], index) and labels_do_not_touch(index, last):
             chosen.append(index)
-    return chosen if last == 0 or not are_apart(chosen[-1], last) else [*chosen, last]
+    return chosen if last == 0 or not labels_do_not_touch(chosen[-1], last) else [*chosen, last]
 
 
 class _FittingTicks(FixedLocator):

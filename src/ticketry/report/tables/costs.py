@@ -161,7 +161,7 @@ def phase_costs(results: Results, group: Group) -> dict[str, MeanPhase]:
         return {}
     by_name = {name: [phases.by_name[name] for phases in recorded] for name in PHASES}
     by_name["whole"] = [phases.total for phases in recorded]
-    return {name: _mean_phase(results.run, phases) for name, phases in by_name.items()}
+    return {name: _mean_phase_over_replicates(results.run, phases) for name, phases in by_name.items()}
 
 
 def phase_costs_by_level(results: Results) -> list[tuple[Group, dict[str, MeanPhase]]]:
@@ -182,7 +182,7 @@ def phase_costs_by_level(results: Results) -> list[tuple[Group, dict[str, MeanPh
     return found
 
 
-def _mean_phase(run: RunRecord, phases: list[Phase]) -> MeanPhase:
+def _mean_phase_over_replicates(run: RunRecord, phases: list[Phase]) -> MeanPhase:
     amounts = {measure: mean_or_none([phase_cost(run, phase, measure) for phase in phases]) for measure in MEASURES}
     return MeanPhase(statistics.fmean(phase.steps for phase in phases), amounts)
 

@@ -385,7 +385,7 @@ def check_networks(method: str, networks: object) -> Iterator[Found]:
                 f"the search method {method} yields a {type(found).__name__}: it yields a ticketry.search.Found for"
                 " each network"
             )
-        if wrong := _find_fault_of_dense(found) if level is None else _find_fault_of_ticket(found, level):
+        if wrong := _describe_fault_of_dense(found) if level is None else _describe_fault_of_ticket(found, level):
             raise UsageError(f"the search method {method} yields {wrong}")
         level = found.level
         yield found
@@ -393,17 +393,17 @@ def check_networks(method: str, networks: object) -> Iterator[Found]:
         raise UsageError(f"the search method {method} yields nothing: it yields the dense network, then its tickets")
 
 
-def _find_fault_of_dense(found: Found) -> str:
+def _describe_fault_of_dense(found: Found) -> str:
     """Return what is wrong with the first network of a search, for a message; empty for a valid dense network."""
     if found.level != 0 or found.mask is not None or found.result.segment.mask is not None:
         return (
             f"{_describe_network(found)} before the dense network: Found(0, None, …), trained without a mask,"
             " comes first, for all others are compared with it"
         )
-    return _find_fault_of_retrain(found)
+    return _describe_fault_of_retrain(found)
 
 
-def _find_fault_of_ticket(found: Found, before: int) -> str:
+def _describe_fault_of_ticket(found: Found, before: int) -> str:
     """Return what is wrong with a ticket that follows a network of level `before`; empty for a valid ticket."""
     if found.level <= before:
         return f"{_describe_network(found)} after one of level {before}: the levels of tickets rise from 1 on, one each"
@@ -426,10 +426,10 @@ def _find_fault_of_ticket(found: Found, before: int) -> str:
             f"a ticket of level {found.level} with the mask {mask[:12]} that was trained under another one,"
             f" {trained[:12]}: its mask and its result belong together"
         )
-    return _find_fault_of_retrain(found)
+    return _describe_fault_of_retrain(found)
 
 
-def _find_fault_of_retrain(found: Found) -> str:
+def _describe_fault_of_retrain(found: Found) -> str:
     if found.retrain in HOW_TRAINED:
         return ""
     return f"{_describe_network(found)} with retrain {found.retrain!r}: it is {', '.join(HOW_TRAINED)}"

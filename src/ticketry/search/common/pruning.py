@@ -155,7 +155,7 @@ def _channel_wise_variant_of_score(score: str) -> str:
     return f"{control}:{named}" if control else named
 
 
-def _find_needed_data(score: str) -> str:
+def _kind_of_data_for_score(score: str) -> str:
     """Return what data a score needs: ``no``, ``shapes`` or a kind of examples, see `score.About.data`."""
     from ticketry.core.score import about, split_control
     from ticketry.core.structure.channel_scores import CHANNEL_ONLY
@@ -188,7 +188,7 @@ def prune(
     from ticketry.lab.costs.ledger import Sample
 
     seeds, shape, score = replicate.seeds, settings.parsed_structure, settings.replacing_score or settings.score
-    needed = _find_needed_data(score)
+    needed = _kind_of_data_for_score(score)
     if needed == "no":
         more.pop("sample", None)
     elif needed == "shapes":

@@ -81,7 +81,7 @@ class Budget:
             amounts = _placeholder_shares(self.kind, amounts)
         elif self.kind in MEASURED:
             costs = self.costs()
-            amounts = [_budget_share(costs, one, self.base) for one in amounts]
+            amounts = [_parse_budget_share(costs, one, self.base) for one in amounts]
         return tuple(sorted(amounts, reverse=True))
 
     @property
@@ -448,7 +448,7 @@ def read_costs(profile: str) -> CostModel:
     return CostModel.load(profile)
 
 
-def _budget_share(costs: CostModel, requested: float | str, base: str) -> float:
+def _parse_budget_share(costs: CostModel, requested: float | str, base: str) -> float:
     """Convert a requested budget, such as 5ms or 0.5, to a share of the dense network's cost in `costs`."""
     if costs.unit != "seconds":
         amount = costs.budget(requested)
