@@ -42,7 +42,7 @@ _REGISTERS = {"x86_64": ("r", "v"), "aarch64": ("r", "w")}
 
 
 class StateSlot(enum.IntEnum):
-    """Indices into the runtime state, an array of int64 that is passed to every kernel."""
+    """Indices into the array of int64, the runtime state, that every kernel receives as its argument."""
 
     ARENA = 0
     """Address of this thread's working memory."""

@@ -154,7 +154,7 @@ class LstmLayer:
         self.backward_ops = self._add_ops(ops)
 
     def _add_sums_over_words(self) -> None:
-        """Add the backward pass's operations that process all words at once, and the operations that fill tables."""
+        """Add the backward pass's operations on all time steps at once, and the operations that fill tables."""
         target, words = self._target, self.text.words
         self._to_inputs = build_input_gradient(self.gates, self.dx, self._layers[INPUTS], target)
         self.to_inputs = self._add_ops([op for each in self._to_inputs for op in each.ops])

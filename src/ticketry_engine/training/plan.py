@@ -458,7 +458,7 @@ class TrainingPlan:
         self.stages[when].append(stage)
 
     def add_waiting_stage(self, stage: Stage) -> None:
-        """Add a stage to the backward pass, after all operations that wait to run block by block (see `add`)."""
+        """Add a function (a stage) to the backward pass, after all operations on single blocks that wait in `add`."""
         self._later.append(stage)
         if not self._waiting:
             self.append_waiting("backward")

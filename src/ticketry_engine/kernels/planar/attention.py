@@ -96,7 +96,7 @@ def _bias_table(bias: Bias, spec: BlockSpec) -> tuple[Array | int, ...]:
 
 
 def _token_count_and_start(g: Geometry) -> tuple[int, int]:
-    """Return (number of tokens, byte of the first token in its plane)."""
+    """Return (number of tokens, byte at which the first token begins in the memory of a channel)."""
     if g.height > 1 and g.row != g.width:
         raise EngineError(f"tokens must follow one another: {g.height} rows of {g.width} lie {g.row} positions apart")
     return g.height * g.width, g.pixel_position(0, 0) * g.step
@@ -104,7 +104,7 @@ def _token_count_and_start(g: Geometry) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Attention(EmittedKernel):
-    """Kernel of attention on values that are stored as one plane per channel."""
+    """Kernel of attention on values that are stored channel by channel (one plane of pixels per channel)."""
 
     images: int
     values: int
@@ -165,7 +165,7 @@ class _AttentionWriter:
             self._write_tile(head, b.mul(tile, size), b.mul(part, e.i64(self._size)))
 
     def _write_tile(self, head: ir.Value, first: ir.Value, part: ir.Value) -> None:
-        """Emit the code for a tile of queries from `first` on, for the images at byte `part` of each token."""
+        """Emit the code for the queries of a tile from `first` on, for the images at byte `part` of each token."""
         e, b, k = self.e, self.e.b, self.kernel
         zero, none = e.splat(0.0), e.splat(float("-inf"))
         with e.loop(0, k.values) as i:
@@ -313,5 +313,8 @@ class _AttentionWriter:
         return self.e.at(self.e.arena_pointer(plane), byte)
 
     def _load_token_value(self, place: ir.Value, token: int) -> ir.Value:
-        """Return the values of all images at the token `token` tokens after `place`, repeated to fill a vector."""
+        """Return the values of all images for one token, repeated to fill a vector.
+
+        The token is `token` tokens after the one at the pointer `place`.
+        """
         return load_repeated(self.e, place, self.images, token * FLOAT * self.kernel.images)

@@ -55,7 +55,10 @@ def apply(act: Any, x: Planes, y: Planes) -> list[Op]:
 
 
 def copy(x: Planes, y: Planes) -> list[Op]:
-    """Return the operations that copy x to y, whose halo and row length may differ from those of x."""
+    """Return the operations that copy x to y.
+
+    The width of the zero border (halo) and the length of rows in memory may differ.
+    """
     return apply(None, x, y)
 
 
@@ -275,7 +278,7 @@ class PlanarNorm(EmittedKernel):
     title: str
 
     def write(self, e: Emitter) -> None:
-        """Emit the norm of all positions, several vectors of positions at a time."""
+        """Emit the norm of all pixels, several vectors of pixels at a time."""
         b, width = e.b, e.target.lanes
         channels, count, floats = (e.arg(i) for i in range(3))
         x, x_row, y, y_row = (e.arg(3 + i) for i in range(4))

@@ -31,8 +31,8 @@ def load(number: int, strides: Sequence[int], y: Planes, item: int = FLOAT) -> l
 
     If a block has fewer images than the planes have room for, the last image is repeated. `number` is the index of the
     tensor among the tensors given to `Program.run`. `strides` are the tensor's strides in elements: image, channel,
-    row, column. `item` is the bytes per value of the planes: `FLOAT`, or `bfloat.HALF` for bfloat16. With bfloat16 a
-    position holds twice as many images, and vectors must have 16 lanes.
+    row, column. `item` is the bytes per value of the planes: `FLOAT`, or `bfloat.HALF` for bfloat16. With bfloat16, a
+    pixel is stored for twice as many images, and vectors must have 16 lanes.
     """
     return [_build_move(number, strides, y, item, out=False)]
 
@@ -76,10 +76,13 @@ def _build_move(number: int, strides: Sequence[int], planes: Planes, item: int, 
 
 
 class _MoveArguments:
-    """Computes addresses in the tensor and in the planes from the operation's arguments."""
+    """Computes addresses in a tensor and in planes from the arguments of an operation that copies between them."""
 
     def __init__(self, e: Emitter, held: bool = False) -> None:
-        """Emit the loads of the arguments; `held` is whether the tensor is a table of the operation."""
+        """Emit the loads of the arguments.
+
+        `held` is whether the tensor is stored in the operation, as a table.
+        """
         self.e = e
         self.number, self.by_image, self.by_channel, self.by_row, self.by_column = (e.arg(i) for i in range(5))
         self.channels, self.height, self.width = (e.arg(i) for i in range(5, 8))
@@ -236,7 +239,7 @@ class Columns(EmittedKernel):
     def _move_square(
         self, e: Emitter, s: _MoveArguments, images: Sequence[ir.Value], pixel: ir.Value, planes: Sequence[ir.Value]
     ) -> None:
-        """Emit the copy of a square: a vector of channels, of as many pixels and images as a vector has lanes."""
+        """Emit the copy of a square: n channels of n pixels and images together, where a vector has n lanes."""
         width = e.target.lanes
         mask = lanes.constant_mask(e, self.channels)
         floats = lanes.constant_mask(e, self.width * self.images)
@@ -309,7 +312,7 @@ def gather(sources: Sequence[Planes], y: Planes, where: tuple[Array, Array]) -> 
 
 
 def _element_offsets(value: Planes) -> Array:
-    """Return an array [channels, pixels]: the arena byte of each element of a value."""
+    """Return an array [channels, pixels]: where each element of a value is in working memory, in bytes."""
     g = value.geometry
     rows = np.arange(g.height) * g.row + g.pixel_position(0, 0)
     positions = (rows[:, None] + np.arange(g.width)).reshape(-1)

@@ -34,7 +34,7 @@ from ticketry_engine.kernels.window import Array, Axis, Window
 
 
 def max_pool(x: Planes, y: Planes, window: Window) -> list[Op]:
-    """Return the operations of max pooling; there are as many windows as pixels of y."""
+    """Return the operations of max pooling; there is one window for each pixel of y."""
     return [_Pool("max", x, y, window).op(np.ones(1), np.ones(1))]
 
 
@@ -66,7 +66,7 @@ class _Pool:
     window: Window
 
     def axis_windows(self, axis: int) -> tuple[Axis, int]:
-        """Return the window along rows (axis 0) or columns (axis 1), and the number of its positions."""
+        """Return the window along rows (axis 0) or columns (axis 1), and the number of windows along this axis."""
         g = self.y.geometry
         return self.window.axes(self.x.geometry)[axis], (g.height, g.width)[axis]
 
@@ -96,7 +96,10 @@ class _Pool:
         return Op(kernel, (*args, table, -padding * g.step))
 
     def _uses_spans_kernel(self) -> bool:
-        """Return whether to use the kernel `Spans`, for few images and windows that read nothing beyond the halo."""
+        """Return whether to use the kernel `Spans`.
+
+        It is for few images and for windows that read nothing beyond the zero border (halo).
+        """
         g = self.x.geometry
         size, stride, padding = self.window.size[1], self.window.stride[1], self.window.padding[1]
         saved = stride * g.images <= 8 and stride <= 4 and size <= 7
@@ -109,7 +112,10 @@ class _Pool:
         return int(along.first_inputs(outputs)[-1]) + (along.size - 1) * along.dilation
 
     def _window_upper_bounds(self) -> Array:
-        """Return an upper bound for each float of an input row, from the first window on: -inf in padding, else inf."""
+        """Return a bound for each float of an input row, from the first window on: -inf in padding, else inf.
+
+        The minimum of a float and its bound is what max pooling reads.
+        """
         g, (along, outputs) = self.x.geometry, self.axis_windows(1)
         count = (_round_to_vectors(outputs * g.images) * along.stride) // g.images + along.size * along.dilation
         columns = np.arange(count) - along.padding
@@ -166,9 +172,9 @@ def _add_or_take_larger(e: Emitter, kind: str, old: ir.Value, new: ir.Value) -> 
 
 @dataclass(frozen=True)
 class Windows(EmittedKernel):
-    """Kernel of max (``"max"``) or mean (``"mean"``) pooling with windows of any shape, one position at a time.
+    """Kernel of max (``"max"``) or mean (``"mean"``) pooling with windows of any shape, one output pixel at a time.
 
-    A vector holds the images of one position. The last two arguments are tables for the columns of y. The first table
+    A vector holds one pixel of several images. The last two arguments are tables for the columns of y. The first table
     holds the factor of a column's sums. The second holds the byte in a row of x where the column's windows begin, and
     their number of taps.
     """
@@ -190,7 +196,7 @@ class Windows(EmittedKernel):
                 b.store(value, e.at(here, FLOAT * e.target.lanes * part), align=FLOAT)
 
     def _reduce_window(self, e: Emitter, line: _PoolRow, first: ir.Value, count: ir.Value) -> list[ir.Value]:
-        """Return the maximum or sum over a window's taps inside the input, as vectors of the images of a position."""
+        """Return the maximum or sum over a window's inputs, padding excluded, as vectors with a lane for each image."""
         b = e.b
         kind = vector_type(min(self.images, e.target.lanes))
         begin = ir.Constant(kind, [_initial_value(self.kind)] * kind.count)
@@ -209,10 +215,10 @@ class Windows(EmittedKernel):
 class Spans(EmittedKernel):
     """Kernel of max or mean pooling for few images, where a vector holds several positions (pixels).
 
-    With a stride, the positions in between are computed and dropped. Outside of the input, a mean adds the zeros of the
-    halo, and a maximum replaces what it reads by -inf (`bounded`). The last but one argument is a table: the factor of
-    each float of an output row ("mean"), or the upper bound of each float of an input row ("max"). The last argument is
-    the byte where a row's first window begins.
+    With a stride, windows at all pixels are computed, and those that the stride skips are dropped. Outside of the
+    input, a mean adds the zeros of the border (halo), and a maximum replaces what it reads by -inf (if `bounded`). The
+    last but one argument is a table: the factor of each float of an output row ("mean"), or the upper bound of each
+    float of an input row ("max"). The last argument is the byte where a row's first window begins.
     """
 
     kind: str

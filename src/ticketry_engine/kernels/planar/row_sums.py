@@ -55,7 +55,7 @@ _UNDER_WAY = 8
 
 
 def count_partial_sums(rows: int, vectors: int) -> int:
-    """Return the number of partial sums per sum of a small tile, such that additions do not wait for each other."""
+    """Return into how many partial sums each sum of a small tile is divided, so that additions need not wait."""
     return -(-_UNDER_WAY // (rows * vectors))
 
 
@@ -70,7 +70,7 @@ class SegmentKernel(EmittedKernel):
 
     @property
     def head(self) -> int:
-        """Number of 4-byte words at the start of a segment, before the words of its rows."""
+        """Number of 4-byte words at the start of a segment's entry in the table, before the words of its rows."""
         return 2 if self.rows == 1 else 3
 
     @property
@@ -114,7 +114,7 @@ class RowSums(SegmentKernel):
 
 @dataclass
 class _Tile:
-    """Pointers to which the byte offsets of planes of x, y and the residual are added, and a pointer to the masks."""
+    """Pointers to a tile in x, y and the residual, to which offsets of planes are added, and to the tile's masks."""
 
     x: Any
     y: Any
@@ -137,7 +137,7 @@ class _SumsBody:
         self.places, self.count, self.masks = e.table(at), e.arg(at + 1), e.table(at + 2)
 
     def emit(self) -> None:
-        """Emit the loop over this thread's share of all pairs (tile of positions, chunk of weight rows)."""
+        """Emit the loop over this thread's share of all pairs of a tile of pixels and a chunk of weight rows."""
         e, b = self.e, self.e.b
         low, high = e.thread_share(b.mul(self.count, self.chunk_count))
         with e.loop(low, high) as unit:

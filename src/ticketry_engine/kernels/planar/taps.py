@@ -71,7 +71,7 @@ class Taps(EmittedKernel):
         shapes: shapes of the tiles; the kernel contains separate code for each shape.
         taps: number of taps of the window.
         stride: horizontal stride of the window.
-        images: images per position.
+        images: number of images, whose values for a pixel are stored side by side.
         few: for each shape and vector, how many lanes are written; these are the first lanes.
         masked: for each shape, whether some of the leading lanes are between two rows and must stay zero.
         residual: whether another value is added to the sums.
@@ -198,13 +198,13 @@ class MaskedTiles:
 
 
 def _mask_entry_type(target: Target) -> np.dtype[Any]:
-    """Return the dtype of the tables `MaskedTiles.read` and `written`, which hold bits or byte offsets of masks."""
+    """Return the dtype of the tables `read` and `written` of `MaskedTiles`: bits of masks, or byte offsets of masks."""
     return mask_type(target) if target.masks else np.dtype(np.uint16)
 
 
 @dataclass(frozen=True)
 class _Vector:
-    """A vector of output pixels: the byte of its first lane in planes of x, y and the residual, and the pixels."""
+    """A vector of output pixels: its pixels, and the byte of its first lane in planes of x, y and the residual."""
 
     x: int
     y: int
@@ -246,7 +246,10 @@ _Run = tuple[int, int, int]
 
 
 def _iterate_tile_vectors(y: Geometry, follow: bool, each: int, most: int) -> Iterator[list[_Run]]:
-    """Yield the vectors of each tile: at most `most`, of `each` positions, which may cross ends of rows if `follow`."""
+    """Yield the vectors of each tile: at most `most` vectors of `each` pixels.
+
+    If `follow`, vectors may continue in the next row of the image.
+    """
     if follow:
         last = (y.height - 1) * y.row + y.width
         for first, size in split(-(-last // each), most):

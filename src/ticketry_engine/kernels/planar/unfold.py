@@ -36,7 +36,10 @@ from ticketry_engine.kernels.window import Array, Pair, Window
 
 @dataclass(frozen=True)
 class PlaneCopy:
-    """Says which rows and columns of a plane of x a copy contains; one or several kernel positions read the copy."""
+    """Says which rows and columns of a plane of x a copy contains.
+
+    The weights at one or several kernel positions read the copy.
+    """
 
     row: int
     """First row of x; further rows follow at the window's vertical stride."""
@@ -50,7 +53,7 @@ class PlaneCopy:
 
 @dataclass(frozen=True, eq=False)
 class Unfolding:
-    """The copies of input planes that a layer reads, and the layout of these copies in scratch memory."""
+    """The copies of input planes that a layer reads, and where these copies are in scratch memory."""
 
     x: Geometry
     y: Geometry
@@ -104,7 +107,7 @@ class Unfolding:
 
     @property
     def uses_turn_kernel(self) -> bool:
-        """Whether each copy consists of the same rows of x, moved sideways, so that the kernel `Turn` can be used."""
+        """Whether the kernel `Turn` can make the copies: each consists of the same rows of x, shifted sideways."""
         each = self.target.lanes // self.y.images
         alike = len({(copy.row, copy.rows) for copy in self.copies}) == 1
         return self.window.stride == (1, 1) and alike and self.x.width % each == 0 and self.row % each == 0
@@ -159,7 +162,7 @@ class Unfolding:
         return ops
 
     def _build_turn_op(self, x: Planes, channels: Array, offset: int) -> Op:
-        """Return the operation that makes the copies of `channels` by moving rows sideways (`Turn`)."""
+        """Return the operation that makes the copies of `channels` by shifting rows sideways (kernel `Turn`)."""
         g, (row, rows) = x.geometry, (self.copies[0].row, self.copies[0].rows)
         above = min(max(0, -row), rows)
         inside = max(0, min(rows - above, g.height - max(0, row)))
@@ -231,7 +234,10 @@ _NOWHERE = -(1 << 40)
 
 
 def plan_unfolding(x: Geometry, y: Geometry, window: Window, used: Array, target: Target) -> Unfolding:
-    """Return the copies that a layer needs; `used` [channels, taps] is True where a weight reads a channel at a tap."""
+    """Return the copies of input planes that a layer needs.
+
+    `used` [channels, taps] is True where any weight reads a channel at a kernel position (tap).
+    """
     each = target.lanes // y.images
     whole = y.width % each == 0
     families: dict[tuple[int, int, int, int], list[Pair]] = {}
@@ -256,7 +262,7 @@ def plan_unfolding(x: Geometry, y: Geometry, window: Window, used: Array, target
 
 
 def _copy_key(window: Window, tap: Pair, y: Geometry, each: int, whole: bool) -> tuple[int, int, int, int]:
-    """Return a key for a tap; taps with equal keys can share a copy, because their reads in it stay aligned."""
+    """Return a key for a kernel position (tap); positions with equal keys can read the same copy, aligned."""
     row, column = (window.input(0, tap[axis], axis) for axis in (0, 1))
     shift, phase = divmod(column, window.stride[1])
     shift = shift % each if whole else shift
@@ -353,7 +359,9 @@ class Turn(EmittedKernel):
 
 @dataclass(frozen=True)
 class PhaseSplit(EmittedKernel):
-    """Kernel that copies every stride-th pixel of each row to a plane, one plane for each phase (first pixel).
+    """Kernel that copies every n-th pixel of each row to a plane, for a stride n.
+
+    There is one plane for each phase, the number of the first pixel that is copied.
 
     Arguments: a table of planes (int64: byte of the source, byte of the first phase's plane); the number of planes; the
     number of rows; bytes from one row to the next in x and in a phase's plane; bytes from one phase's plane to the
