@@ -483,9 +483,12 @@ def lower_mean(editor: Editor, node: Node, args: OpArguments) -> list[Node]:
 
 
 def lower_image_statistics(editor: Editor, node: Node) -> list[Node] | str | None:
-    """Lower a group norm, a sum over pixels, or a sum or product of images with images of one channel."""
+    """Lower a group norm, a sum over pixels, or a sum or product of images with images of one channel.
+
+    Values of other types than float32, the only type that kernels read, are left to torch: squares of float16 overflow.
+    """
     rule = None if node.native else _IMAGE_RULES.get(aten_name(node))
-    if rule is None:
+    if rule is None or editor.values[node.output].dtype != "float32":
         raise NoMatchError
     return rule(editor, node, arguments(node))
 

@@ -81,3 +81,9 @@ def test_a_gpu_keeps_group_norms() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.GroupNorm(2, 4)).eval()
     graph = capture(model, None, torch.randn(2, 3, 5, 5), for_kernels=False)
     assert [one.op for one in graph.nodes if not one.native] == ["aten.group_norm.default"]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_group_norms_of_other_types_are_left_to_torch(dtype: torch.dtype) -> None:
+    graph = capture(nn.GroupNorm(2, 4).to(dtype).eval(), None, torch.randn(2, 4, 3, 3, dtype=dtype))
+    assert [node.op for node in graph.nodes] == ["aten.group_norm.default"]
