@@ -213,7 +213,11 @@ def compute_constants(graph: Graph) -> Graph:
 
 
 def _name_for_constant(node: Node, made: Tensor, tensors: Mapping[str, Tensor]) -> str:
-    """Return an unused name for the constant that `node` computes, derived from the name of the node's weight."""
+    """Return a name for the constant `made`, which `node` computes.
+
+    It is a new name made from that of the weight with as many elements that the node reads, or else that of the node's
+    output.
+    """
     like = next((name for name in node.weights.values() if tensors[name].shape == made.shape), None)
     if like is None and len(node.weights) == 1 and (only := next(iter(node.weights.values()))):
         like = only if tensors[only].numel() == made.numel() else None
