@@ -68,7 +68,7 @@ def computes_in_bf16() -> bool:
 
 def last_level_cache_bytes() -> int:
     """Return the size of core 0's last-level cache in bytes; 32 MB if the system does not report the size."""
-    sizes = [_read_bytes(file) for file in _CACHES.glob("index*/size")] if _CACHES.is_dir() else []
+    sizes = [_read_size_in_bytes(file) for file in _CACHES.glob("index*/size")] if _CACHES.is_dir() else []
     return max(sizes, default=0) or _USUAL_CACHE
 
 
@@ -80,12 +80,12 @@ def cache_bytes() -> tuple[int, int, int]:
             level, kind = int((one / "level").read_text()), (one / "type").read_text().strip()
         except (OSError, ValueError):
             continue
-        if kind != "Instruction" and level in found and (size := _read_bytes(one / "size")):
+        if kind != "Instruction" and level in found and (size := _read_size_in_bytes(one / "size")):
             found[level] = size
     return found[1], found[2], last_level_cache_bytes()
 
 
-def _read_bytes(file: Path) -> int:
+def _read_size_in_bytes(file: Path) -> int:
     try:
         text = file.read_text(encoding="ascii").strip()
         return int(text.rstrip("KMG")) * {"K": 2**10, "M": 2**20, "G": 2**30}.get(text[-1:], 1)

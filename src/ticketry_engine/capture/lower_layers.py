@@ -220,17 +220,17 @@ def activation_of_op(name: str, found: Mapping[str, Any]) -> Json:
     if name == "leaky_relu" and is_activation(act := {"leaky_relu": found["negative_slope"]}):
         return act
     if name == "hardtanh":
-        return _clamp_activation(found["min_val"], found["max_val"])
+        return _activation_of_clamp(found["min_val"], found["max_val"])
     if name == "clamp":
-        return _clamp_activation(found["min"], found["max"])
+        return _activation_of_clamp(found["min"], found["max"])
     if name == "clamp_min":
-        return _clamp_activation(found["min"], None)
+        return _activation_of_clamp(found["min"], None)
     if name == "threshold":
         return "relu" if found["threshold"] == 0 and found["value"] == 0 else None
     return None
 
 
-def _clamp_activation(least: Json, most: Json) -> str | None:
+def _activation_of_clamp(least: Json, most: Json) -> str | None:
     if isinstance(least, (int, float)) and least == 0:
         return "relu" if most is None else "relu6" if most == 6 else None
     return None
@@ -493,7 +493,7 @@ def lower_image_statistics(editor: Editor, node: Node) -> list[Node] | str | Non
     return rule(editor, node, arguments(node))
 
 
-def _constant_like(editor: Editor, like: str, role: str, tensor: Tensor) -> str:
+def _add_constant_like(editor: Editor, like: str, role: str, tensor: Tensor) -> str:
     """Add a constant with the data type of the value `like`; return its name, which is derived from `like`."""
     return editor.add_constant(f"{like}.{role}", tensor.to(getattr(torch, editor.values[like].dtype)))
 
@@ -515,28 +515,30 @@ def _lower_group_norm(editor: Editor, node: Node, args: OpArguments) -> list[Nod
     group_of_channel = torch.eye(groups, dtype=torch.float64).repeat_interleave(width, 0)  # [channels, groups]
     gain_of_channel = group_of_channel if gains is None else group_of_channel * gains[:, None]
     means, opposites, scales = (
-        _constant_like(editor, node.output, role, matrix[:, :, None, None])
+        _add_constant_like(editor, node.output, role, matrix[:, :, None, None])
         for role, matrix in (
             ("means", group_of_channel.t() / width),
             ("opposites", -group_of_channel),
             ("scales", gain_of_channel),
         )
     )
-    eps = _constant_like(editor, node.output, "eps", torch.full((groups,), float(args["eps"])))
+    eps = _add_constant_like(editor, node.output, "eps", torch.full((groups,), float(args["eps"])))
     nodes: list[Node] = []
 
-    def then(op: str, *inputs: str, act: Json = None, **weights: str) -> str:
+    def append_node(op: str, *inputs: str, act: Json = None, **weights: str) -> str:
         attrs = {} if op == "global_avg_pool" else {"act": act}
         nodes.append(editor.make_node(op, inputs, node.output, weights, **attrs))
         return nodes[-1].output
 
-    mean = then("conv2d", then("global_avg_pool", x), weight=means)
-    centred = then("add", x, then("conv2d", mean, weight=opposites))
-    squares = then("global_avg_pool", then("mul", centred, centred))
-    inverse_deviation = then("conv2d", squares, weight=means, bias=eps, act="inverse_root")
-    scaled = then("mul", centred, then("conv2d", inverse_deviation, weight=scales))
+    mean = append_node("conv2d", append_node("global_avg_pool", x), weight=means)
+    centred = append_node("add", x, append_node("conv2d", mean, weight=opposites))
+    squares = append_node("global_avg_pool", append_node("mul", centred, centred))
+    inverse_deviation = append_node("conv2d", squares, weight=means, bias=eps, act="inverse_root")
+    scaled = append_node("mul", centred, append_node("conv2d", inverse_deviation, weight=scales))
     if shifts is not None and bool(shifts.any()):
-        then("add_constant", scaled, constant=_constant_like(editor, node.output, "shifts", shifts[:, None, None]))
+        append_node(
+            "add_constant", scaled, constant=_add_constant_like(editor, node.output, "shifts", shifts[:, None, None])
+        )
     return [*nodes[:-1], replace(nodes[-1], output=node.output)]
 
 
@@ -550,7 +552,7 @@ def _lower_pixel_sum(editor: Editor, node: Node, args: OpArguments) -> list[Node
         mean = editor.make_node("global_avg_pool", (x,), node.output)
     else:
         mean = editor.make_node("avg_pool2d", (x,), node.output, kernel=kernel, stride=kernel)
-    pixels = _constant_like(editor, node.output, "pixels", torch.full((1, 1, 1), float(prod(kernel))))
+    pixels = _add_constant_like(editor, node.output, "pixels", torch.full((1, 1, 1), float(prod(kernel))))
     total = editor.make_node("mul_constant", (mean.output,), node.output, {"constant": pixels})
     return [
         mean,
@@ -565,7 +567,7 @@ def _lower_product_with_channel(editor: Editor, node: Node, args: OpArguments) -
     names, made = editor.float_inputs(node, args["self"], args["other"], axes=4), editor.shape(node.output) or ()
     x, single = names if editor.shape(names[0]) == made else names[::-1]
     require_match(editor.shape(x) == made and editor.shape(single) == (made[0], 1, *made[2:]))
-    ones = _constant_like(editor, node.output, "copies", torch.ones(int(made[1] or 0), 1, 1, 1))
+    ones = _add_constant_like(editor, node.output, "copies", torch.ones(int(made[1] or 0), 1, 1, 1))
     copies = editor.make_node("conv2d", (single,), node.output, {"weight": ones})
     return [copies, native_node(aten_name(node), (x, copies.output), node.output)]
 

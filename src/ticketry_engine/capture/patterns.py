@@ -139,7 +139,7 @@ def _is_gelu_cubic(editor: Editor, name: str, x: str) -> bool:
 _PRODUCTS = ("matmul", "bmm")
 
 
-def _split_scale(editor: Editor, name: str) -> tuple[str, float]:
+def _split_off_factor(editor: Editor, name: str) -> tuple[str, float]:
     """Return (x, factor) if the value `name` is x * factor, else (name, 1)."""
     try:
         return _match_scaled_value(editor, name, "mul")
@@ -152,9 +152,9 @@ def _recognise_unmasked_attention(editor: Editor, node: Node) -> list[Node]:
     weights, v = _matmul_inputs(editor, node)
     soft = editor.match_maker(weights, "softmax")
     require_match(soft.native and soft.attrs["axis"] == 3)
-    name, scale = _split_scale(editor, soft.inputs[0])
+    name, scale = _split_off_factor(editor, soft.inputs[0])
     q, turned = _matmul_inputs(editor, editor.match_maker(name, *_PRODUCTS))
-    q, factor = _split_scale(editor, q)
+    q, factor = _split_off_factor(editor, q)
     maker = editor.match_maker(turned, "transpose")
     require_match(maker.native and editor.share_float_dtype(q, maker.inputs[0], v, node.output))
     shapes = [editor.shape(part) or () for part in (q, turned, v)]
@@ -205,10 +205,10 @@ def _fuse_activation(editor: Editor, node: Node) -> list[Node]:
     return [replace(before, output=node.output, attrs={**before.attrs, "act": node.attrs["act"]})]
 
 
-def _fold_norm(editor: Editor, node: Node) -> list[Node]:
+def _fold_norm_into_layer(editor: Editor, node: Node) -> list[Node]:
     """Combine an `affine` node, which scales and shifts channels, with the weights of the preceding layer."""
     if aten_name(node) == "mul":
-        return _fold_scale(editor, node)
+        return _fold_factor_into_linear(editor, node)
     require_match(node.op == "affine")
     scale, shift = (editor.tensors[node.weights[role]].double() for role in ("scale", "shift"))
     turned = editor.maker_if_read_once(node.inputs[0])
@@ -227,7 +227,7 @@ def _fold_norm(editor: Editor, node: Node) -> list[Node]:
     ]
 
 
-def _fold_scale(editor: Editor, node: Node) -> list[Node]:
+def _fold_factor_into_linear(editor: Editor, node: Node) -> list[Node]:
     """Multiply the weights of a linear layer by the factor, or factor per feature, that follows the layer."""
     found = arguments(node)
     x, factor = (found["self"], found["other"]) if value_name(found["self"]) else (found["other"], found["self"])
@@ -261,7 +261,7 @@ def _rescale_layer(editor: Editor, layer: Node, output: str, scale: Tensor, shif
     return Node(layer.op, layer.inputs, output, {**layer.attrs, "act": act}, weights)
 
 
-def _fold_pad(editor: Editor, node: Node) -> list[Node]:
+def _fold_padding_into_conv(editor: Editor, node: Node) -> list[Node]:
     """Let a convolution do the zero padding that precedes it; if it is uneven, extend the kernel by zeros."""
     before = editor.maker_if_read_once(node.inputs[0]) if node.op == "conv2d" else None
     if before is None or aten_name(before) not in ("constant_pad_nd", "pad"):
@@ -593,7 +593,7 @@ def _broadcastable_weight(editor: Editor, node: Node, role: str) -> Tensor:
 FORMULAS: tuple[Rule, ...] = (
     *(_recognise_hardsigmoid, _recognise_gated_activation, _recognise_gelu, _recognise_unmasked_attention),
     *(_recognise_rms_norm, _recognise_rotary, _recognise_partial_rotary, _recognise_grouped_query_attention),
-    *(_fold_pad, _fold_norm),
+    *(_fold_padding_into_conv, _fold_norm_into_layer),
 )
 """Rules for formulas of torch nodes, for pads and for norms, in the order in which they are applied."""
 

@@ -84,7 +84,7 @@ def _record_calls(model: nn.Module, arguments: Arguments, examples: int | None) 
     calls = [_RecordedCall(twin, arguments)] if examples is None else _record_three_calls(twin, arguments, examples)
     first = calls[0]
     steps = [_merge_recorded_ops(several) for several in zip(*(call.tape.steps for call in calls), strict=True)]
-    outputs = _merge([call.outputs for call in calls])
+    outputs = _merge_containers_of_calls([call.outputs for call in calls])
     if any(call.out_spec != first.out_spec for call in calls):
         raise NotRecordedError("other containers for other numbers of examples")
     shapes = [_merge_shapes(calls, index) for index in range(len(first.tape.tensors))]
@@ -235,11 +235,14 @@ def _merge_recorded_ops(several: Sequence[RecordedOp]) -> RecordedOp:
     if any(step.op is not first.op or step.made != first.made for step in several):
         raise NotRecordedError("other operations for other numbers of examples")
     return RecordedOp(
-        first.op, _merge([step.args for step in several]), _merge([step.kwargs for step in several]), first.made
+        first.op,
+        _merge_containers_of_calls([step.args for step in several]),
+        _merge_containers_of_calls([step.kwargs for step in several]),
+        first.made,
     )
 
 
-def _merge(several: Sequence[Any]) -> Any:
+def _merge_containers_of_calls(several: Sequence[Any]) -> Any:
     """Return one container for the equal containers of several calls, which had different numbers of examples.
 
     An integer that differs between the calls becomes a `LinearSize`, a function of the number of examples.
@@ -250,9 +253,9 @@ def _merge(several: Sequence[Any]) -> Any:
     if isinstance(first, (list, tuple)):
         if any(len(each) != len(first) for each in several):
             raise NotRecordedError("other arguments for other numbers of examples")
-        return tuple(_merge(parts) for parts in zip(*several, strict=True))
+        return tuple(_merge_containers_of_calls(parts) for parts in zip(*several, strict=True))
     if isinstance(first, dict):
-        return {name: _merge([each[name] for each in several]) for name in first}
+        return {name: _merge_containers_of_calls([each[name] for each in several]) for name in first}
     if all(each is first or each == first for each in several):
         return first
     line = _fit_linear_size(several) if type(first) is int else None

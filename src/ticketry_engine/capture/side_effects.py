@@ -86,7 +86,7 @@ def model_state(model: nn.Module) -> State:
                     continue
                 found[prefix, name] = value
                 if not _has_no_parts(value):
-                    _add_parts(found, (prefix, name), value, seen)
+                    _add_parts_to_state(found, (prefix, name), value, seen)
     return found
 
 
@@ -122,7 +122,7 @@ def _has_no_parts(value: Any) -> bool:
     return isinstance(value, (*_PLAIN, Tensor, nn.Module, type))
 
 
-def _add_parts(found: State, path: tuple[object, ...], value: Any, seen: set[int]) -> None:
+def _add_parts_to_state(found: State, path: tuple[object, ...], value: Any, seen: set[int]) -> None:
     if len(path) > _DEEPEST or id(value) in seen:
         return
     seen.add(id(value))
@@ -130,7 +130,7 @@ def _add_parts(found: State, path: tuple[object, ...], value: Any, seen: set[int
         place = (*path, name)
         found[place] = part
         if not _has_no_parts(part):
-            _add_parts(found, place, part, seen)
+            _add_parts_to_state(found, place, part, seen)
 
 
 def _parts_of_object(value: Any) -> Iterator[tuple[object, Any]]:
@@ -390,13 +390,13 @@ def inline_blocks(program: torch.export.ExportedProgram) -> None:
         mapping = dict(zip(inner_names, one.args[before + 1 :], strict=True))
         with graph.inserting_before(one):
             made: Any = graph.graph_copy(body.graph, mapping)
-        _inline_outputs(graph, one, made)
+        _replace_block_results(graph, one, made)
         for inner, outer in mapping.items():
             if isinstance(outer, fx.Node) and "val" not in outer.meta:
                 outer.meta["val"] = inner.meta.get("val")
 
 
-def _inline_outputs(graph: fx.Graph, node: fx.Node, made: Any) -> None:
+def _replace_block_results(graph: fx.Graph, node: fx.Node, made: Any) -> None:
     """Replace the results of `node`, which runs a block of operations, by `made`, the outputs of these operations."""
     parts = list(made) if isinstance(made, (tuple, list)) else [made]
     for user in list(node.users):

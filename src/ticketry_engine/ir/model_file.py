@@ -324,7 +324,7 @@ def read_weights(table: Json, stored: Mapping[str, Tensor]) -> dict[str, Tensor]
         require(parts[0].dtype == getattr(torch, dtype), f"{where} is of another data type than its table says")
         if packed:
             read = _read_positions if packed == PLACES else _read_flags
-            made[name] = _restore_packed(where, *parts, shape=shape, read=read)
+            made[name] = _restore_packed_weight(where, *parts, shape=shape, read=read)
         else:
             fits = tuple(parts[0].shape) == (prod(shape),)
             require(fits, f"{where} has not the number of elements of its shape")
@@ -333,7 +333,7 @@ def read_weights(table: Json, stored: Mapping[str, Tensor]) -> dict[str, Tensor]
     return made
 
 
-def _restore_packed(
+def _restore_packed_weight(
     where: str,
     kept: Tensor,
     places: Tensor,

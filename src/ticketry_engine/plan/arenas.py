@@ -162,7 +162,7 @@ def _join_wide_values(sketch: Sketch, lanes: int) -> list[_WideValue]:
         for form in task.inputs:
             runs = _channel_runs(form, storages)
             if len(runs) > 1:
-                _append_runs(sequences, storages, runs, lanes)
+                _require_neighbours_in_memory(sequences, storages, runs, lanes)
     wides, seen = [], set()
     for number in range(len(storages.all)):
         members = sequences.get(number, [number])
@@ -174,7 +174,9 @@ def _join_wide_values(sketch: Sketch, lanes: int) -> list[_WideValue]:
     return wides
 
 
-def _append_runs(sequences: dict[int, list[int]], storages: Storages, runs: Sequence[Run], lanes: int) -> None:
+def _require_neighbours_in_memory(
+    sequences: dict[int, list[int]], storages: Storages, runs: Sequence[Run], lanes: int
+) -> None:
     """Record that the tensors in `runs` must be neighbours in memory; raise `UnsupportedError` if they cannot be.
 
     `sequences` is changed: it has, by number of a tensor's memory area, the areas that must follow each other.
@@ -334,7 +336,7 @@ def pair_channels(sketch: Sketch, orders: Mapping[int, Array], lanes: int) -> di
             continue
         kept = np.concatenate(supports, axis=1)
         order = orders.get(root, np.arange(len(kept)))
-        found[root] = order[_pair_within_groups(kept[order], [each[order] for each in writers.get(root, [])])]
+        found[root] = order[_order_similar_rows_together(kept[order], [each[order] for each in writers.get(root, [])])]
     return found
 
 
@@ -354,7 +356,7 @@ def _work_roots_by_channel(sketch: Sketch, task: RegionTask, lanes: int) -> Arra
     return np.ascontiguousarray(scaled.swapaxes(0, 1).reshape(channels, -1), np.float32)
 
 
-def _pair_within_groups(kept: Array, labels: list[Array]) -> Array:
+def _order_similar_rows_together(kept: Array, labels: list[Array]) -> Array:
     """Return an order of the rows of `kept` in which similar rows are neighbours.
 
     Two rows can change places only if every array in `labels` has equal numbers for them and for all rows in between.

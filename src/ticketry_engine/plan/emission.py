@@ -201,7 +201,7 @@ def _emit_head_by_head(emission: Emission, task: RegionTask, x: Any, y: Any) -> 
     found: list[Array | None] = (
         emission.weights_in_stored_order(task, *weights)
         if alone
-        else [_head_weight(emission, task, role) for role in weights]
+        else [_weight_of_one_head(emission, task, role) for role in weights]
     )
     settings = [attrs["eps"]] if weights else []
     operation = getattr(layout, kind)
@@ -211,7 +211,7 @@ def _emit_head_by_head(emission: Emission, task: RegionTask, x: Any, y: Any) -> 
     return [op for at in firsts for op in operation(x.part(at, size), y.part(at, size), *found, *settings)]
 
 
-def _head_weight(emission: Emission, task: RegionTask, role: str) -> Array | None:
+def _weight_of_one_head(emission: Emission, task: RegionTask, role: str) -> Array | None:
     """Return the part of the weight `role` for one attention head, or None if the task has no such weight."""
     if role not in task.node.weights:
         return None
@@ -336,7 +336,7 @@ def choose_chunks(sketch: Sketch, layout: str, images: int, lanes: int, element_
     Only a pointwise convolution with an output of more than `BYTES` is computed in chunks, and only if the next task is
     a depthwise convolution, and no other task reads the output.
     """
-    readers = _reading_tasks(sketch)
+    readers = _tasks_reading_storage(sketch)
     found = {}
     for number, (task, then) in enumerate(zip(sketch.tasks, sketch.tasks[1:], strict=False)):
         storage = int(task.output.flat[0, 0])
@@ -347,7 +347,7 @@ def choose_chunks(sketch: Sketch, layout: str, images: int, lanes: int, element_
         each = lanes if layout == "pixels" else _ROWS
         at_once = -(-task.output.channels // (times * each)) * each
         if at_once < task.output.channels:
-            found[number] = Chunk(at_once, _chunk_order(sketch, task, layout))
+            found[number] = Chunk(at_once, _channel_order_for_chunks(sketch, task, layout))
     return found
 
 
@@ -379,7 +379,7 @@ def select_rows(layer: Convolution, rows: Array) -> Convolution:
     return replace(layer, weight=layer.weight[rows], bias=bias, groups=groups)
 
 
-def _reading_tasks(sketch: Sketch) -> dict[int, list[int]]:
+def _tasks_reading_storage(sketch: Sketch) -> dict[int, list[int]]:
     """Return, by number of a tensor's memory area, the numbers of the tasks that read the tensor."""
     found: dict[int, list[int]] = {}
     for number, task in enumerate(sketch.tasks):
@@ -404,7 +404,7 @@ def _is_depthwise_conv(task: RegionTask) -> bool:
     return bool(task.node.attrs.get("groups", 1) == task.inputs[0].channels == task.output.channels > 1)
 
 
-def _chunk_order(sketch: Sketch, task: RegionTask, layout: str) -> Array:
+def _channel_order_for_chunks(sketch: Sketch, task: RegionTask, layout: str) -> Array:
     """Return the order in which the output channels of `task` are divided into chunks.
 
     In the planar layout, weight rows that retain equal columns become neighbours. In the channels-last layout, the

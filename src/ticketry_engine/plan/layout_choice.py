@@ -214,7 +214,11 @@ def images_per_block(sketch: Sketch, layout: str, images: int, target: Target, e
         while images >= 2 * fewest and images * largest > bound:
             images //= 2
         return images
-    bound = _GROUPS_BYTES_OF_MANY_WEIGHTS if _weight_bytes(sketch, element_bytes) > _MANY_WEIGHTS else _GROUPS_BYTES
+    bound = (
+        _GROUPS_BYTES_OF_MANY_WEIGHTS
+        if _retained_weight_bytes(sketch, element_bytes) > _MANY_WEIGHTS
+        else _GROUPS_BYTES
+    )
     if layout == "pixels":
         images = min(images, _MOST_OVER_PIXELS)
     while images > 1 and images * largest > bound:
@@ -248,6 +252,6 @@ def pointwise_share(sketch: Sketch) -> float:
     return inside / max(1, total)
 
 
-def _weight_bytes(sketch: Sketch, element_bytes: int) -> int:
+def _retained_weight_bytes(sketch: Sketch, element_bytes: int) -> int:
     """Return the size of all retained weights in bytes, with `element_bytes` bytes per weight."""
     return sum(element_bytes * int(sketch.weight(node).count_nonzero()) for _, node in sketch.layer_tasks())

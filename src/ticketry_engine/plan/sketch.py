@@ -197,7 +197,7 @@ _SMALL_WINDOW = 7
 Rule = Callable[[Sketch, Node, "list[ValueForm]"], ValueForm]
 
 
-def _has_same_form(one: ValueForm, other: ValueForm) -> bool:
+def _have_equal_axes_and_pixels(one: ValueForm, other: ValueForm) -> bool:
     plain = one.pixels == other.pixels == (1, 1) and one.labels != "f" != other.labels
     return plain or (one.labels == other.labels and one.pixels == other.pixels)
 
@@ -238,7 +238,7 @@ def _required_halo(node: Node, axis: int, kernel: Sequence[int], x: Sequence[int
 
 def _add_linear(sketch: Sketch, node: Node, inputs: list[ValueForm]) -> ValueForm:
     x, *residual = inputs
-    if x.labels != "f" and not _is_channels(x, -1):
+    if x.labels != "f" and not _is_only_channel_axis(x, -1):
         raise UnsupportedError("features that are spread over several axes")
     labels, pixels = ("c", (1, 1)) if x.labels == "f" else (x.labels, x.pixels)
     sketch.record_read(x)
@@ -282,7 +282,11 @@ def _add_layer(
 def _add_pairwise_operation(sketch: Sketch, node: Node, inputs: list[ValueForm]) -> ValueForm:
     one, other = inputs
     gate = sketch.graph.values[node.inputs[0]].shape != sketch.graph.values[node.inputs[1]].shape
-    if one.labels == "f" or (gate and other.channels != one.channels) or not (gate or _has_same_form(one, other)):
+    if (
+        one.labels == "f"
+        or (gate and other.channels != one.channels)
+        or not (gate or _have_equal_axes_and_pixels(one, other))
+    ):
         raise UnsupportedError("two values that lie differently")
     sketch.record_read(one)
     sketch.record_read(other)
@@ -356,7 +360,7 @@ def _add_rotary(sketch: Sketch, node: Node, inputs: list[ValueForm]) -> ValueFor
     return y
 
 
-def _over_channels_rule(axis: Callable[[Node], int], otherwise: str) -> Rule:
+def _make_rule_over_channels(axis: Callable[[Node], int], otherwise: str) -> Rule:
     """Return a function that adds an operation over the only channel axis of its input.
 
     `axis` is a function that returns the axis of a node's operation. For any other axis, `UnsupportedError` is raised
@@ -364,7 +368,7 @@ def _over_channels_rule(axis: Callable[[Node], int], otherwise: str) -> Rule:
     """
 
     def add_over_channels(sketch: Sketch, node: Node, inputs: list[ValueForm]) -> ValueForm:
-        if not _is_channels(inputs[0], axis(node)):
+        if not _is_only_channel_axis(inputs[0], axis(node)):
             raise UnsupportedError(otherwise)
         return _add_pointwise(sketch, node, inputs)
 
@@ -374,14 +378,14 @@ def _over_channels_rule(axis: Callable[[Node], int], otherwise: str) -> Rule:
 def _add_softmax(sketch: Sketch, node: Node, inputs: list[ValueForm]) -> ValueForm:
     """Add a softmax over the only channel axis, or over the last axis."""
     (x,) = inputs
-    if _is_channels(x, int(node.attrs["axis"]) - 1):
+    if _is_only_channel_axis(x, int(node.attrs["axis"]) - 1):
         return _add_pointwise(sketch, node, inputs)
     if x.pixels == (1, 1):
         raise UnsupportedError("a softmax of many short rows")  # as positions they are done together
     return _add_over_last_axis(sketch, node, inputs)
 
 
-def _is_channels(form: ValueForm, axis: int) -> bool:
+def _is_only_channel_axis(form: ValueForm, axis: int) -> bool:
     """Return whether `axis`, where 0 is the first axis after the batch, is the only channel axis."""
     return form.labels[axis] == "c" and form.labels.count("c") == 1
 
@@ -434,7 +438,7 @@ def _add_concat(sketch: Sketch, node: Node, inputs: list[ValueForm]) -> ValueFor
     return y
 
 
-def _zero_copy_rule(view_of: Callable[[Node, ValueForm], ValueForm]) -> Rule:
+def _make_rule_without_copies(view_of: Callable[[Node, ValueForm], ValueForm]) -> Rule:
     """Return a function that adds an operation which moves no data.
 
     `view_of` is a function from (node, input) to the output, which uses the memory of the input.
@@ -464,7 +468,7 @@ RULES: Mapping[str, Rule] = {
     "add": _add_pairwise_operation,
     "mul": _add_pairwise_operation,
     "act": _add_pointwise,
-    "affine": _over_channels_rule(lambda node: 0, "channels that are not the first axis"),
+    "affine": _make_rule_over_channels(lambda node: 0, "channels that are not the first axis"),
     "layer_norm": _add_over_last_axis,
     "rms_norm": _add_over_last_axis,
     "softmax": _add_softmax,
@@ -475,7 +479,7 @@ RULES: Mapping[str, Rule] = {
     "attention": _add_attention,
     "window_attention": _add_window_attention,
     "concat": _add_concat,
-    **{op: _zero_copy_rule(made) for op, made in _MOVES.items()},
+    **{op: _make_rule_without_copies(made) for op, made in _MOVES.items()},
 }
 
 
@@ -504,7 +508,7 @@ def _apply_rule(sketch: Sketch, node: Node, values: Sequence[Value]) -> ValueFor
 _View = Callable[[Sketch, Node, Sequence[Value], UnsupportedError], Value]
 
 
-def _rearranging_view(view_of: Callable[[Node, Rearranged], Rearranged]) -> _View:
+def _make_rearranging_rule(view_of: Callable[[Node, Rearranged], Rearranged]) -> _View:
     def add_rearranged(sketch: Sketch, node: Node, values: Sequence[Value], _: UnsupportedError) -> Rearranged:
         return view_of(node, as_rearranged(values[0], sketch.storages))
 
@@ -530,8 +534,8 @@ def _concatenate(sketch: Sketch, node: Node, values: Sequence[Value], error: Uns
 
 _VIEWS: Mapping[str, _View] = {
     "concat": _concatenate,
-    "pad": _rearranging_view(lambda node, x: x.padded(node.attrs["before"], node.attrs["after"])),
-    **{op: _rearranging_view(made) for op, made in _MOVES.items()},
+    "pad": _make_rearranging_rule(lambda node, x: x.padded(node.attrs["before"], node.attrs["after"])),
+    **{op: _make_rearranging_rule(made) for op, made in _MOVES.items()},
 }
 
 VIEWS = frozenset(_VIEWS)
@@ -551,11 +555,15 @@ def _apply_on_copies(sketch: Sketch, node: Node, values: Sequence[Value], error:
         raise error
     together = None
     if labels.count("p") > 2:
-        values, labels, together = [_with_two_position_axes(sketch, value) for value in values], "ppc", values[0].axes
+        values, labels, together = [_with_two_pixel_axes(sketch, value) for value in values], "ppc", values[0].axes
         if "axis" in node.attrs:
             node = replace(node, attrs={**node.attrs, "axis": len(labels)})
     first = sketch.as_planes(node, values[0], labels)
-    same = first.pixels if node.op not in ("attention", "window_attention") and not _has_gate_shape(values) else None
+    same = (
+        first.pixels
+        if node.op not in ("attention", "window_attention") and not _have_different_shapes(values)
+        else None
+    )
     laid = [first, *(sketch.as_planes(node, value, labels, same) for value in values[1:])]
     if all(one is other for one, other in zip(laid, values, strict=True)):
         raise error
@@ -566,14 +574,14 @@ def _apply_on_copies(sketch: Sketch, node: Node, values: Sequence[Value], error:
     return apart.with_sources(apart.where.reshape(*together[:-1], -1))
 
 
-def _with_two_position_axes(sketch: Sketch, value: Value) -> Rearranged:
+def _with_two_pixel_axes(sketch: Sketch, value: Value) -> Rearranged:
     """Return a value of several pixel axes and one channel axis, reshaped so that it has two pixel axes."""
     table = as_rearranged(value, sketch.storages)
     first, *rest, channels = table.axes
     return replace(table, where=table.where.reshape(first, prod(rest), channels))
 
 
-def _has_gate_shape(values: Sequence[Value]) -> bool:
+def _have_different_shapes(values: Sequence[Value]) -> bool:
     return len(values) == 2 and values[0].axes != values[1].axes
 
 
@@ -595,7 +603,7 @@ def _required_labels(sketch: Sketch, node: Node, values: Sequence[Value]) -> str
     if node.op == "rotary":
         angles = sketch.weight(node, "cos").shape
         return "".join("p" if size > 1 else "c" for size in angles[:-1]) + "c"
-    if _has_gate_shape(values):
+    if _have_different_shapes(values):
         return "cpp"
     known = [value.labels for value in values if isinstance(value, ValueForm) and value.labels != "f"]
     if known:
