@@ -99,7 +99,7 @@ class Seeds:
 
 @dataclass(frozen=True)
 class Structured:
-    """Records the mask, the weights and the settings from which a structured mask was derived."""
+    """Records how a structured mask was derived: from which unstructured mask and weights, and with which settings."""
 
     of: str
     """Digest of the unstructured mask."""

@@ -234,7 +234,7 @@ def _divide_trainings_into_phases(needed: Sequence[Result], found: Found | None)
 
 
 def _longest_training_per_trajectory(trainings: Iterable[Result]) -> tuple[Result, ...]:
-    """Group `trainings` that differ only in their last step, and return the longest training of each group."""
+    """Return, from each group of `trainings` that differ only in their last step, the longest training."""
     longest: dict[str, Result] = {}
     for each in trainings:
         known = longest.get(each.segment.trajectory)

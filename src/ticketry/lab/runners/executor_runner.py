@@ -72,7 +72,7 @@ class Pool:
         """Make workers stop at once; otherwise they look for a request to stop only once a second."""
 
     def give_up(self, future: Future[str]) -> None:
-        """Cancel the request with this future, because its training did not stop in time."""
+        """Cancel the request with this future; called if its training did not stop in time."""
         future.cancel()
 
     def close(self) -> None:

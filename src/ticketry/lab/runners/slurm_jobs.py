@@ -130,7 +130,7 @@ class Chain:
         return answered
 
     def checkpoint(self) -> Any:
-        """Return this function, which submitit puts back into the queue; submitit calls this at the time limit."""
+        """Return this function for submitit, which puts it back into the queue when the job reaches its time limit."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)

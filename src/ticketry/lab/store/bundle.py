@@ -107,7 +107,10 @@ class Source(NamedTuple):
 def write_bundle(
     target: Path, sources: Sequence[Source], *, store: int, numerics: int, weights: bool, runs: Sequence[str]
 ) -> Contents:
-    """Write a bundle (archive of files of a store) to `target` and return its list of parts; read each part twice."""
+    """Write the files `sources` into a bundle (archive) at `target`, and return its list of parts.
+
+    Each source is read twice.
+    """
     parts = tuple(part for part, _ in _encode_parts(sources))
     contents = Contents(store=store, numerics=numerics, weights=weights, runs=tuple(runs), parts=parts)
     encoded = msgspec.json.encode(contents)

@@ -46,7 +46,7 @@ class Messages:
         self._write(_STOP, b"{}")
 
     def read_message(self, key: str) -> dict[str, Any]:
-        """Return the last message of the worker that trains a segment, or an empty dict."""
+        """Return the last message of the worker that trains the segment `key`; an empty dict if there is none."""
         with contextlib.suppress(StoreError, ValueError, RecursionError), limit_retry_time(_PATIENCE_SECONDS):
             found = parse_json(self._objects.get(self._message_object_name(key)) or b"{}")
             return found if isinstance(found, dict) else {}
@@ -71,7 +71,7 @@ class Messages:
         return self._exists(_STOP) or not self.is_driver_active()
 
     def report(self, key: str, what: Mapping[str, Any]) -> None:
-        """Report the progress `what` of the segment with this key; errors of the store are ignored."""
+        """Report the progress `what` of the segment with the key `key`; errors of the store are ignored."""
         if not self.is_driver_active():  # otherwise the driver's deleted folder would be created again
             return
         name, data = self._message_object_name(key), json.dumps(dict(what)).encode()

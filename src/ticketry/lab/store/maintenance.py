@@ -132,7 +132,10 @@ def repair_format(root: Path) -> list[Path]:
 
 
 def _is_undamaged(path: Path, reads: Callable[[], bool]) -> bool:
-    """Return whether a JSON file is missing, or `reads` accepts it and it has the bytes that ticketry would write."""
+    """Return whether a JSON file is missing or undamaged.
+
+    An undamaged file has the bytes that ticketry would write, and `reads`, which reads it, returns True.
+    """
     try:
         return not path_exists(path) or (reads() and has_canonical_bytes(path))
     except InaccessibleError:

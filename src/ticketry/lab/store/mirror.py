@@ -387,19 +387,19 @@ class Mirror:
         fetch_newest_checkpoint(self.remote, self.paths, trajectory, last)
 
     def upload_checkpoint(self, trajectory: str, step: int, path: Path) -> None:
-        """Queue the upload of the checkpoint at `path`; do nothing if this process lacks the training's lease."""
+        """Queue the upload of the checkpoint at `path`, if this process has the exclusive right to the training."""
         if uploads := self._uploads.get(trajectory):
             uploads.enqueue(step, path)
 
     def drop_checkpoints(self, trajectory: str, last: int) -> None:
-        """Mark the checkpoints up to step `last` for deletion; they are deleted when the lease is released."""
+        """Mark the checkpoints up to step `last`; they are deleted when this machine releases the training's lease."""
         if uploads := self._uploads.get(trajectory):
             uploads.cancel(last)
 
     # -- the store as a whole ----------------------------------------------------------------------------------------
 
     def fetch(self, *, results: bool = False, everything: bool = False) -> None:
-        """Download records; with `results` also results that the folder lacks, with `everything` all objects again."""
+        """Download records; with `results` also results that the folder lacks; with `everything` all objects again."""
         if everything:
             self.publish()
             for one in sorted(self.remote.list(), key=lambda one: one.name):

@@ -238,7 +238,7 @@ class Job:
         return self.put_gathered(tensors) if self.sharded else self.store.put_tensors(tensors)
 
     def put_gathered(self, tensors: Mapping[str, Tensor]) -> str:
-        """Gather sharded tensors one at a time and store them; all processes must call this together."""
+        """Store tensors of which each process has a part; gather one at a time. All processes call this together."""
         return self.store.put_pieces(iterate_file_bytes(tensors, tensors_to_bytes))
 
     def drop_checkpoints(self) -> None:

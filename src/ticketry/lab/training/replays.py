@@ -35,7 +35,7 @@ Recorder = Callable[[Callable[[], Tensor]], tuple[Tensor, Replay]]
 
 
 def can_replay_steps(task: Task, session: Session, model: nn.Module, variants: Sequence[Variant]) -> bool:
-    """Return whether a recorded step can be replayed, as all steps with the same batch shape run the same operations.
+    """Return whether a training step can be recorded once and replayed for all batches of the same shape.
 
     This holds if task and layers are those of ticketry and torch; a user's task declares it by `Task.replayable`.
     """
@@ -59,7 +59,7 @@ def _has_no_user_code(module: nn.Module) -> bool:
 
 @dataclass(frozen=True)
 class _Recorded:
-    """Holds a recorded step: the batch that it reads, the loss and gradients that it writes, and its replay."""
+    """Holds a recorded step: the tensors that it reads and writes, and the function `replay`, which repeats it."""
 
     batch: Sequence[Tensor]
     loss: Tensor
@@ -68,10 +68,10 @@ class _Recorded:
 
 
 class Replays:
-    """Computes the loss of a batch and the gradients of the parameters, by replaying a recording for the batch shape.
+    """Computes loss and gradients of a batch; for batch shapes that occur often, it replays a recorded computation.
 
-    The parameters must stay in the same memory. `differentiated` computes new gradients for a batch and returns
-    the loss. `record` records a computation, by default as a CUDA graph.
+    The parameters must stay in the same memory. `differentiated` computes new gradients for a batch and returns the
+    loss. `record` records a computation, by default as a CUDA graph.
     """
 
     def __init__(

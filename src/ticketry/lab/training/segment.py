@@ -161,7 +161,7 @@ class Segment:
         return cls(task=task, **values)
 
     def surroundings(self, store: Store, course: Course) -> Surroundings:
-        """Return the information about this training that the variants may use."""
+        """Return what the variants (changes to the training) may know about it: task, data, steps and stored masks."""
         return Surroundings(
             store, course, self.task, self.recipe, self.first, self.last, self.total, self.per_epoch, self.mask
         )

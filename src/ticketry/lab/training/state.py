@@ -40,7 +40,7 @@ class TrainingState:
 
 
 def pack_state(state: TrainingState, variants: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Return one dict with the tensors of `variants` and of `state` (optimiser, session, losses) except the model's."""
+    """Return one dict with all tensors of a training state except the model's, and with the tensors of `variants`."""
     parts = {"optimizer/": state.optimizer, "session/": state.session}
     parts |= {f"variants/{name}/": dict(own) for name, own in variants.items()}
     packed = {name: value for prefix, tensors in parts.items() for name, value in add_prefix(prefix, tensors).items()}
@@ -139,7 +139,7 @@ def optimizer_tensors(optimizer: Optimizer, model: Trainable) -> dict[str, Tenso
 
 
 def load_optimizer(optimizer: Optimizer, model: Trainable, tensors: dict[str, Tensor]) -> None:
-    """Load tensors that `optimizer_tensors` returned into an optimiser; give them the parameters' memory layout."""
+    """Load tensors that `optimizer_tensors` returned into an optimiser, in the memory layout of the parameters."""
     position = {name: index for index, (name, _) in enumerate(model.named_parameters())}
     parameters = dict(model.named_parameters())
     state: dict[int, dict[str, Any]] = {}

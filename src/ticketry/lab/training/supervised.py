@@ -223,7 +223,11 @@ class SupervisedPart(Supervised):
         return self.task.summary(sums, len(examples))
 
     def _repeat_model_calls(self, model: nn.Module, examples: Split, own: int, arithmetic: Any) -> None:
-        """Call the network as often as the first rank does; with sharded parameters all ranks must call it together."""
+        """Call the network until this rank has called it as often as the first rank; `own` is the number of its
+        examples.
+
+        With sharded parameters all ranks must call the network together.
+        """
         size = examples.reader.batch if examples.reader else data_loading.EVALUATED
         most = place_of_part(len(examples), 0, self._ranks.world).own
         one = replace(examples, inputs=examples.inputs[:1], targets=examples.targets[:1])

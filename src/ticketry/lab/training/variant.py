@@ -137,7 +137,7 @@ class Variant:
         return None
 
     def blobs(self) -> tuple[str, ...]:
-        """Return the digests of all stored tensors that the variant needs."""
+        """Return the digests of the stored tensors that the variant needs, such as a mask."""
         mask = self.masked_by()
         return () if mask is None else (mask,)
 
@@ -263,7 +263,7 @@ class Effect:
         return {}
 
     def lasting(self, name: str) -> bool:
-        """Return whether the entry `name` of `state` is part of the final result; other entries serve to resume."""
+        """Return whether the entry `name` of the state belongs to the result, not only to a resumable state."""
         return False
 
     def convert_state_for_store(self, state: TrainingState) -> TrainingState:

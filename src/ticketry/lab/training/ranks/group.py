@@ -107,7 +107,7 @@ class Group:
         return total
 
     def average_loss(self, value: Tensor) -> Tensor:
-        """Return the mean loss of all ranks, and learn whether a rank wants to store; call this once per step."""
+        """Return the mean of the losses of all ranks, and learn if a rank wants to store; call this once per step."""
         if not self.stores_together:
             return self.mean(value)
         both = torch.stack([value.detach() / self.world, value.new_tensor(float(self._wish))])
@@ -132,7 +132,7 @@ class Group:
         return self.gather(value)[0]
 
     def require_same(self, what: str, value: Any) -> None:
-        """Raise `TrainingError` in all ranks unless all have the same `value`; the message calls the value `what`."""
+        """Raise `TrainingError` in all ranks unless all have the same `value`, which the message calls `what`."""
         found = self.gather(value)
         others = [rank for rank, each in enumerate(found) if each != found[0]]
         if others:
