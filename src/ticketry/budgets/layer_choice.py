@@ -190,7 +190,7 @@ class LayerChoice:
             self._hulls.append({name: layer.hull() for name, layer in layers.items()})
 
     def within(self, budget: float) -> ChosenLayers:
-        """Return the choice of the largest value whose estimated cost of the whole network is within `budget`.
+        """Return the mask of the largest value with which the whole network's estimated cost is within `budget`.
 
         Raises:
             UsageError: if the network costs more than the budget even with one block in each layer.

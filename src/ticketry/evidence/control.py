@@ -241,7 +241,7 @@ class Cyclic(Control):
 
 
 class CyclicRandom(Shuffled):
-    """The control cyclic, but with the shuffled mask of the control shuffled."""
+    """Like the control cyclic, but under the mask of the control shuffled."""
 
     drawn_as = "shuffled"
 

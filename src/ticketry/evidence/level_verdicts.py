@@ -227,7 +227,7 @@ def _list_steps_by_network(rows: Mapping[str, Sequence[Point]]) -> dict[str, lis
 
 
 def _keys_of_shared_dense_networks(dense: Sequence[Point]) -> list[str | int] | None:
-    """Return a key of each replicate's dense network; None if all differ, as is usual unless the task ignores seeds."""
+    """Return a key of each replicate's dense network, equal if replicates share a network; None if all differ."""
     keys: list[str | int] = [point.key or point.replicate for point in dense]
     return keys if len(set(keys)) < len(keys) else None
 

@@ -234,7 +234,7 @@ class CampaignRecord(Part, frozen=True, kw_only=True, tag_field="kind", tag="cam
 
 
 def _find_original_claim(name: str, again: Mapping[str, str]) -> str:
-    """Return the claim that `name` replicates, directly or through other replications; `name` if it replicates none."""
+    """Return the first claim of the chain of replications that ends with the claim `name`."""
     seen = set[str]()
     while again.get(name) and name not in seen:  # a damaged record may have a cycle
         seen.add(name)

@@ -32,7 +32,7 @@ MOST_LEVELS = 4
 
 
 def verify_differences(verify: VerifyRecord) -> list[Difference]:
-    """Return the ticket's mean differences to dense and to each control, and last to itself under other seeds."""
+    """Return the ticket's mean differences to the dense network, each control, and itself under other seeds."""
     found = {one.role: one for one in verify.comparisons}
     if DENSE not in found:
         low, high = verify.interval or (None, None)

@@ -138,7 +138,7 @@ def _matched_dense_points(role: str, runs: Iterable[Results], measure: CostMeasu
 
 @dataclass(frozen=True)
 class EqualCostComparison:
-    """The difference between tickets and the best dense network of about the same inference cost."""
+    """The metric's difference between tickets and the best dense network of about the same inference cost."""
 
     rival: CallCostPoint
     difference: Summary

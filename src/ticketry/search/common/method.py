@@ -109,7 +109,7 @@ class Replicate:
         )
 
     def find_each(self, find: Callable[[int, T], Found], items: Iterable[T]) -> Iterator[Found]:
-        """Yield `find(level, item)` for each item, with levels from 1 on; calls may be parallel, see `find_all`."""
+        """Yield `find(level, item)` for each item, with levels 1, 2, …; if the lab has workers, calls are parallel."""
 
         def find_one(level: int, item: T) -> Iterator[Found]:
             yield find(level, item)

@@ -238,7 +238,7 @@ class PruningSettings:
         ]
 
     def settings_for_level(self, level: int) -> tuple[Self, int | None]:
-        """Return settings that find only the ticket of `level`, and its level in that search (None: the last level)."""
+        """Return settings of a search for only the ticket of `level`, and its level there (None: the last level)."""
         own: Any = {self.budget.kind if self.budget else "density": (self.targets[level - 1],)}
         return replace(self, **{"density": (), "sparsity": (), **own}), 1
 
@@ -357,7 +357,7 @@ class ScoreSettings(PruningSettings):
     def replacing_score(self) -> str:
         """The score that chooses masks instead of the setting `score`; empty if `score` itself does.
 
-        kfac replaces magnitude if layers must be compared by how much the loss rises without their weights.
+        The score ``kfac`` replaces magnitude if layers are compared by how much the loss rises without their weights.
         """
         replaced = (self.spends_budget_by_importance or self.parsed_structure.granularity) and self.score == "magnitude"
         return "kfac" if replaced else ""

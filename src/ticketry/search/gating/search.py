@@ -150,7 +150,7 @@ class GateSettings(PruningSettings):
         return tuple(replace(self, density=density, sparsity=None) for density in self.targets)
 
     def settings_for_level(self, level: int) -> tuple[Self, int | None]:
-        """Return settings that find the ticket of `level`, and its level in that search (None: the last level)."""
+        """Return settings of a search for the ticket of `level`, and its level there (None: the last level)."""
         return (self.split_by_density()[(level - 1) // self.rounds], None) if self.targets else (self, level)
 
     def shared_gating_arguments(self) -> dict[str, Any]:
