@@ -266,7 +266,7 @@ def _encode_signature(program: TracedProgram, model: nn.Module, arguments: Mappi
 
 
 def _encode_containers(found: Any) -> Json:
-    """Return `found`, containers of `_Leaf` objects and constants, as JSON in the form of `Graph.outputs`."""
+    """Return containers of `_Leaf` objects and constants as JSON in the form of `Graph.outputs`."""
     if isinstance(found, _Leaf):
         return found.tree
     if isinstance(found, Mapping):

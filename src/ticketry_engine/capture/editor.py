@@ -145,7 +145,7 @@ class Editor:
         return replace(made, output=self.add_value(like, self.infer_shape(made)))
 
     def infer_shape(self, node: Node) -> Shape:
-        """Return the output shape of a native node."""
+        """Return the output shape of a node with one of the engine's own operations."""
         inputs = [TensorFacts(self.shape(name) or (), self.values[name].dtype) for name in node.inputs]
         weights = {role: TensorFacts.from_tensor(self.tensors[name]) for role, name in node.weights.items()}
         return infer(node.op, node.attrs, inputs, weights)[0]

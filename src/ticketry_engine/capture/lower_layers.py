@@ -69,7 +69,7 @@ def _resolve_padding(padding: Json, kernel: torch.Size, dilation: list[int]) -> 
 
 
 def _lower_conv1d(editor: Editor, node: Node, args: OpArguments) -> list[Node]:
-    """Lower a one-dimensional convolution to a two-dimensional convolution over images of height 1."""
+    """Replace a one-dimensional convolution by a two-dimensional convolution of images of height 1."""
     (x,), weights = editor.float_inputs(node, args["input"], axes=3), weight_and_bias_names(editor, args)
     weight = editor.tensors[weights["weight"]].unsqueeze(2)
     stride, dilation = to_pair(args["stride"])[1], to_pair(args["dilation"])[1]
@@ -111,7 +111,7 @@ def _lower_linear(editor: Editor, node: Node, args: OpArguments) -> list[Node]:
 
 
 def _lower_batch_norm(editor: Editor, node: Node, args: OpArguments) -> list[Node]:
-    """Lower a batch norm in evaluation mode to a scale and a shift of each channel."""
+    """Replace a batch norm in evaluation mode by a scale and a shift of each channel."""
     named = [weight_name(args[role]) for role in ("weight", "bias", "running_mean", "running_var")]
     (x,) = editor.float_inputs(node, args["input"])
     require_match(not args.get("training") and len(editor.shape(x) or ()) >= 2)
@@ -212,7 +212,7 @@ def _attention_bias(editor: Editor, mask: Json, inputs: Sequence[str]) -> torch.
 
 
 def activation_of_op(name: str, found: Mapping[str, Any]) -> Json:
-    """Return the activation that the ATen operation `name` with the arguments `found` computes, or None."""
+    """Return the activation that the torch operation `name` with the arguments `found` computes, or None."""
     if name == "gelu":
         return "gelu_tanh" if found["approximate"] == "tanh" else "gelu"
     if name in ACTS:
@@ -309,7 +309,10 @@ _NOTHING_TO_DO = (
 
 
 def lower_first_result(editor: Editor, node: Node, maker: Node) -> list[Node]:
-    """Lower `node`, which takes entry 0 of the results of `maker`; raise `NoMatchError` for any other entry."""
+    """Replace `node`, which takes entry 0 of the results of `maker`, by the engine's operations.
+
+    Raise `NoMatchError` for any other entry.
+    """
     rule = _FIRST_OF.get(aten_name(maker))
     if rule is None or node.attrs["args"][1] != 0:
         raise NoMatchError
@@ -328,7 +331,7 @@ _REACH = {"upsample_bilinear2d": 1, "upsample_bicubic2d": 2}
 
 
 def lower_resize(editor: Editor, node: Node) -> list[Node]:
-    """Lower bilinear or bicubic upsampling by integer factors."""
+    """Replace bilinear or bicubic upsampling by integer factors by the engine's operations."""
     reach = 0 if node.native else _REACH.get(aten_name(node), 0)
     require_match(reach and len(node.inputs) == 1)
     (x,) = editor.float_inputs(node, {"value": node.inputs[0]}, axes=4)
@@ -459,7 +462,7 @@ def as_image_operation(
 
 
 def lower_mean(editor: Editor, node: Node, args: OpArguments) -> list[Node]:
-    """Lower a mean over the pixels of images, over tokens, or over the length of signals."""
+    """Replace a mean over pixels of images, over tokens, or over the length of signals by the engine's operations."""
     (x,) = editor.float_inputs(node, args["self"])
     shape, made = editor.shape(x) or (), editor.shape(node.output) or ()
     require_match(isinstance(args.get("dim"), list) and args.get("dtype") is None and all(shape[1:]))
@@ -483,9 +486,9 @@ def lower_mean(editor: Editor, node: Node, args: OpArguments) -> list[Node]:
 
 
 def lower_image_statistics(editor: Editor, node: Node) -> list[Node] | str | None:
-    """Lower a group norm, a sum over pixels, or a sum or product of images with images of one channel.
+    """Replace a group norm, a sum over pixels, or a sum or product of images with images of one channel.
 
-    Values of other types than float32, the only type that kernels read, are left to torch: squares of float16 overflow.
+    The new nodes have operations of the engine.
     """
     rule = None if node.native else _IMAGE_RULES.get(aten_name(node))
     if rule is None or editor.values[node.output].dtype != "float32":
@@ -503,7 +506,7 @@ _LEAST_EPS = 1e-20
 
 
 def _lower_group_norm(editor: Editor, node: Node, args: OpArguments) -> list[Node]:
-    """Lower a group norm of images.
+    """Replace a group norm of images by the engine's operations.
 
     Convolutions of images with one pixel compute the means of each group, and copy them to the group's channels.
     """
@@ -543,7 +546,7 @@ def _lower_group_norm(editor: Editor, node: Node, args: OpArguments) -> list[Nod
 
 
 def _lower_pixel_sum(editor: Editor, node: Node, args: OpArguments) -> list[Node]:
-    """Lower a sum over the rows of images, over their columns, or over both, to a mean times a number of pixels."""
+    """Replace a sum over the rows or columns of images, or over both, by a mean times a number of pixels."""
     (x,) = editor.float_inputs(node, args["self"], axes=4)
     shape, axes = editor.shape(x) or (), {axis % 4 for axis in args["dim"] or ()}
     require_match(axes and axes <= {2, 3} and args.get("dtype") is None and all(shape[1:]))
@@ -562,7 +565,7 @@ def _lower_pixel_sum(editor: Editor, node: Node, args: OpArguments) -> list[Node
 
 
 def _lower_product_with_channel(editor: Editor, node: Node, args: OpArguments) -> list[Node]:
-    """Lower a sum or product of images with images of one channel, which a convolution copies to all channels."""
+    """Replace a sum or product of images with images of one channel, which a convolution copies to all channels."""
     require_match(args.get("alpha", 1) == 1)
     names, made = editor.float_inputs(node, args["self"], args["other"], axes=4), editor.shape(node.output) or ()
     x, single = names if editor.shape(names[0]) == made else names[::-1]
@@ -594,7 +597,10 @@ _FOLDED = ("affine", "act")
 
 
 def lower_transposed_convolutions(graph: Graph) -> Graph:
-    """Return the graph with each transposed convolution, and a norm or activation after it, lowered to native nodes."""
+    """Return the graph with the engine's operations in place of transposed convolutions.
+
+    A norm or activation after a transposed convolution is also replaced.
+    """
     readers = {name: one.op for one in graph.nodes for name in one.inputs}
     return rewrite_nodes(graph, partial(_lower_transposed_conv, readers, {}))
 
@@ -726,9 +732,10 @@ class _TransposedConv:
 def _lower_transposed_conv(
     readers: Mapping[str, str], known: dict[str, _TransposedConv], editor: Editor, node: Node
 ) -> list[Node] | str:
-    """Lower a transposed convolution together with a following norm and activation.
+    """Replace a transposed convolution, with the norm and activation that follow it, by the engine's operations.
 
-    If the next node can be folded too, store the convolution in `known`, by output name, and raise `NoMatchError`.
+    If the next node can be combined with it too, store the convolution in `known`, by output name, and raise
+    `NoMatchError`. `readers` has the operation that reads each value, by value name.
     """
     found = _fold_norm_or_activation(known, editor, node) if node.native else _parse_transposed_conv(editor, node)
     if found.act is None and editor.uses[node.output] == 1 and readers.get(node.output) in _FOLDED:

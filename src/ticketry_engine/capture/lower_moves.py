@@ -195,7 +195,7 @@ def _lower_stack(editor: Editor, node: Node, args: OpArguments) -> list[Node]:
 
 
 def _lower_branch_sum(editor: Editor, node: Node, args: OpArguments) -> list[Node]:
-    """Lower a sum over an axis with at most 8 entries to additions of the entries."""
+    """Replace a sum over an axis with at most 8 entries by additions of the entries."""
     x, sizes = _moved_value_and_sizes(editor, node, args)
     require_match(len(args["dim"] or ()) == 1 and args.get("dtype") is None and len(sizes) == 4)
     axis = int(args["dim"][0]) % (len(sizes) + 1)
@@ -209,7 +209,7 @@ def _lower_branch_sum(editor: Editor, node: Node, args: OpArguments) -> list[Nod
 
 
 def _lower_branch_gate(editor: Editor, node: Node, args: OpArguments) -> list[Node]:
-    """Lower a product of [N, K, C, H, W] and [N, K, C, 1, 1] to one product for each of the K branches."""
+    """Replace a product of [N, K, C, H, W] and [N, K, C, 1, 1] by one product for each of the K branches."""
     x, other = editor.float_inputs(node, args["self"], args["other"], axes=5)
     if editor.shape(x) != editor.shape(node.output):
         x, other = other, x
@@ -228,7 +228,7 @@ def _lower_branch_gate(editor: Editor, node: Node, args: OpArguments) -> list[No
 
 
 def _lower_softmax_over_axis(editor: Editor, node: Node) -> list[Node]:
-    """Lower a softmax over an axis other than the last to a transpose, a softmax over the last axis and a transpose."""
+    """Replace a softmax over an axis other than the last by a softmax over the last axis between two transposes."""
     x, axis = node.inputs[0], int(node.attrs["axis"])
     shape = editor.shape(x) or ()
     require_match(len(shape) >= 5 and axis < len(shape) - 1)
@@ -359,7 +359,7 @@ def _lower_select_by_integer(editor: Editor, node: Node, args: OpArguments) -> l
 
 
 def _lower_getitem(editor: Editor, node: Node, _: OpArguments) -> list[Node] | str:
-    """Lower a node that takes one entry of the list that a chunk, split or unbind returns."""
+    """Replace a node that takes one entry of the list that a chunk, split or unbind returns."""
     maker = editor.makers.get(node.inputs[0]) if node.inputs else None
     index = node.attrs["args"][1]
     if maker is None or not isinstance(index, int):
@@ -500,7 +500,7 @@ def is_constant(editor: Editor, arg: Json) -> bool:
 
 
 def lower_constant_operand(editor: Editor, node: Node) -> list[Node]:
-    """Lower a sum or product with a constant; run this rule after the rules that recognise formulas."""
+    """Replace a sum or product with a constant; call this after formulas such as GELU have been recognised."""
     require_match(not node.native and aten_name(node) in _NAMES)
     name, found = aten_name(node), arguments(node)
     if name == "addcmul":
@@ -531,7 +531,7 @@ def lower_constant_operand(editor: Editor, node: Node) -> list[Node]:
 
 
 def _lower_addcmul(editor: Editor, node: Node, args: OpArguments) -> list[Node]:
-    """Lower ``self + value * tensor1 * tensor2`` if one of the two tensors is a constant."""
+    """Replace ``self + value * tensor1 * tensor2`` if one of the two tensors is a constant."""
     factors = [args["tensor1"], args["tensor2"]]
     if is_constant(editor, factors[1]):
         factors.reverse()

@@ -379,7 +379,7 @@ def _recognise_rotary(editor: Editor, node: Node) -> list[Node]:
 
 
 def _match_constant_product(editor: Editor, name: str) -> tuple[str, Tensor]:
-    """Return (x, constant) if an ATen node computes the value `name` as x * constant."""
+    """Return (x, constant) if a torch operation computes the value `name` as x * constant."""
     found = _aten_arguments(editor.match_maker(name, "mul"))
     x, other = found["self"], found["other"]
     if is_constant(editor, x):

@@ -41,7 +41,7 @@ class Constant:
 
 @dataclass(frozen=True)
 class TracedProgram:
-    """A traced model: a graph of ATen operations that write to no argument, with its inputs, weights and outputs."""
+    """A traced model: a graph of torch operations that write to no argument, with its inputs, weights and outputs."""
 
     graph: fx.Graph
     """Graph of placeholders, operations and the output; `meta["val"]` of a node is its result in the traced call."""

@@ -134,7 +134,10 @@ class PixelsArena:
         return flat if _WORTH_APART * flat.image <= found.image else found
 
     def _memory_owner(self, wide: _WideValue, first: Sequence[int]) -> _WideValue:
-        """Return the value whose memory `wide` uses: `wide` itself, or a value that `wide` may overwrite."""
+        """Return the tensors whose memory `wide` uses: `wide` itself, or others that it may overwrite.
+
+        `first` has, by number of a memory area, the number of the area that it overwrites, or else its own number.
+        """
         if len(wide.members) > 1:
             return wide
         found, _ = self._in[first[wide.members[0]]]
