@@ -356,7 +356,10 @@ def train_any_control(
         assert segment.start.state is not None
         segment = replace(segment, start=control_start(lab, control, segment.start.state, ticket, seeds))
     return ControlTrainings(
-        _train_repeatedly(lab, segment, trained_steps(found) - steps, seeds, label), steps, fresh, chosen.searched
+        _train_segment_repeatedly(lab, segment, trained_steps(found) - steps, seeds, label),
+        steps,
+        fresh,
+        chosen.searched,
     )
 
 
@@ -379,7 +382,7 @@ def _train_to_start_of_control(
     return lab.at(trained, steps), trained
 
 
-def _train_repeatedly(lab: Lab, segment: Segment, steps: int, seeds: Seeds, label: str) -> list[Result]:
+def _train_segment_repeatedly(lab: Lab, segment: Segment, steps: int, seeds: Seeds, label: str) -> list[Result]:
     """Train a `segment` of a schedule repeatedly, `steps` steps in all; the last training may cover only its end."""
     trained, left = [lab.train(segment, label=label)], steps - segment.steps
     while left > 0:

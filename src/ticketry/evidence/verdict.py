@@ -326,7 +326,10 @@ class _Rules:
 def _judge_with_given_seeds(
     rules: _Rules, ticket: Sequence[float], others: Mapping[str, Sequence[float]], parents: Sequence[Hashable] | None
 ) -> Verdict:
-    """Test both questions once with all given seeds; `others` are the dense network and all controls."""
+    """Test once, with all given seeds, whether the ticket is as good as dense and better than every control.
+
+    `others` are the values of the dense network and of all controls.
+    """
     n, claim, margin = len(ticket), rules.claim, rules.margin
     if claim == "wins" and len(others) == 1:
         raise UsageError("'wins' needs a control to win against: train controls, or claim 'matches'")

@@ -85,11 +85,11 @@ def difference_figure(verify: VerifyRecord, narrow: bool = False) -> Figure:
     write_note(axes, mark, (-margin, 1), (shift, 6), ("data", "axes fraction"), ha="right" if left else "left")
     axes.set_title(taken, pad=24)
     for middle, row in zip(middles, found, strict=True):
-        _draw_difference(axes, middle, row)
+        _draw_difference_with_interval(axes, middle, row)
     return figure
 
 
-def _draw_difference(axes: Axes, middle: float, row: Difference) -> None:
+def _draw_difference_with_interval(axes: Axes, middle: float, row: Difference) -> None:
     colour = COLOURS["muted"] if row.role == NOISE else role_colour(TICKET if row.role == DENSE else row.role)
     if row.low is not None and row.high is not None:
         axes.plot([row.low, row.high], [middle, middle], color=colour, lw=2.4, solid_capstyle="round", zorder=3)

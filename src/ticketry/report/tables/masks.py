@@ -74,7 +74,7 @@ def unpack_bits(data: bytes, shape: Sequence[int]) -> numpy.ndarray:
 
 
 def mask_pixels(layer: FirstLayer) -> numpy.ndarray:
-    """Return a mask as RGBA pixels: filters as tiles with transparent gaps, inputs in grey, the largest share white."""
+    """Return a mask as RGBA pixels: filters as tiles, or inputs in grey, with white for the largest retained share."""
     values = retained_shares(layer)
     if layer.kind == "inputs":
         mean = values.mean(axis=0)

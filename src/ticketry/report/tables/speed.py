@@ -326,7 +326,7 @@ def _contradicting_saving(timed: Timed) -> float | None:
     """Return the saving according to median times if it is outside the interval of the saving; otherwise None."""
     best, seconds = (
         _sparse_engine_saving(timed),
-        [row.seconds for row in _compared_times(timed) if row.seconds is not None],
+        [row.seconds for row in _times_of_compared_engines(timed) if row.seconds is not None],
     )
     if best is None or len(seconds) < 2:
         return None
@@ -335,10 +335,10 @@ def _contradicting_saving(timed: Timed) -> float | None:
 
 
 def _is_unsteady(timed: Timed) -> bool:
-    return any(row.low and row.high and row.high > _STEADY * row.low for row in _compared_times(timed))
+    return any(row.low and row.high and row.high > _STEADY * row.low for row in _times_of_compared_engines(timed))
 
 
-def _compared_times(timed: Timed) -> list[EngineTime]:
+def _times_of_compared_engines(timed: Timed) -> list[EngineTime]:
     """Return the times of the sparse engine, and of the dense engine that it is compared with."""
     best, rows = _sparse_engine_saving(timed), {row.engine: row for row in timed.times}
     return [rows[name] for name in (best.engine, best.against) if name in rows] if best else []
