@@ -166,7 +166,7 @@ class Dashboards:
             artifacts: files or folders to report, each with its kind.
         """
         group = group or self.group
-        if not self or not group or not (name := self._unique_name(group, name, result.segment.key)):
+        if not self or not group or not (name := self._choose_unique_name(group, name, result.segment.key)):
             return
         run = Logged(group, name, kind, {**(config or {}), **_describe_training(result)})
         last = {
@@ -232,7 +232,7 @@ class Dashboards:
             _log.warning("after %g s not everything was logged to %s; what is trained is stored", seconds, names)
         self._thread = None
 
-    def _unique_name(self, group: str, name: str, key: str) -> str:
+    def _choose_unique_name(self, group: str, name: str, key: str) -> str:
         """Return a name that is unique in its group; an empty text if the training was reported before.
 
         The name is `name`, with `key` added if another training of the group has it. Outside of a search `key` is

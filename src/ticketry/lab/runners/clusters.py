@@ -238,8 +238,8 @@ class _DaskTasks(Pool):
             self._resources.close()
             raise RunnerError(f"Dask's scheduler {place.address} does not answer as one: {error!s:.300}") from error
         logger = logging.getLogger("distributed.client")
-        logger.addFilter(_redirect_errors)
-        self._resources.callback(logger.removeFilter, _redirect_errors)
+        logger.addFilter(_hide_and_log_errors)
+        self._resources.callback(logger.removeFilter, _hide_and_log_errors)
         super().__init__(self.client.get_executor(pure=False), "Dask")
 
     def submit(self, request: str, needs: Needs) -> Future[str]:
@@ -264,7 +264,7 @@ class _DaskTasks(Pool):
         self._resources.close()
 
 
-def _redirect_errors(record: logging.LogRecord) -> bool:
+def _hide_and_log_errors(record: logging.LogRecord) -> bool:
     """Return whether to show a log message of Dask's client; errors are hidden, because the runner reports them."""
     if record.levelno >= logging.ERROR:
         _log.debug("Dask's client: %s", record.getMessage(), exc_info=record.exc_info)

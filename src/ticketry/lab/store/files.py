@@ -158,15 +158,15 @@ def write_sealed(path: Path, record: Mapping[str, Any]) -> None:
 def read_sealed(path: Path) -> dict[str, Any] | None:
     """Return the record that `write_sealed` wrote, or None if it is missing; `StoreError` if its digest is wrong."""
     record = read_json(path)
-    return record if record is None else _check_seal(record, str(path))
+    return record if record is None else _check_and_remove_digest(record, str(path))
 
 
 def parse_sealed(data: bytes, what: str) -> dict[str, Any]:
     """Return the record from bytes that `sealed_bytes` returned; `what` names the bytes in error messages."""
-    return _check_seal(_parse_json_or_raise(data, what), what)
+    return _check_and_remove_digest(_parse_json_or_raise(data, what), what)
 
 
-def _check_seal(record: dict[str, Any], what: str) -> dict[str, Any]:
+def _check_and_remove_digest(record: dict[str, Any], what: str) -> dict[str, Any]:
     seal = record.pop(_SEAL, None)
     if seal is None:
         raise StoreError(f"{what} has no digest of its contents: {REPAIR}")
@@ -235,26 +235,26 @@ class _Kernels(msgspec.Struct):
             raise ValueError("it has both a share and a reason, or neither")
 
 
-def _memo_schema(**fields: Any) -> Any:
+def _schema_of_stored_value(**fields: Any) -> Any:
     return msgspec.defstruct("Memo", list(fields.items()))
 
 
 MEMOS: dict[str, Any] = {
-    "masks": _memo_schema(mask=str),
-    "plans": _memo_schema(plan=str, mask=str),
-    "sizes": _memo_schema(train=_Positive, validation=_Count, test=_Count),
-    "removed": _memo_schema(shares=dict[str, _Share]),
-    "distances": _memo_schema(distance=float),
-    "barriers": _memo_schema(errors=Annotated[list[float], Meta(min_length=2)], recalibrated=_Count),
-    "coverage": _memo_schema(layers=list[dict[str, Any]]),
-    "memory": _memo_schema(bytes=_Count),
+    "masks": _schema_of_stored_value(mask=str),
+    "plans": _schema_of_stored_value(plan=str, mask=str),
+    "sizes": _schema_of_stored_value(train=_Positive, validation=_Count, test=_Count),
+    "removed": _schema_of_stored_value(shares=dict[str, _Share]),
+    "distances": _schema_of_stored_value(distance=float),
+    "barriers": _schema_of_stored_value(errors=Annotated[list[float], Meta(min_length=2)], recalibrated=_Count),
+    "coverage": _schema_of_stored_value(layers=list[dict[str, Any]]),
+    "memory": _schema_of_stored_value(bytes=_Count),
     "flops": _Flops,
-    "left-out": _memo_schema(
+    "left-out": _schema_of_stored_value(
         trajectory=Digest | None, step=_Count
     ),  # weights that a bundle left out, and their training
-    "again": _memo_schema(model=Digest),  # digest of the weights that were trained again
+    "again": _schema_of_stored_value(model=Digest),  # digest of the weights that were trained again
     "kernels": _Kernels,
-    "prices": _memo_schema(
+    "prices": _schema_of_stored_value(
         layers=dict[str, tuple[_Positive, _Count]]
     ),  # cost of one weight of a layer, number of weights
 }

@@ -64,11 +64,11 @@ class Messages:
 
     def is_driver_active(self) -> bool:
         """Return whether the driver has announced itself in this store and has not ended."""
-        return self._exists(_DRIVER)
+        return self._object_exists(_DRIVER)
 
     def is_stop_requested(self) -> bool:
         """Return whether the worker should stop, because the driver requested it or has ended."""
-        return self._exists(_STOP) or not self.is_driver_active()
+        return self._object_exists(_STOP) or not self.is_driver_active()
 
     def report(self, key: str, what: Mapping[str, Any]) -> None:
         """Report the progress `what` of the segment with the key `key`; errors of the store are ignored."""
@@ -95,7 +95,7 @@ class Messages:
             with contextlib.suppress(StoreError), limit_retry_time(_PATIENCE_SECONDS):
                 self._objects.put(name, data)
 
-    def _exists(self, name: str) -> bool:
+    def _object_exists(self, name: str) -> bool:
         """Return whether an object exists; in a shared store, return the last known answer, which a thread renews."""
         if self._thread is None:
             return self._objects.get(f"{self._folder}/{name}") is not None

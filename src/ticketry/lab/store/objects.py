@@ -153,11 +153,11 @@ class Folder:
                     raise
                 return None
 
-        return self._run_file_operation("read", path, read_file)
+        return self._call_converting_os_errors("read", path, read_file)
 
     def put(self, name: str, data: bytes) -> str:
         path = self.path(name)
-        self._run_file_operation(
+        self._call_converting_os_errors(
             "write", path, lambda _: write_atomically(path, data, durable=not name.startswith("live/"))
         )
         return ""
@@ -172,7 +172,7 @@ class Folder:
                 return False if tries == 0 else content_of(path) == data
             return self._create(path, data)
 
-        return self._run_file_operation("write", path, create_file)
+        return self._call_converting_os_errors("write", path, create_file)
 
     def _create(self, path: Path, data: bytes) -> bool:
         write_atomically(path, data, durable=True)  # no race: the caller holds a lock, or the name is a digest
@@ -191,11 +191,11 @@ class Folder:
     def list(self, prefix: str = "") -> Iterator[Listed]:
         at = prefix.rpartition("/")[0]
         start = self.path(at) if at else self.root
-        yield from self._run_file_operation("read", start, lambda _: tuple(self._list_files(start, prefix)))
+        yield from self._call_converting_os_errors("read", start, lambda _: tuple(self._list_files(start, prefix)))
 
     def delete(self, names: Iterable[str]) -> None:
         for path in map(self.path, names):
-            self._run_file_operation("delete", path, lambda _: path.unlink(missing_ok=True))  # noqa: B023
+            self._call_converting_os_errors("delete", path, lambda _: path.unlink(missing_ok=True))  # noqa: B023
 
     def now(self) -> float:
         return time.time()
@@ -204,7 +204,7 @@ class Folder:
         """Return the path of the file that stores the object `name`."""
         return join_inside(self.root, *name.split("/"))
 
-    def _run_file_operation(self, verb: str, path: Path, action: Callable[[int], T]) -> T:
+    def _call_converting_os_errors(self, verb: str, path: Path, action: Callable[[int], T]) -> T:
         """Return the result of ``action(0)``; turn an `OSError` into a `StoreError` that names `verb` and `path`."""
         with explain_os_errors(path, verb):
             return action(0)
@@ -249,9 +249,9 @@ class SharedFolder(Folder):
                 os.close(handle)
                 os.unlink(name)
 
-        return self._run_file_operation("write", self.root, read_server_time)
+        return self._call_converting_os_errors("write", self.root, read_server_time)
 
-    def _run_file_operation(self, verb: str, path: Path, action: Callable[[int], T]) -> T:
+    def _call_converting_os_errors(self, verb: str, path: Path, action: Callable[[int], T]) -> T:
         what = f"cannot {verb} {path}"
 
         def convert_errors(tries: int) -> T:

@@ -317,7 +317,7 @@ def compare(kind: Kind, name: tuple[str, ...], known: bytes, new: bytes) -> Comp
     try:
         ours = parse_canonical_record(known, "the store's")
         if kind == "campaign":
-            return _compare_campaigns(read_campaign_record(ours), read_campaign_record(theirs))
+            return _choose_campaign_record(read_campaign_record(ours), read_campaign_record(theirs))
     except StoreError:
         return Comparison(take=False, lost="numbers")
     if kind == "result":
@@ -351,7 +351,7 @@ def _remove_origin_entries(value: Any) -> Any:
     return [_remove_origin_entries(one) for one in value] if isinstance(value, list) else value
 
 
-def _compare_campaigns(ours: CampaignRecord, theirs: CampaignRecord) -> Comparison:
+def _choose_campaign_record(ours: CampaignRecord, theirs: CampaignRecord) -> Comparison:
     """Choose the record with more replicates; if both have the same number, choose the later record."""
     take = _campaign_sort_key(theirs) > _campaign_sort_key(ours)
     winner, other = (theirs, ours) if take else (ours, theirs)

@@ -142,7 +142,7 @@ class Store:
         for fresh in (False, True):
             data = self.objects.get(blob_name(digest), fresh=fresh)
             if data is None:
-                return self._retrain_left_out(digest)
+                return self._retrain_missing_weights(digest)
             if hashlib.sha256(data).hexdigest() == digest:
                 return data
         raise DamagedBlobError(f"{self.paths.blob(digest)} is damaged: its contents do not match its digest. {_ADVICE}")
@@ -181,7 +181,7 @@ class Store:
         again = self.memo("again", digest)
         return again is None or not self.has(again["model"])
 
-    def _retrain_left_out(self, digest: str) -> bytes:
+    def _retrain_missing_weights(self, digest: str) -> bytes:
         """Return the bytes of weights that a bundle was packed without, after training them again where necessary."""
         path, source = self.paths.blob(digest), self.memo("left-out", digest)
         if source is None:

@@ -204,7 +204,7 @@ class Loop:
                 self._batches = None
 
     @contextlib.contextmanager
-    def _next_batch(self) -> Iterator[Any]:
+    def _peek_next_batch(self) -> Iterator[Any]:
         """Within a ``with`` block, yield the batch of the next step, without training the step."""
         batches = self.session.batches(range(self.step, self.step + 1))
         with private_random_state(), contextlib.closing(batches):
@@ -258,7 +258,7 @@ class Loop:
 
     def compute_next_gradient(self) -> dict[str, Tensor]:
         """Return the gradients of the next step's loss on the CPU, by parameter, without training the step."""
-        with self._next_batch() as batch:
+        with self._peek_next_batch() as batch:
             self._seed_step()
             self._compute_loss_and_gradients(batch)
         found = {}
@@ -275,14 +275,14 @@ class Loop:
 
     def count_next_step_flops(self) -> FlopsByWeight:
         """Return the FLOPs of a forward and a backward pass on the next batch, without training the step."""
-        with self._next_batch() as batch:
+        with self._peek_next_batch() as batch:
             for before in self._before_step:
                 before()
             return flops_by_weight(named_parameters(self.model), lambda: self._compute_loss(batch))
 
     def peak_bytes(self) -> int:
         """Return the peak bytes of tensors in a training step, without the data set, by training two steps."""
-        with self._next_batch() as batch:
+        with self._peek_next_batch() as batch:
             # Start at the first step, so that allocations which the second one frees are recorded.
             def train_two_steps() -> None:
                 for _ in range(2):

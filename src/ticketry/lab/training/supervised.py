@@ -223,8 +223,7 @@ class SupervisedPart(Supervised):
         return self.task.summary(sums, len(examples))
 
     def _repeat_model_calls(self, model: nn.Module, examples: Split, own: int, arithmetic: Any) -> None:
-        """Call the network until this rank has called it as often as the first rank; `own` is the number of its
-        examples.
+        """Call the network until this rank has called it as often as the first rank; `own` counts its examples.
 
         With sharded parameters all ranks must call the network together.
         """
