@@ -42,7 +42,7 @@ _REGISTERS = {"x86_64": ("r", "v"), "aarch64": ("r", "w")}
 
 
 class StateSlot(enum.IntEnum):
-    """Indices into the array of int64, the runtime state, that every kernel receives as its argument."""
+    """Indices into the runtime state, an array of int64 that every kernel receives."""
 
     ARENA = 0
     """Address of this thread's working memory."""

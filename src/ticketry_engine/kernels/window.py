@@ -104,7 +104,7 @@ class Window:
             for axis, (extent, size) in enumerate(((y.height, x.height), (y.width, x.width)))
         )
 
-    def reads_inside(self, x: PixelGeometry, y: PixelGeometry) -> bool:
+    def reads_within_halo(self, x: PixelGeometry, y: PixelGeometry) -> bool:
         """Return whether no kernel position (tap) reads beyond the zero border (halo) of x.
 
         Kernel positions that read only zeros are ignored.

@@ -87,7 +87,7 @@ def emit_region(plan: TrainingPlan) -> None:
     plan.append_waiting("forward")
     gradients = Gradients(plan)
     for name in region.outputs:
-        gradients.by_value[name] = plan.gradient_memory(name)
+        gradients.by_value[name] = plan.allocate_gradient_memory(name)
         plan.add_tensor_copy(f"load gradient {name}", gradients.by_value[name], out=False)
     for node, over in zip(reversed(region.nodes), reversed(lives.after_backward), strict=True):
         if node.output in gradients.by_value:
@@ -147,7 +147,7 @@ def _emit_layer_backward(node: Node, plan: TrainingPlan, gradients: Gradients) -
     _emit_weight_gradient(node, plan, x, dy, layer)
     if name in gradients.needed:
         before = gradients.by_value.get(name)
-        dx = before or plan.gradient_memory(name)
+        dx = before or plan.allocate_gradient_memory(name)
         for found in build_input_gradient(dy, dx, layer, plan.target, before):
             plan.add("backward", found.ops)
             if len(found.index):  # its weights come from the table of the forward pass
@@ -308,7 +308,7 @@ def _emit_norm_backward(node: Node, plan: TrainingPlan, gradients: Gradients) ->
     plan.prepare["backward"].append(fill_means_and_scales)
     plan.add_stage("backward", norm)
     over = not residual and plan.gradient_layout(node.inputs[0]).geometry == dy.geometry
-    dx = dy if over else plan.gradient_memory(node.inputs[0])
+    dx = dy if over else plan.allocate_gradient_memory(node.inputs[0])
     flags = {"relu": relu and not residual}
     back = plan.add("backward", build_channel_ops(NormGradient, [dy, x, dx], plan.live, plan.target, **flags))
     gradients.add_gradient(node.inputs[0], dx)
@@ -323,7 +323,7 @@ def _emit_norm_backward(node: Node, plan: TrainingPlan, gradients: Gradients) ->
 
 def _emit_layer_norm_forward(node: Node, plan: TrainingPlan) -> None:
     x, y, epsilon = plan.values[node.inputs[0]], plan.store_value(node.output), node.attrs["eps"]
-    statistics = [plan.token_memory(node.inputs[0], "forward") for _ in range(2)]
+    statistics = [plan.allocate_token_memory(node.inputs[0], "forward") for _ in range(2)]
     plan.token_statistics[node.output] = statistics
     plan.add("forward", build_token_ops(TokenMoments, [x, *statistics], epsilon, plan.target))
     slot = plan.add("forward", build_channel_ops(TokenLayerNorm, [x, y, *statistics], plan.live, plan.target))
@@ -338,9 +338,9 @@ def _emit_layer_norm_forward(node: Node, plan: TrainingPlan) -> None:
 
 
 def _emit_layer_norm_backward(node: Node, plan: TrainingPlan, gradients: Gradients) -> None:
-    dy, dx = gradients.by_value.pop(node.output), plan.gradient_memory(node.inputs[0])
+    dy, dx = gradients.by_value.pop(node.output), plan.allocate_gradient_memory(node.inputs[0])
     x, statistics = plan.values[node.inputs[0]], plan.token_statistics[node.output]
-    means = [plan.token_memory(node.inputs[0], "backward") for _ in range(2)]
+    means = [plan.allocate_token_memory(node.inputs[0], "backward") for _ in range(2)]
     values = [dy, x, *statistics, *means]
     sums = plan.add("backward", build_token_ops(TokenSums, values, node.attrs["eps"], plan.target))
     values = [dy, x, dx, *statistics, *means]
@@ -386,7 +386,7 @@ def _emit_act_forward(node: Node, plan: TrainingPlan) -> None:
 def _emit_act_backward(node: Node, plan: TrainingPlan, gradients: Gradients) -> None:
     (name,), act, dy = node.inputs, node.attrs["act"], gradients.by_value.pop(node.output)
     if name in gradients.needed:
-        dx = plan.gradient_memory(name)
+        dx = plan.allocate_gradient_memory(name)
         if act == "relu":
             values = [dy, plan.values[node.output], dx]
             ops = build_channel_ops(Add, values, plan.live, plan.target, relu=True, residual=False)
@@ -406,7 +406,7 @@ def _emit_sum_forward(node: Node, plan: TrainingPlan) -> None:
 def _emit_sum_backward(node: Node, plan: TrainingPlan, gradients: Gradients) -> None:
     (one, other), dy = node.inputs, gradients.by_value.pop(node.output)
     if one in gradients.needed:
-        copy = plan.gradient_memory(one)
+        copy = plan.allocate_gradient_memory(one)
         plan.copy_into(dy, copy)
         gradients.add_gradient(one, copy)
     gradients.set_gradient_memory(other, dy)
@@ -438,7 +438,7 @@ def _emit_pool_backward(node: Node, plan: TrainingPlan, gradients: Gradients) ->
     x = plan.values[name]
     if name in gradients.needed:
         size = tuple(node.attrs.get("kernel", plan.shapes[name][1:]))
-        dx, overlap = plan.gradient_memory(name), _windows_overlap(node)
+        dx, overlap = plan.allocate_gradient_memory(name), _windows_overlap(node)
         covered = plan.shapes[node.output][1] * size[0], plan.shapes[node.output][2] * size[1]
         if overlap or covered != plan.shapes[name][1:]:
             plan.add_zeroing(dx)

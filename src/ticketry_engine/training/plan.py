@@ -360,7 +360,7 @@ class TrainingPlan:
             self.present.remove(name)
             self.release(self.values[name])
 
-    def token_memory(self, name: str, when: str) -> Batch:
+    def allocate_token_memory(self, name: str, when: str) -> Batch:
         """Allocate memory for one number per token of a value, and return the memory layout.
 
         The pass `when` ("forward" or "backward") writes the numbers.
@@ -373,7 +373,7 @@ class TrainingPlan:
         channels, *size = self.shapes[name]
         return Batch.build(channels, (size[0], size[1]), self._halo(name), self.blocks, item=self.item)
 
-    def gradient_memory(self, name: str) -> Batch:
+    def allocate_gradient_memory(self, name: str) -> Batch:
         """Allocate memory for a gradient of a value, and return the gradient's memory layout."""
         return self._reserve_value(self.gradient_layout(name), "backward")
 
@@ -597,7 +597,7 @@ class Gradients:
         plan = self._plan
         first = name in self.needed and name not in self.by_value
         if first and plan.gradient_layout(name).geometry != memory.geometry:
-            copy = plan.gradient_memory(name)
+            copy = plan.allocate_gradient_memory(name)
             plan.copy_into(memory, copy)
             plan.release(memory)
             memory = copy

@@ -307,7 +307,7 @@ class SparseTraining(nn.Module):
 
     def _forward(self, *args: Any, **kwargs: Any) -> Any:
         self._prepare_call()
-        if (call := self._units[0].direct_call(args, kwargs)) is not None:
+        if (call := self._units[0].find_direct_call(args, kwargs)) is not None:
             return call()
         with replace_forwards(self._all_units):
             return self._model[0](*args, **kwargs)

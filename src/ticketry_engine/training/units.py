@@ -133,7 +133,7 @@ class Unit(Substitute):
         self.context.update_before_read(self.module.parameters())
         return type(self.module).forward(self.module, *args, **kwargs)
 
-    def direct_call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Callable[[], Any] | None:
+    def find_direct_call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Callable[[], Any] | None:
         """Return a function that runs the call without calling any module; None if modules must be called."""
         # It bypasses `nn.Module.__call__`, which takes a tenth of a small network's step.
         module, context = self.module, self.context

@@ -541,7 +541,7 @@ def _choose_plan_of_pattern(
     rows = row_kinds(kept.reshape(outputs, -1), groups)
     ways = []
     filled = y.images >= target.lanes
-    if unfold and dots.can_use(x, y, target):
+    if unfold and dots.can_use_dots(x, y, target):
         ways.append(
             Way(
                 None,
@@ -558,7 +558,7 @@ def _choose_plan_of_pattern(
         tiles = taps.make_tiles(x, y, residual, window, target)
         spent = taps.estimate_cycles(tiles, kept, x.bytes, inputs * groups, window.stride[1], target)
         ways.append(Way(None, [], spent, tiles))
-    if window.reads_inside(x, y) and (filled or (window.stride == (1, 1) and x.row == y.row)):
+    if window.reads_within_halo(x, y) and (filled or (window.stride == (1, 1) and x.row == y.row)):
         columns = np.arange(inputs)[:, None] * x.bytes + np.array([x.shift(*window.shift(tap)) for tap in window.taps])
         for one, more in (
             [(rows, 1.0)] if filled or list(rows) == [1] else [(rows, 1.0), (_split_into_single_rows(rows), _ALONE)]

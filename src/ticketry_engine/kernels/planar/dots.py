@@ -38,7 +38,7 @@ _MOST_ROWS = 4
 """Greatest number of rows in a group, for which a vector of inputs is gathered only once."""
 
 
-def can_use(x: Geometry, y: Geometry, target: Target) -> bool:
+def can_use_dots(x: Geometry, y: Geometry, target: Target) -> bool:
     """Return whether this module's kernels apply: one position, one image, and a processor with gather instructions."""
     return y.height * y.width * y.images == 1 == x.images and target.gathers
 

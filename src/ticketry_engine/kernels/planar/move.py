@@ -239,7 +239,7 @@ class Columns(EmittedKernel):
     def _move_square(
         self, e: Emitter, s: _MoveArguments, images: Sequence[ir.Value], pixel: ir.Value, planes: Sequence[ir.Value]
     ) -> None:
-        """Emit the copy of a square: n channels of n pixels and images together, where a vector has n lanes."""
+        """Emit the copy of a square: a vector of channels for each lane; lanes are pixels of all images."""
         width = e.target.lanes
         mask = lanes.constant_mask(e, self.channels)
         floats = lanes.constant_mask(e, self.width * self.images)
