@@ -50,7 +50,7 @@ class TicketTask(Part, frozen=True):
 
 
 class Seeds(Part, frozen=True):
-    """The seeds of a training, as in `lab.search_result.Seeds`."""
+    """The seeds of the initialisation, the data order and random masks of a training."""
 
     initialisation: _Seed
     order: _Seed

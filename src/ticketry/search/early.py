@@ -112,7 +112,7 @@ class Settings(ScoreSettings):
 
 
 def plan(settings: Settings) -> list[Training]:
-    """Plan one training per density, from its pruning step to the end; assume the earliest step if it is detected."""
+    """Plan one training per density, from the pruning step to the end; a step to be detected counts as the earliest."""
     return settings.plan_tickets(first=settings.every if settings.when == "detect" else settings.when)
 
 

@@ -85,7 +85,7 @@ class Settings(PruningSettings):
 
 
 def plan(settings: Settings) -> list[Training]:
-    """Plan one training with gates, shared by all densities, then per density the rest of the schedule."""
+    """Plan one training with gates that all densities share, then for each density the training after pruning."""
     return [Training(last=settings.until), *settings.plan_tickets(first=settings.until)]
 
 

@@ -117,7 +117,7 @@ class Settings(ScoreSettings):
 
 
 def plan(settings: Settings) -> list[Training]:
-    """Plan one training with the penalty, shared by all densities, then per density the rest of the schedule."""
+    """Plan one training with the penalty that all densities share, then for each density the training after pruning."""
     return [Training(last=settings.until), *settings.plan_tickets(first=settings.until)]
 
 

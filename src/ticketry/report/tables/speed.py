@@ -114,7 +114,7 @@ def _folder_name(path: str) -> str:
 
 @dataclass(frozen=True)
 class EqualTimeComparison:
-    """A comparison of a timed level with unstructured tickets that are at least as fast."""
+    """A comparison of a level's metric with that of unstructured tickets that are at least as fast."""
 
     point: LatencyPoint
     difference: Summary
