@@ -421,8 +421,8 @@ def build_procedure(lab: Lab, search: SearchRequest, level: int) -> Procedure:
     For data with several splits, the procedure uses splits that the original search did not use.
     """
     settings, wanted = search.settings, level
-    if hasattr(settings, "settings_for_level"):  # a shorter search that finds the ticket too
-        settings, wanted = settings.settings_for_level(level)
+    if hasattr(settings, "for_level"):  # a shorter search that finds the ticket too
+        settings, wanted = settings.for_level(level)
     return Procedure(
         lab=lab,
         search=search.method.search,

@@ -91,7 +91,7 @@ class Settings(PruningSettings):
             raise UsageError(f"a ticket of {self.describe_target(1)} is the dense network: ask for less")
 
     @property
-    def finds_ticket_in_one_training(self) -> bool:
+    def one_training(self) -> bool:
         return False
 
     @property

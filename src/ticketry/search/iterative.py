@@ -109,7 +109,7 @@ class Settings(AnyStructureSettings):
             )
 
     @property
-    def finds_ticket_in_one_training(self) -> bool:
+    def one_training(self) -> bool:
         return False
 
     @cached_property
@@ -128,7 +128,7 @@ class Settings(AnyStructureSettings):
         last = len(self.targets)
         return range(1 + (last - self.structured_levels if self.structured_levels else 0), last + 1)
 
-    def settings_for_level(self, level: int) -> tuple[Self, int | None]:
+    def for_level(self, level: int) -> tuple[Self, int | None]:
         return self, level  # each level needs those before it
 
 

@@ -172,7 +172,7 @@ class PruningSettings:
     def __post_init__(self) -> None:
         convert_setting_fields(self)
         check_choices(self)
-        if self.equal_cost == "flops" and not self.finds_ticket_in_one_training:
+        if self.equal_cost == "flops" and not self.one_training:
             raise UsageError(
                 "equal_cost flops trains a network for longer once it is sparse, which this method of several trainings"
                 " has no place for: use equal_cost steps, or a method that costs 1 a density (ticketry list methods)"
@@ -185,7 +185,7 @@ class PruningSettings:
         self._check_budget()
 
     @property
-    def finds_ticket_in_one_training(self) -> bool:
+    def one_training(self) -> bool:
         """Whether the method finds each ticket in a single training, so that `equal_cost` may be ``flops``."""
         return True
 
@@ -237,7 +237,7 @@ class PruningSettings:
             for level, target in enumerate(self.targets, start=1)
         ]
 
-    def settings_for_level(self, level: int) -> tuple[Self, int | None]:
+    def for_level(self, level: int) -> tuple[Self, int | None]:
         """Return settings of a search for only the ticket of `level`, and its level there (None: the last level)."""
         own: Any = {self.budget.kind if self.budget else "density": (self.targets[level - 1],)}
         return replace(self, **{"density": (), "sparsity": (), **own}), 1

@@ -125,7 +125,7 @@ class GateSettings(PruningSettings):
             raise UsageError(f"{kind} finds s0 itself: give one init at most, where it begins, and one penalty")
 
     @property
-    def finds_ticket_in_one_training(self) -> bool:
+    def one_training(self) -> bool:
         return False
 
     @property
@@ -149,7 +149,7 @@ class GateSettings(PruningSettings):
             return (self,)
         return tuple(replace(self, density=density, sparsity=None) for density in self.targets)
 
-    def settings_for_level(self, level: int) -> tuple[Self, int | None]:
+    def for_level(self, level: int) -> tuple[Self, int | None]:
         """Return settings of a search for the ticket of `level`, and its level there (None: the last level)."""
         return (self.split_by_density()[(level - 1) // self.rounds], None) if self.targets else (self, level)
 
