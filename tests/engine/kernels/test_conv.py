@@ -296,7 +296,7 @@ def test_rows_that_are_moved_sideways(where, images, vectors, height, kernel, mo
     results = []
     for turned in (True, False):
         if not turned:
-            monkeypatch.setattr(Unfolding, "turned", False)
+            monkeypatch.setattr(Unfolding, "uses_turn_kernel", False)
         case = Case(layer)
         assert any(isinstance(op.kernel, Turn) for op in case.ops()) == turned
         results.append(Case(layer).check())
