@@ -71,8 +71,7 @@ class LayerOptions:
     def blocks(self, granularity: str) -> tuple[Blocks, Tensor, np.ndarray, np.ndarray]:
         """Return (blocks, their order by falling mean score, values, numbers of weights) of a granularity.
 
-        If the layer retains only the first i blocks in this order, its value is `values[i]`, and it has
-        `numbers of weights[i]` weights.
+        Entry i of the last two is the value and the number of weights of the layer with the first i blocks.
         """
         if granularity not in self.ranked:
             rows = Granularity.parse(granularity).rows

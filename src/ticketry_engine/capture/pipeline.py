@@ -32,9 +32,10 @@ from ticketry_engine.capture.editor import (
     without_unused_nodes,
 )
 from ticketry_engine.capture.lower_layers import RULES as LAYER_RULES
-from ticketry_engine.capture.lower_layers import lower_image_statistics, lower_resize, lower_transposed_convolutions
+from ticketry_engine.capture.lower_layers import lower_resize, lower_transposed_convolutions
 from ticketry_engine.capture.lower_moves import RULES as MOVE_RULES
 from ticketry_engine.capture.lower_moves import TIDY, lower_constant_operand, lower_move, without_negative_zeros
+from ticketry_engine.capture.lower_statistics import lower_image_statistics
 from ticketry_engine.capture.patterns import FORMULAS, FUSIONS, recognise_l2_normalisation, recognise_masked_attention
 from ticketry_engine.capture.program import (
     FEWEST,
@@ -154,7 +155,8 @@ def lower_to_native(graph: Graph, sizes: Mapping[str, Sizes], *, for_kernels: bo
         graph = rewrite_nodes(graph, rule, sizes)
     graph = reduce(rewrite_nodes, FORMULAS, graph)
     if for_kernels:
-        graph = rewrite_nodes(rewrite_nodes(lower_transposed_convolutions(graph), lower_resize), lower_image_statistics)
+        steps = (lower_resize, lower_image_statistics)
+        graph = reduce(rewrite_nodes, steps, lower_transposed_convolutions(graph))
     graph = recognise_recurrences(
         reduce(rewrite_nodes, (lower_constant_operand, *TIDY, recognise_masked_attention), graph)
     )

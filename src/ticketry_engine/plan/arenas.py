@@ -29,7 +29,7 @@ Order = np.ndarray[Any, np.dtype[np.int64]]
 
 @dataclass
 class _WideValue:
-    """Memory areas that lie next to each other, so that an operation can read their channels as one tensor."""
+    """Neighbouring memory areas, so that an operation can read their channels as one tensor."""
 
     members: list[int]
     firsts: list[int]
@@ -66,7 +66,7 @@ class PixelsArena:
         self.bytes = self._assign_offsets(images)
 
     def value_memory(self, form: ValueForm) -> channels_last.ChannelsLastValue:
-        """Return where a tensor lies in memory; if it is computed in chunks of channels, return where one chunk lies.
+        """Return a tensor's location in memory; if it is computed in chunks of channels, the location of one chunk.
 
         Raise `UnsupportedError` if the tensor's channels are not consecutive.
         """
@@ -79,7 +79,7 @@ class PixelsArena:
         for storage, low, high in runs:
             other, base = self._in[storage]
             if other is not wide or base + low != at:
-                raise UnsupportedError("channels that do not lie side by side")
+                raise UnsupportedError("channels that are not side by side")
             at = base + high
         return channels_last.ChannelsLastValue(wide.geometry, wide.offset, start, at - start)
 
@@ -192,7 +192,7 @@ def _require_neighbours_in_memory(
     known = sequences.get(whole[0], [whole[0]])
     shorter = min(len(known), len(whole))
     if known[:shorter] != whole[:shorter] or any(one in sequences for one in whole[shorter:]):
-        raise UnsupportedError("values that would have to lie side by side in two orders")
+        raise UnsupportedError("values that would have to be side by side in two orders")
     longer = whole if len(whole) > len(known) else known
     for one in longer:
         sequences[one] = longer
@@ -263,7 +263,7 @@ class PlanesArena:
         self._starts, self.bytes = memory.offsets_and_total_bytes(lambda geometry: geometry.bytes)
 
     def value_memory(self, form: ValueForm) -> planar.Planes:
-        """Return where a tensor lies in memory; if it is computed in chunks of channels, return where a chunk lies."""
+        """Return a tensor's location in memory; if it is computed in chunks of channels, the location of one chunk."""
         storages, numbers = form.flat[:, 0], form.flat[:, 1]
         if (
             numbers >= self._channels[storages]

@@ -126,7 +126,7 @@ def _weight_in_storage_order(sketch: Sketch, task: RegionTask, role: str, arena:
 
 
 def to_convolution(sketch: Sketch, task: RegionTask, arena: Arena) -> Convolution:
-    """Return a layer as a convolution, with weights in the order in which input and output channels lie in memory.
+    """Return a layer as a convolution, with weights in the order of the input and output channels in memory.
 
     A linear layer becomes a convolution with a kernel of one pixel or, after a flattening, as large as the image.
     """
@@ -157,7 +157,7 @@ def _element_sources(emission: Emission, task: RegionTask) -> tuple[Array, Array
     """Return (number of the input, index in this input) from which each element of the task's output is copied.
 
     Both are arrays with one entry per output element. The number is -1 if the output element is 0. Output and inputs
-    have their channels in the order in which they lie in memory.
+    have their channels in the order of memory.
     """
     assert task.where is not None
     order = emission.arena.channel_order(task.output)
@@ -177,7 +177,7 @@ def _element_sources(emission: Emission, task: RegionTask) -> tuple[Array, Array
 
 
 def _constant_by_channel(emission: Emission, task: RegionTask, role: str) -> Array:
-    """Return a weight of `task` as one float32 per channel, in the order in which channels lie in memory.
+    """Return a weight of `task` as one float32 per channel, in the order of the channels in memory.
 
     The weight, `role` by name, must be the same for all pixels.
     """
@@ -242,7 +242,7 @@ def _emit_in_chunks(
 
 
 def _emit_operations(emission: Emission, task: RegionTask, inputs: list[Any]) -> Any:
-    """Return the operations that compute a task; `inputs` says where the task's inputs lie in memory."""
+    """Return the operations that compute a task; `inputs` are the memory locations of the task's inputs."""
     layout, kind, attrs, y = emission.layout, task.kind, task.node.attrs, emission.output_memory(task)
     if kind == "load":
         return layout.load(task.number, tensor_strides(task.output, task.number in emission.last), y)

@@ -74,7 +74,7 @@ def choose_layout(sketch: Sketch, target: Target, images: int, element_bytes: in
             sketch,
             layout,
             target,
-            images_per_block(sketch, layout, images, target, element_bytes) if few else images,
+            images_per_pass(sketch, layout, images, target, element_bytes) if few else images,
             element_bytes,
         )
 
@@ -196,7 +196,7 @@ def images_per_thread(batch: int, threads: int) -> int:
     return 1 << (max(1, min(each, MOST_IMAGES)) - 1).bit_length()
 
 
-def images_per_block(sketch: Sketch, layout: str, images: int, target: Target, element_bytes: int = FLOAT) -> int:
+def images_per_pass(sketch: Sketch, layout: str, images: int, target: Target, element_bytes: int = FLOAT) -> int:
     """Return the number of images that a thread computes at a time.
 
     `layout` is "planes" or "pixels", `images` the number of images of the thread.

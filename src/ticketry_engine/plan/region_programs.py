@@ -28,7 +28,7 @@ from ticketry_engine.kernels.channels_last.geometry import FLOAT, HALF
 from ticketry_engine.kernels.jit import CachedKernel, Library, title
 from ticketry_engine.kernels.program import Op, Program
 from ticketry_engine.plan.emission import Emission, choose_chunks, tensor_layout, with_chunks
-from ticketry_engine.plan.layout_choice import build_arena, choose_layout, images_per_block, images_per_thread
+from ticketry_engine.plan.layout_choice import build_arena, choose_layout, images_per_pass, images_per_thread
 from ticketry_engine.plan.sketch import VIEWS, Sketch, add_node
 from ticketry_engine.plan.storage import Rearranged, UnsupportedError
 from ticketry_engine.support.files import digest_of_files, private_cache_folder, read_cached, write_cached
@@ -170,7 +170,7 @@ class Native:
             layout = self.layout or self._choose_layout(images)
             if (layout, images) not in self._blocks:
                 item = ITEM[self.precision] if layout == "pixels" else FLOAT
-                self._blocks[layout, images] = images_per_block(self.sketch, layout, images, self.library.target, item)
+                self._blocks[layout, images] = images_per_pass(self.sketch, layout, images, self.library.target, item)
         return _divide_batch(layout, self._blocks[layout, images], batch, threads, last, self.precision)
 
     def _choose_layout(self, images: int) -> str:

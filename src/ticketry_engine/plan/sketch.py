@@ -156,7 +156,7 @@ class Sketch:
         where, channels, size = source_table(table, labels)
         size = size if pixels is None else pixels
         if prod(size) != where.shape[1]:
-            raise UnsupportedError("two values that lie differently")
+            raise UnsupportedError("two values in different layouts")
         key = (id(value), labels, size)
         if isinstance(value, Rearranged) and key in self._copies:
             return self._copies[key][1]
@@ -204,7 +204,7 @@ def _have_equal_axes_and_pixels(one: ValueForm, other: ValueForm) -> bool:
 
 def _require_image(form: ValueForm) -> None:
     if form.labels != "cpp":
-        raise UnsupportedError("images that lie otherwise than channel by channel")
+        raise UnsupportedError("images that are not stored channel by channel")
 
 
 def _add_conv2d(sketch: Sketch, node: Node, inputs: list[ValueForm]) -> ValueForm:
@@ -261,7 +261,7 @@ def _add_layer(
     labels, _, pixels = like
     for other in residual:
         if (other.labels, other.pixels) != (labels, pixels) and not (other.pixels == pixels == (1, 1)):
-            raise UnsupportedError("a residual that lies otherwise")
+            raise UnsupportedError("a residual in another layout")
     for other in residual:
         sketch.record_read(other)
     y = sketch.add_task(node, [x, *residual], like)
@@ -287,7 +287,7 @@ def _add_pairwise_operation(sketch: Sketch, node: Node, inputs: list[ValueForm])
         or (gate and other.channels != one.channels)
         or not (gate or _have_equal_axes_and_pixels(one, other))
     ):
-        raise UnsupportedError("two values that lie differently")
+        raise UnsupportedError("two values in different layouts")
     sketch.record_read(one)
     sketch.record_read(other)
     y = sketch.add_task(node, [one, other], (one.labels, one.planes.shape[:-1], one.pixels))

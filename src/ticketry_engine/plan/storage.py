@@ -27,7 +27,7 @@ class UnsupportedError(Exception):
 
 @dataclass(frozen=True, eq=False)
 class ValueForm:
-    """Where a tensor lies: which axes are channels and which are pixels, and where each channel is stored."""
+    """Memory layout of a tensor: which axes are channels and which are pixels, and where each channel is stored."""
 
     labels: str
     planes: Planned
@@ -173,13 +173,13 @@ def join_channels(forms: Sequence[ValueForm], axis: int) -> ValueForm:
     """Return the tensors concatenated along the channel axis `axis`, where the batch is axis 0."""
     first = forms[0]
     if any(form.labels != first.labels or form.pixels != first.pixels for form in forms):
-        raise UnsupportedError("a concatenation of values that lie differently")
+        raise UnsupportedError("a concatenation of values in different layouts")
     return replace(first, planes=np.concatenate([form.planes for form in forms], axis=first._channel_axis_number(axis)))
 
 
 @dataclass
 class Storage:
-    """What a memory area must provide: the channels that one operation writes, their size, and zeros around them."""
+    """Requirements of a memory area: the channels that one operation writes, their size, and zeros around them."""
 
     channels: int
     pixels: tuple[int, int]

@@ -9,7 +9,7 @@ from torch import nn
 import ticketry as tk
 from ticketry_engine.kernels.channels_last.attention import MOST_KEYS
 from ticketry_engine.kernels.target import cross_compile_target, target
-from ticketry_engine.plan.layout_choice import images_per_block, pointwise_share
+from ticketry_engine.plan.layout_choice import images_per_pass, pointwise_share
 
 needs_avx2 = pytest.mark.skipif(target().name not in ("avx512", "avx2"), reason="the processor has no AVX2")
 
@@ -101,5 +101,5 @@ def test_images_of_single_pixels_are_as_many_as_the_second_cache_holds(kernel: i
     mask = tk.prune(model, density=0.2)
     fast = tk.compile(model, mask, torch.randn(2, 64, 56, 56), threads=1)
     (native,) = fast._natives
-    assert images_per_block(native.sketch, "planes", 16, cross_compile_target("avx512")) == expected
+    assert images_per_pass(native.sketch, "planes", 16, cross_compile_target("avx512")) == expected
     assert pointwise_share(native.sketch) == (kernel == 1)
