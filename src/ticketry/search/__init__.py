@@ -13,7 +13,7 @@ No module here imports torch when it is imported, so that ``ticketry --help`` an
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields, make_dataclass
+from dataclasses import dataclass, field, fields, make_dataclass, replace
 from pkgutil import iter_modules
 from typing import TYPE_CHECKING, Any, get_type_hints
 
@@ -26,7 +26,6 @@ from ticketry.search.common.settings import COUNTED, NONE
 
 if TYPE_CHECKING:
     from ticketry.search.acdc import Settings as _AcdcSettings
-    from ticketry.search.common.method import Method
     from ticketry.search.concrete import Settings as _ConcreteSettings
     from ticketry.search.continuous import Settings as _ContinuousSettings
     from ticketry.search.decorators import Settings as _DecoratorsSettings
@@ -128,27 +127,9 @@ ALIASES: Mapping[str, Alias] = {
 }
 
 
-def with_alias_defaults(found: Method[Any], name: str) -> Method[Any]:
-    """Return a copy of a method whose default settings are those of the alias `name`."""
-    from dataclasses import replace
-
-    alias = ALIASES[name]
-    kind = _subclass_with_defaults(found.Settings, alias.settings) if alias.settings else found.Settings
-    return replace(found, alias=name, title=f"{alias.stands_for}: {alias.words}", Settings=kind)
-
-
 def method_name_for_lists(method: str, alias: str, settings: object) -> str:
     """Return a search's name for lists and figures: `alias` if `settings` still match it, else `method`."""
     return alias if alias and ALIASES[alias].method == method and ALIASES[alias].matches(settings) else method
-
-
-def _subclass_with_defaults(kind: type[Any], values: Mapping[str, Any]) -> type[Any]:
-    hints = get_type_hints(kind, include_extras=True)
-    if missing := values.keys() - hints.keys():
-        raise UsageError(f"{kind.__module__} has no setting {', '.join(sorted(missing))}")
-    own = [(name, hints[name], field(default=value)) for name, value in values.items()]
-    space = {"__doc__": kind.__doc__, "__module__": kind.__module__}
-    return make_dataclass(kind.__name__, own, bases=(kind,), frozen=True, kw_only=True, namespace=space)
 
 
 METHODS: Registry[Method[Any]] = Registry(
@@ -207,7 +188,15 @@ def method(name: str) -> Method[Any]:
         ticketry.errors.UsageError: search method 'oneshoot' is not known: acdc, concrete, continuous, ...
     """
     found = METHODS.get(name)
-    return with_alias_defaults(found, name) if name in ALIASES else found
+    if (alias := ALIASES.get(name)) is None:
+        return found
+    kind = found.Settings
+    if alias.settings:
+        hints = get_type_hints(kind, include_extras=True)
+        own = [(setting, hints[setting], field(default=value)) for setting, value in alias.settings.items()]
+        space = {"__doc__": kind.__doc__, "__module__": kind.__module__}
+        kind = make_dataclass(kind.__name__, own, bases=(kind,), frozen=True, kw_only=True, namespace=space)
+    return replace(found, alias=name, title=f"{alias.stands_for}: {alias.words}", Settings=kind)
 
 
 def check_named_settings(chosen: Method[Any], names: Iterable[str]) -> None:

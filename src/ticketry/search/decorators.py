@@ -43,8 +43,6 @@ if TYPE_CHECKING:
     from ticketry.core.scope import Scope
     from ticketry.lab.lab import Lab
     from ticketry.lab.training.segment import Result
-    from ticketry.lab.training.variants import Penalty
-    from ticketry.search.gating.tick import Tick
 
 
 ABOUT = About(paper="You et al. 2019", prunes="during training", costs="1 a density", removes="channels")
@@ -104,19 +102,14 @@ class Settings(PruningSettings):
         return ParsedStructure(channels=True)
 
 
-def _parse_tick_length(settings: Settings, schedule: Schedule) -> int:
-    length = Step.parse(settings.tick).at(total=schedule.total, per_epoch=schedule.per_epoch, of="tick")
-    return max(length, 1)
-
-
-def _pruning_steps(settings: Settings, schedule: Schedule) -> list[int]:
-    """Return the training steps at which channels are removed: the ends of the phases that train only gates."""
+def _tick_length_and_pruning_steps(settings: Settings, schedule: Schedule) -> tuple[int, list[int]]:
+    """Return (length of a tick, training steps at which channels are removed: the ends of the ticks)."""
 
     def parse_step(name: str) -> int:
         point = Step.parse(getattr(settings, name))
         return point.at(total=schedule.total, per_epoch=schedule.per_epoch, of=name)
 
-    length, last, gaps = _parse_tick_length(settings, schedule), parse_step("end"), settings.rounds - 1
+    length, last, gaps = max(parse_step("tick"), 1), parse_step("end"), settings.rounds - 1
     first = parse_step("begin") + length if gaps else last
     cuts = [first + (last - first) * number // max(gaps, 1) for number in range(gaps)] + [last]
     if any(two - one <= length for one, two in pairwise(cuts)) or first < length:
@@ -130,7 +123,7 @@ def _pruning_steps(settings: Settings, schedule: Schedule) -> list[int]:
             f"the last cut is at {settings.end}, step {last} of {schedule.total}, which leaves nothing to train at the"
             " final density: let it end earlier"
         )
-    return cuts
+    return length, cuts
 
 
 def _falling_densities(settings: Settings, density: float) -> list[float]:
@@ -142,10 +135,12 @@ def plan(settings: Settings) -> list[Training]:
     """Plan one training per density, in which ticks (only gates are trained) and tocks (all weights) alternate."""
 
     def densities_by_step(density: float, schedule: Schedule) -> dict[int, float | None]:
-        length, shares = _parse_tick_length(settings, schedule), [1.0, *_falling_densities(settings, density)]
+        length, cuts = _tick_length_and_pruning_steps(settings, schedule)
         found: dict[int, float | None] = {}
-        for cut, before, after in zip(_pruning_steps(settings, schedule), shares, shares[1:], strict=False):
+        before = 1.0
+        for cut, after in zip(cuts, _falling_densities(settings, density), strict=True):
             found |= {cut - length: before, cut: after}
+            before = after
         return found
 
     return [
@@ -156,66 +151,47 @@ def plan(settings: Settings) -> list[Training]:
 @search_by_replicate
 def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
     """Search one replicate: yield the dense network, then the ticket of each density, the densest first."""
-    lab, scope = replicate.lab, prunable_scope(replicate, settings)
-    rounds = _TicksAndTocks(replicate, settings, scope)
+    from ticketry.lab.training.variants import Penalty
+    from ticketry.search.gating.tick import Tick
+
+    lab, scope, whole = replicate.lab, prunable_scope(replicate, settings), replicate.dense_training
+    length, cuts = _tick_length_and_pruning_steps(settings, whole)
+    gates = Tick.for_model(lab.model(replicate.task), lr=settings.tick_lr)
+    penalties: list[Penalty] = []  # of tocks
+    if settings.strength:
+        penalties = [Penalty(kind="l1_scales", strength=settings.strength, names=gates.scale_names)]
     require_norm_scales(replicate, scope)
-    first, last = rounds.cuts[0] - rounds.length, rounds.cuts[-1]
+    first, last = cuts[0] - length, cuts[-1]
     dense = replicate.train_dense(first, last)
     yield dense
 
     def find_ticket(level: int, density: float) -> Found:
-        searched, mask, result = rounds.prune_in_rounds(lab.at(dense.result, first), density)
-        return replace(dense, level=level, mask=mask, result=result, searched=searched, behind=last)
-
-    yield from replicate.find_each(find_ticket, settings.targets)
-
-
-class _TicksAndTocks:
-    """Trains a network in ticks, which train only gates to rank channels, and tocks, which train all weights."""
-
-    def __init__(self, replicate: Replicate, settings: Settings, scope: Scope) -> None:
-        from ticketry.lab.training.variants import Penalty
-        from ticketry.search.gating.tick import Tick
-
-        self.replicate, self.settings, self.scope, whole = replicate, settings, scope, replicate.dense_training
-        self.length, self.cuts = _parse_tick_length(settings, whole), _pruning_steps(settings, whole)
-        self.ticking: Tick = Tick.for_model(replicate.lab.model(replicate.task), lr=settings.tick_lr)
-        self.penalties: list[Penalty] = []
-        """The L1 penalty on gates that tocks train under; empty if its strength is 0."""
-        if settings.strength:
-            self.penalties = [Penalty(kind="l1_scales", strength=settings.strength, names=self.ticking.scale_names)]
-
-    def prune_in_rounds(self, dense: Result, density: float) -> tuple[tuple[Result, ...], str, Result]:
-        """Prune a dense network round by round; return (earlier trainings, digest of the final mask, last training)."""
-        replicate, lab, goal = self.replicate, self.replicate.lab, self.settings.describe_target(density)
-        searched: list[Result] = [dense]
-        mask: str | None = None
-        shares = _falling_densities(self.settings, density)
-        for number, (cut, share) in enumerate(zip(self.cuts, shares, strict=True), start=1):
-            trained, final = searched[-1], number == len(self.cuts)
+        goal, chain, mask = settings.describe_target(density), [lab.at(dense.result, first)], None
+        for number, (cut, share) in enumerate(zip(cuts, _falling_densities(settings, density), strict=True), start=1):
+            trained, final = chain[-1], number == len(cuts)
             # A tick has its own optimiser; that of the last tock continues afterwards.
             segment = replicate.continue_from(
-                trained, cut - self.length, mask=mask, last=cut, shrunk=mask is not None, variants=[self.ticking]
+                trained, cut - length, mask=mask, last=cut, shrunk=mask is not None, variants=[gates]
             )
             tick = lab.train(segment, label=f"{goal} tick {number}", measure=False)
-            searched.append(tick)
-            mask = prune_least_important(
-                lab, tick, self.scope, share, within=mask, keep_at_least=self.settings.keep_at_least
-            )
+            chain.append(tick)
+            mask = _prune_least_important(lab, tick, scope, share, within=mask, keep_at_least=settings.keep_at_least)
             segment = replicate.continue_from(
                 tick,
                 cut,
                 optimizer=trained,
                 mask=mask,
-                last=None if final else self.cuts[number] - self.length,
+                last=None if final else cuts[number] - length,
                 shrunk=True,
-                variants=[] if final else self.penalties,
+                variants=[] if final else penalties,
             )
             if final:
-                segment = stretch_to_flops(lab, segment, searched, self.settings.equal_cost)
-            searched.append(lab.train(segment, label=f"{goal} from step {cut}", measure=final))
-        assert mask is not None
-        return tuple(searched[:-1]), mask, searched[-1]
+                segment = stretch_to_flops(lab, segment, chain, settings.equal_cost)
+            chain.append(lab.train(segment, label=f"{goal} from step {cut}", measure=final))
+        *searched, result = chain
+        return replace(dense, level=level, mask=mask, result=result, searched=tuple(searched), behind=last)
+
+    yield from replicate.find_each(find_ticket, settings.targets)
 
 
 def channel_importance(lab: Lab, result: Result) -> dict[str, Tensor]:
@@ -228,7 +204,7 @@ def channel_importance(lab: Lab, result: Result) -> dict[str, Tensor]:
     return {name: state[f"{name}/{IMPORTANCE}"] for name in tick.scale_names}
 
 
-def prune_least_important(
+def _prune_least_important(
     lab: Lab, result: Result, scope: Scope, density: float, *, within: str | None, keep_at_least: int
 ) -> str:
     """Store the mask that removes the channels of least importance, and return the mask's digest (cached).

@@ -159,10 +159,8 @@ def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
 def _replaced_shares_by_step(settings: Settings, whole: Schedule, length: int) -> dict[int, float]:
     """Return a mapping from each step at which the mask changes to the share of each layer's weights to replace.
 
-    Args:
-        whole: schedule of the recipe, to which points such as 75% refer.
-        length: number of steps of the training. A search at equal FLOPs has more steps than `whole`; the interval
-            between changes is not scaled.
+    Points such as 75% refer to `whole`, the schedule of the recipe. The training has `length` steps, which are more in
+    a search at equal FLOPs; the interval between changes is not scaled.
     """
     end = Step.parse(settings.end).scaled(Fraction(length, whole.total), per_epoch=whole.per_epoch)
     return moves_within(

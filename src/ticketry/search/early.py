@@ -128,8 +128,7 @@ def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
     if settings.when == "detect":
         for name in settings.points:
             whole.at(getattr(settings, name), name)  # an error names the point
-        detector = _PruningStepDetector(replicate, scope, settings)
-        moments = {density: detector.find_step(density) for density in settings.targets}
+        moments = {density: _detect_pruning_step(replicate, scope, settings, density) for density in settings.targets}
         steps = {density: moments[density].step for density in settings.targets}
     else:
         steps = dict.fromkeys(settings.targets, whole.at(settings.when, "when"))
@@ -140,79 +139,68 @@ def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
     yield from prune_once(replicate, scope, steps, settings, moments=moments, sample=sample, **cuts)
 
 
-class _PruningStepDetector:
-    """Finds the step at which to prune, and trains the dense network only as far as the detector needs."""
+def _detect_pruning_step(replicate: Replicate, scope: Scope, settings: Settings, density: float) -> Moment:
+    """Return the step at which to prune to `density`, with the measurements by which this step was detected.
 
-    def __init__(self, replicate: Replicate, scope: Scope, settings: Settings) -> None:
-        self._replicate, self._lab, whole = replicate, replicate.lab, replicate.dense_training
-        self._whole, self._scope, self._settings = whole, scope, settings
-        every, latest = max(whole.at(settings.every), 1), whole.at(settings.latest)
-        self._steps, self._latest = range(every, latest + 1, every), latest
+    The dense network is trained only as far as the detector needs.
+    """
+    from ticketry.core.sparse_training.mask_dynamics import (
+        COMPARED_MASKS,
+        LARGEST_MASK_DISTANCE,
+        first_slow_checkpoint,
+        first_stable_checkpoint,
+        hamming_distance,
+    )
 
-    def find_step(self, density: float) -> Moment:
-        """Return the step at which to prune to `density`, with the measurements by which this step was detected."""
-        return (
-            self._find_by_mask_changes(density)
-            if self._settings.detector == "masks"
-            else self._find_by_weight_distance(density)
-        )
+    lab, whole, by_masks = replicate.lab, replicate.dense_training, settings.detector == "masks"
 
-    def _find_by_weight_distance(self, density: float) -> Moment:
-        from ticketry.core.sparse_training.mask_dynamics import first_slow_checkpoint
+    def train_dense_to(step: int) -> Result:
+        return lab.train(whole.until(step), label=f"dense to step {step}", measure=False)
 
-        threshold = self._settings.threshold or max(density, SLOWEST)
-        start, spent = self._train_dense_to(0), 0.0
-        measured: list[tuple[int, float]] = []
-        for step in self._steps:
-            distance, seconds = self._lab.distance(self._train_dense_to(step), start, self._scope)
-            measured.append((step, distance))
-            spent += seconds
-            if first_slow_checkpoint([value for _, value in measured], threshold) is not None:
-                return Moment(step, True, "distance", threshold, tuple(measured), round(spent, 3))
-        return Moment(self._latest, False, "distance", threshold, tuple(measured), round(spent, 3))
-
-    def _find_by_mask_changes(self, density: float) -> Moment:
-        from ticketry.core.sparse_training.mask_dynamics import (
-            COMPARED_MASKS,
-            LARGEST_MASK_DISTANCE,
-            first_stable_checkpoint,
-            hamming_distance,
-        )
-
-        masks: list[Mask] = []
-        measured: list[tuple[int, float]] = []
-        spent = 0.0
-        for step in self._steps:
-            mask, seconds = self._choose_mask(self._train_dense_to(step), density)
+    every, latest = max(whole.at(settings.every), 1), whole.at(settings.latest)
+    threshold = LARGEST_MASK_DISTANCE if by_masks else settings.threshold or max(density, SLOWEST)
+    start = None if by_masks else train_dense_to(0)
+    masks: list[Mask] = []
+    measured: list[tuple[int, float]] = []
+    spent, chosen, found = 0.0, latest, False
+    for step in range(every, latest + 1, every):
+        state = train_dense_to(step)
+        if start is None:
+            mask, seconds = _choose_mask(replicate, state, scope, settings, density)
             masks = [*masks[1 - COMPARED_MASKS :], mask]
-            spent += seconds
             if len(masks) > 1:
                 measured.append((step, hamming_distance(masks[-2], masks[-1])))
-            if first_stable_checkpoint(masks) is not None:
-                return Moment(step, True, "masks", LARGEST_MASK_DISTANCE, tuple(measured), round(spent, 3))
-        return Moment(self._latest, False, "masks", LARGEST_MASK_DISTANCE, tuple(measured), round(spent, 3))
+            found = first_stable_checkpoint(masks) is not None
+        else:
+            distance, seconds = lab.distance(state, start, scope)
+            measured.append((step, distance))
+            found = first_slow_checkpoint([value for _, value in measured], threshold) is not None
+        spent += seconds
+        if found:
+            chosen = step
+            break
+    return Moment(chosen, found, settings.detector, threshold, tuple(measured), round(spent, 3))
 
-    def _train_dense_to(self, step: int) -> Result:
-        return self._lab.train(self._whole.until(step), label=f"dense to step {step}", measure=False)
 
-    def _choose_mask(self, state: Result, density: float) -> tuple[Mask, float]:
-        """Return the mask by magnitude for a state and a density, and the seconds that choosing the mask took.
+def _choose_mask(
+    replicate: Replicate, state: Result, scope: Scope, settings: Settings, density: float
+) -> tuple[Mask, float]:
+    """Return the mask by magnitude for a state and a density, and the seconds that choosing the mask took.
 
-        If channels are pruned, the mask covers only norm scales, which have one element per channel.
-        """
-        lab, structured = self._lab, self._settings.parsed_structure.channels
-        # Latencies are estimated: a moment that depended on timings would not be reproducible.
-        settings = replace(self._settings, score="slimming" if structured else "magnitude", measured=False)
-        try:
-            digest = prune(self._replicate, state, self._scope, density, settings)
-        except UsageError as error:
-            raise UsageError(f"detector masks: {error}; or use detector distance") from None
-        kept, seconds = lab.store.get_mask(digest), lab.mask_costs.get(digest).seconds
-        return (self._norm_scale_mask(kept) if structured else kept), seconds
+    If channels are pruned, the mask covers only norm scales, which have one element per channel.
+    """
+    from ticketry.core.mask import Mask
+    from ticketry.core.structure.layout import find_roles
 
-    def _norm_scale_mask(self, mask: Mask) -> Mask:
-        from ticketry.core.mask import Mask
-        from ticketry.core.structure.layout import find_roles
-
-        scales = find_roles(self._lab.model(self._whole.task)).scales
-        return Mask({name: mask[name] for name in mask if name in scales})
+    lab, structured = replicate.lab, settings.parsed_structure.channels
+    # Latencies are estimated: a moment that depended on timings would not be reproducible.
+    settings = replace(settings, score="slimming" if structured else "magnitude", measured=False)
+    try:
+        digest = prune(replicate, state, scope, density, settings)
+    except UsageError as error:
+        raise UsageError(f"detector masks: {error}; or use detector distance") from None
+    mask, seconds = lab.store.get_mask(digest), lab.mask_costs.get(digest).seconds
+    if structured:
+        scales = find_roles(lab.model(replicate.task)).scales
+        mask = Mask({name: mask[name] for name in mask if name in scales})
+    return mask, seconds

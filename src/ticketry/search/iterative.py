@@ -115,7 +115,34 @@ class Settings(AnyStructureSettings):
     @cached_property
     def targets(self) -> tuple[float, ...]:
         """Density of each level from 1 on, or its share of the dense cost under a budget, in falling order."""
-        return _compute_level_densities(self)
+        shares = self.budget.shares if self.budget else ()
+        if len(shares) > 1:
+            return shares
+        if self.densities:
+            if self.density is not None or self.sparsity is not None:
+                raise UsageError("densities names every level: leave density and sparsity out")
+            named = [check_density(density) for density in self.densities]
+            if named != sorted(set(named), reverse=True):
+                raise UsageError(f"densities must fall from level to level: {', '.join(map(str, named))}")
+            return tuple(named)
+        requested = shares or tuple(map(_round_to_12_digits, requested_densities(self.density, self.sparsity)))
+        if not requested:
+            return tuple(_round_to_12_digits((1 - self.rate) ** level) for level in range(1, self.levels + 1))
+        found: list[float] = []
+        reached = 1.0
+        for wanted in requested:
+            steps = 1
+            while (density := _round_to_12_digits(reached * (1 - self.rate) ** steps)) > wanted * (1 + 1e-9):
+                found.append(density)
+                steps += 1
+                if len(found) >= _MOST_LEVELS:
+                    raise UsageError(
+                        f"{self.describe_target(wanted)} is not reached in {_MOST_LEVELS} levels of rate"
+                        f" {self.rate:g}: raise rate"
+                    )
+            found.append(wanted)
+            reached = wanted
+        return tuple(found)
 
     @property
     def effective_retrain(self) -> str:
@@ -130,38 +157,6 @@ class Settings(AnyStructureSettings):
 
     def for_level(self, level: int) -> tuple[Self, int | None]:
         return self, level  # each level needs those before it
-
-
-def _compute_level_densities(settings: Settings) -> tuple[float, ...]:
-    """Return the density of each level from 1 on; under a budget, its share of the dense cost."""
-    shares = settings.budget.shares if settings.budget else ()
-    if len(shares) > 1:
-        return shares
-    if settings.densities:
-        if settings.density is not None or settings.sparsity is not None:
-            raise UsageError("densities names every level: leave density and sparsity out")
-        named = [check_density(density) for density in settings.densities]
-        if named != sorted(set(named), reverse=True):
-            raise UsageError(f"densities must fall from level to level: {', '.join(map(str, named))}")
-        return tuple(named)
-    requested = shares or tuple(map(_round_to_12_digits, requested_densities(settings.density, settings.sparsity)))
-    if not requested:
-        return tuple(_round_to_12_digits((1 - settings.rate) ** level) for level in range(1, settings.levels + 1))
-    found: list[float] = []
-    reached = 1.0
-    for wanted in requested:
-        steps = 1
-        while (density := _round_to_12_digits(reached * (1 - settings.rate) ** steps)) > wanted * (1 + 1e-9):
-            found.append(density)
-            steps += 1
-            if len(found) >= _MOST_LEVELS:
-                raise UsageError(
-                    f"{settings.describe_target(wanted)} is not reached in {_MOST_LEVELS} levels of rate"
-                    f" {settings.rate:g}: raise rate"
-                )
-        found.append(wanted)
-        reached = wanted
-    return tuple(found)
 
 
 def plan(settings: Settings) -> list[Training]:

@@ -35,8 +35,6 @@ from ticketry.search.common.settings import Family, PruningSettings
 
 if TYPE_CHECKING:
     from ticketry.core.scope import Scope
-    from ticketry.lab.lab import Lab
-    from ticketry.lab.training.segment import Result
     from ticketry.search.gating.gating import Gating
 
 
@@ -93,15 +91,15 @@ def plan(settings: Settings) -> list[Training]:
 def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
     """Search one replicate: yield the dense network, then the ticket of each density, the densest first."""
     from ticketry.core.gates.attach import find_readers
-    from ticketry.search.gating.gating import weights_times_hard_gates
-
-    lab, task, whole, scope = (
-        replicate.lab,
-        replicate.task,
-        replicate.dense_training,
-        prunable_scope(replicate, settings),
+    from ticketry.search.gating.gating import (
+        mask_of_largest_channel_gates,
+        mask_of_largest_gates,
+        mask_within_budget,
+        weights_times_hard_gates,
     )
-    step = parse_pruning_step(whole, settings.until, "gates are trained", "them")
+
+    lab, task, scope = replicate.lab, replicate.task, prunable_scope(replicate, settings)
+    step = parse_pruning_step(replicate.dense_training, settings.until, "gates are trained", "them")
     soft = replicate.from_initialisation(variants=[make_gating(replicate, scope, settings)]).until(step)
     if settings.parsed_structure.channels:
         find_readers(lab.model(task), lab.structure(task), scope)  # an error before the dense network is trained
@@ -111,7 +109,13 @@ def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
     state = replace(gated, model=weights_times_hard_gates(lab, gated))
 
     def find_ticket(level: int, density: float) -> Found:
-        mask = _prune_by_gates(lab, gated, density, settings)
+        if settings.budget:
+            mask = mask_within_budget(lab, gated, settings, density, settings.collapse)
+        elif settings.parsed_structure.channels:
+            least, multiple = max(settings.keep_at_least, 1), settings.parsed_structure.multiple
+            mask = mask_of_largest_channel_gates(lab, gated, density, keep_at_least=least, multiple=multiple)
+        else:
+            mask = mask_of_largest_gates(lab, gated, density, settings.collapse)
         return train_after_pruning(
             replicate, dense.result, state, mask, settings, level=level, density=density, searched=gated
         )
@@ -135,17 +139,4 @@ def make_gating(replicate: Replicate, scope: Scope, settings: Settings) -> Gatin
         seed=mix(replicate.seeds.mask, "l0"),
         structured=settings.parsed_structure.channels,
         **gate_prices(replicate, settings, scope),
-    )
-
-
-def _prune_by_gates(lab: Lab, gated: Result, density: float, settings: Settings) -> str:
-    from ticketry.search.gating.gating import mask_of_largest_channel_gates, mask_of_largest_gates, mask_within_budget
-
-    if settings.budget:
-        return mask_within_budget(lab, gated, settings, density, settings.collapse)
-    if not settings.parsed_structure.channels:
-        return mask_of_largest_gates(lab, gated, density, settings.collapse)
-    at_least = max(settings.keep_at_least, 1)
-    return mask_of_largest_channel_gates(
-        lab, gated, density, keep_at_least=at_least, multiple=settings.parsed_structure.multiple
     )

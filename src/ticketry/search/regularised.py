@@ -92,7 +92,7 @@ class Settings(ScoreSettings):
         super().__post_init__()
         if self.strength is not None and not 0 < self.strength <= 1e6:
             raise UsageError(f"strength is the coefficient of the penalty, above 0, at most 1e6, not {self.strength}")
-        fits = _OF_BLOCKS if self._has_blocks else SCORES
+        fits = _OF_BLOCKS if self.has_blocks else SCORES
         if self.penalty not in fits:
             raise UsageError(
                 f"penalty {self.penalty} and structure {self.structure} do not go together: with a structure, such as"
@@ -100,20 +100,15 @@ class Settings(ScoreSettings):
             )
 
     @property
-    def _has_blocks(self) -> bool:
+    def has_blocks(self) -> bool:
         return self.structure != NONE
 
     @cached_property
     def parsed_structure(self) -> ParsedStructure:
         """Weights that are removed together: blocks of `structure`, or channels if the penalty is on channels."""
-        if not self._has_blocks and self.penalty in ("l1_scales", "group_hoyer_square"):
+        if not self.has_blocks and self.penalty in ("l1_scales", "group_hoyer_square"):
             return ParsedStructure(NONE, channels=True)
         return ParsedStructure.parse(self.structure, self.structures)
-
-    @property
-    def effective_score(self) -> str:
-        """The setting `score`, or by default the score that fits the penalty."""
-        return self.score or ("magnitude" if self._has_blocks else SCORES[self.penalty])
 
 
 def plan(settings: Settings) -> list[Training]:
@@ -126,7 +121,8 @@ def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
     """Search one replicate: yield the dense network, then the ticket of each density, the densest first."""
     from ticketry.core.score import split_control
 
-    settings = replace(settings, score=settings.effective_score)
+    fitting = "magnitude" if settings.has_blocks else SCORES[settings.penalty]
+    settings = replace(settings, score=settings.score or fitting)
     check_score_setting(settings)
     lab, whole = replicate.lab, replicate.dense_training
     step = parse_pruning_step(whole, settings.until, "the penalty holds", "it")

@@ -85,14 +85,10 @@ class Replicate:
     def ticket_training(
         self, mask: str, *, retrain: str = GRADUAL, rewound: Result, trained: Result, shrunk: bool = False
     ) -> Segment:
-        """Describe the training of a ticket after pruning.
+        """Describe the training of a ticket with a stored mask, whose digest is `mask`, after pruning.
 
-        Args:
-            mask: digest of the ticket's stored mask.
-            retrain: name of the way to train the ticket, such as ``continue`` from the rewind step.
-            rewound: the network at the rewind step.
-            trained: the trained network that was pruned.
-            shrunk: whether pruned channels are removed from the network.
+        `retrain` names the way to train it, such as ``continue``, from `rewound`, the network at the rewind step, or
+        from `trained`, the network that was pruned. If `shrunk`, pruned channels are removed from the network.
         """
         from ticketry.lab.retrain import retraining
 
@@ -235,11 +231,8 @@ class Method(Generic[S]):
     def of(cls, name: str, found: object) -> Method[Any]:
         """Return the method that a module or class with a docstring, `Settings` and `search` defines.
 
-        The first line of the docstring is the title, the rest the description. `plan` and `ABOUT` are optional.
-
-        Args:
-            name: name of the method.
-            found: a module, a class, or the function `search` of a module.
+        The first line of the docstring is the title, the rest the description. `plan` and `ABOUT` are optional. `found`
+        is the module or class, or the function `search` of a module; `name` is the name that the method gets.
 
         Raises:
             UsageError: if a required part is missing, `Settings` is not a dataclass with a default for every field, or
@@ -385,7 +378,7 @@ def check_networks(method: str, networks: object) -> Iterator[Found]:
                 f"the search method {method} yields a {type(found).__name__}: it yields a ticketry.search.Found for"
                 " each network"
             )
-        if wrong := _describe_fault_of_dense(found) if level is None else _describe_fault_of_ticket(found, level):
+        if wrong := _describe_fault(found, level):
             raise UsageError(f"the search method {method} yields {wrong}")
         level = found.level
         yield found
@@ -393,50 +386,42 @@ def check_networks(method: str, networks: object) -> Iterator[Found]:
         raise UsageError(f"the search method {method} yields nothing: it yields the dense network, then its tickets")
 
 
-def _describe_fault_of_dense(found: Found) -> str:
-    """Return what is wrong with the first network of a search, for a message; empty for a valid dense network."""
-    if found.level != 0 or found.mask is not None or found.result.segment.mask is not None:
-        return (
-            f"{_describe_network(found)} before the dense network: Found(0, None, …), trained without a mask,"
-            " comes first, for all others are compared with it"
-        )
-    return _describe_fault_of_retrain(found)
+def _describe_fault(found: Found, before: int | None) -> str:
+    """Return what is wrong with a network, for a message; empty if nothing is.
 
-
-def _describe_fault_of_ticket(found: Found, before: int) -> str:
-    """Return what is wrong with a ticket that follows a network of level `before`; empty for a valid ticket."""
-    if found.level <= before:
-        return f"{_describe_network(found)} after one of level {before}: the levels of tickets rise from 1 on, one each"
+    `before` is the level of the network that the search yielded before it; None if `found` is the first network.
+    """
     mask: object = found.mask
-    if mask is None:
-        return f"a ticket of level {found.level} without a mask: give what lab.store.put_mask(mask) returns"
-    if not isinstance(mask, str):
+    trained = found.result.segment.mask
+    network, ticket = f"a network of level {found.level}", f"a ticket of level {found.level}"
+    if before is None:
+        if found.level != 0 or mask is not None or trained is not None:
+            return (
+                f"{network} before the dense network: Found(0, None, …), trained without a mask,"
+                " comes first, for all others are compared with it"
+            )
+    elif found.level <= before:
+        return f"{network} after one of level {before}: the levels of tickets rise from 1 on, one each"
+    elif mask is None:
+        return f"{ticket} without a mask: give what lab.store.put_mask(mask) returns"
+    elif not isinstance(mask, str):
         return (
-            f"a ticket of level {found.level} with a {type(mask).__name__} as its mask, which is the digest of"
+            f"{ticket} with a {type(mask).__name__} as its mask, which is the digest of"
             " one: give what lab.store.put_mask(mask) returns"
         )
-    trained = found.result.segment.mask
-    if trained is None:
+    elif trained is None:
         return (
-            f"a ticket of level {found.level} that was trained without a mask: its result is what"
+            f"{ticket} that was trained without a mask: its result is what"
             " ticketry.lab.retrain.retraining describes, by whatever retrain, or another segment with that mask"
         )
-    if trained != mask:
+    elif trained != mask:
         return (
-            f"a ticket of level {found.level} with the mask {mask[:12]} that was trained under another one,"
+            f"{ticket} with the mask {mask[:12]} that was trained under another one,"
             f" {trained[:12]}: its mask and its result belong together"
         )
-    return _describe_fault_of_retrain(found)
-
-
-def _describe_fault_of_retrain(found: Found) -> str:
-    if found.retrain in HOW_TRAINED:
-        return ""
-    return f"{_describe_network(found)} with retrain {found.retrain!r}: it is {', '.join(HOW_TRAINED)}"
-
-
-def _describe_network(found: Found) -> str:
-    return f"a network of level {found.level}"
+    if found.retrain not in HOW_TRAINED:
+        return f"{network} with retrain {found.retrain!r}: it is {', '.join(HOW_TRAINED)}"
+    return ""
 
 
 def user_source_digests(method: Method[Any], settings: Any) -> dict[str, str]:
@@ -444,24 +429,16 @@ def user_source_digests(method: Method[Any], settings: Any) -> dict[str, str]:
 
     Built-in code is omitted. So are methods defined at a prompt or in a notebook, because they have no file.
     """
-    defined = (sys.modules.get(method.module), method.search, method.Settings)
-    found = {
-        "method": digest_defining_source(*defined),
-        **{name: _digest_setting_source(settings, name) for name in ("score", "kind")},
-    }
+    found = {"method": digest_defining_source(sys.modules.get(method.module), method.search, method.Settings)}
+    for name in ("score", "kind"):
+        value = getattr(settings, name, None)
+        if isinstance(value, str):
+            from ticketry.core.gates.kinds import KINDS  # these import torch
+            from ticketry.core.score import source_of
+
+            with contextlib.suppress(TicketryError):  # an unusable score raises where it is used
+                if name == "score":
+                    found[name] = source_of(value)
+                elif KINDS.is_outside(value):
+                    found[name] = KINDS.digest_source(value)
     return {name: source for name, source in found.items() if source}
-
-
-def _digest_setting_source(settings: Any, name: str) -> str:
-    """Return the digest of the source file of the user's code that a setting names; "" if it names none."""
-    value = getattr(settings, name, None)
-    if not isinstance(value, str):
-        return ""
-    from ticketry.core.gates.kinds import KINDS  # these import torch
-    from ticketry.core.score import source_of
-
-    with contextlib.suppress(TicketryError):  # an unusable score raises where it is used
-        if name == "score":
-            return source_of(value)
-        return KINDS.digest_source(value) if KINDS.is_outside(value) else ""
-    return ""

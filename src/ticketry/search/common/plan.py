@@ -51,11 +51,7 @@ class Training:
     """Whether controls of the ticket are trained, if the run has controls."""
 
     def pieces(self, schedule: Schedule) -> list[tuple[int, float | None]]:
-        """Split the training where its mask changes; return (number of steps, density) of each part.
-
-        Args:
-            schedule: length of a training by the recipe.
-        """
+        """Split the training where its mask changes; return (number of steps, density) of each part."""
         first, last = self._to_iteration(self.first, schedule), self._to_iteration(self.last, schedule)
         if self.cuts is None:
             return [(max(last - first, 0), self.density)]
@@ -64,19 +60,11 @@ class Training:
         return [(end - step, density) for (step, density), end in zip(cuts.items(), ends, strict=True)]
 
     def steps(self, schedule: Schedule) -> int:
-        """Return the number of steps of this training.
-
-        Args:
-            schedule: length of a training by the recipe.
-        """
+        """Return the number of steps of this training."""
         return sum(steps for steps, _ in self.pieces(schedule))
 
     def control_steps(self, schedule: Schedule) -> int:
-        """Return the number of steps for which each control of the ticket is trained.
-
-        Args:
-            schedule: length of a training by the recipe.
-        """
+        """Return the number of steps for which each control of the ticket is trained."""
         if self.controls_from:
             return self._to_iteration(self.last, schedule) - self._to_iteration(self.controls_from, schedule)
         return self.pieces(schedule)[-1][0]

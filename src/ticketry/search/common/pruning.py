@@ -20,63 +20,52 @@ if TYPE_CHECKING:
     from ticketry.lab.lab import Lab
     from ticketry.lab.training.segment import Result, Segment
     from ticketry.search.common.method import Replicate
-    from ticketry.search.common.settings import PruningSettings
 
 
 # -- what is pruned ----------------------------------------------------------------------------------------------------
 
 
 def prunable_scope(replicate: Replicate, settings: PruningSettings) -> Scope:
-    """Return the parameters that may be pruned; raise `UsageError` if pruning these cannot meet the settings."""
-    from ticketry.core.scope import scope
+    """Return the parameters that may be pruned; raise `UsageError` if pruning these cannot meet the settings.
 
+    The latter is so if `half_rate` names an unpruned layer, if layers or groups of channels cannot retain their minimum
+    at the smallest density, or if the smallest allowed mask costs more than the budget.
+    """
+    from ticketry.core.allocate import check_layer_minimum
+    from ticketry.core.scope import match_names, scope
+    from ticketry.core.structure.channel_masks import check_channel_density
+    from ticketry.core.structure.layout import layouts
+
+    lab, task, shape = replicate.lab, replicate.task, settings.parsed_structure
+    model = lab.model(task)
     chosen = scope(
-        replicate.lab.model(replicate.task),
+        model,
         spare=settings.spare,
         output=not settings.spare_output,
         first_conv=not settings.spare_first_conv,
         embeddings=settings.embeddings,
     )
     least = getattr(settings, "keep_at_least", 0)
-    if settings.parsed_structure.channels:
+    if shape.channels:
+        # Not for a minimum of one channel: tracing the network takes seconds, and pruning reports the error too.
         if least > 1:
-            _check_channels_per_group(replicate, chosen, settings, least)
+            check_channel_density(
+                model,
+                lab.structure(task),
+                settings.targets[-1],
+                scope=chosen,
+                keep_at_least=least,
+                multiple=shape.multiple,
+            )
     else:
-        _check_weights_per_layer(replicate, chosen, settings, least)
+        match_names(chosen, getattr(settings, "half_rate", ()), "half_rate")
+        pattern = shape.parsed_pattern
+        if least and not settings.budget:
+            known = None if pattern.unstructured else layouts(model, chosen)
+            check_layer_minimum(chosen.shapes, settings.targets[-1], least, pattern=pattern, layouts=known)
     if settings.budget:
         _check_budget_can_be_met(replicate, chosen, settings, least)
     return chosen
-
-
-def _check_weights_per_layer(replicate: Replicate, scope: Scope, settings: PruningSettings, least: int) -> None:
-    """Raise `UsageError` if `half_rate` names an unpruned layer, or layers cannot retain `least` weights."""
-    from ticketry.core.allocate import check_layer_minimum
-    from ticketry.core.scope import match_names
-    from ticketry.core.structure.layout import layouts
-
-    match_names(scope, getattr(settings, "half_rate", ()), "half_rate")
-    pattern = settings.parsed_structure.parsed_pattern
-    if least and not settings.budget:
-        known = None if pattern.unstructured else layouts(replicate.lab.model(replicate.task), scope)
-        check_layer_minimum(scope.shapes, settings.targets[-1], least, pattern=pattern, layouts=known)
-
-
-def _check_channels_per_group(replicate: Replicate, scope: Scope, settings: PruningSettings, least: int) -> None:
-    """Raise `UsageError` if `least` channels in each group have more weights than the smallest density retains.
-
-    Do not call this for a minimum of one channel: tracing the network takes seconds, and pruning reports the error too.
-    """
-    from ticketry.core.structure.channel_masks import check_channel_density
-
-    lab, task = replicate.lab, replicate.task
-    check_channel_density(
-        lab.model(task),
-        lab.structure(task),
-        settings.targets[-1],
-        scope=scope,
-        keep_at_least=least,
-        multiple=settings.parsed_structure.multiple,
-    )
 
 
 def _check_budget_can_be_met(replicate: Replicate, scope: Scope, settings: PruningSettings, least: int) -> None:
@@ -155,15 +144,6 @@ def _channel_wise_variant_of_score(score: str) -> str:
     return f"{control}:{named}" if control else named
 
 
-def _kind_of_data_for_score(score: str) -> str:
-    """Return what data a score needs: ``no``, ``shapes`` or a kind of examples, see `score.About.data`."""
-    from ticketry.core.score import about, split_control
-    from ticketry.core.structure.channel_scores import CHANNEL_ONLY
-
-    plain = split_control(score)[1]
-    return (CHANNEL_ONLY[plain].about if plain in CHANNEL_ONLY else about(plain)).data
-
-
 # -- masks -------------------------------------------------------------------------------------------------------------
 
 
@@ -185,10 +165,13 @@ def prune(
         more: further arguments of `Lab.prune`. By default a score that needs examples gets a `Sample` of the training
             split.
     """
+    from ticketry.core.score import about, split_control
+    from ticketry.core.structure.channel_scores import CHANNEL_ONLY
     from ticketry.lab.costs.ledger import Sample
 
     seeds, shape, score = replicate.seeds, settings.parsed_structure, settings.replacing_score or settings.score
-    needed = _kind_of_data_for_score(score)
+    plain = split_control(score)[1]
+    needed = (CHANNEL_ONLY[plain].about if plain in CHANNEL_ONLY else about(plain)).data
     if needed == "no":
         more.pop("sample", None)
     elif needed == "shapes":
@@ -254,9 +237,7 @@ def apply_ticket_structure(
 def parse_pruning_step(whole: Segment, until: str, what: str, them: str) -> int:
     """Parse the step at which a training is pruned; raise `UsageError` if it is the first or last step.
 
-    Args:
-        what: for the message, what happens before that step, such as "gates are trained".
-        them: for the message, the pronoun of the noun in `what`, such as "them".
+    The message says `what` happens before that step, such as "gates are trained", and uses the pronoun `them` for it.
     """
     step = whole.at(until, "until")
     if not 0 < step < whole.total:
@@ -309,14 +290,10 @@ def train_after_pruning(
     density: float,
     searched: Result | None = None,
 ) -> Found:
-    """Continue training under a mask, from a state with its optimiser to the end of the schedule.
+    """Continue training from a state, with its optimiser, to the end of the schedule under a stored mask.
 
-    Args:
-        mask: digest of the stored mask.
-        density: target of the ticket, for the label.
-        state: result to continue from.
-        searched: training that chose the mask; by default `state`. Give it if the weights of `state` were changed after
-            that training.
+    `searched` is the training that chose the mask; by default `state`. Give it if the weights of `state` were changed
+    after that training.
     """
     step, source = state.segment.last, searched or state
     segment = replicate.ticket_training(
@@ -368,22 +345,18 @@ def compress_to_steps(
     total, steps = whole.total, steps_needed(whole, settings)  # raises for a rewind step at the end
     if settings.equal_cost != "steps":
         return replicate, settings
+    per_epoch = whole.per_epoch
     for length in range(total * total // steps, 0, -1):
-        own, scaled = _with_schedule_length(replicate, settings, length, points)
+        own = replace(replicate, recipe=replicate.recipe.scaled(length, per_epoch=per_epoch))
+        steps_of_points = {name: Step.parse(getattr(settings, name)) for name in points}
+        shorter: Any = {
+            name: str(step.scaled(Fraction(length, total), per_epoch=per_epoch))
+            for name, step in steps_of_points.items()
+        }
+        scaled = replace(settings, **shorter)
         if steps_needed(own.dense_training, scaled) <= total:
             return own, scaled
     raise UsageError(f"with equal_cost steps {total} steps are too few for {steps / total:.3g} trainings of them")
-
-
-def _with_schedule_length(
-    replicate: Replicate, settings: AnySettings, length: int, points: tuple[str, ...]
-) -> tuple[Replicate, AnySettings]:
-    per_epoch, factor = replicate.dense_training.per_epoch, Fraction(length, replicate.dense_training.total)
-    scaled: Any = {
-        name: str(Step.parse(getattr(settings, name)).scaled(factor, per_epoch=per_epoch)) for name in points
-    }
-    recipe = replicate.recipe.scaled(length, per_epoch=per_epoch)
-    return replace(replicate, recipe=recipe), replace(settings, **scaled)
 
 
 def dense_trained_by_full_recipe(replicate: Replicate, found: Found) -> Found:
@@ -401,9 +374,7 @@ def stretch_to_flops(lab: Lab, rest: Segment, before: list[Result], equal_cost: 
     factor, so learning rates continue from the same value and change more slowly. Unless `equal_cost` is ``flops``,
     `rest` is returned unchanged.
 
-    Args:
-        rest: the last training, from the last pruning step to the end of the schedule, with the final mask.
-        before: all trainings before `rest`.
+    `rest` is the last training, from the last pruning step to the end of the schedule; `before` are all others.
     """
     if equal_cost != "flops":
         return rest

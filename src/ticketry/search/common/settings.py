@@ -75,10 +75,15 @@ class Budget:
 
     @cached_property
     def shares(self) -> tuple[float, ...]:
-        """The amounts, converted to shares of the dense network's cost, in falling order."""
+        """The amounts, converted to shares of the dense network's cost, in falling order.
+
+        Until costs are measured, amounts such as 5ms have placeholder shares, which let checks pass but choose no mask.
+        """
         amounts: Sequence[Any] = self.amounts
         if self.needs_measurement:
-            amounts = _placeholder_shares(self.kind, amounts)
+            read = [parse_share_or_amount(one, UNITS[self.kind]) for one in amounts]
+            largest = max((number for number, is_share in read if not is_share), default=1.0)
+            amounts = [number if is_share else 0.4321 * number / largest for number, is_share in read]
         elif self.kind in MEASURED:
             costs = self.costs()
             amounts = [_parse_budget_share(costs, one, self.base) for one in amounts]
@@ -99,12 +104,14 @@ class Budget:
 
     def costs(self) -> CostModel:
         """Read the file of costs; raise `UsageError` if none was given or its unit is not the budget's."""
+        from ticketry.budgets.cost_model import CostModel
+
         unit = UNITS[self.kind]
         if not self.profile:
             raise UsageError(
                 f"{self.kind} needs the costs of this network: --profile FILE, which ticketry cost --unit {unit} writes"
             )
-        costs = read_costs(self.profile)
+        costs = CostModel.load(self.profile)
         if costs.unit != unit:
             raise UsageError(f"the costs in {self.profile} are in {costs.unit}, and {self.kind} is asked for")
         return costs
@@ -272,7 +279,7 @@ class PruningSettings:
             raise UsageError(f"base {self.base} says what a share in time refers to: give time too, or leave base out")
         if self.measured and kind != "time":
             raise UsageError("measured needs a budget of time: name one (time and profile), or leave measured out")
-        if shape.needs_latency and kind != "time":
+        if shape.granularity and kind != "time":
             raise UsageError(
                 f"structure {shape} needs a budget of time: name one (time and profile), or another structure"
             )
@@ -285,23 +292,19 @@ class PruningSettings:
             raise UsageError(f"give either {beside[0]} or {kind}: both say how much of the network is left")
         if self.unweighed and getattr(self, "distribution", "global") != "global":
             raise UsageError("unweighed ranks all layers together: leave it out, or distribution")
-        if shape.needs_latency:
-            self._check_granularity()
+        if shape.granularity:
+            for name, default in (("unweighed", False), ("distribution", "global"), ("keep_at_least", 0)):
+                if getattr(self, name, default) != default:
+                    raise UsageError(
+                        f"structure {shape} chooses whole blocks of each layer by their time: leave {name} out"
+                    )
+            if budget.profile:
+                budget.costs().check_granularity(single_granularity(shape.granularity))
         elif shape.text != NONE or getattr(self, "half_rate", None):
             name = "half_rate" if shape.text == NONE else f"structure {shape}"
             raise UsageError(f"{kind} is spent on single weights: leave {name} out, or give a density")
         if budget.profile and self.spends_budget_by_importance:
-            read_costs(budget.profile).check_granularity(FINEST)
-
-    def _check_granularity(self) -> None:
-        for name, default in (("unweighed", False), ("distribution", "global"), ("keep_at_least", 0)):
-            if getattr(self, name, default) != default:
-                raise UsageError(
-                    f"structure {self.parsed_structure} chooses whole blocks of each layer by their time:"
-                    f" leave {name} out"
-                )
-        if self.profile:
-            read_costs(self.profile).check_granularity(single_granularity(self.parsed_structure.granularity))
+            budget.costs().check_granularity(FINEST)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -403,24 +406,17 @@ def convert_setting_fields(settings: Any) -> None:
             continue
         shares = name in SHARES
         if several or (shares and value is not None):
-            value = _split_setting_values(value, at_commas=shares)
+            if shares and isinstance(value, str):
+                value = value.split(",")
+            value = tuple(value) if isinstance(value, list | tuple) else (value,)
         if shares and value is not None:
-            value = tuple(_parse_share(name, item) for item in value)
+            for item in value:
+                if isinstance(item, bool) or not isinstance(item, str | int | float):
+                    raise UsageError(f"{name} is a number or a text such as 20%, not {item!r:.60}")
+            value = tuple(float(parse_share_option(name, item)) for item in value)
             if not several and len(value) < 2:
                 value = value[0] if value else None
         object.__setattr__(settings, name, value)
-
-
-def _split_setting_values(value: Any, *, at_commas: bool) -> tuple[Any, ...]:
-    if isinstance(value, str) and at_commas:
-        return tuple(value.split(","))
-    return tuple(value) if isinstance(value, list | tuple) else (value,)
-
-
-def _parse_share(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise UsageError(f"{name} is a number or a text such as 20%, not {value!r:.60}")
-    return float(parse_share_option(name, value))
 
 
 def requested_densities(density: Shares, sparsity: Shares) -> tuple[float, ...]:
@@ -436,16 +432,6 @@ def requested_densities(density: Shares, sparsity: Shares) -> tuple[float, ...]:
 
 def _shares_to_tuple(shares: Shares) -> tuple[float, ...]:
     return shares if isinstance(shares, tuple) else () if shares is None else (shares,)
-
-
-# -- costs -------------------------------------------------------------------------------------------------------------
-
-
-def read_costs(profile: str) -> CostModel:
-    """Read the costs in the file `profile`; raise `CostError` if the file contains no costs."""
-    from ticketry.budgets.cost_model import CostModel
-
-    return CostModel.load(profile)
 
 
 def _parse_budget_share(costs: CostModel, requested: float | str, base: str) -> float:
@@ -467,16 +453,6 @@ def _parse_budget_share(costs: CostModel, requested: float | str, base: str) -> 
         )
     costs.budget(share)
     return float(f"{share:.12g}")
-
-
-def _placeholder_shares(kind: str, requested: Sequence[float | str]) -> list[float]:
-    """Replace amounts such as 5ms by placeholder shares, because their shares are unknown until costs are measured.
-
-    Shares are returned unchanged. Placeholders only let checks pass; they choose no mask.
-    """
-    read = [parse_share_or_amount(one, UNITS[kind]) for one in requested]
-    largest = max((number for number, is_share in read if not is_share), default=1.0)
-    return [number if is_share else 0.4321 * number / largest for number, is_share in read]
 
 
 NONE = "none"
@@ -575,11 +551,6 @@ class ParsedStructure:
         words = ", ".join(_WORDS[family] for family in _WORDS if family in families)
         near = did_you_mean(head, words.replace(" (with a latency budget)", "").split(", "))
         raise UsageError(f"structure {text!r} is not offered: {near}{NONE}{words and f', {words}'}")
-
-    @property
-    def needs_latency(self) -> bool:
-        """Whether blocks are chosen by their latency, so that the settings must have a latency budget."""
-        return bool(self.granularity)
 
     @property
     def parsed_pattern(self) -> Pattern:

@@ -13,9 +13,11 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ticketry.budgets.cost_model import Curve
+from ticketry.budgets.pruner import allocate_budget
 from ticketry.choices import check_choices
 from ticketry.core.gates import Balance, Charges, Gates, Kind, attach, by_epoch, by_step
 from ticketry.core.gates.attach import LARGEST_INIT, attach_channels
+from ticketry.core.gates.charges import share_above_floor
 from ticketry.core.gates.kinds import KINDS, BinaryConcrete, make_kind
 from ticketry.core.mask import Mask
 from ticketry.core.scope import Scope, named_parameters
@@ -24,6 +26,7 @@ from ticketry.core.structure.coupling import Structure
 from ticketry.core.structure.pattern import UNSTRUCTURED, Pattern
 from ticketry.errors import LayerCollapseError, ScopeError, TaskError, TrainingError, UsageError
 from ticketry.lab.lab import Lab
+from ticketry.lab.masks import load_weight_prices, prune_to_cost_share
 from ticketry.lab.store.store import digest_of
 from ticketry.lab.training.loop import set_learning_rate
 from ticketry.lab.training.segment import Result, Segment
@@ -44,8 +47,6 @@ from ticketry.tasks.recipe import Optimizer, Recipe
 from ticketry.tasks.task import Task
 
 if TYPE_CHECKING:
-    from ticketry.core.gates import Charges
-    from ticketry.core.scope import Scope
     from ticketry.search.common.method import Replicate
 
 
@@ -277,18 +278,17 @@ class GatesEffect(Effect):
         self._optimizer.zero_grad(set_to_none=True)
 
     def loss(self, batch: Any, inner: Callable[[], Tensor]) -> Tensor:
-        gating = self._gating
+        gating, session, model = self._gating, self._training.session, self._training.model
         with self.gates.drawing(), batch_statistics(self._norms if gating.frozen else ()):
-            loss = inner() if gating.objective == "loss" else self._divergence(batch)
+            if gating.objective == "loss":
+                loss = inner()
+            else:
+                outputs, targets = session.outputs(model, batch)
+                require_class_scores(self.around.task, outputs, targets)
+                with torch.no_grad(), self.gates.lifted():
+                    bare, _ = session.outputs(model, batch, of="bare")
+                loss = mean_kl_divergence(outputs, bare, reverse=gating.objective == "reverse_kl")
         return loss + self.gates.penalty(gating.penalty) if gating.penalty else loss
-
-    def _divergence(self, batch: Any) -> Tensor:
-        session, model = self._training.session, self._training.model
-        outputs, targets = session.outputs(model, batch)
-        require_class_scores(self.around.task, outputs, targets)
-        with torch.no_grad(), self.gates.lifted():
-            bare, _ = session.outputs(model, batch, of="bare")
-        return mean_kl_divergence(outputs, bare, reverse=self._gating.objective == "reverse_kl")
 
     def after_backward(self) -> None:
         self._training.average_gradients(self.gates.parameters())
@@ -479,10 +479,8 @@ def mask_of_open_gates(lab: Lab, result: Result) -> str:
 def mask_of_largest_gates(lab: Lab, result: Result, density: float, collapse: str = "raise") -> str:
     """Store the mask of a density that retains the largest gate logits; return the mask's digest (cached).
 
-    Weights with equal logits are retained in the order of their positions.
-
-    Args:
-        collapse: what happens if a parameter would lose all weights: ``raise`` an error, or ``keep`` one weight.
+    Weights with equal logits are retained in the order of their positions. If a parameter would lose all weights,
+    `collapse` says whether to ``raise`` an error or to ``keep`` one weight.
     """
 
     def compute_mask() -> Mask:
@@ -505,9 +503,7 @@ def mask_of_largest_channel_gates(
 ) -> str:
     """Store the mask near a density that retains the channels with the largest gate logits; return its digest (cached).
 
-    Args:
-        keep_at_least: minimum number of channels that each group retains.
-        multiple: each group that loses channels retains a multiple of this number.
+    Each group retains at least `keep_at_least` channels, and if it loses any, a multiple of `multiple`.
     """
     task, gating = result.segment.task, get_gating(result.segment)
 
@@ -575,11 +571,8 @@ def gate_prices(replicate: Replicate, settings: PruningSettings, scope: Scope) -
     gate_target_and_initial_density(replicate, settings, scope, min(settings.budget.shares))
     if settings.unweighed:
         return {}
-    return {
-        "prices": tuple(
-            (curve.densities, curve.costs) for curve in _make_gate_charges(replicate, settings, scope).curves
-        )
-    }
+    curves = _make_gate_charges(replicate, settings, scope).curves
+    return {"prices": tuple((curve.densities, curve.costs) for curve in curves)}
 
 
 def gate_target_and_initial_density(
@@ -589,9 +582,6 @@ def gate_target_and_initial_density(
 
     Without a budget both are the density `share`. With a budget the target is a share of the gates' total cost.
     """
-    from ticketry.core.gates.charges import share_above_floor
-    from ticketry.lab.masks import load_weight_prices
-
     if not settings.budget:
         return share, share
     prices = load_weight_prices(replicate.lab, replicate.task, scope, settings.budget.cache_key)
@@ -600,23 +590,10 @@ def gate_target_and_initial_density(
     return density if settings.unweighed else left, density
 
 
-def relative_cost_with_gates(lab: Lab, result: Result, terms: str) -> float:
-    """Return what the network costs with gates rounded to on or off, as a share of the dense network's cost.
-
-    `terms` is the `Budget.cache_key` that says which cost is meant.
-    """
-    from ticketry.lab.masks import remaining_cost_share
-
-    return remaining_cost_share(lab, result.segment.task, load_gates(lab, result).kept(), terms)
-
-
 def mask_within_budget(
     lab: Lab, result: Result, settings: PruningSettings, share: float, collapse: str = "raise"
 ) -> str:
     """Store the mask within a cost budget that retains the largest gate logits; return the mask's digest (cached)."""
-    from ticketry.budgets.pruner import allocate_budget
-    from ticketry.lab.masks import load_weight_prices, prune_to_cost_share
-
     terms, task, least = settings.budget_cache_key, result.segment.task, int(collapse == "keep")
 
     def compute_mask() -> Mask:
@@ -638,7 +615,4 @@ def mask_within_budget(
 
 
 def _make_gate_charges(replicate: Replicate, settings: PruningSettings, scope: Scope) -> Charges:
-    from ticketry.core.gates import Charges
-    from ticketry.lab.masks import load_weight_prices
-
     return Charges.by(load_weight_prices(replicate.lab, replicate.task, scope, settings.budget_cache_key), scope.sizes)

@@ -209,19 +209,16 @@ def _search_one_density(replicate: Replicate, settings: GateSettings) -> Iterato
     dense = replicate.train_dense(step, retrain=retrain)
     yield dense
 
-    def train_ticket(level: int, chain: list[Result], searched: list[Result]) -> Found:
-        return _train_ticket(rounds, level, chain, searched, dense)
-
     if settings.target is not None:
         for number, (chain, searched) in enumerate(train_rounds_towards_density(rounds, settings.target), start=1):
-            yield train_ticket(number, chain, searched)
+            yield _train_ticket(rounds, number, chain, searched, dense)
         return
 
     def run_rounds(position: int, init: float, penalty: float) -> Iterator[Found]:
         chain: list[Result] = []
         for number in range(1, settings.rounds + 1):
             chain = [*chain, rounds.train_next_round(init, penalty, chain)]
-            yield train_ticket(position * settings.rounds + number, chain, chain)
+            yield _train_ticket(rounds, position * settings.rounds + number, chain, chain, dense)
 
     yield from replicate.find_all(
         partial(run_rounds, position, *knobs) for position, knobs in enumerate(settings.inits_and_penalties)
@@ -244,8 +241,11 @@ def _train_ticket(rounds: Rounds, level: int, chain: list[Result], searched: lis
         mask, cut_to = mask_of_largest_gates(lab, last, target), target
     else:
         mask = mask_of_open_gates(lab, last)
-    rewound = rounds.rewound_state(chain)
-    trained = last if retrain in REWINDING else replace(last, model=weights_times_hard_gates(lab, last))
+    rewound, trained, behind = rounds.rewound_state(chain), last, None
+    if retrain not in REWINDING:
+        trained = replace(last, model=weights_times_hard_gates(lab, last))
+        steps, rewound_between = last.segment.steps, last.segment.start.state == rewound.model
+        behind = steps + (rewound.segment.last if rewound_between else (len(chain) - 1) * steps)
     segment = rounds.replicate.ticket_training(mask, retrain=retrain, rewound=rewound, trained=trained)
     return replace(
         dense,
@@ -254,19 +254,11 @@ def _train_ticket(rounds: Rounds, level: int, chain: list[Result], searched: lis
         rewound=rewound,
         result=lab.train(segment, label=f"level {level} ticket"),
         searched=tuple(searched),
-        behind=None if retrain in REWINDING else _steps_since_initialisation(chain, rewound),
+        behind=behind,
         pattern=settings.parsed_structure.pattern,
         aim=settings.budget_cache_key,
         cut_to=cut_to,
     )
-
-
-def _steps_since_initialisation(chain: list[Result], rewound: Result) -> int:
-    """Return how many steps the weights after the last round in `chain` were trained since initialisation."""
-    last = chain[-1].segment
-    if last.start.state == rewound.model:  # weights were rewound between rounds
-        return rewound.segment.last + last.steps
-    return len(chain) * last.steps
 
 
 # -- rounds ------------------------------------------------------------------------------------------------------------
@@ -309,9 +301,11 @@ class Rounds:
     def remaining_share(self, result: Result) -> float:
         """Return the share of weights with open gates after a round; under a budget, their share of the dense cost."""
         if self.settings.budget:
-            from ticketry.search.gating.gating import relative_cost_with_gates
+            from ticketry.lab.masks import remaining_cost_share
+            from ticketry.search.gating.gating import load_gates
 
-            return relative_cost_with_gates(self.lab, result, self.settings.budget.cache_key)
+            weights = load_gates(self.lab, result).kept()
+            return remaining_cost_share(self.lab, result.segment.task, weights, self.settings.budget.cache_key)
         return float(result.record["gating"]["density"])
 
     def rewound_state(self, chain: Sequence[Result]) -> Result:
@@ -428,11 +422,9 @@ class _GateMovement:
 
         gating = get_gating(result.segment)
         ends, self._threshold = _load_gate_values(lab, result), gating.make_kind().threshold
-        began = (
-            torch.ones_like(ends, dtype=torch.bool)
-            if before is None
-            else _load_gate_values(lab, before) > self._threshold
-        )
+        began = torch.ones_like(ends, dtype=torch.bool)
+        if before is not None:
+            began = _load_gate_values(lab, before) > self._threshold
         self._moves = torch.sort(ends[began] - gating.init, descending=True).values
         self._returned = int((ends[~began] > self._threshold).sum())
 
@@ -453,12 +445,10 @@ class _GateMovement:
 def _load_gate_values(lab: Lab, result: Result) -> torch.Tensor:
     import torch
 
-    from ticketry.search.gating.gating import get_gating
+    from ticketry.search.gating.gating import get_gating, load_gates
 
     gating = get_gating(result.segment)
     if gating.pattern != UNSTRUCTURED:  # one logit for each weight, because densities count weights
-        from ticketry.search.gating.gating import load_gates
-
         return torch.cat([s.flatten() for s in load_gates(lab, result).by_weight().values()])
     tensors = lab.store.get_tensors(result.variants[gating.name])
     return torch.cat([value.flatten() for name, value in sorted(tensors.items()) if name.startswith("s/")])
