@@ -152,9 +152,10 @@ def check_bounds(name: str, value: Any, bounds: Bounds | None = None) -> None:
     kind = "a whole number" if whole else "a number"
     is_number = isinstance(value, int if whole else Real) and not isinstance(value, bool)
     if not is_number or not low <= value <= high:
-        raise UsageError(
-            f"{name} must be {kind} from {_format_bound(low)} to {_format_bound(high)}, got {format_value(value)}"
+        first, last = (
+            {MIN_INTEGER: "-2**63", MAX_INTEGER: "2**63 - 1"}.get(int(one), f"{one:g}") for one in (low, high)
         )
+        raise UsageError(f"{name} must be {kind} from {first} to {last}, got {format_value(value)}")
 
 
 def check_options(**values: Any) -> None:
@@ -195,7 +196,3 @@ def format_value(value: object) -> str:
     except ValueError:  # more digits than Python converts
         return "a number of thousands of digits"
     return text if len(text) <= 80 else f"{text[:60]}… ({len(text)} characters)"
-
-
-def _format_bound(value: float) -> str:
-    return {MIN_INTEGER: "-2**63", MAX_INTEGER: "2**63 - 1"}.get(int(value), f"{value:g}")

@@ -4,39 +4,17 @@ from __future__ import annotations
 
 import signal
 
-from ticketry_engine.errors import (
-    CaptureError as CaptureError,
-)
-from ticketry_engine.errors import (
-    EngineError as EngineError,
-)
-from ticketry_engine.errors import (
-    GraphError as GraphError,
-)
-from ticketry_engine.errors import (
-    MaskError as MaskError,
-)
-from ticketry_engine.errors import (
-    MissingExtraError as MissingExtraError,
-)
-from ticketry_engine.errors import (
-    ModelFileError as ModelFileError,
-)
-from ticketry_engine.errors import (
-    ScopeError as ScopeError,
-)
-from ticketry_engine.errors import (
-    StructureError as StructureError,
-)
-from ticketry_engine.errors import (
-    TicketryError as TicketryError,
-)
-from ticketry_engine.errors import (
-    UsageError as UsageError,
-)
-from ticketry_engine.errors import (
-    needs as needs,
-)
+from ticketry_engine.errors import CaptureError as CaptureError
+from ticketry_engine.errors import EngineError as EngineError
+from ticketry_engine.errors import GraphError as GraphError
+from ticketry_engine.errors import MaskError as MaskError
+from ticketry_engine.errors import MissingExtraError as MissingExtraError
+from ticketry_engine.errors import ModelFileError as ModelFileError
+from ticketry_engine.errors import ScopeError as ScopeError
+from ticketry_engine.errors import StructureError as StructureError
+from ticketry_engine.errors import TicketryError as TicketryError
+from ticketry_engine.errors import UsageError as UsageError
+from ticketry_engine.errors import needs as needs
 
 
 class LayerCollapseError(MaskError):

@@ -122,7 +122,7 @@ def list_matching(folder: Path, pattern: str) -> list[Path]:
             place / entry.name
             for place in places
             for entry in list_entries(place)
-            if fnmatchcase(entry.name, part) and _is_folder(entry)
+            if fnmatchcase(entry.name, part) and entry.is_dir()  # False if it was deleted meanwhile
         ]
     return [place / entry.name for place in places for entry in list_entries(place) if fnmatchcase(entry.name, last)]
 
@@ -158,10 +158,6 @@ def _iterate_entries_below(folder: Path) -> Iterator[tuple[Path, os.DirEntry[str
         yield path, entry
         if entry.is_dir(follow_symlinks=False):
             waiting += [(path / inner.name, inner) for inner in reversed(list_entries(path))]
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    return entry.is_dir()  # False if it was deleted meanwhile
 
 
 # -- deleting ----------------------------------------------------------------------------------------------------------

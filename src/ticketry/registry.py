@@ -345,13 +345,13 @@ def load_object(target: str) -> Any:
     name, _, path = target.partition(":")
     try:
         return import_object(target)
-    except AttributeError as error:
-        if name not in sys.modules:
-            raise _build_import_error(name, error) from error
-        file = getattr(sys.modules[name], "__file__", None)
-        raise UsageError(f"the module {name} ({file}) has no {path!r}") from None
     except (Exception, SystemExit) as error:  # other people's modules may raise anything
-        raise _build_import_error(name, error) from error
+        if isinstance(error, AttributeError) and name in sys.modules:
+            file = getattr(sys.modules[name], "__file__", None)
+            raise UsageError(f"the module {name} ({file}) has no {path!r}") from None
+        raise UsageError(
+            f"the module {name!r} cannot be imported from {os.getcwd()}: {type(error).__name__}: {error}"
+        ) from error
 
 
 def import_object(target: str) -> Any:
@@ -361,10 +361,6 @@ def import_object(target: str) -> Any:
     if path.isidentifier() and not hasattr(found, path) and hasattr(found, "__path__") and find_spec(f"{name}.{path}"):
         return importlib.import_module(f"{name}.{path}")  # package:module
     return attrgetter(path)(found) if colon else found
-
-
-def _build_import_error(module: str, error: BaseException) -> UsageError:
-    return UsageError(f"the module {module!r} cannot be imported from {os.getcwd()}: {type(error).__name__}: {error}")
 
 
 # -- digests of source -------------------------------------------------------------------------------------------------
@@ -395,11 +391,8 @@ def digest_defining_source(*objects: object) -> str:
     they are in the same package or folder. It is "" if all modules that define `objects` belong to ticketry or have
     no file, as at a prompt and in a notebook.
     """
-    return (
-        _digest_modules(modules)
-        if (modules := {name for name in _defining_modules(*objects) if _find_source_file(name)})
-        else ""
-    )
+    modules = {name for name in _defining_modules(*objects) if _find_source_file(name)}
+    return _digest_modules(modules) if modules else ""
 
 
 def find_imported_modules(target: str) -> set[str]:
@@ -415,7 +408,7 @@ def _defining_modules(*objects: object) -> set[str]:
     """Return the names of the modules that define `objects`; modules of ticketry are left out."""
     modules = {one.__name__ for one in objects if isinstance(one, ModuleType)}
     names = {getattr(one, "__module__", None) for one in objects} | modules
-    return {name for name in names if name in sys.modules and not _is_library_module(name)}
+    return {name for name in names if name in sys.modules and name.partition(".")[0] != "ticketry"}
 
 
 def _digest_modules(modules: Iterable[str]) -> str:
@@ -479,10 +472,6 @@ def _find_source_file(module: str) -> Path | None:
     return Path(file) if file and file.endswith(".py") else None
 
 
-def _is_library_module(module: str) -> bool:
-    return module.partition(".")[0] == "ticketry"
-
-
 # -- modules reached by imports ----------------------------------------------------------------------------------------
 
 
@@ -503,11 +492,10 @@ class _Module:
     def find_sibling(self, name: str) -> _Module | None:
         """Return the module `name` in the same root folder; None if missing or part of another installed package."""
         first = name.partition(".")[0]
-        if _is_library_module(name) or (first != self.name.partition(".")[0] and _is_package_folder(self.root)):
+        if first == "ticketry" or (first != self.name.partition(".")[0] and _is_package_folder(self.root)):
             return None
-        path = self.root.joinpath(*name.split("."))
-        files = (path / "__init__.py", path.with_name(f"{path.name}.py"))
-        return next((_Module(name, file, self.root) for file in files if file.is_file()), None)
+        file = _find_module_file(self.root.joinpath(*name.split(".")))
+        return _Module(name, file, self.root) if file else None
 
 
 def _find_imports_of(modules: Iterable[str]) -> dict[str, Path]:

@@ -117,10 +117,11 @@ class Step:
     def __str__(self) -> str:
         if self.value.denominator == 1:
             return f"{self.value.numerator}{self.unit}"
-        digits = _decimal_places(self.value.denominator)
+        denominator = self.value.denominator
+        digits = next((count for count in range(denominator.bit_length()) if 10**count % denominator == 0), None)
         if digits is None:  # such as 1/3; parsed steps are finite decimals
             return f"{float(self.value)!r}{self.unit}"
-        scaled = str(self.value.numerator * 10**digits // self.value.denominator).rjust(digits + 1, "0")
+        scaled = str(self.value.numerator * 10**digits // denominator).rjust(digits + 1, "0")
         return f"{scaled[:-digits]}.{scaled[-digits:]}{self.unit}"
 
 
@@ -139,15 +140,3 @@ def _parse_position(text: str) -> Step:
 
 def _round_half_up(value: Fraction) -> int:
     return int(value + Fraction(1, 2))
-
-
-def _decimal_places(denominator: int) -> int | None:
-    """Return how many decimals are needed to write 1/denominator exactly; None if infinitely many."""
-    twos = fives = 0
-    while denominator % 2 == 0:
-        denominator //= 2
-        twos += 1
-    while denominator % 5 == 0:
-        denominator //= 5
-        fives += 1
-    return max(twos, fives) if denominator == 1 else None

@@ -414,10 +414,10 @@ def _channel_mask_builder(request: Request, meter: Meter, values: Mapping[str, T
     fixed = dense - path.costs[0]
 
     def mask_at(aim: float) -> tuple[Mask, float]:
-        step = path.first_step_within(max(aim * dense - fixed, path.floor))
+        step = path.first_step_within(max(aim * dense - fixed, path.lowest_cost))
         return path.mask(step), (fixed + path.costs[step]) / dense
 
-    return mask_at, (fixed + path.floor) / dense
+    return mask_at, (fixed + path.lowest_cost) / dense
 
 
 def _channel_removal_order(request: Request, values: Mapping[str, Tensor], prices: Mapping[str, float]) -> ChannelPath:

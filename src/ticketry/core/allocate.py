@@ -102,24 +102,33 @@ def allocate(
     check_distribution(distribution)
     check_collapse(collapse)
     check_layer_minimum_option(keep_at_least)
-    _check_scores_and_layouts(scores, within, layouts or {})
+    layouts = layouts or {}
+    if not scores:
+        raise MaskError("there are no scores to allocate by")
+    if unknown := [name for name in layouts if name not in scores]:
+        raise UsageError(f"layouts names a tensor without scores: {describe_name_difference(unknown[:1], scores)}")
+    check_mask_covers_tensors({name: tuple(score.shape) for name, score in scores.items()}, within)
     half_rate = match_names(scores, half_rate, "half_rate")
     least = max(keep_at_least, 1 if collapse == "keep" else 0)
     total = sum(score.numel() for score in scores.values())
     kept = count_retained(wanted, total)
     if pattern.m:
-        within = _select_n_of_m_candidates(scores, pattern, layouts or {}, within, half_rate)
+        if half_rate:
+            raise UsageError(
+                f"half_rate has no meaning with pattern {pattern}, by which all layers lose alike: leave it out"
+            )
+        within = _select_n_of_m_candidates(scores, pattern, layouts, within)
         if pattern.is_densest(wanted):
             kept = max(kept, within.kept)  # the last group of fewer than m inputs retains n too
     if pattern.blocks_of_rows and within is not None and kept > within.kept:
-        kept = _cap_at_available_weights(kept, within, pattern, layouts or {})
+        kept = _cap_at_available_weights(kept, within, pattern, layouts)
     _check_enough_candidates(kept, total, total if within is None else within.kept, wanted)
 
     def count_per_layer(available: Mapping[str, int], amount: int = kept) -> dict[str, int]:
         return count_weights_per_layer(scores, available, amount, distribution, half_rate)
 
     if pattern.blocks_of_rows:
-        return _allocate_blocks(scores, kept, pattern, layouts or {}, within, targets=count_per_layer, least=least)
+        return _allocate_blocks(scores, kept, pattern, layouts, within, count_per_layer=count_per_layer, least=least)
     ranking = Ranking({name: score.detach().cpu() for name, score in scores.items()}, within)
     return _allocate_by_ranking(ranking, scores, wanted, kept, count_per_layer, least)
 
@@ -187,7 +196,14 @@ def _allocate_by_ranking(
     if not least and not all(filled.values()):
         total = sum(tensor.numel() for tensor in tensors.values())
         enough = _lowest_sufficient_density(ranking, available, filled, kept, total, count_per_layer)
-        raise _layer_collapse_error(filled, density, enough, lowest=lowest)
+        empty = ", ".join(name for name, count in filled.items() if not count)
+        what = "the lowest that leaves some in each is" if lowest else "some are left in each at"
+        higher = "choose a higher one" if enough is None else f"{what} {enough:g}: choose it"
+        raise LayerCollapseError(
+            f"density {density:g} would leave no weight in {empty} (layer collapse)",
+            f"{higher}, another distribution (layerwise, erk), spare the layer",
+            keep="keep a weight in each",
+        )
     for name, count in _enforce_layer_minimum(filled, available, least, density).items():
         if name not in chosen or count != counts[name]:
             chosen[name] = ranking.select_above(name, ranking.find_threshold([name], count))[0]
@@ -207,15 +223,6 @@ def allocate_for_gates(scores: Mapping[str, Tensor], density: float, *, collapse
         raise error.with_keep_argument("collapse=keep") from None
 
 
-def _check_scores_and_layouts(scores: Mapping[str, Tensor], within: Mask | None, layouts: Mapping[str, Layout]) -> None:
-    """Raise an error if `scores` is empty, or if `within` or `layouts` do not match the tensors in `scores`."""
-    if not scores:
-        raise MaskError("there are no scores to allocate by")
-    if unknown := [name for name in layouts if name not in scores]:
-        raise UsageError(f"layouts names a tensor without scores: {describe_name_difference(unknown[:1], scores)}")
-    check_mask_covers_tensors({name: tuple(score.shape) for name, score in scores.items()}, within)
-
-
 def _check_enough_candidates(kept: int, total: int, left: int, density: float) -> None:
     """Raise `MaskError` if `kept` weights are to be retained, but only `left` weights are candidates."""
     if kept > left:
@@ -230,24 +237,15 @@ def _select_n_of_m_candidates(
     pattern: Pattern,
     layouts: Mapping[str, Layout],
     within: Mask | None,
-    half_rate: tuple[str, ...],
 ) -> Mask:
     """Return the mask that retains, among the candidates in `within`, the N highest scores of every M inputs."""
-    if half_rate:
-        raise UsageError(
-            f"half_rate has no meaning with pattern {pattern}, by which all layers lose alike: leave it out"
-        )
     chosen = {}
     for name, score in scores.items():
-        _check_no_nan(name, score)
+        if score.is_floating_point() and bool(torch.isnan(score.detach()).any()):
+            raise MaskError(f"the scores of {name!r} are not all numbers (NaN)")
         among = None if within is None else within[name].cpu()
         chosen[name] = mark_best_n_of_m(score.detach().cpu(), pattern.n, pattern.m, layouts.get(name), among)
     return Mask(chosen, copy=False)
-
-
-def _check_no_nan(name: str, score: Tensor) -> None:
-    if score.is_floating_point() and bool(torch.isnan(score.detach()).any()):
-        raise MaskError(f"the scores of {name!r} are not all numbers (NaN)")
 
 
 def count_weights_per_layer(
@@ -320,20 +318,6 @@ def apportion(amount: int, weights: Mapping[str, Fraction], capacity: Mapping[st
             break
         counts[name] += counts[name] < capacity[name]
     return counts
-
-
-def _layer_collapse_error(
-    counts: Mapping[str, int], density: float, enough: float | None, *, lowest: bool
-) -> LayerCollapseError:
-    """Return the error that names the empty layers and, if known, the density `enough` that leaves no layer empty."""
-    empty = ", ".join(name for name, count in counts.items() if not count)
-    what = "the lowest that leaves some in each is" if lowest else "some are left in each at"
-    higher = "choose a higher one" if enough is None else f"{what} {enough:g}: choose it"
-    return LayerCollapseError(
-        f"density {density:g} would leave no weight in {empty} (layer collapse)",
-        f"{higher}, another distribution (layerwise, erk), spare the layer",
-        keep="keep a weight in each",
-    )
 
 
 def _lowest_sufficient_density(
@@ -416,9 +400,6 @@ ARGUMENT_CHECKS.update(dict.fromkeys(("density", "sparsity", "flops"), _check_fr
 
 # -- blocks ------------------------------------------------------------------------------------------------------------
 
-Targets = Callable[[Mapping[str, int]], dict[str, int]]
-"""Function (number of candidates of each layer) -> number of weights to retain, for layers with a fixed number."""
-
 
 @dataclass(frozen=True)
 class _LayerBlocks:
@@ -450,7 +431,7 @@ def _allocate_blocks(
     layouts: Mapping[str, Layout],
     within: Mask | None,
     *,
-    targets: Targets,
+    count_per_layer: Callable[[Mapping[str, int]], dict[str, int]],
     least: int,
 ) -> Mask:
     """Return the mask that retains the blocks with the highest mean scores, with about `wanted` weights.
@@ -461,12 +442,12 @@ def _allocate_blocks(
     Layers in which most of this block would fit come first.
 
     Args:
-        targets: function that returns the target numbers, see `Targets`.
+        count_per_layer: function (candidates of each layer) -> target numbers of weights.
         least: smallest number of weights that each layer retains, rounded up to whole blocks; with 0, an empty layer is
             an error.
     """
     layers = {name: _rank_blocks(name, score, pattern, layouts.get(name), within) for name, score in scores.items()}
-    aims = targets({name: layer.available_weights for name, layer in layers.items()})
+    aims = count_per_layer({name: layer.available_weights for name, layer in layers.items()})
     counts = _count_blocks_for_targets({name: layers[name] for name in aims}, aims)
     ranked = {name: layer for name, layer in layers.items() if name not in aims}
     counts |= _count_blocks_by_joint_ranking(ranked, wanted - _count_weights_in_best_blocks(layers, counts))
@@ -638,9 +619,9 @@ def check_layer_minimum(
             raise too_few_weights_error(density, kept, floors, least, f" in whole blocks of {pattern}")
         return
     if pattern.m:
-        available = {
-            name: _count_n_of_m_weights(shapes[name], pattern, known.get(name), within, name) for name in sizes
-        }
+        alike = {name: torch.zeros(1).expand(shapes[name]) for name in sizes}
+        candidates = _select_n_of_m_candidates(alike, pattern, known, within)
+        available = {name: int(candidates[name].sum()) for name in sizes}
         if pattern.is_densest(density):
             return  # every candidate of the pattern is retained
     compute_layer_minimums(available, available, least, kept, density)
@@ -669,13 +650,6 @@ def _round_up_to_blocks(least: int, available: int, sizes: torch.Tensor) -> int:
     full, last = int(sizes.max()), int(sizes.min())
     last_blocks = range(-(-least // last) + 1) if last < full else range(1)
     return min(available, min(count * last + -(-max(least - count * last, 0) // full) * full for count in last_blocks))
-
-
-def _count_n_of_m_weights(
-    shape: tuple[int, ...], pattern: Pattern, layout: Layout | None, within: Mask | None, name: str
-) -> int:
-    among = None if within is None else within[name].cpu()
-    return int(mark_best_n_of_m(torch.zeros(shape), pattern.n, pattern.m, layout, among).sum())
 
 
 def compute_layer_minimums(

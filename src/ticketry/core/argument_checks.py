@@ -112,14 +112,7 @@ def _describe_value(value: object) -> str:
     return f"a {type(value).__name__}"
 
 
-def _is_single_batch(value: object) -> bool:
-    return isinstance(value, (Tensor, str, bytes, Mapping, nn.Module))
-
-
-def _is_number_tensor_or_container(value: object) -> bool:
-    return isinstance(value, (Tensor, bool, int, float, bytes, list, tuple, Mapping)) or type(value) is object
-
-
+_NO_TARGETS = (Tensor, float, int, bytes, list, tuple, Mapping)
 _FORMS: dict[str, tuple[Callable[[object], bool], str]] = {
     "pattern": (lambda value: isinstance(value, str) or hasattr(value, "densest"), "a text, such as '2:4' or '4x1'"),
     "score": (
@@ -127,7 +120,7 @@ _FORMS: dict[str, tuple[Callable[[object], bool], str]] = {
         "the name of a score, such as 'magnitude', or a function score(model, scope, ...)",
     ),
     "batches": (
-        lambda value: isinstance(value, Iterable) and not _is_single_batch(value),
+        lambda value: isinstance(value, Iterable) and not isinstance(value, (Tensor, str, bytes, Mapping, nn.Module)),
         "a data loader or a list of batches, such as [(inputs, targets)] (put a single batch into a list)",
     ),
     "cost": (lambda value: hasattr(value, "estimate"), "what tk.cost.model(model, example_inputs) gives"),
@@ -136,7 +129,10 @@ _FORMS: dict[str, tuple[Callable[[object], bool], str]] = {
         lambda value: isinstance(value, str) or hasattr(value, "groups"),
         "a word, such as 'auto', or what tk.structure.tried_structure(model, x) gives",
     ),
-    "target": (lambda value: not _is_number_tensor_or_container(value), "the name of a processor or a profile"),
+    "target": (
+        lambda value: not isinstance(value, _NO_TARGETS) and type(value) is not object,
+        "the name of a processor or a profile",
+    ),
     "distribution": (lambda value: isinstance(value, str), "a text"),
     "precision": (lambda value: isinstance(value, str), "a text"),
 }

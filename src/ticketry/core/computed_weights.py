@@ -69,22 +69,13 @@ class ComputedWeight:
         return "convert the model back to layers without fake quantisation first"
 
     @torch.no_grad()
-    def value(self, replaced: Mapping[int, Tensor] | None = None) -> Tensor:
-        """Compute the weight, optionally with other tensors in place of some parameters in `originals`.
-
-        Args:
-            replaced: index in `originals` -> tensor to use instead.
-        """
-        return self._compute(replaced or {}, None)
-
-    @torch.no_grad()
     def preserves_zeros(self, position: int) -> bool:
         """Return whether the weight is always 0 where the parameter `originals[position]` is 0."""
         original = self.originals[position]
         for trial in range(_TRIALS):
             draw = generator(trial, "zeros that pass through", position)
             removed = _random_half_mask(original, draw)
-            weight = self._compute({position: _random_like(original, draw).masked_fill(removed, 0)}, draw)
+            weight = self.value({position: _random_like(original, draw).masked_fill(removed, 0)}, draw)
             if weight.shape != original.shape or weight[removed].any() or not weight.any():
                 return False
         return True
@@ -106,14 +97,17 @@ class ComputedWeight:
         """Return, by index in `originals`, copies of parameters in which the elements marked in `removed` are 0."""
         return {position: self.originals[position].detach().masked_fill(one, 0) for position, one in removed.items()}
 
-    def _compute(self, replaced: Mapping[int, Tensor], draw: torch.Generator | None) -> Tensor:
-        """Compute the weight from the tensors in `replaced` (by index) and the other parameters.
+    @torch.no_grad()
+    def value(self, replaced: Mapping[int, Tensor] | None = None, draw: torch.Generator | None = None) -> Tensor:
+        """Compute the weight, optionally with other tensors in place of some parameters.
 
-        If `draw` is given, the other parameters are replaced by random numbers.
+        Args:
+            replaced: index in `originals` -> tensor to use instead.
+            draw: if given, all other parameters are replaced by random numbers.
         """
 
         def replace_parameter(parameter: Tensor, position: int | None) -> Tensor:
-            if position is not None and position in replaced:
+            if replaced and position is not None and position in replaced:
                 return replaced[position]
             return parameter.detach() if draw is None else _random_like(parameter, draw)
 

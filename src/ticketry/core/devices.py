@@ -114,20 +114,16 @@ class SynchronisedBatchNorm(_BatchNorm):
         normal, mean, variance, count = _SynchronisedNormalisation.apply(  # type: ignore[no-untyped-call]
             input, self.weight, self.bias, self.eps, self.group
         )
-        self._update_running_statistics(mean, variance * (count / (count - 1).clamp(min=1)))
+        if self.track_running_stats:
+            assert self.running_mean is not None
+            assert self.running_var is not None
+            assert self.num_batches_tracked is not None
+            unbiased = variance * (count / (count - 1).clamp(min=1))
+            self.num_batches_tracked.add_(1)
+            share = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+            self.running_mean.lerp_(mean.to(self.running_mean.dtype), share)
+            self.running_var.lerp_(unbiased.to(self.running_var.dtype), share)
         return normal
-
-    @torch.no_grad()
-    def _update_running_statistics(self, mean: Tensor, unbiased: Tensor) -> None:
-        if not self.track_running_stats:
-            return
-        assert self.running_mean is not None
-        assert self.running_var is not None
-        assert self.num_batches_tracked is not None
-        self.num_batches_tracked.add_(1)
-        share = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
-        self.running_mean.lerp_(mean.to(self.running_mean.dtype), share)
-        self.running_var.lerp_(unbiased.to(self.running_var.dtype), share)
 
 
 @entry_point(Need(values=False, floats=False))

@@ -115,9 +115,6 @@ def record_calls(
     calls: dict[str, list[LayerCall]] = {name: [] for name in parameters}
     inside = set[str]()
 
-    def mark_as_running(name: str, module: nn.Module, args: tuple[Any, ...]) -> None:
-        inside.add(name)
-
     def record_layer_call(
         name: str, module: nn.Module, args: tuple[Any, ...], named: dict[str, Any], output: Tensor
     ) -> Tensor:
@@ -133,7 +130,7 @@ def record_calls(
         for module in model.modules():
             name = names.get(id(module._parameters.get("weight")))
             if name is not None and isinstance(module, COUNTED_LAYERS):
-                stack.callback(module.register_forward_pre_hook(partial(mark_as_running, name)).remove)
+                stack.callback(module.register_forward_pre_hook(lambda *_, name=name: inside.add(name)).remove)
                 stack.callback(module.register_forward_hook(partial(record_layer_call, name), with_kwargs=True).remove)
         products = stack.enter_context(_ProductRecorder(names, calls, inside, others))
         stack.callback(model.register_forward_pre_hook(products.start_model_call).remove)
@@ -323,7 +320,15 @@ def output_change(model: nn.Module, scope: Scope, example_inputs: Any) -> dict[s
         others |= {name for name, made in calls.items() if not made}
         known = {name: made for name, made in calls.items() if name not in others}
         if known:
-            _add_combined_output_gradients(outputs, known)
+            differentiable = _select_differentiable(outputs)
+            examples = max((call.examples for made in known.values() for call in made), default=1)
+            draws = (2 if examples < _ENOUGH_EXAMPLES else 1) if differentiable else 0
+            for draw in range(draws):
+                combined = _random_combination(differentiable, draw)
+                add_output_gradients(combined, known, 1 / draws, again=draw + 1 < draws)
+            _refuse_parameters_without_gradient(
+                [name for name, made in known.items() if all(call.squared_gradients is None for call in made)]
+            )
     found = {name: squared_output_change(parameters[name], made) for name, made in known.items()}
     if others:
         rest = {name: parameter for name, parameter in parameters.items() if name in others}
@@ -378,18 +383,6 @@ def _refuse_parameters_without_gradient(names: Sequence[str]) -> None:
             f"what {', '.join(names)} does to the model's outputs is not known: no gradient reaches any from there;"
             " spare it in the scope, or give a score (score=)"
         )
-
-
-def _add_combined_output_gradients(outputs: Any, calls: Mapping[str, list[LayerCall]]) -> None:
-    """Record in `calls` the squared gradients of random combinations of the model's outputs."""
-    found = _select_differentiable(outputs)
-    examples = max((call.examples for made in calls.values() for call in made), default=1)
-    draws = (2 if examples < _ENOUGH_EXAMPLES else 1) if found else 0
-    for draw in range(draws):
-        add_output_gradients(_random_combination(found, draw), calls, 1 / draws, again=draw + 1 < draws)
-    _refuse_parameters_without_gradient(
-        [name for name, made in calls.items() if all(call.squared_gradients is None for call in made)]
-    )
 
 
 _MAGNITUDE_SHARE = 1e-6

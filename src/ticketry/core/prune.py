@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from ticketry.budgets.allocation import allocate_multiplications, check_multiplications, parse_flops_share
 from ticketry.budgets.cost_model import CostModel
@@ -225,7 +225,12 @@ def prune(
             by = structure or NONE if name == "bytes" else default_structure(structure, score)
         find = score_finder(score, model, scope, within, ScoreInputs(batches, loss, seed), by, example_inputs)
         if name == "flops":
-            return _prune_to_multiplications(model, scope, amount, example_inputs, find, by, within, keep_at_least)
+            # If no mask can meet the share, an error is raised before weights are scored.
+            share, least = parse_flops_share(amount), check_layer_minimum_option(keep_at_least)
+            prices = count_multiplications(model, scope, example_inputs)
+            check_multiplications(scope.shapes, prices, share, within=within, least=least)
+            allocated = allocate_worth if in_blocks(by) else allocate_multiplications
+            return allocated(find(), prices, share, within=within, keep_at_least=least)
         request = Request(
             model=model,
             example_inputs=example_inputs,
@@ -294,27 +299,6 @@ def prune(
             )
     assert mask is not None
     return mask
-
-
-def _prune_to_multiplications(
-    model: nn.Module,
-    scope: Scope,
-    amount: float | str,
-    example_inputs: Any,
-    find: Callable[[], dict[str, Tensor]],
-    structure: str,
-    within: Mask | None,
-    keep_at_least: int,
-) -> Mask:
-    """Return the mask that retains at most a share `amount` of the MACs.
-
-    If no mask can, an error is raised before weights are scored. `find` is the function that returns the scores.
-    """
-    share, least = parse_flops_share(amount), check_layer_minimum_option(keep_at_least)
-    prices = count_multiplications(model, scope, example_inputs)
-    check_multiplications(scope.shapes, prices, share, within=within, least=least)
-    allocated = allocate_worth if in_blocks(structure) else allocate_multiplications
-    return allocated(find(), prices, share, within=within, keep_at_least=least)
 
 
 def _require_no_costs(cost: CostModel | None, structure: str | None) -> None:

@@ -144,11 +144,11 @@ def scope(
         ticketry.errors.ScopeError: spare='fc*' matches no parameter; they are 0.weight, 0.bias, 1.weight, ...
     """
     spare, include = to_name_tuple(spare), to_name_tuple(include)
-    choices = _LayerKinds(biases, norms, embeddings, (*_WEIGHTED, *types))
     owners = _find_parameters(model)
     spared = _find_spared(model, owners, spare, first_conv=first_conv, output=output)
     included = set(_match_patterns(owners, include, "include"))
-    selected = (choices.select_parameters(owners) | included) - spared
+    by_type = _select_by_layer_type(owners, biases=biases, norms=norms, embeddings=embeddings, types=types)
+    selected = (by_type | included) - spared
     selected -= _find_computed_weight_names_to_exclude(model, owners, selected, included)
     shapes = {name: tuple(owner.parameter.shape) for name, owner in owners.items() if name in selected}
     if not shapes:
@@ -220,7 +220,7 @@ def filter_by_scope_options(
 def filter_default_scope(model: nn.Module, names: Iterable[str]) -> set[str]:
     """Return the `names` of parameters that are in the default scope of `model`."""
     owners = _find_parameters(model)
-    selected = _LayerKinds().select_parameters(owners) & set(names)
+    selected = _select_by_layer_type(owners) & set(names)
     return selected - _find_computed_weight_names_to_exclude(model, owners, selected, set())
 
 
@@ -303,8 +303,13 @@ def match_names(names: Iterable[str], patterns: Iterable[str], argument: str) ->
 def first_and_last_layer_parameters(model: nn.Module) -> tuple[set[str], set[str]]:
     """Return the parameter names of the first convolution, and those of the last linear or convolution layer."""
     owners = _find_parameters(model)
-    first = _parameters_of_end_layer(model, owners, (_ConvNd,), last=False)
-    return set(first), set(_parameters_of_end_layer(model, owners, _OUTPUTS, last=True))
+    convolutions = [module for module in model.modules() if isinstance(module, _ConvNd)]
+    outputs = [module for module in model.modules() if isinstance(module, _OUTPUTS)]
+    first, last = (
+        {name for name, owner in owners.items() if any(place.module in layer for place in owner.places)}
+        for layer in (convolutions[:1], outputs[-1:])
+    )
+    return first, last
 
 
 def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -368,29 +373,26 @@ class _FoundParameter:
     places: tuple[_ParameterLocation, ...]
 
 
-@dataclass(frozen=True)
-class _LayerKinds:
-    biases: bool = False
-    norms: bool = False
-    embeddings: bool = False
-    weighted: tuple[type[nn.Module], ...] = _WEIGHTED
+def _select_by_layer_type(
+    owners: Mapping[str, _FoundParameter],
+    *,
+    biases: bool = False,
+    norms: bool = False,
+    embeddings: bool = False,
+    types: tuple[type[nn.Module], ...] = (),
+) -> set[str]:
+    """Return the names of the parameters that are in scope because of the type of their layer."""
 
-    def select_parameters(self, owners: Mapping[str, _FoundParameter]) -> set[str]:
-        """Return the names of the parameters that are in scope because of the type of their layer."""
-        return {
-            name for name, owner in owners.items() if any(self._includes_attribute(*place) for place in owner.places)
-        }
-
-    def _includes_attribute(self, module: nn.Module, local: str, dimensions: int) -> bool:
-        """Return whether the attribute `local` of `module`, with this number of dimensions, is in scope."""
-        if isinstance(module, NORMS):
-            return self.norms
-        if isinstance(module, EMBEDDINGS):
-            return self.embeddings
-        if not (isinstance(module, self.weighted) or is_transposed_linear(module)):
+    def is_in_scope(place: _ParameterLocation) -> bool:
+        if isinstance(place.module, NORMS):
+            return norms
+        if isinstance(place.module, EMBEDDINGS):
+            return embeddings
+        if not (isinstance(place.module, (*_WEIGHTED, *types)) or is_transposed_linear(place.module)):
             return False
-        is_bias = "bias" in local
-        return self.biases if is_bias else dimensions >= 2
+        return biases if "bias" in place.local else place.dimensions >= 2
+
+    return {name for name, owner in owners.items() if any(map(is_in_scope, owner.places))}
 
 
 def _find_parameters(model: nn.Module) -> dict[str, _FoundParameter]:
@@ -455,10 +457,9 @@ def _find_spared(
     model: nn.Module, owners: Mapping[str, _FoundParameter], spare: Iterable[str], *, first_conv: bool, output: bool
 ) -> set[str]:
     spared = set(_match_patterns(owners, spare, "spare"))
-    if not first_conv:
-        spared.update(_parameters_of_end_layer(model, owners, (_ConvNd,), last=False))
-    if not output:
-        spared.update(_parameters_of_end_layer(model, owners, _OUTPUTS, last=True))
+    if not (first_conv and output):
+        first, last = first_and_last_layer_parameters(model)
+        spared |= (set() if first_conv else first) | (set() if output else last)
     return spared
 
 
@@ -485,13 +486,3 @@ def _pattern_matches_name(pattern: str, name: str) -> bool:
     """Return whether `pattern` matches the parameter name `name`, or the name of a module around the parameter."""
     parts = name.split(".")
     return any(fnmatchcase(".".join(parts[:length]), pattern) for length in range(1, len(parts) + 1))
-
-
-def _parameters_of_end_layer(
-    model: nn.Module, owners: Mapping[str, _FoundParameter], kinds: tuple[type[nn.Module], ...], *, last: bool
-) -> list[str]:
-    layers = [module for module in model.modules() if isinstance(module, kinds)]
-    if not layers:
-        return []
-    layer = layers[-1 if last else 0]
-    return [name for name, owner in owners.items() if any(place.module is layer for place in owner.places)]

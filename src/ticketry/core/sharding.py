@@ -6,7 +6,8 @@ torch.distributed is imported only for sharded tensors, so that single-device us
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeGuard
 
 import torch
@@ -18,14 +19,6 @@ from ticketry_engine.support.modules import require_model
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
     from torch.distributed.tensor import DTensor
-
-
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
 
 
 def is_sharded(tensor: object) -> TypeGuard[DTensor]:
@@ -198,7 +191,10 @@ class Ranking:
         self._within = within
         self._magnitudes = magnitudes
         self._bits = 32 if all(each.dtype in _EXACT_IN_FLOAT32 for each in numbers.values()) else 64
-        self._check_no_nan()
+        for name, tensor in numbers.items():
+            missing = local_shard(tensor.detach()).isnan().sum().reshape(1)
+            if int(sum_over_groups(missing, shard_groups(tensor))):
+                raise MaskError(f"the scores of {name!r} are not all numbers (NaN)")
 
     def count_candidates(self, name: str) -> int:
         """Return the number of elements of the tensor `name` that are not excluded from the ranking."""
@@ -298,9 +294,3 @@ class Ranking:
         for (_, groups), counts in by_groups.items():
             total += sum_over_groups(counts, groups).cpu()
         return total
-
-    def _check_no_nan(self) -> None:
-        for name, numbers in self._numbers.items():
-            missing = local_shard(numbers.detach()).isnan().sum().reshape(1)
-            if int(sum_over_groups(missing, shard_groups(numbers))):
-                raise MaskError(f"the scores of {name!r} are not all numbers (NaN)")

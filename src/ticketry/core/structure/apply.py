@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ticketry.core.computed_weights import effective_weights
 from ticketry.core.mask import Mask
@@ -22,7 +22,7 @@ from ticketry.core.structure.channel_masks import channels
 from ticketry.core.structure.channel_scores import CHANNEL_ONLY, check_channel_score
 from ticketry.core.structure.coupling import Structure
 from ticketry.core.structure.group_masks import regroup
-from ticketry.core.structure.layout import Layout, layouts, mark_best_n_of_m
+from ticketry.core.structure.layout import layouts, mark_best_n_of_m
 from ticketry.core.structure.model_copies import Inputs
 from ticketry.core.structure.pattern import Structuring
 from ticketry.core.structure.refill_masks import check_refill_score, refill
@@ -83,15 +83,12 @@ def n_m(model: nn.Module, mask: Mask, n: int = 2, m: int = 4, *, fill: bool = Tr
                 f" as the mask has it with spare={name!r}"
             )
         else:
-            found[name] = _n_of_m_mask_of_weight(name, weights[name].abs(), mask[name], n, m, where[name], fill)
+            size, layout = weights[name].abs(), where[name]
+            if not bool(size.isfinite().all()):
+                raise MaskError(f"{name!r} has weights that are no finite numbers: they cannot be compared")
+            best = mark_best_n_of_m(size, n, m, layout, among=mask[name].to(size.device))
+            found[name] = mark_best_n_of_m(size.masked_fill(best, torch.inf), n, m, layout) if fill else best
     return Mask(found)
-
-
-def _n_of_m_mask_of_weight(name: str, size: Tensor, kept: Tensor, n: int, m: int, layout: Layout, fill: bool) -> Tensor:
-    if not bool(size.isfinite().all()):
-        raise MaskError(f"{name!r} has weights that are no finite numbers: they cannot be compared")
-    chosen = mark_best_n_of_m(size, n, m, layout, among=kept.to(size.device))
-    return mark_best_n_of_m(size.masked_fill(chosen, torch.inf), n, m, layout) if fill else chosen
 
 
 def apply_structuring(

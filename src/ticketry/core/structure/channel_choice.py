@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from math import prod
@@ -223,7 +223,9 @@ class ChannelChoice:
         self.positions = removable_group_positions(structure, scope)
         self.groups = [structure.groups[position] for position in self.positions]
         self.shapes = named_shapes(model)
-        self.masked_names = masked_tensor_names(self.groups, self.shapes, scope)
+        shared = {member.name for group in self.groups for member in group.parameters}
+        self.masked_names = [name for name in self.shapes if name in scope or name in shared]
+        """Names of the tensors in a mask: all parameters in `scope`, and all that lose weights with a channel."""
 
     def score_channels(
         self, mask: Mask | None, inputs: ScoreInputs, *, score: str | Score, reduce: str
@@ -299,17 +301,6 @@ class ChannelChoice:
                 "the mask to go on from is not of whole channels of this model in this scope: make it with"
                 " structure.channels and the same scope"
             )
-
-
-def masked_tensor_names(
-    groups: Iterable[ChannelGroup], shapes: Mapping[str, tuple[int, ...]], scope: Scope
-) -> list[str]:
-    """Return the names of the tensors that a mask of channels contains.
-
-    These are all parameters in `scope`, and all parameters from which the removal of a channel removes weights.
-    """
-    shared = {member.name for group in groups for member in group.parameters}
-    return [name for name in shapes if name in scope or name in shared]
 
 
 def removable_group_positions(structure: Structure, scope: Scope) -> list[int]:
@@ -400,7 +391,7 @@ class ChannelPath:
         return len(self._blocks)
 
     @property
-    def floor(self) -> float:
+    def lowest_cost(self) -> float:
         """Cost of the sparsest mask, which is reached after all steps."""
         return self.costs[-1]
 
@@ -418,7 +409,7 @@ class ChannelPath:
         if step == len(self.costs):
             raise LayerCollapseError(
                 f"with {self._order.minimum_description} channels left in each of {len(self._choice.groups)} groups"
-                f" {self.floor / self.dense:.4g} of the cost remains, and {cost / self.dense:.4g} is the budget",
+                f" {self.lowest_cost / self.dense:.4g} of the cost remains, and {cost / self.dense:.4g} is the budget",
                 "ask for more, keep fewer channels in each (keep_at_least), or spare layers",
             )
         return step

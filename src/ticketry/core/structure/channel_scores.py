@@ -312,33 +312,31 @@ class ChannelScore:
     about: About
 
 
-def _create_channel_score(description: str, paper: str, *, data: str = "yes", order: int = 0) -> ChannelScore:
-    return ChannelScore(description, About(paper, data, order, "only"))
-
-
 CHANNEL_ONLY = {
-    "activation": _create_channel_score(
-        "Mean of |input| where layers read the channel; needs data.", "Molchanov et al. 2017"
+    "activation": ChannelScore(
+        "Mean of |input| where layers read the channel; needs data.", About("Molchanov et al. 2017", "yes", 0, "only")
     ),
-    "activation_l2": _create_channel_score(
-        "Root of the mean of input² where layers read the channel; needs data.", "Chen et al. 2022"
+    "activation_l2": ChannelScore(
+        "Root of the mean of input² where layers read the channel; needs data.",
+        About("Chen et al. 2022", "yes", 0, "only"),
     ),
-    "apoz": _create_channel_score(
+    "apoz": ChannelScore(
         "Share of a channel's inputs to the layers that read it that are not 0: one less the average percentage of"
         " zeros; needs data.",
-        "Hu et al. 2016",
+        About("Hu et al. 2016", "yes", 0, "only"),
     ),
-    "crop_gates": _create_channel_score(
+    "crop_gates": ChannelScore(
         "Effect on the gradient flow of a gate on each channel (structured CroP); needs data.",
-        "Rachwan et al. 2022",
-        order=2,
+        About("Rachwan et al. 2022", "yes", 2, "only"),
     ),
-    "l1": _create_channel_score("L1 norm of all weights of a channel; needs no data.", "Li et al. 2017", data="no"),
-    "l2": _create_channel_score("L2 norm of all weights of a channel; needs no data.", "He et al. 2018", data="no"),
-    "slimming": _create_channel_score(
-        "|scale| of the norms that a channel passes (network slimming); needs no data.", "Liu et al. 2017", data="no"
+    "l1": ChannelScore("L1 norm of all weights of a channel; needs no data.", About("Li et al. 2017", "no", 0, "only")),
+    "l2": ChannelScore("L2 norm of all weights of a channel; needs no data.", About("He et al. 2018", "no", 0, "only")),
+    "slimming": ChannelScore(
+        "|scale| of the norms that a channel passes (network slimming); needs no data.",
+        About("Liu et al. 2017", "no", 0, "only"),
     ),
-    "snap": _create_channel_score(
-        "|dL/dgate| of a gate on each channel (SNAP, structured SNIP); needs data.", "Verdenius et al. 2020", order=1
+    "snap": ChannelScore(
+        "|dL/dgate| of a gate on each channel (SNAP, structured SNIP); needs data.",
+        About("Verdenius et al. 2020", "yes", 1, "only"),
     ),
 }

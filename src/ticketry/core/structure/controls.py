@@ -10,8 +10,8 @@ from torch.nn.functional import pad
 from ticketry.core.allocate import allocate, mask_of_largest
 from ticketry.core.mask import Mask
 from ticketry.core.structure.channel_choice import RemainingWeights, rank_channels_globally, remove_to_density
-from ticketry.core.structure.coupling import ChannelGroup, Structure
-from ticketry.core.structure.layout import Layout, MatrixView, layouts, mark_best_n_of_m, matrix_views, row_groups
+from ticketry.core.structure.coupling import Structure
+from ticketry.core.structure.layout import MatrixView, layouts, mark_best_n_of_m, matrix_views, row_groups
 from ticketry.core.structure.pattern import Pattern
 from ticketry.core.structure.plans import build_channel_mask, flag_removed_channels, flag_removed_indices, named_shapes
 from ticketry_engine.support.entry_points import Need, entry_point
@@ -90,7 +90,11 @@ def random_structure(model: nn.Module, mask: Mask, seed: int) -> Mask:
     """
     views = matrix_views(model, mask)
     size = _median_group_size(mask, views)
-    drawn = {name: _draw_row_groups(name, view, size, seed) for name, view in views.items()}
+    drawn: dict[str, list[Tensor]] = {}
+    for name, view in views.items():
+        draw = generator(seed, "groups", name)
+        orders = [torch.randperm(len(run), generator=draw) + run.start for run in view.row_ranges]
+        drawn[name] = [part for order in orders for part in torch.split(order, min(size, len(order)))]
     budget = sum(int(mask[name].sum()) for name in views)
     columns = _draw_columns(views, drawn, budget, seed)
     new = {name: torch.zeros(view.row_count, view.column_count, dtype=torch.bool) for name, view in views.items()}
@@ -115,15 +119,6 @@ def _median_group_size(mask: Mask, views: dict[str, MatrixView]) -> int:
         if group.width
     ]
     return int(np.median(np.repeat(sizes, sizes))) if sizes else 1
-
-
-def _draw_row_groups(name: str, view: MatrixView, size: int, seed: int) -> list[Tensor]:
-    draw = generator(seed, "groups", name)
-    return [
-        part
-        for run in view.row_ranges
-        for part in torch.split(torch.randperm(len(run), generator=draw) + run.start, min(size, len(run)))
-    ]
 
 
 def _draw_columns(
@@ -178,28 +173,22 @@ def shuffled_blocks(model: nn.Module, mask: Mask, pattern: str | Pattern, seed: 
     numbers of a layer are seeded by `seed` and the layer's index.
     """
     pattern, known = Pattern.parse(pattern), layouts(model, mask)
-    shuffle = _shuffle_n_of_m if pattern.m else _shuffle_blocks
-    return Mask(
-        {
-            name: shuffle(kept, name, pattern, known[name], generator(seed, "shuffled", index)).to(kept.device)
-            for index, (name, kept) in enumerate(mask.items())
-        }
-    )
-
-
-def _shuffle_blocks(kept: Tensor, name: str, pattern: Pattern, layout: Layout, draw: torch.Generator) -> Tensor:
-    blocks = pattern.blocks(tuple(kept.shape), layout)
-    flags, sizes = blocks.retained_blocks(kept, name).flatten(), blocks.sizes.flatten()
-    for size in sorted(set(sizes.tolist())):  # the last rows of a layer have smaller blocks
-        places = (sizes == size).nonzero()[:, 0]
-        flags[places] = flags[places[torch.randperm(len(places), generator=draw)]]
-    return blocks.expand_to_weights(flags.view(blocks.shape))
-
-
-def _shuffle_n_of_m(kept: Tensor, name: str, pattern: Pattern, layout: Layout, draw: torch.Generator) -> Tensor:
-    keys = torch.rand(kept.shape, dtype=torch.float64, generator=draw)
-    possible = mark_best_n_of_m(keys, pattern.n, pattern.m, layout)
-    return mask_of_largest(keys.masked_fill(~possible, -1.0).flatten(), int(kept.sum())).view(kept.shape)
+    shuffled = {}
+    for index, (name, kept) in enumerate(mask.items()):
+        draw = generator(seed, "shuffled", index)
+        if pattern.m:
+            keys = torch.rand(kept.shape, dtype=torch.float64, generator=draw)
+            possible = mark_best_n_of_m(keys, pattern.n, pattern.m, known[name])
+            new = mask_of_largest(keys.masked_fill(~possible, -1.0).flatten(), int(kept.sum())).view(kept.shape)
+        else:
+            blocks = pattern.blocks(tuple(kept.shape), known[name])
+            flags, sizes = blocks.retained_blocks(kept, name).flatten(), blocks.sizes.flatten()
+            for size in sorted(set(sizes.tolist())):  # the last rows of a layer have smaller blocks
+                places = (sizes == size).nonzero()[:, 0]
+                flags[places] = flags[places[torch.randperm(len(places), generator=draw)]]
+            new = blocks.expand_to_weights(flags.view(blocks.shape))
+        shuffled[name] = new.to(kept.device)
+    return Mask(shuffled)
 
 
 def random_blocks(model: nn.Module, like: Mask, pattern: str | Pattern, seed: int) -> Mask:
@@ -234,7 +223,9 @@ def random_channels(model: nn.Module, structure: Structure, mask: Mask, seed: in
     Each group retains at least one channel. Only groups whose parameters are all in the mask lose channels.
     """
     positions = [
-        position for position, group in enumerate(structure.groups) if group.prunable and _contains_group(mask, group)
+        position
+        for position, group in enumerate(structure.groups)
+        if group.prunable and all(member.name in mask for member in group.parameters)
     ]
     groups = [structure.groups[position] for position in positions]
     scores = [
@@ -245,7 +236,3 @@ def random_channels(model: nn.Module, structure: Structure, mask: Mask, seed: in
     steps = [[step] for step in rank_channels_globally(count, scores, 1)]
     removed = remove_to_density(count, steps, mask.density, "1")
     return build_channel_mask(mask, structure, named_shapes(model), dict(zip(positions, removed, strict=True)))
-
-
-def _contains_group(mask: Mask, group: ChannelGroup) -> bool:
-    return all(member.name in mask for member in group.parameters)

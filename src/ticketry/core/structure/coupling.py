@@ -8,7 +8,7 @@ then be removed from all tensors together, without changing anything else.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -112,7 +112,7 @@ def _unite_recurrent_units(trace: Trace, module: nn.RNNBase) -> None:
 
     This is required because the module has a single hidden size.
     """
-    first = trace.book.get(_get_parameter_or_buffer(module, "weight_hh_l0")).labels[0]
+    first = trace.book.get(module.weight_hh_l0).labels[0]  # type: ignore[arg-type]
     assert isinstance(module.hidden_size, int)
     if first is None:
         return
@@ -120,15 +120,9 @@ def _unite_recurrent_units(trace: Trace, module: nn.RNNBase) -> None:
     for name, parameter in module.named_parameters(recurse=False):
         labels = trace.book.get(parameter).labels
         if "weight_hr" in name:
-            trace.unite_axes(trace.book.get(_get_parameter_or_buffer(module, "weight_hr_l0")).labels[0], labels[0])
+            trace.unite_axes(trace.book.get(module.weight_hr_l0).labels[0], labels[0])  # type: ignore[arg-type]
         elif labels[0] is not None:
             trace.labels.unite(np.tile(units, len(labels[0]) // len(units)), labels[0], "")
-
-
-def _get_parameter_or_buffer(module: nn.Module, name: str) -> Tensor:
-    value = getattr(module, name)
-    assert isinstance(value, Tensor)
-    return value
 
 
 def _trace_run(trace: Trace, arguments: Arguments, *, training: bool) -> None:
@@ -138,7 +132,7 @@ def _trace_run(trace: Trace, arguments: Arguments, *, training: bool) -> None:
     for value in tree_flatten(arguments)[0]:
         if isinstance(value, Tensor):
             trace.book.set(value, Axes.unlabelled(value.dim()))
-    trace.provenance = Provenance.from_arguments(arguments)
+    trace.provenance = Provenance(arguments)
     with ExitStack() as exits:
         names = {id(module): name for name, module in trace.model.named_modules()}
 
@@ -194,7 +188,7 @@ class _RuleMode(EagerMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        t, call = self._trace, Call.from_dispatch(func, args, dict(kwargs or {}))
+        t, call = self._trace, Call(func, args, dict(kwargs or {}))
         tensors = call.tensors
         for tensor in tensors:
             if tensor.layout == torch.strided:
@@ -405,12 +399,21 @@ def find_structure(
     made: list[ChannelGroup] = []
     channel_of: dict[int, tuple[int, int]] = {}
     sums = set(trace.labels.find_roots(np.concatenate(trace.sums)).tolist()) if trace.sums else set()
-    for channel_class in _classify_channels(trace):
-        reason = trace.labels.reason_not_removable(channel_class.roots[0])
-        if reason == NO_CHANNEL or all(name in buffers for name, _ in channel_class.places):
+    for roots, places in _classify_channels(trace):
+        reason = trace.labels.reason_not_removable(roots[0])
+        if reason == NO_CHANNEL or all(name in buffers for name, _ in places):
             continue
-        channel_of |= {root: (len(made), channel) for channel, root in enumerate(channel_class.roots)}
-        made.append(_build_group(channel_class, reason or "", buffers, parts, residual=channel_class.roots[0] in sums))
+        channel_of |= {root: (len(made), channel) for channel, root in enumerate(roots)}
+        members = tuple(Member(name, dim, indices, name in buffers) for (name, dim), indices in places.items())
+        if not reason and len(roots) == 1:
+            reason = "its channels can only go all together"
+        parameters = [member for member in members if not member.buffer]
+        makers = [one for one in parameters if (one.name, one.dim) in parts.outputs or one.dim == 0]
+        name = (makers or parameters)[0].name
+        name = name.rpartition(".")[0] or name
+        made.append(
+            ChannelGroup(name if makers else f"{name} (inputs)", members, len(roots), reason or "", roots[0] in sums)
+        )
     written = {module: _find_groups_of_labels(trace, channel_of, several) for module, several in trace.written.items()}
     cuts = tuple(
         DimensionSplit(site, options, _find_groups_of_labels(trace, channel_of, [ids]))
@@ -442,22 +445,16 @@ def _find_channel_counts(trace: Trace, channel_of: Mapping[int, tuple[int, int]]
     )
 
 
-@dataclass(frozen=True)
-class _ChannelClass:
-    """Channels that have equal numbers of indices in the same dimensions of the same tensors."""
+def _classify_channels(trace: Trace) -> Iterator[tuple[list[int], dict[tuple[str, int], Ids]]]:
+    """Divide all channels into classes by the tensors that contain them and the reason why they cannot be removed.
 
-    roots: list[int]
-    """Smallest label of each channel, in the model's order."""
-    places: dict[tuple[str, int], Ids]
-    """(name, dimension) -> indices [channels, indices], in the model's order."""
-
-
-def _classify_channels(trace: Trace) -> list[_ChannelClass]:
-    """Divide all channels into classes by the tensors that contain them and the reason why they cannot be removed."""
+    Yield for each class, in the model's order: the smallest label of each channel; and (name, dimension) -> indices
+    [channels, indices] for each dimension that contains the channels.
+    """
     keys = list(trace.tensors)
     sizes = [len(ids) for ids in trace.tensors.values()]
     if not keys:
-        return []
+        return
     roots = np.concatenate([trace.labels.find_roots(ids) for ids in trace.tensors.values()])
     tensor, index = np.repeat(np.arange(len(keys)), sizes), np.concatenate([np.arange(size) for size in sizes])
     order = np.argsort(roots, kind="stable")  # indices of each channel, tensor by tensor
@@ -467,25 +464,8 @@ def _classify_channels(trace: Trace) -> list[_ChannelClass]:
     for run in np.argsort(order[first]).tolist():  # by first occurrence
         reason = trace.labels.reason_not_removable(int(roots[order[first[run]]]))
         classes.setdefault((tensor[order[first[run] : last[run]]].tobytes(), reason), []).append(run)
-    found = []
     for runs in classes.values():
         parts = np.stack([order[first[run] : last[run]] for run in runs])
         where = tensor[parts[0]]
         places = {keys[key]: index[parts[:, where == key]] for key in dict.fromkeys(where.tolist())}
-        found.append(_ChannelClass(roots[parts[:, 0]].tolist(), places))
-    return found
-
-
-def _build_group(
-    channel_class: _ChannelClass, reason: str, buffers: set[str], parts: Roles, *, residual: bool
-) -> ChannelGroup:
-    members = tuple(
-        Member(name, dim, indices, name in buffers) for (name, dim), indices in channel_class.places.items()
-    )
-    if not reason and len(channel_class.roots) == 1:
-        reason = "its channels can only go all together"
-    parameters = [member for member in members if not member.buffer]
-    makers = [member for member in parameters if (member.name, member.dim) in parts.outputs or member.dim == 0]
-    name = (makers or parameters)[0].name
-    name = name.rpartition(".")[0] or name
-    return ChannelGroup(name if makers else f"{name} (inputs)", members, len(channel_class.roots), reason, residual)
+        yield roots[parts[:, 0]].tolist(), places

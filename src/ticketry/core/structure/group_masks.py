@@ -10,7 +10,6 @@ import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -40,11 +39,6 @@ class GroupWorth:
     """[groups, columns]: a second worth, which ranks columns whose first worth is 0."""
     sizes: Tensor
     """[groups]: number of rows of each group, which is the number of weights that a column costs."""
-
-    @property
-    def weights_of_one_column_per_group(self) -> int:
-        """Number of weights that are retained if each group retains a single column."""
-        return int(self.sizes.sum())
 
 
 def compute_weight_worth(size: Tensor, kept: Tensor, by: str) -> Tensor:
@@ -189,10 +183,8 @@ def _best_exchanges(similarity: Values, similarity_to_groups: Values, group_of_r
     moving = places - places.gather(1, group[:, None])  # [rows, groups]: gain of a row by moving
     turned = moving.T.contiguous()
     likeness = torch.from_numpy(similarity)
-    gains, partners = (
-        torch.empty(len(group_of_row), dtype=moving.dtype),
-        torch.empty(len(group_of_row), dtype=torch.int64),
-    )
+    gains = torch.empty(len(group_of_row), dtype=moving.dtype)
+    partners = torch.empty(len(group_of_row), dtype=torch.int64)
     for start in range(0, len(group_of_row), BLOCK):
         here = slice(start, start + BLOCK)
         gain = moving[here].index_select(1, group)
@@ -248,7 +240,10 @@ def partition_rows(kept: Tensor, sizes: Sequence[int], seed: int) -> list[Indice
     """
     if len(sizes) == 1:
         return [np.arange(len(kept))]
-    mtkahypar = _import_mtkahypar()
+    try:
+        mtkahypar: Any = importlib.import_module("mtkahypar")
+    except ImportError as error:
+        raise MissingExtraError("mtkahypar", "hypergraph", "grouping rows by a hypergraph") from error
     made = mtkahypar.initialize(1, print_warnings=False)
     mtkahypar.set_seed(seed % 2**31)
     context = made.context_from_preset(mtkahypar.PresetType.DETERMINISTIC)
@@ -265,13 +260,6 @@ def partition_rows(kept: Tensor, sizes: Sequence[int], seed: int) -> list[Indice
             " another method or another number of rows"
         )
     return [np.flatnonzero(parts == part) for part in range(len(sizes))]
-
-
-def _import_mtkahypar() -> ModuleType:
-    try:
-        return importlib.import_module("mtkahypar")
-    except ImportError as error:
-        raise MissingExtraError("mtkahypar", "hypergraph", "grouping rows by a hypergraph") from error
 
 
 def split_group_sizes(count: int, rows: int) -> list[int]:
@@ -546,10 +534,8 @@ def choose_layer_masks(
     together = [list(layers)] if budget == "global" else [[name] for name in layers]
     new = {}
     for names in together:
-        pays, least = (
-            sum(budgets[name] for name in names),
-            sum(made[name].weights_of_one_column_per_group for name in names),
-        )
+        pays = sum(budgets[name] for name in names)
+        least = sum(int(made[name].sizes.sum()) for name in names)  # weights of one column in each group
         if least > pays and collapse == "raise":
             which = repr(names[0]) if len(names) == 1 else f"{len(names)} layers together"
             raise LayerCollapseError(

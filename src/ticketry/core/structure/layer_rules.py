@@ -146,7 +146,9 @@ def trace_reduction(t: Trace, call: Call) -> Any:
     """
     tensor = call.tensors[0]
     axes = t.book.get(tensor)
-    reduced = reduced_dimensions(call.argument("dim"), tensor.dim())
+    dim = call.argument("dim")
+    listed = dim if isinstance(dim, (list, tuple)) else [] if dim is None else [dim]
+    reduced = [int(d) % tensor.dim() for d in listed or range(tensor.dim())] if tensor.dim() else []
     for dimension in reduced:
         if not (_is_sum_or_norm(call) and axes.zero[dimension]):
             t.freeze(axes.labels[dimension], f"{call.func} reduces it")
@@ -164,13 +166,6 @@ def trace_reduction(t: Trace, call: Call) -> Any:
 def _is_sum_or_norm(call: Call) -> bool:
     power = {"linalg_vector_norm": call.argument("ord"), "norm": call.argument("p")}
     return call.name == "sum" or (call.name in power and float(2 if power[call.name] is None else power[call.name]) > 0)
-
-
-def reduced_dimensions(dim: object, dimensions: int) -> list[int]:
-    if dim is None or dim == []:
-        return list(range(dimensions))
-    listed: list[Any] = list(dim) if isinstance(dim, (list, tuple)) else [dim]
-    return [int(d) % dimensions for d in listed] if dimensions else []
 
 
 @rule_for_one_tensor
@@ -236,18 +231,14 @@ def trace_product(t: Trace, call: Call) -> Any:
     for d, (ids, zero) in enumerate(rest, start=len(batch)):
         found.labels[d], found.zero[d] = ids, zero
     if added is not None:
-        _trace_added_bias(t, found, result, added)
+        axes = t.book.get(added)
+        for d in range(-result.dim(), 0):
+            covers = added.dim() >= -d and added.shape[d] == result.shape[d] and result.shape[d] > 1
+            if covers:
+                found.labels[d] = t.unite_axes(found.labels[d], axes.labels[d])
+            found.zero[d] = found.zero[d] and covers and axes.zero[d]
     t.book.set(result, found)
     return result
-
-
-def _trace_added_bias(t: Trace, found: Axes, result: Tensor, added: Tensor) -> None:
-    axes = t.book.get(added)
-    for d in range(-result.dim(), 0):
-        covers = added.dim() >= -d and added.shape[d] == result.shape[d] and result.shape[d] > 1
-        if covers:
-            found.labels[d] = t.unite_axes(found.labels[d], axes.labels[d])
-        found.zero[d] = found.zero[d] and covers and axes.zero[d]
 
 
 def trace_convolution(t: Trace, call: Call) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -325,9 +324,10 @@ class Blocks:
 
     def expand_to_weights(self, blocks: Tensor) -> Tensor:
         """Return a tensor in the weight's shape, in which each weight has the entry of its block; differentiable."""
+        heights = (self.height, self._rows - self._whole * self.height)
         parts = [
             own.expand(self._groups, own.shape[1], height, *self._columns).flatten(1, 2)
-            for own, height in zip(self.block_views(blocks), self._block_heights(), strict=True)
+            for own, height in zip(self.block_views(blocks), heights, strict=False)
         ]
         return self.layout.weight(torch.cat(parts, 1) if len(parts) > 1 else parts[0], self.weight_shape)
 
@@ -340,11 +340,6 @@ class Blocks:
                 " that was made with this pattern"
             )
         return (kept == sizes) & (sizes > 0)
-
-    def _block_heights(self) -> Iterator[int]:
-        yield self.height
-        if self._high > self._whole:
-            yield self._rows - self._whole * self.height
 
 
 def mark_best_n_of_m(
@@ -424,7 +419,7 @@ class MatrixView:
 
     @property
     def column_count(self) -> int:
-        return math.prod(self.shape) // self.row_count if self.row_count else 0
+        return prod(self.shape) // self.row_count if self.row_count else 0
 
     @property
     def input_count(self) -> int:

@@ -52,16 +52,17 @@ def coverage(
         True
     """
     views = matrix_views(model, mask)
-    _check_same_shapes(mask, structured, views)
+    for name in views:
+        if name not in structured or structured[name].shape != mask[name].shape:
+            raise MaskError(f"the structured mask has no tensor {name!r} of the shape {tuple(mask[name].shape)}")
     sizes = weight_magnitudes(model, mask, views)
     found = {}
     for name, view in views.items():
         kept, new = (view.to_matrix(one[name].cpu()) for one in (mask, structured))
         layer = _LayerComparison(name, view, torch.where(kept, sizes[name], 0.0), new)
-        if null and layer.rows_share_columns:
-            found[name] = layer.to_layer_fit(kept, layer.null_coverage(seed), layer.random_coverage(seed))
-        else:
-            found[name] = layer.to_layer_fit(kept, None, None)
+        compared = null and layer.rows_per_group > 1  # the median row shares its columns with other rows
+        references = (layer.null_coverage(seed), layer.random_coverage(seed)) if compared else (None, None)
+        found[name] = layer.to_layer_fit(kept, *references)
     return found
 
 
@@ -133,29 +134,23 @@ class _LayerComparison:
         found = [row_groups(new[run.start : run.stop]) for run in view.row_ranges]
         self._sizes = [[len(group.rows) for group in groups if group.width] for groups in found]
         """For each run of rows that read the same inputs: the sizes of its row groups."""
-        self._flat = sorted(size for sizes in self._sizes for size in sizes)
-
-    @property
-    def _median_group_size(self) -> int:
-        return int(np.median(np.repeat(self._flat, self._flat))) if self._flat else 0
-
-    @property
-    def rows_share_columns(self) -> bool:
-        """Whether the median row shares its columns with other rows."""
-        return self._median_group_size > 1
+        flat = sorted(size for sizes in self._sizes for size in sizes)
+        self._group_count = len(flat)
+        self.rows_per_group = int(np.median(np.repeat(flat, flat))) if flat else 0
+        """Median number of rows in a row's group, over all rows that are not empty."""
 
     def to_layer_fit(self, kept: Tensor, null: float | None, random: float | None) -> LayerFit:
-        after = int(self._new.sum())
+        after, magnitude = int(self._new.sum()), float(self._worth.sum())
         return LayerFit(
             name=self._name,
             rows=self._view.row_count,
             columns=self._view.column_count,
-            groups=len(self._flat),
-            rows_per_group=self._median_group_size,
+            groups=self._group_count,
+            rows_per_group=self.rows_per_group,
             density_before=int(kept.sum()) / kept.numel(),
             density_after=after / kept.numel(),
-            magnitude=float(self._worth.sum()),
-            coverage=_share_of_worth_retained(self._worth, self._new),
+            magnitude=magnitude,
+            coverage=float(self._worth[self._new].sum()) / magnitude if magnitude else 1.0,
             fill=int((self._new & ~kept).sum()) / after if after else 0.0,
             null_coverage=null,
             random_coverage=random,
@@ -194,17 +189,6 @@ class _LayerComparison:
         (columns,) = choose_columns([made], int(self._new.sum()))
         total = float(worth.sum())
         return float(made.worth[columns].sum()) / total if total else 1.0
-
-
-def _share_of_worth_retained(worth: Tensor, new: Tensor) -> float:
-    total = float(worth.sum())
-    return float(worth[new].sum()) / total if total else 1.0
-
-
-def _check_same_shapes(mask: Mask, structured: Mask, views: Mapping[str, MatrixView]) -> None:
-    for name in views:
-        if name not in structured or structured[name].shape != mask[name].shape:
-            raise MaskError(f"the structured mask has no tensor {name!r} of the shape {tuple(mask[name].shape)}")
 
 
 def shuffle_columns(matrix: Tensor, view: MatrixView, name: str, seed: int) -> Tensor:

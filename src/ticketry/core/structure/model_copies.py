@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -333,23 +333,12 @@ def _compare_outputs(
         return Problem(f"its outputs have other shapes{mode}")
     worst, double = _largest_difference(wanted, found), choose_tracing_dtype(masked) == torch.float64
     if not double and (worst > RETRY_IN_FLOAT64 or not all(bool(tensor.isfinite().all()) for tensor in wanted)):
-        worst, double = _largest_difference_in_float64(masked, small, arguments, worst, training)
+        exact = copy_arguments(arguments, torch.float64)
+        with suppress(StructureError):  # some models do not run in float64
+            pair = [_run_for_outputs(copy_in_dtype(one, torch.float64), exact, training) for one in (masked, small)]
+            worst, double = _largest_difference(*pair), True
     most = FLOAT64_TOLERANCE if double else TRAINING_TOLERANCE if training else FLOAT32_TOLERANCE
     return None if worst <= most else Problem(f"its outputs{mode} differ by {worst:.2g} of the largest")
-
-
-def _largest_difference_in_float64(
-    masked: nn.Module, small: nn.Module, arguments: Arguments, worst: float, training: bool
-) -> tuple[float, bool]:
-    """Return (largest relative difference in float64, True); (`worst`, False) if a model does not run in float64."""
-    exact = copy_arguments(arguments, torch.float64)
-    try:
-        wanted, found = (
-            _run_for_outputs(copy_in_dtype(model, torch.float64), exact, training) for model in (masked, small)
-        )
-        return _largest_difference(wanted, found), True
-    except StructureError:
-        return worst, False
 
 
 def _run_for_outputs(model: nn.Module, arguments: Arguments, training: bool, seed: int = 0) -> list[Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -244,7 +244,12 @@ def require_plan(plan: object) -> None:
 
 def cut_model_tensors(model: nn.Module, plan: ShrinkPlan) -> dict[int, Tensor]:
     """Return the retained part of each parameter and buffer that becomes smaller, by the `id` of the tensor."""
-    places = list(_iterate_named_tensors(model))
+    places = [  # a shared tensor under each of its names
+        (normal_name(f"{prefix}.{local}" if prefix else local), tensor)
+        for prefix, module in model.named_modules(remove_duplicate=False)
+        for local, tensor in (*module._parameters.items(), *module._buffers.items())
+        if tensor is not None
+    ]
     tensors = dict(places)
     for name, shape in plan.shapes.items():
         if name not in tensors or tuple(tensors[name].shape) != tuple(shape):
@@ -305,14 +310,6 @@ def _set_int_attribute(where: str, module: nn.Module, attribute: str, number: in
     several = list(getattr(module, name))
     several[int(index)] = number
     setattr(module, name, type(getattr(module, name))(several))
-
-
-def _iterate_named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Yield (name, tensor) of every parameter and buffer; a shared tensor is yielded under each of its names."""
-    for prefix, module in model.named_modules(remove_duplicate=False):
-        for local, tensor in (*module._parameters.items(), *module._buffers.items()):
-            if tensor is not None:
-                yield normal_name(f"{prefix}.{local}" if prefix else local), tensor
 
 
 def normal_module_name(name: str) -> str:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 import numpy as np
@@ -70,17 +69,15 @@ def score_for_refill(choice: ChannelChoice, mask: Mask, score: str | Score, inpu
     layers = _score_indices_in_layers(choice, mask, plain, inputs)
     found = []
     for group in choice.groups:
-        members = group.within(choice.roles.outputs)
-        found.append(_combine_layers([_sum_by_channel(layers[m.name, m.dim], m, plain) for m in members], plain))
+        by_layer = []
+        for member in group.within(choice.roles.outputs):
+            total = layers[member.name, member.dim][torch.from_numpy(member.array)].sum(1)
+            by_layer.append(total.sqrt() if plain == "l2" else total)
+        if len(by_layer) > 1 and plain not in ADDITIVE_SCORES:  # the unit of the score differs between layers
+            tiny = torch.finfo(torch.float64).tiny
+            by_layer = [values / torch.clamp(values.abs().sum(), min=tiny) for values in by_layer]
+        found.append(torch.stack(by_layer).sum(0))
     return apply_control_to_scores(control, found, inputs.seed)
-
-
-def count_retained_weights(mask: Mask, member: Member, shapes: Mapping[str, tuple[int, ...]]) -> Tensor:
-    """Return how many weights each channel retains in the tensor of `member`: int64 [channels].
-
-    If the tensor is not in the mask, all its weights count.
-    """
-    return _count_retained_by_index(mask, member, shapes)[torch.from_numpy(member.array)].sum(1)
 
 
 # -- scores in single layers -------------------------------------------------------------------------------------------
@@ -132,24 +129,6 @@ def _zero_removed(values: Tensor, kept: Tensor | None) -> Tensor:
 
 def _other_dimensions(tensor: Tensor, dim: int) -> list[int]:
     return [other for other in range(tensor.dim()) if other != dim]
-
-
-# -- scores over layers ------------------------------------------------------------------------------------------------
-
-
-def _sum_by_channel(by_index: Tensor, member: Member, score: str | Score) -> Tensor:
-    total = by_index[torch.from_numpy(member.array)].sum(1)
-    return total.sqrt() if score == "l2" else total
-
-
-def _combine_layers(layers: list[Tensor], score: str | Score) -> Tensor:
-    """Return the sum of the scores of layers that produce the same channels.
-
-    If the unit of the score differs between layers, each layer's scores are first divided by their sum.
-    """
-    if len(layers) > 1 and score not in ADDITIVE_SCORES:
-        layers = [values / torch.clamp(values.abs().sum(), min=torch.finfo(torch.float64).tiny) for values in layers]
-    return torch.stack(layers).sum(0)
 
 
 @entry_point()
@@ -239,8 +218,15 @@ def refill(
     """
     check_refill_score(score)
     density = None if density is None else parse_share(density)
-    _check_refill_options(plus, density, coupled, keep_at_least, multiple)
-    named = _rename_to_first_names(model, mask)
+    if not 0 <= plus <= 1:
+        raise UsageError(f"plus is the share of the emptied channels that is filled back, 0 to 1, not {plus:g}")
+    if density is not None and check_density(density) and plus:
+        raise UsageError("plus= says how many channels are filled back, and so does density=: give one of them")
+    if coupled not in COUPLINGS:
+        raise UsageError(f"coupled is {' or '.join(COUPLINGS)}, not {coupled!r}")
+    check_channel_limits(keep_at_least, multiple)
+    names = {id(parameter): name for name, parameter in named_parameters(model).items()}
+    named = Mask({names[id(parameter)]: mask[name].cpu() for name, parameter in mask.parameters(model).items()})
     spare = to_name_tuple(spare)
     known, unseen = (
         find_structure_sparing_untraceable(model, example_inputs, spare) if structure is None else (structure, ())
@@ -250,10 +236,15 @@ def refill(
         model, known, known.roles, coupled, first, output, _match_spared_parameters(model, spare, unseen)
     )
     choice = ChannelChoice(model, known.staying(stays), _scope_with_end_layers(model, named, first, output))
-    budgets = [_compute_group_budget(group, choice.roles, named, choice.shapes) for group in choice.groups]
+    paid = [_count_affordable_channels(group, choice.roles, named, choice.shapes) for group in choice.groups]
 
     def count_filled_channels(share: float) -> list[int]:
-        return [budget.count_filled(share, keep_at_least, multiple) for budget in budgets]
+        counts = []
+        for group, least in zip(choice.groups, paid, strict=True):
+            count = least + math.floor((group.size - least) * share + 1e-9)  # tolerance for rounding of `share`
+            whole = max((count + multiple // 2) // multiple, 1) * multiple
+            counts.append(min(max(whole, keep_at_least), group.size))
+        return counts
 
     filled = (
         count_filled_channels(plus) if density is None else _fill_to_density(choice, count_filled_channels, density)
@@ -261,16 +252,6 @@ def refill(
     scores = score_for_refill(choice, named, score, ScoreInputs(batches, loss, seed))
     choice.check_no_nan(scores)
     return choice.mask([_flag_removed(values, count) for values, count in zip(scores, filled, strict=True)])
-
-
-def _check_refill_options(plus: float, density: float | None, coupled: str, keep_at_least: int, multiple: int) -> None:
-    if not 0 <= plus <= 1:
-        raise UsageError(f"plus is the share of the emptied channels that is filled back, 0 to 1, not {plus:g}")
-    if density is not None and check_density(density) and plus:
-        raise UsageError("plus= says how many channels are filled back, and so does density=: give one of them")
-    if coupled not in COUPLINGS:
-        raise UsageError(f"coupled is {' or '.join(COUPLINGS)}, not {coupled!r}")
-    check_channel_limits(keep_at_least, multiple)
 
 
 def _check_structure_fits_model(structure: Structure, shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -289,12 +270,6 @@ def _check_structure_fits_model(structure: Structure, shapes: Mapping[str, tuple
 
 
 # -- channels that may be removed --------------------------------------------------------------------------------------
-
-
-def _rename_to_first_names(model: nn.Module, mask: Mask) -> Mask:
-    """Return the mask with shared parameters under their first names; raise `MaskError` if it does not fit `model`."""
-    names = {id(parameter): name for name, parameter in named_parameters(model).items()}
-    return Mask({names[id(parameter)]: mask[name].cpu() for name, parameter in mask.parameters(model).items()})
 
 
 def _scope_with_end_layers(model: nn.Module, mask: Mask, first: bool | None, output: bool | None) -> Scope:
@@ -362,38 +337,23 @@ def _match_spared_parameters(model: nn.Module, spare: Sequence[str], unseen: Seq
 # -- numbers of channels -----------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _GroupBudget:
-    """Computes how many channels of a group to fill, from the share of their weights that the mask retains."""
-
-    size: int
-    kept: int
-    total: int
-
-    def count_filled(self, plus: float, keep_at_least: int, multiple: int) -> int:
-        """Return the number of channels to fill, that is, to retain with all their weights."""
-        paid = max(self.kept * self.size // self.total, 1)
-        filled = paid + math.floor((self.size - paid) * plus + 1e-9)  # tolerance for rounding of `plus`
-        whole = max((filled + multiple // 2) // multiple, 1) * multiple
-        return min(max(whole, keep_at_least), self.size)
-
-
-def _compute_group_budget(
+def _count_affordable_channels(
     group: ChannelGroup, parts: Roles, mask: Mask, shapes: Mapping[str, tuple[int, ...]]
-) -> _GroupBudget:
+) -> int:
+    """Return how many channels of a group have together as many weights as the mask retains, at least one."""
     kept = total = 0
     for member in group.within(parts.outputs):
         shape = shapes[member.name]
         each = math.prod(shape) // shape[member.dim] * len(member.indices[0])
         total += each * group.size
-        kept += int(count_retained_weights(mask, member, shapes).sum())
+        kept += int(_count_retained_by_index(mask, member, shapes)[torch.from_numpy(member.array)].sum())
     if not kept:
         layers = ", ".join(repr(member.name) for member in group.within(parts.outputs))
         raise LayerCollapseError(
             f"the mask keeps nothing of {layers}: none of the {group.size} channels of {group.name} would be filled"
             f" (layer collapse); choose a mask of higher density, or leave them whole with spare={group.name!r}"
         )
-    return _GroupBudget(group.size, kept, total)
+    return max(kept * group.size // total, 1)
 
 
 def _fill_to_density(

@@ -32,9 +32,6 @@ from ticketry.core.structure.model_copies import (
 from ticketry.core.structure.plans import (
     Flags,
     ModelSizes,
-    Removed,
-    ShrinkPlan,
-    cut_model_tensors,
     flag_retained_indices,
     normal_module_name,
     set_module_sizes,
@@ -74,9 +71,12 @@ def tried_structure(model: nn.Module, example_inputs: Inputs, spare: Patterns = 
     model_copy, arguments = copy_in_dtype(inner, dtype), copy_arguments(example_inputs, dtype)
     scrambled = _add_noise(model_copy).eval()
     choices: dict[ViewCall, int] = {}
-    best = last = _Trial(
-        scrambled, arguments, find_structure(model_copy, arguments, choices, spared)
-    ).find_removable_groups()
+
+    def trace_and_test() -> Structure:
+        structure = find_structure(model_copy, arguments, choices, spared)
+        return _Trial(scrambled, arguments, structure).find_removable_groups()
+
+    best = last = trace_and_test()
     for _ in range(_MOST_CHOICES):
         closed = [cut for cut in last.cuts if not all(last.groups[position].prunable for position in cut.groups)]
         others = {
@@ -85,24 +85,14 @@ def tried_structure(model: nn.Module, example_inputs: Inputs, spare: Patterns = 
         if not others:
             break
         choices |= others
-        last = _Trial(
-            scrambled, arguments, find_structure(model_copy, arguments, choices, spared)
-        ).find_removable_groups()
+        last = trace_and_test()
         best = last if last.free > best.free else best
     if dtype != torch.float64:
-        best = _test_groups_in_float64(best, scrambled, arguments)
+        exact = _Trial(copy_in_dtype(scrambled, torch.float64), copy_arguments(arguments, torch.float64), best)
+        problem = exact.find_problem([*exact.half_channels])
+        if problem is not None and problem.ran:  # some models do not run in float64
+            best = exact.find_removable_groups()
     return _Trial(scrambled, arguments, best).confirm_in_training_mode()
-
-
-def _test_groups_in_float64(structure: Structure, scrambled: nn.Module, arguments: Arguments) -> Structure:
-    """Test in float64 whether channel groups can be removed, and mark those that cannot as not prunable.
-
-    If the model does not run in float64, `structure` is returned unchanged. `scrambled` is a copy of the model with
-    noise in its weights.
-    """
-    exact = _Trial(copy_in_dtype(scrambled, torch.float64), copy_arguments(arguments, torch.float64), structure)
-    problem = exact.find_problem([*exact.half_channels])
-    return structure if problem is None or not problem.ran else exact.find_removable_groups()
 
 
 def find_structure_sparing_untraceable(
@@ -220,9 +210,8 @@ class _Trial:
         waiting = [(positions, False)] if positions else []
         while waiting:
             several, suspected = waiting.pop()
-            if suspected and len(several) == 1 and self._mark_group_if_failing(several[0]):
-                continue
-            problem = self.find_problem([*self.removable, *several])
+            problem = self.find_problem(several) if suspected else None  # a suspect is tested without the others first
+            problem = problem or self.find_problem([*self.removable, *several])
             if problem is None:
                 self.removable += several
             elif len(several) == 1:
@@ -264,13 +253,6 @@ class _Trial:
             where = where.rpartition(".")[0]
         return touching
 
-    def _mark_group_if_failing(self, position: int) -> bool:
-        """Test a single group; if the test fails, mark the group as not removable and return True."""
-        problem = self.find_problem([position])
-        if problem is not None:
-            self._mark_not_removable(position, problem)
-        return problem is not None
-
     def _mark_not_removable(self, position: int, problem: Problem) -> None:
         """Mark a failing group as not removable, unless it passes if ambiguous attributes keep their old values.
 
@@ -296,41 +278,23 @@ class _Trial:
         """
         removed = {position: self.half_channels[position] for position in positions}
         plan = self.sizes.build_plan(self.structure, removed)
-        masked, small = self._build_masked_model(removed), self._build_smaller_model(plan)
+        zeroed: dict[int, Tensor] = {}
+        for (name, dim), stay in flag_retained_indices(self.structure, self.sizes.shapes, removed).items():
+            whole = self.sizes.tensors[name]
+            if isinstance(whole, nn.Parameter):
+                tensor = zeroed.setdefault(id(whole), whole.detach().clone())
+                tensor.index_fill_(dim, torch.from_numpy(np.flatnonzero(~stay)), 0)
+        masked = self.copies.copy(zeroed)
+        cut = {id(self.sizes.tensors[name]): plan.cut(name, self.sizes.tensors[name].detach()) for name in plan.kept}
+        counting = [module for name, module in self.sizes.modules if normal_module_name(name) in plan.attributes]
+        small = set_module_sizes(self.copies.copy(cut, counting), plan)
         found = compare_models(masked, small, self.arguments) if evaluation else None
         if found is None and (self.training if training is None else training):
             found = compare_models(masked, small, self.arguments, training=True)
         return found
 
-    def _build_masked_model(self, removed: Removed) -> nn.Module:
-        """Return a copy of the model in which the channels flagged in `removed` are 0."""
-        masked: dict[int, Tensor] = {}
-        for (name, dim), stay in flag_retained_indices(self.structure, self.sizes.shapes, removed).items():
-            whole = self.sizes.tensors[name]
-            if isinstance(whole, nn.Parameter):
-                tensor = masked.setdefault(id(whole), whole.detach().clone())
-                tensor.index_fill_(dim, torch.from_numpy(np.flatnonzero(~stay)), 0)
-        return self.copies.copy(masked)
-
-    def _build_smaller_model(self, plan: ShrinkPlan) -> nn.Module:
-        """Return the smaller model that `plan` describes; tensors that are not cut are shared with the model."""
-        cut = {id(self.sizes.tensors[name]): plan.cut(name, self.sizes.tensors[name].detach()) for name in plan.kept}
-        counting = [module for name, module in self.sizes.modules if normal_module_name(name) in plan.attributes]
-        return set_module_sizes(self.copies.copy(cut, counting), plan)
-
-
-def build_smaller(model_copy: nn.Module, plan: ShrinkPlan) -> nn.Module:
-    """Return the smaller model that `plan` describes; parameters that are not cut are shared with `model_copy`."""
-    return set_module_sizes(copy_sharing_parameters(model_copy, cut_model_tensors(model_copy, plan)), plan)
-
 
 # -- noisy weights -----------------------------------------------------------------------------------------------------
-
-
-def _noise_deviation_for_small_weights(parameter: Tensor, spread: float) -> float:
-    """Return the standard deviation of noise for a parameter with a very small standard deviation `spread`, or 0."""
-    usual = parameter[0].numel() ** -0.5 if parameter.dim() > 1 and len(parameter) else 0.0
-    return usual if spread < 0.5 * usual else 0.0
 
 
 _MOST_NUMBERS = 65521
@@ -360,7 +324,8 @@ def _add_noise(model_copy: nn.Module) -> nn.Module:
     for parameter in model_copy.parameters():
         if parameter.is_floating_point():
             spread = float(parameter.std()) if parameter.numel() > 1 else 0.0
-            amount = max(0.5 * spread if spread > 0 else 0.1, _noise_deviation_for_small_weights(parameter, spread))
+            usual = parameter[0].numel() ** -0.5 if parameter.dim() > 1 and len(parameter) else 0.0
+            amount = max(0.5 * spread if spread > 0 else 0.1, usual if spread < 0.5 * usual else 0.0)
             weights[id(parameter)] = add_noise_to_tensor(parameter.detach(), amount)
     model = copy_sharing_parameters(model_copy, weights)
     for module in model.modules():

@@ -69,7 +69,7 @@ def _trace_reshaped_dimensions(
     t: Trace, shape: tuple[int, ...], axes: Axes, before: list[int], result: Tensor, found: Axes, after: list[int]
 ) -> None:
     labelled = [d for d in before if axes.labels[d] is not None]
-    labelled.sort(key=lambda d: t.labels.are_outside_model(_require_labels(axes, d)))
+    labelled.sort(key=lambda d: t.labels.are_created_by_run(_require_labels(axes, d)))
     for extra in labelled[1:]:
         t.freeze(axes.labels[extra], "it is merged with another channel's dimension")
     if not labelled:
@@ -80,17 +80,22 @@ def _trace_reshaped_dimensions(
         np.broadcast_to(ids, (*(shape[d] for d in before if d != source), len(ids))), -1, before.index(source)
     )
     grid = t.labels.find_roots(grid.reshape([result.shape[d] for d in after]))
-    position = _find_varying_dimension(grid)
+
+    def rows_along(position: int) -> Ids:
+        """Return `grid` as a matrix whose columns are the indices of one dimension."""
+        return np.moveaxis(grid, position, -1).reshape(-1, grid.shape[position])
+
+    # The dimension along which labels differ, if it is only one.
+    position = next((d for d in range(grid.ndim) if (rows_along(d) == rows_along(d)[0]).all()), None)
     if position is None:
         # The dimension is split into several, such as groups or heads. One of these can be narrower; along the others,
         # all indices must lose the same channels.
         site = t.running_module_name, shape, tuple(result.shape)
-        if not t.labels.are_frozen(grid.reshape(-1)).all():
+        if any(t.labels.reason_not_removable(root) is None for root in np.unique(grid).tolist()):
             t.cuts[site] = grid.reshape(-1), len(after)
         position = len(after) - 1 - min(t.choices.get(site, 0), len(after) - 1)
-        rows = np.moveaxis(grid, position, -1).reshape(-1, grid.shape[position])
-        unite_labels_of_pieces(t, rows)
-    found.labels[after[position]] = np.moveaxis(grid, position, -1).reshape(-1, grid.shape[position])[0]
+        unite_labels_of_pieces(t, rows_along(position))
+    found.labels[after[position]] = rows_along(position)[0]
     found.zero[after[position]] = zero
 
 
@@ -98,15 +103,6 @@ def _require_labels(axes: Axes, dimension: int) -> Ids:
     ids = axes.labels[dimension]
     assert ids is not None
     return ids
-
-
-def _find_varying_dimension(grid: Ids) -> int | None:
-    """Return the dimension of `grid` along which labels differ; None if labels differ along several dimensions."""
-    for position in range(grid.ndim):
-        moved = np.moveaxis(grid, position, -1).reshape(-1, grid.shape[position])
-        if (moved == moved[0]).all():
-            return position
-    return None
 
 
 @rule_for_one_tensor
@@ -315,26 +311,6 @@ def trace_pad_packed(t: Trace, call: Call) -> tuple[Tensor, Tensor]:
     return data, lengths
 
 
-_MOVES: dict[str, Rule] = {
-    **dict.fromkeys(("view", "_unsafe_view", "reshape", "_reshape_alias"), trace_view),
-    **dict.fromkeys(("permute", "t", "transpose"), trace_permute),
-    **dict.fromkeys(("pixel_shuffle", "pixel_unshuffle"), trace_pixel_shuffle),
-    "squeeze": trace_squeeze,
-    "unsqueeze": trace_unsqueeze,
-    "expand": trace_expand,
-    "repeat": trace_repeat,
-    "flip": trace_flip,
-    "cat": trace_cat,
-    "stack": trace_stack,
-    "constant_pad_nd": trace_pad,
-    **dict.fromkeys(("channel_shuffle", "native_channel_shuffle"), trace_channel_shuffle),
-    "im2col": trace_im2col,
-    "col2im": trace_col2im,
-    "_pack_padded_sequence": trace_pack_padded,
-    "_pad_packed_sequence": trace_pad_packed,
-}
-
-
 # -- parts of one dimension -------------------------------------------------------------------------------------------
 
 
@@ -519,7 +495,23 @@ def trace_unfold(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], resul
     return axes.reorder([-1 if d == dimension else d for d in range(len(shape))] + [-1])
 
 
-_PARTS: dict[str, Rule] = {
+RULES: dict[str, Rule] = {
+    **dict.fromkeys(("view", "_unsafe_view", "reshape", "_reshape_alias"), trace_view),
+    **dict.fromkeys(("permute", "t", "transpose"), trace_permute),
+    **dict.fromkeys(("pixel_shuffle", "pixel_unshuffle"), trace_pixel_shuffle),
+    "squeeze": trace_squeeze,
+    "unsqueeze": trace_unsqueeze,
+    "expand": trace_expand,
+    "repeat": trace_repeat,
+    "flip": trace_flip,
+    "cat": trace_cat,
+    "stack": trace_stack,
+    "constant_pad_nd": trace_pad,
+    **dict.fromkeys(("channel_shuffle", "native_channel_shuffle"), trace_channel_shuffle),
+    "im2col": trace_im2col,
+    "col2im": trace_col2im,
+    "_pack_padded_sequence": trace_pack_padded,
+    "_pad_packed_sequence": trace_pad_packed,
     **dict.fromkeys(("split", "unsafe_split", "split_with_sizes", "unsafe_split_with_sizes"), trace_split),
     **dict.fromkeys(("select", "unbind"), trace_select),
     **dict.fromkeys(("slice", "narrow"), trace_slice),
@@ -531,6 +523,3 @@ _PARTS: dict[str, Rule] = {
     "index_select": trace_index_select,
     "unfold": trace_unfold,
 }
-
-
-RULES: dict[str, Rule] = {**_MOVES, **_PARTS}

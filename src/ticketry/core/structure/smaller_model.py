@@ -20,20 +20,23 @@ from ticketry.core.structure.model_copies import (
     compare_models,
     copy_arguments,
     copy_in_dtype,
+    copy_sharing_parameters,
 )
 from ticketry.core.structure.plans import (
     Flags,
     ModelSizes,
     ShrinkPlan,
     build_channel_mask,
+    cut_model_tensors,
     flag_removed_channels,
     flag_removed_indices,
     named_shapes,
     named_tensors,
     rebuild,
     require_plan,
+    set_module_sizes,
 )
-from ticketry.core.structure.removal_trial import build_smaller, tried_structure
+from ticketry.core.structure.removal_trial import tried_structure
 from ticketry.errors import LayerCollapseError, MaskError, StructureError
 from ticketry_engine.support.entry_points import entry_point
 
@@ -141,7 +144,8 @@ def _compare_with_masked_model(
     masked = copy_in_dtype(model, dtype).eval()
     with torch.no_grad():
         mask.apply_(masked)
-    small, arguments = build_smaller(masked, found), copy_arguments(example_inputs, dtype)
+    small = set_module_sizes(copy_sharing_parameters(masked, cut_model_tensors(masked, found)), found)
+    arguments = copy_arguments(example_inputs, dtype)
     return compare_models(masked, small, arguments) or compare_models(masked, small, arguments, training=True)
 
 
@@ -245,7 +249,8 @@ def shrink_optimizer(optimizer: Optimizer, model: nn.Module, small: nn.Module, p
 def _cut_optimizer_state(state: dict[str, Any], parameter: Tensor, name: str, plan: ShrinkPlan) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in state.items():
-        if plan.kept and any(one.numel() > max(parameter.numel(), 1) for one in _list_state_tensors(value)):
+        tensors = [one for one in (value if isinstance(value, list) else [value]) if isinstance(one, Tensor)]
+        if plan.kept and any(one.numel() > max(parameter.numel(), 1) for one in tensors):
             raise StructureError(
                 f"the optimiser's {key!r} is of several parameters at once (LBFGS): it cannot be cut; start a new"
                 " optimiser for the smaller model"
@@ -262,8 +267,3 @@ def _cut_optimizer_state(state: dict[str, Any], parameter: Tensor, name: str, pl
                 f" {tuple(parameter.shape)}: it cannot be cut; start a new optimiser for the smaller model"
             )
     return found
-
-
-def _list_state_tensors(value: object) -> list[Tensor]:
-    """Return the tensors in `value`, an entry of an optimiser's state: the value itself, or the items of a list."""
-    return [one for one in (value if isinstance(value, list) else [value]) if isinstance(one, Tensor)]

@@ -55,7 +55,7 @@ class Labels:
         """Record that all labels created so far belong to the model's tensors; later labels belong to other tensors."""
         self._named = self._used
 
-    def are_outside_model(self, ids: Ids) -> bool:
+    def are_created_by_run(self, ids: Ids) -> bool:
         """Return whether all of these labels belong to tensors that the run creates, none to the model's tensors."""
         return bool((self.find_roots(ids) >= self._named).all())
 
@@ -81,10 +81,7 @@ class Labels:
         one, other = one[different], other[different]
         self.freeze(np.concatenate([one[other == FIXED], other[one == FIXED]]), reason)
         free = (one != FIXED) & (other != FIXED)
-        self._unite_roots(np.minimum(one[free], other[free]), np.maximum(one[free], other[free]))
-
-    def _unite_roots(self, low: Ids, high: Ids) -> None:
-        """Merge, for each i, the classes of labels whose smallest labels are `low[i]` and `high[i]` > `low[i]`."""
+        low, high = np.minimum(one[free], other[free]), np.maximum(one[free], other[free])
         if not len(low):
             return
         if len(np.unique(high)) < len(high) or np.isin(low, high).any():  # chains of pairs
@@ -99,10 +96,6 @@ class Labels:
         """Mark labels, and all labels removed together with them, as not removable; an earlier reason is kept."""
         for root in np.unique(self.find_roots(ids)):
             self._reasons.setdefault(int(root), reason)
-
-    def are_frozen(self, ids: Ids) -> NDArray[np.bool_]:
-        """Return, for each label, whether it cannot be removed."""
-        return np.asarray([root in self._reasons for root in self.find_roots(ids).tolist()], dtype=bool)
 
     def reason_not_removable(self, root: int) -> str | None:
         """Return why the labels whose smallest is `root` cannot be removed; None if they can."""
@@ -188,17 +181,11 @@ def _view_key(tensor: Tensor) -> View:
 class Provenance:
     """Records which tensors depend on the model's inputs, and which are activations: floats that depend on inputs."""
 
-    def __init__(self) -> None:
+    def __init__(self, arguments: Arguments = ()) -> None:
         self._inputs: set[int] = set()
         self._activations: set[int] = set()
-
-    @classmethod
-    def from_arguments(cls, arguments: Arguments) -> Provenance:
-        found = cls()
-        found._record_dependence(
-            [value for value in tree_flatten(arguments)[0] if isinstance(value, Tensor)], True, False
-        )
-        return found
+        inputs = [value for value in tree_flatten(arguments)[0] if isinstance(value, Tensor)]
+        self._record_dependence(inputs, True, False)
 
     def depend_on_inputs(self, tensors: Iterable[Tensor]) -> bool:
         """Return whether any of these tensors is computed from the inputs."""
@@ -376,15 +363,14 @@ class Call:
     """An ATen operation with its arguments, which has not run yet."""
 
     func: Any
-    name: str
-    """Name of the operation without namespace and overload, and without the final underscore of in-place forms."""
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
 
-    @classmethod
-    def from_dispatch(cls, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
-        name = func._schema.name.partition("::")[2]
-        return cls(func, name if name.startswith("_") else name.rstrip("_"), args, kwargs)
+    @cached_property
+    def name(self) -> str:
+        """Name of the operation without namespace and overload, and without the final underscore of in-place forms."""
+        name: str = self.func._schema.name.partition("::")[2]
+        return name if name.startswith("_") else name.rstrip("_")
 
     def run(self) -> Any:
         return self.func(*self.args, **self.kwargs)
