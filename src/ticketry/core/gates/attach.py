@@ -23,7 +23,7 @@ from ticketry.core.scope import scope as scope_of
 from ticketry.core.sharding import is_sharded
 from ticketry.core.sparse_training.hold import release_interrupted_trainings
 from ticketry.core.structure.channel_choice import removable_group_positions
-from ticketry.core.structure.coupling import ChannelGroup, Member, Structure
+from ticketry.core.structure.coupling import Member, Structure
 from ticketry.core.structure.layout import layouts
 from ticketry.core.structure.pattern import Pattern
 from ticketry.errors import MaskError, ScopeError, UsageError
@@ -167,10 +167,6 @@ def check_attachable(model: nn.Module, parameters: dict[str, nn.Parameter]) -> N
                 f"{name!r} is sharded over several devices, and gates need whole weights: attach them to a model"
                 " that each device has whole, under DistributedDataParallel"
             )
-    _retain_freed_memory()
-
-
-def _retain_freed_memory() -> None:
     # glibc returns large freed blocks to the system, and getting them back costs a millisecond per step of a LeNet,
     # until a block of up to 32 MiB has been freed. This one is never touched, so it costs nothing.
     torch.empty(31 << 20, dtype=torch.uint8)
@@ -196,7 +192,7 @@ class BlockGates(Gates):
         self.pattern = pattern
         self._layouts = layouts(model, parameters)
         self._blocks = [
-            pattern.check_blocks("gates").blocks(tuple(parameter.shape), self._layouts[name])
+            pattern.require_blocks("gates").blocks(tuple(parameter.shape), self._layouts[name])
             for name, parameter in parameters.items()
         ]
         kept = None
@@ -338,14 +334,16 @@ def find_readers(model: nn.Module, structure: Structure, scope: Scope) -> dict[s
     Dimensions that also compute channels, such as those of a depthwise convolution, are left out. Raises the same
     errors as `attach_channels`.
     """
-    parts = structure.roles
-    groups = _groups_by_unique_name(
-        [structure.groups[position] for position in removable_group_positions(structure, scope)]
-    )
-    places = parts.inputs - parts.outputs
-    readers = {name: group.within(places) for name, group in groups.items()}
-    for name, members in readers.items():
-        if not members:
+    places = structure.roles.inputs - structure.roles.outputs
+    readers: dict[str, list[Member]] = {}
+    for position in removable_group_positions(structure, scope):
+        group = structure.groups[position]
+        name, number = group.name, 1
+        while name in readers:  # several groups may have the same name
+            number += 1
+            name = f"{group.name} ({number})"
+        readers[name] = group.within(places)
+        if not readers[name]:
             raise UsageError(
                 f"no layer whose weights are known reads the channels of {name}, so that a gate has nothing to"
                 f" multiply: leave it out (--spare {name})"
@@ -388,7 +386,11 @@ class ChannelGates(Gates):
                 parts[member.name].append(_ChannelIndices(group, member.dim, index))
         self._channel_indices = list(parts.values())
         self._weights_per_channel = [
-            sum(_count_weights_per_channel(m, parameters[m.name]) for m in members) for members in readers.values()
+            sum(
+                parameters[one.name].numel() // parameters[one.name].shape[one.dim] * len(one.indices[0])
+                for one in members
+            )
+            for members in readers.values()
         ]
         super().__init__(model, parameters, kind, init, None, seed)
 
@@ -442,10 +444,11 @@ class ChannelGates(Gates):
     def _apply_training_gates(
         self, positions: Sequence[int], weights: Sequence[Tensor], all_parameters: bool
     ) -> list[Tensor]:
-        def draw_training_gates(group: int) -> Tensor:
-            return self.kind.gate(self._logits[group], self._moment, self._draw_uniform(group))
-
-        return self._apply_channel_gates(positions, weights, draw_training_gates)
+        return self._apply_channel_gates(
+            positions,
+            weights,
+            lambda group: self.kind.gate(self._logits[group], self._moment, self._draw_uniform(group)),
+        )
 
     def _apply_channel_gates(
         self, positions: Sequence[int], weights: Sequence[Tensor], gate: Callable[[int], Tensor]
@@ -476,20 +479,3 @@ def _broadcast_gates(weight: Tensor, part: _ChannelIndices, gate: Tensor) -> Ten
     # Indices are unique, so that neither this nor its gradient depends on an order of summation.
     spread = gate.new_ones(weight.shape[part.dim]).index_put((part.index,), gate[:, None].expand(part.index.shape))
     return spread.view([-1 if dim == part.dim else 1 for dim in range(weight.dim())])
-
-
-def _count_weights_per_channel(member: Member, parameter: Tensor) -> int:
-    """Return how many weights of `parameter` read a channel; `member` is the dimension that reads it."""
-    return parameter.numel() // parameter.shape[member.dim] * len(member.indices[0])
-
-
-def _groups_by_unique_name(groups: Sequence[ChannelGroup]) -> dict[str, ChannelGroup]:
-    """Return groups by name; append a number to the name if several groups have the same one."""
-    named: dict[str, ChannelGroup] = {}
-    for group in groups:
-        name, number = group.name, 1
-        while name in named:
-            number += 1
-            name = f"{group.name} ({number})"
-        named[name] = group
-    return named

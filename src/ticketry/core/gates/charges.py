@@ -25,7 +25,7 @@ class Charges:
 
     Examples:
         >>> charges = tk.gates.Charges.by({"0.weight": 3, "2.weight": 1}, {"0.weight": 4, "2.weight": 4})
-        >>> charges.of([torch.tensor(4.0), torch.tensor(4.0)])
+        >>> charges.cost_of_open_gates([torch.tensor(4.0), torch.tensor(4.0)])
         [tensor(6.), tensor(2.)]
         >>> charges.share(0.25), charges.density_for(0.25)
         (0.25, 0.25)
@@ -58,7 +58,7 @@ class Charges:
         known = prices.layers if isinstance(prices, CostModel) else prices
         if unknown := [name for name in sizes if name not in known]:
             raise UsageError(f"there is no cost of {', '.join(unknown)}: spare them in the scope")
-        hulls = list(convex_costs(prices, sizes).values())
+        hulls = list(_convex_cost_curves(prices, sizes).values())
         dear = sum(hull.costs[-1] - hull.costs[0] for hull in hulls)
         if dear <= 0:
             raise UsageError("no weight with a gate costs anything: there is nothing to charge gates for")
@@ -69,13 +69,24 @@ class Charges:
         ]
         return cls(tuple(above), tuple(sizes.values()))
 
-    def of(self, opened: Sequence[Tensor]) -> list[Tensor]:
+    def cost_of_open_gates(self, opened: Sequence[Tensor]) -> list[Tensor]:
         """Return, for each parameter, the cost of its open gates as a scalar tensor.
 
         Args:
             opened: number of open gates of each parameter, as scalar tensors.
         """
-        return [_compute_charge(*each) for each in zip(opened, self.curves, self.sizes, strict=True)]
+        costs = []
+        for count, curve, size in zip(opened, self.curves, self.sizes, strict=True):
+            lines = [
+                ((high - low) / (last - first) / size, low - first * (high - low) / (last - first))
+                for (first, low), (last, high) in pairwise(zip(curve.densities, curve.costs, strict=True))
+            ]
+            if len(lines) == 1:
+                costs.append(count * lines[0][0])
+            else:  # a convex curve is the highest of its lines
+                slopes, begins = torch.tensor(lines, dtype=count.dtype, device=count.device).unbind(1)
+                costs.append((count * slopes + begins).max())
+        return costs
 
     def share(self, density: float) -> float:
         """Return the cost of all parameters at this `density`, as a share of their cost at density 1."""
@@ -90,13 +101,8 @@ class Charges:
         return _round_for_keys(high)
 
 
-def convex_costs(prices: Prices, sizes: Mapping[str, int]) -> dict[str, Curve]:
-    """Return, for each parameter, the lower convex hull of its cost as a function of its density.
-
-    Args:
-        prices: the cost of a single weight, by parameter name; or a `CostModel`.
-        sizes: the number of weights, by parameter name.
-    """
+def _convex_cost_curves(prices: Prices, sizes: Mapping[str, int]) -> dict[str, Curve]:
+    """Return, for each parameter, the lower convex hull of its cost as a function of its density."""
     if isinstance(prices, CostModel):
         curves = prices.curves()
         return {name: curves[name].convex() for name in sizes}
@@ -113,7 +119,7 @@ def share_above_floor(prices: Prices, sizes: Mapping[str, int], share: float) ->
     """
     if not isinstance(prices, CostModel):
         return share
-    hulls = convex_costs(prices, sizes).values()
+    hulls = _convex_cost_curves(prices, sizes).values()
     empty, full = sum(hull.costs[0] for hull in hulls), sum(hull.costs[-1] for hull in hulls)
     left = prices.left_for(sizes, prices.budget(share)) - empty
     if left <= 0:
@@ -129,18 +135,7 @@ def charge_penalty(opened: Sequence[Tensor], charges: Charges | None, coefficien
 
     `opened` contains, for each parameter, the number of its open gates.
     """
-    return weighted_sum(opened if charges is None else charges.of(opened), coefficient)
-
-
-def _compute_charge(opened: Tensor, curve: Curve, size: int) -> Tensor:
-    lines = [
-        ((high - low) / (last - first) / size, low - first * (high - low) / (last - first))
-        for (first, low), (last, high) in pairwise(zip(curve.densities, curve.costs, strict=True))
-    ]
-    if len(lines) == 1:
-        return opened * lines[0][0]
-    slopes, begins = torch.tensor(lines, dtype=opened.dtype, device=opened.device).unbind(1)
-    return (opened * slopes + begins).max()  # a convex curve is the highest of its lines
+    return weighted_sum(opened if charges is None else charges.cost_of_open_gates(opened), coefficient)
 
 
 def _round_for_keys(value: float) -> float:

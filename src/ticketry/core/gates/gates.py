@@ -132,7 +132,9 @@ class Gates:
 
         def count_step(optimizer: Optimizer, *_: object) -> None:
             if (gates := own()) is not None:
-                gates._count_optimizer_step(optimizer)
+                mine = {id(logits) for logits in gates._logits}
+                updated = (id(parameter) for group in optimizer.param_groups for parameter in group["params"])
+                gates._updates += any(parameter in mine for parameter in updated)
 
         weakref.finalize(self, Stepping(after=count_step).remove)
         self._swap: ParameterSwap | None = ParameterSwap(
@@ -441,11 +443,6 @@ class Gates:
                 "the state is of gates on other weights: attach them to the same model and scope"
                 + (f"; {names}" if names else "")
             )
-
-    def _count_optimizer_step(self, optimizer: Optimizer) -> None:
-        mine = {id(logits) for logits in self._logits}
-        if any(id(parameter) in mine for group in optimizer.param_groups for parameter in group["params"]):
-            self._updates += 1
 
     def _set_progress(self, progress: float) -> None:
         self._progress, self._moment = progress, Moment(self.init, self.kind.inverse_temperature(progress))

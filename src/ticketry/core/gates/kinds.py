@@ -387,16 +387,14 @@ _MODULE = "ticketry.core.gates.kinds"
 def _check_gate_class(name: str, found: Any) -> type[Kind]:
     if not (isinstance(found, type) and issubclass(found, Kind)):
         raise UsageError(f"{found!r} is no class derived from ticketry.gates.Kind")
-    _check_required_methods(found)
-    return found
-
-
-def _check_required_methods(kind: type[Kind]) -> None:
-    lacks = [f"{name}()" for name in ("gate", "test_gate", "open") if getattr(kind, name) is getattr(Kind, name)]
-    if not isinstance(getattr(kind, "name", None), str):
+    lacks = [
+        f"{method}()" for method in ("gate", "test_gate", "open") if getattr(found, method) is getattr(Kind, method)
+    ]
+    if not isinstance(getattr(found, "name", None), str):
         lacks.append("name, a word")
     if lacks:
-        raise UsageError(f"the kind of gates {kind.__name__} lacks {', '.join(lacks)}")
+        raise UsageError(f"the kind of gates {found.__name__} lacks {', '.join(lacks)}")
+    return found
 
 
 def _check_gate_shapes(kind: Kind) -> Kind:
@@ -438,7 +436,7 @@ def make_kind(kind: object, **settings: object) -> Kind:
         settings: values of the kind's fields; settings that are not fields of the kind are ignored.
     """
     if isinstance(kind, Kind):
-        _check_required_methods(type(kind))
+        _check_gate_class("", type(kind))
         return _check_gate_shapes(kind)
     if not isinstance(kind, str):
         what = f"the class {kind.__name__}: call it" if isinstance(kind, type) else f"a {type(kind).__name__}"

@@ -60,10 +60,15 @@ class ParameterSwap:
         self._model, self._places, self._products = model, places, products
         self._placed: set[int] = set()
         self._stack: list[_RunningModule] = []
-        hooked_modules = [
-            _HookedModule(self, module, self._find_parameter_indices(module)) for module in model.modules()
-        ]
-        self._handles = [handle for hooked in hooked_modules if hooked.numbers for handle in hooked.register_hooks()]
+        self._handles: list[torch.utils.hooks.RemovableHandle] = []
+        for module in model.modules():
+            inside = set(module.modules())
+            numbers = tuple(i for i, several in enumerate(places) if any(place.module in inside for place in several))
+            if numbers:
+                hooked = _HookedModule(self, module, numbers)
+                enter, leave = _Hook(hooked, ParameterSwap.enter_module), _Hook(hooked, ParameterSwap.leave_module)
+                self._handles.append(module.register_forward_pre_hook(enter, prepend=True))
+                self._handles.append(module.register_forward_hook(leave, always_call=True))
         _reset_torch_compile()
 
     @property
@@ -105,7 +110,12 @@ class ParameterSwap:
         call = _RunningModule(hooked, numbers)
         if numbers:
             tensors = [self._places[number][0].parameter() for number in numbers]
-            with _hide_from_checkpointing():
+            # Checkpointing counts saved tensors, and would count those of the products again when it recomputes the
+            # module. Only the innermost hooks are called, so these hide the products from it.
+            hidden: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
+            if not torch._C._are_functorch_transforms_active():
+                hidden = torch.autograd.graph.saved_tensors_hooks(_return_unchanged, _return_unchanged)
+            with hidden:
                 products = self._products(numbers, tensors, len(numbers) == len(self._places))
             self._substitute_products(call, products)
         self._stack.append(call)
@@ -119,9 +129,12 @@ class ParameterSwap:
         for number, product in zip(call.numbers, products, strict=True):
             self._placed.add(number)
             for place in self._places[number]:
+                own = place.module.__dict__
                 if isinstance(place.module, nn.RNNBase) and place.module not in [module for module, _ in call.flat]:
-                    call.flat.append((place.module, _get_flat_weights(place.module)))
-                place.module.__dict__[place.local] = product
+                    # It refreshes its list of weights when it finds others, but not when the originals are back.
+                    flat = {name: own[name] for name in ("_flat_weights", "_flat_weight_refs")}
+                    call.flat.append((place.module, flat))
+                own[place.local] = product
 
     def _undo_substitution(self, call: _RunningModule) -> None:
         for number in call.numbers:
@@ -134,12 +147,6 @@ class ParameterSwap:
     def _undo_all_substitutions(self) -> None:
         while self._stack:
             self._undo_substitution(self._stack.pop())
-
-    def _find_parameter_indices(self, module: nn.Module) -> tuple[int, ...]:
-        inside = set(module.modules())
-        return tuple(
-            number for number, places in enumerate(self._places) if any(place.module in inside for place in places)
-        )
 
 
 class _RunningModule:
@@ -160,11 +167,6 @@ class _HookedModule:
     module: nn.Module
     numbers: tuple[int, ...]
 
-    def register_hooks(self) -> list[torch.utils.hooks.RemovableHandle]:
-        enter = self.module.register_forward_pre_hook(_Hook(self, ParameterSwap.enter_module), prepend=True)
-        leave = self.module.register_forward_hook(_Hook(self, ParameterSwap.leave_module), always_call=True)
-        return [enter, leave]
-
 
 class _Hook:
     """A hook that calls the `ParameterSwap` before or after a module runs; in a copy of the model it does nothing."""
@@ -174,16 +176,13 @@ class _Hook:
 
     def __call__(self, module: nn.Module, *args: object) -> None:
         if torch.compiler.is_compiling():
-            self._apply_to_module_uncompiled(module)
+            self._act_uncompiled(module)
         else:
-            self._apply_to_module(module)
-
-    def _apply_to_module(self, module: nn.Module) -> None:
-        self._act(self.hooked.swap, self.hooked, module)
+            self._act(self.hooked.swap, self.hooked, module)
 
     @_disable_dynamo
-    def _apply_to_module_uncompiled(self, module: nn.Module) -> None:
-        self._apply_to_module(module)
+    def _act_uncompiled(self, module: nn.Module) -> None:
+        self._act(self.hooked.swap, self.hooked, module)
 
     def __reduce__(self) -> tuple[type[_Inert], tuple[()]]:
         return _Inert, ()
@@ -212,24 +211,11 @@ def find_gated_parameters(model: nn.Module) -> set[int]:
     return {
         id(place.parameter())
         for module in model.modules()
-        for register_hooks in module._forward_pre_hooks.values()
-        if isinstance(register_hooks, _Hook)
-        for number in register_hooks.hooked.numbers
-        for place in register_hooks.hooked.swap._places[number]
+        for hook in module._forward_pre_hooks.values()
+        if isinstance(hook, _Hook)
+        for number in hook.hooked.numbers
+        for place in hook.hooked.swap._places[number]
     }
-
-
-def _get_flat_weights(module: nn.RNNBase) -> dict[str, Any]:
-    # A recurrent module refreshes its list of weights when it finds others, but not when the originals are back.
-    return {name: module.__dict__[name] for name in ("_flat_weights", "_flat_weight_refs")}
-
-
-def _hide_from_checkpointing() -> contextlib.AbstractContextManager[object]:
-    # Checkpointing counts saved tensors, and would count those of the products again when it recomputes the module.
-    # Only the innermost hooks are called, so these hide the products from it.
-    if torch._C._are_functorch_transforms_active():
-        return contextlib.nullcontext()
-    return torch.autograd.graph.saved_tensors_hooks(_return_unchanged, _return_unchanged)
 
 
 def _return_unchanged(tensor: Tensor) -> Tensor:

@@ -136,7 +136,12 @@ class _SigmoidProduct(torch.autograd.Function):
         gate = _compute_gate(logits, kept, beta)
         grad_weight = grad_logits = None
         if need_logits:
-            grad_logits = _gate_gradient(weight, grad, grad_total, beta, scale)
+            # In the weight's memory layout, `beta` times the gradient with respect to the gate.
+            charge = weight.new_zeros(()) if grad_total is None else grad_total * beta
+            if grad is None:
+                grad_logits = torch.empty_like(weight).copy_(charge)
+            else:
+                grad_logits = torch.addcmul(charge, weight, grad, value=beta * scale)
             # Where `kept` is 0, the gate and this product are 0 too.
             torch.ops.aten.sigmoid_backward.grad_input(grad_logits, gate, grad_input=grad_logits)
         if need_weight and grad is not None:
@@ -152,19 +157,6 @@ def _compute_gate(logits: Tensor, kept: Tensor | None, beta: float) -> Tensor:
 def _multiply_in_place(gate: Tensor, other: Tensor, scale: float) -> Tensor:
     """Overwrite `gate` with gate * other * scale, in one pass over memory, and return it."""
     return torch.addcmul(gate.new_zeros(()), gate, other, value=scale, out=gate)
-
-
-def _gate_gradient(weight: Tensor, grad: Tensor | None, grad_total: Tensor | None, beta: float, scale: float) -> Tensor:
-    """Return `beta` times the gradient with respect to the gate, as a new tensor in the weight's memory layout.
-
-    Args:
-        grad: gradient with respect to the product `scale` * weight * gate; None means 0.
-        grad_total: gradient with respect to the sum of all gates; None means 0.
-    """
-    charge = weight.new_zeros(()) if grad_total is None else grad_total * beta
-    if grad is None:
-        return torch.empty_like(weight).copy_(charge)
-    return torch.addcmul(charge, weight, grad, value=beta * scale)
 
 
 def _differentiable_gradients(

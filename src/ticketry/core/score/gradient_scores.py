@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from math import inf
 from typing import Protocol
@@ -387,11 +387,13 @@ def kfac(
         without_parameter_gradients(model),
     ):
         scores = {name: torch.zeros_like(weight, dtype=torch.float64) for name, weight in weights.items()}
+        layers = {id(one._parameters.get("weight")) for one in model.modules() if isinstance(one, COUNTED_LAYERS)}
         count, others = 0, set[str]()
         for count, batch in enumerate(batches, start=1):
             with record_calls(model, weights, others) as calls:
                 value = call_loss(loss, model, batch)
-                others |= set(_find_weights_without_product(model, weights, calls))
+                # A layer that the model never calls has no product, but is not used otherwise either.
+                others |= {name for name, one in weights.items() if not calls[name] and id(one) not in layers}
                 known = {name: made for name, made in calls.items() if name not in others}
                 check_loss(value, count, reached=not others)
                 if value.requires_grad and any(known.values()):
@@ -427,11 +429,3 @@ def _batch_gradient_squares(
         own = torch.zeros_like(weight) if gradient is None else gradient.to_dense() if gradient.is_sparse else gradient
         found[name] = (weight.detach().double() * own.double()).square()
     return found
-
-
-def _find_weights_without_product(
-    model: nn.Module, weights: Mapping[str, nn.Parameter], calls: Mapping[str, Sequence[object]]
-) -> list[str]:
-    """Return the weights whose product with an input was not recorded; leave out layers that the model never calls."""
-    layers = {id(module._parameters.get("weight")) for module in model.modules() if isinstance(module, COUNTED_LAYERS)}
-    return [name for name, weight in weights.items() if not calls[name] and id(weight) not in layers]

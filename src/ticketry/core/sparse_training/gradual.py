@@ -77,27 +77,26 @@ class Gradual:
         scope = choice.get("scope") or scope_of(model)
         check_distribution(choice.get("distribution", "global"))
         check_collapse(choice.get("collapse", "raise"))
-        self._choice: PruneOptions = {
-            **choice,
-            "scope": scope,
-            "score": _require_data_free(choice.get("score", "magnitude")),
-            "pattern": _parse_pattern_for_any_density(choice.get("pattern", "unstructured")),
-        }
-        self._check_layer_minimum()
+        score, pattern = get(choice.get("score", "magnitude")), Pattern.parse(choice.get("pattern", "unstructured"))
+        if get_score_description(score).data in ("yes", "shapes"):
+            raise UsageError(
+                f"gradual pruning has no data for a score, and {describe_score(score)} needs some: take magnitude, or"
+                " another that `ticketry list scores` names as without data"
+            )
+        if pattern.m:
+            raise UsageError(
+                f"gradual pruning goes through every density from 1 on, and no mask of pattern {pattern} is so dense:"
+                " take prune, or another pattern"
+            )
+        self._choice: PruneOptions = {**choice, "scope": scope, "score": score, "pattern": pattern}
+        # Before training, because the final density may be too low for `keep_at_least`.
+        where = None if pattern.unstructured else layouts(model, scope)
+        least = max(check_layer_minimum_option(choice.get("keep_at_least", 0)), choice.get("collapse") == "keep")
+        check_layer_minimum(scope.shapes, min(self.cuts.values()), least, pattern=pattern, layouts=where)
         self._mask = Mask.ones(scope)
         self._hold: Hold | None = None
         self._is_copy = False  # of one that held weights, which the copy does not
         release_interrupted_trainings(model)
-
-    def _check_layer_minimum(self) -> None:
-        """Raise the error of `prune`, before training, if the final density is too low for `keep_at_least`."""
-        choice, scope = self._choice, self._choice["scope"]
-        assert isinstance(scope, Scope)
-        pattern = choice["pattern"]
-        assert isinstance(pattern, Pattern)
-        known = None if pattern.unstructured else layouts(self._model, scope)
-        least = max(check_layer_minimum_option(choice.get("keep_at_least", 0)), choice.get("collapse") == "keep")
-        check_layer_minimum(scope.shapes, min(self.cuts.values()), least, pattern=pattern, layouts=known)
 
     @property
     def mask(self) -> Mask:
@@ -341,23 +340,3 @@ def _parse_density_steps(stored: Any) -> dict[int, float]:
             "the state's cuts are no schedule of gradual pruning, [step, density] in order: take another checkpoint"
         )
     return cuts
-
-
-def _require_data_free(score: str | Score) -> Score:
-    found = get(score)
-    if get_score_description(found).data in ("yes", "shapes"):
-        raise UsageError(
-            f"gradual pruning has no data for a score, and {describe_score(found)} needs some: take magnitude, or"
-            " another that `ticketry list scores` names as without data"
-        )
-    return found
-
-
-def _parse_pattern_for_any_density(pattern: str | Pattern) -> Pattern:
-    found = Pattern.parse(pattern)
-    if found.m:
-        raise UsageError(
-            f"gradual pruning goes through every density from 1 on, and no mask of pattern {found} is so dense: take"
-            " prune, or another pattern"
-        )
-    return found

@@ -73,9 +73,9 @@ class HeldParameter:
         """The gradient of the parameter; for a sharded parameter, the shard of this process."""
         return None if self.parameter.grad is None else local_shard(self.parameter.grad)
 
-    def is_held(self, parameter: nn.Parameter | None) -> bool:
-        """Return whether `parameter` is the same parameter, with the gradient hook still in effect."""
-        return parameter is self.parameter and _tensor_identity(self.parameter) == self._content
+    def has_hook(self) -> bool:
+        """Return whether the gradient hook is still in effect; `torch.utils.swap_tensors` removes it."""
+        return _tensor_identity(self.parameter) == self._content
 
     @torch.no_grad()
     def mask_weight_and_gradient(self) -> None:
@@ -123,7 +123,14 @@ class MaskedParameters:
         self._path: dict[tuple[int, str], tuple[Mapping[str, object], str, object]] = {}
         for raw, _ in self.model.named_parameters(remove_duplicate=False):
             if normal_name(raw) in self.masked_by:
-                self._remember_module_path(raw)
+                module: nn.Module = self.model
+                *path, local = raw.split(".")
+                for key in path:
+                    inner = module._modules[key]
+                    assert inner is not None
+                    self._path[id(module), key] = (module._modules, key, inner)
+                    module = inner
+                self._path[id(module), local] = (module._parameters, local, module._parameters[local])
         return found
 
     def find_parameters(self) -> dict[str, nn.Parameter]:
@@ -147,7 +154,7 @@ class MaskedParameters:
     def are_unchanged(self, held: Mapping[str, HeldParameter]) -> bool:
         """Return whether the model still has the remembered modules and parameters, and `held` has these parameters."""
         return all(key in entries and entries[key] is value for entries, key, value in self._path.values()) and all(
-            _tensor_identity(each.parameter) == each._content for each in held.values()
+            each.has_hook() for each in held.values()
         )
 
     def has_parameter_of(self, optimizer: Optimizer) -> bool:
@@ -157,16 +164,6 @@ class MaskedParameters:
 
     def _mask_shape(self, name: str) -> tuple[int, ...]:
         return self._shapes[self.masked_by[name]]
-
-    def _remember_module_path(self, name: str) -> None:
-        module: nn.Module = self.model
-        *path, local = name.split(".")
-        for key in path:
-            inner = module._modules[key]
-            assert inner is not None
-            self._path[id(module), key] = (module._modules, key, inner)
-            module = inner
-        self._path[id(module), local] = (module._parameters, local, module._parameters[local])
 
 
 def iterate_state_tensors(optimizer: Optimizer, parameter: nn.Parameter) -> Iterator[Tensor]:
@@ -352,12 +349,19 @@ class Hold:
         """
         self._refuse_copy()
         reshard(self._named.model)
-        for name, parameter in self._named.find_parameters().items():
+        now = self._named.find_parameters()
+        for name, parameter in now.items():
             removed = self._removed_elements(name, parameter)
             self._require_zero(f"weights of {name!r}", local_shard(parameter.detach()), removed)
             for tensor in iterate_state_tensors(optimizer, parameter) if optimizer else ():
                 self._require_zero(f"optimiser state of {name!r}", tensor, removed.to(tensor.device))
-        self._check_computed_weights()
+        names = {id(parameter): name for name, parameter in now.items()}
+        for computed in computed_weights(self._named.model):
+            for original in computed.originals:
+                if id(original) in names:
+                    name = names[id(original)]
+                    removed = self._removed_elements(name, original)
+                    self._require_zero(f"weights computed from {name!r}", computed.value(), removed)
 
     def release(self) -> None:
         """Stop enforcing the mask. The weights do not change."""
@@ -427,8 +431,9 @@ class Hold:
                     f"{name!r} was held whole and is sharded over several devices now: call fully_shard first, create"
                     " the optimiser, and hold the mask then"
                 )
-        for name in [name for name, held in self._held.items() if not held.is_held(now.get(name))]:
-            self._held.pop(name).remove_hook()
+        for name, held in list(self._held.items()):
+            if now.get(name) is not held.parameter or not held.has_hook():
+                self._held.pop(name).remove_hook()
         for name in now.keys() - self._held.keys():
             held = self._held[name] = HeldParameter(now[name], self._mask[self._named.masked_by[name]], self._hooks)
             held.mask_weight_and_gradient()
@@ -441,15 +446,6 @@ class Hold:
         if held is not None and held.parameter is parameter:
             return held.factors_like(local_shard(parameter), once=True) == 0
         return ~shard_like(self._mask[self._named.masked_by[name]], parameter).to(parameter.device)
-
-    def _check_computed_weights(self) -> None:
-        names = {id(parameter): name for name, parameter in self._named.find_parameters().items()}
-        for computed in computed_weights(self._named.model):
-            for original in computed.originals:
-                if id(original) in names:
-                    name = names[id(original)]
-                    removed = self._removed_elements(name, original)
-                    self._require_zero(f"weights computed from {name!r}", computed.value(), removed)
 
     def _require_zero(self, what: str, tensor: Tensor, removed: Tensor) -> None:
         stray = torch.where(removed, tensor, 0)
@@ -562,8 +558,4 @@ def _release_before_step(optimizer: Optimizer, args: object, kwargs: object) -> 
         )
 
 
-def _register_step_hook() -> None:
-    Stepping(before=torch.compiler.disable(_release_before_step))  # type: ignore[no-untyped-call]
-
-
-_attachments = Listeners[Attachment](_register_step_hook)
+_attachments = Listeners[Attachment](lambda: Stepping(before=torch.compiler.disable(_release_before_step)))  # type: ignore[no-untyped-call]

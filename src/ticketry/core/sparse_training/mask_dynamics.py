@@ -38,23 +38,17 @@ def drop_and_grow(
                 raise MaskError(f"{what} have no tensor {name!r} of shape {shape}, which the mask has")
             if bool(torch.isnan(tensors[name]).any()):
                 raise MaskError(f"the {what} of {name!r} are not all numbers (NaN)")
-    return Mask(
-        {
-            name: _drop_and_grow_in_layer(kept, weights[name].abs(), growth[name], share, regrow)
-            for name, kept in mask.items()
-        },
-        copy=False,
-    )
-
-
-def _drop_and_grow_in_layer(kept: Tensor, sizes: Tensor, growth: Tensor, share: float, regrow: bool) -> Tensor:
-    now = kept.flatten()
-    active = int(now.sum())
-    count = int(Fraction(str(share)) * active)
-    if not regrow:
-        count = min(count, len(now) - active)
-    left = _mark_largest_among(sizes, now, active - count)
-    return (left | _mark_largest_among(growth, ~(left if regrow else now), count)).reshape(kept.shape)
+    updated = {}
+    for name, kept in mask.items():
+        now = kept.flatten()
+        active = int(now.sum())
+        count = int(Fraction(str(share)) * active)
+        if not regrow:
+            count = min(count, len(now) - active)
+        left = _mark_largest_among(weights[name].abs(), now, active - count)
+        grown = _mark_largest_among(growth[name], ~(left if regrow else now), count)
+        updated[name] = (left | grown).reshape(kept.shape)
+    return Mask(updated, copy=False)
 
 
 def _mark_largest_among(values: Tensor, among: Tensor, count: int) -> Tensor:

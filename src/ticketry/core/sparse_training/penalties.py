@@ -54,7 +54,7 @@ def penalty(kind: str, weights: Iterable[Tensor], blocks: Iterable[Blocks] | Non
             continue
         if kind == "group_lasso":
             assert own is not None
-            values.append((_block_norms(weight, own) * _square_roots_of_block_sizes(own, weight)).sum())
+            values.append((_block_norms(weight, own) * own.sizes.to(weight).sqrt()).sum())
             continue
         squares = weight.square().sum()
         if own is not None:
@@ -109,7 +109,7 @@ def _add_block_gradients_(kind: str, strength: float, parameter: Tensor, blocks:
     assert parameter.grad is not None
     norms = _block_norms(parameter, blocks)
     if kind == "group_lasso":
-        factor = (_square_roots_of_block_sizes(blocks, parameter) / norms).masked_fill_(norms == 0, 0)
+        factor = (blocks.sizes.to(parameter).sqrt() / norms).masked_fill_(norms == 0, 0)
     else:
         total, squares = norms.sum(), _raise_zeros_to_tiny(parameter.square().sum())
         factor = ((total / norms).masked_fill_(norms == 0, 0) - total.square() / squares).mul_(2 / squares)
@@ -123,10 +123,6 @@ def _block_norms(weight: Tensor, blocks: Blocks) -> Tensor:
     squares = blocks.sum_by_block(weight.square())
     zero = squares == 0
     return squares.masked_fill(zero, 1).sqrt().masked_fill(zero, 0)
-
-
-def _square_roots_of_block_sizes(blocks: Blocks, like: Tensor) -> Tensor:
-    return blocks.sizes.to(like).sqrt()
 
 
 def _row_and_column_norms(weight: Tensor) -> tuple[Tensor, Tensor]:

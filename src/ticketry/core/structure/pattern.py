@@ -155,7 +155,7 @@ class Pattern:
         >>> blocks.blocks((8, 3)).sizes
         tensor([[4, 4, 4],
                 [4, 4, 4]])
-        >>> str(blocks.check_blocks("gates"))
+        >>> str(blocks.require_blocks("gates"))
         '4x1'
         >>> two_of_four.check_density(0.75)
         Traceback (most recent call last):
@@ -216,7 +216,7 @@ class Pattern:
         """Largest density of a mask: n / m, which a shorter last run may exceed slightly; 1 if not N:M."""
         return self.n / self.m if self.m else 1.0
 
-    def check_blocks(self, of: str) -> Pattern:
+    def require_blocks(self, of: str) -> Pattern:
         """Return the pattern itself; raise `UsageError` if it is N:M, which has no blocks.
 
         Args:
@@ -265,7 +265,7 @@ class Pattern:
         """
         from ticketry.core.structure.layout import Blocks, Layout
 
-        self.check_blocks("blocks")
+        self.require_blocks("blocks")
         return Blocks(self.text, self.rows, self.whole_rows, shape, layout or Layout())
 
 

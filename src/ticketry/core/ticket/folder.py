@@ -198,7 +198,7 @@ def _require_replaceable_ticket_folder(target: Path) -> None:
 
 def _is_ticket(folder: Path) -> bool:
     try:
-        return bool(_parse_json_object(_read_checked_file(folder, folder, MANIFEST)).get("kind") == KIND)
+        return bool(_parse_json_object(read_checked_file(folder, folder, MANIFEST)).get("kind") == KIND)
     except TicketError:
         return False
 
@@ -225,7 +225,7 @@ def read_manifest(folder: Path, root: Path) -> tuple[dict[str, Any], dict[str, F
     """
     if not os.path.isdir(folder):
         raise TicketError(f"there is no ticket at {folder}: a ticket is a folder with a {MANIFEST}")
-    manifest: dict[str, Any] = to_json_values(_parse_json_object(_read_checked_file(folder, root, MANIFEST)), MANIFEST)
+    manifest: dict[str, Any] = to_json_values(_parse_json_object(read_checked_file(folder, root, MANIFEST)), MANIFEST)
     if manifest.get("kind") != KIND:
         raise TicketError(f"{folder / MANIFEST} is not a ticket's: its kind is {str(manifest.get('kind'))[:80]!r}")
     number = manifest.get("format")
@@ -248,16 +248,12 @@ def read_manifest(folder: Path, root: Path) -> tuple[dict[str, Any], dict[str, F
     return manifest, facts
 
 
-def manifest_bytes(folder: Path) -> bytes:
-    return _read_checked_file(folder, folder, MANIFEST)
-
-
 def read_file(folder: Path, root: Path, name: str, fact: FileFact) -> bytes:
     """Return the contents of the file `name`; raise `TicketError` if its size or digest differs from `fact`.
 
     Links must not lead out of `root`.
     """
-    data = _read_checked_file(folder, root, name, fact.size)
+    data = read_checked_file(folder, root, name, fact.size)
     if hashlib.sha256(data).hexdigest() != fact.sha256:
         raise TicketError(
             f"{folder / name} is damaged: its SHA-256 is not the one in {MANIFEST}; fetch the ticket anew"
@@ -279,7 +275,7 @@ def _parse_file_facts(files: object, folder: Path) -> dict[str, FileFact]:
     return facts
 
 
-def _read_checked_file(folder: Path, root: Path, name: str, size: int | None = None) -> bytes:
+def read_checked_file(folder: Path, root: Path, name: str, size: int | None = None) -> bytes:
     """Return the bytes of a regular file, which must be below `root` after resolving links.
 
     Memory is allocated for the actual size of the file, not for the size that ticket.json says.
@@ -341,9 +337,15 @@ def write_folder_from_all_ranks(
 
     made = {name: iterate_file_bytes(each) if isinstance(each, Mapping) else each for name, each in files}
     streams = [each for each in made.values() if not callable(each)]
-    for each in files:
-        if isinstance(each[1], Mapping):
-            _require_all_processes(each[1], dist.get_world_size())
+    world = dist.get_world_size()
+    for name, tensor in (
+        (name, one) for _, state in files if isinstance(state, Mapping) for name, one in state.items()
+    ):
+        if is_sharded(tensor) and tensor.device_mesh.size() != world:
+            raise TicketError(
+                f"{name!r} lies on {tensor.device_mesh.size()} of {world} processes: a ticket is saved by all of them"
+                " together, and each needs a part of it"
+            )
     failure: Exception | None = None
     if dist.get_rank() == 0:
         try:
@@ -360,15 +362,6 @@ def write_folder_from_all_ranks(
     if said[0] is not None:
         raise TicketError(f"rank 0 has not written the ticket: {said[0]}")
     return Path(os.path.realpath(path))
-
-
-def _require_all_processes(state: Mapping[str, Tensor], world: int) -> None:
-    for name, tensor in state.items():
-        if is_sharded(tensor) and tensor.device_mesh.size() != world:
-            raise TicketError(
-                f"{name!r} lies on {tensor.device_mesh.size()} of {world} processes: a ticket is saved by all of them"
-                " together, and each needs a part of it"
-            )
 
 
 def iterate_file_bytes(state: Mapping[str, Tensor], written: _Serialiser = state_to_bytes) -> Iterator[bytes]:

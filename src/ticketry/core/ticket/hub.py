@@ -73,7 +73,14 @@ def upload(
                 (path / name).write_bytes(data)
             api = hub.HfApi(endpoint=endpoint, token=token, library_name="ticketry", library_version=__version__)
             url = str(api.create_repo(repo_id, private=private, exist_ok=True))
-            _commit_files(hub, api, repo_id, path, message)
+            there = set(api.list_repo_files(repo_id))
+            if MANIFEST not in there and there & set(FILES):
+                raise TicketError(f"the repository {repo_id!r} holds weights that are not a ticket's: choose another")
+            names = sorted(entry.name for entry in path.iterdir())
+            changes = [hub.CommitOperationAdd(path_in_repo=name, path_or_fileobj=path / name) for name in names]
+            # An untrained ticket that replaces a trained one must not leave the old weights.
+            changes += [hub.CommitOperationDelete(path_in_repo=name) for name in FILES if name in there - set(names)]
+            api.create_commit(repo_id, changes, commit_message=message)
     except TicketError:
         raise
     except Exception as error:  # as in `download`
@@ -99,17 +106,6 @@ def export_config(model: nn.Module) -> bytes:
         f"{type(model).__name__} is no model of transformers or timm, the libraries whose loaders are known:"
         " leave model= away"
     )
-
-
-def _commit_files(hub: Any, api: Any, repo_id: str, folder: Path, message: str) -> None:
-    there = set(api.list_repo_files(repo_id))
-    if MANIFEST not in there and there & set(FILES):
-        raise TicketError(f"the repository {repo_id!r} holds weights that are not a ticket's: choose another")
-    names = sorted(entry.name for entry in folder.iterdir())
-    changes = [hub.CommitOperationAdd(path_in_repo=name, path_or_fileobj=folder / name) for name in names]
-    # An untrained ticket that replaces a trained one must not leave the old weights.
-    changes += [hub.CommitOperationDelete(path_in_repo=name) for name in FILES if name in there - set(names)]
-    api.create_commit(repo_id, changes, commit_message=message)
 
 
 def _import_hub(purpose: str) -> Any:

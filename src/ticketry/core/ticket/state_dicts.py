@@ -129,17 +129,14 @@ def mask_state(state: dict[str, Tensor], mask: Mask) -> dict[str, Tensor]:
             own = local_shard(state[twin])
             if own.dtype == _WITHOUT_ZERO and not kept.all():
                 raise TicketError(f"{twin!r} is of {own.dtype}, which has no 0: its removed weights cannot be stored")
-            _view_as_integers(own).masked_fill_(~shard_like(kept, state[twin]).to(own.device), 0)
+            # As integers of the same size: torch cannot fill tensors of float8 and large unsigned integers.
+            bits = own.view(_INTEGERS[own.itemsize]) if own.itemsize in _INTEGERS else own
+            bits.masked_fill_(~shard_like(kept, state[twin]).to(own.device), 0)
     return state
 
 
 _WITHOUT_ZERO = getattr(torch, "float8_e8m0fnu", None)
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-
-
-def _view_as_integers(tensor: Tensor) -> Tensor:
-    """View a tensor as integers of the same size: torch cannot fill tensors of float8 and large unsigned integers."""
-    return tensor.view(_INTEGERS[tensor.itemsize]) if tensor.itemsize in _INTEGERS else tensor
 
 
 def _have_same_bits(one: Tensor, other: Tensor) -> bool:

@@ -204,7 +204,7 @@ class Ticket:
         folder = Path(path)
         _, facts = files.read_manifest(folder, folder)
         written = {name: facts[name] for name in files.FILES if name in facts}  # in the order of `save`
-        return files.manifest_bytes(folder) == self._build_manifest(written)
+        return files.read_checked_file(folder, folder, files.MANIFEST) == self._build_manifest(written)
 
     @classmethod
     def load(cls, path: str | Path, *, trained: bool = True) -> Ticket:

@@ -99,7 +99,7 @@ class Penalty(Variant):
     """Pattern whose blocks of weights are penalised, see `core.structure.pattern`; by default `kind` decides."""
 
     def __post_init__(self) -> None:
-        pattern = Pattern.parse(self.pattern).check_blocks("groups of a penalty")
+        pattern = Pattern.parse(self.pattern).require_blocks("groups of a penalty")
         check_penalty(self.kind, blocks=pattern.blocks_of_rows)
         object.__setattr__(self, "strength", float(self.strength))  # 1 and 1.0 have one key
         if not 0 <= self.strength <= 1e6:

@@ -135,7 +135,7 @@ class Gating(Variant):
             raise UsageError(f"gates: they are steered to a density above 0 and below 1, not {self.density}")
         if self.structured and (self.reset is not None or self.density is not None):
             raise UsageError("gates on channels have no further rounds (reset), and are steered to no density")
-        if Pattern.parse(self.pattern).check_blocks("gates").blocks_of_rows and self.structured:
+        if Pattern.parse(self.pattern).require_blocks("gates").blocks_of_rows and self.structured:
             raise UsageError(f"gates are on coupled channels (structured) or on blocks (pattern {self.pattern})")
         if self.prices and (self.structured or len(self.prices) != len(self.scope)):
             raise UsageError("gates: prices are of single weights or blocks, one curve for each parameter in scope")
