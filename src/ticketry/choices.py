@@ -23,11 +23,9 @@ _MOST_NAMES = 4
 
 
 def check_choices(settings: Any, of: str = "") -> None:
-    """Raise `UsageError` unless every field annotated with `Literal` has one of the listed values.
+    """Raise `UsageError` unless every dataclass field annotated with `Literal` has, or contains, only listed values.
 
-    Args:
-        settings: a dataclass instance. If a field is a tuple, each of its elements is checked.
-        of: prefix of a field's name in the message, such as "recipe: ".
+    `of` is the prefix of a field's name in the message, such as "recipe: ".
     """
     kind: Any = type(settings)
     for name, known in _choices_by_field(kind).items():
@@ -141,13 +139,7 @@ BOUNDS = {
 
 
 def check_bounds(name: str, value: Any, bounds: Bounds | None = None) -> None:
-    """Raise `UsageError` unless an option is a number within its bounds.
-
-    Args:
-        name: the option, as the user writes it.
-        value: the option's value.
-        bounds: the option's bounds; by default those in `BOUNDS`.
-    """
+    """Raise `UsageError` unless the value of the option `name` is within `bounds`, by default those in `BOUNDS`."""
     low, high, whole = bounds or BOUNDS[name]
     kind = "a whole number" if whole else "a number"
     is_number = isinstance(value, int if whole else Real) and not isinstance(value, bool)
@@ -167,11 +159,7 @@ def check_options(**values: Any) -> None:
 def check_storable_numbers(settings: Any, what: str = "") -> None:
     """Raise `UsageError` if a dataclass contains an integer of more than 64 bits, or a float that is not finite.
 
-    A run file cannot store such numbers.
-
-    Args:
-        settings: an instance of a dataclass, whose fields may be dataclasses and tuples.
-        what: prefix of each field's name in the message.
+    A run file cannot store such numbers. `what` is the prefix of each field's name in the message.
     """
     for field in fields(settings):
         _check_storable_number(f"{what}{field.name}", getattr(settings, field.name))

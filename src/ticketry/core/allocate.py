@@ -121,14 +121,20 @@ def allocate(
         if pattern.is_densest(wanted):
             kept = max(kept, within.kept)  # the last group of fewer than m inputs retains n too
     if pattern.blocks_of_rows and within is not None and kept > within.kept:
-        kept = _cap_at_available_weights(kept, within, pattern, layouts)
+        # A mask of whole blocks may retain slightly fewer weights than were requested. The next density of a slowly
+        # falling schedule may then request more weights than this mask retains; all of them are then retained.
+        blocks = [pattern.blocks(shape, layouts.get(name)) for name, shape in within.shapes.items() if prod(shape)]
+        if kept < within.kept + max(int(each.sizes.max()) for each in blocks):
+            kept = within.kept
     _check_enough_candidates(kept, total, total if within is None else within.kept, wanted)
 
     def count_per_layer(available: Mapping[str, int], amount: int = kept) -> dict[str, int]:
         return count_weights_per_layer(scores, available, amount, distribution, half_rate)
 
     if pattern.blocks_of_rows:
-        return _allocate_blocks(scores, kept, pattern, layouts, within, count_per_layer=count_per_layer, least=least)
+        layers = {name: _rank_blocks(name, one, pattern, layouts.get(name), within) for name, one in scores.items()}
+        targets = count_per_layer({name: layer.available_weights for name, layer in layers.items()})
+        return _allocate_blocks(layers, targets, kept, least)
     ranking = Ranking({name: score.detach().cpu() for name, score in scores.items()}, within)
     return _allocate_by_ranking(ranking, scores, wanted, kept, count_per_layer, least)
 
@@ -257,7 +263,14 @@ def count_weights_per_layer(
     together. `available` contains each layer's number of candidates; `kept` is the number of weights to retain in
     total.
     """
-    fixed = _count_half_rate_weights(available, kept, half_rate)
+    total = sum(available.values())
+    lost = Fraction(total - kept, total) if total else Fraction(0)
+    fixed = {name: int(available[name] * (1 - lost / 2) + Fraction(1, 2)) for name in half_rate}
+    if sum(fixed.values()) > kept:
+        raise MaskError(
+            f"the layers pruned at half rate ({', '.join(half_rate)}) alone would keep {sum(fixed.values())} weights,"
+            f" more than the {kept} that the density allows"
+        )
     if distribution == "global":
         return fixed
     rest = {name: count for name, count in available.items() if name not in fixed}
@@ -270,18 +283,6 @@ def count_weights_per_layer(
         # norms) and scalars have sum = prod: they stay dense as long as the total allows.
         weights = {name: Fraction(max(sum(scores[name].shape), 1) if scores[name].numel() else 0) for name in rest}
     return fixed | apportion(kept - sum(fixed.values()), weights, rest)
-
-
-def _count_half_rate_weights(available: Mapping[str, int], kept: int, half_rate: tuple[str, ...]) -> dict[str, int]:
-    total = sum(available.values())
-    lost = Fraction(total - kept, total) if total else Fraction(0)
-    counts = {name: int(available[name] * (1 - lost / 2) + Fraction(1, 2)) for name in half_rate}
-    if sum(counts.values()) > kept:
-        raise MaskError(
-            f"the layers pruned at half rate ({', '.join(half_rate)}) alone would keep {sum(counts.values())} weights,"
-            f" more than the {kept} that the density allows"
-        )
-    return counts
 
 
 def count_largest_per_tensor(values: Mapping[str, Tensor], kept: int) -> dict[str, int]:
@@ -424,16 +425,7 @@ class _LayerBlocks:
         return self.blocks.expand_to_weights(kept.view(self.blocks.shape))
 
 
-def _allocate_blocks(
-    scores: Mapping[str, Tensor],
-    wanted: int,
-    pattern: Pattern,
-    layouts: Mapping[str, Layout],
-    within: Mask | None,
-    *,
-    count_per_layer: Callable[[Mapping[str, int]], dict[str, int]],
-    least: int,
-) -> Mask:
+def _allocate_blocks(layers: Mapping[str, _LayerBlocks], targets: Mapping[str, int], wanted: int, least: int) -> Mask:
     """Return the mask that retains the blocks with the highest mean scores, with about `wanted` weights.
 
     Layers without a target number of weights are ranked jointly: the best blocks are retained as long as each brings
@@ -441,36 +433,15 @@ def _allocate_blocks(
     Then layers may retain one more block each, as long as this brings the total nearer to the sum of the targets.
     Layers in which most of this block would fit come first.
 
-    Args:
-        count_per_layer: function (candidates of each layer) -> target numbers of weights.
-        least: smallest number of weights that each layer retains, rounded up to whole blocks; with 0, an empty layer is
-            an error.
+    `least` is the smallest number of weights that each layer retains, rounded up to whole blocks; with 0, an empty
+    layer is an error.
     """
-    layers = {name: _rank_blocks(name, score, pattern, layouts.get(name), within) for name, score in scores.items()}
-    aims = count_per_layer({name: layer.available_weights for name, layer in layers.items()})
-    counts = _count_blocks_for_targets({name: layers[name] for name in aims}, aims)
-    ranked = {name: layer for name, layer in layers.items() if name not in aims}
+    counts = _count_blocks_for_targets({name: layers[name] for name in targets}, targets)
+    ranked = {name: layer for name, layer in layers.items() if name not in targets}
     counts |= _count_blocks_by_joint_ranking(ranked, wanted - _count_weights_in_best_blocks(layers, counts))
-    with_weights = {name: layers[name] for name, score in scores.items() if score.numel()}
+    with_weights = {name: layer for name, layer in layers.items() if prod(layer.blocks.weight_shape)}
     counts |= _enforce_layer_minimum_in_blocks(with_weights, counts, wanted, least)
     return Mask({name: layer.best_blocks_mask(counts[name]) for name, layer in layers.items()}, copy=False)
-
-
-def _cap_at_available_weights(wanted: int, within: Mask, pattern: Pattern, layouts: Mapping[str, Layout]) -> int:
-    """Return how many weights to retain: `wanted`, or all in `within` if `wanted` is larger by less than a block.
-
-    A mask of whole blocks may retain slightly fewer weights than were requested. The next density of a slowly falling
-    schedule may then request more weights than this mask retains; all of them are then retained.
-    """
-    largest = max(
-        (
-            int(pattern.blocks(shape, layouts.get(name)).sizes.max())
-            for name, shape in within.shapes.items()
-            if within[name].numel()
-        ),
-        default=0,
-    )
-    return within.kept if wanted < within.kept + largest else wanted
 
 
 def _rank_blocks(
@@ -511,13 +482,13 @@ def _count_blocks_by_joint_ranking(layers: Mapping[str, _LayerBlocks], wanted: i
     return dict(zip(layers, counts, strict=True))
 
 
-def _count_blocks_for_targets(layers: Mapping[str, _LayerBlocks], aims: Mapping[str, int]) -> dict[str, int]:
-    """Return how many blocks each layer retains so that its number of weights is near its target in `aims`."""
+def _count_blocks_for_targets(layers: Mapping[str, _LayerBlocks], targets: Mapping[str, int]) -> dict[str, int]:
+    """Return how many blocks each layer retains so that its number of weights is near its target."""
     counts = {
-        name: int(torch.searchsorted(layer.weights, torch.tensor(aims[name]), right=True)) - 1
+        name: int(torch.searchsorted(layer.weights, torch.tensor(targets[name]), right=True)) - 1
         for name, layer in layers.items()
     }
-    missing = {name: aims[name] - int(layers[name].weights[count]) for name, count in counts.items()}
+    missing = {name: targets[name] - int(layers[name].weights[count]) for name, count in counts.items()}
     next_ones = {
         name: int(layers[name].weights[counts[name] + 1]) - int(layers[name].weights[counts[name]])
         for name in counts

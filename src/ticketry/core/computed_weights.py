@@ -279,12 +279,7 @@ def effective_weights(model: nn.Module, parameters: Mapping[str, nn.Parameter]) 
 def require_computed_weights_are_removed(
     model: nn.Module, parameters: Mapping[str, nn.Parameter], mask: Mapping[str, Tensor]
 ) -> None:
-    """Check that a mask of parameters also removes the weights computed from these parameters.
-
-    Args:
-        parameters: parameters of `model`, by name; they may be masked already.
-        mask: bool tensors under the same names, True = retained.
-    """
+    """Check that a mask of parameters, which may be masked already, also removes the weights computed from them."""
     names = {id(parameter): name for name, parameter in parameters.items()}
     for computed in computed_weights(model):
         masked = {place: names[id(one)] for place, one in enumerate(computed.originals) if id(one) in names}

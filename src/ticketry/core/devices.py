@@ -32,10 +32,18 @@ class _SynchronisedNormalisation(torch.autograd.Function):
     def forward(
         ctx: Any, input: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, group: ProcessGroup | None
     ) -> tuple[Tensor, ...]:
+        import torch.distributed as dist
+
         wide = input.to(torch.promote_types(input.dtype, torch.float32))  # as torch's norms compute half precision
         # The kernel of torch's own norms: var_mean is twenty times slower in channels-last layout.
         means, variances = torch.batch_norm_update_stats(wide, None, None, 0.0)
-        counts, means, squares = _gather_statistics(wide.numel() // wide.shape[1], means, variances, group)
+        own_count, channels = wide.numel() // wide.shape[1], len(means)
+        own = torch.cat([means.new_full((1,), own_count), means, variances * own_count])
+        found = [torch.empty_like(own) for _ in range(dist.get_world_size(group))]
+        dist.all_gather(found, own, group=group)
+        rows = torch.stack(found)
+        # A row for each process: its count, its means, and its sums of squared deviations.
+        counts, means, squares = rows[:, :1], rows[:, 1 : channels + 1], rows[:, channels + 1 :]
         count = counts.sum(0)
         mean = (counts * means).sum(0) / count
         variance = (squares + counts * (means - mean).square()).sum(0) / count
@@ -71,20 +79,6 @@ class _SynchronisedNormalisation(torch.autograd.Function):
         found = torch.addcmul(offset.view(shape), wide, slope.view(shape)).addcmul_(gradient, factor.view(shape))
         own = (None, None) if weight is None else (product.to(weight.dtype), shift.to(weight.dtype))
         return found.to(input.dtype), *own, None, None
-
-
-def _gather_statistics(
-    count: int, means: Tensor, variances: Tensor, group: ProcessGroup | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the statistics of all n processes: counts [n, 1], means and sums of squared deviations [n, channels]."""
-    import torch.distributed as dist
-
-    own = torch.cat([means.new_full((1,), count), means, variances * count])
-    found = [torch.empty_like(own) for _ in range(dist.get_world_size(group))]
-    dist.all_gather(found, own, group=group)
-    rows = torch.stack(found)
-    channels = len(means)
-    return rows[:, :1], rows[:, 1 : channels + 1], rows[:, channels + 1 :]
 
 
 class SynchronisedBatchNorm(_BatchNorm):

@@ -261,9 +261,7 @@ def add_output_gradients(
 ) -> None:
     """Add to each of the `calls` the squared gradient of the scalar `value` with respect to the output of the call.
 
-    Args:
-        share: number by which the squares are multiplied.
-        again: whether further gradients of the same forward pass will be computed.
+    The squares are multiplied by `share`. With `again`, further gradients of the same forward pass can be computed.
     """
     every = [call for made in calls.values() for call in made]
     gradients = torch.autograd.grad(value, [call.output_shift for call in every], retain_graph=again, allow_unused=True)

@@ -157,9 +157,14 @@ def scope(
                 f"{quantised[0]!r} of {type(model).__name__} is a quantised layer, whose weight is no parameter: prune"
                 " before the model is quantised"
             )
+        advice = "name others with include= or types="
+        try:
+            check_model(model, Need(values=False, floats=False))
+        except UsageError as error:
+            advice = str(error)
         raise ScopeError(
             f"no parameter of {type(model).__name__} is in scope: it has {len(owners)} parameters, none of them the"
-            f" weight of a linear, convolution, recurrent or attention layer; {_advise_empty_scope(model)}"
+            f" weight of a linear, convolution, recurrent or attention layer; {advice}"
         )
     for name in shapes:
         if not (owners[name].parameter.is_floating_point() or owners[name].parameter.is_complex()):
@@ -169,15 +174,6 @@ def scope(
             )
     _warn_of_unselected_stacked_matrices(model, owners, shapes, spared)
     return Scope(shapes, sum(owner.parameter.numel() for owner in owners.values()))
-
-
-def _advise_empty_scope(model: nn.Module) -> str:
-    """Return advice for an error message about a model without parameters in scope."""
-    try:
-        check_model(model, Need(values=False, floats=False))
-    except UsageError as error:
-        return str(error)
-    return "name others with include= or types="
 
 
 def _warn_of_unselected_stacked_matrices(

@@ -458,7 +458,13 @@ class ChannelGates(Gates):
             gates[group] = gate(group)  # once per group, although it multiplies several weights
         products = []
         for number, weight in zip(positions, weights, strict=True):
-            factors = [_broadcast_gates(weight, part, gates[part.group]) for part in self._channel_indices[number]]
+            factors = []
+            for part in self._channel_indices[number]:
+                own = gates[part.group]
+                # Indices are unique, so that neither this nor its gradient depends on an order of summation.
+                spread = own.new_ones(weight.shape[part.dim])
+                spread = spread.index_put((part.index,), own[:, None].expand(part.index.shape))
+                factors.append(spread.view([-1 if dim == part.dim else 1 for dim in range(weight.dim())]))
             products.append(apply_gate(weight, math.prod(factors[1:], start=factors[0]), None))
         return products
 
@@ -472,10 +478,3 @@ class ChannelGates(Gates):
                     f" {', '.join(sorted(map(str, places)))}: attach gates after the model is where it trains, on one"
                     " device"
                 )
-
-
-def _broadcast_gates(weight: Tensor, part: _ChannelIndices, gate: Tensor) -> Tensor:
-    """Return a factor that broadcasts with `weight`: the gate of each channel at the channel's indices, else 1."""
-    # Indices are unique, so that neither this nor its gradient depends on an order of summation.
-    spread = gate.new_ones(weight.shape[part.dim]).index_put((part.index,), gate[:, None].expand(part.index.shape))
-    return spread.view([-1 if dim == part.dim else 1 for dim in range(weight.dim())])

@@ -112,10 +112,7 @@ def _convex_cost_curves(prices: Prices, sizes: Mapping[str, int]) -> dict[str, C
 def share_above_floor(prices: Prices, sizes: Mapping[str, int], share: float) -> float:
     """Return the share of the cost of all gates that a budget permits: 0 permits no open gate, 1 permits all.
 
-    Args:
-        prices: the cost of a single weight, by parameter name; or a `CostModel`.
-        sizes: the number of weights, by name, of the parameters that have gates.
-        share: the budget, as a share of the cost of all these weights or, with a cost model, of the whole network.
+    `share` is the budget, as a share of the cost of all weights with gates or, with a cost model, of the whole network.
     """
     if not isinstance(prices, CostModel):
         return share

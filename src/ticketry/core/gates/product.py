@@ -50,11 +50,7 @@ def weighted_sum(totals: Sequence[Tensor], coefficient: float) -> Tensor:
 
 
 def block_product(weight: Tensor, gate: Tensor, blocks: Blocks) -> Tensor:
-    """Return every weight times the gate of its block, in the weight's dtype, without a copy of the gate per weight.
-
-    Args:
-        gate: one gate per block, of shape `Blocks.shape`.
-    """
+    """Return every weight times the gate of its block, in the weight's dtype, without a copy of the gate per weight."""
     if weight.dtype != gate.dtype or torch._C._are_functorch_transforms_active():
         return apply_gate(weight, blocks.expand_to_weights(gate), None)
     product: Tensor = _BlockProduct.apply(weight, gate, blocks)  # type: ignore[no-untyped-call]

@@ -57,10 +57,14 @@ def prepare_for_measurement(
         stack.enter_context(compilation_disabled(model))
         if isinstance(model, nn.parallel.DistributedDataParallel):  # no gradient exchange: `backward` is never called
             stack.enter_context(model.no_sync())
-        stack.enter_context(_temporarily_set_norm_modes(model, norms))
+        for module in model.modules():  # one by one, because an overridden train() may have side effects
+            stack.callback(setattr, module, "training", module.training)
+            module.training = norms == "batch" and isinstance(module, _NormBase)
         stack.enter_context(_restore_buffers_afterwards(model))
         stack.enter_context(temporarily_pruned(at, parameters))
-        stack.enter_context(_require_all_gradients(parameters))
+        for parameter in parameters.values():  # frozen weights get a score too
+            stack.callback(parameter.requires_grad_, parameter.requires_grad)
+            parameter.requires_grad_(True)
         yield parameters
 
 
@@ -99,32 +103,6 @@ def temporarily_pruned(mask: Mask | None, parameters: Mapping[str, nn.Parameter]
         with torch.no_grad():
             for name, parameter in parameters.items():
                 parameter.copy_(before[name])
-
-
-@contextmanager
-def _require_all_gradients(parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
-    """Within the block, make all parameters require gradients, so that frozen weights also get a score."""
-    before = {name: parameter.requires_grad for name, parameter in parameters.items()}
-    try:
-        for parameter in parameters.values():
-            parameter.requires_grad_(True)
-        yield
-    finally:
-        for name, parameter in parameters.items():
-            parameter.requires_grad_(before[name])
-
-
-@contextmanager
-def _temporarily_set_norm_modes(model: nn.Module, norms: str) -> Iterator[None]:
-    # The flags are set one by one, because an overridden train() may have side effects.
-    before = [(module, module.training) for module in model.modules()]
-    try:
-        for module, _ in before:
-            module.training = norms == "batch" and isinstance(module, _NormBase)
-        yield
-    finally:
-        for module, training in before:
-            module.training = training
 
 
 @contextmanager
@@ -241,26 +219,20 @@ def hessian_gradient_product(
             fixed = average_gradients(model, weights, kept, loss) if gradient is None else gradient
             if at is not None:
                 fixed = {name: value * at[name].to(value.device) for name, value in fixed.items()}
-            return _average_hessian_products(model, weights, kept, loss, fixed)
+            total = {name: torch.zeros_like(value) for name, value in fixed.items()}
+            for count, batch in enumerate(kept, start=1):
+                value = batch_loss(model, batch, loss, count)
+                if count == 1:
+                    _check_twice_differentiable(value)
+                moving = _compute_gradients(value, weights, create_graph=True)
+                product = sum((fixed[name] * each).sum() for name, each in moving.items() if each is not None)
+                if isinstance(product, Tensor) and product.requires_grad:  # else the gradient is constant and H is 0
+                    for name, each in _compute_gradients(product, weights).items():
+                        if each is not None:
+                            total[name].add_(each)
     except _OnceDifferentiableError as error:
         raise ScoreError(f"score {score!r} needs second derivatives: {error}") from None
-
-
-def _average_hessian_products(
-    model: nn.Module, weights: Mapping[str, nn.Parameter], batches: list[object], loss: Loss, fixed: dict[str, Tensor]
-) -> dict[str, Tensor]:
-    total = {name: torch.zeros_like(value) for name, value in fixed.items()}
-    for count, batch in enumerate(batches, start=1):
-        value = batch_loss(model, batch, loss, count)
-        if count == 1:
-            _check_twice_differentiable(value)
-        moving = _compute_gradients(value, weights, create_graph=True)
-        product = sum((fixed[name] * each).sum() for name, each in moving.items() if each is not None)
-        if isinstance(product, Tensor) and product.requires_grad:  # else the gradient is constant and H is 0
-            for name, each in _compute_gradients(product, weights).items():
-                if each is not None:
-                    total[name].add_(each)
-    return average_over_processes(model, weights, {name: value.div_(len(batches)) for name, value in total.items()})
+    return average_over_processes(model, weights, {name: value.div_(len(kept)) for name, value in total.items()})
 
 
 def check_scores(score: str, scores: dict[str, Tensor]) -> dict[str, Tensor]:

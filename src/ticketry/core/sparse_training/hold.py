@@ -35,9 +35,17 @@ class HeldParameter:
         self._content = _tensor_identity(parameter)
         self._handle: torch.utils.hooks.RemovableHandle | None = None
         if hook:
-            sharded = is_sharded(parameter)
-            function = self._mask_accumulated_gradient if sharded else self._mask_gradient
-            self._handle = _register_hook(parameter, function, accumulated=sharded)
+            trainable = parameter.requires_grad
+            parameter.requires_grad_(True)  # a frozen parameter takes no hook, but may be unfrozen while it is held
+            if parameter._backward_hooks is not None:  # swap_tensors leaves names of hooks that are no longer called
+                parameter._backward_hooks = parameter._backward_hooks or None
+            # No gradient flows into a shard: `fully_shard` assigns it, and calls only post-accumulate hooks.
+            if is_sharded(parameter):
+                register: Any = parameter.register_post_accumulate_grad_hook
+                self._handle = register(self._mask_accumulated_gradient)
+            else:
+                self._handle = parameter.register_hook(self._mask_gradient)
+            parameter.requires_grad_(trainable)
 
     @property
     def factors(self) -> Tensor:
@@ -179,25 +187,6 @@ def iterate_state_tensors(optimizer: Optimizer, parameter: nn.Parameter) -> Iter
             )
 
 
-@torch.no_grad()
-def clear_dense_history(optimizer: Optimizer, held: Mapping[str, HeldParameter]) -> None:
-    """Clear the history of L-BFGS if it dates from before pruning.
-
-    Each vector of the history is the concatenation of all parameters. The history is from before pruning if a vector is
-    not 0 at removed weights.
-    """
-    if not isinstance(optimizer, LBFGS):
-        return
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    factors = {id(each.parameter): each.factors_like(each.parameter, once=True) for each in held.values()}
-    removed = torch.cat([(factors.get(id(one), torch.ones_like(one)) == 0).flatten() for one in parameters])
-    vectors = (
-        one for state in optimizer.state.values() for one in _float_tensors_in(state) if one.shape == removed.shape
-    )
-    if any(vector[removed].any() for vector in vectors):
-        optimizer.state.clear()
-
-
 def _float_tensors_in(value: object) -> Iterator[Tensor]:
     """Yield the floating-point and complex tensors in `value`, an entry of an optimiser's state."""
     if isinstance(value, Tensor):
@@ -215,21 +204,6 @@ def _tensor_identity(parameter: nn.Parameter) -> int:
     """Return a number that changes when `torch.utils.swap_tensors` swaps the parameter, which removes its hooks."""
     content: int = parameter._cdata
     return content
-
-
-def _register_hook(
-    parameter: nn.Parameter, function: object, *, accumulated: bool
-) -> torch.utils.hooks.RemovableHandle:
-    trainable = parameter.requires_grad
-    parameter.requires_grad_(True)  # a frozen parameter takes no hook, but may be unfrozen while it is held
-    hooks = parameter._backward_hooks
-    if hooks is not None:  # swap_tensors leaves names of hooks that are no longer called
-        parameter._backward_hooks = hooks or None
-    # No gradient flows into a shard: `fully_shard` assigns it, and calls only post-accumulate hooks.
-    register = parameter.register_post_accumulate_grad_hook if accumulated else parameter.register_hook
-    handle: torch.utils.hooks.RemovableHandle = register(function)  # type: ignore[no-untyped-call]
-    parameter.requires_grad_(trainable)
-    return handle
 
 
 # Optimisers whose step is elementwise and maps (weight 0, gradient 0, state 0) to weight 0. After a step of any other
@@ -324,7 +298,15 @@ class Hold:
         The history of L-BFGS mixes weights, so the whole history is cleared if it dates from before pruning.
         """
         self._refuse_copy()
-        clear_dense_history(optimizer, self._held)
+        if isinstance(optimizer, LBFGS):
+            # Each vector of the history is the concatenation of all parameters. The history is from before pruning if
+            # a vector is not 0 at removed weights.
+            parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            factors = {id(one.parameter): one.factors_like(one.parameter, once=True) for one in self._held.values()}
+            removed = torch.cat([(factors.get(id(one), torch.ones_like(one)) == 0).flatten() for one in parameters])
+            vectors = (one for state in optimizer.state.values() for one in _float_tensors_in(state))
+            if any(vector[removed].any() for vector in vectors if vector.shape == removed.shape):
+                optimizer.state.clear()
         for held in self._held.values():
             for tensor in iterate_state_tensors(optimizer, held.parameter):
                 tensor.mul_(held.factors_like(tensor, once=True))
@@ -411,9 +393,8 @@ class Hold:
             self.mask_state(optimizer)
 
     def _mask_weights_after_step(self, optimizer: Optimizer, args: object, kwargs: object) -> None:
-        if optimizer not in self._masked_states and not self._updates_masked_parameter(optimizer):
-            return
-        if type(optimizer) not in _ELEMENTWISE:
+        mine = optimizer in self._masked_states or self._updates_masked_parameter(optimizer)
+        if mine and type(optimizer) not in _ELEMENTWISE:
             self.mask_weights()
 
     def _updates_masked_parameter(self, optimizer: Optimizer) -> bool:

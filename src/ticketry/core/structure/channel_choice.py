@@ -151,14 +151,6 @@ class ChannelOrder:
         least = -(-self.keep_at_least // self.multiple) * self.multiple
         return f"{least}{f' (the least multiple of {self.multiple})' if self.multiple > 1 else ''}"
 
-    def rank_blocks(self, count: RemainingWeights, scores: Sequence[Tensor]) -> list[list[Channel]]:
-        """Return blocks of `multiple` channels of one group, in the order in which to remove the blocks.
-
-        Channels that `count` has removed already are left out.
-        """
-        steps = DISTRIBUTIONS[self.distribution](count, scores, self.keep_at_least)
-        return split_into_blocks(count, steps, self.multiple)
-
 
 def split_into_blocks(count: RemainingWeights, steps: Sequence[Channel], multiple: int) -> list[list[Channel]]:
     """Divide `steps`, the channels in order of removal, into blocks of `multiple` channels of one group.
@@ -272,7 +264,9 @@ class ChannelChoice:
         if within is not None:
             for g, channel in self.removed_channels(within):
                 count.remove(g, channel)
-        return self.mask(remove_to_density(count, order.rank_blocks(count, scores), density, order.minimum_description))
+        steps = DISTRIBUTIONS[order.distribution](count, scores, order.keep_at_least)
+        blocks = split_into_blocks(count, steps, order.multiple)
+        return self.mask(remove_to_density(count, blocks, density, order.minimum_description))
 
     def removed_channels(self, mask: Mask) -> list[Channel]:
         """Return the channels that a mask removes as a whole."""

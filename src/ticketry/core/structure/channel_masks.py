@@ -86,7 +86,16 @@ def channels_within_budget(
 
         options = ChannelOptions(options.order, options.spare, options.known, score_channels)
     if unit == "flops":
-        return _channels_within_macs(model, example_inputs, amount, scope, within, options, weight_importance)
+        share, parameters = parse_flops_share(amount), scope.parameters(model)
+        counted = {name: parameters[name] for name in countable_parameters(model, scope)}
+        prices = multiplications_per_weight(model, counted, example_inputs)
+        assert options.known is not None
+        choice = ChannelChoice(model, options.known(), scope)
+        if within is not None:
+            choice.check_whole_channel_mask(within)
+        scores = options.scores(choice) if options.scores else choice.sum_weight_scores(weight_importance())
+        path = ChannelPath(choice, scores, prices, options.order, within)
+        return path.mask(path.first_step_within(share * path.dense))
     from ticketry.budgets.latency import mask_for_budget
 
     request = Request(
@@ -102,29 +111,6 @@ def channels_within_budget(
         channels=options,
     )
     return mask_for_budget(request)
-
-
-def _channels_within_macs(
-    model: nn.Module,
-    example_inputs: Any,
-    amount: float | str,
-    scope: Scope,
-    within: Mask | None,
-    options: ChannelOptions,
-    weight_importance: Any,
-) -> Mask:
-    """Return the densest mask of whole channels whose MACs are at most a fraction `amount` of all MACs in scope."""
-    share, parameters = parse_flops_share(amount), scope.parameters(model)
-    prices = multiplications_per_weight(
-        model, {name: parameters[name] for name in countable_parameters(model, scope)}, example_inputs
-    )
-    assert options.known is not None
-    choice = ChannelChoice(model, options.known(), scope)
-    if within is not None:
-        choice.check_whole_channel_mask(within)
-    scores = options.scores(choice) if options.scores else choice.sum_weight_scores(weight_importance())
-    path = ChannelPath(choice, scores, {name: float(price) for name, price in prices.items()}, options.order, within)
-    return path.mask(path.first_step_within(share * path.dense))
 
 
 @entry_point()
@@ -319,11 +305,8 @@ def prune_channels_by_scores(
 ) -> Mask:
     """Return a mask that removes the channels with the lowest scores until the density is met.
 
-    Args:
-        scores: for each channel group that can be removed in `scope`, the score of each channel.
-        density: fraction of the elements of all tensors in the mask that the mask retains.
-        keep_at_least: smallest number of channels that each group retains.
-        multiple: each group that loses channels retains a multiple of this number.
+    `scores` contains, for each channel group that can be removed in `scope`, the score of each channel. For the other
+    arguments see `channels`.
     """
     order = ChannelOrder("global", keep_at_least, multiple)
     choice = ChannelChoice(model, structure, scope_of(model) if scope is None else scope)

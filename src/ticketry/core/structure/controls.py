@@ -19,12 +19,7 @@ from ticketry_engine.support.seeds import generator
 
 
 def random_mask(like: Mask, seed: int, distribution: str = "global") -> Mask:
-    """Return a random mask that retains as many weights as `like`; no layer is left empty.
-
-    Args:
-        distribution: how the weights are distributed over the layers: ``global`` (at random), ``uniform`` or ``erk``,
-            see `core.allocate`.
-    """
+    """Return a random mask that retains as many weights as `like`; no layer is left empty; see `core.allocate`."""
     scores = {
         name: torch.rand(shape, dtype=torch.float64, generator=generator(seed, "random_prune", index))
         for index, (name, shape) in enumerate(like.shapes.items())

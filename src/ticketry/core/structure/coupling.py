@@ -53,10 +53,7 @@ def trace_channels(
 ) -> Trace:
     """Run a copy of a model in evaluation mode and in training mode, and trace which channels belong together.
 
-    Args:
-        model_copy: a copy on the CPU, see `copy_in_dtype`; it is not changed.
-        choices: which dimension becomes narrower where a reshape splits a dimension, see `Trace.choices`.
-        spared: names of modules that are not traced.
+    For the arguments see `find_structure`.
     """
     trace = Trace(copy_sharing_parameters(model_copy), choices=choices, spared=spared)
     _label_parameters(trace)
@@ -390,6 +387,7 @@ def find_structure(
     """Find a model's channel structure by tracing a copy of the model; do not test whether channels can be removed.
 
     Args:
+        model_copy: a copy on the CPU, see `copy_in_dtype`; it is not changed.
         choices: which dimension becomes narrower where a reshape splits a dimension, see `Trace.choices`.
         spared: names of modules that are not traced.
     """

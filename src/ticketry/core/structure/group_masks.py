@@ -312,8 +312,11 @@ class PaperBlocks:
         """
         left, blocks = np.arange(len(self.kept)), []
         while len(left):
-            without = []
-            for part in self._partition_cached(tuple(left.tolist())):
+            without, key = [], tuple(left.tolist())
+            if key not in self._parts:
+                sizes = split_group_sizes(len(left), self.rows)
+                self._parts[key] = partition_rows(self.kept[list(key)], sizes, self.seed)
+            for part in self._parts[key]:
                 rows = left[part]
                 counts = self.kept[torch.as_tensor(rows)].sum(0)
                 if len(rows) >= self.b1 and int((counts >= threshold).sum()) >= self.b2:
@@ -325,12 +328,6 @@ class PaperBlocks:
                 break
             left = rest
         return blocks
-
-    def _partition_cached(self, rows: tuple[int, ...]) -> list[Indices]:
-        if rows not in self._parts:
-            sizes = split_group_sizes(len(rows), self.rows)
-            self._parts[rows] = partition_rows(self.kept[list(rows)], sizes, self.seed)
-        return self._parts[rows]
 
     def _build_mask(self, found: list[tuple[Indices, Tensor]], threshold: int, budget: int) -> Tensor:
         dense = torch.zeros_like(self.kept)

@@ -297,11 +297,7 @@ def _find_protected_groups(
 ) -> dict[int, str]:
     """Return why the options protect a channel group from pruning, by the index of each protected group.
 
-    Args:
-        parts: which dimensions of weights compute channels and which read them.
-        coupled: ``inner`` protects channels of residual streams.
-        first, output: False protects the outputs of the first convolution or of the last layer.
-        spared: names of parameters; the channels that they compute are protected.
+    `spared` contains names of parameters that compute protected channels; for the options see `refill`.
     """
     ends = first_and_last_layer_parameters(model)
     spared = spared | (ends[0] if first is False else set()) | (ends[1] if output is False else set())
