@@ -41,10 +41,9 @@ class HeldParameter:
                 parameter._backward_hooks = parameter._backward_hooks or None
             # No gradient flows into a shard: `fully_shard` assigns it, and calls only post-accumulate hooks.
             if is_sharded(parameter):
-                register: Any = parameter.register_post_accumulate_grad_hook
-                self._handle = register(self._mask_accumulated_gradient)
+                self._handle = parameter.register_post_accumulate_grad_hook(self._mask_accumulated_gradient)  # type: ignore[no-untyped-call]
             else:
-                self._handle = parameter.register_hook(self._mask_gradient)
+                self._handle = parameter.register_hook(self._mask_gradient)  # type: ignore[no-untyped-call]
             parameter.requires_grad_(trainable)
 
     @property
