@@ -20,10 +20,9 @@ from ticketry.core.sharding import Ranking, check_shards
 from ticketry.core.structure.layout import Blocks, Layout, mark_best_n_of_m
 from ticketry.core.structure.pattern import (
     Pattern,
-    check_collapse,
     check_distribution,
-    check_layer_minimum_option,
     count_retained,
+    parse_layer_minimum,
     parse_share,
 )
 from ticketry.errors import LayerCollapseError, MaskError, UsageError
@@ -100,8 +99,7 @@ def allocate(
     pattern = Pattern.parse(pattern)
     wanted = pattern.check_density(density, sparsity)
     check_distribution(distribution)
-    check_collapse(collapse)
-    check_layer_minimum_option(keep_at_least)
+    least = parse_layer_minimum(collapse, keep_at_least)
     layouts = layouts or {}
     if not scores:
         raise MaskError("there are no scores to allocate by")
@@ -109,7 +107,6 @@ def allocate(
         raise UsageError(f"layouts names a tensor without scores: {describe_name_difference(unknown[:1], scores)}")
     check_mask_covers_tensors({name: tuple(score.shape) for name, score in scores.items()}, within)
     half_rate = match_names(scores, half_rate, "half_rate")
-    least = max(keep_at_least, 1 if collapse == "keep" else 0)
     total = sum(score.numel() for score in scores.values())
     kept = count_retained(wanted, total)
     if pattern.m:
@@ -155,8 +152,7 @@ def allocate_sharded_magnitudes(
     Each process gets the same mask of the whole parameters, on the CPU (one byte per weight).
     """
     check_distribution(distribution)
-    check_collapse(collapse)
-    check_layer_minimum_option(keep_at_least)
+    least = parse_layer_minimum(collapse, keep_at_least)
     check_shards(parameters)
     check_mask_covers_tensors({name: tuple(parameter.shape) for name, parameter in parameters.items()}, within)
     half_rate = match_names(parameters, half_rate, "half_rate")
@@ -169,7 +165,7 @@ def allocate_sharded_magnitudes(
         density,
         kept,
         lambda available, amount: count_weights_per_layer(parameters, available, amount, distribution, half_rate),
-        max(keep_at_least, 1 if collapse == "keep" else 0),
+        least,
     )
 
 

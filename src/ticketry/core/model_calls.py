@@ -81,13 +81,8 @@ COUNTED_LAYERS = (
 
 _GROUPED = "_grouped_mm"
 _FACTOR_POSITIONS = {
-    "mm": (0, 1),
-    _GROUPED: (0, 1),
-    "addmm": (1, 2),
-    "bmm": (0, 1),
-    "baddbmm": (1, 2),
-    "mv": (0, 1),
-    "addmv": (1, 2),
+    **dict.fromkeys(("mm", "bmm", "mv", _GROUPED), (0, 1)),
+    **dict.fromkeys(("addmm", "baddbmm", "addmv"), (1, 2)),
 }
 """Operation -> positions of the two factors among its arguments.
 

@@ -25,7 +25,7 @@ from ticketry.core.score.measurement import cache_batches, has_mask_option, scor
 from ticketry.core.score.weight_scores import magnitude
 from ticketry.core.sharding import is_sharded, reshard
 from ticketry.core.structure.layout import layouts
-from ticketry.core.structure.pattern import Pattern, check_collapse, check_density, check_layer_minimum_option
+from ticketry.core.structure.pattern import Pattern, check_density, check_layer_minimum_option, parse_layer_minimum
 from ticketry.errors import LayerCollapseError, UsageError
 from ticketry_engine.support.entry_points import Need, entry_point
 
@@ -275,7 +275,7 @@ def prune(
     # `within` may already have the density, up to rounding to whole weights.
     initial = max(within.density, wanted) if within is not None and iterations > 1 else 1.0
     known = None if pattern.unstructured else layouts(model, scope, example_inputs)
-    least = max(check_layer_minimum_option(keep_at_least), 1 if check_collapse(collapse) == "keep" else 0)
+    least = parse_layer_minimum(collapse, keep_at_least)
     check_layer_minimum(scope.shapes, wanted, least, pattern=pattern, layouts=known, within=within)
     inputs = ScoreInputs(batches, loss, seed)
     if iterations > 1:

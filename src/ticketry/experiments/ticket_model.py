@@ -235,7 +235,7 @@ def restructure_ticket(
     made = _restructure_mask(source, by, options.seed, model.data)
     seconds = time.perf_counter() - began
     before = source.mask
-    fits = coverage(source.model, before, made, null=options.null and by.has_null, seed=options.seed)
+    fits = coverage(source.model, before, made, null=options.null and by.kind == "regroup", seed=options.seed)
     structure = build_structure_record(by, before.density, [one.as_json() for one in (*fits.values(), together(fits))])
     folder = output or Path(f"{ticket.resolve().name}-{by.kind.replace(':', '-of-')}")
     written = Ticket(made, source.ticket.start, _ticket_info(source.ticket, made, by, structure)).save(folder)

@@ -354,9 +354,8 @@ def compute_layer_fits(lab: Lab, task: Task, structured: Structured, mask: str) 
 
     def compute_fits() -> dict[str, Any]:
         model = rebuild_model(task, lab.store.get_tensors(structured.weights))
-        found = coverage(
-            model, lab.store.get_mask(structured.of), lab.store.get_mask(mask), null=structured.by.has_null
-        )
+        before, after = lab.store.get_mask(structured.of), lab.store.get_mask(mask)
+        found = coverage(model, before, after, null=structured.by.kind == "regroup")
         return {"layers": [one.as_json() for one in (*found.values(), together(found))]}
 
     return list(lab.store.load_or_compute("coverage", key, compute_fits)["layers"])

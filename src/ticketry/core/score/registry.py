@@ -15,19 +15,13 @@ from ticketry.errors import UsageError
 from ticketry.registry import Registry
 from ticketry_engine.support.seeds import generator
 
-_BUILT_IN = {
-    "crop": "gradient_scores",
-    "fisher": "gradient_scores",
-    "grasp": "gradient_scores",
-    "grasp200": "gradient_scores",
-    "kfac": "gradient_scores",
-    "magnitude": "weight_scores",
-    "random": "weight_scores",
-    "snip": "gradient_scores",
-    "synflow": "weight_scores",
-    "taylor": "gradient_scores",
+_MODULES = {
+    "gradient_scores": "crop fisher grasp grasp200 kfac snip taylor",
+    "weight_scores": "magnitude random synflow",
 }
-"""The module that contains the function of each built-in score."""
+_BUILT_IN = {
+    name: f"ticketry.core.score.{module}:{name}" for module, names in _MODULES.items() for name in names.split()
+}
 
 _OPTIONS: dict[str, Any] = {"batches": None, "loss": None, "seed": 0}
 
@@ -56,7 +50,10 @@ def _check_function(name: str, found: Any) -> Score:
 SCORES: Registry[Score] = Registry(
     "score",
     "ticketry.scores",
-    {name: f"ticketry.core.score.{module}:{name}" for name, module in _BUILT_IN.items()},
+    {
+        name: f"ticketry.core.score.{module}:{name}"
+        for name, module in sorted((name, module) for module, several in _MODULES.items() for name in several.split())
+    },
     make=_check_function,
     unknown=(
         "score {name!r} is not known: {names}; or a control of one, such as inverted:magnitude or shuffled:magnitude"

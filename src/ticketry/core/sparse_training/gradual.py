@@ -22,13 +22,7 @@ from ticketry.core.score.protocol import describe_score, get_score_description
 from ticketry.core.sparse_training.hold import Hold, hold, release_interrupted_trainings
 from ticketry.core.sparse_training.schedule import cuts_within
 from ticketry.core.structure.layout import layouts
-from ticketry.core.structure.pattern import (
-    Pattern,
-    check_collapse,
-    check_density,
-    check_distribution,
-    check_layer_minimum_option,
-)
+from ticketry.core.structure.pattern import Pattern, check_density, check_distribution, parse_layer_minimum
 from ticketry.errors import MaskError, UsageError
 from ticketry.step import Step
 from ticketry_engine.support.entry_points import Need, entry_point
@@ -76,7 +70,7 @@ class Gradual:
             raise UsageError(f"gradual pruning has no {', '.join(unknown)}: weights are chosen by {known}")
         scope = choice.get("scope") or scope_of(model)
         check_distribution(choice.get("distribution", "global"))
-        check_collapse(choice.get("collapse", "raise"))
+        least = parse_layer_minimum(choice.get("collapse", "raise"), choice.get("keep_at_least", 0))
         score, pattern = get(choice.get("score", "magnitude")), Pattern.parse(choice.get("pattern", "unstructured"))
         if get_score_description(score).data in ("yes", "shapes"):
             raise UsageError(
@@ -91,7 +85,6 @@ class Gradual:
         self._choice: PruneOptions = {**choice, "scope": scope, "score": score, "pattern": pattern}
         # Before training, because the final density may be too low for `keep_at_least`.
         where = None if pattern.unstructured else layouts(model, scope)
-        least = max(check_layer_minimum_option(choice.get("keep_at_least", 0)), choice.get("collapse") == "keep")
         check_layer_minimum(scope.shapes, min(self.cuts.values()), least, pattern=pattern, layouts=where)
         self._mask = Mask.ones(scope)
         self._hold: Hold | None = None

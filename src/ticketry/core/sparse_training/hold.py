@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
@@ -477,28 +478,21 @@ def hold(model: nn.Module, mask: Mask) -> Hold:
     return Hold(model, mask)
 
 
+@dataclass(eq=False)
 class Attachment:
-    """An entry in the register of all masks and gates that trainings have attached to models.
+    """An entry in the register of all masks and gates that trainings have attached to models."""
 
-    Args:
-        model: the model.
-        what: what is attached, as one word for messages, such as "hold".
-        is_running: function that returns whether the training still runs.
-        is_active: function that returns whether the attachment would now change a training step.
-        release: function that takes the attachment off the model, and calls `unregister`.
-    """
+    model: nn.Module
+    what: str
+    """What is attached, as one word for messages, such as "hold"."""
+    is_running: Callable[[], bool]
+    """Function that returns whether the training still runs."""
+    is_active: Callable[[], bool]
+    """Function that returns whether the attachment would now change a training step."""
+    release: Callable[[], None]
+    """Function that takes the attachment off the model, and calls `unregister`."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        what: str,
-        *,
-        is_running: Callable[[], bool],
-        is_active: Callable[[], bool],
-        release: Callable[[], None],
-    ) -> None:
-        self.model, self.what = model, what
-        self.is_running, self.is_active, self.release = is_running, is_active, release
+    def __post_init__(self) -> None:
         _attachments.add(self)
 
     def unregister(self) -> None:

@@ -63,11 +63,13 @@ def sum_group_worth(worth: Tensor, second: Tensor, groups: Sequence[Indices]) ->
     Args:
         second: contribution of each weight to the second worth, which ranks columns whose worth is 0.
     """
-    return GroupWorth(
-        _sum_rows_by_group(worth, groups),
-        _sum_rows_by_group(second, groups),
-        torch.tensor([len(rows) for rows in groups]),
+    rows, sizes = torch.cat([torch.as_tensor(one) for one in groups]), torch.tensor([len(one) for one in groups])
+    group_of_row = torch.repeat_interleave(sizes)
+    first, other = (
+        torch.zeros(len(groups), each.shape[1], dtype=each.dtype).index_add_(0, group_of_row, each[rows])
+        for each in (worth, second)
     )
+    return GroupWorth(first, other, sizes)
 
 
 def choose_columns(layers: Sequence[GroupWorth], budget: int, *, every_group: bool = True) -> list[Tensor]:
@@ -93,12 +95,6 @@ def choose_columns(layers: Sequence[GroupWorth], budget: int, *, every_group: bo
     chosen[order[:count]] = True
     parts = torch.split(chosen, [layer.worth.numel() for layer in layers])
     return [part.reshape(layer.worth.shape) for part, layer in zip(parts, layers, strict=True)]
-
-
-def _sum_rows_by_group(worth: Tensor, groups: Sequence[Indices]) -> Tensor:
-    rows = torch.cat([torch.as_tensor(one) for one in groups])
-    of = torch.repeat_interleave(torch.tensor([len(one) for one in groups]))
-    return torch.zeros(len(groups), worth.shape[1], dtype=worth.dtype).index_add_(0, of, worth[rows])
 
 
 def _mark_best_columns(layer: GroupWorth, every_group: bool) -> Tensor:

@@ -130,11 +130,12 @@ class _FloatTypeMode(EagerMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        if kwargs and kwargs.get("dtype") in _FLOATS:
-            return func(*args, **{**kwargs, "dtype": self._dtype})
-        if kwargs and kwargs.get("dtype") in _COMPLEX:
-            return func(*args, **{**kwargs, "dtype": self._dtype.to_complex()})
-        return func(*args, **(kwargs or {}))
+        named = dict(kwargs or {})
+        if named.get("dtype") in _FLOATS:
+            named["dtype"] = self._dtype
+        elif named.get("dtype") in _COMPLEX:
+            named["dtype"] = self._dtype.to_complex()
+        return func(*args, **named)
 
 
 def run_model(model: nn.Module, arguments: Arguments) -> list[Tensor]:

@@ -109,6 +109,12 @@ def check_collapse(collapse: str) -> str:
     return collapse
 
 
+def parse_layer_minimum(collapse: str, keep_at_least: int) -> int:
+    """Return the smallest number of weights that each layer retains: `keep_at_least`, with ``collapse="keep"`` >= 1."""
+    least = 1 if check_collapse(collapse) == "keep" else 0
+    return max(check_layer_minimum_option(keep_at_least), least)
+
+
 def check_distribution(distribution: str) -> str:
     """Return `distribution`; raise `UsageError` if it is not in `DISTRIBUTIONS`."""
     check_choice("distribution", distribution, DISTRIBUTIONS)
@@ -353,11 +359,6 @@ class Structuring:
     def whole_channels(self) -> bool:
         """Whether masks of this kind remove whole channels, which `shrink` can take out."""
         return self.kind in CHANNEL_KINDS
-
-    @property
-    def has_null(self) -> bool:
-        """Whether rows share columns within each layer, so that coverage can be compared with random groups of rows."""
-        return self.kind == "regroup"
 
     @property
     def share(self) -> float:

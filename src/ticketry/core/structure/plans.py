@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import pairwise
 from math import prod
 from pathlib import Path
@@ -364,30 +363,20 @@ def build_channel_mask(
 # -- sizes stored in modules -------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
 class ModelSizes:
-    """Contains a model's tensors and the modules that store their sizes, collected once for many plans."""
+    """A model's tensors and the modules that store their sizes, collected once for many plans."""
 
-    tensors: Mapping[str, Tensor]
-    modules: Sequence[tuple[str, nn.Module]]
-    behind: Mapping[tuple[int, str], Tensor]
-    """(`id` of a module, local name of a computed weight) -> the parameter that has the shape of this weight."""
-
-    @classmethod
-    def collect(cls, model: nn.Module) -> ModelSizes:
-        inner, behind = unwrapped(model), dict[tuple[int, str], Tensor]()
+    def __init__(self, model: nn.Module) -> None:
+        inner = unwrapped(model)
+        self.tensors = named_tensors(inner)
+        self.shapes = {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
+        self.modules = list(inner.named_modules())
+        self._first_names = {id(tensor): name for name, tensor in self.tensors.items()}
+        self._behind: dict[tuple[int, str], Tensor] = {}
+        """(`id` of a module, local name of a computed weight) -> the parameter that has the shape of this weight."""
         for computed in computed_weights(inner):
-            shape = computed.value().shape
-            behind |= {(id(computed.module), computed.local): one for one in computed.originals if one.shape == shape}
-        return cls(named_tensors(inner), list(inner.named_modules()), behind)
-
-    @cached_property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        return {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
-
-    @cached_property
-    def _first_names(self) -> dict[int, str]:
-        return {id(tensor): name for name, tensor in self.tensors.items()}
+            like = [one for one in computed.originals if one.shape == computed.value().shape]
+            self._behind |= {(id(computed.module), computed.local): one for one in like}
 
     def build_plan(self, structure: Structure, removed: Removed) -> ShrinkPlan:
         """Return the plan that removes the channels flagged in `removed`."""
@@ -409,7 +398,7 @@ class ModelSizes:
         for name, module in self.modules:
 
             def shape_after_pruning(local: str, module: nn.Module = module) -> tuple[int, ...]:
-                computed = self.behind.get((id(module), local), module._parameters.get(f"{local}_orig"))
+                computed = self._behind.get((id(module), local), module._parameters.get(f"{local}_orig"))
                 tensor: Tensor = getattr(module, local) if computed is None else computed
                 first = self._first_names.get(id(tensor), "")
                 return plan.shape(first) if first in plan.shapes else tuple(tensor.shape)

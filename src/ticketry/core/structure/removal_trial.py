@@ -172,7 +172,7 @@ class _Trial:
 
     @cached_property
     def sizes(self) -> ModelSizes:
-        return ModelSizes.collect(self.model_copy)
+        return ModelSizes(self.model_copy)
 
     def find_removable_groups(self) -> Structure:
         """Test all prunable groups in evaluation mode; return the structure with failing groups marked not prunable."""

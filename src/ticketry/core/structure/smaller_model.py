@@ -119,7 +119,7 @@ def plan_for_structure(model: nn.Module, mask: Mask, example_inputs: Inputs, str
     for position, group in enumerate(structure.groups):
         if removed[position].all():
             raise LayerCollapseError(f"the mask removes all {group.size} channels of {group.name} (layer collapse)")
-    found = ModelSizes.collect(model).build_plan(structure, removed)
+    found = ModelSizes(model).build_plan(structure, removed)
     _check_same_outputs(model, named, found, example_inputs)
     return found
 

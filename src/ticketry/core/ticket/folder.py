@@ -311,10 +311,6 @@ def _refuse_infinity_and_nan(name: str) -> NoReturn:
     raise ValueError(f"{name} is no JSON number")
 
 
-_Serialiser = Callable[[Mapping[str, Tensor]], bytes]
-"""A function that converts tensors to the bytes of a safetensors file."""
-
-
 def any_sharded(*states: Mapping[str, Tensor] | None) -> bool:
     """Return whether a tensor in the state dicts `states` is sharded over several devices."""
     return any(is_sharded(tensor) for state in states if state for tensor in state.values())
@@ -364,36 +360,25 @@ def write_folder_from_all_ranks(
     return Path(os.path.realpath(path))
 
 
-def iterate_file_bytes(state: Mapping[str, Tensor], written: _Serialiser = state_to_bytes) -> Iterator[bytes]:
+def iterate_file_bytes(
+    state: Mapping[str, Tensor], to_bytes: Callable[[Mapping[str, Tensor]], bytes] = state_to_bytes
+) -> Iterator[bytes]:
     """Yield the bytes of the safetensors file of a state dict, one tensor at a time.
 
-    All processes that hold shards of the state dict must consume the iterator. `written` converts a state
-    dict to such a file; it is called with empty tensors, to find the order of the tensors in the file.
+    All processes that hold shards of the state dict must consume the iterator. `to_bytes` converts a state dict to such
+    a file. It is called with empty tensors, to find the order of the tensors in the file.
     """
-    names, header = _build_header(state, written)
-    yield header
+    hollow = to_bytes({name: torch.empty(0, dtype=tensor.dtype) for name, tensor in state.items()})
+    entries: dict[str, Any] = parse_json(hollow[8:])
+    names = [name for name in entries if name != "__metadata__"]
+    end = 0
+    for name in names:  # sizes and offsets are those of `state`
+        begin, end = end, end + state[name].numel() * state[name].element_size()
+        entries[name] |= {"shape": list(state[name].shape), "data_offsets": [begin, end]}
+    header = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+    header += b" " * (-len(header) % 8)
+    yield len(header).to_bytes(8, "little") + header
     for name in names:
         tensor = state[name]
         everything = gather_shards(tensor.to_local(), tensor) if is_sharded(tensor) else tensor
         yield everything.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-
-
-def _build_header(state: Mapping[str, Tensor], written: _Serialiser) -> tuple[list[str], bytes]:
-    """Return the names of the tensors in the order of the safetensors file, and the header of the file.
-
-    Both are taken from the file that `written` makes of empty tensors; sizes and offsets are those of `state`.
-    """
-    hollow = written({name: torch.empty(0, dtype=tensor.dtype) for name, tensor in state.items()})
-    entries: dict[str, Any] = parse_json(hollow[8:])
-    names = [name for name in entries if name != "__metadata__"]
-    end = 0
-    for name in names:
-        begin, end = end, end + state[name].numel() * state[name].element_size()
-        entries[name] = {
-            "dtype": entries[name]["dtype"],
-            "shape": list(state[name].shape),
-            "data_offsets": [begin, end],
-        }
-    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
-    return names, len(text).to_bytes(8, "little") + text
