@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ticketry.core.allocate import allocate_for_gates
 from ticketry.core.computed_weights import require_computed_weights_are_removed
 from ticketry.core.gates.charges import Charges, charge_penalty
-from ticketry.core.gates.gates import GateFunction, Gates, create_logits
+from ticketry.core.gates.gates import Gates, create_logits
 from ticketry.core.gates.kinds import Kind, make_kind
 from ticketry.core.gates.parameter_swap import find_gated_parameters
 from ticketry.core.gates.product import apply_gate, block_product, weighted_sum
@@ -272,26 +272,18 @@ class BlockGates(Gates):
             made[name] = create_logits(nn.Parameter(like, requires_grad=False), self.init)
         return made
 
-    def _apply_gate_function(
-        self, positions: Sequence[int], weights: Sequence[Tensor], act: GateFunction
-    ) -> list[Tensor]:
-        return self._apply_block_gates(
-            positions, weights, [act(self._logits[number], self._moment) for number in positions]
-        )
-
     def _apply_training_gates(
         self, positions: Sequence[int], weights: Sequence[Tensor], all_parameters: bool
     ) -> list[Tensor]:
-        gates = [self.kind.gate(self._logits[number], self._moment, self._draw_uniform(number)) for number in positions]
-        return self._apply_block_gates(positions, weights, gates)
+        return self._multiply(positions, weights, self._compute_training_gate)
 
-    def _apply_block_gates(
-        self, positions: Sequence[int], weights: Sequence[Tensor], gates: Sequence[Tensor]
+    def _multiply(
+        self, positions: Sequence[int], weights: Sequence[Tensor], gate: Callable[[int], Tensor]
     ) -> list[Tensor]:
         products = []
-        for number, weight, gate in zip(positions, weights, gates, strict=True):
-            kept = self._kept[number]
-            products.append(block_product(weight, gate if kept is None else gate * kept, self._blocks[number]))
+        for number, weight in zip(positions, weights, strict=True):
+            kept, own = self._kept[number], gate(number)
+            products.append(block_product(weight, own if kept is None else own * kept, self._blocks[number]))
         return products
 
     def _initial_mask(self) -> Mask | None:
@@ -436,21 +428,12 @@ class ChannelGates(Gates):
             made[name] = create_logits(channels, self.init)
         return made
 
-    def _apply_gate_function(
-        self, positions: Sequence[int], weights: Sequence[Tensor], act: GateFunction
-    ) -> list[Tensor]:
-        return self._apply_channel_gates(positions, weights, lambda group: act(self._logits[group], self._moment))
-
     def _apply_training_gates(
         self, positions: Sequence[int], weights: Sequence[Tensor], all_parameters: bool
     ) -> list[Tensor]:
-        return self._apply_channel_gates(
-            positions,
-            weights,
-            lambda group: self.kind.gate(self._logits[group], self._moment, self._draw_uniform(group)),
-        )
+        return self._multiply(positions, weights, self._compute_training_gate)
 
-    def _apply_channel_gates(
+    def _multiply(
         self, positions: Sequence[int], weights: Sequence[Tensor], gate: Callable[[int], Tensor]
     ) -> list[Tensor]:
         gates = {part.group: Tensor() for number in positions for part in self._channel_indices[number]}

@@ -70,8 +70,6 @@ class Histogram:
 
 
 RESETS = ("paper", "code")
-GateFunction = Callable[[Tensor, Moment], Tensor]
-"""A function that computes deterministic gates from logits s and a `Moment`."""
 
 
 class Gates:
@@ -363,12 +361,12 @@ class Gates:
             raise UsageError("these gates are detached already")
         parameters = self._swap.parameters
         if apply and next(computed_weights(self._model), None):
-            products = self._apply_gate_function(range(len(parameters)), parameters, self.kind.hard_gate)
+            products = self._multiply(range(len(parameters)), parameters, self._compute_hard_gate)
             check_computed_weights_finite(self._model, parameters, products)
         self._swap.remove()
         self._swap = None
         for number, parameter in enumerate(parameters if apply else ()):
-            parameter.copy_(self._apply_gate_function([number], [parameter], self.kind.hard_gate)[0])
+            parameter.copy_(self._multiply([number], [parameter], self._compute_hard_gate)[0])
 
     # -- state -----------------------------------------------------------------------------------------------------
 
@@ -481,23 +479,32 @@ class Gates:
             return list(weights)
         self._check_devices(positions, weights)
         if self._hard or not (self._model.training or self._drawing):
-            products = self._apply_gate_function(
-                positions, weights, self.kind.hard_gate if self._hard else self.kind.test_gate
-            )
+            gate = self._compute_hard_gate if self._hard else self._compute_test_gate
+            products = self._multiply(positions, weights, gate)
             check_computed_weights_finite(self._model, weights, products)
             return products
         if self.kind.draws:
             self._step, self._drawn_at = self.step, self._logit_versions
         return self._apply_training_gates(positions, weights, all_parameters)
 
-    def _apply_gate_function(
-        self, positions: Sequence[int], weights: Sequence[Tensor], act: GateFunction
+    def _multiply(
+        self, positions: Sequence[int], weights: Sequence[Tensor], gate: Callable[[int], Tensor]
     ) -> list[Tensor]:
-        """Return weight * gate of the parameters with the indices `positions`; `act` computes the gates."""
-        return [
-            apply_gate(weight, act(self._logits[number], self._moment), self._kept[number])
-            for number, weight in zip(positions, weights, strict=True)
-        ]
+        """Return weight * gate of the parameters with the indices `positions`.
+
+        `gate` computes the gates of the logits with a given index.
+        """
+        pairs = zip(positions, weights, strict=True)
+        return [apply_gate(weight, gate(number), self._kept[number]) for number, weight in pairs]
+
+    def _compute_hard_gate(self, number: int) -> Tensor:
+        return self.kind.hard_gate(self._logits[number], self._moment)
+
+    def _compute_test_gate(self, number: int) -> Tensor:
+        return self.kind.test_gate(self._logits[number], self._moment)
+
+    def _compute_training_gate(self, number: int) -> Tensor:
+        return self.kind.gate(self._logits[number], self._moment, self._draw_uniform(number))
 
     def _apply_training_gates(
         self, positions: Sequence[int], weights: Sequence[Tensor], all_parameters: bool

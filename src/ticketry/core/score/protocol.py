@@ -134,7 +134,22 @@ def evaluate_score(score: Score, model: nn.Module, scope: Scope, **options: Any)
     Infinite values are allowed: weights with inf are the last to be removed, and weights with -inf the first.
     """
     found = _call_score(score, model, scope, options)
-    _check_score_names(score, found, scope)
+    if missing := [name for name in scope if name not in found]:
+        unknown = [str(name) for name in found if name not in scope]
+        question = ""
+        if unknown:
+            question = (
+                f", but for {_list_names(unknown)} ({did_you_mean(unknown[0], missing).strip() or 'not in scope'})"
+            )
+        raise ScoreError(
+            f"{describe_score(score)} gives nothing for {_list_names(missing)}{question}: it needs a tensor for each"
+            " parameter in scope (scope.parameters(model)), or their densities would not be those requested"
+        )
+    if more := [str(name) for name in found if name not in scope]:
+        raise ScoreError(
+            f"{describe_score(score)} gives scores for {_list_names(more)}, not in scope;"
+            f" {did_you_mean(more[0], scope)}give those of scope.parameters(model) alone"
+        )
     return {name: _check_score_tensor(score, name, found[name], shape) for name, shape in scope.shapes.items()}
 
 
@@ -186,25 +201,6 @@ def _defining_module(score: Score) -> str:
 
 def _describe_type(value: object) -> str:
     return "nothing" if value is None else f"a {type(value).__name__}"
-
-
-def _check_score_names(score: Score, found: Mapping[str, object], scope: Scope) -> None:
-    if missing := [name for name in scope if name not in found]:
-        unknown = [str(name) for name in found if name not in scope]
-        question = ""
-        if unknown:
-            question = (
-                f", but for {_list_names(unknown)} ({did_you_mean(unknown[0], missing).strip() or 'not in scope'})"
-            )
-        raise ScoreError(
-            f"{describe_score(score)} gives nothing for {_list_names(missing)}{question}: it needs a tensor for each"
-            " parameter in scope (scope.parameters(model)), or their densities would not be those requested"
-        )
-    if more := [str(name) for name in found if name not in scope]:
-        raise ScoreError(
-            f"{describe_score(score)} gives scores for {_list_names(more)}, not in scope;"
-            f" {did_you_mean(more[0], scope)}give those of scope.parameters(model) alone"
-        )
 
 
 def _check_score_tensor(score: Score, name: str, values: object, shape: tuple[int, ...]) -> Tensor:

@@ -24,7 +24,7 @@ from ticketry.core.structure.trace import (
     Rule,
     Trace,
     list_tensors,
-    rule_for_one_tensor,
+    rule_on_first_tensor,
     run_without_labels,
     set_output_axes,
     unite_all_labels,
@@ -125,7 +125,7 @@ def trace_creation(t: Trace, call: Call) -> Any:
     return result
 
 
-@rule_for_one_tensor
+@rule_on_first_tensor
 def trace_like(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], result: Tensor) -> Axes:
     """Trace `zeros_like` and similar operations: the new tensor has the channels of the given tensor."""
     axes.zero = [call.name == "zeros_like"] * result.dim()
@@ -139,28 +139,26 @@ def trace_overwriting(t: Trace, call: Call) -> Any:
     return result
 
 
-def trace_reduction(t: Trace, call: Call) -> Any:
+@rule_on_first_tensor
+def trace_reduction(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], *outputs: Tensor) -> list[Axes]:
     """Trace a reduction such as a sum or a maximum, and mark the channels of reduced dimensions as not removable.
 
     Only in sums and norms of dimensions whose removed channels are 0 can channels still be removed.
     """
-    tensor = call.tensors[0]
-    axes = t.book.get(tensor)
-    dim = call.argument("dim")
+    dim, count = call.argument("dim"), len(shape)
     listed = dim if isinstance(dim, (list, tuple)) else [] if dim is None else [dim]
-    reduced = [int(d) % tensor.dim() for d in listed or range(tensor.dim())] if tensor.dim() else []
+    reduced = [int(d) % count for d in listed or range(count)] if count else []
     for dimension in reduced:
         if not (_is_sum_or_norm(call) and axes.zero[dimension]):
             t.freeze(axes.labels[dimension], f"{call.func} reduces it")
-    result = call.run()
-    for output in list_tensors(result):
-        keeps = output.dim() == tensor.dim()
-        order = [-1 if d in reduced else d for d in range(tensor.dim()) if keeps or d not in reduced]
-        axes_out = axes.reorder(order)
+    found = []
+    for output in outputs:
+        order = [-1 if d in reduced else d for d in range(count) if output.dim() == count or d not in reduced]
+        own = axes.reorder(order)
         if call.name not in ("sum", "mean", "amax", "amin", "var", "std", "linalg_vector_norm", "norm"):
-            axes_out.zero = [False] * len(order)
-        t.book.set(output, axes_out if len(order) == output.dim() else Axes.unlabelled(output.dim()))
-    return result
+            own.zero = [False] * len(order)
+        found.append(own if len(order) == output.dim() else Axes.unlabelled(output.dim()))
+    return found
 
 
 def _is_sum_or_norm(call: Call) -> bool:
@@ -168,7 +166,7 @@ def _is_sum_or_norm(call: Call) -> bool:
     return call.name == "sum" or (call.name in power and float(2 if power[call.name] is None else power[call.name]) > 0)
 
 
-@rule_for_one_tensor
+@rule_on_first_tensor
 def trace_softmax(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], result: Tensor) -> Axes:
     """Trace a softmax, and mark the channels of its dimension as not removable.
 
@@ -317,26 +315,22 @@ def _unite_grouped_channels(
 # -- norms ------------------------------------------------------------------------------------------------------------
 
 
-def trace_batch_norm(t: Trace, call: Call) -> Any:
+@rule_on_first_tensor
+def trace_batch_norm(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], *outputs: Tensor) -> list[Axes]:
     """Trace a batch or instance norm: a channel (dimension 1) is removed with its scale, shift and statistics."""
-    tensor = call.tensors[0]
-    axes = t.book.get(tensor)
-    t.freeze_axes(axes, [d for d in range(tensor.dim()) if d != 1], "a norm runs over it")
+    t.freeze_axes(axes, [d for d in range(len(shape)) if d != 1], "a norm runs over it")
     vectors = [t.book.get(vector) for vector in call.tensors[1:] if vector.dim() == 1]
     ids = unite_all_labels(t, [axes.labels[1], *(vector.labels[0] for vector in vectors)])
     if ids is not None and isinstance(t.running_module, nn.modules.batchnorm._NormBase):
         t.record_unit_count(
             "num_features", ids[: t.running_module.num_features]
         )  # instance norms repeat their channels for each example
-    result = call.run()
-    outputs = list_tensors(result)
-    found = Axes.unlabelled(tensor.dim())
+    found = Axes.unlabelled(len(shape))
     found.labels[1], found.zero[1] = ids, _is_zero_after_norm(t, call)
-    t.book.set(outputs[0], found)
-    for statistic in outputs[1:]:
-        per_channel = statistic.dim() == 1 and statistic.shape[0] == tensor.shape[1]
-        t.book.set(statistic, Axes([ids], [False]) if per_channel else Axes.unlabelled(statistic.dim()))
-    return result
+    statistics = [
+        Axes([ids], [False]) if tuple(one.shape) == (shape[1],) else Axes.unlabelled(one.dim()) for one in outputs[1:]
+    ]
+    return [found, *statistics]
 
 
 def _is_zero_after_norm(t: Trace, call: Call) -> bool:
@@ -345,11 +339,10 @@ def _is_zero_after_norm(t: Trace, call: Call) -> bool:
     return all(tensor is not None and t.book.get(tensor).zero[0] for tensor in pair)
 
 
-def trace_group_norm(t: Trace, call: Call) -> Any:
+@rule_on_first_tensor
+def trace_group_norm(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], *outputs: Tensor) -> Axes:
     """Trace a group norm: the channels of a group can only be removed together; the module's `num_groups` changes."""
-    tensor = call.tensors[0]
-    axes = t.book.get(tensor)
-    t.freeze_axes(axes, [d for d in range(tensor.dim()) if d != 1], "a norm runs over it")
+    t.freeze_axes(axes, [d for d in range(len(shape)) if d != 1], "a norm runs over it")
     vectors = [t.book.get(vector) for vector in call.tensors[1:]]
     ids = unite_all_labels(t, [axes.labels[1], *(vector.labels[0] for vector in vectors)])
     if ids is not None:
@@ -360,35 +353,31 @@ def trace_group_norm(t: Trace, call: Call) -> Any:
             t.record_unit_count("num_channels", ids)
         elif not t.record_width_use(groups[:, 0]):
             t.freeze(ids, "the number of groups of a group norm stays")
-    result = call.run()
-    found = Axes.unlabelled(tensor.dim())
+    found = Axes.unlabelled(len(shape))
     found.labels[1], found.zero[1] = ids, _is_zero_after_norm(t, call)
-    set_output_axes(t, list_tensors(result), found)
-    return result
+    return found
 
 
-def trace_layer_norm(t: Trace, call: Call) -> Any:
+@rule_on_first_tensor
+def trace_layer_norm(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], *outputs: Tensor) -> Axes:
     """Trace a layer norm, and mark its features as not removable: zeros would change its mean and variance."""
-    tensor = call.tensors[0]
-    axes = t.book.get(tensor)
-    count = len(call.argument("normalized_shape"))
+    first = len(shape) - len(call.argument("normalized_shape"))
     why = "a layer norm takes its mean and variance over it"
-    t.freeze_axes(axes, range(tensor.dim() - count, tensor.dim()), why)
+    t.freeze_axes(axes, range(first, len(shape)), why)
     for vector in call.tensors[1:]:
         t.freeze_axes(t.book.get(vector), range(vector.dim()), why)
-    result = call.run()
-    found = axes.reorder([d if d < tensor.dim() - count else -1 for d in range(tensor.dim())])
-    found.zero = [False] * tensor.dim()
-    set_output_axes(t, list_tensors(result), found)
-    return result
+    found = axes.reorder([d if d < first else -1 for d in range(len(shape))])
+    found.zero = [False] * len(shape)
+    return found
 
 
-def trace_weight_norm(t: Trace, call: Call) -> Any:
+@rule_on_first_tensor
+def trace_weight_norm(t: Trace, call: Call, v: Axes, shape: tuple[int, ...], *outputs: Tensor) -> Axes:
     """Trace weight_norm, which computes a weight as g v / |v|, with one norm |v| for each index of a dimension.
 
     Channels of this dimension are marked as not removable, because their norm would be 0.
     """
-    v, g = (t.book.get(call.argument(name)) for name in ("v", "g"))
+    g = t.book.get(call.argument("g"))
     for d, ids in enumerate(v.labels):
         if d == call.argument("dim"):
             v.labels[d] = t.unite_axes(ids, g.labels[d])
@@ -399,27 +388,19 @@ def trace_weight_norm(t: Trace, call: Call) -> Any:
             )
         elif not v.zero[d]:
             t.freeze(ids, f"{call.func} sums over it")
-    result = call.run()
-    set_output_axes(t, list_tensors(result), v)
-    return result
+    return v
 
 
 # -- pooling and resizing ---------------------------------------------------------------------------------------------
 
 
-def trace_pooling(t: Trace, call: Call) -> Any:
+@rule_on_first_tensor
+def trace_pooling(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], *outputs: Tensor) -> list[Axes]:
     """Trace pooling, resizing, or padding by reflection: the channels stay the same, but no position can be removed."""
-    tensor = call.tensors[0]
-    axes = t.book.get(tensor)
-    result = call.run()
-    count = int("".join(c for c in call.name if c.isdigit())[:1] or 2)  # max_pool2d, upsample_linear1d, …
-    t.freeze_axes(axes, range(max(tensor.dim() - count, 0), tensor.dim()), "pooling or resizing runs over it")
-    order = [d if d < tensor.dim() - count else -1 for d in range(tensor.dim())]
-    for index, output in enumerate(list_tensors(result)):
-        found = axes.reorder(order)
-        found.zero = [zero and index == 0 for zero in found.zero]
-        t.book.set(output, found)
-    return result
+    first = len(shape) - int("".join(c for c in call.name if c.isdigit())[:1] or 2)  # max_pool2d, upsample_linear1d, …
+    t.freeze_axes(axes, range(max(first, 0), len(shape)), "pooling or resizing runs over it")
+    found = axes.reorder([d if d < first else -1 for d in range(len(shape))])
+    return [found, *(Axes(list(found.labels), [False] * len(shape)) for _ in outputs[1:])]
 
 
 # -- attention and embeddings -----------------------------------------------------------------------------------------
@@ -460,16 +441,13 @@ def trace_attention(t: Trace, call: Call) -> Any:
     return result
 
 
-def trace_embedding(t: Trace, call: Call) -> Any:
-    weight = call.argument("weight")
-    axes = t.book.get(weight)
-    t.record_factor(weight, axes.labels[0])
+@rule_on_first_tensor
+def trace_embedding(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], result: Tensor) -> Axes:
+    t.record_factor(call.tensors[0], axes.labels[0])
     t.freeze(axes.labels[0], "entries of an embedding are looked up")
-    result = call.run()
     found = Axes.unlabelled(result.dim())
     found.labels[-1], found.zero[-1] = axes.labels[1], axes.zero[1]
-    t.book.set(result, found)
-    return result
+    return found
 
 
 _LAYERS: dict[str, Rule] = {

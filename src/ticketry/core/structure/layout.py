@@ -223,11 +223,16 @@ def find_roles(model: nn.Module, factors: Mapping[str, Collection[int]] | None =
             if isinstance(module, NORMS):
                 scales |= {name} if local == "weight" else set()
             elif parameter.dim() > 1:
-                known = _output_and_input_dimensions(module, parameter)
-                made, taken = known or (tuple(range(parameter.dim())), ())
-                if known is None and factors is not None:
-                    taken = tuple(factors.get(name, ()))
-                    made = tuple(set(made) - set(taken)) if name in factors else ()
+                made, taken = set(range(parameter.dim())), set[int]()
+                if isinstance(module, _ConvNd) and 1 < module.groups == module.in_channels:
+                    made, taken = ({0, 1} if module.transposed else {0}), {0}
+                elif isinstance(module, nn.Bilinear):
+                    made, taken = {0}, {1, 2}
+                elif (layout := _layout_of_layer(module, parameter)) is not None:
+                    made, taken = ({1}, {0}) if layout.inputs_first else ({0}, {1})
+                elif factors is not None:
+                    taken = set(factors.get(name, ()))
+                    made = made - taken if name in factors else set()
                 outputs |= {(name, dim) for dim in made}
                 inputs |= {(name, dim) for dim in taken}
     return Roles(frozenset(outputs), frozenset(inputs), frozenset(scales))
@@ -244,20 +249,6 @@ def iterate_layer_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parame
     for computed in computed_weights_in(module):
         shape = computed.value().shape
         yield from ((computed.local, original) for original in computed.originals if original.shape == shape)
-
-
-def _output_and_input_dimensions(
-    module: nn.Module, parameter: Tensor
-) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
-    """Return (output dimensions, input dimensions) of a layer's weight; None for a layer of unknown class."""
-    if isinstance(module, _ConvNd) and 1 < module.groups == module.in_channels:
-        return (0, 1) if module.transposed else (0,), (0,)
-    if isinstance(module, nn.Bilinear):
-        return (0,), (1, 2)
-    layout = _layout_of_layer(module, parameter)
-    if layout is None:
-        return None
-    return ((1,), (0,)) if layout.inputs_first else ((0,), (1,))
 
 
 class Blocks:

@@ -29,13 +29,7 @@ from ticketry.core.structure.model_copies import (
     copy_in_dtype,
     copy_sharing_parameters,
 )
-from ticketry.core.structure.plans import (
-    Flags,
-    ModelSizes,
-    flag_retained_indices,
-    normal_module_name,
-    set_module_sizes,
-)
+from ticketry.core.structure.plans import Flags, ModelSizes, flag_retained_indices, normal_module_name, set_module_sizes
 from ticketry.core.structure.trace import ViewCall
 from ticketry.errors import ControlFlowError, UsageError
 from ticketry_engine.support.entry_points import entry_point

@@ -20,10 +20,7 @@ from ticketry.core.structure.trace import (
     Ids,
     Rule,
     Trace,
-    freeze_operands,
-    list_tensors,
-    rule_for_one_tensor,
-    set_output_axes,
+    rule_on_first_tensor,
     unite_all_labels,
     unite_labels_of_pieces,
 )
@@ -31,7 +28,7 @@ from ticketry.core.structure.trace import (
 # -- other shapes -----------------------------------------------------------------------------------------------------
 
 
-@rule_for_one_tensor
+@rule_on_first_tensor
 def trace_view(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], result: Tensor) -> Axes:
     """Trace a reshape: find the channels of the merged and split dimensions."""
     found = Axes.unlabelled(result.dim())
@@ -105,7 +102,7 @@ def _require_labels(axes: Axes, dimension: int) -> Ids:
     return ids
 
 
-@rule_for_one_tensor
+@rule_on_first_tensor
 def trace_permute(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], result: Tensor) -> Axes:
     count = len(shape)
     order = list(range(count))
@@ -119,7 +116,7 @@ def trace_permute(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], resu
     return axes.reorder(order)
 
 
-@rule_for_one_tensor
+@rule_on_first_tensor
 def trace_squeeze(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], result: Tensor) -> Axes:
     """Trace `squeeze`, which removes dimensions of size 1."""
     dim, count = call.argument("dim"), len(shape)
@@ -127,14 +124,14 @@ def trace_squeeze(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], resu
     return axes.reorder([d for d in range(count) if not (d in listed and shape[d] == 1)])
 
 
-@rule_for_one_tensor
+@rule_on_first_tensor
 def trace_unsqueeze(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], result: Tensor) -> Axes:
     order = list(range(result.dim() - 1))
     order.insert(int(call.argument("dim")) % result.dim(), -1)
     return axes.reorder(order)
 
 
-@rule_for_one_tensor
+@rule_on_first_tensor
 def trace_expand(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], result: Tensor) -> Axes:
     """Trace `expand`: expanded dimensions get new labels, because their size may equal the number of any channels."""
     added = result.dim() - len(shape)
@@ -146,7 +143,7 @@ def trace_expand(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], resul
     return found
 
 
-@rule_for_one_tensor
+@rule_on_first_tensor
 def trace_repeat(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], result: Tensor) -> Axes:
     """Trace `repeat`, which concatenates copies of a tensor: a channel is removed from all copies together."""
     found = axes.reorder([-1] * (result.dim() - len(shape)) + list(range(len(shape))))
@@ -156,7 +153,7 @@ def trace_repeat(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], resul
     return found
 
 
-@rule_for_one_tensor
+@rule_on_first_tensor
 def trace_flip(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], result: Tensor) -> Axes:
     for dimension in call.argument("dims"):
         ids = axes.labels[dimension]
@@ -208,7 +205,7 @@ def trace_stack(t: Trace, call: Call) -> Any:
 # -- padding and shuffling ---------------------------------------------------------------------------------------------
 
 
-@rule_for_one_tensor
+@rule_on_first_tensor
 def trace_pad(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], result: Tensor) -> Axes:
     """Trace padding with a constant: the added indices cannot be removed."""
     widths = list(call.argument("pad"))
@@ -226,31 +223,28 @@ def trace_pad(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], result: 
     return axes
 
 
-def trace_pixel_shuffle(t: Trace, call: Call) -> Any:
+@rule_on_first_tensor
+def trace_pixel_shuffle(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], result: Tensor) -> Axes:
     """Trace `pixel_shuffle`, which merges every factor^2 channels (dimension -3), or its inverse `pixel_unshuffle`."""
-    tensor = call.tensors[0]
-    ids = t.book.get(tensor).labels[-3]
+    ids, found = axes.labels[-3], Axes.unlabelled(result.dim())
     if ids is None:
-        return freeze_operands(t, call)
-    zero = t.book.get(tensor).zero[-3]
-    result = call.run()
-    found = Axes.unlabelled(result.dim())
+        t.freeze_axes(axes, range(len(shape)), f"{call.func} cannot be followed")
+        return found
     if call.name == "pixel_shuffle":
-        square = tensor.shape[-3] // result.shape[-3]
+        square = shape[-3] // result.shape[-3]
         blocks = ids.reshape(-1, square)
         t.labels.unite(np.repeat(blocks[:, 0], square), ids, t.add_location("its block of channels stays"))
         found.labels[-3] = blocks[:, 0] if result.shape[-3] > 1 else None
         if result.shape[-3] == 1:
             t.freeze(ids, "all its channels become one")
     else:
-        found.labels[-3] = np.repeat(ids, result.shape[-3] // tensor.shape[-3])
-    found.zero[-3] = zero
-    t.freeze_axes(t.book.get(tensor), [-1, -2, *range(tensor.dim() - 3)], "pixels of it are shuffled")
-    t.book.set(result, found)
-    return result
+        found.labels[-3] = np.repeat(ids, result.shape[-3] // shape[-3])
+    found.zero[-3] = axes.zero[-3]
+    t.freeze_axes(axes, [-1, -2, *range(len(shape) - 3)], "pixels of it are shuffled")
+    return found
 
 
-@rule_for_one_tensor
+@rule_on_first_tensor
 def trace_channel_shuffle(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], result: Tensor) -> Axes:
     """Trace `channel_shuffle`: channels (dimension 1) are viewed as [groups, channels of a group] and transposed.
 
@@ -265,7 +259,7 @@ def trace_channel_shuffle(t: Trace, call: Call, axes: Axes, shape: tuple[int, ..
     return axes
 
 
-@rule_for_one_tensor
+@rule_on_first_tensor
 def trace_im2col(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], result: Tensor) -> Axes:
     """Trace `im2col`, which turns [batch, channels, height, width] into [batch, channels * window size, positions]."""
     t.freeze_axes(axes, [-1, -2, *range(len(shape) - 3)], "windows of it are taken")
@@ -276,7 +270,7 @@ def trace_im2col(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], resul
     return found
 
 
-@rule_for_one_tensor
+@rule_on_first_tensor
 def trace_col2im(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], result: Tensor) -> Axes:
     """Trace `col2im`, which adds up overlapping windows into an image: a channel loses its whole window."""
     t.freeze_axes(axes, [-1, *range(len(shape) - 2)], "windows of it are taken")
@@ -292,41 +286,33 @@ def trace_col2im(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], resul
     return found
 
 
-def trace_pack_padded(t: Trace, call: Call) -> tuple[Tensor, Tensor]:
+@rule_on_first_tensor
+def trace_pack_padded(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], *outputs: Tensor) -> Axes:
     """Trace `pack_padded_sequence`, which returns the elements of all sequences and the number of elements per step."""
-    axes = t.book.get(call.tensors[0])
     t.freeze_axes(axes, [0, 1], "it is a batch of sequences")
-    data, sizes = call.run()
-    set_output_axes(t, [data, sizes], axes.reorder([-1, *range(2, len(axes.labels))]))
-    return data, sizes
+    return axes.reorder([-1, *range(2, len(shape))])
 
 
-def trace_pad_packed(t: Trace, call: Call) -> tuple[Tensor, Tensor]:
+@rule_on_first_tensor
+def trace_pad_packed(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], *outputs: Tensor) -> Axes:
     """Trace `pad_packed_sequence`: removed channels are 0 afterwards only if the padding value is 0 too."""
-    axes = t.book.get(call.tensors[0])
-    data, lengths = call.run()
-    padded = axes.reorder([-1, -1, *range(1, len(axes.labels))])
+    padded = axes.reorder([-1, -1, *range(1, len(shape))])
     padded.zero = [zero and not call.argument("padding_value") for zero in padded.zero]
-    set_output_axes(t, [data, lengths], padded)
-    return data, lengths
+    return padded
 
 
 # -- parts of one dimension -------------------------------------------------------------------------------------------
 
 
-def trace_split(t: Trace, call: Call) -> object:
+@rule_on_first_tensor
+def trace_split(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], *parts: Tensor) -> list[Axes]:
     """Trace the split of a dimension into consecutive parts, such as `split` or `chunk`."""
-    tensor = call.tensors[0]
-    axes = t.book.get(tensor)
-    dimension = int(call.argument("dim")) % tensor.dim()
-    result = call.run()
-    parts = list_tensors(result)
+    dimension = int(call.argument("dim")) % len(shape)
     labels = _split_labels(t, axes.labels[dimension], [part.shape[dimension] for part in parts])
-    for part, ids in zip(parts, labels, strict=True):
-        found = axes.copy()
-        found.labels[dimension] = ids
-        t.book.set(part, found)
-    return result
+    found = [axes.copy() for _ in parts]
+    for own, ids in zip(found, labels, strict=True):
+        own.labels[dimension] = ids
+    return found
 
 
 def _split_labels(t: Trace, ids: Ids | None, sizes: Sequence[int]) -> list[Ids | None]:
@@ -356,7 +342,7 @@ def _freeze_single_channel(t: Trace, ids: Ids) -> Ids | None:
     return None
 
 
-@rule_for_one_tensor
+@rule_on_first_tensor
 def trace_slice(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], result: Tensor) -> Axes:
     """Trace `slice` or `narrow`, which select consecutive indices of a dimension."""
     dimension = int(call.argument("dim")) % len(shape)
@@ -393,7 +379,7 @@ def _slice_labels(t: Trace, ids: Ids, start: int, length: int) -> Ids | None:
     return None
 
 
-@rule_for_one_tensor
+@rule_on_first_tensor
 def trace_glu(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], result: Tensor) -> Axes:
     """Trace `glu`, which multiplies the first half of a dimension by the sigmoid of the second half.
 
@@ -405,7 +391,7 @@ def trace_glu(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], result: 
     return axes
 
 
-@rule_for_one_tensor
+@rule_on_first_tensor
 def trace_roll(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], result: Tensor) -> Axes:
     """Trace `roll`, a cyclic shift: channels of the shifted dimensions cannot be removed."""
     dimensions = [int(d) % len(shape) for d in call.argument("dims") or range(len(shape))]
@@ -418,19 +404,15 @@ def trace_roll(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], result:
 # -- single indices ---------------------------------------------------------------------------------------------------
 
 
-def trace_select(t: Trace, call: Call) -> object:
+@rule_on_first_tensor
+def trace_select(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], *parts: Tensor) -> list[Axes]:
     """Trace `select` or `unbind`, which pick indices of a dimension: channels of this dimension cannot be removed."""
-    tensor = call.tensors[0]
-    axes = t.book.get(tensor)
-    dimension = int(call.argument("dim")) % tensor.dim()
+    dimension = int(call.argument("dim")) % len(shape)
     t.freeze(axes.labels[dimension], "single indices of it are picked")
-    result = call.run()
-    for part in list_tensors(result):
-        t.book.set(part, axes.reorder([d for d in range(tensor.dim()) if d != dimension]))
-    return result
+    return [axes.reorder([d for d in range(len(shape)) if d != dimension]) for _ in parts]
 
 
-@rule_for_one_tensor
+@rule_on_first_tensor
 def trace_index_select(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], result: Tensor) -> Axes:
     dimension = int(call.argument("dim")) % len(shape)
     t.freeze(axes.labels[dimension], "indices of it are picked")
@@ -438,7 +420,7 @@ def trace_index_select(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...],
     return axes
 
 
-@rule_for_one_tensor
+@rule_on_first_tensor
 def trace_index(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], result: Tensor) -> Axes:
     """Trace indexing by tensors, such as `x[:, places]`: channels of the indexed dimensions cannot be removed.
 
@@ -461,33 +443,30 @@ def trace_index(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], result
     return axes.reorder([*others[:before], *[-1] * made, *others[before:]])
 
 
-def trace_along_dimension(t: Trace, call: Call) -> object:
+@rule_on_first_tensor
+def trace_along_dimension(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], *outputs: Tensor) -> list[Axes]:
     """Trace sorting or accumulation along a dimension: channels of this dimension cannot be removed."""
-    tensor = call.tensors[0]
-    axes = t.book.get(tensor)
     dimension = call.argument("dim")
-    result = call.run()
-    if dimension is None or not tensor.dim():
-        t.freeze_axes(axes, range(tensor.dim()), f"{call.func} runs over it")
-        axes = Axes.unlabelled(tensor.dim())
+    if dimension is None or not shape:
+        t.freeze_axes(axes, range(len(shape)), f"{call.func} runs over it")
+        axes = Axes.unlabelled(len(shape))
     else:
-        t.freeze(axes.labels[int(dimension) % tensor.dim()], f"{call.func} runs over it")
-        axes.labels[int(dimension) % tensor.dim()] = None
-    for output in list_tensors(result):
-        found = axes.copy() if output.dim() == tensor.dim() else Axes.unlabelled(output.dim())
-        found.zero = [zero and output.is_floating_point() for zero in found.zero]
-        t.book.set(output, found)
-    return result
+        t.freeze(axes.labels[int(dimension) % len(shape)], f"{call.func} runs over it")
+        axes.labels[int(dimension) % len(shape)] = None
+    found = [axes.copy() if output.dim() == len(shape) else Axes.unlabelled(output.dim()) for output in outputs]
+    for own, output in zip(found, outputs, strict=True):
+        own.zero = [zero and output.is_floating_point() for zero in own.zero]
+    return found
 
 
-@rule_for_one_tensor
+@rule_on_first_tensor
 def trace_triangle(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], result: Tensor) -> Axes:
     """Trace `tril` or `triu`, which zero one side of a diagonal: the last two dimensions cannot lose channels."""
     t.freeze_axes(axes, range(max(len(shape) - 2, 0), len(shape)), "it is cut along a diagonal")
     return axes
 
 
-@rule_for_one_tensor
+@rule_on_first_tensor
 def trace_unfold(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], result: Tensor) -> Axes:
     """Trace `Tensor.unfold`, which replaces a dimension by windows of it: its channels cannot be removed."""
     dimension = int(call.argument("dimension")) % max(len(shape), 1)

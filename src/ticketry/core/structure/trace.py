@@ -408,16 +408,19 @@ def list_tensors(*values: Any) -> list[Tensor]:
     return found
 
 
-def rule_for_one_tensor(rule: Callable[[Trace, Call, Axes, tuple[int, ...], Tensor], Axes]) -> Rule:
-    """Turn a function that computes the axes of a result into a rule for operations with one tensor and one result.
+def rule_on_first_tensor(rule: Callable[..., Axes | list[Axes]]) -> Rule:
+    """Turn `rule(trace, call, axes, shape, *outputs)`, which returns the axes of the outputs, into a rule.
 
-    The axes and the shape of the operand are read before the operation runs, because it may change the tensor in place.
+    The axes and the shape of the first tensor operand are read before the operation runs, because it may change the
+    tensor in place. Outputs without returned axes get no labels.
     """
 
-    def run_and_set_axes(t: Trace, call: Call) -> Tensor:
+    def run_and_set_axes(t: Trace, call: Call) -> Any:
         axes, shape = t.book.get(call.tensors[0]), tuple(call.tensors[0].shape)
-        result: Tensor = call.run()
-        t.book.set(result, rule(t, call, axes, shape, result))
+        result = call.run()
+        outputs = list_tensors(result)
+        found = rule(t, call, axes, shape, *outputs)
+        set_output_axes(t, outputs, *([found] if isinstance(found, Axes) else found))
         return result
 
     return run_and_set_axes
