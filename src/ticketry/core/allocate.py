@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ticketry.choices import describe_name_difference
 from ticketry.core.mask import Mask
-from ticketry.core.scope import match_names
+from ticketry.core.scope import match_half_rate_names
 from ticketry.core.sharding import Ranking, check_shards
 from ticketry.core.structure.layout import Blocks, Layout, mark_best_n_of_m
 from ticketry.core.structure.pattern import (
@@ -106,7 +106,7 @@ def allocate(
     if unknown := [name for name in layouts if name not in scores]:
         raise UsageError(f"layouts names a tensor without scores: {describe_name_difference(unknown[:1], scores)}")
     check_mask_covers_tensors({name: tuple(score.shape) for name, score in scores.items()}, within)
-    half_rate = match_names(scores, half_rate, "half_rate")
+    half_rate = match_half_rate_names(scores, half_rate)
     total = sum(score.numel() for score in scores.values())
     kept = count_retained(wanted, total)
     if pattern.m:
@@ -155,7 +155,7 @@ def allocate_sharded_magnitudes(
     least = parse_layer_minimum(collapse, keep_at_least)
     check_shards(parameters)
     check_mask_covers_tensors({name: tuple(parameter.shape) for name, parameter in parameters.items()}, within)
-    half_rate = match_names(parameters, half_rate, "half_rate")
+    half_rate = match_half_rate_names(parameters, half_rate)
     total = sum(parameter.numel() for parameter in parameters.values())
     kept = count_retained(density, total)
     _check_enough_candidates(kept, total, total if within is None else within.kept, density)

@@ -14,8 +14,8 @@ w^2 times the diagonal of the Gauss-Newton matrix (second order in the weights, 
 It needs neither a loss nor targets, and is comparable between layers. The score `kfac` uses the loss instead.
 
 Supported are linear layers, convolutions, and other products by torch's `linear` or `matmul` with a weight, some of its
-rows or its transpose, as in attention, or in a last layer that shares its weight with an embedding. Any other use of a
-weight is an error, because its effect would not be counted.
+rows or its transpose, as in attention, or in a last layer that shares its weight with an embedding. Weights that are
+used otherwise are estimated from their own gradients.
 """
 
 from __future__ import annotations
@@ -102,14 +102,12 @@ class LayerCall:
 
 @contextmanager
 def record_calls(
-    model: nn.Module, parameters: Mapping[str, nn.Parameter], others: set[str] | None = None
+    model: nn.Module, parameters: Mapping[str, nn.Parameter], others: set[str]
 ) -> Iterator[dict[str, list[LayerCall]]]:
     """Within the block, record the calls of the layers that use these weights, as a list for each weight.
 
-    Args:
-        parameters: the weights to record, by name. A weight that is not used gets an empty list.
-        others: a set that collects the names of weights which unsupported functions use; if None, such a use is an
-            error.
+    A weight that is not used gets an empty list. The names of weights that unsupported functions use are added to
+    `others`.
     """
     names = {id(parameter): name for name, parameter in parameters.items()}
     calls: dict[str, list[LayerCall]] = {name: [] for name in parameters}
@@ -149,7 +147,7 @@ class _ProductRecorder(TorchFunctionMode):
         names: Mapping[int, str],
         calls: Mapping[str, list[LayerCall]],
         inside: Set[str],
-        others: set[str] | None = None,
+        others: set[str],
     ) -> None:
         super().__init__()
         self._names, self._calls, self._inside, self._others = names, calls, inside, others
@@ -180,7 +178,7 @@ class _ProductRecorder(TorchFunctionMode):
             if name and name not in self._inside:
                 return self._record_product(name, x, output, first, transposed)
         if self._depth and torch.is_grad_enabled() and func not in _HARMLESS:
-            self._refuse_other_uses(func, (args, kwargs), output)
+            self._collect_other_uses((args, kwargs), output)
         return output
 
     def _record_product(self, name: str, x: Tensor, output: Tensor, first_row: int, transposed: bool) -> Tensor:
@@ -204,11 +202,8 @@ class _ProductRecorder(TorchFunctionMode):
             return name, 0, True
         return "", 0, False
 
-    def _refuse_other_uses(self, func: Any, arguments: object, output: object) -> None:
-        """Raise `UsageError` if an operation computes floats from a weight, other than a view of the weight.
-
-        If names are collected in `others`, add the weight's name instead.
-        """
+    def _collect_other_uses(self, arguments: object, output: object) -> None:
+        """Add the name of each weight from which an operation computes floats, other than a view of the weight."""
         made = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
         for leaf in tree_leaves(arguments) if made else ():
             if not isinstance(leaf, Tensor):
@@ -216,14 +211,7 @@ class _ProductRecorder(TorchFunctionMode):
             whole = leaf if leaf._base is None else leaf._base
             name = self._names.get(id(whole), "")
             if name and name not in self._inside and not all(each is whole or each._base is whole for each in made):
-                if self._others is not None:
-                    self._others.add(name)
-                    continue
-                raise UsageError(
-                    f"what {name} does to an output is not known: the model uses it in"
-                    f" {getattr(func, '__name__', func)!r}, and not by calling its linear layer or convolution, or by"
-                    " torch's linear; spare it in the scope, or give another score (score=), such as fisher"
-                )
+                self._others.add(name)
 
 
 def _matrix_product_factors(func: Any, args: Any, kwargs: Any) -> tuple[Tensor, Tensor] | None:

@@ -244,21 +244,16 @@ def _check_patterns(value: object, argument: str, model: nn.Module | None) -> tu
     found: list[str] = []
     for one in [value] if single else list(value):  # type: ignore[call-overload]
         if isinstance(one, nn.Module) and model is not None:
-            found.append(_find_module_name(model, one, argument))
+            name = next((name for name, module in unwrapped(model).named_modules() if module is one), None)
+            if name is None:
+                raise UsageError(
+                    f"{argument}= holds a {type(one).__name__} that is no module of {type(model).__name__}: give"
+                    " modules of this very model, or their names"
+                )
+            found.append(escape(normal_name(name)) or "*")  # as a pattern, it matches only this module
         else:
             found.append(require_name(one, f"{argument}=", UsageError))
     return tuple(found)
-
-
-def _find_module_name(model: nn.Module, module: nn.Module, argument: str) -> str:
-    """Return the name of `module` in `model`, escaped so that, as a pattern, it matches only this module."""
-    for name, one in unwrapped(model).named_modules():
-        if one is module:
-            return escape(normal_name(name)) or "*"
-    raise UsageError(
-        f"{argument}= holds a {type(module).__name__} that is no module of {type(model).__name__}: give modules of this"
-        " very model, or their names"
-    )
 
 
 def _check_types(value: object, argument: str, model: object) -> tuple[type[nn.Module], ...]:
@@ -276,20 +271,20 @@ for _argument in ("types", "bypass"):
 ARGUMENT_CHECKS["scope"] = _check_scope
 
 
-def match_parameter_names(model: nn.Module, patterns: Patterns, argument: str) -> set[str]:
-    """Return the names of the parameters that `patterns` match; error messages contain the name `argument`."""
-    return set(_match_patterns(_find_parameters(model), to_name_tuple(patterns), argument))
+def match_spared_parameters(model: nn.Module, spare: Patterns) -> set[str]:
+    """Return the names of the parameters that the patterns `spare` match, see `scope`."""
+    return set(_match_patterns(_find_parameters(model), to_name_tuple(spare), "spare"))
 
 
-def match_names(names: Iterable[str], patterns: Iterable[str], argument: str) -> tuple[str, ...]:
-    """Return the `names` that match one of `patterns`, in the order of `names`; for patterns see `spare` of `scope`."""
+def match_half_rate_names(names: Iterable[str], half_rate: Iterable[str]) -> tuple[str, ...]:
+    """Return the `names` that match a pattern in `half_rate`, in the order of `names`; for patterns see `scope`."""
     known, found = list(names), set[str]()
-    for pattern in (patterns,) if isinstance(patterns, str) else patterns:
-        wanted = require_name(pattern, f"{argument}=", UsageError).rstrip(".")
+    for pattern in (half_rate,) if isinstance(half_rate, str) else half_rate:
+        wanted = require_name(pattern, "half_rate=", UsageError).rstrip(".")
         named = {name for name in known if name == pattern or _pattern_matches_name(wanted, name)}
         if not named:
             raise UsageError(
-                f"{argument} names {pattern!r}, which is no parameter that is pruned, nor a layer of one: they are"
+                f"half_rate names {pattern!r}, which is no parameter that is pruned, nor a layer of one: they are"
                 f" {_list_names(known)}; {did_you_mean(pattern, names_with_parent_modules(known))}".rstrip("; ")
             )
         found |= named

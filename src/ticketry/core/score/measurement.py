@@ -276,26 +276,20 @@ def _compute_gradients(
     value: Tensor, weights: Mapping[str, nn.Parameter], create_graph: bool = False
 ) -> dict[str, Tensor | None]:
     # autograd.grad does not write to .grad. None: the value does not depend on that weight.
-    with _explain_missing_derivative():
+    try:
         found = torch.autograd.grad(value, list(weights.values()), create_graph=create_graph, allow_unused=True)
+    except RuntimeError as error:
+        text = str(error)
+        if not re.search(r"derivative for .* is not implemented|double backward|differentiate twice", text):
+            raise
+        operation = re.search(r"derivative for '?(?:aten::)?([\w:]+?)'? is not implemented", text)
+        raise _OnceDifferentiableError(operation[1] if operation else text.split("\n")[0]) from None
     # Embeddings may have sparse gradients; scores cover all rows.
     dense = [each.to_dense() if each is not None and each.is_sparse else each for each in found]
     return dict(zip(weights, dense, strict=True))
 
 
 # -- operations without a second derivative ----------------------------------------------------------------------------
-
-
-@contextmanager
-def _explain_missing_derivative() -> Iterator[None]:
-    try:
-        yield
-    except RuntimeError as error:
-        text = str(error)
-        if not re.search(r"derivative for .* is not implemented|double backward|differentiate twice", text):
-            raise
-        found = re.search(r"derivative for '?(?:aten::)?([\w:]+?)'? is not implemented", text)
-        raise _OnceDifferentiableError(found[1] if found else text.split("\n")[0]) from None
 
 
 def _check_twice_differentiable(value: Tensor) -> None:

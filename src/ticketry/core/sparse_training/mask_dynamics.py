@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 from itertools import combinations
@@ -98,20 +97,17 @@ def first_slow_checkpoint(distances: Sequence[float], threshold: float) -> int |
     return None
 
 
-def first_stable_checkpoint(
-    masks: Sequence[Mask], share: float = LARGEST_MASK_DISTANCE, compared: int = COMPARED_MASKS
-) -> int | None:
+def first_stable_checkpoint(masks: Sequence[Mask]) -> int | None:
     """Return the checkpoint (counted from 1) at which Early-Bird prunes; None if masks still differ too much.
 
-    The result is the first checkpoint where any two of the last `compared` masks differ in at most a fraction `share`
-    of their elements. `masks` has one mask per checkpoint. You et al. 2020, "Drawing Early-Bird Tickets" (arXiv
+    The result is the first checkpoint where any two of the last `COMPARED_MASKS` masks, one per checkpoint, differ in
+    at most a fraction `LARGEST_MASK_DISTANCE` of their elements. You et al. 2020, "Drawing Early-Bird Tickets" (arXiv
     1909.11957), section 3.3.
     """
-    last: deque[Mask] = deque(maxlen=compared)
-    for place, mask in enumerate(masks, start=1):
-        last.append(mask)
-        if len(last) == compared and all(hamming_distance(*pair) <= share for pair in combinations(last, 2)):
-            return place
+    for count in range(COMPARED_MASKS, len(masks) + 1):
+        pairs = combinations(masks[count - COMPARED_MASKS : count], 2)
+        if all(hamming_distance(*pair) <= LARGEST_MASK_DISTANCE for pair in pairs):
+            return count
     return None
 
 

@@ -14,7 +14,7 @@ from ticketry.core.scope import (
     Patterns,
     filter_default_scope,
     first_names_of_tied,
-    match_parameter_names,
+    match_spared_parameters,
     scope_of_shapes,
 )
 from ticketry.core.score import Loss, about, split_control
@@ -67,7 +67,7 @@ def n_m(model: nn.Module, mask: Mask, n: int = 2, m: int = 4, *, fill: bool = Tr
     """
     if not 1 <= n < m:
         raise UsageError(f"{n}:{m} is no structure: of m inputs n are kept, 1 <= n < m, as in 2:4")
-    spared = match_parameter_names(model, spare, "spare")
+    spared = match_spared_parameters(model, spare)
     parameters = mask.parameters(model)
     known = first_names_of_tied(model, parameters)
     of_layers = filter_default_scope(model, set(known.values()) - spared)

@@ -22,7 +22,7 @@ from ticketry.core.scope import (
     Patterns,
     Scope,
     first_and_last_layer_parameters,
-    match_parameter_names,
+    match_spared_parameters,
     named_parameters,
     scope_of_shapes,
     to_name_tuple,
@@ -323,7 +323,7 @@ def _match_spared_parameters(model: nn.Module, spare: Sequence[str], unseen: Seq
     found: set[str] = set()
     for pattern in spare:
         try:
-            found |= match_parameter_names(model, (pattern,), "spare")
+            found |= match_spared_parameters(model, (pattern,))
         except ScopeError:
             if not any(fnmatchcase(name, pattern) for name in unseen):
                 raise

@@ -32,7 +32,7 @@ def prunable_scope(replicate: Replicate, settings: PruningSettings) -> Scope:
     at the smallest density, or if the smallest allowed mask costs more than the budget.
     """
     from ticketry.core.allocate import check_layer_minimum
-    from ticketry.core.scope import match_names, scope
+    from ticketry.core.scope import match_half_rate_names, scope
     from ticketry.core.structure.channel_masks import check_channel_density
     from ticketry.core.structure.layout import layouts
 
@@ -58,7 +58,7 @@ def prunable_scope(replicate: Replicate, settings: PruningSettings) -> Scope:
                 multiple=shape.multiple,
             )
     else:
-        match_names(chosen, getattr(settings, "half_rate", ()), "half_rate")
+        match_half_rate_names(chosen, getattr(settings, "half_rate", ()))
         pattern = shape.parsed_pattern
         if least and not settings.budget:
             known = None if pattern.unstructured else layouts(model, chosen)
