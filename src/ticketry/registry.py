@@ -134,8 +134,12 @@ class Registry(Generic[T]):
             put_current_folder_on_path()
         try:
             found = load_object(target)
-            if not offered:
-                require_user_file(name, found)
+            file = None if offered or ":" in name else _find_user_file(name)
+            loaded = getattr(found, "__file__", None)
+            if file and isinstance(loaded, str) and not os.path.samefile(file, loaded):
+                raise UsageError(
+                    f"{file.name} in {os.getcwd()} has the name of the module {loaded}, so rename your file"
+                )
             return self._build_checked_object(name, found)
         except TicketryError as error:
             if offered:
@@ -166,7 +170,7 @@ class Registry(Generic[T]):
             raise self.build_unknown_error(name)
         return name
 
-    def is_outside(self, name: str) -> bool:
+    def is_external(self, name: str) -> bool:
         """Return whether a name stands for code outside ticketry: an object of another package, or a user's own."""
         return self.aliases.get(name, name) not in self.built_in and (
             self._is_user_defined(name) or name in self._list_entry_points()
@@ -313,18 +317,6 @@ def is_module(name: str) -> bool:
         return False
     folders = (package.submodule_search_locations or ()) if package else ()
     return any(_find_module_file(Path(folder, *parts[1:])) for folder in folders)
-
-
-def require_user_file(name: str, found: object) -> None:
-    """Raise `UsageError` if the current directory has a module `name`, but another module was imported instead.
-
-    Args:
-        name: name of the module; nothing is checked for a name with a colon.
-        found: the module that was imported.
-    """
-    file, loaded = _find_user_file(name), getattr(found, "__file__", None)
-    if ":" not in name and file and isinstance(loaded, str) and not os.path.samefile(file, loaded):
-        raise UsageError(f"{file.name} in {os.getcwd()} has the name of the module {loaded}, so rename your file")
 
 
 def _find_user_file(name: str) -> Path | None:

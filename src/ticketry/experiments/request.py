@@ -175,7 +175,7 @@ class SearchRequest:
     def sources(self) -> dict[str, str]:
         """Digests of all user code that the search uses, including controls."""
         controls = [name for name in self.controls if not is_matched_dense(name)]  # its colon precedes a network
-        outside = {f"control {name}": CONTROLS.digest_source(name) for name in controls if CONTROLS.is_outside(name)}
+        outside = {f"control {name}": CONTROLS.digest_source(name) for name in controls if CONTROLS.is_external(name)}
         return {**self.source_digests, **outside}
 
     @property

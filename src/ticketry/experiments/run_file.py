@@ -170,7 +170,7 @@ def check_trust(
             if what == "controls" and is_matched_dense(name):  # whose colon names a network
                 if network := name.partition(":")[2]:
                     check_network(network, of=of)
-            elif registry.is_outside(name):
+            elif registry.is_external(name):
                 raise refusal(what.removesuffix("s"), name, of, format_advice("name it yourself"))
     for what in ("store", "data"):
         if what in tables and what not in own:
@@ -201,7 +201,7 @@ def upgrade_stored_settings(
     If this file has moved, it is looked up in `store`. A file of other costs cannot be used by mistake, since a digest
     of the costs is part of the run's name.
     """
-    outside = isinstance(method, str) and METHODS.is_outside(method)
+    outside = isinstance(method, str) and METHODS.is_external(method)
     current = upgrade_settings(stored, FORMAT_1 if outside else ())
     if not (named := current.get("profile")) or (folder := _layer_costs_folder(store)) is None:
         return current

@@ -378,7 +378,7 @@ def read_search(
         )
     settings = upgrade_stored_settings(info.settings, info.method, store)
     if not trust:
-        if METHODS.is_outside(info.method):
+        if METHODS.is_external(info.method):
             raise refusal("search method", info.method, of)
         check_trust({"settings": settings}, None, of=of, store=store)
     method, searched = method_called(info.method), info.search

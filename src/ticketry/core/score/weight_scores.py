@@ -127,8 +127,18 @@ def synflow(
         inner = unwrapped(model)  # functional_call takes no nn.DataParallel
         tensors, leaves = _copy_absolute_tensors(inner, at)
         wanted = [leaves[id(weight)] for weight in weights.values()]
-        with default_dtype(torch.float64), _explain_dtype_errors():
-            found = functional_call(_SummedOutput(inner, wanted), tensors, args, kwargs, tie_weights=False)
+        try:
+            with default_dtype(torch.float64):
+                found = functional_call(_SummedOutput(inner, wanted), tensors, args, kwargs, tie_weights=False)
+        except RuntimeError as error:
+            text = str(error).split("\n")[0]
+            if not re.search("dtype|scalar type|double|float", text, re.IGNORECASE):
+                raise
+            raise ScoreError(
+                f"synflow calls the model in float64, and there torch says: {text}. The model makes or keeps a tensor"
+                " of a fixed type: give it the type of the inputs (dtype=x.dtype, x.new_zeros) or make it a buffer; or"
+                " take a score that computes in the model's type"
+            ) from error
     scores = {name: torch.zeros_like(weight, dtype=torch.float64) for name, weight in weights.items()}
     for (name, weight), gradient in zip(weights.items(), found, strict=bool(found)):
         if gradient is not None:
@@ -153,22 +163,6 @@ class _SummedOutput(nn.Module):
             output = self.model(*args, **kwargs)
         total = _sum_outputs(output)
         return torch.autograd.grad(total, self.wanted, allow_unused=True) if total.requires_grad else ()
-
-
-@contextmanager
-def _explain_dtype_errors() -> Iterator[None]:
-    """Within the block, replace torch's errors about mismatched dtypes by a `ScoreError` with advice."""
-    try:
-        yield
-    except RuntimeError as error:
-        text = str(error).split("\n")[0]
-        if not re.search("dtype|scalar type|double|float", text, re.IGNORECASE):
-            raise
-        raise ScoreError(
-            f"synflow calls the model in float64, and there torch says: {text}. The model makes or keeps a tensor of a"
-            " fixed type: give it the type of the inputs (dtype=x.dtype, x.new_zeros) or make it a buffer; or take a"
-            " score that computes in the model's type"
-        ) from error
 
 
 class _ModelCalled(Exception):

@@ -165,11 +165,6 @@ class MaskedParameters:
             each.has_hook() for each in held.values()
         )
 
-    def has_parameter_of(self, optimizer: Optimizer) -> bool:
-        """Return whether `optimizer` updates any parameter of the model."""
-        own = {id(parameter) for parameter in self.model.parameters()}
-        return any(id(parameter) in own for group in optimizer.param_groups for parameter in group["params"])
-
     def _mask_shape(self, name: str) -> tuple[int, ...]:
         return self._shapes[self.masked_by[name]]
 
@@ -384,7 +379,7 @@ class Hold:
             try:
                 self._mask_replaced_parameters()
             except HoldError:
-                if self._updates_masked_parameter(optimizer) or self._named.has_parameter_of(optimizer):
+                if self._updates_masked_parameter(optimizer, *self._named.model.parameters()):
                     raise
                 return  # the step of another model; the next step of this model, or the check, raises
         # State from before the mask would move removed weights. Loading a state creates a new dictionary.
@@ -397,9 +392,9 @@ class Hold:
         if mine and type(optimizer) not in _ELEMENTWISE:
             self.mask_weights()
 
-    def _updates_masked_parameter(self, optimizer: Optimizer) -> bool:
-        """Return whether `optimizer` updates a parameter that the mask names."""
-        own = {id(held.parameter) for held in self._held.values()}
+    def _updates_masked_parameter(self, optimizer: Optimizer, *others: nn.Parameter) -> bool:
+        """Return whether `optimizer` updates a parameter that the mask names, or one of the `others`."""
+        own = {id(one) for one in (*others, *(held.parameter for held in self._held.values()))}
         return any(id(parameter) in own for group in optimizer.param_groups for parameter in group["params"])
 
     @torch.no_grad()

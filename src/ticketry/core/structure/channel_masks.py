@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -32,24 +32,6 @@ from ticketry.core.structure.pattern import check_density
 from ticketry.core.structure.removal_trial import tried_structure
 from ticketry.errors import MaskError, UsageError
 from ticketry_engine.support.entry_points import entry_point
-
-
-def parse_budget(
-    budgets: Mapping[str, float | str | None], base: str, density: object, sparsity: object
-) -> tuple[str, float | str] | None:
-    """Return (name, amount) of the only budget in `budgets` that is not None; None if there is no budget.
-
-    Raise `UsageError` for several budgets, for a budget besides a density or sparsity, or if `base`, whose latency a
-    budget of time is a share of, is given without such a budget.
-    """
-    given = [(name, amount) for name, amount in budgets.items() if amount is not None]
-    if base != EAGER and "time" not in dict(given):
-        raise UsageError(f"base={base!r} says what a share of the latency is of: give time= too, or leave base out")
-    beside = [name for name, value in (("density", density), ("sparsity", sparsity)) if value is not None]
-    if len(given) + len(beside) > 1:
-        named = " and ".join([name for name, _ in given] + beside)
-        raise UsageError(f"give one of density, sparsity, time, flops and bytes, not {named}")
-    return given[0] if given else None
 
 
 def channels_within_budget(
@@ -246,7 +228,14 @@ def channels(
     order = ChannelOrder(distribution, keep_at_least, multiple)
     if score is not None:
         check_channel_score(score)
-    if budget := parse_budget({"time": time, "flops": flops, "bytes": bytes}, base, density, sparsity):
+    given = {"time": time, "flops": flops, "bytes": bytes, "density": density, "sparsity": sparsity}
+    amounts = {name: amount for name, amount in given.items() if amount is not None}
+    if base != EAGER and time is None:
+        raise UsageError(f"base={base!r} says what a share of the latency is of: give time= too, or leave base out")
+    budget = next(((name, amount) for name, amount in amounts.items() if name not in ("density", "sparsity")), None)
+    if budget:
+        if len(amounts) > 1:
+            raise UsageError(f"give one of density, sparsity, time, flops and bytes, not {' and '.join(amounts)}")
         if callable(example_inputs) or iterations > 1 or distribution != "global":
             raise UsageError(
                 f"{budget[0]} is met in one cut by one ranking of all channels, for a call with example inputs: leave"

@@ -100,26 +100,15 @@ def _apply_module_constraints(trace: Trace, name: str, module: nn.Module) -> Non
         for ids in trace.book.get(module.weight).labels[2:]:
             if ids is not None:
                 trace.labels.freeze(ids, NO_CHANNEL)
-    if isinstance(module, nn.RNNBase):
-        _unite_recurrent_units(trace, module)
-
-
-def _unite_recurrent_units(trace: Trace, module: nn.RNNBase) -> None:
-    """Record that a hidden unit of a recurrent module is removed from all layers, directions and gates together.
-
-    This is required because the module has a single hidden size.
-    """
-    first = trace.book.get(module.weight_hh_l0).labels[0]  # type: ignore[arg-type]
-    assert isinstance(module.hidden_size, int)
-    if first is None:
-        return
-    units = first[: module.hidden_size]
-    for name, parameter in module.named_parameters(recurse=False):
-        labels = trace.book.get(parameter).labels
-        if "weight_hr" in name:
-            trace.unite_axes(trace.book.get(module.weight_hr_l0).labels[0], labels[0])  # type: ignore[arg-type]
-        elif labels[0] is not None:
-            trace.labels.unite(np.tile(units, len(labels[0]) // len(units)), labels[0], "")
+    if isinstance(module, nn.RNNBase):  # all its layers, directions and gates have one hidden size
+        first = trace.book.get(module.weight_hh_l0).labels[0]  # type: ignore[arg-type]
+        for local, parameter in module.named_parameters(recurse=False):
+            labels = trace.book.get(parameter).labels
+            if "weight_hr" in local and first is not None:
+                trace.unite_axes(trace.book.get(module.weight_hr_l0).labels[0], labels[0])  # type: ignore[arg-type]
+            elif labels[0] is not None and first is not None:
+                units = first[: module.hidden_size]
+                trace.labels.unite(np.tile(units, len(labels[0]) // len(units)), labels[0], "")
 
 
 def _trace_run(trace: Trace, arguments: Arguments, *, training: bool) -> None:

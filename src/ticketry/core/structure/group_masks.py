@@ -80,7 +80,15 @@ def choose_columns(layers: Sequence[GroupWorth], budget: int, *, every_group: bo
     `every_group`, only the best of each layer. The number of weights is as close to `budget` as whole columns permit,
     unless the columns that are always retained exceed it.
     """
-    first = torch.cat([_mark_best_columns(layer, every_group).flatten() for layer in layers])
+    always = []
+    for layer in layers:
+        best = torch.zeros(layer.worth.shape, dtype=torch.bool)
+        if every_group:
+            best.scatter_(1, layer.worth.argmax(1, keepdim=True), True)
+        else:
+            best.view(-1)[(layer.worth / layer.sizes[:, None]).argmax()] = True
+        always.append(best.flatten())
+    first = torch.cat(always)
     worth = torch.cat([(layer.worth / layer.sizes[:, None]).flatten() for layer in layers])
     cost = torch.cat([layer.sizes[:, None].expand_as(layer.worth).flatten() for layer in layers])
     order = torch.arange(len(worth))
@@ -95,15 +103,6 @@ def choose_columns(layers: Sequence[GroupWorth], budget: int, *, every_group: bo
     chosen[order[:count]] = True
     parts = torch.split(chosen, [layer.worth.numel() for layer in layers])
     return [part.reshape(layer.worth.shape) for part, layer in zip(parts, layers, strict=True)]
-
-
-def _mark_best_columns(layer: GroupWorth, every_group: bool) -> Tensor:
-    """Mark the best column of each group, or of the whole layer unless `every_group`: bool [groups, columns]."""
-    best = torch.zeros(layer.worth.shape, dtype=torch.bool)
-    if every_group:
-        return best.scatter_(1, layer.worth.argmax(1, keepdim=True), True)
-    best.view(-1)[(layer.worth / layer.sizes[:, None]).argmax()] = True
-    return best
 
 
 Values = np.ndarray[Any, np.dtype[np.float64]]

@@ -40,7 +40,7 @@ from ticketry.core.structure.coupling import ChannelGroup, Member, Structure
 from ticketry.core.structure.layout import Roles
 from ticketry.core.structure.model_copies import Inputs
 from ticketry.core.structure.pattern import COUPLINGS, check_density, parse_share
-from ticketry.core.structure.plans import Flags, named_shapes
+from ticketry.core.structure.plans import named_shapes
 from ticketry.core.structure.removal_trial import find_structure_sparing_untraceable
 from ticketry.errors import LayerCollapseError, ScopeError, StructureError, UsageError
 from ticketry_engine.support.entry_points import entry_point
@@ -251,7 +251,10 @@ def refill(
     )
     scores = score_for_refill(choice, named, score, ScoreInputs(batches, loss, seed))
     choice.check_no_nan(scores)
-    return choice.mask([_flag_removed(values, count) for values, count in zip(scores, filled, strict=True)])
+    removed = [np.ones(len(values), dtype=bool) for values in scores]
+    for flags, values, count in zip(removed, scores, filled, strict=True):  # of equal scores, the earlier is retained
+        flags[torch.argsort(values, descending=True, stable=True)[:count].numpy()] = False
+    return choice.mask(removed)
 
 
 def _check_structure_fits_model(structure: Structure, shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -378,10 +381,3 @@ def _density_if_filled(choice: ChannelChoice, filled: Sequence[int]) -> float:
         for member in group.parameters:
             left[member.name][member.dim] -= (group.size - count) * len(member.indices[0])
     return sum(map(math.prod, left.values())) / sum(math.prod(choice.shapes[name]) for name in left)
-
-
-def _flag_removed(scores: Tensor, filled: int) -> Flags:
-    """Flag all channels as removed except for the `filled` highest scores; of equal scores, the earlier is retained."""
-    removed = np.ones(len(scores), dtype=bool)
-    removed[torch.argsort(scores, descending=True, stable=True)[:filled].numpy()] = False
-    return removed

@@ -150,7 +150,7 @@ def check(
 
 def _user_modules(campaign: Campaign) -> set[str]:
     """Return the modules of the campaign's user-defined methods; no other user code may be imported."""
-    own = {request.method.name for request in campaign.runs.values() if METHODS.is_outside(request.method.name)}
+    own = {request.method.name for request in campaign.runs.values() if METHODS.is_external(request.method.name)}
     return set().union(*(find_imported_modules(METHODS.find_target(name)) for name in own))
 
 

@@ -439,6 +439,6 @@ def user_source_digests(method: Method[Any], settings: Any) -> dict[str, str]:
             with contextlib.suppress(TicketryError):  # an unusable score raises where it is used
                 if name == "score":
                     found[name] = source_of(value)
-                elif KINDS.is_outside(value):
+                elif KINDS.is_external(value):
                     found[name] = KINDS.digest_source(value)
     return {name: source for name, source in found.items() if source}
