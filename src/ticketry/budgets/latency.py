@@ -49,7 +49,7 @@ from ticketry.core.scope import Scope
 from ticketry.core.scope import scope as scope_of
 from ticketry.core.score import Loss, Score, ScoreInputs
 from ticketry.core.structure.channel_choice import ChannelChoice, ChannelOptions, ChannelOrder, ChannelPath
-from ticketry.core.structure.layout import layouts, layouts_or_rows
+from ticketry.core.structure.layout import layouts, layouts_or_rows_first
 from ticketry.core.structure.removal_trial import tried_structure
 from ticketry.errors import BudgetWarning, CostError, LayerCollapseError, StructureError, UsageError
 from ticketry_engine import Compiled
@@ -387,7 +387,7 @@ def _mask_allocator(request: Request, costs: CostModel, values: Mapping[str, Ten
     if in_blocks(request.structure):
         only = single_granularity(request.structure)
         if only == FINEST:
-            known = layouts_or_rows(request.model, request.scope)
+            known = layouts_or_rows_first(request.model, request.scope)
         else:
             known = layouts(request.model, request.scope, request.example_inputs)
         choice = LayerChoice(values, costs, known, only=only, least=request.keep_at_least, among=request.within)

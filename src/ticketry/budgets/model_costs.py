@@ -33,7 +33,7 @@ from ticketry.core.mask import Mask
 from ticketry.core.model_calls import count_multiplications
 from ticketry.core.scope import Scope
 from ticketry.core.scope import scope as scope_of
-from ticketry.core.structure.layout import layouts_or_rows
+from ticketry.core.structure.layout import layouts_or_rows_first
 from ticketry.errors import CostError, UsageError
 from ticketry.files import exists
 from ticketry_engine.bench.timing import describe_machine_difference
@@ -159,7 +159,7 @@ def mask_family(
         if tuple(scores[name].shape) != tuple(shape):
             raise CostError(f"scores of {name!r} have the shape {tuple(scores[name].shape)}, and it has {tuple(shape)}")
     seconds = timer.dense_profile.layers
-    return ScoredMasks(scores, seconds, layouts_or_rows(timer.model, scope), tuple(amounts or SHARES))
+    return ScoredMasks(scores, seconds, layouts_or_rows_first(timer.model, scope), tuple(amounts or SHARES))
 
 
 def _resolve_target(target: str | Path | CostModel | GpuProfile) -> CostModel | GpuProfile | None:

@@ -23,7 +23,7 @@ from ticketry.core.prune import densities, name_final_target_in_errors
 from ticketry.core.scope import Scope
 from ticketry.core.score import Score, ScoreInputs, get
 from ticketry.core.score.measurement import cache_batches, has_mask_option, score_pruned_model
-from ticketry.core.structure.layout import layouts, layouts_or_rows
+from ticketry.core.structure.layout import layouts, layouts_or_rows_first
 from ticketry.core.structure.pattern import check_distribution, parse_share
 from ticketry.errors import LayerCollapseError, UsageError
 from ticketry_engine.support.seeds import generator
@@ -124,7 +124,7 @@ def budget_pruner(
         return score_pruned_model(function, model, scope, within if has_mask_option(function) else None, inputs)
 
     only = single_granularity(structure)
-    known = (layouts_or_rows if only == FINEST else layouts)(model, scope) if in_blocks(structure) else {}
+    known = (layouts_or_rows_first if only == FINEST else layouts)(model, scope) if in_blocks(structure) else {}
 
     def prune_to_share(share: float) -> Mask:
         mask = within

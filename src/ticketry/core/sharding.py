@@ -82,7 +82,7 @@ def shard_groups(tensor: Tensor) -> tuple[ProcessGroup, ...]:
     return tuple(mesh.get_group(axis) for axis, placement in enumerate(tensor.placements) if type(placement) is Shard)
 
 
-def sum_over_groups(counts: Tensor, groups: Iterable[ProcessGroup]) -> Tensor:
+def sum_over_process_groups(counts: Tensor, groups: Iterable[ProcessGroup]) -> Tensor:
     """Add up `counts` in place over the processes of each group; all of these processes must call this."""
     for group in groups:
         import torch.distributed as dist
@@ -193,7 +193,7 @@ class Ranking:
         self._bits = 32 if all(each.dtype in _EXACT_IN_FLOAT32 for each in numbers.values()) else 64
         for name, tensor in numbers.items():
             missing = local_shard(tensor.detach()).isnan().sum().reshape(1)
-            if int(sum_over_groups(missing, shard_groups(tensor))):
+            if int(sum_over_process_groups(missing, shard_groups(tensor))):
                 raise MaskError(f"the scores of {name!r} are not all numbers (NaN)")
 
     def count_candidates(self, name: str) -> int:
@@ -292,5 +292,5 @@ class Ranking:
                     digits = keys[keys >> (shift + _DIGIT) == above] >> shift & (_BINS - 1)
                 counts += digits.bincount(minlength=_BINS)
         for (_, groups), counts in by_groups.items():
-            total += sum_over_groups(counts, groups).cpu()
+            total += sum_over_process_groups(counts, groups).cpu()
         return total

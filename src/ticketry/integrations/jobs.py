@@ -21,7 +21,7 @@ from ticketry.choices import check_choice
 from ticketry.core.gates import Gates, Moment, attach
 from ticketry.core.gates.attach import BlockGates, GateOptions
 from ticketry.core.mask import Mask, read_metadata
-from ticketry.core.sharding import local_shard, reshard, shard_groups, shard_like, sum_over_groups
+from ticketry.core.sharding import local_shard, reshard, shard_groups, shard_like, sum_over_process_groups
 from ticketry.core.sparse_training.gradual import Gradual, GradualOptions, PruneOptions, gradual
 from ticketry.core.sparse_training.hold import Attachment, Hold, hold, release_interrupted_trainings
 from ticketry.core.structure.pattern import check_density
@@ -192,7 +192,7 @@ def count_removed(model: nn.Module, mask: Mask) -> int:
     for name, parameter in mask.parameters(model).items():
         own = local_shard(parameter.detach())
         stray = ((own != 0) & ~shard_like(mask[name], parameter).to(own.device)).sum()
-        count += int(sum_over_groups(stray, shard_groups(parameter)))
+        count += int(sum_over_process_groups(stray, shard_groups(parameter)))
     return count
 
 

@@ -11,7 +11,7 @@ from torch import nn
 from ticketry.budgets.cost_model import CostModel, Curve, LayerCost
 from ticketry.core import gates
 from ticketry.core.gates import Balance, Charges
-from ticketry.core.gates.charges import share_above_floor
+from ticketry.core.gates.charges import permitted_gate_cost_share
 from ticketry.errors import UsageError
 
 CURVES = {
@@ -123,9 +123,9 @@ def test_shares_and_densities() -> None:
     for share, density in zip(shares, (0.0, 0.1, 0.4, 0.8, 1.0), strict=True):
         assert charges.density_for(share) == pytest.approx(density, abs=1e-9)
     # 6 fixed, 30 and 10 of the layers; 3 and 1 of them when empty
-    assert share_above_floor(costs(), SIZES, 0.5) == pytest.approx((0.5 * 46 - 6 - 4) / 36)
-    assert share_above_floor(costs(), {"0.weight": 20}, 0.5) == pytest.approx((0.5 * 46 - 6 - 10 - 3) / 27)
-    assert share_above_floor({"0.weight": 7}, {"0.weight": 20}, 0.25) == 0.25
+    assert permitted_gate_cost_share(costs(), SIZES, 0.5) == pytest.approx((0.5 * 46 - 6 - 4) / 36)
+    assert permitted_gate_cost_share(costs(), {"0.weight": 20}, 0.5) == pytest.approx((0.5 * 46 - 6 - 10 - 3) / 27)
+    assert permitted_gate_cost_share({"0.weight": 7}, {"0.weight": 20}, 0.25) == 0.25
 
 
 def test_what_cannot_be_meant_is_refused() -> None:
@@ -137,4 +137,4 @@ def test_what_cannot_be_meant_is_refused() -> None:
         gates.attach(network(), charges=Charges.by({"0.weight": 1}, {"0.weight": 20}))
     rows = LayerCost(20, 30.0, {"weights": CURVES["0.weight"], "rows:4": Curve((0.0, 1.0), (0.5, 30.0))})
     with pytest.raises(UsageError, match="left without a single weight"):
-        share_above_floor(CostModel("seconds", {"0.weight": rows}, 6.0), {"0.weight": 20}, 0.2)
+        permitted_gate_cost_share(CostModel("seconds", {"0.weight": rows}, 6.0), {"0.weight": 20}, 0.2)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ticketry.core.allocate import allocate_for_gates
 from ticketry.core.computed_weights import require_computed_weights_are_removed
-from ticketry.core.gates.charges import Charges, charge_penalty
+from ticketry.core.gates.charges import Charges, penalty_of_open_gates
 from ticketry.core.gates.gates import Gates, create_logits
 from ticketry.core.gates.kinds import Kind, make_kind
 from ticketry.core.gates.parameter_swap import find_gated_parameters
@@ -124,7 +124,7 @@ def attach(
         >>> with other.drawing():
         ...     pass  # draws gates in eval mode too: to train them over frozen weights
     """
-    check_init(init)
+    check_initial_logit(init)
     if scope is not None:
         parameters = scope.parameters(model)
     else:
@@ -145,7 +145,7 @@ def attach(
     return found
 
 
-def check_init(init: float) -> None:
+def check_initial_logit(init: float) -> None:
     """Raise `UsageError` if the initial logit s0 is out of range."""
     if not -LARGEST_INIT <= init <= LARGEST_INIT:
         raise UsageError(
@@ -217,7 +217,7 @@ class BlockGates(Gates):
         Welling & Kingma 2018, arXiv 1712.01312, section 2: groups that share a gate).
         """
         opened = zip(self._compute_openness(), self._sizes, strict=True)
-        return charge_penalty([(value * sizes).sum() for value, sizes in opened], self.charges, coefficient)
+        return penalty_of_open_gates([(value * sizes).sum() for value, sizes in opened], self.charges, coefficient)
 
     def kept(self) -> dict[str, int]:
         at = self.kind.threshold
@@ -312,7 +312,7 @@ def attach_channels(
         scope: a channel gets a gate if it can be removed and is computed by layers in scope only. The layers that read
             it need not be in scope.
     """
-    check_init(init)
+    check_initial_logit(init)
     readers = find_readers(model, structure, scope)
     read = {member.name for members in readers.values() for member in members}
     parameters = {name: parameter for name, parameter in named_parameters(model).items() if name in read}

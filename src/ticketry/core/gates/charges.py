@@ -109,7 +109,7 @@ def _convex_cost_curves(prices: Prices, sizes: Mapping[str, int]) -> dict[str, C
     return {name: Curve((0.0, 1.0), (0.0, float(prices[name] * size))) for name, size in sizes.items()}
 
 
-def share_above_floor(prices: Prices, sizes: Mapping[str, int], share: float) -> float:
+def permitted_gate_cost_share(prices: Prices, sizes: Mapping[str, int], share: float) -> float:
     """Return the share of the cost of all gates that a budget permits: 0 permits no open gate, 1 permits all.
 
     `share` is the budget, as a share of the cost of all weights with gates or, with a cost model, of the whole network.
@@ -127,7 +127,7 @@ def share_above_floor(prices: Prices, sizes: Mapping[str, int], share: float) ->
     return _round_for_keys(left / (full - empty))
 
 
-def charge_penalty(opened: Sequence[Tensor], charges: Charges | None, coefficient: float) -> Tensor:
+def penalty_of_open_gates(opened: Sequence[Tensor], charges: Charges | None, coefficient: float) -> Tensor:
     """Return `coefficient` times the cost of the open gates, a scalar; without `charges`, each gate costs 1.
 
     `opened` contains, for each parameter, the number of its open gates.

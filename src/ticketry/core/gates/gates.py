@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from ticketry.choices import describe_name_difference
 from ticketry.core.allocate import allocate_for_gates
 from ticketry.core.computed_weights import check_computed_weights_finite, computed_weights
-from ticketry.core.gates.charges import Charges, charge_penalty
+from ticketry.core.gates.charges import Charges, penalty_of_open_gates
 from ticketry.core.gates.kinds import Kind, Moment
 from ticketry.core.gates.parameter_swap import ParameterSwap, find_parameter_locations
 from ticketry.core.gates.product import apply_gate
@@ -180,7 +180,7 @@ class Gates:
             totals = sums[0]
         else:
             totals = [value.sum() for value in self._compute_openness()]
-        return charge_penalty(totals, self.charges, coefficient)
+        return penalty_of_open_gates(totals, self.charges, coefficient)
 
     def anneal(self, progress: float) -> None:
         """Set the temperature of the gates for `progress`, the share (0 to 1) of this round's training that is done.

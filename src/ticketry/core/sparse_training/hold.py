@@ -32,7 +32,7 @@ class HeldParameter:
 
     def __init__(self, parameter: nn.Parameter, mask: Tensor, hook: bool) -> None:
         self.parameter, self._mask = parameter, mask
-        self._factors: Tensor | None = None
+        self._numbers: Tensor | None = None
         self._content = _tensor_identity(parameter)
         self._handle: torch.utils.hooks.RemovableHandle | None = None
         if hook:
@@ -48,19 +48,19 @@ class HeldParameter:
             parameter.requires_grad_(trainable)
 
     @property
-    def factors(self) -> Tensor:
+    def mask_as_numbers(self) -> Tensor:
         """The mask as 0 and 1 in the parameter's dtype, memory layout and device.
 
         For a sharded parameter, this is the mask of this process's shard. The tensor is as large as the weights, so it
         is created only when needed: the kernels of the engine return masked gradients without it.
         """
         own = local_shard(self.parameter.detach())
-        if self._factors is None or self._factors.device != own.device or self._factors.dtype != own.dtype:
+        if self._numbers is None or self._numbers.device != own.device or self._numbers.dtype != own.dtype:
             with torch.inference_mode(False):  # it outlives the caller's mode
-                self._factors = self._convert_mask_to_factors(own)
-        return self._factors
+                self._numbers = self._convert_mask_to_numbers(own)
+        return self._numbers
 
-    def factors_like(self, tensor: Tensor, *, once: bool = False) -> Tensor:
+    def mask_as_numbers_like(self, tensor: Tensor, *, once: bool = False) -> Tensor:
         """Return the mask as numbers 0 and 1, in the dtype and on the device of `tensor`.
 
         Args:
@@ -69,10 +69,10 @@ class HeldParameter:
             once: True if the call is not repeated at each step, so that the result is not cached.
         """
         own = local_shard(self.parameter.detach())
-        factors = self._convert_mask_to_factors(own) if once and self._factors is None else self.factors
+        factors = self._convert_mask_to_numbers(own) if once and self._numbers is None else self.mask_as_numbers
         return factors.to(device=tensor.device, dtype=tensor.dtype)
 
-    def _convert_mask_to_factors(self, own: Tensor) -> Tensor:
+    def _convert_mask_to_numbers(self, own: Tensor) -> Tensor:
         # In the layout of the parameter: elementwise products of mixed layouts (channels_last) are slow.
         return torch.empty_like(own).copy_(shard_like(self._mask, self.parameter))
 
@@ -88,7 +88,7 @@ class HeldParameter:
     @torch.no_grad()
     def mask_weight_and_gradient(self) -> None:
         own = local_shard(self.parameter)
-        own.masked_fill_(self.factors_like(own, once=True) == 0, 0)
+        own.masked_fill_(self.mask_as_numbers_like(own, once=True) == 0, 0)
         if is_sharded(self.parameter):
             self._mask_accumulated_gradient(self.parameter)
         elif self.parameter.grad is not None:
@@ -102,14 +102,14 @@ class HeldParameter:
     def _mask_gradient(self, gradient: Tensor | None) -> Tensor | None:
         if gradient is None:  # a custom function may return none
             return None
-        return gradient if is_masked(gradient, self._mask) else gradient * self.factors_like(gradient)
+        return gradient if is_masked(gradient, self._mask) else gradient * self.mask_as_numbers_like(gradient)
 
     @torch.no_grad()
     def _mask_accumulated_gradient(self, parameter: Tensor) -> None:
         """Mask the gradient of `parameter` after `fully_shard` has added it up over all processes."""
         if parameter.grad is not None:
             gradient = local_shard(parameter.grad)
-            gradient.mul_(self.factors_like(gradient))
+            gradient.mul_(self.mask_as_numbers_like(gradient))
 
 
 class MaskedParameters:
@@ -123,9 +123,9 @@ class MaskedParameters:
         self.masked_by = {name: masked[id(one)] for name, one in everything if id(one) in masked}
         """Name of a parameter -> its name in the mask; the two differ only for tied weights."""
         self.masked_by |= {name: name for name in mask}
-        self.find_and_remember()
+        self.find_and_cache_parameters()
 
-    def find_and_remember(self) -> dict[str, nn.Parameter]:
+    def find_and_cache_parameters(self) -> dict[str, nn.Parameter]:
         """Return the parameters that the mask names, and remember them and the model's modules for `are_unchanged`."""
         found = self.find_parameters()
         self._path: dict[tuple[int, str], tuple[Mapping[str, object], str, object]] = {}
@@ -256,7 +256,7 @@ class Hold:
         self._named = MaskedParameters(model, mask)
         self._held = {
             name: HeldParameter(parameter, mask[self._named.masked_by[name]], hooks)
-            for name, parameter in self._named.find_and_remember().items()
+            for name, parameter in self._named.find_and_cache_parameters().items()
         }
         self._masked_states: weakref.WeakKeyDictionary[Optimizer, object] = weakref.WeakKeyDictionary()
         self.mask_gradients()  # of a backward pass before the mask was held
@@ -272,7 +272,7 @@ class Hold:
     def tensors(self) -> list[Tensor]:
         """The mask as numbers 0 and 1: one tensor per parameter, in the parameter's dtype."""
         self._refuse_copy()
-        return [held.factors for held in self._held.values()]
+        return [held.mask_as_numbers for held in self._held.values()]
 
     @torch.no_grad()
     def mask_gradients(self) -> None:
@@ -281,10 +281,12 @@ class Hold:
         pairs = [(held.gradient, held) for held in self._held.values()]
         dense = [(gradient, held) for gradient, held in pairs if gradient is not None and not gradient.is_sparse]
         if dense:
-            torch._foreach_mul_([gradient for gradient, _ in dense], [held.factors_like(g) for g, held in dense])
+            torch._foreach_mul_(
+                [gradient for gradient, _ in dense], [held.mask_as_numbers_like(g) for g, held in dense]
+            )
         for gradient, held in pairs:
             if gradient is not None and gradient.is_sparse:
-                held.parameter.grad = gradient * held.factors_like(gradient)
+                held.parameter.grad = gradient * held.mask_as_numbers_like(gradient)
 
     @torch.no_grad()
     def mask_state(self, optimizer: Optimizer) -> None:
@@ -297,21 +299,23 @@ class Hold:
             # Each vector of the history is the concatenation of all parameters. The history is from before pruning if
             # a vector is not 0 at removed weights.
             parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-            factors = {id(one.parameter): one.factors_like(one.parameter, once=True) for one in self._held.values()}
+            factors = {
+                id(one.parameter): one.mask_as_numbers_like(one.parameter, once=True) for one in self._held.values()
+            }
             removed = torch.cat([(factors.get(id(one), torch.ones_like(one)) == 0).flatten() for one in parameters])
             vectors = (one for state in optimizer.state.values() for one in _float_tensors_in(state))
             if any(vector[removed].any() for vector in vectors if vector.shape == removed.shape):
                 optimizer.state.clear()
         for held in self._held.values():
             for tensor in iterate_state_tensors(optimizer, held.parameter):
-                tensor.mul_(held.factors_like(tensor, once=True))
+                tensor.mul_(held.mask_as_numbers_like(tensor, once=True))
 
     @torch.no_grad()
     def mask_weights(self) -> None:
         """Set removed weights to 0."""
         self._refuse_copy()
         parameters: list[Tensor] = [local_shard(held.parameter) for held in self._held.values()]
-        factors = [held.factors_like(own) for held, own in zip(self._held.values(), parameters, strict=True)]
+        factors = [held.mask_as_numbers_like(own) for held, own in zip(self._held.values(), parameters, strict=True)]
         torch._foreach_mul_(parameters, factors)
         torch.clear_autocast_cache()  # it holds the weights from before
 
@@ -400,7 +404,7 @@ class Hold:
     @torch.no_grad()
     def _mask_replaced_parameters(self) -> None:
         """Mask parameters that have replaced others of the same name, and enforce the mask on them from now on."""
-        now = self._named.find_and_remember()
+        now = self._named.find_and_cache_parameters()
         for name, parameter in now.items():
             if name in self._held and is_sharded(parameter) and not is_sharded(self._held[name].parameter):
                 raise HoldError(
@@ -420,7 +424,7 @@ class Hold:
     def _removed_elements(self, name: str, parameter: nn.Parameter) -> Tensor:
         held = self._held.get(name)
         if held is not None and held.parameter is parameter:
-            return held.factors_like(local_shard(parameter), once=True) == 0
+            return held.mask_as_numbers_like(local_shard(parameter), once=True) == 0
         return ~shard_like(self._mask[self._named.masked_by[name]], parameter).to(parameter.device)
 
     def _require_zero(self, what: str, tensor: Tensor, removed: Tensor) -> None:

@@ -126,7 +126,7 @@ def trace_creation(t: Trace, call: Call) -> Any:
 
 
 @rule_on_first_tensor
-def trace_like(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], result: Tensor) -> Axes:
+def trace_creation_like(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], result: Tensor) -> Axes:
     """Trace `zeros_like` and similar operations: the new tensor has the channels of the given tensor."""
     axes.zero = [call.name == "zeros_like"] * result.dim()
     return axes
@@ -184,7 +184,9 @@ _ELEMENTWISE: dict[str, Rule] = {
     **dict.fromkeys(("native_dropout", "hardswish", "hardsigmoid", "silu", "mish", "contiguous"), trace_pointwise),
     **dict.fromkeys(("zeros", "ones", "full", "empty", "rand", "randn"), trace_creation),
     **dict.fromkeys(("new_zeros", "new_ones", "new_full", "new_empty"), trace_creation),
-    **dict.fromkeys(("zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like"), trace_like),
+    **dict.fromkeys(
+        ("zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like"), trace_creation_like
+    ),
     **dict.fromkeys(("bernoulli", "fill", "uniform", "normal", "zero"), trace_overwriting),
     **dict.fromkeys(
         ("sum", "mean", "amax", "amin", "var", "std", "max", "min", "logsumexp", "any", "all"), trace_reduction
@@ -215,9 +217,9 @@ def trace_product(t: Trace, call: Call) -> Any:
     assert right is not None
     one, other = t.book.get(left), t.book.get(right)
     if t.provenance.depend_on_inputs([left]):
-        t.record_factor(right, other.labels[max(-2, -right.dim())])
+        t.record_multiplication(right, other.labels[max(-2, -right.dim())])
     if t.provenance.depend_on_inputs([right]):
-        t.record_factor(left, one.labels[-1])
+        t.record_multiplication(left, one.labels[-1])
     unite_summed_dimensions(t, one, -1, other, max(-2, -right.dim()))
     batch = [unite_all_labels(t, [one.labels[d], other.labels[d]]) for d in range(left.dim() - 2)]
     result = call.run()
@@ -247,7 +249,7 @@ def trace_convolution(t: Trace, call: Call) -> Any:
     t.freeze_axes(w, range(2, weight.dim()), NO_CHANNEL)
     into, out_of = (0, 1) if transposed else (1, 0)
     if groups == 1 or not transposed:
-        t.record_factor(weight, w.labels[into])
+        t.record_multiplication(weight, w.labels[into])
     if groups == 1:
         unite_summed_dimensions(t, x, 1, w, into)
         out, zero = w.labels[out_of], w.zero[out_of]
@@ -443,7 +445,7 @@ def trace_attention(t: Trace, call: Call) -> Any:
 
 @rule_on_first_tensor
 def trace_embedding(t: Trace, call: Call, axes: Axes, shape: tuple[int, ...], result: Tensor) -> Axes:
-    t.record_factor(call.tensors[0], axes.labels[0])
+    t.record_multiplication(call.tensors[0], axes.labels[0])
     t.freeze(axes.labels[0], "entries of an embedding are looked up")
     found = Axes.unlabelled(result.dim())
     found.labels[-1], found.zero[-1] = axes.labels[1], axes.zero[1]

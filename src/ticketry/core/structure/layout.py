@@ -133,7 +133,7 @@ def layouts(model: nn.Module, names: Iterable[str], example_inputs: Any = None) 
     return {name: layout for name, layout in found.items() if layout is not None}
 
 
-def layouts_or_rows(model: nn.Module, names: Iterable[str]) -> dict[str, Layout]:
+def layouts_or_rows_first(model: nn.Module, names: Iterable[str]) -> dict[str, Layout]:
     """Return the `Layout` of each parameter; where it is unknown, assume that outputs are in dimension 0."""
     return {name: layout or Layout() for name, layout in _layouts_by_class(model, list(names)).items()}
 

@@ -313,7 +313,7 @@ class Trace:
         for tensor in results:
             self.derived[_storage_address(tensor)] = names
 
-    def record_factor(self, tensor: Tensor, summed: Ids | None) -> None:
+    def record_multiplication(self, tensor: Tensor, summed: Ids | None) -> None:
         """Record a multiplication of activations by `tensor`; `summed` labels the channels that are summed, if any."""
         for name in self.derived.get(_storage_address(tensor), ()):
             dimensions = self.factors.setdefault(name, set())

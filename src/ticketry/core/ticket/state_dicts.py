@@ -15,7 +15,14 @@ from torch import Tensor, nn
 from ticketry.choices import did_you_mean, format_names, require_name
 from ticketry.core.mask import Mask
 from ticketry.core.scope import normal_name
-from ticketry.core.sharding import distribute_like, is_sharded, local_shard, shard_groups, shard_like, sum_over_groups
+from ticketry.core.sharding import (
+    distribute_like,
+    is_sharded,
+    local_shard,
+    shard_groups,
+    shard_like,
+    sum_over_process_groups,
+)
 from ticketry.errors import TicketError
 
 _MOST_DIMENSIONS = 32
@@ -149,7 +156,7 @@ def _have_same_bits(one: Tensor, other: Tensor) -> bool:
             return False
         own = local_shard(one)  # all processes compare their shards
         differ = torch.tensor([not _have_same_bits(own, local_shard(other))], dtype=torch.int64, device=own.device)
-        return not int(sum_over_groups(differ, shard_groups(one)))
+        return not int(sum_over_process_groups(differ, shard_groups(one)))
     return torch.equal(one.flatten().view(torch.uint8), other.flatten().view(torch.uint8))
 
 

@@ -17,7 +17,7 @@ from ticketry.budgets.pruner import allocate_budget
 from ticketry.choices import check_choices
 from ticketry.core.gates import Balance, Charges, Gates, Kind, attach, by_epoch, by_step
 from ticketry.core.gates.attach import LARGEST_INIT, attach_channels
-from ticketry.core.gates.charges import share_above_floor
+from ticketry.core.gates.charges import permitted_gate_cost_share
 from ticketry.core.gates.kinds import KINDS, BinaryConcrete, make_kind
 from ticketry.core.mask import Mask
 from ticketry.core.scope import Scope, named_parameters
@@ -585,7 +585,7 @@ def gate_target_and_initial_density(
     if not settings.budget:
         return share, share
     prices = load_weight_prices(replicate.lab, replicate.task, scope, settings.budget.cache_key)
-    left = share_above_floor(prices, scope.sizes, share)
+    left = permitted_gate_cost_share(prices, scope.sizes, share)
     density = _make_gate_charges(replicate, settings, scope).density_for(left)
     return density if settings.unweighed else left, density
 
