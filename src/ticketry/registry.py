@@ -252,17 +252,6 @@ class _EntryPoint:
     """The ``module:object`` that the name stands for."""
 
 
-def _warn_unknown_groups(offers: Sequence[_EntryPoint]) -> None:
-    """Log a warning for each group of entry points that no registry uses; such a group is probably mistyped."""
-    for group in sorted({offer.group for offer in offers} - GROUPS):
-        package = next(offer.package for offer in offers if offer.group == group)
-        near = did_you_mean(group, sorted(GROUPS))
-        _log.warning(
-            "the package %s has entry points in the group %s, which ticketry does not have: they are ignored%s",
-            *(package, group, f"; {near}" if near else ""),
-        )
-
-
 @lru_cache(maxsize=8)
 def _find_entry_points(path: tuple[str, ...]) -> tuple[_EntryPoint, ...]:
     """Return all entry points in groups that begin with "ticketry.", of the packages in the folders `path`."""
@@ -283,9 +272,15 @@ def _find_entry_points(path: tuple[str, ...]) -> tuple[_EntryPoint, ...]:
         except Exception as error:  # a damaged package must not break the others
             _log.warning("the entry points of the package %s cannot be read: %s: %s", name, type(error).__name__, error)
             continue
-        if name.lower().replace("_", "-") not in found:
-            _warn_unknown_groups(offers)
-        found.setdefault(name.lower().replace("_", "-"), offers)  # the first along the path is the one imported
+        if name.lower().replace("_", "-") in found:  # the first along the path is the one imported
+            continue
+        found[name.lower().replace("_", "-")] = offers
+        for group in sorted({offer.group for offer in offers} - GROUPS):  # probably mistyped
+            near = did_you_mean(group, sorted(GROUPS))
+            _log.warning(
+                "the package %s has entry points in the group %s, which ticketry does not have: they are ignored%s",
+                *(offers[0].package, group, f"; {near}" if near else ""),
+            )
     return tuple(sorted(offer for offers in found.values() for offer in offers))
 
 

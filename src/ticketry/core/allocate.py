@@ -579,10 +579,15 @@ def check_layer_minimum(
     available = count_candidates(shapes, within)
     kept, known = count_retained(density, sum(sizes.values())), layouts or {}
     if pattern.blocks_of_rows:
-        heights = {name: pattern.blocks(shapes[name], known.get(name)).sizes for name in sizes}
-        floors = {name: _round_up_to_blocks(least, available[name], heights[name]) for name in sizes}
+        floors, largest = {}, 0
+        for name in sizes:  # the smallest number of weights, at least `least`, that whole blocks can have
+            heights, needed = pattern.blocks(shapes[name], known.get(name)).sizes, min(least, available[name])
+            full, last = int(heights.max()), int(heights.min())
+            last_blocks = range(-(-needed // last) + 1) if last < full else range(1)
+            whole = min(count * last + -(-max(needed - count * last, 0) // full) * full for count in last_blocks)
+            floors[name], largest = min(available[name], whole), max(largest, full)
         # Whole blocks retain at most half a block more than requested.
-        if 2 * (sum(floors.values()) - kept) >= max(int(each.max()) for each in heights.values()):
+        if 2 * (sum(floors.values()) - kept) >= largest:
             raise too_few_weights_error(density, kept, floors, least, f" in whole blocks of {pattern}")
         return
     if pattern.m:
@@ -609,14 +614,6 @@ def count_candidates(shapes: Mapping[str, tuple[int, ...]], within: Mask | None)
     check_mask_covers_tensors(shapes, within)
     sizes = {name: prod(shape) for name, shape in shapes.items() if prod(shape)}
     return sizes if within is None else {name: int(within[name].sum()) for name in sizes}
-
-
-def _round_up_to_blocks(least: int, available: int, sizes: torch.Tensor) -> int:
-    """Return the smallest number of weights, at least `least`, that whole blocks of these `sizes` can have."""
-    least = min(least, available)
-    full, last = int(sizes.max()), int(sizes.min())
-    last_blocks = range(-(-least // last) + 1) if last < full else range(1)
-    return min(available, min(count * last + -(-max(least - count * last, 0) // full) * full for count in last_blocks))
 
 
 def compute_layer_minimums(

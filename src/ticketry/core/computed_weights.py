@@ -81,23 +81,6 @@ class ComputedWeight:
         return True
 
     @torch.no_grad()
-    def is_zero_where_removed(self, removed: Mapping[int, Tensor]) -> bool:
-        """Return whether the weight becomes 0 or NaN wherever elements of its parameters are set to 0.
-
-        Args:
-            removed: index in `originals` -> bool tensor, True for the elements that are set to 0.
-        """
-        removed = {position: each for position, each in removed.items() if each.any()}
-        if not all(self.preserves_zeros(position) for position in removed):
-            return False
-        weight = self.value(self.zero_originals(removed)).nan_to_num(0.0, 0.0, 0.0) if removed else torch.empty(0)
-        return not any(weight[each].any() for each in removed.values())
-
-    def zero_originals(self, removed: Mapping[int, Tensor]) -> dict[int, Tensor]:
-        """Return, by index in `originals`, copies of parameters in which the elements marked in `removed` are 0."""
-        return {position: self.originals[position].detach().masked_fill(one, 0) for position, one in removed.items()}
-
-    @torch.no_grad()
     def value(self, replaced: Mapping[int, Tensor] | None = None, draw: torch.Generator | None = None) -> Tensor:
         """Compute the weight, optionally with other tensors in place of some parameters.
 
@@ -283,19 +266,22 @@ def require_computed_weights_are_removed(
     names = {id(parameter): name for name, parameter in parameters.items()}
     for computed in computed_weights(model):
         masked = {place: names[id(one)] for place, one in enumerate(computed.originals) if id(one) in names}
+        what = f"the mask of {' and '.join(map(repr, masked.values()))}"
         if any(is_sharded(computed.originals[place]) for place in masked):
             raise MaskError(
-                f"the mask of {' and '.join(map(repr, masked.values()))}: a weight that is computed by {computed.kind}"
-                f" from parameters sharded over several devices (fully_shard) cannot be masked: {computed.advice}"
+                f"{what}: a weight that is computed by {computed.kind} from parameters sharded over several devices"
+                f" (fully_shard) cannot be masked: {computed.advice}"
             )
         removed = {place: ~mask[name].to(computed.originals[place].device) for place, name in masked.items()}
-        if not computed.is_zero_where_removed(removed):
+        weight = computed.value({i: computed.originals[i].detach().masked_fill(one, 0) for i, one in removed.items()})
+        zeros = {place: one for place, one in removed.items() if one.any()}
+        numbers = weight.nan_to_num(0.0, 0.0, 0.0)  # rows that are not finite have an error of their own below
+        if not all(map(computed.preserves_zeros, zeros)) or any(numbers[one].any() for one in zeros.values()):
             raise MaskError(
-                f"the mask of {' and '.join(map(repr, masked.values()))} does not remove the weight computed from it"
-                f" ({computed.local!r} of {type(computed.module).__name__}, by {computed.kind}): {computed.advice}"
+                f"{what} does not remove the weight computed from it ({computed.local!r} of"
+                f" {type(computed.module).__name__}, by {computed.kind}): {computed.advice}"
             )
-        what = f"the mask of {' and '.join(map(repr, masked.values()))}"
-        _check_finite(computed, computed.zero_originals(removed), what)
+        _check_finite(computed, weight, what)
 
 
 def check_computed_weights_finite(model: nn.Module, parameters: Iterable[Tensor], products: Iterable[Tensor]) -> None:
@@ -304,17 +290,16 @@ def check_computed_weights_finite(model: nn.Module, parameters: Iterable[Tensor]
     for computed in computed_weights(model):
         own = {place: given[id(one)] for place, one in enumerate(computed.originals) if id(one) in given}
         if own:
-            _check_finite(computed, own, "what gates leave of a parameter")
+            _check_finite(computed, computed.value(own), "what gates leave of a parameter")
 
 
-def _check_finite(computed: ComputedWeight, replaced: Mapping[int, Tensor], what: str) -> None:
-    with torch.no_grad():
-        weight = computed.value(replaced)
-        rows = (~weight.isfinite().reshape(len(weight), -1).all(1)).nonzero().flatten().tolist()
+def _check_finite(computed: ComputedWeight, weight: Tensor, what: str) -> None:
+    """Raise `MaskError` if rows of the computed `weight` are not finite; `what` is the start of the message."""
+    rows = (~weight.isfinite().reshape(len(weight), -1).all(1)).nonzero().flatten().tolist()
     if rows:
         shown = ", ".join(map(str, rows[:_SHOWN])) + (", …" if len(rows) > _SHOWN else "")
         raise MaskError(
-            f"{what} makes {len(rows)} of {len(computed.value())} rows of the weight computed from it no numbers (rows"
+            f"{what} makes {len(rows)} of {len(weight)} rows of the weight computed from it no numbers (rows"
             f" {shown} of {computed.local!r} of {type(computed.module).__name__}, by {computed.kind}), as weight_norm"
             " divides by the norm of a row that is removed altogether: keep one weight of each row, or"
             f" {computed.advice}"

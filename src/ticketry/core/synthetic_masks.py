@@ -72,8 +72,11 @@ def synthetic(model: nn.Module, pattern: Pattern | str, density: float, *, seed:
         if pattern.kind == "unstructured":
             flat = _random_flags(flat.numel(), density, generator).view_as(flat)
         else:
+            inputs, positions = shape[1] if len(shape) > 1 else 1, torch.Size(shape[2:]).numel()
+            drawn = -(-inputs // 2) if pattern.pairs else inputs  # pairs of inputs are retained or removed together
             for rows in split_rows(len(flat), pattern, generator):
-                flat[rows] = _random_columns(torch.Size(shape[1:]), pattern.pairs, density, generator)
+                chosen = _random_flags(drawn * positions, density, generator).view(-1, positions)
+                flat[rows] = chosen.repeat_interleave(2 if pattern.pairs else 1, 0)[:inputs].reshape(-1)
         tensors[name] = layout.weight(flat.view(by_rows.shape), shapes[name])
     return Mask(tensors)
 
@@ -90,15 +93,6 @@ def split_rows(rows: int, pattern: Pattern, generator: torch.Generator) -> list[
     order = torch.randperm(rows, generator=generator) if pattern.any_order else torch.arange(rows)
     edges = [unit * (units * number // count) for number in range(count)] + [rows]
     return [order[first:last] for first, last in itertools.pairwise(edges)]
-
-
-def _random_columns(shape: torch.Size, pairs: bool, density: float, generator: torch.Generator) -> Tensor:
-    """Return bool [inputs * kernel positions] that marks the random columns that a group retains."""
-    inputs, positions = shape[0] if shape else 1, shape[1:].numel()
-    if not pairs:
-        return _random_flags(inputs * positions, density, generator)
-    chosen = _random_flags(-(-inputs // 2) * positions, density, generator).view(-1, positions)
-    return chosen.repeat_interleave(2, 0)[:inputs].reshape(-1)
 
 
 def _random_flags(count: int, density: float, generator: torch.Generator) -> Tensor:

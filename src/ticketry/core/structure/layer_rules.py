@@ -6,8 +6,8 @@ of a dimension, the dimension is frozen: none of its channels can be removed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from itertools import pairwise
+from collections.abc import Iterable, Iterator
+from itertools import count, pairwise
 from typing import Any
 
 import numpy as np
@@ -88,31 +88,28 @@ def _evaluate_at_zero(call: Call, choice: tuple[int, ...]) -> float | None:
     """
     if not choice:
         return 1
-    found = [_evaluate_with_zeros(call, choice, scrambled) for scrambled in (False, True)]
+    found = []
+    for scrambled in (False, True):
+        numbers = count()
+
+        def substitute_operand(value: object, scrambled: bool = scrambled, numbers: Iterator[int] = numbers) -> object:
+            if not isinstance(value, Tensor):
+                return value
+            if next(numbers) in choice:
+                only = len(choice) == len(call.tensors)
+                return value.new_zeros((1,) * value.dim()) if only else torch.zeros_like(value)
+            if scrambled and value.dtype == torch.bool:
+                return ~value
+            return torch.randn_like(value) if scrambled and value.is_floating_point() else value.clone()
+
+        with private_random_state([]):
+            arguments, options = tree_map(substitute_operand, (call.args, call.kwargs))
+            found.append(list_tensors(call.func(*arguments, **options))[0])
     if not found[0].is_floating_point():
         return 1
     if not bool(torch.isfinite(found[0]).all()):
         return None
     return 0 if all(not bool(value.any()) for value in found) else 1
-
-
-def _evaluate_with_zeros(call: Call, choice: tuple[int, ...], scrambled: bool) -> Tensor:
-    count, alone = -1, len(choice) == len(call.tensors)
-
-    def substitute_operand(value: object) -> object:
-        nonlocal count
-        if not isinstance(value, Tensor):
-            return value
-        count += 1
-        if count in choice:
-            return value.new_zeros((1,) * value.dim()) if alone else torch.zeros_like(value)
-        if scrambled and value.dtype == torch.bool:
-            return ~value
-        return torch.randn_like(value) if scrambled and value.is_floating_point() else value.clone()
-
-    with private_random_state([]):
-        arguments, options = tree_map(substitute_operand, (call.args, call.kwargs))
-        return list_tensors(call.func(*arguments, **options))[0]
 
 
 def trace_creation(t: Trace, call: Call) -> Any:
