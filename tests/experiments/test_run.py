@@ -89,7 +89,7 @@ def test_a_pushed_ticket_comes_with_verdict_and_figure(run: Run, monkeypatch: py
         pushed.update(beside, **options)
         return f"https://hub/{repo_id}"
 
-    monkeypatch.setattr("ticketry.core.ticket.ticket.upload", upload)
+    monkeypatch.setattr("ticketry.core.ticket.hub.upload", upload)
     assert run.push("user/name", density=0.1, private=True) == "https://hub/user/name"
     card = pushed["README.md"].decode()
     assert verdict_line(run.record).replace("<", "&lt;") in card

@@ -14,18 +14,7 @@ from ticketry.core.mask import Mask
 from ticketry.core.model_calls import COUNTED_LAYERS, without_parameter_gradients
 from ticketry.core.output_change import add_output_gradients, record_calls, squared_output_change
 from ticketry.core.scope import Scope
-from ticketry.core.score.measurement import (
-    average_gradients,
-    average_over_processes,
-    batch_loss,
-    call_loss,
-    check_loss,
-    check_scores,
-    hessian_gradient_product,
-    no_batch_error,
-    prepare_for_measurement,
-    require_data,
-)
+from ticketry.core.score import measurement
 from ticketry.core.score.protocol import ABOUT, About, Loss, described
 from ticketry.errors import UsageError
 from ticketry_engine.support.entry_points import CHANGES, entry_point
@@ -101,7 +90,9 @@ def of_gradients(
         {'weight': tensor([[2., 3.]])}
     """
     return lambda formula: _build_score(
-        formula, about, lambda model, weights, batches, loss, at: average_gradients(model, weights, batches, loss, each)
+        formula,
+        about,
+        lambda model, weights, batches, loss, at: measurement.average_gradients(model, weights, batches, loss, each),
     )
 
 
@@ -124,7 +115,7 @@ def of_gradient_flow(about: About) -> Callable[[Formula], DataScore]:
         {'weight': tensor([[1., 0.]])}
     """
     return lambda formula: _build_score(
-        formula, about, lambda *measured: hessian_gradient_product(formula.__name__, *measured)
+        formula, about, lambda *measured: measurement.hessian_gradient_product(formula.__name__, *measured)
     )
 
 
@@ -142,11 +133,11 @@ def _build_score(formula: Formula, about: About, measure: Callable[..., dict[str
         norms: str = "batch",
         at: Mask | None = None,
     ) -> dict[str, Tensor]:
-        batches, loss = require_data(name, batches, loss)
-        with prepare_for_measurement(model, scope, norms=norms, at=at, seed=seed) as weights:
+        batches, loss = measurement.require_data(name, batches, loss)
+        with measurement.prepare_for_measurement(model, scope, norms=norms, at=at, seed=seed) as weights:
             measured = measure(model, weights, batches, loss, at)
             wide = {key: weight.detach().to(measured[key].dtype) for key, weight in weights.items()}
-        return check_scores(name, {key: formula(wide[key], measured[key]) for key in weights})
+        return measurement.check_scores(name, {key: formula(wide[key], measured[key]) for key in weights})
 
     for attribute in ("__module__", "__name__", "__qualname__", "__doc__"):  # but not the formula's signature
         setattr(score, attribute, getattr(formula, attribute))
@@ -276,13 +267,15 @@ def grasp(
         >>> tk.score.grasp(model, tk.scope(model), batches=[torch.ones(1, 2)], loss=half_square)
         {'weight': tensor([[-4.,  6.]])}
     """
-    batches, loss = require_data("grasp", batches, loss)
+    batches, loss = measurement.require_data("grasp", batches, loss)
     with (
-        prepare_for_measurement(model, scope, norms=norms, at=at, seed=seed) as weights,
+        measurement.prepare_for_measurement(model, scope, norms=norms, at=at, seed=seed) as weights,
         _divide_output(model, temperature),
     ):
-        product = hessian_gradient_product("grasp", model, weights, batches, loss, at)
-    return check_scores("grasp", {name: weight.detach() * product[name] for name, weight in weights.items()})
+        product = measurement.hessian_gradient_product("grasp", model, weights, batches, loss, at)
+    return measurement.check_scores(
+        "grasp", {name: weight.detach() * product[name] for name, weight in weights.items()}
+    )
 
 
 @contextmanager
@@ -381,9 +374,9 @@ def kfac(
         >>> tk.score.kfac(model, tk.scope(model), batches=[torch.ones(1, 2)], loss=total)
         {'weight': tensor([[2.0000, 4.5000]], dtype=torch.float64)}
     """
-    batches, loss = require_data("kfac", batches, loss)
+    batches, loss = measurement.require_data("kfac", batches, loss)
     with (
-        prepare_for_measurement(model, scope, norms=norms, at=at, seed=seed) as weights,
+        measurement.prepare_for_measurement(model, scope, norms=norms, at=at, seed=seed) as weights,
         without_parameter_gradients(model),
     ):
         scores = {name: torch.zeros_like(weight, dtype=torch.float64) for name, weight in weights.items()}
@@ -391,11 +384,11 @@ def kfac(
         count, others = 0, set[str]()
         for count, batch in enumerate(batches, start=1):
             with record_calls(model, weights, others) as calls:
-                value = call_loss(loss, model, batch)
+                value = measurement.call_loss(loss, model, batch)
                 # A layer that the model never calls has no product, but is not used otherwise either.
                 others |= {name for name, one in weights.items() if not calls[name] and id(one) not in layers}
                 known = {name: made for name, made in calls.items() if name not in others}
-                check_loss(value, count, reached=not others)
+                measurement.check_loss(value, count, reached=not others)
                 if value.requires_grad and any(known.values()):
                     add_output_gradients(value.reshape(()), known)
                 size = max((call.examples for made in calls.values() for call in made), default=0) or 1
@@ -405,9 +398,11 @@ def kfac(
             for name, values in found.items():  # g of the mean loss is that of one example / size
                 scores[name] += values.to(scores[name].device) * (size / 2)
         if not count:
-            raise no_batch_error()
-        mean = average_over_processes(model, weights, {name: values / count for name, values in scores.items()})
-    return check_scores("kfac", mean)
+            raise measurement.no_batch_error()
+        mean = measurement.average_over_processes(
+            model, weights, {name: values / count for name, values in scores.items()}
+        )
+    return measurement.check_scores("kfac", mean)
 
 
 def _batch_gradient_squares(
@@ -419,7 +414,7 @@ def _batch_gradient_squares(
     try:
         for weight in weights.values():
             weight.requires_grad_(True)
-        value = batch_loss(model, batch, loss, count)
+        value = measurement.batch_loss(model, batch, loss, count)
         gradients = torch.autograd.grad(value, list(weights.values()), allow_unused=True)
     finally:
         for weight in weights.values():

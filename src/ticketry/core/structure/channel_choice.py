@@ -16,16 +16,11 @@ from ticketry.core.mask import Mask
 from ticketry.core.scope import Scope
 from ticketry.core.score import Score, ScoreInputs
 from ticketry.core.score.measurement import temporarily_pruned
+from ticketry.core.structure import plans
 from ticketry.core.structure.channel_scores import channel_scores, sum_over_channels
 from ticketry.core.structure.coupling import ChannelGroup, Structure
 from ticketry.core.structure.layout import Roles
-from ticketry.core.structure.plans import (
-    Flags,
-    build_channel_mask,
-    flag_removed_channels,
-    flag_removed_indices,
-    named_shapes,
-)
+from ticketry.core.structure.plans import Flags
 from ticketry.errors import LayerCollapseError, MaskError, StructureError, UsageError
 
 Channel = tuple[int, int]
@@ -214,7 +209,7 @@ class ChannelChoice:
         self.model, self.structure, self.scope, self.roles = model, structure, scope, structure.roles
         self.positions = removable_group_positions(structure, scope)
         self.groups = [structure.groups[position] for position in self.positions]
-        self.shapes = named_shapes(model)
+        self.shapes = plans.named_shapes(model)
         shared = {member.name for group in self.groups for member in group.parameters}
         self.masked_names = [name for name in self.shapes if name in scope or name in shared]
         """Names of the tensors in a mask: all parameters in `scope`, and all that lose weights with a channel."""
@@ -270,15 +265,15 @@ class ChannelChoice:
 
     def removed_channels(self, mask: Mask) -> list[Channel]:
         """Return the channels that a mask removes as a whole."""
-        removed_indices = flag_removed_indices(mask)
+        removed_indices = plans.flag_removed_indices(mask)
         return [
             (g, int(c))
             for g, group in enumerate(self.groups)
-            for c in np.flatnonzero(flag_removed_channels(group, removed_indices))
+            for c in np.flatnonzero(plans.flag_removed_channels(group, removed_indices))
         ]
 
     def mask(self, removed: list[Flags]) -> Mask:
-        return build_channel_mask(
+        return plans.build_channel_mask(
             self.masked_names, self.structure, self.shapes, dict(zip(self.positions, removed, strict=True))
         )
 

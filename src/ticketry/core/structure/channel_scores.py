@@ -15,15 +15,7 @@ from torch.nn.utils.rnn import PackedSequence
 from ticketry.choices import list_choices
 from ticketry.core.computed_weights import effective_weights
 from ticketry.core.scope import Scope, is_transposed_linear, named_parameters, unwrapped
-from ticketry.core.score import CONTROLS, About, Score, ScoreInputs, get, names, split_control
-from ticketry.core.score.measurement import (
-    average_gradients,
-    check_scores,
-    hessian_gradient_product,
-    no_batch_error,
-    prepare_for_measurement,
-    require_data,
-)
+from ticketry.core.score import CONTROLS, About, Score, ScoreInputs, get, measurement, names, split_control
 from ticketry.core.score.protocol import evaluate_partial_score
 from ticketry.core.structure.coupling import ChannelGroup, Member
 from ticketry.core.structure.layout import Roles, iterate_layer_parameters
@@ -55,7 +47,7 @@ def activation_scores(
     The model runs in evaluation mode, but with batch statistics in norms, see `ticketry.score`. Modes, buffers and
     random state are restored. No gradient is computed: `loss(model, batch)` only runs the model.
     """
-    data, run = require_data(score, inputs.batches, inputs.loss)
+    data, run = measurement.require_data(score, inputs.batches, inputs.loss)
     inner = unwrapped(model)
     names = {id(parameter): name for name, parameter in named_parameters(inner).items()}
     wanted = {member.name for group in groups for member in group.within(roles.inputs)}
@@ -68,7 +60,7 @@ def activation_scores(
     count = 0
     with ExitStack() as stack:
         stack.enter_context(traceable_operations())  # a fused transformer layer does not call its parts
-        stack.enter_context(prepare_for_measurement(model, scope, seed=inputs.seed))
+        stack.enter_context(measurement.prepare_for_measurement(model, scope, seed=inputs.seed))
         stack.enter_context(torch.no_grad())
         for reader in readers:
             hook = reader.module.register_forward_pre_hook(reader.create_hook(score), with_kwargs=True)
@@ -77,7 +69,7 @@ def activation_scores(
             run(model, batch)
             count += 1
     if not count:
-        raise no_batch_error()
+        raise measurement.no_batch_error()
     seen: dict[str, list[Tensor]] = {}
     for reader in readers:
         if reader.entries:
@@ -288,19 +280,19 @@ def _channel_gate_terms(
     model. The gradient flow z covers the weights in scope. Weights named in `also` that are outside of the scope
     contribute only w (H g).
     """
-    batches, loss = require_data(score, inputs.batches, inputs.loss)
+    batches, loss = measurement.require_data(score, inputs.batches, inputs.loss)
     shapes = dict(scope.shapes)
     shapes |= {name: tuple(p.shape) for name, p in named_parameters(model).items() if name in also}
-    with prepare_for_measurement(model, Scope(shapes, scope.parameters_total), seed=inputs.seed) as weights:
+    with measurement.prepare_for_measurement(model, Scope(shapes, scope.parameters_total), seed=inputs.seed) as weights:
         batches = list(batches) if second else batches
-        gradients = average_gradients(model, weights, batches, loss)
+        gradients = measurement.average_gradients(model, weights, batches, loss)
         if not second:
             found = {name: weight.detach() * gradients[name] for name, weight in weights.items()}
         else:
             flow = {name: g if name in scope else torch.zeros_like(g) for name, g in gradients.items()}
-            products = hessian_gradient_product(score, model, weights, batches, loss, gradient=flow)
+            products = measurement.hessian_gradient_product(score, model, weights, batches, loss, gradient=flow)
             found = {name: flow[name].square() + w.detach() * products[name] for name, w in weights.items()}
-    return check_scores(score, found)
+    return measurement.check_scores(score, found)
 
 
 @dataclass(frozen=True)

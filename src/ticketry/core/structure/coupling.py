@@ -23,16 +23,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten
 
 from ticketry.core.scope import normal_name
-from ticketry.core.structure import layer_rules, shape_rules
+from ticketry.core.structure import layer_rules, model_copies, shape_rules
 from ticketry.core.structure.layout import Roles, find_roles
-from ticketry.core.structure.model_copies import (
-    Arguments,
-    EagerMode,
-    clone_arguments,
-    copy_sharing_parameters,
-    run_model,
-    traceable_operations,
-)
+from ticketry.core.structure.model_copies import Arguments, EagerMode
 from ticketry.core.structure.trace import (
     NO_CHANNEL,
     Axes,
@@ -55,7 +48,7 @@ def trace_channels(
 
     For the arguments see `find_structure`.
     """
-    trace = Trace(copy_sharing_parameters(model_copy), choices=choices, spared=spared)
+    trace = Trace(model_copies.copy_sharing_parameters(model_copy), choices=choices, spared=spared)
     _label_parameters(trace)
     _trace_run(trace, arguments, training=False)
     unused = _find_unused_parameters(trace)
@@ -114,7 +107,7 @@ def _apply_module_constraints(trace: Trace, name: str, module: nn.Module) -> Non
 def _trace_run(trace: Trace, arguments: Arguments, *, training: bool) -> None:
     trace.model.train(training)
     trace.stack.clear()
-    arguments = clone_arguments(arguments)
+    arguments = model_copies.clone_arguments(arguments)
     for value in tree_flatten(arguments)[0]:
         if isinstance(value, Tensor):
             trace.book.set(value, Axes.unlabelled(value.dim()))
@@ -132,10 +125,10 @@ def _trace_run(trace: Trace, arguments: Arguments, *, training: bool) -> None:
 
         exits.callback(register_module_forward_pre_hook(push_module_name).remove)
         exits.callback(register_module_forward_hook(pop_module_name, always_call=True).remove)
-        exits.enter_context(traceable_operations(trace.model))
+        exits.enter_context(model_copies.traceable_operations(trace.model))
         exits.enter_context(_RuleMode(trace))
         exits.enter_context(_AttentionScaleMode(trace))
-        outputs = run_model(trace.model, arguments)
+        outputs = model_copies.run_model(trace.model, arguments)
     trace.stack.clear()
     for value in outputs:
         axes = trace.book.get(value)

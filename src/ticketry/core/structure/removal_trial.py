@@ -17,18 +17,9 @@ from torch import Tensor, nn
 
 from ticketry.choices import did_you_mean
 from ticketry.core.scope import MOST_NAMES, Patterns, to_name_tuple, unwrapped
+from ticketry.core.structure import model_copies
 from ticketry.core.structure.coupling import ChannelCount, Structure, find_structure
-from ticketry.core.structure.model_copies import (
-    Arguments,
-    Inputs,
-    PartialCopies,
-    Problem,
-    choose_tracing_dtype,
-    compare_models,
-    copy_arguments,
-    copy_in_dtype,
-    copy_sharing_parameters,
-)
+from ticketry.core.structure.model_copies import Arguments, Inputs, PartialCopies, Problem
 from ticketry.core.structure.plans import Flags, ModelSizes, flag_retained_indices, normal_module_name, set_module_sizes
 from ticketry.core.structure.trace import ViewCall
 from ticketry.errors import ControlFlowError, UsageError
@@ -61,8 +52,8 @@ def tried_structure(model: nn.Module, example_inputs: Inputs, spare: Patterns = 
     """
     inner = unwrapped(model)
     spared = _match_modules(inner, spare)
-    dtype = choose_tracing_dtype(inner)
-    model_copy, arguments = copy_in_dtype(inner, dtype), copy_arguments(example_inputs, dtype)
+    dtype = model_copies.choose_tracing_dtype(inner)
+    model_copy, arguments = model_copies.copy_in_dtype(inner, dtype), model_copies.copy_arguments(example_inputs, dtype)
     scrambled = _add_noise(model_copy).eval()
     choices: dict[ViewCall, int] = {}
 
@@ -82,7 +73,11 @@ def tried_structure(model: nn.Module, example_inputs: Inputs, spare: Patterns = 
         last = trace_and_test()
         best = last if last.free > best.free else best
     if dtype != torch.float64:
-        exact = _Trial(copy_in_dtype(scrambled, torch.float64), copy_arguments(arguments, torch.float64), best)
+        exact = _Trial(
+            model_copies.copy_in_dtype(scrambled, torch.float64),
+            model_copies.copy_arguments(arguments, torch.float64),
+            best,
+        )
         problem = exact.find_problem([*exact.half_channels])
         if problem is not None and problem.ran:  # some models do not run in float64
             best = exact.find_removable_groups()
@@ -282,9 +277,9 @@ class _Trial:
         cut = {id(self.sizes.tensors[name]): plan.cut(name, self.sizes.tensors[name].detach()) for name in plan.kept}
         counting = [module for name, module in self.sizes.modules if normal_module_name(name) in plan.attributes]
         small = set_module_sizes(self.copies.copy(cut, counting), plan)
-        found = compare_models(masked, small, self.arguments) if evaluation else None
+        found = model_copies.compare_models(masked, small, self.arguments) if evaluation else None
         if found is None and (self.training if training is None else training):
-            found = compare_models(masked, small, self.arguments, training=True)
+            found = model_copies.compare_models(masked, small, self.arguments, training=True)
         return found
 
 
@@ -321,7 +316,7 @@ def _add_noise(model_copy: nn.Module) -> nn.Module:
             usual = parameter[0].numel() ** -0.5 if parameter.dim() > 1 and len(parameter) else 0.0
             amount = max(0.5 * spread if spread > 0 else 0.1, usual if spread < 0.5 * usual else 0.0)
             weights[id(parameter)] = add_noise_to_tensor(parameter.detach(), amount)
-    model = copy_sharing_parameters(model_copy, weights)
+    model = model_copies.copy_sharing_parameters(model_copy, weights)
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._NormBase) and module.running_mean is not None:
             assert module.running_var is not None

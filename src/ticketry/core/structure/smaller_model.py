@@ -12,30 +12,10 @@ from torch.optim import Optimizer
 
 from ticketry.core.mask import Mask
 from ticketry.core.scope import Patterns, named_parameters, unwrapped
+from ticketry.core.structure import model_copies, plans
 from ticketry.core.structure.coupling import ChannelGroup, Structure
-from ticketry.core.structure.model_copies import (
-    Inputs,
-    Problem,
-    choose_tracing_dtype,
-    compare_models,
-    copy_arguments,
-    copy_in_dtype,
-    copy_sharing_parameters,
-)
-from ticketry.core.structure.plans import (
-    Flags,
-    ModelSizes,
-    ShrinkPlan,
-    build_channel_mask,
-    cut_model_tensors,
-    flag_removed_channels,
-    flag_removed_indices,
-    named_shapes,
-    named_tensors,
-    rebuild,
-    require_plan,
-    set_module_sizes,
-)
+from ticketry.core.structure.model_copies import Inputs, Problem
+from ticketry.core.structure.plans import Flags, ShrinkPlan
 from ticketry.core.structure.removal_trial import tried_structure
 from ticketry.errors import LayerCollapseError, MaskError, StructureError
 from ticketry_engine.support.entry_points import entry_point
@@ -76,7 +56,7 @@ def shrink(model: nn.Module, mask: Mask, example_inputs: Inputs, *, spare: Patte
         >>> torch.allclose(small(x), masked(x), atol=1e-6)
         True
     """
-    return rebuild(model, shrink_plan(model, mask, example_inputs, spare=spare))
+    return plans.rebuild(model, shrink_plan(model, mask, example_inputs, spare=spare))
 
 
 @entry_point()
@@ -104,22 +84,22 @@ def shrink_plan(model: nn.Module, mask: Mask, example_inputs: Inputs, *, spare: 
 
 def plan_for_structure(model: nn.Module, mask: Mask, example_inputs: Inputs, structure: Structure) -> ShrinkPlan:
     """Return the plan to remove the channels that `mask` removes, given the model's channel structure."""
-    removed_indices = flag_removed_indices(mask)
+    removed_indices = plans.flag_removed_indices(mask)
     removed = {
-        position: flag_removed_channels(group, removed_indices) for position, group in enumerate(structure.groups)
+        position: plans.flag_removed_channels(group, removed_indices) for position, group in enumerate(structure.groups)
     }
     for position, group in enumerate(structure.groups):
         if not group.prunable:
             removed[position] = removed[position] & False
-    names = {id(parameter): name for name, parameter in named_tensors(model).items()}
+    names = {id(parameter): name for name, parameter in plans.named_tensors(model).items()}
     named = Mask({names[id(parameter)]: mask[name] for name, parameter in mask.parameters(model).items()})
-    implied = build_channel_mask(named, structure, named_shapes(model), removed)
+    implied = plans.build_channel_mask(named, structure, plans.named_shapes(model), removed)
     if implied != named:
         raise MaskError(_describe_not_channel_wise(named, implied, structure, removed_indices))
     for position, group in enumerate(structure.groups):
         if removed[position].all():
             raise LayerCollapseError(f"the mask removes all {group.size} channels of {group.name} (layer collapse)")
-    found = ModelSizes(model).build_plan(structure, removed)
+    found = plans.ModelSizes(model).build_plan(structure, removed)
     _check_same_outputs(model, named, found, example_inputs)
     return found
 
@@ -128,7 +108,9 @@ def _check_same_outputs(model: nn.Module, mask: Mask, found: ShrinkPlan, example
     inner = unwrapped(model)
     problem = _compare_with_masked_model(inner, mask, found, example_inputs, torch.float64)
     if problem is not None and not problem.ran:  # other contents of the model may have their own type
-        problem = _compare_with_masked_model(inner, mask, found, example_inputs, choose_tracing_dtype(inner))
+        problem = _compare_with_masked_model(
+            inner, mask, found, example_inputs, model_copies.choose_tracing_dtype(inner)
+        )
     if problem is not None:
         where = f" (in {problem.where})" if problem.where else ""
         raise StructureError(
@@ -141,12 +123,16 @@ def _check_same_outputs(model: nn.Module, mask: Mask, found: ShrinkPlan, example
 def _compare_with_masked_model(
     model: nn.Module, mask: Mask, found: ShrinkPlan, example_inputs: Inputs, dtype: torch.dtype
 ) -> Problem | None:
-    masked = copy_in_dtype(model, dtype).eval()
+    masked = model_copies.copy_in_dtype(model, dtype).eval()
     with torch.no_grad():
         mask.apply_(masked)
-    small = set_module_sizes(copy_sharing_parameters(masked, cut_model_tensors(masked, found)), found)
-    arguments = copy_arguments(example_inputs, dtype)
-    return compare_models(masked, small, arguments) or compare_models(masked, small, arguments, training=True)
+    small = plans.set_module_sizes(
+        model_copies.copy_sharing_parameters(masked, plans.cut_model_tensors(masked, found)), found
+    )
+    arguments = model_copies.copy_arguments(example_inputs, dtype)
+    return model_copies.compare_models(masked, small, arguments) or model_copies.compare_models(
+        masked, small, arguments, training=True
+    )
 
 
 def _describe_not_channel_wise(
@@ -222,7 +208,7 @@ def shrink_optimizer(optimizer: Optimizer, model: nn.Module, small: nn.Module, p
         >>> optimizer.state[small[0].weight]["momentum_buffer"].shape
         torch.Size([4, 4])
     """
-    require_plan(plan)
+    plans.require_plan(plan)
     names = {id(parameter): name for name, parameter in named_parameters(unwrapped(model)).items()}
     new = named_parameters(unwrapped(small))
     groups: list[dict[str, Any]] = []

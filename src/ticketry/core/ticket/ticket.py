@@ -15,29 +15,8 @@ from ticketry.core.mask import Mask, from_bytes, require_mask, to_bytes
 from ticketry.core.sharding import reshard
 from ticketry.core.tables import html_table
 from ticketry.core.ticket import folder as files
+from ticketry.core.ticket import hub, state_dicts
 from ticketry.core.ticket.folder import any_sharded, to_json_values, write_folder_from_all_ranks
-from ticketry.core.ticket.hub import (
-    CARD,
-    CONFIG,
-    FIGURE,
-    describe,
-    download,
-    export_config,
-    list_ticket_properties,
-    model_card,
-    upload,
-)
-from ticketry.core.ticket.state_dicts import (
-    copy_state,
-    load_state,
-    mask_state,
-    match_state_to_model,
-    require_masked_tensors,
-    require_same_shapes,
-    state_from_bytes,
-    state_to_bytes,
-    warn_of_same_weights,
-)
 from ticketry.errors import MaskError, TicketError, UsageError
 from ticketry_engine.support.entry_points import Need, entry_point, writing_to
 
@@ -95,7 +74,7 @@ class Ticket:
         """
         self._set_contents(mask, start, info, trained)
         if trained is not None and self.trained is not None:
-            warn_of_same_weights(start, trained, self.start, self.trained, self.mask)
+            state_dicts.warn_of_same_weights(start, trained, self.start, self.trained, self.mask)
 
     def _set_contents(
         self, mask: Mask, start: Mapping[str, Tensor], info: Mapping[str, Any], trained: Mapping[str, Tensor] | None
@@ -108,14 +87,14 @@ class Ticket:
         if trained is not None:
             _require_mapping("trained", trained, "a state dict, such as model.state_dict() gives after training")
         self.mask = mask.to("cpu")
-        self.start = copy_state(start, "start")
+        self.start = state_dicts.copy_state(start, "start")
         self.info: dict[str, Any] = to_json_values(dict(info), "info")
-        require_masked_tensors(self.mask, self.start)
+        state_dicts.require_masked_tensors(self.mask, self.start)
         self.trained: dict[str, Tensor] | None = None
         if trained is not None:
-            state = copy_state(trained, "trained")
-            require_same_shapes(self.start, state)
-            self.trained = mask_state(state, self.mask)
+            state = state_dicts.copy_state(trained, "trained")
+            state_dicts.require_same_shapes(self.start, state)
+            self.trained = state_dicts.mask_state(state, self.mask)
 
     @property
     def density(self) -> float:
@@ -124,13 +103,13 @@ class Ticket:
 
     def describe(self) -> str:
         """Return the method, density, metric, seeds and table of layers as plain text."""
-        return describe(self.mask, self.info, self.trained is not None)
+        return hub.describe(self.mask, self.info, self.trained is not None)
 
     def __repr__(self) -> str:
         return f"Ticket({self.mask!r}, {'trained' if self.trained is not None else 'not trained'})"
 
     def _repr_html_(self) -> str:
-        facts = list_ticket_properties(self.mask, self.info, self.trained is not None)
+        facts = hub.list_ticket_properties(self.mask, self.info, self.trained is not None)
         return html_table("Ticket", (), facts) + self.mask._repr_html_()
 
     # -- a model -------------------------------------------------------------------------------------------------------
@@ -158,11 +137,11 @@ class Ticket:
             self.mask.parameters(model)
         except MaskError as error:
             raise TicketError(f"the ticket does not fit the model: {error}") from None
-        filled = match_state_to_model(model, state)
+        filled = state_dicts.match_state_to_model(model, state)
         first = next(iter(model.state_dict().values()))
         try:
             with writing_to(first):
-                load_state(model, filled)
+                state_dicts.load_state(model, filled)
         except RuntimeError as error:
             raise TicketError(f"the ticket does not fit the model: {error}") from None
         return self.mask.apply_(model)
@@ -184,7 +163,7 @@ class Ticket:
             payloads: list[tuple[str, Callable[[], bytes] | Mapping[str, Tensor]]]
             payloads = [(files.MASK, partial(to_bytes, self.mask)), *states.items()]
             return write_folder_from_all_ranks(path, payloads, self._build_manifest)
-        contents = ((name, state_to_bytes(state)) for name, state in states.items())
+        contents = ((name, state_dicts.state_to_bytes(state)) for name, state in states.items())
         return files.write_folder(path, chain([(files.MASK, to_bytes(self.mask))], contents), self._build_manifest)
 
     @staticmethod
@@ -231,7 +210,7 @@ class Ticket:
         except MaskError as error:
             raise TicketError(f"{folder / files.MASK} holds no mask: {error}") from None
         states = {
-            name: state_from_bytes(files.read_file(folder, root, name, facts[name]), folder / name)
+            name: state_dicts.state_from_bytes(files.read_file(folder, root, name, facts[name]), folder / name)
             for name in (files.START, files.MODEL)
             if name in facts and (trained or name == files.START)
         }
@@ -295,7 +274,7 @@ class Ticket:
             MissingExtraError: without huggingface_hub.
             TicketError: if the repository cannot be downloaded, or has no valid ticket.
         """
-        folder, root = download(repo_id, revision=revision, endpoint=endpoint, token=token, cache_dir=cache_dir)
+        folder, root = hub.download(repo_id, revision=revision, endpoint=endpoint, token=token, cache_dir=cache_dir)
         return cls._load(folder, root, trained=True)
 
     def push(
@@ -334,15 +313,15 @@ class Ticket:
             raise TicketError(
                 "this ticket's states lie in parts on several devices: save it, and push what Ticket.load reads"
             )
-        image = FIGURE if figure else ""
-        card = model_card(self.mask, self.info, self.trained is not None, repo_id, verdict=verdict, figure=image)
-        beside = {CARD: card.encode()} | ({FIGURE: figure} if figure else {})
+        image = hub.FIGURE if figure else ""
+        card = hub.model_card(self.mask, self.info, self.trained is not None, repo_id, verdict=verdict, figure=image)
+        beside = {hub.CARD: card.encode()} | ({hub.FIGURE: figure} if figure else {})
         if model is not None:
             if self.trained is None:
                 raise TicketError("this ticket has not been trained: other libraries' loaders would find no weights")
-            match_state_to_model(model, self.trained)
-            beside[CONFIG] = export_config(model)
-        return upload(repo_id, self.save, beside, private=private, endpoint=endpoint, token=token, message=message)
+            state_dicts.match_state_to_model(model, self.trained)
+            beside[hub.CONFIG] = hub.export_config(model)
+        return hub.upload(repo_id, self.save, beside, private=private, endpoint=endpoint, token=token, message=message)
 
 
 def _require_mapping(name: str, given: object, what: str) -> None:
