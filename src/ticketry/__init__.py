@@ -9,39 +9,54 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from ticketry.version import __version__
+from ticketry.version import __version__ as __version__
 from ticketry_engine import processor as _platforms
 
 _platforms.warn_of_unsupported()
 
 if TYPE_CHECKING:
-    from ticketry import budgets as cost
-    from ticketry import engine, errors, evidence, search
-    from ticketry.core import devices, gates, score, structure
-    from ticketry.core.allocate import allocate
-    from ticketry.core.mask import Mask
-    from ticketry.core.prune import prune
-    from ticketry.core.scope import Scope, scope
-    from ticketry.core.sparse_training import schedule
-    from ticketry.core.sparse_training.gradual import gradual
-    from ticketry.core.sparse_training.hold import Hold, hold
-    from ticketry.core.structure.smaller_model import shrink
-    from ticketry.core.ticket.ticket import Ticket
-    from ticketry.engine.adapters import compile, sparse_training
-    from ticketry.experiments import bundles as store
-    from ticketry.experiments.bench import bench
-    from ticketry.experiments.run import run
-    from ticketry.experiments.stability import stability
-    from ticketry.experiments.ticket_model import restructure
-    from ticketry.experiments.verify import verify
-    from ticketry.lab.costs import meters
-    from ticketry.lab.lab import Lab
-    from ticketry.records.metric import Metric
-    from ticketry.step import Step
-    from ticketry.tasks.catalogue import get as task
-    from ticketry.tasks.dataset_task import dataset_task
-    from ticketry.tasks.recipe import Recipe
-    from ticketry.tasks.task import Split, Splits, Task
+    from ticketry import budgets
+    from ticketry import engine as engine
+    from ticketry import errors as errors
+    from ticketry import evidence as evidence
+    from ticketry import search as search
+    from ticketry.core import devices as devices
+    from ticketry.core import gates as gates
+    from ticketry.core import score as score
+    from ticketry.core import structure as structure
+    from ticketry.core.allocate import allocate as allocate
+    from ticketry.core.mask import Mask as Mask
+    from ticketry.core.prune import prune as prune
+    from ticketry.core.scope import Scope as Scope
+    from ticketry.core.scope import scope as scope
+    from ticketry.core.sparse_training import schedule as schedule
+    from ticketry.core.sparse_training.gradual import gradual as gradual
+    from ticketry.core.sparse_training.hold import Hold as Hold
+    from ticketry.core.sparse_training.hold import hold as hold
+    from ticketry.core.structure.smaller_model import shrink as shrink
+    from ticketry.core.ticket.ticket import Ticket as Ticket
+    from ticketry.engine.adapters import compile as compile
+    from ticketry.engine.adapters import sparse_training as sparse_training
+    from ticketry.experiments import bundles
+    from ticketry.experiments.bench import bench as bench
+    from ticketry.experiments.run import run as run
+    from ticketry.experiments.stability import stability as stability
+    from ticketry.experiments.ticket_model import restructure as restructure
+    from ticketry.experiments.verify import verify as verify
+    from ticketry.lab.costs import meters as meters
+    from ticketry.lab.lab import Lab as Lab
+    from ticketry.records.metric import Metric as Metric
+    from ticketry.step import Step as Step
+    from ticketry.tasks.catalogue import get
+    from ticketry.tasks.dataset_task import dataset_task as dataset_task
+    from ticketry.tasks.recipe import Recipe as Recipe
+    from ticketry.tasks.task import Split as Split
+    from ticketry.tasks.task import Splits as Splits
+    from ticketry.tasks.task import Task as Task
+
+    cost = budgets
+    store = bundles
+    task = get
 
 _PUBLIC = {
     "Hold": "ticketry.core.sparse_training.hold:Hold",
@@ -84,47 +99,7 @@ _PUBLIC = {
     "verify": "ticketry.experiments.verify:verify",
 }
 
-__all__ = [
-    "Hold",
-    "Lab",
-    "Mask",
-    "Metric",
-    "Recipe",
-    "Scope",
-    "Split",
-    "Splits",
-    "Step",
-    "Task",
-    "Ticket",
-    "__version__",
-    "allocate",
-    "bench",
-    "compile",
-    "cost",
-    "dataset_task",
-    "devices",
-    "engine",
-    "errors",
-    "evidence",
-    "gates",
-    "gradual",
-    "hold",
-    "meters",
-    "prune",
-    "restructure",
-    "run",
-    "schedule",
-    "scope",
-    "score",
-    "search",
-    "shrink",
-    "sparse_training",
-    "stability",
-    "store",
-    "structure",
-    "task",
-    "verify",
-]
+__all__ = sorted(["__version__", *_PUBLIC])
 
 
 def __getattr__(name: str) -> Any:

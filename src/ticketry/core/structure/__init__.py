@@ -11,18 +11,30 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ticketry.core.structure.apply import n_m
-    from ticketry.core.structure.channel_masks import channel_groups, channels
-    from ticketry.core.structure.controls import shuffled_structure
-    from ticketry.core.structure.coupling import ChannelGroup, Member, Structure
-    from ticketry.core.structure.group_masks import regroup
-    from ticketry.core.structure.layout import Layout, RowGroup, groups, layouts, row_groups
-    from ticketry.core.structure.mask_fit import coverage, together
-    from ticketry.core.structure.pattern import LayerFit, Pattern
-    from ticketry.core.structure.plans import ShrinkPlan, rebuild
-    from ticketry.core.structure.refill_masks import refill
-    from ticketry.core.structure.removal_trial import tried_structure
-    from ticketry.core.structure.smaller_model import shrink, shrink_optimizer, shrink_plan
+    from ticketry.core.structure.apply import n_m as n_m
+    from ticketry.core.structure.channel_masks import channel_groups as channel_groups
+    from ticketry.core.structure.channel_masks import channels as channels
+    from ticketry.core.structure.controls import shuffled_structure as shuffled_structure
+    from ticketry.core.structure.coupling import ChannelGroup as ChannelGroup
+    from ticketry.core.structure.coupling import Member as Member
+    from ticketry.core.structure.coupling import Structure as Structure
+    from ticketry.core.structure.group_masks import regroup as regroup
+    from ticketry.core.structure.layout import Layout as Layout
+    from ticketry.core.structure.layout import RowGroup as RowGroup
+    from ticketry.core.structure.layout import groups as groups
+    from ticketry.core.structure.layout import layouts as layouts
+    from ticketry.core.structure.layout import row_groups as row_groups
+    from ticketry.core.structure.mask_fit import coverage as coverage
+    from ticketry.core.structure.mask_fit import together as together
+    from ticketry.core.structure.pattern import LayerFit as LayerFit
+    from ticketry.core.structure.pattern import Pattern as Pattern
+    from ticketry.core.structure.plans import ShrinkPlan as ShrinkPlan
+    from ticketry.core.structure.plans import rebuild as rebuild
+    from ticketry.core.structure.refill_masks import refill as refill
+    from ticketry.core.structure.removal_trial import tried_structure as tried_structure
+    from ticketry.core.structure.smaller_model import shrink as shrink
+    from ticketry.core.structure.smaller_model import shrink_optimizer as shrink_optimizer
+    from ticketry.core.structure.smaller_model import shrink_plan as shrink_plan
 
 _CONTENTS = {
     "apply": "n_m",
@@ -40,32 +52,7 @@ _CONTENTS = {
 }
 _MODULES = {name: module for module, names in _CONTENTS.items() for name in names.split()}
 
-__all__ = [
-    "ChannelGroup",
-    "LayerFit",
-    "Layout",
-    "Member",
-    "Pattern",
-    "RowGroup",
-    "ShrinkPlan",
-    "Structure",
-    "channel_groups",
-    "channels",
-    "coverage",
-    "groups",
-    "layouts",
-    "n_m",
-    "rebuild",
-    "refill",
-    "regroup",
-    "row_groups",
-    "shrink",
-    "shrink_optimizer",
-    "shrink_plan",
-    "shuffled_structure",
-    "together",
-    "tried_structure",
-]
+__all__ = sorted(_MODULES)
 
 
 def __getattr__(name: str) -> Any:

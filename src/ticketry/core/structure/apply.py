@@ -8,15 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from ticketry.core import scope as scopes
 from ticketry.core.computed_weights import effective_weights
 from ticketry.core.mask import Mask
-from ticketry.core.scope import (
-    Patterns,
-    filter_default_scope,
-    first_names_of_tied,
-    match_spared_parameters,
-    scope_of_shapes,
-)
+from ticketry.core.scope import Patterns
 from ticketry.core.score import Loss, about, split_control
 from ticketry.core.structure.channel_masks import channels
 from ticketry.core.structure.channel_scores import CHANNEL_ONLY, check_channel_score
@@ -67,10 +62,10 @@ def n_m(model: nn.Module, mask: Mask, n: int = 2, m: int = 4, *, fill: bool = Tr
     """
     if not 1 <= n < m:
         raise UsageError(f"{n}:{m} is no structure: of m inputs n are kept, 1 <= n < m, as in 2:4")
-    spared = match_spared_parameters(model, spare)
+    spared = scopes.match_spared_parameters(model, spare)
     parameters = mask.parameters(model)
-    known = first_names_of_tied(model, parameters)
-    of_layers = filter_default_scope(model, set(known.values()) - spared)
+    known = scopes.first_names_of_tied(model, parameters)
+    of_layers = scopes.filter_default_scope(model, set(known.values()) - spared)
     chosen = [name for name, one in parameters.items() if one.dim() > 1 and known[name] in of_layers]
     where, weights = layouts(model, chosen), effective_weights(model, parameters)
     found = {}
@@ -112,7 +107,7 @@ def apply_structuring(
     seen: dict[str, Any] = {"batches": batches, "loss": loss, "seed": seed, "spare": by.spare}
     if by.kind == "channels":
         density = mask.density if by.density is None else by.density
-        scope = scope_of_shapes(model, mask.shapes)
+        scope = scopes.scope_of_shapes(model, mask.shapes)
         return channels(model, example_inputs, density, score=by.score, scope=scope, **seen)
     if by.whole_channels:
         met = mask.density if by.match else by.density

@@ -15,21 +15,11 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils.parametrize import ParametrizationList
 
 from ticketry.choices import did_you_mean, format_names
+from ticketry.core import scope as scopes
 from ticketry.core.computed_weights import computed_weights, computed_weights_in, effective_weights
 from ticketry.core.mask import Mask
 from ticketry.core.model_calls import FactorUse, find_factor_uses
-from ticketry.core.scope import (
-    EMBEDDINGS,
-    MOST_NAMES,
-    NORMS,
-    Patterns,
-    filter_by_scope_options,
-    first_names_of_tied,
-    is_transposed_linear,
-    named_parameters,
-    normal_name,
-    unwrapped,
-)
+from ticketry.core.scope import Patterns
 from ticketry.errors import MaskError, ScopeError, StructureError, UsageError
 from ticketry_engine.support.entry_points import Need, entry_point
 from ticketry_engine.support.row_groups import Indices as Indices
@@ -122,7 +112,7 @@ def layouts(model: nn.Module, names: Iterable[str], example_inputs: Any = None) 
     names = list(names)
     found = _layouts_by_class(model, names)
     if example_inputs is not None:
-        parameters = {normal_name(name): one for name, one in model.named_parameters(remove_duplicate=False)}
+        parameters = {scopes.normal_name(name): one for name, one in model.named_parameters(remove_duplicate=False)}
         uses = find_factor_uses(model, {name: parameters[name] for name in names}, example_inputs)
         for name, layout in found.items():
             seen = {_layout_from_use(use, parameters[name].dim()) for use in uses[name]}
@@ -143,11 +133,11 @@ def _layouts_by_class(model: nn.Module, names: list[str]) -> dict[str, Layout | 
     found: dict[int, Layout | None] = {}
     for module in model.modules():
         for parameter in module.parameters(recurse=False):
-            if found.get(id(parameter)) is None or not isinstance(module, EMBEDDINGS):
+            if found.get(id(parameter)) is None or not isinstance(module, scopes.EMBEDDINGS):
                 found[id(parameter)] = _layout_of_layer(module, parameter) or found.get(id(parameter))
     for computed in computed_weights(model):
         found |= {id(original): _layout_of_layer(computed.module, original) for original in computed.originals}
-    every = {normal_name(name): p for name, p in model.named_parameters(remove_duplicate=False)}
+    every = {scopes.normal_name(name): p for name, p in model.named_parameters(remove_duplicate=False)}
     if unknown := [name for name in names if name not in every]:
         question = did_you_mean(str(unknown[0]), every)
         raise ScopeError(
@@ -159,7 +149,7 @@ def _layouts_by_class(model: nn.Module, names: list[str]) -> dict[str, Layout | 
 def _layout_of_layer(module: nn.Module, parameter: Tensor) -> Layout | None:
     if isinstance(module, _ConvNd):
         return Layout(module.transposed, module.groups)
-    if isinstance(module, EMBEDDINGS) or is_transposed_linear(module):
+    if isinstance(module, scopes.EMBEDDINGS) or scopes.is_transposed_linear(module):
         return Layout(inputs_first=True)
     return Layout() if isinstance(module, _ROWS_FIRST) or parameter.dim() < 2 else None
 
@@ -178,7 +168,7 @@ def _layout_from_use(use: FactorUse, dimensions: int) -> Layout | None:
 
 
 def _describe_unknown_layout(model: nn.Module, name: str, *, called: bool) -> str:
-    shape = tuple(named_parameters(model)[name].shape) if name in named_parameters(model) else ()
+    shape = tuple(scopes.named_parameters(model)[name].shape) if name in scopes.named_parameters(model) else ()
     advice = f"leave it out (spare=[{name!r}]), or prune single weights (pattern='unstructured')"
     if called:
         return (
@@ -212,15 +202,15 @@ def find_roles(model: nn.Module, factors: Mapping[str, Collection[int]] | None =
             and a parameter that is no factor, such as a position embedding, does neither. Without `factors`, all
             dimensions in layers of unknown classes produce channels.
     """
-    inner = unwrapped(model)
-    names = {id(parameter): name for name, parameter in named_parameters(inner).items()}
+    inner = scopes.unwrapped(model)
+    names = {id(parameter): name for name, parameter in scopes.named_parameters(inner).items()}
     outputs: set[tuple[str, int]] = set()
     inputs: set[tuple[str, int]] = set()
     scales: set[str] = set()
     for module in inner.modules():
         for local, parameter in iterate_layer_parameters(module):
             name = names[id(parameter)]
-            if isinstance(module, NORMS):
+            if isinstance(module, scopes.NORMS):
                 scales |= {name} if local == "weight" else set()
             elif parameter.dim() > 1:
                 made, taken = set(range(parameter.dim())), set[int]()
@@ -444,8 +434,8 @@ def matrix_views(
     and the last layer if `output` is False.
     """
     parameters = mask.parameters(model)
-    known = first_names_of_tied(model, parameters)
-    chosen = filter_by_scope_options(model, known.values(), spare=spare, first_conv=first_conv, output=output)
+    known = scopes.first_names_of_tied(model, parameters)
+    chosen = scopes.filter_by_scope_options(model, known.values(), spare=spare, first_conv=first_conv, output=output)
     matrices = {
         name: parameter
         for name, parameter in parameters.items()
@@ -454,10 +444,10 @@ def matrix_views(
     known_layouts = layouts(model, matrices)
     views = {name: MatrixView(tuple(one.shape), known_layouts[name]) for name, one in matrices.items()}
     if not views:
-        more = "" if len(mask) <= MOST_NAMES else ", …"
+        names = ", ".join(list(mask)[: scopes.MOST_NAMES]) + (", …" if len(mask) > scopes.MOST_NAMES else "")
         raise ScopeError(
-            f"no layer is left that has groups of rows: the mask is of {', '.join(list(mask)[:MOST_NAMES])}{more}, of"
-            " which some are vectors and the others are left out by spare=, first_conv= or output="
+            f"no layer is left that has groups of rows: the mask is of {names}, of which some are vectors and the"
+            " others are left out by spare=, first_conv= or output="
         )
     return views
 

@@ -16,17 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ticketry.core import scope as scopes
 from ticketry.core.computed_weights import effective_weights
 from ticketry.core.mask import Mask
-from ticketry.core.scope import (
-    Patterns,
-    Scope,
-    first_and_last_layer_parameters,
-    match_spared_parameters,
-    named_parameters,
-    scope_of_shapes,
-    to_name_tuple,
-)
+from ticketry.core.scope import Patterns, Scope
 from ticketry.core.score import Loss, Score, ScoreInputs, split_control
 from ticketry.core.score.measurement import temporarily_pruned
 from ticketry.core.structure.channel_choice import ChannelChoice, check_channel_limits
@@ -225,9 +218,9 @@ def refill(
     if coupled not in COUPLINGS:
         raise UsageError(f"coupled is {' or '.join(COUPLINGS)}, not {coupled!r}")
     check_channel_limits(keep_at_least, multiple)
-    names = {id(parameter): name for name, parameter in named_parameters(model).items()}
+    names = {id(parameter): name for name, parameter in scopes.named_parameters(model).items()}
     named = Mask({names[id(parameter)]: mask[name].cpu() for name, parameter in mask.parameters(model).items()})
-    spare = to_name_tuple(spare)
+    spare = scopes.to_name_tuple(spare)
     known, unseen = (
         find_structure_sparing_untraceable(model, example_inputs, spare) if structure is None else (structure, ())
     )
@@ -280,13 +273,13 @@ def _scope_with_end_layers(model: nn.Module, mask: Mask, first: bool | None, out
 
     If `first` is True, the first convolution is added; if `output` is True, the last layer.
     """
-    asked = [names for names, want in zip(first_and_last_layer_parameters(model), (first, output), strict=True) if want]
-    parameters = named_parameters(model)
+    ends = scopes.first_and_last_layer_parameters(model)
+    added = (ends[0] if first else set()) | (ends[1] if output else set())
     shapes = mask.shapes
-    for name in parameters:
-        if any(name in names for names in asked) and parameters[name].dim() > 1:
-            shapes.setdefault(name, tuple(parameters[name].shape))
-    return scope_of_shapes(model, shapes)
+    for name, parameter in scopes.named_parameters(model).items():
+        if name in added and parameter.dim() > 1:
+            shapes.setdefault(name, tuple(parameter.shape))
+    return scopes.scope_of_shapes(model, shapes)
 
 
 def _find_protected_groups(
@@ -302,7 +295,7 @@ def _find_protected_groups(
 
     `spared` contains names of parameters that compute protected channels; for the options see `refill`.
     """
-    ends = first_and_last_layer_parameters(model)
+    ends = scopes.first_and_last_layer_parameters(model)
     spared = spared | (ends[0] if first is False else set()) | (ends[1] if output is False else set())
     found: dict[int, str] = {}
     for position, group in enumerate(structure.groups):
@@ -326,7 +319,7 @@ def _match_spared_parameters(model: nn.Module, spare: Sequence[str], unseen: Seq
     found: set[str] = set()
     for pattern in spare:
         try:
-            found |= match_spared_parameters(model, (pattern,))
+            found |= scopes.match_spared_parameters(model, (pattern,))
         except ScopeError:
             if not any(fnmatchcase(name, pattern) for name in unseen):
                 raise
