@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ticketry.core.allocate import allocate_for_gates
 from ticketry.core.computed_weights import require_computed_weights_are_removed
-from ticketry.core.gates.charges import Charges, penalty_of_open_gates
+from ticketry.core.gates.charges import Charges
 from ticketry.core.gates.gates import Gates, create_logits
 from ticketry.core.gates.kinds import Kind, make_kind
 from ticketry.core.gates.parameter_swap import find_gated_parameters
@@ -176,7 +176,9 @@ class BlockGates(Gates):
     """Gates on blocks of weights, created by `attach` with a pattern.
 
     Each block has one trainable logit. The logits of a weight form a tensor of shape `Blocks.shape`.
-    `kept`, densities, masks and the penalty count weights; `histogram` and `ties` count gates.
+    `kept`, densities, masks and the penalty count weights; `histogram` and `ties` count gates. For random gates, the
+    penalty is then the expected number of retained weights (Louizos, Welling & Kingma 2018, arXiv 1712.01312, section
+    2: groups that share a gate).
     """
 
     def __init__(
@@ -204,36 +206,6 @@ class BlockGates(Gates):
             torch.empty_like(s, requires_grad=False).copy_(blocks.sizes)
             for s, blocks in zip(self._logits, self._blocks, strict=True)
         ]
-
-    @property
-    def weights(self) -> int:
-        return sum(int(blocks.sizes.sum()) for blocks in self._blocks)
-
-    def penalty(self, coefficient: float) -> Tensor:
-        """Return the penalty: `coefficient` times the sum, over all weights, of how far their gates are open.
-
-        Add this scalar to the loss. A block's gate counts once for each weight that it multiplies, so the penalty is as
-        large as with one gate per weight. For random gates the sum is the expected number of retained weights (Louizos,
-        Welling & Kingma 2018, arXiv 1712.01312, section 2: groups that share a gate).
-        """
-        opened = zip(self._compute_openness(), self._sizes, strict=True)
-        return penalty_of_open_gates([(value * sizes).sum() for value, sizes in opened], self.charges, coefficient)
-
-    def kept(self) -> dict[str, int]:
-        at = self.kind.threshold
-        found = {}
-        for number, (name, logits) in enumerate(self.named_parameters()):
-            on, kept = logits.detach() > at, self._kept[number]
-            found[name] = int(self._sizes[number][on if kept is None else on & (kept != 0)].double().sum())
-        return found
-
-    def density(self) -> float:
-        return sum(self.kept().values()) / self.weights
-
-    @torch.no_grad()
-    def soft_density(self) -> float:
-        opened = zip(self._compute_openness(), self._sizes, strict=True)
-        return sum(float((value.double() * sizes).sum()) for value, sizes in opened) / self.weights
 
     def harden(self, *, collapse: str = "raise") -> Mask:
         """Return the mask that retains the blocks whose gates are on, that is, whose logits exceed a threshold.
@@ -399,6 +371,10 @@ class ChannelGates(Gates):
     @property
     def weights(self) -> int:
         return sum(weights * len(s) for weights, s in zip(self._weights_per_channel, self._logits, strict=True))
+
+    @property
+    def _total(self) -> int:
+        return self._gate_count
 
     def harden(self, *, collapse: str = "raise") -> Mask:
         """Raise `UsageError`; use `channel_masks.prune_channels_by_scores` to turn channel gates into a mask."""

@@ -153,10 +153,13 @@ class Gates:
         """Return pairs (name of the weight, logits of its gates), in the order of the scope."""
         return list(zip(self._names, self._logits, strict=True))
 
+    _sizes: list[Tensor] | None = None
+    """Number of weights of each gate: a tensor for each parameter, shaped like its logits; None: each gate has one."""
+
     @property
     def weights(self) -> int:
         """Number of weights that have gates."""
-        return self._gate_count
+        return self._gate_count if self._sizes is None else sum(int(sizes.double().sum()) for sizes in self._sizes)
 
     @property
     def beta(self) -> float:
@@ -179,7 +182,7 @@ class Gates:
         if sums and torch.is_grad_enabled() and sums[1:] == (self._moment, self._logit_versions):
             totals = sums[0]
         else:
-            totals = [value.sum() for value in self._compute_openness()]
+            totals = [self._weigh(value, number).sum() for number, value in enumerate(self._compute_openness())]
         return penalty_of_open_gates(totals, self.charges, coefficient)
 
     def anneal(self, progress: float) -> None:
@@ -284,20 +287,26 @@ class Gates:
 
     def ties(self) -> dict[str, int]:
         """Return the number of gates exactly at the threshold, by parameter name; `harden` turns them off."""
-        return self._count_logits_where(torch.eq)
+        at = self.kind.threshold
+        return {name: int((s == at).sum()) for name, s in zip(self._names, self._retained_logits(), strict=True)}
 
     def kept(self) -> dict[str, int]:
-        """Return the number of gates that are on, by parameter name."""
-        return self._count_logits_where(torch.gt)
+        """Return the number of weights whose gates are on, by parameter name."""
+        found = {}
+        for number, (name, logits) in enumerate(self.named_parameters()):
+            on, kept = logits.detach() > self.kind.threshold, self._kept[number]
+            found[name] = int(self._weigh((on if kept is None else on & (kept != 0)).double(), number).sum())
+        return found
 
     def density(self) -> float:
         """Return the fraction of weights whose gates are on: the density of the mask that `harden` returns."""
-        return sum(self.kept().values()) / self._gate_count
+        return sum(self.kept().values()) / self._total
 
     @torch.no_grad()
     def soft_density(self) -> float:
         """Return how far gates are open on average; random gates count by their probability of being open."""
-        return sum(float(value.double().sum()) for value in self._compute_openness()) / self._gate_count
+        opened = enumerate(self._compute_openness())
+        return sum(float(self._weigh(value.double(), number).sum()) for number, value in opened) / self._total
 
     @torch.no_grad()
     def histogram(self, bins: int = 50) -> Histogram:
@@ -463,10 +472,14 @@ class Gates:
         for logits, kept in zip(self._logits, self._kept, strict=True):
             yield logits.detach() if kept is None else logits.detach()[kept != 0]
 
-    def _count_logits_where(self, where: Callable[[Tensor, float], Tensor]) -> dict[str, int]:
-        """Return, by parameter name, the number of logits for which `where(logits, threshold)` is True."""
-        at = self.kind.threshold
-        return {name: int(where(s, at).sum()) for name, s in zip(self._names, self._retained_logits(), strict=True)}
+    @property
+    def _total(self) -> int:
+        """Number of weights, or of channels, of which densities are fractions."""
+        return self.weights
+
+    def _weigh(self, values: Tensor, number: int) -> Tensor:
+        """Return one value for each gate of the parameter with index `number`, times the gate's number of weights."""
+        return values if self._sizes is None else values * self._sizes[number]
 
     def _compute_openness(self) -> Iterator[Tensor]:
         for logits, kept in zip(self._logits, self._kept, strict=True):
