@@ -86,7 +86,9 @@ def check_search(
         _check_masks_of_levels(lab, found, densities)
         for ticket in found[1:]:
             _check_rewound_start(lab, ticket)
-            _check_final_weights(lab, ticket)
+            state = lab.state(ticket.result)
+            for name, kept in lab.store.get_mask(str(ticket.mask)).items():
+                require(not state[name][~kept].any(), f"level {ticket.level} ends with pruned weights of {name!r} at 0")
         trained, middles = lab.ledger.segments_trained, _keys_of_trainings_to_interrupt(lab)
         _check_searched_trainings(lab, trial, found)
     bits = _result_digests(found)
@@ -185,25 +187,13 @@ def _check_rewound_start(lab: Lab, ticket: Found) -> None:
     start = lab.state(lab.train(segment.until(segment.first)))
     dense = lab.state(ticket.rewound)
     require(start.keys() == dense.keys(), f"level {ticket.level} starts with all of level 0's weights and buffers")
-    masked = _first_name_of_each_parameter(segment.task)  # a mask lists a shared parameter once
+    first: dict[int, str] = {}  # a mask lists a shared parameter once, under its first name
+    named = segment.task.build().state_dict(keep_vars=True).items()
+    masked = {normal_name(name): first.setdefault(id(tensor), normal_name(name)) for name, tensor in named}
     for name, tensor in start.items():
         kept = mask.get(masked[name])
         wanted = dense[name] if kept is None else dense[name] * kept
         require(torch.equal(tensor, wanted), f"level {ticket.level} starts at level 0's {name!r} times the mask")
-
-
-def _first_name_of_each_parameter(task: Task) -> dict[str, str]:
-    """Return, for each name in the state dict of the task's network, the first name of the same (tied) tensor."""
-    first: dict[int, str] = {}
-    named = task.build().state_dict(keep_vars=True).items()
-    return {normal_name(name): first.setdefault(id(tensor), normal_name(name)) for name, tensor in named}
-
-
-def _check_final_weights(lab: Lab, ticket: Found) -> None:
-    assert ticket.mask is not None
-    state = lab.state(ticket.result)
-    for name, kept in lab.store.get_mask(ticket.mask).items():
-        require(not state[name][~kept].any(), f"level {ticket.level} ends with pruned weights of {name!r} at 0")
 
 
 def _check_searched_trainings(lab: Lab, trial: _Trial, found: Sequence[Found]) -> None:

@@ -53,27 +53,21 @@ def shuffled_structure(mask: Mask, seed: int, *, model: nn.Module | None = None)
         (True, False)
     """
     views = {} if model is None else matrix_views(model, mask)
-    return Mask(
-        {
-            name: _shuffle_row_groups(name, kept, views.get(name, MatrixView(tuple(kept.shape))), seed)
-            if kept.dim()
-            else kept
-            for name, kept in mask.items()
-        }
-    )
-
-
-def _shuffle_row_groups(name: str, kept: Tensor, view: MatrixView, seed: int) -> Tensor:
-    matrix = view.to_matrix(kept.cpu())
-    new = torch.zeros_like(matrix)
-    draw = generator(seed, "structure", name)
-    for run in view.row_ranges:
-        order = torch.randperm(len(run), generator=draw) + run.start
-        for group in row_groups(matrix[run.start : run.stop]):
-            rows, order = order[: len(group.rows)], order[len(group.rows) :]
-            columns = torch.randperm(matrix.shape[1], generator=draw)[: group.width]
-            new[rows[:, None], columns] = True
-    return view.to_weight(new).to(kept.device)
+    shuffled = dict(mask)
+    for name, kept in mask.items():
+        if not kept.dim():
+            continue
+        view = views.get(name, MatrixView(tuple(kept.shape)))
+        matrix, draw = view.to_matrix(kept.cpu()), generator(seed, "structure", name)
+        new = torch.zeros_like(matrix)
+        for run in view.row_ranges:
+            order = torch.randperm(len(run), generator=draw) + run.start
+            for group in row_groups(matrix[run.start : run.stop]):
+                rows, order = order[: len(group.rows)], order[len(group.rows) :]
+                columns = torch.randperm(matrix.shape[1], generator=draw)[: group.width]
+                new[rows[:, None], columns] = True
+        shuffled[name] = view.to_weight(new).to(kept.device)
+    return Mask(shuffled)
 
 
 def random_structure(model: nn.Module, mask: Mask, seed: int) -> Mask:

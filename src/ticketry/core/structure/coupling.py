@@ -77,13 +77,13 @@ def _label_parameters(trace: Trace) -> None:
             trace.derived[tensor.untyped_storage().data_ptr()] = frozenset((normal_name(name),))
     trace.labels.mark_as_model_labels()
     for name, module in trace.model.named_modules():
-        _apply_module_constraints(trace, name, module)
+        _apply_class_constraints(trace, name, module)
         if name in trace.spared:
             for parameter in module.parameters():
                 trace.freeze_axes(trace.book.get(parameter), range(parameter.dim()), f"{name} is spared")
 
 
-def _apply_module_constraints(trace: Trace, name: str, module: nn.Module) -> None:
+def _apply_class_constraints(trace: Trace, name: str, module: nn.Module) -> None:
     """Record which channels of a module must stay or be removed together, because the module's class requires it."""
     if isinstance(module, nn.MultiheadAttention):
         why = f"nn.MultiheadAttention has one width for inputs, heads and outputs ({name})"

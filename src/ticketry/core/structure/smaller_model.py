@@ -14,7 +14,7 @@ from ticketry.core.mask import Mask
 from ticketry.core.scope import Patterns, named_parameters, unwrapped
 from ticketry.core.structure import model_copies, plans
 from ticketry.core.structure.coupling import ChannelGroup, Structure
-from ticketry.core.structure.model_copies import Inputs, Problem
+from ticketry.core.structure.model_copies import Inputs, compare_models, copy_arguments
 from ticketry.core.structure.plans import Flags, ShrinkPlan
 from ticketry.core.structure.removal_trial import tried_structure
 from ticketry.errors import LayerCollapseError, MaskError, StructureError
@@ -86,11 +86,9 @@ def plan_for_structure(model: nn.Module, mask: Mask, example_inputs: Inputs, str
     """Return the plan to remove the channels that `mask` removes, given the model's channel structure."""
     removed_indices = plans.flag_removed_indices(mask)
     removed = {
-        position: plans.flag_removed_channels(group, removed_indices) for position, group in enumerate(structure.groups)
+        position: plans.flag_removed_channels(group, removed_indices) & group.prunable
+        for position, group in enumerate(structure.groups)
     }
-    for position, group in enumerate(structure.groups):
-        if not group.prunable:
-            removed[position] = removed[position] & False
     names = {id(parameter): name for name, parameter in plans.named_tensors(model).items()}
     named = Mask({names[id(parameter)]: mask[name] for name, parameter in mask.parameters(model).items()})
     implied = plans.build_channel_mask(named, structure, plans.named_shapes(model), removed)
@@ -100,17 +98,20 @@ def plan_for_structure(model: nn.Module, mask: Mask, example_inputs: Inputs, str
         if removed[position].all():
             raise LayerCollapseError(f"the mask removes all {group.size} channels of {group.name} (layer collapse)")
     found = plans.ModelSizes(model).build_plan(structure, removed)
-    _check_same_outputs(model, named, found, example_inputs)
+    _check_same_outputs(unwrapped(model), named, found, example_inputs)
     return found
 
 
-def _check_same_outputs(model: nn.Module, mask: Mask, found: ShrinkPlan, example_inputs: Inputs) -> None:
-    inner = unwrapped(model)
-    problem = _compare_with_masked_model(inner, mask, found, example_inputs, torch.float64)
-    if problem is not None and not problem.ran:  # other contents of the model may have their own type
-        problem = _compare_with_masked_model(
-            inner, mask, found, example_inputs, model_copies.choose_tracing_dtype(inner)
-        )
+def _check_same_outputs(inner: nn.Module, mask: Mask, found: ShrinkPlan, example_inputs: Inputs) -> None:
+    for dtype in (torch.float64, model_copies.choose_tracing_dtype(inner)):
+        masked, arguments = model_copies.copy_in_dtype(inner, dtype).eval(), copy_arguments(example_inputs, dtype)
+        with torch.no_grad():
+            mask.apply_(masked)
+        cut = model_copies.copy_sharing_parameters(masked, plans.cut_model_tensors(masked, found))
+        small = plans.set_module_sizes(cut, found)
+        problem = compare_models(masked, small, arguments) or compare_models(masked, small, arguments, training=True)
+        if problem is None or problem.ran:  # else other contents of the model may have their own type
+            break
     if problem is not None:
         where = f" (in {problem.where})" if problem.where else ""
         raise StructureError(
@@ -118,21 +119,6 @@ def _check_same_outputs(model: nn.Module, mask: Mask, found: ShrinkPlan, example
             " a number in its code stands for a width: compute it from shapes, or choose channels with"
             " structure.channels, which leaves such layers alone"
         )
-
-
-def _compare_with_masked_model(
-    model: nn.Module, mask: Mask, found: ShrinkPlan, example_inputs: Inputs, dtype: torch.dtype
-) -> Problem | None:
-    masked = model_copies.copy_in_dtype(model, dtype).eval()
-    with torch.no_grad():
-        mask.apply_(masked)
-    small = plans.set_module_sizes(
-        model_copies.copy_sharing_parameters(masked, plans.cut_model_tensors(masked, found)), found
-    )
-    arguments = model_copies.copy_arguments(example_inputs, dtype)
-    return model_copies.compare_models(masked, small, arguments) or model_copies.compare_models(
-        masked, small, arguments, training=True
-    )
 
 
 def _describe_not_channel_wise(
