@@ -41,29 +41,6 @@ from ticketry.core.structure.trace import (
 from ticketry.errors import ControlFlowError, StructureError
 
 
-def trace_channels(
-    model_copy: nn.Module, arguments: Arguments, choices: Mapping[ViewCall, int], spared: frozenset[str] = frozenset()
-) -> Trace:
-    """Run a copy of a model in evaluation mode and in training mode, and trace which channels belong together.
-
-    For the arguments see `find_structure`.
-    """
-    trace = Trace(model_copies.copy_sharing_parameters(model_copy), choices=choices, spared=spared)
-    _label_parameters(trace)
-    _trace_run(trace, arguments, training=False)
-    unused = _find_unused_parameters(trace)
-    try:
-        _trace_run(trace, arguments, training=True)
-    except StructureError:  # a batch norm of one example and one pixel has no variance
-        if unused:
-            raise
-    for name in _find_unused_parameters(trace):
-        for (other, _), ids in trace.tensors.items():
-            if other == name:
-                trace.labels.freeze(ids, "the model does not use it on the example inputs")
-    return trace
-
-
 def _label_parameters(trace: Trace) -> None:
     tensors = {**dict(trace.model.named_parameters()), **dict(trace.model.named_buffers())}
     parameters = {id(parameter) for parameter in trace.model.parameters()}
@@ -373,7 +350,19 @@ def find_structure(
         choices: which dimension becomes narrower where a reshape splits a dimension, see `Trace.choices`.
         spared: names of modules that are not traced.
     """
-    trace = trace_channels(model_copy, arguments, choices, spared)
+    trace = Trace(model_copies.copy_sharing_parameters(model_copy), choices=choices, spared=spared)
+    _label_parameters(trace)
+    _trace_run(trace, arguments, training=False)
+    unused = _find_unused_parameters(trace)
+    try:
+        _trace_run(trace, arguments, training=True)
+    except StructureError:  # a batch norm of one example and one pixel has no variance
+        if unused:
+            raise
+    for name in _find_unused_parameters(trace):
+        for (other, _), ids in trace.tensors.items():
+            if other == name:
+                trace.labels.freeze(ids, "the model does not use it on the example inputs")
     parts = find_roles(trace.model, trace.factors)
     buffers = {name for name, _ in trace.model.named_buffers()}
     made: list[ChannelGroup] = []

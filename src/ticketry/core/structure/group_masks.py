@@ -511,13 +511,8 @@ def choose_layer_masks(
 ) -> dict[str, Tensor]:
     """Choose the columns that each row group retains, and return the mask of each layer: bool [rows, columns].
 
-    Args:
-        grouped: the row groups of each layer, as arrays of row indices.
-        budgets: number of weights that each layer is to retain.
-        by: what a weight contributes to the worth of its column, see `compute_weight_worth`.
-        budget: ``global``: all layers together retain the sum of `budgets`; otherwise each layer its own number.
-        collapse: what to do if there are fewer weights than one column of each row group has: ``raise`` an error, or
-            ``keep`` at least one column in each layer.
+    `grouped` contains the row indices of each group, and `budgets` the number of weights that each layer is to retain.
+    For the other arguments see `regroup`.
     """
     made = {
         name: sum_group_worth(compute_weight_worth(layer.size, layer.kept, by), layer.size, grouped[name])

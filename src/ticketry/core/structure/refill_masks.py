@@ -225,9 +225,7 @@ def refill(
         find_structure_sparing_untraceable(model, example_inputs, spare) if structure is None else (structure, ())
     )
     _check_structure_fits_model(known, named_shapes(model))
-    stays = _find_protected_groups(
-        model, known, known.roles, coupled, first, output, _match_spared_parameters(model, spare, unseen)
-    )
+    stays = _find_protected_groups(known, coupled, _find_spared_parameters(model, spare, unseen, first, output))
     choice = ChannelChoice(model, known.staying(stays), _scope_with_end_layers(model, named, first, output))
     paid = [_count_affordable_channels(group, choice.roles, named, choice.shapes) for group in choice.groups]
 
@@ -282,28 +280,14 @@ def _scope_with_end_layers(model: nn.Module, mask: Mask, first: bool | None, out
     return scopes.scope_of_shapes(model, shapes)
 
 
-def _find_protected_groups(
-    model: nn.Module,
-    structure: Structure,
-    parts: Roles,
-    coupled: str,
-    first: bool | None,
-    output: bool | None,
-    spared: set[str],
-) -> dict[int, str]:
-    """Return why the options protect a channel group from pruning, by the index of each protected group.
-
-    `spared` contains names of parameters that compute protected channels; for the options see `refill`.
-    """
-    ends = scopes.first_and_last_layer_parameters(model)
-    spared = spared | (ends[0] if first is False else set()) | (ends[1] if output is False else set())
+def _find_protected_groups(structure: Structure, coupled: str, spared: set[str]) -> dict[int, str]:
+    """Return why a channel group is not pruned, by index, for groups computed by `spared` or protected by `coupled`."""
     found: dict[int, str] = {}
+    outputs, inputs = structure.roles.outputs, structure.roles.inputs
     for position, group in enumerate(structure.groups):
-        made = {
-            m.name for m in group.parameters if (m.name, m.dim) in parts.outputs or (m.name, m.dim) not in parts.inputs
-        }
         if not group.prunable:
             continue
+        made = {m.name for m in group.parameters if (m.name, m.dim) in outputs or (m.name, m.dim) not in inputs}
         if coupled == "inner" and group.residual:
             found[position] = "it is a residual stream, which coupled='inner' leaves whole"
         elif made & spared:
@@ -311,12 +295,15 @@ def _find_protected_groups(
     return found
 
 
-def _match_spared_parameters(model: nn.Module, spare: Sequence[str], unseen: Sequence[str]) -> set[str]:
-    """Return the names of the parameters that the patterns `spare` match.
+def _find_spared_parameters(
+    model: nn.Module, spare: Sequence[str], unseen: Sequence[str], first: bool | None, output: bool | None
+) -> set[str]:
+    """Return the names of the parameters that retain all channels, by the options `spare`, `first` and `output`.
 
     A pattern that matches no parameter is an error, unless it matches a module in `unseen`, which is not traced.
     """
-    found: set[str] = set()
+    ends = scopes.first_and_last_layer_parameters(model)
+    found = (ends[0] if first is False else set()) | (ends[1] if output is False else set())
     for pattern in spare:
         try:
             found |= scopes.match_spared_parameters(model, (pattern,))
