@@ -83,14 +83,14 @@ def test_a_user_module_is_an_object_by_its_name_alone(tmp_path, monkeypatch):
     shapes = registry(modules=True)
     own = {"own_cone": "own_cone.py", "own_forms": "own_forms/__init__.py", "own_forms.ring": "own_forms/ring.py"}
     for name, file in {**own, "own_forms.deep.knot": "own_forms/deep/knot.py"}.items():
-        assert shapes.is_outside(name)
+        assert shapes.is_external(name)
         assert name not in sys.modules, "asking does not run its code"
         assert shapes.get(name).where == file
         assert shapes.find_target(name) == shapes.find_origin(name) == name
         assert shapes.digest_source(name) == registry().digest_source(f"{name}:where")
-    assert not shapes.is_outside("pi"), "built-in names come first"
+    assert not shapes.is_external("pi"), "built-in names come first"
     assert shapes.get("pi") == 3.141592653589793
-    assert registry().is_outside("own_cone") is False, "only where modules are objects"
+    assert registry().is_external("own_cone") is False, "only where modules are objects"
 
 
 @pytest.mark.parametrize("name", ["numpy", "os.absent", "absent.module", "a b", "", "x."])
@@ -98,7 +98,7 @@ def test_names_that_are_not_user_modules(name, tmp_path, monkeypatch):
     """Installed modules need a dot, for their names are near to what is mistyped."""
     monkeypatch.chdir(tmp_path)
     shapes = registry(modules=True)
-    assert not shapes.is_outside(name)
+    assert not shapes.is_external(name)
     with pytest.raises(UsageError, match=r"is not known: pi, join; or your own as package.module or NAME for NAME.py"):
         shapes.get(name)
 
@@ -107,7 +107,7 @@ def test_an_installed_package_s_module_by_its_dotted_name(site):
     (site / "their_forms").mkdir()
     (site / "their_forms" / "disc.py").write_text("corners = 0\n")
     shapes = registry(modules=True, needs=("corners",))
-    assert shapes.is_outside("their_forms.disc")
+    assert shapes.is_external("their_forms.disc")
     assert shapes.get("their_forms.disc").corners == 0
     with pytest.raises(UsageError, match=r"'xml.dom' is not known: it has no corners"):
         shapes.get("xml.dom")
