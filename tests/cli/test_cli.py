@@ -16,7 +16,7 @@ from ticketry.cli import COMMANDS, NEED_ARGUMENT
 from ticketry.cli.search import read_arguments
 from ticketry.experiments.run_file import read_run_file
 
-QUICK = ["--rate", "0.5", "--levels", "2", "--replicates", "2", "--recipe.length", "40it", "--workers", "0"]
+QUICK = ["--rate", "0.5", "--levels", "2", "--replicates", "2", "--recipe.length", "10it", "--workers", "0"]
 
 
 @pytest.fixture(scope="module")
@@ -45,9 +45,9 @@ def test_json_is_one_object_and_all_of_standard_output(searched: tuple[Path, dic
     assert result["store"] == str(store)
     assert Path(result["report"]).is_file()
     # 2 replicates: dense, 2 tickets, 3 controls of each; the fresh start of a control at step 0 takes no step.
-    assert result["cost"]["steps_trained"] == 2 * (1 + 2 + 6) * 40
-    assert result["cost"]["search_steps_per_replicate"] == 3 * 40
-    assert result["cost"]["control_steps"] == 2 * 6 * 40
+    assert result["cost"]["steps_trained"] == 2 * (1 + 2 + 6) * 10
+    assert result["cost"]["search_steps_per_replicate"] == 3 * 10
+    assert result["cost"]["control_steps"] == 2 * 6 * 10
 
 
 def test_second_run_trains_nothing_and_says_the_same(
@@ -71,7 +71,7 @@ def test_run_file_repeats_the_run_and_words_go_before_it(
     assert (code, json.loads(out)["run"]) == (0, first["run"])
     assert json.loads(out)["now"]["segments_trained"] == 0
     tables = read_run_file(config)
-    assert (tables["method"], tables["settings"]["rate"], tables["recipe"]["length"]) == ("imp", 0.5, "40it")
+    assert (tables["method"], tables["settings"]["rate"], tables["recipe"]["length"]) == ("imp", 0.5, "10it")
     assert tables["seeds"] == {"initialisation": 0, "order": 0, "mask": 0}
     code, out, _ = call(capsys, "search", *common, "--levels", "1", "--controls", "none")
     varied = json.loads(out)

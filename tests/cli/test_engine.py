@@ -49,9 +49,6 @@ def channel_ticket(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tk.Ticket(mask, state, json.loads(json.dumps(info)), state).save(tmp_path_factory.mktemp("t") / "channels")
 
 
-# -- compile -----------------------------------------------------------------------------------------------------------
-
-
 def test_compile_writes_a_file_that_runs_without_the_ticket(
     ticket: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -72,9 +69,6 @@ def test_compile_writes_a_file_that_runs_without_the_ticket(
     source = tk.Ticket.load(ticket).apply(build("lenet-300-100", shape=(1, 8, 8), classes=10), "trained").eval()
     with torch.no_grad():
         torch.testing.assert_close(tk.engine.load(file)(x), source(x), rtol=1e-4, atol=1e-5)
-
-
-# -- bench -------------------------------------------------------------------------------------------------------------
 
 
 def test_bench_in_json_and_in_the_store(
@@ -200,9 +194,6 @@ def test_a_search_times_its_ticket(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "What it saves" in report
 
 
-# -- export ------------------------------------------------------------------------------------------------------------
-
-
 def test_export_to_onnx(ticket: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "model.onnx"
     code, out, err = call(capsys, "export", str(ticket), "-o", str(file))
@@ -231,9 +222,6 @@ def test_export_of_a_channel_wise_ticket(
     assert "shrunk: " in call(capsys, "export", str(channel_ticket), "--format", "pt2")[1]
     whole = json.loads(call(capsys, "export", str(channel_ticket), "--shrink", "no", "--batch", "3", "--json")[1])
     assert (whole["export"]["shrunk"], whole["export"]["batch"], whole["export"]["format"]) == (False, 3, "onnx")
-
-
-# -- wrong words -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,9 @@ SEARCH = ["--rate", "0.5", "--levels", "2", "--recipe.length", "20it", "--worker
 def searched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     store = tmp_path_factory.mktemp("evidence") / "store"
     words = ["search", "imp", *SEARCH, "--replicates", "2", "--store", str(store), "--verify", "--json"]
-    return store, json.loads(printed(*words))
+    with pytest.MonkeyPatch.context() as patch:  # two seeds in place of up to ten
+        patch.setattr("ticketry.experiments.run.VerifySettings", partial(tk.evidence.VerifySettings, seeds=2))
+        return store, json.loads(printed(*words))
 
 
 def test_a_search_verifies_its_sparsest_winner(searched: tuple[Path, dict[str, Any]]) -> None:

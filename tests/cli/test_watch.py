@@ -85,11 +85,7 @@ def test_the_page_renews_itself_until_ctrl_c(
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
-    [
-        (["--all"], "leave out all"),
-        (["some-run", "--json"], "leave out runs, json"),
-    ],
+    ("words", "told"), [(["--all"], "leave out all"), (["some-run", "--json"], "leave out runs, json")]
 )
 def test_what_does_not_go_with_it(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, words: list[str], told: str

@@ -87,9 +87,6 @@ def two(lab: Lab, task: Classification, recipe: Recipe | None = None) -> tuple[R
     return one, other
 
 
-# -- what is known -----------------------------------------------------------------------------------------------------
-
-
 def test_a_convex_loss_has_no_barrier_above_the_chord(lab):
     task = Logistic()
     one, other = two(lab, task)
@@ -160,9 +157,6 @@ def test_an_error_is_lower_when_better(metric, value, error):
     assert metric_to_error(metric, value) == error
 
 
-# -- norm statistics ---------------------------------------------------------------------------------------------------
-
-
 def normed_by_hand(state, splits, indices) -> torch.Tensor:
     """Predictions of `Normed` on the test split, its statistics being averages over the batches of `indices`."""
 
@@ -216,9 +210,6 @@ def test_recalibration_is_the_average_over_batches_at_every_alpha(lab, batches):
     assert all(abs(a - b) > 1e-4 for a, b in zip(plain.errors, found.errors, strict=True))
 
 
-# -- memory ------------------------------------------------------------------------------------------------------------
-
-
 def test_a_barrier_is_computed_once(lab, monkeypatch):
     task = NormedLoss()
     one, other = two(lab, task)
@@ -260,9 +251,6 @@ def test_networks_of_two_tasks_have_no_line_between_them(lab):
             barrier(lab, task, one, other)
 
 
-# -- instability -------------------------------------------------------------------------------------------------------
-
-
 def test_instability_is_the_barrier_between_children_and_trains_them_once(tmp_path):
     seeds = Seeds.of(4)
     task = catalogue.get("digits")
@@ -270,10 +258,7 @@ def test_instability_is_the_barrier_between_children_and_trains_them_once(tmp_pa
     with Lab(tmp_path / "store", device="cpu") as lab:
         chosen = search.iterative.Settings(rewind="6it", densities=(0.2,))
         ((dense, ticket),) = search.iterative(lab, task, chosen, recipe=recipe, seeds=seeds)
-        for found, control in (
-            *((ticket, name) for name in (None, "random_reinit", "shuffled")),
-            (dense, None),
-        ):
+        for found, control in (*((ticket, name) for name in (None, "random_reinit", "shuffled")), (dense, None)):
             before = lab.ledger.segments_trained
             measured = instability(lab, task, recipe, found, seeds, control=control, points=5, split="validation")
             trained = lab.ledger.segments_trained

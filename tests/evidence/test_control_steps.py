@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -19,12 +18,6 @@ TASK = tk.task("digits")
 TOTAL = 12
 RECIPE = TASK.recipe.changed(length=f"{TOTAL}it")
 SEEDS = Seeds(4, 5, 6)
-
-
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tk.Lab]:
-    with tk.Lab(tmp_path_factory.mktemp("control-steps") / "store") as made:
-        yield made
 
 
 def gates(lab: tk.Lab, **settings: Any) -> Found:

@@ -45,9 +45,6 @@ def is_by_chance(count: int, drawn: int, marked: int, total: int) -> bool:
     return abs(count - drawn * share) <= 5 * deviation + 1
 
 
-# -- masks -------------------------------------------------------------------------------------------------------------
-
-
 @settings(max_examples=15, deadline=None)
 @given(st.floats(0.02, 0.98), st.integers(0, 1000), st.integers(0, 1000))
 def test_a_shuffled_mask_keeps_each_layers_count_and_overlaps_by_chance(density, seed, mask_seed):
@@ -109,8 +106,6 @@ def test_unknown_controls_are_refused():
             check()
 
 
-# -- training ----------------------------------------------------------------------------------------------------------
-
 SEEDS = Seeds(initialisation=1, order=2, mask=3)
 K, T = 6, 20
 
@@ -139,14 +134,7 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Searched]:
         tickets = {}
         for retrain in RETRAINS:
             segment = retraining(
-                lab,
-                task,
-                recipe,
-                retrain=retrain,
-                mask=mask,
-                rewound=rewound,
-                trained=dense,
-                order_seed=SEEDS.order,
+                lab, task, recipe, retrain=retrain, mask=mask, rewound=rewound, trained=dense, order_seed=SEEDS.order
             )
             tickets[retrain] = Found(1, mask, rewound, dense, retrain, lab.train(segment))
         yield Searched(lab, task, recipe, dense, tickets)

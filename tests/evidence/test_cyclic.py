@@ -43,9 +43,6 @@ def trainings(lab: Lab, control: str, ticket: Found) -> Any:
     return train_any_control(lab, TASK, control, ticket, SEEDS).trainings
 
 
-# -- what is trained ---------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("control", sample(LONGER_CONTROLS, 1))
 def test_a_chain_is_the_same_training_again_and_again(tmp_path: Path, control: str) -> None:
     """One mask throughout, from the early weights, each cycle from where the one before ended; written out."""
@@ -98,30 +95,19 @@ def test_rounds_of_gates_and_masks_over_frozen_weights(tmp_path: Path) -> None:
             assert len(trainings(lab, "cyclic", ticket)) == count
 
 
-def test_cycles_are_rounded_to_the_nearest(tmp_path: Path) -> None:
-    with tk.Lab(tmp_path) as lab:
-        ticket = imp(lab)[3]
+def test_cycles_are_rounded_to_the_nearest(lab: Lab) -> None:
+    ticket = imp(lab)[3]
     left = search_cost(ticket) - K
-    assert [count_cycles(ticket, steps) for steps in (left, left // 2, 2 * left, 10 * left, left // 4)] == [
-        1,
-        2,
-        1,
-        1,
-        4,
-    ]
-
-
-# -- in a run ----------------------------------------------------------------------------------------------------------
+    assert [count_cycles(ticket, n) for n in (left, left // 2, 2 * left, 10 * left, left // 4)] == [1, 2, 1, 1, 4]
 
 
 @pytest.fixture(scope="module")
-def record(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    settings = tk.search.iterative.Settings(rewind=f"{K}it", rate=0.5, levels=2)
+def record(lab: Lab) -> dict[str, Any]:
+    settings = tk.search.iterative.Settings(rewind=f"{K}it", levels=1)
     run = SearchRequest(
         tk.search.iterative, TASK, settings, RECIPE, replicates=2, controls=("shuffled", *LONGER_CONTROLS)
     )
-    with tk.Lab(tmp_path_factory.mktemp("store")) as lab:
-        return as_json(execute(lab, run))
+    return as_json(execute(lab, run))
 
 
 def test_no_verdict_rests_on_them(record: dict[str, Any]) -> None:
@@ -138,19 +124,14 @@ def test_no_verdict_rests_on_them(record: dict[str, Any]) -> None:
         assert beside["steps"] == T + verdict["level"] * (T - K)
 
 
-# -- where they do not belong ------------------------------------------------------------------------------------------
-
-
-def test_a_verification_and_a_stability_analysis_refuse_them(tmp_path: Path) -> None:
-    with tk.Lab(tmp_path) as lab:
-        ticket = imp(lab)[1]
-        with pytest.raises(UsageError, match="cyclic is trained for longer"):
-            stability(lab, TASK, RECIPE, ticket, SEEDS, control="cyclic")
-        settings = tk.search.iterative.Settings(rewind=f"{K}it", levels=1)
-        record = as_json(execute(lab, SearchRequest(tk.search.iterative, TASK, settings, RECIPE, replicates=1)))
-        saved = tk.Ticket.load(next(p["ticket"] for p in record["points"] if p["role"] == "ticket"))
-        with pytest.raises(UsageError, match="'cyclic' has more training steps than a ticket"):
-            tk.evidence.verify(lab, saved, tk.evidence.VerifySettings(controls=("cyclic",)))
+def test_a_verification_and_a_stability_analysis_refuse_them(lab: Lab) -> None:
+    with pytest.raises(UsageError, match="cyclic is trained for longer"):
+        stability(lab, TASK, RECIPE, imp(lab)[1], SEEDS, control="cyclic")
+    settings = tk.search.iterative.Settings(rewind=f"{K}it", levels=1)
+    request = SearchRequest(tk.search.iterative, TASK, settings, RECIPE, replicates=1, controls=())
+    saved = tk.Ticket.load(next(point.ticket for point in execute(lab, request).points if point.role == "ticket"))
+    with pytest.raises(UsageError, match="'cyclic' has more training steps than a ticket"):
+        tk.evidence.verify(lab, saved, tk.evidence.VerifySettings(controls=("cyclic",)))
     with pytest.raises(UsageError, match="cyclic_random is trained for longer"):
         StabilitySettings(masks=("cyclic_random",))
 

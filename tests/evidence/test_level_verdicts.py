@@ -10,11 +10,7 @@ from msgspec.structs import replace
 
 from slow_p_values import slow_pooled
 from ticketry.errors import UsageError
-from ticketry.evidence.level_verdicts import (
-    add_verdicts,
-    judge_levels,
-    recompute_verdicts,
-)
+from ticketry.evidence.level_verdicts import add_verdicts, judge_levels, recompute_verdicts
 from ticketry.records.metric import Metric
 from ticketry.records.network import Point
 from ticketry.records.run import RunRecord, read_run

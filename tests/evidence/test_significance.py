@@ -213,10 +213,7 @@ def test_what_is_shown_is_what_the_p_value_says(n: int, spread: float) -> None:
         )
 
 
-@pytest.mark.parametrize(
-    ("distance", "spread", "alpha", "by_t_alone"),
-    [(2.0, 0.8, 0.05, 3), (1.0, 0.5, 0.033, 4)],
-)
+@pytest.mark.parametrize(("distance", "spread", "alpha", "by_t_alone"), [(2.0, 0.8, 0.05, 3), (1.0, 0.5, 0.033, 4)])
 def test_the_number_of_seeds_reaches_its_power_where_they_spread_more_than_the_least(
     distance: float, spread: float, alpha: float, by_t_alone: int
 ) -> None:

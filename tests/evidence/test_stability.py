@@ -47,9 +47,6 @@ def agrees(found, wanted) -> bool:
     return (found.l2, found.angle) == pytest.approx(wanted, rel=1e-9, abs=1e-9)
 
 
-# -- distance ----------------------------------------------------------------------------------------------------------
-
-
 @given(st.integers(0, 1000), st.integers(1001, 2000), st.floats(0.2, 1))
 def test_distance_is_numpys_over_the_weights_kept_whole_and_by_layer(seed, other_seed, density):
     one, other = some_state(seed), some_state(other_seed)
@@ -103,8 +100,6 @@ def test_states_and_masks_that_do_not_fit_are_refused():
         with pytest.raises(UsageError, match="'c' is not in both"):
             distance(*pair)
 
-
-# -- stability ---------------------------------------------------------------------------------------------------------
 
 SEEDS = Seeds(initialisation=1, order=2, mask=3)
 
@@ -212,9 +207,6 @@ def test_what_has_no_stability_is_refused_before_training(searched):
     with pytest.raises(UsageError, match="shuffled is a control of a ticket"):
         train_two_data_orders(lab, task, recipe, searched.dense, SEEDS, control="shuffled")
     assert lab.ledger.segments_asked == asked
-
-
-# -- public names ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow

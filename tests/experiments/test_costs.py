@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,12 +26,6 @@ TASK = tk.task("digits")
 RECIPE = TASK.recipe.changed(length=f"{TOTAL}it", batch=BATCH)
 LAYERS = {"fc1.weight": 64 * 300, "fc2.weight": 300 * 100, "fc3.weight": 100 * 10}
 NOTHING = {"steps": 0, "flops": 0.0, "seconds": 0.0, "memory": 0}
-
-
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    with Lab(tmp_path_factory.mktemp("store"), device="cpu") as found:
-        yield found
 
 
 def step(shares: dict[str, float] | None = None) -> float:

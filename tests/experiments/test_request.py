@@ -68,9 +68,6 @@ CHANGES = {
 }
 
 
-# -- names -------------------------------------------------------------------------------------------------------------
-
-
 def test_a_name_is_stable():
     """Pinned: `ticketry list runs` and the report find runs by it."""
     task = catalogue.get("fashion-mnist")
@@ -126,9 +123,6 @@ def test_the_level_of_a_density_is_the_nearest_one():
     chosen: dict[str, Any] = {"controls": ("shuffled",), "control_densities": (0.1,)}
     run = SearchRequest(gates, DIGITS, gates.Settings(density=0.1), DIGITS.recipe, **chosen)
     assert [run.controls_for(level, density) for level, density in ((5, 0.107), (1, 0.1001))] == [("shuffled",), ()]
-
-
-# -- run files ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("change", CHANGES)

@@ -188,9 +188,6 @@ def test_stability(store: Path) -> None:
     assert "<td>ticket</td>" in found._repr_html_()
 
 
-# -- in a notebook -----------------------------------------------------------------------------------------------------
-
-
 def test_a_run_shows_itself(run: Run) -> None:
     shown = run._repr_html_()
     assert shown.count("<tr>") == 3

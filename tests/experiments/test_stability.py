@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -29,12 +28,6 @@ RUN = SearchRequest(
     controls=("random_reinit",),
 )
 ASKED = Settings(rewinds=("50%", "0"), masks=("shuffled",), points=3, splits=("test", "train"))
-
-
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    with Lab(tmp_path_factory.mktemp("stability") / "store") as made:
-        yield made
 
 
 @pytest.fixture(scope="module")

@@ -50,16 +50,12 @@ def verified(lab: tk.Lab, rows: list[dict[str, Any]], **settings: Any) -> tuple[
     return ticket, stored_segments(lab, TASK, *dict.fromkeys(lab.ledger.keys[asked:]))
 
 
-# -- patterns and channels that a search prunes in ---------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("name", "settings"),
     [
         ("iterative", {"densities": (0.3,), "rewind": "3it"}),
         pytest.param(
-            *("gradual", {"density": (0.3,), "begin": "5it", "end": "10it", "frequency": "5it"}),
-            marks=pytest.mark.slow,
+            *("gradual", {"density": (0.3,), "begin": "5it", "end": "10it", "frequency": "5it"}), marks=pytest.mark.slow
         ),
         pytest.param(*("continuous", {"rounds": 1, "rewind": "3it", "gate_lr": 10.0}), marks=pytest.mark.slow),
     ],
@@ -128,9 +124,6 @@ def test_controls_of_channels_have_channels_too(tmp_path: Path) -> None:
     ticket = tk.Ticket.load(rows["ticket"]["ticket"])
     assert not ticket.apply(TASK.build(), "trained").fc1.bias[~ticket.mask["fc1.bias"]].any()
     assert ticket.info["segment"]["shrunk"]
-
-
-# -- structures that tickets are given after their masks were found ----------------------------------------------------
 
 
 def test_rows_tell_the_structure(tmp_path: Path) -> None:
@@ -202,9 +195,6 @@ def test_refilled_channels_are_controlled_by_channels(tmp_path: Path) -> None:
     told = next(row["structure"] for row in points if row["role"] == "ticket")
     assert (told["kind"], told["plus"], told["score"]) == ("refill+", 0.3, "l1")
     assert "rows" not in told
-
-
-# -- names -------------------------------------------------------------------------------------------------------------
 
 
 def test_names_of_runs_are_older_than_structures() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,16 +34,10 @@ QUICK = Settings(controls=("shuffled",), seeds=2, noise=False, references=False)
 
 
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    with Lab(tmp_path_factory.mktemp("verify") / "store") as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
 def run(lab: Lab) -> dict[str, Any]:
     task, chosen = catalogue.get("digits"), method("iterative")
     settings = chosen.Settings(densities=(0.5, 0.1))
-    recipe = task.recipe.changed(length="2ep")
+    recipe = task.recipe.changed(length="10it")
     return as_json(execute(lab, SearchRequest(chosen, task, settings, recipe, replicates=2, controls=("shuffled",))))
 
 
@@ -76,7 +69,7 @@ def test_a_ticket_from_elsewhere_has_no_run(lab: Lab, run: dict[str, Any], tmp_p
 
 
 def test_a_run_has_verdicts_by_level_and_budgets(run: dict[str, Any]) -> None:
-    assert {row["budget"] for row in run["points"]} == {38}
+    assert {row["budget"] for row in run["points"]} == {10}
     assert [one["level"] for one in run["verdicts"]] == [1, 2]
     assert all(one["n"] == 2 and one["claim"] == "wins" for one in run["verdicts"])
 
@@ -85,10 +78,10 @@ def test_unequal_budgets_of_a_run_are_told_not_judged(lab: Lab) -> None:
     task, chosen = catalogue.get("digits"), method("iterative")
     settings = chosen.Settings(densities=(0.5,), retrain="finetune", rewind="50%")
     record = as_json(
-        execute(lab, SearchRequest(chosen, task, settings, task.recipe.changed(length="2ep"), replicates=2))
+        execute(lab, SearchRequest(chosen, task, settings, task.recipe.changed(length="10it"), replicates=2))
     )
     assert "verdicts" not in record
-    assert "unequal budgets (dense: 38 steps; ticket: 57 steps)" in record["verdict_error"]
+    assert "unequal budgets (dense: 10 steps; ticket: 15 steps)" in record["verdict_error"]
 
 
 def test_the_sparsest_winner_is_chosen_by_validation_alone() -> None:

@@ -14,13 +14,7 @@ import torch
 import ticketry as tk
 from ticketry.core.prune import prune
 from ticketry.core.scope import scope
-from ticketry.errors import (
-    InterruptedTrainingError,
-    LayerCollapseError,
-    TaskError,
-    TrainingError,
-    UsageError,
-)
+from ticketry.errors import InterruptedTrainingError, LayerCollapseError, TaskError, TrainingError, UsageError
 from ticketry.lab import lab as lab_module
 from ticketry.lab.lab import Lab
 from ticketry.lab.runners.runner import Activity

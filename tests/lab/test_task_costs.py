@@ -11,7 +11,6 @@ import torch
 
 import ticketry as tk
 from cli.calling import call
-from experiments.conftest import no_figures  # noqa: F401
 from ticketry.budgets.cost_model import CostModel
 from ticketry.errors import TrustError, UsageError
 from ticketry.experiments.decoding import decode_settings

@@ -66,11 +66,15 @@ def test_evidence_is_written_as_it_was_read(make_verify: Any, make_stability: An
         assert read_evidence(written) == made
 
 
-def test_what_is_not_finite_is_written_as_it_was(make_stability: Any) -> None:
+def test_what_is_not_finite_is_no_number_but_no_mistake_and_is_written_as_it_was(make_stability: Any) -> None:
     record = make_stability(replicates=1)
-    record["rows"][0]["barriers"][0].update(height=math.inf, errors=[None, *[1.0] * 10])
-    barrier = as_json(read_evidence(record))["rows"][0]["barriers"][0]
-    assert (barrier["height"], barrier["errors"][0]) == (math.inf, None)
+    record["rows"][0]["barriers"][0].update(height=math.inf, errors=[1.0, math.nan, None, *[2.0] * 8])
+    read = read_evidence(record)
+    curve = read.rows[0].barriers[0]
+    assert math.isnan(curve.height)
+    assert [math.isnan(error) for error in curve.errors[:4]] == [False, True, True, False]
+    barrier = as_json(read)["rows"][0]["barriers"][0]
+    assert (barrier["height"], barrier["errors"][2]) == (math.inf, None)
 
 
 def test_what_is_left_out_and_what_is_null() -> None:
@@ -266,14 +270,6 @@ def test_reads_what_a_ticket_saves(make_bench):
     assert [layer.name for layer in speed.layers] == ["fc1", "fc2", "odd"]
     curves = read_evidence(make_bench(curves=True)).curves
     assert [[point.density for point in curve.points] for curve in curves] == [[1.0, 0.5, 0.1, 0.02]] * 3
-
-
-def test_what_is_not_finite_is_no_number_but_no_mistake(make_stability):
-    record = make_stability()
-    record["rows"][0]["barriers"][1].update(height=math.inf, errors=[1.0, math.nan, None, *[2.0] * 8])
-    curve = read_evidence(record).rows[0].barriers[1]
-    assert math.isnan(curve.height)
-    assert [math.isnan(error) for error in curve.errors[:4]] == [False, True, True, False]
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,9 @@ from samples import sample
 from ticketry.records.network import Moment
 from ticketry.records.run import read_run
 from ticketry.report import export
-from ticketry.report.figures import METRIC_BY_SPENT, MOMENT, comparison_figures, draw_figures, run_figures
+from ticketry.report.figures import METRIC_BY_SPENT, MOMENT, Drawing, comparison_figures, draw_figures, run_figures
+from ticketry.report.figures.layout import to_svg
+from ticketry.report.figures.style import figure_style
 from ticketry.report.page import PagePart, template_macro
 from ticketry.report.subject import read_report_subject
 from ticketry.report.tables.costs import training_cost_points
@@ -48,7 +50,13 @@ def early(runs):
 
 
 def _drawn(record, name):
-    return draw_figures({name: run_figures(Results(read_run(record)))[name]})[name].wide
+    return _svg(run_figures(Results(read_run(record)))[name])
+
+
+def _svg(make):
+    """The wide figure alone."""
+    with figure_style():
+        return to_svg(make(False))
 
 
 def _by_method(runs):
@@ -93,10 +101,7 @@ def _ratio(record, level, what):
     )
 
 
-@given(
-    st.lists(st.floats(0.01, 10), min_size=1, max_size=12),
-    st.sampled_from([0.05, 0.1, 0.3, 0.9]),
-)
+@given(st.lists(st.floats(0.01, 10), min_size=1, max_size=12), st.sampled_from([0.05, 0.1, 0.3, 0.9]))
 def test_what_is_shown_falls_below_the_threshold_where_the_detector_stops(distances, threshold):
     from ticketry.core.sparse_training.mask_dynamics import first_slow_checkpoint
 
@@ -143,7 +148,7 @@ def test_masks_have_a_panel_for_each_density(early):
         looks = [[19 * (n + 2), 0.4 / (n + 1) + 0.01 * row["level"]] for n in range(4)]
         row["moment"].update(detector="masks", threshold=0.1, looks=looks)
     results = Results(read_run(early))
-    drawings = draw_figures({MOMENT: run_figures(results)[MOMENT]})
+    drawings = {MOMENT: Drawing(*2 * (_svg(run_figures(results)[MOMENT]),))}
     texts = _texts(drawings[MOMENT].wide)
     assert "30 % of weights: mask's difference to the one before" in texts
     assert "10 % of weights: mask's difference to the one before" in texts
@@ -199,13 +204,9 @@ def test_an_estimate_is_called_one_and_what_was_not_measured_is_not_drawn(early,
 
 def test_runs_are_compared_with_their_names_and_gaps(runs):
     subject = read_report_subject(runs)
-    assert subject.labels == (
-        "early, crop, iterations 7, when detect",
-        "gradual",
-        "early, snip, iterations 1, when 0",
-    )
+    assert subject.labels == ("early, crop, iterations 7, when detect", "gradual", "early, snip, iterations 1, when 0")
     (makers,) = comparison_figures(subject)
-    texts = _texts(draw_figures({METRIC_BY_SPENT: makers[METRIC_BY_SPENT]})[METRIC_BY_SPENT].wide)
+    texts = _texts(_svg(makers[METRIC_BY_SPENT]))
     assert {*subject.labels, "energy, mWh; 1 of 3 runs not measured"} <= set(texts)
 
 

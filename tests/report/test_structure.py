@@ -50,9 +50,6 @@ def speeds_of(evidence: list[dict[str, Any]]) -> list[SpeedRecord]:
     return found  # type: ignore[return-value]
 
 
-# -- reading -----------------------------------------------------------------------------------------------------------
-
-
 def test_structure_is_read(runs: list[dict[str, Any]]) -> None:
     run = read_run(runs[1])
     tickets = [point for point in run.points if point.role == "ticket"]
@@ -80,9 +77,6 @@ def test_granularities_have_names(runs: list[dict[str, Any]]) -> None:
     assert names[2] == "regroup, 4 rows"
     assert len(set(names)) == 4
     assert names[1].startswith("regroup, 16 rows (")
-
-
-# -- time --------------------------------------------------------------------------------------------------------------
 
 
 def test_tickets_find_their_times(runs: list[dict[str, Any]], evidence: list[dict[str, Any]]) -> None:
@@ -179,9 +173,6 @@ def test_only_like_is_compared_with_like(
     assert compared(other, runs[1]) == {}
     assert list(compared(other, runs[1], runs[0])) == [name]
     assert compared(other, runs[1], runs[0])[name].keys() == compared(runs[0], runs[1])[name].keys()
-
-
-# -- pages and files ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("dots")

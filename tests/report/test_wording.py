@@ -10,15 +10,7 @@ from hypothesis import strategies as st
 
 from ticketry.records.run import read_run
 from ticketry.report.tables.results import Results, Summary
-from ticketry.report.wording import (
-    Style,
-    format_duration,
-    json_text,
-    percent,
-    printable,
-    removed_percent,
-    role_name,
-)
+from ticketry.report.wording import Style, format_duration, json_text, percent, printable, removed_percent, role_name
 
 
 @pytest.mark.parametrize(

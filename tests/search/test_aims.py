@@ -104,8 +104,6 @@ def test_controls_and_dense_rivals_have_the_budget_and_not_the_density(tmp_path:
     assert again.record == run.record
 
 
-# -- keys --------------------------------------------------------------------------------------------------------------
-
 NAMES = {
     "iterative": ({"levels": 2, "rewind": "3it"}, "iterative-digits-5c60e6c0"),
     "oneshot": ({"density": (0.5, 0.2)}, "oneshot-digits-3f42e808"),
@@ -171,9 +169,6 @@ def test_another_budget_is_another_key() -> None:
         chosen = decode_settings(settings, tk.search.oneshot.Settings, what="")[0]
         names.add(build_request("oneshot", "digits", chosen).name)
     assert len(names) == 5
-
-
-# -- what cannot be meant ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

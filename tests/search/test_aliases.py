@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 import ticketry as tk
-from experiments.conftest import no_figures  # noqa: F401
 from ticketry.cli import main
 from ticketry.errors import UsageError
 from ticketry.report.tables.results import Results

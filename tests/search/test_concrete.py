@@ -86,9 +86,6 @@ def test_tickets_beat_random_and_shuffled_masks(shared_store: Path) -> None:
     assert min(values["ticket"]) > 85
 
 
-# -- what cannot be ----------------------------------------------------------------------------------------------------
-
-
 def test_a_layer_that_comes_out_empty_is_named(tmp_path: Path) -> None:
     """Five weights, and none of the small output layer among the best."""
     with tk.Lab(tmp_path) as lab, pytest.raises(LayerCollapseError, match=r"fc\d\.weight.*mask training"):

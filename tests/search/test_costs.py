@@ -11,7 +11,6 @@ import pytest
 
 import ticketry as tk
 from cli.calling import call
-from experiments.conftest import no_figures  # noqa: F401
 from search.known_costs import COMMON, costs, slowly, task
 from ticketry.errors import CostError, UsageError
 from ticketry.experiments.request import build_request
@@ -98,9 +97,6 @@ def test_costs_of_another_network_are_refused_before_anything_is_trained(file: P
     with pytest.raises(CostError, match="of another network"):
         tk.run("oneshot", "digits", time=0.5, **options)
     assert not list((tmp_path / "store" / "results").rglob("*.json"))
-
-
-# -- the base of a share of the time -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -33,9 +33,6 @@ def mask_of(lab: tk.Lab, found: Found) -> tk.Mask:
     return lab.store.get_mask(found.mask)
 
 
-# -- the masks ---------------------------------------------------------------------------------------------------------
-
-
 def test_masks_have_their_structure(shared_store: Path) -> None:
     """Channels are removed whole, rows are in groups, and of four weights two stay."""
     densities = (0.4,)
@@ -64,9 +61,6 @@ def test_plus_fills_back_more_and_match_as_much_as_was_removed(shared_store: Pat
             assert item.structured is not None
             before = lab.store.get_mask(item.structured.of).density
             assert mask_of(lab, item).density == pytest.approx(before, abs=0.02)
-
-
-# -- what is trained ---------------------------------------------------------------------------------------------------
 
 
 def test_the_chain_is_that_of_a_search_without_structure(tmp_path: Path) -> None:
@@ -145,9 +139,6 @@ def test_one_shot(shared_store: Path) -> None:
         early = found_by(lab, "oneshot", when="0", rewind="0", retrain="finetune", structure="regroup:2")
         assert all(item.structured is not None and not item.result.segment.whole_channels for item in early[1:])
         assert [item.searched[0].segment.last for item in early[1:]] == [0, 0, 0]
-
-
-# -- words -------------------------------------------------------------------------------------------------------------
 
 
 def test_seeds_decide_what_is_random(shared_store: Path) -> None:

@@ -42,19 +42,18 @@ def masks_of(lab: tk.Lab, found: list[tk.search.Found]) -> list[tk.Mask]:
     return [lab.store.get_mask(item.mask) for item in found if item.mask]
 
 
-# -- bare PyTorch ------------------------------------------------------------------------------------------------------
-
-
 def scored(task: tk.Task) -> list[tuple[torch.Tensor, torch.Tensor]]:
     train = task.load().train
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(mix(mix(SEED, "score"), "order", 0)))
     return [(task.prepare(train.inputs[rows]), train.targets[rows]) for rows in order[:40].split(20)]
 
 
-@pytest.mark.parametrize("recipe", sample([SGD, ADAM], 1, ids=["sgd", "adam"]))
-def test_early_pruning_is_that_of_a_plain_loop(tmp_path: Path, recipe: tk.Recipe) -> None:
+@pytest.mark.parametrize(
+    ("task", "recipe"), sample([(tk.task("digits"), SGD), (convolutional(), ADAM)], 1, ids=["sgd", "residual, adam"])
+)
+def test_early_pruning_is_that_of_a_plain_loop(tmp_path: Path, task: tk.Task, recipe: tk.Recipe) -> None:
     """Trained dense, scored by gates, shrunk with the optimiser's state, trained on: the same bits in float32."""
-    task, total, when = convolutional(), 6, 2
+    total, when = 6, 2
     recipe = recipe.changed(length=f"{total}it")
     settings = {"when": f"{when}it", "iterations": 1, "batches": 2, "batch": 20}
     with tk.Lab(tmp_path, precision="fp32") as lab:
@@ -88,9 +87,6 @@ def test_early_pruning_is_that_of_a_plain_loop(tmp_path: Path, recipe: tk.Recipe
     for name, tensor in model.state_dict().items():
         assert torch.allclose(plan.cut(name, mine[name]), tensor, rtol=1e-5, atol=1e-6), name
     assert sum(value.numel() for value in model.parameters()) < 0.45 * sum(mask[name].numel() for name in mask)
-
-
-# -- what is chosen ----------------------------------------------------------------------------------------------------
 
 
 def test_cut_at_a_step_one_shot_is_early_pruning_in_one_cut(tmp_path: Path) -> None:
@@ -138,9 +134,6 @@ def test_controls_of_channel_scores(shared_store: Path) -> None:
         assert (best[name] & worst[name]).sum() < (best[name] & shuffled[name]).sum() < best[name].sum()
 
 
-# -- the moment --------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("density", [0.5, 0.05])
 def test_the_detector_finds_a_moment_at_every_density(shared_store: Path, density: float) -> None:
     """The published structured threshold is 0 or less from density 0.1 down, and never met."""
@@ -157,9 +150,6 @@ def test_the_detector_finds_a_moment_at_every_density(shared_store: Path, densit
     assert list(steps) == list(range(2, moment.step + 1, 2))
     changes = [abs(later - earlier) for earlier, later in pairwise(far)]
     assert changes[-1] < moment.threshold * far[0] <= min(changes[:-1], default=1)
-
-
-# -- what is refused ---------------------------------------------------------------------------------------------------
 
 
 def test_channels_leave_a_few_at_a_time(shared_store: Path) -> None:

@@ -155,11 +155,7 @@ def test_what_most_undecided_claims_need_comes_first() -> None:
     claim = replace(CLAIM, plan=plan)
     third = replace(claim, name="third", b=Side("third", "ticket", 1), family="third")
     found = decide([claim, third], {}, {})
-    assert list(next_blocks(found, {})) == [
-        Block("one", 0, 0, 3),
-        Block("other", 0, 0, 3),
-        Block("third", 0, 0, 3),
-    ]
+    assert list(next_blocks(found, {})) == [Block("one", 0, 0, 3), Block("other", 0, 0, 3), Block("third", 0, 0, 3)]
     assert next_blocks(found, {})[Block("one", 0, 0, 3)] == ("better", "third")
     later = next_blocks(found, {"one": 1, "other": 1})
     assert list(later) == [Block("one", 1, 3, 5), Block("other", 1, 3, 5), Block("third", 0, 0, 3)] or list(later) == [

@@ -50,9 +50,6 @@ def made(name: str, store: Path) -> Logger:
     return LOGGERS.get(name)(store)
 
 
-# -- TensorBoard -------------------------------------------------------------------------------------------------------
-
-
 def events(folder: Path) -> Any:
     reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator", reason="no tensorboard")
     found = reader.EventAccumulator(str(folder))
@@ -100,9 +97,6 @@ def test_labels_are_no_paths(tmp_path: Path) -> None:
     assert len(list((tmp_path / "store" / "tensorboard" / "trainings").iterdir())) == 5
 
 
-# -- MLflow ------------------------------------------------------------------------------------------------------------
-
-
 def test_mlflow(tmp_path: Path, files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     mlflow = pytest.importorskip("mlflow", reason="the library mlflow is not installed")
     address = f"sqlite:///{tmp_path / 'mlflow.db'}"
@@ -127,9 +121,6 @@ def test_mlflow(tmp_path: Path, files: tuple[Path, Path], monkeypatch: pytest.Mo
     again = made("mlflow", tmp_path)
     assert not again.start(TRAINING)
     assert len(client.search_runs([experiment])) == 2
-
-
-# -- Weights & Biases --------------------------------------------------------------------------------------------------
 
 
 def test_wandb(tmp_path: Path, files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,9 +183,6 @@ def leveldb_log(data: bytes, begun: int, block: int = 32768) -> Iterator[bytes]:
             parts = b""
 
 
-# -- Trackio -----------------------------------------------------------------------------------------------------------
-
-
 def test_trackio(tmp_path: Path, files: tuple[Path, Path]) -> None:
     pytest.importorskip("trackio", reason="the library trackio is not installed")
     environment = {**os.environ, "TRACKIO_DIR": str(tmp_path / "trackio"), "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -227,9 +215,6 @@ print(json.dumps([found, artifacts, again], default=str))
     assert "ticket" in str(artifacts[name])
     assert "verdicts" in str(artifacts["search-1"])
     assert again == [False]
-
-
-# -- all of them -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow

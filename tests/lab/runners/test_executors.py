@@ -46,11 +46,7 @@ def _parsl(folder: Path) -> Executor:
     return ParslPoolExecutor(Config(executors=[pool], run_dir=str(folder / "parsl"), initialize_logging=False))
 
 
-POOLS: dict[str, Callable[[Path], Executor]] = {
-    "processes": _processes,
-    "executorlib": _executorlib,
-    "parsl": _parsl,
-}
+POOLS: dict[str, Callable[[Path], Executor]] = {"processes": _processes, "executorlib": _executorlib, "parsl": _parsl}
 
 
 @pytest.mark.slow

@@ -80,9 +80,6 @@ def age(folder: Path, seconds: float) -> None:
         os.utime(path, (then, then))
 
 
-# -- check -------------------------------------------------------------------------------------------------------------
-
-
 def test_a_sound_store(lab, searched):
     before = snapshot(lab.store.paths.root)
     health = check(lab.store, repair=True)
@@ -145,8 +142,6 @@ def test_what_a_search_writes_meanwhile_is_no_damage(lab, points, searched, monk
     assert not health.set_aside
 
 
-# -- repair ------------------------------------------------------------------------------------------------------------
-
 # Which of the searched networks has the damage, and how many segments are trained again for it.
 DAMAGES = {
     "weights of the ticket": (lambda lab, found: lab.store.paths.blob(found[2].model), 1),
@@ -180,9 +175,6 @@ def test_repair_and_train_again(lab, points, searched, damage):
     shutil.rmtree(root / "damaged")
     blobs = {name: data for name, data in snapshot(root).items() if name.startswith("blobs")}
     assert blobs == {name: data for name, data in sound.items() if name.startswith("blobs")}
-
-
-# -- collect -----------------------------------------------------------------------------------------------------------
 
 
 def unneeded(lab: Lab) -> list[Path]:

@@ -90,9 +90,6 @@ def test_no_name_leads_out_of_a_folder(tmp_path: Path, name: str) -> None:
     assert [one.name for one in folder.list()] == []
 
 
-# -- repeating requests ------------------------------------------------------------------------------------------------
-
-
 class _Server:
     """A server that answers from some time on, with a clock; this process is suspended before one try."""
 

@@ -141,11 +141,7 @@ def _flip(path: Path) -> None:
     path.write_bytes(data)
 
 
-DAMAGE = {
-    "flipped": _flip,
-    "truncated": lambda path: path.write_bytes(path.read_bytes()[:-1]),
-    "missing": Path.unlink,
-}
+DAMAGE = {"flipped": _flip, "truncated": lambda path: path.write_bytes(path.read_bytes()[:-1]), "missing": Path.unlink}
 
 
 @pytest.mark.parametrize("damage", DAMAGE)

@@ -111,12 +111,6 @@ def test_streamed_as_in_memory(folder: Make, tmp_path: Path, equal_bits) -> None
     assert one[1] == other[1]
 
 
-def test_any_number_of_readers(folder: Make, tmp_path: Path, equal_bits) -> None:
-    alone, two = (trained(tmp_path / str(workers), folder(workers=workers), CROPPED) for workers in (0, 2))
-    assert equal_bits(alone[0], two[0])
-    assert alone[1] == two[1]
-
-
 def test_random_crops_change_the_numbers_and_follow_the_order_seed(folder: Make) -> None:
     task, order = folder(workers=0), DataOrder(5, 66, 16)
     split = task.load().train

@@ -61,9 +61,6 @@ def undisturbed(tmp_path: Path, segment: Segment, lab: Lab) -> Store:
     return store
 
 
-# -- stopping and going on ---------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     "stops", [(12,), (1, 2, 11, 23), pytest.param(tuple(range(1, 24)), marks=pytest.mark.slow)], ids=str
 )
@@ -198,9 +195,6 @@ def test_a_residual_network_in_bf16_goes_on_with_the_same_bits(tmp_path):
     assert found[0] == found[1]
 
 
-# -- doing nothing twice -----------------------------------------------------------------------------------------------
-
-
 def test_what_is_stored_is_not_trained(lab, segment):
     assert train(lab.store, segment, (5,)) == 24
     assert is_done(lab.store, segment, (5, 24))
@@ -236,9 +230,6 @@ def test_a_shorter_segment_leaves_the_checkpoint_of_a_longer_one(lab, segment, u
     assert train(lab.store, segment.until(7)) == 7
     assert train(lab.store, segment) == 4
     assert everything(lab.store, segment) == everything(undisturbed, segment)
-
-
-# -- what a record says ------------------------------------------------------------------------------------------------
 
 
 def test_no_steps_at_all(lab, points):

@@ -12,10 +12,7 @@ from a_text import write_text_file
 from samples import sample
 from ticketry.core.prune import prune
 from ticketry.core.structure.channel_masks import channels
-from ticketry.errors import (
-    InterruptedTrainingError,
-    TaskError,
-)
+from ticketry.errors import InterruptedTrainingError, TaskError
 from ticketry.evidence import instability, stability
 from ticketry.lab.lab import Lab
 from ticketry.lab.search_result import Seeds
@@ -40,7 +37,7 @@ MODELS = (*CARRYING, GPT)
 
 @pytest.fixture(scope="session")
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_text_file(tmp_path_factory.mktemp("text"))
+    return write_text_file(tmp_path_factory.mktemp("text"), 100)
 
 
 def task_of(file: Path, model: str, **options: str) -> Task:
@@ -57,9 +54,6 @@ def everything(store: Store, segment: Segment) -> dict[str, Any]:
     record = store.result(segment.trajectory, segment.last)
     assert record is not None
     return {name: record[name] for name in ("model", "training", "metrics", "loss")}
-
-
-# -- states ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -124,9 +118,6 @@ def test_a_smaller_network_trains_as_the_masked_one(tmp_path: Path, file: Path, 
         assert {name: value.shape for name, value in one.items()} == {name: value.shape for name, value in two.items()}
 
 
-# -- methods -----------------------------------------------------------------------------------------------------------
-
-
 ONE, KEEP = {"density": (0.5,)}, {"keep_at_least": 1}
 SEARCHES: list[tuple[str, dict[str, Any]]] = [
     ("iterative", {"densities": (0.5,), "rewind": "10%", **KEEP}),
@@ -154,9 +145,6 @@ def test_methods(tmp_path: Path, file: Path, model: str) -> None:
                 assert {"perplexity", "bits_per_character", "loss"} <= ticket.result.metrics["test"].keys()
 
 
-# -- what cannot be ----------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["lstm-tied@0.04", "pointer-lstm@0.04"])
 def test_every_promise_of_a_search_is_kept(tmp_path: Path, file: Path, model: str) -> None:
@@ -173,9 +161,6 @@ def test_a_text_that_is_too_short_for_a_batch(tmp_path: Path) -> None:
         lab.train(lab.segment(task, start=0, recipe=task.recipe.changed(batch=200)))
     with pytest.raises(TaskError, match="the option train is 99999 tokens"):
         catalogue.get(f"text:{short}", options={"train": "99999"}).course()
-
-
-# -- evidence ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow

@@ -172,9 +172,6 @@ def test_metrics_in_small_units_keep_their_digits(lab, points_class):
     assert plain["accuracy"] == round(plain["accuracy"], 6)
 
 
-# -- what must not go on -----------------------------------------------------------------------------------------------
-
-
 def _breaks_at(kind: type, step: int, value: float) -> Task:
     class Breaking(kind):
         calls = 0

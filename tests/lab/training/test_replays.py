@@ -133,9 +133,6 @@ def test_gradients_are_those_of_the_batch_whatever_shape_came_before():
     assert graphs.recorded == 2
 
 
-# -- which steps are alike ---------------------------------------------------------------------------------------------
-
-
 def test_batches_of_many_shapes_do_not_fill_the_memory():
     model = nn.Linear(3, 2)
     graphs = Graphs(model)
@@ -190,8 +187,6 @@ def test_a_task_of_somebodys_own_says_it_of_itself(lab, points, points_class):
     assert can_replay_steps(Claimed(), session, nn.Sequential(Counting(2, 2)), ())
     assert not can_replay_steps(Derived(), session, points.build(), ())
 
-
-# -- with a GPU --------------------------------------------------------------------------------------------------------
 
 NETWORKS = {
     "digits": {},

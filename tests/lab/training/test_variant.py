@@ -42,9 +42,6 @@ NOISE = Noise(scale=0.5, layers=("fc",))
 # -- a variant that says nothing ---------------------------------------------------------------------------------------
 
 
-# -- in keys -----------------------------------------------------------------------------------------------------------
-
-
 def test_a_variant_of_ones_own_is_told_by_its_place_and_its_source() -> None:
     assert Noise.identity() == {"variant": "noise", "place": PLACE, "source": SOURCE}
     assert HeldMask.identity() == {"variant": "held_mask"}
@@ -101,9 +98,6 @@ def test_a_variant_that_was_not_imported_is_not_known(described: dict[str, str],
 def test_a_name_has_to_be_an_identifier(values: dict[str, object]) -> None:
     with pytest.raises(UsageError, match=r"^Nameless is no variant of training: its name is no identifier"):
         type("Nameless", (Variant,), values)
-
-
-# -- together ----------------------------------------------------------------------------------------------------------
 
 
 def test_variants_begin_in_an_order_of_their_own() -> None:

@@ -39,6 +39,7 @@ from ticketry.report.figures.layout import (
     indices_of_fitting_labels,
     spread_label_positions,
     to_inline_element,
+    to_svg,
 )
 from ticketry.report.figures.masks import shorten_layer_names
 from ticketry.report.figures.metric_by_density import y_limits_near_dense, y_limits_of_all_networks
@@ -89,7 +90,8 @@ def test_another_process_imports_little_and_draws_the_same_bytes(make_record, tm
 
 def test_the_inlined_figure_has_variables_for_colours_and_ids_of_its_own(make_record):
     svg = figure_svgs(make_record(levels=2))[METRIC_BY_DENSITY]
-    element = to_inline_element(svg, "mine")
+    assert ElementTree.fromstring(svg)[0].text == "metric by density"
+    element = to_inline_element(svg, "mine", "the-caption")
     assert "var(--ticket)" in element
     assert not any(colour in element for colour in COLOURS.values())
     ids = [part.split('"')[0] for part in element.split(' id="')[1:]]
@@ -97,7 +99,9 @@ def test_the_inlined_figure_has_variables_for_colours_and_ids_of_its_own(make_re
     assert all(name.startswith("mine-") for name in ids)
     for reference in [*element.split("url(#")[1:], *element.split('href="#')[1:]]:
         assert reference.split(")")[0].split('"')[0] in ids
-    ElementTree.fromstring(element.replace("xlink:href", "href"))
+    read = ElementTree.fromstring(element.replace("xlink:href", "href"))
+    assert (read.get("role"), read.get("aria-labelledby")) == ("img", "the-caption")
+    assert not list(read.iter("title"))
 
 
 @pytest.mark.parametrize("name", ["_$\\frac<script>\x00\x1b a&b 漢字" + 300 * "x", ""])
@@ -171,9 +175,9 @@ def test_the_forest_shows_every_difference_and_the_margin(make_verify):
 
 
 def test_a_study_has_a_row_for_each_density_and_a_column_for_each_quantity(make_stability):
-    study = read_evidence(make_stability(levels=(3, 7)))
-    figures = draw_figures(stability_figures(study))
-    texts = _texts(figures[STABILITY].wide)
+    makers = stability_figures(read_evidence(make_stability(levels=(3, 7))))
+    with drawing_style():
+        texts, barriers = (_texts(to_svg(makers[name](False))) for name in (STABILITY, BARRIERS))
     assert [text for text in texts if text.startswith("weights remaining")] == [
         "weights remaining: 51.2 %",
         "weights remaining: 21.0 %",
@@ -181,7 +185,7 @@ def test_a_study_has_a_row_for_each_density_and_a_column_for_each_quantity(make_
     for name in ("test accuracy (%)", "L2 distance", "angle (°)", "error barrier (%)"):
         assert texts.count(name) == 2
     assert texts.count("0.5%") == 8
-    assert "step 43 (1%)" in _texts(figures[BARRIERS].wide)
+    assert "step 43 (1%)" in barriers
 
 
 @settings(max_examples=25, deadline=None)
@@ -265,9 +269,9 @@ def test_runs_are_overlaid_with_their_names(rewind_runs):
     subject = read_report_subject(rewind_runs)
     assert subject.labels == tuple(f"iterative, rewind {step}" for step in ("0", "1%", "3%", "10%"))
     (makers,) = comparison_figures(subject)
-    drawing = draw_figures({METRIC_BY_DENSITY: makers[METRIC_BY_DENSITY]})[METRIC_BY_DENSITY]
-    for svg in (drawing.wide, drawing.narrow):
-        assert {*subject.labels, "shuffled masks", "random pruning"} <= set(_texts(svg))
+    with drawing_style():
+        texts = _texts(to_svg(makers[METRIC_BY_DENSITY](True)))
+    assert {*subject.labels, "shuffled masks", "random pruning"} <= set(texts)
 
 
 def test_colour_and_marker_tell_runs_apart():
@@ -348,11 +352,3 @@ def test_a_legend_has_as_many_columns_as_fit(labels):
         if columns < len(labels):
             wider = figure.legend(list(marks.values()), labels, loc="outside upper left", ncols=columns + 1)
             assert wider.get_window_extent().width > figure.bbox.width
-
-
-def test_a_standalone_figure_has_a_title_and_the_inlined_one_refers_to_its_caption(make_record):
-    svg = figure_svgs(make_record(levels=2))[METRIC_BY_DENSITY]
-    assert ElementTree.fromstring(svg)[0].text == "metric by density"
-    element = ElementTree.fromstring(to_inline_element(svg, "mine", "the-caption"))
-    assert (element.get("role"), element.get("aria-labelledby")) == ("img", "the-caption")
-    assert not list(element.iter("title"))

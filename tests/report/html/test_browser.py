@@ -52,11 +52,13 @@ def everything(tmp_path_factory, whole_page):
     return path
 
 
-@pytest.fixture(params=["everything", *(pytest.param(name, marks=pytest.mark.slow) for name in ("large", "early"))])
-def report(request, tmp_path, rewind_runs, many_layers, make_record):
-    """Sections of all kinds, a thousand networks of two tasks, and early pruning with its rivals."""
+@pytest.fixture(params=sample(["small", "everything", "large", "early"], 1))
+def report(request, tmp_path, rewind_runs, many_layers, make_record, make_verify):
+    """One run and its verification, sections of all kinds, a thousand networks of two tasks, early pruning's rivals."""
     if request.param == "everything":
         return request.getfixturevalue("everything")
+    if request.param == "small":
+        return write_report(make_record(levels=6), tmp_path / "report.html", evidence=[make_verify()])
     runs = json.loads((Path(__file__).parent.parent / "data" / "early_runs.json").read_text())
     if request.param == "large":
         runs = [*rewind_runs, make_record(replicates=9, controls=("shuffled", "random_prune"), shapes=many_layers)]

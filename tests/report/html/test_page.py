@@ -390,13 +390,6 @@ def test_what_a_template_does_not_get_is_an_error():
         page_module._template_environment().get_template("page.html").render()
 
 
-def test_versions_are_shown_as_people_read_them():
-    environment = {"versions": {"torch": "2.13.0", "<b>": None}, "other": {"a": [1]}}
-    shown = template_macro("parts.html", "pairs")([("Environment", environment), ("Cost", {})])
-    assert "<td>torch 2.13.0, &lt;b&gt; –</td>" in shown
-    assert "Cost" not in shown
-
-
 @pytest.mark.parametrize(
     ("controls", "metric", "rule"),
     [
@@ -412,16 +405,6 @@ def test_the_marked_level_is_named_by_its_rule_and_not_by_a_verdict(make_record,
     table = table.replace("\N{NO-BREAK SPACE}", " ")
     assert f"Marked: the sparsest level whose mean is {rule}, which is no verdict." in table
     assert re.findall('<tr class="(.*?)"', table)[-2:] == ["level", "chosen"]
-
-
-def test_long_names_of_methods_lose_their_middle(make_record):
-    one = make_record(levels=1)
-    other = {**one, "run": "other", "method": "my_company.department.methods:" + "a_long_name_" * 5}
-    rows = _Reader(_page([one, other])).rows
-    methods = [row[rows[0].index("method")] for row in rows[:3]]
-    assert methods[:2] == ["method", one["method"]]
-    assert len(methods[2]) <= 28
-    assert re.fullmatch("my_company.*….*long_name_", methods[2])
 
 
 def test_a_claim_and_its_replication_name_each_other():

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import io
 from typing import Any
 
 import pytest
 from msgspec import structs
-from rich.console import Console
 
 from made_records import search_record
 from ticketry.records.network import RelativeLatency
 from ticketry.records.run import read_run
-from ticketry.report import summary_lines, summary_table
+from ticketry.report import summary_lines
 from ticketry.report.page import render_report
 from ticketry.report.subject import read_report_subject
 from ticketry.report.tables.frontier import (
@@ -138,18 +136,3 @@ def test_the_terminals_table_tells_what_was_asked_for() -> None:
     assert "FLOPs" not in summary_lines(structs.replace(made, settings={**made.settings, "flops": ()}))[1]
     begun = structs.replace(made, points=tuple(point for point in made.points if point.role == "dense"))
     assert len(summary_lines(begun)) == 3
-
-
-def test_beside_four_controls_it_fits_into_80_columns() -> None:
-    made = read_run(search_record(levels=2, replicates=3))
-    counted = [structs.replace(point, multiplications=FULL // 2**point.level) for point in made.points]
-    asked = structs.replace(made, points=tuple(counted), settings={**made.settings, "flops": (0.25,)})
-    console = Console(file=io.StringIO(), width=80, color_system=None)
-    console.print(summary_table(asked))
-    text = console.file.getvalue()
-    assert "FLOPs" in text
-    words, kept = text.split(), []
-    for line in summary_lines(asked)[2:]:
-        level, share, sign, _, _, *rest = line.split()  # the weights are told by the lines, and by the sentence
-        kept += [level, share, sign, *rest]
-    assert words[words.index("1") :] == kept

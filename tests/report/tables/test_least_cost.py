@@ -48,10 +48,7 @@ def crossing(means: Sequence[float], shares: Sequence[float], margin: float) -> 
     return float(np.exp(steps[below.argmax()] if below.any() else costs[-1]))
 
 
-@pytest.mark.parametrize(
-    "means",
-    [(0.3, -0.2, -1.7), (-3.0, 0.5, 0.5), (0.2, 0.1, 0.0)],
-)
+@pytest.mark.parametrize("means", [(0.3, -0.2, -1.7), (-3.0, 0.5, 0.5), (0.2, 0.1, 0.0)])
 def test_it_is_where_lines_between_levels_cross_the_margin_first(means: Sequence[float]) -> None:
     spread = np.array([-0.1, 0.0, 0.1])
     found = lowest_matching_cost(run([[mean + by for mean in means] for by in spread]), TIME, 0.5)

@@ -60,16 +60,6 @@ def test_without_per_cent_the_margin_is_one_per_cent(make_record):
     assert "no more than 1 % worse than dense; no controls were trained" in verdict_line(record)
 
 
-def test_the_sentences(make_record):
-    assert verdict_line(_record(make_record, _CLEAR)) == (
-        "At 64.0 % of the prunable weights the tickets reach a test accuracy of 89.60 ± 0.00 % (n = 2); "
-        "the dense network reaches 90.00 ± 0.00 % (n = 2); "
-        "the control, shuffled masks, reaches 80.00 ± 0.00 % (n = 2). "
-        "It is the sparsest level at which the tickets' mean is no more than 0.5 points worse than dense and better "
-        "than every control at that level. These are means over replicates, not yet a statistical verdict."
-    )
-
-
 @pytest.mark.parametrize(
     ("roles", "text"),
     [

@@ -50,10 +50,3 @@ def test_what_is_not_known_is_not_told() -> None:
     assert (found["flops"], found["memory"], found["own_memory"], found["steps"]) == (None, None, 0.5, 2.0)
     assert cost_lines(record(unknown))[2].split() == ["1", "50.0", "%", "2.00", "x", "–", "–", "0.50", "x", "8.50"]
     assert cost_lines({**record(COST), "points": [point(1, "ticket")]}) == []
-
-
-def test_the_table_fits_into_80_columns() -> None:
-    large = {name: phase(3_700, 25_000.0, 123_456.0, 310) for name in COST}
-    lines = cost_lines(record(COST, large, levels=(1, 12)))
-    assert len(lines) == 4
-    assert max(map(len, lines)) <= 80

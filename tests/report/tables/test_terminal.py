@@ -17,16 +17,6 @@ def _rendered(record, width=160):
     return console.file.getvalue()
 
 
-def test_lines_are_aligned_and_complete(make_record):
-    lines = summary_lines(make_record(levels=3, replicates=2))
-    assert lines[0] == "accuracy (%) on the test set: mean ± standard deviation, n = 2"
-    assert lines[1].split("  ")[0] == "level"
-    assert all(name in lines[1] for name in ("weights remaining", "tickets", "random prune", "dense"))
-    assert len(lines) == 2 + 3
-    assert len({len(line) for line in lines[1:]}) == 1
-    assert lines[3].split()[:3] == ["2", "64.0", "%"]
-
-
 def test_numbers_by_hand(make_record):
     record = make_record(levels=1, replicates=3, controls=())
     for point in record["points"]:

@@ -176,9 +176,6 @@ def test_a_scaled_recipe_keeps_its_shape(length: int) -> None:
     assert recipe.scaled(100, per_epoch=10) is recipe
 
 
-# -- trainings with penalties, ticks and gates are search --------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("name", "settings", "dense", "search"),
     [

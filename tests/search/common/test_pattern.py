@@ -32,9 +32,6 @@ def masks_of(lab: tk.Lab, found: list[tk.search.Found]) -> list[tk.Mask]:
     return [lab.store.get_mask(item.mask) for item in found if item.mask]
 
 
-# -- what is chosen ----------------------------------------------------------------------------------------------------
-
-
 def test_iterative_pruning_of_blocks_is_by_hand(shared_store: Path) -> None:
     """Each level: the best of the blocks that are left, by the weights of the level before, as near as they come."""
     with tk.Lab(shared_store) as lab:
@@ -80,9 +77,6 @@ def test_a_group_penalty_makes_blocks_small(shared_store: Path) -> None:
             assert parts[1] < 0.9 * parts[0], penalty
 
 
-# -- names and keys ----------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("method", ["iterative", "continuous"])
 def test_names_and_keys_are_older_than_patterns(method: str) -> None:
     search, task = method_called(method), tk.task("digits")
@@ -91,9 +85,6 @@ def test_names_and_keys_are_older_than_patterns(method: str) -> None:
     assert patterned.identity()["settings"]["pattern"] == "4x1"
     assert "pattern" not in Gating(scope=("a",)).describe()
     assert Gating(scope=("a",), pattern="4x1").describe()["pattern"] == "4x1"
-
-
-# -- refusals ----------------------------------------------------------------------------------------------------------
 
 
 def test_what_goes() -> None:

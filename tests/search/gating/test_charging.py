@@ -29,16 +29,16 @@ SETTINGS: dict[str, dict[str, Any]] = {
 LENGTH = "60it"
 
 
-def found_by(lab: tk.Lab, name: str, **asked: Any) -> list[tk.search.Found]:
+def found_by(lab: tk.Lab, name: str, length: str = LENGTH, **asked: Any) -> list[tk.search.Found]:
     method = tk.search.method(name)
     settings = decode_settings({**SETTINGS[name], **asked}, method.Settings, what=name)[0]
-    return method(lab, task(), settings, recipe=task().recipe.changed(length=LENGTH))[0]
+    return method(lab, task(), settings, recipe=task().recipe.changed(length=length))[0]
 
 
 @pytest.mark.parametrize("name", sample(SETTINGS, ("concrete",)))
 def test_tickets_cost_the_multiplications_that_were_asked_for(name: str, tmp_path: Path) -> None:
     with tk.Lab(tmp_path) as lab:
-        ticket = found_by(lab, name, flops=0.4)[-1]
+        ticket = found_by(lab, name, "20it", flops=0.4)[-1]
         full, dearest = dense_macs(lab, task()), max(one for one, _ in macs_by_layer(lab, task()).values())
         assert ticket.mask is not None
         assert ticket.aim == "flops"
@@ -55,7 +55,7 @@ def test_tickets_cost_the_multiplications_that_were_asked_for(name: str, tmp_pat
 def test_tickets_take_the_time_that_costs_tell(name: str, tmp_path: Path) -> None:
     file = costs().save(tmp_path / "costs.json")
     with tk.Lab(tmp_path / "store") as lab:
-        ticket = found_by(lab, name, time=0.5, base="engine", profile=str(file))[-1]
+        ticket = found_by(lab, name, "20it", time=0.5, base="engine", profile=str(file))[-1]
         assert 0.49 < slowly(lab.store.get_mask(str(ticket.mask)), costs()) / costs().dense <= 0.5
         told = get_gating(ticket.searched[-1].segment)
         sizes = {name: layer.weights for name, layer in costs().layers.items()}

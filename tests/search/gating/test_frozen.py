@@ -9,7 +9,7 @@ from torch.distributions import Categorical, kl_divergence
 from torch.func import functional_call
 
 from search.bare import Training
-from search.gating.test_gating import StopAt
+from search.gating.test_gating import stop_at
 from ticketry.core.allocate import allocate
 from ticketry.core.scope import scope
 from ticketry.core.structure.pattern import count_retained
@@ -150,9 +150,6 @@ def test_a_mask_of_exactly_the_density(lab, points):
     assert (kept.kept, all(row.kept for row in kept.table())) == (count_retained(0.0125, kept.total), True)
 
 
-# -- stopping and going on ---------------------------------------------------------------------------------------------
-
-
 def test_going_on_gives_the_same_bits(tmp_path, points, monkeypatch):
     """Stopped before, at and after the first steps of the balance, with a state on the way."""
     monkeypatch.setattr(job_module, "_TICK_SECONDS", 0.0)
@@ -162,7 +159,7 @@ def test_going_on_gives_the_same_bits(tmp_path, points, monkeypatch):
             segment = frozen_segment(lab, points)
             for stop in stops:
                 with pytest.raises(InterruptedTrainingError, match=f"at step {stop}"):
-                    execute(lab.store, None, segment, (10,), StopAt(stop))
+                    execute(lab.store, None, segment, (10,), stop_at(stop))
             work = execute(lab.store, None, segment, (10,), Watch())
             assert work.steps == TOTAL - (stops[-1] if stops else 0)
             names = ("model", "training", "gates", "metrics", "soft_metrics", "loss", "gating")
@@ -186,9 +183,6 @@ def test_metrics_are_of_gates_that_are_not_drawn(lab, points):
     test = points.load().test
     right = (model(points.prepare(test.inputs)).argmax(1) == test.targets).double().mean()
     assert result.record["soft_metrics"]["test"]["accuracy"] == pytest.approx(100 * float(right), abs=1e-6)
-
-
-# -- settings ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from ticketry.lab.training.job import Watch
 from ticketry.lab.training.segment import Start
 from ticketry.search.gating.gating import Gating
 from ticketry.tasks.recipe import Recipe
+from watches import StopAt
 
 TOTAL = 50
 RECIPE = Recipe(
@@ -159,16 +160,8 @@ def test_a_further_round(lab, digits):
 # -- stopping and going on ---------------------------------------------------------------------------------------------
 
 
-class StopAt(Watch):
-    def __init__(self, at: int) -> None:
-        super().__init__(1e9)
-        self.at, self.seen = at, -1
-
-    def report_progress(self, segment, step):
-        self.seen = step
-
-    def is_stop_requested(self):
-        return self.seen == self.at
+def stop_at(step: int) -> Watch:
+    return StopAt(at=step, checkpoint_seconds=1e9)
 
 
 @pytest.fixture(autouse=True)
@@ -197,7 +190,7 @@ def test_going_on_gives_the_same_bits(tmp_path, points, kind, optimizer):
             segment = lab.segment(points, start=Start(state=first.model), variants=[again])
             for stop in stops:
                 with pytest.raises(InterruptedTrainingError, match=f"at step {stop}"):
-                    execute(lab.store, None, segment, (10,), StopAt(stop))
+                    execute(lab.store, None, segment, (10,), stop_at(stop))
             work = execute(lab.store, None, segment, (10,), Watch())
             assert work.steps == 24 - (stops[-1] if stops else 0)
             found.append([everything(lab.store, part) for part in (segment.until(10), segment)])
@@ -213,7 +206,7 @@ def test_gates_on_channels_go_on_with_the_same_bits(tmp_path, points):
             segment = lab.segment(points, start=3, variants=[settings])
             for stop in stops:
                 with pytest.raises(InterruptedTrainingError, match=f"at step {stop}"):
-                    execute(lab.store, None, segment, (10,), StopAt(stop))
+                    execute(lab.store, None, segment, (10,), stop_at(stop))
             execute(lab.store, None, segment, (10,), Watch())
             assert lab.train(segment.until(10)).metrics  # added now
             found.append([everything(lab.store, part) for part in (segment.until(10), segment)])
@@ -280,7 +273,7 @@ def test_a_killed_round_loses_only_its_last_seconds(tmp_path, points):
             segment = lab.segment(points, start=3, variants=[gating(points, lr=0.05)])
             if name == "killed":
                 with pytest.raises(InterruptedTrainingError):
-                    execute(lab.store, None, segment, (), StopAt(5))
+                    execute(lab.store, None, segment, (), stop_at(5))
                 with pytest.raises(SystemExit):
                     execute(lab.store, None, segment, (), KilledAt12(1e9))
                 assert execute(lab.store, None, segment, (), Watch()).steps == 24 - 5

@@ -19,7 +19,7 @@ from ticketry.search.gating import search as rounds
 from ticketry.search.gating.gating import Gating, load_gates, weights_times_hard_gates
 
 CONTINUOUS, STOCHASTIC = tk.search.continuous, tk.search.stochastic
-TOTAL = 80
+TOTAL = 50
 
 
 def found_by(lab: tk.Lab, method: Any = CONTINUOUS, task: Any = None, length: str = f"{TOTAL}it", **settings: Any):
@@ -131,9 +131,6 @@ def test_continuous_gates_do_not_ask_for_the_seed_of_masks(shared_store: Path) -
         assert one[1].mask != other[1].mask
 
 
-# -- a density asked for -----------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("method", sample([CONTINUOUS, STOCHASTIC], 1, ids=["continuous", "stochastic"]))
 @pytest.mark.parametrize("density", sample([0.1, 0.5, 0.03], 1))
 def test_a_density_is_hit(tmp_path: Path, method: Any, density: float) -> None:
@@ -170,9 +167,6 @@ def test_where_no_s0_leads_to_a_density_the_nearest_gates_are_cut_by_their_value
     kept[torch.sort(every, descending=True, stable=True).indices[: round(0.2 * len(every))]] = True
     assert torch.equal(torch.cat([mask[name].flatten() for name in mask]), kept)
     assert ticket.cut_to == 0.2
-
-
-# -- what cannot be ----------------------------------------------------------------------------------------------------
 
 
 def test_a_penalty_that_empties_a_layer_is_told_with_when(tmp_path: Path) -> None:

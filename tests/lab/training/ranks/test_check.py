@@ -142,9 +142,6 @@ def test_each_size_of_a_part_is_looked_at():
             looked_at(Sequences(*RIGHT["weights that are dropped, of 25 rows"]), batch=batch, examples=examples)
 
 
-# -- a mean over examples ----------------------------------------------------------------------------------------------
-
-
 class Judged(Classification):
     """300 points, sorted by class, of which the last alone is of the third one; outputs begin all alike."""
 
@@ -198,9 +195,6 @@ def test_means_over_examples(name):
 def test_losses_that_are_none(name):
     with pytest.raises(TaskError, match=r"the loss of judged is no mean over the examples of a batch.*--devices 1"):
         Judged(*OTHERS[name]).check()
-
-
-# -- real processes ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow

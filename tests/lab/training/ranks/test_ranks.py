@@ -30,9 +30,6 @@ def store(tmp_path: Path) -> Store:
     return Store(tmp_path / "store")
 
 
-# -- equal to one process ----------------------------------------------------------------------------------------------
-
-
 def test_two_ranks_are_equal_to_one_process(store):
     """In float64: convolutions, synchronised norms, dropout, augmentation, clipping, Adam, a mask, a penalty, batches
     of 32 and, at an epoch's end, of 19, which the two ranks have as 10 and 9."""
@@ -92,9 +89,6 @@ def test_gates_are_those_of_one_process(store):
     moved = store.get_tensors(two["variants"]["gates"])
     assert all((moved[name] - value).abs().max() > 0.01 for name, value in begun.items())
     assert {**one["gating"], "soft_density": 0} == {**two["gating"], "soft_density": 0}
-
-
-# -- stopped and killed ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
