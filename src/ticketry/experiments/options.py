@@ -255,14 +255,14 @@ def open_lab(options: LabOptions, task: Task | None, on_event: OnEvent | None = 
     from ticketry.lab.process import keep_freed_memory
     from ticketry.lab.runners.runner import default_workers
     from ticketry.lab.store.locks import mark_in_use
-    from ticketry.lab.training.segment import check_task
+    from ticketry.lab.training.segment import require_spec
 
     at_once = options.devices * options.threads if options.devices > 1 else 1
     by_default = max(default_workers() // max(at_once, 1), 1)
     workers = by_default if options.workers is None and not options.on else options.workers or 0
     if task is not None and not task.spec:
         if options.on not in ("", "in-process"):
-            check_task(task.name, task.spec)
+            require_spec(task)
         workers = 0
     if not workers and options.on in ("", "in-process"):
         keep_freed_memory()

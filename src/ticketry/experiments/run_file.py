@@ -226,11 +226,7 @@ def _is_stored_cost_file(profile: str, store: str | Path | None) -> bool:
 
 def _layer_costs_folder(store: str | Path | None) -> Path | None:
     """Return the store's folder of layer costs; None without a store, or for a store on another machine."""
-    if store is None or is_url(store):
-        return None
-    from ticketry.lab.store.paths import Paths  # its package takes torch, which --help does without
-
-    return Paths(Path(store)).costs_folder
+    return None if store is None or is_url(store) else Path(store) / "costs"
 
 
 def _is_local_runner(on: str) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
-import functools
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -36,7 +35,7 @@ from ticketry.lab.training.precision import DDP, SYNCHRONISED, Arithmetic, choos
 from ticketry.lab.training.ranks.batch_parts import add_noise_to_constants, check_parts
 from ticketry.lab.training.ranks.launch import check_machine
 from ticketry.lab.training.segment import Result as Result
-from ticketry.lab.training.segment import Segment, Start, check_task, replace_non_finite
+from ticketry.lab.training.segment import Segment, Start, replace_non_finite, require_spec
 from ticketry.lab.training.state import initial_state, rebuild_model
 from ticketry.lab.training.supervised import course_of
 from ticketry.lab.training.variant import Variant
@@ -303,8 +302,14 @@ class Lab:
             with self.telling(prefix):
                 return piece()
 
-        with handle_signals():
-            futures = self._run_in_threads([functools.partial(run_labelled, piece) for piece in pieces])
+        threads = concurrent.futures.ThreadPoolExecutor(len(pieces), thread_name_prefix="search")
+        with handle_signals(), threads as pool:
+            futures = [pool.submit(run_labelled, piece) for piece in pieces]
+            try:
+                concurrent.futures.wait(futures, return_when=concurrent.futures.FIRST_EXCEPTION)
+            finally:  # after an error, stop all trainings
+                if not all(future.done() and future.exception() is None for future in futures):
+                    self.stop()
         raise_first_error(futures)
         return [future.result() for future in futures]
 
@@ -418,14 +423,11 @@ class Lab:
 
     def check_cut(self, task: Task, recipe: Recipe, ranks: int) -> None:
         """Raise `TaskError` if the task's batches cannot be divided among `ranks` processes."""
-        check_task(task.name, task.spec)
+        require_spec(task)
 
         def explain_failure() -> dict[str, str]:
-            course, model, last = (
-                self.course(task),
-                add_noise_to_constants(self.model(task)),
-                self.per_epoch(task, recipe) - 1,
-            )
+            course, model = self.course(task), add_noise_to_constants(self.model(task))
+            last = self.per_epoch(task, recipe) - 1
             try:
                 course.check_cut(model, recipe, ranks)
                 check_parts(task.name, course, model, recipe, sorted({0, last}), ranks)
@@ -589,25 +591,8 @@ class Lab:
                 future = self._in_flight[key, keep, measure] = runner.submit(order, segment, keep)
             return future
 
-    def _run_in_threads(self, pieces: Sequence[Callable[[], T]]) -> list[concurrent.futures.Future[T]]:
-        """Call each function in its own thread, and wait for all. If one raises an error, all trainings are stopped."""
-        with concurrent.futures.ThreadPoolExecutor(len(pieces), thread_name_prefix="search") as pool:
-            futures = [pool.submit(piece) for piece in pieces]
-            try:
-                concurrent.futures.wait(futures, return_when=concurrent.futures.FIRST_EXCEPTION)
-            finally:
-                if not all(future.done() and future.exception() is None for future in futures):
-                    self.stop()
-        return futures
-
     def _retrain_by_worker(self, digest: str, trajectory: str, step: int) -> None:
-        """Ask a worker to train weights again that are missing from the store, and wait for the worker.
-
-        Args:
-            digest: digest of the missing weights.
-            trajectory: key of the training that gave the missing weights.
-            step: the step of that training at which the weights are needed.
-        """
+        """Ask a worker to train weights again that are missing from the store (`Store.retrain`), and wait for it."""
         segment = self._remaker.segment(digest, trajectory, step)
         order = replace(self._order, measure=False, weights=True)
         with handle_signals(), self._guard:

@@ -45,7 +45,6 @@ from ticketry_engine.support.seeds import generator
 
 if TYPE_CHECKING:
     from ticketry.budgets.timing import Meter
-    from ticketry_engine.bench.timing import Interval
 
 
 def macs_by_layer(lab: Lab, task: Task) -> dict[str, tuple[int, int]]:
@@ -107,8 +106,14 @@ def prune_to_cost_share(
     """
     if not is_budget_timed(terms):
         return prune(share)
-    assert isinstance(prices, CostModel)
-    return prune_to_latency(lab, task, prices, share, prune)
+    from ticketry.budgets.latency import meet_share
+
+    costs = prices
+    assert isinstance(costs, CostModel)
+    with _TIMING:
+        return meet_share(
+            _build_meter(lab, task, costs), costs, share, lambda budget: prune(min(1.0, budget / costs.dense))
+        ).mask
 
 
 def remaining_cost_share(lab: Lab, task: Task, kept: Mapping[str, int], terms: str) -> float:
@@ -248,46 +253,28 @@ def check_new_costs(lab: Lab, costs: CostModel) -> None:
 
 def measure_masked_latency(lab: Lab, task: Task, mask: Mask, costs: CostModel) -> RelativeLatency:
     """Return the latency of the masked network divided by that of the dense network; it is measured unless stored."""
-    described = {"task": dict(task.key()), "mask": mask.digest, "costs": costs.digest}
-
-    def measure_share() -> Interval:
-        meter = _build_meter(lab, task, costs)
-        return meter.share(meter.compiled(mask), _ROUNDS)
-
-    return _load_or_measure(lab, described, measure_share)
+    return _load_or_measure(lab, task, costs, {"mask": mask.digest}, lambda meter: meter.compiled(mask))
 
 
 def measure_dense_latency(lab: Lab, rival: Task, task: Task, costs: CostModel) -> RelativeLatency:
     """Return the latency of the dense network of `rival`, divided by the latency of the dense network of `task`."""
-    described = {"task": dict(task.key()), "network": dict(rival.key()), "costs": costs.digest}
-
-    def measure_share() -> Interval:
-        meter, other = _build_meter(lab, task, costs), _build_meter(lab, rival, costs)
-        return meter.share(other.compiled(), _ROUNDS)
-
-    return _load_or_measure(lab, described, measure_share)
+    described = {"network": dict(rival.key())}
+    return _load_or_measure(lab, task, costs, described, lambda _: _build_meter(lab, rival, costs).compiled())
 
 
-def prune_to_latency(lab: Lab, task: Task, costs: CostModel, share: float, prune: Callable[[float], Mask]) -> Mask:
-    """Time several masks, and return the mask whose latency is nearest to `share` of the dense network's latency.
+def _load_or_measure(
+    lab: Lab, task: Task, costs: CostModel, described: dict[str, Any], compile_network: Callable[[Meter], Any]
+) -> RelativeLatency:
+    """Return the latency of the network that `described` identifies, relative to the dense network of `task`."""
 
-    `prune` returns the mask for an estimated latency, which is also given as a share of the dense network's latency.
-    """
-    from ticketry.budgets.latency import meet_share
-
-    with _TIMING:
-        return meet_share(
-            _build_meter(lab, task, costs), costs, share, lambda budget: prune(min(1.0, budget / costs.dense))
-        ).mask
-
-
-def _load_or_measure(lab: Lab, described: dict[str, Any], measure: Callable[[], Interval]) -> RelativeLatency:
-    def measure_while_others_wait() -> dict[str, Any]:
+    def measure_share() -> dict[str, Any]:
         with _TIMING:
-            found = measure()
+            meter = _build_meter(lab, task, costs)
+            found = meter.share(compile_network(meter), _ROUNDS)
         return {"share": found.median, "low": found.low, "high": found.high}
 
-    return RelativeLatency(**lab.store.load_or_compute("times", digest_of(described), measure_while_others_wait))
+    key = digest_of({"task": dict(task.key()), "costs": costs.digest, **described})
+    return RelativeLatency(**lab.store.load_or_compute("times", key, measure_share))
 
 
 def _build_meter(lab: Lab, task: Task, costs: CostModel) -> Meter:
@@ -299,12 +286,12 @@ def _build_meter(lab: Lab, task: Task, costs: CostModel) -> Meter:
     inputs = lab.course(task).inputs(batch)
     if (examples := batch_of(inputs)) < batch:
         raise CostError(f"the costs are of batches of {batch}, and {task.name} has {examples} training examples")
-    model = fill_zero_parameters(lab.model(task))
+    model = randomise_parameters_with_zeros(lab.model(task))
     threads, precision = int(costs.about.get("threads", 1)), str(costs.about.get("precision", "fp32"))
     return Meter(model, inputs, threads, precision, scope_of(model))
 
 
-def fill_zero_parameters(model: nn.Module) -> nn.Module:
+def randomise_parameters_with_zeros(model: nn.Module) -> nn.Module:
     """Give small random values to parameters that contain a zero, so that no kernel skips zeros; return the model."""
     with torch.no_grad():
         for index, parameter in enumerate(model.parameters()):

@@ -233,14 +233,13 @@ def print_error_line(text: str) -> None:
 
 def exit_when_parent_exits() -> None:
     """End this process as soon as its parent is gone."""
-    threading.Thread(target=_exit_when_parent_is_gone, daemon=True).start()
 
+    def wait_for_parent() -> None:
+        if (parent := multiprocessing.parent_process()) is not None:
+            wait([parent.sentinel])
+            os._exit(1)
 
-def _exit_when_parent_is_gone() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        wait([parent.sentinel])
-        os._exit(1)
+    threading.Thread(target=wait_for_parent, daemon=True).start()
 
 
 def make_picklable(error: Exception) -> Exception:

@@ -64,7 +64,7 @@ def measure_costs(
     """Measure the costs of the weights of a task's network, in calls with the first training examples."""
     from ticketry.budgets import model_costs
     from ticketry.budgets.units import granularities_to_measure
-    from ticketry.lab.masks import fill_zero_parameters
+    from ticketry.lab.masks import randomise_parameters_with_zeros
     from ticketry.lab.training.supervised import course_of
     from ticketry_engine.example_inputs import batch_of
 
@@ -72,7 +72,7 @@ def measure_costs(
     if (examples := batch_of(inputs)) < options.batch:
         raise CostError(f"a call needs {options.batch} examples, and {task.name} has {examples} to train on")
     return model_costs.model(
-        fill_zero_parameters(task.build()),
+        randomise_parameters_with_zeros(task.build()),
         inputs,
         options.target,
         unit=options.unit,

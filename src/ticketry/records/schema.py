@@ -108,7 +108,7 @@ def describe_json_type(value: object) -> str:
     return names.get(type(value), f"of type {type(value).__name__}")
 
 
-def _find_invalid_value(kind: Any, value: object, error: msgspec.ValidationError) -> tuple[str, str]:
+def _find_invalid_value(kind: Any, value: Any, error: msgspec.ValidationError) -> tuple[str, str]:
     """Return the place of the invalid value in a record, and what is wrong with the value."""
     text, _, path = str(error).partition(" - at `$")
     path = path.rstrip("`").removeprefix(".")
@@ -118,22 +118,15 @@ def _find_invalid_value(kind: Any, value: object, error: msgspec.ValidationError
     if missing := re.search(r"missing required field `(.*)`", text):
         path = f"{path}.{missing[1]}".strip(".")
     parts = [int(index) if index else name for name, index in re.findall(r"([^.\[\]]+)|\[(\d+)\]", path)]
-    return path or "the whole", _describe_problem(
-        _declared_type_at_path(_inspect_type(kind), parts), _value_at_path(value, parts)
-    )
+    for part in parts:  # a missing key gives None
+        value = value.get(part) if isinstance(part, str) else value[part]
+    return path or "the whole", _describe_problem(_declared_type_at_path(_inspect_type(kind), parts), value)
 
 
 @functools.cache
 def _inspect_type(kind: Any) -> inspect.Type:
     """Return msgspec's description of a type, from a cache, since its computation takes tens of milliseconds."""
     return inspect.type_info(kind)
-
-
-def _value_at_path(value: Any, parts: list[str | int]) -> Any:
-    """Return the value at a place in JSON values, given as keys and indices; None if a key is missing."""
-    for part in parts:
-        value = value.get(part) if isinstance(part, str) else value[part]
-    return value
 
 
 def _declared_type_at_path(kind: inspect.Type, parts: list[str | int]) -> inspect.Type:

@@ -57,7 +57,9 @@ def upgrade_settings(stored: Mapping[str, Any], known: Container[str] = ()) -> d
         texts.append("channels" + (f":{changed['multiple']}" if "multiple" in changed else ""))
         used |= {"structured", "multiple"}
     if "pattern" in changed:
-        texts.append(_pattern_to_structure(str(changed["pattern"])))
+        pattern = str(changed["pattern"])
+        groups = f"rows:{pattern.removesuffix('x1')}" if pattern.endswith("x1") else f"search:{pattern}"
+        texts.append("filters" if pattern == "channel" else groups)
         used.add("pattern")
     if structure != "none":
         options = _OPTIONS.get(structure, {})
@@ -75,12 +77,6 @@ def upgrade_settings(stored: Mapping[str, Any], known: Container[str] = ()) -> d
     if texts:
         settings["structure"] = " and ".join(texts)
     return {name: value for name, value in settings.items() if name not in old or name in changed.keys() - used}
-
-
-def _pattern_to_structure(pattern: str) -> str:
-    if pattern == "channel":
-        return "filters"
-    return f"rows:{pattern.removesuffix('x1')}" if pattern.endswith("x1") else f"search:{pattern}"
 
 
 def pattern_of_structure(structure: str) -> str:

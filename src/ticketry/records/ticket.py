@@ -169,7 +169,7 @@ class TicketRecord(Part, frozen=True, kw_only=True):
 def read_ticket_info(kind: type[T], info: Mapping[str, Any], of: str) -> T:
     """Convert `info`, read from a ticket's ticket.json, to an instance of the class `kind`, such as `TrainingInfo`."""
     try:
-        return decode_record(kind, {"info": dict(info)}["info"], what=of, advice="")
+        return decode_record(kind, dict(info), what=of, advice="")
     except StoreError as error:
         if "task" not in info:
             raise TicketError(

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from ticketry.lab.store.locks import Holder, Lease, LeaseSettings, find_busy_trajectory, find_newest_lease, lease_name
+from ticketry.lab.store.locks import Holder, Lease, find_busy_trajectory, find_newest_lease, lease_name
 from ticketry.lab.store.store import open_remote
 
 KEY = "ab" * 32
@@ -23,10 +23,10 @@ def holder_at(address: str) -> Holder | None:
 
 
 def test_the_second_waits_until_the_first_releases_it(address: str) -> None:
-    first, second = (Lease(open_remote(address), KEY, LeaseSettings(mirror, 60)) for mirror in "12")
+    first, second = (Lease(open_remote(address), KEY, mirror, 60) for mirror in "12")
     first.take()
-    assert find_busy_trajectory(open_remote(address), LeaseSettings("2", 60)) == KEY
-    assert find_busy_trajectory(open_remote(address), LeaseSettings("1", 60)) == ""
+    assert find_busy_trajectory(open_remote(address), "2", 60) == KEY
+    assert find_busy_trajectory(open_remote(address), "1", 60) == ""
     taken = threading.Event()
     waiting = threading.Thread(target=lambda: (second.take(), taken.set()))
     waiting.start()
@@ -38,7 +38,7 @@ def test_the_second_waits_until_the_first_releases_it(address: str) -> None:
     second.release()
     assert holder_at(address) is None
     assert len(list(open_remote(address).list("trajectories/"))) == 1
-    assert find_busy_trajectory(open_remote(address), LeaseSettings("3", 60)) == ""
+    assert find_busy_trajectory(open_remote(address), "3", 60) == ""
 
 
 def test_of_many_at_once_one_at_a_time_holds_it(address: str) -> None:
@@ -47,7 +47,7 @@ def test_of_many_at_once_one_at_a_time_holds_it(address: str) -> None:
 
     def work(number: int) -> None:
         nonlocal inside, most, turns
-        lease = Lease(open_remote(address), KEY, LeaseSettings(f"mirror {number}", 30))
+        lease = Lease(open_remote(address), KEY, f"mirror {number}", 30)
         lease.take()
         with guard:
             inside, most, turns = inside + 1, max(most, inside + 1), turns + 1
@@ -66,7 +66,7 @@ def test_of_many_at_once_one_at_a_time_holds_it(address: str) -> None:
 
 @pytest.mark.slow
 def test_a_lease_is_renewed_for_longer_than_its_length(address: str) -> None:
-    first, second = (Lease(open_remote(address), KEY, LeaseSettings(mirror, 1.5)) for mirror in "12")
+    first, second = (Lease(open_remote(address), KEY, mirror, 1.5) for mirror in "12")
     first.take()
     taken = threading.Event()
     threading.Thread(target=lambda: (second.take(), taken.set()), daemon=True).start()
@@ -80,9 +80,9 @@ def test_a_lease_is_renewed_for_longer_than_its_length(address: str) -> None:
 
 _HOLDER = """
 import sys, time
-from ticketry.lab.store.locks import Lease, LeaseSettings
+from ticketry.lab.store.locks import Lease
 from ticketry.lab.store.store import open_remote
-Lease(open_remote(sys.argv[1]), sys.argv[2], LeaseSettings("of the killed", float(sys.argv[3]))).take()
+Lease(open_remote(sys.argv[1]), sys.argv[2], "of the killed", float(sys.argv[3])).take()
 print("taken", flush=True)
 time.sleep(600)
 """
@@ -105,7 +105,7 @@ def test_a_lease_of_the_killed_expires(killed: str, monkeypatch: pytest.MonkeyPa
     """Also if the clock of the waiting machine is off by an hour: it is not used."""
     hour, real = 3600.0, time.time
     monkeypatch.setattr(time, "time", lambda: real() - hour)
-    lease = Lease(open_remote(killed), KEY, LeaseSettings("another", 60))
+    lease = Lease(open_remote(killed), KEY, "another", 60)
     began = time.monotonic()
     lease.take()
     assert time.monotonic() - began < 60
@@ -113,8 +113,8 @@ def test_a_lease_of_the_killed_expires(killed: str, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_process_on_the_machine_of_the_killed_need_not_wait(address: str) -> None:
-    Lease(open_remote(address), KEY, LeaseSettings("mine", 3600)).take()
-    again = Lease(open_remote(address), KEY, LeaseSettings("mine", 3600))
+    Lease(open_remote(address), KEY, "mine", 3600).take()
+    again = Lease(open_remote(address), KEY, "mine", 3600)
     began = time.monotonic()
     again.take()
     assert time.monotonic() - began < 30
@@ -125,10 +125,10 @@ def test_a_process_on_the_machine_of_the_killed_need_not_wait(address: str) -> N
 def test_a_lost_lease_is_noticed_and_leaves_that_of_others_alone(address: str, others: int) -> None:
     """Also after the holder was suspended for so long that the number it would create next was deleted meanwhile."""
     remote = open_remote(address)
-    first = Lease(remote, KEY, LeaseSettings("1", 1.2))
+    first = Lease(remote, KEY, "1", 1.2)
     first.take()
     with first._guard:  # it is suspended
-        second = Lease(remote, KEY, LeaseSettings("2", 3600))
+        second = Lease(remote, KEY, "2", 3600)
         number = find_newest_lease(remote, lease_name(KEY))[0]
         for more in range(others):
             assert second._write(number + 1 + more, second._mine)
@@ -145,7 +145,7 @@ def test_a_damaged_lease_is_free(tmp_path: Path, damaged: bytes) -> None:
     address = f"file://{tmp_path}/shared"
     open_remote(address).create_if_absent(f"{lease_name(KEY)}@3", damaged)
     assert holder_at(address) is None
-    lease = Lease(open_remote(address), KEY, LeaseSettings("1", 60))
+    lease = Lease(open_remote(address), KEY, "1", 60)
     lease.take()
     assert holder_at(address) == lease._mine
     lease.release()

@@ -42,7 +42,9 @@ def step_flops(lab: Lab, segment: Segment) -> tuple[float, float]:
     they are counted for a whole batch. The counts are stored, and serve for all masks of a network.
     """
     examples = min(segment.recipe.batch, lab.sizes(segment.task)["train"])
-    whole = {} if _are_flops_proportional_to_batch(segment.task) else {"batch": examples}
+    kind = type(segment.task.inner if isinstance(segment.task, OwnTask) else segment.task)
+    custom = kind.course is not Task.course and kind.__module__.partition(".")[0] != "ticketry"
+    whole = {"batch": examples} if custom else {}  # user code may pad texts to the longest text in a batch
     described: dict[str, Any] = {
         **whole,
         "task": dict(segment.task.key()),
@@ -59,9 +61,12 @@ def step_flops(lab: Lab, segment: Segment) -> tuple[float, float]:
     known = _load_or_measure(lab, "flops", described, count_network_flops)
     by_weight = FlopsByWeight(known["dense"], {tuple(names): flops for names, flops in known["products"]})
     scale = examples / known["examples"]
-    spared = segment.mask is not None and not segment.whole_channels
-    spared = spared and not any(one.computes_removed for one in segment.variants)
-    left = by_weight.left(_load_removed_shares(lab, str(segment.mask))) if spared else by_weight.dense
+    mask, left = segment.mask, float(by_weight.dense)
+    if mask and not segment.whole_channels and not any(one.computes_removed for one in segment.variants):
+        removed = lab.store.load_or_compute(
+            "removed", mask, lambda: {"shares": removed_shares(lab.store.get_mask(mask))}
+        )
+        left = by_weight.left(removed["shares"])
     return scale * by_weight.dense, scale * left
 
 
@@ -217,16 +222,6 @@ def _sum_or_none(parts: Iterable[float | None]) -> float | None:
     return found
 
 
-def _are_flops_proportional_to_batch(task: Task) -> bool:
-    """Return whether the FLOPs of a step are proportional to the batch size.
-
-    The answer is True unless the task's way of training is user-defined. User code may, for example, pad texts to the
-    longest text in a batch.
-    """
-    own = type(task.inner if isinstance(task, OwnTask) else task)
-    return own.course is Task.course or own.__module__.partition(".")[0] == "ticketry"
-
-
 def _build_loop(lab: Lab, segment: Segment, examples: int) -> Loop:
     """Build a training loop for measuring the steps of `segment`, with new weights and `examples` training examples."""
     course = lab.course(segment.task).few(examples)
@@ -258,9 +253,3 @@ def _load_or_measure(
             return measure()
 
     return lab.store.load_or_compute(kind, digest_of({"version": _VERSION, **described}), measure_while_others_wait)
-
-
-def _load_removed_shares(lab: Lab, mask: str) -> dict[str, float]:
-    """Return, for each parameter, the share of weights that a mask removes; `mask` is the mask's digest."""
-    known = lab.store.load_or_compute("removed", mask, lambda: {"shares": removed_shares(lab.store.get_mask(mask))})
-    return dict(known["shares"])

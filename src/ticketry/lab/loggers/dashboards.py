@@ -168,7 +168,10 @@ class Dashboards:
         group = group or self.group
         if not self or not group or not (name := self._choose_unique_name(group, name, result.segment.key)):
             return
-        run = Logged(group, name, kind, {**(config or {}), **_describe_training(result)})
+        segment = result.segment
+        described = {name: value for name, value in segment.describe().items() if name not in ("start", "variants")}
+        described |= {"variants": [one.name for one in segment.variants], "key": segment.key}
+        run = Logged(group, name, kind, {**(config or {}), **described})
         last = {
             f"{split}/{metric}": value
             for split, found in result.metrics.items()
@@ -180,7 +183,7 @@ class Dashboards:
             self._enqueue_call(run, None)
             for step, loss in result.record.get("loss", ()):
                 self.report_metrics(run, {"train/loss": loss}, step)
-            self.report_metrics(run, last, result.segment.last)
+            self.report_metrics(run, last, segment.last)
             for path, what in artifacts:
                 self.report_artifact(run, path, what)
             self._finish_run(run)
@@ -263,16 +266,12 @@ class Dashboards:
 
     def _deliver_queued(self) -> None:
         while (waiting := self._waiting.get()) is not None:
+            run, call = waiting
             for one in self._loggers:
-                if not one.failed:
-                    self._deliver_to_logger(one, *waiting)
-
-    def _deliver_to_logger(self, listener: _Listener, run: Logged, call: _Call | None) -> None:
-        if call is None:
-            if not self._call_logger(listener, functools.partial(_start_run, run)):
-                listener.finished_before.add(run.id)
-        elif run.id not in listener.finished_before:
-            self._call_logger(listener, call)
+                if call is None and not self._call_logger(one, functools.partial(_start_run, run)):
+                    one.finished_before.add(run.id)
+                elif call is not None and run.id not in one.finished_before:
+                    self._call_logger(one, call)
 
     @staticmethod
     def _call_logger(listener: _Listener, call: _Call) -> Any:
@@ -315,10 +314,3 @@ def _create_listener(logger: str | Logger, store: Path) -> _Listener | None:
     if missing:
         raise UsageError(f"{logger!r:.80} is not a logger: it has no {missing[0]}")
     return _Listener(type(logger).__name__, logger)
-
-
-def _describe_training(result: Result) -> dict[str, Any]:
-    """Return the description of a training as JSON values, for dashboards; digests of tensors are left out."""
-    segment = result.segment
-    described = {name: value for name, value in segment.describe().items() if name not in ("start", "variants")}
-    return {**described, "variants": [one.name for one in segment.variants], "key": segment.key}

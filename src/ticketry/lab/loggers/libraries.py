@@ -55,8 +55,12 @@ class Trackio(_Runs):
         import trackio
 
         if self._existing is None:
-            _silence_prints_of_trackio()
-            self._existing = self._fetch_runs() if self._logs_locally() else {}
+            # Trackio may not print, because the standard output of a ticketry command is its result.
+            for module_name, module in list(sys.modules.items()):
+                if module_name.partition(".")[0] == "trackio":
+                    vars(module)["print"] = lambda *_, **__: None
+            elsewhere = os.environ.get("TRACKIO_SPACE_ID") or os.environ.get("TRACKIO_SERVER_URL")
+            self._existing = {} if elsewhere else self._fetch_runs()
         name = run.group if run.whole else f"{run.group} {run.name}"
         if (known := self._existing.pop(name, None)) is not None:
             if not run.whole:
@@ -92,16 +96,6 @@ class Trackio(_Runs):
             return {one.name: one for one in trackio.Api().runs(self._project)}
         except ValueError:  # there is no such project yet
             return {}
-
-    def _logs_locally(self) -> bool:
-        return not any(os.environ.get(name) for name in ("TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL"))
-
-
-def _silence_prints_of_trackio() -> None:
-    """Stop trackio from printing, because the standard output of a ticketry command is its result."""
-    for name, module in list(sys.modules.items()):
-        if name.partition(".")[0] == "trackio":
-            vars(module)["print"] = lambda *_, **__: None
 
 
 class Wandb(_Runs):

@@ -15,7 +15,7 @@ from typing import Any, Protocol, cast
 
 from ticketry.choices import list_choices
 from ticketry.errors import InterruptedTrainingError, NotStoredError, UsageError
-from ticketry.lab.process import raise_if_stopped, received_stop_signal
+from ticketry.lab.process import raise_if_stopped
 from ticketry.lab.training.execute import execute, open_training_store
 from ticketry.lab.training.job import Watch, Work
 from ticketry.lab.training.segment import Segment
@@ -131,7 +131,7 @@ class ReportingWatch(Watch):
         self._send(Event("stored", segment.key, segment.first, step, segment.last))
 
     def is_stop_requested(self) -> bool:
-        return bool(received_stop_signal()) or self._stopped()
+        return super().is_stop_requested() or self._stopped()
 
 
 class InProcess:

@@ -33,7 +33,7 @@ from ticketry.lab.store.live import messages_at
 from ticketry.lab.store.store import NUMERICS
 from ticketry.lab.training import execute as training
 from ticketry.lab.training.job import Watch, Work
-from ticketry.lab.training.segment import Segment, check_task
+from ticketry.lab.training.segment import Segment, require_spec
 from ticketry.tasks import catalogue
 from ticketry.tasks.task import Spec, Task
 from ticketry.version import __version__
@@ -143,9 +143,7 @@ def worker_name() -> str:
 
 
 def build_request(order: Order, segment: Segment, keep: tuple[int, ...], driver: str) -> Request:
-    task = segment.task
-    check_task(task.name, task.spec)
-    assert task.spec is not None
+    spec = require_spec(segment.task)
     return Request(
         version=VERSION,
         driver=driver,
@@ -155,7 +153,7 @@ def build_request(order: Order, segment: Segment, keep: tuple[int, ...], driver:
         checkpoint_seconds=order.checkpoint_seconds,
         measure=order.measure,
         weights=order.weights,
-        task={"name": task.spec.name, "model": task.spec.model, "options": [list(one) for one in task.spec.options]},
+        task={"name": spec.name, "model": spec.model, "options": [list(one) for one in spec.options]},
         segment=segment.describe(),
         modules=segment.modules(),
         keep=list(keep),

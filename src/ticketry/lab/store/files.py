@@ -50,15 +50,11 @@ def explain_os_errors(path: Path, doing: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        named = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else path
+        shown = str(named if path in named.parents and not named.name.endswith(".tmp") else path)
+        shown = shown if len(shown) <= _LONGEST_SHOWN else f"{shown[:_LONGEST_SHOWN]}…"
         kind = StoreError if error.errno in _ABOUT_THE_FILE else InaccessibleError
-        raise kind(f"cannot {doing} {_path_in_error(error, path)}: {_explain_error_number(error, doing)}") from error
-
-
-def _path_in_error(error: OSError, path: Path) -> str:
-    """Return a shortened path for an error message: the path in `error` if it is below `path`, else `path`."""
-    named = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else path
-    found = str(named if path in named.parents and not named.name.endswith(".tmp") else path)
-    return found if len(found) <= _LONGEST_SHOWN else f"{found[:_LONGEST_SHOWN]}…"
+        raise kind(f"cannot {doing} {shown}: {_explain_error_number(error, doing)}") from error
 
 
 def _explain_error_number(error: OSError, doing: str) -> str:
@@ -249,14 +245,12 @@ MEMOS: dict[str, Any] = {
     "coverage": _schema_of_stored_value(layers=list[dict[str, Any]]),
     "memory": _schema_of_stored_value(bytes=_Count),
     "flops": _Flops,
-    "left-out": _schema_of_stored_value(
-        trajectory=Digest | None, step=_Count
-    ),  # weights that a bundle left out, and their training
+    # Weights that a bundle left out, and their training.
+    "left-out": _schema_of_stored_value(trajectory=Digest | None, step=_Count),
     "again": _schema_of_stored_value(model=Digest),  # digest of the weights that were trained again
     "kernels": _Kernels,
-    "prices": _schema_of_stored_value(
-        layers=dict[str, tuple[_Positive, _Count]]
-    ),  # cost of one weight of a layer, number of weights
+    # Cost of one weight of a layer, number of weights.
+    "prices": _schema_of_stored_value(layers=dict[str, tuple[_Positive, _Count]]),
 }
 """Schema of each kind of stored value; values of other kinds are not checked."""
 

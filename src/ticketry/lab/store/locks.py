@@ -24,7 +24,6 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Annotated
 
@@ -170,16 +169,6 @@ class _Content(msgspec.Struct, frozen=True):
     """A random text, so that no two objects have the same content."""
 
 
-@dataclass(frozen=True)
-class LeaseSettings:
-    """Holds the settings of the leases that a process takes; a lease is the exclusive right to carry out a training."""
-
-    mirror: str
-    """Id of this machine's mirror of the store."""
-    seconds: float
-    """Length of a lease."""
-
-
 def lease_name(trajectory: str) -> str:
     """Return the name of the lease objects of the training with the key `trajectory`; ``@`` and a number follow it."""
     return f"trajectories/{trajectory[:2]}/{trajectory}.json"
@@ -202,17 +191,20 @@ def read_holder(data: bytes) -> Holder | None:
         return None
 
 
-def find_busy_trajectory(remote: Objects, terms: LeaseSettings) -> str:
-    """Return the key of a training whose lease another machine has renewed recently, or an empty string."""
+def find_busy_trajectory(remote: Objects, mirror: str, seconds: float) -> str:
+    """Return the key of a training whose lease another machine has renewed recently, or an empty string.
+
+    `mirror` is the id of this machine's mirror, and `seconds` the length of leases.
+    """
     now = remote.now()
     names = {
         one.name.rpartition("@")[0]
         for one in remote.list("trajectories/")
-        if "@" in one.name and now - one.modified < 2 * terms.seconds
+        if "@" in one.name and now - one.modified < 2 * seconds
     }
     for name in sorted(names):
         holder = find_newest_lease(remote, name)[1]
-        if holder is not None and holder.mirror != terms.mirror:
+        if holder is not None and holder.mirror != mirror:
             return PurePosixPath(name).stem
     return ""
 
@@ -223,12 +215,14 @@ def _list_lease_numbers(remote: Objects, name: str) -> dict[int, Listed]:
 
 
 class Lease:
-    """Gives this machine the exclusive right to one training; a thread renews the lease until `release`."""
+    """Gives this machine the exclusive right to one training; a thread renews the lease until `release`.
 
-    def __init__(self, remote: Objects, trajectory: str, terms: LeaseSettings) -> None:
-        self._remote, self._terms = remote, terms
-        self._name = lease_name(trajectory)
-        self._mine = Holder(uuid.uuid4().hex, terms.mirror, terms.seconds)
+    `mirror` is the id of this machine's mirror, and `seconds` the length of the lease.
+    """
+
+    def __init__(self, remote: Objects, trajectory: str, mirror: str, seconds: float) -> None:
+        self._remote, self._name, self._seconds = remote, lease_name(trajectory), seconds
+        self._mine = Holder(uuid.uuid4().hex, mirror, seconds)
         self._number = 0
         self._guard = threading.Lock()
         self._ended = threading.Event()
@@ -245,10 +239,12 @@ class Lease:
                 seen, unchanged_since = number, now
                 if holder is not None and listed is not None:
                     unchanged_since -= max(0.0, self._remote.now() - listed.modified)
-            if self._is_lease_free(holder, now - unchanged_since) and self._write(number + 1, self._mine):
+            old = holder is not None and now - unchanged_since > _SLACK * holder.seconds
+            free = holder is None or old or holder.mirror == self._mine.mirror
+            if free and self._write(number + 1, self._mine):
                 break
             time.sleep(random.uniform(0.5, 1) * pause)
-            pause = min(pause * 1.5, 2.0, self._terms.seconds / 10)
+            pause = min(pause * 1.5, 2.0, self._seconds / 10)
         threading.Thread(target=self._renew, name="lease", daemon=True).start()
 
     def release(self) -> None:
@@ -260,10 +256,7 @@ class Lease:
                     old = (number for number in _list_lease_numbers(self._remote, self._name) if number < self._number)
                     self._remote.delete([f"{self._name}@{number}" for number in old])
         except StoreError as error:
-            _log.warning("a lease could not be released, and expires in %.0f s: %s", self._terms.seconds, error)
-
-    def _is_lease_free(self, holder: Holder | None, unchanged: float) -> bool:
-        return holder is None or holder.mirror == self._terms.mirror or unchanged > _SLACK * holder.seconds
+            _log.warning("a lease could not be released, and expires in %.0f s: %s", self._seconds, error)
 
     def _write(self, number: int, holder: Holder | None) -> bool:
         """Create the lease object with this number; return False if another machine created it first."""
@@ -280,7 +273,7 @@ class Lease:
 
     def _renew(self) -> None:
         # After a third of the lease a renewal is given up; the next one shows whether the lease is still ours.
-        interval = self._terms.seconds / 3
+        interval = self._seconds / 3
         while not self._ended.wait(interval):
             try:
                 with limit_retry_time(interval), self._guard:

@@ -64,8 +64,6 @@ class Health:
     """Results that refer to a damaged or missing file."""
     leftover: list[Path] = field(default_factory=list)
     """Temporary files of processes that were killed while writing."""
-    set_aside: list[Path] = field(default_factory=list)
-    """Files that a repair moved to the store's folder `damaged`."""
 
     @property
     def sound(self) -> bool:
@@ -108,7 +106,10 @@ def check(store: Store, *, repair: bool = False, more: Iterable[Path] = ()) -> H
     health.damaged += more
     health.leftover = list(paths.leftovers())
     if repair:
-        health.set_aside = [_move_to_damaged(store, path) for path in (*health.damaged, *health.missing)]
+        for path in (*health.damaged, *health.missing):
+            place = _move_file(path, paths.unused_damaged_path(path))
+            if store.mirror:
+                store.mirror.move_aside(path, place)
         if not path_exists(paths.format):
             write_json(paths.format, DESCRIBED)
             if store.mirror:
@@ -150,13 +151,6 @@ def _is_damaged(path: Path, digest: str) -> bool:
             return file_digest(path) != digest
         except FileNotFoundError:
             return False  # deleted by a search that runs now
-
-
-def _move_to_damaged(store: Store, path: Path) -> Path:
-    place = _move_file(path, store.paths.unused_damaged_path(path))
-    if store.mirror:
-        store.mirror.move_aside(path, place)
-    return place
 
 
 def _move_file(path: Path, target: Path) -> Path:

@@ -39,7 +39,7 @@ from ticketry.files import (
 )
 from ticketry.lab.store.checkpoints import Uploads, fetch_newest_checkpoint
 from ticketry.lab.store.files import REPAIR, explain_os_errors, parse_canonical_record, path_exists, sealed_bytes
-from ticketry.lab.store.locks import Lease, LeaseSettings, find_busy_trajectory, is_running_mark
+from ticketry.lab.store.locks import Lease, find_busy_trajectory, is_running_mark
 from ticketry.lab.store.objects import Folder, Listed, Objects, limit_retry_time
 from ticketry.lab.store.paths import Paths, read_mirror_id
 
@@ -117,9 +117,8 @@ class Records:
                 found = [self._paths.object_name(path) for path in iterate_files(self._paths.root / folder)]
             for name in found:
                 parts = name.split("/")
-                if not (
-                    is_running_mark(parts[-1]) or _is_html_page(name) or any(part.startswith(".") for part in parts)
-                ):
+                hidden = any(part.startswith(".") for part in parts)
+                if not (hidden or is_running_mark(parts[-1]) or name.endswith(".html")):
                     yield name
 
     def _is_newer_than_index(self, listed: Listed, index: dict[str, Any]) -> bool:
@@ -129,8 +128,7 @@ class Records:
         )
 
     def _download(self, name: str, index: dict[str, Any], listed: Listed | None = None) -> None:
-        data = None if _is_html_page(name) else self._remote.get(name)
-        if data is None:
+        if name.endswith(".html") or (data := self._remote.get(name)) is None:
             return
         path = join_inside(self._paths.root, *name.split("/"))
         with explain_os_errors(path, "write"):
@@ -188,10 +186,6 @@ def _is_record(name: str) -> bool:
     return rest.count("/") == 0 and rest.endswith((".json", ".toml", ".md"))
 
 
-def _is_html_page(name: str) -> bool:
-    return name.endswith(".html")
-
-
 _OPENING_SECONDS = 10.0
 """Seconds for which opening a shared store is attempted."""
 _FRESH_SECONDS = 900.0
@@ -212,10 +206,9 @@ class Mirror:
         self.remote, self.paths, self.folder = remote, Paths(root), Folder(root)
         self.address = remote.address
         self.records = Records(remote, self.paths)
-        host = hashlib.sha256(
-            f"{socket.gethostname()} {read_mirror_id(root)}".encode()
-        )  # many hosts may share a home folder
-        self._terms = LeaseSettings(host.hexdigest()[:32], lease_seconds)
+        # The host is part of the id, since many hosts may share a home folder.
+        host = hashlib.sha256(f"{socket.gethostname()} {read_mirror_id(root)}".encode())
+        self._id, self._lease_seconds = host.hexdigest()[:32], lease_seconds
         self._unpublished = root.parent / "unpublished"
         self._seen: dict[str, float] = {}
         """When each object was last known to exist in the shared store."""
@@ -367,7 +360,7 @@ class Mirror:
     @contextlib.contextmanager
     def hold_lease(self, trajectory: str) -> Iterator[None]:
         """Within a ``with`` block, hold the lease (exclusive right) of a training; a thread uploads checkpoints."""
-        held = Lease(self.remote, trajectory, self._terms)
+        held = Lease(self.remote, trajectory, self._id, self._lease_seconds)
         held.take()
         uploads = self._uploads[trajectory] = Uploads(self.remote, trajectory)
         try:
@@ -380,7 +373,7 @@ class Mirror:
 
     def find_busy_trajectory(self) -> str:
         """Return the key of a training that another machine carries out now, or an empty string."""
-        return find_busy_trajectory(self.remote, self._terms)
+        return find_busy_trajectory(self.remote, self._id, self._lease_seconds)
 
     def fetch_checkpoint(self, trajectory: str, last: int) -> None:
         """Download the newest checkpoint, up to step `last`, of the training with the key `trajectory`."""
@@ -402,23 +395,20 @@ class Mirror:
         """Download records; with `results` also results that the folder lacks; with `everything` all objects again."""
         if everything:
             self.publish()
-            for one in sorted(self.remote.list(), key=lambda one: one.name):
-                self._download_again(one.name)
+            for name in sorted(one.name for one in self.remote.list()):
+                marker = self._unpublished_marker_path(name)
+                if name.startswith((".", "partial/", "trajectories/", "live/")):  # checkpoints, leases, messages
+                    continue
+                if name.startswith(FOLDERS):
+                    self.records.get(name)
+                elif not path_exists(marker) and (data := self.remote.get(name)) is not None:
+                    self.folder.put(name, data)
         elif results:
             for folder in ("memo/", "results/"):
                 for one in self.remote.list(folder):
                     if not path_exists(self.folder.path(one.name)):
                         self.get(one.name)
         self.records.fetch()
-
-    def _download_again(self, name: str) -> None:
-        """Download an object even if the local folder has it; do nothing for checkpoints, leases and messages."""
-        if name.startswith((".", "partial/", "trajectories/", "live/")):
-            return
-        if name.startswith(FOLDERS):
-            self.records.get(name)
-        elif not path_exists(self._unpublished_marker_path(name)) and (data := self.remote.get(name)) is not None:
-            self.folder.put(name, data)
 
     def publish(self) -> None:
         """Upload everything that this machine has written and not uploaded yet."""

@@ -301,7 +301,13 @@ class Bucket:
 
     def __init__(self, address: str) -> None:
         self.address = address
-        self._obstore = _import_obstore()
+        try:
+            import obstore
+            import obstore.exceptions
+            import obstore.store
+        except ImportError:
+            raise MissingExtraError("obstore", "cloud", "a store in a bucket") from None
+        self._obstore: Any = obstore
         self._small, self._large = (self._open_client(seconds) for seconds in (_SMALL_SECONDS, _LARGE_SECONDS))
         self._ahead: float | None = None
         """Provider's time in seconds since 1970 minus ``time.monotonic()``; None if not measured yet."""
@@ -369,14 +375,14 @@ class Bucket:
         yield from self._request("list", prefix, list_objects)
 
     def delete(self, names: Iterable[str]) -> None:
-        for name in names:
-            self._request("delete", name, lambda _: self._delete(name))  # noqa: B023
+        def delete_object(name: str) -> None:
+            try:
+                self._obstore.delete(self._small, name)
+            except FileNotFoundError as error:
+                self._raise_if_bucket_missing(error)
 
-    def _delete(self, name: str) -> None:
-        try:
-            self._obstore.delete(self._small, name)
-        except FileNotFoundError as error:
-            self._raise_if_bucket_missing(error)
+        for name in names:
+            self._request("delete", name, lambda _: delete_object(name))  # noqa: B023
 
     def now(self) -> float:
         if self._ahead is None:
@@ -416,16 +422,6 @@ class Bucket:
         if any(text in str(error) for text in _NO_BUCKET):
             bucket = self.address.split("/")[2]
             raise StoreError(f"{self.address}: there is no bucket {bucket}: create it, or correct its name") from None
-
-
-def _import_obstore() -> Any:
-    try:
-        import obstore
-        import obstore.exceptions
-        import obstore.store
-    except ImportError:
-        raise MissingExtraError("obstore", "cloud", "a store in a bucket") from None
-    return obstore
 
 
 def _object_version(meta: Any) -> str:

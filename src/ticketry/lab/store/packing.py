@@ -253,8 +253,10 @@ def _add_contents(opened: Bundle, store: Store) -> Unpacked:
             if known:
                 unchanged.append(path)
             continue
-        if part.kind == "run":
-            _write_run_file(path, data)
+        if part.kind == "run":  # its file goes before its record
+            file = path.with_name("run.toml")
+            if not path_exists(path) or (not path_exists(file) and _read_file(path) == data):
+                write_atomically(file, parse_canonical_record(data, "run")["config"].encode())
         if not path_exists(path):
             _write_store_file(store, path, data)
             new += 1
@@ -279,13 +281,6 @@ def _write_store_file(store: Store, path: Path, data: bytes) -> None:
         store.objects.put(store.paths.object_name(path), data)
     else:
         write_atomically(path, data)
-
-
-def _write_run_file(record: Path, data: bytes) -> None:
-    """Write the file ``run.toml`` of a run that lacks it; call this before the run's record is written."""
-    file = record.with_name("run.toml")
-    if not path_exists(record) or (not path_exists(file) and _read_file(record) == data):
-        write_atomically(file, parse_canonical_record(data, "run")["config"].encode())
 
 
 # -- which of two files stays ------------------------------------------------------------------------------------------

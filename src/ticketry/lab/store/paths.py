@@ -74,7 +74,7 @@ def local_folder(address: str | Path) -> Path:
     if not is_url(address):
         return Path(address)
     url = canonical_url(str(address))
-    folder = _mirrors_folder() / hashlib.sha256(url.encode()).hexdigest()[:32]
+    folder = cache_folder() / "stores" / hashlib.sha256(url.encode()).hexdigest()[:32]
     if why := why_not_private(folder):
         raise StoreError(f"{why}: remove write permission for others, or set TICKETRY_CACHE to a folder of your own")
     if _read_mirror_facts(folder).get("address") != url:
@@ -91,7 +91,7 @@ def local_folder(address: str | Path) -> Path:
 def shared_url(place: Path) -> str | None:
     """Return the URL of the shared store whose mirror is the folder `place`; None if the folder is not a mirror."""
     place = place.absolute()
-    if place.name != _MIRROR or place.parent.parent != _mirrors_folder():
+    if place.name != _MIRROR or place.parent.parent != cache_folder() / "stores":
         return None
     return _read_mirror_facts(place.parent).get("address")
 
@@ -117,10 +117,6 @@ def display_address(place: str | Path) -> str:
         if url := shared_url(folder):
             return "/".join([url, *path.relative_to(folder).parts])
     return str(place)
-
-
-def _mirrors_folder() -> Path:
-    return cache_folder() / "stores"
 
 
 def _read_mirror_facts(folder: Path) -> dict[str, str]:
@@ -222,12 +218,8 @@ class Paths:
         """Return the path of a record; `kind` is ``run``, ``evidence`` or ``campaign``."""
         return self.run(name) / "run.json" if kind == "run" else getattr(self, kind)(name)
 
-    @property
-    def costs_folder(self) -> Path:
-        """Folder of the files with measured costs of networks."""
-        return self.root / "costs"
-
     def costs(self, name: str) -> Path:
+        """Return the path of a file with measured costs of networks."""
         return join_inside(self.root, "costs", f"{name}.json")
 
     def live_file(self, driver: str, name: str) -> Path:

@@ -35,7 +35,7 @@ from ticketry.lab.store.files import (
     write_json,
 )
 from ticketry.lab.store.files import digest_of as digest_of
-from ticketry.lab.store.objects import Folder, Objects, SharedFolder
+from ticketry.lab.store.objects import Bucket, Folder, Objects, SharedFolder
 from ticketry.lab.store.paths import Paths, blob_name, local_folder, memo_name, result_name, results_name, shared_url
 
 if TYPE_CHECKING:  # imported with the first shared store
@@ -106,9 +106,8 @@ class Store:
             if not exists(root) or self.paths.has_folders():
                 return False
             others = [name for name in os.listdir(root) if not name.startswith(f".{self.paths.format.name}.")]
-        return (
-            bool(others) and self._read_own_format() is None
-        )  # another process may have created the store this very moment
+        # Another process may have created the store this very moment.
+        return bool(others) and self._read_own_format() is None
 
     # -- tensors -----------------------------------------------------------------------------------------------------
 
@@ -405,16 +404,11 @@ def open_existing_store(address: str | Path) -> Store | None:
     place = local_folder(address)
     if (url := shared_url(place)) and not _create_mirror(url, place).exists():
         return None
-    if not url and not is_store(place):
+    if not url and not path_exists(Paths(place).format):
         return None
     store = open_store(place)
     store.fetch()
     return store
-
-
-def is_store(place: Path) -> bool:
-    """Return whether the folder `place` is a store; `StoreError` if that cannot be found out."""
-    return path_exists(Paths(place).format)
 
 
 def publish_opened_stores() -> None:
@@ -425,21 +419,12 @@ def publish_opened_stores() -> None:
 
 def open_remote(url: str) -> Objects:
     """Return access to the objects at a URL, which must have the form that `canonical_url` returns."""
-    if url.startswith("file://"):
-        return SharedFolder(url)
-    from ticketry.lab.store.objects import Bucket
-
-    return Bucket(url)
+    return SharedFolder(url) if url.startswith("file://") else Bucket(url)
 
 
 def _create_mirror(url: str, place: Path) -> Mirror:
     from ticketry.lab.store.mirror import Mirror
 
-    return Mirror(open_remote(url), place, lease_seconds=_lease_seconds())
-
-
-def _lease_seconds() -> float:
-    """Return the seconds after which another machine may take over a training (TICKETRY_LEASE_SECONDS, or 60)."""
     text = os.environ.get("TICKETRY_LEASE_SECONDS", "")
     try:
         seconds = float(text or 60.0)
@@ -447,4 +432,4 @@ def _lease_seconds() -> float:
         seconds = 0.0
     if not 1 <= seconds <= 86_400:
         raise UsageError(f"TICKETRY_LEASE_SECONDS is {text!r:.40}: it must be a number of seconds from 1 to 86400")
-    return seconds
+    return Mirror(open_remote(url), place, lease_seconds=seconds)

@@ -10,7 +10,7 @@ import multiprocessing
 import traceback
 import warnings
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -111,9 +111,16 @@ def batches(
         first: returns, for a step, the position in the batch of the first example; needed if `examples` returns only a
             part of each batch.
     """
-    if split.reader is None:
-        return _yield_batches_in_memory(split, examples, steps, device)
-    return _yield_batches_read_ahead(split, split.reader, examples, steps, device, augment, seed, first)
+    if split.reader is not None:
+        yield from _yield_batches_read_ahead(split, split.reader, examples, steps, device, augment, seed, first)
+        return
+    inputs, targets = split.inputs, split.targets
+    home = inputs.device
+    move = home.type != device  # computed once: a step of a LeNet takes 1 ms
+    for step in steps:
+        index = examples(step).to(home)
+        batch = inputs.index_select(0, index), targets.index_select(0, index)
+        yield (batch[0].to(device), batch[1].to(device)) if move else batch
 
 
 def batches_in_order(split: Split, device: str) -> Batches:
@@ -131,23 +138,6 @@ def split_augmentations(split: Split, augment: tuple[str, ...]) -> tuple[tuple[s
     """Divide the names `augment` into augmentations that the reader applies and those applied to whole batches."""
     own = split.reader.augmentations if split.reader else ()
     return tuple(name for name in augment if name in own), tuple(name for name in augment if name not in own)
-
-
-def move_to_device(split: Split, device: str) -> Split:
-    """Return the split with its tensors on `device`; if the split is read from disk, return it unchanged."""
-    return split if split.reader else Split(split.inputs.to(device), split.targets.to(device))
-
-
-def _yield_batches_in_memory(
-    split: Split, examples: Callable[[int], Tensor], steps: Iterable[int], device: str
-) -> Batches:
-    inputs, targets = split.inputs, split.targets
-    home = inputs.device
-    move = home.type != device  # computed once: a step of a LeNet takes 1 ms
-    for step in steps:
-        index = examples(step).to(home)
-        batch = inputs.index_select(0, index), targets.index_select(0, index)
-        yield (batch[0].to(device), batch[1].to(device)) if move else batch
 
 
 def _yield_batches_read_ahead(

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from ticketry.errors import StoreError
-from ticketry.lab.process import received_stop_signal
 from ticketry.lab.store.references import output_digests
 from ticketry.lab.store.store import Store, digest_of, open_store
 from ticketry.lab.training.job import Job, Watch, Work
@@ -41,8 +40,10 @@ def execute(
     watch.report_waiting(segment)
     with store.lock(segment.trajectory):
         if is_done(store, segment, keep, measure=measure):
-            if weights and lacks_weights(store, segment):
-                retrain_left_out_weights(store, data, segment, watch)
+            if weights:
+                record = store.load_valid_result(segment.trajectory, segment.last)
+                if record and any(map(store.is_left_out, output_digests(record))):
+                    retrain_left_out_weights(store, data, segment, watch)
             return Work()
         if segment.arithmetic.ranks > 1:
             return train_in_ranks(store, data, segment, keep, watch, measure=measure)
@@ -72,7 +73,7 @@ class WeightRetrainer:
 
     def __call__(self, digest: str, trajectory: str, step: int) -> None:
         """Repeat the training with the key `trajectory` up to `step`, and store the weights."""
-        retrain_left_out_weights(self._store, self._data, self.segment(digest, trajectory, step), _SignalWatch())
+        retrain_left_out_weights(self._store, self._data, self.segment(digest, trajectory, step), Watch())
 
     def segment(self, digest: str, trajectory: str, step: int) -> Segment:
         """Return the segment whose training gives the weights `digest`; `StoreError` if it cannot be trained here."""
@@ -96,14 +97,6 @@ def open_training_store(address: str, data: Path | None, segment: Segment) -> St
     store = open_store(address)
     store.retrain = WeightRetrainer(store, data, {digest_of(dict(segment.task.key())): segment.task})
     return store
-
-
-def lacks_weights(store: Store, segment: Segment) -> bool:
-    """Return whether the store has the result of `segment` without weights, as a bundle was packed without them."""
-    record = store.load_valid_result(segment.trajectory, segment.last)
-    if record is None:
-        return False
-    return any(map(store.is_left_out, output_digests(record)))
 
 
 def retrain_left_out_weights(store: Store, data: Path | None, segment: Segment, watch: Watch) -> None:
@@ -145,8 +138,3 @@ class _WeightsJob(Job):
                     before[:12],
                 )
                 self.store.put_memo("again", before, {"model": now})
-
-
-class _SignalWatch(Watch):
-    def is_stop_requested(self) -> bool:
-        return bool(received_stop_signal())

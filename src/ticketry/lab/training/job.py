@@ -65,8 +65,8 @@ class Watch:
         """Receive a report that the state at `step` was stored because of a request to stop."""
 
     def is_stop_requested(self) -> bool:
-        """Return whether the training should store its state and stop."""
-        return False
+        """Return whether the training should store its state and stop; by default after a signal to this process."""
+        return bool(received_stop_signal())
 
 
 @dataclass(frozen=True)
@@ -289,9 +289,8 @@ class Checkpoints:
     def __call__(self) -> None:
         now = time.monotonic()
         job, group = self._job, self._job.group
-        late = (
-            now + (now - self._stopwatch.then) >= self._next_checkpoint
-        )  # at the end of the next step, the checkpoint would be late
+        # At the end of the next step, the checkpoint would be late.
+        late = now + (now - self._stopwatch.then) >= self._next_checkpoint
         job.train_seconds += self._stopwatch.lap(now)
         if late or now >= self._next_tick:
             self._next_tick = now + min(_TICK_SECONDS, self._watch.checkpoint_seconds)
@@ -305,24 +304,13 @@ class Checkpoints:
         job.store_partial(self._loop.state())
         stored = time.monotonic()
         self._stopwatch.start(stored)
-        self._next_checkpoint = _time_of_next_checkpoint(now, stored, self._watch.checkpoint_seconds)
+        # So that a killed process loses at most `interval` seconds, if storing takes at most 1.5 times as long the next
+        # time. If storing takes most of the interval, train for as long as storing took, but at most half the interval.
+        interval, storing = self._watch.checkpoint_seconds, stored - now
+        self._next_checkpoint = max(now + interval - 1.5 * storing, stored + min(storing, interval / 2))
         self._due = False
         if self._stop:
             raise self.report_interruption()
-
-
-def _time_of_next_checkpoint(taken: float, stored: float, interval: float) -> float:
-    """Return the time at which to take the next checkpoint, so that a killed process loses at most `interval` seconds.
-
-    Storing a checkpoint is assumed to take at most 1.5 times as long as the last time. If storing takes most of the
-    interval, training continues for as long as storing took, but at most for half the interval.
-
-    Args:
-        taken: time at which storing the last checkpoint began.
-        stored: time at which storing the last checkpoint ended.
-    """
-    storing = stored - taken
-    return max(taken + interval - 1.5 * storing, stored + min(storing, interval / 2))
 
 
 class Stopwatch:

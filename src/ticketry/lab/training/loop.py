@@ -232,7 +232,13 @@ class Loop:
         """Raise an error if the training violates a condition of a variant, such as that removed weights are 0."""
         for effect in self.effects.values():
             effect.check()
-        self._check_unsaved_buffers()
+        for name, buffer in self.model.named_buffers() if self._unsaved else ():
+            before = self._unsaved.get(normal_name(name))
+            if before is not None and before.shape == buffer.shape and not torch.equal(before.to(buffer), buffer):
+                raise TaskError(
+                    f"the task {self.task.name}: training changes the buffer {name} of its model, which its state dict"
+                    " leaves out, so that no checkpoint has it: register it with persistent=True"
+                )
         if self._group is not None:
             self._group.require_same_weights(self.model)
 
@@ -311,16 +317,6 @@ class Loop:
         for effect in self.effects.values():
             state = effect.convert_state_for_store(state)
         return state
-
-    def _check_unsaved_buffers(self) -> None:
-        """Raise `TaskError` if training has changed a buffer that the state dict, and so a checkpoint, lacks."""
-        for name, buffer in self.model.named_buffers() if self._unsaved else ():
-            before = self._unsaved.get(normal_name(name))
-            if before is not None and before.shape == buffer.shape and not torch.equal(before.to(buffer), buffer):
-                raise TaskError(
-                    f"the task {self.task.name}: training changes the buffer {name} of its model, which its state dict"
-                    " leaves out, so that no checkpoint has it: register it with persistent=True"
-                )
 
     def facts(self) -> dict[str, Any]:
         """Return entries that the variants (changes to the training) add to the result's record, as JSON values."""

@@ -134,9 +134,8 @@ class CudaGraphs:
     def __call__(self, call: Callable[[], Tensor]) -> tuple[Tensor, Replay]:
         """Record a call; raise `RuntimeError` if that is impossible, such as if `call` copies a value from the GPU."""
         graph = torch.cuda.CUDAGraph()
-        recording = torch.cuda.graph(
-            graph, pool=self._pool, capture_error_mode="thread_local"
-        )  # other threads pin memory
+        # Other threads pin memory.
+        recording = torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local")
         # The outer block restores the stream if recording fails.
         with torch.cuda.stream(torch.cuda.current_stream()), recording:
             made = call()

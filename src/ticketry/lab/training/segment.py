@@ -182,13 +182,14 @@ class Segment:
         return course
 
 
-def check_task(name: str, spec: Spec | None) -> None:
-    """Raise `TaskError` if the task `name` has no `spec`, from which other processes could build it."""
-    if spec is None:
+def require_spec(task: Task) -> Spec:
+    """Return the task's spec, from which other processes build the task; raise `TaskError` if the task has none."""
+    if task.spec is None:
         raise TaskError(
-            f"the task {name!r} was made in this process and another cannot make it: name it as"
+            f"the task {task.name!r} was made in this process and another cannot make it: name it as"
             " package.module:object, or train in this process (workers=0) on one device"
         )
+    return task.spec
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import inspect
 from collections.abc import Callable, Generator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -157,7 +157,8 @@ class SupervisedSession(Session):
 
     def __init__(self, task: Task, train: Split, recipe: Recipe, seed: int, arithmetic: Arithmetic) -> None:
         self.task, self.recipe, self.seed, self.arithmetic = task, recipe, seed, arithmetic
-        self._examples = data_loading.move_to_device(train, arithmetic.device)
+        device = arithmetic.device
+        self._examples = train if train.reader else Split(train.inputs.to(device), train.targets.to(device))
         self._read_with, self._augment = data_loading.split_augmentations(train, recipe.augment)
         self._order = build_data_order(train, seed, recipe.batch).batch
         self._generator = torch.Generator()
@@ -168,7 +169,9 @@ class SupervisedSession(Session):
         found = data_loading.batches(
             self._examples, self._order, steps, device, augment=self._read_with, seed=self.seed
         )
-        return self._augment_batches(found, steps) if self._augment else found
+        with contextlib.closing(found):
+            for step, (inputs, targets) in zip(steps, found, strict=True):
+                yield (self._augment_inputs(inputs, step) if self._augment else inputs), targets
 
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
         inputs, targets = batch
@@ -179,22 +182,9 @@ class SupervisedSession(Session):
         inputs, targets = batch
         return forward(self.task, model, inputs, self.arithmetic), targets
 
-    def _augment_batches(self, batches: data_loading.Batches, steps: range) -> data_loading.Batches:
-        with contextlib.closing(batches):
-            for step, (inputs, targets) in zip(steps, batches, strict=True):
-                yield self._augment_inputs(inputs, step), targets
-
     def _augment_inputs(self, inputs: Tensor, step: int) -> Tensor:
         self._generator.manual_seed(mix(self.seed, "augment", step))
         return self.task.augment(inputs, self._augment, self._generator)
-
-
-class Part(NamedTuple):
-    """Holds the part of a batch that one of several processes trains, and the position of the part in the batch."""
-
-    inputs: Tensor
-    targets: Tensor
-    place: PartOfBatch
 
 
 class SupervisedPart(Supervised):
@@ -235,7 +225,7 @@ class SupervisedPart(Supervised):
 
 
 class PartSession(SupervisedSession):
-    """Yields, for one of several processes (ranks), the rank's parts of the batches of a `SupervisedSession`."""
+    """Yields one rank's parts of the batches of a `SupervisedSession`: inputs, targets and place in the batch."""
 
     def __init__(
         self, task: Task, train: Split, recipe: Recipe, seed: int, arithmetic: Arithmetic, ranks: Ranks
@@ -259,7 +249,7 @@ class PartSession(SupervisedSession):
                 if self._augment:
                     with self._ranks.drawing(place):
                         inputs = self._augment_inputs(inputs, step)
-                yield Part(inputs, targets, place)
+                yield inputs, targets, place
 
     def _part_of_step(self, step: int) -> PartOfBatch:
         done = step % steps_per_epoch(self._whole, self.recipe.batch) * self.recipe.batch
@@ -274,7 +264,7 @@ class PartSession(SupervisedSession):
         return weighted
 
     def outputs(self, model: nn.Module, batch: Any, of: str = "") -> tuple[Tensor, Tensor]:
-        with self._ranks.drawing(batch.place):
+        with self._ranks.drawing(batch[2]):
             return super().outputs(model, batch[:2], of)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -117,10 +117,7 @@ def flops_by_weight(parameters: Mapping[str, nn.Parameter], forward: Callable[[]
         >>> found.dense, found.left({"weight": 0.75})
         (96, 24.0)
     """
-    with (
-        _make_counter() as counter,
-        _Products(_WeightNames.from_parameters(parameters), counter.flop_registry) as products,
-    ):
+    with _make_counter() as counter, _Products(parameters, counter.flop_registry) as products:
         loss = forward()
         if not loss.requires_grad:
             raise UsageError(
@@ -138,10 +135,7 @@ def forward_flops(parameters: Mapping[str, nn.Parameter], forward: Callable[[], 
 
     `parameters` are the parameters that may be masked, by name; `forward` is a function that computes the forward pass.
     """
-    with (
-        _make_counter() as counter,
-        _Products(_WeightNames.from_parameters(parameters), counter.flop_registry) as products,
-    ):
+    with _make_counter() as counter, _Products(parameters, counter.flop_registry) as products:
         forward()
     return FlopsByWeight(int(counter.get_total_flops()), products.flops)
 
@@ -167,18 +161,13 @@ def _convolution_backward_flops(*shapes: Any, **_: Any) -> int:
 
 def _recurrent_flops(inputs: Any, *shapes: Any, **_: Any) -> int:
     """Return the FLOPs of a recurrent layer: a product with each weight matrix at every step of the sequence."""
-    return int(2 * prod(inputs[:-1]) * sum(prod(shape) for shape in _recurrent_weight_shapes(shapes)))
+    weights = shapes[0] if shapes and isinstance(shapes[0], list) else shapes[:4]
+    return int(2 * prod(inputs[:-1]) * sum(prod(shape) for shape in weights if len(shape) == 2))
 
 
 def _recurrent_backward_flops(*shapes: Any, **_: Any) -> int:
     """Return the FLOPs of the gradients of a recurrent layer's inputs and weight matrices."""
     return 2 * _recurrent_flops(*shapes)
-
-
-def _recurrent_weight_shapes(shapes: Sequence[Any]) -> Sequence[Any]:
-    """Return the shapes of the weight matrices, given the arguments of a recurrent operation after its input."""
-    weights = shapes[0] if shapes and isinstance(shapes[0], list) else shapes[:4]
-    return [shape for shape in weights if len(shape) == 2]
 
 
 _RECURRENT = {
@@ -190,24 +179,25 @@ _RECURRENT = {
 """Formulas for operations that compute a whole recurrent layer; on other devices torch uses single products."""
 
 
-class _WeightNames:
-    """Finds the name of a weight by its memory address; also works for views and for copies that were registered."""
+class _Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """While active, adds up the FLOPs of the products with each weight; weights are recognised by memory address."""
 
-    def __init__(self) -> None:
+    def __init__(self, parameters: Mapping[str, nn.Parameter], formulas: Any) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._formulas = formulas
         self._ranges: dict[int, list[tuple[int, int, str, bool]]] = {}
-
-    @classmethod
-    def from_parameters(cls, parameters: Mapping[str, nn.Parameter]) -> _WeightNames:
-        named = cls()
+        self._alive: list[Tensor] = []
+        """Copies of weights, which must not be freed, since another tensor could then get their memory address."""
+        self.forward = True
+        self.flops: dict[tuple[str, ...], float] = {}
         for name, parameter in parameters.items():
-            named.add(parameter, name, parameter.requires_grad)
-        return named
+            self._register_weight(parameter, name, parameter.requires_grad)
 
-    def add(self, tensor: Tensor, name: str, trained: bool) -> None:
+    def _register_weight(self, tensor: Tensor, name: str, trained: bool) -> None:
         start = int(tensor.storage_offset())
         self._ranges.setdefault(_memory_address(tensor), []).append((start, start + tensor.numel(), name, trained))
 
-    def find(self, tensor: Tensor) -> tuple[str, bool] | None:
+    def _find_weight(self, tensor: Tensor) -> tuple[str, bool] | None:
         """Return the name of the weight whose memory `tensor` uses, and whether the weight is trained; else None."""
         at = int(tensor.storage_offset())
         for start, stop, name, trained in self._ranges.get(_memory_address(tensor), []):
@@ -215,25 +205,13 @@ class _WeightNames:
                 return name, trained
         return None
 
-
-class _Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """While active, adds up the FLOPs of the products with each weight; weights are recognised by memory address."""
-
-    def __init__(self, named: _WeightNames, formulas: Any) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._named, self._formulas = named, formulas
-        self._alive: list[Tensor] = []
-        """Copies of weights, which must not be freed, since another tensor could then get their memory address."""
-        self.forward = True
-        self.flops: dict[tuple[str, ...], float] = {}
-
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
-        seen = [(tensor, found) for tensor in _iterate_tensors(args) if (found := self._named.find(tensor))]
+        seen = [(tensor, found) for tensor in _iterate_tensors(args) if (found := self._find_weight(tensor))]
         weights = [found for _, found in seen]
         if weights and func in _COPIES:
-            self._named.add(out, *weights[0])
+            self._register_weight(out, *weights[0])
             self._alive.append(out)
         packet = getattr(func, "_overloadpacket", None)
         if packet in _RECURRENT:

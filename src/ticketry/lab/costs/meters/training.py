@@ -38,9 +38,7 @@ class EnergyMeter:
 
     def __init__(self, powercap: Path = POWERCAP) -> None:
         """Read the energy meters of processors (RAPL, in the folder `powercap`) and of GPUs for the first time."""
-        self._domains = sorted(
-            path for path in _list_folder(powercap) if path.name.count(":") == 1 and path.name.startswith("intel-rapl")
-        )
+        self._domains = sorted(path for path in powercap.glob("intel-rapl*") if path.name.count(":") == 1)
         self._processors = self._read_processor_microjoules()
         self._gpus = _read_gpu_millijoules()
 
@@ -57,7 +55,10 @@ class EnergyMeter:
             meters.append("RAPL (whole processors)")
             for domain, before in self._processors.items():
                 spent = now[domain] - before
-                joules += (spent if spent >= 0 else spent + _read_number(domain / "max_energy_range_uj", 0)) / 1e6
+                if spent < 0:  # the counter began again at 0
+                    with contextlib.suppress(OSError, ValueError):
+                        spent += float((domain / "max_energy_range_uj").read_text())
+                joules += spent / 1e6
         gpus = _read_gpu_millijoules()
         if self._gpus is not None and gpus is not None:
             meters.append("NVML (all GPUs)")
@@ -107,18 +108,6 @@ def open_energy_meter(kind: str = "meter", powercap: Path = POWERCAP) -> Energie
         raise UsageError(f"energy must be meter or estimate, got {kind!r}")
     meter = EnergyMeter(powercap)
     return EnergyEstimate() if kind == "estimate" and not meter.readable else meter
-
-
-def _list_folder(folder: Path) -> list[Path]:
-    with contextlib.suppress(OSError):
-        return list(folder.iterdir())
-    return []
-
-
-def _read_number(path: Path, otherwise: float) -> float:
-    with contextlib.suppress(OSError, ValueError):
-        return float(path.read_text())
-    return otherwise
 
 
 def _read_gpu_millijoules() -> float | None:

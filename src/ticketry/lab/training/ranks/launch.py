@@ -46,7 +46,7 @@ from ticketry.lab.training.job import Job, Watch, Work
 from ticketry.lab.training.loop import Loop
 from ticketry.lab.training.precision import FSDP
 from ticketry.lab.training.ranks.group import Group, ShardedGroup
-from ticketry.lab.training.segment import Segment, check_task
+from ticketry.lab.training.segment import Segment, require_spec
 from ticketry.lab.training.state import TrainingState
 from ticketry.tasks import catalogue
 from ticketry.tasks.task import Spec
@@ -91,15 +91,14 @@ def main(rank: int, request: RankRequest, pipes: Sequence[Connection], stop: Con
         if number != rank:
             other.close()
     try:
-        answer: tuple[str, Any] = ("done", _train_in_rank(rank, request, pipe, stop, meet))
-    except _StoppedAt as stopped:
-        answer = ("stopped", stopped.args)
+        answer = _train_in_rank(rank, request, pipe, stop, meet)
     except Exception as error:
         answer = ("failed", make_picklable(error))
     pipe.send(answer)  # the parent then ends all ranks
 
 
-def _train_in_rank(rank: int, request: RankRequest, pipe: Connection, stop: Connection, meet: Path) -> Work:
+def _train_in_rank(rank: int, request: RankRequest, pipe: Connection, stop: Connection, meet: Path) -> tuple[str, Any]:
+    """Train, and return ``done`` with the work done, or ``stopped`` with the step of the stored state and a message."""
     for module in request.modules:  # the user's own process has imported them
         importlib.import_module(module)
     segment = Segment.from_description(request.segment, catalogue.create_task(request.spec))
@@ -115,14 +114,10 @@ def _train_in_rank(rank: int, request: RankRequest, pipe: Connection, stop: Conn
         try:
             job.train(watch)
         except InterruptedTrainingError as error:
-            raise _StoppedAt(watch.stored_at, str(error)) from error
+            return "stopped", (watch.stored_at, str(error))
         work = job.work(time.perf_counter() - began, time.process_time() - busy)
         group.disconnect()
-        return work
-
-
-class _StoppedAt(Exception):
-    """Raised if the training was stopped and its state is stored; the arguments are the step and a message."""
+        return "done", work
 
 
 class _SilentWatch(Watch):
@@ -253,16 +248,14 @@ def train_in_ranks(
     store: Store, data: Path | None, segment: Segment, keep: Sequence[int], watch: Watch, *, measure: bool
 ) -> Work:
     """Train a segment in several processes and return the amount of work; this process must hold the segment's lock."""
-    task = segment.task
-    check_task(task.name, task.spec)
-    assert task.spec is not None
+    spec = require_spec(segment.task)
     for digest in filter(store.is_left_out, segment.blobs()):
         store.get_bytes(digest)  # weights that a bundle left out are trained again once, here
     request = RankRequest(
         store=store.paths.root,
         mirrored=store.mirror is not None,
         data=data,
-        spec=task.spec,
+        spec=spec,
         segment=segment.describe(),
         modules=tuple(segment.modules()),
         keep=tuple(keep),
@@ -304,6 +297,10 @@ class _RankProcess:
     def is_lost(self) -> bool:
         """Whether the process ended without an answer."""
         return self.answer is None and not self.process.is_alive() and (self.silent or not self.pipe.poll())
+
+    @property
+    def has_failed(self) -> bool:
+        return self.answer is not None and self.answer[0] == "failed"
 
 
 class _RankProcesses:
@@ -356,7 +353,7 @@ class _RankProcesses:
         with defer_signals():
             while first.answer is None:
                 self._handle_rank_messages(store, segment, watch)
-                if any(rank.is_lost or _has_failed(rank) for rank in self.ranks):
+                if any(rank.is_lost or rank.has_failed for rank in self.ranks):
                     self._await_other_ranks(store, segment, watch)
                     raise self._choose_error()
                 self._ask_ranks_to_stop(segment, watch)
@@ -415,7 +412,7 @@ class _RankProcesses:
                     f"rank {rank.number} of {len(self.ranks)} ended without an answer (exit code"
                     f" {rank.process.exitcode})"
                 )
-        errors = [rank.answer[1] for rank in self.ranks if _has_failed(rank) and rank.answer]
+        errors = [rank.answer[1] for rank in self.ranks if rank.answer and rank.has_failed]
         found: Exception = min(errors, key=lambda error: not isinstance(error, TicketryError))
         return found
 
@@ -439,10 +436,6 @@ def _hide_torch_warnings() -> Iterator[None]:
         yield
     finally:
         os.environ.pop(_LEVEL, None)
-
-
-def _has_failed(rank: _RankProcess) -> bool:
-    return rank.answer is not None and rank.answer[0] == "failed"
 
 
 def _call_objects(objects: Objects, name: str, arguments: tuple[Any, ...], named: dict[str, Any]) -> tuple[str, Any]:
