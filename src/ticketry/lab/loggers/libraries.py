@@ -5,6 +5,7 @@ The trainings of a search or verification form a group, or are nested in the run
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -59,8 +60,10 @@ class Trackio(_Runs):
             for module_name, module in list(sys.modules.items()):
                 if module_name.partition(".")[0] == "trackio":
                     vars(module)["print"] = lambda *_, **__: None
-            elsewhere = os.environ.get("TRACKIO_SPACE_ID") or os.environ.get("TRACKIO_SERVER_URL")
-            self._existing = {} if elsewhere else self._fetch_runs()
+            self._existing = {}
+            if not (os.environ.get("TRACKIO_SPACE_ID") or os.environ.get("TRACKIO_SERVER_URL")):
+                with contextlib.suppress(ValueError):  # there is no such project yet
+                    self._existing = {one.name: one for one in trackio.Api().runs(self._project)}
         name = run.group if run.whole else f"{run.group} {run.name}"
         if (known := self._existing.pop(name, None)) is not None:
             if not run.whole:
@@ -88,14 +91,6 @@ class Trackio(_Runs):
 
     def where(self) -> str:
         return f"trackio show --project {self._project}"
-
-    def _fetch_runs(self) -> dict[str, Any]:
-        import trackio
-
-        try:
-            return {one.name: one for one in trackio.Api().runs(self._project)}
-        except ValueError:  # there is no such project yet
-            return {}
 
 
 class Wandb(_Runs):

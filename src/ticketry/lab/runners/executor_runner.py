@@ -337,10 +337,10 @@ class _Processes(Pool):
     def submit(self, request: str, needs: Needs) -> Future[str]:
         with self._guard, block_signals():  # `submit` may start processes
             try:
-                return self.executor.submit(_execute_request, request)
+                return self.executor.submit(execute, request, pass_signal_on=_exit_after_answer)
             except BrokenProcessPool:
                 self.executor = self._build_pool()
-                return self.executor.submit(_execute_request, request)
+                return self.executor.submit(execute, request, pass_signal_on=_exit_after_answer)
 
     def is_loss(self, error: BaseException) -> bool:
         return isinstance(error, BrokenProcessPool)
@@ -363,10 +363,6 @@ def _prepare_process(path: list[str]) -> None:
     unblock_signals()
     sys.path[:] = path
     exit_when_parent_exits()
-
-
-def _execute_request(request: str) -> str:
-    return execute(request, pass_signal_on=_exit_after_answer)
 
 
 def _exit_after_answer(number: int) -> None:

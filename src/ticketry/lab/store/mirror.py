@@ -25,18 +25,8 @@ from typing import Any
 
 import filelock
 
+from ticketry import files
 from ticketry.errors import DamagedBlobError, StoreError
-from ticketry.files import (
-    content_of,
-    is_file,
-    iterate_files,
-    iterate_folders,
-    join_inside,
-    list_matching,
-    make_folder,
-    parse_json,
-    write_atomically,
-)
 from ticketry.lab.store.checkpoints import Uploads, fetch_newest_checkpoint
 from ticketry.lab.store.files import REPAIR, explain_os_errors, parse_canonical_record, path_exists, sealed_bytes
 from ticketry.lab.store.locks import Lease, find_busy_trajectory, is_running_mark
@@ -69,7 +59,7 @@ class Records:
             ]
             for name in sorted(names, key=lambda name: (_is_record(name), name)):
                 with contextlib.suppress(FileNotFoundError):
-                    stamp, data = self._file_size_and_time(name), content_of(self._paths.root / name)
+                    stamp, data = self._file_size_and_time(name), files.content_of(self._paths.root / name)
                     data = self._replace_store_folder(name, data, str(self._paths.root), self._remote.address)
                     index[name] = {"here": stamp, "there": self._remote.put(name, data).strip()}
 
@@ -88,7 +78,7 @@ class Records:
                 page.unlink(missing_ok=True)
                 del index[name]
             with explain_os_errors(self._paths.runs, "read"):
-                folders = list(iterate_folders(self._paths.runs))
+                folders = list(files.iterate_folders(self._paths.runs))
             for folder in reversed(folders):
                 with contextlib.suppress(OSError):  # the folder is not empty
                     folder.rmdir()
@@ -114,7 +104,7 @@ class Records:
     def _local_names(self) -> Iterator[str]:
         for folder in FOLDERS:
             with explain_os_errors(self._paths.root / folder, "read"):
-                found = [self._paths.object_name(path) for path in iterate_files(self._paths.root / folder)]
+                found = [self._paths.object_name(path) for path in files.iterate_files(self._paths.root / folder)]
             for name in found:
                 parts = name.split("/")
                 hidden = any(part.startswith(".") for part in parts)
@@ -130,9 +120,10 @@ class Records:
     def _download(self, name: str, index: dict[str, Any], listed: Listed | None = None) -> None:
         if name.endswith(".html") or (data := self._remote.get(name)) is None:
             return
-        path = join_inside(self._paths.root, *name.split("/"))
+        path = files.join_inside(self._paths.root, *name.split("/"))
+        data = self._replace_store_folder(name, data, self._remote.address, str(self._paths.root))
         with explain_os_errors(path, "write"):
-            write_atomically(path, self._replace_store_folder(name, data, self._remote.address, str(self._paths.root)))
+            files.write_atomically(path, data)
             if listed is not None:
                 os.utime(path, (listed.modified, listed.modified))  # `ticketry list runs` shows when a run changed
         index[name] = {"here": self._file_size_and_time(name), "there": listed.version.strip() if listed else ""}
@@ -150,17 +141,17 @@ class Records:
     def _locked_index(self) -> Iterator[dict[str, Any]]:
         """Within a ``with`` block, lock the index and yield its entries; afterwards store the entries."""
         with self._guard:
-            make_folder(self._index.parent, private=True)
+            files.make_folder(self._index.parent, private=True)
             with self._lock:
                 try:
-                    index = parse_json(content_of(self._index))
+                    index = files.parse_json(files.content_of(self._index))
                 except (OSError, ValueError, RecursionError):
                     index = {}
                 try:
                     yield index
                 finally:
                     with explain_os_errors(self._index, "write"):
-                        write_atomically(self._index, json.dumps(index).encode(), private=True)
+                        files.write_atomically(self._index, json.dumps(index).encode(), private=True)
 
     def _file_size_and_time(self, name: str) -> list[int]:
         about = (self._paths.root / name).stat()
@@ -221,12 +212,13 @@ class Mirror:
             return
         with limit_retry_time(_OPENING_SECONDS):
             found = self.remote.get("store.json")
-            if found is None and self._has_foreign_files():
+            tops = (one.name.partition("/")[0] for one in self.remote.list())
+            if found is None and any(top not in _TOP and not top.startswith(".") for top in tops):
                 raise StoreError(f"{self.address} has other things in it, not a store: choose another folder below it")
         if found is not None:
             self.folder.put("store.json", found)
             try:
-                parse_json(found)
+                files.parse_json(found)
             except (ValueError, RecursionError):
                 raise StoreError(
                     f"{self.address}/store.json is damaged: delete this object, the next command writes it again"
@@ -239,10 +231,6 @@ class Mirror:
     def exists(self) -> bool:
         with limit_retry_time(_OPENING_SECONDS):
             return self.remote.get("store.json") is not None
-
-    def _has_foreign_files(self) -> bool:
-        tops = (one.name.partition("/")[0] for one in self.remote.list())
-        return any(top not in _TOP and not top.startswith(".") for top in tops)
 
     def get(self, name: str, *, fresh: bool = False) -> bytes | None:
         if fresh and path_exists(self._unpublished_marker_path(name)):  # the local copy is newer
@@ -322,10 +310,10 @@ class Mirror:
         """Upload all objects that are marked as unpublished, tensors first and the records that refer to them last."""
         waiting = []
         with explain_os_errors(self._unpublished, "read"):
-            markers = list_matching(self._unpublished, "*.json")
+            markers = files.list_matching(self._unpublished, "*.json")
         for marker in markers:
             with contextlib.suppress(OSError, ValueError, KeyError, AttributeError, RecursionError):
-                told = parse_json(content_of(marker))
+                told = files.parse_json(files.content_of(marker))
                 folder = told["name"].partition("/")[0]
                 order = _CONTENT.index(folder) if folder in _CONTENT else len(_CONTENT)
                 waiting.append((order, told["name"], bool(told["replace"])))
@@ -338,13 +326,13 @@ class Mirror:
     def _mark_unpublished(self, name: str, *, replace: bool) -> None:
         marker = self._unpublished_marker_path(name)
         with explain_os_errors(marker, "write"):
-            make_folder(marker.parent, private=True)
-            write_atomically(marker, json.dumps({"name": name, "replace": replace}).encode())
+            files.make_folder(marker.parent, private=True)
+            files.write_atomically(marker, json.dumps({"name": name, "replace": replace}).encode())
 
     def _upload_object(self, name: str, *, replace: bool) -> bool:
         """Upload an object; return False if the shared store already had it and `replace` is False."""
         with explain_os_errors(self.paths.root / name, "read"):
-            data = content_of(self.paths.root / name)
+            data = files.content_of(self.paths.root / name)
         if replace:
             self.remote.put(name, data)
         new = replace or self.remote.create_if_absent(name, data)
@@ -418,7 +406,7 @@ class Mirror:
     def move_aside(self, path: Path, place: Path) -> None:
         """Move a damaged file or folder in the shared store, after the mirror has moved it from `path` to `place`."""
         with explain_os_errors(place, "read"):
-            files = [place] if is_file(place) else list(iterate_files(place))
-            for file in files:
-                self.remote.put(self.paths.object_name(file), content_of(file))
-        self.delete([self.paths.object_name(path / file.relative_to(place)) for file in files])
+            moved = [place] if files.is_file(place) else list(files.iterate_files(place))
+            for file in moved:
+                self.remote.put(self.paths.object_name(file), files.content_of(file))
+        self.delete([self.paths.object_name(path / file.relative_to(place)) for file in moved])

@@ -21,21 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from ticketry import files
 from ticketry.errors import MissingExtraError, StoreError
-from ticketry.files import (
-    beside,
-    content_of,
-    exists,
-    flush,
-    is_folder,
-    iterate_files,
-    join_inside,
-    list_entries,
-    make_folder,
-    reason_of,
-    replacing,
-    write_atomically,
-)
 from ticketry.lab.process import received_stop_signal
 from ticketry.lab.store.files import LARGEST_JSON, explain_os_errors
 
@@ -147,7 +134,7 @@ class Folder:
 
         def read_file(_: int) -> bytes | None:
             try:
-                return content_of(path, most=None if name.startswith(("blobs/", "partial/")) else LARGEST_JSON)
+                return files.content_of(path, most=None if name.startswith(("blobs/", "partial/")) else LARGEST_JSON)
             except _MISSING:
                 if path.is_symlink():
                     raise
@@ -158,7 +145,7 @@ class Folder:
     def put(self, name: str, data: bytes) -> str:
         path = self.path(name)
         self._call_converting_os_errors(
-            "write", path, lambda _: write_atomically(path, data, durable=not name.startswith("live/"))
+            "write", path, lambda _: files.write_atomically(path, data, durable=not name.startswith("live/"))
         )
         return ""
 
@@ -166,26 +153,26 @@ class Folder:
         path = self.path(name)
 
         def create_file(tries: int) -> bool:
-            if exists(path):
+            if files.exists(path):
                 with contextlib.suppress(OSError):  # the file belongs to another user
                     os.utime(path)
-                return False if tries == 0 else content_of(path) == data
+                return False if tries == 0 else files.content_of(path) == data
             return self._create(path, data)
 
         return self._call_converting_os_errors("write", path, create_file)
 
     def _create(self, path: Path, data: bytes) -> bool:
-        write_atomically(path, data, durable=True)  # no race: the caller holds a lock, or the name is a digest
+        files.write_atomically(path, data, durable=True)  # no race: the caller holds a lock, or the name is a digest
         return True
 
     def adopt_file(self, name: str, file: Path) -> None:
         """Rename a finished file to the object `name`; if the object exists, mark it as used."""
         path = self.path(name)
         with explain_os_errors(path, "write"):
-            if exists(path):
+            if files.exists(path):
                 os.utime(path)
                 return
-            with replacing(path, durable=True) as place:
+            with files.replacing(path, durable=True) as place:
                 os.replace(file, place)
 
     def list(self, prefix: str = "") -> Iterator[Listed]:
@@ -202,7 +189,7 @@ class Folder:
 
     def path(self, name: str) -> Path:
         """Return the path of the file that stores the object `name`."""
-        return join_inside(self.root, *name.split("/"))
+        return files.join_inside(self.root, *name.split("/"))
 
     def _call_converting_os_errors(self, verb: str, path: Path, action: Callable[[int], T]) -> T:
         """Return the result of ``action(0)``; turn an `OSError` into a `StoreError` that names `verb` and `path`."""
@@ -210,12 +197,12 @@ class Folder:
             return action(0)
 
     def _list_files(self, start: Path, prefix: str) -> Iterator[Listed]:
-        for entry in list_entries(start):
+        for entry in files.list_entries(start):
             name = Path(entry.path).relative_to(self.root).as_posix()
             if not name.startswith(prefix):
                 continue
             inner = entry.is_dir(follow_symlinks=False)
-            for path in iterate_files(Path(entry.path)) if inner else [Path(entry.path)]:
+            for path in files.iterate_files(Path(entry.path)) if inner else [Path(entry.path)]:
                 if path.name.endswith(".tmp") or path.name == "lock" or path.is_symlink():
                     continue
                 with contextlib.suppress(FileNotFoundError):
@@ -235,7 +222,7 @@ class SharedFolder(Folder):
         super().__init__(Path(address.removeprefix("file://")))
         self.address = address
         with explain_os_errors(self.root, "look for"):
-            if not exists(self.root) and not is_folder(self.root.parent):
+            if not files.exists(self.root) and not files.is_folder(self.root.parent):
                 raise StoreError(f"{address}: there is no folder {self.root.parent}: is it mounted on this machine?")
 
     def now(self) -> float:
@@ -260,17 +247,17 @@ class SharedFolder(Folder):
             except OSError as error:
                 if error.errno in _TRANSIENT:
                     raise TransientError(error.strerror) from error
-                raise StoreError(f"{what}: {reason_of(error)}") from error
+                raise StoreError(f"{what}: {files.reason_of(error)}") from error
 
         return retry(what, convert_errors)
 
     def _create(self, path: Path, data: bytes) -> bool:
         """Create a file by a hard link; return False if the name exists."""
-        make_folder(path.parent)
-        temporary = beside(path)
+        files.make_folder(path.parent)
+        temporary = files.beside(path)
         try:
             temporary.write_bytes(data)
-            flush(temporary)
+            files.flush(temporary)
             try:
                 os.link(temporary, path)
             except FileExistsError:
@@ -281,7 +268,7 @@ class SharedFolder(Folder):
         finally:
             with contextlib.suppress(FileNotFoundError):
                 temporary.unlink()
-        flush(path.parent)
+        files.flush(path.parent)
         return True
 
 

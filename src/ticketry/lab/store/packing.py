@@ -318,16 +318,11 @@ def compare(kind: Kind, name: tuple[str, ...], known: bytes, new: bytes) -> Comp
     if kind == "result":
         mine, other = ours["metrics"], theirs["metrics"]
         if mine is None or other is None:
-            same = _remove_origin_entries({**ours, "metrics": None}) == _remove_origin_entries(
-                {**theirs, "metrics": None}
-            )
+            plain = [_remove_origin_entries(one | {"metrics": None}) for one in (ours, theirs)]
+            same = plain[0] == plain[1]
             return Comparison(same and mine is None and other is not None, "" if same else "numbers")
-    return Comparison(
-        take=False,
-        lost=""
-        if _remove_origin_entries(ours) == _remove_origin_entries(_replace_store_folder(theirs, ours))
-        else "numbers",
-    )
+    same = _remove_origin_entries(ours) == _remove_origin_entries(_replace_store_folder(theirs, ours))
+    return Comparison(take=False, lost="" if same else "numbers")
 
 
 def _replace_store_folder(values: dict[str, Any], beside: dict[str, Any]) -> dict[str, Any]:

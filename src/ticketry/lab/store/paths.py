@@ -14,19 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from ticketry import files
 from ticketry.errors import StoreError, UsageError
-from ticketry.files import (
-    cache_folder,
-    content_of,
-    exists,
-    iterate_below,
-    join_inside,
-    list_matching,
-    parse_json,
-    require_inside,
-    why_not_private,
-    write_atomically,
-)
 from ticketry.lab.store.files import explain_os_errors, path_exists
 
 BUCKETS = ("s3", "gs", "az")
@@ -74,13 +63,13 @@ def local_folder(address: str | Path) -> Path:
     if not is_url(address):
         return Path(address)
     url = canonical_url(str(address))
-    folder = cache_folder() / "stores" / hashlib.sha256(url.encode()).hexdigest()[:32]
-    if why := why_not_private(folder):
+    folder = files.cache_folder() / "stores" / hashlib.sha256(url.encode()).hexdigest()[:32]
+    if why := files.why_not_private(folder):
         raise StoreError(f"{why}: remove write permission for others, or set TICKETRY_CACHE to a folder of your own")
     if _read_mirror_facts(folder).get("address") != url:
         facts = json.dumps({"address": url, "mirror": uuid.uuid4().hex}).encode()
         try:
-            write_atomically(folder / _FACTS, facts, private=True)
+            files.write_atomically(folder / _FACTS, facts, private=True)
         except OSError as error:
             raise StoreError(
                 f"cannot write {folder}: {error.strerror}; set TICKETRY_CACHE to another folder"
@@ -91,7 +80,7 @@ def local_folder(address: str | Path) -> Path:
 def shared_url(place: Path) -> str | None:
     """Return the URL of the shared store whose mirror is the folder `place`; None if the folder is not a mirror."""
     place = place.absolute()
-    if place.name != _MIRROR or place.parent.parent != cache_folder() / "stores":
+    if place.name != _MIRROR or place.parent.parent != files.cache_folder() / "stores":
         return None
     return _read_mirror_facts(place.parent).get("address")
 
@@ -121,7 +110,7 @@ def display_address(place: str | Path) -> str:
 
 def _read_mirror_facts(folder: Path) -> dict[str, str]:
     try:
-        found = parse_json(content_of(folder / _FACTS, most=1 << 16))
+        found = files.parse_json(files.content_of(folder / _FACTS, most=1 << 16))
     except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
@@ -204,15 +193,15 @@ class Paths:
 
     def run(self, name: str) -> Path:
         """Return the folder of a run: run.json, run.toml, report.html, figures and tickets."""
-        return join_inside(self.root, "runs", name)
+        return files.join_inside(self.root, "runs", name)
 
     def evidence(self, name: str) -> Path:
         """Return the path of the record of a verification or of a stability analysis."""
-        return join_inside(self.root, "evidence", f"{name}.json")
+        return files.join_inside(self.root, "evidence", f"{name}.json")
 
     def campaign(self, name: str) -> Path:
         """Return the path of the record of a campaign; the campaign's pages are in the same folder."""
-        return join_inside(self.root, "campaigns", f"{name}.json")
+        return files.join_inside(self.root, "campaigns", f"{name}.json")
 
     def record(self, kind: str, name: str) -> Path:
         """Return the path of a record; `kind` is ``run``, ``evidence`` or ``campaign``."""
@@ -220,21 +209,21 @@ class Paths:
 
     def costs(self, name: str) -> Path:
         """Return the path of a file with measured costs of networks."""
-        return join_inside(self.root, "costs", f"{name}.json")
+        return files.join_inside(self.root, "costs", f"{name}.json")
 
     def live_file(self, driver: str, name: str) -> Path:
         """Return the file of a message between a driver and its workers, which is deleted when the driver ends."""
-        return join_inside(self.root, "live", driver, name)
+        return files.join_inside(self.root, "live", driver, name)
 
     def unused_damaged_path(self, path: Path) -> Path:
         """Return an unused path in the folder ``damaged``, to which a repair can move the file or folder `path`."""
         place = self.root / "damaged" / path.relative_to(self.root)
         number = 1
         with explain_os_errors(place, "look for"):
-            while exists(place):
+            while files.exists(place):
                 number += 1
                 place = place.with_name(f"{path.name}.{number}")
-        return require_inside(self.root, place)
+        return files.require_inside(self.root, place)
 
     # -- all files of a kind -----------------------------------------------------------------------------------------
     #
@@ -292,22 +281,22 @@ class Paths:
     def leftovers(self) -> Iterator[Path]:
         """Yield files that killed processes may have left behind: temporary files, unfinished tickets, messages."""
         with explain_os_errors(self.root, "read"):
-            below = iterate_below(self.root)
+            below = files.iterate_below(self.root)
             found = [path for path in below if path.name.startswith(".") and path.name.endswith((".tmp", ".old"))]
         yield from self._require_paths_inside_store(found)
         yield from self._list_matching(self.live, "*/*")
 
     def _list_matching(self, folder: Path, pattern: str) -> Iterator[Path]:
         with explain_os_errors(folder, "read"):
-            found = list_matching(folder, pattern)
+            found = files.list_matching(folder, pattern)
         yield from self._require_paths_inside_store(found)
 
     def _require_paths_inside_store(self, paths: list[Path]) -> Iterator[Path]:
         sound = set[Path]()  # each folder is resolved once, not for each of thousands of files in it
         for path in paths:
             if path.parent not in sound:
-                sound.add(require_inside(self.root, path.parent))
-            yield require_inside(self.root, path) if path.is_symlink() else path
+                sound.add(files.require_inside(self.root, path.parent))
+            yield files.require_inside(self.root, path) if path.is_symlink() else path
 
     def _path_inside_store(self, name: str) -> Path:
-        return join_inside(self.root, *name.split("/"))
+        return files.join_inside(self.root, *name.split("/"))

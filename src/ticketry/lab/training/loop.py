@@ -12,13 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ticketry.core.devices import synchronise_norms
 from ticketry.core.scope import named_parameters, normal_name
 from ticketry.errors import TaskError, TrainingError
 from ticketry.lab.costs.meters.flops import FlopsByWeight, flops_by_weight
 from ticketry.lab.costs.meters.step import peak_bytes
 from ticketry.lab.store.store import Store
 from ticketry.lab.training.kernels import prepare_sparse_kernels
-from ticketry.lab.training.precision import DENSE
+from ticketry.lab.training.precision import DENSE, SYNCHRONISED
 from ticketry.lab.training.ranks.group import Group
 from ticketry.lab.training.replays import Replays, can_replay_steps
 from ticketry.lab.training.segment import Segment, replace_non_finite
@@ -93,7 +94,8 @@ class Loop:
         self._unsaved = {name: buffer.clone() for name, buffer in unsaved_buffers(model).items()}
         for effect in self.effects.values():
             model = effect.build(model)
-        return model if self._group is None else self._group.convert_norms(model)
+        synchronised = self._group is not None and self.segment.arithmetic.norms == SYNCHRONISED
+        return synchronise_norms(model) if synchronised else model
 
     def _build_optimizer(self, tensors: dict[str, Tensor]) -> Optimizer:
         chosen = (effect.trained(self.model) for effect in self.effects.values())

@@ -269,18 +269,21 @@ class ShrinkingEffect(Effect):
     # have the parameter's shape.
 
     def _shrink_entries(self, entries: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {key: self._shrink_tensor(normal_name(key.rpartition("/")[0]), value) for key, value in entries.items()}
-
-    def _shrink_tensor(self, name: str, value: Tensor) -> Tensor:
-        return self._plan.cut(name, value) if value.shape == self._shapes.get(name) else value
+        found = dict(entries)
+        for key, value in entries.items():
+            name = normal_name(key.rpartition("/")[0])
+            if value.shape == self._shapes.get(name):
+                found[key] = self._plan.cut(name, value)
+        return found
 
     def _expand_entries(self, entries: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {key: self._expand_tensor(normal_name(key.rpartition("/")[0]), value) for key, value in entries.items()}
-
-    def _expand_tensor(self, name: str, value: Tensor) -> Tensor:
-        if name not in self._plan.kept or value.shape != self._plan.shape(name):
-            return value
-        return self._plan.expand(name, value, torch.zeros(self._shapes[name], dtype=value.dtype, device=value.device))
+        found = dict(entries)
+        for key, value in entries.items():
+            name = normal_name(key.rpartition("/")[0])
+            if name in self._plan.kept and value.shape == self._plan.shape(name):
+                whole = torch.zeros(self._shapes[name], dtype=value.dtype, device=value.device)
+                found[key] = self._plan.expand(name, value, whole)
+        return found
 
 
 def load_or_compute_plan(store: Store, task: Task, mask: str, course: Course) -> ShrinkPlan:

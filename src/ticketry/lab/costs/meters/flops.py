@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
@@ -126,7 +127,7 @@ def flops_by_weight(parameters: Mapping[str, nn.Parameter], forward: Callable[[]
             )
         products.forward = False
         loss.backward()  # type: ignore[no-untyped-call]
-    return FlopsByWeight(int(counter.get_total_flops()), products.flops)
+    return FlopsByWeight(int(counter.get_total_flops()), dict(products.flops))
 
 
 @torch.no_grad()
@@ -137,7 +138,7 @@ def forward_flops(parameters: Mapping[str, nn.Parameter], forward: Callable[[], 
     """
     with _make_counter() as counter, _Products(parameters, counter.flop_registry) as products:
         forward()
-    return FlopsByWeight(int(counter.get_total_flops()), products.flops)
+    return FlopsByWeight(int(counter.get_total_flops()), dict(products.flops))
 
 
 def count_flops(work: Callable[[], object]) -> int:
@@ -166,7 +167,6 @@ def _recurrent_flops(inputs: Any, *shapes: Any, **_: Any) -> int:
 
 
 def _recurrent_backward_flops(*shapes: Any, **_: Any) -> int:
-    """Return the FLOPs of the gradients of a recurrent layer's inputs and weight matrices."""
     return 2 * _recurrent_flops(*shapes)
 
 
@@ -189,7 +189,7 @@ class _Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._alive: list[Tensor] = []
         """Copies of weights, which must not be freed, since another tensor could then get their memory address."""
         self.forward = True
-        self.flops: dict[tuple[str, ...], float] = {}
+        self.flops: dict[tuple[str, ...], float] = defaultdict(float)
         for name, parameter in parameters.items():
             self._register_weight(parameter, name, parameter.requires_grad)
 
@@ -218,18 +218,15 @@ class _Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
             rows = prod(args[0].shape[:-1]) * (1 if _RECURRENT[packet] is _recurrent_flops else 2)
             for tensor, (name, _) in seen:
                 if tensor.dim() == 2:
-                    self._add_flops((name,), 2.0 * rows * tensor.numel())
+                    self.flops[name,] += 2.0 * rows * tensor.numel()
         elif weights and packet in self._formulas:
             flops = self._formulas[packet](*args, **kwargs, out_val=out)
             # The backward pass of a convolution has the weight among its arguments and is counted there. The weight's
             # gradient of a matrix product is a product of two other tensors, with as many FLOPs.
             trained = any(trained for _, trained in weights)
             alone = self.forward and trained and torch.is_grad_enabled() and "conv" not in str(packet)
-            self._add_flops(tuple(sorted({name for name, _ in weights})), flops * (2 if alone else 1))
+            self.flops[tuple(sorted({name for name, _ in weights}))] += flops * (2 if alone else 1)
         return out
-
-    def _add_flops(self, names: tuple[str, ...], flops: float) -> None:
-        self.flops[names] = self.flops.get(names, 0.0) + flops
 
 
 def _iterate_tensors(values: Any) -> Iterator[Tensor]:

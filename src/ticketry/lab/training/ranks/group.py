@@ -15,11 +15,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ticketry.core.devices import synchronise_norms
 from ticketry.core.scope import normal_name
 from ticketry.core.sharding import reshard
 from ticketry.errors import TrainingError
-from ticketry.lab.training.precision import SYNCHRONISED, Arithmetic
+from ticketry.lab.training.precision import Arithmetic
 from ticketry.lab.training.ranks.batch_parts import Draws
 from ticketry.lab.training.state import copy_state
 from ticketry.tasks.task import PartOfBatch
@@ -40,7 +39,7 @@ class Group:
 
     def __init__(self, rank: int, arithmetic: Arithmetic) -> None:
         self.rank, self.world = rank, arithmetic.ranks
-        self._norms, self._device = arithmetic.norms, arithmetic.device
+        self._device = arithmetic.device
         self.stores_together = self.in_parts
         """Whether all ranks must copy their state at the same step."""
         self._wish = self._heard = False
@@ -66,10 +65,6 @@ class Group:
         """Wait until all ranks have finished, then disconnect."""
         dist.barrier()
         dist.destroy_process_group()
-
-    def convert_norms(self, model: nn.Module) -> nn.Module:
-        """Return the network; if norms are synchronised, its batch norms use the statistics of the whole batch."""
-        return synchronise_norms(model) if self._norms == SYNCHRONISED else model
 
     def wrap(self, model: nn.Module) -> nn.Module:
         """Return a module to call instead of `model`, which averages gradients over all ranks.

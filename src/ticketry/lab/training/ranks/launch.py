@@ -30,16 +30,7 @@ from torch.multiprocessing.spawn import start_processes
 
 from ticketry.core.ticket.folder import iterate_file_bytes
 from ticketry.errors import InterruptedTrainingError, RunnerError, TicketryError, UsageError
-from ticketry.lab.process import (
-    block_signals,
-    defer_signals,
-    exit_when_parent_exits,
-    give_back_freed_memory,
-    ignore_signals_in_rank_process,
-    keep_freed_memory,
-    make_picklable,
-    received_stop_signal,
-)
+from ticketry.lab import process
 from ticketry.lab.store.objects import Folder, Objects
 from ticketry.lab.store.store import Store, tensors_to_bytes
 from ticketry.lab.training.job import Job, Watch, Work
@@ -76,10 +67,10 @@ class RankRequest:
 
 def main(rank: int, request: RankRequest, pipes: Sequence[Connection], stop: Connection, meet: Path) -> None:
     """Run the process of a rank, which at the end sends one answer: ``done``, ``stopped`` or ``failed``."""
-    ignore_signals_in_rank_process()
-    exit_when_parent_exits()
-    # A sharded training has no memory to spare.
-    (give_back_freed_memory if request.segment["arithmetic"].get("parallel") == FSDP else keep_freed_memory)()
+    process.ignore_signals_in_rank_process()
+    process.exit_when_parent_exits()
+    sharded = request.segment["arithmetic"].get("parallel") == FSDP  # such a training has no memory to spare
+    process.give_back_freed_memory() if sharded else process.keep_freed_memory()
     sys.path[:] = request.path
     os.environ.update(request.environment)
     # For channels-last 1x1 convolutions: the numbers have the same order in memory.
@@ -93,7 +84,7 @@ def main(rank: int, request: RankRequest, pipes: Sequence[Connection], stop: Con
     try:
         answer = _train_in_rank(rank, request, pipe, stop, meet)
     except Exception as error:
-        answer = ("failed", make_picklable(error))
+        answer = ("failed", process.make_picklable(error))
     pipe.send(answer)  # the parent then ends all ranks
 
 
@@ -312,7 +303,7 @@ class _RankProcesses:
         told, self._stop = Pipe(duplex=False)
         theirs = [each for _, each in pipes]
         try:
-            with block_signals(), _hide_torch_warnings():
+            with process.block_signals(), _hide_torch_warnings():
                 context = start_processes(  # type: ignore[no-untyped-call]
                     main,
                     (request, theirs, told, Path(self._folder.name) / "meet"),
@@ -329,8 +320,8 @@ class _RankProcesses:
         for each in (*theirs, told):
             each.close()
         self.ranks = [
-            _RankProcess(number, process, pipe)
-            for number, (process, (pipe, _)) in enumerate(zip(context.processes, pipes, strict=True))
+            _RankProcess(number, running, pipe)
+            for number, (running, (pipe, _)) in enumerate(zip(context.processes, pipes, strict=True))
         ]
         self._stop_time = 0.0
 
@@ -350,7 +341,7 @@ class _RankProcesses:
     def serve(self, store: Store, segment: Segment, watch: Watch) -> Work:
         """Serve requests of the ranks until the first rank has finished; return the amount of work that it has done."""
         first = self.ranks[0]
-        with defer_signals():
+        with process.defer_signals():
             while first.answer is None:
                 self._handle_rank_messages(store, segment, watch)
                 if any(rank.is_lost or rank.has_failed for rank in self.ranks):
@@ -361,7 +352,7 @@ class _RankProcesses:
         if kind == "stopped":
             step, message = value
             watch.report_stored(segment, step)
-            raise InterruptedTrainingError(message, received_stop_signal() or signal.SIGINT)
+            raise InterruptedTrainingError(message, process.received_stop_signal() or signal.SIGINT)
         if kind == "failed":
             self._await_other_ranks(store, segment, watch)
             raise self._choose_error()
@@ -396,7 +387,7 @@ class _RankProcesses:
         elif time.monotonic() - self._stop_time > _STOP_SECONDS:
             raise InterruptedTrainingError(
                 f"stopped; the newest state of {segment.task.name} is that of its last checkpoint",
-                received_stop_signal() or signal.SIGINT,
+                process.received_stop_signal() or signal.SIGINT,
             )
 
     def _await_other_ranks(self, store: Store, segment: Segment, watch: Watch) -> None:
