@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 import ticketry as tk
-from ticketry.lab.costs.meters.step import allocated_at_peak
+from ticketry.lab.costs.meters import allocated_at_peak
 from ticketry.lab.training.precision import Arithmetic, choose_arithmetic
 
 BATCH = 128

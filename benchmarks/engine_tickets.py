@@ -22,7 +22,7 @@ from training import trained
 import ticketry as tk
 from engine import compile_case
 from ticketry.core.mask import Mask
-from ticketry.lab.costs.meters.flops import forward_flops, removed_shares
+from ticketry.lab.costs.meters import forward_flops, removed_shares
 from ticketry_engine.bench.compare import compare, saved_against
 from ticketry_engine.bench.dense_engines import Contender, Sparse, names, rivals
 from ticketry_engine.bench.timing import Case, Timing

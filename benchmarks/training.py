@@ -36,7 +36,7 @@ from torch.nn import functional as F
 
 import ticketry as tk
 from ticketry.core.synthetic_masks import synthetic
-from ticketry.lab.costs.meters.flops import step_flops
+from ticketry.lab.costs.meters import step_flops
 from ticketry.lab.lab import Lab
 from ticketry.tasks import catalogue, models
 from ticketry.tasks.models.language import GPT, TiedLSTM

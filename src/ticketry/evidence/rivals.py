@@ -44,7 +44,7 @@ from ticketry.evidence.controls import (
 )
 from ticketry.evidence.settings import VerifySettings
 from ticketry.lab.costs.ledger import training_phases_of
-from ticketry.lab.costs.meters.flops import FlopsByWeight, forward_flops, removed_shares
+from ticketry.lab.costs.meters import FlopsByWeight, forward_flops, removed_shares
 from ticketry.lab.lab import Lab
 from ticketry.lab.masks import load_weight_prices
 from ticketry.lab.search_result import GRADUAL, REWINDING, Found, Seeds, trained_steps
@@ -95,7 +95,7 @@ def list_references(subject: TestedTicket) -> list[Reference]:
 def compute_flops_share(lab: Lab, task: Task, mask: Mask) -> float:
     """Return a masked network's FLOPs as a share of the dense network's FLOPs, cached in the store.
 
-    FLOPs are counted in a forward pass of one example, see `lab.costs.meters.flops`. Products with masked weights count
+    FLOPs are counted in a forward pass of one example, see `lab.costs.meters`. Products with masked weights count
     in proportion to the weights' density, products with other weights in full, biases and norms not at all.
     """
     key = digest_of({"flops": 2, "task": dict(task.key())})

@@ -25,7 +25,7 @@ from ticketry.experiments.request import SearchRequest
 from ticketry.experiments.run_file import format_run_file
 from ticketry.experiments.run_record import OnPoint, PointCollector, ProgressFile, update_record
 from ticketry.lab.costs.ledger import Ledger, control_phases
-from ticketry.lab.costs.meters.training import Energies, open_energy_meter
+from ticketry.lab.costs.meters import Energies, open_energy_meter
 from ticketry.lab.lab import Lab
 from ticketry.lab.masks import macs_by_layer
 from ticketry.lab.search_result import Found
@@ -56,7 +56,7 @@ def execute(
         on_point: called with the record's row of each trained network, from several threads.
         on_found: called with the replicate's number and the found network, for the dense network and each
             ticket, from several threads.
-        energy: ``meter``, or ``estimate`` for a machine without a meter, see `lab.costs.meters.training`.
+        energy: ``meter``, or ``estimate`` for a machine without a meter, see `lab.costs.meters`.
         on_ended: called at the end with the error of each failed replicate; by default the error is raised.
     """
     began, ledger, meter = time.monotonic(), lab.ledger.copy(), open_energy_meter(energy)

@@ -11,7 +11,7 @@ from torch import nn
 import ticketry as tk
 from ticketry.core.ticket.state_dicts import load_state, mask_state
 from ticketry.errors import TicketError
-from ticketry.lab.costs.meters.step import measure_step
+from ticketry.lab.costs.meters import measure_step
 from ticketry.lab.training.state import copy_state, rebuild_model
 
 

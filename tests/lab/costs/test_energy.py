@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import pytest
 
 from ticketry.errors import MissingExtraError, UsageError
-from ticketry.lab.costs.meters import training
-from ticketry.lab.costs.meters.training import EnergyEstimate, EnergyMeter, open_energy_meter
+from ticketry.lab.costs import meters
+from ticketry.lab.costs.meters import EnergyEstimate, EnergyMeter, open_energy_meter
 
 
 @pytest.fixture(autouse=True)
@@ -111,7 +111,7 @@ def test_an_estimate_is_called_one(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_an_estimate_is_made_only_where_it_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = object()
-    monkeypatch.setattr(training, "EnergyEstimate", lambda: made)
+    monkeypatch.setattr(meters, "EnergyEstimate", lambda: made)
     assert isinstance(open_energy_meter("meter", tmp_path), EnergyMeter)
     assert open_energy_meter("estimate", tmp_path) is made
     domain(tmp_path, "intel-rapl:0", 5)

@@ -14,7 +14,7 @@ from ticketry.core.scope import scope as scope_of
 from ticketry.core.score import SCORES, ScoreInputs, about, get, names, split_control
 from ticketry.core.score.measurement import score_pruned_model
 from ticketry.lab.costs.ledger import Phases, Sample, SeenExamples
-from ticketry.lab.costs.meters.flops import FlopsByWeight, count_flops, removed_shares
+from ticketry.lab.costs.meters import FlopsByWeight, count_flops, removed_shares
 from ticketry.lab.lab import Lab
 from ticketry.lab.store.store import digest_of
 from ticketry.lab.training.loop import Loop

@@ -16,7 +16,7 @@ from ticketry.choices import check_choice
 from ticketry.core.mask import Mask
 from ticketry.core.scope import named_parameters, scope
 from ticketry.errors import CaptureError, EngineError, MissingExtraError, UsageError
-from ticketry.lab.costs.meters.flops import forward_flops
+from ticketry.lab.costs.meters import forward_flops
 from ticketry.lab.store.store import Store, digest_of
 from ticketry.lab.training.precision import DENSE, Arithmetic
 from ticketry.lab.training.state import initial_state, rebuild_model

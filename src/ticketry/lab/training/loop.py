@@ -15,8 +15,7 @@ from torch.optim import Optimizer
 from ticketry.core.devices import synchronise_norms
 from ticketry.core.scope import named_parameters, normal_name
 from ticketry.errors import TaskError, TrainingError
-from ticketry.lab.costs.meters.flops import FlopsByWeight, flops_by_weight
-from ticketry.lab.costs.meters.step import peak_bytes
+from ticketry.lab.costs.meters import FlopsByWeight, flops_by_weight, peak_bytes
 from ticketry.lab.store.store import Store
 from ticketry.lab.training.kernels import prepare_sparse_kernels
 from ticketry.lab.training.precision import DENSE, SYNCHRONISED

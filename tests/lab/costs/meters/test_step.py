@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 import ticketry as tk
 from ticketry.errors import UsageError
-from ticketry.lab.costs.meters import StepCost
-from ticketry.lab.costs.meters.step import allocated_at_peak, measure_step, resident_at_peak, tensor_bytes
+from ticketry.lab.costs.meters import StepCost, allocated_at_peak, measure_step, resident_at_peak, tensor_bytes
 
 SMALL = 100_000
 """Bytes of activations and of what the loss needs."""

@@ -10,8 +10,7 @@ import torch
 from torch import nn
 
 from ticketry.errors import UsageError
-from ticketry.lab.costs.meters.step import measure_step
-from ticketry.lab.costs.meters.training import NOT_MEASURED, Meter
+from ticketry.lab.costs.meters import NOT_MEASURED, Meter, measure_step
 
 
 @pytest.fixture(autouse=True)
