@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ticketry.lab.loggers.dashboards import Logged
+from ticketry.lab.loggers import Logged
 
 
 class Recorded:

@@ -350,7 +350,7 @@ _LISTS: dict[str, Callable[[Path], list[dict[str, Any]]]] = {
     "gates": _list_registry("ticketry.core.gates", "KINDS"),
     "controls": _list_controls,
     "runners": _list_registry("ticketry.lab.runners.runner", "RUNNERS"),
-    "loggers": _list_registry("ticketry.lab.loggers.dashboards", "LOGGERS"),
+    "loggers": _list_registry("ticketry.lab.loggers", "LOGGERS"),
     "presets": _list_presets,
     "runs": _list_runs,
     "tickets": _list_tickets,

@@ -28,7 +28,7 @@ from ticketry.files import delete_tree_if_possible, write_atomically
 from ticketry.lab.costs.ledger import Ledger, Phases, training_phases_of
 from ticketry.lab.costs.step_cost import Costs
 from ticketry.lab.lab import Lab
-from ticketry.lab.loggers.dashboards import Logged
+from ticketry.lab.loggers import Logged
 from ticketry.lab.masks import (
     check_new_costs,
     compute_layer_fits,

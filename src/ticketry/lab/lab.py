@@ -23,7 +23,7 @@ from ticketry.core.structure.channel_masks import channels
 from ticketry.core.structure.coupling import Structure
 from ticketry.errors import InterruptedTrainingError, TaskError, UsageError
 from ticketry.lab.costs.ledger import Ledger, MaskCost, MaskCosts, Sample, SeenExamples
-from ticketry.lab.loggers.dashboards import Dashboards, Logger
+from ticketry.lab.loggers import Dashboards, Logger
 from ticketry.lab.process import handle_signals, received_stop_signal
 from ticketry.lab.runners.choice import choose_runner
 from ticketry.lab.runners.runner import Event, NoTraining, OnEvent, Order, Runner, raise_first_error

@@ -12,7 +12,7 @@ import pytest
 import ticketry as tk
 from recorded_logger import Recorded
 from ticketry.errors import MissingExtraError, UsageError
-from ticketry.lab.loggers.dashboards import Logged, flatten_names
+from ticketry.lab.loggers import Logged, flatten_names
 from ticketry.tasks.task import Task
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import ticketry as tk
-from ticketry.lab.loggers.dashboards import LOGGERS, Logged, Logger
+from ticketry.lab.loggers import LOGGERS, Logged, Logger
 from ticketry.tasks.task import Task
 
 WHOLE = Logged("search-1", "search-1", "search", {"method": "iterative", "settings": {"rate": 0.2}})
@@ -190,7 +190,7 @@ def test_trackio(tmp_path: Path, files: tuple[Path, Path]) -> None:
 import json, sys
 from pathlib import Path
 import {__name__.rpartition(".")[2]} as told
-from ticketry.lab.loggers.libraries import Trackio
+from ticketry.lab.loggers import Trackio
 from trackio import Api
 from trackio.sqlite_storage import SQLiteStorage
 folder = Path({str(tmp_path)!r})

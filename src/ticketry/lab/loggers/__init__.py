@@ -1,1 +1,0 @@
-"""Report trainings to dashboards, such as Weights & Biases, through objects called loggers."""
