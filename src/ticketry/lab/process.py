@@ -231,6 +231,15 @@ def print_error_line(text: str) -> None:
 # -- parent and memory -------------------------------------------------------------------------------------------------
 
 
+def choose_start_context(preload: list[str]) -> Any:
+    """Return how processes start: forked from a server process that has imported the modules `preload`, if possible."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(preload)
+    return context
+
+
 def exit_when_parent_exits() -> None:
     """End this process as soon as its parent is gone."""
 

@@ -375,9 +375,6 @@ def tensors_in(values: object) -> Iterator[Tensor]:
 # -- a step ------------------------------------------------------------------------------------------------------------
 
 
-_Step = Callable[[], None]
-
-
 @dataclass(frozen=True)
 class StepCost:
     """Holds the cost of one training step: forward pass, backward pass, and the optimiser's step.
@@ -452,13 +449,18 @@ def measure_step(
         train_one_step()  # creates the optimiser's state
         seconds = statistics.median(_time_step(train_one_step, device) for _ in range(repeats))
         optimizer.zero_grad(set_to_none=True)
-        allocated, reserved = _measure_peak(
-            train_one_step, device, [model.state_dict(), batch, optimizer.state.values()]
-        )
+        allocated, reserved = 0, None
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+            train_one_step()
+            torch.cuda.synchronize(device)
+            allocated, reserved = torch.cuda.max_memory_allocated(device), torch.cuda.max_memory_reserved(device)
+        else:
+            allocated = allocated_at_peak(train_one_step, [model.state_dict(), batch, optimizer.state.values()])
     return StepCost(seconds, flops.sparse, flops.dense, allocated, reserved, resident_at_peak(), str(device))
 
 
-def _time_step(step: _Step, device: torch.device) -> float:
+def _time_step(step: Callable[[], None], device: torch.device) -> float:
     _synchronize(device)
     began = time.perf_counter()
     step()
@@ -469,19 +471,6 @@ def _time_step(step: _Step, device: torch.device) -> float:
 def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def _measure_peak(step: _Step, device: torch.device, held: list[object]) -> tuple[int, int | None]:
-    """Return the peak bytes of tensors during a step, and the peak bytes of GPU memory that torch reserved.
-
-    `held` are tensors that exist before the step, and are included. On the CPU, the second number is None.
-    """
-    if device.type != "cuda":
-        return allocated_at_peak(step, held), None
-    torch.cuda.reset_peak_memory_stats(device)
-    step()
-    _synchronize(device)
-    return torch.cuda.max_memory_allocated(device), torch.cuda.max_memory_reserved(device)
 
 
 @contextlib.contextmanager

@@ -249,16 +249,11 @@ class _Jobs(Pool):
             except Exception as error:
                 failures += 1
                 if not (isinstance(error, OSError) and self._own.is_dir() and failures < _FAILURES):
-                    self._fail_all_requests(
-                        f"Slurm's jobs cannot be managed: {type(error).__name__}: {str(error).strip()[-400:]}"
-                    )
-
-    def _fail_all_requests(self, message: str) -> None:
-        """End all open requests with a `RunnerError` that has this message."""
-        while self._waiting:
-            self._waiting.popleft().set_result(RunnerError(message))
-        for one in self._jobs:
-            one.set_result(RunnerError(message))
+                    message = f"Slurm's jobs cannot be managed: {type(error).__name__}: {str(error).strip()[-400:]}"
+                    while self._waiting:
+                        self._waiting.popleft().set_result(RunnerError(message))
+                    for one in self._jobs:
+                        one.set_result(RunnerError(message))
 
     def _poll_once(self) -> None:
         """Read new answers, handle jobs that have ended, and send waiting requests to free or new jobs."""

@@ -184,16 +184,6 @@ def build_answer(kind: str, **more: Any) -> str:
     return json.dumps({"version": VERSION, "kind": kind, "worker": worker_name(), **more})
 
 
-def build_error_answer(error: Exception) -> str:
-    """Return the answer for an error: its class and arguments if it is a ticketry error, otherwise its traceback."""
-    args = [part for part in error.args if isinstance(part, (str, int, float, bool, type(None)))]
-    ours = isinstance(error, TicketryError) and getattr(errors, type(error).__name__, None) is type(error)
-    if ours and len(args) == len(error.args):
-        return build_answer("failed", error=type(error).__name__, args=args)
-    text = f"training failed in the worker {worker_name()}:\n{''.join(traceback.format_exception(error))}"
-    return build_answer("failed", error=RunnerError.__name__, args=[text])
-
-
 def parse_answer(text: object) -> dict[str, Any]:
     """Parse an answer; raise `RunnerError` if it is not an answer of this version."""
     try:
@@ -262,7 +252,11 @@ def _train_and_answer(text: str, leaving: Callable[[], bool], number: Callable[[
             return build_answer("stopped", message=str(error))
         return build_answer("left", number=number())
     except Exception as error:
-        return build_error_answer(error)
+        plain = all(isinstance(part, (str, int, float, bool, type(None))) for part in error.args)
+        if plain and isinstance(error, TicketryError) and getattr(errors, type(error).__name__, None) is type(error):
+            return build_answer("failed", error=type(error).__name__, args=list(error.args))
+        message = f"training failed in the worker {worker_name()}:\n{traceback.format_exc()}"
+        return build_answer("failed", error=RunnerError.__name__, args=[message])
 
 
 def _train_requested_segment(request: Request, watch: Watch) -> Work:

@@ -135,25 +135,20 @@ def write_bundle(
 
 
 def _encode_parts(sources: Sequence[Source]) -> Iterator[tuple[Part, bytes]]:
-    """Yield the description and the compressed bytes of each part."""
+    """Yield the description and the bytes of each part, in the coding that makes the part smallest."""
     before = b""
     for kind, name, read, whole in sources:
         data = read()
-        coding, packed = ("whole", data) if whole else _compress_to_smallest(data, before)
-        if kind != "blob" and len(data) > _max_record_bytes(len(packed)):
+        coding, packed = ("whole", data) if whole else ("zlib", zlib.compress(data, _LEVEL))
+        if not whole and len(before) == len(data):
+            other = zlib.compress(_xor_bytes(data, before), _LEVEL)
+            coding, packed = ("difference", other) if len(other) < len(packed) else (coding, packed)
+        swollen = kind != "blob" and len(data) > _max_record_bytes(len(packed))
+        if swollen or len(data) > _MOST_INFLATED * len(packed):
             coding, packed = "whole", data
         before = b"" if coding == "whole" else data  # a reader does the same
         facts = {"kind": kind, "name": name, "size": len(data), "packed": len(packed), "coding": coding}
         yield msgspec.convert({**facts, "sha256": hashlib.sha256(data).hexdigest()}, Part), packed
-
-
-def _compress_to_smallest(data: bytes, before: bytes) -> tuple[Coding, bytes]:
-    """Return the coding that makes `data` smallest, and the compressed bytes; `before` is the file before `data`."""
-    found: tuple[Coding, bytes] = "zlib", zlib.compress(data, _LEVEL)
-    if len(before) == len(data):
-        other = zlib.compress(_xor_bytes(data, before), _LEVEL)
-        found = ("difference", other) if len(other) < len(found[1]) else found
-    return found if len(data) <= _MOST_INFLATED * len(found[1]) else ("whole", data)
 
 
 def _max_record_bytes(packed: int) -> int:

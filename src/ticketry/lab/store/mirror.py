@@ -52,11 +52,16 @@ class Records:
     def publish(self) -> None:
         """Upload files that were written here since the last synchronisation."""
         with self._locked_index() as index:
-            names = [
-                name
-                for name in self._local_names()
-                if index.get(name, {}).get("here") != self._file_size_and_time(name)
-            ]
+            names = []
+            for folder in FOLDERS:
+                with explain_os_errors(self._paths.root / folder, "read"):
+                    found = [self._paths.object_name(path) for path in files.iterate_files(self._paths.root / folder)]
+                for name in found:
+                    *folders, last = name.split("/")
+                    hidden = any(part.startswith(".") for part in (*folders, last))
+                    if not (hidden or is_running_mark(last) or last.endswith(".html")):
+                        names.append(name)
+            names = [one for one in names if index.get(one, {}).get("here") != self._file_size_and_time(one)]
             for name in sorted(names, key=lambda name: (_is_record(name), name)):
                 with contextlib.suppress(FileNotFoundError):
                     stamp, data = self._file_size_and_time(name), files.content_of(self._paths.root / name)
@@ -100,16 +105,6 @@ class Records:
         with self._locked_index() as index:
             for name in names:
                 index.pop(name, None)
-
-    def _local_names(self) -> Iterator[str]:
-        for folder in FOLDERS:
-            with explain_os_errors(self._paths.root / folder, "read"):
-                found = [self._paths.object_name(path) for path in files.iterate_files(self._paths.root / folder)]
-            for name in found:
-                parts = name.split("/")
-                hidden = any(part.startswith(".") for part in parts)
-                if not (hidden or is_running_mark(parts[-1]) or name.endswith(".html")):
-                    yield name
 
     def _is_newer_than_index(self, listed: Listed, index: dict[str, Any]) -> bool:
         known = index.get(listed.name)

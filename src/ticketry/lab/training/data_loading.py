@@ -18,7 +18,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ticketry.errors import RunnerError, TicketryError
-from ticketry.lab.process import block_signals, exit_when_parent_exits, ignore_signals_in_data_loader
+from ticketry.lab.process import (
+    block_signals,
+    choose_start_context,
+    exit_when_parent_exits,
+    ignore_signals_in_data_loader,
+)
 from ticketry.tasks.task import Reader, Sharded, Split, place_of_part
 from ticketry_engine.support.seeds import generator, mix
 
@@ -192,7 +197,7 @@ def _read_ahead(requests: Iterator[Request], workers: int, *, pin: bool) -> Gene
             num_workers=workers,
             prefetch_factor=_AHEAD,
             pin_memory=pin,
-            multiprocessing_context=_choose_start_method(),
+            multiprocessing_context=choose_start_context([__name__, "PIL.Image"]),
             worker_init_fn=_prepare_reading_process,
             generator=torch.Generator(),  # otherwise it would advance the global one
         )
@@ -219,15 +224,6 @@ class _Requests(Dataset[Any]):
             return error
         except Exception:
             return RunnerError(f"reading examples failed:\n{traceback.format_exc()}")
-
-
-def _choose_start_method() -> Any:
-    """Return how data-loading processes start: forked from a server process that has torch, if possible."""
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__, "PIL.Image"])
-    return context
 
 
 def _prepare_reading_process(worker: int) -> None:

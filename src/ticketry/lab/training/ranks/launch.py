@@ -11,7 +11,6 @@ import contextlib
 import functools
 import importlib
 import logging
-import multiprocessing
 import os
 import signal
 import sys
@@ -302,6 +301,7 @@ class _RankProcesses:
         pipes = [Pipe() for _ in range(count)]
         told, self._stop = Pipe(duplex=False)
         theirs = [each for _, each in pipes]
+        preload = [__name__, "torch.nn.parallel.distributed", "PIL.Image"]
         try:
             with process.block_signals(), _hide_torch_warnings():
                 context = start_processes(  # type: ignore[no-untyped-call]
@@ -309,7 +309,7 @@ class _RankProcesses:
                     (request, theirs, told, Path(self._folder.name) / "meet"),
                     nprocs=count,
                     join=False,
-                    start_method=_choose_start_method(),
+                    start_method=process.choose_start_context(preload).get_start_method(),
                 )
         except AssertionError as error:  # raised by multiprocessing in a daemonic process
             self._folder.cleanup()
@@ -406,14 +406,6 @@ class _RankProcesses:
         errors = [rank.answer[1] for rank in self.ranks if rank.answer and rank.has_failed]
         found: Exception = min(errors, key=lambda error: not isinstance(error, TicketryError))
         return found
-
-
-def _choose_start_method() -> str:
-    """Return how ranks start: forked from a server process that has imported torch, if possible."""
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return "spawn"
-    multiprocessing.set_forkserver_preload([__name__, "torch.nn.parallel.distributed", "PIL.Image"])
-    return "forkserver"
 
 
 @contextlib.contextmanager
