@@ -156,10 +156,10 @@ def test_scores_that_look_at_examples(tmp_path: Path) -> None:
         plain = found_by(lab, densities=(0.5,), structure="refill")[1]
         assert found.mask is not None
         assert plain.mask is not None
-        seen = lab.mask_costs.get(found.mask).seen
+        seen = lab.mask_costs[found.mask].seen
         assert seen is not None
         assert (seen.score, seen.first, seen.others) == ("activation_l1", 128, 512)
-        assert lab.mask_costs.get(plain.mask).seen is None
+        assert lab.mask_costs[plain.mask].seen is None
         trained = lab.ledger.segments_trained
         with pytest.raises(UsageError, match="importance"):
             found_by(lab, structure="refill,score=importance")

@@ -6,6 +6,7 @@ import concurrent.futures
 import contextlib
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from ticketry.core.sparse_training.mask_dynamics import relative_distance
 from ticketry.core.structure.channel_masks import channels
 from ticketry.core.structure.coupling import Structure
 from ticketry.errors import InterruptedTrainingError, TaskError, UsageError
-from ticketry.lab.costs.ledger import Ledger, MaskCost, MaskCosts, Sample, SeenExamples
+from ticketry.lab.costs.ledger import Ledger, MaskCost, Sample, SeenExamples
 from ticketry.lab.loggers import Dashboards, Logger
 from ticketry.lab.process import handle_signals, received_stop_signal
 from ticketry.lab.runners.choice import choose_runner
@@ -133,7 +134,8 @@ class Lab:
         }
         self.kernels = Kernels(kernels, self.store, self.course)
         self.ledger = Ledger()
-        self.mask_costs = MaskCosts()
+        self.mask_costs: dict[str, MaskCost] = defaultdict(MaskCost)
+        """Highest known cost of each mask that the lab has computed or loaded, by digest; 0 for other masks."""
         self.dashboards = Dashboards(loggers, self.store.paths.root)
         self.workers = self._chosen.workers
         """Number of trainings side by side; with workers on other machines, the number that may be requested at once.
@@ -558,8 +560,10 @@ class Lab:
             return {"mask": self.store.put_mask(mask), "seconds": seconds}
 
         known = self.store.load_or_compute("masks", key, store_mask) if key else store_mask()
-        self.mask_costs.add(str(known["mask"]), MaskCost(float(known.get("seconds", 0.0)), seen))
-        return str(known["mask"])
+        digest, cost = str(known["mask"]), MaskCost(float(known.get("seconds", 0.0)), seen)
+        with self._guard:
+            self.mask_costs[digest] = max(self.mask_costs[digest], cost, key=MaskCost.sort_key)
+        return digest
 
     @property
     def _label_prefix(self) -> str:

@@ -199,7 +199,7 @@ def _choose_mask(
         digest = prune(replicate, state, scope, density, settings)
     except UsageError as error:
         raise UsageError(f"detector masks: {error}; or use detector distance") from None
-    mask, seconds = lab.store.get_mask(digest), lab.mask_costs.get(digest).seconds
+    mask, seconds = lab.store.get_mask(digest), lab.mask_costs[digest].seconds
     if structured:
         scales = find_roles(lab.model(replicate.task)).scales
         mask = Mask({name: mask[name] for name in mask if name in scales})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -117,27 +116,10 @@ class MaskCost:
     seen: SeenExamples | None = None
     """Examples that the score used; None if it used none, or if the search counts them in `Found.gradients`."""
 
-
-class MaskCosts:
-    """Collects the costs of all masks that a lab has computed or loaded; several threads may call it."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._made: dict[str, MaskCost] = {}
-
-    def add(self, mask: str, making: MaskCost) -> None:
-        """Record the cost `making` of the mask with the digest `mask`, unless a higher cost is recorded already."""
-        with self._lock:
-            self._made[mask] = max(self._made.get(mask, making), making, key=_cost_sort_key)
-
-    def get(self, mask: str) -> MaskCost:
-        """Return the cost of the mask with the digest `mask`; a cost of 0 for an unknown mask."""
-        return self._made.get(mask, MaskCost())
-
-
-def _cost_sort_key(making: MaskCost) -> tuple[float, float]:
-    seen = making.seen
-    return ((seen.first + seen.others) * seen.cuts if seen else 0, making.seconds)
+    def sort_key(self) -> tuple[float, float]:
+        """Return the number of examples that were scored and the seconds, by which costs are compared."""
+        seen = self.seen
+        return ((seen.first + seen.others) * seen.cuts if seen else 0, self.seconds)
 
 
 # -- phases ------------------------------------------------------------------------------------------------------------

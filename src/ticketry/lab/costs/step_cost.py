@@ -134,7 +134,7 @@ class Costs:
         """Return steps, FLOPs, seconds and memory bytes of `phases`, as the entry ``cost`` of a network's record."""
         parts = {"dense": phases.dense, "search": phases.search, "sparse": phases.sparse}
         found = {name: self._sum_training_costs(part) for name, part in parts.items()}
-        search, masks = found["search"], [self._lab.mask_costs.get(mask) for mask in phases.masks]
+        search, masks = found["search"], [self._lab.mask_costs[mask] for mask in phases.masks]
         if phases.masks and not search["steps"]:
             search["memory"] = None
         search["steps"] += phases.gradients
@@ -164,7 +164,7 @@ class Costs:
 
     def _flops_outside_training(self, phases: Phases) -> float | None:
         """Return the FLOPs of pruning scores, and of gradients that were computed only to choose a mask."""
-        parts = [self._scoring_flops(phases, making.seen) for making in map(self._lab.mask_costs.get, phases.masks)]
+        parts = [self._scoring_flops(phases, self._lab.mask_costs[mask].seen) for mask in phases.masks]
         if phases.gradients:
             dense, flops = self._step_flops(phases.sparse[-1].segment)
             parts.append(None if flops is None else phases.gradients * dense_gradient_flops(dense, flops))

@@ -10,7 +10,6 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -57,16 +56,6 @@ def _has_no_user_code(module: nn.Module) -> bool:
     return _is_library_code(type(module)) and not any(hooks)
 
 
-@dataclass(frozen=True)
-class _Recorded:
-    """Holds a recorded step: the tensors that it reads and writes, and the function `replay`, which repeats it."""
-
-    batch: Sequence[Tensor]
-    loss: Tensor
-    gradients: Sequence[Tensor | None]
-    replay: Replay
-
-
 class Replays:
     """Computes loss and gradients of a batch; for batch shapes that occur often, it replays a recorded computation.
 
@@ -83,7 +72,8 @@ class Replays:
         self._parameters, self._compute_loss_and_gradients = parameters, differentiated
         self._record = record or CudaGraphs()
         self._seen: Counter[Shape] = Counter()
-        self._recorded: dict[Shape, _Recorded] = {}
+        self._recorded: dict[Shape, tuple[list[Tensor], Tensor, list[Tensor | None], Replay]] = {}
+        """Tensors of batch, loss and gradients of each recorded step, and the function that repeats the step."""
         self._refused = False
 
     def __call__(self, batch: Sequence[Tensor]) -> Tensor:
@@ -91,12 +81,12 @@ class Replays:
         if shape not in self._recorded and (self._refused or not self._try_to_record(shape, batch)):
             self._seen[shape] += 1
             return self._compute_loss_and_gradients(batch)
-        found = self._recorded[shape]
-        torch._foreach_copy_(list(found.batch), list(batch))
-        found.replay()
-        for parameter, gradient in zip(self._parameters, found.gradients, strict=True):
+        held, loss, gradients, replay = self._recorded[shape]
+        torch._foreach_copy_(held, list(batch))
+        replay()
+        for parameter, gradient in zip(self._parameters, gradients, strict=True):
             parameter.grad = gradient  # each batch shape has its own gradients
-        return found.loss
+        return loss
 
     def _try_to_record(self, shape: Shape, batch: Sequence[Tensor]) -> bool:
         """Record a step with this batch shape if the shape has occurred often enough; return whether it is recorded."""
@@ -117,7 +107,7 @@ class Replays:
             )
             return False
         gradients = [parameter.grad for parameter in self._parameters]
-        self._recorded[shape] = _Recorded(held, loss.detach(), gradients, replay)
+        self._recorded[shape] = held, loss.detach(), gradients, replay
         return True
 
     def _drop_gradients(self) -> None:

@@ -88,7 +88,7 @@ def main(rank: int, request: RankRequest, pipes: Sequence[Connection], stop: Con
 
 
 def _train_in_rank(rank: int, request: RankRequest, pipe: Connection, stop: Connection, meet: Path) -> tuple[str, Any]:
-    """Train, and return ``done`` with the work done, or ``stopped`` with the step of the stored state and a message."""
+    """Train, and return ``done`` with the work done, or ``stopped`` with a message."""
     for module in request.modules:  # the user's own process has imported them
         importlib.import_module(module)
     segment = Segment.from_description(request.segment, catalogue.create_task(request.spec))
@@ -98,40 +98,31 @@ def _train_in_rank(rank: int, request: RankRequest, pipe: Connection, stop: Conn
         store = Store(request.store, cast("Any", _ParentMirror(pipe, request.store)) if request.mirrored else None)
         course = segment.course(request.data).cut(group)
         job = (_LaterRankJob if rank else Job)(store, course, segment, request.keep, request.measure, group)
-        watch = _SilentWatch() if rank else _FirstRankWatch(request.checkpoint_seconds, pipe, stop)
+        # All ranks except the first neither report nor stop the training.
+        watch = Watch(float("inf")) if rank else _FirstRankWatch(request.checkpoint_seconds, pipe, stop)
         job.missing = group.value_of_first_rank(job.missing)
         began, busy = time.perf_counter(), time.process_time()
         try:
             job.train(watch)
         except InterruptedTrainingError as error:
-            return "stopped", (watch.stored_at, str(error))
+            return "stopped", str(error)
         work = job.work(time.perf_counter() - began, time.process_time() - busy)
         group.disconnect()
         return "done", work
 
 
-class _SilentWatch(Watch):
-    """Implements `Watch` for all ranks except the first: reports nothing and never stops the training."""
-
-    stored_at = 0
-
-    def __init__(self) -> None:
-        super().__init__(checkpoint_seconds=float("inf"))
-
-
-class _FirstRankWatch(_SilentWatch):
+class _FirstRankWatch(Watch):
     """Implements `Watch` for the first rank: reports progress to the parent process, and stops on request."""
 
     def __init__(self, checkpoint_seconds: float, pipe: Connection, stop: Connection) -> None:
-        super().__init__()
-        self.checkpoint_seconds = checkpoint_seconds
+        super().__init__(checkpoint_seconds)
         self._pipe, self._stop = pipe, stop
 
     def report_progress(self, segment: Segment, step: int) -> None:
         self._pipe.send(("progress", step))
 
     def report_stored(self, segment: Segment, step: int) -> None:
-        self.stored_at = step
+        self._pipe.send(("stored", step))
 
     def is_stop_requested(self) -> bool:
         return self._stop.poll()
@@ -350,9 +341,7 @@ class _RankProcesses:
                 self._ask_ranks_to_stop(segment, watch)
         kind, value = first.answer
         if kind == "stopped":
-            step, message = value
-            watch.report_stored(segment, step)
-            raise InterruptedTrainingError(message, process.received_stop_signal() or signal.SIGINT)
+            raise InterruptedTrainingError(value, process.received_stop_signal() or signal.SIGINT)
         if kind == "failed":
             self._await_other_ranks(store, segment, watch)
             raise self._choose_error()
@@ -375,6 +364,8 @@ class _RankProcesses:
                 continue
             if kind == "progress":
                 watch.report_progress(segment, value)
+            elif kind == "stored":
+                watch.report_stored(segment, value)
             elif kind != "store":
                 rank.answer = kind, value
 
