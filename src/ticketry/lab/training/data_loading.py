@@ -24,7 +24,7 @@ from ticketry.lab.process import (
     exit_when_parent_exits,
     ignore_signals_in_data_loader,
 )
-from ticketry.tasks.task import Reader, Sharded, Split, place_of_part
+from ticketry.tasks.task import Sharded, Split, place_of_part
 from ticketry_engine.support.seeds import generator, mix
 
 
@@ -111,50 +111,20 @@ def batches(
 
     Args:
         examples: returns, for a step, the indices of its examples in the split: int64 [b].
-        augment: names of augmentations that are applied while reading, see `split_augmentations`.
+        augment: names of augmentations that are applied while reading, from `Reader.augmentations`.
         seed: seed of the augmentations, which also depend on the step and on an example's position in the batch.
         first: returns, for a step, the position in the batch of the first example; needed if `examples` returns only a
             part of each batch.
     """
-    if split.reader is not None:
-        yield from _yield_batches_read_ahead(split, split.reader, examples, steps, device, augment, seed, first)
+    if (reader := split.reader) is None:
+        inputs, targets = split.inputs, split.targets
+        home = inputs.device
+        move = home.type != device  # computed once: a step of a LeNet takes 1 ms
+        for step in steps:
+            index = examples(step).to(home)
+            batch = inputs.index_select(0, index), targets.index_select(0, index)
+            yield (batch[0].to(device), batch[1].to(device)) if move else batch
         return
-    inputs, targets = split.inputs, split.targets
-    home = inputs.device
-    move = home.type != device  # computed once: a step of a LeNet takes 1 ms
-    for step in steps:
-        index = examples(step).to(home)
-        batch = inputs.index_select(0, index), targets.index_select(0, index)
-        yield (batch[0].to(device), batch[1].to(device)) if move else batch
-
-
-def batches_in_order(split: Split, device: str) -> Batches:
-    """Yield all examples of a split once and in order, in batches for evaluation."""
-    if split.reader is None:
-        parts = (torch.split(tensor, EVALUATED) for tensor in (split.inputs, split.targets))
-        for inputs, targets in zip(*parts, strict=True):
-            yield inputs.to(device), targets.to(device)
-        return
-    rows = torch.split(torch.arange(len(split)), split.reader.batch)
-    yield from batches(split, rows.__getitem__, range(len(rows)), device)
-
-
-def split_augmentations(split: Split, augment: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Divide the names `augment` into augmentations that the reader applies and those applied to whole batches."""
-    own = split.reader.augmentations if split.reader else ()
-    return tuple(name for name in augment if name in own), tuple(name for name in augment if name not in own)
-
-
-def _yield_batches_read_ahead(
-    split: Split,
-    reader: Reader,
-    examples: Callable[[int], Tensor],
-    steps: Sequence[int],
-    device: str,
-    augment: tuple[str, ...],
-    seed: int,
-    first: Callable[[int], int] | None,
-) -> Batches:
     pending: deque[Tensor] = deque()  # targets of requested batches
 
     def build_requests() -> Iterator[Request]:
@@ -172,6 +142,17 @@ def _yield_batches_read_ahead(
             yield answer.to(device, non_blocking=True), pending.popleft().to(device)
     finally:
         answers.close()
+
+
+def batches_in_order(split: Split, device: str) -> Batches:
+    """Yield all examples of a split once and in order, in batches for evaluation."""
+    if split.reader is None:
+        parts = (torch.split(tensor, EVALUATED) for tensor in (split.inputs, split.targets))
+        for inputs, targets in zip(*parts, strict=True):
+            yield inputs.to(device), targets.to(device)
+        return
+    rows = torch.split(torch.arange(len(split)), split.reader.batch)
+    yield from batches(split, rows.__getitem__, range(len(rows)), device)
 
 
 def _read_ahead(requests: Iterator[Request], workers: int, *, pin: bool) -> Generator[Any, None, None]:

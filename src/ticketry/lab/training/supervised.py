@@ -159,7 +159,9 @@ class SupervisedSession(Session):
         self.task, self.recipe, self.seed, self.arithmetic = task, recipe, seed, arithmetic
         device = arithmetic.device
         self._examples = train if train.reader else Split(train.inputs.to(device), train.targets.to(device))
-        self._read_with, self._augment = data_loading.split_augmentations(train, recipe.augment)
+        own = train.reader.augmentations if train.reader else ()
+        self._read_with = tuple(name for name in recipe.augment if name in own)
+        self._augment = tuple(name for name in recipe.augment if name not in own)
         self._order = build_data_order(train, seed, recipe.batch).batch
         self._generator = torch.Generator()
 

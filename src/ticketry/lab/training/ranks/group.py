@@ -37,17 +37,14 @@ class Group:
     in_parts = False
     """Whether each rank has only a part of each parameter."""
 
-    def __init__(self, rank: int, arithmetic: Arithmetic) -> None:
+    def __init__(self, rank: int, arithmetic: Arithmetic, meet: Path) -> None:
+        """Connect to the other ranks through the file `meet` on this machine, with NCCL on GPUs and otherwise gloo."""
         self.rank, self.world = rank, arithmetic.ranks
         self._device = arithmetic.device
         self.stores_together = self.in_parts
         """Whether all ranks must copy their state at the same step."""
         self._wish = self._heard = False
         self._steps = 0
-
-    @classmethod
-    def join(cls, rank: int, arithmetic: Arithmetic, meet: Path) -> Group:
-        """Connect to the other ranks through the file `meet` on this machine, with NCCL on GPUs and otherwise gloo."""
         if arithmetic.device == "cuda":
             torch.cuda.set_device(rank)
         elif sys.platform == "linux":  # otherwise gloo resolves this machine's host name, which may be wrong
@@ -59,7 +56,6 @@ class Group:
             world_size=arithmetic.ranks,
             timeout=_PATIENCE,
         )
-        return cls(rank, arithmetic)
 
     def disconnect(self) -> None:
         """Wait until all ranks have finished, then disconnect."""

@@ -94,7 +94,7 @@ def _train_in_rank(rank: int, request: RankRequest, pipe: Connection, stop: Conn
     segment = Segment.from_description(request.segment, catalogue.create_task(request.spec))
     with segment.arithmetic.active():
         kind = ShardedGroup if segment.arithmetic.parallel == FSDP else Group
-        group = kind.join(rank, segment.arithmetic, meet)
+        group = kind(rank, segment.arithmetic, meet)
         store = Store(request.store, cast("Any", _ParentMirror(pipe, request.store)) if request.mirrored else None)
         course = segment.course(request.data).cut(group)
         job = (_LaterRankJob if rank else Job)(store, course, segment, request.keep, request.measure, group)
