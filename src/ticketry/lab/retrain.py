@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ticketry.choices import check_choice
 from ticketry.core.mask import Mask
 from ticketry.lab.lab import Lab
-from ticketry.lab.search_result import DYNAMIC, FROM_REWOUND, GRADUAL, check_retrain_choice
+from ticketry.lab.search_result import DYNAMIC, FROM_REWOUND, GRADUAL, RETRAINS
 from ticketry.lab.training.segment import Result, Segment, Start
 from ticketry.lab.training.variant import Variant
 from ticketry.tasks.recipe import Recipe
@@ -49,6 +50,8 @@ def retraining(
     """
     step = rewound.segment.last if entered is None else entered
     end = recipe.steps(lab.per_epoch(task, recipe))
+    if retrain not in (GRADUAL, DYNAMIC):
+        check_choice("retrain", retrain, RETRAINS)
     first, last = {
         "continue": (step, end),
         "restart": (0, end),
@@ -57,7 +60,7 @@ def retraining(
         "none": (end, end),
         GRADUAL: (step, end),
         DYNAMIC: (step, end),
-    }[retrain if retrain in (GRADUAL, DYNAMIC) else check_retrain_choice(retrain)]
+    }[retrain]
     weights = rewound if retrain in FROM_REWOUND else trained
     start = Start(state=weights.model, optimizer=weights.training if retrain == GRADUAL else None)
     return lab.segment(

@@ -33,18 +33,14 @@ Growth = Literal["gradient", "random"]
 """Criterion by which a changing mask chooses the weights that become active again, see `search.dynamic`."""
 
 
-def check_retrain_choice(retrain: str) -> str:
-    """Return `retrain`; raise `UsageError` if it is not one of the ways to train a ticket, see `retraining`."""
-    check_choice("retrain", retrain, RETRAINS)
-    return retrain
-
-
 def choose_retrain(rewind: str, retrain: str) -> str:
     """Return `retrain`; if it is empty, return the default: finetune for ``rewind="end"``, otherwise continue."""
     at_end = Step.parse(rewind) == Step.parse("end")
     if at_end and retrain in ("continue", "rewind_lr"):
         raise UsageError(f"with rewind end nothing is left to {retrain}: use finetune, restart or none")
-    return check_retrain_choice(retrain or ("finetune" if at_end else "continue"))
+    chosen = retrain or ("finetune" if at_end else "continue")
+    check_choice("retrain", chosen, RETRAINS)
+    return chosen
 
 
 def check_schedule_suits_retrain(retrain: str, schedule: str) -> None:
