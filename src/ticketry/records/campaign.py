@@ -210,11 +210,6 @@ class CampaignRecord(Part, frozen=True, kw_only=True, tag_field="kind", tag="cam
         }
 
     @property
-    def decided_claims(self) -> int:
-        """Number of claims that are confirmed or refuted."""
-        return sum(claim.found != "undecided" for claim in self.claims)
-
-    @property
     def hypothesis_counts(self) -> tuple[int, int]:
         """Number of decided hypotheses, and number of all hypotheses.
 

@@ -154,7 +154,8 @@ def campaign_sentences(record: CampaignRecord) -> list[str]:
     counts = ", ".join(f"{count} {word}" for word, count in found.items() if count)
     share = record.segments_trained / max(record.segments_asked, 1)
     lines = [
-        f"{record.decided_claims} of {len(record.claims)} claims decided: {counts}.{_replication_sentence(record)}",
+        f"{len(record.claims) - found['undecided']} of {len(record.claims)} claims decided: {counts}."
+        f"{_replication_sentence(record)}",
         f"{record.segments_trained} trainings run out of {record.segments_asked} requested ({share:.2f}); searches took"
         f" {format_duration(record.seconds)} in total.",
     ]
