@@ -18,12 +18,13 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cache, cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
+from typing import Any, ClassVar, Protocol, TypeVar, cast
 
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from ticketry.core.mask import Mask
 from ticketry.errors import UsageError
@@ -31,10 +32,7 @@ from ticketry.lab.store.store import Store
 from ticketry.lab.training.state import Trainable, TrainingState
 from ticketry.registry import hash_imported_modules
 from ticketry.tasks.recipe import Recipe
-from ticketry.tasks.task import Course, Task
-
-if TYPE_CHECKING:
-    from ticketry.lab.training.loop import Loop
+from ticketry.tasks.task import Course, Session, Task
 
 Metrics = dict[str, dict[str, Any]]
 """Value of each metric, by split and metric."""
@@ -60,6 +58,21 @@ class Surroundings:
     def mask(self) -> Mask | None:
         """The mask that removes weights; None for a dense network."""
         return None if self.mask_digest is None else self.store.get_mask(self.mask_digest)
+
+
+class InTraining(Protocol):
+    """Lists the attributes and methods of the training loop that an effect may use."""
+
+    step: int
+    model: nn.Module
+    session: Session
+    optimizer: Optimizer
+
+    def check_losses(self) -> None:
+        """Raise `TrainingError` if the loss of a step since the last check is not finite."""
+
+    def average_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Average the gradients of `parameters`, which do not belong to the network, over all training processes."""
 
 
 _KNOWN: dict[str, type[Variant]] = {}
@@ -215,7 +228,7 @@ class Effect:
         """Return an object with the parameters that the optimiser updates; None for all parameters of `model`."""
         return None
 
-    def begin(self, training: Loop, carried: Mapping[str, Tensor]) -> None:
+    def begin(self, training: InTraining, carried: Mapping[str, Tensor]) -> None:
         """Start the effect; `carried` is its stored state or, in a new training, that of `Variant.first_state`."""
 
     def convert_loaded_session(self, entries: Mapping[str, Tensor]) -> Mapping[str, Tensor]:

@@ -20,9 +20,8 @@ from ticketry.core.structure.removal_trial import find_structure_sparing_untrace
 from ticketry.core.structure.smaller_model import plan_for_structure
 from ticketry.errors import ScopeError, UsageError
 from ticketry.lab.store.store import NUMERICS, Store, digest_of
-from ticketry.lab.training.loop import Loop
 from ticketry.lab.training.state import TrainingState, initial_state, rebuild_model
-from ticketry.lab.training.variant import Effect, Surroundings, Variant
+from ticketry.lab.training.variant import Effect, InTraining, Surroundings, Variant
 from ticketry.tasks.task import Course, Task
 
 FOLLOWED = 2
@@ -55,7 +54,7 @@ class HeldMask(Variant):
 class HoldingEffect(Effect):
     """Keeps removed weights, their gradients and their optimiser states at 0 in one training, for `HeldMask`."""
 
-    def begin(self, training: Loop, carried: Mapping[str, Tensor]) -> None:
+    def begin(self, training: InTraining, carried: Mapping[str, Tensor]) -> None:
         assert self.around.mask is not None
         # The loop masks all gradients in one call, which costs less than a hook for each parameter.
         self._training, self._hold = training, Hold(training.model, self.around.mask, hooks=False)
@@ -126,7 +125,7 @@ class PenaltyEffect(Effect):
         super().__init__(around)
         self._penalty = penalty
 
-    def begin(self, training: Loop, carried: Mapping[str, Tensor]) -> None:
+    def begin(self, training: InTraining, carried: Mapping[str, Tensor]) -> None:
         """Find the penalised parameters; raise `ScopeError` if the model lacks one."""
         model, names, pattern = training.model, self._penalty.names, Pattern.parse(self._penalty.pattern)
         known = named_parameters(model)
@@ -209,7 +208,7 @@ class ShrinkingEffect(Effect):
         """The whole network's tensors, with the values that the smaller network lacks."""
         return rebuild(model, self._plan)
 
-    def begin(self, training: Loop, carried: Mapping[str, Tensor]) -> None:
+    def begin(self, training: InTraining, carried: Mapping[str, Tensor]) -> None:
         self._training = training
 
     def convert_state_for_store(self, state: TrainingState) -> TrainingState:

@@ -28,7 +28,7 @@ from ticketry.errors import LayerCollapseError, ScopeError, TaskError, TrainingE
 from ticketry.lab.lab import Lab
 from ticketry.lab.masks import load_weight_prices, prune_to_cost_share
 from ticketry.lab.store.store import digest_of
-from ticketry.lab.training.loop import Loop, set_learning_rate
+from ticketry.lab.training.loop import set_learning_rate
 from ticketry.lab.training.segment import Result, Segment
 from ticketry.lab.training.state import (
     copy_state,
@@ -39,7 +39,7 @@ from ticketry.lab.training.state import (
     rebuild_model,
     select_prefix,
 )
-from ticketry.lab.training.variant import Effect, Metrics, Surroundings, Variant
+from ticketry.lab.training.variant import Effect, InTraining, Metrics, Surroundings, Variant
 from ticketry.lab.training.variants import Penalty, trace_task_structure
 from ticketry.search.common.settings import PruningSettings
 from ticketry.search.gating import Anneal, LearningRates, Objective, Reset
@@ -254,7 +254,7 @@ class GatesEffect(Effect):
         super().__init__(around)
         self._gating = gating
 
-    def begin(self, training: Loop, carried: Mapping[str, Tensor]) -> None:
+    def begin(self, training: InTraining, carried: Mapping[str, Tensor]) -> None:
         around, gating = self.around, self._gating
         self._training = training
         self.gates = _attach_stored_gates(gating, around, training.model, carried)

@@ -22,9 +22,8 @@ from torch import Tensor, nn
 
 from ticketry.core.scope import NORMS, named_parameters
 from ticketry.errors import ScopeError, UsageError
-from ticketry.lab.training.loop import Loop
 from ticketry.lab.training.state import Trainable
-from ticketry.lab.training.variant import Effect, Surroundings, Variant
+from ticketry.lab.training.variant import Effect, InTraining, Surroundings, Variant
 from ticketry.tasks.recipe import Recipe
 
 IMPORTANCE = "worth"
@@ -123,7 +122,7 @@ class TickEffect(Effect):
             parameter.requires_grad_(name in gates.names or name in shifts)
         return gates
 
-    def begin(self, training: Loop, carried: Mapping[str, Tensor]) -> None:
+    def begin(self, training: InTraining, carried: Mapping[str, Tensor]) -> None:
         known = named_parameters(training.model)
         self._norms = [(known[scale], known[shift] if shift else None) for scale, shift in self._tick.norms]
         self._importance, self._ratios = [], []
