@@ -90,7 +90,7 @@ def test_two_processes_may_make_one_store(tmp_path):
 def test_a_store_may_be_made_while_one_looks(tmp_path, monkeypatch):
     Store(tmp_path)
     answers = iter([None])  # the first look was before the other process wrote the file
-    monkeypatch.setattr(store_module, "read_json", lambda path: next(answers, read_json(path)))
+    monkeypatch.setattr(store_module.files, "read_json", lambda path: next(answers, read_json(path)))
     Store(tmp_path)
 
 

@@ -21,19 +21,8 @@ from torch import Tensor
 from ticketry.core.mask import Mask, from_bytes, to_bytes
 from ticketry.errors import DamagedBlobError, MaskError, StoreError, UsageError
 from ticketry.files import content_of, exists
+from ticketry.lab.store import files
 from ticketry.lab.store.checkpoints import delete_shard_folders
-from ticketry.lab.store.files import (
-    MEMOS,
-    REPAIR,
-    Trained,
-    describe_mismatch,
-    explain_os_errors,
-    parse_sealed,
-    path_exists,
-    read_json,
-    sealed_bytes,
-    write_json,
-)
 from ticketry.lab.store.files import digest_of as digest_of
 from ticketry.lab.store.objects import Bucket, Folder, Objects, SharedFolder
 from ticketry.lab.store.paths import Paths, blob_name, local_folder, memo_name, result_name, results_name, shared_url
@@ -46,7 +35,7 @@ NUMERICS = 1
 FORMAT = 2
 DESCRIBED = {"format": FORMAT, "kind": "ticketry.store"}
 """Content of ``store.json``."""
-_ADVICE = REPAIR[0].upper() + REPAIR[1:]
+_ADVICE = files.REPAIR[0].upper() + files.REPAIR[1:]
 _NOT_TENSORS = (SafetensorError, ValueError, TypeError, LookupError, RuntimeError)
 """Errors that occur for a file that is not a safetensors file, or has a dtype unknown to torch."""
 
@@ -74,7 +63,7 @@ class Store:
         if known is None:
             if self._has_foreign_files():
                 raise StoreError(f"{self.paths.root} is a folder with other things in it: choose another with --store")
-            write_json(self.paths.format, DESCRIBED)
+            files.write_json(self.paths.format, DESCRIBED)
             if mirror:
                 mirror.create_if_absent("store.json", content_of(self.paths.format))
         elif known != FORMAT:
@@ -102,7 +91,7 @@ class Store:
             ) from None
 
     def _has_foreign_files(self) -> bool:
-        with explain_os_errors(root := self.paths.root, "read"):
+        with files.explain_os_errors(root := self.paths.root, "read"):
             if not exists(root) or self.paths.has_folders():
                 return False
             others = [name for name in os.listdir(root) if not name.startswith(f".{self.paths.format.name}.")]
@@ -122,7 +111,7 @@ class Store:
         self.paths.blobs.mkdir(parents=True, exist_ok=True)
         found = hashlib.sha256()
         with (
-            explain_os_errors(self.paths.blobs, "write"),
+            files.explain_os_errors(self.paths.blobs, "write"),
             tempfile.NamedTemporaryFile(prefix=".pieces.", suffix=".tmp", dir=self.paths.blobs, delete=False) as file,
         ):
             try:
@@ -147,7 +136,7 @@ class Store:
         raise DamagedBlobError(f"{self.paths.blob(digest)} is damaged: its contents do not match its digest. {_ADVICE}")
 
     def has(self, digest: str) -> bool:
-        return path_exists(self.paths.blob(digest)) or (
+        return files.path_exists(self.paths.blob(digest)) or (
             self.mirror is not None and self.objects.get(blob_name(digest)) is not None
         )
 
@@ -193,7 +182,7 @@ class Store:
                 )
             self.retrain(digest, source["trajectory"], source["step"])
         again = self.memo("again", digest)
-        if again is None and not path_exists(path):
+        if again is None and not files.path_exists(path):
             raise DamagedBlobError(f"{path} is missing, and training again does not give it. {_ADVICE}")
         return self.get_bytes(digest if again is None else again["model"])
 
@@ -208,12 +197,12 @@ class Store:
 
     def _read_result(self, trajectory: str, step: int, *, fresh: bool = False) -> dict[str, Any] | None:
         data = self.objects.get(result_name(trajectory, step), fresh=fresh)
-        return None if data is None else parse_sealed(data, str(self.paths.result(trajectory, step)))
+        return None if data is None else files.parse_sealed(data, str(self.paths.result(trajectory, step)))
 
     def put_result(self, trajectory: str, step: int, record: Mapping[str, Any]) -> None:
         """Store a result; replace a result of this machine, but not a result that another machine uploaded."""
-        name, data = result_name(trajectory, step), sealed_bytes(record)
-        if path_exists(self.paths.result(trajectory, step)):
+        name, data = result_name(trajectory, step), files.sealed_bytes(record)
+        if files.path_exists(self.paths.result(trajectory, step)):
             self.objects.put(name, data)
         else:
             self.objects.create_if_absent(name, data)
@@ -221,8 +210,8 @@ class Store:
     def load_valid_result(self, trajectory: str, step: int) -> dict[str, Any] | None:
         """Return the result of training `trajectory` at `step`, after checking its entries; None if not stored."""
         record = self.result(trajectory, step)
-        if record is not None and (why := describe_mismatch(Trained, record)):
-            raise StoreError(f"{self.paths.result(trajectory, step)} is no result: {why}; {REPAIR}")
+        if record is not None and (why := files.describe_mismatch(files.Trained, record)):
+            raise StoreError(f"{self.paths.result(trajectory, step)} is no result: {why}; {files.REPAIR}")
         return record
 
     def stored_steps(self, trajectory: str) -> list[int]:
@@ -291,8 +280,8 @@ class Store:
                 data = self.objects.get(memo_name(kind, key), fresh=fresh)
                 if data is None:
                     return None
-                known = parse_sealed(data, str(path))
-                why = describe_mismatch(MEMOS[kind], known) if kind in MEMOS else ""
+                known = files.parse_sealed(data, str(path))
+                why = files.describe_mismatch(files.MEMOS[kind], known) if kind in files.MEMOS else ""
                 if not why:
                     return known
                 why = f"is not valid: {why}"
@@ -313,7 +302,7 @@ class Store:
 
     def put_memo(self, kind: str, key: str, value: Mapping[str, Any]) -> None:
         """Store a small value, such as the digest of a computed mask, under `kind` (such as "masks") and `key`."""
-        self.objects.put(memo_name(kind, key), sealed_bytes(value))
+        self.objects.put(memo_name(kind, key), files.sealed_bytes(value))
 
     # -- other processes and machines --------------------------------------------------------------------------------
 
@@ -321,7 +310,7 @@ class Store:
     def lock(self, trajectory: str) -> Iterator[None]:
         """Within a ``with`` block, hold the lock of the training `trajectory`; first wait for other processes."""
         path = self.paths.lock(trajectory)
-        with explain_os_errors(path, "lock"):
+        with files.explain_os_errors(path, "lock"):
             path.parent.mkdir(parents=True, exist_ok=True)
             lock = filelock.FileLock(path)
             lock.acquire()
@@ -352,7 +341,7 @@ class Store:
 
 def read_format_version(path: Path) -> int | None:
     """Return the format version in the file ``store.json``; None if the file is missing, `StoreError` if damaged."""
-    described = read_json(path)
+    described = files.read_json(path)
     if described is None:
         return None
     number = described.get("format")
@@ -404,7 +393,7 @@ def open_existing_store(address: str | Path) -> Store | None:
     place = local_folder(address)
     if (url := shared_url(place)) and not _create_mirror(url, place).exists():
         return None
-    if not url and not path_exists(Paths(place).format):
+    if not url and not files.path_exists(Paths(place).format):
         return None
     store = open_store(place)
     store.fetch()
