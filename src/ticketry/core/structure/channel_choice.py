@@ -57,13 +57,16 @@ class RemainingWeights:
         self._prices = prices or {}
         self.cost = sum(self._prices.get(name, 0.0) * prod(shape) for name, shape in shapes.items())
 
-    def remove(self, group: int, channel: int) -> None:
-        self.removed[group][channel] = True
-        self._update_counts(group, channel, -1)
-
-    def restore(self, group: int, channel: int) -> None:
-        self.removed[group][channel] = False
-        self._update_counts(group, channel, 1)
+    def remove(self, group: int, channel: int, *, undo: bool = False) -> None:
+        """Remove a channel or, with `undo`, restore it."""
+        self.removed[group][channel] = not undo
+        for member in self.groups[group].parameters:
+            left = self._left[member.name]
+            before = prod(left)
+            left[member.dim] += len(member.indices[channel]) * (1 if undo else -1)
+            change = prod(left) - before
+            self.kept += change
+            self.cost += change * self._prices.get(member.name, 0.0)
 
     def count_remaining(self, group: int) -> int:
         """Return the number of remaining channels of a group."""
@@ -73,15 +76,6 @@ class RemainingWeights:
     def largest_tensor(self) -> str:
         """Name of the tensor with the most remaining weights."""
         return max(self._left, key=lambda name: prod(self._left[name]))
-
-    def _update_counts(self, group: int, channel: int, sign: int) -> None:
-        for member in self.groups[group].parameters:
-            left = self._left[member.name]
-            before = prod(left)
-            left[member.dim] += sign * len(member.indices[channel])
-            change = prod(left) - before
-            self.kept += change
-            self.cost += change * self._prices.get(member.name, 0.0)
 
 
 def rank_channels_globally(count: RemainingWeights, scores: Sequence[Tensor], keep_at_least: int) -> list[Channel]:
@@ -185,7 +179,7 @@ def remove_to_density(
             count.remove(*step)
         if target - count.kept > before - target:  # nearer with these channels
             for step in block:
-                count.restore(*step)
+                count.remove(*step, undo=True)
             return count.removed
     if count.kept > target:
         raise LayerCollapseError(

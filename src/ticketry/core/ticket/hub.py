@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from ticketry.core.mask import Mask
-from ticketry.core.tables import format_layer_lines, one_line
+from ticketry.core.tables import one_line
 from ticketry.core.ticket.folder import FILES, MANIFEST
 from ticketry.errors import MissingExtraError, TicketError
 from ticketry.version import __version__
@@ -142,12 +142,6 @@ def _explain_hub_error(error: Exception, what: str) -> TicketError:
     else:
         advice = f"{first} ({type(error).__name__})"
     return TicketError(f"{what}: {advice}")
-
-
-def describe(mask: Mask, info: Mapping[str, Any], trained: bool) -> str:
-    """Return a ticket's method, density, metric, seeds and table of layers as plain text."""
-    facts = [f"{label + ':':<10} {text}" for label, text in list_ticket_properties(mask, info, trained)]
-    return "\n".join([*facts, "", *format_layer_lines(mask.table())])
 
 
 def model_card(

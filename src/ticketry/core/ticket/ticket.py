@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ticketry.core.mask import Mask, from_bytes, require_mask, to_bytes
 from ticketry.core.sharding import reshard
-from ticketry.core.tables import html_table
+from ticketry.core.tables import format_layer_lines, html_table
 from ticketry.core.ticket import folder as files
 from ticketry.core.ticket import hub, state_dicts
 from ticketry.core.ticket.folder import any_sharded, to_json_values, write_folder_from_all_ranks
@@ -103,7 +103,9 @@ class Ticket:
 
     def describe(self) -> str:
         """Return the method, density, metric, seeds and table of layers as plain text."""
-        return hub.describe(self.mask, self.info, self.trained is not None)
+        facts = hub.list_ticket_properties(self.mask, self.info, self.trained is not None)
+        rows = (f"{label + ':':<10} {text}" for label, text in facts)
+        return "\n".join([*rows, "", *format_layer_lines(self.mask.table())])
 
     def __repr__(self) -> str:
         return f"Ticket({self.mask!r}, {'trained' if self.trained is not None else 'not trained'})"
