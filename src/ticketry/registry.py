@@ -364,9 +364,6 @@ def digest_source(target: str, *objects: object) -> str:
 
     The digest covers the module, the modules that define the object and `objects`, and all modules that these import
     directly or indirectly, if they are in the same package or folder.
-
-    Args:
-        objects: further objects whose defining modules are included.
     """
     return _digest_modules({target.partition(":")[0]} | _defining_modules(load_object(target), *objects))
 

@@ -222,10 +222,7 @@ def _check_interrupted_search_resumes(
 ) -> None:
     """Check that a search resumes with the same bits after a stop in the middle of each training in `middles`.
 
-    Args:
-        bits: digests of the networks that an uninterrupted search found.
-        trained: number of trainings in the uninterrupted search.
-        middles: keys of the trainings to interrupt.
+    An uninterrupted search has `trained` trainings, and finds networks with the digests `bits`.
     """
     done, left, stopped = 0, set(middles), True
     while stopped:

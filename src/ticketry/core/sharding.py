@@ -180,12 +180,9 @@ class Ranking:
     def __init__(
         self, numbers: Mapping[str, Tensor], within: Mapping[str, Tensor] | None, *, magnitudes: bool = False
     ) -> None:
-        """Create a ranking of the elements of all tensors in `numbers`.
+        """Create a ranking of the elements, or with `magnitudes` of their absolute values, of all tensors in `numbers`.
 
-        Args:
-            numbers: tensors by name; they may be sharded.
-            magnitudes: whether to rank absolute values instead of the numbers.
-            within: bool tensors by name, not sharded; elements where they are False are excluded. None: include all.
+        Elements for which the bool tensors in `within` are False are excluded. Only `numbers` may be sharded.
         """
         self._numbers = numbers
         self._within = within

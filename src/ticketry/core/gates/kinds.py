@@ -429,11 +429,9 @@ KINDS: Registry[type[Kind]] = Registry(
 
 
 def make_kind(kind: object, **settings: object) -> Kind:
-    """Return a kind of gates, given its name; a `Kind` object is checked and returned unchanged.
+    """Return a kind of gates, given its name in `KINDS`; a `Kind` object is checked and returned unchanged.
 
-    Args:
-        kind: a name of `KINDS`, or a `Kind` object.
-        settings: values of the kind's fields; settings that are not fields of the kind are ignored.
+    The `settings` are values of the kind's fields; settings that are not fields of the kind are ignored.
     """
     if isinstance(kind, Kind):
         _check_gate_class("", type(kind))

@@ -52,11 +52,7 @@ class ParameterSwap:
     """
 
     def __init__(self, model: nn.Module, places: Sequence[Sequence[ParameterLocation]], products: Products) -> None:
-        """Register hooks on `model`.
-
-        Args:
-            places: for each parameter, all its locations; a tied weight has several.
-        """
+        """Register hooks on `model`; `places` has all locations of each parameter, several for a tied weight."""
         self._model, self._places, self._products = model, places, products
         self._placed: set[int] = set()
         self._stack: list[_RunningModule] = []

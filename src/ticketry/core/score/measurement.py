@@ -207,9 +207,7 @@ def hessian_gradient_product(
     the derivative of <g, gradient of a batch>, with constant g, is averaged over the same batches. So all batches are
     kept in memory.
 
-    Args:
-        at: a mask; for weights that it removes, g is set to 0.
-        gradient: the vector to multiply H by: g if it is already known, or another vector; by default, g is computed.
+    For weights that the mask `at` removes, g is set to 0. H can be multiplied by another vector `gradient` instead.
     """
     from torch.nn.attention import SDPBackend, sdpa_kernel
 

@@ -20,8 +20,7 @@ BLOCK_PENALTIES = ("group_hoyer_square", "group_lasso")
 def check_penalty(kind: str, *, blocks: bool | None = None) -> str:
     """Return `kind`; raise `UsageError` if it is not the name of a penalty, or if `blocks` rules this penalty out.
 
-    Args:
-        blocks: whether the penalty will be applied to the blocks of a pattern; None if this is not known yet.
+    `blocks` says whether the penalty will be applied to the blocks of a pattern; None if this is not known yet.
     """
     check_choice("penalty", kind, PENALTIES)
     if blocks and kind not in BLOCK_PENALTIES:

@@ -99,10 +99,8 @@ def apply_structuring(
 ) -> Mask:
     """Return the structured mask that a `Structuring` derives from an unstructured mask, see `ticketry.structure`.
 
-    Args:
-        by: the kind of structured mask and its options.
-        model: the model, with the weights by which `mask` was chosen.
-        structure: the model's channel structure, if known; otherwise it is found, which takes seconds.
+    The model must have the weights by which `mask` was chosen. Without its channel `structure`, this structure is
+    found, which takes seconds.
     """
     seen: dict[str, Any] = {"batches": batches, "loss": loss, "seed": seed, "spare": by.spare}
     if by.kind == "channels":

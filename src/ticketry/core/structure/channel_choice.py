@@ -43,11 +43,9 @@ class RemainingWeights:
         shapes: Mapping[str, tuple[int, ...]],
         prices: Mapping[str, float] | None = None,
     ) -> None:
-        """Start to count, with no channel removed.
+        """Start to count the weights of tensors with these `shapes`, with no channel removed.
 
-        Args:
-            shapes: shapes of the tensors whose weights are counted, by name.
-            prices: tensor name -> cost of each of the tensor's weights; by default 0.
+        `prices` maps a tensor's name to the cost of each of its weights, by default 0.
         """
         self.groups = groups
         self.removed: list[Flags] = [np.zeros(group.size, dtype=bool) for group in groups]
@@ -165,10 +163,7 @@ def remove_to_density(
 ) -> list[Flags]:
     """Remove blocks in order until the density is nearest to `density`; return flags of each group's removed channels.
 
-    Args:
-        count: counts the remaining weights, from which blocks are removed.
-        blocks: lists of channels that are removed together, the least important first.
-        limits: text for the error message that says how many channels each group retains.
+    `limits` is text for the error message that says how many channels each group retains.
     """
     target = density * count.total
     for block in blocks:
@@ -346,12 +341,9 @@ class ChannelPath:
         order: ChannelOrder,
         within: Mask | None = None,
     ) -> None:
-        """Order the channels by value lost per cost saved.
+        """Order the channels by value lost per cost saved, continuing from the mask of whole channels `within`.
 
-        Args:
-            scores: for each group, the importance of each channel, not negative.
-            prices: parameter name -> cost of each of the parameter's weights; by default 0.
-            within: a mask of whole channels to continue from.
+        `scores` has the importance of each channel, not negative, and `prices` the cost of each weight of a parameter.
         """
         choice.check_no_nan(scores)
         self._choice, self._order = choice, order

@@ -197,8 +197,7 @@ def _apply_exchanges(
     An exchange changes the gains of the remaining exchanges. So each gain is computed again before the exchange is
     applied, and exchanges with half of their original gain or less are skipped.
 
-    Args:
-        similarity, similarity_to_groups, group_of_row: see `_best_exchanges`; the last two are updated.
+    `similarity_to_groups` and `group_of_row` are updated, see `_best_exchanges`.
     """
     free = np.ones(len(group_of_row), dtype=bool)
     total = 0.0

@@ -95,9 +95,7 @@ def clone_arguments(arguments: Arguments) -> Arguments:
 def traceable_operations(model_copy: nn.Module | None = None) -> Iterator[None]:
     """Within the block, disable gradients and fused transformer layers; afterwards restore torch's random state.
 
-    Args:
-        model_copy: a copy from `copy_in_dtype`, whose floats have a single type. Within the block, its code creates
-            floats of this type too.
+    The code of `model_copy`, whose floats have a single type (see `copy_in_dtype`), creates floats of this type too.
     """
     dtype = next((one.dtype for one in model_copy.parameters() if one.dtype in _FLOATS), None) if model_copy else None
     with torch.no_grad(), private_random_state([]), without_fused_layers(), ExitStack() as exits:

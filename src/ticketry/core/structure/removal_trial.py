@@ -87,14 +87,10 @@ def tried_structure(model: nn.Module, example_inputs: Inputs, spare: Patterns = 
 def find_structure_sparing_untraceable(
     model: nn.Module, example_inputs: Inputs, spare: Sequence[str]
 ) -> tuple[Structure, tuple[str, ...]]:
-    """Return the tested channel structure of `model`; modules in `spare` that cannot be traced are not traced.
+    """Return the tested channel structure of `model`, and the names of the modules that were not traced.
 
-    Args:
-        spare: names or patterns of modules whose control flow, or that of a module inside, may depend on activations.
-            Names of any other modules are ignored.
-
-    Returns:
-        The structure, and the names of the modules that were not traced.
+    These are modules that cannot be traced, because their control flow, or that of a module inside, depends on
+    activations. They must match a name or pattern in `spare`; other modules that match are traced.
     """
     unseen: list[str] = []
     while True:

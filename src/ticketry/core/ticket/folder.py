@@ -220,8 +220,7 @@ def _digest_of_json_values(values: Mapping[str, Any]) -> str:
 def read_manifest(folder: Path, root: Path) -> tuple[dict[str, Any], dict[str, FileFact]]:
     """Return the values in ticket.json of `folder`, and the sizes and digests of the other files.
 
-    Args:
-        root: folder that links must not leave.
+    Links must not lead out of `root`.
     """
     if not os.path.isdir(folder):
         raise TicketError(f"there is no ticket at {folder}: a ticket is a folder with a {MANIFEST}")
@@ -323,11 +322,8 @@ def write_folder_from_all_ranks(
 ) -> Path:
     """Write a ticket's folder as `write_folder` does; all processes call this, and rank 0 writes.
 
-    Args:
-        path: path of the ticket's folder, for rank 0.
-        files: name of each file, with a sharded state dict, or with a function that returns the contents and that only
-            rank 0 calls.
-        manifest: function that returns the contents of ticket.json, given the sizes and digests of all other files.
+    `files` has the name of each file, with a sharded state dict, or with a function that returns the contents and that
+    only rank 0 calls. For `manifest` see `write_folder`.
     """
     import torch.distributed as dist
 

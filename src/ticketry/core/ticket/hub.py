@@ -149,8 +149,7 @@ def model_card(
 ) -> str:
     """Return the README.md of a ticket's repository: the hub's metadata, a table of facts, and how to load the ticket.
 
-    Args:
-        verdict: a sentence that says whether the ticket wins.
+    `verdict` is a sentence that says whether the ticket wins, and `figure` the name of an image file.
     """
     licence = info.get("license")
     head = ["library_name: ticketry", "tags:", *(f"- {tag}" for tag in _TAGS)]
