@@ -77,7 +77,8 @@ def capture(
         mask: mask of the weights to keep, by parameter name; pruned weights are exactly 0 in the graph. None: no mask.
         example_inputs: a tensor, a tuple of arguments, or a dict of arguments by name; only shapes and dtypes matter.
         for_kernels: whether group norms, transposed convolutions, interpolations and the like become convolutions and
-            other operations of the CPU kernels; sparse kernels skip the zeros of these convolutions.
+            other operations of the CPU kernels; sparse kernels skip the zeros of these convolutions. If the batch size
+            is fixed, no kernels run, and these layers stay as they are.
 
     Raises:
         CaptureError: if torch.export cannot trace the model, if the model writes to its parameters, buffers or inputs,
@@ -154,7 +155,7 @@ def lower_to_native(graph: Graph, sizes: Mapping[str, Sizes], *, for_kernels: bo
     for rule in (recognise_l2_normalisation, _lower_node, move_batch_first):
         graph = rewrite_nodes(graph, rule, sizes)
     graph = reduce(rewrite_nodes, FORMULAS, graph)
-    if for_kernels:
+    if for_kernels and graph.accepts_any_batch:  # torch runs all layers of a model with a fixed batch
         steps = (lower_resize, lower_image_statistics)
         graph = reduce(rewrite_nodes, steps, lower_transposed_convolutions(graph))
     graph = recognise_recurrences(

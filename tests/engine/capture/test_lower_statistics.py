@@ -83,6 +83,18 @@ def test_a_gpu_keeps_group_norms() -> None:
     assert [one.op for one in graph.nodes if not one.native] == ["aten.group_norm.default"]
 
 
+def test_a_model_with_a_fixed_batch_keeps_group_norms_because_torch_runs_it() -> None:
+    class FixedBatch(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x).view(2, 2, 2, 5, 5).sum(2)
+
+    model, x = FixedBatch(nn.Conv2d(3, 4, 1), nn.GroupNorm(2, 4)).eval(), torch.randn(2, 3, 5, 5)
+    graph = capture(model, None, x)
+    assert not graph.accepts_any_batch
+    assert [one.op for one in graph.nodes][:2] == ["conv2d", "aten.group_norm.default"]
+    torch.testing.assert_close(Compiled(graph, threads=1)(x), model(x).detach())
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_group_norms_of_other_types_are_left_to_torch(dtype: torch.dtype) -> None:
     graph = capture(nn.GroupNorm(2, 4).to(dtype).eval(), None, torch.randn(2, 4, 3, 3, dtype=dtype))

@@ -500,34 +500,25 @@ def choose_fastest_plan(
     `weight` is [O, I / groups, taps]. If `unfold`, x may be copied to scratch memory. Raise `ValueError` if x has to be
     copied although `unfold` is false, or if it has to be copied and the images of one pixel take several vectors.
     """
-    pattern = _Pattern(weight != 0)
-    try:
-        return _choose_plan_of_pattern(pattern, x, y, residual, window, groups, target, unfold)
-    finally:
-        del pattern.kept  # the cache keeps `pattern`, which is compared by its digest
+    kept = weight != 0
+    digest = hashlib.blake2b(np.packbits(kept).tobytes(), digest_size=16).digest()
+    cached = _cached_plans(digest, kept.shape, x, y, residual, window, groups, target, unfold)
+    if not cached:
+        cached.append(_choose_plan_of_pattern(kept, x, y, residual, window, groups, target, unfold))
+    return cached[0]
 
 
-class _Pattern:
-    """The positions of a layer's retained weights, as a hashable value."""
+@functools.lru_cache(maxsize=256)
+def _cached_plans(*key: object) -> list[Way]:
+    """Return the list that holds the plan for `key`; it is empty until the caller adds the plan.
 
-    def __init__(self, kept: Array) -> None:
-        self.kept = kept
-        self._key = (kept.shape, hashlib.blake2b(np.packbits(kept).tobytes(), digest_size=16).digest())
-
-    def __hash__(self) -> int:
-        return hash(self._key)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Pattern) and self._key == other._key
+    Plans are cached because masks of a model that are compared have many layers in common.
+    """
+    return []
 
 
-_CACHED_WAYS = 256
-"""Number of plans that are cached: masks of a model that are compared leave many layers as they are."""
-
-
-@functools.lru_cache(maxsize=_CACHED_WAYS)
 def _choose_plan_of_pattern(
-    pattern: _Pattern,
+    kept: Array,
     x: Geometry,
     y: Geometry,
     residual: Geometry | None,
@@ -536,7 +527,7 @@ def _choose_plan_of_pattern(
     target: Target,
     unfold: bool,
 ) -> Way:
-    kept = pattern.kept
+    """Return the fastest plan for a layer; `kept` [O, I / groups, taps] is True for retained weights."""
     outputs, inputs, size = kept.shape
     rows = row_kinds(kept.reshape(outputs, -1), groups)
     ways = []
