@@ -174,20 +174,17 @@ class _GraphBuilder:
             if isinstance(one, Constant):
                 found.append({"constant": _require_json_value(one.value, "an output")})
             elif one.name in self.weights:
-                found.append(self._add_weight_as_value(self.weights[one.name], nodes))
+                weight = self.weights[one.name]
+                name = f"{weight}.value"
+                nodes.append(
+                    Node("aten.clone.default", (), name, {"args": [{"tensor": weight}], "kwargs": {}}, {weight: weight})
+                )
+                tensor = self.tensors[weight]
+                self._add_tensor(name, tensor, tuple(tensor.shape))
+                found.append(name)
             else:
                 found.append(self.arguments.get(one.name, one.name))
         return _encode_containers(tree_unflatten([_Leaf(tree) for tree in found], self.program.out_spec))
-
-    def _add_weight_as_value(self, weight: str, nodes: list[Node]) -> str:
-        """Append a node to `nodes` that copies `weight` to a value, and return the name of the value."""
-        name = f"{weight}.value"
-        nodes.append(
-            Node("aten.clone.default", (), name, {"args": [{"tensor": weight}], "kwargs": {}}, {weight: weight})
-        )
-        tensor = self.tensors[weight]
-        self._add_tensor(name, tensor, tuple(tensor.shape))
-        return name
 
 
 def _refuse_strided_view(node: fx.Node) -> None:

@@ -524,23 +524,17 @@ class _TransposedAxis:
         return phase, -behind
 
     @property
-    def pixels_per_phase(self) -> int:
-        """Return the number of output pixels with an equal position modulo the stride, rounded up."""
-        return -(-self.made // self.stride)
-
-    @property
     def conv_padding(self) -> int:
         """Return the padding, on each side, of the ordinary convolution that replaces the transposed one."""
-        return max(0, -self._first_input_offset, self.pixels_per_phase - self.size + self._last_input_offset)
+        return max(
+            0,
+            -self.phase_and_offset(self.kernel - 1)[1],
+            -(-self.made // self.stride) - self.size + self._last_input_offset,
+        )
 
     @property
     def conv_kernel(self) -> int:
         return self.conv_padding + self._last_input_offset + 1
-
-    @property
-    def _first_input_offset(self) -> int:
-        """Return the offset of the first input pixel that the kernel multiplies."""
-        return self.phase_and_offset(self.kernel - 1)[1]
 
     @property
     def _last_input_offset(self) -> int:

@@ -99,7 +99,9 @@ def first_change(before: State, after: State, *, counters: bool = False) -> str 
         if path not in before or path not in after:
             return _path_text(path)
         one, other = before[path], after[path]
-        if one is other or _is_equal(one, other):
+        if one is other or (
+            type(one) is type(other) and isinstance(one, _PLAIN) and (one == other or (one != one and other != other))
+        ):
             continue
         if not counters or (isinstance(one, _PLAIN) and isinstance(other, _PLAIN)):
             return _path_text(path)
@@ -108,10 +110,6 @@ def first_change(before: State, after: State, *, counters: bool = False) -> str 
 
 def _path_text(path: tuple[object, ...]) -> str:
     return ".".join(part if isinstance(part, str) else f"{part!r:.80}" for part in path if part != "")
-
-
-def _is_equal(one: Any, other: Any) -> bool:
-    return type(one) is type(other) and isinstance(one, _PLAIN) and (one == other or (one != one and other != other))
 
 
 def _has_no_parts(value: Any) -> bool:
@@ -305,7 +303,12 @@ def to_traced_program(exported: torch.export.ExportedProgram, notes: Sequence[st
             if not isinstance(value, Tensor):
                 constants[name] = getattr(one.arg, "value", value)
         elif one.kind in (kinds.PARAMETER, kinds.BUFFER, kinds.CONSTANT_TENSOR):
-            weights[name] = (str(one.target), _program_tensor(exported, str(one.target)))
+            target = str(one.target)
+            state = exported.state_dict
+            tensor = state[target] if target in state else exported.constants[target]
+            if not isinstance(tensor, Tensor):
+                raise CaptureError(f"the model uses an object of its own ({target}) that a graph cannot hold")
+            weights[name] = (target, tensor)
         else:
             raise CaptureError(f"the model uses an object of its own ({one.target}) that a graph cannot hold")
     assert spec.in_spec is not None
@@ -325,14 +328,6 @@ def to_traced_program(exported: torch.export.ExportedProgram, notes: Sequence[st
         constants=constants,
         notes=notes,
     )
-
-
-def _program_tensor(exported: torch.export.ExportedProgram, target: str) -> Tensor:
-    state = exported.state_dict
-    tensor = state[target] if target in state else exported.constants[target]
-    if not isinstance(tensor, Tensor):
-        raise CaptureError(f"the model uses an object of its own ({target}) that a graph cannot hold")
-    return tensor
 
 
 def _program_outputs(exported: torch.export.ExportedProgram) -> list[fx.Node | Constant]:
@@ -390,18 +385,13 @@ def inline_blocks(program: torch.export.ExportedProgram) -> None:
         mapping = dict(zip(inner_names, one.args[before + 1 :], strict=True))
         with graph.inserting_before(one):
             made: Any = graph.graph_copy(body.graph, mapping)
-        _replace_block_results(graph, one, made)
+        parts = list(made) if isinstance(made, (tuple, list)) else [made]
+        for user in list(one.users):
+            if user.op != "call_function" or getattr(user.target, "__name__", "") != "getitem":
+                raise CaptureError("a block under torch.no_grad or torch.autocast cannot be taken apart")
+            user.replace_all_uses_with(parts[user.args[1]])
+            graph.erase_node(user)
+        graph.erase_node(one)
         for inner, outer in mapping.items():
             if isinstance(outer, fx.Node) and "val" not in outer.meta:
                 outer.meta["val"] = inner.meta.get("val")
-
-
-def _replace_block_results(graph: fx.Graph, node: fx.Node, made: Any) -> None:
-    """Replace the results of `node`, which runs a block of operations, by `made`, the outputs of these operations."""
-    parts = list(made) if isinstance(made, (tuple, list)) else [made]
-    for user in list(node.users):
-        if user.op != "call_function" or getattr(user.target, "__name__", "") != "getitem":
-            raise CaptureError("a block under torch.no_grad or torch.autocast cannot be taken apart")
-        user.replace_all_uses_with(parts[user.args[1]])  # type: ignore[index]
-        graph.erase_node(user)
-    graph.erase_node(node)

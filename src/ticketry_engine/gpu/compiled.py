@@ -74,7 +74,8 @@ def compile_gpu(
         raise UsageError(f"the precision is one of {', '.join(PRECISIONS)}, not {precision!r}")
     if example_inputs is None:
         raise EngineError("to compile a model an example of its inputs is needed: tk.compile(model, mask, inputs)")
-    require_triton()
+    if find_spec("triton") is None:
+        raise MissingExtraError("triton", "gpu", "sparse kernels on a GPU")
     where = check_device(_device(model) if device is None else torch.device(device))
     captured = capture(model, keep, example_inputs, for_kernels=False)
     warn_of_graph_notes(captured, stacklevel=3)
@@ -316,12 +317,6 @@ def computing_mode(device: torch.device) -> Iterator[None]:
 def _time_on_wall_clock(call: Callable[[], T]) -> tuple[T, float]:
     begin = time.perf_counter()
     return call(), time.perf_counter() - begin
-
-
-def require_triton() -> None:
-    """Raise MissingExtraError if Triton is not installed."""
-    if find_spec("triton") is None:
-        raise MissingExtraError("triton", "gpu", "sparse kernels on a GPU")
 
 
 def compile_gpu_in_own_precision(

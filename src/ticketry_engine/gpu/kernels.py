@@ -170,10 +170,7 @@ def layer_norm(
     FEATURES: tl.constexpr,  # a power of two, at least the width
     WIDE: tl.constexpr,
 ):
-    """Normalise each token's features, then scale and shift them.
-
-    Features are read once and stay in registers.
-    """
+    """Normalise each token's features, then scale and shift them. Features are read once and stay in registers."""
     run = eights * 8
     t = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
     c = tl.arange(0, FEATURES)

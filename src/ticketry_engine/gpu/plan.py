@@ -425,12 +425,9 @@ def _dense_product_seconds(work: LayerWork, rates: Rates, rate: float, stored: f
     """Estimate the seconds of a product at `rate` FLOP/s that reads the share `stored` of the dense weight's bytes."""
     product = 2.0 * work.pixels * work.rows * work.columns / rate
     bytes_ = rates.bytes * (work.inputs + work.outputs + stored * work.rows * work.columns)
-    return rates.launch + max(product, bytes_ / rates.bandwidth) + _residual_and_act_seconds(work, rates)
-
-
-def _residual_and_act_seconds(work: LayerWork, rates: Rates) -> float:
     made = rates.bytes * work.outputs / rates.bandwidth
-    return (rates.launch + 3 * made) * work.residual + (rates.launch + 2 * made) * work.act
+    beside = (rates.launch + 3 * made) * work.residual + (rates.launch + 2 * made) * work.act
+    return rates.launch + max(product, bytes_ / rates.bandwidth) + beside
 
 
 def group_seconds(work: LayerWork, tile: int, rates: Rates) -> float:
@@ -532,7 +529,10 @@ def choose(key: Hashable, tile: int, outputs: int, tiles: int, x: Tensor, run: C
     """
     candidates = candidate_configs(tile, outputs, tiles)
     if x.device.type != "cuda":
-        return _limit_pixels(candidates[0], outputs)
+        config = candidates[0]  # with fewer pixels, to save time in Triton's interpreter
+        while config.pixels > 16 and config.pixels // 2 >= outputs:
+            config = replace(config, pixels=config.pixels // 2)
+        return config
     key = (torch.cuda.get_device_name(x.device), key)
     if key not in _found:
         if torch.cuda.is_current_stream_capturing():
@@ -581,10 +581,3 @@ def _mean_seconds_of_four_calls(call: Callable[[], None]) -> float:
             call()
 
     return time_on_gpu(call_four_times)[1] / 4
-
-
-def _limit_pixels(config: Config, outputs: int) -> Config:
-    """Halve the pixels per program until they are about as many as `outputs`, to save time in Triton's interpreter."""
-    while config.pixels > 16 and config.pixels // 2 >= outputs:
-        config = replace(config, pixels=config.pixels // 2)
-    return config

@@ -510,11 +510,22 @@ class GpuProgram:
         if choice is not None and choice.kernel == "group":
             return _build_group_step(node, choice, self.weights)
         if node.op == "layer_norm" and node.output in self._wanted:
-            return _build_layer_norm_step(node, self.weights)
+            held = self.weights.dense(node)
+            scale, shift = (held.get(node.weights.get(role, "")) for role in ("weight", "bias"))
+            eps = node.attrs["eps"]
+            return lambda x: GpuValue(x.shape, inner=inner_layer_norm(x.get_flat(), scale, shift, eps))
         outer = self._build_outer_function(node, two_four=choice is not None and choice.kernel == "2:4")
-        if node.op not in LAYERS and runs_on_inner_inputs(self.graph, node):
-            return _run_in_either_layout(node, outer, _build_inner_function(node, self.weights))
-        return lambda *reads: GpuValue.from_torch(outer(*[one.get_outer() for one in reads]))
+        flexible = node.op not in LAYERS and runs_on_inner_inputs(self.graph, node)
+        inner = _build_inner_function(node, self.weights) if flexible else None
+
+        def run(*reads: GpuValue) -> GpuValue:
+            if inner is None or not reads[0].is_inner:
+                return GpuValue.from_torch(outer(*[one.get_outer() for one in reads]))
+            made = inner(*[one.get_inner() for one in reads])
+            pools = made.dim() == 4 or node.op == "global_avg_pool"
+            return GpuValue(made.shape if pools else reads[0].shape, inner=made)
+
+        return run
 
     def _build_outer_function(self, node: Node, two_four: bool) -> Callable[..., Any]:
         cast, weights = self.weights.cast, self.weights.dense(node)
@@ -559,13 +570,6 @@ def _build_group_step(node: Node, choice: LayerChoice, weights: Weights) -> Step
     return conv2d
 
 
-def _build_layer_norm_step(node: Node, weights: Weights) -> Step:
-    held = weights.dense(node)
-    scale, shift = (held.get(node.weights.get(role, "")) for role in ("weight", "bias"))
-    eps = node.attrs["eps"]
-    return lambda x: GpuValue(x.shape, inner=inner_layer_norm(x.get_flat(), scale, shift, eps))
-
-
 def _flatten_tokens(x: GpuValue) -> GpuValue:
     if len(x.shape) != 4:
         return x
@@ -586,18 +590,6 @@ def kernel_activation(act: str | dict[str, float] | None) -> tuple[str, float]:
 
 
 # -- operations in either layout ---------------------------------------------------------------------------------------
-
-
-def _run_in_either_layout(node: Node, outer: Callable[..., Any], inner: Callable[..., Tensor]) -> Step:
-    """Return a function that calls `inner` if the node's first input exists only with batch innermost, else `outer`."""
-
-    def run(*reads: GpuValue) -> GpuValue:
-        if not reads[0].is_inner:
-            return GpuValue.from_torch(outer(*[one.get_outer() for one in reads]))
-        made = inner(*[one.get_inner() for one in reads])
-        return GpuValue(made.shape if made.dim() == 4 or node.op == "global_avg_pool" else reads[0].shape, inner=made)
-
-    return run
 
 
 def view_batch_last(x: Tensor) -> Tensor:

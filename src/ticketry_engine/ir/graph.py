@@ -122,7 +122,9 @@ class Graph:
         for name, value in self.values.items():
             _check_value(name, value, types)
         for name, tensor in self.tensors.items():
-            _check_tensor(name, tensor, types)
+            _check_name(name)
+            if not isinstance(tensor, Tensor) or dtype_name(tensor.dtype) not in types:
+                raise GraphError(f"the weight {name!r} is no tensor of a data type that the engine knows")
         known = set()
         for name in self.inputs:
             if name in known:
@@ -330,12 +332,6 @@ def _check_value(name: str, value: Value, types: frozenset[str]) -> None:
         total *= max(size, 1)
         if total > LARGEST_SIZE:
             raise GraphError(f"{name!r} is too large: {short_repr(value.shape)}")
-
-
-def _check_tensor(name: str, tensor: Tensor, types: frozenset[str]) -> None:
-    _check_name(name)
-    if not isinstance(tensor, Tensor) or dtype_name(tensor.dtype) not in types:
-        raise GraphError(f"the weight {name!r} is no tensor of a data type that the engine knows")
 
 
 def _check_node(graph: Graph, node: Node, known: set[str], trusted: bool) -> None:

@@ -120,10 +120,7 @@ class Window:
 
 @dataclass(frozen=True, eq=False)
 class Convolution:
-    """Weights, bias, window and activation of a convolution.
-
-    A linear layer is a convolution of images of one pixel.
-    """
+    """Weights, bias, window and activation of a convolution. A linear layer is a convolution of images of one pixel."""
 
     weight: Array
     """float32 [O, I / groups, kh, kw]; row i computes channel i of the output. A pruned weight is exactly 0."""

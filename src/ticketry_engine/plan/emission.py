@@ -79,9 +79,6 @@ class Emission:
         self.scratch = max(self.scratch, size)
         return -(-self.arena.bytes // 64) * 64
 
-    def output_memory(self, task: RegionTask) -> Any:
-        return self.arena.value_memory(task.output)
-
     def weights_in_stored_order(self, task: RegionTask, *roles: str) -> list[Array | None]:
         """Return the task's weights `roles`, in the stored order of output channels; None for a missing weight."""
         return [_weight_in_storage_order(self.sketch, task, role, self.arena) for role in roles]
@@ -243,7 +240,7 @@ def _emit_in_chunks(
 
 def _emit_operations(emission: Emission, task: RegionTask, inputs: list[Any]) -> Any:
     """Return the operations that compute a task; `inputs` are the memory locations of the task's inputs."""
-    layout, kind, attrs, y = emission.layout, task.kind, task.node.attrs, emission.output_memory(task)
+    layout, kind, attrs, y = emission.layout, task.kind, task.node.attrs, emission.arena.value_memory(task.output)
     if kind == "load":
         return layout.load(task.number, tensor_strides(task.output, task.number in emission.last), y)
     if kind == "store":

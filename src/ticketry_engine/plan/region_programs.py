@@ -193,18 +193,17 @@ class Native:
         """Return the program of a plan; create the program if it does not exist yet."""
         with self._lock:
             if plan not in self.programs:
-                self.programs[plan] = self._create_program(plan)
+                key = (plan.layout, plan.images, plan.last, plan.precision)
+                kept = self._cached_plans.fetch_record(*key) if self._cached_plans else None
+                if kept is None:
+                    emission = self._emit_plan(plan)
+                    kept = Record(emission.ops, {"arena": emission.bytes})
+                    if self._cached_plans:
+                        self._cached_plans.store_record(kept.ops, kept.facts, *key)
+                self.programs[plan] = Program(
+                    kept.ops, plan.images, int(kept.facts["arena"]), self.library, plan.split, denormals=False
+                )
             return self.programs[plan]
-
-    def _create_program(self, plan: Plan) -> Program:
-        key = (plan.layout, plan.images, plan.last, plan.precision)
-        kept = self._cached_plans.fetch_record(*key) if self._cached_plans else None
-        if kept is None:
-            emission = self._emit_plan(plan)
-            kept = Record(emission.ops, {"arena": emission.bytes})
-            if self._cached_plans:
-                self._cached_plans.store_record(kept.ops, kept.facts, *key)
-        return Program(kept.ops, plan.images, int(kept.facts["arena"]), self.library, plan.split, denormals=False)
 
     def _emit_plan(self, plan: Plan) -> Emission:
         target, images, item = self.library.target, plan.images, ITEM[plan.precision]

@@ -492,17 +492,13 @@ def add_node(sketch: Sketch, node: Node) -> None:
         raise UnsupportedError(f"no kernel for {node.op}")
     values = [sketch.forms[name] for name in node.inputs]
     try:
-        sketch.forms[node.output] = _apply_rule(sketch, node, values)
+        planes = [value for value in values if isinstance(value, ValueForm)]
+        if len(planes) < len(values) or node.op not in RULES:
+            raise UnsupportedError("a value whose elements were moved")
+        sketch.forms[node.output] = RULES[node.op](sketch, node, planes)
     except UnsupportedError as error:
         other = _VIEWS.get(node.op, _apply_on_copies)
         sketch.forms[node.output] = other(sketch, node, values, error)
-
-
-def _apply_rule(sketch: Sketch, node: Node, values: Sequence[Value]) -> ValueForm:
-    planes = [value for value in values if isinstance(value, ValueForm)]
-    if len(planes) < len(values) or node.op not in RULES:
-        raise UnsupportedError("a value whose elements were moved")
-    return RULES[node.op](sketch, node, planes)
 
 
 _View = Callable[[Sketch, Node, Sequence[Value], UnsupportedError], Value]

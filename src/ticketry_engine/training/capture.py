@@ -163,9 +163,9 @@ class _RegionFinder:
             return
         layer = str(node.target) if lowered is not None and lowered.op in LAYERS else None
         gains = layer is not None and self._is_faster_in_kernels(node, layer)
-        short_repr = layer is not None and (gains or prod(self._weight_shape_of(layer)[1:]) <= SHORT)
-        dense = layer is not None and not short_repr and self._runs_dense(node, layer)
-        starts = short_repr or dense
+        sparse = layer is not None and (gains or prod(self._weight_shape_of(layer)[1:]) <= SHORT)
+        dense = layer is not None and not sparse and self._runs_dense(node, layer)
+        starts = sparse or dense
         layout = allowed_input_kinds(node, lowered)
         if self.half and layout == {True}:
             if layer is not None:
@@ -254,13 +254,11 @@ class _RegionFinder:
     # -- choose nodes --------------------------------------------------------------------------------------------------
 
     def _weight_shape_of(self, layer: str) -> tuple[int, ...]:
-        """Return the weight shape of the layer named `layer`."""
         module = self.modules[layer]
         assert isinstance(module, (nn.Conv2d, nn.Linear))
         return weight_shape(module)
 
     def _is_faster_in_kernels(self, node: fx.Node, layer: str) -> bool:
-        """Return whether the mask of a layer makes the layer faster in kernels."""
         kept = self.kept.get(layer)
         return kept is not None and float(kept.mean()) <= self._density_limit(node, layer)
 
@@ -472,14 +470,9 @@ def _lower_global_mean(node: fx.Node, x: fx.Node, /, output_size: Any = None) ->
 
 def _lower_flatten(node: fx.Node, x: fx.Node, /, start_dim: int = 0, end_dim: int = -1) -> None:
     before, after = shape_of(x), shape_of(node)
-    if before is None or after is None or len(after) != 2 or tuple(before[2:]) not in ((), (1, 1)):
+    plain = before is not None and tuple(before[2:]) in ((), (1, 1))
+    if before is None or after is None or not plain or len(after) != 2 or before[:2] != after:
         raise Unsupported("another shape")
-    if tuple(before[:2]) != tuple(after):
-        raise Unsupported("another shape")
-
-
-def _lower_identity(node: fx.Node, x: fx.Node, /) -> None:
-    return None
 
 
 def _lower_dropout(node: fx.Node, x: fx.Node, /, p: float) -> None:
@@ -517,7 +510,7 @@ _MODULES: dict[type[nn.Module], Callable[..., Node | None]] = {
     nn.AvgPool2d: _lower_avg_pool,
     nn.AdaptiveAvgPool2d: _lower_global_mean,
     nn.Flatten: _lower_flatten,
-    nn.Identity: _lower_identity,
+    nn.Identity: lambda node, x, /: None,
     nn.Dropout: _lower_dropout,
 }
 """Class of modules -> function that converts a call: arguments are the call, its input, and settings of the module."""

@@ -143,7 +143,13 @@ def _emit_layer_backward(node: Node, plan: TrainingPlan, gradients: Gradients) -
     (name,) = node.inputs
     x, dy, layer = plan.values[name], gradients.by_value.pop(node.output), _build_masked_layer(node, plan)
     if "bias" in node.weights:
-        _emit_bias_gradient(node, plan, dy)
+        slot = plan.add("backward", build_channel_ops(Total, [dy], plan.live, plan.target))
+
+        def store_bias_gradient(state: RegionPass) -> None:
+            sums = read_sums(plan.program.ops[slot.number], plan.target)[:, 0]
+            state.gradients[node.weights["bias"]] = torch.from_numpy(sums.astype(np.float32))
+
+        plan.add_final_stage(store_bias_gradient)
     _emit_weight_gradient(node, plan, x, dy, layer)
     if name in gradients.needed:
         before = gradients.by_value.get(name)
@@ -194,16 +200,6 @@ def _weight_gradient_runs_by_block(node: Node, plan: TrainingPlan, gradients: Gr
     if tables.by_block:
         plan.free_scratch()  # reserving it later would end the waiting between the value and its reader
     return tables.by_block
-
-
-def _emit_bias_gradient(node: Node, plan: TrainingPlan, dy: Batch) -> None:
-    slot = plan.add("backward", build_channel_ops(Total, [dy], plan.live, plan.target))
-
-    def store_bias_gradient(state: RegionPass) -> None:
-        sums = read_sums(plan.program.ops[slot.number], plan.target)[:, 0]
-        state.gradients[node.weights["bias"]] = torch.from_numpy(sums.astype(np.float32))
-
-    plan.add_final_stage(store_bias_gradient)
 
 
 # -- batch norms -------------------------------------------------------------------------------------------------------

@@ -245,9 +245,14 @@ class LstmLayer:
             "c": self._copy_from_memory(state, self.carried)[0],
         }
         for name in (INPUTS, STATES):
-            found[name] = (
-                torch.zeros_like(weights[name]) if name not in self.to_weights else self._weight_gradient(state, name)
-            )
+            if name not in self.to_weights:
+                found[name] = torch.zeros_like(weights[name])
+                continue
+            self._run(state, self.to_weights[name])
+            packed = torch.empty(self._packed[name], dtype=torch.float32, device="cpu")
+            found[name] = torch.empty(self._layers[name].kept.shape[:2], dtype=torch.float32, device="cpu")
+            ends = self._ends_of[name]
+            session.run(ends.start, ends.stop, [packed.data_ptr(), found[name].data_ptr()])
         self._run(state, self.to_bias)
         total = read_sums(self.program.ops[self.to_bias.start], self._target)[:, 0]
         found["bias"] = torch.from_numpy(total.astype(np.float32))
@@ -255,14 +260,6 @@ class LstmLayer:
             self._run(state, self.to_inputs)
             found["x"] = self._copy_from_memory(state, self.dx)
         return found
-
-    def _weight_gradient(self, state: PassState, name: str) -> Tensor:
-        self._run(state, self.to_weights[name])
-        packed = torch.empty(self._packed[name], dtype=torch.float32, device="cpu")
-        ends = self._ends_of[name]
-        gradient = torch.empty(self._layers[name].kept.shape[:2], dtype=torch.float32, device="cpu")
-        state.session.run(ends.start, ends.stop, [packed.data_ptr(), gradient.data_ptr()])
-        return gradient
 
     # -- to and from tensors -------------------------------------------------------------------------------------------
 
@@ -363,7 +360,8 @@ class LstmUnit(Substitute):
 
     def _run_layer(self, x: Tensor, past: tuple[Tensor, Tensor], layer: int, *, reverse: bool) -> tuple[Tensor, ...]:
         """Run a layer in one direction; return all states [words, examples, units], last state and last cell."""
-        names = _weight_names(layer, reverse=reverse)
+        end = f"_l{layer}" + ("_reverse" if reverse else "")
+        names = {of: of.removesuffix("_l0") + end for of in (INPUTS, STATES)}
         weights = [getattr(self.module, names[of]) for of in (INPUTS, STATES)]
         biases = [getattr(self.module, name.replace("weight", "bias")) for name in names.values()]
         shape = SequenceShape(x.shape[0], x.shape[1], x.shape[2], self.module.hidden_size)
@@ -385,7 +383,6 @@ class LstmUnit(Substitute):
 
     @property
     def _masks(self) -> Mapping[str, Tensor]:
-        """The masks of this LSTM's weights, by parameter name."""
         return self.context.recurrent.get(self.name, {})
 
     def drop_regions(self) -> None:
@@ -443,12 +440,6 @@ def masks_of_lstms(model: nn.Module, masks: Mapping[int, Tensor]) -> dict[str, d
             if mine:
                 found[name] = mine
     return found
-
-
-def _weight_names(layer: int, *, reverse: bool) -> dict[str, str]:
-    """Return the names in `nn.LSTM` of the input weight (key `INPUTS`) and of the recurrent weight (`STATES`)."""
-    end = f"_l{layer}" + ("_reverse" if reverse else "")
-    return {of: of.removesuffix("_l0") + end for of in (INPUTS, STATES)}
 
 
 def _count_weights(module: nn.LSTM) -> int:

@@ -150,19 +150,6 @@ class RegionStep:
             self._plans[key] = plan
         return self._plans[key]
 
-    def prepare_step(
-        self, inputs: Sequence[Tensor], wanted: frozenset[str], parameters: Sequence[Tensor]
-    ) -> tuple[TrainingPlan, RegionPass]:
-        """Copy the inputs to the kernels' memory, and return the plan and the state of a new training step."""
-        plan = self.plan(inputs, wanted)
-        state = RegionPass(
-            plan.program.session(plan.threads), self.named_parameters(parameters), self._modules, self._memory
-        )
-        state.session.seconds = self.seconds
-        for name, tensor in zip(self.region.inputs, inputs, strict=True):
-            plan.move(state, f"load {name}", _pad_to_blocks(tensor.detach().float(), plan, name))
-        return plan, state
-
 
 class _RegionFunction(torch.autograd.Function):
     """Autograd function that runs a group of nodes in kernels.
@@ -175,7 +162,12 @@ class _RegionFunction(torch.autograd.Function):
         inputs, parameters = tensors[:count], tensors[count:]
         needed = ctx.needs_input_grad[2:]
         wanted = frozenset(name for name, need in zip(step.region.inputs, needed, strict=False) if need)
-        plan, state = step.prepare_step(inputs, wanted, parameters)
+        plan = step.plan(inputs, wanted)
+        session = plan.program.session(plan.threads)
+        state = RegionPass(session, step.named_parameters(parameters), step._modules, step._memory)
+        session.seconds = step.seconds
+        for name, tensor in zip(step.region.inputs, inputs, strict=True):
+            plan.move(state, f"load {name}", _pad_to_blocks(tensor.detach().float(), plan, name))
         plan.run("forward", state)
         lead = inputs[0].shape[:-1]
         made = tuple(

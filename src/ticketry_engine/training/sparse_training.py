@@ -19,7 +19,7 @@ from ticketry_engine.kernels.jit import Library
 from ticketry_engine.kernels.target import target as find_target
 from ticketry_engine.kernels.window import Array
 from ticketry_engine.layers import layer_table, median_seconds
-from ticketry_engine.results import Layer
+from ticketry_engine.results import Layer, Place
 from ticketry_engine.support.entry_points import CHANGES, entry_point
 from ticketry_engine.support.modules import apply_mask, masked_parameters
 from ticketry_engine.support.process_state import private_random_state
@@ -468,7 +468,10 @@ def describe_layers(
     for name, module in model.named_modules():
         if not isinstance(module, LAYERS):
             if name in recurrent:
-                rows.append(_describe_lstm(recurrent[name]))
+                unit = recurrent[name]
+                how = "" if unit.why else "sums, products"
+                place: Place = "torch" if unit.why else "engine"
+                rows.append(Layer(name, "lstm", place, how, unit.density, unit.count, why=unit.why))
             elif name in held:
                 kind = type(module).__name__
                 rows.append(Layer(name, kind.lower(), "torch", why=f"no kernels for {kind}"))
@@ -485,9 +488,3 @@ def describe_layers(
             why = reasons.get(name, "not called as a module" if plain else f"no kernels for {type(module).__name__}")
             rows.append(Layer(name, kind, "torch", "", density, count, why=why))
     return rows
-
-
-def _describe_lstm(unit: LstmUnit) -> Layer:
-    if why := unit.why:
-        return Layer(unit.name, "lstm", "torch", "", unit.density, unit.count, why=why)
-    return Layer(unit.name, "lstm", "engine", "sums, products", unit.density, unit.count)

@@ -79,10 +79,7 @@ class _MoveArguments:
     """Computes addresses in a tensor and in planes from the arguments of an operation that copies between them."""
 
     def __init__(self, e: Emitter, held: bool = False) -> None:
-        """Emit the loads of the arguments.
-
-        `held` is whether the tensor is stored in the operation, as a table.
-        """
+        """Emit the loads of the arguments. `held` is whether the tensor is stored in the operation, as a table."""
         self.e = e
         self.number, self.by_image, self.by_channel, self.by_row, self.by_column = (e.arg(i) for i in range(5))
         self.channels, self.height, self.width = (e.arg(i) for i in range(5, 8))
