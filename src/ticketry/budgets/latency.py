@@ -6,6 +6,7 @@ import logging
 import math
 import time as clock
 import warnings
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -167,7 +168,13 @@ def mask_for_budget(request: Request) -> Mask:
     if request.channels is not None:
         return _densest_channel_mask_within_bytes(request, costs)
     request.check_floor(costs, request.amount)
-    return _mask_of_exact_cost(costs, costs.budget(request.amount), _mask_allocator(request, costs, request.scores()))
+    budget = aim = costs.budget(request.amount)
+    allocate = _mask_allocator(request, costs, request.scores())
+    mask = allocate(aim)
+    while (cost := costs.estimate(mask).value) > budget:  # allocation underestimates costs
+        aim *= min(budget / cost, 0.999)
+        mask = allocate(aim)
+    return mask
 
 
 def _mask_by_estimate(request: Request, costs: CostModel, other: str) -> Mask:
@@ -187,20 +194,6 @@ def _mask_by_estimate(request: Request, costs: CostModel, other: str) -> Mask:
     request.check_floor(costs, request.amount)
     allocate = _mask_allocator(request, costs, request.scores())
     return mask_nearest_budget(costs, costs.budget(request.amount), allocate)
-
-
-def _mask_of_exact_cost(costs: CostModel, budget: float, allocate: Callable[[float], Mask]) -> Mask:
-    """Return a mask whose exact cost is within `budget`.
-
-    `allocate` maps a budget to a mask. Because it underestimates costs, it gets lower budgets until its mask fits.
-    """
-    aim = budget
-    while True:
-        mask = allocate(aim)
-        cost = costs.estimate(mask).value
-        if cost <= budget:
-            return mask
-        aim *= min(budget / cost, 0.999)
 
 
 # -- by measurement ----------------------------------------------------------------------------------------------------
@@ -439,18 +432,15 @@ def _densest_channel_mask_within_bytes(request: Request, costs: CostModel) -> Ma
     budget = costs.budget(request.amount)
     prices = {name: layer.dense / max(layer.weights, 1) for name, layer in costs.layers.items()}
     path = _channel_removal_order(request, request.scores(), prices)
-    low, high = 0, len(path)  # costs fall from step to step
 
     def cost_of_step(step: int) -> float:
         mask = path.mask(step)
         return costs.estimate(Mask({name: mask[name] for name in costs.layers})).value
 
-    if cost_of_step(high) > budget:
+    if cost_of_step(len(path)) > budget:
         path.first_step_within(-math.inf)
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if cost_of_step(middle) <= budget else (middle + 1, high)
-    return path.mask(low)
+    # Costs fall from step to step.
+    return path.mask(bisect_left(range(len(path)), True, key=lambda step: cost_of_step(step) <= budget))
 
 
 def _warn_of_time_in_torch(costs: CostModel) -> None:

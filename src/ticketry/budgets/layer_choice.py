@@ -12,6 +12,7 @@ with S = 1). So no layer is emptied for the sake of another.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -298,11 +299,12 @@ def _densest_affordable(layer: LayerOptions, one: Option, other: Option, left: f
     """
     if one.granularity != other.granularity:
         return one
-    low, high = one.blocks, other.blocks
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if layer.option(one.granularity, middle).cost - one.cost <= left else (low, middle)
-    return layer.option(one.granularity, low)
+    more = bisect_left(
+        range(one.blocks + 1, other.blocks),
+        True,
+        key=lambda blocks: layer.option(one.granularity, blocks).cost - one.cost > left,
+    )
+    return layer.option(one.granularity, one.blocks + more)
 
 
 def _value_per_cost(one: Option, other: Option) -> float:

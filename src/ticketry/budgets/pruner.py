@@ -6,6 +6,7 @@ instead of the same density: one threshold over all layers (global magnitude), u
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Mapping
 from functools import cache, partial
 from typing import Any
@@ -233,13 +234,14 @@ def _count_affordable(
         costs = price[order[values[order] > -torch.inf]].cumsum(0)
         return int(torch.searchsorted(costs, budget, right=True))
     available = {name: score.numel() if within is None else int(within[name].sum()) for name, score in scores.items()}
+    counts = range(1, sum(available.values()) + 1)
     if not isinstance(prices, CostModel):
 
         def price_of_count(count: int) -> float:
             shares = count_weights_per_layer(scores, available, count, distribution, ())
             return sum(prices[name] * kept for name, kept in shares.items())
 
-        return _largest_number_satisfying(lambda count: price_of_count(count) <= budget, sum(available.values()))
+        return bisect_left(counts, True, key=lambda count: price_of_count(count) > budget)
     values_of = {name: _candidate_scores(scores, name, within) for name in scores}
     finite = {name: part[part > -torch.inf] for name, part in values_of.items()}
     left = prices.left_for(scores, budget)
@@ -250,19 +252,10 @@ def _count_affordable(
         )
         return sum(prices.layers[name].at(kept / scores[name].numel()) for name, kept in shares.items())
 
-    return _largest_number_satisfying(lambda count: cost_of_count(count) <= left, sum(available.values()))
+    return bisect_left(counts, True, key=lambda count: cost_of_count(count) > left)
 
 
 def _candidate_scores(scores: Mapping[str, Tensor], name: str, within: Mask | None) -> Tensor:
     """Return a layer's scores as float64 [n], with -inf for weights that `within` removes."""
     values = scores[name].detach().cpu().flatten().double()
     return values if within is None else values.masked_fill(~within[name].cpu().flatten(), -torch.inf)
-
-
-def _largest_number_satisfying(holds: Callable[[int], bool], most: int) -> int:
-    """Return the largest number up to `most` for which `holds` is true; it must be true for 0 and change only once."""
-    low, high = 0, most + 1
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if holds(middle) else (low, middle)
-    return low

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -300,7 +301,11 @@ def quality_warnings(found: Met) -> Iterator[str]:
             f"the budget was missed: {100 * found.share:.0f} % of the base's latency was achieved, and"
             f" {100 * found.requested:.0f} % requested. Prune again while the machine is quiet, or request more time"
         )
-    densities = stage_densities((row.name, row.kept, row.total) for row in found.mask.table())
+    kept, total = Counter[str](), Counter[str]()
+    for row in found.mask.table():
+        kept[stage_of(row.name)] += row.kept
+        total[stage_of(row.name)] += row.total
+    densities = {stage: kept[stage] / count for stage, count in total.items() if count}
     low = {stage: density for stage, density in densities.items() if density < _LEAST_STAGE_DENSITY}
     others = [one for one in found.considered if one.structure != found.structure]
     most = (1 + _LARGE_MISS) * found.latencies.requested
@@ -340,14 +345,3 @@ def stage_of(name: str) -> str:
         if part[-1:].isdecimal():
             return ".".join(parts[: index + 1])
     return ".".join(parts[:-1]) or name
-
-
-def stage_densities(layers: Iterable[tuple[str, int, int]]) -> dict[str, float]:
-    """Return the density of each stage (`stage_of`); `layers` yields (name, retained weights, weights)."""
-    kept: dict[str, int] = {}
-    total: dict[str, int] = {}
-    for name, retained, size in layers:
-        stage = stage_of(name)
-        kept[stage] = kept.get(stage, 0) + retained
-        total[stage] = total.get(stage, 0) + size
-    return {stage: kept[stage] / total[stage] for stage in total if total[stage]}

@@ -391,11 +391,6 @@ class GpuValue:
             self.inner = turn(self.get_flat(), True)
         return self.inner
 
-    @property
-    def is_inner(self) -> bool:
-        """Whether the value exists only in the group kernel's (inner) layout."""
-        return self.outer is None
-
 
 Step: TypeAlias = Callable[..., GpuValue]
 
@@ -519,7 +514,7 @@ class GpuProgram:
         inner = _build_inner_function(node, self.weights) if flexible else None
 
         def run(*reads: GpuValue) -> GpuValue:
-            if inner is None or not reads[0].is_inner:
+            if inner is None or reads[0].outer is not None:
                 return GpuValue.from_torch(outer(*[one.get_outer() for one in reads]))
             made = inner(*[one.get_inner() for one in reads])
             pools = made.dim() == 4 or node.op == "global_avg_pool"
@@ -558,8 +553,15 @@ def _build_group_step(node: Node, choice: LayerChoice, weights: Weights) -> Step
             made = group_linear(x.get_inner(), tables.weight, bias, read_inner(residual), *packed, *act)
             return GpuValue(torch.Size((*x.shape[:-1], len(weight))), inner=made)
 
-        # A linear layer on the last axis of an image treats its pixels as tokens.
-        return lambda *reads: _restore_shape(linear(*[_flatten_tokens(one) for one in reads]), reads[0])
+        def linear_of_pixels(*reads: GpuValue) -> GpuValue:
+            x = reads[0]
+            if len(x.shape) != 4:
+                return linear(*reads)
+            # A linear layer on the last axis of an image treats its pixels as tokens.
+            made = linear(*[GpuValue.from_torch(one.get_outer().flatten(0, 2)) for one in reads])
+            return GpuValue.from_torch(made.get_outer().reshape(*x.shape[:-1], made.shape[-1]))
+
+        return linear_of_pixels
 
     window = [list(weight.shape[2:]), *(list(node.attrs[name]) for name in ("stride", "padding", "dilation"))]
 
@@ -568,18 +570,6 @@ def _build_group_step(node: Node, choice: LayerChoice, weights: Weights) -> Step
         return GpuValue(made.shape, inner=made)
 
     return conv2d
-
-
-def _flatten_tokens(x: GpuValue) -> GpuValue:
-    if len(x.shape) != 4:
-        return x
-    return GpuValue.from_torch(x.get_outer().flatten(0, 2))
-
-
-def _restore_shape(made: GpuValue, x: GpuValue) -> GpuValue:
-    if len(x.shape) != 4:
-        return made
-    return GpuValue.from_torch(made.get_outer().reshape(*x.shape[:-1], made.shape[-1]))
 
 
 def kernel_activation(act: str | dict[str, float] | None) -> tuple[str, float]:

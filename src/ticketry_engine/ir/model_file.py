@@ -417,17 +417,17 @@ def bitmap_bytes(total: int) -> int:
 
 def elias_fano_bytes(count: int, total: int) -> int:
     """Return the number of bytes that `pack_positions` returns for `total` flags of which `count` are True."""
-    low = _low_bit_count(count, total)
-    return (count * low + 7) // 8 + (_high_part_bits(count, total, low) + 7) // 8
+    low = _best_low_part_width(count, total)
+    return (count * low + 7) // 8 + (_bits_of_high_parts(count, total, low) + 7) // 8
 
 
 def pack_positions(flags: NDArray[np.bool_]) -> Bytes:
     """Return the positions of the flags that are True as an Elias-Fano code."""
     places = np.flatnonzero(flags)
     count, total = len(places), len(flags)
-    low = _low_bit_count(count, total)
+    low = _best_low_part_width(count, total)
     lower = (places[:, None] >> np.arange(low)) & 1
-    row = np.zeros(_high_part_bits(count, total, low), dtype=np.bool_)
+    row = np.zeros(_bits_of_high_parts(count, total, low), dtype=np.bool_)
     row[(places >> low) + np.arange(count)] = True
     return np.concatenate([np.packbits(lower.astype(np.uint8), bitorder="little"), pack_bits(row)])
 
@@ -436,9 +436,9 @@ def unpack_positions(data: Bytes, count: int, total: int) -> NDArray[np.bool_]:
     """Return the `total` flags that `pack_positions` packed; raise `ValueError` unless `count` of them are True."""
     if not 0 <= count <= total or len(data) != elias_fano_bytes(count, total):
         raise ValueError("the number of bytes does not match its positions")
-    low = _low_bit_count(count, total)
+    low = _best_low_part_width(count, total)
     cut = (count * low + 7) // 8
-    ones = np.flatnonzero(unpack_bits(data[cut:], _high_part_bits(count, total, low)))
+    ones = np.flatnonzero(unpack_bits(data[cut:], _bits_of_high_parts(count, total, low)))
     if len(ones) != count:
         raise ValueError("the number of positions does not match its values")
     lower = np.unpackbits(data[:cut], count=count * low, bitorder="little").reshape(count, low).astype(np.int64)
@@ -450,7 +450,7 @@ def unpack_positions(data: Bytes, count: int, total: int) -> NDArray[np.bool_]:
     return flags
 
 
-def _low_bit_count(count: int, total: int) -> int:
+def _best_low_part_width(count: int, total: int) -> int:
     """Return how many low bits of each position the Elias-Fano code stores directly, for the shortest code."""
     low = 0
     while low < _MOST_LOW and _elias_fano_bits(count, total, low + 1) < _elias_fano_bits(count, total, low):
@@ -459,9 +459,9 @@ def _low_bit_count(count: int, total: int) -> int:
 
 
 def _elias_fano_bits(count: int, total: int, low: int) -> int:
-    return count * low + _high_part_bits(count, total, low)
+    return count * low + _bits_of_high_parts(count, total, low)
 
 
-def _high_part_bits(count: int, total: int, low: int) -> int:
+def _bits_of_high_parts(count: int, total: int, low: int) -> int:
     """Return the bits that an Elias-Fano code takes for the positions without their `low` lowest bits."""
     return count + (max(total - 1, 0) >> low)

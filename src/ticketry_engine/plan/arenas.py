@@ -114,7 +114,7 @@ class PixelsArena:
             dies[id(place)] = max(dies.get(id(place), 0), ends)
         for wide, place in zip(order, under, strict=True):
             members = [self._storages.all[one] for one in wide.members]
-            wide.geometry = self._wide_geometry(wide)
+            wide.geometry = self._geometry_of_joined_values(wide)
             if place is wide:
                 slots[id(wide)] = memory.add_value(wide.geometry, 1, min(one.born for one in members), dies[id(wide)])
             else:
@@ -124,7 +124,7 @@ class PixelsArena:
             wide.offset = starts[wide.geometry] + slots[id(wide)] * wide.geometry.bytes(images)
         return size
 
-    def _wide_geometry(self, wide: _WideValue) -> channels_last.ChannelsLastGeometry:
+    def _geometry_of_joined_values(self, wide: _WideValue) -> channels_last.ChannelsLastGeometry:
         height, width = self._storages.all[wide.members[0]].pixels
         halo = max(self._storages.largest_halo(one) for one in wide.members)
         found = channels_last.ChannelsLastGeometry.build(height, width, wide.channels, halo, self._item)

@@ -178,7 +178,7 @@ class Native:
             key = ("layout", images, self.precision)
             kept = self._cached_plans.fetch_record(*key) if self._cached_plans else None
             if kept is not None:
-                self._chosen[images] = str(kept.facts["layout"])
+                self._chosen[images] = str(kept[1]["layout"])
                 return self._chosen[images]
             self._chosen[images] = choose_layout(self.sketch, self.library.target, images, ITEM[self.precision])
             if self._cached_plans:
@@ -197,12 +197,11 @@ class Native:
                 kept = self._cached_plans.fetch_record(*key) if self._cached_plans else None
                 if kept is None:
                     emission = self._emit_plan(plan)
-                    kept = Record(emission.ops, {"arena": emission.bytes})
+                    kept = emission.ops, {"arena": emission.bytes}
                     if self._cached_plans:
-                        self._cached_plans.store_record(kept.ops, kept.facts, *key)
-                self.programs[plan] = Program(
-                    kept.ops, plan.images, int(kept.facts["arena"]), self.library, plan.split, denormals=False
-                )
+                        self._cached_plans.store_record(*kept, *key)
+                ops, arena = kept[0], int(kept[1]["arena"])
+                self.programs[plan] = Program(ops, plan.images, arena, self.library, plan.split, denormals=False)
             return self.programs[plan]
 
     def _emit_plan(self, plan: Plan) -> Emission:
@@ -275,13 +274,8 @@ _STORED_BETWEEN = 64
 _stored = itertools.count()
 
 
-@dataclass(frozen=True)
-class Record:
-    """The content of a cache file: the operations of a program, or the chosen layout."""
-
-    ops: list[Op]
-    facts: dict[str, Any]
-    """Further values stored with the operations as JSON, such as the layout or the bytes of working memory."""
+Record = tuple[list[Op], dict[str, Any]]
+"""Content of a cache file: the operations of a program, and JSON values such as the layout or the memory's bytes."""
 
 
 class Plans:
@@ -304,7 +298,7 @@ class Plans:
             Op(CachedKernel(name, kind), tuple(tables[arg] if isinstance(arg, str) else arg for arg in args), label)
             for name, kind, label, args in document["ops"]
         ]
-        return Record(ops, document["facts"]) if all(self._library.has(op.kernel) for op in ops) else None
+        return (ops, document["facts"]) if all(self._library.has(op.kernel) for op in ops) else None
 
     def store_record(self, ops: Sequence[Op], facts: dict[str, Any], *key: object) -> None:
         """Store operations and further values (`facts`) in the cache file for `key`, if the cache is writable."""

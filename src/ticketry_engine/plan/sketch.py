@@ -360,19 +360,10 @@ def _add_rotary(sketch: Sketch, node: Node, inputs: list[ValueForm]) -> ValueFor
     return y
 
 
-def _make_rule_over_channels(axis: Callable[[Node], int], otherwise: str) -> Rule:
-    """Return a function that adds an operation over the only channel axis of its input.
-
-    `axis` is a function that returns the axis of a node's operation. For any other axis, `UnsupportedError` is raised
-    with the message `otherwise`.
-    """
-
-    def add_over_channels(sketch: Sketch, node: Node, inputs: list[ValueForm]) -> ValueForm:
-        if not _is_only_channel_axis(inputs[0], axis(node)):
-            raise UnsupportedError(otherwise)
-        return _add_pointwise(sketch, node, inputs)
-
-    return add_over_channels
+def _add_affine(sketch: Sketch, node: Node, inputs: list[ValueForm]) -> ValueForm:
+    if not _is_only_channel_axis(inputs[0], 0):
+        raise UnsupportedError("channels that are not the first axis")
+    return _add_pointwise(sketch, node, inputs)
 
 
 def _add_softmax(sketch: Sketch, node: Node, inputs: list[ValueForm]) -> ValueForm:
@@ -468,7 +459,7 @@ RULES: Mapping[str, Rule] = {
     "add": _add_pairwise_operation,
     "mul": _add_pairwise_operation,
     "act": _add_pointwise,
-    "affine": _make_rule_over_channels(lambda node: 0, "channels that are not the first axis"),
+    "affine": _add_affine,
     "layer_norm": _add_over_last_axis,
     "rms_norm": _add_over_last_axis,
     "softmax": _add_softmax,

@@ -40,16 +40,16 @@ def conv(x: Planes, y: Planes, layer: Convolution, residual: Planes | None, spec
     _check_shapes(x, y, layer, residual)
     weight = _zero_padding_taps(np.ascontiguousarray(layer.weight, dtype=np.float32), x.geometry, y.geometry, window)
     beside, unfold = None if residual is None else residual.geometry, spec.reserve is not None
-    way = choose_fastest_plan(x.geometry, y.geometry, beside, weight, window, groups, spec.target, unfold=unfold)
+    plan = choose_fastest_plan(x.geometry, y.geometry, beside, weight, window, groups, spec.target, unfold=unfold)
     ops: list[Op] = []
-    if way.folds is None:
+    if plan.unfolding is None:
         shifts = [x.geometry.shift(*window.shift(tap)) for tap in window.taps]
         columns, value = x.offsets[:, None] + np.array(shifts), x
     else:
         assert spec.reserve is not None
-        scratch = spec.reserve(way.folds.bytes)
-        ops += way.folds.ops(x, scratch) if way.folds.copies else []
-        columns, value = way.folds.columns(scratch), way.folds.value(scratch)
+        scratch = spec.reserve(plan.unfolding.bytes)
+        ops += plan.unfolding.ops(x, scratch) if plan.unfolding.copies else []
+        columns, value = plan.unfolding.columns(scratch), plan.unfolding.value(scratch)
     matrix = Matrix(
         weight.reshape(len(weight), -1),
         columns.reshape(groups, -1),
@@ -58,12 +58,12 @@ def conv(x: Planes, y: Planes, layer: Convolution, residual: Planes | None, spec
         None if residual is None else residual.offsets,
         np.ascontiguousarray(layer.biases),
     )
-    if way.tapped is not None:
-        return [_build_taps_op(way.tapped, matrix, layer, y.geometry.images, spec.target)]
-    if way.dots is not None:
-        return _build_dots_ops(way.dots, matrix, (x.geometry, y.geometry, beside), layer, spec)
-    made = _ConvLayer(matrix, value, activation(layer.act), spec.target)
-    return [*ops, *(made.op(kind) for kind in way.kinds)]
+    if plan.tap_tiles is not None:
+        return [_build_taps_op(plan.tap_tiles, matrix, layer, y.geometry.images, spec.target)]
+    if plan.dot_rows is not None:
+        return _build_dots_ops(plan.dot_rows, matrix, (x.geometry, y.geometry, beside), layer, spec)
+    act = activation(layer.act)
+    return [*ops, *(_build_sums_op(kind, matrix, value, act, spec.target) for kind in plan.kinds)]
 
 
 def _build_taps_op(tiles: Sequence[MaskedTiles], matrix: Matrix, layer: Convolution, images: int, target: Target) -> Op:
@@ -99,8 +99,8 @@ def _build_dots_ops(
 
 def scratch_bytes(x: Planes, y: Planes, layer: Convolution, spec: BlockSpec) -> int:
     """Return the bytes of scratch memory that `conv` needs for copies of x; 0 if it reads x in place."""
-    way = _fastest_plan(x, y, layer, spec.target)
-    return 0 if way.folds is None else way.folds.bytes
+    plan = _fastest_plan(x, y, layer, spec.target)
+    return 0 if plan.unfolding is None else plan.unfolding.bytes
 
 
 def cost(x: Planes, y: Planes, layer: Convolution, spec: BlockSpec) -> float:
@@ -111,7 +111,7 @@ def cost(x: Planes, y: Planes, layer: Convolution, spec: BlockSpec) -> float:
     return _fastest_plan(x, y, layer, spec.target).nanoseconds
 
 
-def _fastest_plan(x: Planes, y: Planes, layer: Convolution, target: Target) -> Way:
+def _fastest_plan(x: Planes, y: Planes, layer: Convolution, target: Target) -> ConvPlan:
     weight = _zero_padding_taps(layer.weight, x.geometry, y.geometry, layer.window)
     return choose_fastest_plan(x.geometry, y.geometry, None, weight, layer.window, layer.groups, target)
 
@@ -123,41 +123,25 @@ def _zero_padding_taps(weight: Array, x: Geometry, y: Geometry, window: Window) 
     return weight if inside.all() else weight * inside.astype(np.float32)
 
 
-@dataclass(frozen=True, eq=False)
-class _ConvLayer:
-    """Builder of the operations that compute one layer as weighted sums of input planes (kernel `RowSums`)."""
+def _build_sums_op(kind: RowKind, matrix: Matrix, x: Planes, act: Activation, target: Target) -> Op:
+    """Return the operation that computes the rows in `kind` as weighted sums of input planes (kernel `RowSums`).
 
-    matrix: Matrix
-    x: Planes
-    """The layer's input, or the shifted copies of the input that `Unfolding` describes."""
-    act: Activation
-    target: Target
-
-    def op(self, kind: RowKind) -> Op:
-        """Return the operation that computes the rows in `kind`."""
-        made = self._tables(kind)
-        spec = RowSums(
-            kind.rows,
-            tuple(t.shape for t in kind.tiles),
-            tuple(t.masks is not None for t in kind.tiles),
-            self.matrix.residual is not None,
-            self.act,
-            made.blocked,
-            made.unit,
-            made.wide,
-        )
-        args: list[int | Array] = [made.segments, made.columns, made.weights, made.chunks, len(made.chunks)]
-        for t in kind.tiles:
-            check_reads(made, self.x, t.places, (min(t.shape.x), max(t.shape.x) + self.target.lanes * FLOAT))
-            masks = np.zeros(1) if t.masks is None else t.masks
-            args += [t.places, len(t.places), masks.astype(mask_type(self.target))]
-        return Op(spec, tuple(args))
-
-    def _tables(self, kind: RowKind) -> SumTables:
-        if kind.rows > 1:
-            return pack_shared_rows(self.matrix, kind.groups, chunks=kind.chunks)
+    `x` is the layer's input, or the shifted copies of the input that `Unfolding` describes.
+    """
+    if kind.rows > 1:
+        made = pack_shared_rows(matrix, kind.groups, chunks=kind.chunks)
+    else:
         rows = np.sort(np.concatenate([rows for group in kind.groups for rows in group]))
-        return pack_single_rows(self.matrix, rows, block=kind.block, chunks=kind.chunks)
+        made = pack_single_rows(matrix, rows, block=kind.block, chunks=kind.chunks)
+    check_reads(made, x, kind.tiles, target)
+    shapes, masked = tuple(t.shape for t in kind.tiles), tuple(t.masks is not None for t in kind.tiles)
+    residual = matrix.residual is not None
+    spec = RowSums(kind.rows, shapes, masked, residual, act, made.blocked, made.unit, made.wide)
+    args: list[int | Array] = [made.segments, made.columns, made.weights, made.chunks, len(made.chunks)]
+    for t in kind.tiles:
+        masks = np.zeros(1) if t.masks is None else t.masks
+        args += [t.places, len(t.places), masks.astype(mask_type(target))]
+    return Op(spec, tuple(args))
 
 
 def _check_shapes(x: Planes, y: Planes, layer: Convolution, residual: Planes | None) -> None:
@@ -227,51 +211,27 @@ def pack_single_rows(matrix: Matrix, rows: Array, *, block: int, chunks: int) ->
     counts = np.stack([kept[:, low:high].sum(axis=1) for low, high in itertools.pairwise(edges)], axis=1)
     flags = _segment_flags(counts)
     groups = rows // matrix.group_rows
-    out = _SingleRowTables(matrix)
+    parts: list[tuple[Array, ...]] = []  # rows, first words and base bytes of segments; columns and weights
+    starts: list[tuple[int, int]] = []
+    bounds: list[int] = []
     for part in split_evenly(counts.sum(axis=1), chunks, groups if blocks > 1 else None):
-        out.chunk()
+        starts.append((sum(len(one[0]) for one in parts), sum(len(one[-1]) for one in parts)))
         for number in np.flatnonzero((flags[part] | counts[part]).any(axis=0)):
             used = part.start + np.flatnonzero(flags[part, number] | counts[part, number])
             row, column = np.nonzero(kept[used, edges[number] : edges[number + 1]])
-            out.add_segments(rows[used], counts[used, number], flags[used, number], row, column + edges[number])
-    return out.tables(blocks > 1)
-
-
-class _SingleRowTables:
-    """Builder of the tables of `pack_single_rows`, chunk by chunk."""
-
-    def __init__(self, matrix: Matrix) -> None:
-        self._matrix = matrix
-        self._parts: list[tuple[Array, ...]] = []
-        """For each call of `segments`: rows, first words and base bytes of the segments; columns and weights."""
-        self._starts: list[tuple[int, int]] = []
-        self._reach: list[int] = []
-
-    def chunk(self) -> None:
-        self._starts.append((sum(len(part[0]) for part in self._parts), sum(len(part[-1]) for part in self._parts)))
-
-    def add_segments(self, rows: Array, counts: Array, flags: Array, row: Array, column: Array) -> None:
-        """Add one segment (part) of each row in `rows`.
-
-        `counts` and `flags` have an entry for each segment. `row` (an index into `rows`) and `column` have an entry for
-        each retained weight.
-        """
-        m = self._matrix
-        index = rows[row]
-        begins = m.columns[0, column] if len(m.columns) == 1 else m.columns[index // m.group_rows, column]
-        if len(begins):
-            self._reach += [int(begins.min()), int(begins.max())]
-        base = _least_column_starts(begins, counts)
-        head = counts << FLAG_BITS | flags
-        self._parts.append((rows, head, base, begins - base[row], m.weight[index, column]))
-
-    def tables(self, blocked: bool) -> SumTables:
-        rows, heads, bases, columns, weights = (np.concatenate(part) for part in zip(*self._parts, strict=True))
-        segments = build_segment_table(self._matrix, [heads, bases], rows.reshape(-1, 1))
-        bounds = [*self._starts, (len(rows), 0)]
-        chunks = [(start, following[0] - start, weight) for (start, weight), following in itertools.pairwise(bounds)]
-        reach = min(self._reach, default=0), max(self._reach, default=0)
-        return _build_sum_tables(segments, columns, weights, chunks, blocked, reach)
+            index, column = rows[used][row], column + edges[number]
+            single = len(matrix.columns) == 1
+            begins = matrix.columns[0, column] if single else matrix.columns[groups[used][row], column]
+            bounds += [int(begins.min()), int(begins.max())] if len(begins) else []
+            base = _least_column_starts(begins, counts[used, number])
+            head = counts[used, number] << FLAG_BITS | flags[used, number]
+            parts.append((rows[used], head, base, begins - base[row], matrix.weight[index, column]))
+    order, heads, bases, columns, weights = (np.concatenate(some) for some in zip(*parts, strict=True))
+    segments = build_segment_table(matrix, [heads, bases], order.reshape(-1, 1))
+    ends = [start for start, _ in starts[1:]] + [len(order)]
+    found = [(start, end - start, weight) for (start, weight), end in zip(starts, ends, strict=True)]
+    reach = min(bounds, default=0), max(bounds, default=0)
+    return _build_sum_tables(segments, columns, weights, found, blocks > 1, reach)
 
 
 def pack_shared_rows(matrix: Matrix, groups: Sequence[Sequence[Array]], *, chunks: int) -> SumTables:
@@ -310,19 +270,16 @@ class ReadBounds(Protocol):
         """Least and greatest arena byte at which a column begins."""
 
 
-def check_reads(tables: ReadBounds, x: Planes, places: Array, reach: tuple[int, int]) -> None:
-    """Check that a kernel reads nothing before the first or after the last plane of x.
-
-    `places` are the bytes at which tiles begin. `reach` holds two byte offsets from a tile's beginning: a tile reads
-    from the first to before the second. Raise `ValueError` if a tile reads outside of the planes.
-    """
+def check_reads(tables: ReadBounds, x: Planes, tiles: Sequence[Tiles], target: Target) -> None:
+    """Raise `ValueError` if a kernel's tile reads before the first or after the last plane of x."""
     if not tables.weights.size:
         return
-    low = tables.reach[0] + int(places[:, 0].min()) + reach[0]
-    high = tables.reach[1] + int(places[:, 0].max()) + reach[1]
     first, end = int(x.offsets.min()), int(x.offsets.max()) + x.geometry.bytes
-    if low < first or high > end:
-        raise ValueError(f"columns at bytes {low} … {high} lie outside the planes at {first} … {end}")
+    for t in tiles:
+        low = tables.reach[0] + int(t.places[:, 0].min()) + min(t.shape.x)
+        high = tables.reach[1] + int(t.places[:, 0].max()) + max(t.shape.x) + target.lanes * FLOAT
+        if low < first or high > end:
+            raise ValueError(f"columns at bytes {low} … {high} lie outside the planes at {first} … {end}")
 
 
 def _least_column_starts(begins: Array, counts: Array) -> Array:
@@ -462,15 +419,15 @@ class RowKind:
 
 
 @dataclass(frozen=True, eq=False)
-class Way:
+class ConvPlan:
     """A possible choice of kernels and copies for a layer, with the estimated time."""
 
-    folds: Unfolding | None
+    unfolding: Unfolding | None
     kinds: list[RowKind]
     cycles: float
-    tapped: list[taps.MaskedTiles] | None = None
+    tap_tiles: list[taps.MaskedTiles] | None = None
     """Tiles of the `taps` kernel, if that kernel computes the layer."""
-    dots: dict[int, list[list[Array]]] | None = None
+    dot_rows: dict[int, list[list[Array]]] | None = None
     """All rows, as returned by `row_kinds`, if the `dots` kernels compute the layer."""
 
     @property
@@ -494,7 +451,7 @@ def choose_fastest_plan(
     groups: int,
     target: Target,
     unfold: bool = True,
-) -> Way:
+) -> ConvPlan:
     """Return the plan for a layer with the least estimated time.
 
     `weight` is [O, I / groups, taps]. If `unfold`, x may be copied to scratch memory. Raise `ValueError` if x has to be
@@ -509,7 +466,7 @@ def choose_fastest_plan(
 
 
 @functools.lru_cache(maxsize=256)
-def _cached_plans(*key: object) -> list[Way]:
+def _cached_plans(*key: object) -> list[ConvPlan]:
     """Return the list that holds the plan for `key`; it is empty until the caller adds the plan.
 
     Plans are cached because masks of a model that are compared have many layers in common.
@@ -526,19 +483,19 @@ def _choose_plan_of_pattern(
     groups: int,
     target: Target,
     unfold: bool,
-) -> Way:
+) -> ConvPlan:
     """Return the fastest plan for a layer; `kept` [O, I / groups, taps] is True for retained weights."""
     outputs, inputs, size = kept.shape
     rows = row_kinds(kept.reshape(outputs, -1), groups)
-    ways = []
+    plans = []
     filled = y.images >= target.lanes
     if unfold and dots.can_use_dots(x, y, target):
-        ways.append(
-            Way(
+        plans.append(
+            ConvPlan(
                 None,
                 [],
                 dots.estimate_cycles(groups * inputs * size, rows, kept.reshape(outputs, -1), target),
-                dots=rows,
+                dot_rows=rows,
             )
         )
     if (
@@ -548,28 +505,30 @@ def _choose_plan_of_pattern(
     ):
         tiles = taps.make_tiles(x, y, residual, window, target)
         spent = taps.estimate_cycles(tiles, kept, x.bytes, inputs * groups, window.stride[1], target)
-        ways.append(Way(None, [], spent, tiles))
+        plans.append(ConvPlan(None, [], spent, tiles))
     if window.reads_within_halo(x, y) and (filled or (window.stride == (1, 1) and x.row == y.row)):
         columns = np.arange(inputs)[:, None] * x.bytes + np.array([x.shift(*window.shift(tap)) for tap in window.taps])
         for one, more in (
             [(rows, 1.0)] if filled or list(rows) == [1] else [(rows, 1.0), (_split_into_single_rows(rows), _ALONE)]
         ):
             some = _build_row_kinds(one, kept, columns, x, y, residual, window, target)
-            ways.append(Way(None, some, more * sum(kind.cycles for kind in some)))
+            plans.append(ConvPlan(None, some, more * sum(kind.cycles for kind in some)))
     elif y.images > target.lanes:
         raise ValueError(f"{window} reads beyond the halo of {x}")
-    elif not unfold and not ways:
+    elif not unfold and not plans:
         raise ValueError(f"{window} over {x} needs scratch memory for vectors of {target.lanes} lanes")
-    if not ways or (unfold and not filled and window != Window()):
+    if not plans or (unfold and not filled and window != Window()):
         used = kept.reshape(groups, outputs // groups, inputs, size).any(axis=1).reshape(-1, size)
-        folds = plan_unfolding(x, y, window, used, target)
-        some = _build_row_kinds(rows, kept, folds.columns(0)[:inputs], folds.geometry, y, residual, Window(), target)
-        ways.append(Way(folds, some, sum(kind.cycles for kind in some) + folds.cycles))
+        unfolding = plan_unfolding(x, y, window, used, target)
+        some = _build_row_kinds(
+            rows, kept, unfolding.columns(0)[:inputs], unfolding.geometry, y, residual, Window(), target
+        )
+        plans.append(ConvPlan(unfolding, some, sum(kind.cycles for kind in some) + unfolding.cycles))
     moved = x.bytes * inputs * groups + y.bytes * outputs * (1 if residual is None else 2)
     visit = 0 if filled else next((cycles for size, cycles in _VISITS if moved > size), 0)
-    ways = [replace(way, cycles=way.cycles + visit * way.visits) for way in ways]
-    way = min(ways, key=lambda way: way.cycles)
-    return replace(way, cycles=max(way.cycles, moved / _BYTES_A_CYCLE)) if moved > _LAST else way
+    plans = [replace(plan, cycles=plan.cycles + visit * plan.visits) for plan in plans]
+    plan = min(plans, key=lambda plan: plan.cycles)
+    return replace(plan, cycles=max(plan.cycles, moved / _BYTES_A_CYCLE)) if moved > _LAST else plan
 
 
 def row_kinds(kept: Array, groups: int) -> dict[int, list[list[Array]]]:

@@ -153,44 +153,26 @@ def build_ops(
     wide = len(places) >= _WIDE
     found = [Op(Collect(), (places if places.size else np.zeros(1, np.int32), len(places), scratch))]
     for size, sets in _split_row_sets(kinds).items():
-        tables = _Tables(size, target.lanes, len(places))
+        groups: list[list[int]] = []
+        # One unused vector of columns keeps the tables from being empty.
+        chunks, weights = [np.full(target.lanes, len(places))], [np.zeros((size, target.lanes), np.float32)]
         # Sorted by number of chunks: branch prediction fails on loops whose length changes.
         for some in sorted(sets, key=lambda some: -(-np.count_nonzero(weight[some[0]]) // target.lanes)):
             kept = np.flatnonzero(weight[some[0]])
-            numbers = number[some[0] // (len(weight) // len(columns)), kept]
-            tables.add(numbers, weight[some][:, kept], _pack_words(some, rows))
-        kernel = Dots(size, wide, rows[1] is not None, act)
-        groups, chunks, weights = tables.stack_arrays(np.int32 if wide else np.uint16)
-        found.append(Op(kernel, (groups, len(groups), scratch, chunks, weights)))
+            begin, count = len(chunks), -(-len(kept) // target.lanes)
+            filled, values = (
+                np.full(count * target.lanes, len(places)),
+                np.zeros((size, count * target.lanes), np.float32),
+            )
+            filled[: len(kept)] = number[some[0] // (len(weight) // len(columns)), kept]
+            values[:, : len(kept)] = weight[some][:, kept]
+            chunks += list(filled.reshape(count, target.lanes))
+            weights += list(values.reshape(size, count, target.lanes).swapaxes(0, 1))
+            groups.append([begin, begin + count, *_pack_words(some, rows)])
+        table = np.stack(chunks).astype(np.int32 if wide else np.uint16)
+        args = (np.array(groups, np.int32), len(groups), scratch, table, np.concatenate(weights))
+        found.append(Op(Dots(size, wide, rows[1] is not None, act), args))
     return found
-
-
-class _Tables:
-    """Builder of the tables of a `Dots` kernel, group by group."""
-
-    def __init__(self, rows: int, lanes_: int, zero: int) -> None:
-        self._rows, self._lanes, self._zero = rows, lanes_, zero
-        self._groups: list[list[int]] = []
-        self._columns: list[Array] = [np.full(lanes_, zero)]
-        self._weights: list[Array] = [np.zeros((rows, lanes_), np.float32)]
-
-    def add(self, columns: Array, weights: Array, words: list[int]) -> None:
-        """Add a group of rows.
-
-        `columns` are indices of packed inputs, `weights` is [rows, columns], and `words` is from `_pack_words`.
-        """
-        begin, count = len(self._columns), -(-len(columns) // self._lanes)
-        filled = np.full(count * self._lanes, self._zero)
-        filled[: len(columns)] = columns
-        values = np.zeros((self._rows, count * self._lanes), np.float32)
-        values[:, : len(columns)] = weights
-        self._columns += list(filled.reshape(count, self._lanes))
-        self._weights += list(values.reshape(self._rows, count, self._lanes).swapaxes(0, 1))
-        self._groups.append([begin, begin + count, *words])
-
-    def stack_arrays(self, kind: type) -> tuple[Array, Array, Array]:
-        """Return the tables (groups, columns, weights); one unused vector of columns keeps them from being empty."""
-        return np.array(self._groups, np.int32), np.stack(self._columns).astype(kind), np.concatenate(self._weights)
 
 
 def _split_row_sets(kinds: dict[int, list[list[Array]]]) -> dict[int, list[Array]]:

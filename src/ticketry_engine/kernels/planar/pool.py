@@ -87,29 +87,17 @@ class _Pool:
         taps = (dilation[0] * g.row * g.step, dilation[1] * g.step)
         args: tuple[int | Array, ...] = (self.x.channels, h.height, h.width, *taps, h.pixel_position(0, 0) * h.step)
         args += (h.row * h.step, rows, share_rows.astype(np.float32), self.x.offsets, self.y.offsets)
-        if not self._uses_spans_kernel():
-            return Op(Windows(self.kind, g.images), (*args, share_columns.astype(np.float32), columns))
         size, stride, padding = self.window.size[1], self.window.stride[1], self.window.padding[1]
-        over = padding > 0 or self._last_column_read >= g.width
+        along, outputs = self.axis_windows(1)
+        last = int(along.first_inputs(outputs)[-1]) + (along.size - 1) * along.dilation  # column that a window reads
+        # The kernel `Spans` is for few images, and for windows that read nothing beyond the zero border (halo).
+        few = stride * g.images <= 8 and stride <= 4 and size <= 7
+        if not few or padding > g.halo or last >= g.width + g.halo:
+            return Op(Windows(self.kind, g.images), (*args, share_columns.astype(np.float32), columns))
+        over = padding > 0 or last >= g.width
         kernel = Spans(self.kind, g.images, size, stride, over and self.kind == "max")
         table = self._window_upper_bounds() if self.kind == "max" else self._repeat_column_factors(share_columns)
         return Op(kernel, (*args, table, -padding * g.step))
-
-    def _uses_spans_kernel(self) -> bool:
-        """Return whether to use the kernel `Spans`.
-
-        It is for few images and for windows that read nothing beyond the zero border (halo).
-        """
-        g = self.x.geometry
-        size, stride, padding = self.window.size[1], self.window.stride[1], self.window.padding[1]
-        saved = stride * g.images <= 8 and stride <= 4 and size <= 7
-        return saved and padding <= g.halo and self._last_column_read < g.width + g.halo
-
-    @property
-    def _last_column_read(self) -> int:
-        """Last column of x that a window reads."""
-        along, outputs = self.axis_windows(1)
-        return int(along.first_inputs(outputs)[-1]) + (along.size - 1) * along.dilation
 
     def _window_upper_bounds(self) -> Array:
         """Return a bound for each float of an input row, from the first window on: -inf in padding, else inf.

@@ -83,12 +83,12 @@ class Unfolding:
         return -(-self.geometry.positions * self.geometry.step // LINE) * LINE
 
     @property
-    def phases(self) -> list[int]:
+    def column_phases(self) -> list[int]:
         """The values of `PlaneCopy.phase` among the copies, without repetition; empty if the horizontal stride is 1."""
         return sorted({copy.phase for copy in self.copies}) if self.window.stride[1] > 1 else []
 
     @property
-    def phase(self) -> Geometry:
+    def phase_geometry(self) -> Geometry:
         """Shape of the planes that hold every n-th column of x, for the horizontal stride n.
 
         There is a plane for each possible first column, 0 to n - 1 (its phase).
@@ -103,7 +103,11 @@ class Unfolding:
     @property
     def bytes(self) -> int:
         """Bytes of scratch memory for the copies, and for the planes that hold every stride-th column of x."""
-        return int(self.used.sum()) * self.copy_bytes + SLACK + len(self.phases) * len(self.channels) * self.phase.bytes
+        return (
+            int(self.used.sum()) * self.copy_bytes
+            + SLACK
+            + len(self.column_phases) * len(self.channels) * self.phase_geometry.bytes
+        )
 
     @property
     def uses_turn_kernel(self) -> bool:
@@ -145,14 +149,14 @@ class Unfolding:
     def ops(self, x: Planes, offset: int) -> list[Op]:
         """Return the operations that copy planes of x to working memory, from byte `offset` on."""
         ops, sources = [], {0: x}
-        if self.phases:
+        if self.column_phases:
             first = offset + int(self.used.sum()) * self.copy_bytes + SLACK
-            count, stride = len(self.channels), self.phase.bytes * len(self.channels)
+            count, stride = len(self.channels), self.phase_geometry.bytes * len(self.channels)
             sources = {}
-            for number, phase in enumerate(self.phases):
+            for number, phase in enumerate(self.column_phases):
                 offsets = np.zeros(x.channels, dtype=np.int64)
-                offsets[self.channels] = first + number * stride + self.phase.bytes * np.arange(count)
-                sources[phase] = Planes(self.phase, offsets)
+                offsets[self.channels] = first + number * stride + self.phase_geometry.bytes * np.arange(count)
+                sources[phase] = Planes(self.phase_geometry, offsets)
             ops.append(self._build_phase_split_op(x, first, stride))
         whole = np.asarray(self.used.all(axis=0) & self.uses_turn_kernel)
         if whole.any():
@@ -175,13 +179,15 @@ class Unfolding:
 
     def _build_phase_split_op(self, x: Planes, first: int, copy_bytes: int) -> Op:
         stride, count = self.window.stride[1], len(self.channels)
-        each = -(-self.phase.width * x.geometry.images // self.target.lanes)
+        each = -(-self.phase_geometry.width * x.geometry.images // self.target.lanes)
         valid = np.arange(each * stride * self.target.lanes) < x.geometry.width * x.geometry.images
         bits = valid.reshape(-1, self.target.lanes) @ (1 << np.arange(self.target.lanes))
         begin = x.geometry.pixel_position(0, 0) * x.geometry.step
-        places = np.stack([x.offsets[self.channels] + begin, first + self.phase.bytes * np.arange(count)], axis=1)
-        kernel = PhaseSplit(stride, tuple(self.phases), x.geometry.images)
-        row_bytes, phase_bytes = x.geometry.row * x.geometry.step, self.phase.row * self.phase.step
+        places = np.stack(
+            [x.offsets[self.channels] + begin, first + self.phase_geometry.bytes * np.arange(count)], axis=1
+        )
+        kernel = PhaseSplit(stride, tuple(self.column_phases), x.geometry.images)
+        row_bytes, phase_bytes = x.geometry.row * x.geometry.step, self.phase_geometry.row * self.phase_geometry.step
         numbers = (x.geometry.height, row_bytes, phase_bytes, copy_bytes, each)
         return Op(kernel, (places, count, *numbers, bits.astype(mask_type(self.target))))
 

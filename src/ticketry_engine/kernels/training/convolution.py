@@ -18,7 +18,6 @@ import numpy as np
 from ticketry_engine.kernels.bfloat import HALF, TILE_ROW_BYTES, TILE_ROWS
 from ticketry_engine.kernels.planar.conv import (
     Matrix,
-    ReadBounds,
     SumTables,
     check_reads,
     pack_shared_rows,
@@ -240,7 +239,7 @@ def build_weight_gradient(
     for part in operation_blocks(x.blocks, size) if tables.by_block else [range(x.blocks)]:
         sums = scratch + width * owners[part.start]
         cut = build_tiles(sides, size, lanes, tables.most, part)
-        _check_reads(made, x, cut, target)
+        check_reads(made, x.planes, cut, target)
         args: list[int | Array] = [made.segments, made.columns, sums, chunks, len(chunks)]
         args += [amx.PRODUCT_CONFIGURATION] if sets else []
         for t in cut:
@@ -314,12 +313,6 @@ def _build_tables(matrix: Matrix, cut: Sequence[Tiles], near: int, chunks: int =
     )
 
 
-def _check_reads(made: ReadBounds, x: Batch, cut: Sequence[Tiles], target: Target) -> None:
-    """Check that no tile of `cut` reads outside the planes of `x`."""
-    for t in cut:
-        check_reads(made, x.planes, t.places, (min(t.shape.x), max(t.shape.x) + target.lanes * FLOAT))
-
-
 def _build_zero_fill(value: Batch, target: Target) -> GatheredOps:
     """Return the operations that set a value to zero, as `GatheredOps` with an empty table."""
     vectors = value.block_bytes // (FLOAT * target.lanes)
@@ -354,7 +347,7 @@ def _build_weighted_sums(
         made = pack_shared_rows(matrix, groups, chunks=chunks)
     else:
         made = _build_tables(matrix, cut, FAR if half else _segment_input_bytes(target, size), chunks)
-    _check_reads(made, x, cut, target)
+    check_reads(made, x.planes, cut, target)
     made = pad_segments(made, rows, PAIR, once=True) if half and not sets else made
     index = made.weights.reshape(-1) - 1
     weights, masks, ops = np.zeros(len(index), np.uint16 if half else np.float32), np.zeros(1, dtype=np.uint16), []
@@ -465,7 +458,7 @@ def _build_tile_spread(
     beside = sides[2].value.geometry.bytes if len(sides) > 2 else 0
     for part in operation_blocks(dy.blocks, size):
         cut = build_tiles(sides, size, target.lanes, amx.positions_per_spread_tile(dx.channels), part)
-        _check_reads(made, dy, cut, target)
+        check_reads(made, dy.planes, cut, target)
         args: list[int | Array] = [made.sets, made.blocks, weights, made.inputs]
         args += [len(made.blocks), dx.geometry.bytes, beside, amx.SPREAD_CONFIGURATION]
         for t in cut:
