@@ -105,10 +105,10 @@ def test_a_plan_comes_back_as_it_was_stored(cache):
     op = type(emission.ops[0])(emission.ops[0].kernel, tables, "layer")
     native.library.addresses([op.kernel])
     store.store_record([op], {"arena": 5}, "key")
-    found = store.fetch_record("key")
-    assert found.facts == {"arena": 5}
-    assert found.ops[0].label == "layer"
-    for made, wanted in zip(found.ops[0].args, tables, strict=True):
+    (found,), facts = store.fetch_record("key")
+    assert facts == {"arena": 5}
+    assert found.label == "layer"
+    for made, wanted in zip(found.args, tables, strict=True):
         assert np.array_equal(made, wanted)
         assert isinstance(wanted, int) or made.dtype == wanted.dtype
     assert store.fetch_record("another key") is None

@@ -11,7 +11,7 @@ rows computes only the columns that any of its rows retains:
 2. `group_rows` and `join_groups` form groups. A joined group computes some zeros but needs fewer vectors.
 3. `split_into_blocks` splits groups into blocks of one to four vectors of rows.
 4. `group_conv.choose_block_shape` chooses the tiles of output pixels.
-5. `kernel_arguments` packs the tables that `group_conv` explains.
+5. `_build_op` packs the tables that `group_conv` explains.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ticketry_engine.errors import EngineError
-from ticketry_engine.kernels.activations import Activation
 from ticketry_engine.kernels.bfloat import rounded
 from ticketry_engine.kernels.channels_last.geometry import FLOAT, HALF, ChannelsLastGeometry, ChannelsLastValue, Strides
 from ticketry_engine.kernels.channels_last.group_conv import (
@@ -59,11 +58,7 @@ def conv(
     """
     shape = ConvShape(x, y, residual, layer.window)
     weights, parts = _plan_parts(shape, layer, spec.images, spec.target)
-    kernels = [build_kernel(shape, part, layer.act, spec.target) for part in parts]
-    return [
-        Op(kernel, kernel_arguments(shape, part, weights, layer.biases, kernel, spec.target))
-        for kernel, part in zip(kernels, parts, strict=True)
-    ]
+    return [_build_op(shape, part, weights, layer, spec.target) for part in parts]
 
 
 def cost(x: ChannelsLastValue, y: ChannelsLastValue, layer: Convolution, spec: BlockSpec) -> float:
@@ -181,55 +176,48 @@ class ConvPart:
     """Estimated cycles for one image."""
 
 
-def build_kernel(shape: ConvShape, part: ConvPart, act: Activation, target: Target) -> GroupConv:
-    """Return the kernel that computes the blocks of a part."""
-    x, best, (down, right) = Strides.from_value(shape.x), part.shape, shape.window.stride
-    return GroupConv(
+def _build_op(shape: ConvShape, part: ConvPart, weights: Array, layer: Convolution, target: Target) -> Op:
+    """Return the operation that computes the blocks of a part.
+
+    The arguments are in the order that the indices in `group_conv.ConvArg` define.
+    """
+    blocks, best, row_count = part.blocks, part.shape, part.shape.vectors * target.lanes
+    x, (down, right) = Strides.from_value(shape.x), shape.window.stride
+    wide_offsets = int(shape.column_offsets(shape.columns).max(initial=0)) >= 1 << 16
+    kernel = GroupConv(
         vectors=best.vectors,
         tile=best.tile,
         rest=best.rest,
         x=replace(x, row=x.row * down, pixel=x.pixel * right),
         y=Strides.from_value(shape.y),
         residual=Strides.from_value(shape.residual) if shape.residual else None,
-        act=act,
-        partial_vector=any(len(block.rows) % target.lanes for block in part.blocks),
-        wide_offsets=int(shape.column_offsets(shape.columns).max(initial=0)) >= 1 << 16,
+        act=layer.act,
+        partial_vector=any(len(block.rows) % target.lanes for block in blocks),
+        wide_offsets=wide_offsets,
         depthwise=part.depthwise,
     )
-
-
-def kernel_arguments(
-    shape: ConvShape, part: ConvPart, weights: Array, bias: Array, kernel: GroupConv, target: Target
-) -> tuple[int | Array, ...]:
-    """Return the kernel's arguments, in the order that the indices in `group_conv.ConvArg` define."""
-    blocks, row_count = part.blocks, part.shape.vectors * target.lanes
     channels = 1 if part.depthwise else shape.columns  # columns per tap; a depthwise row reads one input channel
-    packed = np.concatenate([_pack_weights(weights, block, row_count) for block in blocks])
+    # The last row of a block is repeated until its vectors are full.
+    rows = [np.pad(block.rows, (0, row_count - len(block.rows)), mode="edge") for block in blocks]
+    packed = [weights[some[:, None], block.columns].swapaxes(0, 1) for some, block in zip(rows, blocks, strict=True)]
+    packed_weights = np.ascontiguousarray(np.concatenate(packed))  # [columns, row_count], with bfloat16 [..., 2]
+    if packed_weights.ndim == 3:
+        packed_weights = rounded(packed_weights)
     columns = np.concatenate([block.columns for block in blocks])
-    shapes = [part.shape.tile] + ([part.shape.rest] if part.shape.rest else [])
-    return (
+    shapes = [best.tile] + ([best.rest] if best.rest else [])
+    args = (
         shape.x.start,
         shape.y.start,
         shape.residual.start if shape.residual else 0,
         len(blocks),
-        max(1, WEIGHTS_KEPT // max(1, packed.nbytes // len(blocks))),
+        max(1, WEIGHTS_KEPT // max(1, packed_weights.nbytes // len(blocks))),
         np.array([(block.rows[0], (len(block.rows) - 1) % target.lanes + 1) for block in blocks], np.int32),
-        np.stack([bias[_padded_rows(block, row_count)] for block in blocks]),
-        shape.column_offsets(channels)[columns].astype(np.int32 if kernel.wide_offsets else np.uint16),
-        packed,
+        np.stack([layer.biases[some] for some in rows]),
+        shape.column_offsets(channels)[columns].astype(np.int32 if wide_offsets else np.uint16),
+        packed_weights,
         *(arg for tile in shapes for arg in _tile_tables(shape, tile, blocks, channels)),
     )
-
-
-def _padded_rows(block: RowBlock, row_count: int) -> Array:
-    """Return the rows of a block, with the last row repeated until there are `row_count` rows."""
-    return np.pad(block.rows, (0, row_count - len(block.rows)), mode="edge")
-
-
-def _pack_weights(weights: Array, block: RowBlock, row_count: int) -> Array:
-    """Return the weights of a block, [columns, row_count], or [columns, row_count, 2] with bfloat16."""
-    packed = np.ascontiguousarray(weights[_padded_rows(block, row_count)[:, None], block.columns].swapaxes(0, 1))
-    return packed if packed.ndim == 2 else rounded(packed)
+    return Op(kernel, args)
 
 
 def _tile_tables(shape: ConvShape, tile: Tile, blocks: Sequence[RowBlock], channels: int) -> tuple[int | Array, ...]:

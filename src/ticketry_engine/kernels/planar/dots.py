@@ -151,6 +151,9 @@ def build_ops(
     places = columns[used].astype(np.int32)  # unused columns may point outside the input
     number = np.cumsum(used).reshape(used.shape) - 1
     wide = len(places) >= _WIDE
+    y, residual, bias = rows
+    beside = np.zeros_like(y) if residual is None else residual
+    words = np.stack([y, beside, bias.astype(np.float32).view(np.int32)], axis=1)
     found = [Op(Collect(), (places if places.size else np.zeros(1, np.int32), len(places), scratch))]
     for size, sets in _split_row_sets(kinds).items():
         groups: list[list[int]] = []
@@ -168,10 +171,10 @@ def build_ops(
             values[:, : len(kept)] = weight[some][:, kept]
             chunks += list(filled.reshape(count, target.lanes))
             weights += list(values.reshape(size, count, target.lanes).swapaxes(0, 1))
-            groups.append([begin, begin + count, *_pack_words(some, rows)])
+            groups.append([begin, begin + count, *words[some].reshape(-1).tolist()])
         table = np.stack(chunks).astype(np.int32 if wide else np.uint16)
         args = (np.array(groups, np.int32), len(groups), scratch, table, np.concatenate(weights))
-        found.append(Op(Dots(size, wide, rows[1] is not None, act), args))
+        found.append(Op(Dots(size, wide, residual is not None, act), args))
     return found
 
 
@@ -183,10 +186,3 @@ def _split_row_sets(kinds: dict[int, list[list[Array]]]) -> dict[int, list[Array
             for part in np.array_split(rows, -(-len(rows) // _MOST_ROWS)):
                 found.setdefault(len(part), []).append(part)
     return found
-
-
-def _pack_words(some: Array, rows: tuple[Array, Array | None, Array]) -> list[int]:
-    y, residual, bias = rows
-    bits = bias.astype(np.float32).view(np.int32)
-    beside = np.zeros_like(y) if residual is None else residual
-    return [int(word) for row in some for word in (y[row], beside[row], bits[row])]

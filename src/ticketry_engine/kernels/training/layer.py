@@ -122,7 +122,8 @@ def build_tiles(sides: Sequence[TileSide], size: Pair, lanes: int, most: int, pa
 def _compute_tiles(sides: tuple[TileSide, ...], size: Pair, lanes: int, most: int, part: range) -> tuple[Tiles, ...]:
     """Compute the result of `build_tiles`; tiles do not depend on masks, so the cache serves all layers and updates."""
     positions = max(1, most * lanes // IMAGES)
-    rows, columns = _tile_size(size, positions)
+    columns = min(size[1], positions)  # long rows suit hardware prefetching
+    rows = max(1, min(size[0], positions // columns))
     together = max(1, min(len(part), positions // (rows * columns)))
     sides = (*sides, sides[1]) if len(sides) == 2 else sides
     steps = np.array([side.value.block_bytes for side in sides])
@@ -152,12 +153,6 @@ def _tile_starts_in_block(
         for left, width in split(size[1], columns):
             spots.setdefault((height, width), []).append([side.place(0, top, left) for side in sides])
     return {shape: np.array(places, dtype=np.int64) for shape, places in spots.items()}
-
-
-def _tile_size(size: Pair, most: int) -> Pair:
-    """Return the size (rows, columns) of a tile of at most `most` positions; long rows suit hardware prefetching."""
-    columns = min(size[1], most)
-    return max(1, min(size[0], most // columns)), columns
 
 
 def operation_blocks(blocks: int, size: Pair) -> list[range]:
