@@ -513,21 +513,19 @@ def lower_constant_operand(editor: Editor, node: Node) -> list[Node]:
     require_match(editor.shape(x) == editor.shape(node.output))
     constant = constant_argument(editor, other, x)
     if name in ("mul", "neg"):
-        return [_node_with_constant(editor, "mul_constant", x, constant, node.output)]
+        return [_node_with_constant(editor, node, "mul_constant", x, constant)]
     if name == "div":
         require_match(first)
-        return [_node_with_constant(editor, "mul_constant", x, constant.reciprocal(), node.output)]
+        return [_node_with_constant(editor, node, "mul_constant", x, constant.reciprocal())]
     if name == "add" or (name == "sub" and first):
         require_match(first or alpha == 1)
-        return [
-            _node_with_constant(editor, "add_constant", x, constant * (-alpha if name == "sub" else alpha), node.output)
-        ]
+        return [_node_with_constant(editor, node, "add_constant", x, constant * (-alpha if name == "sub" else alpha))]
     # constant - alpha x, which rsub has the other way round
     require_match(name == "sub" or first)
     turned = editor.make_node(
         "mul_constant", (x,), node.output, _add_constant_weight(editor, node.output, torch.full_like(constant, -alpha))
     )
-    return [turned, _node_with_constant(editor, "add_constant", turned.output, constant, node.output)]
+    return [turned, _node_with_constant(editor, node, "add_constant", turned.output, constant)]
 
 
 def _lower_addcmul(editor: Editor, node: Node, args: OpArguments) -> list[Node]:
@@ -541,7 +539,7 @@ def _lower_addcmul(editor: Editor, node: Node, args: OpArguments) -> list[Node]:
     product = editor.make_node("mul_constant", (x,), node.output, _add_constant_weight(editor, node.output, scale))
     if is_constant(editor, args["self"]):
         shift = constant_argument(editor, args["self"], x)
-        return [product, _node_with_constant(editor, "add_constant", product.output, shift, node.output)]
+        return [product, _node_with_constant(editor, node, "add_constant", product.output, shift)]
     (other,) = editor.float_inputs(node, args["self"])
     require_match(editor.shape(other) == editor.shape(x))
     return [product, native_node("add", (other, product.output), node.output)]
@@ -551,8 +549,8 @@ def _add_constant_weight(editor: Editor, like: str, constant: Tensor) -> dict[st
     return {"constant": editor.add_constant(f"{like}.constant", constant)}
 
 
-def _node_with_constant(editor: Editor, op: str, x: str, constant: Tensor, output: str) -> Node:
-    return native_node(op, (x,), output, _add_constant_weight(editor, output, constant))
+def _node_with_constant(editor: Editor, node: Node, op: str, x: str, constant: Tensor) -> Node:
+    return native_node(op, (x,), node.output, _add_constant_weight(editor, node.output, constant))
 
 
 def without_negative_zeros(graph: Graph, captured: Graph) -> Graph:

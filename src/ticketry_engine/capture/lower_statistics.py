@@ -37,9 +37,9 @@ def lower_image_statistics(editor: Editor, node: Node) -> list[Node] | str | Non
     return rule(editor, node, arguments(node))
 
 
-def _add_constant(editor: Editor, like: str, role: str, tensor: Tensor) -> str:
-    """Add a constant of type float32; return its name, which is derived from the value `like`."""
-    return editor.add_constant(f"{like}.{role}", tensor.float())
+def _add_constant(editor: Editor, node: Node, role: str, tensor: Tensor) -> str:
+    """Add a constant of type float32, and return its name."""
+    return editor.add_constant(f"{node.output}.{role}", tensor.float())
 
 
 _LEAST_EPS = 1e-20
@@ -59,14 +59,14 @@ def _lower_group_norm(editor: Editor, node: Node, args: OpArguments) -> list[Nod
     group_of_channel = torch.eye(groups, dtype=torch.float64).repeat_interleave(width, 0)  # [channels, groups]
     gain_of_channel = group_of_channel if gains is None else group_of_channel * gains[:, None]
     means, opposites, scales = (
-        _add_constant(editor, node.output, role, matrix[:, :, None, None])
+        _add_constant(editor, node, role, matrix[:, :, None, None])
         for role, matrix in (
             ("means", group_of_channel.t() / width),
             ("opposites", -group_of_channel),
             ("scales", gain_of_channel),
         )
     )
-    eps = _add_constant(editor, node.output, "eps", torch.full((groups,), float(args["eps"])))
+    eps = _add_constant(editor, node, "eps", torch.full((groups,), float(args["eps"])))
     nodes: list[Node] = []
 
     def append_node(op: str, *inputs: str, act: Json = None, **weights: str) -> str:
@@ -80,9 +80,7 @@ def _lower_group_norm(editor: Editor, node: Node, args: OpArguments) -> list[Nod
     inverse_deviation = append_node("conv2d", squares, weight=means, bias=eps, act="inverse_root")
     scaled = append_node("mul", centred, append_node("conv2d", inverse_deviation, weight=scales))
     if shifts is not None and bool(shifts.any()):
-        append_node(
-            "add_constant", scaled, constant=_add_constant(editor, node.output, "shifts", shifts[:, None, None])
-        )
+        append_node("add_constant", scaled, constant=_add_constant(editor, node, "shifts", shifts[:, None, None]))
     return [*nodes[:-1], replace(nodes[-1], output=node.output)]
 
 
@@ -96,7 +94,7 @@ def _lower_pixel_sum(editor: Editor, node: Node, args: OpArguments) -> list[Node
         mean = editor.make_node("global_avg_pool", (x,), node.output)
     else:
         mean = editor.make_node("avg_pool2d", (x,), node.output, kernel=kernel, stride=kernel)
-    pixels = _add_constant(editor, node.output, "pixels", torch.full((1, 1, 1), float(prod(kernel))))
+    pixels = _add_constant(editor, node, "pixels", torch.full((1, 1, 1), float(prod(kernel))))
     total = editor.make_node("mul_constant", (mean.output,), node.output, {"constant": pixels})
     return [
         mean,
@@ -111,7 +109,7 @@ def _lower_product_with_channel(editor: Editor, node: Node, args: OpArguments) -
     names, made = editor.float_inputs(node, args["self"], args["other"], axes=4), editor.shape(node.output) or ()
     x, single = names if editor.shape(names[0]) == made else names[::-1]
     require_match(editor.shape(x) == made and editor.shape(single) == (made[0], 1, *made[2:]))
-    ones = _add_constant(editor, node.output, "copies", torch.ones(int(made[1] or 0), 1, 1, 1))
+    ones = _add_constant(editor, node, "copies", torch.ones(int(made[1] or 0), 1, 1, 1))
     copies = editor.make_node("conv2d", (single,), node.output, {"weight": ones})
     return [copies, native_node(aten_name(node), (x, copies.output), node.output)]
 

@@ -56,9 +56,9 @@ def _match_scale(editor: Editor, node: Node, kind: str) -> tuple[str, float]:
     return x, (1 / number if aten_name(node) == "div" else number)
 
 
-def _match_scaled_by(editor: Editor, name: str, kind: str, number: float) -> str:
-    """Return x if the value `name` is x + number (`kind` "add") or x * number (`kind` "mul")."""
-    x, found = _match_scaled_value(editor, name, kind)
+def _match_scaled_by(editor: Editor, name: str, number: float) -> str:
+    """Return x if the value `name` is x * number."""
+    x, found = _match_scaled_value(editor, name, "mul")
     require_match(isclose(found, number, rel_tol=1e-6))
     return x
 
@@ -113,11 +113,11 @@ def _recognise_gelu(editor: Editor, node: Node) -> list[Node]:
     require_match(node.op == "mul" and node.attrs["act"] is None)
     for half, sum_ in (node.inputs, node.inputs[::-1]):
         with contextlib.suppress(NoMatchError):
-            x, (curved, plus) = _match_scaled_by(editor, half, "mul", 0.5), _match_scaled_value(editor, sum_, "add")
+            x, (curved, plus) = _match_scaled_by(editor, half, 0.5), _match_scaled_value(editor, sum_, "add")
             require_match(plus == 1 and editor.share_float_dtype(x, node.output))
             curve = editor.makers.get(curved)
             if curve is not None and aten_name(curve) == "erf":
-                require_match(_match_scaled_by(editor, curve.inputs[0], "mul", sqrt(0.5)) == x)
+                require_match(_match_scaled_by(editor, curve.inputs[0], sqrt(0.5)) == x)
                 return [native_node("act", (x,), node.output, act="gelu")]
             tanh = editor.match_maker(curved, "act", act="tanh")
             require_match(_is_gelu_cubic(editor, tanh.inputs[0], x))
@@ -127,9 +127,9 @@ def _recognise_gelu(editor: Editor, node: Node) -> list[Node]:
 
 def _is_gelu_cubic(editor: Editor, name: str, x: str) -> bool:
     """Return whether the value `name` is sqrt(2 / pi) (x + 0.044715 x^3); if not, `NoMatchError` may also be raised."""
-    total = editor.match_maker(_match_scaled_by(editor, name, "mul", sqrt(2 / pi)), "add")
+    total = editor.match_maker(_match_scaled_by(editor, name, sqrt(2 / pi)), "add")
     require_match(total.native and x in total.inputs)
-    cubic = _match_scaled_by(editor, total.inputs[1 - total.inputs.index(x)], "mul", 0.044715)
+    cubic = _match_scaled_by(editor, total.inputs[1 - total.inputs.index(x)], 0.044715)
     found = arguments(editor.match_maker(cubic, "pow"))
     return value_name(found["self"]) == x and found["exponent"] == 3
 

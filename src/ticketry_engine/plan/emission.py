@@ -141,10 +141,10 @@ def to_convolution(sketch: Sketch, task: RegionTask, arena: Arena) -> Convolutio
     return Convolution(weight, bias, **slides, groups=groups, act=node.attrs["act"])
 
 
-def _constant_by_position(sketch: Sketch, task: RegionTask, role: str) -> Array:
-    """Return the constant `role` as [channels, height, width] of the output, in the original order of channels."""
+def _constant_by_position(sketch: Sketch, task: RegionTask) -> Array:
+    """Return the constant of `task` as [channels, height, width] of the output, in the original order of channels."""
     form = task.output
-    spread = sketch.weight(task.node, role).detach().cpu().float().expand(form.axes)
+    spread = sketch.weight(task.node, "constant").detach().cpu().float().expand(form.axes)
     order = [axis for kind in "cp" for axis, label in enumerate(form.labels) if label == kind]
     found: Array = spread.permute(order).reshape(form.channels, *form.pixels).contiguous().numpy()
     return found
@@ -173,13 +173,13 @@ def _element_sources(emission: Emission, task: RegionTask) -> tuple[Array, Array
     return of, element
 
 
-def _constant_by_channel(emission: Emission, task: RegionTask, role: str) -> Array:
-    """Return a weight of `task` as one float32 per channel, in the order of the channels in memory.
+def _constant_by_channel(emission: Emission, task: RegionTask) -> Array:
+    """Return the constant of `task` as one float32 per channel, in the order of the channels in memory.
 
-    The weight, `role` by name, must be the same for all pixels.
+    The constant must be the same for all pixels.
     """
     form = task.output
-    constant = emission.sketch.weight(task.node, role).detach().cpu().float()
+    constant = emission.sketch.weight(task.node, "constant").detach().cpu().float()
     sizes = [size for size, label in zip(constant.shape, form.labels, strict=True) if label == "c"]
     flat: Array = constant.reshape(sizes).expand(form.planes.shape[:-1]).reshape(-1).numpy()
     order = emission.arena.channel_order(form)
@@ -246,7 +246,7 @@ def _emit_operations(emission: Emission, task: RegionTask, inputs: list[Any]) ->
     if kind == "store":
         return layout.store(emission.inputs + task.number, tensor_strides(task.output), y)
     if kind == "constant":
-        return layout.constant(_constant_by_position(emission.sketch, task, "constant"), y)
+        return layout.constant(_constant_by_position(emission.sketch, task), y)
     if kind == "gather":
         return layout.gather(inputs, y, _element_sources(emission, task))
     x, *others = inputs
@@ -254,7 +254,7 @@ def _emit_operations(emission: Emission, task: RegionTask, inputs: list[Any]) ->
         operation = kind.removesuffix("_constant")
         if others:
             return layout.elementwise(operation, x, others[0], y, attrs["act"])
-        number = _constant_by_channel(emission, task, "constant")
+        number = _constant_by_channel(emission, task)
         scale, shift = (number, np.zeros_like(number)) if operation == "mul" else (np.ones_like(number), number)
         return layout.affine(x, y, scale, shift, attrs["act"])
     if kind == "rotary":

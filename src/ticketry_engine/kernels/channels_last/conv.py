@@ -24,7 +24,7 @@ import numpy as np
 
 from ticketry_engine.errors import EngineError
 from ticketry_engine.kernels.bfloat import rounded
-from ticketry_engine.kernels.channels_last.geometry import FLOAT, HALF, ChannelsLastGeometry, ChannelsLastValue, Strides
+from ticketry_engine.kernels.channels_last.geometry import FLOAT, HALF, ChannelsLastValue, Strides
 from ticketry_engine.kernels.channels_last.group_conv import (
     CYCLES_A_NANOSECOND,
     WEIGHTS_KEPT,
@@ -227,16 +227,10 @@ def _tile_tables(shape: ConvShape, tile: Tile, blocks: Sequence[RowBlock], chann
     residual = shape.residual.geometry if shape.residual else y
     stride, padding = shape.window.stride, shape.window.padding
     top, left = tiling.row * stride[0] - padding[0], tiling.column * stride[1] - padding[1]
-    outputs = (_pixel_offsets(geometry, tiling.row, tiling.column) for geometry in (y, residual))
-    entries = np.stack([_pixel_offsets(x, top, left), *outputs, tiling.kind], axis=1).astype(np.int32)
+    outputs = (geometry.pixel_offset(tiling.row, tiling.column) for geometry in (y, residual))
+    entries = np.stack([x.pixel_offset(top, left), *outputs, tiling.kind], axis=1).astype(np.int32)
     begins, runs = _run_tables(blocks, tiling.spans, channels)
     return len(entries), entries, len(tiling.spans), begins, runs
-
-
-def _pixel_offsets(geometry: ChannelsLastGeometry, rows: Array, columns: Array) -> Array:
-    """Return the bytes from an image's start to each of the given pixels."""
-    found: Array = (rows + geometry.halo) * geometry.row + (columns + geometry.halo) * geometry.pixel
-    return found
 
 
 def _run_tables(

@@ -21,6 +21,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -89,8 +90,11 @@ class ChannelsLastGeometry:
         """Bytes from one row to the next."""
         return (self.width + self.halo) * self.pixel
 
-    def pixel_offset(self, y: int, x: int) -> int:
-        """Return the bytes from an image's start to pixel (y, x), which may be up to ``halo`` outside of the image."""
+    def pixel_offset(self, y: Any, x: Any) -> Any:
+        """Return the bytes from an image's start to pixel (y, x), which may be up to ``halo`` outside of the image.
+
+        y and x are numbers, or arrays of numbers.
+        """
         return (y + self.halo) * self.row + (x + self.halo) * self.pixel
 
     def bytes(self, images: int) -> int:
