@@ -84,7 +84,7 @@ def _program(weight: np.ndarray, images: int, size: int, stride: int, where: str
     outputs, inputs, kernel, _ = weight.shape
     processor = target(where)
     around = kernel // 2 if halo else 0
-    before, after = (Geometry.of(extent, extent, around, images) for extent in (size, size // stride))
+    before, after = (Geometry.build(extent, extent, around, images) for extent in (size, size // stride))
     x = Planes.at(before, inputs, 64)
     y = Planes.at(after, outputs, 64 + inputs * before.bytes)
     end = 64 + inputs * before.bytes + outputs * after.bytes

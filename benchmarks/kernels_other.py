@@ -37,7 +37,7 @@ class Bench:
         """Planes one behind the other for each (channels, height, width, halo)."""
         found, end = [], 0
         for channels, height, width, halo in shapes:
-            found.append(Planes.at(Geometry.of(height, width, halo, self.images), channels, end))
+            found.append(Planes.at(Geometry.build(height, width, halo, self.images), channels, end))
             end += channels * found[-1].geometry.bytes
         return found
 

@@ -26,10 +26,10 @@ from ticketry_engine.gpu.plan import (
     LayerWork,
     Rates,
     all_layout_changes_seconds,
+    choose_kernels,
     group_product_seconds,
     layer_facts,
     layer_works,
-    plan,
     programs_seconds,
 )
 from ticketry_engine.ir import Graph, Node, model_file
@@ -272,7 +272,7 @@ class GpuRates:
             raise UnsupportedError("a GPU's plan chooses its layouts by itself")
         graph, batch = network.masked_graph(keep), network.batch
         facts = layer_facts(graph)
-        choices = plan(graph, batch, facts, self.dtype, torch.device("cpu"), rates=self.kernels)
+        choices = choose_kernels(graph, batch, facts, self.dtype, torch.device("cpu"), rates=self.kernels)
         works = layer_works(graph, batch, facts)
         others = {
             "inputs and outputs": self._dtype_conversion_seconds(graph, batch),

@@ -102,7 +102,7 @@ class Curve(Struct, frozen=True):
             hull.append(point)
         return Curve(tuple(density for density, _ in hull), tuple(cost for _, cost in hull))
 
-    def times(self, factor: float) -> Curve:
+    def scaled(self, factor: float) -> Curve:
         """Return the curve with all costs multiplied by `factor`."""
         return Curve(self.densities, tuple(factor * cost for cost in self.costs))
 
@@ -169,7 +169,7 @@ class LayerCost(Struct, frozen=True):
     def scaled(self, factor: float) -> LayerCost:
         """Return the layer's costs, all multiplied by `factor`."""
         curves, all_rows = (
-            {name: curve.times(factor) for name, curve in each.items()} for each in (self.curves, self.all_rows)
+            {name: curve.scaled(factor) for name, curve in each.items()} for each in (self.curves, self.all_rows)
         )
         return LayerCost(self.weights, factor * self.dense, curves, all_rows)
 

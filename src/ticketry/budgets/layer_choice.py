@@ -52,7 +52,7 @@ class Option:
 
 
 RankedBlocks = dict[str, tuple[Blocks, Tensor, np.ndarray, np.ndarray]]
-"""Granularity -> the result of `LayerOptions.blocks`."""
+"""Granularity -> the result of `LayerOptions.rank_blocks`."""
 
 
 @dataclass
@@ -69,7 +69,7 @@ class LayerOptions:
     least: int = 1
     """Minimum number of weights that every option retains, if the layer has that many."""
 
-    def blocks(self, granularity: str) -> tuple[Blocks, Tensor, np.ndarray, np.ndarray]:
+    def rank_blocks(self, granularity: str) -> tuple[Blocks, Tensor, np.ndarray, np.ndarray]:
         """Return (blocks, their order by falling mean score, values, numbers of weights) of a granularity.
 
         Entry i of the last two is the value and the number of weights of the layer with the first i blocks.
@@ -86,9 +86,9 @@ class LayerOptions:
             self.ranked[granularity] = blocks, order, value, weights
         return self.ranked[granularity]
 
-    def option(self, granularity: str, blocks: int) -> Option:
+    def build_option(self, granularity: str, blocks: int) -> Option:
         """Return the option that retains the `blocks` best blocks of the layer in this granularity."""
-        _, _, value, weights = self.blocks(granularity)
+        _, _, value, weights = self.rank_blocks(granularity)
         cost = self.curves[granularity].at(float(weights[blocks] / max(weights[-1], 1)))
         return Option(cost, float(value[blocks]), granularity, blocks)
 
@@ -96,11 +96,11 @@ class LayerOptions:
         """Return the options on the upper concave hull of value against cost, cheapest first."""
         options = [self.dense] if self.dense else []
         for granularity in self.curves:
-            _, order, _, weights = self.blocks(granularity)
+            _, order, _, weights = self.rank_blocks(granularity)
             count = len(order)
             fewest = min(int(np.searchsorted(weights, max(self.least, 1))), count)
             for blocks in sorted({max(fewest, round(float(density) * count)) for density in _DENSITIES}):
-                options.append(self.option(granularity, blocks))
+                options.append(self.build_option(granularity, blocks))
         options.sort(key=lambda option: (option.cost, -option.value))
         found: list[Option] = []
         for option in options:
@@ -117,7 +117,7 @@ class LayerOptions:
         """Return the layer's mask (bool tensor) that retains the blocks of an option."""
         if option is self.dense:
             return torch.ones(self.scores.shape, dtype=torch.bool)
-        blocks, order, _, _ = self.blocks(option.granularity)
+        blocks, order, _, _ = self.rank_blocks(option.granularity)
         kept = torch.zeros(blocks.count, dtype=torch.bool)
         kept[order[: option.blocks]] = True
         return blocks.expand_to_weights(kept.view(blocks.shape))
@@ -302,9 +302,9 @@ def _densest_affordable(layer: LayerOptions, one: Option, other: Option, left: f
     more = bisect_left(
         range(one.blocks + 1, other.blocks),
         True,
-        key=lambda blocks: layer.option(one.granularity, blocks).cost - one.cost > left,
+        key=lambda blocks: layer.build_option(one.granularity, blocks).cost - one.cost > left,
     )
-    return layer.option(one.granularity, one.blocks + more)
+    return layer.build_option(one.granularity, one.blocks + more)
 
 
 def _value_per_cost(one: Option, other: Option) -> float:

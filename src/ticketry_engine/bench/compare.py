@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import cast
 
@@ -68,7 +69,7 @@ def compare(
     names = [contender.name for contender in contenders]
     if len(set(names)) < len(names):
         raise EngineError(f"two contenders have one name: {', '.join(names)}")
-    case = case.of(copy.deepcopy(case.model))
+    case = replace(case, model=copy.deepcopy(case.model))
     with torch_threads(case.threads):
         # Threads are pinned later: OpenVINO counts the available cores only once in a process.
         expected = case.reference()
@@ -116,7 +117,7 @@ def _prepare(
     """Prepare an engine, check its outputs; return its row of results, and the function to time, or None on failure."""
     row = EngineTime(contender.name, contender.sparse)
     if contender.model is not None:
-        case = case.of(contender.model)
+        case = replace(case, model=contender.model)
         expected = case.reference()
     say(f"preparing {contender.name}")
     began = time.perf_counter()

@@ -11,6 +11,7 @@ import copy
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -176,7 +177,7 @@ class ShrunkModel:
         self._engine, self._small = engine, small
 
     def prepare(self, case: Case) -> Call:
-        return self._engine.prepare(case.of(self._small))
+        return self._engine.prepare(replace(case, model=self._small))
 
     def versions(self) -> dict[str, str]:
         return self._engine.versions()

@@ -19,7 +19,7 @@ import tempfile
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -243,10 +243,6 @@ class Case:
     def batch(self) -> int:
         """Return the batch size of the inputs."""
         return batch_of(self.inputs)
-
-    def of(self, model: nn.Module) -> Case:
-        """Return the same case with the model `model`."""
-        return replace(self, model=model)
 
     @entry_point()
     def reference(self) -> list[Tensor]:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ticketry_engine.capture import capture
 from ticketry_engine.errors import EngineError, MissingExtraError, UsageError
-from ticketry_engine.gpu.plan import LAYERS, LayerChoice, layer_facts, plan, time_on_gpu
+from ticketry_engine.gpu.plan import LAYERS, LayerChoice, choose_kernels, layer_facts, time_on_gpu
 from ticketry_engine.ir import Graph, model_file
 from ticketry_engine.ir.binding import CallBinder, build_object
 from ticketry_engine.layers import ForInference, describe_layer, layer_table, median_seconds, warn_of_graph_notes
@@ -202,7 +202,7 @@ class CompiledGpu(ForInference):
 
     def _plan(self, inputs: Sequence[Tensor]) -> dict[str, LayerChoice]:
         dtype, force = self._weights.dtype, bool(self._settings["force"])
-        return plan(self.graph, _batch(inputs), self._facts, dtype, self.device, force=force)
+        return choose_kernels(self.graph, _batch(inputs), self._facts, dtype, self.device, force=force)
 
     def _layers(self, seconds: dict[str, float]) -> list[Layer]:
         choices = next(reversed(self._runs.values())).program.choices if self._runs else {}

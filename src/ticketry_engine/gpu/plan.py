@@ -63,7 +63,7 @@ def layer_facts(graph: Graph) -> dict[str, LayerFacts]:
     return found
 
 
-def plan(
+def choose_kernels(
     graph: Graph,
     batch: int,
     facts: Mapping[str, LayerFacts],
@@ -520,7 +520,9 @@ def candidate_configs(tile: int, outputs: int, tiles: int) -> list[Config]:
     return [one for one in found if one not in few] + few[:1]
 
 
-def choose(key: Hashable, tile: int, outputs: int, tiles: int, x: Tensor, run: Callable[[Config], None]) -> Config:
+def choose_config(
+    key: Hashable, tile: int, outputs: int, tiles: int, x: Tensor, run: Callable[[Config], None]
+) -> Config:
     """Return the fastest launch parameters of a product, from the cache under `key` or by timing candidates.
 
     The function `run` runs the product with given parameters.

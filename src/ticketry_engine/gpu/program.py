@@ -31,7 +31,7 @@ from ticketry_engine.gpu.plan import (
     Config,
     LayerChoice,
     LayerFacts,
-    choose,
+    choose_config,
     find_inner_values,
     runs_on_inner_inputs,
 )
@@ -229,7 +229,7 @@ class _Product:
             )
 
         key = (x.dtype, tile, count, self.weight.numel(), images.run, *images.size, *images.stride, taps, border)
-        launch(choose(key, tile, outputs, count, x, launch))
+        launch(choose_config(key, tile, outputs, count, x, launch))
 
 
 def _storage_extent(x: Tensor) -> int:

@@ -89,18 +89,18 @@ class Window:
         rows, columns = (Axis(*axis) for axis in sizes)
         return rows, columns
 
-    def input(self, position: int, tap: int, axis: int) -> int:
+    def input_position(self, position: int, tap: int, axis: int) -> int:
         """Return the row (axis 0) or column (axis 1) of x that tap `tap` reads for row or column `position` of y."""
         return position * self.stride[axis] + tap * self.dilation[axis] - self.padding[axis]
 
-    def shift(self, tap: Pair) -> Pair:
+    def tap_offset(self, tap: Pair) -> Pair:
         """Return (rows, columns) from pixel ``p * stride`` of x to the pixel of x that `tap` reads for pixel p of y."""
-        return self.input(0, tap[0], 0), self.input(0, tap[1], 1)
+        return self.input_position(0, tap[0], 0), self.input_position(0, tap[1], 1)
 
     def reads_any_pixel(self, x: PixelGeometry, y: PixelGeometry, tap: Pair) -> bool:
         """Return whether the kernel position `tap` reads a pixel of x for any pixel of y, and not only padding."""
         return all(
-            any(0 <= self.input(position, tap[axis], axis) < size for position in range(extent))
+            any(0 <= self.input_position(position, tap[axis], axis) < size for position in range(extent))
             for axis, (extent, size) in enumerate(((y.height, x.height), (y.width, x.width)))
         )
 
@@ -111,8 +111,8 @@ class Window:
         """
         for axis, (extent, size) in enumerate(((y.height, x.height), (y.width, x.width))):
             taps = [tap[axis] for tap in self.taps if self.reads_any_pixel(x, y, tap)]
-            low = min((self.input(0, tap, axis) for tap in taps), default=0)
-            high = max((self.input(extent - 1, tap, axis) for tap in taps), default=0)
+            low = min((self.input_position(0, tap, axis) for tap in taps), default=0)
+            high = max((self.input_position(extent - 1, tap, axis) for tap in taps), default=0)
             if low < -x.halo or high >= size + x.halo:
                 return False
         return True

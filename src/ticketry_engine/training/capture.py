@@ -98,7 +98,7 @@ class FoundRegion:
         """Whether kernels are expected to run the region's nodes faster than torch."""
         return self.seeds > 0 or self.pruned >= ALONE or len(self.dense) >= DENSE
 
-    def region(self) -> TrainingRegion:
+    def to_training_region(self) -> TrainingRegion:
         """Return the finished group of nodes as a `TrainingRegion`, which can be planned and run."""
         outputs = tuple(dict.fromkeys(self.members[node] for node in self.outputs))
         values = () if self.tokens else (self.inputs | self.members).items()

@@ -211,7 +211,7 @@ class PackedWeights:
             self.rows[name] = rows[id(weight)]
         self._each = list(rows.values())
         self._optimizers: weakref.WeakSet[Optimizer] = weakref.WeakSet()
-        self.late = False
+        self.writes_late = False
         """Whether tensors are written only by `update_tensors`, and not after each step."""
         self._number_rows()
         self._build_copy_program()
@@ -265,7 +265,7 @@ class PackedWeights:
 
         If writing to dense tensors is deferred, update only the vectors.
         """
-        if not self.late:
+        if not self.writes_late:
             self.synchronise()
             return
         self._bind_to_replaced_tensors()
@@ -309,19 +309,19 @@ class PackedWeights:
     @contextmanager
     def defer_tensor_writes(self) -> Iterator[None]:
         """Within the block, do not write vectors to dense tensors, except before a state dict is saved or loaded."""
-        if self.late:
+        if self.writes_late:
             yield
             return
-        self.late = True
+        self.writes_late = True
         try:
             yield
         finally:
-            self.late = False
+            self.writes_late = False
             self.synchronise()
 
     def update_tensors(self, tensors: Iterable[Tensor]) -> None:
         """For each of `tensors` that has a packed vector, write the vector to the tensor if this write was deferred."""
-        for tensor in tensors if self.late else ():
+        for tensor in tensors if self.writes_late else ():
             number = self._numbers.get(id(tensor))
             if number is not None and self._each[number].needs_write_back:
                 self._each[number].write(self._session, number)
@@ -336,7 +336,7 @@ class PackedWeights:
     def _write_stepped_rows(self, optimizer: Optimizer, args: object, kwargs: object) -> None:
         for number, row in self._rows_stepped_by(optimizer):
             self._optimizers.add(optimizer)
-            if self.late:
+            if self.writes_late:
                 row.defer_write()
             else:
                 row.write(self._session, number)

@@ -327,13 +327,13 @@ class LstmUnit(Substitute):
         self.seconds: dict[str, float] | None = None
         """If not None, collects the seconds of a pass."""
         self._layers: dict[Any, LstmLayer] = {}
-        self._why_called = ""
+        self._unfit_call = ""
 
     def _forward(self, input: Any, hx: tuple[Tensor, Tensor] | None = None) -> Any:
         module = self.module
         if module.training:
-            self._why_called = _why_unsupported(module, input)
-            if not self.why:
+            self._unfit_call = _why_unsupported(module, input)
+            if not self.reason_for_torch:
                 return self._run(input, hx)
         return nn.LSTM.forward(module, input, hx)
 
@@ -402,7 +402,7 @@ class LstmUnit(Substitute):
         return _count_weights(self.module) - sum(int((~mask).sum()) for mask in self._masks.values())
 
     @property
-    def why(self) -> str:
+    def reason_for_torch(self) -> str:
         """The reason why the LSTM runs in torch; "" if it runs in kernels."""
         module = self.module
         if module.proj_size or not module.bias or not all(isinstance(p, nn.Parameter) for p in module._flat_weights):
@@ -413,7 +413,7 @@ class LstmUnit(Substitute):
             return f"density {self.density:.2f}: above {LIMIT} faster dense"
         if _count_weights(module) - self.count < PRUNED:
             return "a small layer: faster dense"
-        return self._why_called
+        return self._unfit_call
 
     @property
     def steps(self) -> list[LstmUnit]:
@@ -422,7 +422,7 @@ class LstmUnit(Substitute):
 
     def layer_seconds(self) -> dict[str, float]:
         """Return {name of the LSTM: seconds of its kernels}, or {} if the LSTM runs in torch."""
-        return {} if self.why else {self.name: sum((self.seconds or {}).values())}
+        return {} if self.reason_for_torch else {self.name: sum((self.seconds or {}).values())}
 
 
 def lstm_units(model: nn.Module, context: TrainingContext) -> list[LstmUnit]:

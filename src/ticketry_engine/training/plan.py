@@ -317,7 +317,7 @@ class TrainingPlan:
                 window = self.region.window(node)
                 for axis in range(2):
                     size, outputs = self.shapes[name][1 + axis], self.shapes[node.output][1 + axis]
-                    last = window.input(outputs - 1, window.size[axis] - 1, axis)
+                    last = window.input_position(outputs - 1, window.size[axis] - 1, axis)
                     needed = max(needed, window.padding[axis], last - size + 1)
         return needed
 

@@ -469,9 +469,9 @@ def describe_layers(
         if not isinstance(module, LAYERS):
             if name in recurrent:
                 unit = recurrent[name]
-                how = "" if unit.why else "sums, products"
-                place: Place = "torch" if unit.why else "engine"
-                rows.append(Layer(name, "lstm", place, how, unit.density, unit.count, why=unit.why))
+                how = "" if unit.reason_for_torch else "sums, products"
+                place: Place = "torch" if unit.reason_for_torch else "engine"
+                rows.append(Layer(name, "lstm", place, how, unit.density, unit.count, why=unit.reason_for_torch))
             elif name in held:
                 kind = type(module).__name__
                 rows.append(Layer(name, kind.lower(), "torch", why=f"no kernels for {kind}"))

@@ -208,7 +208,7 @@ class Unit(Substitute):
             for pruned in kept, masks, rows:
                 pruned.pop(name, None)
         form.steps = {
-            id(step): RegionStep(step.region(), modules, kept, self.context.library, masks, rows, half=half)
+            id(step): RegionStep(step.to_training_region(), modules, kept, self.context.library, masks, rows, half=half)
             for step in form.captured.order
             if isinstance(step, FoundRegion)
         }

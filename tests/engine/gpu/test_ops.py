@@ -274,7 +274,7 @@ def _configs() -> list[tuple[int, plan.Config]]:
 @pytest.mark.slow
 @pytest.mark.parametrize(("tile", "config"), dict.fromkeys(_configs()), ids=str)
 def test_every_candidate(device, tile, config, monkeypatch):
-    monkeypatch.setattr(ops, "choose", lambda *_: config)
+    monkeypatch.setattr(ops, "choose_config", lambda *_: config)
     Case(device, tile=tile, outputs=150, rows=70, channels=24, images=9, residual=True, dtype=torch.bfloat16).check()
 
 

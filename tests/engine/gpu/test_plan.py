@@ -18,14 +18,14 @@ from ticketry_engine.gpu.plan import (
     LayerChoice,
     LayerWork,
     candidate_configs,
-    choose,
+    choose_config,
+    choose_kernels,
     find_fastest,
     is_two_four,
     layer_facts,
     runs_on_inner_inputs,
     supports_two_four,
 )
-from ticketry_engine.gpu.plan import plan as make_plan
 from ticketry_engine.gpu.tables import UNIT
 
 BF16 = RATES[torch.bfloat16]
@@ -41,7 +41,7 @@ def work(rows=512, columns=4608, pixels=64 * 196, run=64, group=64, density=0.26
 
 def choices(model, batch=64, dtype=torch.bfloat16, shape=(256, 14, 14), **options):
     graph = capture(model.eval(), None, torch.randn(2, *shape))
-    made = make_plan(graph, batch, layer_facts(graph), dtype, CPU, **options)
+    made = choose_kernels(graph, batch, layer_facts(graph), dtype, CPU, **options)
     return [made[node.output] for node in graph.nodes if node.output in made]
 
 
@@ -134,7 +134,7 @@ def test_a_plan_is_never_estimated_dearer_than_dense():
         graph = capture(model.eval(), None, torch.randn(2, *shape))
         facts = layer_facts(graph)
         for batch in (4, 16, 64):
-            found = make_plan(graph, batch, facts, torch.bfloat16, CPU)
+            found = choose_kernels(graph, batch, facts, torch.bfloat16, CPU)
             works = plan.layer_works(graph, batch, facts)
             dense = {name: replace(choice, kernel="dense") for name, choice in found.items()}
             planned = plan.estimate_seconds(graph, batch, works, found, BF16)
@@ -171,7 +171,7 @@ def test_norms_write_the_layout_that_is_read():
             return self.linear(self.norm(x.flatten(2).transpose(1, 2)))
 
     graph = capture(Model().eval(), None, torch.randn(2, 16, 6, 6))
-    made = make_plan(graph, 8, layer_facts(graph), torch.bfloat16, CPU, force=True)
+    made = choose_kernels(graph, 8, layer_facts(graph), torch.bfloat16, CPU, force=True)
     names = {node.weights.get("weight", node.op): node for node in graph.nodes}
     wanted = plan.find_inner_values(graph, made)
     assert names["one.weight"].output in wanted
@@ -194,7 +194,7 @@ def test_features_at_the_end_of_images_stay_outer():
             return self.down(self.up(self.norm(x)))
 
     graph = capture(Model().eval(), None, torch.randn(2, 3, 4, 16))
-    made = make_plan(graph, 8, layer_facts(graph), torch.bfloat16, CPU, force=True)
+    made = choose_kernels(graph, 8, layer_facts(graph), torch.bfloat16, CPU, force=True)
     assert {choice.kernel for choice in made.values()} == {"group"}
     assert plan.find_inner_values(graph, made) == set()
 
@@ -286,4 +286,4 @@ def test_on_a_cpu_nothing_is_timed():
     def run(config):
         raise AssertionError
 
-    assert choose("key", 64, 3, 1, torch.zeros(1), run).pixels == 16
+    assert choose_config("key", 64, 3, 1, torch.zeros(1), run).pixels == 16

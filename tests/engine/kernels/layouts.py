@@ -60,7 +60,7 @@ class Block:
         channels, height, width = shape
         whole = channels + 2 * beside
         if self.planar:
-            geometry = Geometry.of(height, width, halo, self.images, width + halo + gap)
+            geometry = Geometry.build(height, width, halo, self.images, width + halo + gap)
             order = np.random.default_rng(whole).permutation(whole)  # planes may be in any order
             value, size = Planes(geometry, self.size + geometry.bytes * order), geometry.bytes * whole
         else:

@@ -362,7 +362,7 @@ def _pixels(channels: int, halo: int = 0, item: int = FLOAT) -> ChannelsLastValu
 
 
 def _planes(channels: int, halo: int = 1, images: int = 16, size: Pair = (8, 8)) -> Planes:
-    return Planes.at(Geometry.of(*size, halo, images), channels, 0)
+    return Planes.at(Geometry.build(*size, halo, images), channels, 0)
 
 
 _APART = ChannelsLastValue(ChannelsLastGeometry.build_channel_planes(8, 8, 4, 1), 0)

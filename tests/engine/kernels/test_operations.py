@@ -404,7 +404,7 @@ def _pixels(*shape: int, halo: int = 0) -> ChannelsLastValue:
 
 
 def _planes(height: int, width: int, channels: int, halo: int = 0) -> Planes:
-    return Planes.at(Geometry.of(height, width, halo, 1), channels, 0)
+    return Planes.at(Geometry.build(height, width, halo, 1), channels, 0)
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 
@@ -33,6 +33,9 @@ from ticketry_engine.kernels.bfloat import HALF as HALF
 from ticketry_engine.kernels.emitter import F32, I1, I16, I32, I64, PTR, Emitter, StateSlot
 from ticketry_engine.kernels.jit import ir
 from ticketry_engine.kernels.window import Array
+
+Position = TypeVar("Position", int, Array)
+"""A number of pixels, or an array of such numbers."""
 
 LINE = 64
 """Bytes of a cache line, which is as long as the widest vector."""
@@ -90,12 +93,10 @@ class ChannelsLastGeometry:
         """Bytes from one row to the next."""
         return (self.width + self.halo) * self.pixel
 
-    def pixel_offset(self, y: Any, x: Any) -> Any:
-        """Return the bytes from an image's start to pixel (y, x), which may be up to ``halo`` outside of the image.
-
-        y and x are numbers, or arrays of numbers.
-        """
-        return (y + self.halo) * self.row + (x + self.halo) * self.pixel
+    def pixel_offset(self, y: Position, x: Position) -> Position:
+        """Return the bytes from an image's start to pixel (y, x), which may be up to ``halo`` outside of the image."""
+        found: Position = (y + self.halo) * self.row + (x + self.halo) * self.pixel
+        return found
 
     def bytes(self, images: int) -> int:
         """Return the bytes that a value of `images` images takes: a multiple of 64."""

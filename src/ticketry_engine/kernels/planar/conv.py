@@ -43,7 +43,7 @@ def conv(x: Planes, y: Planes, layer: Convolution, residual: Planes | None, spec
     plan = choose_fastest_plan(x.geometry, y.geometry, beside, weight, window, groups, spec.target, unfold=unfold)
     ops: list[Op] = []
     if plan.unfolding is None:
-        shifts = [x.geometry.shift(*window.shift(tap)) for tap in window.taps]
+        shifts = [x.geometry.shift(*window.tap_offset(tap)) for tap in window.taps]
         columns, value = x.offsets[:, None] + np.array(shifts), x
     else:
         assert spec.reserve is not None
@@ -507,7 +507,8 @@ def _choose_plan_of_pattern(
         spent = taps.estimate_cycles(tiles, kept, x.bytes, inputs * groups, window.stride[1], target)
         plans.append(ConvPlan(None, [], spent, tiles))
     if window.reads_within_halo(x, y) and (filled or (window.stride == (1, 1) and x.row == y.row)):
-        columns = np.arange(inputs)[:, None] * x.bytes + np.array([x.shift(*window.shift(tap)) for tap in window.taps])
+        shifts = np.array([x.shift(*window.tap_offset(tap)) for tap in window.taps])
+        columns = np.arange(inputs)[:, None] * x.bytes + shifts
         for one, more in (
             [(rows, 1.0)] if filled or list(rows) == [1] else [(rows, 1.0), (_split_into_single_rows(rows), _ALONE)]
         ):

@@ -52,7 +52,7 @@ class Geometry:
     """Positions from the start of one row to the start of the next: at least ``width + halo``."""
 
     @classmethod
-    def of(cls, height: int, width: int, halo: int, images: int, row: int | None = None) -> Geometry:
+    def build(cls, height: int, width: int, halo: int, images: int, row: int | None = None) -> Geometry:
         """Build a geometry whose rows start `row` positions apart, or as close as possible if `row` is None."""
         return cls(height, width, halo, images, width + halo if row is None else row)
 

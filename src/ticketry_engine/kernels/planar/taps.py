@@ -238,7 +238,7 @@ def make_tiles(
 
 def largest_read_distance(x: Geometry, window: Window) -> int:
     """Return how many bytes before or after a plane of x the kernel positions of a window may read."""
-    return max(abs(x.shift(*window.shift(tap))) for tap in window.taps) + (window.stride[1] + 1) * MOST * FLOAT
+    return max(abs(x.shift(*window.tap_offset(tap))) for tap in window.taps) + (window.stride[1] + 1) * MOST * FLOAT
 
 
 _Run = tuple[int, int, int]
@@ -292,8 +292,8 @@ def _build_tiles(
     seen = np.stack(
         [
             there
-            & _is_in_range(window.input(0, tap[0], 0) + pixels[..., 0] * window.stride[0], x.height)
-            & _is_in_range(window.input(0, tap[1], 1) + pixels[..., 1] * window.stride[1], x.width)
+            & _is_in_range(window.input_position(0, tap[0], 0) + pixels[..., 0] * window.stride[0], x.height)
+            & _is_in_range(window.input_position(0, tap[1], 1) + pixels[..., 1] * window.stride[1], x.width)
             for tap in window.taps
         ],
         axis=1,

@@ -93,7 +93,7 @@ class Unfolding:
 
         There is a plane for each possible first column, 0 to n - 1 (its phase).
         """
-        return Geometry.of(self.x.height, -(-self.x.width // self.window.stride[1]), 0, self.x.images)
+        return Geometry.build(self.x.height, -(-self.x.width // self.window.stride[1]), 0, self.x.images)
 
     @property
     def channels(self) -> Array:
@@ -254,7 +254,7 @@ def plan_unfolding(x: Geometry, y: Geometry, window: Window, used: Array, target
     of: dict[Pair, tuple[int, int, int]] = {}
     read = np.zeros((len(families), len(used)), dtype=bool)
     for members in families.values():
-        rows, columns = ([window.input(0, tap[axis], axis) for tap in members] for axis in (0, 1))
+        rows, columns = ([window.input_position(0, tap[axis], axis) for tap in members] for axis in (0, 1))
         row, column = min(rows), min(columns)
         for tap, from_row, from_column in zip(members, rows, columns, strict=True):
             of[tap] = len(copies), (from_row - row) // window.stride[0], (from_column - column) // window.stride[1]
@@ -269,7 +269,7 @@ def plan_unfolding(x: Geometry, y: Geometry, window: Window, used: Array, target
 
 def _copy_key(window: Window, tap: Pair, y: Geometry, each: int, whole: bool) -> tuple[int, int, int, int]:
     """Return a key for a kernel position (tap); positions with equal keys can read the same copy, aligned."""
-    row, column = (window.input(0, tap[axis], axis) for axis in (0, 1))
+    row, column = (window.input_position(0, tap[axis], axis) for axis in (0, 1))
     shift, phase = divmod(column, window.stride[1])
     shift = shift % each if whole else shift
     if whole or y.row * y.step % (LINE // 2) == 0:

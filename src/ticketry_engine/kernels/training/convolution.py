@@ -104,7 +104,7 @@ def build_forward(
 ) -> list[GatheredOps]:
     """Return the operations of ``y = conv(x)``, plus `residual` if given; pruned weights take no time."""
     window = layer.window
-    shifts = np.array([x.geometry.shift(*window.shift(tap)) for tap in window.taps])
+    shifts = np.array([x.geometry.shift(*window.tap_offset(tap)) for tap in window.taps])
     columns = x.channel_bytes.reshape(layer.groups, -1, 1) + shifts
     sides = [TileSide(x, stride=window.stride), TileSide(y)] + ([] if residual is None else [TileSide(residual)])
     matrix = _build_matrix(layer.places, columns, y, residual)
@@ -180,7 +180,7 @@ class ProductTables:
 def build_product_tables(x: Batch, dy: Batch, layer: MaskedLayer, target: Target) -> ProductTables:
     """Return the tables for the weight gradient; of `x` and `dy`, only sizes and strides matter."""
     window, lanes = layer.window, target.lanes
-    shifts = np.array([x.geometry.shift(*window.shift(tap)) for tap in window.taps])
+    shifts = np.array([x.geometry.shift(*window.tap_offset(tap)) for tap in window.taps])
     columns = x.channel_bytes.reshape(layer.groups, -1, 1) + shifts
     sides, size = [TileSide(x, stride=window.stride), TileSide(dy)], _plane_size(dy)
     matrix = _build_matrix(layer.places, columns, dy, None)

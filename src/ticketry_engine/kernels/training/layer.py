@@ -51,7 +51,7 @@ class Batch:
         """Return the memory layout of a value with `channels` planes of `size` (rows, columns)."""
         # Without unused bytes between planes of a single position, tiles of linear layers end where the planes end.
         kind = Bare if tuple(size) == (1, 1) and not halo else Geometry
-        return cls(kind.of(*size, halo, IMAGES), channels, blocks, offset, item)
+        return cls(kind.build(*size, halo, IMAGES), channels, blocks, offset, item)
 
     @property
     def images(self) -> int:
