@@ -79,14 +79,8 @@ def _match_relu6_of_shifted(editor: Editor, name: str) -> str:
 
 def _recognise_hardsigmoid(editor: Editor, node: Node) -> list[Node]:
     """Replace relu6(x + 3) / 6 by a hardsigmoid."""
-    return [
-        native_node(
-            "act",
-            (_match_relu6_of_shifted(editor, _match_division_by_six(editor, node)),),
-            node.output,
-            act="hardsigmoid",
-        )
-    ]
+    x = _match_relu6_of_shifted(editor, _match_division_by_six(editor, node))
+    return [native_node("act", (x,), node.output, act="hardsigmoid")]
 
 
 def _recognise_gated_activation(editor: Editor, node: Node) -> list[Node]:
@@ -231,11 +225,8 @@ def _fold_factor_into_linear(editor: Editor, node: Node) -> list[Node]:
     """Multiply the weights of a linear layer by the factor, or factor per feature, that follows the layer."""
     found = arguments(node)
     x, factor = (found["self"], found["other"]) if value_name(found["self"]) else (found["other"], found["self"])
-    layer, weight, single = (
-        _fusable_layer(editor, value_name(x)),
-        weight_name(factor),
-        constant_number(factor, editor.tensors),
-    )
+    layer, weight = _fusable_layer(editor, value_name(x)), weight_name(factor)
+    single = constant_number(factor, editor.tensors)
     if layer.op != "linear" or (weight is None and single is None):
         raise NoMatchError
     tensor = torch.tensor([single]) if weight is None else editor.tensors[weight]
@@ -475,10 +466,8 @@ def recognise_l2_normalisation(editor: Editor, node: Node) -> list[Node]:
     """Replace L2 normalisation over the last axis by an equivalent RMS norm."""
     require_match(not node.native and aten_name(node) == "div")
     found = arguments(node)
-    x, spread = (
-        value_name(found["self"]),
-        editor.match_maker(value_name(found["other"]), "expand_as", "expand", "clamp_min"),
-    )
+    x = value_name(found["self"])
+    spread = editor.match_maker(value_name(found["other"]), "expand_as", "expand", "clamp_min")
     if aten_name(spread) != "clamp_min":
         spread = editor.match_maker(value_name(arguments(spread)["self"]), "clamp_min")
     least = finite_number(arguments(spread)["min"])

@@ -60,10 +60,8 @@ but takes little time."""
 
 def choose_layout(sketch: Sketch, target: Target, images: int, element_bytes: int = FLOAT) -> str:
     """Return the memory layout that is estimated to be faster: "planes" (planar) or "pixels" (channels-last)."""
-    small, masked = (
-        share_of_weights_in_row_groups(sketch, target.lanes) < _WORTH_A_LOOK,
-        _retained_share(sketch) < _NEARLY_DENSE,
-    )
+    small = share_of_weights_in_row_groups(sketch, target.lanes) < _WORTH_A_LOOK
+    masked = _retained_share(sketch) < _NEARLY_DENSE
     if element_bytes == FLOAT and small and masked:
         return "planes"
     few = target.registers < 32

@@ -163,10 +163,8 @@ def build_ops(
         for some in sorted(sets, key=lambda some: -(-np.count_nonzero(weight[some[0]]) // target.lanes)):
             kept = np.flatnonzero(weight[some[0]])
             begin, count = len(chunks), -(-len(kept) // target.lanes)
-            filled, values = (
-                np.full(count * target.lanes, len(places)),
-                np.zeros((size, count * target.lanes), np.float32),
-            )
+            filled = np.full(count * target.lanes, len(places))
+            values = np.zeros((size, count * target.lanes), np.float32)
             filled[: len(kept)] = number[some[0] // (len(weight) // len(columns)), kept]
             values[:, : len(kept)] = weight[some][:, kept]
             chunks += list(filled.reshape(count, target.lanes))

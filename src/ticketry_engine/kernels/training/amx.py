@@ -306,10 +306,8 @@ class _TileSpreadBody:
         """Emit code that interleaves a block's output gradients in pairs, unless the previous block has the same."""
         e, b = self.e, self.e.b
         with e.when(b.icmp_signed("!=", self._load_block_word(block, _FRESH), e.i64(0))):
-            one, shifted = (
-                e.at(self.sets, self._load_block_word(block, _SET)),
-                e.at(x, self._load_block_word(block, _SHIFT)),
-            )
+            one = e.at(self.sets, self._load_block_word(block, _SET))
+            shifted = e.at(x, self._load_block_word(block, _SHIFT))
             goal = e.at(self.pairs, b.mul(self._load_block_word(block, _HALF), e.i64(self.pair_bytes)))
             for pair in range(bfloat.TILE_ROWS // 2):
                 outputs = [e.at(shifted, e.load_i32(one, 4 * (2 * pair + further))) for further in range(2)]
