@@ -73,7 +73,7 @@ def _by_words(words: list[str]) -> SearchRequest | None:
 
 @pytest.mark.parametrize(
     ("name", "field", "whole", "several"),
-    sample(SETTINGS, SETTINGS[::40], ["-".join(map(str, one[:2])) for one in SETTINGS]),
+    sample(SETTINGS, SETTINGS[::80], ["-".join(map(str, one[:2])) for one in SETTINGS]),
 )
 def test_settings_have_the_same_bounds_everywhere(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, field: str, whole: bool, several: bool
@@ -104,7 +104,7 @@ def test_settings_have_the_same_bounds_everywhere(
             assert again.recipe == in_python.recipe
 
 
-@pytest.mark.parametrize(("name", "whole", "several"), sample(_numbers(Recipe), 3))
+@pytest.mark.parametrize(("name", "whole", "several"), sample(_numbers(Recipe), 2))
 def test_recipes_have_the_same_bounds_everywhere(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, whole: bool, several: bool
 ) -> None:
@@ -124,7 +124,7 @@ def test_recipes_have_the_same_bounds_everywhere(
         assert found[0] is None or math.isfinite(found[0])
 
 
-@pytest.mark.parametrize("name", sample(BOUNDS, 4))
+@pytest.mark.parametrize("name", sample(BOUNDS, 3))
 def test_options_of_a_search_have_the_same_bounds_everywhere(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:

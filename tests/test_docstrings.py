@@ -122,6 +122,7 @@ _SHOWN = {name: found for name, found in {**REFERENCE, **MEMBERS}.items() if _ex
 _LONG = {
     *("Run", "tk.cost.Met", "tk.cost.meet", "tk.cost.calibrate", "tk.cost.GpuProfile", "tk.errors.BudgetWarning"),
     *("tk.search.decorators", "tk.search.decorators.Settings", "tk.evidence.verify_procedure", "tk.evidence.Procedure"),
+    *("tk.dataset_task", "tk.verify", "tk.errors.CaptureError"),
     *("tk.bench", "tk.stability", "tk.evidence.instability", "tk.engine.Compiled"),
     *(f"tk.search.{name}" for name in ("acdc", "concrete", "stochastic", "gradual", "early", "continuous", "dynamic")),
 }

@@ -9,6 +9,7 @@ import contextlib
 import functools
 import importlib
 import inspect
+import itertools
 import tempfile
 import traceback
 import types
@@ -208,9 +209,6 @@ SAME: dict[str, Callable[[], Given]] = {
     "torchscript": _changed(torch.jit.script),
 }
 """Kinds of models with the plain one's weights: a call that works on one gives what it gives on the plain one."""
-FEW_SAME = ["frozen", "compiled", "distributed", "torchscript"]
-"""One of each kind."""
-
 OTHERS: dict[str, Callable[[], Given]] = {
     "tied": _tied,
     "complex": _complex,
@@ -263,8 +261,18 @@ STATES: dict[str, Callable[[], contextlib.AbstractContextManager[Any]]] = {
     "default device meta": _default_device,
     "deterministic": _deterministic,
 }
-FEW_STATES = ["inference_mode", "autocast", "default dtype float64", "default device meta"]
-"""One of each kind."""
+
+
+@contextlib.contextmanager
+def _several_states() -> Iterator[None]:
+    """One state of each kind at once."""
+    with contextlib.ExitStack() as stack:
+        for name in ("inference_mode", "autocast", "default dtype float64", "default device meta"):
+            stack.enter_context(STATES[name]())
+        yield
+
+
+STATES["several"] = _several_states
 
 # -- calls -------------------------------------------------------------------------------------------------------------
 
@@ -504,7 +512,7 @@ def test_every_public_function_is_in_the_table() -> None:
     assert public_functions() == {name.partition(",")[0] for name in CALLS} | NOT_CALLED.keys()
 
 
-@pytest.mark.parametrize("states", sample([FEW_STATES, sorted(STATES.keys() - FEW_STATES)], 1, ["few", "others"]))
+@pytest.mark.parametrize("states", sample([["several"], sorted(STATES.keys() - {"several"})], 1, ["several", "each"]))
 @pytest.mark.parametrize("name", CALLS)
 def test_states_of_torch_change_nothing(name: str, states: Iterable[str]) -> None:
     def check(state: str) -> None:
@@ -514,9 +522,16 @@ def test_states_of_torch_change_nothing(name: str, states: Iterable[str]) -> Non
     assert not failed, failed
 
 
-@pytest.mark.parametrize("kinds", sample([FEW_SAME, sorted(SAME.keys() - FEW_SAME)], 1, ["few", "others"]))
+QUICK_SAME = {
+    name: ["frozen", wrapper]
+    for name, wrapper in zip(CALLS, itertools.cycle(["compiled", "distributed", "torchscript"]))
+}
+"""Call -> forms of the model for the quick tests: frozen, and one of the wrappers in turn."""
+
+
+@pytest.mark.parametrize("quick", sample([True, False], 1, ["quick", "others"]))
 @pytest.mark.parametrize("name", CALLS)
-def test_the_same_model_in_another_form_gives_the_same(name: str, kinds: Iterable[str]) -> None:
+def test_the_same_model_in_another_form_gives_the_same(name: str, quick: bool) -> None:
     def check(kind: str) -> None:
         given = SAME[kind]()
         try:
@@ -526,7 +541,7 @@ def test_the_same_model_in_another_form_gives_the_same(name: str, kinds: Iterabl
         else:
             _require_equal(leaves(found), _expected(name), kind)
 
-    failed = _failures(kinds, check)
+    failed = _failures(QUICK_SAME[name] if quick else sorted(SAME.keys() - QUICK_SAME[name]), check)
     assert not failed, failed
 
 

@@ -114,7 +114,7 @@ def test_digest(tmp_path: Path, size: int) -> None:
 # -- paths inside a folder ---------------------------------------------------------------------------------------------
 
 
-@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.text(max_size=12) | st.sampled_from(["..", ".", "", "/", "a/../..", "~", "\\", "a\0", "C:", "\n"]),
                 min_size=1, max_size=3))  # fmt: skip
 def test_no_name_leads_outside(tmp_path: Path, names: list[str]) -> None:
@@ -158,12 +158,12 @@ def test_only_regular_files_are_read(tmp_path: Path) -> None:
 
 # -- folders -----------------------------------------------------------------------------------------------------------
 
-RECURSION = 450
+RECURSION = 300
 """Python's recursion limit in the tests of deep folders.
 
 Walking a tree takes time that grows with the square of its depth: a lower limit needs no 1,000 folders."""
 
-DEEP = 550
+DEEP = 350
 """Nested folders: more than a recursive walk could follow."""
 
 

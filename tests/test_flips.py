@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,8 @@ from ticketry.cli import main
 
 
 def test_flipped_bits_are_found_and_repaired(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    store = make_store(tmp_path / "store")
+    store, whole = make_store(tmp_path / "store"), tmp_path / "whole"
+    shutil.copytree(store, whole)
     assert main(["store", "check", "--store", str(store)]) == 0
     for pattern in FILES:
         for path, position, bit in trials(store, pattern, count=1, seed=0):
@@ -28,7 +30,7 @@ def test_flipped_bits_are_found_and_repaired(tmp_path: Path, capsys: pytest.Capt
             assert str(path if "tickets" not in path.parts else path.parent) in printed.out + printed.err
             path.write_bytes(before)
     for number, pattern in enumerate(FILES):
-        store = make_store(tmp_path / str(number))
+        store = shutil.copytree(whole, tmp_path / str(number))
         flip(*next(trials(store, pattern, count=1, seed=1)))
         assert main(["store", "check", "--repair", "--store", str(store)]) == 0
         assert "damaged" in capsys.readouterr().out

@@ -164,6 +164,7 @@ def test_searches(names: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Non
     assert Path(".ticketry/store.json").exists()
 
 
+@pytest.mark.slow  # tests of the engine call the same functions
 def test_engine(names: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     model = names["model"].eval()
     mask = names["mask"] = tk.prune(model, density=0.1)

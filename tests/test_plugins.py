@@ -96,9 +96,9 @@ def test_the_score(here: None) -> None:
 def test_the_search(here: None, tmp_path: Path) -> None:
     method = tk.search.method("movement")
     settings = method.Settings(density=(0.5, 0.2), rewind="10%")
-    found = check_search(
-        "movement", tmp_path, settings=settings, densities=(0.5, 0.2), task=tk.task("spirals", options={"turns": "0.7"})
-    )
+    task = tk.task("spirals", options={"turns": "0.7"})
+    short = task.recipe.changed(length="24it")
+    found = check_search("movement", tmp_path, settings=settings, densities=(0.5, 0.2), task=task, recipe=short)
     assert found[1].searched[0].segment.variants[0].identity()["place"].startswith("lottery_extras.movement.variant:")
     assert [(one.level, one.density) for one in method.tickets(settings)] == [(1, 0.5), (2, 0.2)]
 
@@ -112,7 +112,7 @@ def test_check_search_finds_a_variant_that_forgets_its_state(
     monkeypatch.setattr(MovementEffect, "begin", lambda self, training, carried: begin(self, training, {}))
     settings = tk.search.method("movement").Settings(density=(0.5,), fade=0.05)
     with pytest.raises(AssertionError, match="interrupted in the middle of a training"):
-        check_search("movement", tmp_path, settings=settings, task=PointsTask())
+        check_search("movement", tmp_path, settings=settings, task=PointsTask(), recipe=PointsTask.recipe)
 
 
 def test_the_gates(here: None) -> None:
@@ -137,15 +137,23 @@ def test_the_gates(here: None) -> None:
 
 
 def test_help_without_torch(extras: Path) -> None:
-    code = "import sys\nfrom ticketry.cli import main\ntry:\n    main(['search', 'movement', '--help'])\nfinally:\n"
-    code += "    assert 'torch' not in sys.modules"
+    code = """
+import contextlib, sys
+from ticketry.cli import main
+for words in (["search", "--help"], ["search", "movement", "--help"]):
+    with contextlib.suppress(SystemExit):
+        main(words)
+    print("----")
+assert "torch" not in sys.modules
+"""
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(extras), str(ROOT / "src")]), "COLUMNS": "200"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stderr
-    assert "Movement pruning: weights are kept that training moves away from 0." in done.stdout
-    assert "--fade" in done.stdout
-    assert "By how much weights that move towards 0 shrink" in done.stdout
-    assert "Movement pruning" in command(extras, "search", "--help").stdout
+    methods, movement, _ = done.stdout.split("----")
+    assert "Movement pruning" in methods
+    assert "Movement pruning: weights are kept that training moves away from 0." in movement
+    assert "--fade" in movement
+    assert "By how much weights that move towards 0 shrink" in movement
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -53,7 +53,6 @@ def refused(scores: dict[str, torch.Tensor], density: float, least: int, **more:
     return False
 
 
-@settings(max_examples=25, deadline=None)
 @given(
     st.lists(st.tuples(st.integers(1, 4), st.integers(1, 6)), min_size=1, max_size=4),
     st.sampled_from(("unstructured", "2x1", "4x1", "2:4", "1:2")),
@@ -132,7 +131,6 @@ def test_gradual_pruning_refuses_before_training():
     tk.gradual(network(), 6 / 192, steps=100, keep_at_least=3)
 
 
-@settings(max_examples=30, deadline=None)
 @given(
     st.lists(st.tuples(st.integers(1, 9), st.integers(1, 6)), min_size=1, max_size=4),
     st.sampled_from(("2x1", "4x1", "channel")),

@@ -14,7 +14,6 @@ from ticketry.core.mask import Mask
 from ticketry.core.structure.pattern import DISTRIBUTIONS
 from ticketry.errors import LayerCollapseError, MaskError, UsageError
 
-quick = settings(deadline=None, max_examples=25)
 densities = st.integers(1, 1000).map(lambda thousandths: thousandths / 1000)
 shapes = st.lists(st.lists(st.integers(1, 6), max_size=3).map(tuple), min_size=1, max_size=5)
 
@@ -57,7 +56,6 @@ def allocated(found, density, **settings_) -> Mask | None:
         return None
 
 
-@quick
 @given(scores(), densities, st.sampled_from(DISTRIBUTIONS))
 def test_density_is_met_to_the_element(found, density, distribution):
     mask = allocated(found, density, distribution=distribution)
@@ -67,7 +65,6 @@ def test_density_is_met_to_the_element(found, density, distribution):
     assert list(mask) == list(found)
 
 
-@quick
 @given(scores(), densities)
 def test_global_keeps_the_first_of_a_slow_stable_sort(found, density):
     places = [(name, index) for name, score in found.items() for index in range(score.numel())]
@@ -83,7 +80,6 @@ def test_global_keeps_the_first_of_a_slow_stable_sort(found, density):
         assert {name: tensor.flatten().tolist() for name, tensor in mask.items()} == expected
 
 
-@quick
 @given(scores(), densities, st.sampled_from(DISTRIBUTIONS))
 def test_each_layer_keeps_its_best_and_ties_go_to_the_earlier(found, density, distribution):
     mask = allocated(found, density, distribution=distribution)
@@ -107,7 +103,6 @@ def filled(total: int, weights: list[float], capacity: list[int]) -> list[float]
     return [min(c, high * w) for c, w in zip(capacity, weights, strict=True)]
 
 
-@quick
 @given(scores(), densities, st.sampled_from(["erk", "uniform", "layerwise"]))
 def test_layer_counts_are_the_published_shares_rounded(found, density, distribution):
     mask = allocated(found, density, distribution=distribution)
@@ -159,7 +154,6 @@ def test_uniform_and_layerwise_differ_once_layers_do():
     assert [row.kept for row in layerwise.table()] == [50, 10]  # half of what each still has
 
 
-@quick
 @given(scores_and_base(), densities, st.sampled_from(DISTRIBUTIONS))
 def test_within_is_never_left(found_and_base, density, distribution):
     found, base = found_and_base
@@ -174,7 +168,7 @@ def test_within_is_never_left(found_and_base, density, distribution):
     assert mask.kept == wanted
 
 
-@settings(quick, suppress_health_check=[HealthCheck.filter_too_much])
+@settings(suppress_health_check=[HealthCheck.filter_too_much])
 @given(scores_and_base(), densities)
 def test_global_within_is_global_over_the_candidates(found_and_base, density):
     found, base = found_and_base
@@ -258,7 +252,6 @@ def one_by_one(counts: dict[str, int], capacity: dict[str, int], least: int) -> 
 
 
 class TestKeepAtLeast:
-    @quick
     @given(scores(), densities, st.sampled_from(DISTRIBUTIONS), st.integers(1, 6))
     def test_each_layer_keeps_so_many_and_the_largest_give(self, found, density, distribution, least):
         sizes = {name: score.numel() for name, score in found.items()}
@@ -313,7 +306,6 @@ def test_scores_that_differ_in_the_last_bit_are_told_apart():
     assert mask["a"].tolist() == [False, True]
 
 
-@quick
 @given(st.lists(st.tuples(st.integers(1, 50), st.integers(0, 50)), min_size=1, max_size=8), st.data())
 def test_shared_out_is_exact_fair_and_within_capacity(pairs, data):
     weights = {str(index): Fraction(weight) for index, (weight, _) in enumerate(pairs)}
@@ -326,7 +318,6 @@ def test_shared_out_is_exact_fair_and_within_capacity(pairs, data):
     assert all(abs(count - share) < 1 + 1e-6 for count, share in zip(counts.values(), shares, strict=True))
 
 
-@quick
 @given(scores(), densities, st.sampled_from(DISTRIBUTIONS))
 def test_a_collapse_names_a_density_without_one(scores, density, distribution):
     total = sum(score.numel() for score in scores.values())

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -22,7 +22,6 @@ from ticketry.errors import LayerCollapseError, MaskError, UsageError
 sys.path.insert(0, str(Path(__file__).parent))
 from slow_blocks import blocks_of
 
-quick = settings(deadline=None, max_examples=30)
 densities = st.integers(1, 100).map(lambda hundredths: hundredths / 100)
 PATTERNS = ("2x1", "4x1", "channel")
 Scores = dict[str, Tensor]
@@ -67,7 +66,6 @@ def counts_of(mask: Mask, blocks: dict[str, list[tuple[Fraction, list]]]) -> dic
     return found
 
 
-@quick
 @given(scored(), densities, st.sampled_from(PATTERNS))
 def test_global_keeps_the_best_blocks_as_near_as_they_come(made, density: float, text: str) -> None:
     scores, layouts = made
@@ -89,7 +87,6 @@ def test_global_keeps_the_best_blocks_as_near_as_they_come(made, density: float,
     assert mask.kept == best
 
 
-@quick
 @given(scored(), densities, st.sampled_from(PATTERNS), st.sampled_from(DISTRIBUTIONS), st.integers(0, 5))
 def test_whole_blocks_best_first_near_the_density(made, density, text, distribution, least) -> None:
     """Each layer keeps its best blocks; the sum is within half a block (of the largest) where no floor raises it."""
@@ -118,7 +115,6 @@ def test_whole_blocks_best_first_near_the_density(made, density, text, distribut
     assert list(mask) == list(scores)
 
 
-@quick
 @given(scored(), densities, st.sampled_from(PATTERNS), st.sampled_from(DISTRIBUTIONS[1:]))
 def test_layers_keep_their_shares(made, density, text, distribution) -> None:
     """Those of single weights, to within a block of the layer."""
@@ -202,7 +198,6 @@ def test_one_row_that_is_infinite_both_ways() -> None:
 # -- N:M ---------------------------------------------------------------------------------------------------------------
 
 
-@quick
 @given(scored(), st.sampled_from(["2:4", "1:2", "2:3"]), densities, st.sampled_from(DISTRIBUTIONS))
 def test_n_of_m(made, text, density, distribution) -> None:
     """At N/M every M inputs keep N; below, the best of these, to the element; above, it is refused."""

@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import copy
 import pickle
-from math import prod, sqrt
+from math import prod
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -32,7 +32,6 @@ def bits(mask: Mask) -> list[bool]:
     return [bit for tensor in mask.values() for bit in tensor.flatten().tolist()]
 
 
-@settings(deadline=None, max_examples=30)
 @given(masks(), masks())
 def test_algebra(a, b):
     assert bits(a & b) == [x and y for x, y in zip(bits(a), bits(b), strict=True)]
@@ -47,7 +46,6 @@ def test_algebra(a, b):
     assert a & b <= a <= a | b
 
 
-@settings(deadline=None, max_examples=30)
 @given(masks(), masks())
 def test_order_equality_and_digest(a, b):
     assert (a <= b) == all(y or not x for x, y in zip(bits(a), bits(b), strict=True))
@@ -55,7 +53,6 @@ def test_order_equality_and_digest(a, b):
     assert hash(a) == hash(Mask(dict(a)))
 
 
-@settings(deadline=None, max_examples=30)
 @given(masks(), masks())
 def test_counts_and_overlap(a, b):
     kept = sum(bits(a))
@@ -239,9 +236,6 @@ def test_ones_keeps_a_whole_scope(build):
     assert Mask.ones({"a": (2, 3)}).kept == 6
 
 
-LAYERS = {"one": (40, 50), "twin": (40, 50), "small": (7,)}
-
-
 def test_a_mask_moves_to_a_device_as_a_whole():
     mask = Mask({"a": torch.eye(2), "b": torch.zeros(2)})
     moved = mask.to("meta")
@@ -250,36 +244,8 @@ def test_a_mask_moves_to_a_device_as_a_whole():
     assert mask.to("cpu") == mask
 
 
-class TestShuffled:
-    def test_is_the_permutation_of_its_own_generator(self):
-        mask = Mask({"a": torch.eye(4), "b": torch.eye(4)})
-        for index, tensor in enumerate(shuffled(mask, 3).values()):
-            order = torch.randperm(16, generator=generator(3, "shuffled", index))
-            assert torch.equal(tensor.flatten(), torch.eye(4).bool().flatten()[order])
-
-    density = 0.3
-
-    def mask(self) -> Mask:
-        draw = torch.Generator().manual_seed(0)
-        return Mask({name: torch.rand(shape, generator=draw) < self.density for name, shape in LAYERS.items()})
-
-    def test_keeps_the_count_of_each_layer(self):
-        mask = self.mask()
-        assert [row.kept for row in shuffled(mask, 1).table()] == [row.kept for row in mask.table()]
-
-    @pytest.mark.parametrize("seed", range(5))
-    def test_overlaps_by_chance_only(self, seed):
-        mask = self.mask()
-        new = shuffled(mask, seed)
-        for name in ("one", "twin"):
-            kept, total = int(mask[name].sum()), mask[name].numel()
-            both = int((mask[name] & new[name]).sum())
-            expected = kept * kept / total  # hypergeometric: kept draws from kept good ones in total
-            deviation = sqrt(expected * (1 - kept / total) * (total - kept) / (total - 1))
-            assert abs(both - expected) < 4 * deviation
-
-    def test_layers_of_one_shape_are_shuffled_differently(self):
-        same = torch.rand(40, 50, generator=torch.Generator().manual_seed(1)) < self.density
-        new = shuffled(Mask({"one": same, "twin": same}), 0)
-        share = float((new["one"] & new["twin"]).sum() / new["one"].sum())
-        assert share == pytest.approx(self.density, abs=0.1)
+def test_shuffled_is_the_permutation_of_its_own_generator():
+    mask = Mask({"a": torch.eye(4), "b": torch.eye(4)})
+    for index, tensor in enumerate(shuffled(mask, 3).values()):
+        order = torch.randperm(16, generator=generator(3, "shuffled", index))
+        assert torch.equal(tensor.flatten(), torch.eye(4).bool().flatten()[order])

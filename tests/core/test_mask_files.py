@@ -7,7 +7,7 @@ from math import prod
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save
 
@@ -25,7 +25,6 @@ def masks(draw):
     return Mask({name: torch.rand(shape, generator=seed) < 0.5 for name, shape in draw(shapes).items()})
 
 
-@settings(deadline=None, max_examples=30)
 @given(masks())
 def test_what_is_packed_is_unpacked(mask):
     assert unpack_bits(*pack_bits(mask)) == mask
@@ -35,7 +34,6 @@ def test_what_is_packed_is_unpacked(mask):
     assert again.digest == mask.digest
 
 
-@settings(deadline=None, max_examples=30)
 @given(masks())
 def test_element_i_is_bit_i_from_the_lowest(mask):
     expected = [0] * ((mask.total + 7) // 8)
@@ -89,7 +87,6 @@ def test_a_truncated_file_is_refused(length):
         from_bytes(GOOD[:length])
 
 
-@settings(deadline=None, max_examples=50)
 @given(st.integers(0, len(GOOD) - 1), st.integers(0, 255))
 def test_a_changed_byte_is_refused_or_gives_a_mask(position, value):
     data = bytearray(GOOD)
@@ -98,7 +95,6 @@ def test_a_changed_byte_is_refused_or_gives_a_mask(position, value):
         assert from_bytes(bytes(data)).total > 0
 
 
-@settings(deadline=None, max_examples=40)
 @given(st.binary(max_size=64))
 def test_noise_is_refused(data):
     with pytest.raises(MaskError):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -20,7 +20,6 @@ from ticketry.errors import MaskError, ScopeError, UsageError
 sys.path.insert(0, str(Path(__file__).parent))
 from slow_blocks import blocks_of, places, row_and_column, value_at
 
-quick = settings(deadline=None, max_examples=40)
 PATTERNS = ("2x1", "3x1", "4x1", "16x1", "channel")
 
 
@@ -80,7 +79,6 @@ def test_densities_of_n_of_m() -> None:
 # -- blocks ------------------------------------------------------------------------------------------------------------
 
 
-@quick
 @given(weights(), st.sampled_from(PATTERNS))
 def test_blocks_are_those_of_plain_loops(weight: tuple[Tensor, Layout], text: str) -> None:
     scores, layout = weight
@@ -101,7 +99,6 @@ def test_blocks_are_those_of_plain_loops(weight: tuple[Tensor, Layout], text: st
     assert torch.equal(blocks.retained_blocks(blocks.expand_to_weights(kept), "w"), kept)
 
 
-@quick
 @given(weights(), st.sampled_from(["2x1", "channel"]))
 def test_half_a_block_is_none(weight: tuple[Tensor, Layout], text: str) -> None:
     scores, layout = weight
@@ -129,7 +126,6 @@ def test_pooling_and_spreading_are_each_others_gradient() -> None:
 # -- N:M ---------------------------------------------------------------------------------------------------------------
 
 
-@quick
 @given(weights(), st.sampled_from([(1, 2), (2, 4), (2, 3), (1, 8)]), st.booleans())
 def test_n_of_m_are_those_of_plain_loops(weight: tuple[Tensor, Layout], ratio: tuple[int, int], some: bool) -> None:
     (scores, layout), (n, m) = weight, ratio

@@ -5,7 +5,6 @@ import torch
 from torch import nn
 
 import ticketry as tk
-from samples import sample
 from ticketry.budgets.request import score_finder
 from ticketry.core.output_change import output_change
 from ticketry.core.prune import prune
@@ -76,15 +75,6 @@ def test_data_for_no_score_is_refused_rather_than_not_looked_at(given):
     assert prune(model, 0.5, score="magnitude", **given) == prune(model, 0.5), (
         "a score that is named may be one of many"
     )
-
-
-@pytest.mark.parametrize("wrap", sample([nn.DataParallel, torch.compile], 1, ids=["parallel", "compiled"]))
-def test_wrappers_do_not_change_the_mask(build, wrap):
-    model = build("resnet").model
-    assert prune(wrap(model), 0.3) == prune(model, 0.3)
-    mask = prune(model, 0.3)
-    mask.apply_(wrap(model))
-    assert all(not parameter.detach()[~mask[name]].any() for name, parameter in mask.parameters(model).items())
 
 
 def test_options_reach_allocate(build):

@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -29,7 +29,6 @@ class TestDensities:
             expected = [1 - (sparsity - (sparsity - first) * 0.5**index) for index in range(6)] + [1 - sparsity]
             assert densities(round(1 - sparsity, 6), 7, "halving") == pytest.approx(expected, rel=1e-9)
 
-    @settings(deadline=None, max_examples=100)
     @given(st.integers(1, 1000), st.integers(1, 1000), st.integers(1, 30), st.sampled_from(["exponential", "halving"]))
     def test_they_fall_to_what_is_asked_for(self, one, other, steps, schedule):
         low, high = sorted((one / 1000, other / 1000))

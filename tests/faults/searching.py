@@ -17,6 +17,8 @@ import pytest
 
 from a_text import write_text_file
 from cli.calling import printed
+from forked import Fork
+from ticketry.cli import main
 
 ITERATIVE, HOW_FAR = ("search", "iterative", "--task", "digits"), ("--rate", "0.5", "--levels", "2")
 QUICK = [
@@ -66,6 +68,8 @@ def _cut_gradually(updates: int, replicates: int) -> list[str]:
 
 class Search:
     """A search in a separate process."""
+
+    process: Any
 
     def __init__(
         self, store: Path, *words: str, workers: int = 2, limit: Any = None, quick: Sequence[str] = QUICK
@@ -124,6 +128,20 @@ class Search:
     def kill_all(self) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
+
+
+class ForkedSearch(Search):
+    """A search in a fork of this process, which has imported everything; it trains without workers."""
+
+    def __init__(self, store: Path, *words: str, quick: Sequence[str] = QUICK) -> None:
+        self.store = store
+        words = (*quick, "--store", str(store), "--workers", "0", *words)
+        self.process = Fork(store.parent, self._call, [*words])
+
+    @staticmethod
+    def _call(words: list[str]) -> int:
+        sys.argv = ["ticketry", *words]
+        return main(words)
 
 
 def searched_here(store: Path, *words: str, quick: Sequence[str] = QUICK) -> dict[str, Any]:

@@ -140,7 +140,8 @@ def test_bad_input_is_told_in_words(
 ) -> None:
     store = tmp_path / "store"
     quick = QUICK if "--densities" not in words else [*ITERATIVE, *QUICK[len(ITERATIVE) + len(HOW_FAR) :]]
-    found, out, err = call(capsys, *quick, "--store", str(store), "--workers", "0", *words)
+    short = ("--recipe.length", "50it")
+    found, out, err = call(capsys, *quick, *short, "--store", str(store), "--workers", "0", *words)
     assert (found, out) == (code, "")
     assert told in err
     assert "Traceback" not in err

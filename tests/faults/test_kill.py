@@ -13,12 +13,22 @@ from typing import Any
 import pytest
 from safetensors import safe_open
 
-from faults.searching import QUICK, SMALL, Search, assert_same, control, finished_results, language, searched_here
+from faults.searching import (
+    QUICK,
+    SMALL,
+    ForkedSearch,
+    Search,
+    assert_same,
+    control,
+    finished_results,
+    language,
+    searched_here,
+)
 
 
 def test_search_continues_after_kill_9(tmp_path: Path) -> None:
     store = tmp_path / "store"
-    search = Search(store, quick=SMALL, workers=0)
+    search = ForkedSearch(store, quick=SMALL)
     assert search.wait_for("partial/*.safetensors"), "it ended before it could be killed"
     search.kill_all()
     assert search.finish()[0] == -signal.SIGKILL

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from faults.searching import QUICK, Search, assert_same, searched_here
+from faults.searching import QUICK, ForkedSearch, Search, assert_same, searched_here
 
 pytestmark = pytest.mark.skipif("coverage" in sys.modules, reason="coverage handles SIGTERM in its own way")
 
@@ -58,7 +58,7 @@ def ended_well(search: Search, number: signal.Signals, command: str = "search") 
 def test_what_is_trained_is_stored(tmp_path: Path, number: signal.Signals, to: str, workers: int) -> None:
     """Of trainings that would last for minutes."""
     store = tmp_path / "store"
-    search = Search(store, *LONG, workers=workers)
+    search = Search(store, *LONG, workers=workers) if workers else ForkedSearch(store, *LONG)
     told_to_end(search, number, to)
     told = re.findall(r"stored as it is: .* at step (\d+) of 100000", ended_well(search, number))
     assert 1 <= len(told) <= max(workers, 1)

@@ -15,6 +15,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 
 import ticketry as tk
+from samples import sample
 from ticketry.errors import HoldError, MaskError, UsageError
 
 L = pytest.importorskip("lightning", reason="lightning is not installed: pip install 'ticketry[lightning]'")
@@ -161,7 +162,7 @@ GATES = {
 }
 
 
-@pytest.mark.parametrize("kind", GATES)
+@pytest.mark.parametrize("kind", sample(GATES, ["hard-concrete"]))
 def test_gates_have_the_bits_of_a_plain_loop(tmp_path: Path, loader: DataLoader, kind: str) -> None:
     """Own optimiser, temperature, draws, accumulation, and the hard network in the end. (Without the penalty, which a
     plain loop adds up in another order: see test_jobs.)"""
@@ -244,7 +245,7 @@ class Stop(L.Callback):
             raise Broken
 
 
-@pytest.mark.parametrize("name", CALLBACKS)
+@pytest.mark.parametrize("name", sample(CALLBACKS, ["gradual"]))
 def test_autocast(tmp_path: Path, loader: DataLoader, name: str) -> None:
     callback = CALLBACKS[name]()
     module = fit(tmp_path, loader, [callback], precision="bf16-mixed")

@@ -123,14 +123,11 @@ def make(name: str) -> Any:
 KNOWN: list[tuple[str, dict[str, Any], int]] = [
     ("gates", {"max_epochs": 1, "max_time": "00:01:00:00"}, 12),
     ("gradual", {"max_steps": 30, "max_epochs": 1}, 12),
-    ("gradual", {"max_steps": 7, "max_epochs": -1}, 7),
     ("gradual", {"max_epochs": 2, "limit_train_batches": 0.5}, 12),
-    ("gradual", {"max_epochs": 4, "overfit_batches": 0.25}, 12),
     ("gradual", {"max_epochs": 2, "accumulate_grad_batches": 5}, 6),
     ("gates", {"max_steps": 5, "accumulate_grad_batches": 4}, 5),
     ("gates", {"fast_dev_run": 3}, 3),
     ("gradual", {"max_epochs": 4, "schedule": {0: 4, 2: 2}}, 18),
-    ("gates", {"max_epochs": 3, "schedule": {1: 5}}, 18),
     ("gradual", {"max_epochs": 2, "limit_train_batches": 6, "stream": True}, 12),
 ]
 

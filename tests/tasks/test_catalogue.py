@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -91,22 +90,6 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Written:
     for name in set(sys.modules) - before:
         if str(tmp_path) in str(getattr(sys.modules[name], "__file__", "")):
             del sys.modules[name]
-
-
-def test_imports_are_late() -> None:
-    """Lists and presets do not import torch; tasks of environments do not import gymnasium."""
-    code = """
-import sys
-from ticketry.tasks import catalogue
-from ticketry.tasks.catalogue import experiment
-print([catalogue.describe(name) for name in catalogue.names()])
-experiment("lenet")
-assert "torch" not in sys.modules
-catalogue.get("cartpole").key()
-assert "gymnasium" not in sys.modules
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "CIFAR-10, photographs of objects: 32x32x3, 10 classes, 45,000 / 5,000 / 10,000 examples" in done.stdout
 
 
 @pytest.mark.parametrize("name", facts.DATA_SETS.built_in)

@@ -288,15 +288,15 @@ def test_wrong_requests(folder: Path, texts: Path, tmp_path: Path) -> None:
         task_of(folder, same).build()
 
 
-def test_unusable_folders(texts: Path, tmp_path: Path) -> None:
+def test_unusable_folders(folder: Path, texts: Path, tmp_path: Path) -> None:
     def broken(name: str) -> Path:
-        return saved(tmp_path / name)
+        return shutil.copytree(whole, tmp_path / name)
 
+    whole = folder
     (broken("weights") / "model.safetensors").unlink()
     with pytest.raises(TaskError, match=r"has no \*\.safetensors"):
         task_of(tmp_path / "weights", texts)
-    folder = broken("vocabulary")
-    saved(folder, words=9)
+    folder = saved(tmp_path / "vocabulary", words=9)
     with pytest.raises(DataError, match=r"makes the token .*, and the network knows 9: they do not belong together"):
         task_of(folder, texts).load()
     folder = broken("kind")

@@ -188,6 +188,7 @@ class TestRounds:
         with pytest.raises(UsageError, match="no rule"):
             small(kind=kind)[1].next_round()
 
+    @pytest.mark.slow  # tests/search/gating/test_rounds.py searches in rounds too
     def test_a_search_of_three_rounds(self):
         """On a regression it keeps the inputs that matter, and density never rises from round to round (papers 1e)."""
         torch.manual_seed(0)
@@ -196,15 +197,12 @@ class TestRounds:
         g = tk.gates.attach(model, init=0.1, kind=tk.gates.Continuous(final=50))
         masks = []
         for _ in range(3):
-            optimizers = [torch.optim.SGD(p, lr=0.02, momentum=0.9) for p in (model.parameters(), g.parameters())]
+            optimizer = torch.optim.SGD([*model.parameters(), *g.parameters()], lr=0.02, momentum=0.9)
             for step in range(600):
                 g.anneal(tk.gates.by_step(step, 600))
-                loss = (model(inputs) - targets).square().mean() + g.penalty(0.01)
-                for optimizer in optimizers:
-                    optimizer.zero_grad()
-                loss.backward()
-                for optimizer in optimizers:
-                    optimizer.step()
+                optimizer.zero_grad()
+                ((model(inputs) - targets).square().mean() + g.penalty(0.01)).backward()
+                optimizer.step()
             with g.hardened():
                 hard = (model(inputs) - targets).square().mean()
             assert float(hard.detach()) < 0.1  # the targets vary by 15

@@ -100,34 +100,6 @@ def test_a_transposed_convolution_is_the_convolution_that_computes_the_same(grou
     torch.testing.assert_close(turned(found(up.double())).sum((2, 3)), each.sum(1), rtol=1e-9, atol=0)
 
 
-def test_sums_tell_what_the_loss_rises_by() -> None:
-    """Of a trained network from which an eighth of a layer is taken: ranks of parts of all layers."""
-    torch.manual_seed(0)
-    x = torch.randn(2000, 10)
-    batch = x, (x[:, 0] * x[:, 1] > 0).long()
-    model = nn.Sequential(nn.Linear(10, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 2))
-    optimizer = torch.optim.Adam(model.parameters(), 0.01)
-    for _ in range(300):
-        optimizer.zero_grad()
-        loss(model, batch).backward()
-        optimizer.step()
-    found = tk.score.kfac(model, scope(model), batches=[batch], loss=loss)
-    told, rises = [], []
-    for name, values in found.items():
-        order = torch.randperm(values.numel(), generator=torch.Generator().manual_seed(1))
-        for part in order.split(values.numel() // 8):
-            weight = model.get_parameter(name)
-            before = weight.detach().clone()
-            with torch.no_grad():
-                base = loss(model, batch)
-                weight.view(-1)[part] = 0
-                rises.append(float(loss(model, batch) - base))
-                weight.copy_(before)
-            told.append(float(values.view(-1)[part].sum()))
-    ranks = [torch.tensor(each).argsort().argsort().float() for each in (told, rises)]
-    assert float(torch.corrcoef(torch.stack(ranks))[0, 1]) > 0.6
-
-
 def test_at_a_mask_and_by_norms_of_the_batch() -> None:
     model, batch = linear(), drawn(9, 6)
     mask = tk.Mask({name: torch.rand(shape) < 0.5 for name, shape in scope(model).shapes.items()})

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import sys
-from functools import partial
 
 import pytest
 import torch
@@ -117,16 +116,6 @@ def test_half_precision_loses_nothing_in_squares():
     found = tk.score.fisher(model, tk.scope(model), batches=batches, loss=lambda model, batch: model(batch).sum())
     wanted = 0.5**2 / 2 * batches[0].double().square()
     torch.testing.assert_close(found["weight"].double(), wanted, rtol=1e-3, atol=0)
-
-
-@pytest.mark.parametrize("wrap", [nn.DataParallel, partial(torch.compile, backend="eager")])
-def test_wrappers_do_not_matter(wrap):
-    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3))
-    x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    synflow = [tk.prune(model, 0.5, score="synflow", batches=[x], collapse="keep") for model in (net, wrap(net))]
-    slimming = [tk.structure.channels(model, x, 0.6, score="slimming") for model in (net, wrap(net))]
-    assert synflow[0] == synflow[1]
-    assert slimming[0] == slimming[1]
 
 
 @pytest.mark.parametrize("kind", ["snip", "taylor", "fisher", "grasp", "crop"])

@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
@@ -73,7 +73,6 @@ def test_against_what_each_weight_adds_to_the_sum():
     exactly(found, expected, rtol=1e-6, atol=1e-9)
 
 
-@settings(deadline=None, max_examples=30)
 @given(st.lists(st.integers(1, 6), min_size=2, max_size=6), st.integers(0, 1000))
 def test_conservation(widths, seed):
     """Without biases the scores of every layer add up to R (Tanaka et al. 2020, theorem 2)."""

@@ -135,30 +135,6 @@ def test_single_precision_comes_close(name):
         torch.testing.assert_close(values.double(), exact[key], rtol=1e-3, atol=1e-6)
 
 
-def test_the_formula_is_the_model():
-    """The truth itself: without dropout the model gives what the formula gives."""
-    for kind in ("conv", "dense"):
-        truth = Truth(kind, "running")
-        truth.model.eval()
-        inputs, _ = truth.batches[0]
-        exactly(truth.model(inputs), truth.formula(truth.shaped(truth.flat), inputs))
-
-
-@pytest.mark.parametrize("kind", ["conv", "dense"])
-def test_grasp_keeps_what_the_gradient_flow_would_lose_by(kind):
-    """Each weight in turn is shrunk a little: the flow falls in proportion to the score, sign included."""
-    truth = Truth(kind)
-    found = score.grasp(truth.model, truth.scope, batches=truth.batches, loss=truth.loss)
-    scores = torch.cat([values.flatten() for values in found.values()])
-    step = 1e-4
-    for index in range(0, len(scores), 3):
-        change = torch.zeros_like(truth.flat)
-        change[index] = step * truth.flat[index]
-        fewer, more = (truth.gradient(at=truth.flat + sign * change).square().sum() for sign in (-1, 1))
-        loss_of_flow = (more - fewer) / (2 * step)
-        assert loss_of_flow.item() == pytest.approx(2 * scores[index].item(), rel=1e-4, abs=1e-9)
-
-
 @pytest.mark.parametrize("warm", [partial(score.grasp, temperature=200), score.get("grasp200")])
 def test_grasp_at_the_temperature_of_the_published_code(warm):
     truth = Truth("conv")

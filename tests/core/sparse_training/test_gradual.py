@@ -72,46 +72,32 @@ def by_hand(model, optimizer, batches, density):
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_the_same_bits_as_by_hand(optimizer):
+    """After each step removed weights and their state are 0; cuts are where the schedule has them."""
     model, batches = case()
     other = copy.deepcopy(model)
     mine, theirs = OPTIMIZERS[optimizer](model.parameters()), OPTIMIZERS[optimizer](other.parameters())
+    cut = []
     with gradual(model, density=0.1, steps=STEPS, **CUTS) as pruning:
-        for batch in batches:
-            one_step(model, mine, batch)
-            pruning.step()
-            pruning.check()
-    truth = by_hand(other, theirs, batches, 0.1)
-    assert pruning.mask == tk.Mask(truth)
-    assert pruning.mask.kept == round(0.1 * pruning.mask.total)
-    for one, two in zip(model.parameters(), other.parameters(), strict=True):
-        assert torch.equal(one, two)
-
-
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_removed_weights_and_their_state_are_0_after_every_step(optimizer):
-    model, batches = case()
-    mine = OPTIMIZERS[optimizer](model.parameters())
-    cut, densities = [], []
-    with gradual(model, sparsity=0.9, steps=STEPS, **CUTS) as pruning:
-        assert pruning.mask.density == 1
         before = pruning.mask
+        assert before.density == 1
         for done, batch in enumerate(batches, start=1):
             one_step(model, mine, batch)
             pruning.check(mine)  # the optimiser's state too
             if pruning.step():
+                assert pruning.mask.density < before.density
                 cut.append(done)
-                densities.append(pruning.mask.density)
             assert pruning.mask <= before
             before = pruning.mask
-            for name, parameter in before.parameters(model).items():
-                assert not parameter.detach()[~before[name]].any()
+            pruning.check()
     assert cut == AT
-    assert densities == sorted(densities, reverse=True)
-    assert list(model.state_dict()) == [f"{i}.{kind}" for i in (0, 2, 4) for kind in ("weight", "bias")]
+    assert pruning.mask == tk.Mask(by_hand(other, theirs, batches, 0.1))
+    assert pruning.mask.kept == round(0.1 * pruning.mask.total)
     assert all(not parameter._backward_hooks for parameter in model.parameters())
+    for (name, one), two in zip(model.named_parameters(), other.parameters(), strict=True):
+        assert torch.equal(one, two), name
 
 
-@pytest.mark.parametrize("stop", [1, 5, 6, 14, 17])
+@pytest.mark.parametrize("stop", [1, 6, 17])
 def test_it_goes_on_from_a_checkpoint(stop, tmp_path):
     model, batches = case()
     optimizer = OPTIMIZERS["adamw"](model.parameters())

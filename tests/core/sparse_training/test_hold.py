@@ -437,17 +437,6 @@ def test_what_is_held_can_be_looked_at_and_let_go_twice():
     held.release()
 
 
-def test_a_model_that_becomes_another_type_while_it_is_held():
-    """The gradient keeps the type of the weights."""
-    layer = nn.Linear(2, 2, bias=False)
-    with hold(layer, Mask({"weight": torch.eye(2)})) as held:
-        layer.to(torch.bfloat16)
-        layer(torch.ones(1, 2, dtype=torch.bfloat16)).sum().backward()
-        assert layer.weight.grad.dtype == torch.bfloat16
-        assert torch.equal(layer.weight.grad != 0, torch.eye(2).bool())
-        assert held.tensors[0].dtype == torch.bfloat16
-
-
 def test_an_optimizer_of_masked_weights_alone_loses_its_momentum():
     layer = nn.Linear(2, 2, bias=False)
     optimizer = optim.SGD(layer.parameters(), lr=0.1, momentum=0.9)

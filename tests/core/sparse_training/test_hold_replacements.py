@@ -93,18 +93,6 @@ def test_a_replacement_without_a_step_fails_the_check(way):
         WAYS[way](model)
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_replacements_are_held_after_a_failed_check(way):
-    model = network()
-    mask = prune(model, 0.3, distribution="layerwise")
-    with hold(model, mask) as held:
-        WAYS[way](model)
-        with pytest.raises(HoldError):
-            held.check()
-        train(model, sgd(model))
-        held.check()
-
-
 def test_untied_weights_are_all_held(build):
     """Loading by assignment gives the second name a parameter of its own."""
     case = build("lstm")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -49,7 +49,6 @@ class Layers(nn.Module):
         self.rnn = nn.LSTM(5, 6)
 
 
-@settings(max_examples=20, deadline=None)
 @given(
     n=st.integers(1, 4),
     more=st.integers(1, 5),

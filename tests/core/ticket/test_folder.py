@@ -78,17 +78,18 @@ class TestDamage:
             (folder / name).write_bytes(data)
             refused(folder, f"{name} is damaged: its SHA-256")
 
-    def test_every_flipped_bit_of_its_manifest(self, folder):
+    def test_flipped_bits_of_its_manifest(self, folder):
         """Each is either harmless (in white space) or refused."""
         file = folder / "ticket.json"
         written, info = file.read_bytes(), Ticket.load(folder).info
-        for position in range(len(written)):
+        for position in range(0, len(written), 4):
             flipped = bytearray(written)
             flipped[position] ^= 1 << position % 8
             file.write_bytes(flipped)
             try:
-                assert Ticket.load(folder).info == info
-                assert not Ticket.load(folder).is_as_written(folder)
+                ticket = Ticket.load(folder)
+                assert ticket.info == info
+                assert not ticket.is_as_written(folder)
             except TicketError:
                 continue
 
@@ -145,7 +146,7 @@ class TestManifest:
             file.truncate(1 << 40)  # a hole: reading it would take a terabyte
         refused(folder, "larger than 16 MB")
 
-    @settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(st.data())
     def test_random_changes_are_refused_or_harmless(self, folder, data):
         good = json.dumps(json.loads((folder / "ticket.json").read_text())).encode()

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
@@ -43,14 +43,12 @@ def slow_hold_out(labels: list[int], *per_class: int) -> list[list[int]]:
 
 
 @given(labels=st.lists(st.integers(0, 3), min_size=1, max_size=60), sizes=st.lists(st.integers(1, 5), max_size=2))
-@settings(deadline=None)
 def test_hold_out_equals_a_slow_reference(labels: list[int], sizes: list[int]) -> None:
     found = hold_out(np.array(labels), *sizes)
     assert [indices.tolist() for indices in found] == slow_hold_out(labels, *sizes)
 
 
 @given(labels=st.lists(st.integers(0, 3), min_size=1, max_size=60), sizes=st.lists(st.integers(0, 9), min_size=8))
-@settings(deadline=None)
 def test_hold_out_takes_a_number_for_each_class(labels: list[int], sizes: list[int]) -> None:
     classes = sorted(set(labels))
     numbers = [np.array(sizes[start : start + len(classes)]) for start in (0, 4)]
@@ -63,7 +61,6 @@ def test_hold_out_takes_a_number_for_each_class(labels: list[int], sizes: list[i
 
 
 @given(counts=st.lists(st.integers(2, 40), min_size=1, max_size=5), share=st.fractions(0.01, 0.99))
-@settings(deadline=None)
 def test_a_share_of_each_class(counts: list[int], share: Fraction) -> None:
     labels = np.repeat(np.arange(len(counts)), counts)
     for found, count in zip(count_share_of_each(labels, share).tolist(), counts, strict=True):
@@ -116,7 +113,6 @@ def test_fewer_takes_as_many_of_each_class() -> None:
 
 
 @given(factor=st.integers(1, 4), rows=st.integers(1, 3), columns=st.integers(1, 3), seed=st.integers(0, 1000))
-@settings(max_examples=30, deadline=None)
 def test_each_pixel_is_the_rounded_mean_of_its_square(factor: int, rows: int, columns: int, seed: int) -> None:
     shape = (2, 3, rows * factor, columns * factor)
     images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))

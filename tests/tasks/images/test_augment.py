@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -43,7 +43,6 @@ def slow_crop(batch: Tensor, generator: torch.Generator) -> Tensor:
 
 @pytest.mark.parametrize(("change", "slow"), [(images.flip, slow_flip), (images.crop, slow_crop)])
 @given(shape=shapes, seed=st.integers(0, 2**31))
-@settings(deadline=None)
 def test_augmentations_equal_a_loop(change: Change, slow: Change, shape: tuple[int, ...], seed: int) -> None:
     batch = random_images(shape, seed)
     before, state = batch.clone(), torch.get_rng_state()

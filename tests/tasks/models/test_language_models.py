@@ -105,11 +105,6 @@ def test_the_pointer_written_out() -> None:
             torch.testing.assert_close(costs[b, t], wanted.double())
 
 
-def test_the_pointers_scores_are_a_distribution() -> None:
-    model, (tokens, _) = small("pointer-lstm"), text()
-    torch.testing.assert_close(model(tokens).exp().sum(-1), torch.ones(3, 14, dtype=torch.float64))
-
-
 def test_the_gpt_written_out() -> None:
     model, (tokens, _) = small("gpt", 0.1), text()
     x = model.tokens.weight[tokens] + model.positions.weight[:14]
@@ -179,26 +174,6 @@ def test_shrunk_models_are_equal_to_masked_ones(name: str) -> None:
     for key, parameter in other.named_parameters():
         gradient = parameter.grad[mask[key]] if key in mask else parameter.grad.flatten()
         torch.testing.assert_close(left[key].grad.flatten(), gradient, rtol=1e-10, atol=1e-14)
-
-
-@pytest.mark.parametrize("name", CARRYING)
-def test_hidden_units_go_with_all_four_gates(name: str) -> None:
-    """So do their readers: the next layer, or decoder and query."""
-    model, (tokens, _) = small(name), text(2, 6)
-    scope = tk.scope(model, spare=[] if name == "lstm-tied" else ["decoder"])
-    mask = tk.structure.channels(model, tokens, 0.5, score="random", scope=scope, distribution="uniform")
-    readers = {0: ["layers.1.weight_ih_l0"], 1: ["encoder.weight" if name == "lstm-tied" else "decoder.weight"]}
-    readers[1] += ["query.weight"] if name == "pointer-lstm" else []
-    for layer, reading in readers.items():
-        own = f"layers.{layer}"
-        gone = ~mask[f"{own}.weight_hh_l0"].any(0)
-        assert 0 < int(gone.sum()) < len(gone)
-        for matrix in (f"{own}.weight_ih_l0", f"{own}.weight_hh_l0"):
-            assert torch.equal(~mask[matrix].any(1), gone.repeat(4))
-        for bias in (f"{own}.bias_ih_l0", f"{own}.bias_hh_l0"):
-            assert torch.equal(~mask[bias], gone.repeat(4))
-        for matrix in reading:
-            assert torch.equal(~mask[matrix].any(0), gone)
 
 
 def test_whole_heads_and_feed_forward_units_go() -> None:

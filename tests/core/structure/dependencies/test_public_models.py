@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from halving import difference, gradients, gradients_apart, halved, tensors
 from public_models import NAMES, build, inputs, settled
 
-QUICK = ("timm:vit_tiny_patch16_224", "u-net", "tagger")
+QUICK = ("timm:vit_tiny_patch16_224", "tagger")
 
 VERSIONED = ("torchvision:mnasnet1_0",)
 """Its class takes no state dict without the version that torch keeps in one, and safetensors does not."""

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -29,7 +29,6 @@ regroup = tk.structure.regroup
     method=st.sampled_from(["similarity", "random"]),
     seed=st.integers(0, 1000),
 )
-@settings(max_examples=40, deadline=None)
 def test_masks_have_groups_and_the_number_of_weights_of_each_layer(
     shape: tuple[int, int], rows: int, density: float, method: str, seed: int
 ) -> None:

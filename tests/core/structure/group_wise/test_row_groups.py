@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import ticketry as tk
 from ticketry.core.structure.layout import groups, row_groups
 
 
-@settings(max_examples=30, deadline=None)
 @given(st.integers(0, 40), st.integers(1, 6), st.integers(1, 20), st.integers(0, 2**32 - 1))
 def test_rows_of_a_group_have_the_same_columns(rows: int, kinds: int, columns: int, seed: int) -> None:
     generator = np.random.default_rng(seed)
