@@ -137,32 +137,6 @@ def test_pages_fit_a_phone_and_a_desk(site: Path) -> None:
 
 
 @pytest.mark.slow
-@NEEDS_BROWSER
-def test_names_in_tables_break_at_joints(site: Path) -> None:
-    """On a phone a name breaks only after a joint such as _ or a dot."""
-    torn = """() => [...document.querySelectorAll('article td code')].flatMap(code => {
-        const texts = document.createTreeWalker(code, NodeFilter.SHOW_TEXT), found = [];
-        while (texts.nextNode()) {
-            for (const word of texts.currentNode.data.matchAll(/\\w+/g)) {
-                const range = document.createRange();
-                range.setStart(texts.currentNode, word.index);
-                range.setEnd(texts.currentNode, word.index + word[0].length);
-                const parts = [...range.getClientRects()].filter(one => one.width);
-                const tops = new Set(parts.map(one => Math.round(one.top)));
-                if (tops.size > 1 && !code.closest('.options')) found.push(word[0]);
-            }
-        }
-        return found;
-    })"""
-    with launched() as browser:
-        page = browser.new_page(viewport={"width": 400, "height": 1000})
-        for name in ("budgets", "plugins", "optimisers", "reproducibility", "loggers", "cluster"):
-            page.goto((site / f"{name}.html").as_uri(), wait_until="load")
-            assert page.evaluate("document.querySelectorAll('article td code').length") > 5
-            assert page.evaluate(torn) == [], name
-
-
-@pytest.mark.slow
 def test_it_can_be_searched_without_a_server(site: Path) -> None:
     index = (site / "search" / "search_index.js").read_text(encoding="utf-8")
     for words in ("lottery ticket", "--checkpoint-seconds", "confidence interval"):

@@ -144,16 +144,6 @@ def test_arguments_by_name(kind: type) -> None:
     torch.testing.assert_close(small(**given), mask.apply_(model)(**given))
 
 
-def test_wrappers_are_left_behind() -> None:
-    model, x = build("mlp")
-    mask = tk.structure.channels(model, x, 0.5)
-    wrapped = nn.DataParallel(model)
-    assert tk.structure.channels(wrapped, x, 0.5) == mask
-    small = tk.shrink(wrapped, mask, x)
-    assert type(small) is Mlp
-    assert difference(small.eval()(x), masked_copy(model, mask).eval()(x)) < 1e-12
-
-
 # -- bad input ---------------------------------------------------------------------------------------------------------
 
 
