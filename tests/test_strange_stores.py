@@ -187,8 +187,8 @@ def test_a_hostile_store_harms_nothing(
     watch: Watch, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     if "text" not in name:  # figures take a second, and show texts of records alone
-        blank = Drawing('<svg viewBox="0 0 1 1"></svg>', "")
-        monkeypatch.setattr(page, "draw_figures", lambda makers: dict.fromkeys(makers, blank))
+        blank = '<svg viewBox="0 0 1 1"></svg>'
+        monkeypatch.setattr(page, "draw_figures", lambda makers: dict.fromkeys(makers, Drawing(blank, blank)))
     outside, allowed = watch.folder / "outside", watch.folder / "made"
     for file in ("secret.json", "precious.safetensors", "00/precious.safetensors", ".left.tmp"):
         (outside / file).parent.mkdir(exist_ok=True, parents=True)

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from tasks.models.library_support import import_or_skip
-from ticketry.errors import TaskError
 from ticketry.tasks import models
 
 COLOUR = (3, 32, 32)
@@ -93,30 +92,3 @@ def test_torchvisions_transformers_take_the_tasks_image_size(torchvision: Module
 def test_one_output_in_training_too(torchvision: ModuleType, name: str) -> None:
     model = models.build(f"torchvision:{name}", shape=(3, 96, 96), classes=5).train()
     assert model(torch.randn(2, 3, 96, 96)).shape == (2, 5)
-
-
-@pytest.mark.parametrize(
-    ("name", "shape", "reason"),
-    [
-        ("timm:resnet-18", COLOUR, r"timm:resnet-18: there is no such network in timm 1.*did you mean .*resnet18"),
-        ("timm:resnet18.a1_in1k", COLOUR, r"no such network in timm.*did you mean resnet18"),
-        ("torchvision:resnet81", COLOUR, r"did you mean resnet18.*torchvision\.models\.list_models"),
-        ("torchvision:fasterrcnn_resnet50_fpn", COLOUR, "no such network in torchvision"),
-        ("torchvision:resnet18", (1, 28, 28), "images of 3 channels, not 1: choose one of timm's"),
-        ("torchvision:inception_v3", COLOUR, "does not take images of 32x32 pixels and 3 channels: RuntimeError"),
-        ("torchvision:vit_b_16", (3, 32, 64), "does not take images of 32x64 pixels"),
-    ],
-)
-def test_what_cannot_be_built_says_why(
-    timm: ModuleType, torchvision: ModuleType, name: str, shape: tuple[int, int, int], reason: str
-) -> None:
-    with pytest.raises(TaskError, match=reason):
-        models.check(name, shape=shape)
-    with pytest.raises(TaskError, match=reason):
-        models.build(name, shape=shape, classes=10)
-
-
-def test_identity_has_the_version(timm: ModuleType, torchvision: ModuleType) -> None:
-    assert models.network_key("timm:resnet18") == {"model": "timm:resnet18", "library": f"timm {timm.__version__}"}
-    version = torchvision.__version__.split("+")[0]
-    assert models.network_key("torchvision:resnet18")["library"] == f"torchvision {version}"
