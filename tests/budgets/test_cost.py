@@ -121,13 +121,13 @@ class _CountingMeter(Meter):
 def test_nothing_is_timed_twice():
     meter = _CountingMeter(network(), X, effort=QUICK)
     family = RandomMasks(meter.model, tk.scope(meter.model).shapes, (1e-9, 0.2, 1.0))
-    costs = build_costs(meter, ("weights", "rows:4"), family, {})
+    costs = build_costs(meter, ("weights", "rows:16"), family, {})
     (chosen,) = meter.dense.layouts
     unpruned = [layout for density, layout in meter.compilations if density == 1]
     assert sorted(unpruned, key=str) == sorted([None, *({"planes", "pixels"} - {chosen})], key=str)
     nearly_empty = [layout for density, layout in meter.compilations if density < 0.05]
     assert sorted(nearly_empty) == ["pixels", "planes"]
-    assert all(list(layer.curves) == ["weights", "rows:4"] for layer in costs.layers.values())
+    assert all(list(layer.curves) == ["weights", "rows:16"] for layer in costs.layers.values())
 
 
 def test_layers_in_torch_are_part_of_the_floor():

@@ -28,6 +28,7 @@ from faults.searching import (
 
 def test_search_continues_after_kill_9(tmp_path: Path) -> None:
     store = tmp_path / "store"
+    undisturbed = searched_here(tmp_path / "undisturbed", quick=SMALL)  # and all is imported, also for the fork
     search = ForkedSearch(store, quick=SMALL)
     assert search.wait_for("partial/*.safetensors"), "it ended before it could be killed"
     search.kill_all()
@@ -35,7 +36,7 @@ def test_search_continues_after_kill_9(tmp_path: Path) -> None:
     finished = finished_results(store)
     result = searched_here(store, quick=SMALL)
     assert finished.items() <= finished_results(store).items(), "a finished segment was trained, or written, again"
-    assert_same(result, searched_here(tmp_path / "undisturbed", quick=SMALL))
+    assert_same(result, undisturbed)
 
 
 @pytest.mark.slow

@@ -201,16 +201,6 @@ def test_a_measurement_is_by_batch_and_of_seed_0_if_nothing_is_said():
     assert score.ScoreInputs() == score.ScoreInputs(batches=None, loss=None, seed=0)
 
 
-@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
-def test_gradients_are_taken_whatever_surrounds_the_call(mode):
-    model, batches = nn.Linear(4, 3), [torch.randn(2, 4)]
-    wanted = score.snip(model, scope(model), batches=batches, loss=squared)["weight"]
-    with mode():
-        found = score.snip(model, scope(model), batches=batches, loss=squared)["weight"]
-        assert not torch.is_grad_enabled()
-    assert torch.equal(found, wanted)
-
-
 def test_attention_has_second_derivatives_by_its_plain_formula():
     """The fused kernel has none; against attention written out."""
     torch.manual_seed(0)
