@@ -194,6 +194,7 @@ def test_a_search_times_its_ticket(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "What it saves" in report
 
 
+@pytest.mark.slow
 def test_export_to_onnx(ticket: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "model.onnx"
     code, out, err = call(capsys, "export", str(ticket), "-o", str(file))

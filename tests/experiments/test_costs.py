@@ -119,6 +119,7 @@ def test_one_shot_pruning_costs_the_dense_training_once(tmp_path: Path) -> None:
     assert record["cost"]["train_seconds"] == pytest.approx(sum(row["seconds"] for row in record["points"]), rel=0.01)
 
 
+@pytest.mark.slow
 def test_controls_beside_final_weights_have_the_steps_that_their_rows_tell(lab: Lab) -> None:
     """A ticket of level 2 has been trained twice behind the dense network, and so are its controls."""
     controls = ("shuffled", "random_prune", "random_reinit")
@@ -155,6 +156,7 @@ def test_looks_of_a_detector_take_time_that_is_remembered(
             rows = made(lab, "early", density=(0.1,), score="random", iterations=1, controls=("shuffled",), **settings)
         row = rows[1, "ticket"]
         assert (row["moment"]["step"], row["moment"]["seconds"]) == (16, 4)
+        assert steps(row) == [16, 0, TOTAL - 16]
         assert row["cost"]["search"]["seconds"] == 4 + 1
         assert rows[1, "shuffled"]["cost"]["search"]["seconds"] == 4 + 1
 

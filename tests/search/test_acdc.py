@@ -56,6 +56,7 @@ def test_same_masks_and_weights_as_bare_pytorch(tmp_path: Path, recipe: tk.Recip
     assert all(torch.equal(final[name], tensor) for name, tensor in state.items())
 
 
+@pytest.mark.slow
 def test_phases_and_what_they_cost(tmp_path: Path) -> None:
     with tk.Lab(tmp_path) as lab:
         dense, half, ticket = found_by(lab, density=(0.5, 0.1))

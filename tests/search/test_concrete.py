@@ -47,6 +47,7 @@ def test_the_density_is_met_to_the_element(shared_store: Path, density: float) -
     assert all(row.kept for row in mask.table())
 
 
+@pytest.mark.slow
 def test_weights_are_frozen_and_the_ticket_starts_from_them(shared_store: Path) -> None:
     with tk.Lab(shared_store) as lab:
         dense, ticket = found_by(lab, rewind="10%")

@@ -64,14 +64,6 @@ def test_the_moment_is_the_first_slow_look(shared_store: Path) -> None:
     assert found[1].behind == slow[0] < 48
 
 
-@pytest.mark.parametrize("detector", ["distance", "masks"])
-def test_what_is_never_slow_is_pruned_at_the_latest(tmp_path: Path, detector: str) -> None:
-    with tk.Lab(tmp_path) as lab:
-        found = found_by(lab, every="8it", latest="16it", threshold=1e-6, detector=detector)
-        assert found[1].behind == 16
-        assert lab.ledger.steps_trained == TOTAL + TOTAL - 16  # the dense steps once
-
-
 @pytest.mark.parametrize(
     "chosen",
     [

@@ -64,6 +64,7 @@ def test_same_mask_and_weights_as_bare_pytorch(tmp_path: Path, recipe: tk.Recipe
     assert any(not torch.equal(fresh[name], tensor) for name, tensor in state.items())
 
 
+@pytest.mark.slow
 def test_each_density_is_trained_from_the_first_cut_on_and_nothing_twice(tmp_path: Path) -> None:
     own = TOTAL - STEPS[0]
     with tk.Lab(tmp_path) as lab:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 import ticketry as tk
+from samples import sample
 from ticketry.errors import LayerCollapseError, UsageError
 from ticketry.lab.search_result import trained_steps
 from ticketry.search.oneshot import Settings
@@ -20,7 +21,7 @@ def found_by(lab: tk.Lab, method: Any, **settings: Any) -> list[tk.search.Found]
     return method(lab, task, method.Settings(**settings), recipe=task.recipe.changed(length=f"{TOTAL}it"))[0]
 
 
-@pytest.mark.parametrize("retrain", ["finetune", "rewind_lr", "restart"])
+@pytest.mark.parametrize("retrain", sample(["finetune", "rewind_lr", "restart"], 1))
 def test_each_density_is_iterative_pruning_with_one_level(tmp_path: Path, retrain: str) -> None:
     words = {"rewind": f"{REWIND}it", "retrain": retrain, "distribution": "erk"}
     with tk.Lab(tmp_path) as lab:
@@ -76,7 +77,7 @@ def test_a_schedule_that_ends_at_zero_is_gone_through_again(tmp_path: Path, sche
                 search(lab, task, settings, recipe=recipe, seeds=seeds)
 
 
-@pytest.mark.parametrize("method", ["iterative", "oneshot", "gradual", "early", "acdc"])
+@pytest.mark.parametrize("method", sample(["oneshot", "gradual", "acdc", "iterative", "early"], 3))
 def test_a_density_that_empties_a_layer_may_keep_some_of_each(tmp_path: Path, method: str) -> None:
     """Five weights of 50,000: the small layers' are not among the best, unless each layer keeps one."""
     search = getattr(tk.search, method)

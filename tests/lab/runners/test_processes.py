@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ticketry.errors import InterruptedTrainingError, TaskError, TrainingError
+from ticketry.errors import InterruptedTrainingError, TrainingError
 from ticketry.lab.lab import Lab
 from ticketry.lab.runners.runner import Event
 from ticketry.lab.store.maintenance import check
@@ -116,13 +116,6 @@ def test_killed_worker_is_replaced(two_workers, events, lab, tmp_path, monkeypat
     assert [event.key for event in events if event.kind == "lost"] == [killed.key]
     wanted = lab.train(killed)
     assert (result.model, result.metrics) == (wanted.model, wanted.metrics)
-
-
-def test_task_that_another_process_cannot_build_is_refused(two_workers, points):
-    with pytest.raises(TaskError) as caught:
-        two_workers.train(two_workers.segment(points, start=0))
-    assert "the task 'points' was made in this process" in str(caught.value)
-    assert "name it as package.module:object, or train in this process (workers=0)" in str(caught.value)
 
 
 @pytest.mark.slow

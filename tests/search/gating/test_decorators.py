@@ -139,6 +139,7 @@ def test_ticks_and_tocks_as_by_hand(tmp_path: Path) -> None:
             assert torch.allclose(state[name], value.detach(), rtol=2e-2, atol=2e-3), name
 
 
+@pytest.mark.slow
 def test_what_is_trained_when(tmp_path: Path) -> None:
     with tk.Lab(tmp_path) as lab:
         dense, *tickets = found_by(lab, density=(0.6, 0.3))

@@ -28,7 +28,8 @@ def found_by(lab: tk.Lab, method: Any = CONTINUOUS, task: Any = None, length: st
     return method(lab, task, chosen, recipe=task.recipe.changed(length=length))[0]
 
 
-@pytest.mark.parametrize("method", sample([CONTINUOUS, STOCHASTIC], 1, ids=["continuous", "stochastic"]))
+@pytest.mark.slow
+@pytest.mark.parametrize("method", [CONTINUOUS, STOCHASTIC], ids=["continuous", "stochastic"])
 def test_density_falls_from_round_to_round(shared_store: Path, method: Any) -> None:
     """By the paper's rule between rounds no gate that is off comes back (but for 0.5 points of those barely below)."""
     with tk.Lab(shared_store) as lab:
@@ -44,6 +45,7 @@ def test_density_falls_from_round_to_round(shared_store: Path, method: Any) -> N
         assert back <= 0.005 * later.total
 
 
+@pytest.mark.slow
 def test_a_large_penalty_makes_sparser_tickets(shared_store: Path) -> None:
     """lambda does matter once its pull on s is not small beside the loss's."""
     with tk.Lab(shared_store) as lab:
