@@ -59,17 +59,6 @@ def test_compiled_and_run_before(build, name):
 
 
 @pytest.mark.slow
-def test_gates_on_the_compiled_module(build):
-    case = build("resnet")
-    compiled = torch.compile(case.model.eval(), backend="eager")
-    compiled(case.batches[0][0])
-    g = tk.gates.attach(compiled)
-    assert [name for name, _ in g.named_parameters()] == list(scope(case.model))
-    plain = build("resnet").model.eval()
-    check(plain, g, compiled, case.batches[0][0])
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("before", sample([True, False], 1))
 def test_module_compile(build, before):
     case = build("resnet")
