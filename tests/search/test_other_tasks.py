@@ -22,7 +22,7 @@ OPTIONS = {"copies": "4", "memory": "64", "warmup": "16", "period": "5"}
 
 @pytest.fixture(autouse=True)
 def short_episodes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ticketry.tasks.reinforcement.EPISODES", 4)
+    monkeypatch.setattr("ticketry.tasks.reinforcement.EPISODES", 2)
 
 
 def pole() -> tk.Task:

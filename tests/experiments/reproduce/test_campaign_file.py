@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -326,3 +327,13 @@ def test_what_a_file_names_is_data(tmp_path: Path, before: str, after: str) -> N
     text = GOOD.replace(before, after, 1).replace('method = "gradual"', 'base = "other"\nmethod = "gradual"')
     with pytest.raises(TrustError, match="--trust"):
         read_campaign(written(tmp_path, text), "demo")
+
+
+def test_the_campaign_of_the_page_can_be_read(tmp_path: Path) -> None:
+    """The file in docs/campaigns.md is one."""
+    page = Path(__file__).parents[3] / "docs" / "campaigns.md"
+    (block,) = re.findall(r"```toml\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    (tmp_path / "mine.toml").write_text(block)
+    campaign = read_campaign(tmp_path / "mine.toml", "demo")
+    assert [claim.name for claim in campaign.claims] == ["weights-matter", "stable"]
+    assert campaign.claims[0].plan.at == (3, 5, 7, 10)

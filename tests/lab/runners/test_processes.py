@@ -5,11 +5,12 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from samples import sample
 from ticketry.errors import InterruptedTrainingError, TrainingError
 from ticketry.lab.lab import Lab
 from ticketry.lab.runners.runner import Event
@@ -21,15 +22,16 @@ pytestmark = pytest.mark.timeout(240)
 
 @pytest.fixture(scope="module")
 def events() -> list[Event]:
-    """Events of the lab with two workers."""
+    """Events of the lab with workers."""
     return []
 
 
-@pytest.fixture(scope="module")
-def two_workers(tmp_path_factory: pytest.TempPathFactory, events: list[Event]) -> Iterator[Lab]:
+@pytest.fixture(scope="module", params=sample([1, 2], 1))
+def at_work(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, events: list[Event]):
     """One lab for all tests here, in their order: its processes take seconds to start."""
-    store = tmp_path_factory.mktemp("two") / "store"
-    with Lab(store, workers=2, device="cpu", checkpoint_seconds=1e-3, on_event=events.append) as lab:
+    events.clear()
+    store, settings = tmp_path_factory.mktemp("workers") / "store", {"device": "cpu", "checkpoint_seconds": 1e-3}
+    with Lab(store, workers=request.param, on_event=events.append, **settings) as lab:
         yield lab
 
 
@@ -41,25 +43,25 @@ def wait_until(holds: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-def test_workers_give_the_same_bits(two_workers, events, lab, digits):
+def test_workers_give_the_same_bits(at_work, events, lab, digits):
     """Three networks, requested by several threads and twice, some with an intermediate state."""
     recipe = digits.recipe.changed(length="20it")
     segments = [lab.segment(digits, start=seed, order_seed=seed, recipe=recipe) for seed in range(3)]
     wanted = lab.train_many(segments, keep=(7,))
-    first = two_workers.gather(
+    first = at_work.gather(
         [
-            lambda: two_workers.train_many(segments[:2], labels=["a", "b"]),
-            lambda: [two_workers.train(segments[0])],
-            lambda: [two_workers.at(two_workers.train(segments[0], keep=(7,)), 7)],
+            lambda: at_work.train_many(segments[:2], labels=["a", "b"]),
+            lambda: [at_work.train(segments[0])],
+            lambda: [at_work.at(at_work.train(segments[0], keep=(7,)), 7)],
         ]
     )
-    found = two_workers.train_many(segments, keep=(7,))
+    found = at_work.train_many(segments, keep=(7,))
     assert [(r.model, r.training, r.metrics) for r in found] == [(r.model, r.training, r.metrics) for r in wanted]
     assert [r.model for part in first[:2] for r in part] == [wanted[i].model for i in (0, 1, 0)]
     kept = [lab.at(result, 7).model for result in wanted]
-    assert [two_workers.at(result, 7).model for result in found] == kept
+    assert [at_work.at(result, 7).model for result in found] == kept
     assert first[2][0].model == kept[0]
-    ledger = two_workers.ledger
+    ledger = at_work.ledger
     assert ledger.segments_asked == 2 + 1 + 1 + 3
     # Seed 1 was trained without step 7 first; for seed 0 it depends on which request came first.
     assert ledger.steps_trained - 3 * 20 - 7 in (0, 7)
@@ -99,19 +101,19 @@ class Deadly(OwnTask):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs signals")
-def test_killed_worker_is_replaced(two_workers, events, lab, tmp_path, monkeypatch):
+def test_killed_worker_is_replaced(at_work, events, lab, tmp_path, monkeypatch):
     """The pool is rebuilt; the training resumes from its last checkpoint, to equal bits."""
     (tmp_path / "deadly_task.py").write_text(DEADLY)
     monkeypatch.syspath_prepend(str(tmp_path))
     flag = tmp_path / "flag"
     task = catalogue.get("deadly_task:Deadly", options={"flag": str(flag)})
     short, long = (task.recipe.changed(length=length) for length in ("10it", "30it"))
-    finished, killed = two_workers.segment(task, start=0, recipe=short), two_workers.segment(task, start=0, recipe=long)
-    before = two_workers.ledger.steps_trained
-    two_workers.train(finished)
-    _, result = two_workers.train_many([finished, killed])
-    assert 30 - 20 < two_workers.ledger.steps_trained - before - 10 < 30, "a finished segment is not trained again"
-    assert check(two_workers.store).sound
+    finished, killed = at_work.segment(task, start=0, recipe=short), at_work.segment(task, start=0, recipe=long)
+    before = at_work.ledger.steps_trained
+    at_work.train(finished)
+    _, result = at_work.train_many([finished, killed])
+    assert 30 - 20 < at_work.ledger.steps_trained - before - 10 < 30, "a finished segment is not trained again"
+    assert check(at_work.store).sound
     assert flag.exists()
     assert [event.key for event in events if event.kind == "lost"] == [killed.key]
     wanted = lab.train(killed)
@@ -119,9 +121,11 @@ def test_killed_worker_is_replaced(two_workers, events, lab, tmp_path, monkeypat
 
 
 @pytest.mark.slow
-def test_first_error_stops_the_others(two_workers, events, digits):
+def test_first_error_stops_the_others(at_work, events, digits):
     """A loss that explodes beside a training that would take hours. This stops the lab: the last test of it."""
-    lab = two_workers
+    lab = at_work
+    if lab.workers == 1:
+        pytest.skip("two trainings at once")
     long = lab.segment(digits, start=0, recipe=digits.recipe.changed(length="10000000it"))
     hot = lab.segment(digits, start=1, recipe=digits.recipe.changed(length="200it", optimizer="sgd", lr=1e6))
 

@@ -28,7 +28,7 @@ TASK = tk.task("digits")
 RECIPE = TASK.recipe.changed(length=f"{TOTAL}it", schedule="cosine", warmup="4it")
 SIX = {"rounds": 3, "rewind": "10%"}
 STEPS = {
-    "iterative": ({"levels": 3, "rewind": "6it"}, 1 + 3 * 0.9, 5),
+    "iterative": ({"levels": 2, "rewind": "6it"}, 1 + 2 * 0.9, 5),
     "oneshot": ({"rewind": "50%"}, 1.5, 2),
     "continuous": (SIX, 3.9, 5),
     "stochastic": (SIX | {"retrain": "restart"}, 4, 5),
