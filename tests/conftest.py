@@ -18,7 +18,7 @@ sys.dont_write_bytecode = False
 torch.set_num_threads(1)
 # Machines are shared: how long an example takes says nothing.
 settings.register_profile("all", deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=40)
-settings.register_profile("quick", settings.get_profile("all"), max_examples=6)
+settings.register_profile("quick", settings.get_profile("all"), max_examples=4)
 settings.load_profile("all")
 os.environ.setdefault("TICKETRY_OFFLINE", "1")
 # A job in the background of a script, or under nohup, begins with these ignored, and so would what tests end.
@@ -77,7 +77,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_collection_finish() -> None:
     """Collecting garbage looks at what tests make, not each time at all that was imported for them."""
-    gc.collect()
     gc.freeze()
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -68,6 +70,17 @@ def shake(model: nn.Module, seed: int = 0) -> nn.Module:
     return model
 
 
+@contextmanager
+def attention_by_formulas() -> Iterator[None]:
+    """Torch computes attention as it was captured."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
 def image(batch: int = 1, size: int = 32, channels: int = 3) -> Tensor:
     return torch.randn(batch, channels, size, size)
 
@@ -78,9 +91,7 @@ def words(batch: int = 1, length: int = 12) -> Tensor:
 
 def _hugging(make: Callable[[Any], nn.Module], inputs: Callable[[], Any]) -> Callable[[], Made]:
     def build() -> Made:
-        import transformers
-
-        return make(transformers), inputs()
+        return make(pytest.importorskip("transformers")), inputs()
 
     return build
 

@@ -81,7 +81,7 @@ def close(made: torch.Tensor, wanted: torch.Tensor, bound: float = 1e-5) -> None
 @pytest.mark.parametrize("target", targets())
 @pytest.mark.parametrize("layout", ["planes", "pixels"])
 def test_outputs_equal_the_masked_model_for_any_batch_strides_and_threads(model, mask, layout, target):
-    for threads, batches in ((1, (1, 5, 16, 17, 40)), (3, (1, 2, 7, 33))):
+    for threads, batches in ((1, (1, 17)), (3, (2, 33))):
         fast = tk.compile(model, mask, torch.randn(2, 3, 10, 10), threads=threads, target=target)
         fast._natives[0].layout = layout
         for batch in batches:

@@ -142,7 +142,7 @@ class Named(nn.Module):
         return found
 
 
-@pytest.mark.parametrize("format", ["onnx", "pt2"])
+@pytest.mark.parametrize("format", sample(["pt2", "onnx"], 1))
 def test_keyword_arguments_in_an_order_of_their_own(tmp_path: Path, format: str) -> None:
     torch.manual_seed(0)
     named, file = Named().eval(), tmp_path / f"named.{format}"
@@ -210,7 +210,7 @@ class Recurrent(nn.Module):
         return made
 
 
-@pytest.mark.parametrize("examples", [2, 3])
+@pytest.mark.parametrize("examples", sample([2, 3], 1))
 def test_a_model_that_takes_no_other_batch_of_its_first_axis_is_told(tmp_path: Path, examples: int) -> None:
     inputs = torch.randn(examples, 5, 6), torch.zeros(1, examples, 4)
     mask = tk.prune(Recurrent(), 0.5)
@@ -241,7 +241,8 @@ def test_what_differs_from_its_source_is_not_written(
     assert not list(tmp_path.iterdir())
 
 
-def test_errors(model: nn.Module, tmp_path: Path) -> None:
+def test_errors(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(8 * 14 * 14, 5)).eval()
     for given in ([X], X.numpy()):
         with pytest.raises(UsageError, match=r"them by name, not a (list|ndarray)"):
             export(model, None, given, tmp_path / "m.onnx")  # type: ignore[arg-type]
@@ -322,8 +323,9 @@ def test_half_precision_is_compared_as_such_and_what_no_runtime_takes_is_told(tm
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*")
 @pytest.mark.parametrize(
     "put",
-    [lambda layer: prune.l1_unstructured(layer, "weight", 0.5), nn.utils.weight_norm],
-    ids=["prune", "weight_norm"],
+    sample(
+        [lambda layer: prune.l1_unstructured(layer, "weight", 0.5), nn.utils.weight_norm], 1, ["prune", "weight_norm"]
+    ),
 )
 def test_weights_that_hooks_compute(tmp_path: Path, put: Callable[[nn.Module], nn.Module]) -> None:
     """Before the first call, when the layer holds a tensor that is no leaf, and deepcopy refuses it."""

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import ticketry as tk
+from engine.capture.test_passes import Of
 from samples import sample
 from ticketry_engine.capture import capture
 from ticketry_engine.compiled import Compiled
@@ -119,12 +120,12 @@ def test_nothing_stays_in_torch_and_all_is_as_in_float64(name: str, density: flo
     if mask is not None:
         mask.apply_(model)
     exact = model.double()
-    for layout, threads in (("planes", 1), ("pixels", 2)):
+    for layout, threads, batches in (("planes", 1, (1, 17)), ("pixels", 2, (5,))):
         fast = Compiled(graph, threads=threads)
         assert [layer.why for layer in fast.layers() if layer.where == "torch"] == []
         for native in fast._natives:
             native.layout = layout
-        for batch in (1, 5, 17):
+        for batch in batches:
             x = torch.randn(batch, 3, *size)
             with torch.no_grad():
                 torch.testing.assert_close(fast(x).double(), exact(x.double()), rtol=1e-4, atol=1e-5)
@@ -146,15 +147,10 @@ def test_two_threads_and_bf16() -> None:
 
 
 def test_what_only_torch_reads_is_left_to_its_views() -> None:
-    class Turned(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layer = nn.Conv2d(3, 4, 1)
+    def turned(m: Of, x: Tensor) -> Tensor:
+        return m.layer(x).reshape(x.shape[0], 2, 2, -1).roll(1, 3).transpose(2, 3).cumsum(1)
 
-        def forward(self, x: Tensor) -> Tensor:
-            return self.layer(x).reshape(x.shape[0], 2, 2, -1).roll(1, 3).transpose(2, 3).cumsum(1)
-
-    model = Turned().eval()
+    model = Of(turned, layer=nn.Conv2d(3, 4, 1)).eval()
     x = torch.randn(2, 3, 4, 4)
     fast = Compiled(capture(model, None, x), threads=1)
     where = {layer.kind: layer.where for layer in fast.layers()}
@@ -172,37 +168,18 @@ OF_TWO: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-@pytest.mark.parametrize("name", OF_TWO)
+@pytest.mark.parametrize("name", [*OF_TWO, "attention"])
 def test_a_model_of_two_examples_moves_them_as_torch_does(name: str) -> None:
-    class OfTwo(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layer = nn.Conv2d(4, 4, 1)
+    """Attention's transposes put the batch elsewhere: of a number of examples that is fixed they stay in torch."""
 
-        def forward(self, x: Tensor) -> Tensor:
-            return OF_TWO[name](self.layer(x).view(2, 4, 6, 6))
-
-    torch.manual_seed(0)
-    model, x = OfTwo().eval(), torch.randn(2, 4, 6, 6)
-    with torch.no_grad():
-        made = tk.compile(model, None, x)(x)
-        torch.testing.assert_close(made.double(), model.double()(x.double()), rtol=1e-4, atol=1e-5)
-
-
-def test_attention_of_two_examples() -> None:
-    """Its transposes put the batch elsewhere: of a number of examples that is fixed they stay in torch."""
-
-    class OfTwo(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.attention = nn.MultiheadAttention(12, 4, batch_first=True)
-
-        def forward(self, x: Tensor) -> Tensor:
-            x = x.view(2, 5, 12)
-            return self.attention(x, x, x)[0]
+    def function(m: Of, x: Tensor) -> Tensor:
+        if name == "attention":
+            return m.attention(*3 * [m.layer(x).view(2, 12, 12)])[0]
+        return OF_TWO[name](m.layer(x).view(2, 4, 6, 6))
 
     torch.manual_seed(0)
-    model, x = OfTwo().eval(), torch.randn(2, 5, 12)
+    layers = {"layer": nn.Conv2d(4, 4, 1), "attention": nn.MultiheadAttention(12, 4, batch_first=True)}
+    model, x = Of(function, **layers).eval(), torch.randn(2, 4, 6, 6)
     with torch.no_grad():
         made = tk.compile(model, None, x)(x)
         torch.testing.assert_close(made.double(), model.double()(x.double()), rtol=1e-4, atol=1e-5)

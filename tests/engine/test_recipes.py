@@ -90,14 +90,14 @@ class Model(nn.Module):
 torch.manual_seed(0)
 model, x = Model().eval(), torch.randn(3, 4, 8, 8)
 assert cross_compile_target("core2").lanes == 4
-for target in ("host", *(["core2"] if platform.machine() == "x86_64" else [])):
-    fast = engine.compile(model, None, x, target=target)
-    assert fast.target.name == target or target == "host"
-    print([(row.kind, row.why) for row in fast.layers() if row.where == "torch"], engine.__file__)
-    assert "act" not in {row.kind for row in fast.layers()}  # it is part of the convolution
-    fast = engine.load(fast.save("model.tk"), target=target)
-    with torch.no_grad():
-        torch.testing.assert_close(fast(x), model(x), atol=1e-5, rtol=1e-4)
+target = "core2" if platform.machine() == "x86_64" else "host"
+fast = engine.compile(model, None, x, target=target)
+assert fast.target.name == target or target == "host"
+print([(row.kind, row.why) for row in fast.layers() if row.where == "torch"], engine.__file__)
+assert "act" not in {row.kind for row in fast.layers()}  # it is part of the convolution
+fast = engine.load(fast.save("model.tk"), target=target)
+with torch.no_grad():
+    torch.testing.assert_close(fast(x), model(x), atol=1e-5, rtol=1e-4)
 """
 
 
@@ -118,4 +118,4 @@ def test_recipes_add_an_activation_a_layer_kind_its_kernel_and_a_processor(tmp_p
         [sys.executable, "-c", CHECK], capture_output=True, text=True, env=environment, cwd=tmp_path, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert set(done.stdout.splitlines()) == {f"[('cumsum', 'no kernel for cumsum')] {copy / '__init__.py'}"}
+    assert done.stdout == f"[('cumsum', 'no kernel for cumsum')] {copy / '__init__.py'}\n"

@@ -59,6 +59,11 @@ def case() -> Case:
 QUICK = Timing(rounds=3)
 
 
+@pytest.fixture(autouse=True)
+def _short_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ticketry_engine.bench.timing._LEAST_SECONDS", 0.001)
+
+
 def test_ratios_are_of_the_same_round() -> None:
     """A machine that slows down tenfold in the middle changes nothing."""
 

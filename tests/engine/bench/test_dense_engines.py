@@ -53,7 +53,8 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
-@pytest.mark.parametrize("name", sample(names(), sorted({*names()} - {"compile"})))
+# Below, onnxruntime runs the same network shrunk.
+@pytest.mark.parametrize("name", sample(names(), ["eager", "channels_last", "openvino"]))
 @pytest.mark.parametrize("precision", sample(["fp32", "bf16"], 1))
 def test_images(name: str, precision: str) -> None:
     one = case(Net(), torch.randn(2, 3, 12, 12), precision)

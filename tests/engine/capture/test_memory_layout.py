@@ -9,18 +9,13 @@ import torch
 from torch import Tensor, nn
 
 import ticketry as tk
+from engine.capture.test_passes import Of
 from samples import sample
 from ticketry.errors import CaptureError
 
 
-class Model(nn.Module):
-    def __init__(self, function: Callable[[Tensor, Tensor], Tensor]) -> None:
-        super().__init__()
-        self.layer = nn.Linear(6, 6)
-        self.function = function
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.function(self.layer(x), self.layer.weight)
+def model_of(function: Callable[[Tensor, Tensor], Tensor]) -> nn.Module:
+    return Of(lambda m, x: function(m.layer(x), m.layer.weight), layer=nn.Linear(6, 6)).eval()
 
 
 def pairs(h: Tensor) -> Tensor:
@@ -49,7 +44,7 @@ CASES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 @pytest.mark.parametrize("case", sample(CASES, [*CASES][::2]))
 def test_what_reads_memory_gives_what_eager_torch_gives(case: str):
     torch.manual_seed(0)
-    model, x = Model(CASES[case]).eval(), torch.randn(4, 5, 6)
+    model, x = model_of(CASES[case]), torch.randn(4, 5, 6)
     mask = tk.prune(model, density=0.7)
     fast = tk.compile(model, mask, x)
     mask.apply_(model)
@@ -60,7 +55,7 @@ def test_what_reads_memory_gives_what_eager_torch_gives(case: str):
 
 
 def test_strides_of_a_view_are_refused():
-    model = Model(lambda h, w: h.transpose(1, 2).as_strided((3, 2), (2, 6)))
+    model = model_of(lambda h, w: h.transpose(1, 2).as_strided((3, 2), (2, 6)))
     with pytest.raises(CaptureError, match="reads memory by strides"):
         tk.compile(model, None, torch.randn(4, 5, 6))
 
@@ -77,7 +72,7 @@ def _(x: Tensor) -> Tensor:
 
 
 def test_an_operation_of_a_users_sees_contiguous_memory():
-    model = Model(lambda h, w: by_view(h.transpose(1, 2).contiguous())).eval()
+    model = model_of(lambda h, w: by_view(h.transpose(1, 2).contiguous()))
     x = torch.randn(4, 5, 6)
     with torch.no_grad():
         torch.testing.assert_close(tk.compile(model, None, x)(x), model(x), atol=1e-5, rtol=1e-5)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_map
 
-from engine.families import FAMILIES, shake
+from engine.families import FAMILIES, attention_by_formulas, shake
 from engine.test_families import call, doubled, other_batch, tensors
 from group_wise import grouped
 
@@ -34,20 +34,14 @@ def group_mask(model: nn.Module) -> Mask:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_family(device: torch.device, name: str) -> None:
     torch.manual_seed(0)
-    if name not in ("lstm tagger", "u-net", "torch transformer"):
-        pytest.importorskip("transformers")
     model, example = FAMILIES[name]()
     model = shake(model.eval())
     mask = group_mask(model)
     fast = compile_gpu(model, mask, example, precision="tf32", device=device, force=True)
     mask.apply_(model)
     inputs = other_batch(example, 3)
-    mha = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
+    with attention_by_formulas():
         wanted = tensors(call(model.double(), doubled(inputs)))
-    finally:
-        torch.backends.mha.set_fastpath_enabled(mha)
     found = tensors(call(fast, tree_map(lambda leaf: leaf.to(device), inputs)))
     assert "engine" in {layer.where for layer in fast.layers()}
     bound = 2e-2 if device.type == "cuda" else 1e-4

@@ -125,11 +125,11 @@ def test_changes_of_layout_are_part_of_the_price():
 
 def test_a_plan_is_never_estimated_dearer_than_dense():
     convolutions = nn.Sequential(conv(), nn.ReLU(), conv(density=0.9), nn.MaxPool2d(2), conv(rows=16), conv(density=1))
-    up, down = nn.Linear(768, 3072), nn.Linear(3072, 768)
+    up, down = nn.Linear(384, 1536), nn.Linear(1536, 384)
     with torch.no_grad():
         for layer in (up, down):
             layer.weight.copy_(grouped(len(layer.weight), layer.weight.shape[1], 32, 0.26))
-    networks = [(convolutions, (256, 14, 14)), (nn.Sequential(nn.LayerNorm(768), up, nn.GELU(), down), (128, 768))]
+    networks = [(convolutions, (256, 14, 14)), (nn.Sequential(nn.LayerNorm(384), up, nn.GELU(), down), (128, 384))]
     for model, shape in networks:
         graph = capture(model.eval(), None, torch.randn(2, *shape))
         facts = layer_facts(graph)

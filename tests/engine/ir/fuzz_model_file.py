@@ -23,6 +23,7 @@ import torch
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
+from engine.ir.graphs import small
 from interpreter import Program
 from ticketry.errors import ModelFileError, TicketryError
 from ticketry_engine.ir import Graph
@@ -163,23 +164,20 @@ def run_if_small(graph: Graph) -> None:
         counts[f"torch: {type(error).__name__}"] += 1
 
 
-def main(count: int, start: int) -> None:
-    sys.path.insert(0, __file__.rpartition("/")[0])
-    from graphs import small
-
-    torch.set_num_threads(1)
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+def load_damaged_files(count: int, seed_number: int, seconds_each: int = 0) -> Counter[str]:
+    """What became of so many damaged files; a signal ends the process if one takes longer than the given seconds."""
     data = dumps(small(), {"ticket": "t", "list": [1, 2.5]})
     length = struct.unpack("<Q", data[:8])[0]
     text = next(iter(json.loads(data[8 : 8 + length])["__metadata__"].values()))
 
-    @seed(start)
+    @seed(seed_number)
     @settings(max_examples=count, deadline=None, database=None, phases=[Phase.generate], suppress_health_check=CHECKS)
     @given(_KINDS)
     def fuzz(chosen: tuple[str, Any]) -> None:
         made = damaged(data, text, *chosen)
         counts["inputs"] += 1
-        signal.alarm(SECONDS_EACH)
+        if seconds_each:
+            signal.alarm(seconds_each)
         try:
             graph, _ = loads(made)
         except ModelFileError:
@@ -187,11 +185,14 @@ def main(count: int, start: int) -> None:
         else:
             counts["loaded"] += 1
             run_if_small(graph)
-        signal.alarm(0)
+        if seconds_each:
+            signal.alarm(0)
 
     fuzz()
-    json.dump(counts, sys.stdout)
+    return counts
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]))
+    torch.set_num_threads(1)
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    json.dump(load_damaged_files(int(sys.argv[1]), int(sys.argv[2]), SECONDS_EACH), sys.stdout)

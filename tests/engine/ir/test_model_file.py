@@ -18,6 +18,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import ticketry as tk
+from engine.capture.test_passes import Of
+from engine.ir.fuzz_model_file import load_damaged_files
 from engine.ir.graphs import small
 from interpreter import run
 from ticketry.errors import GraphError, ModelFileError
@@ -218,28 +220,29 @@ def test_operations_of_the_models_own_cannot_be_saved(tmp_path: Path) -> None:
     assert torch.equal(made, torch.full((2, 1), 2.0))
     with pytest.raises(ModelFileError, match=r"operations of its own, such as ticketry_test_file\.twice"):
         dumps(graph)
-    model, x = Of(lambda y: torch.hypot(y, y.clone().add_(1).sinc()).fmax(y.exp2())).eval(), torch.randn(3, 6)
+
+    def of(function: Callable[[Tensor], Tensor]) -> nn.Module:
+        return Of(lambda m, x: function(m.layer(x)), layer=nn.Linear(6, 8)).eval()
+
+    model, x = of(lambda y: torch.hypot(y, y.clone().add_(1).sinc()).fmax(y.exp2())), torch.randn(3, 6)
     path = tk.compile(model, None, x).save(tmp_path / "usual.tk")
     with torch.no_grad():
         torch.testing.assert_close(tk.engine.load(path)(x), model(x))
-    fast = tk.compile(Of(lambda y: torch.fft.irfft(torch.fft.rfft(y))).eval(), None, torch.randn(3, 6))
+    fast = tk.compile(of(lambda y: torch.fft.irfft(torch.fft.rfft(y))), None, x)
     with pytest.raises(ModelFileError, match=r"operations that no file may hold, such as aten\.fft_rfft"):
         fast.save(tmp_path / "model.tk")
 
 
-class Of(nn.Module):
-    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.layer, self.function = nn.Linear(6, 8), function
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.function(self.layer(x))
+def test_a_few_hostile_files() -> None:
+    """In this process, which a crash would end; each of them in little time, or pytest's limit ends the test."""
+    assert_files_are_refused_or_run(load_damaged_files(100, seed_number=3), 100)
 
 
-@pytest.mark.parametrize("count", [100, pytest.param(100_000, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])])
-def test_hostile_files(count: int) -> None:
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_hostile_files() -> None:
     """In a process of its own, with a limit of memory and of time for each file: a crash or hang ends that process."""
-    tests = Path(__file__).parents[2]
+    count, tests = 100_000, Path(__file__).parents[2]
     ran = subprocess.run(
         [sys.executable, str(Path(__file__).with_name("fuzz_model_file.py")), str(count), "3"],
         capture_output=True,
@@ -251,7 +254,10 @@ def test_hostile_files(count: int) -> None:
         },
     )
     assert ran.returncode == 0, ran.stderr[-3000:]
-    counts = json.loads(ran.stdout)
+    assert_files_are_refused_or_run(json.loads(ran.stdout), count)
+
+
+def assert_files_are_refused_or_run(counts: dict[str, int], count: int) -> None:
     assert counts["inputs"] >= count * 0.9  # hypothesis does not repeat itself
     assert counts["refused"] > count / 2
     assert counts["ran"] > count / 100

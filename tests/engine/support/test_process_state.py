@@ -31,7 +31,7 @@ def interleaved(work: Callable[[Hook], Any], other: Callable[[Hook], object]) ->
 
     def first() -> None:
         begun.set()
-        inside.wait(0.3)
+        inside.wait(0.1)
 
     def second() -> None:
         inside.set()

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -78,17 +78,8 @@ def check_layer(conv: nn.Conv2d, kept: Any, x: Tensor) -> None:
 
 
 @needs_bfloat16
-@settings(max_examples=25, deadline=None)
 @given(convolutions((1, 4, 5, 6, 16), (1, 5, 32, 70)))
 def test_any_layer_of_single_weights_or_of_groups(drawn: tuple) -> None:
-    check_layer(*drawn)
-
-
-@needs_bfloat16
-@pytest.mark.slow
-@settings(max_examples=100, deadline=None)
-@given(convolutions((1, 4, 5, 6, 16), (1, 5, 32, 70)))
-def test_many_layers(drawn: tuple) -> None:
     check_layer(*drawn)
 
 
@@ -363,7 +354,6 @@ def test_a_layer_by_tiles(called, inputs, outputs, kernel, stride, groups, pixel
 
 
 @needs_tiles
-@settings(max_examples=15, deadline=None)
 @given(convolutions((16,), (1, 32, 70)))
 def test_any_layer_by_tiles(drawn: tuple) -> None:
     check_layer(*drawn)

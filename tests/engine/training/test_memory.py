@@ -28,7 +28,7 @@ SIZES = {"a": 64, "b": 128, "c": 192, "d": 448}
 """Layout -> bytes."""
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.data())
 def test_places_are_given_once(data: st.DataObject) -> None:
     """Against a list of who wrote which byte last, whether it may still be read, and by whom."""

@@ -107,7 +107,7 @@ GROUPS = (2, 3, 4, 5, 6, 8, 16)
 
 
 @pytest.mark.parametrize("rows", [(1,), GROUPS], ids=["single weights", "groups of rows"])
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(data=st.data())
 def test_any_convolution(rows: Sequence[int], data: st.DataObject) -> None:
     check_layer(data.draw(convolutions(rows)), "host")
@@ -244,7 +244,7 @@ def test_norms_sums_and_pools(where: str) -> None:
     check(model.region, model, x, kept, where)
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(st.data())
 def test_any_max_pool(data: st.DataObject) -> None:
     """With many values that are the same: the first of them has the gradient, as in torch."""

@@ -24,8 +24,8 @@ def same_width(width: int) -> int:
     return width
 
 
-def resnet(width: int = 16) -> nn.Module:
-    return ResNet((3, 16, 16), 10, repeats=(1, 1, 1), width=width, scale=same_width, block=Block)
+def resnet(width: int = 16, stages: int = 3) -> nn.Module:
+    return ResNet((3, 16, 16), 10, repeats=(1,) * stages, width=width, scale=same_width, block=Block)
 
 
 MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, int, int]]] = {
@@ -148,7 +148,7 @@ def test_bit_for_bit_the_same_twice_and_nearly_in_several_threads(images: int) -
         for threads in (1, 1, 3, 3):
             torch.set_num_threads(threads)
             torch.manual_seed(0)
-            model = resnet()
+            model = resnet(stages=2)
             x, y = data((3, 16, 16), images)
             losses(tk.sparse_training(model, tk.prune(model, density=0.1), x), x, y, 2)
             found.append(model.state_dict())
@@ -161,7 +161,7 @@ def test_bit_for_bit_the_same_twice_and_nearly_in_several_threads(images: int) -
 
 
 def test_it_has_the_models_own_parameters() -> None:
-    model = resnet()
+    model = resnet(stages=2)
     x, _ = data((3, 16, 16))
     fast = tk.sparse_training(model, tk.prune(model, density=0.1), x)
     assert list(fast.state_dict()) == list(model.state_dict())
@@ -170,14 +170,14 @@ def test_it_has_the_models_own_parameters() -> None:
     assert model.blocks[0].training
     assert not fast.eval().training
     assert not model.training
-    fast.train().load_state_dict(resnet().state_dict())
+    fast.train().load_state_dict(resnet(stages=2).state_dict())
     with pytest.raises(EngineError, match="copy the model"):
         copy.deepcopy(fast)
 
 
 def test_masks_that_move_and_batches_of_any_size() -> None:
     torch.manual_seed(0)
-    model = resnet().train()
+    model = resnet(stages=2).train()
     x, y = data((3, 16, 16), 64)
     fast = tk.sparse_training(model, tk.prune(model, density=0.2, distribution="layerwise"), x[:8])
     losses(fast, x, y, 2)
@@ -227,7 +227,7 @@ def test_a_batch_of_no_examples(kind: str) -> None:
 def test_gradients_from_elsewhere_are_masked_too() -> None:
     """Kernels give gradients that need no mask, unless something is added to them on their way to the parameter."""
     torch.manual_seed(0)
-    model = resnet().train()
+    model = resnet(stages=2).train()
     mask = tk.prune(model, density=0.2)
     weights = list(mask.parameters(model).values())
     weights[0].register_hook(lambda gradient: gradient.add_(1))
@@ -409,7 +409,7 @@ def test_what_kernels_do_not_know_runs_in_torch_at_its_place(build: Callable[[],
 
 def test_profile_tells_seconds_and_leaves_all_as_it_was() -> None:
     torch.manual_seed(0)
-    model = resnet().train()
+    model = resnet(stages=2).train()
     x, y = data((3, 16, 16), 16)
     fast = tk.sparse_training(model, tk.prune(model, density=0.2, distribution="layerwise"), x)
     F.cross_entropy(fast(x), y).backward()
@@ -473,7 +473,7 @@ def test_clear_errors(capfd: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.filterwarnings("error")
 def test_a_training_that_diverges_is_told_by_its_loss_alone() -> None:
     x, y = data((3, 16, 16))
-    model = resnet()
+    model = resnet(stages=2)
     found = losses(tk.sparse_training(model, tk.prune(model, density=0.2, score="random"), x), x, y, 6, rate=1e9)
     assert not all(map(math.isfinite, found))
 

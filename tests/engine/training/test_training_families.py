@@ -105,7 +105,6 @@ def checked(fast: SparseTraining, mask: tk.Mask, found: dict[str, Tensor | None]
 def test_families(name: str) -> None:
     if name not in ("lstm tagger", "u-net", "torch transformer"):
         mend_torchvision()
-        pytest.importorskip("transformers")
     fast = check(FAMILIES[name])
     assert name == "lstm tagger" or any(layer.where == "engine" for layer in fast.layers())
 
