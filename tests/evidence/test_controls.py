@@ -97,7 +97,7 @@ def test_a_control_mask_is_a_function_of_seed_and_mask(control):
 
 
 def test_unknown_controls_are_refused():
-    assert check_controls(tuple(CONTROLS)) == tuple(CONTROLS)
+    check_controls(tuple(CONTROLS))
     for check in (
         lambda: check_controls(("shuffled", "placebo")),
         lambda: draw_control_mask("placebo", some_mask(0.3), Seeds()),

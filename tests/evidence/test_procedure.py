@@ -119,13 +119,13 @@ def test_the_recipe_s_own_dense_network_and_that_of_the_whole_cost_are_shown(lab
     settings = VerifySettings(seeds=1, controls=("none",))
     found = verify_procedure(procedure(lab, "oneshot", density=(0.1,), rewind="50%", retrain="finetune"), settings)
     assert found.budgets == {"ticket": TOTAL + TOTAL // 2, "dense": TOTAL + TOTAL // 2}
-    ((recipe, values),) = found.references  # its cost is what is in its weights: no other reference
+    (recipe,) = found.references  # its cost is what is in its weights: no other reference
     assert (recipe.role, recipe.steps) == ("dense_by_recipe", TOTAL)
     own = lab.train(lab.segment(TASK, start=fresh(0).initialisation, order_seed=fresh(0).order, recipe=RECIPE))
-    assert values == accuracies([own])
+    assert list(recipe.values) == accuracies([own])
     rewound = verify_procedure(procedure(lab, "iterative", level=2, densities=(0.5, 0.2), rewind="0"), settings)
     assert rewound.budgets == {"ticket": TOTAL, "dense": TOTAL}
-    assert [(one.role, one.steps) for one, _ in rewound.references] == [("dense_at_cost", 3 * TOTAL)]
+    assert [(one.role, one.steps) for one in rewound.references] == [("dense_at_cost", 3 * TOTAL)]
 
 
 def test_a_budget_of_the_whole_search_is_that_of_the_dense_network(lab: tk.Lab) -> None:

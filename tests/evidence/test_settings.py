@@ -34,4 +34,5 @@ def test_a_control_that_no_record_could_name() -> None:
         check_controls(("shuffled", "dense_of_flops:lenet-300-100@0.5"))
     with pytest.raises(UsageError, match=r"remove @0\.5"):
         check_rivals(("dense_of_time:lenet-300-100@0.5",))
-    check_rivals(check_controls(("dense_of_flops:lenet-300-100", "dense_of_time")))
+    check_controls(("dense_of_flops:lenet-300-100", "dense_of_time"))
+    check_rivals(("dense_of_flops:lenet-300-100", "dense_of_time"))

@@ -116,11 +116,11 @@ def test_the_noise_floor_is_ticket_minus_ticket(made: Verification) -> None:
 
 
 def test_references_have_the_budgets_that_they_name(lab: Lab, ticket: Ticket, made: Verification) -> None:
-    shown = {reference.role: reference for reference, _ in made.references}
+    shown = {reference.role: reference for reference in made.references}
     assert shown["dense_at_cost"].steps == TOTAL + 2 * (TOTAL - REWIND) == ticket.info["search_steps"]
     share = sum(layer.kept for layer in ticket.mask.table()) / (64 * 300 + 300 * 100 + 100 * 10)
     assert shown["dense_at_flops"].steps == REWIND + round(share * (TOTAL - REWIND))
-    assert all(len(values) == 2 for _, values in made.references)
+    assert all(len(reference.values) == 2 for reference in made.references)
 
 
 def test_flops_of_convolutions_count_their_positions(lab: Lab) -> None:

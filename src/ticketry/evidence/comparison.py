@@ -90,10 +90,6 @@ class InterimAnalyses:
         spent = [0.0, *(alpha * (n / self.last) ** 3 for n in self.at)]
         return {n: spent[k + 1] - spent[k] for k, n in enumerate(self.at)}
 
-    def next_analysis_after(self, n: int) -> int | None:
-        """Return the number of seeds of the first planned analysis with more than `n` seeds, or None."""
-        return next((at for at in self.at if at > n), None)
-
 
 class Comparison(MeanDifference, frozen=True, kw_only=True, dict=True):
     """Result of comparing a ticket with one other network over paired seeds.
@@ -153,8 +149,7 @@ def compare(
     """Compare two networks over paired seeds: `ticket[i]` and `other[i]` are from the same seed.
 
     Args:
-        ticket: the metric of the ticket, one value for each seed.
-        other: the metric of the other network, in the same order.
+        ticket, other: the metric of both networks, one value for each seed.
         margin: how much worse still counts as equally good, in the metric's unit; above 0.
         confidence: confidence of the two-sided interval; above 0.5.
         higher_is_better: False for a loss or an error.
@@ -175,9 +170,12 @@ def compare(
         >>> round(found.mean, 2), found.n, found.p_superior < 0.05
         (0.97, 3, True)
     """
+    import numpy as np
+
     check_comparison_settings(margin, confidence, resolution, least_spread)
     differences = _paired_differences(ticket, other, higher_is_better, name)
-    n, mean, sd = len(differences), *_mean_and_sd(differences)
+    n, values = len(differences), np.asarray(differences, dtype=np.float64)
+    mean, sd = float(values.mean()), float(values.std(ddof=1)) if n > 1 else None
     scale = max(abs(value) for value in (*ticket, *other))
     spread, note = _choose_sd_for_tests(sd, scale, resolution, least_spread, name)
     if pooled is not None and sd is not None:
@@ -307,13 +305,6 @@ def _paired_differences(
                 )
     sign = 1.0 if higher_is_better else -1.0
     return tuple(sign * (float(one) - float(two)) for one, two in zip(ticket, other, strict=True))
-
-
-def _mean_and_sd(differences: Sequence[float]) -> tuple[float, float | None]:
-    import numpy as np
-
-    values = np.asarray(differences, dtype=np.float64)
-    return float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else None
 
 
 def _choose_sd_for_tests(

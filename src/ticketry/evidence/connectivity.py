@@ -33,7 +33,7 @@ from ticketry.lab.search_result import REWINDING, Found, Seeds
 from ticketry.lab.store.references import second_order_seed
 from ticketry.lab.store.store import NUMERICS, digest_of
 from ticketry.lab.training.precision import Arithmetic
-from ticketry.lab.training.segment import Result, Segment, Start
+from ticketry.lab.training.segment import Result, Start
 from ticketry.lab.training.state import rebuild_model
 from ticketry.lab.training.supervised import evaluate
 from ticketry.records.metric import Metric
@@ -93,7 +93,14 @@ def distance(
         >>> round(apart.l2, 4), round(apart.angle, 1), apart.weights
         (1.4142, 90.0, 2)
     """
-    _warn_of_shared_memory(one, other)
+    shared = [name for name, tensor in one.items() if name in other and share_memory(tensor, other[name])]
+    if shared and one is not other:
+        warnings.warn(
+            f"the states share memory ({format_names(shared)}), so that they are equal there: model.state_dict()"
+            " follows the model as it trains. Copy it: "
+            "{name: tensor.clone() for name, tensor in model.state_dict().items()}",
+            stacklevel=2,
+        )
     pairs = {name: (a.double().cpu(), b.double().cpu()) for name, a, b in _select_compared_tensors(one, other, mask)}
     layers = {name: _distance_of_vectors([pair]) for name, pair in pairs.items()}
     return replace(_distance_of_vectors(list(pairs.values())), layers=layers)
@@ -118,18 +125,6 @@ def _select_compared_tensors(
                 raise MaskError(f"the mask of {name!r} has the shape {tuple(kept.shape)}, the state {tuple(a.shape)}")
             a, b = a[kept], b[kept.to(b.device)]
         yield name, a, b
-
-
-def _warn_of_shared_memory(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> None:
-    """Warn if two state dicts share memory, because their distance is then always 0."""
-    shared = [name for name, tensor in one.items() if name in other and share_memory(tensor, other[name])]
-    if shared and one is not other:
-        warnings.warn(
-            f"the states share memory ({format_names(shared)}), so that they are equal there: model.state_dict()"
-            " follows the model as it trains. Copy it: "
-            "{name: tensor.clone() for name, tensor in model.state_dict().items()}",
-            stacklevel=3,
-        )
 
 
 def _distance_of_vectors(pairs: list[tuple[Tensor, Tensor]]) -> Distance:
@@ -161,12 +156,9 @@ def stability(
     new. Trainings that the lab's store lacks are executed. `evidence.instability` uses the same trainings.
 
     Args:
-        found: a ticket of a search with this recipe and these seeds.
+        lab, task, recipe, seeds: those of the search that found the ticket.
+        found: the ticket.
         control: ``shuffled`` or ``random_prune``, to measure that control instead of the ticket.
-        lab: the lab with the search in its store.
-        task: task of the search.
-        recipe: recipe of the search.
-        seeds: seeds of the replicate that found the ticket.
 
     Raises:
         UsageError: if `found` is the dense network, the control has other weights than the ticket, `seeds` are of
@@ -231,18 +223,11 @@ def train_two_data_orders(
             raise UsageError(f"{control} is a control of a ticket: the dense network has no mask")
         first = train_control(lab, task, recipe, control, found, seeds, label=f"level {found.level} {control}")
         begins = first.segment
-    elif found.mask is None:
-        begins = _dense_training_from_rewind_step(found)
+    elif found.mask is None and (step := found.rewound.segment.last) != begins.first:
+        start = Start(state=found.rewound.model, optimizer=found.rewound.training)
+        begins = replace(begins, start=start, first=step)
     label = f"level {found.level} {control or 'ticket' if found.mask else 'dense'} (second order)"
     return first, lab.train(replace(begins, order_seed=second_order_seed(seeds.order)), label=label)
-
-
-def _dense_training_from_rewind_step(found: Found) -> Segment:
-    """Describe the training that continues the dense network from the rewind step, with the optimiser's state."""
-    rewound, whole = found.rewound, found.result.segment
-    if rewound.segment.last == whole.first:
-        return whole
-    return replace(whole, start=Start(state=rewound.model, optimizer=rewound.training), first=rewound.segment.last)
 
 
 @dataclass(frozen=True)
@@ -275,14 +260,12 @@ def barrier(
     artefact of the statistics. `recalibrate` recomputes the statistics at all points, including both ends.
 
     Args:
+        lab, task: those with which both networks were trained.
+        one, other: the networks at alpha 0 and at alpha 1.
         points: number of alphas (the paper has 30).
         split: split on which errors are measured: train, validation or test.
         recalibrate: number of training batches (not augmented, in a fixed order, of the recipe's size) over which
             batch-norm statistics are averaged at each alpha; 0 interpolates them. Has no effect without batch norm.
-        lab: the lab with the results in its store.
-        task: the task of both networks.
-        one: the trained network at alpha 0.
-        other: the trained network at alpha 1.
 
     Raises:
         UsageError: if there are fewer than 3 points, the split is unknown, `recalibrate` is negative, or a network
@@ -296,7 +279,13 @@ def barrier(
         >>> found.alphas, found.height >= 0
         ((0.0, 0.5, 1.0), True)
     """
-    _check_barrier_arguments(task, one, other, points, split, recalibrate)
+    check_barrier_settings(points, split, recalibrate)
+    for result in (one, other):
+        if digest_of(dict(result.segment.task.key())) != digest_of(dict(task.key())):
+            raise UsageError(
+                f"a barrier is between two networks of one task and model, here {task.name!r}: one of these was"
+                f" trained on {result.segment.task.name!r}, or on another version or model of it"
+            )
     arithmetic, batch = one.segment.arithmetic, one.segment.recipe.batch
     described: dict[str, Any] = {
         "numerics": NUMERICS,
@@ -349,13 +338,10 @@ def instability(
     the dense network of a search, with its state at the rewind step. `evidence.stability` uses the same trainings.
 
     Args:
-        found: a network of a search with this recipe and these seeds.
-        points, split, recalibrate: see `barrier`.
-        lab: the lab with the search in its store.
-        task: task of the search.
-        recipe: recipe of the search.
-        seeds: seeds of the replicate that found the network.
+        lab, task, recipe, seeds: those of the search that found the network.
+        found: the network.
         control: name of a control in `evidence.CONTROLS`, to measure it instead of the ticket.
+        points, split, recalibrate: see `barrier`.
 
     Raises:
         UsageError: as for `barrier`, and if the control is unknown or `seeds` are of another search.
@@ -429,13 +415,3 @@ def metric_to_error(metric: Metric, value: float) -> float:
     if not metric.higher_is_better:
         return value
     return 100 - value if metric.unit == "%" else -value
-
-
-def _check_barrier_arguments(task: Task, one: Result, other: Result, points: int, split: str, recalibrate: int) -> None:
-    check_barrier_settings(points, split, recalibrate)
-    for result in (one, other):
-        if digest_of(dict(result.segment.task.key())) != digest_of(dict(task.key())):
-            raise UsageError(
-                f"a barrier is between two networks of one task and model, here {task.name!r}: one of these was"
-                f" trained on {result.segment.task.name!r}, or on another version or model of it"
-            )

@@ -278,14 +278,13 @@ LONGER_CONTROLS = ("cyclic", "cyclic_random")
 controls have the ticket's number of training steps."""
 
 
-def check_controls(names: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the names of controls unchanged; raise `UsageError` if one is unknown."""
+def check_controls(names: tuple[str, ...]) -> None:
+    """Raise `UsageError` if a name of a control is unknown."""
     for name in names:
         if is_matched_dense(name):
             _check_dense_rival(name)
         else:
             CONTROLS.get(name)
-    return names
 
 
 def _check_dense_rival(name: str) -> None:

@@ -150,15 +150,25 @@ def train_cyclic_control(
     data order. The first cycle is the training of the ticket (or of the control `shuffled`) itself. These controls have
     more steps than the ticket, so no verdict is based on them.
     """
-    first = _first_cycle_segment(lab, task, recipe, mask, found, seeds)
+    at_end = found.rewound.segment.last >= found.result.segment.total
+    segment = retraining(
+        lab,
+        task,
+        recipe,
+        retrain=found.retrain if found.retrain in REWINDING else "restart" if at_end else "continue",
+        mask=None,
+        rewound=found.rewound,
+        trained=found.rewound,
+        order_seed=seeds.order,
+        entered=found.result.segment.first if found.retrain == GRADUAL else None,
+        variants=with_other_mask(found.result.segment.variants, mask),
+    )
     results: list[Result] = []
-    count = count_cycles(found, first.steps)
+    count = count_cycles(found, segment.steps)
     for number in range(count):
-        if not results:
-            segment = first
-        else:
+        if results:
             start = Start(state=results[-1].model)
-            segment = replace(first, start=start, order_seed=mix(seeds.order, "cycle", number))
+            segment = replace(segment, start=start, order_seed=mix(seeds.order, "cycle", number))
         results.append(lab.train(segment, label=f"{label} (cycle {number + 1} of {count})"))
     return results
 
@@ -167,23 +177,6 @@ def count_cycles(found: Found, steps: int) -> int:
     """Return the number of cycles of `steps` steps whose total is nearest to a search's steps after the rewind step."""
     left = search_cost(found) - found.rewound.segment.last
     return max(1, (2 * left + steps) // (2 * steps))
-
-
-def _first_cycle_segment(lab: Lab, task: Task, recipe: Recipe, mask: str, found: Found, seeds: Seeds) -> Segment:
-    at_end = found.rewound.segment.last >= found.result.segment.total
-    retrain = found.retrain if found.retrain in REWINDING else "restart" if at_end else "continue"
-    return retraining(
-        lab,
-        task,
-        recipe,
-        retrain=retrain,
-        mask=None,
-        rewound=found.rewound,
-        trained=found.rewound,
-        order_seed=seeds.order,
-        entered=found.result.segment.first if found.retrain == GRADUAL else None,
-        variants=with_other_mask(found.result.segment.variants, mask),
-    )
 
 
 def store_control_mask(lab: Lab, task: Task, control: str, ticket: str, seeds: Seeds, form: MaskForm = WEIGHTS) -> str:
@@ -195,26 +188,20 @@ def store_control_mask(lab: Lab, task: Task, control: str, ticket: str, seeds: S
     described: dict[str, Any] = {"control": chosen.drawn_as or control, "of": ticket, "seed": seeds.mask}
     if source := CONTROLS.digest_source(control):
         described["source"] = source
-    if form == WEIGHTS:
-        return lab.load_or_compute_mask(
-            described, lambda: draw_control_mask(control, lab.store.get_mask(ticket), seeds)
-        )
-    drawing = Drawing(0, form, lambda: lab.model(task), lambda: lab.structure(task))
-    if form.aim:
-        drawing = replace(drawing, prices=load_weight_prices(lab, task, lab.store.get_mask(ticket), form.aim))
+    drawing = Drawing(0)
+    if form != WEIGHTS:
+        described |= {**form.key(), "task": dict(task.key())}
+        drawing = Drawing(0, form, lambda: lab.model(task), lambda: lab.structure(task))
+        if form.aim:
+            drawing = replace(drawing, prices=load_weight_prices(lab, task, lab.store.get_mask(ticket), form.aim))
     return lab.load_or_compute_mask(
-        {**described, **form.key(), "task": dict(task.key())},
-        lambda: _draw_mask(control, lab.store.get_mask(ticket), seeds, drawing),
+        described, lambda: draw_control_mask(control, lab.store.get_mask(ticket), seeds, drawing)
     )
 
 
-def draw_control_mask(control: str, mask: Mask, seeds: Seeds) -> Mask:
-    """Draw a control's mask of single weights for a ticket's mask; the result depends only on the arguments."""
-    return _draw_mask(control, mask, seeds, Drawing(0))
-
-
-def _draw_mask(control: str, ticket: Mask, seeds: Seeds, drawing: Drawing) -> Mask:
-    """Draw a control's mask with the structure that `drawing` requires; check that it fits the ticket's mask."""
+def draw_control_mask(control: str, ticket: Mask, seeds: Seeds, drawing: Drawing | None = None) -> Mask:
+    """Draw a control's mask and check that it fits the ticket's mask; `drawing` has another structure than weights."""
+    drawing = drawing or Drawing(0)
     chosen = CONTROLS.get(control)
     if not chosen.changes_mask:
         return ticket
@@ -237,7 +224,7 @@ def _draw_mask(control: str, ticket: Mask, seeds: Seeds, drawing: Drawing) -> Ma
     return mask
 
 
-def control_start(lab: Lab, control: str, state: str, ticket: str, seeds: Seeds) -> Start:
+def make_control_start(lab: Lab, control: str, state: str, ticket: str, seeds: Seeds) -> Start:
     """Compute a control's initial weights from the ticket's, store them, and return them as a start of training.
 
     `state` is the digest of the ticket's stored initial weights (with buffers), `ticket` the digest of its mask.
@@ -268,12 +255,10 @@ def train_control(
     - `LONGER_CONTROLS` are trained for longer, see `train_cyclic_control`.
 
     Args:
-        lab: the lab with the search in its store.
-        task: task of the search.
-        recipe: recipe of the search. If a budget changed the ticket's recipe, the ticket's is used instead.
+        lab, task, recipe, seeds: those of the search that found the ticket. If a budget changed the ticket's recipe,
+            the ticket's is used instead.
         control: random_reinit, shuffled, random_prune or another of ``ticketry list controls``.
         found: the ticket.
-        seeds: seeds of the replicate that found it.
         label: name in progress events.
 
     Raises:
@@ -354,7 +339,7 @@ def train_any_control(
     )
     if chosen.remakes_weights:
         assert segment.start.state is not None
-        segment = replace(segment, start=control_start(lab, control, segment.start.state, ticket, seeds))
+        segment = replace(segment, start=make_control_start(lab, control, segment.start.state, ticket, seeds))
     return ControlTrainings(
         _train_segment_repeatedly(lab, segment, trained_steps(found) - steps, seeds, label),
         steps,

@@ -50,28 +50,24 @@ def add_verdicts(record: RunRecord, examples: int | None) -> RunRecord:
     """
     bounded = bool(upgrade_settings(record.settings).get("equal_cost"))
     try:
-        points = _points_reached_by_all(record.points, record.replicates) if record.ended else record.points
+        points = record.points
+        if record.ended:
+            reached = Counter(point.level for point in points if point.role in (DENSE, TICKET))
+            points = tuple(point for point in points if reached[point.level] == record.replicates)
+            if not any(point.role == TICKET for point in points):
+                raise UsageError(
+                    f"no level has a ticket of each of the {record.replicates} replicates, some of which could not"
+                    " continue"
+                )
         found = judge_levels(points, record.task.metric, examples, roles_with_other_steps=(DENSE,) if bounded else ())
         return structs.replace(record, verdicts=tuple(found))
     except UsageError as error:
-        more = not bounded and _largest_step_count(record.points, TICKET) > _largest_step_count(record.points, DENSE)
-        advice = f". {_AT_EQUAL_BUDGETS}" if more else ""
-        return structs.replace(record, verdict_error=f"{error}{advice}")
-
-
-def _largest_step_count(points: Sequence[Point], role: str) -> int:
-    return max((point.budget or 0 for point in points if point.role == role), default=0)
-
-
-def _points_reached_by_all(points: Sequence[Point], replicates: int) -> list[Point]:
-    """Return the points of levels that all replicates reached; raise `UsageError` if no such level has a ticket."""
-    reached = Counter(point.level for point in points if point.role in (DENSE, TICKET))
-    found = [point for point in points if reached[point.level] == replicates]
-    if not any(point.role == TICKET for point in found):
-        raise UsageError(
-            f"no level has a ticket of each of the {replicates} replicates, some of which could not continue"
+        ticket, dense = (
+            max((point.budget or 0 for point in record.points if point.role == role), default=0)
+            for role in (TICKET, DENSE)
         )
-    return found
+        advice = f". {_AT_EQUAL_BUDGETS}" if ticket > dense and not bounded else ""
+        return structs.replace(record, verdict_error=f"{error}{advice}")
 
 
 def recompute_verdicts(record: RunRecord) -> RunRecord:
@@ -104,19 +100,14 @@ def judge_levels(
 ) -> list[LevelVerdict]:
     """Return a verdict for each level of a run, densest first, corrected for the number of levels.
 
-    The claim is "wins" for levels with controls and "matches" for others; the margin is `default_margin`.
-
-    Args:
-        examples: number of test examples; None if an older record lacks it.
-        roles_with_other_steps: roles whose networks may have another number of steps than the tickets.
+    The claim is "wins" for levels with controls and "matches" for others; the margin is `default_margin`. The number of
+    test `examples` is None if an older record lacks it.
     """
     table = {(point.level, point.role, point.replicate): point for point in points}
     replicates = sorted({point.replicate for point in points})
     others = sorted({role for _, role, _ in table} - {"dense", "ticket"})
-    roles, longer = (
-        [role for role in others if role not in LONGER_CONTROLS],
-        [role for role in others if role in LONGER_CONTROLS],
-    )
+    roles = [role for role in others if role not in LONGER_CONTROLS]
+    longer = [role for role in others if role in LONGER_CONTROLS]
     levels = sorted({level for level, role, _ in table if role == "ticket"})
     present = {(level, role) for level, role, _ in table}
 
@@ -133,7 +124,8 @@ def judge_levels(
         raise UsageError("there are no networks to judge")
     dense = points_of_level(0, "dense")
     margin = default_margin(metric.unit, metric_values(dense))
-    parents = _keys_of_shared_dense_networks(dense)
+    keys = [point.key or point.replicate for point in dense]
+    parents = keys if len(set(keys)) < len(keys) else None  # replicates with the same dense network count as one
 
     def paired_differences_to(role: str) -> list[Sequence[float]]:
         """Return, for each level with a network of this role, the replicates' differences ticket minus network."""
@@ -224,12 +216,6 @@ def _list_steps_by_network(rows: Mapping[str, Sequence[Point]]) -> dict[str, lis
     """Return role -> training steps of its network in each replicate; empty if an older record lacks the steps."""
     steps = {role: [point.budget for point in points if point.budget is not None] for role, points in rows.items()}
     return steps if all(len(steps[role]) == len(points) for role, points in rows.items()) else {}
-
-
-def _keys_of_shared_dense_networks(dense: Sequence[Point]) -> list[str | int] | None:
-    """Return a key of each replicate's dense network, equal if replicates share a network; None if all differ."""
-    keys: list[str | int] = [point.key or point.replicate for point in dense]
-    return keys if len(set(keys)) < len(keys) else None
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -6,7 +6,7 @@ A procedure is a search method with its settings and recipe; each of its seeds r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from statistics import fmean
@@ -36,7 +36,7 @@ from ticketry.evidence.control import (
     explain_undefined_control,
 )
 from ticketry.evidence.controls import (
-    control_start,
+    make_control_start,
     narrowest_dense_of_cost,
     store_control_mask,
     train_any_control,
@@ -52,6 +52,7 @@ from ticketry.lab.store.store import digest_of
 from ticketry.lab.training.segment import Result, Start
 from ticketry.lab.training.variant import Variant, explain_mask_dependence, is_known, variant_from, with_other_mask
 from ticketry.lab.training.variants import HeldMask, Penalty, Shrunk
+from ticketry.records.evidence import Reference
 from ticketry.records.network import MATCHED_DENSE, is_matched_dense
 from ticketry.records.ticket import RetrainingInfo, TaskInfo, TaskRequest, TicketTask, read_ticket_info
 from ticketry.registry import load_object, put_current_folder_on_path
@@ -63,25 +64,18 @@ from ticketry_engine.support.process_state import private_random_state
 from ticketry_engine.support.seeds import mix
 
 
-@dataclass(frozen=True)
-class Reference:
-    """A dense network trained for another number of steps, shown beside a verdict that it does not affect."""
-
-    role: str
-    steps: int
-    note: str
-    """Explanation of the number of steps."""
-
-
 def list_references(subject: TestedTicket) -> list[Reference]:
-    """List two references: as many steps as the whole search (if recorded), and as many FLOPs as the ticket."""
+    """List two dense networks with other steps, without values, which are shown beside a verdict but do not affect it.
+
+    They have as many steps as the whole search (if recorded), and as many FLOPs as the ticket.
+    """
     made = []
     spent, once = subject.info.get("search_steps"), subject.total_steps
     if spent:
         note = (
             f"the {spent:,} steps that the search had trained when the ticket was found, {spent / once:.1f} trainings"
         )
-        made.append(Reference("dense_at_cost", int(spent), note))
+        made.append(Reference("dense_at_cost", int(spent), note=note))
     share = compute_flops_share(subject.lab, subject.task, subject.mask)
     own = subject.last - subject.first
     steps = max(1, subject.step + round(share * own))
@@ -89,7 +83,7 @@ def list_references(subject: TestedTicket) -> list[Reference]:
         f"as many operations as the ticket's training needs if zeros are free: {100 * share:.1f} % of the dense"
         f" network's over {own:,} steps{f', after {subject.step:,} dense ones' if subject.step else ''}"
     )
-    return [*made, Reference("dense_at_flops", steps, note)]
+    return [*made, Reference("dense_at_flops", steps, note=note)]
 
 
 def compute_flops_share(lab: Lab, task: Task, mask: Mask) -> float:
@@ -178,22 +172,17 @@ class Procedure:
         return self.task_of(0)
 
     def fresh_seeds(self, number: int) -> Seeds:
-        """Return seeds that no run has used, the same for all methods and settings, so that these share dense networks.
+        """Return seeds that no run has used, for repetition `number` from 0.
 
-        Args:
-            number: number of the repetition, from 0.
+        They are the same for all methods and settings, so that these share dense networks.
         """
         own = self.seeds
         return Seeds.of(mix(own.initialisation, own.order, own.mask, "procedure", self.after + number))
 
     def replicate(self, number: int) -> RepeatedSearch:
-        """Repeat the search from fresh seeds, up to the level of the judged ticket.
+        """Repeat the search from the fresh seeds of repetition `number`, up to the level of the judged ticket.
 
-        Args:
-            number: number of the repetition, from 0.
-
-        Raises:
-            UsageError: if the search finds no ticket of that level.
+        Raise `UsageError` if the search finds no ticket of that level.
         """
         task, seeds, found = self.task_of(self.after + number), self.fresh_seeds(number), []
         for one in self.search(self.lab, task, self.recipe, self.settings, seeds):
@@ -263,20 +252,23 @@ class Rivals:
         """Return None, because seeds count as independent in a verdict about the one ticket that they share."""
         return None
 
-    def train_references(self, count: int) -> list[tuple[Reference, Sequence[float]]]:
-        """Train each reference (a dense network with other steps) with `count` seeds; return the metric's values."""
+    def train_references(self, count: int) -> list[Reference]:
+        """Train each reference (a dense network with other steps) with `count` seeds; return them with their values."""
         shown, metric = list_references(self.subject), self.task.metric.name
 
         def train_reference(reference: Reference, seeds: Seeds) -> float:
             with self.lab.telling("reference "):
-                steps, recipe = reference.steps, self.subject.recipe
+                steps, recipe = reference.steps or 0, self.subject.recipe
                 trained = train_with_scaled_recipe(self.lab, self.task, recipe, steps, seeds, label=reference.role)
                 return float(trained.metrics["test"][metric])
 
         begun = self.subject.seeds.initialisation  # the dense networks have the ticket's
         seeds = [replace(self.subject.fresh_seeds(number), initialisation=begun) for number in range(count)]
         values = self.lab.gather([partial(train_reference, reference, each) for reference in shown for each in seeds])
-        return [(reference, values[index * count : (index + 1) * count]) for index, reference in enumerate(shown)]
+        return [
+            structs.replace(reference, values=tuple(values[index * count : (index + 1) * count]))
+            for index, reference in enumerate(shown)
+        ]
 
     def train_role(self, role: str, seeds: Seeds) -> TrainedNetwork:
         """Train the network of one role with the given seeds, or load it from the store."""
@@ -293,7 +285,7 @@ class Rivals:
                 start = self._train_fresh_start(task, seeds, role)
             if control.remakes_weights:
                 assert start.state is not None
-                start = control_start(lab, role, start.state, subject.mask_digest, seeds)
+                start = make_control_start(lab, role, start.state, subject.mask_digest, seeds)
         segment = lab.segment(
             task,
             start=start,
@@ -372,7 +364,10 @@ class ProcedureRivals:
     def train_all_roles(self, number: int) -> dict[str, TrainedNetwork]:
         """Repeat the search with one seed, and train or load the networks of all roles; return them by role."""
         one = self.replicates[number] = self.subject.replicate(number)
-        roles = ("ticket", "dense", *self._defined_controls(one))
+        suited = PROCEDURE_RIVALS if one.mask_form.kind == WEIGHTS.kind else STRUCTURED_RIVALS
+        asked = [role for role in self._settings.rivals(suited) if role not in self.left_out]
+        self.left_out |= {role: why for role in asked if (why := self._explain_undefined_control(role, one))}
+        roles = ("ticket", "dense", *(role for role in asked if role not in self.left_out))
         return dict(zip(roles, self.lab.gather([partial(self._train_role, role, one) for role in roles]), strict=True))
 
     def keys_of_shared_dense_networks(self) -> list[str] | None:
@@ -398,36 +393,28 @@ class ProcedureRivals:
         """Number of weights that masks cover, whether retained or removed."""
         return self.replicates[0].mask.total
 
-    def train_references(self, count: int) -> list[tuple[Reference, Sequence[float]]]:
+    def train_references(self, count: int) -> list[Reference]:
         """Return up to two references with their values: dense networks with the steps of the recipe or whole search.
 
         The latter is trained with `count` seeds. A reference with as many steps as the judged dense network is omitted.
         """
-        metric, first = self.task.metric.name, self.replicates[0]
-        shown: list[tuple[Reference, Sequence[float]]] = []
+        first, shown = self.replicates[0], list[Reference]()
+
+        def test_values(results: Iterable[Result]) -> tuple[float, ...]:
+            return tuple(float(one.metrics["test"][self.task.metric.name]) for one in results)
+
         judged, planned = self._count_dense_steps(first), first.dense.result.segment.steps
         if judged != planned:
-            values = [float(one.dense.result.metrics["test"][metric]) for _, one in sorted(self.replicates.items())]
-            shown.append((Reference("dense_by_recipe", planned, "one training by the recipe, with every seed"), values))
+            values = test_values(one.dense.result for _, one in sorted(self.replicates.items()))
+            shown.append(Reference("dense_by_recipe", planned, values, "one training by the recipe, with every seed"))
         if not self.subject.bounded and first.cost not in (judged, planned):  # a budget equals the cost of the recipe
             note = f"the {first.cost:,} steps of the whole search, {first.cost / planned:.1f} trainings by the recipe"
-            reference = Reference("dense_at_cost", first.cost, note)
-            pieces = [
-                partial(self._train_from_initialisation, self.replicates[number], first.cost, reference.role)
-                for number in range(count)
-            ]
-            results = self.lab.gather(pieces)
-            shown.append((reference, [float(one.metrics["test"][metric]) for one in results]))
+            role, repeated = "dense_at_cost", [self.replicates[number] for number in range(count)]
+            pieces = [partial(self._train_from_initialisation, one, first.cost, role, one.task) for one in repeated]
+            shown.append(Reference(role, first.cost, test_values(self.lab.gather(pieces)), note))
         return shown
 
     # -- one seed ------------------------------------------------------------------------------------------------------
-
-    def _defined_controls(self, one: RepeatedSearch) -> list[str]:
-        suited = PROCEDURE_RIVALS if one.mask_form.kind == WEIGHTS.kind else STRUCTURED_RIVALS
-        asked = [role for role in self._settings.rivals(suited) if role not in self.left_out]
-        wanted = {role: self._explain_undefined_control(role, one) for role in asked}
-        self.left_out |= {role: why for role, why in wanted.items() if why}
-        return [role for role, why in wanted.items() if not why]
 
     def _explain_undefined_control(self, role: str, one: RepeatedSearch) -> str:
         if role in STATIC_MASKS:
@@ -443,10 +430,10 @@ class ProcedureRivals:
     def _train_role(self, role: str, one: RepeatedSearch) -> TrainedNetwork:
         if role == "ticket":
             return TrainedNetwork(one.ticket.result, one.total_steps)
+        steps, task, variants = one.total_steps, one.task, tuple[Variant, ...]()
         if role == "dense":
             steps = self._count_dense_steps(one)
-            return TrainedNetwork(self._train_from_initialisation(one, steps, role), steps)
-        if role in STATIC_MASKS:
+        elif role in STATIC_MASKS:
             seed = mix(one.seeds.mask, role)
             if one.mask_form.aim:
                 prices = load_weight_prices(self.lab, one.task, one.mask, one.mask_form.aim)
@@ -454,17 +441,12 @@ class ProcedureRivals:
             else:
                 mask = random_mask(one.mask, seed, role)
             variants = with_other_mask(one.ticket.result.segment.variants, self.lab.store.put_mask(mask))
-            return TrainedNetwork(
-                self._train_from_initialisation(one, one.total_steps, role, variants=variants), one.total_steps
-            )
-        if role == SMALL_DENSE or is_matched_dense(role):
-            return TrainedNetwork(
-                self._train_from_initialisation(one, one.total_steps, role, task=self._task_of_role(role, one)),
-                one.total_steps,
-            )
-        # A control of the ticket, trained repeatedly if the ticket was trained at each level.
-        made = train_any_control(self.lab, one.task, role, one.ticket, one.seeds, label=role)
-        return TrainedNetwork(made.trainings[-1], made.total_steps)
+        elif role == SMALL_DENSE or is_matched_dense(role):
+            task = self._task_of_role(role, one)
+        else:  # a control of the ticket, trained repeatedly if the ticket was trained at each level
+            made = train_any_control(self.lab, one.task, role, one.ticket, one.seeds, label=role)
+            return TrainedNetwork(made.trainings[-1], made.total_steps)
+        return TrainedNetwork(self._train_from_initialisation(one, steps, role, task, variants), steps)
 
     def _count_dense_steps(self, one: RepeatedSearch) -> int:
         if self.subject.bounded:
@@ -472,12 +454,10 @@ class ProcedureRivals:
         return one.cost if self._settings.dense_at == "cost" else one.total_steps
 
     def _train_from_initialisation(
-        self, one: RepeatedSearch, steps: int, label: str, *, task: Task | None = None, variants: Sequence[Variant] = ()
+        self, one: RepeatedSearch, steps: int, label: str, task: Task, variants: Sequence[Variant] = ()
     ) -> Result:
         recipe = self.subject.recipe
-        return train_with_scaled_recipe(
-            self.lab, task or one.task, recipe, steps, one.seeds, variants=variants, label=label
-        )
+        return train_with_scaled_recipe(self.lab, task, recipe, steps, one.seeds, variants=variants, label=label)
 
     def _task_of_role(self, role: str, one: RepeatedSearch) -> Task:
         if is_matched_dense(role):
@@ -527,7 +507,7 @@ def build_task(ticket: Ticket, *, request: TaskRequest | None = None, trust: boo
         else Spec(asked.name, model if isinstance(model, str) else None)  # tickets from before specs
     )
     try:
-        task = catalogue.create_task_from_file(of, spec, trust=trust)
+        task = catalogue.create_task(spec, file=of, trust=trust)
     except (TaskError, UsageError) as error:
         raise TicketError(f"the task {asked.name!r:.80} of {of} cannot be built: {error}") from None
     if not trust and is_widened(spec.model):
@@ -659,24 +639,21 @@ def load_tested_ticket(lab: Lab, ticket: Ticket, task: Task | None = None) -> Te
             with a variant whose module is not imported.
         UsageError: if the ticket continued from trained weights, so that it has no initial state to train from again.
     """
-    info = ticket.info
+    info, of = ticket.info, ticket_name_for_errors(ticket)
     missing = [name for name in _NEEDED if name not in info]
     if missing:
         raise TicketError(
             f"this ticket lacks its {', '.join(missing)}, so it cannot be trained again: verify tickets that a search"
             " has saved, or judge your own numbers with evidence.verdict"
         )
-    training = read_ticket_info(RetrainingInfo, info, ticket_name_for_errors(ticket))
+    training = read_ticket_info(RetrainingInfo, info, of)
     if not trains_after_pruning_only(training):
         raise UsageError(
             f"this ticket keeps trained weights (retrain {training.retrain:.40}), so no dense network or control has"
             " its start and its budget: verify its procedure, the whole search (--about procedure), or tickets of"
             " retrain continue or restart"
         )
-    recipe, form = (
-        recipe_from(training.recipe),
-        _mask_form_of_ticket(training, ticket.mask, ticket_name_for_errors(ticket)),
-    )
+    recipe, form = recipe_from(training.recipe), _mask_form_of_ticket(training, ticket.mask, of)
     task = task or build_task(ticket)
     require_same_task(task, training.task)
     model = lab.model(task)
@@ -686,7 +663,12 @@ def load_tested_ticket(lab: Lab, ticket: Ticket, task: Task | None = None) -> Te
     except (MaskError, TicketError) as error:
         network = task.key().get("model", task.name)
         raise TicketError(f"the ticket does not fit the network {network}: {error}") from None
-    _check_steps_within_recipe(training, recipe.steps(lab.per_epoch(task, recipe)), ticket_name_for_errors(ticket))
+    total = recipe.steps(lab.per_epoch(task, recipe))
+    for name, step in (("segment.last", training.segment.last), ("rewind_step", training.rewind_step)):
+        if step > total:
+            raise TicketError(
+                f"{of}: in ticket.json, info.{name} is {step:,}, but the ticket's recipe has {total:,} steps"
+            )
     return TestedTicket(
         lab=lab,
         task=task,
@@ -700,7 +682,7 @@ def load_tested_ticket(lab: Lab, ticket: Ticket, task: Task | None = None) -> Te
         seeds=convert(structs.asdict(training.seeds), Seeds),
         info=info,
         parameters=sum(value.numel() for value in named_parameters(model).values()),
-        variants=restore_variants(lab, training, ticket.mask, ticket_name_for_errors(ticket)),
+        variants=restore_variants(lab, training, ticket.mask, of),
         form=form,
     )
 
@@ -717,14 +699,6 @@ def _mask_form_of_ticket(training: RetrainingInfo, mask: Mask, of: str) -> MaskF
             f"{of}: in ticket.json, a pattern has groups of more rows or inputs than any layer ({largest})"
         )
     return form
-
-
-def _check_steps_within_recipe(training: RetrainingInfo, total: int, of: str) -> None:
-    for name, step in (("segment.last", training.segment.last), ("rewind_step", training.rewind_step)):
-        if step > total:
-            raise TicketError(
-                f"{of}: in ticket.json, info.{name} is {step:,}, but the ticket's recipe has {total:,} steps"
-            )
 
 
 def trains_after_pruning_only(info: RetrainingInfo) -> bool:

@@ -59,19 +59,6 @@ def decide_answer(p_yes: float, p_no: float, alpha: float) -> Answer:
     return "yes" if p_yes <= alpha else "no" if p_no <= alpha else "undecided"
 
 
-def find_outcome(claim: str, as_good: Answer, better: Answer) -> Outcome:
-    """Return the strongest outcome that follows from `as_good` (as dense) and `better` (than every control).
-
-    "wins": as good as dense and better than every control. "matches": as good as dense. "loses": shown not to be as
-    good as dense. Otherwise "undecided". With the claim "matches" there is no "wins".
-    """
-    if as_good == "no":
-        return "loses"
-    if as_good == "undecided":
-        return "undecided"
-    return "wins" if claim == "wins" and better == "yes" else "matches"
-
-
 class Verdict(VerdictAnswers[NoReturn], frozen=True, kw_only=True):
     """A verdict with its comparisons; p-values are corrected for interim analyses and compared with alpha."""
 
@@ -113,8 +100,7 @@ def verdict(
     """Judge a ticket by the metric on the test split of the ticket, the dense network and controls.
 
     Args:
-        ticket: the ticket's metric, one value for each seed, in the margin's unit (accuracies in %, not as fractions).
-        dense: the dense network's metric, in the same order of seeds.
+        ticket, dense: the metric of both networks, one value for each seed, in the margin's unit (accuracies in %).
         controls: name of a control -> its metric, in the same order of seeds.
         claim: what is claimed: "wins" needs at least one control, "matches" needs none.
         margin: how much worse still counts as equally good, in the metric's unit.
@@ -232,13 +218,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     """Return p-values, corrected for multiple testing by Holm's procedure, in the same order.
 
     Compare the results with alpha. Holm, "A simple sequentially rejective multiple test procedure" (Scandinavian
-    Journal of Statistics 6, 1979); valid under any dependence.
-
-    Args:
-        p_values: p-values in 0 … 1.
-
-    Raises:
-        UsageError: if a p-value is not in 0 … 1.
+    Journal of Statistics 6, 1979); valid under any dependence. Raise `UsageError` if one of `p_values` is not in 0 … 1.
 
     Examples:
         >>> tk.evidence.holm([0.25, 0.0625, 0.02])
@@ -300,11 +280,6 @@ class _Rules:
     pooled: Mapping[str, PooledSD] | None = None
     """Pooled SD over the levels of a search, by network; None for a verdict of a single ticket."""
 
-    @property
-    def may_be_fractions(self) -> bool:
-        """Whether values between 0 and 1 are probably fractions, although the margin is in %."""
-        return self.margin >= 0.1 and (self.unit is None or (not self.unit and self.higher_is_better))
-
     def __post_init__(self) -> None:
         check_choice("claim", self.claim, get_args(Claim))
         check_comparison_settings(self.margin, self.confidence, self.resolution, self.least_spread)
@@ -334,7 +309,8 @@ def _judge_with_given_seeds(
     if claim == "wins" and len(others) == 1:
         raise UsageError("'wins' needs a control to win against: train controls, or claim 'matches'")
     seen = [*ticket, *others[DENSE]]
-    if rules.may_be_fractions and seen and all(0 <= value <= 1 for value in seen):
+    may_be_fractions = margin >= 0.1 and (rules.unit is None or (not rules.unit and rules.higher_is_better))
+    if may_be_fractions and seen and all(0 <= value <= 1 for value in seen):
         raise UsageError(f"a margin of {margin} for values between 0 and 1: give both in percent, or both as fractions")
     _check_equal_value_counts(n, others)
     own = average_by_parent(ticket, parents)
@@ -442,28 +418,30 @@ def _add_answers_and_outcome(
         if claim == "wins" and as_good == better == "yes" and p > alpha:
             # Each answer holds among its kind, but not both together: revoke the weaker one.
             as_good, better = ("undecided", better) if made.p_as_good > made.p_better else (as_good, "undecided")
-    weight = 1.0 if interim is None else interim.alphas(1.0).get(made.n, 0.0)
+    outcome: Outcome = "loses" if as_good == "no" else "undecided"
+    if as_good == "yes":
+        outcome = "wins" if claim == "wins" and better == "yes" else "matches"
+    not_beaten: tuple[str, ...] = ()
+    if better != "yes":
+        level = alpha * (1.0 if interim is None else interim.alphas(1.0).get(made.n, 0.0)) / verdicts
+        p_superior = {name: one.p_superior for name, one in made.controls.items()}
+        least_certain = sorted(p_superior, key=lambda name: p_superior[name])[-1:]
+        not_beaten = tuple(name for name, p in p_superior.items() if p > level) or tuple(least_certain)
     return replace(
         made,
-        outcome=find_outcome(claim, as_good, better),
+        outcome=outcome,
         as_good_as_dense=as_good,
         better_than_controls=better,
-        not_beaten=() if better == "yes" else _controls_not_beaten(made.controls, alpha * weight / verdicts),
+        not_beaten=not_beaten,
         p=p,
     )
 
 
-def _controls_not_beaten(controls: Mapping[str, Comparison], level: float) -> tuple[str, ...]:
-    """Return the controls that the ticket is not shown to beat at `level`; if it beats all, the least certain one."""
-    found = tuple(name for name, one in controls.items() if one.p_superior > level)
-    return found or tuple(sorted(controls, key=lambda name: controls[name].p_superior)[-1:])
-
-
 def _add_reasons(made: Verdict, interim: InterimAnalyses | None, verdicts: int = 1) -> Verdict:
     """Return the verdict with its reasons, its assumptions and the estimated number of missing seeds added."""
-    following = interim.next_analysis_after(made.n) if interim is not None and not made.decided else None
+    later = [] if interim is None or made.decided else [at for at in interim.at if at > made.n]
     more = 0 if made.decided else estimate_more_seeds(made, (1 - made.confidence) / verdicts, interim)
-    made = replace(made, more_seeds=more, next_analysis=following)
+    made = replace(made, more_seeds=more, next_analysis=later[0] if later else None)
     return replace(made, reasons=explain_verdict(made, interim), assumptions=list_assumptions(made, interim))
 
 
@@ -482,13 +460,21 @@ def estimate_more_seeds(made: Verdict, alpha: float, interim: InterimAnalyses | 
             assumed.
     """
     dense, rivals = made.dense, list(made.controls.values()) if made.claim == "wins" else []
-    each, ahead = made.n / made.groups, _alphas_of_later_analyses(made.n, interim)
+    each, shares = (
+        made.n / made.groups,
+        {0: 1.0} if interim is None else interim.alphas(1.0),
+    )  # number of seeds -> share
+    ahead = {at: share for at, share in shares.items() if at > made.n or at == max(shares)}
 
     def seeds_to_show(one: Comparison, distance: float, spread: float | None = None, part: float = 1.0) -> float:
         spread = (one.spread or 0.0) if spread is None else spread
         seeds = inf
         for at, share in ahead.items():
-            found = _seeds_needed_by_test(one, distance, spread, alpha * part * share)
+            level = alpha * part * share
+            if one.pooled is None:
+                found = seeds_needed(distance, spread, level, least_spread=one.least_spread)
+            else:
+                found = replicates_needed(distance, max(spread, one.pooled.sd_floor), level, one.pooled)
             seeds = inf if found is None else round(found * each)
             if seeds <= at:
                 return at
@@ -504,23 +490,6 @@ def estimate_more_seeds(made: Verdict, alpha: float, interim: InterimAnalyses | 
             parts.append(min(max(seeds_to_show(one, one.mean) for one in rivals), refuted))
         enough = min(max(parts), worse if open_still else inf)
     return None if enough == inf else max(1, int(enough) - made.n)
-
-
-def _seeds_needed_by_test(one: Comparison, distance: float, spread: float, alpha: float) -> int | None:
-    """Return the number of seeds that the comparison's test needs at `alpha`; None if more than `MOST_SEEDS`."""
-    if one.pooled is None:
-        return seeds_needed(distance, spread, alpha, least_spread=one.least_spread)
-    return replicates_needed(distance, max(spread, one.pooled.sd_floor), alpha, one.pooled)
-
-
-def _alphas_of_later_analyses(n: int, interim: InterimAnalyses | None) -> dict[int, float]:
-    """Return {number of seeds: share of alpha} of the planned analyses with more than `n` seeds, and of the last one.
-
-    Without a plan, there is a single test with all of alpha, and the result is {0: 1.0}.
-    """
-    shares = {0: 1.0} if interim is None else interim.alphas(1.0)
-    last = max(shares)
-    return {at: share for at, share in shares.items() if at > n or at == last}
 
 
 def seeds_for_verification(level: LevelVerdict) -> int | None:
@@ -608,21 +577,17 @@ def list_assumptions(made: Verdict, interim: InterimAnalyses | None) -> tuple[st
         " below the others undetected",
     ]
     if pooled is not None:
-        lines.append(_describe_pooled_sd(made, pooled))
+        used = "" if made.dense.spread is None else f": {made.dense.spread:.2g} here"
+        lines.append(
+            "the standard deviation is the largest of the level's own and the pooled one of"
+            f" {pooled.levels} level{'' if pooled.levels == 1 else 's'} of this search{used}, with"
+            f" {pooled.degrees_of_freedom(made.groups)} degrees of freedom; levels whose median is more than"
+            f" {LOST * pooled.margin:g} from the other network's are not pooled"
+        )
     if found := made.dense.diagnosis:
         seen = f"{len(found.low)} of {made.groups}" if found.low else f"none of {made.groups}"
         lines.append(f"{seen} collapsed: a rate of up to {100 * found.collapse_rate:.0f} % is not excluded (at 95 %)")
     return (*lines, *([_SETTLED] if interim is None else []))
-
-
-def _describe_pooled_sd(made: Verdict, pooled: PooledSD) -> str:
-    levels = f"{pooled.levels} level{'' if pooled.levels == 1 else 's'} of this search"
-    used = "" if made.dense.spread is None else f": {made.dense.spread:.2g} here"
-    return (
-        f"the standard deviation is the largest of the level's own and the pooled one of {levels}{used}, with"
-        f" {pooled.degrees_of_freedom(made.groups)} degrees of freedom; levels whose median is more than"
-        f" {LOST * pooled.margin:g} from the other network's are not pooled"
-    )
 
 
 def _suggest_next_steps(made: Verdict, interim: InterimAnalyses | None) -> list[str]:

@@ -18,13 +18,12 @@ from typing import Any
 from ticketry.core.ticket.ticket import Ticket
 from ticketry.evidence.comparison import Comparison, check_budgets, compare
 from ticketry.evidence.level_verdicts import default_margin, metric_resolution, to_judgement_fields
-from ticketry.evidence.rivals import Procedure, ProcedureRivals, Reference, Rivals, TrainedNetwork, load_tested_ticket
+from ticketry.evidence.rivals import Procedure, ProcedureRivals, Rivals, TrainedNetwork, load_tested_ticket
 from ticketry.evidence.settings import VerifySettings
 from ticketry.evidence.verdict import Verdict, decide_after, verdict
 from ticketry.lab.lab import Lab
 from ticketry.lab.training.segment import Result
-from ticketry.records.evidence import Network, Noise
-from ticketry.records.evidence import Reference as ReferenceTold
+from ticketry.records.evidence import Network, Noise, Reference
 from ticketry.records.verdict import About, OmittedControl
 from ticketry.tasks.task import Task
 
@@ -56,7 +55,7 @@ class Verification:
     requested."""
     noise: Comparison | None
     """Comparison of the ticket with itself under other seeds, which shows the noise floor; None if not requested."""
-    references: Sequence[tuple[Reference, Sequence[float]]]
+    references: Sequence[Reference]
     """Dense networks with other numbers of steps, each with its values."""
     left_out: Mapping[str, str]
     """Control that is undefined here -> reason."""
@@ -75,9 +74,7 @@ class Verification:
                 for role, values in self.values.items()
             ),
             "noise": noise and Noise(n=noise.n, values=tuple(self.again), **noise.numbers()),
-            "references": tuple(
-                ReferenceTold(one.role, one.steps, tuple(values), one.note) for one, values in self.references
-            ),
+            "references": tuple(self.references),
             "left_out": tuple(OmittedControl(role, why) for role, why in self.left_out.items()),
         }
 
@@ -121,12 +118,24 @@ def verify(
     settings = settings or VerifySettings()
     rivals = Rivals(replace(load_tested_ticket(lab, ticket, task), after=settings.after), settings)
     made, trained = _train_until_decided(rivals, settings, on_interim)
-    again = _train_ticket_with_other_seeds(rivals, made.n) if settings.noise else []
-    noise = (
-        _compare_ticket_with_itself(rivals, _test_metric_values(rivals, trained["ticket"])[: made.n], again, made)
-        if again
-        else None
-    )
+
+    def train_again(number: int) -> TrainedNetwork:
+        with lab.telling(f"seed {number} {AGAIN} "):
+            return rivals.train_role("ticket", rivals.subject.fresh_seeds(number, AGAIN))
+
+    again, noise = list[float](), None
+    if settings.noise:
+        again = _test_metric_values(rivals, lab.gather([partial(train_again, number) for number in range(made.n)]))
+        metric = rivals.task.metric
+        noise = compare(
+            _test_metric_values(rivals, trained["ticket"])[: made.n],
+            again,
+            margin=made.margin,
+            confidence=made.confidence,
+            higher_is_better=metric.higher_is_better,
+            resolution=metric_resolution(metric.unit, lab.sizes(rivals.task)["test"]),
+            name=AGAIN,
+        )
     return _make_verification("ticket", rivals, settings, made, trained, again=again, noise=noise)
 
 
@@ -170,8 +179,18 @@ def _train_until_decided(
 ) -> tuple[Verdict, dict[str, list[TrainedNetwork]]]:
     """Train with more seeds until an analysis decides or the plan ends; return (verdict, all trained networks)."""
     plan, trained, margin = settings.plan, dict[str, list[TrainedNetwork]](), settings.margin
+
+    def train_seed(number: int) -> dict[str, TrainedNetwork]:
+        with rivals.lab.telling(f"seed {number} "):
+            return rivals.train_all_roles(number)
+
     for count in plan.at if plan else (settings.seeds or 1,):
-        _train_further_seeds(rivals, trained, count)
+        missing = range(len(trained.get("ticket", ())), count)
+        for found in rivals.lab.gather([partial(train_seed, number) for number in missing]):
+            for role, result in found.items():
+                trained.setdefault(role, []).append(result)
+        for role in rivals.left_out:  # a control may be undefined for a later seed
+            trained.pop(role, None)
         # One margin for all analyses, so that more seeds do not change earlier answers.
         if margin is None:
             margin = default_margin(rivals.task.metric.unit, _test_metric_values(rivals, trained["dense"]))
@@ -181,19 +200,6 @@ def _train_until_decided(
         if made.decided:
             break
     return made, trained
-
-
-def _train_further_seeds(rivals: AnyRivals, trained: dict[str, list[TrainedNetwork]], count: int) -> None:
-    def train_seed(number: int) -> dict[str, TrainedNetwork]:
-        with rivals.lab.telling(f"seed {number} "):
-            return rivals.train_all_roles(number)
-
-    missing = range(len(trained.get("ticket", ())), count)
-    for found in rivals.lab.gather([partial(train_seed, number) for number in missing]):
-        for role, result in found.items():
-            trained.setdefault(role, []).append(result)
-    for role in rivals.left_out:  # a control may be undefined for a later seed
-        trained.pop(role, None)
 
 
 def _judge_trained_networks(
@@ -243,31 +249,6 @@ def _make_verification(
         left_out=rivals.left_out,
         compared=rivals,
         trained=[one.result for found in trained.values() for one in found],
-    )
-
-
-def _train_ticket_with_other_seeds(rivals: Rivals, count: int) -> list[float]:
-    """Train the ticket with `count` other seeds, for its comparison with itself; return the metric's values."""
-
-    def train_seed(number: int) -> TrainedNetwork:
-        with rivals.lab.telling(f"seed {number} {AGAIN} "):
-            return rivals.train_role("ticket", rivals.subject.fresh_seeds(number, AGAIN))
-
-    return _test_metric_values(rivals, rivals.lab.gather([partial(train_seed, number) for number in range(count)]))
-
-
-def _compare_ticket_with_itself(
-    rivals: Rivals, ticket: Sequence[float], again: Sequence[float], made: Verdict
-) -> Comparison:
-    metric = rivals.task.metric
-    return compare(
-        ticket,
-        again,
-        margin=made.margin,
-        confidence=made.confidence,
-        higher_is_better=metric.higher_is_better,
-        resolution=metric_resolution(metric.unit, rivals.lab.sizes(rivals.task)["test"]),
-        name=AGAIN,
     )
 
 
