@@ -158,7 +158,7 @@ def allocation() -> None:
     scores = tk.score.magnitude(model, scope)
     prices = tk.cost.model(model, x, unit="multiplications", scope=scope)
     curves = {
-        name: Curve.through([(density, layer.dense * density**0.9) for density in (0.01, 0.04, 0.12, 0.3, 0.6, 1.0)])
+        name: Curve.fit([(density, layer.dense * density**0.9) for density in (0.01, 0.04, 0.12, 0.3, 0.6, 1.0)])
         for name, layer in prices.layers.items()
     }
     budget = 0.3 * prices.dense

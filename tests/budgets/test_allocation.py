@@ -13,7 +13,7 @@ from torch import nn
 import ticketry as tk
 from ticketry.budgets.allocation import allocate_cost, allocate_multiplications, select_affordable
 from ticketry.budgets.cost_model import Curve
-from ticketry.budgets.layer_choice import allocate_worth
+from ticketry.budgets.layer_choice import allocate_by_layer_value
 from ticketry.core.mask import Mask
 from ticketry.core.model_calls import count_multiplications
 from ticketry.core.output_change import output_change
@@ -161,7 +161,7 @@ def test_worth_is_allocated_as_well_as_by_any_counts():
     torch.manual_seed(0)
     values = {"a": torch.rand(6, 4).double() ** 2, "b": 100 * torch.rand(3, 6).double() ** 2}
     prices, budget = {"a": 5, "b": 2}, 0.4 * (24 * 5 + 18 * 2)
-    found = allocate_worth(values, prices, 0.4)
+    found = allocate_by_layer_value(values, prices, 0.4)
     kept = {name: int(part.sum()) for name, part in found.items()}
     assert sum(prices[name] * count for name, count in kept.items()) <= budget
     best = {name: value.flatten().sort(descending=True).values.cumsum(0) for name, value in values.items()}
@@ -185,7 +185,7 @@ def test_worth_is_allocated_as_well_as_by_any_counts():
 def test_prune_without_a_score_allocates_the_change_of_the_outputs(model):
     outputs = output_change(model, tk.scope(model), X)
     whole = tk.prune(model, flops=0.3, example_inputs=X)
-    assert whole == allocate_worth(outputs, count_multiplications(model, tk.scope(model), X), 0.3)
+    assert whole == allocate_by_layer_value(outputs, count_multiplications(model, tk.scope(model), X), 0.3)
     assert all(row.kept for row in tk.prune(model, flops=0.02, example_inputs=X).table())
     assert all(row.kept >= 3 for row in tk.prune(model, flops=0.2, example_inputs=X, keep_at_least=3).table())
 

@@ -17,13 +17,13 @@ from ticketry.errors import CostError, UsageError
 
 
 def test_curves_are_linear_between_points_and_never_fall():
-    curve = Curve.through([(0.1, 2.0), (0.5, 6.0), (0.8, 7.0), (1.0, 5.0)])
+    curve = Curve.fit([(0.1, 2.0), (0.5, 6.0), (0.8, 7.0), (1.0, 5.0)])
     assert curve == Curve((0.0, 0.1, 0.5, 0.8, 1.0), (1.0, 2.0, 6.0, 6.0, 6.0))
     assert curve.at(0.3) == pytest.approx(4.0)
     assert curve.at(0) == 1.0
     assert curve.at(1) == 6.0
-    assert Curve.through([(0.2, 1.0), (0.6, 3.0)]).costs == pytest.approx((0.0, 1.0, 3.0, 5.0))
-    assert Curve.through([(0.5, 1.0), (1.0, 9.0)]).costs[0] == 0.0
+    assert Curve.fit([(0.2, 1.0), (0.6, 3.0)]).costs == pytest.approx((0.0, 1.0, 3.0, 5.0))
+    assert Curve.fit([(0.5, 1.0), (1.0, 9.0)]).costs[0] == 0.0
 
 
 def test_the_hull_is_that_of_qhull():

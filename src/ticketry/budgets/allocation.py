@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ticketry.budgets.cost_model import CostModel, Curve
-from ticketry.budgets.units import Unit, format_cost, format_cost_above
+from ticketry.budgets.units import format_cost, format_cost_above
 from ticketry.core.allocate import check_mask_covers_tensors, count_candidates, mask_of_largest
 from ticketry.core.mask import Mask
 from ticketry.core.structure.pattern import parse_share
@@ -47,10 +47,8 @@ def select_affordable(worth: Tensor, price: Tensor, budget: int) -> Tensor:
     Equal elements are selected in their order. A radix sort that follows a single bucket takes linear time for many
     millions of elements.
 
-    Args:
-        worth: float64 [n]; elements below 0 are never selected.
-        price: int64 [n], at least 0, with a sum below 2^63.
-        budget: largest sum of prices, at least 0.
+    `worth` is float64 [n], of which elements below 0 are never selected; `price` is int64 [n], at least 0, with a sum
+    below 2^63; the sum of selected prices is at most `budget`, at least 0.
 
         >>> select_affordable(torch.tensor([3.0, 1.0, 2.0]).double(), torch.tensor([4, 1, 5]), 9).tolist()
         [True, False, True]
@@ -82,13 +80,6 @@ def select_affordable(worth: Tensor, price: Tensor, budget: int) -> Tensor:
         among = left if among is None else among[left]
     mark_selected(price.cumsum(0) <= budget)
     return chosen
-
-
-def cost_of_elements_up_to(worth: Tensor, price: Tensor, index: int) -> int:
-    """Return the total price of element `index` and all elements of higher worth, or equal worth and lower index."""
-    before = worth > worth[index]
-    before[: index + 1] |= worth[: index + 1] == worth[index]
-    return int(price[before].sum())
 
 
 @dataclass(frozen=True)
@@ -145,7 +136,10 @@ class FlatScores:
             if len(part):
                 if bool(part.max() < 0):
                     return None
-                found = max(found, cost_of_elements_up_to(worth, price, start + int(part.argmax())))
+                best = start + int(part.argmax())
+                before = worth > worth[best]
+                before[: best + 1] |= worth[: best + 1] == worth[best]  # equal elements are selected in their order
+                found = max(found, int(price[before].sum()))
             start += len(part)
         return found
 
@@ -411,18 +405,3 @@ def check_costs_known(names: Iterable[str], curves: Mapping[str, Curve]) -> None
     """Raise `UsageError` if one of the layers `names` has no cost curve."""
     if missing := [name for name in names if name not in curves]:
         raise UsageError(f"there is no cost of {', '.join(missing)}: spare them in the scope")
-
-
-def check_not_all_kept(sizes: Mapping[str, int], share: float, least: int, unit: Unit) -> None:
-    """Raise `LayerCollapseError` if retaining `least` weights per layer retains all, although `share` < 1.
-
-    `sizes` has the number of candidates of each layer; `unit` is named in the error.
-    """
-    largest_layer = max(sizes, key=lambda name: sizes[name])
-    if share < 1 and least >= sizes[largest_layer]:
-        raise LayerCollapseError(
-            f"{share:g} of the dense network's {unit} cannot be met with {least} weights kept in each layer: the"
-            f" largest, {largest_layer}, has {sizes[largest_layer]:,}, so that all weights of all {len(sizes)} layers"
-            " would stay",
-            "keep fewer in each (keep_at_least)",
-        )

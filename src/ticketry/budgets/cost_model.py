@@ -61,13 +61,13 @@ class Curve(Struct, frozen=True):
             raise ValueError("the costs of a curve are numbers of at least 0 and never fall")
 
     @classmethod
-    def through(cls, points: Iterable[tuple[float, float]]) -> Curve:
+    def fit(cls, points: Iterable[tuple[float, float]]) -> Curve:
         """Fit a curve to measured (density, cost) points.
 
         Where costs fall from a point to the next, both points get their mean cost (isotonic regression: Ayer et al.
         1955). Costs at densities 0 and 1 are extrapolated from the nearest two points.
 
-            >>> Curve.through([(0.1, 2.0), (0.5, 6.0), (1.0, 5.0)]).costs
+            >>> Curve.fit([(0.1, 2.0), (0.5, 6.0), (1.0, 5.0)]).costs
             (1.125, 2.0, 5.5, 5.5)
         """
         known = sorted(dict(points).items())
@@ -244,9 +244,7 @@ class CostModel(Struct, frozen=True):
     def estimate(self, mask: Mask) -> Estimate:
         """Return the network's estimated cost under a mask, with a 95 % interval.
 
-        Raises:
-            UsageError: if `mask` is not a mask.
-            CostError: if the mask belongs to another model.
+        Raise `CostError` if the mask belongs to another model, and `UsageError` if `mask` is not a mask.
         """
         require_mask(mask)
         for name, size in {name: tensor.numel() for name, tensor in mask.items()}.items():
@@ -263,22 +261,13 @@ class CostModel(Struct, frozen=True):
         return Estimate(total, total * (1 - self.spread), total * (1 + self.spread), self.unit)
 
     def granularity(self, name: str, mask: Mask) -> str:
-        """Return the granularity whose cost curve applies to a layer's mask, recognised from groups of equal rows.
-
-        Args:
-            name: name of the layer's weight.
-            mask: mask of the network.
-        """
+        """Return the granularity of the layer `name` in a network's `mask`, recognised from groups of equal rows."""
         return FINEST if list(self.layers[name].curves) == [FINEST] else mask_granularity(mask[name])
 
     def budget(self, asked: float | str) -> float:
-        """Parse a budget and return it in the unit of the costs.
+        """Convert a budget, a share of the dense cost (0.3, "30%") or an amount ("5 ms"), to the unit of the costs.
 
-        Args:
-            asked: a share of the dense cost (0.3, "30%") or an amount ("5 ms", "2MB", "50M").
-
-        Raises:
-            UsageError: if the budget is invalid, or below `floor`; the message lists the parts of the floor.
+        Raise `UsageError` if the budget `asked` for is invalid, or below `floor`; the message lists the floor's parts.
         """
         amount = parse_amount(asked, self.unit, self.dense)
         if amount < self.floor:
@@ -289,10 +278,9 @@ class CostModel(Struct, frozen=True):
         return amount
 
     def base_seconds(self, base: str) -> float:
-        """Return the latency in seconds of a base; raise `CostError` if it was not measured with these costs.
+        """Return the latency in seconds of `base`, a way to run the unpruned network (one of `units.BASES`).
 
-        Args:
-            base: how the unpruned network runs, one of `units.BASES`; "engine" is the network of these costs.
+        "engine" is the network of these costs. Raise `CostError` if the base was not measured with these costs.
         """
         if base == ENGINE:
             return self.dense
@@ -446,10 +434,7 @@ _ADVICE = (
 
 
 def advice_for_cheaper_parts(parts: Iterable[str]) -> str:
-    """Return advice on what makes the given parts of a network cheaper; empty if no advice applies.
-
-    Args:
-        parts: names of operations and of empty layers, the most expensive first.
+    """Return advice on what makes `parts`, operations or empty layers of a network, cheaper; empty if none applies.
 
     Examples:
         >>> from ticketry.budgets.cost_model import advice_for_cheaper_parts

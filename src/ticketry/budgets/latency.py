@@ -42,6 +42,7 @@ from ticketry.budgets.units import (
     format_cost,
     granularities_to_measure,
     in_blocks,
+    parse_share_or_amount,
     single_granularity,
 )
 from ticketry.core.mask import Mask
@@ -178,11 +179,12 @@ def mask_for_budget(request: Request) -> Mask:
 
 
 def _mask_by_estimate(request: Request, costs: CostModel, other: str) -> Mask:
-    """Return the mask whose cost, estimated from the costs of another machine, is nearest to the budget.
-
-    `other` is a message that says of which machine `costs` are.
-    """
-    request.check_base_elsewhere(other)
+    """Return the mask whose cost, estimated by costs of the machine that `other` names, is nearest to the budget."""
+    if parse_share_or_amount(request.amount, request.unit)[1] and request.base != ENGINE:
+        raise UsageError(
+            f"time={request.amount!r} is a share of the latency of {request.base}, which cannot be timed here: {other}."
+            " Give base='engine' (a share of the compiled model without pruning) or an amount (time='5ms')"
+        )
     if request.structure == CHANNELS:
         raise CostError(f"whole channels are chosen by timing the model, which cannot be done here: {other}")
     warnings.warn(f"the time is estimated and not measured: {other}", stacklevel=5)
@@ -190,7 +192,7 @@ def _mask_by_estimate(request: Request, costs: CostModel, other: str) -> Mask:
     if costs.budget(request.amount) >= costs.dense:
         unpruned = f"unpruned {format_cost(costs.dense, 'seconds')}, requested {request.amount}"
         warnings.warn(f"nothing was pruned: {unpruned}", BudgetWarning, stacklevel=5)
-        return request.all_candidates()
+        return request.mask_of_all_candidates()
     request.check_floor(costs, request.amount)
     allocate = _mask_allocator(request, costs, request.scores())
     return mask_nearest_budget(costs, costs.budget(request.amount), allocate)
@@ -210,10 +212,11 @@ def meet_request(request: Request, threads: int) -> Met:
             model_costs.check_costs_fit_model(request.cost, meter)
         progress.step(f"timing {request.base} beside it")
         known = _time_unpruned_base(request, meter)
-        for _ in range(2 if known.is_near_unpruned else 0):
-            known = _time_unpruned_base(request, meter)
+        if 0.8 < known.requested / known.unpruned < 1.25:  # noise might decide
+            for _ in range(2):
+                known = _time_unpruned_base(request, meter)
         if known.met_unpruned:
-            return result_without_pruning(request.all_candidates(), known)
+            return result_without_pruning(request.mask_of_all_candidates(), known)
         request.check_not_all_retained(known.requested / known.unpruned)
         found = _BudgetSearch(request, meter, known, progress).run()
     for concern in quality_warnings(found):
@@ -310,7 +313,7 @@ class _BudgetSearch:
     def _measure_costs(self) -> CostModel:
         values = zero_outside(self._values, self._request.within)
         amounts = (1e-9, _SHARE_OF_REQUEST * self._asked, 1.0)
-        masks = model_costs.mask_family(self._meter, self._request.scope, values, amounts)
+        masks = model_costs.make_mask_family(self._meter, self._request.scope, values, amounts)
         costs = measure_costs(self._meter, self._granularities, masks, self._progress.step, check=False)
         self._request.check_floor(costs, self._asked)
         return costs

@@ -228,7 +228,7 @@ class LayerChoice:
         return ChosenLayers(mask, {name: option.granularity for name, option in chosen.items()}, value, budget - left)
 
 
-def allocate_worth(
+def allocate_by_layer_value(
     values: Mapping[str, Tensor],
     prices: Mapping[str, int],
     flops: float | str,

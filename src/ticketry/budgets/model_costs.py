@@ -115,13 +115,13 @@ def model(
         source.check(precision)
         estimator = Estimator(model, example_inputs, source, chosen)
         amounts = tuple(densities) if densities else (*(SHARES if scores else DENSITIES), *_MORE_AMOUNTS)
-        masks = mask_family(estimator, chosen, scores, amounts)
+        masks = make_mask_family(estimator, chosen, scores, amounts)
         about = {**source.facts(), "batch": estimator.network.batch, "masks": masks.about}
         return msgspec.structs.replace(build_costs(estimator, granularities, masks, about, say), spread=source.spread)
     meter = Meter(model, example_inputs, threads, precision, chosen)
     if source is not None:
         return check_costs_fit_model(source, meter)
-    costs = measure_costs(meter, granularities, mask_family(meter, chosen, scores, densities), say)
+    costs = measure_costs(meter, granularities, make_mask_family(meter, chosen, scores, densities), say)
     if not bases:
         return costs
     say("timing the bases of budgets")
@@ -129,13 +129,7 @@ def model(
 
 
 def load(path: str | Path) -> CostModel:
-    """Return the costs in a file that `CostModel.save` wrote.
-
-    Args:
-        path: path of the file.
-
-    Raises:
-        CostError: if the file is missing or damaged.
+    """Return the costs in a file that `CostModel.save` wrote; raise `CostError` if `path` is missing or damaged.
 
     Examples:
         >>> import tempfile
@@ -147,7 +141,7 @@ def load(path: str | Path) -> CostModel:
     return CostModel.load(path)
 
 
-def mask_family(
+def make_mask_family(
     timer: Timer, scope: Scope, scores: Mapping[str, Tensor] | None, amounts: Sequence[float] | None = None
 ) -> MaskFamily:
     """Return the masks under which to time a network: random masks, or with `scores` masks of the best weights."""

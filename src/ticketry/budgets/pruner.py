@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ticketry.budgets.allocation import allocate_cost, allocate_multiplications, check_floor
 from ticketry.budgets.cost_model import CostModel, Prices, describe_required_budget, mask_cost
-from ticketry.budgets.layer_choice import LayerChoice, allocate_worth, zero_outside
+from ticketry.budgets.layer_choice import LayerChoice, allocate_by_layer_value, zero_outside
 from ticketry.budgets.units import FINEST, in_blocks, single_granularity
 from ticketry.core.allocate import allocate, count_candidates, count_largest_per_tensor, count_weights_per_layer
 from ticketry.core.mask import Mask
@@ -110,8 +110,8 @@ def budget_pruner(
         structure: ``auto`` chooses a granularity for each layer, among those of the cost model in seconds; a
             granularity applies to all layers, see `layer_choice`. A block's score is the sum over its weights in
             `within`, and blocks are retained whole. The score should be additive.
-        by_value: choose single weights so that the total value of layers is largest, see `layer_choice.allocate_worth`.
-            Of the options of `allocate_budget` only `keep_at_least` then applies. The score should be additive.
+        by_value: choose single weights so that the total value of layers is largest, see `layer_choice`. Of the options
+            of `allocate_budget` only `keep_at_least` then applies. The score should be additive.
         rule: further options of `allocate_budget`.
     """
     function, inputs = get(score), inputs or ScoreInputs(None, None, 0)
@@ -124,7 +124,7 @@ def budget_pruner(
     def unpruned_scores() -> dict[str, Tensor]:
         return score_pruned_model(function, model, scope, within if has_mask_option(function) else None, inputs)
 
-    only = single_granularity(structure)
+    only, least = single_granularity(structure), rule.get("keep_at_least", 0)
     known = (layouts_or_rows_first if only == FINEST else layouts)(model, scope) if in_blocks(structure) else {}
 
     def prune_to_share(share: float) -> Mask:
@@ -138,24 +138,17 @@ def budget_pruner(
                 mask = choice.within(prices.budget(target)).mask
                 continue
             with name_final_target_in_errors(target, share, "a share of"):
-                if by_value:
-                    mask = _allocate_by_value(scores, prices, target, among, rule.get("keep_at_least", 0))
-                else:
+                if not by_value:
                     mask = allocate_budget(scores, prices, target, within=among, **rule)
+                elif isinstance(prices, CostModel):
+                    choice = LayerChoice(scores, prices, only=FINEST, least=max(least, 1), among=among)
+                    mask = choice.within(prices.budget(target)).mask
+                else:
+                    mask = allocate_by_layer_value(scores, prices, target, within=among, keep_at_least=least)
         assert mask is not None
         return mask
 
     return prune_to_share
-
-
-def _allocate_by_value(
-    scores: Mapping[str, Tensor], prices: Prices, share: float, within: Mask | None, least: int
-) -> Mask:
-    """Return the mask of single weights with the largest total value of layers within a budget."""
-    if isinstance(prices, CostModel):
-        choice = LayerChoice(scores, prices, only=FINEST, least=max(least, 1), among=within)
-        return choice.within(prices.budget(share)).mask
-    return allocate_worth(scores, prices, share, within=within, keep_at_least=least)
 
 
 def random_mask_of_equal_cost(like: Mask, prices: Prices, seed: int, distribution: str = "global") -> Mask:
@@ -234,25 +227,21 @@ def _count_affordable(
         costs = price[order[values[order] > -torch.inf]].cumsum(0)
         return int(torch.searchsorted(costs, budget, right=True))
     available = {name: score.numel() if within is None else int(within[name].sum()) for name, score in scores.items()}
-    counts = range(1, sum(available.values()) + 1)
-    if not isinstance(prices, CostModel):
+    left, finite = budget, dict[str, Tensor]()
+    if isinstance(prices, CostModel):
+        left = prices.left_for(scores, budget)
+        for name in scores:
+            part = _candidate_scores(scores, name, within)
+            finite[name] = part[part > -torch.inf]
 
-        def price_of_count(count: int) -> float:
-            shares = count_weights_per_layer(scores, available, count, distribution, ())
-            return sum(prices[name] * kept for name, kept in shares.items())
+    def is_too_expensive(count: int) -> bool:
+        shares = count_weights_per_layer(scores, available, count, distribution, ())
+        if not isinstance(prices, CostModel):
+            return sum(prices[name] * kept for name, kept in shares.items()) > left
+        shares = shares or count_largest_per_tensor(finite, count)
+        return sum(prices.layers[name].at(kept / scores[name].numel()) for name, kept in shares.items()) > left
 
-        return bisect_left(counts, True, key=lambda count: price_of_count(count) > budget)
-    values_of = {name: _candidate_scores(scores, name, within) for name in scores}
-    finite = {name: part[part > -torch.inf] for name, part in values_of.items()}
-    left = prices.left_for(scores, budget)
-
-    def cost_of_count(count: int) -> float:
-        shares = count_weights_per_layer(scores, available, count, distribution, ()) or count_largest_per_tensor(
-            finite, count
-        )
-        return sum(prices.layers[name].at(kept / scores[name].numel()) for name, kept in shares.items())
-
-    return bisect_left(counts, True, key=lambda count: cost_of_count(count) > left)
+    return bisect_left(range(1, sum(available.values()) + 1), True, key=is_too_expensive)
 
 
 def _candidate_scores(scores: Mapping[str, Tensor], name: str, within: Mask | None) -> Tensor:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from ticketry.budgets.allocation import check_floor_of_costs, check_not_all_kept
+from ticketry.budgets.allocation import check_floor_of_costs
 from ticketry.budgets.cost_model import CostModel
 from ticketry.budgets.units import (
     BY_MEASUREMENT,
@@ -34,7 +34,7 @@ from ticketry.core.score.gradient_scores import kfac
 from ticketry.core.score.measurement import has_mask_option, score_pruned_model
 from ticketry.core.score.weight_scores import magnitude
 from ticketry.core.structure.pattern import check_layer_minimum_option
-from ticketry.errors import UsageError
+from ticketry.errors import LayerCollapseError, UsageError
 
 if TYPE_CHECKING:
     from ticketry.core.structure.channel_choice import ChannelOptions
@@ -97,8 +97,15 @@ class Request:
 
     def check_not_all_retained(self, share: float) -> None:
         """Raise `LayerCollapseError` if `keep_at_least` retains all weights although `share` is below 1."""
-        if self.keep_at_least:
-            check_not_all_kept(self._candidate_counts, share, self.keep_at_least, self.unit)
+        sizes, least = self._candidate_counts, self.keep_at_least
+        largest_layer = max(sizes, key=lambda name: sizes[name])
+        if least and share < 1 and least >= sizes[largest_layer]:
+            raise LayerCollapseError(
+                f"{share:g} of the dense network's {self.unit} cannot be met with {least} weights kept in each layer:"
+                f" the largest, {largest_layer}, has {sizes[largest_layer]:,}, so that all weights of all"
+                f" {len(sizes)} layers would stay",
+                "keep fewer in each (keep_at_least)",
+            )
 
     def check_floor(self, costs: CostModel, amount: float | str) -> None:
         """Raise an error if the budget `amount` does not pay for `keep_at_least` weights in each layer.
@@ -111,15 +118,7 @@ class Request:
         if self.keep_at_least:
             check_floor_of_costs(costs, self._candidate_counts, costs.budget(amount), self.keep_at_least)
 
-    def check_base_elsewhere(self, other: str) -> None:
-        """Raise `UsageError` if the budget is a share of a base that cannot be timed here; `other` says why."""
-        if parse_share_or_amount(self.amount, self.unit)[1] and self.base != ENGINE:
-            raise UsageError(
-                f"time={self.amount!r} is a share of the latency of {self.base}, which cannot be timed here: {other}."
-                " Give base='engine' (a share of the compiled model without pruning) or an amount (time='5ms')"
-            )
-
-    def all_candidates(self) -> Mask:
+    def mask_of_all_candidates(self) -> Mask:
         """Return the mask that retains all candidates for pruning."""
         return self.within or Mask.ones(self.scope)
 

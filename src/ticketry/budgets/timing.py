@@ -514,4 +514,4 @@ def _layer_cost_curves(
             points.setdefault(sample.granularity, []).append((sample.densities[name], seconds))
     for granularity, known in points.items():
         if len(dict(known)) > 1:
-            yield granularity, Curve.through(known)
+            yield granularity, Curve.fit(known)

@@ -126,11 +126,6 @@ class Latencies:
         """Whether the compiled model meets the request without pruning."""
         return self.requested >= self.unpruned
 
-    @property
-    def is_near_unpruned(self) -> bool:
-        """Whether request and unpruned latency differ by at most about a quarter, so that noise might decide."""
-        return 0.8 < self.requested / self.unpruned < 1.25
-
     def __str__(self) -> str:
         now = "" if self.base == ENGINE else f"now {format_cost(self.now, 'seconds')} ({self.base}), "
         return (

@@ -139,32 +139,25 @@ def resolve_task(task: str | Task) -> Task:
     return get(task) if isinstance(task, str) else recreate(task, get)
 
 
-def create_task(spec: Spec) -> Task:
-    """Create the task that the user requests by `spec` (name, network, options), and set the task's `spec`."""
-    return _create_task_from_spec(spec)
-
-
-def create_task_from_file(file: str, spec: Spec, *, trust: bool = False) -> Task:
-    """Create the task that `spec` requests, after checking that a file may request it, see `file_requests`.
+def create_task(spec: Spec, *, file: str = "", trust: bool = False) -> Task:
+    """Create the task that `spec` requests (name, network, options), and set the task's `spec`.
 
     Args:
+        file: name of the file that the request comes from; empty if the user makes it. A file may request only what
+            `file_requests` allows.
         trust: whether the user trusts the names in the file. Even then, a function that a name refers to is called only
             if the function's annotation says that it returns a task.
     """
-    if not trust:
-        check_request(spec.name, spec.model, spec.options, of=file)
-    return _create_task_from_spec(spec, annotated=True)
-
-
-def _create_task_from_spec(spec: Spec, *, annotated: bool = False) -> Task:
     # Importing torch takes a second, and `names` and `describe` do not need it.
     from ticketry.tasks import images, user_task
 
+    if file and not trust:
+        check_request(spec.name, spec.model, spec.options, of=file)
     if _is_data_set(spec.name):
         return images.create_task(spec)
     entry = _registered_name(spec.name)
     if TASKS.find_origin(entry) != BUILT_IN:
-        return user_task.load(spec, TASKS, annotated=annotated)
+        return user_task.load(spec, TASKS, annotated=bool(file))
     task: Task = import_object(TASKS.find_target(entry))(spec)
     return task
 
@@ -426,10 +419,9 @@ def experiment(name: str) -> dict[str, Any]:
             f"there is no preset {name!r}: {did_you_mean(name, EXPERIMENTS)}choose one of {', '.join(EXPERIMENTS)}"
         )
     chosen = EXPERIMENTS[name]
-
-    def to_table(values: Mapping[str, Any]) -> dict[str, Any]:
-        return {key: list(value) if isinstance(value, list | tuple) else value for key, value in values.items()}
-
+    found: dict[str, Any] = {"method": chosen.method, "task": chosen.task, "model": chosen.model}
     tables = {"options": chosen.options, "settings": chosen.settings, "recipe": asdict(chosen.recipe)}
-    names = {"method": chosen.method, "task": chosen.task, "model": chosen.model}
-    return {**names, **{name: to_table(values) for name, values in tables.items()}}
+    for table, values in tables.items():
+        lists = {key: list(value) for key, value in values.items() if isinstance(value, list | tuple)}
+        found[table] = {**values, **lists}
+    return found

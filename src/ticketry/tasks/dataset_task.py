@@ -160,20 +160,18 @@ class DatasetTask(Task):
 
     @functools.cached_property
     def _key(self) -> Mapping[str, object]:
-        found = {part: self._digest_split(part) for part in sorted(self._sources)}
+        found = {}
+        for part, source in sorted(self._sources.items()):
+            rows = list(range(min(_SAMPLED, len(source.data))))
+            inputs, _ = source.read(rows, [mix(0, "dataset", row) for row in rows])
+            digest = hashlib.sha256(str((inputs.dtype, tuple(inputs.shape), len(source.data))).encode())
+            for tensor in (inputs, self._targets[part]):
+                digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
+            found[part] = digest.hexdigest()
         with private_random_state([]):
             shapes = {name: list(value.shape) for name, value in self._model().state_dict().items()}
         network = hashlib.sha256(repr(shapes).encode()).hexdigest()
         return {"name": self.name, "version": self._version, "data": found, "network": network}
-
-    def _digest_split(self, part: str) -> str:
-        source = self._sources[part]
-        rows = list(range(min(_SAMPLED, len(source.data))))
-        inputs, _ = source.read(rows, [mix(0, "dataset", row) for row in rows])
-        digest = hashlib.sha256(str((inputs.dtype, tuple(inputs.shape), len(source.data))).encode())
-        for tensor in (inputs, self._targets[part]):
-            digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
-        return digest.hexdigest()
 
     @functools.cached_property
     def _targets(self) -> dict[str, Tensor]:
@@ -181,11 +179,11 @@ class DatasetTask(Task):
 
     @functools.cached_property
     def _splits(self) -> Splits:
-        def make_split(part: str) -> Split:
-            source, targets = self._sources[part], self._targets[part]
-            return Split(torch.arange(len(targets)), targets, DatasetReader(source, self._workers))
-
-        return Splits(*(make_split(part) for part in ("train", "validation", "test")))
+        splits = {}
+        for part, source in self._sources.items():
+            targets = self._targets[part]
+            splits[part] = Split(torch.arange(len(targets)), targets, DatasetReader(source, self._workers))
+        return Splits(**splits)
 
     def build(self) -> nn.Module:
         return self._model()
@@ -264,7 +262,6 @@ def _read_inputs_of_file(file: str, rows: list[int], seeds: list[int]) -> Tensor
 
 @functools.lru_cache(maxsize=6)
 def _load_source(file: str) -> Source:
-    """Load the pickled data set that the parent process has written to `file`."""
     source = pickle.loads(Path(file).read_bytes())
     assert isinstance(source, Source)
     return source

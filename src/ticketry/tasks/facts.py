@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from ticketry.errors import TaskError
 from ticketry.registry import Registry
-from ticketry.tasks.network_name import NetworkName, unknown_network_error
+from ticketry.tasks.network_name import NetworkName, parse_hidden_widths, unknown_network_error
 from ticketry.tasks.recipe import Recipe
 
 LENET = Recipe(length="10ep", batch=128, optimizer="adam", lr=1.2e-3)
@@ -107,7 +107,7 @@ class ImageData:
             chosen = IMAGENET if min(self.shape[1:]) >= _LARGE else RESIDUAL
         elif name.base in _IMAGE_RECIPES:
             chosen = _IMAGE_RECIPES[name.base]
-        elif _is_perceptron(name.base):
+        elif parse_hidden_widths(name.base):
             chosen = LENET
         else:
             raise unknown_network_error(model)
@@ -120,12 +120,6 @@ class ImageData:
             f"{self.title}: {height}x{width}x{channels}, {self.classes} classes, "
             f"{train} / {validation} / {test} examples; {self.model} by default"
         )
-
-
-def _is_perceptron(base: str) -> bool:
-    from ticketry.tasks.models.image_models import parse_hidden_widths  # imports torch, which facts must not
-
-    return parse_hidden_widths(base) is not None
 
 
 DIGITS_DATA = ImageData(
@@ -278,8 +272,7 @@ GPT = Recipe(
 )
 """Recipe of the GPT: our own choice, after common practice for small transformers."""
 
-_TEXT_RECIPES = {"lstm": LSTM, "lstm-tied": LSTM, "pointer-lstm": POINTER, "gpt": GPT}
-_DROPOUT = {"gpt": 0.1}
+_TEXT_RECIPES = {"lstm": LSTM, "lstm-tied": LSTM, "pointer-lstm": POINTER}
 
 
 def describe(name: str) -> str:
@@ -294,22 +287,26 @@ def describe(name: str) -> str:
     return f"{about.title}: {about.words:,} words, {train} / {validation} / {test} tokens; {MODELS[name]} by default"
 
 
-def default_text_recipe(task: str, model: str) -> Recipe:
-    """Return a model's default training recipe on a language task; custom models get the recipe of the GPT."""
+class TextDefaults(NamedTuple):
+    """Default settings of a language modelling task with a certain model."""
+
+    recipe: Recipe
+    time: int
+    """Number of tokens of a training sequence."""
+    dropout: float
+
+
+def text_defaults(task: str, model: str) -> TextDefaults:
+    """Return the default settings of a language modelling task; custom models get the recipe of the GPT.
+
+    The dropout rate is 0.1 for the GPT, else 0.2 as in PyTorch's example word_language_model.
+    """
     base = model.partition("@")[0]
-    return OWN if task == TEXT and base != "gpt" else _TEXT_RECIPES.get(base, GPT)
-
-
-def default_piece_length(task: str, model: str) -> int:
-    """Return the default number of tokens of a training sequence, for a model on a task."""
-    if model.partition("@")[0] == "gpt":
-        return LONG_CONTEXT if task == TEXT else CONTEXT
-    return LONG_TIME if task == TEXT else TIME
-
-
-def default_dropout(model: str) -> float:
-    """Return the dropout rate of a model: 0.1 for the GPT, else 0.2 as in PyTorch's example word_language_model."""
-    return _DROPOUT.get(model.partition("@")[0], 0.2)
+    if base == "gpt":
+        return TextDefaults(GPT, LONG_CONTEXT if task == TEXT else CONTEXT, 0.1)
+    if task == TEXT:
+        return TextDefaults(OWN, LONG_TIME, 0.2)
+    return TextDefaults(_TEXT_RECIPES.get(base, GPT), TIME, 0.2)
 
 
 MODEL = "mlp-50"

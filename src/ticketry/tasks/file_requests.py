@@ -19,7 +19,7 @@ from ticketry.choices import list_choices
 from ticketry.errors import TaskError, TrustError
 from ticketry.tasks import facts as tables
 from ticketry.tasks.facts import DATA_SETS, ENVIRONMENTS, PUBLISHED, Learning
-from ticketry.tasks.network_name import LANGUAGE_MODELS, NETWORKS
+from ticketry.tasks.network_name import LANGUAGE_MODELS, NETWORKS, parse_hidden_widths
 
 if TYPE_CHECKING:
     from ticketry.tasks.task import Spec
@@ -37,8 +37,7 @@ LARGEST = {"time": 1 << 16}
 
 ADVICE = "if you know what it is and trust who made the file, say so: --trust (in Python trust=True)"
 
-_PERCEPTRON = re.compile(r"mlp(-[1-9][0-9]{0,5}){1,16}")
-_MOST_WEIGHTS = 1 << 27
+_MOST_HIDDEN_LAYERS, _MOST_WEIGHTS = 16, 1 << 27
 _WIDTH = re.compile(r"[0-9.]{1,12}")
 _VALUE = re.compile(r"[A-Za-z0-9.+-]{0,32}")
 
@@ -58,7 +57,10 @@ def check_request(task: str, model: str | None, options: Iterable[tuple[str, str
 def check_network(name: str, *, of: str) -> None:
     """Raise `TrustError` unless the network that the file named `of` requests is built in (at any width)."""
     base, at, width = name.partition("@")
-    known = base in NETWORKS.built_in or base in LANGUAGE_MODELS.built_in or _is_perceptron(base)
+    known = base in NETWORKS.built_in or base in LANGUAGE_MODELS.built_in
+    if not known and (widths := parse_hidden_widths(base)):  # of a perceptron that fits into memory
+        weights = sum(one * other for one, other in pairwise(widths))
+        known = len(widths) <= _MOST_HIDDEN_LAYERS and weights <= _MOST_WEIGHTS
     if not known or (at and not _WIDTH.fullmatch(width)):
         raise refusal("network", name, of)
 
@@ -67,12 +69,6 @@ def is_widened(network: str | None) -> bool:
     """Return whether `network` names a wider variant of a built-in network, which may not fit into memory."""
     _, at, width = (network or "").partition("@")
     return bool(at) and not width.startswith(("0.", "."))
-
-
-def _is_perceptron(base: str) -> bool:
-    """Return whether `base`, a name without its width factor, names a perceptron that fits into memory."""
-    widths = [int(width) for width in base.split("-")[1:]] if _PERCEPTRON.fullmatch(base) else []
-    return bool(widths) and sum(one * other for one, other in pairwise(widths)) <= _MOST_WEIGHTS
 
 
 def refusal(what: str, name: object, of: str, instead: str = "") -> TrustError:
@@ -117,12 +113,12 @@ class Options:
         """Return the path in an option as an absolute path; None if the option is not given."""
         return Path(self.given[option]).expanduser().absolute() if self.given.get(option) else None
 
-    def with_paths(self, spec: Spec, *options: str) -> Spec:
+    def with_absolute_paths(self, spec: Spec, *options: str) -> Spec:
         """Return a copy of the request `spec` in which the paths in these options are absolute."""
         found = tuple((name, str(self.path(name)) if name in options and text else text) for name, text in spec.options)
         return replace(spec, options=found)
 
-    def whole(self, option: str, default: int, *, least: int | None = 0, what: str = "whole number") -> int:
+    def whole_number(self, option: str, default: int, *, least: int | None = 0, what: str = "whole number") -> int:
         """Return the value of an option, a whole number of at least `least` (at least 0 if `least` is None)."""
         text = self.text(option, str(default))
         if not text.isdecimal() or len(text) > _DIGITS or int(text) < (least or 0):
@@ -140,7 +136,7 @@ class Options:
             raise self.value_error(option, f"a {what} such as {default}, between 0 and 1")
         return share
 
-    def truth(self, option: str, default: bool) -> bool:
+    def boolean(self, option: str, default: bool) -> bool:
         """Return the truth value in an option, which is given as true or false."""
         text = self.text(option, str(default)).lower()
         if text not in ("true", "false"):

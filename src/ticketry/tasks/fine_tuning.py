@@ -34,7 +34,7 @@ SUFFIXES = (".csv", ".tsv", ".jsonl")
 
 
 @dataclass(frozen=True)
-class Labelled:
+class LabelledTexts:
     """Texts, or pairs of texts, and their labels."""
 
     texts: tuple[tuple[str, ...], ...]
@@ -69,7 +69,7 @@ def find_text_files(path: Path) -> dict[str, Path]:
     return found
 
 
-def read_texts(path: Path, columns: Sequence[str], target: str) -> Labelled:
+def read_texts(path: Path, columns: Sequence[str], target: str) -> LabelledTexts:
     """Read the labelled texts of a file.
 
     Args:
@@ -90,7 +90,7 @@ def read_texts(path: Path, columns: Sequence[str], target: str) -> Labelled:
         labels.append(row[target])
     if not labels:
         raise DataError(f"{path} has no texts")
-    return Labelled(tuple(texts), tuple(labels))
+    return LabelledTexts(tuple(texts), tuple(labels))
 
 
 def digest_texts(path: Path) -> str:
@@ -179,10 +179,14 @@ class Pretrained:
         names = [_CONFIG, _WEIGHTS, *_TOKENIZER]
         found = sorted({file for name in names for file in self._find_files(name) if is_file(file)})
         each = [f"{file.name} {_digest_file(file, *_file_size_and_change_time(file))}" for file in found]
+        try:
+            version = metadata.version("transformers")
+        except metadata.PackageNotFoundError:
+            raise MissingExtraError("transformers", EXTRA, f"the network in {self.path}") from None
         return {
             "model": str(self._config.get("model_type", "")),
             "folder": hashlib.sha256("\n".join(each).encode()).hexdigest(),
-            "library": f"transformers {_transformers_version(self.path)}",
+            "library": f"transformers {version}",
         }
 
     def build_network(self, classes: int, *, pretrained: bool) -> Classifier:
@@ -291,9 +295,7 @@ class Pretrained:
 
     @property
     def _tokenizer(self) -> Any:
-        if not any(
-            file for name in _VOCABULARY for file in self._find_files(name)
-        ):  # transformers would create an empty tokenizer
+        if not any(self._find_files(name) for name in _VOCABULARY):  # transformers would create an empty tokenizer
             raise TaskError(
                 f"{self.path} has no tokenizer ({', '.join(_VOCABULARY)}): save it there with its save_pretrained"
             )
@@ -326,20 +328,12 @@ def _import_transformers(path: Path) -> Any:
     return transformers
 
 
-def _transformers_version(path: Path) -> str:
-    try:
-        return metadata.version("transformers")
-    except metadata.PackageNotFoundError:
-        raise MissingExtraError("transformers", EXTRA, f"the network in {path}") from None
-
-
 @lru_cache(maxsize=4)
 def _load_tokenizer(path: Path) -> Any:
     return _import_transformers(path).AutoTokenizer.from_pretrained(path, **_LOCAL)
 
 
 def _file_size_and_change_time(file: Path) -> tuple[int, int]:
-    """Return the size and the modification time of a file."""
     about = file.stat()
     return about.st_size, about.st_mtime_ns
 
@@ -465,7 +459,7 @@ class FineTuning(Classification):
         return self.texts
 
     @cached_property
-    def _labelled_splits(self) -> tuple[Labelled, Labelled, Labelled]:
+    def _labelled_splits(self) -> tuple[LabelledTexts, LabelledTexts, LabelledTexts]:
         texts = {
             name: read_texts(file, self.columns, self.target) for name, file in find_text_files(self._path).items()
         }
@@ -487,8 +481,8 @@ class FineTuning(Classification):
 
 
 def _split_texts(
-    found: Labelled, validation: Fraction, test: Fraction, path: Path
-) -> tuple[Labelled, Labelled, Labelled]:
+    found: LabelledTexts, validation: Fraction, test: Fraction, path: Path
+) -> tuple[LabelledTexts, LabelledTexts, LabelledTexts]:
     """Split labelled texts at random into (training, validation, test) texts, as `splits.hold_out` does."""
     names, labels = np.unique(np.array(found.labels), return_inverse=True)
     sizes = np.bincount(labels)
@@ -498,8 +492,8 @@ def _split_texts(
     ]:
         raise TaskError(f"{path}: the label {small[0]!r} has too few texts for three splits: at least {_FEWEST}")
 
-    def select(rows: np.ndarray) -> Labelled:
-        return Labelled(tuple(found.texts[row] for row in rows), tuple(found.labels[row] for row in rows))
+    def select(rows: np.ndarray) -> LabelledTexts:
+        return LabelledTexts(tuple(found.texts[row] for row in rows), tuple(found.labels[row] for row in rows))
 
     train, validated, tested = (select(rows) for rows in hold_out(labels, *shares))
     return train, validated, tested
@@ -521,24 +515,20 @@ def create_task(spec: Spec) -> FineTuning:
     columns = options.names("text", "text")
     if not 1 <= len(columns) <= 2:
         raise options.value_error("text", "a column, or two with a comma")
+    longest = folder.max_length
+    length = options.whole_number("length", min(LENGTH, longest or LENGTH), least=4)
+    if longest and length > longest:
+        raise TaskError(f"the option length of {spec.name} is {length} tokens, and its network sees at most {longest}")
     given = {**options.given, **({"texts": str(texts)} if texts else {})}  # an absolute path is found from any folder
     return FineTuning(
         folder=folder,
         texts=texts,
         columns=columns,
         target=options.text("target", "label"),
-        length=_parse_text_length(options, spec.name, folder),
-        train=options.whole("train", 0),
+        length=length,
+        train=options.whole_number("train", 0),
         validation=validation,
         test=test,
-        pretrained=options.truth("pretrained", True),
+        pretrained=options.boolean("pretrained", True),
         spec=replace(spec, name=f"{HF}{folder.path}", options=tuple(sorted(given.items()))),
     )
-
-
-def _parse_text_length(options: Options, name: str, folder: Pretrained) -> int:
-    longest = folder.max_length
-    length = options.whole("length", min(LENGTH, longest or LENGTH), least=4)
-    if longest and length > longest:
-        raise TaskError(f"the option length of {name} is {length} tokens, and its network sees at most {longest}")
-    return length

@@ -19,7 +19,7 @@ from ticketry.tasks import models
 from ticketry.tasks.data.image_files import ImageSet, Listing, scan
 from ticketry.tasks.data.shards import ShardListing, open_shards, parse_address
 from ticketry.tasks.data.splits import count_share_of_each, hold_out, take_fewer
-from ticketry.tasks.facts import DATA_SETS, IMAGENET, TINY_IMAGENET, ImageData
+from ticketry.tasks.facts import DATA_SETS, IMAGENET, TINY_IMAGENET
 from ticketry.tasks.file_requests import Options
 from ticketry.tasks.recipe import Recipe
 from ticketry.tasks.task import Classification, Spec, Split, Splits
@@ -168,8 +168,13 @@ def _compute_scale_and_offset(
 def create_task(spec: Spec) -> ImageClassification:
     """Create the task for the request `spec`, whose name is a data set of `facts.DATA_SETS`."""
     data, options = DATA_SETS.get(spec.name), Options(spec, ("train", "size"))
-    factor = _parse_reduction_factor(data, options)
     channels, height, width = data.shape
+    factors = {height // each: each for each in range(1, height + 1) if not height % each and not width % each}
+    if (size := options.whole_number("size", height, least=1)) not in factors:
+        raise options.value_error(
+            "size", f"one of {', '.join(map(str, factors))} (pixels, whole squares of which are averaged)"
+        )
+    factor = factors[size]
     data = replace(data, shape=(channels, height // factor, width // factor))
     network = spec.model or data.model
     models.check(network, shape=data.shape)
@@ -182,22 +187,10 @@ def create_task(spec: Spec) -> ImageClassification:
         mean=data.mean,
         std=data.std,
         recipe=data.recipe_of(network),
-        train=options.whole("train", 0, least=None, what="number of training examples"),
+        train=options.whole_number("train", 0, least=None, what="number of training examples"),
         factor=factor,
         spec=spec,
     )
-
-
-def _parse_reduction_factor(data: ImageData, options: Options) -> int:
-    """Return the factor by which images must be reduced to have the height and width in the option ``size``."""
-    _, height, width = data.shape
-    sizes = {height // factor: factor for factor in range(1, height + 1) if not height % factor and not width % factor}
-    size = options.whole("size", height, least=1)
-    if size not in sizes:
-        raise options.value_error(
-            "size", f"one of {', '.join(map(str, sizes))} (pixels, whole squares of which are averaged)"
-        )
-    return sizes[size]
 
 
 VERSION = 1
@@ -318,13 +311,13 @@ class FolderClassification(Images):
 def create_folder_task(spec: Spec) -> FolderClassification:
     """Create the task imagefolder with the options in the request `spec`."""
     options = Options(spec, OPTIONS)
-    return FolderClassification(**parse_folder_options(spec, options), spec=options.with_paths(spec, "path"))
+    return FolderClassification(**parse_folder_options(spec, options), spec=options.with_absolute_paths(spec, "path"))
 
 
 def parse_folder_options(spec: Spec, options: Options) -> dict[str, Any]:
     """Return the arguments for `FolderClassification` that a request and its parsed `options` contain."""
-    size = options.whole("size", 224, least=1)
-    resize = options.whole("resize", round(size / _SHARE_OF_SIDE), least=size)
+    size = options.whole_number("size", 224, least=1)
+    resize = options.whole_number("resize", round(size / _SHARE_OF_SIDE), least=size)
     network = spec.model or MODEL
     models.check(network, shape=(3, size, size))
     return {
@@ -336,8 +329,8 @@ def parse_folder_options(spec: Spec, options: Options) -> dict[str, Any]:
         "recipe": default_recipe(network, size),
         "mean": _parse_channels(options, "mean", MEAN),
         "std": _parse_channels(options, "std", STD),
-        "train": options.whole("train", 0),
-        "workers": options.whole("workers", 2),
+        "train": options.whole_number("train", 0),
+        "workers": options.whole_number("workers", 2),
     }
 
 
@@ -413,6 +406,6 @@ def create_shards_task(spec: Spec) -> ShardClassification:
     return ShardClassification(
         **{**parse_folder_options(spec, options), "path": None},
         address=address,
-        window=options.whole("window", WINDOW, least=1),
-        spec=spec if "://" in address else options.with_paths(spec, "path"),
+        window=options.whole_number("window", WINDOW, least=1),
+        spec=spec if "://" in address else options.with_absolute_paths(spec, "path"),
     )

@@ -113,6 +113,12 @@ class NetworkName:
         return f"{self.base}@{decimals}"
 
 
+def parse_hidden_widths(base: str) -> tuple[int, ...]:
+    """Return the hidden widths in the name of a perceptron, such as mlp-50-50; empty for names of other networks."""
+    is_perceptron = re.fullmatch(r"mlp(-[1-9][0-9]{0,5})+", base)
+    return tuple(int(width) for width in base.split("-")[1:]) if is_perceptron else ()
+
+
 def unknown_network_error(name: str, known: Iterable[str] | None = None) -> TaskError:
     """Return the error for the name of an unknown network; it suggests similar names from `known`."""
     names = list(NETWORKS.names() if known is None else known)

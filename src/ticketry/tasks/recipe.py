@@ -82,29 +82,18 @@ class Recipe:
             raise UsageError("recipe: the schedule multistep needs milestones, such as 50%,75%")
 
     def changed(self, **changes: Any) -> Recipe:
-        """Return a copy with these fields changed; None leaves a field unchanged.
-
-        Args:
-            changes: new values of fields, by field name.
-        """
+        """Return a copy with the `changes` of fields; None leaves a field unchanged."""
         return replace(self, **{name: value for name, value in changes.items() if value is not None})
 
     def steps(self, per_epoch: int) -> int:
-        """Return the length of the training in iterations.
-
-        Args:
-            per_epoch: iterations of an epoch.
-        """
+        """Return the length of the training in iterations, if an epoch has `per_epoch` iterations."""
         return Step.parse(self.length).iterations(per_epoch=per_epoch)
 
     def scaled(self, length: int, *, per_epoch: int) -> Recipe:
         """Return a copy with `length` iterations, in which milestones and warm-up are scaled to the new length.
 
-        Milestones in iterations or epochs are rounded to iterations. The peak learning rate does not change.
-
-        Args:
-            length: new length in iterations.
-            per_epoch: iterations of an epoch.
+        Milestones in iterations or epochs are rounded to iterations; an epoch has `per_epoch` iterations. The peak
+        learning rate does not change.
 
         Examples:
             >>> tk.Recipe(length="100it", warmup="1ep").scaled(30, per_epoch=10).warmup

@@ -214,20 +214,14 @@ class CustomTableRegression(TableRegression):
 
     def key(self) -> Mapping[str, object]:
         """Return values that identify the content of the file and how it is split, but not its location."""
-        return {
+        table = self._table
+        found = {
             **super().key(),
-            "file": self._table.digest,
+            "file": table.digest,
             "target": self.target,
             "test": float(self.test),
             "drop": list(self.drop),
-            **self._encoding_key,
         }
-
-    @property
-    def _encoding_key(self) -> Mapping[str, object]:
-        """Return a dict that says how words and missing values were encoded; empty if the table has neither."""
-        table = self._table
-        found: dict[str, object] = {}
         if table.categories:
             found["categories"] = {name: len(words) for name, words in table.categories.items()}
         if table.left_out or table.incomplete:
@@ -261,24 +255,17 @@ class CustomTableRegression(TableRegression):
         rest, test = hold_out(np.zeros(rows, np.int64), held, seed=self.split or 0)
         train, validation = _split_off_validation(rest, self.validation, str(self.path))
         target, inputs = table.values[:, at], np.delete(table.values, at, axis=1)
-        what = f"{self.path}, column {self.target!r}"
         if table.incomplete:
-            inputs = _replace_missing_by_medians(inputs, train, np.delete(np.array(table.columns), at), str(self.path))
+            without = np.isnan(inputs[train]).all(0)
+            if without.any():
+                name = np.delete(np.array(table.columns), at)[without][0]
+                raise TaskError(
+                    f"{self.path}: column {name!r} has no value in the {len(train)} training rows: leave it out"
+                    f" (--option 'drop={name}')"
+                )
+            inputs = np.where(np.isnan(inputs), np.nanmedian(inputs[train], axis=0), inputs)
+        what = f"{self.path}, column {self.target!r}"
         return standardised(inputs, target, train=train, validation=validation, test=test, what=what)
-
-
-def _replace_missing_by_medians(
-    inputs: NDArray[np.float64], train: NDArray[np.int64], columns: NDArray[np.str_], what: str
-) -> NDArray[np.float64]:
-    """Return the inputs with each missing number replaced by the median of its column over the training rows."""
-    without = np.isnan(inputs[train]).all(0)
-    if without.any():
-        name = columns[without][0]
-        raise TaskError(
-            f"{what}: column {name!r} has no value in the {len(train)} training rows: leave it out (--option"
-            f" 'drop={name}')"
-        )
-    return np.where(np.isnan(inputs), np.nanmedian(inputs[train], axis=0), inputs)
 
 
 def create_task(spec: Spec) -> TableRegression:

@@ -61,10 +61,9 @@ class Environments:
         steps = find_step_limit(worlds[0])
         self.limit = -(-steps // repeat)
         """Largest number of actions in an episode."""
-        unwrapped = [_unwrap_environment(world) for world in worlds]
-        self._environments: list[Any] = (
-            unwrapped if repeat == 1 else [_Repeated(world, repeat, steps) for world in unwrapped]
-        )
+        self._environments: list[Any] = [_unwrap_environment(world) for world in worlds]
+        if repeat > 1:
+            self._environments = [_Repeated(world, repeat, steps) for world in self._environments]
         self._first = int(self._environments[0].action_space.start)
         self._episodes = [0] * copies
         self._actions: list[list[int]] = [[] for _ in range(copies)]
@@ -223,16 +222,9 @@ def count_observations_and_actions(name: str) -> tuple[int, int]:
     return int(np.prod(world.observation_space.shape or (1,))), int(world.action_space.n)
 
 
-def digest_environment_source(name: str) -> str:
-    """Return a digest of the source code of a custom environment and its wrappers; empty for Gymnasium's own.
-
-    For ``module:NAME`` the digest includes the module. Raise the errors of `create_environment`.
-    """
-    return digest_defining_source(*parts) if (parts := _find_custom_environment_code(name)) else ""
-
-
 @lru_cache(maxsize=64)
 def _find_custom_environment_code(name: str) -> tuple[object, ...]:
+    """Return the classes of a custom environment and its wrappers, and the module in ``module:NAME``."""
     world: Any = create_environment(name)
     module, colon, _ = name.partition(":")
     found: list[object] = [sys.modules[module]] if colon else []
@@ -344,10 +336,9 @@ class Learner(Session):
     ) -> None:
         """Create a training run.
 
-        Args:
-            sizes: how many numbers an observation has, and how many actions there are.
-            total: number of updates of the whole training, over which the share of random actions falls.
-            acts: whether the network acts; if not, it learns only from the initial random transitions.
+        `sizes` are the numbers in an observation and the number of actions. The share of random actions falls over the
+        `total` updates of the whole training. Unless the network `acts`, it learns only from the initial random
+        transitions.
         """
         self._environment, self._seed, self._arithmetic = environment, seed, arithmetic
         self._learning, self._batch, self._acts = learning, batch, acts
@@ -362,7 +353,11 @@ class Learner(Session):
         step, learning = batch, self._learning
         parameters = {normal_name(name): parameter for name, parameter in model.named_parameters()}
         if not self._started:
-            self._start_training(parameters)
+            self._create_environments()
+            rounds = learning.warmup // learning.copies
+            for actions in torch.randint(self._choices, (rounds, learning.copies)).tolist():
+                step_and_store(self._memory, self._environments, actions)
+            self._target = {name: parameter.detach().clone() for name, parameter in parameters.items()}
         with torch.no_grad():
             if self._acts:
                 self._act_and_store(model, step)
@@ -396,11 +391,6 @@ class Learner(Session):
         self._memory = Memory(learning.memory, self._numbers)
         self._started = True
 
-    def _start_training(self, parameters: Mapping[str, Tensor]) -> None:
-        self._create_environments()
-        fill_memory_with_random_actions(self._memory, self._environments, self._choices, self._learning.warmup)
-        self._target = {name: parameter.detach().clone() for name, parameter in parameters.items()}
-
     def _act_and_store(self, model: nn.Module, step: int) -> None:
         learning, environments = self._learning, self._environments
         fallen = step / self._falls if step < self._falls else 1.0
@@ -409,9 +399,8 @@ class Learner(Session):
         explored, at_random = torch.rand(shape) < explore, torch.randint(self._choices, shape)
         for by_chance, actions in zip(explored.tolist(), at_random.tolist(), strict=True):
             if not all(by_chance):
-                best = (
-                    self._action_values(model, torch.from_numpy(environments.seen).to(self._device)).argmax(1).tolist()
-                )
+                seen = torch.from_numpy(environments.seen).to(self._device)
+                best = self._action_values(model, seen).argmax(1).tolist()
                 actions = [a if chance else b for chance, a, b in zip(by_chance, actions, best, strict=True)]
             step_and_store(self._memory, environments, actions)
 
@@ -431,22 +420,12 @@ class Learner(Session):
 
 
 def q_loss(values: Tensor, actions: Tensor, wanted: Tensor, kind: str) -> Tensor:
-    """Return the mean loss, of the given kind, between the values of the taken `actions` [b] and `wanted` [b].
+    """Return the mean loss between the values of the taken `actions` [b] and the target values `wanted` [b].
 
-    Args:
-        values: values of all actions, [b, actions].
-        wanted: target values, [b].
-        kind: ``huber``, or another name for the squared error.
+    `values` [b, actions] are those of all actions. The `kind` is ``huber``; any other is the squared error.
     """
     taken = values.gather(1, actions.unsqueeze(1)).squeeze(1)
     return F.smooth_l1_loss(taken, wanted) if kind == "huber" else F.mse_loss(taken, wanted)
-
-
-def fill_memory_with_random_actions(memory: Memory, environments: Environments, choices: int, count: int) -> None:
-    """Store `count` transitions in `memory`; draw their actions, of `choices` possible ones, at random."""
-    copies = len(environments.seen)
-    for actions in torch.randint(choices, (count // copies, copies)).tolist():
-        step_and_store(memory, environments, actions)
 
 
 def step_and_store(memory: Memory, environments: Environments, actions: list[int]) -> None:
@@ -605,13 +584,17 @@ class Reinforcement(Task):
 
     def key(self) -> Mapping[str, object]:
         """Return values that identify the task, including Gymnasium's version and a custom environment's source."""
-        source = "" if self.name in ENVIRONMENTS else digest_environment_source(self.environment)
+        try:
+            version = metadata.version("gymnasium")
+        except metadata.PackageNotFoundError as error:
+            raise MissingExtraError("gymnasium", EXTRA, f"the environment {self.environment}") from error
+        code = () if self.name in ENVIRONMENTS else _find_custom_environment_code(self.environment)
         return {
             "name": self.name,
             "version": VERSION,
             "environment": self.environment,
-            "library": f"gymnasium {_gymnasium_version(self.environment)}",
-            **({"source": source} if source else {}),
+            "library": f"gymnasium {version}",
+            **({"source": digest_defining_source(*code)} if code else {}),
             "learning": asdict(self.learning),
             **models.network_key(self.model),
         }
@@ -638,13 +621,6 @@ class Reinforcement(Task):
 
 
 _sizes = lru_cache(maxsize=64)(count_observations_and_actions)
-
-
-def _gymnasium_version(environment: str) -> str:
-    try:
-        return metadata.version("gymnasium")
-    except metadata.PackageNotFoundError as error:
-        raise MissingExtraError("gymnasium", EXTRA, f"the environment {environment}") from error
 
 
 def create_task(spec: Spec) -> Reinforcement:

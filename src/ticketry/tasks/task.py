@@ -128,10 +128,7 @@ class Task:
         """Return JSON values (name, version, options, model) that identify the task in stored results.
 
         Tasks that are named module:object, and task objects for `tk.run`, need not override this method, since
-        `catalogue.get` and `resolve_task` compute a key from source code and options.
-
-        Raises:
-            TaskError: if the class does not override this method.
+        `catalogue.get` and `resolve_task` compute a key from source code and options. By default, raise `TaskError`.
         """
         kind = type(self)
         raise TaskError(
@@ -167,8 +164,7 @@ class Task:
     def course(self, data: Path | None = None) -> Course | None:
         """Return how to train and evaluate if examples are not independent; None if `load` gives independent examples.
 
-        Args:
-            data: folder of data sets from the command line.
+        `data` is the folder of data sets from the command line.
         """
         return None
 
@@ -208,8 +204,7 @@ class Task:
     def augment(self, inputs: Tensor, names: tuple[str, ...], generator: torch.Generator) -> Tensor:
         """Return stored inputs [n, ...] after the augmentations `names`, which draw from `generator` (on the CPU).
 
-        Raises:
-            TaskError: for an unknown augmentation.
+        Raise `TaskError` for an unknown augmentation.
         """
         if names:
             raise TaskError(f"the task {self.name} has no augmentation {names[0]!r}: choose a recipe without it")
@@ -275,11 +270,8 @@ class Session:
     def outputs(self, model: nn.Module, batch: Any, of: str = "") -> tuple[Tensor, Tensor]:
         """Return the logits [n, classes, ...] of a model for a batch, and the targets [n, ...].
 
-        Args:
-            of: name of the network, if several networks see the same batches; each network has a separate state.
-
-        Raises:
-            TaskError: if the task has no classes.
+        If several networks see the same batches, `of` names the network, which has a separate state. Raise `TaskError`
+        if the task has no classes.
         """
         raise TaskError("this task has no classes, whose scores could be compared: train gates for its own loss")
 
@@ -316,9 +308,7 @@ class Course:
     def session(self, recipe: Recipe, seed: int, arithmetic: Arithmetic) -> Session:
         """Return a new training run; to resume an earlier run at any step, call `load_state` of the result.
 
-        Args:
-            seed: seed of the order of the data and of everything else that is random.
-            arithmetic: device and number format.
+        `seed` decides the order of the data and everything else that is random.
         """
         raise NotImplementedError
 
@@ -330,13 +320,10 @@ class Course:
         raise NotImplementedError
 
     def sample(self, model: nn.Module, count: int, size: int, seed: int) -> list[Any]:
-        """Return training batches for a score, on the device of the model.
+        """Return `count` random training batches of `size` examples for a score, on the device of the model.
 
-        Args:
-            model: the network to score; in reinforcement learning, the data depend on its actions.
-            count: number of batches; the result has fewer if there are not enough examples.
-            size: number of examples in a batch.
-            seed: seed of the random choice.
+        The result has fewer batches if there are not enough examples. In reinforcement learning, the data depend on the
+        actions of the model.
         """
         raise NotImplementedError
 
@@ -355,25 +342,18 @@ class Course:
     def cut(self, ranks: Ranks) -> Course:
         """Return the course for the process `ranks`, one of several that train a network together.
 
-        Each batch is split over the processes. The mean of the processes'
-        losses must be the loss of the whole batch, and random numbers must depend on the step and on the position of an
-        example in the whole batch. In every process, `evaluate` returns the metrics of the whole split.
-
-        Raises:
-            TaskError: if the task can only be trained in one process.
+        Each batch is split over the processes. The mean of the processes' losses must be the loss of the whole batch,
+        and random numbers must depend on the step and on the position of an example in the whole batch. In every
+        process, `evaluate` returns the metrics of the whole split. Raise `TaskError` if the task can only be trained in
+        one process.
         """
         raise TaskError(_NOT_SPLITTABLE)
 
     def check_cut(self, model: nn.Module, recipe: Recipe, world: int) -> None:
         """Raise `TaskError` if training by `world` processes would give other results than training by one.
 
-        Args:
-            model: a new model on the CPU.
-            recipe: training settings.
-            world: number of processes.
-
-        Raises:
-            TaskError: if the loss is not a mean over examples, or a batch has fewer examples than processes.
+        This is so if the loss is not a mean over examples, or a batch has fewer examples than processes. `model` is a
+        new model on the CPU.
         """
         raise TaskError(_NOT_SPLITTABLE)
 

@@ -27,50 +27,38 @@ T = TypeVar("T")
 def build_model(task: Task) -> nn.Module:
     """Return a new model of the task; raise `TaskError` if `Task.build` fails or the model is unfit."""
     model = task.build()
+    gave = f"{_method_name(task, 'build')} gave {_describe(model)}"
     if not isinstance(model, nn.Module):
-        raise TaskError(f"{_method_name(task, 'build')} gave {_describe(model)}: return a torch.nn.Module")
-    if why := _explain_untrainable(model):
-        raise TaskError(f"{_method_name(task, 'build')} gave {_describe(model)} {why}")
-    return model
-
-
-def _explain_untrainable(model: nn.Module) -> str:
-    """Return as text why a model cannot be trained and stored; empty if it can."""
+        raise TaskError(f"{gave}: return a torch.nn.Module")
     if not any(True for _ in model.parameters()):
-        return "without a parameter: there is nothing to train"
+        raise TaskError(f"{gave} without a parameter: there is nothing to train")
     if unshaped := [name for name, one in model.named_parameters() if is_lazy(one)]:
-        return f"whose {unshaped[0]} has no shape yet: call a lazy module once in build()"
+        raise TaskError(f"{gave} whose {unshaped[0]} has no shape yet: call a lazy module once in build()")
     for name, value in model.state_dict().items():
         if not isinstance(value, Tensor):
-            return f"whose state dict has {_describe(value)} as {name!r}: states are stored as tensors"
-    return ""
+            raise TaskError(f"{gave} whose state dict has {_describe(value)} as {name!r}: states are stored as tensors")
+    return model
 
 
 def load_splits(task: Task, data: Path | None) -> Splits:
     """Return the splits of the task; raise an error if `Task.load` returns anything invalid."""
-    splits = task.load(data)
+    splits, gave = task.load(data), f"{_method_name(task, 'load')} gave"
     if not isinstance(splits, Splits):
         raise TaskError(
-            f"{_method_name(task, 'load')} gave {_describe(splits)}: return ticketry.Splits(train, validation, test),"
+            f"{gave} {_describe(splits)}: return ticketry.Splits(train, validation, test),"
             " each a ticketry.Split(inputs, targets)"
         )
     for name in _SPLITS:
         split = getattr(splits, name)
         if not isinstance(split, Split):
-            raise TaskError(
-                f"{_method_name(task, 'load')} gave {_describe(split)} as its {name} split: make it"
-                " ticketry.Split(inputs, targets)"
-            )
+            raise TaskError(f"{gave} {_describe(split)} as its {name} split: make it ticketry.Split(inputs, targets)")
         for what in ("inputs", "targets"):
             if not isinstance(own := getattr(split, what), Tensor):
-                raise TaskError(
-                    f"{_method_name(task, 'load')} gave {_describe(own)} as the {what} of its {name} split: give a"
-                    " torch tensor"
-                )
+                raise TaskError(f"{gave} {_describe(own)} as the {what} of its {name} split: give a torch tensor")
         if len(split.inputs) != len(split.targets):
             raise TaskError(
-                f"{_method_name(task, 'load')} gave {len(split.inputs)} inputs and {len(split.targets)} targets in its"
-                f" {name} split: each input has one target"
+                f"{gave} {len(split.inputs)} inputs and {len(split.targets)} targets in its {name} split: each input"
+                " has one target"
             )
     return splits
 
@@ -114,15 +102,12 @@ def _call_method(task: Task, method: str, call: Callable[..., T], *tensors: Tens
     except (TicketryError, torch.OutOfMemoryError):  # their messages suffice
         raise
     except Exception as error:
-        raise _method_failure_error(task, method, error, *tensors) from error
-
-
-def _method_failure_error(task: Task, method: str, error: Exception, *tensors: Tensor) -> TaskError:
-    where = _method_name(task, method) if method else f"the model of the task {task.name!r}"
-    arguments = " and ".join(f"{_describe(tensor)} ({str(tensor.dtype).removeprefix('torch.')})" for tensor in tensors)
-    alone = " (a single example: where the last batch of an epoch has one, choose another batch)"
-    alone = alone if not method and tensors[0].shape[:1] == (1,) else ""
-    return TaskError(f"{where} failed with {arguments}{alone}: {type(error).__name__}: {error}")
+        where = _method_name(task, method) if method else f"the model of the task {task.name!r}"
+        arguments = " and ".join(f"{_describe(each)} ({str(each.dtype).removeprefix('torch.')})" for each in tensors)
+        alone = ""
+        if not method and tensors[0].shape[:1] == (1,):
+            alone = " (a single example: where the last batch of an epoch has one, choose another batch)"
+        raise TaskError(f"{where} failed with {arguments}{alone}: {type(error).__name__}: {error}") from error
 
 
 def check_loss(task: Task, loss: Any) -> Tensor:
@@ -146,16 +131,12 @@ def check_loss(task: Task, loss: Any) -> Tensor:
 def measure_sums(task: Task, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
     """Return the result of `Task.measure` for a batch; raise an error if it is invalid."""
     sums = _call_method(task, "measure", task.measure, outputs, targets)
+    gave = f"{_method_name(task, 'measure')} gave"
     if not isinstance(sums, Mapping):
-        raise TaskError(
-            f"{_method_name(task, 'measure')} gave {_describe(sums)}: return a dict of sums over the batch, by name"
-        )
+        raise TaskError(f"{gave} {_describe(sums)}: return a dict of sums over the batch, by name")
     for name, value in sums.items():
         if not (isinstance(value, Tensor) and value.numel() == 1):
-            raise TaskError(
-                f"{_method_name(task, 'measure')} gave {_describe(value)} as {name!r}: sum it over the batch to a"
-                " tensor of one number"
-            )
+            raise TaskError(f"{gave} {_describe(value)} as {name!r}: sum it over the batch to a tensor of one number")
     return dict(sums)
 
 

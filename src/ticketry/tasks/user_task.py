@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import is_dataclass
 from functools import partial, wraps
 from inspect import Parameter
@@ -32,16 +32,19 @@ def load(spec: Spec, registry: Registry[Any], *, annotated: bool = False) -> Tas
     Classes and functions are called with the options (and the model, if requested) as keyword arguments. Option values
     that look like numbers, true or false are converted. A function with an argument `spec` gets the whole request
     instead.
-    The key of the task contains a digest of the source code of the object, see `registry.digest_source`.
-
-    Args:
-        annotated: whether to call a function only if its annotation says that it returns a task; True for names that
-            come from files.
+    The key of the task contains a digest of the source code of the object, see `registry.digest_source`. If
+    `annotated`, as for names from files, a function is called only if its annotation says that it returns a task.
     """
     found = registry.get(spec.name)
     _check_makes_tasks(found, spec.name, annotated=annotated)
     task = _create_task(found, spec)
-    _check_task(task, spec.name)
+    for attribute, kind in _ATTRIBUTES.items():
+        if not isinstance(getattr(task, attribute, None), kind):
+            raise TaskError(f"{spec.name}: a task's {attribute} is a {kind.__name__}, see ticketry.tasks.task.Task")
+    for method in _METHODS_OF_COURSES if _overrides_method(task, "course") else _METHODS:
+        if not _overrides_method(task, method):
+            raise TaskError(f"{spec.name}: {type(task).__name__} has no {method}, see ticketry.tasks.task.Task")
+        _check_signature(task, method, spec.name)
     try:
         source = digest_source(registry.find_target(spec.name), type(task))
     except UsageError as error:
@@ -130,8 +133,19 @@ def _create_task(found: Any, spec: Spec) -> Task:
         if arguments:
             raise TaskError(f"{spec.name} is a task already and takes no options, but got {arguments}")
         return found
-    if "spec" in _check_arguments(found, arguments, spec.name):
+    try:
+        signature = inspect.signature(found)
+    except ValueError as error:  # of a function written in C
+        raise TaskError(
+            f"{spec.name} is no task but {found!r}: name a Task, a subclass of Task or a function"
+        ) from error
+    if "spec" in signature.parameters:
         arguments = {"spec": spec}
+    else:
+        try:
+            signature.bind(**arguments)
+        except TypeError as error:
+            raise TaskError(f"{spec.name} takes {signature}, but got {arguments}: {error}") from error
     try:
         task = found(**arguments)
     except TicketryError:
@@ -141,20 +155,6 @@ def _create_task(found: Any, spec: Spec) -> Task:
     if not isinstance(task, Task):
         raise TaskError(f"{spec.name} returned no task but {task!r}")
     return task
-
-
-def _check_arguments(function: Callable[..., object], arguments: Mapping[str, object], name: str) -> Container[str]:
-    """Return the parameters of `function`; raise `TaskError` if it cannot be called with `arguments`."""
-    try:
-        signature = inspect.signature(function)
-    except ValueError as error:  # of a function written in C
-        raise TaskError(f"{name} is no task but {function!r}: name a Task, a subclass of Task or a function") from error
-    try:
-        if "spec" not in signature.parameters:
-            signature.bind(**arguments)
-    except TypeError as error:
-        raise TaskError(f"{name} takes {signature}, but got {dict(arguments)}: {error}") from error
-    return signature.parameters
 
 
 def _arguments_from_options(spec: Spec) -> dict[str, Any]:
@@ -170,16 +170,6 @@ def _parse_value(text: str) -> bool | int | float | str:
     if re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", text, re.IGNORECASE):
         return float(text)
     return text
-
-
-def _check_task(task: Task, name: str) -> None:
-    for attribute, kind in _ATTRIBUTES.items():
-        if not isinstance(getattr(task, attribute, None), kind):
-            raise TaskError(f"{name}: a task's {attribute} is a {kind.__name__}, see ticketry.tasks.task.Task")
-    for method in _METHODS_OF_COURSES if _overrides_method(task, "course") else _METHODS:
-        if not _overrides_method(task, method):
-            raise TaskError(f"{name}: {type(task).__name__} has no {method}, see ticketry.tasks.task.Task")
-        _check_signature(task, method, name)
 
 
 def _check_signature(task: Task, method: str, name: str) -> None:

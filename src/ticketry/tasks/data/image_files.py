@@ -222,10 +222,10 @@ def scan(root: Path) -> ImageSet[Listing]:
     try:
         train = _find_folder(root, ("train",))
         test = _find_folder(root, TEST_FOLDERS)
-        classes = _list_classes(train)
+        classes = _list_class_names(train)
         if len(classes) < 2:
             raise DataError(f"{train}: {len(classes)} folders of classes, but at least two are needed: train/<class>/*")
-        tested = _list_classes(test)
+        tested = _list_class_names(test)
         if strangers := sorted(set(tested) - set(classes)):
             raise DataError(
                 f"{test / strangers[0]} is a class that is not in {train}: each class in {test.name} needs images there"
@@ -247,7 +247,7 @@ def _find_folder(root: Path, names: tuple[str, ...]) -> Path:
     raise DataError(f"there is no folder {wanted}: images are expected in train/<class>/* and val/<class>/* of it")
 
 
-def _list_classes(folder: Path) -> tuple[str, ...]:
+def _list_class_names(folder: Path) -> tuple[str, ...]:
     with os.scandir(folder) as entries:
         return tuple(sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")))
 
@@ -519,10 +519,15 @@ class TinyImageNetFiles:
         source = find_or_download(self.collection(), where)[0]
         if source.name == self.archive:
             check_digest(source.read_bytes(), self.archive_md5, str(source))
-            train, test = _sort_images(_iterate_tiny_archive(source))
+            train, test = _collect_tiny_images(
+                (PurePosixPath(*place.parts[1:]), read) for place, read in iterate_members(source)
+            )
         else:
             source = source.parent
-            train, test = _sort_images(_iterate_tiny_folder(source))
+            paths = (path for part in ("train", "val") for path in iterate_below(source / part))
+            train, test = _collect_tiny_images(
+                (PurePosixPath(path.relative_to(source).as_posix()), path.read_bytes) for path in paths
+            )
         images, labels = _decode_images(train, self.classes, self.train_per_class, f"{source}, train")
         tested = _decode_images(test, self.classes, self.test_per_class, f"{source}, val")
         return split_published(images, labels, TINY_VALIDATION_PER_CLASS, tested)
@@ -556,18 +561,7 @@ _File = tuple[PurePosixPath, Callable[[], bytes]]
 """The path of a file, relative to the folder of the data set, and a function that returns the content."""
 
 
-def _iterate_tiny_folder(folder: Path) -> Iterator[_File]:
-    for part in ("train", "val"):
-        for path in iterate_below(folder / part):
-            yield PurePosixPath(path.relative_to(folder).as_posix()), path.read_bytes
-
-
-def _iterate_tiny_archive(path: Path) -> Iterator[_File]:
-    for place, read in iterate_members(path):
-        yield PurePosixPath(*place.parts[1:]), read
-
-
-def _sort_images(files: Iterator[_File]) -> tuple[list[_Image], list[_Image]]:
+def _collect_tiny_images(files: Iterator[_File]) -> tuple[list[_Image], list[_Image]]:
     """Return the training images and the published validation images, each list sorted by class and name."""
     train: list[_Image] = []
     test: list[_Image] = []

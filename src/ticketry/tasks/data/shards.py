@@ -10,6 +10,7 @@ import tarfile
 import urllib.parse
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -362,35 +363,28 @@ def iterate_images(path: Path) -> Iterator[tuple[int, int, int]]:
     The image and the class of an example are files with the same name and different suffixes, one after the other, as
     WebDataset requires. Other files are skipped.
     """
-    key, image, label = "", None, None
+
+    def name_of_example(member: tarfile.TarInfo) -> str:
+        folder, _, name = member.name.rpartition("/")
+        return f"{folder}/{name.partition('.')[0]}".lstrip("/")
+
     try:
         with tarfile.open(path, "r:") as archive:
-            for member in archive:
-                if not member.isfile():
-                    continue
-                own, _, kind = member.name.rpartition("/")[2].partition(".")
-                own = f"{member.name.rpartition('/')[0]}/{own}"
-                if own != key:
-                    yield from _yield_image_location(path, key, image, label)
-                    key, image, label = own, None, None
-                if f".{kind.lower()}" in SUFFIXES:
-                    image = (member.offset_data, member.size)
-                elif kind == "cls":
-                    file = archive.extractfile(member)
-                    label = _parse_class_number(path, member.name, file.read(32) if file else b"")
-            yield from _yield_image_location(path, key, image, label)
+            for example, members in groupby(filter(tarfile.TarInfo.isfile, archive), name_of_example):
+                image, label = None, None
+                for member in members:
+                    kind = member.name.rpartition("/")[2].partition(".")[2]
+                    if f".{kind.lower()}" in SUFFIXES:
+                        image = (member.offset_data, member.size)
+                    elif kind == "cls":
+                        file = archive.extractfile(member)
+                        label = _parse_class_number(path, member.name, file.read(32) if file else b"")
+                if image is not None and label is None:
+                    raise DataError(f"{path}: the image {example} has no class: a member {example}.cls, a number")
+                if image is not None and label is not None:
+                    yield (*image, label)
     except (tarfile.TarError, OSError) as error:
         raise DataError(f"{path} cannot be read as a shard: {error}. Get it again") from error
-
-
-def _yield_image_location(
-    path: Path, key: str, image: tuple[int, int] | None, label: int | None
-) -> Iterator[tuple[int, int, int]]:
-    if image is None:
-        return
-    if label is None:
-        raise DataError(f"{path}: the image {key.lstrip('/')} has no class: a member {key.lstrip('/')}.cls, a number")
-    yield (*image, label)
 
 
 def _parse_class_number(path: Path, name: str, text: bytes) -> int:
@@ -401,13 +395,6 @@ def _parse_class_number(path: Path, name: str, text: bytes) -> int:
     if not 0 <= number < 1 << 31:
         raise DataError(f"{path}: {name} is no class: a whole number from 0 on, not {text!r:.40}")
     return number
-
-
-def encode_index(index: Index) -> bytes:
-    """Return the bytes of the index file of `index`; equal indices give equal bytes."""
-    file = io.BytesIO()
-    np.savez_compressed(file, **{name: getattr(index, name) for name in ("shard", "offset", "size", "label")})
-    return file.getvalue()
 
 
 MEGABYTES = 128
@@ -458,18 +445,15 @@ def describe(shards: str | Path, *, classes: Sequence[str] = ()) -> Path:
     """
     folder = Path(shards)
     manifest, index = scan_shards(folder, digests=True)
-    _save_manifest(folder, manifest, index, tuple(classes))
-    return folder
-
-
-def _save_manifest(folder: Path, manifest: Manifest, index: Index, classes: tuple[str, ...]) -> None:
-    content = encode_index(index)
-    complete = Manifest(1, manifest.shards, hashlib.sha256(content).hexdigest(), classes)
+    file = io.BytesIO()
+    np.savez_compressed(file, **{name: getattr(index, name) for name in ("shard", "offset", "size", "label")})
+    complete = Manifest(1, manifest.shards, hashlib.sha256(file.getvalue()).hexdigest(), tuple(classes))
     try:
-        write_atomically(folder / INDEX, content)
+        write_atomically(folder / INDEX, file.getvalue())
         write_atomically(folder / MANIFEST, msgspec.json.format(msgspec.json.encode(complete), indent=1))
     except OSError as error:
         raise DataError(f"the manifest of {folder} cannot be written: {error}") from error
+    return folder
 
 
 def _write_split(listing: Listing, folder: Path, part: str, most: int) -> None:

@@ -112,23 +112,17 @@ def load_or_prepare(name: str, *, folder: Path, make: Callable[[], Splits]) -> S
     `make` creates the splits. If the splits cannot be saved (no space, no permission), they are returned unsaved.
     """
     path = folder / "prepared" / f"{name}.safetensors"
-    splits = _load_splits(path)
-    if splits is None:
-        splits = make()
-        if _save_splits(splits, path):
-            splits = _load_splits(path) or splits  # memory-mapped, so that processes share it
-    return splits
-
-
-def _save_splits(splits: Splits, path: Path) -> bool:
+    if (found := _load_splits(path)) is not None:
+        return found
+    splits = make()
     tensors = {f"{name}.inputs": part.inputs for name, part in vars(splits).items()}
     tensors |= {f"{name}.targets": part.targets for name, part in vars(splits).items()}
     try:
         with replacing(path) as temporary:
             save_file(tensors, temporary, metadata={"sha256": _digest_tensors(tensors)})
     except (OSError, SafetensorError):
-        return False
-    return True
+        return splits
+    return _load_splits(path) or splits  # memory-mapped, so that processes share it
 
 
 def _load_splits(path: Path) -> Splits | None:
@@ -137,14 +131,12 @@ def _load_splits(path: Path) -> Splits | None:
         with safe_open(path, framework="pt") as file:
             wanted = (file.metadata() or {}).get("sha256")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        return _to_splits(tensors) if _digest_tensors(tensors) == wanted else None
+        if _digest_tensors(tensors) != wanted:
+            return None
+        parts = ("train", "validation", "test")
+        return Splits(*(Split(tensors[f"{name}.inputs"], tensors[f"{name}.targets"]) for name in parts))
     except (OSError, SafetensorError, KeyError):
         return None
-
-
-def _to_splits(tensors: Mapping[str, Tensor]) -> Splits:
-    parts = ("train", "validation", "test")
-    return Splits(*(Split(tensors[f"{name}.inputs"], tensors[f"{name}.targets"]) for name in parts))
 
 
 def _digest_tensors(tensors: Mapping[str, Tensor]) -> str:

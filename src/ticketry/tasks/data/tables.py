@@ -6,7 +6,7 @@ import csv
 import hashlib
 import io
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import nan
 from pathlib import Path
@@ -98,14 +98,14 @@ def read_table(
         raise DataError(f"{path} is empty: a table has a row of names and rows of numbers")
     header = not all(_is_number(cell) for cell in lines[0].cells)
     columns = tuple(lines.pop(0).cells) if header else tuple(str(1 + i) for i in range(len(lines[0].cells)))
-    _check_columns(columns, path)
+    if twice := [name for name, count in Counter(columns).items() if count > 1]:
+        raise DataError(f"{path}: several columns are called {twice[0]!r}: give each a name of its own")
+    if "" in columns:
+        raise DataError(f"{path}: column {columns.index('') + 1} has no name: give it one")
     if not lines:
         raise DataError(f"{path} has a row of names ({', '.join(columns[:5])} …) and no rows of numbers")
-    used = [
-        index
-        for index, name in enumerate(columns)
-        if index not in {find_column_index(columns, one, path) for one in drop}
-    ]
+    dropped = {find_column_index(columns, one, path) for one in drop}
+    used = [index for index in range(len(columns)) if index not in dropped]
     for line in lines:
         if len(line.cells) != len(columns):
             raise DataError(f"{path}, line {line.number} has {len(line.cells)} values, not {len(columns)} as the first")
@@ -116,9 +116,9 @@ def read_table(
         _encode_column(lines, index, columns[index], path, index in named, columns[index] == target) for index in used
     ]
     names = tuple(name for names, _, _ in encoded for name in names)
-    if twice := next((name for name, count in Counter(names).items() if count > 1), ""):
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
         raise DataError(
-            f"{path}: a column is called {twice!r}, as is a word of another: rename one, or leave it out"
+            f"{path}: a column is called {twice[0]!r}, as is a word of another: rename one, or leave it out"
             " (--option drop=…)"
         )
     return Table(
@@ -163,14 +163,6 @@ def _split_lines(text: str, path: Path) -> list[_Line]:
     except csv.Error as error:
         raise DataError(f"{path}, line {rows.line_num}: {error}") from None
     return found
-
-
-def _check_columns(columns: Sequence[str], path: Path) -> None:
-    doubled = [name for name, count in Counter(columns).items() if count > 1]
-    if doubled:
-        raise DataError(f"{path}: several columns are called {doubled[0]!r}: give each a name of its own")
-    if "" in columns:
-        raise DataError(f"{path}: column {list(columns).index('') + 1} has no name: give it one")
 
 
 def _drop_lines_with_missing_values(
@@ -331,15 +323,18 @@ class SplitTable:
 
 def read(published: Published, split: int, where: tuple[Place, ...]) -> SplitTable:
     """Read a published table, and the training and test rows of its split number `split`."""
-    found = find_or_download(published.collection(), where)
-    if found[0].name == _ARCHIVE:
-        file, source = _make_archive_reader(found[0], published.folder), f"{found[0]}, {published.folder}"
+    first = find_or_download(published.collection(), where)[0]
+    if first.name == _ARCHIVE:
+        files, source = _read_archive(first, published.folder), f"{first}, {published.folder}"
     else:
-        source = str(found[0].parent)
-        file = _make_folder_reader(found[0].parent)
-    data = file("data.txt")
+        source = str(first.parent)
+        try:
+            files = {name: (first.parent / name).read_bytes() for name in ("data.txt", *_INDICES)}
+        except OSError as error:
+            raise DataError(f"{error.filename} cannot be read: {error.strerror}") from None
+    data = files.pop("data.txt")
     check_digest(data, published.data_md5, f"{source}/data.txt")
-    indices = {name: file(name) for name in _INDICES}
+    indices = {name: files[name] for name in _INDICES}
     check_digest(b"".join(indices.values()), published.indices_md5, f"the index files of {source}")
 
     def read_indices(name: str) -> NDArray[np.int64]:
@@ -354,23 +349,8 @@ def read(published: Published, split: int, where: tuple[Place, ...]) -> SplitTab
     )
 
 
-_File = Callable[[str], bytes]
-
-
-def _make_folder_reader(folder: Path) -> _File:
-    """Return a function that reads a file in `folder` by its name and returns the content."""
-
-    def read_file(name: str) -> bytes:
-        try:
-            return (folder / name).read_bytes()
-        except OSError as error:
-            raise DataError(f"{folder / name} cannot be read: {error.strerror}") from None
-
-    return read_file
-
-
-def _make_archive_reader(path: Path, folder: str) -> _File:
-    """Read the files in a folder of the archive `path`; return a function that returns a file's content by name."""
+def _read_archive(path: Path, folder: str) -> dict[str, bytes]:
+    """Return the contents of a published table's files, in a folder of the archive `path`, by file name."""
     wanted = {f"uci-regression/{folder}/{name}": name for name in ("data.txt", *_INDICES)}
     try:
         found = {wanted[str(file)]: read() for file, read in iterate_members(path) if str(file) in wanted}
@@ -380,4 +360,4 @@ def _make_archive_reader(path: Path, folder: str) -> _File:
         ) from error
     if missing := sorted(set(wanted.values()) - found.keys()):
         raise DataError(f"{path} has no uci-regression/{folder}/{missing[0]}. Delete it and get it again")
-    return found.__getitem__
+    return found

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ticketry.errors import DataError, MissingExtraError, TaskError
 from ticketry.files import is_file, iterate_below, reason_of
-from ticketry.tasks.data.locate import Collection, Layout, Place, find_or_download, places, read_text, read_verified
+from ticketry.tasks.data.locate import Collection, Layout, Place, find_or_download, read_text, read_verified
 from ticketry.tasks.facts import PUBLISHED
 
 PARTS = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
@@ -42,24 +42,18 @@ def read_splits(path: Path, *, validation: Fraction, test: Fraction) -> Content:
     """
     if not path.exists():
         raise DataError(f"{path}: there is no such text: name a file, or a folder of text files, as --task text:PATH")
-    if path.is_dir() and (parts := _find_split_files(path)):
-        return Content(**{split: read_text(file) for split, file in parts.items()})
+    if path.is_dir():
+        parts = {}
+        for split, names in PARTS.items():
+            choices = (path / f"{name}{suffix}" for name in names for suffix in SUFFIXES)
+            if existing := next((choice for choice in choices if choice.is_file()), None):
+                parts[split] = existing
+        if len(parts) == len(PARTS):
+            return Content(**{split: read_text(file) for split, file in parts.items()})
     files = _list_files(path) if path.is_dir() else [path]
     if not files:
         raise DataError(f"{path} has no text files (*.txt, *.md, *.text, also as .gz or .xz)")
     return _split_text(b"".join(map(read_text, files)), validation, test, path)
-
-
-def _find_split_files(folder: Path) -> dict[str, Path]:
-    """Return the file of each split in a folder; an empty dict if one of the three files is missing."""
-    found = {}
-    for split, names in PARTS.items():
-        choices = [folder / f"{name}{suffix}" for name in names for suffix in SUFFIXES]
-        existing = next((choice for choice in choices if choice.is_file()), None)
-        if existing is None:
-            return {}
-        found[split] = existing
-    return found
 
 
 def _list_files(folder: Path) -> list[Path]:
@@ -286,13 +280,9 @@ def collection(name: str) -> Collection:
     return Collection(PUBLISHED[name].title, _FILES[name].layouts, origins=())
 
 
-def load_published(name: str, data: Path | None) -> Corpus:
-    """Load a published text from the folder `data`, $TICKETRY_DATA or the cache folder, once in each process."""
-    return _load_published(name, places(data))
-
-
 @lru_cache(maxsize=2)
-def _load_published(name: str, where: tuple[Place, ...]) -> Corpus:
+def load_published(name: str, where: tuple[Place, ...]) -> Corpus:
+    """Load a published text from one of the folders in `where`, once in each process."""
     known = _FILES[name]
     files = find_or_download(collection(name), where)
     contents = [read_verified(file, md5) for file, md5 in zip(files, known.md5, strict=True)]
@@ -301,15 +291,6 @@ def _load_published(name: str, where: tuple[Place, ...]) -> Corpus:
         Part(words.encode(content, str(file))) for content, file in zip(contents, files, strict=True)
     )
     return Corpus(train, validation, test, words.size)
-
-
-def encode_corpus(text: Content, vocabulary: Vocabulary) -> Corpus:
-    """Return the splits of a text, encoded as tokens of `vocabulary`."""
-    parts = {
-        split: Part(vocabulary.encode(content, f"the {split} text"), len(content.decode("utf-8")))
-        for split, content in vars(text).items()
-    }
-    return Corpus(**parts, vocabulary=vocabulary.size)
 
 
 def digest(text: Content) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from ticketry.errors import TaskError
 from ticketry.records.metric import Metric
 from ticketry.tasks import facts
+from ticketry.tasks.data.locate import places
 from ticketry.tasks.file_requests import Options
 from ticketry.tasks.language import corpus as corpora
 from ticketry.tasks.language.corpus import Bytes, Content, Corpus, Part, Tokenizer, Vocabulary, read_splits
@@ -42,6 +44,8 @@ class Piece(NamedTuple):
     """int64 [b, t] the next token after each token."""
     begins: bool
     """Whether the model reads the pieces from its initial state, instead of continuing from earlier pieces."""
+    place: PartOfBatch | None = None
+    """Which rows of the batch these are, if several processes train together."""
 
 
 class TextCourse(Course):
@@ -51,10 +55,11 @@ class TextCourse(Course):
         corpus: the text as tokens.
         time: number of tokens of a piece.
         carries: whether the model is recurrent, so that it carries a state from piece to piece.
+        ranks: this process, if several processes train a network together.
     """
 
-    def __init__(self, corpus: Corpus, time: int, *, carries: bool) -> None:
-        self.corpus, self.time, self._carries = corpus, time, carries
+    def __init__(self, corpus: Corpus, time: int, *, carries: bool, ranks: Ranks | None = None) -> None:
+        self.corpus, self.time, self.carries, self.ranks = corpus, time, carries, ranks
 
     def sizes(self) -> dict[str, int]:
         return {split: len(self._get_split(split).tokens) for split in ("train", "validation", "test")}
@@ -73,9 +78,8 @@ class TextCourse(Course):
                     f"the text's {split} split has {count} token: each but the first is predicted, so give it"
                     f" {_FEWEST} or more"
                 )
-        steps_per_epoch(len(self.corpus.train.tokens), recipe.batch, self.time, carries=self._carries)
-        kind = RowsSession if self._carries else PiecesSession
-        return kind(self.corpus.train.tokens, recipe.batch, self.time, seed, arithmetic)
+        steps_per_epoch(len(self.corpus.train.tokens), recipe.batch, self.time, carries=self.carries)
+        return TextSession(self, recipe.batch, seed, arithmetic)
 
     def evaluate(self, model: nn.Module, split: str, arithmetic: Arithmetic) -> dict[str, float]:
         """Return the mean loss per token in nats, the perplexity and, if possible, the bits per character.
@@ -100,7 +104,16 @@ class TextCourse(Course):
     def _sum_cross_entropy(
         self, model: nn.Module, tokens: Tensor, targets: Tensor, known: Tensor, arithmetic: Arithmetic
     ) -> float:
-        """Return the sum of the losses of those `targets` [rows, length] for which `known` is True."""
+        """Return the sum of the losses of those `targets` [rows, length] for which `known` is True.
+
+        Of several processes each computes the losses of some rows, which are added in the order of ranks. A process
+        without rows reads the first row without counting its loss, because with sharded parameters all processes must
+        call the network equally often.
+        """
+        if self.ranks is not None:
+            place = place_of_part(len(tokens), self.ranks.rank, self.ranks.world)
+            rows = slice(place.first, place.first + place.own) if place.own else slice(1)
+            tokens, targets, known = tokens[rows], targets[rows], known[rows] & bool(place.own)
         tokens, targets, known = (each.to(arithmetic.device) for each in (tokens, targets, known))
         total = torch.zeros((), dtype=torch.float64, device=arithmetic.device)
         assert isinstance(model, LanguageModel)
@@ -110,7 +123,7 @@ class TextCourse(Course):
             with arithmetic.autocast():
                 costs, state = model(tokens[:, piece].long(), state, targets[:, piece].long())
             total += (costs.double() * known[:, piece]).sum()
-        return float(total)
+        return float(total) if self.ranks is None else sum(self.ranks.gather(float(total)), 0.0)
 
     def sample(self, model: nn.Module, count: int, size: int, seed: int) -> list[Any]:
         """Return `count` batches of random pieces; a recurrent model reads each piece from its initial state.
@@ -139,16 +152,16 @@ class TextCourse(Course):
         return tokens[: count * time].view(-1, time).long()
 
     def cut(self, ranks: Ranks) -> TextCourse:
-        return TextCoursePart(self.corpus, self.time, ranks, carries=self._carries)
+        return TextCourse(self.corpus, self.time, carries=self.carries, ranks=ranks)
 
     def check_cut(self, model: nn.Module, recipe: Recipe, world: int) -> None:
         """Raise `TaskError` unless each of `world` processes gets at least one row or piece of every batch."""
         pieces = len(self.corpus.train.tokens) // self.time
-        last = recipe.batch if self._carries else min(pieces % recipe.batch or recipe.batch, pieces)
+        last = recipe.batch if self.carries else min(pieces % recipe.batch or recipe.batch, pieces)
         for batch, which in ((recipe.batch, "a batch"), (last, "the last batch of an epoch")):
             if batch < world:
                 raise TaskError(
-                    f"{which} of a text has {batch} {'rows' if self._carries else 'pieces'}, fewer than the {world}"
+                    f"{which} of a text has {batch} {'rows' if self.carries else 'pieces'}, fewer than the {world}"
                     " devices that would train on it: choose fewer devices or another --recipe.batch"
                 )
 
@@ -158,26 +171,58 @@ class TextCourse(Course):
 
 
 class TextSession(Session):
-    """A training run on a text, which gives the batch of each step and carries the state of recurrent models."""
+    """A training run on a text.
 
-    def __init__(self, tokens: Tensor, batch: int, time: int, seed: int, arithmetic: Arithmetic) -> None:
-        self._text = tokens.to(arithmetic.device)
-        self.batch, self._time, self._seed, self._arithmetic = batch, time, seed, arithmetic
+    For a recurrent model, each row of a batch continues the same row of the previous batch, with the model's state. A
+    model without state reads the pieces in a new random order in each epoch. If several processes train together, each
+    reads the same rows of every batch, and has only their states.
+    """
+
+    def __init__(self, course: TextCourse, batch: int, seed: int, arithmetic: Arithmetic) -> None:
+        self._text = course.corpus.train.tokens.to(arithmetic.device)
+        self._batch, self._time, self._carries, self._ranks = batch, course.time, course.carries, course.ranks
+        self._seed, self._arithmetic = seed, arithmetic
+        self.gathers = self._carries and self._ranks is not None
         self._carried: dict[str, State] = {}
         self._epoch = -1
 
     def batches(self, steps: range) -> Generator[Piece, None, None]:
-        per_epoch = self.per_epoch(len(self._text), self.batch, self._time)
+        per_epoch = steps_per_epoch(len(self._text), self._batch, self._time, carries=self._carries)
         for step in steps:
             epoch, number = divmod(step, per_epoch)
             if epoch != self._epoch:
                 self._start_epoch(epoch)
-                self._epoch = epoch
-            yield self.piece(number)
+            if self._carries:
+                piece = slice(number * self._time, (number + 1) * self._time)
+                tokens, targets = self._tokens[:, piece], self._targets[:, piece]
+            else:
+                order = self._order[number * self._batch : (number + 1) * self._batch]
+                tokens, targets = self._tokens[order], self._targets[order]
+            place = self._place_of_rows(len(tokens))
+            rows = slice(None) if place is None else slice(place.first, place.first + place.own)
+            yield Piece(tokens[rows].long(), targets[rows].long(), number == 0 or not self._carries, place)
+
+    def _start_epoch(self, epoch: int) -> None:
+        """Rotate the text by a random number of tokens, and divide it into rows, or into pieces in a random order."""
+        self._epoch, count = epoch, len(self._text)
+        shape = (self._batch, count // self._batch) if self._carries else (count // self._time, self._time)
+        shift = int(torch.randint(0, count, (), generator=generator(self._seed, "turn", epoch)))
+        rotated, used = torch.cat([self._text[shift:], self._text[: shift + 1]]), shape[0] * shape[1]
+        self._tokens, self._targets = rotated[:used].view(shape), rotated[1 : used + 1].view(shape)
+        if not self._carries:
+            order = torch.randperm(shape[0], generator=generator(self._seed, "order", epoch))
+            self._order = order.to(self._text.device)
+
+    def _place_of_rows(self, rows: int) -> PartOfBatch | None:
+        """Return which of a batch's rows this process reads; None if a single process trains."""
+        return None if self._ranks is None else place_of_part(rows, self._ranks.rank, self._ranks.world)
 
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
-        costs = self._call_model(model, batch, "", targets=batch.targets)
-        return costs.mean()
+        """Return the loss of this process's rows, scaled so that the mean over processes is the whole batch's loss."""
+        loss = self._call_model(model, batch, "", targets=batch.targets).mean()
+        if self._ranks is not None:
+            loss = loss * (batch.place.own * self._ranks.world / batch.place.whole)
+        return loss
 
     def outputs(self, model: nn.Module, batch: Any, of: str = "") -> tuple[Tensor, Tensor]:
         scores = self._call_model(model, batch, of)
@@ -189,175 +234,44 @@ class TextSession(Session):
         assert isinstance(plain, LanguageModel)
         fresh = piece.begins or of not in self._carried
         state = plain.begin(len(piece.tokens)) if fresh else self._carried[of]
-        with self._arithmetic.autocast():
+        drawing = nullcontext() if self._ranks is None or piece.place is None else self._ranks.drawing(piece.place)
+        with drawing, self._arithmetic.autocast():
             result, after = model(piece.tokens, state, targets)
         self._carried[of] = {name: value.detach().to(state[name].dtype) for name, value in after.items()}
         found: Tensor = result
         return found
 
     def state(self) -> dict[str, Tensor]:
-        """Return the state tensors of all networks that read the text, by names of the form ``network:entry``."""
-        return {
+        """Return the state tensors of all networks that read the text, by names of the form ``network:entry``.
+
+        The state has the rows of all processes, as in a single process.
+        """
+        own = {
             f"{of}:{name}": value.to("cpu", copy=True).contiguous()
             for of, entries in self._carried.items()
             for name, value in entries.items()
         }
+        if self._ranks is None or not self.gathers:
+            return own
+        found = self._ranks.gather(own)
+        return {name: torch.cat([each[name] for each in found]) for name in found[0]}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
+        place = self._place_of_rows(self._batch) if self.gathers else None
+        rows = slice(None) if place is None else slice(place.first, place.first + place.own)
         self._carried = {}
         for key, value in state.items():
             of, _, name = key.partition(":")
-            self._carried.setdefault(of, {})[name] = value.to(self._arithmetic.device)
+            self._carried.setdefault(of, {})[name] = value[rows].to(self._arithmetic.device)
 
     def follows(self, model: nn.Module) -> Mapping[str, tuple[int, str, int]]:
         assert isinstance(model, LanguageModel)
         return {f"{of}:{name}": place for of in ("", "bare") for name, place in model.follows.items()}
 
-    @staticmethod
-    def per_epoch(tokens: int, batch: int, time: int) -> int:
-        """Return the number of steps that read the text once; 0 if the text is too short for a single step."""
-        raise NotImplementedError
-
-    def _start_epoch(self, epoch: int) -> None:
-        """Prepare the tokens that the steps of epoch number `epoch` read."""
-        raise NotImplementedError
-
-    def piece(self, number: int) -> Piece:
-        """Return the batch of step `number` of the epoch."""
-        raise NotImplementedError
-
-    def _rotate_text(self, epoch: int, count: int) -> tuple[Tensor, Tensor]:
-        """Rotate the text by a random number of tokens; return its first `count` tokens and the tokens after them."""
-        shift = int(torch.randint(0, len(self._text), (), generator=generator(self._seed, "turn", epoch)))
-        rotated = torch.cat([self._text[shift:], self._text[: shift + 1]])
-        return rotated[:count], rotated[1 : count + 1]
-
-
-class RowsSession(TextSession):
-    """A training run of a recurrent model; each row of a batch continues the same row of the previous batch."""
-
-    @staticmethod
-    def per_epoch(tokens: int, batch: int, time: int) -> int:
-        return -(-(tokens // batch) // time)
-
-    def _start_epoch(self, epoch: int) -> None:
-        length = len(self._text) // self.batch
-        tokens, targets = self._rotate_text(epoch, length * self.batch)
-        self._tokens, self._targets = tokens.view(self.batch, length), targets.view(self.batch, length)
-
-    def piece(self, number: int) -> Piece:
-        piece = slice(number * self._time, (number + 1) * self._time)
-        return Piece(self._tokens[:, piece].long(), self._targets[:, piece].long(), number == 0)
-
-
-class PiecesSession(TextSession):
-    """A training run of a model without state, which reads the pieces in a new random order in each epoch."""
-
-    @staticmethod
-    def per_epoch(tokens: int, batch: int, time: int) -> int:
-        return -(-(tokens // time) // batch)
-
-    def _start_epoch(self, epoch: int) -> None:
-        pieces = len(self._text) // self._time
-        tokens, targets = self._rotate_text(epoch, pieces * self._time)
-        self._tokens, self._targets = tokens.view(pieces, self._time), targets.view(pieces, self._time)
-        self._order = torch.randperm(pieces, generator=generator(self._seed, "order", epoch)).to(self._text.device)
-
-    def piece(self, number: int) -> Piece:
-        rows = self._order[number * self.batch : (number + 1) * self.batch]
-        return Piece(self._tokens[rows].long(), self._targets[rows].long(), True)
-
-
-# -- several processes ----------------------------------------------------------------------------------------------
-
-
-class PiecePart(NamedTuple):
-    """The rows of a batch (see `Piece`) that one of several training processes reads."""
-
-    tokens: Tensor
-    targets: Tensor
-    begins: bool
-    place: PartOfBatch
-
-
-class TextCoursePart(TextCourse):
-    """Trains and evaluates a language model on a corpus in one of several processes."""
-
-    def __init__(self, corpus: Corpus, time: int, ranks: Ranks, *, carries: bool) -> None:
-        super().__init__(corpus, time, carries=carries)
-        self._ranks = ranks
-
-    def session(self, recipe: Recipe, seed: int, arithmetic: Arithmetic) -> Session:
-        whole = super().session(recipe, seed, arithmetic)
-        assert isinstance(whole, TextSession)
-        kind = RowsSessionPart if isinstance(whole, RowsSession) else PiecesSessionPart
-        found = kind(self.corpus.train.tokens, recipe.batch, self.time, seed, arithmetic)
-        found.ranks = self._ranks
-        return found
-
-    def _sum_cross_entropy(
-        self, model: nn.Module, tokens: Tensor, targets: Tensor, known: Tensor, arithmetic: Arithmetic
-    ) -> float:
-        """Return the loss summed over the rows of all processes, always in the order of their ranks.
-
-        A process without rows reads the first row without counting its loss, because with sharded parameters all
-        processes must call the network equally often.
-        """
-        place = place_of_part(len(tokens), self._ranks.rank, self._ranks.world)
-        rows = slice(place.first, place.first + place.own) if place.own else slice(1)
-        counted = known[rows] & bool(place.own)
-        found = super()._sum_cross_entropy(model, tokens[rows], targets[rows], counted, arithmetic)
-        return sum(self._ranks.gather(found), 0.0)
-
-
-class _SessionPart(TextSession):
-    """A training run in which each process has a part of each batch."""
-
-    ranks: Ranks
-
-    def piece(self, number: int) -> Any:
-        whole = super().piece(number)
-        place = self._place_of_rows(len(whole.tokens))
-        rows = slice(place.first, place.first + place.own)
-        return PiecePart(whole.tokens[rows], whole.targets[rows], whole.begins, place)
-
-    def loss(self, model: nn.Module, batch: Any) -> Tensor:
-        """Return the loss of this process's rows, scaled so that the mean over processes is the whole batch's loss."""
-        with self.ranks.drawing(batch.place):
-            found = super().loss(model, batch)
-        weighted: Tensor = found * (batch.place.own * self.ranks.world / batch.place.whole)
-        return weighted
-
-    def outputs(self, model: nn.Module, batch: Any, of: str = "") -> tuple[Tensor, Tensor]:
-        with self.ranks.drawing(batch.place):
-            return super().outputs(model, batch, of)
-
-    def _place_of_rows(self, rows: int) -> PartOfBatch:
-        return place_of_part(rows, self.ranks.rank, self.ranks.world)
-
-
-class RowsSessionPart(_SessionPart, RowsSession):
-    """`RowsSession` in several processes; each process reads the same rows of every batch, and has their states."""
-
-    gathers = True
-
-    def state(self) -> dict[str, Tensor]:
-        """Return the state of the rows of all processes, which equals the state in a single process."""
-        found = self.ranks.gather(super().state())
-        return {name: torch.cat([each[name] for each in found]) for name in found[0]}
-
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
-        place = self._place_of_rows(self.batch)
-        super().load_state({name: value[place.first : place.first + place.own] for name, value in state.items()})
-
-
-class PiecesSessionPart(_SessionPart, PiecesSession):
-    """`PiecesSession` in several processes; each process reads a part of the pieces of every batch."""
-
 
 def steps_per_epoch(tokens: int, batch: int, time: int, *, carries: bool) -> int:
     """Return the number of training steps that read a text of `tokens` tokens once."""
-    steps = (RowsSession if carries else PiecesSession).per_epoch(tokens, batch, time)
+    steps = -(-(tokens // batch) // time) if carries else -(-(tokens // time) // batch)
     if not steps:
         raise TaskError(
             f"a training text of {tokens} tokens is too short for batches of {batch}, in pieces of {time}: take more"
@@ -438,7 +352,9 @@ class Language(Task):
         return self.own.vocabulary.size if self.own else facts.PUBLISHED[self.name].words
 
     def course(self, data: Path | None = None) -> Course:
-        return TextCourse(self._load_corpus(data), self.time, carries=models.is_recurrent(self.model))
+        corpus = _load_custom_corpus(self.own) if self.own else corpora.load_published(self.name, places(data))
+        corpus = corpora.take_fewer(corpus, self.train) if self.train else corpus
+        return TextCourse(corpus, self.time, carries=models.is_recurrent(self.model))
 
     def steps_per_epoch(self, examples: int, recipe: Recipe) -> int:
         """Return the number of steps that read `examples` tokens once; raise `TaskError` if these are too few."""
@@ -461,10 +377,6 @@ class Language(Task):
         """Return random tokens [count, time]; this reads no data."""
         return torch.randint(self.vocabulary, (count, self.time), generator=torch.Generator().manual_seed(0))
 
-    def _load_corpus(self, data: Path | None) -> Corpus:
-        found = _load_custom_corpus(self.own) if self.own else corpora.load_published(self.name, data)
-        return corpora.take_fewer(found, self.train) if self.train else found
-
 
 def _format_vocabulary(vocabulary: object) -> str:
     if not isinstance(vocabulary, Mapping):
@@ -485,7 +397,11 @@ def _custom_text_key(own: CustomText) -> Mapping[str, object]:
 
 @lru_cache(maxsize=4)
 def _load_custom_corpus(own: CustomText) -> Corpus:
-    return corpora.encode_corpus(_read_content(own), own.vocabulary)
+    parts = {
+        split: Part(own.vocabulary.encode(content, f"the {split} text"), len(content.decode("utf-8")))
+        for split, content in vars(_read_content(own)).items()
+    }
+    return Corpus(**parts, vocabulary=own.vocabulary.size)
 
 
 def create_task(spec: Spec) -> Language:
@@ -496,15 +412,24 @@ def create_task(spec: Spec) -> Language:
     models.check(model)
     own = _parse_custom_text(spec.name, path, options) if kind == facts.TEXT else None
     if own is not None:  # an absolute path is found from any folder
-        spec = replace(options.with_paths(spec, "vocabulary" if own.tokenizer else ""), name=f"{kind}:{own.path}")
+        spec = replace(
+            options.with_absolute_paths(spec, "vocabulary" if own.tokenizer else ""), name=f"{kind}:{own.path}"
+        )
+    default = facts.text_defaults(kind, model)
+    try:
+        dropout = float(options.text("dropout", str(default.dropout)))
+    except ValueError:
+        dropout = -1.0
+    if not 0 <= dropout < 1:
+        raise options.value_error("dropout", "a share, from 0 to less than 1")
     return Language(
         name=kind,
         own=own,
         model=model,
-        recipe=facts.default_text_recipe(kind, model),
-        time=options.whole("time", facts.default_piece_length(kind, model), least=1, what="number of tokens"),
-        dropout=_parse_dropout(options, facts.default_dropout(model)),
-        train=options.whole("train", 0, what="number of tokens"),
+        recipe=default.recipe,
+        time=options.whole_number("time", default.time, least=1, what="number of tokens"),
+        dropout=dropout,
+        train=options.whole_number("train", 0, what="number of tokens"),
         spec=spec,
     )
 
@@ -521,13 +446,3 @@ def _parse_custom_text(name: str, path: str, options: Options) -> CustomText:
         tokenizer=None if vocabulary == "bytes" else options.path("vocabulary"),
         **shares,
     )
-
-
-def _parse_dropout(options: Options, default: float) -> float:
-    try:
-        value = float(options.text("dropout", str(default)))
-    except ValueError:
-        value = -1.0
-    if not 0 <= value < 1:
-        raise options.value_error("dropout", "a share, from 0 to less than 1")
-    return value

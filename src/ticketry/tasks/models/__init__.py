@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from ticketry.choices import did_you_mean
 from ticketry.errors import MissingExtraError, TaskError, TicketryError
 from ticketry.registry import digest_source
-from ticketry.tasks.models.image_models import MLP, Network, parse_hidden_widths
-from ticketry.tasks.network_name import NETWORKS, NetworkName, unknown_network_error
+from ticketry.tasks.models.image_models import MLP, Network
+from ticketry.tasks.network_name import NETWORKS, NetworkName, parse_hidden_widths, unknown_network_error
 from ticketry_engine.support.process_state import private_random_state
 
 __all__ = ["build", "check", "names", "narrower", "network_key", "parameters"]
@@ -141,8 +141,7 @@ def narrower(name: str, *, shape: tuple[int, int, int], classes: int, parameters
 def widest_network_within(name: NetworkName, count: Callable[[NetworkName], int], parameters: int) -> str | None:
     """Return the name of the widest variant of network `name` with at most `parameters` parameters, or None.
 
-    Args:
-        count: returns the number of parameters of a variant.
+    `count` returns the number of parameters of a variant.
     """
 
     def has_at_most_parameters(width: Fraction) -> bool:
@@ -232,7 +231,7 @@ def _try_on_meta_device(name: NetworkName, shape: Shape) -> None:
 
 
 def _first_line_of_message(error: Exception) -> str:
-    return (str(error).splitlines() or [""])[0]
+    return str(error).partition("\n")[0]
 
 
 @lru_cache(maxsize=2)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -64,9 +63,6 @@ def _initialise(model: nn.Module, draw: Callable[[Tensor], object]) -> None:
                 nn.init.zeros_(module.bias)
 
 
-_MLP_NAME = re.compile(r"mlp((?:-[1-9][0-9]{0,5})+)")
-
-
 class MLP(nn.Module):
     """A perceptron: linear layers with ReLU between them, which map flattened inputs [n, ...] to logits [n, classes].
 
@@ -88,12 +84,6 @@ class MLP(nn.Module):
             x = F.relu(layer(x))
         out: Tensor = last(x)
         return out
-
-
-def parse_hidden_widths(base: str) -> tuple[int, ...] | None:
-    """Return the hidden widths in a name such as mlp-50-50; None for names of other networks."""
-    found = _MLP_NAME.fullmatch(base)
-    return tuple(int(width) for width in found[1].split("-")[1:]) if found else None
 
 
 class LeNet300100(nn.Module):

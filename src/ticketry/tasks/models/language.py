@@ -44,12 +44,9 @@ class LanguageModel(nn.Module):
         return made if state is None else (made, after)
 
     def read(self, tokens: Tensor, state: State, *, first: bool) -> tuple[Any, State]:
-        """Return the features of each token, and the state after the last token.
+        """Return the features of each of `tokens`, int64 [b, t], and the state after the last token.
 
-        Args:
-            tokens: int64 [b, t].
-            state: state before the first token.
-            first: whether `state` is the initial state.
+        `state` is the state before the first token; `first` says whether this is the initial state.
         """
         raise NotImplementedError
 
@@ -210,9 +207,11 @@ class PointerLSTM(LSTM):
             words = torch.cat([state["words"], tokens], 1)
             after |= {"outputs": keys[:, -self.window :], "words": words[:, -self.window :]}
         query = torch.tanh(self.query(outputs))
-        scores = to_float32(query @ keys.mT).masked_fill(
-            self._mask_of_unreachable_words(words, tokens.shape[1]), float("-inf")
-        )
+        at = torch.arange(words.shape[1], device=words.device)
+        now = at[words.shape[1] - tokens.shape[1] :, None]
+        # A token cannot point at words after it, more than L words before it, or before the beginning of the text.
+        unreachable = ((at > now) | (at <= now - self.window)) | (words == _NO_WORD)[:, None]
+        scores = to_float32(query @ keys.mT).masked_fill(unreachable, float("-inf"))
         sentinel = to_float32(query @ self.sentinel)[..., None]
         attention = torch.cat([scores, sentinel], -1).log_softmax(-1)
         return _PointerFeatures(outputs, attention, words), after
@@ -235,16 +234,6 @@ class PointerLSTM(LSTM):
         vocabulary = -cross_entropy(super().scores(read.outputs), targets)
         costs = -torch.logaddexp(log_g + vocabulary, pointed)
         return costs - torch.logaddexp(log_g, pointed) if self.training else costs
-
-    def _mask_of_unreachable_words(self, words: Tensor, length: int) -> Tensor:
-        """Return a mask [b, length, past + length] that is True where a token must not point at a word.
-
-        Such words come after the token, are more than L words before it, or are missing.
-        """
-        past = words.shape[1] - length
-        now = torch.arange(past, words.shape[1], device=words.device)[:, None]
-        at = torch.arange(words.shape[1], device=words.device)
-        return ((at > now) | (at <= now - self.window)) | (words == _NO_WORD)[:, None]
 
 
 def _log_with_floor(mass: Tensor) -> Tensor:
@@ -356,8 +345,7 @@ def names() -> tuple[str, ...]:
 def build(name: str, *, vocabulary: int, context: int, dropout: float) -> LanguageModel:
     """Return a new language model, with weights drawn from torch's global random state.
 
-    Args:
-        context: largest number of tokens of a segment that a model without a state reads.
+    A model without a state reads segments of at most `context` tokens.
     """
     parsed = check(name)
     made: LanguageModel = _find_model_class(parsed)(vocabulary, context=context, dropout=dropout, scale=parsed.scaled)
