@@ -37,7 +37,7 @@ PAPERS = {
 
 
 def test_they_are_those_of_the_papers() -> None:
-    assert {name: alias.words for name, alias in ALIASES.items()} == PAPERS
+    assert {name: alias.command_line_words for name, alias in ALIASES.items()} == PAPERS
     assert not set(ALIASES) & set(METHODS.built_in)
 
 

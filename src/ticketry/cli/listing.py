@@ -167,7 +167,7 @@ def _list_methods(_: Path) -> list[dict[str, Any]]:
             "name": name,
             "alias": next((alias for alias, one in ALIASES.items() if one.method == name), ""),
             "aliases": {
-                alias: {"stands_for": one.stands_for, "words": one.words, "settings": dict(one.settings)}
+                alias: {"stands_for": one.stands_for, "words": one.command_line_words, "settings": dict(one.settings)}
                 for alias, one in ALIASES.items()
                 if one.method == name
             },

@@ -101,7 +101,7 @@ class PointCollector:
         """Cost terms for the latencies to record; empty if no latencies are recorded."""
         if self._timed:
             assert budget is not None
-            check_new_costs(lab, budget.costs())
+            check_new_costs(lab, budget.read_costs())
         self.parameters = sum(p.numel() for p in named_parameters(lab.model(run.task)).values())
         self.total = 0
         """Number of prunable weights; 0 until the first ticket."""

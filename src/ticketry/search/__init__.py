@@ -83,7 +83,7 @@ class Alias:
         return all(has_value(getattr(settings, name, None), wanted, name) for name, wanted in self.settings.items())
 
     @property
-    def words(self) -> str:
+    def command_line_words(self) -> str:
         """The command-line words that the alias abbreviates: the method's name and its options."""
         flags = [f"--{name.replace('_', '-')} {value}" for name, value in self.settings.items() if value != NONE]
         return " ".join([self.method, *flags])
@@ -196,7 +196,7 @@ def method(name: str) -> Method[Any]:
         own = [(setting, hints[setting], field(default=value)) for setting, value in alias.settings.items()]
         space = {"__doc__": kind.__doc__, "__module__": kind.__module__}
         kind = make_dataclass(kind.__name__, own, bases=(kind,), frozen=True, kw_only=True, namespace=space)
-    return replace(found, alias=name, title=f"{alias.stands_for}: {alias.words}", Settings=kind)
+    return replace(found, alias=name, title=f"{alias.stands_for}: {alias.command_line_words}", Settings=kind)
 
 
 def check_named_settings(chosen: Method[Any], names: Iterable[str]) -> None:

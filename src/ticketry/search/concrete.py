@@ -35,12 +35,12 @@ from ticketry.search.common.pruning import compress_to_steps, prunable_scope, ti
 from ticketry.search.common.settings import PruningSettings
 from ticketry.search.gating import Objective
 from ticketry.step import Step
+from ticketry.tasks.recipe import Recipe
 
 if TYPE_CHECKING:
     from ticketry.core.scope import Scope
     from ticketry.lab.training.segment import Segment
     from ticketry.search.gating.gating import Gating
-    from ticketry.tasks.recipe import Recipe
 
 _DROP = "88%"
 """Share of the mask training after which its learning rate is a tenth."""
@@ -91,7 +91,7 @@ class Settings(PruningSettings):
             raise UsageError(f"a ticket of {self.describe_target(1)} is the dense network: ask for less")
 
     @property
-    def one_training(self) -> bool:
+    def finds_ticket_in_one_training(self) -> bool:
         return False
 
     @property
@@ -187,9 +187,7 @@ def mask_training_steps(settings: Settings, whole: Schedule) -> int:
 
 def _make_gate_recipe(recipe: Recipe, settings: Settings, steps: int) -> Recipe:
     """Return the recipe that trains the gates, with the batch size and label smoothing of `recipe`."""
-    from ticketry.tasks.recipe import Recipe as Made
-
-    return Made(
+    return Recipe(
         length=f"{steps}it",
         batch=recipe.batch,
         optimizer="adam",

@@ -166,7 +166,7 @@ def _detect_pruning_step(replicate: Replicate, scope: Scope, settings: Settings,
     for step in range(every, latest + 1, every):
         state = train_dense_to(step)
         if start is None:
-            mask, seconds = _choose_mask(replicate, state, scope, settings, density)
+            mask, seconds = _choose_mask_to_compare(replicate, state, scope, settings, density)
             masks = [*masks[1 - COMPARED_MASKS :], mask]
             if len(masks) > 1:
                 measured.append((step, hamming_distance(masks[-2], masks[-1])))
@@ -182,7 +182,7 @@ def _detect_pruning_step(replicate: Replicate, scope: Scope, settings: Settings,
     return Moment(chosen, found, settings.detector, threshold, tuple(measured), round(spent, 3))
 
 
-def _choose_mask(
+def _choose_mask_to_compare(
     replicate: Replicate, state: Result, scope: Scope, settings: Settings, density: float
 ) -> tuple[Mask, float]:
     """Return the mask by magnitude for a state and a density, and the seconds that choosing the mask took.

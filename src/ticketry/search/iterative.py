@@ -109,12 +109,15 @@ class Settings(AnyStructureSettings):
             )
 
     @property
-    def one_training(self) -> bool:
+    def finds_ticket_in_one_training(self) -> bool:
         return False
 
     @cached_property
     def targets(self) -> tuple[float, ...]:
-        """Density of each level from 1 on, or its share of the dense cost under a budget, in falling order."""
+        """Density of each level from 1 on, or its share of the dense cost under a budget, in falling order.
+
+        Raise `UsageError` if the settings contradict each other, or need too many levels.
+        """
         shares = self.budget.shares if self.budget else ()
         if len(shares) > 1:
             return shares

@@ -76,7 +76,7 @@ class Settings(AnyStructureSettings):
             )
 
     @property
-    def one_training(self) -> bool:
+    def finds_ticket_in_one_training(self) -> bool:
         return not self.prunes_at_end
 
     @property

@@ -52,7 +52,7 @@ class Training:
 
     def pieces(self, schedule: Schedule) -> list[tuple[int, float | None]]:
         """Split the training where its mask changes; return (number of steps, density) of each part."""
-        first, last = self._to_iteration(self.first, schedule), self._to_iteration(self.last, schedule)
+        first, last = self._step_number_of_point(self.first, schedule), self._step_number_of_point(self.last, schedule)
         if self.cuts is None:
             return [(max(last - first, 0), self.density)]
         cuts = dict(self.cuts(schedule))
@@ -66,11 +66,13 @@ class Training:
     def control_steps(self, schedule: Schedule) -> int:
         """Return the number of steps for which each control of the ticket is trained."""
         if self.controls_from:
-            return self._to_iteration(self.last, schedule) - self._to_iteration(self.controls_from, schedule)
+            return self._step_number_of_point(self.last, schedule) - self._step_number_of_point(
+                self.controls_from, schedule
+            )
         return self.pieces(schedule)[-1][0]
 
     @staticmethod
-    def _to_iteration(point: str, schedule: Schedule) -> int:
+    def _step_number_of_point(point: str, schedule: Schedule) -> int:
         return Step.parse(point).iterations(total=schedule.total, per_epoch=schedule.per_epoch)
 
 

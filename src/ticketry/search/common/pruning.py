@@ -79,7 +79,7 @@ def _check_budget_can_be_met(replicate: Replicate, scope: Scope, settings: Pruni
     share = min(budget.shares)
     least = least or int(settings.spends_budget_by_importance or getattr(settings, "collapse", "raise") == "keep")
     if budget.kind in MEASURED:
-        costs = budget.costs()
+        costs = budget.read_costs()
         if budget.measured:
             check_new_costs(replicate.lab, costs)
         store_costs(replicate.lab, replicate.task, costs, scope)

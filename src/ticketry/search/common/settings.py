@@ -85,7 +85,7 @@ class Budget:
             largest = max((number for number, is_share in read if not is_share), default=1.0)
             amounts = [number if is_share else 0.4321 * number / largest for number, is_share in read]
         elif self.kind in MEASURED:
-            costs = self.costs()
+            costs = self.read_costs()
             amounts = [_parse_budget_share(costs, one, self.base) for one in amounts]
         return tuple(sorted(amounts, reverse=True))
 
@@ -100,9 +100,9 @@ class Budget:
         """Text that identifies the budget in cache keys: its kind and, for measured costs, the digest of the costs."""
         if self.kind not in MEASURED:
             return self.kind
-        return f"{self.kind}{'+measured' if self.measured else ''}:{self.costs().digest}"
+        return f"{self.kind}{'+measured' if self.measured else ''}:{self.read_costs().digest}"
 
-    def costs(self) -> CostModel:
+    def read_costs(self) -> CostModel:
         """Read the file of costs; raise `UsageError` if none was given or its unit is not the budget's."""
         from ticketry.budgets.cost_model import CostModel
 
@@ -179,7 +179,7 @@ class PruningSettings:
     def __post_init__(self) -> None:
         convert_setting_fields(self)
         check_choices(self)
-        if self.equal_cost == "flops" and not self.one_training:
+        if self.equal_cost == "flops" and not self.finds_ticket_in_one_training:
             raise UsageError(
                 "equal_cost flops trains a network for longer once it is sparse, which this method of several trainings"
                 " has no place for: use equal_cost steps, or a method that costs 1 a density (ticketry list methods)"
@@ -192,7 +192,7 @@ class PruningSettings:
         self._check_budget()
 
     @property
-    def one_training(self) -> bool:
+    def finds_ticket_in_one_training(self) -> bool:
         """Whether the method finds each ticket in a single training, so that `equal_cost` may be ``flops``."""
         return True
 
@@ -299,12 +299,12 @@ class PruningSettings:
                         f"structure {shape} chooses whole blocks of each layer by their time: leave {name} out"
                     )
             if budget.profile:
-                budget.costs().check_granularity(single_granularity(shape.granularity))
+                budget.read_costs().check_granularity(single_granularity(shape.granularity))
         elif shape.text != NONE or getattr(self, "half_rate", None):
             name = "half_rate" if shape.text == NONE else f"structure {shape}"
             raise UsageError(f"{kind} is spent on single weights: leave {name} out, or give a density")
         if budget.profile and self.spends_budget_by_importance:
-            budget.costs().check_granularity(FINEST)
+            budget.read_costs().check_granularity(FINEST)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -125,7 +125,7 @@ class GateSettings(PruningSettings):
             raise UsageError(f"{kind} finds s0 itself: give one init at most, where it begins, and one penalty")
 
     @property
-    def one_training(self) -> bool:
+    def finds_ticket_in_one_training(self) -> bool:
         return False
 
     @property
