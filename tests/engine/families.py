@@ -139,9 +139,21 @@ def _bert_inputs() -> Any:
     return {"input_ids": words(2), "attention_mask": mask}
 
 
+class Positions(nn.Module):
+    """Adds numbers to each token that depend on its place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("places", torch.randn(9, 32))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.places
+
+
 def _transformer() -> Made:
     layer = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True)
-    return nn.TransformerEncoder(layer, 2, enable_nested_tensor=False), torch.randn(2, 9, 32)
+    encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+    return nn.Sequential(nn.Linear(32, 32), Positions(), encoder), torch.randn(2, 9, 32)
 
 
 FAMILIES: dict[str, Callable[[], Made]] = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -29,6 +30,7 @@ class Model(nn.Module):
         self.layer, self.function = nn.Linear(6, 6), function
         self.register_buffer("table", torch.zeros(4, 6))
         self.count, self.counts, self.log = 0, {"calls": 0}, []
+        self.seen, self.holder = set[int](), SimpleNamespace(calls=0)
 
     def forward(self, x: Tensor, state: Any = None) -> Any:
         return self.function(self, self.layer(x), state)
@@ -95,6 +97,16 @@ def growing_log(m: Any, h: Tensor, s: Any) -> Tensor:
     return h * (2 if len(m.log) > 7 else 1)
 
 
+def growing_set(m: Any, h: Tensor, s: Any) -> Tensor:
+    m.seen.add(len(m.seen))
+    return h * (2 if len(m.seen) > 7 else 1)
+
+
+def late_counter_in_an_object(m: Any, h: Tensor, s: Any) -> Tensor:
+    m.holder.calls += 1
+    return h * (2 if m.holder.calls > 7 else 1)
+
+
 def recurrent(m: Any, h: Tensor, s: Any) -> Tensor:
     m.state = h + getattr(m, "state", 0.0)
     return m.state
@@ -114,7 +126,9 @@ STATE: dict[str, tuple[Callable[[Any, Tensor, Any], Any], str]] = {
     "its own values": (lambda m, h, s: first(h, h.relu().data.mul_(2.0)) + h, "writes to its own tensors"),
     "a late counter": (late_counter, "has a memory of its calls: each of them changes its"),
     "a late counter in a dict": (late_counter_in_a_dict, "has a memory of its calls: each of them changes its"),
+    "a late counter in an object": (late_counter_in_an_object, "has a memory of its calls: each of them changes its"),
     "a log": (growing_log, "has a memory of its calls: each of them changes its"),
+    "a set": (growing_set, "has a memory of its calls: each of them changes its"),
     "the last state": (recurrent, "Model remembers its calls"),
     "the first result": (cached, "Model remembers its calls"),
 }
