@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +164,31 @@ def test_of_several_splits_it_has_those_that_the_run_has_not(tmp_path: Path) -> 
     with tk.Lab(tmp_path / "store") as lab:
         splits = [build_procedure(lab, found, 1).task_of(number).key()["split"] for number in range(3)]
     assert splits == [2, 3, 4]
+
+
+def test_settings_that_a_method_fixes_are_not_stored_and_may_be_there(run: Run) -> None:
+    settings = tk.search.method("decorators").Settings(density=0.8)
+    stored = replace(run.request, method=tk.search.method("decorators"), settings=settings).stored_settings
+    fixed = {
+        "flops": [],
+        "time": [],
+        "base": "eager",
+        "bytes": [],
+        "profile": "",
+        "measured": False,
+        "unweighed": False,
+    }
+    assert stored["density"] == (0.8,)
+    assert not fixed.keys() & stored.keys()
+    saved = run.tickets[0].load()
+
+    def read(settings: dict[str, Any]) -> Any:
+        info = {**saved.info, "method": "decorators", "settings": settings}
+        return read_search(tk.Ticket(saved.mask, saved.start, info)).settings
+
+    assert read(stored) == read({**stored, **fixed}) == settings
+    with pytest.raises(UsageError, match="takes no 'base'"):
+        read({**stored, "base": "engine"})
 
 
 @pytest.mark.slow

@@ -151,14 +151,18 @@ def execute_bench(
     """
     dense = rivals(options.against or None)
     say(f"compiling {source.path.name}")
-    fast, seconds = _compile_or_load(source, file, options)
+    if file is None:
+        fast, seconds = compile_source(source, precision=options.precision, threads=options.threads)
+    else:
+        began = time.perf_counter()
+        fast = load(file, threads=options.threads, precision=options.precision)
+        fast(source.inputs)
+        seconds = time.perf_counter() - began
     small = shrunk_model(source)
     contenders: list[Contender] = [*dense, Sparse(lambda case: _tune_if_requested(fast, case, options))]
     if small is not None:
         contenders += [ShrunkModel(engine, small) for engine in dense]
-    found = [
-        _compare_at_batch(source, options, contenders, batch, _prefix_with_batch(batch, say)) for batch in options.batch
-    ]
+    found = [compare(case, contenders, **how) for case, how in _yield_cases(source, options, say)]
     last = at_batch(source.inputs, options.batch[-1])[0]
     layers = time_layers(fast, source.model, source.mask, last, options.precision)
     record = BenchRecord(
@@ -184,60 +188,42 @@ def execute_density_sweep(
     command: str = "",
 ) -> CurveRecord:
     """Time the ticket's network under synthetic masks of the densities in `options`, and return the record."""
-    found = []
-    for batch in options.batch:
-        case = Case(source.model, at_batch(source.inputs, batch), options.precision, options.threads)
-        found.append(
-            time_densities(
-                case,
-                rivals(options.against or None),
-                lambda case: _tune_if_requested(
-                    compile_source(replace(source, model=case.model), precision=options.precision)[0], case, options
-                ),
-                pattern=options.pattern,
-                densities=options.densities,
-                timing=_timing_settings(options),
-                required=options.against,
-                on_cores=options.cores or None,
-                say=_prefix_with_batch(batch, say),
-            )
+    found = [
+        time_densities(
+            case,
+            rivals(options.against or None),
+            lambda case: _tune_if_requested(
+                compile_source(replace(source, model=case.model), precision=options.precision)[0], case, options
+            ),
+            pattern=options.pattern,
+            densities=options.densities,
+            **how,
         )
+        for case, how in _yield_cases(source, options, say)
+    ]
     record = CurveRecord(
         **_common_record_fields(source, options, store, command), pattern=options.pattern, seed=0, curves=tuple(found)
     )
     return _store_record(record, store, options)
 
 
-def _compare_at_batch(
-    source: TicketModel, options: BenchOptions, contenders: Sequence[Contender], batch: int, say: Say
-) -> Timed:
-    case = Case(source.model, at_batch(source.inputs, batch), options.precision, options.threads)
-    return compare(
-        case, contenders, _timing_settings(options), required=options.against, on_cores=options.cores or None, say=say
-    )
-
-
-def _timing_settings(options: BenchOptions) -> Timing:
-    return Timing(rounds=options.rounds, cold=options.cold, clock=options.clock)
-
-
-def _prefix_with_batch(batch: int, say: Say) -> Say:
-    return lambda text: say(f"batch {batch}: {text}")
+def _yield_cases(source: TicketModel, options: BenchOptions, say: Say) -> Iterator[tuple[Case, dict[str, Any]]]:
+    """Yield the case (model and inputs) of each batch size, and the arguments that say how to time the case."""
+    for batch in options.batch:
+        yield (
+            Case(source.model, at_batch(source.inputs, batch), options.precision, options.threads),
+            {
+                "timing": Timing(rounds=options.rounds, cold=options.cold, clock=options.clock),
+                "required": options.against,
+                "on_cores": options.cores or None,
+                "say": lambda text, batch=batch: say(f"batch {batch}: {text}"),
+            },
+        )
 
 
 def _tune_if_requested(fast: Compiled, case: Case, options: BenchOptions) -> Compiled:
     """Return `fast`, the compiled model; if `options` request tuning, tune it for the batch of `case` first."""
     return fast.tune(*case.args, **case.kwargs) if options.tune else fast
-
-
-def _compile_or_load(source: TicketModel, file: Path | None, options: BenchOptions) -> tuple[Compiled, float]:
-    """Compile the ticket, or load a model file; return the compiled model and the elapsed seconds."""
-    if file is None:
-        return compile_source(source, precision=options.precision, threads=options.threads)
-    began = time.perf_counter()
-    fast = load(file, threads=options.threads, precision=options.precision)
-    fast(source.inputs)
-    return fast, time.perf_counter() - began
 
 
 def shrunk_model(source: TicketModel) -> nn.Module | None:

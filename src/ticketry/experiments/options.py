@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ticketry.budgets.units import Base
 from ticketry.choices import check_options, check_storable_numbers
-from ticketry.core.structure.pattern import Structuring
 from ticketry.errors import UsageError, needs
 
 if TYPE_CHECKING:
@@ -234,11 +233,6 @@ class StructureOptions:
 
     def __post_init__(self) -> None:
         check_storable_numbers(self)
-
-    def to_structuring(self, kind: str) -> Structuring:
-        """Return the structure `kind` with these options; raise `UsageError` if an option does not apply to it."""
-        own = {field.name for field in fields(Structuring)}
-        return Structuring(kind=kind, **{name: value for name, value in vars(self).items() if name in own})
 
 
 @contextlib.contextmanager

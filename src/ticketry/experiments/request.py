@@ -85,7 +85,11 @@ class SearchRequest:
         if is_dataclass(self.settings):
             check_storable_numbers(self.settings)
         check_controls(self.controls)
-        check_label(self.label)
+        if self.label and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,79}", self.label):
+            raise UsageError(
+                f"the name {self.label!r:.100} cannot be a folder's name on every system: use up to 80 letters, digits"
+                " and . _ + -, beginning with a letter or digit"
+            )
         object.__setattr__(self, "controls", tuple(dict.fromkeys(self.controls)))
         budget = budget_of(self.settings)
         if not (budget and budget.kind == "time") and (
@@ -165,6 +169,12 @@ class SearchRequest:
             return 0
         beside = sum(1 + self.count_controls(one) for one in self.tickets)
         return self.replicates * (1 + beside)
+
+    @property
+    def stored_settings(self) -> dict[str, Any]:
+        """Settings for run files, records and tickets, without fields that the method does not let users choose."""
+        values = asdict(self.settings)
+        return {one.name: values[one.name] for one in fields(self.settings) if one.init}
 
     @cached_property
     def source_digests(self) -> dict[str, str]:
@@ -260,7 +270,7 @@ class SearchRequest:
         return {
             "method": self.method.name,
             "task": dict(self.task.key()),
-            "settings": _constructor_arguments(self.settings),
+            "settings": self.stored_settings,
             "recipe": asdict(self.recipe),
             "replicates": self.replicates,
             "seeds": asdict(self.seeds),
@@ -268,12 +278,6 @@ class SearchRequest:
             **beside,
             **({"sources": dict(self.sources)} if self.sources else {}),
         }
-
-
-def _constructor_arguments(settings: Any) -> dict[str, Any]:
-    """Return the values of the fields that the constructor of `settings` takes, by name."""
-    values = asdict(settings)
-    return {one.name: values[one.name] for one in fields(settings) if one.init}
 
 
 def with_measured_costs(
@@ -311,15 +315,6 @@ def level_for_density(density: float, planned: Mapping[float, int], what: str) -
 
 def _is_density_close(density: float, asked: float) -> bool:
     return abs(density / asked - 1) <= TOLERANCE
-
-
-def check_label(label: str) -> None:
-    """Raise `UsageError` for a run name that is no valid folder name."""
-    if label and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,79}", label):
-        raise UsageError(
-            f"the name {label!r:.100} cannot be a folder's name on every system: use up to 80 letters, digits and"
-            " . _ + -, beginning with a letter or digit"
-        )
 
 
 def _to_folder_name(name: str) -> str:

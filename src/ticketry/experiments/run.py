@@ -27,7 +27,7 @@ from ticketry.records.network import DENSE, TICKET, Point, ratio_or_none
 from ticketry.records.run import RunRecord
 from ticketry.records.schema import as_json
 from ticketry.records.settings import upgrade_settings
-from ticketry.records.ticket import BenchRecord, Structure
+from ticketry.records.ticket import BenchRecord
 from ticketry.records.verdict import LevelVerdict
 from ticketry.report import relative_costs, verdict_line, write_report
 from ticketry.search import Method, check_named_settings
@@ -276,14 +276,71 @@ class Run:
         """Return the result as JSON values, as ``ticketry search --json`` prints it."""
         values = as_json(replace(self.record, points=()))
         keys = ("run", "method", "task", "cost", "store", "environment")
-        tickets = tickets_to_json(self._points, self.tickets, costs=self.costs, settings=self.record.settings)
-        judged = {"controls": controls_to_json(self.record), "verdicts": values.get("verdicts", [])}
+        judged = {"controls": self._controls_as_json(), "verdicts": values.get("verdicts", [])}
         said = {key: values[key] for key in ("verdict_error", "left_out", "ended") if values.get(key)}
-        return {"tickets": tickets, **judged, **{key: values[key] for key in keys}, **said, "now": dict(self.now)}
+        return {
+            "tickets": self._tickets_as_json(),
+            **judged,
+            **{key: values[key] for key in keys},
+            **said,
+            "now": dict(self.now),
+        }
 
     @property
     def _points(self) -> list[Point]:
         return [point for point in self.record.points if point.role == TICKET]
+
+    def _tickets_as_json(self) -> list[dict[str, Any]]:
+        keys, settings = ("replicate", "level"), self.record.settings
+        relative = {
+            (one["replicate"], one["level"]): {name: value for name, value in one.items() if name not in keys}
+            for one in self.costs
+        }
+        found = []
+        for point, one in zip(self._points, self.tickets, strict=True):
+            values = {
+                "path": point.ticket,
+                "density": point.density,
+                "sparsity": 1 - point.density,
+                "kept": point.kept,
+                "level": point.level,
+                "replicate": point.replicate,
+                "metric": one.metric,
+                "value": one.value,
+                "dense_value": one.dense_value,
+                "validation_value": one.validation_value,
+                "steps": point.steps,
+                "retrain": settings["retrain"],
+                "budget": upgrade_settings(settings).get("equal_cost", ""),
+                "cost": as_json(point.phases) if point.phases else None,
+                "relative_cost": relative.get((point.replicate, point.level)),
+                **{name: share for name in RELATIVE_COSTS if (share := getattr(one, name)) is not None},
+            }
+            if point.structure:  # how the mask is structured, and how well the structure fits the original mask
+                whole = point.structure.layers[-1]
+                fits = ("coverage", "null_coverage", "random_coverage", "fill")
+                values["structure"] = as_json(replace(point.structure, layers=(), pictures=()))
+                values["structure"] |= {name: getattr(whole, name) for name in fits}
+            found.append(values)
+        return found
+
+    def _controls_as_json(self) -> list[dict[str, Any]]:
+        metric = self.record.task.metric.name
+        return [
+            {
+                "role": point.role,
+                "level": point.level,
+                "replicate": point.replicate,
+                "density": point.density,
+                "metric": metric,
+                "value": point.metric(metric),
+                "validation_value": point.metric(metric, "validation"),
+                "steps": point.steps,
+                "budget": point.budget,
+            }
+            for point in self.record.points
+            if point.role not in (DENSE, TICKET)
+        ]
 
     def winner(self) -> Point | None:
         """Return the record row of the sparsest ticket that looks like a winner; see `verify.sparsest_winner`."""
@@ -499,68 +556,3 @@ def relative_base_latency(settings: Mapping[str, Any]) -> float:
         return 1.0
     costs = CostModel.load(settings["profile"])
     return costs.base_seconds(base) / costs.dense
-
-
-def tickets_to_json(
-    points: Sequence[Point],
-    tickets: Sequence[RunTicket],
-    *,
-    costs: Sequence[Mapping[str, Any]],
-    settings: Mapping[str, Any],
-) -> list[dict[str, Any]]:
-    """Return the tickets of a run, as ``ticketry search --json`` prints them.
-
-    Args:
-        costs: for each ticket, its replicate, level, and costs relative to the dense network.
-    """
-    keys = ("replicate", "level")
-    relative = {(one["replicate"], one["level"]): {k: v for k, v in one.items() if k not in keys} for one in costs}
-    return [
-        {
-            "path": point.ticket,
-            "density": point.density,
-            "sparsity": 1 - point.density,
-            "kept": point.kept,
-            "level": point.level,
-            "replicate": point.replicate,
-            "metric": one.metric,
-            "value": one.value,
-            "dense_value": one.dense_value,
-            "validation_value": one.validation_value,
-            "steps": point.steps,
-            "retrain": settings["retrain"],
-            "budget": upgrade_settings(settings).get("equal_cost", ""),
-            "cost": as_json(point.phases) if point.phases else None,
-            "relative_cost": relative.get((point.replicate, point.level)),
-            **{name: share for name in RELATIVE_COSTS if (share := getattr(one, name)) is not None},
-            **({"structure": _structure_to_json(point.structure)} if point.structure else {}),
-        }
-        for point, one in zip(points, tickets, strict=True)
-    ]
-
-
-def controls_to_json(record: RunRecord) -> list[dict[str, Any]]:
-    """Return the controls of a run as ``ticketry search --json`` prints them, sorted by replicate and level."""
-    metric = record.task.metric.name
-    return [
-        {
-            "role": point.role,
-            "level": point.level,
-            "replicate": point.replicate,
-            "density": point.density,
-            "metric": metric,
-            "value": point.metric(metric),
-            "validation_value": point.metric(metric, "validation"),
-            "steps": point.steps,
-            "budget": point.budget,
-        }
-        for point in record.points
-        if point.role not in (DENSE, TICKET)
-    ]
-
-
-def _structure_to_json(structure: Structure) -> dict[str, Any]:
-    """Return as JSON values how a ticket's mask is structured, and how well the structure fits the original mask."""
-    values = as_json(replace(structure, layers=(), pictures=()))
-    whole = structure.layers[-1]
-    return values | {name: getattr(whole, name) for name in ("coverage", "null_coverage", "random_coverage", "fill")}

@@ -175,7 +175,7 @@ def check_trust(
     for what in ("store", "data"):
         if what in tables and what not in own:
             raise refusal(what, tables[what], of, format_advice(f"name the folder yourself with --{what}"))
-    if "on" in tables and "on" not in own and not _is_local_runner(str(tables["on"])):
+    if "on" in tables and "on" not in own and str(tables["on"]).partition(":")[0] not in ("processes", "in-process"):
         raise refusal("on", tables["on"], of, format_advice("name where to train yourself with --on"))
     task, options = tables.get("task", "digits"), tables.get("options", {})
     if "task" not in own or options:
@@ -186,11 +186,9 @@ def check_trust(
     if profile and "profile" not in own and not _is_stored_cost_file(str(profile), store):
         raise refusal("setting profile", str(profile), of, format_advice("name the file yourself with --profile"))
     for name, value in tables.get("settings", {}).items():
-        for word in _words_that_may_name_code(name, value):
-            if name not in own and _names_code(word):
-                raise refusal(
-                    f"setting {name}", word, of, format_advice(f"name it yourself with --{name.replace('_', '-')}")
-                )
+        for word in _find_code_names(name, value) if name not in own else ():
+            advice = format_advice(f"name it yourself with --{name.replace('_', '-')}")
+            raise refusal(f"setting {name}", word, of, advice)
 
 
 def upgrade_stored_settings(
@@ -229,42 +227,31 @@ def _layer_costs_folder(store: str | Path | None) -> Path | None:
     return None if store is None or is_url(store) else Path(store) / "costs"
 
 
-def _is_local_runner(on: str) -> bool:
-    """Return whether `on`, the description of a runner of trainings, stands for this machine."""
-    return on.partition(":")[0] in ("processes", "in-process")
-
-
 _SHAPE = re.compile(r"(?:[a-z]+\+?:)?[\d.:]+|[a-z]+\+?|refill\+:match")
 
 
-def _words_that_may_name_code(name: str, value: Any) -> Iterator[str]:
-    """Yield the texts in the value of a setting that may name code; for a structure, the values of its options."""
+def _find_code_names(name: str, value: Any) -> Iterator[str]:
+    """Yield the texts in a setting that name code, such as a user's score; of a structure, the options may name it."""
     for word in value if isinstance(value, list) else [value]:
         if not isinstance(word, str):
             continue
         head, *options = word.split(",")
-        if name == "structure" and _SHAPE.fullmatch(head):
-            yield from (option.partition("=")[2] for option in options)
-        else:
-            yield word
-
-
-def _names_code(word: str) -> bool:
-    """Return whether `word`, the value of a setting, names an object outside ticketry, such as a user's score."""
-    plain = word.removeprefix("inverted:").removeprefix("shuffled:")  # controls of a score
-    return is_plugin_name(plain) or (":" in plain and parse_n_of_m(plain) is None)
+        of_structure = name == "structure" and _SHAPE.fullmatch(head)
+        for text in (option.partition("=")[2] for option in options) if of_structure else [word]:
+            plain = text.removeprefix("inverted:").removeprefix("shuffled:")  # controls of a score
+            if is_plugin_name(plain) or (":" in plain and parse_n_of_m(plain) is None):
+                yield text
 
 
 def _format_assignments(table: Mapping[str, Any]) -> list[str]:
-    return [
-        f"{_format_toml_key(name)} = {_format_toml_value(value)}" for name, value in table.items() if value is not None
-    ]
+    lines = []
+    for name, value in table.items():
+        if value is not None:
+            key = name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else _format_toml_value(name)
+            lines.append(f"{key} = {_format_toml_value(value)}")
+    return lines
 
 
 def _format_toml_value(value: Any) -> str:
     # JSON writes strings, finite numbers, booleans and arrays as TOML does, but for one letter; TOML has no null.
     return json.dumps(value, ensure_ascii=False, allow_nan=False).replace("\x7f", "\\u007f")
-
-
-def _format_toml_key(name: str) -> str:
-    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else _format_toml_value(name)

@@ -212,8 +212,11 @@ class PointCollector:
         """
         for result in found.searched:
             key = (replicate, result.segment.key)
-            if key not in self.rounds and (row := _build_round_record(replicate, found.level, result)):
-                self.rounds[key] = row
+            made = [] if key in self.rounds else [one.round_fields(result.record) for one in result.segment.variants]
+            if any(made):
+                common = {"replicate": replicate, "level": found.level, "used": False, "key": result.segment.key}
+                common |= {"steps": result.segment.steps, "seconds": result.train_seconds}
+                self.rounds[key] = convert({**common, **next(filter(None, made))}, Round)
             if key in self.rounds and result is found.searched[-1]:
                 self.rounds[key] = replace(self.rounds[key], used=True, cut_to=found.cut_to)
 
@@ -254,7 +257,7 @@ class PointCollector:
         metric = task.metric
         info = {
             "method": run.method.name,
-            "settings": asdict(run.settings),
+            "settings": run.stored_settings,
             "recipe": asdict(segment.recipe),
             "task": {"name": task.name, "key": dict(task.key()), "spec": _task_spec(task)},
             "metric": asdict(metric),
@@ -306,14 +309,6 @@ def _task_spec(task: Task) -> dict[str, Any] | None:
 def build_structure_record(by: Structuring, before: float, layers: Sequence[Mapping[str, Any]]) -> Structure:
     """Return the record of how a mask was structured: options, density `before`, and fit of each layer."""
     return convert({**by.describe(), "name": str(by), "density_before": before, "layers": layers}, Structure)
-
-
-def _build_round_record(replicate: int, level: int, result: Result) -> Round | None:
-    """Return the record of a training round with gates; None if the training had no gates."""
-    rows = [row for variant in result.segment.variants if (row := variant.round_fields(result.record))]
-    common = {"replicate": replicate, "level": level, "used": False, "key": result.segment.key}
-    common |= {"steps": result.segment.steps, "seconds": result.train_seconds}
-    return convert({**common, **rows[0]}, Round) if rows else None
 
 
 def update_record(earlier: RunRecord, record: RunRecord) -> RunRecord | None:

@@ -35,7 +35,6 @@ from ticketry.lab.store.paths import display_address
 from ticketry.records.network import TICKET, Point, is_matched_dense
 from ticketry.records.run import FORMAT, OmittedControlAtLevel, RunRecord, ScheduleSteps
 from ticketry.records.schema import as_json
-from ticketry.tasks.task import Task
 
 OnFound = Callable[[int, Found], None]
 
@@ -153,7 +152,9 @@ class _ControlTrainer:
         more, trained = {**counts, "budget": control_of.total_steps}, control_of.trainings
         last = trained[-1].segment
         if is_matched_dense(control):
-            more.update(self._count_dense_weights(last.task, found.mask))
+            weights = sum(size for _, size in macs_by_layer(self._lab, last.task).values())
+            share = weights / self._lab.store.get_mask(found.mask).total
+            more.update(model=str(last.task.key()["model"]), density=min(share, 1.0), kept=weights)
         elif last.whole_channels or found.structured or found.pattern != UNSTRUCTURED or found.aim:
             # Structured masks meet the ticket's density only approximately, and under a budget the cost is equal.
             assert last.mask is not None
@@ -168,12 +169,6 @@ class _ControlTrainer:
         if control in LONGER_CONTROLS:
             more.update(cycles=len(trained))
         self._points.add_row(replicate, found.level, control, trained[-1], phases, **more)
-
-    def _count_dense_weights(self, task: Task, ticket: str) -> dict[str, Any]:
-        """Return, for the row of a small dense control, its name, its number of weights, and this number as density."""
-        weights = sum(size for _, size in macs_by_layer(self._lab, task).values())
-        share = weights / self._lab.store.get_mask(ticket).total
-        return {"model": str(task.key()["model"]), "density": min(share, 1.0), "kept": weights}
 
     def __enter__(self) -> _ControlTrainer:
         return self

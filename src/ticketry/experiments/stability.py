@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from msgspec import convert
 
 from ticketry.errors import UsageError
-from ticketry.evidence.connectivity import Distance, Stability, barrier, train_two_data_orders
+from ticketry.evidence.connectivity import barrier, train_two_data_orders
 from ticketry.evidence.connectivity import stability as distances_of
 from ticketry.evidence.settings import StabilitySettings
 from ticketry.experiments.decoding import decode_settings
@@ -266,8 +266,8 @@ def _analyse_network(
         density=lab.store.get_mask(found.mask).density if found.mask else 1.0,
         role=control or ("ticket" if found.mask else "dense"),
         value=float(one.metrics["test"][task.metric.name]),
-        pruning=_distance_record(distances.pruning) if distances else None,
-        data_order=_distance_record(distances.data_order) if distances else None,
+        pruning=Distances(distances.pruning.l2, distances.pruning.angle) if distances else None,
+        data_order=Distances(distances.data_order.l2, distances.data_order.angle) if distances else None,
         barriers=tuple(
             Curve(
                 split=made.split,
@@ -278,14 +278,10 @@ def _analyse_network(
             )
             for made in barriers
         ),
-        layers=_layer_distance_records(distances) if distances and settings.layers else (),
+        layers=tuple(
+            LayerDistances(name, apart.l2, distances.data_order.layers[name].l2)
+            for name, apart in distances.pruning.layers.items()
+        )
+        if distances and settings.layers
+        else (),
     )
-
-
-def _distance_record(part: Distance) -> Distances:
-    return Distances(part.l2, part.angle)
-
-
-def _layer_distance_records(made: Stability) -> tuple[LayerDistances, ...]:
-    pruning, order = made.pruning.layers, made.data_order.layers
-    return tuple(LayerDistances(name, pruning[name].l2, order[name].l2) for name in pruning)

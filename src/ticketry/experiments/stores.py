@@ -89,23 +89,19 @@ def stored_runs(root: Path) -> list[StoredRun]:
         alone = [path for path in reached[name] if times[path] == 1]
         own = usage.files_below(folder)
         state: State = "running" if is_running(folder) else "done" if path_exists(folder / "run.json") else "half"
+        with explain_os_errors(folder, "read"):  # a download changes the time of a shared store's folder
+            paths = [*([] if store.mirror else [folder]), *iterate_files(folder)]
+            changed = max((path.stat().st_mtime for path in paths), default=0.0)
         found.append(
             StoredRun(
                 name,
                 state,
                 usage.bytes_of({*own, *reached[name]}),
                 usage.bytes_of({*own, *alone}),
-                _last_change_time(folder, shared=store.mirror is not None),
+                changed,
             )
         )
     return sorted(found, key=lambda one: one.changed)
-
-
-def _last_change_time(folder: Path, *, shared: bool) -> float:
-    """Return when a run last changed, in seconds since 1970; if `shared`, ignore the change time of its folder."""
-    with explain_os_errors(folder, "read"):
-        paths = [*([] if shared else [folder]), *iterate_files(folder)]
-        return max((path.stat().st_mtime for path in paths), default=0.0)
 
 
 def _records_by_run(store: Store) -> dict[str, list[Mapping[str, Any]]]:
@@ -300,7 +296,8 @@ def _copy_missing(here: Objects, there: Objects, origin: str, target: str) -> Co
         _record_name(one.name)
         for one in wanted
         if one.name in known
-        and _is_record_part(one.name)
+        and one.name.partition("/")[0] not in ("blobs", *_SEALED)
+        and not one.name.endswith(".md")
         and there.get(one.name) != _read_for_target(here, one, origin, target)
     }
     for one in wanted:
@@ -315,12 +312,12 @@ def _copy_missing(here: Objects, there: Objects, origin: str, target: str) -> Co
 
 
 def _read_for_target(here: Objects, one: Listed, origin: str, target: str) -> bytes:
-    return _replace_store_address(_read_checked(here, one), one.name, origin, target)
-
-
-def _is_record_part(name: str) -> bool:
-    """Return whether `name` is a file of a run, a campaign or a verification, except Markdown pages."""
-    return name.partition("/")[0] not in ("blobs", *_SEALED) and not name.endswith(".md")
+    """Return a file's checked contents; in a record, the store's address `origin` is replaced by `target`."""
+    data = _read_checked(here, one)
+    if not _is_record(one.name):
+        return data
+    values, new = parse_canonical_record(data, one.name), canonical_url(target) if is_url(target) else target
+    return sealed_bytes(replace_store_path(values, () if values.get("store") else (origin,), new))
 
 
 def _record_name(name: str) -> str:
@@ -336,15 +333,14 @@ def _open_objects(address: str) -> Objects:
 
 
 def _files_to_copy(here: Objects) -> Iterator[Listed]:
+    """Yield a store's files, each after the files that it refers to; omit pages, which can be written again."""
     found = {folder: list(here.list(f"{folder}/")) for folder in _ORDER}
     for folder in _ORDER:
-        yield from sorted(filter(_is_copied, found[folder]), key=lambda one: (_is_record(one.name), one.name))
-
-
-def _is_copied(one: Listed) -> bool:
-    parts = one.name.split("/")
-    plain = not is_running_mark(parts[-1]) and not any(part.startswith(".") for part in parts)
-    return plain and not one.name.endswith(".html")  # pages can be written again from the records
+        for one in sorted(found[folder], key=lambda one: (_is_record(one.name), one.name)):
+            parts = one.name.split("/")
+            hidden = is_running_mark(parts[-1]) or any(part.startswith(".") for part in parts)
+            if not hidden and not one.name.endswith(".html"):
+                yield one
 
 
 def _is_record(name: str) -> bool:
@@ -392,14 +388,6 @@ def _parse_json_object(value: object) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _replace_store_address(data: bytes, name: str, origin: str, target: str) -> bytes:
-    """Return a record's bytes with the store's address `origin` replaced by `target`; return other files unchanged."""
-    if not _is_record(name):
-        return data
-    values, new = parse_canonical_record(data, name), canonical_url(target) if is_url(target) else target
-    return sealed_bytes(replace_store_path(values, () if values.get("store") else (origin,), new))
-
-
 def replace_store_path(values: dict[str, Any], places: Iterable[str], new: str) -> dict[str, Any]:
     """Return a record in which `new` replaces the path of its store and the paths in `places`."""
     path = values.get("store")
@@ -418,8 +406,14 @@ def move_store(root: Path, target: Path) -> Path:
         raise StoreError(f"{root} is a link to {root.resolve()}: name that with --store, and make the link anew")
     source, begun = root.resolve(), Paths(target).moving
     goes_on = (read_json(begun) or {}).get("from") == str(source)
-    if path_exists(Paths(root).format) or not goes_on:
-        _check_movable(root)
+    if path_exists(Paths(root).format):
+        store = Store(root)
+        if what := describe_activity(store):
+            raise StoreError(f"{what}: move the store when it has ended")
+        for path in _record_files(store.paths):
+            read_sealed(path)
+    elif not goes_on:
+        raise StoreError(f"there is no store in {display_address(root)}: name another with --store")
     if os.path.lexists(target) and not goes_on:
         raise StoreError(f"{target} is there already: name a folder that is not")
     if target.resolve().is_relative_to(source):
@@ -435,17 +429,6 @@ def move_store(root: Path, target: Path) -> Path:
     with explain_os_errors(begun, "delete"):
         begun.unlink()
     return target
-
-
-def _check_movable(root: Path) -> None:
-    """Raise `StoreError` if `root` is no store, if one of its runs is active, or if a record cannot be read."""
-    if not path_exists(Paths(root).format):
-        raise StoreError(f"there is no store in {display_address(root)}: name another with --store")
-    store = Store(root)
-    if what := describe_activity(store):
-        raise StoreError(f"{what}: move the store when it has ended")
-    for path in _record_files(store.paths):
-        read_sealed(path)
 
 
 def _record_files(paths: Paths) -> Iterator[Path]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from os import PathLike
 from pathlib import Path
 from typing import Any, cast
@@ -227,7 +227,8 @@ def restructure_ticket(
     The new ticket has the initial weights of the old ticket, also where the structure adds weights. The new ticket is
     not trained; ``ticketry verify`` trains it with the ticket's recipe.
     """
-    by = options.to_structuring(to)
+    own = {field.name for field in fields(Structuring)}
+    by = Structuring(kind=to, **{name: value for name, value in vars(options).items() if name in own})
     check_structure_score(by)
     say(str(by))
     source = load_source(model, ticket)

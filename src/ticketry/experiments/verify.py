@@ -267,7 +267,7 @@ def _describe_procedure(rivals: Rivals | ProcedureRivals, search: SearchRequest,
     assert isinstance(rivals, ProcedureRivals)
     return {
         "method": search.method.name,
-        "settings": asdict(search.settings),
+        "settings": search.stored_settings,
         "recipe": asdict(search.recipe),
         "level": level,
         "density": rivals.kept_weights / rivals.weights_in_scope,

@@ -23,7 +23,7 @@ from ticketry.experiments.stability import stability_record_name
 from ticketry.lab.lab import Lab
 from ticketry.lab.runners.choice import IN_PROCESS, PROCESSES
 from ticketry.lab.runners.runner import Event
-from ticketry.lab.search_result import Found
+from ticketry.lab.search_result import Found, Seeds
 from ticketry.lab.store.files import path_exists
 from ticketry.lab.store.paths import Paths
 from ticketry.lab.store.references import second_order_seed
@@ -49,16 +49,10 @@ class Block:
 
     def request(self, campaign: Campaign) -> SearchRequest:
         """Return the search request for the block's replicates, each with its own seeds."""
-        one, chosen = (
-            campaign.runs[self.run],
-            non_default_choices(precision=campaign.precisions[self.run], **campaign.together),
-        )
-        count, seeds = self.last - self.first, one.seeds.replicate(self.first)
-        return replace(one, replicates=count, seeds=seeds, arithmetic=chosen)
-
-    def stored_request(self, campaign: Campaign, paths: Paths) -> SearchRequest:
-        """Return the search request for the block's replicates, under the name that the run has in the store."""
-        return self.request(campaign).with_stored_name(paths)
+        one = campaign.runs[self.run]
+        chosen = non_default_choices(precision=campaign.precisions[self.run], **campaign.together)
+        seeds = one.seeds.replicate(self.first)
+        return replace(one, replicates=self.last - self.first, seeds=seeds, arithmetic=chosen)
 
 
 def blocks_of(run: str, plan: InterimAnalyses) -> list[Block]:
@@ -70,7 +64,7 @@ def blocks_of(run: str, plan: InterimAnalyses) -> list[Block]:
 def finished_blocks(campaign: Campaign, run: str, paths: Paths) -> Iterator[tuple[Block, RunRecord]]:
     """Yield each finished block of a run with its record; stop before the first block that the store lacks."""
     for block in blocks_of(run, campaign.plans[run]):
-        file = paths.run(block.stored_request(campaign, paths).name) / "run.json"
+        file = paths.run(block.request(campaign).with_stored_name(paths).name) / "run.json"
         found = read_earlier_record(file, RunRecord)
         if found is None or found.ended or found.environment.get("precision") != campaign.precisions[run]:
             return
@@ -167,31 +161,28 @@ class FinishedBlocks:
         grown = []
         for name, count in self.counts.items():
             blocks = blocks_of(name, self._campaign.plans[name])
-            if count < len(blocks) and self._is_finished(blocks[count]):
+            if count == len(blocks):
+                continue
+            request = blocks[count].request(self._campaign).with_stored_name(self._paths)
+            if path_exists(self._paths.run(request.name) / "run.json"):
                 self._read_finished_blocks(name)
                 if len(self.runs[name]) > count:
                     grown.append(name)
         return grown
 
-    def _is_finished(self, block: Block) -> bool:
-        return path_exists(self._paths.run(block.stored_request(self._campaign, self._paths).name) / "run.json")
-
     def _read_finished_blocks(self, run: str) -> None:
-        pairs = list(self._read_blocks(run))
-        self.runs[run] = [record for record, _ in pairs]
-        if run in self.stable:
-            self.stable[run] = [analysed for _, analysed in pairs if analysed is not None]
-
-    def _read_blocks(self, run: str) -> Iterator[tuple[RunRecord, StabilityRecord | None]]:
-        settings = self._campaign.stability.get(run)
+        settings, records, analyses = self._campaign.stability.get(run), list[RunRecord](), list[StabilityRecord]()
         for block, found in finished_blocks(self._campaign, run, self._paths):
-            analysed = None
             if settings is not None:
-                name = stability_record_name(block.stored_request(self._campaign, self._paths), settings)
+                name = stability_record_name(block.request(self._campaign).with_stored_name(self._paths), settings)
                 analysed = read_earlier_record(self._paths.evidence(name), StabilityRecord)
                 if analysed is None or analysed.environment.get("precision") != self._campaign.precisions[run]:
-                    return
-            yield found, analysed
+                    break
+                analyses.append(analysed)
+            records.append(found)
+        self.runs[run] = records
+        if run in self.stable:
+            self.stable[run] = analyses
 
 
 def block_provenance(done: Iterable[RunRecord]) -> Iterator[BlockProvenance]:
@@ -295,7 +286,7 @@ class TimeEstimator:
 
     def _stored_work(self, block: Block) -> Work:
         """Return the work of a block's stored trainings, without dense networks; later calls return the same result."""
-        whole = self._dense_segments_of_block(block)
+        whole = self._dense_segments(block.run, range(block.first, block.last))
         if len(self._missing_segments(whole)) == len(whole):
             return Work()  # without dense networks there is nothing else
         if block not in self._there:
@@ -303,11 +294,8 @@ class TimeEstimator:
                 self._there[block] = stored_work(self._lab, block.request(self._campaign))
         return self._there[block]
 
-    def _dense_segments_of_block(self, block: Block) -> list[Segment]:
-        """Return the segments (trainings up to a step) of a block's dense networks, without their second trainings."""
-        return self._dense_segments(block.run, range(block.first, block.last))
-
     def _dense_segments(self, run: str, replicates: Sequence[int]) -> list[Segment]:
+        """Return the segments (trainings up to a step) of a run's dense networks, in the first data order."""
         with self._campaign.with_arithmetic(self._lab, run):
             return [dense_segment(self._lab, self._campaign.runs[run], replicate) for replicate in replicates]
 
@@ -321,7 +309,8 @@ class TimeEstimator:
         Args:
             counted: keys of dense networks that are counted already; the keys of this block's networks are added.
         """
-        whole, known = self._dense_segments_of_block(block), set[str]() if counted is None else counted
+        known = set[str]() if counted is None else counted
+        whole = self._dense_segments(block.run, range(block.first, block.last))
         twins = [
             replace(one, order_seed=second_order_seed(one.order_seed))
             for one in self._dense_segments(block.run, self._twins(block))
@@ -421,31 +410,24 @@ def stored_work(lab: Lab, request: SearchRequest) -> Work:
             there[event.key] = event.last - event.first
 
     for number in range(request.replicates):
-        alone = replace(request, replicates=1, seeds=request.seeds.replicate(number))
+        seeds = request.seeds.replicate(number)
+
+        def replay_controls(_: int, found: Found, seeds: Seeds = seeds) -> None:
+            if found.mask is None:
+                return
+            for control in request.controls_for(found.level, lab.store.get_mask(found.mask).density):
+                if not explain_undefined_control(control, found):
+                    with contextlib.suppress(NotStoredError):
+                        train_any_control(lab, request.task, control, found, seeds, label=control)
+
         with lab.training_nothing(), lab.listening(note_stored_training), contextlib.suppress(NotStoredError):
-            _replay_search(lab, alone)
+            request.method(
+                *(lab, request.task, request.settings),
+                recipe=request.recipe,
+                replicates=1,
+                seeds=seeds,
+                on_found=replay_controls,
+            )
     own = {dense_segment(lab, request, number).trajectory for number in range(request.replicates)}
     steps = [count for key, count in there.items() if key.partition("@")[0] not in own]
     return Work(sum(steps), len(steps))
-
-
-def _replay_search(lab: Lab, request: SearchRequest) -> None:
-    """Run a search of one replicate, with its controls, from stored results, until a result is missing."""
-
-    def replay_controls(_: int, found: Found) -> None:
-        if found.mask is None:
-            return
-        for control in request.controls_for(found.level, lab.store.get_mask(found.mask).density):
-            if not explain_undefined_control(control, found):
-                with contextlib.suppress(NotStoredError):
-                    train_any_control(lab, request.task, control, found, request.seeds, label=control)
-
-    request.method(
-        lab,
-        request.task,
-        request.settings,
-        recipe=request.recipe,
-        replicates=1,
-        seeds=request.seeds,
-        on_found=replay_controls,
-    )

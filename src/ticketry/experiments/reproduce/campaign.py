@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import reduce
 from pathlib import Path
@@ -318,16 +317,14 @@ class _CampaignState:
 
     def decisions(self) -> list[Decision]:
         """Return the decision of every claim, judged by the finished blocks."""
-        if not self._decided:
-            self._decided = self._decide()
-        return self._decided
-
-    def _decide(self) -> list[Decision]:
+        if self._decided:
+            return self._decided
         for name, done in self._done.runs.items():
             if done and name not in self._resolution:  # sizes need the data, which other runs may not need yet
                 task = self._campaign.runs[name].task
                 self._resolution[name] = metric_resolution(task.metric.unit, self._lab.sizes(task)["test"])
-        return decide(self._campaign.claims, self._done.runs, self._resolution, self._done.stable)
+        self._decided = decide(self._campaign.claims, self._done.runs, self._resolution, self._done.stable)
+        return self._decided
 
     def _estimate_remaining(self, decisions: list[Decision]) -> float:
         """Return the estimated seconds of all blocks that undecided claims may still need."""
@@ -342,15 +339,6 @@ class _CampaignState:
         more = f"{count} {'more ' if block.first else ''}replicate{'s' if count > 1 else ''}, {block.last} in all"
         self._say(f"{block.run}: {more}, about {format_duration(planned)}, for {many}")
         began, before = time.monotonic(), self._lab.ledger.copy()
-        self._execute_block(block)
-        self._decided = []
-        seconds, did = time.monotonic() - began, self._lab.ledger.since(before)
-        if 4 * did.steps_trained > did.steps_asked:  # else much of the time went into reading the store
-            self._clock.learn_pace(block, seconds, Work(did.steps_trained, did.segments_trained), shared)
-        self._unwritten[block.run] = PlannedTime(planned, seconds)
-        self.write()
-
-    def _execute_block(self, block: Block) -> None:
         request, settings = block.request(self._campaign), self._campaign.stability.get(block.run)
         with self._campaign.with_arithmetic(self._lab, block.run):
             if settings is None:
@@ -359,6 +347,12 @@ class _CampaignState:
                 record, (searched,) = execute_stability(self._lab, request, settings, command=self._command)
                 self._done.add(block, searched, record)
             self._twins.train(block)
+        self._decided = []
+        seconds, did = time.monotonic() - began, self._lab.ledger.since(before)
+        if 4 * did.steps_trained > did.steps_asked:  # else much of the time went into reading the store
+            self._clock.learn_pace(block, seconds, Work(did.steps_trained, did.segments_trained), shared)
+        self._unwritten[block.run] = PlannedTime(planned, seconds)
+        self.write()
 
     # -- the record --------------------------------------------------------------------------------------------------
 
@@ -367,31 +361,20 @@ class _CampaignState:
         for name in self._done.refresh():
             self._twins.add_stored(name, self._done.runs[name])
             self._decided = []
-        with self._lock_record():
-            self._merge_record(read_earlier_record(self._file, CampaignRecord))
-            record = normalise_record(self._build_record())
-            write_sealed(self._file, as_json(record))
-        return record
-
-    @contextmanager
-    def _lock_record(self) -> Iterator[None]:
-        """Lock the record against other processes during a `with` block."""
         lock = filelock.FileLock(self._file.with_name(f".{self._file.name}.lock"))
         with explain_os_errors(self._file, "write"):
             self._file.parent.mkdir(parents=True, exist_ok=True)
-            lock.acquire()
-        try:
-            yield
-        finally:
-            lock.release()
-
-    def _merge_record(self, there: CampaignRecord | None) -> None:
-        """Add the planned times and second dense trainings from `there`, a record that another process has written."""
-        planned = dict(there.planned_times if there else self._planned)
-        for run, times in self._unwritten.items():
-            planned[run] = planned.get(run, PlannedTime()).plus(times)
-        self._planned, self._unwritten = planned, {}
-        self._twins.merge(there.twins if there else ())
+            locked = lock.acquire()
+        with locked:  # other processes may write the same campaign: add their planned times and second trainings
+            there = read_earlier_record(self._file, CampaignRecord)
+            planned = dict(there.planned_times if there else self._planned)
+            for run, times in self._unwritten.items():
+                planned[run] = planned.get(run, PlannedTime()).plus(times)
+            self._planned, self._unwritten = planned, {}
+            self._twins.merge(there.twins if there else ())
+            record = normalise_record(self._build_record())
+            write_sealed(self._file, as_json(record))
+        return record
 
     def _build_record(self) -> CampaignRecord:
         campaign, twins = self._campaign, self._twins.rows
@@ -449,7 +432,7 @@ class _CampaignState:
             title=request.method.title,
             task=request.task.name,
             model=str(request.task.key().get("model", "")),
-            settings=asdict(request.settings),
+            settings=request.stored_settings,
             recipe=asdict(request.recipe),
             controls=request.controls,
             replicates=sum(one.replicates for one in done),

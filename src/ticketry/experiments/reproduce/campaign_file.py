@@ -324,7 +324,7 @@ class _CampaignReader:
             level = side.level + levels + 1 if side.level < 0 else side.level
             if not 1 <= level <= levels or side.density is not None:
                 raise UsageError(f"{of} has tickets of levels 1 to {levels}, and a side one or a density")
-            density = _planned_density(level, planned)
+            density = next((one for one, at in planned.items() if at == level), 1.0)
         elif density is None:
             raise UsageError(f"{side.role} of {side.run} has several densities: say which, density = 0.1")
         else:
@@ -372,11 +372,6 @@ class _CampaignReader:
             raise
         except TicketryError as error:
             raise self._error_at(place, str(error)) from None
-
-
-def _planned_density(level: int, planned: Mapping[float, int]) -> float:
-    """Return the density that `planned` has for a level; 1 if `planned` is empty."""
-    return next((density for density, one in planned.items() if one == level), 1.0)
 
 
 Scale = Literal["demo", "cpu", "paper"]

@@ -124,13 +124,16 @@ def check(
     rows = sorted(finished_rows(campaign, store), key=lambda row: (row.run, row.replicate, row.level, row.role))
     if not rows:
         raise UsageError(f"nothing of the campaign {campaign.name} at the scale {campaign.scale} is in {options.store}")
-    rows = [row for row in rows if _has_training(store, row)]
+    trained = [row.key.partition("@") for row in rows]  # a bundle may have left some out
+    rows = [row for row, (key, _, step) in zip(rows, trained, strict=True) if store.load_valid_result(key, int(step))]
     if not rows:
         raise UsageError(
             f"{options.store} has records of the campaign {campaign.name} but no trainings: unpack a bundle with masks"
         )
     drawn = random.Random(draw).sample(rows, min(count, len(rows)))
-    sources = StoredTrainings(store, _user_modules(campaign))
+    methods = {request.method.name for request in campaign.runs.values() if METHODS.is_external(request.method.name)}
+    modules = set[str]().union(*(find_imported_modules(METHODS.find_target(name)) for name in methods))
+    sources = StoredTrainings(store, modules)
     found = []
     for module in VARIANTS:
         import_module(module)
@@ -146,12 +149,6 @@ def check(
             text = store.paths.campaign(f"{campaign.name}-{campaign.scale}").with_suffix(".check.md")
             write_atomically(text, ("\n".join(lines) + "\n").encode())  # after each row, which may take an hour
     return found
-
-
-def _user_modules(campaign: Campaign) -> set[str]:
-    """Return the modules of the campaign's user-defined methods; no other user code may be imported."""
-    own = {request.method.name for request in campaign.runs.values() if METHODS.is_external(request.method.name)}
-    return set().union(*(find_imported_modules(METHODS.find_target(name)) for name in own))
 
 
 def finished_rows(campaign: Campaign, store: Store) -> Iterator[Row]:
@@ -170,12 +167,6 @@ def finished_rows(campaign: Campaign, store: Store) -> Iterator[Row]:
         for replicate, point in found:
             others = tuple(values[point.level, point.role])
             yield Row(name, replicate, point.level, point.role, point.density, point.key, point.metric(metric), others)
-
-
-def _has_training(store: Store, row: Row) -> bool:
-    """Return whether the store has the training result of a row; it may be missing after unpacking a bundle."""
-    trajectory, _, step = row.key.partition("@")
-    return store.load_valid_result(trajectory, int(step)) is not None
 
 
 def retrain_row(lab: Lab, task: Task, row: Row, sources: StoredTrainings) -> CheckedRow:

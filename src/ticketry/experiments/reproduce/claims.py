@@ -21,7 +21,7 @@ from ticketry.evidence.verdict import Verdict, decide_after, holm_verdicts
 from ticketry.experiments.reproduce.campaign_file import COSTS, DENSITY, STABILITY, Campaign, Hypothesis, Side
 from ticketry.records import campaign as campaign_record
 from ticketry.records.campaign import MethodRow
-from ticketry.records.evidence import StabilityRecord, StabilityRow
+from ticketry.records.evidence import StabilityRecord
 from ticketry.records.network import DENSE, TICKET, Point
 from ticketry.records.run import RunRecord
 from ticketry.report.tables.results import summarise
@@ -120,7 +120,10 @@ def decide(
     sizes = family_sizes(claims)
     for family in dict.fromkeys(claim.family for claim in claims):
         members = [index for index, one in enumerate(made) if one.claim.family == family]
-        judged = [made[index].verdict or _empty_verdict(made[index].claim) for index in members]
+        # Claims without replicates count with p-values of 1.
+        judged = [
+            made[index].verdict or _compute_verdict(made[index].claim, [100.0], [100.0], 1.0) for index in members
+        ]
         plans = [made[index].claim.plan for index in members]
         by_size = {sizes[index]: holm_verdicts(judged, plans, family=sizes[index]) for index in members}
         for place, index in enumerate(members):
@@ -210,50 +213,42 @@ def _compute_verdict(claim: Hypothesis, a: Sequence[float], b: Sequence[float], 
     )
 
 
-def _empty_verdict(claim: Hypothesis) -> Verdict:
-    """Return a verdict with p-values of 1 for a claim without replicates, so that corrections count the claim."""
-    return _compute_verdict(claim, [100.0], [100.0], 1.0)
-
-
 def _stability_values(claim: Hypothesis, side: Side, blocks: Sequence[StabilityRecord]) -> tuple[float, ...]:
     """Return the value of a claim's stability metric on one side, for each replicate in `blocks`."""
     found = []
     for record in blocks:
         rows = {(row.replicate, row.level): row for row in record.rows if row.role == side.role}
         level = max(level for _, level in rows) if side.level is None else side.level
-        found += [_stability_value(claim.metric, rows[replicate, level]) for replicate in range(record.replicates)]
+        for replicate in range(record.replicates):
+            row = rows[replicate, level]
+            if claim.metric == "barrier":
+                assert row.barrier is not None  # checked with the file
+                found.append(row.barrier.height)
+            else:
+                apart = row.data_order if claim.metric == "order-distance" else row.pruning
+                assert apart is not None  # checked with the file
+                found.append(apart.l2)
     return tuple(found)
-
-
-def _stability_value(metric: str, row: StabilityRow) -> float:
-    if metric == "barrier":
-        assert row.barrier is not None  # checked with the file
-        return row.barrier.height
-    apart = row.data_order if metric == "order-distance" else row.pruning
-    assert apart is not None  # checked with the file
-    return apart.l2
 
 
 def _side_metrics(claim: Hypothesis, side: Side, blocks: Sequence[RunRecord]) -> tuple[float, ...]:
     """Return the value of a claim's metric on one side, for each replicate in `blocks`."""
     found = []
     for record in blocks:
-        level = side.level
+        points = {(one.replicate, one.level, one.role): one for one in record.points}
+        level = 0 if side.role == DENSE else side.level
         if level is None:
             level = max(point.level for point in record.points if point.role == TICKET)
         for replicate in range(record.replicates):
-            found.append(_network_metric(claim, side.role, level, replicate, record))
+            if (point := points.get((replicate, level, side.role))) is None:
+                told = f"{side.role} of level {level} for replicate {replicate}"
+                raise UsageError(f"{claim.name}: {record.name} has no {told}")
+            if claim.metric == DENSITY:
+                found.append(point.density)
+            else:
+                cost = claim.metric in COSTS
+                found.append(network_cost(point, claim.metric) if cost else point.metric(claim.metric))
     return tuple(found)
-
-
-def _network_metric(claim: Hypothesis, role: str, level: int, replicate: int, record: RunRecord) -> float:
-    role_level = 0 if role == DENSE else level
-    named = {(one.replicate, one.level, one.role): one for one in record.points}
-    if (point := named.get((replicate, role_level, role))) is None:
-        raise UsageError(f"{claim.name}: {record.name} has no {role} of level {role_level} for replicate {replicate}")
-    if claim.metric == DENSITY:
-        return point.density
-    return network_cost(point, claim.metric) if claim.metric in COSTS else point.metric(claim.metric)
 
 
 def network_cost(point: Point, what: str) -> float:
