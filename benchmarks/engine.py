@@ -373,7 +373,7 @@ def load_seconds(folder: str) -> dict[str, float]:
 
 def curve_rows(setting: Setting, arguments: argparse.Namespace, timing: Timing) -> list[Row]:
     """Time against density, and the figure."""
-    from ticketry.report import time_by_density_svg
+    from ticketry.report.figures.evidence import time_by_density_svg
 
     rows = []
     subject = Subject(NETWORKS[setting.network])

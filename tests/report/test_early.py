@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from samples import sample
 from ticketry.records.network import Moment
 from ticketry.records.run import read_run
-from ticketry.report import export
+from ticketry.report.exporting import export
 from ticketry.report.figures import METRIC_BY_SPENT, MOMENT, Drawing, comparison_figures, draw_figures, run_figures
 from ticketry.report.figures.layout import to_svg
 from ticketry.report.figures.style import figure_style

@@ -10,7 +10,8 @@ from xml.etree import ElementTree
 import numpy
 import pytest
 
-from ticketry.report import export, exporting
+from ticketry.report import exporting
+from ticketry.report.exporting import export
 
 
 def _read(path):

@@ -15,7 +15,7 @@ from made_records import benches_of, plain_record, structured_record
 from ticketry.records.evidence import read_evidence
 from ticketry.records.run import read_run
 from ticketry.records.ticket import SpeedRecord
-from ticketry.report import export
+from ticketry.report.exporting import export
 from ticketry.report.figures.costs import metric_by_latency
 from ticketry.report.page import render_report
 from ticketry.report.subject import read_report_subject

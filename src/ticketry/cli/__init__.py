@@ -14,7 +14,7 @@ import select
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TextIO
 
 from ticketry.choices import list_choices
@@ -91,11 +91,13 @@ def _report_exception(error: BaseException, words: Sequence[str]) -> int:
             return _report_error(str(error), error.exit_code)
         case BrokenPipeError() if _is_output_closed():
             return 141  # as if it had been ended by SIGPIPE, like other commands
-        case SystemExit():
-            # rich ends with code 1 if its reader is gone; tyro with 0 after --help, else 2
-            return 141 if _is_output_closed() else _exit_code(error)
+        case SystemExit() if _is_output_closed():  # rich ends with code 1 if its reader is gone
+            return 141
+        case SystemExit():  # tyro ends with 0 after --help, else 2
+            return _report_error(error.code, 1) if isinstance(error.code, str) else error.code or 0
         case OSError() if not isinstance(error, BrokenPipeError):
-            return _report_error(_describe_os_error(error), 1)
+            what = f"{error.filename}: " if error.filename else ""
+            return _report_error(f"{what}{reason_of(error)}", 1)
         case MemoryError():
             return _report_error("there is not enough memory: choose a smaller batch, network or fewer workers", 1)
     raise error
@@ -122,17 +124,6 @@ def _report_error(text: str, code: int) -> int:
     return code
 
 
-def _exit_code(end: SystemExit) -> int:
-    if isinstance(end.code, str):
-        return _report_error(end.code, 1)
-    return end.code or 0
-
-
-def _describe_os_error(error: OSError) -> str:
-    what = f"{error.filename}: " if error.filename else ""
-    return f"{what}{reason_of(error)}"
-
-
 def _dispatch_command(words: list[str]) -> int:
     if not words or words[0] in ("-h", "--help", "help"):
         print(_build_help())
@@ -148,17 +139,14 @@ def _dispatch_command(words: list[str]) -> int:
         return 2
     module, _, function = COMMANDS[words[0]][0].partition(":")
     command = getattr(importlib.import_module(f"{__name__}.{module}"), function or "main")
-    code: int = command(words[1:]) if words[1:] or words[0] not in NEED_ARGUMENT else _show_usage(command)
+    if words[0] in NEED_ARGUMENT and not words[1:]:
+        with contextlib.suppress(SystemExit):
+            command(["--help"])
+        return 2
+    code: int = command(words[1:])
     if opening := sys.modules.get("ticketry.lab.store.store"):  # torch is not imported for it
         opening.publish_opened_stores()
     return code
-
-
-def _show_usage(command: Callable[[Sequence[str]], int]) -> int:
-    """Print the help of a command whose positional argument is missing; return 2, the exit code for wrong usage."""
-    with contextlib.suppress(SystemExit):
-        command(["--help"])
-    return 2
 
 
 def _build_help() -> str:

@@ -45,7 +45,8 @@ def parse(kind: type[T] | Any, words: Sequence[str], *, prog: str, description: 
             words, {flag for flag, hint in _iterate_flags(kind) if accepts_several_values(hint)}
         )
     elif words and not words[0].startswith("-"):
-        check_choice(f"{prog}:", words[0], [name for one in typing.get_args(kind) if (name := _subcommand_name(one))])
+        marks = [mark for one in typing.get_args(kind) for mark in typing.get_args(one)[1:]]
+        check_choice(f"{prog}:", words[0], [mark.name for mark in marks if getattr(mark, "name", None)])
     if shown is not None:
         description = f"{description.strip()}\n\nMore options: {prog} {HELP_ALL}"
     found: T = tyro.cli(
@@ -94,11 +95,6 @@ def _iterate_flags(kind: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
                 yield from _iterate_flags(inner, before)
         else:
             yield f"--{prefix}{field.name}".replace("_", "-"), hints[field.name]
-
-
-def _subcommand_name(hint: Any) -> str | None:
-    """Return the name of a sub-command from the annotation of its dataclass; None if `hint` is no sub-command."""
-    return next((name for one in typing.get_args(hint)[1:] if (name := getattr(one, "name", None))), None)
 
 
 def make_registry(shown: frozenset[str] | None = None) -> ConstructorRegistry:
@@ -226,13 +222,9 @@ def _everyday_options(kind: Any) -> frozenset[str] | None:
     inner = {
         name: one for name, hint in hints.items() if dataclasses.is_dataclass(one := next(iterate_nested_types(hint)))
     }
-    groups = frozenset(inner) | {name for one in inner.values() for name in _own_options_of_plugin(one)}
+    plugins = [one for one in inner.values() if one.__module__.partition(".")[0] != "ticketry"]
+    groups = frozenset(inner).union(*(vars(one).get("__annotations__", ()) for one in plugins))
     return (usual if len(usual) <= _MOST_SHOWN else usual & _EVERYDAY) | groups
-
-
-def _own_options_of_plugin(kind: Any) -> tuple[str, ...]:
-    """Return the options that a class from outside ticketry defines itself; empty for classes of ticketry."""
-    return () if kind.__module__.partition(".")[0] == "ticketry" else tuple(vars(kind).get("__annotations__", ()))
 
 
 def _first_sentence(text: str) -> str:

@@ -100,6 +100,8 @@ def _describe_environment() -> dict[str, Any]:
 
 
 def _check_machine() -> Iterator[Finding]:
+    import torch
+
     from ticketry_engine.bench.timing import machine
     from ticketry_engine.processor import computes_in_bf16
 
@@ -120,7 +122,10 @@ def _check_machine() -> Iterator[Finding]:
         else "It does not multiply in bfloat16, with which a step of convolutional networks takes about half.",
     )
     yield Finding("last cache", format_megabytes(found["last_cache_bytes"]), "")
-    yield _check_gpu()
+    if torch.cuda.is_available():
+        yield Finding("GPU", torch.cuda.get_device_name(), "Networks train there (--device cpu for the other).")
+    else:
+        yield Finding("GPU", "none that torch sees", "Networks train on the processor.")
 
 
 def _check_vector_units(features: Sequence[str]) -> Finding:
@@ -135,14 +140,6 @@ def _check_vector_units(features: Sequence[str]) -> Finding:
     elif "asimd" in features:
         width = "NEON, 4 float32"
     return Finding("vectors", width, means)
-
-
-def _check_gpu() -> Finding:
-    import torch
-
-    if torch.cuda.is_available():
-        return Finding("GPU", torch.cuda.get_device_name(), "Networks train there (--device cpu for the other).")
-    return Finding("GPU", "none that torch sees", "Networks train on the processor.")
 
 
 def _check_extras() -> Iterator[Finding]:

@@ -15,7 +15,6 @@ from ticketry.cli.arguments import OutputOptions, format_bytes, output_file, par
 from ticketry.cli.results import layers_table, make_console, structure_fit_table
 from ticketry.experiments.options import ModelOptions, StructureOptions
 from ticketry.records.schema import as_json
-from ticketry.records.ticket import StructureRecord
 
 _EXPORT = """\
 Export a ticket for other runtimes. A channel-wise ticket becomes a physically smaller model; any other is written with
@@ -189,12 +188,7 @@ def structure(words: Sequence[str]) -> int:
         )
     if arguments.json:
         print(json.dumps(as_json(record)))
-    else:
-        _print_record(record)
-    return 0
-
-
-def _print_record(record: StructureRecord) -> None:
+        return 0
     structure = record.structure
     print(f"ticket   {record.ticket}")
     print(f"         {record.model} on {record.task}, {100 * structure.before:.2f} % of its weights kept")
@@ -202,3 +196,4 @@ def _print_record(record: StructureRecord) -> None:
     print(f"made     {record.path}: {structure.name}; {kept}; in {record.seconds:.2f} s, not trained")
     print()
     make_console().print(structure_fit_table(as_json(structure)["layers"]))
+    return 0

@@ -387,7 +387,7 @@ def format_runs(rows: Sequence[Mapping[str, Any]], *, sizes: bool) -> list[str]:
     """Return a table of runs as lines of text.
 
     Args:
-        rows: dicts with the keys that `run_row` returns.
+        rows: dicts with the keys ``run`` and ``age_seconds`` and those of `describe_run`.
         sizes: whether to add columns from the keys ``state``, ``bytes`` and ``own_bytes`` of the rows.
     """
     from ticketry.core.tables import one_line
@@ -417,11 +417,6 @@ def _format_densities(densities: Sequence[float]) -> str:
     if len(words) > _MOST_DENSITIES:
         return f"{words[0]} … {words[-1]} ({len(words)} levels)"
     return ", ".join(words) or NONE
-
-
-def run_row(record: RunRecord, age_seconds: float) -> dict[str, Any]:
-    """Return the row of a run for `format_runs`."""
-    return {"run": record.name, **describe_run(record), "age_seconds": age_seconds}
 
 
 def format_elapsed_time(seconds: float) -> str:

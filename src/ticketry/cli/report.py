@@ -7,19 +7,16 @@ import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import tyro
 
 from ticketry.choices import did_you_mean
 from ticketry.cli.arguments import parse
-from ticketry.cli.listing import format_runs, read_record, run_record_files, run_row
+from ticketry.cli.listing import describe_run, format_runs, read_record, run_record_files
 from ticketry.cli.store import require_store
 from ticketry.errors import StoreError, UsageError
 from ticketry.records.run import RunRecord
-
-if TYPE_CHECKING:
-    from ticketry.lab.store.paths import Paths
 
 _LISTED = 30
 """Largest number of runs that an error message lists to choose from."""
@@ -65,9 +62,12 @@ def main(words: Sequence[str]) -> int:
             raise UsageError(f"--watch shows all that the store is doing: leave out {', '.join(given)}")
         return _rewrite_page_while_training(require_store(arguments.store), arguments.output)
     known = run_record_files(require_store(arguments.store))
-    chosen = [read_record(path) for path in (known if arguments.all and known else _choose_runs(known, arguments.runs))]
-    if arguments.all:
-        chosen.sort(key=_group_of_similar_runs)
+    if not known:
+        raise StoreError("there is no finished run in this store: run `ticketry search` first")
+    named = list(dict.fromkeys(_find_run(known, name) for name in arguments.runs)) or [known[-1]]
+    chosen = [read_record(path) for path in (known if arguments.all else named)]
+    if arguments.all:  # similar runs together
+        chosen.sort(key=lambda run: (run.task.name, run.method, run.steps.rewind or 0))
     written = _write_report(arguments, chosen)
     if arguments.json:
         print(json.dumps({"reports": [written]}))
@@ -100,30 +100,21 @@ def _rewrite_page_while_training(store: Path, page: Path | None) -> int:
         raise StoreError(f"cannot write {page}: {error.strerror}; choose another place with --output") from error
 
 
-def _choose_runs(known: Sequence[Path], names: Sequence[str]) -> list[Path]:
-    """Return the record files of the runs in `names`, each once; if `names` is empty, the newest run's record file."""
-    if not known:
-        raise StoreError("there is no finished run in this store: run `ticketry search` first")
-    return list(dict.fromkeys(_find_run(known, name) for name in names)) or [known[-1]]
-
-
-def _group_of_similar_runs(record: RunRecord) -> tuple[str, str, float]:
-    """Return a sort key that puts similar runs together: task, method and rewind step of the run."""
-    return record.task.name, record.method, record.steps.rewind or 0
-
-
 def _find_run(known: Sequence[Path], name: str) -> Path:
     """Return the record file of the run with this name, or of the only run whose name starts with it."""
     matching = [path for path in known if path.parent.name.startswith(name)]
     exact = [path for path in matching if path.parent.name == name]
     if not matching:
-        near = did_you_mean(name, [path.parent.name for path in known])
-        raise StoreError(f"no run is called {name!r}; {near}there are {_format_run_names(known)}")
+        names = [path.parent.name for path in known]
+        others = f" and {len(known) - _NAMED} older ones" if len(known) > _NAMED else ""
+        near = did_you_mean(name, names)
+        raise StoreError(f"no run is called {name!r}; {near}there are {', '.join(names[-_NAMED:])}{others}")
     if len(exact or matching) > 1:
         rows, unreadable = [], []
         for path in matching[-_LISTED:]:
             try:
-                rows.append(run_row(read_record(path), time.time() - path.stat().st_mtime))
+                record, age = read_record(path), time.time() - path.stat().st_mtime
+                rows.append({"run": record.name, **describe_run(record), "age_seconds": age})
             except StoreError:  # a damaged record does not hide the other candidates
                 unreadable.append(f"{path.parent.name}  (its record cannot be read)")
         more = [f"and {len(matching) - _LISTED} older ones"] if len(matching) > _LISTED else []
@@ -135,27 +126,29 @@ def _find_run(known: Sequence[Path], name: str) -> Path:
     return (exact or matching)[0]
 
 
-def _format_run_names(runs: Sequence[Path]) -> str:
-    """Return the names of runs as text; of many runs only the newest."""
-    names = [path.parent.name for path in runs[-_NAMED:]]
-    return ", ".join(names) + (f" and {len(runs) - _NAMED} older ones" if len(runs) > _NAMED else "")
-
-
 def _write_report(arguments: _Arguments, runs: list[RunRecord]) -> dict[str, Any]:
+    from ticketry.cli.results import suggestion_lines
+    from ticketry.evidence.level_verdicts import recompute_verdicts
     from ticketry.lab.store.paths import Paths
-    from ticketry.report import export, read_evidence_about_runs, summary_lines, verdict_line, write_report
+    from ticketry.report import read_evidence_about_runs, summary_lines, verdict_line, verdict_lines, write_report
 
     paths, names = Paths(arguments.store), [run.name for run in runs]
     folder = paths.run(names[0]) if len(names) == 1 else arguments.store
     evidence = read_evidence_about_runs(arguments.store, names)
     path = write_report(runs, arguments.output or folder / "report.html", evidence=evidence)
-    exported = export(runs, arguments.export, evidence=evidence) if arguments.export else []
+    exported = []
+    if arguments.export:
+        from ticketry.report.exporting import export
+
+        exported = export(runs, arguments.export, evidence=evidence)
     drawn = runs if arguments.figures else []
     figures = [figure for run in drawn for figure in _write_figures(run, paths.run(run.name))]
     if not arguments.json:
         for run in runs:
+            shown = recompute_verdicts(run)
+            lines = [*verdict_lines(shown), *suggestion_lines(shown, paths.run(run.name) / "run.toml")]
             print("\n".join([run.name] if len(runs) > 1 else [*summary_lines(run), ""]))
-            print("\n".join([verdict_line(run), *(["", *lines] if (lines := _verdict_lines(run, paths)) else []), ""]))
+            print("\n".join([verdict_line(run), *(["", *lines] if lines else []), ""]))
         files = [
             ("report", path),
             *(("figure", figure) for figure in figures),
@@ -172,21 +165,11 @@ def _write_report(arguments: _Arguments, runs: list[RunRecord]) -> dict[str, Any
     }
 
 
-def _verdict_lines(run: RunRecord, paths: Paths) -> list[str]:
-    """Return the verdict for each density of a run as lines of text, with a suggested command if one is undecided."""
-    from ticketry.cli.results import suggestion_lines
-    from ticketry.evidence.level_verdicts import recompute_verdicts
-    from ticketry.report import verdict_lines
-
-    shown = recompute_verdicts(run)
-    return [*verdict_lines(shown), *suggestion_lines(shown, paths.run(run.name) / "run.toml")]
-
-
 def _write_figures(run: RunRecord, folder: Path) -> list[Path]:
     """Write a run's figures as SVG files into `folder`, and return their paths."""
     from ticketry.files import join_inside
     from ticketry.lab.store.files import write_atomically
-    from ticketry.report import figure_svgs
+    from ticketry.report.figures import figure_svgs
 
     written = []
     for name, svg in figure_svgs(run).items():

@@ -76,7 +76,10 @@ class _Reproduce(OutputOptions, LabOptions):
 def main(words: Sequence[str]) -> int:
     """Run `ticketry reproduce` for one campaign or all; return 1 if a run that claims depend on has failed."""
     arguments: Any = parse(_Reproduce, words, prog="ticketry reproduce", description=_DESCRIPTION)
-    _check_toml(Path(arguments.campaign))
+    from ticketry.experiments.run_file import read_toml
+
+    if Path(arguments.campaign).suffix == ".toml":
+        read_toml(Path(arguments.campaign), "campaign")
     chosen: dict[str, Any] = {name: said for name in ("precision", "kernels") if (said := getattr(arguments, name))}
     arguments = dataclasses.replace(arguments, precision=LabOptions.precision, kernels=LabOptions.kernels)
     if arguments.check:
@@ -84,24 +87,15 @@ def main(words: Sequence[str]) -> int:
     outcomes = _run_campaigns(arguments, chosen, shlex.join(["ticketry", "reproduce", *words]))
     failed = int(any(one.failed for one in outcomes))
     if arguments.json:
-        print(json.dumps([_as_json(one) for one in outcomes]))
+        found = []
+        for one in outcomes:
+            planned = [dataclasses.asdict(block) for block in one.planned]
+            found.append({**as_json(one.record), "page": str(one.page), "stopped": one.stopped, "planned": planned})
+        print(json.dumps(found))
         return failed
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     print("\n\n".join("\n".join(summarise_campaign(one, width)) for one in outcomes))
     return failed
-
-
-def _check_toml(campaign: Path) -> None:
-    """Raise `UsageError` if a campaign file is invalid TOML."""
-    from ticketry.experiments.run_file import read_toml
-
-    if campaign.suffix == ".toml":
-        read_toml(campaign, "campaign")
-
-
-def _as_json(outcome: Outcome) -> dict[str, Any]:
-    planned = [dataclasses.asdict(one) for one in outcome.planned]
-    return {**as_json(outcome.record), "page": str(outcome.page), "stopped": outcome.stopped, "planned": planned}
 
 
 def _check_rows(arguments: Any, chosen: Mapping[str, Any]) -> int:

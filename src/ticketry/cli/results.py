@@ -6,6 +6,7 @@ import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from ticketry.cli.arguments import format_bytes
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from ticketry.evidence.verdict import Verdict
     from ticketry.experiments.run import Run
     from ticketry.records.evidence import VerifyRecord
-    from ticketry.records.run import RunRecord
 
 
 def make_interim_printer(progress: Progress) -> Callable[[Verdict], None]:
@@ -64,7 +64,7 @@ def summarise_verification(record: VerifyRecord) -> list[str]:
     values = {network.role: network.values for network in record.networks}
 
     def format_row(name: str, of: Sequence[float]) -> str:
-        return f"  {name:<26} {style.format_number(_mean(of)):>8}{unit}"
+        return f"  {name:<26} {style.format_number(fmean(of)):>8}{unit}"
 
     for compared in record.comparisons:
         role, interval = compared.role, ""
@@ -90,10 +90,6 @@ def summarise_verification(record: VerifyRecord) -> list[str]:
     cost = record.cost
     lines.append(f"cost     {cost.segments_trained} segments trained of {cost.segments_asked} asked for")
     return lines
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
 
 
 _PASSED_ON = ("data", "workers", "on", "precision", "devices", "parallel", "norms")

@@ -27,7 +27,6 @@ from ticketry.tasks.recipe import Recipe, recipe_from
 
 if TYPE_CHECKING:
     from ticketry.experiments.request import SearchRequest
-    from ticketry.experiments.run import Run
     from ticketry.tasks.task import Task
 
 
@@ -153,7 +152,7 @@ def _default_recipe(options: SearchOptions, tables: Mapping[str, Any]) -> Recipe
 
 
 def _run_search(chosen: Method, arguments: Any, command: str) -> int:
-    from ticketry.cli.progress import SearchProgress
+    from ticketry.cli.progress import Progress, SearchProgress
     from ticketry.experiments.request import with_measured_costs
     from ticketry.experiments.run import run_search
 
@@ -172,7 +171,8 @@ def _run_search(chosen: Method, arguments: Any, command: str) -> int:
             on_ended=ended.append,
         )
     if arguments.verify and not ended:
-        _verify_run(run)
+        with Progress(f"verifying {run.name}") as progress:
+            run.verify(on_event=progress.on_event, on_interim=make_interim_printer(progress))
     if arguments.bench and not ended:
         with show_status("timing") as say:
             run.bench(say=say)
@@ -188,13 +188,6 @@ def _run_search(chosen: Method, arguments: Any, command: str) -> int:
     if not arguments.json:
         print_evidence(run, verified=arguments.verify, timed=arguments.bench)
     return 0
-
-
-def _verify_run(run: Run) -> None:
-    from ticketry.cli.progress import Progress
-
-    with Progress(f"verifying {run.name}") as progress:
-        run.verify(on_event=progress.on_event, on_interim=make_interim_printer(progress))
 
 
 def request_from_arguments(chosen: Method, arguments: Any) -> SearchRequest:

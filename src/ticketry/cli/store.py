@@ -156,7 +156,7 @@ def _check_store(arguments: _Check) -> int:
     else:
         for title, paths in (("damaged", health.damaged), ("needs what is damaged or gone", health.missing)):
             for path in paths:
-                print(f"{title}: {_printable_path(path)}")
+                print(f"{title}: {path if str(path).isprintable() else ascii(str(path))}")
         print(
             f"{health.blobs} files of tensors and {health.results} results: {_describe_health(health.sound, arguments)}"
         )
@@ -165,11 +165,6 @@ def _check_store(arguments: _Check) -> int:
                 f"{len(health.leftover)} leftovers of interrupted writes (harmless; `ticketry store gc` removes them)"
             )
     return 0 if health.sound or arguments.repair else 1
-
-
-def _printable_path(path: Path) -> str:
-    """Return a path as text without control characters."""
-    return str(path) if str(path).isprintable() else ascii(str(path))
 
 
 def _describe_health(sound: bool, arguments: _Check) -> str:
@@ -323,9 +318,13 @@ def remove(words: Sequence[str]) -> int:
     found = remove_run(store, arguments.run, dry_run=True)
     size = f"{format_megabytes(found.bytes)} in {found.files} files"
     if not arguments.dry_run:
-        if not arguments.yes and not _confirm(f"delete the run {arguments.run}, {size}? [y/N] "):
-            print("nothing was deleted", file=sys.stderr)
-            return 1
+        if not arguments.yes:
+            if not sys.stdin.isatty():
+                raise UsageError("nobody can be asked here whether to delete it: say so with --yes")
+            print(f"delete the run {arguments.run}, {size}? [y/N] ", end="", file=sys.stderr, flush=True)
+            if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+                print("nothing was deleted", file=sys.stderr)
+                return 1
         found = remove_run(store, arguments.run)
         size = f"{format_megabytes(found.bytes)} in {found.files} files"
     if arguments.json:
@@ -333,10 +332,3 @@ def remove(words: Sequence[str]) -> int:
     else:
         print(f"{'would free' if arguments.dry_run else 'freed'} {size}")
     return 0
-
-
-def _confirm(question: str) -> bool:
-    if not sys.stdin.isatty():
-        raise UsageError("nobody can be asked here whether to delete it: say so with --yes")
-    print(question, end="", file=sys.stderr, flush=True)
-    return sys.stdin.readline().strip().lower() in ("y", "yes")

@@ -69,7 +69,7 @@ def bench(words: Sequence[str]) -> int:
         return _bench_run(dataclasses.replace(arguments, what=run), command)
     record = as_json(_bench_ticket(arguments, command))
     if arguments.figure:
-        from ticketry.report import time_by_density_svg
+        from ticketry.report.figures.evidence import time_by_density_svg
 
         write_output(arguments.figure, time_by_density_svg(record))
     if arguments.output:

@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import tyro
 
@@ -19,10 +19,6 @@ from ticketry.evidence.settings import VerifySettings
 from ticketry.experiments.options import LabOptions
 from ticketry.records.evidence import StabilityRecord, StabilityRow
 from ticketry.records.schema import as_json
-
-if TYPE_CHECKING:
-    pass
-
 
 _VERIFY = """\
 Verify a ticket: train it again from its start with fresh seeds, beside the dense network and controls that should lose,

@@ -202,17 +202,12 @@ def _method_cells(row: MethodRow, style: Style) -> list[str]:
         style.format_summary(Summary(row.mean, row.sd, row.n)),
         NONE if row.interval is None else " to ".join(style.format_number(end) for end in row.interval),
         str(row.n),
+        NONE if row.steps is None else short_count(row.steps),
         *(
-            _format_cost(value, measure)
-            for value, measure in ((row.steps, "steps"), (row.flops, "flops"), (row.seconds, "seconds"))
+            NONE if value is None else cost_text(value, measure)
+            for value, measure in ((row.flops, "flops"), (row.seconds, "seconds"))
         ),
     ]
-
-
-def _format_cost(value: float | None, measure: str) -> str:
-    if value is None:
-        return NONE
-    return short_count(value) if measure == "steps" else cost_text(value, measure)
 
 
 def run_settings(record: CampaignRecord) -> list[tuple[str, dict[str, object]]]:

@@ -52,7 +52,8 @@ def export(
 
     subject = read_report_subject(records, evidence)
     written = []
-    tables = [(f"{name}.tex", text.encode()) for name, text in latex_tables(subject).items()]
+    texts = {"results.tex": _results_tables(subject), "verdicts.tex": _verdict_table(subject)}
+    tables = [(name, text.encode()) for name, text in texts.items() if text]
     for name, data in (*_figure_files(subject), *_csv_files(subject), *tables):
         written.append(join_inside(folder, name))
         write_atomically(written[-1], data)
@@ -90,32 +91,24 @@ def _figure_drawing_functions(subject: Subject) -> Iterator[tuple[str, Maker]]:
         yield from ((f"saved-{number}-{name}", make) for name, make in speed_figures(speed).items())
 
 
-def _latency_rows(subject: Subject) -> rows.Rows:
-    found: list[Mapping[str, rows.Cell]] = []
+def _csv_files(subject: Subject) -> Iterator[tuple[str, bytes]]:
+    times: list[Mapping[str, rows.Cell]] = []
     for indices in subject.run_indices_by_task.values():
         panels = latency_panels(subject, indices)
-        found += rows.latency_rows(panels, compare_with_unstructured_tickets(panels, subject.speeds))
-    return found
-
-
-def _frontier_rows(subject: Subject) -> rows.Rows:
-    return [
-        row
-        for indices in subject.run_indices_by_task.values()
-        for measure in COSTS_OF_CALL
-        for row in frontier_rows(subject.runs, frontier_lines(subject.runs, indices, measure), measure)
-    ]
-
-
-def _csv_files(subject: Subject) -> Iterator[tuple[str, bytes]]:
+        times += rows.latency_rows(panels, compare_with_unstructured_tickets(panels, subject.speeds))
     tables = {
         "points": rows.trained_network_rows(subject.runs),
         "summary": rows.summary_rows(subject.runs),
         "rounds": rows.gate_round_rows(subject.runs),
         "looks": rows.detector_rows(subject.runs),
         "structure": rows.structure_fit_rows(subject.runs),
-        "times": _latency_rows(subject),
-        "frontier": _frontier_rows(subject),
+        "times": times,
+        "frontier": [
+            row
+            for indices in subject.run_indices_by_task.values()
+            for measure in COSTS_OF_CALL
+            for row in frontier_rows(subject.runs, frontier_lines(subject.runs, indices, measure), measure)
+        ],
         "costs": rows.training_cost_rows(subject.runs),
         "methods": rows.method_rows(subject),
         "verdicts": rows.verdict_rows(subject.runs),
@@ -149,22 +142,12 @@ _SPECIAL = {
 }
 
 
-def latex_tables(subject: Subject) -> dict[str, str]:
-    """Return the LaTeX text of a page's tables by name: `results`, and `verdicts` if there are verdicts."""
-    found = {"results": _results_tables(subject), "verdicts": _verdict_table(subject)}
-    return {name: text for name, text in found.items() if text}
-
-
-def escape_latex(text: str) -> str:
-    """Return the text with LaTeX's special characters escaped."""
-    return "".join(_SPECIAL.get(letter, letter) for letter in text)
-
-
 def _latex_table(columns: str, head: Sequence[str], groups: Sequence[Sequence[Sequence[str]]], note: str) -> str:
     """Return a LaTeX table with escaped cells, a rule between `groups` of rows, and `note` as a comment."""
 
     def latex_row(cells: Sequence[str]) -> str:
-        return " & ".join(map(escape_latex, cells)) + r" \\"
+        escaped = ("".join(_SPECIAL.get(letter, letter) for letter in cell) for cell in cells)
+        return " & ".join(escaped) + r" \\"
 
     rules = [[r"\midrule", *map(latex_row, rows)] for rows in groups if rows]
     return "\n".join(

@@ -108,7 +108,10 @@ def render_watch(title: str, source: str) -> str:
 
 
 def _render_document(body: str, place: PagePart, head: Mapping[str, object]) -> str:
-    script = _build_page_script(with_unpacking='<details class="packed' in body or '<details class="run packed' in body)
+    end, script = "})();\n", _read_asset("report.js")
+    if '<details class="packed' in body or '<details class="run packed' in body:
+        script = script.removesuffix(end) + _read_asset("packed.js") + end
+    script = script.replace("= COLOURS;", f"= {json.dumps(COLOURS)};")
     fixed = {"script": script, "style": _read_style_sheet(), "policy": _content_security_policy(script)}
     context = {name: Markup(text) for name, text in fixed.items()}
     return (
@@ -159,13 +162,6 @@ def _read_style_sheet() -> str:
     light = "".join(f"--{name}: {colour}; " for name, colour in COLOURS.items())
     runs = "".join(f".swatch.run-{number} {{ background: var(--run-{number}); }}\n" for number in range(1, 9))
     return f":root {{ {light}}}\n{_read_asset('style.css')}\n{runs}"
-
-
-def _build_page_script(with_unpacking: bool) -> str:
-    end, source = "})();\n", _read_asset("report.js")
-    if with_unpacking:
-        source = source.removesuffix(end) + _read_asset("packed.js") + end
-    return source.replace("= COLOURS;", f"= {json.dumps(COLOURS)};")
 
 
 def _content_security_policy(script: str) -> str:

@@ -188,13 +188,9 @@ def _format_setting(name: str, value: object) -> str:
     """Return a setting as text: for `score` the value alone, for a switch its name, for others name and value."""
     words = name.replace("_", " ")
     if isinstance(value, bool):
-        return words if value else _name_disabled_switch(words)
+        off = words.removeprefix("un") if words.startswith("un") else f"no {words}"  # weighed, for unweighed
+        return words if value else off
     return _setting_value_text(value) if name == "score" and value else f"{words} {_setting_value_text(value) or NONE}"
-
-
-def _name_disabled_switch(words: str) -> str:
-    """Return the text for a switch that is off: "weighed" for `unweighed`, "no structured" for `structured`."""
-    return words.removeprefix("un") if words.startswith("un") else f"no {words}"
 
 
 def _setting_value_text(value: object) -> str:
@@ -221,12 +217,8 @@ def read_evidence_about_runs(store_root: Path, run_names: Collection[str]) -> li
         record = read_sealed(path)
         if record is None:  # it was removed in the meantime
             continue
-        if str(record.get("kind")) in KINDS and wanted & _run_names_in_evidence(record):
+        several = record.get("runs")
+        named = [record.get("run"), *(several if isinstance(several, list) else [])]
+        if str(record.get("kind")) in KINDS and any(isinstance(name, str) and name in wanted for name in named):
             found.append(record)
     return found
-
-
-def _run_names_in_evidence(record: dict[str, Any]) -> set[str]:
-    several = record.get("runs")
-    named = [record.get("run"), *(several if isinstance(several, list) else [])]
-    return {name for name in named if isinstance(name, str) and name}

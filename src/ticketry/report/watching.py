@@ -78,7 +78,10 @@ class Watch:
                 status = path.stat()
                 stamp = status.st_mtime_ns, status.st_size
                 if self._known.get(path, (None, None))[0] != stamp:
-                    self._known[path] = stamp, _make_or_none_if_invalid(lambda path=path: convert(read(path)))  # type: ignore[misc]
+                    made = None
+                    with contextlib.suppress(StoreError, msgspec.MsgspecError, ValueError, RecursionError):
+                        made = convert(read(path))
+                    self._known[path] = stamp, made
                 if (found := self._known[path][1]) is not None:
                     yield found
 
@@ -86,13 +89,6 @@ class Watch:
 def write_state(path: Path, state: Mapping[str, Any]) -> None:
     """Write the script file that the page loads repeatedly; it passes `state` to the page's function `show`."""
     write_atomically(path, f"show({json.dumps(state)});\n".encode())
-
-
-def _make_or_none_if_invalid(make: Callable[[], dict[str, Any]]) -> dict[str, Any] | None:
-    try:
-        return make()
-    except (StoreError, msgspec.MsgspecError, ValueError, RecursionError):
-        return None
 
 
 def _read_progress(path: Path) -> Progress:

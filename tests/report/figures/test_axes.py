@@ -12,8 +12,7 @@ from matplotlib.figure import Figure
 
 from made_records import add_verdicts
 from ticketry.records.run import read_run
-from ticketry.report import figure_svgs
-from ticketry.report.figures import METRIC_BY_DENSITY
+from ticketry.report.figures import METRIC_BY_DENSITY, figure_svgs
 from ticketry.report.figures.layout import (
     Scale,
     figure_with_panels,

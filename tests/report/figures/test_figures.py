@@ -18,7 +18,6 @@ from matplotlib.lines import Line2D
 
 from ticketry.records.evidence import read_evidence
 from ticketry.records.run import read_run
-from ticketry.report import figure_svgs
 from ticketry.report.figures import (
     BARRIERS,
     DENSITY_BY_LAYER,
@@ -29,6 +28,7 @@ from ticketry.report.figures import (
     STABILITY,
     comparison_figures,
     draw_figures,
+    figure_svgs,
     run_figures,
     stability_figures,
     verify_figures,
@@ -77,7 +77,7 @@ def test_another_process_imports_little_and_draws_the_same_bytes(make_record, tm
     code = (
         "import hashlib, json, sys, ticketry; before = set(sys.modules); import ticketry.report;"
         "early = sorted({'torch', 'matplotlib', 'rich'} & (set(sys.modules) - before));"
-        "from ticketry.report import figure_svgs;"
+        "from ticketry.report.figures import figure_svgs;"
         "figures = figure_svgs(json.load(open(sys.argv[1])));"
         "digest = hashlib.sha256(''.join(figures.values()).encode()).hexdigest();"
         "print(early, digest, 'matplotlib.pyplot' in sys.modules)"

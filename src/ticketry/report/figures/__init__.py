@@ -122,20 +122,19 @@ def run_figures(results: Results) -> dict[str, Maker]:
 
 def comparison_figures(subject: Subject) -> list[dict[str, Maker]]:
     """Return, for each task, functions by name that draw figures with all runs of the task."""
-    return [_overlay_figures(labelled_runs(subject, indices)) for indices in subject.run_indices_by_task.values()]
-
-
-def _overlay_figures(series: list[Series]) -> dict[str, Maker]:
-    def series_if_any_has(told: Callable[[Results], object]) -> list[Series]:
-        return series if any(told(one.results) for one in series) else []
-
-    return _drawing_functions_with_data(
-        *_inference_cost_figures(series),
-        (METRIC_BY_DENSITY, series_if_any_has(lambda results: results.levels), overlay_runs),
-        (METRIC_BY_SPENT, series_if_any_has(training_cost_points), metric_by_training_cost),
-        (METRIC_BY_COST, series_if_any_has(search_cost_points), metric_by_search_cost),
-        (STEPS_TO_TICKET, series_if_any_has(ticket_cost_points), steps_to_ticket),
-    )
+    found = []
+    for indices in subject.run_indices_by_task.values():
+        series, runs = labelled_runs(subject, indices), [subject.runs[index] for index in indices]
+        found.append(
+            _drawing_functions_with_data(
+                *_inference_cost_figures(series),
+                (METRIC_BY_DENSITY, any(one.levels for one in runs) and series, overlay_runs),
+                (METRIC_BY_SPENT, any(map(training_cost_points, runs)) and series, metric_by_training_cost),
+                (METRIC_BY_COST, any(map(search_cost_points, runs)) and series, metric_by_search_cost),
+                (STEPS_TO_TICKET, any(map(ticket_cost_points, runs)) and series, steps_to_ticket),
+            )
+        )
+    return found
 
 
 def latency_figures(panels: Sequence[LatencyPanel]) -> dict[str, Maker]:

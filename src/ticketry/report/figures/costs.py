@@ -186,7 +186,12 @@ def metric_by_training_cost(series: Sequence[Series], narrow: bool = False) -> F
         if panel.curves:
             each.set_xlabel(panel.name + _set_up_cost_axis(each, panel.curves))
         else:
-            _write_placeholder(each, NOT_MEASURED)
+            each.set_facecolor(COLOURS["shade"])
+            each.tick_params(labelleft=False, labelbottom=False, length=0)
+            each.grid(visible=False)
+            each.spines["bottom"].set_visible(False)
+            middle: dict[str, Any] = {"transform": each.transAxes, "ha": "center", "va": "center"}
+            each.text(0.5, 0.5, NOT_MEASURED, color=COLOURS["muted"], **middle)
     return _add_legend_or_point_names(figure, axes, shown, [one for one, _ in found])
 
 
@@ -224,14 +229,6 @@ def _training_cost_curve(
     cost = mean_total_cost(one.results, dense, ENERGY) if measure == ENERGY and dense is not None else 1.0
     place = None if dense is None or cost is None else (factor * cost, dense.metric().mean)
     return Curve(look, [spots], place, look["color"] if several and measure == ENERGY else COLOURS["muted"])
-
-
-def _write_placeholder(axes: Axes, words: str) -> None:
-    axes.set_facecolor(COLOURS["shade"])
-    axes.tick_params(labelleft=False, labelbottom=False, length=0)
-    axes.grid(visible=False)
-    axes.spines["bottom"].set_visible(False)
-    axes.text(0.5, 0.5, words, transform=axes.transAxes, ha="center", va="center", color=COLOURS["muted"])
 
 
 def _set_up_cost_axis(axes: Axes, curves: Sequence[Curve]) -> str:

@@ -34,7 +34,6 @@ from ticketry.report.figures.layout import (
 from ticketry.report.figures.style import COLOURS, TINY, figure_style, role_colour, role_plot_options
 from ticketry.report.tables.evidence import (
     NOISE,
-    Quantity,
     Reader,
     rows_at_density,
     singular_role_name,
@@ -219,11 +218,18 @@ def stability_panels(study: StabilityRecord, narrow: bool = False) -> Figure:
     bands = -(-len(shown) // columns)
     figure, grid = figure_with_panels(columns * bands * len(levels), narrow, 185 if narrow else 205, (columns, columns))
     steps = sorted({row.step for row in study.rows})
+    ticks = [f"{short_count(step)}\n{_rewind_share_text(step, study)}" for step in steps]
     for index, density in enumerate(levels):
         rows, band = rows_at_density(study, density), grid[index * columns * bands : (index + 1) * columns * bands]
         for axes, quantity in zip(band, shown, strict=False):
-            _draw_quantity_panel(axes, study, rows, quantity, steps)
-            _set_up_rewind_step_axis(axes, steps, study)
+            for role in reversed(study_roles(study)):
+                own = [row for row in rows if row.role == role]
+                for reader, line in ((quantity.solid, "-"), (quantity.dashed, (0, (3, 2)))):
+                    if reader is not None:
+                        _draw_quantity_line(axes, own, role, reader, line, steps)
+            axes.locator_params(axis="y", nbins=4)
+            axes.set_xlim(-0.25, len(steps) - 0.75)
+            set_labelled_ticks(axes.xaxis, range(len(steps)), ticks, fit=True)
             axes.set_title(quantity.name)
         for spare in band[len(shown) :]:
             spare.remove()
@@ -252,16 +258,6 @@ def barrier_curves(study: StabilityRecord, narrow: bool = False) -> Figure:
         axes.set_title(f"step {step:,} ({_rewind_share_text(step, study)})", color=COLOURS["ink"])
     set_shared_x_label(figure, "from the one network (0) to the other (1)")
     return figure
-
-
-def _draw_quantity_panel(
-    axes: Axes, study: StabilityRecord, rows: Sequence[StabilityRow], quantity: Quantity, steps: Sequence[int]
-) -> None:
-    for role in reversed(study_roles(study)):
-        for reader, line in ((quantity.solid, "-"), (quantity.dashed, (0, (3, 2)))):
-            if reader is not None:
-                _draw_quantity_line(axes, [row for row in rows if row.role == role], role, reader, line, steps)
-    axes.locator_params(axis="y", nbins=4)
 
 
 def _draw_quantity_line(
@@ -297,12 +293,6 @@ def _draw_error_between_networks(axes: Axes, rows: Sequence[StabilityRow], role:
     alike = [curve.errors for curve in curves if curve.alphas == curves[0].alphas]
     means, front = [statistics.fmean(column) for column in zip(*alike, strict=True)], role == TICKET
     axes.plot(curves[0].alphas, means, lw=1.9 if front else 1.5, zorder=3 + front, **look)
-
-
-def _set_up_rewind_step_axis(axes: Axes, steps: Sequence[int], study: StabilityRecord) -> None:
-    axes.set_xlim(-0.25, len(steps) - 0.75)
-    labels = [f"{short_count(step)}\n{_rewind_share_text(step, study)}" for step in steps]
-    set_labelled_ticks(axes.xaxis, range(len(steps)), labels, fit=True)
 
 
 def _rewind_share_text(step: int, study: StabilityRecord) -> str:
@@ -345,7 +335,9 @@ def time_by_engine(speed: SpeedRecord, narrow: bool = False) -> Figure:
 
 def _draw_engine_bars(axes: Axes, timed: Timed, rows: Sequence[tuple[int, EngineTime]]) -> None:
     places, times = [place for place, _ in rows], [1e3 * (row.seconds or 0) for _, row in rows]
-    axes.barh(places, times, height=0.65, color=[_bar_colour(timed, row) for _, row in rows])
+    dense = {name: "muted" if name == timed.fastest_dense else "rule" for name in (row.engine for _, row in rows)}
+    colours = [COLOURS["ticket" if row.sparse else dense[row.engine]] for _, row in rows]
+    axes.barh(places, times, height=0.65, color=colours)
     for (place, row), time in zip(rows, times, strict=True):
         if row.low is not None and row.high is not None:
             axes.hlines(place, 1e3 * row.low, 1e3 * row.high, color=COLOURS["ink"], lw=1)
@@ -355,12 +347,6 @@ def _draw_engine_bars(axes: Axes, timed: Timed, rows: Sequence[tuple[int, Engine
     axes.set_xticks([])
     axes.grid(visible=False)
     axes.spines["bottom"].set_visible(False)
-
-
-def _bar_colour(timed: Timed, row: EngineTime) -> str:
-    if row.sparse:
-        return COLOURS["ticket"]
-    return COLOURS["muted" if row.engine == timed.fastest_dense else "rule"]
 
 
 def time_by_density(curves: Sequence[TimeCurve], narrow: bool = False) -> Figure:
@@ -375,7 +361,12 @@ def time_by_density(curves: Sequence[TimeCurve], narrow: bool = False) -> Figure
         "dense": Line2D([], [], color=COLOURS["muted"], lw=1.4),
     }
     add_legend(figure, handles)
-    label_line_ends(figure, [(each, _engine_labels(curve)) for each, curve in zip(axes, curves, strict=True)])
+    ends = []
+    for each, curve in zip(axes, curves, strict=True):
+        colours = {curve.comparison.fastest_dense: "ink"}
+        dense = _milliseconds_of_dense_engines(curve)
+        ends.append((each, [(ms, shorten_middle(name, _LONGEST), colours.get(name, "muted")) for name, ms in dense]))
+    label_line_ends(figure, ends)
     return figure
 
 
@@ -405,11 +396,3 @@ def _draw_latency_curves(axes: Axes, curve: TimeCurve) -> None:
 def _milliseconds_of_dense_engines(curve: TimeCurve) -> list[tuple[str, float]]:
     rows = curve.comparison.times
     return [(row.engine, 1e3 * row.seconds) for row in rows if not row.sparse and row.seconds is not None]
-
-
-def _engine_labels(curve: TimeCurve) -> list[tuple[float, str, str]]:
-    fastest = curve.comparison.fastest_dense
-    return [
-        (time, shorten_middle(name, _LONGEST), "ink" if name == fastest else "muted")
-        for name, time in _milliseconds_of_dense_engines(curve)
-    ]

@@ -116,9 +116,11 @@ _MOST_EDGES = 48
 
 def structure_pictures(shown: StructuredLevel, narrow: bool = False) -> Figure:
     """Draw each layer's mask before and after structuring: white is retained, a mark at the left starts a group."""
-    found, copies = shown.structures[0].pictures, 2 if narrow else 1
+    found, copies, wide = shown.structures[0].pictures, 2 if narrow else 1, 340 if narrow else 400
     heights = [
-        _picture_height(picture, 340 if narrow else 400) + 16 * len(_picture_title_lines(picture, narrow)) + 36
+        min(max(wide * picture.shape[0] / picture.shape[1], 60.0), 260.0)
+        + 16 * len(_picture_title_lines(picture, narrow))
+        + 36
         for picture in found
     ]
     heights = [height for height in heights for _ in range(copies)]
@@ -130,14 +132,13 @@ def structure_pictures(shown: StructuredLevel, narrow: bool = False) -> Figure:
             words = f"{when}: {percent(float(pixels.mean()))} % of the weights shown"
             title = _picture_title_lines(picture, narrow) if when == "before" else [] if narrow else [""]
             each.set_title("\n".join([*title, words]), color=COLOURS["ink"])
-            _draw_mask_picture(each, pixels, picture.groups)
+            each.set_axis_off()
+            each.imshow(to_opaque_pixels(to_grey_pixels(pixels)), interpolation="none", aspect="auto")
+            if len(picture.groups) <= _MOST_EDGES:
+                starts = 1 - numpy.cumsum([0, *picture.groups]) / len(pixels)
+                edge: dict[str, Any] = {"color": COLOURS["ticket"], "lw": 1, "clip_on": False}
+                each.hlines(starts, -0.02, -0.005, transform=each.transAxes, **edge)
     return figure
-
-
-def _picture_height(picture: LayerPicture, wide: float) -> float:
-    """Return the height in pixels of a picture that is `wide` pixels wide, with square weights if the height allows."""
-    rows, columns = picture.shape
-    return min(max(wide * rows / columns, 60.0), 260.0)
 
 
 def _picture_title_lines(picture: LayerPicture, narrow: bool) -> list[str]:
@@ -152,14 +153,6 @@ def _picture_title_lines(picture: LayerPicture, narrow: bool) -> list[str]:
         return parts
     shown = f"shown: {', '.join(parts[1:])}"
     return [parts[0], shown] if narrow else [f"{parts[0]}; {shown}"]
-
-
-def _draw_mask_picture(axes: Axes, pixels: numpy.ndarray, groups: Sequence[int]) -> None:
-    axes.set_axis_off()
-    axes.imshow(to_opaque_pixels(to_grey_pixels(pixels)), interpolation="none", aspect="auto")
-    if len(groups) <= _MOST_EDGES:
-        starts = numpy.cumsum([0, *groups]) / len(pixels)
-        axes.hlines(1 - starts, -0.02, -0.005, color=COLOURS["ticket"], lw=1, clip_on=False, transform=axes.transAxes)
 
 
 def density_over_training(shown: Sequence[RoundChain], narrow: bool = False) -> Figure:

@@ -23,7 +23,7 @@ from ticketry.report.figures.layout import (
 )
 from ticketry.report.figures.style import COLOURS, role_plot_options, run_colour, run_plot_options
 from ticketry.report.subject import Series
-from ticketry.report.tables.results import CONTROLS, Group, Results, Summary
+from ticketry.report.tables.results import CONTROLS, Group, Results
 from ticketry.report.wording import role_name, short_metric_label
 
 _WORTH_A_PANEL = 0.5
@@ -104,15 +104,11 @@ def y_limits_near_dense(results: Results) -> tuple[float, float] | None:
 
 
 def _interval_ends_on_axis(group: Group, scale: Scale, most_sd: float = _MOST_SD) -> tuple[float, float]:
-    low, high = _cropped_interval(group.metric(), most_sd)
-    return scale.clip_low_end(low, group.metric()), high
-
-
-def _cropped_interval(summary: Summary, most_sd: float) -> tuple[float, float]:
     """Return a mean's interval, cropped to `most_sd` standard deviations on both sides, for choosing axis limits."""
+    summary = group.metric()
     low, high = summary.interval or (summary.mean, summary.mean)
     most = most_sd * (summary.sd or 0)
-    return max(low, summary.mean - most), min(high, summary.mean + most)
+    return scale.clip_low_end(max(low, summary.mean - most), summary), min(high, summary.mean + most)
 
 
 def y_limits_of(
@@ -173,7 +169,8 @@ _MOST_LETTERS = 28
 def overlay_runs(series: Sequence[Series], narrow: bool = False) -> Figure:
     """Draw the tickets of several runs in a large panel, and each control in a small panel beneath."""
     shown = [one for one in series if one.results.levels]
-    controls = _all_controls(shown)
+    names = {role for one in shown for role in one.results.controls}
+    controls = [role for role in CONTROLS if role in names] + sorted(names - set(CONTROLS))
     beside = not narrow and max(len(one.label) for one in shown) <= _MOST_LETTERS
     columns = 1 if narrow else max(len(controls), 1)
     rows = [controls[start : start + columns] for start in range(0, len(controls), columns)]
@@ -186,7 +183,8 @@ def overlay_runs(series: Sequence[Series], narrow: bool = False) -> Figure:
     for role, axes in panels.items():
         _draw_role(axes, shown, role, scale)
         own = [TICKET] if role == TICKET else controls
-        limits = y_limits_of([group for one in shown for group in _groups_of_roles_and_dense(one, own)], scale)
+        groups = [group for one in shown for name in own for group in one.results.groups_of_role(name)]
+        limits = y_limits_of([*groups, *(one.results.dense for one in shown if one.results.dense)], scale)
         scale.set_limits(axes, limits, None if role == TICKET else 4)
         set_up_density_axis(axes, densities, "")
         if role == TICKET:
@@ -199,16 +197,6 @@ def overlay_runs(series: Sequence[Series], narrow: bool = False) -> Figure:
     else:
         add_legend(figure, run_legend_handles(shown))
     return figure
-
-
-def _all_controls(series: Sequence[Series]) -> list[str]:
-    found = {role for one in series for role in one.results.controls}
-    return [role for role in CONTROLS if role in found] + sorted(found - set(CONTROLS))
-
-
-def _groups_of_roles_and_dense(one: Series, roles: Sequence[str]) -> list[Group]:
-    groups = [group for role in roles for group in one.results.groups_of_role(role)]
-    return groups if one.results.dense is None else [*groups, one.results.dense]
 
 
 def _draw_role(axes: Axes, series: Sequence[Series], role: str, scale: Scale) -> None:

@@ -161,7 +161,11 @@ def phase_costs(results: Results, group: Group) -> dict[str, MeanPhase]:
         return {}
     by_name = {name: [phases.by_name[name] for phases in recorded] for name in PHASES}
     by_name["whole"] = [phases.total for phases in recorded]
-    return {name: _mean_phase_over_replicates(results.run, phases) for name, phases in by_name.items()}
+    found = {}
+    for name, phases in by_name.items():
+        amounts = {one: mean_or_none([phase_cost(results.run, phase, one) for phase in phases]) for one in MEASURES}
+        found[name] = MeanPhase(statistics.fmean(phase.steps for phase in phases), amounts)
+    return found
 
 
 def phase_costs_by_level(results: Results) -> list[tuple[Group, dict[str, MeanPhase]]]:
@@ -180,11 +184,6 @@ def phase_costs_by_level(results: Results) -> list[tuple[Group, dict[str, MeanPh
         if phases:
             found.append((group, phases))
     return found
-
-
-def _mean_phase_over_replicates(run: RunRecord, phases: list[Phase]) -> MeanPhase:
-    amounts = {measure: mean_or_none([phase_cost(run, phase, measure) for phase in phases]) for measure in MEASURES}
-    return MeanPhase(statistics.fmean(phase.steps for phase in phases), amounts)
 
 
 def numeric_costs(run: RunRecord) -> dict[str, float]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from msgspec import structs
 
-from ticketry.records.evidence import Curve, Distances, StabilityRecord, StabilityRow, VerifyRecord
+from ticketry.records.evidence import Curve, StabilityRecord, StabilityRow, VerifyRecord
 from ticketry.records.network import DENSE, TICKET
 from ticketry.records.run import OmittedControlAtLevel, RunRecord
 from ticketry.records.verdict import Difference, Judgement, LevelVerdict
@@ -228,16 +228,13 @@ def layer_distances(study: StabilityRecord) -> list[HeatTable]:
                     found.setdefault(layer.name, {}).setdefault(row.step, []).append(number)
         means = {name: {at: statistics.fmean(those) for at, those in each.items()} for name, each in found.items()}
         largest = max((max(each.values()) for each in means.values()), default=0.0) or 1.0
-        cells = {name: [_shaded_distance(each.get(step), largest) for step in steps] for name, each in means.items()}
+        cells: dict[str, list[Heat | None]] = {}
+        for name, each in means.items():
+            shades = {step: int(_SHADES * max(value, 0) / largest + 0.5) for step, value in each.items()}
+            cells[name] = [Heat(each[step], min(_SHADES, shades[step])) if step in each else None for step in steps]
         if cells:
             tables.append(HeatTable(kind.removeprefix("data_"), title, steps, cells))
     return tables
-
-
-def _shaded_distance(distance: float | None, largest: float) -> Heat | None:
-    if distance is None:
-        return None
-    return Heat(distance, min(_SHADES, int(_SHADES * max(distance, 0) / largest + 0.5)))
 
 
 Reader = Callable[[StabilityRow], "float | None"]
@@ -251,9 +248,6 @@ class Quantity:
     solid: Reader
     dashed: Reader | None = None
 
-    def is_recorded(self, row: StabilityRow) -> bool:
-        return self.solid(row) is not None or (self.dashed is not None and self.dashed(row) is not None)
-
 
 def stability_quantities(study: StabilityRecord) -> list[Quantity]:
     """Return the quantities that a stability record has data for."""
@@ -261,16 +255,20 @@ def stability_quantities(study: StabilityRecord) -> list[Quantity]:
     unit = f" ({study.task.metric.unit})" if study.task.metric.unit else ""
     every = (
         Quantity(f"test {short_metric_label(study.task.metric)}", lambda row: row.value),
-        Quantity("L2 distance", lambda row: _l2_distance(row.pruning), lambda row: _l2_distance(row.data_order)),
-        Quantity("angle (°)", lambda row: _angle_degrees(row.pruning), lambda row: _angle_degrees(row.data_order)),
+        Quantity(
+            "L2 distance",
+            lambda row: row.pruning.l2 if row.pruning else None,
+            lambda row: row.data_order.l2 if row.data_order else None,
+        ),
+        Quantity(
+            "angle (°)",
+            lambda row: row.pruning.angle if row.pruning else None,
+            lambda row: row.data_order.angle if row.data_order else None,
+        ),
         Quantity(f"error barrier{unit if name == 'accuracy' else ''}", barrier_height),
     )
-    return [one for one in every if any(one.is_recorded(row) for row in study.rows)]
-
-
-def _l2_distance(distances: Distances | None) -> float | None:
-    return None if distances is None else distances.l2
-
-
-def _angle_degrees(distances: Distances | None) -> float | None:
-    return None if distances is None else distances.angle
+    return [
+        one
+        for one in every
+        if any(reader(row) is not None for reader in (one.solid, one.dashed) if reader for row in study.rows)
+    ]

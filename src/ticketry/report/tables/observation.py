@@ -50,7 +50,9 @@ def describe_highlighted_level(results: Results) -> Observation:
     matching = [group for group in tickets if _tickets_match_dense(results, group, dense, margin)]
     if matching:
         shown = min(matching, key=lambda group: group.density)
-        remark = _remark_on_matching_levels(results, margin_text)
+        worse = f"It is the sparsest level at which the tickets' mean is no more than {margin_text} worse than dense"
+        controls = " and better than every control at that level." if results.equal_budget_controls else ""
+        remark = f"{worse}{controls or '; no controls were trained.'}"
     else:
         shown = tickets_with_best_mean(results) or tickets[0]
         remark = (
@@ -129,10 +131,3 @@ def _level_sentence(results: Results, style: Style, shown: Group, dense: Group) 
             f"reaches {style.format_with_count(best.metric())}"
         )
     return "; ".join(parts) + "."
-
-
-def _remark_on_matching_levels(results: Results, margin_text: str) -> str:
-    worse = f"It is the sparsest level at which the tickets' mean is no more than {margin_text} worse than dense"
-    if not results.equal_budget_controls:
-        return f"{worse}; no controls were trained."
-    return f"{worse} and better than every control at that level."

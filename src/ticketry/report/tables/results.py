@@ -68,18 +68,18 @@ class Group:
 
     def metric(self, split: Split = "test") -> Summary:
         values = tuple(self.values(split).values())
-        return interquartile_summary(values) if self.compared.summary == "iqm" else cached_summary(values)
+        return interquartile_summary(values) if self.compared.summary == "iqm" else _cached_summary(values)
 
     def values(self, split: Split = "test") -> dict[int, float]:
         """Return the metric on a split, by replicate."""
         return {replicate: point.metric(self.compared.name, split) for replicate, point in self.points.items()}
 
-    def paired_difference(self, other: Group, split: Split = "test") -> Summary | None:
-        """Summarise paired differences of the metric, this group minus `other`; None without common replicates."""
+    def paired_difference(self, other: Group) -> Summary | None:
+        """Summarise paired differences of the test metric, this group minus `other`; None without common replicates."""
         shared = sorted(self.points.keys() & other.points.keys())
         if not shared:
             return None
-        own, others = self.values(split), other.values(split)
+        own, others = self.values(), other.values()
         return summarise(own[r] - others[r] for r in shared)
 
 
@@ -192,10 +192,7 @@ def metric_band_caption(runs: Sequence[Results]) -> str:
     return f"mean over replicates ({n}); bands: 95 % Student t interval of that mean"
 
 
-@lru_cache(maxsize=4096)  # a page needs the same groups many times
-def cached_summary(values: tuple[float, ...]) -> Summary:
-    """Return the mean, standard deviation and count of `values`, from a cache."""
-    return summarise(values)
+_cached_summary = lru_cache(maxsize=4096)(summarise)  # a page needs the same groups many times
 
 
 @lru_cache(maxsize=4096)

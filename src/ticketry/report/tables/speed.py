@@ -127,11 +127,6 @@ MetricByReplicate = Mapping[int, float]
 UNSTRUCTURED = "unstructured"
 
 
-def paired_unstructured_run(results: Results, runs: Sequence[Results]) -> Results | None:
-    """Return the first run with unstructured masks that has the same seeds and recipe as `results`; otherwise None."""
-    return next((one for one in runs if results.can_be_paired_with(one) and structure_name(one) == UNSTRUCTURED), None)
-
-
 def compare_at_equal_time(
     results: Results, base: Results, speeds: Sequence[SpeedRecord], setup: TimingSetup
 ) -> Mapping[int, EqualTimeComparison]:
@@ -230,7 +225,9 @@ def compare_with_unstructured_tickets(
     for panel in panels:
         runs = [one.results for one, _ in panel.curves]
         for results in runs:
-            base = paired_unstructured_run(results, runs)
+            base = next(
+                (one for one in runs if results.can_be_paired_with(one) and structure_name(one) == UNSTRUCTURED), None
+            )
             if base is not None and structure_name(results) != UNSTRUCTURED:
                 found[panel.setup, results.run.name] = compare_at_equal_time(results, base, speeds, panel.setup)
     return found
@@ -311,7 +308,12 @@ def unsteady_timing_warning(speed: SpeedRecord) -> str:
         for timed in speed.comparisons
         if (saved := _contradicting_saving(timed)) is not None
     }
-    batches = [str(timed.batch) for timed in speed.comparisons if timed.batch in apart or _is_unsteady(timed)]
+    batches = [
+        str(timed.batch)
+        for timed in speed.comparisons
+        if timed.batch in apart
+        or any(row.low and row.high and row.high > _STEADY * row.low for row in _times_of_compared_engines(timed))
+    ]
     if not batches:
         return ""
     medians = ", ".join(f"{less} at batch {batch}" for batch, less in apart.items())
@@ -332,10 +334,6 @@ def _contradicting_saving(timed: Timed) -> float | None:
         return None
     saved = 1 - seconds[0] / seconds[1]
     return None if best.low - _CLOSE <= saved <= best.high + _CLOSE else saved
-
-
-def _is_unsteady(timed: Timed) -> bool:
-    return any(row.low and row.high and row.high > _STEADY * row.low for row in _times_of_compared_engines(timed))
 
 
 def _times_of_compared_engines(timed: Timed) -> list[EngineTime]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from ticketry.records.network import DENSE, TICKET, Phase, Phases, Point, ratio_or_none
+from ticketry.records.network import DENSE, TICKET, ratio_or_none
 from ticketry.records.run import RunValues, read_run
 from ticketry.records.verdict import LevelVerdict
 from ticketry.report.tables.frontier import measure_limited_by_budget, relative_call_cost
@@ -173,11 +173,22 @@ def relative_costs(record: RunValues) -> list[dict[str, Any]]:
     """
     points = read_run(record).points
     dense = {point.replicate: point.phases.dense for point in points if point.role == DENSE and point.phases}
-    return [
-        _ticket_costs(point, point.phases, dense[point.replicate])
-        for point in points
-        if point.role == TICKET and point.phases and point.replicate in dense
-    ]
+    found = []
+    for point in points:
+        if point.role == TICKET and point.phases and point.replicate in dense:
+            whole, base, sparse = point.phases.total, dense[point.replicate], point.phases.sparse
+            found.append(
+                {
+                    "replicate": point.replicate,
+                    "level": point.level,
+                    "steps": ratio_or_none(whole.steps, base.steps),
+                    "flops": ratio_or_none(whole.flops, base.flops),
+                    "memory": ratio_or_none(whole.memory, base.memory),
+                    "own_memory": ratio_or_none(sparse.memory or None, base.memory),
+                    "seconds": None if whole.seconds is None else round(whole.seconds, 3),
+                }
+            )
+    return found
 
 
 def cost_lines(record: RunValues) -> list[str]:
@@ -205,19 +216,6 @@ def cost_lines(record: RunValues) -> list[str]:
         )
     title = "costs of tickets, search included (x: of dense; memory: peak of training steps)"
     return [title, *align_columns(table, str.rjust)]
-
-
-def _ticket_costs(point: Point, phases: Phases, dense: Phase) -> dict[str, Any]:
-    whole = phases.total
-    return {
-        "replicate": point.replicate,
-        "level": point.level,
-        "steps": ratio_or_none(whole.steps, dense.steps),
-        "flops": ratio_or_none(whole.flops, dense.flops),
-        "memory": ratio_or_none(whole.memory, dense.memory),
-        "own_memory": ratio_or_none(phases.sparse.memory or None, dense.memory),
-        "seconds": None if whole.seconds is None else round(whole.seconds, 3),
-    }
 
 
 def _mean_with_unit(values: Sequence[float | None], unit: str) -> str:
