@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
@@ -407,21 +408,16 @@ class GradualJob(Job):
         return self._kernels.sparse or self.mask.kept < self.mask.total
 
     def _attach_to_model(self, model: nn.Module, total: int, trial: bool) -> None:
-        made = (
-            self._build_trial_run(model, total)
-            if trial
-            else gradual(model, self._density, steps=total, **self._options)
-        )
-        self._gradual, self._fresh = made, True
+        if trial:  # prunes to the final density after the last step
+            for point in ("begin", "end", "frequency"):
+                Step.parse(self._options.get(point, "0"))  # type: ignore[arg-type]
+            density = check_density(self._density, self._options.get("sparsity"))
+            choice = {name: value for name, value in self._options.items() if name not in _SCHEDULE_OPTIONS}
+            self._gradual = Gradual(model, {total: density}, steps=total, **choice)  # type: ignore[arg-type]
+        else:
+            self._gradual = gradual(model, self._density, steps=total, **self._options)
+        self._fresh = True
         self._kernels.attach(model, self.mask)
-
-    def _build_trial_run(self, model: nn.Module, total: int) -> Gradual:
-        """Return a pruner for a trial run of `total` steps, which prunes to the final density after the last step."""
-        for point in ("begin", "end", "frequency"):
-            Step.parse(self._options.get(point, "0"))  # type: ignore[arg-type]
-        density = check_density(self._density, self._options.get("sparsity"))
-        choice = {name: value for name, value in self._options.items() if name not in _SCHEDULE_OPTIONS}
-        return Gradual(model, {total: density}, steps=total, **choice)  # type: ignore[arg-type]
 
     def _load_state(self, state: Mapping[str, Any]) -> None:
         pruning = _require_started(self._gradual)
@@ -447,7 +443,8 @@ class GatesJob(Job):
 
     def __init__(self, penalty: float, optimizer: MakeOptimizer | None, options: GateOptions) -> None:
         super().__init__()
-        self._make_optimizer = optimizer or _savarese_optimizer
+        # By default SGD with the settings of Savarese et al. (2020).
+        self._make_optimizer = optimizer or partial(torch.optim.SGD, lr=0.1, momentum=0.9)
         self._penalty, self._within = penalty, options.get("within")
         self._options = options
         self._steps = self._done = 0
@@ -624,11 +621,6 @@ class GatesJob(Job):
                 if self._within is not None:
                     opened = opened * self._within[name].to(opened.device)
                 (self._penalty * opened.sum()).backward()  # type: ignore[no-untyped-call]
-
-
-def _savarese_optimizer(gates: list[nn.Parameter]) -> Optimizer:
-    """Return SGD with the settings of Savarese et al. (2020): learning rate 0.1, momentum 0.9."""
-    return torch.optim.SGD(gates, lr=0.1, momentum=0.9)
 
 
 def _require_started(thing: T | None) -> T:

@@ -62,7 +62,12 @@ class _JobCallback(CallbackBase, Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         check_training_setup(self.job, optimizers=len(trainer.optimizers), processes=trainer.world_size)
-        self._refuse_weight_averaging(trainer)
+        averaging = [type(one).__name__ for one in trainer.callbacks if isinstance(one, _AVERAGING)]
+        if averaging and self.job.one_optimizer:  # else the mask is always the same, and so is that of an average
+            raise UsageError(
+                f"{averaging[0]} would bring back removed weights, from steps before the last mask of"
+                f" {self.job.name}: leave it out, or average while HoldCallback trains with that mask"
+            )
         self._went_on = False
         self._trained = find_submodule(pl_module, self._module)
         total = _count_steps(trainer) if self.job.needs_length else 0
@@ -99,16 +104,6 @@ class _JobCallback(CallbackBase, Callback):
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         self.job.load(state_dict)
-
-    def _refuse_weight_averaging(self, trainer: Trainer) -> None:
-        if not self.job.one_optimizer:
-            return  # the mask that it holds is the same all along, and so is that of an average
-        for other in trainer.callbacks:
-            if isinstance(other, _AVERAGING):
-                raise UsageError(
-                    f"{type(other).__name__} would bring back removed weights, from steps before the last mask of"
-                    f" {self.job.name}: leave it out, or average while HoldCallback trains with that mask"
-                )
 
 
 class HoldCallback(_JobCallback):

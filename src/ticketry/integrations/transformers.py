@@ -243,16 +243,12 @@ def _find_resumed_checkpoint(state: TrainerState) -> str | None:
 
 def _find_train_calls(state: TrainerState | None) -> Iterator[FrameType]:
     """Yield the stack frames, in all threads, of calls of `Trainer.train` whose trainer has this state."""
-    for frame in sys._current_frames().values():
-        for caller in _iterate_callers(frame):
-            if _is_train_call(caller, state):
-                yield caller
-
-
-def _iterate_callers(frame: FrameType | None) -> Iterator[FrameType]:
-    while frame is not None:
-        yield frame
-        frame = frame.f_back
+    for thread in sys._current_frames().values():
+        frame: FrameType | None = thread
+        while frame is not None:
+            if _is_train_call(frame, state):
+                yield frame
+            frame = frame.f_back
 
 
 def _is_train_call(frame: FrameType, state: TrainerState | None) -> bool:

@@ -264,8 +264,14 @@ class _CampaignState:
             if not waiting:
                 return ""
             known = dict(self._failed)
-            waiting = order_by_decisions(waiting, self._estimate_seconds)
-            planned, most = self._plan_blocks(waiting), self._estimate_remaining(open_ones)
+            waiting = order_by_decisions(waiting, lambda blocks: sum(self._estimate_seconds(blocks)))
+            planned = tuple(
+                PlannedBlock(block.run, block.first, block.last, seconds, claims)
+                for (block, claims), seconds in zip(waiting.items(), self._estimate_seconds(list(waiting)), strict=True)
+            )
+            runs = {run for one in open_ones if one.needs_replicates for run in one.claim.runs}
+            rest = [one for run in runs for one in blocks_of(run, self._campaign.plans[run])[self._done.counts[run] :]]
+            most = sum(self._estimate_seconds(rest))
             if self._failed != known:
                 continue
             left = sum(one.seconds for one in planned)
@@ -292,28 +298,21 @@ class _CampaignState:
         self._failed[block.run] = str(error)
         self._say(f"{block.run} failed, and claims that depend on it stay undecided: {error}")
 
-    def _estimate_block(self, block: Block, counted: set[str] | None = None) -> float:
-        """Return the estimated seconds of a block; 0 if its run has failed before, or fails during this estimate."""
-        if block.run in self._failed:
-            return 0.0
-        try:
-            return self._clock.estimate(block, counted)
-        except REPLICATE_ENDING_ERRORS as error:
-            self._add_failure(block, error)
-            return 0.0
+    def _estimate_seconds(self, blocks: Sequence[Block]) -> list[float]:
+        """Return the estimated seconds of each block; a training that several blocks share counts for the first.
 
-    def _estimate_seconds(self, blocks: Sequence[Block]) -> float:
-        """Return the estimated seconds of training blocks one after the other; shared trainings count once."""
-        counted = set[str]()
-        return sum(self._estimate_block(block, counted) for block in blocks)
-
-    def _plan_blocks(self, waiting: Mapping[Block, tuple[str, ...]]) -> tuple[PlannedBlock, ...]:
-        """Return the blocks in `waiting` with their estimated seconds; shared trainings count once."""
-        counted = set[str]()
-        return tuple(
-            PlannedBlock(block.run, block.first, block.last, self._estimate_block(block, counted), claims)
-            for block, claims in waiting.items()
-        )
+        The seconds are 0 if the block's run has failed before, or fails during this estimate.
+        """
+        counted, found = set[str](), []
+        for block in blocks:
+            seconds = 0.0
+            if block.run not in self._failed:
+                try:
+                    seconds = self._clock.estimate(block, counted)
+                except REPLICATE_ENDING_ERRORS as error:
+                    self._add_failure(block, error)
+            found.append(seconds)
+        return found
 
     def decisions(self) -> list[Decision]:
         """Return the decision of every claim, judged by the finished blocks."""
@@ -325,12 +324,6 @@ class _CampaignState:
                 self._resolution[name] = metric_resolution(task.metric.unit, self._lab.sizes(task)["test"])
         self._decided = decide(self._campaign.claims, self._done.runs, self._resolution, self._done.stable)
         return self._decided
-
-    def _estimate_remaining(self, decisions: list[Decision]) -> float:
-        """Return the estimated seconds of all blocks that undecided claims may still need."""
-        runs = {run for one in decisions if one.needs_replicates for run in one.claim.runs}
-        left = [block for run in runs for block in blocks_of(run, self._campaign.plans[run])[self._done.counts[run] :]]
-        return self._estimate_seconds(left)
 
     def _train_block(self, block: Block, claims: tuple[str, ...]) -> None:
         planned, shared = self._clock.estimate(block), self._clock.dense_work(block)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
 from msgspec import Meta, Struct, ValidationError, convert
@@ -26,7 +25,6 @@ from ticketry.records.network import DENSE, TICKET
 from ticketry.records.schema import Density, Number
 from ticketry.tasks import catalogue
 
-T = TypeVar("T")
 _STABILITY = {"masks": ["none"], "splits": ["test"], "dense": False, "layers": False}
 _SEED = 20_000
 """Seed of the first replicate, far from seeds that are used to tune settings."""
@@ -145,8 +143,7 @@ class _CampaignReader:
         masks = {**base.stability, **run.stability}.get("masks", [])  # controls too, whose names stand for code
         if not method:
             raise self._error_at(place, "method is missing")
-
-        def decode_run() -> SearchRequest:
+        with self._errors_at(place):
             if not self._trust:
                 code = [*controls, *(masks if isinstance(masks, list) else [masks])]
                 named = {"method": method, "task": task, "model": model, "options": options, "settings": settings}
@@ -169,16 +166,13 @@ class _CampaignReader:
                 recipe=recipe,
             )
 
-        return self._with_place_in_errors(place, decode_run)
-
     def _read_stability(self, name: str, run: RunTable) -> StabilitySettings | None:
         place = f"scales.{self._scale_name}.runs.{name}"
         asked = {**self._find_base_table(run, place).stability, **run.stability}
         if not asked:
             return None
         place, words = f"{place}.stability", dict[str, Any](vars(self.runs[name].settings))
-
-        def decode_stability() -> StabilitySettings:
+        with self._errors_at(place):
             if "rewinds" in asked:
                 raise UsageError("the rewind step is the run's own: leave rewinds away")
             if "rewind" not in words or words.get("retrain", "") not in ("", "continue") or words.get("equal_cost"):
@@ -194,8 +188,6 @@ class _CampaignReader:
             found: StabilitySettings = decode_settings(given, StabilitySettings, what=place)[0]
             return found
 
-        return self._with_place_in_errors(place, decode_stability)
-
     def _find_base_table(self, run: RunTable, place: str) -> BaseTable | OtherBaseTable:
         if not run.base:
             return self.base
@@ -207,7 +199,8 @@ class _CampaignReader:
         return self._scale.bases[run.base]
 
     def _read_interim_plan(self, place: str, at: tuple[int, ...]) -> InterimAnalyses:
-        return self._with_place_in_errors(place, lambda: InterimAnalyses(at))
+        with self._errors_at(place):
+            return InterimAnalyses(at)
 
     # -- claims ------------------------------------------------------------------------------------------------------
 
@@ -218,7 +211,8 @@ class _CampaignReader:
             replace(one, again=self._find_original_claim(name, one, named)) if one.again else one for name, one in named
         ]
         for (name, _), one in zip(named, made, strict=True):
-            self._with_place_in_errors(f"claims.{name}", partial(check_replication, one, made, self.replicates))
+            with self._errors_at(f"claims.{name}"):
+                check_replication(one, made, self.replicates)
         return tuple(made)
 
     def _named_claims(self) -> Iterator[tuple[str, Hypothesis]]:
@@ -231,12 +225,15 @@ class _CampaignReader:
             place = f"claims.{name}"
             asked = claim.density if isinstance(claim.density, tuple) else (claim.density,)
             for density in asked:
-                found = self._with_place_in_errors(place, partial(self._resolve_density, density))
+                with self._errors_at(place):
+                    found = self._resolve_density(density)
                 told = name if len(asked) == 1 else f"{name} at {100 * (found or 1):g} %"
                 if told in seen:
                     raise self._error_at(place, f"there are two claims called {told!r}")
                 seen.add(told)
-                yield name, self._with_place_in_errors(place, partial(self._read_claim, told, claim, found))
+                with self._errors_at(place):
+                    made = self._read_claim(told, claim, found)
+                yield name, made
 
     def _find_original_claim(self, name: str, claim: Hypothesis, claims: Sequence[tuple[str, Hypothesis]]) -> str:
         """Return the name of the claim that `claim` repeats: the candidate of equal density, or the only candidate."""
@@ -365,9 +362,11 @@ class _CampaignReader:
     def _error_at(self, place: str, why: str) -> UsageError:
         return UsageError(f"the campaign {self.path}: {place}: {why}")
 
-    def _with_place_in_errors(self, place: str, make: Callable[[], T]) -> T:
+    @contextmanager
+    def _errors_at(self, place: str) -> Iterator[None]:
+        """Name the `place` in the file in errors of a `with` block; errors about trust name it already."""
         try:
-            return make()
+            yield
         except TrustError:
             raise
         except TicketryError as error:

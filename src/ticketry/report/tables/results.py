@@ -74,12 +74,12 @@ class Group:
         """Return the metric on a split, by replicate."""
         return {replicate: point.metric(self.compared.name, split) for replicate, point in self.points.items()}
 
-    def paired_difference(self, other: Group) -> Summary | None:
-        """Summarise paired differences of the test metric, this group minus `other`; None without common replicates."""
+    def paired_difference(self, other: Group, split: Split = "test") -> Summary | None:
+        """Summarise paired differences of the metric, this group minus `other`; None without common replicates."""
         shared = sorted(self.points.keys() & other.points.keys())
         if not shared:
             return None
-        own, others = self.values(), other.values()
+        own, others = self.values(split), other.values(split)
         return summarise(own[r] - others[r] for r in shared)
 
 
