@@ -113,6 +113,6 @@ def test_a_density_that_no_gates_leave_is_cut_to_and_recorded(tmp_path: Path, mo
     assert tickets[2].density == pytest.approx(0.2, abs=1e-4)
     assert [point.level for point in run.record.points if point.role == "shuffled"] == [2]
     assert [(one.level, one.cut_to) for one in run.record.rounds if one.used] == [(1, None), (2, 0.2)]
-    assert len(run.record.points) == run.request.expected
+    assert len(run.record.points) == run.request.expected_network_count
     (line,) = _pruned_gate_lines(run.record)
     assert line.startswith("replicate 0 level 2: no s0 leaves 20 %; the nearest leaves ")

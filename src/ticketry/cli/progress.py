@@ -121,7 +121,7 @@ class SearchProgress(Progress):
 
     def _format_point(self, point: Point) -> str:
         metric = self._run.task.metric
-        of = self._run.expected
+        of = self._run.expected_network_count
         count = f"{len(self._points)}/{of}" if of else str(len(self._points))
         return (
             f"[{count}] replicate {point.replicate} level {point.level:>2} {point.role:<13}"
@@ -142,7 +142,7 @@ class SearchProgress(Progress):
 
     def _render_title(self) -> RenderableType:
         """Return the title of the run, with a progress bar if the total number of networks is known."""
-        of, done = self._run.expected, len(self._points)
+        of, done = self._run.expected_network_count, len(self._points)
         title = Text(f"{self._run.method.title} on {self._run.task.name}", style="bold")
         if not of:
             return Text.assemble(title, f": {done} networks")
@@ -155,6 +155,6 @@ class SearchProgress(Progress):
     def _format_time_left(self) -> str:
         state = self._activity
         trained_for = time.time() - (state.since or self._began)
-        there, of = len(self._points), self._run.expected
+        there, of = len(self._points), self._run.expected_network_count
         seconds = estimate_time_left(trained_for, state.trained, there, of, at_once=state.at_once)
         return f", about {format_duration(seconds)} left" if seconds else ""

@@ -127,14 +127,14 @@ def warn_of_other_arithmetic(file: Path, lab: Lab, task: Task) -> None:
         )
 
 
-def is_trained_in(file: Path, unusual_words: Mapping[str, Any]) -> bool:
-    """Return whether `unusual_words` are the non-default choices of arithmetic of the run recorded in `file`."""
+def has_arithmetic(file: Path, choices: Mapping[str, Any]) -> bool:
+    """Return whether the run recorded in `file` was trained with exactly these non-default choices of arithmetic."""
     earlier = read_earlier_record(file, RunRecord)
     found = earlier.environment if earlier else {}
     if found.get("norms") == "none":  # of a network without norms, for which the option has no effect
-        found = {**found, "norms": unusual_words.get("norms", SYNCHRONISED)}
+        found = {**found, "norms": choices.get("norms", SYNCHRONISED)}
     words = {name: found[name] for name in ("precision", "devices", "norms", "parallel") if name in found}
-    return bool(words) and non_default_choices(**words, threads=found.get("threads_per_segment", 1)) == unusual_words
+    return bool(words) and non_default_choices(**words, threads=found.get("threads_per_segment", 1)) == choices
 
 
 def current_time() -> str:

@@ -16,7 +16,7 @@ from ticketry.core.structure.pattern import check_density, parse_share
 from ticketry.errors import UsageError
 from ticketry.evidence.control import CONTROLS, check_controls
 from ticketry.experiments.options import USUAL_CONTROLS, LabOptions
-from ticketry.experiments.record_files import is_trained_in, read_earlier_record
+from ticketry.experiments.record_files import has_arithmetic, read_earlier_record
 from ticketry.lab.search_result import Seeds
 from ticketry.lab.store.store import digest_of
 from ticketry.records.network import LATENCY_MATCHED, is_matched_dense
@@ -118,7 +118,7 @@ class SearchRequest:
         if not self.arithmetic or self.label or self.stored_name:
             return self
         plain = replace(self, arithmetic={})
-        return plain if is_trained_in(paths.run(plain.name) / "run.json", self.arithmetic) else self
+        return plain if has_arithmetic(paths.run(plain.name) / "run.json", self.arithmetic) else self
 
     def controls_for(self, level: int | None, density: float) -> tuple[str, ...]:
         """Return the names of the controls to train for a ticket.
@@ -163,7 +163,7 @@ class SearchRequest:
         return {one.density: one.level for one in self.tickets if one.density is not None}
 
     @property
-    def expected(self) -> int:
+    def expected_network_count(self) -> int:
         """Number of dense networks, tickets and controls of all replicates; 0 if not known before the search."""
         if not self.plan:
             return 0

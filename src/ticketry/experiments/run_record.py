@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
@@ -118,7 +118,7 @@ class PointCollector:
         self._found.setdefault(replicate, []).append(found)
         if found.mask is None:
             self._dense[replicate] = found.result
-            self.add_row(replicate, 0, "dense", found.result, phases, budget=found.result.segment.steps)
+            self.add_row(replicate, 0, "dense", [found.result], phases, budget=found.result.segment.steps)
             return {}
         mask = self._lab.store.get_mask(found.mask)
         more: dict[str, Any] = {"recorded_layers": mask.table()}
@@ -151,7 +151,7 @@ class PointCollector:
         if replicate == 0 and single and (picture := draw_first_layer(mask, self._shape)):
             more["first_layer"] = convert(picture, FirstLayer)
         counts = {"density": mask.density, "kept": mask.kept, "budget": trained_steps(found)}
-        self.add_row(replicate, found.level, "ticket", found.result, phases, **more, **counts)
+        self.add_row(replicate, found.level, "ticket", [found.result], phases, **more, **counts)
         return counts
 
     def training_phases_of(self, replicate: int, found: Found) -> Phases:
@@ -159,14 +159,18 @@ class PointCollector:
         before = [each for each in self._found.get(replicate, []) if each.level < found.level]
         return training_phases_of(found, before)
 
-    def add_row(self, replicate: int, level: int, role: str, result: Result, phases: Phases, **more: Any) -> None:
+    def add_row(
+        self, replicate: int, level: int, role: str, trained: Sequence[Result], phases: Phases, **more: Any
+    ) -> None:
         """Add the row of a trained network.
 
         Args:
             level: level of the ticket that the network belongs to; 0 for the dense network.
+            trained: results of the network's own trainings, one after the other.
             phases: all trainings that produced the network, by phase.
             more: further fields of the row, such as the density of a sparse network.
         """
+        result = trained[-1]
         values: dict[str, Any] = {
             "density": 1.0,
             "validation": result.metrics["validation"],
@@ -184,7 +188,7 @@ class PointCollector:
         with self._lock:
             self.rows.append(row)
             self.phases.append(phases)
-            self.segments[result.segment.key] = result
+            self.segments.update({each.segment.key: each for each in trained})
         self.log.log_network(row, result)
         for listener in self._listeners:
             listener(row)
@@ -199,11 +203,6 @@ class PointCollector:
         if segment.task.key() == task.key():
             return RelativeLatency(1.0, 1.0, 1.0)
         return measure_dense_latency(lab, segment.task, task, costs)
-
-    def add_trainings(self, results: Iterable[Result]) -> None:
-        """Add the cost of `results`, trainings without a row in the record, to the cost of the run."""
-        with self._lock:
-            self.segments.update({each.segment.key: each for each in results})
 
     def _add_gate_trainings(self, replicate: int, found: Found) -> None:
         """Add to the record each training with gates (soft mask values) that led to a ticket's mask.
@@ -430,7 +429,7 @@ class ProgressFile:
             metric=metric.words,
             unit=metric.unit,
             higher_is_better=metric.higher_is_better,
-            expected=self._run.expected,
+            expected=self._run.expected_network_count,
             trained=self._activity.trained,
             began=self._began,
             at=time.time(),

@@ -165,10 +165,9 @@ class _ControlTrainer:
         if len(trained) > 1:
             steps = sum(each.segment.steps for each in trained)
             more.update(steps=steps, seconds=round(sum(each.train_seconds for each in trained), 3))
-            self._points.add_trainings(trained)
         if control in LONGER_CONTROLS:
             more.update(cycles=len(trained))
-        self._points.add_row(replicate, found.level, control, trained[-1], phases, **more)
+        self._points.add_row(replicate, found.level, control, trained, phases, **more)
 
     def __enter__(self) -> _ControlTrainer:
         return self

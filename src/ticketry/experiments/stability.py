@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -157,8 +157,9 @@ def execute_stability(
         searches.append(searched)
         rewinds.append(Rewind(step, asked[step], searched.name))
         for replicate, item in found:
+            roles = settings.roles if item.mask is not None else (None,) if settings.dense else ()
             if item.mask is None or _is_requested(lab, item, settings, levels):
-                pieces += list(_yield_row_computations(lab, one, settings, replicate, item))
+                pieces += [partial(_analyse_network, lab, one, settings, replicate, item, role) for role in roles]
     rows = lab.gather(pieces)
     if settings.at and all(row.role == DENSE for row in rows):
         there = sorted({row.density for one in searches for row in one.points if row.role == TICKET}, reverse=True)
@@ -232,18 +233,6 @@ def _is_requested(lab: Lab, found: Found, settings: StabilitySettings, levels: s
     assert found.mask is not None
     density = lab.store.get_mask(found.mask).density
     return not settings.at or any(abs(density / asked - 1) <= TOLERANCE for asked in settings.at)
-
-
-def _yield_row_computations(
-    lab: Lab, run: SearchRequest, settings: StabilitySettings, replicate: int, found: Found
-) -> Iterator[Any]:
-    """Yield functions that each compute a row of the record for the network `found`; they can run in parallel."""
-    if found.mask is None:
-        if settings.dense:
-            yield partial(_analyse_network, lab, run, settings, replicate, found, None)
-        return
-    for control in settings.roles:
-        yield partial(_analyse_network, lab, run, settings, replicate, found, control)
 
 
 def _analyse_network(

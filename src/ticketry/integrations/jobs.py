@@ -64,24 +64,24 @@ class Job:
         raise NotImplementedError
 
     def start(
-        self, model: nn.Module, total: int, runs: Callable[[], bool] | None = None, *, trial: bool = False
+        self, model: nn.Module, total: int, is_running: Callable[[], bool] | None = None, *, trial: bool = False
     ) -> None:
         """Prepare a model for training; `load` may be called before or after this method.
 
         Args:
             model: the model, or the part of a model that the job prunes, on its device.
             total: number of optimiser steps of the whole training; 0 if the job does not need it (see `needs_length`).
-            runs: returns whether this training is still running. Only trainers that do not report an interruption need
-                this function.
+            is_running: returns whether this training is still running; needed only for trainers that do not report an
+                interruption.
             trial: whether this is a short trial run, in which the schedule is compressed into the available steps.
         """
         loaded, self._loaded = self._loaded, None
         self.release()
         release_interrupted_trainings(model)
         self.model = model
-        if runs is not None:
+        if is_running is not None:
             self._attachment = Attachment(
-                model, self.name, is_running=runs, is_active=self._is_active, release=self.release
+                model, self.name, is_running=is_running, is_active=self._is_active, release=self.release
             )
         self._attach_to_model(model, total, trial)
         if loaded is not None:

@@ -14,7 +14,7 @@ from scipy import stats
 import ticketry as tk
 from cli.calling import call
 from ticketry.cli import main
-from ticketry.experiments.reproduce.checking import CheckedRow, Row, prediction_interval
+from ticketry.experiments.reproduce.checking import CheckedNetwork, RecordedNetwork, prediction_interval
 from ticketry.lab.store.files import read_sealed, write_sealed
 
 SMALL = """
@@ -99,18 +99,18 @@ def test_rows_that_are_trained_again_have_the_same_bits(tmp_path: Path, capsys: 
 )
 def test_what_is_found(value: float, same_bits: bool, same_machine: bool, found: str) -> None:
     values = (91.0, 91.4, 90.8)
-    row = Row("run", 0, 1, "ticket", 0.1, "key", 91.0, values)
-    assert CheckedRow(row, value, prediction_interval(values), same_bits, same_machine).found == found
-    alone = CheckedRow(row, value, prediction_interval(values[:1]), same_bits, same_machine)
+    row = RecordedNetwork("run", 0, 1, "ticket", 0.1, "key", 91.0, values)
+    assert CheckedNetwork(row, value, prediction_interval(values), same_bits, same_machine).found == found
+    alone = CheckedNetwork(row, value, prediction_interval(values[:1]), same_bits, same_machine)
     assert alone.interval is None
     assert alone.found == ("same bits" if same_bits else "outside")
 
 
 def test_numbers_have_the_decimals_of_their_spread() -> None:
     values = (8.1e-8, 8.9e-8, 8.3e-8)
-    row = Row("run", 0, 1, "ticket", 0.1, "key", values[0], values)
+    row = RecordedNetwork("run", 0, 1, "ticket", 0.1, "key", values[0], values)
     low, high = prediction_interval(values) or (0.0, 0.0)
-    told = CheckedRow(row, 8.2e-8, (low, high), False, False).cells()
+    told = CheckedNetwork(row, 8.2e-8, (low, high), False, False).cells()
     assert told[4:6] == ["8.10e−8", "8.20e−8"]
     assert [float(end.replace("−", "-")) for end in told[6].split(" to ")] == pytest.approx([low, high], rel=0.01)
 

@@ -130,7 +130,7 @@ def test_a_new_method_in_one_file_is_planned(
     with tk.Lab(tmp_path / "planned", device="cpu") as lab:
         work = planned_work(lab, request := campaign.runs["new"])
     assert work == Work(4 * 7, 4)
-    assert request.expected == request.replicates * (1 + 2 + 2)
+    assert request.expected_network_count == request.replicates * (1 + 2 + 2)
     run = tk.run("new_method", "digits", controls=["shuffled"], store=tmp_path / "run", **ASKED)
     assert run.record.cost.steps_trained == 10 + work.steps
     words = ["reproduce", str(file), "--plan", "--trust", "--workers", "0", "--store", str(tmp_path / "run")]

@@ -200,7 +200,7 @@ def block_provenance(done: Iterable[RunRecord]) -> Iterator[BlockProvenance]:
         first += one.replicates
 
 
-def file_versions(campaign: Campaign, earlier: CampaignRecord | None) -> tuple[FileVersion, ...]:
+def updated_file_versions(campaign: Campaign, earlier: CampaignRecord | None) -> tuple[FileVersion, ...]:
     """Return all versions of the campaign file: the SHA-256 of each, and the date when it was first used."""
     known = earlier.files if earlier else ()
     if known and known[-1].sha256 == campaign.sha256:

@@ -23,9 +23,9 @@ from ticketry.experiments.reproduce.blocks import (
     block_provenance,
     blocks_of,
     dense_segment,
-    file_versions,
     next_blocks,
     order_by_decisions,
+    updated_file_versions,
 )
 from ticketry.experiments.reproduce.campaign_file import COSTS, DENSITY, STABILITY, Campaign, Hypothesis
 from ticketry.experiments.reproduce.claims import Decision, decide, method_table
@@ -48,7 +48,7 @@ from ticketry.report.writing import write_campaign_page
 from ticketry.search.common.method import REPLICATE_ENDING_ERRORS
 
 
-class SecondOrders:
+class DataOrderRepeats:
     """Trains each dense network of a campaign a second time, in another data order, unless the store has it.
 
     Both trainings start from the same weights, so the difference of their results shows the effect of chance alone (an
@@ -116,13 +116,13 @@ class SecondOrders:
                 trained=number < new,
             )
 
-    def order_differences(self, decision: Decision, done: Mapping[str, Sequence[RunRecord]]) -> tuple[float, ...]:
+    def data_order_differences(self, decision: Decision, done: Mapping[str, Sequence[RunRecord]]) -> tuple[float, ...]:
         """Return, per replicate, the dense network's metric in the second data order minus the metric in the first.
 
         The result is empty if the claim is about another quantity than the metric.
         """
         claim = decision.claim
-        if not has_order_comparison(claim):
+        if not is_about_task_metric(claim):
             return ()
         run = claim.runs[0]
         values = [one.metric(claim.metric) for one in _dense_network_rows(done[run])][: decision.n]
@@ -130,7 +130,7 @@ class SecondOrders:
         return tuple(one.value - value for one, value in zip(others, values, strict=True) if one is not None)
 
 
-def has_order_comparison(claim: Hypothesis) -> bool:
+def is_about_task_metric(claim: Hypothesis) -> bool:
     """Return whether a claim is about the task's metric, so that two data orders can be compared."""
     return claim.metric not in (*COSTS, *STABILITY, DENSITY)
 
@@ -239,11 +239,11 @@ class _CampaignState:
         self._name = f"{campaign.name}-{campaign.scale}"
         self._file = self._paths.campaign(self._name)
         earlier = read_earlier_record(self._file, CampaignRecord)
-        self._versions = file_versions(campaign, earlier)
+        self._versions = updated_file_versions(campaign, earlier)
         self._planned = earlier.planned_times if earlier else {}
         self._unwritten: dict[str, PlannedTime] = {}
         self._done = FinishedBlocks(campaign, self._paths)
-        self._twins = SecondOrders(lab, campaign, earlier.twins if earlier else ())
+        self._twins = DataOrderRepeats(lab, campaign, earlier.twins if earlier else ())
         for name, done in self._done.runs.items():
             self._twins.add_stored(name, done)
         self._clock = TimeEstimator(lab, campaign, self._twins.missing)
@@ -405,8 +405,8 @@ class _CampaignState:
         )
 
     def _build_claim_record(self, decision: Decision, seconds: float) -> Claim:
-        noise = self._twins.order_differences(decision, self._done.runs)
-        lacking = decision.n - len(noise) if has_order_comparison(decision.claim) else 0
+        noise = self._twins.data_order_differences(decision, self._done.runs)
+        lacking = decision.n - len(noise) if is_about_task_metric(decision.claim) else 0
         return decision.to_record(seconds, noise, lacking)
 
     def write_pages(self) -> tuple[Path, Path]:

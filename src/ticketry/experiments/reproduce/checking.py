@@ -47,7 +47,7 @@ ROWS = ("run", "network", "replicate", "weights kept, %", "told", "now", "interv
 
 
 @dataclass(frozen=True)
-class Row:
+class RecordedNetwork:
     """A trained network of a campaign; `value` is its metric in the campaign's record."""
 
     run: str
@@ -64,10 +64,10 @@ class Row:
 
 
 @dataclass(frozen=True)
-class CheckedRow:
+class CheckedNetwork:
     """A network of a campaign, compared with the result of training it again."""
 
-    row: Row
+    row: RecordedNetwork
     value: float
     """Metric on the test split after training again."""
     interval: tuple[float, float] | None
@@ -110,7 +110,7 @@ def check(
     draw: int = 0,
     say: Callable[[str], None] = lambda _: None,
     on_event: OnEvent | None = None,
-) -> list[CheckedRow]:
+) -> list[CheckedNetwork]:
     """Draw finished networks of a campaign at random, train each again in an empty store, and compare the results.
 
     Args:
@@ -121,7 +121,7 @@ def check(
         raise UsageError(f"check must be 1 or more, got {count}")
     store, campaign = open_store(options.store), replace(campaign, together=options.together)
     store.fetch(results=True)
-    rows = sorted(finished_rows(campaign, store), key=lambda row: (row.run, row.replicate, row.level, row.role))
+    rows = sorted(finished_networks(campaign, store), key=lambda row: (row.run, row.replicate, row.level, row.role))
     if not rows:
         raise UsageError(f"nothing of the campaign {campaign.name} at the scale {campaign.scale} is in {options.store}")
     trained = [row.key.partition("@") for row in rows]  # a bundle may have left some out
@@ -143,7 +143,7 @@ def check(
             own = replace(options, store=Path(folder) / str(number), precision=campaign.precisions[row.run])
             say(f"{number + 1} of {len(drawn)}: {row.role} of {row.run}, replicate {row.replicate + 1}")
             with open_lab(own, None, on_event) as lab:
-                found.append(retrain_row(lab, campaign.runs[row.run].task, row, sources))
+                found.append(retrain_network(lab, campaign.runs[row.run].task, row, sources))
             lines = [f"# {campaign.title}: {len(found)} of {len(rows)} rows trained again (draw {draw})", ""]
             lines += markdown_table(ROWS, [one.cells() for one in found])
             text = store.paths.campaign(f"{campaign.name}-{campaign.scale}").with_suffix(".check.md")
@@ -151,7 +151,7 @@ def check(
     return found
 
 
-def finished_rows(campaign: Campaign, store: Store) -> Iterator[Row]:
+def finished_networks(campaign: Campaign, store: Store) -> Iterator[RecordedNetwork]:
     """Yield a row for every network in the finished blocks of a campaign."""
     for name, request in campaign.runs.items():
         metric = request.task.metric.name
@@ -166,10 +166,12 @@ def finished_rows(campaign: Campaign, store: Store) -> Iterator[Row]:
             values.setdefault((point.level, point.role), []).append(point.metric(metric))
         for replicate, point in found:
             others = tuple(values[point.level, point.role])
-            yield Row(name, replicate, point.level, point.role, point.density, point.key, point.metric(metric), others)
+            yield RecordedNetwork(
+                name, replicate, point.level, point.role, point.density, point.key, point.metric(metric), others
+            )
 
 
-def retrain_row(lab: Lab, task: Task, row: Row, sources: StoredTrainings) -> CheckedRow:
+def retrain_network(lab: Lab, task: Task, row: RecordedNetwork, sources: StoredTrainings) -> CheckedNetwork:
     """Train a row's network again in the lab's empty store; first train the networks that its start weights need."""
     trajectory, _, step = row.key.partition("@")
     recorded = sources.read_record(trajectory, int(step))
@@ -177,7 +179,7 @@ def retrain_row(lab: Lab, task: Task, row: Row, sources: StoredTrainings) -> Che
     value = result.metrics["test"][task.metric.name]
     same_kernels = recorded["segment"]["arithmetic"].get("kernels", DENSE_KERNELS) == result.segment.arithmetic.kernels
     here = describe_machine()
-    return CheckedRow(
+    return CheckedNetwork(
         row=row,
         value=value,
         interval=prediction_interval(row.others),
@@ -202,13 +204,13 @@ class StoredTrainings:
 
     def __init__(self, store: Store, modules: Container[str] = ()) -> None:
         """Create a reader of `store`, which may import user code only from `modules`."""
-        self._store, self._modules = store, modules
+        self.store, self._modules = store, modules
 
     def read_record(self, trajectory: str, step: int) -> dict[str, Any]:
         """Return the stored result of a training up to `step`; raise `StoreError` if the store lacks this result."""
-        found = self._store.load_valid_result(trajectory, step)
+        found = self.store.load_valid_result(trajectory, step)
         if found is None:
-            raise StoreError(f"the training {trajectory[:12]}… is not in {self._store.paths.root}: unpack the bundle")
+            raise StoreError(f"the training {trajectory[:12]}… is not in {self.store.paths.root}: unpack the bundle")
         return found
 
     def read_segment(self, trajectory: str, step: int) -> dict[str, Any]:
@@ -220,10 +222,6 @@ class StoredTrainings:
                 load_object(place)
         return described
 
-    def read_blob(self, digest: str) -> bytes | None:
-        """Return the contents of the file with this digest; None if the store lacks the file."""
-        return self._store.get_bytes(digest) if self._store.has(digest) else None
-
     def find_producer(self, digest: str, task: Task) -> tuple[str, int] | None:
         """Return key and last step of the simplest stored training that wrote the file `digest`; None without one."""
         key = json_key(task)
@@ -234,7 +232,7 @@ class StoredTrainings:
     @cached_property
     def _producers(self) -> dict[str, list[_Producer]]:
         found: dict[str, list[_Producer]] = {}
-        for path in sorted(self._store.paths.result_files()):
+        for path in sorted(self.store.paths.result_files()):
             trajectory, step = path.parent.name, int(path.stem)
             record = self.read_record(trajectory, step)
             segment = record["segment"]
@@ -275,8 +273,8 @@ def _retrain(lab: Lab, task: Task, trajectory: str, step: int, sources: StoredTr
             made = _retrain(lab, task, *made_by, sources, measure=False)
             what = next(name for name, one in _output_digests(sources.read_record(*made_by)).items() if one == digest)
             again[digest] = _output_digests(made.record)[what]
-        elif (data := sources.read_blob(digest)) is not None:
-            lab.store.put_bytes(data)  # a mask, or weights that no training produced
+        elif sources.store.has(digest):
+            lab.store.put_bytes(sources.store.get_bytes(digest))  # a mask, or weights that no training produced
         else:
             raise StoreError(f"the weights {digest[:12]}… are neither in the store nor of a training that it tells of")
     start = segment.start

@@ -196,11 +196,11 @@ def metric_by_training_cost(series: Sequence[Series], narrow: bool = False) -> F
 
 
 def _training_cost_panel(found: TrainingCosts, measure: str) -> CostPanel:
-    known = [(one, [point for point in points if point.cost_in_figures(measure) is not None]) for one, points in found]
+    known = [(one, [point for point in points if point.cost_to_draw(measure) is not None]) for one, points in found]
     known = [(one, points) for one, points in known if points]
     name, factor = _TITLES[measure], 1.0
     if measure == ENERGY and known:
-        most = max(point.cost_in_figures(measure) or 0.0 for _, points in known for point in points)
+        most = max(point.cost_to_draw(measure) or 0.0 for _, points in known for point in points)
         unit = "mWh" if most < 1 else "kWh" if most >= 1e3 else "Wh"
         name, factor = f"{name}, {unit}", _UNITS[unit]
         if any(one.results.has_estimated_energy for one, _ in known):
@@ -217,7 +217,7 @@ def _training_cost_curve(
     """Return a run's curve; its marks become smaller from the densest level to the sparsest level."""
     spots = [
         PlottedNetwork(
-            factor * (point.cost_in_figures(measure) or 0.0),
+            factor * (point.cost_to_draw(measure) or 0.0),
             point.metric,
             f"{density_tick_label(point.density)} %",
             metrics=(min(point.values), max(point.values)),

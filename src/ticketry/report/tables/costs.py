@@ -109,7 +109,7 @@ class TrainingCostPoint:
     def metric(self) -> float:
         return statistics.fmean(self.values)
 
-    def cost_in_figures(self, measure: str) -> float | None:
+    def cost_to_draw(self, measure: str) -> float | None:
         """Return the cost that a figure shows: energy in watt-hours, other measures relative to the dense network."""
         return self.watt_hours if measure == ENERGY else self.times_dense.get(measure)
 

@@ -118,9 +118,9 @@ class StructuredLevel:
     def has_layers(self) -> bool:
         return all(one.layers for one in self.structures)
 
-    def mean_share(self, share: str) -> float | None:
-        """Return the measure of fit `share` for all layers together, mean over replicates; None if unknown."""
-        values = [getattr(one.layers[-1], share) for one in self.structures if one.layers]
+    def mean_fit_measure(self, name: str) -> float | None:
+        """Return the measure of fit `name` for all layers together, mean over replicates; None if unknown."""
+        values = [getattr(one.layers[-1], name) for one in self.structures if one.layers]
         return None if not values or None in values else statistics.fmean(values)
 
 
