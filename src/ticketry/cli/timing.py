@@ -84,7 +84,6 @@ def bench(words: Sequence[str]) -> int:
 
 
 def _bench_run(arguments: _Bench, command: str) -> int:
-    """Time the tickets from the first replicates of a run, print the results, and return 0."""
     if arguments.densities or arguments.ticket:
         raise UsageError(f"{arguments.what} is a run, whose own tickets are timed: leave --densities and --ticket away")
     from ticketry.experiments.bench import list_run_tickets
@@ -107,7 +106,6 @@ def _bench_run(arguments: _Bench, command: str) -> int:
 
 
 def _bench_ticket(arguments: _Bench, command: str) -> BenchRecord | CurveRecord:
-    """Time a ticket, a model file, or a network under synthetic masks; return the record."""
     if arguments.figure and not arguments.densities:
         raise UsageError("--figure draws time against density: give --densities too")
     from ticketry.experiments.bench import bench_ticket

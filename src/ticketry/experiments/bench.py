@@ -222,7 +222,6 @@ def _yield_cases(source: TicketModel, options: BenchOptions, say: Say) -> Iterat
 
 
 def _tune_if_requested(fast: Compiled, case: Case, options: BenchOptions) -> Compiled:
-    """Return `fast`, the compiled model; if `options` request tuning, tune it for the batch of `case` first."""
     return fast.tune(*case.args, **case.kwargs) if options.tune else fast
 
 
@@ -240,7 +239,6 @@ def shrunk_model(source: TicketModel) -> nn.Module | None:
 def _common_record_fields(
     source: TicketModel, options: BenchOptions, store: Path | None, command: str
 ) -> dict[str, Any]:
-    """Return the fields that `BenchRecord` and `CurveRecord` have in common."""
     return {
         **source.describe(),
         "name": "",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields
 from os import PathLike
 from pathlib import Path
@@ -315,9 +315,8 @@ def nearest_level(record: RunRecord, asked: float | str) -> int:
 
 
 def _list_densities(record: RunRecord) -> str:
-    """Return the densities of a run's tickets as text for an error message."""
-    found: Iterable[float] = {one.density for one in record.points if one.role == TICKET}
-    return ", ".join(f"{one:.4g}" for one in sorted(found, reverse=True)) or "none"
+    found = sorted({one.density for one in record.points if one.role == TICKET}, reverse=True)
+    return ", ".join(f"{one:.4g}" for one in found) or "none"
 
 
 def sparsest_winner(record: RunRecord) -> Point | None:

@@ -377,7 +377,6 @@ class GradualJob(Job):
         self._prune_up_to(done)
 
     def _prune_up_to(self, done: int) -> None:
-        """Carry out all pruning steps that the schedule has up to optimiser step `done`."""
         pruning = _require_started(self._gradual)
         while pruning.done < done:
             pruning.step()

@@ -246,13 +246,7 @@ def _find_train_calls(state: TrainerState | None) -> Iterator[FrameType]:
     for thread in sys._current_frames().values():
         frame: FrameType | None = thread
         while frame is not None:
-            if _is_train_call(frame, state):
+            of_trainer = getattr(frame.f_locals.get("self"), "__dict__", {}) if frame.f_code.co_name == "train" else {}
+            if state is not None and of_trainer.get("state") is state:
                 yield frame
             frame = frame.f_back
-
-
-def _is_train_call(frame: FrameType, state: TrainerState | None) -> bool:
-    """Return whether a stack frame is a call of `Trainer.train` whose trainer has this state."""
-    if state is None or frame.f_code.co_name != "train":
-        return False
-    return getattr(frame.f_locals.get("self"), "__dict__", {}).get("state") is state

@@ -300,7 +300,6 @@ class TimeEstimator:
             return [dense_segment(self._lab, self._campaign.runs[run], replicate) for replicate in replicates]
 
     def _missing_segments(self, segments: Sequence[Segment]) -> list[Segment]:
-        """Return those of `segments` whose results are not in the store."""
         return [one for one in segments if self._lab.store.load_valid_result(one.trajectory, one.last) is None]
 
     def dense_work(self, block: Block, counted: set[str] | None = None) -> Work:
@@ -327,7 +326,6 @@ class TimeEstimator:
         return self._dense_pace(block.run).seconds(work) / self._count_parallel_trainings(block.last - block.first)
 
     def _count_parallel_trainings(self, replicates: int) -> int:
-        """Return how many of `replicates` networks the lab trains at the same time."""
         return min(max(self._lab.workers, 1), replicates)
 
     def _dense_pace(self, run: str) -> Pace:

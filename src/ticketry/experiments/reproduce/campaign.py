@@ -294,7 +294,6 @@ class _CampaignState:
                 self._add_failure(block, error)
 
     def _add_failure(self, block: Block, error: TicketryError) -> None:
-        """Remember and print that the run of `block` failed with `error`."""
         self._failed[block.run] = str(error)
         self._say(f"{block.run} failed, and claims that depend on it stay undecided: {error}")
 

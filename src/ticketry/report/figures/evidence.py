@@ -169,7 +169,10 @@ _COLOURS = {"confirmed": "good", "refuted": "bad", "undecided": "muted"}
 
 def claims_figure(claims: Sequence[Claim], narrow: bool = False) -> Figure:
     """Draw a row for each claim: by how many margins the difference exceeds the claim's bound, with the interval."""
-    labels = [(shorten_middle(claim.name, 40), _format_difference_and_verdict(claim)) for claim in claims]
+    labels = []
+    for claim in claims:
+        told = "" if claim.difference is None else claim_number_style(claim).format_number(claim.difference, sign=True)
+        labels.append((shorten_middle(claim.name, 40), f"{told}{told and '  '}{claim.found}"))
     figure, axes, middles = figure_with_rows(labels, narrow, _LABEL)
     drawn: list[float] = []
     for middle, claim in zip(middles, claims, strict=True):
@@ -203,12 +206,6 @@ def _axis_limit_beyond(distance: float) -> float:
 
 def _difference_in_margins(claim: Claim, difference: float) -> float:
     return (difference - claim.above) / claim.margin
-
-
-def _format_difference_and_verdict(claim: Claim) -> str:
-    style = claim_number_style(claim)
-    told = "" if claim.difference is None else f"{style.format_number(claim.difference, sign=True)}  "
-    return f"{told}{claim.found}"
 
 
 def stability_panels(study: StabilityRecord, narrow: bool = False) -> Figure:
