@@ -8,7 +8,7 @@ import itertools
 import json
 import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache, partial
 from importlib.resources import files
@@ -21,7 +21,6 @@ from markupsafe import Markup, escape
 from ticketry.records.campaign import CampaignRecord
 from ticketry.records.network import DISTANCE, MASKS
 from ticketry.records.schema import as_json
-from ticketry.records.verdict import Task
 from ticketry.report import campaigns, figures, wording
 from ticketry.report.figures import Drawing, draw_figures
 from ticketry.report.figures.evidence import claims_figure
@@ -198,7 +197,12 @@ def _template_environment() -> Environment:
             json.dumps(networks.network_table_columns(one), ensure_ascii=False)
         ),
         "run_drawings": lambda one: draw_figures(figures.run_figures(one)),
-        "comparison_drawings": _comparison_drawings,
+        "comparison_drawings": lambda subject: (
+            (one, draw_figures(makers))
+            for one, makers in zip(
+                subject.run_indices_by_task.items(), figures.comparison_figures(subject), strict=True
+            )
+        ),
         "timed_drawings": lambda subject, indices: draw_figures(
             figures.latency_figures(speed.latency_panels(subject, indices))
         ),
@@ -223,12 +227,6 @@ def template_macro(template: str, name: str) -> Callable[..., Markup]:
     """Return the macro `name` of a template as a function."""
     function: Callable[..., Markup] = getattr(_template_environment().get_template(template).module, name)
     return function
-
-
-def _comparison_drawings(subject: Subject) -> Iterable[tuple[tuple[Task, Sequence[int]], dict[str, Drawing]]]:
-    """Yield, for each task, the task with the indices of its runs, and the figures that compare these runs."""
-    for one, makers in zip(subject.run_indices_by_task.items(), figures.comparison_figures(subject), strict=True):
-        yield one, draw_figures(makers)
 
 
 def with_no_break_spaces(text: Any) -> Markup:

@@ -69,7 +69,7 @@ class Subject:
         return list(dict.fromkeys(mode for mode in modes if isinstance(mode, str) and mode))
 
     @property
-    def summary_kinds(self) -> set[str]:
+    def metric_statistics(self) -> set[str]:
         """Statistics that summarise the metrics over replicates: ``mean``, ``iqm`` (interquartile mean) or both."""
         return {results.run.task.metric.summary for results in self.runs}
 

@@ -56,7 +56,7 @@ class Watch:
         self._known = {path: self._known[path] for path in (*running, *done, *campaigns) if path in self._known}
         now = time.time()
         alive = [
-            one for one in self._read_valid(running, _read_progress, _running_run_values) if now - one["at"] < _DEAD
+            one for one in self._read_valid(running, _read_progress, _describe_running_run) if now - one["at"] < _DEAD
         ]
         names = {one["name"] for one in alive}
         newest = sorted(done, key=_modified_at, reverse=True)[:MOST_DONE]
@@ -65,8 +65,8 @@ class Watch:
             "at": now,
             "every": PROGRESS_SECONDS,
             "runs": alive
-            + [one for one in self._read_valid(newest, self._read, _finished_run_values) if one["name"] not in names],
-            "campaigns": list(self._read_valid(campaigns, self._read, _campaign_values)),
+            + [one for one in self._read_valid(newest, self._read, _describe_finished_run) if one["name"] not in names],
+            "campaigns": list(self._read_valid(campaigns, self._read, _describe_campaign)),
         }
 
     def _read_valid(
@@ -101,7 +101,7 @@ def _modified_at(path: Path) -> float:
     return 0.0
 
 
-def _running_run_values(progress: Progress) -> dict[str, Any]:
+def _describe_running_run(progress: Progress) -> dict[str, Any]:
     return {
         **_page_run_fields(
             progress.run, progress.title, progress.task, progress.metric, progress.unit, progress.higher_is_better
@@ -117,7 +117,7 @@ def _running_run_values(progress: Progress) -> dict[str, Any]:
     }
 
 
-def _finished_run_values(values: object) -> dict[str, Any]:
+def _describe_finished_run(values: object) -> dict[str, Any]:
     record = read_run(values)
     metric = record.task.metric
     points = [ProgressPoint(p.replicate, p.level, p.role, p.density, p.metric(metric.name)) for p in record.points]
@@ -149,7 +149,7 @@ def _level_summaries(points: Iterable[ProgressPoint]) -> list[dict[str, Any]]:
     return levels
 
 
-def _campaign_values(values: object) -> dict[str, Any]:
+def _describe_campaign(values: object) -> dict[str, Any]:
     record = read_campaign_record(values)
     claims = [
         {"name": one.name, "found": one.found, "difference": one.difference, "n": one.n, "limit": one.limit}

@@ -178,7 +178,7 @@ def schedule_differences(match: DensityMatch, labels: Sequence[str], runs: Seque
     keys = [key for key in recipes[0] if all(key in recipe for recipe in recipes)]
     values: list[tuple[str, Sequence[Any]]] = [(key, [recipe[key] for recipe in recipes]) for key in keys]
     values.append(("steps of the schedule", [run.steps.total for run in members]))
-    values.append(("training steps in the weights", [_most_training_steps(group) for _, group in match.members]))
+    values.append(("training steps in the weights", [_max_training_steps(group) for _, group in match.members]))
     return _describe_differences(match, labels, values)
 
 
@@ -204,7 +204,7 @@ def _describe_differences(
     return texts
 
 
-def _most_training_steps(group: Group) -> int | None:
+def _max_training_steps(group: Group) -> int | None:
     budgets = {point.budget for point in group.points.values()}
     return max((one for one in budgets if one is not None), default=None) if None not in budgets else None
 

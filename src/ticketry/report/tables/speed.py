@@ -306,7 +306,7 @@ def unsteady_timing_warning(speed: SpeedRecord) -> str:
     apart = {
         timed.batch: _format_saving(saved)
         for timed in speed.comparisons
-        if (saved := _contradicting_saving(timed)) is not None
+        if (saved := _saving_outside_interval(timed)) is not None
     }
     batches = [
         str(timed.batch)
@@ -324,7 +324,7 @@ def unsteady_timing_warning(speed: SpeedRecord) -> str:
     )
 
 
-def _contradicting_saving(timed: Timed) -> float | None:
+def _saving_outside_interval(timed: Timed) -> float | None:
     """Return the saving according to median times if it is outside the interval of the saving; otherwise None."""
     best, seconds = (
         _sparse_engine_saving(timed),
