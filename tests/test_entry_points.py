@@ -402,7 +402,6 @@ SCORES = ("crop", "fisher", "grasp", "grasp200", "kfac", "magnitude", "random", 
 
 CALLS: dict[str, Callable[[Given], Any]] = {
     "timing.Case.__init__": lambda g: _referred(timing.Case(g.model, (g.x,))),
-    "timing.Case.of": lambda g: _referred(timing.Case(_other_model(), (g.x,)).of(g.model)),
     "Hold.__init__": lambda g: tk.Hold(g.model, g.mask, hooks=False).tensors,
     "Mask.apply_": lambda g: dict(g.mask.apply_(g.model).named_parameters()),
     "Mask.parameters": lambda g: g.mask.parameters(g.model),

@@ -197,10 +197,10 @@ def test_a_budget_below_the_floor_is_told_before_anything_is_trained(tmp_path: P
 
 def test_a_control_that_costs_more_is_refused() -> None:
     from ticketry.core.mask import Mask
-    from ticketry.evidence.controls import _draw_mask
+    from ticketry.evidence.controls import draw_control_mask
 
     ticket = Mask({"a": torch.tensor([True, False]), "b": torch.tensor([True, False])})
-    made = _draw_mask("random_prune", ticket, tk.search.Seeds(), Drawing(0, prices={"a": 3, "b": 1}))
+    made = draw_control_mask("random_prune", ticket, tk.search.Seeds(), Drawing(0, prices={"a": 3, "b": 1}))
     assert made.kept >= 2
 
 

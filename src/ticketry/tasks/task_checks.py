@@ -27,16 +27,19 @@ T = TypeVar("T")
 def build_model(task: Task) -> nn.Module:
     """Return a new model of the task; raise `TaskError` if `Task.build` fails or the model is unfit."""
     model = task.build()
-    gave = f"{_method_name(task, 'build')} gave {_describe(model)}"
+    problem = ""
     if not isinstance(model, nn.Module):
-        raise TaskError(f"{gave}: return a torch.nn.Module")
-    if not any(True for _ in model.parameters()):
-        raise TaskError(f"{gave} without a parameter: there is nothing to train")
-    if unshaped := [name for name, one in model.named_parameters() if is_lazy(one)]:
-        raise TaskError(f"{gave} whose {unshaped[0]} has no shape yet: call a lazy module once in build()")
-    for name, value in model.state_dict().items():
-        if not isinstance(value, Tensor):
-            raise TaskError(f"{gave} whose state dict has {_describe(value)} as {name!r}: states are stored as tensors")
+        problem = ": return a torch.nn.Module"
+    elif not any(True for _ in model.parameters()):
+        problem = " without a parameter: there is nothing to train"
+    elif unshaped := [name for name, one in model.named_parameters() if is_lazy(one)]:
+        problem = f" whose {unshaped[0]} has no shape yet: call a lazy module once in build()"
+    else:
+        for name, value in model.state_dict().items():
+            if not isinstance(value, Tensor):
+                problem = f" whose state dict has {_describe(value)} as {name!r}: states are stored as tensors"
+    if problem:
+        raise TaskError(f"{_method_name(task, 'build')} gave {_describe(model)}{problem}")
     return model
 
 

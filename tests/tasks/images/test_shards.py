@@ -210,8 +210,8 @@ def test_ranks_get_the_crops_and_flips_of_the_whole_batch(root: Path, images: Pa
     sessions = [course, *(course.cut(Simulated(rank, world)) for rank in range(world))]
     whole, *parts = ([*each.session(recipe, 3, Arithmetic()).batches(range(2))] for each in sessions)
     for step, (inputs, targets) in enumerate(whole):
-        assert torch.equal(torch.cat([part[step].inputs for part in parts]), inputs)
-        assert torch.equal(torch.cat([part[step].targets for part in parts]), targets)
+        assert torch.equal(torch.cat([part[step][0] for part in parts]), inputs)
+        assert torch.equal(torch.cat([part[step][1] for part in parts]), targets)
 
 
 def test_an_epoch_is_read_with_a_few_batches_in_memory(tmp_path: Path) -> None:
