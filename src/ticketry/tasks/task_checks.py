@@ -27,10 +27,10 @@ T = TypeVar("T")
 def build_model(task: Task) -> nn.Module:
     """Return a new model of the task; raise `TaskError` if `Task.build` fails or the model is unfit."""
     model = task.build()
-    problem = ""
     if not isinstance(model, nn.Module):
-        problem = ": return a torch.nn.Module"
-    elif not any(True for _ in model.parameters()):
+        raise TaskError(f"{_method_name(task, 'build')} gave {_describe(model)}: return a torch.nn.Module")
+    problem = ""
+    if not any(True for _ in model.parameters()):
         problem = " without a parameter: there is nothing to train"
     elif unshaped := [name for name, one in model.named_parameters() if is_lazy(one)]:
         problem = f" whose {unshaped[0]} has no shape yet: call a lazy module once in build()"
