@@ -56,6 +56,7 @@ def test_full_disk(tmp_path: Path, undisturbed: dict[str, Any]) -> None:
         assert_same(searched_here(disk / "store"), undisturbed)
 
 
+@pytest.mark.slow
 def test_full_disk_at_what_is_written_last(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
