@@ -8,7 +8,7 @@ this is exact. Costs are curves by density (`allocate_cost`), or whole numbers o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
@@ -37,49 +37,72 @@ _ROUNDING = 1e-4
 
 _DIGIT_BITS = 16
 
+_BLOCK = 1 << 18
+"""Number of elements that are processed at a time, so that intermediate results stay in the processor's cache."""
+
+
+_Block = tuple[Tensor, Tensor, Tensor, Tensor | None]
+"""(worth, price, the layer's part of the result, indices of these elements in this part or None for all)."""
+
 
 # -- the knapsack ------------------------------------------------------------------------------------------------------
 
 
-def select_affordable(worth: Tensor, price: Tensor, budget: int) -> Tensor:
-    """Return bool [n] that selects the elements of highest worth until the next one would exceed the budget.
+def select_affordable(worth: Sequence[Tensor], price: Sequence[Tensor], budget: int) -> list[Tensor]:
+    """Return bool tensors that select the elements of highest worth until the next one would exceed the budget.
 
     Equal elements are selected in their order. A radix sort that follows a single bucket takes linear time for many
     millions of elements.
 
-    `worth` is float64 [n], of which elements below 0 are never selected; `price` is int64 [n], at least 0, with a sum
-    below 2^63; the sum of selected prices is at most `budget`, at least 0.
+    `worth` and `price` have one tensor [n] for each layer: float64, of which elements below 0 are never selected, and
+    int64, at least 0, with a sum below 2^63. The sum of selected prices is at most `budget`, at least 0.
 
-        >>> select_affordable(torch.tensor([3.0, 1.0, 2.0]).double(), torch.tensor([4, 1, 5]), 9).tolist()
-        [True, False, True]
+        >>> select_affordable([torch.tensor([3.0, 1.0, 2.0]).double()], [torch.tensor([4, 1, 5])], 9)
+        [tensor([ True, False,  True])]
     """
-    bits = (worth + 0.0).view(torch.int64)  # non-negative floats sort like their bits; + 0.0 removes -0.0
-    chosen = torch.zeros(len(worth), dtype=torch.bool)
-    among: Tensor | None = None
-
-    def mark_selected(selected: Tensor) -> None:
-        if among is None:
-            chosen.logical_or_(selected)
-        else:
-            chosen[among[selected]] = True
-
-    if bool((bits < 0).any()):
-        among = (bits >= 0).nonzero().flatten()
-        bits, price = bits[among], price[among]
+    chosen = [torch.zeros(len(part), dtype=torch.bool) for part in worth]
+    blocks: list[_Block] = [
+        (*each, None)
+        for parts in zip(worth, price, chosen, strict=True)
+        for each in zip(*(torch.split(part, _BLOCK) for part in parts), strict=True)
+    ]
     for shift in range(64 - _DIGIT_BITS, -1, -_DIGIT_BITS):
-        digit = (bits >> shift) & ((1 << _DIGIT_BITS) - 1)
-        spent = torch.zeros(1 << _DIGIT_BITS, dtype=torch.int64).scatter_add_(0, digit, price)
-        above = spent.flip(0).cumsum(0).flip(0)  # including this digit
-        crossing = int((above > budget).sum()) - 1  # `above` falls, so these are the first digits
-        mark_selected(digit > crossing)
-        if crossing < 0:
+        spent = torch.zeros(1 + (1 << _DIGIT_BITS), dtype=torch.int64)
+        for values, costs, _, _ in blocks:
+            spent.scatter_add_(0, _digits_from_one(values, shift), costs)
+        above = spent[1:].flip(0).cumsum(0).flip(0)  # the cost of each digit and all larger ones
+        crossing = int((above > budget).sum())  # `above` falls, so these are the first digits
+        if crossing:
+            budget -= int(above[crossing - 1] - spent[crossing])
+        left: list[_Block] = []
+        for values, costs, part, places in blocks:
+            digits = _digits_from_one(values, shift)
+            if places is None:
+                part.copy_(digits > crossing)
+            else:
+                part[places[digits > crossing]] = True
+            tied = (digits == crossing).nonzero().flatten()
+            if crossing and len(tied):
+                left.append((values[tied], costs[tied], part, tied if places is None else places[tied]))
+        if not crossing:
             return chosen
-        budget -= int(above[crossing] - spent[crossing])
-        left = (digit == crossing).nonzero().flatten()
-        bits, price = bits[left], price[left]
-        among = left if among is None else among[left]
-    mark_selected(price.cumsum(0) <= budget)
+        blocks = left
+    for _, costs, part, places in blocks:
+        assert places is not None
+        part[places[costs.cumsum(0) <= budget]] = True
+        budget -= int(costs.sum())
     return chosen
+
+
+def _digits_from_one(worth: Tensor, shift: int) -> Tensor:
+    """Return 1 plus the 16 bits of each number at bit `shift`, int64 [n]; at the highest bits 0 for negative numbers.
+
+    Floats that are not negative sort like their bits.
+    """
+    digits = (worth + 0.0).view(torch.int64) >> shift  # + 0.0 removes -0.0
+    if shift < 64 - _DIGIT_BITS:
+        digits &= (1 << _DIGIT_BITS) - 1
+    return digits.clamp_(min=-1).add_(1)
 
 
 @dataclass(frozen=True)
@@ -105,42 +128,46 @@ class FlatScores:
         chosen = [None if within is None else within[name].cpu().flatten() for name in scores]
         return cls(scores, tuple(values), tuple(chosen))
 
-    def select(self, prices: tuple[Tensor, ...], budget: int, least: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Return (selected weights (bool), worth, price) for a budget, each concatenated over all layers.
+    def select(self, prices: Sequence[Tensor], budget: int, least: int) -> tuple[list[Tensor], list[Tensor]]:
+        """Return, for each layer, the weights selected for a budget (bool), and their worth: score divided by price.
 
-        Worth is score divided by price. `prices` has, for each layer, the int64 prices of its weights, in the units of
-        `budget`. The `least` best weights of each layer are selected before all others.
+        `prices` has, for each layer, the int64 prices of its weights, in the units of `budget`. The `least` best
+        weights of each layer are selected before all others.
         """
-        worth = torch.cat([value / price for value, price in zip(self.values, prices, strict=True)])
-        parts = torch.split(worth, [len(value) for value in self.values])
-        for part, value, among in zip(parts, self.values, self.candidates, strict=True):
+        worth = []
+        for value, price, among in zip(self.values, prices, self.candidates, strict=True):
+            part = value / price
             allowed = value if among is None else torch.where(among, value, -1.0)
             if least:
                 room = len(value) if among is None else int(among.sum())
                 part[mask_of_largest(allowed, min(least, room))] = torch.inf
-            part[allowed < 0] = -1.0
-        price = torch.cat(list(prices))
-        return select_affordable(worth, price, budget), worth, price
+            if among is not None:
+                part[~among] = -1.0
+            worth.append(part)
+        return select_affordable(worth, prices, budget), worth
 
-    def to_mask(self, chosen: Tensor) -> Mask:
-        """Return the mask that retains the weights that `chosen` selects: bool, concatenated over all layers."""
-        parts = torch.split(chosen, [len(value) for value in self.values])
-        return Mask(
-            {name: part.reshape(self.scores[name].shape) for name, part in zip(self.scores, parts, strict=True)}
-        )
+    def to_mask(self, chosen: Sequence[Tensor]) -> Mask:
+        """Return the mask that retains the weights that `chosen` selects: a bool vector for each layer."""
+        parts = zip(self.scores.items(), chosen, strict=True)
+        return Mask({name: part.reshape(score.shape) for (name, score), part in parts})
 
-    def smallest_budget_for_all_layers(self, worth: Tensor, price: Tensor) -> int | None:
+    def smallest_budget_for_all_layers(self, worth: Sequence[Tensor], prices: Sequence[Tensor]) -> int | None:
         """Return the smallest budget for which each layer retains a weight; None if a layer has no candidate."""
-        found, start = 0, 0
-        for part in torch.split(worth, [len(value) for value in self.values]):
-            if len(part):
-                if bool(part.max() < 0):
-                    return None
-                best = start + int(part.argmax())
-                before = worth > worth[best]
-                before[: best + 1] |= worth[: best + 1] == worth[best]  # equal elements are selected in their order
-                found = max(found, int(price[before].sum()))
-            start += len(part)
+        found = 0
+        for position, part in enumerate(worth):
+            if not len(part):
+                continue
+            best = int(part.argmax())
+            if part[best] < 0:
+                return None
+            spent = 0
+            for index, (other, price) in enumerate(zip(worth, prices, strict=True)):
+                before = other > part[best]
+                if index <= position:  # equal elements are selected in their order
+                    tied = other == part[best]
+                    before |= tied if index < position else tied.logical_and_(torch.arange(len(part)) <= best)
+                spent += int(price[before].sum())
+            found = max(found, spent)
         return found
 
 
@@ -197,8 +224,10 @@ def allocate_cost(
         money = int(max(left, -unit) / unit)
     else:  # all weights, also where none costs anything, as in layers that run in torch
         money = sum(int(price.sum()) for price in prices)
-    chosen, worth, price = flat.select(prices, max(money, 0), keep_at_least)
-    forced = int(price[worth == torch.inf].sum()) if keep_at_least else 0
+    chosen, worth = flat.select(prices, max(money, 0), keep_at_least)
+    forced = 0
+    if keep_at_least:
+        forced = sum(int(price[part == torch.inf].sum()) for part, price in zip(worth, prices, strict=True))
     if money < forced or left < 0:
         raise UsageError(
             f"a budget of {budget:.4g} is below the {base + forced * unit:.4g} that these layers cost"
@@ -208,7 +237,7 @@ def allocate_cost(
         )
     mask = flat.to_mask(chosen)
     if empty := [name for name, part in mask.items() if part.numel() and not bool(part.any())]:
-        enough, least = "", flat.smallest_budget_for_all_layers(worth, price)
+        enough, least = "", flat.smallest_budget_for_all_layers(worth, prices)
         if least is not None:
             amount = f"{1.0005 * (base + least * unit):.4g}"
             if in_words is not None:
@@ -237,10 +266,11 @@ def _cost_added_by_each_weight(values: Tensor, among: Tensor | None, hull: Curve
         max(1, round((high - low) / (last - first) / unit))
         for (first, last), (low, high) in zip(pairwise(edges), pairwise(known), strict=True)
     ]
-    price = torch.full((count,), slopes[-1], dtype=torch.int64)
     inner = list(zip(edges[1:-1], slopes, strict=False))
+    price = torch.tensor(slopes[-1]).expand(count)
     if not inner:
         return price
+    price = price.clone()
     ranked = values if among is None else torch.where(among, values, -1.0)
     places = [count - edge for edge, _ in inner]
     thresholds = np.partition(ranked.numpy(), places)[places].tolist()  # one partition for all edges
@@ -283,14 +313,14 @@ def allocate_multiplications(
     share = parse_flops_share(flops)
     flat = FlatScores.build(scores, within)
     parts = zip(scores, flat.values, strict=True)
-    each = tuple(torch.full((len(values),), prices[name], dtype=torch.int64) for name, values in parts)
+    each = [torch.tensor(prices[name]).expand(len(values)) for name, values in parts]
     total = total_price({name: score.numel() for name, score in scores.items()}, prices)
     shapes = {name: tuple(score.shape) for name, score in scores.items()}
     check_multiplications(shapes, prices, share, within=within, least=keep_at_least)
-    chosen, worth, price = flat.select(each, exact_share(share, total), keep_at_least)
+    chosen, worth = flat.select(each, exact_share(share, total), keep_at_least)
     mask = flat.to_mask(chosen)
     if empty := [name for name, part in mask.items() if not bool(part.any())]:
-        least = flat.smallest_budget_for_all_layers(worth, price)
+        least = flat.smallest_budget_for_all_layers(worth, each)
         enough = "" if least is None else f"each is left some at {-(-10_000 * least // total) / 10_000:g}: choose it, "
         raise LayerCollapseError(
             f"{share:g} of the multiplications would leave no weight in {', '.join(empty)} (layer collapse)",

@@ -378,7 +378,7 @@ def mask_of_largest(values: Tensor, count: int) -> Tensor:
         return torch.ones(len(values), dtype=torch.bool)
     if count == 0:
         return torch.zeros(len(values), dtype=torch.bool)
-    threshold = values.kthvalue(len(values) - count + 1).values
+    threshold = values.max() if count == 1 else values.kthvalue(len(values) - count + 1).values
     chosen = values > threshold
     tied = (values == threshold).nonzero().flatten()
     chosen[tied[: count - int(chosen.sum())]] = True

@@ -150,7 +150,7 @@ class Mask(Mapping[str, Tensor]):
             1.weight              1x4           4           4   1.0000
         """
         return LayerTable(
-            LayerDensity(name, int(tensor.sum()), tensor.numel(), tuple(tensor.shape))
+            LayerDensity(name, int(tensor.count_nonzero()), tensor.numel(), tuple(tensor.shape))
             for name, tensor in self._tensors.items()
         )
 

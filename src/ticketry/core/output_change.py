@@ -266,7 +266,8 @@ def squared_output_change(weight: Tensor, calls: list[LayerCall]) -> Tensor:
     factors = torch.zeros(weight.shape[:2], dtype=torch.float64)
     for call in calls:
         call.add_factors_to(factors)
-    return weight.detach().cpu().double().square() * factors.view(*factors.shape, *[1] * (weight.dim() - 2))
+    squared = weight.detach().cpu().double().square()
+    return squared.mul_(factors.view(*factors.shape, *[1] * (weight.dim() - 2)))
 
 
 def _count_positions(values: Tensor, channel: int) -> int:
@@ -391,5 +392,5 @@ def add_small_magnitudes(scores: Mapping[str, Tensor], parameters: Mapping[str, 
         squared = parameters[name].detach().double().square().to(score.device)
         whole = float(squared.sum())
         trace = _MAGNITUDE_SHARE * max(sums[name], _MAGNITUDE_SHARE * largest) / whole if whole > 0 else 0.0
-        found[name] = score.double() + trace * squared
+        found[name] = squared.mul_(trace).add_(score)
     return found

@@ -242,7 +242,7 @@ def _rescale_layer(editor: Editor, layer: Node, output: str, scale: Tensor, shif
     """Return `layer` with its output channels multiplied by `scale` and shifted by `shift`, computed in float64."""
     name = layer.weights["weight"]
     weight = editor.tensors[name]
-    folded = (weight.double() * scale.view(-1, *[1] * (weight.dim() - 1))).to(weight.dtype)
+    folded = (weight * scale.view(-1, *[1] * (weight.dim() - 1))).to(weight.dtype)
     weights = {"weight": editor.replace_weight(name, folded)}
     if "bias" in layer.weights:
         bias = editor.tensors[layer.weights["bias"]].double() * scale + shift

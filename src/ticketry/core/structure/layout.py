@@ -296,7 +296,8 @@ class Blocks:
     def sum_by_block(self, weights: Tensor) -> Tensor:
         """Return the sum of the weights in each block, as a tensor in the shape `shape`; differentiable."""
         over = list(range(2, 3 + len(self._columns))) if self.whole_rows else [2]
-        sums = [view.sum(over) for view in self.views(weights)]
+        single = over == [2] and self.height == 1 and weights.is_floating_point()
+        sums = [view.squeeze(2) if single else view.sum(over) for view in self.views(weights)]
         return (torch.cat(sums, 1) if len(sums) > 1 else sums[0]).flatten(0, 1)
 
     def mean_by_block(self, scores: Tensor) -> Tensor:
