@@ -74,6 +74,16 @@ FUSIONS: dict[str, tuple[nn.Module, tuple[int, ...], list[str]]] = {
         IMAGE,
         ["linear", "transpose", "affine"],
     ),
+    "norm whose input is read twice": (
+        Of(lambda m, x: (lambda y: m.norm(y) * y)(m.conv(x)), conv=nn.Conv2d(4, 4, 1), norm=nn.BatchNorm2d(4)),
+        IMAGE,
+        ["conv2d", "affine", "mul"],
+    ),
+    "norm and activation over one axis": (
+        nn.Sequential(nn.Conv1d(4, 6, 3, padding=1, stride=2, groups=2), nn.BatchNorm1d(6), nn.ReLU()),
+        (4, 9),
+        ["reshape", "conv2d", "reshape", "affine"],
+    ),
     "norm of other channels": (nn.Sequential(nn.Linear(5, 3), nn.BatchNorm1d(3)), (3, 5), ["linear", "affine"]),
     "norm before a convolution": (
         nn.Sequential(nn.BatchNorm2d(4), nn.Conv2d(4, 5, 3, padding=1)),
@@ -136,6 +146,11 @@ FUSIONS: dict[str, tuple[nn.Module, tuple[int, ...], list[str]]] = {
         ["aten.transpose.int", "aten.reshape.default", "aten.reshape.default", "act"],
     ),
     "parametrised weights": (nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 5, 3)), IMAGE, ["conv2d"]),
+    "a signal that does not part evenly": (
+        nn.Sequential(nn.Conv1d(4, 6, 3, padding=1), nn.AdaptiveAvgPool1d(5)),
+        (4, 16),
+        ["reshape", "conv2d", "reshape", "aten.adaptive_avg_pool1d.default"],
+    ),
     "scaled activation": (
         Of(lambda m, x: x * F.relu6(x + 2) / 6),
         IMAGE,
@@ -169,11 +184,9 @@ def test_similar_activations_are_left(name: str) -> None:
     assert ops(graph) != ["conv2d"]
 
 
-def test_a_norm_whose_input_is_read_twice_is_not_folded():
+def test_a_norm_of_one_of_two_runs_of_a_layer_is_folded():
     model = Of(lambda m, x: m.norm(m.conv(x)) * m.conv(x).sigmoid(), conv=nn.Conv2d(4, 4, 1), norm=nn.BatchNorm2d(4))
     graph = captured(model, images())
-    model = Of(lambda m, x: (lambda y: m.norm(y) * y)(m.conv(x)), conv=nn.Conv2d(4, 4, 1), norm=nn.BatchNorm2d(4))
-    assert "affine" in ops(captured(model, images()))
     # A layer that runs twice has its weights folded for one of the runs only.
     assert sorted(ops(graph)) == ["conv2d", "conv2d", "mul"]
     assert len(graph.tensors) == 4
@@ -299,27 +312,33 @@ def test_poolings_over_one_axis(name: str) -> None:
     assert all(one.native for one in graph.nodes)
 
 
-# -- pads --------------------------------------------------------------------------------------------------------------
-
-
 # -- attention and rows ------------------------------------------------------------------------------------------------
-
-
-def by_hand(m: Of, x: Tensor, scale: float = 0.5) -> Tensor:
-    q, k, v = (layer(x).view(*x.shape[:2], 2, 4).transpose(1, 2) for layer in (m.q, m.k, m.v))
-    weights = ((q * scale) @ k.transpose(-1, -2)).softmax(-1)
-    return m.o((weights @ v).transpose(1, 2).reshape(x.shape))
 
 
 def qkv() -> dict[str, nn.Module]:
     return {name: nn.Linear(8, 8) for name in "qkvo"}
 
 
-def test_attention_by_hand():
-    graph = captured(Of(by_hand, **qkv()), torch.randn(2, 5, 8))
-    assert ops(graph).count("attention") == 1
-    assert not {"softmax", "aten.matmul.default"} & set(ops(graph))
-    assert next(one for one in graph.nodes if one.op == "attention").attrs["scale"] == 0.5
+# From queries and values by head and keys by place: (batch, heads, places, 4) and (batch, places, heads, 4).
+ATTENTION: dict[str, tuple[Callable[[Tensor, Tensor, Tensor], Tensor], list[float]]] = {
+    "by hand": (lambda q, k, v: ((q * 0.5) @ k.transpose(1, 2).transpose(-1, -2)).softmax(-1) @ v, [0.5]),
+    "keys turned at once": (lambda q, k, v: (q @ k.permute(0, 2, 3, 1) / 2).softmax(-1) @ v, [0.5]),
+    "over queries": (lambda q, k, v: (q @ k.transpose(1, 2).transpose(-1, -2)).softmax(2) @ v, []),
+    "over heads": (lambda q, k, v: (q @ k.transpose(1, 2).transpose(-1, -2)).softmax(1) @ v, []),
+}
+
+
+@pytest.mark.parametrize("name", ATTENTION)
+def test_attention_by_hand(name: str) -> None:
+    attend, scales = ATTENTION[name]
+
+    def function(m: Of, x: Tensor) -> Tensor:
+        q, k, v = (layer(x).view(*x.shape[:2], 2, 4) for layer in (m.q, m.k, m.v))
+        return m.o(attend(q.transpose(1, 2), k, v.transpose(1, 2)).transpose(1, 2).reshape(x.shape))
+
+    graph = captured(Of(function, **qkv()), torch.randn(2, 5, 8))
+    assert [one.attrs["scale"] for one in graph.nodes if one.op == "attention"] == scales
+    assert all(one.native for one in graph.nodes) == bool(scales)
 
 
 @pytest.mark.parametrize("mask", ["none", "all seen", "zeros", "causal", "window", "of each head", "of the input"])
@@ -394,36 +413,6 @@ def test_a_layer_that_is_an_output_itself_is_left_alone():
     x = images()
     with torch.no_grad():
         assert all(torch.equal(made, wanted) for made, wanted in zip(Program(graph)(x), model(x), strict=True))
-
-
-def test_convolution_over_one_axis():
-    model = nn.Sequential(nn.Conv1d(4, 6, 3, padding=1, stride=2, groups=2), nn.BatchNorm1d(6), nn.ReLU())
-    graph = captured(model, torch.randn(2, 4, 9))
-    assert ops(graph).count("conv2d") == 1
-    assert all(one.native for one in graph.nodes)
-
-
-def test_a_signal_that_does_not_part_evenly_stays():
-    graph = captured(nn.Sequential(SIGNAL, nn.AdaptiveAvgPool1d(5)), torch.randn(2, 4, 16))
-    assert "aten.adaptive_avg_pool1d.default" in ops(graph)
-
-
-def test_attention_with_keys_turned_at_once():
-    def function(m: Of, x: Tensor) -> Tensor:
-        q, v = (layer(x).view(*x.shape[:2], 2, 4).transpose(1, 2) for layer in (m.q, m.v))
-        k = m.k(x).view(*x.shape[:2], 2, 4).permute(0, 2, 3, 1)
-        return m.o(((q @ k / 2).softmax(-1) @ v).transpose(1, 2).flatten(2))
-
-    assert ops(captured(Of(function, **qkv()), torch.randn(2, 5, 8))).count("attention") == 1
-
-
-@pytest.mark.parametrize("axis", [1, 2])
-def test_softmax_over_another_axis_is_no_attention(axis: int) -> None:
-    def function(m: Of, x: Tensor) -> Tensor:
-        q, k, v = (layer(x).view(*x.shape[:2], 2, 4).transpose(1, 2) for layer in (m.q, m.k, m.v))
-        return m.o(((q @ k.transpose(-1, -2)).softmax(axis) @ v).transpose(1, 2).flatten(2))
-
-    assert "attention" not in ops(captured(Of(function, **qkv()), torch.randn(2, 5, 8)))
 
 
 @pytest.mark.parametrize("batch_first", [False, True])
