@@ -20,10 +20,15 @@ FLOATS = [-0.0, math.inf, -LARGEST, math.nan, 1e-45, 2.0**63, 1e31, -math.inf, L
 INTS = [2**63 - 1, -(2**63), 2**53 + 1, -1]
 
 
-class WithNumber(nn.Module):
-    def __init__(self, number: float) -> None:
+class WithLayer(nn.Module):
+    def __init__(self) -> None:
         super().__init__()
         self.layer = nn.Linear(8, 8)
+
+
+class WithNumber(WithLayer):
+    def __init__(self, number: float) -> None:
+        super().__init__()
         self.number = number
         self.register_buffer("row", torch.full((8,), number))
 
@@ -59,11 +64,7 @@ class Masked(WithNumber):
         return F.scaled_dot_product_attention(y, y, y, attn_mask=mask)
 
 
-class Whole(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = nn.Linear(8, 8)
-
+class Whole(WithLayer):
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         y = (x > 0).long()
         made = [(y.masked_fill(x > 1, one), y + one, torch.clamp(y, max=one)) for one in INTS]
@@ -98,12 +99,8 @@ def test_integers_of_64_bits_compile(tmp_path):
     check(Whole(), torch.randn(3, 8), tmp_path)
 
 
-class Weighed(nn.Module):
+class Weighed(WithLayer):
     """A layer times powers of the number of examples."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = nn.Linear(8, 8)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         y, examples = self.layer(x), x.shape[0]
@@ -123,10 +120,9 @@ def test_powers_and_roots_of_the_number_of_examples(tmp_path: Path) -> None:
 
 
 def test_values_of_types_that_no_kernel_has_run_in_torch():
-    class Others(nn.Module):
+    class Others(WithLayer):
         def __init__(self) -> None:
             super().__init__()
-            self.layer = nn.Linear(8, 8)
             self.register_buffer("turn", torch.polar(torch.ones(4), torch.arange(4.0)))
 
         def forward(self, x: Tensor) -> Tensor:
