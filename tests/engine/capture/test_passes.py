@@ -339,6 +339,7 @@ def test_attention_by_hand(name: str) -> None:
     graph = captured(Of(function, **qkv()), torch.randn(2, 5, 8))
     assert [one.attrs["scale"] for one in graph.nodes if one.op == "attention"] == scales
     assert all(one.native for one in graph.nodes) == bool(scales)
+    assert ({"softmax", "aten.matmul.default"} & set(ops(graph)) == set()) == bool(scales)
 
 
 @pytest.mark.parametrize("mask", ["none", "all seen", "zeros", "causal", "window", "of each head", "of the input"])
