@@ -162,7 +162,7 @@ def test_a_campaign_does_not_take_it_for_done(tmp_path: Path, monkeypatch: pytes
         precisions={"run": record.environment["precision"]},
         runs={"run": SimpleNamespace(task=record.task)},
     )
-    monkeypatch.setattr(planning, "blocks_of", lambda run, plan: [block])
+    monkeypatch.setattr(planning, "split_run_into_blocks", lambda run, plan: [block])
     assert list(finished_blocks(campaign, "run", Paths(tmp_path))) == []
     monkeypatch.setattr(planning, "read_earlier_record", lambda path, kind: structs.replace(record, ended=""))
     assert len(list(finished_blocks(campaign, "run", Paths(tmp_path)))) == 1

@@ -14,7 +14,7 @@ from cli.calling import call
 from search.known_costs import COMMON, costs, slowly, task
 from ticketry.errors import CostError, UsageError
 from ticketry.experiments.request import build_request
-from ticketry.experiments.run import RunTicket, relative_base_latency, tickets_within
+from ticketry.experiments.run import RunTicket, relative_base_latency, tickets_within_cost
 from ticketry.experiments.verify import read_search
 from ticketry.records.settings import upgrade_settings
 from ticketry.search.oneshot import Settings
@@ -171,10 +171,10 @@ def test_the_best_ticket_is_one_of_a_share_of_the_base(file: Path) -> None:
         RunTicket(Path(name), 0.5, level, 0, "accuracy", 0.5, 0.5, 0.5, time=time)
         for level, (name, time) in enumerate([("a", 0.5), ("b", 0.2)], start=1)
     )
-    assert tickets_within(tickets, "time", 0.25, "run", base=share) == tickets
-    assert tickets_within(tickets, "time", "12%", "run", base=share) == tickets[1:]
+    assert tickets_within_cost(tickets, "time", 0.25, "run", base=share) == tickets
+    assert tickets_within_cost(tickets, "time", "12%", "run", base=share) == tickets[1:]
     with pytest.raises(UsageError, match=r"no ticket within 0\.05 of the time; there are: 0\.1, 0\.25"):
-        tickets_within(tickets, "time", 0.05, "run", base=share)
+        tickets_within_cost(tickets, "time", 0.05, "run", base=share)
 
 
 def test_another_base_is_another_run(file: Path) -> None:

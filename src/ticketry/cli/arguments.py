@@ -155,7 +155,7 @@ def _make_primitive_spec(name: str, prefix: str, hint: Any) -> PrimitiveConstruc
     def parse_words(words: list[str]) -> Any:
         parts = [part for word in words for part in split_list(word)] if several else words
         if Path in iterate_nested_types(hint) and name != "store":
-            parts = [_local_path(part) for part in parts]
+            parts = [_fetch_shared_store_folder(part) for part in parts]
         return decode_value(name, parts if several else parts[0], hint, what=prefix.rstrip("."), text=True)
 
     return PrimitiveConstructorSpec(
@@ -172,7 +172,7 @@ def split_list(word: str) -> list[str]:
     return [part for part in re.split(r",(?=\w+=)" if "=" in word else ",", word) if part]
 
 
-def _local_path(word: str) -> str:
+def _fetch_shared_store_folder(word: str) -> str:
     """If the word is the URL of a folder in a shared store, fetch the folder and return its local path.
 
     Other words are returned unchanged.

@@ -108,7 +108,9 @@ def _print_methods(rows: list[dict[str, Any]]) -> None:
     table: list[tuple[str, ...]] = [("method", "prunes", "costs, in trainings", "score", "removes")]
     for row in rows:
         table.append((row["name"], row["prunes"], row["costs"], row["scores"] or "none", row["removes"]))
-    _print_with_descriptions(table, [f"{row['description']}. {row['paper']}{_origin_note(row)}" for row in rows])
+    _print_with_descriptions(
+        table, [f"{row['description']}. {row['paper']}{_defining_package_note(row)}" for row in rows]
+    )
     print("\nnames that papers use")
     for row in rows:
         for alias, one in row["aliases"].items():
@@ -128,14 +130,14 @@ def _print_scores(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         order = {0: "none", 1: "first", 2: "second"}.get(row["order"], "not said")
         table.append((row["name"], row["data"], order, row["channels"], row["paper"]))
-    _print_with_descriptions(table, [f"{row['description']}{_origin_note(row)}" for row in rows])
+    _print_with_descriptions(table, [f"{row['description']}{_defining_package_note(row)}" for row in rows])
     print(
         "\nof channels: its form for whole channels (summed: over all weights of each);\n"
         "             only: with --structure channels, it is not one of single weights"
     )
 
 
-def _origin_note(row: Mapping[str, Any]) -> str:
+def _defining_package_note(row: Mapping[str, Any]) -> str:
     """Return, in brackets, the name of the package that defines the listed entry `row`; empty if it is ticketry."""
     return "" if row["from"] == BUILT_IN else f" (of {row['from']})"
 
@@ -216,7 +218,7 @@ def _list_scores(_: Path) -> list[dict[str, Any]]:
     ]
 
 
-def _list_registry(module: str, name: str) -> Callable[[Path], list[dict[str, Any]]]:
+def _make_registry_lister(module: str, name: str) -> Callable[[Path], list[dict[str, Any]]]:
     """Return a function that imports `module` and returns a dict for each entry of the module's registry `name`."""
 
     def list_entries(_: Path) -> list[dict[str, Any]]:
@@ -234,7 +236,7 @@ def _list_controls(store: Path) -> list[dict[str, Any]]:
     from ticketry.registry import BUILT_IN
 
     more = [{"name": name, "from": BUILT_IN, "description": text} for name, text in MORE_CONTROLS.items()]
-    return [*_list_registry("ticketry.evidence", "CONTROLS")(store), *more]
+    return [*_make_registry_lister("ticketry.evidence", "CONTROLS")(store), *more]
 
 
 def first_paragraph(found: object) -> str:
@@ -347,10 +349,10 @@ _LISTS: dict[str, Callable[[Path], list[dict[str, Any]]]] = {
     "methods": _list_methods,
     "models": _list_models,
     "scores": _list_scores,
-    "gates": _list_registry("ticketry.core.gates", "KINDS"),
+    "gates": _make_registry_lister("ticketry.core.gates", "KINDS"),
     "controls": _list_controls,
-    "runners": _list_registry("ticketry.lab.runners.runner", "RUNNERS"),
-    "loggers": _list_registry("ticketry.lab.loggers", "LOGGERS"),
+    "runners": _make_registry_lister("ticketry.lab.runners.runner", "RUNNERS"),
+    "loggers": _make_registry_lister("ticketry.lab.loggers", "LOGGERS"),
     "presets": _list_presets,
     "runs": _list_runs,
     "tickets": _list_tickets,

@@ -83,7 +83,7 @@ def main(words: Sequence[str]) -> int:
     chosen: dict[str, Any] = {name: said for name in ("precision", "kernels") if (said := getattr(arguments, name))}
     arguments = dataclasses.replace(arguments, precision=LabOptions.precision, kernels=LabOptions.kernels)
     if arguments.check:
-        return _check_rows(arguments, chosen)
+        return _retrain_and_compare_networks(arguments, chosen)
     outcomes = _run_campaigns(arguments, chosen, shlex.join(["ticketry", "reproduce", *words]))
     failed = int(any(one.failed for one in outcomes))
     if arguments.json:
@@ -98,7 +98,7 @@ def main(words: Sequence[str]) -> int:
     return failed
 
 
-def _check_rows(arguments: Any, chosen: Mapping[str, Any]) -> int:
+def _retrain_and_compare_networks(arguments: Any, chosen: Mapping[str, Any]) -> int:
     """Train some networks of finished campaigns again, and return 1 if a metric differs too much from its record."""
     from ticketry.cli.progress import Progress
     from ticketry.experiments.reproduce.checking import ROWS, check

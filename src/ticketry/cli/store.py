@@ -263,7 +263,7 @@ def _unpack_bundle(arguments: _Unpack) -> int:
         return 0
     print(f"unpacked {done.new} files into {display_address(arguments.store)}; {done.known} were there")
     if done.differing:
-        print(_describe_differences(done.differing))
+        print(_differing_records_warning(done.differing))
     for name in done.apart:
         campaign, _, scale = name.rpartition("-")
         print(
@@ -275,7 +275,7 @@ def _unpack_bundle(arguments: _Unpack) -> int:
     return 0
 
 
-def _describe_differences(paths: Sequence[Path]) -> str:
+def _differing_records_warning(paths: Sequence[Path]) -> str:
     """Return a warning that the stored records in `paths` differ from the unpacked ones and were not replaced."""
     records = sorted({path.parent.name if path.name == "run.json" else path.stem for path in paths if _is_record(path)})
     others = len(paths) - sum(map(_is_record, paths))

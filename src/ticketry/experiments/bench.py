@@ -29,7 +29,7 @@ from ticketry.core.ticket.ticket import Ticket
 from ticketry.errors import BudgetWarning, LayerCollapseError, MaskError, StructureError, UsageError
 from ticketry.experiments.decoding import decode_settings
 from ticketry.experiments.options import BenchOptions, ModelOptions, SpeedupOptions, ticket_path
-from ticketry.experiments.record_files import current_time, normalise_record, run_name_of
+from ticketry.experiments.record_files import current_time, find_run_name, normalise_record
 from ticketry.experiments.ticket_model import EXAMPLE_BATCH, TicketModel, compile_source, load_source
 from ticketry.files import file_digest, list_matching
 from ticketry.lab.lab import Lab
@@ -242,7 +242,7 @@ def _common_record_fields(
     return {
         **source.describe(),
         "name": "",
-        "run": run_name_of(store, source.path) if store is not None else "",
+        "run": find_run_name(store, source.path) if store is not None else "",
         "precision": options.precision,
         "threads": options.threads,
         "tuned": options.tune,

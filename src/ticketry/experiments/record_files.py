@@ -166,7 +166,7 @@ def _is_record(path: Path) -> bool:
         return is_file(path)
 
 
-def run_name_of(store: Path, ticket: Path) -> str:
+def find_run_name(store: Path, ticket: Path) -> str:
     """Return the name of the run whose folder contains a ticket; empty if the ticket is outside the store."""
     try:
         return ticket.resolve().relative_to(Paths(store).runs.resolve()).parts[0]

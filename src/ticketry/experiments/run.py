@@ -159,9 +159,11 @@ class Run:
             level = nearest_level(self.record, density)
             found = tuple(one for one in found if one.level == level)
         elif time is not None:
-            found = tickets_within(found, "time", time, self.name, base=relative_base_latency(self.record.settings))
+            found = tickets_within_cost(
+                found, "time", time, self.name, base=relative_base_latency(self.record.settings)
+            )
         elif flops is not None:
-            found = tickets_within(found, "multiplications", flops, self.name)
+            found = tickets_within_cost(found, "multiplications", flops, self.name)
         elif chosen := self.winner():
             found = tuple(one for one in found if one.level == chosen.level)
         return max(found, key=lambda one: self.record.task.metric.sign * one.validation_value)
@@ -208,14 +210,14 @@ class Run:
             UsageError: if there are no tickets of about this density.
         """
         from ticketry.core.ticket.ticket import Ticket
-        from ticketry.experiments.verify import choose_ticket, default_subject, verify_ticket
+        from ticketry.experiments.verify import choose_ticket, ticket_or_procedure_to_verify, verify_ticket
 
         chosen = choose_ticket(self.record, density)
         if chosen is None:
             return None
         if settings is None:
             controls: tuple[str, ...] = tuple(name for name in self.request.controls if name not in LONGER_CONTROLS)
-            of_ticket = default_subject(Ticket.load(chosen.ticket, trained=False)) == "ticket"
+            of_ticket = ticket_or_procedure_to_verify(Ticket.load(chosen.ticket, trained=False)) == "ticket"
             own = (*controls, SMALL_DENSE) if of_ticket else ()
             settings = VerifySettings(controls=own if controls else ("none",))
         self.verification = verify_ticket(
@@ -529,7 +531,7 @@ BUDGET_FACTOR = 1.02
 """A ticket meets a budget if its cost is at most this multiple of the budget."""
 
 
-def tickets_within(
+def tickets_within_cost(
     tickets: Sequence[RunTicket], what: str, asked: float | str, run: str, *, base: float = 1.0
 ) -> tuple[RunTicket, ...]:
     """Return the tickets whose cost is at most `asked` (a fraction such as 0.3 or 30%) times the cost `base`.

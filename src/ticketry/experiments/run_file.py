@@ -186,7 +186,7 @@ def check_trust(
     if profile and "profile" not in own and not _is_stored_cost_file(str(profile), store):
         raise refusal("setting profile", str(profile), of, format_advice("name the file yourself with --profile"))
     for name, value in tables.get("settings", {}).items():
-        for word in _find_code_names(name, value) if name not in own else ():
+        for word in _find_names_of_user_code(name, value) if name not in own else ():
             advice = format_advice(f"name it yourself with --{name.replace('_', '-')}")
             raise refusal(f"setting {name}", word, of, advice)
 
@@ -230,8 +230,8 @@ def _layer_costs_folder(store: str | Path | None) -> Path | None:
 _SHAPE = re.compile(r"(?:[a-z]+\+?:)?[\d.:]+|[a-z]+\+?|refill\+:match")
 
 
-def _find_code_names(name: str, value: Any) -> Iterator[str]:
-    """Yield the texts in a setting that name code, such as a user's score; of a structure, the options may name it."""
+def _find_names_of_user_code(name: str, value: Any) -> Iterator[str]:
+    """Yield the texts in a setting that name code, such as a user's score, also in the options of a structure."""
     for word in value if isinstance(value, list) else [value]:
         if not isinstance(word, str):
             continue

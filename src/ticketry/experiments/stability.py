@@ -158,7 +158,7 @@ def execute_stability(
         rewinds.append(Rewind(step, asked[step], searched.name))
         for replicate, item in found:
             roles = settings.roles if item.mask is not None else (None,) if settings.dense else ()
-            if item.mask is None or _is_requested(lab, item, settings, levels):
+            if item.mask is None or _is_ticket_requested(lab, item, settings, levels):
                 pieces += [partial(_analyse_network, lab, one, settings, replicate, item, role) for role in roles]
     rows = lab.gather(pieces)
     if settings.at and all(row.role == DENSE for row in rows):
@@ -226,7 +226,7 @@ def _train_dense_to_rewinds(lab: Lab, run: SearchRequest, steps: Sequence[int]) 
     lab.gather([partial(train_replicate, number) for number in range(run.replicates)])
 
 
-def _is_requested(lab: Lab, found: Found, settings: StabilitySettings, levels: set[int | None]) -> bool:
+def _is_ticket_requested(lab: Lab, found: Found, settings: StabilitySettings, levels: set[int | None]) -> bool:
     """Return whether `settings` request the ticket `found`, by its level; if `levels` is empty, by its density."""
     if levels:
         return None in levels or found.level in levels

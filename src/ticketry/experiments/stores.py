@@ -285,10 +285,10 @@ def copy_store(origin: str, target: str) -> Copied:
         raise StoreError(f"{target} is the very store that is to be copied: name another")
     store = open_store(target)
     with mark_in_use(store.paths):  # so that nothing is deleted that the copied records refer to
-        return _copy_missing(here, there, origin, target)
+        return _copy_missing_files(here, there, origin, target)
 
 
-def _copy_missing(here: Objects, there: Objects, origin: str, target: str) -> Copied:
+def _copy_missing_files(here: Objects, there: Objects, origin: str, target: str) -> Copied:
     known = {one.name: one for one in there.list()}
     files = size = skipped = 0
     wanted = list(_files_to_copy(here))
@@ -313,7 +313,7 @@ def _copy_missing(here: Objects, there: Objects, origin: str, target: str) -> Co
 
 def _read_for_target(here: Objects, one: Listed, origin: str, target: str) -> bytes:
     """Return a file's checked contents; in a record, the store's address `origin` is replaced by `target`."""
-    data = _read_checked(here, one)
+    data = _read_and_check_digest(here, one)
     if not _is_record(one.name):
         return data
     values, new = parse_canonical_record(data, one.name), canonical_url(target) if is_url(target) else target
@@ -347,12 +347,12 @@ def _is_record(name: str) -> bool:
     return name.endswith("/run.json") or (name.count("/") == 1 and name.endswith(".json"))
 
 
-def _read_checked(here: Objects, one: Listed) -> bytes:
+def _read_and_check_digest(here: Objects, one: Listed) -> bytes:
     found = here.get(one.name)
     if found is None:
         raise StoreError(f"{here.address}/{one.name} disappeared while it was copied: run the same command again")
     folder = one.name.partition("/")[0]
-    wanted = Path(one.name).stem if folder == "blobs" else _digest_by_record(here, one.name)
+    wanted = Path(one.name).stem if folder == "blobs" else _digest_stated_by_record(here, one.name)
     if wanted and hashlib.sha256(found).hexdigest() != wanted:
         raise StoreError(
             f"{here.address}/{one.name} is damaged: its contents do not match its digest. Run `ticketry store check"
@@ -363,7 +363,7 @@ def _read_checked(here: Objects, one: Listed) -> bytes:
     return found
 
 
-def _digest_by_record(here: Objects, name: str) -> str | None:
+def _digest_stated_by_record(here: Objects, name: str) -> str | None:
     """Return the SHA-256 that a stored record states for the file `name`; None if no record states its digest."""
     if name.startswith("runs/") and name.endswith("/run.toml") and name.count("/") == 2:
         record = here.get(name.removesuffix("toml") + "json")

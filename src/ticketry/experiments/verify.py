@@ -38,7 +38,7 @@ from ticketry.experiments.record_files import (
     describe_environment,
     describe_task,
     find_run_folder,
-    run_name_of,
+    find_run_name,
     write_record,
 )
 from ticketry.experiments.request import SearchRequest, resolve_task
@@ -175,7 +175,7 @@ def execute_verify(
     """
     began, ledger = time.monotonic(), lab.ledger.copy()
     ticket = Ticket.load(path, trained=False)
-    about = settings.about or default_subject(ticket)
+    about = settings.about or ticket_or_procedure_to_verify(ticket)
     searched = (
         None if about == "ticket" else search or read_search(ticket, task, trust=trust, store=lab.store.paths.root)
     )
@@ -200,7 +200,7 @@ def execute_verify(
         record = VerifyRecord(
             name=name,
             ticket=str(path),
-            run=run_name_of(root, Path(path)),
+            run=find_run_name(root, Path(path)),
             resolution=metric_resolution(metric.unit, lab.sizes(made.compared.task)["test"]),
             interim=() if settings.seeds is not None else settings.interim,
             after=settings.after,
@@ -217,8 +217,8 @@ def execute_verify(
     return record
 
 
-def default_subject(ticket: Ticket) -> About:
-    """Return ``ticket`` if the ticket is trained only after pruning, otherwise ``procedure``: what to verify."""
+def ticket_or_procedure_to_verify(ticket: Ticket) -> About:
+    """Return what to verify: ``ticket`` if the ticket is trained only after pruning, otherwise ``procedure``."""
     return (
         "ticket"
         if trains_after_pruning_only(read_ticket_info(RetrainingInfo, ticket.info, ticket_name_for_errors(ticket)))

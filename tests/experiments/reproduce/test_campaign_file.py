@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ticketry.errors import TrustError, UsageError
-from ticketry.experiments.reproduce.blocks import blocks_of
+from ticketry.experiments.reproduce.blocks import split_run_into_blocks
 from ticketry.experiments.reproduce.campaign_file import SCALES, campaigns_at_scale, read_campaign
 
 GOOD = """
@@ -224,7 +224,9 @@ def test_a_claim_may_repeat_another_at_one_density_or_several(tmp_path: Path) ->
     assert several["better-again at 30 %"] == "better at 30 %"
     assert several["better-again at 10 %"] == "better at 10 %"
     assert repeated(GOOD.replace('density = ["few", 0.3]', "density = [0.3]") + FRESH)["better-again"] == "better"
-    block = blocks_of("gradual-again", read_campaign(written(tmp_path, GOOD + FRESH), "demo").plans["gradual-again"])[0]
+    block = split_run_into_blocks(
+        "gradual-again", read_campaign(written(tmp_path, GOOD + FRESH), "demo").plans["gradual-again"]
+    )[0]
     campaign = read_campaign(written(tmp_path, GOOD + FRESH), "demo")
     assert block.request(campaign).seeds == campaign.runs["iterative"].seeds.replicate(5), "the sixth and on"
     pairs = FRESH.replace("interim = [3]\n", "").replace('b = { run = "gradual-again" }', 'b = { run = "gradual" }')

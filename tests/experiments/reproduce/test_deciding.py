@@ -17,7 +17,7 @@ from ticketry.errors import UsageError
 from ticketry.evidence.comparison import InterimAnalyses, compare, seeds_needed
 from ticketry.experiments.reproduce.blocks import Block, next_blocks, order_by_decisions
 from ticketry.experiments.reproduce.campaign_file import Hypothesis, Side
-from ticketry.experiments.reproduce.claims import decide, family_sizes
+from ticketry.experiments.reproduce.claims import decide_claims, family_size_by_claim
 from ticketry.records.evidence import Curve, Distances, StabilityRecord, StabilityRow
 from ticketry.records.network import Phase, Phases
 from ticketry.records.run import RunRecord, read_run
@@ -49,7 +49,7 @@ def decided(claim: Hypothesis, a: list[list[float]], b: list[list[float]], plan:
         "one": [block(values, claim.metric) for values in a],
         "other": [block(values, claim.metric) for values in b],
     }
-    return decide([replace(claim, plan=plan)], records, {"one": 0.01, "other": 0.01})[0]
+    return decide_claims([replace(claim, plan=plan)], records, {"one": 0.01, "other": 0.01})[0]
 
 
 @pytest.mark.parametrize("above", [0.0, 3.0, -0.5, 4.0])
@@ -99,9 +99,9 @@ def test_only_planned_numbers_of_replicates_are_judged_and_they_are_paid_for() -
 def test_claims_of_a_family_are_corrected_together_and_others_not() -> None:
     records = {"one": [block(A)], "other": [block(B)]}
     claims = [replace(CLAIM, name=f"claim {number}", above=2.8 + 0.01 * number) for number in range(6)]
-    alone = decide(claims[:1], records, {})[0].to_record(0.0)
-    together = decide(claims, records, {})[0].to_record(0.0)
-    apart = decide([replace(claim, family=claim.name) for claim in claims], records, {})[0].to_record(0.0)
+    alone = decide_claims(claims[:1], records, {})[0].to_record(0.0)
+    together = decide_claims(claims, records, {})[0].to_record(0.0)
+    apart = decide_claims([replace(claim, family=claim.name) for claim in claims], records, {})[0].to_record(0.0)
     assert together.p_confirmed == pytest.approx(6 * alone.p_confirmed)
     assert apart.p_confirmed == alone.p_confirmed
 
@@ -113,7 +113,7 @@ def test_more_replicates_decide_what_holds_by_itself_and_not_yet_in_its_family()
 
     def found(blocks: int) -> Any:
         records = {"one": list(map(block, runs[0][:blocks])), "other": list(map(block, runs[1][:blocks]))}
-        return decide(claims[:1], records, {})[0], decide(claims, records, {})[0]
+        return decide_claims(claims[:1], records, {})[0], decide_claims(claims, records, {})[0]
 
     (alone, early), (_, late) = found(1), found(2)
     assert (alone.found, early.found, early.n) == ("confirmed", "undecided", 5)
@@ -128,8 +128,8 @@ def test_more_replicates_decide_what_holds_by_itself_and_not_yet_in_its_family()
 def test_more_that_is_needed_is_by_what_the_plan_leaves_for_the_last_analysis() -> None:
     plan = InterimAnalyses((5, 10))
     near = [b + 0.5 * gap for b, gap in zip(B, (1, -1, 2, 0, 1), strict=True)]
-    (alone,) = decide([replace(CLAIM, plan=plan)], {"one": [block(near)], "other": [block(B)]}, {})
-    (once,) = decide([CLAIM], {"one": [block(near)], "other": [block(B)]}, {})
+    (alone,) = decide_claims([replace(CLAIM, plan=plan)], {"one": [block(near)], "other": [block(B)]}, {})
+    (once,) = decide_claims([CLAIM], {"one": [block(near)], "other": [block(B)]}, {})
     gap = [a - b for a, b in zip(near, B, strict=True)]
     for found, alpha, least in ((alone, 0.05 * (1 - 0.5**3), 10), (once, 0.05, 0)):
         needed = seeds_needed(np.mean(gap), np.std(gap, ddof=1), alpha, least_spread=0.5)
@@ -141,8 +141,8 @@ def test_more_that_is_needed_is_by_what_the_plan_leaves_for_the_last_analysis() 
 def test_a_claim_without_runs_counts_in_its_family() -> None:
     records = {"one": [block(A)], "other": [block(B)]}
     waiting = replace(CLAIM, name="waiting", a=Side("third", "ticket", 1))
-    found = decide([CLAIM, waiting], records, {})
-    alone = decide([CLAIM], records, {})[0].to_record(0.0)
+    found = decide_claims([CLAIM, waiting], records, {})
+    alone = decide_claims([CLAIM], records, {})[0].to_record(0.0)
     assert found[0].to_record(0.0).p_confirmed == pytest.approx(2 * alone.p_confirmed)
     assert (found[1].found, found[1].n) == ("undecided", 0)
 
@@ -154,7 +154,7 @@ def test_what_most_undecided_claims_need_comes_first() -> None:
     plan = InterimAnalyses((3, 5))
     claim = replace(CLAIM, plan=plan)
     third = replace(claim, name="third", b=Side("third", "ticket", 1), family="third")
-    found = decide([claim, third], {}, {})
+    found = decide_claims([claim, third], {}, {})
     assert list(next_blocks(found, {})) == [Block("one", 0, 0, 3), Block("other", 0, 0, 3), Block("third", 0, 0, 3)]
     assert next_blocks(found, {})[Block("one", 0, 0, 3)] == ("better", "third")
     later = next_blocks(found, {"one": 1, "other": 1})
@@ -187,8 +187,8 @@ def test_what_decides_most_claims_an_hour_comes_first() -> None:
 def test_what_is_decided_or_at_the_limit_needs_nothing() -> None:
     records = {"one": [block(A)], "other": [block(B)]}
     done = {"one": 1, "other": 1}
-    assert next_blocks(decide([CLAIM], records, {}), done) == {}
-    undecided = decide([replace(CLAIM, above=4.0)], records, {})
+    assert next_blocks(decide_claims([CLAIM], records, {}), done) == {}
+    undecided = decide_claims([replace(CLAIM, above=4.0)], records, {})
     assert undecided[0].found == "undecided"
     assert next_blocks(undecided, done) == {}
     assert undecided[0].to_record(0.0).more is None or undecided[0].to_record(0.0).more > 0
@@ -232,36 +232,36 @@ STABLE = replace(CLAIM, metric="barrier", higher_is_better=False, b=Side("", "nu
 )
 def test_a_barrier_against_a_number(heights: list[float], found: str) -> None:
     stable = {"one": [analysis(heights[:3], [1, 1, 1]), analysis(heights[3:], [1, 1])]}
-    judged = decide([STABLE], {}, {}, stable)[0]
+    judged = decide_claims([STABLE], {}, {}, stable)[0]
     assert judged.found == found
     told = judged.to_record(0.0)
     assert told.difference == pytest.approx(2 - sum(heights) / 5)
     assert told.b.values == (2.0,) * 5
     other_way = replace(STABLE, a=STABLE.b, b=STABLE.a)
     opposite = {"confirmed": "refuted", "refuted": "confirmed", "undecided": "undecided"}
-    assert decide([other_way], {}, {}, stable)[0].found == opposite[found]
+    assert decide_claims([other_way], {}, {}, stable)[0].found == opposite[found]
 
 
 def test_a_barrier_is_that_of_the_test_split_in_whatever_order_splits_are_told() -> None:
     test, train = analysis([0.1, 0.3, 0.2, 0.0, 0.1], [1] * 5), Curve("train", 0, 9.0, (0.0, 0.5, 1.0), (0.0, 9.0, 0.0))
     for first in (True, False):
         rows = [part(row, barriers=(train, *row.barriers) if first else (*row.barriers, train)) for row in test.rows]
-        judged = decide([STABLE], {}, {}, {"one": [part(test, rows=tuple(rows))]})[0]
+        judged = decide_claims([STABLE], {}, {}, {"one": [part(test, rows=tuple(rows))]})[0]
         assert judged.found == "confirmed"
         assert judged.a == (0.1, 0.3, 0.2, 0.0, 0.1)
     bare = Curve("test", 0, 9.0, (0.0, 0.5, 1.0), (0.0, 9.0, 0.0))  # recomputed statistics go first, as on pages
     both = [part(row, barriers=(bare, part(row.barriers[0], recalibrated=20))) for row in test.rows]
-    assert decide([STABLE], {}, {}, {"one": [part(test, rows=tuple(both))]})[0].a == (0.1, 0.3, 0.2, 0.0, 0.1)
+    assert decide_claims([STABLE], {}, {}, {"one": [part(test, rows=tuple(both))]})[0].a == (0.1, 0.3, 0.2, 0.0, 0.1)
     alone = [part(row, barriers=(train,)) for row in test.rows]
-    assert decide([STABLE], {}, {}, {"one": [part(test, rows=tuple(alone))]})[0].a == (9.0,) * 5
+    assert decide_claims([STABLE], {}, {}, {"one": [part(test, rows=tuple(alone))]})[0].a == (9.0,) * 5
 
 
 def test_distances_are_better_the_lower() -> None:
     stable = {"one": [analysis([0] * 5, [3, 4, 3, 4, 3])], "other": [analysis([0] * 5, [9, 8, 9, 9, 8])]}
     order = replace(CLAIM, metric="order-distance", higher_is_better=False)
-    assert decide([order], {}, {}, stable)[0].to_record(0.0).difference == pytest.approx(8.6 - 3.4)
+    assert decide_claims([order], {}, {}, stable)[0].to_record(0.0).difference == pytest.approx(8.6 - 3.4)
     pruning = replace(order, metric="pruning-distance")
-    judged = decide([pruning], {}, {}, stable)[0]
+    judged = decide_claims([pruning], {}, {}, stable)[0]
     assert judged.to_record(0.0).difference == pytest.approx(86 - 34)
     assert judged.found == "confirmed"
 
@@ -271,7 +271,7 @@ def test_distances_have_no_smallest_step() -> None:
     near, far = [1.0, 1.01, 0.99, 1.0, 1.01], [1.1, 1.12, 1.08, 1.11, 1.1]
     stable = {"one": [analysis([0] * 5, near)], "other": [analysis([0] * 5, far)]}
     close = replace(CLAIM, metric="order-distance", higher_is_better=False, margin=0.01)
-    judged = decide([close], {}, {"one": 100 / 360, "other": 100 / 360}, stable)[0]
+    judged = decide_claims([close], {}, {"one": 100 / 360, "other": 100 / 360}, stable)[0]
     assert judged.found == "confirmed"
 
 
@@ -281,10 +281,13 @@ def test_densities_and_memory_are_better_the_lower_and_what_was_not_measured_dec
     points = tuple(part(denser, replicate=one.replicate) if one.role == "ticket" else one for one in block(B).points)
     records["other"] = [part(block(B), points=points)]
     density = replace(CLAIM, metric="density", higher_is_better=False, margin=0.01)
-    assert decide([density], records, {})[0].to_record(0.0).difference == pytest.approx(0.2)
-    assert decide([density], records, {})[0].found == "confirmed"
+    assert decide_claims([density], records, {})[0].to_record(0.0).difference == pytest.approx(0.2)
+    assert decide_claims([density], records, {})[0].found == "confirmed"
     memory = replace(CLAIM, metric="memory", higher_is_better=False)  # these records do not tell it
-    assert (decide([memory], records, {})[0].n, decide([memory], records, {})[0].found) == (0, "undecided")
+    assert (decide_claims([memory], records, {})[0].n, decide_claims([memory], records, {})[0].found) == (
+        0,
+        "undecided",
+    )
 
 
 def costing(name: str, values: list[float], **costs: float) -> RunRecord:
@@ -300,9 +303,9 @@ def test_costs_that_are_counted_decide_where_every_replicate_needs_the_same(metr
     few, many = ({"flops": scale * 1e9, "memory": scale * 1000} for scale in (1, 2))
     records = {"one": [costing("one", A, **few)], "other": [costing("other", B, **many)]}
     claim = replace(CLAIM, metric=metric, unit=unit, higher_is_better=False)
-    found = decide([claim], records, {})[0]
+    found = decide_claims([claim], records, {})[0]
     assert found.found == ("undecided" if metric == "steps" else "confirmed")
-    assert decide([replace(claim, a=claim.b, b=claim.a)], records, {})[0].found == (
+    assert decide_claims([replace(claim, a=claim.b, b=claim.a)], records, {})[0].found == (
         "undecided" if metric == "steps" else "refuted"
     )
 
@@ -314,9 +317,11 @@ def test_replicates_are_asked_for_no_more_where_one_before_was_not_measured() ->
     records = {"one": [few], "other": [many]}
     done = {"one": 1, "other": 1}
     claim = replace(CLAIM, metric="flops", unit="FLOPs", higher_is_better=False, margin=1.0, plan=plan)
-    before = decide([claim], records, {})
+    before = decide_claims([claim], records, {})
     assert list(next_blocks(before, done)) == [Block("one", 1, 3, 5), Block("other", 1, 3, 5)]
-    after = decide([claim], {"one": [few, block(A[3:])], "other": [many, costing("other", B[3:], flops=2e9)]}, {})
+    after = decide_claims(
+        [claim], {"one": [few, block(A[3:])], "other": [many, costing("other", B[3:], flops=2e9)]}, {}
+    )
     told = after[0].to_record(0.0)
     assert (told.found, told.n, told.unknown) == (
         "undecided",
@@ -324,13 +329,15 @@ def test_replicates_are_asked_for_no_more_where_one_before_was_not_measured() ->
         "no flops is known of the ticket of one in replicate 4",
     )
     assert next_blocks(after, {"one": 2, "other": 2}) == next_blocks(after, done) == {}
-    decided = decide([replace(claim, above=-1e6)], {"one": [few, block(A[3:])], "other": [many, block(B[3:])]}, {})
+    decided = decide_claims(
+        [replace(claim, above=-1e6)], {"one": [few, block(A[3:])], "other": [many, block(B[3:])]}, {}
+    )
     assert (decided[0].found, decided[0].to_record(0.0).unknown) == ("confirmed", "")
 
 
 def test_a_network_that_a_record_lacks_is_told() -> None:
     with pytest.raises(UsageError, match=r"better: .* has no shuffled of level 1 for replicate 0"):
-        decide([replace(CLAIM, b=Side("other", "shuffled", 1))], {"one": [block(A)], "other": [block(B)]}, {})
+        decide_claims([replace(CLAIM, b=Side("other", "shuffled", 1))], {"one": [block(A)], "other": [block(B)]}, {})
 
 
 def test_a_replication_keeps_the_family_size_of_the_claim_that_it_repeats() -> None:
@@ -340,9 +347,9 @@ def test_a_replication_keeps_the_family_size_of_the_claim_that_it_repeats() -> N
     third = replace(CLAIM, name="third", family="third", again="again", plan=ONE_LOOK)
     fresh = replace(CLAIM, name="fresh", family="second", plan=ONE_LOOK)
     every = [*claims, again, third, fresh]
-    assert family_sizes(every) == [7] * 7 + [7, 7, 2]
+    assert family_size_by_claim(every) == [7] * 7 + [7, 7, 2]
     records = {"one": [block(A)], "other": [block(B)]}
-    found = {one.claim.name: one.verdict for one in decide(every, records, {"one": 0.01, "other": 0.01})}
+    found = {one.claim.name: one.verdict for one in decide_claims(every, records, {"one": 0.01, "other": 0.01})}
     alone = compare(A, B, margin=0.5, resolution=0.01, least_spread=0.5).p_superior
     assert 7 * alone < 1
     for name, size in (("first 0", 7), ("again", 7), ("third", 7), ("fresh", 2)):

@@ -20,11 +20,11 @@ from ticketry.experiments.reproduce.blocks import (
     Pace,
     TimeEstimator,
     Work,
-    blocks_of,
     dense_segment,
     finished_blocks,
     measure_pace,
     planned_work,
+    split_run_into_blocks,
 )
 from ticketry.experiments.reproduce.campaign_file import Campaign, read_campaign
 from ticketry.lab.store.files import write_sealed
@@ -264,7 +264,7 @@ def test_a_record_that_is_not_the_campaigns_is_told(
     """Of a stranger's bundle, with a digest that is right."""
     run = next(iter(campaign.runs))
     paths = Paths(tmp_path / "store")
-    block = blocks_of(run, campaign.plans[run])[0]
+    block = split_run_into_blocks(run, campaign.plans[run])[0]
     file = paths.run(block.request(campaign).name) / "run.json"
     record: dict[str, Any] = search_record(levels=1, replicates=block.last)
     record["replicates"] = block.last

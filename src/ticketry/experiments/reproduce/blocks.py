@@ -55,7 +55,7 @@ class Block:
         return replace(one, replicates=self.last - self.first, seeds=seeds, arithmetic=chosen)
 
 
-def blocks_of(run: str, plan: InterimAnalyses) -> list[Block]:
+def split_run_into_blocks(run: str, plan: InterimAnalyses) -> list[Block]:
     """Return all blocks (replicates trained together) of a run, up to the largest number of replicates in `plan`."""
     ends = (0, *plan.at)
     return [Block(run, index, ends[index], ends[index + 1]) for index in range(len(plan.at))]
@@ -63,7 +63,7 @@ def blocks_of(run: str, plan: InterimAnalyses) -> list[Block]:
 
 def finished_blocks(campaign: Campaign, run: str, paths: Paths) -> Iterator[tuple[Block, RunRecord]]:
     """Yield each finished block of a run with its record; stop before the first block that the store lacks."""
-    for block in blocks_of(run, campaign.plans[run]):
+    for block in split_run_into_blocks(run, campaign.plans[run]):
         file = paths.run(block.request(campaign).with_stored_name(paths).name) / "run.json"
         found = read_earlier_record(file, RunRecord)
         if found is None or found.ended or found.environment.get("precision") != campaign.precisions[run]:
@@ -100,7 +100,7 @@ def next_blocks(decisions: Sequence[Decision], done: Mapping[str, int]) -> dict[
         behind = min(done.get(run, 0) for run in runs)
         for run in runs:
             if done.get(run, 0) == behind < len(plan.at):
-                waiting.setdefault(blocks_of(run, plan)[behind], []).append(one.claim.name)
+                waiting.setdefault(split_run_into_blocks(run, plan)[behind], []).append(one.claim.name)
     ranked = sorted(waiting, key=lambda block: (-len(waiting[block]), block.index, block.run))
     return {block: tuple(waiting[block]) for block in ranked}
 
@@ -160,7 +160,7 @@ class FinishedBlocks:
         """Add the blocks that other processes have finished meanwhile; return the names of runs with new blocks."""
         grown = []
         for name, count in self.counts.items():
-            blocks = blocks_of(name, self._campaign.plans[name])
+            blocks = split_run_into_blocks(name, self._campaign.plans[name])
             if count == len(blocks):
                 continue
             request = blocks[count].request(self._campaign).with_stored_name(self._paths)

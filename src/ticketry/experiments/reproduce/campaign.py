@@ -21,14 +21,14 @@ from ticketry.experiments.reproduce.blocks import (
     TimeEstimator,
     Work,
     block_provenance,
-    blocks_of,
     dense_segment,
     next_blocks,
     order_by_decisions,
+    split_run_into_blocks,
     updated_file_versions,
 )
 from ticketry.experiments.reproduce.campaign_file import COSTS, DENSITY, STABILITY, Campaign, Hypothesis
-from ticketry.experiments.reproduce.claims import Decision, decide, method_table
+from ticketry.experiments.reproduce.claims import Decision, decide_claims, method_table
 from ticketry.experiments.search import execute
 from ticketry.experiments.stability import execute_stability
 from ticketry.lab.lab import Lab
@@ -270,7 +270,11 @@ class _CampaignState:
                 for (block, claims), seconds in zip(waiting.items(), self._estimate_seconds(list(waiting)), strict=True)
             )
             runs = {run for one in open_ones if one.needs_replicates for run in one.claim.runs}
-            rest = [one for run in runs for one in blocks_of(run, self._campaign.plans[run])[self._done.counts[run] :]]
+            rest = [
+                one
+                for run in runs
+                for one in split_run_into_blocks(run, self._campaign.plans[run])[self._done.counts[run] :]
+            ]
             most = sum(self._estimate_seconds(rest))
             if self._failed != known:
                 continue
@@ -321,7 +325,7 @@ class _CampaignState:
             if done and name not in self._resolution:  # sizes need the data, which other runs may not need yet
                 task = self._campaign.runs[name].task
                 self._resolution[name] = metric_resolution(task.metric.unit, self._lab.sizes(task)["test"])
-        self._decided = decide(self._campaign.claims, self._done.runs, self._resolution, self._done.stable)
+        self._decided = decide_claims(self._campaign.claims, self._done.runs, self._resolution, self._done.stable)
         return self._decided
 
     def _train_block(self, block: Block, claims: tuple[str, ...]) -> None:

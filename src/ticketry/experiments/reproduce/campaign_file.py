@@ -108,11 +108,11 @@ class _CampaignReader:
     def __init__(self, path: Path, file: FileTable, scale: Scale, trust: bool) -> None:
         self.path, self.file, self._trust = path, file, trust
         if scale not in file.scales:
-            raise self._error_at("scales", f"there is no {scale}: it has {', '.join(file.scales) or 'none'}")
+            raise self._error_with_place("scales", f"there is no {scale}: it has {', '.join(file.scales) or 'none'}")
         self._scale_name, self._scale = scale, file.scales[scale]
         self.base = self._scale.base
         if not self._scale.runs:
-            raise self._error_at(f"scales.{scale}.runs", "it has no runs")
+            raise self._error_with_place(f"scales.{scale}.runs", "it has no runs")
         self.runs = {name: self._read_run(name, run) for name, run in self._scale.runs.items()}
         self.stability = {
             name: found
@@ -142,8 +142,8 @@ class _CampaignReader:
         controls, beside = run.controls or base.controls, run.control_densities or base.control_densities
         masks = {**base.stability, **run.stability}.get("masks", [])  # controls too, whose names stand for code
         if not method:
-            raise self._error_at(place, "method is missing")
-        with self._errors_at(place):
+            raise self._error_with_place(place, "method is missing")
+        with self._add_place_to_errors(place):
             if not self._trust:
                 code = [*controls, *(masks if isinstance(masks, list) else [masks])]
                 named = {"method": method, "task": task, "model": model, "options": options, "settings": settings}
@@ -172,7 +172,7 @@ class _CampaignReader:
         if not asked:
             return None
         place, words = f"{place}.stability", dict[str, Any](vars(self.runs[name].settings))
-        with self._errors_at(place):
+        with self._add_place_to_errors(place):
             if "rewinds" in asked:
                 raise UsageError("the rewind step is the run's own: leave rewinds away")
             if "rewind" not in words or words.get("retrain", "") not in ("", "continue") or words.get("equal_cost"):
@@ -193,13 +193,13 @@ class _CampaignReader:
             return self.base
         if run.base not in self._scale.bases:
             known = ", ".join(self._scale.bases) or "none"
-            raise self._error_at(
+            raise self._error_with_place(
                 place, f"base {run.base!r} is none of scales.{self._scale_name}.bases, which are {known}"
             )
         return self._scale.bases[run.base]
 
     def _read_interim_plan(self, place: str, at: tuple[int, ...]) -> InterimAnalyses:
-        with self._errors_at(place):
+        with self._add_place_to_errors(place):
             return InterimAnalyses(at)
 
     # -- claims ------------------------------------------------------------------------------------------------------
@@ -211,7 +211,7 @@ class _CampaignReader:
             replace(one, again=self._find_original_claim(name, one, named)) if one.again else one for name, one in named
         ]
         for (name, _), one in zip(named, made, strict=True):
-            with self._errors_at(f"claims.{name}"):
+            with self._add_place_to_errors(f"claims.{name}"):
                 check_replication(one, made, self.replicates)
         return tuple(made)
 
@@ -219,19 +219,19 @@ class _CampaignReader:
         """Yield pairs of the name of a claim's table in the file and the claim, for each density of the claim."""
         wanted = {name: claim for name, claim in self.file.claims.items() if self._scale_name in claim.scales}
         if not wanted:
-            raise self._error_at("claims", f"none is made at the scale {self._scale_name}")
+            raise self._error_with_place("claims", f"none is made at the scale {self._scale_name}")
         seen = set[str]()
         for name, claim in wanted.items():
             place = f"claims.{name}"
             asked = claim.density if isinstance(claim.density, tuple) else (claim.density,)
             for density in asked:
-                with self._errors_at(place):
+                with self._add_place_to_errors(place):
                     found = self._resolve_density(density)
                 told = name if len(asked) == 1 else f"{name} at {100 * (found or 1):g} %"
                 if told in seen:
-                    raise self._error_at(place, f"there are two claims called {told!r}")
+                    raise self._error_with_place(place, f"there are two claims called {told!r}")
                 seen.add(told)
-                with self._errors_at(place):
+                with self._add_place_to_errors(place):
                     made = self._read_claim(told, claim, found)
                 yield name, made
 
@@ -242,9 +242,9 @@ class _CampaignReader:
         found = [one for one in named if one.density == claim.density] or (named if len(named) == 1 else [])
         if len(found) != 1:
             known = ", ".join(one.name for one in named) or "there is none of that name"
-            raise self._error_at(place, f"again names no one claim at its density: {claim.again!r} ({known})")
+            raise self._error_with_place(place, f"again names no one claim at its density: {claim.again!r} ({known})")
         if shared := set(found[0].runs) & set(claim.runs):
-            raise self._error_at(place, f"it asks {found[0].name!r} again, of the same run {sorted(shared)[0]}")
+            raise self._error_with_place(place, f"it asks {found[0].name!r} again, of the same run {sorted(shared)[0]}")
         return found[0].name
 
     def _resolve_density(self, density: float | str | None) -> float | None:
@@ -313,7 +313,7 @@ class _CampaignReader:
         if side.run not in self.runs:
             raise UsageError(f"there is no run {side.run!r}: there are {', '.join(self.runs)}")
         request, planned, of = self.runs[side.run], self.runs[side.run].planned_densities, f"the run {side.run}"
-        self._check_side_role(side, density, metric)
+        self._check_side_is_measured(side, density, metric)
         if side.role == DENSE:
             return Side(side.run, DENSE, 0)
         if side.level is not None:
@@ -336,7 +336,7 @@ class _CampaignReader:
             raise UsageError(f"{of} has {side.role} beside tickets of density {told} alone")
         return Side(side.run, side.role, level)
 
-    def _check_side_role(self, side: SideTable, density: float | None, metric: str) -> None:
+    def _check_side_is_measured(self, side: SideTable, density: float | None, metric: str) -> None:
         """Raise `UsageError` if the run of `side` does not train networks of its role, or does not measure `metric`."""
         if metric not in STABILITY:
             roles = (TICKET, DENSE, *self.runs[side.run].controls)
@@ -359,18 +359,18 @@ class _CampaignReader:
 
     # -- errors ------------------------------------------------------------------------------------------------------
 
-    def _error_at(self, place: str, why: str) -> UsageError:
+    def _error_with_place(self, place: str, why: str) -> UsageError:
         return UsageError(f"the campaign {self.path}: {place}: {why}")
 
     @contextmanager
-    def _errors_at(self, place: str) -> Iterator[None]:
-        """Name the `place` in the file in errors of a `with` block; errors about trust name it already."""
+    def _add_place_to_errors(self, place: str) -> Iterator[None]:
+        """Prefix errors in a `with` block with their `place` in the file; errors about trust already name it."""
         try:
             yield
         except TrustError:
             raise
         except TicketryError as error:
-            raise self._error_at(place, str(error)) from None
+            raise self._error_with_place(place, str(error)) from None
 
 
 Scale = Literal["demo", "cpu", "paper"]

@@ -175,7 +175,7 @@ def retrain_network(lab: Lab, task: Task, row: RecordedNetwork, sources: StoredT
     """Train a row's network again in the lab's empty store; first train the networks that its start weights need."""
     trajectory, _, step = row.key.partition("@")
     recorded = sources.read_record(trajectory, int(step))
-    result = _retrain(lab, task, trajectory, int(step), sources, measure=True)
+    result = _retrain_with_inputs(lab, task, trajectory, int(step), sources, measure=True)
     value = result.metrics["test"][task.metric.name]
     same_kernels = recorded["segment"]["arithmetic"].get("kernels", DENSE_KERNELS) == result.segment.arithmetic.kernels
     here = describe_machine()
@@ -260,7 +260,9 @@ def _output_digests(record: dict[str, Any]) -> dict[str, str]:
     return {name: digest for name, digest in found.items() if digest}
 
 
-def _retrain(lab: Lab, task: Task, trajectory: str, step: int, sources: StoredTrainings, *, measure: bool) -> Result:
+def _retrain_with_inputs(
+    lab: Lab, task: Task, trajectory: str, step: int, sources: StoredTrainings, *, measure: bool
+) -> Result:
     described = sources.read_segment(trajectory, step)
     blobs: Iterable[str] = described.pop("blobs", ())
     segment = Segment.from_description({**described, "last": step}, task)
@@ -270,7 +272,7 @@ def _retrain(lab: Lab, task: Task, trajectory: str, step: int, sources: StoredTr
     again: dict[str, str] = {}
     for digest in dict.fromkeys([*blobs, *segment.blobs()]):
         if made_by := sources.find_producer(digest, task):
-            made = _retrain(lab, task, *made_by, sources, measure=False)
+            made = _retrain_with_inputs(lab, task, *made_by, sources, measure=False)
             what = next(name for name, one in _output_digests(sources.read_record(*made_by)).items() if one == digest)
             again[digest] = _output_digests(made.record)[what]
         elif sources.store.has(digest):

@@ -103,7 +103,7 @@ def _build_side_record(claim: Hypothesis, side: Side, values: tuple[float, ...])
 _SHARED_FIELDS = [one.name for one in dataclasses.fields(Hypothesis) if one.name not in ("a", "b", "plan")]
 
 
-def decide(
+def decide_claims(
     claims: Sequence[Hypothesis],
     records: Mapping[str, Sequence[RunRecord]],
     resolution: Mapping[str, float | None],
@@ -117,7 +117,7 @@ def decide(
         resolution: smallest possible difference of each run's metric; None for a continuous metric.
     """
     made = [_decide_claim(claim, records, resolution, stable or {}) for claim in claims]
-    sizes = family_sizes(claims)
+    sizes = family_size_by_claim(claims)
     for family in dict.fromkeys(claim.family for claim in claims):
         members = [index for index, one in enumerate(made) if one.claim.family == family]
         # Claims without replicates count with p-values of 1.
@@ -133,7 +133,7 @@ def decide(
     return made
 
 
-def family_sizes(claims: Sequence[Hypothesis]) -> list[int]:
+def family_size_by_claim(claims: Sequence[Hypothesis]) -> list[int]:
     """Return, for each claim, the number of hypotheses in its multiple-testing correction.
 
     This is the size of the claim's family. For a replication, it is at least the family size of the claim that it

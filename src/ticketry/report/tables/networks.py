@@ -179,7 +179,7 @@ def schedule_differences(match: DensityMatch, labels: Sequence[str], runs: Seque
     values: list[tuple[str, Sequence[Any]]] = [(key, [recipe[key] for recipe in recipes]) for key in keys]
     values.append(("steps of the schedule", [run.steps.total for run in members]))
     values.append(("training steps in the weights", [_max_training_steps(group) for _, group in match.members]))
-    return _describe_differences(match, labels, values)
+    return _format_setting_differences(match, labels, values)
 
 
 def condition_differences(match: DensityMatch, labels: Sequence[str], runs: Sequence[Results]) -> list[str]:
@@ -188,10 +188,10 @@ def condition_differences(match: DensityMatch, labels: Sequence[str], runs: Sequ
     values = [
         (key.replace("_", " "), [one.get(key, _DEFAULTS.get(key)) for one in environments]) for key in _MEASURED_BY
     ]
-    return _describe_differences(match, labels, values)
+    return _format_setting_differences(match, labels, values)
 
 
-def _describe_differences(
+def _format_setting_differences(
     match: DensityMatch, labels: Sequence[str], values: Sequence[tuple[str, Sequence[Any]]]
 ) -> list[str]:
     texts = []
