@@ -48,7 +48,7 @@ def is_found(store: Path) -> bool:
     """Return whether `store check` finds damage; calls the library, because starting the command takes longer."""
     try:
         opened = Store(store)
-        return not check(opened, more=list(find_damaged_files(opened))).sound
+        return not check(opened, more=list(find_damaged_files(opened))).is_undamaged
     except TicketryError:
         return True
 

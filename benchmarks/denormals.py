@@ -36,7 +36,7 @@ def _trained(length: str, rounds: int) -> tuple[float, list[dict[str, torch.Tens
     task = tk.task("fashion-mnist", model="lenet-300-100")
     recipe = task.recipe.changed(length=length, batch=60)
     with tempfile.TemporaryDirectory() as folder, tk.Lab(folder) as lab:
-        lab.train(lab.segment(task, start=0, recipe=recipe).until(5))  # reads the data
+        lab.train(lab.segment(task, start=0, recipe=recipe).shortened_to(5))  # reads the data
         begun = time.process_time()
         if rounds:
             settings = tk.search.continuous.Settings(rounds=rounds, init=(-0.02,), rewind="0")

@@ -317,7 +317,7 @@ def train_here(rank: int, parallel: str, width: int, depth: int, folder: Path) -
     if not parallel:
         watch.look()
     peaks = sorted((peak, peak - watch.bare[process]) for process, peak in watch.found.items())
-    record = store.result(segment.trajectory, segment.last)
+    record = store.load_result(segment.trajectory, segment.last)
     assert record is not None
     torch.save({"peaks": peaks, "loss": record["loss"][-1][1]}, folder / f"train-{parallel}.pt")
 

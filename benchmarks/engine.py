@@ -38,8 +38,8 @@ from ticketry.core.mask import Mask
 from ticketry.core.synthetic_masks import Pattern
 from ticketry.experiments.bench import time_densities
 from ticketry.records.schema import as_json
-from ticketry_engine.bench.compare import compare, saved_against
-from ticketry_engine.bench.dense_engines import Call, Contender, ShrunkModel, Sparse, names, rivals
+from ticketry_engine.bench.compare import compare, time_saved_against
+from ticketry_engine.bench.dense_engines import Call, Contender, ShrunkModel, Sparse, engine_names, rivals
 from ticketry_engine.bench.timing import Case, Timing
 from ticketry_engine.results import EngineTime, Timed
 
@@ -251,7 +251,7 @@ def _saved_row(
     if row.seconds is None:
         _say(f"{setting.name}: {name} was not timed")
         return None
-    saved = saved_against(row, base, timing)
+    saved = time_saved_against(row, base, timing)
     return Row(
         f"{setting.name}, time saved: {name}{' kept' if mask else ''}",
         100 * saved.saved,
@@ -294,7 +294,7 @@ def _weight_row(setting: Setting, contenders: Sequence[Contender], name: str, ma
 def _dense_ratio_row(setting: Setting, found: Timed, timing: Timing) -> Row:
     base = found.fastest
     assert base is not None
-    saved = saved_against(next(row for row in found.times if row.engine == "no mask"), base, timing)
+    saved = time_saved_against(next(row for row in found.times if row.engine == "no mask"), base, timing)
     return Row(
         f"{setting.name}, time without a mask / fastest dense",
         1 - saved.saved,
@@ -419,7 +419,7 @@ def options() -> argparse.ArgumentParser:
     made.add_argument("--rounds", type=int, default=ROUNDS)
     made.add_argument("--cold", action="store_true", help="empty the caches before every call")
     made.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu where others use the machine too")
-    made.add_argument("--against", nargs="+", choices=names(), help="dense engines; all by default")
+    made.add_argument("--against", nargs="+", choices=engine_names(), help="dense engines; all by default")
     made.add_argument("--tune", action="store_true", help="time several plans of each, and keep the fastest")
     made.add_argument("--patterns", nargs="+", default=[], metavar="PATTERN", help="masks, instead of the table's")
     made.add_argument("--order", choices=("any", "next"), default="", help="rows of groups: anywhere, or neighbours")

@@ -308,7 +308,7 @@ def calibrate(dtype: torch.dtype, rounds: int) -> list[dict[str, Any]]:
     """Measured constants of `ticketry_engine.gpu.plan.Rates`, each from a layer that it decides."""
     from ticketry_engine.gpu import program as ops
     from ticketry_engine.gpu.plan import RATES, TILES
-    from ticketry_engine.gpu.tables import pack
+    from ticketry_engine.gpu.tables import pack_group_tables
 
     size, bytes_ = 256, torch.empty(0, dtype=dtype).element_size()
     x = torch.randn(128, size, 28, 28, device="cuda", dtype=dtype)
@@ -331,9 +331,9 @@ def calibrate(dtype: torch.dtype, rounds: int) -> list[dict[str, Any]]:
             columns = torch.randperm(9 * size)[: round(0.25 * 9 * size / 64) * 64]
             flat[begin : begin + tile, columns] = 1
         kept[tile] = int(flat.count_nonzero())
-        held = pack(flat.view_as(weight), tile=tile, dtype=dtype, padding=(1, 1)).to("cuda")
+        held = pack_group_tables(flat.view_as(weight), tile=tile, dtype=dtype, padding=(1, 1)).to("cuda")
         calls[f"group {tile}"] = group_call(inner, held, size)
-    few = pack(torch.ones(16, 4096 * 4, dtype=dtype), tile=16, dtype=dtype).to("cuda")
+    few = pack_group_tables(torch.ones(16, 4096 * 4, dtype=dtype), tile=16, dtype=dtype).to("cuda")
     column = ops.turn(torch.randn(64, 4096 * 4, device="cuda", dtype=dtype), True)
     calls["step"] = lambda: ops.group_linear(
         column, few.weight, None, None, few.tiles, few.rows, few.places, 16, "", 0.0

@@ -19,7 +19,7 @@ from ticketry.core.mask import Mask
 from ticketry.core.structure import channels
 from ticketry.core.synthetic_masks import synthetic
 from ticketry.tasks import models
-from ticketry_engine.example_inputs import at_batch
+from ticketry_engine.example_inputs import resize_batch
 
 SEED = 0
 
@@ -137,7 +137,7 @@ class Subject:
         self.dense = self.calibrated(self.network.make())
 
     def examples(self, batch: int) -> tuple[Any, ...]:
-        return at_batch(torch.randn(2, *self.network.shape, generator=torch.Generator().manual_seed(SEED)), batch)
+        return resize_batch(torch.randn(2, *self.network.shape, generator=torch.Generator().manual_seed(SEED)), batch)
 
     def masked(self, mask: Mask) -> nn.Module:
         return self.calibrated(mask.apply_(copy.deepcopy(self.dense)))

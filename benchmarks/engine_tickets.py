@@ -23,8 +23,8 @@ import ticketry as tk
 from engine import compile_case
 from ticketry.core.mask import Mask
 from ticketry.lab.costs.meters import forward_flops, removed_shares
-from ticketry_engine.bench.compare import compare, saved_against
-from ticketry_engine.bench.dense_engines import Contender, Sparse, names, rivals
+from ticketry_engine.bench.compare import compare, time_saved_against
+from ticketry_engine.bench.dense_engines import Contender, Sparse, engine_names, rivals
 from ticketry_engine.bench.timing import Case, Timing
 
 NETWORKS = ("resnet-20", "resnet-18", "vgg-16", "conv-4", "resnet-32")
@@ -68,8 +68,8 @@ def rows_of(
     rows = []
     for told, mask in masks.items():
         row = next(row for row in found.times if row.engine == told)
-        share, saved = parse_share(model, mask, x[:2]), saved_against(row, base, timing)
-        within = 1 - saved_against(row, own, timing).saved
+        share, saved = parse_share(model, mask, x[:2]), time_saved_against(row, base, timing)
+        within = 1 - time_saved_against(row, own, timing).saved
         kept = sorted(float(flags.float().mean()) for flags in mask.values())
         rows.append(
             Row(
@@ -84,7 +84,7 @@ def rows_of(
                 details={"share": share, "own": within, "kept": kept, "cpu": row.cpu, "wall": row.wall},
             )
         )
-    medians = [1 - saved_against(own, base, timing).saved]
+    medians = [1 - time_saved_against(own, base, timing).saved]
     rows.append(Row(f"{name}, batch {batch}, no mask / {base.engine}", statistics.median(medians), target=1.0))
     return rows
 
@@ -107,5 +107,5 @@ if __name__ == "__main__":
     made.add_argument("--rounds", type=int, default=9)
     made.add_argument("--clock", choices=("wall", "cpu"), default="cpu")
     made.add_argument("--target", choices=("host", "avx2", "generic"), default="host", help="of the kernels")
-    made.add_argument("--against", nargs="+", choices=names(), help="dense engines; all by default")
+    made.add_argument("--against", nargs="+", choices=engine_names(), help="dense engines; all by default")
     main("engine_tickets", measure, made)

@@ -45,7 +45,7 @@ from ticketry.errors import TicketryError
 from ticketry.evidence.rivals import build_task
 from ticketry.experiments.stores import find_damaged_files
 from ticketry.lab.store.bundle import MAGIC
-from ticketry.lab.store.files import read_sealed, sealed_bytes
+from ticketry.lab.store.files import bytes_with_digest, read_with_digest
 from ticketry.lab.store.maintenance import check, collect_garbage
 from ticketry.lab.store.store import Store
 from ticketry.records.campaign import read_campaign_record
@@ -54,7 +54,7 @@ from ticketry.report import read_evidence_about_runs, summary_lines, verdict_lin
 from ticketry.report.campaigns import markdown
 from ticketry.report.exporting import _csv_files
 from ticketry.report.subject import read_report_subject
-from ticketry.tasks.recipe import recipe_from
+from ticketry.tasks.recipe import recipe_from_dict
 
 SECONDS = 10
 MEMORY = 8 << 30
@@ -91,7 +91,7 @@ def ticket(store: Path, draw: random.Random) -> Callable[[], object]:
         found.describe()
         found._repr_html_()
         told = read_ticket_info(RetrainingInfo, found.info, str(folder))
-        recipe_from(told.recipe)
+        recipe_from_dict(told.recipe)
         build_task(found)
 
     return read
@@ -104,7 +104,7 @@ def record(store: Path, draw: random.Random) -> Callable[[], object]:
 
     def read() -> None:
         if path.parent.name == "campaigns":
-            markdown(read_campaign_record(read_sealed(path) or {}, str(path)))
+            markdown(read_campaign_record(read_with_digest(path) or {}, str(path)))
         run = read_record(next(store.glob("runs/*/run.json")))
         subject = read_report_subject(run, read_evidence_about_runs(store, [RUN]))
         list(_csv_files(subject))
@@ -166,7 +166,7 @@ def changed_bundle(data: bytes, draw: random.Random) -> bytes:
         values = json.loads(zlib.decompress(bodies[chosen]))
         values.pop("sha256", None)
         made_of = changed(values, draw)
-        record = sealed_bytes(made_of) if isinstance(made_of, dict) else json.dumps(made_of).encode()
+        record = bytes_with_digest(made_of) if isinstance(made_of, dict) else json.dumps(made_of).encode()
         bodies[chosen] = zlib.compress(record, 9)
         digest = hashlib.sha256(record).hexdigest()
         told["parts"][chosen].update(size=len(record), packed=len(bodies[chosen]), sha256=digest)

@@ -35,10 +35,10 @@ from ticketry.core.ticket.folder import build_manifest_with_digest
 from ticketry.core.ticket.state_dicts import state_to_bytes
 from ticketry.errors import TicketryError
 from ticketry.evidence.rivals import build_task
-from ticketry.experiments.run_file import check_trust, read_run_file
+from ticketry.experiments.run_file import read_run_file, require_trust
 from ticketry.experiments.stores import find_damaged_files
 from ticketry.integrations import jobs as job_file
-from ticketry.lab.store.files import read_sealed
+from ticketry.lab.store.files import read_with_digest
 from ticketry.lab.store.maintenance import check
 from ticketry.lab.store.store import Store
 from ticketry.records.evidence import read_evidence
@@ -50,9 +50,9 @@ from ticketry.report.exporting import _csv_files
 from ticketry.report.subject import read_report_subject
 from ticketry.tasks.data.tables import read_table
 from ticketry.tasks.fine_tuning import read_texts
-from ticketry.tasks.recipe import recipe_from
+from ticketry.tasks.recipe import recipe_from_dict
 from ticketry_engine.ir import model_file
-from ticketry_engine.support.files import sealed, unsealed
+from ticketry_engine.support.files import append_digest, verify_and_strip_digest
 
 KEY, RUN = "ab" * 32, "imp-digits-0123abcd"
 
@@ -122,7 +122,7 @@ def _tickets(folder: Path) -> Iterator[Format]:
             found.describe()
             found._repr_html_()
             retraining = read_ticket_info(RetrainingInfo, found.info, "the ticket")
-            recipe_from(retraining.recipe)
+            recipe_from_dict(retraining.recipe)
             read_ticket_info(SearchInfo, found.info, "the ticket")
             build_task(found)
             return found
@@ -188,7 +188,7 @@ def _evidence(folder: Path) -> Iterator[Format]:
 
         def read(path: Path = path) -> Any:
             list(_csv_files(read_report_subject(run, read_evidence_about_runs(path.parents[1], [RUN]))))
-            return read_evidence(read_sealed(path) or {})
+            return read_evidence(read_with_digest(path) or {})
 
         yield Format(f"evidence of {name}", _json_put(path, good), read, lambda found: _text(as_json(found)))
 
@@ -224,7 +224,7 @@ def _stores(folder: Path) -> Iterator[Format]:
         puts[chosen[0]](draw, by_bytes)
 
     # A damaged memo counts as missing and is computed again.
-    yield Format("memo", put_memo, lambda: store.memo(chosen[0], KEY), _text, has_digest=False)
+    yield Format("memo", put_memo, lambda: store.load_memo(chosen[0], KEY), _text, has_digest=False)
     described = {"format": 2, "kind": "ticketry.store"}
     other = folder / "other"
     other.mkdir()
@@ -299,7 +299,7 @@ def _tensors(folder: Path) -> Iterator[Format]:
     path = folder / "plan"
     plan = ShrinkPlan({"w": (6, 2)}, {"w": {0: (0, 2, 5)}}, {"layer": {"out_features": 3}})
     plan.save(path)
-    inner, whole = unsealed(path.read_bytes()), path.read_bytes()
+    inner, whole = verify_and_strip_digest(path.read_bytes()), path.read_bytes()
 
     def put_plan(draw: Random, by_bytes: bool) -> None:
         path.write_bytes(damaged_bytes(whole, draw) if by_bytes else _resealed(changed_header(inner, draw)))
@@ -322,7 +322,7 @@ def _resealed(data: bytes) -> bytes:
         return data
     entries = {"__metadata__": header.pop("__metadata__"), **header}
     text = json.dumps(entries, separators=(",", ":")).encode()
-    return sealed(len(text).to_bytes(8, "little") + text + data[8 + length :])
+    return append_digest(len(text).to_bytes(8, "little") + text + data[8 + length :])
 
 
 # -- run files, models, data -------------------------------------------------------------------------------------------
@@ -332,7 +332,7 @@ def _settings(folder: Path) -> Iterator[Format]:
     from ticketry.experiments.decoding import decode_settings
     from ticketry.experiments.run_file import decode_search_options
     from ticketry.search import method
-    from ticketry.tasks.recipe import recipe_from
+    from ticketry.tasks.recipe import recipe_from_dict
 
     folder.mkdir(parents=True)
     path = folder / "again.toml"
@@ -349,16 +349,20 @@ def _settings(folder: Path) -> Iterator[Format]:
 
     def read() -> Any:
         tables = read_run_file(path)
-        check_trust(tables, set(), of="the file")
+        require_trust(tables, set(), of="the file")
         chosen = method(str(tables.get("method", "iterative")))
         settings = decode_settings(tables.get("settings", {}), chosen.Settings, what="the file")
-        return settings, decode_search_options(tables), recipe_from(tables["recipe"]) if "recipe" in tables else None
+        return (
+            settings,
+            decode_search_options(tables),
+            recipe_from_dict(tables["recipe"]) if "recipe" in tables else None,
+        )
 
     yield Format("run file", put, read, has_digest=False)
     state = {"tensors": {"w": torch.arange(4.0)}, "list": [1, 2.5, None, "x"], "more": {"a": {"b": torch.ones(2)}}}
     job = folder / "job.safetensors"
     job_file.write_state(job, state)
-    inner, whole = unsealed(job.read_bytes()), job.read_bytes()
+    inner, whole = verify_and_strip_digest(job.read_bytes()), job.read_bytes()
 
     def put_job(draw: Random, by_bytes: bool) -> None:
         job.write_bytes(damaged_bytes(whole, draw) if by_bytes else _resealed(changed_header(inner, draw)))

@@ -115,11 +115,11 @@ def first_steps(root: str, batch: int, steps: int) -> dict[str, Any]:
     from ticketry.lab.training.supervised import course_of
     from ticketry.tasks import catalogue
     from ticketry.tasks.catalogue import experiment
-    from ticketry.tasks.recipe import recipe_from
+    from ticketry.tasks.recipe import recipe_from_dict
 
     tables = experiment("resnet-50-imagenet")
     task = catalogue.get(tables["task"], model=tables["model"], options={"path": root, "workers": "0"})
-    recipe = recipe_from(tables["recipe"]).changed(batch=batch)
+    recipe = recipe_from_dict(tables["recipe"]).changed(batch=batch)
     model = task.build()
     arithmetic = choose_arithmetic(model)
     train, read = [], []
@@ -154,7 +154,7 @@ def steps_of_ranks(root: str, batch: int, steps: int, norms: str) -> dict[str, A
     from ticketry.lab.training.job import Watch
     from ticketry.tasks import catalogue
     from ticketry.tasks.catalogue import experiment
-    from ticketry.tasks.recipe import recipe_from
+    from ticketry.tasks.recipe import recipe_from_dict
 
     class Looking(Watch):
         """Looks at the processes of ranks; the last look is behind the last step."""
@@ -175,7 +175,7 @@ def steps_of_ranks(root: str, batch: int, steps: int, norms: str) -> dict[str, A
 
     tables = experiment("resnet-50-imagenet")
     task = catalogue.get(tables["task"], model=tables["model"], options={"path": root, "workers": "0"})
-    recipe = recipe_from(tables["recipe"]).changed(batch=batch)
+    recipe = recipe_from_dict(tables["recipe"]).changed(batch=batch)
     watch = Looking()
     with tempfile.TemporaryDirectory() as store, Lab(store, devices=RANKS, norms=norms, device="cpu") as lab:
         segment = lab.segment(task, start=0, recipe=recipe, last=steps + 1)

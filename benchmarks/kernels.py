@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from ticketry_engine.kernels.jit import Library
-from ticketry_engine.kernels.planar import Geometry, Planes, conv, cost, scratch_bytes
+from ticketry_engine.kernels.planar import Geometry, Planes, conv, estimate_cost, scratch_bytes
 from ticketry_engine.kernels.program import BlockSpec, Program
 from ticketry_engine.kernels.target import target
 from ticketry_engine.kernels.window import Convolution
@@ -85,14 +85,14 @@ def _program(weight: np.ndarray, images: int, size: int, stride: int, where: str
     processor = target(where)
     around = kernel // 2 if halo else 0
     before, after = (Geometry.build(extent, extent, around, images) for extent in (size, size // stride))
-    x = Planes.at(before, inputs, 64)
-    y = Planes.at(after, outputs, 64 + inputs * before.bytes)
+    x = Planes.from_offset(before, inputs, 64)
+    y = Planes.from_offset(after, outputs, 64 + inputs * before.bytes)
     end = 64 + inputs * before.bytes + outputs * after.bytes
     layer = Convolution(weight, stride=(stride, stride), padding=(kernel // 2, kernel // 2), act="relu")
     spec = BlockSpec(processor, images, lambda _: end)
     ops = conv(x, y, layer, None, spec)
     size = end + scratch_bytes(x, y, layer, spec)
-    return Program(ops, images, size, Library(processor)), cost(x, y, layer, spec)
+    return Program(ops, images, size, Library(processor)), estimate_cost(x, y, layer, spec)
 
 
 def alternate(calls: list[Callable[[], object]], rounds: int, least: float = 0.005) -> list[float]:

@@ -37,7 +37,7 @@ class Bench:
         """Planes one behind the other for each (channels, height, width, halo)."""
         found, end = [], 0
         for channels, height, width, halo in shapes:
-            found.append(Planes.at(Geometry.build(height, width, halo, self.images), channels, end))
+            found.append(Planes.from_offset(Geometry.build(height, width, halo, self.images), channels, end))
             end += channels * found[-1].geometry.bytes
         return found
 
@@ -77,7 +77,7 @@ class Bench:
             (x,) = self.values(shape)
             t = torch.randn(self.images, *shape[:3])
             t = t.contiguous(memory_format=torch.channels_last) if last else t
-            for name, move in (("load", planar.load), ("store", planar.store)):
+            for name, move in (("load", planar.load_tensor), ("store", planar.store_tensor)):
                 self.row(label.replace("move", name), [x], move(0, t.stride(), x), t.clone, tensors=[t])
 
     def pool(self) -> None:
@@ -109,8 +109,8 @@ class Bench:
             name = f"{channels}x{size}x{size}"
             self.row(f"add {name}", [a, b, y], planar.elementwise("add", a, b, y), lambda s=s, t=t: s + t)
             self.row(f"mul by one {name}", [a, y], planar.elementwise("mul", a, one, y), lambda s=s, t=few: s * t)
-            self.row(f"relu {name}", [a, y], planar.apply("relu", a, y), lambda s=s: F.relu(s))
-            self.row(f"gelu {name}", [a, y], planar.apply("gelu", a, y), lambda s=s: F.gelu(s))
+            self.row(f"relu {name}", [a, y], planar.apply_activation("relu", a, y), lambda s=s: F.relu(s))
+            self.row(f"gelu {name}", [a, y], planar.apply_activation("gelu", a, y), lambda s=s: F.gelu(s))
             self.row(f"affine {name}", [a, y], planar.affine(a, y, ones, ones), lambda s=s: s * 2)
 
     def norm(self) -> None:

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from ticketry_engine.kernels import bfloat
-from ticketry_engine.kernels.channels_last import ChannelsLastGeometry, ChannelsLastValue, conv, cost
+from ticketry_engine.kernels.channels_last import ChannelsLastGeometry, ChannelsLastValue, conv, estimate_cost
 from ticketry_engine.kernels.channels_last.geometry import FLOAT, HALF
 from ticketry_engine.kernels.channels_last.group_conv import GroupConv
 from ticketry_engine.kernels.emitter import Emitter
@@ -97,7 +97,7 @@ def measure(name: str, images: int, density: float, rows: int, given: argparse.N
     ops = conv(x, y, layer, None, spec)
     program = Program(ops, images, y.offset + y.geometry.bytes(images), Library(processor))
     build = time.thread_time() - begin
-    estimate = cost(x, y, layer, spec) * images * 1e-9
+    estimate = estimate_cost(x, y, layer, spec) * images * 1e-9
     dense = torch.nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2).to(memory_format=torch.channels_last)
     kind = torch.float32 if item == FLOAT else torch.bfloat16
     dense = dense.to(kind)
@@ -112,7 +112,7 @@ def measure(name: str, images: int, density: float, rows: int, given: argparse.N
         sparse /= blocks
     flops, top_flops = 2 * np.count_nonzero(weight) * images * after**2, Registers.flops(processor, item == HALF)
     kernels = [op.kernel for op in ops if isinstance(op.kernel, GroupConv)]
-    tiles = [(kernel.vectors, *vars(kernel.tile).values()) for kernel in kernels]
+    tiles = [(kernel.loop_vectors, *vars(kernel.tile).values()) for kernel in kernels]
     print(
         f"{name:8} {images:4} {density:7} {rows:4} {flops / sparse / 1e9:8.0f}"
         f" {100 * flops / sparse / (top_flops / peak):9.0f} {sparse * 1e3:8.3f} {full * 1e3:10.3f}"

@@ -25,7 +25,7 @@ from ticketry.lab.store.store import open_store
 from ticketry.tasks import catalogue
 from ticketry.tasks.task import Spec
 from ticketry_engine.bench.compare import compare
-from ticketry_engine.bench.dense_engines import Contender, Sparse, names, rivals
+from ticketry_engine.bench.dense_engines import Contender, Sparse, engine_names, rivals
 from ticketry_engine.bench.timing import Case, Timing
 
 Asked: TypeAlias = dict[str, Any]
@@ -123,6 +123,6 @@ if __name__ == "__main__":
     made.add_argument("--rounds", type=int, default=9)
     made.add_argument("--clock", choices=("wall", "cpu"), default="cpu")
     made.add_argument(
-        "--against", nargs="*", choices=names(), default=["openvino", "onnxruntime"], help="dense engines"
+        "--against", nargs="*", choices=engine_names(), default=["openvino", "onnxruntime"], help="dense engines"
     )
     main("ticket_times", measure, made)

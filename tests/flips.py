@@ -17,7 +17,7 @@ from strangers import forged, info_of_digits
 from ticketry.core.ticket.folder import to_json_values
 from ticketry.errors import TicketryError
 from ticketry.lab.store.bundle import MAGIC
-from ticketry.lab.store.files import read_sealed, write_sealed
+from ticketry.lab.store.files import read_with_digest, write_with_digest
 from ticketry.lab.store.store import NUMERICS, Store, digest_of
 from ticketry.report import write_report
 
@@ -46,10 +46,10 @@ def make_store(folder: Path, *, page: bool = True) -> Path:
     """Create a store with one file of every kind, optionally without an HTML page."""
     store = Store(folder)
     run = {**search_record(levels=1, replicates=2), "run": RUN}
-    write_sealed(store.paths.run(RUN) / "run.json", run)
+    write_with_digest(store.paths.run(RUN) / "run.json", run)
     (store.paths.run(RUN) / "run.toml").write_text(run["config"])
-    write_sealed(store.paths.evidence("verify-1"), {**verify_record(), "run": RUN})
-    write_sealed(store.paths.campaign("small-demo"), campaign_values())
+    write_with_digest(store.paths.evidence("verify-1"), {**verify_record(), "run": RUN})
+    write_with_digest(store.paths.campaign("small-demo"), campaign_values())
     if page:
         file = store.paths.run(RUN) / "report.html"
         if not _PAGE:
@@ -137,14 +137,14 @@ def _reads_right(folder: Path, path: Path) -> bool:
     if place == "memo":
         kind = path.relative_to(folder).parts[1]
         wanted = {"masks": "mask", "removed": "shares"}[kind]
-        answer = store.memo(kind, path.stem)
+        answer = store.load_memo(kind, path.stem)
         return answer is None or answer[wanted] in ({"w": 0.25}, *(blob.stem for blob in store.paths.blob_files()))
     if place == "partial":
         known = store.newest_checkpoint("cd" * 32, 10)
         return known is None or torch.equal(known[1]["w"], torch.arange(4.0))
     if "tickets" in path.parts:
         return tk.Ticket.load(path.parent).info == to_json_values(info_of_digits(), "info")
-    values = read_sealed(path) or {}
+    values = read_with_digest(path) or {}
     if place == "campaigns":
         return all(values.get(name) == value for name, value in campaign_values().items())
     wanted = search_record(levels=1, replicates=2) if path.name == "run.json" else verify_record()

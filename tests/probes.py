@@ -17,7 +17,7 @@ class Mark:
         first = e.state(StateSlot.FIRST)
         low, high = e.thread_share(e.state(StateSlot.IMAGES))
         with e.loop(low, high) as image:
-            place = e.at(e.tensor_pointer(e.i64(0)), e.b.mul(e.b.add(first, image.index), e.i64(8)))
+            place = e.offset_pointer(e.tensor_pointer(e.i64(0)), e.b.mul(e.b.add(first, image.index), e.i64(8)))
             e.b.store(e.b.add(e.load_i64(place), e.arg(0)), place, align=8)
         return e.text()
 
@@ -48,10 +48,10 @@ class Round:
         b = e.b
         part, parts = e.state(StateSlot.PART), e.state(StateSlot.PARTS)
         neighbour = b.urem(b.add(part, e.i64(1)), parts)
-        old, new = (e.at(e.arena_pointer(), b.mul(e.arg(k), e.i64(64 * 64))) for k in (0, 1))
+        old, new = (e.offset_pointer(e.arena_pointer(), b.mul(e.arg(k), e.i64(64 * 64))) for k in (0, 1))
         value = b.add(e.load_i64(old, b.mul(neighbour, e.i64(64))), e.i64(1))
-        b.store(value, e.at(new, b.mul(part, e.i64(64))), align=8)
-        b.store(value, e.at(e.tensor_pointer(e.i64(0)), b.mul(part, e.i64(8))), align=8)
+        b.store(value, e.offset_pointer(new, b.mul(part, e.i64(64))), align=8)
+        b.store(value, e.offset_pointer(e.tensor_pointer(e.i64(0)), b.mul(part, e.i64(8))), align=8)
         return e.text()
 
 

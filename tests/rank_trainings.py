@@ -43,7 +43,7 @@ def described(
 def trained(store: Store, segment: Segment, keep: tuple[int, ...] = (), watch: Watch | None = None) -> dict[str, Any]:
     """The record of a segment that was executed."""
     execute(store, None, segment, keep, watch or Watch())
-    record = store.result(segment.trajectory, segment.last)
+    record = store.load_result(segment.trajectory, segment.last)
     assert record is not None
     return record
 

@@ -16,7 +16,7 @@ import torch
 
 import ticketry as tk
 from cli.calling import call
-from ticketry.lab.store.files import write_sealed
+from ticketry.lab.store.files import write_with_digest
 from ticketry.tasks import catalogue
 
 MODEL = "lenet-300-100@0.02"
@@ -128,7 +128,7 @@ def changed_json(path: Path) -> Iterator[dict[str, Any]]:
     values: dict[str, Any] = json.loads(path.read_text())
     values.pop("sha256", None)
     yield values
-    write_sealed(path, values)
+    write_with_digest(path, values)
 
 
 Attack = Callable[[Path], object]

@@ -22,12 +22,11 @@ from samples import sample
 from ticketry.core.ticket.folder import write_folder
 from ticketry.errors import OutsideError
 from ticketry.files import (
-    content_of,
     delete_tree,
     delete_tree_if_possible,
     exists,
     file_digest,
-    flush,
+    flush_to_disk,
     is_file,
     is_folder,
     iterate_below,
@@ -36,7 +35,8 @@ from ticketry.files import (
     join_inside,
     list_entries,
     list_matching,
-    replacing,
+    read_bytes,
+    replace_on_success,
     write_atomically,
 )
 from ticketry.lab.store import checkpoints
@@ -53,9 +53,9 @@ def test_replacing_keeps_the_old_file_if_the_block_fails(tmp_path: Path) -> None
         raise ZeroDivisionError
 
     target = tmp_path / "deep" / "file"
-    with replacing(target) as temporary:
+    with replace_on_success(target) as temporary:
         temporary.write_text("old")
-    with pytest.raises(ZeroDivisionError), replacing(target) as temporary:
+    with pytest.raises(ZeroDivisionError), replace_on_success(target) as temporary:
         fail(temporary)
     assert target.read_text() == "old"
     assert list(target.parent.iterdir()) == [target]
@@ -81,7 +81,7 @@ def test_content_is_flushed_before_it_takes_the_name(tmp_path: Path, monkeypatch
     write_atomically(tmp_path / "file", b"12345", durable=True)
     assert seen == [(5, False)]
     write_atomically(tmp_path / "other", b"12345")
-    flush(tmp_path)
+    flush_to_disk(tmp_path)
     assert len(seen) == 2
 
 
@@ -91,7 +91,7 @@ def test_rights_follow_the_umask(tmp_path: Path, mask: int) -> None:
     try:
         write_atomically(tmp_path / "shared" / "file", b"")
         write_atomically(tmp_path / "own" / "file", b"", private=True)
-        with replacing(tmp_path / "shared" / "exchanged") as place:
+        with replace_on_success(tmp_path / "shared" / "exchanged") as place:
             (tmp_path / "another").touch(0o600)
             os.replace(tmp_path / "another", place)
     finally:
@@ -148,12 +148,12 @@ def test_only_regular_files_are_read(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"12345")
     for name in ("pipe", "absent", "."):
         with pytest.raises(OSError):
-            content_of(tmp_path / name)
+            read_bytes(tmp_path / name)
     with pytest.raises(OSError, match="no file, but a pipe or a device"):
-        content_of(Path("/dev/zero"))
+        read_bytes(Path("/dev/zero"))
     with pytest.raises(OSError, match="larger than"):
-        content_of(tmp_path / "file", most=4)
-    assert content_of(tmp_path / "file", most=5) == b"12345"
+        read_bytes(tmp_path / "file", most=4)
+    assert read_bytes(tmp_path / "file", most=5) == b"12345"
 
 
 # -- folders -----------------------------------------------------------------------------------------------------------

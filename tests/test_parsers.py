@@ -17,7 +17,7 @@ from ticketry.errors import RunnerError, StoreError, TicketryError
 from ticketry.experiments.run_file import read_run_file, read_toml
 from ticketry.files import parse_json
 from ticketry.lab.runners.worker import Request, parse_answer
-from ticketry.lab.store.files import read_json, read_sealed
+from ticketry.lab.store.files import read_json, read_with_digest
 from ticketry.lab.store.locks import read_holder
 from ticketry.lab.store.store import Store
 from ticketry.records.schema import AtLeastOne, NotNegative, Part, decode_record
@@ -122,7 +122,7 @@ def _shards(folder: Path, data: bytes) -> Any:
 
 READERS: dict[str, Callable[[Path, bytes], Any]] = {
     "a record": _in_a_file(read_json, "a.json"),
-    "a sealed record": _in_a_file(read_sealed, "a.json"),
+    "a sealed record": _in_a_file(read_with_digest, "a.json"),
     "a store": _store,
     "a ticket": _ticket,
     "costs": _in_a_file(CostModel.load, "costs.json"),

@@ -16,7 +16,7 @@ from samples import sample
 from strangers import MODEL, Watch, forged, info_of_digits, watch
 from ticketry.cli import main
 from ticketry.errors import TicketError, TrustError
-from ticketry.experiments.run_file import check_trust
+from ticketry.experiments.run_file import require_trust
 
 __all__ = ["watch"]  # a fixture
 
@@ -206,7 +206,7 @@ def test_a_run_file_uses_nothing_that_it_names(watch: Watch, text: str) -> None:
 
 @pytest.mark.parametrize("control", ["dense_of_flops", "dense_of_flops:vgg-11", "dense_of_flops:conv-4@0.5", "erk"])
 def test_dense_networks_by_name_are_no_code(control: str) -> None:
-    check_trust({"method": "imp", "controls": [control]}, (), of="run.toml")
+    require_trust({"method": "imp", "controls": [control]}, (), of="run.toml")
 
 
 def test_a_run_file_may_name_costs_in_the_store_and_no_other_file(tmp_path: Path) -> None:
@@ -218,7 +218,7 @@ def test_a_run_file_may_name_costs_in_the_store_and_no_other_file(tmp_path: Path
 
     def named(profile: Path | str, store: Path | str | None) -> None:
         settings = {"time": [0.5], "profile": str(profile)}
-        check_trust({"method": "imp", "settings": settings}, (), of="run.toml", store=store)
+        require_trust({"method": "imp", "settings": settings}, (), of="run.toml", store=store)
 
     named(kept, tmp_path / "store")
     for profile in (other, kept.parent / "link.json", kept.parent / ".." / ".." / "other.json", kept.parent, "\0"):

@@ -18,17 +18,17 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from ticketry.errors import OutsideError
-from ticketry_engine.support.files import beside as beside
 from ticketry_engine.support.files import cache_folder as cache_folder
-from ticketry_engine.support.files import content_of as content_of
+from ticketry_engine.support.files import describe_os_error as describe_os_error
 from ticketry_engine.support.files import file_digest as file_digest
-from ticketry_engine.support.files import flush as flush
+from ticketry_engine.support.files import flush_to_disk as flush_to_disk
 from ticketry_engine.support.files import make_folder as make_folder
+from ticketry_engine.support.files import open_regular_file as open_regular_file
 from ticketry_engine.support.files import parse_json as parse_json
-from ticketry_engine.support.files import private_content_of as private_content_of
-from ticketry_engine.support.files import reason_of as reason_of
-from ticketry_engine.support.files import regular as regular
-from ticketry_engine.support.files import replacing as replacing
+from ticketry_engine.support.files import read_bytes as read_bytes
+from ticketry_engine.support.files import read_private_bytes as read_private_bytes
+from ticketry_engine.support.files import replace_on_success as replace_on_success
+from ticketry_engine.support.files import temporary_sibling_path as temporary_sibling_path
 from ticketry_engine.support.files import why_not_private as why_not_private
 from ticketry_engine.support.files import write_atomically as write_atomically
 

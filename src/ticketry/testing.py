@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from ticketry.core.prune import prune
-from ticketry.core.scope import normal_name
+from ticketry.core.scope import name_without_wrappers
 from ticketry.core.scope import scope as scope_of
 from ticketry.core.score import Loss, Score, get
 from ticketry.core.structure.pattern import count_retained
@@ -96,7 +96,8 @@ def check_search(
         require(_result_digests(trial.run_in_new_lab(folder / "again")) == bits, "the same seeds give the same bits")
         require(False, "a search does not look at the test split: with other test targets it finds the same")
     require(
-        _result_digests(trial.run_in_new_lab(folder / "seeds", Seeds.of(1))) != bits, "other seeds give other networks"
+        _result_digests(trial.run_in_new_lab(folder / "seeds", Seeds.from_seed(1))) != bits,
+        "other seeds give other networks",
     )
     _check_interrupted_search_resumes(trial, folder / "interrupted", bits, trained, middles)
     return found
@@ -111,7 +112,7 @@ class _Trial:
         if isinstance(method, (str, Method)):
             self.method = method_called(method) if isinstance(method, str) else method
         else:
-            self.method = Method.of(method.__name__.rpartition(".")[2], method)
+            self.method = Method.from_module(method.__name__.rpartition(".")[2], method)
         self.settings = self.method.Settings() if settings is None else settings
         self.task = task
         self.recipe = recipe or task.recipe.changed(length=_QUICK)
@@ -184,12 +185,14 @@ def _check_rewound_start(lab: Lab, ticket: Found) -> None:
     assert ticket.mask is not None
     segment = ticket.result.segment
     mask = lab.store.get_mask(ticket.mask)
-    start = lab.state(lab.train(segment.until(segment.first)))
+    start = lab.state(lab.train(segment.shortened_to(segment.first)))
     dense = lab.state(ticket.rewound)
     require(start.keys() == dense.keys(), f"level {ticket.level} starts with all of level 0's weights and buffers")
     first: dict[int, str] = {}  # a mask lists a shared parameter once, under its first name
     named = segment.task.build().state_dict(keep_vars=True).items()
-    masked = {normal_name(name): first.setdefault(id(tensor), normal_name(name)) for name, tensor in named}
+    masked = {
+        name_without_wrappers(name): first.setdefault(id(tensor), name_without_wrappers(name)) for name, tensor in named
+    }
     for name, tensor in start.items():
         kept = mask.get(masked[name])
         wanted = dense[name] if kept is None else dense[name] * kept

@@ -29,7 +29,7 @@ from ticketry_engine.ir.binding import CallBinder, build_object
 from ticketry_engine.ir.reference import bind_checked_node
 from ticketry_engine.kernels.bfloat import FLOAT, HALF, TILE_ROWS
 from ticketry_engine.kernels.jit import Library
-from ticketry_engine.kernels.program import cores
+from ticketry_engine.kernels.program import count_cores
 from ticketry_engine.kernels.target import Target, target
 from ticketry_engine.kernels.target import target as find_target
 from ticketry_engine.kernels.training.layer import images_per_block
@@ -38,7 +38,7 @@ from ticketry_engine.plan.region_programs import ITEM, Native, compute_graph_dig
 from ticketry_engine.processor import name_and_features, processor_kind
 from ticketry_engine.results import Layer, Place
 from ticketry_engine.support.entry_points import entry_point
-from ticketry_engine.support.modules import copied
+from ticketry_engine.support.modules import copy_module
 from ticketry_engine.support.process_state import private_random_state
 from ticketry_engine.support.row_groups import row_groups
 from ticketry_engine.training.capture import fills_blocks
@@ -135,7 +135,7 @@ def _describe_speed_against_eager(compiled: Compiled, model: nn.Module, argument
         arguments: the arguments of the calls.
         glance: True: use the faster of two rounds (one round for long calls); False: the median of five rounds.
     """
-    eager = copied(model, {}).to("cpu").eval()
+    eager = copy_module(model, {}).to("cpu").eval()
     seconds: tuple[list[float], list[float]] = ([], [])
     called = any(native.programs for native in compiled._natives)
     rounds = _GLANCE if glance else _ROUNDS
@@ -377,7 +377,7 @@ class Compiled(ForInference):
     def _thread_count(self) -> int:
         """Return the number of threads of a call, which is at most the number of available cores."""
         threads = self.threads or torch.get_num_threads()
-        return threads if threads == 1 else min(threads, cores())
+        return threads if threads == 1 else min(threads, count_cores())
 
     def _bind_step(self, step: Region | Node) -> tuple[Native | Callable[..., Any], tuple[str, ...], tuple[str, ...]]:
         if isinstance(step, Region):

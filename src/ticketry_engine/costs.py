@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_flatten
 from ticketry_engine.capture import capture
 from ticketry_engine.capture.program import Arguments
 from ticketry_engine.compiled import Compiled
-from ticketry_engine.example_inputs import batch_of
+from ticketry_engine.example_inputs import batch_size_of
 from ticketry_engine.gpu.plan import (
     RATES,
     LayerChoice,
@@ -27,10 +27,10 @@ from ticketry_engine.gpu.plan import (
     Rates,
     all_layout_changes_seconds,
     choose_kernels,
+    gpu_programs_seconds,
     group_product_seconds,
     layer_facts,
     layer_works,
-    programs_seconds,
 )
 from ticketry_engine.ir import Graph, Node, model_file
 from ticketry_engine.ir.graph import layer_name, parameters_of, tensor_origins
@@ -75,7 +75,7 @@ class MaskedModel:
         self.graph = capture(model, None, example_inputs, for_kernels=for_kernels)
         call = Arguments.from_examples(example_inputs)
         self.args, self.kwargs = call.args, call.kwargs
-        self.batch = batch_of(tuple(tree_flatten((self.args, self.kwargs))[0]))
+        self.batch = batch_size_of(tuple(tree_flatten((self.args, self.kwargs))[0]))
 
     def masked_graph(self, keep: Mapping[str, Tensor] | None) -> Graph:
         """Return the graph with masked weights; capture the model again if the graph lacks a masked parameter."""
@@ -251,7 +251,7 @@ class GpuRates:
         if choice.kernel == "group":
             product = self.group["product"] * group_product_seconds(work, choice.tile, rates)
             moved = rates.bytes * (work.inputs + work.outputs * (1 + work.residual)) / rates.bandwidth
-            return self.group["layer"] + max(product + programs_seconds(work, choice.tile, rates), moved)
+            return self.group["layer"] + max(product + gpu_programs_seconds(work, choice.tile, rates), moved)
         product = 2.0 * work.pixels * work.rows * work.columns / (rates.linear if work.linear else rates.conv)
         tiles = max(1, -(-work.pixels // _TILE_SIDE) * -(-work.rows // _TILE_SIDE))
         uneven = min(_MOST_SPLIT, -(-tiles // self.multiprocessors) * self.multiprocessors / tiles)

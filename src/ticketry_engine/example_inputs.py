@@ -20,7 +20,7 @@ def to_argument_tuple(inputs: Tensor | Sequence[Any]) -> tuple[Any, ...]:
     return tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
 
 
-def batch_of(inputs: Inputs) -> int:
+def batch_size_of(inputs: Inputs) -> int:
     """Return the number of examples, which is size 0 of the first input tensor that has an axis.
 
     Raise `UsageError` if no input tensor has an axis.
@@ -32,14 +32,14 @@ def batch_of(inputs: Inputs) -> int:
 
 
 @overload
-def at_batch(inputs: Tensor | tuple[Any, ...], batch: int, seed: int = 0) -> tuple[Any, ...]: ...
+def resize_batch(inputs: Tensor | tuple[Any, ...], batch: int, seed: int = 0) -> tuple[Any, ...]: ...
 
 
 @overload
-def at_batch(inputs: Mapping[str, Any], batch: int, seed: int = 0) -> dict[str, Any]: ...
+def resize_batch(inputs: Mapping[str, Any], batch: int, seed: int = 0) -> dict[str, Any]: ...
 
 
-def at_batch(inputs: Inputs, batch: int, seed: int = 0) -> tuple[Any, ...] | dict[str, Any]:
+def resize_batch(inputs: Inputs, batch: int, seed: int = 0) -> tuple[Any, ...] | dict[str, Any]:
     """Repeat the examples of `inputs` until there are `batch`, and add noise to floating-point tensors.
 
     Only tensors whose size 0 is the number of examples are changed. The noise has half the standard deviation of the
@@ -47,7 +47,7 @@ def at_batch(inputs: Inputs, batch: int, seed: int = 0) -> tuple[Any, ...] | dic
     `seed` determines the noise.
     """
     arguments = dict(inputs) if isinstance(inputs, Mapping) else to_argument_tuple(inputs)
-    examples = batch_of(arguments)
+    examples = batch_size_of(arguments)
     if not examples:
         raise UsageError("the example inputs hold no example: their batch has the size 0")
     generator = torch.Generator().manual_seed(seed)
@@ -72,7 +72,7 @@ def output_tensors(output: Any) -> list[Tensor]:
     return [leaf for leaf in tree_flatten(output)[0] if isinstance(leaf, Tensor)]
 
 
-def difference(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+def relative_difference(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
     """Return the relative error of outputs: the maximum over tensors of norm(found - expected) / norm(expected).
 
     The error is infinite if infinities differ, or if `found` contains NaN. If an expected tensor is 0 everywhere, the

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ticketry_engine.capture.eager_checks import own_copy as own_copy
+from ticketry_engine.capture.eager_checks import copy_model as copy_model
 from ticketry_engine.capture.program import (
     Arguments,
     advice_on_returned_object,
@@ -25,7 +25,7 @@ from ticketry_engine.capture.program import (
     silence_loggers,
 )
 from ticketry_engine.errors import EngineError, MissingExtraError, UsageError
-from ticketry_engine.example_inputs import Inputs, difference, output_tensors
+from ticketry_engine.example_inputs import Inputs, output_tensors, relative_difference
 from ticketry_engine.support.entry_points import entry_point
 
 T = TypeVar("T")
@@ -108,7 +108,7 @@ def export(
         raise UsageError(f"a batch has at least one example, not {batch}")
     if target.is_dir():
         raise UsageError(f"{target} is a folder: name the file to write")
-    source = own_copy(model)
+    source = copy_model(model)
     # By itself not 1: torch.export takes a size of 1 for a constant.
     given = Arguments.from_examples(example_inputs)
     examples = batch or 2
@@ -260,7 +260,7 @@ def _check_outputs(
             raise EngineError(
                 f"{runtime} cannot run what was exported with a batch of {batch}: {first_line(error)}; {_FIXED}"
             ) from error
-        error_found, floats = difference(made, expected), [one for one in expected if one.is_floating_point()]
+        error_found, floats = relative_difference(made, expected), [one for one in expected if one.is_floating_point()]
         most = max([TOLERANCE, *(_ROUNDINGS * torch.finfo(one.dtype).eps for one in floats)])
         if not error_found <= most:
             raise EngineError(

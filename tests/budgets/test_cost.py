@@ -197,11 +197,11 @@ class ScriptedMeter:
     def compiled(self, mask):
         return mask
 
-    def share(self, mask, rounds):
+    def time_share(self, mask, rounds):
         value = self._share(mask.density)
         return Interval(value, value, value, 1)
 
-    def share_anew(self, mask, rounds):
+    def retime_share(self, mask, rounds):
         value = 1.01 * self._share(mask.density)
         return Interval(value, 0.99 * value, 1.02 * value, 1)
 
@@ -267,7 +267,7 @@ class TestDefaultScoreOfALatencyBudget:
         model = network()
         known = tk.scope(model)
         choice = LayerChoice(output_change(model, known, X), elsewhere, only="weights")
-        wanted = mask_nearest_budget(elsewhere, 0.4 * elsewhere.dense, lambda budget: choice.within(budget).mask)
+        wanted = mask_nearest_budget(elsewhere, 0.4 * elsewhere.dense, lambda budget: choice.choose_within(budget).mask)
         found = self.pruned(elsewhere, 0.4)
         assert found == wanted
         assert found != self.pruned(elsewhere, 0.4, score="magnitude", keep_at_least=1)

@@ -204,7 +204,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, float]], dic
 
         shares: dict[str, float] = {}
 
-        def share(self: Meter, mask: tk.Mask, rounds: int = 5) -> Interval:
+        def time_share(self: Meter, mask: tk.Mask, rounds: int = 5) -> Interval:
             return Interval(shares[mask.digest], shares[mask.digest], shares[mask.digest], 1)
 
         monkeypatch.setattr(latency._BudgetSearch, "_mask_builder", masks)
@@ -215,8 +215,8 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, float]], dic
         )
         monkeypatch.setattr(Meter, "dense_seconds", 1.0)
         monkeypatch.setattr(Meter, "compiled", lambda self, mask=None, layout=None: mask)
-        monkeypatch.setattr(Meter, "share", share)
-        monkeypatch.setattr(Meter, "share_anew", share)
+        monkeypatch.setattr(Meter, "time_share", time_share)
+        monkeypatch.setattr(Meter, "retime_share", time_share)
         return timed
 
     return build
@@ -271,7 +271,7 @@ class Scripted:
     def compiled(self, mask: tk.Mask) -> tk.Mask:
         return mask
 
-    def share(self, mask: tk.Mask, rounds: int) -> Interval:
+    def time_share(self, mask: tk.Mask, rounds: int) -> Interval:
         value = self._latency(mask.density)
         return Interval(value, value, value, 1)
 

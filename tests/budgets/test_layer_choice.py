@@ -14,7 +14,7 @@ from ticketry.errors import MaskError, UsageError
 
 
 def allocate_mixed(scores, costs, budget):
-    return LayerChoice(scores, costs).within(budget)
+    return LayerChoice(scores, costs).choose_within(budget)
 
 
 def line(cost, floor=0.0):
@@ -60,7 +60,7 @@ def test_near_the_best_of_all_choices(seed):
         LayerCost(96, 2.0, {"weights": line(2.0, 0.1), "rows:2": line(1.6, 0.1)}),
     )
     budget = 0.25 + 0.4 * 3
-    found = LayerChoice(scores, costs).within(budget)
+    found = LayerChoice(scores, costs).choose_within(budget)
     best = best_of_all(scores, costs, budget)
     assert found.cost <= budget + 1e-9
     assert 1.1 * best <= found.value <= best + 1e-9  # values are below 0
@@ -98,7 +98,7 @@ def test_more_budget_never_keeps_less():
     scores = {name: torch.rand(8, 12, generator=torch.Generator().manual_seed(3)) for name in "ab"}
     curves = {"weights": line(1.0, 0.1), "rows:4": line(0.5, 0.05)}
     choice = LayerChoice(scores, costs_of(LayerCost(96, 1.0, curves), LayerCost(96, 1.0, curves)))
-    values = [choice.within(0.45 + step / 20).value for step in range(20)]
+    values = [choice.choose_within(0.45 + step / 20).value for step in range(20)]
     assert values == sorted(values)
 
 
@@ -107,7 +107,7 @@ def test_least(least):
     """Each layer retains at least as many weights, in whole blocks, or all that it has."""
     scores = {"a": torch.rand(8, 12).double(), "b": 1e-6 * torch.rand(8, 12).double()}
     costs = costs_of(LayerCost(96, 1.0, {"weights": line(1.0)}), LayerCost(96, 1.0, {"rows:4": line(1.0)}))
-    found = LayerChoice(scores, costs, least=least).within(0.25 + max(0.2, 2.3 * min(least, 96) / 96)).mask
+    found = LayerChoice(scores, costs, least=least).choose_within(0.25 + max(0.2, 2.3 * min(least, 96) / 96)).mask
     kept = {name: int(found[name].sum()) for name in "ab"}
     assert min(least, 96) <= kept["a"]
     assert min(-(-least // 4) * 4, 96) <= kept["b"] < 96 or least == 500

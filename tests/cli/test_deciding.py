@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from cli.calling import call
 from ticketry.cli.results import suggestion_lines
-from ticketry.lab.store.files import read_sealed
+from ticketry.lab.store.files import read_with_digest
 from ticketry.records.run import read_run
 
 OWN = '''
@@ -73,6 +73,6 @@ def test_a_built_in_task_needs_no_trust_and_a_decided_run_no_command(
     assert code == 0, err
     (command,) = [line for line in out.splitlines() if "ticketry verify" in line]
     assert "--trust" not in command
-    record = read_run(read_sealed(next(here.glob(".ticketry/runs/*/run.json"))))
+    record = read_run(read_with_digest(next(here.glob(".ticketry/runs/*/run.json"))))
     decided = [replace(one, as_good_as_dense="no") for one in record.verdicts]
     assert suggestion_lines(replace(record, verdicts=tuple(decided)), here / "run.toml") == []

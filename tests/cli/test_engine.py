@@ -14,7 +14,7 @@ import torch
 
 import ticketry as tk
 from cli.calling import call, printed
-from ticketry.lab.store.files import read_sealed
+from ticketry.lab.store.files import read_with_digest
 from ticketry.tasks.models import build
 from ticketry_engine.kernels.target import target
 
@@ -79,7 +79,7 @@ def test_bench_in_json_and_in_the_store(
     record = json.loads(out)
     assert (code, err, record["kind"], record["run"]) == (0, "", "bench", ticket.parents[1].name)
     assert json.loads((tmp_path / "bench.json").read_text()) == record
-    assert read_sealed(store / "evidence" / f"{record['name']}.json") == record
+    assert read_with_digest(store / "evidence" / f"{record['name']}.json") == record
     assert [one["batch"] for one in record["comparisons"]] == [1, 16]
     for one in record["comparisons"]:
         assert [row["engine"] for row in one["times"]] == ["eager", "ticketry"]
@@ -103,7 +103,7 @@ def test_bench_of_a_run(store: Path, ticket: Path, tmp_path: Path, capsys: pytes
     assert [Path(record["ticket"]).name for record in told["benches"]] == ["replicate-0-level-01"]
     assert json.loads((tmp_path / "benches.json").read_text()) == told
     for record in told["benches"]:
-        assert read_sealed(store / "evidence" / f"{record['name']}.json") == record
+        assert read_with_digest(store / "evidence" / f"{record['name']}.json") == record
         assert all("dense_seconds" in row for row in record["layers"])
     assert "next     ticketry report" in call(capsys, *words)[1]
     assert call(capsys, "report", run.name, "--store", str(store), "--output", str(tmp_path / "page.html"))[0] == 0

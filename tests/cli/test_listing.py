@@ -25,7 +25,7 @@ from ticketry.evidence.control import (
     check_rivals,
 )
 from ticketry.experiments.run import Run
-from ticketry.lab.store.files import write_sealed
+from ticketry.lab.store.files import write_with_digest
 from ticketry.records.network import MATCHED_DENSE
 
 
@@ -73,7 +73,7 @@ def test_small_errors_are_not_zero(tmp_path: Path, capsys: pytest.CaptureFixture
         point["test"] = {"mse": 8.33712345678e-08}
     file = tmp_path / "runs" / record["run"] / "run.json"
     file.parent.mkdir(parents=True)
-    write_sealed(file, record)
+    write_with_digest(file, record)
     (tmp_path / "store.json").write_text("{}")
     words = ["list", "tickets", "--store", str(tmp_path)]
     assert json.loads(call(capsys, *words, "--json")[1])[0]["mse"] == 8.33712345678e-08

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from ticketry.core.scope import Scope, named_parameters, normal_name, scope
+from ticketry.core.scope import Scope, name_without_wrappers, named_parameters, scope
 from ticketry.errors import ScopeError
 
 RESNET = {
@@ -161,8 +161,8 @@ def test_a_pattern_that_matches_nothing_is_refused(build, argument):
     ],
 )
 def test_names_are_normalised(raw, normal):
-    assert normal_name(raw) == normal
-    assert normal_name(normal) == normal
+    assert name_without_wrappers(raw) == normal
+    assert name_without_wrappers(normal) == normal
 
 
 @pytest.mark.parametrize("name", ["resnet", "lstm"])

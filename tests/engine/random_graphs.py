@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ticketry.errors import GraphError
 from ticketry_engine.ir import Graph, Node, Value, native_node
-from ticketry_engine.ir.native import TensorFacts, infer
+from ticketry_engine.ir.native import TensorFacts, infer_output
 from ticketry_engine.ir.native_shapes import ACTS
 
 ACTIVATIONS = (None, *(act for act in ACTS if act != "inverse_root"), {"leaky_relu": 0.1})
@@ -45,7 +45,7 @@ class Growing:
         one = native_node(op, inputs, output, named, **attrs)
         facts = [TensorFacts(self.values[name].shape or (), "float32") for name in inputs]
         found = {role: TensorFacts(tuple(tensor.shape), "float32") for role, tensor in (weights or {}).items()}
-        shape, _ = infer(op, one.attrs, facts, found)
+        shape, _ = infer_output(op, one.attrs, facts, found)
         if not 0 < prod(int(size or 0) for size in shape[1:]) <= _MOST_ELEMENTS:
             raise GraphError("too large or empty")
         self.values[output] = Value(output, shape)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from ticketry.errors import StoreError
-from ticketry.files import private_content_of, why_not_private, write_atomically
+from ticketry.files import read_private_bytes, why_not_private, write_atomically
 from ticketry.lab.store.paths import local_folder
 from ticketry_engine.support import files
 from ticketry_engine.support.files import read_cached, write_cached
@@ -164,9 +164,9 @@ def test_that_nothing_is_cached_is_told_once(
 def test_a_link_is_not_followed_to_code(place: Path) -> None:
     write_atomically(place / "file", b"code", private=True)
     (place / "link").symlink_to(place / "file")
-    assert private_content_of(place / "file") == b"code"
+    assert read_private_bytes(place / "file") == b"code"
     with pytest.raises(OSError):
-        private_content_of(place / "link")
+        read_private_bytes(place / "link")
 
 
 def test_mirrors_are_not_taken_from_others(place: Path) -> None:

@@ -42,7 +42,7 @@ class Small(nn.Module):
 def _cores() -> Iterator[None]:
     """As many as the tests have threads, on every machine."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("ticketry_engine.compiled.cores", lambda: 8)
+        patched.setattr("ticketry_engine.compiled.count_cores", lambda: 8)
         yield
 
 
@@ -181,7 +181,7 @@ def test_no_more_threads_than_cores(model, mask, monkeypatch):
     fast = tk.compile(model, mask, torch.randn(2, 3, 10, 10), threads=64)
     x = torch.randn(3, 3, 10, 10)
     for count in (1, 2):
-        monkeypatch.setattr("ticketry_engine.compiled.cores", lambda count=count: count)
+        monkeypatch.setattr("ticketry_engine.compiled.count_cores", lambda count=count: count)
         close(fast(x), expected(model, mask, x))
     (native,) = fast._natives
     taken = {threads for program in native.programs.values() for _, threads in program._free}

@@ -23,7 +23,7 @@ _WAYS = ways(targets())
 def _cores() -> Iterator[None]:
     """As many as the tests have threads, on every machine."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("ticketry_engine.compiled.cores", lambda: 8)
+        patched.setattr("ticketry_engine.compiled.count_cores", lambda: 8)
         yield
 
 

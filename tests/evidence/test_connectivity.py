@@ -32,7 +32,7 @@ from ticketry.records.metric import Metric
 from ticketry.tasks import catalogue
 from ticketry.tasks.recipe import Recipe
 from ticketry.tasks.task import Classification, Split, Splits
-from ticketry_engine.support.seeds import mix
+from ticketry_engine.support.seeds import mix_seeds
 
 
 def blobs(count: int, seed: int, shape: tuple[int, ...]) -> Split:
@@ -197,7 +197,7 @@ def test_recalibration_is_the_average_over_batches_at_every_alpha(lab, batches):
     one, other = two(lab, task)
     found = barrier(lab, task, one, other, points=4, recalibrate=batches)
     states, splits = (lab.state(one), lab.state(other)), task.load()
-    order = DataOrder(mix("recalibrate"), 110, 20)
+    order = DataOrder(mix_seeds("recalibrate"), 110, 20)
     indices = [order.batch(step) for step in range(batches)]
     wanted = []
     for index in range(4):
@@ -252,7 +252,7 @@ def test_networks_of_two_tasks_have_no_line_between_them(lab):
 
 
 def test_instability_is_the_barrier_between_children_and_trains_them_once(tmp_path):
-    seeds = Seeds.of(4)
+    seeds = Seeds.from_seed(4)
     task = catalogue.get("digits")
     recipe = task.recipe.changed(length="16it")
     with Lab(tmp_path / "store", device="cpu") as lab:

@@ -25,7 +25,7 @@ from ticketry.lab.training.segment import Result, Segment, Start
 from ticketry.tasks import catalogue
 from ticketry.tasks.recipe import Recipe
 from ticketry.tasks.task import Task
-from ticketry_engine.support.seeds import mix
+from ticketry_engine.support.seeds import mix_seeds
 
 SHAPES = {"a.weight": (40, 50), "b.weight": (40, 50), "c.weight": (10, 7, 3, 3), "d.weight": (300,)}
 
@@ -171,7 +171,7 @@ def test_a_fresh_start_is_trained_densely_to_the_rewind_step(searched, tmp_path)
     result = train_control(lab, searched.task, searched.recipe, "random_reinit", ticket, Seeds(7, 2, 3))
     assert lab.ledger.steps_trained - before == K + (T - K)
     with Lab(tmp_path / "store", device="cpu") as other:
-        start = mix(7, "random_reinit")
+        start = mix_seeds(7, "random_reinit")
         fresh = other.segment(searched.task, start=start, last=K, order_seed=2, recipe=searched.recipe)
         wanted = other.train(fresh)
     assert result.segment.start == Start(state=wanted.model)

@@ -22,7 +22,7 @@ from ticketry.lab.lab import Lab
 from ticketry.lab.search_result import Found, Seeds, search_cost
 from ticketry.lab.training.segment import Start
 from ticketry.records.schema import as_json
-from ticketry_engine.support.seeds import mix
+from ticketry_engine.support.seeds import mix_seeds
 
 SEEDS = Seeds(initialisation=1, order=2, mask=3)
 K, T = 4, 16
@@ -59,7 +59,7 @@ def test_a_chain_is_the_same_training_again_and_again(tmp_path: Path, control: s
                 start=Start(state=by_hand.store.put_tensors(state)),
                 mask=mask,
                 first=K,
-                order_seed=SEEDS.order if number == 0 else mix(SEEDS.order, "cycle", number),
+                order_seed=SEEDS.order if number == 0 else mix_seeds(SEEDS.order, "cycle", number),
                 recipe=RECIPE,
             )
             state = by_hand.state(by_hand.train(segment))

@@ -15,7 +15,7 @@ from ticketry.evidence.settings import VerifySettings
 from ticketry.evidence.verification import Verification, verify_procedure
 from ticketry.lab.search_result import Seeds
 from ticketry.lab.training.segment import Result, Start
-from ticketry_engine.support.seeds import mix
+from ticketry_engine.support.seeds import mix_seeds
 
 TASK = tk.task("digits")
 TOTAL = 20
@@ -40,7 +40,7 @@ def procedure(lab: tk.Lab, method: str, level: int | None = 1, bounded: bool = F
 
 
 def fresh(number: int) -> Seeds:
-    return Seeds.of(mix(4, 5, 6, "procedure", number))
+    return Seeds.from_seed(mix_seeds(4, 5, 6, "procedure", number))
 
 
 def accuracies(results: list[Result]) -> list[float]:
@@ -66,7 +66,7 @@ def test_every_network_is_trained_as_it_says(lab: tk.Lab, oneshot: Verification)
         begun = {"start": seeds.initialisation, "order_seed": seeds.order, "recipe": longer}
         made["dense"].append(lab.train(lab.segment(TASK, **begun)))
         for role in ("uniform", "erk"):
-            drawn = random_mask(mask, mix(seeds.mask, role), role)
+            drawn = random_mask(mask, mix_seeds(seeds.mask, role), role)
             made[role].append(lab.train(lab.segment(TASK, mask=drawn, **begun)))
         finetuned = lab.segment(
             TASK,

@@ -25,7 +25,7 @@ from ticketry.lab.training.segment import Start
 from ticketry.tasks import catalogue
 from ticketry.tasks.recipe import Recipe
 from ticketry.tasks.task import Task
-from ticketry_engine.support.seeds import mix
+from ticketry_engine.support.seeds import mix_seeds
 
 SHAPES = {"a.weight": (4, 5), "a.bias": (4,), "b.weight": (3, 4)}
 
@@ -140,7 +140,7 @@ def test_stability_is_the_papers_two_norms(searched, tmp_path, control):
         start = Start(state=lab.at(dense, 6).model)
         trained = [
             lab.state(lab.train(lab.segment(task, start=start, mask=mask, first=6, order_seed=order, recipe=recipe)))
-            for order in (SEEDS.order, mix(SEEDS.order, "second order"))
+            for order in (SEEDS.order, mix_seeds(SEEDS.order, "second order"))
         ]
         before = lab.state(dense)
     kept = {name: mask[name].numpy() for name in mask}

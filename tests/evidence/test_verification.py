@@ -28,7 +28,7 @@ from ticketry.search import method
 from ticketry.tasks import catalogue
 from ticketry.tasks.recipe import Recipe
 from ticketry.tasks.task import Split, Splits
-from ticketry_engine.support.seeds import mix
+from ticketry_engine.support.seeds import mix_seeds
 
 REWIND, TOTAL = 4, 14
 
@@ -61,13 +61,13 @@ def by_hand(lab: Lab, ticket: Ticket, role: str, number: int) -> float:
     """The test accuracy of a network of a verification, its training written out."""
     task, info = catalogue.get("digits"), ticket.info
     recipe = Recipe(**{k: tuple(v) if isinstance(v, list) else v for k, v in info["recipe"].items()})
-    seed = mix(info["seeds"]["order"], "verify", number)
+    seed = mix_seeds(info["seeds"]["order"], "verify", number)
     start: Start = Start(state=lab.store.put_tensors(ticket.start))
     mask: Mask | None = None if role == "dense" else ticket.mask
     if role in ("shuffled", "random_prune"):
-        mask = draw_control_mask(role, ticket.mask, Seeds.of(seed))
+        mask = draw_control_mask(role, ticket.mask, Seeds.from_seed(seed))
     if role == "random_reinit":
-        fresh = lab.segment(task, start=mix(seed, "random_reinit"), last=REWIND, order_seed=seed, recipe=recipe)
+        fresh = lab.segment(task, start=mix_seeds(seed, "random_reinit"), last=REWIND, order_seed=seed, recipe=recipe)
         start = Start(state=lab.train(fresh).model)
     segment = lab.segment(task, start=start, mask=mask, first=REWIND, last=TOTAL, order_seed=seed, recipe=recipe)
     assert segment.total == TOTAL

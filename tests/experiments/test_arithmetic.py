@@ -20,7 +20,7 @@ from ticketry.experiments.reproduce.blocks import Block, FinishedBlocks
 from ticketry.experiments.reproduce.campaign_file import read_campaign
 from ticketry.experiments.run import Run
 from ticketry.experiments.run_file import read_run_file
-from ticketry.lab.store.files import write_sealed
+from ticketry.lab.store.files import write_with_digest
 from ticketry.lab.store.paths import Paths
 from ticketry.lab.training.precision import non_default_choices
 from ticketry.records.schema import as_json
@@ -122,7 +122,7 @@ def test_a_run_of_an_older_store_keeps_its_name(tmp_path: Path, capsys: pytest.C
     older = replace(made.request, arithmetic={})
     record = as_json(made.record) | {"run": older.name}
     shutil.rmtree(made.path)
-    write_sealed(tmp_path / "runs" / older.name / "run.json", record)
+    write_with_digest(tmp_path / "runs" / older.name / "run.json", record)
     again = search(tmp_path, precision="bf16")
     assert (again.name, again.now["segments_trained"]) == (older.name, 0)
     assert repeated(again, capsys)["run"] == older.name
@@ -218,7 +218,7 @@ def test_a_campaign_looks_for_what_its_lab_writes(tmp_path: Path, precision: Any
     (file := tmp_path / "two.toml").write_text(CAMPAIGN)
     options = LabOptions(store=tmp_path / "store", workers=0, device="cpu", **chosen)
     read = read_campaign(file, "demo")
-    asked = replace(read, precisions=dict.fromkeys(read.runs, precision), together=options.together)
+    asked = replace(read, precisions=dict.fromkeys(read.runs, precision), together=options.lab_arguments)
     request = Block("whole", 0, 0, 2).request(asked)
     with open_lab(options, request.task) as lab, asked.with_arithmetic(lab, "whole"):
         assert replace(request, arithmetic={}).for_lab(lab).name == request.name

@@ -18,7 +18,7 @@ from ticketry.experiments.search import execute
 from ticketry.lab import lab as lab_module
 from ticketry.lab.lab import Lab
 from ticketry.lab.search_result import Seeds
-from ticketry.lab.store.files import read_sealed, write_sealed
+from ticketry.lab.store.files import read_with_digest, write_with_digest
 from ticketry.records.schema import as_json
 
 TOTAL, BATCH = 40, 64
@@ -273,13 +273,13 @@ def test_a_record_from_before_costs_gets_them_and_keeps_the_rest(lab: Lab) -> No
     run = SearchRequest(tk.search.iterative, TASK, tk.search.iterative.Settings(levels=1), RECIPE, replicates=1)
     whole = as_json(execute(lab, run))
     path = lab.store.paths.run(run.name) / "run.json"
-    old = read_sealed(path)
+    old = read_with_digest(path)
     assert old
     for row in old["points"]:
         del row["cost"]
     old["cost"] |= {"wall_seconds": 1234.5, "energy_kwh": 2.0, "energy_by": "a meter"}
-    write_sealed(path, old)
+    write_with_digest(path, old)
     found = as_json(execute(lab, run))
     assert found["points"] == whole["points"]
     assert found["cost"] == old["cost"]
-    assert read_sealed(path) == found
+    assert read_with_digest(path) == found

@@ -15,7 +15,7 @@ from ticketry.evidence.connectivity import stability
 from ticketry.experiments.request import SearchRequest
 from ticketry.experiments.search import execute
 from ticketry.lab.search_result import Seeds
-from ticketry.lab.store.files import read_sealed
+from ticketry.lab.store.files import read_with_digest
 from ticketry.records.run import read_run
 from ticketry.records.schema import as_json
 from ticketry.search.gating import search as rounds
@@ -85,7 +85,7 @@ def test_a_control_that_cannot_have_its_tickets_steps_is_left_out_and_told(
     assert code == 0
     why = "trained like a ticket, 0 steps after 6, it never reaches a ticket's 12"
     assert f"left out shuffled at level 2: {why}" in out
-    record = read_run(read_sealed(next(tmp_path.glob("runs/*/run.json"))))
+    record = read_run(read_with_digest(next(tmp_path.glob("runs/*/run.json"))))
     rows = {(point.level, point.role): point.budget for point in record.points}
     assert rows.pop((2, "cyclic"))
     found = {row: steps for row, steps in rows.items() if row[1] != "cyclic"}

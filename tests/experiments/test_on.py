@@ -11,7 +11,7 @@ import ticketry as tk
 from lab_fixtures import PointsTask
 from ticketry.errors import TaskError, TrustError, UsageError
 from ticketry.experiments.options import LabOptions, open_lab
-from ticketry.experiments.run_file import check_trust, read_run_file
+from ticketry.experiments.run_file import read_run_file, require_trust
 from ticketry.lab.lab import Lab
 
 SMALL = {"levels": 1, "replicates": 1, "controls": "none", "recipe": {"length": "5it"}}
@@ -28,13 +28,13 @@ def test_a_run_says_where_it_was_trained(tmp_path: Path) -> None:
 @pytest.mark.parametrize("on", ["ray:elsewhere:6379", "dask:elsewhere:8786", "slurm:partition=all", "module:Runner"])
 def test_a_file_that_names_machines(on: str) -> None:
     with pytest.raises(TrustError, match="name where to train yourself with --on"):
-        check_trust({"task": "digits", "on": on}, (), of="the run file run.toml")
-    check_trust({"task": "digits", "on": on}, ("on",), of="the run file run.toml")
+        require_trust({"task": "digits", "on": on}, (), of="the run file run.toml")
+    require_trust({"task": "digits", "on": on}, ("on",), of="the run file run.toml")
 
 
 @pytest.mark.parametrize("on", ["processes:2", "processes", "in-process"])
 def test_a_file_that_names_this_machine(on: str) -> None:
-    check_trust({"task": "digits", "on": on}, (), of="the run file run.toml")
+    require_trust({"task": "digits", "on": on}, (), of="the run file run.toml")
 
 
 def test_a_task_of_this_process_alone(tmp_path: Path) -> None:

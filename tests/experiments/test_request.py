@@ -18,7 +18,7 @@ from ticketry.experiments.run_file import format_run_file, read_run_file
 from ticketry.lab.search_result import Seeds
 from ticketry.search import method
 from ticketry.tasks import catalogue
-from ticketry.tasks.recipe import Optimizer, Recipe, recipe_from
+from ticketry.tasks.recipe import Optimizer, Recipe, recipe_from_dict
 
 ITERATIVE = method("iterative")
 DIGITS = catalogue.get("digits")
@@ -36,7 +36,7 @@ def from_tables(tables: dict[str, Any]) -> SearchRequest:
         method=chosen,
         task=catalogue.get(tables["task"], model=tables.get("model"), options=tables.get("options")),
         settings=chosen.Settings(**settings),
-        recipe=recipe_from(tables["recipe"]),
+        recipe=recipe_from_dict(tables["recipe"]),
         replicates=tables["replicates"],
         seeds=Seeds(**tables["seeds"]),
         controls=tuple(tables["controls"]),

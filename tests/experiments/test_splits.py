@@ -12,7 +12,7 @@ import ticketry as tk
 from cli.calling import printed
 from ticketry.cli import main
 from ticketry.experiments.run_file import read_run_file
-from ticketry.lab.store.files import read_sealed
+from ticketry.lab.store.files import read_with_digest
 from ticketry.tasks import catalogue
 
 
@@ -31,12 +31,12 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
 def test_each_replicate_is_trained_and_measured_on_its_split(searched: tuple[Path, dict[str, object]]) -> None:
     path, result = searched
     store = tk.Lab(result["store"]).store  # type: ignore[arg-type]
-    record = read_sealed(store.paths.run(str(result["run"])) / "run.json")
+    record = read_with_digest(store.paths.run(str(result["run"])) / "run.json")
     assert record is not None
     assert len(record["points"]) == 9
     for point in record["points"]:
         trajectory, _, step = point["key"].partition("@")
-        assert store.result(trajectory, int(step))["segment"]["task"]["split"] == point["replicate"]
+        assert store.load_result(trajectory, int(step))["segment"]["task"]["split"] == point["replicate"]
     assert record["task"]["metric"].items() >= {"name": "rmse", "unit": "", "higher_is_better": False}.items()
     (verdict,) = record["verdicts"]
     assert verdict["n"] == 3

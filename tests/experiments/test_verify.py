@@ -21,7 +21,7 @@ from ticketry.experiments.request import SearchRequest
 from ticketry.experiments.search import execute
 from ticketry.experiments.verify import execute_verify, sparsest_winner
 from ticketry.lab.lab import Lab
-from ticketry.lab.store.files import read_sealed
+from ticketry.lab.store.files import read_with_digest
 from ticketry.records.metric import Metric
 from ticketry.records.network import Point
 from ticketry.records.run import RunRecord
@@ -46,7 +46,7 @@ def test_a_record_is_written_and_nothing_is_done_twice(lab: Lab, run: dict[str, 
     before = lab.ledger.segments_trained
     record = as_json(execute_verify(lab, ticket, QUICK, command="a command"))
     assert lab.ledger.segments_trained - before == record["cost"]["segments_trained"] == 2 * 3
-    written = read_sealed(lab.store.paths.evidence(record["name"]))
+    written = read_with_digest(lab.store.paths.evidence(record["name"]))
     assert written == record
     assert (record["run"], record["ticket"], record["command"]) == (run["run"], ticket, "a command")
     assert (record["density"], record["level"], record["n"], record["claim"]) == (0.1, 2, 2, "wins")

@@ -68,7 +68,7 @@ def test_a_worker_of_another_version(dask: Dask, tmp_path: Path) -> None:
         pytest.raises(RunnerError, match=rf"worker .*process {old.pid}.* has ticketry 0\.0\.9, and the search"),
     ):
         elsewhere.searched(lab)
-    assert check(lab.store).sound
+    assert check(lab.store).is_undamaged
     elsewhere.ended(old)
     dask.worker()
     _goes_on(dask, tmp_path, tmp_path / "store")
@@ -85,7 +85,7 @@ def test_a_worker_whose_disk_is_full(dask: Dask, tmp_path: Path) -> None:
         ):
             elsewhere.searched(lab)
         elsewhere.ended(full)
-    assert check(lab.store).sound
+    assert check(lab.store).is_undamaged
     dask.worker()
     _goes_on(dask, tmp_path, store)
 
@@ -116,4 +116,4 @@ def _goes_on(dask: Dask, folder: Path, store: str | Path) -> None:
         Lab(folder / "undisturbed", device="cpu") as here,
     ):
         assert elsewhere.searched(lab) == elsewhere.searched(here)
-        assert check(lab.store).sound
+        assert check(lab.store).is_undamaged

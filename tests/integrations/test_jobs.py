@@ -25,7 +25,7 @@ from ticketry.integrations.jobs import (
     read_state,
     write_state,
 )
-from ticketry_engine.support.files import sealed
+from ticketry_engine.support.files import append_digest
 
 
 def network() -> nn.Module:
@@ -142,7 +142,7 @@ def test_files_that_are_no_state(tmp_path: Path) -> None:
 )
 def test_files_with_the_right_digest_that_are_no_state(tmp_path: Path, described: str) -> None:
     path = tmp_path / "forged.safetensors"
-    path.write_bytes(sealed(save({"0": torch.ones(2)}, metadata={"ticketry": described})))
+    path.write_bytes(append_digest(save({"0": torch.ones(2)}, metadata={"ticketry": described})))
     with pytest.raises(TicketryError, match="take another checkpoint"):
         read_state(path)
 

@@ -106,7 +106,7 @@ def test_the_same_segment_is_trained_once(lab, points):
 
 def test_a_longer_trajectory_trains_the_difference(lab, points, equal_bits):
     whole = lab.segment(points, start=0)
-    lab.train(whole.until(10))
+    lab.train(whole.shortened_to(10))
     assert lab.ledger.steps_trained == 10
     result = lab.train(whole)
     assert lab.ledger.steps_trained == 24
@@ -134,8 +134,8 @@ def test_steps_are_trained_aside_and_nothing_is_counted(tmp_path):
     with Lab(tmp_path / "own", on_event=told.on_event) as lab:
         whole = [lab.segment(task, start=seed, recipe=task.recipe.changed(length="40it")) for seed in (0, 1)]
         other = Store(tmp_path / "other")
-        steps = lab.train_aside([one.until(5) for one in whole], other.address, measure=False)
-        more = lab.train_aside([one.until(12) for one in whole], other.address, measure=True)
+        steps = lab.train_in_other_store([one.shortened_to(5) for one in whole], other.address, measure=False)
+        more = lab.train_in_other_store([one.shortened_to(12) for one in whole], other.address, measure=True)
         assert [one.steps for one in (*steps, *more)] == [5, 5, 7, 7]
         assert min(one.train_seconds for one in (*steps, *more)) > 0
         assert not list(lab.store.paths.result_files())
@@ -284,11 +284,11 @@ def test_an_error_of_the_listener_is_the_callers(tmp_path, points):
 def test_a_state_on_the_way_needs_no_metrics(lab, points):
     """Asked for without them it is not measured, asked for with them it is, and trained once."""
     segment = lab.segment(points, start=0)
-    plain = lab.train(segment.until(10), measure=False)
+    plain = lab.train(segment.shortened_to(10), measure=False)
     assert plain.metrics == {}
-    assert lab.train(segment.until(10), measure=False).model == plain.model
+    assert lab.train(segment.shortened_to(10), measure=False).model == plain.model
     assert lab.ledger.steps_trained == 10
-    measured = lab.train(segment.until(10))
+    measured = lab.train(segment.shortened_to(10))
     assert measured.metrics["test"].keys() == {"accuracy", "loss"}
     assert measured.model == plain.model
     assert lab.train(segment).metrics

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from made_records import bench_record, plain_record, search_record, structured_record, with_pictures, with_rounds
 from ticketry.errors import StoreError, UsageError
-from ticketry.lab.store.files import write_sealed
+from ticketry.lab.store.files import write_with_digest
 from ticketry.records.evidence import StabilityRecord, VerifyRecord, read_evidence
 from ticketry.records.metric import Metric
 from ticketry.records.network import LayerDensity as Layer
@@ -324,11 +324,11 @@ def test_the_evidence_of_runs_is_found(tmp_path, make_verify, make_stability):
     records = {"verify-1": make_verify(), "stability-1": make_stability(), "other": {"kind": "theory", "run": "a"}}
     records["verify-1"]["run"], records["stability-1"]["runs"] = "a", ["b", "c"]
     for name, record in records.items():
-        write_sealed(folder / f"{name}.json", record)
+        write_with_digest(folder / f"{name}.json", record)
     assert read_evidence_about_runs(tmp_path, ["a"]) == [records["verify-1"]]
     assert read_evidence_about_runs(tmp_path, ["c", "d"]) == [records["stability-1"]]
     for number, kind in enumerate((["verify"], {}, None, 1.5)):
-        write_sealed(folder / f"strange-{number}.json", {**records["verify-1"], "kind": kind})
+        write_with_digest(folder / f"strange-{number}.json", {**records["verify-1"], "kind": kind})
     assert read_evidence_about_runs(tmp_path, ["a"]) == [records["verify-1"]]
     assert read_evidence_about_runs(tmp_path, ["b", "a"]) == [records["stability-1"], records["verify-1"]]
     assert read_evidence_about_runs(tmp_path, ["d", ""]) == []

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from ticketry.cli import main
-from ticketry.lab.store.files import write_sealed
+from ticketry.lab.store.files import write_with_digest
 from ticketry.report.subject import read_evidence_about_runs
 
 
@@ -22,8 +22,8 @@ def store(tmp_path, make_record, make_verify, dots):
         record["run"], record["environment"]["date"] = name, f"2026-11-0{day}"
         path = folder / "runs" / name / "run.json"
         path.parent.mkdir(parents=True)
-        write_sealed(path, record)
-    write_sealed(folder / "evidence" / "verify-1.json", {**make_verify(), "run": "one-aa"})
+        write_with_digest(path, record)
+    write_with_digest(folder / "evidence" / "verify-1.json", {**make_verify(), "run": "one-aa"})
     return folder
 
 
@@ -81,7 +81,7 @@ def test_of_many_runs_a_message_names_the_newest(tmp_path, capsys):
     for number in range(40):
         path = tmp_path / "runs" / f"run-{number:02d}-aa" / "run.json"
         path.parent.mkdir(parents=True)
-        write_sealed(path, {"environment": {"date": f"2026-11-{number:02d}"}})
+        write_with_digest(path, {"environment": {"date": f"2026-11-{number:02d}"}})
     code, _, err = _call(capsys, "run-1", "--store", tmp_path)
     assert code == 2
     assert "10 runs have a name that begins with 'run-1'" in err

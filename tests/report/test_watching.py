@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from ticketry.lab.store.files import read_sealed, write_sealed
+from ticketry.lab.store.files import read_with_digest, write_with_digest
 from ticketry.records.run import PROGRESS_FILE, ActiveSegment, Progress, ProgressPoint
 from ticketry.report.watching import MOST_DONE, Watch, write_state
 
@@ -43,7 +43,7 @@ def watch(tmp_path: Path) -> Watch:
         lambda: tmp_path.glob(f"live/*/{PROGRESS_FILE}"),
         lambda: tmp_path.glob("runs/*/run.json"),
         lambda: tmp_path.glob("campaigns/*.json"),
-        read_sealed,
+        read_with_digest,
     )
 
 
@@ -88,14 +88,14 @@ def test_a_file_is_read_again_only_when_it_has_changed(
     record = make_record(levels=2, replicates=1, controls=())
     path = tmp_path / "runs" / record["run"] / "run.json"
     read: list[Path] = []
-    monkeypatch.setattr(watch, "_read", lambda file: read.append(file) or read_sealed(file))
+    monkeypatch.setattr(watch, "_read", lambda file: read.append(file) or read_with_digest(file))
     path.parent.mkdir(parents=True)
-    write_sealed(path, record)
+    write_with_digest(path, record)
     first = watch.current_state()["runs"]
     assert first == watch.current_state()["runs"]
     assert read == [path]
     assert first[0]["networks"] == len(record["points"])
-    write_sealed(path, {**record, "title": "Renamed"})
+    write_with_digest(path, {**record, "title": "Renamed"})
     assert [run["title"] for run in watch.current_state()["runs"]] == ["Renamed"]
     path.write_bytes(path.read_bytes().replace(b"Renamed", b"Changed"))  # its digest is wrong now
     assert watch.current_state()["runs"] == []
@@ -108,7 +108,7 @@ def test_the_newest_of_many_finished_runs_are_shown(tmp_path: Path, watch: Watch
     for number in range(MOST_DONE + 3):
         path = tmp_path / "runs" / f"run-{number:02d}" / "run.json"
         path.parent.mkdir(parents=True)
-        write_sealed(path, {**record, "run": path.parent.name})
+        write_with_digest(path, {**record, "run": path.parent.name})
         os.utime(path, (1e9 + number, 1e9 + number))
     assert [run["name"] for run in watch.current_state()["runs"]] == [
         f"run-{MOST_DONE + 2 - one:02d}" for one in range(MOST_DONE)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 import ticketry as tk
-from ticketry_engine.support.seeds import generator, mix
+from ticketry_engine.support.seeds import generator, mix_seeds
 
 TOTAL, BATCH, SEED = 57, 64, 3
 SGD = tk.Recipe(
@@ -29,7 +29,7 @@ class Training:
         self.task, self.recipe, self.total, self.order_seed = task, recipe, total, order_seed
         self.data = task.load().train
         self.images = task.prepare(self.data.inputs)
-        torch.manual_seed(mix(seed, "initialisation"))
+        torch.manual_seed(mix_seeds(seed, "initialisation"))
         self.model = task.build()
         self.parameters = dict(self.model.named_parameters())
         self.mask: Mapping[str, Tensor] = {}

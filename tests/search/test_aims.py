@@ -149,7 +149,7 @@ def test_masks_by_density_have_the_keys_that_they_had(name: str, tmp_path: Path)
     settings = decode_settings(given, tk.search.method(name).Settings, what=name)[0]
     with tk.Lab(tmp_path) as lab:
         replicate = Replicate(lab, task(), task().recipe.changed(length="4it"), Seeds(0, 0, 0))
-        begun = lab.train(replicate.dense_training.until(0), label="initialisation", measure=False)
+        begun = lab.train(replicate.dense_training.shortened_to(0), label="initialisation", measure=False)
         weights = replace(begun, model=lab.store.put_tensors(numbered(task())))
         scope = prunable_scope(replicate, settings)
         mask = prune(replicate, weights, scope, 0.4, settings)

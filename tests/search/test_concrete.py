@@ -19,7 +19,7 @@ from ticketry.experiments.request import SearchRequest
 from ticketry.experiments.search import execute
 from ticketry.lab.lab import Lab
 from ticketry.lab.search_result import Found, Seeds
-from ticketry.lab.store.files import read_sealed
+from ticketry.lab.store.files import read_with_digest
 from ticketry.records.run import read_run
 from ticketry.records.schema import as_json
 from ticketry.report.tables.costs import search_cost_points
@@ -72,7 +72,7 @@ def test_tickets_beat_random_and_shuffled_masks(shared_store: Path) -> None:
     values: dict[str, list[float]] = {"ticket": [], "shuffled": [], "random_prune": []}
     with tk.Lab(shared_store) as lab:
         for number in range(3):
-            seeds = Seeds.of(number)
+            seeds = Seeds.from_seed(number)
             ticket = list(CONCRETE.search(lab, task, task.recipe, concrete.Settings(density=(0.02,)), seeds))[1]
             values["ticket"].append(ticket.result.metrics["test"]["accuracy"])
             for control in ("shuffled", "random_prune"):
@@ -114,7 +114,7 @@ def test_a_run_s_record_counts_the_early_steps_once(tmp_path: Path) -> None:
     run = SearchRequest(CONCRETE, task, settings, task.recipe.changed(length=f"{TOTAL}it"), replicates=2)
     with tk.Lab(tmp_path) as lab:
         record = as_json(execute(lab, run))
-        results = [read_sealed(path) for path in (tmp_path / "results").rglob("*.json")]
+        results = [read_with_digest(path) for path in (tmp_path / "results").rglob("*.json")]
     cost = record["cost"]
     assert cost["dense_steps"] == TOTAL
     assert cost["search_steps_per_replicate"] == early + 2 * 24 + 2 * (TOTAL - early)

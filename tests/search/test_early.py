@@ -14,7 +14,7 @@ import ticketry as tk
 from ticketry.lab.costs.ledger import Sample
 from ticketry.search.early import Settings
 from ticketry.tasks.task import Split, Splits
-from ticketry_engine.support.seeds import mix
+from ticketry_engine.support.seeds import mix_seeds
 
 METHOD = tk.search.early
 TOTAL, SEED = 60, 3
@@ -31,7 +31,9 @@ def test_the_mask_is_that_of_plain_pytorch(shared_store: Path, when: str) -> Non
     """SNIP by hand: |w dL/dw| of the mean loss over two batches of the training split, the highest tenth."""
     task = tk.task("digits")
     train = task.load().train
-    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(mix(mix(SEED, "score"), "order", 0)))
+    order = torch.randperm(
+        len(train), generator=torch.Generator().manual_seed(mix_seeds(mix_seeds(SEED, "score"), "order", 0))
+    )
     with tk.Lab(shared_store) as lab:
         ticket = found_by(lab, when=when, batches=2, batch=50)[1]
         model = lab.model(task, ticket.rewound)
@@ -53,7 +55,7 @@ def test_the_moment_is_the_first_slow_look(shared_store: Path) -> None:
     with tk.Lab(shared_store) as lab:
         found = found_by(lab, every="4it", latest="48it", threshold=0.5)
         whole = found[0].result.segment
-        states = {step: lab.state(lab.train(whole.until(step), measure=False)) for step in range(0, 52, 4)}
+        states = {step: lab.state(lab.train(whole.shortened_to(step), measure=False)) for step in range(0, 52, 4)}
     names = [name for name in states[0] if name.endswith("weight")]
 
     def far(step: int) -> float:
@@ -80,7 +82,7 @@ def test_the_masks_that_are_compared_are_chosen_as_the_tickets(shared_store: Pat
     with tk.Lab(shared_store) as lab:
         ticket = found_by(lab, **{"density": (), **amounts}, every="1it", latest="4it", detector="masks")[1]
         whole = ticket.dense.segment
-        models = [lab.model(task, lab.train(whole.until(step), measure=False)) for step in range(1, 5)]
+        models = [lab.model(task, lab.train(whole.shortened_to(step), measure=False)) for step in range(1, 5)]
         more = {"example_inputs": lab.course(task).inputs(1)} if "flops" in chosen else {}
     masks = [tk.prune(model, score="magnitude", **chosen, **more) for model in models]
     differing = [(one ^ other).kept / one.total for one, other in pairwise(masks)]

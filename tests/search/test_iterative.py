@@ -134,7 +134,7 @@ def test_batch_norm_statistics_are_rewound(shared_store: Path) -> None:
     with tk.Lab(shared_store) as lab:
         (found,) = tk.search.iterative(lab, PointsTask(), Settings(densities=(0.5,), rewind="5it"))
         ticket = found[1]
-        start = lab.state(lab.train(ticket.result.segment.until(5)))
+        start = lab.state(lab.train(ticket.result.segment.shortened_to(5)))
         rewound, trained = lab.state(ticket.rewound), lab.state(found[0].result)
     assert torch.equal(start["1.running_mean"], rewound["1.running_mean"])
     assert not torch.equal(start["1.running_mean"], trained["1.running_mean"])

@@ -16,7 +16,7 @@ from ticketry.errors import LayerCollapseError
 from ticketry.lab.search_result import search_cost, trained_steps
 from ticketry.search.gating.gating import Gating
 from ticketry.search.l0 import Settings
-from ticketry_engine.support.seeds import generator, mix
+from ticketry_engine.support.seeds import generator, mix_seeds
 
 METHOD = tk.search.l0
 TOTAL, CUT = 30, 12
@@ -43,7 +43,7 @@ def test_the_papers_equations_in_a_bare_loop(tmp_path: Path) -> None:
         images, targets = training.batch(step)
         seen, opened = {}, torch.zeros(())
         for number, (name, alpha) in enumerate(alphas.items()):
-            u = torch.rand(alpha.shape, generator=generator(mix(SEED, "l0"), "gates", step, number))
+            u = torch.rand(alpha.shape, generator=generator(mix_seeds(SEED, "l0"), "gates", step, number))
             u = u.clamp(min=torch.finfo(u.dtype).eps)
             s = torch.sigmoid((u.log() - (1 - u).log() + alpha) / (2 / 3))
             seen[name] = weights[name] * (s * 1.2 - 0.1).clamp(0, 1)
@@ -78,7 +78,7 @@ def test_gates_on_channels_in_a_bare_loop(tmp_path: Path) -> None:
     for step in range(CUT):
         (value, targets), opened = training.batch(step), torch.zeros(())
         for number, (alpha, weights) in enumerate(zip(alphas, (12 * 9, 10), strict=True)):
-            u = torch.rand(alpha.shape, generator=generator(mix(SEED, "l0"), "gates", step, number))
+            u = torch.rand(alpha.shape, generator=generator(mix_seeds(SEED, "l0"), "gates", step, number))
             s = torch.sigmoid((u.log() - (1 - u).log() + alpha) / (2 / 3))
             value = model[3 * number : 3 * number + 3](value) * (s * 1.2 - 0.1).clamp(0, 1).view(1, -1, 1, 1)
             opened = opened + weights * torch.sigmoid(alpha - 2 / 3 * torch.log(torch.tensor(0.1 / 1.1))).sum()

@@ -30,15 +30,15 @@ class Scripted:
     def compiled(self, mask: tk.Mask | None = None) -> Any:
         return self._task if mask is None else mask
 
-    def share(self, compiled: Any, rounds: int) -> Interval:
+    def time_share(self, compiled: Any, rounds: int) -> Interval:
         if isinstance(compiled, tk.Mask):
             value = self._slower * slowly(compiled, costs()) / costs().dense
         else:
             value = dense_macs(self._lab, compiled) / dense_macs(self._lab, task())
         return Interval(value, 0.9 * value, 1.1 * value, 0.95)
 
-    def share_anew(self, mask: tk.Mask, rounds: int) -> Interval:
-        return self.share(mask, rounds)
+    def retime_share(self, mask: tk.Mask, rounds: int) -> Interval:
+        return self.time_share(mask, rounds)
 
 
 @pytest.fixture

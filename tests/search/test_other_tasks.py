@@ -104,7 +104,7 @@ def test_the_target_network_lacks_what_a_later_mask_removes(shared_store: Path) 
         mask = tk.prune(lab.model(task, state), density=0.3)
         start = Start(state=state.model, optimizer=state.training)
         segment = lab.segment(task, start=start, mask=mask, first=7, recipe=recipe)
-        at_once, later = (lab.train(segment.until(step)) for step in (7, 9))  # the next copy is at step 10
+        at_once, later = (lab.train(segment.shortened_to(step)) for step in (7, 9))  # the next copy is at step 10
         whole = parts(lab, state)
         for result in (at_once, later):
             target = parts(lab, result)

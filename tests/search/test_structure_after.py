@@ -102,7 +102,7 @@ def test_what_is_filled_back_starts_from_the_rewind_point(shared_store: Path) ->
         start, rewound = lab.store.get_tensors(item.result.segment.start.state), lab.state(item.rewound)  # type: ignore[arg-type]
         filled = {name: kept & ~before[name] for name, kept in mask.items()}
         assert sum(int(each.sum()) for each in filled.values()) > 0
-        begun = lab.state(lab.train(item.result.segment.until(item.result.segment.first)))
+        begun = lab.state(lab.train(item.result.segment.shortened_to(item.result.segment.first)))
     for name, places in filled.items():
         assert torch.equal(start[name], rewound[name])
         assert torch.equal(begun[name][places], rewound[name][places])

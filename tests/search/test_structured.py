@@ -16,7 +16,7 @@ from samples import sample
 from search.bare import BATCH, SEED, Training
 from ticketry.core.structure import channels, rebuild, shrink_optimizer, shrink_plan
 from ticketry.lab.search_result import trained_steps
-from ticketry_engine.support.seeds import mix
+from ticketry_engine.support.seeds import mix_seeds
 
 TOTAL = 24
 SGD = tk.Recipe(
@@ -44,7 +44,9 @@ def masks_of(lab: tk.Lab, found: list[tk.search.Found]) -> list[tk.Mask]:
 
 def scored(task: tk.Task) -> list[tuple[torch.Tensor, torch.Tensor]]:
     train = task.load().train
-    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(mix(mix(SEED, "score"), "order", 0)))
+    order = torch.randperm(
+        len(train), generator=torch.Generator().manual_seed(mix_seeds(mix_seeds(SEED, "score"), "order", 0))
+    )
     return [(task.prepare(train.inputs[rows]), train.targets[rows]) for rows in order[:40].split(20)]
 
 
@@ -175,7 +177,7 @@ def test_the_channels_that_are_compared_are_chosen_as_the_tickets(tmp_path: Path
         ticket = found_by(lab, tk.search.early, task, **words)[1]
         whole, masks = ticket.dense.segment, []
         for step in range(2, 12, 2):
-            model = lab.model(task, lab.train(whole.until(step), measure=False))
+            model = lab.model(task, lab.train(whole.shortened_to(step), measure=False))
             x = task.prepare(task.load().train.inputs[:2])
             mask = channels(model, x, 0.4, score="slimming", multiple=2, **chosen)
             scales = [f"{name}.weight" for name, one in model.named_modules() if isinstance(one, nn.BatchNorm2d)]

@@ -17,7 +17,7 @@ from ticketry.step import Step
 from ticketry.tasks import images, models
 from ticketry.tasks.catalogue import CS_PRESETS, EXPERIMENTS, IMP_PRESETS, LANGUAGE_PRESETS, experiment
 from ticketry.tasks.facts import DATA_SETS
-from ticketry.tasks.recipe import Recipe, recipe_from
+from ticketry.tasks.recipe import Recipe, recipe_from_dict
 from ticketry.tasks.task import Spec
 
 PAPER = {  # arXiv 1903.01611 v3
@@ -46,7 +46,7 @@ def read(name: str) -> tuple[dict[str, Any], Recipe, Settings]:
     """A preset as the command line reads a run file."""
     tables = experiment(name)
     values = {key: tuple(value) if isinstance(value, list) else value for key, value in tables["settings"].items()}
-    return tables, recipe_from(tables["recipe"]), Settings(**values)
+    return tables, recipe_from_dict(tables["recipe"]), Settings(**values)
 
 
 def per_epoch(name: str) -> int:
@@ -159,7 +159,7 @@ def gated_settings(name: str) -> continuous.Settings:
 
 
 def test_continuous_sparsification_is_that_of_the_official_code() -> None:
-    recipe = recipe_from(experiment("cs-resnet-20")["recipe"])
+    recipe = recipe_from_dict(experiment("cs-resnet-20")["recipe"])
     total = recipe.steps(PER_EPOCH)
     changes = [0, 56 * PER_EPOCH - 1, 56 * PER_EPOCH, 71 * PER_EPOCH - 1, 71 * PER_EPOCH, 85 * PER_EPOCH - 1]
     rates = [learning_rate(recipe, step, total=total, per_epoch=PER_EPOCH) for step in changes]

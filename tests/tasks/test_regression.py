@@ -20,7 +20,7 @@ from ticketry.lab.training.supervised import course_of, evaluate
 from ticketry.tasks import catalogue
 from ticketry.tasks.facts import UCI
 from ticketry.tasks.recipe import Recipe
-from ticketry.tasks.regression import Regression, standardised
+from ticketry.tasks.regression import Regression, standardise_splits
 from ticketry.tasks.task import Splits, Task
 
 DRAW = np.random.default_rng(0)
@@ -30,7 +30,7 @@ TRAIN, VALIDATION, TEST = (np.arange(a, b) for a, b in ((0, 600), (600, 700), (7
 
 
 def splits(target: np.ndarray = TARGET, inputs: np.ndarray = INPUTS) -> Splits:
-    return standardised(inputs, target, train=TRAIN, validation=VALIDATION, test=TEST, what="the table")
+    return standardise_splits(inputs, target, train=TRAIN, validation=VALIDATION, test=TEST, what="the table")
 
 
 class Plain(Regression):

@@ -30,7 +30,7 @@ from ticketry.budgets.units import (
 from ticketry.choices import did_you_mean
 from ticketry.core.mask import Mask, require_mask
 from ticketry.errors import CostError, UsageError
-from ticketry.files import content_of, parse_json, write_atomically
+from ticketry.files import parse_json, read_bytes, write_atomically
 
 KIND = "ticketry.cost"
 _LARGEST_FILE = 1 << 26
@@ -377,7 +377,7 @@ class CostModel(Struct, frozen=True):
     def load(cls, path: str | Path) -> CostModel:
         """Read costs from the file `path`; raise `CostError` if it is missing, damaged or contains no costs."""
         try:
-            document = parse_json(content_of(Path(path), most=_LARGEST_FILE))
+            document = parse_json(read_bytes(Path(path), most=_LARGEST_FILE))
             if not isinstance(document, dict) or document.get("kind") != KIND or document.get("format") != 1:
                 raise CostError(f"{path} is no file of costs of this version: tk.cost.model(...).save(path) writes one")
             found = msgspec.convert(document.get("model"), cls)

@@ -41,8 +41,8 @@ from ticketry.budgets.units import (
     Latencies,
     format_cost,
     granularities_to_measure,
-    in_blocks,
     parse_share_or_amount,
+    retains_whole_blocks,
     single_granularity,
 )
 from ticketry.core.mask import Mask
@@ -380,14 +380,14 @@ class _BudgetSearch:
 
 def _mask_allocator(request: Request, costs: CostModel, values: Mapping[str, Tensor]) -> Callable[[float], Mask]:
     """Return a function that maps a budget, in the unit of `costs`, to a mask."""
-    if in_blocks(request.structure):
+    if retains_whole_blocks(request.structure):
         only = single_granularity(request.structure)
         if only == FINEST:
             known = layouts_or_rows_first(request.model, request.scope)
         else:
             known = layouts(request.model, request.scope, request.example_inputs)
         choice = LayerChoice(values, costs, known, only=only, least=request.keep_at_least, among=request.within)
-        return lambda budget: choice.within(budget).mask
+        return lambda budget: choice.choose_within(budget).mask
     curves = costs.curves()
     return lambda budget: allocate_cost(
         values,
@@ -513,7 +513,7 @@ def time_masks_near_budget(
                 raise
             break  # the corrected aim is below the least possible cost
         compiled = meter.compiled(mask)
-        tried.append(TimedMask(mask, aim, estimated, meter.share(compiled, turns), compiled))
+        tried.append(TimedMask(mask, aim, estimated, meter.time_share(compiled, turns), compiled))
         _log.info("aimed at %.4g of the unpruned latency, measured %.4g", aim, tried[-1].found.median)
     return tried
 
@@ -542,7 +542,7 @@ def retime_nearest_mask(meter: Meter, tried: Sequence[TimedMask], asked: float, 
     """Time the mask in `tried` that is nearest to `asked` once more, in new memory, and return the result."""
     best, to_base = nearest_timed_mask(tried, asked), latencies.unpruned / latencies.now
     assert best.compiled is not None
-    achieved = meter.share_anew(best.compiled, _REPORTED_ROUNDS)
+    achieved = meter.retime_share(best.compiled, _REPORTED_ROUNDS)
     return Met(
         best.mask,
         latencies,

@@ -212,7 +212,7 @@ class LayerChoice:
             self._layers.append(layers)
             self._hulls.append({name: layer.hull() for name, layer in layers.items()})
 
-    def within(self, budget: float) -> ChosenLayers:
+    def choose_within(self, budget: float) -> ChosenLayers:
         """Return the mask of the largest value with which the whole network's estimated cost is within `budget`.
 
         Raises:
@@ -269,7 +269,7 @@ def allocate_by_layer_value(
     check_multiplications(shapes, prices, share, within=within, least=least)
     costs = multiplication_costs({name: value.numel() for name, value in values.items()}, prices)
     choice = LayerChoice(values, costs, only=FINEST, least=least, among=within)
-    return choice.within(share * costs.dense).mask
+    return choice.choose_within(share * costs.dense).mask
 
 
 def multiplication_costs(sizes: Mapping[str, int], prices: Mapping[str, int]) -> CostModel:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ticketry.budgets.allocation import allocate_cost, allocate_multiplications, check_floor
 from ticketry.budgets.cost_model import CostModel, Prices, describe_required_budget, mask_cost
 from ticketry.budgets.layer_choice import LayerChoice, allocate_by_layer_value, zero_outside
-from ticketry.budgets.units import FINEST, in_blocks, single_granularity
+from ticketry.budgets.units import FINEST, retains_whole_blocks, single_granularity
 from ticketry.core.allocate import allocate, count_candidates, count_largest_per_tensor, count_weights_per_layer
 from ticketry.core.mask import Mask
 from ticketry.core.prune import densities, name_final_target_in_errors
@@ -125,24 +125,26 @@ def budget_pruner(
         return score_pruned_model(function, model, scope, within if has_mask_option(function) else None, inputs)
 
     only, least = single_granularity(structure), rule.get("keep_at_least", 0)
-    known = (layouts_or_rows_first if only == FINEST else layouts)(model, scope) if in_blocks(structure) else {}
+    known = (
+        (layouts_or_rows_first if only == FINEST else layouts)(model, scope) if retains_whole_blocks(structure) else {}
+    )
 
     def prune_to_share(share: float) -> Mask:
         mask = within
         for target in densities(share, iterations, schedule):
             scores = unpruned_scores() if mask is within else score_pruned_model(function, model, scope, mask, inputs)
             among = within if regrow else mask
-            if in_blocks(structure):
+            if retains_whole_blocks(structure):
                 assert isinstance(prices, CostModel)
                 choice = LayerChoice(zero_outside(scores, among), prices, known, only=only)
-                mask = choice.within(prices.budget(target)).mask
+                mask = choice.choose_within(prices.budget(target)).mask
                 continue
             with name_final_target_in_errors(target, share, "a share of"):
                 if not by_value:
                     mask = allocate_budget(scores, prices, target, within=among, **rule)
                 elif isinstance(prices, CostModel):
                     choice = LayerChoice(scores, prices, only=FINEST, least=max(least, 1), among=among)
-                    mask = choice.within(prices.budget(target)).mask
+                    mask = choice.choose_within(prices.budget(target)).mask
                 else:
                     mask = allocate_by_layer_value(scores, prices, target, within=among, keep_at_least=least)
         assert mask is not None

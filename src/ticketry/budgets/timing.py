@@ -29,7 +29,7 @@ from ticketry_engine import Compiled
 from ticketry_engine.bench.dense_engines import UnavailableError, rivals
 from ticketry_engine.bench.timing import Case, Interval, fill_caches_by_calls, machine, median_interval, warm_up
 from ticketry_engine.costs import CHANNELS_LAST, PLANAR, CallSeconds, MaskedModel, UnsupportedError
-from ticketry_engine.support.modules import copied
+from ticketry_engine.support.modules import copy_module
 from ticketry_engine.support.process_state import torch_threads
 from ticketry_engine.support.seeds import generator
 
@@ -144,24 +144,24 @@ class Meter:
 
     def _measure_profile(self, mask: Mask, layout: str | None) -> CallSeconds:
         compiled = self.compiled(mask, layout)
-        whole = self.share(compiled, self.effort.rounds).median * self.dense_seconds
+        whole = self.time_share(compiled, self.effort.rounds).median * self.dense_seconds
         return self.network.profile(compiled, self.effort.profiles, whole)
 
-    def share(self, compiled: Compiled, rounds: int = 5) -> Interval:
+    def time_share(self, compiled: Compiled, rounds: int = 5) -> Interval:
         """Time a compiled network and the unpruned one alternately; return the ratio of latencies.
 
         The ratio is the median over `rounds`, with a 95 % interval.
         """
         return self.ratio_to_dense(self.network.call_with_examples(compiled), rounds)
 
-    def share_anew(self, compiled: Compiled, rounds: int) -> Interval:
+    def retime_share(self, compiled: Compiled, rounds: int) -> Interval:
         """Copy both compiled networks to new memory, time them alternately, and return the ratio of latencies.
 
         The timings are then independent of those by which the mask was chosen.
         """
         compiled.relink()
         self.dense.relink()
-        return self.share(compiled, rounds)
+        return self.time_share(compiled, rounds)
 
     def ratio_to_dense(self, call: Callable[[], object], rounds: int) -> Interval:
         """Time `call` and the unpruned compiled network alternately; return the ratio of their latencies."""
@@ -223,7 +223,7 @@ def base_seconds(meter: Meter, base: str) -> float:
 
 def prepare_base(meter: Meter, base: str) -> Callable[[], Any]:
     """Return a function that calls the model in a base; raise `EngineError` if the base cannot run the model."""
-    model = copied(meter.model, {}).eval().requires_grad_(False)
+    model = copy_module(meter.model, {}).eval().requires_grad_(False)
     args, kwargs = meter.network.args, meter.network.kwargs
     (contender,) = rivals([_ENGINE_NAMES.get(base, base)])
     try:
@@ -418,7 +418,7 @@ def measure_costs(
     for seed, amount in enumerate(_HELD_OUT):
         say(f"checking the estimates at about {amount:g}")
         mask = family.mask_for_check(amount, seed)
-        share = meter.share(meter.compiled(mask)).median
+        share = meter.time_share(meter.compiled(mask)).median
         residuals.append(costs.estimate(mask).value / costs.dense / share - 1)
     return msgspec.structs.replace(
         costs,

@@ -180,7 +180,7 @@ def parse_granularities(texts: Iterable[str]) -> list[Granularity]:
     return sorted(Granularity.parse(text) for text in texts)
 
 
-def in_blocks(structure: str) -> bool:
+def retains_whole_blocks(structure: str) -> bool:
     """Return whether `structure` is ``auto``, ``weights`` or ``rows:N``, by which blocks are chosen by cost."""
     if structure == AUTO:
         return True
@@ -192,7 +192,7 @@ def in_blocks(structure: str) -> bool:
 
 def sums_block_scores(structure: str) -> bool:
     """Return whether `structure` sums scores over blocks and compares layers, so that scores need a common unit."""
-    return structure in (BY_MEASUREMENT, CHANNELS) or in_blocks(structure)
+    return structure in (BY_MEASUREMENT, CHANNELS) or retains_whole_blocks(structure)
 
 
 def single_granularity(structure: str) -> str:
@@ -204,4 +204,4 @@ def granularities_to_measure(structure: str) -> tuple[str, ...]:
     """Return the granularities whose costs must be measured to choose masks with this structure."""
     if structure == AUTO:
         return MEASURED
-    return (structure,) if in_blocks(structure) else (FINEST,)
+    return (structure,) if retains_whole_blocks(structure) else (FINEST,)

@@ -19,7 +19,7 @@ from typing import TextIO
 
 from ticketry.choices import list_choices
 from ticketry.errors import InterruptedTrainingError, TicketryError
-from ticketry.files import reason_of
+from ticketry.files import describe_os_error
 from ticketry.lab.process import handle_signals, print_error_line, signal_name
 from ticketry.version import __version__
 
@@ -97,7 +97,7 @@ def _report_exception(error: BaseException, words: Sequence[str]) -> int:
             return _report_error(error.code, 1) if isinstance(error.code, str) else error.code or 0
         case OSError() if not isinstance(error, BrokenPipeError):
             what = f"{error.filename}: " if error.filename else ""
-            return _report_error(f"{what}{reason_of(error)}", 1)
+            return _report_error(f"{what}{describe_os_error(error)}", 1)
         case MemoryError():
             return _report_error("there is not enough memory: choose a smaller batch, network or fewer workers", 1)
     raise error

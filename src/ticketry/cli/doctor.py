@@ -160,7 +160,7 @@ def _installed_version(package: str) -> str:
 
 def _check_caches() -> Iterator[Finding]:
     from ticketry.files import cache_folder as data
-    from ticketry.files import is_folder, iterate_files, reason_of, why_not_private
+    from ticketry.files import describe_os_error, is_folder, iterate_files, why_not_private
     from ticketry.lab.store.maintenance import count_file_bytes
     from ticketry_engine.support import files
 
@@ -176,7 +176,7 @@ def _check_caches() -> Iterator[Finding]:
         try:
             size = format_megabytes(count_file_bytes(iterate_files(place))) if is_folder(place) else "not there yet"
         except OSError as error:
-            size = f"not readable ({reason_of(error)})"
+            size = f"not readable ({describe_os_error(error)})"
         why = why_not_private(place) if name == "kernels" else ""
         yield Finding(name, f"{size}, {place}", f"Not used, since {why}. {means}" if why else means)
 

@@ -322,12 +322,12 @@ def read_run_records(store: Path) -> list[RunRecord]:
 
 def run_record_files(store: Path) -> list[Path]:
     """Return the ``run.json`` files of a store's finished runs, the oldest first."""
-    from ticketry.lab.store.files import read_sealed
+    from ticketry.lab.store.files import read_with_digest
     from ticketry.lab.store.paths import Paths
 
     dates = {}
     for path in Paths(store).run_records():
-        if values := read_sealed(path):
+        if values := read_with_digest(path):
             environment = values.get("environment")
             dates[path] = str(environment.get("date")) if isinstance(environment, dict) else ""
     return sorted(dates, key=dates.__getitem__)
@@ -335,10 +335,10 @@ def run_record_files(store: Path) -> list[Path]:
 
 def read_record(path: Path) -> RunRecord:
     """Return the record in a ``run.json`` file; raise `StoreError` if it names another run than its folder."""
-    from ticketry.lab.store.files import read_sealed
+    from ticketry.lab.store.files import read_with_digest
     from ticketry.records.run import read_run
 
-    record = read_run(read_sealed(path), str(path))
+    record = read_run(read_with_digest(path), str(path))
     if record.name != path.parent.name:
         raise StoreError(f"{path} is the record of another run, {record.name!r:.80}: move it out of the store")
     return record

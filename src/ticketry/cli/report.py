@@ -77,7 +77,7 @@ def main(words: Sequence[str]) -> int:
 def _rewrite_page_while_training(store: Path, page: Path | None) -> int:
     """Write a report page, rewrite the page's data every two seconds until Ctrl-C, and return 0."""
     from ticketry.files import write_atomically
-    from ticketry.lab.store.files import read_sealed
+    from ticketry.lab.store.files import read_with_digest
     from ticketry.lab.store.store import open_store
     from ticketry.records.run import PROGRESS_FILE, PROGRESS_SECONDS
     from ticketry.report.page import render_watch
@@ -86,7 +86,9 @@ def _rewrite_page_while_training(store: Path, page: Path | None) -> int:
     paths = open_store(store).paths  # of a shared store: of its mirror, for what this machine does
     page = page or paths.root / "watch.html"
     script = page.with_suffix(".js")
-    looking = Watch(lambda: paths.live_files(PROGRESS_FILE), paths.run_records, paths.campaign_records, read_sealed)
+    looking = Watch(
+        lambda: paths.live_files(PROGRESS_FILE), paths.run_records, paths.campaign_records, read_with_digest
+    )
     try:
         write_state(script, looking.current_state())
         write_atomically(page, render_watch(f"Searches in {paths.root.resolve().name}", script.name).encode())

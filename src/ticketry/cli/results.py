@@ -13,7 +13,7 @@ from ticketry.cli.arguments import format_bytes
 from ticketry.errors import TrustError
 from ticketry.evidence.verdict import seeds_for_verification
 from ticketry.experiments.options import LabOptions
-from ticketry.experiments.run_file import check_trust, read_run_file
+from ticketry.experiments.run_file import read_run_file, require_trust
 from ticketry.records.network import TICKET
 from ticketry.records.run import RunRecord
 from ticketry.records.schema import as_json
@@ -159,7 +159,7 @@ def recorded_lab_options(record: RunRecord) -> list[str]:
 def needs_trust(run_file: Path, store: str) -> bool:
     """Return whether a run file names user code or files, so that repeating the run needs ``--trust``."""
     try:
-        check_trust(read_run_file(run_file), (), of=str(run_file), store=store)
+        require_trust(read_run_file(run_file), (), of=str(run_file), store=store)
     except TrustError:
         return True
     return False

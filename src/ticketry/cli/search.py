@@ -18,12 +18,12 @@ from ticketry.cli.results import make_interim_printer, print_evidence, print_run
 from ticketry.errors import TicketryError, UsageError, needs
 from ticketry.experiments.decoding import decode_settings
 from ticketry.experiments.options import LabOptions, SearchOptions
-from ticketry.experiments.run_file import check_trust, decode_search_options, read_run_file, upgrade_stored_settings
+from ticketry.experiments.run_file import decode_search_options, read_run_file, require_trust, upgrade_stored_settings
 from ticketry.records.schema import as_json
 from ticketry.search import ALIASES, Method, check_named_settings, method, methods
 from ticketry.tasks.catalogue import experiment
 from ticketry.tasks.facts import DATA_SETS
-from ticketry.tasks.recipe import Recipe, recipe_from
+from ticketry.tasks.recipe import Recipe, recipe_from_dict
 
 if TYPE_CHECKING:
     from ticketry.experiments.request import SearchRequest
@@ -95,7 +95,7 @@ def read_arguments(
         tables = read_run_file(Path(source.config))
         tables["settings"] = upgrade_stored_settings(tables.get("settings", {}), tables.get("method"), store)
         if "trust" not in given:
-            check_trust(tables, {*given, *(["method"] if named else [])}, of=source.config, store=store)
+            require_trust(tables, {*given, *(["method"] if named else [])}, of=source.config, store=store)
     elif source.preset:
         tables = experiment(source.preset)
     name = words[0] if named else str(tables.get("method", default))
@@ -144,7 +144,7 @@ def _read_early_options(words: Sequence[str]) -> argparse.Namespace:
 def _default_recipe(options: SearchOptions, tables: Mapping[str, Any]) -> Recipe:
     """Return the recipe in `tables`, the entries of a run file; if they have no recipe, return the task's."""
     if "recipe" in tables:
-        return recipe_from(tables["recipe"])
+        return recipe_from_dict(tables["recipe"])
     if options.task in DATA_SETS.built_in:  # without torch, for --help
         data = DATA_SETS.get(options.task)
         return data.recipe_of(options.model or data.model)

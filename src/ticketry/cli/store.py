@@ -152,19 +152,19 @@ def _check_store(arguments: _Check) -> int:
             name: [str(path) for path in value] if isinstance(value, list) else value
             for name, value in vars(health).items()
         }
-        print(json.dumps({"sound": health.sound, **values}))
+        print(json.dumps({"sound": health.is_undamaged, **values}))
     else:
         for title, paths in (("damaged", health.damaged), ("needs what is damaged or gone", health.missing)):
             for path in paths:
                 print(f"{title}: {path if str(path).isprintable() else ascii(str(path))}")
         print(
-            f"{health.blobs} files of tensors and {health.results} results: {_describe_health(health.sound, arguments)}"
+            f"{health.blobs} files of tensors and {health.results} results: {_describe_health(health.is_undamaged, arguments)}"
         )
         if health.leftover:
             print(
                 f"{len(health.leftover)} leftovers of interrupted writes (harmless; `ticketry store gc` removes them)"
             )
-    return 0 if health.sound or arguments.repair else 1
+    return 0 if health.is_undamaged or arguments.repair else 1
 
 
 def _describe_health(sound: bool, arguments: _Check) -> str:

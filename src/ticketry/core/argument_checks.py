@@ -18,7 +18,7 @@ from ticketry.choices import did_you_mean, format_names, require_name
 from ticketry.errors import MaskError, UsageError
 from ticketry.step import Step
 from ticketry_engine.support.entry_points import ARGUMENT_CHECKS
-from ticketry_engine.support.modules import normal_name
+from ticketry_engine.support.modules import name_without_wrappers
 
 
 def check_whole_number(value: Any, name: str, model: object = None) -> int:
@@ -46,7 +46,9 @@ def _check_scores(value: object, name: str, model: nn.Module | None) -> object:
         raise UsageError(f"{name}= must map parameter names to tensors, got {_describe_value(value)}")
     shapes = {}
     if model is not None:
-        shapes = {normal_name(one): tuple(p.shape) for one, p in model.named_parameters(remove_duplicate=False)}
+        shapes = {
+            name_without_wrappers(one): tuple(p.shape) for one, p in model.named_parameters(remove_duplicate=False)
+        }
     for parameter, score in value.items():
         require_name(parameter, name, MaskError)
         if not isinstance(score, Tensor) or score.is_complex():
@@ -114,7 +116,10 @@ def _describe_value(value: object) -> str:
 
 _NO_TARGETS = (Tensor, float, int, bytes, list, tuple, Mapping)
 _FORMS: dict[str, tuple[Callable[[object], bool], str]] = {
-    "pattern": (lambda value: isinstance(value, str) or hasattr(value, "densest"), "a text, such as '2:4' or '4x1'"),
+    "pattern": (
+        lambda value: isinstance(value, str) or hasattr(value, "highest_density"),
+        "a text, such as '2:4' or '4x1'",
+    ),
     "score": (
         lambda value: isinstance(value, str) or callable(value),
         "the name of a score, such as 'magnitude', or a function score(model, scope, ...)",

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ticketry.choices import describe_name_difference, require_name
 from ticketry.core.computed_weights import require_computed_weights_are_removed
-from ticketry.core.scope import Scope, matching_parameters, normal_name
+from ticketry.core.scope import Scope, matching_parameters, name_without_wrappers
 from ticketry.core.sharding import local_shard, reshard, shard_like
 from ticketry.core.tables import LayerDensity, LayerTable, html_table
 from ticketry.errors import MaskError, ScopeError, UsageError
@@ -65,7 +65,7 @@ class Mask(Mapping[str, Tensor]):
         if not isinstance(tensors, Mapping):
             raise MaskError(f"a mask is made of a mapping name -> tensor, not of a {type(tensors).__name__}")
         for name, tensor in tensors.items():
-            short = normal_name(require_name(name, "the mask", MaskError))
+            short = name_without_wrappers(require_name(name, "the mask", MaskError))
             if short in checked:
                 raise MaskError(f"two tensors of the mask are called {short!r}")
             with torch.inference_mode(False):  # a mask outlives the caller's mode

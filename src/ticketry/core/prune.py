@@ -12,7 +12,7 @@ from ticketry.budgets.allocation import allocate_multiplications, check_multipli
 from ticketry.budgets.cost_model import CostModel
 from ticketry.budgets.layer_choice import allocate_by_layer_value
 from ticketry.budgets.request import Request, default_structure, default_structure_of_latency, score_finder
-from ticketry.budgets.units import EAGER, ENGINE, NONE, in_blocks
+from ticketry.budgets.units import EAGER, ENGINE, NONE, retains_whole_blocks
 from ticketry.choices import check_choice
 from ticketry.core.allocate import allocate, allocate_sharded_magnitudes, check_layer_minimum
 from ticketry.core.computed_weights import computed_weights
@@ -229,7 +229,7 @@ def prune(
             share, least = parse_flops_share(amount), check_layer_minimum_option(keep_at_least)
             prices = count_multiplications(model, scope, example_inputs)
             check_multiplications(scope.shapes, prices, share, within=within, least=least)
-            allocated = allocate_by_layer_value if in_blocks(by) else allocate_multiplications
+            allocated = allocate_by_layer_value if retains_whole_blocks(by) else allocate_multiplications
             return allocated(find(), prices, share, within=within, keep_at_least=least)
         request = Request(
             model=model,

@@ -19,7 +19,7 @@ from ticketry.core import argument_checks as argument_checks
 from ticketry.core.computed_weights import computed_weights
 from ticketry.errors import ScopeError, UsageError
 from ticketry_engine.support.entry_points import ARGUMENT_CHECKS, BY_NAME, Need, check_model, entry_point, is_quantised
-from ticketry_engine.support.modules import normal_name as normal_name
+from ticketry_engine.support.modules import name_without_wrappers as name_without_wrappers
 from ticketry_engine.support.modules import require_model
 from ticketry_engine.support.modules import unwrapped as unwrapped
 
@@ -250,7 +250,7 @@ def _check_patterns(value: object, argument: str, model: nn.Module | None) -> tu
                     f"{argument}= holds a {type(one).__name__} that is no module of {type(model).__name__}: give"
                     " modules of this very model, or their names"
                 )
-            found.append(escape(normal_name(name)) or "*")  # as a pattern, it matches only this module
+            found.append(escape(name_without_wrappers(name)) or "*")  # as a pattern, it matches only this module
         else:
             found.append(require_name(one, f"{argument}=", UsageError))
     return tuple(found)
@@ -320,7 +320,7 @@ def matching_parameters(model: nn.Module, shapes: Mapping[str, tuple[int, ...]])
     everything = named_parameters(model)
     if any(name not in everything for name in shapes):  # a tied parameter under another of its names
         everything |= {
-            normal_name(name): parameter for name, parameter in model.named_parameters(remove_duplicate=False)
+            name_without_wrappers(name): parameter for name, parameter in model.named_parameters(remove_duplicate=False)
         }
     for name, shape in shapes.items():
         if name not in everything:
@@ -392,7 +392,7 @@ def _find_parameters(model: nn.Module) -> dict[str, _FoundParameter]:
     for name, parameter in model.named_parameters(remove_duplicate=False):
         if isinstance(parameter, UninitializedParameter):
             raise ScopeError(f"{name!r} of {type(model).__name__} has no shape yet (a lazy layer): call the model once")
-        names.setdefault(id(parameter), []).append(normal_name(name))
+        names.setdefault(id(parameter), []).append(name_without_wrappers(name))
     places: dict[int, list[_ParameterLocation]] = {}
     for module in model.modules():
         for local, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
@@ -404,7 +404,7 @@ def _find_parameters(model: nn.Module) -> dict[str, _FoundParameter]:
             places[id(original)] = [*elsewhere, _ParameterLocation(computed.module, computed.local, dimensions)]
     owners: dict[str, _FoundParameter] = {}
     for name, parameter in model.named_parameters():
-        short = normal_name(name)
+        short = name_without_wrappers(name)
         if short in owners:
             raise ScopeError(f"two parameters of {type(model).__name__} are called {short!r} once wrappers are removed")
         owners[short] = _FoundParameter(parameter, tuple(names[id(parameter)]), tuple(places[id(parameter)]))

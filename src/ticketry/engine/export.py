@@ -16,9 +16,9 @@ from ticketry.core.structure.smaller_model import shrink as shrunk_model
 from ticketry.errors import MaskError, StructureError, UsageError
 from ticketry.version import __version__
 from ticketry_engine import export as engine
-from ticketry_engine.example_inputs import Inputs, at_batch
+from ticketry_engine.example_inputs import Inputs, resize_batch
 from ticketry_engine.export import FORMATS as FORMATS
-from ticketry_engine.export import ExportedFile, first_line, own_copy
+from ticketry_engine.export import ExportedFile, copy_model, first_line
 from ticketry_engine.export import format_of as format_of
 from ticketry_engine.support.entry_points import entry_point
 
@@ -81,7 +81,7 @@ def export(
     source, why = unwrapped(model), ""
     if mask is not None:
         format_of(Path(path), format)  # before the work of shrinking
-        mask, masked = mask.to("cpu"), own_copy(source)
+        mask, masked = mask.to("cpu"), copy_model(source)
         mask.apply_(masked)
         source, why = _shrink(masked, mask, example_inputs, shrink)
         shrunk = source is not masked
@@ -113,7 +113,7 @@ def _shrink(model: nn.Module, mask: Mask, inputs: Any, shrink: bool | None) -> t
     if shrink is False:
         return model, ""
     try:
-        small = shrunk_model(model, mask, at_batch(inputs, 2, seed=_SEED))
+        small = shrunk_model(model, mask, resize_batch(inputs, 2, seed=_SEED))
     except (MaskError, StructureError) as error:
         if shrink:
             raise

@@ -39,7 +39,7 @@ from ticketry.lab.training.supervised import evaluate
 from ticketry.records.metric import Metric
 from ticketry.tasks.recipe import Recipe
 from ticketry.tasks.task import Course, Task
-from ticketry_engine.support.seeds import mix
+from ticketry_engine.support.seeds import mix_seeds
 
 
 @dataclass(frozen=True)
@@ -297,7 +297,7 @@ def barrier(
         "arithmetic": asdict(arithmetic),
     }
     key = digest_of(described)
-    known = lab.store.memo("barriers", key)
+    known = lab.store.load_memo("barriers", key)
     if known is None:
         states, course = (lab.state(one), lab.state(other)), lab.course(task)
         errors, recalibrated = [], 0
@@ -395,7 +395,7 @@ def recompute_batch_norm_(
         norm.reset_running_stats()
         norm.momentum = None  # selects the cumulative average
         norm.train()
-    session = course.session(recipe.changed(augment=()), mix("recalibrate"), arithmetic)
+    session = course.session(recipe.changed(augment=()), mix_seeds("recalibrate"), arithmetic)
     for batch in session.batches(range(batches)):
         session.loss(model, batch)
     for norm, momentum in zip(norms, momenta, strict=True):

@@ -56,12 +56,12 @@ class MaskForm:
         return cls("n:m", n_of_m[1]) if n_of_m else cls("rows")
 
     @classmethod
-    def of_found(cls, found: Found) -> MaskForm:
+    def from_found(cls, found: Found) -> MaskForm:
         """Return the structure of the mask of a ticket that a search found."""
         kind, shrunk = found.structured.by.kind if found.structured else "", found.result.segment.whole_channels
         return cls.from_structure(kind, shrunk=shrunk, pattern=found.pattern, aim=found.aim)
 
-    def key(self) -> dict[str, Any]:
+    def cache_key(self) -> dict[str, Any]:
         """Return JSON values for cache keys that distinguish control masks of this structure from others."""
         if self.kind == "channels":
             return {"channels": True}  # key of masks stored before other forms existed

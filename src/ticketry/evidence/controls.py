@@ -43,14 +43,14 @@ from ticketry.tasks.catalogue import with_random_weights
 from ticketry.tasks.network_name import NetworkName
 from ticketry.tasks.recipe import Recipe
 from ticketry.tasks.task import Task
-from ticketry_engine.support.seeds import mix
+from ticketry_engine.support.seeds import mix_seeds
 
 
 def train_with_scaled_recipe(
     lab: Lab, task: Task, recipe: Recipe, steps: int, seeds: Seeds, *, variants: Sequence[Variant] = (), label: str = ""
 ) -> Result:
     """Train a network from its initialisation for `steps` steps, with the recipe's schedule scaled to that length."""
-    per_epoch = lab.per_epoch(task, recipe)
+    per_epoch = lab.steps_per_epoch(task, recipe)
     if steps != recipe.steps(per_epoch):
         recipe = scale_recipe(recipe, per_epoch, steps)
     segment = lab.segment(task, start=seeds.initialisation, variants=variants, order_seed=seeds.order, recipe=recipe)
@@ -168,7 +168,7 @@ def train_cyclic_control(
     for number in range(count):
         if results:
             start = Start(state=results[-1].model)
-            segment = replace(segment, start=start, order_seed=mix(seeds.order, "cycle", number))
+            segment = replace(segment, start=start, order_seed=mix_seeds(seeds.order, "cycle", number))
         results.append(lab.train(segment, label=f"{label} (cycle {number + 1} of {count})"))
     return results
 
@@ -190,7 +190,7 @@ def store_control_mask(lab: Lab, task: Task, control: str, ticket: str, seeds: S
         described["source"] = source
     drawing = Drawing(0)
     if form != WEIGHTS:
-        described |= {**form.key(), "task": dict(task.key())}
+        described |= {**form.cache_key(), "task": dict(task.key())}
         drawing = Drawing(0, form, lambda: lab.model(task), lambda: lab.structure(task))
         if form.aim:
             drawing = replace(drawing, prices=load_weight_prices(lab, task, lab.store.get_mask(ticket), form.aim))
@@ -210,7 +210,7 @@ def draw_control_mask(control: str, ticket: Mask, seeds: Seeds, drawing: Drawing
             f"the control {control} draws masks of {', '.join(chosen.forms)}, but this ticket's mask is of"
             f" {drawing.form.kind}: leave it out"
         )
-    seed = mix(seeds.mask, chosen.drawn_as or control, ticket.digest)
+    seed = mix_seeds(seeds.mask, chosen.drawn_as or control, ticket.digest)
     mask = chosen.mask(ticket, replace(drawing, seed=seed))
     if drawing.prices is not None and mask.shapes == ticket.shapes:
         if mask_cost(mask, drawing.prices) > mask_cost(ticket, drawing.prices):
@@ -230,7 +230,7 @@ def make_control_start(lab: Lab, control: str, state: str, ticket: str, seeds: S
     `state` is the digest of the ticket's stored initial weights (with buffers), `ticket` the digest of its mask.
     """
     before = lab.store.get_tensors(state)
-    seed = mix(seeds.mask, control, ticket)
+    seed = mix_seeds(seeds.mask, control, ticket)
     made = {**before, **CONTROLS.get(control).weights(dict(before), lab.store.get_mask(ticket), seed)}
     for name, value in made.items():
         if name not in before or value.shape != before[name].shape or value.dtype != before[name].dtype:
@@ -314,7 +314,7 @@ def train_any_control(
         return ControlTrainings([trained], fresh=trained, searched=False)
     chosen = CONTROLS.get(control)
     if chosen.changes_mask:
-        mask = store_control_mask(lab, task, control, ticket, seeds, MaskForm.of_found(found))
+        mask = store_control_mask(lab, task, control, ticket, seeds, MaskForm.from_found(found))
     if control in LONGER_CONTROLS:
         return ControlTrainings(
             train_cyclic_control(lab, task, recipe, mask, found, seeds, label), found.rewound.segment.last
@@ -358,7 +358,7 @@ def _train_to_start_of_control(
         return state, None
     dense = lab.segment(
         with_random_weights(task) if chosen.fresh else task,
-        start=mix(seeds.initialisation, "random_reinit") if chosen.fresh else seeds.initialisation,
+        start=mix_seeds(seeds.initialisation, "random_reinit") if chosen.fresh else seeds.initialisation,
         last=steps,
         order_seed=seeds.order,
         recipe=(state if searched else found.result).segment.recipe,
@@ -371,7 +371,7 @@ def _train_segment_repeatedly(lab: Lab, segment: Segment, steps: int, seeds: See
     """Train a `segment` of a schedule repeatedly, `steps` steps in all; the last training may cover only its end."""
     trained, left = [lab.train(segment, label=label)], steps - segment.steps
     while left > 0:
-        start, order = Start(state=trained[-1].model), mix(seeds.order, "again", len(trained))
+        start, order = Start(state=trained[-1].model), mix_seeds(seeds.order, "again", len(trained))
         onward = replace(segment, start=start, order_seed=order, first=max(segment.first, segment.last - left))
         trained.append(lab.train(onward, label=f"{label} (again)"))
         left -= onward.steps

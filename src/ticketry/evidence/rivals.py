@@ -17,7 +17,7 @@ from msgspec import convert, structs
 
 from ticketry.budgets.pruner import random_mask_of_equal_cost
 from ticketry.core.mask import Mask
-from ticketry.core.scope import named_parameters, normal_name
+from ticketry.core.scope import name_without_wrappers, named_parameters
 from ticketry.core.structure.controls import random_mask
 from ticketry.core.structure.pattern import Pattern
 from ticketry.core.ticket.state_dicts import match_state_to_model
@@ -50,18 +50,24 @@ from ticketry.lab.masks import load_weight_prices
 from ticketry.lab.search_result import GRADUAL, REWINDING, Found, Seeds, trained_steps
 from ticketry.lab.store.store import digest_of
 from ticketry.lab.training.segment import Result, Start
-from ticketry.lab.training.variant import Variant, explain_mask_dependence, is_known, variant_from, with_other_mask
+from ticketry.lab.training.variant import (
+    Variant,
+    explain_mask_dependence,
+    is_known,
+    variant_from_description,
+    with_other_mask,
+)
 from ticketry.lab.training.variants import HeldMask, Penalty, Shrunk
 from ticketry.records.evidence import Reference
 from ticketry.records.network import MATCHED_DENSE, is_matched_dense
 from ticketry.records.ticket import RetrainingInfo, TaskInfo, TaskRequest, TicketTask, read_ticket_info
 from ticketry.registry import load_object, put_current_folder_on_path
 from ticketry.tasks import catalogue
-from ticketry.tasks.file_requests import is_widened, quote, refusal
-from ticketry.tasks.recipe import Recipe, recipe_from
+from ticketry.tasks.file_requests import is_widened, quote, untrusted_request_error
+from ticketry.tasks.recipe import Recipe, recipe_from_dict
 from ticketry.tasks.task import Spec, Task, json_key
 from ticketry_engine.support.process_state import private_random_state
-from ticketry_engine.support.seeds import mix
+from ticketry_engine.support.seeds import mix_seeds
 
 
 def list_references(subject: TestedTicket) -> list[Reference]:
@@ -93,7 +99,7 @@ def compute_flops_share(lab: Lab, task: Task, mask: Mask) -> float:
     in proportion to the weights' density, products with other weights in full, biases and norms not at all.
     """
     key = digest_of({"flops": 2, "task": dict(task.key())})
-    known = lab.store.memo("flops", key)
+    known = lab.store.load_memo("flops", key)
     if known is None:
         model, inputs = lab.model(task).eval(), lab.course(task).inputs(1)
         arguments = inputs if isinstance(inputs, tuple) else (inputs,)
@@ -101,7 +107,7 @@ def compute_flops_share(lab: Lab, task: Task, mask: Mask) -> float:
         known = {"dense": found.dense, "products": [[list(names), flops] for names, flops in found.products.items()]}
         lab.store.put_memo("flops", key, known)
     by_weight = FlopsByWeight(known["dense"], {tuple(names): flops for names, flops in known["products"]})
-    return by_weight.left(removed_shares(mask)) / by_weight.dense if by_weight.dense else 1.0
+    return by_weight.remaining_flops(removed_shares(mask)) / by_weight.dense if by_weight.dense else 1.0
 
 
 Search = Callable[[Lab, Task, Recipe, Any, Seeds], Iterator[Found]]
@@ -127,7 +133,7 @@ class RepeatedSearch:
 
     @property
     def mask_form(self) -> MaskForm:
-        return MaskForm.of_found(self.ticket)
+        return MaskForm.from_found(self.ticket)
 
 
 @dataclass(frozen=True)
@@ -177,7 +183,7 @@ class Procedure:
         They are the same for all methods and settings, so that these share dense networks.
         """
         own = self.seeds
-        return Seeds.of(mix(own.initialisation, own.order, own.mask, "procedure", self.after + number))
+        return Seeds.from_seed(mix_seeds(own.initialisation, own.order, own.mask, "procedure", self.after + number))
 
     def replicate(self, number: int) -> RepeatedSearch:
         """Repeat the search from the fresh seeds of repetition `number`, up to the level of the judged ticket.
@@ -257,7 +263,7 @@ class Rivals:
         shown, metric = list_references(self.subject), self.task.metric.name
 
         def train_reference(reference: Reference, seeds: Seeds) -> float:
-            with self.lab.telling("reference "):
+            with self.lab.prefix_labels("reference "):
                 steps, recipe = reference.steps or 0, self.subject.recipe
                 trained = train_with_scaled_recipe(self.lab, self.task, recipe, steps, seeds, label=reference.role)
                 return float(trained.metrics["test"][metric])
@@ -313,7 +319,7 @@ class Rivals:
     def _train_fresh_start(self, task: Task, seeds: Seeds, role: str) -> Start:
         """Initialise a role's network afresh, train it densely up to the rewind step, and return this start."""
         lab, subject = self.subject.lab, self.subject
-        seed = mix(seeds.initialisation, "random_reinit")
+        seed = mix_seeds(seeds.initialisation, "random_reinit")
         begun = catalogue.with_random_weights(task)
         if subject.step == 0 and begun is task:
             return Start(seed=seed)
@@ -434,7 +440,7 @@ class ProcedureRivals:
         if role == "dense":
             steps = self._count_dense_steps(one)
         elif role in STATIC_MASKS:
-            seed = mix(one.seeds.mask, role)
+            seed = mix_seeds(one.seeds.mask, role)
             if one.mask_form.aim:
                 prices = load_weight_prices(self.lab, one.task, one.mask, one.mask_form.aim)
                 mask = random_mask_of_equal_cost(one.mask, prices, seed, role)
@@ -522,7 +528,7 @@ def _require_same_shapes(task: Task, ticket: Ticket) -> None:
             own = task.build().state_dict()
     except RuntimeError as error:
         raise TicketError(f"the network that {of} names cannot be built: {str(error).splitlines()[0]:.120}") from None
-    shapes = {normal_name(name): tuple(tensor.shape) for name, tensor in own.items()}
+    shapes = {name_without_wrappers(name): tuple(tensor.shape) for name, tensor in own.items()}
     for name, tensor in ticket.start.items():
         if shapes.get(name) != tuple(tensor.shape):
             found = shapes.get(name, "none")
@@ -570,9 +576,11 @@ def import_variants(ticket: Ticket) -> None:
 def _restore_variant(described: Mapping[str, Any], of: str) -> Variant:
     name = described.get("variant")
     if not is_known(described):
-        raise refusal("variant of training", described.get("place", name), of, "import its module, or, ")
+        raise untrusted_request_error(
+            "variant of training", described.get("place", name), of, "import its module, or, "
+        )
     try:
-        return variant_from(described)
+        return variant_from_description(described)
     except UsageError as error:
         raise TicketError(f"{of} was trained with {quote(name)}, which cannot be restored: {error}") from None
     except (TypeError, ValueError, KeyError, AttributeError):
@@ -623,7 +631,7 @@ class TestedTicket:
 
     def fresh_seeds(self, number: int, purpose: str = "verify") -> Seeds:
         """Return the seeds of repetition `number`, which no search has used; another `purpose` gives other seeds."""
-        return Seeds.of(mix(self.seeds.order, purpose, self.after + number))
+        return Seeds.from_seed(mix_seeds(self.seeds.order, purpose, self.after + number))
 
 
 def load_tested_ticket(lab: Lab, ticket: Ticket, task: Task | None = None) -> TestedTicket:
@@ -653,7 +661,7 @@ def load_tested_ticket(lab: Lab, ticket: Ticket, task: Task | None = None) -> Te
             " its start and its budget: verify its procedure, the whole search (--about procedure), or tickets of"
             " retrain continue or restart"
         )
-    recipe, form = recipe_from(training.recipe), _mask_form_of_ticket(training, ticket.mask, of)
+    recipe, form = recipe_from_dict(training.recipe), _mask_form_of_ticket(training, ticket.mask, of)
     task = task or build_task(ticket)
     require_same_task(task, training.task)
     model = lab.model(task)
@@ -663,7 +671,7 @@ def load_tested_ticket(lab: Lab, ticket: Ticket, task: Task | None = None) -> Te
     except (MaskError, TicketError) as error:
         network = task.key().get("model", task.name)
         raise TicketError(f"the ticket does not fit the network {network}: {error}") from None
-    total = recipe.steps(lab.per_epoch(task, recipe))
+    total = recipe.steps(lab.steps_per_epoch(task, recipe))
     for name, step in (("segment.last", training.segment.last), ("rewind_step", training.rewind_step)):
         if step > total:
             raise TicketError(

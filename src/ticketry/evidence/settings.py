@@ -77,7 +77,7 @@ class VerifySettings:
             raise UsageError(f"{self.seeds} seeds: give at least 1")
 
     @property
-    def plan(self) -> InterimAnalyses | None:
+    def interim_plan(self) -> InterimAnalyses | None:
         """The plan of interim analyses; None for a single analysis."""
         return None if self.seeds is not None else InterimAnalyses(self.interim)
 
@@ -114,7 +114,7 @@ class StabilitySettings:
     """Also record the distances of each layer."""
 
     @property
-    def roles(self) -> tuple[str | None, ...]:
+    def analysed_roles(self) -> tuple[str | None, ...]:
         """Names of the networks to analyse at a density: None for the ticket, then its controls."""
         return (None, *(() if self.masks == ("none",) else self.masks))
 
@@ -126,11 +126,11 @@ class StabilitySettings:
             Step.parse(rewind)
         for name in ("masks", "splits"):
             object.__setattr__(self, name, tuple(dict.fromkeys(getattr(self, name))))
-        check_controls(tuple(role for role in self.roles if role))
+        check_controls(tuple(role for role in self.analysed_roles if role))
         if self.points:
             for split in self.splits:
                 check_barrier_settings(self.points, split, self.recalibrate)
-        if others := [name for name in self.roles if name and CONTROLS.get(name).changes_weights]:
+        if others := [name for name in self.analysed_roles if name and CONTROLS.get(name).changes_weights]:
             raise UsageError(f"{others[0]} changes the weights, not the mask: name it among the controls")
         if longer := [name for name in self.masks if name in LONGER_CONTROLS]:
             raise UsageError(f"{longer[0]} is trained for longer: name it among the controls")

@@ -34,7 +34,7 @@ from ticketry.experiments.ticket_model import EXAMPLE_BATCH, TicketModel, compil
 from ticketry.files import file_digest, list_matching
 from ticketry.lab.lab import Lab
 from ticketry.lab.retrain import retraining
-from ticketry.lab.store.files import explain_os_errors, path_exists, write_sealed
+from ticketry.lab.store.files import explain_os_errors, path_exists, write_with_digest
 from ticketry.lab.store.paths import Paths
 from ticketry.lab.store.store import digest_of
 from ticketry.records.schema import as_json
@@ -46,7 +46,7 @@ from ticketry_engine.bench.compare import compare, time_layers
 from ticketry_engine.bench.dense_engines import Call, Contender, ShrunkModel, Sparse, rivals
 from ticketry_engine.bench.timing import Case, Timing, check_cores, choose_cores
 from ticketry_engine.errors import EngineError
-from ticketry_engine.example_inputs import at_batch
+from ticketry_engine.example_inputs import resize_batch
 from ticketry_engine.results import CurvePoint, TimeCurve, Timed
 
 S = TypeVar("S", bound=SpeedRecord)
@@ -163,7 +163,7 @@ def execute_bench(
     if small is not None:
         contenders += [ShrunkModel(engine, small) for engine in dense]
     found = [compare(case, contenders, **how) for case, how in _yield_cases(source, options, say)]
-    last = at_batch(source.inputs, options.batch[-1])[0]
+    last = resize_batch(source.inputs, options.batch[-1])[0]
     layers = time_layers(fast, source.model, source.mask, last, options.precision)
     record = BenchRecord(
         **_common_record_fields(source, options, store, command),
@@ -211,7 +211,7 @@ def _yield_cases(source: TicketModel, options: BenchOptions, say: Say) -> Iterat
     """Yield the case (model and inputs) of each batch size, and the arguments that say how to time the case."""
     for batch in options.batch:
         yield (
-            Case(source.model, at_batch(source.inputs, batch), options.precision, options.threads),
+            Case(source.model, resize_batch(source.inputs, batch), options.precision, options.threads),
             {
                 "timing": Timing(rounds=options.rounds, cold=options.cold, clock=options.clock),
                 "required": options.against,
@@ -260,7 +260,7 @@ def _store_record(record: S, store: Path | None, options: BenchOptions, file: Pa
     name = f"{values['kind']}-{digest_of(request)[:8]}"
     record = normalise_record(structs.replace(record, name=name))
     if store is not None and record.run:
-        write_sealed(Paths(store).evidence(name), as_json(record))
+        write_with_digest(Paths(store).evidence(name), as_json(record))
     return record
 
 
@@ -406,7 +406,7 @@ def speedups(
         example_inputs: inputs of one call; to get another batch size, examples are left out, or repeated with noise.
     """
     for batch in options.batch:
-        inputs = at_batch(example_inputs, batch)
+        inputs = resize_batch(example_inputs, batch)
         with _collect_budget_warnings() as said:
             masks, notes = _choose_masks(model, inputs, options, say)
             timed = _time_pruning_steps(model, inputs, masks, options, say)

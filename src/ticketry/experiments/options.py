@@ -64,7 +64,7 @@ class LabOptions:
     or none."""
 
     @property
-    def together(self) -> dict[str, Any]:
+    def lab_arguments(self) -> dict[str, Any]:
         """Arguments of `Lab` that say how many threads and devices train a network together, and how."""
         return {name: getattr(self, name) for name in ("threads", "devices", "parallel", "norms")}
 
@@ -270,7 +270,7 @@ def open_lab(options: LabOptions, task: Task | None, on_event: OnEvent | None = 
             workers=workers,
             device=options.device,
             precision=options.precision,
-            **options.together,
+            **options.lab_arguments,
             kernels=options.kernels,
             checkpoint_seconds=options.checkpoint_seconds,
             on_event=on_event,

@@ -17,7 +17,13 @@ from ticketry.files import is_file
 from ticketry.lab.costs.ledger import Ledger
 from ticketry.lab.lab import Lab
 from ticketry.lab.process import describe_machine
-from ticketry.lab.store.files import InaccessibleError, explain_os_errors, path_exists, read_sealed, write_sealed
+from ticketry.lab.store.files import (
+    InaccessibleError,
+    explain_os_errors,
+    path_exists,
+    read_with_digest,
+    write_with_digest,
+)
 from ticketry.lab.store.paths import Paths
 from ticketry.lab.training.precision import DENSE, SYNCHRONISED, Arithmetic, non_default_choices
 from ticketry.lab.training.segment import Result
@@ -46,7 +52,7 @@ def read_earlier_record(file: Path, kind: type[R]) -> R | None:
     Raise `InaccessibleError` if the file exists but cannot be opened, since callers must not overwrite this file.
     """
     try:
-        found = read_sealed(file)
+        found = read_with_digest(file)
         return None if found is None else decode_record(kind, found, what=str(file), advice="")
     except InaccessibleError:
         raise
@@ -72,7 +78,7 @@ def write_record(file: Path, record: R, done: Ledger, *, unless_same: str) -> R:
         and getattr(earlier, unless_same) == getattr(record, unless_same)
     ):
         return earlier
-    write_sealed(file, as_json(record))
+    write_with_digest(file, as_json(record))
     return record
 
 

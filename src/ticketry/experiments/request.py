@@ -27,7 +27,7 @@ from ticketry.search.common.method import user_source_digests
 from ticketry.search.common.plan import ticket_trainings
 from ticketry.search.common.settings import budget_of, parsed_structure_of
 from ticketry.tasks import catalogue
-from ticketry.tasks.recipe import Recipe, recipe_from
+from ticketry.tasks.recipe import Recipe, recipe_from_dict
 from ticketry.tasks.task import Task
 
 if sys.version_info >= (3, 11):
@@ -108,7 +108,7 @@ class SearchRequest:
 
     def for_lab(self, lab: Lab) -> SearchRequest:
         """Return the request with the lab's arithmetic, and with the name that the run has in the lab's store."""
-        chosen = lab.unusual(self.task)
+        chosen = lab.non_default_arithmetic(self.task)
         return (self if chosen == self.arithmetic else replace(self, arithmetic=chosen)).with_stored_name(
             lab.store.paths
         )
@@ -201,11 +201,11 @@ class SearchRequest:
     @property
     def title(self) -> str:
         """Title of the method; if the settings are those of a named variant (alias), the title of the variant."""
-        holds = not self.method.alias or self.known_as == self.method.alias
+        holds = not self.method.alias or self.display_name == self.method.alias
         return self.method.title if holds else search.method(self.method.name).title
 
     @property
-    def known_as(self) -> str:
+    def display_name(self) -> str:
         """Name of the method; if the settings are those of a named variant (alias), the name of the variant."""
         return method_name_for_lists(self.method.name, self.method.alias, self.settings)
 
@@ -219,7 +219,7 @@ class SearchRequest:
             return self
         if self.stored_name or paths.run(self.name).exists():
             return self
-        if (head := self.known_as) == self.method.name:
+        if (head := self.display_name) == self.method.name:
             if not self.non_default_score:
                 return self
             head = f"{head}-{self.non_default_score}"
@@ -349,9 +349,9 @@ def build_request(
         method=resolve_method(method),
         task=task,
         settings=settings,
-        recipe=recipe if isinstance(recipe, Recipe) else recipe_from({**asdict(task.recipe), **(recipe or {})}),
+        recipe=recipe if isinstance(recipe, Recipe) else recipe_from_dict({**asdict(task.recipe), **(recipe or {})}),
         replicates=replicates,
-        seeds=seeds if isinstance(seeds, Seeds) else Seeds.of(seeds),
+        seeds=seeds if isinstance(seeds, Seeds) else Seeds.from_seed(seeds),
         controls=() if named == ("none",) else named,
         control_densities=(
             (parse_share(control_densities),)

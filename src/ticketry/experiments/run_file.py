@@ -17,13 +17,13 @@ from ticketry.errors import OutsideError, UsageError
 from ticketry.evidence.control import CONTROLS
 from ticketry.experiments.decoding import check_setting_names, decode_settings, decode_value
 from ticketry.experiments.options import SearchOptions
-from ticketry.files import content_of, reason_of, require_inside
+from ticketry.files import describe_os_error, read_bytes, require_inside
 from ticketry.lab.store.paths import is_url
 from ticketry.records.network import is_matched_dense
 from ticketry.records.settings import FORMAT_1, upgrade_settings
 from ticketry.registry import is_plugin_name
 from ticketry.search import METHODS
-from ticketry.tasks.file_requests import check_network, check_request, refusal
+from ticketry.tasks.file_requests import check_network, check_request, untrusted_request_error
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -81,13 +81,13 @@ def read_run_file(path: Path) -> dict[str, Any]:
 def read_toml(path: Path, what: str) -> tuple[str, dict[str, Any]]:
     """Return the text of a TOML file and the tables parsed from it; `what` names the file in error messages."""
     try:
-        text = content_of(path, most=_LARGEST).decode()
+        text = read_bytes(path, most=_LARGEST).decode()
         if found := _LONG_KEY.search(text):
             line = text.count("\n", 0, found.start()) + 1
             raise UsageError(f"the {what} {path} has a key of more than {_MOST_PARTS} parts at line {line}")
         tables = tomllib.loads(text)
     except OSError as error:
-        raise UsageError(f"the {what} {path} cannot be read: {reason_of(error)}") from None
+        raise UsageError(f"the {what} {path} cannot be read: {describe_os_error(error)}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"the {what} {path} is not TOML: {error!s:.200}") from None
     except RecursionError:
@@ -148,7 +148,7 @@ def decode_search_options(tables: Mapping[str, Any], what: str = "the run file")
     return found  # type: ignore[no-any-return]
 
 
-def check_trust(
+def require_trust(
     tables: Mapping[str, Any], said: Container[str] | None, *, of: str, store: str | Path | None = None
 ) -> None:
     """Raise `TrustError` if a file names code or a local path that the user did not name on the command line.
@@ -171,12 +171,14 @@ def check_trust(
                 if network := name.partition(":")[2]:
                     check_network(network, of=of)
             elif registry.is_external(name):
-                raise refusal(what.removesuffix("s"), name, of, format_advice("name it yourself"))
+                raise untrusted_request_error(what.removesuffix("s"), name, of, format_advice("name it yourself"))
     for what in ("store", "data"):
         if what in tables and what not in own:
-            raise refusal(what, tables[what], of, format_advice(f"name the folder yourself with --{what}"))
+            raise untrusted_request_error(
+                what, tables[what], of, format_advice(f"name the folder yourself with --{what}")
+            )
     if "on" in tables and "on" not in own and str(tables["on"]).partition(":")[0] not in ("processes", "in-process"):
-        raise refusal("on", tables["on"], of, format_advice("name where to train yourself with --on"))
+        raise untrusted_request_error("on", tables["on"], of, format_advice("name where to train yourself with --on"))
     task, options = tables.get("task", "digits"), tables.get("options", {})
     if "task" not in own or options:
         check_request(str(task), None, [(name, str(value)) for name, value in options.items()], of=of)
@@ -184,11 +186,13 @@ def check_trust(
         check_network(str(tables["model"]), of=of)
     profile = tables.get("settings", {}).get("profile")
     if profile and "profile" not in own and not _is_stored_cost_file(str(profile), store):
-        raise refusal("setting profile", str(profile), of, format_advice("name the file yourself with --profile"))
+        raise untrusted_request_error(
+            "setting profile", str(profile), of, format_advice("name the file yourself with --profile")
+        )
     for name, value in tables.get("settings", {}).items():
         for word in _find_names_of_user_code(name, value) if name not in own else ():
             advice = format_advice(f"name it yourself with --{name.replace('_', '-')}")
-            raise refusal(f"setting {name}", word, of, advice)
+            raise untrusted_request_error(f"setting {name}", word, of, advice)
 
 
 def upgrade_stored_settings(

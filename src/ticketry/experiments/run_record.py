@@ -448,7 +448,7 @@ class ProgressFile:
                 write_atomically(self._path, encode(self.snapshot()))
 
     def __enter__(self) -> Self:
-        self._listening.enter_context(self._lab.listening(self._activity.on_event))
+        self._listening.enter_context(self._lab.send_events_to(self._activity.on_event))
         self._thread.start()
         return self
 

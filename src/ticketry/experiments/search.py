@@ -29,7 +29,7 @@ from ticketry.lab.costs.meters import Energies, open_energy_meter
 from ticketry.lab.lab import Lab
 from ticketry.lab.masks import macs_by_layer
 from ticketry.lab.search_result import Found
-from ticketry.lab.store.files import path_exists, write_atomically, write_sealed
+from ticketry.lab.store.files import path_exists, write_atomically, write_with_digest
 from ticketry.lab.store.locks import mark_running
 from ticketry.lab.store.paths import display_address
 from ticketry.records.network import TICKET, Point, is_matched_dense
@@ -105,14 +105,14 @@ def _write_run(lab: Lab, run: SearchRequest, record: RunRecord, done: Ledger, me
     earlier = read_earlier_record(folder / "run.json", RunRecord)
     if earlier and done.segments_trained == 0 and (updated := update_record(earlier, record)):
         if updated != earlier:
-            write_sealed(folder / "run.json", as_json(updated))
+            write_with_digest(folder / "run.json", as_json(updated))
         if not path_exists(folder / "run.toml"):
             write_atomically(folder / "run.toml", updated.config.encode())
         return recompute_verdicts(updated)  # costs and date are those of the earlier record
     if used := meter.used():
         record.recorded_cost.update(energy_kwh=used.kwh, energy_by=used.by)
     record = add_verdicts(record, lab.sizes(run.task)["test"])
-    write_sealed(folder / "run.json", as_json(record))
+    write_with_digest(folder / "run.json", as_json(record))
     write_atomically(folder / "run.toml", record.config.encode())
     return record
 
@@ -140,7 +140,7 @@ class _ControlTrainer:
     def _train_control(self, control: str, replicate: int, found: Found, counts: dict[str, Any]) -> None:
         run = self._run
         assert found.mask is not None
-        with self._lab.telling(f"replicate {replicate} "):
+        with self._lab.prefix_labels(f"replicate {replicate} "):
             control_of = train_any_control(
                 self._lab,
                 run.task_of(replicate),
@@ -197,7 +197,7 @@ def preliminary_record(run: SearchRequest, points: Sequence[Point]) -> RunRecord
         label=run.label,
         method=run.method.name,
         title=run.title,
-        alias=run.known_as if run.known_as != run.method.name else "",
+        alias=run.display_name if run.display_name != run.method.name else "",
         task=describe_task(run.task, None, parameters=0, prunable=0),
         points=tuple(points),
         settings=described["settings"],
@@ -216,7 +216,7 @@ def _build_record(
     rows = sorted(points.rows_with_costs(), key=lambda row: (row.replicate, row.level, row.role != "ticket", row.role))
     dense = next(result for result in points.segments.values() if result.segment.mask is None)
     arithmetic = dense.segment.arithmetic
-    chosen = {"precision": arithmetic.precision, "kernels": lab.kernels.asked, **lab.unusual(run.task)}
+    chosen = {"precision": arithmetic.precision, "kernels": lab.kernels.asked, **lab.non_default_arithmetic(run.task)}
     if lab.device != "auto" or arithmetic.device != "cpu":  # on the CPU by default, the file names no device
         chosen["device"] = arithmetic.device
     if lab.asked:
@@ -236,6 +236,6 @@ def _build_record(
         left_out=tuple(
             OmittedControlAtLevel(role, why, level) for (level, role), why in sorted(points.left_out.items())
         ),
-        config=format_run_file({**run.describe(), "method": run.known_as}, run.task.spec, chosen),
+        config=format_run_file({**run.describe(), "method": run.display_name}, run.task.spec, chosen),
         store=display_address(lab.store.paths.root),
     )

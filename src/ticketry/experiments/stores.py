@@ -18,28 +18,28 @@ from ticketry.choices import list_choices
 from ticketry.core.ticket.ticket import Ticket
 from ticketry.errors import StoreError, TicketError
 from ticketry.files import (
-    content_of,
     delete_tree,
     file_digest,
-    flush,
+    flush_to_disk,
     iterate_below,
     iterate_files,
     iterate_folders,
     list_entries,
     parse_json,
-    replacing,
+    read_bytes,
+    replace_on_success,
 )
 from ticketry.lab.store.files import (
     InaccessibleError,
+    bytes_with_digest,
     explain_os_errors,
     has_canonical_bytes,
     parse_canonical_record,
     path_exists,
     read_json,
-    read_sealed,
-    sealed_bytes,
+    read_with_digest,
     write_json,
-    write_sealed,
+    write_with_digest,
 )
 from ticketry.lab.store.locks import is_running, is_running_mark, mark_in_use
 from ticketry.lab.store.maintenance import Usage, collect_garbage, describe_activity
@@ -115,9 +115,9 @@ def _records_by_run(store: Store) -> dict[str, list[Mapping[str, Any]]]:
         }
     found[""] = []
     for path in store.paths.run_records():
-        found.setdefault(path.parent.name, []).append(read_sealed(path) or {})
+        found.setdefault(path.parent.name, []).append(read_with_digest(path) or {})
     for path in [*store.paths.evidence_records(), *store.paths.campaign_records()]:
-        values = read_sealed(path) or {}
+        values = read_with_digest(path) or {}
         run = values.get("run")
         found[run if isinstance(run, str) and run in found and "runs" not in values else ""].append(values)
     return found
@@ -152,7 +152,7 @@ def remove_run(root: Path, name: str, *, dry_run: bool = False) -> Removed:
         *(usage.find_referenced_files(records) for other, records in named.items() if other != name)
     )
     folder = store.paths.run(name)
-    evidence = [path for path in store.paths.evidence_records() if (read_sealed(path) or {}).get("run") == name]
+    evidence = [path for path in store.paths.evidence_records() if (read_with_digest(path) or {}).get("run") == name]
     pages = [page for path in evidence if path_exists(page := path.with_suffix(".html"))]
     inside = set(usage.files_below(folder))
     doomed = {*inside, *evidence, *pages, *(usage.find_referenced_files(named[name]) - others)}
@@ -222,7 +222,7 @@ def find_damaged_files(store: Store) -> Iterator[Path]:
 def _read_undamaged(read: Callable[[object, str], T], path: Path) -> T | None:
     """Return the record in the file `path`; None if it is invalid, or if writing it again would give other bytes."""
     try:
-        record = read(read_sealed(path) or {}, str(path))
+        record = read(read_with_digest(path) or {}, str(path))
         return record if has_canonical_bytes(path) else None
     except InaccessibleError:
         raise
@@ -234,7 +234,7 @@ def _has_run_file_text(file: Path, config: str) -> bool:
     """Return whether a run file has the text `config`; a missing file counts as a match."""
     try:
         with explain_os_errors(file, "read"):
-            return content_of(file) == config.encode()
+            return read_bytes(file) == config.encode()
     except InaccessibleError:
         raise
     except StoreError as error:
@@ -317,7 +317,7 @@ def _read_for_target(here: Objects, one: Listed, origin: str, target: str) -> by
     if not _is_record(one.name):
         return data
     values, new = parse_canonical_record(data, one.name), canonical_url(target) if is_url(target) else target
-    return sealed_bytes(replace_store_path(values, () if values.get("store") else (origin,), new))
+    return bytes_with_digest(replace_store_path(values, () if values.get("store") else (origin,), new))
 
 
 def _record_name(name: str) -> str:
@@ -411,7 +411,7 @@ def move_store(root: Path, target: Path) -> Path:
         if what := describe_activity(store):
             raise StoreError(f"{what}: move the store when it has ended")
         for path in _record_files(store.paths):
-            read_sealed(path)
+            read_with_digest(path)
     elif not goes_on:
         raise StoreError(f"there is no store in {display_address(root)}: name another with --store")
     if os.path.lexists(target) and not goes_on:
@@ -489,7 +489,7 @@ def _has_same_content(path: Path, other: Path) -> bool:
 
 
 def _copy_file(path: Path, place: Path) -> None:
-    with explain_os_errors(place, "write"), replacing(place, durable=True) as temporary:
+    with explain_os_errors(place, "write"), replace_on_success(place, durable=True) as temporary:
         shutil.copyfile(path, temporary)
         about = path.stat()
         os.utime(temporary, ns=(about.st_atime_ns, about.st_mtime_ns))  # `list runs` and `store gc` use the age
@@ -499,10 +499,10 @@ def _copy_file(path: Path, place: Path) -> None:
 
 def _replace_paths_in_records(paths: Paths, origins: tuple[str, ...], new: str) -> None:
     for path in _record_files(paths):
-        values = read_sealed(path) or {}
+        values = read_with_digest(path) or {}
         moved = replace_store_path(values, origins, new)
         if moved != values:
-            write_sealed(path, moved)
+            write_with_digest(path, moved)
 
 
 def _delete_original(root: Path, target: Path, copied: _Files) -> None:
@@ -514,7 +514,7 @@ def _delete_original(root: Path, target: Path, copied: _Files) -> None:
         raise StoreError(f"{root} changed while it was moved: run the same command again to continue")
     with explain_os_errors(target, "write"):
         for folder in (target, *iterate_folders(target)):
-            flush(folder)
+            flush_to_disk(folder)
     if path_exists(own):
         _copy_file(own, Paths(target).format)
     for path in sorted(root.iterdir(), key=lambda path: path == own):  # last, since a repeated command needs it

@@ -35,7 +35,7 @@ from ticketry.tasks.task import Task
 from ticketry_engine import Compiled, load
 from ticketry_engine.bench.compare import TOLERANCE
 from ticketry_engine.bench.timing import Case
-from ticketry_engine.example_inputs import at_batch, difference
+from ticketry_engine.example_inputs import relative_difference, resize_batch
 
 WEIGHTS = ("trained", "start")
 
@@ -132,8 +132,8 @@ def execute_compile(source: TicketModel, output: Path, *, precision: str = "fp32
     """Compile the ticket's model into the file `output`, check the outputs of the file, and return a record."""
     fast, seconds = compile_source(source, precision=precision)
     written = fast.save(output)
-    case = Case(source.model, at_batch(source.inputs, 3, seed=1), precision)
-    error = difference(case.outputs(load(written)), case.reference())
+    case = Case(source.model, resize_batch(source.inputs, 3, seed=1), precision)
+    error = relative_difference(case.outputs(load(written)), case.reference())
     if not error <= TOLERANCE[precision]:
         raise EngineError(f"the compiled model is not equal to its source: relative error {error:.2g}")
     return {

@@ -42,12 +42,12 @@ from ticketry.experiments.record_files import (
     write_record,
 )
 from ticketry.experiments.request import SearchRequest, resolve_task
-from ticketry.experiments.run_file import check_trust, upgrade_stored_settings
+from ticketry.experiments.run_file import require_trust, upgrade_stored_settings
 from ticketry.experiments.run_record import log_verification
 from ticketry.lab.lab import Lab
 from ticketry.lab.runners.runner import OnEvent
 from ticketry.lab.search_result import Seeds
-from ticketry.lab.store.files import path_exists, read_sealed
+from ticketry.lab.store.files import path_exists, read_with_digest
 from ticketry.lab.store.paths import display_address, shared_url, ticket_folder
 from ticketry.lab.store.store import digest_of, open_existing_store, open_store
 from ticketry.records.evidence import VerifyRecord
@@ -59,8 +59,8 @@ from ticketry.records.verdict import About
 from ticketry.search import METHODS
 from ticketry.search import method as method_called
 from ticketry.tasks.catalogue import of_replicate
-from ticketry.tasks.file_requests import refusal
-from ticketry.tasks.recipe import recipe_from
+from ticketry.tasks.file_requests import untrusted_request_error
+from ticketry.tasks.recipe import recipe_from_dict
 from ticketry.tasks.task import Task
 
 DENSITY_TOLERANCE = 0.1
@@ -116,7 +116,7 @@ def find_ticket(named: str | PathLike[str], store: Path, density: float | str | 
         if density is not None:
             raise UsageError(f"density needs a run, got {path}: name the run of the ticket")
         return path
-    record = read_run(read_sealed(folder / "run.json"), str(folder / "run.json"))
+    record = read_run(read_with_digest(folder / "run.json"), str(folder / "run.json"))
     chosen = choose_ticket(record, density)
     if chosen is None:
         raise UsageError(
@@ -187,7 +187,7 @@ def execute_verify(
         if trust:
             import_variants(ticket)
         task = task or build_task(ticket)
-        name = _ticket_verification_name(ticket.info, settings, lab.unusual(task))
+        name = _ticket_verification_name(ticket.info, settings, lab.non_default_arithmetic(task))
     config = {"about": about, "ticket": str(path), "settings": vars(settings)}
     with lab.dashboards.reporting(name, "verification", config, by_label=True) as run:
         if searched is None:
@@ -378,8 +378,8 @@ def read_search(
     settings = upgrade_stored_settings(info.settings, info.method, store)
     if not trust:
         if METHODS.is_external(info.method):
-            raise refusal("search method", info.method, of)
-        check_trust({"settings": settings}, None, of=of, store=store)
+            raise untrusted_request_error("search method", info.method, of)
+        require_trust({"settings": settings}, None, of=of, store=store)
     method, searched = method_called(info.method), info.search
     fixed = {field.name: field.default for field in fields(method.Settings) if not field.init}
     given = {name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()}
@@ -390,7 +390,7 @@ def read_search(
         method=method,
         task=task,
         settings=decode_settings(settings, method.Settings, what=f"the search of {of}")[0],
-        recipe=recipe_from((searched and searched.recipe) or info.recipe),
+        recipe=recipe_from_dict((searched and searched.recipe) or info.recipe),
         replicates=searched.replicates if searched else info.replicate + 1,
         seeds=convert(structs.asdict(info.seeds), Seeds).replicate(-info.replicate),
     )

@@ -28,9 +28,9 @@ from ticketry.core.sparse_training.hold import Attachment, Hold, hold, release_i
 from ticketry.core.structure.pattern import check_density
 from ticketry.core.ticket.ticket import Ticket
 from ticketry.errors import LayerCollapseError, MaskError, TicketError, TicketryError, UsageError
-from ticketry.files import content_of, parse_json, write_atomically
+from ticketry.files import parse_json, read_bytes, write_atomically
 from ticketry.step import Step
-from ticketry_engine.support.files import sealed, unsealed
+from ticketry_engine.support.files import append_digest, verify_and_strip_digest
 
 if TYPE_CHECKING:
     from ticketry_engine import SparseTraining
@@ -648,13 +648,13 @@ def write_state(path: Path, state: dict[str, Any]) -> None:
         return value
 
     described = json.dumps(encode_tensors(state))
-    write_atomically(path, sealed(save(tensors, metadata={_ENTRY: described})))
+    write_atomically(path, append_digest(save(tensors, metadata={_ENTRY: described})))
 
 
 def read_state(path: Path) -> dict[str, Any]:
     """Return the state that `write_state` wrote to a file; tuples come back as lists."""
     try:
-        data = unsealed(content_of(path))
+        data = verify_and_strip_digest(read_bytes(path))
         tensors, described = load(data), parse_json(read_metadata(data)[_ENTRY])
     except FileNotFoundError:
         raise TicketryError(

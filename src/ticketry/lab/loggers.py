@@ -25,7 +25,7 @@ from ticketry.errors import TicketryError, UsageError, needs
 from ticketry.files import join_inside
 from ticketry.lab.training.segment import Result
 from ticketry.registry import Registry
-from ticketry_engine.support.seeds import mix
+from ticketry_engine.support.seeds import mix_seeds
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Logged:
     @property
     def id(self) -> str:
         """Id of the run: 16 hexadecimal digits that are derived from group and name."""
-        return f"{mix(0, self.group, self.name) % 2**64:016x}"
+        return f"{mix_seeds(0, self.group, self.name) % 2**64:016x}"
 
 
 class Logger(Protocol):

@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_map_only
 from ticketry.budgets.cost_model import CostModel, Prices
 from ticketry.budgets.layer_choice import WORTH
 from ticketry.budgets.pruner import budget_pruner
-from ticketry.budgets.units import NONE, in_blocks
+from ticketry.budgets.units import NONE, retains_whole_blocks
 from ticketry.core.mask import Mask
 from ticketry.core.model_calls import count_multiplications, countable_parameters
 from ticketry.core.scope import Scope, scope_of_shapes
@@ -81,7 +81,7 @@ def load_weight_prices(lab: Lab, task: Task, names: Iterable[str], terms: str) -
     _, by_costs, digest = terms.partition(":")
     if not by_costs:
         return macs_per_weight(lab, task, names)
-    known = lab.store.memo("costs", digest)
+    known = lab.store.load_memo("costs", digest)
     if known is None:
         raise CostError(
             f"the costs of this ticket's budget ({digest[:8]}) are not in the store: search again in it, with --profile"
@@ -202,7 +202,7 @@ def budget_mask(
         "seed": seed,
         **settings,
     }
-    if in_blocks(str(settings.get("structure", NONE))) or settings.get("by_value"):
+    if retains_whole_blocks(str(settings.get("structure", NONE))) or settings.get("by_value"):
         described |= {"worth": WORTH}
     if source := source_of(str(settings.get("score", ""))):
         described |= {"source": source}
@@ -247,7 +247,7 @@ def check_measurable_here(costs: CostModel) -> None:
 
 def check_new_costs(lab: Lab, costs: CostModel) -> None:
     """Raise `CostError` if masks cannot be timed with `costs` on this machine; stored costs are not checked."""
-    if lab.store.memo("costs", costs.digest) is None:
+    if lab.store.load_memo("costs", costs.digest) is None:
         check_measurable_here(costs)
 
 
@@ -270,7 +270,7 @@ def _load_or_measure(
     def measure_share() -> dict[str, Any]:
         with _TIMING:
             meter = _build_meter(lab, task, costs)
-            found = meter.share(compile_network(meter), _ROUNDS)
+            found = meter.time_share(compile_network(meter), _ROUNDS)
         return {"share": found.median, "low": found.low, "high": found.high}
 
     key = digest_of({"task": dict(task.key()), "costs": costs.digest, **described})
@@ -279,12 +279,12 @@ def _load_or_measure(
 
 def _build_meter(lab: Lab, task: Task, costs: CostModel) -> Meter:
     from ticketry.budgets.timing import Meter
-    from ticketry_engine.example_inputs import batch_of
+    from ticketry_engine.example_inputs import batch_size_of
 
     check_measurable_here(costs)
     batch = int(costs.about.get("batch", 1))
     inputs = lab.course(task).inputs(batch)
-    if (examples := batch_of(inputs)) < batch:
+    if (examples := batch_size_of(inputs)) < batch:
         raise CostError(f"the costs are of batches of {batch}, and {task.name} has {examples} training examples")
     model = randomise_parameters_with_zeros(lab.model(task))
     threads, precision = int(costs.about.get("threads", 1)), str(costs.about.get("precision", "fp32"))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ticketry.budgets.units import ENGINE, NONE, Base, in_blocks
+from ticketry.budgets.units import ENGINE, NONE, Base, retains_whole_blocks
 from ticketry.errors import CostError, UsageError
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class CostOptions:
         for name in ("batch", "threads"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.structure != NONE and not in_blocks(self.structure):
+        if self.structure != NONE and not retains_whole_blocks(self.structure):
             raise UsageError(
                 f"structure must be single weights (none, weights), groups of rows (rows:16) or both (auto), got"
                 f" {self.structure}"
@@ -66,10 +66,10 @@ def measure_costs(
     from ticketry.budgets.units import granularities_to_measure
     from ticketry.lab.masks import randomise_parameters_with_zeros
     from ticketry.lab.training.supervised import course_of
-    from ticketry_engine.example_inputs import batch_of
+    from ticketry_engine.example_inputs import batch_size_of
 
     inputs = course_of(task, data).inputs(options.batch)
-    if (examples := batch_of(inputs)) < options.batch:
+    if (examples := batch_size_of(inputs)) < options.batch:
         raise CostError(f"a call needs {options.batch} examples, and {task.name} has {examples} to train on")
     return model_costs.model(
         randomise_parameters_with_zeros(task.build()),

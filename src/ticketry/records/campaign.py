@@ -105,7 +105,7 @@ class PlannedTime(NamedTuple):
     planned: float = 0.0
     took: float = 0.0
 
-    def plus(self, other: PlannedTime) -> PlannedTime:
+    def add(self, other: PlannedTime) -> PlannedTime:
         """Return the sum with `other`: planned plus planned, measured plus measured."""
         return PlannedTime(*(mine + theirs for mine, theirs in zip(self, other, strict=True)))
 

@@ -209,12 +209,12 @@ def rewind_text(results: Results) -> str:
 
 def read_evidence_about_runs(store_root: Path, run_names: Collection[str]) -> list[dict[str, Any]]:
     """Return the evidence records in a store that name one of the runs, sorted by file name."""
-    from ticketry.lab.store.files import read_sealed
+    from ticketry.lab.store.files import read_with_digest
     from ticketry.lab.store.paths import Paths
 
     wanted, found = set(run_names), []
     for path in Paths(store_root).evidence_records():
-        record = read_sealed(path)
+        record = read_with_digest(path)
         if record is None:  # it was removed in the meantime
             continue
         several = record.get("runs")

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from ticketry.errors import StoreError
-from ticketry.files import content_of, write_atomically
+from ticketry.files import read_bytes, write_atomically
 from ticketry.records.campaign import read_campaign_record
 from ticketry.records.run import PROGRESS_SECONDS, Progress, ProgressPoint, read_run
 from ticketry.report.tables.results import summarise
@@ -92,7 +92,7 @@ def write_state(path: Path, state: Mapping[str, Any]) -> None:
 
 
 def _read_progress(path: Path) -> Progress:
-    return msgspec.json.decode(content_of(path, most=_LARGEST), type=Progress)
+    return msgspec.json.decode(read_bytes(path, most=_LARGEST), type=Progress)
 
 
 def _modified_at(path: Path) -> float:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ticketry.errors import StoreError
-from ticketry.files import content_of, write_atomically
+from ticketry.files import read_bytes, write_atomically
 from ticketry.lab.store.files import InaccessibleError, explain_os_errors
 from ticketry.records.campaign import CampaignRecord
 from ticketry.records.evidence import EvidenceValues
@@ -52,7 +52,7 @@ def is_undamaged(page: Path) -> bool:
     """Return whether a page matches its digest; raise `InaccessibleError` if the page cannot be read."""
     try:
         with explain_os_errors(page, "read"):
-            data = content_of(page)
+            data = read_bytes(page)
     except InaccessibleError:
         raise
     except StoreError:

@@ -128,7 +128,7 @@ def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
         require_classification(lab, replicate.task)
     dense = replicate.train_dense(kept, retrain=retrain)
     if own.recipe != replicate.recipe:
-        early = lab.train(whole.until(whole.at(settings.rewind, "rewind")), label="dense", measure=False)
+        early = lab.train(whole.shortened_to(whole.at(settings.rewind, "rewind")), label="dense", measure=False)
         dense = replace(dense, rewound=early)
     yield dense
 
@@ -154,7 +154,7 @@ def make_gating(replicate: Replicate, scope: Scope, settings: Settings, share: f
     """Describe the gates that choose the mask of one ticket; `share` is its density, or its share of the dense cost."""
     from ticketry.core.gates import BinaryConcrete
     from ticketry.search.gating.gating import Gating, gate_prices, gate_target_and_initial_density
-    from ticketry_engine.support.seeds import mix
+    from ticketry_engine.support.seeds import mix_seeds
 
     target, density = gate_target_and_initial_density(replicate, settings, scope, share)
     kept = count_retained(density, scope.total)
@@ -170,7 +170,7 @@ def make_gating(replicate: Replicate, scope: Scope, settings: Settings, share: f
         penalty=0.0,
         optimizer="adam",
         lr=settings.gate_lr,
-        seed=mix(replicate.seeds.mask, "concrete"),
+        seed=mix_seeds(replicate.seeds.mask, "concrete"),
         frozen=True,
         objective=settings.objective,
         density=target,

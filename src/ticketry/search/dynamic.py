@@ -111,7 +111,7 @@ def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
             " nothing would be trained between moves"
         )
     scope = prunable_scope(replicate, settings)
-    initial = lab.train(whole.until(0), label="initialisation", measure=False)
+    initial = lab.train(whole.shortened_to(0), label="initialisation", measure=False)
     chosen = {"score": "random", "distribution": settings.distribution}
     masks = [
         store_chosen_mask(replicate, initial, scope, share, settings.budget_cache_key, **chosen)
@@ -126,7 +126,7 @@ def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
         sparse = own.from_initialisation(mask)
         moves = _replaced_shares_by_step(settings, whole, sparse.total)
         goal = settings.describe_target(density)
-        chain = [lab.train(sparse.until(min(moves)), label=f"{goal} from step 0", measure=False)]
+        chain = [lab.train(sparse.shortened_to(min(moves)), label=f"{goal} from step 0", measure=False)]
         for step, after in pairwise([*moves, sparse.total]):
             before = chain[-1]
             still = own.continue_from(before, step, optimizer=before, mask=mask)
@@ -228,7 +228,7 @@ def update_dynamic_mask(
             }
         return drop_and_grow(mask, lab.store.get_tensors(state), growth, share, regrow=regrow)
 
-    described = {"moved": segment.until(segment.first + 1).key, "grow": grow, "share": share, "regrow": regrow}
+    described = {"moved": segment.shortened_to(segment.first + 1).key, "grow": grow, "share": share, "regrow": regrow}
     return lab.load_or_compute_mask(
         described | ({"seed": seed} if grow == "random" else {}),
         compute_mask,
@@ -249,4 +249,4 @@ def first_batch_gradient(lab: Lab, segment: Segment) -> dict[str, Tensor]:
     assert all(one.masked_by() for one in segment.variants), "gradients are taken of plain networks, masked or not"
     course, state = segment.course(lab.data), load_start_state(lab.store, segment)
     with segment.arithmetic.active():
-        return Loop(lab.store, course, segment.until(segment.first + 1), state).compute_next_gradient()
+        return Loop(lab.store, course, segment.shortened_to(segment.first + 1), state).compute_next_gradient()

@@ -155,7 +155,7 @@ def _detect_pruning_step(replicate: Replicate, scope: Scope, settings: Settings,
     lab, whole, by_masks = replicate.lab, replicate.dense_training, settings.detector == "masks"
 
     def train_dense_to(step: int) -> Result:
-        return lab.train(whole.until(step), label=f"dense to step {step}", measure=False)
+        return lab.train(whole.shortened_to(step), label=f"dense to step {step}", measure=False)
 
     every, latest = max(whole.at(settings.every), 1), whole.at(settings.latest)
     threshold = LARGEST_MASK_DISTANCE if by_masks else settings.threshold or max(density, SLOWEST)

@@ -94,7 +94,7 @@ def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
             segment = replicate.ticket_training(
                 mask, rewound=chain[-1], trained=chain[-1], shrunk=settings.parsed_structure.channels
             )
-            segment = segment.until(after)
+            segment = segment.shortened_to(after)
             if step == last:
                 segment = stretch_to_flops(lab, segment, chain, settings.equal_cost)
             label = f"{settings.describe_target(schedule[last])} from step {step}"

@@ -100,7 +100,7 @@ def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
 
     lab, task, scope = replicate.lab, replicate.task, prunable_scope(replicate, settings)
     step = parse_pruning_step(replicate.dense_training, settings.until, "gates are trained", "them")
-    soft = replicate.from_initialisation(variants=[make_gating(replicate, scope, settings)]).until(step)
+    soft = replicate.from_initialisation(variants=[make_gating(replicate, scope, settings)]).shortened_to(step)
     if settings.parsed_structure.channels:
         find_readers(lab.model(task), lab.structure(task), scope)  # an error before the dense network is trained
     dense = replicate.train_dense(step)
@@ -127,7 +127,7 @@ def make_gating(replicate: Replicate, scope: Scope, settings: Settings) -> Gatin
     """Describe the gates whose trained values choose the masks of all tickets of a replicate."""
     from ticketry.core.gates import HardConcrete
     from ticketry.search.gating.gating import Gating, gate_prices
-    from ticketry_engine.support.seeds import mix
+    from ticketry_engine.support.seeds import mix_seeds
 
     return Gating(
         scope=tuple(scope),
@@ -136,7 +136,7 @@ def make_gating(replicate: Replicate, scope: Scope, settings: Settings) -> Gatin
         penalty=settings.penalty / replicate.lab.sizes(replicate.task)["train"],
         optimizer="adam",
         lr=settings.gate_lr,
-        seed=mix(replicate.seeds.mask, "l0"),
+        seed=mix_seeds(replicate.seeds.mask, "l0"),
         structured=settings.parsed_structure.channels,
         **gate_prices(replicate, settings, scope),
     )

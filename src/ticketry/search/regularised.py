@@ -132,7 +132,7 @@ def search(replicate: Replicate, settings: Settings) -> Iterator[Found]:
         require_norm_scales(replicate, scope)
     dense = replicate.train_dense(step)
     yield dense
-    shrinking = replicate.from_initialisation(variants=[penalty]).until(step)
+    shrinking = replicate.from_initialisation(variants=[penalty]).shortened_to(step)
     state = lab.train(shrinking, label=f"with {settings.penalty}", measure=False)
 
     def find_ticket(level: int, density: float) -> Found:

@@ -34,7 +34,7 @@ from ticketry.records.metric import Metric
 from ticketry.tasks.recipe import Augmentation, Recipe
 from ticketry.tasks.task import Split, Splits, Task
 from ticketry_engine.support.process_state import private_random_state
-from ticketry_engine.support.seeds import generator, mix
+from ticketry_engine.support.seeds import generator, mix_seeds
 
 TRANSFORMS: Augmentation = "transforms"
 """Name of the augmentation with which random transforms of the data set draw new values at every step."""
@@ -163,7 +163,7 @@ class DatasetTask(Task):
         found = {}
         for part, source in sorted(self._sources.items()):
             rows = list(range(min(_SAMPLED, len(source.data))))
-            inputs, _ = source.read(rows, [mix(0, "dataset", row) for row in rows])
+            inputs, _ = source.read(rows, [mix_seeds(0, "dataset", row) for row in rows])
             digest = hashlib.sha256(str((inputs.dtype, tuple(inputs.shape), len(source.data))).encode())
             for tensor in (inputs, self._targets[part]):
                 digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
@@ -226,8 +226,8 @@ class DatasetReader:
     ) -> Callable[[], Tensor]:
         """Return a function that reads the inputs of `rows`; reading processes load the data set from a file."""
         numbers = rows.tolist()
-        drawn = [mix(seed, "transform", first + place) for place in range(len(numbers))]
-        seeds = drawn if augment else [mix(0, "dataset", row) for row in numbers]
+        drawn = [mix_seeds(seed, "transform", first + place) for place in range(len(numbers))]
+        seeds = drawn if augment else [mix_seeds(0, "dataset", row) for row in numbers]
         if not self.workers:
             return functools.partial(_read_inputs, self._source, numbers, seeds)
         return functools.partial(_read_inputs_of_file, self._pickle_source(), numbers, seeds)
@@ -327,7 +327,7 @@ def _read_targets(source: Source) -> Tensor:
     found = []
     for first in range(0, len(source.data), _READ_AT_ONCE):
         rows = list(range(first, min(first + _READ_AT_ONCE, len(source.data))))
-        found.append(source.read(rows, [mix(0, "dataset", row) for row in rows])[1])
+        found.append(source.read(rows, [mix_seeds(0, "dataset", row) for row in rows])[1])
     return torch.cat(found)
 
 

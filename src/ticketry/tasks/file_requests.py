@@ -45,13 +45,13 @@ _VALUE = re.compile(r"[A-Za-z0-9.+-]{0,32}")
 def check_request(task: str, model: str | None, options: Iterable[tuple[str, str]], *, of: str) -> None:
     """Raise `TrustError` if the file named `of` may not request this task; the error says how to allow the task."""
     if task not in ALLOWED_OPTIONS:
-        raise refusal("task", task, of, "name it yourself with --task, or, ")
+        raise untrusted_request_error("task", task, of, "name it yourself with --task, or, ")
     if model is not None:
         check_network(model, of=of)
     for name, value in options:
         known = name in ALLOWED_OPTIONS[task] and _VALUE.fullmatch(value)
         if not known or (name in LARGEST and not (value.isdecimal() and int(value) <= LARGEST[name])):
-            raise refusal(f"option {quote(name)} of the task {task}", value, of)
+            raise untrusted_request_error(f"option {quote(name)} of the task {task}", value, of)
 
 
 def check_network(name: str, *, of: str) -> None:
@@ -62,7 +62,7 @@ def check_network(name: str, *, of: str) -> None:
         weights = sum(one * other for one, other in pairwise(widths))
         known = len(widths) <= _MOST_HIDDEN_LAYERS and weights <= _MOST_WEIGHTS
     if not known or (at and not _WIDTH.fullmatch(width)):
-        raise refusal("network", name, of)
+        raise untrusted_request_error("network", name, of)
 
 
 def is_widened(network: str | None) -> bool:
@@ -71,7 +71,7 @@ def is_widened(network: str | None) -> bool:
     return bool(at) and not width.startswith(("0.", "."))
 
 
-def refusal(what: str, name: object, of: str, instead: str = "") -> TrustError:
+def untrusted_request_error(what: str, name: object, of: str, instead: str = "") -> TrustError:
     """Return the error for a file that contains a name which is not allowed.
 
     `what` is the kind of the named object, `of` the file, and `instead` says what the user can do.

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ticketry.choices import did_you_mean
 from ticketry.errors import DataError, MissingExtraError, TaskError
-from ticketry.files import file_digest, is_file, list_matching, parse_json, reason_of
+from ticketry.files import describe_os_error, file_digest, is_file, list_matching, parse_json
 from ticketry.tasks.data.locate import read_text
 from ticketry.tasks.data.splits import count_share_of_each, hold_out, take_fewer
 from ticketry.tasks.file_requests import Options
@@ -275,7 +275,7 @@ class Pretrained:
         try:
             return list_matching(self.path, pattern)
         except OSError as error:
-            raise TaskError(f"{self.path} cannot be read: {reason_of(error)}") from error
+            raise TaskError(f"{self.path} cannot be read: {describe_os_error(error)}") from error
 
     def check(self) -> None:
         """Raise `TaskError` unless the folder has a configuration and weights."""

@@ -123,7 +123,7 @@ _BOUNDS = {
 }
 
 
-def recipe_from(values: dict[str, Any]) -> Recipe:
+def recipe_from_dict(values: dict[str, Any]) -> Recipe:
     """Return the recipe with `values` from JSON or TOML; lists become tuples."""
     known = {field.name for field in fields(Recipe)}
     unknown = sorted(set(values) - known)

@@ -72,7 +72,7 @@ class Regression(Task):
         return {"rmse": sqrt(sums["squares_in_units"] / count), "r2": r2, "loss": sums["squares"] / count}
 
 
-def standardised(
+def standardise_splits(
     inputs: NDArray[np.float64],
     target: NDArray[np.float64],
     *,
@@ -188,7 +188,7 @@ class PublishedTableRegression(TableRegression):
 def _load_published(name: str, split: int, validation: Fraction, data: Path | None) -> Splits:
     found = uci.read(uci.PUBLISHED[name.removeprefix("uci-")], split, places(data))
     train, held = _split_off_validation(found.train, validation, name)
-    return standardised(found.inputs, found.target, train=train, validation=held, test=found.test, what=name)
+    return standardise_splits(found.inputs, found.target, train=train, validation=held, test=found.test, what=name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -265,7 +265,7 @@ class CustomTableRegression(TableRegression):
                 )
             inputs = np.where(np.isnan(inputs), np.nanmedian(inputs[train], axis=0), inputs)
         what = f"{self.path}, column {self.target!r}"
-        return standardised(inputs, target, train=train, validation=validation, test=test, what=what)
+        return standardise_splits(inputs, target, train=train, validation=validation, test=test, what=what)
 
 
 def create_task(spec: Spec) -> TableRegression:

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ticketry.core.scope import normal_name
+from ticketry.core.scope import name_without_wrappers
 from ticketry.errors import MissingExtraError, TaskError, TrainingError
 from ticketry.records.metric import Metric
 from ticketry.registry import digest_defining_source, put_current_folder_on_path
@@ -38,7 +38,7 @@ from ticketry.tasks.facts import ENVIRONMENTS, EPISODES, EXTRA, GYM, OTHER, Lear
 from ticketry.tasks.network_name import NetworkName
 from ticketry.tasks.recipe import Recipe
 from ticketry.tasks.task import Arithmetic, Course, Session, Spec, Task
-from ticketry_engine.support.seeds import generator, mix
+from ticketry_engine.support.seeds import generator, mix_seeds
 
 if TYPE_CHECKING:
     import gymnasium
@@ -145,7 +145,7 @@ class Environments:
             )
 
     def _start_episode(self, copy: int) -> Numbers:
-        seen, _ = self._environments[copy].reset(seed=mix(self.seed, "episode", copy, self._episodes[copy]))
+        seen, _ = self._environments[copy].reset(seed=mix_seeds(self.seed, "episode", copy, self._episodes[copy]))
         return np.ravel(seen).astype(np.float32)
 
 
@@ -294,7 +294,7 @@ class Memory:
         self._next = last % self.capacity
         self.count = min(self.count + len(actions), self.capacity)
 
-    def take(self, rows: Tensor) -> Transitions:
+    def select_rows(self, rows: Tensor) -> Transitions:
         """Return the transitions at the positions `rows`, int64 [n]."""
         return Transitions(**{name: tensor.index_select(0, rows) for name, tensor in self._tensors.items()})
 
@@ -351,7 +351,7 @@ class Learner(Session):
     def loss(self, model: nn.Module, batch: int) -> Tensor:
         """Act in the environments in step `batch`, and return the loss of a random batch from the replay memory."""
         step, learning = batch, self._learning
-        parameters = {normal_name(name): parameter for name, parameter in model.named_parameters()}
+        parameters = {name_without_wrappers(name): parameter for name, parameter in model.named_parameters()}
         if not self._started:
             self._create_environments()
             rounds = learning.warmup // learning.copies
@@ -364,7 +364,7 @@ class Learner(Session):
             if step % learning.period == 0:
                 for name, parameter in parameters.items():
                     self._target[name].lerp_(parameter, learning.blend)
-            seen = self._memory.take(torch.randint(self._memory.count, (self._batch,))).to(self._device)
+            seen = self._memory.select_rows(torch.randint(self._memory.count, (self._batch,))).to(self._device)
             wanted = self._target_values(model, parameters, seen)
         return q_loss(self._action_values(model, seen.seen), seen.actions, wanted, learning.loss)
 
@@ -518,7 +518,7 @@ class EnvironmentCourse(Course):
             actions: list[int] = values.argmax(1).tolist()
             return actions
 
-        environments = Environments(self.environment, EPISODES, mix("evaluate", split), self.learning.repeat)
+        environments = Environments(self.environment, EPISODES, mix_seeds("evaluate", split), self.learning.repeat)
         returns, lengths = environments.play(choose_best_actions)
         if not isfinite(found := float(returns.mean())):
             raise TrainingError(f"the mean return in {self.environment} is {found}: its rewards are no finite numbers")
@@ -544,7 +544,7 @@ class EnvironmentCourse(Course):
         order = torch.randperm(memory.count, generator=drawn)[: count * size]
         found = []
         for rows in torch.split(order, size):
-            seen = memory.take(rows).to(device)
+            seen = memory.select_rows(rows).to(device)
             wanted = seen.rewards + self.learning.gamma * model(seen.after).amax(1) * (1 - seen.ended)
             found.append(ScoreBatch(seen.seen, seen.actions, wanted))
         return found

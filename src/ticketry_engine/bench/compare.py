@@ -28,7 +28,7 @@ from ticketry_engine.bench.timing import (
 )
 from ticketry_engine.compiled import Compiled, compile
 from ticketry_engine.errors import EngineError
-from ticketry_engine.example_inputs import difference
+from ticketry_engine.example_inputs import relative_difference
 from ticketry_engine.processor import last_level_cache_bytes
 from ticketry_engine.results import EngineTime, Saved, SpeedLayer, Timed
 from ticketry_engine.support.modules import masked_parameters
@@ -97,13 +97,13 @@ def compare(
         cold=timing.cold,
         clock=timing.clock,
         times=times,
-        saved=tuple(saved_against(row, dense, timing) for row in times if row.sparse and row.timed),
+        saved=tuple(time_saved_against(row, dense, timing) for row in times if row.sparse and row.timed),
         machine=machine(sorted(packages | {"torch", "ticketry"})),
         fastest_dense=dense.engine,
     )
 
 
-def saved_against(time_of: EngineTime, base: EngineTime, timing: Timing) -> Saved:
+def time_saved_against(time_of: EngineTime, base: EngineTime, timing: Timing) -> Saved:
     """Compare samples of the same rounds; return the share of time that an engine saves relative to that of `base`."""
     ours, theirs = (row.wall if timing.clock == "wall" else row.cpu for row in (time_of, base))
     shares = [1 - one / other for one, other in zip(ours, theirs, strict=True)]
@@ -124,7 +124,7 @@ def _prepare(
     try:
         call = contender.prepare(case)
         row = structs.replace(row, prepare_seconds=time.perf_counter() - began)
-        error = difference(case.outputs(call), expected)
+        error = relative_difference(case.outputs(call), expected)
     except EngineError as failure:
         lacking = isinstance(failure, UnavailableError)
         if lacking and contender.name in required:
@@ -171,12 +171,14 @@ def time_layers(
     Args:
         fast: the result of compiling `model` with `mask` and `precision`.
     """
-    whole = cast("Compiled", compile(unpruned(model, mask), None, inputs, threads=1, precision=precision))
+    whole = cast(
+        "Compiled", compile(copy_with_random_pruned_weights(model, mask), None, inputs, threads=1, precision=precision)
+    )
     dense = {layer.name: layer.seconds for layer in whole.profile(inputs)}
     return [SpeedLayer(**structs.asdict(layer), dense_seconds=dense.get(layer.name)) for layer in fast.profile(inputs)]
 
 
-def unpruned(model: nn.Module, mask: Mapping[str, Tensor]) -> nn.Module:
+def copy_with_random_pruned_weights(model: nn.Module, mask: Mapping[str, Tensor]) -> nn.Module:
     """Return a copy of the model in which random numbers replace pruned weights, to time layers without zeros."""
     filled, draw = copy.deepcopy(model), torch.Generator().manual_seed(0)
     for name, parameter in masked_parameters(filled, mask).items():

@@ -328,7 +328,7 @@ _RIVALS: dict[str, type[Contender]] = {
 }
 
 
-def names() -> tuple[str, ...]:
+def engine_names() -> tuple[str, ...]:
     """Return the names of all dense engines."""
     return tuple(_RIVALS)
 
@@ -339,10 +339,10 @@ def rivals(chosen: Sequence[str] | None = None) -> list[Contender]:
     Raises:
         UsageError: if a name is not in `names()`, or if `chosen` is empty.
     """
-    requested = list(dict.fromkeys(names() if chosen is None else chosen))
+    requested = list(dict.fromkeys(engine_names() if chosen is None else chosen))
     unknown = [name for name in requested if name not in _RIVALS]
     if unknown:
-        raise UsageError(f"there is no dense engine {unknown[0]!r}: choose from {', '.join(names())}")
+        raise UsageError(f"there is no dense engine {unknown[0]!r}: choose from {', '.join(engine_names())}")
     if not requested:
-        raise UsageError(f"name a dense engine to compare with: {', '.join(names())}")
+        raise UsageError(f"name a dense engine to compare with: {', '.join(engine_names())}")
     return [_RIVALS[name]() for name in requested]

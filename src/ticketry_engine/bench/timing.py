@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from ticketry_engine.errors import UsageError
-from ticketry_engine.example_inputs import batch_of, difference, output_tensors
+from ticketry_engine.example_inputs import batch_size_of, output_tensors, relative_difference
 from ticketry_engine.export import write_onnx
 from ticketry_engine.processor import BF16, last_level_cache_bytes, name_and_features, processor_kind
 from ticketry_engine.support.entry_points import check_model, entry_point
@@ -242,7 +242,7 @@ class Case:
     @property
     def batch(self) -> int:
         """Return the batch size of the inputs."""
-        return batch_of(self.inputs)
+        return batch_size_of(self.inputs)
 
     @entry_point()
     def reference(self) -> list[Tensor]:
@@ -263,7 +263,7 @@ class Case:
                 exact = output_tensors(copy.deepcopy(self.model).double()(*args, **kwargs))
         except RuntimeError:  # the model has float32 in its code
             return 0.0
-        return difference(self.reference(), exact)
+        return relative_difference(self.reference(), exact)
 
     @cached_property
     def onnx(self) -> Path:

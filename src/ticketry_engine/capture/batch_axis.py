@@ -20,8 +20,8 @@ from ticketry_engine.capture.editor import (
     Editor,
     NoMatchError,
     OpArguments,
-    arguments,
     aten_name,
+    bind_arguments,
     require_match,
     value_name,
     weight_name,
@@ -44,7 +44,7 @@ def move_batch_first(editor: Editor, node: Node) -> list[Node] | str:
             editor, chain.source, source_index_of_elements(chain, lambda made, batch: made), node.output
         )
     rule = _ROW_BY_ROW.get(aten_name(node), _lower_activation_batch_first)
-    return rule(editor, node, arguments(node))
+    return rule(editor, node, bind_arguments(node))
 
 
 Step = tuple[str, list[Any]]

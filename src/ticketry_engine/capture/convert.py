@@ -18,7 +18,7 @@ from ticketry_engine.errors import CaptureError
 from ticketry_engine.ir import DTYPES, UNFILED, Graph, Json, Node, Value, aten
 from ticketry_engine.ir.binding import readable_tensor
 from ticketry_engine.ir.native import dtype_name
-from ticketry_engine.support.modules import normal_name
+from ticketry_engine.support.modules import name_without_wrappers
 
 _OPERATORS: Mapping[Any, str] = {
     **{getattr(operator, name): name for name in aten.OPERATORS if hasattr(operator, name)},
@@ -85,7 +85,10 @@ class _GraphBuilder:
         same: dict[tuple[Any, ...], str] = {}
         for name, (target, tensor) in self.program.weights.items():
             tensor = readable_tensor(tensor.detach(), f"the weight {target!r}")
-            key, own = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype), normal_name(target)
+            key, own = (
+                (tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype),
+                name_without_wrappers(target),
+            )
             self.weights[name] = same.setdefault(key, own) if tensor.numel() else own
             self.tensors[self.weights[name]] = tensor
         for one in self.program.graph.nodes:

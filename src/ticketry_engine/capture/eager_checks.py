@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from ticketry_engine.capture.editor import (
-    arguments,
     aten_name,
+    bind_arguments,
     name_without_overload,
     unused_name,
     value_name,
@@ -33,11 +33,11 @@ from ticketry_engine.capture.side_effects import (
     weight_write_error,
 )
 from ticketry_engine.errors import CaptureError, EngineError
-from ticketry_engine.example_inputs import difference, output_tensors
+from ticketry_engine.example_inputs import output_tensors, relative_difference
 from ticketry_engine.ir import Graph, Json, Node, aten, value_names, with_value_names
 from ticketry_engine.ir.binding import CallBinder, equals_constant
 from ticketry_engine.ir.reference import bind_checked_node
-from ticketry_engine.support.modules import copied
+from ticketry_engine.support.modules import copy_module
 from ticketry_engine.support.process_state import private_random_state
 from ticketry_engine.support.seeds import seed_torch
 
@@ -45,12 +45,12 @@ _TOLERANCE = 1e-3
 """Maximum relative error of equal outputs; rounding errors are far smaller, and other computations differ far more."""
 
 
-def own_copy(model: nn.Module) -> nn.Module:
+def copy_model(model: nn.Module) -> nn.Module:
     """Return a copy of the model on the CPU, in evaluation mode, without gradients; raise `CaptureError` on failure."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # recurrent layers say that their weights are not in one piece
         try:
-            return copied(model, {}).to("cpu").eval().requires_grad_(False)
+            return copy_module(model, {}).to("cpu").eval().requires_grad_(False)
         except Exception as error:  # a user's model may hold anything
             raise CaptureError(
                 f"{type(model).__name__} cannot be copied ({type(error).__name__}: {str(error)[:120]}):"
@@ -71,7 +71,7 @@ def matches_model_for_one_example(graph: Graph, model: nn.Module, arguments: Arg
     try:
         wanted = _outputs_of_seeded_call(copy_sharing_parameters(model), one)
         found = _outputs_of_seeded_call(lambda *args, **kwargs: _run_graph_in_torch(graph, args, kwargs), one)
-        return bool(difference(found, wanted) <= _TOLERANCE)
+        return bool(relative_difference(found, wanted) <= _TOLERANCE)
     except Exception:  # a model may insist on several examples, and fail in any way
         return False
 
@@ -145,7 +145,7 @@ def _check_outputs_repeat(model: nn.Module, arguments: Arguments) -> None:
     except Exception:  # a model may fail in any way: with other values for one
         return
     try:
-        same = difference(found, wanted) <= _TOLERANCE
+        same = relative_difference(found, wanted) <= _TOLERANCE
     except EngineError:  # other shapes
         same = False
     if not same:
@@ -238,7 +238,7 @@ def _view_source(node: Node) -> tuple[str, str]:
         return "value", node.inputs[0] if node.op in _VIEWS else ""
     if node.op.startswith("operator."):
         return "value", node.inputs[0] if aten_name(node) == "getitem" and node.inputs else ""
-    found = arguments(node)
+    found = bind_arguments(node)
     for known in aten.find_operation(node.op, trusted=True)._schema.arguments:
         alias = known.alias_info
         if (alias is not None and not alias.is_write) or (

@@ -13,7 +13,7 @@ from torch import Tensor
 from ticketry_engine.capture.convert import OVERLOADS
 from ticketry_engine.capture.program import Multiple, Sizes
 from ticketry_engine.ir import FLOATS, Graph, Json, Node, Value, aten, native_node, with_value_names
-from ticketry_engine.ir.native import TensorFacts, infer, takes
+from ticketry_engine.ir.native import TensorFacts, accepts_attributes, infer_output
 
 Shape: TypeAlias = "tuple[int | None, ...]"
 
@@ -148,7 +148,7 @@ class Editor:
         """Return the output shape of a node with one of the engine's own operations."""
         inputs = [TensorFacts(self.shape(name) or (), self.values[name].dtype) for name in node.inputs]
         weights = {role: TensorFacts.from_tensor(self.tensors[name]) for role, name in node.weights.items()}
-        return infer(node.op, node.attrs, inputs, weights)[0]
+        return infer_output(node.op, node.attrs, inputs, weights)[0]
 
     def match_maker(self, name: str | None, *ops: str, act: Json = None) -> Node:
         """Return the node that computes `name`; its operation must be in `ops`, and its activation must be `act`.
@@ -193,7 +193,7 @@ def rewrite_nodes(graph: Graph, rule: Rule, sizes: Mapping[str, Sizes] | None = 
             made = rule(editor, current)
         except NoMatchError:
             made = None
-        if isinstance(made, list) and not all(takes(one.op, one.attrs) for one in made if one.native):
+        if isinstance(made, list) and not all(accepts_attributes(one.op, one.attrs) for one in made if one.native):
             made = None  # such as a number that float32 cannot represent
         if isinstance(made, str):
             renamed[old.output] = made
@@ -256,7 +256,7 @@ def without_unused_nodes(graph: Graph) -> Graph:
 # -- arguments of torch nodes ------------------------------------------------------------------------------------------
 
 
-def arguments(node: Node) -> OpArguments:
+def bind_arguments(node: Node) -> OpArguments:
     """Return the arguments of a torch operation by name, including defaults; {} for arithmetic with sizes."""
     if node.op.startswith("operator."):
         return {}

@@ -19,8 +19,8 @@ from ticketry_engine.capture.editor import (
     Lowering,
     NoMatchError,
     OpArguments,
-    arguments,
     aten_name,
+    bind_arguments,
     constant_number,
     finite_number,
     require_match,
@@ -316,7 +316,7 @@ def lower_first_result(editor: Editor, node: Node, maker: Node) -> list[Node]:
     rule = _FIRST_OF.get(aten_name(maker))
     if rule is None or node.attrs["args"][1] != 0:
         raise NoMatchError
-    return rule(editor, replace(maker, output=node.output), arguments(maker))
+    return rule(editor, replace(maker, output=node.output), bind_arguments(maker))
 
 
 # -- resizes -----------------------------------------------------------------------------------------------------------
@@ -641,7 +641,7 @@ def _lower_transposed_conv(
 def _parse_transposed_conv(editor: Editor, node: Node) -> _TransposedConv:
     name = aten_name(node)
     require_match(name in ("conv_transpose1d", "conv_transpose2d", "convolution"))
-    found = arguments(node)
+    found = bind_arguments(node)
     require_match(name != "convolution" or found["transposed"])
     (x,), weights = editor.float_inputs(node, found["input"]), weight_and_bias_names(editor, found)
     weight = editor.tensors[weights["weight"]]

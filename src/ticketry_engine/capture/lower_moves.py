@@ -19,8 +19,8 @@ from ticketry_engine.capture.editor import (
     NoMatchError,
     OpArguments,
     Rule,
-    arguments,
     aten_name,
+    bind_arguments,
     constant_number,
     finite_number,
     require_match,
@@ -44,7 +44,7 @@ def lower_move(editor: Editor, node: Node) -> list[Node] | str:
     rule = _RULES.get(aten_name(node))
     if rule is None:
         raise NoMatchError
-    return rule(editor, node, arguments(node))
+    return rule(editor, node, bind_arguments(node))
 
 
 def _moved_value_and_sizes(editor: Editor, node: Node, args: OpArguments) -> tuple[str, tuple[int, ...]]:
@@ -366,7 +366,7 @@ def _lower_getitem(editor: Editor, node: Node, _: OpArguments) -> list[Node] | s
         raise NoMatchError
     if aten_name(maker) not in _PARTS:
         return lower_first_result(editor, node, maker)
-    found = arguments(maker)
+    found = bind_arguments(maker)
     (x,) = editor.float_inputs(node, found.get("self"))
     shape = editor.shape(x) or ()
     axis = int(found["dim"]) % len(shape)
@@ -502,7 +502,7 @@ def is_constant(editor: Editor, arg: Json) -> bool:
 def lower_constant_operand(editor: Editor, node: Node) -> list[Node]:
     """Replace a sum or product with a constant; call this after formulas such as GELU have been recognised."""
     require_match(not node.native and aten_name(node) in _NAMES)
-    name, found = aten_name(node), arguments(node)
+    name, found = aten_name(node), bind_arguments(node)
     if name == "addcmul":
         return _lower_addcmul(editor, node, found)
     arg, other, alpha = found["self"], found.get("other", -1), finite_number(found.get("alpha", 1))

@@ -17,8 +17,8 @@ from ticketry_engine.capture.editor import (
     Lowering,
     NoMatchError,
     OpArguments,
-    arguments,
     aten_name,
+    bind_arguments,
     finite_number,
     require_match,
     weight_name,
@@ -34,7 +34,7 @@ def lower_image_statistics(editor: Editor, node: Node) -> list[Node] | str | Non
     rule = None if node.native else _IMAGE_RULES.get(aten_name(node))
     if rule is None or editor.values[node.output].dtype != "float32":
         raise NoMatchError
-    return rule(editor, node, arguments(node))
+    return rule(editor, node, bind_arguments(node))
 
 
 def _add_constant(editor: Editor, node: Node, role: str, tensor: Tensor) -> str:

@@ -19,8 +19,8 @@ from ticketry_engine.capture.editor import (
     NoMatchError,
     OpArguments,
     Rule,
-    arguments,
     aten_name,
+    bind_arguments,
     constant_number,
     finite_number,
     require_match,
@@ -47,7 +47,7 @@ def _match_scale(editor: Editor, node: Node, kind: str) -> tuple[str, float]:
     Raise `NoMatchError` if it computes anything else.
     """
     require_match(not node.native and aten_name(node) in (kind, "div" if kind == "mul" else kind))
-    found = arguments(node)
+    found = bind_arguments(node)
     x, number = value_name(found["self"]), constant_number(found["other"], editor.tensors)
     if x is None and aten_name(node) != "div":  # a number first
         x, number = value_name(found["other"]), constant_number(found["self"], editor.tensors)
@@ -124,7 +124,7 @@ def _is_gelu_cubic(editor: Editor, name: str, x: str) -> bool:
     total = editor.match_maker(_match_scaled_by(editor, name, sqrt(2 / pi)), "add")
     require_match(total.native and x in total.inputs)
     cubic = _match_scaled_by(editor, total.inputs[1 - total.inputs.index(x)], 0.044715)
-    found = arguments(editor.match_maker(cubic, "pow"))
+    found = bind_arguments(editor.match_maker(cubic, "pow"))
     return value_name(found["self"]) == x and found["exponent"] == 3
 
 
@@ -223,7 +223,7 @@ def _fold_norm_into_layer(editor: Editor, node: Node) -> list[Node]:
 
 def _fold_factor_into_linear(editor: Editor, node: Node) -> list[Node]:
     """Multiply the weights of a linear layer by the factor, or factor per feature, that follows the layer."""
-    found = arguments(node)
+    found = bind_arguments(node)
     x, factor = (found["self"], found["other"]) if value_name(found["self"]) else (found["other"], found["self"])
     layer, weight = _fusable_layer(editor, value_name(x)), weight_name(factor)
     single = constant_number(factor, editor.tensors)
@@ -257,7 +257,7 @@ def _fold_padding_into_conv(editor: Editor, node: Node) -> list[Node]:
     before = editor.maker_if_read_once(node.inputs[0]) if node.op == "conv2d" else None
     if before is None or aten_name(before) not in ("constant_pad_nd", "pad"):
         raise NoMatchError
-    found = arguments(before)
+    found = bind_arguments(before)
     x, sides, own = value_name(found["self"]), found["pad"], node.attrs["padding"]
     require_match(found.get("mode", "constant") == "constant" and (found["value"] or 0) == 0)
     if x is None or len(sides) != 4 or not all(type(side) is int and side >= 0 for side in sides):
@@ -287,7 +287,7 @@ def _fold_padding_into_conv(editor: Editor, node: Node) -> list[Node]:
 def _recognise_rms_norm(editor: Editor, node: Node) -> list[Node]:
     """Replace x / sqrt(mean(x^2) + eps), and a following product with a weight, by an RMS norm."""
     require_match(not node.native and aten_name(node) in ("mul", "div"))
-    found = arguments(node)
+    found = bind_arguments(node)
     pair = [found["self"], found["other"]]
     if any(weight_name(arg) is not None for arg in pair):
         return _fuse_norm_weight(editor, node)
@@ -321,9 +321,9 @@ def _match_inverse_root(editor: Editor, name: str | None, root: str) -> tuple[st
         x: str | None = square.inputs[0]
     else:
         require_match(
-            aten_name(square) != "mul" and (aten_name(square) == "square" or arguments(square)["exponent"] == 2)
+            aten_name(square) != "mul" and (aten_name(square) == "square" or bind_arguments(square)["exponent"] == 2)
         )
-        x = value_name(arguments(square)["self"])
+        x = value_name(bind_arguments(square)["self"])
     shape = editor.shape(x or "") if x in editor.values else None
     if x is None or not shape or [axis % len(shape) for axis in mean["dim"]] != [len(shape) - 1]:
         raise NoMatchError
@@ -333,12 +333,12 @@ def _match_inverse_root(editor: Editor, name: str | None, root: str) -> tuple[st
 def _aten_arguments(node: Node) -> OpArguments:
     """Return the arguments of a torch operation by name; raise `NoMatchError` for an operation of the engine."""
     require_match(not node.native)
-    return arguments(node)
+    return bind_arguments(node)
 
 
 def _fuse_norm_weight(editor: Editor, node: Node) -> list[Node]:
     """Let an RMS norm apply the weight by which `node` multiplies its output."""
-    found = arguments(node)
+    found = bind_arguments(node)
     x, other = found["self"], found["other"]
     if value_name(x) is None:
         x, other = other, x
@@ -445,13 +445,13 @@ def _match_repeated_heads(editor: Editor, name: str) -> str:
     """Return the value [N, g, T, d] whose heads are repeated to give the value `name`."""
     joined = editor.match_maker(name, "reshape", "repeat_interleave")
     if not joined.native and aten_name(joined) == "repeat_interleave":
-        found = arguments(joined)
+        found = bind_arguments(joined)
         x = value_name(found["self"])
         require_match(found.get("dim") == 1 and type(found.get("repeats")) is int and x is not None)
         return str(x)
     spread = editor.match_maker(joined.inputs[0], "expand")
     require_match(not spread.native)
-    cut = editor.match_maker(value_name(arguments(spread)["self"]), "reshape")
+    cut = editor.match_maker(value_name(bind_arguments(spread)["self"]), "reshape")
     x = cut.inputs[0]
     before, made = editor.shape(x) or (), editor.shape(spread.output) or ()
     require_match(len(before) == 4 and len(made) == 5 and (*made[:2], *made[3:]) == before)
@@ -465,13 +465,13 @@ def _match_repeated_heads(editor: Editor, name: str) -> str:
 def recognise_l2_normalisation(editor: Editor, node: Node) -> list[Node]:
     """Replace L2 normalisation over the last axis by an equivalent RMS norm."""
     require_match(not node.native and aten_name(node) == "div")
-    found = arguments(node)
+    found = bind_arguments(node)
     x = value_name(found["self"])
     spread = editor.match_maker(value_name(found["other"]), "expand_as", "expand", "clamp_min")
     if aten_name(spread) != "clamp_min":
-        spread = editor.match_maker(value_name(arguments(spread)["self"]), "clamp_min")
-    least = finite_number(arguments(spread)["min"])
-    norm = arguments(editor.match_maker(value_name(arguments(spread)["self"]), "linalg_vector_norm"))
+        spread = editor.match_maker(value_name(bind_arguments(spread)["self"]), "clamp_min")
+    least = finite_number(bind_arguments(spread)["min"])
+    norm = bind_arguments(editor.match_maker(value_name(bind_arguments(spread)["self"]), "linalg_vector_norm"))
     size = editor.value_sizes(x or "")
     require_match(size is not None and norm["ord"] == 2 and norm["keepdim"] and norm["dtype"] is None and least > 0)
     width = (size or (None,))[-1]
@@ -544,7 +544,7 @@ def attention_node(
 def _matmul_inputs(editor: Editor, node: Node) -> tuple[str, str]:
     """Return the names of the two values whose matrix product the node computes."""
     require_match(aten_name(node) in _PRODUCTS)
-    found = arguments(node)
+    found = bind_arguments(node)
     left, right = value_name(found["self"]), value_name(found.get("other", found.get("mat2")))
     if left is None or right is None or not editor.share_float_dtype(left, right, node.output):
         raise NoMatchError

@@ -15,17 +15,17 @@ from ticketry_engine.capture.batch_axis import move_batch_first
 from ticketry_engine.capture.convert import convert
 from ticketry_engine.capture.eager_checks import (
     check_calls_are_independent,
+    copy_model,
     copy_sharing_parameters,
     matches_model_for_one_example,
-    own_copy,
     with_argument_defaults,
     with_unshared_outputs,
 )
 from ticketry_engine.capture.editor import (
     Editor,
     Lowering,
-    arguments,
     aten_name,
+    bind_arguments,
     rewrite_nodes,
     unused_name,
     with_replaced_values,
@@ -90,7 +90,7 @@ def capture(
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if tensor.device.type in ("cpu", "meta"):
             readable_tensor(tensor, f"the weight {name!r}")  # copying reads it
-    twin = own_copy(model)
+    twin = copy_model(model)
     if mask is not None:
         apply_mask(twin, mask)
     return lower_to_native(*_capture_torch_graph(twin, given), for_kernels=for_kernels).validate(trusted=True)
@@ -173,7 +173,7 @@ def _lower_node(editor: Editor, node: Node) -> list[Node] | str | None:
     if node.native or not node.op.startswith(("aten.", "operator.getitem")):
         return None
     rule = _RULES.get(aten_name(node))
-    return rule(editor, node, arguments(node)) if rule is not None else None
+    return rule(editor, node, bind_arguments(node)) if rule is not None else None
 
 
 # -- what depends on weights alone is computed once --------------------------------------------------------------------
@@ -235,7 +235,7 @@ def _without_input_of_new_tensor(graph: Graph, node: Node) -> Node:
     op = _NEW.get(aten_name(node))
     if op is None:
         return node
-    found = arguments(node)
+    found = bind_arguments(node)
     if not all(type(size) is int for size in found["size"]):
         return node
     args = [found["size"], *([found["fill_value"]] if op == "full" else [])]

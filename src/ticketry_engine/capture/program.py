@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_map
 
 from ticketry_engine.errors import CaptureError, UsageError
-from ticketry_engine.example_inputs import at_batch
+from ticketry_engine.example_inputs import resize_batch
 from ticketry_engine.ir.binding import readable_tensor
 from ticketry_engine.support.process_state import ONE_AT_A_TIME
 
@@ -260,7 +260,7 @@ class Arguments:
 
     def with_batch_size(self, batch: int, seed: int) -> Arguments:
         """Return arguments resized to `batch` examples by `example_inputs.with_batch_size`."""
-        return Arguments(*at_batch((self.args, self.kwargs), batch, seed))
+        return Arguments(*resize_batch((self.args, self.kwargs), batch, seed))
 
     @property
     def examples(self) -> int | None:

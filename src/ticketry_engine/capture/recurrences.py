@@ -14,8 +14,8 @@ from ticketry_engine.capture.editor import (
     Editor,
     NoMatchError,
     Shape,
-    arguments,
     aten_name,
+    bind_arguments,
     require_match,
     rewrite_nodes,
     value_name,
@@ -170,7 +170,7 @@ class _ScanRule:
 def _stacked_values(editor: Editor, node: Node) -> tuple[list[str], int]:
     """Return the names of the values that a node stacks, and the index of the new axis."""
     require_match(not node.native and aten_name(node) == "stack")
-    found = arguments(node)
+    found = bind_arguments(node)
     names = [value_name(arg) for arg in found["tensors"]]
     parts = [name for name in names if name is not None]
     require_match(1 < len(parts) == len(names) and editor.share_float_dtype(*parts, node.output))
@@ -228,7 +228,7 @@ def _recognise_repeated_product(editor: Editor, node: Node) -> list[Node] | str:
     require_match(
         len({editor.shape(name) for name in parts}) == 1 and shape and shape[0] == (editor.shape(node.output) or ())[0]
     )
-    sides = [[value_name(arguments(product)[role]) or "" for product in products] for role in ("self", "other")]
+    sides = [[value_name(bind_arguments(product)[role]) or "" for product in products] for role in ("self", "other")]
     nodes: list[Node] = []
     together = []
     for names in sides:

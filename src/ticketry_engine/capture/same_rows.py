@@ -18,8 +18,8 @@ from torch import Tensor
 
 from ticketry_engine.capture.editor import (
     NoMatchError,
-    arguments,
     aten_name,
+    bind_arguments,
     name_without_overload,
     require_match,
     value_name,
@@ -97,8 +97,10 @@ class _EqualRows:
             return False
         rows = any(value in self.rows for value in node.inputs)
         if any(value in self.orders for value in node.inputs):  # good for picking examples, which are all alike
-            picks = name == "index" and value_name(arguments(node)["self"]) in self.rows
-            whole = name == "slice" and arguments(node)["end"] in (None, _NO_END) and not arguments(node)["start"]
+            picks = name == "index" and value_name(bind_arguments(node)["self"]) in self.rows
+            whole = (
+                name == "slice" and bind_arguments(node)["end"] in (None, _NO_END) and not bind_arguments(node)["start"]
+            )
             return picks or (not rows and (whole or name in ("unsqueeze", "view", "reshape")))
         if rows:
             return name in _FOLLOWED or torch.Tag.pointwise in tags
@@ -109,7 +111,7 @@ class _EqualRows:
 
         `name` is the name of the node's operation, such as "arange".
         """
-        found = arguments(node)
+        found = bind_arguments(node)
         if name == "arange":
             return value_name(found["end"]) in self.numbers and found.get("start", 0) == 0 and found.get("step", 1) == 1
         size = found.get("size", found.get("repeats"))

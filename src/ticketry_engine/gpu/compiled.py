@@ -76,13 +76,13 @@ def compile_gpu(
         raise EngineError("to compile a model an example of its inputs is needed: tk.compile(model, mask, inputs)")
     if find_spec("triton") is None:
         raise MissingExtraError("triton", "gpu", "sparse kernels on a GPU")
-    where = check_device(_device(model) if device is None else torch.device(device))
+    where = check_device(_model_device(model) if device is None else torch.device(device))
     captured = capture(model, keep, example_inputs, for_kernels=False)
     warn_of_graph_notes(captured, stacklevel=3)
     return CompiledGpu(captured, where, precision=precision, record=graph, force=force)
 
 
-def _device(model: nn.Module) -> torch.device:
+def _model_device(model: nn.Module) -> torch.device:
     devices = {tensor.device for tensor in model.parameters()}
     if len(devices) != 1:
         raise EngineError(f"the model's parameters are on {len(devices)} devices: move it to one, or name the device")
@@ -202,7 +202,7 @@ class CompiledGpu(ForInference):
 
     def _plan(self, inputs: Sequence[Tensor]) -> dict[str, LayerChoice]:
         dtype, force = self._weights.dtype, bool(self._settings["force"])
-        return choose_kernels(self.graph, _batch(inputs), self._facts, dtype, self.device, force=force)
+        return choose_kernels(self.graph, _batch_size(inputs), self._facts, dtype, self.device, force=force)
 
     def _layers(self, seconds: dict[str, float]) -> list[Layer]:
         choices = next(reversed(self._runs.values())).program.choices if self._runs else {}
@@ -217,7 +217,7 @@ class CompiledGpu(ForInference):
         return rows
 
 
-def _batch(inputs: Sequence[Tensor]) -> int:
+def _batch_size(inputs: Sequence[Tensor]) -> int:
     return next((int(x.shape[0]) for x in inputs if x.dim()), 1)
 
 

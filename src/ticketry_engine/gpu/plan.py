@@ -107,7 +107,7 @@ def _choose_kernel(work: LayerWork | None, two_four: bool, rates: Rates, force: 
     tile = best_tile(work, rates)
     if force:
         return LayerChoice("group", "it was asked for", tile)
-    dense, group = dense_seconds(work, rates), group_seconds(work, tile, rates)
+    dense, group = dense_seconds(work, rates), group_kernel_seconds(work, tile, rates)
     if two_four and two_four_seconds(work, rates) < min(group, MARGIN * dense):
         return LayerChoice("2:4", _format_time_comparison(two_four_seconds(work, rates), dense))
     kept = sum(rows * columns for rows, columns in work.groups)
@@ -210,7 +210,7 @@ def all_layout_changes_seconds(graph: Graph, batch: int, choices: Mapping[str, L
             total += change_layout_seconds(name)
             held[name].add(layout)
 
-    wanted = find_inner_values(graph, choices)
+    wanted = find_batch_last_values(graph, choices)
     for node in graph.nodes:
         reads = made = "outer"
         if uses_group_kernel(node, choices):
@@ -218,7 +218,7 @@ def all_layout_changes_seconds(graph: Graph, batch: int, choices: Mapping[str, L
             made = "outer" if _is_linear_on_image(graph, node) else "inner"
         elif node.op == "layer_norm":
             made = "inner" if node.output in wanted else "outer"
-        elif runs_on_inner_inputs(graph, node):
+        elif runs_on_batch_last_inputs(graph, node):
             reads = made = "outer" if "outer" in held[node.inputs[0]] else "inner"
         for name in node.inputs:
             add_change_unless_held(name, reads)
@@ -232,7 +232,7 @@ def all_layout_changes_seconds(graph: Graph, batch: int, choices: Mapping[str, L
 
 def _choice_seconds(work: LayerWork, choice: LayerChoice, rates: Rates) -> float:
     if choice.kernel == "group":
-        return group_seconds(work, choice.tile, rates)
+        return group_kernel_seconds(work, choice.tile, rates)
     if choice.kernel == "2:4":
         return two_four_seconds(work, rates)
     return dense_seconds(work, rates)
@@ -243,14 +243,14 @@ def uses_group_kernel(node: Node, choices: Mapping[str, LayerChoice]) -> bool:
     return node.op in LAYERS and choices[node.output].kernel == "group"
 
 
-def find_inner_values(graph: Graph, choices: Mapping[str, LayerChoice]) -> set[str]:
+def find_batch_last_values(graph: Graph, choices: Mapping[str, LayerChoice]) -> set[str]:
     """Return the names of the values that at least one node prefers to read with the batch as innermost axis."""
     wanted: set[str] = set()
     for node in reversed(graph.nodes):
         if uses_group_kernel(node, choices):
             if not _is_linear_on_image(graph, node):
                 wanted.update(node.inputs)
-        elif runs_on_inner_inputs(graph, node) and node.output in wanted:
+        elif runs_on_batch_last_inputs(graph, node) and node.output in wanted:
             wanted.update(node.inputs)
     return {name for name in wanted if not _is_last_axis_result(graph, name)}
 
@@ -270,7 +270,7 @@ def _is_last_axis_result(graph: Graph, name: str) -> bool:
     return maker is not None and maker.op in ("linear", "layer_norm") and len(shape) not in (2, 3)
 
 
-def runs_on_inner_inputs(graph: Graph, node: Node) -> bool:
+def runs_on_batch_last_inputs(graph: Graph, node: Node) -> bool:
     """Return whether a node can read and write tensors that are stored with the batch as innermost axis."""
     if node.op not in FOLLOWS:
         return False
@@ -430,7 +430,7 @@ def _dense_product_seconds(work: LayerWork, rates: Rates, rate: float, stored: f
     return rates.launch + max(product, bytes_ / rates.bandwidth) + beside
 
 
-def group_seconds(work: LayerWork, tile: int, rates: Rates) -> float:
+def group_kernel_seconds(work: LayerWork, tile: int, rates: Rates) -> float:
     """Estimate a layer's seconds in the group kernel with `tile` rows per tile, with bias, residual and activation."""
     product, weights = group_product_seconds(work, tile, rates), _padded_weights(work, tile)
     moved = work.inputs + work.outputs * (1 + work.residual) + weights
@@ -460,14 +460,16 @@ def layout_change_seconds(numbers: int, rates: Rates) -> float:
 
 def best_tile(work: LayerWork, rates: Rates) -> int:
     """Return the number of rows per tile for which the group kernel has the least estimated time."""
-    return min(TILES, key=lambda tile: group_product_seconds(work, tile, rates) + programs_seconds(work, tile, rates))
+    return min(
+        TILES, key=lambda tile: group_product_seconds(work, tile, rates) + gpu_programs_seconds(work, tile, rates)
+    )
 
 
 _PIXELS = 128
 """Outputs of a channel that a program computes; some configurations compute twice as many."""
 
 
-def programs_seconds(work: LayerWork, tile: int, rates: Rates) -> float:
+def gpu_programs_seconds(work: LayerWork, tile: int, rates: Rates) -> float:
     """Estimate the seconds that the Triton programs of the group kernel take in addition to their arithmetic."""
     count = sum(-(-rows // tile) for rows, _ in work.groups) * -(-work.padded_pixels // _PIXELS)
     return count * (rates.program + tile * rates.row)

@@ -32,22 +32,22 @@ from ticketry_engine.gpu.plan import (
     LayerChoice,
     LayerFacts,
     choose_config,
-    find_inner_values,
-    runs_on_inner_inputs,
+    find_batch_last_values,
+    runs_on_batch_last_inputs,
 )
 from ticketry_engine.gpu.tables import (
     EIGHT,
     GroupTables,
+    batch_last_strides,
+    empty_batch_first,
+    empty_batch_last,
     has_taps,
-    inner_empty,
-    inner_strides,
-    is_inner,
-    outer_empty,
-    pack,
+    is_batch_last,
+    pack_group_tables,
     round_up,
 )
 from ticketry_engine.ir import Graph, Node, last_uses
-from ticketry_engine.ir.native import activation, dtype_name
+from ticketry_engine.ir.native import dtype_name, make_activation_function
 from ticketry_engine.ir.native_shapes import window_count
 from ticketry_engine.ir.reference import Cast, bind_node, with_output_check
 
@@ -108,7 +108,7 @@ def _empty_conv_output(
     x: Tensor, outputs: int, kernel: Indices, stride: Indices, padding: Indices, dilation: Indices
 ) -> Tensor:
     axes = zip(x.shape[2:], kernel, stride, padding, dilation, strict=True)
-    return inner_empty((x.shape[0], outputs, *(window_count(*axis) for axis in axes)), x)
+    return empty_batch_last((x.shape[0], outputs, *(window_count(*axis) for axis in axes)), x)
 
 
 @group_conv2d.register_fake
@@ -137,7 +137,7 @@ def group_linear(
 
     The arguments have the same meaning as in `group_conv2d`.
     """
-    out = inner_empty((x.shape[0], outputs), x)
+    out = empty_batch_last((x.shape[0], outputs), x)
     x, residual = _prepare_operands(x, weight, bias, residual, out)
     if out.numel():
         product = _Product(x, weight, bias, residual, out, tiles, rows, places, act, slope)
@@ -148,7 +148,7 @@ def group_linear(
 @group_linear.register_fake
 def _group_linear_fake(x: Tensor, *rest: Any) -> Tensor:
     outputs, _, _ = rest[6:]
-    return inner_empty((x.shape[0], outputs), x)
+    return empty_batch_last((x.shape[0], outputs), x)
 
 
 # -- launching ---------------------------------------------------------------------------------------------------------
@@ -163,11 +163,11 @@ def _prepare_operands(
             raise EngineError(f"the {name} is {one.dtype} on {one.device}, but x is {x.dtype} on {x.device}")
     if residual is not None and residual.shape != out.shape:
         raise EngineError(f"the residual has the shape {list(residual.shape)}, not {list(out.shape)}")
-    return _to_inner_layout(x), None if residual is None else _to_inner_layout(residual)
+    return _to_batch_last(x), None if residual is None else _to_batch_last(residual)
 
 
-def _to_inner_layout(x: Tensor) -> Tensor:
-    return x if is_inner(x) else _change_layout(x, True)
+def _to_batch_last(x: Tensor) -> Tensor:
+    return x if is_batch_last(x) else _change_layout(x, True)
 
 
 @dataclass(frozen=True)
@@ -263,7 +263,7 @@ def _change_layout(x: Tensor, inner: bool) -> Tensor:
 
 
 def _empty_in_layout(x: Tensor, inner: bool) -> Tensor:
-    return inner_empty(x.shape, x) if inner else outer_empty(x.shape, x)
+    return empty_batch_last(x.shape, x) if inner else empty_batch_first(x.shape, x)
 
 
 turn.register_fake(_empty_in_layout)
@@ -286,7 +286,7 @@ def _three_axes(x: Tensor, out: Tensor) -> tuple[tuple[int, int, int], ...]:
 @torch.library.custom_op("ticketry::inner_layer_norm", mutates_args=())
 def inner_layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
     """Return the layer norm of x [tokens, C], stored with tokens as innermost axis, as the group kernel reads it."""
-    out = inner_empty(x.shape, x)
+    out = empty_batch_last(x.shape, x)
     if not out.numel():
         return out
     if x.shape[1] > _WIDEST:  # does not fit in registers
@@ -307,7 +307,7 @@ def inner_layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps:
 
 @inner_layer_norm.register_fake
 def _inner_layer_norm_fake(x: Tensor, *rest: Any) -> Tensor:
-    return inner_empty(x.shape, x)
+    return empty_batch_last(x.shape, x)
 
 
 # -- pooling -----------------------------------------------------------------------------------------------------------
@@ -331,7 +331,7 @@ def inner_pool2d(
     out = _empty_pool_output(x, kernel, stride, padding, dilation, ceil)
     if not out.numel():
         return out
-    x = _to_inner_layout(x)
+    x = _to_batch_last(x)
     run = round_up(x.shape[0])
     grid = (out.shape[1] * triton.cdiv(out.shape[2] * out.shape[3] * run, _POOL),)
     kernels.pool[grid](
@@ -350,7 +350,7 @@ def _empty_pool_output(
     x: Tensor, kernel: Indices, stride: Indices, padding: Indices, dilation: Indices, ceil: bool
 ) -> Tensor:
     axes = zip(x.shape[2:], kernel, stride, padding, dilation, strict=True)
-    return inner_empty((*x.shape[:2], *(window_count(*axis, ceil=ceil) for axis in axes)), x)
+    return empty_batch_last((*x.shape[:2], *(window_count(*axis, ceil=ceil) for axis in axes)), x)
 
 
 # -- values and weights ------------------------------------------------------------------------------------------------
@@ -374,21 +374,21 @@ class GpuValue:
         """Wrap a result of torch: a tensor in torch's (outer) layout, a number or a list."""
         return cls(made.shape if isinstance(made, Tensor) else torch.Size(), outer=made)
 
-    def get_outer(self) -> Any:
+    def get_batch_first(self) -> Any:
         """Return the value in torch's (outer) layout; if it had to be converted, keep the result for later calls."""
         if self.outer is None:
             self.outer = turn(self.inner, False).reshape(self.shape)
         return self.outer
 
-    def get_flat(self) -> Tensor:
+    def get_batch_last_matrix(self) -> Tensor:
         """Return the value in torch's (outer) layout: images unchanged, any other tensor flattened to [tokens, C]."""
-        outer: Tensor = self.get_outer()
+        outer: Tensor = self.get_batch_first()
         return outer if len(self.shape) in (2, 4) else outer.flatten(0, -2)
 
-    def get_inner(self) -> Tensor:
+    def get_batch_last(self) -> Tensor:
         """Return the value in the group kernel's (inner) layout; after converting it, keep the result for later."""
         if self.inner is None:
-            self.inner = turn(self.get_flat(), True)
+            self.inner = turn(self.get_batch_last_matrix(), True)
         return self.inner
 
 
@@ -416,7 +416,9 @@ class Weights:
         if key not in self._tables:
             weight = self.graph.tensors[node.weights["weight"]]
             window = ("padding", "dilation", "groups") if node.op == "conv2d" else ()
-            packed = pack(weight, tile=tile, dtype=self.dtype, **{name: node.attrs[name] for name in window})
+            packed = pack_group_tables(
+                weight, tile=tile, dtype=self.dtype, **{name: node.attrs[name] for name in window}
+            )
             self._tables[key] = packed.to(self.device)
         return self._tables[key]
 
@@ -464,7 +466,7 @@ class GpuProgram:
     _steps: list[tuple[Step, tuple[str, ...], str, tuple[str, ...]]] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
-        self._wanted = find_inner_values(self.graph, self.choices)
+        self._wanted = find_batch_last_values(self.graph, self.choices)
         nodes = self.graph.nodes
         done = last_uses([(node.inputs, (node.output,)) for node in nodes], self.graph.output_names)
         for node, free in zip(nodes, done, strict=True):
@@ -492,7 +494,9 @@ class GpuProgram:
             held[made] = call(made, run, [held[name] for name in reads])
             for name in done:
                 del held[name]
-        return {name: self._cast_to_dtype_of_graph(name, held[name].get_outer()) for name in self.graph.output_names}
+        return {
+            name: self._cast_to_dtype_of_graph(name, held[name].get_batch_first()) for name in self.graph.output_names
+        }
 
     def _cast_to_dtype_of_graph(self, name: str, made: Any) -> Any:
         dtype = getattr(torch, self.graph.values[name].dtype, None)
@@ -510,13 +514,13 @@ class GpuProgram:
             eps = node.attrs["eps"]
             return lambda x: GpuValue(x.shape, inner=inner_layer_norm(x.get_flat(), scale, shift, eps))
         outer = self._build_outer_function(node, two_four=choice is not None and choice.kernel == "2:4")
-        flexible = node.op not in LAYERS and runs_on_inner_inputs(self.graph, node)
+        flexible = node.op not in LAYERS and runs_on_batch_last_inputs(self.graph, node)
         inner = _build_inner_function(node, self.weights) if flexible else None
 
         def run(*reads: GpuValue) -> GpuValue:
             if inner is None or reads[0].outer is not None:
-                return GpuValue.from_torch(outer(*[one.get_outer() for one in reads]))
-            made = inner(*[one.get_inner() for one in reads])
+                return GpuValue.from_torch(outer(*[one.get_batch_first() for one in reads]))
+            made = inner(*[one.get_batch_last() for one in reads])
             pools = made.dim() == 4 or node.op == "global_avg_pool"
             return GpuValue(made.shape if pools else reads[0].shape, inner=made)
 
@@ -545,12 +549,12 @@ def _build_group_step(node: Node, choice: LayerChoice, weights: Weights) -> Step
     act = kernel_activation(node.attrs["act"])
 
     def read_inner(residual: GpuValue | None) -> Tensor | None:
-        return None if residual is None else residual.get_inner()
+        return None if residual is None else residual.get_batch_last()
 
     if node.op == "linear":
 
         def linear(x: GpuValue, residual: GpuValue | None = None) -> GpuValue:
-            made = group_linear(x.get_inner(), tables.weight, bias, read_inner(residual), *packed, *act)
+            made = group_linear(x.get_batch_last(), tables.weight, bias, read_inner(residual), *packed, *act)
             return GpuValue(torch.Size((*x.shape[:-1], len(weight))), inner=made)
 
         def linear_of_pixels(*reads: GpuValue) -> GpuValue:
@@ -558,15 +562,15 @@ def _build_group_step(node: Node, choice: LayerChoice, weights: Weights) -> Step
             if len(x.shape) != 4:
                 return linear(*reads)
             # A linear layer on the last axis of an image treats its pixels as tokens.
-            made = linear(*[GpuValue.from_torch(one.get_outer().flatten(0, 2)) for one in reads])
-            return GpuValue.from_torch(made.get_outer().reshape(*x.shape[:-1], made.shape[-1]))
+            made = linear(*[GpuValue.from_torch(one.get_batch_first().flatten(0, 2)) for one in reads])
+            return GpuValue.from_torch(made.get_batch_first().reshape(*x.shape[:-1], made.shape[-1]))
 
         return linear_of_pixels
 
     window = [list(weight.shape[2:]), *(list(node.attrs[name]) for name in ("stride", "padding", "dilation"))]
 
     def conv2d(x: GpuValue, residual: GpuValue | None = None) -> GpuValue:
-        made = group_conv2d(x.get_inner(), tables.weight, bias, read_inner(residual), *packed, *window, *act)
+        made = group_conv2d(x.get_batch_last(), tables.weight, bias, read_inner(residual), *packed, *window, *act)
         return GpuValue(made.shape, inner=made)
 
     return conv2d
@@ -599,7 +603,7 @@ def view_batch_first(stored: Tensor, count: int) -> Tensor:
     """
     shape = (count, *stored.shape[:-1])
     stored = stored.contiguous()
-    return stored.as_strided(shape, inner_strides(shape))
+    return stored.as_strided(shape, batch_last_strides(shape))
 
 
 def _build_inner_function(node: Node, weights: Weights) -> Callable[..., Tensor]:
@@ -619,7 +623,7 @@ def _build_inner_function(node: Node, weights: Weights) -> Callable[..., Tensor]
         return lambda x: view_batch_first(view_batch_last(x).narrow(0, start, length), x.shape[0])
     if node.op == "affine":
         scale, shift = (weights.dense(node)[node.weights[role]].view(-1, 1, 1, 1) for role in ("scale", "shift"))
-        act = activation(attrs["act"], may_overwrite=True)
+        act = make_activation_function(attrs["act"], may_overwrite=True)
 
         def affine(x: Tensor) -> Tensor:
             made = torch.addcmul(shift, view_batch_last(x), scale)

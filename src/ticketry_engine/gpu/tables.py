@@ -62,7 +62,7 @@ class GroupTables:
         return replace(self, **{name: getattr(self, name).to(device) for name in names})
 
 
-def pack(
+def pack_group_tables(
     weight: Tensor,
     *,
     tile: int,
@@ -98,7 +98,7 @@ def pack(
             start += tile * padded
         first += padded
     columns.append(np.full(UNIT, -1))  # the kernel reads a step ahead
-    places = _input_places(np.concatenate(columns), kernel, padding, dilation)
+    places = _input_indices_of_columns(np.concatenate(columns), kernel, padding, dilation)
     if start >= UNIT << 31 or first >= 1 << 31:
         raise EngineError(f"a layer with {start} kept weights is too large for the GPU's tables")
     return GroupTables(
@@ -129,7 +129,9 @@ def why_no_tables(shape: Sequence[int], *, groups: int, padding: Sequence[int], 
     return None
 
 
-def _input_places(columns: Indices, kernel: Sequence[int], padding: Sequence[int], dilation: Sequence[int]) -> Table:
+def _input_indices_of_columns(
+    columns: Indices, kernel: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
+) -> Table:
     """Return the entries of `GroupTables.places` for `columns`, each an index into [C, kh, kw], or -1 for padding."""
     area = kernel[0] * kernel[1]
     channel, tap = columns // area, columns % area
@@ -158,7 +160,7 @@ def round_up(count: int) -> int:
     return -(-count // EIGHT) * EIGHT
 
 
-def inner_strides(shape: Sequence[int]) -> tuple[int, ...]:
+def batch_last_strides(shape: Sequence[int]) -> tuple[int, ...]:
     """Return the strides of a tensor [N, C, H, W] or [tokens, C] that is stored with the first axis innermost."""
     run = round_up(shape[0])
     if len(shape) == 2:
@@ -167,24 +169,24 @@ def inner_strides(shape: Sequence[int]) -> tuple[int, ...]:
     return 1, height * width * run, width * run, run
 
 
-def inner_empty(shape: Sequence[int], like: Tensor) -> Tensor:
+def empty_batch_last(shape: Sequence[int], like: Tensor) -> Tensor:
     """Return an uninitialised tensor, stored with the batch as innermost axis, with dtype and device of `like`."""
     shape = tuple(shape)
-    return like.new_empty(prod(shape[1:]) * round_up(shape[0])).as_strided(shape, inner_strides(shape))
+    return like.new_empty(prod(shape[1:]) * round_up(shape[0])).as_strided(shape, batch_last_strides(shape))
 
 
-def outer_empty(shape: Sequence[int], like: Tensor) -> Tensor:
+def empty_batch_first(shape: Sequence[int], like: Tensor) -> Tensor:
     """Return an uninitialised tensor, channels_last or contiguous, with the dtype and device of `like`."""
     if len(shape) == 4:
         return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
     return like.new_empty(shape)
 
 
-def is_inner(x: Tensor) -> bool:
+def is_batch_last(x: Tensor) -> bool:
     """Return whether x is stored with the batch as innermost axis, and its storage includes padding of the batch."""
     if x.dim() not in (2, 4) or x.storage_offset() % EIGHT:
         return False
-    steps = zip(x.shape, x.stride(), inner_strides(x.shape), strict=True)
+    steps = zip(x.shape, x.stride(), batch_last_strides(x.shape), strict=True)
     if not all(size < 2 or step == wanted for size, step, wanted in steps):
         return False
     end = x.storage_offset() + prod(x.shape[1:]) * round_up(x.shape[0])

@@ -94,7 +94,7 @@ class CallBinder:
     """Checks the arguments with which a graph is called, and returns them as tensors in the order of `Graph.inputs`."""
 
     def __init__(self, graph: Graph, device: str = "cpu") -> None:
-        self._dispatch_keys = keys_of_dense_tensors(device)
+        self._dispatch_keys = dense_dispatch_keys(device)
         self._inputs = graph.inputs
         inputs = [graph.values[name] for name in graph.inputs]
         self._checks = [
@@ -249,7 +249,7 @@ def _dispatch_keys(tensor: Any) -> int:
 
 
 @functools.cache
-def keys_of_dense_tensors(device: str) -> frozenset[int]:
+def dense_dispatch_keys(device: str) -> frozenset[int]:
     """Return the dispatch keys of ordinary dense tensors on a device type, inside and outside inference mode."""
     found = []
     for inference in (False, True):
@@ -258,7 +258,7 @@ def keys_of_dense_tensors(device: str) -> frozenset[int]:
     return frozenset(found)
 
 
-_ON_CPU = keys_of_dense_tensors("cpu")
+_ON_CPU = dense_dispatch_keys("cpu")
 
 
 def readable_tensor(value: object, name: str, keys: frozenset[int] = _ON_CPU) -> Tensor:

@@ -28,10 +28,10 @@ from ticketry_engine.ir.native import (
     TensorFacts,
     Value,
     dtype_name,
-    infer,
+    infer_output,
     short_repr,
 )
-from ticketry_engine.support.modules import normal_name
+from ticketry_engine.support.modules import name_without_wrappers
 
 OF_SIGNATURES = frozenset({"fewest", "defaults"})
 """Optional entries of a signature.
@@ -250,7 +250,7 @@ def tensor_origins(graph: Graph, parameters: Iterable[str]) -> dict[str, str]:
 
     Only the names in `parameters` are considered.
     """
-    own = {normal_name(name): name for name in parameters}
+    own = {name_without_wrappers(name): name for name in parameters}
     found: dict[str, str] = {}
     for tensor in graph.tensors:
         name = tensor
@@ -349,7 +349,7 @@ def _check_node(graph: Graph, node: Node, known: set[str], trusted: bool) -> Non
         check_torch_node(node, trusted=trusted)
         return
     try:
-        shape, dtype = infer(
+        shape, dtype = infer_output(
             node.op,
             node.attrs,
             [_tensor_facts(graph.values[name]) for name in node.inputs],

@@ -28,7 +28,14 @@ from ticketry_engine.ir.aten import NOT_FINITE, is_portable
 from ticketry_engine.ir.graph import Graph
 from ticketry_engine.ir.native import DTYPES, LARGEST_SIZE, MOST_DIMENSIONS, Json, Node, Value
 from ticketry_engine.ir.reference import check_stated_outputs
-from ticketry_engine.support.files import content_of, parse_json, read_metadata, sealed, unsealed, write_atomically
+from ticketry_engine.support.files import (
+    append_digest,
+    parse_json,
+    read_bytes,
+    read_metadata,
+    verify_and_strip_digest,
+    write_atomically,
+)
 
 KIND = "ticketry.model"
 FORMAT = 2
@@ -44,7 +51,7 @@ def save(graph: Graph, path: str | Path, meta: Mapping[str, Json] | None = None)
     be written, or if the model has custom operations, which would need the model's source code when the file is loaded.
     """
     target = Path(path)
-    data = sealed(dumps(graph, meta))
+    data = append_digest(dumps(graph, meta))
     try:
         write_atomically(target, data, durable=True, parents=False)
     except OSError as error:
@@ -60,7 +67,7 @@ def load(path: str | Path) -> tuple[Graph, dict[str, Json], str]:
     if not os.path.isfile(path):  # also refuses pipes and devices
         raise ModelFileError(f"there is no model file {path}")
     try:
-        data = content_of(Path(path))
+        data = read_bytes(Path(path))
     except (OSError, MemoryError) as error:
         raise ModelFileError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error!r}") from None
     try:
@@ -112,7 +119,7 @@ def loads(data: bytes) -> tuple[Graph, dict[str, Json]]:
 
 def _verify_and_strip_digest(data: bytes) -> bytes:
     try:
-        return unsealed(data)
+        return verify_and_strip_digest(data)
     except ValueError as error:
         loads(data)  # raises a more specific error if this is no model file at all
         raise ModelFileError(str(error)) from None

@@ -105,12 +105,12 @@ class Rule:
     """Roles of weights that may be missing; `required` contains the roles of all other weights."""
 
 
-def takes(op: str, attrs: Attrs) -> bool:
+def accepts_attributes(op: str, attrs: Attrs) -> bool:
     """Return whether the engine's operation `op` allows the values in `attrs` for its attributes."""
     return all(check(attrs[name]) for name, check in NATIVE[op].checks.items())
 
 
-def infer(
+def infer_output(
     op: str, attrs: Attrs, inputs: Sequence[TensorFacts], weights: Mapping[str, TensorFacts]
 ) -> tuple[Shape, str]:
     """Return (shape, dtype) of an operation's output; raise `GraphError` for invalid inputs, weights or attributes."""
@@ -154,7 +154,7 @@ def _with_residual_and_activation(compute: Function, attrs: Attrs, inputs: int) 
 
     The activation is the attribute "act" in `attrs`.
     """
-    act = activation(attrs["act"], may_overwrite=True)
+    act = make_activation_function(attrs["act"], may_overwrite=True)
     if inputs == 2:
         if act is None:
             return lambda x, residual: compute(x).add_(residual)
@@ -180,7 +180,7 @@ def _make_linear(attrs: Attrs, weights: _Weights, inputs: int) -> Function:
 
 def _make_affine(attrs: Attrs, weights: _Weights, inputs: int) -> Function:
     scale, shift = weights["scale"], weights["shift"]
-    act = activation(attrs["act"], may_overwrite=True)
+    act = make_activation_function(attrs["act"], may_overwrite=True)
 
     def apply_affine(x: Tensor) -> Tensor:
         channels = (-1,) + (1,) * (x.dim() - 2)
@@ -208,7 +208,7 @@ def _make_rms_norm(attrs: Attrs, weights: _Weights, inputs: int) -> Function:
 
 
 def _make_operation_with_constant(operation: Function, attrs: Attrs, weights: _Weights, inputs: int) -> Function:
-    constant, act = weights["constant"], activation(attrs["act"], may_overwrite=True)
+    constant, act = weights["constant"], make_activation_function(attrs["act"], may_overwrite=True)
     if act is None:
         return lambda x: operation(x, constant)
     return lambda x: act(operation(x, constant))
@@ -273,13 +273,13 @@ def _make_channel_shuffle(attrs: Attrs, *_: Any) -> Function:
 
 
 def _make_activation(attrs: Attrs, *_: Any) -> Function:
-    function = activation(attrs["act"])
+    function = make_activation_function(attrs["act"])
     assert function is not None
     return function
 
 
 def _make_pairwise(operation: Function, attrs: Attrs, *_: Any) -> Function:
-    act = activation(attrs["act"], may_overwrite=True)
+    act = make_activation_function(attrs["act"], may_overwrite=True)
     return operation if act is None else lambda one, other: act(operation(one, other))
 
 
@@ -299,7 +299,7 @@ def _make_reshape(attrs: Attrs, *_: Any) -> Function:
     return lambda x: x.reshape(x.shape[0], *rest)
 
 
-def activation(act: str | dict[str, float] | None, *, may_overwrite: bool = False) -> Function | None:
+def make_activation_function(act: str | dict[str, float] | None, *, may_overwrite: bool = False) -> Function | None:
     """Return the torch function of an activation; None for the identity.
 
     If `may_overwrite`, the function may change its argument in place."""

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ticketry_engine.errors import EngineError
-from ticketry_engine.kernels.emitter import I32, Emitter, same
+from ticketry_engine.kernels.emitter import I32, Emitter, splat_constant
 from ticketry_engine.kernels.jit import ir
 
 Activation = str | tuple[str, float] | None
@@ -44,7 +44,7 @@ _ERFC = (
 error 5e-8."""
 
 
-def activation(act: str | Mapping[str, float] | tuple[str, float] | None) -> Activation:
+def parse_activation(act: str | Mapping[str, float] | tuple[str, float] | None) -> Activation:
     """Return `act`, a name or ``{"leaky_relu": slope}``, as the hashable value that kernels store."""
     if act is None or (isinstance(act, str) and act in _PLAIN):
         return act
@@ -61,7 +61,7 @@ def activate(e: Emitter, act: str | Mapping[str, float] | tuple[str, float] | No
     The code of an activation with an exponential is long, so it becomes a function in the LLVM module. A kernel then
     contains it only once per vector width.
     """
-    act = activation(act)
+    act = parse_activation(act)
     if act is None:
         return vector
     if not isinstance(act, str):
@@ -75,7 +75,7 @@ def activate_all(
     e: Emitter, act: str | Mapping[str, float] | tuple[str, float] | None, vectors: Sequence[Any]
 ) -> list[Any]:
     """Emit the activation `act` of each vector; activations with an exponential process several vectors at once."""
-    act = activation(act)
+    act = parse_activation(act)
     if act not in _WITH_EXPONENTIAL:
         return [activate(e, act, vector) for vector in vectors]
     most, found = _VECTORS_AT_ONCE if e.target.registers >= 32 else _VECTORS_AT_ONCE // 2, []
@@ -108,7 +108,7 @@ def _split_vectors(e: Emitter, wide: Any, count: int) -> list[Any]:
     return [e.b.shuffle_vector(wide, wide, pick) for pick in picks]
 
 
-def slope(e: Emitter, act: str, vector: Any) -> Any:
+def emit_slope(e: Emitter, act: str, vector: Any) -> Any:
     """Return the derivative of an activation at each value of a vector."""
     if act not in SLOPES:
         raise EngineError(f"no derivative of {act!r} in kernels: choose from {', '.join(SLOPES)}")
@@ -273,7 +273,7 @@ def _min_keeping_nan(e: Emitter, x: Any, bound: float) -> Any:
 def _constant_like(like: Any, value: float) -> Any:
     """Return a vector of the type of `like` with `value`, rounded to float32, in every lane."""
     rounded = struct.unpack("f", struct.pack("f", value))[0]
-    return same(like.type, rounded)
+    return splat_constant(like.type, rounded)
 
 
 _PLAIN: dict[str, Callable[[Emitter, Any], Any]] = {

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ticketry_engine.kernels.emitter import F32, I8, I16, I32, Emitter, same
+from ticketry_engine.kernels.emitter import F32, I8, I16, I32, Emitter, splat_constant
 from ticketry_engine.kernels.jit import ir
 from ticketry_engine.kernels.window import Array
 
@@ -41,7 +41,7 @@ class _BFloat(ir.Type):  # type: ignore[misc]
 BFLOAT = _BFloat()
 
 
-def rounded(values: Array) -> Array:
+def round_to_bfloat16(values: Array) -> Array:
     """Return the bits of the bfloat16 nearest to each float32 (ties to even), as uint16 of the same shape."""
     import torch
 
@@ -54,7 +54,7 @@ def load(e: Emitter, pointer: ir.Value, byte: ir.Value | int = 0, item: int = FL
     """Load a vector of float32 or bfloat16 values of `item` bytes, and return the vector as float32."""
     if item == FLOAT:
         return e.load(pointer, byte)
-    return widen(e, e.b.load(e.at(pointer, byte), typ=half_vector_type(e), align=HALF))
+    return widen(e, e.b.load(e.offset_pointer(pointer, byte), typ=half_vector_type(e), align=HALF))
 
 
 def store(e: Emitter, vector: ir.Value, pointer: ir.Value, byte: ir.Value | int = 0, item: int = FLOAT) -> None:
@@ -62,7 +62,7 @@ def store(e: Emitter, vector: ir.Value, pointer: ir.Value, byte: ir.Value | int 
     if item == FLOAT:
         e.store(vector, pointer, byte)
     else:
-        e.b.store(narrow(e, vector), e.at(pointer, byte), align=HALF)
+        e.b.store(narrow(e, vector), e.offset_pointer(pointer, byte), align=HALF)
 
 
 def load_scalar(e: Emitter, pointer: ir.Value, item: int = FLOAT) -> ir.Value:
@@ -89,7 +89,7 @@ def half_vector_type(e: Emitter) -> ir.VectorType:
 def widen(e: Emitter, values: ir.Value) -> ir.Value:
     """Convert a vector of bfloat16 bits (of `half_vector_type`) to a float32 vector."""
     words = ir.VectorType(I32, e.target.lanes)
-    return e.b.bitcast(e.b.shl(e.b.zext(values, words), same(words, 16)), e.vector)
+    return e.b.bitcast(e.b.shl(e.b.zext(values, words), splat_constant(words, 16)), e.vector)
 
 
 def narrow(e: Emitter, vector: ir.Value) -> ir.Value:
@@ -104,7 +104,7 @@ def pair_vector_type(e: Emitter) -> ir.VectorType:
 
 def splat_pair(e: Emitter, pointer: ir.Value, byte: ir.Value | int) -> ir.Value:
     """Load two consecutive bfloat16 and return a vector with this pair in every lane."""
-    word = e.b.load(e.at(pointer, byte), typ=I32, align=HALF)
+    word = e.b.load(e.offset_pointer(pointer, byte), typ=I32, align=HALF)
     return e.b.bitcast(e.splat(word), pair_vector_type(e))
 
 
@@ -115,7 +115,7 @@ def multiply_pairs(e: Emitter, a: ir.Value, x: ir.Value, y: ir.Value) -> ir.Valu
 
 def load_pairs(e: Emitter, pointer: ir.Value, byte: ir.Value | int, align: int = HALF) -> ir.Value:
     """Load consecutive bfloat16 values as a vector of pairs, of the type `pair_vector_type`."""
-    return e.b.load(e.at(pointer, byte), typ=pair_vector_type(e), align=align)
+    return e.b.load(e.offset_pointer(pointer, byte), typ=pair_vector_type(e), align=align)
 
 
 def interleave_pairs(e: Emitter, one: ir.Value, other: ir.Value) -> list[ir.Value]:
@@ -142,7 +142,7 @@ def interleave_pairs(e: Emitter, one: ir.Value, other: ir.Value) -> list[ir.Valu
 
 def split_to_float32(e: Emitter, values: ir.Value) -> list[ir.Value]:
     """Convert a vector of twice as many bfloat16 to two float32 vectors, in the order of `interleave_pairs`."""
-    nothing = same(ir.VectorType(I16, 2 * e.target.lanes), 0)
+    nothing = splat_constant(ir.VectorType(I16, 2 * e.target.lanes), 0)
     return [e.b.bitcast(one, e.vector) for one in interleave_pairs(e, nothing, values)]
 
 
@@ -154,7 +154,7 @@ def store_rounded(e: Emitter, vectors: Sequence[ir.Value], pointer: ir.Value, by
     words = e.b.bitcast(both, ir.VectorType(I16, 2 * lanes))
     order = [start + k for piece in range(0, lanes, 4) for start in (0, lanes) for k in range(piece, piece + 4)]
     mixed = e.b.shuffle_vector(words, words, ir.Constant(ir.VectorType(I32, 2 * lanes), order))
-    e.b.store(mixed, e.at(pointer, byte), align=HALF)
+    e.b.store(mixed, e.offset_pointer(pointer, byte), align=HALF)
 
 
 # -- tiles (Intel's AMX) ----------------------------------------------------------------------------------------------

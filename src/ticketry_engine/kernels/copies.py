@@ -114,19 +114,24 @@ class Copies(EmittedKernel):
         source, result = e.arena_pointer(e.arg(CopyArg.SOURCE)), e.arena_pointer(e.arg(CopyArg.RESULT))
         starts, runs = e.table(CopyArg.STARTS), e.table(CopyArg.RUNS)
         with e.loop_share_of_pairs(images, outer) as (image, entry):
-            start = e.at(starts, b.mul(entry, e.i64(16)))
-            to = e.at(result, b.add(b.mul(image, e.arg(CopyArg.RESULT_IMAGE)), e.load_i64(start)))
-            source_place = e.at(source, b.add(b.mul(image, e.arg(CopyArg.SOURCE_IMAGE)), e.load_i64(start, 8)))
+            start = e.offset_pointer(starts, b.mul(entry, e.i64(16)))
+            to = e.offset_pointer(result, b.add(b.mul(image, e.arg(CopyArg.RESULT_IMAGE)), e.load_i64(start)))
+            source_place = e.offset_pointer(
+                source, b.add(b.mul(image, e.arg(CopyArg.SOURCE_IMAGE)), e.load_i64(start, 8))
+            )
             most = b.mul(b.udiv(inner, e.i64(_UNROLLED)), e.i64(_UNROLLED))
             with e.loop(0, most, _UNROLLED) as turn:
-                self._copy_runs(e, e.at(runs, b.mul(turn.index, e.i64(16))), _UNROLLED, to, source_place)
+                self._copy_runs(e, e.offset_pointer(runs, b.mul(turn.index, e.i64(16))), _UNROLLED, to, source_place)
             with e.loop(most, inner) as turn:
-                self._copy_runs(e, e.at(runs, b.mul(turn.index, e.i64(16))), 1, to, source_place)
+                self._copy_runs(e, e.offset_pointer(runs, b.mul(turn.index, e.i64(16))), 1, to, source_place)
 
     def _copy_runs(self, e: Emitter, pairs: ir.Value, count: int, to: ir.Value, source_place: ir.Value) -> None:
         """Copy `count` runs; `pairs` points to the first run's entry in the table `CopyArg.RUNS`."""
         ends = [
-            (e.at(to, e.load_i64(pairs, 16 * number)), e.at(source_place, e.load_i64(pairs, 16 * number + 8)))
+            (
+                e.offset_pointer(to, e.load_i64(pairs, 16 * number)),
+                e.offset_pointer(source_place, e.load_i64(pairs, 16 * number + 8)),
+            )
             for number in range(count)
         ]
         size = self.length * self.item
@@ -135,12 +140,21 @@ class Copies(EmittedKernel):
         if whole:
             with e.loop(0, whole, 4 * e.target.lanes) as turn:
                 self._copy_piece(
-                    e, [(e.at(destination, turn.index), e.at(source, turn.index)) for destination, source in ends], wide
+                    e,
+                    [
+                        (e.offset_pointer(destination, turn.index), e.offset_pointer(source, turn.index))
+                        for destination, source in ends
+                    ],
+                    wide,
                 )
         at = whole
         while at < size:
             kind, step = next((kind, step) for kind, step in _copy_types(e.target.lanes) if step <= size - at)
-            self._copy_piece(e, [(e.at(destination, at), e.at(source, at)) for destination, source in ends], kind)
+            self._copy_piece(
+                e,
+                [(e.offset_pointer(destination, at), e.offset_pointer(source, at)) for destination, source in ends],
+                kind,
+            )
             at += step
 
     def _copy_piece(self, e: Emitter, ends: list[tuple[ir.Value, ir.Value]], kind: ir.Type) -> None:

@@ -25,7 +25,7 @@ F32 = ir.FloatType()
 PTR = ir.PointerType()
 
 
-def same(kind: ir.Type, value: Any) -> ir.Constant:
+def splat_constant(kind: ir.Type, value: Any) -> ir.Constant:
     """Return the LLVM constant `value` of type `kind`, cached; if `kind` is a vector type, every lane holds `value`."""
     return _cached_constant(kind, value, repr(value))
 
@@ -111,11 +111,13 @@ class Emitter:
 
     def arena_pointer(self, offset: ir.Value | int = 0) -> ir.Value:
         """Return a pointer to byte `offset` of the arena, which is this thread's working memory."""
-        return self.at(self.b.inttoptr(self.state(StateSlot.ARENA), PTR), offset)
+        return self.offset_pointer(self.b.inttoptr(self.state(StateSlot.ARENA), PTR), offset)
 
     def tensor_pointer(self, number: ir.Value) -> ir.Value:
         """Return a pointer to the data of input or output tensor `number`."""
-        slot = self.at(self._state, self.b.mul(self.b.add(number, self.i64(StateSlot.EXTERNAL)), self.i64(8)))
+        slot = self.offset_pointer(
+            self._state, self.b.mul(self.b.add(number, self.i64(StateSlot.EXTERNAL)), self.i64(8))
+        )
         return self.b.inttoptr(self.load_i64(slot), PTR)
 
     def thread_share(self, count: ir.Value | int) -> tuple[ir.Value, ir.Value]:
@@ -131,35 +133,35 @@ class Emitter:
     def i64(self, value: ir.Value | int) -> ir.Value:
         return ir.Constant(I64, int(value)) if isinstance(value, int) else value
 
-    def at(self, pointer: ir.Value, byte: ir.Value | int) -> ir.Value:
+    def offset_pointer(self, pointer: ir.Value, byte: ir.Value | int) -> ir.Value:
         """Return `pointer` moved forward by `byte` bytes."""
         return self.b.gep(pointer, [self.i64(byte)], source_etype=I8)
 
     def load_i64(self, pointer: ir.Value, byte: ir.Value | int = 0) -> ir.Value:
-        return self.b.load(self.at(pointer, byte), typ=I64, align=8)
+        return self.b.load(self.offset_pointer(pointer, byte), typ=I64, align=8)
 
     def load_i32(self, pointer: ir.Value, byte: ir.Value | int = 0) -> ir.Value:
         """Load a signed 32-bit integer, widened to 64 bits."""
-        return self.b.sext(self.b.load(self.at(pointer, byte), typ=I32, align=4), I64)
+        return self.b.sext(self.b.load(self.offset_pointer(pointer, byte), typ=I32, align=4), I64)
 
     def load_u16(self, pointer: ir.Value, byte: ir.Value | int = 0) -> ir.Value:
         """Load an unsigned 16-bit integer, widened to 64 bits."""
-        return self.b.zext(self.b.load(self.at(pointer, byte), typ=I16, align=2), I64)
+        return self.b.zext(self.b.load(self.offset_pointer(pointer, byte), typ=I16, align=2), I64)
 
     def load_f32(self, pointer: ir.Value, byte: ir.Value | int = 0) -> ir.Value:
-        return self.b.load(self.at(pointer, byte), typ=F32, align=4)
+        return self.b.load(self.offset_pointer(pointer, byte), typ=F32, align=4)
 
     def load(self, pointer: ir.Value, byte: ir.Value | int = 0, align: int = 4) -> ir.Value:
         """Load a float32 vector of the target's width."""
-        return self.b.load(self.at(pointer, byte), typ=self.vector, align=align)
+        return self.b.load(self.offset_pointer(pointer, byte), typ=self.vector, align=align)
 
     def store(self, value: ir.Value, pointer: ir.Value, byte: ir.Value | int = 0, align: int = 4) -> None:
-        self.b.store(value, self.at(pointer, byte), align=align)
+        self.b.store(value, self.offset_pointer(pointer, byte), align=align)
 
     def prefetch(self, pointer: ir.Value, byte: ir.Value | int) -> None:
         """Prefetch the cache line at `pointer` + `byte` into the L1 cache."""
         reading, nearest, data = (ir.Constant(I32, value) for value in (0, 3, 1))
-        self.call("llvm.prefetch.p0", ir.VoidType(), [self.at(pointer, byte), reading, nearest, data])
+        self.call("llvm.prefetch.p0", ir.VoidType(), [self.offset_pointer(pointer, byte), reading, nearest, data])
 
     def f32(self, value: float) -> ir.Value:
         return ir.Constant(F32, value)
@@ -167,10 +169,10 @@ class Emitter:
     def splat(self, scalar: ir.Value | float) -> ir.Value:
         """Return a vector with `scalar` in every lane; a Python number becomes float32."""
         if isinstance(scalar, (int, float)):
-            return same(self.vector, float(scalar))
-        nothing = same(ir.VectorType(scalar.type, self.target.lanes), ir.Undefined)
-        one = self.b.insert_element(nothing, scalar, same(I32, 0))
-        return self.b.shuffle_vector(one, nothing, same(ir.VectorType(I32, self.target.lanes), 0))
+            return splat_constant(self.vector, float(scalar))
+        nothing = splat_constant(ir.VectorType(scalar.type, self.target.lanes), ir.Undefined)
+        one = self.b.insert_element(nothing, scalar, splat_constant(I32, 0))
+        return self.b.shuffle_vector(one, nothing, splat_constant(ir.VectorType(I32, self.target.lanes), 0))
 
     def fma(self, a: ir.Value, x: ir.Value, y: ir.Value) -> ir.Value:
         """Return ``a * x + y``, rounded only once if the processor has a fused multiply-add."""

@@ -247,7 +247,7 @@ class Program:
         self._drive(start, self._first_entry, 0, 0, 1, self.images, batch)
         return clock() - begin
 
-    def session(self, threads: int = 1) -> ProgramSession:
+    def open_session(self, threads: int = 1) -> ProgramSession:
         """Return a new `ProgramSession`; more than one thread requires a program with ``split="parts"``."""
         return ProgramSession(self, self._take_workspace(threads))
 
@@ -542,7 +542,7 @@ Job = tuple[Callable[..., Any], tuple[Any, ...]]
 _CALL = methodcaller("__call__")
 
 
-def cores() -> int:
+def count_cores() -> int:
     """Return the number of cores that the calling thread may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))

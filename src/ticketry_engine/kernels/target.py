@@ -53,12 +53,12 @@ class Target:
     """Size of the L2 cache in bytes."""
 
     @property
-    def masks(self) -> bool:
+    def has_masked_memory_access(self) -> bool:
         """Whether the processor has mask registers (AVX-512); without them, masked loads and stores are far slower."""
         return self.lanes == _X86["avx512"]
 
     @property
-    def gathers(self) -> bool:
+    def has_gather(self) -> bool:
         """Whether one instruction can load the lanes of a vector from arbitrary addresses (AVX2, AVX-512)."""
         return self.lanes >= _X86["avx2"] and self.triple.startswith("x86_64")
 

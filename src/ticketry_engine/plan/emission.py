@@ -205,7 +205,9 @@ def _emit_head_by_head(emission: Emission, task: RegionTask, x: Any, y: Any) -> 
     if alone:
         return operation(x, y, *found, *settings)
     firsts = range(0, task.output.channels, size)
-    return [op for at in firsts for op in operation(x.part(at, size), y.part(at, size), *found, *settings)]
+    return [
+        op for at in firsts for op in operation(x.channel_range(at, size), y.channel_range(at, size), *found, *settings)
+    ]
 
 
 def _weight_of_one_head(emission: Emission, task: RegionTask, role: str) -> Array | None:
@@ -231,10 +233,10 @@ def _emit_in_chunks(
         # For few channels, estimates may favour copying them first, because they ignore that these are in the cache.
         beside = replace(spec, reserve=None)
     for rows in parts:
-        some = between.take(np.arange(len(rows)))
+        some = between.select_channels(np.arange(len(rows)))
         made, gone = (replace(form, planes=form.planes[rows]) for form in (task.output, next_task.output))
         yield replace(task, output=made), layout.conv(x, some, select_rows(first, rows), None, spec)
-        out = layout.conv(some, y.take(rows), select_rows(second, rows), None, beside)
+        out = layout.conv(some, y.select_channels(rows), select_rows(second, rows), None, beside)
         yield replace(next_task, inputs=(made,), output=gone), out
 
 
@@ -242,13 +244,13 @@ def _emit_operations(emission: Emission, task: RegionTask, inputs: list[Any]) ->
     """Return the operations that compute a task; `inputs` are the memory locations of the task's inputs."""
     layout, kind, attrs, y = emission.layout, task.kind, task.node.attrs, emission.arena.value_memory(task.output)
     if kind == "load":
-        return layout.load(task.number, tensor_strides(task.output, task.number in emission.last), y)
+        return layout.load_tensor(task.number, tensor_strides(task.output, task.number in emission.last), y)
     if kind == "store":
-        return layout.store(emission.inputs + task.number, tensor_strides(task.output), y)
+        return layout.store_tensor(emission.inputs + task.number, tensor_strides(task.output), y)
     if kind == "constant":
-        return layout.constant(_constant_by_position(emission.sketch, task), y)
+        return layout.store_constant(_constant_by_position(emission.sketch, task), y)
     if kind == "gather":
-        return layout.gather(inputs, y, _element_sources(emission, task))
+        return layout.gather_elements(inputs, y, _element_sources(emission, task))
     x, *others = inputs
     if kind in ("add_constant", "mul_constant"):
         operation = kind.removesuffix("_constant")
@@ -267,7 +269,7 @@ def _emit_operations(emission: Emission, task: RegionTask, inputs: list[Any]) ->
     if kind in ("add", "mul"):
         return layout.elementwise(kind, x, others[0], y, attrs["act"])
     if kind == "act":
-        return layout.apply(attrs["act"], x, y)
+        return layout.apply_activation(attrs["act"], x, y)
     if kind == "affine":
         return layout.affine(x, y, *emission.weights_in_stored_order(task, "scale", "shift"), attrs["act"])
     if kind in ("layer_norm", "rms_norm", "softmax"):

@@ -137,7 +137,7 @@ def estimate_nanoseconds(sketch: Sketch, layout: str, target: Target, images: in
         arena.check_task(task)
     for task, _ in sketch.layer_tasks():
         x, y = arena.value_memory(task.inputs[0]), arena.value_memory(task.output)
-        spent += arena.layout.cost(x, y, to_convolution(sketch, task, arena), spec)
+        spent += arena.layout.estimate_cost(x, y, to_convolution(sketch, task, arena), spec)
     return spent if layout == "pixels" else spent / images  # planes' costs are of a block
 
 

@@ -27,25 +27,25 @@ def cache_folder() -> Path:
     return Path(shared).expanduser().absolute() / "ticketry"
 
 
-def content_of(path: Path, *, most: int | None = None) -> bytes:
+def read_bytes(path: Path, *, most: int | None = None) -> bytes:
     """Return the content of a regular file; reject pipes and devices, which might never end.
 
     Raise `OSError` if the file does not exist, is no regular file, has more than `most` bytes, or cannot be read.
     """
-    with regular(path) as file:
+    with open_regular_file(path) as file:
         if most is not None and os.fstat(file.fileno()).st_size > most:
             raise OSError(errno.EFBIG, f"it is larger than {most >> 20} MB", str(path))
         return file.read()
 
 
-def private_content_of(path: Path) -> bytes:
+def read_private_bytes(path: Path) -> bytes:
     """Return the content of a regular file that only the user can write, such as executable code.
 
     The check applies to the open file, so that the file cannot be replaced between check and reading. The caller must
     check the folder with `why_not_private`. Raise `OSError` if the file does not exist, is no regular file, is too
     large, or cannot be read. Also raise it if the file is a link, or if another user owns or can write the file.
     """
-    with regular(path, follow_links=False) as file:
+    with open_regular_file(path, follow_links=False) as file:
         if not _only_user_can_write(os.fstat(file.fileno())):
             raise PermissionError(errno.EPERM, "it is another user's, or others may write it", str(path))
         return file.read()
@@ -104,7 +104,7 @@ def _only_user_can_write(about: os.stat_result) -> bool:
     return about.st_uid == os.geteuid() and not about.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
-def regular(path: Path, *, follow_links: bool = True) -> BinaryIO:
+def open_regular_file(path: Path, *, follow_links: bool = True) -> BinaryIO:
     """Open a regular file for reading, and return it; reject pipes and devices, which might never end.
 
     If `follow_links` is false, links are rejected too. Raise `OSError` if the file is rejected, does not exist, or
@@ -121,7 +121,7 @@ def regular(path: Path, *, follow_links: bool = True) -> BinaryIO:
     raise OSError(errno.EINVAL, "it is no file, but a pipe or a device", str(path))
 
 
-def reason_of(error: OSError) -> str:
+def describe_os_error(error: OSError) -> str:
     """Return the cause of an `OSError` as text, for some causes with advice."""
     if error.errno in (errno.EMFILE, errno.ENFILE):
         return "too many files are open at once: allow more (ulimit -n), or use fewer workers"
@@ -133,7 +133,9 @@ def reason_of(error: OSError) -> str:
 
 
 @contextlib.contextmanager
-def replacing(target: Path, *, durable: bool = False, parents: bool = True, private: bool = False) -> Iterator[Path]:
+def replace_on_success(
+    target: Path, *, durable: bool = False, parents: bool = True, private: bool = False
+) -> Iterator[Path]:
     """Yield the path of an empty temporary file, which replaces `target` at the end of the `with` block.
 
     The temporary file is in the folder of `target`. Readers see the whole old file or the whole new file. If the block
@@ -146,12 +148,12 @@ def replacing(target: Path, *, durable: bool = False, parents: bool = True, priv
     """
     if parents:
         make_folder(target.parent, private=private)
-    place = beside(target, private=private)
+    place = temporary_sibling_path(target, private=private)
     mode = stat.S_IMODE(place.stat().st_mode)
     try:
         yield place
         if durable:
-            flush(place)
+            flush_to_disk(place)
         os.chmod(place, mode)  # the block may have put another file there
         os.replace(place, target)
     except BaseException:
@@ -169,7 +171,7 @@ def make_folder(folder: Path, *, private: bool = False) -> None:
         place.mkdir(exist_ok=True, mode=0o700 if private else 0o777)
 
 
-def beside(target: Path, *, private: bool = False) -> Path:
+def temporary_sibling_path(target: Path, *, private: bool = False) -> Path:
     """Create an empty temporary file, named ``.*.tmp``, in the folder of `target`, and return the path of the file."""
     place = target.with_name(f".{target.name[:80]}.{secrets.token_hex(8)}.tmp")
     os.close(os.open(place, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600 if private else 0o666))
@@ -180,11 +182,11 @@ def write_atomically(
     path: Path, data: bytes, *, durable: bool = False, parents: bool = True, private: bool = False
 ) -> None:
     """Write a file completely or not at all; `durable`, `parents` and `private` mean the same as in `replacing`."""
-    with replacing(path, durable=durable, parents=parents, private=private) as temporary:
+    with replace_on_success(path, durable=durable, parents=parents, private=private) as temporary:
         temporary.write_bytes(data)
 
 
-def flush(path: Path) -> None:
+def flush_to_disk(path: Path) -> None:
     """Wait until the content of a file, or the list of files in a folder, is on the disk."""
     if path.is_dir() and not hasattr(os, "O_DIRECTORY"):  # Windows: a folder cannot be opened, and needs no flush
         return
@@ -198,7 +200,7 @@ def flush(path: Path) -> None:
 def file_digest(path: Path) -> str:
     """Return the SHA-256 digest (hexadecimal) of a file's content; raise `OSError` if the file cannot be read."""
     found = hashlib.sha256()
-    with regular(path) as file:
+    with open_regular_file(path) as file:
         while chunk := file.read(_CHUNK):
             found.update(chunk)
     return found.hexdigest()
@@ -272,7 +274,7 @@ _DIGITS = 64
 _ENTRY = len(_BEGIN) + _DIGITS + len(_END)
 
 
-def sealed(data: bytes) -> bytes:
+def append_digest(data: bytes) -> bytes:
     """Return `data`, a safetensors file with metadata, with a digest of `data` added to the metadata."""
     length, rest = int.from_bytes(data[:8], "little"), data[8:]
     if not rest.startswith(_HEAD):
@@ -281,7 +283,7 @@ def sealed(data: bytes) -> bytes:
     return (length + _ENTRY).to_bytes(8, "little") + _HEAD + entry + rest[len(_HEAD) :]
 
 
-def unsealed(data: bytes, *, required: bool = True) -> bytes:
+def verify_and_strip_digest(data: bytes, *, required: bool = True) -> bytes:
     """Return the safetensors file to which `sealed` added a digest; `data` is the file with the digest.
 
     Raise `ValueError` if the content does not match the digest, or if the digest is missing. If not `required`, return
@@ -344,7 +346,7 @@ def read_cached(path: Path) -> bytes | None:
     if not _is_usable(path.parent):
         return None
     try:
-        data = private_content_of(path)
+        data = read_private_bytes(path)
     except FileNotFoundError:
         return None  # not made yet
     except OSError as error:

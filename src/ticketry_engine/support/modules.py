@@ -27,7 +27,7 @@ def require_model(model: object) -> None:
     raise UsageError(f"model= is a torch.nn.Module, not {kind}: {todo}")
 
 
-def normal_name(name: str) -> str:
+def name_without_wrappers(name: str) -> str:
     """Return a parameter's name without prefixes that wrappers add, such as ``module.`` or ``_orig_mod.``."""
     parts = [part for part in name.split(".") if part not in ("_orig_mod", "_fsdp_wrapped_module")]
     while len(parts) > 1 and parts[0] == "module":
@@ -53,7 +53,7 @@ def masked_parameters(model: nn.Module, keep: Mapping[str, Tensor]) -> dict[str,
     `keep` maps parameter names to tensors, True = retained. Its names may omit prefixes that wrappers add. Raise
     `MaskError` if the model does not have a parameter of the mask, or has it with another shape.
     """
-    own = {normal_name(name): parameter for name, parameter in model.named_parameters(remove_duplicate=False)}
+    own = {name_without_wrappers(name): parameter for name, parameter in model.named_parameters(remove_duplicate=False)}
     for name, kept in keep.items():
         if name not in own:
             known = ", ".join(list(own)[:4]) + (", …" if len(own) > 4 else "")
@@ -76,7 +76,9 @@ def apply_mask(model: nn.Module, keep: Mapping[str, Tensor]) -> None:
 # -- Deep copies of a model in which some tensors are replaced or shared -----------------------------------------------
 
 
-def copied(model: nn.Module, tensors: Mapping[int, Tensor], shared: Mapping[int, nn.Module] | None = None) -> nn.Module:
+def copy_module(
+    model: nn.Module, tensors: Mapping[int, Tensor], shared: Mapping[int, nn.Module] | None = None
+) -> nn.Module:
     """Return a deep copy of a model in which some tensors are replaced.
 
     `tensors` maps the `id` of a parameter or buffer to the tensor that replaces it in the copy. `shared` maps the `id`

@@ -7,7 +7,7 @@ import hashlib
 import torch
 
 
-def mix(*parts: int | str) -> int:
+def mix_seeds(*parts: int | str) -> int:
     """Return a 63-bit seed, a hash of `parts`; equal parts give equal seeds on every machine."""
     text = "\x1f".join(f"{type(part).__name__}:{part}" for part in parts)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
@@ -23,4 +23,4 @@ def seed_torch(seed: int) -> None:
 
 def generator(*parts: int | str) -> torch.Generator:
     """Return a new CPU generator, seeded with a hash of `parts`."""
-    return torch.Generator().manual_seed(mix(*parts))
+    return torch.Generator().manual_seed(mix_seeds(*parts))

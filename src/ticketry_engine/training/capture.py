@@ -529,7 +529,7 @@ _FUNCTIONS: dict[Any, Callable[..., Node | None]] = {
 """Function, or name of a method -> function that converts a call, whose arguments follow the call."""
 
 
-def kind_of(module: nn.Module) -> type[nn.Module]:
+def module_class_without_wrappers(module: nn.Module) -> type[nn.Module]:
     """Return the torch class whose `forward` the module uses, if kernels support it; else the module's own class."""
     own = type(module)
     for base in own.__mro__:
@@ -541,7 +541,7 @@ def kind_of(module: nn.Module) -> type[nn.Module]:
 
 def lower_module(node: fx.Node, module: nn.Module) -> Node | None:
     """Return the node for a call of a module; None if the module returns its input unchanged."""
-    lower = _MODULES.get(kind_of(module))
+    lower = _MODULES.get(module_class_without_wrappers(module))
     if lower is None or len(node.all_input_nodes) != 1:
         raise Unsupported(f"no kernels for {type(module).__name__}")
     names = [*signature(lower).parameters][2:]
@@ -572,7 +572,7 @@ def may_draw_random_numbers(node: fx.Node, modules: Mapping[str, nn.Module]) -> 
     """Return whether a node may draw random numbers; such nodes must run in the same order as in the model."""
     if node.op == "call_module":
         module = modules[str(node.target)]
-        known = kind_of(module) in _MODULES and not isinstance(module, nn.Dropout)
+        known = module_class_without_wrappers(module) in _MODULES and not isinstance(module, nn.Dropout)
         return bool(module._forward_hooks or module._forward_pre_hooks) or not known
     if node.op not in ("call_function", "call_method"):
         return False

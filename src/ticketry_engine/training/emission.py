@@ -27,8 +27,8 @@ from ticketry_engine.kernels.training.by_channel import (
     Total,
     build_channel_ops,
     build_token_ops,
-    channel_numbers,
-    feature_factors,
+    channel_number_table,
+    feature_factor_table,
     read_moments,
     read_sums,
 )
@@ -126,14 +126,14 @@ def _build_masked_layer(node: Node, plan: TrainingPlan) -> MaskedLayer:
 def _emit_layer_forward(node: Node, plan: TrainingPlan) -> None:
     x, y = plan.values[node.inputs[0]], plan.store_value(node.output)
     found = build_forward(x, y, _build_masked_layer(node, plan), plan.target)[0]
-    slot = plan.add("forward", found.ops)
-    plan.gather(found.gather(), node.weights["weight"])
+    slot = plan.add_ops("forward", found.ops)
+    plan.add_gather(found.build_gather_op(), node.weights["weight"])
     plan.packed[layer_name(node)] = found
     rows = found.rows // y.geometry.bytes
 
     def fill_biases(state: RegionPass) -> None:
         bias = state.parameters[node.weights["bias"]].detach().numpy()
-        plan.table(slot.number, 0)[:, -rows.shape[1] :] = bias[rows].view(np.int32)
+        plan.argument_table(slot.number, 0)[:, -rows.shape[1] :] = bias[rows].view(np.int32)
 
     if "bias" in node.weights:
         plan.prepare["forward"].append(fill_biases)
@@ -143,7 +143,7 @@ def _emit_layer_backward(node: Node, plan: TrainingPlan, gradients: Gradients) -
     (name,) = node.inputs
     x, dy, layer = plan.values[name], gradients.by_value.pop(node.output), _build_masked_layer(node, plan)
     if "bias" in node.weights:
-        slot = plan.add("backward", build_channel_ops(Total, [dy], plan.live, plan.target))
+        slot = plan.add_ops("backward", build_channel_ops(Total, [dy], plan.live, plan.target))
 
         def store_bias_gradient(state: RegionPass) -> None:
             sums = read_sums(plan.program.ops[slot.number], plan.target)[:, 0]
@@ -155,11 +155,11 @@ def _emit_layer_backward(node: Node, plan: TrainingPlan, gradients: Gradients) -
         before = gradients.by_value.get(name)
         dx = before or plan.allocate_gradient_memory(name)
         for found in build_input_gradient(dy, dx, layer, plan.target, before):
-            plan.add("backward", found.ops)
+            plan.add_ops("backward", found.ops)
             if len(found.index):  # its weights come from the table of the forward pass
-                plan.gather(found.gather(plan.packed[layer_name(node)]))
+                plan.add_gather(found.build_gather_op(plan.packed[layer_name(node)]))
         gradients.by_value[name] = dx
-    plan.release(dy)
+    plan.release_memory(dy)
 
 
 def _emit_weight_gradient(node: Node, plan: TrainingPlan, x: Batch, dy: Batch, layer: MaskedLayer) -> None:
@@ -173,14 +173,14 @@ def _emit_weight_gradient(node: Node, plan: TrainingPlan, x: Batch, dy: Batch, l
         return
     tables = plan.tables.pop(layer_name(node), None)
     found = build_weight_gradient(x, dy, layer, plan.target, plan.reserve_scratch, tables)
-    plan.add("backward", found.ops, found.begin)
+    plan.add_ops("backward", found.ops, found.begin)
     if x.passing:
         plan.release_value(node.inputs[0])
     ends = [plan.add_standalone(op) for op in found.end]
 
     def store_weight_gradient(state: RegionPass) -> None:
         packed = torch.empty(found.packed, dtype=torch.float32, device="cpu")
-        gradient = state.memory.empty(weight, state.parameters[weight].shape)
+        gradient = state.memory.allocate(weight, state.parameters[weight].shape)
         state.session.run(ends[0].number, ends[-1].number + 1, [packed.data_ptr(), gradient.data_ptr()])
         state.gradients[weight] = gradient
 
@@ -195,7 +195,9 @@ def _weight_gradient_runs_by_block(node: Node, plan: TrainingPlan, gradients: Gr
     layer = _build_masked_layer(node, plan)
     if not layer.count:
         return False
-    tables = build_product_tables(plan.layout(node.inputs[0]), gradients.by_value[node.output], layer, plan.target)
+    tables = build_product_tables(
+        plan.value_layout(node.inputs[0]), gradients.by_value[node.output], layer, plan.target
+    )
     plan.tables[layer_name(node)] = tables
     if tables.by_block:
         plan.free_scratch()  # reserving it later would end the waiting between the value and its reader
@@ -219,7 +221,7 @@ def _emit_norm_forward(node: Node, plan: TrainingPlan) -> None:
     size = x.geometry.height, x.geometry.width
     ends = [min(plan.live, plan.images * part.stop) for part in operation_blocks(x.blocks, size)]
     counts = [(end - begin) * size[0] * size[1] for begin, end in itertools.pairwise([0, *ends])]
-    moments = plan.add("forward", build_channel_ops(Moments, [x], plan.live, plan.target))
+    moments = plan.add_ops("forward", build_channel_ops(Moments, [x], plan.live, plan.target))
 
     def fill_scale_and_shift(state: RegionPass) -> None:
         ops = plan.program.ops
@@ -228,7 +230,7 @@ def _emit_norm_forward(node: Node, plan: TrainingPlan) -> None:
         inverse = 1 / np.sqrt(variance + module.eps)
         _update_running_statistics(module, mean, variance * (count / (count - 1)))
         weight, bias = (state.parameters[node.weights[role]].detach().numpy() for role in ("weight", "bias"))
-        numbers = channel_numbers(ops[scale.number])
+        numbers = channel_number_table(ops[scale.number])
         numbers[:, 0] = weight * inverse
         numbers[:, 1] = bias - weight * inverse * mean
         state.saved[node.output] = mean, inverse, numbers.copy()
@@ -237,7 +239,7 @@ def _emit_norm_forward(node: Node, plan: TrainingPlan) -> None:
     y = plan.store_value(node.output, passing=node.output in plan.passing)
     values = [x, y, *(plan.values[name] for name in node.inputs[1:])]
     flags = {"relu": node.attrs["act"] is not None, "residual": len(node.inputs) > 1}
-    scale = plan.add("forward", build_channel_ops(ScaleShift, values, plan.live, plan.target, **flags))
+    scale = plan.add_ops("forward", build_channel_ops(ScaleShift, values, plan.live, plan.target, **flags))
 
 
 def _add_norm_recomputation(
@@ -256,10 +258,10 @@ def _add_norm_recomputation(
     _add_norm_recomputation(node.inputs[0], makers, plan)
     values = [plan.values[node.inputs[0]], plan.store_value(name, "backward", passing=passing)]
     flags = {"relu": node.attrs["act"] is not None, "residual": False}
-    slot = plan.add("backward", build_channel_ops(ScaleShift, values, plan.live, plan.target, **flags))
+    slot = plan.add_ops("backward", build_channel_ops(ScaleShift, values, plan.live, plan.target, **flags))
 
     def restore_scale_and_shift(state: RegionPass) -> None:
-        channel_numbers(plan.program.ops[slot.number])[:] = state.saved[name][2]
+        channel_number_table(plan.program.ops[slot.number])[:] = state.saved[name][2]
 
     plan.prepare["backward"].append(restore_scale_and_shift)
 
@@ -281,12 +283,12 @@ def _emit_norm_backward(node: Node, plan: TrainingPlan, gradients: Gradients) ->
     relu, residual = node.attrs["act"] is not None, len(node.inputs) > 1
     values = [dy, x, y] if relu and residual else [dy, x]
     ops = build_channel_ops(NormSums, values, plan.live, plan.target, relu=relu, residual=residual)
-    sums = plan.add("backward", ops)
+    sums = plan.add_ops("backward", ops)
     count = _count_elements(plan, x)
 
     def fill_means_and_scales(state: RegionPass) -> None:
         mean, _, scale = state.saved[node.output]
-        numbers = channel_numbers(plan.program.ops[sums.number])
+        numbers = channel_number_table(plan.program.ops[sums.number])
         numbers[:, 0], numbers[:, 1:] = mean, scale
 
     def norm(state: RegionPass) -> None:
@@ -294,7 +296,7 @@ def _emit_norm_backward(node: Node, plan: TrainingPlan, gradients: Gradients) ->
         found = read_sums(plan.program.ops[sums.number], plan.target)
         state.gradients[node.weights["weight"]] = torch.from_numpy((found[:, 1] * inverse).astype(np.float32))
         state.gradients[node.weights["bias"]] = torch.from_numpy(found[:, 0].astype(np.float32))
-        numbers = channel_numbers(plan.program.ops[back.number])
+        numbers = channel_number_table(plan.program.ops[back.number])
         a = state.parameters[node.weights["weight"]].detach().numpy() * inverse
         b = -a * inverse**2 * found[:, 1] / count
         numbers[:, 0], numbers[:, 1] = a, b
@@ -306,12 +308,12 @@ def _emit_norm_backward(node: Node, plan: TrainingPlan, gradients: Gradients) ->
     over = not residual and plan.gradient_layout(node.inputs[0]).geometry == dy.geometry
     dx = dy if over else plan.allocate_gradient_memory(node.inputs[0])
     flags = {"relu": relu and not residual}
-    back = plan.add("backward", build_channel_ops(NormGradient, [dy, x, dx], plan.live, plan.target, **flags))
+    back = plan.add_ops("backward", build_channel_ops(NormGradient, [dy, x, dx], plan.live, plan.target, **flags))
     gradients.add_gradient(node.inputs[0], dx)
     if residual:
         gradients.set_gradient_memory(node.inputs[1], dy)
     elif not over:
-        plan.release(dy)
+        plan.release_memory(dy)
 
 
 # -- layer norms -------------------------------------------------------------------------------------------------------
@@ -321,11 +323,11 @@ def _emit_layer_norm_forward(node: Node, plan: TrainingPlan) -> None:
     x, y, epsilon = plan.values[node.inputs[0]], plan.store_value(node.output), node.attrs["eps"]
     statistics = [plan.allocate_token_memory(node.inputs[0], "forward") for _ in range(2)]
     plan.token_statistics[node.output] = statistics
-    plan.add("forward", build_token_ops(TokenMoments, [x, *statistics], epsilon, plan.target))
-    slot = plan.add("forward", build_channel_ops(TokenLayerNorm, [x, y, *statistics], plan.live, plan.target))
+    plan.add_ops("forward", build_token_ops(TokenMoments, [x, *statistics], epsilon, plan.target))
+    slot = plan.add_ops("forward", build_channel_ops(TokenLayerNorm, [x, y, *statistics], plan.live, plan.target))
 
     def fill_scale_and_shift(state: RegionPass) -> None:
-        numbers = channel_numbers(plan.program.ops[slot.number])
+        numbers = channel_number_table(plan.program.ops[slot.number])
         numbers[:, 0] = _layer_norm_scale(node, state)
         bias = node.weights.get("bias")
         numbers[:, 1] = 0 if bias is None else state.parameters[bias].detach().numpy()
@@ -338,16 +340,16 @@ def _emit_layer_norm_backward(node: Node, plan: TrainingPlan, gradients: Gradien
     x, statistics = plan.values[node.inputs[0]], plan.token_statistics[node.output]
     means = [plan.allocate_token_memory(node.inputs[0], "backward") for _ in range(2)]
     values = [dy, x, *statistics, *means]
-    sums = plan.add("backward", build_token_ops(TokenSums, values, node.attrs["eps"], plan.target))
+    sums = plan.add_ops("backward", build_token_ops(TokenSums, values, node.attrs["eps"], plan.target))
     values = [dy, x, dx, *statistics, *means]
-    back = plan.add("backward", build_channel_ops(LayerNormGradient, values, plan.live, plan.target))
+    back = plan.add_ops("backward", build_channel_ops(LayerNormGradient, values, plan.live, plan.target))
     for memory in (*statistics, *means):
-        plan.release(memory)
+        plan.release_memory(memory)
 
     def fill_scale(state: RegionPass) -> None:
         scale = _layer_norm_scale(node, state)
-        feature_factors(plan.program.ops[sums.number])[:] = scale
-        channel_numbers(plan.program.ops[back.number])[:, 0] = scale
+        feature_factor_table(plan.program.ops[sums.number])[:] = scale
+        channel_number_table(plan.program.ops[back.number])[:, 0] = scale
 
     def store_parameter_gradients(state: RegionPass) -> None:
         found = read_sums(plan.program.ops[back.number], plan.target).astype(np.float32)
@@ -358,7 +360,7 @@ def _emit_layer_norm_backward(node: Node, plan: TrainingPlan, gradients: Gradien
     plan.prepare["backward"].append(fill_scale)
     plan.add_waiting_stage(store_parameter_gradients)
     gradients.add_gradient(node.inputs[0], dx)
-    plan.release(dy)
+    plan.release_memory(dy)
 
 
 def _layer_norm_scale(node: Node, state: RegionPass) -> Array | float:
@@ -372,11 +374,11 @@ def _layer_norm_scale(node: Node, state: RegionPass) -> Array | float:
 def _emit_act_forward(node: Node, plan: TrainingPlan) -> None:
     values, act = [plan.values[node.inputs[0]], plan.store_value(node.output)], node.attrs["act"]
     if act != "relu":
-        plan.add("forward", build_channel_ops(Activated, values, plan.live, plan.target, act=act))
+        plan.add_ops("forward", build_channel_ops(Activated, values, plan.live, plan.target, act=act))
         return
     ops = build_channel_ops(ScaleShift, values, plan.live, plan.target, relu=True, residual=False)
-    channel_numbers(ops[0])[:] = 1, 0
-    plan.add("forward", ops)
+    channel_number_table(ops[0])[:] = 1, 0
+    plan.add_ops("forward", ops)
 
 
 def _emit_act_backward(node: Node, plan: TrainingPlan, gradients: Gradients) -> None:
@@ -388,15 +390,15 @@ def _emit_act_backward(node: Node, plan: TrainingPlan, gradients: Gradients) -> 
             ops = build_channel_ops(Add, values, plan.live, plan.target, relu=True, residual=False)
         else:
             ops = build_channel_ops(ActivationGradient, [dy, plan.values[name], dx], plan.live, plan.target, act=act)
-        plan.add("backward", ops)
+        plan.add_ops("backward", ops)
         gradients.add_gradient(name, dx)
-    plan.release(dy)
+    plan.release_memory(dy)
 
 
 def _emit_sum_forward(node: Node, plan: TrainingPlan) -> None:
     one, other = (plan.values[name] for name in node.inputs)
     values = [one, plan.store_value(node.output), other]
-    plan.add("forward", build_channel_ops(Add, values, plan.live, plan.target, relu=False, residual=True))
+    plan.add_ops("forward", build_channel_ops(Add, values, plan.live, plan.target, relu=False, residual=True))
 
 
 def _emit_sum_backward(node: Node, plan: TrainingPlan, gradients: Gradients) -> None:
@@ -426,7 +428,7 @@ def _emit_pool_forward(node: Node, plan: TrainingPlan) -> None:
     else:
         size = tuple(node.attrs.get("kernel", plan.shapes[node.inputs[0]][1:]))
         op = pools.build_adjacent_op(y, x, x, size, largest=node.op == "max_pool2d", backward=False)
-    plan.add("forward", [op])
+    plan.add_ops("forward", [op])
 
 
 def _emit_pool_backward(node: Node, plan: TrainingPlan, gradients: Gradients) -> None:
@@ -442,9 +444,9 @@ def _emit_pool_backward(node: Node, plan: TrainingPlan, gradients: Gradients) ->
             op = pools.build_overlapping_op(dy, [dx, x], plan.region.window(node), backward=True)
         else:
             op = pools.build_adjacent_op(dy, dx, x, size, largest=node.op == "max_pool2d", backward=True)
-        plan.add("backward", [op])
+        plan.add_ops("backward", [op])
         gradients.add_gradient(name, dx)
-    plan.release(dy)
+    plan.release_memory(dy)
 
 
 _FORWARD: Mapping[str, Callable[[Node, TrainingPlan], None]] = {

@@ -146,14 +146,14 @@ class PackedWeight:
             return
         found = dense.grad.flatten()[self.places]
         dense.grad = None
-        accumulate(self.parameter, found)
+        accumulate_gradient(self.parameter, found)
 
     def release(self) -> None:
         """Remove the hook that moves gradients to this vector, so that gradients stay in the dense tensor."""
         self._handle.remove()
 
 
-def accumulate(row: nn.Parameter, gradient: Tensor) -> None:
+def accumulate_gradient(row: nn.Parameter, gradient: Tensor) -> None:
     """Add `gradient` to the gradient of `row`, and call the hooks of `row`, as autograd does for parameters."""
     # Rows are not part of autograd graphs, because their sizes change with the mask.
     for hook in [*(row._backward_hooks or {}).values()]:
@@ -231,7 +231,7 @@ class PackedWeights:
             Op(PackedCopy(spread=True), (row.places.numpy().astype(np.int32), len(row.places), 0, 1))
             for row in self._each
         ]
-        self._session = Program(ops, 1, 64, self._library, split="parts").session()
+        self._session = Program(ops, 1, 64, self._library, split="parts").open_session()
 
     @property
     def parameters(self) -> dict[str, nn.Parameter]:

@@ -166,11 +166,12 @@ class LstmLayer:
                 self.to_weights[name] = self._add_ops([*made.begin, *made.ops])
                 self._ends_of[name], self._packed[name] = self._add_ops(made.end), made.packed
         self._gathers = {
-            name: self._add_ops([of.gather()])[0] for name, of in ((INPUTS, self._products), (STATES, self._recurrent))
+            name: self._add_ops([of.build_gather_op()])[0]
+            for name, of in ((INPUTS, self._products), (STATES, self._recurrent))
         }
         pairs = ((self._transposed, self._recurrent), (self._to_inputs, self._products))
         self._later = self._add_ops(
-            [each.gather(source) for found, source in pairs for each in found if len(each.index)]
+            [each.build_gather_op(source) for found, source in pairs for each in found if len(each.index)]
         )
 
     # -- calls ---------------------------------------------------------------------------------------------------------
@@ -191,7 +192,7 @@ class LstmLayer:
             bias: the sum of torch's two biases of each gate.
             seconds: dict to which the seconds of operations are added, by label.
         """
-        state = PassState(self.program.session(self.threads))
+        state = PassState(self.program.open_session(self.threads))
         state.session.seconds = seconds
         self._fill_tables(state, weights)
         rows = self._products.rows // self.gates.geometry.bytes

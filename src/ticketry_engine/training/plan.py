@@ -23,7 +23,7 @@ from ticketry_engine.ir import Node, Region, last_uses
 from ticketry_engine.ir.native import NATIVE
 from ticketry_engine.kernels.jit import Library
 from ticketry_engine.kernels.planar.geometry import FLOAT, Planes
-from ticketry_engine.kernels.planar.move import load, store
+from ticketry_engine.kernels.planar.move import load_tensor, store_tensor
 from ticketry_engine.kernels.program import MappedMemory, Op, Program, ProgramSession
 from ticketry_engine.kernels.training.by_channel import Add, build_channel_ops
 from ticketry_engine.kernels.training.convolution import ProductTables, halo_of_gradient
@@ -349,7 +349,7 @@ class TrainingPlan:
         The memory is for use from the pass `when` ("forward" or "backward") on. If `passing`, reserve memory only for
         one block of images.
         """
-        value = self._reserve_value(replace(self.layout(name), passing=passing), when)
+        value = self._reserve_value(replace(self.value_layout(name), passing=passing), when)
         self.values[name] = value
         self.present.add(name)
         return value
@@ -358,7 +358,7 @@ class TrainingPlan:
         """Release the memory of a value after its last read; do nothing if the backward pass recomputes the value."""
         if name in self.present:
             self.present.remove(name)
-            self.release(self.values[name])
+            self.release_memory(self.values[name])
 
     def allocate_token_memory(self, name: str, when: str) -> Batch:
         """Allocate memory for one number per token of a value, and return the memory layout.
@@ -368,7 +368,7 @@ class TrainingPlan:
         _, *size = self.shapes[name]
         return self._reserve_value(Batch.build(1, (size[0], size[1]), 0, self.blocks), when)
 
-    def layout(self, name: str) -> Batch:
+    def value_layout(self, name: str) -> Batch:
         """Return the sizes and strides of the value `name` in memory, with offset 0."""
         channels, *size = self.shapes[name]
         return Batch.build(channels, (size[0], size[1]), self._halo(name), self.blocks, item=self.item)
@@ -382,7 +382,7 @@ class TrainingPlan:
         channels, *size = self.shapes[name]
         return Batch.build(channels, (size[0], size[1]), self._gradient_halo(name), self.blocks, item=self.item)
 
-    def release(self, memory: Batch) -> None:
+    def release_memory(self, memory: Batch) -> None:
         """Release the memory of a value or gradient."""
         self._arena.release(self._buffers.pop(memory.offset))
 
@@ -417,12 +417,12 @@ class TrainingPlan:
         if value.geometry.halo and not clean:
             ops = self._label_ops(build_border_ops(value))
             self._borders += [(buffer, op) for op in ops]
-            self.add(when, ops)
+            self.add_ops(when, ops)
         return value
 
     # -- stages --------------------------------------------------------------------------------------------------------
 
-    def add(self, when: str, ops: list[Op], begin: Sequence[Op] = ()) -> Slot:
+    def add_ops(self, when: str, ops: list[Op], begin: Sequence[Op] = ()) -> Slot:
         """Add operations to a pass, one for each block of images or some for all blocks; return the index of the first.
 
         Operations for single blocks are first collected. All collected operations then run on one block after the
@@ -473,7 +473,7 @@ class TrainingPlan:
         self._standalone.append((self._label_ops([op])[0], slot))
         return slot
 
-    def gather(self, op: Op, parameter: str | None = None) -> None:
+    def add_gather(self, op: Op, parameter: str | None = None) -> None:
         """Add an operation that fills a kernel's table from the parameter `parameter` before the forward pass.
 
         If `parameter` is None, the operation reads another table, and runs before the backward pass.
@@ -510,11 +510,11 @@ class TrainingPlan:
     def copy_into(self, value: Batch, other: Batch, *, added: bool = False) -> None:
         """Add the operation ``other = value``, or ``other += value`` if `added`, to the backward pass."""
         values = [value, other, other] if added else [value, other]
-        self.add("backward", build_channel_ops(Add, values, self.live, self.target, relu=False, residual=added))
+        self.add_ops("backward", build_channel_ops(Add, values, self.live, self.target, relu=False, residual=added))
 
     def add_zeroing(self, value: Batch) -> None:
         """Add an operation to the backward pass that sets a gradient to 0."""
-        self.add("backward", [Op(Zero(), (value.offset, value.bytes // (FLOAT * self.target.lanes)))])
+        self.add_ops("backward", [Op(Zero(), (value.offset, value.bytes // (FLOAT * self.target.lanes)))])
 
     # -- to and from tensors -------------------------------------------------------------------------------------------
 
@@ -526,20 +526,22 @@ class TrainingPlan:
             strides = (channels, 1, IMAGES * channels, IMAGES * channels)
         numbers = []
         for block in range(value.blocks):
-            planes = Planes.at(value.geometry, channels, value.offset + block * value.block_bytes)
+            planes = Planes.from_offset(value.geometry, channels, value.offset + block * value.block_bytes)
             numbers.append(len(self.ops))
-            self.ops += self._label_ops((store if out else load)(block % _TENSORS, strides, planes, self.item))
+            self.ops += self._label_ops(
+                (store_tensor if out else load_tensor)(block % _TENSORS, strides, planes, self.item)
+            )
         self.moves[key] = numbers
 
-    def store(self, state: RegionPass, key: str, shape: Sequence[int]) -> Tensor:
+    def copy_to_new_tensor(self, state: RegionPass, key: str, shape: Sequence[int]) -> Tensor:
         """Run the operations that `add_tensor_copy` named `key`, to copy a value without padding to a new tensor."""
         value = self.shapes[key.rpartition(" ")[2]]
         size = self.blocks * self.images * math.prod(value)
         tensor = torch.empty(size, dtype=torch.float32, device="cpu")
-        self.move(state, key, tensor)
+        self.run_tensor_copy(state, key, tensor)
         return tensor.resize_(*shape)  # not a view, because autograd lets users change it in place
 
-    def move(self, state: RegionPass, key: str, tensor: Tensor) -> None:
+    def run_tensor_copy(self, state: RegionPass, key: str, tensor: Tensor) -> None:
         """Run the operations called `key` (`add_tensor_copy`): copy a value from or to `tensor`, contiguous float32."""
         size = tensor.numel() // self.blocks * FLOAT
         numbers, begin = self.moves[key], tensor.data_ptr()
@@ -560,7 +562,7 @@ class TrainingPlan:
             for stage in (*ready, *self.stages[when]):
                 stage(state)
 
-    def table(self, number: int, argument: int) -> Array:
+    def argument_table(self, number: int, argument: int) -> Array:
         """Return the table that is argument number `argument` of operation `number`, in the program's memory."""
         found = self.program.ops[number].args[argument]
         assert isinstance(found, np.ndarray)
@@ -587,7 +589,7 @@ class Gradients:
             return
         if first is not None:
             self._plan.copy_into(memory, first, added=True)
-        self._plan.release(memory)
+        self._plan.release_memory(memory)
 
     def set_gradient_memory(self, name: str, memory: Batch) -> None:
         """Use `memory`, which nothing else reads later, as the gradient of `name`.
@@ -599,7 +601,7 @@ class Gradients:
         if first and plan.gradient_layout(name).geometry != memory.geometry:
             copy = plan.allocate_gradient_memory(name)
             plan.copy_into(memory, copy)
-            plan.release(memory)
+            plan.release_memory(memory)
             memory = copy
         self.add_gradient(name, memory)
 
@@ -648,7 +650,7 @@ class GradientMemory:
         self._memories: dict[object, MappedMemory] = {}
         self._lent: dict[object, weakref.ref[Array]] = {}
 
-    def empty(self, key: object, shape: torch.Size) -> Tensor:
+    def allocate(self, key: object, shape: torch.Size) -> Tensor:
         """Return an uninitialised float32 tensor; reuse the memory kept under `key` if no other tensor uses it."""
         size = shape.numel() * FLOAT
         lent = self._lent.get(key)

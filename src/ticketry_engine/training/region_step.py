@@ -17,7 +17,7 @@ from ticketry_engine.kernels.training.layer import IMAGES
 from ticketry_engine.kernels.window import Array
 from ticketry_engine.support.training_hooks import first_derivative_only, mark_masked
 from ticketry_engine.training.emission import emit_region
-from ticketry_engine.training.kept_weights import accumulate
+from ticketry_engine.training.kept_weights import accumulate_gradient
 from ticketry_engine.training.plan import GradientMemory, PlaneShape, RegionPass, TrainingPlan, TrainingRegion
 
 TOKENS = 16
@@ -80,7 +80,7 @@ class RegionStep:
         found: tuple[Tensor, ...] = apply(self, len(inputs), *inputs, *parameters)  # type: ignore[no-untyped-call]
         return found
 
-    def fits(self, inputs: Sequence[Tensor]) -> bool:
+    def accepts_inputs(self, inputs: Sequence[Tensor]) -> bool:
         """Return whether the kernels compute the model's outputs for inputs of these shapes.
 
         With other shapes than those of the trace, the model may broadcast a sum, flatten pixels, or raise an error.
@@ -117,7 +117,7 @@ class RegionStep:
         """Return a weight's gradient for autograd, or None after adding the gradient to the weight's packed vector."""
         if module in self.rows:
             if not _has_hooks(weight):
-                accumulate(self.rows[module], gradient)
+                accumulate_gradient(self.rows[module], gradient)
                 return None
             # A dense gradient, which reaches the row after these hooks have seen it.
             gradient = weight.new_zeros(weight.shape).masked_scatter_(self.masks[module], gradient)
@@ -125,7 +125,7 @@ class RegionStep:
             mark_masked(gradient, self.masks[module])
         return gradient
 
-    def plan(self, inputs: Sequence[Tensor], wanted: frozenset[str]) -> TrainingPlan:
+    def plan_for_inputs(self, inputs: Sequence[Tensor], wanted: frozenset[str]) -> TrainingPlan:
         """Return the plan for inputs of these shapes and for gradients of the inputs `wanted`."""
         tokens = self.region.tokens
         counts = [tensor[..., 0].numel() if tokens else len(tensor) for tensor in inputs]
@@ -162,16 +162,18 @@ class _RegionFunction(torch.autograd.Function):
         inputs, parameters = tensors[:count], tensors[count:]
         needed = ctx.needs_input_grad[2:]
         wanted = frozenset(name for name, need in zip(step.region.inputs, needed, strict=False) if need)
-        plan = step.plan(inputs, wanted)
-        session = plan.program.session(plan.threads)
+        plan = step.plan_for_inputs(inputs, wanted)
+        session = plan.program.open_session(plan.threads)
         state = RegionPass(session, step.named_parameters(parameters), step._modules, step._memory)
         session.seconds = step.seconds
         for name, tensor in zip(step.region.inputs, inputs, strict=True):
-            plan.move(state, f"load {name}", _pad_to_blocks(tensor.detach().float(), plan, name))
+            plan.run_tensor_copy(state, f"load {name}", _pad_to_blocks(tensor.detach().float(), plan, name))
         plan.run("forward", state)
         lead = inputs[0].shape[:-1]
         made = tuple(
-            plan.store(state, f"store {name}", (*lead, shape[0]) if step.region.tokens else (len(inputs[0]), *shape))
+            plan.copy_to_new_tensor(
+                state, f"store {name}", (*lead, shape[0]) if step.region.tokens else (len(inputs[0]), *shape)
+            )
             for name, shape in ((name, plan.shapes[name]) for name in step.region.outputs)
         )
         if step.half:
@@ -196,12 +198,12 @@ class _RegionFunction(torch.autograd.Function):
         saved = ctx.saved_tensors
         state.parameters = step.named_parameters(saved)
         for name, gradient in zip(plan.region.outputs, gradients, strict=True):
-            plan.move(state, f"load gradient {name}", _pad_to_blocks(gradient.float(), plan, name))
+            plan.run_tensor_copy(state, f"load gradient {name}", _pad_to_blocks(gradient.float(), plan, name))
         plan.run("backward", state)
         found: list[Tensor | None] = []
         for name, (shape, dtype) in zip(plan.region.inputs, ctx.inputs, strict=True):
             key = f"store gradient {name}"
-            found.append(plan.store(state, key, shape).to(dtype) if key in plan.moves else None)
+            found.append(plan.copy_to_new_tensor(state, key, shape).to(dtype) if key in plan.moves else None)
         for name, (_, module, attribute), weight in zip(plan.region.parameters, step._sources, saved, strict=True):
             # Removed from the state, so that autograd need not copy it.
             parameter = state.gradients.pop(name, None) if name in state.wanted else None

@@ -23,7 +23,7 @@ from ticketry_engine.results import Layer, Place
 from ticketry_engine.support.entry_points import CHANGES, entry_point
 from ticketry_engine.support.modules import apply_mask, masked_parameters
 from ticketry_engine.support.process_state import private_random_state
-from ticketry_engine.training.capture import kind_of
+from ticketry_engine.training.capture import module_class_without_wrappers
 from ticketry_engine.training.kept_weights import PackedWeights
 from ticketry_engine.training.lstm import LstmUnit, lstm_units, masks_of_lstms
 from ticketry_engine.training.units import (
@@ -164,7 +164,7 @@ class SparseTraining(nn.Module):
             self._hold.release()
         self._hold, self._released, self.mask, self._modules_seen = held, False, mask, [*model.modules()]
         masks = {} if mask is None else masks_of_layers(model, mask)
-        self._context.kept, self._context.masks = retained_arrays(masks), masks
+        self._context.kept, self._context.masks = nonzero_mask_arrays(masks), masks
         if self._weights is not None:
             self._weights.adopt_mask(dict(model.named_modules()), masks)
             self._context.rows = {name: row for name, row in self._weights.parameters.items() if name in masks}
@@ -435,7 +435,7 @@ def masks_of_layers(model: nn.Module, mask: Mapping[str, Tensor]) -> dict[str, T
     return {name: found[weight] for name, weight in weights if weight in found}
 
 
-def retained_arrays(masks: Mapping[str, Tensor]) -> dict[str, Array]:
+def nonzero_mask_arrays(masks: Mapping[str, Tensor]) -> dict[str, Array]:
     """Return the mask of each layer, by the layer's name, as a bool array [O, I, kernel rows, kernel columns]."""
     kept = {name: tensor.numpy() for name, tensor in masks.items()}
     return {
@@ -461,7 +461,7 @@ def describe_layers(
     """Return a row, without times, for each layer that kernels can run, and for each other module under the mask."""
     inside = {name for unit in units for name in unit.layers_in_kernels()}
     dense = {name for unit in units for name in unit.dense_layers()}
-    reasons = {name: why for unit in units for name, why in unit.reasons().items()}
+    reasons = {name: why for unit in units for name, why in unit.reasons_for_torch().items()}
     held = {name.rpartition(".")[0] for name in mask or ()}
     recurrent = {unit.name: unit for unit in lstms}
     rows = []
@@ -484,7 +484,7 @@ def describe_layers(
             how = ALL_WEIGHTS if name in dense else "sums, products"
             rows.append(Layer(name, kind, "engine", how, density, count))
         else:
-            plain = kind_of(module) in LAYERS
+            plain = module_class_without_wrappers(module) in LAYERS
             why = reasons.get(name, "not called as a module" if plain else f"no kernels for {type(module).__name__}")
             rows.append(Layer(name, kind, "torch", "", density, count, why=why))
     return rows

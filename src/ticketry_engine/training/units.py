@@ -28,7 +28,14 @@ from ticketry_engine.kernels.jit import Library
 from ticketry_engine.kernels.window import Array
 from ticketry_engine.support.entry_points import as_normal_tensors, plain_torch_state
 from ticketry_engine.support.process_state import ONE_AT_A_TIME, private_random_state
-from ticketry_engine.training.capture import LIMIT, LIMITS, CapturedCall, FoundRegion, capture, kind_of
+from ticketry_engine.training.capture import (
+    LIMIT,
+    LIMITS,
+    CapturedCall,
+    FoundRegion,
+    capture,
+    module_class_without_wrappers,
+)
 from ticketry_engine.training.kept_weights import PackedWeights
 from ticketry_engine.training.plan import LAYERS as LAYER_OPS
 from ticketry_engine.training.plan import layer_name
@@ -250,7 +257,7 @@ class Unit(Substitute):
                 found[name] = found.get(name, 0.0) + seconds
         return found
 
-    def reasons(self) -> dict[str, str]:
+    def reasons_for_torch(self) -> dict[str, str]:
         """Return why layers run in torch, by the layers' names in the model."""
         captured = None if self.last is None else self.last.captured
         return {} if captured is None else {self.name_in_model(name): why for name, why in captured.reasons.items()}
@@ -318,7 +325,7 @@ class _CapturedRun:
 
     def _run_region(self, region: FoundRegion) -> None:
         step, inputs = self._steps[id(region)], [self._values[node] for node in region.inputs]
-        if not step.fits(inputs):
+        if not step.accepts_inputs(inputs):
             for node in self._captured.graph.nodes:
                 if node in region.members:
                     self._values[node] = self._run_node(node)
@@ -399,10 +406,10 @@ def call_key(module: nn.Module, leaves: Sequence[Any], spec: TreeSpec) -> tuple[
         else:
             raise Untraceable(f"it is called with a {type(leaf).__name__}")
     seen: dict[int, int] = {}
-    return spec, tuple(given), tuple([_settings_and_hooks(one, seen) for one in module.modules()])
+    return spec, tuple(given), tuple([describe_settings_and_hooks(one, seen) for one in module.modules()])
 
 
-def _settings_and_hooks(module: nn.Module, seen: dict[int, int]) -> tuple[Any, ...]:
+def describe_settings_and_hooks(module: nn.Module, seen: dict[int, int]) -> tuple[Any, ...]:
     # Gates replace parameters by products. A graph would hold the product of one step, and kernels read parameters.
     if hidden := module.__dict__.keys() & module._parameters.keys():
         raise Untraceable(f"something else stands in for its parameter {min(hidden)}")
@@ -441,7 +448,7 @@ def trace_call(module: nn.Module, leaves: Sequence[Any], spec: TreeSpec) -> Trac
     }
     output = graph._codegen.pytree_info.out_spec  # type: ignore[attr-defined]
     _check_changes(graph, dict(twin.named_modules()))
-    _check_against_code(whole, graph, tensors)
+    check_graph_against_module(whole, graph, tensors)
     graph.owning_module = None  # it refers to the copy with all its weights
     return Traced(graph, constants, output)
 
@@ -468,7 +475,7 @@ def _works_in_place(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
     )
 
 
-def _check_against_code(whole: _CallModule, graph: fx.Graph, tensors: Sequence[Tensor]) -> None:
+def check_graph_against_module(whole: _CallModule, graph: fx.Graph, tensors: Sequence[Tensor]) -> None:
     """Record the shape of each value in the graph; raise Untraceable if graph and code return different outputs."""
     found: list[Any] = []
     prop = ShapeProp(fx.GraphModule(whole, graph))
@@ -572,7 +579,7 @@ class _Tracer(fx.Tracer):
         self._hooked = {name for name, one in module.named_modules() if has_hooks(one)}
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        whole = module_qualified_name in self._hooked or kind_of(m) in LAYERS
+        whole = module_qualified_name in self._hooked or module_class_without_wrappers(m) in LAYERS
         return whole or super().is_leaf_module(m, module_qualified_name)
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:

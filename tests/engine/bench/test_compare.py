@@ -17,7 +17,7 @@ import ticketry as tk
 from ticketry.errors import EngineError
 from ticketry.records.schema import as_json
 from ticketry_engine.bench import compare as module
-from ticketry_engine.bench.compare import compare, saved_against, time_layers, unpruned
+from ticketry_engine.bench.compare import compare, copy_with_random_pruned_weights, time_layers, time_saved_against
 from ticketry_engine.bench.dense_engines import Call, Sparse, UnavailableError, rivals
 from ticketry_engine.bench.timing import Case, Timing
 from ticketry_engine.results import EngineTime
@@ -72,10 +72,10 @@ def test_ratios_are_of_the_same_round() -> None:
 
     ours = row("ours", [1.0, 1.1, 10.0, 11.0, 1.0], [3.0] * 5)
     theirs = row("theirs", [4.0, 4.4, 40.0, 44.0, 4.0], [4.0] * 5)
-    found = saved_against(ours, theirs, Timing())
+    found = time_saved_against(ours, theirs, Timing())
     assert (found.saved, found.low, found.high) == pytest.approx((0.75, 0.75, 0.75))
-    assert saved_against(ours, theirs, Timing(clock="cpu")).saved == pytest.approx(0.25)
-    assert saved_against(theirs, ours, Timing()).saved == pytest.approx(-3)
+    assert time_saved_against(ours, theirs, Timing(clock="cpu")).saved == pytest.approx(0.25)
+    assert time_saved_against(theirs, ours, Timing()).saved == pytest.approx(-3)
 
 
 class Cancels(nn.Module):
@@ -192,7 +192,7 @@ def model() -> nn.Module:
 def test_nothing_is_pruned_any_more(model: nn.Module) -> None:
     mask = tk.structure.channels(model, torch.randn(2, 3, 8, 8), 0.4)
     mask.apply_(model)
-    filled = unpruned(model, mask)
+    filled = copy_with_random_pruned_weights(model, mask)
     for name, parameter in filled.named_parameters():
         kept = mask.get(name, torch.ones_like(parameter, dtype=torch.bool))
         assert torch.equal(parameter[kept], model.get_parameter(name)[kept])

@@ -14,9 +14,9 @@ from samples import sample
 from ticketry.errors import EngineError, UsageError
 from ticketry_engine.bench import dense_engines
 from ticketry_engine.bench.compare import TOLERANCE
-from ticketry_engine.bench.dense_engines import ShrunkModel, UnavailableError, names, rivals
+from ticketry_engine.bench.dense_engines import ShrunkModel, UnavailableError, engine_names, rivals
 from ticketry_engine.bench.timing import Case
-from ticketry_engine.example_inputs import at_batch, difference, output_tensors
+from ticketry_engine.example_inputs import output_tensors, relative_difference, resize_batch
 
 HAS_BF16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
@@ -45,7 +45,7 @@ class Words(nn.Module):
 
 
 def case(model: nn.Module, inputs: Any, precision: str = "fp32", threads: int = 1) -> Case:
-    return Case(model.eval(), at_batch(inputs, 3), precision, threads)
+    return Case(model.eval(), resize_batch(inputs, 3), precision, threads)
 
 
 @pytest.fixture(autouse=True)
@@ -54,7 +54,7 @@ def _seed() -> None:
 
 
 # Below, onnxruntime runs the same network shrunk.
-@pytest.mark.parametrize("name", sample(names(), ["eager", "channels_last", "openvino"]))
+@pytest.mark.parametrize("name", sample(engine_names(), ["eager", "channels_last", "openvino"]))
 @pytest.mark.parametrize("precision", sample(["fp32", "bf16"], 1))
 def test_images(name: str, precision: str) -> None:
     one = case(Net(), torch.randn(2, 3, 12, 12), precision)
@@ -67,14 +67,14 @@ def test_images(name: str, precision: str) -> None:
     for _ in range(2):
         found = output_tensors(call(*one.inputs))
         assert [tensor.dtype for tensor in found] == [torch.float32]
-        error = difference(found, one.reference())
+        error = relative_difference(found, one.reference())
         assert error <= TOLERANCE[precision]
         # It did not just compute in float32: an error as large as bfloat16's eight bits make it.
         assert (error > 1e-4) == (precision == "bf16")
     assert set(engine.versions()) <= {"torch", "onnx", "onnxruntime", "openvino"}
 
 
-@pytest.mark.parametrize("name", sample(names(), sorted({*names()} - {"compile", "openvino"})))
+@pytest.mark.parametrize("name", sample(engine_names(), sorted({*engine_names()} - {"compile", "openvino"})))
 def test_several_inputs_that_are_no_images(name: str) -> None:
     tokens, weight = torch.randint(0, 30, (2, 7)), torch.rand(2, 7)
     one = case(Words(), {"weight": weight, "tokens": tokens})
@@ -85,14 +85,17 @@ def test_several_inputs_that_are_no_images(name: str) -> None:
         return
     assert one.batch == 3
     assert 0 < one.rounding() < 1e-6
-    assert difference(one.outputs(engine.prepare(one)), one.reference()) <= 1e-5
+    assert relative_difference(one.outputs(engine.prepare(one)), one.reference()) <= 1e-5
 
 
 def test_missing_libraries_and_shrunk_models(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     one, small = case(Net(), torch.randn(2, 3, 12, 12)), Net().eval()
     shrunk = ShrunkModel(rivals(["onnxruntime"])[0], small)
     assert (shrunk.name, shrunk.sparse) == ("onnxruntime, shrunk", True)
-    assert difference(output_tensors(shrunk.prepare(one)(*one.inputs)), replace(one, model=small).reference()) <= 1e-5
+    assert (
+        relative_difference(output_tensors(shrunk.prepare(one)(*one.inputs)), replace(one, model=small).reference())
+        <= 1e-5
+    )
     assert capsys.readouterr() == ("", ""), "the exporter is silent"
     real = importlib.util.find_spec
     monkeypatch.setattr(dense_engines, "find_spec", lambda name: None if name == "openvino" else real(name))
@@ -122,8 +125,8 @@ def test_an_ignored_hint_is_an_error() -> None:
 
 
 def test_names() -> None:
-    assert names() == ("eager", "channels_last", "compile", "onnxruntime", "openvino")
-    assert [engine.name for engine in rivals()] == list(names())
+    assert engine_names() == ("eager", "channels_last", "compile", "onnxruntime", "openvino")
+    assert [engine.name for engine in rivals()] == list(engine_names())
     assert [engine.name for engine in rivals(["openvino", "eager", "openvino"])] == ["openvino", "eager"]
     with pytest.raises(UsageError, match="'tensorrt': choose from eager"):
         rivals(["tensorrt"])
@@ -146,4 +149,4 @@ def test_two_threads_are_really_given(monkeypatch: pytest.MonkeyPatch) -> None:
     one = case(Net(), torch.randn(2, 3, 12, 12), threads=2)
     for name in ("onnxruntime", "openvino"):
         (engine,) = rivals([name])
-        assert difference(output_tensors(engine.prepare(one)(*one.inputs)), one.reference()) <= 1e-5
+        assert relative_difference(output_tensors(engine.prepare(one)(*one.inputs)), one.reference()) <= 1e-5

@@ -14,8 +14,8 @@ from ticketry.errors import EngineError
 from ticketry_engine.gpu import plan
 from ticketry_engine.gpu import program as ops
 from ticketry_engine.gpu.program import kernel_activation
-from ticketry_engine.gpu.tables import is_inner, pack
-from ticketry_engine.ir.native import activation
+from ticketry_engine.gpu.tables import is_batch_last, pack_group_tables
+from ticketry_engine.ir.native import make_activation_function
 from ticketry_engine.ir.native_shapes import ACTS
 
 BOUNDS = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1.2e-2}
@@ -46,14 +46,14 @@ class Case:
         self.kernel, self.groups, self.act, self.dtype, self.device = list(kernel), groups, act, dtype, device
         exact = torch.conv2d(self.x.double(), self.weight.double(), None, *self.window, groups)
         self.residual = torch.randn(exact.shape).to(dtype) if residual else None
-        self.tables = pack(self.weight, tile=tile, dtype=dtype, groups=groups, padding=padding, dilation=dilation).to(
-            device
-        )
+        self.tables = pack_group_tables(
+            self.weight, tile=tile, dtype=dtype, groups=groups, padding=padding, dilation=dilation
+        ).to(device)
         if self.bias is not None:
             exact += self.bias.double()[:, None, None]
         if self.residual is not None:
             exact += self.residual.double()
-        function = activation(act)
+        function = make_activation_function(act)
         self.exact = exact if function is None else function(exact)
 
     def arguments(self):
@@ -67,7 +67,7 @@ class Case:
         made = ops.group_conv2d(*self.arguments())
         assert made.shape == self.exact.shape
         assert made.dtype == self.dtype
-        assert is_inner(made)
+        assert is_batch_last(made)
         assert torch.isfinite(made).all()
         scale = float(self.exact.abs().max()) or 1.0
         assert float((made.cpu().double() - self.exact).abs().max()) / scale < bound(self.dtype, self.device)
@@ -161,12 +161,12 @@ def test_linear(device, dtype, tokens, inputs, outputs):
     torch.manual_seed(1)
     weight = (grouped(outputs, inputs, 8, 0.4) / 3).to(dtype)
     x, bias, residual = (torch.randn(*shape).to(dtype) for shape in [(tokens, inputs), (outputs,), (tokens, outputs)])
-    tables = pack(weight, tile=16, dtype=dtype).to(device)
+    tables = pack_group_tables(weight, tile=16, dtype=dtype).to(device)
     moved = [one.to(device) for one in (x, bias, residual)]
     packed = (tables.tiles, tables.rows, tables.places, outputs)
     made = ops.group_linear(moved[0], tables.weight, moved[1], moved[2], *packed, "gelu", 0.0)
     exact = F.gelu(F.linear(x.double(), weight.double(), bias.double()) + residual.double())
-    assert is_inner(made)
+    assert is_batch_last(made)
     assert float((made.cpu().double() - exact).abs().max() / exact.abs().max()) < bound(dtype, device)
 
 
@@ -180,7 +180,7 @@ def test_layer_norm(device, shape, dtype, affine):
     made = ops.inner_layer_norm(*moved, 1e-3)
     doubles = [None if one is None else one.double() for one in (weight, bias)]
     exact = F.layer_norm(x.double(), shape[1:], *doubles, 1e-3)
-    assert is_inner(made)
+    assert is_batch_last(made)
     scale = max(1.0, float(exact.abs().max()))
     assert float((made.cpu().double() - exact).abs().max()) / scale < BOUNDS[dtype]
 
@@ -199,7 +199,7 @@ def test_turns_are_exact(device, shape, dtype):
         formats += [x.contiguous(memory_format=torch.channels_last), x.transpose(2, 3).contiguous().transpose(2, 3)]
     for one in formats:
         inner = ops.turn(one.to(device), True)
-        assert is_inner(inner)
+        assert is_batch_last(inner)
         assert torch.equal(inner.cpu(), x)
         outer = ops.turn(inner, False)
         assert torch.equal(outer.cpu(), x)
@@ -228,7 +228,7 @@ def test_pooling(device, kernel, stride, padding, dilation, ceil):
 
 def test_torch_accepts_them(device):
     torch.library.opcheck(ops.group_conv2d, Case(device, size=(3, 3), residual=True).arguments())
-    tables = pack(grouped(8, 6, 4, 0.5), tile=16, dtype=torch.float32).to(device)
+    tables = pack_group_tables(grouped(8, 6, 4, 0.5), tile=16, dtype=torch.float32).to(device)
     packed = (tables.tiles, tables.rows, tables.places)
     x = torch.randn(5, 6, device=device)
     torch.library.opcheck(ops.group_linear, (x, tables.weight, None, None, *packed, 8, "", 0.0))

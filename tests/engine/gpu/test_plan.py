@@ -23,7 +23,7 @@ from ticketry_engine.gpu.plan import (
     find_fastest,
     is_two_four,
     layer_facts,
-    runs_on_inner_inputs,
+    runs_on_batch_last_inputs,
     supports_two_four,
 )
 from ticketry_engine.gpu.tables import UNIT
@@ -56,7 +56,7 @@ def conv(inputs=256, outputs=256, rows=64, density=0.26, kernel=3):
 
 
 def test_time_falls_with_density():
-    times = [plan.group_seconds(work(density=density), 64, BF16) for density in (1, 0.5, 0.26, 0.1, 0.02)]
+    times = [plan.group_kernel_seconds(work(density=density), 64, BF16) for density in (1, 0.5, 0.26, 0.1, 0.02)]
     assert times == sorted(times, reverse=True)
     assert all(time > BF16.launch for time in times)
 
@@ -79,8 +79,8 @@ def test_tiles_are_as_large_as_groups(group, tile):
 
 def test_groups_of_48_rows_do_not_pay_for_64():
     assert plan.best_tile(work(rows=480, group=48), BF16) in (16, 32, 64)
-    padded = plan.group_seconds(work(rows=480, group=48), 128, BF16)
-    assert plan.group_seconds(work(rows=480, group=48), 64, BF16) < padded
+    padded = plan.group_kernel_seconds(work(rows=480, group=48), 128, BF16)
+    assert plan.group_kernel_seconds(work(rows=480, group=48), 64, BF16) < padded
     assert work(run=9, pixels=9 * 10).padded_pixels == 16 * 10
     assert [plan.retained_share_in_tiles(work(**one)) for one in ({"group": 16}, {"group": 1}, {"groups": []})] == [
         1,
@@ -148,7 +148,7 @@ def test_what_follows_in_the_inner_layout():
             return (nn.functional.max_pool2d(y.tanh(), 2)).softmax(1)
 
     graph = capture(Model().eval(), None, torch.randn(2, 3, 4, 4))
-    found = {node.op: runs_on_inner_inputs(graph, node) for node in graph.nodes}
+    found = {node.op: runs_on_batch_last_inputs(graph, node) for node in graph.nodes}
     assert found["concat"]
     assert found["act"]
     assert found["max_pool2d"]
@@ -173,7 +173,7 @@ def test_norms_write_the_layout_that_is_read():
     graph = capture(Model().eval(), None, torch.randn(2, 16, 6, 6))
     made = choose_kernels(graph, 8, layer_facts(graph), torch.bfloat16, CPU, force=True)
     names = {node.weights.get("weight", node.op): node for node in graph.nodes}
-    wanted = plan.find_inner_values(graph, made)
+    wanted = plan.find_batch_last_values(graph, made)
     assert names["one.weight"].output in wanted
     assert names["max_pool2d"].output in wanted
     assert names["two.weight"].output in wanted
@@ -181,7 +181,7 @@ def test_norms_write_the_layout_that_is_read():
     assert names["norm.weight"].output in wanted
     assert names["linear.weight"].output not in wanted
     dense = {name: replace(choice, kernel="dense") for name, choice in made.items()}
-    assert plan.find_inner_values(graph, dense) == set()
+    assert plan.find_batch_last_values(graph, dense) == set()
 
 
 def test_features_at_the_end_of_images_stay_outer():
@@ -196,7 +196,7 @@ def test_features_at_the_end_of_images_stay_outer():
     graph = capture(Model().eval(), None, torch.randn(2, 3, 4, 16))
     made = choose_kernels(graph, 8, layer_facts(graph), torch.bfloat16, CPU, force=True)
     assert {choice.kernel for choice in made.values()} == {"group"}
-    assert plan.find_inner_values(graph, made) == set()
+    assert plan.find_batch_last_values(graph, made) == set()
 
 
 def test_what_torch_reads_is_turned():
@@ -215,7 +215,7 @@ def test_what_torch_reads_is_turned():
     works = plan.layer_works(graph, 8, facts)
     group = dict.fromkeys(works, LayerChoice("group", "", 64))
     numbers = 8 * 64 * 6 * 6
-    alone = sum(plan.group_seconds(one, 64, BF16) for one in works.values())
+    alone = sum(plan.group_kernel_seconds(one, 64, BF16) for one in works.values())
     # The input, into the softmax, out of it, and the result.
     assert plan.estimate_seconds(graph, 8, works, group, BF16) == pytest.approx(
         alone + 4 * plan.layout_change_seconds(numbers, BF16)
@@ -229,7 +229,7 @@ def test_features_at_the_end_of_images_are_turned_at_once():
     work = plan.layer_works(graph, 8, facts)[node.output]
     found = plan.estimate_seconds(graph, 8, {node.output: work}, {node.output: LayerChoice("group", "", 64)}, BF16)
     turn = plan.layout_change_seconds(8 * 3 * 4 * 64, BF16)
-    assert found == pytest.approx(plan.group_seconds(work, 64, BF16) + 2 * turn)
+    assert found == pytest.approx(plan.group_kernel_seconds(work, 64, BF16) + 2 * turn)
 
 
 # -- 2:4 ---------------------------------------------------------------------------------------------------------------

@@ -12,11 +12,11 @@ from ticketry.errors import EngineError
 from ticketry_engine.gpu.tables import (
     UNIT,
     GroupTables,
+    empty_batch_first,
+    empty_batch_last,
     has_taps,
-    inner_empty,
-    is_inner,
-    outer_empty,
-    pack,
+    is_batch_last,
+    pack_group_tables,
     why_no_tables,
 )
 from ticketry_engine.ir.native_shapes import window_count
@@ -61,7 +61,9 @@ def unpacked(
 def test_a_convolution_can_be_read_back(outputs, channels, kernel, rows, density, tile, padding, dilation):
     flat = grouped(outputs, channels * kernel[0] * kernel[1], rows, density)
     weight = flat.reshape(outputs, channels, *kernel)
-    tables = pack(weight, tile=tile, dtype=torch.float32, padding=(padding, padding), dilation=(dilation, dilation))
+    tables = pack_group_tables(
+        weight, tile=tile, dtype=torch.float32, padding=(padding, padding), dilation=(dilation, dilation)
+    )
     found = unpacked(tables, outputs, channels, taps=has_taps(kernel, (padding, padding)))
     for down in range(kernel[0]):
         for right in range(kernel[1]):
@@ -73,7 +75,7 @@ def test_a_convolution_can_be_read_back(outputs, channels, kernel, rows, density
 
 def test_groups_of_a_convolution_read_their_own_channels():
     weight = grouped(12, 4 * 9, 3, 0.5).reshape(12, 4, 3, 3)
-    found = unpacked(pack(weight, tile=16, dtype=torch.float32, groups=3), 12, 12)
+    found = unpacked(pack_group_tables(weight, tile=16, dtype=torch.float32, groups=3), 12, 12)
     for (down, right), read in found.items():
         for group in range(3):
             own = slice(4 * group, 4 * group + 4)
@@ -88,12 +90,12 @@ def test_long_tiles_come_first_and_a_layer_of_zeros_has_tables():
     weight = torch.zeros(40, 300)
     weight[:20, :70] = 1
     weight[20:30, :] = 1
-    tables = pack(weight, tile=16, dtype=torch.bfloat16)
+    tables = pack_group_tables(weight, tile=16, dtype=torch.bfloat16)
     assert tables.tiles[:, 1].tolist() == [300, 70, 70, 0]
     assert tables.weight.dtype == torch.bfloat16
     assert len(tables.places) == 320 + 128 + UNIT  # the two tiles of a group share its columns
     assert tables.bytes == 2 * (16 * 320 + 2 * 16 * 128 + UNIT) + 4 * (3 * 4 + 16 * 4 + len(tables.places))
-    tables = pack(torch.zeros(5, 7), tile=16, dtype=torch.float32)
+    tables = pack_group_tables(torch.zeros(5, 7), tile=16, dtype=torch.float32)
     assert tables.tiles[:, 1].tolist() == [0]
     assert tables.rows[0].tolist() == [0, 1, 2, 3, 4, *[-1] * 11]
     assert len(tables.places) == UNIT
@@ -102,7 +104,7 @@ def test_long_tiles_come_first_and_a_layer_of_zeros_has_tables():
 
 def test_layers_that_tables_cannot_hold():
     with pytest.raises(EngineError, match="reaches 140 pixels"):
-        pack(torch.ones(1, 1, 3, 3), tile=16, dtype=torch.float32, dilation=(1, 70))
+        pack_group_tables(torch.ones(1, 1, 3, 3), tile=16, dtype=torch.float32, dilation=(1, 70))
     plain = {"groups": 1, "padding": (0, 0), "dilation": (1, 1)}
     assert "channels" in why_no_tables((4, 1 << 15, 3, 3), **plain)
     assert why_no_tables((4, 1 << 15, 1, 1), **plain) is None
@@ -116,7 +118,7 @@ def test_far_taps_and_many_channels():
     weight = torch.zeros(2, 32_767, 2, 2)
     weight[0, 32_766, 1, 1] = 3
     weight[0, 5, 0, 0] = 2
-    tables = pack(weight, tile=16, dtype=torch.float32, padding=(127, 0), dilation=(1, 127))
+    tables = pack_group_tables(weight, tile=16, dtype=torch.float32, padding=(127, 0), dilation=(1, 127))
     assert tables.tiles[:, 1].tolist() == [2, 0]
     near, far = tables.places[:2].tolist()
     assert (near >> 16, signed(near >> 8), signed(near)) == (5, -127, 0)
@@ -126,15 +128,15 @@ def test_far_taps_and_many_channels():
 
 @pytest.mark.parametrize("shape", [(1, 3, 4, 5), (8, 3, 4, 5), (11, 2, 1, 1), (5, 7), (16, 1)])
 def test_inner_tensors_are_known_as_such(shape):
-    made = inner_empty(shape, torch.empty(0))
+    made = empty_batch_last(shape, torch.empty(0))
     assert made.shape == shape
     assert made.stride(0) == 1
     assert made.stride(1) % 8 == 0
-    assert is_inner(made)
+    assert is_batch_last(made)
 
 
 def test_others_are_not_unless_whole_vectors_lie_without_gaps():
-    assert is_inner(torch.empty(2, 3, 4, 8).permute(3, 0, 1, 2))
+    assert is_batch_last(torch.empty(2, 3, 4, 8).permute(3, 0, 1, 2))
     for other in (
         torch.empty(8, 3, 4, 5),
         torch.empty(8, 3, 4, 5).contiguous(memory_format=torch.channels_last),
@@ -145,12 +147,12 @@ def test_others_are_not_unless_whole_vectors_lie_without_gaps():
         torch.empty(6, 4),
         torch.empty(2, 3, 8).permute(2, 0, 1),
     ):
-        assert not is_inner(other)
+        assert not is_batch_last(other)
 
 
 def test_outer_tensors_are_what_torch_likes():
-    assert outer_empty((2, 3, 4, 5), torch.empty(0)).is_contiguous(memory_format=torch.channels_last)
-    assert outer_empty((4, 5), torch.empty(0)).is_contiguous()
+    assert empty_batch_first((2, 3, 4, 5), torch.empty(0)).is_contiguous(memory_format=torch.channels_last)
+    assert empty_batch_first((4, 5), torch.empty(0)).is_contiguous()
 
 
 @given(st.integers(5, 10), st.integers(1, 5), st.integers(1, 4), st.integers(0, 2), st.integers(1, 2), st.booleans())

@@ -21,7 +21,7 @@ from ticketry_engine.bench.timing import Case, Timing
 from ticketry_engine.capture import capture
 from ticketry_engine.ir import binding
 from ticketry_engine.ir.aten import OPERATORS
-from ticketry_engine.ir.binding import CallBinder, Fields, OutputRecord, keys_of_dense_tensors
+from ticketry_engine.ir.binding import CallBinder, Fields, OutputRecord, dense_dispatch_keys
 
 
 class Both(NamedTuple):
@@ -72,7 +72,7 @@ def test_keys_are_those_of_new_tensors_inside_of_inference_mode_and_outside():
     for inference in (False, True):
         with torch.inference_mode(inference):
             found.add(torch._C._dispatch_keys(torch.empty(2)).raw_repr())
-    assert keys_of_dense_tensors("cpu") == found
+    assert dense_dispatch_keys("cpu") == found
 
 
 def test_a_call_leaves_the_tracers_of_other_threads_alone(monkeypatch: pytest.MonkeyPatch) -> None:

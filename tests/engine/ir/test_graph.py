@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from engine.ir.graphs import small
 from ticketry.errors import GraphError
 from ticketry_engine.ir import Graph, Node, Value, native_node
-from ticketry_engine.ir.native import TensorFacts, infer
+from ticketry_engine.ir.native import TensorFacts, infer_output
 
 
 def with_node(index: int, **changes: Any) -> Graph:
@@ -201,7 +201,7 @@ def shape_by(op: str, x: torch.Tensor, weights: dict[str, torch.Tensor] | None =
     made = native_node(op, ("x",), "y", dict.fromkeys(weights or {}, "w"), **attrs)
     facts = {role: TensorFacts(tuple(weight.shape), "float32") for role, weight in (weights or {}).items()}
     try:
-        return infer(op, made.attrs, [TensorFacts(tuple(x.shape), "float32")], facts)[0]
+        return infer_output(op, made.attrs, [TensorFacts(tuple(x.shape), "float32")], facts)[0]
     except GraphError:
         return None
 

@@ -13,7 +13,7 @@ from engine.ir.graphs import small
 from interpreter import Program, reference, run
 from ticketry.errors import EngineError, GraphError
 from ticketry_engine.ir import Graph, Node, Value, native_node
-from ticketry_engine.ir.native import TensorFacts, activation, infer
+from ticketry_engine.ir.native import TensorFacts, infer_output, make_activation_function
 from ticketry_engine.ir.native_shapes import ACTS
 
 F64 = torch.float64
@@ -30,7 +30,7 @@ def compute(op: str, *inputs: Tensor, weights: dict[str, Tensor] | None = None, 
     one = native_node(op, names, "y", {role: role for role in weights}, **attrs)
     made: Tensor = reference(one, weights, inputs)
     facts = {role: TensorFacts(tuple(weight.shape), "float64") for role, weight in weights.items()}
-    assert infer(op, one.attrs, [TensorFacts(tuple(x.shape), "float64") for x in inputs], facts) == (
+    assert infer_output(op, one.attrs, [TensorFacts(tuple(x.shape), "float64") for x in inputs], facts) == (
         tuple(made.shape),
         "float64",
     )
@@ -76,7 +76,7 @@ def test_activations(act: Any) -> None:
     x = torch.linspace(-8, 8, 65, dtype=F64).reshape(1, 65)
     wanted = torch.tensor([formula(float(value)) for value in x[0]], dtype=F64)
     assert torch.allclose(compute("act", x, act=act)[0], wanted, rtol=1e-12, atol=1e-14)
-    fresh = activation(act, may_overwrite=True)
+    fresh = make_activation_function(act, may_overwrite=True)
     assert fresh is not None
     assert torch.allclose(fresh(x.clone())[0], wanted, rtol=1e-12, atol=1e-14)
 
@@ -257,13 +257,13 @@ def test_a_scan_of_what_does_not_go_together():
     several = ((whole, whole, start), 1), ((whole, start, start), 2), ((whole, whole, start), 3), ((whole, whole), 2)
     for inputs, axis in several:
         with pytest.raises(GraphError):
-            infer("scan", {"axis": axis}, list(inputs), {})
+            infer_output("scan", {"axis": axis}, list(inputs), {})
     with pytest.raises(GraphError, match="one start"):
-        infer("scan", {"axis": 2}, [whole, whole, start], {"start": TensorFacts((3,), "float32")})
+        infer_output("scan", {"axis": 2}, [whole, whole, start], {"start": TensorFacts((3,), "float32")})
     with pytest.raises(GraphError, match="start"):
-        infer("scan", {"axis": 2}, [whole, whole], {"start": TensorFacts((4,), "float32")})
+        infer_output("scan", {"axis": 2}, [whole, whole], {"start": TensorFacts((4,), "float32")})
     with pytest.raises(GraphError, match="steps"):
-        infer(
+        infer_output(
             "scan", {"axis": 1}, [TensorFacts((None, 1 << 20), "float32")] * 2 + [TensorFacts((None,), "float32")], {}
         )
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from arenas import library, targets
 from ticketry_engine.kernels import channels_last, planar
-from ticketry_engine.kernels.bfloat import rounded
+from ticketry_engine.kernels.bfloat import round_to_bfloat16
 from ticketry_engine.kernels.channels_last import ChannelsLastGeometry, ChannelsLastValue
 from ticketry_engine.kernels.channels_last.geometry import FLOAT, HALF
 from ticketry_engine.kernels.planar import Geometry, Planes
@@ -69,7 +69,7 @@ class Block:
         self.size += size + GUARD
         if beside:  # must not be taken for part of the value
             self.data.append((value, np.full((self.images, whole, height, width), 1e6, np.float32)))
-        found = value.part(beside, channels)
+        found = value.channel_range(beside, channels)
         if data is not None:
             self.set_input(found, data)
         return found
@@ -113,7 +113,7 @@ class Block:
         free = [(first, first + size)]
         if self.planar:  # behind a plane, kernels may write zeros
             g = output.geometry
-            free += [(int(offset) + g.positions * g.step, int(offset) + g.bytes) for offset in output.offsets]
+            free += [(int(offset) + g.positions * g.position_bytes, int(offset) + g.bytes) for offset in output.offsets]
         for low, high in free:
             memory[low:high] = before[low:high]
         assert np.array_equal(memory, before), "something beside the output changed"
@@ -124,13 +124,13 @@ def _pixels(memory: Array, value: Value, images: int) -> list[Array]:
     """Views of [images, channels, height, width]: one of all channels, or one per channel; bfloat16 as its bits."""
     g = value.geometry
     if isinstance(value, Planes):
-        start, strides = g.pixel_position(0, 0) * g.step, (4, 4, g.row * g.step, g.step)
+        start, strides = g.pixel_position(0, 0) * g.position_bytes, (4, 4, g.row * g.position_bytes, g.position_bytes)
         shape = (g.images, 1, g.height, g.width)
         return [np.ndarray(shape, np.float32, memory, int(o) + start, strides) for o in value.offsets]
-    strides = (g.image, g.channel_stride or g.item, g.row, g.pixel)
+    strides = (g.image, g.channel_stride or g.item, g.row_bytes, g.pixel)
     kind = np.float32 if g.item == FLOAT else np.uint16
     shape = (images, value.channels, g.height, g.width)
-    return [np.ndarray(shape, kind, memory, value.start + g.pixel_offset(0, 0), strides)]
+    return [np.ndarray(shape, kind, memory, value.first_channel_offset + g.pixel_offset(0, 0), strides)]
 
 
 def _read_values(memory: Array, value: Value, images: int = 1) -> Array:
@@ -141,13 +141,13 @@ def _read_values(memory: Array, value: Value, images: int = 1) -> Array:
 def _write(memory: Array, value: Value, data: Array, images: int) -> None:
     for channel, view in enumerate(_pixels(memory, value, images)):
         numbers = data[:, channel : channel + 1] if isinstance(value, Planes) else data
-        view[:] = numbers if view.dtype == np.float32 else rounded(np.ascontiguousarray(numbers, np.float32))
+        view[:] = numbers if view.dtype == np.float32 else round_to_bfloat16(np.ascontiguousarray(numbers, np.float32))
 
 
 def as_stored(data: Array, item: int) -> Array:
     """Return the numbers that a value in memory holds of these."""
     data = np.asarray(data, np.float32)
-    return data if item == FLOAT else (rounded(data).astype(np.uint32) << 16).view(np.float32)
+    return data if item == FLOAT else (round_to_bfloat16(data).astype(np.uint32) << 16).view(np.float32)
 
 
 def assert_close(result: Array, expected: Any, tolerance: float = 1e-5, item: int = FLOAT) -> None:

@@ -14,7 +14,7 @@ import torch
 from arenas import library, targets
 from engine.kernels.layouts import ACTS
 from ticketry.errors import EngineError
-from ticketry_engine.kernels.activations import activate, activation
+from ticketry_engine.kernels.activations import activate, parse_activation
 from ticketry_engine.kernels.emitter import Emitter
 from ticketry_engine.kernels.target import Target
 
@@ -68,6 +68,6 @@ def test_far_inputs_reach_the_limits_and_nan_stays(act: Any) -> None:
 
 
 def test_names_are_checked() -> None:
-    assert activation({"leaky_relu": 0.2}) == ("leaky_relu", 0.2)
+    assert parse_activation({"leaky_relu": 0.2}) == ("leaky_relu", 0.2)
     with pytest.raises(EngineError, match="no activation 'swish9'"):
-        activation("swish9")
+        parse_activation("swish9")

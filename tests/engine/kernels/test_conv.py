@@ -18,7 +18,7 @@ from ticketry.errors import EngineError
 from ticketry_engine.kernels.channels_last import ChannelsLastGeometry, ChannelsLastValue
 from ticketry_engine.kernels.channels_last.geometry import FLOAT, HALF
 from ticketry_engine.kernels.planar import Geometry, Planes, scratch_bytes
-from ticketry_engine.kernels.planar.conv import row_kinds
+from ticketry_engine.kernels.planar.conv import find_equal_rows
 from ticketry_engine.kernels.planar.dots import Collect, Dots
 from ticketry_engine.kernels.planar.taps import Taps
 from ticketry_engine.kernels.planar.unfold import Turn, Unfolding
@@ -248,7 +248,7 @@ def test_values_of_one_position_take_inner_products() -> None:
 
 
 def test_rows_without_any_column_are_in_sets_of_their_own() -> None:
-    found = row_kinds(np.zeros((4, 0), bool), 2)
+    found = find_equal_rows(np.zeros((4, 0), bool), 2)
     assert [[rows.tolist() for rows in sets] for sets in found[1]] == [[[0], [1]], [[2], [3]]]
     assert list(found) == [1]
 
@@ -258,7 +258,7 @@ def test_rows_that_keep_the_same_columns_are_summed_together() -> None:
     kept[:12, ::2] = True  # two sets of six
     kept[12:17, ::3] = True  # five
     kept[17, 1] = kept[18, 2] = True  # each alone; the last row keeps nothing
-    found = row_kinds(kept, 1)
+    found = find_equal_rows(kept, 1)
     sizes = {size: sorted(len(sets) for sets in groups) for size, groups in found.items()}
     assert sizes == {6: [2], 5: [1], 1: [1] * 3}
     assert sorted(np.concatenate([rows for groups in found.values() for sets in groups for rows in sets])) == list(
@@ -311,7 +311,7 @@ def test_costs_follow_what_is_kept_and_the_processor() -> None:
         rows = 1 if layout == "planar" else 32
         layer = Layer(layout, where, inputs=128, outputs=128, density=density, rows=rows, shuffled=False)
         case = Case(layer)
-        return case.block.kernels.cost(case.x, case.y, case.convolution, case.block.spec)
+        return case.block.kernels.estimate_cost(case.x, case.y, case.convolution, case.block.spec)
 
     assert 0 < nanoseconds("planar", 0.1) < nanoseconds("planar", 0.9) / 2
     assert 0.1 < nanoseconds("channels_last", 0.1) / nanoseconds("channels_last", 1.0) < 0.15
@@ -344,7 +344,7 @@ def test_a_linear_layer_of_pairs(images: int, tokens: int, inputs: int) -> None:
 @needs_bf16
 def test_pairs_cost_half_where_they_are_kept_together() -> None:
     """A pair with one kept channel costs what a pair with two does."""
-    rng, spec, cost = np.random.default_rng(0), BlockSpec(target(), 8), KERNELS["channels_last"].cost
+    rng, spec, cost = np.random.default_rng(0), BlockSpec(target(), 8), KERNELS["channels_last"].estimate_cost
     weight = rng.standard_normal((128, 128, 3, 3)).astype(np.float32)
     pairs = np.repeat(np.repeat(rng.random((4, 64, 3, 3)) < 0.25, 32, axis=0), 2, axis=1)
     apart = pairs * (np.arange(128) % 2 == 0)[:, None, None]
@@ -362,7 +362,7 @@ def _pixels(channels: int, halo: int = 0, item: int = FLOAT) -> ChannelsLastValu
 
 
 def _planes(channels: int, halo: int = 1, images: int = 16, size: Pair = (8, 8)) -> Planes:
-    return Planes.at(Geometry.build(*size, halo, images), channels, 0)
+    return Planes.from_offset(Geometry.build(*size, halo, images), channels, 0)
 
 
 _APART = ChannelsLastValue(ChannelsLastGeometry.build_channel_planes(8, 8, 4, 1), 0)

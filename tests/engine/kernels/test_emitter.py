@@ -48,7 +48,7 @@ def test_a_loop_is_pythons_range(start: int, stop: int, step: int) -> None:
         with e.loop(*bounds, carried=[e.i64(0), e.i64(-1)]) as loop:
             loop.next = [e.b.add(loop.carried[0], e.i64(1)), loop.index]
         for place, value in enumerate(loop.results):
-            e.b.store(value, e.at(e.tensor_pointer(e.i64(0)), 8 * place), align=8)
+            e.b.store(value, e.offset_pointer(e.tensor_pointer(e.i64(0)), 8 * place), align=8)
 
     turns = range(start, stop, step)
     found = _run("range", body, [start, stop, step], np.zeros(2, np.int64))
@@ -78,7 +78,7 @@ def test_shares_cover_all_turns_once(count: int, threads: int) -> None:
     def body(e: Emitter) -> None:
         low, high = e.thread_share(e.arg(0))
         with e.loop(low, high) as loop:
-            place = e.at(e.tensor_pointer(e.i64(0)), e.b.mul(loop.index, e.i64(8)))
+            place = e.offset_pointer(e.tensor_pointer(e.i64(0)), e.b.mul(loop.index, e.i64(8)))
             e.b.store(e.b.add(e.load_i64(place), e.i64(1)), place, align=8)
 
     found = _run("share", body, [count], np.zeros(count + 1, np.int64), threads=threads)
@@ -109,7 +109,7 @@ def test_a_condition_without_else_and_small_integers_keep_their_sign(value: int)
         read = e.load_i32(e.table(0), 4)
         with e.when(e.b.icmp_signed(">", read, e.i64(0))):
             e.b.store(read, e.tensor_pointer(e.i64(0)), align=8)
-        e.b.store(read, e.at(e.tensor_pointer(e.i64(0)), 8), align=8)
+        e.b.store(read, e.offset_pointer(e.tensor_pointer(e.i64(0)), 8), align=8)
 
     table = np.array([7, value], np.int32)
     assert _run("when", body, [table], np.zeros(2, np.int64)).tolist() == [max(value, 0), value]
@@ -125,7 +125,7 @@ def test_opaque_values_are_the_same(name: str, lanes: int) -> None:
         e.b.store(e.hide_from_optimiser(e.b.load(e.table(0), typ=wide, align=4)), e.tensor_pointer(e.i64(0)), align=4)
         e.b.store(
             e.hide_from_optimiser(e.load_i64(e.table(0), 4 * lanes)),
-            e.at(e.tensor_pointer(e.i64(0)), 4 * lanes),
+            e.offset_pointer(e.tensor_pointer(e.i64(0)), 4 * lanes),
             align=8,
         )
 

@@ -96,13 +96,13 @@ def _typed(
     tensors: dict[str, torch.Tensor],
 ) -> Graph:
     """A graph whose values have the shapes that follow."""
-    from ticketry_engine.ir.native import TensorFacts, infer
+    from ticketry_engine.ir.native import TensorFacts, infer_output
 
     values = {name: Value(name, shapes[name]) for name in inputs}
     for one in nodes:
         facts = [TensorFacts(values[name].shape or (), "float32") for name in one.inputs]
         weights = {role: TensorFacts(tuple(tensors[name].shape), "float32") for role, name in one.weights.items()}
-        values[one.output] = Value(one.output, infer(one.op, one.attrs, facts, weights)[0])
+        values[one.output] = Value(one.output, infer_output(one.op, one.attrs, facts, weights)[0])
     return Graph(inputs, output, tuple(nodes), values, tensors).validate()
 
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from arenas import guarded, outside
 from engine.kernels.layouts import ACTS, KERNELS, Array, Block, Setting, as_stored, assert_close, settings_of
 from ticketry.errors import EngineError
-from ticketry_engine.kernels.bfloat import rounded
+from ticketry_engine.kernels.bfloat import round_to_bfloat16
 from ticketry_engine.kernels.channels_last import ChannelsLastGeometry, ChannelsLastValue
 from ticketry_engine.kernels.copies import plan_copies
 from ticketry_engine.kernels.planar import Geometry, Planes
@@ -36,7 +36,7 @@ def numbers(setting: Setting, shape: tuple[int, ...]) -> Array:
 
 
 @LAYOUTS
-@given(data=st.data(), operation=st.sampled_from(["add", "mul", "affine", "apply", "copy"]), shape=SHAPES)
+@given(data=st.data(), operation=st.sampled_from(["add", "mul", "affine", "apply_activation", "copy"]), shape=SHAPES)
 def test_each_number(layout: str, data: st.DataObject, operation: str, shape: tuple[int, ...]) -> None:
     setting = data.draw(settings_of(layout))
     act = data.draw(st.sampled_from(list(ACTS))) if operation != "copy" else None
@@ -54,7 +54,7 @@ def test_each_number(layout: str, data: st.DataObject, operation: str, shape: tu
             lambda b, x, y: b.kernels.affine(x, y, scale, shift, act),
             lambda x: x * torch.from_numpy(scale)[:, None, None] + torch.from_numpy(shift)[:, None, None],
         ),
-        "apply": (lambda b, x, y: b.kernels.apply(act, x, y), lambda x: x),
+        "apply_activation": (lambda b, x, y: b.kernels.apply_activation(act, x, y), lambda x: x),
         "copy": (lambda b, x, y: b.kernels.copy(x, y), lambda x: x),
     }[operation]
     exact = 0 if operation == "copy" else 1e-5
@@ -285,7 +285,7 @@ def test_a_constant(layout: str, data: st.DataObject, shape: tuple[int, ...]) ->
         Block(layout, setting.where, setting.images),
     )
     y = block.place(shape, setting.halos[0], setting.gaps[0], setting.beside, setting.items[0])
-    result = block.run(block.kernels.constant(constant, y), y)
+    result = block.run(block.kernels.store_constant(constant, y), y)
     assert np.array_equal(result, np.broadcast_to(as_stored(constant, setting.items[0]), result.shape))
 
 
@@ -327,7 +327,7 @@ def test_gather(layout: str, data: st.DataObject, kind: str, shape: tuple[int, .
         return found.reshape(setting.images, *shape)
 
     inputs = [numbers(setting, shape), numbers(setting, shape) + 1]
-    build = lambda b, x, z, y: b.kernels.gather([x, z], y, (source, element))  # noqa: E731
+    build = lambda b, x, z, y: b.kernels.gather_elements([x, z], y, (source, element))  # noqa: E731
     setting.check(inputs, build, truth, tolerance=0, one_format=True)
 
 
@@ -363,7 +363,10 @@ def test_tensors_of_any_strides_go_in_and_come_out(layout, data, shape, batch, o
     wanted = guarded(torch.zeros_like(values), orders[1], spread[::-1], not late)
     block = Block(layout, setting.where, setting.images)
     value = block.place(shape, setting.halos[0], setting.gaps[0], setting.beside, setting.items[0])
-    ops = [*block.kernels.load(0, source.stride(), value), *block.kernels.store(1, wanted.stride(), value)]
+    ops = [
+        *block.kernels.load_tensor(0, source.stride(), value),
+        *block.kernels.store_tensor(1, wanted.stride(), value),
+    ]
     held = block.run(ops, value, threads=setting.threads, external=[source, wanted], images=batch)
     last = batch - (batch - 1) // setting.images * setting.images
     stored = as_stored(values.numpy(), setting.items[0])
@@ -382,18 +385,18 @@ def test_images_of_few_channels_go_into_channels_that_lie_apart(shape, halo, ord
     geometry = ChannelsLastGeometry.build_channel_planes(shape[1], shape[2], shape[0], halo)
     value, source = ChannelsLastValue(geometry, block.size), guarded(values, order, [1] * 4, True)
     block.size += geometry.bytes(2) + 64
-    found = block.run(block.kernels.load(0, source.stride(), value), value, external=[source])
+    found = block.run(block.kernels.load_tensor(0, source.stride(), value), value, external=[source])
     assert np.array_equal(found, values.numpy())
     with pytest.raises(EngineError, match="only be read by convolutions"):
-        block.kernels.store(1, source.stride(), value)
+        block.kernels.store_tensor(1, source.stride(), value)
 
 
 def test_numbers_are_rounded_to_the_nearest_even() -> None:
     one, step = np.float32(1), np.float32(2**-7)
     given_ = np.array([one, one + step, one + step / 2, one + 1.5 * step, -one - 0.51 * step, 0, np.inf], np.float32)
     expected = np.array([1, 1 + step, 1, 1 + 2 * step, -1 - step, 0, np.inf], np.float32)
-    assert np.array_equal((rounded(given_).astype(np.uint32) << 16).view(np.float32), expected)
-    assert np.isnan((rounded(np.array([np.nan], np.float32)).astype(np.uint32) << 16).view(np.float32)).all()
+    assert np.array_equal((round_to_bfloat16(given_).astype(np.uint32) << 16).view(np.float32), expected)
+    assert np.isnan((round_to_bfloat16(np.array([np.nan], np.float32)).astype(np.uint32) << 16).view(np.float32)).all()
 
 
 # -- errors ------------------------------------------------------------------------------------------------------------
@@ -404,7 +407,7 @@ def _pixels(*shape: int, halo: int = 0) -> ChannelsLastValue:
 
 
 def _planes(height: int, width: int, channels: int, halo: int = 0) -> Planes:
-    return Planes.at(Geometry.build(height, width, halo, 1), channels, 0)
+    return Planes.from_offset(Geometry.build(height, width, halo, 1), channels, 0)
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,7 @@ class _Halve(EmittedKernel):
         with e.loop(first, e.b.add(first, e.state(StateSlot.IMAGES))) as image:
             at = e.b.mul(image.index, e.i64(4))
             half = e.b.fmul(e.load_f32(e.tensor_pointer(e.i64(0)), at), e.f32(0.5))
-            e.b.store(half, e.at(e.tensor_pointer(e.i64(1)), at), align=4)
+            e.b.store(half, e.offset_pointer(e.tensor_pointer(e.i64(1)), at), align=4)
 
 
 @pytest.mark.parametrize("threads", [1, 3])

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from ticketry_engine.kernels import program as module
-from ticketry_engine.kernels.program import Workers, cores
+from ticketry_engine.kernels.program import Workers, count_cores
 
 
 def _engine_threads() -> set[threading.Thread]:
@@ -185,7 +185,7 @@ def test_cores_are_those_that_the_thread_may_use() -> None:
     before = os.sched_getaffinity(0)
     try:
         os.sched_setaffinity(0, {min(before)})
-        assert cores() == 1
+        assert count_cores() == 1
     finally:
         os.sched_setaffinity(0, before)
-    assert cores() == len(before)
+    assert count_cores() == len(before)

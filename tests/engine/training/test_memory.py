@@ -75,7 +75,7 @@ def test_free_bytes_are_joined_and_taken_before_new_ones() -> None:
 def test_borders(where: str, size: tuple[int, int], halo: int) -> None:
     value = Batch.build(3, size, halo, blocks=2, offset=128)
     program = Program(build_border_ops(value), 32, 128 + value.bytes + 64, library(where))
-    session = program.session()
+    session = program.open_session()
     memory = session.arena.view(np.float32)
     memory[:] = np.arange(1, len(memory) + 1)
     before = memory.copy()
@@ -84,7 +84,7 @@ def test_borders(where: str, size: tuple[int, int], halo: int) -> None:
     for plane in range(3 * 2):
         start = (128 + plane * g.bytes) // 4
         inside = {g.pixel_position(row, column) for row in range(size[0]) for column in range(size[1])}
-        for position in range(g.bytes // g.step):
+        for position in range(g.bytes // g.position_bytes):
             if position not in inside:
                 expected[start + 16 * position : start + 16 * (position + 1)] = 0
     assert np.array_equal(memory, expected)
@@ -136,7 +136,7 @@ def test_norms_are_computed_again_and_memory_is_shared() -> None:
         readers = [node for node in plan.region.nodes if name in values_read_in_backward(node)]
         assert maker.op == "batch_norm"
         assert all(node.op in LAYERS for node in readers)
-    values = sum(plan.layout(name).bytes for name in plan.values)
+    values = sum(plan.value_layout(name).bytes for name in plan.values)
     assert plan.program.arena <= 0.85 * values, "gradients, and what is computed again, lie where values lay"
 
 
@@ -150,7 +150,7 @@ def test_what_one_convolution_reads_has_the_memory_of_a_block() -> None:
     for name in passing:
         (reader,) = readers[name]
         assert reader.op in LAYERS
-        assert 5 * plan.values[name].bytes == plan.layout(name).bytes
+        assert 5 * plan.values[name].bytes == plan.value_layout(name).bytes
     assert any(len(nodes) > 1 for nodes in readers.values())
 
 

@@ -20,10 +20,10 @@ from ticketry.cli import main
 from ticketry.cli.reproduce import parse_budget_seconds
 from ticketry.errors import StoreError, UsageError
 from ticketry.experiments.reproduce.campaign_file import campaigns_at_scale
-from ticketry.lab.store.files import read_sealed
+from ticketry.lab.store.files import read_with_digest
 from ticketry.lab.training.kernels import name_local_kernels
 from ticketry.records.campaign import CampaignRecord, read_campaign_record
-from ticketry_engine.support.seeds import mix
+from ticketry_engine.support.seeds import mix_seeds
 
 SMALL = """
 title = "Masks matter"
@@ -67,7 +67,7 @@ margin = 5
 
 
 def record_of(store: Path) -> CampaignRecord:
-    return read_campaign_record(read_sealed(store / "campaigns" / "small-demo.json"))
+    return read_campaign_record(read_with_digest(store / "campaigns" / "small-demo.json"))
 
 
 def test_a_small_campaign(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -306,7 +306,7 @@ margin = 5
     for number, difference in enumerate(worse.noise):
         order = seeds + number
         segment = lab.segment(task, start=order, order_seed=order, recipe=task.recipe.changed(**recipe))
-        twin = replace(segment, order_seed=mix(order, "second order"))
+        twin = replace(segment, order_seed=mix_seeds(order, "second order"))
         one, other = (lab.train(each).metrics["test"]["accuracy"] for each in (segment, twin))
         assert difference == pytest.approx(other - one)
     assert len(worse.noise) == 3
@@ -421,7 +421,7 @@ def test_what_cannot_be_packed_as_a_campaign(tmp_path: Path, capsys: pytest.Capt
 
 def trained_kernels(store: Path) -> Counter[str]:
     """How many networks were trained in which kernels."""
-    told = [read_sealed(file) for file in (store / "results").rglob("*.json")]
+    told = [read_with_digest(file) for file in (store / "results").rglob("*.json")]
     whole = [one["segment"]["arithmetic"] for one in told if one["segment"]["last"] == 12]
     return Counter(one.get("kernels", "dense") for one in whole)
 
@@ -444,6 +444,6 @@ def test_budgets_are_times() -> None:
 @pytest.mark.parametrize("name", campaigns_at_scale("demo"))
 def test_the_demo_of_every_campaign_judges_every_claim(name: str, tmp_path: Path) -> None:
     assert main(["reproduce", name, "--scale", "demo", "--store", str(tmp_path / "store")]) == 0
-    record = read_campaign_record(read_sealed(tmp_path / "store" / "campaigns" / f"{name}-demo.json"))
+    record = read_campaign_record(read_with_digest(tmp_path / "store" / "campaigns" / f"{name}-demo.json"))
     assert all(claim.n >= 3 for claim in record.claims)
     assert all(claim.found != "undecided" or claim.n == claim.limit for claim in record.claims)

@@ -228,7 +228,7 @@ def test_a_claim_may_repeat_another_at_one_density_or_several(tmp_path: Path) ->
         "gradual-again", read_campaign(written(tmp_path, GOOD + FRESH), "demo").plans["gradual-again"]
     )[0]
     campaign = read_campaign(written(tmp_path, GOOD + FRESH), "demo")
-    assert block.request(campaign).seeds == campaign.runs["iterative"].seeds.replicate(5), "the sixth and on"
+    assert block.search_request(campaign).seeds == campaign.runs["iterative"].seeds.replicate(5), "the sixth and on"
     pairs = FRESH.replace("interim = [3]\n", "").replace('b = { run = "gradual-again" }', 'b = { run = "gradual" }')
     with pytest.raises(UsageError, match=r"pass over other numbers of replicates \(after\), and make no pairs"):
         read_campaign(written(tmp_path, GOOD + pairs), "demo")

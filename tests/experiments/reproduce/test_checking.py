@@ -15,7 +15,7 @@ import ticketry as tk
 from cli.calling import call
 from ticketry.cli import main
 from ticketry.experiments.reproduce.checking import CheckedNetwork, RecordedNetwork, prediction_interval
-from ticketry.lab.store.files import read_sealed, write_sealed
+from ticketry.lab.store.files import read_with_digest, write_with_digest
 
 SMALL = """
 title = "Rows"
@@ -78,10 +78,10 @@ def test_rows_that_are_trained_again_have_the_same_bits(tmp_path: Path, capsys: 
 
     # a value that the table has and the training does not give
     (record,) = store.glob("runs/*/run.json")
-    told = read_sealed(record)
+    told = read_with_digest(record)
     for point in told["points"]:
         point["test"]["accuracy"] -= 7
-    write_sealed(record, told)
+    write_with_digest(record, told)
     code, out, _ = call(capsys, *words, str(store), "--check", "3")
     assert code == 1
     assert out.count("outside") == 3

@@ -11,7 +11,7 @@ from ticketry.cli import main
 from ticketry.experiments.reproduce import campaign as carrying_out
 from ticketry.experiments.reproduce.blocks import FinishedBlocks
 from ticketry.experiments.reproduce.campaign_file import read_campaign
-from ticketry.lab.store.files import read_sealed
+from ticketry.lab.store.files import read_with_digest
 from ticketry.lab.store.paths import Paths
 from ticketry.records.campaign import read_campaign_record
 
@@ -82,5 +82,5 @@ def test_what_another_process_has_finished_is_not_searched_again(
     monkeypatch.setattr(carrying_out, "execute", execute)
     assert main(words(campaign, store)) == 0
     assert len(searched) == 1, "the other's blocks were there when the next was looked for"
-    record = read_campaign_record(read_sealed(store / "campaigns" / "two-demo.json"))
+    record = read_campaign_record(read_with_digest(store / "campaigns" / "two-demo.json"))
     assert {run.name: run.replicates for run in record.runs} == {"tickets": 2, "at-once": 2}

@@ -27,9 +27,9 @@ from ticketry.experiments.reproduce.blocks import (
     split_run_into_blocks,
 )
 from ticketry.experiments.reproduce.campaign_file import Campaign, read_campaign
-from ticketry.lab.store.files import write_sealed
+from ticketry.lab.store.files import write_with_digest
 from ticketry.lab.store.paths import Paths
-from ticketry_engine.support.seeds import mix
+from ticketry_engine.support.seeds import mix_seeds
 
 ASKED: dict[str, Any] = {"recipe": {"length": "10it"}, "replicates": 1, "workers": 0, "device": "cpu"}
 
@@ -241,7 +241,7 @@ def test_second_orders_that_a_bundle_lacks_are_planned(tmp_path: Path, campaign:
         later = Block("single", 1, 2, 3)
         assert clock.dense_work(later) == Work((1 + 3) * 8, 1 + 3)
         first = dense_segment(lab, campaign.runs["single"])
-        lab.train(replace(first, order_seed=mix(first.order_seed, "second order")))
+        lab.train(replace(first, order_seed=mix_seeds(first.order_seed, "second order")))
         assert clock.dense_work(later) == Work((1 + 2) * 8, 1 + 2)
 
 
@@ -265,17 +265,17 @@ def test_a_record_that_is_not_the_campaigns_is_told(
     run = next(iter(campaign.runs))
     paths = Paths(tmp_path / "store")
     block = split_run_into_blocks(run, campaign.plans[run])[0]
-    file = paths.run(block.request(campaign).name) / "run.json"
+    file = paths.run(block.search_request(campaign).name) / "run.json"
     record: dict[str, Any] = search_record(levels=1, replicates=block.last)
     record["replicates"] = block.last
     record["environment"] = {"precision": campaign.precisions[run], "kernels_used": ["dense"]}
     file.parent.mkdir(parents=True)
-    write_sealed(file, record)
+    write_with_digest(file, record)
     assert [block.last for block, _ in finished_blocks(campaign, run, paths)] == [block.last]
     change(record)
     if "metric" in why:
         for one in record["points"]:
             one["test"], one["validation"] = {"loss": 1.0}, {"loss": 1.0}
-    write_sealed(file, record)
+    write_with_digest(file, record)
     with pytest.raises(StoreError, match=f"{file}.*{why}"):
         list(finished_blocks(campaign, run, paths))

@@ -26,9 +26,9 @@ def test_what_the_store_has_is_not_planned_again(tmp_path: Path) -> None:
     assert found == Work(2 * 3 * 7 + 3, 2 * 3 + 1)
     assert found.steps == planned_work(lab, run.request).steps + 3
     assert lab.ledger.segments_asked == 0
-    with pytest.raises(NotStoredError, match="not in the store"), lab.training_nothing():
+    with pytest.raises(NotStoredError, match="not in the store"), lab.forbid_training():
         lab.train(dense_segment(lab, longer, 1))
-    assert lab.train(dense_segment(lab, longer, 1).until(2)).segment.last == 2
+    assert lab.train(dense_segment(lab, longer, 1).shortened_to(2)).segment.last == 2
 
 
 def test_gates_that_tickets_have_in_common_are_there_once(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import ticketry as tk
 from ticketry.errors import StoreError
 from ticketry.experiments.stores import copy_store
 from ticketry.lab.store import store as store_module
-from ticketry.lab.store.files import read_sealed, write_sealed
+from ticketry.lab.store.files import read_with_digest, write_with_digest
 from ticketry.lab.store.maintenance import collect_garbage
 from ticketry.lab.store.objects import SharedFolder
 from ticketry.lab.store.store import open_existing_store, open_store
@@ -32,7 +32,7 @@ def origin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     ticket = store.paths.run("a-run") / "tickets" / "level-01"
     ticket.mkdir(parents=True)
     (ticket / "ticket.json").write_text("{}")
-    write_sealed(store.paths.run("a-run") / "run.json", {"store": str(folder), "ticket": str(ticket)})
+    write_with_digest(store.paths.run("a-run") / "run.json", {"store": str(folder), "ticket": str(ticket)})
     return str(folder)
 
 
@@ -43,20 +43,20 @@ def test_there_and_back_by_a_shared_store(origin: str, tmp_path: Path) -> None:
     assert copy_store(origin, shared).files == 0
     assert copy_store(origin, shared).known == 4
     assert copy_store(shared, back).files == 4
-    told = read_sealed(Path(back) / "runs" / "a-run" / "run.json")
+    told = read_with_digest(Path(back) / "runs" / "a-run" / "run.json")
     assert told == {"store": back, "ticket": f"{back}/runs/a-run/tickets/level-01"}
     digest = (open_store(back).result(KEY, 3) or {})["model"]
     assert open_store(back).get_bytes(digest) == b"weights"
     seen = open_existing_store(shared)
     assert seen is not None
-    found = read_sealed(seen.paths.run("a-run") / "run.json")
+    found = read_with_digest(seen.paths.run("a-run") / "run.json")
     assert found == {"store": shared, "ticket": str(seen.paths.run("a-run") / "tickets" / "level-01")}
 
 
 def test_a_run_file_that_was_changed_is_told(origin: str, tmp_path: Path) -> None:
     """As `store check` does: it would repeat another run than the one that it lies beside."""
     run = Path(origin) / "runs" / "a-run"
-    write_sealed(run / "run.json", {"store": origin, "config": "method = 'oneshot'\n"})
+    write_with_digest(run / "run.json", {"store": origin, "config": "method = 'oneshot'\n"})
     (run / "run.toml").write_text("method = 'oneshot'\n")
     assert copy_store(origin, str(tmp_path / "one")).files == 5
     (run / "run.toml").write_text("method = 'early'\n")
@@ -75,10 +75,10 @@ def test_what_is_there_stays_whole(origin: str, tmp_path: Path, recorded: bool) 
         (store.paths.run("a-run") / "report.html").write_text(more)
         (store.paths.run("a-run") / f"of-{more}.txt").write_text(more)
         if recorded or name == "origin":
-            write_sealed(store.paths.run("a-run") / "run.json", {"store": "", "of": more})
+            write_with_digest(store.paths.run("a-run") / "run.json", {"store": "", "of": more})
         campaigns = store.paths.campaign("small-demo")
         campaigns.parent.mkdir()
-        write_sealed(campaigns, {"of": more})
+        write_with_digest(campaigns, {"of": more})
         campaigns.with_suffix(".html").write_text(more)
     target = tmp_path / "target"
     before = {path: path.read_bytes() for path in target.rglob("*") if path.is_file()}

@@ -14,7 +14,7 @@ import pytest
 from ticketry.errors import StoreError
 from ticketry.experiments import stores as moving
 from ticketry.experiments.stores import move_store
-from ticketry.lab.store.files import read_sealed, write_sealed
+from ticketry.lab.store.files import read_with_digest, write_with_digest
 from ticketry.lab.store.locks import mark_running
 from ticketry.lab.store.maintenance import check
 from ticketry.lab.store.store import Store
@@ -33,15 +33,15 @@ def made(root: Path, spelled: str) -> Path:
     store = Store(root)
     digests = [store.put_bytes(data) for data in (b"weights", b"mask")]
     store.put_result(KEY, 3, {"model": digests[0], "training": digests[1], "variants": {}, "metrics": {}})
-    with store.lock(KEY):
+    with store.lock_trajectory(KEY):
         pass
     run = store.paths.run("a-run")
     (run / "tickets" / "level-01").mkdir(parents=True)
     (run / "tickets" / "level-01" / "ticket.json").write_text("{}")
     (run / "report.html").write_text("<html>")
     ticket = f"{spelled}/runs/a-run/tickets/level-01"
-    write_sealed(run / "run.json", {"store": spelled, "task": "digits", "points": [{"ticket": ticket}]})
-    write_sealed(store.paths.evidence("verify"), {"store": "", "ticket": ticket})
+    write_with_digest(run / "run.json", {"store": spelled, "task": "digits", "points": [{"ticket": ticket}]})
+    write_with_digest(store.paths.evidence("verify"), {"store": "", "ticket": ticket})
     for name in ("costs/a.json", "partial/x.safetensors", "damaged/results/y.json", "campaigns/running-cpu.md"):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(name)
@@ -63,8 +63,8 @@ def assert_moved(store: Path, target: Path, before: dict[str, bytes]) -> None:
     assert contents(target) == before
     ticket = f"{target}/runs/a-run/tickets/level-01"
     told = {"store": str(target), "task": "digits", "points": [{"ticket": ticket}]}
-    assert read_sealed(target / "runs" / "a-run" / "run.json") == told
-    assert (read_sealed(target / "evidence" / "verify.json") or {})["ticket"] == ticket
+    assert read_with_digest(target / "runs" / "a-run" / "run.json") == told
+    assert (read_with_digest(target / "evidence" / "verify.json") or {})["ticket"] == ticket
     assert (target / "costs" / "a.json").stat().st_mtime == LONG_AGO
     assert not check(Store(target)).damaged[1:]  # but for the state that is none
 
@@ -133,7 +133,7 @@ def test_ended_at_any_point_the_same_call_goes_on(store: Path, another_disk: Non
 def test_ended_after_it_was_renamed_its_records_are_told(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before, target = contents(store), store.with_name("new")
     with monkeypatch.context() as patch:
-        patch.setattr(moving, "write_sealed", dying(moving.write_sealed, 0))
+        patch.setattr(moving, "write_with_digest", dying(moving.write_with_digest, 0))
         with pytest.raises(KilledError):
             move_store(store, target)
     assert not store.exists()
@@ -197,7 +197,7 @@ def test_however_the_place_is_spelled(
     told, old, new = (one.format(tmp_path) for one in (told, old, new))
     made(Path("digits"), told)
     move_store(Path(old), Path(new))
-    record = read_sealed(tmp_path / "new" / "runs" / "a-run" / "run.json")
+    record = read_with_digest(tmp_path / "new" / "runs" / "a-run" / "run.json")
     ticket = f"{new}/runs/a-run/tickets/level-01"
     assert record == {"store": new, "task": "digits", "points": [{"ticket": ticket}]}
 

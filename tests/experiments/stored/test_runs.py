@@ -68,7 +68,7 @@ def test_a_run_that_is_removed_takes_with_it_what_only_it_stands_on(store: Path)
     done = remove_run(store, first.name)
     assert done.bytes == told.bytes == first.own_bytes == before - on_disk(store)
     assert names(store) == [second.name]
-    assert check(Store(store)).sound
+    assert check(Store(store)).is_undamaged
     assert searched(store, 0.2).now["segments_trained"] == 0
     again = searched(store, 0.5)
     assert again.name == first.name
@@ -92,10 +92,10 @@ def test_ended_on_the_way_the_store_is_sound(store: Path, monkeypatch: pytest.Mo
         patch.setattr(Path, "unlink", ended)
         with pytest.raises(KeyboardInterrupt):
             remove_run(store, first.name)
-    assert check(Store(store)).sound
+    assert check(Store(store)).is_undamaged
     assert [ticket.value for ticket in searched(store, 0.5).tickets] == metrics
     remove_run(store, first.name)
-    assert check(Store(store)).sound
+    assert check(Store(store)).is_undamaged
     assert len(names(store)) == 1
 
 
@@ -201,7 +201,7 @@ def test_a_store_that_moved_goes_on(store: Path) -> None:
     assert move_store(store, target) == target
     assert not store.exists()
     assert sorted(names(target)) == sorted(known)
-    assert check(Store(target)).sound
+    assert check(Store(target)).is_undamaged
     for density in (0.5, 0.2):
         again = searched(target, density)
         assert again.now["segments_trained"] == 0

@@ -70,7 +70,7 @@ def disturbed(store: Path, number: signal.Signals, **options: Any) -> tuple[tupl
     with Lab(store, device="cpu", checkpoint_seconds=0.2, on_event=watching.on_event, **options) as lab:
         watching.lab = lab
         found = trained(lab)
-        assert check(lab.store).sound
+        assert check(lab.store).is_undamaged
     return found, watching, lab
 
 

@@ -174,7 +174,7 @@ def test_requests(away, digits, tmp_path, monkeypatch):
     lab = away(pool)
     assert lab.train(lab.segment(digits, start=0, last=3)).metrics
     request = Request.parse(pool.requests[0])
-    assert request.text() == pool.requests[0]
+    assert request.to_json() == pool.requests[0]
     assert request.key.endswith("@3")
     assert request.spec.name == "digits"
     assert request.environment["TICKETRY_OFFLINE"] == "1"

@@ -113,7 +113,7 @@ def test_killed_worker_is_replaced(at_work, events, lab, tmp_path, monkeypatch):
     at_work.train(finished)
     _, result = at_work.train_many([finished, killed])
     assert 30 - 20 < at_work.ledger.steps_trained - before - 10 < 30, "a finished segment is not trained again"
-    assert check(at_work.store).sound
+    assert check(at_work.store).is_undamaged
     assert flag.exists()
     assert [event.key for event in events if event.kind == "lost"] == [killed.key]
     wanted = lab.train(killed)
@@ -139,7 +139,7 @@ def test_first_error_stops_the_others(at_work, events, digits):
     with pytest.raises(InterruptedTrainingError, match="continue with a new one on the same store"):
         lab.train(lab.segment(digits, start=2))
     with Lab(lab.store.paths.root) as other:
-        assert check(other.store).sound
+        assert check(other.store).is_undamaged
         assert other.train(other.segment(digits, start=2, last=3)).metrics
 
 

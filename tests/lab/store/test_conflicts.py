@@ -12,7 +12,7 @@ import pytest
 import ticketry as tk
 from cli.calling import call
 from flips import KEY, RUN, campaign_values, make_store
-from ticketry.lab.store.files import read_sealed, write_sealed
+from ticketry.lab.store.files import read_with_digest, write_with_digest
 from ticketry.lab.store.store import Store
 
 
@@ -45,12 +45,12 @@ def test_the_record_of_a_campaign_that_tells_more_stays(
     apart: bool,
 ) -> None:
     for name, values in (("here", here), ("there", bundled)):
-        write_sealed(Store(make_store(tmp_path / name, page=False)).paths.campaign("small-demo"), values)
+        write_with_digest(Store(make_store(tmp_path / name, page=False)).paths.campaign("small-demo"), values)
     bundle = tk.store.pack((), tmp_path / "all.tkz", weights=True, store=tmp_path / "there").path
     record = tmp_path / "here" / "campaigns" / "small-demo.json"
     code, out, _ = call(capsys, "store", "unpack", str(bundle), "--store", str(tmp_path / "here"))
     assert code == 0
-    assert read_sealed(record) == (bundled if taken else here)
+    assert read_with_digest(record) == (bundled if taken else here)
     assert ("`ticketry reproduce small --scale demo --plan` tells of all" in out) is apart
     assert len(out.splitlines()) == 1 + apart, "nothing is lost: there is nothing to say"
     code, out, _ = call(capsys, "store", "unpack", str(bundle), "--store", str(tmp_path / "here"), "--json")
@@ -59,10 +59,10 @@ def test_the_record_of_a_campaign_that_tells_more_stays(
 
 
 def _changed(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    values = read_sealed(path)
+    values = read_with_digest(path)
     assert values is not None
     change(values)
-    write_sealed(path, values)
+    write_with_digest(path, values)
 
 
 @pytest.mark.parametrize(

@@ -24,11 +24,11 @@ def holder_at(address: str) -> Holder | None:
 
 def test_the_second_waits_until_the_first_releases_it(address: str) -> None:
     first, second = (Lease(open_remote(address), KEY, mirror, 60) for mirror in "12")
-    first.take()
+    first.acquire()
     assert find_busy_trajectory(open_remote(address), "2", 60) == KEY
     assert find_busy_trajectory(open_remote(address), "1", 60) == ""
     taken = threading.Event()
-    waiting = threading.Thread(target=lambda: (second.take(), taken.set()))
+    waiting = threading.Thread(target=lambda: (second.acquire(), taken.set()))
     waiting.start()
     assert not taken.wait(0.5)
     first.release()
@@ -48,7 +48,7 @@ def test_of_many_at_once_one_at_a_time_holds_it(address: str) -> None:
     def work(number: int) -> None:
         nonlocal inside, most, turns
         lease = Lease(open_remote(address), KEY, f"mirror {number}", 30)
-        lease.take()
+        lease.acquire()
         with guard:
             inside, most, turns = inside + 1, max(most, inside + 1), turns + 1
         time.sleep(0.05)
@@ -67,9 +67,9 @@ def test_of_many_at_once_one_at_a_time_holds_it(address: str) -> None:
 @pytest.mark.slow
 def test_a_lease_is_renewed_for_longer_than_its_length(address: str) -> None:
     first, second = (Lease(open_remote(address), KEY, mirror, 1.5) for mirror in "12")
-    first.take()
+    first.acquire()
     taken = threading.Event()
-    threading.Thread(target=lambda: (second.take(), taken.set()), daemon=True).start()
+    threading.Thread(target=lambda: (second.acquire(), taken.set()), daemon=True).start()
     assert not taken.wait(5)
     assert not first.lost
     assert len(list(open_remote(address).list("trajectories/"))) <= 6, "old numbers are deleted"
@@ -82,7 +82,7 @@ _HOLDER = """
 import sys, time
 from ticketry.lab.store.locks import Lease
 from ticketry.lab.store.store import open_remote
-Lease(open_remote(sys.argv[1]), sys.argv[2], "of the killed", float(sys.argv[3])).take()
+Lease(open_remote(sys.argv[1]), sys.argv[2], "of the killed", float(sys.argv[3])).acquire()
 print("taken", flush=True)
 time.sleep(600)
 """
@@ -107,16 +107,16 @@ def test_a_lease_of_the_killed_expires(killed: str, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(time, "time", lambda: real() - hour)
     lease = Lease(open_remote(killed), KEY, "another", 60)
     began = time.monotonic()
-    lease.take()
+    lease.acquire()
     assert time.monotonic() - began < 60
     lease.release()
 
 
 def test_a_process_on_the_machine_of_the_killed_need_not_wait(address: str) -> None:
-    Lease(open_remote(address), KEY, "mine", 3600).take()
+    Lease(open_remote(address), KEY, "mine", 3600).acquire()
     again = Lease(open_remote(address), KEY, "mine", 3600)
     began = time.monotonic()
-    again.take()
+    again.acquire()
     assert time.monotonic() - began < 30
     again.release()
 
@@ -126,7 +126,7 @@ def test_a_lost_lease_is_noticed_and_leaves_that_of_others_alone(address: str, o
     """Also after the holder was suspended for so long that the number it would create next was deleted meanwhile."""
     remote = open_remote(address)
     first = Lease(remote, KEY, "1", 1.2)
-    first.take()
+    first.acquire()
     with first._guard:  # it is suspended
         second = Lease(remote, KEY, "2", 3600)
         number = find_newest_lease(remote, lease_name(KEY))[0]
@@ -146,6 +146,6 @@ def test_a_damaged_lease_is_free(tmp_path: Path, damaged: bytes) -> None:
     open_remote(address).create_if_absent(f"{lease_name(KEY)}@3", damaged)
     assert holder_at(address) is None
     lease = Lease(open_remote(address), KEY, "1", 60)
-    lease.take()
+    lease.acquire()
     assert holder_at(address) == lease._mine
     lease.release()

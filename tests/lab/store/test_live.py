@@ -68,7 +68,7 @@ def test_what_a_killed_driver_left_is_freed(tmp_path: Path) -> None:
         live.report("a@3", {"step": 2})
     for path in (store.paths.live / "old").iterdir():
         os.utime(path, (time.time() - 7200,) * 2)
-    assert check(store).sound
+    assert check(store).is_undamaged
     assert collect_garbage(store)[0] == 2
     assert not list((store.paths.live / "old").iterdir())
     assert messages_at(store.address, "new").is_driver_active()

@@ -83,7 +83,7 @@ def age(folder: Path, seconds: float) -> None:
 def test_a_sound_store(lab, searched):
     before = snapshot(lab.store.paths.root)
     health = check(lab.store, repair=True)
-    assert health.sound
+    assert health.is_undamaged
     assert health.results == 4
     assert health.blobs == len(list(lab.store.paths.blobs.rglob("*.safetensors")))
     assert health.leftover == []
@@ -112,7 +112,7 @@ def test_a_flipped_byte_is_found(lab, searched, find):
     path = find(lab, searched)
     flip(path, 40)
     health = check(lab.store)
-    assert not health.sound
+    assert not health.is_undamaged
     assert health.damaged == [path]
     assert path.exists(), "without repair nothing is moved"
 
@@ -138,7 +138,7 @@ def test_what_a_search_writes_meanwhile_is_no_damage(lab, points, searched, monk
     monkeypatch.setattr(maintenance, "file_digest", trained_meanwhile)
     health = check(lab.store, repair=True)
     assert kept
-    assert health.sound
+    assert health.is_undamaged
     assert not (lab.store.paths.root / "damaged").exists()
 
 
@@ -164,9 +164,9 @@ def test_repair_and_train_again(lab, points, searched, damage):
         with pytest.raises(DamagedBlobError, match="check --repair"):
             lab.store.get_bytes(path.stem)
     health = check(lab.store, repair=True)
-    assert not health.sound
+    assert not health.is_undamaged
     assert (root / "damaged" / path.relative_to(root)).exists()
-    assert check(lab.store).sound
+    assert check(lab.store).is_undamaged
     found, trained = again(lab, points)
     assert trained == trained_again
     assert [(result.model, result.metrics) for result in found] == [
@@ -200,7 +200,7 @@ def test_collect_frees_what_nobody_needs(lab, points, searched):
     before = snapshot(root)
     size = sum(path.stat().st_size for path in unneeded(lab))
     age(root, GRACE_SECONDS + 60)
-    assert check(lab.store).sound
+    assert check(lab.store).is_undamaged
     assert len(check(lab.store).leftover) == 3
     whole = snapshot(root)
     assert collect_garbage(lab.store, dry_run=True) == (5, size)

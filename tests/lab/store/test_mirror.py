@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ticketry.errors import DamagedBlobError, StoreError
-from ticketry.lab.store.files import read_sealed, write_sealed
+from ticketry.lab.store.files import read_with_digest, write_with_digest
 from ticketry.lab.store.maintenance import check, collect_garbage
 from ticketry.lab.store.store import Store, open_remote
 
@@ -128,7 +128,7 @@ def test_runs_are_published_records_last_and_name_their_own_place(
     ticket = folder / "tickets" / "level-01"
     ticket.mkdir(parents=True)
     (ticket / "ticket.json").write_text("{}")
-    write_sealed(folder / "run.json", {"run": "a-run", "store": address, "points": [{"ticket": str(ticket)}]})
+    write_with_digest(folder / "run.json", {"run": "a-run", "store": address, "points": [{"ticket": str(ticket)}]})
     (folder / "running").touch()
     (folder / "report.html").touch()
     written: list[str] = []
@@ -143,7 +143,7 @@ def test_runs_are_published_records_last_and_name_their_own_place(
     real("runs/a-run/report.html", b"a stranger's script")
     two.fetch()
     there = two.paths.run("a-run")
-    told = read_sealed(there / "run.json")
+    told = read_with_digest(there / "run.json")
     assert told == {"run": "a-run", "store": address, "points": [{"ticket": str(there / "tickets" / "level-01")}]}
     assert not (there / "tickets").exists()
     two.fetch_folder(there)
@@ -173,7 +173,7 @@ def test_check_reads_what_is_there_and_sets_it_aside(machine: Machine) -> None:
     assert name not in names
     assert f"damaged/{name}" in names
     assert f"blobs/{good[:2]}/{good}.safetensors" in names
-    assert check(machine("three")).sound
+    assert check(machine("three")).is_undamaged
 
 
 def test_gc_deletes_what_nothing_names_by_the_stores_own_clock(

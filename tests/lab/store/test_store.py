@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from ticketry.core.mask import Mask
 from ticketry.errors import DamagedBlobError, StoreError
 from ticketry.lab.store import store as store_module
-from ticketry.lab.store.files import read_json, read_sealed
+from ticketry.lab.store.files import read_json, read_with_digest
 from ticketry.lab.store.maintenance import repair_format
 from ticketry.lab.store.store import FORMAT, Store
 
@@ -180,19 +180,19 @@ def test_json_that_cannot_be_written_again_is_damaged(store, text):
     path.parent.mkdir(parents=True)
     path.write_text(text)
     with pytest.raises(StoreError, match="is damaged"):
-        read_sealed(path)
+        read_with_digest(path)
 
 
 def test_results_by_trajectory_and_step(store):
-    assert store.result(TRAJECTORY, 5) is None
+    assert store.load_result(TRAJECTORY, 5) is None
     assert store.stored_steps(TRAJECTORY) == []
     for step in (100, 5, 20):
         store.put_result(TRAJECTORY, step, {**RECORD, "step": step})
     assert store.stored_steps(TRAJECTORY) == [5, 20, 100]
-    assert store.result(TRAJECTORY, 20) == {**RECORD, "step": 20, "loss": [[10, 0.5]]}
+    assert store.load_result(TRAJECTORY, 20) == {**RECORD, "step": 20, "loss": [[10, 0.5]]}
     store.put_result(TRAJECTORY, 20, {"step": 21})
-    assert store.result(TRAJECTORY, 20) == {"step": 21}
-    assert store.result("cd" * 32, 20) is None
+    assert store.load_result(TRAJECTORY, 20) == {"step": 21}
+    assert store.load_result("cd" * 32, 20) is None
 
 
 @pytest.mark.parametrize("damage", ["{", '{"shares": {"w": 2.5}}', '{"shares": {}, "sha256": "0"}'])
@@ -202,7 +202,7 @@ def test_a_damaged_answer_is_told_and_made_anew(store, caplog, damage):
     path.write_text(damage)
     assert store.load_or_compute("removed", "k" * 64, lambda: {"shares": {"w": 0.25}}) == {"shares": {"w": 0.25}}
     assert f"{path} is computed again" in caplog.text
-    assert store.memo("removed", "k" * 64) == {"shares": {"w": 0.25}}
+    assert store.load_memo("removed", "k" * 64) == {"shares": {"w": 0.25}}
 
 
 @given(st.data())
@@ -211,12 +211,12 @@ def test_no_flipped_bit_of_a_record_goes_unseen(store, data):
     store.put_result(TRAJECTORY, 1, RECORD)
     path = store.paths.result(TRAJECTORY, 1)
     written = path.read_bytes()
-    known = store.result(TRAJECTORY, 1)
+    known = store.load_result(TRAJECTORY, 1)
     changed = bytearray(written)
     changed[data.draw(st.integers(0, len(written) - 1))] ^= 1 << data.draw(st.integers(0, 7))
     path.write_bytes(changed)
     try:
-        found = store.result(TRAJECTORY, 1)
+        found = store.load_result(TRAJECTORY, 1)
     except StoreError:
         return
     # White space, or the very name of the seal.
@@ -231,7 +231,7 @@ def test_a_record_that_lost_its_seal_is_refused(store):
     del values["sha256"]
     path.write_text(json.dumps(values))
     with pytest.raises(StoreError, match="no digest"):
-        store.result(TRAJECTORY, 1)
+        store.load_result(TRAJECTORY, 1)
 
 
 # -- checkpoints inside a segment --------------------------------------------------------------------------------------
@@ -285,7 +285,7 @@ def test_a_partial_beyond_a_shorter_segment_is_kept(store):
 def _hold_twice(root: Path, pipe: Connection) -> None:
     store = Store(root)
     for _ in range(2):
-        with store.lock(TRAJECTORY):
+        with store.lock_trajectory(TRAJECTORY):
             pipe.send("held")
             pipe.recv()
         pipe.send("released")
@@ -314,7 +314,7 @@ def test_a_lock_excludes_another_process_and_dies_with_it(store):
 
     assert pipe.recv() == "held"
     assert not _is_free(store)
-    with store.lock("cd" * 32):
+    with store.lock_trajectory("cd" * 32):
         pass  # another trajectory's is free
     assert go_on() == "released"
     assert _is_free(store)
@@ -322,7 +322,7 @@ def test_a_lock_excludes_another_process_and_dies_with_it(store):
     got = threading.Event()
 
     def wait() -> None:
-        with store.lock(TRAJECTORY):
+        with store.lock_trajectory(TRAJECTORY):
             got.set()
 
     waiting = threading.Thread(target=wait, daemon=True)
@@ -334,8 +334,8 @@ def test_a_lock_excludes_another_process_and_dies_with_it(store):
 
 
 def test_a_lock_is_released_after_an_error(store):
-    with store.lock(TRAJECTORY):
+    with store.lock_trajectory(TRAJECTORY):
         assert not _is_free(store)
-    with pytest.raises(ZeroDivisionError), store.lock(TRAJECTORY):
+    with pytest.raises(ZeroDivisionError), store.lock_trajectory(TRAJECTORY):
         raise ZeroDivisionError
     assert _is_free(store)

@@ -17,7 +17,7 @@ from ticketry.errors import StoreError
 from ticketry.lab.store import bundle as bundle_module
 from ticketry.lab.store import packing
 from ticketry.lab.store.bundle import Bundle, Source, write_bundle
-from ticketry.lab.store.files import parse_canonical_record, read_sealed, sealed_bytes
+from ticketry.lab.store.files import bytes_with_digest, parse_canonical_record, read_with_digest
 from ticketry.lab.store.maintenance import check, collect_garbage
 from ticketry.lab.store.store import Store
 
@@ -29,7 +29,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def record_of(store: Path) -> dict[str, Any]:
-    return read_sealed(next(store.glob("runs/*/run.json"))) or {}
+    return read_with_digest(next(store.glob("runs/*/run.json"))) or {}
 
 
 def bundle_of(path: Path, name: str, data: bytes) -> Path:
@@ -41,7 +41,7 @@ def bundle_of(path: Path, name: str, data: bytes) -> Path:
 def test_half_of_a_letter_is_refused_before_anything_is_written(store: Path, tmp_path: Path) -> None:
     """Its record could be written nowhere, and stopped every command that reads it."""
     record = record_of(store)
-    bundle = bundle_of(tmp_path / "x.tkz", record["run"], sealed_bytes({**record, "title": "half \udfff"}))
+    bundle = bundle_of(tmp_path / "x.tkz", record["run"], bytes_with_digest({**record, "title": "half \udfff"}))
     with pytest.raises(StoreError, match="is damaged or forged: it is not a record"):
         tk.store.unpack(bundle, store=tmp_path / "mine")
     assert not (tmp_path / "mine").exists()
@@ -50,8 +50,8 @@ def test_half_of_a_letter_is_refused_before_anything_is_written(store: Path, tmp
 def test_whole_letters_are_no_halves(store: Path, tmp_path: Path) -> None:
     """JSON writes those beyond 16 bits as two halves."""
     record = {**record_of(store), "title": "\U0001f3ab and \\ud800"}
-    assert parse_canonical_record(sealed_bytes(record), "it") == record
-    tk.store.unpack(bundle_of(tmp_path / "x.tkz", record["run"], sealed_bytes(record)), store=tmp_path / "mine")
+    assert parse_canonical_record(bytes_with_digest(record), "it") == record
+    tk.store.unpack(bundle_of(tmp_path / "x.tkz", record["run"], bytes_with_digest(record)), store=tmp_path / "mine")
     assert record_of(tmp_path / "mine") == record
 
 
@@ -104,7 +104,7 @@ def test_nothing_is_deleted_while_it_is_unpacked(store: Path, tmp_path: Path, mo
     assert told
     assert blobs
     assert min(path.stat().st_mtime for path in blobs) > 0, "a gc that began before leaves them"
-    assert check(mine).sound
+    assert check(mine).is_undamaged
 
 
 def test_the_file_of_a_run_that_is_missing_is_written(store: Path, tmp_path: Path) -> None:
@@ -117,7 +117,7 @@ def test_the_file_of_a_run_that_is_missing_is_written(store: Path, tmp_path: Pat
     assert tk.store.unpack(bundle, store=tmp_path / "mine").new == 0
     assert file.read_bytes() == told
     file.unlink()
-    file.with_name("run.json").write_bytes(sealed_bytes({**record_of(store), "title": "mine"}))
+    file.with_name("run.json").write_bytes(bytes_with_digest({**record_of(store), "title": "mine"}))
     tk.store.unpack(bundle, store=tmp_path / "mine")
     assert not file.exists()
 

@@ -32,7 +32,7 @@ from ticketry.tasks import catalogue
 from ticketry.tasks.images import FolderClassification
 from ticketry.tasks.recipe import Recipe
 from ticketry.tasks.task import Split, Splits, Task
-from ticketry_engine.support.seeds import mix
+from ticketry_engine.support.seeds import mix_seeds
 from watches import StopAt
 
 TRAIN, TEST = 24, 5
@@ -156,7 +156,7 @@ def test_recalibrated_as_in_memory(folder: Make) -> None:
         assert recompute_batch_norm_(course, model, Recipe(batch=16, augment=("flip",)), 4, Arithmetic()) == 4
         seen.append({name: value.clone() for name, value in model.state_dict().items()})
     assert all(torch.equal(seen[0][name], seen[1][name]) for name in seen[0])
-    order = DataOrder(mix("recalibrate"), len(split), 16)
+    order = DataOrder(mix_seeds("recalibrate"), len(split), 16)
     first = task.prepare(in_memory(split).inputs[torch.cat([order.batch(step) for step in range(4)])])
     torch.testing.assert_close(seen[0]["0.running_mean"], first.mean((0, 2, 3)))
 

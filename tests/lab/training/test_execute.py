@@ -46,7 +46,7 @@ def train(store: Store, segment: Segment, keep: tuple[int, ...] = (), watch: Wat
 
 def everything(store: Store, segment: Segment) -> dict[str, object]:
     """All of a result that is decided by the segment: digests of tensors, losses and metrics."""
-    record = store.result(segment.trajectory, segment.last)
+    record = store.load_result(segment.trajectory, segment.last)
     assert record is not None
     return {name: record[name] for name in ("segment", "step", "model", "training", "metrics", "loss")}
 
@@ -77,7 +77,7 @@ def test_going_on_gives_the_same_bits(lab, segment, undisturbed, stops):
 
 
 def test_going_on_from_a_kept_state(lab, segment, undisturbed):
-    part = segment.until(10)
+    part = segment.shortened_to(10)
     assert train(lab.store, part) == 10
     assert train(lab.store, segment) == 14
     for each in (part, segment):
@@ -131,7 +131,7 @@ def test_the_state_at_the_start_is_the_masked_start(lab, segment, points):
 
 def test_training_goes_on_with_a_stored_optimizer(lab, segment, undisturbed):
     """The second half as a segment of its own, from the weights and the optimiser of the first."""
-    train(lab.store, segment.until(10))
+    train(lab.store, segment.shortened_to(10))
     middle = lab.store.result(segment.trajectory, 10)
     args = {"mask": segment.mask, "first": 10, "order_seed": 4}
     whole = lab.segment(segment.task, start=Start(state=middle["model"], optimizer=middle["training"]), **args)
@@ -188,7 +188,7 @@ def test_a_residual_network_in_bf16_goes_on_with_the_same_bits(tmp_path):
                 with pytest.raises(InterruptedTrainingError):
                     train(lab.store, segment, (2,), stop_at(stop))
             train(lab.store, segment, (2,))
-            found.append([everything(lab.store, part) for part in (segment.until(2), segment)])
+            found.append([everything(lab.store, part) for part in (segment.shortened_to(2), segment)])
             state = lab.store.get_tensors(lab.store.result(segment.trajectory, 4)["model"])
             assert state["conv.weight"].dtype == torch.float32
             assert all(not state[name][~mask[name]].any() for name in mask)
@@ -198,7 +198,7 @@ def test_a_residual_network_in_bf16_goes_on_with_the_same_bits(tmp_path):
 def test_what_is_stored_is_not_trained(lab, segment):
     assert train(lab.store, segment, (5,)) == 24
     assert is_done(lab.store, segment, (5, 24))
-    for part, keep in ((segment, ()), (segment, (5, 24)), (segment.until(5), ())):
+    for part, keep in ((segment, ()), (segment, (5, 24)), (segment.shortened_to(5), ())):
         assert train(lab.store, part, keep) == 0
 
 
@@ -213,7 +213,7 @@ def test_only_the_missing_state_is_trained(lab, segment, undisturbed):
 def test_only_metrics_are_missing(lab, segment, undisturbed):
     """A state kept on the way has none; asked for as a result of its own it is measured, not trained."""
     train(lab.store, segment, (10,))
-    part = segment.until(10)
+    part = segment.shortened_to(10)
     assert lab.store.result(segment.trajectory, 10)["metrics"] is None
     assert not is_done(lab.store, part)
     assert train(lab.store, part) == 0
@@ -226,8 +226,8 @@ def test_only_metrics_are_missing(lab, segment, undisturbed):
 def test_a_shorter_segment_leaves_the_checkpoint_of_a_longer_one(lab, segment, undisturbed):
     with pytest.raises(InterruptedTrainingError):
         train(lab.store, segment, (10,), stop_at(20))
-    assert train(lab.store, segment.until(10)) == 0  # its metrics only
-    assert train(lab.store, segment.until(7)) == 7
+    assert train(lab.store, segment.shortened_to(10)) == 0  # its metrics only
+    assert train(lab.store, segment.shortened_to(7)) == 7
     assert train(lab.store, segment) == 4
     assert everything(lab.store, segment) == everything(undisturbed, segment)
 

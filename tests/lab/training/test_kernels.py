@@ -67,7 +67,7 @@ def segment_of(lab: Lab, density: float = 0.2, **more: Any) -> Segment:
 
 
 def everything(store: Store, segment: Segment) -> dict[str, object]:
-    record = store.result(segment.trajectory, segment.last)
+    record = store.load_result(segment.trajectory, segment.last)
     assert record is not None
     return {name: record[name] for name in ("segment", "step", "model", "training", "metrics", "loss")}
 
@@ -370,7 +370,7 @@ def test_removed_weights_stay_at_zero_with_a_penalty_too(made):
 def test_the_gradient_that_masks_grow_by_is_of_removed_weights_too(made):
     lab = made("sparse", precision="fp32")
     segment = segment_of(lab)
-    result = lab.train(segment.until(5), measure=False)
+    result = lab.train(segment.shortened_to(5), measure=False)
     start = replace(segment.start, seed=None, state=result.model)
     onward = replace(segment, start=start, first=5)
     plain = replace(onward, arithmetic=lab.arithmetic(segment.task))

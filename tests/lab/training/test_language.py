@@ -51,7 +51,7 @@ def recipe_of(task: Task, length: str = "24it"):
 
 
 def everything(store: Store, segment: Segment) -> dict[str, Any]:
-    record = store.result(segment.trajectory, segment.last)
+    record = store.load_result(segment.trajectory, segment.last)
     assert record is not None
     return {name: record[name] for name in ("model", "training", "metrics", "loss")}
 
@@ -70,7 +70,7 @@ def test_going_on_gives_the_same_bits(tmp_path: Path, file: Path, monkeypatch, m
                 with pytest.raises(InterruptedTrainingError):
                     execute(lab.store, None, segment, (10,), StopAt(at=stop, checkpoint_seconds=1e9))
             execute(lab.store, None, segment, (10,), Watch())
-            found.append([everything(lab.store, each) for each in (segment.until(10), segment)])
+            found.append([everything(lab.store, each) for each in (segment.shortened_to(10), segment)])
             stored = lab.store.get_tensors(found[-1][0]["training"])
             assert any(name.startswith("session/") for name in stored) == (not model.startswith("gpt"))
     assert found[0] == found[1]

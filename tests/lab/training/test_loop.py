@@ -14,14 +14,14 @@ from ticketry.lab.lab import Lab
 from ticketry.lab.training.state import copy_state, rebuild_model
 from ticketry.tasks.recipe import Recipe
 from ticketry.tasks.task import Task
-from ticketry_engine.support.seeds import generator, mix
+from ticketry_engine.support.seeds import generator, mix_seeds
 
 STEPS = 23  # of 10 an epoch: two whole epochs and a part, with their smaller last batches
 
 
 def bare_loop(task: Task, recipe: Recipe, mask: Mask | None, *, seed: int, order_seed: int, fused: bool = True):
     """Weights, losses and optimiser of `STEPS` steps: what the lab promises, in as few words as PyTorch needs."""
-    torch.manual_seed(mix(seed, "initialisation"))
+    torch.manual_seed(mix_seeds(seed, "initialisation"))
     model = task.build()
     parameters = dict(model.named_parameters())
     keep = {name: mask[name].float() for name in mask} if mask else {}
@@ -44,7 +44,7 @@ def bare_loop(task: Task, recipe: Recipe, mask: Mask | None, *, seed: int, order
             inputs = train.inputs[batch]
             if recipe.augment:
                 inputs = task.augment(inputs, recipe.augment, generator(order_seed, "augment", len(losses)))
-            torch.manual_seed(mix(order_seed, "step", len(losses)))
+            torch.manual_seed(mix_seeds(order_seed, "step", len(losses)))
             optimizer.zero_grad()
             loss = nn.functional.cross_entropy(
                 model(task.prepare(inputs)), train.targets[batch], label_smoothing=recipe.label_smoothing

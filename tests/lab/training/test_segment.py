@@ -211,7 +211,7 @@ def test_starts_and_the_version_of_the_numerics_are_in_the_key(monkeypatch):
 def test_places_in_the_schedule_are_counted_in_its_own_steps_and_epochs():
     """100 steps, 10 an epoch; by hand."""
     later = replace(SEGMENT, first=5)
-    assert (SEGMENT.steps, later.steps, later.until(5).steps) == (30, 25, 0)
+    assert (SEGMENT.steps, later.steps, later.shortened_to(5).steps) == (30, 25, 0)
     assert [later.at(step) for step in ("2ep", "7it", "3%", "100%")] == [20, 7, 3, 100]
     with pytest.raises(UsageError, match="five"):
         SEGMENT.at("five")
@@ -238,7 +238,7 @@ def test_where_and_how_it_is_stored_is_not_in_the_key(tmp_path, points):
     ]
     one, two = (lab.segment(points, start=1, order_seed=2) for lab in labs)
     assert one.key == two.key
-    labs[0].train(one.until(2), label="a name")
+    labs[0].train(one.shortened_to(2), label="a name")
     assert labs[0].segment(points, start=1, order_seed=2).key == one.key
 
 
@@ -264,9 +264,9 @@ def test_what_a_segment_says_of_itself():
     assert not held.whole_channels
     assert held.blobs() == ["s" * 64, "o" * 64, "m" * 64]
     assert (shrunk.mask, held.mask, SEGMENT.mask, SEGMENT.blobs()) == ("m" * 64, "m" * 64, None, [])
-    assert SEGMENT.until(60).trajectory == SEGMENT.trajectory
-    assert SEGMENT.until(60).key != SEGMENT.key
-    assert SEGMENT.until(60).until(30) == SEGMENT
+    assert SEGMENT.shortened_to(60).trajectory == SEGMENT.trajectory
+    assert SEGMENT.shortened_to(60).key != SEGMENT.key
+    assert SEGMENT.shortened_to(60).shortened_to(30) == SEGMENT
 
 
 def test_a_description_is_of_one_task():

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from ticketry.errors import UsageError
-from ticketry.lab.training.variant import Variant, order_variants, variant_from
+from ticketry.lab.training.variant import Variant, order_variants, variant_from_description
 from ticketry.lab.training.variants import HeldMask, Penalty
 
 
@@ -65,9 +65,9 @@ def test_a_description_has_what_is_not_by_default() -> None:
 
 def test_a_variant_comes_back_from_its_description() -> None:
     described = {**Noise.identity(), **Noise(scale=0.5).describe()}
-    assert variant_from(json.loads(json.dumps(described))) == Noise(scale=0.5)
+    assert variant_from_description(json.loads(json.dumps(described))) == Noise(scale=0.5)
     penalty = Penalty(kind="hoyer_square", strength=1e-4, names=("0.weight",))
-    assert variant_from({**Penalty.identity(), **penalty.describe()}) == penalty
+    assert variant_from_description({**Penalty.identity(), **penalty.describe()}) == penalty
 
 
 def test_a_variant_whose_source_has_changed_is_another_one() -> None:
@@ -76,7 +76,7 @@ def test_a_variant_whose_source_has_changed_is_another_one() -> None:
         with pytest.raises(
             UsageError, match=r"^the source of the variant of training 'noise' is no longer that of this"
         ):
-            variant_from(described)
+            variant_from_description(described)
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_a_variant_whose_source_has_changed_is_another_one() -> None:
 )
 def test_a_variant_that_was_not_imported_is_not_known(described: dict[str, str], said: str) -> None:
     with pytest.raises(UsageError, match=said):
-        variant_from(described)
+        variant_from_description(described)
 
 
 @pytest.mark.parametrize("values", [{}, {"name": 3}, {"name": "two words"}])

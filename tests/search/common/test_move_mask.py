@@ -11,7 +11,7 @@ from ticketry.core.sparse_training.mask_dynamics import drop_and_grow
 from ticketry.errors import TrainingError, UsageError
 from ticketry.lab.training.segment import Start
 from ticketry.search.dynamic import first_batch_gradient, update_dynamic_mask
-from ticketry_engine.support.seeds import generator, mix
+from ticketry_engine.support.seeds import generator, mix_seeds
 
 STEP, ORDER = 9, 5
 
@@ -28,7 +28,7 @@ def by_hand(lab, task, segment) -> dict[str, torch.Tensor]:
     model.load_state_dict(lab.store.get_tensors(segment.start.state))
     order = torch.randperm(len(train), generator=generator(ORDER, "order", 1))
     batch = order[(STEP - 7) * 32 : (STEP - 6) * 32]
-    torch.manual_seed(mix(ORDER, "step", STEP))
+    torch.manual_seed(mix_seeds(ORDER, "step", STEP))
     nn.functional.cross_entropy(model.train()(train.inputs[batch]), train.targets[batch]).backward()
     return {name: parameter.grad for name, parameter in model.named_parameters()}
 
@@ -52,7 +52,7 @@ def test_a_move_is_made_once(lab, points, half, monkeypatch):
     )
     monkeypatch.setattr(mask_dynamics, "drop_and_grow", None)
     assert update_dynamic_mask(lab, segment, 0.3, grow="gradient") == digest
-    assert update_dynamic_mask(lab, segment.until(STEP + 3), 0.3, grow="gradient") == digest, (
+    assert update_dynamic_mask(lab, segment.shortened_to(STEP + 3), 0.3, grow="gradient") == digest, (
         "however far training goes on"
     )
     for other in ({"share": 0.2}, {"regrow": True}, {"grow": "random"}):

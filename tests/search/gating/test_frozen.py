@@ -19,7 +19,7 @@ from ticketry.lab.training import job as job_module
 from ticketry.lab.training.execute import execute
 from ticketry.lab.training.job import Watch
 from ticketry.lab.training.segment import Segment, Start
-from ticketry.lab.training.variant import variant_from
+from ticketry.lab.training.variant import variant_from_description
 from ticketry.search.gating.gating import Gating, mask_of_largest_gates
 from ticketry.tasks.recipe import Recipe
 from ticketry_engine.support.seeds import generator
@@ -204,6 +204,6 @@ def test_a_description_comes_back(lab, points):
     segment = frozen_segment(lab, points)
     described = segment.describe()
     assert Segment.from_description(described, points) == segment
-    assert variant_from(described["variants"][0]) == segment.variant(Gating)
+    assert variant_from_description(described["variants"][0]) == segment.variant(Gating)
     plain = gating(points, frozen=False, objective="loss", density=None)
     assert {"frozen", "objective", "density", "temperature"}.isdisjoint(plain.describe())

@@ -170,7 +170,7 @@ def look_after_every_step(monkeypatch):
 
 
 def everything(store, segment):
-    record = store.result(segment.trajectory, segment.last)
+    record = store.load_result(segment.trajectory, segment.last)
     names = ("segment", "step", "model", "training", "variants", "metrics", "soft_metrics", "loss", "gating")
     return {name: record.get(name) for name in names}
 
@@ -193,7 +193,7 @@ def test_going_on_gives_the_same_bits(tmp_path, points, kind, optimizer):
                     execute(lab.store, None, segment, (10,), stop_at(stop))
             work = execute(lab.store, None, segment, (10,), Watch())
             assert work.steps == 24 - (stops[-1] if stops else 0)
-            found.append([everything(lab.store, part) for part in (segment.until(10), segment)])
+            found.append([everything(lab.store, part) for part in (segment.shortened_to(10), segment)])
     assert found[0] == found[1]
 
 
@@ -208,8 +208,8 @@ def test_gates_on_channels_go_on_with_the_same_bits(tmp_path, points):
                 with pytest.raises(InterruptedTrainingError, match=f"at step {stop}"):
                     execute(lab.store, None, segment, (10,), stop_at(stop))
             execute(lab.store, None, segment, (10,), Watch())
-            assert lab.train(segment.until(10)).metrics  # added now
-            found.append([everything(lab.store, part) for part in (segment.until(10), segment)])
+            assert lab.train(segment.shortened_to(10)).metrics  # added now
+            found.append([everything(lab.store, part) for part in (segment.shortened_to(10), segment)])
             result = lab.train(segment)
             s, state, model = load_gates(lab, result), lab.state(result), points.build().eval()
     assert found[0] == found[1]
@@ -232,9 +232,9 @@ def test_gates_are_kept_as_long_as_they_are_needed(lab, points):
     assert first.variants["gates"] in referenced_digests(first.record)
     assert {first.variants["gates"], second.variants["gates"]} <= referenced_digests(second.record)
     assert collect_garbage(lab.store, grace_seconds=0)[0] == 0
-    assert check(lab.store).sound
+    assert check(lab.store).is_undamaged
     lab.store.paths.blob(second.variants["gates"]).unlink()
-    assert not check(lab.store).sound
+    assert not check(lab.store).is_undamaged
 
 
 # -- what must not go on -----------------------------------------------------------------------------------------------
@@ -286,11 +286,11 @@ def test_a_killed_round_loses_only_its_last_seconds(tmp_path, points):
 def test_a_state_on_the_way_is_gone_on_from_and_measured(lab, points, tmp_path):
     segment = lab.segment(points, start=3, variants=[gating(points)])
     lab.train(segment, keep=(10,))
-    assert execute(lab.store, None, segment.until(10), (), Watch()).steps == 0
+    assert execute(lab.store, None, segment.shortened_to(10), (), Watch()).steps == 0
     other = Store(tmp_path / "other")
-    assert execute(other, None, segment.until(10), (), Watch()).steps == 10
+    assert execute(other, None, segment.shortened_to(10), (), Watch()).steps == 10
     assert execute(other, None, segment, (), Watch()).steps == 14
-    for part in (segment.until(10), segment):
+    for part in (segment.shortened_to(10), segment):
         assert everything(lab.store, part) == everything(other, part)
 
 

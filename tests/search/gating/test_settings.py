@@ -18,7 +18,7 @@ import ticketry as tk
 from installed import site
 from lab_fixtures import Lines
 from ticketry.errors import TaskError, UsageError
-from ticketry.lab.training.variant import variant_from
+from ticketry.lab.training.variant import variant_from_description
 from ticketry.search.gating.gating import Gating, mean_kl_divergence, require_class_scores, require_classification
 from ticketry.search.gating.search import _GateMovement
 from ticketry.tasks.recipe import Recipe
@@ -170,8 +170,8 @@ def described(gating: Gating) -> dict[str, object]:
 
 def test_they_come_back_from_their_description(kind: str) -> None:
     own, built_in = Gating(scope=("fc.weight",), kind=kind), Gating(scope=("fc.weight",))
-    assert variant_from(described(own)) == own
-    assert variant_from(described(built_in)) == built_in
+    assert variant_from_description(described(own)) == own
+    assert variant_from_description(described(built_in)) == built_in
 
 
 def test_they_have_the_temperature_of_their_kind_unless_one_is_given(kind: str) -> None:
@@ -180,7 +180,7 @@ def test_they_have_the_temperature_of_their_kind_unless_one_is_given(kind: str) 
     assert own.temperature == own.make_kind().temperature == 0.1  # type: ignore[attr-defined]
     given = Gating(scope=("fc.weight",), kind=kind, temperature=0.5)
     assert given.make_kind().temperature == 0.5  # type: ignore[attr-defined]
-    assert variant_from(described(given)) == given
+    assert variant_from_description(described(given)) == given
     assert Gating(scope=("fc.weight",), kind="binary-concrete").temperature == 2 / 3
 
 
@@ -202,7 +202,7 @@ def test_of_a_kind_whose_source_has_changed_they_are_others(kind: str) -> None:
     told = described(Gating(scope=("fc.weight",), kind=kind))
     for source in ({"source": "0" * 64}, {}):
         with pytest.raises(UsageError, match=r"^the source of the variant of training 'gates' is no longer that"):
-            variant_from({name: told[name] for name in told if name != "source"} | source)
+            variant_from_description({name: told[name] for name in told if name != "source"} | source)
 
 
 @pytest.mark.slow
@@ -226,7 +226,7 @@ class Derived(Gating):
 
 def test_a_variant_of_ones_own_may_derive_from_them(kind: str) -> None:
     for own in (Derived(scope=("fc.weight",), kind=kind), Derived(scope=("fc.weight",))):
-        assert variant_from(described(own)) == own
+        assert variant_from_description(described(own)) == own
 
 
 def test_what_is_known_is_not_loaded_again(lab, digits, monkeypatch) -> None:

@@ -29,7 +29,7 @@ from ticketry.tasks.data.image_files import (
     scan,
     to_array,
 )
-from ticketry_engine.support.seeds import mix
+from ticketry_engine.support.seeds import mix_seeds
 
 COLOURS = np.random.Generator(np.random.PCG64(3)).integers(0, 256, (20, 30, 3), dtype=np.uint8)
 
@@ -189,7 +189,7 @@ def test_random_crops_are_a_function_of_seed_and_position(files: tuple[str, ...]
     assert not torch.equal(crops((files[1], files[0]), 4)[0], batch[1])
     for position, path in enumerate(files):
         image = Image.open(path)
-        box = random_box(*image.size, random.Random(mix(4, position)))
+        box = random_box(*image.size, random.Random(mix_seeds(4, position)))
         expected = image.crop(box).resize((8, 8), Image.Resampling.BILINEAR)
         assert np.array_equal(batch[position].numpy(), to_array(expected))
 

@@ -23,7 +23,7 @@ from ticketry.tasks.catalogue import LANGUAGE_PRESETS, experiment
 from ticketry.tasks.facts import PUBLISHED
 from ticketry.tasks.language.task import Language
 from ticketry.tasks.models import language
-from ticketry.tasks.recipe import recipe_from
+from ticketry.tasks.recipe import recipe_from_dict
 
 ROOT = Path(__file__).parents[3]
 PAGE = (ROOT / "docs" / "domains.md").read_text(encoding="utf-8")
@@ -171,7 +171,7 @@ def test_presets_are_those_of_the_page() -> None:
         network, length, batch, rate, tokens = row.split(" | ")
         tables = experiment(name)
         assert network == f"{tables['model']}, {tables['task']}"
-        recipe = recipe_from(tables["recipe"])
+        recipe = recipe_from_dict(tables["recipe"])
         assert (length, batch) == (recipe.length, str(recipe.batch))
         assert rate.lower() == f"{recipe.lr} ({recipe.optimizer})"
         assert tokens == (f"{int(tables['options']['train']):,}" if tables["options"] else "all")

@@ -18,7 +18,7 @@ from ticketry.tasks.reinforcement import (
     create_environment,
     find_step_limit,
 )
-from ticketry_engine.support.seeds import mix
+from ticketry_engine.support.seeds import mix_seeds
 
 gymnasium = pytest.importorskip("gymnasium", reason="gymnasium is not installed: pip install 'ticketry[control]'")
 
@@ -48,14 +48,14 @@ def test_steps_are_those_of_gymnasium(name: str, repeat: int) -> None:
     found = [(*environments.step(each), environments.seen.copy()) for each in actions]
     for copy in range(2):
         world, episode = gymnasium.make(name), 0
-        seen, _ = world.reset(seed=mix(5, "episode", copy, 0))
+        seen, _ = world.reset(seed=mix_seeds(5, "episode", copy, 0))
         for each, (rewards, after, ended, now) in zip(actions, found, strict=True):
             seen, reward, terminated, truncated, _ = repeated(world, each[copy], repeat)
             assert after[copy].tobytes() == np.float32(seen).tobytes()
             assert (rewards[copy], ended[copy]) == (np.float32(reward), terminated)
             if terminated or truncated:
                 episode += 1
-                seen, _ = world.reset(seed=mix(5, "episode", copy, episode))
+                seen, _ = world.reset(seed=mix_seeds(5, "episode", copy, episode))
             assert now[copy].tobytes() == np.float32(seen).tobytes()
         assert episode > 0
 
@@ -91,7 +91,7 @@ def test_play_is_an_episode_of_each(name: str, repeat: int) -> None:
     returns, lengths = Environments(name, 3, seed=3, repeat=repeat).play(choose)
     for copy in range(3):
         world = gymnasium.make(name)
-        seen, _ = world.reset(seed=mix(3, "episode", copy, 0))
+        seen, _ = world.reset(seed=mix_seeds(3, "episode", copy, 0))
         total, count, over = 0.0, 0, False
         while not over:
             action = choose(np.float32(seen)[None])[0]

@@ -50,13 +50,13 @@ def weights(model: nn.Module) -> dict[str, Tensor]:
 def test_the_loss_written_out(monkeypatch: pytest.MonkeyPatch, double: bool, kind: str) -> None:
     """For the sampled batch, with a second network as the target."""
     taken = []
-    original = Memory.take
+    original = Memory.select_rows
 
     def take(memory: Memory, rows: Tensor) -> Any:
         taken.append(original(memory, rows))
         return taken[-1]
 
-    monkeypatch.setattr(Memory, "take", take)
+    monkeypatch.setattr(Memory, "select_rows", take)
     session, model = learner(replace(QUICK, double=double, loss=kind, gamma=0.9, period=3)), network()
     target = network()
     for step in range(8):
@@ -106,7 +106,7 @@ def test_the_oldest_transitions_are_overwritten() -> None:
     for number in range(5):
         values = np.full((4, 1), number, np.float32)
         memory.add(values, [0] * 4, values[:, 0], values, np.zeros(4, np.bool_))
-    assert memory.take(torch.arange(8)).rewards.tolist() == [4.0] * 4 + [3.0] * 4
+    assert memory.select_rows(torch.arange(8)).rewards.tolist() == [4.0] * 4 + [3.0] * 4
     assert memory.count == 8
 
 

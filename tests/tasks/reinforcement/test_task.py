@@ -17,7 +17,7 @@ from ticketry.lab.training.precision import Arithmetic
 from ticketry.tasks import catalogue
 from ticketry.tasks.facts import ENVIRONMENTS, EPISODES
 from ticketry.tasks.reinforcement import EnvironmentCourse, Environments
-from ticketry_engine.support.seeds import mix
+from ticketry_engine.support.seeds import mix_seeds
 
 gymnasium = pytest.importorskip("gymnasium", reason="gymnasium is not installed: pip install 'ticketry[control]'")
 
@@ -139,7 +139,7 @@ def test_metrics_are_those_of_episodes_one_by_one(repeat: int, monkeypatch: pyte
         returns = []
         for copy in range(episodes):
             world = gymnasium.make("CartPole-v1")
-            seen, _ = world.reset(seed=mix(mix("evaluate", "test"), "episode", copy, 0))
+            seen, _ = world.reset(seed=mix_seeds(mix_seeds("evaluate", "test"), "episode", copy, 0))
             total, steps, over = 0.0, 0, False
             while not over:
                 if steps % repeat == 0:

@@ -24,7 +24,7 @@ from ticketry.core.sharding import process_groups
 from ticketry.errors import MaskError, ScoreError, UsageError
 from ticketry_engine.support.entry_points import Need, as_normal_tensors, callers_defaults, check_model
 from ticketry_engine.support.process_state import private_random_state
-from ticketry_engine.support.seeds import mix
+from ticketry_engine.support.seeds import mix_seeds
 
 NORMS = ("batch", "running")
 
@@ -73,9 +73,9 @@ def seeded_random_state(seed: int, model: nn.Module) -> Iterator[None]:
     """Within the block, seed torch's random generators on the CPU and the model's devices; restore them afterwards."""
     devices = sorted({tensor.device.index for tensor in model.parameters() if tensor.device.type == "cuda"})
     with private_random_state(devices):
-        torch.default_generator.manual_seed(mix(seed, "scoring"))
+        torch.default_generator.manual_seed(mix_seeds(seed, "scoring"))
         for index in devices:
-            torch.cuda.default_generators[index].manual_seed(mix(seed, "scoring"))
+            torch.cuda.default_generators[index].manual_seed(mix_seeds(seed, "scoring"))
         yield
 
 

@@ -13,7 +13,7 @@ from torch.func import functional_call
 
 from ticketry.core.computed_weights import effective_weights
 from ticketry.core.mask import Mask
-from ticketry.core.scope import EMBEDDINGS, NORMS, Scope, normal_name, unwrapped
+from ticketry.core.scope import EMBEDDINGS, NORMS, Scope, name_without_wrappers, unwrapped
 from ticketry.core.score.measurement import call_loss, check_scores, no_batch_error, prepare_for_measurement
 from ticketry.core.score.protocol import About, Loss, described
 from ticketry.errors import ScoreError, UsageError
@@ -215,8 +215,8 @@ def _copy_absolute_tensors(model: nn.Module, at: Mask | None) -> tuple[dict[str,
     leaves: dict[int, Tensor] = {}
     for name, parameter in model.named_parameters():
         absolute = parameter.detach().double().abs()
-        if at is not None and normal_name(name) in at:
-            absolute *= at[normal_name(name)].to(absolute.device)
+        if at is not None and name_without_wrappers(name) in at:
+            absolute *= at[name_without_wrappers(name)].to(absolute.device)
         leaves[id(parameter)] = absolute.requires_grad_(True)
     # Buffers keep their sign: one may be an attention mask with -inf.
     buffers = {id(each): each.double() if each.is_floating_point() else each.clone() for each in model.buffers()}

@@ -14,7 +14,7 @@ from torch.optim import LBFGS, Optimizer
 
 from ticketry.core.computed_weights import computed_weights
 from ticketry.core.mask import Mask
-from ticketry.core.scope import normal_name
+from ticketry.core.scope import name_without_wrappers
 from ticketry.core.sharding import check_same_mask, check_shards, is_sharded, local_shard, reshard, shard_like
 from ticketry.errors import HoldError, UsageError
 from ticketry_engine.support.entry_points import Need, entry_point
@@ -119,7 +119,9 @@ class MaskedParameters:
         self.model = model
         self._shapes = mask.shapes
         masked = {id(parameter): name for name, parameter in mask.parameters(model).items()}
-        everything = [(normal_name(name), one) for name, one in model.named_parameters(remove_duplicate=False)]
+        everything = [
+            (name_without_wrappers(name), one) for name, one in model.named_parameters(remove_duplicate=False)
+        ]
         self.masked_by = {name: masked[id(one)] for name, one in everything if id(one) in masked}
         """Name of a parameter -> its name in the mask; the two differ only for tied weights."""
         self.masked_by |= {name: name for name in mask}
@@ -130,7 +132,7 @@ class MaskedParameters:
         found = self.find_parameters()
         self._path: dict[tuple[int, str], tuple[Mapping[str, object], str, object]] = {}
         for raw, _ in self.model.named_parameters(remove_duplicate=False):
-            if normal_name(raw) in self.masked_by:
+            if name_without_wrappers(raw) in self.masked_by:
                 module: nn.Module = self.model
                 *path, local = raw.split(".")
                 for key in path:
@@ -145,7 +147,7 @@ class MaskedParameters:
         """Return the parameters that the model now has under the names of the mask; a tied parameter is listed once."""
         found: dict[str, nn.Parameter] = {}
         for raw, parameter in self.model.named_parameters(remove_duplicate=False):
-            name = normal_name(raw)
+            name = name_without_wrappers(raw)
             if name in self.masked_by and (name in self._shapes or parameter.shape == self._mask_shape(name)):
                 found[name] = parameter
         for name in self._shapes:

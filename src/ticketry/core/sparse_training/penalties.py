@@ -112,7 +112,9 @@ def _add_block_gradients_(kind: str, strength: float, parameter: Tensor, blocks:
     else:
         total, squares = norms.sum(), _raise_zeros_to_tiny(parameter.square().sum())
         factor = ((total / norms).masked_fill_(norms == 0, 0) - total.square() / squares).mul_(2 / squares)
-    views = zip(blocks.views(parameter.grad), blocks.views(parameter), blocks.block_views(factor), strict=True)
+    views = zip(
+        blocks.weight_views(parameter.grad), blocks.weight_views(parameter), blocks.block_views(factor), strict=True
+    )
     for gradient, weight, own in views:
         gradient.addcmul_(weight, own, value=strength)
 

@@ -250,7 +250,7 @@ class ChannelChoice:
                 count.remove(g, channel)
         steps = DISTRIBUTIONS[order.distribution](count, scores, order.keep_at_least)
         blocks = split_into_blocks(count, steps, order.multiple)
-        return self.mask(remove_to_density(count, blocks, density, order.minimum_description))
+        return self.mask_without(remove_to_density(count, blocks, density, order.minimum_description))
 
     def removed_channels(self, mask: Mask) -> list[Channel]:
         """Return the channels that a mask removes as a whole."""
@@ -261,7 +261,7 @@ class ChannelChoice:
             for c in np.flatnonzero(plans.flag_removed_channels(group, removed_indices))
         ]
 
-    def mask(self, removed: list[Flags]) -> Mask:
+    def mask_without(self, removed: list[Flags]) -> Mask:
         return plans.build_channel_mask(
             self.masked_names, self.structure, self.shapes, dict(zip(self.positions, removed, strict=True))
         )
@@ -272,7 +272,7 @@ class ChannelChoice:
         if set(mask) == set(self.masked_names):
             for g, channel in self.removed_channels(mask):
                 flags[g][channel] = True
-        if set(mask) != set(self.masked_names) or self.mask(flags) != Mask(
+        if set(mask) != set(self.masked_names) or self.mask_without(flags) != Mask(
             {name: mask[name] for name in self.masked_names}
         ):
             raise MaskError(
@@ -296,7 +296,7 @@ def explain_out_of_scope(group: ChannelGroup, parts: Roles, scope: Scope) -> str
 
     `parts` says which dimensions of weights compute channels and which read them.
     """
-    makers = list(dict.fromkeys(member.name for member in group.within(parts.outputs)))
+    makers = list(dict.fromkeys(member.name for member in group.members_at(parts.outputs)))
     if not makers:
         return "no weight of a layer makes them"
     outside = [name for name in makers if name not in scope]
@@ -376,7 +376,7 @@ class ChannelPath:
         for block in self._blocks[:step]:
             for one in block:
                 count.remove(*one)
-        return self._choice.mask(count.removed)
+        return self._choice.mask_without(count.removed)
 
     def first_step_within(self, cost: float) -> int:
         """Return the smallest number of steps after which the network costs at most `cost`."""

@@ -22,7 +22,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten
 
-from ticketry.core.scope import normal_name
+from ticketry.core.scope import name_without_wrappers
 from ticketry.core.structure import layer_rules, model_copies, shape_rules
 from ticketry.core.structure.layout import Roles, find_roles
 from ticketry.core.structure.model_copies import Arguments, EagerMode
@@ -47,11 +47,11 @@ def _label_parameters(trace: Trace) -> None:
     for name, tensor in tensors.items():
         labels = [trace.labels.create(size) if size > 1 else None for size in tensor.shape]
         trace.tensors |= {
-            (normal_name(name), dimension): ids for dimension, ids in enumerate(labels) if ids is not None
+            (name_without_wrappers(name), dimension): ids for dimension, ids in enumerate(labels) if ids is not None
         }
         trace.book.set(tensor, Axes(list(labels), [id(tensor) in parameters] * tensor.dim()))
         if id(tensor) in parameters:
-            trace.derived[tensor.untyped_storage().data_ptr()] = frozenset((normal_name(name),))
+            trace.derived[tensor.untyped_storage().data_ptr()] = frozenset((name_without_wrappers(name),))
     trace.labels.mark_as_model_labels()
     for name, module in trace.model.named_modules():
         _apply_class_constraints(trace, name, module)
@@ -184,7 +184,7 @@ class _AttentionScaleMode(TorchFunctionMode):
 
 def _find_unused_parameters(trace: Trace) -> list[str]:
     return [
-        normal_name(name)
+        name_without_wrappers(name)
         for name, parameter in trace.model.named_parameters()
         if parameter.untyped_storage().data_ptr() not in trace.seen
     ]
@@ -268,7 +268,7 @@ class ChannelGroup:
         """Members that are dimensions of parameters, not of buffers."""
         return tuple(member for member in self.members if not member.buffer)
 
-    def within(self, places: Collection[tuple[str, int]]) -> list[Member]:
+    def members_at(self, places: Collection[tuple[str, int]]) -> list[Member]:
         """Return the members in parameters whose (name, dimension) is among `places`, for example `Roles.outputs`."""
         return [member for member in self.parameters if (member.name, member.dim) in places]
 
@@ -330,7 +330,7 @@ class Structure:
         """Number of channels that can be removed."""
         return sum(group.size for group in self.groups if group.prunable)
 
-    def staying(self, why: dict[int, str]) -> Structure:
+    def with_unprunable_groups(self, why: dict[int, str]) -> Structure:
         """Return a copy of the structure in which some groups are marked as not prunable.
 
         Args:

@@ -24,7 +24,7 @@ from ticketry.core.structure.layout import Indices, MatrixView, matrix_views, we
 from ticketry.core.structure.pattern import REGROUP_METHODS, check_collapse, check_density, count_retained
 from ticketry.errors import LayerCollapseError, MaskError, MissingExtraError, StructureError, UsageError
 from ticketry_engine.support.entry_points import entry_point
-from ticketry_engine.support.seeds import generator, mix
+from ticketry_engine.support.seeds import generator, mix_seeds
 
 WORTHS = ("kept", "all", "squares", "count")
 
@@ -410,7 +410,9 @@ def regroup(
     by = _check_regroup_options(method, budget, by, rows, collapse, (block_rows, block_columns))
     views = matrix_views(model, mask, spare=spare, first_conv=first_conv, output=output)
     layers = {
-        name: LayerMatrix(name, views[name], size, views[name].to_matrix(mask[name].cpu()), mix(seed, "regroup", name))
+        name: LayerMatrix(
+            name, views[name], size, views[name].to_matrix(mask[name].cpu()), mix_seeds(seed, "regroup", name)
+        )
         for name, size in weight_magnitudes(model, mask, views).items()
     }
     for name, layer in layers.items():
@@ -470,7 +472,7 @@ class LayerMatrix:
                 order = torch.randperm(len(members), generator=generator(self.seed, number)).numpy()
                 local = [np.sort(part) for part in np.split(order, np.cumsum(sizes)[:-1])]
             elif method == "hypergraph":
-                local = partition_rows(kept, sizes, mix(self.seed, number))
+                local = partition_rows(kept, sizes, mix_seeds(self.seed, number))
             else:
                 local = group_similar_rows(torch.where(kept, size, 0.0), sizes)
             found += [members[part] for part in local]
@@ -543,7 +545,7 @@ def _regroup_by_paper(layer: LayerMatrix, budget: int, rows: int, b1: int, b2: i
         members = layer.nonempty_rows[(layer.nonempty_rows >= run.start) & (layer.nonempty_rows < run.stop)]
         if len(members):
             kept = layer.kept[members]
-            heuristic = PaperBlocks(kept, rows, b1, b2, mix(layer.seed, number))
+            heuristic = PaperBlocks(kept, rows, b1, b2, mix_seeds(layer.seed, number))
             new[members] = heuristic.select_blocks(round(budget * int(kept.sum()) / total))
     if not new.any():
         raise LayerCollapseError(

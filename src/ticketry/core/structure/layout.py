@@ -57,7 +57,7 @@ class Layout:
     stacked: bool = False
     """Whether dimension 0 indexes separate matrices, such as experts, with outputs and inputs in dimensions 1 and 2."""
 
-    def rows(self, weight: Tensor) -> Tensor:
+    def weight_to_rows(self, weight: Tensor) -> Tensor:
         """Return a view of the weight as [groups, rows of a group, inputs of a group, kernel positions …].
 
         A vector becomes [1, rows], a scalar [1, 1].
@@ -76,7 +76,7 @@ class Layout:
         parted = torch.unflatten(weight, 0, (self.groups, weight.shape[0] // self.groups))
         return parted.transpose(1, 2) if self.inputs_first else parted
 
-    def weight(self, rows: Tensor, shape: tuple[int, ...]) -> Tensor:
+    def rows_to_weight(self, rows: Tensor, shape: tuple[int, ...]) -> Tensor:
         """Return the weight of the given shape from `rows` [groups, rows of a group, inputs, kernel positions …]."""
         if len(shape) < 2:
             return rows.reshape(shape)
@@ -112,7 +112,9 @@ def layouts(model: nn.Module, names: Iterable[str], example_inputs: Any = None) 
     names = list(names)
     found = _layouts_by_class(model, names)
     if example_inputs is not None:
-        parameters = {scopes.normal_name(name): one for name, one in model.named_parameters(remove_duplicate=False)}
+        parameters = {
+            scopes.name_without_wrappers(name): one for name, one in model.named_parameters(remove_duplicate=False)
+        }
         uses = find_factor_uses(model, {name: parameters[name] for name in names}, example_inputs)
         for name, layout in found.items():
             seen = {_layout_from_use(use, parameters[name].dim()) for use in uses[name]}
@@ -137,7 +139,7 @@ def _layouts_by_class(model: nn.Module, names: list[str]) -> dict[str, Layout | 
                 found[id(parameter)] = _layout_of_layer(module, parameter) or found.get(id(parameter))
     for computed in computed_weights(model):
         found |= {id(original): _layout_of_layer(computed.module, original) for original in computed.originals}
-    every = {scopes.normal_name(name): p for name, p in model.named_parameters(remove_duplicate=False)}
+    every = {scopes.name_without_wrappers(name): p for name, p in model.named_parameters(remove_duplicate=False)}
     if unknown := [name for name in names if name not in every]:
         question = did_you_mean(str(unknown[0]), every)
         raise ScopeError(
@@ -252,7 +254,7 @@ class Blocks:
     def __init__(self, pattern: str, rows: int, whole_rows: bool, shape: tuple[int, ...], layout: Layout) -> None:
         self.pattern, self.height, self.whole_rows = pattern, rows, whole_rows
         self.weight_shape, self.layout = tuple(shape), layout
-        like = layout.rows(torch.empty(shape, device="meta"))
+        like = layout.weight_to_rows(torch.empty(shape, device="meta"))
         self._groups, self._rows = like.shape[:2]
         self._columns = tuple(like.shape[2:])
         self._high = -(-self._rows // rows)  # blocks of rows in a group
@@ -274,7 +276,7 @@ class Blocks:
             return (heights * prod(self._columns)).flatten()
         return heights.flatten()[(...,) + (None,) * len(self._columns)].expand(self.shape)
 
-    def views(self, weight: Tensor) -> list[Tensor]:
+    def weight_views(self, weight: Tensor) -> list[Tensor]:
         """Return views of a weight by block: [groups, blocks, rows of a block, inputs, kernel positions …].
 
         The first view contains all blocks of full height. If the last rows form smaller blocks, a second view contains
@@ -283,7 +285,7 @@ class Blocks:
         height, whole = self.height, self._whole
         if self._high == whole and not self.layout.inputs_first and weight.dim():  # the common case
             return [weight.view(self._groups, whole, height, *self._columns)]
-        rows = self.layout.rows(weight)
+        rows = self.layout.weight_to_rows(weight)
         full = torch.unflatten(rows[:, : whole * height], 1, (whole, height))
         return [full, rows[:, whole * height :].unsqueeze(1)] if self._high > whole else [full]
 
@@ -297,7 +299,7 @@ class Blocks:
         """Return the sum of the weights in each block, as a tensor in the shape `shape`; differentiable."""
         over = list(range(2, 3 + len(self._columns))) if self.whole_rows else [2]
         single = over == [2] and self.height == 1 and weights.is_floating_point()
-        sums = [view.squeeze(2) if single else view.sum(over) for view in self.views(weights)]
+        sums = [view.squeeze(2) if single else view.sum(over) for view in self.weight_views(weights)]
         return (torch.cat(sums, 1) if len(sums) > 1 else sums[0]).flatten(0, 1)
 
     def mean_by_block(self, scores: Tensor) -> Tensor:
@@ -311,7 +313,7 @@ class Blocks:
             own.expand(self._groups, own.shape[1], height, *self._columns).flatten(1, 2)
             for own, height in zip(self.block_views(blocks), heights, strict=False)
         ]
-        return self.layout.weight(torch.cat(parts, 1) if len(parts) > 1 else parts[0], self.weight_shape)
+        return self.layout.rows_to_weight(torch.cat(parts, 1) if len(parts) > 1 else parts[0], self.weight_shape)
 
     def retained_blocks(self, mask: Tensor, name: str) -> Tensor:
         """Return a bool tensor in the shape `shape` that marks the blocks which a mask retains."""
@@ -341,9 +343,9 @@ def mark_best_n_of_m(
     among = torch.ones_like(scores, dtype=torch.bool) if among is None else among
     if scores.dim() < 2:
         return among.clone()
-    rows = layout.rows(scores)
+    rows = layout.weight_to_rows(scores)
     values = _split_inputs_into_runs(rows, m)
-    candidates = _split_inputs_into_runs(layout.rows(among), m)
+    candidates = _split_inputs_into_runs(layout.weight_to_rows(among), m)
     # Counting better candidates takes a tenth of the time of sorting for small m.
     chosen = []
     for place, (own, candidate) in enumerate(zip(values, candidates, strict=True)):
@@ -353,7 +355,7 @@ def mark_best_n_of_m(
                 better += (value >= own if other < place else value > own) & counts
         chosen.append(candidate & (better < n))
     found = torch.stack(chosen, 3).flatten(2, 3)[:, :, : rows.shape[2]]
-    return layout.weight(found, tuple(scores.shape))
+    return layout.rows_to_weight(found, tuple(scores.shape))
 
 
 def _split_inputs_into_runs(rows: Tensor, m: int) -> tuple[Tensor, ...]:
@@ -416,14 +418,14 @@ class MatrixView:
 
     def to_matrix(self, weight: Tensor) -> Tensor:
         """Return a weight as a matrix [rows, columns]; the matrix is a view of the weight if possible."""
-        return self.layout.rows(weight).reshape(self.row_count, self.column_count)
+        return self.layout.weight_to_rows(weight).reshape(self.row_count, self.column_count)
 
     def to_weight(self, matrix: Tensor) -> Tensor:
         """Convert a matrix [rows, columns] back to a contiguous tensor in the weight's shape."""
         if not self.layout.inputs_first:
             return matrix.reshape(self.shape)
         groups, taps = self.layout.groups, self.shape[2:]
-        return self.layout.weight(matrix.reshape(groups, -1, self.input_count, *taps), self.shape).contiguous()
+        return self.layout.rows_to_weight(matrix.reshape(groups, -1, self.input_count, *taps), self.shape).contiguous()
 
 
 def matrix_views(

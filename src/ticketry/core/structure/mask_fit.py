@@ -168,7 +168,7 @@ class _LayerComparison:
             rows = part.sum(1).argsort(descending=True, stable=True)[: sum(sizes)].sort().values
             groups = group_similar_rows(part[rows], sizes) if sizes else []
             grouped += [rows.numpy()[group] + run.start for group in groups]
-        return self._coverage_of_groups(worth, grouped)
+        return self._coverage_of_row_groups(worth, grouped)
 
     def random_coverage(self, seed: int) -> float:
         """Return the share of magnitude that random groups of rows retain with their best columns.
@@ -182,9 +182,9 @@ class _LayerComparison:
                 rows = np.arange(run.start, run.stop)
             order = torch.randperm(len(rows), generator=generator(seed, "random", self._name, number)).numpy()
             grouped += np.split(rows[order[: sum(sizes)]], np.cumsum(sizes)[:-1]) if sizes else []
-        return self._coverage_of_groups(self._worth, grouped)
+        return self._coverage_of_row_groups(self._worth, grouped)
 
-    def _coverage_of_groups(self, worth: Tensor, grouped: list[Indices]) -> float:
+    def _coverage_of_row_groups(self, worth: Tensor, grouped: list[Indices]) -> float:
         made = sum_group_worth(worth, worth, grouped)
         (columns,) = choose_columns([made], int(self._new.sum()))
         total = float(worth.sum())

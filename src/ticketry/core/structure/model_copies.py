@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_flatten, tree_map
 
 from ticketry.core.model_calls import without_fused_layers
 from ticketry.errors import StructureError
-from ticketry_engine.support.modules import copied as copied
+from ticketry_engine.support.modules import copy_module as copy_module
 from ticketry_engine.support.modules import parameters_and_buffers
 from ticketry_engine.support.process_state import default_dtype, private_random_state
 from ticketry_engine.support.seeds import seed_torch
@@ -48,7 +48,7 @@ def copy_in_dtype(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # recurrent layers warn of weights that are not contiguous
         try:
-            model_copy = copied(model, {id(tensor): convert_dtype(tensor) for tensor in plain})
+            model_copy = copy_module(model, {id(tensor): convert_dtype(tensor) for tensor in plain})
             model_copy._apply(lambda tensor: tensor.to("cpu", _converted_dtype(tensor, dtype)))  # type: ignore[no-untyped-call]
         except Exception as error:  # a user's model may contain anything
             raise StructureError(
@@ -67,7 +67,7 @@ def _converted_dtype(tensor: Tensor, dtype: torch.dtype) -> torch.dtype | None:
 
 def copy_sharing_parameters(model: nn.Module, tensors: Mapping[int, Tensor] | None = None) -> nn.Module:
     """Return a copy of `model` that shares its parameters; those whose `id` is in `tensors` are replaced."""
-    return copied(model, {**{id(parameter): parameter for parameter in model.parameters()}, **(tensors or {})})
+    return copy_module(model, {**{id(parameter): parameter for parameter in model.parameters()}, **(tensors or {})})
 
 
 def copy_arguments(inputs: Inputs, dtype: torch.dtype) -> Arguments:
@@ -207,7 +207,7 @@ class PartialCopies:
             changed = {id(module) for module in modules}
             changed |= {id(owner) for tensor in tensors for owner in self._owners[tensor]}
             _collect_unchanged_modules(self._model, changed, shared, {})
-        return copied(self._model, {**self._parameters, **tensors}, shared)
+        return copy_module(self._model, {**self._parameters, **tensors}, shared)
 
 
 def _collect_unchanged_modules(

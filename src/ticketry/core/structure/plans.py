@@ -23,13 +23,13 @@ from torch.nn.modules.conv import _ConvNd
 from ticketry.choices import did_you_mean
 from ticketry.core.computed_weights import computed_weights
 from ticketry.core.mask import Mask, read_metadata
-from ticketry.core.scope import is_transposed_linear, named_parameters, normal_name, unwrapped
+from ticketry.core.scope import is_transposed_linear, name_without_wrappers, named_parameters, unwrapped
 from ticketry.core.structure.coupling import ChannelGroup, Structure
-from ticketry.core.structure.model_copies import copied
+from ticketry.core.structure.model_copies import copy_module
 from ticketry.errors import StructureError, UsageError
-from ticketry.files import content_of, parse_json, write_atomically
+from ticketry.files import parse_json, read_bytes, write_atomically
 from ticketry_engine.support.entry_points import Need, entry_point
-from ticketry_engine.support.files import sealed, unsealed
+from ticketry_engine.support.files import append_digest, verify_and_strip_digest
 
 FORMAT = "ticketry.shrink.1"
 
@@ -143,7 +143,7 @@ class ShrinkPlan:
         """
         path = Path(path)
         try:
-            write_atomically(path, sealed(self.to_bytes()), parents=False)
+            write_atomically(path, append_digest(self.to_bytes()), parents=False)
         except OSError as error:
             raise StructureError(f"the plan cannot be written to {path}: {error.strerror}") from None
         return path
@@ -159,11 +159,11 @@ class ShrinkPlan:
             StructureError: if the file is missing, is damaged or is not a plan.
         """
         try:
-            data = content_of(Path(path))
+            data = read_bytes(Path(path))
         except OSError as error:
             raise StructureError(f"the plan {path} cannot be read: {error.strerror}") from None
         try:
-            return cls.from_bytes(unsealed(data, required=False), path)
+            return cls.from_bytes(verify_and_strip_digest(data, required=False), path)
         except (ValueError, AttributeError, RecursionError) as error:
             raise StructureError(f"{path} is no plan of the format {FORMAT}: {str(error)[:120]}") from None
 
@@ -230,7 +230,7 @@ def rebuild(model: nn.Module, plan: ShrinkPlan) -> nn.Module:
     """
     require_plan(plan)
     inner = unwrapped(model)
-    return set_module_sizes(copied(inner, cut_model_tensors(inner, plan)), plan)
+    return set_module_sizes(copy_module(inner, cut_model_tensors(inner, plan)), plan)
 
 
 def require_plan(plan: object) -> None:
@@ -244,7 +244,7 @@ def require_plan(plan: object) -> None:
 def cut_model_tensors(model: nn.Module, plan: ShrinkPlan) -> dict[int, Tensor]:
     """Return the retained part of each parameter and buffer that becomes smaller, by the `id` of the tensor."""
     places = [  # a shared tensor under each of its names
-        (normal_name(f"{prefix}.{local}" if prefix else local), tensor)
+        (name_without_wrappers(f"{prefix}.{local}" if prefix else local), tensor)
         for prefix, module in model.named_modules(remove_duplicate=False)
         for local, tensor in (*module._parameters.items(), *module._buffers.items())
         if tensor is not None
@@ -313,7 +313,7 @@ def _set_int_attribute(where: str, module: nn.Module, attribute: str, number: in
 
 def normal_module_name(name: str) -> str:
     """Return the name of a module without the prefixes that wrappers such as `torch.compile` add."""
-    return normal_name(f"{name}.weight")[: -len(".weight")] if name else ""
+    return name_without_wrappers(f"{name}.weight")[: -len(".weight")] if name else ""
 
 
 Flags = NDArray[np.bool_]
@@ -325,7 +325,7 @@ Removed = Mapping[int, Flags]
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Return parameters and buffers by normalised name; a shared tensor is contained under its first name only."""
     inner = unwrapped(model)
-    buffers = {normal_name(name): buffer for name, buffer in inner.named_buffers()}
+    buffers = {name_without_wrappers(name): buffer for name, buffer in inner.named_buffers()}
     return {**named_parameters(inner), **buffers}
 
 

@@ -25,7 +25,7 @@ from torch import Tensor
 from ticketry.core.sharding import gather_shards, is_sharded
 from ticketry.core.ticket.state_dicts import state_to_bytes
 from ticketry.errors import TicketError
-from ticketry.files import delete_tree_if_possible, exists, flush, is_file, parse_json, reason_of
+from ticketry.files import delete_tree_if_possible, describe_os_error, exists, flush_to_disk, is_file, parse_json
 
 _DEEPEST = 32
 _LONGEST_INTEGER = 10**300  # beyond it Python's JSON writer may refuse what its reader accepted
@@ -125,12 +125,12 @@ def write_folder(
         for name, data in payloads:
             facts[name] = _write_file(temporary / name, (data,) if isinstance(data, bytes) else data)
         _write_file(temporary / MANIFEST, (manifest(facts),))
-        flush(temporary)
+        flush_to_disk(temporary)
         _move_into_place(temporary, target)
-        flush(target.parent)
+        flush_to_disk(target.parent)
     except OSError as error:
         raise TicketError(
-            f"the ticket cannot be written to {target}: {reason_of(error)};"
+            f"the ticket cannot be written to {target}: {describe_os_error(error)};"
             " make room, check the permissions, or choose another folder"
         ) from None
     finally:
@@ -145,7 +145,7 @@ def _write_file(path: Path, pieces: Iterable[bytes]) -> FileFact:
             file.write(piece)
             digest.update(piece)
             size += len(piece)
-    flush(path)
+    flush_to_disk(path)
     return FileFact(size, digest.hexdigest())
 
 
@@ -292,7 +292,7 @@ def read_checked_file(folder: Path, root: Path, name: str, size: int | None = No
             raise TicketError(f"{folder / name} has {actual} bytes and not the number in {MANIFEST}: fetch it anew")
         return path.read_bytes()
     except (OSError, MemoryError) as error:
-        reason = reason_of(error) if isinstance(error, OSError) else repr(error)
+        reason = describe_os_error(error) if isinstance(error, OSError) else repr(error)
         raise TicketError(f"{folder / name} cannot be read: {reason}") from error
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ticketry.choices import did_you_mean, format_names, require_name
 from ticketry.core.mask import Mask
-from ticketry.core.scope import normal_name
+from ticketry.core.scope import name_without_wrappers
 from ticketry.core.sharding import (
     distribute_like,
     is_sharded,
@@ -35,7 +35,7 @@ def copy_state(tensors: Mapping[str, Tensor], what: str) -> dict[str, Tensor]:
     """
     state: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
-        short = normal_name(require_name(name, what, TicketError))
+        short = name_without_wrappers(require_name(name, what, TicketError))
         if short in state:
             raise TicketError(f"two tensors of {what} are called {short!r} once wrappers are removed")
         if short == "__metadata__":
@@ -166,7 +166,7 @@ def match_state_to_model(model: nn.Module, state: Mapping[str, Tensor]) -> dict[
     A tied tensor of the model may have a single name in `state`, or several names with equal values.
     """
     own = model.state_dict(keep_vars=True)  # keep_vars: a tied parameter is one object
-    short = {name: normal_name(name) for name in own}
+    short = {name: name_without_wrappers(name) for name in own}
     by_tensor = {id(tensor): state[short[name]] for name, tensor in own.items() if short[name] in state}
     missing = [name for name, tensor in own.items() if id(tensor) not in by_tensor]
     unexpected = sorted(set(state) - set(short.values()))

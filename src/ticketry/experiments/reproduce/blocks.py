@@ -47,7 +47,7 @@ class Block:
     last: int
     """Number after the last replicate of the block."""
 
-    def request(self, campaign: Campaign) -> SearchRequest:
+    def search_request(self, campaign: Campaign) -> SearchRequest:
         """Return the search request for the block's replicates, each with its own seeds."""
         one = campaign.runs[self.run]
         chosen = non_default_choices(precision=campaign.precisions[self.run], **campaign.together)
@@ -64,7 +64,7 @@ def split_run_into_blocks(run: str, plan: InterimAnalyses) -> list[Block]:
 def finished_blocks(campaign: Campaign, run: str, paths: Paths) -> Iterator[tuple[Block, RunRecord]]:
     """Yield each finished block of a run with its record; stop before the first block that the store lacks."""
     for block in split_run_into_blocks(run, campaign.plans[run]):
-        file = paths.run(block.request(campaign).with_stored_name(paths).name) / "run.json"
+        file = paths.run(block.search_request(campaign).with_stored_name(paths).name) / "run.json"
         found = read_earlier_record(file, RunRecord)
         if found is None or found.ended or found.environment.get("precision") != campaign.precisions[run]:
             return
@@ -163,7 +163,7 @@ class FinishedBlocks:
             blocks = split_run_into_blocks(name, self._campaign.plans[name])
             if count == len(blocks):
                 continue
-            request = blocks[count].request(self._campaign).with_stored_name(self._paths)
+            request = blocks[count].search_request(self._campaign).with_stored_name(self._paths)
             if path_exists(self._paths.run(request.name) / "run.json"):
                 self._read_finished_blocks(name)
                 if len(self.runs[name]) > count:
@@ -174,7 +174,9 @@ class FinishedBlocks:
         settings, records, analyses = self._campaign.stability.get(run), list[RunRecord](), list[StabilityRecord]()
         for block, found in finished_blocks(self._campaign, run, self._paths):
             if settings is not None:
-                name = stability_record_name(block.request(self._campaign).with_stored_name(self._paths), settings)
+                name = stability_record_name(
+                    block.search_request(self._campaign).with_stored_name(self._paths), settings
+                )
                 analysed = read_earlier_record(self._paths.evidence(name), StabilityRecord)
                 if analysed is None or analysed.environment.get("precision") != self._campaign.precisions[run]:
                     break
@@ -280,7 +282,7 @@ class TimeEstimator:
             counted: keys of dense networks that are counted already; the keys of this block's networks are added.
         """
         known = set[str]() if counted is None else counted
-        every = planned_work(self._lab, block.request(self._campaign), self._campaign.stability.get(block.run))
+        every = planned_work(self._lab, block.search_request(self._campaign), self._campaign.stability.get(block.run))
         left = every.times(block.last - block.first).minus(self._stored_work(block))
         return self._estimate_work(block, left) + self._estimate_work(block, self.dense_work(block, known), dense=True)
 
@@ -291,7 +293,7 @@ class TimeEstimator:
             return Work()  # without dense networks there is nothing else
         if block not in self._there:
             with self._campaign.with_arithmetic(self._lab, block.run):
-                self._there[block] = stored_work(self._lab, block.request(self._campaign))
+                self._there[block] = stored_work(self._lab, block.search_request(self._campaign))
         return self._there[block]
 
     def _dense_segments(self, run: str, replicates: Sequence[int]) -> list[Segment]:
@@ -352,14 +354,14 @@ def measure_pace(lab: Lab, whole: Sequence[Segment]) -> Pace:
     train the first steps in the lab's store, and the search later continues from this result.
     """
     if lab.on not in (PROCESSES, IN_PROCESS):
-        first = [one.until(min(_REMOTE_STEPS, one.last)) for one in whole]
+        first = [one.shortened_to(min(_REMOTE_STEPS, one.last)) for one in whole]
         done = lab.train_many(first, labels=["to measure a step"] * len(first), measure=False)
         return Pace(fmean(one.train_seconds / one.segment.last for one in done))
     with tempfile.TemporaryDirectory(prefix="ticketry-pace-") as folder:
         store = open_store(Path(folder))
 
         def time_training_to(step: int) -> tuple[float, float]:
-            done = lab.train_aside([one.until(step) for one in whole], store.address, measure=False)
+            done = lab.train_in_other_store([one.shortened_to(step) for one in whole], store.address, measure=False)
             return fmean(one.train_seconds for one in done), fmean(one.other_seconds for one in done)
 
         last = whole[0].last
@@ -383,7 +385,7 @@ def planned_work(lab: Lab, request: SearchRequest, stability: StabilitySettings 
         found += Work(ticket.control_steps(whole), 1).times(request.count_controls(ticket))
     if stability is not None:
         # Other masks are trained in both orders, unless one of them is a control anyway.
-        others = sum(2 - (role in request.controls) for role in stability.roles if role)
+        others = sum(2 - (role in request.controls) for role in stability.analysed_roles if role)
         again = Work(tickets[-1].control_steps(whole), 1)
         found += again.times((len(stability.at) or len(tickets)) * (1 + others) + stability.dense)
     return found
@@ -418,7 +420,7 @@ def stored_work(lab: Lab, request: SearchRequest) -> Work:
                     with contextlib.suppress(NotStoredError):
                         train_any_control(lab, request.task, control, found, seeds, label=control)
 
-        with lab.training_nothing(), lab.listening(note_stored_training), contextlib.suppress(NotStoredError):
+        with lab.forbid_training(), lab.send_events_to(note_stored_training), contextlib.suppress(NotStoredError):
             request.method(
                 *(lab, request.task, request.settings),
                 recipe=request.recipe,

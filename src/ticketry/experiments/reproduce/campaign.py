@@ -33,7 +33,7 @@ from ticketry.experiments.search import execute
 from ticketry.experiments.stability import execute_stability
 from ticketry.lab.lab import Lab
 from ticketry.lab.runners.runner import OnEvent
-from ticketry.lab.store.files import explain_os_errors, write_atomically, write_sealed
+from ticketry.lab.store.files import explain_os_errors, write_atomically, write_with_digest
 from ticketry.lab.store.paths import Paths, display_address
 from ticketry.lab.store.references import find_second_order_result, second_order_seed
 from ticketry.lab.store.store import digest_of
@@ -213,7 +213,7 @@ def reproduce(
         budget: time limit in seconds; a block is not begun if it is estimated to end later.
         dry: whether to estimate the training times and then stop without training.
     """
-    wanted, campaign = _choose_claims(campaign, tuple(only)), replace(campaign, together=options.together)
+    wanted, campaign = _choose_claims(campaign, tuple(only)), replace(campaign, together=options.lab_arguments)
     with open_lab(options, None, on_event) as lab:
         work = _CampaignState(lab, campaign, command, say)
         work.write()
@@ -335,7 +335,7 @@ class _CampaignState:
         more = f"{count} {'more ' if block.first else ''}replicate{'s' if count > 1 else ''}, {block.last} in all"
         self._say(f"{block.run}: {more}, about {format_duration(planned)}, for {many}")
         began, before = time.monotonic(), self._lab.ledger.copy()
-        request, settings = block.request(self._campaign), self._campaign.stability.get(block.run)
+        request, settings = block.search_request(self._campaign), self._campaign.stability.get(block.run)
         with self._campaign.with_arithmetic(self._lab, block.run):
             if settings is None:
                 self._done.add(block, execute(self._lab, request, command=self._command))
@@ -365,11 +365,11 @@ class _CampaignState:
             there = read_earlier_record(self._file, CampaignRecord)
             planned = dict(there.planned_times if there else self._planned)
             for run, times in self._unwritten.items():
-                planned[run] = planned.get(run, PlannedTime()).plus(times)
+                planned[run] = planned.get(run, PlannedTime()).add(times)
             self._planned, self._unwritten = planned, {}
             self._twins.merge(there.twins if there else ())
             record = normalise_record(self._build_record())
-            write_sealed(self._file, as_json(record))
+            write_with_digest(self._file, as_json(record))
         return record
 
     def _build_record(self) -> CampaignRecord:
@@ -381,7 +381,7 @@ class _CampaignState:
         first, run = next(iter(campaign.runs.items()))
         with campaign.with_arithmetic(self._lab, first):
             environment = describe_environment(self._lab, self._lab.arithmetic(run.task))
-        times = reduce(PlannedTime.plus, self._planned.values(), PlannedTime())
+        times = reduce(PlannedTime.add, self._planned.values(), PlannedTime())
         return CampaignRecord(
             name=self._name,
             title=campaign.title,

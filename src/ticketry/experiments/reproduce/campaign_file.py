@@ -18,7 +18,7 @@ from ticketry.evidence.comparison import INTERIM, InterimAnalyses, check_compari
 from ticketry.evidence.settings import StabilitySettings
 from ticketry.experiments.decoding import decode_settings
 from ticketry.experiments.request import SearchRequest, build_request, level_for_density, resolve_method
-from ticketry.experiments.run_file import check_trust, read_toml, upgrade_stored_settings
+from ticketry.experiments.run_file import read_toml, require_trust, upgrade_stored_settings
 from ticketry.lab.lab import Lab
 from ticketry.lab.search_result import Seeds
 from ticketry.records.network import DENSE, TICKET
@@ -59,7 +59,7 @@ class Campaign:
 
     def with_arithmetic(self, lab: Lab, run: str) -> AbstractContextManager[None]:
         """Return a context manager in which `lab` trains with the kernels and precision of `run`."""
-        return lab.training_in(self.kernels[run], self.precisions[run])
+        return lab.use_kernels(self.kernels[run], self.precisions[run])
 
 
 def built_in_campaigns() -> dict[str, Path]:
@@ -147,7 +147,7 @@ class _CampaignReader:
             if not self._trust:
                 code = [*controls, *(masks if isinstance(masks, list) else [masks])]
                 named = {"method": method, "task": task, "model": model, "options": options, "settings": settings}
-                check_trust({**named, "controls": code}, None, of=f"the campaign {self.path}: {place}")
+                require_trust({**named, "controls": code}, None, of=f"the campaign {self.path}: {place}")
             found = resolve_method(method)
             chosen = catalogue.get(task, model=model or None, options={key: str(one) for key, one in options.items()})
             if chosen.of_replicate(1):
@@ -162,7 +162,7 @@ class _CampaignReader:
                 replicates=1,
                 controls=controls,
                 control_densities=[self._resolve_density(one) or 0.0 for one in beside] if controls else (),
-                seeds=Seeds.of(_SEED).replicate(base.after),
+                seeds=Seeds.from_seed(_SEED).replicate(base.after),
                 recipe=recipe,
             )
 
@@ -347,7 +347,7 @@ class _CampaignReader:
             raise UsageError(
                 f"{metric} is not measured of {side.run}: give it stability = {{ at = [{density or 0.1:g}] }}"
             )
-        measured = {role or TICKET for role in asked.roles} | ({DENSE} if asked.dense else set())
+        measured = {role or TICKET for role in asked.analysed_roles} | ({DENSE} if asked.dense else set())
         if side.role not in measured:
             raise UsageError(
                 f"{metric} is not measured of {side.role} of {side.run}: only of {', '.join(sorted(measured))}"

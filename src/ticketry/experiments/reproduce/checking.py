@@ -119,7 +119,7 @@ def check(
     """
     if count < 1:
         raise UsageError(f"check must be 1 or more, got {count}")
-    store, campaign = open_store(options.store), replace(campaign, together=options.together)
+    store, campaign = open_store(options.store), replace(campaign, together=options.lab_arguments)
     store.fetch(results=True)
     rows = sorted(finished_networks(campaign, store), key=lambda row: (row.run, row.replicate, row.level, row.role))
     if not rows:
@@ -270,7 +270,7 @@ def _retrain_with_inputs(
         arithmetic = segment.arithmetic
         segment = replace(segment, arithmetic=replace(arithmetic, kernels=name_local_kernels(arithmetic.precision)))
     again: dict[str, str] = {}
-    for digest in dict.fromkeys([*blobs, *segment.blobs()]):
+    for digest in dict.fromkeys([*blobs, *segment.start_digests()]):
         if made_by := sources.find_producer(digest, task):
             made = _retrain_with_inputs(lab, task, *made_by, sources, measure=False)
             what = next(name for name, one in _output_digests(sources.read_record(*made_by)).items() if one == digest)

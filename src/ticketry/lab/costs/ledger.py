@@ -11,7 +11,7 @@ from torch import nn
 from ticketry.errors import UsageError
 from ticketry.lab.search_result import FROM_REWOUND, Found
 from ticketry.tasks.task import Course, Task
-from ticketry_engine.support.seeds import mix
+from ticketry_engine.support.seeds import mix_seeds
 
 if TYPE_CHECKING:
     from ticketry.lab.training.segment import Result
@@ -38,7 +38,7 @@ class Sample:
 
     def draw(self, course: Course, model: nn.Module) -> list[Any]:
         """Draw the batches from the training data of `course` (the loaded task) and move them to the model's device."""
-        return course.sample(model, self.count, self.size, mix(self.seed, "score"))
+        return course.sample(model, self.count, self.size, mix_seeds(self.seed, "score"))
 
 
 @dataclass

@@ -97,7 +97,7 @@ class FlopsByWeight:
     products: Mapping[tuple[str, ...], float]
     """FLOPs of products, forward and backward, by the names of the parameters in the product; mostly one name."""
 
-    def left(self, removed: Mapping[str, float]) -> float:
+    def remaining_flops(self, removed: Mapping[str, float]) -> float:
         """Return the FLOPs of the network, without the products with removed weights.
 
         Args:
@@ -133,7 +133,7 @@ def step_flops(model: nn.Module, forward: Callable[[], Tensor], mask: Mask | Non
     parameters = mask.parameters(model) if mask is not None else {}
     with callers_defaults():
         found = flops_by_weight(parameters, forward)
-    return StepFlops(found.dense, found.left(removed_shares(mask) if mask is not None else {}))
+    return StepFlops(found.dense, found.remaining_flops(removed_shares(mask) if mask is not None else {}))
 
 
 def removed_shares(mask: Mask) -> dict[str, float]:

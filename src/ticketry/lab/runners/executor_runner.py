@@ -136,7 +136,7 @@ class ExecutorRunner:
                 live = messages_at(order.store, self._driver)
                 live.announce_driver()
                 self._live[order.store] = live
-            sent = _SentSegment(order, segment, request.text(), Future(), self._live[order.store])
+            sent = _SentSegment(order, segment, request.to_json(), Future(), self._live[order.store])
             self._sent[id(sent)] = sent
         self._send(sent)
         return sent.answer

@@ -72,7 +72,7 @@ class Request:
     made_with: dict[str, str]
     """Versions and hardware of the driver, see `describe_versions`."""
 
-    def text(self) -> str:
+    def to_json(self) -> str:
         return json.dumps(asdict(self))
 
     @classmethod
@@ -155,7 +155,7 @@ def build_request(order: Order, segment: Segment, keep: tuple[int, ...], driver:
         weights=order.weights,
         task={"name": spec.name, "model": spec.model, "options": [list(one) for one in spec.options]},
         segment=segment.describe(),
-        modules=segment.modules(),
+        modules=segment.imported_modules(),
         keep=list(keep),
         folders=_absolute_paths(tuple(sys.path), os.getcwd()),
         environment={

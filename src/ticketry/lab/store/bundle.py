@@ -26,7 +26,7 @@ from msgspec import Meta
 from numpy.typing import NDArray
 
 from ticketry.errors import StoreError
-from ticketry.files import regular, replacing
+from ticketry.files import open_regular_file, replace_on_success
 from ticketry.lab.store.files import Digest, explain_os_errors
 
 MAGIC = b"ticketry.bundle.2\n"
@@ -115,7 +115,11 @@ def write_bundle(
     contents = Contents(store=store, numerics=numerics, weights=weights, runs=tuple(runs), parts=parts)
     encoded = msgspec.json.encode(contents)
     seal = hashlib.sha256()
-    with explain_os_errors(target, "write"), replacing(target, durable=True) as temporary, temporary.open("wb") as file:
+    with (
+        explain_os_errors(target, "write"),
+        replace_on_success(target, durable=True) as temporary,
+        temporary.open("wb") as file,
+    ):
 
         def write_and_digest(data: bytes) -> None:
             seal.update(data)
@@ -212,7 +216,7 @@ class Bundle:
     def __init__(self, path: Path) -> None:
         self.path = path
         with explain_os_errors(path, "read"):
-            self._file: BinaryIO = regular(path)
+            self._file: BinaryIO = open_regular_file(path)
         try:
             self.contents = self._read_contents()
         except BaseException:

@@ -27,14 +27,14 @@ import msgspec
 from msgspec import Meta
 
 from ticketry.errors import StoreError
-from ticketry.files import content_of, delete_tree, delete_tree_if_possible, exists, file_digest, flush
+from ticketry.files import delete_tree, delete_tree_if_possible, exists, file_digest, flush_to_disk, read_bytes
 from ticketry.lab.store.files import (
     InaccessibleError,
     explain_os_errors,
     path_exists,
-    read_sealed,
+    read_with_digest,
     write_atomically,
-    write_sealed,
+    write_with_digest,
 )
 from ticketry.lab.store.objects import Objects, limit_retry_time
 from ticketry.lab.store.paths import Paths, partial_name
@@ -59,15 +59,15 @@ def digest_shards(folder: Path, rank: int, world: int) -> dict[str, str]:
 
 def finish_shard_folder(folder: Path, paths: Paths, trajectory: str, step: int, digests: Mapping[str, str]) -> None:
     """Write `digests` into a folder with a temporary name, give it its final name, and delete older folders."""
-    write_sealed(folder / SHARD_LIST, {"files": dict(digests)})
+    write_with_digest(folder / SHARD_LIST, {"files": dict(digests)})
     target = paths.partial_folder(trajectory, step)
     with explain_os_errors(target, "write"):
-        flush(folder)
+        flush_to_disk(folder)
         if exists(target):  # damaged: otherwise training would have resumed from it
             delete_tree(target)
         os.chmod(folder, stat.S_IMODE(target.parent.stat().st_mode))
         os.rename(folder, target)
-        flush(target.parent)
+        flush_to_disk(target.parent)
     delete_shard_folders(paths, trajectory, step - 1)
 
 
@@ -100,7 +100,7 @@ def find_newest_shard_folder(paths: Paths, trajectory: str, last: int) -> tuple[
 def has_all_shards(folder: Path) -> bool:
     """Return whether a folder has exactly the files in its list; `InaccessibleError` if a file cannot be read."""
     try:
-        listed = read_sealed(folder / SHARD_LIST)
+        listed = read_with_digest(folder / SHARD_LIST)
         files = (listed or {}).get("files")
         if not isinstance(files, dict) or not files:
             return False
@@ -181,14 +181,14 @@ def upload_checkpoint(remote: Objects, trajectory: str, step: int, path: Path) -
     """Upload the checkpoint at `path`; `FileNotFoundError` if a newer checkpoint has replaced it."""
     if not path.is_dir():
         digest = path.stem.rpartition("-")[2]
-        remote.create_if_absent(Checkpoint(trajectory, step, digest, False).name, content_of(path))
+        remote.create_if_absent(Checkpoint(trajectory, step, digest, False).name, read_bytes(path))
         return
     linked = _link_shard_folder(path)
     try:
-        listed = content_of(linked / SHARD_LIST)
+        listed = read_bytes(linked / SHARD_LIST)
         name = Checkpoint(trajectory, step, hashlib.sha256(listed).hexdigest(), True).name
         for file in _parse_file_list(listed):
-            remote.create_if_absent(f"{name}/{file}", content_of(linked / file))
+            remote.create_if_absent(f"{name}/{file}", read_bytes(linked / file))
         remote.create_if_absent(f"{name}/{SHARD_LIST}", listed)
     finally:
         delete_tree_if_possible(linked)

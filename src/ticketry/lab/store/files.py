@@ -71,7 +71,7 @@ def _explain_error_number(error: OSError, doing: str) -> str:
         return f"{error.strerror}: ticketry wrote no such file; `ticketry store check --repair` sets it aside"
     if error.errno == errno.EFBIG:
         return "it is larger than the file system or a limit (ulimit -f) allows: choose another folder with --store"
-    return files.reason_of(error)
+    return files.describe_os_error(error)
 
 
 def path_exists(path: Path) -> bool:
@@ -97,7 +97,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
     """Return the object in a JSON file, or None if the file is missing; `StoreError` if it is damaged."""
     try:
         with explain_os_errors(path, "read"):
-            data = files.content_of(path, most=LARGEST_JSON)
+            data = files.read_bytes(path, most=LARGEST_JSON)
     except StoreError as error:
         if isinstance(error.__cause__, (FileNotFoundError, NotADirectoryError)) and not path.is_symlink():
             return None
@@ -108,7 +108,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
 def has_canonical_bytes(path: Path) -> bool:
     """Return whether a JSON file has exactly the bytes that `write_json` would write for its values."""
     with explain_os_errors(path, "read"):
-        data = files.content_of(path, most=LARGEST_JSON)
+        data = files.read_bytes(path, most=LARGEST_JSON)
     return data == _to_json_bytes(parse_json(data))
 
 
@@ -142,22 +142,22 @@ def digest_of(value: object) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def sealed_bytes(record: Mapping[str, Any]) -> bytes:
+def bytes_with_digest(record: Mapping[str, Any]) -> bytes:
     """Return a record as JSON bytes, with an entry that contains the digest of all other entries."""
     return _to_json_bytes({**record, _SEAL: digest_of(record)})
 
 
-def write_sealed(path: Path, record: Mapping[str, Any]) -> None:
-    write_atomically(path, sealed_bytes(record))
+def write_with_digest(path: Path, record: Mapping[str, Any]) -> None:
+    write_atomically(path, bytes_with_digest(record))
 
 
-def read_sealed(path: Path) -> dict[str, Any] | None:
+def read_with_digest(path: Path) -> dict[str, Any] | None:
     """Return the record that `write_sealed` wrote, or None if it is missing; `StoreError` if its digest is wrong."""
     record = read_json(path)
     return record if record is None else _check_and_remove_digest(record, str(path))
 
 
-def parse_sealed(data: bytes, what: str) -> dict[str, Any]:
+def parse_with_digest(data: bytes, what: str) -> dict[str, Any]:
     """Return the record from bytes that `sealed_bytes` returned; `what` names the bytes in error messages."""
     return _check_and_remove_digest(_parse_json_or_raise(data, what), what)
 

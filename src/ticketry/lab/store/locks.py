@@ -229,7 +229,7 @@ class Lease:
         self.lost = False
         """Whether another machine has taken the lease over."""
 
-    def take(self) -> None:
+    def acquire(self) -> None:
         """Wait until no other machine holds the lease, and take it."""
         seen, unchanged_since, pause = 0, time.monotonic(), 0.1
         while True:

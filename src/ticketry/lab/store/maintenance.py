@@ -21,7 +21,7 @@ from ticketry.lab.store.files import (
     has_canonical_bytes,
     path_exists,
     read_json,
-    read_sealed,
+    read_with_digest,
     write_json,
 )
 from ticketry.lab.store.locks import is_locked, is_running
@@ -66,7 +66,7 @@ class Health:
     """Temporary files of processes that were killed while writing."""
 
     @property
-    def sound(self) -> bool:
+    def is_undamaged(self) -> bool:
         return not (self.damaged or self.missing)
 
 
@@ -88,7 +88,7 @@ def check(store: Store, *, repair: bool = False, more: Iterable[Path] = ()) -> H
     for path in [*paths.result_files(), *paths.memo_files()]:
         health.results += path.is_relative_to(paths.results)
         found: dict[str, Any] = {}
-        if _is_undamaged(path, lambda: found.update(read_sealed(path) or {}) is None):  # noqa: B023
+        if _is_undamaged(path, lambda: found.update(read_with_digest(path) or {}) is None):  # noqa: B023
             needed[path] = referenced_digests(found)
         else:
             unreadable.append(path)
@@ -175,7 +175,7 @@ def collect_garbage(store: Store, *, grace_seconds: float = GRACE_SECONDS, dry_r
     store.fetch(results=True)
     needed: set[str] = set()
     for path in [*store.paths.result_files(), *store.paths.memo_files()]:
-        needed |= referenced_digests(read_sealed(path) or {})
+        needed |= referenced_digests(read_with_digest(path) or {})
     now = store.objects.now()
     doomed = [one for one in _find_deletable_objects(store, needed) if now - one.modified >= grace_seconds]
     if not dry_run:
@@ -272,7 +272,7 @@ class Usage:
 
     def _read_record(self, path: Path) -> dict[str, Any]:
         try:
-            return read_sealed(path) or {}
+            return read_with_digest(path) or {}
         except StoreError as error:
             if not self._lenient or isinstance(error, InaccessibleError):
                 raise

@@ -28,7 +28,7 @@ import filelock
 from ticketry import files
 from ticketry.errors import DamagedBlobError, StoreError
 from ticketry.lab.store.checkpoints import Uploads, fetch_newest_checkpoint
-from ticketry.lab.store.files import REPAIR, explain_os_errors, parse_canonical_record, path_exists, sealed_bytes
+from ticketry.lab.store.files import REPAIR, bytes_with_digest, explain_os_errors, parse_canonical_record, path_exists
 from ticketry.lab.store.locks import Lease, find_busy_trajectory, is_running_mark
 from ticketry.lab.store.objects import Folder, Listed, Objects, limit_retry_time
 from ticketry.lab.store.paths import Paths, read_mirror_id
@@ -64,7 +64,7 @@ class Records:
             names = [one for one in names if index.get(one, {}).get("here") != self._file_size_and_time(one)]
             for name in sorted(names, key=lambda name: (_is_record(name), name)):
                 with contextlib.suppress(FileNotFoundError):
-                    stamp, data = self._file_size_and_time(name), files.content_of(self._paths.root / name)
+                    stamp, data = self._file_size_and_time(name), files.read_bytes(self._paths.root / name)
                     data = self._replace_store_folder(name, data, str(self._paths.root), self._remote.address)
                     index[name] = {"here": stamp, "there": self._remote.put(name, data).strip()}
 
@@ -128,7 +128,7 @@ class Records:
         if not (_is_record(name) and name.endswith(".json")):
             return data
         try:
-            return sealed_bytes(replace_folder_in_paths(parse_canonical_record(data, name), old, new))
+            return bytes_with_digest(replace_folder_in_paths(parse_canonical_record(data, name), old, new))
         except StoreError:
             return data
 
@@ -139,7 +139,7 @@ class Records:
             files.make_folder(self._index.parent, private=True)
             with self._lock:
                 try:
-                    index = files.parse_json(files.content_of(self._index))
+                    index = files.parse_json(files.read_bytes(self._index))
                 except (OSError, ValueError, RecursionError):
                     index = {}
                 try:
@@ -308,7 +308,7 @@ class Mirror:
             markers = files.list_matching(self._unpublished, "*.json")
         for marker in markers:
             with contextlib.suppress(OSError, ValueError, KeyError, AttributeError, RecursionError):
-                told = files.parse_json(files.content_of(marker))
+                told = files.parse_json(files.read_bytes(marker))
                 folder = told["name"].partition("/")[0]
                 order = _CONTENT.index(folder) if folder in _CONTENT else len(_CONTENT)
                 waiting.append((order, told["name"], bool(told["replace"])))
@@ -327,7 +327,7 @@ class Mirror:
     def _upload_object(self, name: str, *, replace: bool) -> bool:
         """Upload an object; return False if the shared store already had it and `replace` is False."""
         with explain_os_errors(self.paths.root / name, "read"):
-            data = files.content_of(self.paths.root / name)
+            data = files.read_bytes(self.paths.root / name)
         if replace:
             self.remote.put(name, data)
         new = replace or self.remote.create_if_absent(name, data)
@@ -344,7 +344,7 @@ class Mirror:
     def hold_lease(self, trajectory: str) -> Iterator[None]:
         """Within a ``with`` block, hold the lease (exclusive right) of a training; a thread uploads checkpoints."""
         held = Lease(self.remote, trajectory, self._id, self._lease_seconds)
-        held.take()
+        held.acquire()
         uploads = self._uploads[trajectory] = Uploads(self.remote, trajectory)
         try:
             yield
@@ -403,5 +403,5 @@ class Mirror:
         with explain_os_errors(place, "read"):
             moved = [place] if files.is_file(place) else list(files.iterate_files(place))
             for file in moved:
-                self.remote.put(self.paths.object_name(file), files.content_of(file))
+                self.remote.put(self.paths.object_name(file), files.read_bytes(file))
         self.delete([self.paths.object_name(path / file.relative_to(place)) for file in moved])

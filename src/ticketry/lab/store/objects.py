@@ -134,7 +134,7 @@ class Folder:
 
         def read_file(_: int) -> bytes | None:
             try:
-                return files.content_of(path, most=None if name.startswith(("blobs/", "partial/")) else LARGEST_JSON)
+                return files.read_bytes(path, most=None if name.startswith(("blobs/", "partial/")) else LARGEST_JSON)
             except _MISSING:
                 if path.is_symlink():
                     raise
@@ -156,7 +156,7 @@ class Folder:
             if files.exists(path):
                 with contextlib.suppress(OSError):  # the file belongs to another user
                     os.utime(path)
-                return False if tries == 0 else files.content_of(path) == data
+                return False if tries == 0 else files.read_bytes(path) == data
             return self._create(path, data)
 
         return self._call_converting_os_errors("write", path, create_file)
@@ -172,7 +172,7 @@ class Folder:
             if files.exists(path):
                 os.utime(path)
                 return
-            with files.replacing(path, durable=True) as place:
+            with files.replace_on_success(path, durable=True) as place:
                 os.replace(file, place)
 
     def list(self, prefix: str = "") -> Iterator[Listed]:
@@ -247,17 +247,17 @@ class SharedFolder(Folder):
             except OSError as error:
                 if error.errno in _TRANSIENT:
                     raise TransientError(error.strerror) from error
-                raise StoreError(f"{what}: {files.reason_of(error)}") from error
+                raise StoreError(f"{what}: {files.describe_os_error(error)}") from error
 
         return retry(what, convert_errors)
 
     def _create(self, path: Path, data: bytes) -> bool:
         """Create a file by a hard link; return False if the name exists."""
         files.make_folder(path.parent)
-        temporary = files.beside(path)
+        temporary = files.temporary_sibling_path(path)
         try:
             temporary.write_bytes(data)
-            files.flush(temporary)
+            files.flush_to_disk(temporary)
             try:
                 os.link(temporary, path)
             except FileExistsError:
@@ -268,7 +268,7 @@ class SharedFolder(Folder):
         finally:
             with contextlib.suppress(FileNotFoundError):
                 temporary.unlink()
-        files.flush(path.parent)
+        files.flush_to_disk(path.parent)
         return True
 
 

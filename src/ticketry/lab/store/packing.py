@@ -18,19 +18,19 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from ticketry.errors import StoreError
-from ticketry.files import content_of
+from ticketry.files import read_bytes
 from ticketry.lab.store.bundle import Bundle, Contents, Kind, Part, Source, sort_by_similarity, write_bundle
 from ticketry.lab.store.files import (
     MEMOS,
     Digest,
     Trained,
+    bytes_with_digest,
     describe_mismatch,
     digest_of,
     explain_os_errors,
     parse_canonical_record,
     path_exists,
-    read_sealed,
-    sealed_bytes,
+    read_with_digest,
     write_atomically,
 )
 from ticketry.lab.store.locks import mark_in_use
@@ -114,7 +114,7 @@ class _Selection:
         for digest in sorted(states - included):
             trajectory, step = made.get(digest, (None, 0))
             facts = {"trajectory": trajectory, "step": step}
-            yield Source("memo", ("left-out", digest), partial(sealed_bytes, facts))
+            yield Source("memo", ("left-out", digest), partial(bytes_with_digest, facts))
         for path, kind, _ in memos:
             yield Source("memo", (kind, path.stem), partial(_read_file, path))
         for trajectory, step in sorted(self.results):
@@ -128,7 +128,7 @@ class _Selection:
         """Return, by the name of a campaign, the campaign's record and the names of its runs."""
         read: dict[str, tuple[Mapping[str, Any], set[str]]] = {}
         for path in self.store.paths.campaign_records():
-            values = read_sealed(path) or {}
+            values = read_with_digest(path) or {}
             runs = {name for run in read_campaign_record(values, str(path)).runs for name in run.runs}
             read[path.stem] = (values, runs)
         return read
@@ -160,9 +160,9 @@ class _Selection:
 
     def _select_records(self) -> Iterator[tuple[Any, str, Mapping[str, Any]]]:
         for name in self.runs:
-            yield "run", name, read_sealed(self.store.paths.record("run", name)) or {}
+            yield "run", name, read_with_digest(self.store.paths.record("run", name)) or {}
         for path in self.store.paths.evidence_records():
-            values = read_sealed(path) or {}
+            values = read_with_digest(path) or {}
             runs = values["runs"] if isinstance(values.get("runs"), list) else []
             about = [name for name in (values.get("run"), *runs) if isinstance(name, str)]
             if not self.names or set(about) & set(self.runs):
@@ -185,7 +185,7 @@ class _Selection:
             kind = path.parent.parent.name
             if kind in ("sizes", "prices") and path.stem in tasks:
                 yield path, kind, set()
-            if self.masks and kind in _OF_MASKS and (known := self.store.memo(kind, path.stem)):
+            if self.masks and kind in _OF_MASKS and (known := self.store.load_memo(kind, path.stem)):
                 blobs = {known[name] for name in ("mask", "plan") if name in known}
                 if not self.names or blobs & masks:
                     yield path, kind, blobs
@@ -199,7 +199,7 @@ def _digests_of_start_tensors(record: Mapping[str, Any]) -> Sequence[str]:
 
 def _read_file(path: Path) -> bytes:
     with explain_os_errors(path, "read"):
-        return content_of(path)
+        return read_bytes(path)
 
 
 # -- unpacking ---------------------------------------------------------------------------------------------------------

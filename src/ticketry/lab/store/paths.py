@@ -110,7 +110,7 @@ def display_address(place: str | Path) -> str:
 
 def _read_mirror_facts(folder: Path) -> dict[str, str]:
     try:
-        found = files.parse_json(files.content_of(folder / _FACTS, most=1 << 16))
+        found = files.parse_json(files.read_bytes(folder / _FACTS, most=1 << 16))
     except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}

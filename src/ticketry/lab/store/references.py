@@ -13,7 +13,7 @@ from typing import Any
 
 from ticketry.lab.store.paths import Paths
 from ticketry.lab.store.store import NUMERICS, Store, digest_of
-from ticketry_engine.support.seeds import mix
+from ticketry_engine.support.seeds import mix_seeds
 
 _KEY = re.compile(r"\b([0-9a-f]{64})@([0-9]{1,18})\b")
 Key = tuple[str, int]
@@ -89,7 +89,7 @@ class Results:
 
 def second_order_seed(seed: int) -> int:
     """Return the seed of another order of the training data, derived from the `seed` of the first order."""
-    return mix(seed, "second order")
+    return mix_seeds(seed, "second order")
 
 
 def second_order_trajectory(result: Mapping[str, Any]) -> str | None:

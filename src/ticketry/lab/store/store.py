@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ticketry.core.mask import Mask, from_bytes, to_bytes
 from ticketry.errors import DamagedBlobError, MaskError, StoreError, UsageError
-from ticketry.files import content_of, exists
+from ticketry.files import exists, read_bytes
 from ticketry.lab.store import files
 from ticketry.lab.store.checkpoints import delete_shard_folders
 from ticketry.lab.store.files import digest_of as digest_of
@@ -65,7 +65,7 @@ class Store:
                 raise StoreError(f"{self.paths.root} is a folder with other things in it: choose another with --store")
             files.write_json(self.paths.format, DESCRIBED)
             if mirror:
-                mirror.create_if_absent("store.json", content_of(self.paths.format))
+                mirror.create_if_absent("store.json", read_bytes(self.paths.format))
         elif known != FORMAT:
             raise StoreError(
                 f"{self.paths.format} says that the store has the store format {known}, this ticketry reads {FORMAT}:"
@@ -164,14 +164,14 @@ class Store:
 
     def is_left_out(self, digest: str) -> bool:
         """Return whether the store lacks the weights `digest` because a bundle (archive) was packed without them."""
-        if self.has(digest) or self.memo("left-out", digest) is None:
+        if self.has(digest) or self.load_memo("left-out", digest) is None:
             return False
-        again = self.memo("again", digest)
+        again = self.load_memo("again", digest)
         return again is None or not self.has(again["model"])
 
     def _retrain_missing_weights(self, digest: str) -> bytes:
         """Return the bytes of weights that a bundle was packed without, after training them again where necessary."""
-        path, source = self.paths.blob(digest), self.memo("left-out", digest)
+        path, source = self.paths.blob(digest), self.load_memo("left-out", digest)
         if source is None:
             raise DamagedBlobError(f"{path} is missing. {_ADVICE}")
         if self.is_left_out(digest):
@@ -181,14 +181,14 @@ class Store:
                     " that made them again, or pack them too, with --weights"
                 )
             self.retrain(digest, source["trajectory"], source["step"])
-        again = self.memo("again", digest)
+        again = self.load_memo("again", digest)
         if again is None and not files.path_exists(path):
             raise DamagedBlobError(f"{path} is missing, and training again does not give it. {_ADVICE}")
         return self.get_bytes(digest if again is None else again["model"])
 
     # -- results -----------------------------------------------------------------------------------------------------
 
-    def result(self, trajectory: str, step: int) -> dict[str, Any] | None:
+    def load_result(self, trajectory: str, step: int) -> dict[str, Any] | None:
         """Return the result at a step of the training with the key `trajectory`; None if it is not stored."""
         record = self._read_result(trajectory, step)
         if record is not None and record.get("metrics") is None and self.mirror:
@@ -197,11 +197,11 @@ class Store:
 
     def _read_result(self, trajectory: str, step: int, *, fresh: bool = False) -> dict[str, Any] | None:
         data = self.objects.get(result_name(trajectory, step), fresh=fresh)
-        return None if data is None else files.parse_sealed(data, str(self.paths.result(trajectory, step)))
+        return None if data is None else files.parse_with_digest(data, str(self.paths.result(trajectory, step)))
 
     def put_result(self, trajectory: str, step: int, record: Mapping[str, Any]) -> None:
         """Store a result; replace a result of this machine, but not a result that another machine uploaded."""
-        name, data = result_name(trajectory, step), files.sealed_bytes(record)
+        name, data = result_name(trajectory, step), files.bytes_with_digest(record)
         if files.path_exists(self.paths.result(trajectory, step)):
             self.objects.put(name, data)
         else:
@@ -209,7 +209,7 @@ class Store:
 
     def load_valid_result(self, trajectory: str, step: int) -> dict[str, Any] | None:
         """Return the result of training `trajectory` at `step`, after checking its entries; None if not stored."""
-        record = self.result(trajectory, step)
+        record = self.load_result(trajectory, step)
         if record is not None and (why := files.describe_mismatch(files.Trained, record)):
             raise StoreError(f"{self.paths.result(trajectory, step)} is no result: {why}; {files.REPAIR}")
         return record
@@ -243,7 +243,7 @@ class Store:
             if _step_in_file_name(path) > last:
                 continue
             try:
-                data = content_of(path)
+                data = read_bytes(path)
             except OSError:
                 continue
             if hashlib.sha256(data).hexdigest() == path.stem.rpartition("-")[2]:
@@ -272,7 +272,7 @@ class Store:
 
     # -- remembered values -------------------------------------------------------------------------------------------
 
-    def memo(self, kind: str, key: str) -> dict[str, Any] | None:
+    def load_memo(self, kind: str, key: str) -> dict[str, Any] | None:
         """Return the value that `put_memo` stored under `kind` and `key`; None if it is missing or damaged."""
         path, why = self.paths.memo_file(kind, key), ""
         for fresh in (False, True):
@@ -280,7 +280,7 @@ class Store:
                 data = self.objects.get(memo_name(kind, key), fresh=fresh)
                 if data is None:
                     return None
-                known = files.parse_sealed(data, str(path))
+                known = files.parse_with_digest(data, str(path))
                 why = files.describe_mismatch(files.MEMOS[kind], known) if kind in files.MEMOS else ""
                 if not why:
                     return known
@@ -294,7 +294,7 @@ class Store:
 
     def load_or_compute(self, kind: str, key: str, make: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
         """Return the value stored under `kind` and `key`; if it is missing, call `make` and store the result."""
-        known = self.memo(kind, key)
+        known = self.load_memo(kind, key)
         if known is None:
             known = dict(make())
             self.put_memo(kind, key, known)
@@ -302,12 +302,12 @@ class Store:
 
     def put_memo(self, kind: str, key: str, value: Mapping[str, Any]) -> None:
         """Store a small value, such as the digest of a computed mask, under `kind` (such as "masks") and `key`."""
-        self.objects.put(memo_name(kind, key), files.sealed_bytes(value))
+        self.objects.put(memo_name(kind, key), files.bytes_with_digest(value))
 
     # -- other processes and machines --------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def lock(self, trajectory: str) -> Iterator[None]:
+    def lock_trajectory(self, trajectory: str) -> Iterator[None]:
         """Within a ``with`` block, hold the lock of the training `trajectory`; first wait for other processes."""
         path = self.paths.lock(trajectory)
         with files.explain_os_errors(path, "lock"):

@@ -25,7 +25,7 @@ from ticketry.lab.process import (
     ignore_signals_in_data_loader,
 )
 from ticketry.tasks.task import Sharded, Split, place_of_part
-from ticketry_engine.support.seeds import generator, mix
+from ticketry_engine.support.seeds import generator, mix_seeds
 
 
 def steps_per_epoch(examples: int, batch: int) -> int:
@@ -132,7 +132,7 @@ def batches(
             index = examples(step)
             pending.append(split.targets[index])
             place = {"first": first(step)} if first and augment else {}
-            yield reader.request(split.inputs[index], augment, mix(seed, "read", step) if augment else 0, **place)
+            yield reader.request(split.inputs[index], augment, mix_seeds(seed, "read", step) if augment else 0, **place)
 
     answers = _read_ahead(build_requests(), min(reader.workers, len(steps)), pin=device == "cuda")
     try:

@@ -38,7 +38,7 @@ def execute(
     """
     started, busy = time.perf_counter(), time.process_time()
     watch.report_waiting(segment)
-    with store.lock(segment.trajectory):
+    with store.lock_trajectory(segment.trajectory):
         if is_done(store, segment, keep, measure=measure):
             if weights:
                 record = store.load_valid_result(segment.trajectory, segment.last)
@@ -50,7 +50,7 @@ def execute(
         job = Job(store, segment.course(data), segment, keep, measure)
         with segment.arithmetic.active():
             job.train(watch)
-    return job.work(time.perf_counter() - started, time.process_time() - busy)
+    return job.to_work(time.perf_counter() - started, time.process_time() - busy)
 
 
 def is_done(store: Store, segment: Segment, keep: Sequence[int] = (), *, measure: bool = True) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ticketry.core.scope import normal_name
+from ticketry.core.scope import name_without_wrappers
 from ticketry.core.ticket.folder import iterate_file_bytes
 from ticketry.errors import InterruptedTrainingError, StoreError
 from ticketry.lab.process import Stopped, defer_signals, describe_machine, raise_if_stopped, received_stop_signal
@@ -121,7 +121,7 @@ class Job:
             self.add_metrics(record)
         self.drop_checkpoints()
 
-    def work(self, seconds: float, processor_seconds: float) -> Work:
+    def to_work(self, seconds: float, processor_seconds: float) -> Work:
         return Work(self.steps_trained, self.train_seconds, seconds - self.train_seconds, processor_seconds)
 
     @property
@@ -203,9 +203,9 @@ class Job:
 
     def _store_result(self, loop: Loop, state: TrainingState) -> None:
         stop = state.step
-        segment = self.segment.until(stop)
+        segment = self.segment.shortened_to(stop)
         record = {
-            "segment": {**segment.describe(), "blobs": segment.blobs()},
+            "segment": {**segment.describe(), "blobs": segment.start_digests()},
             "step": stop,
             **self.store_tensors(loop, state),
             **(loop.measured() if self.measure and stop == self.segment.last else {"metrics": None}),
@@ -403,7 +403,7 @@ def load_sharded_state(folder: Path, loop: Loop) -> float:
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
     from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-    model = {f"model/{normal_name(name)}": value for name, value in loop.model.state_dict().items()}
+    model = {f"model/{name_without_wrappers(name)}": value for name, value in loop.model.state_dict().items()}
     parameters = {f"optimizer/{name}": parameter for name, parameter in loop.model.named_parameters()}
     target: dict[str, Tensor] = {}
     for name, about in HuggingFaceStorageReader(path=str(folder)).read_metadata().state_dict_metadata.items():

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ticketry.core.devices import synchronise_norms
-from ticketry.core.scope import named_parameters, normal_name
+from ticketry.core.scope import name_without_wrappers, named_parameters
 from ticketry.errors import TaskError, TrainingError
 from ticketry.lab.costs.meters import FlopsByWeight, flops_by_weight, peak_bytes
 from ticketry.lab.store.store import Store
@@ -39,7 +39,7 @@ from ticketry.tasks import task_checks
 from ticketry.tasks.task import Course
 from ticketry_engine import examples_to_inspect
 from ticketry_engine.support.process_state import private_random_state
-from ticketry_engine.support.seeds import mix
+from ticketry_engine.support.seeds import mix_seeds
 
 Batches = Generator[Any, None, None]
 
@@ -174,7 +174,7 @@ class Loop:
 
     def _seed_step(self) -> None:
         """Seed torch's random numbers, such as for dropout, by a function of the segment's seed and the step."""
-        seed = mix(self.segment.order_seed, "step", self.step)
+        seed = mix_seeds(self.segment.order_seed, "step", self.step)
         # Not torch.manual_seed: its stack trace for unused devices costs as much as a small step.
         torch.default_generator.manual_seed(seed)
         if self._device == "cuda":
@@ -234,7 +234,7 @@ class Loop:
         for effect in self.effects.values():
             effect.check()
         for name, buffer in self.model.named_buffers() if self._unsaved else ():
-            before = self._unsaved.get(normal_name(name))
+            before = self._unsaved.get(name_without_wrappers(name))
             if before is not None and before.shape == buffer.shape and not torch.equal(before.to(buffer), buffer):
                 raise TaskError(
                     f"the task {self.task.name}: training changes the buffer {name} of its model, which its state dict"
@@ -276,7 +276,7 @@ class Loop:
                     f"the gradient of {name!r} at step {self.step} is not finite: lower the learning rate, add a"
                     " warm-up or clip gradients (--recipe.lr, --recipe.warmup, --recipe.clip)"
                 )
-            found[normal_name(name)] = gradient.detach().to("cpu", copy=True).contiguous()
+            found[name_without_wrappers(name)] = gradient.detach().to("cpu", copy=True).contiguous()
         self.optimizer.zero_grad(set_to_none=True)
         return found
 

@@ -14,9 +14,9 @@ from ticketry.errors import TaskError, UsageError
 from ticketry.lab.store.store import NUMERICS, Store, digest_of
 from ticketry.lab.training.precision import DENSE, FSDP, Arithmetic
 from ticketry.lab.training.supervised import course_of
-from ticketry.lab.training.variant import Surroundings, Variant, order_variants, variant_from
+from ticketry.lab.training.variant import Surroundings, Variant, order_variants, variant_from_description
 from ticketry.step import Step
-from ticketry.tasks.recipe import Recipe, recipe_from
+from ticketry.tasks.recipe import Recipe, recipe_from_dict
 from ticketry.tasks.task import Course, Spec, Task, json_key
 
 Kind = TypeVar("Kind", bound=Variant)
@@ -123,11 +123,11 @@ class Segment:
         """Key under which the result is stored; segments with equal keys have equal results."""
         return f"{self.trajectory}@{self.last}"
 
-    def until(self, last: int) -> Segment:
+    def shortened_to(self, last: int) -> Segment:
         """Return a copy of this segment that ends at step `last`."""
         return replace(self, last=last)
 
-    def blobs(self) -> list[str]:
+    def start_digests(self) -> list[str]:
         """Return the digests of all stored tensors that are needed to train the segment."""
         needed = [self.start.state, self.start.optimizer, *(blob for one in self.variants for blob in one.blobs())]
         return [blob for blob in needed if blob is not None]
@@ -154,10 +154,10 @@ class Segment:
         values = dict(described)
         if json_key(task) != values.pop("task"):
             raise TaskError(f"the task {task.name!r} is no longer the one that this segment is of: run it anew")
-        values["recipe"] = recipe_from(values["recipe"])
+        values["recipe"] = recipe_from_dict(values["recipe"])
         values["start"] = Start(**values["start"])
         values["arithmetic"] = Arithmetic(**values["arithmetic"])
-        values["variants"] = tuple(variant_from(each) for each in values["variants"])
+        values["variants"] = tuple(variant_from_description(each) for each in values["variants"])
         return cls(task=task, **values)
 
     def surroundings(self, store: Store, course: Course) -> Surroundings:
@@ -166,7 +166,7 @@ class Segment:
             store, course, self.task, self.recipe, self.first, self.last, self.total, self.per_epoch, self.mask
         )
 
-    def modules(self) -> list[str]:
+    def imported_modules(self) -> list[str]:
         """Return the names of the modules that define the segment's variants; another process must import them."""
         return [type(variant).__module__ for variant in self.variants]
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ticketry.core.scope import normal_name
+from ticketry.core.scope import name_without_wrappers
 from ticketry.core.sharding import is_sharded, local_shard, shard_like
 from ticketry.core.ticket.state_dicts import load_state
 from ticketry.step import Step
@@ -19,7 +19,7 @@ from ticketry.tasks.recipe import Recipe
 from ticketry.tasks.task import Task
 from ticketry.tasks.task_checks import build_model
 from ticketry_engine.support.process_state import private_random_state
-from ticketry_engine.support.seeds import mix, seed_torch
+from ticketry_engine.support.seeds import mix_seeds, seed_torch
 
 
 @dataclass
@@ -70,23 +70,23 @@ def select_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tenso
 def initial_state(task: Task, seed: int) -> dict[str, Tensor]:
     """Return weights and buffers of a new model of `task`, initialised with `seed`."""
     with private_random_state():
-        seed_torch(mix(seed, "initialisation"))
+        seed_torch(mix_seeds(seed, "initialisation"))
         return copy_state(build_model(task))
 
 
 def rebuild_model(task: Task, state: Mapping[str, Tensor]) -> nn.Module:
     """Build a model with given weights and buffers; its other random values are the same each time."""
     with private_random_state():
-        seed_torch(mix(0, "rebuilt"))
+        seed_torch(mix_seeds(0, "rebuilt"))
         model = build_model(task)
-    load_state(model, {name: state[normal_name(name)] for name in model.state_dict()})
+    load_state(model, {name: state[name_without_wrappers(name)] for name in model.state_dict()})
     return model
 
 
 def copy_state(model: nn.Module) -> dict[str, Tensor]:
     """Return a copy of the model's weights and buffers on the CPU, by name."""
     return {
-        normal_name(name): value.detach().to("cpu", copy=True).contiguous()
+        name_without_wrappers(name): value.detach().to("cpu", copy=True).contiguous()
         for name, value in model.state_dict().items()
     }
 
@@ -94,7 +94,7 @@ def copy_state(model: nn.Module) -> dict[str, Tensor]:
 def unsaved_buffers(model: nn.Module) -> dict[str, Tensor]:
     """Return the buffers that the model's state dict leaves out, by name, without copying them."""
     saved = model.state_dict()
-    return {normal_name(name): buffer for name, buffer in model.named_buffers() if name not in saved}
+    return {name_without_wrappers(name): buffer for name, buffer in model.named_buffers() if name not in saved}
 
 
 # -- optimisers --------------------------------------------------------------------------------------------------------

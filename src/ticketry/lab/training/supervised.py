@@ -23,7 +23,7 @@ from ticketry.lab.training.precision import Arithmetic
 from ticketry.tasks import task_checks
 from ticketry.tasks.recipe import Recipe
 from ticketry.tasks.task import Course, PartOfBatch, Ranks, Session, Split, Splits, Task, place_of_part
-from ticketry_engine.support.seeds import mix
+from ticketry_engine.support.seeds import mix_seeds
 
 _FEW = 2
 """Number of examples on which a network is traced."""
@@ -185,7 +185,7 @@ class SupervisedSession(Session):
         return forward(self.task, model, inputs, self.arithmetic), targets
 
     def _augment_inputs(self, inputs: Tensor, step: int) -> Tensor:
-        self._generator.manual_seed(mix(self.seed, "augment", step))
+        self._generator.manual_seed(mix_seeds(self.seed, "augment", step))
         return self.task.augment(inputs, self._augment, self._generator)
 
 

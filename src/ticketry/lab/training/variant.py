@@ -319,7 +319,7 @@ _NO_MASK = "0" * 64
 """Digest of a mask that does not exist."""
 
 
-def variant_from(described: Mapping[str, Any]) -> Variant:
+def variant_from_description(described: Mapping[str, Any]) -> Variant:
     """Build a variant from the JSON values of `Variant.identity` and `Variant.describe`."""
     values = dict(described)
     source = values.get("source")

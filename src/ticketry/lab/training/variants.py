@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ticketry.core.scope import named_parameters, normal_name
+from ticketry.core.scope import name_without_wrappers, named_parameters
 from ticketry.core.sparse_training.hold import Hold
 from ticketry.core.sparse_training.penalties import add_penalty_gradients_, check_penalty
 from ticketry.core.structure import ShrinkPlan, rebuild
@@ -100,7 +100,7 @@ class Penalty(Variant):
 
     def __post_init__(self) -> None:
         pattern = Pattern.parse(self.pattern).require_blocks("groups of a penalty")
-        check_penalty(self.kind, blocks=pattern.blocks_of_rows)
+        check_penalty(self.kind, blocks=pattern.has_row_blocks)
         object.__setattr__(self, "strength", float(self.strength))  # 1 and 1.0 have one key
         if not 0 <= self.strength <= 1e6:
             raise UsageError(f"the strength of a penalty is a number from 0 to 1e6, not {self.strength}")
@@ -196,7 +196,7 @@ class ShrinkingEffect(Effect):
     def build(self, model: nn.Module) -> nn.Module:
         first: dict[int, str] = {}  # a tensor that several modules share is in the plan once
         self._names = {
-            normal_name(name): first.setdefault(id(tensor), normal_name(name))
+            name_without_wrappers(name): first.setdefault(id(tensor), name_without_wrappers(name))
             for name, tensor in model.state_dict(keep_vars=True).items()
         }
         mask = self.around.mask
@@ -270,7 +270,7 @@ class ShrinkingEffect(Effect):
     def _shrink_entries(self, entries: Mapping[str, Tensor]) -> dict[str, Tensor]:
         found = dict(entries)
         for key, value in entries.items():
-            name = normal_name(key.rpartition("/")[0])
+            name = name_without_wrappers(key.rpartition("/")[0])
             if value.shape == self._shapes.get(name):
                 found[key] = self._plan.cut(name, value)
         return found
@@ -278,7 +278,7 @@ class ShrinkingEffect(Effect):
     def _expand_entries(self, entries: Mapping[str, Tensor]) -> dict[str, Tensor]:
         found = dict(entries)
         for key, value in entries.items():
-            name = normal_name(key.rpartition("/")[0])
+            name = name_without_wrappers(key.rpartition("/")[0])
             if name in self._plan.kept and value.shape == self._plan.shape(name):
                 whole = torch.zeros(self._shapes[name], dtype=value.dtype, device=value.device)
                 found[key] = self._plan.expand(name, value, whole)

@@ -78,9 +78,9 @@ class Replicate:
 
     def with_other_data_order(self, *parts: str | int) -> Replicate:
         """Return a copy of this replicate with another data order, whose seed is a hash of the old one and `parts`."""
-        from ticketry_engine.support.seeds import mix
+        from ticketry_engine.support.seeds import mix_seeds
 
-        return replace(self, seeds=replace(self.seeds, order=mix(self.seeds.order, *parts)))
+        return replace(self, seeds=replace(self.seeds, order=mix_seeds(self.seeds.order, *parts)))
 
     def ticket_training(
         self, mask: str, *, retrain: str = GRADUAL, rewound: Result, trained: Result, shrunk: bool = False
@@ -228,7 +228,7 @@ class Method(Generic[S]):
         return ticket_trainings(self.plan(settings)) if self.plan else []
 
     @classmethod
-    def of(cls, name: str, found: object) -> Method[Any]:
+    def from_module(cls, name: str, found: object) -> Method[Any]:
         """Return the method that a module or class with a docstring, `Settings` and `search` defines.
 
         The first line of the docstring is the title, the rest the description. `plan` and `ABOUT` are optional. `found`
@@ -308,7 +308,7 @@ class Method(Generic[S]):
 
         def search_replicate(number: int) -> list[Found]:
             found = []
-            with lab.telling(f"replicate {number} "):
+            with lab.prefix_labels(f"replicate {number} "):
                 networks = self.search(lab, tasks[number], recipe or task.recipe, settings, first.replicate(number))
                 for item in _yield_until_error(check_networks(self.name, networks), number, ended):
                     found.append(item)

@@ -21,8 +21,8 @@ from ticketry.budgets.units import (
     Latencies,
     Unit,
     format_cost,
-    in_blocks,
     parse_share_or_amount,
+    retains_whole_blocks,
     single_granularity,
 )
 from ticketry.choices import check_choices, did_you_mean
@@ -531,7 +531,7 @@ class ParsedStructure:
         kind, _, amount = head.partition(":")
         if text == NONE:
             return cls()
-        if in_blocks(text) and "latency" in families and (latency or kind != "rows"):
+        if retains_whole_blocks(text) and "latency" in families and (latency or kind != "rows"):
             return cls(text, granularity=text, old={"structure": text})
         if not options and "blocks" in families and (kind == "rows" or head == FILTERS):
             rows = _parse_count(amount, text, least=2) if kind == "rows" else 0

@@ -135,7 +135,7 @@ class Gating(Variant):
             raise UsageError(f"gates: they are steered to a density above 0 and below 1, not {self.density}")
         if self.structured and (self.reset is not None or self.density is not None):
             raise UsageError("gates on channels have no further rounds (reset), and are steered to no density")
-        if Pattern.parse(self.pattern).require_blocks("gates").blocks_of_rows and self.structured:
+        if Pattern.parse(self.pattern).require_blocks("gates").has_row_blocks and self.structured:
             raise UsageError(f"gates are on coupled channels (structured) or on blocks (pattern {self.pattern})")
         if self.prices and (self.structured or len(self.prices) != len(self.scope)):
             raise UsageError("gates: prices are of single weights or blocks, one curve for each parameter in scope")
@@ -451,7 +451,7 @@ def require_class_scores(task: Task, outputs: Tensor, targets: Tensor) -> None:
 def require_classification(lab: Lab, task: Task) -> None:
     """Run a new network of `task` on a few examples; raise `TaskError` unless it has class scores (cached)."""
     key = digest_of({"scores": 1, "task": dict(task.key())})
-    if lab.store.memo("objectives", key) is not None:
+    if lab.store.load_memo("objectives", key) is not None:
         return
     arithmetic = lab.arithmetic(task)
     model = arithmetic.place(lab.model(task).eval())
@@ -615,4 +615,6 @@ def mask_within_budget(
 
 
 def _make_gate_charges(replicate: Replicate, settings: PruningSettings, scope: Scope) -> Charges:
-    return Charges.by(load_weight_prices(replicate.lab, replicate.task, scope, settings.budget_cache_key), scope.sizes)
+    return Charges.from_prices(
+        load_weight_prices(replicate.lab, replicate.task, scope, settings.budget_cache_key), scope.sizes
+    )

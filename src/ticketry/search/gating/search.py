@@ -313,9 +313,9 @@ class Rounds:
         return self.lab.at(chain[0], self.step)
 
     def _make_gating(self, init: float, penalty: float, number: int, earlier: str | None) -> Gating:
-        from ticketry_engine.support.seeds import mix
+        from ticketry_engine.support.seeds import mix_seeds
 
-        seed = mix(self.replicate.seeds.mask, "gates", number) if self._gating.make_kind().draws else 0
+        seed = mix_seeds(self.replicate.seeds.mask, "gates", number) if self._gating.make_kind().draws else 0
         reset = self.settings.reset if earlier else None
         return replace(self._gating, init=init, penalty=penalty, seed=seed, earlier=earlier, reset=reset)
 

@@ -37,7 +37,7 @@ from ticketry.tasks.data.locate import (
 )
 from ticketry.tasks.data.splits import hold_out, select_examples, split_published
 from ticketry.tasks.task import Splits
-from ticketry_engine.support.seeds import mix
+from ticketry_engine.support.seeds import mix_seeds
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -91,7 +91,7 @@ def read_images(
         if seed is None:
             image = crop_centre(image, resize, size)
         else:
-            draws = random.Random(mix(seed, first + position))
+            draws = random.Random(mix_seeds(seed, first + position))
             image = resize_image(image.crop(random_box(*image.size, draws)), size, size)
         batch[position] = to_array(image)
     return torch.from_numpy(batch)

@@ -23,12 +23,12 @@ from torch import Tensor
 from ticketry.errors import DataError, MissingExtraError, TaskError
 from ticketry.files import (
     cache_folder,
-    content_of,
+    describe_os_error,
     file_digest,
     iterate_below,
     join_inside,
-    reason_of,
-    replacing,
+    read_bytes,
+    replace_on_success,
     write_atomically,
 )
 from ticketry.tasks.data.image_files import SUFFIXES, ImageSet, Listing, read_images, scan
@@ -84,7 +84,7 @@ class Source:
                     return
                 raise DataError(f"{self.url}/{name} is not in the cache, and $TICKETRY_OFFLINE is set")
             try:
-                with replacing(path) as temporary:
+                with replace_on_success(path) as temporary:
                     self._download(name, temporary)
                     if sha256 and (found := file_digest(temporary)) != sha256:
                         raise DataError(
@@ -286,7 +286,7 @@ def _build_image_set(source: Source, manifest: Manifest, index: Index) -> ImageS
 def _read_manifest(source: Source) -> tuple[Manifest, Index]:
     path = source.local(MANIFEST)
     try:
-        manifest = msgspec.json.decode(content_of(path, most=_LARGEST_MANIFEST), type=Manifest)
+        manifest = msgspec.json.decode(read_bytes(path, most=_LARGEST_MANIFEST), type=Manifest)
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise DataError(f"{source}/{MANIFEST} is not a manifest of shards: {error}") from None
     if manifest.format != 1:
@@ -328,7 +328,7 @@ def scan_shards(folder: Path, *, digests: bool = False) -> tuple[Manifest, Index
     try:
         files = [path for path in iterate_below(folder) if path.name.endswith(".tar") and not path.name.startswith(".")]
     except OSError as error:
-        raise DataError(f"{folder} cannot be read: {reason_of(error)}") from error
+        raise DataError(f"{folder} cannot be read: {describe_os_error(error)}") from error
     names = [path.relative_to(folder).as_posix() for path in files]
     parts = {guess_split(name) for name in names}
     shards: list[Shard] = []
@@ -464,7 +464,10 @@ def _write_split(listing: Listing, folder: Path, part: str, most: int) -> None:
     sizes = np.array([Path(listing.path(row)).stat().st_size for row in order])
     while begin < len(order):
         end = begin + max(1, int(np.searchsorted(np.cumsum(sizes[begin:]), most, side="right")))
-        with replacing(folder / f"{part}-{number:06}.tar") as temporary, tarfile.open(temporary, "w") as archive:
+        with (
+            replace_on_success(folder / f"{part}-{number:06}.tar") as temporary,
+            tarfile.open(temporary, "w") as archive,
+        ):
             for place in range(begin, end):
                 path = Path(listing.path(order[place]))
                 _add_member(archive, f"{place:08}{path.suffix.lower()}", path.read_bytes())

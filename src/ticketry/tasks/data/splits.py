@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ticketry.errors import TaskError
-from ticketry.files import replacing
+from ticketry.files import replace_on_success
 from ticketry.tasks.task import Split, Splits
 
 
@@ -118,7 +118,7 @@ def load_or_prepare(name: str, *, folder: Path, make: Callable[[], Splits]) -> S
     tensors = {f"{name}.inputs": part.inputs for name, part in vars(splits).items()}
     tensors |= {f"{name}.targets": part.targets for name, part in vars(splits).items()}
     try:
-        with replacing(path) as temporary:
+        with replace_on_success(path) as temporary:
             save_file(tensors, temporary, metadata={"sha256": _digest_tensors(tensors)})
     except (OSError, SafetensorError):
         return splits

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ticketry.errors import DataError, MissingExtraError, TaskError
-from ticketry.files import is_file, iterate_below, reason_of
+from ticketry.files import describe_os_error, is_file, iterate_below
 from ticketry.tasks.data.locate import Collection, Layout, Place, find_or_download, read_text, read_verified
 from ticketry.tasks.facts import PUBLISHED
 
@@ -61,7 +61,7 @@ def _list_files(folder: Path) -> list[Path]:
     try:
         found = [path for path in iterate_below(folder) if path.name.endswith(kinds) and is_file(path)]
     except OSError as error:
-        raise DataError(f"{folder} cannot be read: {reason_of(error)}") from error
+        raise DataError(f"{folder} cannot be read: {describe_os_error(error)}") from error
     return sorted(path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts))
 
 

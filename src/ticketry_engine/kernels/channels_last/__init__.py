@@ -8,10 +8,10 @@ Start reading with `conv`, then `group_conv`.
 """
 
 from ticketry_engine.kernels.channels_last.attention import attention
-from ticketry_engine.kernels.channels_last.conv import conv, cost
+from ticketry_engine.kernels.channels_last.conv import conv, estimate_cost
 from ticketry_engine.kernels.channels_last.elementwise import (
     affine,
-    apply,
+    apply_activation,
     copy,
     elementwise,
     layer_norm,
@@ -20,9 +20,28 @@ from ticketry_engine.kernels.channels_last.elementwise import (
     softmax,
 )
 from ticketry_engine.kernels.channels_last.geometry import ChannelsLastGeometry, ChannelsLastValue
-from ticketry_engine.kernels.channels_last.move import constant, gather, load, store
+from ticketry_engine.kernels.channels_last.move import gather_elements, load_tensor, store_constant, store_tensor
 from ticketry_engine.kernels.channels_last.pool import avg_pool, global_mean, max_pool
 
-__all__ = ["ChannelsLastGeometry", "ChannelsLastValue", "affine", "apply", "attention", "avg_pool", "constant", "conv"]
-__all__ += ["copy", "cost", "elementwise", "gather", "global_mean", "layer_norm", "load", "max_pool", "rms_norm"]
-__all__ += ["rotary", "softmax", "store"]
+__all__ = [
+    "ChannelsLastGeometry",
+    "ChannelsLastValue",
+    "affine",
+    "apply_activation",
+    "attention",
+    "avg_pool",
+    "conv",
+    "store_constant",
+]
+__all__ += [
+    "copy",
+    "elementwise",
+    "estimate_cost",
+    "gather_elements",
+    "global_mean",
+    "layer_norm",
+    "load_tensor",
+    "max_pool",
+    "rms_norm",
+]
+__all__ += ["rotary", "softmax", "store_tensor"]

@@ -33,7 +33,7 @@ from ticketry_engine.kernels.channels_last.geometry import (
     ChannelsLastGeometry,
     ChannelsLastValue,
     first_lanes_mask,
-    first_pixel,
+    first_pixel_offset,
     load_vector,
     loop_vectors,
     max_lane,
@@ -92,7 +92,13 @@ def attention(
     queries, keys, channels = _count_tokens(q, windows), _count_tokens(k, windows), q.channels
     rows = q.geometry.height if windows else 1
     size = channels // heads
-    if not q.like(y) or not k.like(v) or channels % heads or k.channels % size or heads % (k.channels // size):
+    if (
+        not q.has_shape_of(y)
+        or not k.has_shape_of(v)
+        or channels % heads
+        or k.channels % size
+        or heads % (k.channels // size)
+    ):
         raise EngineError(f"attention of {heads} heads: the shapes of queries, keys, values and result do not match")
     if windows and k.geometry.height != rows:
         raise EngineError(f"attention in windows: {rows} windows of queries, but {k.geometry.height} of keys")
@@ -115,8 +121,8 @@ def attention(
         behind = replace(spec, reserve=lambda size: begin + ends[-1])
         q, k, v, result = wide
         return [*inputs, *attention(q, k, v, result, heads, scale, causal, behind, bias, windows), *copy(result, y)]
-    begins = (*(first_pixel(value) for value in (q, k, v, y)), spec.reserve(turned))
-    steps = [(value.geometry.pixel, value.geometry.row, value.geometry.image) for value in (q, k, v, y)]
+    begins = (*(first_pixel_offset(value) for value in (q, k, v, y)), spec.reserve(turned))
+    steps = [(value.geometry.pixel, value.geometry.row_bytes, value.geometry.image) for value in (q, k, v, y)]
     group = channels // k.channels
     settings = (steps[0], steps[2], steps[3], padded, float(scale), causal)
     turn = Op(TransposeKeys(keys, k.channels, steps[1], padded, rows), begins)
@@ -170,16 +176,18 @@ class TransposeKeys(EmittedKernel):
         with e.loop(low, high) as turn:
             image = b.udiv(turn.index, e.i64(blocks))
             first = b.mul(b.sub(turn.index, b.mul(image, e.i64(blocks))), e.i64(lanes))
-            keys = e.at(
+            keys = e.offset_pointer(
                 source, b.add(_window_offset(e, image, self.windows, self.steps), b.mul(first, e.i64(self.steps[0])))
             )
             row = FLOAT * self.padded
-            place = e.at(result, b.add(b.mul(image, e.i64(self.channels * row)), b.mul(first, e.i64(FLOAT))))
+            place = e.offset_pointer(
+                result, b.add(b.mul(image, e.i64(self.channels * row)), b.mul(first, e.i64(FLOAT)))
+            )
             for byte, counts in loop_vectors(e, self.channels, 1):
                 rows = [self._load_key(e, keys, first, number, byte, counts[0]) for number in range(lanes)]
                 for number, vector in enumerate(transpose(e, rows)[: counts[0]]):
                     line = b.add(b.mul(byte, e.i64(self.padded)), e.i64(number * row))
-                    e.store(vector, e.at(place, line))
+                    e.store(vector, e.offset_pointer(place, line))
 
     def _load_key(
         self, e: Emitter, keys: ir.Value, first: ir.Value, number: int, byte: ir.Value, count: int
@@ -188,7 +196,7 @@ class TransposeKeys(EmittedKernel):
         token = e.b.add(first, e.i64(number))
         inside = e.b.icmp_signed("<", token, e.i64(self.keys))
         back = e.select(inside, e.i64(0), e.b.mul(e.b.sub(token, e.i64(self.keys - 1)), e.i64(self.steps[0])))
-        vector = load_vector(e, e.at(keys, e.b.sub(e.i64(number * self.steps[0]), back)), byte, count)
+        vector = load_vector(e, e.offset_pointer(keys, e.b.sub(e.i64(number * self.steps[0]), back)), byte, count)
         return e.select(inside, vector, e.splat(0.0))
 
 
@@ -274,7 +282,7 @@ class _QueryTile:
         head = self._key_value_head if arg is AttentionArg.V else self.head
         e, b = self.e, self.e.b
         byte = b.add(_window_offset(e, self.image, self.kernel.windows, steps), b.mul(token, e.i64(steps[0])))
-        return e.at(e.arena_pointer(e.arg(arg)), b.add(byte, b.mul(head, e.i64(self.kernel.size * FLOAT))))
+        return e.offset_pointer(e.arena_pointer(e.arg(arg)), b.add(byte, b.mul(head, e.i64(self.kernel.size * FLOAT))))
 
     def _write_scores(self, first: ir.Value) -> None:
         """Emit the code that stores the scores of all queries of the tile with some vectors of keys from `first` on."""
@@ -283,23 +291,23 @@ class _QueryTile:
         key_heads = e.i64(kernel.heads // kernel.group)
         start = b.mul(b.add(b.mul(self.image, key_heads), self._key_value_head), e.i64(kernel.size * self.row))
         byte = b.mul(first, e.i64(FLOAT))
-        keys = e.at(e.arena_pointer(e.arg(AttentionArg.TURNED)), b.add(start, byte))
+        keys = e.offset_pointer(e.arena_pointer(e.arg(AttentionArg.TURNED)), b.add(start, byte))
         query = self._token_pointer(AttentionArg.Q, kernel.q, self.query)
         zeros = [e.splat(0.0)] * (self.vectors * self.tile)
         with e.loop(0, kernel.size, carried=zeros) as channel:
-            line = e.at(keys, b.mul(channel.index, e.i64(self.row)))
+            line = e.offset_pointer(keys, b.mul(channel.index, e.i64(self.row)))
             values = [e.load(line, v * size) for v in range(self.vectors)]
-            here = e.at(query, b.mul(channel.index, e.i64(FLOAT)))
+            here = e.offset_pointer(query, b.mul(channel.index, e.i64(FLOAT)))
             for number in range(self.tile):
                 factor = e.splat(e.load_f32(here, number * kernel.q[0]))
                 sums = channel.carried[number * self.vectors :]
                 channel.next += [e.fma(value, factor, so_far) for value, so_far in zip(values, sums, strict=False)]
-        place = e.at(self.stage, byte)
+        place = e.offset_pointer(self.stage, byte)
         for index, value in enumerate(channel.results):
             at = index // self.vectors * self.row + index % self.vectors * size
             score = b.fmul(value, e.splat(kernel.scale))
             if kernel.biases is not None:
-                score = b.fadd(score, e.load(e.at(self._bias_pointer(), byte), at))
+                score = b.fadd(score, e.load(e.offset_pointer(self._bias_pointer(), byte), at))
             e.store(score, place, at)
 
     def _bias_pointer(self) -> ir.Value:
@@ -312,7 +320,7 @@ class _QueryTile:
         if by_window:
             window = b.urem(self.image, e.i64(kernel.windows))
             row = b.add(b.mul(window, e.i64(by_window * kernel.queries)), row)
-        return e.at(e.table(AttentionArg.BIAS), b.mul(row, e.i64(self.row)))
+        return e.offset_pointer(e.table(AttentionArg.BIAS), b.mul(row, e.i64(self.row)))
 
     def _exponentiate(self, number: int) -> ir.Value:
         """Replace the scores of query `number` by exp(score - largest score), 0 for masked keys; return the sum."""
@@ -321,7 +329,7 @@ class _QueryTile:
         if self.kernel.causal:
             mine = b.add(self.query, e.i64(number + 1))
             limit = e.select(b.icmp_signed("<", mine, limit), mine, limit)
-        row = e.at(self.stage, number * self.row)
+        row = e.offset_pointer(self.stage, number * self.row)
 
         def mask_unseen(first: ir.Value, vector: ir.Value, other: float) -> ir.Value:
             return e.select(first_lanes_mask(e, b.sub(limit, first)), vector, e.splat(other))
@@ -344,12 +352,12 @@ class _QueryTile:
         """
         e, b, kernel = self.e, self.e.b, self.kernel
         byte = b.mul(first, e.i64(FLOAT))
-        source = e.at(self._token_pointer(AttentionArg.V, kernel.v, e.i64(0)), byte)
+        source = e.offset_pointer(self._token_pointer(AttentionArg.V, kernel.v, e.i64(0)), byte)
         zeros = [e.splat(0.0)] * (len(counts) * self.tile)
         with e.loop(0, self.visible_keys, carried=zeros) as key:
-            line = e.at(source, b.mul(key.index, e.i64(kernel.v[0])))
+            line = e.offset_pointer(source, b.mul(key.index, e.i64(kernel.v[0])))
             values = [e.load(line, v * e.target.lanes * FLOAT) for v in range(len(counts))]
-            here = e.at(self.stage, b.mul(key.index, e.i64(FLOAT)))
+            here = e.offset_pointer(self.stage, b.mul(key.index, e.i64(FLOAT)))
             for number in range(self.tile):
                 factor = e.splat(e.load_f32(here, number * self.row))
                 sums = key.carried[number * len(counts) :]
@@ -358,4 +366,6 @@ class _QueryTile:
         for index, value in enumerate(key.results):
             number, v = divmod(index, len(counts))
             scaled = b.fmul(value, factors[number])
-            store_vector(e, scaled, e.at(result, number * kernel.y[0]), vector_offset(e, byte, v), counts[v])
+            store_vector(
+                e, scaled, e.offset_pointer(result, number * kernel.y[0]), vector_offset(e, byte, v), counts[v]
+            )

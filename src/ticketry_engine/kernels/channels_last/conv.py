@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ticketry_engine.errors import EngineError
-from ticketry_engine.kernels.bfloat import rounded
+from ticketry_engine.kernels.bfloat import round_to_bfloat16
 from ticketry_engine.kernels.channels_last.geometry import FLOAT, HALF, ChannelsLastValue, Strides
 from ticketry_engine.kernels.channels_last.group_conv import (
     CYCLES_A_NANOSECOND,
@@ -61,7 +61,7 @@ def conv(
     return [_build_op(shape, part, weights, layer, spec.target) for part in parts]
 
 
-def cost(x: ChannelsLastValue, y: ChannelsLastValue, layer: Convolution, spec: BlockSpec) -> float:
+def estimate_cost(x: ChannelsLastValue, y: ChannelsLastValue, layer: Convolution, spec: BlockSpec) -> float:
     """Estimate the nanoseconds that `conv` takes for one image on one thread with warm caches."""
     _, parts = _plan_parts(ConvShape(x, y, None, layer.window), layer, spec.images, spec.target)
     return sum(part.cycles for part in parts) / CYCLES_A_NANOSECOND
@@ -70,8 +70,8 @@ def cost(x: ChannelsLastValue, y: ChannelsLastValue, layer: Convolution, spec: B
 def _plan_parts(shape: ConvShape, layer: Convolution, images: int, target: Target) -> tuple[Array, list[ConvPart]]:
     """Return the weights [rows, columns], or [rows, columns, 2] for bfloat16, and the layer's parts."""
     weight, groups = layer.weight, layer.groups
-    shape.check(len(weight), weight.shape[1] * groups)
-    if shape.pairs and not target.bf16:
+    shape.check_channel_counts(len(weight), weight.shape[1] * groups)
+    if shape.uses_pairs and not target.bf16:
         raise EngineError(f"the target {target.name} ({target.cpu}) cannot multiply bfloat16 (vdpbf16ps)")
     if groups == len(weight) == shape.x.channels > 1:
         if shape.x.geometry.channel_stride:
@@ -79,7 +79,7 @@ def _plan_parts(shape: ConvShape, layer: Convolution, images: int, target: Targe
         weights = np.ascontiguousarray(weight.reshape(groups, -1), dtype=np.float32)
         return weights, [_plan_depthwise(shape, weights, images, target)]
     weights = flatten_by_tap(weight, groups)
-    if not shape.pairs:
+    if not shape.uses_pairs:
         return weights, _plan_grouped(shape, weights != 0, images, target)
     pairs = pair_channels(weights, shape.x.channels)
     return pairs, _plan_grouped(shape, (pairs != 0).any(axis=2), images, target)
@@ -128,16 +128,16 @@ class ConvShape:
         return ConvAxes(*self.window.axes(self.x.geometry))
 
     @property
-    def pairs(self) -> bool:
+    def uses_pairs(self) -> bool:
         """Whether the input is bfloat16; then each column is a pair of neighbouring channels at a kernel position."""
         return self.x.geometry.item == HALF
 
     @property
     def columns(self) -> int:
         """Number of columns (channels, or pairs of channels) per tap (kernel position)."""
-        return -(-self.x.channels // 2) if self.pairs else self.x.channels
+        return -(-self.x.channels // 2) if self.uses_pairs else self.x.channels
 
-    def check(self, outputs: int, inputs: int) -> None:
+    def check_channel_counts(self, outputs: int, inputs: int) -> None:
         """Raise EngineError unless x, y and residual fit a convolution of `inputs` to `outputs` channels."""
         if inputs != self.x.channels:
             raise EngineError(f"a convolution of {inputs} channels cannot read an input of {self.x.channels}")
@@ -149,7 +149,7 @@ class ConvShape:
             raise EngineError(
                 f"a padding of {self.window.padding} needs an input with that halo, not {self.x.geometry.halo}"
             )
-        if self.residual is not None and not self.residual.like(self.y):
+        if self.residual is not None and not self.residual.has_shape_of(self.y):
             raise EngineError("a residual has to have the shape of the output")
 
     def column_offsets(self, columns: int) -> Array:
@@ -159,7 +159,7 @@ class ConvShape:
         """
         geometry = self.x.geometry
         (height, width), (down, right) = self.window.size, self.window.dilation
-        rows, places = np.arange(height) * down * geometry.row, np.arange(width) * right * geometry.pixel
+        rows, places = np.arange(height) * down * geometry.row_bytes, np.arange(width) * right * geometry.pixel
         taps = (rows[:, None] + places).reshape(-1, 1) // FLOAT
         found: Array = (taps + np.arange(columns) * (geometry.channel_stride // FLOAT or 1)).reshape(-1)
         return found
@@ -202,13 +202,13 @@ def _build_op(shape: ConvShape, part: ConvPart, weights: Array, layer: Convoluti
     packed = [weights[some[:, None], block.columns].swapaxes(0, 1) for some, block in zip(rows, blocks, strict=True)]
     packed_weights = np.ascontiguousarray(np.concatenate(packed))  # [columns, row_count], with bfloat16 [..., 2]
     if packed_weights.ndim == 3:
-        packed_weights = rounded(packed_weights)
+        packed_weights = round_to_bfloat16(packed_weights)
     columns = np.concatenate([block.columns for block in blocks])
     shapes = [best.tile] + ([best.rest] if best.rest else [])
     args = (
-        shape.x.start,
-        shape.y.start,
-        shape.residual.start if shape.residual else 0,
+        shape.x.first_channel_offset,
+        shape.y.first_channel_offset,
+        shape.residual.first_channel_offset if shape.residual else 0,
         len(blocks),
         max(1, WEIGHTS_KEPT // max(1, packed_weights.nbytes // len(blocks))),
         np.array([(block.rows[0], (len(block.rows) - 1) % target.lanes + 1) for block in blocks], np.int32),

@@ -23,15 +23,15 @@ from ticketry_engine.kernels.channels_last.geometry import (
     FLOAT,
     ChannelsLastValue,
     Strides,
-    check_same_shape,
     first_lanes_mask,
-    first_pixel,
+    first_pixel_offset,
     is_expensive,
     load_vector,
     loop_pixels,
     loop_vectors,
     max_lane,
     pad_to_vectors,
+    require_same_shape,
     store_vector,
     sum_lanes,
     vector_offset,
@@ -54,7 +54,7 @@ def elementwise(
 
     The height, width and channels of `other` are equal to those of x, or 1 to be broadcast; y may be x.
     """
-    check_same_shape(x, y)
+    require_same_shape(x, y)
     mine, its = x.geometry, other.geometry
     sizes = ((mine.height, its.height), (mine.width, its.width), (x.channels, other.channels))
     if any(b not in (1, a) for a, b in sizes):
@@ -62,13 +62,18 @@ def elementwise(
             f"{kind}: (height, width, channels) {tuple(b for _, b in sizes)} cannot be broadcast"
             f" to {tuple(a for a, _ in sizes)}: each size has to be equal or 1"
         )
-    return [Op(_build_kernel(kind, x, other, y, act), (first_pixel(x), first_pixel(other), first_pixel(y)))]
+    return [
+        Op(
+            _build_kernel(kind, x, other, y, act),
+            (first_pixel_offset(x), first_pixel_offset(other), first_pixel_offset(y)),
+        )
+    ]
 
 
-def apply(act: Activation, x: ChannelsLastValue, y: ChannelsLastValue) -> list[Op]:
+def apply_activation(act: Activation, x: ChannelsLastValue, y: ChannelsLastValue) -> list[Op]:
     """Return the operations of ``y = act(x)``; y may be x."""
-    check_same_shape(x, y)
-    return [Op(_build_kernel("copy", x, None, y, act), (first_pixel(x), 0, first_pixel(y)))]
+    require_same_shape(x, y)
+    return [Op(_build_kernel("copy", x, None, y, act), (first_pixel_offset(x), 0, first_pixel_offset(y)))]
 
 
 def copy(x: ChannelsLastValue, y: ChannelsLastValue) -> list[Op]:
@@ -76,14 +81,14 @@ def copy(x: ChannelsLastValue, y: ChannelsLastValue) -> list[Op]:
 
     The width of the halo (zero border), the number format and the range of channels may differ.
     """
-    return apply(None, x, y)
+    return apply_activation(None, x, y)
 
 
 def affine(x: ChannelsLastValue, y: ChannelsLastValue, scale: Array, shift: Array, act: Activation = None) -> list[Op]:
     """Return the operations of ``y = act(x * scale + shift)``; scale and shift are [channels], and y may be x."""
-    check_same_shape(x, y)
+    require_same_shape(x, y)
     tables = (pad_to_vectors(scale, x.channels), pad_to_vectors(shift, x.channels))
-    return [Op(_build_kernel("affine", x, None, y, act), (first_pixel(x), 0, first_pixel(y), *tables))]
+    return [Op(_build_kernel("affine", x, None, y, act), (first_pixel_offset(x), 0, first_pixel_offset(y), *tables))]
 
 
 def _build_kernel(
@@ -163,14 +168,14 @@ def rotary(
     A head has as many channels as cos and sin. In a head, the partner of channel i is channel i + half for i < half,
     channel i - half for half <= i < 2 * half, and channel i itself otherwise. y must not overlap the other values.
     """
-    check_same_shape(x, y)
-    check_same_shape(cos, sin)
+    require_same_shape(x, y)
+    require_same_shape(cos, sin)
     size = cos.channels
-    if x.channels % size or not x.part(0, size).like(cos) or 2 * half > size:
+    if x.channels % size or not x.channel_range(0, size).has_shape_of(cos) or 2 * half > size:
         raise EngineError(f"{x.channels} channels cannot be split into heads of {size} with two halves of {half}")
     strides = tuple(Strides.from_value(one) for one in (x, cos, sin, y))
     kernel = Rotary(x.geometry.height, x.geometry.width, x.channels // size, size, half, *strides)
-    return [Op(kernel, tuple(first_pixel(one) for one in (x, cos, sin, y)))]
+    return [Op(kernel, tuple(first_pixel_offset(one) for one in (x, cos, sin, y)))]
 
 
 @dataclass(frozen=True)
@@ -192,7 +197,7 @@ class Rotary(EmittedKernel):
         with loop_pixels(e, self.height, self.width, values) as (_, _, pixel), e.loop(0, self.heads) as head:
             x, cos, sin, y = pixel
             x, y = (
-                e.at(place, e.b.mul(head.index, e.i64(self.size * steps.item)))
+                e.offset_pointer(place, e.b.mul(head.index, e.i64(self.size * steps.item)))
                 for place, steps in ((x, self.x), (y, self.y))
             )
             for first, partner, count in self._channel_runs():
@@ -261,11 +266,11 @@ def softmax(x: ChannelsLastValue, y: ChannelsLastValue) -> list[Op]:
 
 
 def _build_norm(title: str, x: ChannelsLastValue, y: ChannelsLastValue, eps: float, *weights: Array) -> Op:
-    check_same_shape(x, y)
+    require_same_shape(x, y)
     shape = (x.geometry.height, x.geometry.width, x.channels)
     kernel = ChannelsLastNorm(title, *shape, Strides.from_value(x), Strides.from_value(y), eps)
     tables = (pad_to_vectors(one, x.channels) for one in weights)
-    return Op(kernel, (first_pixel(x), first_pixel(y), *tables))
+    return Op(kernel, (first_pixel_offset(x), first_pixel_offset(y), *tables))
 
 
 @dataclass(frozen=True)

@@ -89,13 +89,13 @@ class ChannelsLastGeometry:
         )
 
     @property
-    def row(self) -> int:
+    def row_bytes(self) -> int:
         """Bytes from one row to the next."""
         return (self.width + self.halo) * self.pixel
 
     def pixel_offset(self, y: Position, x: Position) -> Position:
         """Return the bytes from an image's start to pixel (y, x), which may be up to ``halo`` outside of the image."""
-        found: Position = (y + self.halo) * self.row + (x + self.halo) * self.pixel
+        found: Position = (y + self.halo) * self.row_bytes + (x + self.halo) * self.pixel
         return found
 
     def bytes(self, images: int) -> int:
@@ -133,22 +133,22 @@ class ChannelsLastValue:
         if self.first + self.channels > self.geometry.channels:
             raise ValueError(f"channels {self.first} … {self.first + self.channels} of {self.geometry.channels}")
 
-    def part(self, first: int, channels: int) -> ChannelsLastValue:
+    def channel_range(self, first: int, channels: int) -> ChannelsLastValue:
         """Return a view of `channels` channels from channel `first` of this value on."""
         return ChannelsLastValue(self.geometry, self.offset, self.first + first, channels)
 
-    def take(self, channels: Sequence[int] | Array) -> ChannelsLastValue:
+    def select_channels(self, channels: Sequence[int] | Array) -> ChannelsLastValue:
         """Return a view of the given channels, which must be consecutive."""
         if list(channels) != list(range(int(channels[0]), int(channels[0]) + len(channels))):
             raise ValueError("channels of a channels-last value have to be consecutive")
-        return self.part(int(channels[0]), len(channels))
+        return self.channel_range(int(channels[0]), len(channels))
 
     @property
-    def start(self) -> int:
+    def first_channel_offset(self) -> int:
         """Memory offset in bytes of the value's first channel at the start of the first image, including its halo."""
         return self.offset + (self.geometry.channel_stride or self.geometry.item) * self.first
 
-    def like(self, other: ChannelsLastValue) -> bool:
+    def has_shape_of(self, other: ChannelsLastValue) -> bool:
         """Return whether this value and `other` have the same height, width and number of channels."""
         mine, its = self.geometry, other.geometry
         return (mine.height, mine.width, self.channels) == (its.height, its.width, other.channels)
@@ -177,7 +177,7 @@ class Strides:
     def from_value(cls, value: ChannelsLastValue, height: int = 0, width: int = 0) -> Strides:
         """Return the strides of `value`; an axis of size 1 is broadcast if `height` or `width` is larger."""
         geometry = value.geometry
-        row = 0 if geometry.height == 1 < height else geometry.row
+        row = 0 if geometry.height == 1 < height else geometry.row_bytes
         return cls(geometry.image, row, 0 if geometry.width == 1 < width else geometry.pixel, geometry.item)
 
     def bytes_to(self, place: tuple[int, int, int]) -> int:
@@ -198,15 +198,15 @@ def is_expensive(act: Activation) -> bool:
     return (act[0] if isinstance(act, tuple) else act) not in (None, "relu", "relu6", "leaky_relu")
 
 
-def check_same_shape(x: ChannelsLastValue, y: ChannelsLastValue) -> None:
+def require_same_shape(x: ChannelsLastValue, y: ChannelsLastValue) -> None:
     """Raise EngineError unless x and y have the same height, width and number of channels."""
-    if not x.like(y):
+    if not x.has_shape_of(y):
         raise EngineError("input and output of an elementwise operation or norm have to have the same shape")
 
 
-def first_pixel(value: ChannelsLastValue) -> int:
+def first_pixel_offset(value: ChannelsLastValue) -> int:
     """Return the arena offset in bytes of pixel (0, 0) of a value's first image."""
-    return value.start + value.geometry.pixel_offset(0, 0)
+    return value.first_channel_offset + value.geometry.pixel_offset(0, 0)
 
 
 @contextmanager
@@ -221,7 +221,11 @@ def loop_rows(
         image = b.udiv(turn.index, e.i64(height))
         row = b.sub(turn.index, b.mul(image, e.i64(height)))
         pairs = zip(bases, [steps for _, steps in strides], strict=True)
-        yield image, row, [e.at(at, b.add(b.mul(image, e.i64(s.image)), b.mul(row, e.i64(s.row)))) for at, s in pairs]
+        yield (
+            image,
+            row,
+            [e.offset_pointer(at, b.add(b.mul(image, e.i64(s.image)), b.mul(row, e.i64(s.row)))) for at, s in pairs],
+        )
 
 
 @contextmanager
@@ -231,7 +235,7 @@ def loop_pixels(
     """Loop over the pixels of this thread's rows; yield row, column, and a pixel pointer per entry of `strides`."""
     with loop_rows(e, height, strides) as (_, row, starts), e.loop(0, width) as turn:
         pairs = zip(starts, strides, strict=True)
-        places = [e.at(start, e.b.mul(turn.index, e.i64(steps.pixel))) for start, (_, steps) in pairs]
+        places = [e.offset_pointer(start, e.b.mul(turn.index, e.i64(steps.pixel))) for start, (_, steps) in pairs]
         yield row, turn.index, places
 
 
@@ -263,7 +267,7 @@ def store_vector(
 
 
 def _element_pointer(e: Emitter, pointer: ir.Value, byte: ir.Value, item: int) -> ir.Value:
-    return e.at(pointer, byte if item == FLOAT else e.b.lshr(byte, e.i64(1)))
+    return e.offset_pointer(pointer, byte if item == FLOAT else e.b.lshr(byte, e.i64(1)))
 
 
 def vector_offset(e: Emitter, byte: ir.Value, number: int) -> ir.Value:
@@ -278,14 +282,16 @@ def vector_offset(e: Emitter, byte: ir.Value, number: int) -> ir.Value:
 # argument ``item`` is the size of a number in memory: `FLOAT` bytes, or `HALF` bytes for bfloat16, which is converted.
 
 
-def load_first(e: Emitter, pointer: ir.Value, count: ir.Value | int, item: int = FLOAT) -> ir.Value:
+def load_first_lanes(e: Emitter, pointer: ir.Value, count: ir.Value | int, item: int = FLOAT) -> ir.Value:
     """Load `count` numbers into the first lanes of a float32 vector; the other lanes are zero and not read."""
     if item == FLOAT:
         return _masked_load(e, pointer, count)
     return bfloat.widen(e, _masked_load(e, pointer, count, HALF, I16))
 
 
-def store_first(e: Emitter, vector: ir.Value, pointer: ir.Value, count: ir.Value | int, item: int = FLOAT) -> None:
+def store_first_lanes(
+    e: Emitter, vector: ir.Value, pointer: ir.Value, count: ir.Value | int, item: int = FLOAT
+) -> None:
     """Store the first `count` lanes of a float32 vector; the memory of the other lanes is not written."""
     if item == FLOAT:
         _masked_store(e, vector, pointer, count)
@@ -295,7 +301,7 @@ def store_first(e: Emitter, vector: ir.Value, pointer: ir.Value, count: ir.Value
 
 def load_lanes(e: Emitter, pointer: ir.Value, count: int, item: int = FLOAT) -> ir.Value:
     """Load `count` numbers, known when the kernel is written, as a float32 vector; the other lanes are zero."""
-    return bfloat.load(e, pointer, 0, item) if count == e.target.lanes else load_first(e, pointer, count, item)
+    return bfloat.load(e, pointer, 0, item) if count == e.target.lanes else load_first_lanes(e, pointer, count, item)
 
 
 def store_lanes(e: Emitter, vector: ir.Value, pointer: ir.Value, count: int, item: int = FLOAT) -> None:
@@ -303,7 +309,7 @@ def store_lanes(e: Emitter, vector: ir.Value, pointer: ir.Value, count: int, ite
     if count == e.target.lanes:
         bfloat.store(e, vector, pointer, 0, item)
     else:
-        store_first(e, vector, pointer, count, item)
+        store_first_lanes(e, vector, pointer, count, item)
 
 
 def first_lanes_mask(e: Emitter, count: ir.Value | int) -> ir.Value:

@@ -34,7 +34,7 @@ import numpy as np
 
 from ticketry_engine.kernels import bfloat
 from ticketry_engine.kernels.activations import Activation, activate_all
-from ticketry_engine.kernels.channels_last.geometry import FLOAT, HALF, LINE, Strides, is_expensive, store_first
+from ticketry_engine.kernels.channels_last.geometry import FLOAT, HALF, LINE, Strides, is_expensive, store_first_lanes
 from ticketry_engine.kernels.emitter import I16, I64, EmittedKernel, Emitter, StateSlot
 from ticketry_engine.kernels.jit import ir
 from ticketry_engine.kernels.target import Target
@@ -99,7 +99,7 @@ class GroupConv(EmittedKernel):
     """Whether row i reads only input channel i; then a column is a tap."""
 
     @property
-    def pairs(self) -> bool:
+    def uses_pairs(self) -> bool:
         """Whether a column is a pair of neighbouring channels in bfloat16."""
         return self.x.item == HALF and not self.depthwise
 
@@ -143,9 +143,9 @@ class _ConvWriter:
                 block = e.b.udiv(turn.index, self.per_image)
                 number = e.b.sub(turn.index, e.b.mul(block, self.per_image))
                 image = e.b.add(first_image, e.b.mul(block, e.i64(self.tile.images)))
-                entry = e.at(self.tiles, e.b.mul(number, e.i64(16)))
+                entry = e.offset_pointer(self.tiles, e.b.mul(number, e.i64(16)))
                 x, y, residual = (
-                    e.at(base, e.b.add(e.b.mul(image, e.i64(step.image)), e.load_i32(entry, 4 * index)))
+                    e.offset_pointer(base, e.b.add(e.b.mul(image, e.i64(step.image)), e.load_i32(entry, 4 * index)))
                     for index, (base, step) in enumerate(zip(bases, steps, strict=True))
                 )
                 kind = e.load_i32(entry, 12)
@@ -171,17 +171,17 @@ class _ConvWriter:
 
     def _write_group(self, group: ir.Value, kind: ir.Value, x: ir.Value, y: ir.Value, residual: ir.Value) -> None:
         e, vectors = self.e, self.kernel.vectors
-        row = e.at(self.bias, e.b.mul(group, e.i64(self.bytes)))
+        row = e.offset_pointer(self.bias, e.b.mul(group, e.i64(self.bytes)))
         size = e.target.lanes * FLOAT
         biases = [e.load(row, v * size, align=size) for v in range(vectors)]
-        place = e.at(self.places, e.b.mul(group, e.i64(8)))
+        place = e.offset_pointer(self.places, e.b.mul(group, e.i64(8)))
         if self.kernel.depthwise:
-            x = e.at(x, e.b.mul(e.load_i32(place), e.i64(self.kernel.x.item)))
+            x = e.offset_pointer(x, e.b.mul(e.load_i32(place), e.i64(self.kernel.x.item)))
         start = biases * self.tile.pixels
         start += [e.splat(0.0)] * (len(start) * (self.accumulators - 1))
-        begin = e.at(self.begins, e.b.mul(e.b.add(e.b.mul(group, self.classes), kind), e.i64(4)))
+        begin = e.offset_pointer(self.begins, e.b.mul(e.b.add(e.b.mul(group, self.classes), kind), e.i64(4)))
         with e.loop(e.load_i32(begin), e.load_i32(begin, 4), carried=start) as run:
-            entry = e.at(self.runs, e.b.mul(run.index, e.i64(8)))
+            entry = e.offset_pointer(self.runs, e.b.mul(run.index, e.i64(8)))
             run.next = self._accumulate_columns(e.load_i32(entry), e.load_i32(entry, 4), run.carried, x)
         one = len(run.results) // self.accumulators
         sums = run.results[:one]
@@ -213,16 +213,18 @@ class _ConvWriter:
         if self.kernel.wide_offsets:
             offset = e.load_i32(self.offsets, e.b.mul(column, e.i64(4)))
         else:
-            offset = e.b.zext(e.b.load(e.at(self.offsets, e.b.mul(column, e.i64(2))), typ=I16, align=2), I64)
-        source = e.at(x, e.b.mul(offset, e.i64(FLOAT)))
-        row = e.at(self.weights, e.b.mul(column, e.i64(self.bytes)))
-        if self.kernel.pairs:
+            offset = e.b.zext(
+                e.b.load(e.offset_pointer(self.offsets, e.b.mul(column, e.i64(2))), typ=I16, align=2), I64
+            )
+        source = e.offset_pointer(x, e.b.mul(offset, e.i64(FLOAT)))
+        row = e.offset_pointer(self.weights, e.b.mul(column, e.i64(self.bytes)))
+        if self.kernel.uses_pairs:
             weights = [bfloat.load_pairs(e, row, v * size, size) for v in range(vectors)]
         else:
             weights = [e.load(row, v * size, align=size) for v in range(vectors)]
-        multiply = bfloat.multiply_pairs if self.kernel.pairs else Emitter.fma
+        multiply = bfloat.multiply_pairs if self.kernel.uses_pairs else Emitter.fma
         results = []
-        for index, place in enumerate(self.tile.places):
+        for index, place in enumerate(self.tile.pixel_positions):
             input_ = self._load_input(source, self.kernel.x.bytes_to(place))
             results += [multiply(e, weights[v], input_, sums[index * vectors + v]) for v in range(vectors)]
         return results
@@ -232,7 +234,7 @@ class _ConvWriter:
         e, kernel = self.e, self.kernel
         if kernel.depthwise:
             return bfloat.load(e, source, byte, kernel.x.item)
-        return bfloat.splat_pair(e, source, byte) if kernel.pairs else e.splat(e.load_f32(source, byte))
+        return bfloat.splat_pair(e, source, byte) if kernel.uses_pairs else e.splat(e.load_f32(source, byte))
 
     # End of a tile: residual, activation, store
 
@@ -241,14 +243,14 @@ class _ConvWriter:
         vectors, size = kernel.vectors, self.e.target.lanes * FLOAT
         lanes = e.load_i32(place, 4)
         first = e.load_i32(place)
-        y = e.at(y, e.b.mul(first, e.i64(kernel.y.item)))
-        residual = e.at(residual, e.b.mul(first, e.i64((kernel.residual or kernel.y).item)))
+        y = e.offset_pointer(y, e.b.mul(first, e.i64(kernel.y.item)))
+        residual = e.offset_pointer(residual, e.b.mul(first, e.i64((kernel.residual or kernel.y).item)))
         if not self.staged:
-            for index, pixel in enumerate(self.tile.places):
+            for index, pixel in enumerate(self.tile.pixel_positions):
                 self._store_pixel(
                     sums[index * vectors :][:vectors],
-                    e.at(y, kernel.y.bytes_to(pixel)),
-                    e.at(residual, kernel.residual.bytes_to(pixel)) if kernel.residual else None,
+                    e.offset_pointer(y, kernel.y.bytes_to(pixel)),
+                    e.offset_pointer(residual, kernel.residual.bytes_to(pixel)) if kernel.residual else None,
                     lanes,
                 )
             return
@@ -272,7 +274,7 @@ class _ConvWriter:
     def _pixel_pointer(self, pointer: ir.Value, step: Strides, at: tuple[ir.Value, ...]) -> ir.Value:
         e = self.e
         for index, bytes_ in zip(at, (step.image, step.row, step.pixel), strict=True):
-            pointer = e.at(pointer, e.b.mul(index, e.i64(bytes_)))
+            pointer = e.offset_pointer(pointer, e.b.mul(index, e.i64(bytes_)))
         return pointer
 
     def _store_pixel(self, sums: list[ir.Value], y: ir.Value, residual: ir.Value | None, lanes: ir.Value) -> None:
@@ -283,9 +285,9 @@ class _ConvWriter:
             beside = [bfloat.load(e, residual, v * count * item, item) for v in range(kernel.vectors)]
             sums = [e.b.fadd(value, other) for value, other in zip(sums, beside, strict=True)]
         for v, value in enumerate(activate_all(e, kernel.act, sums)):
-            here = e.at(y, v * count * kernel.y.item)
+            here = e.offset_pointer(y, v * count * kernel.y.item)
             if kernel.partial_vector and v == kernel.vectors - 1:
-                store_first(e, value, here, lanes, kernel.y.item)
+                store_first_lanes(e, value, here, lanes, kernel.y.item)
             else:
                 bfloat.store(e, value, here, 0, kernel.y.item)
 
@@ -314,7 +316,7 @@ class Tile:
         return self.images * self.rows * self.columns
 
     @property
-    def places(self) -> list[tuple[int, int, int]]:
+    def pixel_positions(self) -> list[tuple[int, int, int]]:
         """(Image, row, column) of each pixel of the tile, relative to the tile's first pixel."""
         return [(n, y, x) for n in range(self.images) for y in range(self.rows) for x in range(self.columns)]
 
@@ -373,7 +375,7 @@ class ConvAxes:
         return found
 
 
-def find_runs(alive: Sequence[bool] | Array) -> list[tuple[int, int]]:
+def find_true_runs(alive: Sequence[bool] | Array) -> list[tuple[int, int]]:
     """Return (first index, end) of each run of neighbouring True values in `alive`."""
     edges = np.flatnonzero(np.diff(np.concatenate(([False], np.asarray(alive, dtype=bool), [False])).astype(np.int8)))
     return [(int(first), int(last)) for first, last in edges.reshape(-1, 2)]
@@ -398,7 +400,9 @@ class Tiling:
         row_starts, column_starts = plane.rows.tile_starts(tile.rows), plane.columns.tile_starts(tile.columns)
         row_kinds, row_of = np.unique(plane.rows.live_taps(tile.rows), axis=0, return_inverse=True)
         column_kinds, column_of = np.unique(plane.columns.live_taps(tile.columns), axis=0, return_inverse=True)
-        kinds = [find_runs((rows[:, None] & columns).reshape(-1)) for rows in row_kinds for columns in column_kinds]
+        kinds = [
+            find_true_runs((rows[:, None] & columns).reshape(-1)) for rows in row_kinds for columns in column_kinds
+        ]
         row, column = (part.reshape(-1) for part in np.meshgrid(row_starts, column_starts, indexing="ij"))
         kind = row_of.reshape(-1)[:, None] * len(column_kinds) + column_of.reshape(-1)
         return cls(row, column, kind.reshape(-1), kinds)

@@ -18,7 +18,13 @@ import numpy as np
 from ticketry_engine.errors import EngineError
 from ticketry_engine.kernels import bfloat
 from ticketry_engine.kernels.channels_last import geometry
-from ticketry_engine.kernels.channels_last.geometry import FLOAT, ChannelsLastValue, Strides, first_pixel, loop_rows
+from ticketry_engine.kernels.channels_last.geometry import (
+    FLOAT,
+    ChannelsLastValue,
+    Strides,
+    first_pixel_offset,
+    loop_rows,
+)
 from ticketry_engine.kernels.copies import Copies, plan_copies
 from ticketry_engine.kernels.emitter import I64, EmittedKernel, Emitter, StateSlot
 from ticketry_engine.kernels.jit import ir
@@ -50,7 +56,7 @@ class MoveArg(enum.IntEnum):
     """int64 [channels]: bytes in the tensor from a pixel's channel 0 to each of its channels."""
 
 
-def load(number: int, strides: Sequence[int], y: ChannelsLastValue) -> list[Op]:
+def load_tensor(number: int, strides: Sequence[int], y: ChannelsLastValue) -> list[Op]:
     """Return the operations that copy a float32 tensor into the value y.
 
     `number` is the index of the tensor among the tensors given to `Program.run`. `strides` are the tensor's strides in
@@ -59,20 +65,20 @@ def load(number: int, strides: Sequence[int], y: ChannelsLastValue) -> list[Op]:
     return [_build_move(number, strides, y, to_tensor=False)]
 
 
-def store(number: int, strides: Sequence[int], x: ChannelsLastValue) -> list[Op]:
+def store_tensor(number: int, strides: Sequence[int], x: ChannelsLastValue) -> list[Op]:
     """Return the operations that copy the value x into a float32 tensor; `number` and `strides` are as in `load`."""
     if x.geometry.channel_stride:
         raise EngineError("a value with one plane for each channel can only be read by convolutions")
     return [_build_move(number, strides, x, to_tensor=True)]
 
 
-def constant(values: Array, y: ChannelsLastValue) -> list[Op]:
+def store_constant(values: Array, y: ChannelsLastValue) -> list[Op]:
     """Return the operations that fill every image of y with `values`, float32 [channels, height, width]."""
     g = y.geometry
     table = np.ascontiguousarray(values.transpose(1, 2, 0), np.float32)
     kernel = Move(g.height, g.width, y.channels, Strides.from_value(y), TensorOrder.CHANNELS, False, True)
     pixel = FLOAT * y.channels
-    return [Op(kernel, (first_pixel(y), table, 0, g.width * pixel, pixel, np.zeros(0, np.int64)))]
+    return [Op(kernel, (first_pixel_offset(y), table, 0, g.width * pixel, pixel, np.zeros(0, np.int64)))]
 
 
 def _build_move(number: int, strides: Sequence[int], value: ChannelsLastValue, to_tensor: bool) -> Op:
@@ -98,7 +104,7 @@ def _build_move(number: int, strides: Sequence[int], value: ChannelsLastValue, t
         channel_stride=g.channel_stride,
         contiguous_rows=rows,
     )
-    return Op(kernel, (first_pixel(value), number, image, row, column, table))
+    return Op(kernel, (first_pixel_offset(value), number, image, row, column, table))
 
 
 @dataclass(frozen=True)
@@ -124,16 +130,18 @@ class Move(EmittedKernel):
             number = e.b.add(image, e.state(StateSlot.FIRST))
             there = e.b.add(e.b.mul(number, e.arg(MoveArg.IMAGE)), e.b.mul(y, e.arg(MoveArg.ROW)))
             write = self._move_channel_planes if self.order is TensorOrder.CHANNEL_PLANES else self._move_row
-            write(e, inside, e.at(outside, there))
+            write(e, inside, e.offset_pointer(outside, there))
 
     def _move_channel_planes(self, e: Emitter, inside: ir.Value, outside: ir.Value) -> None:
         """Emit the copy of a row of pixels into a value in which each channel is contiguous, channel by channel."""
         with e.loop(0, self.channels) as channel:
-            near = e.at(inside, e.b.mul(channel.index, e.i64(self.channel_stride)))
-            far = e.at(outside, e.load_i64(e.at(e.table(MoveArg.CHANNELS), e.b.mul(channel.index, e.i64(8)))))
+            near = e.offset_pointer(inside, e.b.mul(channel.index, e.i64(self.channel_stride)))
+            far = e.offset_pointer(
+                outside, e.load_i64(e.offset_pointer(e.table(MoveArg.CHANNELS), e.b.mul(channel.index, e.i64(8))))
+            )
             for column, count in _loop_over_parts(e, self.width, e.target.lanes):
-                place = e.at(near, e.b.mul(column, e.i64(FLOAT)))
-                there = e.at(far, e.b.mul(column, e.arg(MoveArg.COLUMN)))
+                place = e.offset_pointer(near, e.b.mul(column, e.i64(FLOAT)))
+                there = e.offset_pointer(far, e.b.mul(column, e.arg(MoveArg.COLUMN)))
                 geometry.store_lanes(e, self._load_pixels(e, there, count), place, count)
 
     def _load_pixels(self, e: Emitter, there: ir.Value, count: int) -> ir.Value:
@@ -147,8 +155,8 @@ class Move(EmittedKernel):
     def _move_row(self, e: Emitter, inside: ir.Value, outside: ir.Value) -> None:
         step = e.target.lanes if self.order is TensorOrder.PLANES else 1
         for column, pixels in _loop_over_parts(e, self.width, step):
-            place = e.at(inside, e.b.mul(column, e.i64(self.value.pixel)))
-            there = e.at(outside, e.b.mul(column, e.arg(MoveArg.COLUMN)))
+            place = e.offset_pointer(inside, e.b.mul(column, e.i64(self.value.pixel)))
+            there = e.offset_pointer(outside, e.b.mul(column, e.arg(MoveArg.COLUMN)))
             for channel, channels in _loop_over_parts(e, self.channels, e.target.lanes):
                 if self.order is TensorOrder.PLANES:
                     self._move_transposed_block(e, channel, channels, pixels, place, there)
@@ -158,11 +166,12 @@ class Move(EmittedKernel):
     def _move_channels(self, e: Emitter, first: ir.Value, count: int, inside: ir.Value, outside: ir.Value) -> None:
         """Emit the copy of `count` channels of one pixel, at most a vector, from channel `first` on."""
         near, far = (
-            e.at(base, e.b.mul(first, e.i64(size))) for base, size in ((inside, self.value.item), (outside, FLOAT))
+            e.offset_pointer(base, e.b.mul(first, e.i64(size)))
+            for base, size in ((inside, self.value.item), (outside, FLOAT))
         )
         mask = geometry.first_lanes_mask(e, count)
         if self.order is TensorOrder.STRIDED:
-            entry = e.at(e.table(MoveArg.CHANNELS), e.b.mul(first, e.i64(8)))
+            entry = e.offset_pointer(e.table(MoveArg.CHANNELS), e.b.mul(first, e.i64(8)))
             # The offsets after the last channel are undefined.
             offsets = e.b.load(entry, typ=ir.VectorType(I64, e.target.lanes), align=8)
             pointers = geometry.lane_addresses(e, outside, offsets)
@@ -179,10 +188,10 @@ class Move(EmittedKernel):
         self, e: Emitter, first: ir.Value, channels: int, pixels: int, inside: ir.Value, outside: ir.Value
     ) -> None:
         """Emit the copy of a block of channels and pixels, at most a vector of each, with a transpose in registers."""
-        entry = e.at(e.table(MoveArg.CHANNELS), e.b.mul(first, e.i64(8)))
-        near = e.at(inside, e.b.mul(first, e.i64(self.value.item)))
-        rows = [e.at(outside, e.load_i64(entry, 8 * channel)) for channel in range(channels)]
-        columns = [e.at(near, pixel * self.value.pixel) for pixel in range(pixels)]
+        entry = e.offset_pointer(e.table(MoveArg.CHANNELS), e.b.mul(first, e.i64(8)))
+        near = e.offset_pointer(inside, e.b.mul(first, e.i64(self.value.item)))
+        rows = [e.offset_pointer(outside, e.load_i64(entry, 8 * channel)) for channel in range(channels)]
+        columns = [e.offset_pointer(near, pixel * self.value.pixel) for pixel in range(pixels)]
         empty = [e.splat(0.0)] * e.target.lanes
         if self.to_tensor:
             pixels_read = [bfloat.load(e, column, 0, self.value.item) for column in columns]
@@ -214,7 +223,7 @@ def _loop_over_parts(e: Emitter, count: int, step: int) -> Iterator[tuple[ir.Val
 # vectors, so a gather costs about as much as a copy if whole pixels move.
 
 
-def gather(sources: Sequence[ChannelsLastValue], y: ChannelsLastValue, where: tuple[Array, Array]) -> list[Op]:
+def gather_elements(sources: Sequence[ChannelsLastValue], y: ChannelsLastValue, where: tuple[Array, Array]) -> list[Op]:
     """Return the operations that fill y with elements of `sources` and with zeros.
 
     `where` has two arrays [channels of y, pixels of y], with pixels row by row. The first holds the index of each
@@ -233,7 +242,7 @@ def gather(sources: Sequence[ChannelsLastValue], y: ChannelsLastValue, where: tu
     for number, starts, runs, length in plan_copies(goals, found.T, source_index.T, g.item):
         source = sources[number] if number >= 0 else y
         kernel = Copies(length, g.item, True, number < 0)
-        begins = (first_pixel(source), first_pixel(y), source.geometry.image, g.image)
+        begins = (first_pixel_offset(source), first_pixel_offset(y), source.geometry.image, g.image)
         ops.append(Op(kernel, (*begins, len(starts), len(runs), starts, runs)))
     return ops
 
@@ -241,7 +250,7 @@ def gather(sources: Sequence[ChannelsLastValue], y: ChannelsLastValue, where: tu
 def _element_offsets(value: ChannelsLastValue) -> Array:
     """Return an array [channels, pixels] of the bytes from an image's pixel (0, 0) to each element of the image."""
     g = value.geometry
-    rows, columns = np.arange(g.height) * g.row, np.arange(g.width) * g.pixel
+    rows, columns = np.arange(g.height) * g.row_bytes, np.arange(g.width) * g.pixel
     positions = (rows[:, None] + columns).reshape(-1)
     table: Array = np.arange(value.channels)[:, None] * g.item + positions
     return table

@@ -18,7 +18,7 @@ from ticketry_engine.errors import EngineError
 from ticketry_engine.kernels.channels_last.geometry import (
     ChannelsLastValue,
     Strides,
-    first_pixel,
+    first_pixel_offset,
     load_vector,
     loop_pixels,
     loop_vectors,
@@ -87,7 +87,9 @@ def _build_pool(
         operation, *_height_and_width(y), y.channels, Strides.from_value(x), Strides.from_value(y), steps
     )
     ranges = [table.astype(np.int32) for table in tables]
-    return Op(kernel, (first_pixel(x), first_pixel(y), *ranges, *(each.astype(np.float32) for each in weights)))
+    return Op(
+        kernel, (first_pixel_offset(x), first_pixel_offset(y), *ranges, *(each.astype(np.float32) for each in weights))
+    )
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,9 @@ class ChannelsLastPool(EmittedKernel):
         # The window's rows come from a table, so the input's pointer stays at the start of its image.
         values = [(_X, Strides(self.x.image, 0, 0)), (_Y, self.y)]
         with loop_pixels(e, self.height, self.width, values) as (row, column, (x, y)):
-            begins = [e.at(e.table(arg), e.b.mul(at, e.i64(8))) for arg, at in ((_ROWS, row), (_COLUMNS, column))]
+            begins = [
+                e.offset_pointer(e.table(arg), e.b.mul(at, e.i64(8))) for arg, at in ((_ROWS, row), (_COLUMNS, column))
+            ]
             (top, bottom), (left, right) = [(e.load_i32(begin), e.load_i32(begin, 4)) for begin in begins]
             row_weight = e.load_f32(e.table(_ROW_WEIGHTS), e.b.mul(row, e.i64(4)))
             column_weight = e.load_f32(e.table(_COLUMN_WEIGHTS), e.b.mul(column, e.i64(4)))
@@ -118,9 +122,9 @@ class ChannelsLastPool(EmittedKernel):
             for byte, counts in loop_vectors(e, self.channels, 4):
                 start = [e.splat(float("-inf") if self.operation == "max" else 0.0)] * len(counts)
                 with e.loop(top, bottom, self.steps[0], carried=start) as taps_down:
-                    line = e.at(x, e.b.mul(taps_down.index, e.i64(self.x.row)))
+                    line = e.offset_pointer(x, e.b.mul(taps_down.index, e.i64(self.x.row)))
                     with e.loop(left, right, self.steps[1], carried=taps_down.carried) as taps:
-                        place = e.at(line, e.b.mul(taps.index, e.i64(self.x.pixel)))
+                        place = e.offset_pointer(line, e.b.mul(taps.index, e.i64(self.x.pixel)))
                         for number, (count, value) in enumerate(zip(counts, taps.carried, strict=True)):
                             more = load_vector(e, place, vector_offset(e, byte, number), count, self.x.item)
                             taps.next.append(self._combine_values(e, value, more))

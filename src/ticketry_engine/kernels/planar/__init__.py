@@ -7,10 +7,10 @@ a table. The time of a layer is therefore proportional to the number of its reta
 """
 
 from ticketry_engine.kernels.planar.attention import attention
-from ticketry_engine.kernels.planar.conv import conv, cost, scratch_bytes
+from ticketry_engine.kernels.planar.conv import conv, estimate_cost, scratch_bytes
 from ticketry_engine.kernels.planar.elementwise import (
     affine,
-    apply,
+    apply_activation,
     copy,
     elementwise,
     layer_norm,
@@ -19,9 +19,29 @@ from ticketry_engine.kernels.planar.elementwise import (
     softmax,
 )
 from ticketry_engine.kernels.planar.geometry import Geometry, Planes
-from ticketry_engine.kernels.planar.move import constant, gather, load, store
+from ticketry_engine.kernels.planar.move import gather_elements, load_tensor, store_constant, store_tensor
 from ticketry_engine.kernels.planar.pool import avg_pool, global_mean, max_pool
 
-__all__ = ["Geometry", "Planes", "affine", "apply", "attention", "avg_pool", "constant", "conv", "copy", "cost"]
-__all__ += ["elementwise", "gather", "global_mean", "layer_norm", "load", "max_pool", "rms_norm", "rotary"]
-__all__ += ["scratch_bytes", "softmax", "store"]
+__all__ = [
+    "Geometry",
+    "Planes",
+    "affine",
+    "apply_activation",
+    "attention",
+    "avg_pool",
+    "conv",
+    "copy",
+    "estimate_cost",
+    "store_constant",
+]
+__all__ += [
+    "elementwise",
+    "gather_elements",
+    "global_mean",
+    "layer_norm",
+    "load_tensor",
+    "max_pool",
+    "rms_norm",
+    "rotary",
+]
+__all__ += ["scratch_bytes", "softmax", "store_tensor"]

@@ -71,7 +71,10 @@ def attention(
     if found != fitting or 0 in found or heads % key_heads:
         raise EngineError(f"attention of {heads} heads does not fit queries, keys, values, results of {found} channels")
     geometries = [value.geometry for value in (q, k, v, y)]
-    places = [(g.width, g.pixel_position(0, 0) * g.step) if windows else _token_count_and_start(g) for g in geometries]
+    places = [
+        (g.width, g.pixel_position(0, 0) * g.position_bytes) if windows else _token_count_and_start(g)
+        for g in geometries
+    ]
     queries, keys = places[0][0], places[1][0]
     if windows and len({g.height for g in geometries}) > 1:
         raise EngineError("as many windows of queries as of keys have to be")
@@ -79,7 +82,7 @@ def attention(
     args = (heads, heads // key_heads, depth, queries, keys, *(start for _, start in places))
     number = np.array([scale], np.float32)
     added = (0, 0, 0, 0) if bias is None else _bias_table(bias, spec)
-    rows = (q.geometry.height, *(g.row * g.step for g in geometries)) if windows else ()
+    rows = (q.geometry.height, *(g.row * g.position_bytes for g in geometries)) if windows else ()
     return [Op(kernel, (*args, q.offsets, k.offsets, v.offsets, y.offsets, number, *added, *rows))]
 
 
@@ -99,7 +102,7 @@ def _token_count_and_start(g: Geometry) -> tuple[int, int]:
     """Return (number of tokens, byte at which the first token begins in the memory of a channel)."""
     if g.height > 1 and g.row != g.width:
         raise EngineError(f"tokens must follow one another: {g.height} rows of {g.width} lie {g.row} positions apart")
-    return g.height * g.width, g.pixel_position(0, 0) * g.step
+    return g.height * g.width, g.pixel_position(0, 0) * g.position_bytes
 
 
 @dataclass(frozen=True)
@@ -214,14 +217,16 @@ class _AttentionWriter:
         e, b = self.e, self.e.b
         by_head, by_key = e.arg(15), e.arg(16)
         table = b.add(b.mul(head, by_head), b.mul(self.window, e.arg(17)))
-        begin = e.at(e.table(14), b.add(table, b.mul(first, e.i64(FLOAT))))
+        begin = e.offset_pointer(e.table(14), b.add(table, b.mul(first, e.i64(FLOAT))))
         order = [lane // self.images for lane in range(e.target.lanes)]
         found = []
         for index, score in enumerate(scores):
             j, v = divmod(index, self.across)
-            line = e.at(begin, b.mul(b.add(key, e.i64(j)), by_key))
+            line = e.offset_pointer(begin, b.mul(b.add(key, e.i64(j)), by_key))
             few = b.load(
-                e.at(line, FLOAT * v * self.pixels), typ=ir.VectorType(score.type.element, self.pixels), align=FLOAT
+                e.offset_pointer(line, FLOAT * v * self.pixels),
+                typ=ir.VectorType(score.type.element, self.pixels),
+                align=FLOAT,
             )
             found.append(b.fadd(score, shuffle(e, few, few, order)))
         return found
@@ -260,7 +265,7 @@ class _AttentionWriter:
         for index, score in enumerate(scores):
             e.store(b.fsub(score, most[index % self.across]), self.scores, index * self._size, self._size)
         with e.loop(0, self.block, carried=totals) as j:
-            here = e.at(self.scores, b.mul(j.index, e.i64(self.across * self._size)))
+            here = e.offset_pointer(self.scores, b.mul(j.index, e.i64(self.across * self._size)))
             for v in range(self.across):
                 power = exp(e, e.load(here, v * self._size, self._size))
                 e.store(power, here, v * self._size, self._size)
@@ -303,14 +308,14 @@ class _AttentionWriter:
         return FLOAT * max(self.kernel.images, self.e.target.lanes)
 
     def _sum_pointer(self, feature: ir.Value) -> ir.Value:
-        return self.e.at(self.sums, self.e.b.mul(feature, self.e.i64(self.across * self._size)))
+        return self.e.offset_pointer(self.sums, self.e.b.mul(feature, self.e.i64(self.across * self._size)))
 
     def _token_pointer(self, which: int, channel: ir.Value, position: ir.Value, part: ir.Value) -> ir.Value:
         """Return a pointer to token `position` of a channel of q, k, v or y, for `which` = 0 to 3."""
         b = self.e.b
         plane = self.e.load_i64(self.tables[which], b.mul(channel, self.e.i64(8)))
         byte = b.add(b.mul(position, self.e.i64(FLOAT * self.kernel.images)), b.add(part, self.begins[which]))
-        return self.e.at(self.e.arena_pointer(plane), byte)
+        return self.e.offset_pointer(self.e.arena_pointer(plane), byte)
 
     def _load_token_value(self, place: ir.Value, token: int) -> ir.Value:
         """Return the values of all images for one token, repeated to fill a vector.

@@ -18,9 +18,18 @@ from typing import Protocol
 
 import numpy as np
 
-from ticketry_engine.kernels.activations import Activation, activation
+from ticketry_engine.kernels.activations import Activation, parse_activation
 from ticketry_engine.kernels.planar import dots, taps
-from ticketry_engine.kernels.planar.geometry import FLOAT, LINE, Geometry, Planes, Tiles, cut_tiles, mask_type, split
+from ticketry_engine.kernels.planar.geometry import (
+    FLOAT,
+    LINE,
+    Geometry,
+    Planes,
+    Tiles,
+    cut_tiles,
+    mask_type,
+    split_extent,
+)
 from ticketry_engine.kernels.planar.row_sums import FIRST, FLAG_BITS, LAST, RowSums, count_partial_sums
 from ticketry_engine.kernels.planar.taps import MaskedTiles
 from ticketry_engine.kernels.planar.unfold import Unfolding, plan_unfolding
@@ -43,13 +52,13 @@ def conv(x: Planes, y: Planes, layer: Convolution, residual: Planes | None, spec
     plan = choose_fastest_plan(x.geometry, y.geometry, beside, weight, window, groups, spec.target, unfold=unfold)
     ops: list[Op] = []
     if plan.unfolding is None:
-        shifts = [x.geometry.shift(*window.tap_offset(tap)) for tap in window.taps]
+        shifts = [x.geometry.shift_bytes(*window.tap_offset(tap)) for tap in window.taps]
         columns, value = x.offsets[:, None] + np.array(shifts), x
     else:
         assert spec.reserve is not None
         scratch = spec.reserve(plan.unfolding.bytes)
-        ops += plan.unfolding.ops(x, scratch) if plan.unfolding.copies else []
-        columns, value = plan.unfolding.columns(scratch), plan.unfolding.value(scratch)
+        ops += plan.unfolding.build_ops(x, scratch) if plan.unfolding.copies else []
+        columns, value = plan.unfolding.column_offsets(scratch), plan.unfolding.to_planes(scratch)
     matrix = Matrix(
         weight.reshape(len(weight), -1),
         columns.reshape(groups, -1),
@@ -62,7 +71,7 @@ def conv(x: Planes, y: Planes, layer: Convolution, residual: Planes | None, spec
         return [_build_taps_op(plan.tap_tiles, matrix, layer, y.geometry.images, spec.target)]
     if plan.dot_rows is not None:
         return _build_dots_ops(plan.dot_rows, matrix, (x.geometry, y.geometry, beside), layer, spec)
-    act = activation(layer.act)
+    act = parse_activation(layer.act)
     return [*ops, *(_build_sums_op(kind, matrix, value, act, spec.target) for kind in plan.kinds)]
 
 
@@ -72,7 +81,7 @@ def _build_taps_op(tiles: Sequence[MaskedTiles], matrix: Matrix, layer: Convolut
     begins = matrix.columns[row // matrix.group_rows, column]
     entries = (row, begins, column % matrix.taps, matrix.weight[row, column])
     rows = (matrix.y, matrix.residual, matrix.bias)
-    return taps.build_op(tiles, entries, rows, layer.window, images, activation(layer.act), target)
+    return taps.build_op(tiles, entries, rows, layer.window, images, parse_activation(layer.act), target)
 
 
 def _build_dots_ops(
@@ -84,7 +93,7 @@ def _build_dots_ops(
 ) -> list[Op]:
     """Return the operations that compute the layer with the kernel `dots` (inner products), for one pixel and image."""
     assert spec.reserve is not None
-    x, y, residual = (0 if g is None else g.pixel_position(0, 0) * g.step for g in geometries)
+    x, y, residual = (0 if g is None else g.pixel_position(0, 0) * g.position_bytes for g in geometries)
     at = replace(
         matrix,
         columns=matrix.columns + x,
@@ -93,7 +102,7 @@ def _build_dots_ops(
     )
     scratch = spec.reserve(dots.scratch_bytes(at.columns.size))
     return dots.build_ops(
-        (at.weight, at.columns), kinds, (at.y, at.residual, at.bias), scratch, activation(layer.act), spec.target
+        (at.weight, at.columns), kinds, (at.y, at.residual, at.bias), scratch, parse_activation(layer.act), spec.target
     )
 
 
@@ -103,7 +112,7 @@ def scratch_bytes(x: Planes, y: Planes, layer: Convolution, spec: BlockSpec) -> 
     return 0 if plan.unfolding is None else plan.unfolding.bytes
 
 
-def cost(x: Planes, y: Planes, layer: Convolution, spec: BlockSpec) -> float:
+def estimate_cost(x: Planes, y: Planes, layer: Convolution, spec: BlockSpec) -> float:
     """Estimate the nanoseconds that `conv` takes for one block of images on one thread.
 
     The estimate only serves to compare alternatives for the same layer.
@@ -435,7 +444,7 @@ class ConvPlan:
         return self.cycles / _CYCLES_PER_NS
 
     @property
-    def visits(self) -> int:
+    def tile_visits(self) -> int:
         """Number of pairs of a tile and a set of rows; for each pair, kernels write another part of y."""
         return sum(
             len(tiles.places) * sum(len(group) for group in kind.groups) for kind in self.kinds for tiles in kind.tiles
@@ -486,7 +495,7 @@ def _choose_plan_of_pattern(
 ) -> ConvPlan:
     """Return the fastest plan for a layer; `kept` [O, I / groups, taps] is True for retained weights."""
     outputs, inputs, size = kept.shape
-    rows = row_kinds(kept.reshape(outputs, -1), groups)
+    rows = find_equal_rows(kept.reshape(outputs, -1), groups)
     plans = []
     filled = y.images >= target.lanes
     if unfold and dots.can_use_dots(x, y, target):
@@ -501,13 +510,13 @@ def _choose_plan_of_pattern(
     if (
         not filled
         and window.stride[1] <= _WIDEST_STRIDE
-        and (target.masks or taps.largest_read_distance(x, window) <= MARGIN)
+        and (target.has_masked_memory_access or taps.largest_read_distance(x, window) <= MARGIN)
     ):
         tiles = taps.make_tiles(x, y, residual, window, target)
         spent = taps.estimate_cycles(tiles, kept, x.bytes, inputs * groups, window.stride[1], target)
         plans.append(ConvPlan(None, [], spent, tiles))
     if window.reads_within_halo(x, y) and (filled or (window.stride == (1, 1) and x.row == y.row)):
-        shifts = np.array([x.shift(*window.tap_offset(tap)) for tap in window.taps])
+        shifts = np.array([x.shift_bytes(*window.tap_offset(tap)) for tap in window.taps])
         columns = np.arange(inputs)[:, None] * x.bytes + shifts
         for one, more in (
             [(rows, 1.0)] if filled or list(rows) == [1] else [(rows, 1.0), (_split_into_single_rows(rows), _ALONE)]
@@ -522,17 +531,17 @@ def _choose_plan_of_pattern(
         used = kept.reshape(groups, outputs // groups, inputs, size).any(axis=1).reshape(-1, size)
         unfolding = plan_unfolding(x, y, window, used, target)
         some = _build_row_kinds(
-            rows, kept, unfolding.columns(0)[:inputs], unfolding.geometry, y, residual, Window(), target
+            rows, kept, unfolding.column_offsets(0)[:inputs], unfolding.geometry, y, residual, Window(), target
         )
         plans.append(ConvPlan(unfolding, some, sum(kind.cycles for kind in some) + unfolding.cycles))
     moved = x.bytes * inputs * groups + y.bytes * outputs * (1 if residual is None else 2)
     visit = 0 if filled else next((cycles for size, cycles in _VISITS if moved > size), 0)
-    plans = [replace(plan, cycles=plan.cycles + visit * plan.visits) for plan in plans]
+    plans = [replace(plan, cycles=plan.cycles + visit * plan.tile_visits) for plan in plans]
     plan = min(plans, key=lambda plan: plan.cycles)
     return replace(plan, cycles=max(plan.cycles, moved / _BYTES_A_CYCLE)) if moved > _LAST else plan
 
 
-def row_kinds(kept: Array, groups: int) -> dict[int, list[list[Array]]]:
+def find_equal_rows(kept: Array, groups: int) -> dict[int, list[list[Array]]]:
     """Divide the rows into sets that are computed together, and return the sets by their number of rows.
 
     All rows of a set retain equal columns. Each entry of the result has a list for each group of rows with equal
@@ -567,7 +576,7 @@ def _row_set_sizes(rows: int) -> list[int]:
     for size in (6, 4, 5):
         if rows % size == 0:
             return [size] * (rows // size)
-    return [size for _, size in split(rows, 6)]
+    return [size for _, size in split_extent(rows, 6)]
 
 
 def tile_vectors(rows: int, target: Target) -> tuple[int, ...]:

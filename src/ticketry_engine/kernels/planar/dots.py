@@ -22,7 +22,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ticketry_engine.kernels.activations import Activation, activate
-from ticketry_engine.kernels.emitter import I1, I8, I16, I32, EmittedKernel, Emitter, same
+from ticketry_engine.kernels.emitter import I1, I8, I16, I32, EmittedKernel, Emitter, splat_constant
 from ticketry_engine.kernels.jit import ir
 from ticketry_engine.kernels.planar.geometry import FLOAT, LINE, Geometry, sum_positions
 from ticketry_engine.kernels.program import Op
@@ -40,7 +40,7 @@ _MOST_ROWS = 4
 
 def can_use_dots(x: Geometry, y: Geometry, target: Target) -> bool:
     """Return whether this module's kernels apply: one position, one image, and a processor with gather instructions."""
-    return y.height * y.width * y.images == 1 == x.images and target.gathers
+    return y.height * y.width * y.images == 1 == x.images and target.has_gather
 
 
 def estimate_cycles(columns: int, kinds: dict[int, list[list[Array]]], kept: Array, target: Target) -> float:
@@ -68,8 +68,8 @@ class Collect(EmittedKernel):
         low, high = e.thread_share(e.arg(1))
         with e.loop(low, high) as turn:
             at = e.b.mul(turn.index, e.i64(FLOAT))
-            e.b.store(e.load_f32(e.arena_pointer(e.load_i32(places, at))), e.at(to, at), align=FLOAT)
-        e.b.store(e.f32(0.0), e.at(to, e.b.mul(e.arg(1), e.i64(FLOAT))), align=FLOAT)
+            e.b.store(e.load_f32(e.arena_pointer(e.load_i32(places, at))), e.offset_pointer(to, at), align=FLOAT)
+        e.b.store(e.f32(0.0), e.offset_pointer(to, e.b.mul(e.arg(1), e.i64(FLOAT))), align=FLOAT)
 
 
 @dataclass(frozen=True)
@@ -93,26 +93,28 @@ class Dots(EmittedKernel):
         size = 4 if self.wide else 2
         low, high = e.thread_share(e.arg(1))
         with e.loop(low, high) as turn:
-            group = e.at(groups, b.mul(turn.index, e.i64(4 * (HEAD + ROW * self.rows))))
+            group = e.offset_pointer(groups, b.mul(turn.index, e.i64(4 * (HEAD + ROW * self.rows))))
             with e.loop(e.load_i32(group), e.load_i32(group, 4), carried=[e.splat(0.0)] * self.rows) as chunk:
                 word = I32 if self.wide else I16
                 index = b.load(
-                    e.at(columns, b.mul(chunk.index, e.i64(size * count))), typ=ir.VectorType(word, count), align=size
+                    e.offset_pointer(columns, b.mul(chunk.index, e.i64(size * count))),
+                    typ=ir.VectorType(word, count),
+                    align=size,
                 )
                 index = index if self.wide else b.zext(index, ir.VectorType(I32, count))
                 values = _gather_floats(e, x, index)
-                at = e.at(weights, b.mul(chunk.index, e.i64(width * self.rows)))
+                at = e.offset_pointer(weights, b.mul(chunk.index, e.i64(width * self.rows)))
                 chunk.next = [e.fma(e.load(at, row * width), values, value) for row, value in enumerate(chunk.carried)]
             for row, value in enumerate(chunk.results):
-                self._write_row_end(e, e.at(group, 4 * (HEAD + ROW * row)), value)
+                self._write_row_end(e, e.offset_pointer(group, 4 * (HEAD + ROW * row)), value)
 
     def _write_row_end(self, e: Emitter, row: Any, lanes_: Any) -> None:
         b = e.b
-        value = b.extract_element(sum_positions(e, lanes_, 1), same(I32, 0))
+        value = b.extract_element(sum_positions(e, lanes_, 1), splat_constant(I32, 0))
         value = b.fadd(value, e.load_f32(row, 8))
         if self.residual:
             value = b.fadd(value, e.load_f32(e.arena_pointer(e.load_i32(row, 4))))
-        value = b.extract_element(activate(e, self.act, e.splat(value)), same(I32, 0))
+        value = b.extract_element(activate(e, self.act, e.splat(value)), splat_constant(I32, 0))
         b.store(value, e.arena_pointer(e.load_i32(row)), align=FLOAT)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ticketry_engine.errors import EngineError
-from ticketry_engine.kernels.activations import Activation, activate, activation
+from ticketry_engine.kernels.activations import Activation, activate, parse_activation
 from ticketry_engine.kernels.emitter import EmittedKernel, Emitter
 from ticketry_engine.kernels.jit import ir
 from ticketry_engine.kernels.norms import NORMS, LastStep, Step, Vectors
@@ -46,12 +46,12 @@ def elementwise(kind: str, a: Planes, b: Planes, y: Planes, act: Any = None) -> 
         raise EngineError(f"no elementwise {kind!r}: choose from add, mul")
     g = a.geometry
     spread = (b.geometry.height, b.geometry.width) == (1, 1) and g.height * g.width > 1
-    return [_build_op(Elementwise(kind, activation(act), g.images, spread), [a, b], y, [])]
+    return [_build_op(Elementwise(kind, parse_activation(act), g.images, spread), [a, b], y, [])]
 
 
-def apply(act: Any, x: Planes, y: Planes) -> list[Op]:
+def apply_activation(act: Any, x: Planes, y: Planes) -> list[Op]:
     """Return the operations of ``y = act(x)``; y may be x."""
-    return [_build_op(Elementwise("copy", activation(act)), [x], y, [])]
+    return [_build_op(Elementwise("copy", parse_activation(act)), [x], y, [])]
 
 
 def copy(x: Planes, y: Planes) -> list[Op]:
@@ -59,13 +59,13 @@ def copy(x: Planes, y: Planes) -> list[Op]:
 
     The width of the zero border (halo) and the length of rows in memory may differ.
     """
-    return apply(None, x, y)
+    return apply_activation(None, x, y)
 
 
 def affine(x: Planes, y: Planes, scale: Array, shift: Array, act: Any = None) -> list[Op]:
     """Return the operations of ``y = act(scale * x + shift)``; scale and shift are [channels], and y may be x."""
     factors = np.stack([scale, shift], 1).astype(np.float32)
-    return [_build_op(Elementwise("affine", activation(act)), [x], y, [factors])]
+    return [_build_op(Elementwise("affine", parse_activation(act)), [x], y, [factors])]
 
 
 def rotary(x: Planes, cos: Planes, sin: Planes, y: Planes, half: int) -> list[Op]:
@@ -90,7 +90,7 @@ def _build_op(kernel: Elementwise, sources: Sequence[Planes], y: Planes, tables:
     count, floats, places = find_contiguous_runs(walked, halos=zeros)
     if kernel.spread:
         one = geometries[1]
-        places = (places[0], (one.pixel_position(0, 0) * one.step, 0), places[1])
+        places = (places[0], (one.pixel_position(0, 0) * one.position_bytes, 0), places[1])
     offsets = [value.offsets for value in (*sources, y)]
     flat = [number for place in places for number in place]
     return Op(kernel, (y.channels, count, floats, *flat, *offsets, *tables))
@@ -118,12 +118,15 @@ class Elementwise(EmittedKernel):
         with e.loop(low, high) as channel:
             entry = b.mul(channel.index, e.i64(8))
             planes = [
-                e.at(e.arena_pointer(e.load_i64(table, entry)), start)
+                e.offset_pointer(e.arena_pointer(e.load_i64(table, entry)), start)
                 for table, (start, _) in zip(tables, places, strict=True)
             ]
             combine = self._combine(e, entry, 3 + 3 * values)
             with e.loop(0, count) as run:
-                rows = [e.at(plane, b.mul(run.index, row)) for plane, (_, row) in zip(planes, places, strict=True)]
+                rows = [
+                    e.offset_pointer(plane, b.mul(run.index, row))
+                    for plane, (_, row) in zip(planes, places, strict=True)
+                ]
                 self._write_run(e, floats, rows, combine)
 
     def _combine(self, e: Emitter, entry: ir.Value, factors: int) -> Callable[..., ir.Value]:
@@ -133,7 +136,7 @@ class Elementwise(EmittedKernel):
         """
         b = e.b
         if self.kind == "affine":
-            pair = e.at(e.table(factors), entry)
+            pair = e.offset_pointer(e.table(factors), entry)
             scale, shift = (e.splat(e.load_f32(pair, byte)) for byte in (0, FLOAT))
             return lambda x: activate(e, self.act, e.fma(x, scale, shift))
         if self.kind == "copy":
@@ -234,7 +237,7 @@ class _PositionCursor:
         with e.loop(0, self.channels) as channel:
             self._channel, found = channel.index, list[ir.Value]()
             if weights:
-                first = e.at(self._factors, e.b.mul(channel.index, e.i64(weights * FLOAT)))
+                first = e.offset_pointer(self._factors, e.b.mul(channel.index, e.i64(weights * FLOAT)))
                 found = [e.splat(e.load_f32(first, FLOAT * number)) for number in range(weights)]
             self.store(step(self._load(y=not weights), [partial(_identity, one) for one in found]))
 
@@ -264,7 +267,7 @@ class _PositionCursor:
 
     def _position_pointer(self, y: bool) -> ir.Value:
         plane = self.e.load_i64(self._tables[y], self.e.b.mul(self._channel, self.e.i64(8)))
-        return self.e.at(self.e.arena_pointer(plane), self._y if y else self._x)
+        return self.e.offset_pointer(self.e.arena_pointer(plane), self._y if y else self._x)
 
 
 def _identity(value: ir.Value) -> ir.Value:

@@ -60,9 +60,9 @@ class Geometry:
         """Return the position in its plane of pixel (y, x), which may be up to ``halo`` outside of the image."""
         return (y + self.halo) * self.row + x + self.halo
 
-    def shift(self, rows: int, columns: int) -> int:
+    def shift_bytes(self, rows: int, columns: int) -> int:
         """Return the bytes from a pixel to the pixel `rows` rows below and `columns` columns to the right."""
-        return (rows * self.row + columns) * self.step
+        return (rows * self.row + columns) * self.position_bytes
 
     @property
     def positions(self) -> int:
@@ -70,14 +70,14 @@ class Geometry:
         return (self.height + 2 * self.halo) * self.row + self.halo
 
     @property
-    def step(self) -> int:
+    def position_bytes(self) -> int:
         """Bytes from one position (pixel) of a plane to the next."""
         return FLOAT * self.images
 
     @property
     def bytes(self) -> int:
         """Bytes of a plane, with `SLACK` extra bytes at the end, rounded to a multiple of 64."""
-        return -(-self.positions * self.step // 64) * 64 + SLACK
+        return -(-self.positions * self.position_bytes // 64) * 64 + SLACK
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Bare(Geometry):
 
     @property
     def bytes(self) -> int:
-        return self.positions * self.step
+        return self.positions * self.position_bytes
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +97,7 @@ class Planes:
     offsets: np.ndarray[Any, np.dtype[np.int64]]
 
     @classmethod
-    def at(cls, geometry: Geometry, channels: int, offset: int) -> Planes:
+    def from_offset(cls, geometry: Geometry, channels: int, offset: int) -> Planes:
         """Return a value whose planes follow one another in working memory from byte `offset` (a multiple of 64) on."""
         return cls(geometry, offset + geometry.bytes * np.arange(channels, dtype=np.int64))
 
@@ -105,11 +105,11 @@ class Planes:
     def channels(self) -> int:
         return len(self.offsets)
 
-    def take(self, channels: Sequence[int] | np.ndarray[Any, Any]) -> Planes:
+    def select_channels(self, channels: Sequence[int] | np.ndarray[Any, Any]) -> Planes:
         """Return a value that consists of the given channels, in the given order, in the same memory."""
         return Planes(self.geometry, self.offsets[np.asarray(channels, dtype=np.int64)])
 
-    def part(self, first: int, channels: int) -> Planes:
+    def channel_range(self, first: int, channels: int) -> Planes:
         """Return a view of `channels` consecutive channels from channel `first` on."""
         return Planes(self.geometry, self.offsets[first : first + channels])
 
@@ -176,7 +176,7 @@ def cut_tiles(
     return _tiles_of_consecutive_pixels(x, y, residual, lanes, most)
 
 
-def split(extent: int, most: int) -> list[tuple[int, int]]:
+def split_extent(extent: int, most: int) -> list[tuple[int, int]]:
     """Split `extent` items into few parts of at most `most` items and similar size; return (start, size) of each."""
     parts = -(-extent // most)
     bounds = [extent * part // parts for part in range(parts + 1)]
@@ -193,18 +193,23 @@ def _rectangle_tiles(
     def offsets(geometry: Geometry, stride: tuple[int, int], height: int, width: int) -> tuple[int, ...]:
         """Return the bytes from where a tile begins to each of its vectors."""
         return tuple(
-            (row * stride[0] * geometry.row + column * positions * stride[1]) * geometry.step + part * lanes * FLOAT
+            (row * stride[0] * geometry.row + column * positions * stride[1]) * geometry.position_bytes
+            + part * lanes * FLOAT
             for row in range(height)
             for column in range(width)
             for part in range(deep)
         )
 
     found: dict[tuple[int, int], list[tuple[int, int, int]]] = {}
-    for top, height in split(y.height, rows):
-        for column, width in split(columns, cols):
+    for top, height in split_extent(y.height, rows):
+        for column, width in split_extent(columns, cols):
             left = column * positions
-            from_x = x.pixel_position(top * stride[0], left * stride[1]) * x.step
-            place = (from_x, y.pixel_position(top, left) * y.step, residual.pixel_position(top, left) * residual.step)
+            from_x = x.pixel_position(top * stride[0], left * stride[1]) * x.position_bytes
+            place = (
+                from_x,
+                y.pixel_position(top, left) * y.position_bytes,
+                residual.pixel_position(top, left) * residual.position_bytes,
+            )
             found.setdefault((height, width), []).append(place)
     all_tiles = []
     for size, places in found.items():
@@ -225,7 +230,7 @@ def _best_rectangle(
     for rows in range(1, min(height, most) + 1):
         for cols in range(1, min(columns, most // rows) + 1):
             tiles = -(-height // rows) * -(-columns // cols)
-            parts = {(h, w) for _, h in split(height, rows) for _, w in split(columns, cols)}
+            parts = {(h, w) for _, h in split_extent(height, rows) for _, w in split_extent(columns, cols)}
             reads = ((rows - 1) * stride[0] + taps) * (((cols - 1) * stride[1] + (taps - 1) / positions) + 1)
             time = tiles * (2 + 0.15 * reads / taps) + 0.01 * height * columns * (len(parts) - 1)
             if time < least:
@@ -243,12 +248,12 @@ def _tiles_of_consecutive_pixels(x: Geometry, y: Geometry, residual: Geometry, l
     whole[: len(flat)] = flat
     bits = np.repeat(whole, y.images).reshape(vectors, lanes) @ (1 << np.arange(lanes))
     found: dict[int, list[int]] = {}
-    for first, size in split(vectors, most):
+    for first, size in split_extent(vectors, most):
         found.setdefault(size, []).append(first)
     all_tiles = []
     for size, firsts in found.items():
         offsets = tuple(vector * lanes * FLOAT for vector in range(size))
-        starts = [g.pixel_position(0, 0) * g.step for g in (x, y, residual)]
+        starts = [g.pixel_position(0, 0) * g.position_bytes for g in (x, y, residual)]
         places = np.array([[start + first * lanes * FLOAT for start in starts] for first in firsts], dtype=np.int32)
         masks = np.stack([bits[first : first + size] for first in firsts])
         full = bool((masks == (1 << lanes) - 1).all())
@@ -293,7 +298,7 @@ def first_lanes_mask(e: Emitter, count: ir.Value) -> ir.Value:
 def load_bit_mask(e: Emitter, pointer: ir.Value, byte: ir.Value | int = 0) -> ir.Value:
     """Load a mask that is stored as an element of type `mask_type`, with one bit per lane."""
     lanes = e.target.lanes
-    bits = e.b.load(e.at(pointer, byte), typ=I16 if lanes == 16 else I8, align=1)
+    bits = e.b.load(e.offset_pointer(pointer, byte), typ=I16 if lanes == 16 else I8, align=1)
     if lanes < 8:
         bits = e.b.trunc(bits, ir.IntType(lanes))
     return e.b.bitcast(bits, ir.VectorType(I1, lanes))
@@ -320,7 +325,7 @@ def load(
     """Load a vector. If there is a `mask`, read only its lanes; the others come from `otherwise`, by default zero."""
     if mask is None:
         return e.load(pointer, byte)
-    given = [e.at(pointer, byte), ir.Constant(I32, FLOAT), mask, otherwise or ir.Constant(e.vector, None)]
+    given = [e.offset_pointer(pointer, byte), ir.Constant(I32, FLOAT), mask, otherwise or ir.Constant(e.vector, None)]
     return e.call(f"llvm.masked.load.v{e.target.lanes}f32.p0", e.vector, given)
 
 
@@ -331,13 +336,13 @@ def store(
     if mask is None:
         e.store(value, pointer, byte)
         return
-    given = [value, e.at(pointer, byte), ir.Constant(I32, FLOAT), mask]
+    given = [value, e.offset_pointer(pointer, byte), ir.Constant(I32, FLOAT), mask]
     e.call(f"llvm.masked.store.v{e.target.lanes}f32.p0", ir.VoidType(), given)
 
 
-def store_first(e: Emitter, value: ir.Value, pointer: ir.Value, byte: int, count: int) -> None:
+def store_first_lanes(e: Emitter, value: ir.Value, pointer: ir.Value, byte: int, count: int) -> None:
     """Store the first `count` lanes of `value`, in pieces of 1, 2, 4, ... lanes where masked stores are slow."""
-    if e.target.masks or count >= e.target.lanes:
+    if e.target.has_masked_memory_access or count >= e.target.lanes:
         store(e, value, pointer, byte, constant_mask(e, count))
         return
     done = 0
@@ -384,7 +389,7 @@ def load_repeated(e: Emitter, pointer: ir.Value, images: int, byte: ir.Value | i
         return e.load(pointer, byte)
     if images == 1:
         return e.splat(e.load_f32(pointer, byte))
-    few = e.b.load(e.at(pointer, byte), typ=vector_type(images), align=FLOAT)
+    few = e.b.load(e.offset_pointer(pointer, byte), typ=vector_type(images), align=FLOAT)
     return shuffle(e, few, few, [lane % images for lane in range(lanes)])
 
 
@@ -425,7 +430,7 @@ def find_contiguous_runs(
     two runs). If `halos`, runs may include the zeros between rows (halo), so that a whole plane can be a single run.
     """
     first = geometries[0]
-    places = tuple((g.pixel_position(0, 0) * g.step, g.row * g.step) for g in geometries)
+    places = tuple((g.pixel_position(0, 0) * g.position_bytes, g.row * g.position_bytes) for g in geometries)
     if len({g.row for g in geometries}) == 1 and (halos or first.row == first.width or first.height == 1):
         return 1, ((first.height - 1) * first.row + first.width) * first.images, places
     return first.height, first.width * first.images, places

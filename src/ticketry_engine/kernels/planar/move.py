@@ -26,7 +26,7 @@ from ticketry_engine.kernels.program import Op
 from ticketry_engine.kernels.window import Array
 
 
-def load(number: int, strides: Sequence[int], y: Planes, item: int = FLOAT) -> list[Op]:
+def load_tensor(number: int, strides: Sequence[int], y: Planes, item: int = FLOAT) -> list[Op]:
     """Return the operations that copy a float32 tensor into planes.
 
     If a block has fewer images than the planes have room for, the last image is repeated. `number` is the index of the
@@ -37,7 +37,7 @@ def load(number: int, strides: Sequence[int], y: Planes, item: int = FLOAT) -> l
     return [_build_move(number, strides, y, item, out=False)]
 
 
-def store(number: int, strides: Sequence[int], x: Planes, item: int = FLOAT) -> list[Op]:
+def store_tensor(number: int, strides: Sequence[int], x: Planes, item: int = FLOAT) -> list[Op]:
     """Return the operations that copy planes into a float32 tensor.
 
     `number`, `strides` and `item` have the same meaning as in `load`.
@@ -45,12 +45,12 @@ def store(number: int, strides: Sequence[int], x: Planes, item: int = FLOAT) -> 
     return [_build_move(number, strides, x, item, out=True)]
 
 
-def constant(values: Array, y: Planes) -> list[Op]:
+def store_constant(values: Array, y: Planes) -> list[Op]:
     """Return the operations that fill every image of y with `values`, float32 [channels, height, width]."""
     g, width = y.geometry, values.shape[2]
     kernel = MovedRows(g.images, min(width, lanes.MOST), False, True) if width >= 4 else Elements(False, True)
     steps = (0, FLOAT * g.height * width, FLOAT * width, FLOAT)
-    place = (g.pixel_position(0, 0) * g.step, g.row * g.step, g.step)
+    place = (g.pixel_position(0, 0) * g.position_bytes, g.row * g.position_bytes, g.position_bytes)
     return [Op(kernel, (values, *steps, y.channels, g.height, width, *place, y.offsets))]
 
 
@@ -71,7 +71,7 @@ def _build_move(number: int, strides: Sequence[int], planes: Planes, item: int, 
     elif columns:
         kernel = Columns(images, pixels, depth, out, item)
     steps = (FLOAT * by_image, FLOAT * by_channel, FLOAT * by_row, FLOAT * by_column)
-    place = (g.pixel_position(0, 0) * g.step, g.row * g.step, g.step)
+    place = (g.pixel_position(0, 0) * g.position_bytes, g.row * g.position_bytes, g.position_bytes)
     return Op(kernel, (number, *steps, channels, height, width, *place, planes.offsets))
 
 
@@ -87,18 +87,18 @@ class _MoveArguments:
         self.planes = e.table(11)
         self.here = e.state(StateSlot.IMAGES)
         tensor = e.table(0) if held else e.tensor_pointer(self.number)
-        self.tensor = e.at(tensor, e.b.mul(e.state(StateSlot.FIRST), self.by_image))
+        self.tensor = e.offset_pointer(tensor, e.b.mul(e.state(StateSlot.FIRST), self.by_image))
 
     def tensor_row(self, channel: ir.Value, y: ir.Value) -> ir.Value:
         """Return a pointer to row `y` of a channel in the tensor, for the block's first image."""
         b = self.e.b
-        return self.e.at(self.tensor, b.add(b.mul(channel, self.by_channel), b.mul(y, self.by_row)))
+        return self.e.offset_pointer(self.tensor, b.add(b.mul(channel, self.by_channel), b.mul(y, self.by_row)))
 
     def plane_row(self, channel: ir.Value, y: ir.Value) -> ir.Value:
         """Return a pointer to row `y` of a channel in its plane."""
         b = self.e.b
         plane = self.e.arena_pointer(self.e.load_i64(self.planes, b.mul(channel, self.e.i64(8))))
-        return self.e.at(plane, b.add(self.start, b.mul(y, self.row)))
+        return self.e.offset_pointer(plane, b.add(self.start, b.mul(y, self.row)))
 
     def image_offset(self, number: int) -> ir.Value:
         """Return the bytes in the tensor from the block's first image to image `number`, at most to the last image."""
@@ -180,9 +180,9 @@ class MovedRows(EmittedKernel):
             count, last = s.count_chunks(s.width, self.width, e.target.lanes)
             with e.loop(0, count) as chunk:
                 x = minimum(e, e.b.mul(chunk.index, e.i64(e.target.lanes)), last)
-                pixels = e.at(outside, e.b.mul(x, e.i64(FLOAT)))
-                rows = [e.at(pixels, image) for image in images]
-                self._move_chunk(e, rows, e.at(inside, e.b.mul(x, s.step)))
+                pixels = e.offset_pointer(outside, e.b.mul(x, e.i64(FLOAT)))
+                rows = [e.offset_pointer(pixels, image) for image in images]
+                self._move_chunk(e, rows, e.offset_pointer(inside, e.b.mul(x, s.step)))
 
     def _move_chunk(self, e: Emitter, rows: Sequence[ir.Value], plane: ir.Value) -> None:
         """Emit the copy of a chunk of a row, one vector of pixels for each image."""
@@ -229,9 +229,9 @@ class Columns(EmittedKernel):
             count, last = s.count_chunks(s.width, self.width, pixels)
             with e.loop(0, count) as chunk:
                 x = minimum(e, e.b.mul(chunk.index, e.i64(pixels)), last)
-                pixel = e.at(outside, e.b.mul(x, s.by_column))
+                pixel = e.offset_pointer(outside, e.b.mul(x, s.by_column))
                 byte = e.b.mul(x, s.step)
-                self._move_square(e, s, images, pixel, [e.at(plane, byte) for plane in inside])
+                self._move_square(e, s, images, pixel, [e.offset_pointer(plane, byte) for plane in inside])
 
     def _move_square(
         self, e: Emitter, s: _MoveArguments, images: Sequence[ir.Value], pixel: ir.Value, planes: Sequence[ir.Value]
@@ -250,9 +250,9 @@ class Columns(EmittedKernel):
     ) -> Iterator[ir.Value]:
         """Yield, for each lane, the address of a pixel in the tensor; lanes past a row's end use the last pixel."""
         for x in range(e.target.lanes // len(images)):
-            here = e.at(pixel, e.b.mul(s.by_column, e.i64(min(x, self.width - 1))))
+            here = e.offset_pointer(pixel, e.b.mul(s.by_column, e.i64(min(x, self.width - 1))))
             for image in images:
-                yield e.at(here, image)
+                yield e.offset_pointer(here, image)
 
 
 @dataclass(frozen=True)
@@ -269,13 +269,14 @@ class Elements(EmittedKernel):
             outside, inside = s.tensor_row(channel, y), s.plane_row(channel, y)
             with e.loop(0, s.width) as column:
                 pixel, plane = (
-                    e.at(place, e.b.mul(column.index, by)) for place, by in ((outside, s.by_column), (inside, s.step))
+                    e.offset_pointer(place, e.b.mul(column.index, by))
+                    for place, by in ((outside, s.by_column), (inside, s.step))
                 )
                 images = s.here if self.out else e.b.udiv(s.step, e.i64(self.item))
                 with e.loop(0, images) as image:
                     there = minimum(e, image.index, e.b.sub(s.here, e.i64(1)))
-                    far = e.at(pixel, e.b.mul(there, s.by_image))
-                    near = e.at(plane, e.b.mul(image.index, e.i64(self.item)))
+                    far = e.offset_pointer(pixel, e.b.mul(there, s.by_image))
+                    near = e.offset_pointer(plane, e.b.mul(image.index, e.i64(self.item)))
                     if self.out:
                         e.b.store(bfloat.load_scalar(e, near, self.item), far, align=FLOAT)
                     else:
@@ -289,7 +290,7 @@ class Elements(EmittedKernel):
 # The copies are grouped into runs of consecutive elements (`plan_copies`), which move as whole vectors.
 
 
-def gather(sources: Sequence[Planes], y: Planes, where: tuple[Array, Array]) -> list[Op]:
+def gather_elements(sources: Sequence[Planes], y: Planes, where: tuple[Array, Array]) -> list[Op]:
     """Return the operations that fill y with elements of `sources` and zeros.
 
     `where` has two arrays [channels of y, pixels of y]. The first holds the index of each element's source, or -1 for a
@@ -313,5 +314,5 @@ def _element_offsets(value: Planes) -> Array:
     g = value.geometry
     rows = np.arange(g.height) * g.row + g.pixel_position(0, 0)
     positions = (rows[:, None] + np.arange(g.width)).reshape(-1)
-    table: Array = value.offsets[:, None] + positions * g.step
+    table: Array = value.offsets[:, None] + positions * g.position_bytes
     return table

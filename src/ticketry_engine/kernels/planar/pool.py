@@ -35,7 +35,7 @@ from ticketry_engine.kernels.window import Array, Axis, Window
 
 def max_pool(x: Planes, y: Planes, window: Window) -> list[Op]:
     """Return the operations of max pooling; there is one window for each pixel of y."""
-    return [_Pool("max", x, y, window).op(np.ones(1), np.ones(1))]
+    return [_Pool("max", x, y, window).build_op(np.ones(1), np.ones(1))]
 
 
 def avg_pool(x: Planes, y: Planes, window: Window, count_include_pad: bool = True) -> list[Op]:
@@ -44,7 +44,7 @@ def avg_pool(x: Planes, y: Planes, window: Window, count_include_pad: bool = Tru
     counts = [pool.taps_inside_input(axis)[:, 1] for axis in (0, 1)]
     if count_include_pad:
         counts = [along.count_padded_taps(outputs) for along, outputs in map(pool.axis_windows, (0, 1))]
-    return [pool.op(*(1 / np.maximum(count, 1) for count in counts))]
+    return [pool.build_op(*(1 / np.maximum(count, 1) for count in counts))]
 
 
 def global_mean(x: Planes, y: Planes) -> list[Op]:
@@ -52,7 +52,7 @@ def global_mean(x: Planes, y: Planes) -> list[Op]:
     g = x.geometry
     _, floats, ((start, _),) = find_contiguous_runs([g], halos=True)
     share = np.array([1 / (g.height * g.width)], np.float32)
-    place = y.geometry.pixel_position(0, 0) * y.geometry.step
+    place = y.geometry.pixel_position(0, 0) * y.geometry.position_bytes
     return [Op(Mean(g.images), (x.channels, start, floats, place, share, x.offsets, y.offsets))]
 
 
@@ -78,15 +78,21 @@ class _Pool:
         last = np.minimum(along.size, -(-(along.extent - begin) // step))
         return np.stack([begin + first * step, np.maximum(last - first, 0)], 1).astype(np.int64)
 
-    def op(self, share_rows: Array, share_columns: Array) -> Op:
+    def build_op(self, share_rows: Array, share_columns: Array) -> Op:
         """Return the pooling operation; a mean is a sum times a factor of its row and a factor of its column."""
         g, h, dilation = self.x.geometry, self.y.geometry, self.window.dilation
         rows, columns = self.taps_inside_input(0), self.taps_inside_input(1)
-        rows[:, 0] = (rows[:, 0] * g.row + g.pixel_position(0, 0)) * g.step
-        columns[:, 0] *= g.step
-        taps = (dilation[0] * g.row * g.step, dilation[1] * g.step)
-        args: tuple[int | Array, ...] = (self.x.channels, h.height, h.width, *taps, h.pixel_position(0, 0) * h.step)
-        args += (h.row * h.step, rows, share_rows.astype(np.float32), self.x.offsets, self.y.offsets)
+        rows[:, 0] = (rows[:, 0] * g.row + g.pixel_position(0, 0)) * g.position_bytes
+        columns[:, 0] *= g.position_bytes
+        taps = (dilation[0] * g.row * g.position_bytes, dilation[1] * g.position_bytes)
+        args: tuple[int | Array, ...] = (
+            self.x.channels,
+            h.height,
+            h.width,
+            *taps,
+            h.pixel_position(0, 0) * h.position_bytes,
+        )
+        args += (h.row * h.position_bytes, rows, share_rows.astype(np.float32), self.x.offsets, self.y.offsets)
         size, stride, padding = self.window.size[1], self.window.stride[1], self.window.padding[1]
         along, outputs = self.axis_windows(1)
         last = int(along.first_inputs(outputs)[-1]) + (along.size - 1) * along.dilation  # column that a window reads
@@ -97,7 +103,7 @@ class _Pool:
         over = padding > 0 or last >= g.width
         kernel = Spans(self.kind, g.images, size, stride, over and self.kind == "max")
         table = self._window_upper_bounds() if self.kind == "max" else self._repeat_column_factors(share_columns)
-        return Op(kernel, (*args, table, -padding * g.step))
+        return Op(kernel, (*args, table, -padding * g.position_bytes))
 
     def _window_upper_bounds(self) -> Array:
         """Return a bound for each float of an input row, from the first window on: -inf in padding, else inf.
@@ -130,12 +136,12 @@ class _PoolRow:
         height, self.width, self.down, self.right, start, step = (e.arg(i) for i in range(1, 7))
         channel, row = b.udiv(turn, height), b.urem(turn, height)
         x, y = (e.arena_pointer(e.load_i64(e.table(i), b.mul(channel, e.i64(8)))) for i in (9, 10))
-        entry = e.at(e.table(7), b.mul(row, e.i64(16)))
-        self.x, self.rows = e.at(x, e.load_i64(entry)), e.load_i64(entry, 8)
-        self.y = e.at(y, b.add(start, b.mul(row, step)))
+        entry = e.offset_pointer(e.table(7), b.mul(row, e.i64(16)))
+        self.x, self.rows = e.offset_pointer(x, e.load_i64(entry)), e.load_i64(entry, 8)
+        self.y = e.offset_pointer(y, b.add(start, b.mul(row, step)))
         self._e, self._row = e, row
 
-    def share(self) -> ir.Value:
+    def load_row_share(self) -> ir.Value:
         """Load the factor that turns sums of this row into means."""
         return self._e.load_f32(self._e.table(8), self._e.b.mul(self._row, self._e.i64(FLOAT)))
 
@@ -174,14 +180,14 @@ class Windows(EmittedKernel):
         b = e.b
         shares, columns = e.table(11), e.table(12)
         with _loop_output_rows(e) as line, e.loop(0, line.width) as column:
-            entry = e.at(columns, b.mul(column.index, e.i64(16)))
-            found = self._reduce_window(e, line, e.at(line.x, e.load_i64(entry)), e.load_i64(entry, 8))
-            here = e.at(line.y, b.mul(column.index, e.i64(FLOAT * self.images)))
+            entry = e.offset_pointer(columns, b.mul(column.index, e.i64(16)))
+            found = self._reduce_window(e, line, e.offset_pointer(line.x, e.load_i64(entry)), e.load_i64(entry, 8))
+            here = e.offset_pointer(line.y, b.mul(column.index, e.i64(FLOAT * self.images)))
             if self.kind == "mean":
-                share = b.fmul(line.share(), e.load_f32(shares, b.mul(column.index, e.i64(FLOAT))))
+                share = b.fmul(line.load_row_share(), e.load_f32(shares, b.mul(column.index, e.i64(FLOAT))))
                 found = [b.fmul(value, splat(e, share, value.type.count)) for value in found]
             for part, value in enumerate(found):
-                b.store(value, e.at(here, FLOAT * e.target.lanes * part), align=FLOAT)
+                b.store(value, e.offset_pointer(here, FLOAT * e.target.lanes * part), align=FLOAT)
 
     def _reduce_window(self, e: Emitter, line: _PoolRow, first: ir.Value, count: ir.Value) -> list[ir.Value]:
         """Return the maximum or sum over a window's inputs, padding excluded, as vectors with a lane for each image."""
@@ -190,10 +196,12 @@ class Windows(EmittedKernel):
         begin = ir.Constant(kind, [_initial_value(self.kind)] * kind.count)
         parts = range(self.images // kind.count)
         with e.loop(0, line.rows, carried=[begin for _ in parts]) as row:
-            taps = e.at(first, b.mul(row.index, line.down))
+            taps = e.offset_pointer(first, b.mul(row.index, line.down))
             with e.loop(0, count, carried=row.carried) as tap:
-                place = e.at(taps, b.mul(tap.index, line.right))
-                values = [b.load(e.at(place, FLOAT * kind.count * part), typ=kind, align=FLOAT) for part in parts]
+                place = e.offset_pointer(taps, b.mul(tap.index, line.right))
+                values = [
+                    b.load(e.offset_pointer(place, FLOAT * kind.count * part), typ=kind, align=FLOAT) for part in parts
+                ]
                 tap.next = [_add_or_take_larger(e, self.kind, *pair) for pair in zip(tap.carried, values, strict=True)]
             row.next = tap.results
         return row.results
@@ -221,7 +229,7 @@ class Spans(EmittedKernel):
     def write(self, e: Emitter) -> None:
         b, width = e.b, e.target.lanes
         with _loop_output_rows(e) as line:
-            line.x = e.at(line.x, e.arg(12))
+            line.x = e.offset_pointer(line.x, e.arg(12))
             floats = b.mul(line.width, e.i64(self.images))
             whole = b.and_(floats, e.i64(-width))
             with e.loop(0, whole, width) as loop:
@@ -235,7 +243,7 @@ class Spans(EmittedKernel):
         byte = e.b.mul(first, e.i64(FLOAT))
         value = pick_positions(e, self._reduce_windows(e, line, e.b.mul(byte, e.i64(self.stride))), self.images)
         if self.kind == "mean":
-            value = e.b.fmul(value, e.b.fmul(e.splat(line.share()), e.load(e.table(11), byte)))
+            value = e.b.fmul(value, e.b.fmul(e.splat(line.load_row_share()), e.load(e.table(11), byte)))
         store(e, value, line.y, byte, mask)
 
     def _reduce_windows(self, e: Emitter, line: _PoolRow, byte: ir.Value) -> list[ir.Value]:
@@ -243,14 +251,14 @@ class Spans(EmittedKernel):
         b = e.b
         vectors = [FLOAT * e.target.lanes * part for part in range(self.stride)]
         with e.loop(0, line.rows, carried=[e.splat(_initial_value(self.kind))] * self.stride) as row:
-            start = e.at(line.x, b.add(byte, b.mul(row.index, line.down)))
+            start = e.offset_pointer(line.x, b.add(byte, b.mul(row.index, line.down)))
             row.next = list(row.carried)
             for tap in range(self.taps):
                 along = b.mul(line.right, e.i64(tap))
                 for part, further in enumerate(vectors):
-                    value = e.load(e.at(start, along), further)
+                    value = e.load(e.offset_pointer(start, along), further)
                     if self.bounded:
-                        most = e.load(e.at(e.table(11), b.add(byte, along)), further)
+                        most = e.load(e.offset_pointer(e.table(11), b.add(byte, along)), further)
                         value = e.select(
                             b.fcmp_ordered(">", most, e.splat(0.0)), value, most
                         )  # NaN outside of the input is replaced too
@@ -275,13 +283,13 @@ class Mean(EmittedKernel):
         low, high = e.thread_share(channels)
         with e.loop(low, high) as turn:
             x, y = (e.arena_pointer(e.load_i64(table, b.mul(turn.index, e.i64(8)))) for table in (xs, ys))
-            x, y = e.at(x, start), e.at(y, place)
+            x, y = e.offset_pointer(x, start), e.offset_pointer(y, place)
             zero = e.splat(0.0)
             whole = b.mul(b.udiv(floats, e.i64(sums * width)), e.i64(sums * width))
             with e.loop(0, whole, sums * width, carried=[zero] * sums) as loop:
-                here = e.at(x, b.mul(loop.index, e.i64(FLOAT)))
+                here = e.offset_pointer(x, b.mul(loop.index, e.i64(FLOAT)))
                 loop.next = [b.fadd(old, e.load(here, FLOAT * width * k)) for k, old in enumerate(loop.carried)]
-            rest, here = b.sub(floats, whole), e.at(x, b.mul(whole, e.i64(FLOAT)))
+            rest, here = b.sub(floats, whole), e.offset_pointer(x, b.mul(whole, e.i64(FLOAT)))
             found = [
                 b.fadd(old, load(e, here, FLOAT * width * k, first_lanes_mask(e, b.sub(rest, e.i64(k * width)))))
                 for k, old in enumerate(loop.results)
@@ -293,4 +301,4 @@ class Mean(EmittedKernel):
                     value = b.fadd(value, other)
                 value = sum_positions(e, value, min(self.images, width))
                 value = b.fmul(value, splat(e, e.load_f32(share), value.type.count))
-                b.store(value, e.at(y, FLOAT * width * part), align=FLOAT)
+                b.store(value, e.offset_pointer(y, FLOAT * width * part), align=FLOAT)

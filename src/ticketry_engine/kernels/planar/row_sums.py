@@ -69,13 +69,13 @@ class SegmentKernel(EmittedKernel):
     residual: bool
 
     @property
-    def head(self) -> int:
+    def header_words(self) -> int:
         """Number of 4-byte words at the start of a segment's entry in the table, before the words of its rows."""
         return 2 if self.rows == 1 else 3
 
     @property
     def segment_bytes(self) -> int:
-        return 4 * (self.head + (3 if self.residual else 2) * self.rows)
+        return 4 * (self.header_words + (3 if self.residual else 2) * self.rows)
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class RowSums(SegmentKernel):
 
     def write(self, e: Emitter) -> None:
         for number in range(len(self.shapes)):
-            _SumsBody(e, self, number).emit()
+            _SumsBody(e, self, number).write_body()
 
 
 @dataclass
@@ -136,12 +136,12 @@ class _SumsBody:
         at = SHAPES + 3 * number
         self.places, self.count, self.masks = e.table(at), e.arg(at + 1), e.table(at + 2)
 
-    def emit(self) -> None:
+    def write_body(self) -> None:
         """Emit the loop over this thread's share of all pairs of a tile of pixels and a chunk of weight rows."""
         e, b = self.e, self.e.b
         low, high = e.thread_share(b.mul(self.count, self.chunk_count))
         with e.loop(low, high) as unit:
-            chunk = e.at(self.chunks, b.mul(b.urem(unit.index, self.chunk_count), e.i64(24)))
+            chunk = e.offset_pointer(self.chunks, b.mul(b.urem(unit.index, self.chunk_count), e.i64(24)))
             self._write_chunk(chunk, self._tile_pointers(b.udiv(unit.index, self.chunk_count)))
 
     def _write_chunk(self, chunk: Any, tile: _Tile) -> None:
@@ -150,7 +150,7 @@ class _SumsBody:
         start, count, weight = (e.load_i64(chunk, 8 * word) for word in range(3))
         stop = b.add(start, b.mul(count, e.i64(spec.segment_bytes)))
         with e.loop(start, stop, spec.segment_bytes, [weight]) as loop:
-            segment = e.at(self.segments, loop.index)
+            segment = e.offset_pointer(self.segments, loop.index)
             head = e.load_i32(segment)
             begin = loop.carried[0]
             end = b.add(begin, b.ashr(head, e.i64(FLAG_BITS)))
@@ -159,17 +159,19 @@ class _SumsBody:
 
     def _tile_pointers(self, tile: Any) -> _Tile:
         e, b = self.e, self.e.b
-        place = e.at(self.places, b.mul(tile, e.i64(12)))
-        x, y, residual = (e.at(self.arena, e.load_i32(place, 4 * word)) for word in range(3))
-        masks = e.at(self.masks, b.mul(tile, e.i64(self.vectors * self._mask_bytes)))
+        place = e.offset_pointer(self.places, b.mul(tile, e.i64(12)))
+        x, y, residual = (e.offset_pointer(self.arena, e.load_i32(place, 4 * word)) for word in range(3))
+        masks = e.offset_pointer(self.masks, b.mul(tile, e.i64(self.vectors * self._mask_bytes)))
         return _Tile(x, y, residual, masks)
 
     def _write_segment(self, segment: Any, head: Any, tile: _Tile, begin: Any, end: Any) -> None:
         e, b, spec = self.e, self.e.b, self.spec
-        outputs = [e.at(tile.y, e.load_i32(segment, 4 * (spec.head + row))) for row in range(spec.rows)]
-        x, columns = e.at(tile.x, e.load_i32(segment, 4)), self.columns
+        outputs = [
+            e.offset_pointer(tile.y, e.load_i32(segment, 4 * (spec.header_words + row))) for row in range(spec.rows)
+        ]
+        x, columns = e.offset_pointer(tile.x, e.load_i32(segment, 4)), self.columns
         if spec.rows > 1:
-            columns = e.at(columns, b.mul(b.sub(e.load_i32(segment, 8), begin), e.i64(self._column_bytes)))
+            columns = e.offset_pointer(columns, b.mul(b.sub(e.load_i32(segment, 8), begin), e.i64(self._column_bytes)))
         sums = self._compute_sums(x, columns, begin, end)
         bases = self._initial_sums(segment, head, outputs, tile)
         sums = [b.fadd(value, base) for value, base in zip(sums, bases, strict=True)]
@@ -222,10 +224,10 @@ class _SumsBody:
 
     def _prefetch_table(self, table: Any, index: Any, size: int, count: int) -> None:
         """Prefetch `count` entries (of `size` bytes) of `table` that are needed `FETCHED_AHEAD` weight bytes later."""
-        if not self.e.target.masks:
+        if not self.e.target.has_masked_memory_access:
             return
         ahead = FETCHED_AHEAD * size // (4 * self.spec.rows)
-        here = self.e.at(table, self.e.b.mul(index, self.e.i64(size)))
+        here = self.e.offset_pointer(table, self.e.b.mul(index, self.e.i64(size)))
         for byte in range(0, size * count, LINE):
             self.e.prefetch(here, ahead + byte)
 
@@ -236,7 +238,7 @@ class _SumsBody:
         for number in range(count):
             part = number * size % 8
             if part == 0:
-                at = e.at(columns, b.add(b.mul(index, e.i64(size)), e.i64(number * size)))
+                at = e.offset_pointer(columns, b.add(b.mul(index, e.i64(size)), e.i64(number * size)))
                 word = e.hide_from_optimiser(b.load(at, typ=I64, align=size))  # the load must not be delayed
             value = b.ashr(b.shl(word, e.i64(64 - bits - 8 * part)), e.i64(64 - bits)) if self.spec.wide else word
             if not self.spec.wide:
@@ -247,7 +249,7 @@ class _SumsBody:
     def _load_weights(self, index: Any, count: int) -> list[list[Any]]:
         """Return, for each of `count` columns from `index` on, the weight of each row as a vector of equal lanes."""
         e, b, rows = self.e, self.e.b, self.spec.rows
-        at = e.at(self.weights, b.mul(index, e.i64(4 * rows)))
+        at = e.offset_pointer(self.weights, b.mul(index, e.i64(4 * rows)))
         if rows > 1 or count == 1:
             return [
                 [e.splat(e.load_f32(at, 4 * (number * rows + row))) for row in range(rows)] for number in range(count)
@@ -256,7 +258,9 @@ class _SumsBody:
         width = min(count, e.target.lanes)
         for start in range(0, count, width):
             # Hidden from the optimiser, which would load each weight separately.
-            several = e.hide_from_optimiser(b.load(e.at(at, 4 * start), typ=lanes.vector_type(width), align=4))
+            several = e.hide_from_optimiser(
+                b.load(e.offset_pointer(at, 4 * start), typ=lanes.vector_type(width), align=4)
+            )
             found += [[lanes.shuffle(e, several, several, [number] * e.target.lanes)] for number in range(width)]
         return found
 
@@ -264,7 +268,7 @@ class _SumsBody:
         """Return the byte offset of column ``index + further``, relative to the segment's base."""
         e, b = self.e, self.e.b
         size = self._column_bytes
-        at = e.at(columns, b.mul(b.add(index, e.i64(further)), e.i64(size)))
+        at = e.offset_pointer(columns, b.mul(b.add(index, e.i64(further)), e.i64(size)))
         kind, widen = (I32, b.sext) if self.spec.wide else (I16, b.zext)
         # An atomic load takes no more time here, and the optimiser cannot delay it until the column is read.
         value = b.load_atomic(at, "monotonic", size, typ=kind) if further else b.load(at, typ=kind, align=size)
@@ -272,7 +276,7 @@ class _SumsBody:
 
     def _add_column(self, x: Any, column: Any, weights: list[Any], sums: list[Any]) -> list[Any]:
         e = self.e
-        inputs = [e.load(e.at(x, column), vector) for vector in self.shape.x]
+        inputs = [e.load(e.offset_pointer(x, column), vector) for vector in self.shape.x]
         return [
             e.fma(weight, value, sums[row * self.vectors + t])
             for row, weight in enumerate(weights)
@@ -308,7 +312,7 @@ class _SumsBody:
             if not spec.residual:
                 bases += [bias] * self.vectors
                 continue
-            plane = e.at(tile.residual, e.load_i32(segment, 4 * (spec.head + rows + row)))
+            plane = e.offset_pointer(tile.residual, e.load_i32(segment, 4 * (spec.header_words + rows + row)))
             bases += [b.fadd(e.load(plane, at), bias) for at in self.shape.residual]
         return bases
 

@@ -44,9 +44,9 @@ from ticketry_engine.kernels.planar.geometry import (
     load_bit_mask,
     mask_type,
     pick_positions,
-    split,
+    split_extent,
     store,
-    store_first,
+    store_first_lanes,
 )
 from ticketry_engine.kernels.program import Op
 from ticketry_engine.kernels.target import Target
@@ -94,10 +94,10 @@ class Taps(EmittedKernel):
         segments, columns, chunks = e.table(SEGMENTS), e.table(COLUMNS), e.table(CHUNKS)
         low, high = e.thread_share(e.arg(CHUNK_COUNT))
         with e.loop(low, high) as turn:
-            chunk = e.at(chunks, b.mul(turn.index, e.i64(24)))
+            chunk = e.offset_pointer(chunks, b.mul(turn.index, e.i64(24)))
             first, count, column = (e.load_i64(chunk, 8 * word) for word in range(3))
             with e.loop(first, b.add(first, count), carried=[column]) as row:
-                segment = e.at(segments, b.mul(row.index, e.i64(4 * SEGMENT_WORDS)))
+                segment = e.offset_pointer(segments, b.mul(row.index, e.i64(4 * SEGMENT_WORDS)))
                 begin = row.carried[0]
                 end = b.add(begin, e.load_i32(segment))
                 row.next = [end]
@@ -111,7 +111,10 @@ class _Tiles:
     def __init__(self, kernel: Taps, e: Emitter, number: int) -> None:
         self.kernel, self.e, self.shape = kernel, e, kernel.shapes[number]
         self.masked, self.few = kernel.masked[number], kernel.few[number]
-        self.bytes, self.parts = _mask_entry_type(e.target).itemsize, kernel.stride if e.target.masks else 1
+        self.bytes, self.parts = (
+            _mask_entry_type(e.target).itemsize,
+            kernel.stride if e.target.has_masked_memory_access else 1,
+        )
         at = SHAPES + SHAPE_ARGS * number
         self.places, self.count = e.table(at), e.arg(at + 1)
         self.read, self.written, self.masks = e.table(at + 2), e.table(at + 3), e.table(at + 4)
@@ -121,20 +124,28 @@ class _Tiles:
         e, b, kernel, vectors = self.e, self.e.b, self.kernel, len(self.shape.x)
         arena, bias = e.arena_pointer(), e.splat(e.load_f32(segment, 4 * (SEGMENT_WORDS - 1)))
         with e.loop(0, self.count) as tile:
-            place = e.at(self.places, b.mul(tile.index, e.i64(12)))
-            x, y, residual = (e.at(arena, e.load_i32(place, 4 * word)) for word in range(3))
-            y, residual = e.at(y, e.load_i32(segment, 4)), e.at(residual, e.load_i32(segment, 8))
-            masks = e.at(self.read, b.mul(tile.index, e.i64(self.bytes * kernel.taps * vectors * self.parts)))
+            place = e.offset_pointer(self.places, b.mul(tile.index, e.i64(12)))
+            x, y, residual = (e.offset_pointer(arena, e.load_i32(place, 4 * word)) for word in range(3))
+            y, residual = (
+                e.offset_pointer(y, e.load_i32(segment, 4)),
+                e.offset_pointer(residual, e.load_i32(segment, 8)),
+            )
+            masks = e.offset_pointer(
+                self.read, b.mul(tile.index, e.i64(self.bytes * kernel.taps * vectors * self.parts))
+            )
             with e.loop(begin, end, carried=[bias] * vectors) as column:
-                entry = e.at(columns, b.mul(column.index, e.i64(8)))
+                entry = e.offset_pointer(columns, b.mul(column.index, e.i64(8)))
                 tap = e.i64(self.bytes * vectors * self.parts)
-                source, mask = e.at(x, e.load_i32(entry)), e.at(masks, b.mul(e.load_i32(entry, 4), tap))
+                source, mask = (
+                    e.offset_pointer(x, e.load_i32(entry)),
+                    e.offset_pointer(masks, b.mul(e.load_i32(entry, 4), tap)),
+                )
                 weight = e.splat(e.load_f32(self.weights, b.mul(column.index, e.i64(4))))
                 column.next = [
                     e.fma(weight, self._load_input(source, mask, number), value)
                     for number, value in enumerate(column.carried)
                 ]
-            written = e.at(self.written, b.mul(tile.index, e.i64(self.bytes * vectors)))
+            written = e.offset_pointer(self.written, b.mul(tile.index, e.i64(self.bytes * vectors)))
             sums = column.results
             if kernel.residual:
                 sums = [
@@ -146,22 +157,22 @@ class _Tiles:
     def _store_vector(self, value: Any, y: Any, masks: Any, number: int) -> None:
         """Store vector `number` of a tile, without the lanes that hold no pixel."""
         e, byte = self.e, self.shape.y[number]
-        if self.masked and e.target.masks:
+        if self.masked and e.target.has_masked_memory_access:
             store(e, value, y, byte, load_bit_mask(e, masks, self.bytes * number))
         elif self.masked:
             store(e, self._clear_lanes(value, masks, number), y, byte)
         else:
-            store_first(e, value, y, byte, self.few[number])
+            store_first_lanes(e, value, y, byte, self.few[number])
 
     def _clear_lanes(self, value: Any, masks: Any, number: int) -> Any:
         """Return `value` with zero in the lanes that entry `number` of a table of masks excludes."""
         at = self.e.load_u16(masks, self.bytes * number)
-        return clear_lanes(self.e, value, self.e.at(self.masks, at))
+        return clear_lanes(self.e, value, self.e.offset_pointer(self.masks, at))
 
     def _load_input(self, source: Any, masks: Any, number: int) -> Any:
         """Load what a tap (kernel position) reads for vector `number` of a tile, with zeros for pixels outside of x."""
         e, stride, width = self.e, self.kernel.stride, self.e.target.lanes * FLOAT
-        if not e.target.masks:
+        if not e.target.has_masked_memory_access:
             read = [e.load(source, self.shape.x[number] + part * width) for part in range(stride)]
             return self._clear_lanes(
                 pick_positions(e, read, self.kernel.images) if stride > 1 else read[0], masks, number
@@ -199,7 +210,7 @@ class MaskedTiles:
 
 def _mask_entry_type(target: Target) -> np.dtype[Any]:
     """Return the dtype of the tables `read` and `written` of `MaskedTiles`: bits of masks, or byte offsets of masks."""
-    return mask_type(target) if target.masks else np.dtype(np.uint16)
+    return mask_type(target) if target.has_masked_memory_access else np.dtype(np.uint16)
 
 
 @dataclass(frozen=True)
@@ -238,7 +249,9 @@ def make_tiles(
 
 def largest_read_distance(x: Geometry, window: Window) -> int:
     """Return how many bytes before or after a plane of x the kernel positions of a window may read."""
-    return max(abs(x.shift(*window.tap_offset(tap))) for tap in window.taps) + (window.stride[1] + 1) * MOST * FLOAT
+    return (
+        max(abs(x.shift_bytes(*window.tap_offset(tap))) for tap in window.taps) + (window.stride[1] + 1) * MOST * FLOAT
+    )
 
 
 _Run = tuple[int, int, int]
@@ -252,11 +265,11 @@ def _iterate_tile_vectors(y: Geometry, follow: bool, each: int, most: int) -> It
     """
     if follow:
         last = (y.height - 1) * y.row + y.width
-        for first, size in split(-(-last // each), most):
+        for first, size in split_extent(-(-last // each), most):
             yield [(0, at * each, min(each, last - at * each)) for at in range(first, first + size)]
         return
-    across = split(-(-y.width // each), most)
-    for top, rows in split(y.height, max(1, most // max(size for _, size in across))):
+    across = split_extent(-(-y.width // each), most)
+    for top, rows in split_extent(y.height, max(1, most // max(size for _, size in across))):
         for first, size in across:
             yield [
                 (row, at * each, min(each, y.width - at * each))
@@ -269,9 +282,9 @@ def _build_vector(x: Geometry, y: Geometry, residual: Geometry, window: Window, 
     row, at, count = run
     places = [divmod(row * y.row + at + number, y.row) for number in range(count)]
     return _Vector(
-        (x.pixel_position(row * window.stride[0], 0) + at * window.stride[1]) * x.step,
-        (y.pixel_position(row, 0) + at) * y.step,
-        (residual.pixel_position(row, 0) + at) * residual.step,
+        (x.pixel_position(row * window.stride[0], 0) + at * window.stride[1]) * x.position_bytes,
+        (y.pixel_position(row, 0) + at) * y.position_bytes,
+        (residual.pixel_position(row, 0) + at) * residual.position_bytes,
         (*(place if place[1] < y.width else None for place in places), *[None] * (each - count)),
     )
 
@@ -299,7 +312,7 @@ def _build_tiles(
         axis=1,
     )  # [tiles, taps, v, each]
     masked = bool((there.repeat(y.images, axis=-1) != (np.arange(target.lanes) < np.array(few)[:, None])).any())
-    if target.masks:
+    if target.has_masked_memory_access:
         read = _lane_masks(seen, window.stride[1], y.images, target)
         return MaskedTiles(
             shape, few, places, read, _lane_masks(there, 1, y.images, target)[..., 0], np.zeros(1), masked
@@ -348,7 +361,7 @@ def build_op(
     beside = np.zeros_like(y) if residual is None else residual
     segments = np.stack([count, y, beside, bias.astype(np.float32).view(np.int32)], axis=1).astype(np.int32)
     done = np.concatenate([[0], np.cumsum(count)])
-    parts = split(len(y), -(-len(y) // _CHUNKS))
+    parts = split_extent(len(y), -(-len(y) // _CHUNKS))
     chunks = np.array([(first, size, done[first]) for first, size in parts], dtype=np.int64)
     kernel = Taps(
         tuple(each.shape for each in tiles),

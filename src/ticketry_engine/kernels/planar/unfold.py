@@ -80,7 +80,7 @@ class Unfolding:
 
         Copies have no extra bytes at the end of each plane, so that they use few memory pages.
         """
-        return -(-self.geometry.positions * self.geometry.step // LINE) * LINE
+        return -(-self.geometry.positions * self.geometry.position_bytes // LINE) * LINE
 
     @property
     def column_phases(self) -> list[int]:
@@ -126,27 +126,27 @@ class Unfolding:
         pieces = 1 if self.row % each == 0 else 1 + -(-each // self.row)  # of x, from which a vector is assembled
         return vectors * (2 + 2 * pieces) * (1 if self.target.lanes == 16 else 2)  # masks need mask registers
 
-    def value(self, offset: int) -> Planes:
+    def to_planes(self, offset: int) -> Planes:
         """Return the copied planes, which follow one another from memory byte `offset` on, as one value."""
         return Planes(self.geometry, offset + self.copy_bytes * np.arange(int(self.used.sum())))
 
-    def columns(self, offset: int) -> Array:
+    def column_offsets(self, offset: int) -> Array:
         """Return an array [channels, taps] of the memory byte that weights read from; 0 where no weight reads."""
         starts = self._copy_offsets(offset)
         columns = np.zeros((self.used.shape[1], len(self.window.taps)), dtype=np.int64)
         for number, tap in enumerate(self.window.taps):
             if tap in self.of:
                 copy, row, column = self.of[tap]
-                columns[:, number] = np.where(self.used[copy], starts[copy] + self.geometry.shift(row, column), 0)
+                columns[:, number] = np.where(self.used[copy], starts[copy] + self.geometry.shift_bytes(row, column), 0)
         return columns
 
     def _copy_offsets(self, offset: int) -> Array:
         """Return an array [copies, channels]: the byte of each copied plane; 0 if no weight reads it."""
         starts = np.zeros(self.used.shape, dtype=np.int64)
-        starts[self.used] = self.value(offset).offsets
+        starts[self.used] = self.to_planes(offset).offsets
         return starts
 
-    def ops(self, x: Planes, offset: int) -> list[Op]:
+    def build_ops(self, x: Planes, offset: int) -> list[Op]:
         """Return the operations that copy planes of x to working memory, from byte `offset` on."""
         ops, sources = [], {0: x}
         if self.column_phases:
@@ -170,24 +170,27 @@ class Unfolding:
         g, (row, rows) = x.geometry, (self.copies[0].row, self.copies[0].rows)
         above = min(max(0, -row), rows)
         inside = max(0, min(rows - above, g.height - max(0, row)))
-        begin = g.pixel_position(max(0, row), 0) * g.step
+        begin = g.pixel_position(max(0, row), 0) * g.position_bytes
         places = np.stack([x.offsets[channels] + begin, *self._copy_offsets(offset)[:, channels]], axis=1)
         shifts = tuple(copy.column * self.y.images for copy in self.copies)
         vectors, row = (count * self.y.images // self.target.lanes for count in (self.x.width, self.row))
         kernel = Turn(shifts, vectors, row)
-        return Op(kernel, (places, len(places), g.row * g.step, above, above + inside, rows))
+        return Op(kernel, (places, len(places), g.row * g.position_bytes, above, above + inside, rows))
 
     def _build_phase_split_op(self, x: Planes, first: int, copy_bytes: int) -> Op:
         stride, count = self.window.stride[1], len(self.channels)
         each = -(-self.phase_geometry.width * x.geometry.images // self.target.lanes)
         valid = np.arange(each * stride * self.target.lanes) < x.geometry.width * x.geometry.images
         bits = valid.reshape(-1, self.target.lanes) @ (1 << np.arange(self.target.lanes))
-        begin = x.geometry.pixel_position(0, 0) * x.geometry.step
+        begin = x.geometry.pixel_position(0, 0) * x.geometry.position_bytes
         places = np.stack(
             [x.offsets[self.channels] + begin, first + self.phase_geometry.bytes * np.arange(count)], axis=1
         )
         kernel = PhaseSplit(stride, tuple(self.column_phases), x.geometry.images)
-        row_bytes, phase_bytes = x.geometry.row * x.geometry.step, self.phase_geometry.row * self.phase_geometry.step
+        row_bytes, phase_bytes = (
+            x.geometry.row * x.geometry.position_bytes,
+            self.phase_geometry.row * self.phase_geometry.position_bytes,
+        )
         numbers = (x.geometry.height, row_bytes, phase_bytes, copy_bytes, each)
         return Op(kernel, (places, count, *numbers, bits.astype(mask_type(self.target))))
 
@@ -231,7 +234,7 @@ class Unfolding:
             piece = left.max(axis=1)
             here = (left == piece[:, None]) & (left > _NOWHERE)
             left[here] = _NOWHERE
-            pieces.append(np.where(piece > _NOWHERE, piece, 0) * source.step)
+            pieces.append(np.where(piece > _NOWHERE, piece, 0) * source.position_bytes)
             bits.append(np.repeat(here, images, axis=1) @ (1 << np.arange(width)))
         return np.stack(pieces, axis=1), np.stack(bits, axis=1)
 
@@ -272,7 +275,7 @@ def _copy_key(window: Window, tap: Pair, y: Geometry, each: int, whole: bool) ->
     row, column = (window.input_position(0, tap[axis], axis) for axis in (0, 1))
     shift, phase = divmod(column, window.stride[1])
     shift = shift % each if whole else shift
-    if whole or y.row * y.step % (LINE // 2) == 0:
+    if whole or y.row * y.position_bytes % (LINE // 2) == 0:
         return row % window.stride[0], 0, phase, shift
     return 0, row, phase, shift
 
@@ -295,15 +298,15 @@ class Gather(EmittedKernel):
         size = mask_type(e.target).itemsize
         low, high = e.thread_share(e.arg(1))
         with e.loop(low, high) as plane:
-            place = e.at(places, b.mul(plane.index, e.i64(32)))
-            source, to = (e.at(arena, e.load_i64(place, 8 * word)) for word in (0, 1))
+            place = e.offset_pointer(places, b.mul(plane.index, e.i64(32)))
+            source, to = (e.offset_pointer(arena, e.load_i64(place, 8 * word)) for word in (0, 1))
             first, last = (e.load_i64(place, 8 * word) for word in (2, 3))
             with e.loop(first, last, carried=[e.i64(0)]) as loop:
-                at = e.at(pieces, b.mul(loop.index, e.i64(4 * self.pieces)))
-                mask = e.at(bits, b.mul(loop.index, e.i64(size * self.pieces)))
+                at = e.offset_pointer(pieces, b.mul(loop.index, e.i64(4 * self.pieces)))
+                mask = e.offset_pointer(bits, b.mul(loop.index, e.i64(size * self.pieces)))
                 value = e.splat(0.0)
                 for piece in range(self.pieces):
-                    begin = e.at(source, e.load_i32(at, 4 * piece))
+                    begin = e.offset_pointer(source, e.load_i32(at, 4 * piece))
                     value = load(e, begin, 0, load_bit_mask(e, mask, size * piece), value)
                 e.store(value, to, loop.carried[0])
                 loop.next = [b.add(loop.carried[0], e.i64(e.target.lanes * FLOAT))]
@@ -331,19 +334,21 @@ class Turn(EmittedKernel):
         size, line = 8 * (1 + len(self.shifts)), self.row * e.target.lanes * FLOAT
         low, high = e.thread_share(e.arg(1))
         with e.loop(low, high) as plane:
-            place = e.at(places, b.mul(plane.index, e.i64(size)))
-            source = e.at(arena, e.load_i64(place))
-            copies = [e.at(arena, e.load_i64(place, 8 * (1 + number))) for number in range(len(self.shifts))]
+            place = e.offset_pointer(places, b.mul(plane.index, e.i64(size)))
+            source = e.offset_pointer(arena, e.load_i64(place))
+            copies = [
+                e.offset_pointer(arena, e.load_i64(place, 8 * (1 + number))) for number in range(len(self.shifts))
+            ]
             for begin, end in ((e.i64(0), first), (last, rows)):
                 with e.loop(begin, end) as outside:
                     for copy in copies:
-                        to = e.at(copy, b.mul(outside.index, e.i64(line)))
+                        to = e.offset_pointer(copy, b.mul(outside.index, e.i64(line)))
                         for vector in range(self.row):
                             e.store(e.splat(0.0), to, vector * e.target.lanes * FLOAT)
             with e.loop(first, last) as inside:
-                begin = e.at(source, b.mul(b.sub(inside.index, first), step))
+                begin = e.offset_pointer(source, b.mul(b.sub(inside.index, first), step))
                 for shift, copy in zip(self.shifts, copies, strict=True):
-                    self._write_shifted(e, begin, shift, e.at(copy, b.mul(inside.index, e.i64(line))))
+                    self._write_shifted(e, begin, shift, e.offset_pointer(copy, b.mul(inside.index, e.i64(line))))
 
     def _write_shifted(self, e: Emitter, row: ir.Value, shift: int, to: ir.Value) -> None:
         """Emit the code that writes a row of a copy, which begins `shift` lanes after the start of the row of x."""
@@ -386,15 +391,20 @@ class PhaseSplit(EmittedKernel):
         size, width = mask_type(e.target).itemsize, e.target.lanes * FLOAT
         low, high = e.thread_share(e.arg(1))
         with e.loop(low, high) as plane:
-            place = e.at(places, b.mul(plane.index, e.i64(16)))
-            source, to = (e.at(arena, e.load_i64(place, 8 * word)) for word in (0, 1))
+            place = e.offset_pointer(places, b.mul(plane.index, e.i64(16)))
+            source, to = (e.offset_pointer(arena, e.load_i64(place, 8 * word)) for word in (0, 1))
             with e.loop(0, rows) as row, e.loop(0, each) as vector:
-                begin = e.at(source, b.mul(row.index, from_row))
-                bits = e.at(masks, b.mul(vector.index, e.i64(size * self.stride)))
-                begin = e.at(begin, b.mul(vector.index, e.i64(width * self.stride)))
+                begin = e.offset_pointer(source, b.mul(row.index, from_row))
+                bits = e.offset_pointer(masks, b.mul(vector.index, e.i64(size * self.stride)))
+                begin = e.offset_pointer(begin, b.mul(vector.index, e.i64(width * self.stride)))
                 read = [
                     load(e, begin, width * part, load_bit_mask(e, bits, size * part)) for part in range(self.stride)
                 ]
-                end = e.at(e.at(to, b.mul(row.index, to_row)), b.mul(vector.index, e.i64(width)))
+                end = e.offset_pointer(
+                    e.offset_pointer(to, b.mul(row.index, to_row)), b.mul(vector.index, e.i64(width))
+                )
                 for number, phase in enumerate(self.phases):
-                    e.store(pick_positions(e, read, self.images, phase), e.at(end, b.mul(copy_bytes, e.i64(number))))
+                    e.store(
+                        pick_positions(e, read, self.images, phase),
+                        e.offset_pointer(end, b.mul(copy_bytes, e.i64(number))),
+                    )

@@ -56,7 +56,7 @@ def _configured_tiles(e: Emitter, argument: int) -> Iterator[None]:
 
 def _alternating_buffer(e: Emitter, buffers: Any, number: Any, size: int) -> Any:
     """Return the first of two buffers of `size` bytes if `number` is even, else the second."""
-    return e.at(buffers, e.b.mul(e.b.and_(number, e.i64(1)), e.i64(size)))
+    return e.offset_pointer(buffers, e.b.mul(e.b.and_(number, e.i64(1)), e.i64(size)))
 
 
 # -- forward: weighted sums of shifted planes --------------------------------------------------------------------------
@@ -91,7 +91,7 @@ class TileSums(SegmentKernel):
     def write(self, e: Emitter) -> None:
         with _configured_tiles(e, _CONFIGURATION):
             for number in range(len(self.shapes)):
-                _TileSumsBody(e, self, number).emit()
+                _TileSumsBody(e, self, number).write_body()
 
 
 class _TileSumsBody:
@@ -104,7 +104,7 @@ class _TileSumsBody:
         self.turned = _zeroed_scratch(e, 2 * self.block_bytes)
         self.sums = e.scratch(self.block_bytes // bfloat.TILE_ROW_BYTES)
 
-    def emit(self) -> None:
+    def write_body(self) -> None:
         with loop_segments_by_unit(self.e, self.spec.segment_bytes, self.first_argument) as (segment, tile, begin, end):
             x, y, residual = tile
             self._multiply(segment, x, begin, end)
@@ -113,7 +113,7 @@ class _TileSumsBody:
     def _multiply(self, segment: Any, x: Any, begin: Any, end: Any) -> None:
         """Emit the products of all columns of a segment, and store the sums in scratch memory."""
         e, b = self.e, self.e.b
-        weights = e.at(self.weights, b.mul(e.load_i32(segment, 8), e.i64(bfloat.TILE_BYTES)))
+        weights = e.offset_pointer(self.weights, b.mul(e.load_i32(segment, 8), e.i64(bfloat.TILE_BYTES)))
         tiles = range(2 * len(self.shape.x))
         for tile in tiles:
             bfloat.zero_tile(e, tile)
@@ -124,28 +124,30 @@ class _TileSumsBody:
             self._interleave_pairs(x, first, last, _alternating_buffer(e, self.turned, block.index, self.block_bytes))
             before = b.sub(block.index, e.i64(1))
             with e.when(b.icmp_signed(">", block.index, e.i64(0))):
-                bfloat.load_tile(e, _SUMS_LEFT, e.at(weights, b.mul(before, e.i64(bfloat.TILE_BYTES))))
+                bfloat.load_tile(e, _SUMS_LEFT, e.offset_pointer(weights, b.mul(before, e.i64(bfloat.TILE_BYTES))))
                 there = _alternating_buffer(e, self.turned, before, self.block_bytes)
                 for tile in tiles:
-                    bfloat.load_tile(e, _SUMS_RIGHT, e.at(there, tile * bfloat.TILE_BYTES))
+                    bfloat.load_tile(e, _SUMS_RIGHT, e.offset_pointer(there, tile * bfloat.TILE_BYTES))
                     bfloat.multiply_tiles(e, tile, _SUMS_LEFT, _SUMS_RIGHT)
         for tile in tiles:
-            bfloat.store_tile(e, tile, e.at(self.sums, tile * bfloat.TILE_BYTES))
+            bfloat.store_tile(e, tile, e.offset_pointer(self.sums, tile * bfloat.TILE_BYTES))
 
     def _interleave_pairs(self, x: Any, first: Any, last: Any, goal: Any) -> None:
         """Emit a loop that interleaves the inputs of columns `first` to `last` in pairs, and writes them to `goal`."""
         # Old data after the last pair is multiplied by zero weights.
         e, b = self.e, self.e.b
         with e.loop(first, last, PAIR, [e.i64(0)]) as loop:
-            at = e.at(self.columns, b.mul(loop.index, e.i64(4)))
-            inputs = [e.at(x, e.load_i32(at, 4 * further)) for further in range(PAIR)]
-            row = e.at(goal, loop.carried[0])
+            at = e.offset_pointer(self.columns, b.mul(loop.index, e.i64(4)))
+            inputs = [e.offset_pointer(x, e.load_i32(at, 4 * further)) for further in range(PAIR)]
+            row = e.offset_pointer(goal, loop.carried[0])
             for t, vector in enumerate(self.shape.x):
                 values = [bfloat.load_pairs(e, pointer, vector) for pointer in inputs]
                 for pointer in inputs:  # too many streams for the hardware prefetcher
                     e.prefetch(pointer, vector + len(self.shape.x) * bfloat.TILE_ROW_BYTES)
                 for part, pairs in enumerate(bfloat.interleave_pairs(e, *values)):
-                    b.store(pairs, e.at(row, (2 * t + part) * bfloat.TILE_BYTES), align=bfloat.TILE_ROW_BYTES)
+                    b.store(
+                        pairs, e.offset_pointer(row, (2 * t + part) * bfloat.TILE_BYTES), align=bfloat.TILE_ROW_BYTES
+                    )
             loop.next = [b.add(loop.carried[0], e.i64(bfloat.TILE_ROW_BYTES))]
 
     def _load_row_sums(self, row: int, t: int) -> Sequence[Any]:
@@ -252,7 +254,7 @@ class TileSpread(EmittedKernel):
     def write(self, e: Emitter) -> None:
         with _configured_tiles(e, _SPREAD_CONFIGURATION):
             for number in range(len(self.shapes)):
-                _TileSpreadBody(e, self, number).emit()
+                _TileSpreadBody(e, self, number).write_body()
 
 
 class _TileSpreadBody:
@@ -272,12 +274,12 @@ class _TileSpreadBody:
         self.pairs = e.scratch(2 * self.pair_bytes // bfloat.TILE_ROW_BYTES)
         self.made = e.scratch(2 * self.made_bytes // bfloat.TILE_ROW_BYTES)
 
-    def emit(self) -> None:
+    def write_body(self) -> None:
         """Emit the loop over the tiles of planes that this thread computes."""
         e, b, blocks = self.e, self.e.b, self.e.arg(_BLOCK_COUNT)
         with e.loop(*e.thread_share(self.count)) as unit:
-            place = e.at(self.places, b.mul(unit.index, e.i64(12)))
-            x, y, residual = (e.at(self.arena, e.load_i32(place, 4 * word)) for word in range(3))
+            place = e.offset_pointer(self.places, b.mul(unit.index, e.i64(12)))
+            x, y, residual = (e.offset_pointer(self.arena, e.load_i32(place, 4 * word)) for word in range(3))
             self._load_residual(residual)
             with e.loop(0, b.add(blocks, e.i64(2))) as loop:
                 for behind, stage in enumerate((self._interleave, self._multiply, self._add_products)):
@@ -290,8 +292,8 @@ class _TileSpreadBody:
     def _load_residual(self, residual: Any) -> None:
         e, b = self.e, self.e.b
         with e.loop(0, self.spec.inputs) as loop:
-            here = e.at(self.sums, b.mul(loop.index, e.i64(self.width)))
-            plane = e.at(residual, b.mul(loop.index, e.arg(_RESIDUAL_PLANE)))
+            here = e.offset_pointer(self.sums, b.mul(loop.index, e.i64(self.width)))
+            plane = e.offset_pointer(residual, b.mul(loop.index, e.arg(_RESIDUAL_PLANE)))
             for t, at in enumerate(self.shape.residual):
                 values = [e.splat(0.0)] * 2
                 if self.spec.residual:
@@ -306,50 +308,50 @@ class _TileSpreadBody:
         """Emit code that interleaves a block's output gradients in pairs, unless the previous block has the same."""
         e, b = self.e, self.e.b
         with e.when(b.icmp_signed("!=", self._load_block_word(block, _FRESH), e.i64(0))):
-            one = e.at(self.sets, self._load_block_word(block, _SET))
-            shifted = e.at(x, self._load_block_word(block, _SHIFT))
-            goal = e.at(self.pairs, b.mul(self._load_block_word(block, _HALF), e.i64(self.pair_bytes)))
+            one = e.offset_pointer(self.sets, self._load_block_word(block, _SET))
+            shifted = e.offset_pointer(x, self._load_block_word(block, _SHIFT))
+            goal = e.offset_pointer(self.pairs, b.mul(self._load_block_word(block, _HALF), e.i64(self.pair_bytes)))
             for pair in range(bfloat.TILE_ROWS // 2):
-                outputs = [e.at(shifted, e.load_i32(one, 4 * (2 * pair + further))) for further in range(2)]
+                outputs = [e.offset_pointer(shifted, e.load_i32(one, 4 * (2 * pair + further))) for further in range(2)]
                 for t, at in enumerate(self.shape.x):
                     values = [bfloat.load_pairs(e, output, at) for output in outputs]
                     for output in outputs:
                         e.prefetch(output, at + len(self.shape.x) * bfloat.TILE_ROW_BYTES)
                     for part, pairs in enumerate(bfloat.interleave_pairs(e, *values)):
                         place = (2 * t + part) * bfloat.TILE_BYTES // 2 + pair * bfloat.TILE_ROW_BYTES
-                        b.store(pairs, e.at(goal, place), align=bfloat.TILE_ROW_BYTES)
+                        b.store(pairs, e.offset_pointer(goal, place), align=bfloat.TILE_ROW_BYTES)
 
     def _multiply(self, block: Any, _: Any) -> None:
         e, b = self.e, self.e.b
-        weights = e.at(self.weights, b.mul(block, e.i64(_BLOCK_BYTES)))
+        weights = e.offset_pointer(self.weights, b.mul(block, e.i64(_BLOCK_BYTES)))
         bfloat.load_tile(e, _SPREAD_LEFT, weights, _BLOCK_BYTES // bfloat.TILE_ROWS)
-        pairs = e.at(self.pairs, b.mul(self._load_block_word(block, _HALF), e.i64(self.pair_bytes)))
+        pairs = e.offset_pointer(self.pairs, b.mul(self._load_block_word(block, _HALF), e.i64(self.pair_bytes)))
         made = _alternating_buffer(e, self.made, block, self.made_bytes)
         for tile in self.tiles:
             bfloat.zero_tile(e, tile)
-            bfloat.load_tile(e, _SPREAD_RIGHT, e.at(pairs, tile * bfloat.TILE_BYTES // 2))
+            bfloat.load_tile(e, _SPREAD_RIGHT, e.offset_pointer(pairs, tile * bfloat.TILE_BYTES // 2))
             bfloat.multiply_tiles(e, tile, _SPREAD_LEFT, _SPREAD_RIGHT)
         for tile in self.tiles:
-            bfloat.store_tile(e, tile, e.at(made, tile * bfloat.TILE_BYTES))
+            bfloat.store_tile(e, tile, e.offset_pointer(made, tile * bfloat.TILE_BYTES))
 
     def _add_products(self, block: Any, _: Any) -> None:
         e, b = self.e, self.e.b
-        inputs = e.at(self.inputs, b.mul(self._load_block_word(block, _FIRST), e.i64(4)))
+        inputs = e.offset_pointer(self.inputs, b.mul(self._load_block_word(block, _FIRST), e.i64(4)))
         count, made = self._load_block_word(block, _COUNT), _alternating_buffer(e, self.made, block, self.made_bytes)
         with e.loop(0, count, 1, [made]) as loop:
             number = e.load_i32(inputs, b.mul(loop.index, e.i64(4)))
-            here = e.at(self.sums, b.mul(number, e.i64(self.width)))
+            here = e.offset_pointer(self.sums, b.mul(number, e.i64(self.width)))
             for tile in self.tiles:
                 value = e.load(loop.carried[0], tile * bfloat.TILE_BYTES)
                 sums = b.fadd(e.load(here, tile * bfloat.TILE_ROW_BYTES), value)
                 e.store(sums, here, tile * bfloat.TILE_ROW_BYTES, align=bfloat.TILE_ROW_BYTES)
-            loop.next = [e.at(loop.carried[0], bfloat.TILE_ROW_BYTES)]
+            loop.next = [e.offset_pointer(loop.carried[0], bfloat.TILE_ROW_BYTES)]
 
     def _store_rounded_tile(self, y: Any) -> None:
         e, b = self.e, self.e.b
         with e.loop(0, self.spec.inputs) as loop:
-            here = e.at(self.sums, b.mul(loop.index, e.i64(self.width)))
-            plane = e.at(y, b.mul(loop.index, e.arg(_PLANE)))
+            here = e.offset_pointer(self.sums, b.mul(loop.index, e.i64(self.width)))
+            plane = e.offset_pointer(y, b.mul(loop.index, e.arg(_PLANE)))
             for t, at in enumerate(self.shape.y):
                 values = [e.load(here, (2 * t + part) * bfloat.TILE_ROW_BYTES) for part in range(2)]
                 bfloat.store_rounded(e, values, plane, at)
@@ -443,7 +445,7 @@ class TileProducts(EmittedKernel):
     def write(self, e: Emitter) -> None:
         with _configured_tiles(e, _CONFIGURATION):
             for number in range(self.shapes):
-                _TileProductsBody(e, self, number).emit()
+                _TileProductsBody(e, self, number).write_body()
 
 
 class _TileProductsBody:
@@ -456,7 +458,7 @@ class _TileProductsBody:
         self.turned = e.scratch(PRODUCT_POSITIONS * bfloat.TILE_ROWS)
         self.copies = e.scratch(2 * _STRIP * bfloat.TILE_ROWS)
 
-    def emit(self) -> None:
+    def write_body(self) -> None:
         e, b = self.e, self.e.b
         segments = loop_segments_by_chunk(e, self.spec.segment_bytes, self.first_argument)
         with segments as (segment, (x, y), begin, end), e.when(b.icmp_signed("<", begin, end)):
@@ -466,14 +468,14 @@ class _TileProductsBody:
     def _transpose_gradients(self, segment: Any, y: Any) -> None:
         """Emit code that transposes the output gradients of sixteen rows into pairs of images, for all positions."""
         e, b = self.e, self.e.b
-        rows = [e.at(y, e.load_i32(segment, 4 * (self.spec.head + row))) for row in range(bfloat.TILE_ROWS)]
+        rows = [e.offset_pointer(y, e.load_i32(segment, 4 * (self.spec.head + row))) for row in range(bfloat.TILE_ROWS)]
         words = ir.VectorType(I32, bfloat.TILE_ROWS)
         with e.loop(0, self.positions) as loop:
             there = e.load_i32(self.reach, b.add(b.mul(loop.index, e.i64(8)), e.i64(4)))
-            vectors = [b.load(e.at(row, there), typ=words, align=4) for row in rows]
-            goal = e.at(self.turned, b.mul(loop.index, e.i64(bfloat.TILE_BYTES)))
+            vectors = [b.load(e.offset_pointer(row, there), typ=words, align=4) for row in rows]
+            goal = e.offset_pointer(self.turned, b.mul(loop.index, e.i64(bfloat.TILE_BYTES)))
             for number, vector in enumerate(_transpose_words(e, vectors)):
-                b.store(vector, e.at(goal, number * bfloat.TILE_ROW_BYTES), align=bfloat.TILE_ROW_BYTES)
+                b.store(vector, e.offset_pointer(goal, number * bfloat.TILE_ROW_BYTES), align=bfloat.TILE_ROW_BYTES)
 
     def _write_strips(self, x: Any, begin: Any, end: Any) -> None:
         """Emit the products of ``16 * _STRIP`` columns at a time, and of half as many, repeatedly, for the rest."""
@@ -488,32 +490,34 @@ class _TileProductsBody:
 
     def _write_strip(self, x: Any, first: Any, sets: int) -> None:
         e, b = self.e, self.e.b
-        sums = e.at(self.sums, b.mul(first, e.i64(bfloat.TILE_ROW_BYTES)))
+        sums = e.offset_pointer(self.sums, b.mul(first, e.i64(bfloat.TILE_ROW_BYTES)))
         for number in range(sets):
-            bfloat.load_tile(e, number, e.at(sums, number * bfloat.TILE_BYTES))
-        columns = e.at(self.columns, b.mul(first, e.i64(4)))
+            bfloat.load_tile(e, number, e.offset_pointer(sums, number * bfloat.TILE_BYTES))
+        columns = e.offset_pointer(self.columns, b.mul(first, e.i64(4)))
         with e.loop(0, b.add(self.positions, e.i64(1))) as loop:
             with e.when(b.icmp_signed("<", loop.index, self.positions)):
                 self._copy_columns(x, columns, loop.index, sets)
             with e.when(b.icmp_signed(">", loop.index, e.i64(0))):
                 before = b.sub(loop.index, e.i64(1))
-                bfloat.load_tile(e, _PRODUCTS_RIGHT, e.at(self.turned, b.mul(before, e.i64(bfloat.TILE_BYTES))))
+                bfloat.load_tile(
+                    e, _PRODUCTS_RIGHT, e.offset_pointer(self.turned, b.mul(before, e.i64(bfloat.TILE_BYTES)))
+                )
                 copies = self._column_buffer(before)
                 for number in range(sets):
-                    bfloat.load_tile(e, _PRODUCTS_LEFT, e.at(copies, number * bfloat.TILE_BYTES))
+                    bfloat.load_tile(e, _PRODUCTS_LEFT, e.offset_pointer(copies, number * bfloat.TILE_BYTES))
                     bfloat.multiply_tiles(e, number, _PRODUCTS_LEFT, _PRODUCTS_RIGHT)
         for number in range(sets):
-            bfloat.store_tile(e, number, e.at(sums, number * bfloat.TILE_BYTES))
+            bfloat.store_tile(e, number, e.offset_pointer(sums, number * bfloat.TILE_BYTES))
 
     def _column_buffer(self, position: Any) -> Any:
         return _alternating_buffer(self.e, self.copies, position, _STRIP * bfloat.TILE_BYTES)
 
     def _copy_columns(self, x: Any, columns: Any, position: Any, sets: int) -> None:
         e, b = self.e, self.e.b
-        here = e.at(x, e.load_i32(self.reach, b.mul(position, e.i64(8))))
+        here = e.offset_pointer(x, e.load_i32(self.reach, b.mul(position, e.i64(8))))
         goal = self._column_buffer(position)
         for number in range(sets * bfloat.TILE_ROWS):
-            values = e.load(e.at(here, e.load_i32(columns, 4 * number)))
+            values = e.load(e.offset_pointer(here, e.load_i32(columns, 4 * number)))
             e.store(values, goal, number * bfloat.TILE_ROW_BYTES, align=bfloat.TILE_ROW_BYTES)
 
 

@@ -23,7 +23,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 import ticketry_engine.kernels.bfloat as bfloat
-from ticketry_engine.kernels.activations import activate, slope
+from ticketry_engine.kernels.activations import activate, emit_slope
 from ticketry_engine.kernels.emitter import EmittedKernel, Emitter
 from ticketry_engine.kernels.planar.geometry import FLOAT, LINE, first_lanes_mask
 from ticketry_engine.kernels.program import Op
@@ -96,18 +96,25 @@ class ByChannel(EmittedKernel):
         table, unroll = e.table(_HEAD - 1), math.gcd(self.vectors, 8)
         places = [[e.arg(_HEAD + 4 * side + word) for word in range(4)] for side in range(self.value_count)]
         with e.loop(*e.thread_share(channels)) as channel:
-            given = e.at(table, b.mul(channel.index, e.i64(FLOAT * self.numbers)))
-            first = [e.at(e.arena_pointer(place[0]), b.mul(channel.index, place[1])) for place in places]
+            given = e.offset_pointer(table, b.mul(channel.index, e.i64(FLOAT * self.numbers)))
+            first = [e.offset_pointer(e.arena_pointer(place[0]), b.mul(channel.index, place[1])) for place in places]
             numbers = [e.splat(e.load_f32(given, FLOAT * number)) for number in range(self.numbers)]
             if self.near:
-                numbers.insert(0, e.splat(bfloat.load_scalar(e, e.at(first[0], b.mul(begin, places[0][2])), self.item)))
-            sums = e.at(table, b.add(place, b.mul(channel.index, e.i64(width * self.vectors_per_channel))))
+                numbers.insert(
+                    0, e.splat(bfloat.load_scalar(e, e.offset_pointer(first[0], b.mul(begin, places[0][2])), self.item))
+                )
+            sums = e.offset_pointer(table, b.add(place, b.mul(channel.index, e.i64(width * self.vectors_per_channel))))
             totals = [e.splat(0.0)] * (self.sums * _CHAINS)
             with e.loop(begin, end, carried=totals) as block:
                 there = self._image_masks(e, b.sub(images, b.mul(block.index, e.i64(images_per_block(self.item)))))
-                planes = [e.at(at, b.mul(block.index, place[2])) for at, place in zip(first, places, strict=True)]
+                planes = [
+                    e.offset_pointer(at, b.mul(block.index, place[2])) for at, place in zip(first, places, strict=True)
+                ]
                 with e.loop(0, rows, carried=block.carried) as row:
-                    lines = [e.at(at, b.mul(row.index, place[3])) for at, place in zip(planes, places, strict=True)]
+                    lines = [
+                        e.offset_pointer(at, b.mul(row.index, place[3]))
+                        for at, place in zip(planes, places, strict=True)
+                    ]
                     with e.loop(0, self.vectors * step, unroll * step, carried=row.carried) as vector:
                         totals = list(vector.carried)
                         for line in lines if e.target.lanes == IMAGES else ():
@@ -116,7 +123,9 @@ class ByChannel(EmittedKernel):
                         for part in range(unroll):
                             byte = b.add(vector.index, e.i64(part * step))
                             mask = None if there is None else there[part % len(there)]
-                            found = self.write_vector(e, [e.at(line, byte) for line in lines], numbers, mask)
+                            found = self.write_vector(
+                                e, [e.offset_pointer(line, byte) for line in lines], numbers, mask
+                            )
                             for number, value in enumerate(found):
                                 place = number * _CHAINS + part % _CHAINS
                                 totals[place] = b.fadd(totals[place], value)
@@ -287,7 +296,7 @@ class ActivationGradient(ByChannel):
     act: str
 
     def write_vector(self, e: Emitter, at: Sequence[Any], numbers: Sequence[Any], there: Any) -> list[Any]:
-        self.store(e, e.b.fmul(self.load(e, at[0]), slope(e, self.act, self.load(e, at[1]))), at[2])
+        self.store(e, e.b.fmul(self.load(e, at[0]), emit_slope(e, self.act, self.load(e, at[1]))), at[2])
         return []
 
 
@@ -320,7 +329,12 @@ def build_channel_ops(
     for value in values:
         g = value.geometry
         apart = g.bytes if value.channels > 1 else 0
-        places += [value.offset + g.pixel_position(0, 0) * g.step, apart, value.block_bytes, g.row * g.step]
+        places += [
+            value.offset + g.pixel_position(0, 0) * g.position_bytes,
+            apart,
+            value.block_bytes,
+            g.row * g.position_bytes,
+        ]
     return [
         Op(
             kernel,
@@ -330,9 +344,9 @@ def build_channel_ops(
     ]
 
 
-def channel_numbers(op: Op) -> Array:
+def channel_number_table(op: Op) -> Array:
     """Return a view [channels, numbers] of the numbers in an operation's table."""
-    kernel, table = _find_table(op)
+    kernel, table = find_channel_table(op)
     return table[: int(op.args[0]) * kernel.numbers].reshape(-1, kernel.numbers)
 
 
@@ -358,12 +372,12 @@ def read_moments(op: Op, counts: Sequence[int], target: Target) -> tuple[Array, 
 
 def _read_stored_sums(op: Op, target: Target) -> Array:
     """Return the sums in the table of `op` as an array [operations, channels, vectors, lanes]."""
-    kernel, table = _find_table(op)
+    kernel, table = find_channel_table(op)
     channels = int(op.args[0])
     return table[channels * kernel.numbers : -1].reshape(-1, channels, kernel.vectors_per_channel, target.lanes)
 
 
-def _find_table(op: Op) -> tuple[ByChannel, Array]:
+def find_channel_table(op: Op) -> tuple[ByChannel, Array]:
     kernel, table = op.kernel, op.args[_HEAD - 1]
     assert isinstance(kernel, ByChannel)
     assert isinstance(table, np.ndarray)
@@ -423,10 +437,13 @@ class ByToken(EmittedKernel):
         share, epsilon = (e.splat(e.load_f32(table, FLOAT * number)) for number in range(_FACTORS))
         unroll = math.gcd(self.vectors, 2)
         with e.loop(begin, end) as block:
-            planes = [e.at(e.arena_pointer(offset), b.mul(block.index, step)) for offset, _, step in places]
+            planes = [e.offset_pointer(e.arena_pointer(offset), b.mul(block.index, step)) for offset, _, step in places]
             with e.loop(*e.thread_share(self.vectors // unroll)) as turn:
                 byte = b.mul(turn.index, e.i64(unroll * width))
-                ats = [[e.at(plane, b.add(byte, e.i64(part * width))) for plane in planes] for part in range(unroll)]
+                ats = [
+                    [e.offset_pointer(plane, b.add(byte, e.i64(part * width))) for plane in planes]
+                    for part in range(unroll)
+                ]
                 loaded = [self.load_token_values(e, at) for at in ats]
                 with e.loop(0, features, carried=[e.splat(0.0)] * (self.sums * unroll)) as feature:
                     factor = e.splat(
@@ -435,7 +452,7 @@ class ByToken(EmittedKernel):
                     found: list[Any] = []
                     for at, known in zip(ats, loaded, strict=True):
                         here = [
-                            e.at(place, b.mul(feature.index, step))
+                            e.offset_pointer(place, b.mul(feature.index, step))
                             for place, (_, step, _) in zip(at[: self.value_count], places, strict=False)
                         ]
                         found += self.sum_terms(e, here, known, factor)
@@ -542,7 +559,7 @@ def build_token_ops(kind: type[ByToken], values: Sequence[Batch], epsilon: float
     ]
 
 
-def feature_factors(op: Op) -> Array:
+def feature_factor_table(op: Op) -> Array:
     """Return a view of the factors of all features in an operation's table."""
     table = op.args[_TOKEN_HEAD - 1]
     assert isinstance(table, np.ndarray)
@@ -574,7 +591,7 @@ class _UnitKernel(EmittedKernel):
     finished: ClassVar[bool] = True
 
     @contextmanager
-    def vectors(self, e: Emitter, states: int) -> Iterator[tuple[list[Any], list[Any]]]:
+    def loop_vectors(self, e: Emitter, states: int) -> Iterator[tuple[list[Any], list[Any]]]:
         """Loop over all vectors; yield a pointer to the vector in each gate, and in each of `states` other values."""
         b, units, blocks = e.b, e.arg(0), e.arg(1)
         parts = e.i64(IMAGES // e.target.lanes)
@@ -583,8 +600,11 @@ class _UnitKernel(EmittedKernel):
             whole = b.mul(units, e.i64(_PLANE))
             state = b.add(byte, b.mul(block, whole))
             first = b.add(byte, b.mul(block, b.mul(whole, e.i64(GATES))))
-            gates = [e.at(e.arena_pointer(e.arg(2)), b.add(first, b.mul(whole, e.i64(gate)))) for gate in range(GATES)]
-            yield gates, [e.at(e.arena_pointer(e.arg(3 + number)), state) for number in range(states)]
+            gates = [
+                e.offset_pointer(e.arena_pointer(e.arg(2)), b.add(first, b.mul(whole, e.i64(gate))))
+                for gate in range(GATES)
+            ]
+            yield gates, [e.offset_pointer(e.arena_pointer(e.arg(3 + number)), state) for number in range(states)]
 
 
 @dataclass(frozen=True)
@@ -595,7 +615,7 @@ class LstmGates(_UnitKernel):
     """
 
     def write(self, e: Emitter) -> None:
-        with self.vectors(e, 3) as (places, (before, after, state)):
+        with self.loop_vectors(e, 3) as (places, (before, after, state)):
             b, acts = e.b, ("sigmoid", "sigmoid", "tanh", "sigmoid")
             i, f, g, o = (activate(e, act, e.load(place)) for act, place in zip(acts, places, strict=True))
             cell = e.fma(f, e.load(before), b.fmul(i, g))
@@ -615,7 +635,7 @@ class LstmGatesGradient(_UnitKernel):
     """
 
     def write(self, e: Emitter) -> None:
-        with self.vectors(e, 4) as (places, (before, after, state, carried)):
+        with self.loop_vectors(e, 4) as (places, (before, after, state, carried)):
             b = e.b
             i, f, g, o = (e.load(place) for place in places)
             tanh, dh = activate(e, "tanh", e.load(after)), e.load(state)

@@ -20,9 +20,9 @@ from ticketry_engine.kernels.planar.conv import (
     Matrix,
     SumTables,
     check_reads,
+    find_equal_rows,
     pack_shared_rows,
     pack_single_rows,
-    row_kinds,
     tile_vectors,
 )
 from ticketry_engine.kernels.planar.geometry import FLOAT, LINE, Tiles
@@ -37,7 +37,7 @@ from ticketry_engine.kernels.training.layer import (
     MaskedLayer,
     TileSide,
     WeightGradient,
-    build_scatter,
+    build_scatter_op,
     build_tiles,
     operation_blocks,
     split_blocks_by_thread,
@@ -104,7 +104,7 @@ def build_forward(
 ) -> list[GatheredOps]:
     """Return the operations of ``y = conv(x)``, plus `residual` if given; pruned weights take no time."""
     window = layer.window
-    shifts = np.array([x.geometry.shift(*window.tap_offset(tap)) for tap in window.taps])
+    shifts = np.array([x.geometry.shift_bytes(*window.tap_offset(tap)) for tap in window.taps])
     columns = x.channel_bytes.reshape(layer.groups, -1, 1) + shifts
     sides = [TileSide(x, stride=window.stride), TileSide(y)] + ([] if residual is None else [TileSide(residual)])
     matrix = _build_matrix(layer.places, columns, y, residual)
@@ -136,7 +136,7 @@ def build_input_gradient(
             ]
             if all(rest == 0 for _, rest in reached):
                 taps.append(number)
-                shifts.append(dy.geometry.shift(reached[0][0], reached[1][0]))
+                shifts.append(dy.geometry.shift_bytes(reached[0][0], reached[1][0]))
         if not taps:
             untouched = True
             continue
@@ -180,7 +180,7 @@ class ProductTables:
 def build_product_tables(x: Batch, dy: Batch, layer: MaskedLayer, target: Target) -> ProductTables:
     """Return the tables for the weight gradient; of `x` and `dy`, only sizes and strides matter."""
     window, lanes = layer.window, target.lanes
-    shifts = np.array([x.geometry.shift(*window.tap_offset(tap)) for tap in window.taps])
+    shifts = np.array([x.geometry.shift_bytes(*window.tap_offset(tap)) for tap in window.taps])
     columns = x.channel_bytes.reshape(layer.groups, -1, 1) + shifts
     sides, size = [TileSide(x, stride=window.stride), TileSide(dy)], _plane_size(dy)
     matrix = _build_matrix(layer.places, columns, dy, None)
@@ -204,10 +204,10 @@ def build_product_tables(x: Batch, dy: Batch, layer: MaskedLayer, target: Target
         if threads_take_blocks(x.blocks, size, layer.threads)
         else 1
     )
-    chunks, near = _split_into_chunks(made, width, 1 if several > 1 else layer.threads)
+    chunks, near = split_segments_into_chunks(made, width, 1 if several > 1 else layer.threads)
     if not near:
         several = 1
-        chunks, _ = _split_into_chunks(made, width, layer.threads)
+        chunks, _ = split_segments_into_chunks(made, width, layer.threads)
     return ProductTables(
         made, sets, rows, most, chunks, near and len(operation_blocks(x.blocks, size)) == x.blocks, several
     )
@@ -250,7 +250,7 @@ def build_weight_gradient(
     begin = [Op(Zero(), (scratch + width * owner, vectors)) for owner in range(several)]
     end = [
         Op(Totals(several, together), (scratch, turns, 0, width)),
-        build_scatter(made.weights - 1, layer.kept.size, alone=layer.alone),
+        build_scatter_op(made.weights - 1, layer.kept.size, alone=layer.alone),
     ]
     return WeightGradient(begin, ops, end, turns * lanes)
 
@@ -381,7 +381,7 @@ def _find_row_sets(matrix: Matrix, target: Target) -> list[list[Array]]:
     kept = matrix.weight != 0
     if SHARING * len({row.tobytes() for row in np.packbits(kept, axis=1)}) > len(kept):
         return []  # too many sets, as in unstructured masks: this count is much faster than finding the sets
-    kinds = row_kinds(kept, len(matrix.columns))
+    kinds = find_equal_rows(kept, len(matrix.columns))
     rows = min(kinds)
     if len(kinds) > 1 or rows < SHARING:
         return []
@@ -402,7 +402,7 @@ def _find_equal_column_sets(matrix: Matrix, sizes: Sequence[int]) -> list[list[A
     return [list(rows.reshape(-1, size)) for rows in found] if size else []
 
 
-def _split_into_chunks(made: SumTables, width: int, threads: int) -> tuple[Array, bool]:
+def split_segments_into_chunks(made: SumTables, width: int, threads: int) -> tuple[Array, bool]:
     """Divide segments (parts of rows) into chunks whose sums fit in the L2 cache.
 
     Return the chunks, and whether all segments would fit in one chunk.

@@ -18,7 +18,7 @@ import numpy as np
 
 import ticketry_engine.kernels.bfloat as bfloat
 from ticketry_engine.kernels.emitter import EmittedKernel, Emitter
-from ticketry_engine.kernels.planar.geometry import FLOAT, Bare, Geometry, Planes, Shape, Tiles, split
+from ticketry_engine.kernels.planar.geometry import FLOAT, Bare, Geometry, Planes, Shape, Tiles, split_extent
 from ticketry_engine.kernels.planar.row_sums import SegmentKernel
 from ticketry_engine.kernels.program import Op
 from ticketry_engine.kernels.window import Array, Pair, Window
@@ -80,7 +80,7 @@ class Batch:
     @property
     def planes(self) -> Planes:
         """All planes of all blocks."""
-        return Planes.at(self.geometry, self.channels * self._stored_block_count, self.offset)
+        return Planes.from_offset(self.geometry, self.channels * self._stored_block_count, self.offset)
 
 
 @dataclass(frozen=True)
@@ -91,17 +91,17 @@ class TileSide:
     begin: Pair = (0, 0)
     stride: Pair = (1, 1)
 
-    def place(self, block: int, row: int, column: int) -> int:
+    def tile_offset(self, block: int, row: int, column: int) -> int:
         """Return the memory byte, in channel 0, of the tile that begins at `row` and `column` of block `block`."""
         g = self.value.geometry
         pixel = g.pixel_position(self.begin[0] + row * self.stride[0], self.begin[1] + column * self.stride[1])
-        return self.value.offset + block * self.value.block_bytes + pixel * g.step
+        return self.value.offset + block * self.value.block_bytes + pixel * g.position_bytes
 
-    def vectors(self, blocks: int, rows: int, columns: int, lanes: int) -> tuple[int, ...]:
+    def vector_offsets(self, blocks: int, rows: int, columns: int, lanes: int) -> tuple[int, ...]:
         """Return the bytes from a tile's first vector to each of its vectors."""
         g = self.value.geometry
         return tuple(
-            block * self.value.block_bytes + g.shift(row * self.stride[0], column * self.stride[1]) + part * FLOAT
+            block * self.value.block_bytes + g.shift_bytes(row * self.stride[0], column * self.stride[1]) + part * FLOAT
             for block in range(blocks)
             for row in range(rows)
             for column in range(columns)
@@ -128,7 +128,7 @@ def _compute_tiles(sides: tuple[TileSide, ...], size: Pair, lanes: int, most: in
     sides = (*sides, sides[1]) if len(sides) == 2 else sides
     steps = np.array([side.value.block_bytes for side in sides])
     groups: dict[int, list[int]] = {}
-    for block, blocks in split(len(part), together):
+    for block, blocks in split_extent(len(part), together):
         groups.setdefault(blocks, []).append(part[block])
     found = {
         (blocks, *shape): (np.array(begins)[:, None, None] * steps + places).reshape(-1, len(sides))
@@ -139,7 +139,7 @@ def _compute_tiles(sides: tuple[TileSide, ...], size: Pair, lanes: int, most: in
     for shape, places in found.items():
         narrow = places.astype(np.int32)
         narrow.flags.writeable = False
-        made.append(Tiles(Shape(*(side.vectors(*shape, lanes) for side in sides)), narrow, None))
+        made.append(Tiles(Shape(*(side.vector_offsets(*shape, lanes) for side in sides)), narrow, None))
     return tuple(made)
 
 
@@ -149,9 +149,9 @@ def _tile_starts_in_block(
 ) -> dict[Pair, np.ndarray[tuple[int, int], np.dtype[np.int64]]]:
     """Return where the tiles of the first block begin in memory, by the size (rows, columns) of a tile."""
     spots: dict[Pair, list[list[int]]] = {}
-    for top, height in split(size[0], rows):
-        for left, width in split(size[1], columns):
-            spots.setdefault((height, width), []).append([side.place(0, top, left) for side in sides])
+    for top, height in split_extent(size[0], rows):
+        for left, width in split_extent(size[1], columns):
+            spots.setdefault((height, width), []).append([side.tile_offset(0, top, left) for side in sides])
     return {shape: np.array(places, dtype=np.int64) for shape, places in spots.items()}
 
 
@@ -199,7 +199,7 @@ class Border(EmittedKernel):
         b = e.b
         planes, begin, size, head, rows, pixels, row, tail = (e.arg(number) for number in range(8))
         with e.loop(*e.thread_share(planes)) as plane:
-            place = e.at(e.arena_pointer(begin), b.mul(plane.index, size))
+            place = e.offset_pointer(e.arena_pointer(begin), b.mul(plane.index, size))
             self._zero_bytes(e, place, e.i64(0), head)
             with e.loop(0, rows) as line:
                 first = b.add(b.add(head, pixels), b.mul(line.index, row))
@@ -215,9 +215,9 @@ class Border(EmittedKernel):
 def build_border_ops(value: Batch) -> list[Op]:
     """Return the operations that zero a value's halo, divided as in `operation_blocks`."""
     g = value.geometry
-    pixels = g.width * g.step
-    last = g.pixel_position(g.height - 1, 0) * g.step + pixels
-    shape = (g.bytes, g.pixel_position(0, 0) * g.step, g.height - 1, pixels, g.row * g.step, last)
+    pixels = g.width * g.position_bytes
+    last = g.pixel_position(g.height - 1, 0) * g.position_bytes + pixels
+    shape = (g.bytes, g.pixel_position(0, 0) * g.position_bytes, g.height - 1, pixels, g.row * g.position_bytes, last)
     return [
         Op(Border(), (value.channels * len(part), value.offset + part.start * value.block_bytes, *shape))
         for part in operation_blocks(value.blocks, (g.height, g.width))
@@ -273,7 +273,7 @@ class GatheredOps:
         spec, segments = self.ops[0].kernel, self.ops[0].args[0]
         assert isinstance(spec, SegmentKernel)
         assert isinstance(segments, np.ndarray)
-        return np.asarray(segments[:, spec.head : spec.head + spec.rows], dtype=np.int64)
+        return np.asarray(segments[:, spec.header_words : spec.header_words + spec.rows], dtype=np.int64)
 
     @property
     def table(self) -> Array:
@@ -282,7 +282,7 @@ class GatheredOps:
         assert isinstance(table, np.ndarray)
         return table
 
-    def gather(self, source: GatheredOps | None = None) -> Op:
+    def build_gather_op(self, source: GatheredOps | None = None) -> Op:
         """Return the operation that fills the table from the table of `source`; None: from external tensor 0."""
         count, item = len(self.index), self.table.itemsize
         if source is None:
@@ -341,9 +341,9 @@ class WeightGather(EmittedKernel):
             number = e.load_i32(index, b.mul(loop.index, e.i64(4)))
             there = b.icmp_signed(">=", number, e.i64(0))
             place = number if self.item == FLOAT else e.select(there, number, e.i64(0))
-            value = bfloat.load_scalar(e, e.at(source, b.mul(place, e.i64(item))), item)
+            value = bfloat.load_scalar(e, e.offset_pointer(source, b.mul(place, e.i64(item))), item)
             value = value if self.item == FLOAT else e.select(there, value, e.f32(0.0))
-            bfloat.store_scalar(e, value, e.at(table, b.mul(loop.index, e.i64(self.item))), self.item)
+            bfloat.store_scalar(e, value, e.offset_pointer(table, b.mul(loop.index, e.i64(self.item))), self.item)
 
 
 @dataclass(frozen=True)
@@ -363,7 +363,7 @@ class PackedCopy(EmittedKernel):
             byte = e.b.mul(loop.index, e.i64(FLOAT))
             there = e.b.mul(e.load_i32(index, byte), e.i64(FLOAT))
             origin, end = (byte, there) if self.spread else (there, byte)
-            e.b.store(e.load_f32(source, origin), e.at(goal, end), align=FLOAT)
+            e.b.store(e.load_f32(source, origin), e.offset_pointer(goal, end), align=FLOAT)
 
 
 PART = 4096
@@ -392,15 +392,15 @@ class Scatter(EmittedKernel):
             with e.loop(begin, whole, width) as vector:
                 e.store(e.splat(0.0), goal, b.mul(vector.index, e.i64(FLOAT)))
             with e.loop(whole, end) as rest:
-                b.store(e.f32(0.0), e.at(goal, b.mul(rest.index, e.i64(FLOAT))), align=FLOAT)
+                b.store(e.f32(0.0), e.offset_pointer(goal, b.mul(rest.index, e.i64(FLOAT))), align=FLOAT)
             low, high = (e.load_i32(firsts, b.mul(b.add(part.index, e.i64(n)), e.i64(4))) for n in range(2))
             with e.loop(low, high) as loop:
                 at = b.mul(loop.index, e.i64(4))
                 value = e.load_f32(source, b.mul(e.load_i32(order, at), e.i64(FLOAT)))
-                b.store(value, e.at(goal, b.mul(e.load_i32(places, at), e.i64(FLOAT))), align=FLOAT)
+                b.store(value, e.offset_pointer(goal, b.mul(e.load_i32(places, at), e.i64(FLOAT))), align=FLOAT)
 
 
-def build_scatter(places: Array, elements: int, *, alone: bool = False) -> Op:
+def build_scatter_op(places: Array, elements: int, *, alone: bool = False) -> Op:
     """Return the operation that writes packed numbers (tensor 0) to a dense tensor of `elements` numbers (tensor 1).
 
     Both tensors are given when the operation runs. Unless `alone`, elements without a packed number become 0.

@@ -52,12 +52,12 @@ class AdjacentPool(EmittedKernel):
             def advance_pointer(side: tuple[Any, ...]) -> Any:
                 at = side[0]
                 for index, step in zip(turn, side[1:], strict=True):
-                    at = e.at(at, b.mul(index, step))
+                    at = e.offset_pointer(at, b.mul(index, step))
                 return at
 
             places = [advance_pointer(side) for side in (small, large, other)]
             for part in range(0, IMAGES * FLOAT, e.target.lanes * self.item):
-                at = [e.at(one, part) for one in places]
+                at = [e.offset_pointer(one, part) for one in places]
                 (self._backward if self.backward else self._forward)(e, *at)
 
     def _tap_bytes(self, side: int) -> list[int]:
@@ -103,11 +103,18 @@ def build_adjacent_op(small: Batch, large: Batch, x: Batch, size: Pair, *, large
         backward: whether to compute the gradient.
     """
     g = small.geometry
-    steps = tuple((value.geometry.row * value.geometry.step, value.geometry.step) for value in (large, x))
+    steps = tuple(
+        (value.geometry.row * value.geometry.position_bytes, value.geometry.position_bytes) for value in (large, x)
+    )
     args: list[int] = [small.channels * small.blocks, g.height, g.width]
     for value, by in ((small, (1, 1)), (large, size), (x, size)):
         at = value.geometry
-        args += [value.offset + at.pixel_position(0, 0) * at.step, at.bytes, by[0] * at.row * at.step, by[1] * at.step]
+        args += [
+            value.offset + at.pixel_position(0, 0) * at.position_bytes,
+            at.bytes,
+            by[0] * at.row * at.position_bytes,
+            by[1] * at.position_bytes,
+        ]
     return Op(AdjacentPool(size, steps, largest, backward, small.item), tuple(args))
 
 
@@ -136,16 +143,18 @@ class Overlapping(EmittedKernel):
         planes, rows, columns, by_row, by_column = (e.arg(number) for number in range(5))
         places = [(e.arena_pointer(e.arg(5 + 2 * side)), e.arg(6 + 2 * side)) for side in range(3)]
         with e.loop(*e.thread_share(planes)) as plane:
-            small, *large = [e.at(at, b.mul(plane.index, step)) for at, step in places]
+            small, *large = [e.offset_pointer(at, b.mul(plane.index, step)) for at, step in places]
             with e.loop(0, rows) as row:
                 down = self._clamped_positions(e, row.index, 0)
-                line = e.at(small, b.mul(row.index, by_row))
+                line = e.offset_pointer(small, b.mul(row.index, by_row))
                 with e.loop(0, columns) as column:
                     across = self._clamped_positions(e, column.index, 1)
-                    here = e.at(line, b.mul(column.index, by_column))
+                    here = e.offset_pointer(line, b.mul(column.index, by_column))
                     taps = [
                         [
-                            e.at(e.at(value, b.mul(y, e.i64(step[0]))), b.mul(x, e.i64(step[1])))
+                            e.offset_pointer(
+                                e.offset_pointer(value, b.mul(y, e.i64(step[0]))), b.mul(x, e.i64(step[1]))
+                            )
                             for y in down
                             for x in across
                         ]
@@ -201,10 +210,12 @@ def build_overlapping_op(small: Batch, large: list[Batch], window: Window, *, ba
         window: size, stride and padding of the windows.
         backward: whether to compute the gradient.
     """
-    steps = tuple((value.geometry.row * value.geometry.step, value.geometry.step) for value in large)
+    steps = tuple(
+        (value.geometry.row * value.geometry.position_bytes, value.geometry.position_bytes) for value in large
+    )
     g, inside = small.geometry, (large[0].geometry.height, large[0].geometry.width)
-    args = [small.channels * small.blocks, g.height, g.width, g.row * g.step, g.step]
+    args = [small.channels * small.blocks, g.height, g.width, g.row * g.position_bytes, g.position_bytes]
     for value in (small, *large):
         at = value.geometry
-        args += [value.offset + at.pixel_position(0, 0) * at.step, at.bytes]
+        args += [value.offset + at.pixel_position(0, 0) * at.position_bytes, at.bytes]
     return Op(Overlapping(window, steps, inside, backward, small.item), tuple(args))

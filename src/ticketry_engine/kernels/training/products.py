@@ -65,17 +65,17 @@ class Products(EmittedKernel):
     half: bool = False
 
     @property
-    def head(self) -> int:
+    def header_words(self) -> int:
         """Number of 4-byte words in the header of a segment, before the words that describe its rows."""
         return 2 if self.rows == 1 else 3
 
     @property
     def segment_bytes(self) -> int:
-        return 4 * (self.head + 2 * self.rows)
+        return 4 * (self.header_words + 2 * self.rows)
 
     def write(self, e: Emitter) -> None:
         for number in range(len(self.shapes)):
-            _ProductsBody(e, self, number).emit()
+            _ProductsBody(e, self, number).write_body()
 
 
 class _ProductsBody:
@@ -89,11 +89,11 @@ class _ProductsBody:
             SHAPES + 2 * number,
         )
 
-    def emit(self) -> None:
-        e, head = self.e, self.spec.head
+    def write_body(self) -> None:
+        e, head = self.e, self.spec.header_words
         with loop_segments_by_chunk(e, self.spec.segment_bytes, self.first_argument) as (segment, (x, y), begin, end):
-            inputs = e.at(x, e.load_i32(segment, 4))
-            rows = [e.at(y, e.load_i32(segment, 4 * (head + row))) for row in range(self.spec.rows)]
+            inputs = e.offset_pointer(x, e.load_i32(segment, 4))
+            rows = [e.offset_pointer(y, e.load_i32(segment, 4 * (head + row))) for row in range(self.spec.rows)]
             if self.spec.rows == 1:
                 self._write_segment([self._load(rows[0], at) for at in self.shape.y], inputs, begin, end)
             else:
@@ -103,8 +103,8 @@ class _ProductsBody:
         """Emit the products of several rows that share their columns."""
         e, b, width = self.e, self.e.b, FLOAT * self.e.target.lanes
         with e.loop(begin, end, TOGETHER) as turn:
-            place = e.at(self.sums, b.mul(turn.index, e.i64(len(rows) * width // TOGETHER)))
-            inputs = [e.at(x, self._load_column(turn.index, further)) for further in range(TOGETHER)]
+            place = e.offset_pointer(self.sums, b.mul(turn.index, e.i64(len(rows) * width // TOGETHER)))
+            inputs = [e.offset_pointer(x, self._load_column(turn.index, further)) for further in range(TOGETHER)]
             parts = [[e.splat(0.0)] * TOGETHER for _ in rows]
             for at, there in zip(self.shape.x, self.shape.y, strict=True):
                 gradients = [self._load(row, there) for row in rows]
@@ -113,7 +113,7 @@ class _ProductsBody:
                     for gradient, part in zip(gradients, parts, strict=True):
                         part[number] = self._multiply(gradient, value, part[number])
             for number, part in enumerate(parts):
-                here = e.at(place, number * width)
+                here = e.offset_pointer(place, number * width)
                 e.store(b.fadd(e.load(here), add_neighbouring_lanes(e, part)), here)
 
     def _write_segment(self, gradients: list[Any], x: Any, begin: Any, end: Any) -> None:
@@ -130,14 +130,14 @@ class _ProductsBody:
         """Emit the products of one row, `together` columns at a time; the results are the same for any `together`."""
         e, b, width = self.e, self.e.b, FLOAT * self.e.target.lanes
         with e.loop(begin, end, together) as turn:
-            place = e.at(self.sums, b.mul(turn.index, e.i64(width // TOGETHER)))
-            inputs = [e.at(x, self._load_column(turn.index, further)) for further in range(together)]
+            place = e.offset_pointer(self.sums, b.mul(turn.index, e.i64(width // TOGETHER)))
+            inputs = [e.offset_pointer(x, self._load_column(turn.index, further)) for further in range(together)]
             parts: list[Any] = [None] * together
             for gradient, at in zip(gradients, self.shape.x, strict=True):
                 for number, pointer in enumerate(inputs):
                     parts[number] = self._multiply(gradient, self._load(pointer, at), parts[number])
             for number in range(together // TOGETHER):
-                here = e.at(place, number * width)
+                here = e.offset_pointer(place, number * width)
                 some = parts[number * TOGETHER : (number + 1) * TOGETHER]
                 e.store(b.fadd(e.load(here), add_neighbouring_lanes(e, some)), here)
 
@@ -187,10 +187,10 @@ class Totals(EmittedKernel):
         b, width, vectors = e.b, FLOAT * e.target.lanes, e.target.lanes // self.together
         place, out = e.arena_pointer(e.arg(0)), e.tensor_pointer(e.arg(2))
         with e.loop(*e.thread_share(e.arg(1))) as turn:
-            here = e.at(place, b.mul(turn.index, e.i64(width * vectors)))
+            here = e.offset_pointer(place, b.mul(turn.index, e.i64(width * vectors)))
             sums = [e.load(here, width * number) for number in range(vectors)]
             for thread in range(1, self.several):
-                more = e.at(here, b.mul(e.i64(thread), e.arg(3)))
+                more = e.offset_pointer(here, b.mul(e.i64(thread), e.arg(3)))
                 sums = [b.fadd(one, e.load(more, width * number)) for number, one in enumerate(sums)]
             e.store(add_neighbouring_lanes(e, sums), out, b.mul(turn.index, e.i64(width)))
 
@@ -232,7 +232,7 @@ def _loop_segments(e: Emitter, chunk: Any, segment_bytes: int) -> Iterator[tuple
     start, count, first = (e.load_i64(chunk, 8 * word) for word in range(3))
     stop = b.add(start, b.mul(count, e.i64(segment_bytes)))
     with e.loop(start, stop, segment_bytes, [first]) as loop:
-        segment, begin = e.at(segments, loop.index), loop.carried[0]
+        segment, begin = e.offset_pointer(segments, loop.index), loop.carried[0]
         end = b.add(begin, b.ashr(e.load_i32(segment), e.i64(FLAG_BITS)))
         loop.next = [end]
         yield segment, begin, end
@@ -240,8 +240,8 @@ def _loop_segments(e: Emitter, chunk: Any, segment_bytes: int) -> Iterator[tuple
 
 def _tile_pointers(e: Emitter, places: Any, number: Any, values: int) -> tuple[Any, ...]:
     """Return the first `values` of three pointers: to tile `number` of x, of y and of the residual."""
-    place = e.at(places, e.b.mul(number, e.i64(12)))
-    return tuple(e.at(e.arena_pointer(), e.load_i32(place, 4 * word)) for word in range(values))
+    place = e.offset_pointer(places, e.b.mul(number, e.i64(12)))
+    return tuple(e.offset_pointer(e.arena_pointer(), e.load_i32(place, 4 * word)) for word in range(values))
 
 
 @contextmanager
@@ -257,7 +257,7 @@ def loop_segments_by_unit(
     b, chunks, chunk_count = e.b, e.table(CHUNKS), e.arg(CHUNK_COUNT)
     places, count = e.table(argument), e.arg(argument + 1)
     with e.loop(*e.thread_share(b.mul(count, chunk_count))) as unit:
-        chunk = e.at(chunks, b.mul(b.urem(unit.index, chunk_count), e.i64(24)))
+        chunk = e.offset_pointer(chunks, b.mul(b.urem(unit.index, chunk_count), e.i64(24)))
         tile = _tile_pointers(e, places, b.udiv(unit.index, chunk_count), 3)
         with _loop_segments(e, chunk, segment_bytes) as (segment, begin, end):
             yield segment, tile, begin, end
@@ -274,7 +274,7 @@ def loop_segments_by_chunk(
     b, chunks = e.b, e.table(CHUNKS)
     places, count = e.table(argument), e.arg(argument + 1)
     with e.loop(*e.thread_share(e.arg(CHUNK_COUNT))) as number:
-        chunk = e.at(chunks, b.mul(number.index, e.i64(24)))
+        chunk = e.offset_pointer(chunks, b.mul(number.index, e.i64(24)))
         with e.loop(0, count) as turn:
             tile = _tile_pointers(e, places, turn.index, 2)
             with _loop_segments(e, chunk, segment_bytes) as (segment, begin, end):
@@ -303,7 +303,7 @@ class PairSums(SegmentKernel):
 
     def write(self, e: Emitter) -> None:
         for number in range(len(self.shapes)):
-            _PairSumsBody(e, self, number).emit()
+            _PairSumsBody(e, self, number).write_body()
 
 
 class _PairSumsBody:
@@ -313,10 +313,10 @@ class _PairSumsBody:
         self.e, self.spec, self.shape = e, spec, spec.shapes[number]
         self.columns, self.weights, self.first_argument = e.table(COLUMNS), e.table(WEIGHTS), SHAPES + 2 * number
 
-    def emit(self) -> None:
+    def write_body(self) -> None:
         with loop_segments_by_unit(self.e, self.spec.segment_bytes, self.first_argument) as (segment, tile, begin, end):
             x, y, residual = tile
-            sums = self._compute_sums(self.e.at(x, self.e.load_i32(segment, 4)), begin, end)
+            sums = self._compute_sums(self.e.offset_pointer(x, self.e.load_i32(segment, 4)), begin, end)
             self._write_segment_end(segment, y, residual, sums)
 
     def _compute_sums(self, x: Any, begin: Any, end: Any) -> list[Any]:
@@ -324,10 +324,10 @@ class _PairSumsBody:
         e, b, spec = self.e, self.e.b, self.spec
         vectors = len(self.shape.x)
         with e.loop(begin, end, PAIR, [e.splat(0.0)] * (2 * spec.rows * vectors)) as loop:
-            at = e.at(self.weights, b.mul(loop.index, e.i64(bfloat.HALF * spec.rows)))
+            at = e.offset_pointer(self.weights, b.mul(loop.index, e.i64(bfloat.HALF * spec.rows)))
             weights = [bfloat.splat_pair(e, at, PAIR * bfloat.HALF * row) for row in range(spec.rows)]
             inputs = [
-                e.at(x, load_column(e, self.columns, loop.index, further, spec.unit, wide=spec.wide))
+                e.offset_pointer(x, load_column(e, self.columns, loop.index, further, spec.unit, wide=spec.wide))
                 for further in range(PAIR)
             ]
             sums = list(loop.carried)
@@ -359,9 +359,9 @@ def write_rows(
     b, (segment, y, residual) = e.b, at
     for row in range(spec.rows):
         bias = e.splat(e.load_f32(segment, spec.segment_bytes - 4 * (spec.rows - row)))
-        out = e.at(y, e.load_i32(segment, 4 * (spec.head + row)))
+        out = e.offset_pointer(y, e.load_i32(segment, 4 * (spec.header_words + row)))
         if spec.residual:
-            beside = e.at(residual, e.load_i32(segment, 4 * (spec.head + spec.rows + row)))
+            beside = e.offset_pointer(residual, e.load_i32(segment, 4 * (spec.header_words + spec.rows + row)))
         for t, place in enumerate(shape.y):
             values = [b.fadd(value, bias) for value in sums(row, t)]
             if spec.residual:
@@ -383,7 +383,7 @@ def load_column(e: Emitter, table: Any, index: Any, further: int, unit: int, *, 
     Stored offsets have a unit of `unit` bytes, and 32 bits (signed) if `wide`, else 16.
     """
     kind, widen, size = (I32, e.b.sext, 4) if wide else (I16, e.b.zext, 2)
-    at = e.at(table, e.b.add(e.b.mul(index, e.i64(size)), e.i64(further * size)))
+    at = e.offset_pointer(table, e.b.add(e.b.mul(index, e.i64(size)), e.i64(further * size)))
     return e.b.mul(widen(e.b.load(at, typ=kind, align=size), I64), e.i64(unit))
 
 

@@ -125,15 +125,15 @@ def test_bytes_are_those_of_the_file(amount: float | str, tmp_path: Path) -> Non
 def scripted(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine on which latency is 0.2 and 0.8 times the share of the weights: 1 s without pruning."""
 
-    def share(_: Meter, mask: tk.Mask, rounds: int = 5) -> Interval:
+    def time_share(_: Meter, mask: tk.Mask, rounds: int = 5) -> Interval:
         value = 0.2 + 0.8 * mask.density
         return Interval(value, value, value, 1)
 
     monkeypatch.setattr(timing, "base_seconds", lambda meter, base: 10.0)
     monkeypatch.setattr(Meter, "dense_seconds", 1.0)
     monkeypatch.setattr(Meter, "compiled", lambda self, mask=None, layout=None: mask)
-    monkeypatch.setattr(Meter, "share", share)
-    monkeypatch.setattr(Meter, "share_anew", share)
+    monkeypatch.setattr(Meter, "time_share", time_share)
+    monkeypatch.setattr(Meter, "retime_share", time_share)
     profile = {"0.weight": 0.3, "3.weight": 0.4, "7.weight": 0.1}
     monkeypatch.setattr(
         Meter, "dense_profile", type("Profile", (), {"layers": profile, "others": {"relu": 0.2}, "torch": set()})()

@@ -39,7 +39,7 @@ def test_two_ranks_are_equal_to_one_process(store):
     one, both = trained(store, alone, (10,)), trained(store, two, (10,))
     assert two.trajectory != alone.trajectory
     assert largest_difference(store, one["model"], both["model"]) <= 1e-9
-    at_ten = [store.result(each.trajectory, 10) for each in (alone, two)]
+    at_ten = [store.load_result(each.trajectory, 10) for each in (alone, two)]
     assert largest_difference(store, at_ten[0]["training"], at_ten[1]["training"]) <= 1e-9
     assert both["metrics"] == one["metrics"]
     assert [loss for _, loss in both["loss"]] == pytest.approx([loss for _, loss in one["loss"]], abs=1e-6)
@@ -138,10 +138,10 @@ def test_an_error_in_a_rank_is_that_of_the_training(store):
 def test_metrics_are_added_to_a_state_that_was_kept(store):
     segment = described(store, task_of(), 2)
     trained(store, segment, (14,))
-    shorter = segment.until(14)
-    assert store.result(segment.trajectory, 14)["metrics"] is None
+    shorter = segment.shortened_to(14)
+    assert store.load_result(segment.trajectory, 14)["metrics"] is None
     found = trained(store, shorter)["metrics"]
-    alone = described(store, task_of(), 1).until(14)
+    alone = described(store, task_of(), 1).shortened_to(14)
     assert found == trained(store, alone)["metrics"]
 
 

@@ -39,7 +39,7 @@ def test_parts_are_equal_to_one_process(store, optimizer):
     one, both = trained(store, alone, (10,)), trained(store, two, (10,))
     assert two.trajectory not in (alone.trajectory, described(store, task, 2, recipe=recipe).trajectory)
     assert largest_difference(store, one["model"], both["model"]) <= 1e-9
-    at_ten = [store.result(each.trajectory, 10) for each in (alone, two)]
+    at_ten = [store.load_result(each.trajectory, 10) for each in (alone, two)]
     assert largest_difference(store, at_ten[0]["training"], at_ten[1]["training"]) <= 1e-9
     assert both["metrics"] == one["metrics"]
     assert [loss for _, loss in both["loss"]] == pytest.approx([loss for _, loss in one["loss"]], abs=1e-6)
@@ -48,7 +48,7 @@ def test_parts_are_equal_to_one_process(store, optimizer):
 
     again = Store(store.paths.root.parent / "again")
     again.put_mask(store.get_mask(two.mask))
-    trained(again, two.until(10))  # and goes on from that result
+    trained(again, two.shortened_to(10))  # and goes on from that result
     assert deciding(trained(again, two)) == deciding(both)
     assert not check(again).damaged
 

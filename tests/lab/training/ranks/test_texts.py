@@ -43,7 +43,7 @@ def test_ranks_are_equal_to_one_process(store, model, parallel, ranks):
     assert alone.last > 2 * alone.per_epoch
     one, all_ = trained(store, alone, (10,)), trained(store, several, (10,))
     assert largest_difference(store, one["model"], all_["model"]) <= 1e-9
-    at_ten = [store.result(each.trajectory, 10) for each in (alone, several)]
+    at_ten = [store.load_result(each.trajectory, 10) for each in (alone, several)]
     assert largest_difference(store, at_ten[0]["training"], at_ten[1]["training"]) <= 1e-9
     carried = [name for name in store.get_tensors(at_ten[1]["training"]) if name.startswith("session/")]
     assert bool(carried) == (model != "gpt")

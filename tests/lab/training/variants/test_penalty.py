@@ -17,7 +17,7 @@ from ticketry.lab.training.segment import Segment
 from ticketry.lab.training.variants import Penalty
 from ticketry.search.gating.gating import Gating
 from ticketry.tasks.recipe import Recipe
-from ticketry_engine.support.seeds import generator, mix
+from ticketry_engine.support.seeds import generator, mix_seeds
 
 OF_WEIGHTS = tuple(kind for kind in PENALTIES if kind != "group_lasso")
 WEIGHTS = ("0.weight", "4.weight", "5.weight")
@@ -40,7 +40,7 @@ def defined(kind: str, w: Tensor) -> Tensor:
 def bare_loop(task, kind, strength, mask=None):
     """Weights, and the task's losses, of 20 steps with the penalty in the loss."""
     recipe = SGD
-    torch.manual_seed(mix(5, "initialisation"))
+    torch.manual_seed(mix_seeds(5, "initialisation"))
     model, train, losses = task.build(), task.load().train, []
     parameters = dict(model.named_parameters())
     keep = {name: mask[name].float() for name in mask} if mask else {}
@@ -50,7 +50,7 @@ def bare_loop(task, kind, strength, mask=None):
     while len(losses) < STEPS:
         order = torch.randperm(len(train), generator=generator(6, "order", len(losses) // 7))
         for batch in order.split(recipe.batch)[: STEPS - len(losses)]:
-            torch.manual_seed(mix(6, "step", len(losses)))
+            torch.manual_seed(mix_seeds(6, "step", len(losses)))
             optimizer.zero_grad()
             loss = nn.functional.cross_entropy(model(train.inputs[batch]), train.targets[batch])
             added = sum(defined(kind, parameters[name]) for name in NAMES[kind])

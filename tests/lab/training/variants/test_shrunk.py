@@ -146,11 +146,11 @@ def test_interrupted_it_goes_on_bit_for_bit(lab, pictures, mask, tmp_path, monke
             execute(store, None, segment, (12,), StopAt(at=stop, checkpoint_seconds=1e9))
     assert execute(store, None, segment, (12,), Watch()).steps == 24 - 17
     for step in (12, 24):
-        mine, other = store.result(segment.trajectory, step), lab.store.result(segment.trajectory, step)
+        mine, other = store.load_result(segment.trajectory, step), lab.store.result(segment.trajectory, step)
         assert {n: mine[n] for n in ("model", "training", "loss")} == {
             n: other[n] for n in ("model", "training", "loss")
         }
-    assert store.result(segment.trajectory, 24)["metrics"] == straight.metrics
+    assert store.load_result(segment.trajectory, 24)["metrics"] == straight.metrics
 
 
 def test_the_plan_is_found_once(lab, pictures, mask, monkeypatch):
@@ -164,7 +164,7 @@ def test_the_plan_is_found_once(lab, pictures, mask, monkeypatch):
     assert len(counted) == 1
     from ticketry.lab.store.maintenance import check, collect_garbage
 
-    assert check(lab.store).sound
+    assert check(lab.store).is_undamaged
     collect_garbage(lab.store, grace_seconds=0)
     lab.train(replace(segment, order_seed=6))
     assert len(counted) == 1
@@ -206,7 +206,7 @@ def test_a_mask_of_single_weights_is_refused(lab, pictures):
 def test_initial_states_are_the_same(lab, pictures, mask, equal_bits):
     """At its first step a shrunk segment's state is the dense one times the mask."""
     segment = lab.segment(pictures, start=3, mask=mask, shrunk=True)
-    start = lab.state(lab.train(segment.until(0)))
+    start = lab.state(lab.train(segment.shortened_to(0)))
     kept, dense = dict(lab.store.get_mask(mask)), initial_state(pictures, 3)
     kept["again.weight"] = kept["tied.weight"]
     assert equal_bits(start, {n: t * kept[n] if n in kept else t for n, t in dense.items()})

@@ -24,7 +24,7 @@ from ticketry.lab.training.precision import Arithmetic
 from ticketry.tasks.recipe import Recipe
 from ticketry.tasks.task import Course, PartOfBatch
 from ticketry_engine.support.process_state import private_random_state
-from ticketry_engine.support.seeds import mix, seed_torch
+from ticketry_engine.support.seeds import mix_seeds, seed_torch
 
 _LIKE = {"rand_like", "randn_like", "randint_like"}
 _OF_SIZE = {"rand", "randn", "randint"}
@@ -218,7 +218,7 @@ def _compute_outputs_and_random_draws(
     hook = model.register_forward_hook(lambda _, __, outputs: found.append(tree_leaves(outputs)[0]))
     session, recorder = course.session(recipe, 0, Arithmetic()), _DrawRecorder()
     with private_random_state(), recorder, closing(session.batches(range(step, step + 1))) as batches:
-        seed_torch(mix(0, "step", step))
+        seed_torch(mix_seeds(0, "step", step))
         session.loss(model, next(batches))
     hook.remove()
     return recorder.drawn, found[-1]

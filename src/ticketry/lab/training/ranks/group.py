@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ticketry.core.scope import normal_name
+from ticketry.core.scope import name_without_wrappers
 from ticketry.core.sharding import reshard
 from ticketry.errors import TrainingError
 from ticketry.lab.training.precision import Arithmetic
@@ -159,7 +159,7 @@ class ShardedGroup(Group):
     def state_for_store(self, model: nn.Module) -> dict[str, Tensor]:
         """Return this rank's shards of weights and buffers, by name, without copying them."""
         reshard(model)
-        return {normal_name(name): value.detach() for name, value in model.state_dict().items()}
+        return {name_without_wrappers(name): value.detach() for name, value in model.state_dict().items()}
 
     def require_same_weights(self, model: nn.Module) -> None:
         """Do nothing, because ranks hold different parts of the weights."""

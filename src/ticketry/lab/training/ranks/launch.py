@@ -106,7 +106,7 @@ def _train_in_rank(rank: int, request: RankRequest, pipe: Connection, stop: Conn
             job.train(watch)
         except InterruptedTrainingError as error:
             return "stopped", str(error)
-        work = job.work(time.perf_counter() - began, time.process_time() - busy)
+        work = job.to_work(time.perf_counter() - began, time.process_time() - busy)
         group.disconnect()
         return "done", work
 
@@ -230,7 +230,7 @@ def train_in_ranks(
 ) -> Work:
     """Train a segment in several processes and return the amount of work; this process must hold the segment's lock."""
     spec = require_spec(segment.task)
-    for digest in filter(store.is_left_out, segment.blobs()):
+    for digest in filter(store.is_left_out, segment.start_digests()):
         store.get_bytes(digest)  # weights that a bundle left out are trained again once, here
     request = RankRequest(
         store=store.paths.root,
@@ -238,7 +238,7 @@ def train_in_ranks(
         data=data,
         spec=spec,
         segment=segment.describe(),
-        modules=tuple(segment.modules()),
+        modules=tuple(segment.imported_modules()),
         keep=tuple(keep),
         measure=measure,
         checkpoint_seconds=watch.checkpoint_seconds,
