@@ -160,7 +160,7 @@ class ChosenLayers:
 
 
 class LayerChoice:
-    """The options of all layers in both memory layouts of the engine; `within` chooses the best for a budget."""
+    """The options of all layers in both memory layouts of the engine; `choose_within` chooses the best for a budget."""
 
     def __init__(
         self,

@@ -158,7 +158,8 @@ def _check_store(arguments: _Check) -> int:
             for path in paths:
                 print(f"{title}: {path if str(path).isprintable() else ascii(str(path))}")
         print(
-            f"{health.blobs} files of tensors and {health.results} results: {_describe_health(health.is_undamaged, arguments)}"
+            f"{health.blobs} files of tensors and {health.results} results:"
+            f" {_describe_health(health.is_undamaged, arguments)}"
         )
         if health.leftover:
             print(

@@ -265,7 +265,7 @@ def readable_tensor(value: object, name: str, keys: frozenset[int] = _ON_CPU) ->
     """Return `value` as a tensor that kernels can read: itself, or a copy if it is a negated or conjugated view.
 
     Methods that a subclass of Tensor overrides are ignored. `name` names the object in error messages. `keys` are the
-    accepted dispatch keys, from `keys_of_dense_tensors`. Raise `EngineError` if kernels cannot read the tensor.
+    accepted dispatch keys, from `dense_dispatch_keys`. Raise `EngineError` if kernels cannot read the tensor.
     """
     if type(value) not in _TYPES or _dispatch_keys(value) not in keys:
         value = _resolve_view(value, name, keys)

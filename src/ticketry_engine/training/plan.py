@@ -458,7 +458,7 @@ class TrainingPlan:
         self.stages[when].append(stage)
 
     def add_waiting_stage(self, stage: Stage) -> None:
-        """Add a function (a stage) to the backward pass, after all operations on single blocks that wait in `add`."""
+        """Add a function (a stage) to the backward pass, after the operations that wait in `add_ops`."""
         self._later.append(stage)
         if not self._waiting:
             self.append_waiting("backward")
@@ -488,7 +488,7 @@ class TrainingPlan:
         return [op if op.label == self.label else replace(op, label=self.label) for op in ops]
 
     def append_waiting(self, when: str) -> None:
-        """Append all operations on single blocks that `add` has collected to the pass `when`."""
+        """Append all operations on single blocks that `add_ops` has collected to the pass `when`."""
         if lost := [name for name in self.present if self.values[name].passing]:
             raise AssertionError(f"{lost} are still read, but only their last block is stored")
         bounds = [len(self.ops)]

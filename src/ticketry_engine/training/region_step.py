@@ -27,7 +27,7 @@ _PLANS = 8
 """Maximum number of plans, for different input shapes, that a region keeps."""
 
 _SHAPES = 256
-"""Maximum number of input shapes for which the result of `fits` is stored."""
+"""Maximum number of input shapes for which the result of `accepts_inputs` is stored."""
 
 MOST_THREADS = 8
 """Maximum number of threads that share an operation; threads wait for each other after every operation."""

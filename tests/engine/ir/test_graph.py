@@ -197,7 +197,7 @@ PADS = st.integers(0, 3)
 
 
 def shape_by(op: str, x: torch.Tensor, weights: dict[str, torch.Tensor] | None = None, **attrs: Any) -> Any:
-    """What `infer` says, or None if it refuses."""
+    """What `infer_output` says, or None if it refuses."""
     made = native_node(op, ("x",), "y", dict.fromkeys(weights or {}, "w"), **attrs)
     facts = {role: TensorFacts(tuple(weight.shape), "float32") for role, weight in (weights or {}).items()}
     try:

@@ -290,7 +290,7 @@ class Blocks:
         return [full, rows[:, whole * height :].unsqueeze(1)] if self._high > whole else [full]
 
     def block_views(self, blocks: Tensor) -> list[Tensor]:
-        """Return views of a tensor with one entry per block; they broadcast with the views of a weight from `views`."""
+        """Return views of a tensor with one entry per block; they broadcast with those that `weight_views` returns."""
         columns = (1,) * len(self._columns) if self.whole_rows else self._columns
         parted = blocks.view(self._groups, self._high, 1, *columns)
         return [parted[:, : self._whole], parted[:, self._whole :]] if self._high > self._whole else [parted]

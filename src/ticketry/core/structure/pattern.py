@@ -250,7 +250,8 @@ class Pattern:
         found = check_density(density, sparsity)
         if found > self.highest_density and not self.is_highest_density(found):
             raise UsageError(
-                f"pattern {self} keeps at most {self.n} of {self.m} weights, a density of {self.highest_density:.4g}, and"
+                f"pattern {self} keeps at most {self.n} of {self.m} weights, a density of {self.highest_density:.4g},"
+                " and"
                 f" {found:g} is asked for: ask for {self.highest_density:.4g} or less"
             )
         return found

@@ -50,7 +50,7 @@ class Campaign:
     claims: tuple[Hypothesis, ...]
     stability: Mapping[str, StabilitySettings] = field(default_factory=dict)
     together: Mapping[str, Any] = field(default_factory=dict)
-    """Threads and devices of the lab, see `LabOptions.together`."""
+    """Threads and devices of the lab, see `LabOptions.lab_arguments`."""
 
     @property
     def sha256(self) -> str:

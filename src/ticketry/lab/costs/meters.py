@@ -144,7 +144,7 @@ def removed_shares(mask: Mask) -> dict[str, float]:
 def flops_by_weight(parameters: Mapping[str, nn.Parameter], forward: Callable[[], Tensor]) -> FlopsByWeight:
     """Count the FLOPs of a forward and a backward pass, in total and for the products with each parameter.
 
-    From the result, `FlopsByWeight.left` computes the FLOPs of the network with any mask.
+    From the result, `FlopsByWeight.remaining_flops` computes the FLOPs of the network with any mask.
 
     Args:
         parameters: parameters that may be masked, by name.

@@ -152,13 +152,13 @@ def write_with_digest(path: Path, record: Mapping[str, Any]) -> None:
 
 
 def read_with_digest(path: Path) -> dict[str, Any] | None:
-    """Return the record that `write_sealed` wrote, or None if it is missing; `StoreError` if its digest is wrong."""
+    """Return what `write_with_digest` wrote; None if it is missing. Raise `StoreError` if its digest is wrong."""
     record = read_json(path)
     return record if record is None else _check_and_remove_digest(record, str(path))
 
 
 def parse_with_digest(data: bytes, what: str) -> dict[str, Any]:
-    """Return the record from bytes that `sealed_bytes` returned; `what` names the bytes in error messages."""
+    """Return the record from bytes that `bytes_with_digest` returned; `what` names the bytes in error messages."""
     return _check_and_remove_digest(_parse_json_or_raise(data, what), what)
 
 
@@ -172,7 +172,7 @@ def _check_and_remove_digest(record: dict[str, Any], what: str) -> dict[str, Any
 
 
 def parse_canonical_record(data: bytes, what: str) -> dict[str, Any]:
-    """Return the record in `data`, which must be exactly the bytes that `sealed_bytes` returns for the record."""
+    """Return the record in `data`, which must be exactly the bytes that `bytes_with_digest` returns for the record."""
     record = _parse_json_object(data)
     if record is None or data != _to_json_bytes(record) or record.pop(_SEAL, None) != digest_of(record):
         raise StoreError(f"{what} is damaged or forged: it is not a record with its digest")

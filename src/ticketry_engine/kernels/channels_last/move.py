@@ -1,4 +1,4 @@
-"""Copies between tensors outside the arena and channels-last values inside the arena: `load`, `store`, `gather`.
+"""Copies between tensors outside the arena and channels-last values inside the arena: `load_tensor`, `store_tensor`.
 
     value[image, y, x, c] = tensor[image * s0 + c * s1 + y * s2 + x * s3]      (load; `store` is the reverse)
 

@@ -437,7 +437,7 @@ class ConvPlan:
     tap_tiles: list[taps.MaskedTiles] | None = None
     """Tiles of the `taps` kernel, if that kernel computes the layer."""
     dot_rows: dict[int, list[list[Array]]] | None = None
-    """All rows, as returned by `row_kinds`, if the `dots` kernels compute the layer."""
+    """All rows, as returned by `find_equal_rows`, if the `dots` kernels compute the layer."""
 
     @property
     def nanoseconds(self) -> float:
@@ -567,7 +567,7 @@ def find_equal_rows(kept: Array, groups: int) -> dict[int, list[list[Array]]]:
 
 
 def _split_into_single_rows(kinds: dict[int, list[list[Array]]]) -> dict[int, list[list[Array]]]:
-    """Return the rows of `kinds` in the form of `row_kinds`, with each row in a separate set."""
+    """Return the rows of `kinds` in the form of `find_equal_rows`, with each row in a separate set."""
     return {1: [[row for rows in sets for row in rows.reshape(-1, 1)] for some in kinds.values() for sets in some]}
 
 
@@ -602,8 +602,8 @@ def _build_row_kinds(
 ) -> list[RowKind]:
     """Return the `RowKind` of each size of row sets, with its fastest tiles.
 
-    `rows` is a result of `row_kinds`; `kept` is bool [O, I / groups, taps]; `columns` [I / groups, taps] are the bytes
-    of each column's input. `x` and `window` belong to the input, or to its copies if the kernel reads copies.
+    `rows` is what `find_equal_rows` returns; `kept` is bool [O, I / groups, taps]; `columns` [I / groups, taps] are the
+    bytes of each column's input. `x` and `window` belong to the input, or to its copies if the kernel reads copies.
     """
     found = []
     near = target.near_of_few if kept.mean() < FEW else target.near

@@ -46,7 +46,7 @@ def can_use_dots(x: Geometry, y: Geometry, target: Target) -> bool:
 def estimate_cycles(columns: int, kinds: dict[int, list[list[Array]]], kept: Array, target: Target) -> float:
     """Estimate the cycles that the kernels `Collect` and `Dots` take for a layer.
 
-    `kinds` are sets of rows with equal columns, a result of `conv.row_kinds`.
+    `kinds` are sets of rows with equal columns, a result of `conv.find_equal_rows`.
     """
     total = 2.0 * columns
     for rows, groups in kinds.items():
@@ -145,8 +145,8 @@ def build_ops(
     """Return the operations that pack a layer's inputs (`Collect`) and compute its outputs (`Dots`).
 
     `matrix` is (weights [rows, columns], byte of each column's input [convolution groups, columns]). `kinds` is the
-    result of `conv.row_kinds`. `rows` has three arrays with an entry for each row: the byte of the row's plane of y,
-    the byte of its plane of the residual, and its bias. `scratch` is the byte of the packed inputs.
+    result of `conv.find_equal_rows`. `rows` has three arrays with an entry for each row: the byte of the row's plane of
+    y, the byte of its plane of the residual, and its bias. `scratch` is the byte of the packed inputs.
     """
     weight, columns = matrix
     used = (weight.reshape(*columns.shape[:1], -1, columns.shape[1]) != 0).any(axis=1)

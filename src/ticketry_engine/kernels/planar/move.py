@@ -1,4 +1,4 @@
-"""Copy values between tensors outside the arena, of any strides, and planes: `load`, `store`, `constant` and `gather`.
+"""Copy values between tensors outside the arena, of any strides, and planes: `load_tensor`, `store_tensor` and others.
 
     tensor [image, channel, row, column]  <->  planes [channel][row, column, image]
 

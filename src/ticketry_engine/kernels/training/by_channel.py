@@ -541,7 +541,7 @@ class LayerNormGradient(ByChannel):
 def build_token_ops(kind: type[ByToken], values: Sequence[Batch], epsilon: float, target: Target) -> list[Op]:
     """Return the operations of the kernel class `kind` on `values`, which have the same tokens.
 
-    `feature_factors` sets the factors of features, which are 1 initially.
+    `feature_factor_table` sets the factors of features, which are 1 initially.
     """
     first = values[0]
     if first.geometry.height != 1 or any(value.geometry.halo for value in values):
