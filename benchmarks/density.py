@@ -43,7 +43,7 @@ def one_search(
     """(target, rounds trained, rounds with s0 given, density found, steps of rounds and tickets over the latter's)."""
     settings = tk.search.continuous.Settings(density=density, rounds=arguments.rounds, gate_lr=gate_lr)
     with tempfile.TemporaryDirectory() as folder, tk.Lab(Path(folder), data=arguments.data) as lab:
-        (found,) = tk.search.continuous(lab, task, settings, recipe=recipe, seeds=Seeds.from_seed(seed))
+        (found,) = tk.search.continuous(lab, task, settings, recipe=recipe, seeds=Seeds.of(seed))
         last = found[-1]
         reached = lab.store.get_mask(last.mask).density
     tickets = sum(item.result.segment.steps for item in found[1:])

@@ -72,9 +72,7 @@ def ticket_of(lab: Lab, seed: int) -> tk.Ticket:
     """The ticket at 0.8 of a search from its own seeds."""
     task, chosen = tk.task("digits"), method("iterative")
     settings = chosen.Settings(densities=(WINNING,), rewind="3%")
-    record = execute(
-        lab, SearchRequest(chosen, task, settings, task.recipe, replicates=1, seeds=Seeds.from_seed(1000 * seed))
-    )
+    record = execute(lab, SearchRequest(chosen, task, settings, task.recipe, replicates=1, seeds=Seeds.of(1000 * seed)))
     return tk.Ticket.load(next(point.ticket for point in record.points if point.role == "ticket"))
 
 

@@ -37,7 +37,7 @@ def measure(arguments: argparse.Namespace) -> list[Row]:
         seeds = count()
 
         def sample() -> float:
-            seed = Seeds.from_seed(next(seeds))
+            seed = Seeds.of(next(seeds))
             with tempfile.TemporaryDirectory() as folder:
 
                 def search() -> None:

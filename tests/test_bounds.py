@@ -137,7 +137,7 @@ def test_options_of_a_search_have_the_same_bounds_everywhere(
             if name == "replicates":
                 return build_request("iterative", "digits", method("iterative").Settings(), replicates=value)
             if "seed" in name:
-                return Seeds.from_seed(value)
+                return Seeds.of(value)
             return decode_settings({name: value}, LabOptions, what="run(…)")[0]
 
         (tmp_path / "run.toml").write_text(f'method = "iterative"\ntask = "digits"\n{name} = {value}\n')
@@ -164,9 +164,9 @@ def test_other_settings_hold_numbers_that_can_be_written(kind: Any) -> None:
 
 
 def test_the_last_seed_is_followed_by_the_first() -> None:
-    assert Seeds.from_seed(2**63 - 1).replicate(1) == Seeds.from_seed(-(2**63))
-    assert Seeds.from_seed(5).replicate(3) == Seeds.from_seed(8)
-    assert Seeds.from_seed(-(2**63)).replicate(-1) == Seeds.from_seed(2**63 - 1)
+    assert Seeds.of(2**63 - 1).replicate(1) == Seeds.of(-(2**63))
+    assert Seeds.of(5).replicate(3) == Seeds.of(8)
+    assert Seeds.of(-(2**63)).replicate(-1) == Seeds.of(2**63 - 1)
 
 
 @pytest.mark.parametrize("value", [10**5000, -(1 << 20000)], ids=["large", "small"])

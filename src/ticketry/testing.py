@@ -96,7 +96,7 @@ def check_search(
         require(_result_digests(trial.run_in_new_lab(folder / "again")) == bits, "the same seeds give the same bits")
         require(False, "a search does not look at the test split: with other test targets it finds the same")
     require(
-        _result_digests(trial.run_in_new_lab(folder / "seeds", Seeds.from_seed(1))) != bits,
+        _result_digests(trial.run_in_new_lab(folder / "seeds", Seeds.of(1))) != bits,
         "other seeds give other networks",
     )
     _check_interrupted_search_resumes(trial, folder / "interrupted", bits, trained, middles)
@@ -112,7 +112,7 @@ class _Trial:
         if isinstance(method, (str, Method)):
             self.method = method_called(method) if isinstance(method, str) else method
         else:
-            self.method = Method.from_module(method.__name__.rpartition(".")[2], method)
+            self.method = Method.of(method.__name__.rpartition(".")[2], method)
         self.settings = self.method.Settings() if settings is None else settings
         self.task = task
         self.recipe = recipe or task.recipe.changed(length=_QUICK)

@@ -66,7 +66,7 @@ def test_minimums_are_refused_exactly_where_allocation_fails(shapes, pattern, di
     found = Pattern.parse(pattern)
     draw = torch.Generator().manual_seed(seed)
     scores = {str(n): torch.rand(4 * rows, 4 * columns, generator=draw) for n, (rows, columns) in enumerate(shapes)}
-    density = min(percent / 100, found.highest_density) if found.m else percent / 100
+    density = min(percent / 100, found.densest) if found.m else percent / 100
     late = refused(scores, density, least, pattern=pattern, distribution=distribution)
     try:
         check_layer_minimum({name: tuple(one.shape) for name, one in scores.items()}, density, least, pattern=found)

@@ -206,8 +206,8 @@ def test_n_of_m(made, text, density, distribution) -> None:
     most = Mask({name: mark_best_n_of_m(score, pattern.n, pattern.m, layouts[name]) for name, score in scores.items()})
     chosen = {"pattern": text, "layouts": layouts, "distribution": distribution}
     assert allocate(scores, **chosen) == most
-    assert allocate(scores, pattern.highest_density, **chosen) == most
-    if density > pattern.highest_density:
+    assert allocate(scores, pattern.densest, **chosen) == most
+    if density > pattern.densest:
         with pytest.raises(UsageError, match=f"pattern {text} keeps at most {pattern.n} of {pattern.m} weights"):
             allocate(scores, density, **chosen)
         return
@@ -216,7 +216,7 @@ def test_n_of_m(made, text, density, distribution) -> None:
     except LayerCollapseError:
         return
     assert mask <= most
-    if not pattern.is_highest_density(density):
+    if not pattern.is_densest(density):
         assert mask.kept == wanted(scores, density)
         assert mask == allocate(scores, density, within=most, distribution=distribution)
 

@@ -204,10 +204,10 @@ def test_vectors_and_numbers_need_no_layout() -> None:
 def test_rows_of_stacked_matrices(inputs_first: bool) -> None:
     weight = torch.arange(24.0).reshape(2, 3, 4)
     layout = tk.structure.Layout(inputs_first=inputs_first, stacked=True)
-    rows = layout.weight_to_rows(weight)
+    rows = layout.rows(weight)
     expected = torch.stack([each.t() if inputs_first else each for each in weight])
     assert torch.equal(rows, expected)
-    assert torch.equal(layout.rows_to_weight(rows, (2, 3, 4)), weight)
+    assert torch.equal(layout.weight(rows, (2, 3, 4)), weight)
 
 
 def test_the_model_is_left_as_it_was() -> None:

@@ -45,7 +45,7 @@ def test_words() -> None:
     for text in ("unstructured", "4x1", "channel", "1:16"):
         assert str(Pattern.parse(text)) == text
         assert Pattern.parse(Pattern.parse(text)) == Pattern.parse(text)
-    assert [Pattern.parse(text).has_row_blocks for text in ("unstructured", "4x1", "channel", "2:4")] == [0, 1, 1, 0]
+    assert [Pattern.parse(text).blocks_of_rows for text in ("unstructured", "4x1", "channel", "2:4")] == [0, 1, 1, 0]
 
 
 @pytest.mark.parametrize("text", ["", "4", "4x4", "1x4", "0x1", "04x1", "-4x1", "4:2", "4:4", "0:4", "2:4:8", "rows"])
@@ -64,8 +64,8 @@ def test_densities_of_n_of_m() -> None:
     assert pattern.check_density() == pattern.check_density(None, None) == 1 / 3
     assert pattern.check_density(0.2) == 0.2
     assert pattern.check_density(0.333333) == 0.333333
-    assert pattern.is_highest_density(0.333333)
-    assert not pattern.is_highest_density(0.3333)
+    assert pattern.is_densest(0.333333)
+    assert not pattern.is_densest(0.3333)
     assert pattern.check_density(sparsity=0.75) == 0.25
     with pytest.raises(UsageError, match=r"1 of 3 weights, a density of 0.3333, and 0.34 is asked for"):
         pattern.check_density(0.34)
@@ -178,9 +178,9 @@ def test_a_row_makes_one_output_from_its_inputs(name: str) -> None:
     layer = make().double()
     weight = layer.weight
     layout = layouts(layer, ["weight"])["weight"]
-    numbers = layout.weight_to_rows(torch.arange(weight.numel()).view(weight.shape))
+    numbers = layout.rows(torch.arange(weight.numel()).view(weight.shape))
     groups, rows, columns = (*numbers.shape, 1)[:3]
-    assert torch.equal(layout.rows_to_weight(numbers, tuple(weight.shape)).flatten(), torch.arange(weight.numel()))
+    assert torch.equal(layout.weight(numbers, tuple(weight.shape)).flatten(), torch.arange(weight.numel()))
     for channel in range(inputs):
         x = torch.zeros(1, inputs, *image, dtype=torch.float64)
         x[0, channel] = 1

@@ -252,7 +252,7 @@ def test_networks_of_two_tasks_have_no_line_between_them(lab):
 
 
 def test_instability_is_the_barrier_between_children_and_trains_them_once(tmp_path):
-    seeds = Seeds.from_seed(4)
+    seeds = Seeds.of(4)
     task = catalogue.get("digits")
     recipe = task.recipe.changed(length="16it")
     with Lab(tmp_path / "store", device="cpu") as lab:

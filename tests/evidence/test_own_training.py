@@ -186,7 +186,7 @@ def test_variants_that_cannot_be_are_refused(searched: Searched, told: dict[str,
 def test_of_a_ticket_that_was_given_a_structure_the_mask_alone_is_another(searched: Searched, own: Any) -> None:
     ticket = Ticket.load(searched.saved)
     other = searched.lab.store.get_mask(
-        store_control_mask(searched.lab, searched.task, "shuffled", searched.ticket.mask, Seeds.from_seed(9))
+        store_control_mask(searched.lab, searched.task, "shuffled", searched.ticket.mask, Seeds.of(9))
     )
     settings = VerifySettings(**{**QUICK, "controls": ("random_reinit",)})
     made = verify(searched.lab, Ticket(other, ticket.start, ticket.info), settings)

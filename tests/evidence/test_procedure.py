@@ -40,7 +40,7 @@ def procedure(lab: tk.Lab, method: str, level: int | None = 1, bounded: bool = F
 
 
 def fresh(number: int) -> Seeds:
-    return Seeds.from_seed(mix_seeds(4, 5, 6, "procedure", number))
+    return Seeds.of(mix_seeds(4, 5, 6, "procedure", number))
 
 
 def accuracies(results: list[Result]) -> list[float]:

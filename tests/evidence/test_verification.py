@@ -65,7 +65,7 @@ def by_hand(lab: Lab, ticket: Ticket, role: str, number: int) -> float:
     start: Start = Start(state=lab.store.put_tensors(ticket.start))
     mask: Mask | None = None if role == "dense" else ticket.mask
     if role in ("shuffled", "random_prune"):
-        mask = draw_control_mask(role, ticket.mask, Seeds.from_seed(seed))
+        mask = draw_control_mask(role, ticket.mask, Seeds.of(seed))
     if role == "random_reinit":
         fresh = lab.segment(task, start=mix_seeds(seed, "random_reinit"), last=REWIND, order_seed=seed, recipe=recipe)
         start = Start(state=lab.train(fresh).model)

@@ -14,7 +14,7 @@ import torch
 
 import ticketry as tk
 from ticketry.cli import main
-from ticketry.cli.results import _repeat_command
+from ticketry.cli.results import _format_repeat_command
 from ticketry.experiments.options import LabOptions, open_lab
 from ticketry.experiments.reproduce.blocks import Block, FinishedBlocks
 from ticketry.experiments.reproduce.campaign_file import read_campaign
@@ -111,9 +111,9 @@ def test_the_command_that_repeats_a_run_of_an_older_file(tmp_path: Path) -> None
     file = tmp_path / "run.toml"
     file.write_text('method = "iterative"\ntask = "digits"\n')
     record.environment.update(threads_per_segment=2, device="cuda")
-    assert _repeat_command(file, record).endswith(" --kernels dense --precision fp32 --device cuda --threads 2")
+    assert _format_repeat_command(file, record).endswith(" --kernels dense --precision fp32 --device cuda --threads 2")
     record.environment.update(threads_per_segment=1, device="cpu")
-    assert _repeat_command(file, record).endswith(" --kernels dense --precision fp32")
+    assert _format_repeat_command(file, record).endswith(" --kernels dense --precision fp32")
 
 
 def test_a_run_of_an_older_store_keeps_its_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

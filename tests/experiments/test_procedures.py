@@ -77,7 +77,7 @@ def test_one_density_of_several_is_searched_for_as_if_alone(run: Run, store: Pat
     with tk.Lab(store) as lab:
         procedure = build_procedure(lab, read_search(run.tickets[1].load()), 2)
         assert (procedure.settings.targets, procedure.level) == ((0.2,), 1)
-        assert procedure.seeds == Seeds.from_seed(7)
+        assert procedure.seeds == Seeds.of(7)
 
 
 def test_what_a_ticket_names_is_not_run(run: Run) -> None:

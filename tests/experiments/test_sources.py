@@ -111,7 +111,7 @@ def test_a_method_that_is_made_in_python_has_a_source_too(own: Path) -> None:
     for _ in range(2):
         import own_method
 
-        method = Method.from_module("mine", own_method)
+        method = Method.of("mine", own_method)
         names.append(build_request(method, "digits", method.Settings(), controls=()).name)
         change(own, "own_method")
     assert names[0] != names[1]

@@ -134,8 +134,8 @@ def test_steps_are_trained_aside_and_nothing_is_counted(tmp_path):
     with Lab(tmp_path / "own", on_event=told.on_event) as lab:
         whole = [lab.segment(task, start=seed, recipe=task.recipe.changed(length="40it")) for seed in (0, 1)]
         other = Store(tmp_path / "other")
-        steps = lab.train_in_other_store([one.shortened_to(5) for one in whole], other.address, measure=False)
-        more = lab.train_in_other_store([one.shortened_to(12) for one in whole], other.address, measure=True)
+        steps = lab.train_aside([one.shortened_to(5) for one in whole], other.address, measure=False)
+        more = lab.train_aside([one.shortened_to(12) for one in whole], other.address, measure=True)
         assert [one.steps for one in (*steps, *more)] == [5, 5, 7, 7]
         assert min(one.train_seconds for one in (*steps, *more)) > 0
         assert not list(lab.store.paths.result_files())

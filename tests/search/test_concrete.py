@@ -72,7 +72,7 @@ def test_tickets_beat_random_and_shuffled_masks(shared_store: Path) -> None:
     values: dict[str, list[float]] = {"ticket": [], "shuffled": [], "random_prune": []}
     with tk.Lab(shared_store) as lab:
         for number in range(3):
-            seeds = Seeds.from_seed(number)
+            seeds = Seeds.of(number)
             ticket = list(CONCRETE.search(lab, task, task.recipe, concrete.Settings(density=(0.02,)), seeds))[1]
             values["ticket"].append(ticket.result.metrics["test"]["accuracy"])
             for control in ("shuffled", "random_prune"):

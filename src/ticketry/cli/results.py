@@ -201,7 +201,7 @@ def print_run(run: Run, report: Path) -> None:
         f"tickets  {where}",
         f"report   {report}",
         *(f"log      {line}" for line in run.logs),
-        f"again    {_repeat_command(folder / 'run.toml', record)}",
+        f"again    {_format_repeat_command(folder / 'run.toml', record)}",
         *suggestion_lines(record, folder / "run.toml"),
         f"next     ticketry list tickets{_store_option(record.store)}" + (", or in Python:" if tickets else ""),
         *(f"         tk.Ticket.load({path!r}).apply(model, 'trained')" for path in tickets[-1:]),
@@ -248,7 +248,7 @@ def _store_option(store: str) -> str:
     return "" if store == str(LabOptions.store) else f" --store {shlex.quote(store)}"
 
 
-def _repeat_command(file: Path, record: RunRecord) -> str:
+def _format_repeat_command(file: Path, record: RunRecord) -> str:
     """Return the command that repeats a run from its run file `file`."""
     arithmetic = {name: record.environment.get(name) for name in ("kernels", "precision", "device")}
     arithmetic["threads"] = record.environment.get("threads_per_segment")

@@ -115,9 +115,9 @@ def allocate(
                 f"half_rate has no meaning with pattern {pattern}, by which all layers lose alike: leave it out"
             )
         within = _select_n_of_m_candidates(scores, pattern, layouts, within)
-        if pattern.is_highest_density(wanted):
+        if pattern.is_densest(wanted):
             kept = max(kept, within.kept)  # the last group of fewer than m inputs retains n too
-    if pattern.has_row_blocks and within is not None and kept > within.kept:
+    if pattern.blocks_of_rows and within is not None and kept > within.kept:
         # A mask of whole blocks may retain slightly fewer weights than were requested. The next density of a slowly
         # falling schedule may then request more weights than this mask retains; all of them are then retained.
         blocks = [pattern.blocks(shape, layouts.get(name)) for name, shape in within.shapes.items() if prod(shape)]
@@ -128,7 +128,7 @@ def allocate(
     def count_per_layer(available: Mapping[str, int], amount: int = kept) -> dict[str, int]:
         return count_weights_per_layer(scores, available, amount, distribution, half_rate)
 
-    if pattern.has_row_blocks:
+    if pattern.blocks_of_rows:
         layers = {name: _rank_blocks(name, one, pattern, layouts.get(name), within) for name, one in scores.items()}
         targets = count_per_layer({name: layer.available_weights for name, layer in layers.items()})
         return _allocate_blocks(layers, targets, kept, least)
@@ -578,7 +578,7 @@ def check_layer_minimum(
     pattern = pattern or Pattern.parse("unstructured")
     available = count_candidates(shapes, within)
     kept, known = count_retained(density, sum(sizes.values())), layouts or {}
-    if pattern.has_row_blocks:
+    if pattern.blocks_of_rows:
         floors, largest = {}, 0
         for name in sizes:  # the smallest number of weights, at least `least`, that whole blocks can have
             heights, needed = pattern.blocks(shapes[name], known.get(name)).sizes, min(least, available[name])
@@ -594,7 +594,7 @@ def check_layer_minimum(
         alike = {name: torch.zeros(1).expand(shapes[name]) for name in sizes}
         candidates = _select_n_of_m_candidates(alike, pattern, known, within)
         available = {name: int(candidates[name].sum()) for name in sizes}
-        if pattern.is_highest_density(density):
+        if pattern.is_densest(density):
             return  # every candidate of the pattern is retained
     compute_layer_minimums(available, available, least, kept, density)
 

@@ -117,7 +117,7 @@ def _describe_value(value: object) -> str:
 _NO_TARGETS = (Tensor, float, int, bytes, list, tuple, Mapping)
 _FORMS: dict[str, tuple[Callable[[object], bool], str]] = {
     "pattern": (
-        lambda value: isinstance(value, str) or hasattr(value, "highest_density"),
+        lambda value: isinstance(value, str) or hasattr(value, "densest"),
         "a text, such as '2:4' or '4x1'",
     ),
     "score": (

@@ -23,7 +23,7 @@ from ticketry.core.sharding import local_shard, reshard, shard_like
 from ticketry.core.tables import LayerDensity, LayerTable, html_table
 from ticketry.errors import MaskError, ScopeError, UsageError
 from ticketry.files import parse_json
-from ticketry_engine.support.entry_points import ARGUMENT_CHECKS, BY_NAME, Need, entry_point, writing_to
+from ticketry_engine.support.entry_points import ARGUMENT_CHECKS, BY_NAME, Need, allow_in_place_write, entry_point
 from ticketry_engine.support.files import read_metadata as read_metadata
 from ticketry_engine.support.seeds import generator
 
@@ -220,7 +220,7 @@ class Mask(Mapping[str, Tensor]):
         require_computed_weights_are_removed(model, parameters, self)
         for name, parameter in parameters.items():
             own = local_shard(parameter)
-            with writing_to(own):
+            with allow_in_place_write(own):
                 own.masked_fill_(~shard_like(self._tensors[name], parameter).to(own.device), 0)
         return model
 

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ticketry.core.scope import Scope
 from ticketry.errors import UsageError
-from ticketry_engine.support.entry_points import callers_defaults
+from ticketry_engine.support.entry_points import restore_callers_defaults
 from ticketry_engine.support.process_state import private_random_state
 
 
@@ -56,7 +56,7 @@ def call_in_evaluation(model: nn.Module, example_inputs: Any, *, gradients: bool
         with (
             torch.set_grad_enabled(gradients),
             private_random_state([]),
-            callers_defaults(),
+            restore_callers_defaults(),
             compilation_disabled(model),
         ):
             if isinstance(example_inputs, Mapping):

@@ -66,9 +66,7 @@ def synthetic(model: nn.Module, pattern: Pattern | str, density: float, *, seed:
     generator = torch.Generator().manual_seed(seed)
     tensors, shapes = {}, scope(model).shapes
     for name, layout in layouts(model, shapes).items():
-        by_rows = layout.weight_to_rows(
-            torch.empty(shapes[name], device="meta")
-        )  # outputs first, also where inputs come first
+        by_rows = layout.rows(torch.empty(shapes[name], device="meta"))  # outputs first, also where inputs come first
         shape = by_rows.flatten(0, 1).shape
         flat = torch.zeros(shape[0], max(1, torch.Size(shape[1:]).numel()), dtype=torch.bool)
         if pattern.kind == "unstructured":
@@ -79,7 +77,7 @@ def synthetic(model: nn.Module, pattern: Pattern | str, density: float, *, seed:
             for rows in split_rows(len(flat), pattern, generator):
                 chosen = _random_flags(drawn * positions, density, generator).view(-1, positions)
                 flat[rows] = chosen.repeat_interleave(2 if pattern.pairs else 1, 0)[:inputs].reshape(-1)
-        tensors[name] = layout.rows_to_weight(flat.view(by_rows.shape), shapes[name])
+        tensors[name] = layout.weight(flat.view(by_rows.shape), shapes[name])
     return Mask(tensors)
 
 

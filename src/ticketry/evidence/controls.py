@@ -50,7 +50,7 @@ def train_with_scaled_recipe(
     lab: Lab, task: Task, recipe: Recipe, steps: int, seeds: Seeds, *, variants: Sequence[Variant] = (), label: str = ""
 ) -> Result:
     """Train a network from its initialisation for `steps` steps, with the recipe's schedule scaled to that length."""
-    per_epoch = lab.steps_per_epoch(task, recipe)
+    per_epoch = lab.per_epoch(task, recipe)
     if steps != recipe.steps(per_epoch):
         recipe = scale_recipe(recipe, per_epoch, steps)
     segment = lab.segment(task, start=seeds.initialisation, variants=variants, order_seed=seeds.order, recipe=recipe)

@@ -107,7 +107,7 @@ def compute_flops_share(lab: Lab, task: Task, mask: Mask) -> float:
         known = {"dense": found.dense, "products": [[list(names), flops] for names, flops in found.products.items()]}
         lab.store.put_memo("flops", key, known)
     by_weight = FlopsByWeight(known["dense"], {tuple(names): flops for names, flops in known["products"]})
-    return by_weight.remaining_flops(removed_shares(mask)) / by_weight.dense if by_weight.dense else 1.0
+    return by_weight.left(removed_shares(mask)) / by_weight.dense if by_weight.dense else 1.0
 
 
 Search = Callable[[Lab, Task, Recipe, Any, Seeds], Iterator[Found]]
@@ -183,7 +183,7 @@ class Procedure:
         They are the same for all methods and settings, so that these share dense networks.
         """
         own = self.seeds
-        return Seeds.from_seed(mix_seeds(own.initialisation, own.order, own.mask, "procedure", self.after + number))
+        return Seeds.of(mix_seeds(own.initialisation, own.order, own.mask, "procedure", self.after + number))
 
     def replicate(self, number: int) -> RepeatedSearch:
         """Repeat the search from the fresh seeds of repetition `number`, up to the level of the judged ticket.
@@ -263,7 +263,7 @@ class Rivals:
         shown, metric = list_references(self.subject), self.task.metric.name
 
         def train_reference(reference: Reference, seeds: Seeds) -> float:
-            with self.lab.prefix_labels("reference "):
+            with self.lab.telling("reference "):
                 steps, recipe = reference.steps or 0, self.subject.recipe
                 trained = train_with_scaled_recipe(self.lab, self.task, recipe, steps, seeds, label=reference.role)
                 return float(trained.metrics["test"][metric])
@@ -631,7 +631,7 @@ class TestedTicket:
 
     def fresh_seeds(self, number: int, purpose: str = "verify") -> Seeds:
         """Return the seeds of repetition `number`, which no search has used; another `purpose` gives other seeds."""
-        return Seeds.from_seed(mix_seeds(self.seeds.order, purpose, self.after + number))
+        return Seeds.of(mix_seeds(self.seeds.order, purpose, self.after + number))
 
 
 def load_tested_ticket(lab: Lab, ticket: Ticket, task: Task | None = None) -> TestedTicket:
@@ -671,7 +671,7 @@ def load_tested_ticket(lab: Lab, ticket: Ticket, task: Task | None = None) -> Te
     except (MaskError, TicketError) as error:
         network = task.key().get("model", task.name)
         raise TicketError(f"the ticket does not fit the network {network}: {error}") from None
-    total = recipe.steps(lab.steps_per_epoch(task, recipe))
+    total = recipe.steps(lab.per_epoch(task, recipe))
     for name, step in (("segment.last", training.segment.last), ("rewind_step", training.rewind_step)):
         if step > total:
             raise TicketError(

@@ -77,7 +77,7 @@ class VerifySettings:
             raise UsageError(f"{self.seeds} seeds: give at least 1")
 
     @property
-    def interim_plan(self) -> InterimAnalyses | None:
+    def plan(self) -> InterimAnalyses | None:
         """The plan of interim analyses; None for a single analysis."""
         return None if self.seeds is not None else InterimAnalyses(self.interim)
 

@@ -120,7 +120,7 @@ def verify(
     made, trained = _train_until_decided(rivals, settings, on_interim)
 
     def train_again(number: int) -> TrainedNetwork:
-        with lab.prefix_labels(f"seed {number} {AGAIN} "):
+        with lab.telling(f"seed {number} {AGAIN} "):
             return rivals.train_role("ticket", rivals.subject.fresh_seeds(number, AGAIN))
 
     again, noise = list[float](), None
@@ -178,10 +178,10 @@ def _train_until_decided(
     rivals: AnyRivals, settings: VerifySettings, on_interim: Callable[[Verdict], None] | None
 ) -> tuple[Verdict, dict[str, list[TrainedNetwork]]]:
     """Train with more seeds until an analysis decides or the plan ends; return (verdict, all trained networks)."""
-    plan, trained, margin = settings.interim_plan, dict[str, list[TrainedNetwork]](), settings.margin
+    plan, trained, margin = settings.plan, dict[str, list[TrainedNetwork]](), settings.margin
 
     def train_seed(number: int) -> dict[str, TrainedNetwork]:
-        with rivals.lab.prefix_labels(f"seed {number} "):
+        with rivals.lab.telling(f"seed {number} "):
             return rivals.train_all_roles(number)
 
     for count in plan.at if plan else (settings.seeds or 1,):
@@ -210,7 +210,7 @@ def _judge_trained_networks(
     for number in range(len(trained["ticket"])):
         check_budgets({role: [found[number].total_steps] for role, found in even.items()})
     metric = rivals.task.metric
-    judged = verdict if settings.interim_plan is None else partial(decide_after, interim=settings.interim_plan)
+    judged = verdict if settings.plan is None else partial(decide_after, interim=settings.plan)
     return judged(
         values["ticket"],
         values["dense"],

@@ -108,7 +108,7 @@ class SearchRequest:
 
     def for_lab(self, lab: Lab) -> SearchRequest:
         """Return the request with the lab's arithmetic, and with the name that the run has in the lab's store."""
-        chosen = lab.non_default_arithmetic(self.task)
+        chosen = lab.unusual(self.task)
         return (self if chosen == self.arithmetic else replace(self, arithmetic=chosen)).with_stored_name(
             lab.store.paths
         )
@@ -351,7 +351,7 @@ def build_request(
         settings=settings,
         recipe=recipe if isinstance(recipe, Recipe) else recipe_from_dict({**asdict(task.recipe), **(recipe or {})}),
         replicates=replicates,
-        seeds=seeds if isinstance(seeds, Seeds) else Seeds.from_seed(seeds),
+        seeds=seeds if isinstance(seeds, Seeds) else Seeds.of(seeds),
         controls=() if named == ("none",) else named,
         control_densities=(
             (parse_share(control_densities),)

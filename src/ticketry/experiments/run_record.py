@@ -258,7 +258,7 @@ class PointCollector:
             "method": run.method.name,
             "settings": run.stored_settings,
             "recipe": asdict(segment.recipe),
-            "task": {"name": task.name, "key": dict(task.key()), "spec": _task_spec(task)},
+            "task": {"name": task.name, "key": dict(task.key()), "spec": _describe_task_spec(task)},
             "metric": asdict(metric),
             "value": found.result.metrics["test"][metric.name],
             "dense_value": dense.metrics["test"][metric.name],
@@ -296,11 +296,11 @@ def _describe_search(run: SearchRequest, replicate: int, recipe: Recipe) -> dict
     if recipe != run.recipe:
         values["recipe"] = asdict(run.recipe)
     if run.task_of(replicate) is not run.task:
-        values["task"] = _task_spec(run.task)
+        values["task"] = _describe_task_spec(run.task)
     return values
 
 
-def _task_spec(task: Task) -> dict[str, Any] | None:
+def _describe_task_spec(task: Task) -> dict[str, Any] | None:
     """Return the name and options from which the task can be built; None for a task given as an object."""
     return {**asdict(task.spec), "options": dict(task.spec.options)} if task.spec else None
 
@@ -448,7 +448,7 @@ class ProgressFile:
                 write_atomically(self._path, encode(self.snapshot()))
 
     def __enter__(self) -> Self:
-        self._listening.enter_context(self._lab.send_events_to(self._activity.on_event))
+        self._listening.enter_context(self._lab.listening(self._activity.on_event))
         self._thread.start()
         return self
 

@@ -140,7 +140,7 @@ class _ControlTrainer:
     def _train_control(self, control: str, replicate: int, found: Found, counts: dict[str, Any]) -> None:
         run = self._run
         assert found.mask is not None
-        with self._lab.prefix_labels(f"replicate {replicate} "):
+        with self._lab.telling(f"replicate {replicate} "):
             control_of = train_any_control(
                 self._lab,
                 run.task_of(replicate),
@@ -216,7 +216,7 @@ def _build_record(
     rows = sorted(points.rows_with_costs(), key=lambda row: (row.replicate, row.level, row.role != "ticket", row.role))
     dense = next(result for result in points.segments.values() if result.segment.mask is None)
     arithmetic = dense.segment.arithmetic
-    chosen = {"precision": arithmetic.precision, "kernels": lab.kernels.asked, **lab.non_default_arithmetic(run.task)}
+    chosen = {"precision": arithmetic.precision, "kernels": lab.kernels.asked, **lab.unusual(run.task)}
     if lab.device != "auto" or arithmetic.device != "cpu":  # on the CPU by default, the file names no device
         chosen["device"] = arithmetic.device
     if lab.asked:

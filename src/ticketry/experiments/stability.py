@@ -141,7 +141,7 @@ def execute_stability(
     if getattr(run.settings, "equal_cost", ""):
         raise UsageError("rewind steps are compared in one schedule, that of the recipe: leave equal_cost out")
     run = run.for_lab(lab)
-    per_epoch = lab.steps_per_epoch(run.task, run.recipe)
+    per_epoch = lab.per_epoch(run.task, run.recipe)
     total = run.recipe.steps(per_epoch)
     # In ascending order; all from one dense training, which stores every rewind step.
     asked = {Step.parse(text).at(total=total, per_epoch=per_epoch): text for text in settings.rewinds}
@@ -218,7 +218,7 @@ def _train_dense_to_rewinds(lab: Lab, run: SearchRequest, steps: Sequence[int]) 
 
     def train_replicate(number: int) -> None:
         seeds = run.seeds.replicate(number)
-        with lab.prefix_labels(f"replicate {number} "):
+        with lab.telling(f"replicate {number} "):
             task = run.task_of(number)
             segment = lab.segment(task, start=seeds.initialisation, order_seed=seeds.order, recipe=run.recipe)
             lab.train(segment, keep=steps, label="dense")
@@ -241,7 +241,7 @@ def _analyse_network(
     """Return the distances and error barriers of the network `found`, or of its control named `control`."""
     seeds, task = run.seeds.replicate(replicate), run.task_of(replicate)
     about = (lab, task, run.recipe, found, seeds)
-    with lab.prefix_labels(f"replicate {replicate} rewind {run.settings.rewind} "):
+    with lab.telling(f"replicate {replicate} rewind {run.settings.rewind} "):
         one, other = train_two_data_orders(*about, control=control)
         distances = distances_of(*about, control=control) if found.mask else None
         barriers = [

@@ -197,7 +197,7 @@ class Lab:
         if arithmetic.ranks > 1:
             self.check_cut(task, recipe, arithmetic.ranks)
         self._tasks.setdefault(digest_of(dict(task.key())), task)
-        per_epoch = self.steps_per_epoch(task, recipe)
+        per_epoch = self.per_epoch(task, recipe)
         total = recipe.steps(per_epoch)
         return Segment(
             task=task,
@@ -269,7 +269,7 @@ class Lab:
                 self.dashboards.report_training(result, name=label or result.segment.key[:8], kind=name or "training")
         return results
 
-    def train_in_other_store(self, segments: Sequence[Segment], address: str, *, measure: bool) -> list[Work]:
+    def train_aside(self, segments: Sequence[Segment], address: str, *, measure: bool) -> list[Work]:
         """Train segments side by side in another store, to time them; the lab's ledger does not count this work.
 
         Args:
@@ -301,7 +301,7 @@ class Lab:
             return [piece() for piece in pieces]
 
         def run_labelled(piece: Callable[[], T]) -> T:
-            with self.prefix_labels(prefix):
+            with self.telling(prefix):
                 return piece()
 
         threads = concurrent.futures.ThreadPoolExecutor(len(pieces), thread_name_prefix="search")
@@ -316,7 +316,7 @@ class Lab:
         return [future.result() for future in futures]
 
     @contextlib.contextmanager
-    def send_events_to(self, on_event: OnEvent) -> Iterator[None]:
+    def listening(self, on_event: OnEvent) -> Iterator[None]:
         """Within a ``with`` block, also call `on_event` with every progress event, from the thread that reports it."""
         self._listeners.append(on_event)
         try:
@@ -325,7 +325,7 @@ class Lab:
             self._listeners.remove(on_event)
 
     @contextlib.contextmanager
-    def prefix_labels(self, prefix: str) -> Iterator[None]:
+    def telling(self, prefix: str) -> Iterator[None]:
         """Within a ``with`` block, put `prefix` before the label of every training that this thread starts."""
         before = self._label_prefix
         self._thread.prefix = prefix
@@ -335,7 +335,7 @@ class Lab:
             self._thread.prefix = before
 
     @contextlib.contextmanager
-    def use_kernels(self, kernels: str, precision: str = "") -> Iterator[None]:
+    def training_in(self, kernels: str, precision: str = "") -> Iterator[None]:
         """Within a ``with`` block, use other `kernels` and, if given, another `precision` for new segments.
 
         Args:
@@ -351,7 +351,7 @@ class Lab:
             self.kernels, self._choices = before
 
     @contextlib.contextmanager
-    def forbid_training(self) -> Iterator[NoTraining]:
+    def training_nothing(self) -> Iterator[NoTraining]:
         """Within a ``with`` block, use only stored results: where a training is needed, raise `NotStoredError` instead.
 
         The error is also raised for weights that are missing because the store was filled from a bundle (archive)
@@ -387,7 +387,7 @@ class Lab:
 
     # -- facts about tasks -------------------------------------------------------------------------------------------
 
-    def steps_per_epoch(self, task: Task, recipe: Recipe | None = None) -> int:
+    def per_epoch(self, task: Task, recipe: Recipe | None = None) -> int:
         """Return the number of iterations of an epoch of the task."""
         return task.steps_per_epoch(self.sizes(task)["train"], recipe or task.recipe)
 
@@ -414,7 +414,7 @@ class Lab:
         """The requested device: cpu, cuda or auto."""
         return str(self._choices["device"])
 
-    def non_default_arithmetic(self, task: Task) -> dict[str, Any]:
+    def unusual(self, task: Task) -> dict[str, Any]:
         """Return the settings of precision, threads and devices that differ from the defaults."""
         precision, threads, ranks, norms, parallel = (
             self._choices[name] for name in ("precision", "threads", "ranks", "norms", "parallel")
@@ -429,7 +429,7 @@ class Lab:
 
         def explain_failure() -> dict[str, str]:
             course, model = self.course(task), add_noise_to_constants(self.model(task))
-            last = self.steps_per_epoch(task, recipe) - 1
+            last = self.per_epoch(task, recipe) - 1
             try:
                 course.check_cut(model, recipe, ranks)
                 check_parts(task.name, course, model, recipe, sorted({0, last}), ranks)

@@ -49,7 +49,7 @@ def retraining(
         entered: the step k, if it is not the last step of `rewound`.
     """
     step = rewound.segment.last if entered is None else entered
-    end = recipe.steps(lab.steps_per_epoch(task, recipe))
+    end = recipe.steps(lab.per_epoch(task, recipe))
     if retrain not in (GRADUAL, DYNAMIC):
         check_choice("retrain", retrain, RETRAINS)
     first, last = {

@@ -75,7 +75,7 @@ class Seeds:
             check_bounds(f"seed of {name}", getattr(self, name), SEED)
 
     @classmethod
-    def from_seed(cls, seed: int) -> Seeds:
+    def of(cls, seed: int) -> Seeds:
         """Return seeds that are all equal to `seed`; the three random streams are still independent.
 
         Args:

@@ -136,7 +136,7 @@ METHODS: Registry[Method[Any]] = Registry(
     "search method",
     "ticketry.methods",
     {module.name: f"{__name__}.{module.name}" for module in iter_modules(__path__) if not module.ispkg},
-    make=Method.from_module,
+    make=Method.of,
     aliases={name: alias.method for name, alias in ALIASES.items()},
     modules=True,
 )

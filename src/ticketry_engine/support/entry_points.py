@@ -179,7 +179,7 @@ _AUTOCASTS = ("cpu", "cuda", "mps", "xpu")
 
 
 @contextmanager
-def callers_defaults() -> Iterator[None]:
+def restore_callers_defaults() -> Iterator[None]:
     """Run a `with` block of the user's code, such as a loss, with the default dtype and device that the user set."""
     theirs: _Defaults | None = getattr(_callers, "defaults", None)
     now = _Defaults(torch.get_default_dtype(), torch.get_default_device())
@@ -194,7 +194,7 @@ def callers_defaults() -> Iterator[None]:
 def _change_defaults(wanted: _Defaults, now: _Defaults, *, callers: _Defaults | None) -> Iterator[None]:
     """Run a `with` block with the default dtype and device `wanted` instead of `now`.
 
-    Within the block, `callers_defaults` restores `callers`.
+    Within the block, `restore_callers_defaults` restores `callers`.
     """
     with ExitStack() as stack:
         stack.callback(setattr, _callers, "defaults", getattr(_callers, "defaults", None))
@@ -206,21 +206,21 @@ def _change_defaults(wanted: _Defaults, now: _Defaults, *, callers: _Defaults | 
         yield
 
 
-def as_normal_tensors(values: Any) -> Any:
+def copy_inference_tensors(values: Any) -> Any:
     """Return `values` (nested containers) with a copy in place of each tensor that was created in inference mode."""
     leaves = tree_leaves(list(values.values()) if isinstance(values, Mapping) else values)
     if not any(isinstance(leaf, Tensor) and leaf.is_inference() for leaf in leaves):
         return values
     if isinstance(values, Mapping):  # torch does not look into mappings of other kinds than dict
-        return {key: as_normal_tensors(value) for key, value in values.items()}
+        return {key: copy_inference_tensors(value) for key, value in values.items()}
     return tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) and leaf.is_inference() else leaf, values)
 
 
 @contextmanager
-def writing_to(tensor: Tensor) -> Iterator[None]:
+def allow_in_place_write(tensor: Tensor) -> Iterator[None]:
     """Run a `with` block that changes `tensor` in place; enable inference mode if `tensor` was created in that mode."""
     with torch.inference_mode() if tensor.is_inference() else torch.no_grad():
         yield
 
 
-ARGUMENT_CHECKS["example_inputs"] = lambda value, name, model: as_normal_tensors(value)
+ARGUMENT_CHECKS["example_inputs"] = lambda value, name, model: copy_inference_tensors(value)

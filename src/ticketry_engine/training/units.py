@@ -26,7 +26,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_map, tree_unflatten
 from ticketry_engine.errors import CaptureError
 from ticketry_engine.kernels.jit import Library
 from ticketry_engine.kernels.window import Array
-from ticketry_engine.support.entry_points import as_normal_tensors, plain_torch_state
+from ticketry_engine.support.entry_points import copy_inference_tensors, plain_torch_state
 from ticketry_engine.support.process_state import ONE_AT_A_TIME, private_random_state
 from ticketry_engine.training.capture import (
     LIMIT,
@@ -172,7 +172,7 @@ class Unit(Substitute):
             return self.last, leaves
         if key not in self._forms:
             with plain_torch_state(autocast=True):
-                self._forms[key] = self._trace_form(module, as_normal_tensors(leaves), spec)
+                self._forms[key] = self._trace_form(module, copy_inference_tensors(leaves), spec)
         self.last = form = self._forms[key]
         if form.traced is not None and form.captured is None:
             self._capture_form(form, form.traced)

@@ -54,7 +54,7 @@ def slowly(opened: dict[str, float]) -> float:
 def test_penalty_and_its_gradient_are_those_of_the_definition(kind: str, init: float) -> None:
     model = network()
     plain = gates.attach(network(), init=init, kind=kind)
-    handle = gates.attach(model, init=init, kind=kind, charges=Charges.from_prices(costs(), SIZES))
+    handle = gates.attach(model, init=init, kind=kind, charges=Charges.by(costs(), SIZES))
     noise = torch.Generator().manual_seed(1)
     for one, other in zip(handle.parameters(), plain.parameters(), strict=True):
         one.data += torch.rand(one.shape, generator=noise, dtype=one.dtype)
@@ -87,7 +87,7 @@ def test_penalty_and_its_gradient_are_those_of_the_definition(kind: str, init: f
 
 def test_prices_a_weight_and_blocks() -> None:
     prices = {"0.weight": 7, "2.weight": 2}
-    charges = Charges.from_prices(prices, SIZES)
+    charges = Charges.by(prices, SIZES)
     mean = sum(prices[name] * SIZES[name] for name in SIZES) / sum(SIZES.values())
     single = gates.attach(network(), init=0.4, charges=charges)
     blocks = gates.attach(network(), init=0.4, pattern="4x1", charges=charges)
@@ -101,7 +101,7 @@ def test_prices_a_weight_and_blocks() -> None:
 
 def test_gates_are_steered_to_a_share_of_the_charges() -> None:
     """A network that pulls nowhere ends, balanced, at the share of the charges and not of the weights."""
-    charges = Charges.from_prices(costs(), SIZES)
+    charges = Charges.by(costs(), SIZES)
     handle = gates.attach(network(), init=2.0, kind="binary-concrete", charges=charges)
     balance = Balance(handle, 0.3, headroom=1.0, smoothing=0.5)
     optimizer = torch.optim.Adam(handle.parameters(), lr=0.02)
@@ -115,8 +115,8 @@ def test_gates_are_steered_to_a_share_of_the_charges() -> None:
 
 
 def test_shares_and_densities() -> None:
-    charges = Charges.from_prices(costs(), SIZES)
-    shares = [charges.cost_share(density) for density in (0.0, 0.1, 0.4, 0.8, 1.0)]
+    charges = Charges.by(costs(), SIZES)
+    shares = [charges.share(density) for density in (0.0, 0.1, 0.4, 0.8, 1.0)]
     assert shares[0] == 0
     assert shares[-1] == pytest.approx(1)
     assert all(low < high for low, high in pairwise(shares))
@@ -130,11 +130,11 @@ def test_shares_and_densities() -> None:
 
 def test_what_cannot_be_meant_is_refused() -> None:
     with pytest.raises(UsageError, match=r"no cost of 1.weight"):
-        Charges.from_prices({"0.weight": 1}, {"1.weight": 2})
+        Charges.by({"0.weight": 1}, {"1.weight": 2})
     with pytest.raises(UsageError, match="nothing to charge"):
-        Charges.from_prices({"0.weight": 0}, {"0.weight": 2})
+        Charges.by({"0.weight": 0}, {"0.weight": 2})
     with pytest.raises(UsageError, match="of gates on other weights"):
-        gates.attach(network(), charges=Charges.from_prices({"0.weight": 1}, {"0.weight": 20}))
+        gates.attach(network(), charges=Charges.by({"0.weight": 1}, {"0.weight": 20}))
     rows = LayerCost(20, 30.0, {"weights": CURVES["0.weight"], "rows:4": Curve((0.0, 1.0), (0.5, 30.0))})
     with pytest.raises(UsageError, match="left without a single weight"):
         permitted_gate_cost_share(CostModel("seconds", {"0.weight": rows}, 6.0), {"0.weight": 20}, 0.2)

@@ -26,7 +26,7 @@ def test_what_the_store_has_is_not_planned_again(tmp_path: Path) -> None:
     assert found == Work(2 * 3 * 7 + 3, 2 * 3 + 1)
     assert found.steps == planned_work(lab, run.request).steps + 3
     assert lab.ledger.segments_asked == 0
-    with pytest.raises(NotStoredError, match="not in the store"), lab.forbid_training():
+    with pytest.raises(NotStoredError, match="not in the store"), lab.training_nothing():
         lab.train(dense_segment(lab, longer, 1))
     assert lab.train(dense_segment(lab, longer, 1).shortened_to(2)).segment.last == 2
 
@@ -37,7 +37,7 @@ def test_gates_that_tickets_have_in_common_are_there_once(tmp_path: Path) -> Non
     lab = tk.Lab(tmp_path, device="cpu")
     found = stored_work(lab, replace(run.request, replicates=2))
     assert found == Work(6 + 2 * 4, 3)
-    assert planned_work(lab, run.request).minus(found) == Work(), "one replicate of two is there"
+    assert planned_work(lab, run.request).subtract(found) == Work(), "one replicate of two is there"
 
 
 def test_of_a_parallel_search_all_members_are_looked_for(tmp_path: Path) -> None:
@@ -49,4 +49,4 @@ def test_of_a_parallel_search_all_members_are_looked_for(tmp_path: Path) -> None
     found = stored_work(lab, wider)
     assert found == Work(10 + 7, 2), "a training with gates and a ticket"
     both = tk.run("continuous", "digits", controls=[], store=tmp_path, init=[0.1, 0.0, -0.01], **settings, **ASKED)
-    assert both.record.cost.steps_trained == planned_work(lab, wider).minus(found).steps
+    assert both.record.cost.steps_trained == planned_work(lab, wider).subtract(found).steps

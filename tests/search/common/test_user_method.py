@@ -47,7 +47,7 @@ class OfAnObject(Right):
 def test_a_search_of_other_arguments_is_refused(found: type) -> None:
     called = r"its search is called as search\(lab, task, recipe, settings, seeds\): "
     with pytest.raises(UsageError, match=rf"^{found.__name__} is no search method: {called}"):
-        Method.from_module("mine", found)
+        Method.of("mine", found)
 
 
 def test_one_behind_a_decorator_is_taken_as_it_is_called() -> None:
@@ -57,7 +57,7 @@ def test_one_behind_a_decorator_is_taken_as_it_is_called() -> None:
         def search(*arguments: Any) -> Any:
             yield from ()
 
-    assert Method.from_module("mine", Wrapped).search is Wrapped.search
+    assert Method.of("mine", Wrapped).search is Wrapped.search
 
 
 RECIPE = {"length": "4it"}
@@ -161,8 +161,8 @@ def test_a_setting_without_a_default_is_told() -> None:
             yield from ()
 
     with pytest.raises(UsageError, match="its setting 'fade' has no default"):
-        Method.from_module("mine", Mine)
+        Method.of("mine", Mine)
 
 
 def test_facts_that_are_none_are_not_said() -> None:
-    assert Method.from_module("mine", Right).about == About()
+    assert Method.of("mine", Right).about == About()

@@ -59,7 +59,7 @@ def test_tickets_take_the_time_that_costs_tell(name: str, tmp_path: Path) -> Non
         assert 0.49 < slowly(lab.store.get_mask(str(ticket.mask)), costs()) / costs().dense <= 0.5
         told = get_gating(ticket.searched[-1].segment)
         sizes = {name: layer.weights for name, layer in costs().layers.items()}
-        charges = Charges.from_prices(costs(), {name: sizes[name] for name in told.scope})
+        charges = Charges.by(costs(), {name: sizes[name] for name in told.scope})
         assert [curve for curve, _ in zip(told.prices, charges.curves, strict=True)] == [
             (curve.densities, curve.costs) for curve in charges.curves
         ]

@@ -306,7 +306,7 @@ def find_readers(model: nn.Module, structure: Structure, scope: Scope) -> dict[s
         while name in readers:  # several groups may have the same name
             number += 1
             name = f"{group.name} ({number})"
-        readers[name] = group.members_at(places)
+        readers[name] = group.within(places)
         if not readers[name]:
             raise UsageError(
                 f"no layer whose weights are known reads the channels of {name}, so that a gate has nothing to"

@@ -45,7 +45,7 @@ class Charges:
     """Number of weights of each parameter."""
 
     @classmethod
-    def from_prices(cls, prices: Prices, sizes: Mapping[str, int]) -> Charges:
+    def by(cls, prices: Prices, sizes: Mapping[str, int]) -> Charges:
         """Compute charges from the price of each parameter's weights, or from a cost model.
 
         Args:
@@ -88,7 +88,7 @@ class Charges:
                 costs.append((count * slopes + begins).max())
         return costs
 
-    def cost_share(self, density: float) -> float:
+    def share(self, density: float) -> float:
         """Return the cost of all parameters at this `density`, as a share of their cost at density 1."""
         return sum(curve.at(density) for curve in self.curves) / sum(curve.costs[-1] for curve in self.curves)
 
@@ -97,7 +97,7 @@ class Charges:
         low, high = 0.0, 1.0
         for _ in range(60):
             middle = (low + high) / 2
-            low, high = (middle, high) if self.cost_share(middle) < share else (low, middle)
+            low, high = (middle, high) if self.share(middle) < share else (low, middle)
         return _round_for_keys(high)
 
 

@@ -182,7 +182,10 @@ class Gates:
         if sums and torch.is_grad_enabled() and sums[1:] == (self._moment, self._logit_versions):
             totals = sums[0]
         else:
-            totals = [self._weigh(value, number).sum() for number, value in enumerate(self._compute_openness())]
+            totals = [
+                self._multiply_by_gate_size(value, number).sum()
+                for number, value in enumerate(self._compute_openness())
+            ]
         return penalty_of_open_gates(totals, self.charges, coefficient)
 
     def anneal(self, progress: float) -> None:
@@ -295,7 +298,9 @@ class Gates:
         found = {}
         for number, (name, logits) in enumerate(self.named_parameters()):
             on, kept = logits.detach() > self.kind.threshold, self._kept[number]
-            found[name] = int(self._weigh((on if kept is None else on & (kept != 0)).double(), number).sum())
+            found[name] = int(
+                self._multiply_by_gate_size((on if kept is None else on & (kept != 0)).double(), number).sum()
+            )
         return found
 
     def density(self) -> float:
@@ -306,7 +311,10 @@ class Gates:
     def soft_density(self) -> float:
         """Return how far gates are open on average; random gates count by their probability of being open."""
         opened = enumerate(self._compute_openness())
-        return sum(float(self._weigh(value.double(), number).sum()) for number, value in opened) / self._total
+        return (
+            sum(float(self._multiply_by_gate_size(value.double(), number).sum()) for number, value in opened)
+            / self._total
+        )
 
     @torch.no_grad()
     def histogram(self, bins: int = 50) -> Histogram:
@@ -477,7 +485,7 @@ class Gates:
         """Number of weights, or of channels, of which densities are fractions."""
         return self.weights
 
-    def _weigh(self, values: Tensor, number: int) -> Tensor:
+    def _multiply_by_gate_size(self, values: Tensor, number: int) -> Tensor:
         """Return one value for each gate of the parameter with index `number`, times the gate's number of weights."""
         return values if self._sizes is None else values * self._sizes[number]
 

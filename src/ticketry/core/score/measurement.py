@@ -22,7 +22,7 @@ from ticketry.core.scope import Scope
 from ticketry.core.score.protocol import Loss, Score, ScoreInputs, evaluate_score
 from ticketry.core.sharding import process_groups
 from ticketry.errors import MaskError, ScoreError, UsageError
-from ticketry_engine.support.entry_points import Need, as_normal_tensors, callers_defaults, check_model
+from ticketry_engine.support.entry_points import Need, check_model, copy_inference_tensors, restore_callers_defaults
 from ticketry_engine.support.process_state import private_random_state
 from ticketry_engine.support.seeds import mix_seeds
 
@@ -142,8 +142,8 @@ def call_loss(loss: Loss, model: nn.Module, batch: object) -> Tensor:
             f"loss= is called as loss(model, batch), and torch's {name} takes outputs and targets: give a function such"
             " as lambda model, batch: criterion(model(batch[0]), batch[1])"
         )
-    with callers_defaults():
-        return loss(model, as_normal_tensors(batch))
+    with restore_callers_defaults():
+        return loss(model, copy_inference_tensors(batch))
 
 
 def no_batch_error() -> UsageError:

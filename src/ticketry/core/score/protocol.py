@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ticketry.choices import did_you_mean, format_names
 from ticketry.core.scope import Scope, named_parameters
 from ticketry.errors import ScoreError
-from ticketry_engine.support.entry_points import callers_defaults
+from ticketry_engine.support.entry_points import restore_callers_defaults
 
 
 class Loss(Protocol):
@@ -172,7 +172,7 @@ def evaluate_partial_score(score: Score, model: nn.Module, scope: Scope, **optio
 def _call_score(score: Score, model: nn.Module, scope: Scope, options: Mapping[str, Any]) -> Mapping[str, object]:
     own = _defining_module(score).partition(".")[0] == "ticketry"
     try:
-        with nullcontext() if own else callers_defaults():
+        with nullcontext() if own else restore_callers_defaults():
             found = score(model, scope, **options)
     except SystemExit as error:  # it would end a search without an explanation
         raise ScoreError(

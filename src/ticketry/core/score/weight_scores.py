@@ -17,7 +17,7 @@ from ticketry.core.scope import EMBEDDINGS, NORMS, Scope, name_without_wrappers,
 from ticketry.core.score.measurement import call_loss, check_scores, no_batch_error, prepare_for_measurement
 from ticketry.core.score.protocol import About, Loss, described
 from ticketry.errors import ScoreError, UsageError
-from ticketry_engine.support.entry_points import BY_NAME, CHANGES, Need, callers_defaults, entry_point
+from ticketry_engine.support.entry_points import BY_NAME, CHANGES, Need, entry_point, restore_callers_defaults
 from ticketry_engine.support.process_state import default_dtype
 from ticketry_engine.support.seeds import generator
 
@@ -159,7 +159,7 @@ class _SummedOutput(nn.Module):
         self.wanted = wanted  # not arguments: torch's FLOP counter would wait for gradients of those
 
     def forward(self, *args: Any, **kwargs: Any) -> tuple[Tensor | None, ...]:
-        with callers_defaults():
+        with restore_callers_defaults():
             output = self.model(*args, **kwargs)
         total = _sum_outputs(output)
         return torch.autograd.grad(total, self.wanted, allow_unused=True) if total.requires_grad else ()

@@ -296,7 +296,7 @@ def explain_out_of_scope(group: ChannelGroup, parts: Roles, scope: Scope) -> str
 
     `parts` says which dimensions of weights compute channels and which read them.
     """
-    makers = list(dict.fromkeys(member.name for member in group.members_at(parts.outputs)))
+    makers = list(dict.fromkeys(member.name for member in group.within(parts.outputs)))
     if not makers:
         return "no weight of a layer makes them"
     outside = [name for name in makers if name not in scope]

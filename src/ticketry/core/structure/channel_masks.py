@@ -133,7 +133,7 @@ def channel_groups(
         i: group.reason or explain_out_of_scope(group, structure.roles, known)
         for i, group in enumerate(structure.groups)
     }
-    return structure.with_unprunable_groups(why).groups
+    return structure.staying(why).groups
 
 
 @entry_point()

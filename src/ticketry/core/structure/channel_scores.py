@@ -50,7 +50,7 @@ def activation_scores(
     data, run = measurement.require_data(score, inputs.batches, inputs.loss)
     inner = unwrapped(model)
     names = {id(parameter): name for name, parameter in named_parameters(inner).items()}
-    wanted = {member.name for group in groups for member in group.members_at(roles.inputs)}
+    wanted = {member.name for group in groups for member in group.within(roles.inputs)}
     readers = [
         _InputStatistics(names[id(parameter)], module, local)
         for module in inner.modules()
@@ -82,7 +82,7 @@ def activation_scores(
 def _score_channels_of_group(
     group: ChannelGroup, seen: Mapping[str, Sequence[Tensor]], roles: Roles, score: str
 ) -> Tensor:
-    read = group.members_at(roles.inputs)
+    read = group.within(roles.inputs)
     found = [value[torch.tensor(member.indices)].mean(1) for member in read for value in seen.get(member.name, ())]
     if not found:
         raise UsageError(
@@ -260,7 +260,7 @@ def _slimming_scores(scales: Mapping[str, Tensor], group: ChannelGroup, reduce: 
 
 def _find_reading_weights(group: ChannelGroup, roles: Roles) -> list[Member]:
     """Return the weights, in scope or not, of the layers that read the channels of a group."""
-    found = group.members_at(roles.inputs)
+    found = group.within(roles.inputs)
     if not found:
         raise UsageError(
             f"scores by gates need a layer that reads each channel: {group.name} has none; leave it out with"

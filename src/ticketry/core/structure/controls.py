@@ -189,7 +189,7 @@ def random_blocks(model: nn.Module, like: Mask, pattern: str | Pattern, seed: in
         blocks = None if pattern.m else pattern.blocks(shape, known[name])
         keys = torch.rand(blocks.shape if blocks else shape, dtype=torch.float64, generator=draw)
         scores[name] = blocks.expand_to_weights(keys) if blocks else keys
-    density = min(like.density, pattern.highest_density)  # N:M may exceed n / m slightly
+    density = min(like.density, pattern.densest)  # N:M may exceed n / m slightly
     return allocate(scores, density, pattern=pattern, layouts=known, collapse="keep")
 
 

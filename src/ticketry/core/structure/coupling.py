@@ -268,7 +268,7 @@ class ChannelGroup:
         """Members that are dimensions of parameters, not of buffers."""
         return tuple(member for member in self.members if not member.buffer)
 
-    def members_at(self, places: Collection[tuple[str, int]]) -> list[Member]:
+    def within(self, places: Collection[tuple[str, int]]) -> list[Member]:
         """Return the members in parameters whose (name, dimension) is among `places`, for example `Roles.outputs`."""
         return [member for member in self.parameters if (member.name, member.dim) in places]
 
@@ -330,7 +330,7 @@ class Structure:
         """Number of channels that can be removed."""
         return sum(group.size for group in self.groups if group.prunable)
 
-    def with_unprunable_groups(self, why: dict[int, str]) -> Structure:
+    def staying(self, why: dict[int, str]) -> Structure:
         """Return a copy of the structure in which some groups are marked as not prunable.
 
         Args:

@@ -57,7 +57,7 @@ class Layout:
     stacked: bool = False
     """Whether dimension 0 indexes separate matrices, such as experts, with outputs and inputs in dimensions 1 and 2."""
 
-    def weight_to_rows(self, weight: Tensor) -> Tensor:
+    def rows(self, weight: Tensor) -> Tensor:
         """Return a view of the weight as [groups, rows of a group, inputs of a group, kernel positions …].
 
         A vector becomes [1, rows], a scalar [1, 1].
@@ -76,7 +76,7 @@ class Layout:
         parted = torch.unflatten(weight, 0, (self.groups, weight.shape[0] // self.groups))
         return parted.transpose(1, 2) if self.inputs_first else parted
 
-    def rows_to_weight(self, rows: Tensor, shape: tuple[int, ...]) -> Tensor:
+    def weight(self, rows: Tensor, shape: tuple[int, ...]) -> Tensor:
         """Return the weight of the given shape from `rows` [groups, rows of a group, inputs, kernel positions …]."""
         if len(shape) < 2:
             return rows.reshape(shape)
@@ -254,7 +254,7 @@ class Blocks:
     def __init__(self, pattern: str, rows: int, whole_rows: bool, shape: tuple[int, ...], layout: Layout) -> None:
         self.pattern, self.height, self.whole_rows = pattern, rows, whole_rows
         self.weight_shape, self.layout = tuple(shape), layout
-        like = layout.weight_to_rows(torch.empty(shape, device="meta"))
+        like = layout.rows(torch.empty(shape, device="meta"))
         self._groups, self._rows = like.shape[:2]
         self._columns = tuple(like.shape[2:])
         self._high = -(-self._rows // rows)  # blocks of rows in a group
@@ -285,7 +285,7 @@ class Blocks:
         height, whole = self.height, self._whole
         if self._high == whole and not self.layout.inputs_first and weight.dim():  # the common case
             return [weight.view(self._groups, whole, height, *self._columns)]
-        rows = self.layout.weight_to_rows(weight)
+        rows = self.layout.rows(weight)
         full = torch.unflatten(rows[:, : whole * height], 1, (whole, height))
         return [full, rows[:, whole * height :].unsqueeze(1)] if self._high > whole else [full]
 
@@ -313,7 +313,7 @@ class Blocks:
             own.expand(self._groups, own.shape[1], height, *self._columns).flatten(1, 2)
             for own, height in zip(self.block_views(blocks), heights, strict=False)
         ]
-        return self.layout.rows_to_weight(torch.cat(parts, 1) if len(parts) > 1 else parts[0], self.weight_shape)
+        return self.layout.weight(torch.cat(parts, 1) if len(parts) > 1 else parts[0], self.weight_shape)
 
     def retained_blocks(self, mask: Tensor, name: str) -> Tensor:
         """Return a bool tensor in the shape `shape` that marks the blocks which a mask retains."""
@@ -343,9 +343,9 @@ def mark_best_n_of_m(
     among = torch.ones_like(scores, dtype=torch.bool) if among is None else among
     if scores.dim() < 2:
         return among.clone()
-    rows = layout.weight_to_rows(scores)
+    rows = layout.rows(scores)
     values = _split_inputs_into_runs(rows, m)
-    candidates = _split_inputs_into_runs(layout.weight_to_rows(among), m)
+    candidates = _split_inputs_into_runs(layout.rows(among), m)
     # Counting better candidates takes a tenth of the time of sorting for small m.
     chosen = []
     for place, (own, candidate) in enumerate(zip(values, candidates, strict=True)):
@@ -355,7 +355,7 @@ def mark_best_n_of_m(
                 better += (value >= own if other < place else value > own) & counts
         chosen.append(candidate & (better < n))
     found = torch.stack(chosen, 3).flatten(2, 3)[:, :, : rows.shape[2]]
-    return layout.rows_to_weight(found, tuple(scores.shape))
+    return layout.weight(found, tuple(scores.shape))
 
 
 def _split_inputs_into_runs(rows: Tensor, m: int) -> tuple[Tensor, ...]:
@@ -418,14 +418,14 @@ class MatrixView:
 
     def to_matrix(self, weight: Tensor) -> Tensor:
         """Return a weight as a matrix [rows, columns]; the matrix is a view of the weight if possible."""
-        return self.layout.weight_to_rows(weight).reshape(self.row_count, self.column_count)
+        return self.layout.rows(weight).reshape(self.row_count, self.column_count)
 
     def to_weight(self, matrix: Tensor) -> Tensor:
         """Convert a matrix [rows, columns] back to a contiguous tensor in the weight's shape."""
         if not self.layout.inputs_first:
             return matrix.reshape(self.shape)
         groups, taps = self.layout.groups, self.shape[2:]
-        return self.layout.rows_to_weight(matrix.reshape(groups, -1, self.input_count, *taps), self.shape).contiguous()
+        return self.layout.weight(matrix.reshape(groups, -1, self.input_count, *taps), self.shape).contiguous()
 
 
 def matrix_views(

@@ -213,12 +213,12 @@ class Pattern:
         return self.text == UNSTRUCTURED
 
     @property
-    def has_row_blocks(self) -> bool:
+    def blocks_of_rows(self) -> bool:
         """Whether weights are retained or removed in blocks, as for the patterns Rx1 and ``channel``."""
         return self.rows > 1 or self.whole_rows
 
     @property
-    def highest_density(self) -> float:
+    def densest(self) -> float:
         """Largest density of a mask: n / m, which a shorter last run may exceed slightly; 1 if not N:M."""
         return self.n / self.m if self.m else 1.0
 
@@ -246,19 +246,19 @@ class Pattern:
             UsageError: for an invalid density, or a density above the largest of the pattern.
         """
         if self.m and density is None and sparsity is None:
-            return self.highest_density
+            return self.densest
         found = check_density(density, sparsity)
-        if found > self.highest_density and not self.is_highest_density(found):
+        if found > self.densest and not self.is_densest(found):
             raise UsageError(
-                f"pattern {self} keeps at most {self.n} of {self.m} weights, a density of {self.highest_density:.4g},"
+                f"pattern {self} keeps at most {self.n} of {self.m} weights, a density of {self.densest:.4g},"
                 " and"
-                f" {found:g} is asked for: ask for {self.highest_density:.4g} or less"
+                f" {found:g} is asked for: ask for {self.densest:.4g} or less"
             )
         return found
 
-    def is_highest_density(self, density: float) -> bool:
+    def is_densest(self, density: float) -> bool:
         """Return whether this is an N:M pattern and `density` is n / m, up to rounding (0.333333)."""
-        return bool(self.m) and math.isclose(density, self.highest_density, rel_tol=1e-5)
+        return bool(self.m) and math.isclose(density, self.densest, rel_tol=1e-5)
 
     def blocks(self, shape: tuple[int, ...], layout: Layout | None = None) -> Blocks:
         """Return the division of a weight into blocks.

@@ -63,7 +63,7 @@ def score_for_refill(choice: ChannelChoice, mask: Mask, score: str | Score, inpu
     found = []
     for group in choice.groups:
         by_layer = []
-        for member in group.members_at(choice.roles.outputs):
+        for member in group.within(choice.roles.outputs):
             total = layers[member.name, member.dim][torch.from_numpy(member.array)].sum(1)
             by_layer.append(total.sqrt() if plain == "l2" else total)
         if len(by_layer) > 1 and plain not in ADDITIVE_SCORES:  # the unit of the score differs between layers
@@ -83,7 +83,7 @@ def _score_indices_in_layers(
 
     For the score ``l2`` the sum is that of squares.
     """
-    wanted = {(m.name, m.dim): m for group in choice.groups for m in group.members_at(choice.roles.outputs)}
+    wanted = {(m.name, m.dim): m for group in choice.groups for m in group.within(choice.roles.outputs)}
     if score == "remaining":
         return {
             place: _count_retained_by_index(mask, member, choice.shapes).double() for place, member in wanted.items()
@@ -226,9 +226,7 @@ def refill(
     )
     _check_structure_fits_model(known, named_shapes(model))
     stays = _find_protected_groups(known, coupled, _find_spared_parameters(model, spare, unseen, first, output))
-    choice = ChannelChoice(
-        model, known.with_unprunable_groups(stays), _scope_with_end_layers(model, named, first, output)
-    )
+    choice = ChannelChoice(model, known.staying(stays), _scope_with_end_layers(model, named, first, output))
     paid = [_count_affordable_channels(group, choice.roles, named, choice.shapes) for group in choice.groups]
 
     def count_filled_channels(share: float) -> list[int]:
@@ -323,13 +321,13 @@ def _count_affordable_channels(
 ) -> int:
     """Return how many channels of a group have together as many weights as the mask retains, at least one."""
     kept = total = 0
-    for member in group.members_at(parts.outputs):
+    for member in group.within(parts.outputs):
         shape = shapes[member.name]
         each = math.prod(shape) // shape[member.dim] * len(member.indices[0])
         total += each * group.size
         kept += int(_count_retained_by_index(mask, member, shapes)[torch.from_numpy(member.array)].sum())
     if not kept:
-        layers = ", ".join(repr(member.name) for member in group.members_at(parts.outputs))
+        layers = ", ".join(repr(member.name) for member in group.within(parts.outputs))
         raise LayerCollapseError(
             f"the mask keeps nothing of {layers}: none of the {group.size} channels of {group.name} would be filled"
             f" (layer collapse); choose a mask of higher density, or leave them whole with spare={group.name!r}"

@@ -162,7 +162,7 @@ class _Trial:
     def find_removable_groups(self) -> Structure:
         """Test all prunable groups in evaluation mode; return the structure with failing groups marked not prunable."""
         self._test_groups([*self.half_channels])
-        return self.structure.with_unprunable_groups(self.not_removable)
+        return self.structure.staying(self.not_removable)
 
     def confirm_in_training_mode(self) -> Structure:
         """Test the prunable groups in training mode; return the structure with failing groups marked not prunable."""
@@ -171,7 +171,7 @@ class _Trial:
             settled, self.removable, self.training = self.removable, [], True
             self._test_groups(settled)
         self._leave_unrelated_attributes_unchanged()
-        return self.structure.with_unprunable_groups(self.not_removable)
+        return self.structure.staying(self.not_removable)
 
     def _leave_unrelated_attributes_unchanged(self) -> None:
         """Find module attributes that need not be changed when channels are removed, and leave them unchanged.

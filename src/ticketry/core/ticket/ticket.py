@@ -18,7 +18,7 @@ from ticketry.core.ticket import folder as files
 from ticketry.core.ticket import hub, state_dicts
 from ticketry.core.ticket.folder import any_sharded, to_json_values, write_folder_from_all_ranks
 from ticketry.errors import MaskError, TicketError, UsageError
-from ticketry_engine.support.entry_points import Need, entry_point, writing_to
+from ticketry_engine.support.entry_points import Need, allow_in_place_write, entry_point
 
 
 class Ticket:
@@ -142,7 +142,7 @@ class Ticket:
         filled = state_dicts.match_state_to_model(model, state)
         first = next(iter(model.state_dict().values()))
         try:
-            with writing_to(first):
+            with allow_in_place_write(first):
                 state_dicts.load_state(model, filled)
         except RuntimeError as error:
             raise TicketError(f"the ticket does not fit the model: {error}") from None

@@ -217,11 +217,11 @@ class Work:
     steps: int = 0
     trainings: int = 0
 
-    def minus(self, other: Work) -> Work:
+    def subtract(self, other: Work) -> Work:
         """Return the work minus the steps and trainings of `other`; negative numbers become 0."""
         return Work(max(self.steps - other.steps, 0), max(self.trainings - other.trainings, 0))
 
-    def times(self, count: int) -> Work:
+    def multiply_by(self, count: int) -> Work:
         """Return the steps and trainings multiplied by `count`."""
         return Work(count * self.steps, count * self.trainings)
 
@@ -271,7 +271,7 @@ class TimeEstimator:
             trained: work of the trainings that were not in the store.
             shared: work of the dense networks, which `dense_work` returned before the block began.
         """
-        own, seconds = trained.minus(shared), seconds - self._estimate_work(block, shared, dense=True)
+        own, seconds = trained.subtract(shared), seconds - self._estimate_work(block, shared, dense=True)
         if own.trainings and own.steps and seconds > 0:
             self._seen[block.run] = Pace(seconds / own.steps)
 
@@ -283,7 +283,7 @@ class TimeEstimator:
         """
         known = set[str]() if counted is None else counted
         every = planned_work(self._lab, block.search_request(self._campaign), self._campaign.stability.get(block.run))
-        left = every.times(block.last - block.first).minus(self._stored_work(block))
+        left = every.multiply_by(block.last - block.first).subtract(self._stored_work(block))
         return self._estimate_work(block, left) + self._estimate_work(block, self.dense_work(block, known), dense=True)
 
     def _stored_work(self, block: Block) -> Work:
@@ -325,12 +325,14 @@ class TimeEstimator:
             return 0.0
         if not dense and (seen := self._seen.get(block.run)):
             return seen.seconds(work)  # as many side by side as then
-        return self._dense_pace(block.run).seconds(work) / self._count_parallel_trainings(block.last - block.first)
+        return self._measure_dense_pace(block.run).seconds(work) / self._count_parallel_trainings(
+            block.last - block.first
+        )
 
     def _count_parallel_trainings(self, replicates: int) -> int:
         return min(max(self._lab.workers, 1), replicates)
 
-    def _dense_pace(self, run: str) -> Pace:
+    def _measure_dense_pace(self, run: str) -> Pace:
         """Return the time per step of a run's dense networks; the first call measures it."""
         whole = self._dense_segments(run, range(self._count_parallel_trainings(self._campaign.plans[run].at[0])))
         if (key := whole[0].key) not in self._pace:
@@ -361,7 +363,7 @@ def measure_pace(lab: Lab, whole: Sequence[Segment]) -> Pace:
         store = open_store(Path(folder))
 
         def time_training_to(step: int) -> tuple[float, float]:
-            done = lab.train_in_other_store([one.shortened_to(step) for one in whole], store.address, measure=False)
+            done = lab.train_aside([one.shortened_to(step) for one in whole], store.address, measure=False)
             return fmean(one.train_seconds for one in done), fmean(one.other_seconds for one in done)
 
         last = whole[0].last
@@ -382,12 +384,12 @@ def planned_work(lab: Lab, request: SearchRequest, stability: StabilitySettings 
     planned, tickets = request.plan or [Training(level=1)], request.tickets or [Training(level=1)]
     found = Work(sum(one.steps(whole) for one in planned), len(planned))
     for ticket in tickets:
-        found += Work(ticket.control_steps(whole), 1).times(request.count_controls(ticket))
+        found += Work(ticket.control_steps(whole), 1).multiply_by(request.count_controls(ticket))
     if stability is not None:
         # Other masks are trained in both orders, unless one of them is a control anyway.
         others = sum(2 - (role in request.controls) for role in stability.analysed_roles if role)
         again = Work(tickets[-1].control_steps(whole), 1)
-        found += again.times((len(stability.at) or len(tickets)) * (1 + others) + stability.dense)
+        found += again.multiply_by((len(stability.at) or len(tickets)) * (1 + others) + stability.dense)
     return found
 
 
@@ -420,7 +422,7 @@ def stored_work(lab: Lab, request: SearchRequest) -> Work:
                     with contextlib.suppress(NotStoredError):
                         train_any_control(lab, request.task, control, found, seeds, label=control)
 
-        with lab.forbid_training(), lab.send_events_to(note_stored_training), contextlib.suppress(NotStoredError):
+        with lab.training_nothing(), lab.listening(note_stored_training), contextlib.suppress(NotStoredError):
             request.method(
                 *(lab, request.task, request.settings),
                 recipe=request.recipe,

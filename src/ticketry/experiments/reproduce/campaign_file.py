@@ -59,7 +59,7 @@ class Campaign:
 
     def with_arithmetic(self, lab: Lab, run: str) -> AbstractContextManager[None]:
         """Return a context manager in which `lab` trains with the kernels and precision of `run`."""
-        return lab.use_kernels(self.kernels[run], self.precisions[run])
+        return lab.training_in(self.kernels[run], self.precisions[run])
 
 
 def built_in_campaigns() -> dict[str, Path]:
@@ -162,7 +162,7 @@ class _CampaignReader:
                 replicates=1,
                 controls=controls,
                 control_densities=[self._resolve_density(one) or 0.0 for one in beside] if controls else (),
-                seeds=Seeds.from_seed(_SEED).replicate(base.after),
+                seeds=Seeds.of(_SEED).replicate(base.after),
                 recipe=recipe,
             )
 

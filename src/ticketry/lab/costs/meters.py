@@ -37,7 +37,7 @@ from ticketry.core.mask import Mask
 from ticketry.core.score import Loss
 from ticketry.core.ticket.state_dicts import load_state
 from ticketry.errors import MissingExtraError, UsageError
-from ticketry_engine.support.entry_points import Need, as_normal_tensors, callers_defaults, entry_point
+from ticketry_engine.support.entry_points import Need, copy_inference_tensors, entry_point, restore_callers_defaults
 from ticketry_engine.support.process_state import private_random_state
 
 __all__ = [
@@ -97,7 +97,7 @@ class FlopsByWeight:
     products: Mapping[tuple[str, ...], float]
     """FLOPs of products, forward and backward, by the names of the parameters in the product; mostly one name."""
 
-    def remaining_flops(self, removed: Mapping[str, float]) -> float:
+    def left(self, removed: Mapping[str, float]) -> float:
         """Return the FLOPs of the network, without the products with removed weights.
 
         Args:
@@ -131,9 +131,9 @@ def step_flops(model: nn.Module, forward: Callable[[], Tensor], mask: Mask | Non
         96
     """
     parameters = mask.parameters(model) if mask is not None else {}
-    with callers_defaults():
+    with restore_callers_defaults():
         found = flops_by_weight(parameters, forward)
-    return StepFlops(found.dense, found.remaining_flops(removed_shares(mask) if mask is not None else {}))
+    return StepFlops(found.dense, found.left(removed_shares(mask) if mask is not None else {}))
 
 
 def removed_shares(mask: Mask) -> dict[str, float]:
@@ -144,7 +144,7 @@ def removed_shares(mask: Mask) -> dict[str, float]:
 def flops_by_weight(parameters: Mapping[str, nn.Parameter], forward: Callable[[], Tensor]) -> FlopsByWeight:
     """Count the FLOPs of a forward and a backward pass, in total and for the products with each parameter.
 
-    From the result, `FlopsByWeight.remaining_flops` computes the FLOPs of the network with any mask.
+    From the result, `FlopsByWeight.left` computes the FLOPs of the network with any mask.
 
     Args:
         parameters: parameters that may be masked, by name.
@@ -442,8 +442,8 @@ def measure_step(
         optimizer.step()
 
     device = first.device
-    batch = as_normal_tensors(batch)
-    with _restore_afterwards(model, optimizer, device), callers_defaults():
+    batch = copy_inference_tensors(batch)
+    with _restore_afterwards(model, optimizer, device), restore_callers_defaults():
         optimizer.zero_grad(set_to_none=True)
         flops = step_flops(model, lambda: loss(model, batch), mask)
         train_one_step()  # creates the optimiser's state

@@ -66,7 +66,7 @@ def step_flops(lab: Lab, segment: Segment) -> tuple[float, float]:
         removed = lab.store.load_or_compute(
             "removed", mask, lambda: {"shares": removed_shares(lab.store.get_mask(mask))}
         )
-        left = by_weight.remaining_flops(removed["shares"])
+        left = by_weight.left(removed["shares"])
     return scale * by_weight.dense, scale * left
 
 

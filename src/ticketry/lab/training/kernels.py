@@ -169,7 +169,7 @@ def compute_mac_shares(model: nn.Module, mask: Mask, inputs: Any, precision: str
     if not found.dense:
         return dict.fromkeys(("left_out", "inside", "by_sixteen"), 0.0)
     removed = {"left_out": gone, "inside": inside, "by_sixteen": sets}
-    return {name: round(1 - found.remaining_flops(one) / found.dense, 6) for name, one in removed.items()}
+    return {name: round(1 - found.left(one) / found.dense, 6) for name, one in removed.items()}
 
 
 def prepare_sparse_kernels(model: nn.Module, mask: Mask | None, inputs: Any, arithmetic: Arithmetic) -> SparseTraining:

@@ -100,7 +100,7 @@ class Penalty(Variant):
 
     def __post_init__(self) -> None:
         pattern = Pattern.parse(self.pattern).require_blocks("groups of a penalty")
-        check_penalty(self.kind, blocks=pattern.has_row_blocks)
+        check_penalty(self.kind, blocks=pattern.blocks_of_rows)
         object.__setattr__(self, "strength", float(self.strength))  # 1 and 1.0 have one key
         if not 0 <= self.strength <= 1e6:
             raise UsageError(f"the strength of a penalty is a number from 0 to 1e6, not {self.strength}")

@@ -31,7 +31,7 @@ _KEY = 10
 """Number of letters shown of the key that identifies a training."""
 
 
-def network_cells(results: Results, point: Point, test: Style, validation: Style) -> list[str]:
+def network_table_cells(results: Results, point: Point, test: Style, validation: Style) -> list[str]:
     """Return the cells of a network's row in the table of networks; `test` and `validation` format the metric."""
     metric = results.run.task.metric.name
     return [
@@ -50,7 +50,7 @@ def network_cells(results: Results, point: Point, test: Style, validation: Style
 def network_table_columns(results: Results) -> dict[str, object]:
     """Return a run's table of networks column by column, for the page's script; columns compress better than rows."""
     styles = Style.for_results(results), Style.for_results(results, "validation")
-    rows = [network_cells(results, point, *styles) for point in results.run.points]
+    rows = [network_table_cells(results, point, *styles) for point in results.run.points]
     cleaned = ([printable(cell).replace("\n", " ") for cell in row] for row in rows)
     return {
         "heads": list(NETWORK_COLUMNS),

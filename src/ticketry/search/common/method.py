@@ -228,7 +228,7 @@ class Method(Generic[S]):
         return ticket_trainings(self.plan(settings)) if self.plan else []
 
     @classmethod
-    def from_module(cls, name: str, found: object) -> Method[Any]:
+    def of(cls, name: str, found: object) -> Method[Any]:
         """Return the method that a module or class with a docstring, `Settings` and `search` defines.
 
         The first line of the docstring is the title, the rest the description. `plan` and `ABOUT` are optional. `found`
@@ -308,7 +308,7 @@ class Method(Generic[S]):
 
         def search_replicate(number: int) -> list[Found]:
             found = []
-            with lab.prefix_labels(f"replicate {number} "):
+            with lab.telling(f"replicate {number} "):
                 networks = self.search(lab, tasks[number], recipe or task.recipe, settings, first.replicate(number))
                 for item in _yield_until_error(check_networks(self.name, networks), number, ended):
                     found.append(item)

@@ -135,7 +135,7 @@ class Gating(Variant):
             raise UsageError(f"gates: they are steered to a density above 0 and below 1, not {self.density}")
         if self.structured and (self.reset is not None or self.density is not None):
             raise UsageError("gates on channels have no further rounds (reset), and are steered to no density")
-        if Pattern.parse(self.pattern).require_blocks("gates").has_row_blocks and self.structured:
+        if Pattern.parse(self.pattern).require_blocks("gates").blocks_of_rows and self.structured:
             raise UsageError(f"gates are on coupled channels (structured) or on blocks (pattern {self.pattern})")
         if self.prices and (self.structured or len(self.prices) != len(self.scope)):
             raise UsageError("gates: prices are of single weights or blocks, one curve for each parameter in scope")
@@ -615,6 +615,4 @@ def mask_within_budget(
 
 
 def _make_gate_charges(replicate: Replicate, settings: PruningSettings, scope: Scope) -> Charges:
-    return Charges.from_prices(
-        load_weight_prices(replicate.lab, replicate.task, scope, settings.budget_cache_key), scope.sizes
-    )
+    return Charges.by(load_weight_prices(replicate.lab, replicate.task, scope, settings.budget_cache_key), scope.sizes)

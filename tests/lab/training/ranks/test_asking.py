@@ -80,9 +80,9 @@ def test_variants_that_one_process_trains(two):
 
 
 def test_sparse_kernels_are_of_one_process(two):
-    with two.use_kernels("sparse"), pytest.raises(UsageError, match="sparse kernels train in one process"):
+    with two.training_in("sparse"), pytest.raises(UsageError, match="sparse kernels train in one process"):
         two.segment(task_of(), start=0)
-    with two.use_kernels("auto"):
+    with two.training_in("auto"):
         assert two.segment(task_of(), start=0).arithmetic.kernels == "dense"
 
 
