@@ -132,7 +132,10 @@ def why_no_tables(shape: Sequence[int], *, groups: int, padding: Sequence[int], 
 def _input_indices_of_columns(
     columns: Indices, kernel: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
 ) -> Table:
-    """Return the entries of `GroupTables.places` for `columns`, each an index into [C, kh, kw], or -1 for padding."""
+    """Return, for each weight column, which input element it multiplies, as stored in `GroupTables.places`.
+
+    `columns` are indices into [C, kh, kw], -1 for padding, which stays -1.
+    """
     area = kernel[0] * kernel[1]
     channel, tap = columns // area, columns % area
     if not has_taps(kernel, padding):

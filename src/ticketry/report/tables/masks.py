@@ -61,7 +61,7 @@ def mean_retained_share(layer: FirstLayer) -> float:
 
 
 def retained_shares(layer: FirstLayer) -> numpy.ndarray:
-    """Return what a mask retains: for filters 0 or 1 per weight, for inputs a share per (channel, row, column)."""
+    """Return which weights of the filters a mask retains (0 or 1), or the retained share of each input element."""
     if layer.kind == "filters":
         return unpack_bits(layer.data, layer.shape).astype(float)
     return numpy.frombuffer(layer.data, dtype=numpy.uint8).reshape(layer.shape) / 255.0

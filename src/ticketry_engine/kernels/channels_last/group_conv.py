@@ -480,7 +480,7 @@ def count_accumulators(vectors: int, tile: Tile, target: Target) -> int:
 
 
 def estimate_cycles(work: ConvWork, vectors: int, tile: Tile, target: Target) -> float:
-    """Estimate the cycles to compute one block of `vectors` vectors of rows for one image."""
+    """Estimate the processor cycles to compute a block of `vectors` vectors of weight rows for one image."""
     plane, values = work.plane, vectors * tile.pixels
     columns = work.columns * plane.count_taps(tile) / plane.taps
     beside = _TILE + _RUN * plane.runs_per_tile(tile) + _VALUE * values
@@ -488,7 +488,7 @@ def estimate_cycles(work: ConvWork, vectors: int, tile: Tile, target: Target) ->
 
 
 def estimate_column_cycles(work: ConvWork, vectors: int, tile: Tile, target: Target) -> float:
-    """Estimate the cycles of a column in a tile: the maximum over multipliers, loads, latency and caches."""
+    """Estimate the processor cycles for one weight column and one tile: the slowest of multiplying, loading and caches."""
     plane = work.plane
     waiting = _LATENCY / count_accumulators(vectors, tile, target)
     multiplied = vectors * tile.pixels / _MULTIPLIERS

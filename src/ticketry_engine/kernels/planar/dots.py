@@ -44,9 +44,10 @@ def can_use_dots(x: Geometry, y: Geometry, target: Target) -> bool:
 
 
 def estimate_cycles(columns: int, kinds: dict[int, list[list[Array]]], kept: Array, target: Target) -> float:
-    """Estimate the cycles that the kernels `Collect` and `Dots` take for a layer.
+    """Estimate the processor cycles that the kernels `Collect` and `Dots` take for a layer.
 
-    `kinds` are sets of rows with equal columns, a result of `conv.find_equal_rows`.
+    `columns` is the number of its inputs; `kinds` are the sets of rows with equal columns from `conv.find_equal_rows`;
+    `kept` [rows, columns] is True for retained weights.
     """
     total = 2.0 * columns
     for rows, groups in kinds.items():

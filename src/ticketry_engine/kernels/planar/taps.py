@@ -400,7 +400,7 @@ _SECOND = 1 << 20
 def estimate_cycles(
     tiles: Sequence[MaskedTiles], kept: Array, plane: int, planes: int, stride: int, target: Target
 ) -> float:
-    """Estimate the kernel's cycles for arithmetic, overhead per tile and row, and repeated reads of planes.
+    """Estimate the processor cycles of the kernel: arithmetic, overhead per tile and row, and repeated reads of inputs.
 
     `kept` [rows, inputs of a conv group, taps] is True for retained weights; x has `planes` planes of `plane` bytes.
     """

@@ -75,12 +75,12 @@ class ByChannel(EmittedKernel):
         return self.sums + self.near
 
     def write_vector(self, e: Emitter, at: Sequence[Any], numbers: Sequence[Any], there: Any) -> list[Any]:
-        """Emit the processing of one vector, and return what to add to each sum.
+        """Emit code that reads, computes and writes one vector of numbers; return the terms to add to the channel's sums.
 
         Args:
-            at: for each value, a pointer to the vector.
-            numbers: vectors, each with one number of the channel in all lanes. If `near`, the shift comes first.
-            there: mask of the lanes whose images exist; None if all images exist.
+            at: for each input and output, a pointer to the vector.
+            numbers: the constants of the channel, each repeated in all lanes. If `near`, the first is the shift.
+            there: mask of the lanes that belong to images of the batch; None if all lanes do.
         """
         raise NotImplementedError
 
