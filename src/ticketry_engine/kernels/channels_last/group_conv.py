@@ -488,7 +488,7 @@ def estimate_cycles(work: ConvWork, vectors: int, tile: Tile, target: Target) ->
 
 
 def estimate_column_cycles(work: ConvWork, vectors: int, tile: Tile, target: Target) -> float:
-    """Estimate the processor cycles for one weight column and one tile: the slowest of multiplying, loading and caches."""
+    """Estimate the cycles for one weight column and one tile: the slowest of multiplying, loading and caches."""
     plane = work.plane
     waiting = _LATENCY / count_accumulators(vectors, tile, target)
     multiplied = vectors * tile.pixels / _MULTIPLIERS

@@ -75,7 +75,7 @@ class ByChannel(EmittedKernel):
         return self.sums + self.near
 
     def write_vector(self, e: Emitter, at: Sequence[Any], numbers: Sequence[Any], there: Any) -> list[Any]:
-        """Emit code that reads, computes and writes one vector of numbers; return the terms to add to the channel's sums.
+        """Emit code that reads, computes and writes one vector; return the terms to add to the channel's sums.
 
         Args:
             at: for each input and output, a pointer to the vector.
