@@ -122,7 +122,7 @@ def results(store: Path, draw: random.Random) -> Callable[[], object]:
         opened = Store(store)
         for kind in ("masks", "removed"):
             for file in store.glob(f"memo/{kind}/*/*.json"):
-                opened.memo(kind, file.stem)
+                opened.load_memo(kind, file.stem)
         check(opened, more=list(find_damaged_files(opened)))
         collect_garbage(opened, dry_run=True, grace_seconds=0)
         opened.load_valid_result(KEY, 5)

@@ -92,7 +92,7 @@ def equal_bits():
 def stored_segments(lab: tk.Lab, task: tk.Task, *keys: str) -> list[Segment]:
     """The segments of these keys that were trained, as if all were of this task: some controls are other networks."""
     parts = [key.partition("@") for key in keys]
-    found = [lab.store.result(trajectory, int(last)) for trajectory, _, last in parts]
+    found = [lab.store.load_result(trajectory, int(last)) for trajectory, _, last in parts]
     told = [{name: value for name, value in one["segment"].items() if name != "blobs"} for one in found if one]
     return [Segment.from_description({**one, "task": dict(task.key())}, task) for one in told]
 

@@ -373,7 +373,7 @@ def test_a_budget_is_spent_on_branches_without_importance() -> None:
     sizes = {"stem.weight": 432, "branch.0.weight": 2304}
     curve = {"weights": Curve((0.0, 1.0), (0.0, 1.0))}
     costs = CostModel("seconds", {name: LayerCost(size, 1.0, curve) for name, size in sizes.items()}, 0.0)
-    mask = LayerChoice(values, costs, only="weights").within(1.5).mask
+    mask = LayerChoice(values, costs, only="weights").choose_within(1.5).mask
     assert costs.estimate(mask).value == pytest.approx(1.5, rel=0.01)
     assert float(mask["branch.0.weight"].float().mean()) == pytest.approx(0.5, abs=0.02)
 

@@ -219,8 +219,8 @@ def test_a_campaign_looks_for_what_its_lab_writes(tmp_path: Path, precision: Any
     options = LabOptions(store=tmp_path / "store", workers=0, device="cpu", **chosen)
     read = read_campaign(file, "demo")
     asked = replace(read, precisions=dict.fromkeys(read.runs, precision), together=options.lab_arguments)
-    request = Block("whole", 0, 0, 2).request(asked)
+    request = Block("whole", 0, 0, 2).search_request(asked)
     with open_lab(options, request.task) as lab, asked.with_arithmetic(lab, "whole"):
         assert replace(request, arithmetic={}).for_lab(lab).name == request.name
-    usual = Block("whole", 0, 0, 2).request(read)
+    usual = Block("whole", 0, 0, 2).search_request(read)
     assert (request.name == usual.name) == (not chosen and precision == "fp32")

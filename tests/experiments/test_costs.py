@@ -221,7 +221,7 @@ def test_dynamic(lab: Lab) -> None:
 @pytest.mark.parametrize(("control", "own"), [("shuffled", True), ("random_reinit", False)])
 def test_controls_of_a_mask_that_moved_hold_one_from_the_first_step(lab: Lab, control: str, own: bool) -> None:
     row = made(lab, "dynamic", frequency="10it", end="75%", controls=(control,))[1, control]
-    segment = lab.store.result(*key_of(row))["segment"]
+    segment = lab.store.load_result(*key_of(row))["segment"]
     assert (segment["first"], segment["last"], segment["start"]["optimizer"]) == (0, TOTAL, None)
     begun = lab.store.get_tensors(segment["start"]["state"])
     fresh = lab.state(lab.train(lab.segment(TASK, start=0, last=0), measure=False))
@@ -238,7 +238,7 @@ def test_acdc(lab: Lab) -> None:
             assert (point["steps"], point["budget"]) == (10, TOTAL)
     saved = tk.Ticket.load(rows[2, "ticket"]["ticket"])
     assert (saved.info["rewind_step"], saved.info["search_steps"]) == (30, TOTAL)
-    start = lab.store.get_tensors(lab.store.result(*key_of(rows[2, "shuffled"]))["segment"]["start"]["state"])
+    start = lab.store.get_tensors(lab.store.load_result(*key_of(rows[2, "shuffled"]))["segment"]["start"]["state"])
     nonzero = sum(int((start[name] != 0).sum()) for name in saved.mask)
     assert nonzero > 0.5 * saved.mask.total, "controls go on from a network whose weights are all trained"
     row = rows[1, "ticket"]

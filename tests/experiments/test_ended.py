@@ -156,7 +156,7 @@ def test_a_campaign_does_not_take_it_for_done(tmp_path: Path, monkeypatch: pytes
         tk.run(broken(LayerCollapseError("empty"), 2), controls=[], store=tmp_path, workers=0, **OPTIONS)
     record = stored(tmp_path)
     request = SimpleNamespace(with_stored_name=lambda paths: record)
-    block = SimpleNamespace(request=lambda campaign: request, first=0, last=record.replicates)
+    block = SimpleNamespace(search_request=lambda campaign: request, first=0, last=record.replicates)
     campaign: Any = SimpleNamespace(
         plans={"run": None},
         precisions={"run": record.environment["precision"]},

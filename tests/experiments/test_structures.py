@@ -143,7 +143,7 @@ def test_rows_tell_the_structure(tmp_path: Path) -> None:
             ticket, before = tk.Ticket.load(row["ticket"]), tk.Ticket.load(other["ticket"])
             trajectory, _, last = (points[0] if row["level"] == 1 else unstructured[0])["key"].partition("@")
             model = TASK.build()
-            model.load_state_dict(lab.store.get_tensors(lab.store.result(trajectory, int(last))["model"]))  # type: ignore[index]
+            model.load_state_dict(lab.store.get_tensors(lab.store.load_result(trajectory, int(last))["model"]))  # type: ignore[index]
             fits = coverage(model, before.mask, ticket.mask)
             assert [layer["name"] for layer in told["layers"]] == [*fits, "all layers"]
             assert told["layers"][:-1] == [fit.as_json() for fit in fits.values()]

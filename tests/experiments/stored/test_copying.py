@@ -45,7 +45,7 @@ def test_there_and_back_by_a_shared_store(origin: str, tmp_path: Path) -> None:
     assert copy_store(shared, back).files == 4
     told = read_with_digest(Path(back) / "runs" / "a-run" / "run.json")
     assert told == {"store": back, "ticket": f"{back}/runs/a-run/tickets/level-01"}
-    digest = (open_store(back).result(KEY, 3) or {})["model"]
+    digest = (open_store(back).load_result(KEY, 3) or {})["model"]
     assert open_store(back).get_bytes(digest) == b"weights"
     seen = open_existing_store(shared)
     assert seen is not None

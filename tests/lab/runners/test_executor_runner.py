@@ -150,7 +150,7 @@ def test_a_worker_that_would_give_other_bits_is_an_error(away, digits, what, val
 
     def submit_for_another_driver(request: str, needs: Needs) -> Future[str]:
         read = Request.parse(request)
-        return submit(replace(read, made_with={**read.made_with, what: value}).text(), needs)
+        return submit(replace(read, made_with={**read.made_with, what: value}).to_json(), needs)
 
     pool.submit = submit_for_another_driver
     with pytest.raises(RunnerError) as caught:
@@ -179,7 +179,7 @@ def test_requests(away, digits, tmp_path, monkeypatch):
     assert request.spec.name == "digits"
     assert request.environment["TICKETRY_OFFLINE"] == "1"
     assert "TICKETRY_CACHE" not in request.environment
-    found = json.loads(worker.execute(replace(request, store=str(tmp_path / "elsewhere")).text()))
+    found = json.loads(worker.execute(replace(request, store=str(tmp_path / "elsewhere")).to_json()))
     assert found["kind"] == "failed"
     assert "does not see the store" in found["args"][0]
     assert not (tmp_path / "elsewhere").exists()

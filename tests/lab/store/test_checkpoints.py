@@ -50,12 +50,12 @@ def soon_none(store: Store) -> bool:
 
 def test_a_state_in_parts_is_gone_on_with_elsewhere(machine: Machine) -> None:
     one = machine("one")
-    with one.lock(KEY):
+    with one.lock_trajectory(KEY):
         for step in (2, 4, 6):
             last = content(written(one, step))
     assert len(objects(one)) == 3, "two files and their list, of the newest state alone"
     two = machine("two")
-    with two.lock(KEY):
+    with two.lock_trajectory(KEY):
         assert two.stored_steps(KEY) == []
         assert two.last_stored_step(KEY, 100) == 6
         assert two.newest_checkpoint(KEY, 100) is None
@@ -67,7 +67,7 @@ def test_a_state_in_parts_is_gone_on_with_elsewhere(machine: Machine) -> None:
         two.drop_checkpoints(KEY, 8)
     assert soon_none(two)
     three = machine("three")
-    with three.lock(KEY):
+    with three.lock_trajectory(KEY):
         three.newest_checkpoint(KEY, 100)
         assert checkpoints.find_newest_shard_folder(three.paths, KEY, 100) is None
     for store in (one, two, three):
@@ -79,7 +79,7 @@ def test_a_damaged_state_is_none(
     what: str, machine: Machine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     one = machine("one")
-    with one.lock(KEY):
+    with one.lock_trajectory(KEY):
         written(one, 6)
     names = objects(one)
     (listed,) = [name for name in names if name.endswith(checkpoints.SHARD_LIST)]
@@ -98,7 +98,7 @@ def test_a_damaged_state_is_none(
     if what == "forged":  # with a digest that is right
         folder = listed.rpartition("/")[0]
         remote.put(f"{folder[:-70]}{hashlib.sha256(forged).hexdigest()}.parts/{checkpoints.SHARD_LIST}", forged)
-    with two.lock(KEY):
+    with two.lock_trajectory(KEY):
         assert two.newest_checkpoint(KEY, 100) is None
         assert checkpoints.find_newest_shard_folder(two.paths, KEY, 100) is None
     assert ("is damaged: it is ignored" in caplog.text) == (what in ("list", "forged"))
@@ -107,7 +107,7 @@ def test_a_damaged_state_is_none(
 
 def test_states_that_nobody_names_are_collected(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     one = machine("one")
-    with one.lock(KEY):
+    with one.lock_trajectory(KEY):
         written(one, 6)
     orphan = f"partial/{KEY}-4-{'cd' * 32}.parts/part-0.safetensors"
     one.mirror.remote.create_if_absent(orphan, b"of a worker that was killed")
@@ -132,7 +132,7 @@ def test_a_state_that_is_replaced_while_it_is_uploaded_is_whole(
             checkpoints.delete_shard_folders(one.paths, KEY, 6)
         return create(self, name, data)
 
-    with one.lock(KEY):
+    with one.lock_trajectory(KEY):
         folder = made(one, 6)
         expected = content(folder)
         monkeypatch.setattr(type(one.mirror.remote), "create_if_absent", late)
@@ -140,7 +140,7 @@ def test_a_state_that_is_replaced_while_it_is_uploaded_is_whole(
     assert dropped
     assert not folder.exists()
     two = machine("two")
-    with two.lock(KEY):
+    with two.lock_trajectory(KEY):
         two.newest_checkpoint(KEY, 100)
         found = checkpoints.find_newest_shard_folder(two.paths, KEY, 100)
     assert found is not None
@@ -159,7 +159,7 @@ def test_a_state_that_is_dropped_on_its_way_is_not_left(machine: Machine, monkey
             dropped.set()
         return created
 
-    with one.lock(KEY):
+    with one.lock_trajectory(KEY):
         folder = made(one, 6)
         monkeypatch.setattr(type(one.mirror.remote), "create_if_absent", and_dropped)
         one.upload_checkpoint(KEY, 6, folder)

@@ -228,7 +228,7 @@ def test_nothing_is_collected_while_something_is_trained(lab, searched, by):
     needed, paths = unneeded(lab)[0], lab.store.paths
     age(paths.root, 100 * GRACE_SECONDS)
     under_way = {
-        "a lab's training": lambda: lab.store.lock(searched[0].segment.trajectory),
+        "a lab's training": lambda: lab.store.lock_trajectory(searched[0].segment.trajectory),
         "a command": lambda: mark_running(paths.live),
         "a run": lambda: mark_running(paths.run("imp-x")),
     }

@@ -30,12 +30,12 @@ def test_what_one_machine_stores_another_finds(machine: Machine) -> None:
     two = machine("two")
     assert two.address == one.address
     assert two.paths.root != one.paths.root
-    found = two.result(KEY, 3)
+    found = two.load_result(KEY, 3)
     assert found is not None
     assert torch.equal(two.get_tensors(str(found["model"]))["w"], torch.arange(5.0))
-    assert two.memo("masks", KEY) == {"mask": digest}
-    assert two.result(KEY, 4) is None
-    assert two.memo("masks", "cd" * 32) is None
+    assert two.load_memo("masks", KEY) == {"mask": digest}
+    assert two.load_result(KEY, 4) is None
+    assert two.load_memo("masks", "cd" * 32) is None
     assert not two.has("cd" * 32)
 
 
@@ -43,20 +43,20 @@ def test_the_first_result_stays_but_metrics_are_added(machine: Machine) -> None:
     one, two = machine("one"), machine("two")
     one.put_result(KEY, 3, record(metrics=None, who="one"))
     two.put_result(KEY, 3, record(metrics=None, who="two"))
-    assert machine("three").result(KEY, 3)["who"] == "one"
+    assert machine("three").load_result(KEY, 3)["who"] == "one"
     one.put_result(KEY, 3, record(metrics={"accuracy": 1}, who="one"))
-    assert two.result(KEY, 3)["metrics"] == {"accuracy": 1}
-    assert machine("three").result(KEY, 3)["metrics"] == {"accuracy": 1}
+    assert two.load_result(KEY, 3)["metrics"] == {"accuracy": 1}
+    assert machine("three").load_result(KEY, 3)["metrics"] == {"accuracy": 1}
 
 
 def test_a_state_inside_a_segment_is_gone_on_with_elsewhere(machine: Machine) -> None:
     one = machine("one")
-    with one.lock(KEY):
+    with one.lock_trajectory(KEY):
         for step in (2, 4, 6):
             one.put_checkpoint(KEY, step, {"w": torch.full((3,), float(step))})
         one.put_result(KEY, 5, record(metrics=None))
     two = machine("two")
-    with two.lock(KEY):
+    with two.lock_trajectory(KEY):
         assert two.stored_steps(KEY) == [5]
         step, tensors = two.newest_checkpoint(KEY, 100) or (0, {})
         assert step == 6
@@ -64,7 +64,7 @@ def test_a_state_inside_a_segment_is_gone_on_with_elsewhere(machine: Machine) ->
         assert two.newest_checkpoint(KEY, 5) is None
         two.drop_checkpoints(KEY, 6)
     three = machine("three")
-    with three.lock(KEY):
+    with three.lock_trajectory(KEY):
         assert three.newest_checkpoint(KEY, 100) is None
         assert three.stored_steps(KEY) == [5]
     assert not [one.name for one in three.mirror.remote.list("partial/")]
@@ -88,7 +88,7 @@ def test_a_damaged_answer_is_made_anew_for_all(machine: Machine, caplog: pytest.
     with caplog.at_level(logging.WARNING):
         assert two.load_or_compute("masks", KEY, lambda: {"mask": "34" * 32}) == {"mask": "34" * 32}
     assert "computed again" in caplog.text
-    assert machine("three").memo("masks", KEY) == {"mask": "34" * 32}
+    assert machine("three").load_memo("masks", KEY) == {"mask": "34" * 32}
 
 
 def test_nor_is_anything_lost_between_a_file_and_its_publication(
@@ -109,8 +109,8 @@ def test_nor_is_anything_lost_between_a_file_and_its_publication(
     three = machine("three")
     assert three.get_bytes(hashlib.sha256(b"weights").hexdigest()) == b"weights"
     assert three.get_bytes(hashlib.sha256(b"more weights").hexdigest()) == b"more weights"
-    assert three.result(KEY, 3)["metrics"] == {"a": 1}
-    assert three.memo("masks", KEY) == {"mask": "34" * 32}
+    assert three.load_result(KEY, 3)["metrics"] == {"a": 1}
+    assert three.load_memo("masks", KEY) == {"mask": "34" * 32}
 
 
 def test_other_things_at_the_address_are_left_alone(machine: Machine, address: str) -> None:

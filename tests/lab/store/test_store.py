@@ -75,10 +75,10 @@ def test_a_damaged_store_file_is_told_and_can_be_made_anew(store, text):
     with pytest.raises(StoreError, match=r"store\.json is damaged: delete this one file"):
         Store(store.paths.root)
     store.paths.format.unlink()
-    assert Store(store.paths.root).result(TRAJECTORY, 1) == {"step": 1}
+    assert Store(store.paths.root).load_result(TRAJECTORY, 1) == {"step": 1}
     store.paths.format.write_text(text)
     assert repair_format(store.paths.root) == [store.paths.format]
-    assert Store(store.paths.root).result(TRAJECTORY, 1) == {"step": 1}
+    assert Store(store.paths.root).load_result(TRAJECTORY, 1) == {"step": 1}
 
 
 def test_two_processes_may_make_one_store(tmp_path):

@@ -121,7 +121,7 @@ def test_states_kept_on_the_way_change_nothing(lab, segment, undisturbed):
 
 def test_the_state_at_the_start_is_the_masked_start(lab, segment, points):
     train(lab.store, segment, (0,))
-    record = lab.store.result(segment.trajectory, 0)
+    record = lab.store.load_result(segment.trajectory, 0)
     dense = lab.state(lab.train(lab.segment(points, start=3, last=0)))
     mask = lab.store.get_mask(segment.mask)
     for name, tensor in lab.store.get_tensors(record["model"]).items():
@@ -132,7 +132,7 @@ def test_the_state_at_the_start_is_the_masked_start(lab, segment, points):
 def test_training_goes_on_with_a_stored_optimizer(lab, segment, undisturbed):
     """The second half as a segment of its own, from the weights and the optimiser of the first."""
     train(lab.store, segment.shortened_to(10))
-    middle = lab.store.result(segment.trajectory, 10)
+    middle = lab.store.load_result(segment.trajectory, 10)
     args = {"mask": segment.mask, "first": 10, "order_seed": 4}
     whole = lab.segment(segment.task, start=Start(state=middle["model"], optimizer=middle["training"]), **args)
     fresh = lab.segment(segment.task, start=Start(state=middle["model"]), **args)
@@ -189,7 +189,7 @@ def test_a_residual_network_in_bf16_goes_on_with_the_same_bits(tmp_path):
                     train(lab.store, segment, (2,), stop_at(stop))
             train(lab.store, segment, (2,))
             found.append([everything(lab.store, part) for part in (segment.shortened_to(2), segment)])
-            state = lab.store.get_tensors(lab.store.result(segment.trajectory, 4)["model"])
+            state = lab.store.get_tensors(lab.store.load_result(segment.trajectory, 4)["model"])
             assert state["conv.weight"].dtype == torch.float32
             assert all(not state[name][~mask[name]].any() for name in mask)
     assert found[0] == found[1]
@@ -207,14 +207,14 @@ def test_only_the_missing_state_is_trained(lab, segment, undisturbed):
     assert not is_done(lab.store, segment, (10,))
     assert train(lab.store, segment, (10,)) == 10
     assert everything(lab.store, segment) == everything(undisturbed, segment)
-    assert lab.store.result(segment.trajectory, 10)["model"] == undisturbed.result(segment.trajectory, 10)["model"]
+    assert lab.store.load_result(segment.trajectory, 10)["model"] == undisturbed.load_result(segment.trajectory, 10)["model"]
 
 
 def test_only_metrics_are_missing(lab, segment, undisturbed):
     """A state kept on the way has none; asked for as a result of its own it is measured, not trained."""
     train(lab.store, segment, (10,))
     part = segment.shortened_to(10)
-    assert lab.store.result(segment.trajectory, 10)["metrics"] is None
+    assert lab.store.load_result(segment.trajectory, 10)["metrics"] is None
     assert not is_done(lab.store, part)
     assert train(lab.store, part) == 0
     other = Store(undisturbed.paths.root.parent / "other")
@@ -257,7 +257,7 @@ def test_the_curve_of_the_loss(lab, points):
     steps = 130
     segment = lab.segment(points, start=0, recipe=points.recipe.changed(length=f"{steps + 1}it"), last=steps)
     train(lab.store, segment)
-    record = lab.store.result(segment.trajectory, steps)
+    record = lab.store.load_result(segment.trajectory, steps)
     losses = lab.store.get_tensors(record["training"])["losses"].tolist()
     assert len(losses) == steps
     assert len(record["loss"]) <= 100
@@ -274,7 +274,7 @@ def test_training_time_adds_up_over_interruptions(lab, segment):
         train(lab.store, segment, watch=stop_at(20))
     earlier = float(lab.store.newest_checkpoint(segment.trajectory, 24)[1]["seconds"])
     work = execute(lab.store, None, segment, (), Watch())
-    total = lab.store.result(segment.trajectory, 24)["cost"]["train_seconds"]
+    total = lab.store.load_result(segment.trajectory, 24)["cost"]["train_seconds"]
     assert 0 < earlier <= total
     assert total == pytest.approx(earlier + work.train_seconds, abs=2e-3)
 

@@ -196,7 +196,7 @@ def test_a_loss_that_is_no_number_is_told_with_its_step(lab, points_class, step,
     told = str(caught.value)
     assert told.startswith(f"the loss is {value} at step {step} (epoch {step / 7:.2f}, learning rate {lr:g}): ")
     assert "lower the learning rate" in told
-    assert lab.store.result(segment.trajectory, 150) is None
+    assert lab.store.load_result(segment.trajectory, 150) is None
 
 
 def test_a_state_is_a_copy_and_goes_back(points, equal_bits):

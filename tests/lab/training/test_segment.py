@@ -262,8 +262,8 @@ def test_what_a_segment_says_of_itself():
     assert shrunk.variant(Shrunk) is shrunk.variants[0]
     held = replace(SEGMENT, start=Start(state="s" * 64, optimizer="o" * 64), variants=(HeldMask(mask="m" * 64),))
     assert not held.whole_channels
-    assert held.blobs() == ["s" * 64, "o" * 64, "m" * 64]
-    assert (shrunk.mask, held.mask, SEGMENT.mask, SEGMENT.blobs()) == ("m" * 64, "m" * 64, None, [])
+    assert held.start_digests() == ["s" * 64, "o" * 64, "m" * 64]
+    assert (shrunk.mask, held.mask, SEGMENT.mask, SEGMENT.start_digests()) == ("m" * 64, "m" * 64, None, [])
     assert SEGMENT.shortened_to(60).trajectory == SEGMENT.trajectory
     assert SEGMENT.shortened_to(60).key != SEGMENT.key
     assert SEGMENT.shortened_to(60).shortened_to(30) == SEGMENT

@@ -163,7 +163,7 @@ def test_going_on_gives_the_same_bits(tmp_path, points, monkeypatch):
             work = execute(lab.store, None, segment, (10,), Watch())
             assert work.steps == TOTAL - (stops[-1] if stops else 0)
             names = ("model", "training", "gates", "metrics", "soft_metrics", "loss", "gating")
-            records = [lab.store.result(segment.trajectory, step) for step in (10, TOTAL)]
+            records = [lab.store.load_result(segment.trajectory, step) for step in (10, TOTAL)]
             found.append([{name: record.get(name) for name in names} for record in records])
     assert found[0] == found[1]
 

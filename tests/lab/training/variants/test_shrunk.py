@@ -146,7 +146,7 @@ def test_interrupted_it_goes_on_bit_for_bit(lab, pictures, mask, tmp_path, monke
             execute(store, None, segment, (12,), StopAt(at=stop, checkpoint_seconds=1e9))
     assert execute(store, None, segment, (12,), Watch()).steps == 24 - 17
     for step in (12, 24):
-        mine, other = store.load_result(segment.trajectory, step), lab.store.result(segment.trajectory, step)
+        mine, other = store.load_result(segment.trajectory, step), lab.store.load_result(segment.trajectory, step)
         assert {n: mine[n] for n in ("model", "training", "loss")} == {
             n: other[n] for n in ("model", "training", "loss")
         }
