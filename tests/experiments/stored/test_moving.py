@@ -112,7 +112,15 @@ def test_to_another_disk_all_of_it_goes(store: Path, another_disk: None, tmp_pat
 
 
 @pytest.mark.parametrize(
-    "where", ["_copy_file", "_replace_paths_in_records", "_delete_original", "write_with_digest", "delete_tree", "flush_to_disk"]
+    "where",
+    [
+        "_copy_file",
+        "_replace_paths_in_records",
+        "_delete_original",
+        "write_with_digest",
+        "delete_tree",
+        "flush_to_disk",
+    ],
 )
 def test_ended_at_any_point_the_same_call_goes_on(store: Path, another_disk: None, where: str) -> None:
     before, target = contents(store), store.with_name("new")
