@@ -162,6 +162,7 @@ family = "one-cut"
 )
 
 
+@pytest.mark.slow
 def test_a_run_that_cannot_go_on_stops_no_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file, store = tmp_path / "small.toml", tmp_path / "store"
     file.write_text(EMPTIED)

@@ -100,6 +100,7 @@ class Deadly(OwnTask):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="needs signals")
 def test_killed_worker_is_replaced(at_work, events, lab, tmp_path, monkeypatch):
     """The pool is rebuilt; the training resumes from its last checkpoint, to equal bits."""
