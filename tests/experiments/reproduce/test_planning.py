@@ -175,7 +175,7 @@ def campaign(tmp_path: Path) -> Campaign:
 def clock_of(lab: tk.Lab, campaign: Campaign, seconds: float) -> TimeEstimator:
     """A clock by which each step takes so many seconds, and nothing else any time."""
     clock = TimeEstimator(lab, campaign, twins=lambda _: ())
-    clock._dense_pace = lambda _: Pace(seconds)  # type: ignore[method-assign]
+    clock._measure_dense_pace = lambda _: Pace(seconds)  # type: ignore[method-assign]
     return clock
 
 
