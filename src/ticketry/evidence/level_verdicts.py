@@ -24,18 +24,18 @@ from ticketry.records.metric import Metric
 from ticketry.records.network import DENSE, TICKET, Point
 from ticketry.records.run import RunRecord
 from ticketry.records.settings import upgrade_settings
-from ticketry.records.verdict import Diagnosis, Difference, LevelVerdict, LongerDifference, VerdictAnswers
+from ticketry.records.verdict import (
+    Diagnosis,
+    Difference,
+    LevelVerdict,
+    LongerDifference,
+    VerdictAnswers,
+    default_margin,
+)
 
-MARGIN_POINTS = 0.5
-MARGIN_SHARE = 0.01
 _AT_EQUAL_BUDGETS = (
     "Weights of the search are in these tickets: ticketry verify RUN repeats it beside networks with as many steps"
 )
-
-
-def default_margin(unit: str, dense: Sequence[float]) -> float:
-    """Return the default margin of a verdict: 0.5 points for a metric in %, else 1 % of the mean of `dense`."""
-    return MARGIN_POINTS if unit == "%" else MARGIN_SHARE * abs(sum(dense) / len(dense))
 
 
 def metric_resolution(unit: str, examples: int | None) -> float | None:

@@ -17,14 +17,14 @@ from typing import Any
 
 from ticketry.core.ticket.ticket import Ticket
 from ticketry.evidence.comparison import Comparison, check_budgets, compare
-from ticketry.evidence.level_verdicts import default_margin, metric_resolution, to_judgement_fields
+from ticketry.evidence.level_verdicts import metric_resolution, to_judgement_fields
 from ticketry.evidence.rivals import Procedure, ProcedureRivals, Rivals, TrainedNetwork, load_tested_ticket
 from ticketry.evidence.settings import VerifySettings
 from ticketry.evidence.verdict import Verdict, decide_after, verdict
 from ticketry.lab.lab import Lab
 from ticketry.lab.training.segment import Result
 from ticketry.records.evidence import Network, Noise, Reference
-from ticketry.records.verdict import About, OmittedControl
+from ticketry.records.verdict import About, OmittedControl, default_margin
 from ticketry.tasks.task import Task
 
 REFERENCE_SEEDS = 3

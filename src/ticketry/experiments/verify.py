@@ -17,7 +17,7 @@ from ticketry.core.structure.pattern import check_density
 from ticketry.core.ticket.ticket import Ticket
 from ticketry.errors import TicketError, UsageError
 from ticketry.evidence.control import LONGER_CONTROLS, RIVALS
-from ticketry.evidence.level_verdicts import default_margin, metric_resolution
+from ticketry.evidence.level_verdicts import metric_resolution
 from ticketry.evidence.rivals import (
     Procedure,
     ProcedureRivals,
@@ -55,7 +55,7 @@ from ticketry.records.network import TICKET, Cost, Point
 from ticketry.records.run import RunRecord, read_run
 from ticketry.records.settings import upgrade_settings
 from ticketry.records.ticket import RetrainingInfo, SearchInfo, read_ticket_info
-from ticketry.records.verdict import About
+from ticketry.records.verdict import About, default_margin
 from ticketry.search import METHODS
 from ticketry.search import method as method_called
 from ticketry.tasks.catalogue import of_replicate

@@ -17,11 +17,18 @@ _About = Annotated[About, Meta(extra={"problem": "neither ticket nor procedure"}
 Claim = Literal["wins", "matches"]
 Answer = Literal["yes", "no", "undecided"]
 Outcome = Literal["wins", "matches", "loses", "undecided"]
+MARGIN_POINTS = 0.5
+MARGIN_SHARE = 0.01
 VERDICTS: tuple[Outcome, ...] = get_args(Outcome)
 _Answer = Annotated[Answer, Meta(extra={"problem": f"not one of {', '.join(get_args(Answer))}"})]
 
 _NO_INTERVAL = "is not two numbers, the lower one first"
 _Interval = Annotated[tuple[Number, Number], Meta(extra={"problem": _NO_INTERVAL})]
+
+
+def default_margin(unit: str, dense: Sequence[float]) -> float:
+    """Return the default margin of a verdict: 0.5 points for a metric in %, else 1 % of the mean of `dense`."""
+    return MARGIN_POINTS if unit == "%" else MARGIN_SHARE * abs(sum(dense) / len(dense))
 
 
 def describe_answers(as_good: str | None, better: str | None, not_beaten: Sequence[str], controls: bool = True) -> str:

@@ -12,6 +12,7 @@ from typing import Literal
 from ticketry.records.metric import Metric
 from ticketry.records.network import DENSE, TICKET, LayerDensity, Point
 from ticketry.records.run import RunRecord, RunValues, read_run
+from ticketry.records.verdict import MARGIN_POINTS, MARGIN_SHARE, default_margin
 
 Split = Literal["test", "validation"]
 CONTROLS = ("random_reinit", "shuffled", "random_prune")
@@ -168,15 +169,11 @@ def summarise(values: Iterable[float]) -> Summary:
     return Summary(statistics.fmean(numbers), spread, len(numbers))
 
 
-MARGIN_POINTS = 0.5
-MARGIN_SHARE = 0.01
-
-
 def margin_and_text(results: Results, dense: Group) -> tuple[float, str]:
     """Return the margin, by which tickets may be worse than dense and still count as good, as number and as text."""
-    if results.run.task.metric.unit == "%":
-        return MARGIN_POINTS, f"{MARGIN_POINTS:g} points"
-    return MARGIN_SHARE * abs(dense.metric().mean), f"{100 * MARGIN_SHARE:g} %"
+    unit = results.run.task.metric.unit
+    text = f"{MARGIN_POINTS:g} points" if unit == "%" else f"{100 * MARGIN_SHARE:g} %"
+    return default_margin(unit, [dense.metric().mean]), text
 
 
 def metric_band_caption(runs: Sequence[Results]) -> str:
