@@ -74,7 +74,7 @@ class _Reproduce(OutputOptions, LabOptions):
 
 
 def main(words: Sequence[str]) -> int:
-    """Run `ticketry reproduce` for one campaign or all; return 1 if a run that claims depend on has failed."""
+    """Run `ticketry reproduce` for one campaign or all; return 1 if a run failed that a claim needs."""
     arguments: Any = parse(_Reproduce, words, prog="ticketry reproduce", description=_DESCRIPTION)
     from ticketry.experiments.run_file import read_toml
 

@@ -58,7 +58,7 @@ class Distance:
 
 @dataclass(frozen=True)
 class Stability:
-    """Distances of a ticket's trained weights from the dense network's, and from those under another data order.
+    """Two distances of a ticket's trained weights: to the dense network's, and to the ticket's with another data order.
 
     Only weights that the mask retains count. Small distances mean that the ticket is stable.
     """

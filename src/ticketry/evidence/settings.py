@@ -82,7 +82,7 @@ class VerifySettings:
         return None if self.seeds is not None else InterimAnalyses(self.interim)
 
     def rivals(self, suited: tuple[str, ...]) -> tuple[str, ...]:
-        """Return the requested controls without duplicates; if none were requested, the default controls `suited`."""
+        """Return the requested controls without duplicates, or `suited` if no controls were requested."""
         return () if self.controls == ("none",) else tuple(dict.fromkeys(self.controls or suited))
 
     @property

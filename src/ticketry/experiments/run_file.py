@@ -235,7 +235,7 @@ _SHAPE = re.compile(r"(?:[a-z]+\+?:)?[\d.:]+|[a-z]+\+?|refill\+:match")
 
 
 def _find_names_of_user_code(name: str, value: Any) -> Iterator[str]:
-    """Yield the texts in a setting that name code, such as a user's score, also in the options of a structure."""
+    """Yield each string in a setting, or in the options of a structure, that names user code, such as a score."""
     for word in value if isinstance(value, list) else [value]:
         if not isinstance(word, str):
             continue

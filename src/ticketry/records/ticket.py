@@ -121,7 +121,10 @@ class RetrainingInfo(TrainingInfo, frozen=True, kw_only=True):
 
 
 class SearchRequest(Part, frozen=True):
-    """Entries of the requested search that differ from the ticket's own entries, such as the number of replicates."""
+    """Settings of a search as the user requested it, where they differ from those stored in the ticket.
+
+    An example is the number of replicates: the search has several, the ticket comes from one.
+    """
 
     replicates: AtLeastOne
     recipe: dict[str, Any] | None = None

@@ -282,7 +282,7 @@ def _lower_arithmetic(editor: Editor, node: Node, args: OpArguments) -> list[Nod
 
 
 def _lower_channel_constant(editor: Editor, node: Node, args: OpArguments) -> list[Node]:
-    """Replace a sum or product with a weight that has one element per channel."""
+    """Lower the sum or product of a value and a weight that has one element per channel."""
     name = aten_name(node)
     arg, other = (args["self"], args["other"]) if value_name(args["self"]) else (args["other"], args["self"])
     (x,), weight = editor.float_inputs(node, arg), weight_name(other)

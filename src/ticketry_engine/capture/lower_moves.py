@@ -529,7 +529,7 @@ def lower_constant_operand(editor: Editor, node: Node) -> list[Node]:
 
 
 def _lower_addcmul(editor: Editor, node: Node, args: OpArguments) -> list[Node]:
-    """Replace ``self + value * tensor1 * tensor2`` if one of the two tensors is a constant."""
+    """Lower ``self + value * tensor1 * tensor2`` to a product and a sum if one of the two tensors is a constant."""
     factors = [args["tensor1"], args["tensor2"]]
     if is_constant(editor, factors[1]):
         factors.reverse()
@@ -554,10 +554,10 @@ def _node_with_constant(editor: Editor, node: Node, op: str, x: str, constant: T
 
 
 def without_negative_zeros(graph: Graph, captured: Graph) -> Graph:
-    """Return the graph with -0.0 replaced by 0.0 in weights that were computed and that no torch operation reads.
+    """Return the graph with -0.0 replaced by 0.0 in folded weights, except in those that a torch operation reads.
 
-    `captured` is the graph before weights were computed. A product of a pruned weight and a negative factor is -0.0,
-    which takes one more bit per weight of a file. The engine's operations ignore the sign of a zero.
+    Folding a batch norm multiplies pruned weights by negative factors, which gives -0.0; in a file its sign takes a bit
+    per weight. The engine's operations ignore the sign of a zero. `captured` is the graph before weights were folded.
     """
     in_torch = {name for one in graph.nodes if not one.native for name in one.weights.values()}
     made = {

@@ -63,7 +63,7 @@ def save(graph: Graph, path: str | Path, meta: Mapping[str, Json] | None = None)
 
 
 def load(path: str | Path) -> tuple[Graph, dict[str, Json], str]:
-    """Load a file of `save`, and return (graph, metadata that was saved with it, digest of the file's bytes)."""
+    """Load a file written by `save`; return (graph, metadata that was saved with it, digest of the file's bytes)."""
     if not os.path.isfile(path):  # also refuses pipes and devices
         raise ModelFileError(f"there is no model file {path}")
     try:

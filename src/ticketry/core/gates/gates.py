@@ -236,7 +236,7 @@ class Gates:
         return temporarily_set_flag(self, "_hard")
 
     def lifted(self) -> contextlib.AbstractContextManager[None]:
-        """Disable the gates within the block: the model then computes with its weights alone, such as a teacher."""
+        """Disable the gates within the block: the model computes with its ungated weights, for example as a teacher."""
         return temporarily_set_flag(self, "_lifted")
 
     def drawing(self) -> contextlib.AbstractContextManager[None]:

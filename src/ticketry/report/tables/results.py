@@ -170,7 +170,7 @@ def summarise(values: Iterable[float]) -> Summary:
 
 
 def margin_and_text(results: Results, dense: Group) -> tuple[float, str]:
-    """Return the margin, by which tickets may be worse than dense and still count as good, as number and as text."""
+    """Return the default margin, as a number and as text: tickets that are worse than dense by less count as good."""
     unit = results.run.task.metric.unit
     text = f"{MARGIN_POINTS:g} points" if unit == "%" else f"{100 * MARGIN_SHARE:g} %"
     return default_margin(unit, [dense.metric().mean]), text

@@ -332,7 +332,7 @@ def _is_in_range(place: Array, extent: int) -> Array:
 
 
 def _lane_masks(there: Array, stride: int, images: int, target: Target) -> Array:
-    """Return, as bits, which lanes are used of the `stride` input vectors that are read for an output vector."""
+    """Return bit masks of the lanes that are used in the `stride` input vectors read for one output vector."""
     spread = np.zeros((*there.shape[:-1], there.shape[-1] * stride), dtype=bool)
     spread[..., ::stride] = there
     all_lanes = np.repeat(spread, images, axis=-1).reshape(*there.shape[:-1], stride, target.lanes)
