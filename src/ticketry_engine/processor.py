@@ -31,7 +31,7 @@ def name_and_features() -> tuple[str, set[str]]:
 
 
 def processor_kind() -> str:
-    """Return a text that tells kinds of processors apart which have the same name, such as "AMD EPYC"."""
+    """Return a string that distinguishes processor models that report the same name, such as "AMD EPYC"."""
     return kind_from_cpuinfo(_first_processor_facts())
 
 

@@ -255,7 +255,7 @@ class Rivals:
         )
 
     def keys_of_shared_dense_networks(self) -> list[str] | None:
-        """Return None, because seeds count as independent in a verdict about the one ticket that they share."""
+        """Return None: a verdict about one ticket treats seeds as independent, even if they share a dense network."""
         return None
 
     def train_references(self, count: int) -> list[Reference]:

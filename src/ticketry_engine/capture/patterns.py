@@ -57,7 +57,7 @@ def _match_scale(editor: Editor, node: Node, kind: str) -> tuple[str, float]:
 
 
 def _match_scaled_by(editor: Editor, name: str, number: float) -> str:
-    """Return x if the value `name` is x * number."""
+    """Return x if the value `name` is x * number, else raise `NoMatchError`."""
     x, found = _match_scaled_value(editor, name, "mul")
     require_match(isclose(found, number, rel_tol=1e-6))
     return x

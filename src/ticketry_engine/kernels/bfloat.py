@@ -141,7 +141,7 @@ def interleave_pairs(e: Emitter, one: ir.Value, other: ir.Value) -> list[ir.Valu
 
 
 def split_to_float32(e: Emitter, values: ir.Value) -> list[ir.Value]:
-    """Convert a vector of twice as many bfloat16 to two float32 vectors, in the order of `interleave_pairs`."""
+    """Convert a vector of 2n bfloat16 values to two vectors of n float32 values, in the order of `interleave_pairs`."""
     nothing = splat_constant(ir.VectorType(I16, 2 * e.target.lanes), 0)
     return [e.b.bitcast(one, e.vector) for one in interleave_pairs(e, nothing, values)]
 

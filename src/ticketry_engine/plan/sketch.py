@@ -505,7 +505,7 @@ def _make_rearranging_rule(view_of: Callable[[Node, Rearranged], Rearranged]) ->
 def _concatenate(sketch: Sketch, node: Node, values: Sequence[Value], error: UnsupportedError) -> Value:
     """Return the concatenated values as channels in memory, or else as a table that says where each element is.
 
-    The table is used if channels are impossible, or if the next node only rearranges elements.
+    The table is used if the values cannot be stored as channels, or if the next node only rearranges elements.
     """
     if like := next((value for value in values if isinstance(value, ValueForm)), None):
         axis, labels = node.attrs["axis"], like.labels

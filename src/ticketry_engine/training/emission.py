@@ -78,13 +78,13 @@ def emit_region(plan: TrainingPlan) -> None:
         _FORWARD[node.op](node, plan)
         for name in over:
             plan.release_value(name)
-    plan.append_waiting("forward")
+    plan.append_collected_ops("forward")
     plan.label = MOVES
     for name in region.outputs:
         plan.add_tensor_copy(f"store {name}", plan.values[name], out=True)
     for name in lives.after_outputs:
         plan.release_value(name)
-    plan.append_waiting("forward")
+    plan.append_collected_ops("forward")
     gradients = Gradients(plan)
     for name in region.outputs:
         gradients.by_value[name] = plan.allocate_gradient_memory(name)
@@ -99,7 +99,7 @@ def emit_region(plan: TrainingPlan) -> None:
             _BACKWARD[node.op](node, plan, gradients)
         for name in over:
             plan.release_value(name)
-    plan.append_waiting("backward")
+    plan.append_collected_ops("backward")
     plan.label = MOVES
     for name in region.inputs:
         if name in plan.wanted and name in gradients.by_value:
@@ -184,7 +184,7 @@ def _emit_weight_gradient(node: Node, plan: TrainingPlan, x: Batch, dy: Batch, l
         state.session.run(ends[0].number, ends[-1].number + 1, [packed.data_ptr(), gradient.data_ptr()])
         state.gradients[weight] = gradient
 
-    plan.add_waiting_stage(store_weight_gradient)
+    plan.add_stage_after_collected_ops(store_weight_gradient)
 
 
 def _weight_gradient_runs_by_block(node: Node, plan: TrainingPlan, gradients: Gradients) -> bool:
@@ -358,7 +358,7 @@ def _emit_layer_norm_backward(node: Node, plan: TrainingPlan, gradients: Gradien
                 state.gradients[node.weights[role]] = torch.from_numpy(found[:, column].copy())
 
     plan.prepare["backward"].append(fill_scale)
-    plan.add_waiting_stage(store_parameter_gradients)
+    plan.add_stage_after_collected_ops(store_parameter_gradients)
     gradients.add_gradient(node.inputs[0], dx)
     plan.release_memory(dy)
 

@@ -389,7 +389,7 @@ class TrainingPlan:
     def free_scratch(self) -> None:
         """Make scratch memory free for reuse; operations that use it are appended to the backward pass before that."""
         if self._scratch_taken:
-            self.append_waiting("backward")
+            self.append_collected_ops("backward")
 
     def reserve_scratch(self, size: int) -> int:
         """Reserve `size` bytes of scratch memory for an operation of the backward pass, and return their offset."""
@@ -437,14 +437,14 @@ class TrainingPlan:
         if len(ops) == self.blocks:
             self._waiting.append((ops, list(begin), slot))
             return slot
-        self.append_waiting(when)
+        self.append_collected_ops(when)
         first = len(self.ops)
         self.ops += [*begin, *ops]
         slot.number = len(self.ops) - len(ops)
-        self._append_range(when, [first, len(self.ops)])
+        self._append_op_range(when, [first, len(self.ops)])
         return slot
 
-    def _append_range(self, when: str, bounds: list[int]) -> None:
+    def _append_op_range(self, when: str, bounds: list[int]) -> None:
         """Append the operations between `bounds` to a pass, as part of the last native call if possible."""
         before = self.stages[when][-1] if self.stages[when] else None
         if isinstance(before, OpRange) and len(bounds) == len(before.bounds) == 2 and before.bounds[1] == bounds[0]:
@@ -454,14 +454,14 @@ class TrainingPlan:
 
     def add_stage(self, when: str, stage: Stage) -> None:
         """Add a function of the pass's state (a stage) that runs after everything that was added before."""
-        self.append_waiting(when)
+        self.append_collected_ops(when)
         self.stages[when].append(stage)
 
-    def add_waiting_stage(self, stage: Stage) -> None:
+    def add_stage_after_collected_ops(self, stage: Stage) -> None:
         """Add a function (a stage) to the backward pass, after the operations that wait in `add_ops`."""
         self._later.append(stage)
         if not self._waiting:
-            self.append_waiting("backward")
+            self.append_collected_ops("backward")
 
     def add_final_stage(self, stage: Stage) -> None:
         """Add a function (a stage) to the end of the backward pass; nothing else may write the table that it reads."""
@@ -487,7 +487,7 @@ class TrainingPlan:
     def _label_ops(self, ops: Sequence[Op]) -> list[Op]:
         return [op if op.label == self.label else replace(op, label=self.label) for op in ops]
 
-    def append_waiting(self, when: str) -> None:
+    def append_collected_ops(self, when: str) -> None:
         """Append all operations on single blocks that `add_ops` has collected to the pass `when`."""
         if lost := [name for name in self.present if self.values[name].passing]:
             raise AssertionError(f"{lost} are still read, but only their last block is stored")
@@ -502,7 +502,7 @@ class TrainingPlan:
                     self.ops.append(ops[block])
             bounds.append(len(self.ops))
         if bounds[-1] > bounds[0]:
-            self._append_range(when, bounds)
+            self._append_op_range(when, bounds)
         self.stages[when] += self._later
         self._waiting, self._later, self._scratch_taken = [], [], False
         self._arena.free_released_buffers()

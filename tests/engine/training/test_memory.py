@@ -160,9 +160,9 @@ def test_a_value_that_is_still_read_is_never_lost() -> None:
     plan = TrainingPlan(whole, {"x": (3, 8, 8)}, {}, 40, frozenset(), library("host"))
     plan.store_value("y", passing=True)
     with pytest.raises(AssertionError, match=r"'y'.*only their last block is stored"):
-        plan.append_waiting("forward")
+        plan.append_collected_ops("forward")
     plan.release_value("y")
-    plan.append_waiting("forward")
+    plan.append_collected_ops("forward")
 
 
 def test_a_batch_beyond_what_tables_reach_is_told_before_kernels_are_made(monkeypatch: pytest.MonkeyPatch) -> None:

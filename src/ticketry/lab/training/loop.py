@@ -264,7 +264,7 @@ class Loop:
         self._looked_at = self.step
 
     def compute_next_gradient(self) -> dict[str, Tensor]:
-        """Return the gradients of the next step's loss on the CPU, by parameter, without training the step."""
+        """Return the gradients of the next step's loss on the CPU, by parameter, without taking the step."""
         with self._peek_next_batch() as batch:
             self._seed_step()
             self._compute_loss_and_gradients(batch)

@@ -168,7 +168,7 @@ class Variant:
     # -- in a training -------------------------------------------------------------------------------------------------
 
     def effect(self, around: Surroundings) -> Effect:
-        """Return the object that carries out the change in one training."""
+        """Return the object that applies this variant to one training."""
         raise NotImplementedError
 
     def first_state(self, around: Surroundings, model: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -239,7 +239,7 @@ def groups_with_moment(results: Results) -> list[Group]:
     return sorted(found, key=lambda group: -group.density)
 
 
-def detector_names(groups: Sequence[Group], only_measured: bool = False) -> list[str]:
+def pruning_detector_names(groups: Sequence[Group], only_measured: bool = False) -> list[str]:
     """Return the names of detectors that chose when to prune; if `only_measured`, only those with measurements."""
     points = [point for group in groups for point in group.points.values()]
     return sorted({p.moment.detector for p in points if p.moment and (p.moment.measurements or not only_measured)})

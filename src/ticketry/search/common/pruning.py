@@ -237,7 +237,8 @@ def apply_ticket_structure(
 def parse_pruning_step(whole: Segment, until: str, what: str, them: str) -> int:
     """Parse the step at which a training is pruned; raise `UsageError` if it is the first or last step.
 
-    The message says `what` happens before that step, such as "gates are trained", and uses the pronoun `them` for it.
+    The error message needs `what`, a clause about the time before pruning (such as "gates are trained"), and `them`,
+    the pronoun for the subject of that clause.
     """
     step = whole.at(until, "until")
     if not 0 < step < whole.total:

@@ -248,7 +248,7 @@ def gather_elements(sources: Sequence[ChannelsLastValue], y: ChannelsLastValue, 
 
 
 def _element_offsets(value: ChannelsLastValue) -> Array:
-    """Return an array [channels, pixels] of the bytes from an image's pixel (0, 0) to each element of the image."""
+    """Return the byte offsets [channels, pixels] of an image's elements from its pixel (0, 0)."""
     g = value.geometry
     rows, columns = np.arange(g.height) * g.row_bytes, np.arange(g.width) * g.pixel
     positions = (rows[:, None] + columns).reshape(-1)

@@ -445,7 +445,7 @@ class ConvPlan:
 
     @property
     def tile_visits(self) -> int:
-        """Number of pairs of a tile and a set of rows; for each pair, kernels write another part of y."""
+        """Number of (tile, set of rows) combinations; kernels write a different part of y for each."""
         return sum(
             len(tiles.places) * sum(len(group) for group in kind.groups) for kind in self.kinds for tiles in kind.tiles
         )
