@@ -41,11 +41,7 @@ def known_costs(unit: Any) -> CostModel:
     return CostModel(unit, layers, fixed=8.0, about={"processor": "none that there is"})
 
 
-# -- a density ---------------------------------------------------------------------------------------------------------
-
-
 def refused(scores: dict[str, torch.Tensor], density: float, least: int, **more: Any) -> bool:
-    """Return whether allocation by these scores fails for lack of weights."""
     try:
         allocate(scores, density, keep_at_least=least, **more)
     except LayerCollapseError:
@@ -104,9 +100,6 @@ def test_prune_refuses_before_scoring(options: dict[str, Any], said: str):
         tk.prune(network(), score=never, **options)
 
 
-# -- a budget of time or bytes -----------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(("unit", "amount"), [("seconds", 0.5), ("seconds", "100"), ("bytes", "50%")])
 def test_a_budget_with_known_costs_refuses_before_scoring(unit: str, amount: float | str):
     """Half of 200 is 100; 50 weights in each layer cost 8 + 50 + 50."""
@@ -118,9 +111,6 @@ def test_a_budget_with_known_costs_refuses_before_scoring(unit: str, amount: flo
         with pytest.raises(LayerCollapseError, match=r"the 108 .*\(0\.54 of dense\).* 50 weights .* 2 layers.* 50"):
             tk.prune(network(), **given, score=never, keep_at_least=50)
         assert tk.prune(network(), **given, keep_at_least=46).kept == 92
-
-
-# -- whole channels, and in the course of training ---------------------------------------------------------------------
 
 
 def test_gradual_pruning_refuses_before_training():

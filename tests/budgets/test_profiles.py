@@ -80,14 +80,3 @@ def test_a_model_in_the_format_of_the_profile_is_not_converted(images: torch.Ten
     own = Estimator(small().bfloat16(), images.bfloat16(), H100).dense_profile.others["inputs and outputs"]
     assert own == 0.0
     assert whole > 6 * images.numel() / 4e12  # 4 bytes read and 2 written, at no more than 4 TB/s
-
-
-@pytest.mark.slow
-def test_a_mask_for_a_time_there(costs: tk.cost.CostModel, images: torch.Tensor) -> None:
-    model = small()
-    budget = 0.8 * costs.dense
-    with pytest.warns(UserWarning, match="estimated and not measured: the costs are of another machine"):
-        mask = tk.prune(model, time=0.8, base="engine", structure="rows:64", cost=costs, example_inputs=images)
-    assert costs.estimate(mask).value == pytest.approx(budget, rel=0.05)
-    found = Estimator(model, images, H100).seconds(mask)
-    assert found == pytest.approx(budget, rel=H100.spread)

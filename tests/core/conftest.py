@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
@@ -39,8 +39,6 @@ class ResidualNet(nn.Module):
 
 
 class LanguageModel(nn.Module):
-    """An LSTM whose decoder shares its matrix with the embedding."""
-
     def __init__(self) -> None:
         super().__init__()
         self.encoder = nn.Embedding(11, 8)
@@ -69,8 +67,6 @@ MODELS: dict[str, type[nn.Module]] = {"resnet": ResidualNet, "lstm": LanguageMod
 
 @dataclass(frozen=True)
 class Case:
-    """A model with batches to train it on."""
-
     model: nn.Module
     batches: list[tuple[Tensor, Tensor]]
 
@@ -97,11 +93,3 @@ def build_case(name: str, seed: int = 0) -> Case:
 def build() -> Callable[..., Case]:
     """``build(name, seed=0) -> Case`` for the names resnet, lstm and transformer."""
     return build_case
-
-
-@pytest.fixture(autouse=True, scope="session")
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)

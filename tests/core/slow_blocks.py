@@ -13,7 +13,6 @@ Place = tuple[int, ...]
 
 
 def places(shape: tuple[int, ...]) -> Iterator[Place]:
-    """Every index of a weight, in order."""
     return itertools.product(*map(range, shape))
 
 
@@ -28,7 +27,6 @@ def row_and_column(place: Place, shape: tuple[int, ...], layout: Layout) -> tupl
 
 
 def blocks_of(pattern: str, shape: tuple[int, ...], layout: Layout) -> dict[tuple[object, ...], list[Place]]:
-    """The weights of each block, in the order of rows, then columns."""
     found: dict[tuple[object, ...], list[Place]] = {}
     for place in places(shape):
         group, row, column = row_and_column(place, shape, layout)

@@ -16,14 +16,6 @@ def _network() -> nn.Sequential:
     return nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 8))
 
 
-def _apply(model: nn.Module) -> None:
-    tk.prune(model, 0.3).apply_(model)
-
-
-def _hold(model: nn.Module) -> None:
-    tk.hold(model, tk.prune(model, 0.3)).release()
-
-
 def _mask_weights(model: nn.Module) -> None:
     held = tk.hold(model, tk.prune(model, 0.3))
     with torch.no_grad():
@@ -39,19 +31,10 @@ def _gradual(model: nn.Module) -> None:
         pruning.step()
 
 
-def _ticket(model: nn.Module) -> None:
-    other = {name: value + 1 for name, value in _network().state_dict().items()}
-    tk.Ticket(tk.prune(model, 0.3), other, {}).apply(model)
-
-
 def _detach(model: nn.Module) -> None:
     gates = tk.gates.attach(model, init=0.5)
     model(_x())
     gates.detach()
-
-
-def _sparse_training(model: nn.Module) -> None:
-    tk.sparse_training(model, tk.prune(model, 0.3), _x()).release()
 
 
 def _update(model: nn.Module) -> None:
@@ -65,14 +48,16 @@ def _x() -> Tensor:
     return torch.randn(4, 16, generator=torch.Generator().manual_seed(1))
 
 
-CHANGES: dict[str, Callable[[nn.Module], None]] = {
-    "Mask.apply_": _apply,
-    "hold": _hold,
+CHANGES: dict[str, Callable[[nn.Module], object]] = {
+    "Mask.apply_": lambda model: tk.prune(model, 0.3).apply_(model),
+    "hold": lambda model: tk.hold(model, tk.prune(model, 0.3)).release(),
     "Hold.mask_weights": _mask_weights,
     "gradual": _gradual,
-    "Ticket.apply": _ticket,
+    "Ticket.apply": lambda model: tk.Ticket(
+        tk.prune(model, 0.3), {name: value + 1 for name, value in _network().state_dict().items()}, {}
+    ).apply(model),
     "Gates.detach": _detach,
-    "sparse_training": _sparse_training,
+    "sparse_training": lambda model: tk.sparse_training(model, tk.prune(model, 0.3), _x()).release(),
     "SparseTraining.update": _update,
 }
 

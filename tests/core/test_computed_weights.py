@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
-from torch import nn
+import torch.ao.quantization as quantization
+from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
+from torch.nn.utils import prune as torch_prune
 
+import ticketry as tk
+from ticketry.core.computed_weights import computed_weights
 from ticketry.core.gates import attach
 from ticketry.core.mask import Mask
 from ticketry.core.prune import prune
@@ -25,8 +31,6 @@ class Symmetric(nn.Module):
 
 
 class Scaled(nn.Module):
-    """Each row times a number that is learned too."""
-
     def __init__(self, rows: int) -> None:
         super().__init__()
         self.scale = nn.Parameter(torch.ones(rows, 1))
@@ -85,7 +89,6 @@ REFUSED = {
     "low rank": own(lambda layer: LowRank(*layer.weight.shape)),
     "positive": own(lambda _: Positive()),
 }
-older = pytest.mark.filterwarnings("ignore:.*torch.nn.utils.weight_norm.*")
 
 
 def network(put) -> nn.Sequential:
@@ -98,18 +101,21 @@ def loss(model: nn.Module) -> torch.Tensor:
     return model(torch.randn(16, 30, generator=draw)).logsumexp(1).mean()
 
 
-@older
 @pytest.mark.parametrize("kind", PASSING)
 def test_a_layer_is_pruned_through_what_its_weight_is_computed_from(kind):
-    put, name = PASSING[kind]
+    put, original = PASSING[kind]
     model = network(put)
+    before, drawn = copy.deepcopy(model.state_dict()), torch.get_rng_state()
     mask = prune(model, 0.3, distribution="layerwise")
-    assert list(mask) == ["0.weight", f"2.{name}", "4.weight"]
-    removed = ~mask[f"2.{name}"]
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert torch.equal(drawn, torch.get_rng_state())
+    assert list(mask) == ["0.weight", f"2.{original}", "4.weight"]
+    removed = ~mask[f"2.{original}"]
     assert int(removed.sum()) == 280  # of 400
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-2)
-    start = None
+    names, start = [name for name, _ in model.named_parameters()], None
     with hold(model, mask):
+        assert [name for name, _ in model.named_parameters()] == names
         for _ in range(5):
             optimizer.zero_grad()
             loss(model).backward()
@@ -135,20 +141,6 @@ def test_a_layer_whose_zeros_do_not_pass_is_named(kind):
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
-@older
-@pytest.mark.parametrize("kind", PASSING)
-def test_asking_for_the_scope_changes_nothing(kind):
-    model = network(PASSING[kind][0])
-    before, drawn = copy.deepcopy(dict(model.state_dict())), torch.get_rng_state()
-    mask = prune(model, 0.5)
-    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
-    assert torch.equal(drawn, torch.get_rng_state())
-    names = [name for name, _ in model.named_parameters()]
-    with hold(model, mask):
-        assert [name for name, _ in model.named_parameters()] == names
-
-
-@older
 @pytest.mark.parametrize("kind", ["weight_norm", "older weight_norm"])
 def test_a_row_that_weight_norm_would_divide_by_0_is_an_error(kind):
     put, name = PASSING[kind]
@@ -170,7 +162,6 @@ def test_a_row_that_weight_norm_would_divide_by_0_is_an_error(kind):
         assert torch.equal(model[2].weight.detach()[3] != 0, kept[3])
 
 
-@older
 @pytest.mark.parametrize("kind", ["weight_norm", "older weight_norm"])
 @pytest.mark.parametrize("gates", ["continuous", "hard-concrete", "stochastic"])
 def test_gates_that_close_a_row_of_weight_norm_are_an_error(kind, gates):
@@ -198,7 +189,6 @@ def test_gates_that_close_a_row_of_weight_norm_are_an_error(kind, gates):
     assert int((model[2].weight[5] != 0).sum()) == 1
 
 
-@older
 @pytest.mark.parametrize("kind", ["weight_norm", "spectral_norm", "older weight_norm", "older spectral_norm"])
 def test_convolutions(kind):
     put, name = PASSING[kind]
@@ -231,3 +221,191 @@ def test_a_weight_that_is_computed_in_another_way_since_is_told():
     with pytest.raises(HoldError, match=r"pruned weights computed from 'parametrizations\.weight\.original' are not 0"):
         held.check()
     held.release()
+
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*weight_norm.*", "ignore:.*quantization.*", "ignore:.*reduce_range.*")
+Put = Callable[[nn.Module], Any]
+
+
+def own_hook(layer: nn.Module, compute: Callable[..., Tensor] | None = None) -> None:
+    """A weight that a hook of the user's own computes: here divided by its norm."""
+    raw = nn.Parameter(layer.weight.detach().clone())
+    del layer._parameters["weight"]
+    layer.register_parameter("raw", raw)
+    layer.weight = raw.detach()
+
+    def hook(module: nn.Module, inputs: Any) -> None:
+        module.weight = compute(module.raw, *inputs) if compute else module.raw / module.raw.norm()
+
+    layer.register_forward_pre_hook(hook)
+
+
+def torch_pruned(layer: nn.Module) -> None:
+    torch_prune.l1_unstructured(layer, "weight", 0.5)
+
+
+def torch_pruned_twice(layer: nn.Module) -> None:
+    torch_prune.l1_unstructured(layer, "weight", 0.3)
+    torch_prune.random_unstructured(layer, "weight", 0.3)
+
+
+def spectral_and_pruned(layer: nn.Module) -> None:
+    nn.utils.spectral_norm(layer)
+    torch_prune.l1_unstructured(layer, "weight_orig", 0.5)
+
+
+def weight_norm_and_pruned(layer: nn.Module) -> None:
+    nn.utils.weight_norm(layer)
+    torch_prune.l1_unstructured(layer, "weight_v", 0.5)
+
+
+PUTS: dict[str, tuple[Put, str]] = {
+    "spectral_norm": (nn.utils.spectral_norm, "weight_orig"),
+    "weight_norm": (nn.utils.weight_norm, "weight_v"),
+    "own hook": (own_hook, "raw"),
+    "pruned": (torch_pruned, "weight_orig"),
+    "pruned twice": (torch_pruned_twice, "weight_orig"),
+    "spectral_norm and pruned": (spectral_and_pruned, "weight_orig_orig"),
+    "weight_norm and pruned": (weight_norm_and_pruned, "weight_v_orig"),
+}
+
+
+def hooked(put: Put | None = None, factor: float = 1.0) -> nn.Sequential:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(20, 20), nn.ReLU(), nn.Linear(20, 20))
+    with torch.no_grad():
+        model[0].weight.mul_(factor)
+    if put is not None:
+        put(model[0])
+    for _ in range(30):  # the power iteration settles
+        model(example())
+    model.eval()(example())
+    return model
+
+
+def example() -> Tensor:
+    return torch.randn(6, 20, generator=torch.Generator().manual_seed(1))
+
+
+def batch_loss(model: nn.Module, batch: Tensor) -> Tensor:
+    return model(batch).logsumexp(1).mean()
+
+
+@pytest.mark.parametrize("kind", PUTS)
+def test_magnitudes_are_of_the_weight_in_use_and_nothing_changes(kind: str) -> None:
+    put, name = PUTS[kind]
+    model = hooked(put)
+    weight = model[0].weight.detach().clone()  # as the last call left it
+    scores = tk.score.magnitude(model, tk.scope(model))
+    torch.testing.assert_close(scores[f"0.{name}"], weight.abs())
+    assert list(scores) == [f"0.{name}", "2.weight"]
+    before = {name: value.clone() for name, value in model.train().state_dict().items()}
+    tk.prune(model, 0.5, collapse="keep")
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert torch.equal(model[0].weight, weight)
+
+
+@pytest.mark.parametrize("kind", PUTS)
+def test_a_mask_removes_weights_in_use(kind: str) -> None:
+    put, name = PUTS[kind]
+    model = hooked(put)
+    mask = tk.prune(model, 0.3, distribution="layerwise")
+    in_use = model[0].weight.detach().abs().flatten()
+    kept = mask[f"0.{name}"]
+    assert set(in_use.argsort(descending=True)[:120].tolist()) == set(kept.flatten().nonzero().flatten().tolist())
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with tk.hold(model, mask) as held:
+        for _ in range(2):
+            optimizer.zero_grad()
+            batch_loss(model.train(), example()).backward()
+            optimizer.step()
+        held.check(optimizer)
+    model.eval()(example())
+    model(example())
+    assert not model[0].weight[~kept].any()
+    assert model[0].weight[kept].count_nonzero() > 110
+
+
+@pytest.mark.parametrize("score", ["magnitude", "snip", "fisher", "taylor", "synflow", "grasp", "crop"])
+def test_the_older_spectral_norm_scores_as_the_parametrisation(score: str) -> None:
+    factor = 100.0
+    given: dict[str, Any] = {} if score == "magnitude" else {"batches": [example()], "loss": batch_loss}
+    new, older = hooked(parametrizations.spectral_norm, factor), hooked(nn.utils.spectral_norm, factor)
+    rule = new[0].parametrizations.weight[0]
+    older[0].weight_u, older[0].weight_v = rule._u.clone(), rule._v.clone()  # drawn anew by each
+    older(example())
+    torch.testing.assert_close(older[0].weight, new[0].weight)
+    one, other = (tk.prune(model, 0.6, score=score, collapse="keep", **given) for model in (new, older))
+    differ = sum(int((a != b).sum()) for a, b in zip(one.values(), other.values(), strict=True))
+    assert differ <= 4  # of 800, by rounding
+
+
+def test_what_torch_has_pruned_goes_first() -> None:
+    model = hooked(torch_pruned)
+    mask = tk.prune(model, 0.5, collapse="keep")
+    assert not mask["0.weight_orig"][model[0].weight_mask == 0].any()
+    channel = tk.structure.channels(model, example(), 0.5)
+    assert channel["0.weight_orig"].any(1).sum() < 20
+
+
+def test_a_hook_that_needs_a_call_is_refused() -> None:
+    model = hooked(lambda layer: own_hook(layer, lambda raw, x: raw * x.mean()))
+    with pytest.raises(ScopeError, match=r"hook computes the weight of a Linear.*register_parametrization"):
+        tk.prune(model, 0.5)
+
+
+def test_a_hook_whose_zeros_do_not_pass_is_refused() -> None:
+    model = hooked(lambda layer: own_hook(layer, lambda raw, *_: raw.softmax(1)))
+    with pytest.raises(ScopeError, match=r"'weight' of '0'.*spare=.*remove the hook"):
+        tk.prune(model, 0.5)
+    assert tk.prune(model, 0.5, scope=tk.scope(model, spare=["0"])).kept == 200
+
+
+def test_hooks_that_compute_no_weight_do_not_run() -> None:
+    model, calls = hooked(), []
+    model[0].register_forward_pre_hook(lambda *_: calls.append(1))
+    assert not list(computed_weights(model))
+    tk.prune(model, 0.5)
+    assert not calls
+
+
+class TestQuantisers:
+    def model(self) -> nn.Module:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 8)).train()
+        model.qconfig = quantization.get_default_qat_qconfig("fbgemm")
+        prepared = quantization.prepare_qat(model)
+        prepared(torch.randn(4, 16))
+        return prepared
+
+    def test_scores_are_of_the_quantised_weight(self) -> None:
+        model = self.model()
+        scores = tk.score.magnitude(model, tk.scope(model))
+        for number in (0, 2):
+            layer = model[number]
+            expected = copy.deepcopy(layer.weight_fake_quant)(layer.weight).abs()
+            assert torch.equal(scores[f"{number}.weight"], expected.detach())
+
+    def test_removed_weights_are_zeros_of_the_quantised_weight(self) -> None:
+        model = self.model()
+        mask = tk.prune(model, 0.5)
+        with tk.hold(model, mask):
+            model(torch.randn(4, 16)).sum().backward()
+        layer = model[0]
+        assert not layer.weight_fake_quant(layer.weight)[~mask["0.weight"]].any()
+
+    def test_quantised_layers_are_refused(self) -> None:
+        plain = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 8))
+        for model in (
+            quantization.convert(self.model().eval()),
+            quantization.quantize_dynamic(plain, {nn.Linear}),
+        ):
+            with pytest.raises(ScopeError, match=r"'0' of Sequential is a quantised layer.*prune before"):
+                tk.prune(model, 0.5)
+
+    def test_whole_numbers_are_refused(self) -> None:
+        model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+        model[0].weight = nn.Parameter(torch.ones(8, 8, dtype=torch.int8), requires_grad=False)
+        with pytest.raises(ScopeError, match=r"'0\.weight' of Sequential holds torch\.int8.*spare="):
+            tk.prune(model, 0.5)
+        assert tk.prune(model, 0.5, scope=tk.scope(model, spare=["0"])).kept == 32

@@ -114,11 +114,6 @@ def test_a_name_is_a_string_that_is_not_empty(name: Any, where: str) -> None:
         call()
 
 
-def test_a_mask_is_made_of_a_mapping() -> None:
-    with pytest.raises(MaskError, match="mapping name -> tensor, not of a list"):
-        tk.Mask([torch.ones(2)])  # type: ignore[arg-type]
-
-
 def test_the_module_of_a_spared_part() -> None:
     with pytest.raises(UsageError, match="did you mean body"):
         tk.structure.channel_groups(Net(), torch.randn(2, 4), spare=["bdoy"])

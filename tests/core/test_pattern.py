@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from itertools import pairwise
+from math import inf, nan
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from slow_blocks import blocks_of, places, row_and_column, value_at
 from torch import Tensor, nn
 
 import ticketry as tk
+from composed import Conv1D
+from ticketry.core.prune import prune
 from ticketry.core.structure.layout import Layout, layouts, mark_best_n_of_m
-from ticketry.core.structure.pattern import Pattern
+from ticketry.core.structure.pattern import (
+    Pattern,
+    check_density,
+    check_distribution,
+    count_retained,
+    parse_share,
+    parse_share_option,
+)
 from ticketry.errors import MaskError, ScopeError, UsageError
 
 sys.path.insert(0, str(Path(__file__).parent))
-from slow_blocks import blocks_of, places, row_and_column, value_at
 
 PATTERNS = ("2x1", "3x1", "4x1", "16x1", "channel")
 
@@ -34,27 +45,19 @@ def weights(draw: st.DrawFn) -> tuple[Tensor, Layout]:
     return torch.randint(4, shape, generator=seed).double() - 1, layout
 
 
-# -- words -------------------------------------------------------------------------------------------------------------
-
-
 def test_words() -> None:
     assert Pattern.parse("unstructured") == Pattern()
     assert (Pattern.parse("4x1").rows, Pattern.parse("16x1").rows) == (4, 16)
-    assert Pattern.parse("channel").whole_rows
     assert (Pattern.parse("2:4").n, Pattern.parse("2:4").m) == (2, 4)
     for text in ("unstructured", "4x1", "channel", "1:16"):
         assert str(Pattern.parse(text)) == text
         assert Pattern.parse(Pattern.parse(text)) == Pattern.parse(text)
-    assert [Pattern.parse(text).blocks_of_rows for text in ("unstructured", "4x1", "channel", "2:4")] == [0, 1, 1, 0]
 
 
 @pytest.mark.parametrize("text", ["", "4", "4x4", "1x4", "0x1", "04x1", "-4x1", "4:2", "4:4", "0:4", "2:4:8", "rows"])
 def test_other_words(text: str) -> None:
     with pytest.raises(UsageError, match=r"is not known: unstructured, channel .*, Rx1 .*, N:M"):
         Pattern.parse(text)
-
-
-def test_one_word_for_one_thing() -> None:
     with pytest.raises(UsageError, match="write unstructured"):
         Pattern.parse("1x1")
 
@@ -74,9 +77,6 @@ def test_densities_of_n_of_m() -> None:
         Pattern.parse("4x1").check_density()
     with pytest.raises(UsageError, match="any 2 of 4 may stay"):
         Pattern.parse("2:4").blocks((4, 4))
-
-
-# -- blocks ------------------------------------------------------------------------------------------------------------
 
 
 @given(weights(), st.sampled_from(PATTERNS))
@@ -111,21 +111,6 @@ def test_half_a_block_is_none(weight: tuple[Tensor, Layout], text: str) -> None:
             blocks.retained_blocks(mask, "fc.weight")
 
 
-def test_pooling_and_spreading_are_each_others_gradient() -> None:
-    """Sum and copy, in channels_last too: <pool(x), b> = <x, spread(b)>, by autograd in both directions."""
-    for text in PATTERNS:
-        blocks = Pattern.parse(text).blocks((10, 3, 2, 2))
-        x = torch.randn(10, 3, 2, 2, dtype=torch.float64).to(memory_format=torch.channels_last).requires_grad_()
-        b = torch.randn(blocks.shape, dtype=torch.float64, requires_grad=True)
-        (grad_x,) = torch.autograd.grad((blocks.sum_by_block(x) * b.detach()).sum(), x)
-        (grad_b,) = torch.autograd.grad((blocks.expand_to_weights(b) * x.detach()).sum(), b)
-        torch.testing.assert_close(grad_x, blocks.expand_to_weights(b.detach()))
-        torch.testing.assert_close(grad_b, blocks.sum_by_block(x.detach()))
-
-
-# -- N:M ---------------------------------------------------------------------------------------------------------------
-
-
 @given(weights(), st.sampled_from([(1, 2), (2, 4), (2, 3), (1, 8)]), st.booleans())
 def test_n_of_m_are_those_of_plain_loops(weight: tuple[Tensor, Layout], ratio: tuple[int, int], some: bool) -> None:
     (scores, layout), (n, m) = weight, ratio
@@ -143,21 +128,6 @@ def test_n_of_m_are_those_of_plain_loops(weight: tuple[Tensor, Layout], ratio: t
         for place in sorted(candidates, key=lambda p: -value_at(scores, p))[:n]:  # sorted is stable
             expected[place] = True
     assert torch.equal(mark_best_n_of_m(scores, n, m, layout, among if some else None), expected)
-
-
-# -- layouts, against what layers compute ------------------------------------------------------------------------------
-
-
-class Conv1D(nn.Module):
-    """As in transformers."""
-
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__()
-        self.nf = outputs
-        self.weight = nn.Parameter(torch.randn(inputs, outputs))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x @ self.weight
 
 
 LAYERS = {
@@ -206,9 +176,6 @@ def test_layouts_of_shared_and_unknown_parameters(build) -> None:
         Layout(groups=2).rows(torch.ones(3, 3))
 
 
-# -- what the engine sees ----------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(("text", "rows"), [("4x1", 4), ("16x1", 16), ("3x1", 3)])
 def test_rows_of_a_block_are_a_group(text: str, rows: int) -> None:
     """Whole blocks of R rows at one column go: so each R rows keep the same columns, and are one group exactly."""
@@ -219,3 +186,69 @@ def test_rows_of_a_block_are_a_group(text: str, rows: int) -> None:
         outputs = mask[name].shape[0]
         edges = [*range(0, outputs, rows), outputs]
         assert [group.rows.tolist() for group in found] == [list(range(a, b)) for a, b in pairwise(edges)]
+
+
+@given(st.integers(0, 999), st.integers(1, 500))
+def test_sparsity_is_what_density_leaves(thousandths, total):
+    by_sparsity = count_retained(check_density(sparsity=thousandths / 1000), total)
+    assert by_sparsity == count_retained(check_density((1000 - thousandths) / 1000), total)
+    assert by_sparsity == (2 * (1000 - thousandths) * total + 1000) // 2000
+
+
+@pytest.mark.parametrize("both", [{}, {"density": 0.5, "sparsity": 0.5}])
+def test_exactly_one_of_density_and_sparsity(both):
+    with pytest.raises(UsageError, match="only one of them"):
+        check_density(**both)
+
+
+@pytest.mark.parametrize("value", [0, -0.1, 1.5, nan, inf])
+def test_shares_out_of_bounds_are_refused(value):
+    with pytest.raises(UsageError, match=r"0 < density <= 1, not"):
+        check_density(value)
+    with pytest.raises(UsageError, match=r"0 <= sparsity < 1, not"):
+        check_density(sparsity=1 - value)
+
+
+@pytest.mark.parametrize(
+    ("density", "total", "kept"), [(0.5, 5, 3), (0.15, 10, 2), (0.1, 5, 1), (0.05, 10, 1), (0.35, 10, 4), (1e-9, 10, 0)]
+)
+def test_half_an_element_is_rounded_up(density, total, kept):
+    assert count_retained(density, total) == kept
+
+
+def test_an_unknown_distribution_is_refused():
+    with pytest.raises(UsageError, match="'lamp' is not known: global, layerwise, uniform, erk"):
+        check_distribution("lamp")
+
+
+@pytest.mark.parametrize(
+    ("text", "share"), [("10%", 0.1), (" 64.3 %", 0.643), ("0.25", 0.25), ("100%", 1.0), ("1e-1%", 0.001)]
+)
+def test_percentages_are_exact_in_their_decimals(text, share):
+    assert check_density(text) == parse_share(text) == share
+    assert parse_share_option("density", text) == share
+
+
+def test_a_sparsity_is_the_density_that_is_written_so():
+    assert check_density(sparsity="90%") == check_density(sparsity=0.9) == 0.1
+    assert parse_share_option("sparsity", "90%") == 0.9
+
+
+@pytest.mark.parametrize("text", ["ten", "%", "", "1/3", "1,5%", "1e999999999%", True, [0.1], torch.tensor(0.1)])
+def test_what_is_no_share(text):
+    with pytest.raises(UsageError, match=r"is no share: write it as 0\.1 or as 10%"):
+        check_density(text)
+
+
+@pytest.mark.parametrize(("density", "meant"), [(10, "10 %? write 10% or 0.1"), (2.5, "2.5 %? write 2.5% or 0.025")])
+def test_a_number_above_1_was_a_percentage(density, meant):
+    with pytest.raises(UsageError, match=re.escape(meant)):
+        check_density(density)
+
+
+def test_prune_takes_a_percentage():
+    model = torch.nn.Linear(40, 50)
+    assert prune(model, "10%").kept == 200
+    assert prune(model, sparsity="90%").kept == 200
+    with pytest.raises(UsageError, match=re.escape("10 %? write 10% or 0.1")):
+        prune(model, 10)

@@ -51,12 +51,6 @@ def test_tied_weights_count_once(build):
     assert found.total == found.parameters_total == sum(p.numel() for p in model.parameters())
 
 
-def test_an_embedding_that_is_not_tied_is_out_of_scope_until_asked_for(build):
-    model = build("transformer").model
-    assert "embed.weight" not in scope(model)
-    assert "embed.weight" in scope(model, embeddings=True)
-
-
 def test_biases_and_norms_by_choice(build):
     model = build("resnet").model
     assert set(scope(model, biases=True)) - set(RESNET) == {"fc.bias"}
@@ -96,8 +90,6 @@ def test_spare_takes_names_modules_and_patterns(build, spare, gone):
 
 
 def test_a_tied_weight_is_spared_by_any_of_its_names(build):
-    """The layer whose bias is its own too: the pattern is of more than that."""
-
     class Tied(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -114,12 +106,10 @@ def test_a_layer_that_has_no_shape_yet_is_told():
         scope(nn.Sequential(nn.Linear(4, 3), nn.LazyLinear(2)))
 
 
-def test_include_takes_in_whatever_it_names(build):
-    assert set(scope(build("resnet").model, include=("bn.weight", "fc.bias"))) - set(RESNET) == {"bn.weight", "fc.bias"}
-
-
-def test_spare_wins_over_include(build):
-    assert "fc.weight" not in scope(build("resnet").model, include=("fc",), spare=("fc.weight",))
+def test_include_takes_in_whatever_it_names_except_what_is_spared(build):
+    model = build("resnet").model
+    assert set(scope(model, include=("bn.weight", "fc.bias"))) - set(RESNET) == {"bn.weight", "fc.bias"}
+    assert "fc.weight" not in scope(model, include=("fc",), spare=("fc.weight",))
 
 
 class Scaled(nn.Module):

@@ -16,7 +16,6 @@ def model() -> nn.Module:
 
 
 def distinct(rows: torch.Tensor) -> dict[tuple[bool, ...], int]:
-    """Supports of rows, and how many rows have each."""
     found: dict[tuple[bool, ...], int] = {}
     for row in rows.flatten(1).tolist():
         found[tuple(row)] = found.get(tuple(row), 0) + 1

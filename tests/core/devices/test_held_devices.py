@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import ticketry as tk
 from gloo_processes import assert_told, errors_of, run_ranks
-from ticketry.core.devices import SynchronisedBatchNorm, synchronise_norms
+from ticketry.core.devices import synchronise_norms
 from ticketry.core.sparse_training.gradual import Gradual
 from ticketry.errors import HoldError, MaskError, TicketError, UsageError
 
@@ -59,10 +59,17 @@ def batches(rank: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         yield (images, targets) if rank is None else (images[rank::2], targets[rank::2])
 
 
-def train(model: nn.Module, mask: tk.Mask, optimizer: torch.optim.Optimizer, rank: int | None = None) -> list[float]:
+def train(
+    model: nn.Module,
+    mask: tk.Mask,
+    optimizer: torch.optim.Optimizer,
+    rank: int | None = None,
+    wrap: Callable[[nn.Module], nn.Module] = lambda model: model,
+) -> list[float]:
     """Norms of the gradients, which clipping has seen."""
     norms = []
     with tk.hold(model, mask) as held:
+        model = wrap(model)
         for images, targets in batches(rank):
             optimizer.zero_grad()
             nn.functional.cross_entropy(model(images), targets).backward()
@@ -84,12 +91,15 @@ def in_two(rank: int, folder: Path, kind: str) -> dict[str, Any]:
         model = synchronise_norms(network())
         if kind == "ddp":
             wrapped: nn.Module = DistributedDataParallel(model)
+        elif kind == "held, then ddp":
+            wrapped = model
         else:
             fully_shard(model.inner)
             wrapped = fully_shard(model)
         mask = tk.prune(wrapped, 0.4)
         early = {key: value.clone() for key, value in wrapped.state_dict().items()}
-        norms = train(wrapped, mask, optimizer(wrapped.parameters()), rank)
+        wrap = {"wrap": DistributedDataParallel} if kind == "held, then ddp" else {}
+        norms = train(wrapped, mask, optimizer(wrapped.parameters()), rank, **wrap)
         state = whole_state(model)
         ticket = tk.Ticket(mask, early, {"method": "one-shot"}, trained=wrapped.state_dict())
         if kind == "fsdp" or rank == 0:
@@ -99,7 +109,7 @@ def in_two(rank: int, folder: Path, kind: str) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+@pytest.mark.parametrize("kind", ["ddp", "held, then ddp", "fsdp"])
 def test_as_one_process_at_the_same_global_batch(tmp_path: Path, kind: str):
     everybody = run_ranks(in_two, tmp_path, kind)
     for name, optimizer in OPTIMIZERS.items():
@@ -176,7 +186,6 @@ def test_gradual_pruning(tmp_path: Path):
 
 
 def with_evaluations(rank: int, folder: Path) -> int:
-    """An evaluation within the block leaves parameters whole: held and checked all the same."""
     model = fully_shard(synchronise_norms(network()))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     mask = tk.prune(model, 0.4)
@@ -309,21 +318,3 @@ def test_what_is_refused(tmp_path: Path):
     }
     for found in run_ranks(refused, tmp_path):
         assert_told(found, expected)
-
-
-class TestNorms:
-    def test_parameters_and_buffers_stay_the_same_objects(self):
-        model = network()
-        before = model.state_dict(keep_vars=True)
-        after = synchronise_norms(model).state_dict(keep_vars=True)
-        assert list(before) == list(after)
-        assert all(before[name] is after[name] for name in before)
-        assert isinstance(model.norm, SynchronisedBatchNorm)
-        assert isinstance(model.inner[1], SynchronisedBatchNorm)
-        assert synchronise_norms(model).norm is model.norm
-
-    def test_an_evaluation_needs_no_processes(self):
-        model = network().eval()
-        images = torch.randn(2, 3, 6, 6, dtype=torch.float64)
-        expected = model(images)
-        assert torch.equal(synchronise_norms(model)(images), expected)

@@ -11,8 +11,6 @@ from ticketry.errors import UsageError
 
 
 class Activated(nn.BatchNorm2d):
-    """A norm with its nonlinearity, as some libraries have it."""
-
     def forward(self, input: Tensor) -> Tensor:
         return torch.relu(super().forward(input))
 
@@ -26,12 +24,13 @@ class Inner(nn.Module):
 def test_a_norm_in_several_places_is_one_afterwards_too() -> None:
     norm = nn.BatchNorm2d(4)
     model = nn.Sequential(nn.Conv2d(3, 4, 1), norm, nn.Conv2d(4, 4, 1), norm, Inner(norm), nn.SyncBatchNorm(4))
-    names, parameters = list(model.state_dict()), list(model.parameters())
+    state = model.state_dict(keep_vars=True)
     assert synchronise_norms(model) is model
     assert model[1] is model[3] is model[4].norm
     assert type(model[1]) is type(model[5]) is SynchronisedBatchNorm
-    assert list(model.state_dict()) == names
-    assert all(one is other for one, other in zip(model.parameters(), parameters, strict=True))
+    after = model.state_dict(keep_vars=True)
+    assert list(after) == list(state)
+    assert all(after[name] is state[name] for name in state)
     before = model[1]
     assert synchronise_norms(model)[1] is before
 
@@ -41,6 +40,13 @@ def test_a_norm_with_a_forward_of_its_own_is_refused_and_nothing_replaced() -> N
     with pytest.raises(UsageError, match=r"'2.norm' is of the class Activated, a batch norm whose own forward"):
         synchronise_norms(model)
     assert type(model[0]) is nn.BatchNorm2d
+
+
+def test_an_evaluation_needs_no_processes() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)).eval()
+    images = torch.randn(2, 3, 6, 6)
+    expected = model(images)
+    assert torch.equal(synchronise_norms(model)(images), expected)
 
 
 def test_a_lazy_norm_and_a_lone_norm_are_refused() -> None:

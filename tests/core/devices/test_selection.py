@@ -110,7 +110,6 @@ def test_denormals_are_0_where_arithmetic_takes_them_for_0() -> None:
 
 @pytest.mark.slow
 def test_a_cut_takes_few_bytes_a_weight() -> None:
-    """Beside the scores: a byte for each, and what a million of them take."""
     from torch.profiler import ProfilerActivity, profile
 
     scores = {str(place): torch.rand(1024, 2048) for place in range(4)}

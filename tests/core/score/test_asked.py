@@ -119,12 +119,7 @@ def test_a_score_of_channels_may_be_of_norms_alone():
         evaluate_partial_score(lambda *_, **__: {"1.weight": torch.ones(3)}, model, chosen)
 
 
-# -- what is called as a score is, before it is called -----------------------------------------------------------------
-
-
 class Magnitude:
-    """A score that is an object."""
-
     def __call__(self, model, scope, *, batches=None, loss=None, seed=0):
         return magnitudes(model, scope)
 

@@ -9,7 +9,6 @@ from torch.nn import functional
 
 import ticketry as tk
 from ticketry.core.scope import scope
-from ticketry.testing import check_score
 
 Batch = tuple[Tensor, Tensor]
 
@@ -111,13 +110,6 @@ def test_at_a_mask_and_by_norms_of_the_batch() -> None:
         torch.testing.assert_close(there[name][kept], own[name][kept], rtol=1e-9, atol=0)
     by_batch = tk.score.kfac(model, scope(model), batches=[batch], loss=loss, norms="batch", at=mask)
     assert not torch.allclose(by_batch["0.weight"], there["0.weight"])
-
-
-@pytest.mark.parametrize("build", [linear, convolutional])
-def test_the_contract(build: object) -> None:
-    model = linear() if build is linear else convolutional()
-    shape = (8, 6) if build is linear else (8, 4, 6, 6)
-    check_score("kfac", model, batches=[drawn(*shape), drawn(*shape)], loss=loss)
 
 
 def test_recurrent_weights_have_the_squares_of_their_gradients() -> None:

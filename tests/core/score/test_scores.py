@@ -1,6 +1,11 @@
+"""What lists say of a score, against what it does: whether it opens data, how often it differentiates, its papers."""
+
 from __future__ import annotations
 
+import re
 import sys
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -11,19 +16,10 @@ import ticketry as tk
 from ticketry.core import score
 from ticketry.core.prune import prune
 from ticketry.core.scope import scope
-from ticketry.errors import UsageError
+from ticketry.core.score.registry import about
+from ticketry.core.structure.channel_scores import CHANNEL_SCORES
+from ticketry.errors import ScoreError, UsageError
 from ticketry_engine.support.seeds import generator
-
-
-@pytest.mark.parametrize("name", ["resnet", "lstm", "transformer"])
-@pytest.mark.parametrize("kind", ["magnitude", "random"])
-def test_every_weight_in_scope_has_a_score_and_the_model_is_left_alone(build, name, kind):
-    model = build(name).model
-    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
-    found = score.get(kind)(model, scope(model))
-    assert {key: tuple(tensor.shape) for key, tensor in found.items()} == dict(scope(model).shapes)
-    assert not any(tensor.requires_grad for tensor in found.values())
-    assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
 
 
 def test_magnitude_is_no_view_of_the_weights():
@@ -51,24 +47,16 @@ def test_magnitude_of_a_parameter_of_another_shape_than_its_weight_is_its_own():
     assert score.magnitude(model, scope(model, include=[lengths]))[lengths].tolist() == [[6.0], [10.0]]
 
 
-class TestRandom:
+def test_random_is_that_of_a_generator_of_its_own():
+    """Each tensor's numbers are those of a generator whose seed is mixed from the seed, a word and its place."""
     model = nn.Sequential(nn.Linear(20, 20), nn.Linear(20, 20))
-
-    def scores(self, seed: int) -> dict[str, torch.Tensor]:
-        return score.random(self.model, scope(self.model), seed=seed)
-
-    def test_is_that_of_seed_0_by_default_and_of_a_generator_of_its_own(self):
-        """Each tensor's numbers are those of a generator whose seed is mixed from the seed, a word and its place."""
-        plain = score.random(self.model, scope(self.model))
-        for index, (name, values) in enumerate(plain.items()):
-            drawn = torch.rand((20, 20), dtype=torch.float64, generator=generator(0, "random", index))
-            assert values.dtype == torch.float64
-            assert torch.equal(values, drawn)
-            assert torch.equal(values, self.scores(0)[name])
+    for seed, given in ((0, {}), (3, {"seed": 3})):
+        for index, values in enumerate(score.random(model, scope(model), **given).values()):
+            drawn = torch.rand((20, 20), dtype=torch.float64, generator=generator(seed, "random", index))
+            torch.testing.assert_close(values, drawn, rtol=0, atol=0)
 
 
 def test_names_and_functions_are_found():
-    assert {"magnitude", "random"} <= set(score.names())
     for name in score.names():
         assert score.get(name).__name__ == name
         assert getattr(score, name) is score.get(name)
@@ -109,7 +97,6 @@ def test_a_score_of_ones_own_is_named_by_its_place(tmp_path, monkeypatch):
 
 
 def test_half_precision_loses_nothing_in_squares():
-    """Gradients of 1e-5 squared are 0 in float16: scores are by squares of what the gradients are."""
     model = nn.Linear(2, 1, bias=False).half()
     model.weight.data.fill_(0.5)
     batches = [torch.tensor([[1e-5, 2e-5]], dtype=torch.float16)]
@@ -134,3 +121,141 @@ def test_sparse_gradients_of_an_embedding_score_as_dense_ones(kind):
     assert dense["0.weight"][[0, 2, 3, 5]].any()
     assert not sparse["0.weight"][[1, 4, 6]].any(), "rows that no batch has"
     torch.testing.assert_close(sparse, dense)
+
+
+def test_inverted_keeps_what_the_score_removes(build):
+    case = build("resnet")
+    given = {"batches": case.batches, "loss": case.loss}
+    best = prune(case.model, 0.3, score="snip", **given)
+    assert prune(case.model, 0.7, score="inverted:snip", **given) == ~best
+    assert prune(case.model, 0.7, score=score.inverted("snip"), **given) == ~best
+    assert prune(case.model, 0.7, score=score.inverted(score.snip), **given) == ~best
+    assert prune(case.model, 0.3, score="inverted:inverted:snip", **given) == best
+
+
+def test_inverted_takes_scores_of_any_type():
+    model = nn.Linear(2, 2)
+
+    def of_bits(model, scope, *, batches=None, loss=None, seed=0):
+        return {"weight": torch.tensor([[True, False], [False, True]])}
+
+    assert prune(model, 0.5, score=score.inverted(of_bits))["weight"].tolist() == [[False, True], [True, False]]
+
+
+@pytest.mark.parametrize("distribution", ["global", "erk"])
+def test_shuffled_keeps_each_layers_count_and_no_more(distribution):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(60, 60), nn.Linear(60, 60), nn.Linear(60, 20))
+    given = {"distribution": distribution, "collapse": "keep"}
+    mask, control = (prune(model, 0.2, score=name, **given) for name in ("magnitude", "shuffled:magnitude"))
+    assert [row.kept for row in mask.table()] == [row.kept for row in control.table()]
+    for name in mask:  # by chance alone: kept * density, within five standard deviations of a hypergeometric number
+        kept, size = int(mask[name].sum()), mask[name].numel()
+        share = kept / size
+        deviation = (size * share**2 * (1 - share) ** 2) ** 0.5
+        assert abs(int((mask[name] & control[name]).sum()) - size * share**2) < 5 * deviation
+    assert not torch.equal(control["0.weight"], control["1.weight"])
+    assert prune(model, 0.2, score="shuffled:magnitude", seed=1, **given) != control
+    assert prune(model, 0.2, score="shuffled:magnitude", **given) == control
+
+
+def test_a_control_hands_its_seed_on_and_keeps_the_names_of_its_score():
+    model = nn.Linear(30, 20)
+    for seed in (0, 3):
+        plain = score.random(model, scope(model), seed=seed)["weight"].flatten().sort().values
+        found = score.get("shuffled:random")(model, scope(model), seed=seed)["weight"]
+        assert torch.equal(found.flatten().sort().values, plain)
+        again = score.get("shuffled:random")(model, scope(model), **({"seed": seed} if seed else {}))["weight"]
+        assert torch.equal(found, again)
+    assert score.shuffled("snip").__name__ == "shuffled:snip"
+
+
+def test_a_control_takes_the_options_of_its_score(build):
+    case = build("resnet")
+    known = scope(case.model)
+    given = {"batches": case.batches, "loss": case.loss}
+    running = score.snip(case.model, known, norms="running", **given)
+    for control in (score.inverted("snip"), score.inverted(partial(score.snip, norms="running"))):
+        options = given if "partial" in control.__name__ else given | {"norms": "running"}
+        found = control(case.model, known, **options)
+        assert all(torch.equal(found[key], -running[key]) for key in running)
+
+
+@pytest.mark.parametrize(
+    "name", ["inverted:", "inverted:snap", "upside-down:snip", "inverted", "_gradients", "inverted:_measure"]
+)
+def test_an_unknown_name_is_refused(name):
+    with pytest.raises(UsageError, match=r"is not known: .*snip.*; or a control of one, such as inverted:magnitude"):
+        score.get(name)
+
+
+NAMES = ("crop", "fisher", "grasp", "grasp200", "kfac", "magnitude", "random", "snip", "synflow", "taylor")
+
+
+def derivatives(monkeypatch: pytest.MonkeyPatch, work: Any) -> int:
+    """Of the highest order that `work` asks autograd for."""
+    orders = [0]
+    plain = torch.autograd.grad
+
+    def counted(*arguments: Any, **named: Any) -> Any:
+        orders.append(2 if named.get("create_graph") else 1)
+        return plain(*arguments, **named)
+
+    with monkeypatch.context() as changed:
+        changed.setattr(torch.autograd, "grad", counted)
+        work()
+    return max(orders)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_scores_below_0_are_those_called_signed(build, name):
+    case = build("resnet")
+    found = score.get(name)(case.model, scope(case.model), batches=case.batches[:2], loss=case.loss)
+    assert any(bool((values < 0).any()) for values in found.values()) == about(name).signed
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_score_needs_the_data_and_the_derivatives_that_lists_name(build, monkeypatch, name):
+    case, facts = build("resnet"), about(name)
+    known, function = scope(case.model), score.get(name)
+    seen = []
+
+    def loss(model, batch):
+        seen.append(batch)
+        return case.loss(model, batch)
+
+    order = derivatives(monkeypatch, lambda: function(case.model, known, batches=case.batches[:1], loss=loss))
+    assert order == facts.order
+    if not seen:
+        assert facts.data == "no"
+        assert function(case.model, known)
+        return
+    with pytest.raises(UsageError, match="give batches="):
+        function(case.model, known)
+    nothing = [(torch.full_like(images, float("nan")), labels) for images, labels in case.batches[:1]]
+    try:
+        found = function(case.model, known, batches=nothing, loss=case.loss)
+    except ScoreError:
+        assert facts.data == "yes"
+        return
+    assert facts.data == "shapes"  # no value is looked at
+    plain = function(case.model, known, batches=case.batches[:1], loss=case.loss)
+    assert all(torch.equal(found[key], plain[key]) for key in plain)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_form_for_channels_is_one_that_there_is(name):
+    forms = re.split(r", ", about(name).channels)
+    assert forms == ["summed"] or all(form in CHANNEL_SCORES for form in forms)
+
+
+def test_an_attribute_of_that_name_for_another_purpose_is_no_fact(monkeypatch: pytest.MonkeyPatch) -> None:
+    def mine(model: Any, scope: Any, *, batches: Any = None, loss: Any = None, seed: int = 0) -> Any:
+        return {name: weight.detach().abs() for name, weight in scope.parameters(model).items()}
+
+    mine.about = "a text of my own"  # type: ignore[attr-defined]
+    monkeypatch.setattr(score.SCORES, "_make", None)
+    monkeypatch.setitem(score.SCORES._built, "magnitude", mine)
+    assert about("magnitude") == score.About()
+    pruning = tk.gradual(torch.nn.Linear(4, 4), 0.5, steps=10, score=mine)
+    assert pruning.done == 0

@@ -5,12 +5,11 @@ from itertools import pairwise
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from composed import Composed
 from ticketry.core.mask import Mask
 from ticketry.core.prune import prune
 from ticketry.core.scope import scope
@@ -73,20 +72,8 @@ def test_against_what_each_weight_adds_to_the_sum():
     exactly(found, expected, rtol=1e-6, atol=1e-9)
 
 
-@given(st.lists(st.integers(1, 6), min_size=2, max_size=6), st.integers(0, 1000))
-def test_conservation(widths, seed):
-    """Without biases the scores of every layer add up to R (Tanaka et al. 2020, theorem 2)."""
-    torch.manual_seed(seed)
-    model = chain(*widths)
-    product = torch.ones(widths[0]).double()
-    for layer in model:
-        if isinstance(layer, nn.Linear):
-            product = layer.weight.detach().double().abs() @ product
-    sums = [values.sum() for values in synflow(model, scope(model), batches=ones(widths[0])).values()]
-    exactly(torch.stack(sums), product.sum().expand(len(sums)))
-
-
 def test_conservation_at_a_mask():
+    """Without biases the kept scores of every layer add up to R (Tanaka et al. 2020, theorem 2)."""
     torch.manual_seed(1)
     model = chain(5, 8, 8, 3)
     mask = prune(model, 0.5, score="random")
@@ -146,8 +133,6 @@ def test_iterated_it_empties_no_layer_where_one_shot_does():
 
 
 class Packed(nn.Module):
-    """A linear layer whose output is handed out in one form or another."""
-
     def __init__(self, pack) -> None:
         super().__init__()
         self.fc = nn.Linear(3, 2, bias=False)
@@ -174,14 +159,7 @@ def test_all_numbers_that_a_model_returns_are_added_up(pack, times):
     assert found.dtype == torch.float64
 
 
-def test_a_model_that_returns_something_else_is_refused():
-    model = Packed(lambda out: "text")
-    with pytest.raises(ScoreError, match=r"^synflow adds up tensors, and the model returns a str$"):
-        synflow(model, scope(model), batches=[torch.zeros(1, 3)])
-
-
 def test_inputs_of_any_structure_are_ones_and_the_rest_stays_as_it_is():
-    """Named arguments, numbers, indices and a scale of 0.5, which is no input, go in as the loss hands them."""
     seen = {}
 
     class Looking(Packed):
@@ -202,11 +180,7 @@ def test_inputs_of_any_structure_are_ones_and_the_rest_stays_as_it_is():
 
 
 def test_scores_of_a_network_that_draws_are_those_of_a_seed():
-    class Gates(Packed):
-        def forward(self, inputs):
-            return self.fc(inputs * torch.rand(inputs.shape[1]))
-
-    model = Gates(None)
+    model = Composed(lambda self, x: self.fc(x * torch.rand(x.shape[1])), fc=nn.Linear(3, 2, bias=False))
     torch.manual_seed(3)
     plain, again, other = (
         synflow(model, scope(model), batches=[torch.ones(1, 3)], **seed)["fc.weight"]
@@ -217,17 +191,12 @@ def test_scores_of_a_network_that_draws_are_those_of_a_seed():
 
 
 def test_buffers_keep_their_sign_and_their_kind():
-    class Shifted(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.fc = nn.Linear(2, 2, bias=False)
-            self.register_buffer("sign", torch.tensor([1.0, -3.0]))
-            self.register_buffer("order", torch.tensor([1, 0]))
-
-        def forward(self, inputs):
-            return self.fc(inputs)[:, self.order] * self.sign
-
-    model = Shifted()
+    model = Composed(
+        lambda self, inputs: self.fc(inputs)[:, self.order] * self.sign,
+        fc=nn.Linear(2, 2, bias=False),
+        sign=torch.tensor([1.0, -3.0]),
+        order=torch.tensor([1, 0]),
+    )
     found = synflow(model, scope(model), batches=[torch.ones(1, 2)])["fc.weight"]
     expected = model.fc.weight.detach().double().abs() * torch.tensor([[-3.0], [1.0]])
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
@@ -245,23 +214,14 @@ def test_norms_of_your_own_are_passed_by_when_named():
     exactly(found["0.weight"].sum(), found["2.weight"].sum())
 
 
-class Thrifty(nn.Module):
-    """Two layers of which the first computes its activations again in the backward pass."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first = nn.Linear(4, 5, bias=False)
-        self.last = nn.Linear(5, 2, bias=False)
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        hidden = checkpoint(lambda x: functional.relu(self.first(x)).square(), inputs, use_reentrant=False)
-        return self.last(hidden)
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_activation_checkpoints_compute_with_the_same_weights_again(dtype):
     torch.manual_seed(7)
-    model = Thrifty().to(dtype)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.last(checkpoint(lambda x: functional.relu(self.first(x)).square(), inputs, use_reentrant=False))
+
+    model = Composed(forward, first=nn.Linear(4, 5, bias=False), last=nn.Linear(5, 2, bias=False)).to(dtype)
     first, last = (layer.weight.detach().double().abs() for layer in (model.first, model.last))
     hidden = first.sum(1)
     found = synflow(model, scope(model), batches=[torch.zeros(1, 4, dtype=dtype)])
@@ -269,20 +229,16 @@ def test_activation_checkpoints_compute_with_the_same_weights_again(dtype):
     exactly(found["last.weight"], last * hidden.square())
 
 
-class OwnFloats(nn.Module):
+def own_floats(dtype: torch.dtype | None) -> nn.Module:
     """Makes tensors in its forward pass: a first hidden state and a matrix without a type, or one of float32."""
-
-    def __init__(self, dtype: torch.dtype | None) -> None:
-        super().__init__()
-        self.cell = nn.RNNCell(3, 4, bias=False, nonlinearity="relu")
-        self.dtype = dtype
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        return self.cell(inputs, torch.ones(len(inputs), 4)) @ torch.eye(4, dtype=self.dtype)
+    return Composed(
+        lambda self, x: self.cell(x, torch.ones(len(x), 4)) @ torch.eye(4, dtype=dtype),
+        cell=nn.RNNCell(3, 4, bias=False, nonlinearity="relu"),
+    )
 
 
 def test_tensors_that_a_model_makes_without_a_type_are_float64():
-    model = OwnFloats(None)
+    model = own_floats(None)
     weights = {name: weight.detach().double().abs() for name, weight in model.named_parameters()}
     found = synflow(model, scope(model, include="*"), batches=[torch.zeros(1, 3)])
     exactly({f"cell.{name.split('.')[-1]}": values for name, values in found.items()}, weights)
@@ -290,8 +246,13 @@ def test_tensors_that_a_model_makes_without_a_type_are_float64():
 
 
 class TestRefused:
+    def test_a_model_that_returns_no_tensors(self):
+        model = Packed(lambda out: "text")
+        with pytest.raises(ScoreError, match=r"^synflow adds up tensors, and the model returns a str$"):
+            synflow(model, scope(model), batches=[torch.zeros(1, 3)])
+
     def test_a_model_that_insists_on_its_type(self):
-        model = OwnFloats(torch.float32)
+        model = own_floats(torch.float32)
         with pytest.raises(ScoreError, match=r"in float64, and there torch says: .*same dtype.*x\.new_zeros"):
             synflow(model, scope(model, include="*"), batches=[torch.zeros(1, 3)])
         assert torch.get_default_dtype() == torch.float32
@@ -301,17 +262,18 @@ class TestRefused:
         with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
             synflow(model, scope(model), batches=ones(3))
 
-    def test_without_a_batch(self):
+    @pytest.mark.parametrize(
+        ("batches", "said"),
+        [
+            (None, "needs the shape of the inputs"),
+            ([], "there is no batch"),
+            ([{"x": torch.ones(1, 2)}], "a batch is the model's input"),
+        ],
+    )
+    def test_batches_that_are_no_inputs(self, batches, said):
         model = chain(2, 2)
-        with pytest.raises(UsageError, match="needs the shape of the inputs"):
-            synflow(model, scope(model))
-        with pytest.raises(UsageError, match="there is no batch"):
-            synflow(model, scope(model), batches=[])
-
-    def test_a_batch_that_is_no_input(self):
-        model = chain(2, 2)
-        with pytest.raises(UsageError, match="a batch is the model's input"):
-            synflow(model, scope(model), batches=[{"x": torch.ones(1, 2)}])
+        with pytest.raises(UsageError, match=said):
+            synflow(model, scope(model), batches=batches)
 
     def test_a_loss_that_goes_around_the_model(self):
         model = chain(2, 2)
@@ -332,8 +294,6 @@ class TestRefused:
 
 
 class Shared(nn.Module):
-    """A layer and a norm that have two names each, and one matrix in two layers."""
-
     def __init__(self) -> None:
         super().__init__()
         self.first = nn.Linear(3, 3, bias=False)

@@ -12,7 +12,7 @@ from ticketry.core.mask import Mask
 from ticketry.core.prune import prune
 from ticketry.core.scope import scope
 from ticketry.core.sparse_training.hold import Hold, hold
-from ticketry.errors import HoldError, MaskError, UsageError
+from ticketry.errors import HoldError, MaskError
 
 optim = torch.optim
 
@@ -33,8 +33,6 @@ class Mixing(Optimizer):
 
 
 class Subclassed(optim.SGD):
-    """Known by name to nobody: it must be masked after its steps, whatever it inherits from."""
-
     @torch.no_grad()
     def step(self, closure=None):
         super().step(closure)
@@ -72,6 +70,8 @@ OPTIMIZERS = {
     "mixing": lambda p: Mixing(p, lr=0.1),
     "subclassed": lambda p: Subclassed(p, lr=0.1, momentum=0.9),
 }
+if hasattr(optim, "Muon"):
+    OPTIMIZERS["muon"] = lambda p: optim.Muon([one for one in p if one.dim() == 2], lr=0.02)
 
 
 def masked_by_hand(model: nn.Module, mask: Mask) -> list[tuple[nn.Parameter, torch.Tensor]]:
@@ -82,30 +82,28 @@ def masked_by_hand(model: nn.Module, mask: Mask) -> list[tuple[nn.Parameter, tor
 def train_by_hand(model: nn.Module, mask: Mask, optimizer: Optimizer, batches, loss, clip: float | None = None):
     """The slow reference: weights and gradients are multiplied by the mask at every step."""
     pairs = masked_by_hand(model, mask)
-    norms = []
-    for batch in batches:
-        with torch.no_grad():
-            for parameter, kept in pairs:
-                parameter.mul_(kept)
-        optimizer.zero_grad()
-        loss(model, batch).backward()
+
+    @torch.no_grad()
+    def mask_weights() -> None:
+        for parameter, kept in pairs:
+            parameter.mul_(kept)
+
+    def mask_gradients() -> None:
         for parameter, kept in pairs:
             parameter.grad.mul_(kept)
-        if clip is not None:
-            norms.append(torch.nn.utils.clip_grad_norm_(model.parameters(), clip))
-        optimizer.step()
-        with torch.no_grad():
-            for parameter, kept in pairs:
-                parameter.mul_(kept)
-    return norms
+
+    mask_weights()
+    return train(model, optimizer, batches, loss, mask_weights, clip, mask_gradients)
 
 
-def train(model: nn.Module, optimizer: Optimizer, batches, loss, after_step=lambda: None, clip: float | None = None):
-    """A user's loop, which knows of no mask."""
+def train(
+    model, optimizer, batches, loss, after_step=lambda: None, clip: float | None = None, before_clip=lambda: None
+):
     norms = []
     for batch in batches:
         optimizer.zero_grad()
         loss(model, batch).backward()
+        before_clip()
         if clip is not None:
             norms.append(torch.nn.utils.clip_grad_norm_(model.parameters(), clip))
         optimizer.step()
@@ -143,19 +141,6 @@ def test_removed_weights_stay_0_and_kept_ones_train_as_by_hand(build, model, opt
     assert any(
         not torch.equal(a, b) for a, b in zip(case.model.parameters(), build(model).model.parameters(), strict=True)
     )
-
-
-@pytest.mark.skipif(not hasattr(optim, "Muon"), reason="this torch has no Muon")
-def test_muon(build):
-    case, other, mask = twins(build, "transformer")
-
-    def optimizer(model: nn.Module) -> Optimizer:
-        return optim.Muon([parameter for parameter in model.parameters() if parameter.dim() == 2], lr=0.02)
-
-    train_by_hand(other, mask, optimizer(other), case.batches, case.loss)
-    with hold(case.model, mask):
-        train(case.model, optimizer(case.model), case.batches, case.loss, lambda: require_zero(case.model, mask))
-    assert_same(case.model, other)
 
 
 def test_lbfgs(build):
@@ -199,31 +184,18 @@ def test_clipping_sees_the_masked_gradient(build, model):
     assert norms[0] < unmasked[0]
 
 
-def test_accumulated_gradients_are_masked(build):
-    case, other, mask = twins(build, "resnet")
-    pairs = masked_by_hand(other, mask)
-    mask.apply_(other)
-    for batch in case.batches[:3]:
-        case.loss(other, batch).backward()
-    for parameter, kept in pairs:
-        parameter.grad.mul_(kept)
-    with hold(case.model, mask):
-        for batch in case.batches[:3]:
-            case.loss(case.model, batch).backward()
-            for parameter, kept in masked_by_hand(case.model, mask):
-                assert not parameter.grad[kept == 0].any()
-    for one, two in zip(case.model.parameters(), other.parameters(), strict=True):
-        assert torch.equal(one.grad, two.grad)
-
-
 @pytest.mark.parametrize("optimizer", ["momentum", "nesterov", "adam", "adamw", "rmsprop", "mixing"])
 def test_momentum_from_before_does_not_move_removed_weights(build, optimizer):
     case = build("resnet")
     own = OPTIMIZERS[optimizer](case.model.parameters())
     train(case.model, own, case.batches[:3], case.loss)
+    dense = copy.deepcopy(own.state_dict())
     mask = prune(case.model, 0.3, distribution="layerwise")
     with hold(case.model, mask) as held:
         train(case.model, own, case.batches[3:], case.loss, lambda: require_zero(case.model, mask))
+        held.check(own)
+        own.load_state_dict(dense)
+        train(case.model, own, case.batches[:3], case.loss, lambda: require_zero(case.model, mask))
         held.check(own)
 
 
@@ -248,22 +220,15 @@ def test_momentum_is_cleared_for_an_optimizer_that_takes_the_place_of_another(bu
         train(case.model, own, case.batches[:1], case.loss, lambda: require_zero(case.model, mask))
 
 
-def test_gradients_from_before_do_not_move_removed_weights(build):
-    case = build("resnet")
-    mask = prune(case.model, 0.3, distribution="layerwise")
-    own = optim.SGD(case.model.parameters(), lr=0.1)
-    case.loss(case.model, case.batches[0]).backward()
-    with hold(case.model, mask):
-        own.step()
-        require_zero(case.model, mask)
-
-
-def test_weights_are_masked_on_entering(build):
+def test_weights_and_earlier_gradients_are_masked_on_entering(build):
     case = build("lstm")
     mask = prune(case.model, 0.3, distribution="layerwise")
+    case.loss(case.model, case.batches[0]).backward()
     with hold(case.model, mask):
         require_zero(case.model, mask)
         assert case.model.decoder.weight is case.model.encoder.weight
+        optim.SGD(case.model.parameters(), lr=0.1).step()
+        require_zero(case.model, mask)
 
 
 def test_after_the_block_training_is_dense_again(build):
@@ -279,44 +244,13 @@ def test_after_the_block_training_is_dense_again(build):
     assert any(parameter.detach()[kept == 0].any() for parameter, kept in masked_by_hand(case.model, mask))
 
 
-def test_optimizers_of_other_models_are_left_alone(build):
-    case, mask = build("resnet"), prune(build("resnet").model, 0.3, distribution="layerwise")
-    stranger = nn.Linear(4, 4)
-    own = Mixing(stranger.parameters(), lr=0.1)
-    expected = copy.deepcopy(stranger)
-    with hold(case.model, mask):
-        train(stranger, own, [torch.ones(2, 4)], lambda model, batch: model(batch).square().sum())
-    train(expected, Mixing(expected.parameters(), lr=0.1), [torch.ones(2, 4)], lambda m, b: m(b).square().sum())
-    assert_same(stranger, expected)
-
-
-@pytest.mark.parametrize("name", ["resnet", "lstm", "transformer"])
-def test_the_held_model_keeps_class_names_and_state_dict(build, name):
-    case, other, mask = twins(build, name)
+def test_the_held_model_keeps_class_names_and_state_dict(build):
+    case, other, mask = twins(build, "lstm")
     with hold(case.model, mask):
         assert type(case.model) is type(other)
         assert list(case.model.state_dict()) == list(other.state_dict())
         assert [key for key, _ in case.model.named_parameters()] == [key for key, _ in other.named_parameters()]
-        copied = copy.deepcopy(case.model)
-        other.load_state_dict(case.model.state_dict())
-        assert_same(copied, other)
-        train(copied, optim.SGD(copied.parameters(), lr=0.1), case.batches, case.loss)  # a copy is not held
-    assert any(parameter.detach()[kept == 0].any() for parameter, kept in masked_by_hand(copied, mask))
-    assert scope(copied) == scope(case.model)
-
-
-def test_autocast(build):
-    case = build("transformer")
-    mask = prune(case.model, 0.3, distribution="layerwise")
-
-    def loss(model, batch):
-        with torch.autocast("cpu", torch.bfloat16):
-            return case.loss(model, batch)
-
-    own = optim.AdamW(case.model.parameters(), lr=0.01)
-    with hold(case.model, mask) as held:
-        train(case.model, own, case.batches, loss, lambda: require_zero(case.model, mask))
-        held.check(own)
+        assert scope(copy.deepcopy(case.model)) == scope(other)
 
 
 def test_channels_last(build):
@@ -328,25 +262,6 @@ def test_channels_last(build):
     train_by_hand(other, mask, optim.SGD(other.parameters(), lr=0.1), case.batches, case.loss)
     for one, two in zip(case.model.parameters(), other.parameters(), strict=True):
         torch.testing.assert_close(one, two)  # another layout sums in another order
-
-
-@pytest.mark.parametrize("wrap", [nn.DataParallel, lambda model: nn.Sequential(model)], ids=["parallel", "nested"])
-def test_wrapping_a_held_model(build, wrap):
-    case = build("resnet")
-    mask = prune(case.model, 0.3, distribution="layerwise")
-    with hold(case.model, mask):
-        wrapped = wrap(case.model)
-        train(wrapped, optim.SGD(wrapped.parameters(), lr=0.1), case.batches, case.loss)
-    require_zero(case.model, mask)
-
-
-def test_holding_a_wrapped_model(build):
-    case = build("resnet")
-    mask = prune(case.model, 0.3, distribution="layerwise")
-    wrapped = nn.DataParallel(case.model)
-    with hold(wrapped, mask):
-        train(wrapped, optim.SGD(wrapped.parameters(), lr=0.1), case.batches, case.loss)
-    require_zero(case.model, mask)
 
 
 def test_frozen_weights_can_be_held_and_unfrozen(build):
@@ -381,31 +296,19 @@ def test_a_loop_that_masks_for_itself(build, name):
 
 
 class TestViolations:
-    @pytest.mark.parametrize("mask", [{"weight": torch.ones(3, 4)}, torch.ones(3, 4), None])
-    def test_what_is_no_mask_is_told_how_to_become_one(self, mask):
-        model = nn.Linear(4, 3)
-        before = model.weight.detach().clone()
-        with pytest.raises(UsageError, match=rf"not a {type(mask).__name__}: tk\.prune\(.*tk\.Mask\("):
-            hold(model, mask)
-        assert torch.equal(model.weight, before)
-
-    def test_weights_written_from_outside(self, build):
-        case, before, mask = twins(build, "resnet")
-        with (
-            pytest.raises(HoldError, match=r"of \d+ pruned weights of 'conv\.weight' are not 0 \(up to"),
-            hold(case.model, mask),
-        ):
-            case.model.load_state_dict(before.state_dict())
-
     def test_the_count_and_the_largest_are_named(self):
         model, mask = nn.Linear(2, 2, bias=False), Mask({"weight": torch.eye(2)})
         held = hold(model, mask)
+        (tensor,) = held.tensors
+        assert torch.equal(tensor, torch.eye(2))
         with torch.no_grad():
             model.weight.fill_(-2.5)
-        with pytest.raises(HoldError, match=r"^2 of 2 pruned weights of 'weight' are not 0 \(up to 2\.5\)"):
+        said = r"^2 of 2 pruned weights of 'weight' are not 0 \(up to 2\.5\): something outside the optimiser's step"
+        with pytest.raises(HoldError, match=said):
             held.check()
         held.mask_weights()
         held.check()
+        held.release()
         held.release()
 
     def test_an_error_in_the_block_is_not_hidden(self, build):
@@ -425,23 +328,3 @@ class TestViolations:
         with pytest.raises(MaskError, match="the mask does not fit"):
             hold(case.model, Mask({"conv.weight": torch.zeros(6, 3, 3, 3), "fc.weight": torch.ones(5, 9)}))
         assert_same(case.model, before)
-
-
-def test_what_is_held_can_be_looked_at_and_let_go_twice():
-    layer = nn.Linear(2, 2, bias=False)
-    held = hold(layer, Mask({"weight": torch.eye(2)}))
-    (tensor,) = held.tensors
-    assert torch.equal(tensor, torch.eye(2))
-    assert not tensor.requires_grad
-    held.release()
-    held.release()
-
-
-def test_an_optimizer_of_masked_weights_alone_loses_its_momentum():
-    layer = nn.Linear(2, 2, bias=False)
-    optimizer = optim.SGD(layer.parameters(), lr=0.1, momentum=0.9)
-    layer(torch.ones(1, 2)).sum().backward()
-    optimizer.step()
-    with hold(layer, Mask({"weight": torch.eye(2)})):
-        optimizer.step()
-        assert torch.equal(layer.weight != 0, torch.eye(2).bool())

@@ -32,11 +32,6 @@ def test_its_ends_are_exact(density):
     assert cubic(1, density) == density
 
 
-def test_the_papers_sparsities():
-    """Sparsity 0.875 of 1 halfway: three times halved are the weights that still have to go."""
-    assert 1 - cubic(0.5, 0.5) == pytest.approx(0.5 * 0.875)
-
-
 @given(densities, st.integers(0, 50), st.integers(1, 300), st.integers(1, 400))
 def test_cuts_are_a_frequency_apart_and_end_at_the_end(density, begin, length, frequency):
     found = cuts(density, begin=begin, end=begin + length, frequency=frequency)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 import ticketry as tk
-from ticketry.core.model_calls import find_factor_uses
+from composed import Composed
+from ticketry.core.model_calls import count_multiplications, find_factor_uses, multiplications_per_weight
 from ticketry.errors import StructureError, TicketryError
 
 X = torch.randn(5, 16)
@@ -68,7 +71,6 @@ def of(model: nn.Module) -> tk.Scope:
 
 
 def at_most_two(kept: Tensor, axis: int) -> bool:
-    """Whether of every 4 neighbours along an axis at most two are kept."""
     return bool((kept.movedim(axis, -1).reshape(-1, 4).sum(-1) <= 2).all())
 
 
@@ -149,29 +151,13 @@ def test_the_advice_can_be_followed() -> None:
     assert at_most_two(tk.allocate(scores, pattern="2:4", layouts=known)["w"], 2)
 
 
-def test_a_layer_whose_weight_is_used_in_another_way_than_its_own() -> None:
-    class Decoder(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.inner = nn.Linear(16, 16, bias=False)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return x @ self.inner.weight
-
-    layout = tk.structure.layouts(Decoder(), ["inner.weight"], X)["inner.weight"]
-    assert layout == tk.structure.Layout(inputs_first=True)
-
-
-def test_a_layer_keeps_its_own_layout_where_something_else_reads_it_too() -> None:
-    class Both(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.inner = nn.Linear(16, 8, bias=False)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.inner(x) @ self.inner.weight
-
-    assert tk.structure.layouts(Both(), ["inner.weight"], X)["inner.weight"] == tk.structure.Layout()
+def test_a_layer_keeps_its_own_layout_where_something_else_reads_its_weight_too() -> None:
+    inner = nn.Linear(16, 16, bias=False)
+    also = Composed(lambda self, x: self.inner(x) @ self.inner.weight, inner=inner)
+    instead = Composed(lambda self, x: x @ self.inner.weight, inner=inner)
+    assert tk.structure.layouts(also, ["inner.weight"], X)["inner.weight"] == tk.structure.Layout()
+    found = tk.structure.layouts(instead, ["inner.weight"], X)["inner.weight"]
+    assert found == tk.structure.Layout(inputs_first=True)
 
 
 def test_a_class_that_is_only_called_as_transformers_linear_layer() -> None:
@@ -241,3 +227,85 @@ class TestExperts:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             assert tk.scope(model).names == ("0.weight",)
+
+
+def _total(model: nn.Module, inputs: tuple[Tensor, ...]) -> int:
+    parameters = {name: one for name, one in model.named_parameters() if one.dim() > 1}
+    found = multiplications_per_weight(model, parameters, inputs)
+    return sum(found[name] * one.numel() for name, one in parameters.items())
+
+
+@pytest.mark.parametrize("words", [1, 4])
+def test_queries_and_keys_that_read_parts_of_one_weight(words: int) -> None:
+    """Queries are a third of the products: rounded down, a third of few words would be 0."""
+    layer = nn.TransformerDecoderLayer(12, 3, 24, batch_first=True).eval()
+    x = torch.randn(1, words, 12)
+    assert _total(layer, (x, x.clone())) == words * sum(one.numel() for one in layer.parameters() if one.dim() > 1)
+
+
+SLICED = {
+    "linear": (lambda x, weight: F.linear(x, weight[:4]), (8, 6), (5, 6)),
+    "convolution": (lambda x, weight: F.conv2d(x, weight[:4]), (8, 6, 3, 3), (2, 6, 5, 5)),
+    "transposed": (lambda x, weight: F.conv_transpose2d(x, weight[:3]), (6, 8, 3, 3), (2, 3, 5, 5)),
+}
+
+
+@pytest.mark.parametrize("name", SLICED)
+def test_a_part_of_a_weight(name: str) -> None:
+    make, shape, size = SLICED[name]
+    model = Composed(lambda self, x: make(x, self.weight), weight=nn.Parameter(torch.randn(shape)))
+    x = torch.randn(size)
+    with FlopCounterMode(display=False) as counter:
+        model(x)
+    uses = multiplications_per_weight(model, dict(model.named_parameters()), x)["weight"]
+    assert uses == counter.get_total_flops() // 2 // model.weight.numel() > 0
+
+
+def test_other_uses_of_a_weight_are_counted() -> None:
+    """Each weight is used in its layer and once more in a function."""
+
+    def forward(self: Any, x: Tensor, picture: Tensor) -> tuple[Tensor, Tensor]:
+        shown = F.linear(torch.tanh(self.code(x)), self.code.weight.t())
+        return shown, F.conv2d(self.small(picture), self.small.weight, padding=2, dilation=2)
+
+    inputs = (torch.zeros(5, 8), torch.zeros(2, 3, 6, 6))
+    model = Composed(forward, code=nn.Linear(8, 4), small=nn.Conv2d(3, 3, 3, padding=1)).train()
+    # Five rows through 8 x 4 weights and back; two pictures of 36 places, twice.
+    assert count_multiplications(model, tk.scope(model), inputs) == {"code.weight": 2 * 5, "small.weight": 2 * 2 * 36}
+    assert model.training
+    assert not any(module._forward_hooks for module in model.modules())
+    costs = tk.cost.model(model, inputs, unit="multiplications")
+    assert costs.dense == 2 * 5 * 32 + 2 * 2 * 36 * 81
+
+
+@pytest.mark.parametrize(
+    ("layer", "x", "each"),
+    [
+        (nn.ConvTranspose2d(3, 5, 2, stride=2), torch.zeros(2, 3, 4, 4), 2 * 16),
+        (nn.ConvTranspose1d(4, 6, 3, groups=2), torch.zeros(2, 4, 9), 2 * 9),
+        (nn.Conv2d(4, 6, 3, groups=2), torch.zeros(2, 4, 5, 5), 2 * 9),
+    ],
+)
+def test_transposed_and_grouped_convolutions(layer: nn.Module, x: Tensor, each: int) -> None:
+    """A transposed convolution multiplies each weight once with every input position of its channel."""
+    assert count_multiplications(layer, tk.scope(layer), x) == {"weight": each}
+
+
+def test_a_fused_transformer_layer_is_counted_in_parts() -> None:
+    """Torch's fast path runs the layer as one operation, which shows no products."""
+    layer = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True)
+    names = ["self_attn.in_proj_weight", "self_attn.out_proj.weight", "linear1.weight", "linear2.weight"]
+    scope = tk.scope(layer, spare=["self_attn.in_proj_weight"])
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    assert count_multiplications(layer, scope, torch.zeros(2, 10, 16)) == dict.fromkeys(names[1:], 20)
+    assert torch.backends.mha.get_fastpath_enabled() == enabled
+
+
+def test_parameters_that_share_one_allocation_are_counted_apart() -> None:
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
+    flat = torch.cat([one.detach().flatten() for one in model.parameters()])
+    place = 0
+    for one in model.parameters():
+        one.data = flat[place : place + one.numel()].view_as(one)
+        place += one.numel()
+    assert count_multiplications(model, tk.scope(model), torch.zeros(3, 4)) == {"0.weight": 3, "2.weight": 3}
