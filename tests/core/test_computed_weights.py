@@ -22,6 +22,8 @@ from ticketry.core.scope import scope
 from ticketry.core.sparse_training.hold import hold
 from ticketry.errors import HoldError, MaskError, ScopeError
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*weight_norm.*", "ignore:.*quantization.*", "ignore:.*reduce_range.*")
+
 
 class Symmetric(nn.Module):
     """torch's tutorial on parametrisations: a zero below the diagonal is a zero of nothing."""
@@ -67,7 +69,25 @@ def twice(layer: nn.Module) -> nn.Module:
     return own(lambda layer: Scaled(layer.weight.shape[0]))(parametrizations.weight_norm(layer))
 
 
-PASSING = {
+def own_hook(layer: nn.Module, compute: Callable[..., Tensor] | None = None) -> nn.Module:
+    """A weight that a hook of the user's own computes: here divided by its norm."""
+    raw = nn.Parameter(layer.weight.detach().clone())
+    del layer._parameters["weight"]
+    layer.register_parameter("raw", raw)
+    layer.weight = raw.detach()
+
+    def hook(module: nn.Module, inputs: Any) -> None:
+        module.weight = compute(module.raw, *inputs) if compute else module.raw / module.raw.norm()
+
+    layer.register_forward_pre_hook(hook)
+    return layer
+
+
+def torch_pruned(layer: nn.Module, name: str = "weight") -> nn.Module:
+    return torch_prune.l1_unstructured(layer, name, 0.5)
+
+
+PARAMETRISED = {
     "weight_norm": (parametrizations.weight_norm, "parametrizations.weight.original1"),
     "weight_norm of columns": (
         lambda layer: parametrizations.weight_norm(layer, dim=1),
@@ -78,11 +98,22 @@ PASSING = {
         "parametrizations.weight.original1",
     ),
     "spectral_norm": (parametrizations.spectral_norm, "parametrizations.weight.original"),
-    "older weight_norm": (nn.utils.weight_norm, "weight_v"),
-    "older spectral_norm": (nn.utils.spectral_norm, "weight_orig"),
     "scaled": (own(lambda layer: Scaled(layer.weight.shape[0])), "parametrizations.weight.original"),
     "one after another": (twice, "parametrizations.weight.original1"),
 }
+HOOKED = {
+    "older weight_norm": (nn.utils.weight_norm, "weight_v"),
+    "older spectral_norm": (nn.utils.spectral_norm, "weight_orig"),
+    "own hook": (own_hook, "raw"),
+    "pruned": (torch_pruned, "weight_orig"),
+    "pruned twice": (lambda layer: torch_prune.random_unstructured(torch_pruned(layer), "weight", 0.3), "weight_orig"),
+    "spectral_norm and pruned": (
+        lambda layer: torch_pruned(nn.utils.spectral_norm(layer), "weight_orig"),
+        "weight_orig_orig",
+    ),
+    "weight_norm and pruned": (lambda layer: torch_pruned(nn.utils.weight_norm(layer), "weight_v"), "weight_v_orig"),
+}
+PASSING = PARAMETRISED | HOOKED
 REFUSED = {
     "orthogonal": parametrizations.orthogonal,
     "symmetric": own(lambda _: Symmetric()),
@@ -123,7 +154,8 @@ def test_a_layer_is_pruned_through_what_its_weight_is_computed_from(kind):
             model(torch.ones(1, 30))  # what is computed by hooks is now of the weights as they are
             weight = model[2].weight.detach().clone()
             start = weight if start is None else start
-            assert torch.equal(weight == 0, removed)
+            assert not weight[removed].any()
+            assert weight[~removed].count_nonzero() > 110  # of 120; a mask of torch may have more zeros
     assert not torch.equal(start, weight)
 
 
@@ -223,54 +255,7 @@ def test_a_weight_that_is_computed_in_another_way_since_is_told():
     held.release()
 
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*weight_norm.*", "ignore:.*quantization.*", "ignore:.*reduce_range.*")
-Put = Callable[[nn.Module], Any]
-
-
-def own_hook(layer: nn.Module, compute: Callable[..., Tensor] | None = None) -> None:
-    """A weight that a hook of the user's own computes: here divided by its norm."""
-    raw = nn.Parameter(layer.weight.detach().clone())
-    del layer._parameters["weight"]
-    layer.register_parameter("raw", raw)
-    layer.weight = raw.detach()
-
-    def hook(module: nn.Module, inputs: Any) -> None:
-        module.weight = compute(module.raw, *inputs) if compute else module.raw / module.raw.norm()
-
-    layer.register_forward_pre_hook(hook)
-
-
-def torch_pruned(layer: nn.Module) -> None:
-    torch_prune.l1_unstructured(layer, "weight", 0.5)
-
-
-def torch_pruned_twice(layer: nn.Module) -> None:
-    torch_prune.l1_unstructured(layer, "weight", 0.3)
-    torch_prune.random_unstructured(layer, "weight", 0.3)
-
-
-def spectral_and_pruned(layer: nn.Module) -> None:
-    nn.utils.spectral_norm(layer)
-    torch_prune.l1_unstructured(layer, "weight_orig", 0.5)
-
-
-def weight_norm_and_pruned(layer: nn.Module) -> None:
-    nn.utils.weight_norm(layer)
-    torch_prune.l1_unstructured(layer, "weight_v", 0.5)
-
-
-PUTS: dict[str, tuple[Put, str]] = {
-    "spectral_norm": (nn.utils.spectral_norm, "weight_orig"),
-    "weight_norm": (nn.utils.weight_norm, "weight_v"),
-    "own hook": (own_hook, "raw"),
-    "pruned": (torch_pruned, "weight_orig"),
-    "pruned twice": (torch_pruned_twice, "weight_orig"),
-    "spectral_norm and pruned": (spectral_and_pruned, "weight_orig_orig"),
-    "weight_norm and pruned": (weight_norm_and_pruned, "weight_v_orig"),
-}
-
-
-def hooked(put: Put | None = None, factor: float = 1.0) -> nn.Sequential:
+def hooked(put: Callable[[nn.Module], Any] | None = None, factor: float = 1.0) -> nn.Sequential:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(20, 20), nn.ReLU(), nn.Linear(20, 20))
     with torch.no_grad():
@@ -291,9 +276,9 @@ def batch_loss(model: nn.Module, batch: Tensor) -> Tensor:
     return model(batch).logsumexp(1).mean()
 
 
-@pytest.mark.parametrize("kind", PUTS)
+@pytest.mark.parametrize("kind", HOOKED)
 def test_magnitudes_are_of_the_weight_in_use_and_nothing_changes(kind: str) -> None:
-    put, name = PUTS[kind]
+    put, name = HOOKED[kind]
     model = hooked(put)
     weight = model[0].weight.detach().clone()  # as the last call left it
     scores = tk.score.magnitude(model, tk.scope(model))
@@ -303,27 +288,6 @@ def test_magnitudes_are_of_the_weight_in_use_and_nothing_changes(kind: str) -> N
     tk.prune(model, 0.5, collapse="keep")
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert torch.equal(model[0].weight, weight)
-
-
-@pytest.mark.parametrize("kind", PUTS)
-def test_a_mask_removes_weights_in_use(kind: str) -> None:
-    put, name = PUTS[kind]
-    model = hooked(put)
-    mask = tk.prune(model, 0.3, distribution="layerwise")
-    in_use = model[0].weight.detach().abs().flatten()
-    kept = mask[f"0.{name}"]
-    assert set(in_use.argsort(descending=True)[:120].tolist()) == set(kept.flatten().nonzero().flatten().tolist())
-    optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    with tk.hold(model, mask) as held:
-        for _ in range(2):
-            optimizer.zero_grad()
-            batch_loss(model.train(), example()).backward()
-            optimizer.step()
-        held.check(optimizer)
-    model.eval()(example())
-    model(example())
-    assert not model[0].weight[~kept].any()
-    assert model[0].weight[kept].count_nonzero() > 110
 
 
 @pytest.mark.parametrize("score", ["magnitude", "snip", "fisher", "taylor", "synflow", "grasp", "crop"])

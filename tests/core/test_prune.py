@@ -89,25 +89,22 @@ def test_the_default_score_of_blocks_is_one_that_can_be_added_up() -> None:
     def loss(model: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
         return nn.functional.cross_entropy(model(batch[0]), batch[1])
 
-    def found(name: str | None, structure: str, inputs: tk.score.ScoreInputs) -> dict[str, torch.Tensor]:
-        return score_finder(name, model, known, None, inputs, structure, examples)()
+    def require(
+        wanted: dict[str, torch.Tensor], name: str | None, structure: str, inputs: tk.score.ScoreInputs
+    ) -> None:
+        found = score_finder(name, model, known, None, inputs, structure, examples)()
+        assert all(torch.equal(found[key], values) for key, values in wanted.items()), (name, structure)
 
     seen, none = tk.score.ScoreInputs(batches, loss), tk.score.ScoreInputs()
-    kfac = tk.score.kfac(model, known, batches=batches, loss=loss)
+    kfac, change = tk.score.kfac(model, known, batches=batches, loss=loss), output_change(model, known, examples)
     for structure in ("auto", "weights", "rows:4"):
-        given = found(None, structure, seen)
-        assert all(torch.equal(given[name], values) for name, values in kfac.items())
-        change = found(None, structure, none)
-        assert all(torch.equal(change[name], values) for name, values in output_change(model, known, examples).items())
+        require(kfac, None, structure, seen)
+        require(change, None, structure, none)
         with pytest.raises(UsageError, match="which magnitudes cannot be: leave the score out"):
-            found("magnitude", structure, seen)
-    plain = found(None, "none", seen)
-    assert all(torch.equal(plain[key], values) for key, values in tk.score.magnitude(model, known).items())
-    for name, structure in (("taylor", "auto"), ("magnitude", "none")):
-        given = found(name, structure, seen)
-        assert given is not None
-        plain = tk.score.get(name)(model, known, batches=batches, loss=loss)
-        assert all(torch.equal(given[key], values) for key, values in plain.items())
+            score_finder("magnitude", model, known, None, seen, structure, examples)()
+    require(tk.score.taylor(model, known, batches=batches, loss=loss), "taylor", "auto", seen)
+    for name in (None, "magnitude"):
+        require(tk.score.magnitude(model, known), name, "none", seen)
 
 
 class TestDensities:

@@ -79,23 +79,18 @@ def test_the_seed_decides(model: nn.Module) -> None:
         assert synthetic(model, text, 0.3, seed=1) != synthetic(model, text, 0.3, seed=2)
 
 
-def test_channels_are_not_random(model: nn.Module) -> None:
-    with pytest.raises(UsageError, match="use structure"):
-        synthetic(model, "channels", 0.3)
-
-
 @pytest.mark.parametrize("text", ["", "groups", "groups:0", "groups:x", "groups:4:some", "unstructured:3", "2:4"])
 def test_other_words(text: str) -> None:
     with pytest.raises(UsageError, match="pattern of a synthetic mask"):
         Pattern.parse(text)
 
 
-def test_densities(model: nn.Module) -> None:
+def test_what_is_no_synthetic_mask(model: nn.Module) -> None:
+    with pytest.raises(UsageError, match="use structure"):
+        synthetic(model, "channels", 0.3)
     for density in (0.0, 1.5):
         with pytest.raises(UsageError, match="density"):
             synthetic(model, "unstructured", density)
-    assert str(Pattern.parse("groups:4:any")) == "groups:4:any"
-    assert str(Pattern.parse("channels")) == "channels"
 
 
 @pytest.mark.parametrize("text", ["groups:16:pairs", "groups:16:any:pairs"])

@@ -131,33 +131,6 @@ def test_as_one_process_at_the_same_global_batch(tmp_path: Path, kind: str):
         assert all(torch.equal(ticket.trained[key], value) for key, value in everybody[0][name][2].items())
 
 
-def accumulated(rank: int, folder: Path) -> list[Tensor]:
-    model = fully_shard(synchronise_norms(network()))
-    mask = tk.prune(model, 0.4)
-    seen = []
-    with tk.hold(model, mask):
-        for images, targets in batches(rank):
-            nn.functional.cross_entropy(model(images), targets).backward()
-            seen.append(model.conv.weight.grad.full_tensor().clone())
-    return seen
-
-
-@pytest.mark.slow
-def test_gradients_are_masked_as_they_are_accumulated(tmp_path: Path):
-    model = network()
-    mask = tk.prune(model, 0.4)
-    alone = []
-    with tk.hold(model, mask):
-        for images, targets in batches():
-            nn.functional.cross_entropy(model(images), targets).backward()
-            alone.append(model.conv.weight.grad.clone())
-    for seen in run_ranks(accumulated, tmp_path):
-        assert len(seen) == len(alone)
-        for mine, theirs in zip(alone, seen, strict=True):
-            assert not theirs[~mask["conv.weight"]].any()
-            torch.testing.assert_close(theirs, mine, rtol=0, atol=1e-9)
-
-
 def gradually(rank: int, folder: Path) -> tuple[tk.Mask, dict[str, Tensor]]:
     model = fully_shard(synchronise_norms(network()))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)

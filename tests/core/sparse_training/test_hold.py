@@ -1,3 +1,5 @@
+"""`hold` under what people wrap around models and optimisers: each is compared with masking by hand."""
+
 from __future__ import annotations
 
 import copy
@@ -79,21 +81,26 @@ def masked_by_hand(model: nn.Module, mask: Mask) -> list[tuple[nn.Parameter, tor
     return [(parameters[name], kept.float()) for name, kept in mask.items()]
 
 
-def train_by_hand(model: nn.Module, mask: Mask, optimizer: Optimizer, batches, loss, clip: float | None = None):
-    """The slow reference: weights and gradients are multiplied by the mask at every step."""
-    pairs = masked_by_hand(model, mask)
+class ByHand:
+    """The slow reference: multiplies weights and gradients by the mask when it is told to."""
+
+    def __init__(self, model: nn.Module, mask: Mask) -> None:
+        self.pairs = masked_by_hand(model, mask)
+        self.weights()
 
     @torch.no_grad()
-    def mask_weights() -> None:
-        for parameter, kept in pairs:
+    def weights(self) -> None:
+        for parameter, kept in self.pairs:
             parameter.mul_(kept)
 
-    def mask_gradients() -> None:
-        for parameter, kept in pairs:
+    def gradients(self) -> None:
+        for parameter, kept in self.pairs:
             parameter.grad.mul_(kept)
 
-    mask_weights()
-    return train(model, optimizer, batches, loss, mask_weights, clip, mask_gradients)
+
+def train_by_hand(model: nn.Module, mask: Mask, optimizer: Optimizer, batches, loss, clip: float | None = None):
+    hand = ByHand(model, mask)
+    return train(model, optimizer, batches, loss, hand.weights, clip, hand.gradients)
 
 
 def train(
@@ -147,13 +154,12 @@ def test_lbfgs(build):
     case, other, mask = twins(build, "transformer")
     batch = case.batches[0]
 
-    def run(model: nn.Module, optimizer: Optimizer, pairs) -> list[float]:
+    def run(model: nn.Module, optimizer: Optimizer, mask_gradients) -> list[float]:
         def closure():
             optimizer.zero_grad()
             value = case.loss(model, batch)
             value.backward()
-            for parameter, kept in pairs:
-                parameter.grad.mul_(kept)
+            mask_gradients()
             return value
 
         losses = []
@@ -162,10 +168,9 @@ def test_lbfgs(build):
             require_zero(model, mask)
         return losses
 
-    mask.apply_(other)
-    by_hand = run(other, optim.LBFGS(other.parameters(), max_iter=4), masked_by_hand(other, mask))
+    by_hand = run(other, optim.LBFGS(other.parameters(), max_iter=4), ByHand(other, mask).gradients)
     with hold(case.model, mask):
-        held = run(case.model, optim.LBFGS(case.model.parameters(), max_iter=4), [])
+        held = run(case.model, optim.LBFGS(case.model.parameters(), max_iter=4), lambda: None)
     assert held == by_hand
     assert held[-1] < held[0]
     assert_same(case.model, other)
@@ -328,3 +333,224 @@ class TestViolations:
         with pytest.raises(MaskError, match="the mask does not fit"):
             hold(case.model, Mask({"conv.weight": torch.zeros(6, 3, 3, 3), "fc.weight": torch.ones(5, 9)}))
         assert_same(case.model, before)
+
+
+class Network(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.norm, self.last = nn.Linear(12, 16), nn.BatchNorm1d(16), nn.Linear(16, 4)
+
+    def forward(self, inputs):
+        return self.last(torch.relu(self.norm(self.first(inputs))))
+
+
+STEPS = range(5)
+
+
+def batch(step: int) -> torch.Tensor:
+    return torch.randn(16, 12, generator=torch.Generator().manual_seed(step))
+
+
+def loss(model: nn.Module, step: int) -> torch.Tensor:
+    return nn.functional.cross_entropy(model(batch(step)).float(), torch.arange(16) % 4)
+
+
+def momentum(parameters, lr: float = 0.1) -> optim.Optimizer:
+    return optim.SGD(parameters, lr=lr, momentum=0.9, weight_decay=1e-2)
+
+
+def pair() -> tuple[Network, Network, Mask]:
+    model = Network()
+    return model, copy.deepcopy(model), prune(model, 0.3, distribution="layerwise")
+
+
+class SAM(optim.Optimizer):
+    """Sharpness-aware minimisation: Foret et al. 2021 (arXiv 2010.01412), algorithm 1, with rho for the radius."""
+
+    def __init__(self, parameters, base, rho: float = 0.05) -> None:
+        super().__init__(parameters, {"rho": rho})
+        self.base = base(self.param_groups)
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        parameters = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
+        norm = torch.stack([p.grad.norm() for p in parameters]).norm()
+        climbs = [p.grad * (self.param_groups[0]["rho"] / norm) for p in parameters]
+        for parameter, climb in zip(parameters, climbs, strict=True):
+            parameter.add_(climb)
+        with torch.enable_grad():
+            closure()
+        for parameter, climb in zip(parameters, climbs, strict=True):
+            parameter.sub_(climb)
+        self.base.step()
+
+
+class TestOptimizers:
+    def test_sharpness_aware(self):
+        model, other, mask = pair()
+
+        def run(model: nn.Module, own: SAM, mask_gradients) -> None:
+            for step in STEPS:
+
+                def closure(step=step) -> None:
+                    own.zero_grad()
+                    loss(model, step).backward()
+                    mask_gradients()
+
+                closure()
+                own.step(closure)
+
+        run(other, SAM(other.parameters(), momentum), ByHand(other, mask).gradients)
+        with hold(model, mask) as held:
+            own = SAM(model.parameters(), momentum)
+            run(model, own, lambda: None)
+            held.check(own)
+            held.check(own.base)
+        assert_same(model, other)
+
+    def test_sparse_adam(self):
+        torch.manual_seed(0)
+        model = nn.EmbeddingBag(20, 6, sparse=True)
+        other, mask = copy.deepcopy(model), prune(model, 0.4, scope=scope(model, embeddings=True))
+        words = torch.randint(20, (5, 4, 3), generator=torch.Generator().manual_seed(1))
+        mask.apply_(other)
+        by_hand = optim.SparseAdam(other.parameters(), lr=0.01)
+        for each in words:
+            by_hand.zero_grad()
+            other(each).square().sum().backward()
+            other.weight.grad = (other.weight.grad.to_dense() * mask["weight"]).sparse_mask(
+                other.weight.grad.coalesce()
+            )
+            by_hand.step()
+        model(words[0]).square().sum().backward()  # before the mask
+        with hold(model, mask) as held:
+            assert not model.weight.grad.to_dense()[~mask["weight"]].any()
+            own = optim.SparseAdam(model.parameters(), lr=0.01)
+            for each in words:
+                own.zero_grad()
+                model(each).square().sum().backward()
+                own.step()
+            held.check(own)
+        assert_same(model, other)
+
+    def test_an_optimizer_a_parameter_that_steps_in_the_backward_pass(self):
+        model, other, mask = pair()
+        train_by_hand(other, mask, momentum(other.parameters()), STEPS, loss)
+        with hold(model, mask) as held:
+            each = {parameter: momentum([parameter]) for parameter in model.parameters()}
+
+            def stepped(parameter: nn.Parameter) -> None:
+                each[parameter].step()
+                each[parameter].zero_grad()
+
+            handles = [one.register_post_accumulate_grad_hook(stepped) for one in model.parameters()]
+            for step in STEPS:
+                loss(model, step).backward()
+            for one in each.values():
+                held.check(one)
+        for handle in handles:
+            handle.remove()
+        assert_same(model, other)
+
+    @pytest.mark.parametrize("fused", [False, True])
+    def test_grad_scaler_in_fp16(self, fused):
+        """A step whose gradients overflow is left out, and is not told as one that diverged."""
+        model, other, mask = pair()
+
+        def run(model: nn.Module, mask_gradients) -> float:
+            own = optim.Adam(model.parameters(), lr=0.01, fused=fused)
+            scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40, growth_interval=2, backoff_factor=2.0**-10)
+            for step in range(10):
+                own.zero_grad()
+                with torch.autocast("cpu", torch.float16):
+                    value = loss(model, step)
+                scaler.scale(value).backward()
+                mask_gradients()
+                scaler.step(own)
+                scaler.update()
+            return scaler.get_scale()
+
+        scale = run(other, ByHand(other, mask).gradients)
+        with hold(model, mask):
+            assert run(model, lambda: None) == scale < 2.0**40
+        require_zero(model, mask)
+        assert_same(model, other)
+        assert any(
+            not torch.equal(one, two) for one, two in zip(model.parameters(), Network().parameters(), strict=True)
+        )
+
+
+class TestModels:
+    @pytest.mark.parametrize("compile_first", sample([True, False], 1))
+    def test_compiled(self, compile_first):
+        model, other, mask = pair()
+        train_by_hand(other, mask, momentum(other.parameters()), STEPS, loss)
+        compiled = torch.compile(model, backend="aot_eager") if compile_first else None
+        with hold(compiled or model, mask) as held:
+            compiled = compiled or torch.compile(model, backend="aot_eager")
+            own = momentum(compiled.parameters())
+            train(compiled, own, STEPS, loss)
+            held.check(own)
+        assert_same(model, other)
+
+    @pytest.mark.parametrize("model_too", sample(["whole", "a layer", "no"], 1))
+    @pytest.mark.parametrize("whole_step", sample([False, True], 1))
+    def test_a_compiled_step(self, model_too, whole_step):
+        """The optimiser's step, or that of the whole training; the model that is held may be compiled as well."""
+        torch.compiler.reset()
+        model, other, mask = pair()
+        by_hand, own = momentum(other.parameters()), momentum(model.parameters())
+        train_by_hand(other, mask, by_hand, STEPS, loss)
+        called = torch.compile(model, backend="eager") if model_too == "whole" else model
+        if model_too == "a layer":
+            model.first = torch.compile(model.first, backend="eager")
+
+        def step_by(inputs: torch.Tensor) -> None:
+            own.zero_grad()
+            nn.functional.cross_entropy(called(inputs), torch.arange(16) % 4).backward()
+            step_of_it()
+
+        step_of_it = own.step if whole_step else torch.compile(own.step, backend="eager")
+        stepping = torch.compile(step_by, backend="eager") if whole_step else step_by
+        with hold(called, mask) as held:
+            for step in STEPS:
+                stepping(batch(step))
+            held.check(own)
+        assert_same(model, other)
+
+    def test_two_masks_one_in_the_other(self):
+        model, other, wide = pair()
+        narrow = prune(model, 0.1, within=wide, distribution="layerwise")
+        own = momentum(other.parameters())
+        train_by_hand(other, wide, own, STEPS, loss)
+        for parameter, kept in ByHand(other, narrow).pairs:
+            own.state[parameter]["momentum_buffer"].mul_(kept)
+        train_by_hand(other, narrow, own, STEPS, loss)
+        train_by_hand(other, wide, own, STEPS, loss)
+        with hold(model, wide) as outer:
+            own = momentum(model.parameters())
+            train(model, own, STEPS, loss)
+            with hold(model, narrow) as inner:
+                train(model, own, STEPS, loss)
+                inner.check(own)
+            train(model, own, STEPS, loss)
+            outer.check(own)
+        require_zero(model, wide)
+        assert any(p[wide[name] & ~narrow[name]].any() for name, p in wide.parameters(model).items())
+        assert_same(model, other)
+
+    def test_accelerate(self):
+        accelerate = pytest.importorskip("accelerate")
+        model, other, mask = pair()
+        train_by_hand(other, mask, momentum(other.parameters()), STEPS, loss)
+        accelerator = accelerate.Accelerator(cpu=True)
+        wrapped, own = accelerator.prepare(model, momentum(model.parameters()))
+        with hold(wrapped, mask) as held:
+            for step in STEPS:
+                own.zero_grad()
+                accelerator.backward(loss(wrapped, step))
+                own.step()
+            held.check(own)
+            held.check(own.optimizer)
+        assert_same(accelerator.unwrap_model(wrapped), other)
