@@ -487,8 +487,8 @@ class TestModels:
         model, other, mask = pair()
         train_by_hand(other, mask, momentum(other.parameters()), STEPS, loss)
         compiled = torch.compile(model, backend="aot_eager") if compile_first else None
-        with hold(compiled or model, mask) as held:
-            compiled = compiled or torch.compile(model, backend="aot_eager")
+        with hold(compiled if compile_first else model, mask) as held:
+            compiled = compiled if compile_first else torch.compile(model, backend="aot_eager")
             own = momentum(compiled.parameters())
             train(compiled, own, STEPS, loss)
             held.check(own)
