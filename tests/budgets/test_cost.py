@@ -18,7 +18,7 @@ from ticketry.budgets.latency import mask_nearest_budget
 from ticketry.budgets.layer_choice import LayerChoice
 from ticketry.budgets.timing import QUICK, Meter, RandomMasks, ScoredMasks, build_costs
 from ticketry.core.output_change import output_change
-from ticketry.errors import CostError, LayerCollapseError, UsageError
+from ticketry.errors import BudgetWarning, CostError, LayerCollapseError, UsageError
 from ticketry_engine.bench.timing import machine
 from ticketry_engine.costs import CallSeconds
 
@@ -246,6 +246,16 @@ class TestDefaultScoreOfALatencyBudget:
         found = self.pruned(elsewhere, 0.4, batches=batches, loss=loss)
         assert found == self.pruned(elsewhere, 0.4, batches=batches, loss=loss, score="kfac", structure="weights")
         assert found != self.pruned(elsewhere, 0.4)
+
+    def test_amounts_and_shares_of_the_engine(self, elsewhere):
+        assert self.pruned(elsewhere, 0.5) == self.pruned(elsewhere, f"{5e5 * elsewhere.dense:.6f}us")
+        with pytest.warns(BudgetWarning, match=r"nothing was pruned: unpruned \S+ us, requested 1ms"):
+            assert tk.prune(network(), time="1ms", example_inputs=X, cost=elsewhere).density == 1
+
+    @pytest.mark.parametrize("base", ["eager", "onnxruntime"])
+    def test_no_share_of_a_base_that_cannot_be_timed_here(self, elsewhere, base):
+        with pytest.raises(UsageError, match=f"latency of {base}, which cannot be timed here: .*Another 3000"):
+            tk.prune(network(), time=0.5, base=base, example_inputs=X, cost=elsewhere)
 
     def test_empties_no_layer(self, elsewhere):
         least = elsewhere.floor / elsewhere.dense

@@ -142,29 +142,6 @@ def test_a_base_that_is_not_installed_is_refused(monkeypatch: pytest.MonkeyPatch
         tk.cost.meet(network(), X, 0.5, base="openvino", threads=1)
 
 
-class TestCostsOfAnotherMachine:
-    @pytest.fixture
-    def elsewhere(self) -> CostModel:
-        curve = {"weights": Curve((0.0, 1.0), (1e-6, 1e-4))}
-        layers = {"0.weight": LayerCost(512, 1e-4, curve), "2.weight": LayerCost(128, 1e-4, curve)}
-        about = {"processor": "Another 3000", "threads": torch.get_num_threads(), "batch": 4, "precision": "fp32"}
-        return CostModel("seconds", layers, 0.0, about=about)
-
-    @pytest.mark.parametrize("base", ["eager", "onnxruntime"])
-    def test_no_share_of_a_base_that_cannot_be_timed_here(self, elsewhere: CostModel, base: str) -> None:
-        with pytest.raises(UsageError, match=f"latency of {base}, which cannot be timed here: .*Another 3000"):
-            tk.prune(network(), time=0.5, base=base, example_inputs=X, cost=elsewhere)
-
-    def test_amounts_and_shares_of_the_engine(self, elsewhere: CostModel) -> None:
-        with pytest.warns(UserWarning, match="estimated and not measured"):
-            by_share = tk.prune(network(), time=0.5, base="engine", example_inputs=X, cost=elsewhere)
-        with pytest.warns(UserWarning, match="estimated and not measured"):
-            by_amount = tk.prune(network(), time="100us", example_inputs=X, cost=elsewhere)
-        assert by_share == by_amount
-        with pytest.warns(BudgetWarning, match="nothing was pruned: unpruned 200 us, requested 1ms"):
-            assert tk.prune(network(), time="1ms", example_inputs=X, cost=elsewhere).density == 1
-
-
 IMAGES = torch.randn(4, 3, 12, 12)
 
 

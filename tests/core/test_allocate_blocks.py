@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
 from fractions import Fraction
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,14 +11,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import ticketry as tk
+from slow_blocks import blocks_of
 from ticketry.core.allocate import allocate
 from ticketry.core.mask import Mask
 from ticketry.core.structure.layout import Layout, mark_best_n_of_m
 from ticketry.core.structure.pattern import DISTRIBUTIONS, Pattern
 from ticketry.errors import LayerCollapseError, MaskError, UsageError
-
-sys.path.insert(0, str(Path(__file__).parent))
-from slow_blocks import blocks_of
 
 densities = st.integers(1, 100).map(lambda hundredths: hundredths / 100)
 PATTERNS = ("2x1", "4x1", "channel")

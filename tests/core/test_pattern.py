@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import re
-import sys
 from itertools import pairwise
 from math import inf, nan
-from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from slow_blocks import blocks_of, places, row_and_column, value_at
 from torch import Tensor, nn
 
 import ticketry as tk
 from composed import Conv1D
+from slow_blocks import blocks_of, places, row_and_column, value_at
 from ticketry.core.prune import prune
 from ticketry.core.structure.layout import Layout, layouts, mark_best_n_of_m
 from ticketry.core.structure.pattern import (
@@ -28,8 +26,6 @@ from ticketry.core.structure.pattern import (
     parse_share_option,
 )
 from ticketry.errors import MaskError, ScopeError, UsageError
-
-sys.path.insert(0, str(Path(__file__).parent))
 
 PATTERNS = ("2x1", "3x1", "4x1", "16x1", "channel")
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +13,7 @@ from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 import ticketry as tk
+from slow_blocks import blocks_of
 from ticketry.core import gates
 from ticketry.core.gates import product
 from ticketry.core.gates.attach import BlockGates
@@ -23,9 +22,6 @@ from ticketry.core.structure.layout import Layout, layouts
 from ticketry.core.structure.pattern import Pattern
 from ticketry.errors import LayerCollapseError, MaskError, UsageError
 from ticketry_engine.support.seeds import generator
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from slow_blocks import blocks_of
 
 PATTERNS = ("4x1", "16x1", "channel")
 CASES = [("continuous", "4x1"), ("stochastic", "16x1"), ("hard-concrete", "channel"), ("binary-concrete", "4x1")]

@@ -61,11 +61,6 @@ def test_names_and_functions_are_found():
         assert score.get(name).__name__ == name
         assert getattr(score, name) is score.get(name)
 
-    def mine(model, scope, *, batches=None, loss=None, seed=0):
-        return {}
-
-    assert score.get(mine) is mine
-
 
 def test_a_score_of_ones_own_is_named_by_its_place(tmp_path, monkeypatch):
     (tmp_path / "scores_of_mine.py").write_text(
