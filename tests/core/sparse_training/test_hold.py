@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
 from torch.optim import Optimizer
+from torch.optim.swa_utils import SWALR, AveragedModel, get_ema_multi_avg_fn, update_bn
+from torch.utils.checkpoint import checkpoint
 
 from samples import sample
 from ticketry.core.mask import Mask
@@ -95,7 +98,8 @@ class ByHand:
 
     def gradients(self) -> None:
         for parameter, kept in self.pairs:
-            parameter.grad.mul_(kept)
+            if parameter.grad is not None:
+                parameter.grad.mul_(kept)
 
 
 def train_by_hand(model: nn.Module, mask: Mask, optimizer: Optimizer, batches, loss, clip: float | None = None):
@@ -187,6 +191,19 @@ def test_clipping_sees_the_masked_gradient(build, model):
     assert_same(case.model, other)
     unmasked = train(mask.apply_(dense), optim.SGD(dense.parameters(), lr=0.5), case.batches[:1], case.loss, clip=0.1)
     assert norms[0] < unmasked[0]
+
+
+def test_accumulated_gradients_are_masked(build):
+    case, other, mask = twins(build, "resnet")
+    hand = ByHand(other, mask)
+    with hold(case.model, mask):
+        for batch in case.batches[:3]:
+            for model in (case.model, other):
+                case.loss(model, batch).backward()
+            hand.gradients()
+            assert all(
+                torch.equal(a.grad, b.grad) for a, b in zip(case.model.parameters(), other.parameters(), strict=True)
+            )
 
 
 @pytest.mark.parametrize("optimizer", ["momentum", "nesterov", "adam", "adamw", "rmsprop", "mixing"])
@@ -386,7 +403,75 @@ class SAM(optim.Optimizer):
         self.base.step()
 
 
+class Lookahead:
+    """Zhang et al. 2019 (arXiv 1907.08610), algorithm 1: a plain class around an optimiser, as it is mostly written."""
+
+    def __init__(self, base: Optimizer, k: int = 2, alpha: float = 0.5) -> None:
+        self.base, self.k, self.alpha, self.done = base, k, alpha, 0
+        self.fast = [p for group in base.param_groups for p in group["params"]]
+        self.slow = [p.detach().clone() for p in self.fast]
+        self.zero_grad = base.zero_grad
+
+    @torch.no_grad()
+    def step(self) -> None:
+        self.base.step()
+        self.done += 1
+        if self.done % self.k == 0:
+            for slow, parameter in zip(self.slow, self.fast, strict=True):
+                slow.add_(parameter - slow, alpha=self.alpha)
+                parameter.copy_(slow)
+
+
+class Several:
+    """An optimiser for each part of a network."""
+
+    def __init__(self, model: nn.Module) -> None:
+        rest = [*model.norm.parameters(), *model.last.parameters()]
+        self.each, self.zero_grad = [momentum(model.first.parameters()), optim.Rprop(rest)], model.zero_grad
+
+    def step(self) -> None:
+        for one in self.each:
+            one.step()
+
+
+class Adapted(nn.Module):
+    """A linear layer with a LoRA adapter, in peft's names (Hu et al. 2021): W x + B A x, W frozen."""
+
+    def __init__(self, base: nn.Linear, rank: int = 2) -> None:
+        super().__init__()
+        self.base_layer = base.requires_grad_(False)
+        self.lora_A = nn.Linear(base.in_features, rank, bias=False)
+        self.lora_B = nn.Linear(rank, base.out_features, bias=False)
+        nn.init.zeros_(self.lora_B.weight)
+
+    def forward(self, inputs):
+        return self.base_layer(inputs) + self.lora_B(self.lora_A(inputs))
+
+
+def adapted() -> tuple[Network, list[nn.Parameter]]:
+    """A network with an adapter, and what is trained of it."""
+    model = Network()
+    model.first = Adapted(model.first)
+    return model, [one for one in model.parameters() if one.requires_grad]
+
+
 class TestOptimizers:
+    @pytest.mark.parametrize("wrapper", [Several, lambda model: Lookahead(momentum(model.parameters()))])
+    def test_several_optimizers_and_lookahead(self, wrapper):
+        """Lookahead begins with the mask."""
+        model, other, mask = pair()
+        mask.apply_(other)
+        train_by_hand(other, mask, wrapper(other), STEPS, loss)
+        with hold(model, mask):
+            train(model, wrapper(model), STEPS, loss, lambda: require_zero(model, mask))
+        assert_same(model, other)
+
+    def test_lookahead_that_remembers_the_dense_model_is_told(self):
+        model, _, mask = pair()
+        own = Lookahead(momentum(model.parameters()))
+        with pytest.raises(HoldError, match="something outside the optimiser's step wrote them"), hold(model, mask):
+            train(model, own, range(2), loss)
+
     def test_sharpness_aware(self):
         model, other, mask = pair()
 
@@ -481,7 +566,82 @@ class TestOptimizers:
         )
 
 
+def checkpointed(model: Network, step: int, reentrant: bool) -> torch.Tensor:
+    inner = checkpoint(model.first, batch(step).requires_grad_(), use_reentrant=reentrant)
+    return nn.functional.cross_entropy(model.last(torch.relu(model.norm(inner))), torch.arange(16) % 4)
+
+
+def functional_call(model: nn.Module, step: int) -> torch.Tensor:
+    return loss(lambda inputs: torch.func.functional_call(model, dict(model.named_parameters()), inputs), step)
+
+
+def in_autocast(model: nn.Module, step: int) -> torch.Tensor:
+    with torch.autocast("cpu", torch.bfloat16):
+        return loss(model, step)
+
+
+LOSSES = {
+    "activation checkpoints": partial(checkpointed, reentrant=False),
+    "reentrant activation checkpoints": partial(checkpointed, reentrant=True),
+    "functional_call": functional_call,
+    "autocast": in_autocast,
+    "DataParallel": lambda model, step: loss(nn.DataParallel(model), step),
+}
+
+
 class TestModels:
+    @pytest.mark.parametrize("way", LOSSES)
+    def test_ways_to_compute_a_loss(self, way):
+        model, other, mask = pair()
+        plain = in_autocast if way == "autocast" else loss
+        train_by_hand(other, mask, momentum(other.parameters()), STEPS, plain)
+        with hold(nn.DataParallel(model) if way == "DataParallel" else model, mask) as held:
+            own = momentum(model.parameters())
+            train(model, own, STEPS, LOSSES[way], lambda: require_zero(model, mask))
+            held.check(own)
+        assert_same(model, other)
+
+    @pytest.mark.parametrize("average", [None, get_ema_multi_avg_fn(0.9)])
+    @pytest.mark.parametrize("use_buffers", [False, True])
+    def test_averages_of_weights(self, average, use_buffers):
+        """SWA and EMA: an average that begins with the mask is masked too."""
+        model, _, mask = pair()
+        with hold(model, mask) as held:
+            averaged = AveragedModel(model, multi_avg_fn=average, use_buffers=use_buffers)
+            own = momentum(model.parameters())
+            schedule = SWALR(own, swa_lr=0.1)
+            for step in STEPS:
+                train(model, own, [step], loss, lambda: averaged.update_parameters(model))
+                schedule.step()
+            update_bn([batch(step) for step in range(3)], averaged)
+            held.check(own)
+        require_zero(averaged.module, mask)
+
+    @pytest.mark.parametrize("choice", [{"spare": "*.lora_?"}, {"include": "*.lora_?"}])
+    def test_adapters_train_over_a_pruned_base_and_are_held_in_scope(self, choice):
+        (model, trained), (other, trained_by_hand) = adapted(), adapted()
+        mask = prune(model, 0.5, scope=scope(model, **choice), score="random", distribution="layerwise")
+        assert ("first.lora_A.weight" in mask) == ("include" in choice)
+        frozen = model.first.base_layer.weight.detach() * mask["first.base_layer.weight"]
+        train_by_hand(other, mask, momentum(trained_by_hand), STEPS, loss)
+        with hold(model, mask) as held:
+            own = momentum(trained)
+            train(model, own, STEPS, loss)
+            held.check(own)
+        assert torch.equal(model.first.base_layer.weight, frozen)
+        assert bool(model.first.lora_B.weight.any())
+        assert_same(model, other)
+
+    def test_a_merge_of_an_adapter_while_its_base_is_held_is_told(self):
+        model, trained = adapted()
+        held = hold(model, prune(model, 0.3, scope=scope(model, spare="*.lora_?"), distribution="layerwise"))
+        train(model, momentum(trained), STEPS, loss)
+        with torch.no_grad():
+            model.first.base_layer.weight += model.first.lora_B.weight @ model.first.lora_A.weight
+        with pytest.raises(HoldError, match=r"'first\.base_layer\.weight' are not 0"):
+            held.check()
+        held.release()
+
     @pytest.mark.parametrize("compile_first", sample([True, False], 1))
     def test_compiled(self, compile_first):
         model, other, mask = pair()
