@@ -104,33 +104,16 @@ def _vision(kind: str, head: str = "ForImageClassification", size: int = 64, **s
     return _hugging(make, lambda: {"pixel_values": image(2, size)})
 
 
-def _bert(transformers: Any) -> nn.Module:
-    config = transformers.BertConfig(
-        vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64
-    )
-    return transformers.BertForSequenceClassification(config)
+SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
 
 
-def _gpt2(transformers: Any) -> nn.Module:
-    config = transformers.GPT2Config(vocab_size=50, n_embd=32, n_layer=2, n_head=4, n_positions=32, use_cache=False)
-    return transformers.GPT2LMHeadModel(config)
-
-
-def _decoder(kind: str, head: str = "ForCausalLM", **settings: Any) -> Callable[[], Made]:
-    """A model of two layers, by default with the settings of Llama's family."""
-    size = settings or {
-        "hidden_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "intermediate_size": 64,
-        "use_cache": False,
-    }
-
+def _language(
+    kind: str, head: str = "ForCausalLM", inputs: Callable[[], Any] = lambda: {"input_ids": words(2)}, **settings: Any
+) -> Callable[[], Made]:
     def make(transformers: Any) -> nn.Module:
-        return getattr(transformers, f"{kind}{head}")(getattr(transformers, f"{kind}Config")(vocab_size=50, **size))
+        return getattr(transformers, f"{kind}{head}")(getattr(transformers, f"{kind}Config")(vocab_size=50, **settings))
 
-    return _hugging(make, lambda: {"input_ids": words(2)})
+    return _hugging(make, inputs)
 
 
 def _bert_inputs() -> Any:
@@ -160,24 +143,14 @@ FAMILIES: dict[str, Callable[[], Made]] = {
     "lstm tagger": lambda: (Tagger(), words()),
     "u-net": lambda: (UNet(), image()),
     "torch transformer": _transformer,
-    "bert": _hugging(_bert, _bert_inputs),
-    "bert without mask": _hugging(_bert, lambda: {"input_ids": words(2)}),
-    "gpt2": _hugging(_gpt2, lambda: {"input_ids": words(2)}),
-    "llama": _decoder("Llama"),
-    "qwen3": _decoder("Qwen3"),
-    "opt": _decoder(
-        "OPT",
-        hidden_size=32,
-        word_embed_proj_dim=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        ffn_dim=64,
-        use_cache=False,
-    ),
-    "t5 encoder": _decoder("T5", "EncoderModel", d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4),
-    "vit": _vision(
-        "ViT", hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, patch_size=16
-    ),
+    "bert": _language("Bert", "ForSequenceClassification", _bert_inputs, **SMALL),
+    "bert without mask": _language("Bert", "ForSequenceClassification", **SMALL),
+    "gpt2": _language("GPT2", "LMHeadModel", n_embd=32, n_layer=2, n_head=4, n_positions=32, use_cache=False),
+    "llama": _language("Llama", num_key_value_heads=2, use_cache=False, **SMALL),
+    "qwen3": _language("Qwen3", num_key_value_heads=2, use_cache=False, **SMALL),
+    "opt": _language("OPT", word_embed_proj_dim=32, ffn_dim=64, use_cache=False, **SMALL),
+    "t5 encoder": _language("T5", "EncoderModel", d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4),
+    "vit": _vision("ViT", patch_size=16, **SMALL),
     "swin": _vision("Swin", patch_size=4, embed_dim=16, depths=[2, 2], num_heads=[2, 4], window_size=4),
     "convnext": _vision("ConvNext", hidden_sizes=[8, 16, 24, 32], depths=[1, 1, 2, 1]),
     "regnet": _vision("RegNet", embedding_size=8, hidden_sizes=[8, 16], depths=[1, 2], groups_width=4),

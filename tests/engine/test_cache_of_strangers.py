@@ -39,29 +39,10 @@ def _give_away(path: Path) -> None:
         pytest.skip("only root can give files away")
 
 
-def _link_parent(cache: Path) -> None:
-    cache.rename(cache.with_name("elsewhere"))
-    cache.symlink_to(cache.with_name("elsewhere"))
-
-
-def _link_parent_of_another(cache: Path) -> None:
-    _link_parent(cache)
-    _give_away(cache)
-
-
-def _link_into_writable(cache: Path) -> None:
-    _link_parent(cache)
-    cache.with_name("elsewhere").chmod(0o777)
-
-
-def _link_folder(cache: Path) -> None:
-    (cache / "kernels").rename(cache / "others")
-    (cache / "kernels").symlink_to("others")
-
-
-def _link_file(cache: Path) -> None:
-    (cache / "kernels" / "k.o").rename(cache / "mine")
-    (cache / "kernels" / "k.o").symlink_to(cache / "mine")
+def _link(path: Path) -> Path:
+    elsewhere = path.rename(path.with_name("elsewhere"))
+    path.symlink_to(elsewhere)
+    return elsewhere
 
 
 ATTACKS: dict[str, Callable[[Path], object]] = {
@@ -69,23 +50,23 @@ ATTACKS: dict[str, Callable[[Path], object]] = {
     "others may write in the folder": lambda cache: (cache / "kernels").chmod(0o707),
     "the group may write in the folder": lambda cache: (cache / "kernels").chmod(0o770),
     "a sticky folder that others may write in": lambda cache: (cache / "kernels").chmod(0o1777),
-    "the folder is a link": _link_folder,
+    "the folder is a link": lambda cache: _link(cache / "kernels"),
     "the parent is another's": _give_away,
     "others may write in the parent": lambda cache: cache.chmod(0o777),
     "the group may write in the parent": lambda cache: cache.chmod(0o775),
     "the parent's parent is another's": lambda cache: _give_away(cache.parent),
     "others may write in the parent's parent": lambda cache: cache.parent.chmod(0o777),
-    "the parent is another's link": _link_parent_of_another,
-    "the parent is a link into a folder that others may write in": _link_into_writable,
+    "the parent is another's link": lambda cache: (_link(cache), _give_away(cache)),
+    "the parent is a link into a folder that others may write in": lambda cache: _link(cache).chmod(0o777),
     "the file is another's": lambda cache: _give_away(cache / "kernels" / "k.o"),
     "others may write the file": lambda cache: (cache / "kernels" / "k.o").chmod(0o606),
-    "the file is a link to one of the user's own": _link_file,
+    "the file is a link to one of the user's own": lambda cache: _link(cache / "kernels" / "k.o"),
 }
 FINE: dict[str, Callable[[Path], object]] = {
     "as it was made": lambda cache: None,
     "a sticky folder above": lambda cache: cache.chmod(0o1777),
     "others may read": lambda cache: [path.chmod(0o755) for path in (cache, cache / "kernels")],
-    "the parent is the user's own link": _link_parent,
+    "the parent is the user's own link": _link,
 }
 
 
@@ -129,9 +110,8 @@ def test_only_the_user_may_enter_what_is_made(place: Path, mask: int) -> None:
         write_cached(place / "cache" / "deep" / "kernels" / "k.o", b"code")
     finally:
         os.umask(before)
-    for folder in ("cache", "cache/deep", "cache/deep/kernels"):
-        assert stat.S_IMODE((place / folder).stat().st_mode) == 0o700
-    assert stat.S_IMODE((place / "cache/deep/kernels/k.o").stat().st_mode) == 0o600
+    made = ("cache", 0o700), ("cache/deep", 0o700), ("cache/deep/kernels", 0o700), ("cache/deep/kernels/k.o", 0o600)
+    assert [(name, stat.S_IMODE((place / name).stat().st_mode)) for name, _ in made] == [*made]
 
 
 def test_in_a_folder_of_several_users_each_has_one_of_their_own(place: Path) -> None:

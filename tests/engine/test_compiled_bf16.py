@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 import ticketry as tk
+from engine.models import in_layout
 from ticketry.core.synthetic_masks import synthetic
 from ticketry.errors import EngineError
 from ticketry_engine.kernels.target import target
@@ -43,19 +44,13 @@ class Residual(nn.Module):
         return self.head(x.mean((2, 3)))
 
 
-class Plain(nn.Module):
+def plain() -> nn.Module:
     """As a VGG: convolutions, pools, and a linear layer on what is flattened."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(
-            *(nn.Conv2d(3, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
-            *(nn.Conv2d(32, 48, 3, padding=1), nn.ReLU(), nn.AvgPool2d(2)),
-            *(nn.Conv2d(48, 31, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(31 * 4, 9)),
-        )
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.layers(x)
+    return nn.Sequential(
+        *(nn.Conv2d(3, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Conv2d(32, 48, 3, padding=1), nn.ReLU(), nn.AvgPool2d(2)),
+        *(nn.Conv2d(48, 31, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(31 * 4, 9)),
+    )
 
 
 class Tokens(nn.Module):
@@ -74,7 +69,7 @@ class Tokens(nn.Module):
         return x + self.narrow(nn.functional.gelu(self.wide(self.second(x))))
 
 
-CASES = {"residual": (Residual, (3, 10, 10)), "plain": (Plain, (3, 8, 8)), "tokens": (Tokens, (12, 32))}
+CASES = {"residual": (Residual, (3, 10, 10)), "plain": (plain, (3, 8, 8)), "tokens": (Tokens, (12, 32))}
 
 
 def made(name: str, pattern: str = "groups:16") -> tuple[nn.Module, tuple[int, ...]]:
@@ -90,9 +85,7 @@ def compiled(model: nn.Module, shape: tuple[int, ...], **options: object) -> tk.
 
 
 def over_pixels(fast: tk.engine.Compiled) -> tk.engine.Compiled:
-    for native in fast._natives:
-        native.layout = "pixels"
-    return fast
+    return in_layout(fast, "pixels")
 
 
 def error(result: torch.Tensor, model: nn.Module, x: torch.Tensor) -> float:
@@ -130,9 +123,7 @@ def test_threads(threads: int) -> None:
 @needs_bf16
 def test_what_runs_over_planes_stays_float32_and_says_so() -> None:
     model, shape = made("residual", "unstructured")
-    fast = compiled(model, shape)
-    for native in fast._natives:
-        native.layout = "planes"
+    fast = in_layout(compiled(model, shape), "planes")
     x = torch.randn(4, *shape)
     assert error(fast(x), model, x) < 1e-5
     why = {layer.name: layer.why for layer in fast.layers()}
@@ -213,7 +204,6 @@ def test_a_precision_that_there_is_not() -> None:
 
 
 def test_a_target_without_bf16_is_refused(tmp_path, monkeypatch) -> None:
-    """At once, and with what to do: nothing else is computed in silence."""
     monkeypatch.setattr("ticketry_engine.compiled.find_target", lambda name: dataclasses.replace(target(), bf16=False))
     model, shape = made("plain")
     with pytest.raises(EngineError, match=r"AVX512-BF16.*precision='fp32'"):

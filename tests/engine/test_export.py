@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 import ticketry as tk
+from engine.models import Of
 from samples import sample
 from ticketry.engine.export import FORMATS, export, format_of
 from ticketry.errors import CaptureError, EngineError, MaskError, StructureError, UsageError
@@ -25,6 +28,10 @@ ort = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: p
 X = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(1))
 
 
+def layers() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4))
+
+
 @pytest.fixture(scope="module")
 def model() -> nn.Module:
     torch.manual_seed(0)
@@ -32,25 +39,6 @@ def model() -> nn.Module:
     with torch.no_grad():
         made(torch.randn(64, 3, 16, 16))
     return made.eval()
-
-
-class Two(nn.Module):
-    """Two inputs, of which one is added as it is, and two outputs."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.one, self.other = nn.Linear(6, 8), nn.Linear(8, 3)
-
-    def forward(self, x: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
-        hidden = torch.relu(self.one(x) + shift)
-        return self.other(hidden), hidden
-
-
-class Fixed(nn.Module):
-    """Its code counts the examples."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x.view(2, 3, 16, 16).mean((2, 3)) if x.shape[0] == 2 else x.new_zeros(x.shape[0], 3)
 
 
 @pytest.mark.parametrize("format", ["onnx", "pt2"])
@@ -106,27 +94,9 @@ def test_a_channel_wise_mask_makes_a_smaller_file(model: nn.Module, tmp_path: Pa
     )
 
 
-@pytest.mark.parametrize("format", sample(["pt2", "onnx"], 1))
-def test_several_inputs_and_outputs(tmp_path: Path, format: str) -> None:
-    torch.manual_seed(0)
-    two, inputs = Two(), (torch.randn(3, 6), torch.randn(8))
-    made = export(two, None, inputs, tmp_path / f"two.{format}", format=format)
-    x = torch.randn(7, 6)
-    torch.testing.assert_close(
-        ran(tmp_path / f"two.{format}", x, inputs[1]), list(two(x, inputs[1])), rtol=1e-5, atol=1e-6
-    )
-    assert len(made.checks) == 3
-
-
-class Masked(nn.Module):
-    """Scores, of which a mask that is an input hides some."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.score = nn.Linear(6, 4)
-
+class Masked(nn.Linear):
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        return self.score(x) + mask
+        return super().forward(x) + mask
 
 
 class Named(nn.Module):
@@ -136,14 +106,13 @@ class Named(nn.Module):
         super().__init__()
         self.one, self.other = nn.Linear(6, 8), nn.Linear(8, 3)
 
-    def forward(self, x: Tensor, *, pair: tuple[Tensor, Tensor], scale: float, shift: Tensor | None = None) -> Tensor:
-        assert shift is not None
-        found: Tensor = self.other(torch.relu(scale * self.one(x) + pair[0] - 2 * pair[1] + shift))
-        return found
+    def forward(self, x: Tensor, *, pair: tuple[Tensor, Tensor], scale: float, shift: Any = None) -> tuple[Tensor, ...]:
+        hidden = torch.relu(scale * self.one(x) + pair[0] - 2 * pair[1] + shift)
+        return self.other(hidden), hidden
 
 
 @pytest.mark.parametrize("format", sample(["pt2", "onnx"], 1))
-def test_keyword_arguments_in_an_order_of_their_own(tmp_path: Path, format: str) -> None:
+def test_several_outputs_of_keyword_arguments_in_an_order_of_their_own(tmp_path: Path, format: str) -> None:
     torch.manual_seed(0)
     named, file = Named().eval(), tmp_path / f"named.{format}"
     pair = (torch.randn(3, 8), torch.randn(3, 8))
@@ -159,23 +128,23 @@ def test_keyword_arguments_in_an_order_of_their_own(tmp_path: Path, format: str)
     else:
         session = ort.InferenceSession(str(file), providers=["CPUExecutionProvider"])
         feed = {"x": x, "pair_0": one, "pair_1": two, "shift": shift}
-        found = torch.from_numpy(session.run(None, {name: value.numpy() for name, value in feed.items()})[0])
+        made = session.run(None, {name: value.numpy() for name, value in feed.items()})
+        found = tuple(torch.from_numpy(array) for array in made)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_a_model_of_keyword_arguments_is_shrunk(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    model, given = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)).eval(), {"input": torch.randn(2, 6)}
+    model, given = layers().eval(), {"input": torch.randn(2, 6)}
     made = export(model, tk.structure.channels(model, given, density=0.5), given, tmp_path / "small.pt2")
     assert made.shrunk, made.why_not_shrunk
 
 
 def test_infinities_in_inputs_and_outputs(tmp_path: Path) -> None:
     mask = torch.zeros(3, 4).masked_fill(torch.ones(3, 4).triu(1).bool(), float("-inf"))
-    assert len(export(Masked(), None, (torch.randn(3, 6), mask), tmp_path / "m.pt2").checks) == 3
-    broken = Masked()
-    with torch.no_grad():
-        broken.score.bias[0] = float("nan")
+    assert len(export(Masked(6, 4), None, (torch.randn(3, 6), mask), tmp_path / "m.pt2").checks) == 3
+    broken = Masked(6, 4)
+    nn.init.constant_(broken.bias, float("nan"))
     with pytest.raises(EngineError, match="the model itself gives NaN"):
         export(broken, None, (torch.randn(3, 6), mask), tmp_path / "n.pt2")
     assert not (tmp_path / "n.pt2").exists()
@@ -192,32 +161,22 @@ def test_a_file_that_takes_one_batch_size(model: nn.Module, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("format", sample(["pt2", "onnx"], 1))
 def test_a_model_that_counts_its_examples_is_refused(tmp_path: Path, format: str) -> None:
+    fixed = Of(lambda m, x: x.view(2, 3, 16, 16).mean((2, 3)) if len(x) == 2 else x.new_zeros(x.shape[0], 3))
     with pytest.raises(EngineError, match="for that alone"):
-        export(Fixed(), None, X, tmp_path / f"m.{format}", format=format)
+        export(fixed, None, X, tmp_path / f"m.{format}", format=format)
     assert not list(tmp_path.iterdir())
-    assert export(Fixed(), None, X, tmp_path / f"m.{format}", format=format, batch=2).checks
-
-
-class Recurrent(nn.Module):
-    """Its second input has the batch in the second axis."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = nn.GRU(6, 4, batch_first=True)
-
-    def forward(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        made: tuple[Tensor, Tensor] = self.layer(x, state)
-        return made
+    assert export(fixed, None, X, tmp_path / f"m.{format}", format=format, batch=2).checks
 
 
 @pytest.mark.parametrize("examples", sample([2, 3], 1))
 def test_a_model_that_takes_no_other_batch_of_its_first_axis_is_told(tmp_path: Path, examples: int) -> None:
-    inputs = torch.randn(examples, 5, 6), torch.zeros(1, examples, 4)
-    mask = tk.prune(Recurrent(), 0.5)
+    """The second input has the batch in its second axis."""
+    model, inputs = nn.GRU(6, 4, batch_first=True), (torch.randn(examples, 5, 6), torch.zeros(1, examples, 4))
+    mask = tk.prune(model, 0.5)
     with pytest.raises(EngineError, match="for that alone"):
-        export(Recurrent(), mask, inputs, tmp_path / "m.pt2")
+        export(model, mask, inputs, tmp_path / "m.pt2")
     assert not list(tmp_path.iterdir())
-    assert export(Recurrent(), mask, inputs, tmp_path / "m.pt2", batch=examples).checks
+    assert export(model, mask, inputs, tmp_path / "m.pt2", batch=examples).checks
 
 
 @pytest.mark.slow
@@ -229,11 +188,10 @@ def test_what_differs_from_its_source_is_not_written(
     real = module.write_onnx
 
     def wrong(other: nn.Module, *arguments: object, **named: object) -> None:
+        changed = copy.deepcopy(other)
         with torch.no_grad():
-            next(iter(other.parameters()))[0] += 0.01
-        real(other, *arguments, **named)
-        with torch.no_grad():
-            next(iter(other.parameters()))[0] -= 0.01
+            next(iter(changed.parameters()))[0] += 0.01
+        real(changed, *arguments, **named)
 
     monkeypatch.setattr(module, "write_onnx", wrong)
     with pytest.raises(EngineError, match="not equal to its source: at a batch of 1"):
@@ -247,19 +205,17 @@ def test_errors(tmp_path: Path) -> None:
         with pytest.raises(UsageError, match=r"them by name, not a (list|ndarray)"):
             export(model, None, given, tmp_path / "m.onnx")  # type: ignore[arg-type]
     mask = tk.prune(model, density=0.2, score="magnitude")
-    with pytest.raises(UsageError, match="onnx, pt2, not 'tflite'"):
-        export(model, mask, X, tmp_path / "m", format="tflite")
-    with pytest.raises(UsageError, match="at least one example, not 0"):
-        export(model, mask, X, tmp_path / "m.onnx", batch=0)
-    with pytest.raises(MaskError, match="not channel-wise"):
-        export(model, mask, X, tmp_path / "m.onnx", shrink=True)
-    with pytest.raises(UsageError, match="no mask"):
-        export(model, None, X, tmp_path / "m.onnx", shrink=True)
-    with pytest.raises(UsageError, match="is a folder"):
-        export(model, None, X, tmp_path)
     (tmp_path / "file").write_text("")
-    with pytest.raises(EngineError, match="cannot be written"):
-        export(model, None, X, tmp_path / "file" / "m.pt2", format="pt2")
+    for used, path, options, error, message in (
+        (mask, tmp_path / "m", {"format": "tflite"}, UsageError, "onnx, pt2, not 'tflite'"),
+        (mask, tmp_path / "m.onnx", {"batch": 0}, UsageError, "at least one example, not 0"),
+        (mask, tmp_path / "m.onnx", {"shrink": True}, MaskError, "not channel-wise"),
+        (None, tmp_path / "m.onnx", {"shrink": True}, UsageError, "no mask"),
+        (None, tmp_path, {}, UsageError, "is a folder"),
+        (None, tmp_path / "file" / "m.pt2", {"format": "pt2"}, EngineError, "cannot be written"),
+    ):
+        with pytest.raises(error, match=message):
+            export(model, used, X, path, **options)
 
 
 class Around(nn.Module):
@@ -267,7 +223,7 @@ class Around(nn.Module):
 
     def __init__(self, way: str) -> None:
         super().__init__()
-        self.net, self.way = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4)), way
+        self.net, self.way = layers(), way
 
     def forward(self, *xs: Tensor) -> Tensor:
         made = self.net(*xs)
@@ -303,7 +259,7 @@ def test_what_cannot_be_shrunk_is_exported_as_it_is_unless_that_was_asked_for(tm
 @pytest.mark.parametrize("wrap", [nn.DataParallel, lambda model: torch.compile(model, backend="eager")])
 def test_wrappers_are_left_behind(tmp_path: Path, wrap: Callable[[nn.Module], nn.Module]) -> None:
     torch.manual_seed(0)
-    net, x = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4)).eval(), torch.randn(5, 6)
+    net, x = layers().eval(), torch.randn(5, 6)
     export(wrap(net), tk.prune(net, 0.5), x, tmp_path / "m.pt2", format="pt2")
     masked = tk.prune(net, 0.5).apply_(net)
     torch.testing.assert_close(ran(tmp_path / "m.pt2", x)[0], masked(x), rtol=1e-5, atol=1e-6)
@@ -323,20 +279,18 @@ def test_half_precision_is_compared_as_such_and_what_no_runtime_takes_is_told(tm
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*")
 @pytest.mark.parametrize(
     "put",
-    sample(
-        [lambda layer: prune.l1_unstructured(layer, "weight", 0.5), nn.utils.weight_norm], 1, ["prune", "weight_norm"]
-    ),
+    sample([partial(prune.l1_unstructured, name="weight", amount=0.5), nn.utils.weight_norm], 1, ["prune", "norm"]),
 )
 def test_weights_that_hooks_compute(tmp_path: Path, put: Callable[[nn.Module], nn.Module]) -> None:
     """Before the first call, when the layer holds a tensor that is no leaf, and deepcopy refuses it."""
     torch.manual_seed(0)
-    net, x = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4)), torch.randn(5, 6)
+    net, x = layers(), torch.randn(5, 6)
     put(net[0])
     export(net, None, x, tmp_path / "m.pt2", format="pt2")
     expected = net.eval()(x)
     torch.testing.assert_close(ran(tmp_path / "m.pt2", x)[0], expected, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(tk.compile(net, None, x)(x), expected.detach(), rtol=1e-5, atol=1e-6)
-    fresh = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4))
+    fresh = layers()
     put(fresh[0])
     with pytest.raises(CaptureError, match=r"cannot be copied .*parametrisation"):
         tk.sparse_training(fresh, None, x)
@@ -358,17 +312,13 @@ class Cache:
         self.hidden = hidden
 
 
-class Remembers(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.fc = nn.Linear(6, 3)
-
+class Remembers(nn.Linear):
     def forward(self, x: Tensor, use_cache: bool = True) -> tuple[Tensor, Cache | None]:
-        return self.fc(x), Cache(x) if use_cache else None
+        return super().forward(x), Cache(x) if use_cache else None
 
 
 def test_a_model_that_returns_an_object_is_told_what_to_do(tmp_path: Path) -> None:
-    model, x = Remembers().eval(), torch.randn(2, 6)
+    model, x = Remembers(6, 3).eval(), torch.randn(2, 6)
     mask = tk.prune(model, 0.5)
     given = {"x": x, "use_cache": False}
     told = "returns a Cache, which torch cannot look into: .* use_cache=False"

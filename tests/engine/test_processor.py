@@ -57,23 +57,18 @@ def test_another_machine_is_one_of_another_kind_where_that_is_told() -> None:
     assert describe_machine_difference(here) == ""
     # The next mapping is from a file that was written before kinds were told.
     assert describe_machine_difference({"processor": here["processor"]}) == ""
-    assert describe_machine_difference({**here, "processor_kind": "AuthenticAMD 25 1 1"}).startswith(
-        f"{here['processor']}, AuthenticAMD 25 1 1; this one is {here['processor']}, {here['processor_kind']}"
-    )
-    assert (
-        describe_machine_difference({"processor": "Another 3000"}) == f"Another 3000; this one is {here['processor']}"
-    )
+    name, told = here["processor"], describe_machine_difference({**here, "processor_kind": "AuthenticAMD 25 1 1"})
+    assert told.startswith(f"{name}, AuthenticAMD 25 1 1; this one is {name}, {here['processor_kind']}")
+    assert describe_machine_difference({"processor": "Another 3000"}) == f"Another 3000; this one is {name}"
 
 
-@pytest.mark.parametrize(
-    ("system", "processor", "what"),
-    [
-        ("Linux", "x86_64", ""),
-        ("Darwin", "arm64", ""),
-        ("Windows", "AMD64", "tk.compile"),
-        ("Linux", "riscv64", "this one is riscv64"),
-    ],
-)
+MISSING = [
+    *(("Linux", "x86_64", ""), ("Darwin", "arm64", "")),
+    *(("Windows", "AMD64", "tk.compile"), ("Linux", "riscv64", "this one is riscv64")),
+]
+
+
+@pytest.mark.parametrize(("system", "processor", "what"), MISSING)
 def test_what_is_missing(system: str, processor: str, what: str) -> None:
     told = "; ".join(list_unsupported(system, processor))
     assert (what in told) if what else not told

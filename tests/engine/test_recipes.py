@@ -102,7 +102,6 @@ with torch.no_grad():
 
 
 def test_recipes_add_an_activation_a_layer_kind_its_kernel_and_a_processor(tmp_path: Path) -> None:
-    """In a copy of the package, by adding a line or a few to at most two files each."""
     copy = tmp_path / "ticketry_engine"
     shutil.copytree(PACKAGE, copy)  # with what is compiled
     recipes = README[README.index("## Recipes") :]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import pytest
@@ -10,31 +9,10 @@ import torch
 from torch import Tensor, nn
 
 import ticketry as tk
+from engine.models import Of, assert_exact
 from samples import sample
 from ticketry.errors import EngineError
 from ticketry_engine.capture import capture, pipeline
-
-
-class Recurrent(nn.Module):
-    """A recurrent layer and a linear one."""
-
-    def __init__(self, kind: type[nn.RNNBase], **settings: Any) -> None:
-        super().__init__()
-        self.recurrent = kind(5, 8, **settings)
-        width = 8 * (2 if settings.get("bidirectional") else 1)
-        self.layer = nn.Linear(settings.get("proj_size") or width, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.layer(self.recurrent(x)[0])
-
-
-RECURRENT = [
-    (nn.GRU, {}),
-    (nn.GRU, {"batch_first": True}),
-    (nn.LSTM, {"num_layers": 2, "bidirectional": True}),
-    (nn.LSTM, {"proj_size": 3}),
-    (nn.RNN, {"nonlinearity": "relu"}),
-]
 
 
 @pytest.fixture
@@ -46,48 +24,50 @@ def no_export(monkeypatch):
 def check(model: nn.Module, x: Tensor, *others: Tensor) -> None:
     mask = tk.prune(model, density=0.6, distribution="layerwise")
     fast = tk.compile(model, mask, x)
-    mask.apply_(model)
-    for given in (x, *others):
-        with torch.no_grad():
-            torch.testing.assert_close(fast(given), model(given), atol=1e-4, rtol=1e-4)
+    assert_exact(fast, mask.apply_(model), x, *others, atol=1e-4)
 
 
-@pytest.mark.parametrize(("kind", "settings"), sample(RECURRENT, [RECURRENT[0], RECURRENT[2], RECURRENT[4]]))
-def test_recurrent_layers_take_no_steps(kind: Any, settings: dict[str, Any], no_export):
+RECURRENT = [
+    (nn.GRU(5, 8), 8),
+    (nn.GRU(5, 8, batch_first=True), 8),
+    (nn.LSTM(5, 8, num_layers=2, bidirectional=True), 16),
+    (nn.LSTM(5, 8, proj_size=3), 3),
+    (nn.RNN(5, 8, nonlinearity="relu"), 8),
+]
+
+
+@pytest.mark.parametrize(("layer", "width"), sample(RECURRENT, [RECURRENT[0], RECURRENT[2], RECURRENT[4]]))
+def test_recurrent_layers_take_no_steps(layer: nn.Module, width: int, no_export):
     """For any number of steps, and no longer for thousands of them."""
-    model = Recurrent(kind, **settings).eval()
+    model = Of(lambda m, x: m.last(m.layer(x)[0]), layer=layer, last=nn.Linear(width, 2)).eval()
     check(model, torch.randn(6, 3, 5), torch.randn(9, 3, 5))
     assert len(capture(model, None, torch.randn(6, 3, 5)).nodes) < 20
 
 
-class Loop(nn.Module):
-    """Steps over axis 0, written out."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.cell, self.layer = nn.GRUCell(5, 8), nn.Linear(8, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
+def test_a_loop_over_axis_0_is_captured_for_its_length(no_export):
+    def loop(m: Of, x: Tensor) -> Tensor:
         state, found = x.new_zeros(x.shape[1], 8), []
         for step in range(x.shape[0]):
-            state = self.cell(x[step], state)
-            found.append(self.layer(state))
+            state = m.cell(x[step], state)
+            found.append(m.layer(state))
         return torch.stack(found)
 
-
-def test_a_loop_over_axis_0_is_captured_for_its_length(no_export):
-    model, x = Loop().eval(), torch.randn(6, 3, 5)
     with pytest.warns(UserWarning, match="does other operations for other sizes of axis 0"):
-        check(model, x)
+        check(Of(loop, cell=nn.GRUCell(5, 8), layer=nn.Linear(8, 2)).eval(), torch.randn(6, 3, 5))
 
 
-def test_no_batch_axis(no_export):
-    image = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3)).eval()
+@pytest.mark.parametrize(
+    ("first", "last", "shape"),
+    [(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 3), (3, 8, 8)), (nn.Linear(6, 8), nn.Linear(8, 2), (6,))],
+)
+def test_no_batch_axis(first: nn.Module, last: nn.Module, shape: tuple[int, ...], no_export):
     with pytest.warns(UserWarning, match="fails for another size of axis 0"):
-        check(image, torch.randn(3, 8, 8))
-    vector = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2)).eval()
-    with pytest.warns(UserWarning, match="fails for another size of axis 0"):
-        check(vector, torch.randn(6))
+        check(nn.Sequential(first, nn.ReLU(), last).eval(), torch.randn(shape))
+
+
+def test_a_single_number(no_export):
+    with pytest.warns(UserWarning, match="no leading axis"):
+        check(Of(lambda m, x: m.layer(x.expand(2, 4)), layer=nn.Linear(4, 3)), torch.tensor(0.5), torch.tensor(-2.0))
 
 
 def test_several_batch_axes(no_export):
@@ -98,95 +78,59 @@ def test_several_batch_axes(no_export):
 @pytest.mark.parametrize("same", [True, False])
 def test_a_transformer_with_the_batch_on_axis_1(same: bool, no_export):
     """Two lengths, equal or not in the example."""
-
-    class Both(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.body = nn.Transformer(8, 2, 1, 1, 16)
-
-        def forward(self, both: list[Tensor]) -> Tensor:
-            return self.body(*both)
-
-    model = Both().eval()
+    model = Of(lambda m, both: m.body(*both), body=nn.Transformer(8, 2, 1, 1, 16)).eval()
     given = [torch.randn(4, 3, 8), torch.randn(4 if same else 5, 3, 8)]
     fast = tk.compile(model, None, (given,))
-    for one in (given, [torch.randn(7, 3, 8), torch.randn(7 if same else 5, 3, 8)]):
-        with torch.no_grad():
-            torch.testing.assert_close(fast(one), model(one), atol=1e-4, rtol=1e-4)
+    assert_exact(fast, model, given, [torch.randn(7, 3, 8), torch.randn(7 if same else 5, 3, 8)], atol=1e-4)
 
 
-class Base(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = nn.Linear(8, 8)
+def centred(m: Of, x: Tensor) -> Tensor:
+    y = m.layer(x)
+    return y - y.mean(0) if len(x) > 1 else y
 
 
-class Centred(Base):
-    def forward(self, x):
-        y = self.layer(x)
-        return y - y.mean(0) if len(x) > 1 else y
+def insists(m: Of, x: Tensor) -> Tensor:
+    if x.size(0) < 2:
+        raise ValueError("give me more")
+    return m.layer(x)
 
 
-class Doubled(Base):
-    def forward(self, x):
-        y = self.layer(x)
-        return y * 2 if x.shape[0] == 1 else y
-
-
-class Squeezed(Base):
-    def forward(self, x):
-        return self.layer(x).squeeze()
-
-
-class Insists(Base):
-    def forward(self, x):
-        if x.size(0) < 2:
-            raise ValueError("give me more")
-        return self.layer(x)
-
-
-class Exported(Centred):
+def exported(m: Of, x: Tensor) -> Tensor:
     """It is not recorded, since it keeps what it made last."""
-
-    def forward(self, x):
-        self.last = super().forward(x)
-        return self.last
+    m.last = centred(m, x)
+    return m.last
 
 
-class OnlyKeeps(Base):
+def only_keeps(m: Of, x: Tensor) -> Tensor:
     """Not recorded either, but the same for one example."""
-
-    def forward(self, x):
-        self.last = self.layer(x)
-        return self.last
+    m.last = m.layer(x)
+    return m.last
 
 
-def true(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    with torch.no_grad():
-        return copy.deepcopy(model).double()(x.double())
+SEVERAL: dict[str, Any] = {
+    "centred": centred,
+    "doubled": lambda m, x: m.layer(x) * (2 if x.shape[0] == 1 else 1),
+    "squeezed": lambda m, x: m.layer(x).squeeze(),
+    "exported": exported,
+}
+"""Functions that do something else for one example."""
 
 
-def close(found: Any, wanted: torch.Tensor) -> None:
-    assert found.shape == wanted.shape
-    torch.testing.assert_close(found.double(), wanted, atol=1e-5, rtol=1e-5)
-
-
-@pytest.mark.parametrize("kind", [Centred, Doubled, Squeezed, Insists, Exported])
-def test_one_example_is_refused_by_what_was_made_for_several(kind: type[nn.Module], tmp_path):
-    model, x = kind().eval(), torch.randn(4, 8)
+@pytest.mark.parametrize("function", [*SEVERAL.values(), insists], ids=[*SEVERAL, "insists"])
+def test_one_example_is_refused_by_what_was_made_for_several(function: Any, tmp_path):
+    model, x = Of(function, layer=nn.Linear(8, 8)).eval(), torch.randn(4, 8)
     made = tk.compile(model, None, x)
     for fast in (made, tk.engine.load(made.save(tmp_path / "model.tkm"))):
-        for examples in (4, 2, 3):
-            close(fast(x[:examples]), true(model, x[:examples]))
+        assert_exact(fast, model, x, x[:2], x[:3], rtol=1e-5)
         with pytest.raises(EngineError, match="1 example, and the model does something else for one"):
             fast(x[:1])
 
 
-@pytest.mark.parametrize("kind", [Centred, Doubled, Squeezed, Exported])
-def test_made_with_one_example_it_is_for_one(kind: type[nn.Module]):
-    model, x = kind().eval(), torch.randn(4, 8)
+@pytest.mark.parametrize("name", SEVERAL)
+def test_made_with_one_example_it_is_for_one(name: str):
+    model, x = Of(SEVERAL[name], layer=nn.Linear(8, 8)).eval(), torch.randn(4, 8)
     fast = tk.compile(model, None, x[:1])
-    close(fast(x[:1]), true(model, x[:1]))
+    assert_exact(fast, model, x[:1], rtol=1e-5)
     with pytest.raises(EngineError, match="captured for"):
         fast(x)
     assert "something else for one example" in capture(model, None, x[:1]).notes[0]
@@ -194,20 +138,5 @@ def test_made_with_one_example_it_is_for_one(kind: type[nn.Module]):
 
 @pytest.mark.parametrize("given", [1, 4])
 def test_where_one_is_like_more_any_number_is_taken(given: int):
-    model, x = OnlyKeeps().eval(), torch.randn(4, 8)
-    fast = tk.compile(model, None, x[:given])
-    for examples in (1, 2, 4):
-        close(fast(x[:examples]), true(model, x[:examples]))
-
-
-def test_a_single_number(no_export):
-    class Single(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layer = nn.Linear(4, 3)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.layer(x.expand(2, 4))
-
-    with pytest.warns(UserWarning, match="no leading axis"):
-        check(Single().eval(), torch.tensor(0.5), torch.tensor(-2.0))
+    model, x = Of(only_keeps, layer=nn.Linear(8, 8)).eval(), torch.randn(4, 8)
+    assert_exact(tk.compile(model, None, x[:given]), model, x[:1], x[:2], x, rtol=1e-5)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import ticketry as tk
+from engine.models import Of, assert_exact, ops_in_torch
 from interpreter import Program
 from ticketry.core.mask import Mask
 from ticketry.errors import CaptureError, EngineError, MaskError
@@ -33,20 +34,18 @@ class Two(nn.Module):
         return {"made": made, "pair": Pair(made + 1, [made - 1, None]), "flag": flag}
 
 
-def check(graph: Any, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+def check(graph: Any, model: nn.Module, *args: Any, **kwargs: Any) -> None:
     with torch.no_grad():
         wanted = model(*args, **kwargs)
     made = Program(graph)(*args, **kwargs)
-    close = partial(torch.allclose, atol=1e-5)  # the scale has become part of the weights
-    assert close(made["made"], wanted["made"])
-    assert close(made["pair"].one, wanted["pair"].one)
-    assert close(made["pair"][1][0], wanted["pair"].two[0])
-    assert made["pair"][1][1] is None
+    (one, (two, nothing)), pair = made["pair"], wanted["pair"]
+    found, expected = (made["made"], one, made["pair"].one, two), (wanted["made"], pair.one, pair.one, pair.two[0])
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)  # the scale has become part of the weights
+    assert nothing is None
     assert made["flag"] is wanted["flag"]
-    return made
 
 
-def test_a_tuple_of_inputs():
+def test_inputs_in_a_tuple_or_by_name_with_constants():
     model = Two()
     graph = capture(model, None, (torch.randn(2, 4), torch.randn(2, 3)))
     x, y = torch.randn(7, 4), torch.randn(7, 3)
@@ -57,12 +56,7 @@ def test_a_tuple_of_inputs():
         Program(graph)(x, y[:6])
     with pytest.raises(EngineError, match="'y' is missing"):
         Program(graph)(x)
-
-
-def test_inputs_by_name_and_constants():
-    model = Two()
     graph = capture(model, None, {"x": torch.randn(2, 4), "scale": 3.0, "flag": True})
-    x = torch.randn(5, 4)
     check(graph, model, x=x, scale=3.0, flag=True)
     with pytest.raises(EngineError, match=r"captured with 3\.0"):
         Program(graph)(x=x, scale=2.0, flag=True)
@@ -81,12 +75,8 @@ def test_any_example_gives_any_batch(examples: int) -> None:
 
 
 def test_a_model_that_insists_on_its_batch():
-    class Insists(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return x.view(2, 2, 4).sum(1)
-
     x = torch.randn(4, 4)
-    graph = capture(Insists(), None, x)
+    graph = capture(Of(lambda m, x: x.view(2, 2, 4).sum(1)), None, x)
     assert not graph.accepts_any_batch
     assert "the model fails for another size of axis 0 (shape '[2, 2, 4]'" in graph.notes[0]
     assert torch.equal(Program(graph)(x), x.view(2, 2, 4).sum(1))
@@ -101,57 +91,29 @@ def test_inputs_and_masks_that_do_not_fit_are_refused():
 
 
 def test_blocks_without_gradients_are_taken_in():
-    class Blocks(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layer = nn.Linear(4, 4)
+    def blocks(m: Of, x: Tensor) -> Tensor:
+        with torch.enable_grad():
+            y = m.layer(x)
+        with torch.autocast("cpu", enabled=False):
+            z = torch.relu(y)
+        with torch.no_grad():
+            return z + x
 
-        def forward(self, x: Tensor) -> Tensor:
-            with torch.enable_grad():
-                y = self.layer(x)
-            with torch.autocast("cpu", enabled=False):
-                z = torch.relu(y)
-            with torch.no_grad():
-                return z + x
-
-    model = Blocks()
+    model = Of(blocks, layer=nn.Linear(4, 4))
     graph = capture(model, None, torch.randn(2, 4))
     x = torch.randn(3, 4)
     with torch.no_grad():
         assert torch.allclose(Program(graph)(x), model(x))
-    assert all(one.native for one in graph.nodes)
+    assert not ops_in_torch(graph)
 
 
 def test_outputs_that_are_inputs_or_weights():
-    class Passes(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.weight = nn.Parameter(torch.randn(3))
-
-        def forward(self, x: Tensor) -> Any:
-            return OrderedDict(x=x, weight=self.weight, number=4, text="yes", y=x + self.weight)
-
-    model = Passes()
-    x = torch.randn(2, 3)
+    weights, x = nn.ParameterList([torch.randn(3)]), torch.randn(2, 3)
+    model = Of(lambda m, x: OrderedDict(x=x, weight=m.held[0], number=4, text="yes", y=x + m.held[0]), held=weights)
     made = Program(capture(model, None, x))(x)
     assert torch.equal(made["x"], x)
-    assert torch.equal(made["weight"], model.weight)
-    assert made["number"] == 4
-    assert made["text"] == "yes"
-
-
-def test_the_model_is_left_as_it_was():
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace=True))
-    model.train()
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    mask = Mask({"0.weight": torch.zeros(4, 3, 3, 3, dtype=torch.bool)})
-    grad = torch.is_grad_enabled()
-    graph = capture(model, mask, torch.randn(2, 3, 6, 6))
-    assert model.training
-    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
-    assert all(parameter.requires_grad for parameter in model.parameters())
-    assert torch.is_grad_enabled() == grad
-    assert not graph.tensors["0.weight"].any()
+    assert torch.equal(made["weight"], weights[0])
+    assert (made["number"], made["text"]) == (4, "yes")
 
 
 def test_capture_needs_no_compiler_and_the_graph_no_export():
@@ -168,49 +130,37 @@ def test_capture_needs_no_compiler_and_the_graph_no_export():
     assert ran.returncode == 0, ran.stderr
 
 
-class Slots:
-    """A setting under a private name."""
-
-    __slots__ = ("__scale",)
-
-    def __init__(self, scale: float) -> None:
-        self.__scale = scale
-
-    def read(self) -> float:
-        return self.__scale
-
-
 def test_models_that_differ_in_hidden_settings_are_captured_anew(tmp_path, monkeypatch):
-    class Hidden(nn.Module):
-        def __init__(self, scale: float) -> None:
-            super().__init__()
-            self.layer, self.held = nn.Linear(16, 16), Slots(scale)
+    class Slots:
+        """A setting under a private name."""
 
-        def forward(self, x: Tensor) -> Tensor:
-            return self.layer(x) * self.held.read() * float(sys.argv[1])
+        __slots__ = ("__scale",)
+
+        def __init__(self, scale: float) -> None:
+            self.__scale = scale
+
+        def read(self) -> float:
+            return self.__scale
 
     monkeypatch.setenv("TICKETRY_CACHE", str(tmp_path))
     x = torch.randn(4, 16)
     for value in (2.0, 5.0):
         monkeypatch.setattr(sys, "argv", ["program", str(value)])
-        model = Hidden(value).eval()
+        model = Of(lambda m, x: m.layer(x) * m.held.read() * float(sys.argv[1]), layer=nn.Linear(16, 16)).eval()
+        model.held = Slots(value)
         with torch.no_grad():
             torch.testing.assert_close(tk.compile(model, None, x)(x), model.layer(x) * value**2, atol=1e-3, rtol=1e-4)
 
 
 def test_models_that_cannot_be_captured_are_refused_with_the_reason():
-    class Auto(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            with torch.autocast("cpu", dtype=torch.bfloat16):
-                return x @ x.t()
+    def under_autocast(m: Of, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return x @ x.t()
 
-    class Decides(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return x + 1 if x.sum() > 0 else x
-
+    decides = Of(lambda m, x: x + 1 if x.sum() > 0 else x)
     for model, message in (
-        (Auto(), r"opens torch\.autocast"),
-        (Decides(), r"(?s)torch\.export does not take Decides: .*decides by the values"),
+        (Of(under_autocast), r"opens torch\.autocast"),
+        (decides, r"(?s)torch\.export does not take Of: .*decides by the values"),
         (nn.Linear(5, 3), r"does not take Linear: RuntimeError: .*\[2, 4\]"),
     ):
         with pytest.raises(CaptureError, match=message):
@@ -218,12 +168,8 @@ def test_models_that_cannot_be_captured_are_refused_with_the_reason():
 
 
 def test_nested_inputs():
-    class Nested(nn.Module):
-        def forward(self, parts: dict[str, Any]) -> Tensor:
-            return parts["a"] + parts["b"][0] * parts["b"][1]
-
     example = {"a": torch.randn(2, 3), "b": [torch.randn(2, 3), torch.randn(2, 3)]}
-    graph = capture(Nested(), None, (example,))
+    graph = capture(Of(lambda m, parts: parts["a"] + parts["b"][0] * parts["b"][1]), None, (example,))
     more = {"a": torch.randn(4, 3), "b": [torch.randn(4, 3), torch.randn(4, 3)]}
     assert torch.equal(Program(graph)(more), more["a"] + more["b"][0] * more["b"][1])
     with pytest.raises(EngineError, match="not 2 values"):
@@ -254,9 +200,42 @@ def test_operations_that_a_model_brings_itself_run_in_torch():
     library.define("cube(Tensor x) -> Tensor")
     library.impl("cube", lambda x: x**3, "CompositeExplicitAutograd")
 
-    class Own(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return torch.relu(torch.ops.ticketry_test_capture.cube(x))
+    x, model = torch.randn(3, 4), Of(lambda m, x: torch.relu(torch.ops.ticketry_test_capture.cube(x)))
+    assert torch.equal(Program(capture(model, None, x))(x), (x**3).relu())
 
-    x = torch.randn(3, 4)
-    assert torch.equal(Program(capture(Own(), None, x))(x), (x**3).relu())
+
+class Scaled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+
+    def forward(self, x, double=True, scale=3.0, *, limit=float("inf"), bias=None, names=("a",)):
+        y = self.layer(x) * (2 if double else 1)
+        y = y if scale is None else y * scale
+        y = y if bias is None else y + bias
+        return y.clamp(max=limit) * len(names or ())
+
+
+X = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("call", [((X,), {}), ((), {"x": X})], ids=["in a tuple", "by name"])
+def test_an_argument_that_the_example_gave_may_not_be_left_out(call: Any, tmp_path):
+    (args, kwargs), model = call, Scaled().eval()
+    made = tk.compile(model, None, {**kwargs, "double": False} if kwargs else (*args, False))
+    fast = tk.engine.load(made.save(tmp_path / "model.tkm"))
+    without = Of(lambda m, x: m.net(x, double=False), net=model)
+    assert_exact(lambda _: fast(*args, **kwargs, double=False), without, X, rtol=1e-5)
+    with pytest.raises(EngineError, match="'double' is left out, but the model was captured with False"):
+        fast(*args, **kwargs)
+
+
+def test_an_argument_that_the_example_left_out_is_the_default(tmp_path):
+    model = Scaled().eval()
+    fast = tk.engine.load(tk.compile(model, None, X).save(tmp_path / "model.tkm"))
+    for run in (fast, partial(fast, scale=3.0, bias=None, limit=float("inf"), double=True)):
+        assert_exact(run, model, X, rtol=1e-5)
+    for name, value in {"scale": None, "bias": 1.0, "names": None}.items():
+        with pytest.raises(EngineError, match=f"'{name}' was not given when the model was captured: compile it with"):
+            fast(X, **{name: value})
+    assert_exact(tk.compile(model, None, (X, True, 3.0)), model, X, rtol=1e-5)

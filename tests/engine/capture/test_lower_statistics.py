@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from engine.capture.test_passes import Of
+from engine.models import Of, assert_exact, ops, ops_in_torch
 from ticketry_engine.capture import capture
 from ticketry_engine.compiled import Compiled
 
@@ -52,43 +52,33 @@ def test_nothing_stays_in_torch_and_all_is_as_in_float64(name: str) -> None:
     torch.manual_seed(0)
     model, x = NETWORKS[name]().eval(), torch.randn(17, 3, 5, 7)
     graph = capture(model, None, x)
-    assert [one.op for one in graph.nodes if not one.native] == []
-    with torch.no_grad():
-        exact = model.double()(x.double())
+    assert ops_in_torch(graph) == []
     atol = 5e-3 if name == "a mean far above the deviation" else 1e-5  # float32 has 7 digits of 1000 + x
     for layout, batch in (("planes", 17), ("pixels", 2)):
         fast = Compiled(graph, threads=1, layout=layout)
         assert not fast.reasons
-        torch.testing.assert_close(fast(x[:batch]).double(), exact[:batch], rtol=1e-4, atol=atol)
+        assert_exact(fast, model, x[:batch], atol=atol)
 
 
-def test_a_norm_whose_eps_is_too_small_stays_in_torch() -> None:
-    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.GroupNorm(2, 4, eps=1e-30)).eval()
-    x = torch.randn(2, 3, 5, 5)
-    graph = capture(model, None, x)
-    assert [one.op for one in graph.nodes if not one.native] == ["aten.group_norm.default"]
-    torch.testing.assert_close(Compiled(graph, threads=1)(x), model(x).detach(), rtol=1e-4, atol=1e-5)
-
-
-def test_a_gpu_keeps_group_norms() -> None:
-    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.GroupNorm(2, 4)).eval()
-    graph = capture(model, None, torch.randn(2, 3, 5, 5), for_kernels=False)
-    assert [one.op for one in graph.nodes if not one.native] == ["aten.group_norm.default"]
+@pytest.mark.parametrize(("eps", "for_kernels"), [(1e-30, True), (1e-5, False)], ids=["eps too small", "for a GPU"])
+def test_group_norms_that_stay_in_torch(eps: float, for_kernels: bool) -> None:
+    model, x = nn.Sequential(nn.Conv2d(3, 4, 1), nn.GroupNorm(2, 4, eps=eps)).eval(), torch.randn(2, 3, 5, 5)
+    graph = capture(model, None, x, for_kernels=for_kernels)
+    assert ops_in_torch(graph) == ["aten.group_norm.default"]
+    assert_exact(Compiled(graph, threads=1), model, x)
 
 
 def test_a_model_with_a_fixed_batch_keeps_group_norms_because_torch_runs_it() -> None:
-    class FixedBatch(nn.Sequential):
-        def forward(self, x: Tensor) -> Tensor:
-            return super().forward(x).view(2, 2, 2, 5, 5).sum(2)
-
-    model, x = FixedBatch(nn.Conv2d(3, 4, 1), nn.GroupNorm(2, 4)).eval(), torch.randn(2, 3, 5, 5)
+    layers = {"conv": nn.Conv2d(3, 4, 1), "norm": nn.GroupNorm(2, 4)}
+    model = Of(lambda m, x: m.norm(m.conv(x)).view(2, 2, 2, 5, 5).sum(2), **layers).eval()
+    x = torch.randn(2, 3, 5, 5)
     graph = capture(model, None, x)
     assert not graph.accepts_any_batch
-    assert [one.op for one in graph.nodes][:2] == ["conv2d", "aten.group_norm.default"]
+    assert ops(graph)[:2] == ["conv2d", "aten.group_norm.default"]
     torch.testing.assert_close(Compiled(graph, threads=1)(x), model(x).detach())
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_group_norms_of_other_types_are_left_to_torch(dtype: torch.dtype) -> None:
     graph = capture(nn.GroupNorm(2, 4).to(dtype).eval(), None, torch.randn(2, 4, 3, 3, dtype=dtype))
-    assert [node.op for node in graph.nodes] == ["aten.group_norm.default"]
+    assert ops(graph) == ["aten.group_norm.default"]

@@ -12,18 +12,16 @@ import torch
 from torch import Tensor, nn
 
 import ticketry as tk
+from engine.models import Of, ops
 from ticketry.errors import CaptureError, EngineError
 from ticketry_engine.capture import capture
 from ticketry_engine.compiled import load
 
 
-class Net(nn.Module):
-    def __init__(self, given: Callable[[Tensor, Tensor], Any]) -> None:
-        super().__init__()
-        self.layer, self.given = nn.Linear(8, 8), given
-
-    def forward(self, x: Tensor) -> Any:
-        return self.given(x, self.layer(x))
+def net(function: Callable[[Tensor, Tensor], Any]) -> nn.Module:
+    """A model that is a function of its input and of a layer's output."""
+    torch.manual_seed(0)
+    return Of(lambda m, x: function(x, m.layer(x)), layer=nn.Linear(8, 8)).eval()
 
 
 RESULTS: dict[str, Callable[[Tensor, Tensor], Any]] = {
@@ -46,8 +44,7 @@ def tensors(tree: Any) -> list[Tensor]:
 
 @pytest.mark.parametrize("name", RESULTS)
 def test_writing_to_one_result_changes_what_it_changes_in_torch(name: str) -> None:
-    torch.manual_seed(0)
-    model, x = Net(RESULTS[name]).eval(), torch.randn(3, 8)
+    model, x = net(RESULTS[name]), torch.randn(3, 8)
     fast = tk.compile(model, None, x)
     with torch.no_grad():
         for index in range(len(tensors(model(x)))):
@@ -67,8 +64,7 @@ class Both(NamedTuple):
 @pytest.mark.parametrize("name", ["NamedTuple", "max"])
 def test_a_tuple_with_names_is_unpacked_and_read_by_name(name: str, tmp_path: Path) -> None:
     results = {"NamedTuple": lambda x, y: Both(y, (x, 3)), "max": lambda x, y: y.max(1)}
-    torch.manual_seed(0)
-    model, x = Net(results[name]).eval(), torch.randn(3, 8)
+    model, x = net(results[name]), torch.randn(3, 8)
     fast = tk.compile(model, None, x)
     fast.save(tmp_path / "model.tk")
     with torch.no_grad():
@@ -86,16 +82,11 @@ def test_a_tuple_with_names_is_unpacked_and_read_by_name(name: str, tmp_path: Pa
 def test_dicts_of_whole_numbers_have_them_as_keys(tmp_path: Path) -> None:
     """Levels of a pyramid, layers of a probe: as arguments too, and after a file."""
 
-    class Levels(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layer = nn.Linear(8, 8)
-
-        def forward(self, given: dict[int, Tensor]) -> dict[int, Any]:
-            return {4: self.layer(given[-1]), 0: {"0": given[2] + 1}}
+    def levels(m: Of, given: dict[int, Tensor]) -> dict[int, Any]:
+        return {4: m.layer(given[-1]), 0: {"0": given[2] + 1}}
 
     torch.manual_seed(0)
-    model, x = Levels().eval(), {-1: torch.randn(3, 8), 2: torch.randn(3, 8)}
+    model, x = Of(levels, layer=nn.Linear(8, 8)).eval(), {-1: torch.randn(3, 8), 2: torch.randn(3, 8)}
     fast = tk.compile(model, None, (x,))
     fast.save(tmp_path / "model.tk")
     with torch.no_grad():
@@ -110,13 +101,10 @@ def test_dicts_of_whole_numbers_have_them_as_keys(tmp_path: Path) -> None:
 
 def test_keys_of_several_kinds_are_refused() -> None:
     for keys in ((1, "1"), (("a", "b"),), (True,)):
-        model = Net(lambda x, y, keys=keys: dict.fromkeys(keys, y))
         with pytest.raises(CaptureError, match="a dict of the inputs or outputs has the keys"):
-            tk.compile(model, None, torch.randn(3, 8))
+            tk.compile(net(lambda x, y, keys=keys: dict.fromkeys(keys, y)), None, torch.randn(3, 8))
 
 
 def test_what_is_its_own_is_not_copied() -> None:
-    graph = capture(
-        Net(lambda x, y: (y.relu(), (y * 2).flatten(1), nn.functional.dropout(x, 0.1, False))), None, torch.randn(3, 8)
-    )
-    assert not any("clone" in one.op for one in graph.nodes)
+    model = net(lambda x, y: (y.relu(), (y * 2).flatten(1), nn.functional.dropout(x, 0.1, False)))
+    assert "clone" not in str(ops(capture(model, None, torch.randn(3, 8))))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from engine.capture.test_passes import Of, captured, ops
+from engine.models import Of, captured, ops
 from samples import sample
 from ticketry_engine.capture import capture
 from ticketry_engine.compiled import Compiled
@@ -16,15 +16,33 @@ from ticketry_engine.compiled import Compiled
 T, C, S = 4, 3, 2
 
 
-def _states(decay: Tensor, added: Tensor, axis: int = 2, start: Tensor | None = None) -> Iterator[Tensor]:
-    state = torch.zeros_like(added.select(axis, 0)) if start is None else start
+def _states(decay: Tensor, added: Tensor, axis: int = 2, start: Tensor | None = None) -> list[Tensor]:
+    state, states = torch.zeros_like(added.select(axis, 0)) if start is None else start, []
     for t in range(added.shape[axis]):
         state = decay.select(axis, t) * state + added.select(axis, t)
-        yield state
+        states.append(state)
+    return states
+
+
+def _written_out(step: Callable[..., Tensor], order: Iterable[int] = range(T)) -> Callable[..., Tensor]:
+    """States by another step, of the state before, the place, decay and what is added, or in another order."""
+
+    def function(decay: Tensor, added: Tensor, read: Tensor) -> Tensor:
+        state, states = torch.zeros_like(added[:, :, 0]), []
+        for t in order:
+            state = step(state, t, decay, added)
+            states.append(state)
+        return torch.stack(states, 1)
+
+    return function
+
+
+def _add(state: Tensor, t: int, decay: Tensor, added: Tensor) -> Tensor:
+    return decay[:, :, t] * state + added[:, :, t]
 
 
 def _from(start: Callable[[Tensor], Tensor]) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    return lambda decay, added, read: torch.stack(list(_states(decay, added, 2, start(added))), 1)
+    return lambda decay, added, read: torch.stack(_states(decay, added, 2, start(added)), 1)
 
 
 def _selective(decay: Tensor, added: Tensor, read: Tensor) -> Tensor:
@@ -33,62 +51,28 @@ def _selective(decay: Tensor, added: Tensor, read: Tensor) -> Tensor:
     return torch.stack(made, -1)
 
 
-def _before_it_is_added(decay: Tensor, added: Tensor) -> Tensor:
-    """A state that a sum was named after: the other way round."""
-    state = torch.zeros_like(added[:, :, 0])
-    states = []
-    for t in range(T):
-        state = added[:, :, t] + state * decay[:, :, t]
-        states.append(state)
-    return torch.stack(states, 1)
-
-
-def _backwards(decay: Tensor, added: Tensor, read: Tensor) -> Tensor:
-    state, states = torch.zeros_like(added[:, :, 0]), []
-    for t in reversed(range(T)):
-        state = decay[:, :, t] * state + added[:, :, t]
-        states.append(state)
-    return torch.stack(states, 1)
-
-
-def _factors_of_the_step_before(decay: Tensor, added: Tensor, read: Tensor) -> Tensor:
-    state, states = added[:, :, 0], []
-    for t in range(T):
-        state = decay[:, :, t - 1] * state + added[:, :, t]
-        states.append(state)
-    return torch.stack(states, 1)
-
-
-def _through_a_part(decay: Tensor, added: Tensor, read: Tensor) -> Tensor:
-    state = added[:, :, 0]
-    for t in range(1, T):
-        state = decay[:, :, t] * state + added[:, :, t]
-    return state
-
-
 SCANS: dict[str, tuple[Callable[[Tensor, Tensor, Tensor], Tensor], int]] = {
     "selective": (_selective, 1),
     "twice": (lambda a, b, c: _selective(a, b, c) + _selective(b, a, c), 2),
-    "states behind the batch": (lambda a, b, c: torch.stack(list(_states(a, b)), 1), 1),
-    "states where they were": (lambda a, b, c: torch.stack(list(_states(a, b)), 2), 1),
-    "states at the end": (lambda a, b, c: torch.stack(list(_states(a, b)), -1), 1),
-    "along another axis": (lambda a, b, c: torch.stack(list(_states(a, b, 3)), 1), 1),
+    "states behind the batch": (lambda a, b, c: torch.stack(_states(a, b), 1), 1),
+    "states where they were": (lambda a, b, c: torch.stack(_states(a, b), 2), 1),
+    "states at the end": (lambda a, b, c: torch.stack(_states(a, b), -1), 1),
+    "along another axis": (lambda a, b, c: torch.stack(_states(a, b, 3), 1), 1),
     "from zeros of a size": (_from(lambda b: torch.zeros(len(b), C, S, dtype=b.dtype)), 1),
     "from a constant": (_from(lambda b: torch.linspace(0, 1, S, dtype=b.dtype).expand(len(b), C, S)), 1),
     "from a value": (_from(lambda b: b[:, :, 2] * 3), 1),
     "from an entry": (_from(lambda b: b[:, :, 0]), 1),
-    "the last state": (lambda a, b, c: list(_states(a, b))[-1], 1),
-    "read, and the last state": (lambda a, b, c: _selective(a, b, c) * list(_states(a, b))[-1].sum(-1)[..., None], 2),
-    "the other way round": (lambda a, b, c: _before_it_is_added(a, b), 1),
-    "by a gate of their own": (lambda a, b, c: torch.stack(list(_states(b, b)), 1), 1),
-    "backwards": (_backwards, 0),
-    "a part of the axis": (_through_a_part, 0),
-    "factors of the step before": (_factors_of_the_step_before, 0),
+    "the last state": (lambda a, b, c: _states(a, b)[-1], 1),
+    "read, and the last state": (lambda a, b, c: _selective(a, b, c) * _states(a, b)[-1].sum(-1)[..., None], 2),
+    "the sum the other way round": (_written_out(lambda s, t, a, b: b[:, :, t] + s * a[:, :, t]), 1),
+    "by a gate of their own": (lambda a, b, c: torch.stack(_states(b, b), 1), 1),
+    "backwards": (_written_out(_add, order=range(T)[::-1]), 0),
+    "a part of the axis": (_written_out(_add, order=range(1, T)), 0),
+    "factors of the step before": (_written_out(lambda s, t, a, b: a[:, :, t - 1] * s + b[:, :, t]), 0),
 }
 
 
 def _made(m: Of, x: Tensor, function: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:
-    """Three values of an input of C * T features; decays in (0, 1)."""
     decay, added = (layer(x).view(-1, C, T, S) for layer in (m.decay, m.added))
     return function(decay.sigmoid(), added, m.read(x).view(-1, T, S))
 
@@ -119,7 +103,7 @@ def test_a_compiled_selective_scan():
 
 def test_infinite_states_are_those_of_torch():
     """0 * inf in the first step too: the state before it is part of it."""
-    model, x = _model(lambda a, b, c: torch.stack(list(_states(a / (a - a), b)), 1)).eval(), torch.randn(2, 6)
+    model, x = _model(lambda a, b, c: torch.stack(_states(a / (a - a), b), 1)).eval(), torch.randn(2, 6)
     fast = Compiled(capture(model, None, x), threads=1)
     with torch.no_grad():
         wanted = model(x)

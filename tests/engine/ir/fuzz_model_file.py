@@ -16,7 +16,9 @@ import struct
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from functools import reduce
 from math import prod
+from operator import getitem
 from typing import Any
 
 import torch
@@ -27,7 +29,7 @@ from engine.ir.graphs import small
 from interpreter import Program
 from ticketry.errors import ModelFileError, TicketryError
 from ticketry_engine.ir import Graph
-from ticketry_engine.ir.model_file import dumps, loads
+from ticketry_engine.ir.model_file import KIND, dumps, loads
 
 MEMORY = 6 << 30
 SECONDS_EACH = 20
@@ -56,12 +58,6 @@ def places(document: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...
             yield from places(part, (*path, index))
 
 
-def get_at(document: Any, path: tuple[Any, ...]) -> Any:
-    for step in path:
-        document = document[step]
-    return document
-
-
 def edit(document: Any, where: int, what: int, value: Any, other: int) -> Any:
     """The document with one change: replace, remove, repeat, rename, swap."""
     value = copy.deepcopy(value)
@@ -69,7 +65,7 @@ def edit(document: Any, where: int, what: int, value: Any, other: int) -> Any:
     path = known[where % len(known)]
     if not path:
         return value if what == 0 else document
-    holder, key = get_at(document, path[:-1]), path[-1]
+    holder, key = reduce(getitem, path[:-1], document), path[-1]
     if what == 0:
         holder[key] = value
     elif what == 1:
@@ -81,24 +77,23 @@ def edit(document: Any, where: int, what: int, value: Any, other: int) -> Any:
     elif what == 3 and isinstance(holder, dict):
         holder[str(value)[:20]] = holder.pop(key)
     else:
-        holder[key] = json.loads(json.dumps(get_at(document, known[other % len(known)])))
+        holder[key] = copy.deepcopy(reduce(getitem, known[other % len(known)], document))
     return document
 
 
+def split_header(data: bytes) -> tuple[dict[str, Any], bytes]:
+    """The header of safetensors, and what follows it."""
+    end = 8 + struct.unpack("<Q", data[:8])[0]
+    return json.loads(data[8:end]), data[end:]
+
+
+def with_header(data: bytes, header: Any) -> bytes:
+    made = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(made)) + made + split_header(data)[1]
+
+
 def with_text(data: bytes, text: str) -> bytes:
-    """The file with another description."""
-    length = struct.unpack("<Q", data[:8])[0]
-    header = json.loads(data[8 : 8 + length])
-    header["__metadata__"] = dict.fromkeys(header["__metadata__"], text)
-    made = json.dumps(header).encode()
-    return struct.pack("<Q", len(made)) + made + data[8 + length :]
-
-
-def with_header(data: bytes, change: Any) -> bytes:
-    """The file with another header of safetensors."""
-    length = struct.unpack("<Q", data[:8])[0]
-    made = json.dumps(change(json.loads(data[8 : 8 + length]))).encode()
-    return struct.pack("<Q", len(made)) + made + data[8 + length :]
+    return with_header(data, {**split_header(data)[0], "__metadata__": {KIND: text}})
 
 
 _EDIT = st.tuples(st.integers(0, 1 << 12), st.integers(0, 4), st.sampled_from(HOSTILE), st.integers(0, 1 << 12))
@@ -140,7 +135,7 @@ def damaged(data: bytes, text: str, kind: str, how: Any) -> bytes:
         return document
 
     if kind == "header":
-        return with_header(data, change)
+        return with_header(data, change(split_header(data)[0]))
     return with_text(data, json.dumps(change(json.loads(text))))
 
 
@@ -149,14 +144,10 @@ def run_if_small(graph: Graph) -> None:
     if max(sizes, default=0) > 1 << 16:
         counts["large"] += 1
         return
-    inputs = [
-        torch.zeros([2 if size is None else size for size in graph.values[name].shape or ()]).to(
-            getattr(torch, graph.values[name].dtype)
-        )
-        for name in graph.inputs
-    ]
+    inputs = [graph.values[name] for name in graph.inputs]
+    zeros = [torch.zeros([2 if size is None else size for size in one.shape or ()]) for one in inputs]
     try:
-        Program(graph).values(inputs)
+        Program(graph).values([x.to(getattr(torch, one.dtype)) for x, one in zip(zeros, inputs, strict=True)])
         counts["ran"] += 1
     except TicketryError:
         counts["refused when run"] += 1
@@ -167,8 +158,7 @@ def run_if_small(graph: Graph) -> None:
 def load_damaged_files(count: int, seed_number: int, seconds_each: int = 0) -> Counter[str]:
     """What became of so many damaged files; a signal ends the process if one takes longer than the given seconds."""
     data = dumps(small(), {"ticket": "t", "list": [1, 2.5]})
-    length = struct.unpack("<Q", data[:8])[0]
-    text = next(iter(json.loads(data[8 : 8 + length])["__metadata__"].values()))
+    text = split_header(data)[0]["__metadata__"][KIND]
 
     @seed(seed_number)
     @settings(max_examples=count, deadline=None, database=None, phases=[Phase.generate], suppress_health_check=CHECKS)

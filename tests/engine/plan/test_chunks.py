@@ -11,15 +11,12 @@ import torch
 from torch import Tensor, nn
 
 import ticketry as tk
+from engine.models import assert_exact, sketch_of
 from samples import sample
-from ticketry_engine.capture import capture
-from ticketry_engine.ir import Region
 from ticketry_engine.kernels.target import target
 from ticketry_engine.plan import emission, region_programs
 from ticketry_engine.plan.emission import Chunk, Emission, choose_chunks, with_chunks
 from ticketry_engine.plan.layout_choice import build_arena
-from ticketry_engine.plan.region_programs import partition_graph, sketch_region
-from ticketry_engine.plan.sketch import Sketch
 
 LAYOUTS = ["planes", "pixels"]
 
@@ -54,16 +51,9 @@ def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TICKETRY_CACHE", str(tmp_path))
 
 
-def sketch_of(model: nn.Module, x: Tensor, mask: tk.Mask | None = None) -> Sketch:
-    graph = capture(model.eval(), mask, x)
-    ((region,), _) = partition_graph(graph)
-    assert isinstance(region, Region)
-    return sketch_region(graph, region)
-
-
 def found_in(model: nn.Module, layout: str, mask: tk.Mask | None = None) -> list[Chunk]:
     x = torch.randn(2, 8, 20, 20)
-    return list(choose_chunks(sketch_of(model, x, mask), layout, 2, 16, 4).values())
+    return list(choose_chunks(sketch_of(model.eval(), x, mask), layout, 2, 16, 4).values())
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -86,8 +76,7 @@ def test_others_are_whole(layout: str, other: str) -> None:
 
 def test_over_planes_rows_that_share_their_columns_go_together() -> None:
     model = Inverted()
-    kept = {name: torch.ones(weight.shape, dtype=torch.bool) for name, weight in model.named_parameters()}
-    kept = {name: flags for name, flags in kept.items() if name.endswith("weight")}
+    kept = {name: torch.ones(shape, dtype=torch.bool) for name, shape in tk.scope(model).shapes.items()}
     for row in range(48):
         kept["expand.weight"][row] = False
         kept["expand.weight"][row, row % 12 % 8] = True  # twelve kinds of rows, or eight of columns
@@ -105,7 +94,7 @@ def test_over_planes_rows_that_share_their_columns_go_together() -> None:
 def test_memory_is_for_some_channels(layout: str) -> None:
     """Of 16 channels in the place of 48; what they are made of is not written over before the last are made."""
     x = torch.randn(2, 8, 20, 20)
-    sketch, here = sketch_of(Inverted(), x), target()
+    sketch, here = sketch_of(Inverted().eval(), x), target()
     sizes = []
     for found in ({}, choose_chunks(sketch, layout, 2, here.lanes, 4)):
         some = with_chunks(sketch, found)
@@ -125,7 +114,6 @@ CASES: dict[str, Callable[[], nn.Module]] = {
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("case", sample(CASES, ["channels that fill no vector", "two in a row"]))
 def test_the_same_numbers(case: str, layout: str, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As of torch, and for any batch and number of threads."""
     if where == "avx2" and target().lanes < 8:
         pytest.skip("another processor")
     monkeypatch.setattr(region_programs, "choose_layout", lambda *_: layout)
@@ -142,9 +130,7 @@ def test_the_same_numbers(case: str, layout: str, where: str, monkeypatch: pytes
     monkeypatch.setattr(region_programs, "choose_chunks", counted)
     for threads, images in ((1, 4), (2, 7)):
         compiled = tk.compile(model, mask, torch.randn(4, 8, 20, 20), threads=threads, target=where)
-        x = torch.randn(images, 8, 20, 20)
-        with torch.no_grad():
-            torch.testing.assert_close(compiled(x), model(x), rtol=1e-4, atol=1e-5)
+        assert_exact(compiled, model, torch.randn(images, 8, 20, 20))
     assert any(seen), "nothing went through some channels at a time"
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import nn
@@ -38,24 +40,28 @@ def test_an_attention_that_pixels_have_no_kernel_for(keys: int, values: int, tun
     assert float((fast(*inputs).double() - wanted).abs().max() / wanted.abs().max()) < 1e-5
 
 
-@pytest.mark.parametrize(("convolutions", "layout"), [(0.2, "planes"), (0.8, "pixels")])
-def test_what_counts_is_the_multiplications_that_are_kept_and_not_the_weights(convolutions: float, layout: str) -> None:
-    """A small network whose last layers have most of the weights, of which a seventh is left, and take little time."""
+def convolutions() -> list[nn.Module]:
+    return [nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(64, 64, 3, padding=1)]
+
+
+def large_head() -> list[nn.Module]:
+    """Layers with most of the weights, which take little time."""
+    return [nn.MaxPool2d(2), nn.Flatten(), nn.Linear(1024, 512), nn.ReLU(), nn.Linear(512, 10)]
+
+
+@pytest.mark.parametrize(
+    ("head", "density", "layout"),
+    [(list, 0.1, "planes"), (list, 1.0, "pixels"), (large_head, 0.2, "planes"), (large_head, 0.8, "pixels")],
+)
+def test_what_counts_is_the_multiplications_that_are_kept_and_not_the_weights(
+    head: Callable[[], list[nn.Module]], density: float, layout: str
+) -> None:
+    """Of the weights of a large head a seventh is left."""
     torch.manual_seed(0)
-    model = nn.Sequential(
-        *(
-            nn.Conv2d(32, 64, 3, padding=1),
-            nn.ReLU(),
-            nn.MaxPool2d(2),
-            nn.Conv2d(64, 64, 3, padding=1),
-            nn.MaxPool2d(2),
-        ),
-        *(nn.Flatten(), nn.Linear(1024, 512), nn.ReLU(), nn.Linear(512, 10)),
-    ).eval()
+    model = nn.Sequential(*convolutions(), *head()).eval()
     with torch.no_grad():
-        for one in (model[0], model[3], model[6]):
-            assert isinstance(one, nn.Conv2d | nn.Linear)
-            one.weight.mul_(torch.rand_like(one.weight) < (0.15 if one is model[6] else convolutions))
+        for one in (model[0], model[3], *model[6:7]):
+            one.weight.mul_(torch.rand_like(one.weight) < (0.15 if isinstance(one, nn.Linear) else density))
     fast = tk.compile(model, None, torch.randn(16, 32, 16, 16), threads=1)
     (native,) = fast._natives
     assert native.choose_plan(16, 1).layout == layout
@@ -79,18 +85,6 @@ def test_dense_layers_and_large_groups_run_over_pixels_with_few_registers(rows: 
     with torch.no_grad():
         wanted = model.double()(x.double())
     assert float((fast(x).double() - wanted).abs().max() / wanted.abs().max()) < 1e-5
-
-
-@pytest.mark.parametrize(("density", "layout"), [(0.1, "planes"), (1.0, "pixels")])
-def test_single_rows_run_over_planes_and_dense_layers_over_pixels(density: float, layout: str) -> None:
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(), nn.Conv2d(64, 64, 3, padding=1)).eval()
-    with torch.no_grad():
-        for one in (model[0], model[2]):
-            one.weight.mul_(torch.rand_like(one.weight) < density)
-    fast = tk.compile(model, None, torch.randn(2, 32, 16, 16), threads=1)
-    (native,) = fast._natives
-    assert native.choose_plan(16, 1).layout == layout
 
 
 @pytest.mark.parametrize(("kernel", "expected"), [(1, 2), (3, 16)])

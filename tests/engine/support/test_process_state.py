@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
 from types import SimpleNamespace
 from typing import Any
 
@@ -27,7 +28,7 @@ def interleaved(work: Callable[[Hook], Any], other: Callable[[Hook], object]) ->
 
     Where one has to wait for the other to end, the other goes on after a while.
     """
-    begun, inside, ended = threading.Event(), threading.Event(), threading.Event()
+    begun, inside = threading.Event(), threading.Event()
 
     def first() -> None:
         begun.set()
@@ -35,18 +36,12 @@ def interleaved(work: Callable[[Hook], Any], other: Callable[[Hook], object]) ->
 
     def second() -> None:
         inside.set()
-        ended.wait(10)
+        wait([ended], 10)
 
-    def whole() -> None:
-        other(first)
-        ended.set()
-
-    thread = threading.Thread(target=whole)
-    thread.start()
-    assert begun.wait(10)
-    found = work(second)
-    thread.join()
-    return found
+    with ThreadPoolExecutor(1) as threads:
+        ended = threads.submit(other, first)
+        assert begun.wait(10)
+        return work(second)
 
 
 def made(midst: Hook, seed: int = 0) -> dict[str, Tensor]:
@@ -60,35 +55,30 @@ def made(midst: Hook, seed: int = 0) -> dict[str, Tensor]:
     return initial_state(SimpleNamespace(build=build), seed)  # type: ignore[arg-type]
 
 
-class Stopping(nn.Module):
+class Stopping(nn.Sequential):
     """A network that calls a hook when it is called first."""
 
     def __init__(self, hook: Hook) -> None:
-        super().__init__()
         with private_random_state():
-            self.first, self.second, self.hooks = nn.Linear(3, 4), nn.Linear(4, 2), [hook]
+            super().__init__(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+        self.hooks = [hook]
 
     def forward(self, x: Tensor) -> Tensor:
         if self.hooks:
             self.hooks.pop()()
-        return self.second(self.first(x).relu())  # type: ignore[no-any-return]
+        return super().forward(x)
 
 
 def pruned(midst: Hook) -> object:
-    batches = [torch.ones(2, 3)]
-    return tk.prune(
-        Stopping(midst),
-        density=0.5,
-        score="snip",
-        batches=batches,
-        loss=lambda model, batch: model(batch).square().mean(),
-    )
+    def loss(model: nn.Module, batch: Tensor) -> Tensor:
+        return model(batch).square().mean()
+
+    return tk.prune(Stopping(midst), density=0.5, score="snip", batches=[torch.ones(2, 3)], loss=loss)
 
 
-def made_in_float64(midst: Hook) -> Tensor:
+def made_in_float64(midst: Hook) -> None:
     with default_dtype(torch.float64):
         midst()
-        return torch.zeros(3)
 
 
 OTHERS: dict[str, Callable[[Hook], object]] = {
@@ -110,13 +100,9 @@ def test_a_network_is_the_same_while_in_another_thread_one_is(other: Callable[[H
 
 def threads_inside(midst: Hook, threads: int = 2) -> int:
     """The process' count of threads, as a new one has it, in a training with so many."""
-    seen: list[int] = []
-    with Arithmetic(threads=threads).active():
+    with Arithmetic(threads=threads).active(), ThreadPoolExecutor(1) as fresh:
         midst()
-        fresh = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
-        fresh.start()
-        fresh.join()
-    return seen[0]
+        return fresh.submit(torch.get_num_threads).result()
 
 
 def test_the_thread_count_stays_while_another_thread_trains() -> None:
@@ -143,22 +129,22 @@ def test_the_type_of_tensors_is_as_before_after_an_error() -> None:
 
 
 def test_a_thread_knows_how_long_it_has_waited() -> None:
-    turns, held, waited = Turns(), threading.Event(), dict[str, float]()
+    turns, held = Turns(), threading.Event()
 
-    def second() -> None:
+    def second() -> tuple[float, float]:
         held.wait(10)
         began = time.perf_counter()
         with turns:
-            waited["by the clock"] = time.perf_counter() - began
+            by_the_clock = time.perf_counter() - began
             with turns:  # again: at once
-                waited["told"] = turns.waited
+                return turns.waited, by_the_clock
 
-    thread = threading.Thread(target=second)
-    thread.start()
-    with turns:
-        held.set()
-        time.sleep(0.2)
-    thread.join()
-    assert waited["told"] == pytest.approx(waited["by the clock"], abs=0.05)
-    assert waited["told"] > 0.15
+    with ThreadPoolExecutor(1) as threads:
+        with turns:
+            waiting = threads.submit(second)
+            held.set()
+            time.sleep(0.2)
+        waited, by_the_clock = waiting.result()
+    assert waited == pytest.approx(by_the_clock, abs=0.05)
+    assert waited > 0.15
     assert turns.waited == 0  # of this thread
