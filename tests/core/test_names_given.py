@@ -10,17 +10,12 @@ import torch
 from torch import nn
 
 import ticketry as tk
+from composed import Composed
 from ticketry.errors import MaskError, TicketError, TicketryError, UsageError
 
 
-class Net(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.body = nn.Linear(4, 8)
-        self.Head = nn.Linear(8, 2)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.Head(self.body(x).relu())
+def network() -> nn.Module:
+    return Composed(lambda self, x: self.Head(self.body(x).relu()), body=nn.Linear(4, 8), Head=nn.Linear(8, 2))
 
 
 X = torch.zeros(2, 4)
@@ -39,21 +34,21 @@ def scores(shape: tuple[int, ...] = (8, 4)) -> dict[str, torch.Tensor]:
     return {WRONG: torch.ones(shape), "Head.weight": torch.ones(2, 8)}
 
 
-def load_gates(net: Net) -> None:
+def load_gates(net: nn.Module) -> None:
     gates = tk.gates.attach(net)
     gates.load_state_dict(renamed(gates.state_dict(), "gates"))
 
 
-def load_gradual(net: Net) -> None:
+def load_gradual(net: nn.Module) -> None:
     pruning = tk.gradual(net, 0.5, steps=10)
     pruning.load_state_dict(renamed(pruning.state_dict(), "mask"))
 
 
-def another_plan(net: Net) -> None:
+def another_plan(net: nn.Module) -> None:
     tk.structure.rebuild(net, tk.structure.ShrinkPlan({WRONG: (8, 4)}, {WRONG: {0: (0,)}}, {}))
 
 
-CALLS: dict[str, Callable[[Net], object]] = {
+CALLS: dict[str, Callable[[nn.Module], object]] = {
     "apply_": lambda net: typo().apply_(net),
     "hold": lambda net: tk.hold(net, typo()),
     "compile": lambda net: tk.compile(net, typo(), X),
@@ -94,14 +89,14 @@ CALLS: dict[str, Callable[[Net], object]] = {
 @pytest.mark.parametrize("name", CALLS)
 def test_an_unknown_name_is_refused_with_the_nearest(name: str) -> None:
     with pytest.raises(TicketryError, match=r"did you mean body\.weight") as caught:
-        CALLS[name](Net())
+        CALLS[name](network())
     assert WRONG in str(caught.value)
 
 
 @pytest.mark.parametrize("name", [6, "", " ", None, ("body", "weight")])
 @pytest.mark.parametrize("where", ["mask", "start", "scores", "spare", "half_rate"])
 def test_a_name_is_a_string_that_is_not_empty(name: Any, where: str) -> None:
-    net = Net()
+    net = network()
     calls: dict[str, tuple[type[TicketryError], Callable[[], object]]] = {
         "mask": (MaskError, lambda: tk.Mask({name: torch.ones(2, 3)})),
         "start": (TicketError, lambda: tk.Ticket(tk.prune(net, 0.5), {**net.state_dict(), name: X}, {})),
@@ -116,7 +111,7 @@ def test_a_name_is_a_string_that_is_not_empty(name: Any, where: str) -> None:
 
 def test_the_module_of_a_spared_part() -> None:
     with pytest.raises(UsageError, match="did you mean body"):
-        tk.structure.channel_groups(Net(), torch.randn(2, 4), spare=["bdoy"])
+        tk.structure.channel_groups(network(), torch.randn(2, 4), spare=["bdoy"])
 
 
 def test_steps_of_a_network_without_values() -> None:
@@ -129,9 +124,9 @@ def test_steps_of_a_network_without_values() -> None:
 @pytest.mark.parametrize("unit", ["multiplications", "bytes"])
 def test_scores_of_costs_are_checked_in_every_unit(unit: str) -> None:
     with pytest.raises(UsageError, match=r"did you mean body\.weight"):
-        tk.cost.model(Net(), X, unit=unit, scores=scores())  # type: ignore[arg-type]
+        tk.cost.model(network(), X, unit=unit, scores=scores())  # type: ignore[arg-type]
     with pytest.raises(UsageError, match=r"shape \(4, 8\) for 'body\.weight', and the parameter has \(8, 4\)"):
-        tk.cost.model(Net(), X, unit=unit, scores={"body.weight": torch.ones(4, 8)})  # type: ignore[arg-type]
+        tk.cost.model(network(), X, unit=unit, scores={"body.weight": torch.ones(4, 8)})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -297,23 +297,20 @@ def test_a_product_from_the_right_counts_as_a_layer() -> None:
     torch.testing.assert_close(list(found.values()), list(expected.values()))
 
 
-class Autoencoder(nn.Module):
+def autoencoder(own: bool) -> nn.Module:
     """Decodes with the transposed weight of the encoder, or with its own layer."""
 
-    def __init__(self, own: bool) -> None:
-        super().__init__()
-        self.encoder, self.decoder = nn.Linear(6, 4), nn.Linear(4, 6, bias=False) if own else None
-
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self: Any, x: Tensor) -> Tensor:
         hidden = torch.tanh(self.encoder(x))
-        return self.decoder(hidden) if self.decoder else F.linear(hidden, self.encoder.weight.t())
+        return self.decoder(hidden) if own else F.linear(hidden, self.encoder.weight.t())
+
+    return Composed(forward, encoder=nn.Linear(6, 4), **{"decoder": nn.Linear(4, 6, bias=False)} if own else {})
 
 
 def test_a_weight_that_is_also_used_transposed_counts_twice() -> None:
     torch.manual_seed(0)
-    tied, written, x = Autoencoder(False), Autoencoder(True), torch.randn(10, 6)
+    tied, written, x = autoencoder(False), autoencoder(True), torch.randn(10, 6)
     written.encoder.load_state_dict(tied.encoder.state_dict())
-    assert written.decoder is not None
     written.decoder.weight.data = tied.encoder.weight.data.t().clone()
     kfac = tk.score.kfac
     for found, wanted in (
