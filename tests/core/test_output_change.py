@@ -323,7 +323,6 @@ def test_a_weight_that_is_also_used_transposed_counts_twice() -> None:
 
 OTHER_USES = {
     "einsum": lambda x, layer: torch.einsum("...i,oi->...o", x, layer.weight),
-    "matmul": lambda x, layer: torch.matmul(x, layer.weight.t()),
     "conv2d": lambda x, layer: F.conv2d(x, layer.weight, layer.bias, padding=1),
 }
 

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 import ticketry as tk
 from composed import Conv1D
 from slow_blocks import blocks_of, places, row_and_column, value_at
-from ticketry.core.prune import prune
 from ticketry.core.structure.layout import Layout, layouts, mark_best_n_of_m
 from ticketry.core.structure.pattern import (
     Pattern,
@@ -240,11 +239,3 @@ def test_what_is_no_share(text):
 def test_a_number_above_1_was_a_percentage(density, meant):
     with pytest.raises(UsageError, match=re.escape(meant)):
         check_density(density)
-
-
-def test_prune_takes_a_percentage():
-    model = torch.nn.Linear(40, 50)
-    assert prune(model, "10%").kept == 200
-    assert prune(model, sparsity="90%").kept == 200
-    with pytest.raises(UsageError, match=re.escape("10 %? write 10% or 0.1")):
-        prune(model, 10)

@@ -90,11 +90,13 @@ def test_distance_is_in_double_precision() -> None:
     assert relative_distance(after, before, ["a"]) == pytest.approx(2**-23, rel=1e-9)
 
 
-def test_distance_names_what_is_wrong() -> None:
+def test_distances_and_thresholds_that_cannot_be() -> None:
     with pytest.raises(MaskError, match="'b' is in the scope"):
         relative_distance({"a": torch.ones(1)}, {"a": torch.ones(1)}, ["b"])
     with pytest.raises(UsageError, match="all 0"):
         relative_distance({"a": torch.ones(1)}, {"a": torch.zeros(1)}, ["a"])
+    with pytest.raises(UsageError, match="above 0"):
+        first_slow_checkpoint([1.0, 1.1], 0.0)
 
 
 @pytest.mark.parametrize(
@@ -111,11 +113,6 @@ def test_distance_names_what_is_wrong() -> None:
 )
 def test_settled(distances: list[float], threshold: float, look: int | None) -> None:
     assert first_slow_checkpoint(distances, threshold) == look
-
-
-def test_a_threshold_is_a_share() -> None:
-    with pytest.raises(UsageError, match="above 0"):
-        first_slow_checkpoint([1.0, 1.1], 0.0)
 
 
 def masks(*kept: int) -> list[tk.Mask]:
