@@ -19,21 +19,19 @@ from ticketry_engine.kernels.target import target
 C = 12
 
 
-class Mixer(nn.Module):
+def mixer(m: Of, x: Tensor) -> Tensor:
     """Linear layers over tokens and over channels, with a gate over tokens (gMLP)."""
+    x = m.patches(x).flatten(2).transpose(1, 2)
+    x = x + m.tokens(m.first(x).transpose(1, 2)).transpose(1, 2)
+    u, v = F.gelu(m.wide(m.second(x))).chunk(2, -1)
+    return x + m.narrow(u * m.gate(v.transpose(1, 2)).transpose(1, 2))
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.patches = nn.Conv2d(3, C, 2, 2)
-        self.norms = nn.ModuleList([nn.LayerNorm(C), nn.LayerNorm(C)])
-        self.tokens = nn.Sequential(nn.Linear(12, 20), nn.GELU(), nn.Linear(20, 12))
-        self.wide, self.gate, self.narrow = nn.Linear(C, 2 * C), nn.Linear(12, 12), nn.Linear(C, C)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.patches(x).flatten(2).transpose(1, 2)
-        x = x + self.tokens(self.norms[0](x).transpose(1, 2)).transpose(1, 2)
-        u, v = F.gelu(self.wide(self.norms[1](x))).chunk(2, -1)
-        return x + self.narrow(u * self.gate(v.transpose(1, 2)).transpose(1, 2))
+def make_mixer() -> Of:
+    tokens = nn.Sequential(nn.Linear(12, 20), nn.GELU(), nn.Linear(20, 12))
+    gated = {"wide": nn.Linear(C, 2 * C), "gate": nn.Linear(12, 12), "narrow": nn.Linear(C, C)}
+    norms = {"first": nn.LayerNorm(C), "second": nn.LayerNorm(C)}
+    return Of(mixer, patches=nn.Conv2d(3, C, 2, 2), tokens=tokens, **gated, **norms)
 
 
 class Windows(nn.Module):
@@ -86,16 +84,23 @@ def selective(m: Of, x: Tensor) -> Tensor:
     return (x * weights.view(-1, 2, C, 1, 1).softmax(1)).sum(1)
 
 
-STEPS = {"one": nn.Conv2d(12, C, 3, padding=1), "two": nn.Conv2d(C, C, 3, padding=1), "three": nn.Conv2d(C, 5, 1)}
-BRANCHES = {"one": nn.Conv2d(3, C, 3, padding=1), "other": nn.Conv2d(3, C, 1)}
-SELECTION = {"squeeze": nn.Conv2d(C, 4, 1), "excite": nn.Conv2d(4, 2 * C, 1)}
+def make_steps() -> Of:
+    convolutions = {"one": nn.Conv2d(12, C, 3, padding=1), "two": nn.Conv2d(C, C, 3, padding=1)}
+    return Of(steps, **convolutions, three=nn.Conv2d(C, 5, 1))
+
+
+def make_selective() -> Of:
+    branches = {"one": nn.Conv2d(3, C, 3, padding=1), "other": nn.Conv2d(3, C, 1)}
+    return Of(selective, **branches, squeeze=nn.Conv2d(C, 4, 1), excite=nn.Conv2d(4, 2 * C, 1))
+
+
 CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, int]]] = {
-    "mixer": (Mixer, (6, 8)),
+    "mixer": (make_mixer, (6, 8)),
     "windows": (Windows, (6, 10)),
     "windows, fused": (lambda: Windows(fused=True), (6, 10)),
     "windows, cosine": (lambda: Windows(cosine=True), (6, 10)),
-    "steps": (lambda: Of(steps, **STEPS), (8, 12)),
-    "selective": (lambda: Of(selective, **BRANCHES, **SELECTION), (6, 7)),
+    "steps": (make_steps, (8, 12)),
+    "selective": (make_selective, (6, 7)),
 }
 
 

@@ -24,6 +24,7 @@ IMAGES = torch.randn(2, *IMAGE)
 
 
 CONV = {"a": nn.Conv2d(4, 4, 1)}
+GATE = nn.Conv2d(4, 2, 1), nn.ReLU(), nn.Conv2d(2, 4, 1), nn.Sigmoid()
 FUSIONS: dict[str, tuple[str, nn.Module] | tuple[str, nn.Module, tuple[int, ...]]] = {
     "norm after a convolution": ("conv2d", nn.Sequential(nn.Conv2d(4, 8, 3), nn.BatchNorm2d(8))),
     "norm without factors after a convolution in groups": (
@@ -69,11 +70,7 @@ FUSIONS: dict[str, tuple[str, nn.Module] | tuple[str, nn.Module, tuple[int, ...]
     ),
     "squeeze and excitation": (
         "global_avg_pool conv2d conv2d mul",
-        Of(
-            lambda m, x: torch.sigmoid(m.b(F.relu(m.a(x.mean((2, 3), keepdim=True))))) * x,
-            a=nn.Conv2d(4, 2, 1),
-            b=nn.Conv2d(2, 4, 1),
-        ),
+        Of(lambda m, x: m.gate(x.mean((2, 3), keepdim=True)) * x, gate=nn.Sequential(*GATE)),
     ),
     "same padding": ("conv2d", nn.Conv2d(4, 4, (3, 5), padding="same", dilation=(1, 2)), (4, 12, 12)),
     "same padding that is uneven": ("aten.conv2d.padding", nn.Conv2d(4, 4, 2, padding="same")),

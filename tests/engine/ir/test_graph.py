@@ -19,7 +19,7 @@ from engine.ir.graphs import small
 from engine.models import Of
 from ticketry.errors import GraphError
 from ticketry_engine.capture import capture
-from ticketry_engine.ir import Graph, Node, Value, last_uses, native_node
+from ticketry_engine.ir import Graph, Value, last_uses, native_node
 from ticketry_engine.ir.graph import layer_name, tensor_origins
 from ticketry_engine.ir.native import TensorFacts, infer_output
 
@@ -207,18 +207,7 @@ def test_shapes_of_poolings(height, width, kernel, stride, padding, dilation, ce
     assert mean == shape_of(lambda: F.avg_pool2d(x, kernel, stride, padding, ceil))
 
 
-def test_a_node_has_all_attributes():
-    attrs = native_node("conv2d", ("x",), "y", {"weight": "w"}, stride=(2, 2)).attrs
-    assert attrs == {"act": None, "stride": [2, 2], "padding": [0, 0], "dilation": [1, 1], "groups": 1}
-    with pytest.raises(GraphError, match="no native operation 'conv9d'"):
-        native_node("conv9d", (), "y")
-    assert not Node("aten.relu.default", ("x",), "y").native
-
-
 weight_norm = torch.nn.utils.parametrizations.weight_norm
-spectral_norm = torch.nn.utils.parametrizations.spectral_norm
-
-
 BODY = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 1))
 ORIGINS = {
     "over one axis": (nn.Sequential(nn.Conv1d(3, 8, 3), nn.ReLU(), nn.Conv1d(8, 4, 1)), (3, 8)),

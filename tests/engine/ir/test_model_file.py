@@ -59,9 +59,7 @@ def test_round_trip(tmp_path: Path) -> None:
     read, meta, _ = load(path)
     assert_equal(graph, read)
     assert meta == {"ticket": "mine", "density": 0.1}
-    assert [entry.name for entry in tmp_path.iterdir()] == ["model.tk"]
-    x = torch.randn(3, 3, 6, 6)
-    assert torch.equal(run(read, x).logits, run(graph, x).logits)
+    assert [*tmp_path.iterdir()] == [path]
     assert dumps(small(), {"a": 1}) == dumps(small(), {"a": 1})
 
 
@@ -231,7 +229,7 @@ def drawn(total: int, density: float) -> np.ndarray:
     return np.random.default_rng(total).random(total) < density
 
 
-def read_slowly(data: bytes, count: int, total: int, low: int) -> list[int]:
+def read_slowly(data: bytes, count: int, low: int) -> list[int]:
     """The places, bit by bit as the page of the code says."""
     bits = [byte >> bit & 1 for byte in data for bit in range(8)]
     lower = [sum(bits[low * index + bit] << bit for bit in range(low)) for index in range(count)]
@@ -248,7 +246,7 @@ def read_slowly(data: bytes, count: int, total: int, low: int) -> list[int]:
 def test_a_slow_decoder_reads_the_same_places(density: float, low: int) -> None:
     flags = drawn(5_000, density)
     count = int(flags.sum())
-    assert read_slowly(pack_positions(flags).tobytes(), count, len(flags), low) == np.flatnonzero(flags).tolist()
+    assert read_slowly(pack_positions(flags).tobytes(), count, low) == np.flatnonzero(flags).tolist()
 
 
 @pytest.mark.parametrize("density", [0.0, 0.003, 0.03, 0.3, 1.0])
