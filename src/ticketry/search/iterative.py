@@ -36,7 +36,14 @@ from ticketry.search.common.pruning import (
     prune,
     ticket_training_steps,
 )
-from ticketry.search.common.settings import AnyStructureSettings, Shares, requested_densities
+from ticketry.search.common.settings import (
+    ALL_STRUCTURES,
+    AnyStructure,
+    Family,
+    ScoreSettings,
+    Shares,
+    requested_densities,
+)
 from ticketry.step import Step
 
 if TYPE_CHECKING:
@@ -53,7 +60,7 @@ ABOUT = About(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(AnyStructureSettings):
+class Settings(ScoreSettings):
     """Settings of iterative magnitude pruning.
 
     Examples:
@@ -62,6 +69,8 @@ class Settings(AnyStructureSettings):
         [0.8, 0.64]
     """
 
+    structures: ClassVar[tuple[Family, ...]] = ALL_STRUCTURES
+    structure: AnyStructure = "none"
     rewind: str = "0"
     """The step whose weights tickets start from, such as 500it, 1ep, 3%; 0 is the original hypothesis, end keeps final
     weights."""

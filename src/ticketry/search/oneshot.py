@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from ticketry.errors import UsageError
 from ticketry.lab.search_result import REWINDING, Found, Retrain, check_schedule_suits_retrain, choose_retrain
@@ -36,7 +36,7 @@ from ticketry.search.common.pruning import (
     prune_once,
     ticket_training_steps,
 )
-from ticketry.search.common.settings import AnyStructureSettings
+from ticketry.search.common.settings import ALL_STRUCTURES, AnyStructure, Family, ScoreSettings
 from ticketry.step import Step
 from ticketry.tasks.recipe import TO_ZERO, Recipe
 
@@ -47,7 +47,7 @@ ABOUT = About(paper="Han et al. 2015; Renda et al. 2020", prunes="after training
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(AnyStructureSettings):
+class Settings(ScoreSettings):
     """Settings of one-shot pruning.
 
     Examples:
@@ -56,6 +56,8 @@ class Settings(AnyStructureSettings):
         [0.2]
     """
 
+    structures: ClassVar[tuple[Family, ...]] = ALL_STRUCTURES
+    structure: AnyStructure = "none"
     when: str = "end"
     """When to prune: end (of the dense training), or a step such as 0, 500it, 5%. After a step, training continues with
     the optimiser's state to the end of the same schedule, and rewind and retrain cannot be given."""

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
 
-from typing_extensions import Self
+from typing_extensions import Doc, Self
 
 from ticketry.budgets.units import (
     EAGER,
@@ -366,24 +366,6 @@ class ScoreSettings(PruningSettings):
         return "kfac" if replaced else ""
 
 
-@dataclass(frozen=True, kw_only=True)
-class AnyStructureSettings(ScoreSettings):
-    """Settings of a method that prunes a trained network, and offers every structure."""
-
-    structures: ClassVar[tuple[Family, ...]] = ("blocks", "n:m", "channels", "tickets", "latency")
-    structure: str = "none"
-    """Removed together: none (single weights); in all masks of the search rows:4, rows:16 (so many neighbouring
-    rows, at one column), filters (whole rows of one layer), search:2:4 (at most 2 of every 4 inputs), channels (whole
-    coupled channels, trained as a physically smaller network) or channels:16 (each group that loses any keeps a
-    multiple of 16); in the tickets alone refill, refill+:0.2 (whole channels; plus a share of those that it drops, or
-    refill+:match for the same density), regroup:16 (groups of 16 rows with the same columns) or 2:4. Their options
-    follow after commas: score=l1 (of channels: remaining, l1, l2, taylor, activation_l1, activation_l2 or another
-    score), coupled=agree (or inner: only channels of one layer alone), method=similarity (or hypergraph, paper,
-    random), collapse=raise (or keep). Positions that are filled back start from the weights that tickets start from.
-    With a latency budget also auto (each layer in the granularity that retains most for its time) or one granularity
-    for all layers, weights, rows:4, rows:16."""
-
-
 def budget_of(settings: object) -> Budget | None:
     """Return the cost budget of a method's settings; None if they have no budget."""
     found = getattr(settings, "budget", None)
@@ -464,6 +446,25 @@ blocks: blocks of one layer's weights are removed together. n:m: at most N of ev
 coupled channels are removed. tickets: the structure is applied to a ticket's mask after the search. latency: a
 granularity is chosen for each layer, under a latency budget.
 """
+ALL_STRUCTURES: tuple[Family, ...] = get_args(Family)
+AnyStructure = Annotated[
+    str,
+    Doc(
+        """
+        Removed together: none (single weights); in all masks of the search rows:4, rows:16 (so many neighbouring rows,
+        at one column), filters (whole rows of one layer), search:2:4 (at most 2 of every 4 inputs), channels (whole
+        coupled channels, trained as a physically smaller network) or channels:16 (each group that loses any keeps a
+        multiple of 16); in the tickets alone refill, refill+:0.2 (whole channels; plus a share of those that it drops,
+        or refill+:match for the same density), regroup:16 (groups of 16 rows with the same columns) or 2:4. Their
+        options follow after commas: score=l1 (of channels: remaining, l1, l2, taylor, activation_l1, activation_l2 or
+        another score), coupled=agree (or inner: only channels of one layer alone), method=similarity (or hypergraph,
+        paper, random), collapse=raise (or keep). Positions that are filled back start from the weights that tickets
+        start from. With a latency budget also auto (each layer in the granularity that retains most for its time) or
+        one granularity for all layers, weights, rows:4, rows:16.
+        """
+    ),
+]
+"""Type of the setting ``structure`` of a method that offers every family, with the text of its help."""
 _WORDS: dict[Family, str] = {
     "blocks": "rows:4, filters",
     "n:m": "search:2:4",
