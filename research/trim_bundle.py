@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ticketry.lab.store.bundle import Bundle, Part, Source, write_bundle
-from ticketry.lab.store.references import output_digests, second_order_trajectory
+from ticketry.lab.store.references import output_digests, trajectory_in_second_data_order
 
 Key = tuple[str, str]
 
@@ -78,7 +78,7 @@ def _retained(results: Mapping[Key, dict[str, Any]], runs: Iterable[dict[str, An
         found.add(key)
         waiting += [makers[blob] for blob in results[key]["segment"].get("blobs", ()) if blob in makers]
         waiting += [other for other in results if other[0] == key[0]]  # other states of the same training
-        if second := second_order_trajectory(results[key]):
+        if second := trajectory_in_second_data_order(results[key]):
             waiting += [other for other in results if other[0] == second]
     return found
 

@@ -30,7 +30,7 @@ from ticketry_engine.gpu.plan import (
     gpu_programs_seconds,
     group_product_seconds,
     layer_facts,
-    layer_works,
+    work_by_layer,
 )
 from ticketry_engine.ir import Graph, Node, model_file
 from ticketry_engine.ir.graph import layer_name, parameters_of, tensor_origins
@@ -273,7 +273,7 @@ class GpuRates:
         graph, batch = network.masked_graph(keep), network.batch
         facts = layer_facts(graph)
         choices = choose_kernels(graph, batch, facts, self.dtype, torch.device("cpu"), rates=self.kernels)
-        works = layer_works(graph, batch, facts)
+        works = work_by_layer(graph, batch, facts)
         others = {
             "inputs and outputs": self._dtype_conversion_seconds(graph, batch),
             "changes of layout": all_layout_changes_seconds(graph, batch, choices, self.kernels),

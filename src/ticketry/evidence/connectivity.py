@@ -30,7 +30,7 @@ from ticketry.evidence.control import CONTROLS, LONGER_CONTROLS, check_barrier_s
 from ticketry.evidence.controls import train_control
 from ticketry.lab.lab import Lab
 from ticketry.lab.search_result import REWINDING, Found, Seeds
-from ticketry.lab.store.references import second_order_seed
+from ticketry.lab.store.references import seed_of_second_data_order
 from ticketry.lab.store.store import NUMERICS, digest_of
 from ticketry.lab.training.precision import Arithmetic
 from ticketry.lab.training.segment import Result, Start
@@ -227,7 +227,7 @@ def train_two_data_orders(
         start = Start(state=found.rewound.model, optimizer=found.rewound.training)
         begins = replace(begins, start=start, first=step)
     label = f"level {found.level} {control or 'ticket' if found.mask else 'dense'} (second order)"
-    return first, lab.train(replace(begins, order_seed=second_order_seed(seeds.order)), label=label)
+    return first, lab.train(replace(begins, order_seed=seed_of_second_data_order(seeds.order)), label=label)
 
 
 @dataclass(frozen=True)

@@ -108,7 +108,7 @@ class SearchRequest:
 
     def for_lab(self, lab: Lab) -> SearchRequest:
         """Return the request with the lab's arithmetic, and with the name that the run has in the lab's store."""
-        chosen = lab.unusual(self.task)
+        chosen = lab.non_default_settings(self.task)
         return (self if chosen == self.arithmetic else replace(self, arithmetic=chosen)).with_stored_name(
             lab.store.paths
         )

@@ -331,7 +331,7 @@ _FIELDS = ("replicate", "level", "role", "density", "kept", "budget", "search_st
 
 
 class SearchLog:
-    """Logs a search to dashboards, as one run per network, per training that made a mask, and for the whole search."""
+    """Logs a search to dashboards: a run for each network, for each training that made a mask, and for the search."""
 
     def __init__(self, lab: Lab, run: SearchRequest) -> None:
         self._dashboards, self._name = lab.dashboards, run.name

@@ -216,7 +216,7 @@ def _build_record(
     rows = sorted(points.rows_with_costs(), key=lambda row: (row.replicate, row.level, row.role != "ticket", row.role))
     dense = next(result for result in points.segments.values() if result.segment.mask is None)
     arithmetic = dense.segment.arithmetic
-    chosen = {"precision": arithmetic.precision, "kernels": lab.kernels.asked, **lab.unusual(run.task)}
+    chosen = {"precision": arithmetic.precision, "kernels": lab.kernels.asked, **lab.non_default_settings(run.task)}
     if lab.device != "auto" or arithmetic.device != "cpu":  # on the CPU by default, the file names no device
         chosen["device"] = arithmetic.device
     if lab.asked:

@@ -187,7 +187,7 @@ def execute_verify(
         if trust:
             import_variants(ticket)
         task = task or build_task(ticket)
-        name = _ticket_verification_name(ticket.info, settings, lab.unusual(task))
+        name = _ticket_verification_name(ticket.info, settings, lab.non_default_settings(task))
     config = {"about": about, "ticket": str(path), "settings": vars(settings)}
     with lab.dashboards.reporting(name, "verification", config, by_label=True) as run:
         if searched is None:

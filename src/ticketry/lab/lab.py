@@ -414,7 +414,7 @@ class Lab:
         """The requested device: cpu, cuda or auto."""
         return str(self._choices["device"])
 
-    def unusual(self, task: Task) -> dict[str, Any]:
+    def non_default_settings(self, task: Task) -> dict[str, Any]:
         """Return the settings of precision, threads and devices that differ from the defaults."""
         precision, threads, ranks, norms, parallel = (
             self._choices[name] for name in ("precision", "threads", "ranks", "norms", "parallel")

@@ -272,9 +272,9 @@ class Arguments:
 
 
 def export(model: nn.Module, arguments: Arguments, *, dynamic_batch: bool) -> tuple[torch.export.ExportedProgram, str]:
-    """Return (exported program, reason why it does not take any number of examples as `dynamic_batch` requests).
+    """Return (exported program, reason why its batch size is fixed).
 
-    The reason is "" if the request was met, or if `dynamic_batch` is False.
+    The reason is "" if the batch size is variable, as `dynamic_batch` requests, or if `dynamic_batch` is False.
     """
     if not dynamic_batch:
         return _export(model, arguments, None), ""

@@ -85,7 +85,7 @@ def choose_kernels(
         force: whether to use the group kernel wherever it can run.
     """
     rates = rates or RATES[dtype]
-    works = layer_works(graph, batch, facts)
+    works = work_by_layer(graph, batch, facts)
     found: dict[str, LayerChoice] = {}
     for name, fact in facts.items():
         if fact.unfit is not None:
@@ -126,7 +126,7 @@ def _format_time_comparison(seconds: float, dense: float) -> str:
     return f"estimated {1e6 * seconds:.1f} us against {1e6 * dense:.1f} dense"
 
 
-def layer_works(graph: Graph, batch: int, facts: Mapping[str, LayerFacts]) -> dict[str, LayerWork]:
+def work_by_layer(graph: Graph, batch: int, facts: Mapping[str, LayerFacts]) -> dict[str, LayerWork]:
     """Return the amount of work of each layer whose shapes are known, by the name of the layer's output."""
     found = {}
     for node in graph.nodes:

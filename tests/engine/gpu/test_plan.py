@@ -135,7 +135,7 @@ def test_a_plan_is_never_estimated_dearer_than_dense():
         facts = layer_facts(graph)
         for batch in (4, 16, 64):
             found = choose_kernels(graph, batch, facts, torch.bfloat16, CPU)
-            works = plan.layer_works(graph, batch, facts)
+            works = plan.work_by_layer(graph, batch, facts)
             dense = {name: replace(choice, kernel="dense") for name, choice in found.items()}
             planned = plan.estimate_seconds(graph, batch, works, found, BF16)
             assert planned <= plan.estimate_seconds(graph, batch, works, dense, BF16)
@@ -212,7 +212,7 @@ def test_what_torch_reads_is_turned():
 
     graph = capture(Model().eval(), None, torch.randn(2, 64, 6, 6))
     facts = layer_facts(graph)
-    works = plan.layer_works(graph, 8, facts)
+    works = plan.work_by_layer(graph, 8, facts)
     group = dict.fromkeys(works, LayerChoice("group", "", 64))
     numbers = 8 * 64 * 6 * 6
     alone = sum(plan.group_kernel_seconds(one, 64, BF16) for one in works.values())
@@ -226,7 +226,7 @@ def test_features_at_the_end_of_images_are_turned_at_once():
     graph = capture(nn.Linear(64, 64).eval(), None, torch.randn(2, 3, 4, 64))
     facts = layer_facts(graph)
     [node] = [node for node in graph.nodes if node.op == "linear"]
-    work = plan.layer_works(graph, 8, facts)[node.output]
+    work = plan.work_by_layer(graph, 8, facts)[node.output]
     found = plan.estimate_seconds(graph, 8, {node.output: work}, {node.output: LayerChoice("group", "", 64)}, BF16)
     turn = plan.layout_change_seconds(8 * 3 * 4 * 64, BF16)
     assert found == pytest.approx(plan.group_kernel_seconds(work, 64, BF16) + 2 * turn)

@@ -185,7 +185,7 @@ def _describe_unknown_layout(model: nn.Module, name: str, *, called: bool) -> st
 
 @dataclass(frozen=True)
 class Roles:
-    """Contains the (parameter, dimension) pairs along which layers produce or read channels, and scales of norms."""
+    """Says which dimensions of parameters index produced channels, or read channels, and which are scales of norms."""
 
     outputs: frozenset[tuple[str, int]] = frozenset()
     """Dimensions of weights along which a layer produces channels."""

@@ -26,7 +26,7 @@ from ticketry.lab.runners.runner import Event
 from ticketry.lab.search_result import Found, Seeds
 from ticketry.lab.store.files import path_exists
 from ticketry.lab.store.paths import Paths
-from ticketry.lab.store.references import second_order_seed
+from ticketry.lab.store.references import seed_of_second_data_order
 from ticketry.lab.store.store import open_store
 from ticketry.lab.training.precision import non_default_choices
 from ticketry.lab.training.segment import Segment
@@ -313,7 +313,7 @@ class TimeEstimator:
         known = set[str]() if counted is None else counted
         whole = self._dense_segments(block.run, range(block.first, block.last))
         twins = [
-            replace(one, order_seed=second_order_seed(one.order_seed))
+            replace(one, order_seed=seed_of_second_data_order(one.order_seed))
             for one in self._dense_segments(block.run, self._twins(block))
         ]
         left = {one.key for one in self._missing_segments([*whole, *twins])} - known

@@ -35,7 +35,7 @@ from ticketry.lab.lab import Lab
 from ticketry.lab.runners.runner import OnEvent
 from ticketry.lab.store.files import explain_os_errors, write_atomically, write_with_digest
 from ticketry.lab.store.paths import Paths, display_address
-from ticketry.lab.store.references import find_second_order_result, second_order_seed
+from ticketry.lab.store.references import find_result_in_second_data_order, seed_of_second_data_order
 from ticketry.lab.store.store import digest_of
 from ticketry.lab.training.precision import non_default_choices
 from ticketry.records.campaign import CampaignRecord, CampaignRun, Claim, PlannedTime, SecondOrderRun
@@ -78,7 +78,7 @@ class DataOrderRepeats:
         for replicate, dense_one in enumerate(_dense_network_rows(blocks)):
             if (self._of[run], replicate) in self._found or not dense_one.key:
                 continue
-            if (second := find_second_order_result(self._lab.store, dense_one.key)) is not None:
+            if (second := find_result_in_second_data_order(self._lab.store, dense_one.key)) is not None:
                 key, result = second
                 self._found[self._of[run], replicate] = SecondOrderRun(
                     of=self._of[run],
@@ -99,7 +99,7 @@ class DataOrderRepeats:
         unknown, run = self.missing(block), self._campaign.runs[block.run]
         began, of, metric = time.monotonic(), self._of[block.run], run.task.metric.name
         firsts = [dense_segment(self._lab, run, replicate) for replicate in unknown]
-        segments = [replace(one, order_seed=second_order_seed(one.order_seed)) for one in firsts]
+        segments = [replace(one, order_seed=seed_of_second_data_order(one.order_seed)) for one in firsts]
         labels = [f"replicate {replicate} dense (second order)" for replicate in unknown]
         before = self._lab.ledger.segments_trained
         results = self._lab.train_many(segments, labels=labels)

@@ -36,7 +36,7 @@ from ticketry.lab.store.files import (
 from ticketry.lab.store.locks import mark_in_use
 from ticketry.lab.store.mirror import replace_folder_in_paths
 from ticketry.lab.store.paths import Paths
-from ticketry.lab.store.references import Key, Results, output_digests, result_keys_in, second_order_trajectory
+from ticketry.lab.store.references import Key, Results, output_digests, result_keys_in, trajectory_in_second_data_order
 from ticketry.lab.store.store import FORMAT, NUMERICS, Store, open_store
 from ticketry.records.campaign import CampaignRecord, read_campaign_record
 
@@ -83,7 +83,7 @@ class _Selection:
         named = {trajectory for _, _, values in self.records for trajectory, _ in result_keys_in(values)}
         # A trajectory in the second order has no results if it was not trained.
         found = known.select_with_references(
-            named if self.names else known.of_trajectory, _digests_of_start_tensors, second_order_trajectory
+            named if self.names else known.of_trajectory, _digests_of_start_tensors, trajectory_in_second_data_order
         )
         records = {(path.parent.name, int(path.stem)): known.records[path] for path in found}
         self.results = {key: record for key, record in records.items() if record is not _GONE}

@@ -87,24 +87,26 @@ class Results:
 # -- the second order of the data --------------------------------------------------------------------------------------
 
 
-def second_order_seed(seed: int) -> int:
+def seed_of_second_data_order(seed: int) -> int:
     """Return the seed of another order of the training data, derived from the `seed` of the first order."""
     return mix_seeds(seed, "second order")
 
 
-def second_order_trajectory(result: Mapping[str, Any]) -> str | None:
+def trajectory_in_second_data_order(result: Mapping[str, Any]) -> str | None:
     """Return the key of the same training in another data order; None if `result` does not describe its training."""
     segment = result["segment"]
     if not isinstance(segment, dict) or not isinstance(segment.get("order_seed"), int):
         return None
     described = {name: value for name, value in segment.items() if name not in ("blobs", "last")}
-    return digest_of({"numerics": NUMERICS, **described, "order_seed": second_order_seed(segment["order_seed"])})
+    return digest_of(
+        {"numerics": NUMERICS, **described, "order_seed": seed_of_second_data_order(segment["order_seed"])}
+    )
 
 
-def find_second_order_result(store: Store, key: str) -> tuple[str, dict[str, Any]] | None:
+def find_result_in_second_data_order(store: Store, key: str) -> tuple[str, dict[str, Any]] | None:
     """Return key and result of the training that repeats training `key` in another data order; None if unmeasured."""
     trajectory, _, step = key.partition("@")
     first = store.load_valid_result(trajectory, int(step)) if step.isdigit() else None
-    second = second_order_trajectory(first) if first else None
+    second = trajectory_in_second_data_order(first) if first else None
     result = store.load_valid_result(second, int(step)) if second else None
     return (f"{second}@{step}", result) if result and result["metrics"] else None

@@ -152,7 +152,7 @@ def run_colour(index: int) -> str:
 
 
 def run_plot_options(index: int, several: bool = True) -> dict[str, Any]:
-    """Return colour and marker of a run for the whole page; a single run gets the colour and marker of tickets."""
+    """Return colour and marker of a run, equal in all figures of a page; a single run gets those of tickets."""
     if not several:
         return {"color": COLOURS["ticket"], "marker": "o"}
     return {"color": COLOURS[run_colour(index)], "marker": _RUN_MARKERS[(index + index // 8) % len(_RUN_MARKERS)]}

@@ -516,7 +516,7 @@ def estimate_fetched_lines(work: ConvWork, tile: Tile) -> float:
 
 
 def choose_block_shape(work: ConvWork, vectors: int, target: Target) -> tuple[BlockShape, float]:
-    """Return the fastest tiles for blocks of `vectors` vectors of rows, and the cycles per block and image."""
+    """Return the fastest tiles for blocks with `vectors` vectors of weight rows, and the cycles per block and image."""
     most = _PIXELS[target.registers][vectors]
 
     def estimate_tile_cycles(tile: Tile) -> float:

@@ -218,7 +218,7 @@ def pack_single_rows(matrix: Matrix, rows: Array, *, block: int, chunks: int) ->
     kept = matrix.weight[rows] != 0
     edges = np.minimum(np.arange(blocks + 1) * block, matrix.inputs) * matrix.taps
     counts = np.stack([kept[:, low:high].sum(axis=1) for low, high in itertools.pairwise(edges)], axis=1)
-    flags = _segment_flags(counts)
+    flags = _flag_first_and_last_blocks(counts)
     groups = rows // matrix.group_rows
     parts: list[tuple[Array, ...]] = []  # rows, first words and base bytes of segments; columns and weights
     starts: list[tuple[int, int]] = []
@@ -321,7 +321,7 @@ def build_segment_table(matrix: Matrix, head: Sequence[Array], rows: Array) -> A
     return words
 
 
-def _segment_flags(counts: Array) -> Array:
+def _flag_first_and_last_blocks(counts: Array) -> Array:
     """Return flags [rows, blocks]: FIRST for each row's first block with weights, and LAST for the last such block.
 
     A row without weights has both flags on block 0. `counts` [rows, blocks] are the numbers of retained weights of each

@@ -247,7 +247,7 @@ class Spans(EmittedKernel):
         store(e, value, line.y, byte, mask)
 
     def _reduce_windows(self, e: Emitter, line: _PoolRow, byte: ir.Value) -> list[ir.Value]:
-        """Return `stride` vectors of maxima or sums of windows at all pixels, also those that the stride skips."""
+        """Return the maxima or sums of windows at consecutive pixels, as if the stride were 1: `stride` vectors."""
         b = e.b
         vectors = [FLOAT * e.target.lanes * part for part in range(self.stride)]
         with e.loop(0, line.rows, carried=[e.splat(_initial_value(self.kind))] * self.stride) as row:

@@ -317,8 +317,8 @@ class Turn(EmittedKernel):
     """Kernel that makes several copies of a plane at once, each shifted sideways, with zeros outside of the plane.
 
     Arguments: a table of planes (int64: byte of the first row to copy, byte of each copy); the number of planes; bytes
-    from one row of the plane to the next; of a copy, the number of its first row inside of x, the number of its first
-    row after x, and how many rows it has.
+    from one row of the plane to the next; and three numbers about rows of a copy: index of the first row that is
+    inside of x, index of the first row below x, number of rows.
     """
 
     shifts: tuple[int, ...]

@@ -351,7 +351,7 @@ def channel_number_table(op: Op) -> Array:
 
 
 def read_sums(op: Op, target: Target) -> Array:
-    """Add the sums of all operations that share the table of `op`; return float64 [channels, sums]."""
+    """Return the totals [channels, sums], float64, of what all operations with the table of `op` summed."""
     return np.asarray(_read_stored_sums(op, target).sum(axis=(0, 3), dtype=np.float64))
 
 

@@ -166,7 +166,7 @@ def operation_blocks(blocks: int, size: Pair) -> list[range]:
 
 
 def split_blocks_by_thread(blocks: int, threads: int) -> list[range]:
-    """Divide the numbers of the blocks evenly among threads; threads without a block are not in the list."""
+    """Divide the indices of the blocks evenly among threads; threads without a block are not in the list."""
     threads = min(blocks, threads)
     return [range(blocks * part // threads, blocks * (part + 1) // threads) for part in range(threads)]
 

@@ -267,9 +267,10 @@ def loop_segments_by_unit(
 def loop_segments_by_chunk(
     e: Emitter, segment_bytes: int, argument: int
 ) -> Iterator[tuple[Any, tuple[Any, ...], Any, Any]]:
-    """Emit a loop over this thread's chunks of rows, all tiles of each chunk, and the chunk's segments.
+    """Emit three nested loops: over this thread's chunks of rows, over all tiles, and over the chunk's segments.
 
-    Yield what `loop_segments_by_unit` yields, without a residual. A chunk's sums stay in the cache over all tiles.
+    A chunk's sums stay in the cache until all tiles are done. Yield what `loop_segments_by_unit` yields, but without a
+    pointer to the residual.
     """
     b, chunks = e.b, e.table(CHUNKS)
     places, count = e.table(argument), e.arg(argument + 1)
