@@ -421,11 +421,6 @@ def test_seeds_of_one_parent_count_as_one() -> None:
     assert "the 6 seeds come from 3 parents; those of one parent count as one" in found.reasons
 
 
-def test_parents_that_are_not_of_each_seed_are_refused() -> None:
-    with pytest.raises(UsageError, match="2 parents of 8 seeds"):
-        verdict(NEAR, DENSE, claim="matches", parents=[1, 2])
-
-
 def test_a_collapse_is_seen_and_the_rate_that_is_not_excluded_is_told() -> None:
     ticket = [*NEAR[:6], 80.0, NEAR[7]]
     found = verdict(ticket, DENSE, claim="matches")
@@ -499,6 +494,7 @@ def test_two_answers_that_hold_each_among_its_kind_do_not_make_a_win_that_does_n
         ({"margin": 0.0}, "must be above 0"),
         ({"confidence": 95}, "between 0.5 and 1"),
         ({"resolution": 0.0}, "a resolution of 0.0"),
+        ({"parents": [1, 2]}, "2 parents of 3 seeds"),
         ({"interim": InterimAnalyses((2,))}, "the plan ends at 2"),
         ({"steps": {"ticket": [100, 100], "dense": [100, 90]}}, "unequal budgets .ticket: 100 steps; dense: 90, 100"),
         ({"ticket": [0.8] * 3, "dense": [0.9] * 3, "controls": {"shuffled": [0.7] * 3}}, "give both in percent"),
@@ -517,11 +513,7 @@ def test_holm_refuses_what_is_no_p_value(p: float) -> None:
 
 
 TICKET = [88.1, 88.1, 88.3, 88.2, 88.6]
-
-
 LEVEL = [88.2, 88.5, 88.2, 88.0, 88.8]
-
-
 LOW = [87.5, 88.8, 88.1, 87.6, 88.2]
 
 

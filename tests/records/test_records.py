@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from made_records import bench_record, plain_record, search_record, structured_record, with_pictures, with_rounds
 from ticketry.errors import StoreError, UsageError
 from ticketry.lab.store.files import write_with_digest
-from ticketry.records.evidence import StabilityRecord, VerifyRecord, read_evidence
+from ticketry.records.evidence import read_evidence
 from ticketry.records.metric import Metric
 from ticketry.records.network import LayerDensity as Layer
 from ticketry.records.network import Moment
 from ticketry.records.run import read_run
 from ticketry.records.schema import as_json, decode_record
-from ticketry.records.ticket import SpeedRecord, StructureRecord
+from ticketry.records.ticket import StructureRecord
 from ticketry.report import read_evidence_about_runs
 from ticketry.report.page import render_report
 from ticketry.report.subject import read_report_subject
@@ -64,6 +64,7 @@ def test_evidence_is_written_as_it_was_read(make_verify: Any, make_stability: An
         assert written["kind"] == record["kind"]
         assert not [place for place in lost(record, written) if "points" not in place]  # the densest first
         assert read_evidence(written) == made
+    assert [[point.density for point in curve.points] for curve in made.curves] == [[1.0, 0.5, 0.1, 0.02]] * 3
 
 
 def test_what_is_not_finite_is_no_number_but_no_mistake_and_is_written_as_it_was(make_stability: Any) -> None:
@@ -98,8 +99,6 @@ def test_the_place_is_that_in_the_file() -> None:
     ("value", "message"),
     [
         ({"kept": 1, "total": 2}, "x: name is missing, not text"),
-        ({"name": "a", "kept": 3, "total": 2}, "x: kept is more than the layer's total"),
-        ({"name": "a", "kept": True, "total": 2}, "x: kept is a truth value, not a whole number"),
         ({"name": "a", "kept": 1.0, "total": 2}, "x: kept is a number, not a whole number"),
         ({"name": "a", "kept": 1, "total": 10**30}, r"x: total is more than 1e\+18"),
         ({"name": "a", "kept": 1, "total": 0}, "x: total is 0, less than 1"),
@@ -157,16 +156,6 @@ def _replaced(record, path, value):
     else:
         node[last] = value
     return record
-
-
-def test_reads_what_is_there(make_record):
-    run = read_run(make_record(levels=2))
-    assert (run.name, run.method) == ("iterative-fashion-mnist-3f2a91c0", "iterative")
-    assert (run.task.prunable, run.task.parameters) == (266200, 266610)
-    assert len(run.points) == 3 * (1 + 2 * 4)
-    first = run.points[1]
-    assert (first.replicate, first.level, first.role, first.density) == (0, 1, "ticket", 0.8)
-    assert [layer.name for layer in first.layers] == ["fc1.weight", "fc2.weight", "fc3.weight"]
 
 
 @pytest.mark.parametrize("key", ["settings", "steps", "cost", "title"])
@@ -236,40 +225,6 @@ def test_any_damage_gives_a_page_or_is_refused(make_record, make_verify, make_st
     except StoreError:
         return
     render_report(subject).encode("utf-8")
-
-
-def test_reads_a_verification(make_verify):
-    record = make_verify()
-    verify = read_evidence(json.loads(json.dumps(record)))
-    assert isinstance(verify, VerifyRecord)
-    assert verify.verdict == "wins"
-    assert [one.role for one in verify.networks][:2] == ["ticket", "dense"]
-    assert list(verify.networks[0].values) == record["networks"][0]["values"]
-    assert verify.noise.sd == 0.15
-    assert [(one.role, one.why) for one in verify.left_out] == [("small_dense_wide", "no width has as many weights")]
-
-
-def test_reads_a_study(make_stability):
-    record = make_stability()
-    study = read_evidence(record)
-    assert isinstance(study, StabilityRecord)
-    assert [rewind.step for rewind in study.rewinds] == [0, 22, 43, 129, 430]
-    assert study.rows[0].role == "dense"
-    assert study.rows[0].pruning is None
-    assert study.rows[1].pruning.l2 == record["rows"][1]["pruning"]["l2"]
-
-
-def test_reads_what_a_ticket_saves(make_bench):
-    record = json.loads(json.dumps(make_bench()))
-    speed = read_evidence(record)
-    assert isinstance(speed, SpeedRecord)
-    assert [timed.batch for timed in speed.comparisons] == [1, 8, 64]
-    assert [row.seconds for row in speed.comparisons[2].times][:2] == pytest.approx([0.048, 0.0448])
-    assert speed.comparisons[0].times[2].why == "no C++ compiler on this machine"
-    assert speed.comparisons[0].saved[0].saved == record["comparisons"][0]["saved"][0]["saved"]
-    assert [layer.name for layer in speed.layers] == ["fc1", "fc2", "odd"]
-    curves = read_evidence(make_bench(curves=True)).curves
-    assert [[point.density for point in curve.points] for curve in curves] == [[1.0, 0.5, 0.1, 0.02]] * 3
 
 
 @pytest.mark.parametrize(

@@ -50,18 +50,6 @@ def speeds_of(evidence: list[dict[str, Any]]) -> list[SpeedRecord]:
     return found  # type: ignore[return-value]
 
 
-def test_structure_is_read(runs: list[dict[str, Any]]) -> None:
-    run = read_run(runs[1])
-    tickets = [point for point in run.points if point.role == "ticket"]
-    assert all(point.structure and point.structure.name == "regroup, 16 rows" for point in tickets)
-    assert all(point.structure is None for point in run.points if point.role == "dense")
-    first = next(point.structure for point in tickets if point.structure)
-    assert [fit.name for fit in first.layers][-1] == "all layers"
-    assert first.layers[0].null_coverage == pytest.approx(0.97 * first.layers[0].coverage)
-    (picture,) = first.pictures
-    assert (picture.shape, sum(picture.groups)) == ((64, 256), 64)
-
-
 def test_granularities_have_names(runs: list[dict[str, Any]]) -> None:
     results = [Results(read_run(record)) for record in runs]
     assert [structure_name(one) for one in results] == ["unstructured", "regroup, 16 rows", "regroup, 4 rows"]

@@ -13,7 +13,7 @@ from search.gating.test_gating import stop_at
 from ticketry.core.allocate import allocate
 from ticketry.core.scope import scope
 from ticketry.core.structure.pattern import count_retained
-from ticketry.errors import InterruptedTrainingError, LayerCollapseError, UsageError
+from ticketry.errors import InterruptedTrainingError, LayerCollapseError
 from ticketry.lab.lab import Lab
 from ticketry.lab.training import job as job_module
 from ticketry.lab.training.execute import execute
@@ -183,21 +183,6 @@ def test_metrics_are_of_gates_that_are_not_drawn(lab, points):
     test = points.load().test
     right = (model(points.prepare(test.inputs)).argmax(1) == test.targets).double().mean()
     assert result.record["soft_metrics"]["test"]["accuracy"] == pytest.approx(100 * float(right), abs=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("wrong", "told"),
-    [
-        ({"objective": "mse"}, "objective 'mse' is not known: loss, reverse_kl, forward_kl"),
-        ({"frozen": False}, "freeze them"),
-        ({"density": 1.0}, "density above 0 and below 1"),
-        ({"density": float("nan")}, "density above 0 and below 1"),
-        ({"temperature": float("nan")}, "temperature"),
-    ],
-)
-def test_what_cannot_be_meant_is_refused(points, wrong, told):
-    with pytest.raises(UsageError, match=told):
-        gating(points, **wrong)
 
 
 def test_a_description_comes_back(lab, points):

@@ -259,30 +259,6 @@ def test_gates_on_what_is_not_there(lab, points):
         lab.train(lab.segment(points, start=0, variants=[Gating(scope=("9.weight",))]))
 
 
-class KilledAt12(Watch):
-    def report_progress(self, segment, step):
-        if step == 12:
-            raise SystemExit
-
-
-def test_a_killed_round_loses_only_its_last_seconds(tmp_path, points):
-    """Killed at step 12: there is a checkpoint of step 5, with gates and their optimiser in it."""
-    found = []
-    for name in ("undisturbed", "killed"):
-        with Lab(tmp_path / name) as lab:
-            segment = lab.segment(points, start=3, variants=[gating(points, lr=0.05)])
-            if name == "killed":
-                with pytest.raises(InterruptedTrainingError):
-                    execute(lab.store, None, segment, (), stop_at(5))
-                with pytest.raises(SystemExit):
-                    execute(lab.store, None, segment, (), KilledAt12(1e9))
-                assert execute(lab.store, None, segment, (), Watch()).steps == 24 - 5
-            else:
-                execute(lab.store, None, segment, (), Watch())
-            found.append(everything(lab.store, segment))
-    assert found[0] == found[1]
-
-
 def test_a_state_on_the_way_is_gone_on_from_and_measured(lab, points, tmp_path):
     segment = lab.segment(points, start=3, variants=[gating(points)])
     lab.train(segment, keep=(10,))

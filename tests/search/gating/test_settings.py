@@ -24,6 +24,7 @@ from ticketry.search.gating.search import _GateMovement
 from ticketry.tasks.recipe import Recipe
 
 SCOPE = ("0.weight",)
+STEERED = {"kind": "binary-concrete", "penalty": 0, "frozen": True, "objective": "reverse_kl"}
 
 
 @pytest.mark.parametrize(
@@ -40,6 +41,11 @@ SCOPE = ("0.weight",)
         ({"lr": -1}, "lr"),
         ({"reset": "none"}, "reset 'none'"),
         ({"scope": ()}, "no parameter"),
+        ({"kind": "binary-concrete", "temperature": float("nan")}, "temperature"),
+        ({"frozen": True, "objective": "mse"}, "objective 'mse' is not known: loss, reverse_kl, forward_kl"),
+        ({"objective": "reverse_kl"}, "freeze them"),
+        ({**STEERED, "density": 1.0}, "density above 0 and below 1"),
+        ({**STEERED, "density": float("nan")}, "density above 0 and below 1"),
         ({"structured": True, "reset": "paper"}, "no further rounds"),
         ({"structured": True, "kind": "binary-concrete", "density": 0.5}, "steered to no density"),
     ],
@@ -53,18 +59,10 @@ def test_numbers_have_one_key():
     assert Gating(scope=SCOPE, init=0, final=200) == Gating(scope=SCOPE)
 
 
-def test_gates_on_channels_have_keys_of_their_own():
-    channels = Gating(scope=SCOPE, structured=True)
-    assert Gating.from_description(channels.describe()) == channels != Gating(scope=SCOPE)
-
-
-def test_progress_by_step():
+def test_annealing_progresses_by_step_or_by_epoch():
+    """Three epochs, the last one cut short: the official code's e / (E - 1)."""
     gating = Gating(scope=SCOPE)
     assert [gating.annealing_progress(step, total=4, per_epoch=2) for step in range(6)] == [0, 0.25, 0.5, 0.75, 1, 1]
-
-
-def test_progress_by_epoch():
-    """Three epochs, the last one cut short: the official code's e / (E - 1)."""
     gating = Gating(scope=SCOPE, anneal="epoch")
     found = [gating.annealing_progress(step, total=5, per_epoch=2) for step in range(7)]
     assert found == [0, 0, 0.5, 0.5, 1, 1, 1]
@@ -168,12 +166,6 @@ def described(gating: Gating) -> dict[str, object]:
     return found
 
 
-def test_they_come_back_from_their_description(kind: str) -> None:
-    own, built_in = Gating(scope=("fc.weight",), kind=kind), Gating(scope=("fc.weight",))
-    assert variant_from_description(described(own)) == own
-    assert variant_from_description(described(built_in)) == built_in
-
-
 def test_they_have_the_temperature_of_their_kind_unless_one_is_given(kind: str) -> None:
     """It was that of concrete gates, whatever the kind said, as no search has a setting for it."""
     own = Gating(scope=("fc.weight",), kind=kind)
@@ -224,9 +216,12 @@ class Derived(Gating):
     name = "derived"
 
 
-def test_a_variant_of_ones_own_may_derive_from_them(kind: str) -> None:
-    for own in (Derived(scope=("fc.weight",), kind=kind), Derived(scope=("fc.weight",))):
-        assert variant_from_description(described(own)) == own
+@pytest.mark.parametrize("variant", [Gating, Derived])
+def test_gates_come_back_from_their_description(kind: str, variant: type[Gating]) -> None:
+    plain, channels = variant(scope=SCOPE), variant(scope=SCOPE, structured=True)
+    assert plain != channels
+    for gating in (plain, channels, variant(scope=SCOPE, kind=kind)):
+        assert variant_from_description(described(gating)) == gating
 
 
 def test_what_is_known_is_not_loaded_again(lab, digits, monkeypatch) -> None:
