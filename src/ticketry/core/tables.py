@@ -32,7 +32,7 @@ class LayerDensity(Struct, frozen=True):
 
 
 class LayerTable(tuple[LayerDensity, ...]):
-    """Contains a `LayerDensity` for each tensor of a mask; prints as a table that begins with the sum of all."""
+    """Contains a `LayerDensity` for each tensor of a mask; prints as a table that begins with the total."""
 
     __slots__ = ()
 

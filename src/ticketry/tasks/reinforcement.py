@@ -422,7 +422,7 @@ class Learner(Session):
 def q_loss(values: Tensor, actions: Tensor, wanted: Tensor, kind: str) -> Tensor:
     """Return the mean loss between the values of the taken `actions` [b] and the target values `wanted` [b].
 
-    `values` [b, actions] are those of all actions. The `kind` is ``huber``; any other is the squared error.
+    `values` [b, actions] are those of all actions. `kind` selects the loss: ``huber``, or otherwise the squared error.
     """
     taken = values.gather(1, actions.unsqueeze(1)).squeeze(1)
     return F.smooth_l1_loss(taken, wanted) if kind == "huber" else F.mse_loss(taken, wanted)

@@ -232,7 +232,7 @@ def _possible_aliases(node: fx.Node) -> list[fx.Node]:
 
 
 def _functional_op(node: fx.Node) -> Any:
-    """Return the operation that returns what an in-place operation writes (`relu` for `relu_`); None without one."""
+    """Return the out-of-place counterpart of an in-place operation (`relu` for `relu_`); None if there is none."""
     assert isinstance(node.target, torch._ops.OpOverload)
     namespace, _, name = node.target._schema.name.partition("::")
     writes = [arg for arg in node.target._schema.arguments if arg.alias_info is not None and arg.alias_info.is_write]

@@ -161,7 +161,7 @@ class GateSettings(PruningSettings):
 
 
 def plan_by_gates(settings: GateSettings) -> list[Training]:
-    """Plan two trainings per round, with gates and of the ticket, for every (density, initial gate logit, penalty)."""
+    """Plan, for every (density, initial gate logit, penalty) and round, a training of gates and one of the ticket."""
     span = ticket_training_span(choose_retrain(settings.rewind, settings.retrain), settings.rewind)
     planned: list[Training] = []
     for alone in settings.split_by_density():

@@ -247,7 +247,7 @@ class Spans(EmittedKernel):
         store(e, value, line.y, byte, mask)
 
     def _reduce_windows(self, e: Emitter, line: _PoolRow, byte: ir.Value) -> list[ir.Value]:
-        """Return the maxima or sums of windows at consecutive pixels, as if the stride were 1: `stride` vectors."""
+        """Return `stride` vectors: the maximum or sum of the window at each of several consecutive pixels."""
         b = e.b
         vectors = [FLOAT * e.target.lanes * part for part in range(self.stride)]
         with e.loop(0, line.rows, carried=[e.splat(_initial_value(self.kind))] * self.stride) as row:

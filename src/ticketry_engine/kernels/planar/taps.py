@@ -215,7 +215,7 @@ def _mask_entry_type(target: Target) -> np.dtype[Any]:
 
 @dataclass(frozen=True)
 class _Vector:
-    """A vector of output pixels: its pixels, and the byte of its first lane in planes of x, y and the residual."""
+    """A vector of output pixels: its pixels, and the byte offsets of its first lane in planes of x, y and residual."""
 
     x: int
     y: int

@@ -36,9 +36,9 @@ from ticketry_engine.kernels.window import Array, Pair, Window
 
 @dataclass(frozen=True)
 class PlaneCopy:
-    """Says which rows and columns of a plane of x a copy contains.
+    """Says which rows and columns of an input plane a copy of it contains.
 
-    The weights at one or several kernel positions read the copy.
+    The weights at one or more kernel positions read the copy instead of the plane.
     """
 
     row: int
