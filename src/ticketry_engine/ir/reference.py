@@ -156,8 +156,7 @@ _COUNTS = ("chunks", "indices", "n", "sections", "split_size", "split_sizes")
 def _most_created_tensors(node: Node, weights: Mapping[str, Tensor], made: Mapping[str, Any]) -> int:
     """Return the largest number of tensors that `node`, a recurrent layer or a node that returns a list, may create.
 
-    The number is 0 for other nodes.
-    `weights` and `made` are the weights and the inputs by name.
+    The number is 0 for other nodes. `weights` and `made` are the weights and the inputs by name.
     """
     family = node.op.split(".")[1]
     if family not in (*_RECURRENCES, *_BY_AXIS, *_BY_COUNT) or node.op.startswith("operator."):

@@ -461,8 +461,8 @@ def hold(model: nn.Module, mask: Mask) -> Hold:
         MaskError: if the mask does not fit the model. If several processes train the model (DistributedDataParallel,
             `fully_shard`), all of them must call this, and the error is also raised if their masks differ.
         UsageError: if `mask` is not a `Mask`, or sharded parameters have no values yet or are not sharded evenly.
-        HoldError: at the end of the block, if a removed weight is not 0, as after a loss that is not finite. At an optimiser
-            step, if the model no longer has a parameter of the mask.
+        HoldError: at the end of the block, if a removed weight is not 0, as after a loss that is not finite. At a
+            step of the optimiser, if the model no longer has a parameter of the mask.
 
     Examples:
         >>> model = nn.Linear(10, 5)
