@@ -244,7 +244,7 @@ def exit_code(found: dict[str, Any]) -> int:
 
 def prepare() -> None:
     """Import once, before forking, what all networks need."""
-    sys.path[:1] = [str(HERE.parent / "tests"), str(HERE.parent / "tests" / "core" / "structure")]  # not this folder
+    sys.path[:1] = [str(HERE.parent / "tests")]  # not this folder
     import torch
 
     from tasks.models.library_support import import_or_skip

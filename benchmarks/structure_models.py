@@ -16,7 +16,7 @@ from torch import nn
 
 import ticketry as tk
 
-sys.path[:1] = [str(HERE.parent / "tests"), str(HERE.parent / "tests" / "core" / "structure")]  # not this folder
+sys.path[:1] = [str(HERE.parent / "tests")]  # not this folder
 import pytest  # noqa: E402
 from halving import difference, without  # noqa: E402
 from public_models import NAMES, build, inputs, settled  # noqa: E402

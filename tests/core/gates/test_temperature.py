@@ -6,13 +6,6 @@ from ticketry.core.gates import by_epoch, by_step, inverse_temperature
 from ticketry.errors import UsageError
 
 
-@pytest.mark.parametrize("final", [1, 200, 500.0])
-def test_exponential(final):
-    assert inverse_temperature(0, final) == 1
-    assert inverse_temperature(1, final) == final
-    assert inverse_temperature(0.25, final) ** 4 == pytest.approx(final)
-
-
 def test_by_step_and_by_epoch():
     """The paper's beta_T ^ (t / T), and the official code's 200 ^ (e / (E - 1))."""
     assert [by_step(step, 4) for step in range(5)] == [0, 0.25, 0.5, 0.75, 1]

@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from safetensors.torch import save
 
 from ticketry.core.mask import Mask, to_bytes
-from ticketry.core.ticket import folder as ticket_files
 from ticketry.core.ticket.ticket import Ticket
 from ticketry.errors import TicketError
 
@@ -328,11 +327,6 @@ class TestForgedTensors:
         for module, name in [(pickle, "loads"), (pickle, "load"), (pickle, "Unpickler"), (torch, "load")]:
             monkeypatch.setattr(module, name, never)
         Ticket.load(folder)
-
-
-def test_the_names_of_files_are_a_contract():
-    assert sorted(ticket_files.FILES) == NAMES
-    assert (ticket_files.KIND, ticket_files.FORMAT) == ("ticketry.ticket", 2)
 
 
 # -- saving ------------------------------------------------------------------------------------------------------------

@@ -38,12 +38,6 @@ def same(one: nn.Module, other: nn.Module) -> bool:
     return all(torch.equal(*pair) for pair in zip(one.parameters(), other.parameters(), strict=True))
 
 
-def test_it_is_put_back() -> None:
-    model, other = network(), network(1)
-    load_state(model, dict(other.state_dict()))
-    assert same(model, other)
-
-
 @pytest.mark.parametrize("change", ["lacks", "has"])
 def test_another_network_is_told(change: str) -> None:
     state = dict(network().state_dict())

@@ -295,11 +295,6 @@ class TestText:
             cells = [row.name, "x".join(map(str, row.shape)), str(row.kept), str(row.total), f"{row.density:.4f}"]
             assert line.split() == cells
 
-    def test_density_is_that_of_the_mask(self, build):
-        ticket, _ = trained_ticket(build, "resnet")
-        assert ticket.density == ticket.mask.density
-        assert repr(ticket).startswith("Ticket(Mask(7 tensors")
-
     def test_control_characters_do_not_reach_the_terminal(self):
         state = {"w\x1b[2J": torch.ones(2)}
         text = Ticket(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,13 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import ticketry as tk
+from small_networks import build, settled
 from ticketry.core.score import ScoreInputs
 from ticketry.core.structure.channel_scores import activation_scores
 from ticketry.core.structure.layout import find_roles
 from ticketry.errors import UsageError
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from small_networks import build, settled
 
 
 class Chain(nn.Module):

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,14 +11,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import ticketry as tk
+from small_networks import Chain, Mlp, build, settled
 from ticketry.core.score import ScoreInputs
 from ticketry.core.structure.channel_scores import channel_scores
 from ticketry.core.structure.layout import find_roles
 from ticketry.errors import LayerCollapseError, MaskError, ScoreError, StructureError, UsageError
 from ticketry.tasks import models as networks
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from small_networks import Chain, Mlp, build, settled
 
 
 def chain() -> tuple[Chain, Tensor]:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import sys
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,11 +14,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import ticketry as tk
-from samples import sample
-from ticketry.errors import LayerCollapseError
-from ticketry.tasks import models as networks
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 from refilled import (
     CHAIN,
     RESIDUAL,
@@ -33,7 +26,10 @@ from refilled import (
     refill,
     residual,
 )
+from samples import sample
 from small_networks import Chain, build, settled
+from ticketry.errors import LayerCollapseError
+from ticketry.tasks import models as networks
 
 
 class Inception(nn.Module):

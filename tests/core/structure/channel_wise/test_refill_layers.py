@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,11 +10,6 @@ import torch
 from torch import nn
 
 import ticketry as tk
-from ticketry.core.structure.apply import check_structure_score
-from ticketry.core.structure.pattern import Structuring
-from ticketry.errors import LayerCollapseError, MaskError, ScopeError, StructureError, UsageError
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 from refilled import (
     CHAIN,
     CHAIN_INPUTS,
@@ -32,6 +25,9 @@ from refilled import (
     without,
 )
 from small_networks import Chain, Mlp, settled
+from ticketry.core.structure.apply import check_structure_score
+from ticketry.core.structure.pattern import Structuring
+from ticketry.errors import LayerCollapseError, MaskError, ScopeError, StructureError, UsageError
 
 
 def test_the_first_convolution_goes_as_the_mask_says() -> None:

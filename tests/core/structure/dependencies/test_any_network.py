@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,10 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import ticketry as tk
-from ticketry.errors import StructureError
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 from small_networks import SqueezeExcite, settled
+from ticketry.errors import StructureError
 
 LAYERS = {
     "conv": lambda c, out: nn.Conv2d(c, out, 3, padding=1),

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import sys
 from collections import UserDict
 from collections.abc import Callable
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -16,10 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import ticketry as tk
-from ticketry.errors import MaskError, StructureError, UsageError
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 from halving import check, example, groups_of, without
+from ticketry.errors import MaskError, StructureError, UsageError
 
 # -- decisions by activations -----------------------------------------------------------------------------------------
 

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import ticketry as tk
-from ticketry.errors import StructureError
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 from halving import check, example, groups_of, without
+from ticketry.errors import StructureError
 
 
 class Attention(nn.Module):

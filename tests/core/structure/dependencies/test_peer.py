@@ -7,9 +7,7 @@ Skipped where it is not installed.
 from __future__ import annotations
 
 import copy
-import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -18,15 +16,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+import public_models
+import small_networks
 import ticketry as tk
+from halving import without
 from samples import sample
 from ticketry.core.structure.layout import Roles, find_roles
 from ticketry.tasks import models as networks
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-import public_models
-import small_networks
-from halving import without
 
 Parts = dict[tuple[str, str], set[int]]
 """(name of a layer, "outputs" or "inputs") -> channels"""

@@ -16,11 +16,9 @@ from safetensors.torch import load_model, save_file, save_model
 from torch import Tensor, nn
 
 import ticketry as tk
-from ticketry.core.structure.removal_trial import tried_structure
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 from halving import difference, gradients, gradients_apart, halved, tensors
 from public_models import NAMES, build, inputs, settled
+from ticketry.core.structure.removal_trial import tried_structure
 
 QUICK = ("timm:vit_tiny_patch16_224", "tagger")
 
@@ -86,7 +84,7 @@ from pathlib import Path
 from safetensors.torch import load_file, load_model
 import ticketry as tk
 from ticketry.core.structure.removal_trial import tried_structure
-from core.structure.public_models import build, inputs
+from public_models import build, inputs
 for folder in map(Path, sys.argv[1:]):
     name = (folder / "name").read_text()
     small = tk.structure.rebuild(build(name, seed=2), tk.structure.ShrinkPlan.load(folder / "plan")).eval()

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,8 +10,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import ticketry as tk
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 from halving import check, example, groups_of, without
 
 Operation = Callable[[Tensor], Tensor]

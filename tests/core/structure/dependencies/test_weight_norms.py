@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,10 +10,8 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 import ticketry as tk
-from ticketry.errors import StructureError
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 from halving import check, example, groups_of, without
+from ticketry.errors import StructureError
 
 Wrap = Callable[[nn.Module], nn.Module]
 
@@ -50,12 +46,6 @@ def test_what_enters_a_computed_weight_goes(name: str) -> None:
     assert rows.prunable == (small[3].out_channels == 3)
     if name in ("weight_norm", "old weight_norm"):  # a row without weights has the norm 0, by which it is divided
         assert "remove_parametrizations" in rows.reason
-
-
-def test_without_its_parametrisation_all_go() -> None:
-    model, x = network(parametrizations.weight_norm), example(2, 3, 6, 6)
-    torch.nn.utils.parametrize.remove_parametrizations(model[3], "weight")
-    assert groups_of(model, x)["3"].prunable
 
 
 def test_nothing_but_rows_of_weight_norm_is_an_error_that_says_what_to_do() -> None:

@@ -31,6 +31,7 @@ def test_one_layer_counted_slowly() -> None:
     assert fit.density_after == made.density
     assert fit.fill == pytest.approx((made & ~mask).kept / made.kept)
     assert fit.null_coverage is fit.random_coverage is None
+    assert tk.structure.LayerFit(**json.loads(json.dumps(fit.as_json()))) == fit
 
 
 def test_structure_shows_against_null_and_random() -> None:
@@ -117,13 +118,6 @@ def test_layers_together() -> None:
     assert whole.null_coverage is not None
     assert whole.null_coverage < 1
     assert tk.structure.together(list(fits.values())[1:]).null_coverage is None
-
-
-def test_as_json() -> None:
-    model = linear(random_tensor(16, 20))
-    mask = tk.prune(model, 0.3)
-    fit = coverage(model, mask, regroup(model, mask, rows=4))[NAME]
-    assert tk.structure.LayerFit(**json.loads(json.dumps(fit.as_json()))) == fit
 
 
 def test_a_layer_of_zeros_and_an_empty_one() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,10 +11,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 import ticketry as tk
-from ticketry.errors import StructureError
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 from small_networks import NETWORKS, build
+from ticketry.errors import StructureError
 
 
 @pytest.mark.parametrize("name", ["separable", "lstm-tied", "norms-plain", "twice"])

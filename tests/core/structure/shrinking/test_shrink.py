@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import sys
 from collections import UserDict
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,11 +12,9 @@ from torch.nn import functional as F
 
 import ticketry as tk
 from samples import sample
+from small_networks import NETWORKS, Grouped, Mlp, build, images, settled
 from ticketry.errors import LayerCollapseError, MaskError, StructureError
 from ticketry.tasks import models as networks
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from small_networks import NETWORKS, Grouped, Mlp, build, images, settled
 
 PAPERS = {
     "lenet-300-100@0.05": (1, 8, 8),

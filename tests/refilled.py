@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,8 +9,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import ticketry as tk
-
-sys.path.insert(0, str(Path(__file__).parent))
 from small_networks import Chain, settled
 
 refill = tk.structure.refill
