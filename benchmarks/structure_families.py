@@ -143,10 +143,10 @@ FAMILIES: dict[str, tuple[str, int, dict[str, Any]]] = {
 def measured(family: str) -> dict[str, Any]:
     """Return the result for one network."""
     import torch
-    from halving import difference, gradients_apart, halved
-    from public_models import settled
 
     import ticketry as tk
+    from halving import difference, gradients_apart, halved
+    from public_models import settled
     from tasks.models.library_support import import_or_skip
     from ticketry.core.structure.removal_trial import tried_structure
     from ticketry.core.structure.smaller_model import plan_for_structure

@@ -18,6 +18,7 @@ import ticketry as tk
 
 sys.path[:1] = [str(HERE.parent / "tests")]  # not this folder
 import pytest  # noqa: E402
+
 from halving import difference, without  # noqa: E402
 from public_models import NAMES, build, inputs, settled  # noqa: E402
 
