@@ -71,6 +71,7 @@ class Settings(ScoreSettings):
 
     structures: ClassVar[tuple[Family, ...]] = ALL_STRUCTURES
     structure: AnyStructure = "none"
+    """Which weights are removed together; `AnyStructure` has the list."""
     rewind: str = "0"
     """The step whose weights tickets start from, such as 500it, 1ep, 3%; 0 is the original hypothesis, end keeps final
     weights."""

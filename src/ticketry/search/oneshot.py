@@ -58,6 +58,7 @@ class Settings(ScoreSettings):
 
     structures: ClassVar[tuple[Family, ...]] = ALL_STRUCTURES
     structure: AnyStructure = "none"
+    """Which weights are removed together; `AnyStructure` has the list."""
     when: str = "end"
     """When to prune: end (of the dense training), or a step such as 0, 500it, 5%. After a step, training continues with
     the optimiser's state to the end of the same schedule, and rewind and retrain cannot be given."""
