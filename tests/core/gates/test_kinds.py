@@ -14,7 +14,17 @@ from scipy import integrate
 from torch import nn
 
 import ticketry as tk
-from ticketry.core.gates import BinaryConcrete, Continuous, HardConcrete, Kind, Moment, Stochastic
+from ticketry.core.gates import (
+    BinaryConcrete,
+    Continuous,
+    HardConcrete,
+    Kind,
+    Moment,
+    Stochastic,
+    by_epoch,
+    by_step,
+    inverse_temperature,
+)
 from ticketry.core.gates.kinds import make_kind
 from ticketry.errors import UsageError
 from ticketry_engine.support.seeds import generator
@@ -372,3 +382,29 @@ def test_a_kind_of_ones_own_is_named_by_its_place(tmp_path, monkeypatch):
     for wrong in ("kinds_of_mine:Other", "kinds_of_mine:absent", "nonsense"):
         with pytest.raises(UsageError, match="known"):
             make_kind(wrong)
+
+
+def test_by_step_and_by_epoch():
+    """The paper's beta_T ^ (t / T), and the official code's 200 ^ (e / (E - 1))."""
+    assert [by_step(step, 4) for step in range(5)] == [0, 0.25, 0.5, 0.75, 1]
+    assert [by_epoch(epoch, 5) for epoch in range(5)] == [0, 0.25, 0.5, 0.75, 1]
+    assert by_epoch(0, 1) == 1
+    assert 200 ** by_epoch(84, 85) == 200
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: inverse_temperature(-0.1, 200),
+        lambda: inverse_temperature(1.1, 200),
+        lambda: inverse_temperature(float("nan"), 200),
+        lambda: inverse_temperature(0.5, 0.5),
+        lambda: inverse_temperature(0.5, 1e13),
+        lambda: by_step(5, 4),
+        lambda: by_step(-1, 4),
+        lambda: by_epoch(5, 5),
+    ],
+)
+def test_temperatures_outside(call):
+    with pytest.raises(UsageError):
+        call()

@@ -112,10 +112,6 @@ class TestFromOutside:
         g = gate_at_random(case.model)
         assert_gated(case.model, g, case.batches[0][0])
         assert_untouched(case.model)
-
-    def test_eval_mode(self, build, name):
-        case = build(name)
-        g = gate_at_random(case.model)
         assert_gated(case.model.eval(), g, case.batches[0][0])
         with torch.no_grad():
             outputs = case.model(case.batches[0][0])

@@ -251,9 +251,6 @@ def test_the_model_card(hub):
     code = card.split("```python\n")[1].split("```")[0]
     assert 'tk.Ticket.from_hub("user/ticket")' in code
     assert len([line for line in code.splitlines() if line]) == 3
-
-
-def test_a_card_without_a_license_names_none(hub):
     push(make(), hub)
     assert "license" not in hub.repositories["user/ticket"][-1]["README.md"].decode()
 

@@ -164,7 +164,7 @@ def test_a_wrong_download_leaves_nothing_behind(
     assert list((tmp_path / "folder").iterdir()) == []
 
 
-def test_a_refused_connection_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_refused_connection_and_a_silent_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TICKETRY_OFFLINE")
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     with socket.socket() as unused:
@@ -172,11 +172,6 @@ def test_a_refused_connection_is_an_error(tmp_path: Path, monkeypatch: pytest.Mo
         address = f"http://127.0.0.1:{unused.getsockname()[1]}/file"
         with pytest.raises(DataError, match="could not be downloaded"):
             fetch(Origin(address, "file", ""), tmp_path)
-
-
-def test_a_silent_server_times_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("TICKETRY_OFFLINE")
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.setattr(locate, "_TIMEOUT", 0.1)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"http://127.0.0.1:{silent.getsockname()[1]}/file"

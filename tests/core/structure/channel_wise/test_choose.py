@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 import ticketry as tk
 from small_networks import Chain, Mlp, build, settled
-from ticketry.core.score import ScoreInputs
-from ticketry.core.structure.channel_scores import channel_scores
+from ticketry.core.score import ScoreInputs, names
+from ticketry.core.structure.channel_scores import CHANNEL_ONLY, CHANNEL_SCORES, channel_scores
 from ticketry.core.structure.layout import find_roles
 from ticketry.errors import LayerCollapseError, MaskError, ScoreError, StructureError, UsageError
 from ticketry.tasks import models as networks
@@ -324,3 +324,8 @@ def test_gates_of_gradient_flow_need_second_derivatives() -> None:
     tk.structure.channels(model, x, 0.5, score="snap", batches=batches(), loss=once)
     with pytest.raises(ScoreError, match=r"score 'crop_gates' needs second derivatives: Once has no .* snap, taylor"):
         tk.structure.channels(model, x, 0.5, score="crop_gates", batches=batches(), loss=once)
+
+
+def test_every_score_of_channels_is_described_once() -> None:
+    assert set(CHANNEL_ONLY) == set(CHANNEL_SCORES) - set(names())
+    assert {found.about.channels for found in CHANNEL_ONLY.values()} == {"only"}
