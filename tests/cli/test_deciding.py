@@ -13,43 +13,18 @@ from ticketry.cli.results import suggestion_lines
 from ticketry.lab.store.files import read_with_digest
 from ticketry.records.run import read_run
 
-OWN = '''
-import torch
-from torch import nn
-from ticketry.tasks.recipe import Recipe
-from ticketry.tasks.task import Classification, Split, Splits
-
-
-class Sides(Classification):
-    """Points in the plane, told apart by a line."""
-
-    name = "sides"
-    recipe = Recipe(length="8it", batch=32, optimizer="adam", lr=1e-2)
-
-    def build(self):
-        return nn.Sequential(nn.Linear(2, 24), nn.ReLU(), nn.Linear(24, 2))
-
-    def load(self, data=None):
-        return Splits(train=self.points(256, 0), validation=self.points(128, 1), test=self.points(128, 2))
-
-    def points(self, count, seed):
-        points = torch.randn(count, 2, generator=torch.Generator().manual_seed(seed))
-        return Split(points, (points[:, 0] > points[:, 1] + 0.2).long())
-'''
 SHORT = ("--levels", "2", "--replicates", "2", "--controls", "none", "--workers", "0")
 
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    (tmp_path / "sides.py").write_text(OWN)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
     return tmp_path
 
 
 def test_the_printed_command_verifies_an_own_task(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     store = "another place"
-    code, out, err = call(capsys, "search", "iterative", "--task", "sides:Sides", *SHORT, "--store", store)
+    code, out, err = call(capsys, "search", "iterative", "--task", "lab_fixtures:PointsTask", *SHORT, "--store", store)
     assert code == 0, err
     lines = out.splitlines()
     at = next(number for number, line in enumerate(lines) if line.startswith("decide "))

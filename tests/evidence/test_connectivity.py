@@ -270,11 +270,3 @@ def test_instability_is_the_barrier_between_children_and_trains_them_once(tmp_pa
             if found is ticket and control != "random_reinit":
                 stability(lab, task, recipe, ticket, seeds, control=control)
             assert lab.ledger.segments_trained == trained
-
-
-def test_the_line_is_the_same_from_either_side(lab):
-    task = Normed()
-    one, other = two(lab, task)
-    found, back = barrier(lab, task, one, other), barrier(lab, task, other, one)
-    assert found.errors == back.errors[::-1]
-    assert found.height == back.height

@@ -39,9 +39,6 @@ def pairs(draw: st.DrawFn, *, networks: int = 2, most: int = 6) -> list[list[flo
     return [draw(st.lists(values, min_size=n, max_size=n)) for _ in range(networks)]
 
 
-# -- comparing ---------------------------------------------------------------------------------------------------------
-
-
 def test_students_sleep_data_give_the_published_interval() -> None:
     found = compare(SLEEP, [0.0] * 10, margin=0.5)
     assert found.mean == pytest.approx(1.58)
@@ -112,16 +109,10 @@ def test_equal_differences_without_a_resolution_are_tested_by_the_least_spread()
     assert compare(ticket, other, margin=5.0).p_noninferior == 1
 
 
-# -- how many seeds ----------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(("alpha", "pairs_needed"), [(0.05, 27), (0.025, 34)])
 def test_the_number_of_seeds_is_that_of_published_tables(alpha: float, pairs_needed: int) -> None:
     """Matched pairs, effect 0.5, power 0.8, one-sided (0.025: two-sided 0.05, its far side being negligible)."""
     assert seeds_needed(0.5, 1.0, alpha) == pairs_needed
-
-
-# -- the plan ----------------------------------------------------------------------------------------------------------
 
 
 @given(st.lists(st.integers(2, 40), min_size=1, unique=True).map(sorted), st.floats(0.001, 0.4))
@@ -137,8 +128,6 @@ def test_interim_analyses_that_are_no_plan_are_refused(at: tuple[int, ...]) -> N
     with pytest.raises(UsageError, match="ascending numbers"):
         InterimAnalyses(at)
 
-
-# -- the verdict -------------------------------------------------------------------------------------------------------
 
 DENSE = [88.3, 87.8, 88.7, 88.1, 88.4, 88.2, 88.0, 88.5]
 NEAR = [88.4, 88.0, 88.6, 88.2, 88.5, 88.3, 88.2, 88.4]
@@ -191,35 +180,29 @@ def test_the_claim_is_as_strong_as_its_weakest_part() -> None:
 
 
 @pytest.mark.parametrize("interim", PLANS)
+@pytest.mark.parametrize("larger", ["margin", "ticket"])
 @given(pairs(networks=3), st.floats(0.01, 3), st.floats(0, 3), st.sampled_from(["wins", "matches"]))
 @settings(deadline=None, max_examples=15)
-def test_a_larger_margin_never_hurts(
-    interim: InterimAnalyses | None, lists: list[list[float]], margin: float, more: float, claim: Any
+def test_a_larger_margin_or_a_better_ticket_never_hurts(
+    interim: InterimAnalyses | None, larger: str, lists: list[list[float]], margin: float, more: float, claim: Any
 ) -> None:
     """With the same least spread, which is the margin by default: it is part of what is assumed of seeds."""
     ticket, dense, control = lists
+    changes = [(0.0, 0.0), (more, 0.0) if larger == "margin" else (0.0, more)]
     one, other = (
-        judged(ticket, dense, control, interim, claim=claim, margin=size, resolution=0.01, least_spread=0.5)
-        for size in (margin, margin + more)
+        judged(
+            *([value + better for value in ticket], dense, control, interim),
+            claim=claim,
+            margin=margin + wider,
+            resolution=0.01,
+            least_spread=0.5,
+        )
+        for wider, better in changes
     )
     assert ORDER[other.outcome] >= ORDER[one.outcome]
     assert ANSWERS[other.as_good_as_dense] >= ANSWERS[one.as_good_as_dense]
-
-
-@pytest.mark.parametrize("interim", PLANS)
-@given(pairs(networks=3), st.floats(0, 3), st.sampled_from(["wins", "matches"]))
-@settings(deadline=None, max_examples=15)
-def test_a_better_ticket_never_hurts(
-    interim: InterimAnalyses | None, lists: list[list[float]], more: float, claim: Any
-) -> None:
-    ticket, dense, control = lists
-    better = [value + more for value in ticket]
-    one, other = (
-        judged(each, dense, control, interim, claim=claim, margin=0.5, resolution=0.01) for each in (ticket, better)
-    )
-    assert ORDER[other.outcome] >= ORDER[one.outcome]
-    assert ANSWERS[other.as_good_as_dense] >= ANSWERS[one.as_good_as_dense]
-    if one.as_good_as_dense != "no" and claim == "wins":  # or else it may have ended before the controls were judged
+    # Or else it may have ended before the controls were judged.
+    if larger == "ticket" and one.as_good_as_dense != "no" and claim == "wins":
         assert ANSWERS[other.better_than_controls] >= ANSWERS[one.better_than_controls]
 
 
@@ -238,9 +221,6 @@ def judged(
     if interim is None:
         return verdict(ticket, dense, {"shuffled": control}, **settings)
     return decide_after(ticket, dense, {"shuffled": control}, interim=interim, **settings)
-
-
-# -- what an undecided verdict asks for --------------------------------------------------------------------------------
 
 
 def test_the_estimate_is_of_a_refutation_where_that_is_nearer() -> None:
@@ -282,9 +262,6 @@ def test_seeds_of_a_plan_are_counted_to_an_analysis_that_shows_it_by_its_own_sha
 def power_of(n: int, distance: float, spread: float, alpha: float) -> float:
     drawn = np.random.default_rng(1).normal(distance, spread, (5000, n))
     return float((guarded_p_values(drawn, 0.0, 0.5)[0] <= alpha).mean())
-
-
-# -- what is reported ------------------------------------------------------------------------------------------------
 
 
 def line(name: str, ticket: Sequence[float], other: Sequence[float], over: str, margin: float = 0.5) -> str:
@@ -338,19 +315,19 @@ def test_a_verdict_shows_its_comparisons() -> None:
         assert reason in page
 
 
-# -- errors, by simulation ---------------------------------------------------------------------------------------------
+@pytest.fixture
+def no_estimates(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How many more seeds would do takes most of the time, and has tests of its own."""
+    monkeypatch.setattr(sys.modules["ticketry.evidence.verdict"], "estimate_more_seeds", lambda *given: None)
 
 
+@pytest.mark.usefixtures("no_estimates")
 @pytest.mark.parametrize(
     ("true_dense", "true_control"),
     sample([(-0.5, 5.0), (0.0, 0.0), (5.0, 0.0)], 1, ids=["dense", "control", "control-only"]),
 )
-def test_judging_at_every_planned_number_keeps_false_wins_rare(
-    monkeypatch: pytest.MonkeyPatch, true_dense: float, true_control: float
-) -> None:
+def test_judging_at_every_planned_number_keeps_false_wins_rare(true_dense: float, true_control: float) -> None:
     """60 verifications on the edge of a part of the claim; the first answers must also be those of the slow tests."""
-    # How many more seeds would do is asked after the outcome, takes most of the time, and has tests of its own.
-    monkeypatch.setattr(sys.modules["ticketry.evidence.verdict"], "estimate_more_seeds", lambda *given: None)
     runs, interim = 60, InterimAnalyses()
     generator = np.random.default_rng(7)
     to_dense = generator.normal(true_dense, 0.4, (runs, interim.last))
@@ -389,25 +366,22 @@ CELLS = {
 }
 
 
+@pytest.mark.usefixtures("no_estimates")
 @pytest.mark.parametrize("cell", sample(CELLS, ["collapse"]))
-def test_false_wins_are_rare_where_students_t_errs(monkeypatch: pytest.MonkeyPatch, cell: str) -> None:
+def test_false_wins_are_rare_where_students_t_errs(cell: str) -> None:
     """A sample of the cells of benchmarks/verdict_cells.py: mean exactly at the margin, spread about 0.4 points."""
-    monkeypatch.setattr(sys.modules["ticketry.evidence.verdict"], "estimate_more_seeds", lambda *given: None)
     differences = CELLS[cell](np.random.default_rng(11), (150, 10)) - 0.5
     found = [decide_after(50 + one, [50.0] * 10, claim="matches", interim=InterimAnalyses()) for one in differences]
     for wrong in ("matches", "loses"):
         assert sum(one.outcome == wrong for one in found) <= 0.05 * 150
 
 
-def test_a_true_tie_is_found_with_ten_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("no_estimates")
+def test_a_true_tie_is_found_with_ten_seeds() -> None:
     """Power of at least 80 % (here within what 150 runs show) at the spread that was seen, 0.4 points."""
-    monkeypatch.setattr(sys.modules["ticketry.evidence.verdict"], "estimate_more_seeds", lambda *given: None)
     differences = np.random.default_rng(12).normal(0, 0.4, (150, 10))
     found = [decide_after(50 + one, [50.0] * 10, claim="matches", interim=InterimAnalyses()) for one in differences]
     assert stats.binomtest(sum(one.outcome == "matches" for one in found), 150).proportion_ci(0.99).high >= 0.8
-
-
-# -- what seeds share --------------------------------------------------------------------------------------------------
 
 
 def test_seeds_of_one_parent_count_as_one() -> None:
@@ -429,9 +403,6 @@ def test_a_collapse_is_seen_and_the_rate_that_is_not_excluded_is_told() -> None:
     assert found.dense.diagnosis.low == (7,)
     assert found.dense.diagnosis.collapse_rate == pytest.approx(stats.binomtest(1, 8).proportion_ci(0.9).high)
     assert any("seed number 7 is far below the others" in reason for reason in found.reasons)
-
-
-# -- several verdicts --------------------------------------------------------------------------------------------------
 
 
 def test_holms_published_example() -> None:
@@ -478,9 +449,6 @@ def test_two_answers_that_hold_each_among_its_kind_do_not_make_a_win_that_does_n
         ("undecided", "yes"),
         ("yes", "undecided"),
     ]
-
-
-# -- bad input ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -261,9 +261,11 @@ def test_gates(lab: Lab) -> None:
 
 
 def test_concrete(lab: Lab) -> None:
-    rows = made(lab, "concrete", rewind="25%", mask_length="50%", density=(0.5,))
-    row = rows[1, "ticket"]
-    assert steps(row) == [10, 20, 30]
+    record = search(lab, "concrete", rewind="25%", mask_length="50%", density=(0.5, 0.2))
+    row = rows_of(record)[1, "ticket"]
+    assert cost_of(record)[0] == 10 + 2 * 20 + 2 * 30, "the early steps once"
+    assert (row["search_steps"], steps(row)) == (10 + 20, [10, 20, 30])
+    assert tk.Ticket.load(row["ticket"]).info["search_steps"] == TOTAL + 20
     # Each step over frozen weights has a second forward pass, of the network that is compared with.
     searching = step() + 2 * BATCH * sum(LAYERS.values())
     assert flops(row) == pytest.approx([10 * step(), 20 * searching, 30 * step(shares(row))])

@@ -68,22 +68,6 @@ def test_a_ticket_from_elsewhere_has_no_run(lab: Lab, run: dict[str, Any], tmp_p
     assert as_json(execute_verify(lab, tmp_path / "mine", QUICK))["run"] == ""
 
 
-def test_a_run_has_verdicts_by_level_and_budgets(run: dict[str, Any]) -> None:
-    assert {row["budget"] for row in run["points"]} == {10}
-    assert [one["level"] for one in run["verdicts"]] == [1, 2]
-    assert all(one["n"] == 2 and one["claim"] == "wins" for one in run["verdicts"])
-
-
-def test_unequal_budgets_of_a_run_are_told_not_judged(lab: Lab) -> None:
-    task, chosen = catalogue.get("digits"), method("iterative")
-    settings = chosen.Settings(densities=(0.5,), retrain="finetune", rewind="50%")
-    record = as_json(
-        execute(lab, SearchRequest(chosen, task, settings, task.recipe.changed(length="10it"), replicates=2))
-    )
-    assert "verdicts" not in record
-    assert "unequal budgets (dense: 10 steps; ticket: 15 steps)" in record["verdict_error"]
-
-
 def test_the_sparsest_winner_is_chosen_by_validation_alone() -> None:
     def row(level: int, role: str, validation: float, replicate: int = 0) -> Point:
         found, unseen = {"accuracy": validation}, {"accuracy": 0.0}

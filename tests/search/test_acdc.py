@@ -50,22 +50,12 @@ def test_same_masks_and_weights_as_bare_pytorch(tmp_path: Path, recipe: tk.Recip
         mine = [lab.store.get_mask(digest) for digest in held]
         final = lab.state(ticket.result)
     assert held[-1] == ticket.mask
+    turns = sorted([0, *COMPRESSED, *DECOMPRESSED])
+    assert [(each.segment.first, each.segment.last) for each in ticket.searched] == list(pairwise(turns))
+    assert ticket.rewound == ticket.searched[-1]
+    assert (ticket.retrain, trained_steps(ticket)) == (GRADUAL, TOTAL)
+    assert not any(each.metrics for each in ticket.searched), "states on the way are not measured"
     assert mine == [tk.Mask(mask) for mask in masks]
     assert any(not later <= earlier for earlier, later in pairwise(mine)), "removed weights come back"
     assert final.keys() == state.keys()
     assert all(torch.equal(final[name], tensor) for name, tensor in state.items())
-
-
-@pytest.mark.slow
-def test_phases_and_what_they_cost(tmp_path: Path) -> None:
-    with tk.Lab(tmp_path) as lab:
-        dense, half, ticket = found_by(lab, density=(0.5, 0.1))
-        assert lab.ledger.steps_trained == TOTAL + 2 * (TOTAL - COMPRESSED[0]), "the warm-up is the dense network's"
-        chain = [*ticket.searched, ticket.result]
-    turns = sorted([0, *COMPRESSED, *DECOMPRESSED, TOTAL])
-    assert [(each.segment.first, each.segment.last) for each in chain] == list(pairwise(turns))
-    assert [each.segment.mask is None for each in chain] == [each.segment.first not in COMPRESSED for each in chain]
-    assert chain[0].segment.trajectory == dense.result.segment.trajectory == half.searched[0].segment.trajectory
-    assert ticket.rewound == chain[-2]
-    assert (ticket.retrain, trained_steps(ticket), ticket.search_steps) == (GRADUAL, TOTAL, COMPRESSED[-1])
-    assert not any(each.metrics for each in chain[:-1]), "states on the way are not measured"

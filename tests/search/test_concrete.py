@@ -13,17 +13,9 @@ import ticketry as tk
 from lab_fixtures import Lines
 from ticketry.core.structure.pattern import count_retained
 from ticketry.errors import LayerCollapseError, TaskError
-from ticketry.evidence.connectivity import stability
 from ticketry.evidence.controls import train_control
-from ticketry.experiments.request import SearchRequest
-from ticketry.experiments.search import execute
 from ticketry.lab.lab import Lab
 from ticketry.lab.search_result import Found, Seeds
-from ticketry.lab.store.files import read_with_digest
-from ticketry.records.run import read_run
-from ticketry.records.schema import as_json
-from ticketry.report.tables.costs import search_cost_points
-from ticketry.report.tables.results import Results
 from ticketry.search import concrete
 from ticketry.search.gating.gating import Gating
 
@@ -108,27 +100,6 @@ def test_a_regression_needs_its_own_loss(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_s_record_counts_the_early_steps_once(tmp_path: Path) -> None:
-    task, early = tk.task("digits"), TOTAL // 10
-    settings = concrete.Settings(rewind="10%", density=(0.2, 0.05), mask_length="24it")
-    run = SearchRequest(CONCRETE, task, settings, task.recipe.changed(length=f"{TOTAL}it"), replicates=2)
-    with tk.Lab(tmp_path) as lab:
-        record = as_json(execute(lab, run))
-        results = [read_with_digest(path) for path in (tmp_path / "results").rglob("*.json")]
-    cost = record["cost"]
-    assert cost["dense_steps"] == TOTAL
-    assert cost["search_steps_per_replicate"] == early + 2 * 24 + 2 * (TOTAL - early)
-    assert cost["steps_trained"] == 2 * (TOTAL + 2 * 24 + 2 * (TOTAL - early))
-    whole = [one["cost"]["train_seconds"] for one in results if one and one["metrics"]]
-    assert cost["train_seconds"] == pytest.approx(sum(whole), abs=0.01)
-    tickets = [point for point in record["points"] if point["role"] == "ticket"]
-    assert {point["search_steps"] for point in tickets} == {early + 24}
-    assert not any("init" in point for point in tickets)
-    assert tk.Ticket.load(tickets[0]["ticket"]).info["search_steps"] == TOTAL + 24
-    assert [point.steps for point in search_cost_points(Results(read_run(record)))] == [TOTAL, TOTAL + 24, TOTAL + 24]
-
-
-@pytest.mark.slow
 def test_side_by_side_as_one_by_one(tmp_path: Path) -> None:
     """Bit for bit, in other processes too; the early steps are trained once."""
     with tk.Lab(tmp_path / "together", workers=2) as lab:
@@ -141,12 +112,3 @@ def test_side_by_side_as_one_by_one(tmp_path: Path) -> None:
     bits = [[(item.mask, item.result.model) for item in found] for found in (together[1:], single)]
     assert bits[0] == bits[1]
     assert [item.level for item in together] == [0, 1, 2]
-
-
-def test_stability_is_told_of_its_tickets(shared_store: Path) -> None:
-    """They start from the dense network's own weights."""
-    task = tk.task("digits")
-    with tk.Lab(shared_store) as lab:
-        ticket = found_by(lab)[1]
-        told = stability(lab, task, task.recipe.changed(length=f"{TOTAL}it"), ticket, Seeds())
-    assert told.pruning.l2 > 0

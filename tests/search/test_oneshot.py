@@ -36,15 +36,6 @@ def test_each_density_is_iterative_pruning_with_one_level(tmp_path: Path, retrai
         assert lab.ledger.segments_trained == trained
 
 
-def test_steps_of_the_search_are_told(tmp_path: Path) -> None:
-    with tk.Lab(tmp_path) as lab:
-        found = found_by(lab, tk.search.oneshot, density=(0.5, 0.2, 0.1), rewind=f"{REWIND}it")
-        assert lab.ledger.steps_trained == TOTAL + 3 * (TOTAL - REWIND)
-    assert [item.search_steps for item in found] == [0, TOTAL, TOTAL, TOTAL]
-    assert [trained_steps(item) for item in found] == [TOTAL] + [TOTAL + TOTAL - REWIND] * 3
-    assert [(item.result.segment.first, item.result.segment.last) for item in found[1:]] == [(20, 34)] * 3
-
-
 @pytest.mark.parametrize("written", ["20it", "99.9%"])
 def test_nothing_is_left_to_train_at_the_end_however_it_is_written(tmp_path: Path, written: str) -> None:
     """Else a ticket would be the dense network, cut, and judged beside itself."""

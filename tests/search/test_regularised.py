@@ -117,15 +117,3 @@ def test_all_densities_share_the_training_with_the_penalty(tmp_path: Path) -> No
         found = found_by(lab, tk.task("digits"), density=(0.3, 0.1))
         assert found[1].searched == found[2].searched
         assert lab.ledger.steps_trained == TOTAL + CUT + 2 * (TOTAL - CUT)
-
-
-def test_a_penalty_makes_small(tmp_path: Path) -> None:
-    """HoyerSquare: for the same share of weights, what it removes is a smaller part of the whole than without it."""
-    with tk.Lab(tmp_path) as lab:
-        dense, ticket = found_by(lab, tk.task("digits"), strength=1e-3, density=(0.3,))
-        parts = []
-        for result in (dense.rewound, ticket.rewound):
-            weights = torch.cat([w.flatten() for name, w in lab.state(result).items() if name.endswith("weight")])
-            sizes = weights.abs().sort().values
-            parts.append(float(sizes[: int(0.7 * len(sizes))].sum() / sizes.sum()))
-        assert parts[1] < 0.7 * parts[0]

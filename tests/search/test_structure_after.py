@@ -88,7 +88,8 @@ def test_the_last_level_alone_has_the_same_ticket_for_fewer_trainings(tmp_path: 
         assert lab.ledger.segments_trained == 1 + len(DENSITIES), "as many as without a structure"
         every = found_by(lab, structure="regroup:4")
         assert lab.ledger.segments_trained == 1 + len(DENSITIES) + len(DENSITIES) - 1
-    assert [item.level for item in alone] == [0, len(DENSITIES)]
+        two = found_by(lab, structure="regroup:4", structured_levels=2)
+    assert ([item.level for item in alone], [item.level for item in two]) == ([0, 3], [0, 2, 3])
     (_, ticket), last = alone, every[-1]
     assert ticket.result.segment.key == last.result.segment.key
     assert (ticket.mask, ticket.structured, ticket.behind) == (last.mask, last.structured, last.behind)
@@ -164,10 +165,3 @@ def test_scores_that_look_at_examples(tmp_path: Path) -> None:
         with pytest.raises(UsageError, match="importance"):
             found_by(lab, structure="refill,score=importance")
         assert lab.ledger.segments_trained == trained
-
-
-def test_so_many_last_levels_have_tickets(shared_store: Path) -> None:
-    with tk.Lab(shared_store) as lab:
-        found = found_by(lab, structure="2:4", structured_levels=2)
-    assert [item.level for item in found] == [0, 2, 3]
-    assert found[1].result.segment.key != found[2].result.segment.key

@@ -13,6 +13,7 @@ from scipy import stats
 
 import ticketry as tk
 from cli.calling import call
+from experiments.test_own_method import SOURCE
 from ticketry.cli import main
 from ticketry.experiments.reproduce.checking import CheckedNetwork, RecordedNetwork, prediction_interval
 from ticketry.lab.store.files import read_with_digest, write_with_digest
@@ -199,40 +200,12 @@ class Smaller(Effect):
             for weight in self.model.parameters():
                 weight *= 0.999
 """
-OWN_METHOD = '''"""A ticket that is trained in a way of its own, whose module is imported when it is searched for."""
-
-from dataclasses import dataclass
-
-from ticketry.search import Found, Training
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What it is told."""
-
-    density: tuple[float, ...] = (0.3,)
-    """Fractions kept."""
-
-
-def plan(settings):
-    return [Training(level=1, density=settings.density[0])]
-
-
-def search(lab, task, recipe, settings, seeds):
-    from variant_of_mine import Shrinking
-
-    import ticketry as tk
-    from ticketry.lab.retrain import retraining
-
-    whole = lab.segment(task, start=seeds.initialisation, order_seed=seeds.order, recipe=recipe)
-    dense = lab.train(whole, keep=(0,))
-    early = lab.at(dense, 0)
-    yield Found(0, None, early, dense, "continue", dense)
-    mask = lab.store.put_mask(tk.prune(lab.model(task), density=0.3))
-    how = {"retrain": "continue", "rewound": early, "trained": dense, "variants": [Shrinking()]}
-    ticket = lab.train(retraining(lab, task, recipe, mask=mask, order_seed=seeds.order, **how))
-    yield Found(1, mask, early, dense, "continue", ticket, searched=(dense,))
-'''
+LATE = "    import ticketry as tk\n    from variant_of_mine import Shrinking\n"
+OWN_METHOD = (
+    SOURCE.replace("    import ticketry as tk\n", LATE)
+    .replace('"order_seed": seeds.order}', '"order_seed": seeds.order, "variants": [Shrinking()]}')
+    .replace("(0.2,)", "(0.3,)")
+)
 
 
 @pytest.mark.slow

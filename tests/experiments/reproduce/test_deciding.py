@@ -11,7 +11,6 @@ import pytest
 from msgspec.structs import replace as part
 from scipy import stats
 
-from experiments.reproduce.hypotheses import a_claim
 from made_records import search_record
 from ticketry.errors import UsageError
 from ticketry.evidence.comparison import InterimAnalyses, compare, seeds_needed
@@ -22,7 +21,23 @@ from ticketry.records.evidence import Curve, Distances, StabilityRecord, Stabili
 from ticketry.records.network import Phase, Phases
 from ticketry.records.run import RunRecord, read_run
 
-CLAIM = a_claim(Side("one", "ticket", 1), Side("other", "ticket", 1), InterimAnalyses((5,)))
+CLAIM = Hypothesis(
+    name="better",
+    statement="A is better.",
+    source="",
+    figure="",
+    a=Side("one", "ticket", 1),
+    b=Side("other", "ticket", 1),
+    density=0.1,
+    metric="accuracy",
+    unit="%",
+    higher_is_better=True,
+    above=0.0,
+    margin=0.5,
+    confidence=0.95,
+    family="all",
+    plan=InterimAnalyses((5,)),
+)
 
 
 def block(values: list[float], metric: str = "accuracy") -> RunRecord:
@@ -65,19 +80,15 @@ def test_p_values_are_those_of_the_shifted_pairs(above: float) -> None:
     )
 
 
-def test_confirmed_refuted_and_undecided() -> None:
-    assert decided(CLAIM, [A], [B], ONE_LOOK).found == "confirmed"
-    assert decided(CLAIM, [B], [A], ONE_LOOK).found == "refuted"
-    assert decided(replace(CLAIM, above=8.0), [A], [B], ONE_LOOK).found == "refuted"
-    assert decided(replace(CLAIM, above=4.0), [A], [B], ONE_LOOK).found == "undecided"
-
-
-def test_of_what_is_better_when_less_the_lower_one_wins() -> None:
-    claim = replace(CLAIM, metric="rmse", unit="", higher_is_better=False)
-    assert decided(claim, [B], [A], ONE_LOOK).found == "confirmed"
-    assert decided(replace(claim, above=3.0), [B], [A], ONE_LOOK).found == "confirmed"
-    assert decided(replace(claim, above=8.0), [B], [A], ONE_LOOK).found == "refuted"
-    assert decided(claim, [A], [B], ONE_LOOK).found == "refuted"
+@pytest.mark.parametrize(
+    ("above", "found"), [(0.0, "confirmed"), (3.0, "confirmed"), (4.0, "undecided"), (8.0, "refuted")]
+)
+def test_the_higher_one_wins_and_of_what_is_better_when_less_the_lower_one(above: float, found: str) -> None:
+    lower = replace(CLAIM, metric="rmse", unit="", higher_is_better=False, above=above)
+    assert decided(replace(CLAIM, above=above), [A], [B], ONE_LOOK).found == found
+    assert decided(lower, [B], [A], ONE_LOOK).found == found
+    for claim, worse, better in ((CLAIM, B, A), (replace(lower, above=0.0), A, B)):
+        assert decided(claim, [worse], [better], ONE_LOOK).found == "refuted"
 
 
 def test_the_dense_network_is_a_side() -> None:
@@ -147,9 +158,6 @@ def test_a_claim_without_runs_counts_in_its_family() -> None:
     assert (found[1].found, found[1].n) == ("undecided", 0)
 
 
-# -- what comes next ---------------------------------------------------------------------------------------------------
-
-
 def test_what_most_undecided_claims_need_comes_first() -> None:
     plan = InterimAnalyses((3, 5))
     claim = replace(CLAIM, plan=plan)
@@ -192,9 +200,6 @@ def test_what_is_decided_or_at_the_limit_needs_nothing() -> None:
     assert undecided[0].found == "undecided"
     assert next_blocks(undecided, done) == {}
     assert undecided[0].to_record(0.0).more is None or undecided[0].to_record(0.0).more > 0
-
-
-# -- stability ---------------------------------------------------------------------------------------------------------
 
 
 def analysis(heights: list[float], apart: list[float]) -> StabilityRecord:

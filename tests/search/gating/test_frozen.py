@@ -121,18 +121,6 @@ def test_nothing_but_the_gates_changes(lab, points, equal_bits):
     )
 
 
-@pytest.mark.slow
-def test_the_objective_falls_and_the_density_is_near(lab, digits):
-    """A longer search, over more weights."""
-    dense = lab.train(lab.segment(digits, start=0, recipe=digits.recipe.changed(length="30it")))
-    settings = gating(digits, density=0.1, init=-2.2)
-    recipe = RECIPE.changed(length="250it", batch=64)
-    result = lab.train(lab.segment(digits, start=Start(state=dense.model), recipe=recipe, variants=[settings]))
-    losses = [loss for _, loss in result.record["loss"]]
-    assert sum(losses[-10:]) < 0.5 * sum(losses[:10])
-    assert result.record["gating"]["soft_density"] == pytest.approx(0.1, rel=0.35)
-
-
 def test_a_mask_of_exactly_the_density(lab, points):
     """Those of the largest logits, ties by position."""
     result = lab.train(frozen_segment(lab, points))

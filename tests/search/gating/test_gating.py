@@ -157,9 +157,6 @@ def test_a_further_round(lab, digits):
         assert (first.record["gating"]["round"], second.record["gating"]["round"]) == (1, 2)
 
 
-# -- stopping and going on ---------------------------------------------------------------------------------------------
-
-
 def stop_at(step: int) -> Watch:
     return StopAt(at=step, checkpoint_seconds=1e9)
 
@@ -222,9 +219,6 @@ def test_gates_on_channels_go_on_with_the_same_bits(tmp_path, points):
     assert result.metrics["validation"]["accuracy"] == pytest.approx(100 * float(right), abs=1e-6)
 
 
-# -- the store ---------------------------------------------------------------------------------------------------------
-
-
 def test_gates_are_kept_as_long_as_they_are_needed(lab, points):
     first = lab.train(lab.segment(points, start=3, variants=[gating(points)]))
     again = gating(points, earlier=first.variants["gates"], reset="paper")
@@ -235,9 +229,6 @@ def test_gates_are_kept_as_long_as_they_are_needed(lab, points):
     assert check(lab.store).is_undamaged
     lab.store.paths.blob(second.variants["gates"]).unlink()
     assert not check(lab.store).is_undamaged
-
-
-# -- what must not go on -----------------------------------------------------------------------------------------------
 
 
 def test_a_loss_that_is_no_number_is_told_before_gates_are(lab, points_class):

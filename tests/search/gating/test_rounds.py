@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from pathlib import Path
 from typing import Any
@@ -26,32 +25,6 @@ def found_by(lab: tk.Lab, method: Any = CONTINUOUS, task: Any = None, length: st
     task = task or tk.task("digits")
     chosen = method.Settings(**{"rewind": "10%", "rounds": 2, "gate_lr": 10.0, **settings})
     return method(lab, task, chosen, recipe=task.recipe.changed(length=length))[0]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("method", [CONTINUOUS, STOCHASTIC], ids=["continuous", "stochastic"])
-def test_density_falls_from_round_to_round(shared_store: Path, method: Any) -> None:
-    """By the paper's rule between rounds no gate that is off comes back (but for 0.5 points of those barely below)."""
-    with tk.Lab(shared_store) as lab:
-        found = found_by(lab, method, rounds=3)
-        masks = [lab.store.get_mask(item.mask) for item in found[1:]]
-        for item, mask in zip(found[1:], masks, strict=True):
-            assert item.searched[-1].record["gating"]["density"] == mask.density
-    densities = [mask.density for mask in masks]
-    assert densities == sorted(densities, reverse=True)
-    assert densities[0] < 0.7  # the large first drop
-    for earlier, later in itertools.pairwise(masks):
-        back = sum(int((later[name] & ~earlier[name]).sum()) for name in later)
-        assert back <= 0.005 * later.total
-
-
-@pytest.mark.slow
-def test_a_large_penalty_makes_sparser_tickets(shared_store: Path) -> None:
-    """lambda does matter once its pull on s is not small beside the loss's."""
-    with tk.Lab(shared_store) as lab:
-        found = found_by(lab, init=(0.1,), rounds=1, penalty=(1e-8, 1e-4))[1:]
-        small, large = (lab.store.get_mask(item.mask).density for item in found)
-    assert large < 0.8 * small
 
 
 def test_members_are_every_s0_with_every_penalty() -> None:
@@ -180,18 +153,3 @@ def test_a_penalty_that_empties_a_layer_is_told_with_when(tmp_path: Path) -> Non
     assert "'fc1.weight' has been empty from step " in told
     assert f" of {TOTAL} (epoch " in told
     assert "of round 1 on" in told
-
-
-@pytest.mark.slow
-def test_s0_decides_the_density_and_the_penalty_hardly(shared_store: Path) -> None:
-    def density(item: tk.search.Found) -> float:
-        return float(item.searched[-1].record["gating"]["density"])
-
-    with tk.Lab(shared_store) as lab:
-        side_by_side = found_by(lab, init=(-0.1, 0.1, 0.0), rounds=1, length="150it")
-        penalised = found_by(lab, init=(0.1,), rounds=1, penalty=(1e-7, 1e-9), length="150it")[1:]
-    densities = [density(item) for item in side_by_side[1:]]
-    assert densities == sorted(densities, reverse=True)
-    assert densities[0] - densities[-1] > 0.2
-    assert abs(density(penalised[0]) - density(penalised[1])) < 0.01
-    assert [item.searched[-1].segment.variant(Gating).penalty for item in penalised] == [1e-9, 1e-7]
