@@ -228,18 +228,6 @@ def test_an_option_that_help_leaves_out_is_read_all_the_same(
     assert "mask = 3" in next(tmp_path.glob("runs/*/run.toml")).read_text()
 
 
-def test_help_and_lists_do_not_import_torch() -> None:
-    code = """
-import sys
-from ticketry.cli import main
-for words in ("--help", "search --help", "verify", "list tasks", "list methods"):
-    main(words.split())
-    assert "torch" not in sys.modules, words
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-
-
 @pytest.mark.slow
 def test_live_table_on_a_terminal(tmp_path: Path) -> None:
     """A real pseudo-terminal: the table is drawn there, on standard error only."""

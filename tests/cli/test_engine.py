@@ -13,27 +13,14 @@ import pytest
 import torch
 
 import ticketry as tk
-from cli.calling import call, printed
+from cli.calling import call
 from ticketry.lab.store.files import read_with_digest
 from ticketry.tasks.models import build
 from ticketry_engine.kernels.target import target
 
 ort = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install 'ticketry[onnx]'")
 
-QUICK = ["--rate", "0.5", "--levels", "1", "--recipe.length", "20it", "--workers", "0", "--replicates", "1"]
 FAST = ["--batch", "1,16", "--rounds", "2", "--against", "eager"]
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("engine") / "store"
-    printed("search", "imp", *QUICK, "--controls", "none", "--store", str(folder))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def ticket(store: Path) -> Path:
-    return next((store / "runs").glob("*/tickets/*-level-01"))
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +81,6 @@ def test_bench_in_json_and_in_the_store(
 
 @pytest.mark.slow
 def test_bench_of_a_run(store: Path, ticket: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """All its tickets; then its report has accuracy against time."""
     run = ticket.parents[1]
     words = ["bench", str(run), "--batch", "1", "--rounds", "2", "--against", "eager"]
     code, out, err = call(capsys, *words, "--json", "-o", str(tmp_path / "benches.json"))

@@ -9,22 +9,9 @@ import pytest
 import torch
 
 import ticketry as tk
-from cli.calling import call, printed
+from cli.calling import call
+from cli.conftest import QUICK
 from ticketry.core.structure import coverage, n_m, refill, regroup
-
-QUICK = ["--rate", "0.5", "--levels", "1", "--recipe.length", "20it", "--workers", "0", "--replicates", "1"]
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("structure") / "store"
-    printed("search", "imp", *QUICK, "--controls", "none", "--rewind", "3it", "--store", str(folder))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def ticket(store: Path) -> Path:
-    return next((store / "runs").glob("*/tickets/*-level-01"))
 
 
 def trained(path: Path) -> tuple[tk.Ticket, torch.nn.Module]:
@@ -47,8 +34,7 @@ def test_channels(ticket: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 
 def test_a_search_tells_what_it_did(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = [*QUICK, "--controls", "none", "--rewind", "3it", "--store", str(store), "--json"]
-    code, out, _ = call(capsys, "search", "imp", *words, "--structure", "regroup:4")
+    code, out, _ = call(capsys, *QUICK, "--store", str(store), "--json", "--structure", "regroup:4")
     told = json.loads(out)
     (ticket,) = told["tickets"]
     assert (code, told["now"]["segments_trained"]) == (0, 1), "dense network and mask are those of the other search"

@@ -151,7 +151,6 @@ def unlike(one: Segment, other: Segment) -> set[str]:
 @pytest.mark.parametrize("retrain", sample(RETRAINS, 2))
 @pytest.mark.parametrize("control", sorted(set(CONTROLS) - set(LONGER_CONTROLS)))
 def test_a_control_lacks_one_thing_only(searched, control, retrain):
-    """As many steps of the same schedule and data order: only the mask differs, or only the weights do."""
     lab, ticket = searched.lab, searched.tickets[retrain]
     result = train_control(lab, searched.task, searched.recipe, control, ticket, SEEDS)
     assert unlike(result.segment, ticket.result.segment) == ({"start"} if control == "random_reinit" else {"mask"})

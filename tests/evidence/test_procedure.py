@@ -101,7 +101,6 @@ def test_pairs_share_their_seeds_and_no_seed_is_of_a_run(lab: tk.Lab, oneshot: V
 
 
 def test_controls_keep_what_they_say(lab: tk.Lab, oneshot: Verification) -> None:
-    """Layer by layer, against the formulas; all of them as many weights as the ticket."""
     found = oneshot.compared.train_all_roles(0)
     masks = {role: lab.store.get_mask(str(one.result.segment.mask)) for role, one in found.items() if role != "dense"}
     kept = {role: {layer.name: layer.kept for layer in mask.table()} for role, mask in masks.items()}

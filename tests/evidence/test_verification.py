@@ -14,6 +14,7 @@ from ticketry.core.mask import Mask
 from ticketry.core.ticket.ticket import Ticket
 from ticketry.errors import TicketError, TrustError, UsageError
 from ticketry.evidence import rivals as rivals_module
+from ticketry.evidence.control import check_controls, check_rivals
 from ticketry.evidence.controls import draw_control_mask, scale_recipe
 from ticketry.evidence.rivals import TrainedNetwork, build_task, compute_flops_share, load_tested_ticket
 from ticketry.evidence.settings import VerifySettings
@@ -240,3 +241,30 @@ def test_without_a_narrower_network_the_control_is_left_out_and_this_is_told(
     found = verify(lab, ticket, settings)
     assert "small_dense" not in found.values
     assert "defines no narrower form of lenet-300-100" in found.left_out["small_dense"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"margin": 0.0}, "a margin of 0.0: it must be above 0"),
+        ({"margin": -1.0}, "a margin of -1.0"),
+        ({"confidence": 95.0}, "a confidence of 95.0: it must lie between 0.5 and 1"),
+        ({"least_spread": 0.0}, "a least spread of 0.0"),
+        ({"claim": "wins", "controls": ("none",)}, "'wins' needs a control"),
+        ({"seeds": 0}, "give at least 1"),
+        ({"seeds": 3, "interim": (2, 3)}, "either interim or seeds"),
+        ({"after": -1}, "after -1 seeds: give the number of seeds to skip"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(settings: dict[str, Any], told: str) -> None:
+    with pytest.raises(UsageError, match=told):
+        VerifySettings(**settings)
+
+
+def test_a_control_that_no_record_could_name() -> None:
+    with pytest.raises(UsageError, match=r"dense_of_flops:lenet-300-100@0\.5: .* remove @0\.5"):
+        check_controls(("shuffled", "dense_of_flops:lenet-300-100@0.5"))
+    with pytest.raises(UsageError, match=r"remove @0\.5"):
+        check_rivals(("dense_of_time:lenet-300-100@0.5",))
+    check_controls(("dense_of_flops:lenet-300-100", "dense_of_time"))
+    check_rivals(("dense_of_flops:lenet-300-100", "dense_of_time"))

@@ -16,12 +16,11 @@ import ticketry as tk
 from ticketry.cli import main
 from ticketry.cli.results import _format_repeat_command
 from ticketry.experiments.options import LabOptions, open_lab
-from ticketry.experiments.reproduce.blocks import Block, FinishedBlocks
+from ticketry.experiments.reproduce.blocks import Block
 from ticketry.experiments.reproduce.campaign_file import read_campaign
 from ticketry.experiments.run import Run
 from ticketry.experiments.run_file import read_run_file
 from ticketry.lab.store.files import write_with_digest
-from ticketry.lab.store.paths import Paths
 from ticketry.lab.training.precision import non_default_choices
 from ticketry.records.schema import as_json
 
@@ -168,7 +167,6 @@ method = "iterative"
 settings = { densities = [0.5] }
 precision = "fp32"
 [scales.demo.runs.half]
-stability = { at = [0.5] }
 [scales.demo.runs.whole]
 base = "plain"
 [claims.half]
@@ -186,30 +184,6 @@ density = 0.5
 above = -90
 margin = 80
 """
-
-
-def reproduced(file: Path, store: Path, capsys: pytest.CaptureFixture[str], *more: str) -> dict[str, Any]:
-    capsys.readouterr()
-    words = ["reproduce", str(file), "--workers", "0", "--device", "cpu", "--store", str(store), "--json", *more]
-    assert main(words) == 0
-    found: dict[str, Any] = json.loads(capsys.readouterr().out)[0]
-    return found
-
-
-@pytest.mark.slow
-def test_a_campaign_finds_its_blocks_in_each_arithmetic(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file, store = tmp_path / "two.toml", tmp_path / "store"
-    file.write_text(CAMPAIGN)
-    found = reproduced(file, store, capsys)
-    runs = {one["name"]: one for one in found["runs"]}
-    assert runs["half"]["replicates"] == runs["whole"]["replicates"] >= 2
-    assert not set(runs["half"]["runs"]) & set(runs["whole"]["runs"]), "both are searches for the same"
-    again = reproduced(file, store, capsys)
-    assert again["runs"] == found["runs"]
-    assert again["steps_trained"] == found["steps_trained"]
-    read = read_campaign(file, "demo")
-    assert FinishedBlocks(read, Paths(store)).counts == {"half": 1, "whole": 1}
-    assert main(["reproduce", str(file), "--check", "1", "--workers", "0", "--store", str(store)]) == 0
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

@@ -59,7 +59,6 @@ def test_every_ticket_tells_what_it_took_to_find_it(made: dict[str, Any]) -> Non
 
 
 def test_every_round_is_told(made: dict[str, Any]) -> None:
-    """Its path and its histogram agree with the masks of the tickets."""
     tickets = {point["level"]: point for point in made["points"] if point["role"] == "ticket"}
     rows = made["rounds"]
     told = [(row["level"], row["round"], row["init"]) for row in rows]

@@ -129,7 +129,6 @@ def test_what_cannot_be_is_told(options: dict[str, Any], message: str, tmp_path:
 
 
 def test_another_network_by_name(tmp_path: Path) -> None:
-    """As --model of the command line."""
     common: dict[str, Any] = {"replicates": 1, "controls": (), "recipe": {"length": "2it"}, "workers": 0}
     found = tk.run("iterative", "digits", model="mlp-20", levels=1, store=tmp_path / "a", **common)
     as_before = tk.run("iterative", tk.task("digits", model="mlp-20"), levels=1, store=tmp_path / "b", **common)

@@ -100,7 +100,6 @@ def test_a_step_without_a_mask_says_why(met: Any, monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_task_gives_accuracies(met: Any, tmp_path: Path) -> None:
-    """Of the trained network, and of each mask after training on from its weights: the store has the same."""
     task = tk.task("digits", model="conv-2@0.25", options={"train": "200"})
     recipe = task.recipe.changed(length="6it")
     (found,) = task_speedups(task, OPTIONS, store=tmp_path, recipe=recipe)

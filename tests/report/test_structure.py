@@ -82,7 +82,6 @@ def test_tickets_find_their_times(runs: list[dict[str, Any]], evidence: list[dic
 
 
 def test_the_fastest_form_of_a_ticket_counts(runs: list[dict[str, Any]]) -> None:
-    """Of whole channels, a smaller network in a dense engine; of two benches, the faster one."""
     slow, fast = benches_of(runs[1], 0.6), benches_of(runs[1], 0.4)
     for bench in slow:
         shrunk = {**bench["comparisons"][0]["saved"][0], "engine": "openvino, shrunk", "saved": 0.99}
@@ -108,7 +107,6 @@ def test_a_slow_opponent_alone_makes_no_ticket_faster(runs: list[dict[str, Any]]
 
 
 def test_at_equal_time(runs: list[dict[str, Any]], evidence: list[dict[str, Any]]) -> None:
-    """Against numpy's interpolation, replicate by replicate, and every faster level."""
     plain, grouped = (Results(read_run(record)) for record in runs[:2])
     found = compare_at_equal_time(grouped, plain, speeds_of(evidence), SETUP)
     levels = [group.level for group in plain.groups_of_role("ticket")]
@@ -146,7 +144,6 @@ def test_at_equal_time(runs: list[dict[str, Any]], evidence: list[dict[str, Any]
 def test_only_like_is_compared_with_like(
     runs: list[dict[str, Any]], evidence: list[dict[str, Any]], which: str
 ) -> None:
-    """An unstructured run by another recipe or from other seeds is no partner, wherever it stands."""
     other = copy.deepcopy(runs[0])
     other["run"] = "other"
     other[which] = other.get(which, {}) | ({"length": "9ep"} if which == "recipe" else {"initialisation": 77})

@@ -101,7 +101,6 @@ def test_a_regression_needs_its_own_loss(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_side_by_side_as_one_by_one(tmp_path: Path) -> None:
-    """Bit for bit, in other processes too; the early steps are trained once."""
     with tk.Lab(tmp_path / "together", workers=2) as lab:
         together = found_by(lab, density=(0.05, 0.2))
         assert lab.ledger.steps_trained == TOTAL + 2 * 24 + 2 * (TOTAL - TOTAL // 10)

@@ -113,7 +113,6 @@ def test_a_share_is_of_the_base(base: Any, asked: tuple[Any, ...], shares: tuple
 
 
 def test_names_from_before_bases_are_those_of_the_engine(tmp_path: Path) -> None:
-    """The names were computed by the version before `base` was a setting."""
     known = str(costs().save(tmp_path / "costs.json"))
 
     def name(**settings: Any) -> str:

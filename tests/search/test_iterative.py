@@ -130,7 +130,6 @@ def test_none_is_the_default(tmp_path: Path) -> None:
 
 
 def test_batch_norm_statistics_are_rewound(shared_store: Path) -> None:
-    """A level starts with the statistics of the rewind step, not with the trained ones."""
     with tk.Lab(shared_store) as lab:
         (found,) = tk.search.iterative(lab, PointsTask(), Settings(densities=(0.5,), rewind="5it"))
         ticket = found[1]

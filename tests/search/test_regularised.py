@@ -92,7 +92,6 @@ def cut_by_hand(kind: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("kind", sample(["l1_scales", "group_hoyer_square", "hoyer_square"], 2))
 def test_as_in_a_bare_loop(tmp_path: Path, kind: str) -> None:
-    """With the penalty, cut, and on without it: the masked network of full size comes to the same weights."""
     task, strength = NormsTask(), 1e-2 if kind == "l1_scales" else 1e-3
     with tk.Lab(tmp_path, precision="fp32") as lab:
         dense, ticket = found_by(lab, task, penalty=kind, strength=strength)

@@ -34,7 +34,6 @@ def mask_of(lab: tk.Lab, found: Found) -> tk.Mask:
 
 
 def test_masks_have_their_structure(shared_store: Path) -> None:
-    """Channels are removed whole, rows are in groups, and of four weights two stay."""
     densities = (0.4,)
     with tk.Lab(shared_store) as lab:
         for item in found_by(lab, structure="refill", densities=densities)[1:]:

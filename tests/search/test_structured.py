@@ -189,7 +189,6 @@ def test_the_channels_that_are_compared_are_chosen_as_the_tickets(tmp_path: Path
 
 @pytest.mark.slow
 def test_several_cuts_at_one_step(tmp_path: Path) -> None:
-    """Each by the scores of what is left: channels that went before stay gone."""
     task = convolutional()
     model, x = task.build(), task.prepare(task.load().train.inputs[:2])
     twice = channels(model, x, 0.3, iterations=2, schedule="exponential")

@@ -332,7 +332,6 @@ def test_what_a_file_names_is_data(tmp_path: Path, before: str, after: str) -> N
 
 
 def test_the_campaign_of_the_page_can_be_read(tmp_path: Path) -> None:
-    """The file in docs/campaigns.md is one."""
     page = Path(__file__).parents[3] / "docs" / "campaigns.md"
     (block,) = re.findall(r"```toml\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
     (tmp_path / "mine.toml").write_text(block)

@@ -1,4 +1,4 @@
-"""How much work a run is, against what a search in an empty store trains."""
+"""How much work a run is, against what a search in an empty store trains, and what of it a store has already."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import ticketry as tk
 from made_records import search_record
 from samples import sample
 from ticketry.cli import main
-from ticketry.errors import StoreError
+from ticketry.errors import NotStoredError, StoreError
 from ticketry.experiments.reproduce.blocks import (
     Block,
     Pace,
@@ -25,6 +25,7 @@ from ticketry.experiments.reproduce.blocks import (
     measure_pace,
     planned_work,
     split_run_into_blocks,
+    stored_work,
 )
 from ticketry.experiments.reproduce.campaign_file import Campaign, read_campaign
 from ticketry.lab.store.files import write_with_digest
@@ -279,3 +280,40 @@ def test_a_record_that_is_not_the_campaigns_is_told(
     write_with_digest(file, record)
     with pytest.raises(StoreError, match=f"{file}.*{why}"):
         list(finished_blocks(campaign, run, paths))
+
+
+def test_what_the_store_has_is_not_planned_again(tmp_path: Path) -> None:
+    """A search of two levels, then the same of three: the third level and its controls are left."""
+    settings = {"rate": 0.5, "levels": 2, "rewind": "3it"}
+    run = tk.run("iterative", "digits", controls=["shuffled", "random_reinit"], store=tmp_path, **settings, **ASKED)
+    lab = tk.Lab(tmp_path, device="cpu")
+    longer = replace(run.request, settings=replace(run.request.settings, levels=3), replicates=2)
+    found = stored_work(lab, longer)
+    # Both tickets with two controls each, and the fresh start of random_reinit.
+    assert found == Work(2 * 3 * 7 + 3, 2 * 3 + 1)
+    assert found.steps == planned_work(lab, run.request).steps + 3
+    assert lab.ledger.segments_asked == 0
+    with pytest.raises(NotStoredError, match="not in the store"), lab.training_nothing():
+        lab.train(dense_segment(lab, longer, 1))
+    assert lab.train(dense_segment(lab, longer, 1).shortened_to(2)).segment.last == 2
+
+
+def test_gates_that_tickets_have_in_common_are_there_once(tmp_path: Path) -> None:
+    settings = {"density": [0.5, 0.3], "until": "6it"}
+    run = tk.run("l0", "digits", controls=[], store=tmp_path, **settings, **ASKED)
+    lab = tk.Lab(tmp_path, device="cpu")
+    found = stored_work(lab, replace(run.request, replicates=2))
+    assert found == Work(6 + 2 * 4, 3)
+    assert planned_work(lab, run.request).subtract(found) == Work(), "one replicate of two is there"
+
+
+def test_of_a_parallel_search_all_members_are_looked_for(tmp_path: Path) -> None:
+    """The second of three was searched alone; the first is missing, and hides nothing."""
+    settings = {"rounds": 1, "rewind": "3it"}
+    alone = tk.run("continuous", "digits", controls=[], store=tmp_path, init=0.0, **settings, **ASKED)
+    lab = tk.Lab(tmp_path, device="cpu")
+    wider = replace(alone.request, settings=replace(alone.request.settings, init=(0.1, 0.0, -0.01)))
+    found = stored_work(lab, wider)
+    assert found == Work(10 + 7, 2), "a training with gates and a ticket"
+    both = tk.run("continuous", "digits", controls=[], store=tmp_path, init=[0.1, 0.0, -0.01], **settings, **ASKED)
+    assert both.record.cost.steps_trained == planned_work(lab, wider).subtract(found).steps

@@ -66,7 +66,6 @@ def test_a_run_file_that_was_changed_is_told(origin: str, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("recorded", [True, False])
 def test_what_is_there_stays_whole(origin: str, tmp_path: Path, recorded: bool) -> None:
-    """Another machine's run of the same name, done or under way: none of its files becomes the origin's."""
     for name, more in (("origin", "here"), ("target", "there")):
         store = open_store(tmp_path / name)
         ticket = store.paths.run("a-run") / "tickets" / "level-01"

@@ -76,7 +76,6 @@ def test_a_run_that_is_removed_takes_with_it_what_only_it_stands_on(store: Path)
 
 
 def test_ended_on_the_way_the_store_is_sound(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Among the files of the run's results and weights; then the search is made again, or removed."""
     first, _ = stored_runs(store)
     metrics = [ticket.value for ticket in searched(store, 0.5).tickets]
     left, unlink = [2], Path.unlink

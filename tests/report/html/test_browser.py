@@ -101,7 +101,6 @@ def _opened(browser, path, width=1400, scheme="light"):
 
 @pytest.mark.parametrize(("width", "scheme"), sample([(400, "light"), (1400, "dark")], 1))
 def test_it_can_be_seen_and_fits(browser, report, width, scheme):
-    """With all details open nothing but tables and code scrolls sideways, and no labels of figures touch."""
     with _opened(browser, report, width, scheme) as page:
         page.evaluate("document.querySelectorAll('details').forEach(details => details.open = true)")
         assert page.evaluate("document.documentElement.scrollWidth") <= width

@@ -28,7 +28,6 @@ def test_a_claim_and_the_one_that_asks_it_again_are_one_question(first: Found, s
 
 
 def test_beside_questions_stands_how_often_they_err() -> None:
-    """By as many times alpha as the question was asked that was asked most often."""
     third = claim("x-third", "refuted", "x-again")
     made = record(claim("x", "undecided"), claim("y", "confirmed"), claim("x-again", "undecided", "x"), third)
     assert campaign_sentences(made)[0].endswith(

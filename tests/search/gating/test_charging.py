@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 import ticketry as tk
 from samples import sample
 from search.known_costs import costs, slowly, task
-from search.test_aims import slowly as multiplied
+from search.test_aims import check_multiplications
 from search.test_measured_time import Scripted
 from ticketry.core.gates import Charges
 from ticketry.errors import LayerCollapseError, UsageError
@@ -39,15 +38,7 @@ def found_by(lab: tk.Lab, name: str, length: str = LENGTH, **asked: Any) -> list
 def test_tickets_cost_the_multiplications_that_were_asked_for(name: str, tmp_path: Path) -> None:
     with tk.Lab(tmp_path) as lab:
         ticket = found_by(lab, name, "20it", flops=0.4)[-1]
-        full, dearest = dense_macs(lab, task()), max(one for one, _ in macs_by_layer(lab, task()).values())
-        assert ticket.mask is not None
-        assert ticket.aim == "flops"
-        mask, model = lab.store.get_mask(ticket.mask), lab.model(task())
-        mask.apply_(model)
-        with torch.no_grad():
-            counted = multiplied(model, torch.zeros(1, 1, 8, 8))
-        assert counted == remaining_macs(lab, task(), mask)
-        assert 0.4 * full - 2 * dearest < counted <= 0.4 * full
+        check_multiplications(lab, ticket, 0.4)
         assert get_gating(ticket.searched[-1].segment).prices
 
 

@@ -114,7 +114,6 @@ class ByHand(Training):
 
 
 def test_ticks_and_tocks_as_by_hand(tmp_path: Path) -> None:
-    """The masks after each tick, what channels were worth, and the network at the end."""
     hand = ByHand()
     hand.train(0, 10, 0.0)
     masks = []

@@ -108,7 +108,6 @@ def test_as_written_out(lab, points, changes):
 
 
 def test_nothing_but_the_gates_changes(lab, points, equal_bits):
-    """Weights, running statistics, the count of batches: bit for bit. The gates all move."""
     segment = frozen_segment(lab, points)
     result = lab.train(segment, keep=(10,))
     before = lab.store.get_tensors(segment.start.state)
@@ -122,7 +121,6 @@ def test_nothing_but_the_gates_changes(lab, points, equal_bits):
 
 
 def test_a_mask_of_exactly_the_density(lab, points):
-    """Those of the largest logits, ties by position."""
     result = lab.train(frozen_segment(lab, points))
     logits = {n[2:]: t for n, t in lab.store.get_tensors(result.variants["gates"]).items() if n.startswith("s/")}
     for density in (0.5, DENSITY, 0.2345):

@@ -127,7 +127,6 @@ def test_as_written_out(lab, digits, changes, masked):
 
 
 def test_metrics_are_those_of_the_hard_network(lab, digits):
-    """By hand, from the stored weights and gates alone."""
     settings = gating(digits)
     result = lab.train(lab.segment(digits, start=0, recipe=RECIPE, variants=[settings]))
     state, s = lab.state(result), load_gates(lab, result)
@@ -195,7 +194,6 @@ def test_going_on_gives_the_same_bits(tmp_path, points, kind, optimizer):
 
 
 def test_gates_on_channels_go_on_with_the_same_bits(tmp_path, points):
-    """Stopped at several steps and in another process' lab; measured later, and from the stored tensors alone."""
     settings = gating(points, kind="hard-concrete", optimizer="adam", lr=0.05, structured=True)
     found = []
     for name, stops in (("undisturbed", ()), ("stopped", (1, 10, 17))):

@@ -69,7 +69,6 @@ def test_fine_tuning_begins_with_the_hard_network(shared_store: Path) -> None:
 
 
 def test_weights_between_rounds(shared_store: Path) -> None:
-    """They go on, or are rewound to where tickets start; either way the gates go on."""
     with tk.Lab(shared_store) as lab:
         on = found_by(lab, retrain="none")
         back = found_by(lab, retrain="none", weights_between="rewind")
