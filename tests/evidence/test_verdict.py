@@ -264,15 +264,6 @@ def power_of(n: int, distance: float, spread: float, alpha: float) -> float:
     return float((guarded_p_values(drawn, 0.0, 0.5)[0] <= alpha).mean())
 
 
-def line(name: str, ticket: Sequence[float], other: Sequence[float], over: str, margin: float = 0.5) -> str:
-    """What is told of one comparison: SciPy's interval, and the slow p-value with the margin as the least spread."""
-    gaps = np.subtract(ticket, other)
-    low, high = stats.ttest_1samp(gaps, 0).confidence_interval(0.95)
-    p = slow_p(gaps, -margin if name == "dense" else 0.0, margin)[0] if len(gaps) > 2 else 1.0
-    wanted = f"within {margin:g} of" if name == "dense" else "above"
-    return f"ticket - {name}: {gaps.mean():+.2f} [{low:+.2f}, {high:+.2f}] over {over}; {wanted} it with p = {p:.2g}"
-
-
 def test_a_single_seed_is_estimated_with_the_assumed_spread_up_to_an_analysis_of_the_plan() -> None:
     plan = InterimAnalyses((2, 40))
     found = verdict([88.9], [88.2], {"shuffled": [87.0]}, interim=plan)
@@ -289,16 +280,6 @@ def test_more_seeds_than_a_plan_has_take_a_new_one() -> None:
     assert beyond.more_seeds > 1
     assert f"beyond the plan's 4: that takes a new plan of {3 + beyond.more_seeds} fresh seeds" in beyond.reasons[-1]
     assert (within.more_seeds, within.next_analysis) == (897, 900)  # the plan's end, and not beyond it
-
-
-def test_a_win_gives_its_answers_and_a_line_for_each_comparison() -> None:
-    found = verdict(NEAR, DENSE, {"shuffled": FAR, "random_prune": FAR[1:] + FAR[:1]})
-    assert found.reasons == (
-        "as good as dense: yes; better than every control: yes",
-        line("dense", NEAR, DENSE, "8 seeds"),
-        line("shuffled", NEAR, FAR, "8 seeds"),
-        line("random_prune", NEAR, FAR[1:] + FAR[:1], "8 seeds"),
-    )
 
 
 def test_a_verdict_shows_its_comparisons() -> None:

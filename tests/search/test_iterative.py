@@ -13,7 +13,6 @@ import ticketry as tk
 from lab_fixtures import PointsTask
 from search.bare import SEED, SGD, TOTAL, Training, largest
 from ticketry.errors import LayerCollapseError, UsageError
-from ticketry.search import method, methods
 from ticketry.search.iterative import Settings
 
 QUICK = {"length": "40it"}
@@ -122,13 +121,6 @@ def test_layer_collapse_is_reported_before_the_ticket_is_trained(tmp_path: Path)
         run(lab, densities=(0.0001,))
 
 
-def test_none_is_the_default(tmp_path: Path) -> None:
-    run = tk.run(
-        "iterative", levels=1, density=None, replicates=1, controls=(), recipe=QUICK, workers=0, store=tmp_path
-    )
-    assert [ticket.density for ticket in run.tickets] == pytest.approx([0.8], abs=1e-4)
-
-
 def test_batch_norm_statistics_are_rewound(shared_store: Path) -> None:
     with tk.Lab(shared_store) as lab:
         (found,) = tk.search.iterative(lab, PointsTask(), Settings(densities=(0.5,), rewind="5it"))
@@ -138,11 +130,3 @@ def test_batch_norm_statistics_are_rewound(shared_store: Path) -> None:
     assert torch.equal(start["1.running_mean"], rewound["1.running_mean"])
     assert not torch.equal(start["1.running_mean"], trained["1.running_mean"])
     assert int(start["1.num_batches_tracked"]) == 5
-
-
-def test_discovery() -> None:
-    assert "iterative" in methods()
-    assert method("iterative") is tk.search.iterative
-    assert method("imp").search is method("iterative").search
-    with pytest.raises(UsageError, match=r"not known: acdc, .*, imp, lth, .*; or your own as package.module or NAME"):
-        method("magic")
