@@ -13,7 +13,7 @@ from ticketry.cli.results import suggestion_lines
 from ticketry.lab.store.files import read_with_digest
 from ticketry.records.run import read_run
 
-SHORT = ("--levels", "2", "--replicates", "2", "--controls", "none", "--workers", "0")
+SHORT = ("--levels", "2", "--replicates", "2", "--controls", "none", "--workers", "0", "--recipe.length", "8it")
 
 
 @pytest.fixture
@@ -43,8 +43,7 @@ def test_the_printed_command_verifies_an_own_task(here: Path, capsys: pytest.Cap
 def test_a_built_in_task_needs_no_trust_and_a_decided_run_no_command(
     here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    recipe = ("--recipe.length", "8it")
-    code, out, err = call(capsys, "search", "iterative", "--task", "digits", *SHORT, *recipe)
+    code, out, err = call(capsys, "search", "iterative", "--task", "digits", *SHORT)
     assert code == 0, err
     (command,) = [line for line in out.splitlines() if "ticketry verify" in line]
     assert "--trust" not in command
