@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from ticketry.records.run import read_run
 from ticketry.report.tables.results import Results, Summary
-from ticketry.report.wording import Style, format_duration, json_text, percent, printable, removed_percent
+from ticketry.report.wording import Style, format_duration, json_text, percent, printable, removed_percent, role_name
 
 
 @pytest.mark.parametrize(
@@ -95,3 +95,9 @@ def test_values(item, text):
 def test_clean_takes_what_steers_a_terminal_or_breaks_xml():
     assert printable("a\x1b[31mb\x00\ud800\ufffe\u202e") == "a\ufffd[31mb\ufffd\ufffd\ufffd\ufffd"
     assert printable("tab\tline\nœ 漢 🎟") == "tab\tline\nœ 漢 🎟"
+
+
+def test_roles():
+    assert role_name("random_reinit") == "random re-initialisation"
+    assert role_name("small_dense") == "small dense network"
+    assert role_name("my_control") == "my control"
