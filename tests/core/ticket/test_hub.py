@@ -195,6 +195,14 @@ def test_what_is_pushed_can_be_fetched(hub, tmp_path):
     assert len(hub.repositories["user/ticket"]) == 2  # one commit on top of the first
 
 
+def test_the_cache_is_used(hub, tmp_path):
+    push(make(), hub)
+    fetch(hub, tmp_path)
+    hub.requests.clear()
+    assert same(fetch(hub, tmp_path), make())
+    assert not any(request.startswith("GET /user") for request in hub.requests)
+
+
 def test_only_a_tickets_files_are_fetched(hub, tmp_path):
     push(make(), hub)
     hub.repositories["user/ticket"][-1] |= {"huge.bin": b"x", "sub/ticket.json": b"{}", "run.py": b"", "model.pkl": b""}
