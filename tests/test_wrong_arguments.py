@@ -14,7 +14,7 @@ from torch import nn
 
 import ticketry as tk
 from advice import convolutions, images, loss, net, pairs, x
-from ticketry.errors import TicketryError
+from ticketry.errors import TicketryError, UsageError
 
 
 def _masked(**more: Any) -> dict[str, Any]:
@@ -183,3 +183,32 @@ def test_numbers_of_other_libraries_are_numbers(kind: Any) -> None:
     found = tk.prune(model, half(0.5), score="random", keep_at_least=whole(2), seed=whole(3), iterations=whole(2))
     assert found == expected
     assert tk.structure.n_m(model, expected, whole(2), whole(4)) == tk.structure.n_m(model, expected, 2, 4)
+
+
+MASK = tk.prune(net(), 0.5)
+OF_A_MODEL: dict[str, Callable[[Any], object]] = {
+    "prune": lambda model: tk.prune(model, 0.5),
+    "scope": tk.scope,
+    "hold": lambda model: tk.hold(model, MASK),
+    "gradual": lambda model: tk.gradual(model, density=0.5, steps=5),
+    "gates": tk.gates.attach,
+    "compile": lambda model: tk.compile(model, MASK, x()),
+    "sparse_training": lambda model: tk.sparse_training(model, MASK, x()),
+    "cost": lambda model: tk.cost.model(model, x()),
+    "shrink": lambda model: tk.shrink(model, MASK, x()),
+    "channels": lambda model: tk.structure.channels(model, x(), 0.5),
+    "apply_": MASK.apply_,
+    "ticket": lambda model: tk.Ticket(MASK, net().state_dict(), {"method": "one-shot"}).apply(model, "start"),
+}
+
+
+@pytest.mark.parametrize("call", OF_A_MODEL.values(), ids=OF_A_MODEL.keys())
+def test_what_is_no_model_is_refused_with_what_to_give(call: Callable[[Any], object]) -> None:
+    with pytest.raises(
+        UsageError, match=r"model= is a torch\.nn\.Module, not a OrderedDict: make the model and load it"
+    ):
+        call(net().state_dict())
+    with pytest.raises(UsageError, match=r"not the class Linear: make one, Linear\(\.\.\.\)"):
+        call(nn.Linear)
+    with pytest.raises(UsageError, match="not a str: it is the first argument"):
+        call("model.pt")

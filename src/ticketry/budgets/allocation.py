@@ -408,9 +408,9 @@ def _round_share_up(part: int, total: int) -> float:
 def check_floor_of_costs(costs: CostModel, available: Mapping[str, int], amount: float, least: int) -> None:
     """Raise an error if the budget does not pay for `least` weights in each layer.
 
-    Costs are those of the convex hulls of the layers' cost curves.
-    `available` has the number of candidates of each layer; `amount` is the budget of the whole network, in the unit of
-    the costs. A `LayerCollapseError` names the smallest sufficient budget and the layer that contributes most to it.
+    Costs are those of the convex hulls of the layers' cost curves. `available` has the number of candidates of each
+    layer; `amount` is the budget of the whole network, in the unit of the costs. A `LayerCollapseError` names the
+    smallest sufficient budget and the layer that contributes most to it.
     """
     if not least:
         return

@@ -17,13 +17,15 @@ _About = Annotated[About, Meta(extra={"problem": "neither ticket nor procedure"}
 Claim = Literal["wins", "matches"]
 Answer = Literal["yes", "no", "undecided"]
 Outcome = Literal["wins", "matches", "loses", "undecided"]
-MARGIN_POINTS = 0.5
-MARGIN_SHARE = 0.01
 VERDICTS: tuple[Outcome, ...] = get_args(Outcome)
 _Answer = Annotated[Answer, Meta(extra={"problem": f"not one of {', '.join(get_args(Answer))}"})]
 
 _NO_INTERVAL = "is not two numbers, the lower one first"
 _Interval = Annotated[tuple[Number, Number], Meta(extra={"problem": _NO_INTERVAL})]
+
+MARGIN_POINTS = 0.5
+MARGIN_SHARE = 0.01
+"""Default margins of verdicts: points for a metric in %, and a share of the dense network's mean for other units."""
 
 
 def default_margin(unit: str, dense: Sequence[float]) -> float:

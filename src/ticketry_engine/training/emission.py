@@ -200,7 +200,7 @@ def _weight_gradient_runs_by_block(node: Node, plan: TrainingPlan, gradients: Gr
     )
     plan.tables[layer_name(node)] = tables
     if tables.by_block:
-        plan.free_scratch()  # reserving it later would end the waiting between the value and its reader
+        plan.free_scratch()  # reserved later, it would append the collected operations between the value and its reader
     return tables.by_block
 
 

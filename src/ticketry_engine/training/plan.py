@@ -257,7 +257,7 @@ class TrainingPlan:
         self.present: set[str] = set()
         self.moves: dict[str, list[int]] = {}
         self._scratch, self._scratch_taken = Buffer(0, 0, None), False
-        self._waiting: list[tuple[list[Op], list[Op], Slot]] = []
+        self._collected: list[tuple[list[Op], list[Op], Slot]] = []
         self._later: list[Stage] = []
         self._last: list[Stage] = []
         self._standalone: list[tuple[Op, Slot]] = []
@@ -435,7 +435,7 @@ class TrainingPlan:
         """
         slot, ops, begin = Slot(), self._label_ops(ops), self._label_ops(begin)
         if len(ops) == self.blocks:
-            self._waiting.append((ops, list(begin), slot))
+            self._collected.append((ops, list(begin), slot))
             return slot
         self.append_collected_ops(when)
         first = len(self.ops)
@@ -458,9 +458,9 @@ class TrainingPlan:
         self.stages[when].append(stage)
 
     def add_stage_after_collected_ops(self, stage: Stage) -> None:
-        """Add a function (a stage) to the backward pass, after the operations that wait in `add_ops`."""
+        """Add a function (a stage) to the backward pass, after the operations that `add_ops` has collected."""
         self._later.append(stage)
-        if not self._waiting:
+        if not self._collected:
             self.append_collected_ops("backward")
 
     def add_final_stage(self, stage: Stage) -> None:
@@ -494,7 +494,7 @@ class TrainingPlan:
         bounds = [len(self.ops)]
         for thread, share in enumerate(split_blocks_by_thread(self.blocks, self.threads if self._apart else 1)):
             for block in share:
-                for ops, begin, slot in self._waiting:
+                for ops, begin, slot in self._collected:
                     if block == share.start and thread < len(begin):
                         self.ops.append(begin[thread])
                     if block == 0:
@@ -504,7 +504,7 @@ class TrainingPlan:
         if bounds[-1] > bounds[0]:
             self._append_op_range(when, bounds)
         self.stages[when] += self._later
-        self._waiting, self._later, self._scratch_taken = [], [], False
+        self._collected, self._later, self._scratch_taken = [], [], False
         self._arena.free_released_buffers()
 
     def copy_into(self, value: Batch, other: Batch, *, added: bool = False) -> None:

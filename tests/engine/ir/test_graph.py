@@ -19,7 +19,7 @@ from engine.ir.graphs import small
 from engine.models import Of
 from ticketry.errors import GraphError
 from ticketry_engine.capture import capture
-from ticketry_engine.ir import Graph, Value, last_uses, native_node
+from ticketry_engine.ir import Graph, Node, Value, last_uses, native_node
 from ticketry_engine.ir.graph import layer_name, tensor_origins
 from ticketry_engine.ir.native import TensorFacts, infer_output
 
@@ -245,3 +245,16 @@ def test_every_weight_is_found_and_masks_say_that_it_is_the_right_one(name: str)
 def test_layers_are_called_as_their_modules() -> None:
     told = ["0.weight", "0.weight.2d", "a.parametrizations.weight.original1.computed", "a.in_proj_weight", "b.weight.1"]
     assert [layer_name(name) for name in told] == ["0", "0", "a", "a.in_proj_weight", "b.weight.1"]
+
+
+def test_a_node_has_all_attributes() -> None:
+    assert native_node("conv2d", ("x",), "y", {"weight": "w"}, stride=(2, 2)).attrs == {
+        "act": None,
+        "stride": [2, 2],
+        "padding": [0, 0],
+        "dilation": [1, 1],
+        "groups": 1,
+    }
+    with pytest.raises(GraphError, match="no native operation 'conv9d'"):
+        native_node("conv9d", (), "y")
+    assert not Node("aten.relu.default", ("x",), "y").native

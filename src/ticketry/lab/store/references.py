@@ -84,7 +84,7 @@ class Results:
         return found
 
 
-# -- the second order of the data --------------------------------------------------------------------------------------
+# -- the second data order ---------------------------------------------------------------------------------------------
 
 
 def seed_of_second_data_order(seed: int) -> int:
